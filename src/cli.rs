@@ -1,0 +1,429 @@
+//! Every flag and variable, as clap types. No behaviour: each command's arguments become that room's `Config`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{self, Backend, BackendKind, Limits, Names};
+use crate::model::ModelChoice;
+use crate::telemetry::LogFormat;
+use crate::{classify, loadgen, web, worker};
+
+/// Elastic image classification through a queue: one binary, on one machine or on AWS.
+#[derive(Debug, Parser)]
+#[command(name = "imgcls", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(after_help = "Start with `imgcls up`, open http://127.0.0.1:8080/, drop a photograph on the page.\n\
+    Every flag is also an environment variable, IMGCLS_<FLAG>; a flag beats the environment.\n\
+    Exit codes: 0 done, 1 failed, 2 usage, 99 a loadgen threshold was missed.")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run everything on this machine: web tier, queue, store and an elastic set of workers
+    Up(UpArgs),
+    /// Run the web tier alone
+    ServeWeb(ServeWebArgs),
+    /// Run one worker: images from the queue, results to the store and back to the web tier
+    Worker(WorkerArgs),
+    /// Send load, measure it, check the answers
+    Loadgen(LoadgenArgs),
+    /// Classify files with the model alone: no queue, no server
+    Classify(ClassifyArgs),
+}
+
+impl Command {
+    pub fn log_format(&self) -> LogFormat {
+        match self {
+            Command::Up(args) => args.shared.log_format,
+            Command::ServeWeb(args) => args.shared.log_format,
+            Command::Worker(args) => args.shared.log_format,
+            Command::Loadgen(_) | Command::Classify(_) => LogFormat::Text,
+        }
+    }
+}
+
+/// Where queues and objects are; the same for every tier.
+#[derive(Debug, Args)]
+pub struct SharedArgs {
+    /// What carries queues and objects; without it: aws where AWS_REGION, AWS_DEFAULT_REGION or AWS_ENDPOINT_URL is
+    /// set, else local
+    #[arg(long, env = "IMGCLS_BACKEND")]
+    pub backend: Option<BackendArg>,
+    /// Local backend: the directory of the queue and the images; made when it is not there
+    #[arg(long, env = "IMGCLS_DATA_DIR", default_value = "imgcls-data")]
+    pub data_dir: PathBuf,
+    /// Several services side by side: any other name prefixes every queue and bucket with `<STACK>-`
+    #[arg(long, env = "IMGCLS_STACK", default_value = "imgcls", value_parser = config::stack_name)]
+    pub stack: String,
+    /// Queue from web tier to workers [default: web-app-image-transport, or $REQUEST_QUEUE_NAME]
+    #[arg(long, env = "IMGCLS_REQUEST_QUEUE", value_parser = config::queue_name)]
+    pub request_queue: Option<String>,
+    /// Queue from workers to web tier, and prefix of the reply queues [default: app-web-result-queue, or
+    /// $RESPONSE_QUEUE_NAME]
+    #[arg(long, env = "IMGCLS_RESULT_QUEUE", value_parser = config::queue_name)]
+    pub result_queue: Option<String>,
+    /// Store of the images [default: input, or $INPUT_BUCKET_NAME]
+    #[arg(long, env = "IMGCLS_INPUT_BUCKET", value_parser = config::bucket_name)]
+    pub input_bucket: Option<String>,
+    /// Store of the results [default: output, or $OUTPUT_BUCKET_NAME]
+    #[arg(long, env = "IMGCLS_OUTPUT_BUCKET", value_parser = config::bucket_name)]
+    pub output_bucket: Option<String>,
+    /// How long a received image stays with one worker, unless it renews it
+    #[arg(long, env = "IMGCLS_VISIBILITY_TIMEOUT", default_value = "30s", value_parser = visibility_timeout)]
+    pub visibility_timeout: Duration,
+    /// Attempts before an image ends as `attempts_exhausted` and its message goes to the dead letters
+    #[arg(long, env = "IMGCLS_MAX_RECEIVE_COUNT", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=900))]
+    pub max_receive_count: u32,
+    /// Logs on standard error: text, or json
+    #[arg(long, env = "IMGCLS_LOG_FORMAT", default_value = "text", value_parser = |text: &str| text.parse::<LogFormat>())]
+    pub log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackendArg {
+    Local,
+    Aws,
+}
+
+/// Limits on what comes from outside.
+#[derive(Debug, Args)]
+pub struct LimitArgs {
+    /// Largest image file that is taken
+    #[arg(long, env = "IMGCLS_MAX_UPLOAD_BYTES", default_value = "20MiB", value_parser = config::bytes)]
+    pub max_upload_bytes: u64,
+    /// Most pixels (width × height, by the header) that are decoded
+    #[arg(long, env = "IMGCLS_MAX_PIXELS", default_value_t = 50_000_000)]
+    pub max_pixels: u64,
+}
+
+/// Which model runs, and where it is looked for.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// A folder with a model.toml, or a name under models/ [default: efficientnet-lite0]
+    #[arg(long, env = "IMGCLS_MODEL")]
+    pub model: Option<String>,
+    /// File of the model to use, as model.toml names it (int8, fp16) [default: by what this CPU can do]
+    #[arg(long, env = "IMGCLS_VARIANT")]
+    pub variant: Option<String>,
+    /// The ONNX Runtime library [default: $ORT_DYLIB_PATH, else searched for near the binary]
+    #[arg(long, env = "IMGCLS_ORT_DYLIB")]
+    pub ort_dylib: Option<PathBuf>,
+    /// Threads inside one inference; two sessions of one thread beat one session of two
+    #[arg(long, env = "IMGCLS_INTRA_THREADS")]
+    pub intra_threads: Option<usize>,
+    /// Where optimised graphs are kept between starts [default: nowhere]
+    #[arg(long, env = "IMGCLS_CACHE_DIR")]
+    pub cache_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct HttpArgs {
+    /// Address of the web tier; port 0 takes a free one and says which
+    #[arg(long, env = "IMGCLS_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// How long an accepted image may take before it ends as `expired`
+    #[arg(long, env = "IMGCLS_JOB_TTL", default_value = "1h", value_parser = config::duration)]
+    pub job_ttl: Duration,
+    /// How long `POST /` waits for its answer before it says 504
+    #[arg(long, env = "IMGCLS_SYNC_TIMEOUT", default_value = "600s", value_parser = config::duration)]
+    pub sync_timeout: Duration,
+    /// Connections at a time
+    #[arg(long, env = "IMGCLS_MAX_CONNECTIONS", default_value_t = 1024, value_parser = positive)]
+    pub max_connections: usize,
+    /// Bytes of uploads held in memory at a time; beyond it clients are told 503 and when to come again
+    #[arg(long, env = "IMGCLS_MAX_BUFFERED_BYTES", default_value = "256MiB", value_parser = config::bytes)]
+    pub max_buffered_bytes: u64,
+    /// Send images up to this size inside the message too, which saves the worker a read of the store
+    #[arg(long, env = "IMGCLS_INLINE_BYTES", default_value = "0", value_parser = config::bytes)]
+    pub inline_bytes: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct ServeWebArgs {
+    #[command(flatten)]
+    pub shared: SharedArgs,
+    #[command(flatten)]
+    pub http: HttpArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct BatchArgs {
+    /// Images inferred together at most; on a CPU larger batches gain little
+    #[arg(long, env = "IMGCLS_MAX_BATCH_SIZE", default_value_t = 1, value_parser = positive)]
+    pub max_batch_size: usize,
+    /// How long a batch that is not full waits for more once a session is free
+    #[arg(long, env = "IMGCLS_MAX_BATCH_DELAY", default_value = "0s", value_parser = config::duration)]
+    pub max_batch_delay: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    #[command(flatten)]
+    pub shared: SharedArgs,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub batch: BatchArgs,
+    /// Sessions of the model side by side [default: one a core]
+    #[arg(long, env = "IMGCLS_SESSIONS", value_parser = positive)]
+    pub sessions: Option<usize>,
+    /// Serve /healthz, /readyz and /metrics at this address
+    #[arg(long, env = "IMGCLS_ADMIN_LISTEN")]
+    pub admin_listen: Option<SocketAddr>,
+    /// Drain when standard input closes, and say `ready` on standard output: how a supervisor holds workers
+    #[arg(long, env = "IMGCLS_DRAIN_ON_STDIN_CLOSE")]
+    pub drain_on_stdin_close: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    #[command(flatten)]
+    pub shared: SharedArgs,
+    #[command(flatten)]
+    pub http: HttpArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub batch: BatchArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct LoadgenArgs {
+    /// How many requests to send
+    #[arg(long, alias = "num_request", env = "IMGCLS_NUM_REQUEST", default_value_t = 100)]
+    pub num_request: u64,
+    /// Where to send them
+    #[arg(long, env = "IMGCLS_URL", default_value = "http://127.0.0.1:8080/")]
+    pub url: String,
+    /// Folder of image files, sent in sorted order and again in turn [default: pictures carried in the binary]
+    #[arg(long, alias = "image_folder", env = "IMGCLS_IMAGE_FOLDER")]
+    pub image_folder: Option<PathBuf>,
+    /// Requests in flight at most
+    #[arg(long, short = 'c', env = "IMGCLS_CONCURRENCY", default_value_t = 100, value_parser = positive)]
+    pub concurrency: usize,
+    /// Open loop: requests a second, sent on time whether answers come or not; latency counts from the intended start
+    #[arg(long, env = "IMGCLS_RATE")]
+    pub rate: Option<f64>,
+    /// Open loop: how the starts are spread
+    #[arg(long, env = "IMGCLS_ARRIVALS", default_value = "poisson")]
+    pub arrivals: ArrivalsArg,
+    /// Seed of the arrivals, so that two runs see the same
+    #[arg(long, env = "IMGCLS_SEED", default_value_t = 1)]
+    pub seed: u64,
+    /// CSV with columns `file` and `class_index` or `label`: the answers are held against it (top-1 and top-5)
+    #[arg(long, env = "IMGCLS_EXPECT")]
+    pub expect: Option<PathBuf>,
+    /// Fail with exit code 99 unless it holds: 'p99<500ms', 'accuracy>=0.8', 'failed==0'; may be given again
+    #[arg(long = "threshold", env = "IMGCLS_THRESHOLD", value_delimiter = ',')]
+    pub thresholds: Vec<String>,
+    /// How long one request may take
+    #[arg(long, env = "IMGCLS_TIMEOUT", default_value = "600s", value_parser = config::duration)]
+    pub timeout: Duration,
+    /// Print the report as JSON on standard output
+    #[arg(long, env = "IMGCLS_JSON")]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ArrivalsArg {
+    Constant,
+    Poisson,
+}
+
+#[derive(Debug, Args)]
+pub struct ClassifyArgs {
+    /// Image files
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// Predictions a file
+    #[arg(long, env = "IMGCLS_TOP_K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub top_k: u32,
+    /// Print one JSON object a file
+    #[arg(long, env = "IMGCLS_JSON")]
+    pub json: bool,
+}
+
+impl SharedArgs {
+    /// The backend that flags and environment ask for, and who said so.
+    ///
+    /// # Errors
+    /// Where it is one that this build does not have.
+    pub fn backend(&self) -> anyhow::Result<(Backend, String)> {
+        let explicit = self.backend.map(|arg| match arg {
+            BackendArg::Local => BackendKind::Local,
+            BackendArg::Aws => BackendKind::Aws,
+        });
+        let environment: BTreeMap<String, String> = std::env::vars().collect();
+        let (kind, said_by) = config::choose_backend(explicit, None, &environment);
+        match kind {
+            BackendKind::Local => Ok((self.local(), said_by)),
+            BackendKind::Aws => bail!(
+                "the aws backend ({said_by}) is not in this version; give `--backend local` to run on this machine"
+            ),
+        }
+    }
+
+    /// The local backend, whatever the environment says: what `up` runs on.
+    pub fn local(&self) -> Backend {
+        Backend::Local { data_dir: self.data_dir.clone() }
+    }
+
+    /// Queue and bucket names: flag, `IMGCLS_` variable, the original's variable, default.
+    ///
+    /// # Errors
+    /// Where one of the original's variables holds no valid name.
+    pub fn names(&self) -> anyhow::Result<Names> {
+        let defaults = Names::local(&self.stack);
+        let pick = |flag: &Option<String>, variable: &str, check: NameCheck, default: String| match flag {
+            Some(name) => Ok(name.clone()),
+            None => match std::env::var(variable) {
+                Ok(name) if !name.is_empty() => {
+                    check(&name).map_err(anyhow::Error::msg).with_context(|| format!("{variable}={name:?}"))
+                }
+                _ => Ok(default),
+            },
+        };
+        Ok(Names {
+            request_queue: pick(&self.request_queue, "REQUEST_QUEUE_NAME", config::queue_name, defaults.request_queue)?,
+            result_queue: pick(&self.result_queue, "RESPONSE_QUEUE_NAME", config::queue_name, defaults.result_queue)?,
+            input_bucket: pick(&self.input_bucket, "INPUT_BUCKET_NAME", config::bucket_name, defaults.input_bucket)?,
+            output_bucket: pick(
+                &self.output_bucket,
+                "OUTPUT_BUCKET_NAME",
+                config::bucket_name,
+                defaults.output_bucket,
+            )?,
+        })
+    }
+}
+
+type NameCheck = fn(&str) -> Result<String, String>;
+
+impl LimitArgs {
+    pub fn limits(&self) -> Limits {
+        Limits { max_upload_bytes: self.max_upload_bytes, max_pixels: self.max_pixels }
+    }
+}
+
+impl ModelArgs {
+    pub fn choice(&self) -> ModelChoice {
+        ModelChoice {
+            model: self.model.clone(),
+            variant: self.variant.clone(),
+            ort_dylib: self.ort_dylib.clone(),
+            intra_threads: self.intra_threads,
+            cache_dir: self.cache_dir.clone(),
+        }
+    }
+}
+
+fn web_config(
+    shared: &SharedArgs,
+    http: &HttpArgs,
+    limits: &LimitArgs,
+    backend: Backend,
+) -> anyhow::Result<web::Config> {
+    Ok(web::Config {
+        backend,
+        names: shared.names()?,
+        limits: limits.limits(),
+        job_ttl: http.job_ttl,
+        sync_timeout: http.sync_timeout,
+        max_connections: http.max_connections,
+        max_buffered_bytes: http.max_buffered_bytes,
+        inline_bytes: usize::try_from(http.inline_bytes).unwrap_or(usize::MAX),
+        max_receive_count: shared.max_receive_count,
+        visibility_timeout: shared.visibility_timeout,
+    })
+}
+
+impl ServeWebArgs {
+    pub fn config(&self, backend: Backend) -> anyhow::Result<web::Config> {
+        web_config(&self.shared, &self.http, &self.limits, backend)
+    }
+}
+
+impl WorkerArgs {
+    pub fn config(&self, backend: Backend) -> anyhow::Result<worker::Config> {
+        Ok(worker::Config {
+            backend,
+            names: self.shared.names()?,
+            limits: self.limits.limits(),
+            model: self.model.choice(),
+            visibility_timeout: self.shared.visibility_timeout,
+            max_receive_count: self.shared.max_receive_count,
+            sessions: self.sessions,
+            max_batch_size: self.batch.max_batch_size,
+            max_batch_delay: self.batch.max_batch_delay,
+            admin_listen: self.admin_listen,
+            drain_on_stdin_close: self.drain_on_stdin_close,
+        })
+    }
+}
+
+impl LoadgenArgs {
+    pub fn config(&self) -> loadgen::Config {
+        loadgen::Config {
+            url: self.url.clone(),
+            num_request: self.num_request,
+            concurrency: self.concurrency,
+            image_folder: self.image_folder.clone(),
+            rate: self.rate,
+            arrivals: match self.arrivals {
+                ArrivalsArg::Constant => loadgen::Arrivals::Constant,
+                ArrivalsArg::Poisson => loadgen::Arrivals::Poisson,
+            },
+            seed: self.seed,
+            expect: self.expect.clone(),
+            thresholds: self.thresholds.clone(),
+            timeout: self.timeout,
+            json: self.json,
+        }
+    }
+}
+
+impl ClassifyArgs {
+    pub fn config(&self) -> classify::Config {
+        classify::Config {
+            files: self.files.clone(),
+            model: self.model.choice(),
+            limits: self.limits.limits(),
+            top_k: self.top_k,
+            json: self.json,
+        }
+    }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("a whole number of at least 1".to_owned()),
+        Ok(number) => Ok(number),
+    }
+}
+
+/// SQS takes 0 s to 12 h; below a second a lease could not be renewed in time.
+fn visibility_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = config::duration(text)?;
+    if (Duration::from_secs(1)..=Duration::from_secs(12 * 3600)).contains(&timeout) {
+        Ok(timeout)
+    } else {
+        Err("between 1s and 12h".to_owned())
+    }
+}

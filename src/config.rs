@@ -1,0 +1,184 @@
+//! Validated names, limits and the choice of the backend: what every command shares, without I/O.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::protocol;
+
+/// What carries queues and objects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backend {
+    /// SQLite and files under one directory; any number of processes on this machine.
+    Local { data_dir: PathBuf },
+}
+
+/// Which backend the flags and the environment ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendKind {
+    Local,
+    Aws,
+}
+
+/// What speaks for AWS when `--backend` says nothing. A profile's region does not count: who has the AWS command line
+/// set up for other work still gets the local backend.
+pub const AWS_VARIABLES: [&str; 3] = ["AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"];
+
+/// The backend and why, for the first log line.
+pub fn choose_backend(
+    explicit: Option<BackendKind>,
+    aws_flag_given: Option<&'static str>,
+    environment: &BTreeMap<String, String>,
+) -> (BackendKind, String) {
+    if let Some(kind) = explicit {
+        return (kind, "--backend".to_owned());
+    }
+    if let Some(flag) = aws_flag_given {
+        return (BackendKind::Aws, flag.to_owned());
+    }
+    match AWS_VARIABLES.iter().find(|name| environment.get(**name).is_some_and(|value| !value.is_empty())) {
+        Some(name) => (BackendKind::Aws, (*name).to_owned()),
+        None => (BackendKind::Local, "default".to_owned()),
+    }
+}
+
+/// Names of the queues and buckets of one stack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    pub request_queue: String,
+    pub result_queue: String,
+    pub input_bucket: String,
+    pub output_bucket: String,
+}
+
+impl Names {
+    /// The defaults of the local backend for a stack.
+    pub fn local(stack: &str) -> Self {
+        let prefix = protocol::stack_prefix(stack);
+        Names {
+            request_queue: format!("{prefix}{}", protocol::DEFAULT_REQUEST_QUEUE),
+            result_queue: format!("{prefix}{}", protocol::DEFAULT_RESULT_QUEUE),
+            input_bucket: format!("{prefix}{}", protocol::LOCAL_INPUT_BUCKET),
+            output_bucket: format!("{prefix}{}", protocol::LOCAL_OUTPUT_BUCKET),
+        }
+    }
+
+    pub fn dead_letter_queue(&self) -> String {
+        protocol::dead_letter_queue(&self.request_queue)
+    }
+}
+
+/// Limits on what comes from outside, checked before anything is parsed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub max_upload_bytes: u64,
+    /// Width × height by the header of the image.
+    pub max_pixels: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { max_upload_bytes: 20 << 20, max_pixels: 50_000_000 }
+    }
+}
+
+/// Checks a queue name by SQS's rule.
+pub fn queue_name(name: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if (1..=80).contains(&name.len()) && name.chars().all(allowed) {
+        Ok(name.to_owned())
+    } else {
+        Err("a queue name has 1 to 80 letters, digits, `-` or `_`".to_owned())
+    }
+}
+
+/// Checks a bucket name by S3's rule, which also makes it a safe folder name.
+pub fn bucket_name(name: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    let edges = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let good = (3..=63).contains(&name.len())
+        && name.chars().all(allowed)
+        && edges(name.chars().next())
+        && edges(name.chars().next_back())
+        && !name.contains("..");
+    if good {
+        Ok(name.to_owned())
+    } else {
+        Err("a bucket name has 3 to 63 lower-case letters, digits, `-` or `.`, and starts and ends with a letter or digit".to_owned())
+    }
+}
+
+/// Checks a stack name: it prefixes queue and bucket names, so it obeys the narrower rule.
+pub fn stack_name(name: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let first = name.chars().next().is_some_and(|c| c.is_ascii_lowercase());
+    if (1..=20).contains(&name.len()) && first && name.chars().all(allowed) && !name.ends_with('-') {
+        Ok(name.to_owned())
+    } else {
+        Err("a stack name has 1 to 20 lower-case letters, digits or `-`, and starts with a letter".to_owned())
+    }
+}
+
+/// A duration as people write it: `30s`, `250ms`, `1h`, `1h 30m`; a plain number is seconds.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string());
+    }
+    let parsed: jiff::SignedDuration =
+        text.parse().map_err(|_| format!("{text:?} is not a duration such as 30s or 1h"))?;
+    Duration::try_from(parsed).map_err(|_| "a duration cannot be negative".to_owned())
+}
+
+/// A size as people write it: `20971520`, `512KiB`, `20MiB`, `20MB`.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "kb" => 1_000,
+        "m" | "mib" => 1 << 20,
+        "mb" => 1_000_000,
+        "g" | "gib" => 1 << 30,
+        "gb" => 1_000_000_000,
+        _ => return Err(format!("{text:?} is not a size such as 20MiB")),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} is not a size such as 20MiB"))?;
+    number.checked_mul(factor).ok_or_else(|| format!("{text:?} is too large"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_speaks_for_aws_and_a_flag_beats_it() {
+        let aws: BTreeMap<String, String> = [("AWS_REGION".to_owned(), "us-east-1".to_owned())].into();
+        let empty: BTreeMap<String, String> = [("AWS_REGION".to_owned(), String::new())].into();
+        assert_eq!(choose_backend(None, None, &aws), (BackendKind::Aws, "AWS_REGION".to_owned()));
+        assert_eq!(choose_backend(None, None, &empty).0, BackendKind::Local);
+        assert_eq!(choose_backend(Some(BackendKind::Local), None, &aws).0, BackendKind::Local);
+        assert_eq!(choose_backend(None, Some("--region"), &empty).0, BackendKind::Aws);
+    }
+
+    #[test]
+    fn durations_and_sizes_read_as_people_write_them() {
+        assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("1h 30m"), Ok(Duration::from_secs(5400)));
+        assert!(duration("-1s").is_err() && duration("soon").is_err() && duration("-3").is_err());
+        assert_eq!(bytes("20MiB"), Ok(20 << 20));
+        assert_eq!(bytes("1234"), Ok(1234));
+        assert!(bytes("MiB").is_err() && bytes("20 parsecs").is_err() && bytes("99999999999GiB").is_err());
+    }
+
+    #[test]
+    fn names_that_could_be_paths_are_refused() {
+        for bad in ["", "..", "a/b", "a..b", "UPPER", "-x-", "a"] {
+            assert!(bucket_name(bad).is_err(), "{bad}");
+        }
+        assert!(bucket_name("imgcls-123-us-east-1-input").is_ok());
+        assert!(queue_name("a/b").is_err() && queue_name(&"q".repeat(81)).is_err() && queue_name("a-B_9").is_ok());
+        assert!(stack_name("Team").is_err() && stack_name("team-a").is_ok() && stack_name("a-").is_err());
+    }
+}

@@ -1,0 +1,31 @@
+//! imgcls classifies images through a queue: on one machine with nothing else installed, and on AWS.
+//!
+//! The rooms in reading order, from thought to action. A room uses rooms on lower floors, never one beside it on its
+//! own floor, never one above (`tests/it/floors.rs` holds it; `docs/architecture.md` says why).
+
+// Floor 0: words and pure thought; no I/O, no clock, no async.
+pub mod config; // validated names, limits, the choice of the backend
+pub mod protocol; // the wire contract: requests, results, names
+pub mod scaling; // (policy, observation, now) → how many workers
+pub mod stats; // latency histogram, quantiles, summaries
+pub mod workload; // arrival processes, seeded
+
+// Floor 1: what every process needs.
+pub mod shutdown; // first signal drains, second ends
+pub mod telemetry; // logs and metrics
+
+// Floor 2: ports and machines.
+pub mod model; // bytes → pixels → tensor → predictions
+pub mod queue; // the queue port and its SQLite backend
+pub mod store; // the object store port and its directory backend
+
+// Floor 3: the tiers.
+pub mod autoscale; // observe → decide → resize worker processes
+pub mod loadgen; // load, measure, check answers, report
+pub mod web; // HTTP in, answers out
+pub mod worker; // one delivery → one result
+
+// Floor 4: the commands.
+pub mod classify; // the model alone
+pub mod cli; // every flag and variable
+pub mod up; // everything on this machine

@@ -1,0 +1,3 @@
+//! Parse → telemetry → runtime → one match → exit code.
+
+fn main() {}

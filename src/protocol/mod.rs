@@ -1,0 +1,29 @@
+//! The wire contract: everything one process of imgcls says to another, and what the original system said.
+//!
+//! Three sentences hold the system together:
+//!
+//! 1. A web process writes the image to the input store under [`image_key`] and sends a [`ClassifyRequest`] that
+//!    points there (or carries the bytes, where they fit and it is configured so).
+//! 2. A worker writes exactly one [`ClassifyResult`] to the output store under [`result_key`], then sends the same
+//!    object to the queue that the request names in `reply_to`, then deletes the request.
+//! 3. The result object is the truth. The reply only wakes whoever waits; it may be lost, doubled or cut.
+//!
+//! A request body *without* `id` is the original's form ([`SeedRequest`]): its users' scripts keep working.
+//!
+//! Nothing here does I/O or reads a clock. If a value is known to two tiers and is not in this room, that is a bug.
+//! `docs/wire.md` says the same for readers of other languages; `tests/it/wire.rs` pins every form by golden text.
+
+mod message;
+mod names;
+mod payload;
+
+pub use message::{
+    ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageRef, Incoming, ModelRef, Prediction, ReplyHead,
+    SeedRequest, Status, TimingsMs, WIRE_VERSION, cut_filename, seed_reply,
+};
+pub use names::{
+    DEFAULT_REQUEST_QUEUE, DEFAULT_RESULT_QUEUE, LOCAL_INPUT_BUCKET, LOCAL_OUTPUT_BUCKET, TAG_ALIVE_AT,
+    dead_letter_queue, id_from_image_key, image_key, is_reply_queue_of, reply_queue, result_key, seed_output_key,
+    seed_safe_name, stack_prefix,
+};
+pub use payload::{Payload, inline_or_reference};

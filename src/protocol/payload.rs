@@ -1,0 +1,72 @@
+//! The claim check: when an image travels in the message, and when by reference.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use uuid::Uuid;
+
+use super::{ClassifyRequest, ImageRef, image_key};
+
+/// How the worker gets at the bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Payload {
+    /// Decoded from the message.
+    Inline(Vec<u8>),
+    /// To be read from the input store.
+    Stored(Uuid),
+}
+
+/// Room that a request without its image takes in a message: ids, times, a file name of 255 bytes that JSON may
+/// escape to six bytes each, a reply queue.
+const ENVELOPE_BYTES: usize = 2_304;
+
+/// The bytes inline when they were asked to be (`inline_bytes` > 0), are within it, and fit the queue's limit
+/// together with the envelope; else a reference to where the web tier has put them anyway.
+pub fn inline_or_reference(
+    image: &[u8],
+    id: Uuid,
+    bucket: &str,
+    inline_bytes: usize,
+    queue_limit_bytes: usize,
+) -> (Option<ImageRef>, Option<String>) {
+    let encoded_len = image.len().div_ceil(3) * 4;
+    if image.len() <= inline_bytes && encoded_len + ENVELOPE_BYTES <= queue_limit_bytes {
+        (None, Some(STANDARD.encode(image)))
+    } else {
+        (Some(ImageRef { bucket: bucket.to_owned(), key: image_key(id) }), None)
+    }
+}
+
+impl ClassifyRequest {
+    /// Where this request's bytes are, checked against what a message may name: its own image in the configured
+    /// bucket and nothing else, so that a message cannot make a worker read other objects.
+    ///
+    /// # Errors
+    /// A reason for `malformed`.
+    pub fn payload(&self, input_bucket: &str) -> Result<Payload, String> {
+        match (&self.image, &self.image_data) {
+            (Some(image), None) if image.bucket != input_bucket => {
+                Err(format!("the message names bucket {:?}, this worker reads only {input_bucket:?}", image.bucket))
+            }
+            (Some(image), None) if image.key != image_key(self.id) => {
+                Err(format!("the message names key {:?}, which is not its own image", image.key))
+            }
+            (Some(_), None) => Ok(Payload::Stored(self.id)),
+            (None, Some(data)) => decode_base64(data).map(Payload::Inline),
+            _ => Err("exactly one of `image` and `image_data` must be given".to_owned()),
+        }
+    }
+}
+
+impl super::SeedRequest {
+    /// The image of the original's form.
+    ///
+    /// # Errors
+    /// A reason for `malformed`.
+    pub fn image_bytes(&self) -> Result<Vec<u8>, String> {
+        decode_base64(&self.image_data)
+    }
+}
+
+fn decode_base64(data: &str) -> Result<Vec<u8>, String> {
+    STANDARD.decode(data).map_err(|error| format!("image_data is not base64: {error}"))
+}

@@ -1,0 +1,161 @@
+//! The queue port: what SQS promises, as a trait, and the backends that keep it.
+//!
+//! Every backend passes the same conformance suite (`tests/it/queue_conformance.rs`); the contract in words:
+//!
+//! - A send that returned is durable. Order is not promised.
+//! - A received message is invisible to others for its visibility timeout, then comes again with a higher
+//!   `receive_count`. At least once: every consumer must bear a second delivery.
+//! - A [`Receipt`] belongs to one delivery. Used after the message was delivered again or deleted it does nothing
+//!   and is no error.
+//! - A message received more than `max_receive_count` times moves to the dead-letter queue, if the queue has one;
+//!   one older than the retention is gone.
+//! - Batches are of at most [`MAX_BATCH`].
+
+mod sqlite;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+pub use sqlite::SqliteQueues;
+
+/// Most messages that one send, receive, ack or extend takes; SQS's limit.
+pub const MAX_BATCH: usize = 10;
+/// What a queue takes when nothing else was said; SQS's default.
+pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 1 << 20;
+
+/// All queues of one backend: made, found, tagged and removed by name.
+#[async_trait]
+pub trait Queues: Send + Sync {
+    /// Makes the queue, or leaves it as it is where it stands already (its attributes are then not changed).
+    async fn create(&self, name: &str, attributes: &QueueAttributes) -> Result<Arc<dyn Queue>, QueueError>;
+    /// # Errors
+    /// [`QueueError::NotFound`] where there is none of that name.
+    async fn open(&self, name: &str) -> Result<Arc<dyn Queue>, QueueError>;
+    /// Removes the queue and what is in it. A queue that is not there is removed already.
+    async fn delete(&self, name: &str) -> Result<(), QueueError>;
+    /// Names that start with `prefix`, sorted.
+    async fn list(&self, prefix: &str) -> Result<Vec<String>, QueueError>;
+    async fn tags(&self, name: &str) -> Result<BTreeMap<String, String>, QueueError>;
+    async fn set_tag(&self, name: &str, key: &str, value: &str) -> Result<(), QueueError>;
+}
+
+/// One queue.
+#[async_trait]
+pub trait Queue: Send + Sync {
+    fn name(&self) -> &str;
+    /// Sends up to [`MAX_BATCH`] messages; one answer for each, in order. The outer error: none was sent.
+    async fn send(&self, messages: &[Outgoing]) -> Result<Vec<Result<(), QueueError>>, QueueError>;
+    /// Waits up to `wait` for the first message, then takes what is there, at most `max` (1..=[`MAX_BATCH`]).
+    /// Empty when nothing came. Dropping the future never loses a message that it had not returned: such a message
+    /// is visible again at once or after its visibility timeout.
+    async fn receive(&self, options: ReceiveOptions) -> Result<Vec<Delivery>, QueueError>;
+    /// Deletes delivered messages.
+    async fn ack(&self, receipts: &[Receipt]) -> Result<(), QueueError>;
+    /// Sets how long from now each delivered message stays invisible; zero hands it back.
+    async fn set_visibility(&self, changes: &[(Receipt, Duration)]) -> Result<(), QueueError>;
+    async fn depth(&self) -> Result<Depth, QueueError>;
+    async fn attributes(&self) -> Result<QueueAttributes, QueueError>;
+    /// Deletes every message.
+    async fn purge(&self) -> Result<(), QueueError>;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueAttributes {
+    /// Used by a receive that says none.
+    pub visibility_timeout: Duration,
+    pub retention: Duration,
+    pub max_message_bytes: usize,
+    /// Where messages go that were received too often.
+    pub redrive: Option<Redrive>,
+}
+
+impl Default for QueueAttributes {
+    fn default() -> Self {
+        QueueAttributes {
+            visibility_timeout: Duration::from_secs(30),
+            retention: Duration::from_secs(4 * 24 * 3600),
+            max_message_bytes: DEFAULT_MAX_MESSAGE_BYTES,
+            redrive: None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redrive {
+    pub dead_letter_queue: String,
+    /// A message that was received this many times is moved instead of being delivered once more.
+    pub max_receive_count: u32,
+}
+
+/// A message to send.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outgoing {
+    pub body: String,
+    /// Beside the body: string attributes, as SQS has them (a dead letter's `id`, `reason`, `attempts`).
+    pub attributes: BTreeMap<String, String>,
+    /// How long until it can be received first.
+    pub delay: Duration,
+}
+
+impl Outgoing {
+    pub fn new(body: impl Into<String>) -> Self {
+        Outgoing { body: body.into(), ..Outgoing::default() }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct ReceiveOptions {
+    pub max: usize,
+    /// At most 20 s (SQS's long poll).
+    pub wait: Duration,
+    pub visibility_timeout: Duration,
+}
+
+/// One delivery of one message.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    pub message_id: String,
+    pub receipt: Receipt,
+    pub body: String,
+    pub attributes: BTreeMap<String, String>,
+    /// 1 at the first delivery.
+    pub receive_count: u32,
+    /// When it was sent, milliseconds since the Unix epoch, by the queue's clock.
+    pub sent_at_ms: i64,
+}
+
+/// The right to ack or extend one delivery. Opaque.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Receipt(pub String);
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// Ready to be received.
+    pub visible: u64,
+    /// Received and not yet acked or timed out.
+    pub in_flight: u64,
+    /// Sent with a delay that still runs.
+    pub delayed: u64,
+    /// How long the oldest message has been there, where the backend can tell without receiving.
+    pub oldest_age: Option<Duration>,
+}
+
+/// Typed by what the caller has to do.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum QueueError {
+    /// Make it again, or say so: the queue was never made or somebody removed it.
+    #[error("queue {0:?} does not exist")]
+    NotFound(String),
+    /// Send less: by reference, or the cut reply.
+    #[error("the message has {size} bytes, queue {queue:?} takes {limit}")]
+    TooLarge { queue: String, size: usize, limit: usize },
+    /// Wait and try again.
+    #[error("queue unavailable: {0}")]
+    Unavailable(String),
+    /// Trying again will not help: a bad name, no permission, a broken file.
+    #[error("{0}")]
+    Fatal(String),
+}

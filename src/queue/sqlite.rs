@@ -1,0 +1,2 @@
+//! The local queue: one SQLite file, many processes.
+pub struct SqliteQueues;

@@ -1,0 +1,2 @@
+//! The local store: a directory.
+pub struct DirStore;

@@ -1,0 +1,69 @@
+//! The object store port: what S3 promises, as a trait, and the backends that keep it.
+//!
+//! Every backend passes the same conformance suite (`tests/it/store_conformance.rs`); the contract in words:
+//!
+//! - A put that returned is durable, and all or nothing: no reader ever sees half an object.
+//! - A get after a put sees it, in every process.
+//! - Of several puts with `if_none_match`, exactly one returns [`Put::Created`].
+
+mod dir;
+
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub use dir::DirStore;
+
+/// One bucket.
+#[async_trait]
+pub trait ObjectStore: Send + Sync {
+    /// The bucket's name, for messages.
+    fn bucket(&self) -> &str;
+    async fn put(&self, key: &str, body: Bytes, options: PutOptions) -> Result<Put, StoreError>;
+    /// None where there is no such object.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLarge`] before reading more than `max_bytes`.
+    async fn get(&self, key: &str, max_bytes: u64) -> Result<Option<Bytes>, StoreError>;
+    /// Size and time of an object, without its bytes.
+    async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StoreError>;
+    /// An object that is not there is deleted already.
+    async fn delete(&self, key: &str) -> Result<(), StoreError>;
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PutOptions {
+    /// Only where no object of that key stands (`If-None-Match: *`).
+    pub if_none_match: bool,
+    /// Media type, where the backend keeps one.
+    pub content_type: Option<&'static str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Put {
+    Created,
+    /// With `if_none_match`: an object stood there already and was left as it is.
+    AlreadyExists,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectInfo {
+    pub size_bytes: u64,
+    pub modified: SystemTime,
+}
+
+/// Typed by what the caller has to do.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// Refuse the object.
+    #[error("object {key:?} has {size} bytes, at most {limit} are read")]
+    TooLarge { key: String, size: u64, limit: u64 },
+    /// Wait and try again.
+    #[error("store {bucket:?} unavailable: {reason}")]
+    Unavailable { bucket: String, reason: String },
+    /// Trying again will not help: a bad key, no permission, a read-only disk.
+    #[error("store {bucket:?}: {reason}")]
+    Fatal { bucket: String, reason: String },
+}
