@@ -27,6 +27,19 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
 
+# What the readers below raise on bytes that are no pickle, or another one.
+_DAMAGE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    AttributeError,
+)
+
+
 class CheckpointError(Exception):
     """The file is not a plain state dict, or is damaged."""
 
@@ -117,7 +130,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     reader: Callable[[Path], tuple[Any, dict[str, bytes]]] = _read_zip if zipfile.is_zipfile(path) else _read_legacy
     try:
         described, storages = reader(path)
-    except (pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except _DAMAGE as error:
         raise CheckpointError(f"{path} is not a readable PyTorch file: {error}") from error
     if not isinstance(described, dict) or not all(isinstance(tensor, _Tensor) for tensor in described.values()):
         raise CheckpointError(f"{path} holds something else than a state dict of tensors")

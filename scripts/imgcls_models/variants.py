@@ -49,8 +49,11 @@ def fp16(model: onnx.ModelProto, _samples: Callable[[], Iterable[np.ndarray]]) -
 
 
 def int8(model: onnx.ModelProto, samples: Callable[[], Iterable[np.ndarray]]) -> onnx.ModelProto:
-    """Static quantization: signed weights with a scale per output channel, unsigned activations, smallest and largest
-    value of the calibration samples as range; QuantizeLinear and DequantizeLinear nodes around float operators."""
+    """8-bit arithmetic, quantized statically.
+
+    Signed weights with a scale per output channel; unsigned activations whose range is the smallest and largest value
+    met in calibration; QuantizeLinear and DequantizeLinear nodes around float operators.
+    """
     with tempfile.TemporaryDirectory() as folder:
         # By file: handed a model in memory, the quantizer changes it.
         original, path = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
