@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     models = parser.add_subparsers(dest="model", required=True, metavar="MODEL")
     for number, scale in efficientnet_lite.SCALES.items():
-        summary = f"EfficientNet-Lite{number}, {scale.size} x {scale.size}, published top-1 {scale.published_top1:.1%}"
+        summary = f"EfficientNet-Lite{number}, {scale.size} x {scale.size}, published top-1 {scale.published_top1}"
         lite = models.add_parser(f"lite{number}", parents=[shared], help=summary, description=summary)
         lite.set_defaults(build=build_efficientnet_lite, number=number)
     summary = "ResNet-18 from your weights, any height and width, no normalisation"
