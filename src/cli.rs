@@ -140,6 +140,12 @@ pub struct HttpArgs {
     /// Bytes of uploads held in memory at a time; beyond it clients are told 503 and when to come again
     #[arg(long, env = "IMGCLS_MAX_BUFFERED_BYTES", default_value = "256MiB", value_parser = config::bytes)]
     pub max_buffered_bytes: u64,
+    /// How long a client may take for its headers, or idle between requests
+    #[arg(long, env = "IMGCLS_IDLE_TIMEOUT", default_value = "60s", value_parser = config::duration)]
+    pub idle_timeout: Duration,
+    /// Longest pause between two pieces of an upload
+    #[arg(long, env = "IMGCLS_BODY_TIMEOUT", default_value = "20s", value_parser = config::duration)]
+    pub body_timeout: Duration,
     /// Send images up to this size inside the message too, which saves the worker a read of the store
     #[arg(long, env = "IMGCLS_INLINE_BYTES", default_value = "0", value_parser = config::bytes)]
     pub inline_bytes: u64,
@@ -348,6 +354,8 @@ fn web_config(
         sync_timeout: http.sync_timeout,
         max_connections: http.max_connections,
         max_buffered_bytes: http.max_buffered_bytes,
+        idle_timeout: http.idle_timeout,
+        body_timeout: http.body_timeout,
         inline_bytes: usize::try_from(http.inline_bytes).unwrap_or(usize::MAX),
         max_receive_count: shared.max_receive_count,
         visibility_timeout: shared.visibility_timeout,

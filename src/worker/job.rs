@@ -18,7 +18,6 @@ pub const ALONE_FROM_ATTEMPT: u32 = 3;
 #[derive(Debug, Clone)]
 pub struct Rules {
     pub input_bucket: String,
-    pub result_queue: String,
     pub max_receive_count: u32,
     /// Who signs results: host and process.
     pub worker: String,
@@ -31,7 +30,6 @@ pub struct Work {
     pub payload: Payload,
     pub top_k: u32,
     pub attempt: u32,
-    pub received_at: Timestamp,
     pub timings_ms: TimingsMs,
 }
 
@@ -125,7 +123,7 @@ pub fn settle(
     };
     let timings_ms = TimingsMs { queued: millis_between(request.submitted_at, now), ..TimingsMs::default() };
     let top_k = request.top_k;
-    Triage::Classify(Work { origin: Origin::Ours(request), payload, top_k, attempt, received_at: now, timings_ms })
+    Triage::Classify(Work { origin: Origin::Ours(request), payload, top_k, attempt, timings_ms })
 }
 
 fn triage_seed(request: &SeedRequest, body: &str, attempt: u32, now: Timestamp, rules: &Rules) -> Triage {
@@ -140,7 +138,6 @@ fn triage_seed(request: &SeedRequest, body: &str, attempt: u32, now: Timestamp, 
             payload: Payload::Inline(bytes),
             top_k: 1,
             attempt,
-            received_at: now,
             timings_ms: TimingsMs::default(),
         }),
         Err(reason) => refuse(reason),
@@ -315,12 +312,7 @@ mod tests {
     use crate::protocol::ImageRef;
 
     fn rules() -> Rules {
-        Rules {
-            input_bucket: "input".to_owned(),
-            result_queue: "results".to_owned(),
-            max_receive_count: 5,
-            worker: "host-1".to_owned(),
-        }
+        Rules { input_bucket: "input".to_owned(), max_receive_count: 5, worker: "host-1".to_owned() }
     }
 
     fn request(id: Uuid) -> ClassifyRequest {

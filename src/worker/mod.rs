@@ -105,7 +105,6 @@ async fn work(
     let output = store::open(&config.backend, &config.names.output_bucket)?;
     let rules = Arc::new(Rules {
         input_bucket: config.names.input_bucket.clone(),
-        result_queue: config.names.result_queue.clone(),
         max_receive_count: config.max_receive_count,
         worker: worker_name(),
     });
