@@ -174,7 +174,9 @@ fn open_error(path: &Path, error: OpenError) -> QueueError {
              use that release, or give another directory with --data-dir"
         ),
         OpenError::NoSharedMemory => {
-            format!("{path} lies on a file system without shared memory (a network share?): give a local directory with --data-dir")
+            format!(
+                "{path} lies on a file system without shared memory (a network share?): give a local directory with --data-dir"
+            )
         }
         OpenError::Sql(error) => match error.sqlite_error_code() {
             Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => format!(

@@ -27,7 +27,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::{Delivery, Depth, MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, Queues, Receipt, ReceiveOptions};
+use super::{
+    Delivery, Depth, MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, Queues, Receipt, ReceiveOptions,
+};
 use crate::config;
 use bells::{Baton, Bells};
 use engine::{Calls, Durability, Engine, Look, Session};
@@ -142,7 +144,8 @@ impl Queue for SqliteQueue {
             }
             let bell = self.shared.bells.listen(&self.name);
             if !bell.is_new {
-                let until = deadline.min(Instant::now() + claim.next_due.map_or(bell.recheck, |due| due.min(bell.recheck)));
+                let until =
+                    deadline.min(Instant::now() + claim.next_due.map_or(bell.recheck, |due| due.min(bell.recheck)));
                 baton = tokio::time::timeout_at(until, bell.rung()).await.ok();
             }
         }
