@@ -21,3 +21,14 @@ pub struct Config {
     pub max_receive_count: u32,
     pub visibility_timeout: Duration,
 }
+
+/// Stub.
+pub async fn run(
+    _listener: tokio::net::TcpListener,
+    _config: Config,
+    _workers_ready: Option<tokio::sync::watch::Receiver<usize>>,
+    shutdown: crate::shutdown::CancellationToken,
+) -> anyhow::Result<()> {
+    shutdown.cancelled().await;
+    Ok(())
+}

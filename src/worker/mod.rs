@@ -25,3 +25,9 @@ pub struct Config {
     /// Drain when standard input closes: how a worker outlives no `up`.
     pub drain_on_stdin_close: bool,
 }
+
+/// Stub.
+pub async fn run(_config: Config, shutdown: crate::shutdown::CancellationToken) -> anyhow::Result<()> {
+    shutdown.cancelled().await;
+    Ok(())
+}
