@@ -44,7 +44,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let Backend::Local { data_dir } = &config.web.backend;
     tracing::info!(backend = "local", data_dir = %data_dir.display(), %address, "up");
 
-    let queues = queue::open(&config.web.backend).await?;
+    let queues = queue::open(&config.web.backend)?;
     let requests = request_queue(queues.as_ref(), &config.web).await?;
     let (ready, workers_ready) = watch::channel(0);
     let pool = Pool::new(command, DRAIN_TIMEOUT, ready);

@@ -7,8 +7,15 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use clap::Parser as _;
-use imgcls::autoscale::local::{DRAIN_TIMEOUT, Pool, WorkerCommand};
+use imgcls::autoscale::{
+    self,
+    local::{DRAIN_TIMEOUT, Pool, WorkerCommand},
+};
 use imgcls::cli::{Cli, Command};
+use imgcls::config::Backend;
+use imgcls::queue::{self, Outgoing, QueueAttributes};
+use imgcls::scaling::{Bounds, Policy, StepPolicy};
+use imgcls::shutdown::CancellationToken;
 use imgcls::up::worker_arguments;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
@@ -181,6 +188,38 @@ async fn a_worker_is_drained_while_it_starts() {
     nest.all_gone().await;
 }
 
+#[tokio::test]
+async fn the_loop_follows_the_queue_out_and_in_and_ends_all() {
+    let nest = Nest::new();
+    let queues = queue::open(&Backend::Local { data_dir: nest.path().join("data") }).expect("a queue file");
+    let requests = queues.create("requests", &QueueAttributes::default()).await.expect("a queue");
+    let config = autoscale::Config {
+        policy: Policy::Step(StepPolicy {
+            scale_out_above: 2,
+            scale_out_period: Duration::ZERO,
+            scale_in_below: 1,
+            scale_in_period: Duration::ZERO,
+        }),
+        bounds: Bounds::new(0, 3).expect("valid bounds"),
+    };
+    let shutdown = CancellationToken::new();
+    let (pool, mut watch) = pool(nest.worker(OBEDIENT));
+    let (stop, messages) = (shutdown.clone(), requests.clone());
+    let looping = tokio::spawn(async move { autoscale::run(config, requests.as_ref(), pool, stop).await });
+
+    messages.send(&[Outgoing::new("one")]).await.expect("sent");
+    ready(&mut watch, 1).await;
+    messages.send(&[Outgoing::new("two"), Outgoing::new("three")]).await.expect("sent");
+    ready(&mut watch, 3).await;
+    messages.purge().await.expect("purged");
+    ready(&mut watch, 0).await;
+    messages.send(&[Outgoing::new("four")]).await.expect("sent");
+    ready(&mut watch, 1).await;
+    shutdown.cancel();
+    looping.await.expect("no panic").expect("an orderly end");
+    assert!(nest.pids().into_iter().all(|pid| test_kill_process(pid).is_err()));
+}
+
 /// Else the end of this process would not close it.
 #[cfg(target_os = "linux")]
 #[tokio::test]
@@ -215,10 +254,8 @@ const PARENT_VARIABLE: &str = "PARENT_OF_WORKERS";
 #[tokio::test]
 async fn parent() {
     let Some(folder) = std::env::var_os(PARENT_VARIABLE) else { return };
-    let script = format!(
-        "cd '{}'; echo $$ >> pids; env > new.$$; mv new.$$ env.$$; {OBEDIENT}",
-        Path::new(&folder).display()
-    );
+    let script =
+        format!("cd '{}'; echo $$ >> pids; env > new.$$; mv new.$$ env.$$; {OBEDIENT}", Path::new(&folder).display());
     let (mut pool, _watch) =
         pool(WorkerCommand { program: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()] });
     pool.resize(3);
