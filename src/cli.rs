@@ -141,6 +141,12 @@ pub struct HttpArgs {
     /// Bytes of uploads held in memory at a time; beyond it clients are told 503 and when to come again
     #[arg(long, env = "IMGCLS_MAX_BUFFERED_BYTES", default_value = "256MiB", value_parser = config::bytes)]
     pub max_buffered_bytes: u64,
+    /// How long a client may take for its headers, or idle between requests
+    #[arg(long, env = "IMGCLS_IDLE_TIMEOUT", default_value = "60s", value_parser = config::duration)]
+    pub idle_timeout: Duration,
+    /// Longest pause between two pieces of an upload
+    #[arg(long, env = "IMGCLS_BODY_TIMEOUT", default_value = "20s", value_parser = config::duration)]
+    pub body_timeout: Duration,
     /// Send images up to this size inside the message too, which saves the worker a read of the store
     #[arg(long, env = "IMGCLS_INLINE_BYTES", default_value = "0", value_parser = config::bytes)]
     pub inline_bytes: u64,
@@ -215,14 +221,14 @@ pub struct WorkersArgs {
     /// More images waiting than this: one worker more
     #[arg(long, env = "IMGCLS_SCALE_OUT_ABOVE", default_value_t = 25)]
     pub scale_out_above: u64,
-    /// How often it is looked whether to add a worker: once in each period. CloudWatch takes 1 minute; a process
-    /// starts in less than a second
+    /// How often to look whether a worker is to be added, one at a time; the original's alarm looks once a minute,
+    /// but a process starts in less than a second
     #[arg(long, env = "IMGCLS_SCALE_OUT_PERIOD", default_value = "1s", value_parser = config::duration)]
     pub scale_out_period: Duration,
     /// Fewer images waiting or in work than this: one worker less
     #[arg(long, env = "IMGCLS_SCALE_IN_BELOW", default_value_t = 2)]
     pub scale_in_below: u64,
-    /// How often it is looked whether to end a worker, and how long a worker stays at least after one was added
+    /// How often to look whether a worker is to be ended, one at a time, and how long after the last was added
     #[arg(long, env = "IMGCLS_SCALE_IN_PERIOD", default_value = "60s", value_parser = config::duration)]
     pub scale_in_period: Duration,
 }
@@ -375,6 +381,8 @@ fn web_config(
         sync_timeout: http.sync_timeout,
         max_connections: http.max_connections,
         max_buffered_bytes: http.max_buffered_bytes,
+        idle_timeout: http.idle_timeout,
+        body_timeout: http.body_timeout,
         inline_bytes: usize::try_from(http.inline_bytes).unwrap_or(usize::MAX),
         max_receive_count: shared.max_receive_count,
         visibility_timeout: shared.visibility_timeout,
@@ -430,7 +438,7 @@ impl UpArgs {
             drain_on_stdin_close: true,
         };
         let autoscale = self.workers.config()?;
-        Ok(up::Config { listen: self.http.listen, web, worker, autoscale, log_format: self.shared.log_format })
+        Ok(up::Config { web, worker, autoscale, log_format: self.shared.log_format })
     }
 }
 

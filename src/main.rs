@@ -2,44 +2,76 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Parser as _;
 use imgcls::cli::{Cli, Command};
-use imgcls::{shutdown, telemetry, up, web, worker};
+use imgcls::{classify, shutdown, telemetry, up, web, worker};
+use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     telemetry::init(cli.command.log_format());
-    let runtime = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error.into()),
-    };
-    match runtime.block_on(run(cli.command)) {
-        Ok(()) => ExitCode::SUCCESS,
+    match run(&cli.command) {
+        Ok(code) => code,
         Err(error) => match error.downcast::<clap::Error>() {
-            Ok(usage) => usage.exit(),
-            Err(error) => failed(&error),
+            Ok(wrong_usage) => wrong_usage.exit(),
+            Err(error) => {
+                eprintln!("imgcls: {error:#}");
+                ExitCode::FAILURE
+            }
         },
     }
 }
 
-fn failed(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
-    ExitCode::FAILURE
-}
-
-async fn run(command: Command) -> anyhow::Result<()> {
-    let shutdown = shutdown::on_signals()?;
+fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Up(args) => up::run(args.config()?, shutdown).await,
+        Command::Up(args) => {
+            let config = args.config()?;
+            many_threads()?.block_on(async {
+                let shutdown = shutdown::on_signals()?;
+                let listener = bind(args.http.listen).await?;
+                up::run(listener, config, shutdown).await
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::ServeWeb(args) => {
-            let (backend, _) = args.shared.backend()?;
-            let listener = tokio::net::TcpListener::bind(args.http.listen).await?;
-            web::run(listener, args.config(backend)?, None, shutdown).await
+            let (backend, said_by) = args.shared.backend()?;
+            tracing::info!(?backend, said_by, "serve-web");
+            let config = args.config(backend)?;
+            many_threads()?.block_on(async {
+                let shutdown = shutdown::on_signals()?;
+                let listener = bind(args.http.listen).await?;
+                web::run(listener, config, None, shutdown).await
+            })?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Worker(args) => {
-            let (backend, _) = args.shared.backend()?;
-            worker::run(args.config(backend)?, shutdown).await
+            let (backend, said_by) = args.shared.backend()?;
+            tracing::info!(?backend, said_by, "worker");
+            let config = args.config(backend)?;
+            one_thread()?.block_on(async { worker::run(config, shutdown::on_signals()?).await })?;
+            Ok(ExitCode::SUCCESS)
         }
-        Command::Loadgen(_) | Command::Classify(_) => anyhow::bail!("not here yet"),
+        Command::Classify(args) => {
+            let all_classified = classify::run(&args.config())?;
+            Ok(if all_classified { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Loadgen(_) => anyhow::bail!("being built"),
     }
+}
+
+async fn bind(address: std::net::SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
+    tokio::net::TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}; stop what listens there or choose another --listen"))
+}
+
+/// For the tiers that serve many clients.
+fn many_threads() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+}
+
+/// For the worker, whose threads are busy elsewhere: decoding and inferring.
+fn one_thread() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
 }

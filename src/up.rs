@@ -4,7 +4,6 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,14 +13,13 @@ use tokio::sync::watch;
 use crate::autoscale::local::{DRAIN_TIMEOUT, Pool, WorkerCommand};
 use crate::config::{Backend, Limits, Names};
 use crate::model::ModelChoice;
-use crate::queue::{Queue, QueueAttributes, Queues, Redrive};
+use crate::queue::ServiceQueues;
 use crate::shutdown::CancellationToken;
 use crate::telemetry::LogFormat;
 use crate::{autoscale, queue, web, worker};
 
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub listen: SocketAddr,
     pub web: web::Config,
     /// What every worker process runs with. On the same backend and names as `web`.
     pub worker: worker::Config,
@@ -29,13 +27,12 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
-/// Serves until `shutdown`; then the web tier ends first, since whoever waits for an answer still needs the workers,
-/// and the workers after it.
+/// Serves on `listener` until `shutdown`; then the web tier ends first, since whoever waits for an answer still needs
+/// the workers, and the workers after it.
 ///
 /// # Errors
-/// Where the address or the data directory cannot be had, or one of the tiers fails; the other has drained by then.
-pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let listener = listen(config.listen).await?;
+/// Where the data directory cannot be used, or one of the tiers fails; the other has drained by then.
+pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let command = WorkerCommand {
         program: std::env::current_exe().context("cannot find this program itself, to start workers with")?,
         arguments: worker_arguments(&config.worker, config.log_format),
@@ -45,7 +42,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tracing::info!(backend = "local", data_dir = %data_dir.display(), %address, "up");
 
     let queues = queue::open(&config.web.backend)?;
-    let requests = request_queue(queues.as_ref(), &config.web).await?;
+    let ServiceQueues { requests, .. } = ServiceQueues::open_or_create(
+        queues.as_ref(),
+        &config.web.names,
+        config.web.visibility_timeout,
+        config.web.max_receive_count,
+    )
+    .await?;
     let (ready, workers_ready) = watch::channel(0);
     let pool = Pool::new(command, DRAIN_TIMEOUT, ready);
 
@@ -63,28 +66,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let wants_worker = config.autoscale.bounds.min() > 0;
     let (web, workers, ()) = tokio::join!(web, workers, announce(address, wants_worker, workers_ready.clone()));
     workers.and(web)
-}
-
-async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
-            "{address} is in use by another program; stop that one, or choose another address with \
-             `--listen {}:0`, which takes a free port and says which",
-            address.ip()
-        ),
-        _ => anyhow::Error::new(error).context(format!("cannot listen at {address}")),
-    })
-}
-
-async fn request_queue(queues: &dyn Queues, config: &web::Config) -> anyhow::Result<Arc<dyn Queue>> {
-    let dead_letter_queue = config.names.dead_letter_queue();
-    queues.create(&dead_letter_queue, &QueueAttributes::default()).await?;
-    let attributes = QueueAttributes {
-        visibility_timeout: config.visibility_timeout,
-        redrive: Some(Redrive { dead_letter_queue, max_receive_count: config.max_receive_count + 5 }),
-        ..QueueAttributes::default()
-    };
-    Ok(queues.create(&config.names.request_queue, &attributes).await?)
 }
 
 /// Says where the page is once something answers there.

@@ -36,7 +36,7 @@ pub const READY_LINE: &str = "ready";
 /// its visibility timeout.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a worker may load and warm up its model.
-const START_TIMEOUT: Duration = Duration::from_secs(120);
+const START_TIMEOUT: Duration = Duration::from_mins(2);
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 /// Where no worker was ever ready, this many deaths in a row are not bad luck.
@@ -199,11 +199,13 @@ impl Keeper {
                     failed_starts = 0;
                     tracing::warn!(%status, "a worker died; starting it again");
                 }
-                End::FailedStart { why, wrong_usage: true } => bail!("a worker refuses its settings: {why}"),
+                End::FailedStart { why, wrong_usage: true } => {
+                    bail!("a worker refuses its settings, for the reason it gave above: {why}")
+                }
                 End::FailedStart { why, wrong_usage: false } => {
                     failed_starts += 1;
                     if failed_starts >= MAX_FAILED_STARTS && !self.readiness.ever() {
-                        bail!("{failed_starts} starts failed and none succeeded: {why}");
+                        bail!("{failed_starts} starts failed and none succeeded, for the reason given above: {why}");
                     }
                     let backoff = backoff(failed_starts);
                     tracing::warn!(why, failed_starts, ?backoff, "a worker failed to start; starting it again");
@@ -303,7 +305,7 @@ async fn said_ready(stdout: &mut Lines<BufReader<ChildStdout>>) {
             return;
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Reads on, so that a worker that says more than it should does not stop at a full pipe.

@@ -11,6 +11,7 @@
 //!   one older than the retention is gone.
 //! - Batches are of at most [`MAX_BATCH`].
 
+mod service;
 mod sqlite;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use service::ServiceQueues;
 pub use sqlite::SqliteQueues;
 
 use crate::config::Backend;

@@ -31,9 +31,9 @@ impl StepPolicy {
     /// The original's, as CloudWatch evaluates it.
     pub const ORIGINAL: StepPolicy = StepPolicy {
         scale_out_above: 25,
-        scale_out_period: Duration::from_secs(60),
+        scale_out_period: Duration::from_mins(1),
         scale_in_below: 2,
-        scale_in_period: Duration::from_secs(60),
+        scale_in_period: Duration::from_mins(1),
     };
 
     pub(super) fn decide(
@@ -259,9 +259,9 @@ mod tests {
         let (state, _) = at(State::default(), 1, depth(0), 0);
         let (state, first) = at(state, 1, depth(1), 1);
         let (state, again) = at(state, 2, depth(1), 3);
-        let (_, stale) = at(state, 2, depth(3), 9);
-        assert_eq!([first.desired, again.desired, stale.desired], [2, 2, 2]);
-        assert_eq!(stale.reason, Reason::DepthUnknown);
+        let (_, old) = at(state, 2, depth(3), 9);
+        assert_eq!([first.desired, again.desired, old.desired], [2, 2, 2]);
+        assert_eq!(old.reason, Reason::DepthUnknown);
     }
 
     /// Every small world: bounds kept, one step at a time, never in while blind or busy.

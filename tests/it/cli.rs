@@ -108,5 +108,5 @@ fn an_address_in_use_is_said_in_one_line_with_the_way_out() {
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(said.contains(&address) && said.contains("--listen 127.0.0.1:0"), "{said}");
+    assert!(said.contains(&address) && said.contains("--listen"), "{said}");
 }

@@ -3,3 +3,4 @@
 mod cli;
 mod floors;
 mod up;
+mod workers;

@@ -1,287 +1,148 @@
-//! The process model of `up`: workers live and die with it, and none is left over. The workers here are shell scripts
-//! that keep the same three-pipe protocol as `imgcls worker`.
+//! `imgcls up` as a whole, with real workers: it needs the model and ONNX Runtime, which `scripts/setup` brings.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser as _;
-use imgcls::autoscale::{
-    self,
-    local::{DRAIN_TIMEOUT, Pool, WorkerCommand},
-};
-use imgcls::cli::{Cli, Command};
-use imgcls::config::Backend;
-use imgcls::queue::{self, Outgoing, QueueAttributes};
-use imgcls::scaling::{Bounds, Policy, StepPolicy};
-use imgcls::shutdown::CancellationToken;
+use imgcls::cli::{self, Cli};
 use imgcls::up::worker_arguments;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
-use tokio::sync::watch;
 
 /// Far beyond what any step takes; only a failing test waits that long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
-/// A folder where scripted workers leave their process ids (`pids`), and whatever else their script writes.
-struct Nest(TempDir);
+/// A running `imgcls up`, at a free port and in a directory of its own.
+struct Up {
+    process: Child,
+    address: String,
+    _data_dir: TempDir,
+}
 
-impl Nest {
-    fn new() -> Self {
-        Nest(tempfile::tempdir().expect("a directory"))
+fn command(data_dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_imgcls"));
+    command.args(["up", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data_dir).args(arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    command
+}
+
+impl Up {
+    /// Waits until it says where the page is.
+    fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Up {
+        let data_dir = tempfile::tempdir().expect("a directory");
+        let mut process =
+            command(data_dir.path(), arguments).envs(environment.iter().copied()).spawn().expect("it starts");
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+        let address = line.strip_prefix("open http://").and_then(|rest| rest.strip_suffix("/\n"));
+        let address = address.unwrap_or_else(|| panic!("no address in {line:?}")).to_owned();
+        Up { process, address, _data_dir: data_dir }
     }
 
-    fn path(&self) -> &Path {
-        self.0.path()
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.process)
     }
 
-    /// A worker that notes its process id and then runs `script`, in which `$nest` is this folder.
-    fn worker(&self, script: &str) -> WorkerCommand {
-        let script = format!("nest='{}'\necho $$ >> $nest/pids\n{script}", self.path().display());
-        WorkerCommand { program: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()] }
+    fn workers(&self) -> Vec<Pid> {
+        children(self.pid())
     }
 
-    /// Every worker that was ever started, oldest first.
-    fn pids(&self) -> Vec<Pid> {
-        let text = fs::read_to_string(self.path().join("pids")).unwrap_or_default();
-        let whole_lines = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole_lines.lines().map(|line| Pid::from_raw(line.parse().expect("a number")).expect("not 0")).collect()
-    }
-
-    fn files(&self, beginning: &str) -> usize {
-        let entries = fs::read_dir(self.path()).expect("a readable folder");
-        entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(beginning)).count()
-    }
-
-    /// Gone, and waited for: a zombie would still take signals.
-    async fn all_gone(&self) {
-        until("every worker is gone", || self.pids().into_iter().all(|pid| test_kill_process(pid).is_err())).await;
+    fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(&self.address).expect("it listens");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: imgcls\r\nConnection: close\r\n\r\n").expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        answer
     }
 }
 
-async fn until(what: &str, condition: impl Fn() -> bool) {
+impl Drop for Up {
+    /// Of a test that failed halfway; its workers end by themselves.
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The living children of a process: those that are waiting to be waited for do not count.
+fn children(parent: Pid) -> Vec<Pid> {
+    let processes = fs::read_dir("/proc").expect("a Linux system").flatten();
+    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let is_child = |number: &i32| {
+        // `<pid> (<name>) <state> <parent> …`; the name may hold anything.
+        let stat = fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
+        let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        let (state, its_parent) = (fields.next(), fields.next());
+        state != Some("Z") && its_parent == Some(parent.as_raw_nonzero().to_string().as_str())
+    };
+    numbers.filter(is_child).filter_map(Pid::from_raw).collect()
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
         assert!(started.elapsed() < PATIENCE, "still not so: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-async fn ready(watch: &mut watch::Receiver<usize>, count: usize) {
-    let reached = tokio::time::timeout(PATIENCE, watch.wait_for(|ready| *ready == count)).await;
-    reached.expect("in time").expect("the pool holds the sender");
+fn all_gone(pids: &[Pid]) {
+    until("every worker is gone", || pids.iter().all(|pid| test_kill_process(*pid).is_err()));
 }
 
-fn pool(command: WorkerCommand) -> (Pool, watch::Receiver<usize>) {
-    let (sender, receiver) = watch::channel(0);
-    (Pool::new(command, DRAIN_TIMEOUT, sender), receiver)
-}
+#[test]
+fn a_killed_worker_is_replaced_and_sigterm_ends_all_in_time() {
+    let mut up = Up::start(&["--min-workers", "2"], &[]);
+    assert!(up.get("/readyz").starts_with("HTTP/1.1 200"), "{}", up.get("/readyz"));
+    until("two workers live", || up.workers().len() == 2);
+    let first = up.workers();
+    kill_process(first[0], Signal::KILL).expect("it lives");
+    until("it is replaced", || up.workers().len() == 2 && !up.workers().contains(&first[0]));
+    until("it is ready", || up.get("/readyz").starts_with("HTTP/1.1 200"));
 
-/// Ready at once, ends when its standard input closes.
-const OBEDIENT: &str = "echo ready; exec cat > /dev/null";
-
-#[tokio::test]
-async fn the_pool_grows_shrinks_and_leaves_nobody_behind() {
-    let nest = Nest::new();
-    let (mut pool, mut watch) = pool(nest.worker(OBEDIENT));
-    pool.resize(3);
-    ready(&mut watch, 3).await;
-    pool.resize(1);
-    ready(&mut watch, 1).await;
-    let gone = || nest.pids().into_iter().filter(|pid| test_kill_process(*pid).is_err()).count();
-    tokio::select! {
-        error = pool.failure() => panic!("{error:#}"),
-        () = until("two are gone", || gone() == 2) => {}
-    }
-    assert_eq!((pool.size(), nest.pids().len()), (1, 3));
-    pool.drain().await;
-    assert_eq!(gone(), 3);
-}
-
-#[tokio::test]
-async fn a_killed_worker_is_replaced() {
-    let nest = Nest::new();
-    let (mut pool, mut watch) = pool(nest.worker(OBEDIENT));
-    pool.resize(1);
-    for life in 1..4 {
-        until("it lives", || nest.pids().len() == life).await;
-        ready(&mut watch, 1).await;
-        kill_process(nest.pids()[life - 1], Signal::KILL).expect("it lives");
-        until("it is replaced", || nest.pids().len() == life + 1).await;
-    }
-    pool.drain().await;
-    nest.all_gone().await;
-}
-
-#[tokio::test]
-async fn death_after_ready_is_followed_by_a_start_at_once_however_often() {
-    let nest = Nest::new();
-    let (mut pool, _watch) = pool(nest.worker("echo ready; [ $(wc -l < $nest/pids) -lt 12 ] && exit 1; exec cat"));
-    pool.resize(1);
-    tokio::select! {
-        error = pool.failure() => panic!("{error:#}"),
-        () = until("the twelfth lives", || nest.pids().len() == 12) => {}
-    }
-    pool.drain().await;
-    nest.all_gone().await;
-}
-
-#[tokio::test]
-async fn what_a_person_must_mend_ends_the_pool_with_one_reason() {
-    let usage = Nest::new();
-    let (mut refused, _watch) = pool(usage.worker("exit 2"));
-    refused.resize(1);
-    let error = format!("{:#}", refused.failure().await);
-    assert!(error.contains("refuses its settings") && error.contains("exit status: 2"), "{error}");
-    assert_eq!(usage.pids().len(), 1);
-
-    let broken = Nest::new();
-    let (mut dying, _watch) = pool(broken.worker("exit 1"));
-    dying.resize(1);
-    let error = format!("{:#}", dying.failure().await);
-    assert!(error.contains("5 starts failed") && error.contains("exit status: 1"), "{error}");
-    assert_eq!(broken.pids().len(), 5);
-
-    let (mut absent, _watch) = pool(WorkerCommand { program: "/nonexistent/imgcls".into(), arguments: vec![] });
-    absent.resize(1);
-    let error = format!("{:#}", absent.failure().await);
-    assert!(error.contains("cannot start /nonexistent/imgcls"), "{error}");
-    for pool in [refused, dying, absent] {
-        pool.drain().await;
+    let last = up.workers();
+    let asked = Instant::now();
+    kill_process(up.pid(), Signal::TERM).expect("it lives");
+    let status = up.process.wait().expect("ours");
+    assert_eq!(status.code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    for pid in first.into_iter().chain(last) {
+        assert!(test_kill_process(pid).is_err(), "{pid:?} is left");
     }
 }
 
-#[tokio::test]
-async fn all_drain_at_the_same_time() {
-    let nest = Nest::new();
-    let script = "echo ready; cat > /dev/null; : > $nest/draining.$$\n\
-        while [ $(ls $nest | grep -c draining) -lt 3 ]; do sleep 0.01; done; : > $nest/ended.$$";
-    let (mut pool, mut watch) = pool(nest.worker(script));
-    pool.resize(3);
-    ready(&mut watch, 3).await;
-    pool.drain().await;
-    assert_eq!(nest.files("ended"), 3, "each had to see the others drain, or was killed waiting");
-    nest.all_gone().await;
-}
-
-#[tokio::test]
-async fn a_worker_that_does_not_end_is_killed_with_all_it_started() {
-    let nest = Nest::new();
-    let (sender, mut watch) = watch::channel(0);
-    let command = nest.worker("sh -c 'echo $$; exec sleep 1000' >> $nest/pids & echo ready; wait");
-    let mut pool = Pool::new(command, Duration::from_millis(50), sender);
-    pool.resize(1);
-    ready(&mut watch, 1).await;
-    until("its child lives", || nest.pids().len() == 2).await;
-    pool.drain().await;
-    nest.all_gone().await;
-}
-
-#[tokio::test]
-async fn a_worker_is_drained_while_it_starts() {
-    let nest = Nest::new();
-    let (mut pool, _watch) = pool(nest.worker("exec cat > /dev/null"));
-    pool.resize(1);
-    until("it lives", || nest.pids().len() == 1).await;
-    pool.drain().await;
-    nest.all_gone().await;
-}
-
-#[tokio::test]
-async fn the_loop_follows_the_queue_out_and_in_and_ends_all() {
-    let nest = Nest::new();
-    let queues = queue::open(&Backend::Local { data_dir: nest.path().join("data") }).expect("a queue file");
-    let requests = queues.create("requests", &QueueAttributes::default()).await.expect("a queue");
-    let config = autoscale::Config {
-        policy: Policy::Step(StepPolicy {
-            scale_out_above: 2,
-            scale_out_period: Duration::ZERO,
-            scale_in_below: 1,
-            scale_in_period: Duration::ZERO,
-        }),
-        bounds: Bounds::new(0, 3).expect("valid bounds"),
-    };
-    let shutdown = CancellationToken::new();
-    let (pool, mut watch) = pool(nest.worker(OBEDIENT));
-    let (stop, messages) = (shutdown.clone(), requests.clone());
-    let looping = tokio::spawn(async move { autoscale::run(config, requests.as_ref(), pool, stop).await });
-
-    messages.send(&[Outgoing::new("one")]).await.expect("sent");
-    ready(&mut watch, 1).await;
-    messages.send(&[Outgoing::new("two"), Outgoing::new("three")]).await.expect("sent");
-    ready(&mut watch, 3).await;
-    messages.purge().await.expect("purged");
-    ready(&mut watch, 0).await;
-    messages.send(&[Outgoing::new("four")]).await.expect("sent");
-    ready(&mut watch, 1).await;
-    shutdown.cancel();
-    looping.await.expect("no panic").expect("an orderly end");
-    assert!(nest.pids().into_iter().all(|pid| test_kill_process(pid).is_err()));
-}
-
-/// Else the end of this process would not close it.
-#[cfg(target_os = "linux")]
-#[tokio::test]
-async fn no_worker_holds_the_pipe_of_another() {
-    let nest = Nest::new();
-    let (mut pool, mut watch) = pool(nest.worker(OBEDIENT));
-    for size in 1..4 {
-        pool.resize(size);
-        ready(&mut watch, size as usize).await;
+#[test]
+fn workers_end_when_up_is_killed_and_had_only_the_settings_it_gave_them() {
+    // Two workers that both listened there would not both start.
+    let set = [("IMGCLS_ADMIN_LISTEN", "127.0.0.1:1"), ("IMGCLS_LOG", "info"), ("AWS_REGION", "us-east-1")];
+    let mut up = Up::start(&["--min-workers", "2"], &set);
+    until("two workers live", || up.workers().len() == 2);
+    let workers = up.workers();
+    for pid in &workers {
+        let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).expect("it lives");
+        let environment = String::from_utf8_lossy(&environment).into_owned();
+        assert!(environment.contains("IMGCLS_LOG=info"), "{environment}");
+        assert!(!environment.contains("IMGCLS_ADMIN_LISTEN"), "{environment}");
     }
-    let open_files = |pid: Pid| -> Vec<std::path::PathBuf> {
-        let folder = format!("/proc/{}/fd", pid.as_raw_nonzero());
-        fs::read_dir(folder)
-            .expect("it lives")
-            .map(|fd| fs::read_link(fd.expect("an entry").path()).expect("a link"))
-            .collect()
-    };
-    for pid in nest.pids() {
-        let stdin = fs::read_link(format!("/proc/{}/fd/0", pid.as_raw_nonzero())).expect("it lives");
-        assert!(stdin.to_string_lossy().starts_with("pipe:"), "{stdin:?}");
-        for other in nest.pids().into_iter().filter(|other| *other != pid) {
-            assert!(!open_files(other).contains(&stdin), "{other:?} holds the pipe of {pid:?}");
-        }
-    }
-    pool.drain().await;
+    up.process.kill().expect("it lives");
+    up.process.wait().expect("ours");
+    all_gone(&workers);
 }
 
-/// Says to [`parent`] that it is run as one, and where its workers nest.
-const PARENT_VARIABLE: &str = "PARENT_OF_WORKERS";
-
-/// Not a test by itself: the process that the next test kills. Run with all others, it has nothing to do.
-#[tokio::test]
-async fn parent() {
-    let Some(folder) = std::env::var_os(PARENT_VARIABLE) else { return };
-    let script =
-        format!("cd '{}'; echo $$ >> pids; env > new.$$; mv new.$$ env.$$; {OBEDIENT}", Path::new(&folder).display());
-    let (mut pool, _watch) =
-        pool(WorkerCommand { program: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()] });
-    pool.resize(3);
-    panic!("{:#}", pool.failure().await);
-}
-
-#[tokio::test]
-async fn workers_end_when_their_parent_is_killed_and_have_only_the_settings_it_gave_them() {
-    let nest = Nest::new();
-    let mut parent = tokio::process::Command::new(std::env::current_exe().expect("this test binary"))
-        .args(["--exact", "up::parent", "--nocapture"])
-        .env(PARENT_VARIABLE, nest.path())
-        .env("IMGCLS_ADMIN_LISTEN", "127.0.0.1:9999")
-        .env("IMGCLS_LOG", "debug")
-        .stdout(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("this test binary starts");
-    until("three live", || nest.files("env.") == 3 && nest.pids().len() == 3).await;
-    let environment = fs::read_to_string(nest.path().join(format!("env.{}", nest.pids()[0].as_raw_nonzero())));
-    let environment = environment.expect("it wrote it");
-    assert!(environment.contains("IMGCLS_LOG=debug"), "{environment}");
-    assert!(!environment.contains("IMGCLS_ADMIN_LISTEN"), "{environment}");
-
-    parent.kill().await.expect("it lives");
-    nest.all_gone().await;
+#[test]
+fn workers_that_cannot_start_end_up_with_one_line() {
+    let data_dir = tempfile::tempdir().expect("a directory");
+    let Output { status, stderr, .. } =
+        command(data_dir.path(), &["--model", "nonesuch"]).stderr(Stdio::piped()).output().expect("it starts");
+    let said = String::from_utf8_lossy(&stderr);
+    assert_eq!(status.code(), Some(1), "{said}");
+    let last = said.lines().last().unwrap_or_default();
+    assert!(last.contains("5 starts failed"), "{said}");
+    assert!(said.contains("nonesuch"), "{said}");
 }
 
 #[test]
@@ -294,11 +155,11 @@ fn the_command_line_of_a_worker_says_all_that_up_was_told() {
         "imgcls up --request-queue q --result-queue r --input-bucket in-1 --output-bucket out-1",
     ];
     for line in lines {
-        let Command::Up(up) = Cli::parse_from(line.split_whitespace()).command else { panic!("{line}") };
+        let cli::Command::Up(up) = Cli::parse_from(line.split_whitespace()).command else { panic!("{line}") };
         let config = up.config().expect("a valid line");
         let arguments = worker_arguments(&config.worker, config.log_format);
         let line: Vec<_> = std::iter::once("imgcls".into()).chain(arguments).collect();
-        let Command::Worker(worker) = Cli::try_parse_from(&line).expect("a valid line").command else {
+        let cli::Command::Worker(worker) = Cli::try_parse_from(&line).expect("a valid line").command else {
             panic!("{line:?}")
         };
         let (backend, _) = worker.shared.backend().expect("the local one");
