@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser as _;
 use imgcls::cli::{Cli, Command};
-use imgcls::{classify, shutdown, telemetry, web, worker};
+use imgcls::{classify, shutdown, telemetry, up, web, worker};
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
@@ -13,15 +13,27 @@ fn main() -> ExitCode {
     telemetry::init(cli.command.log_format());
     match run(&cli.command) {
         Ok(code) => code,
-        Err(error) => {
-            eprintln!("imgcls: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => match error.downcast::<clap::Error>() {
+            Ok(wrong_usage) => wrong_usage.exit(),
+            Err(error) => {
+                eprintln!("imgcls: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 
 fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Up(args) => {
+            let config = args.config()?;
+            many_threads()?.block_on(async {
+                let shutdown = shutdown::on_signals()?;
+                let listener = bind(args.http.listen).await?;
+                up::run(listener, config, shutdown).await
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::ServeWeb(args) => {
             let (backend, said_by) = args.shared.backend()?;
             tracing::info!(?backend, said_by, "serve-web");
@@ -44,7 +56,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             let all_classified = classify::run(&args.config())?;
             Ok(if all_classified { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        Command::Up(_) | Command::Loadgen(_) => anyhow::bail!("being built"),
+        Command::Loadgen(_) => anyhow::bail!("being built"),
     }
 }
 
