@@ -1,0 +1,323 @@
+"""Makes the pictures of tests/pictures/ and src/loadgen/samples/ out of free photographs.
+
+    scripts/in-export-env scripts/make_test_pictures.py
+
+The photographs come from the scikit-image wheel, pinned by sha256; everything else is drawn or damaged here. With the
+pinned Pillow, two runs write the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+import sys
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from imgcls_models import pictures
+from imgcls_models.registry import SCIKIT_IMAGE
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = ROOT / "tests" / "pictures"
+SAMPLES = ROOT / "src" / "loadgen" / "samples"
+
+SAMPLE_PHOTOGRAPHS = (
+    pictures.ASTRONAUT,
+    pictures.CAMERA,
+    pictures.CHELSEA,
+    pictures.CLOCK,
+    pictures.COFFEE,
+    pictures.ROCKET,
+)
+SAMPLE_SIDE = 480
+SAMPLE_BYTES = 40_000
+
+EXIF_ORIENTATION = 0x0112
+# What was done to the upright picture so that a reader undoes it on meeting the orientation.
+STORED_AS = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+Files = dict[str, bytes]
+
+
+def main() -> None:
+    """Writes both folders anew, each with its SOURCES.md."""
+    samples = {f"{photograph.stem}.jpg": sample(photograph) for photograph in SAMPLE_PHOTOGRAPHS}
+    write_folder(SAMPLES, samples)
+    (SAMPLES / "SOURCES.md").write_text(samples_sources(samples), encoding="utf-8")
+
+    good, (hostile, expected) = good_pictures(), hostile_pictures()
+    write_folder(PICTURES, good)
+    write_folder(PICTURES / "hostile", hostile)
+    (PICTURES / "hostile" / "expected.json").write_text(f"{json.dumps(expected, indent=2)}\n", encoding="utf-8")
+    (PICTURES / "SOURCES.md").write_text(pictures_sources(good, hostile), encoding="utf-8")
+
+
+# --- samples -------------------------------------------------------------------------------------------------------
+
+
+def sample(photograph: pictures.Photograph) -> bytes:
+    """A photograph as a small JPEG: the best quality that fits."""
+    image = photograph.open()
+    image.thumbnail((SAMPLE_SIDE, SAMPLE_SIDE), Image.Resampling.LANCZOS)
+    encoded = (encode(image, "JPEG", quality=quality, optimize=True) for quality in range(88, 40, -4))
+    return next(content for content in encoded if len(content) <= SAMPLE_BYTES)
+
+
+# --- pictures that decode ------------------------------------------------------------------------------------------
+
+
+def good_pictures() -> Files:
+    """One photograph in every form that the program reads, and a second and third for the eye."""
+    cat = pictures.CHELSEA.open().resize((300, 200), Image.Resampling.LANCZOS)
+    coffee = pictures.COFFEE.open().resize((360, 240), Image.Resampling.LANCZOS)
+    rocket = pictures.ROCKET.open().resize((320, 214), Image.Resampling.LANCZOS)
+    veiled = with_alpha(cat)
+    files = {
+        "cat.jpg": encode(cat, "JPEG", quality=85),
+        "coffee.jpg": encode(coffee, "JPEG", quality=80),
+        "rocket.jpg": encode(rocket, "JPEG", quality=80),
+        "progressive.jpg": encode(cat, "JPEG", quality=85, progressive=True),
+        "grey.jpg": encode(cat.convert("L"), "JPEG", quality=85),
+        "full-chroma.jpg": encode(cat, "JPEG", quality=85, subsampling="4:4:4"),
+        "odd-size.jpg": encode(cat.resize((101, 67), Image.Resampling.LANCZOS), "JPEG", quality=85),
+        "cmyk-adobe-inverted.jpg": encode(cat.convert("CMYK"), "JPEG", quality=85),
+        "cmyk-plain.jpg": plain_cmyk_jpeg(cat),
+        "rgb.png": encode(cat, "PNG", optimize=True),
+        "rgba.png": encode(veiled, "PNG", optimize=True),
+        "palette.png": encode(cat.quantize(64), "PNG", optimize=True),
+        "palette-transparent.png": encode(cat.quantize(64), "PNG", optimize=True, transparency=0),
+        "grey-alpha.png": encode(veiled.convert("LA"), "PNG", optimize=True),
+        "grey-16bit.png": png16(cat.convert("L")),
+        "rgb-16bit.png": png16(cat.resize((150, 100), Image.Resampling.LANCZOS)),
+        "one-pixel.png": encode(Image.new("RGB", (1, 1), (200, 100, 50)), "PNG"),
+        "one-by-3000.png": encode(stripe(3000), "PNG"),
+        "black-49-megapixels.png": encode(Image.new("RGB", (7000, 7000)), "PNG", compress_level=9),
+        "lossy.webp": encode(cat, "WEBP", quality=80),
+        "lossless-alpha.webp": encode(veiled, "WEBP", lossless=True),
+        "animated.gif": animated_gif([cat, coffee.resize(cat.size), ImageOps.mirror(cat)]),
+        "rgb.bmp": encode(cat.resize((150, 100), Image.Resampling.LANCZOS), "BMP"),
+        "rgb-lzw.tiff": encode(cat, "TIFF", compression="tiff_lzw"),
+    }
+    small = cat.resize((150, 100), Image.Resampling.LANCZOS)
+    return files | {f"orientation-{value}.jpg": oriented(small, value) for value in STORED_AS}
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    """Opaque in the middle, fading out to the left and right, gone in one corner."""
+    ramp = np.clip(np.minimum(np.arange(image.width), np.arange(image.width)[::-1]) * 6, 0, 255)
+    alpha = np.tile(ramp.astype(np.uint8), (image.height, 1))
+    alpha[:40, :60] = 0
+    veiled = image.copy()
+    veiled.putalpha(Image.fromarray(alpha))
+    return veiled
+
+
+def stripe(height: int) -> Image.Image:
+    """A column one pixel wide, from red to blue."""
+    ramp = np.linspace(0, 255, height).astype(np.uint8)
+    return Image.fromarray(np.stack([255 - ramp, np.zeros_like(ramp), ramp], axis=-1)[:, None])
+
+
+def oriented(image: Image.Image, value: int) -> bytes:
+    """A JPEG stored turned or mirrored, with the EXIF orientation that says so."""
+    operation = STORED_AS[value]
+    stored = image if operation is None else image.transpose(operation)
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = value
+    return encode(stored, "JPEG", quality=85, exif=exif)
+
+
+def plain_cmyk_jpeg(image: Image.Image) -> bytes:
+    """A CMYK JPEG without Adobe's marker, its values not inverted. Pillow inverts and marks; this undoes both."""
+    inverted = Image.merge("CMYK", [ImageOps.invert(band) for band in image.convert("CMYK").split()])
+    segments = jpeg_segments(encode(inverted, "JPEG", quality=85))
+    return b"".join(segment for segment in segments if segment[:2] != b"\xff\xee")
+
+
+def animated_gif(frames: list[Image.Image]) -> bytes:
+    """A GIF of a few small frames."""
+    first, *others = [frame.resize((150, 100), Image.Resampling.LANCZOS).quantize(64) for frame in frames]
+    return encode(first, "GIF", save_all=True, append_images=others, duration=200, loop=0)
+
+
+def png16(image: Image.Image) -> bytes:
+    """A PNG of 16 bits a sample whose low bytes differ from the high ones."""
+    high = np.asarray(image).astype(np.uint16)
+    samples = (high << 8) | ((high * 37 + 11) & 0xFF)
+    colour_type = 2 if samples.ndim == 3 else 0
+    rows = samples.astype(">u2").reshape(image.height, -1)
+    raw = b"".join(b"\x00" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", image.width, image.height, 16, colour_type, 0, 0, 0)
+    return png([(b"IHDR", header), (b"IDAT", zlib.compress(raw, 9)), (b"IEND", b"")])
+
+
+# --- pictures that do not, or that cost ----------------------------------------------------------------------------
+
+
+def hostile_pictures() -> tuple[Files, dict[str, dict[str, str]]]:
+    """The files, and by name what must become of each: an error code, or `any` where only time and memory count."""
+    cat = pictures.CHELSEA.open().resize((300, 200), Image.Resampling.LANCZOS)
+    jpeg = encode(cat, "JPEG", quality=85)
+    png_file = encode(cat.resize((150, 100)), "PNG", optimize=True)
+    cases: list[tuple[str, bytes, str, str]] = [
+        ("half.jpg", jpeg[: len(jpeg) // 2], "undecodable", "half of it; a lenient decoder shows the rest grey"),
+        ("half.png", png_file[: len(png_file) // 2], "undecodable", "the second half is missing"),
+        ("head-only.jpg", jpeg[:20], "undecodable", "20 bytes of a JPEG"),
+        ("empty.jpg", b"", "unsupported_type", "no bytes"),
+        ("text.jpg", b"This is not a picture.\n" * 20, "unsupported_type", "text under a picture's name"),
+        ("vector.svg", SVG, "unsupported_type", "a vector picture"),
+        ("document.pdf", PDF, "unsupported_type", "the beginning of a PDF"),
+        ("huge-header.png", huge_png(), "too_many_pixels", "65500 x 65500 in the header, few bytes"),
+        ("huge-header.jpg", huge_jpeg(), "too_many_pixels", "65500 x 65500 in the header, few bytes"),
+        ("zero-size.png", zero_size_png(), "undecodable", "0 x 0 in the header"),
+        ("bad-checksum.png", flip_byte(png_file, len(png_file) // 2), "undecodable", "a damaged chunk of pixels"),
+        ("many-scans.jpg", many_scans_jpeg(), "any", "16 megapixels, one scan repeated 400 times"),
+    ]
+    files = {name: content for name, content, _, _ in cases}
+    return files, {name: {"code": code, "why": why} for name, _, code, why in cases}
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><circle cx="32" cy="32" r="30"/></svg>\n'
+PDF = b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n<< /Type /Catalog >>\nendobj\n"
+HUGE = 65_500
+
+
+def huge_png() -> bytes:
+    """A header of four billion pixels before next to no pixels."""
+    header = struct.pack(">IIBBBBB", HUGE, HUGE, 8, 2, 0, 0, 0)
+    return png([(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")])
+
+
+def zero_size_png() -> bytes:
+    """A header without extent."""
+    return png([(b"IHDR", struct.pack(">IIBBBBB", 0, 0, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")])
+
+
+def huge_jpeg() -> bytes:
+    """A small JPEG whose frame header claims the largest size that libjpeg accepts."""
+    content = bytearray(encode(Image.new("RGB", (16, 16)), "JPEG"))
+    frame = content.index(b"\xff\xc0")
+    content[frame + 5 : frame + 9] = struct.pack(">HH", HUGE, HUGE)
+    return bytes(content)
+
+
+def many_scans_jpeg() -> bytes:
+    """A large progressive JPEG with one scan repeated: each costs a decoder a walk over every block, and few bytes."""
+    segments = jpeg_segments(encode(Image.new("L", (4000, 4000), 128), "JPEG", progressive=True, optimize=True))
+    scans = [index for index, segment in enumerate(segments) if segment[:2] == b"\xff\xda"]
+    cheapest = min(scans, key=lambda index: len(segments[index]))
+    return b"".join([*segments[: cheapest + 1], *[segments[cheapest]] * 400, *segments[cheapest + 1 :]])
+
+
+def flip_byte(content: bytes, position: int) -> bytes:
+    """The same bytes but one."""
+    return content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :]
+
+
+# --- formats -------------------------------------------------------------------------------------------------------
+
+
+def encode(image: Image.Image, form: str, **options: object) -> bytes:
+    """A picture as the bytes of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def png(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A PNG of the given chunks, with correct checksums."""
+    framed = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def jpeg_segments(content: bytes) -> list[bytes]:
+    """Cuts a JPEG before each marker; a scan's entropy-coded bytes stay with its header."""
+    cuts, position = [0, 2], 2
+    while content[position : position + 2] != b"\xff\xd9":
+        scan = content[position + 1] == 0xDA
+        position += 2 + struct.unpack_from(">H", content, position + 2)[0]
+        while scan and (content[position] != 0xFF or content[position + 1] in (0x00, *range(0xD0, 0xD8))):
+            position += 1
+        cuts.append(position)
+    return [content[start:end] for start, end in zip(cuts, [*cuts[1:], len(content)], strict=True)]
+
+
+# --- folders -------------------------------------------------------------------------------------------------------
+
+
+def write_folder(folder: Path, files: Files) -> None:
+    """Makes the folder hold these files; ones from an earlier run that are no longer made are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        if old.is_file() and old.name not in files:
+            old.unlink()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def samples_sources(samples: Files) -> str:
+    """The SOURCES.md of the samples."""
+    rows = [
+        f"| `{name}` | {photograph.shows} | {photograph.licence} | `{photograph.member}` | `{digest(samples[name])}` |"
+        for photograph, name in zip(SAMPLE_PHOTOGRAPHS, samples, strict=True)
+    ]
+    head = [
+        "# Where the samples come from",
+        "",
+        f"Photographs of the wheel `{SCIKIT_IMAGE.name}` {SCIKIT_IMAGE.version} (sha256 `{SCIKIT_IMAGE.sha256}`),",
+        "made smaller by `scripts/make_test_pictures.py`. The licence is what the picture's docstring in",
+        "`skimage/data/_fetchers.py` states.",
+        "",
+        "| file | shows | licence | from | sha256 |",
+        "|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *rows]) + "\n"
+
+
+def pictures_sources(good: Files, hostile: Files) -> str:
+    """The SOURCES.md of the test pictures."""
+    used = (pictures.CHELSEA, pictures.COFFEE, pictures.ROCKET)
+    rows = [f"| {photograph.shows} | {photograph.licence} | `{photograph.member}` |" for photograph in used]
+    named = {**good, **{f"hostile/{name}": content for name, content in hostile.items()}}
+    head = [
+        "# Where the test pictures come from",
+        "",
+        "All are written by `scripts/make_test_pictures.py`: from three photographs of the wheel",
+        f"`{SCIKIT_IMAGE.name}` {SCIKIT_IMAGE.version} (sha256 `{SCIKIT_IMAGE.sha256}`), or drawn.",
+        "The licence is what the picture's docstring in `skimage/data/_fetchers.py` states.",
+        "`hostile/expected.json` says what must become of each hostile file; `any` means: soon, in little memory.",
+        "",
+        "| shows | licence | from |",
+        "|---|---|---|",
+        *rows,
+        "",
+        "| file | sha256 |",
+        "|---|---|",
+    ]
+    return "\n".join([*head, *(f"| `{name}` | `{digest(content)}` |" for name, content in named.items())]) + "\n"
+
+
+def digest(content: bytes) -> str:
+    """The sha256 as hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
