@@ -5,7 +5,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 /// What does not fit is recorded as this; a request that takes longer than an hour is as slow as one that takes one.
-const LONGEST: Duration = Duration::from_secs(3600);
+const LONGEST: Duration = Duration::from_hours(1);
 const SIGNIFICANT_DIGITS: u8 = 3;
 
 /// Latencies at a resolution of one microsecond, three digits, up to an hour, in bounded memory.
