@@ -1,7 +1,6 @@
 //! How a picture becomes a request and an answer becomes predictions, in each API.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,6 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, CONTENT_DISPOSITION, CONTENT_TYPE, HOST, USER_AGENT};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
 use super::failure::{Failure, Reason, printable, said};
@@ -20,6 +20,9 @@ use crate::protocol::{Status, TimingsMs};
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Separates the parts of a form; long enough that no image holds it.
 const BOUNDARY: &str = "imgcls-loadgen-7MA4YWxkTrZu0gWq4k3Vd9pXb2Lc8sJf";
+
+/// All but RFC 3986's unreserved characters, which may stand as they are in a path and in `filename*`.
+const NOT_UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Where and how every picture is posted.
 #[derive(Debug, Clone)]
@@ -116,7 +119,7 @@ impl Dialect {
         }
         let path = match (location, text.id) {
             (Some(location), _) if location.starts_with('/') => location.to_owned(),
-            (_, Some(id)) => format!("/v1/jobs/{}", percent_encoded(&id)),
+            (_, Some(id)) => format!("/v1/jobs/{}", utf8_percent_encode(&id, NOT_UNRESERVED)),
             _ => return None,
         };
         let separator = if path.contains('?') { '&' } else { '?' };
@@ -223,20 +226,8 @@ fn read_label(body: &[u8]) -> Result<Answer<'_>, Failure> {
 
 /// RFC 6266 with RFC 8187's encoding: any name fits in a header.
 fn attachment(name: &str) -> HeaderValue {
-    let value = format!("attachment; filename*=UTF-8''{}", percent_encoded(name));
+    let value = format!("attachment; filename*=UTF-8''{}", utf8_percent_encode(name, NOT_UNRESERVED));
     HeaderValue::from_str(&value).expect("percent-encoded text is ASCII; this is a bug")
-}
-
-fn percent_encoded(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            write!(encoded, "%{byte:02X}").expect("a String takes everything; this is a bug");
-        }
-    }
-    encoded
 }
 
 /// What stands before and after the image in a form, the name written as browsers write it.
@@ -264,7 +255,7 @@ mod tests {
     use super::*;
 
     fn dialect(api: Api, url: &str) -> Dialect {
-        Dialect::new(api, &url.parse().expect("a URL"), Duration::from_secs(600)).expect("a dialect")
+        Dialect::new(api, &url.parse().expect("a URL"), Duration::from_mins(10)).expect("a dialect")
     }
 
     fn picture(name: &str) -> Picture {
