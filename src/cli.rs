@@ -234,21 +234,30 @@ pub struct WorkersArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Exit codes: 0 all requests were answered and all thresholds hold; 99 a threshold was missed, \
+    whatever else happened; 1 a request failed, or the run could not start or was interrupted; 2 usage.\n\
+    Latency is that of good answers, counted from the intended start. A threshold is METRIC OPERATOR VALUE; metrics: \
+    p50 p90 p99 p99.9 (any percentile) min mean max, with a unit; accuracy top5, as 0.8 or 80%; failed ok; rate, in \
+    images/s. Operators: < <= > >= ==")]
 pub struct LoadgenArgs {
     /// How many requests to send
-    #[arg(long, alias = "num_request", env = "IMGCLS_NUM_REQUEST", default_value_t = 100)]
+    #[arg(long, alias = "num_request", env = "IMGCLS_NUM_REQUEST", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     pub num_request: u64,
-    /// Where to send them
-    #[arg(long, env = "IMGCLS_URL", default_value = "http://127.0.0.1:8080/")]
-    pub url: String,
+    /// Where to send them; a path other than / is posted to as it is
+    #[arg(long, env = "IMGCLS_URL", default_value = "http://127.0.0.1:8080/", value_parser = |text: &str| text.parse::<loadgen::BaseUrl>())]
+    pub url: loadgen::BaseUrl,
+    /// What the target speaks: POST /v1/classify with JSON answers, or the form and plain-text label of the system that
+    /// imgcls replaces
+    #[arg(long, env = "IMGCLS_API", default_value = "v1")]
+    pub api: ApiArg,
     /// Folder of image files, sent in sorted order and again in turn [default: pictures carried in the binary]
     #[arg(long, alias = "image_folder", env = "IMGCLS_IMAGE_FOLDER")]
     pub image_folder: Option<PathBuf>,
-    /// Requests in flight at most
+    /// Requests in flight at most, each on a connection of its own that is kept
     #[arg(long, short = 'c', env = "IMGCLS_CONCURRENCY", default_value_t = 100, value_parser = positive)]
     pub concurrency: usize,
     /// Open loop: requests a second, sent on time whether answers come or not; latency counts from the intended start
-    #[arg(long, env = "IMGCLS_RATE")]
+    #[arg(long, env = "IMGCLS_RATE", value_parser = rate)]
     pub rate: Option<f64>,
     /// Open loop: how the starts are spread
     #[arg(long, env = "IMGCLS_ARRIVALS", default_value = "poisson")]
@@ -259,21 +268,30 @@ pub struct LoadgenArgs {
     /// CSV with columns `file` and `class_index` or `label`: the answers are held against it (top-1 and top-5)
     #[arg(long, env = "IMGCLS_EXPECT")]
     pub expect: Option<PathBuf>,
-    /// Fail with exit code 99 unless it holds: 'p99<500ms', 'accuracy>=0.8', 'failed==0'; may be given again
-    #[arg(long = "threshold", env = "IMGCLS_THRESHOLD", value_delimiter = ',')]
-    pub thresholds: Vec<String>,
-    /// How long one request may take
+    /// Exit with 99 unless it holds: 'p99<500ms', 'accuracy>=0.8', 'failed==0', 'rate>=100'; may be given again
+    #[arg(long = "threshold", env = "IMGCLS_THRESHOLD", value_delimiter = ',', value_parser = |text: &str| text.parse::<loadgen::Threshold>())]
+    pub thresholds: Vec<loadgen::Threshold>,
+    /// How long one request may take, until its job has ended
     #[arg(long, env = "IMGCLS_TIMEOUT", default_value = "600s", value_parser = config::duration)]
     pub timeout: Duration,
     /// Print the report as JSON on standard output
     #[arg(long, env = "IMGCLS_JSON")]
     pub json: bool,
+    /// Print each image and its label as they come, as the original's generator does
+    #[arg(long, short = 'v', env = "IMGCLS_VERBOSE")]
+    pub verbose: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ArrivalsArg {
     Constant,
     Poisson,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ApiArg {
+    V1,
+    Original,
 }
 
 #[derive(Debug, Args)]
@@ -470,6 +488,10 @@ impl LoadgenArgs {
     pub fn config(&self) -> loadgen::Config {
         loadgen::Config {
             url: self.url.clone(),
+            api: match self.api {
+                ApiArg::V1 => loadgen::Api::V1,
+                ApiArg::Original => loadgen::Api::Original,
+            },
             num_request: self.num_request,
             concurrency: self.concurrency,
             image_folder: self.image_folder.clone(),
@@ -483,6 +505,7 @@ impl LoadgenArgs {
             thresholds: self.thresholds.clone(),
             timeout: self.timeout,
             json: self.json,
+            verbose: self.verbose,
         }
     }
 }
@@ -503,6 +526,14 @@ fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("a whole number of at least 1".to_owned()),
         Ok(number) => Ok(number),
+    }
+}
+
+/// Requests a second; beyond a million one generator cannot keep its times.
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate > 0.0 && rate <= 1e6 => Ok(rate),
+        _ => Err("requests a second, above 0 and at most 1000000".to_owned()),
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser as _;
 use imgcls::cli::{Cli, Command};
-use imgcls::{classify, shutdown, telemetry, up, web, worker};
+use imgcls::{classify, loadgen, shutdown, telemetry, up, web, worker};
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
@@ -56,7 +56,12 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             let all_classified = classify::run(&args.config())?;
             Ok(if all_classified { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        Command::Loadgen(_) => anyhow::bail!("being built"),
+        Command::Loadgen(args) => {
+            let config = args.config();
+            let outcome = many_threads()?
+                .block_on(async { loadgen::run(config, shutdown::on_signals()?).await })?;
+            Ok(outcome.exit_code().into())
+        }
     }
 }
 

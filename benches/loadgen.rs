@@ -1,0 +1,136 @@
+//! How many requests a second one core of the load generator makes, against a server that does nothing.
+//!
+//! `cargo bench --bench loadgen`; with `wrk` on the PATH it is measured too, with the same body and connections. What
+//! counts is requests by CPU second of the client (user and system), since the server takes the rest of the machine.
+
+use std::convert::Infallible;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+
+const NUM_REQUEST: u64 = 200_000;
+const CONNECTIONS: &str = "100";
+const WRK_SECONDS: &str = "5";
+/// As large as the original's sample images are.
+const SMALL_IMAGE_BYTES: usize = 2_000;
+/// Linux counts CPU time in hundredths of a second in /proc.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+const ANSWER: &str = r#"{"v":1,"id":"01970000-0000-7000-8000-000000000000","filename":"small.jpg","status":"succeeded","predictions":[{"class_index":281,"label":"tabby, tabby cat","score":0.61},{"class_index":282,"label":"tiger cat","score":0.21},{"class_index":285,"label":"Egyptian cat","score":0.11},{"class_index":287,"label":"lynx, catamount","score":0.02},{"class_index":283,"label":"Persian cat","score":0.01}],"model":{"name":"null","version":"1","digest":"sha256:0"},"timings_ms":{"queued":0.1,"fetched":0.1,"decoded":0.1,"inferred":0.1,"total":0.4},"attempt":1,"worker":"null"}"#;
+
+fn main() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut image = b"\xff\xd8\xff\xe0".to_vec();
+    image.resize(SMALL_IMAGE_BYTES, b'x');
+    let small = folder.path().join("small.jpg");
+    std::fs::write(&small, image).expect("written");
+    let server = null_server();
+
+    loadgen("closed loop, 2 KB images", server, &["--image-folder", &folder.path().display().to_string()]);
+    loadgen("closed loop, carried pictures (29 KB)", server, &[]);
+    let open_loop =
+        ["--image-folder", &folder.path().display().to_string(), "--rate", "5000", "--num-request", "25000"];
+    loadgen("open loop, 2 KB images, 5,000/s", server, &open_loop);
+    wrk(server, folder.path(), &small);
+}
+
+fn loadgen(what: &str, server: SocketAddr, more: &[&str]) {
+    let num_request = NUM_REQUEST.to_string();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_imgcls"));
+    command.args(["loadgen", "--json", "--concurrency", CONNECTIONS, "--url", &format!("http://{server}/")]);
+    if !more.contains(&"--num-request") {
+        command.args(["--num-request", &num_request]);
+    }
+    let (output, cpu, wall) = measured(command.args(more));
+    let report: serde_json::Value = serde_json::from_str(&output).expect("a report");
+    let ok = report["requests"]["ok"].as_f64().expect("a number");
+    assert_eq!(report["requests"]["failed"], 0, "{output}");
+    line(what, ok, cpu, wall);
+    println!(
+        "    latency p50 {} ms, p99 {} ms, max {} ms; longest lag {} ms",
+        report["latency_ms"]["p50"],
+        report["latency_ms"]["p99"],
+        report["latency_ms"]["max"],
+        report["generator"]["longest_lag_ms"]
+    );
+}
+
+fn wrk(server: SocketAddr, folder: &Path, image: &Path) {
+    let script = folder.join("post.lua");
+    let lua = format!(
+        "local f = io.open('{}', 'rb')\nwrk.body = f:read('*a')\nf:close()\nwrk.method = 'POST'\n\
+         wrk.headers['Content-Type'] = 'image/jpeg'\n",
+        image.display()
+    );
+    std::fs::File::create(&script).and_then(|mut file| file.write_all(lua.as_bytes())).expect("written");
+    if Command::new("wrk").arg("-v").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+        println!("wrk is not on the PATH: not compared");
+        return;
+    }
+    let mut command = Command::new("wrk");
+    command.args(["-t1", "-c", CONNECTIONS, "-d", &format!("{WRK_SECONDS}s"), "-s"]);
+    let (output, cpu, wall) = measured(command.arg(&script).arg(format!("http://{server}/v1/classify?wait=30")));
+    let requests = output.lines().find_map(|line| line.trim().split_once(" requests in "));
+    let requests: f64 = requests.expect("wrk says how many requests it made").0.parse().expect("a number");
+    line("wrk, one thread, 2 KB images, answers not read", requests, cpu, wall);
+}
+
+fn line(what: &str, requests: f64, cpu: Duration, wall: Duration) {
+    let (per_core, per_second) = (requests / cpu.as_secs_f64(), requests / wall.as_secs_f64());
+    println!("{what}: {per_core:.0} requests by CPU second, {per_second:.0} requests/s");
+}
+
+/// Standard output, CPU time and wall time of a command.
+fn measured(command: &mut Command) -> (String, Duration, Duration) {
+    let (cpu_before, began) = (children_cpu(), Instant::now());
+    let output = command.stderr(Stdio::inherit()).output().expect("it starts");
+    assert!(output.status.success(), "{:?}: {}", command, output.status);
+    let text = String::from_utf8(output.stdout).expect("text");
+    (text, children_cpu() - cpu_before, began.elapsed())
+}
+
+/// User and system time of the children that have ended: fields 16 and 17 of /proc/self/stat.
+fn children_cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux");
+    let after_name = stat.rsplit_once(')').expect("the name is in brackets").1;
+    let ticks: f64 =
+        after_name.split_whitespace().skip(13).take(2).map(|it| it.parse::<f64>().expect("a number")).sum();
+    Duration::from_secs_f64(ticks / TICKS_PER_SECOND)
+}
+
+/// Reads each request to its end and answers it, on a thread of its own.
+fn null_server() -> SocketAddr {
+    let (address, bound) = mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            address.send(listener.local_addr().expect("bound")).expect("somebody waits");
+            loop {
+                let (stream, _) = listener.accept().await.expect("a connection");
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)));
+            }
+        });
+    });
+    bound.recv().expect("the server starts")
+}
+
+async fn answer(mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    while let Some(Ok(_frame)) = request.body_mut().frame().await {}
+    let mut response = Response::new(Full::new(Bytes::from_static(ANSWER.as_bytes())));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}

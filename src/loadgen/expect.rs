@@ -1,0 +1,197 @@
+//! The answers that are expected, and whether an answer is one of them.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::{Context as _, bail, ensure};
+
+use super::dialect::Predicted;
+use super::failure::printable;
+
+/// What is expected of each picture, by its place among the pictures that are sent.
+#[derive(Debug, Default)]
+pub struct Expectations(Option<Vec<Option<Expected>>>);
+
+/// A class by its index, its label, or both; an index is preferred where the answer has one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Expected {
+    class_index: Option<u32>,
+    /// As it is shown.
+    label: Option<String>,
+    /// As it is compared.
+    folded: Option<String>,
+}
+
+#[derive(Debug)]
+pub enum Verdict {
+    /// No expectations were given.
+    NotAsked,
+    WithoutExpectation,
+    /// Held against the expectation; `wrong` is none where the first prediction is the expected one.
+    Judged {
+        top5: bool,
+        wrong: Option<Wrong>,
+    },
+}
+
+/// A first prediction that was not the expected one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wrong {
+    pub expected: String,
+    pub got: String,
+    pub score: Option<f32>,
+}
+
+impl Expectations {
+    /// Reads a CSV file with a header that has `file` and `class_index` or `label` (or both).
+    ///
+    /// # Errors
+    /// Where it cannot be read, lacks columns, contradicts itself, or knows none of the pictures.
+    pub fn read<'a>(path: &Path, names: impl Iterator<Item = &'a str>) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let by_name = parse(&text).with_context(|| format!("in {}", path.display()))?;
+        let expected: Vec<_> = names.map(|name| by_name.get(base_name(name)).cloned()).collect();
+        ensure!(
+            expected.iter().any(Option::is_some),
+            "{} names none of the pictures that are sent: its column `file` must hold their file names",
+            path.display()
+        );
+        Ok(Expectations(Some(expected)))
+    }
+
+    /// Whether answers without a class index cannot be judged: the column `label` is missing somewhere.
+    pub fn lack_labels(&self) -> bool {
+        self.0.iter().flatten().flatten().any(|expected| expected.label.is_none())
+    }
+
+    pub fn judge(&self, picture: usize, predictions: &[Predicted<'_>]) -> Verdict {
+        let Some(expected) = &self.0 else { return Verdict::NotAsked };
+        let Some(expected) = &expected[picture] else { return Verdict::WithoutExpectation };
+        let top1 = predictions.first().is_some_and(|best| expected.is(best));
+        Verdict::Judged {
+            top5: top1 || predictions.iter().take(5).any(|predicted| expected.is(predicted)),
+            wrong: (!top1).then(|| expected.missed(predictions.first())),
+        }
+    }
+}
+
+impl Expected {
+    fn is(&self, predicted: &Predicted<'_>) -> bool {
+        match (self.class_index, predicted.class_index, &self.folded) {
+            (Some(expected), Some(got), _) => expected == got,
+            (_, _, Some(expected)) => *expected == folded(&predicted.label),
+            _ => false,
+        }
+    }
+
+    fn missed(&self, best: Option<&Predicted<'_>>) -> Wrong {
+        let expected = match (&self.label, self.class_index) {
+            (Some(label), _) => printable(label),
+            (None, Some(class_index)) => format!("class {class_index}"),
+            (None, None) => String::new(),
+        };
+        let got = best.map_or_else(String::new, |best| match (&self.label, best.class_index) {
+            (None, Some(class_index)) => format!("class {class_index}, {}", printable(&best.label)),
+            _ => printable(&best.label),
+        });
+        Wrong { expected, got, score: best.and_then(|best| best.score) }
+    }
+}
+
+fn parse(text: &str) -> anyhow::Result<HashMap<String, Expected>> {
+    let text = text.trim_start_matches('\u{feff}');
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_reader(text.as_bytes());
+    let header = reader.headers()?.clone();
+    let column = |name: &str| header.iter().position(|column| column.eq_ignore_ascii_case(name));
+    let (file, class_index, label) = (column("file"), column("class_index"), column("label"));
+    let Some(file) = file.filter(|_| class_index.or(label).is_some()) else {
+        let found: Vec<_> = header.iter().map(printable).collect();
+        bail!("the header must have the columns `file` and `class_index` or `label`, it has `{}`", found.join("`, `"));
+    };
+    let mut by_name = HashMap::new();
+    for record in reader.records() {
+        let record = record?;
+        let line = record.position().map_or(0, csv::Position::line);
+        let field = |at: Option<usize>| at.and_then(|at| record.get(at)).filter(|text| !text.is_empty());
+        let name = base_name(field(Some(file)).with_context(|| format!("line {line}: no file"))?);
+        let class_index = field(class_index)
+            .map(|text| text.parse().with_context(|| format!("line {line}: {text:?} is not a class index")))
+            .transpose()?;
+        let label = field(label).map(str::to_owned);
+        ensure!(class_index.is_some() || label.is_some(), "line {line}: neither class_index nor label");
+        let expected = Expected { class_index, folded: label.as_deref().map(folded), label };
+        let before = by_name.insert(name.to_owned(), expected.clone());
+        ensure!(
+            before.is_none_or(|before| before == expected),
+            "line {line}: a second, different answer for {name:?}; files are matched by base name"
+        );
+    }
+    Ok(by_name)
+}
+
+/// CSV files come from every system: both separators end a folder.
+fn base_name(path: &str) -> &str {
+    path.rsplit(['/', '\\']).next().unwrap_or(path)
+}
+
+fn folded(label: &str) -> String {
+    label.trim().to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+
+    fn predicted(class_index: Option<u32>, label: &'static str) -> Predicted<'static> {
+        Predicted { class_index, label: Cow::Borrowed(label), score: Some(0.5) }
+    }
+
+    fn expectations(csv: &str, names: &[&str]) -> Expectations {
+        let by_name = parse(csv).expect("valid");
+        Expectations(Some(names.iter().map(|name| by_name.get(*name).cloned()).collect()))
+    }
+
+    #[test]
+    fn columns_in_any_order_quoted_fields_and_folders() {
+        let csv = "\u{feff}Label, file ,note\r\n\"tabby, tabby cat\",data/set/a.jpg,x\r\nTench,\"b\"\"1.jpg\",\r\n";
+        let expected = expectations(csv, &["a.jpg", "b\"1.jpg", "c.jpg"]);
+        let judged = |picture, label| match expected.judge(picture, &[predicted(Some(1), label)]) {
+            Verdict::Judged { wrong, .. } => Some(wrong.is_none()),
+            _ => None,
+        };
+        assert_eq!(judged(0, " Tabby, TABBY cat"), Some(true));
+        assert_eq!(judged(1, "tench"), Some(true));
+        assert_eq!(judged(1, "goldfish"), Some(false));
+        assert_eq!(judged(2, "tench"), None);
+    }
+
+    #[test]
+    fn an_index_decides_where_both_know_it_and_the_first_five_count() {
+        let expected = expectations("file,class_index,label\na.jpg,134,crane\n", &["a.jpg"]);
+        let judge = |predictions: &[Predicted<'_>]| match expected.judge(0, predictions) {
+            Verdict::Judged { top5, wrong } => (wrong, top5),
+            other => panic!("{other:?}"),
+        };
+        // Two ImageNet classes are called crane: the bird and the machine.
+        let (wrong, top5) = judge(&[predicted(Some(517), "crane"), predicted(Some(134), "crane")]);
+        assert!(top5);
+        let wrong = wrong.expect("the machine first");
+        assert_eq!((wrong.expected.as_str(), wrong.got.as_str(), wrong.score), ("crane", "crane", Some(0.5)));
+        assert!(judge(&[predicted(None, "Crane")]).0.is_none());
+        let mut sixth: Vec<_> = (0..5).map(|class_index| predicted(Some(class_index), "x")).collect();
+        sixth.push(predicted(Some(134), "crane"));
+        assert!(!judge(&sixth).1);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_is_said_with_its_line() {
+        let wrong = |csv: &str| format!("{:#}", parse(csv).expect_err(csv));
+        assert!(wrong("name,label\n").contains("it has `name`, `label`"));
+        assert!(wrong("file,label\na.jpg,x\na.jpg,y\n").contains("line 3: a second"));
+        assert!(wrong("file,class_index\na.jpg,many\n").contains("line 2: \"many\""));
+        assert!(wrong("file,label\na.jpg\n").contains("line 2: neither"));
+        assert!(parse("file,label\nx/a.jpg,x\na.jpg,x\n").is_ok());
+    }
+}

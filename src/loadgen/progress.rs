@@ -1,0 +1,77 @@
+//! What is seen while the load runs: a bar on a terminal; with `--verbose` the original's two lines an image.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::dialect::Answer;
+use super::driver::{Load, Observer};
+use super::failure::{Failure, printable};
+
+const REDRAW: Duration = Duration::from_millis(100);
+
+/// Says nothing per image.
+pub struct Silent;
+
+/// Says what the original says per image.
+pub struct Verbose {
+    /// Standard output belongs to the report.
+    pub to_stderr: bool,
+}
+
+impl Observer for Silent {
+    fn answered(&self, _name: &str, _answer: &Answer<'_>) {}
+    fn failed(&self, _name: &str, _failure: &Failure) {}
+}
+
+impl Observer for Verbose {
+    fn answered(&self, name: &str, answer: &Answer<'_>) {
+        let label = answer.predictions.first().map_or("", |best| &best.label);
+        self.say(&format!("{} uploaded!\nClassification result: {}\n", printable(name), printable(label)));
+    }
+
+    fn failed(&self, name: &str, failure: &Failure) {
+        self.say(&format!("{} failed: {failure}\n", printable(name)));
+    }
+}
+
+impl Verbose {
+    /// In one write, so that lines of two images do not mix. Nobody is left to tell where it fails.
+    fn say(&self, lines: &str) {
+        let _ = if self.to_stderr {
+            io::stderr().write_all(lines.as_bytes())
+        } else {
+            io::stdout().write_all(lines.as_bytes())
+        };
+    }
+}
+
+/// Draws a bar while `work` runs, where somebody watches.
+pub async fn watched<T>(load: &Arc<Load>, num_request: u64, verbose: bool, work: impl Future<Output = T>) -> T {
+    if verbose || !io::stderr().is_terminal() {
+        return work.await;
+    }
+    let bar = ProgressBar::with_draw_target(Some(num_request), ProgressDrawTarget::stderr());
+    let template = "{bar:30} {pos}/{len}  {per_sec}  {msg}  {eta} left";
+    bar.set_style(ProgressStyle::with_template(template).expect("a constant template; this is a bug"));
+    let redraw = async {
+        let mut tick = tokio::time::interval(REDRAW);
+        loop {
+            tick.tick().await;
+            let (done, failed) = {
+                let measurement = load.measurement();
+                (measurement.ok() + measurement.failures(), measurement.failures())
+            };
+            bar.set_message(format!("{failed} failed"));
+            bar.set_position(done);
+        }
+    };
+    let done = tokio::select! {
+        done = work => done,
+        () = redraw => unreachable!("the redraw has no end; this is a bug"),
+    };
+    bar.finish_and_clear();
+    done
+}

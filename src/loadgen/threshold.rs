@@ -1,0 +1,170 @@
+//! What must hold for a run to pass: `p99<500ms`, `accuracy>=0.8`, `failed==0`, `rate>=100`.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::str::FromStr;
+
+use crate::config;
+
+/// One condition, parsed before anything is sent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Threshold {
+    /// As it was given.
+    text: String,
+    pub metric: Metric,
+    operator: Operator,
+    limit: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Metric {
+    /// Milliseconds.
+    Latency(LatencyMetric),
+    /// Share of judged answers, 0..=1.
+    Accuracy,
+    Top5,
+    /// Requests.
+    Failed,
+    Ok,
+    /// Images a second.
+    Rate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum LatencyMetric {
+    Min,
+    Mean,
+    Max,
+    /// 0..=1.
+    Quantile(f64),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Operator {
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+    Equal,
+}
+
+impl Metric {
+    /// Whether it says how many answers were right, which only `--expect` can tell.
+    pub fn needs_expectations(self) -> bool {
+        matches!(self, Metric::Accuracy | Metric::Top5)
+    }
+}
+
+impl Threshold {
+    /// Whether the measured value meets it. What was not measured does not.
+    pub fn holds(&self, measured: Option<f64>) -> bool {
+        let Some(order) = measured.and_then(|measured| measured.partial_cmp(&self.limit)) else { return false };
+        match self.operator {
+            Operator::Less => order == Ordering::Less,
+            Operator::LessOrEqual => order != Ordering::Greater,
+            Operator::Greater => order == Ordering::Greater,
+            Operator::GreaterOrEqual => order != Ordering::Less,
+            Operator::Equal => order == Ordering::Equal,
+        }
+    }
+}
+
+impl FromStr for Threshold {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const OPERATORS: [(&str, Operator); 5] = [
+            ("<=", Operator::LessOrEqual),
+            (">=", Operator::GreaterOrEqual),
+            ("==", Operator::Equal),
+            ("<", Operator::Less),
+            (">", Operator::Greater),
+        ];
+        let parts = OPERATORS.into_iter().find_map(|(sign, operator)| Some((text.split_once(sign)?, operator)));
+        let ((metric, limit), operator) = parts.ok_or("a metric, one of < <= > >= ==, and a value: 'p99<500ms'")?;
+        let metric = parse_metric(metric.trim())?;
+        let limit = parse_limit(metric, limit.trim())?;
+        Ok(Threshold { text: text.trim().to_owned(), metric, operator, limit })
+    }
+}
+
+impl fmt::Display for Threshold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+fn parse_metric(name: &str) -> Result<Metric, String> {
+    let percentile = || name.strip_prefix('p')?.parse::<f64>().ok().filter(|it| (0.0..=100.0).contains(it));
+    Ok(match name {
+        "min" => Metric::Latency(LatencyMetric::Min),
+        "mean" => Metric::Latency(LatencyMetric::Mean),
+        "max" => Metric::Latency(LatencyMetric::Max),
+        "accuracy" | "top1" => Metric::Accuracy,
+        "top5" => Metric::Top5,
+        "failed" => Metric::Failed,
+        "ok" => Metric::Ok,
+        "rate" => Metric::Rate,
+        _ => match percentile() {
+            Some(percentile) => Metric::Latency(LatencyMetric::Quantile(percentile / 100.0)),
+            None => {
+                return Err(format!(
+                    "unknown metric {name:?}; there are p50, p90, p99, p99.9 (any percentile), min, mean, max, \
+                     accuracy, top5, failed, ok and rate"
+                ));
+            }
+        },
+    })
+}
+
+fn parse_limit(metric: Metric, text: &str) -> Result<f64, String> {
+    let number = |text: &str| text.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0);
+    match metric {
+        // A bare number would be seconds in every other flag and milliseconds in the reader's mind.
+        Metric::Latency(_) if number(text).is_some() => Err(format!("{text:?} lacks its unit: {text}ms or {text}s")),
+        Metric::Latency(_) => config::duration(text).map(|duration| duration.as_secs_f64() * 1e3),
+        Metric::Accuracy | Metric::Top5 => match text.strip_suffix('%') {
+            Some(percent) => number(percent).map(|percent| percent / 100.0),
+            None => number(text),
+        }
+        .filter(|share| *share <= 1.0)
+        .ok_or_else(|| format!("{text:?} is not a share such as 0.8 or 80%")),
+        Metric::Failed | Metric::Ok | Metric::Rate => {
+            number(text).ok_or_else(|| format!("{text:?} is not a number of at least 0"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holds(text: &str, measured: f64) -> bool {
+        text.parse::<Threshold>().expect(text).holds(Some(measured))
+    }
+
+    #[test]
+    fn each_operator_and_unit() {
+        assert!(holds("p99<500ms", 499.9) && !holds("p99<500ms", 500.0));
+        assert!(holds("p99.9 <= 1.5s", 1500.0) && !holds("p99.9<=1.5s", 1500.1));
+        assert!(holds("accuracy>=0.8", 0.8) && !holds("top1>=80%", 0.79));
+        assert!(holds("failed==0", 0.0) && !holds("failed==0", 1.0));
+        assert!(holds("rate>100", 100.5) && !holds("rate>100", 100.0));
+    }
+
+    #[test]
+    fn what_was_not_measured_does_not_pass() {
+        let threshold: Threshold = "p50<1s".parse().expect("valid");
+        assert!(!threshold.holds(None) && !threshold.holds(Some(f64::NAN)));
+        assert_eq!(threshold.to_string(), "p50<1s");
+    }
+
+    #[test]
+    fn nonsense_is_refused_before_anything_is_sent() {
+        for bad in
+            ["", "p99", "p99<", "p99<500", "p101<1s", "p<1s", "speed>1", "accuracy>=8", "failed==-1", "rate>NaN", "=1"]
+        {
+            assert!(bad.parse::<Threshold>().is_err(), "{bad}");
+        }
+    }
+}
