@@ -1,6 +1,7 @@
 //! `imgcls classify FILE…`: the model alone, no queue.
 
-use std::io::{ErrorKind, Write};
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -113,10 +114,10 @@ fn json_line(report: &Report) -> String {
 fn table(report: &Report) -> String {
     let mut text = format!("{}\n", report.file);
     if let Some(ErrorInfo { code, message }) = &report.error {
-        text += &format!("  {}: {message}\n", code.as_str());
+        let _ = writeln!(text, "  {}: {message}", code.as_str());
     }
     for Prediction { label, score, .. } in &report.predictions {
-        text += &format!("  {:5.1} %  {:<20}  {label}\n", score * 100.0, bar(*score, 20));
+        let _ = writeln!(text, "  {:5.1} %  {:<20}  {label}", score * 100.0, bar(*score, 20));
     }
     text
 }

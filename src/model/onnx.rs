@@ -18,7 +18,7 @@ use super::{ModelChoice, Tensor, find};
 
 /// A session, owned by one thread. Two sessions of one thread beat one session of two.
 pub struct Session {
-    session: ort::session::Session,
+    inner: ort::session::Session,
     input_name: String,
     classes: usize,
     output: Output,
@@ -36,7 +36,8 @@ impl Session {
     /// One line that says what is wrong, with which file, and what to do.
     pub fn open(package: &ModelPackage, choice: &ModelChoice) -> anyhow::Result<Session> {
         let begun = Instant::now();
-        let environment = environment(&find::runtime_library(choice)?)?;
+        let library = find::runtime_library(choice)?;
+        let environment = environment(&library)?;
         let threads = choice.intra_threads.unwrap_or(1).max(1);
         let options = Options { environment: &environment, threads, geometry: package.input().geometry };
         let (session, graph) = match &choice.cache_dir {
@@ -54,11 +55,11 @@ impl Session {
             fixed_batch,
             batch: Vec::new(),
             description: String::new(),
-            session,
+            inner: session,
         };
         let built = begun.elapsed();
         session.warm_up(package.input().geometry)?;
-        session.description = describe(threads, graph, built, begun.elapsed());
+        session.description = describe(threads, &runtime_version(&library), graph, built, begun.elapsed());
         Ok(session)
     }
 
@@ -95,12 +96,14 @@ impl Session {
             tensor.data.as_slice()
         } else {
             self.batch.clear();
-            part.iter().for_each(|tensor| self.batch.extend_from_slice(&tensor.data));
+            for tensor in part {
+                self.batch.extend_from_slice(&tensor.data);
+            }
             self.batch.resize(shape.iter().product(), 0.0);
             self.batch.as_slice()
         };
         let input = TensorRef::from_array_view((shape, data))?;
-        let outputs = self.session.run(ort::inputs![self.input_name.as_str() => input])?;
+        let outputs = self.inner.run(ort::inputs![self.input_name.as_str() => input])?;
         let (shape, scores) = outputs[0].try_extract_tensor::<f32>()?;
         ensure!(
             scores.len() == batch_size * self.classes,
@@ -134,7 +137,9 @@ fn softmax(scores: &[f32]) -> Vec<f32> {
     let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut exponentials: Vec<f32> = scores.iter().map(|score| (score - largest).exp()).collect();
     let sum: f32 = exponentials.iter().sum();
-    exponentials.iter_mut().for_each(|value| *value /= sum);
+    for value in &mut exponentials {
+        *value /= sum;
+    }
     exponentials
 }
 
@@ -307,7 +312,7 @@ fn check_shapes(session: &ort::session::Session, package: &ModelPackage) -> anyh
     let shape = float_shape(found_output)?;
     let classes = shape.last().copied().unwrap_or(0);
     ensure!(
-        shape.len() == 2 && accepts(classes, Some(package.classes() as i64)),
+        shape.len() == 2 && accepts(classes, i64::try_from(package.classes()).ok()),
         "the output is {shape:?}, not one score for each of the {} labels",
         package.classes()
     );
@@ -325,15 +330,22 @@ fn float_shape(outlet: &Outlet) -> anyhow::Result<Vec<i64>> {
     Ok(kind.tensor_shape().map(|shape| shape.to_vec()).unwrap_or_default())
 }
 
-fn describe(threads: usize, graph: &str, built: Duration, ready: Duration) -> String {
+fn describe(threads: usize, runtime: &str, graph: &str, built: Duration, ready: Duration) -> String {
     let plural = if threads == 1 { "" } else { "s" };
-    let version =
-        ort::info().split(&[',', ' ', '=']).find_map(|word| word.strip_prefix("rel-")).unwrap_or("of unknown version");
     format!(
-        "CPUExecutionProvider, {threads} thread{plural}, ONNX Runtime {version}, {graph} ({} ms, warm after {} ms)",
+        "CPUExecutionProvider, {threads} thread{plural}, ONNX Runtime {runtime}, {graph} ({} ms, warm after {} ms)",
         built.as_millis(),
         ready.as_millis()
     )
+}
+
+/// The library tells its version only to unsafe code; its name ends with it, and else there is the build it names.
+fn runtime_version(library: &Path) -> String {
+    let name = library.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    match name.split_once(".so.") {
+        Some((_, version)) => version.to_owned(),
+        None => ort::info().trim_start_matches("ORT Build Info: ").to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -22,21 +22,21 @@ pub fn tensor(pixels: &Pixels, input: &Input) -> Tensor {
             let Pixels { data, width, height, channels, orientation } = pixels;
             normalise(data, *width, *height, *channels, *orientation, &input.normalised)
         }
-        Geometry::ShortSide { short_side, crop } => SCRATCH.with_borrow_mut(|(resizer, resized)| {
+        Geometry::ShortSide { short_side, crop } => SCRATCH.with_borrow_mut(|(resizer, small)| {
             let side = crop as usize;
-            resized.resize(side * side * pixels.channels, 0);
-            resize_crop(resizer, pixels, short_side, crop, resized);
-            normalise(resized, side, side, pixels.channels, pixels.orientation, &input.normalised)
+            small.resize(side * side * pixels.channels, 0);
+            resize_crop(resizer, pixels, short_side, crop, small);
+            normalise(small, side, side, pixels.channels, pixels.orientation, &input.normalised)
         }),
     }
 }
 
 /// The crop, still as the picture is stored.
-fn resize_crop(resizer: &mut Resizer, pixels: &Pixels, short_side: u32, crop: u32, resized: &mut [u8]) {
+fn resize_crop(resizer: &mut Resizer, pixels: &Pixels, short_side: u32, crop: u32, small: &mut [u8]) {
     let pixel_type = if pixels.channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
     let source = ImageRef::new(pixels.width as u32, pixels.height as u32, &pixels.data, pixel_type)
         .expect("a decoder returns width × height × channels bytes; this is a bug");
-    let mut target = Image::from_slice_u8(crop, crop, resized, pixel_type)
+    let mut target = Image::from_slice_u8(crop, crop, small, pixel_type)
         .expect("the caller made room for crop × crop × channels bytes; this is a bug");
     let window = Window::of_crop(pixels, short_side, crop);
     let options = ResizeOptions::new()
