@@ -58,8 +58,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         }
         Command::Loadgen(args) => {
             let config = args.config();
-            let outcome = many_threads()?
-                .block_on(async { loadgen::run(config, shutdown::on_signals()?).await })?;
+            let outcome = many_threads()?.block_on(async { loadgen::run(config, shutdown::on_signals()?).await })?;
             Ok(outcome.exit_code().into())
         }
     }

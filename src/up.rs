@@ -53,8 +53,11 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
     let pool = Pool::new(command, DRAIN_TIMEOUT, ready);
 
     let (stop_web, stop_workers) = (shutdown.child_token(), CancellationToken::new());
+    let wants_worker = config.autoscale.bounds.min() > 0;
+    // A fleet that may be empty starts its first worker when an image comes: it is ready without one.
+    let awaited = wants_worker.then(|| workers_ready.clone());
     let web = async {
-        let ended = web::run(listener, config.web, Some(workers_ready.clone()), stop_web.clone()).await;
+        let ended = web::run(listener, config.web, awaited, stop_web.clone()).await;
         stop_workers.cancel();
         ended
     };
@@ -63,7 +66,6 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
         stop_web.cancel();
         ended
     };
-    let wants_worker = config.autoscale.bounds.min() > 0;
     let (web, workers, ()) = tokio::join!(web, workers, announce(address, wants_worker, workers_ready.clone()));
     workers.and(web)
 }

@@ -36,9 +36,9 @@ use crate::queue::{self, ServiceQueues};
 use crate::store;
 
 /// How long a drain lets callers wait for their answers; then they are told where to ask.
-const WAIT_AT_DRAIN: Duration = Duration::from_secs(5);
+const WAIT_AT_DRAIN: Duration = Duration::from_secs(3);
 /// And then, how long connections may take to carry that away.
-const CUT_OFF_AFTER: Duration = Duration::from_secs(2);
+const CUT_OFF_AFTER: Duration = Duration::from_secs(1);
 /// A message is never kept by the queue to the very end of its retention.
 const RETENTION_MARGIN: Duration = Duration::from_secs(60);
 

@@ -82,7 +82,7 @@ pub fn triage(body: &str, attempt: u32, now: Timestamp, rules: &Rules) -> Triage
     match Incoming::parse(body) {
         Incoming::Job(request) if attempt > 1 => Triage::LookUp(request),
         Incoming::Job(request) => settle(request, body, attempt, None, now, rules),
-        Incoming::Seed(request) => triage_seed(&request, body, attempt, now, rules),
+        Incoming::Seed(request) => triage_seed(&request, body, attempt, rules),
         Incoming::UnknownVersion { v } if attempt > rules.max_receive_count => {
             let reason = format!("no worker knows wire version {v}");
             Triage::End(dead_letter(None, body, reason, attempt))
@@ -126,7 +126,7 @@ pub fn settle(
     Triage::Classify(Work { origin: Origin::Ours(request), payload, top_k, attempt, timings_ms })
 }
 
-fn triage_seed(request: &SeedRequest, body: &str, attempt: u32, now: Timestamp, rules: &Rules) -> Triage {
+fn triage_seed(request: &SeedRequest, body: &str, attempt: u32, rules: &Rules) -> Triage {
     let name = protocol::seed_safe_name(&request.filename);
     let refuse = |reason: String| Triage::End(seed_dead_letter(name.clone(), body, reason, attempt));
     if attempt > rules.max_receive_count {

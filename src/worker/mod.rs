@@ -20,7 +20,7 @@ mod patience;
 mod prepare;
 mod publish;
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,8 +42,9 @@ use crate::model::{ModelChoice, ModelPackage};
 use crate::queue::{self, ServiceQueues};
 use crate::store;
 
-/// How long a drain may take before what is left is handed back. With the hand-back a worker is gone in 10 s.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(8);
+/// How long a drain may take before what is left is handed back. `up` drains its web tier (4 s) and then its workers,
+/// all within the 10 s that supervisors commonly allow.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 const HAND_BACK_PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone)]
@@ -163,7 +164,8 @@ async fn work(
         "ready"
     );
     if config.drain_on_stdin_close {
-        println!("ready");
+        // A parent that died meanwhile reads nothing; then standard input closes too.
+        let _ = writeln!(std::io::stdout(), "ready");
     }
     readiness.send_replace(Readiness::Ready);
 

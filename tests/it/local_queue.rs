@@ -151,7 +151,8 @@ async fn many_waiting_receives_share_a_batch() {
     let batch: Vec<_> = (0..MAX_BATCH).map(|index| Outgoing::new(index.to_string())).collect();
     let (received, sent) = tokio::join!(futures::future::join_all(waiting), sender.send(&batch));
     assert!(sent.unwrap().iter().all(Result::is_ok));
-    let bodies: BTreeSet<String> = received.into_iter().flat_map(Result::unwrap).map(|delivery| delivery.body).collect();
+    let bodies: BTreeSet<String> =
+        received.into_iter().flat_map(Result::unwrap).map(|delivery| delivery.body).collect();
     assert_eq!(bodies.len(), MAX_BATCH);
     assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
 }
@@ -229,7 +230,8 @@ async fn what_is_no_receipt_does_nothing() {
     let other = queues.create("other", &QueueAttributes::default()).await.unwrap();
     send(&*queue, "safe").await;
     let delivery = queue.receive(options(Duration::ZERO)).await.unwrap().remove(0);
-    let nonsense = ["", "1", "1-", "-1", "1-1-1", "' OR 1=1 --", "99999999999999999999-1"].map(|text| Receipt(text.into()));
+    let nonsense =
+        ["", "1", "1-", "-1", "1-1-1", "' OR 1=1 --", "99999999999999999999-1"].map(|text| Receipt(text.into()));
     queue.ack(&nonsense).await.unwrap();
     other.ack(std::slice::from_ref(&delivery.receipt)).await.unwrap();
     assert_eq!(queue.depth().await.unwrap().in_flight, 1);
@@ -310,8 +312,7 @@ fn a_file_that_cannot_be_used_is_refused_with_what_to_do() {
 async fn processes_that_start_together_all_open_the_new_file() {
     let directory = tempfile::tempdir().unwrap();
     let data_dir = directory.path().join("made/by/the/first");
-    let workers: Vec<Worker> =
-        (0..6).map(|_| Worker::start("local_queue::worker_opens", &data_dir)).collect();
+    let workers: Vec<Worker> = (0..6).map(|_| Worker::start("local_queue::worker_opens", &data_dir)).collect();
     for mut worker in workers {
         worker.expect_line("opened");
         worker.expect_success();
