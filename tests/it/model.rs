@@ -58,13 +58,12 @@ fn code(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Option<ErrorCo
 /// One step of the 8 bits that the tensor was made from: (x - 127) / 128.
 const STEP: f64 = 1.0 / 128.0;
 
-/// How far a value of the tensor may be from the reference's, by what the formats leave open. Lossless: the two round
-/// after the other pass (vertical first here, horizontal first there), a step each. Lossy: also the inverse DCT and the
-/// upsampling of the chroma, which no standard fixes to the bit. Where chroma is stored at half the size, the
-/// reference's decoder blends neighbouring samples differently at strong edges.
+/// How far the squares' averages may be from the reference's: the largest and the average difference. The two round
+/// after the other pass (vertical first here, horizontal first there), which averages out over a square. A JPEG adds the
+/// upsampling of its chroma, which no standard fixes: the reference's decoder blends neighbours, ours in another way.
+/// Both limits are about twice what was measured; a wrong offset, orientation or filter is past them many times over.
 fn tolerance(file: &str) -> (f64, f64) {
-    let lossy = [".jpg", ".webp"].iter().any(|extension| file.ends_with(extension)) && !file.contains("lossless");
-    if lossy { (12.0 * STEP, 1.5 * STEP) } else { (2.0 * STEP, 0.3 * STEP) }
+    if file.ends_with(".jpg") { (2.0 * STEP, 0.7 * STEP) } else { (0.4 * STEP, 0.06 * STEP) }
 }
 
 #[test]
@@ -122,7 +121,9 @@ const TIE: f64 = 0.12;
 #[test]
 fn the_best_class_is_the_reference_s_best_for_every_variant() {
     let goldens: Goldens = json("tests/golden/preprocess.json");
-    for variant in ["int8", "fp16"] {
+    // Without 8-bit dot products int8 may saturate: it is not what such a CPU runs.
+    let int8 = package().summary().contains("variant int8").then_some("int8");
+    for variant in int8.into_iter().chain(["fp16"]) {
         let choice = ModelChoice { variant: Some(variant.to_owned()), ..ModelChoice::default() };
         let package = ModelPackage::load(&choice).unwrap();
         let mut session = Session::open(&package, &choice).unwrap();
