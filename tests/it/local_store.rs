@@ -10,7 +10,7 @@ use imgcls::store::{DirStore, ObjectStore as _, Put, PutOptions, StoreError};
 use rand::Rng as _;
 use sha2::{Digest as _, Sha256};
 
-use crate::workers::{self, Worker, say};
+use crate::children::{self, Worker, say};
 
 const BUCKET: &str = "bucket";
 const RACES: usize = 50;
@@ -37,10 +37,10 @@ fn of_racing_processes_exactly_one_creates() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn worker_races() {
-    let Some(data_dir) = workers::data_dir() else { return };
+    let Some(data_dir) = children::data_dir() else { return };
     let store = open(&data_dir);
     say("ready");
-    workers::wait_for_go();
+    children::wait_for_go();
     for race in 0..RACES {
         let key = format!("results/{race}");
         if store.put(&key, Bytes::from(std::process::id().to_string()), ONCE).await.unwrap() == Put::Created {
@@ -74,7 +74,7 @@ fn a_killed_process_leaves_whole_objects_and_all_that_were_acknowledged() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn worker_puts_until_killed() {
-    let Some(data_dir) = workers::data_dir() else { return };
+    let Some(data_dir) = children::data_dir() else { return };
     let store = Arc::new(open(&data_dir));
     let lanes = (0..4_u8).map(|lane| {
         let store = Arc::clone(&store);

@@ -2,6 +2,7 @@
 
 mod harness;
 
+mod children;
 mod cli;
 mod floors;
 mod local_queue;

@@ -100,7 +100,8 @@ async fn an_empty_queue_answers_after_the_wait(queues: &dyn Queues) {
 
 async fn a_waiting_receive_gets_what_is_sent(queues: &dyn Queues) {
     let scratch = Scratch::new(queues, "waiting", QueueAttributes::default()).await;
-    let (delivery, ()) = tokio::join!(scratch.receive_one(LONG), scratch.send(&[Outgoing::new("late")]));
+    let message = [Outgoing::new("late")];
+    let (delivery, ()) = tokio::join!(scratch.receive_one(LONG), scratch.send(&message));
     assert_eq!(delivery.body, "late");
     scratch.remove().await;
 }
@@ -258,7 +259,7 @@ async fn receivers_share_without_doubles(queues: &dyn Queues) {
 }
 
 async fn queues_are_made_found_listed_and_removed(queues: &dyn Queues) {
-    let prefix = format!("list-{}", Uuid::new_v4().simple());
+    let prefix = format!("list-{}", Uuid::now_v7().simple());
     let name = |suffix: &str| format!("{prefix}-{suffix}");
     for suffix in ["b", "a", "a"] {
         assert_eq!(queues.create(&name(suffix), &QueueAttributes::default()).await.unwrap().name(), name(suffix));
@@ -335,7 +336,7 @@ struct Scratch<'a> {
 
 impl<'a> Scratch<'a> {
     async fn new(queues: &'a dyn Queues, label: &str, attributes: QueueAttributes) -> Scratch<'a> {
-        let name = format!("{label}-{}", Uuid::new_v4().simple());
+        let name = format!("{label}-{}", Uuid::now_v7().simple());
         Scratch { queues, queue: queues.create(&name, &attributes).await.unwrap() }
     }
 

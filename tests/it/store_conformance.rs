@@ -50,7 +50,7 @@ async fn another_handle_sees_it(one: &dyn ObjectStore, other: &dyn ObjectStore) 
 }
 
 async fn a_missing_object_is_none(store: &dyn ObjectStore) {
-    for key in [new_key("images"), new_key("no/such/prefix"), Uuid::new_v4().to_string()] {
+    for key in [new_key("images"), new_key("no/such/prefix"), Uuid::now_v7().to_string()] {
         assert_eq!(store.get(&key, MANY).await.unwrap(), None);
         assert_eq!(store.head(&key).await.unwrap(), None);
         store.delete(&key).await.unwrap();
@@ -116,7 +116,7 @@ async fn head_tells_size_and_time(store: &dyn ObjectStore) {
 }
 
 async fn odd_keys_are_keys(store: &dyn ObjectStore) {
-    let unique = Uuid::new_v4();
+    let unique = Uuid::now_v7();
     for name in ["test 0.JPEG", "ünï-漢字", "a\\b", "..a", "a..b", "#?%&+", "-rf", ".hidden"] {
         let key = format!("odd/{unique}{name}");
         let _ = store.put(&key, Bytes::from(key.clone()), PLAIN).await.unwrap();
@@ -127,5 +127,5 @@ async fn odd_keys_are_keys(store: &dyn ObjectStore) {
 }
 
 fn new_key(prefix: &str) -> String {
-    format!("{prefix}/{}", Uuid::new_v4())
+    format!("{prefix}/{}", Uuid::now_v7())
 }
