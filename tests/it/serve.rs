@@ -219,7 +219,7 @@ fn a_drain_answers_those_who_wait_and_a_worker_finishes_what_it_holds() {
     let image = picture("rocket.jpg");
     let address = service.address;
     let waiting = thread::spawn(move || request(address, "POST", "/v1/classify?wait=600", &[], &image).unwrap());
-    until("the job", || std::fs::read_dir(service.data_dir().join("input/images")).ok()?.next());
+    until("the job", || std::fs::read_dir(service.data_dir().join("input/images")).ok()?.next().map(drop));
     let asked = Instant::now();
     service.web.signal("TERM");
     let answer = waiting.join().unwrap();
