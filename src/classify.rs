@@ -1,8 +1,17 @@
 //! `imgcls classify FILE…`: the model alone, no queue.
 
-use std::path::PathBuf;
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
 
 use crate::config::Limits;
+use crate::model::{self, ModelPackage, Session};
+use crate::protocol::{ErrorCode, ErrorInfo, ModelRef, Prediction};
+
+pub use crate::model::ModelChoice;
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -13,4 +22,140 @@ pub struct Config {
     pub json: bool,
 }
 
-pub use crate::model::ModelChoice;
+/// Classifies each file and prints what was found; true where every file was classified.
+///
+/// # Errors
+/// Where there is no model to run, or standard output cannot be written (a reader that went away is no error).
+pub fn run(config: &Config) -> anyhow::Result<bool> {
+    let package = ModelPackage::load(&config.model)?;
+    let mut session = Session::open(&package, &config.model)?;
+    tracing::debug!(model = package.summary(), session = session.describe(), "model loaded");
+    let mut out = std::io::stdout().lock();
+    let mut all_classified = true;
+    for file in &config.files {
+        let report = report(file, &package, &mut session, config);
+        all_classified &= report.error.is_none();
+        let text = if config.json { json_line(&report) } else { table(&report) };
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => break,
+            written => written?,
+        }
+    }
+    Ok(all_classified)
+}
+
+/// One file's line of JSON; the table shows the same.
+#[derive(Serialize)]
+struct Report {
+    file: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    predictions: Vec<Prediction>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<ModelRef>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timings_ms: Option<Timings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorInfo>,
+}
+
+#[derive(Serialize)]
+struct Timings {
+    decoded: f64,
+    inferred: f64,
+    total: f64,
+}
+
+fn report(file: &Path, package: &ModelPackage, session: &mut Session, config: &Config) -> Report {
+    let name = file.display().to_string();
+    match classify(file, package, session, config) {
+        Ok((predictions, timings)) => {
+            Report { file: name, predictions, model: Some(package.model_ref()), timings_ms: Some(timings), error: None }
+        }
+        Err(error) => Report { file: name, predictions: Vec::new(), model: None, timings_ms: None, error: Some(error) },
+    }
+}
+
+fn classify(
+    file: &Path,
+    package: &ModelPackage,
+    session: &mut Session,
+    config: &Config,
+) -> Result<(Vec<Prediction>, Timings), ErrorInfo> {
+    let bytes = std::fs::read(file)
+        .map_err(|error| ErrorInfo { code: ErrorCode::InputMissing, message: format!("cannot be read: {error}") })?;
+    let begun = Instant::now();
+    let tensor = model::prepare(&bytes, package, &config.limits)
+        .map_err(|error| ErrorInfo { code: error.code, message: error.message })?;
+    let decoded = begun.elapsed();
+    let probabilities = session
+        .infer(&[&tensor])
+        .map_err(|error| ErrorInfo { code: ErrorCode::Internal, message: format!("{error:#}") })?
+        .pop()
+        .expect("one list a tensor; this is a bug");
+    let total = begun.elapsed();
+    let timings = Timings {
+        decoded: milliseconds(decoded),
+        inferred: milliseconds(total.saturating_sub(decoded)),
+        total: milliseconds(total),
+    };
+    Ok((model::top_k(package, &probabilities, config.top_k), timings))
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+fn json_line(report: &Report) -> String {
+    let mut line = serde_json::to_string(report).expect("strings and finite numbers; this is a bug");
+    line.push('\n');
+    line
+}
+
+fn table(report: &Report) -> String {
+    let mut text = format!("{}\n", report.file);
+    if let Some(ErrorInfo { code, message }) = &report.error {
+        let _ = writeln!(text, "  {}: {message}", code.as_str());
+    }
+    for Prediction { label, score, .. } in &report.predictions {
+        let _ = writeln!(text, "  {:5.1} %  {:<20}  {label}", score * 100.0, bar(*score, 20));
+    }
+    text
+}
+
+/// Filled to the score, in eighths of a column.
+fn bar(score: f32, columns: usize) -> String {
+    const PART: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+    let eighths = (score.clamp(0.0, 1.0) * columns as f32 * 8.0).round() as usize;
+    "█".repeat(eighths / 8) + PART[eighths % 8]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_is_as_long_as_the_score() {
+        assert_eq!(bar(0.0, 4), "");
+        assert_eq!(bar(1.0, 4), "████");
+        assert_eq!(bar(0.5, 4), "██");
+        assert_eq!(bar(0.28, 4), "█▏");
+        assert_eq!(bar(f32::NAN, 4), "");
+    }
+
+    #[test]
+    fn a_file_that_failed_says_why_in_both_forms() {
+        let error = ErrorInfo { code: ErrorCode::Undecodable, message: "the PNG is damaged".to_owned() };
+        let report = Report {
+            file: "a.png".to_owned(),
+            predictions: Vec::new(),
+            model: None,
+            timings_ms: None,
+            error: Some(error),
+        };
+        assert_eq!(table(&report), "a.png\n  undecodable: the PNG is damaged\n");
+        assert_eq!(
+            json_line(&report),
+            "{\"file\":\"a.png\",\"error\":{\"code\":\"undecodable\",\"message\":\"the PNG is damaged\"}}\n"
+        );
+    }
+}

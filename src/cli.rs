@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, Backend, BackendKind, Limits, Names};
 use crate::model::ModelChoice;
+use crate::scaling::{Bounds, Policy, StepPolicy};
 use crate::telemetry::LogFormat;
-use crate::{classify, loadgen, web, worker};
+use crate::{autoscale, classify, loadgen, up, web, worker};
 
 /// Elastic image classification through a queue: one binary, on one machine or on AWS.
 #[derive(Debug, Parser)]
@@ -140,6 +141,12 @@ pub struct HttpArgs {
     /// Bytes of uploads held in memory at a time; beyond it clients are told 503 and when to come again
     #[arg(long, env = "IMGCLS_MAX_BUFFERED_BYTES", default_value = "256MiB", value_parser = config::bytes)]
     pub max_buffered_bytes: u64,
+    /// How long a client may take for its headers, or idle between requests
+    #[arg(long, env = "IMGCLS_IDLE_TIMEOUT", default_value = "60s", value_parser = config::duration)]
+    pub idle_timeout: Duration,
+    /// Longest pause between two pieces of an upload
+    #[arg(long, env = "IMGCLS_BODY_TIMEOUT", default_value = "20s", value_parser = config::duration)]
+    pub body_timeout: Duration,
     /// Send images up to this size inside the message too, which saves the worker a read of the store
     #[arg(long, env = "IMGCLS_INLINE_BYTES", default_value = "0", value_parser = config::bytes)]
     pub inline_bytes: u64,
@@ -198,6 +205,32 @@ pub struct UpArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub batch: BatchArgs,
+    #[command(flatten)]
+    pub workers: WorkersArgs,
+}
+
+/// How many worker processes `up` runs: the original's two alarms, on this machine's time scale.
+#[derive(Debug, Args)]
+pub struct WorkersArgs {
+    /// Fewest worker processes; with 0 the first image waits until one has loaded the model
+    #[arg(long, env = "IMGCLS_MIN_WORKERS", default_value_t = 1)]
+    pub min_workers: u32,
+    /// Most worker processes [default: one a core]
+    #[arg(long, env = "IMGCLS_MAX_WORKERS")]
+    pub max_workers: Option<u32>,
+    /// More images waiting than this: one worker more
+    #[arg(long, env = "IMGCLS_SCALE_OUT_ABOVE", default_value_t = 25)]
+    pub scale_out_above: u64,
+    /// How often to look whether a worker is to be added, one at a time; the original's alarm looks once a minute,
+    /// but a process starts in less than a second
+    #[arg(long, env = "IMGCLS_SCALE_OUT_PERIOD", default_value = "1s", value_parser = config::duration)]
+    pub scale_out_period: Duration,
+    /// Fewer images waiting or in work than this: one worker less
+    #[arg(long, env = "IMGCLS_SCALE_IN_BELOW", default_value_t = 2)]
+    pub scale_in_below: u64,
+    /// How often to look whether a worker is to be ended, one at a time, and how long after the last was added
+    #[arg(long, env = "IMGCLS_SCALE_IN_PERIOD", default_value = "60s", value_parser = config::duration)]
+    pub scale_in_period: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -366,6 +399,8 @@ fn web_config(
         sync_timeout: http.sync_timeout,
         max_connections: http.max_connections,
         max_buffered_bytes: http.max_buffered_bytes,
+        idle_timeout: http.idle_timeout,
+        body_timeout: http.body_timeout,
         inline_bytes: usize::try_from(http.inline_bytes).unwrap_or(usize::MAX),
         max_receive_count: shared.max_receive_count,
         visibility_timeout: shared.visibility_timeout,
@@ -394,6 +429,59 @@ impl WorkerArgs {
             drain_on_stdin_close: self.drain_on_stdin_close,
         })
     }
+}
+
+impl UpArgs {
+    /// # Errors
+    /// A [`clap::Error`] where the flags contradict each other.
+    pub fn config(&self) -> anyhow::Result<up::Config> {
+        if self.shared.backend == Some(BackendArg::Aws) {
+            return Err(usage("up", "`up` always runs on this machine; on AWS it is `serve-web` and `worker`"));
+        }
+        // The workers must find it wherever they are started from.
+        let data_dir = std::path::absolute(&self.shared.data_dir).context("--data-dir")?;
+        let backend = Backend::Local { data_dir };
+        let web = web_config(&self.shared, &self.http, &self.limits, backend.clone())?;
+        let worker = worker::Config {
+            backend,
+            names: web.names.clone(),
+            limits: web.limits,
+            model: self.model.choice(),
+            visibility_timeout: web.visibility_timeout,
+            max_receive_count: web.max_receive_count,
+            sessions: Some(1),
+            max_batch_size: self.batch.max_batch_size,
+            max_batch_delay: self.batch.max_batch_delay,
+            admin_listen: None,
+            drain_on_stdin_close: true,
+        };
+        let autoscale = self.workers.config()?;
+        Ok(up::Config { web, worker, autoscale, log_format: self.shared.log_format })
+    }
+}
+
+impl WorkersArgs {
+    fn config(&self) -> anyhow::Result<autoscale::Config> {
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+        let max_workers = self.max_workers.unwrap_or_else(|| cores.max(self.min_workers));
+        let bounds = Bounds::new(self.min_workers, max_workers)
+            .map_err(|error| usage("up", &format!("{error}: see --min-workers and --max-workers")))?;
+        let policy = Policy::Step(StepPolicy {
+            scale_out_above: self.scale_out_above,
+            scale_out_period: self.scale_out_period,
+            scale_in_below: self.scale_in_below,
+            scale_in_period: self.scale_in_period,
+        });
+        Ok(autoscale::Config { policy, bounds })
+    }
+}
+
+/// Wrong usage that clap cannot see by itself; it ends the process as clap's own errors do.
+fn usage(command: &str, message: &str) -> anyhow::Error {
+    let mut cli = Cli::command();
+    cli.build();
+    let command = cli.find_subcommand_mut(command).expect("a command of this program");
+    command.error(clap::error::ErrorKind::ValueValidation, message).into()
 }
 
 impl LoadgenArgs {

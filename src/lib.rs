@@ -4,13 +4,13 @@
 //! own floor, never one above (`tests/it/floors.rs` holds it; `docs/architecture.md` says why).
 
 // Floor 0: words and pure thought; no I/O, no clock, no async.
-pub mod config; // validated names, limits, the choice of the backend
 pub mod protocol; // the wire contract: requests, results, names
 pub mod scaling; // (policy, observation, now) → how many workers
 pub mod stats; // latency histogram, quantiles, summaries
 pub mod workload; // arrival processes, seeded
 
 // Floor 1: what every process needs.
+pub mod config; // validated names, limits, the choice of the backend
 pub mod shutdown; // first signal drains, second ends
 pub mod telemetry; // logs and metrics
 
@@ -27,5 +27,7 @@ pub mod worker; // one delivery → one result
 
 // Floor 4: the commands.
 pub mod classify; // the model alone
-pub mod cli; // every flag and variable
 pub mod up; // everything on this machine
+
+// Floor 5: what makes each command's configuration.
+pub mod cli; // every flag and variable

@@ -2,28 +2,80 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Parser as _;
 use imgcls::cli::{Cli, Command};
-use imgcls::{loadgen, shutdown, telemetry};
+use imgcls::{classify, loadgen, shutdown, telemetry, up, web, worker};
+use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     telemetry::init(cli.command.log_format());
-    let ended =
-        tokio::runtime::Runtime::new().map_err(anyhow::Error::from).and_then(|it| it.block_on(run(cli.command)));
-    match ended {
+    match run(&cli.command) {
         Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+        Err(error) => match error.downcast::<clap::Error>() {
+            Ok(wrong_usage) => wrong_usage.exit(),
+            Err(error) => {
+                eprintln!("imgcls: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Up(args) => {
+            let config = args.config()?;
+            many_threads()?.block_on(async {
+                let shutdown = shutdown::on_signals()?;
+                let listener = bind(args.http.listen).await?;
+                up::run(listener, config, shutdown).await
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::ServeWeb(args) => {
+            let (backend, said_by) = args.shared.backend()?;
+            tracing::info!(?backend, said_by, "serve-web");
+            let config = args.config(backend)?;
+            many_threads()?.block_on(async {
+                let shutdown = shutdown::on_signals()?;
+                let listener = bind(args.http.listen).await?;
+                web::run(listener, config, None, shutdown).await
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Worker(args) => {
+            let (backend, said_by) = args.shared.backend()?;
+            tracing::info!(?backend, said_by, "worker");
+            let config = args.config(backend)?;
+            one_thread()?.block_on(async { worker::run(config, shutdown::on_signals()?).await })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Classify(args) => {
+            let all_classified = classify::run(&args.config())?;
+            Ok(if all_classified { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Loadgen(args) => {
+            let config = args.config();
+            let outcome = many_threads()?.block_on(async { loadgen::run(config, shutdown::on_signals()?).await })?;
+            Ok(outcome.exit_code().into())
         }
     }
 }
 
-async fn run(command: Command) -> anyhow::Result<ExitCode> {
-    let shutdown = shutdown::on_signals()?;
-    match command {
-        Command::Loadgen(args) => Ok(loadgen::run(args.config(), shutdown).await?.exit_code().into()),
-        _ => anyhow::bail!("not in this branch"),
-    }
+async fn bind(address: std::net::SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
+    tokio::net::TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}; stop what listens there or choose another --listen"))
+}
+
+/// For the tiers that serve many clients.
+fn many_threads() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+}
+
+/// For the worker, whose threads are busy elsewhere: decoding and inferring.
+fn one_thread() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
 }

@@ -1,1 +1,154 @@
-//! Room: up.
+//! `imgcls up`: everything on this machine. The web tier runs in this process, the workers in child processes, and
+//! the queue and the images lie in the data directory, where a worker started by hand finds them too.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::autoscale::local::{DRAIN_TIMEOUT, Pool, WorkerCommand};
+use crate::config::{Backend, Limits, Names};
+use crate::model::ModelChoice;
+use crate::queue::ServiceQueues;
+use crate::shutdown::CancellationToken;
+use crate::telemetry::LogFormat;
+use crate::{autoscale, queue, web, worker};
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub web: web::Config,
+    /// What every worker process runs with. On the same backend and names as `web`.
+    pub worker: worker::Config,
+    pub autoscale: autoscale::Config,
+    pub log_format: LogFormat,
+}
+
+/// Serves on `listener` until `shutdown`; then the web tier ends first, since whoever waits for an answer still needs
+/// the workers, and the workers after it.
+///
+/// # Errors
+/// Where the data directory cannot be used, or one of the tiers fails; the other has drained by then.
+pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let command = WorkerCommand {
+        program: std::env::current_exe().context("cannot find this program itself, to start workers with")?,
+        arguments: worker_arguments(&config.worker, config.log_format),
+    };
+    let address = listener.local_addr()?;
+    let Backend::Local { data_dir } = &config.web.backend;
+    tracing::info!(backend = "local", data_dir = %data_dir.display(), %address, "up");
+
+    let queues = queue::open(&config.web.backend)?;
+    let ServiceQueues { requests, .. } = ServiceQueues::open_or_create(
+        queues.as_ref(),
+        &config.web.names,
+        config.web.visibility_timeout,
+        config.web.max_receive_count,
+    )
+    .await?;
+    let (ready, workers_ready) = watch::channel(0);
+    let pool = Pool::new(command, DRAIN_TIMEOUT, ready);
+
+    let (stop_web, stop_workers) = (shutdown.child_token(), CancellationToken::new());
+    let wants_worker = config.autoscale.bounds.min() > 0;
+    // A fleet that may be empty starts its first worker when an image comes: it is ready without one.
+    let awaited = wants_worker.then(|| workers_ready.clone());
+    let web = async {
+        let ended = web::run(listener, config.web, awaited, stop_web.clone()).await;
+        stop_workers.cancel();
+        ended
+    };
+    let workers = async {
+        let ended = autoscale::run(config.autoscale, requests.as_ref(), pool, stop_workers.clone()).await;
+        stop_web.cancel();
+        ended
+    };
+    let (web, workers, ()) = tokio::join!(web, workers, announce(address, wants_worker, workers_ready.clone()));
+    workers.and(web)
+}
+
+/// Says where the page is once something answers there.
+async fn announce(address: SocketAddr, wants_worker: bool, mut workers_ready: watch::Receiver<usize>) {
+    let fewest = usize::from(wants_worker);
+    if workers_ready.wait_for(|ready| *ready >= fewest).await.is_ok() {
+        // A closed standard output is nobody to tell.
+        let _ = writeln!(std::io::stdout(), "open http://{}/", reachable(address));
+    }
+}
+
+/// The address to type where the one listened at means all of this machine's.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// The command line that makes a worker of exactly this configuration, whatever the environment says. Taken apart by
+/// name, so that a setting of the worker that is not passed on does not compile.
+pub fn worker_arguments(config: &worker::Config, log_format: LogFormat) -> Vec<OsString> {
+    let worker::Config {
+        backend: Backend::Local { data_dir },
+        names: Names { request_queue, result_queue, input_bucket, output_bucket },
+        limits: Limits { max_upload_bytes, max_pixels },
+        model: ModelChoice { model, variant, ort_dylib, intra_threads, cache_dir },
+        visibility_timeout,
+        max_receive_count,
+        sessions,
+        max_batch_size,
+        max_batch_delay,
+        admin_listen,
+        drain_on_stdin_close,
+    } = config;
+    let seconds = |duration: &Duration| duration.as_secs_f64().to_string();
+    let mut arguments: Vec<OsString> = ["worker", "--backend", "local"].map(OsString::from).into();
+    let mut flag = |name: &str, value: OsString| arguments.extend([OsString::from(name), value]);
+    flag("--data-dir", data_dir.into());
+    flag("--request-queue", request_queue.into());
+    flag("--result-queue", result_queue.into());
+    flag("--input-bucket", input_bucket.into());
+    flag("--output-bucket", output_bucket.into());
+    flag("--visibility-timeout", seconds(visibility_timeout).into());
+    flag("--max-receive-count", max_receive_count.to_string().into());
+    flag("--max-upload-bytes", max_upload_bytes.to_string().into());
+    flag("--max-pixels", max_pixels.to_string().into());
+    flag("--max-batch-size", max_batch_size.to_string().into());
+    flag("--max-batch-delay", seconds(max_batch_delay).into());
+    flag("--log-format", log_format.as_str().into());
+    let optional = [
+        ("--model", model.as_ref().map(OsString::from)),
+        ("--variant", variant.as_ref().map(OsString::from)),
+        ("--ort-dylib", ort_dylib.as_ref().map(OsString::from)),
+        ("--intra-threads", intra_threads.map(|threads| threads.to_string().into())),
+        ("--cache-dir", cache_dir.as_ref().map(OsString::from)),
+        ("--sessions", sessions.map(|sessions| sessions.to_string().into())),
+        ("--admin-listen", admin_listen.map(|address| address.to_string().into())),
+    ];
+    for (name, value) in optional {
+        if let Some(value) = value {
+            flag(name, value);
+        }
+    }
+    if *drain_on_stdin_close {
+        arguments.push("--drain-on-stdin-close".into());
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_is_announced_at_an_address_that_a_browser_reaches() {
+        let text = |address: &str| reachable(address.parse().expect("address of the test")).to_string();
+        assert_eq!(text("0.0.0.0:8080"), "127.0.0.1:8080");
+        assert_eq!(text("[::]:80"), "[::1]:80");
+        assert_eq!(text("192.0.2.7:80"), "192.0.2.7:80");
+    }
+}

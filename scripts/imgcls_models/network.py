@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -102,6 +103,6 @@ class Network:
         onnx.checker.check_model(model, full_check=True)
         return model
 
-    def _node(self, kind: str, output: str, inputs: Sequence[str], **attributes: object) -> str:
+    def _node(self, kind: str, output: str, inputs: Sequence[str], **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output

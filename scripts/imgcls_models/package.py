@@ -17,6 +17,8 @@ from .preprocess import Preprocess
 NEEDS_DOT_PRODUCT = "int8-dot-product"
 """VNNI on x86-64, the dot product instructions on aarch64. Without them 8-bit sums of pairs can saturate."""
 
+RULE = f"\n{'-' * 72}\n\n"
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -25,6 +27,8 @@ class Provenance:
     licence: str
     source: str
     labels_source: str
+    notices: tuple[str, ...]
+    """The licence texts that must go along, written to NOTICE."""
     published_top1: float | None = None
     published_top1_int8: float | None = None
 
@@ -49,6 +53,8 @@ class Package:
             path = f"{self.name}-{variant}.onnx"
             files[variant] = (path, _write(folder / path, model.SerializeToString(deterministic=True)))
         labels_digest = _write(folder / "labels.txt", "".join(f"{line}\n" for line in self.labels).encode())
+        if self.provenance.notices:
+            _write(folder / "NOTICE", RULE.join(self.provenance.notices).encode())
         _write(folder / "model.toml", self._toml(files, labels_digest).encode())
 
     def _samples(self) -> list[np.ndarray]:

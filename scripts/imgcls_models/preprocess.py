@@ -3,8 +3,9 @@
 Decoding (`decode`):
     1. the first frame of an animation; EXIF orientation applied;
     2. samples of 16 bits keep their high byte;
-    3. CMYK becomes RGB as (255 - C) * (255 - K) / 255 (JPEGs with Adobe's marker are stored inverted);
-       no colour profile is applied; grey is spread over the three channels;
+    3. CMYK becomes RGB as (255 - C) * (255 - K) / 255. JPEGs hold it inverted, so there that is c * k / 255 of the
+       stored values; as in Pillow, with and without Adobe's marker. No colour profile is applied; grey is spread over
+       the three channels;
     4. what is transparent is laid over white.
 
 Sizes, for `resize = "short-side"` (`resized_size`, `crop_offset`; the same as torchvision's):

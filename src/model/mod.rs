@@ -1,6 +1,26 @@
 //! The model: a folder under `models/`, bytes → pixels → tensor → predictions.
+//!
+//! - `find`: where the model and the ONNX Runtime library are looked for
+//! - `package`: `model.toml`, the variant for this CPU, digests, labels
+//! - `decode`: bytes → upright 8-bit pixels, within limits
+//! - `preprocess`: pixels → the model's input
+//! - `onnx`: the session
 
+mod decode;
+mod find;
+mod onnx;
+mod package;
+mod preprocess;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+
+use crate::config::Limits;
+use crate::protocol::{ErrorCode, Prediction};
+
+pub use decode::sniff;
+pub use onnx::Session;
+pub use package::ModelPackage;
 
 /// Which model to run and how, as the flags say it.
 #[derive(Debug, Clone, Default)]
@@ -15,4 +35,85 @@ pub struct ModelChoice {
     pub intra_threads: Option<usize>,
     /// Where optimised graphs are kept. None: nowhere.
     pub cache_dir: Option<PathBuf>,
+}
+
+/// One image as the model takes it: 3 × height × width, normalised.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tensor {
+    pub data: Vec<f32>,
+    pub height: usize,
+    pub width: usize,
+}
+
+/// Why bytes did not become a tensor; always the client's fault, so never worth a retry.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct PrepareError {
+    pub code: ErrorCode,
+    /// For a person; holds no byte of the image.
+    pub message: String,
+}
+
+impl PrepareError {
+    fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        PrepareError { code, message: message.into() }
+    }
+}
+
+/// Decodes and preprocesses one image. Blocks on the CPU; any thread may call it.
+///
+/// # Errors
+/// `InputTooLarge`, `UnsupportedType` and `TooManyPixels` before any pixel is decoded, `Undecodable` after.
+pub fn prepare(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Result<Tensor, PrepareError> {
+    if bytes.len() as u64 > limits.max_upload_bytes {
+        let message = format!("{} bytes are more than the limit of {}", bytes.len(), limits.max_upload_bytes);
+        return Err(PrepareError::new(ErrorCode::InputTooLarge, message));
+    }
+    let input = package.input();
+    // Decoders have panicked on malformed input before; what they leave behind is dropped with the closure.
+    catch_unwind(AssertUnwindSafe(|| {
+        let pixels = decode::decode(bytes, limits, input.geometry.short_side())?;
+        Ok(preprocess::tensor(&pixels, input))
+    }))
+    .unwrap_or_else(|_panic| {
+        Err(PrepareError::new(ErrorCode::Undecodable, "the image is damaged in a way that stopped the decoder"))
+    })
+}
+
+/// The `k` most probable classes, best first; of equals the lower class index.
+pub fn top_k(package: &ModelPackage, probabilities: &[f32], k: u32) -> Vec<Prediction> {
+    let mut classes: Vec<u32> = (0..probabilities.len() as u32).collect();
+    let probability = |class: u32| probabilities[class as usize];
+    let better = |a: &u32, b: &u32| probability(*b).total_cmp(&probability(*a)).then(a.cmp(b));
+    let k = classes.len().min(k as usize);
+    if k < classes.len() {
+        classes.select_nth_unstable_by(k, better);
+        classes.truncate(k);
+    }
+    classes.sort_unstable_by(better);
+    classes
+        .into_iter()
+        .map(|class_index| Prediction {
+            class_index,
+            label: package.label(class_index).to_owned(),
+            score: probability(class_index),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_come_first_and_of_equals_the_lower_index() {
+        let package = ModelPackage::for_tests(&["a", "b", "c", "d"]);
+        let best: Vec<(u32, String)> = top_k(&package, &[0.1, 0.4, 0.1, 0.4], 3)
+            .into_iter()
+            .map(|prediction| (prediction.class_index, prediction.label))
+            .collect();
+        assert_eq!(best, [(1, "b".to_owned()), (3, "d".to_owned()), (0, "a".to_owned())]);
+        assert_eq!(top_k(&package, &[0.1, 0.4, 0.1, 0.4], 1000).len(), 4);
+        assert!(top_k(&package, &[], 5).is_empty());
+    }
 }

@@ -11,6 +11,7 @@
 //!   one older than the retention is gone.
 //! - Batches are of at most [`MAX_BATCH`].
 
+mod service;
 mod sqlite;
 
 use std::collections::BTreeMap;
@@ -19,12 +20,25 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use service::ServiceQueues;
 pub use sqlite::SqliteQueues;
+
+use crate::config::Backend;
 
 /// Most messages that one send, receive, ack or extend takes; SQS's limit.
 pub const MAX_BATCH: usize = 10;
 /// What a queue takes when nothing else was said; SQS's default.
 pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 1 << 20;
+
+/// The queues that the configuration asks for.
+///
+/// # Errors
+/// [`QueueError::Fatal`] where they cannot be used; it says what to do.
+pub fn open(backend: &Backend) -> Result<Arc<dyn Queues>, QueueError> {
+    match backend {
+        Backend::Local { data_dir } => Ok(Arc::new(SqliteQueues::open(data_dir)?)),
+    }
+}
 
 /// All queues of one backend: made, found, tagged and removed by name.
 #[async_trait]

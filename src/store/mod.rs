@@ -8,12 +8,25 @@
 
 mod dir;
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use dir::DirStore;
+
+use crate::config::Backend;
+
+/// The bucket, as the configuration asks for it.
+///
+/// # Errors
+/// [`StoreError::Fatal`] where it cannot be used; it says what to do.
+pub fn open(backend: &Backend, bucket: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    match backend {
+        Backend::Local { data_dir } => Ok(Arc::new(DirStore::open(data_dir, bucket)?)),
+    }
+}
 
 /// One bucket.
 #[async_trait]

@@ -1,8 +1,46 @@
 //! The web tier: HTTP in, answers out.
+//!
+//! A request's way: [`serve`] (connection) → [`routes`] (address) → [`upload`] (bytes) → [`jobs`] (store, queue, wait)
+//! ← [`replies`] (the reply queue) through [`pending`] (who waits for which id). [`error`] says every refusal.
+//!
+//! Nothing here remembers a job: any web process answers for any id, from the stores alone.
 
+mod assets;
+mod error;
+mod jobs;
+mod metrics;
+mod pending;
+mod readiness;
+mod replies;
+mod routes;
+mod serve;
+mod upload;
+
+use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use self::jobs::Jobs;
+use self::pending::Pending;
+use self::readiness::Readiness;
+use self::replies::Replies;
+use self::routes::Site;
+use self::serve::ServeRules;
+use self::upload::{Budget, UploadRules};
 use crate::config::{Backend, Limits, Names};
+use crate::queue::{self, ServiceQueues};
+use crate::store;
+
+/// How long a drain lets callers wait for their answers; then they are told where to ask.
+const WAIT_AT_DRAIN: Duration = Duration::from_secs(3);
+/// And then, how long connections may take to carry that away.
+const CUT_OFF_AFTER: Duration = Duration::from_secs(1);
+/// A message is never kept by the queue to the very end of its retention.
+const RETENTION_MARGIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -16,8 +54,76 @@ pub struct Config {
     pub max_connections: usize,
     /// Bytes of image bodies held at a time; more are answered 503.
     pub max_buffered_bytes: u64,
+    /// How long a client may take for its headers or idle between requests.
+    pub idle_timeout: Duration,
+    /// Longest pause between two pieces of a body.
+    pub body_timeout: Duration,
     /// Images up to this size also travel inside the message.
     pub inline_bytes: usize,
     pub max_receive_count: u32,
     pub visibility_timeout: Duration,
+}
+
+/// Serves on `listener` until `shutdown`, then drains: what waits gets its answer or is told where to ask for it.
+///
+/// `workers_ready`: of `up`, the number of its workers that are ready.
+///
+/// # Errors
+/// At start, where queue or store cannot be used.
+pub async fn run(
+    listener: TcpListener,
+    config: Config,
+    workers_ready: Option<watch::Receiver<usize>>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let queues = queue::open(&config.backend)?;
+    let names = &config.names;
+    let service =
+        ServiceQueues::open_or_create(&*queues, names, config.visibility_timeout, config.max_receive_count).await?;
+    let attributes = service.requests.attributes().await?;
+    let input = store::open(&config.backend, &names.input_bucket)?;
+    let output = store::open(&config.backend, &names.output_bucket)?;
+    let pending = Pending::default();
+    let replies =
+        Arc::new(Replies::open(queues, names.result_queue.clone(), pending.clone()).await.context("no reply queue")?);
+    let give_up = CancellationToken::new();
+    let site = Site {
+        jobs: Jobs {
+            requests: Arc::clone(&service.requests),
+            input: Arc::clone(&input),
+            output,
+            pending,
+            replies: Arc::clone(&replies),
+            job_ttl: config.job_ttl.min(attributes.retention.saturating_sub(RETENTION_MARGIN)),
+            inline_bytes: config.inline_bytes,
+            max_message_bytes: attributes.max_message_bytes,
+            name: format!("web-{}", std::process::id()),
+            give_up: give_up.clone(),
+        },
+        uploads: UploadRules {
+            max_upload_bytes: config.limits.max_upload_bytes,
+            body_timeout: config.body_timeout,
+            budget: Budget::new(config.max_buffered_bytes),
+        },
+        sync_timeout: config.sync_timeout,
+        readiness: Readiness { requests: service.requests, input, workers_ready, shutdown: shutdown.clone() },
+    };
+    let rules = ServeRules { max_connections: config.max_connections, idle_timeout: config.idle_timeout };
+    let stop_replies = CancellationToken::new();
+    let receiving = tokio::spawn(Arc::clone(&replies).run(stop_replies.clone()));
+    tracing::info!(address = %listener.local_addr()?, replies = replies.reply_to(), "web tier listens");
+
+    let serving = serve::serve(listener, routes::router(Arc::new(site)), rules, shutdown.clone());
+    let patience = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(WAIT_AT_DRAIN).await;
+        give_up.cancel();
+        tokio::time::sleep(CUT_OFF_AFTER).await;
+    };
+    tokio::select! {
+        () = serving => {}
+        () = patience => tracing::warn!("not drained in time; open connections are cut off"),
+    }
+    stop_replies.cancel();
+    receiving.await.context("the reply loop ended early")
 }

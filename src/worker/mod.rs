@@ -1,10 +1,51 @@
 //! The app tier: one delivery → one result.
+//!
+//! Four stages on bounded channels, in the order of an image's life:
+//!
+//! ```text
+//! prepare: receive → fetch → decode      batch: a free session, then a batch
+//! infer:   one thread a session          publish: result → reply → ack
+//! ```
+//!
+//! A stage ends when the one before it has ended and its channel is empty: draining is closing the first. Between
+//! two stages travels a [`lease::Lease`], the right to end one message; it is renewed while anyone holds it.
 
+mod admin;
+mod batch;
+mod infer;
+mod job;
+mod lease;
+mod metrics;
+mod patience;
+mod prepare;
+mod publish;
+
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, bail};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::admin::Readiness;
+use self::batch::BatchRule;
+use self::job::Rules;
+use self::lease::Keeper;
+use self::prepare::{Intake, LastFaults};
+use self::publish::{Publisher, ReplyQueues};
 use crate::config::{Backend, Limits, Names};
-use crate::model::ModelChoice;
+use crate::model::{ModelChoice, ModelPackage};
+use crate::queue::{self, ServiceQueues};
+use crate::store;
+
+/// How long a drain may take before what is left is handed back. `up` drains its web tier (4 s) and then its workers,
+/// all within the 10 s that supervisors commonly allow.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+const HAND_BACK_PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -24,4 +65,185 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// Drain when standard input closes: how a worker outlives no `up`.
     pub drain_on_stdin_close: bool,
+}
+
+/// Works until `shutdown`, then drains.
+///
+/// # Errors
+/// At start: the model, the data directory or the admin address cannot be used. Later: a stage ended early.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let started = Instant::now();
+    if config.drain_on_stdin_close {
+        drain_when_stdin_closes(shutdown.clone())?;
+    }
+    let readiness = watch::Sender::new(Readiness::Starting);
+    let stop_admin = CancellationToken::new();
+    let mut admin = JoinSet::new();
+    if let Some(address) = config.admin_listen {
+        let listener = bind(address).await?;
+        tracing::info!(address = %listener.local_addr()?, "admin");
+        admin.spawn(admin::serve(listener, readiness.subscribe(), stop_admin.clone()));
+    }
+    let worked = work(&config, started, &readiness, shutdown).await;
+    stop_admin.cancel();
+    while admin.join_next().await.is_some() {}
+    worked
+}
+
+async fn work(
+    config: &Config,
+    started: Instant,
+    readiness: &watch::Sender<Readiness>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let choice = config.model.clone();
+    let package = Arc::new(tokio::task::spawn_blocking(move || ModelPackage::load(&choice)).await??);
+    let queues = queue::open(&config.backend)?;
+    let service =
+        ServiceQueues::open_or_create(&*queues, &config.names, config.visibility_timeout, config.max_receive_count)
+            .await?;
+    let input = store::open(&config.backend, &config.names.input_bucket)?;
+    let output = store::open(&config.backend, &config.names.output_bucket)?;
+    let rules = Arc::new(Rules {
+        input_bucket: config.names.input_bucket.clone(),
+        max_receive_count: config.max_receive_count,
+        worker: worker_name(),
+    });
+    let session_count = config.sessions.unwrap_or_else(cores);
+    let places = session_count * config.max_batch_size;
+
+    let (ready_tx, ready_rx) = mpsc::channel(places);
+    let (finished_tx, finished_rx) = mpsc::channel(places + session_count);
+    let (sessions, threads) = infer::start(session_count, &package, &config.model, &rules, &finished_tx).await?;
+
+    let keeper = Keeper::new(Arc::clone(&service.requests), config.visibility_timeout);
+    let last_faults = Arc::new(LastFaults::default());
+    let intake = Intake {
+        requests: Arc::clone(&service.requests),
+        input: Arc::clone(&input),
+        output: Arc::clone(&output),
+        package: Arc::clone(&package),
+        limits: config.limits,
+        rules: Arc::clone(&rules),
+        keeper: keeper.clone(),
+        last_faults: Arc::clone(&last_faults),
+        visibility_timeout: config.visibility_timeout,
+        places: Arc::new(Semaphore::new(places)),
+        ready: ready_tx,
+        finished: finished_tx,
+    };
+    let rule = BatchRule { max_size: config.max_batch_size, max_delay: config.max_batch_delay };
+    let publisher = Publisher {
+        queues,
+        service,
+        input,
+        output,
+        keeper: keeper.clone(),
+        last_faults,
+        reply_queues: ReplyQueues::default(),
+    };
+
+    let stop_renewing = CancellationToken::new();
+    let renewing = tokio::spawn(keeper.clone().renew(stop_renewing.clone()));
+    let mut stages = JoinSet::new();
+    let draining = shutdown.clone();
+    stages.spawn(async move {
+        intake.run(draining).await;
+        Ok(())
+    });
+    stages.spawn(batch::run(rule, ready_rx, sessions));
+    stages.spawn(async move {
+        publisher.run(finished_rx).await;
+        Ok(())
+    });
+    tracing::info!(
+        model = package.summary(),
+        worker = rules.worker,
+        sessions = session_count,
+        after_ms = started.elapsed().as_millis(),
+        "ready"
+    );
+    if config.drain_on_stdin_close {
+        // A parent that died meanwhile reads nothing; then standard input closes too.
+        let _ = writeln!(std::io::stdout(), "ready");
+    }
+    readiness.send_replace(Readiness::Ready);
+
+    let outcome = supervise(&mut stages, &keeper, readiness, &shutdown).await;
+    stop_renewing.cancel();
+    renewing.await.context("the renewal of leases ended early")?;
+    if outcome.is_ok() {
+        // The batcher has ended and with it every thread's queue; after an abort a thread may still be inferring.
+        tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join()))).await?;
+    }
+    outcome.map(|()| tracing::info!("drained"))
+}
+
+/// Waits for the stages: until shutdown none may end; after it all have to, in time.
+async fn supervise(
+    stages: &mut JoinSet<anyhow::Result<()>>,
+    keeper: &Keeper,
+    readiness: &watch::Sender<Readiness>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        ended = stages.join_next() => {
+            if !shutdown.is_cancelled() {
+                if let Some(ended) = ended {
+                    ended.context("a stage of the worker panicked")?.context("a stage of the worker failed")?;
+                }
+                bail!("a stage of the worker ended early; this is a bug");
+            }
+        }
+    }
+    readiness.send_replace(Readiness::Draining);
+    let all_ended = async {
+        while let Some(ended) = stages.join_next().await {
+            ended.context("a stage of the worker panicked")?.context("a stage of the worker failed")?;
+        }
+        Ok(())
+    };
+    if let Ok(ended) = tokio::time::timeout(DRAIN_PATIENCE, all_ended).await {
+        return ended;
+    }
+    stages.abort_all();
+    match tokio::time::timeout(HAND_BACK_PATIENCE, keeper.hand_back_all()).await {
+        Ok(Ok(count)) => tracing::warn!(count, "not drained in time; handed back"),
+        Ok(Err(error)) => tracing::warn!(%error, "not drained in time; messages come again by themselves"),
+        Err(_) => tracing::warn!("not drained in time; messages come again by themselves"),
+    }
+    Ok(())
+}
+
+/// Cancels `shutdown` when the other end of standard input is gone, however it died.
+fn drain_when_stdin_closes(shutdown: CancellationToken) -> anyhow::Result<()> {
+    // Ends with standard input or with the process; a read cannot be interrupted, so nothing waits for it.
+    std::thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(move || {
+            let mut ignored = [0; 64];
+            while !matches!(std::io::stdin().read(&mut ignored), Ok(0) | Err(_)) {}
+            tracing::info!("standard input closed; draining");
+            shutdown.cancel();
+        })
+        .context("cannot watch standard input")?;
+    Ok(())
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}; choose another --admin-listen"))
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Host and process: tells an operator where to look, and nothing secret.
+fn worker_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = if host.trim().is_empty() { "host" } else { host.trim() };
+    format!("{host}-{}", std::process::id())
 }

@@ -1,3 +1,19 @@
-//! The one test binary.
+//! Every test that runs the program or reads the repository: one binary, linked once.
 
+mod harness;
+
+mod children;
+mod cli;
+mod floors;
 mod loadgen;
+mod local_queue;
+mod local_store;
+mod model;
+mod page;
+mod queue_conformance;
+mod serve;
+mod store_conformance;
+mod storm;
+mod up;
+mod wire;
+mod workers;

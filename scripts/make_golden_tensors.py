@@ -1,0 +1,92 @@
+"""Writes tests/golden/preprocess.json: what the reference pipeline and the default model make of the test pictures.
+
+    scripts/in-export-env scripts/make_golden_tensors.py
+
+For each picture: the upright size; of the model's input the mean and standard deviation of each channel and the means
+of a 14 x 14 grid of squares of each channel; and the five best classes with their probabilities, for each variant.
+Decoders and resamplers differ in the last step of a pixel, so a reader compares with a tolerance; a wrong channel
+order, orientation, crop or filter moves squares of the grid by far more.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from imgcls_models.preprocess import Preprocess, decode
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = ROOT / "models" / "efficientnet-lite0"
+GOLDEN = ROOT / "tests" / "golden" / "preprocess.json"
+FOLDERS = (ROOT / "tests" / "pictures", ROOT / "src" / "loadgen" / "samples")
+# Neither are pictures.
+NOT_PICTURES = {".md", ".json"}
+GRID = 14
+TOP = 5
+
+
+def main() -> None:
+    """Runs the pipeline over both folders of pictures."""
+    description = tomllib.loads((MODEL / "model.toml").read_text(encoding="utf-8"))
+    preprocess = Preprocess.efficientnet_lite(description["input"]["crop"])
+    sessions = {name: session(MODEL / file["path"]) for name, file in description["files"].items()}
+    paths = [path for folder in FOLDERS for path in sorted(folder.iterdir()) if is_picture(path)]
+    lines = [json.dumps(describe(path, preprocess, sessions), separators=(",", ":")) for path in paths]
+    head = json.dumps({"model": description["name"], "version": description["version"], "grid": GRID})
+    GOLDEN.parent.mkdir(parents=True, exist_ok=True)
+    # One picture a line, so that a difference in review names the pictures that changed.
+    GOLDEN.write_text(f'{head[:-1]}, "pictures": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
+    print(f"make_golden_tensors: {len(lines)} pictures are in {GOLDEN.relative_to(ROOT)}")
+
+
+def is_picture(path: Path) -> bool:
+    """The hostile pictures, in a folder of their own, are not described."""
+    return path.is_file() and path.suffix not in NOT_PICTURES
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    """A session of one thread, as the program's."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def describe(path: Path, preprocess: Preprocess, sessions: dict[str, onnxruntime.InferenceSession]) -> dict[str, Any]:
+    """One picture's line."""
+    image = decode(path)
+    tensor = preprocess.tensor(image)
+    channels, height, width = tensor.shape
+    squares = tensor.reshape(channels, GRID, height // GRID, GRID, width // GRID).mean(axis=(2, 4), dtype=np.float64)
+    return {
+        "file": str(path.relative_to(ROOT)),
+        "width": image.width,
+        "height": image.height,
+        "shape": list(tensor.shape),
+        "mean": rounded(tensor.mean(axis=(1, 2), dtype=np.float64)),
+        "std": rounded(tensor.std(axis=(1, 2), dtype=np.float64)),
+        "grid": rounded(squares),
+        "top5": {name: top5(running, tensor) for name, running in sessions.items()},
+    }
+
+
+def top5(running: onnxruntime.InferenceSession, tensor: np.ndarray) -> list[list[float]]:
+    """Pairs of class index and probability, best first."""
+    (logits,) = running.run(None, {running.get_inputs()[0].name: tensor[None]})
+    exponentials = np.exp(logits[0].astype(np.float64) - logits[0].max())
+    probabilities = exponentials / exponentials.sum()
+    best = np.argsort(-probabilities, kind="stable")[:TOP]
+    return [[int(index), round(float(probabilities[index]), 4)] for index in best]
+
+
+def rounded(values: np.ndarray) -> list[Any]:
+    """Nested lists of numbers with four decimals; minus zero becomes zero."""
+    return (np.round(values, 4) + 0.0).tolist()
+
+
+if __name__ == "__main__":
+    main()

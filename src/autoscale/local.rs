@@ -1,0 +1,335 @@
+//! Worker processes on this machine.
+//!
+//! A worker is a direct child in a process group of its own, so that Ctrl-C at the terminal reaches its parent alone,
+//! which ends it in order. Three pipes are the whole protocol between the two:
+//!
+//! - **stdin** is never written to. The worker drains and exits when it closes, and it closes whatever happens to this
+//!   process: no worker outlives its parent, not even one that was killed. That needs the write end to be nowhere else;
+//!   the standard library opens pipes close-on-exec, so that no later child inherits it.
+//! - **stdout** brings one line, [`READY_LINE`].
+//! - **stderr** is this process's own: the logs of all workers come out in one place.
+//!
+//! Each worker has a [`Keeper`], a task that starts it, starts it again when it dies, ends it, and waits for it.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::shutdown::CancellationToken;
+
+/// What a worker says on standard output once it takes messages.
+pub const READY_LINE: &str = "ready";
+
+/// How long a worker that was asked to end may take, before it is killed. What it had not finished comes again after
+/// its visibility timeout.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a worker may load and warm up its model.
+const START_TIMEOUT: Duration = Duration::from_mins(2);
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
+/// Where no worker was ever ready, this many deaths in a row are not bad luck.
+const MAX_FAILED_STARTS: u32 = 5;
+/// The exit code for wrong usage: the next start would end with it as well.
+const EXIT_USAGE: i32 = 2;
+
+/// How a worker is started.
+#[derive(Debug, Clone)]
+pub struct WorkerCommand {
+    pub program: PathBuf,
+    /// All settings: a worker gets none of this process's `IMGCLS_` variables, which would set what its arguments
+    /// leave alone, such as one address for all of them to listen at.
+    pub arguments: Vec<OsString>,
+}
+
+/// The log filter is no setting of the worker but of whoever reads the logs.
+const PASSED_VARIABLE: &str = "IMGCLS_LOG";
+
+impl WorkerCommand {
+    fn start(&self) -> std::io::Result<Child> {
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            // The net under the keeper: a panic or an aborted task leaves no child behind.
+            .kill_on_drop(true);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("IMGCLS_") && name != PASSED_VARIABLE {
+                command.env_remove(name);
+            }
+        }
+        command.spawn()
+    }
+}
+
+/// Worker processes, as many as [`Pool::resize`] said last.
+pub struct Pool {
+    command: Arc<WorkerCommand>,
+    drain_timeout: Duration,
+    /// One for each wanted worker; cancelled, its keeper drains the worker and ends.
+    wanted: Vec<CancellationToken>,
+    keepers: JoinSet<anyhow::Result<()>>,
+    readiness: Readiness,
+}
+
+impl Pool {
+    /// An empty pool. `ready` will hold how many workers are ready; `drain_timeout` is [`DRAIN_TIMEOUT`] but in tests.
+    pub fn new(command: WorkerCommand, drain_timeout: Duration, ready: watch::Sender<usize>) -> Self {
+        Pool {
+            command: Arc::new(command),
+            drain_timeout,
+            wanted: Vec::new(),
+            keepers: JoinSet::new(),
+            readiness: Readiness { count: ready, ever: Arc::default() },
+        }
+    }
+
+    /// Workers that are wanted: ready, starting or being replaced, but not draining.
+    pub fn size(&self) -> u32 {
+        u32::try_from(self.wanted.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Starts or drains workers until `desired` are wanted, without waiting for either.
+    pub fn resize(&mut self, desired: u32) {
+        while self.size() < desired {
+            let leave = CancellationToken::new();
+            let keeper = Keeper {
+                command: self.command.clone(),
+                drain_timeout: self.drain_timeout,
+                readiness: self.readiness.clone(),
+                leave: leave.clone(),
+            };
+            self.wanted.push(leave);
+            self.keepers.spawn(keeper.keep());
+        }
+        while self.size() > desired {
+            // The newest goes: what an older one has in its caches is warmer.
+            self.wanted.pop().expect("size() > desired >= 0").cancel();
+        }
+    }
+
+    /// Resolves when a worker cannot be kept running, and why; never otherwise. May be dropped and called again.
+    pub async fn failure(&mut self) -> anyhow::Error {
+        loop {
+            match self.keepers.join_next().await {
+                Some(Ok(Ok(()))) => {} // drained, as asked
+                Some(Ok(Err(error))) => return error,
+                Some(Err(panic)) => return anyhow!(panic).context("a worker's keeper panicked; this is a bug"),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Ends all workers at the same time, and waits until none is left.
+    pub async fn drain(mut self) {
+        self.resize(0);
+        while let Some(ended) = self.keepers.join_next().await {
+            if let Err(error) = ended.map_err(anyhow::Error::from).flatten() {
+                tracing::warn!("a worker failed while all were ending: {error:#}");
+            }
+        }
+    }
+}
+
+/// How many workers are ready, told to whoever watches.
+#[derive(Clone)]
+struct Readiness {
+    count: watch::Sender<usize>,
+    ever: Arc<AtomicBool>,
+}
+
+/// One ready worker, counted for as long as this lives.
+struct Ready(watch::Sender<usize>);
+
+impl Readiness {
+    fn enter(&self) -> Ready {
+        self.ever.store(true, Ordering::Relaxed);
+        self.count.send_modify(|count| *count += 1);
+        Ready(self.count.clone())
+    }
+
+    fn ever(&self) -> bool {
+        self.ever.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+/// Keeps one worker running until it is asked to leave.
+struct Keeper {
+    command: Arc<WorkerCommand>,
+    drain_timeout: Duration,
+    readiness: Readiness,
+    leave: CancellationToken,
+}
+
+/// How one life of a worker ended.
+enum End {
+    Drained,
+    DiedReady(ExitStatus),
+    FailedStart { why: String, wrong_usage: bool },
+}
+
+impl Keeper {
+    /// # Errors
+    /// Where starting it once more would not help; the worker itself has said why on standard error.
+    async fn keep(self) -> anyhow::Result<()> {
+        let mut failed_starts = 0;
+        loop {
+            match self.live().await? {
+                End::Drained => return Ok(()),
+                End::DiedReady(status) => {
+                    failed_starts = 0;
+                    tracing::warn!(%status, "a worker died; starting it again");
+                }
+                End::FailedStart { why, wrong_usage: true } => {
+                    bail!("a worker refuses its settings, for the reason it gave above: {why}")
+                }
+                End::FailedStart { why, wrong_usage: false } => {
+                    failed_starts += 1;
+                    if failed_starts >= MAX_FAILED_STARTS && !self.readiness.ever() {
+                        bail!("{failed_starts} starts failed and none succeeded, for the reason given above: {why}");
+                    }
+                    let backoff = backoff(failed_starts);
+                    tracing::warn!(why, failed_starts, ?backoff, "a worker failed to start; starting it again");
+                    tokio::select! {
+                        () = sleep(backoff) => {}
+                        () = self.leave.cancelled() => return Ok(()),
+                    }
+                }
+            }
+        }
+    }
+
+    /// From start to end of one process.
+    async fn live(&self) -> anyhow::Result<End> {
+        let mut process = match Process::start(&self.command) {
+            Ok(process) => process,
+            Err(error) => {
+                let why = format!("cannot start {}: {error}", self.command.program.display());
+                return Ok(End::FailedStart { why, wrong_usage: false });
+            }
+        };
+        tokio::select! {
+            () = said_ready(&mut process.stdout) => {}
+            status = process.child.wait() => {
+                let status = status?;
+                let wrong_usage = status.code() == Some(EXIT_USAGE);
+                return Ok(End::FailedStart { why: format!("it died before it was ready ({status})"), wrong_usage });
+            }
+            () = self.leave.cancelled() => return process.drain(self.drain_timeout).await,
+            () = sleep(START_TIMEOUT) => {
+                process.kill().await?;
+                let why = format!("it was not ready within {START_TIMEOUT:?} and was killed");
+                return Ok(End::FailedStart { why, wrong_usage: false });
+            }
+        }
+        let ready = self.readiness.enter();
+        tokio::select! {
+            status = process.child.wait() => Ok(End::DiedReady(status?)),
+            never = swallow(&mut process.stdout) => match never {},
+            () = self.leave.cancelled() => {
+                drop(ready);
+                process.drain(self.drain_timeout).await
+            }
+        }
+    }
+}
+
+/// A worker process and our ends of its pipes.
+struct Process {
+    child: Child,
+    /// Taken out of `child`, whose `wait` closes what it finds there and so would ask every worker to end.
+    stdin: Option<ChildStdin>,
+    stdout: Lines<BufReader<ChildStdout>>,
+}
+
+impl Process {
+    fn start(command: &WorkerCommand) -> std::io::Result<Self> {
+        let mut child = command.start()?;
+        let stdin = child.stdin.take();
+        let stdout = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+        Ok(Process { child, stdin, stdout })
+    }
+
+    /// Asks the worker to finish what it holds; kills it where that takes too long.
+    async fn drain(mut self, limit: Duration) -> anyhow::Result<End> {
+        drop(self.stdin.take());
+        tokio::select! {
+            status = self.child.wait() => {
+                let status = status?;
+                if !status.success() {
+                    tracing::warn!(%status, "a worker failed while it was ending");
+                }
+            }
+            never = swallow(&mut self.stdout) => match never {},
+            () = sleep(limit) => {
+                tracing::warn!(timeout = ?limit, "a worker did not end in time; killing it");
+                self.kill().await?;
+            }
+        }
+        Ok(End::Drained)
+    }
+
+    /// Kills the worker and what it may have started, and waits for it.
+    async fn kill(&mut self) -> std::io::Result<()> {
+        // No id: it was waited for already, and the number may belong to a stranger by now.
+        if let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
+            kill_process_group(pid, Signal::KILL)?;
+        }
+        self.child.wait().await.map(drop)
+    }
+}
+
+/// Ends at the ready line. Output that ends without it says nothing: the exit status will.
+async fn said_ready(stdout: &mut Lines<BufReader<ChildStdout>>) {
+    while let Ok(Some(line)) = stdout.next_line().await {
+        if line == READY_LINE {
+            return;
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Reads on, so that a worker that says more than it should does not stop at a full pipe.
+async fn swallow(stdout: &mut Lines<BufReader<ChildStdout>>) -> Infallible {
+    while let Ok(Some(_)) = stdout.next_line().await {}
+    std::future::pending().await
+}
+
+/// How long to wait before the next start, after this many deaths before ready in a row: the first is followed at once.
+fn backoff(failed_starts: u32) -> Duration {
+    match failed_starts {
+        0 | 1 => Duration::ZERO,
+        more => MIN_BACKOFF.saturating_mul(1 << (more - 2).min(16)).min(MAX_BACKOFF),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_repeated_failure_backs_off() {
+        let millis: Vec<u128> = (0..9).map(|failed| backoff(failed).as_millis()).collect();
+        assert_eq!(millis, [0, 0, 100, 200, 400, 800, 1600, 2000, 2000]);
+        assert_eq!(backoff(u32::MAX), MAX_BACKOFF);
+    }
+}

@@ -1,0 +1,382 @@
+//! One ONNX Runtime session: a batch of tensors → class probabilities.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use ort::environment::Environment;
+use ort::ep;
+use ort::logging::LogLevel;
+use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
+use ort::value::{Outlet, TensorElementType, TensorRef};
+use sha2::{Digest as _, Sha256};
+
+use super::package::{self, Geometry, ModelPackage, Output};
+use super::{ModelChoice, Tensor, find};
+
+/// A session, owned by one thread. Two sessions of one thread beat one session of two.
+pub struct Session {
+    inner: ort::session::Session,
+    input_name: String,
+    classes: usize,
+    output: Output,
+    /// The batch size that the file fixes, if it does.
+    fixed_batch: Option<usize>,
+    /// Tensors of a batch, one after the other; kept from one batch to the next.
+    batch: Vec<f32>,
+    description: String,
+}
+
+impl Session {
+    /// Loads the library (once a process), builds the session, checks it against model.toml and runs it once.
+    ///
+    /// # Errors
+    /// One line that says what is wrong, with which file, and what to do.
+    pub fn open(package: &ModelPackage, choice: &ModelChoice) -> anyhow::Result<Session> {
+        let begun = Instant::now();
+        let library = find::runtime_library(choice)?;
+        let environment = environment(&library)?;
+        let threads = choice.intra_threads.unwrap_or(1).max(1);
+        let options = Options { environment: &environment, threads, geometry: package.input().geometry };
+        let (session, graph) = match &choice.cache_dir {
+            Some(folder) => open_cached(package, &options, folder)?,
+            None => (commit(package, options.builder(GraphOptimizationLevel::All)), "graph optimised at start"),
+        };
+        let session =
+            session.with_context(|| format!("{} is no model that ONNX Runtime takes", package.file().display()))?;
+        let fixed_batch = check_shapes(&session, package)
+            .with_context(|| format!("{} does not fit its model.toml", package.file().display()))?;
+        let mut session = Session {
+            input_name: package.input().name.clone(),
+            classes: package.classes(),
+            output: package.output(),
+            fixed_batch,
+            batch: Vec::new(),
+            description: String::new(),
+            inner: session,
+        };
+        let built = begun.elapsed();
+        session.warm_up(package.input().geometry)?;
+        session.description = describe(threads, &runtime_version(&library), graph, built, begun.elapsed());
+        Ok(session)
+    }
+
+    /// Probabilities of the classes, one list a tensor. The tensors are of equal height and width.
+    ///
+    /// # Errors
+    /// Where the runtime fails, or the tensors differ in size.
+    pub fn infer(&mut self, batch: &[&Tensor]) -> anyhow::Result<Vec<Vec<f32>>> {
+        let Some(first) = batch.first() else { return Ok(Vec::new()) };
+        let size = (first.height, first.width);
+        ensure!(batch.iter().all(|tensor| (tensor.height, tensor.width) == size), "a batch mixes sizes");
+        let mut probabilities = Vec::with_capacity(batch.len());
+        for part in batch.chunks(self.fixed_batch.unwrap_or(batch.len())) {
+            self.run(part, self.fixed_batch.unwrap_or(part.len()), size, &mut probabilities)?;
+        }
+        Ok(probabilities)
+    }
+
+    /// Execution provider, threads, version of the runtime, what the start took.
+    pub fn describe(&self) -> String {
+        self.description.clone()
+    }
+
+    fn run(
+        &mut self,
+        part: &[&Tensor],
+        batch_size: usize,
+        (height, width): (usize, usize),
+        probabilities: &mut Vec<Vec<f32>>,
+    ) -> anyhow::Result<()> {
+        let shape = [batch_size, 3, height, width];
+        // One image is read where it lies.
+        let data = if let (&[tensor], 1) = (part, batch_size) {
+            tensor.data.as_slice()
+        } else {
+            self.batch.clear();
+            for tensor in part {
+                self.batch.extend_from_slice(&tensor.data);
+            }
+            self.batch.resize(shape.iter().product(), 0.0);
+            self.batch.as_slice()
+        };
+        let input = TensorRef::from_array_view((shape, data))?;
+        let outputs = self.inner.run(ort::inputs![self.input_name.as_str() => input])?;
+        let (shape, scores) = outputs[0].try_extract_tensor::<f32>()?;
+        ensure!(
+            scores.len() == batch_size * self.classes,
+            "the model returned {shape} for {batch_size} images of {} classes",
+            self.classes
+        );
+        probabilities.extend(scores.chunks_exact(self.classes).take(part.len()).map(|scores| match self.output {
+            Output::Logits => softmax(scores),
+            Output::Probabilities => scores.to_vec(),
+        }));
+        ensure!(
+            probabilities.iter().rev().take(part.len()).flatten().all(|score| score.is_finite()),
+            "the model returned scores that are not finite"
+        );
+        Ok(())
+    }
+
+    /// The first inference allocates and touches everything; it is not to be some image's wait.
+    fn warm_up(&mut self, geometry: Geometry) -> anyhow::Result<()> {
+        let side = match geometry {
+            Geometry::ShortSide { crop, .. } => crop as usize,
+            Geometry::Native => 224,
+        };
+        let tensor = Tensor { data: vec![0.0; 3 * side * side], height: side, width: side };
+        self.infer(&[&tensor]).context("the model does not run")?;
+        Ok(())
+    }
+}
+
+fn softmax(scores: &[f32]) -> Vec<f32> {
+    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut exponentials: Vec<f32> = scores.iter().map(|score| (score - largest).exp()).collect();
+    let sum: f32 = exponentials.iter().sum();
+    for value in &mut exponentials {
+        *value /= sum;
+    }
+    exponentials
+}
+
+/// The library and its one environment; a process can have only one.
+fn environment(library: &Path) -> anyhow::Result<Environment> {
+    static LOADED: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((path, environment)) = loaded.as_ref() {
+        ensure!(path == library, "this process runs on {} and cannot load {} too", path.display(), library.display());
+        return Ok(environment.clone());
+    }
+    let builder = ort::init_from(library).map_err(|error| match error {
+        ort::LoadDynamicError::BadVersion { version_str, .. } => anyhow!(
+            "{} is ONNX Runtime {version_str}; 1.{} or newer is needed, scripts/setup brings {}",
+            library.display(),
+            ort::MINOR_VERSION,
+            find::RUNTIME_VERSION
+        ),
+        error => {
+            let error = error.to_string().replace('\n', " ");
+            anyhow!("{} is no ONNX Runtime library ({error}); scripts/setup brings one", library.display())
+        }
+    })?;
+    let environment = builder
+        .with_name("imgcls")
+        .with_telemetry(false)
+        .with_logger(Arc::new(|level, category: &str, _: &str, _: &str, message: &str| log(level, category, message)))
+        .build()?;
+    environment.set_log_level(LogLevel::Warning);
+    *loaded = Some((library.to_owned(), environment.clone()));
+    Ok(environment)
+}
+
+fn log(level: LogLevel, category: &str, message: &str) {
+    match level {
+        LogLevel::Fatal | LogLevel::Error => tracing::warn!(target: "ort", category, "{message}"),
+        LogLevel::Warning => tracing::info!(target: "ort", category, "{message}"),
+        LogLevel::Info | LogLevel::Verbose => tracing::debug!(target: "ort", category, "{message}"),
+    }
+}
+
+/// How every session of a package is built.
+struct Options<'a> {
+    environment: &'a Environment,
+    threads: usize,
+    geometry: Geometry,
+}
+
+impl Options<'_> {
+    fn builder(&self, optimisation: GraphOptimizationLevel) -> anyhow::Result<SessionBuilder> {
+        self.try_builder(optimisation).map_err(|error| anyhow!("ONNX Runtime refuses an option: {error}"))
+    }
+
+    fn try_builder(&self, optimisation: GraphOptimizationLevel) -> ort::Result<SessionBuilder> {
+        // Images of one size reuse one plan of memory. Where each has its own, a plan and an arena would keep the
+        // largest of each for ever.
+        let one_size = matches!(self.geometry, Geometry::ShortSide { .. });
+        Ok(ort::session::Session::builder(self.environment)?
+            .with_auto_device(AutoDevicePolicy::PreferCPU)?
+            .with_execution_providers([ep::CPU::default().with_arena_allocator(one_size).build()])?
+            .with_memory_pattern(one_size)?
+            .with_parallel_execution(false)?
+            .with_intra_threads(self.threads)?
+            .with_inter_threads(1)?
+            .with_intra_op_spinning(false)?
+            .with_inter_op_spinning(false)?
+            .with_optimization_level(optimisation)?
+            .with_log_level(LogLevel::Error)?)
+    }
+}
+
+fn commit(package: &ModelPackage, builder: anyhow::Result<SessionBuilder>) -> anyhow::Result<ort::session::Session> {
+    Ok(builder?.commit_from_memory(package.bytes())?)
+}
+
+type Opened = (anyhow::Result<ort::session::Session>, &'static str);
+
+/// From the graph as an earlier start optimised it. A cache file ends with its own digest, so that one that was cut or
+/// damaged is told from a whole one; it is then made again. A cache that cannot be written costs time, not the start.
+fn open_cached(package: &ModelPackage, options: &Options, folder: &Path) -> anyhow::Result<Opened> {
+    let path = folder.join(format!("{}.onnx", cache_key(package)));
+    if let Some(graph) = read_cached(&path) {
+        let cached = options.builder(GraphOptimizationLevel::Disable)?.commit_from_memory(&graph);
+        if let Ok(session) = cached {
+            return Ok((Ok(session), "graph from the cache"));
+        }
+        tracing::warn!(path = %path.display(), "the cached graph does not load; it is made again");
+    }
+    let fresh = path.with_extension(format!("{}.tmp", std::process::id()));
+    let writable = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&fresh, []));
+    if let Err(error) = writable {
+        tracing::warn!(folder = %folder.display(), %error, "no graph can be cached here");
+        return Ok((commit(package, options.builder(GraphOptimizationLevel::All)), "graph optimised at start"));
+    }
+    let builder = options.builder(GraphOptimizationLevel::All)?;
+    let builder = builder.with_optimized_model_path(&fresh).map_err(|error| anyhow!("{error}"));
+    let session = commit(package, builder);
+    if session.is_ok()
+        && let Err(error) = seal(&fresh, &path)
+    {
+        tracing::warn!(path = %path.display(), %error, "the graph is not cached");
+    }
+    let _ = std::fs::remove_file(&fresh);
+    Ok((session, "graph optimised at start and cached"))
+}
+
+const DIGEST_BYTES: usize = 32;
+
+fn read_cached(path: &Path) -> Option<Vec<u8>> {
+    let mut bytes = std::fs::read(path).ok()?;
+    let digest = bytes.split_off(bytes.len().checked_sub(DIGEST_BYTES)?);
+    if Sha256::digest(&bytes).as_slice() != digest {
+        tracing::warn!(path = %path.display(), "the cached graph is damaged; it is made again");
+        return None;
+    }
+    Some(bytes)
+}
+
+/// Adds the digest and gives the file its name: another process sees the whole of it or nothing.
+fn seal(fresh: &Path, path: &Path) -> std::io::Result<()> {
+    let mut bytes = std::fs::read(fresh)?;
+    let digest = Sha256::digest(&bytes);
+    bytes.extend_from_slice(&digest);
+    std::fs::write(fresh, &bytes)?;
+    std::fs::rename(fresh, path)
+}
+
+/// An optimised graph holds for the file it was made from, by this runtime, on a CPU that can do the same.
+fn cache_key(package: &ModelPackage) -> String {
+    let mut hash = Sha256::new();
+    for part in [package.digest(), ort::info(), &cpu_features()] {
+        hash.update(part.as_bytes());
+        hash.update([0]);
+    }
+    package::hex(&hash.finalize()[..16])
+}
+
+fn cpu_features() -> String {
+    let mut features = String::from(std::env::consts::ARCH);
+    macro_rules! note {
+        ($detected:ident: $($feature:tt)*) => {
+            $(if std::arch::$detected!($feature) { let _ = write!(features, " {}", $feature); })*
+        };
+    }
+    #[cfg(target_arch = "x86_64")]
+    note!(is_x86_feature_detected: "sse4.1" "avx" "avx2" "fma" "f16c" "avx512f" "avx512bw" "avx512vl" "avx512vnni"
+        "avx512bf16" "avxvnni");
+    #[cfg(target_arch = "aarch64")]
+    note!(is_aarch64_feature_detected: "neon" "dotprod" "i8mm" "fp16" "bf16" "sve");
+    features
+}
+
+/// Holds the file's inputs and outputs against the package; returns the batch size that the file fixes, if it does.
+fn check_shapes(session: &ort::session::Session, package: &ModelPackage) -> anyhow::Result<Option<usize>> {
+    let input = package.input();
+    let [found_input] = session.inputs() else { bail!("{} inputs where one is known", session.inputs().len()) };
+    ensure!(found_input.name() == input.name, "the input is {:?}, not {:?}", found_input.name(), input.name);
+    let side = match input.geometry {
+        Geometry::ShortSide { crop, .. } => Some(i64::from(crop)),
+        Geometry::Native => None,
+    };
+    let shape = float_shape(found_input)?;
+    let &[batch, channels, height, width] = shape.as_slice() else {
+        bail!("the input has {} axes, not 4", shape.len())
+    };
+    ensure!(accepts(channels, Some(3)), "the input has {channels} channels, not 3");
+    let wanted = side.map_or_else(|| "any size".to_owned(), |side| format!("{side} × {side}"));
+    ensure!(accepts(height, side) && accepts(width, side), "the input is {height} × {width}, not {wanted}");
+    let Some(found_output) = session.outputs().first() else { bail!("no output") };
+    let shape = float_shape(found_output)?;
+    let classes = shape.last().copied().unwrap_or(0);
+    ensure!(
+        shape.len() == 2 && accepts(classes, i64::try_from(package.classes()).ok()),
+        "the output is {shape:?}, not one score for each of the {} labels",
+        package.classes()
+    );
+    Ok(usize::try_from(batch).ok().filter(|&batch| batch > 0))
+}
+
+/// A free axis (negative) takes anything; a fixed one only what is wanted, and nothing where any size is.
+fn accepts(axis: i64, wanted: Option<i64>) -> bool {
+    axis < 0 || wanted == Some(axis)
+}
+
+fn float_shape(outlet: &Outlet) -> anyhow::Result<Vec<i64>> {
+    let kind = outlet.dtype();
+    ensure!(kind.tensor_type() == Some(TensorElementType::Float32), "{:?} is {kind}, not 32-bit floats", outlet.name());
+    Ok(kind.tensor_shape().map(|shape| shape.to_vec()).unwrap_or_default())
+}
+
+fn describe(threads: usize, runtime: &str, graph: &str, built: Duration, ready: Duration) -> String {
+    let plural = if threads == 1 { "" } else { "s" };
+    format!(
+        "CPUExecutionProvider, {threads} thread{plural}, ONNX Runtime {runtime}, {graph} ({} ms, warm after {} ms)",
+        built.as_millis(),
+        ready.as_millis()
+    )
+}
+
+/// The library tells its version only to unsafe code; its name ends with it, and else there is the build it names.
+fn runtime_version(library: &Path) -> String {
+    let name = library.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    match name.split_once(".so.") {
+        Some((_, version)) => version.to_owned(),
+        None => ort::info().trim_start_matches("ORT Build Info: ").to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn softmax_sums_to_one_whatever_the_size_of_the_scores() {
+        let probabilities = softmax(&[1000.0, 1001.0, -1000.0]);
+        assert!((probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        assert!(probabilities[1] > probabilities[0] && probabilities[2] < 1e-6);
+    }
+
+    #[test]
+    fn a_cached_graph_that_was_cut_or_changed_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let (fresh, path) = (folder.path().join("fresh"), folder.path().join("graph.onnx"));
+        std::fs::write(&fresh, b"a graph").unwrap();
+        seal(&fresh, &path).unwrap();
+        assert_eq!(read_cached(&path).as_deref(), Some(b"a graph".as_slice()));
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+        assert_eq!(read_cached(&path), None);
+        std::fs::write(&path, b"short").unwrap();
+        assert_eq!(read_cached(&path), None);
+        assert_eq!(read_cached(&folder.path().join("none")), None);
+    }
+
+    #[test]
+    fn a_fixed_axis_must_be_the_one_that_is_wanted() {
+        assert!(accepts(-1, Some(224)) && accepts(-1, None) && accepts(224, Some(224)));
+        assert!(!accepts(240, Some(224)) && !accepts(224, None));
+    }
+}

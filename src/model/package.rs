@@ -1,0 +1,366 @@
+//! A model package: `model.toml` read, the variant for this CPU picked, its file and the labels checked against their
+//! digests.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+
+use super::{ModelChoice, find};
+use crate::protocol::ModelRef;
+
+/// A model that may be run: described, found whole, labelled.
+pub struct ModelPackage {
+    name: String,
+    version: String,
+    variant: String,
+    reason: String,
+    file: PathBuf,
+    /// The model file as it was checked: what runs is what the digest names, whatever happens to the file meanwhile.
+    bytes: Vec<u8>,
+    digest: String,
+    labels: Vec<String>,
+    output: Output,
+    input: Input,
+}
+
+impl ModelPackage {
+    /// Reads, picks and checks.
+    ///
+    /// # Errors
+    /// One line that says what is wrong, with which file, and what to do.
+    pub fn load(choice: &ModelChoice) -> anyhow::Result<ModelPackage> {
+        let folder = find::model_folder(choice)?;
+        let description = Description::read(&folder.join("model.toml"))?;
+        let wanted = choice.variant.as_deref();
+        let (variant, reason) = pick_variant(&description.files, wanted, cpu_has_int8_dot_product())
+            .with_context(|| format!("model {}", description.name))?;
+        let entry = &description.files[&variant];
+        let file = folder.join(&entry.path);
+        let bytes = read_checked(&file, &entry.sha256)?;
+        let labels_file = folder.join(&description.labels);
+        let labels = match &description.labels_file {
+            Some(expected) => read_checked(&labels_file, &expected.sha256)?,
+            None => read(&labels_file)?,
+        };
+        let labels = parse_labels(&labels).with_context(|| format!("{}", labels_file.display()))?;
+        Ok(ModelPackage {
+            name: description.name,
+            version: description.version,
+            variant,
+            reason,
+            file,
+            bytes,
+            digest: format!("sha256:{}", entry.sha256),
+            labels,
+            output: description.output,
+            input: Input::new(&description.input).with_context(|| format!("{}/model.toml", folder.display()))?,
+        })
+    }
+
+    pub fn model_ref(&self) -> ModelRef {
+        ModelRef { name: self.name.clone(), version: self.version.clone(), digest: self.digest.clone() }
+    }
+
+    /// Which file runs and why, for the log.
+    pub fn summary(&self) -> String {
+        let (name, version, variant, reason) = (&self.name, &self.version, &self.variant, &self.reason);
+        format!("{name} {version}, variant {variant} ({reason}), {}", self.file.display())
+    }
+
+    /// The label of a class, without its `WordNet` id.
+    pub fn label(&self, class_index: u32) -> &str {
+        self.labels.get(class_index as usize).map_or("", String::as_str)
+    }
+
+    pub fn classes(&self) -> usize {
+        self.labels.len()
+    }
+
+    pub(super) fn input(&self) -> &Input {
+        &self.input
+    }
+
+    pub(super) fn output(&self) -> Output {
+        self.output
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(super) fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    #[cfg(test)]
+    pub(super) fn for_tests(labels: &[&str]) -> ModelPackage {
+        ModelPackage {
+            name: "test".to_owned(),
+            version: "1".to_owned(),
+            variant: "fp32".to_owned(),
+            reason: "test".to_owned(),
+            file: PathBuf::new(),
+            bytes: Vec::new(),
+            digest: "sha256:0".to_owned(),
+            labels: labels.iter().map(|&label| label.to_owned()).collect(),
+            output: Output::Logits,
+            input: Input {
+                name: "input".to_owned(),
+                geometry: Geometry::Native,
+                normalised: normalisation_table([0.0; 3], [255.0; 3]),
+            },
+        }
+    }
+}
+
+/// What the model's output means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Output {
+    /// Softmax is still to be applied.
+    Logits,
+    Probabilities,
+}
+
+/// What the model takes.
+pub(super) struct Input {
+    pub name: String,
+    pub geometry: Geometry,
+    /// `(x - mean) / std` of every 8-bit value, a table a channel.
+    pub normalised: [[f32; 256]; 3],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Geometry {
+    /// Short side to `short_side`, then the centre `crop` × `crop`.
+    ShortSide { short_side: u32, crop: u32 },
+    /// The image as it is.
+    Native,
+}
+
+impl Geometry {
+    pub fn short_side(self) -> Option<u32> {
+        match self {
+            Geometry::ShortSide { short_side, .. } => Some(short_side),
+            Geometry::Native => None,
+        }
+    }
+}
+
+impl Input {
+    fn new(description: &InputDescription) -> anyhow::Result<Input> {
+        let InputDescription { name, layout, channels, resize, short_side, filter, crop, mean, std } = description;
+        ensure!(layout == "NCHW", "layout {layout:?} is not supported; NCHW is");
+        ensure!(channels == "RGB", "channels {channels:?} are not supported; RGB is");
+        ensure!(std.iter().all(|&std| std.is_finite() && std > 0.0), "std must be above 0");
+        let geometry = match resize.as_str() {
+            "none" => Geometry::Native,
+            "short-side" => {
+                let filter = filter.as_deref().unwrap_or("bicubic");
+                ensure!(filter == "bicubic", "filter {filter:?} is not supported; bicubic is");
+                let (Some(short_side), Some(crop)) = (*short_side, *crop) else {
+                    bail!("resize = \"short-side\" needs short_side and crop");
+                };
+                ensure!(
+                    (1..=short_side).contains(&crop) && short_side <= 4096,
+                    "1 ≤ crop ≤ short_side ≤ 4096 must hold"
+                );
+                Geometry::ShortSide { short_side, crop }
+            }
+            other => bail!("resize {other:?} is not supported; \"short-side\" and \"none\" are"),
+        };
+        Ok(Input { name: name.clone(), geometry, normalised: normalisation_table(*mean, *std) })
+    }
+}
+
+fn normalisation_table(mean: [f32; 3], std: [f32; 3]) -> [[f32; 256]; 3] {
+    std::array::from_fn(|channel| std::array::from_fn(|value| (value as f32 - mean[channel]) / std[channel]))
+}
+
+/// `model.toml`. Keys not named here are for people (`task`, `[provenance]`).
+#[derive(Deserialize)]
+struct Description {
+    name: String,
+    version: String,
+    labels: String,
+    output: Output,
+    files: BTreeMap<String, FileEntry>,
+    labels_file: Option<LabelsFile>,
+    input: InputDescription,
+}
+
+#[derive(Deserialize)]
+struct FileEntry {
+    path: String,
+    sha256: String,
+    /// What the CPU must have for this file to be right and fast.
+    requires: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct LabelsFile {
+    sha256: String,
+}
+
+#[derive(Deserialize)]
+struct InputDescription {
+    name: String,
+    layout: String,
+    channels: String,
+    resize: String,
+    short_side: Option<u32>,
+    filter: Option<String>,
+    crop: Option<u32>,
+    mean: [f32; 3],
+    std: [f32; 3],
+}
+
+impl Description {
+    fn read(path: &Path) -> anyhow::Result<Description> {
+        let text = String::from_utf8(read(path)?).ok().with_context(|| format!("{} is not text", path.display()))?;
+        // The error's own text draws the line over several lines.
+        toml::from_str(&text).map_err(|error: toml::de::Error| {
+            let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+            anyhow::anyhow!("{}, line {line}: {}", path.display(), error.message().replace('\n', " "))
+        })
+    }
+}
+
+const INT8_DOT_PRODUCT: &str = "int8-dot-product";
+
+/// The variant to run, and why.
+fn pick_variant(
+    files: &BTreeMap<String, FileEntry>,
+    wanted: Option<&str>,
+    int8_dot_product: bool,
+) -> anyhow::Result<(String, String)> {
+    let names = || files.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    if let Some(wanted) = wanted {
+        ensure!(files.contains_key(wanted), "no variant {wanted:?}; there are: {}", names());
+        return Ok((wanted.to_owned(), "as asked".to_owned()));
+    }
+    let requiring = |requirement: Option<&str>| {
+        files.iter().find(|(_, entry)| entry.requires.as_deref() == requirement).map(|(name, _)| name.clone())
+    };
+    if int8_dot_product && let Some(name) = requiring(Some(INT8_DOT_PRODUCT)) {
+        return Ok((name, "this CPU has 8-bit dot products".to_owned()));
+    }
+    let reason = if int8_dot_product { "it runs on every CPU" } else { "this CPU has no 8-bit dot products" };
+    match requiring(None) {
+        Some(name) => Ok((name, reason.to_owned())),
+        None => bail!("no variant for this CPU, which has no 8-bit dot products; --variant takes one: {}", names()),
+    }
+}
+
+/// Without these instructions 8-bit sums can saturate, and are slow.
+fn cpu_has_int8_dot_product() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::is_x86_feature_detected!("avx512vnni") || std::is_x86_feature_detected!("avxvnni");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("dotprod");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
+
+/// `wnid name` a line, in class order; the name is the label.
+fn parse_labels(bytes: &[u8]) -> anyhow::Result<Vec<String>> {
+    let text = std::str::from_utf8(bytes).ok().context("is not text")?;
+    let labels = text
+        .lines()
+        .enumerate()
+        .map(|(index, line)| match line.split_once(' ') {
+            Some((_, name)) if !name.trim().is_empty() => Ok(name.trim().to_owned()),
+            _ => bail!("line {} is not `wnid name`", index + 1),
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    ensure!(!labels.is_empty(), "is empty");
+    Ok(labels)
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn read_checked(path: &Path, expected_sha256: &str) -> anyhow::Result<Vec<u8>> {
+    let bytes = read(path)?;
+    let actual = sha256_hex(&bytes);
+    ensure!(
+        actual == expected_sha256,
+        "{} is not the file that model.toml names: its sha256 is {actual}, not {expected_sha256}; restore it",
+        path.display()
+    );
+    Ok(bytes)
+}
+
+pub(super) fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(entries: &[(&str, Option<&str>)]) -> BTreeMap<String, FileEntry> {
+        let entry = |requires: Option<&str>| FileEntry {
+            path: String::new(),
+            sha256: String::new(),
+            requires: requires.map(str::to_owned),
+        };
+        entries.iter().map(|(name, requires)| ((*name).to_owned(), entry(*requires))).collect()
+    }
+
+    #[test]
+    fn the_cpu_chooses_the_variant_unless_one_is_asked_for() {
+        let both = files(&[("int8", Some(INT8_DOT_PRODUCT)), ("fp16", None)]);
+        assert_eq!(pick_variant(&both, None, true).unwrap().0, "int8");
+        assert_eq!(pick_variant(&both, None, false).unwrap().0, "fp16");
+        assert_eq!(pick_variant(&both, Some("int8"), false).unwrap().0, "int8");
+        let error = pick_variant(&both, Some("fp8"), true).unwrap_err().to_string();
+        assert_eq!(error, "no variant \"fp8\"; there are: fp16, int8");
+        let only_int8 = files(&[("int8", Some(INT8_DOT_PRODUCT))]);
+        assert!(pick_variant(&only_int8, None, false).unwrap_err().to_string().contains("--variant"));
+    }
+
+    #[test]
+    fn a_label_is_the_name_without_its_wordnet_id() {
+        let labels = parse_labels(b"n01440764 tench\nn01484850 great white shark\n").unwrap();
+        assert_eq!(labels, ["tench", "great white shark"]);
+        assert!(parse_labels(b"").is_err());
+        assert_eq!(parse_labels(b"n1 a\nn2\n").unwrap_err().to_string(), "line 2 is not `wnid name`");
+    }
+
+    #[test]
+    fn what_the_preprocessing_cannot_do_is_refused() {
+        let good = r#"name = "x"
+            layout = "NCHW"
+            channels = "RGB"
+            resize = "short-side"
+            short_side = 256
+            crop = 224
+            mean = [127, 127, 127]
+            std = [128, 128, 128]"#;
+        let parse = |text: &str| Input::new(&toml::from_str(text).unwrap());
+        assert_eq!(parse(good).unwrap().geometry, Geometry::ShortSide { short_side: 256, crop: 224 });
+        assert!((parse(good).unwrap().normalised[2][255] - 1.0).abs() < f32::EPSILON);
+        for (from, to) in
+            [("NCHW", "NHWC"), ("RGB", "BGR"), ("short-side", "pad"), ("128, 128]", "128, 0]"), ("224", "300")]
+        {
+            assert!(parse(&good.replace(from, to)).is_err(), "{to}");
+        }
+    }
+}

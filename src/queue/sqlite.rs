@@ -1,2 +1,0 @@
-//! The local queue: one SQLite file, many processes.
-pub struct SqliteQueues;

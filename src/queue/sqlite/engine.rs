@@ -1,0 +1,316 @@
+//! The one thread of a process that touches the file: calls in, transactions out.
+//!
+//! Calls that wait while a transaction commits form the next one: the dearer a commit, the more calls share it
+//! (group commit). A call first *looks*, without the write lock; most waiting receives end there and never stand in
+//! the way of a writer. What is left runs in one `BEGIN IMMEDIATE`, synced to disk when any of its calls asks for it.
+//!
+//! A call that fails for a reason of its own must not have written yet; the others go on. When SQL fails, nothing of
+//! the transaction happened and all its calls hear so.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::SystemTime;
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use super::bells::Bells;
+use super::file;
+use crate::queue::QueueError;
+
+/// Calls that may wait for the thread; more wait outside.
+const MAX_WAITING: usize = 1_024;
+/// Calls in one transaction, so that other processes get their turn.
+const MAX_GROUP: usize = 128;
+
+/// Whether a power loss may undo a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Durability {
+    /// It may: of an ack or an extension that only means one more delivery.
+    Normal,
+    /// It may not: on disk before the caller hears of it.
+    Full,
+}
+
+/// What a call sees of the file.
+pub(super) struct Session<'a> {
+    pub connection: &'a Connection,
+    /// Read under the lock, so that time never runs backwards between two transactions.
+    pub now_ms: i64,
+    /// Queues to ring once the transaction stands.
+    pub ring: BTreeSet<String>,
+    /// Queues that the transaction removes.
+    pub removed: BTreeSet<String>,
+    /// True once the transaction stands.
+    pub committed: Arc<AtomicBool>,
+}
+
+/// Why a call did not do what it should.
+pub(super) enum Failure {
+    /// Its own reason, found before it wrote anything.
+    Call(QueueError),
+    /// The whole transaction's.
+    Sql(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Failure::Sql(error)
+    }
+}
+
+impl From<QueueError> for Failure {
+    fn from(error: QueueError) -> Self {
+        Failure::Call(error)
+    }
+}
+
+/// What a look found.
+pub(super) enum Look<T> {
+    Answer(T),
+    /// There is something to write.
+    Write,
+}
+
+/// Handle on the thread. The last one dropped waits for its end.
+pub(super) struct Engine {
+    /// None only while dropping.
+    calls: Option<Calls>,
+    room: Arc<Semaphore>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The way to the thread. Unbounded by itself: [`Engine`] bounds callers by its permits, and what comes beside them
+/// (a message handed back) stems from one call that had a permit.
+#[derive(Clone)]
+pub(super) struct Calls(mpsc::UnboundedSender<Box<dyn Job>>);
+
+impl Engine {
+    pub fn start(connection: Connection, bells: Arc<Bells>) -> Result<Engine, QueueError> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let thread = std::thread::Builder::new()
+            .name("queue-file".to_owned())
+            .spawn(move || run(&connection, receiver, &bells))
+            .map_err(|error| file::thread_error(&error))?;
+        let room = Arc::new(Semaphore::new(MAX_WAITING));
+        Ok(Engine { calls: Some(Calls(sender)), room, thread: Some(thread) })
+    }
+
+    pub async fn read<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Session) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, QueueError> {
+        self.call(Durability::Normal, move |session| look(session).map(Look::Answer), |_| unreachable_write()).await
+    }
+
+    pub async fn write<T: Send + 'static>(
+        &self,
+        durability: Durability,
+        work: impl FnOnce(&mut Session) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, QueueError> {
+        self.call(durability, |_| Ok(Look::Write), work).await
+    }
+
+    /// Looks, and writes only where the look found that it must.
+    pub async fn call<T: Send + 'static>(
+        &self,
+        durability: Durability,
+        look: impl FnOnce(&Session) -> Result<Look<T>, Failure> + Send + 'static,
+        work: impl FnOnce(&mut Session) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, QueueError> {
+        let permit = Arc::clone(&self.room).acquire_owned().await.expect("never closed; this is a bug");
+        let (reply, answer) = oneshot::channel();
+        self.calls().post(Call {
+            durability,
+            look: Some(Box::new(look)),
+            work: Some(Box::new(work)),
+            outcome: None,
+            reply,
+            _permit: Some(permit),
+        });
+        answer.await.unwrap_or_else(|_| Err(QueueError::Fatal("the thread of the local queue has ended".to_owned())))
+    }
+
+    pub fn calls(&self) -> &Calls {
+        self.calls.as_ref().expect("taken only by drop; this is a bug")
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.calls = None;
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread of the local queue panicked; this is a bug");
+        }
+    }
+}
+
+impl Calls {
+    /// Writes without anybody waiting for it; a failure is only logged.
+    pub fn post_write(&self, work: impl FnOnce(&mut Session) -> Result<(), Failure> + Send + 'static) {
+        self.post(Call {
+            durability: Durability::Normal,
+            look: Some(Box::new(|_| Ok(Look::Write))),
+            work: Some(Box::new(work)),
+            outcome: None,
+            reply: oneshot::channel().0,
+            _permit: None,
+        });
+    }
+
+    fn post<T: Send + 'static>(&self, call: Call<T>) {
+        // The thread has ended only when it panicked; the dropped `reply` then tells the caller.
+        let _ = self.0.send(Box::new(call));
+    }
+}
+
+fn unreachable_write<T>() -> T {
+    unreachable!("a read answers when it looks; this is a bug")
+}
+
+/// A call of whatever answer, as the thread sees it.
+trait Job: Send {
+    fn durability(&self) -> Durability;
+    /// True: it has its answer and writes nothing.
+    fn look(&mut self, session: &Session) -> bool;
+    fn work(&mut self, session: &mut Session) -> rusqlite::Result<()>;
+    /// Its own outcome, or the failure of the transaction that it was part of.
+    fn answer(self: Box<Self>, failure: Option<&QueueError>);
+}
+
+type LookFn<T> = Box<dyn FnOnce(&Session) -> Result<Look<T>, Failure> + Send>;
+type WorkFn<T> = Box<dyn FnOnce(&mut Session) -> Result<T, Failure> + Send>;
+
+struct Call<T> {
+    durability: Durability,
+    /// Taken by the first look.
+    look: Option<LookFn<T>>,
+    /// Taken by the work.
+    work: Option<WorkFn<T>>,
+    outcome: Option<Result<T, QueueError>>,
+    reply: oneshot::Sender<Result<T, QueueError>>,
+    /// Held until the answer.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl<T: Send> Job for Call<T> {
+    fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    fn look(&mut self, session: &Session) -> bool {
+        let look = self.look.take().expect("looked at once; this is a bug");
+        self.outcome = match look(session) {
+            Ok(Look::Write) => None,
+            Ok(Look::Answer(answer)) => Some(Ok(answer)),
+            Err(Failure::Call(error)) => Some(Err(error)),
+            Err(Failure::Sql(error)) => Some(Err(file::queue_error(&error))),
+        };
+        self.outcome.is_some()
+    }
+
+    fn work(&mut self, session: &mut Session) -> rusqlite::Result<()> {
+        let work = self.work.take().expect("worked on once; this is a bug");
+        self.outcome = Some(match work(session) {
+            Ok(answer) => Ok(answer),
+            Err(Failure::Call(error)) => Err(error),
+            Err(Failure::Sql(error)) => return Err(error),
+        });
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, failure: Option<&QueueError>) {
+        let outcome = match failure {
+            Some(failure) => Err(failure.clone()),
+            None => self.outcome.expect("answered after look or work; this is a bug"),
+        };
+        // A caller that went away needs no answer; what it would have got is dropped here, which hands messages back.
+        let _ = self.reply.send(outcome);
+    }
+}
+
+fn run(connection: &Connection, mut calls: mpsc::UnboundedReceiver<Box<dyn Job>>, bells: &Bells) {
+    let mut synced = Durability::Full;
+    while let Some(first) = calls.blocking_recv() {
+        let mut group = vec![first];
+        while group.len() < MAX_GROUP
+            && let Ok(next) = calls.try_recv()
+        {
+            group.push(next);
+        }
+        let writers = look(connection, group);
+        if !writers.is_empty() {
+            write(connection, writers, &mut synced, bells);
+        }
+    }
+}
+
+/// Answers whoever needs no write; returns the others.
+fn look(connection: &Connection, group: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
+    let session = Session::new(connection);
+    let mut writers = Vec::new();
+    for mut job in group {
+        if job.look(&session) {
+            job.answer(None);
+        } else {
+            writers.push(job);
+        }
+    }
+    writers
+}
+
+fn write(connection: &Connection, mut group: Vec<Box<dyn Job>>, synced: &mut Durability, bells: &Bells) {
+    match transaction(connection, &mut group, synced) {
+        Ok(session) => {
+            session.removed.iter().for_each(|name| bells.remove(name));
+            session.ring.iter().for_each(|name| bells.ring(name));
+            group.into_iter().for_each(|job| job.answer(None));
+        }
+        Err(error) => {
+            let failure = file::queue_error(&error);
+            tracing::warn!(%error, calls = group.len(), "a transaction of the local queue failed");
+            group.into_iter().for_each(|job| job.answer(Some(&failure)));
+        }
+    }
+}
+
+fn transaction<'a>(
+    connection: &'a Connection,
+    group: &mut [Box<dyn Job>],
+    synced: &mut Durability,
+) -> rusqlite::Result<Session<'a>> {
+    let durability = group.iter().map(|job| job.durability()).max().unwrap_or(Durability::Full);
+    if durability != *synced {
+        let level = if durability == Durability::Full { "FULL" } else { "NORMAL" };
+        connection.execute_batch(&format!("PRAGMA synchronous = {level}"))?;
+        *synced = durability;
+    }
+    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    let mut session = Session::new(connection);
+    for job in group {
+        job.work(&mut session)?;
+    }
+    transaction.commit()?;
+    session.committed.store(true, Ordering::Release);
+    Ok(session)
+}
+
+impl Session<'_> {
+    fn new(connection: &Connection) -> Session<'_> {
+        Session {
+            connection,
+            now_ms: now_ms(),
+            ring: BTreeSet::new(),
+            removed: BTreeSet::new(),
+            committed: Arc::new(AtomicBool::new(false)),
+        }
+    }
+}
+
+/// Milliseconds since the Unix epoch: the one clock that all processes of this machine share.
+pub(super) fn now_ms() -> i64 {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    super::millis(since_epoch)
+}

@@ -1,0 +1,391 @@
+//! What a queue does, in SQL: each function is one call's part of a transaction.
+//!
+//! A message is in one of three states, told by two columns: *visible* (`visible_at_ms` has passed), *in flight* (it has
+//! not, and the message was received), *delayed* (it has not, and it was never received).
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::time::Duration;
+
+use rusqlite::{OptionalExtension as _, Row, named_params, params};
+use uuid::Uuid;
+
+use super::bells::RECHECK;
+use super::engine::{Failure, Look, Session};
+use super::{duration, millis};
+use crate::queue::{Delivery, Depth, Outgoing, QueueAttributes, QueueError, Receipt, ReceiveOptions, Redrive};
+
+/// Bytes that SQS counts for the data type of an attribute beside its name and value.
+const ATTRIBUTE_TYPE_BYTES: usize = "String".len();
+
+/// A row of `queues`.
+struct QueueRow {
+    id: i64,
+    attributes: QueueAttributes,
+}
+
+/// Which delivery of which message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct DeliveryKey {
+    row: i64,
+    receive_count: u32,
+}
+
+/// What a receive found.
+pub(super) struct Taken {
+    pub deliveries: Vec<Delivery>,
+    /// When the next message will be visible, where one is in flight or delayed.
+    pub next_due_ms: Option<i64>,
+}
+
+pub(super) fn create(session: &Session, name: &str, attributes: &QueueAttributes) -> Result<(), Failure> {
+    let redrive = attributes.redrive.as_ref();
+    let mut insert = session.connection.prepare_cached(
+        "INSERT INTO queues (name, visibility_timeout_ms, retention_ms, max_message_bytes, dead_letter_queue, max_receive_count)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (name) DO NOTHING",
+    )?;
+    insert.execute(params![
+        name,
+        millis(attributes.visibility_timeout),
+        millis(attributes.retention),
+        i64::try_from(attributes.max_message_bytes).unwrap_or(i64::MAX),
+        redrive.map(|redrive| &redrive.dead_letter_queue),
+        redrive.map(|redrive| redrive.max_receive_count),
+    ])?;
+    Ok(())
+}
+
+pub(super) fn delete(session: &mut Session, name: &str) -> Result<(), Failure> {
+    let Some(queue) = find_optional(session, name)? else { return Ok(()) };
+    for sql in [
+        "DELETE FROM messages WHERE queue_id = ?1",
+        "DELETE FROM tags WHERE queue_id = ?1",
+        "DELETE FROM queues WHERE id = ?1",
+    ] {
+        session.connection.prepare_cached(sql)?.execute([queue.id])?;
+    }
+    session.removed.insert(name.to_owned());
+    Ok(())
+}
+
+pub(super) fn exists(session: &Session, name: &str) -> Result<bool, Failure> {
+    Ok(find_optional(session, name)?.is_some())
+}
+
+pub(super) fn attributes(session: &Session, name: &str) -> Result<QueueAttributes, Failure> {
+    Ok(find(session, name)?.attributes)
+}
+
+pub(super) fn list(session: &Session, prefix: &str) -> Result<Vec<String>, Failure> {
+    let mut select = session
+        .connection
+        .prepare_cached("SELECT name FROM queues WHERE substr(name, 1, length(?1)) = ?1 ORDER BY name")?;
+    let names = select.query_map([prefix], |row| row.get(0))?;
+    Ok(names.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn tags(session: &Session, name: &str) -> Result<BTreeMap<String, String>, Failure> {
+    let queue = find(session, name)?;
+    let mut select = session.connection.prepare_cached("SELECT key, value FROM tags WHERE queue_id = ?1")?;
+    let tags = select.query_map([queue.id], |row| <(String, String)>::try_from(row))?;
+    Ok(tags.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn set_tag(session: &Session, name: &str, key: &str, value: &str) -> Result<(), Failure> {
+    let queue = find(session, name)?;
+    let sql = "INSERT INTO tags (queue_id, key, value) VALUES (?1, ?2, ?3)
+               ON CONFLICT (queue_id, key) DO UPDATE SET value = excluded.value";
+    session.connection.prepare_cached(sql)?.execute(params![queue.id, key, value])?;
+    Ok(())
+}
+
+pub(super) fn send(
+    session: &mut Session,
+    name: &str,
+    messages: &[Outgoing],
+) -> Result<Vec<Result<(), QueueError>>, Failure> {
+    let queue = find(session, name)?;
+    let mut insert = session.connection.prepare_cached(
+        "INSERT INTO messages (queue_id, visible_at_ms, receive_count, sent_at_ms, message_id, attributes, body)
+         VALUES (?1, ?2, 0, ?3, ?4, ?5, ?6)",
+    )?;
+    let limit = queue.attributes.max_message_bytes;
+    let mut answers = Vec::with_capacity(messages.len());
+    for message in messages {
+        let size = size_bytes(message);
+        if size > limit {
+            answers.push(Err(QueueError::TooLarge { queue: name.to_owned(), size, limit }));
+            continue;
+        }
+        insert.execute(params![
+            queue.id,
+            session.now_ms.saturating_add(millis(message.delay)),
+            session.now_ms,
+            Uuid::now_v7(),
+            attributes_json(&message.attributes),
+            message.body,
+        ])?;
+        if message.delay < RECHECK {
+            session.ring.insert(name.to_owned());
+        }
+        answers.push(Ok(()));
+    }
+    Ok(answers)
+}
+
+/// Whether there is anything to receive; the cheap question that waiting receives ask.
+pub(super) fn look_for_due(session: &Session, name: &str) -> Result<Look<Taken>, Failure> {
+    let queue = find(session, name)?;
+    Ok(match next_due_ms(session, queue.id)? {
+        Some(due_ms) if due_ms <= session.now_ms => Look::Write,
+        next_due_ms => Look::Answer(Taken { deliveries: Vec::new(), next_due_ms }),
+    })
+}
+
+pub(super) fn receive(session: &mut Session, name: &str, options: ReceiveOptions) -> Result<Taken, Failure> {
+    let queue = find(session, name)?;
+    remove_expired(session, &queue)?;
+    let dead_letters = dead_letter_target(session, &queue)?;
+    let visible_at_ms = session.now_ms.saturating_add(millis(options.visibility_timeout));
+    let mut deliveries = Vec::new();
+    // Dead letters make room for further messages, hence the loop; each round takes some out of what is visible.
+    loop {
+        let candidates = visible(session, queue.id, options.max - deliveries.len())?;
+        let is_last_round = candidates.len() < options.max - deliveries.len();
+        for (row, mut delivery) in candidates {
+            match &dead_letters {
+                Some(target) if delivery.receive_count >= target.max_receive_count => {
+                    move_to(session, row, target)?;
+                }
+                _ => {
+                    delivery.receive_count += 1;
+                    delivery.receipt = DeliveryKey { row, receive_count: delivery.receive_count }.into();
+                    hide(session, row, visible_at_ms)?;
+                    deliveries.push(delivery);
+                }
+            }
+        }
+        // With a visibility timeout of zero a taken message is visible still and would be found again.
+        if is_last_round || deliveries.len() == options.max || options.visibility_timeout.is_zero() {
+            break;
+        }
+    }
+    Ok(Taken { deliveries, next_due_ms: next_due_ms(session, queue.id)? })
+}
+
+/// Messages that were taken and reached nobody: as if they had never been taken.
+pub(super) fn hand_back(session: &mut Session, name: &str, receipts: &[Receipt]) -> Result<(), Failure> {
+    let queue = find(session, name)?;
+    let mut update = session.connection.prepare_cached(
+        "UPDATE messages SET visible_at_ms = ?1, receive_count = receive_count - 1
+         WHERE id = ?2 AND queue_id = ?3 AND receive_count = ?4",
+    )?;
+    for key in receipts.iter().filter_map(DeliveryKey::parse) {
+        update.execute(params![session.now_ms, key.row, queue.id, key.receive_count])?;
+    }
+    session.ring.insert(name.to_owned());
+    Ok(())
+}
+
+pub(super) fn ack(session: &Session, name: &str, receipts: &[Receipt]) -> Result<(), Failure> {
+    let queue = find(session, name)?;
+    let mut delete = session
+        .connection
+        .prepare_cached("DELETE FROM messages WHERE id = ?1 AND queue_id = ?2 AND receive_count = ?3")?;
+    for key in receipts.iter().filter_map(DeliveryKey::parse) {
+        delete.execute(params![key.row, queue.id, key.receive_count])?;
+    }
+    Ok(())
+}
+
+pub(super) fn set_visibility(
+    session: &mut Session,
+    name: &str,
+    changes: &[(Receipt, Duration)],
+) -> Result<(), Failure> {
+    let queue = find(session, name)?;
+    let mut update = session.connection.prepare_cached(
+        "UPDATE messages SET visible_at_ms = ?1 WHERE id = ?2 AND queue_id = ?3 AND receive_count = ?4",
+    )?;
+    for (receipt, timeout) in changes {
+        let Some(key) = DeliveryKey::parse(receipt) else { continue };
+        let visible_at_ms = session.now_ms.saturating_add(millis(*timeout));
+        let changed = update.execute(params![visible_at_ms, key.row, queue.id, key.receive_count])?;
+        if changed > 0 && *timeout < RECHECK {
+            session.ring.insert(name.to_owned());
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn purge(session: &Session, name: &str) -> Result<(), Failure> {
+    let queue = find(session, name)?;
+    session.connection.prepare_cached("DELETE FROM messages WHERE queue_id = ?1")?.execute([queue.id])?;
+    Ok(())
+}
+
+/// The depth, unless there are expired messages to remove first.
+pub(super) fn look_at_depth(session: &Session, name: &str) -> Result<Look<Depth>, Failure> {
+    let queue = find(session, name)?;
+    let oldest_ms = oldest_sent_at_ms(session, queue.id)?;
+    if oldest_ms.is_some_and(|oldest_ms| oldest_ms < expiry_ms(session, &queue)) {
+        return Ok(Look::Write);
+    }
+    Ok(Look::Answer(count(session, queue.id, oldest_ms)?))
+}
+
+pub(super) fn depth(session: &Session, name: &str) -> Result<Depth, Failure> {
+    let queue = find(session, name)?;
+    remove_expired(session, &queue)?;
+    let oldest_ms = oldest_sent_at_ms(session, queue.id)?;
+    Ok(count(session, queue.id, oldest_ms)?)
+}
+
+fn count(session: &Session, queue_id: i64, oldest_ms: Option<i64>) -> rusqlite::Result<Depth> {
+    let mut select = session.connection.prepare_cached(
+        "SELECT count(*) FILTER (WHERE visible_at_ms <= ?2),
+                count(*) FILTER (WHERE visible_at_ms > ?2 AND receive_count > 0),
+                count(*) FILTER (WHERE visible_at_ms > ?2 AND receive_count = 0)
+         FROM messages WHERE queue_id = ?1",
+    )?;
+    let oldest_age = oldest_ms.map(|oldest_ms| duration(session.now_ms.saturating_sub(oldest_ms)));
+    select.query_row([queue_id, session.now_ms], |row| {
+        Ok(Depth { visible: row.get(0)?, in_flight: row.get(1)?, delayed: row.get(2)?, oldest_age })
+    })
+}
+
+fn find(session: &Session, name: &str) -> Result<QueueRow, Failure> {
+    find_optional(session, name)?.ok_or_else(|| Failure::Call(QueueError::NotFound(name.to_owned())))
+}
+
+fn find_optional(session: &Session, name: &str) -> rusqlite::Result<Option<QueueRow>> {
+    let mut select = session.connection.prepare_cached(
+        "SELECT id, visibility_timeout_ms, retention_ms, max_message_bytes, dead_letter_queue, max_receive_count
+         FROM queues WHERE name = ?1",
+    )?;
+    select.query_row([name], queue_row).optional()
+}
+
+fn queue_row(row: &Row) -> rusqlite::Result<QueueRow> {
+    let redrive = match (row.get(4)?, row.get(5)?) {
+        (Some(dead_letter_queue), Some(max_receive_count)) => Some(Redrive { dead_letter_queue, max_receive_count }),
+        _ => None,
+    };
+    let attributes = QueueAttributes {
+        visibility_timeout: duration(row.get(1)?),
+        retention: duration(row.get(2)?),
+        max_message_bytes: row.get(3)?,
+        redrive,
+    };
+    Ok(QueueRow { id: row.get(0)?, attributes })
+}
+
+fn next_due_ms(session: &Session, queue_id: i64) -> rusqlite::Result<Option<i64>> {
+    let mut select =
+        session.connection.prepare_cached("SELECT min(visible_at_ms) FROM messages WHERE queue_id = ?1")?;
+    select.query_row([queue_id], |row| row.get(0))
+}
+
+fn oldest_sent_at_ms(session: &Session, queue_id: i64) -> rusqlite::Result<Option<i64>> {
+    let mut select = session.connection.prepare_cached("SELECT min(sent_at_ms) FROM messages WHERE queue_id = ?1")?;
+    select.query_row([queue_id], |row| row.get(0))
+}
+
+/// Messages sent before this are too old.
+fn expiry_ms(session: &Session, queue: &QueueRow) -> i64 {
+    session.now_ms.saturating_sub(millis(queue.attributes.retention))
+}
+
+fn remove_expired(session: &Session, queue: &QueueRow) -> rusqlite::Result<()> {
+    let sql = "DELETE FROM messages WHERE queue_id = ?1 AND sent_at_ms < ?2";
+    session.connection.prepare_cached(sql)?.execute([queue.id, expiry_ms(session, queue)])?;
+    Ok(())
+}
+
+/// Where a message goes that was received too often.
+struct DeadLetters {
+    queue_id: i64,
+    queue_name: String,
+    max_receive_count: u32,
+}
+
+/// None also where the dead-letter queue is missing: better delivered once more than lost.
+fn dead_letter_target(session: &Session, queue: &QueueRow) -> rusqlite::Result<Option<DeadLetters>> {
+    let Some(redrive) = &queue.attributes.redrive else { return Ok(None) };
+    let target = find_optional(session, &redrive.dead_letter_queue)?;
+    Ok(target.map(|target| DeadLetters {
+        queue_id: target.id,
+        queue_name: redrive.dead_letter_queue.clone(),
+        max_receive_count: redrive.max_receive_count,
+    }))
+}
+
+/// The longest visible first. The receipts are not made yet.
+fn visible(session: &Session, queue_id: i64, limit: usize) -> Result<Vec<(i64, Delivery)>, Failure> {
+    let mut select = session.connection.prepare_cached(
+        "SELECT id, message_id, body, attributes, receive_count, sent_at_ms FROM messages
+         WHERE queue_id = :queue AND visible_at_ms <= :now ORDER BY visible_at_ms, receive_count, id LIMIT :limit",
+    )?;
+    let parameters = named_params! { ":queue": queue_id, ":now": session.now_ms, ":limit": limit };
+    let found = select.query_map(parameters, |row| Ok((row.get(0)?, delivery(row)?)))?;
+    Ok(found.collect::<rusqlite::Result<_>>()?)
+}
+
+fn delivery(row: &Row) -> rusqlite::Result<Delivery> {
+    let attributes: Option<String> = row.get(3)?;
+    Ok(Delivery {
+        message_id: row.get::<_, Uuid>(1)?.to_string(),
+        receipt: Receipt(String::new()),
+        body: row.get(2)?,
+        // Written by `attributes_json`; only a foreign hand makes it anything else.
+        attributes: attributes.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default(),
+        receive_count: row.get(4)?,
+        sent_at_ms: row.get(5)?,
+    })
+}
+
+fn hide(session: &Session, row: i64, visible_at_ms: i64) -> rusqlite::Result<()> {
+    let sql = "UPDATE messages SET visible_at_ms = ?1, receive_count = receive_count + 1 WHERE id = ?2";
+    session.connection.prepare_cached(sql)?.execute([visible_at_ms, row])?;
+    Ok(())
+}
+
+/// As SQS moves a dead letter: it keeps its id, its age and its receive count.
+fn move_to(session: &mut Session, row: i64, target: &DeadLetters) -> rusqlite::Result<()> {
+    let sql = "UPDATE messages SET queue_id = ?1, visible_at_ms = ?2 WHERE id = ?3";
+    session.connection.prepare_cached(sql)?.execute([target.queue_id, session.now_ms, row])?;
+    session.ring.insert(target.queue_name.clone());
+    Ok(())
+}
+
+fn size_bytes(message: &Outgoing) -> usize {
+    let attribute = |(name, value): (&String, &String)| name.len() + ATTRIBUTE_TYPE_BYTES + value.len();
+    message.body.len() + message.attributes.iter().map(attribute).sum::<usize>()
+}
+
+fn attributes_json(attributes: &BTreeMap<String, String>) -> Option<String> {
+    let json = || serde_json::to_string(attributes).expect("a map of strings; this is a bug");
+    (!attributes.is_empty()).then(json)
+}
+
+impl DeliveryKey {
+    /// None for what is no receipt of ours: it belongs to no delivery, thus does nothing.
+    fn parse(receipt: &Receipt) -> Option<DeliveryKey> {
+        receipt.0.parse().ok()
+    }
+}
+
+impl From<DeliveryKey> for Receipt {
+    fn from(key: DeliveryKey) -> Self {
+        Receipt(format!("{}-{}", key.row, key.receive_count))
+    }
+}
+
+impl FromStr for DeliveryKey {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (row, receive_count) = text.split_once('-').ok_or(())?;
+        Ok(DeliveryKey { row: row.parse().map_err(drop)?, receive_count: receive_count.parse().map_err(drop)? })
+    }
+}

@@ -1,0 +1,36 @@
+//! The page, carried in the binary.
+
+use axum::http::header;
+use axum::response::IntoResponse;
+
+/// Only what comes from here runs or is shown; nothing frames the page.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
+    img-src 'self' blob: data:; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+pub async fn index() -> impl IntoResponse {
+    asset("text/html; charset=utf-8", include_str!("assets/index.html"))
+}
+
+pub async fn stylesheet() -> impl IntoResponse {
+    asset("text/css; charset=utf-8", include_str!("assets/app.css"))
+}
+
+pub async fn script() -> impl IntoResponse {
+    asset("text/javascript; charset=utf-8", include_str!("assets/app.js"))
+}
+
+pub async fn icon() -> impl IntoResponse {
+    asset("image/svg+xml", include_str!("assets/favicon.svg"))
+}
+
+fn asset(content_type: &'static str, body: &'static str) -> impl IntoResponse {
+    let headers = [
+        (header::CONTENT_TYPE, content_type),
+        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        // The page changes with the binary and has no version in its addresses.
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, body)
+}

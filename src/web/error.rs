@@ -1,0 +1,154 @@
+//! Every refusal and failure as RFC 9457 `application/problem+json`, with a stable `type`.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::protocol::{ClassifyResult, ErrorCode, Status};
+
+/// What went wrong with a request. `kind` ends the stable `type`; `detail` says what is wrong, with what, and what to
+/// do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    pub status: StatusCode,
+    pub kind: &'static str,
+    pub title: &'static str,
+    pub detail: String,
+    pub id: Option<Uuid>,
+    /// When to come again.
+    pub retry_after_seconds: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<Uuid>,
+}
+
+impl Problem {
+    fn new(status: StatusCode, kind: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
+        Problem { status, kind, title, detail: detail.into(), id: None, retry_after_seconds: None }
+    }
+
+    pub fn malformed(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::BAD_REQUEST, "malformed", "The request is malformed", detail)
+    }
+
+    pub fn no_such_job(id: &str) -> Self {
+        Problem::new(StatusCode::NOT_FOUND, "no-such-job", "There is no such job", format!("no job has the id {id:?}"))
+    }
+
+    pub fn no_such_page(path: &str) -> Self {
+        Problem::new(StatusCode::NOT_FOUND, "not-found", "There is no such page", format!("nothing is at {path:?}"))
+    }
+
+    pub fn method_not_allowed() -> Self {
+        let detail = "this address takes other methods; see the Allow header";
+        Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", detail)
+    }
+
+    pub fn body_timeout() -> Self {
+        let detail = "the body came too slowly; send it again";
+        Problem::new(StatusCode::REQUEST_TIMEOUT, "body-timeout", "The body did not arrive in time", detail)
+    }
+
+    pub fn too_large(limit_bytes: u64) -> Self {
+        let detail = format!("at most {limit_bytes} bytes are taken (--max-upload-bytes); send a smaller image");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The image file is too large", detail)
+    }
+
+    pub fn unsupported_type(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-type", "Not an image type that is taken", detail)
+    }
+
+    pub fn full(detail: impl Into<String>) -> Self {
+        let mut problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "full", "Too much at once", detail);
+        problem.retry_after_seconds = Some(1);
+        problem
+    }
+
+    pub fn unavailable(detail: impl Into<String>) -> Self {
+        let title = "Not available at the moment";
+        let mut problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", title, detail);
+        problem.retry_after_seconds = Some(2);
+        problem
+    }
+
+    /// A caller waited as long as it may; the job goes on.
+    pub fn not_in_time(id: Uuid) -> Self {
+        let detail = format!("no answer yet; the job goes on, ask GET /v1/jobs/{id}");
+        let problem = Problem::new(StatusCode::GATEWAY_TIMEOUT, "not-in-time", "No answer in time", detail);
+        Problem { id: Some(id), ..problem }
+    }
+
+    /// The answer to a job that ended without predictions.
+    pub fn of_result(result: &ClassifyResult) -> Self {
+        let (code, message) = match &result.error {
+            Some(error) => (error.code, error.message.clone()),
+            None => (ErrorCode::Internal, "no reason was recorded".to_owned()),
+        };
+        let status = match (result.status, code.is_client_fault()) {
+            (Status::Expired, _) => StatusCode::GATEWAY_TIMEOUT,
+            (_, true) => StatusCode::UNPROCESSABLE_ENTITY,
+            (_, false) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let title = match code {
+            ErrorCode::Undecodable => "The image cannot be decoded",
+            ErrorCode::UnsupportedType => "Not an image type that is taken",
+            ErrorCode::TooManyPixels => "The image has too many pixels",
+            ErrorCode::InputTooLarge => "The image file is too large",
+            ErrorCode::InputMissing => "The image is gone from the store",
+            ErrorCode::Malformed => "The message to the worker was malformed",
+            ErrorCode::AttemptsExhausted => "Given up after several attempts",
+            ErrorCode::Expired => "Not reached in time",
+            ErrorCode::Internal => "An internal fault",
+        };
+        Problem { id: Some(result.id), ..Problem::new(status, kind_of(code), title, message) }
+    }
+}
+
+/// `type` in the web's spelling: the wire's codes with dashes.
+fn kind_of(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::Undecodable => "undecodable",
+        ErrorCode::UnsupportedType => "unsupported-type",
+        ErrorCode::TooManyPixels => "too-many-pixels",
+        ErrorCode::InputMissing => "input-missing",
+        ErrorCode::InputTooLarge => "too-large",
+        ErrorCode::Malformed => "malformed-message",
+        ErrorCode::AttemptsExhausted => "attempts-exhausted",
+        ErrorCode::Expired => "expired",
+        ErrorCode::Internal => "internal",
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.title, self.detail)
+    }
+}
+
+impl std::error::Error for Problem {}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = Body {
+            r#type: format!("urn:imgcls:problem:{}", self.kind),
+            title: self.title,
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            id: self.id,
+        };
+        let json = serde_json::to_string(&body).expect("strings and numbers; this is a bug");
+        let mut response = (self.status, [(header::CONTENT_TYPE, "application/problem+json")], json).into_response();
+        if let Some(seconds) = self.retry_after_seconds {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}

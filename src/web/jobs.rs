@@ -1,0 +1,213 @@
+//! Jobs: accepting one, waiting for its end, telling its state. Any web process can do each for any id.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::error::Problem;
+use super::metrics::METRICS;
+use super::pending::{Pending, Waiter, Wake};
+use super::replies::Replies;
+use super::upload::Upload;
+use crate::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, Status, WIRE_VERSION};
+use crate::queue::{Outgoing, Queue, QueueError};
+use crate::store::{ObjectStore, Put, PutOptions, StoreError};
+
+/// When a waiter looks in the store first, in case its reply was lost; then with back-off.
+const FIRST_LOOK: Duration = Duration::from_secs(2);
+const LONGEST_LOOK: Duration = Duration::from_secs(10);
+/// A worker that holds the message at its expiry still has the first word for so long.
+const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
+const MAX_RESULT_BYTES: u64 = 1 << 20;
+
+pub struct Jobs {
+    pub requests: Arc<dyn Queue>,
+    pub input: Arc<dyn ObjectStore>,
+    pub output: Arc<dyn ObjectStore>,
+    pub pending: Pending,
+    pub replies: Arc<Replies>,
+    /// At most what the queue keeps a message, less a minute.
+    pub job_ttl: Duration,
+    pub inline_bytes: usize,
+    /// The largest message that the request queue takes.
+    pub max_message_bytes: usize,
+    /// Signs what this process ends itself.
+    pub name: String,
+    /// Cancelled when a drain has no more patience: who waits is told to ask again.
+    pub give_up: CancellationToken,
+}
+
+/// What a job is at the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// The result object's text.
+    Final(Bytes),
+    Queued,
+    Unknown,
+}
+
+/// What a client may say about its job beside the image.
+#[derive(Debug, Clone)]
+pub struct Wishes {
+    pub top_k: u32,
+    pub traceparent: Option<String>,
+}
+
+impl Jobs {
+    /// Accepts an image: once this returns, the job has an end, whatever dies.
+    pub async fn submit(&self, upload: Upload, wishes: Wishes) -> Result<Waiter, Problem> {
+        let id = Uuid::now_v7();
+        let waiter = self.pending.wait_for(id);
+        let options = PutOptions { if_none_match: false, content_type: Some(upload.content_type) };
+        let key = protocol::image_key(id);
+        let _ = self.input.put(&key, upload.bytes.clone(), options).await.map_err(|error| store_problem(&error))?;
+        let request = self.request(id, &upload, wishes);
+        let body = serde_json::to_string(&request).expect("a request is strings and numbers; this is a bug");
+        if let Err(error) = self.send(body).await {
+            // Nobody was told the id; the image would only take room.
+            if let Err(error) = self.input.delete(&key).await {
+                tracing::debug!(%error, %id, "image of a refused job not deleted");
+            }
+            return Err(queue_problem(&error));
+        }
+        METRICS.accepted.inc();
+        METRICS.upload_bytes.inc_by(upload.bytes.len() as u64);
+        Ok(waiter)
+    }
+
+    fn request(&self, id: Uuid, upload: &Upload, wishes: Wishes) -> ClassifyRequest {
+        let bucket = self.input.bucket();
+        let (image, image_data) =
+            protocol::inline_or_reference(&upload.bytes, id, bucket, self.inline_bytes, self.max_message_bytes);
+        let submitted_at = Timestamp::now();
+        ClassifyRequest {
+            v: WIRE_VERSION,
+            id,
+            filename: upload.filename.clone(),
+            content_type: Some(upload.content_type.to_owned()),
+            image,
+            image_data,
+            top_k: wishes.top_k,
+            submitted_at,
+            expires_at: submitted_at.saturating_add(self.job_ttl).unwrap_or(Timestamp::MAX),
+            reply_to: Some(self.replies.reply_to()),
+            traceparent: wishes.traceparent,
+        }
+    }
+
+    async fn send(&self, body: String) -> Result<(), QueueError> {
+        let answers = self.requests.send(&[Outgoing::new(body)]).await?;
+        answers.into_iter().next().unwrap_or_else(|| Err(QueueError::Unavailable("no answer to a send".to_owned())))
+    }
+
+    /// Waits for the end of a job: the reply wakes, the store is the truth. None when `patience` ends first.
+    pub async fn wait(&self, mut waiter: Waiter, patience: Duration) -> Option<Bytes> {
+        METRICS.waiting.inc();
+        let _counted = Counted;
+        let id = waiter.id();
+        let deadline = tokio::time::sleep(patience);
+        tokio::pin!(deadline);
+        let mut look_after = FIRST_LOOK;
+        loop {
+            let last_look = tokio::select! {
+                wake = waiter.woken() => match wake {
+                    Wake::Result(result) => return Some(result),
+                    Wake::Look => false,
+                },
+                () = tokio::time::sleep(look_after) => false,
+                () = &mut deadline => true,
+                () = self.give_up.cancelled() => true,
+            };
+            match self.result(id).await {
+                Ok(Some(result)) => return Some(result),
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, %id, "cannot look for a result"),
+            }
+            if last_look {
+                return None;
+            }
+            look_after = (look_after * 2).min(LONGEST_LOOK);
+        }
+    }
+
+    /// The state of any id, waiting up to `patience` for its end.
+    pub async fn state(&self, id: Uuid, patience: Duration) -> Result<State, Problem> {
+        // Before the first look: an end between look and wait would go unnoticed.
+        let waiter = self.pending.wait_for(id);
+        let state = self.look(id).await?;
+        if state != State::Queued || patience.is_zero() {
+            return Ok(state);
+        }
+        Ok(self.wait(waiter, patience).await.map_or(State::Queued, State::Final))
+    }
+
+    async fn look(&self, id: Uuid) -> Result<State, Problem> {
+        if let Some(result) = self.result(id).await.map_err(|error| store_problem(&error))? {
+            return Ok(State::Final(result));
+        }
+        let image = self.input.head(&protocol::image_key(id)).await.map_err(|error| store_problem(&error))?;
+        if image.is_none() {
+            return Ok(State::Unknown);
+        }
+        match self.expires_at(id) {
+            Some(expires_at) if Timestamp::now() > expires_at => self.expire(id).await.map(State::Final),
+            _ => Ok(State::Queued),
+        }
+    }
+
+    /// The image of a job, as it was uploaded.
+    pub async fn image(&self, id: Uuid, max_bytes: u64) -> Result<Option<Bytes>, Problem> {
+        self.input.get(&protocol::image_key(id), max_bytes).await.map_err(|error| store_problem(&error))
+    }
+
+    async fn result(&self, id: Uuid) -> Result<Option<Bytes>, StoreError> {
+        self.output.get(&protocol::result_key(id), MAX_RESULT_BYTES).await
+    }
+
+    /// From when on this process may say itself that a job expired. The id carries the time of submission.
+    fn expires_at(&self, id: Uuid) -> Option<Timestamp> {
+        let (seconds, _) = id.get_timestamp()?.to_unix();
+        let submitted_at = Timestamp::from_second(i64::try_from(seconds).ok()?).ok()?;
+        submitted_at.saturating_add(self.job_ttl + EXPIRY_MARGIN).ok()
+    }
+
+    /// Ends a job that no worker reached in time. The first end stands, whoever writes it.
+    async fn expire(&self, id: Uuid) -> Result<Bytes, Problem> {
+        let message = "no worker reached it in time";
+        let mut result = ClassifyResult::ended(id, "", Status::Expired, ErrorCode::Expired, message);
+        result.worker.clone_from(&self.name);
+        let body = Bytes::from(result.to_json());
+        let key = protocol::result_key(id);
+        let options = PutOptions { if_none_match: true, content_type: Some("application/json") };
+        match self.output.put(&key, body.clone(), options).await.map_err(|error| store_problem(&error))? {
+            Put::Created => Ok(body),
+            Put::AlreadyExists => {
+                let stored = self.result(id).await.map_err(|error| store_problem(&error))?;
+                Ok(stored.unwrap_or(body))
+            }
+        }
+    }
+}
+
+/// Counts a waiter down, however it leaves.
+struct Counted;
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        METRICS.waiting.dec();
+    }
+}
+
+fn store_problem(error: &StoreError) -> Problem {
+    tracing::warn!(%error, "store");
+    Problem::unavailable("images cannot be stored or read at the moment; send it again shortly")
+}
+
+fn queue_problem(error: &QueueError) -> Problem {
+    tracing::warn!(%error, "queue");
+    Problem::unavailable("the queue takes nothing at the moment; send the image again shortly")
+}

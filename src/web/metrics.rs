@@ -1,0 +1,41 @@
+//! What the web tier counts.
+
+use std::sync::LazyLock;
+
+use prometheus::{
+    HistogramVec, IntCounter, IntCounterVec, IntGauge, exponential_buckets, register_histogram_vec,
+    register_int_counter, register_int_counter_vec, register_int_gauge,
+};
+
+pub struct Metrics {
+    pub requests: IntCounterVec,
+    pub request_seconds: HistogramVec,
+    pub accepted: IntCounter,
+    pub upload_bytes: IntCounter,
+    pub replies: IntCounterVec,
+    pub waiting: IntGauge,
+    pub connections: IntGauge,
+}
+
+pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+    let registered = "names are given once, here; this is a bug";
+    let seconds = exponential_buckets(0.001, 2.0, 20).expect(registered);
+    Metrics {
+        requests: register_int_counter_vec!("imgcls_web_requests_total", "HTTP requests", &["route", "status"])
+            .expect(registered),
+        request_seconds: register_histogram_vec!(
+            "imgcls_web_request_seconds",
+            "Seconds a request",
+            &["route"],
+            seconds
+        )
+        .expect(registered),
+        accepted: register_int_counter!("imgcls_web_accepted_total", "Images accepted").expect(registered),
+        upload_bytes: register_int_counter!("imgcls_web_upload_bytes_total", "Bytes of accepted images")
+            .expect(registered),
+        replies: register_int_counter_vec!("imgcls_web_replies_total", "Replies from workers", &["outcome"])
+            .expect(registered),
+        waiting: register_int_gauge!("imgcls_web_waiting", "Jobs that a caller waits for").expect(registered),
+        connections: register_int_gauge!("imgcls_web_connections", "Open connections").expect(registered),
+    }
+});

@@ -1,0 +1,260 @@
+//! The intake: receive, fetch, decode, preprocess.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::infer::{Finished, Prepared};
+use super::job::{self, ALONE_FROM_ATTEMPT, Ending, Origin, Rules, Triage, Work};
+use super::lease::{Keeper, Lease};
+use super::metrics::METRICS;
+use super::patience::{Rests, patiently};
+use crate::config::Limits;
+use crate::model::{self, ModelPackage, PrepareError, Tensor};
+use crate::protocol::{self, ErrorCode, Payload};
+use crate::queue::{Delivery, MAX_BATCH, Queue, QueueError, ReceiveOptions};
+use crate::store::{ObjectStore, StoreError};
+
+/// SQS's longest poll: an idle worker costs three calls a minute.
+const LONG_POLL: Duration = Duration::from_secs(20);
+/// How long a fetch is tried in place before it costs an attempt. The lease is renewed meanwhile.
+const FETCH_PATIENCE: Duration = Duration::from_secs(20);
+/// A result object larger than this is none of ours.
+const MAX_RESULT_BYTES: u64 = 1 << 20;
+
+pub struct Intake {
+    pub requests: Arc<dyn Queue>,
+    pub input: Arc<dyn ObjectStore>,
+    pub output: Arc<dyn ObjectStore>,
+    pub package: Arc<ModelPackage>,
+    pub limits: Limits,
+    pub rules: Arc<Rules>,
+    pub keeper: Keeper,
+    pub last_faults: Arc<LastFaults>,
+    pub visibility_timeout: Duration,
+    /// One permit for each image that may wait for a session; those that run have given theirs back.
+    pub places: Arc<Semaphore>,
+    pub ready: mpsc::Sender<Prepared>,
+    pub finished: mpsc::Sender<Finished>,
+}
+
+impl Intake {
+    /// Receives until shut down, then lets what it took go through.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let intake = Arc::new(self);
+        let mut jobs = JoinSet::new();
+        let mut rests = Rests::default();
+        while let Some(received) = shutdown.run_until_cancelled(intake.receive()).await {
+            match received {
+                Ok((deliveries, places)) => {
+                    rests = Rests::default();
+                    intake.dispatch(deliveries, places, &mut jobs, &shutdown).await;
+                }
+                Err(error) => {
+                    METRICS.faults.with_label_values(&["receive"]).inc();
+                    tracing::warn!(%error, "cannot receive; trying again");
+                    let _ = shutdown.run_until_cancelled(rests.rest()).await;
+                }
+            }
+            while jobs.try_join_next().is_some() {}
+        }
+        while jobs.join_next().await.is_some() {}
+    }
+
+    /// Takes at most as many messages as there are places for, so that this worker never holds what an idle one could
+    /// do: what runs, plus one batch a session.
+    async fn receive(&self) -> Result<(Vec<Delivery>, Vec<OwnedSemaphorePermit>), QueueError> {
+        let places = take_places(&self.places).await;
+        let options =
+            ReceiveOptions { max: places.len(), wait: LONG_POLL, visibility_timeout: self.visibility_timeout };
+        let deliveries = self.requests.receive(options).await?;
+        METRICS.received.inc_by(deliveries.len() as u64);
+        Ok((deliveries, places))
+    }
+
+    async fn dispatch(
+        self: &Arc<Self>,
+        deliveries: Vec<Delivery>,
+        places: Vec<OwnedSemaphorePermit>,
+        jobs: &mut JoinSet<()>,
+        shutdown: &CancellationToken,
+    ) {
+        // All leases first: those that have to wait for their turn below are renewed too.
+        let held: Vec<_> = deliveries
+            .into_iter()
+            .zip(places)
+            .map(|(delivery, place)| (self.keeper.hold(delivery.receipt.clone()), delivery, place))
+            .collect();
+        let (alone, together): (Vec<_>, Vec<_>) =
+            held.into_iter().partition(|(_, delivery, _)| delivery.receive_count >= ALONE_FROM_ATTEMPT);
+        for (lease, delivery, place) in together {
+            jobs.spawn(Arc::clone(self).prepare(lease, delivery, place));
+        }
+        let mut left = alone.len();
+        for (lease, delivery, place) in alone {
+            if shutdown.run_until_cancelled(self.keeper.until_held_at_most(left)).await.is_none() {
+                let ending = Ending::HandBack { id: None, after: Duration::ZERO, reason: "draining".to_owned() };
+                self.finish(lease, ending).await;
+                continue;
+            }
+            jobs.spawn(Arc::clone(self).prepare(lease, delivery, place));
+            left -= 1;
+            // While the last one runs, nothing is received either: it is alone.
+            let _ = shutdown.run_until_cancelled(self.keeper.until_held_at_most(left)).await;
+        }
+    }
+
+    /// One delivery, from its body to a tensor or to its end.
+    async fn prepare(self: Arc<Self>, lease: Lease, delivery: Delivery, place: OwnedSemaphorePermit) {
+        match self.tensor_of(&delivery).await {
+            Ok((work, tensor, image)) => {
+                let prepared = Prepared { work, lease, tensor, image, place, ready_at: Instant::now() };
+                if self.ready.send(prepared).await.is_err() {
+                    tracing::debug!("the batcher has ended; the message comes again");
+                }
+            }
+            Err(ending) => self.finish(lease, ending).await,
+        }
+    }
+
+    async fn finish(&self, lease: Lease, ending: Ending) {
+        if self.finished.send(Finished { lease, ending }).await.is_err() {
+            tracing::debug!("the publisher has ended; the message comes again");
+        }
+    }
+
+    async fn tensor_of(&self, delivery: &Delivery) -> Result<(Work, Tensor, Bytes), Ending> {
+        let mut work = self.triage(delivery).await?;
+        let fetching = Instant::now();
+        let image = match self.fetch(&mut work).await {
+            Ok(image) => image,
+            Err(Fetch::Failed(code, message)) => {
+                return Err(work.failed(code, message, &delivery.body, Timestamp::now(), &self.rules));
+            }
+            Err(Fetch::Fault(reason)) => return Err(work.faulted(reason)),
+        };
+        let fetched = fetching.elapsed();
+        METRICS.stage("fetched").observe(fetched.as_secs_f64());
+        let (tensor, decoded) = self.decode(image.clone()).await;
+        METRICS.stage("decoded").observe(decoded.as_secs_f64());
+        work.timings_ms.fetched = millis(fetched);
+        work.timings_ms.decoded = millis(decoded);
+        match tensor {
+            Ok(tensor) => {
+                let kept = if matches!(work.origin, Origin::Seed { .. }) { image } else { Bytes::new() };
+                Ok((work, tensor, kept))
+            }
+            Err(error) => Err(work.failed(error.code, error.message, &delivery.body, Timestamp::now(), &self.rules)),
+        }
+    }
+
+    async fn triage(&self, delivery: &Delivery) -> Result<Work, Ending> {
+        let attempt = delivery.receive_count;
+        if attempt > 1 {
+            METRICS.redelivered.inc();
+        }
+        let mut triage = job::triage(&delivery.body, attempt, Timestamp::now(), &self.rules);
+        if let Triage::LookUp(request) = triage {
+            let id = request.id;
+            match self.stored_result(id).await {
+                Ok(Some(stored)) => return Err(Ending::Again { stored, reply_to: request.reply_to }),
+                Ok(None) => {}
+                Err(error) => return Err(job::hand_back(Some(id), attempt, error.to_string())),
+            }
+            let last_fault = self.last_faults.of(id);
+            triage =
+                job::settle(request, &delivery.body, attempt, last_fault.as_deref(), Timestamp::now(), &self.rules);
+        }
+        match triage {
+            Triage::Classify(work) => Ok(work),
+            Triage::End(ending) => Err(ending),
+            Triage::LookUp(request) => Err(job::hand_back(Some(request.id), attempt, "not settled".to_owned())),
+        }
+    }
+
+    async fn stored_result(&self, id: Uuid) -> Result<Option<Bytes>, StoreError> {
+        let key = protocol::result_key(id);
+        patiently("look_up", FETCH_PATIENCE, || self.output.get(&key, MAX_RESULT_BYTES)).await
+    }
+
+    async fn fetch(&self, work: &mut Work) -> Result<Bytes, Fetch> {
+        let limit = self.limits.max_upload_bytes;
+        let id = match &mut work.payload {
+            Payload::Inline(bytes) if bytes.len() as u64 > limit => {
+                return Err(Fetch::Failed(ErrorCode::InputTooLarge, format!("{} bytes, at most {limit}", bytes.len())));
+            }
+            Payload::Inline(bytes) => return Ok(Bytes::from(std::mem::take(bytes))),
+            Payload::Stored(id) => *id,
+        };
+        let key = protocol::image_key(id);
+        let read = || async {
+            match self.input.get(&key, limit).await {
+                // An answer, not a fault: trying again would not change it.
+                Err(StoreError::TooLarge { size, .. }) => Ok(Err(size)),
+                other => other.map(Ok),
+            }
+        };
+        match patiently("fetch", FETCH_PATIENCE, read).await {
+            Ok(Ok(Some(image))) => Ok(image),
+            Ok(Ok(None)) => Err(Fetch::Failed(ErrorCode::InputMissing, format!("no object {key}"))),
+            Ok(Err(size)) => Err(Fetch::Failed(ErrorCode::InputTooLarge, format!("{size} bytes, at most {limit}"))),
+            Err(error) => Err(Fetch::Fault(error.to_string())),
+        }
+    }
+
+    async fn decode(&self, image: Bytes) -> (Result<Tensor, PrepareError>, Duration) {
+        let (package, limits) = (Arc::clone(&self.package), self.limits);
+        let decoding = tokio::task::spawn_blocking(move || {
+            let started = Instant::now();
+            (model::prepare(&image, &package, &limits), started.elapsed())
+        });
+        decoding.await.unwrap_or_else(|error| {
+            let message = format!("the decoder ended early: {error}");
+            (Err(PrepareError { code: ErrorCode::Undecodable, message }), Duration::ZERO)
+        })
+    }
+}
+
+/// Why there is no image.
+enum Fetch {
+    Failed(ErrorCode, String),
+    Fault(String),
+}
+
+/// Waits for one place, then takes those that are free, at most a batch.
+async fn take_places(places: &Arc<Semaphore>) -> Vec<OwnedSemaphorePermit> {
+    let Ok(first) = Arc::clone(places).acquire_owned().await else { return std::future::pending().await };
+    let more = std::iter::from_fn(|| Arc::clone(places).try_acquire_owned().ok());
+    std::iter::once(first).chain(more).take(MAX_BATCH).collect()
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}
+
+/// Why jobs were handed back, for the dead letter that may follow. A help for people, so it may forget.
+#[derive(Default)]
+pub struct LastFaults(Mutex<HashMap<Uuid, String>>);
+
+impl LastFaults {
+    const REMEMBERED: usize = 1_000;
+
+    pub fn record(&self, id: Uuid, reason: String) {
+        let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if faults.len() >= Self::REMEMBERED {
+            faults.clear();
+        }
+        faults.insert(id, reason);
+    }
+
+    fn of(&self, id: Uuid) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+}

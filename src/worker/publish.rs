@@ -1,0 +1,303 @@
+//! How a job ends: the result is written first, then the reply is sent, then the message is deleted. Whatever dies in
+//! between, the message comes again and finds the result.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use super::infer::Finished;
+use super::job::{DeadLetter, Ending};
+use super::lease::{Keeper, Lease};
+use super::metrics::METRICS;
+use super::patience::until_done;
+use super::prepare::LastFaults;
+use crate::protocol::{self, ClassifyResult};
+use crate::queue::{MAX_BATCH, Outgoing, Queue, QueueError, Queues, ServiceQueues};
+use crate::store::{ObjectStore, Put, PutOptions};
+
+/// Groups that are published at the same time. While one waits for the disk, the next is written.
+const GROUPS: usize = 4;
+/// Reply queues whose handles are kept. A restarted web tier has a new one, so old handles go stale.
+const KEPT_REPLY_QUEUES: usize = 256;
+const MAX_RESULT_BYTES: u64 = 1 << 20;
+
+/// Proof that a job's end stands where clients find it. Made here only; [`Keeper::ack`] takes nothing less.
+#[derive(Debug)]
+pub struct Published(());
+
+pub struct Publisher {
+    pub queues: Arc<dyn Queues>,
+    pub service: ServiceQueues,
+    pub input: Arc<dyn ObjectStore>,
+    pub output: Arc<dyn ObjectStore>,
+    pub keeper: Keeper,
+    pub last_faults: Arc<LastFaults>,
+    pub reply_queues: ReplyQueues,
+}
+
+/// Handles of the queues that replies go to, by name.
+#[derive(Default)]
+pub struct ReplyQueues(Mutex<HashMap<String, Arc<dyn Queue>>>);
+
+/// A job whose result is written and whose reply is still to be sent.
+struct Written {
+    lease: Lease,
+    reply: Option<Reply>,
+    letter: Option<DeadLetter>,
+}
+
+struct Reply {
+    to: String,
+    body: String,
+    /// For a queue that does not take the body.
+    cut: Option<String>,
+}
+
+impl Publisher {
+    /// Publishes until `finished` is closed and empty.
+    pub async fn run(self, mut finished: mpsc::Receiver<Finished>) {
+        let publisher = Arc::new(self);
+        let groups = Arc::new(Semaphore::new(GROUPS));
+        let mut running = JoinSet::new();
+        loop {
+            // The slot first: what finishes meanwhile joins the group.
+            let slot = Arc::clone(&groups).acquire_owned().await.expect("never closed; this is a bug");
+            let mut group = Vec::with_capacity(MAX_BATCH);
+            if finished.recv_many(&mut group, MAX_BATCH).await == 0 {
+                break;
+            }
+            let publisher = Arc::clone(&publisher);
+            running.spawn(async move {
+                publisher.publish(group).await;
+                drop(slot);
+            });
+            while running.try_join_next().is_some() {}
+        }
+        while running.join_next().await.is_some() {}
+    }
+
+    async fn publish(&self, group: Vec<Finished>) {
+        let started = Instant::now();
+        let written = join_all(group.into_iter().map(|finished| self.write(finished))).await;
+        let mut replies: BTreeMap<String, Vec<Reply>> = BTreeMap::new();
+        let mut letters = Vec::new();
+        let mut leases = Vec::new();
+        for Written { lease, reply, letter } in written.into_iter().flatten() {
+            if let Some(reply) = reply {
+                replies.entry(reply.to.clone()).or_default().push(reply);
+            }
+            letters.extend(letter);
+            leases.push((lease, Published(())));
+        }
+        for (to, replies) in replies {
+            self.reply(&to, replies).await;
+        }
+        self.keep_letters(letters).await;
+        if !leases.is_empty() {
+            until_done("ack", || self.keeper.ack(&leases)).await;
+            METRICS.stage("published").observe(started.elapsed().as_secs_f64());
+        }
+    }
+
+    /// Makes the end stand in the store. None where the message was handed back.
+    async fn write(&self, Finished { lease, ending }: Finished) -> Option<Written> {
+        METRICS.endings.with_label_values(&[ending.name()]).inc();
+        match ending {
+            Ending::HandBack { id, after, reason } => {
+                tracing::warn!(?id, reason, after_seconds = after.as_secs(), "handed back");
+                if let Some(id) = id {
+                    self.last_faults.record(id, reason);
+                }
+                if let Err(error) = self.keeper.hand_back(lease, after).await {
+                    tracing::warn!(%error, "cannot hand back; the message comes again after its visibility timeout");
+                }
+                None
+            }
+            Ending::Result { result, reply_to } => {
+                let reply = self.write_result(&result, reply_to).await;
+                Some(Written { lease, reply, letter: None })
+            }
+            Ending::Again { stored, reply_to } => {
+                let reply = self.reply_with(reply_to, &stored, None);
+                Some(Written { lease, reply, letter: None })
+            }
+            Ending::Seed { name, image, label } => {
+                let reply = self.write_seed(&name, image, &label).await;
+                Some(Written { lease, reply: Some(reply), letter: None })
+            }
+            Ending::DeadLetter { letter, result, reply_to } => {
+                tracing::warn!(id = ?letter.id, reason = letter.reason, attempts = letter.attempts, "dead letter");
+                let reply = match (&result, &letter.seed_name) {
+                    (Some(result), _) => self.write_result(result, reply_to).await,
+                    (None, Some(name)) => Some(self.seed_reply(name, &format!("error: {}", letter.reason))),
+                    (None, None) => None,
+                };
+                Some(Written { lease, reply, letter: Some(letter) })
+            }
+        }
+    }
+
+    /// Writes a result unless one stands; what stands is what is replied.
+    async fn write_result(&self, result: &ClassifyResult, reply_to: Option<String>) -> Option<Reply> {
+        let key = protocol::result_key(result.id);
+        let body = Bytes::from(result.to_json());
+        let options = PutOptions { if_none_match: true, content_type: Some("application/json") };
+        let put = until_done("put_result", || self.output.put(&key, body.clone(), options)).await;
+        if put == Put::AlreadyExists {
+            let stored = until_done("get_result", || self.output.get(&key, MAX_RESULT_BYTES)).await;
+            return self.reply_with(reply_to, &stored.unwrap_or(body), None);
+        }
+        self.reply_with(reply_to, &body, Some(result))
+    }
+
+    fn reply_with(&self, reply_to: Option<String>, stored: &Bytes, result: Option<&ClassifyResult>) -> Option<Reply> {
+        let to = reply_to?;
+        if !protocol::is_reply_queue_of(self.service.results.name(), &to) {
+            METRICS.replies.with_label_values(&["foreign"]).inc();
+            tracing::warn!(reply_to = to, "not a reply queue of this service; no reply is sent");
+            return None;
+        }
+        let cut = match result {
+            Some(result) => Some(result.to_cut_json()),
+            None => serde_json::from_slice::<ClassifyResult>(stored).ok().map(|result| result.to_cut_json()),
+        };
+        Some(Reply { to, body: String::from_utf8_lossy(stored).into_owned(), cut })
+    }
+
+    async fn write_seed(&self, name: &str, image: Bytes, label: &str) -> Reply {
+        let output = Bytes::from(format!("(({name}, {label}))"));
+        let options = PutOptions::default();
+        let (_, _) = tokio::join!(
+            until_done("put_image", || self.input.put(name, image.clone(), options)),
+            until_done("put_output", || self.output.put(protocol::seed_output_key(name), output.clone(), options)),
+        );
+        self.seed_reply(name, label)
+    }
+
+    fn seed_reply(&self, name: &str, label: &str) -> Reply {
+        Reply { to: self.service.results.name().to_owned(), body: protocol::seed_reply(name, label), cut: None }
+    }
+
+    /// Sends replies to one queue. A queue that is gone belonged to a web process that is gone: nobody waits, and
+    /// whoever asks another web process reads the store.
+    async fn reply(&self, to: &str, replies: Vec<Reply>) {
+        let Some(queue) = until_done("open_reply_queue", || self.open(to)).await else {
+            METRICS.replies.with_label_values(&["gone"]).inc_by(replies.len() as u64);
+            return;
+        };
+        for batch in replies.chunks(MAX_BATCH) {
+            let bodies = batch.iter().map(|reply| Outgoing::new(reply.body.clone())).collect();
+            let too_large = self.send_all(&*queue, bodies).await;
+            let cut = too_large.into_iter().filter_map(|at| batch[at].cut.clone().map(Outgoing::new)).collect();
+            self.send_all(&*queue, cut).await;
+        }
+    }
+
+    /// Sends at most [`MAX_BATCH`] messages, waiting out faults; the places of those that were too large.
+    async fn send_all(&self, queue: &dyn Queue, messages: Vec<Outgoing>) -> Vec<usize> {
+        let mut too_large = Vec::new();
+        let mut left: Vec<usize> = (0..messages.len()).collect();
+        while !left.is_empty() {
+            let batch: Vec<Outgoing> = left.iter().map(|&at| messages[at].clone()).collect();
+            let sent = until_done("send_reply", || async {
+                match queue.send(&batch).await {
+                    Err(QueueError::Unavailable(reason)) => Err(reason),
+                    answer => Ok(answer),
+                }
+            })
+            .await;
+            let answers = sent.unwrap_or_else(|error| vec![Err(error); batch.len()]);
+            left = left
+                .into_iter()
+                .zip(answers)
+                .filter(|(at, answer)| self.again(queue, *at, answer, &mut too_large))
+                .map(|(at, _)| at)
+                .collect();
+        }
+        too_large
+    }
+
+    /// Counts what became of one message; whether it has to be sent again.
+    fn again(&self, queue: &dyn Queue, at: usize, answer: &Result<(), QueueError>, too_large: &mut Vec<usize>) -> bool {
+        let outcome = match answer {
+            Ok(()) => "sent",
+            Err(QueueError::Unavailable(_)) => return true,
+            Err(QueueError::TooLarge { .. }) => {
+                too_large.push(at);
+                "cut"
+            }
+            Err(QueueError::NotFound(_)) => {
+                self.reply_queues.forget(queue.name());
+                "gone"
+            }
+            Err(QueueError::Fatal(reason)) => {
+                tracing::warn!(queue = queue.name(), reason, "cannot send; whoever waits reads the store");
+                "failed"
+            }
+        };
+        METRICS.replies.with_label_values(&[outcome]).inc();
+        false
+    }
+
+    /// None where the queue is gone.
+    async fn open(&self, name: &str) -> Result<Option<Arc<dyn Queue>>, QueueError> {
+        if let Some(queue) = self.reply_queues.get(name) {
+            return Ok(Some(queue));
+        }
+        match self.queues.open(name).await {
+            Ok(queue) => {
+                self.reply_queues.keep(name, &queue);
+                Ok(Some(queue))
+            }
+            Err(QueueError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn keep_letters(&self, letters: Vec<DeadLetter>) {
+        for batch in letters.chunks(MAX_BATCH) {
+            let messages: Vec<Outgoing> = batch.iter().map(DeadLetter::to_message).collect();
+            until_done("send_dead_letter", || async {
+                let answers = self.service.dead_letters.send(&messages).await?;
+                answers.into_iter().collect::<Result<Vec<()>, QueueError>>()
+            })
+            .await;
+        }
+    }
+}
+
+impl ReplyQueues {
+    fn get(&self, name: &str) -> Option<Arc<dyn Queue>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    fn keep(&self, name: &str, queue: &Arc<dyn Queue>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= KEPT_REPLY_QUEUES {
+            kept.clear();
+        }
+        kept.insert(name.to_owned(), Arc::clone(queue));
+    }
+
+    fn forget(&self, name: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+}
+
+impl DeadLetter {
+    fn to_message(&self) -> Outgoing {
+        let mut message = Outgoing::new(self.body.clone());
+        let attributes = &mut message.attributes;
+        if let Some(id) = self.id {
+            attributes.insert("id".to_owned(), id.to_string());
+        }
+        attributes.insert("reason".to_owned(), self.reason.clone());
+        attributes.insert("attempts".to_owned(), self.attempts.to_string());
+        message
+    }
+}

@@ -1,0 +1,112 @@
+//! The command line as a person or a script meets it, through the real binary.
+
+use std::process::{Command, Output};
+
+use clap::{Arg, CommandFactory as _};
+use imgcls::cli::Cli;
+
+/// Runs to the end, in an environment where nobody has set anything.
+fn imgcls(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_imgcls"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("IMGCLS_") || name.to_string_lossy().starts_with("AWS_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(arguments).envs(environment.iter().copied()).output().expect("the binary starts")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn flags(command: &clap::Command) -> impl Iterator<Item = (&str, &Arg)> {
+    command
+        .get_arguments()
+        .filter_map(|argument| Some((argument.get_long()?, argument)))
+        .filter(|(long, _)| !["help", "version"].contains(long))
+}
+
+#[test]
+fn every_flag_is_also_a_variable_of_its_name() {
+    for command in Cli::command().get_subcommands() {
+        for (long, argument) in flags(command) {
+            let variable = format!("IMGCLS_{}", long.to_uppercase().replace('-', "_"));
+            let env = argument.get_env().map(|name| name.to_string_lossy().into_owned());
+            assert_eq!(env.as_ref(), Some(&variable), "{} --{long}", command.get_name());
+        }
+    }
+}
+
+#[test]
+fn one_flag_means_the_same_to_every_command() {
+    let cli = Cli::command();
+    let all: Vec<(&str, &Arg)> = cli.get_subcommands().flat_map(flags).collect();
+    for (long, argument) in &all {
+        let (_, first) = all.iter().find(|(other, _)| other == long).expect("found at least itself");
+        assert_eq!(argument.get_default_values(), first.get_default_values(), "--{long}");
+    }
+}
+
+#[test]
+fn help_names_every_flag_and_its_variable() {
+    for command in Cli::command().get_subcommands() {
+        let output = imgcls(&[command.get_name(), "--help"], &[]);
+        // Long lines are wrapped anywhere between words.
+        let help = String::from_utf8_lossy(&output.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(output.status.code(), Some(0));
+        for (long, argument) in flags(command) {
+            let variable = argument.get_env().expect("held by a test of its own").to_string_lossy();
+            assert!(help.contains(&format!("--{long}")), "{} --{long}", command.get_name());
+            assert!(help.contains(&format!("[env: {variable}=")), "{} --{long}\n{help}", command.get_name());
+        }
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2_and_a_way_out_on_standard_error() {
+    for arguments in [
+        vec!["up", "--frobnicate"],
+        vec!["frobnicate"],
+        vec!["up", "--visibility-timeout", "soon"],
+        vec!["up", "--min-workers", "3", "--max-workers", "2"],
+        vec!["up", "--max-workers", "0", "--min-workers", "0"],
+        vec!["up", "--backend", "aws"],
+        vec!["worker", "--request-queue", "a/b"],
+        vec![],
+    ] {
+        let output = imgcls(&arguments, &[]);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("--help"), "{arguments:?}: {}", stderr(&output));
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+    assert!(stderr(&imgcls(&["up", "--frobnicate"], &[])).contains("Usage: imgcls up"));
+    let both = stderr(&imgcls(&["up", "--min-workers", "3", "--max-workers", "2"], &[]));
+    assert!(both.contains("--min-workers") && both.contains("--max-workers"), "{both}");
+}
+
+#[test]
+fn aws_that_is_not_there_is_said_in_one_line_with_the_way_out() {
+    for command in ["serve-web", "worker"] {
+        for variable in ["AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"] {
+            let output = imgcls(&[command], &[(variable, "us-east-1")]);
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(1), "{said}");
+            assert_eq!(said.lines().count(), 1, "{said}");
+            assert!(said.contains(variable) && said.contains("--backend local"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn an_address_in_use_is_said_in_one_line_with_the_way_out() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound address").to_string();
+    let data_dir = tempfile::tempdir().expect("a directory");
+    let data_dir = data_dir.path().to_str().expect("a path in UTF-8");
+    let output = imgcls(&["up", "--listen", &address, "--data-dir", data_dir], &[]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains(&address) && said.contains("--listen"), "{said}");
+}

@@ -1,0 +1,389 @@
+//! Who may import whom. A room uses rooms on lower floors: never one beside it on its own floor, never one above.
+
+use std::fs;
+use std::path::Path;
+
+/// Every room under `src/`, by floor. A room that is not built yet may stand here; one that is built must.
+const FLOORS: [(u8, &[&str]); 7] = [
+    (0, &["protocol", "scaling", "stats", "workload"]),
+    (1, &["aws", "config", "shutdown", "telemetry"]),
+    (2, &["instance", "model", "queue", "store"]),
+    (3, &["autoscale", "loadgen", "provision", "web", "worker"]),
+    (4, &["classify", "queues", "simulate", "tune", "up"]),
+    (5, &["cli"]),
+    (6, &["main"]),
+];
+
+/// Crates that are named in few places, and those places under `src/`, as the beginnings of their paths. A name that
+/// ends in `*` stands for all crates that begin so.
+const CRATES: [(&str, &[&str]); 4] = [
+    ("ort", &["model/"]),
+    ("clap", &["cli.rs", "main.rs"]),
+    ("rusqlite", &["queue/sqlite"]),
+    ("aws_*", &["aws.rs", "queue/sqs.rs", "store/s3.rs", "instance/aws.rs", "provision/aws", "autoscale/aws.rs"]),
+];
+
+#[test]
+fn every_room_uses_only_lower_floors() {
+    let sources = sources();
+    assert!(sources.iter().any(|(path, _)| path == "main.rs"), "no sources found: {sources:?}");
+    let violations: Vec<String> = sources.iter().flat_map(|(path, text)| violations(path, text)).collect();
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
+}
+
+#[test]
+fn the_legend_names_every_room_on_its_floor() {
+    let sources = sources();
+    let lib = sources.iter().find(|(path, _)| path == "lib.rs").map(|(_, text)| text.as_str()).expect("src/lib.rs");
+    let mut rooms: Vec<&str> = sources.iter().map(|(path, _)| room(path)).filter(|room| *room != "lib").collect();
+    rooms.sort_unstable();
+    rooms.dedup();
+    let faults = legend_faults(lib, &rooms);
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// Path under `src/` and text of every source file.
+fn sources() -> Vec<(String, String)> {
+    fn walk(folder: &Path, root: &Path, found: &mut Vec<(String, String)>) {
+        for entry in fs::read_dir(folder).expect("a readable folder") {
+            let path = entry.expect("a readable entry").path();
+            if path.is_dir() {
+                walk(&path, root, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(root).expect("a path under the root").to_string_lossy().into_owned();
+                found.push((name, fs::read_to_string(&path).expect("a readable source")));
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    walk(&root, &root, &mut found);
+    found.sort();
+    found
+}
+
+/// What the source at `path` (under `src/`) uses and may not, one line each.
+fn violations(path: &str, text: &str) -> Vec<String> {
+    let tokens = tokens(text);
+    let own = room(path);
+    let mut found = Vec::new();
+    for (line, used) in rooms_used(path, &tokens) {
+        match (floor(own), floor(&used)) {
+            _ if used == own => {}
+            (_, None) => found.push(format!("src/{path}:{line}: `{used}` is no room in the table of floors")),
+            (None, _) if own == "lib" => {}
+            (None, _) => found.push(format!("src/{path}: `{own}` is no room in the table of floors")),
+            (Some(mine), Some(its)) if its >= mine => {
+                found.push(format!("src/{path}:{line}: `{own}` (floor {mine}) uses `{used}` (floor {its})"));
+            }
+            _ => {}
+        }
+    }
+    for (line, name) in crates_named(&tokens) {
+        let rule = CRATES.iter().find(|(pattern, _)| match pattern.strip_suffix('*') {
+            Some(beginning) => name.starts_with(beginning),
+            None => name == *pattern,
+        });
+        if let Some((_, allowed)) = rule
+            && !allowed.iter().any(|beginning| path.starts_with(beginning))
+        {
+            found.push(format!("src/{path}:{line}: `{name}` may be named only in {}", allowed.join(", ")));
+        }
+    }
+    found
+}
+
+/// What is wrong with the legend in `lib.rs`: each room stands in it, on its floor, with a word on what it is.
+fn legend_faults(lib: &str, rooms: &[&str]) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut listed = Vec::new();
+    let mut heading = None;
+    for line in lib.lines() {
+        if let Some(rest) = line.strip_prefix("// Floor ") {
+            heading = rest.split(':').next().and_then(|number| number.parse::<u8>().ok());
+        } else if let Some((name, legend)) = line.strip_prefix("pub mod ").and_then(|rest| rest.split_once(';')) {
+            listed.push(name);
+            if legend.trim().trim_start_matches('/').trim().is_empty() {
+                faults.push(format!("lib.rs says nothing about `{name}`"));
+            }
+            if floor(name) != heading {
+                faults.push(format!("lib.rs lists `{name}` on floor {heading:?}, the table on {:?}", floor(name)));
+            }
+        }
+    }
+    for room in rooms {
+        if floor(room).is_none() {
+            faults.push(format!("`{room}` is no room in the table of floors"));
+        }
+        if *room != "main" && !listed.contains(room) {
+            faults.push(format!("lib.rs does not list `{room}`"));
+        }
+    }
+    faults
+}
+
+fn room(path: &str) -> &str {
+    path.split('/').next().and_then(|first| first.split('.').next()).expect("split yields at least one part")
+}
+
+fn floor(room: &str) -> Option<u8> {
+    FLOORS.iter().find(|(_, rooms)| rooms.contains(&room)).map(|(floor, _)| *floor)
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Token {
+    Ident(String),
+    /// `::`
+    Sep,
+    Other(char),
+}
+
+impl Token {
+    fn is(&self, name: &str) -> bool {
+        matches!(self, Token::Ident(ident) if ident == name)
+    }
+}
+
+/// Tokens with their lines; comments, strings, characters and lifetimes are left out.
+fn tokens(text: &str) -> Vec<(usize, Token)> {
+    let mut found = Vec::new();
+    let mut rest = text;
+    let line_at = |rest: &str| 1 + text[..text.len() - rest.len()].matches('\n').count();
+    while let Some(first) = rest.chars().next() {
+        let skipped = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if rest.starts_with("/*") {
+            block_comment(rest)
+        } else if let Some(length) = string(rest) {
+            length
+        } else if first == '\'' {
+            character(rest)
+        } else if first.is_alphabetic() || first == '_' {
+            let length = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+            found.push((line_at(rest), Token::Ident(rest[..length].to_owned())));
+            length
+        } else if rest.starts_with("::") {
+            found.push((line_at(rest), Token::Sep));
+            2
+        } else {
+            if !first.is_whitespace() {
+                found.push((line_at(rest), Token::Other(first)));
+            }
+            first.len_utf8()
+        };
+        rest = &rest[skipped..];
+    }
+    found
+}
+
+/// Length of the block comment that `text` begins with; they nest.
+fn block_comment(text: &str) -> usize {
+    let (mut depth, mut at) = (0, 0);
+    while at < text.len() {
+        let rest = &text[at..];
+        if rest.starts_with("/*") {
+            depth += 1;
+            at += 2;
+        } else if rest.starts_with("*/") {
+            depth -= 1;
+            at += 2;
+            if depth == 0 {
+                break;
+            }
+        } else {
+            at += rest.chars().next().map_or(1, char::len_utf8);
+        }
+    }
+    at
+}
+
+/// Length of the string literal that `text` begins with, of any kind.
+fn string(text: &str) -> Option<usize> {
+    let prefix = ["br", "cr", "r", "b", "c", ""].into_iter().find(|prefix| text.starts_with(prefix))?;
+    let body = &text[prefix.len()..];
+    let hashes = if prefix.ends_with('r') { body.len() - body.trim_start_matches('#').len() } else { 0 };
+    let body = body[hashes..].strip_prefix('"')?;
+    let opened = text.len() - body.len();
+    if prefix.ends_with('r') {
+        let end = format!("\"{}", "#".repeat(hashes));
+        return Some(body.find(&end).map_or(text.len(), |at| opened + at + end.len()));
+    }
+    let mut escaped = false;
+    let end = body.find(|c| {
+        let closes = c == '"' && !escaped;
+        escaped = c == '\\' && !escaped;
+        closes
+    });
+    Some(end.map_or(text.len(), |at| opened + at + 1))
+}
+
+/// Length of the character literal that `text` begins with, or of the quote of a lifetime.
+fn character(text: &str) -> usize {
+    let mut chars = text.char_indices().skip(1);
+    match (chars.next(), chars.next()) {
+        (Some((_, '\\')), Some((at, escaped))) => {
+            let after = at + escaped.len_utf8();
+            after + text[after..].find('\'').map_or(0, |end| end + 1)
+        }
+        (Some(_), Some((at, '\''))) => at + 1,
+        _ => 1,
+    }
+}
+
+/// Line and name of whatever is used of the crate's root: `crate::x`, `crate::{x, y::z}`, and `super::` that leads up
+/// to it; from `main.rs`, `imgcls::x`.
+fn rooms_used(path: &str, tokens: &[(usize, Token)]) -> Vec<(usize, String)> {
+    // How deep the module of the file lies below the root.
+    let mut depth = match path {
+        "lib.rs" | "main.rs" => 0,
+        _ => path.split('/').filter(|part| *part != "mod.rs").count(),
+    };
+    let mut is_module = Vec::new();
+    let mut found = Vec::new();
+    let token = |at: usize| tokens.get(at).map(|(_, token)| token);
+    for (at, (_, current)) in tokens.iter().enumerate() {
+        match current {
+            Token::Other('{') => {
+                let opens = at >= 2 && tokens[at - 2].1.is("mod");
+                depth += usize::from(opens);
+                is_module.push(opens);
+            }
+            Token::Other('}') => depth -= usize::from(is_module.pop().unwrap_or(false)),
+            _ => {}
+        }
+        let begins = at == 0 || token(at - 1) != Some(&Token::Sep);
+        if token(at + 1) != Some(&Token::Sep) || !begins {
+            continue;
+        }
+        if current.is("crate") || current.is("imgcls") {
+            heads(tokens, at + 2, &mut found);
+        } else if current.is("super") {
+            let mut end = at;
+            while token(end + 1) == Some(&Token::Sep) && token(end + 2).is_some_and(|token| token.is("super")) {
+                end += 2;
+            }
+            if (end - at) / 2 + 1 == depth {
+                heads(tokens, end + 2, &mut found);
+            }
+        }
+    }
+    found
+}
+
+/// The first names of the use tree that begins at `at`.
+fn heads(tokens: &[(usize, Token)], at: usize, found: &mut Vec<(usize, String)>) {
+    match tokens.get(at) {
+        Some((line, Token::Ident(name))) => found.push((*line, name.clone())),
+        Some((line, Token::Other('*'))) => found.push((*line, "*".to_owned())),
+        Some((_, Token::Other('{'))) => {
+            let (mut depth, mut begins) = (0, true);
+            for (next, (_, token)) in tokens.iter().enumerate().skip(at + 1) {
+                match token {
+                    Token::Other('}') if depth == 0 => break,
+                    Token::Other(',') if depth == 0 => begins = true,
+                    _ if begins => {
+                        heads(tokens, next, found);
+                        begins = false;
+                    }
+                    _ => {}
+                }
+                match token {
+                    Token::Other('{') => depth += 1,
+                    Token::Other('}') => depth -= 1,
+                    _ => {}
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Line and name of every identifier that may be a crate: the first of a path, or what `use` and `extern crate` name.
+fn crates_named(tokens: &[(usize, Token)]) -> Vec<(usize, &str)> {
+    let token = |at: Option<usize>| at.and_then(|at| tokens.get(at)).map(|(_, token)| token);
+    let mut found = Vec::new();
+    for (at, (line, current)) in tokens.iter().enumerate() {
+        let Token::Ident(name) = current else { continue };
+        let before = token(at.checked_sub(1));
+        let continues = before == Some(&Token::Sep)
+            && matches!(token(at.checked_sub(2)), Some(Token::Ident(_) | Token::Other('>')));
+        let heads_path = token(at.checked_add(1)) == Some(&Token::Sep) && !continues;
+        if heads_path || before.is_some_and(|before| before.is("use") || before.is("crate")) {
+            found.push((*line, name.as_str()));
+        }
+    }
+    found
+}
+
+/// The checker itself, on made-up sources: it must be able to fail, and must not see what is not there.
+mod checker {
+    use super::*;
+
+    #[test]
+    fn a_room_above_or_beside_is_found_however_it_is_named() {
+        for (path, text) in [
+            ("queue/mod.rs", "use crate::worker;"),
+            ("queue/mod.rs", "use crate::{config, worker::Config};"),
+            ("queue/mod.rs", "use crate::{\n    config::{self, Names},\n    worker::{Config, run},\n};"),
+            ("queue/sqlite.rs", "fn f() { let x = crate::worker::run(); }"),
+            ("queue/mod.rs", "pub use crate::store::Put;"),
+            ("queue/mod.rs", "pub(crate) use super::store::Put;"),
+            ("queue/sqlite.rs", "use super::super::store::Put;"),
+            ("queue/mod.rs", "mod tests { use super::super::store::Put; }"),
+            ("web/mod.rs", "use crate::worker::Config;"),
+            ("up.rs", "use crate::cli;"),
+            ("scaling/mod.rs", "type T = fn() -> crate::shutdown::CancellationToken;"),
+            ("queue/mod.rs", "use crate::{ /* { */ config, worker };"),
+            ("queue/mod.rs", "const Q: char = '\"'; use crate::worker; const R: char = '\"';"),
+            ("queue/mod.rs", "use crate::*;"),
+            ("queue/mod.rs", "use crate::nowhere::X;"),
+            ("cellar.rs", "use crate::config;"),
+        ] {
+            assert_eq!(violations(path, text).len(), 1, "{path}: {text}");
+        }
+    }
+
+    #[test]
+    fn lower_floors_own_room_and_what_is_no_code_are_left_alone() {
+        for (path, text) in [
+            ("worker/mod.rs", "use crate::{config::Names, model, queue::{self, Queue}, store};"),
+            ("queue/sqlite.rs", "use super::Queue; use crate::queue::Depth; mod tests { use super::*; }"),
+            ("queue/mod.rs", "//! See crate::worker.\n/// [`crate::worker::run`]\n// use crate::web;\nfn f() {}"),
+            ("queue/mod.rs", "/* use crate::worker; /* crate::web */ crate::up */ fn f<'a>(x: &'a str) {}"),
+            ("queue/mod.rs", r##"const S: &str = "crate::worker \" crate::web"; const T: &str = r#"crate::up"#;"##),
+            ("queue/mod.rs", "pub(crate) fn f() {}\nmod worker { }\nfn g() { worker::run(); }"),
+            ("main.rs", "use imgcls::cli::Cli; use clap::Parser;"),
+            ("model/onnx.rs", "use ort::session::Session;"),
+            ("queue/sqlite/schema.rs", "use rusqlite::Connection;"),
+            ("up.rs", "fn f(ort: u8, clap: u8) -> u8 { ort + clap }"),
+            ("aws.rs", "use aws_config::Region;"),
+        ] {
+            assert_eq!(violations(path, text), Vec::<String>::new(), "{path}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_crate_outside_its_places_is_found() {
+        for (path, text) in [
+            ("worker/infer.rs", "use ort::session::Session;"),
+            ("worker/infer.rs", "use ort as onnx;"),
+            ("worker/infer.rs", "use {bytes::Bytes, ort::Session};"),
+            ("worker/infer.rs", "let e = ::ort::init();"),
+            ("up.rs", "#[derive(clap::Parser)] struct Args;"),
+            ("store/dir.rs", "fn f() -> rusqlite::Result<()> { Ok(()) }"),
+            ("web/mod.rs", "use aws_sdk_s3::Client;"),
+        ] {
+            assert_eq!(violations(path, text).len(), 1, "{path}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_legend_that_lacks_or_misplaces_a_room_is_found() {
+        let good = "// Floor 1: words.\npub mod config; // names\n// Floor 2: ports.\npub mod queue; // the port\n";
+        assert_eq!(legend_faults(good, &["config", "main", "queue"]), Vec::<String>::new());
+        assert_eq!(legend_faults(good, &["config", "queue", "store"]).len(), 1);
+        assert_eq!(legend_faults(&good.replace("Floor 2", "Floor 3"), &["config", "queue"]).len(), 1);
+        assert_eq!(legend_faults(&good.replace(" // the port", ""), &["config", "queue"]).len(), 1);
+        assert_eq!(legend_faults(good, &["cellar", "config", "queue"]).len(), 2);
+    }
+}

@@ -1,0 +1,277 @@
+//! What the tests share: the real binary, its processes, and plain HTTP.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Longer than anything takes on a busy machine, shorter than a person's patience.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn imgcls() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_imgcls"));
+    for (name, _) in std::env::vars() {
+        if name.starts_with("IMGCLS_") || name.starts_with("AWS_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+pub fn picture(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pictures").join(name);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// A process of the program; killed with the test. Its log is kept for failures.
+pub struct Process {
+    child: Child,
+    pub log: PathBuf,
+}
+
+impl Process {
+    pub fn start(mut command: Command, log: &Path) -> Process {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+        let child = command.stdout(Stdio::null()).stdin(Stdio::null()).stderr(file).spawn().unwrap();
+        Process { child, log: log.to_owned() }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let done = Command::new("kill").arg(format!("-{name}")).arg(self.id().to_string()).status().unwrap();
+        assert!(done.success(), "cannot signal {}", self.id());
+    }
+
+    /// Waits for the end; its exit code.
+    pub fn wait(&mut self) -> Option<i32> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < until, "process {} does not end; log:\n{}", self.id(), self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn wait_for_log(&self, text: &str) {
+        until(&format!("{text:?} in {}", self.log.display()), || self.log().contains(text).then_some(()));
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("log of {}:\n{}", self.id(), self.log());
+        }
+    }
+}
+
+/// Polls a condition until it holds.
+pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < end, "waited {PATIENCE:?} for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A port that was free a moment ago; for processes that have to come back at the same address.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A web tier and workers on one data directory.
+pub struct Service {
+    pub dir: tempfile::TempDir,
+    pub address: SocketAddr,
+    pub web: Process,
+    pub workers: Vec<Process>,
+    web_flags: Vec<String>,
+    worker_flags: Vec<String>,
+    started: usize,
+}
+
+impl Service {
+    pub fn start(worker_count: usize, web_flags: &[&str], worker_flags: &[&str]) -> Service {
+        let dir = tempfile::tempdir().unwrap();
+        let address: SocketAddr = format!("127.0.0.1:{}", free_port()).parse().unwrap();
+        let owned = |flags: &[&str]| flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>();
+        let (web_flags, worker_flags) = (owned(web_flags), owned(worker_flags));
+        let web = start_web(dir.path(), address, &web_flags);
+        let mut service = Service { dir, address, web, workers: Vec::new(), web_flags, worker_flags, started: 0 };
+        service.wait_until_serving();
+        for _ in 0..worker_count {
+            service.add_worker();
+        }
+        service
+    }
+
+    pub fn add_worker(&mut self) {
+        let worker = self.spawn_worker();
+        worker.wait_for_log("ready");
+        self.workers.push(worker);
+    }
+
+    /// Starts a worker without waiting for it.
+    pub fn spawn_worker(&mut self) -> Process {
+        self.started += 1;
+        let mut command = imgcls();
+        command.args(["worker", "--backend", "local", "--sessions", "1", "--data-dir"]);
+        command.arg(self.data_dir()).args(&self.worker_flags);
+        Process::start(command, &self.dir.path().join(format!("worker-{}.log", self.started)))
+    }
+
+    /// Kills the web tier with SIGKILL and starts another at the same address.
+    pub fn restart_web(&mut self) {
+        self.web.kill();
+        self.web = start_web(self.dir.path(), self.address, &self.web_flags);
+        self.wait_until_serving();
+    }
+
+    pub fn wait_until_serving(&self) {
+        until("the web tier", || self.try_request("GET", "/healthz", &[], b"").ok().filter(|r| r.status == 200));
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+        self.try_request(method, path, headers, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+
+    pub fn try_request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> std::io::Result<Response> {
+        request(self.address, method, path, headers, body)
+    }
+
+    /// Submits an image under a name without waiting for it; its id.
+    pub fn submit(&self, name: &str, image: &[u8]) -> String {
+        let disposition = format!("attachment; filename=\"{name}\"");
+        let response = self.request("POST", "/v1/jobs", &[("Content-Disposition", &disposition)], image);
+        assert_eq!(response.status, 202, "{}", response.text());
+        response.json()["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits for the end of a job.
+    pub fn finished(&self, id: &str) -> Value {
+        until(&format!("the end of {id}"), || {
+            let job = self.request("GET", &format!("/v1/jobs/{id}?wait=10"), &[], b"").json();
+            (job["status"] != "queued").then_some(job)
+        })
+    }
+}
+
+fn start_web(dir: &Path, address: SocketAddr, flags: &[String]) -> Process {
+    let mut command = imgcls();
+    command.args(["serve-web", "--backend", "local", "--listen", &address.to_string(), "--data-dir"]);
+    command.arg(dir.join("data")).args(flags);
+    Process::start(command, &dir.join("web.log"))
+}
+
+#[derive(Debug)]
+pub struct Response {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+}
+
+/// One request on a connection of its own, byte for byte as given.
+pub fn request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> std::io::Result<Response> {
+    use std::fmt::Write as _;
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+    for (name, value) in headers {
+        let _ = write!(head, "{name}: {value}\r\n");
+    }
+    let _ = write!(head, "Content-Length: {}\r\n\r\n", body.len());
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(head.as_bytes())?;
+    // A server that refuses early may close before everything is sent; its answer is there to read all the same.
+    let _ = stream.write_all(body);
+    read_response(&mut BufReader::new(stream))
+}
+
+pub fn read_response(reader: &mut BufReader<TcpStream>) -> std::io::Result<Response> {
+    let broken = |text: &str| std::io::Error::other(format!("not an HTTP answer: {text:?}"));
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let status = line.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(|| broken(&line))?;
+    let mut headers = Vec::new();
+    loop {
+        line.clear();
+        reader.read_line(&mut line)?;
+        let Some((name, value)) = line.trim_end().split_once(": ") else { break };
+        headers.push((name.to_owned(), value.to_owned()));
+    }
+    let mut body = Vec::new();
+    let length = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    match length.and_then(|(_, length)| length.parse::<usize>().ok()) {
+        Some(length) => {
+            body.resize(length, 0);
+            reader.read_exact(&mut body)?;
+        }
+        None => {
+            reader.read_to_end(&mut body)?;
+        }
+    }
+    Ok(Response { status, headers, body })
+}
+
+/// A multipart form with one file.
+pub fn form(field: &str, filename: &str, bytes: &[u8]) -> (String, Vec<u8>) {
+    let boundary = "----imgcls-test-boundary";
+    let mut body = format!(
+        "--{boundary}\r\nContent-Disposition: form-data; name=\"{field}\"; filename=\"{filename}\"\r\n\
+         Content-Type: application/octet-stream\r\n\r\n"
+    )
+    .into_bytes();
+    body.extend_from_slice(bytes);
+    body.extend_from_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
+    (format!("multipart/form-data; boundary={boundary}"), body)
+}

@@ -1,0 +1,342 @@
+//! What only the local queue promises: many processes on one file, kill -9, its doorbells, its errors.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use imgcls::queue::{
+    MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, Queues as _, Receipt, ReceiveOptions, Redrive,
+    SqliteQueues,
+};
+use rand::Rng as _;
+
+use crate::children::{self, Worker, say};
+
+const QUEUE: &str = "local";
+const LONG: Duration = Duration::from_secs(300);
+const LONG_POLL: Duration = Duration::from_secs(20);
+/// Far longer than a bell takes, far shorter than a long poll.
+const SOON: Duration = Duration::from_secs(5);
+
+const MESSAGES_EACH: usize = 200;
+const WAKES: usize = 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn four_processes_lose_and_double_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = open(directory.path()).await;
+    let mut workers: Vec<Worker> =
+        (0..4).map(|_| Worker::start("local_queue::worker_sends_receives_and_acks", directory.path())).collect();
+    for worker in &mut workers {
+        worker.expect_line("ready");
+    }
+    workers.iter_mut().for_each(Worker::go);
+    let lines: Vec<String> = workers.iter_mut().flat_map(Worker::rest).collect();
+    let of = |kind: &str| -> Vec<&str> { lines.iter().filter_map(|line| line.strip_prefix(kind)).collect() };
+    let (sent, received) = (of("sent "), of("received "));
+    assert_eq!(sent.len(), 4 * MESSAGES_EACH);
+    assert_eq!(received.len(), sent.len(), "none twice");
+    assert_eq!(received.iter().collect::<BTreeSet<_>>(), sent.iter().collect(), "none lost");
+    assert_eq!(queue.depth().await.unwrap().visible, 0);
+    workers.into_iter().for_each(Worker::expect_success);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_sends_receives_and_acks() {
+    let Some(data_dir) = children::data_dir() else { return };
+    let queue = open(&data_dir).await;
+    say("ready");
+    children::wait_for_go();
+    let sender = tokio::spawn({
+        let queue = Arc::clone(&queue);
+        async move {
+            for index in 0..MESSAGES_EACH {
+                let body = format!("{}-{index}", std::process::id());
+                send(&*queue, &body).await;
+                say(&format!("sent {body}"));
+            }
+        }
+    });
+    // Two seconds of nothing: all have sent, or the test fails.
+    loop {
+        let deliveries = queue.receive(options(Duration::from_secs(2))).await.unwrap();
+        if deliveries.is_empty() {
+            break;
+        }
+        let receipts: Vec<Receipt> = deliveries.iter().map(|delivery| delivery.receipt.clone()).collect();
+        queue.ack(&receipts).await.unwrap();
+        deliveries.iter().for_each(|delivery| say(&format!("received {}", delivery.body)));
+    }
+    sender.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_sender_loses_nothing_that_was_acknowledged() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = open(directory.path()).await;
+    let mut acknowledged = BTreeSet::new();
+    for _ in 0..5 {
+        let mut worker = Worker::start("local_queue::worker_sends_until_killed", directory.path());
+        for _ in 0..rand::rng().random_range(20..200) {
+            acknowledged.insert(worker.line().expect("it sends until killed"));
+        }
+        worker.kill();
+        acknowledged.extend(worker.rest());
+    }
+    let mut found = BTreeSet::new();
+    loop {
+        let deliveries = queue.receive(options(Duration::ZERO)).await.unwrap();
+        if deliveries.is_empty() {
+            break;
+        }
+        found.extend(deliveries.into_iter().map(|delivery| delivery.body));
+    }
+    let lost: Vec<_> = acknowledged.difference(&found).collect();
+    assert!(lost.is_empty(), "{lost:?}");
+    let file = rusqlite::Connection::open(directory.path().join("queues.sqlite3")).unwrap();
+    let check: String = file.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(check, "ok");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_sends_until_killed() {
+    let Some(data_dir) = children::data_dir() else { return };
+    let queue = open(&data_dir).await;
+    let lanes = (0..4).map(|lane| {
+        let queue = Arc::clone(&queue);
+        async move {
+            for index in 0.. {
+                let body = format!("{}-{lane}-{index}", std::process::id());
+                send(&*queue, &body).await;
+                say(&body);
+            }
+        }
+    });
+    futures::future::join_all(lanes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_send_wakes_a_receive_in_another_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = open(directory.path()).await;
+    let mut worker = Worker::start("local_queue::worker_receives_some", directory.path());
+    worker.expect_line("ready");
+    let start = Instant::now();
+    for index in 0..WAKES {
+        send(&*queue, &index.to_string()).await;
+        worker.expect_line(&index.to_string());
+    }
+    // Without a bell each would take the second until the receive looks again.
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    worker.expect_success();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_receives_some() {
+    let Some(data_dir) = children::data_dir() else { return };
+    let queue = open(&data_dir).await;
+    say("ready");
+    for _ in 0..WAKES {
+        let delivery = queue.receive(options(LONG_POLL)).await.unwrap().pop().unwrap();
+        say(&delivery.body);
+        queue.ack(&[delivery.receipt]).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_waiting_receives_share_a_batch() {
+    let directory = tempfile::tempdir().unwrap();
+    let (sender, receiver) = (open(directory.path()).await, open(directory.path()).await);
+    let waiting = (0..MAX_BATCH).map(|_| receiver.receive(ReceiveOptions { max: 1, ..options(LONG_POLL) }));
+    let start = Instant::now();
+    let batch: Vec<_> = (0..MAX_BATCH).map(|index| Outgoing::new(index.to_string())).collect();
+    let (received, sent) = tokio::join!(futures::future::join_all(waiting), sender.send(&batch));
+    assert!(sent.unwrap().iter().all(Result::is_ok));
+    let bodies: BTreeSet<String> =
+        received.into_iter().flat_map(Result::unwrap).map(|delivery| delivery.body).collect();
+    assert_eq!(bodies.len(), MAX_BATCH);
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiting_receive_sees_a_message_fall_due_and_one_handed_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (here, there) = (open(directory.path()).await, open(directory.path()).await);
+    let millis = Duration::from_millis;
+    let start = Instant::now();
+    here.send(&[Outgoing { delay: millis(300), ..Outgoing::new("delayed") }]).await.unwrap();
+    let first = there.receive(ReceiveOptions { visibility_timeout: millis(200), ..options(LONG_POLL) }).await.unwrap();
+    assert!((millis(250)..SOON).contains(&start.elapsed()), "{:?}", start.elapsed());
+    let second = there.receive(options(LONG_POLL)).await.unwrap().pop().unwrap();
+    assert_eq!((first[0].receive_count, second.receive_count), (1, 2));
+    assert!((millis(400)..SOON).contains(&start.elapsed()), "{:?}", start.elapsed());
+    let hand_back = [(second.receipt, Duration::ZERO)];
+    let (third, back) = tokio::join!(here.receive(options(LONG_POLL)), there.set_visibility(&hand_back));
+    back.unwrap();
+    assert_eq!(third.unwrap()[0].receive_count, 3);
+    assert!(start.elapsed() < SOON * 2, "{:?}", start.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_receive_hands_back_at_once_and_counts_no_delivery() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = open(directory.path()).await;
+    for round in 0..200 {
+        send(&*queue, "held by nobody").await;
+        // Dropped after none, one or a few polls: before, while and after the thread takes the message.
+        let mut receive = queue.receive(options(LONG_POLL));
+        let mut deliveries_so_far = 0;
+        for _ in 0..round % 4 {
+            if let std::task::Poll::Ready(taken) = futures::poll!(&mut receive) {
+                queue.set_visibility(&[(taken.unwrap().remove(0).receipt, Duration::ZERO)]).await.unwrap();
+                deliveries_so_far = 1;
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(receive);
+        let start = Instant::now();
+        let delivery = queue.receive(options(LONG_POLL)).await.unwrap().pop().unwrap();
+        assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+        assert_eq!(delivery.receive_count, deliveries_so_far + 1);
+        queue.ack(&[delivery.receipt]).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_removed_elsewhere_is_not_found_until_it_is_made_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let queues = SqliteQueues::open(directory.path()).unwrap();
+    let here = queues.create(QUEUE, &QueueAttributes::default()).await.unwrap();
+    send(&*here, "old").await;
+    let stale = here.receive(options(Duration::ZERO)).await.unwrap().remove(0).receipt;
+    let elsewhere = SqliteQueues::open(directory.path()).unwrap();
+    let start = Instant::now();
+    let (received, removed) = tokio::join!(here.receive(options(LONG_POLL)), elsewhere.delete(QUEUE));
+    removed.unwrap();
+    assert!(matches!(received, Err(QueueError::NotFound(_))), "a waiting receive hears of it");
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    let there = elsewhere.create(QUEUE, &QueueAttributes::default()).await.unwrap();
+    send(&*there, "new").await;
+    here.ack(std::slice::from_ref(&stale)).await.unwrap();
+    here.set_visibility(&[(stale, LONG)]).await.unwrap();
+    assert_eq!(here.receive(options(LONG_POLL)).await.unwrap()[0].body, "new");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_receipt_does_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let queues = SqliteQueues::open(directory.path()).unwrap();
+    let queue = queues.create(QUEUE, &QueueAttributes::default()).await.unwrap();
+    let other = queues.create("other", &QueueAttributes::default()).await.unwrap();
+    send(&*queue, "safe").await;
+    let delivery = queue.receive(options(Duration::ZERO)).await.unwrap().remove(0);
+    let nonsense =
+        ["", "1", "1-", "-1", "1-1-1", "' OR 1=1 --", "99999999999999999999-1"].map(|text| Receipt(text.into()));
+    queue.ack(&nonsense).await.unwrap();
+    other.ack(std::slice::from_ref(&delivery.receipt)).await.unwrap();
+    assert_eq!(queue.depth().await.unwrap().in_flight, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_old_messages_are_gone_and_dead_letters_keep_their_age() {
+    let directory = tempfile::tempdir().unwrap();
+    let queues = SqliteQueues::open(directory.path()).unwrap();
+    let retention = Duration::from_secs(1);
+    let short = QueueAttributes { retention, ..QueueAttributes::default() };
+    let dead = queues.create("dead", &short).await.unwrap();
+    let redrive = Some(Redrive { dead_letter_queue: "dead".to_owned(), max_receive_count: 1 });
+    let queue = queues.create(QUEUE, &QueueAttributes { redrive, ..short }).await.unwrap();
+    send(&*queue, "poison").await;
+    let again = ReceiveOptions { visibility_timeout: Duration::ZERO, ..options(Duration::ZERO) };
+    assert_eq!(queue.receive(again).await.unwrap().len(), 1);
+    assert!(queue.receive(again).await.unwrap().is_empty());
+    let depth = dead.depth().await.unwrap();
+    assert_eq!(depth.visible, 1);
+    assert!(depth.oldest_age.unwrap() < retention);
+    send(&*queue, "forgotten").await;
+    let start = Instant::now();
+    while dead.depth().await.unwrap().visible + queue.depth().await.unwrap().visible > 0 {
+        assert!(start.elapsed() < SOON, "they are too old by now");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(start.elapsed() > retention / 2);
+    assert_eq!(queue.depth().await.unwrap().oldest_age, None);
+    assert!(queue.receive(options(Duration::ZERO)).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_dead_letter_queue_loses_no_message() {
+    let directory = tempfile::tempdir().unwrap();
+    let queues = SqliteQueues::open(directory.path()).unwrap();
+    let redrive = Some(Redrive { dead_letter_queue: "never-made".to_owned(), max_receive_count: 1 });
+    let queue = queues.create(QUEUE, &QueueAttributes { redrive, ..QueueAttributes::default() }).await.unwrap();
+    send(&*queue, "kept").await;
+    let again = ReceiveOptions { visibility_timeout: Duration::ZERO, ..options(Duration::ZERO) };
+    for count in 1..=3 {
+        assert_eq!(queue.receive(again).await.unwrap()[0].receive_count, count);
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_used_is_refused_with_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let refusal = |data_dir: &Path| match SqliteQueues::open(data_dir) {
+        Err(QueueError::Fatal(text)) => {
+            assert!(text.contains("--data-dir") && !text.contains('\n'), "{text}");
+            text
+        }
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("{} was opened", data_dir.display()),
+    };
+    let with_file = |name: &str, write: &dyn Fn(&Path)| {
+        let data_dir = directory.path().join(name);
+        std::fs::create_dir(&data_dir).unwrap();
+        write(&data_dir.join("queues.sqlite3"));
+        data_dir
+    };
+    let sql = |path: &Path, text: &str| rusqlite::Connection::open(path).unwrap().execute_batch(text).unwrap();
+
+    let text_file = with_file("text", &|path| std::fs::write(path, "not a database, by no means".repeat(99)).unwrap());
+    assert!(refusal(&text_file).contains("not a queue file"));
+    let foreign = with_file("foreign", &|path| sql(path, "CREATE TABLE bookmarks (url TEXT)"));
+    assert!(refusal(&foreign).contains("another program"));
+    let newer = with_file("newer", &|path| {
+        drop(SqliteQueues::open(path.parent().unwrap()).unwrap());
+        sql(path, "PRAGMA user_version = 99");
+    });
+    assert!(refusal(&newer).contains("schema 99"));
+    assert!(refusal(&text_file.join("queues.sqlite3").join("below-a-file")).contains("cannot be made"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_start_together_all_open_the_new_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let data_dir = directory.path().join("made/by/the/first");
+    let workers: Vec<Worker> = (0..6).map(|_| Worker::start("local_queue::worker_opens", &data_dir)).collect();
+    for mut worker in workers {
+        worker.expect_line("opened");
+        worker.expect_success();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_opens() {
+    let Some(data_dir) = children::data_dir() else { return };
+    open(&data_dir).await;
+    say("opened");
+}
+
+async fn open(data_dir: &Path) -> Arc<dyn Queue> {
+    let queues = SqliteQueues::open(data_dir).unwrap();
+    queues.create(QUEUE, &QueueAttributes::default()).await.unwrap()
+}
+
+async fn send(queue: &dyn Queue, body: &str) {
+    queue.send(&[Outgoing::new(body)]).await.unwrap().remove(0).unwrap();
+}
+
+fn options(wait: Duration) -> ReceiveOptions {
+    ReceiveOptions { max: MAX_BATCH, wait, visibility_timeout: LONG }
+}

@@ -1,0 +1,113 @@
+//! The page, driven in a real Chromium. Without `chromium` and `chromedriver` on the path it is skipped, and both this
+//! test and `scripts/test` say so.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use fantoccini::{Client, ClientBuilder, Locator};
+use serde_json::json;
+
+use crate::harness::{PATIENCE, Service, imgcls};
+
+struct Driver {
+    process: Child,
+    port: u16,
+}
+
+impl Driver {
+    /// None where the browser or its driver is not installed.
+    fn start() -> Option<Driver> {
+        Command::new("chromium").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().ok()?;
+        let mut process =
+            Command::new("chromedriver").arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let port = lines.find_map(|line| line.strip_suffix('.')?.rsplit("on port ").next()?.parse().ok());
+        let port = port.expect("chromedriver says its port");
+        // It goes on writing; a full pipe would stop it.
+        std::thread::spawn(move || lines.for_each(drop));
+        Some(Driver { process, port })
+    }
+
+    async fn open(&self, profile: &std::path::Path) -> Client {
+        let arguments = [
+            "--headless".to_owned(),
+            "--no-sandbox".to_owned(),
+            "--disable-gpu".to_owned(),
+            "--disable-quic".to_owned(),
+            "--no-first-run".to_owned(),
+            "--disable-background-networking".to_owned(),
+            "--disable-component-update".to_owned(),
+            "--disable-sync".to_owned(),
+            format!("--user-data-dir={}", profile.display()),
+        ];
+        let capabilities = json!({"goog:chromeOptions": {"args": arguments}});
+        let serde_json::Value::Object(capabilities) = capabilities else { unreachable!() };
+        ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new())
+            .capabilities(capabilities)
+            .connect(&format!("http://127.0.0.1:{}", self.port))
+            .await
+            .expect("a browser")
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn the_page_shows_labels_failures_and_hostile_names() {
+    let Some(driver) = Driver::start() else {
+        eprintln!("SKIPPED: no chromium with chromedriver on this machine; the page was not driven");
+        return;
+    };
+    let service = Service::start(1, &[], &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let hostile = dir.path().join("<img src=x onerror=alert(1)>.jpg");
+    let pictures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pictures");
+    std::fs::copy(format!("{pictures}/cup.jpg"), &hostile).unwrap();
+    let files =
+        [format!("{pictures}/rocket.jpg"), hostile.display().to_string(), format!("{pictures}/hostile/half.jpg")];
+    let label = label_of(&files[0]);
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let browser = driver.open(&dir.path().join("profile")).await;
+        browser.goto(&format!("http://{}/", service.address)).await.unwrap();
+        let input = browser.find(Locator::Css("#files")).await.unwrap();
+        input.send_keys(&files.join("\n")).await.unwrap();
+
+        let wait = || browser.wait().at_most(PATIENCE);
+        let good = "[data-testid=card][data-state=succeeded]";
+        let top = wait().for_element(Locator::Css(&format!("{good} [data-testid=top-label]"))).await.unwrap();
+        assert!(!top.text().await.unwrap().is_empty());
+        wait().for_element(Locator::Css("[data-testid=card][data-state=failed] [data-testid=error]")).await.unwrap();
+        wait()
+            .for_element(Locator::XPath("//*[@id='summary'][contains(., '2 done') and contains(., '1 failed')]"))
+            .await
+            .unwrap();
+
+        let mut names = Vec::new();
+        let mut labels = Vec::new();
+        for card in browser.find_all(Locator::Css(good)).await.unwrap() {
+            names.push(card.find(Locator::Css("[data-testid=name]")).await.unwrap().text().await.unwrap());
+            labels.push(card.find(Locator::Css("[data-testid=top-label]")).await.unwrap().text().await.unwrap());
+            assert_eq!(card.find_all(Locator::Css("[data-testid=prediction]")).await.unwrap().len(), 5);
+        }
+        assert!(names.iter().any(|name| name.contains("<img src=x onerror=alert(1)>")), "{names:?}");
+        assert!(labels.iter().any(|shown| shown.contains(&label)), "{labels:?} lacks {label}");
+        assert!(browser.find_all(Locator::Css("img[src=x]")).await.unwrap().is_empty(), "a name became markup");
+        if let Some(path) = std::env::var_os("IMGCLS_TEST_SCREENSHOT") {
+            std::fs::write(path, browser.screenshot().await.unwrap()).unwrap();
+        }
+        browser.close().await.unwrap();
+    });
+}
+
+fn label_of(path: &str) -> String {
+    let output = imgcls().args(["classify", "--json", path]).output().unwrap();
+    let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    line["predictions"][0]["label"].as_str().unwrap().to_owned()
+}

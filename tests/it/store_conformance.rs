@@ -1,0 +1,131 @@
+//! What every object store does, whatever it is made of. A new backend calls [`all`] with a store.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use imgcls::store::{DirStore, ObjectStore, Put, PutOptions, StoreError};
+use uuid::Uuid;
+
+const MANY: u64 = 64 << 20;
+const ONCE: PutOptions = PutOptions { if_none_match: true, content_type: Some("application/json") };
+const PLAIN: PutOptions = PutOptions { if_none_match: false, content_type: None };
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_local_store_conforms() {
+    let directory = tempfile::tempdir().unwrap();
+    all(|| Arc::new(DirStore::open(directory.path(), "bucket").unwrap())).await;
+}
+
+/// The suite. `store` makes one more handle on one bucket. Keys that the suite makes are new.
+pub async fn all(store: impl Fn() -> Arc<dyn ObjectStore>) {
+    what_was_put_is_got(&*store()).await;
+    another_handle_sees_it(&*store(), &*store()).await;
+    a_missing_object_is_none(&*store()).await;
+    a_put_replaces(&*store()).await;
+    only_one_conditional_put_creates(&store).await;
+    a_get_refuses_what_is_too_large(&*store()).await;
+    head_tells_size_and_time(&*store()).await;
+    odd_keys_are_keys(&*store()).await;
+}
+
+async fn what_was_put_is_got(store: &dyn ObjectStore) {
+    for size in [0, 1, 600, 92_000, 3 << 20] {
+        let key = new_key("images");
+        let body: Bytes = (0..size).map(|index: u32| (index % 251) as u8).collect();
+        assert_eq!(store.put(&key, body.clone(), PLAIN).await.unwrap(), Put::Created);
+        assert!(store.get(&key, MANY).await.unwrap() == Some(body), "{size} bytes");
+        store.delete(&key).await.unwrap();
+        assert_eq!(store.get(&key, MANY).await.unwrap(), None);
+    }
+}
+
+async fn another_handle_sees_it(one: &dyn ObjectStore, other: &dyn ObjectStore) {
+    let key = new_key("images");
+    let _ = one.put(&key, Bytes::from_static(b"seen"), PLAIN).await.unwrap();
+    assert_eq!(other.get(&key, MANY).await.unwrap(), Some(Bytes::from_static(b"seen")));
+    other.delete(&key).await.unwrap();
+    assert_eq!(one.get(&key, MANY).await.unwrap(), None);
+}
+
+async fn a_missing_object_is_none(store: &dyn ObjectStore) {
+    for key in [new_key("images"), new_key("no/such/prefix"), Uuid::now_v7().to_string()] {
+        assert_eq!(store.get(&key, MANY).await.unwrap(), None);
+        assert_eq!(store.head(&key).await.unwrap(), None);
+        store.delete(&key).await.unwrap();
+    }
+    // A prefix of keys is no object.
+    let key = new_key("prefix");
+    let _ = store.put(&key, Bytes::new(), PLAIN).await.unwrap();
+    assert_eq!(store.get("prefix", MANY).await.unwrap(), None);
+    assert_eq!(store.head("prefix").await.unwrap(), None);
+    store.delete("prefix").await.unwrap();
+    assert!(store.head(&key).await.unwrap().is_some());
+    assert_eq!(store.get(&format!("{key}/below"), MANY).await.unwrap(), None, "below an object is nothing");
+    store.delete(&key).await.unwrap();
+}
+
+async fn a_put_replaces(store: &dyn ObjectStore) {
+    let key = new_key("results");
+    for body in ["first and longer", "second"] {
+        assert_eq!(store.put(&key, Bytes::from(body), PLAIN).await.unwrap(), Put::Created);
+        assert_eq!(store.get(&key, MANY).await.unwrap(), Some(Bytes::from(body)));
+    }
+    store.delete(&key).await.unwrap();
+}
+
+async fn only_one_conditional_put_creates(store: &impl Fn() -> Arc<dyn ObjectStore>) {
+    let key = new_key("results");
+    let racers = (0..16).map(|racer| {
+        let (store, key) = (store(), key.clone());
+        async move { (racer, store.put(&key, Bytes::from(format!("racer {racer}")), ONCE).await.unwrap()) }
+    });
+    let created: Vec<usize> =
+        join_all(racers).await.into_iter().filter(|(_, put)| *put == Put::Created).map(|(racer, _)| racer).collect();
+    assert_eq!(created.len(), 1, "{created:?}");
+    let winner = Bytes::from(format!("racer {}", created[0]));
+    assert_eq!(store().get(&key, MANY).await.unwrap(), Some(winner.clone()), "the loser left it as it is");
+    assert_eq!(store().put(&key, Bytes::from_static(b"late"), ONCE).await.unwrap(), Put::AlreadyExists);
+    assert_eq!(store().get(&key, MANY).await.unwrap(), Some(winner));
+    store().delete(&key).await.unwrap();
+    assert_eq!(store().put(&key, Bytes::from_static(b"again"), ONCE).await.unwrap(), Put::Created);
+    store().delete(&key).await.unwrap();
+}
+
+async fn a_get_refuses_what_is_too_large(store: &dyn ObjectStore) {
+    let key = new_key("images");
+    let _ = store.put(&key, Bytes::from(vec![1; 1_000]), PLAIN).await.unwrap();
+    assert_eq!(store.get(&key, 1_000).await.unwrap().map(|body| body.len()), Some(1_000));
+    match store.get(&key, 999).await {
+        Err(StoreError::TooLarge { size, limit, .. }) => assert_eq!((size, limit), (1_000, 999)),
+        other => panic!("{other:?}"),
+    }
+    store.delete(&key).await.unwrap();
+}
+
+async fn head_tells_size_and_time(store: &dyn ObjectStore) {
+    let key = new_key("images");
+    let _ = store.put(&key, Bytes::from(vec![1; 1_234]), PLAIN).await.unwrap();
+    let info = store.head(&key).await.unwrap().unwrap();
+    assert_eq!(info.size_bytes, 1_234);
+    let now = SystemTime::now();
+    let away = now.duration_since(info.modified).or_else(|_| info.modified.duration_since(now)).unwrap();
+    assert!(away < Duration::from_secs(60), "modified {away:?} from now");
+    store.delete(&key).await.unwrap();
+}
+
+async fn odd_keys_are_keys(store: &dyn ObjectStore) {
+    let unique = Uuid::now_v7();
+    for name in ["test 0.JPEG", "ünï-漢字", "a\\b", "..a", "a..b", "#?%&+", "-rf", ".hidden"] {
+        let key = format!("odd/{unique}{name}");
+        let _ = store.put(&key, Bytes::from(key.clone()), PLAIN).await.unwrap();
+        assert_eq!(store.get(&key, MANY).await.unwrap(), Some(Bytes::from(key.clone())), "{key}");
+        store.delete(&key).await.unwrap();
+    }
+    assert!(matches!(store.get(&"k".repeat(1_025), MANY).await, Err(StoreError::Fatal { .. })), "longer than S3 takes");
+}
+
+fn new_key(prefix: &str) -> String {
+    format!("{prefix}/{}", Uuid::now_v7())
+}

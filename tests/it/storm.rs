@@ -1,0 +1,122 @@
+//! The kill storm: workers and the web tier are killed with SIGKILL again and again while jobs go through. Every
+//! accepted id ends in exactly one result, equal to that of a run without faults, and nothing is dead-lettered.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use imgcls::config::{Backend, Names};
+use imgcls::queue;
+use serde_json::Value;
+
+use crate::harness::{Service, picture, until};
+
+const PICTURES: [&str; 5] = ["rocket.jpg", "cup.jpg", "cat.jpg", "rgb.png", "lossy.webp"];
+
+struct Storm {
+    jobs: usize,
+    worker_kills: usize,
+    web_kills: usize,
+}
+
+/// 2,000 jobs and 40 kills with `scripts/test --long`; a quarter of it otherwise.
+fn storm() -> Storm {
+    if std::env::var_os("IMGCLS_TEST_LONG").is_some() {
+        Storm { jobs: 2_000, worker_kills: 40, web_kills: 5 }
+    } else {
+        Storm { jobs: 500, worker_kills: 12, web_kills: 2 }
+    }
+}
+
+#[test]
+fn nothing_accepted_is_lost_and_nothing_is_answered_twice() {
+    let storm = storm();
+    let mut service = Service::start(2, &[], &["--visibility-timeout", "1s"]);
+    let images: Vec<Vec<u8>> = PICTURES.iter().map(|name| picture(name)).collect();
+    let expected: Vec<Value> = images
+        .iter()
+        .map(|image| service.request("POST", "/v1/classify", &[], image).json()["predictions"].clone())
+        .collect();
+    let before = PICTURES.len();
+
+    let accepted = Mutex::new(BTreeMap::new());
+    let submitted = AtomicUsize::new(0);
+    let all_submitted = AtomicBool::new(false);
+    let (address, jobs) = (service.address, storm.jobs);
+    thread::scope(|scope| {
+        let submitters: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| submit(address, &images, jobs, &submitted, &accepted))).collect();
+        scope.spawn(|| {
+            submitters.into_iter().for_each(|submitter| submitter.join().unwrap());
+            all_submitted.store(true, Ordering::Release);
+        });
+        kill(&mut service, &storm, &submitted, &all_submitted);
+    });
+
+    let accepted = accepted.into_inner().unwrap();
+    assert_eq!(accepted.len(), storm.jobs);
+    for (id, picture) in &accepted {
+        let job = service.finished(id);
+        assert_eq!(job["status"], "succeeded", "{job}");
+        assert_eq!(job["predictions"], expected[*picture], "{id} has another's answer");
+    }
+    let results: Vec<_> = std::fs::read_dir(service.data_dir().join("output/results")).unwrap().collect();
+    // Jobs whose web process died before it could say the id are accepted by nobody; they may have results too.
+    assert!(results.len() >= before + storm.jobs, "{} results", results.len());
+    assert_eq!(depth_of_dead_letters(&service), 0);
+}
+
+/// Submits until there were `jobs` accepted ones; a request that a dying web process left unanswered is none.
+fn submit(
+    address: std::net::SocketAddr,
+    images: &[Vec<u8>],
+    jobs: usize,
+    submitted: &AtomicUsize,
+    accepted: &Mutex<BTreeMap<String, usize>>,
+) {
+    loop {
+        let at = submitted.fetch_add(1, Ordering::AcqRel);
+        if at >= jobs {
+            return;
+        }
+        let picture = at % images.len();
+        let id = until("a web tier that accepts", || {
+            let response = crate::harness::request(address, "POST", "/v1/jobs", &[], &images[picture]).ok()?;
+            (response.status == 202).then(|| response.json()["id"].as_str().unwrap().to_owned())
+        });
+        assert!(accepted.lock().unwrap().insert(id, picture).is_none(), "an id was given twice");
+    }
+}
+
+/// Kills in step with the results, so that on any machine the kills fall among the work.
+fn kill(service: &mut Service, storm: &Storm, submitted: &AtomicUsize, all_submitted: &AtomicBool) {
+    let results = service.data_dir().join("output/results");
+    let finished = || std::fs::read_dir(&results).map_or(0, std::iter::Iterator::count);
+    let mut random = 0x9e37_79b9_u64;
+    for kill in 0..storm.worker_kills {
+        let mark = storm.jobs * kill / storm.worker_kills;
+        until("work to be done", || {
+            (finished() >= mark || all_submitted.load(Ordering::Acquire) && finished() + 50 >= storm.jobs).then_some(())
+        });
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let victim = (random >> 33) as usize % service.workers.len();
+        service.workers[victim].kill();
+        let replacement = service.spawn_worker();
+        service.workers[victim] = replacement;
+        let web_kill_due = kill % (storm.worker_kills / storm.web_kills) == 1;
+        if web_kill_due && submitted.load(Ordering::Acquire) < storm.jobs {
+            service.restart_web();
+        }
+    }
+}
+
+fn depth_of_dead_letters(service: &Service) -> u64 {
+    let backend = Backend::Local { data_dir: service.data_dir() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let queues = queue::open(&backend).unwrap();
+        let letters = queues.open(&Names::local("imgcls").dead_letter_queue()).await.unwrap();
+        letters.depth().await.unwrap().visible
+    })
+}

@@ -1,0 +1,130 @@
+//! The wire by golden text: what other processes, other versions and the original's scripts rely on.
+
+use imgcls::protocol::{
+    ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageRef, Incoming, ModelRef, Payload, Prediction,
+    ReplyHead, Status, TimingsMs, inline_or_reference, seed_reply,
+};
+use uuid::Uuid;
+
+const ID: &str = "01936d5c-7e00-7abc-8def-0123456789ab";
+
+const REQUEST: &str = r#"{"v":1,"id":"01936d5c-7e00-7abc-8def-0123456789ab","filename":"cat.jpg","content_type":"image/jpeg","image":{"bucket":"input","key":"images/01936d5c-7e00-7abc-8def-0123456789ab"},"top_k":5,"submitted_at":"2026-01-01T00:00:00Z","expires_at":"2026-01-01T01:00:00Z","reply_to":"app-web-result-queue-0123456789abcdef","traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#;
+
+const RESULT: &str = r#"{"v":1,"id":"01936d5c-7e00-7abc-8def-0123456789ab","filename":"cat.jpg","status":"succeeded","predictions":[{"class_index":281,"label":"tabby cat","score":0.5}],"model":{"name":"efficientnet-lite0","version":"1","digest":"sha256:00"},"timings_ms":{"queued":1.0,"fetched":2.0,"decoded":3.0,"inferred":4.0,"total":10.0},"attempt":1,"worker":"host-1"}"#;
+
+const FAILED: &str = r#"{"v":1,"id":"01936d5c-7e00-7abc-8def-0123456789ab","filename":"cat.jpg","status":"failed","predictions":[],"model":null,"timings_ms":{"queued":0.0,"fetched":0.0,"decoded":0.0,"inferred":0.0,"total":0.0},"attempt":0,"worker":"","error":{"code":"undecodable","message":"broken"}}"#;
+
+fn id() -> Uuid {
+    ID.parse().unwrap()
+}
+
+fn request() -> ClassifyRequest {
+    ClassifyRequest {
+        v: 1,
+        id: id(),
+        filename: "cat.jpg".to_owned(),
+        content_type: Some("image/jpeg".to_owned()),
+        image: Some(ImageRef { bucket: "input".to_owned(), key: format!("images/{ID}") }),
+        image_data: None,
+        top_k: 5,
+        submitted_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+        expires_at: "2026-01-01T01:00:00Z".parse().unwrap(),
+        reply_to: Some("app-web-result-queue-0123456789abcdef".to_owned()),
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+    }
+}
+
+fn result() -> ClassifyResult {
+    ClassifyResult {
+        v: 1,
+        id: id(),
+        filename: "cat.jpg".to_owned(),
+        status: Status::Succeeded,
+        predictions: vec![Prediction { class_index: 281, label: "tabby cat".to_owned(), score: 0.5 }],
+        model: Some(ModelRef {
+            name: "efficientnet-lite0".to_owned(),
+            version: "1".to_owned(),
+            digest: "sha256:00".to_owned(),
+        }),
+        timings_ms: TimingsMs { queued: 1.0, fetched: 2.0, decoded: 3.0, inferred: 4.0, total: 10.0 },
+        attempt: 1,
+        worker: "host-1".to_owned(),
+        error: None,
+    }
+}
+
+#[test]
+fn a_request_reads_and_writes_as_pinned() {
+    assert_eq!(serde_json::to_string(&request()).unwrap(), REQUEST);
+    assert_eq!(Incoming::parse(REQUEST), Incoming::Job(Box::new(request())));
+}
+
+#[test]
+fn a_newer_writer_may_add_fields_and_leave_optional_ones_out() {
+    let extended = REQUEST.replacen('{', r#"{"priority":9,"#, 1);
+    assert_eq!(Incoming::parse(&extended), Incoming::Job(Box::new(request())));
+    let least = format!(
+        r#"{{"v":1,"id":"{ID}","image_data":"aGk=","submitted_at":"2026-01-01T00:00:00Z","expires_at":"2026-01-01T01:00:00Z"}}"#
+    );
+    let Incoming::Job(read) = Incoming::parse(&least) else { panic!("not a request") };
+    assert_eq!((read.top_k, read.filename.as_str(), read.reply_to.as_deref()), (5, "", None));
+    assert_eq!(read.payload("input"), Ok(Payload::Inline(b"hi".to_vec())));
+}
+
+#[test]
+fn results_read_and_write_as_pinned() {
+    assert_eq!(result().to_json(), RESULT);
+    assert_eq!(serde_json::from_str::<ClassifyResult>(RESULT).unwrap(), result());
+    let failed = ClassifyResult::ended(id(), "cat.jpg", Status::Failed, ErrorCode::Undecodable, "broken");
+    assert_eq!(failed.to_json(), FAILED);
+    let error = serde_json::from_str::<ClassifyResult>(FAILED).unwrap().error;
+    assert_eq!(error, Some(ErrorInfo { code: ErrorCode::Undecodable, message: "broken".to_owned() }));
+}
+
+#[test]
+fn a_reply_is_the_result_or_its_head() {
+    let cut = result().to_cut_json();
+    assert_eq!(cut, format!(r#"{{"v":1,"id":"{ID}","status":"succeeded"}}"#));
+    assert!(serde_json::from_str::<ReplyHead>(&cut).unwrap().is_cut());
+    assert!(!serde_json::from_str::<ReplyHead>(RESULT).unwrap().is_cut());
+}
+
+#[test]
+fn the_originals_forms_are_as_its_scripts_have_them() {
+    let body = r#"{"image_data": "aGVsbG8=", "filename": "test_0.JPEG"}"#;
+    let Incoming::Seed(seed) = Incoming::parse(body) else { panic!("not the original's form") };
+    assert_eq!((seed.filename.as_str(), seed.image_bytes().unwrap().as_slice()), ("test_0.JPEG", b"hello".as_slice()));
+    assert_eq!(seed_reply("test_0.JPEG", "bathtub"), r#"{"test_0.JPEG":"bathtub"}"#);
+}
+
+#[test]
+fn an_image_travels_inside_only_where_asked_and_where_it_fits() {
+    let image = vec![7; 3_000];
+    let travels_inside =
+        |inline_bytes, limit| inline_or_reference(&image, id(), "input", inline_bytes, limit).1.is_some();
+    assert!(travels_inside(3_000, 1 << 20));
+    assert!(!travels_inside(0, 1 << 20), "not asked for");
+    assert!(!travels_inside(2_999, 1 << 20), "larger than asked for");
+    assert!(!travels_inside(3_000, 6_144), "4,000 characters and their envelope do not fit");
+    let (reference, _) = inline_or_reference(&image, id(), "input", 0, 1 << 20);
+    assert_eq!(reference.unwrap().key, format!("images/{ID}"));
+}
+
+#[test]
+fn every_error_code_is_spelled_as_documented() {
+    let codes = [
+        (ErrorCode::Undecodable, "undecodable"),
+        (ErrorCode::UnsupportedType, "unsupported_type"),
+        (ErrorCode::TooManyPixels, "too_many_pixels"),
+        (ErrorCode::InputMissing, "input_missing"),
+        (ErrorCode::InputTooLarge, "input_too_large"),
+        (ErrorCode::Malformed, "malformed"),
+        (ErrorCode::AttemptsExhausted, "attempts_exhausted"),
+        (ErrorCode::Expired, "expired"),
+        (ErrorCode::Internal, "internal"),
+    ];
+    for (code, spelled) in codes {
+        assert_eq!(serde_json::to_string(&code).unwrap(), format!("{spelled:?}"));
+        assert_eq!(code.as_str(), spelled);
+    }
+}

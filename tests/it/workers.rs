@@ -1,0 +1,242 @@
+//! The pool of worker processes: who starts, who ends, and that none is left over. The workers here are shell scripts
+//! that keep the three-pipe protocol of `imgcls worker`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use imgcls::autoscale::{
+    self,
+    local::{DRAIN_TIMEOUT, Pool, WorkerCommand},
+};
+use imgcls::config::Backend;
+use imgcls::queue::{self, Outgoing, QueueAttributes};
+use imgcls::scaling::{Bounds, Policy, StepPolicy};
+use imgcls::shutdown::CancellationToken;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+/// Far beyond what any step takes; only a failing test waits that long.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A folder where scripted workers leave their process ids (`pids`), and whatever else their script writes.
+struct Nest(TempDir);
+
+impl Nest {
+    fn new() -> Self {
+        Nest(tempfile::tempdir().expect("a directory"))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// A worker that notes its process id and then runs `script`, in which `$nest` is this folder.
+    fn worker(&self, script: &str) -> WorkerCommand {
+        let script = format!("nest='{}'\necho $$ >> $nest/pids\n{script}", self.path().display());
+        WorkerCommand { program: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()] }
+    }
+
+    /// Every worker that was ever started, oldest first.
+    fn pids(&self) -> Vec<Pid> {
+        let text = fs::read_to_string(self.path().join("pids")).unwrap_or_default();
+        let whole_lines = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole_lines.lines().map(|line| Pid::from_raw(line.parse().expect("a number")).expect("not 0")).collect()
+    }
+
+    fn files(&self, beginning: &str) -> usize {
+        let entries = fs::read_dir(self.path()).expect("a readable folder");
+        entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(beginning)).count()
+    }
+
+    /// Gone, and waited for: a zombie would still take signals.
+    async fn all_gone(&self) {
+        until("every worker is gone", || self.pids().into_iter().all(|pid| test_kill_process(pid).is_err())).await;
+    }
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < PATIENCE, "still not so: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn ready(watch: &mut watch::Receiver<usize>, count: usize) {
+    let reached = tokio::time::timeout(PATIENCE, watch.wait_for(|ready| *ready == count)).await;
+    reached.expect("in time").expect("the pool holds the sender");
+}
+
+fn pool(command: WorkerCommand) -> (Pool, watch::Receiver<usize>) {
+    let (sender, receiver) = watch::channel(0);
+    (Pool::new(command, DRAIN_TIMEOUT, sender), receiver)
+}
+
+/// Ready at once, ends when its standard input closes.
+const OBEDIENT: &str = "echo ready; exec cat > /dev/null";
+
+#[tokio::test]
+async fn the_pool_grows_shrinks_and_leaves_nobody_behind() {
+    let nest = Nest::new();
+    let (mut pool, mut watch) = pool(nest.worker(OBEDIENT));
+    pool.resize(3);
+    ready(&mut watch, 3).await;
+    pool.resize(1);
+    ready(&mut watch, 1).await;
+    let gone = || nest.pids().into_iter().filter(|pid| test_kill_process(*pid).is_err()).count();
+    tokio::select! {
+        error = pool.failure() => panic!("{error:#}"),
+        () = until("two are gone", || gone() == 2) => {}
+    }
+    assert_eq!((pool.size(), nest.pids().len()), (1, 3));
+    pool.drain().await;
+    assert_eq!(gone(), 3);
+}
+
+#[tokio::test]
+async fn a_killed_worker_is_replaced() {
+    let nest = Nest::new();
+    let (mut pool, mut watch) = pool(nest.worker(OBEDIENT));
+    pool.resize(1);
+    for life in 1..4 {
+        until("it lives", || nest.pids().len() == life).await;
+        ready(&mut watch, 1).await;
+        kill_process(nest.pids()[life - 1], Signal::KILL).expect("it lives");
+        until("it is replaced", || nest.pids().len() == life + 1).await;
+    }
+    pool.drain().await;
+    nest.all_gone().await;
+}
+
+#[tokio::test]
+async fn death_after_ready_is_followed_by_a_start_at_once_however_often() {
+    let nest = Nest::new();
+    let (mut pool, _watch) = pool(nest.worker("echo ready; [ $(wc -l < $nest/pids) -lt 12 ] && exit 1; exec cat"));
+    pool.resize(1);
+    tokio::select! {
+        error = pool.failure() => panic!("{error:#}"),
+        () = until("the twelfth lives", || nest.pids().len() == 12) => {}
+    }
+    pool.drain().await;
+    nest.all_gone().await;
+}
+
+#[tokio::test]
+async fn what_a_person_must_mend_ends_the_pool_with_one_reason() {
+    let usage = Nest::new();
+    let (mut refused, _watch) = pool(usage.worker("exit 2"));
+    refused.resize(1);
+    let error = format!("{:#}", refused.failure().await);
+    assert!(error.contains("refuses its settings") && error.contains("exit status: 2"), "{error}");
+    assert_eq!(usage.pids().len(), 1);
+
+    let broken = Nest::new();
+    let (mut dying, _watch) = pool(broken.worker("exit 1"));
+    dying.resize(1);
+    let error = format!("{:#}", dying.failure().await);
+    assert!(error.contains("5 starts failed") && error.contains("exit status: 1"), "{error}");
+    assert_eq!(broken.pids().len(), 5);
+
+    let (mut absent, _watch) = pool(WorkerCommand { program: "/nonexistent/imgcls".into(), arguments: vec![] });
+    absent.resize(1);
+    let error = format!("{:#}", absent.failure().await);
+    assert!(error.contains("cannot start /nonexistent/imgcls"), "{error}");
+    for pool in [refused, dying, absent] {
+        pool.drain().await;
+    }
+}
+
+#[tokio::test]
+async fn all_drain_at_the_same_time() {
+    let nest = Nest::new();
+    let script = "echo ready; cat > /dev/null; : > $nest/draining.$$\n\
+        while [ $(ls $nest | grep -c draining) -lt 3 ]; do sleep 0.01; done; : > $nest/ended.$$";
+    let (mut pool, mut watch) = pool(nest.worker(script));
+    pool.resize(3);
+    ready(&mut watch, 3).await;
+    pool.drain().await;
+    assert_eq!(nest.files("ended"), 3, "each had to see the others drain, or was killed waiting");
+    nest.all_gone().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_does_not_end_is_killed_with_all_it_started() {
+    let nest = Nest::new();
+    let (sender, mut watch) = watch::channel(0);
+    let command = nest.worker("sh -c 'echo $$; exec sleep 1000' >> $nest/pids & echo ready; wait");
+    let mut pool = Pool::new(command, Duration::from_millis(50), sender);
+    pool.resize(1);
+    ready(&mut watch, 1).await;
+    until("its child lives", || nest.pids().len() == 2).await;
+    pool.drain().await;
+    nest.all_gone().await;
+}
+
+#[tokio::test]
+async fn a_worker_is_drained_while_it_starts() {
+    let nest = Nest::new();
+    let (mut pool, _watch) = pool(nest.worker("exec cat > /dev/null"));
+    pool.resize(1);
+    until("it lives", || nest.pids().len() == 1).await;
+    pool.drain().await;
+    nest.all_gone().await;
+}
+
+#[tokio::test]
+async fn the_loop_follows_the_queue_out_and_in_and_ends_all() {
+    let nest = Nest::new();
+    let queues = queue::open(&Backend::Local { data_dir: nest.path().join("data") }).expect("a queue file");
+    let requests = queues.create("requests", &QueueAttributes::default()).await.expect("a queue");
+    let config = autoscale::Config {
+        policy: Policy::Step(StepPolicy {
+            scale_out_above: 2,
+            scale_out_period: Duration::ZERO,
+            scale_in_below: 1,
+            scale_in_period: Duration::ZERO,
+        }),
+        bounds: Bounds::new(0, 3).expect("valid bounds"),
+    };
+    let shutdown = CancellationToken::new();
+    let (pool, mut watch) = pool(nest.worker(OBEDIENT));
+    let (stop, messages) = (shutdown.clone(), requests.clone());
+    let looping = tokio::spawn(async move { autoscale::run(config, requests.as_ref(), pool, stop).await });
+
+    messages.send(&[Outgoing::new("one")]).await.expect("sent");
+    ready(&mut watch, 1).await;
+    messages.send(&[Outgoing::new("two"), Outgoing::new("three")]).await.expect("sent");
+    ready(&mut watch, 3).await;
+    messages.purge().await.expect("purged");
+    ready(&mut watch, 0).await;
+    messages.send(&[Outgoing::new("four")]).await.expect("sent");
+    ready(&mut watch, 1).await;
+    shutdown.cancel();
+    looping.await.expect("no panic").expect("an orderly end");
+    assert!(nest.pids().into_iter().all(|pid| test_kill_process(pid).is_err()));
+}
+
+/// Else the end of this process would not close it.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn no_worker_holds_the_pipe_of_another() {
+    let nest = Nest::new();
+    let (mut pool, mut watch) = pool(nest.worker(OBEDIENT));
+    for size in 1..4 {
+        pool.resize(size);
+        ready(&mut watch, size as usize).await;
+    }
+    let open_files = |pid: Pid| -> Vec<PathBuf> {
+        let open = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).expect("it lives").flatten();
+        // The shell opens and closes while this looks; what is closed by now is not held.
+        open.filter_map(|fd| fs::read_link(fd.path()).ok()).collect()
+    };
+    for pid in nest.pids() {
+        let stdin = fs::read_link(format!("/proc/{}/fd/0", pid.as_raw_nonzero())).expect("it lives");
+        assert!(stdin.to_string_lossy().starts_with("pipe:"), "{stdin:?}");
+        for other in nest.pids().into_iter().filter(|other| *other != pid) {
+            assert!(!open_files(other).contains(&stdin), "{other:?} holds the pipe of {pid:?}");
+        }
+    }
+    pool.drain().await;
+}
