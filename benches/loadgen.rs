@@ -99,7 +99,7 @@ fn measured(command: &mut Command) -> (String, Duration, Duration) {
     let output = command.stderr(Stdio::inherit()).output().expect("it starts");
     assert!(output.status.success(), "{:?}: {}", command, output.status);
     let text = String::from_utf8(output.stdout).expect("text");
-    (text, children_cpu() - cpu_before, began.elapsed())
+    (text, children_cpu().saturating_sub(cpu_before), began.elapsed())
 }
 
 /// User and system time of the children that have ended: fields 16 and 17 of /proc/self/stat.

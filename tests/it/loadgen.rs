@@ -13,16 +13,15 @@ use scripted::{Answer, Server};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::harness::imgcls;
+
 /// Runs the command without whatever the environment says.
 fn loadgen(server: &Server, args: &[&str]) -> Output {
     command(&server.url(), args).output().expect("it starts")
 }
 
 fn command(url: &str, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_imgcls"));
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("IMGCLS_")) {
-        command.env_remove(name);
-    }
+    let mut command = imgcls();
     command.args(["loadgen", "--url", url]).args(args);
     command
 }
@@ -288,7 +287,7 @@ fn what_makes_no_sense_is_refused_before_anything_is_sent() {
         &["--api", "v7"],
     ] {
         let url = if args.contains(&"--url") { None } else { Some(server.url()) };
-        let mut command = Command::new(env!("CARGO_BIN_EXE_imgcls"));
+        let mut command = imgcls();
         command.arg("loadgen").args(url.iter().flat_map(|url| ["--url", url]));
         let output = command.args(args).output().expect("it starts");
         assert_eq!(code(&output), Some(2), "{args:?}: {output:?}");
