@@ -54,7 +54,7 @@ pub async fn watched<T>(load: &Arc<Load>, num_request: u64, verbose: bool, work:
         return work.await;
     }
     let bar = ProgressBar::with_draw_target(Some(num_request), ProgressDrawTarget::stderr());
-    let template = "{bar:30} {pos}/{len}  {per_sec}  {msg}  {eta} left";
+    let template = "{bar:30} {pos}/{len}  {msg}  {eta} left";
     bar.set_style(ProgressStyle::with_template(template).expect("a constant template; this is a bug"));
     let redraw = async {
         let mut tick = tokio::time::interval(REDRAW);
@@ -64,7 +64,8 @@ pub async fn watched<T>(load: &Arc<Load>, num_request: u64, verbose: bool, work:
                 let measurement = load.measurement();
                 (measurement.ok() + measurement.failures(), measurement.failures())
             };
-            bar.set_message(format!("{failed} failed"));
+            let per_second = done as f64 / bar.elapsed().as_secs_f64().max(REDRAW.as_secs_f64());
+            bar.set_message(format!("{per_second:.1}/s  {failed} failed"));
             bar.set_position(done);
         }
     };

@@ -5,6 +5,7 @@ mod harness;
 mod children;
 mod cli;
 mod floors;
+mod loadgen;
 mod local_queue;
 mod local_store;
 mod model;
