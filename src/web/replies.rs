@@ -62,7 +62,7 @@ impl Replies {
         loop {
             let queue = self.current();
             // What was handed over is deleted while the next replies are waited for.
-            let (_, received) = tokio::join!(delete(&*queue, &answered), queue.receive(options()));
+            let ((), received) = tokio::join!(delete(&*queue, &answered), queue.receive(options()));
             answered = match received {
                 Ok(deliveries) => deliveries.into_iter().map(|delivery| self.hand_over(delivery)).collect(),
                 Err(error) => {

@@ -92,7 +92,7 @@ pub fn triage(body: &str, attempt: u32, now: Timestamp, rules: &Rules) -> Triage
             Triage::End(hand_back(None, attempt, reason))
         }
         Incoming::Malformed { id, reply_to, reason } => {
-            Triage::End(malformed(id, reply_to, "", body, reason, attempt, rules))
+            Triage::End(malformed(id, reply_to, "", body, &reason, attempt, rules))
         }
     }
 }
@@ -118,7 +118,7 @@ pub fn settle(
         Ok(payload) => payload,
         Err(reason) => {
             let (id, reply_to) = (Some(request.id), request.reply_to.clone());
-            return Triage::End(malformed(id, reply_to, &request.filename, body, reason, attempt, rules));
+            return Triage::End(malformed(id, reply_to, &request.filename, body, &reason, attempt, rules));
         }
     };
     let timings_ms = TimingsMs { queued: millis_between(request.submitted_at, now), ..TimingsMs::default() };
@@ -275,12 +275,12 @@ fn malformed(
     reply_to: Option<String>,
     filename: &str,
     body: &str,
-    reason: String,
+    reason: &str,
     attempt: u32,
     rules: &Rules,
 ) -> Ending {
     let result = id.map(|id| {
-        let mut result = ClassifyResult::ended(id, filename, Status::Failed, ErrorCode::Malformed, reason.clone());
+        let mut result = ClassifyResult::ended(id, filename, Status::Failed, ErrorCode::Malformed, reason);
         result.attempt = attempt;
         result.worker.clone_from(&rules.worker);
         result

@@ -266,12 +266,16 @@ fn write(connection: &Connection, mut group: Vec<Box<dyn Job>>, synced: &mut Dur
         Ok(session) => {
             session.removed.iter().for_each(|name| bells.remove(name));
             session.ring.iter().for_each(|name| bells.ring(name));
-            group.into_iter().for_each(|job| job.answer(None));
+            for job in group {
+                job.answer(None);
+            }
         }
         Err(error) => {
             let failure = file::queue_error(&error);
             tracing::warn!(%error, calls = group.len(), "a transaction of the local queue failed");
-            group.into_iter().for_each(|job| job.answer(Some(&failure)));
+            for job in group {
+                job.answer(Some(&failure));
+            }
         }
     }
 }

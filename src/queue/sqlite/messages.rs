@@ -210,8 +210,8 @@ pub(super) fn set_visibility(
     for (receipt, timeout) in changes {
         let Some(key) = DeliveryKey::parse(receipt) else { continue };
         let visible_at_ms = session.now_ms.saturating_add(millis(*timeout));
-        let changed = update.execute(params![visible_at_ms, key.row, queue.id, key.receive_count])?;
-        if changed > 0 && *timeout < RECHECK {
+        let rows = update.execute(params![visible_at_ms, key.row, queue.id, key.receive_count])?;
+        if rows > 0 && *timeout < RECHECK {
             session.ring.insert(name.to_owned());
         }
     }

@@ -86,9 +86,10 @@ impl Queues for SqliteQueues {
     async fn open(&self, name: &str) -> Result<Arc<dyn Queue>, QueueError> {
         let name = name.to_owned();
         let looked_for = name.clone();
-        match self.shared.engine.read(move |session| messages::exists(session, &looked_for)).await? {
-            true => Ok(self.queue(name)),
-            false => Err(QueueError::NotFound(name)),
+        if self.shared.engine.read(move |session| messages::exists(session, &looked_for)).await? {
+            Ok(self.queue(name))
+        } else {
+            Err(QueueError::NotFound(name))
         }
     }
 
