@@ -62,8 +62,7 @@ async fn child(role: &str, data_dir: &Path) {
     match role {
         "singly" => exchange(queue, 1).await,
         "batches" => exchange(queue, MAX_BATCH).await,
-        "wake" => receive_times(queue).await,
-        "idle" => receive_times(queue).await,
+        "wake" | "idle" => receive_times(queue).await,
         other => panic!("no role {other:?}"),
     }
 }
@@ -169,7 +168,7 @@ async fn idle() -> f64 {
     tokio::time::sleep(Duration::from_millis(500)).await;
     let before = cpu(&receiver.child.id().to_string());
     tokio::time::sleep(IDLE).await;
-    let used = cpu(&receiver.child.id().to_string()) - before;
+    let used = cpu(&receiver.child.id().to_string()).saturating_sub(before);
     100.0 * used.as_secs_f64() / IDLE.as_secs_f64()
 }
 
@@ -211,7 +210,7 @@ async fn measure<F: Future<Output = ()>>(label: &str, concurrency: usize, operat
         }
     });
     join_all(lanes).await;
-    let (wall, cpu) = (start.elapsed(), cpu("self") - cpu_before);
+    let (wall, cpu) = (start.elapsed(), cpu("self").saturating_sub(cpu_before));
     let count = OBJECTS as f64;
     let wall_each = wall.as_secs_f64() * 1e3 * concurrency as f64 / count;
     let cpu_each = cpu.as_secs_f64() * 1e3 / count;

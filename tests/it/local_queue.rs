@@ -66,7 +66,9 @@ async fn worker_sends_receives_and_acks() {
         }
         let receipts: Vec<Receipt> = deliveries.iter().map(|delivery| delivery.receipt.clone()).collect();
         queue.ack(&receipts).await.unwrap();
-        deliveries.iter().for_each(|delivery| say(&format!("received {}", delivery.body)));
+        for delivery in &deliveries {
+            say(&format!("received {}", delivery.body));
+        }
     }
     sender.await.unwrap();
 }

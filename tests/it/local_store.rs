@@ -89,7 +89,7 @@ async fn worker_puts_until_killed() {
             }
         }
     });
-    futures::future::join_all(lanes.map(|lane| async { lane.await })).await;
+    futures::future::join_all(lanes).await;
 }
 
 #[tokio::test]

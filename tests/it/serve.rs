@@ -73,7 +73,7 @@ fn what_is_wrong_with_a_request_is_said() {
     let no_file = b"--b\r\nContent-Disposition: form-data; name=\"text\"\r\n\r\nhello\r\n--b--\r\n";
     assert_eq!(post("/", &[("Content-Type", "multipart/form-data; boundary=b")], no_file), said(400, "malformed"));
     assert_eq!(post("/", &[("Content-Type", "multipart/form-data; boundary=b")], b"nonsense"), said(400, "malformed"));
-    let (content_type, body) = form("myfile", "big.jpg", &[0xff; 310_000]);
+    let (content_type, body) = form("myfile", "big.jpg", &vec![0xff; 310_000]);
     assert_eq!(post("/", &[("Content-Type", &content_type)], &body), said(413, "too-large"));
 
     for id in ["0198c0de-0000-7000-8000-000000000000", "x", "..%2F..%2Fetc%2Fpasswd"] {
@@ -207,7 +207,7 @@ fn slow_clients_are_let_go_and_full_memory_is_said() {
     let mut holder = TcpStream::connect(service.address).unwrap();
     holder.write_all(b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nabc").unwrap();
     let full = until("a full web tier", || {
-        let answer = request(service.address, "POST", "/v1/jobs", &[], &[0xff; 200_000]).ok()?;
+        let answer = request(service.address, "POST", "/v1/jobs", &[], &vec![0xff; 200_000]).ok()?;
         (answer.status == 503).then_some(answer)
     });
     assert_eq!((problem(&full), full.header("retry-after")), ((503, "full".to_owned()), Some("1")));

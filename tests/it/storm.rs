@@ -48,7 +48,9 @@ fn nothing_accepted_is_lost_and_nothing_is_answered_twice() {
         let submitters: Vec<_> =
             (0..4).map(|_| scope.spawn(|| submit(address, &images, jobs, &submitted, &accepted))).collect();
         scope.spawn(|| {
-            submitters.into_iter().for_each(|submitter| submitter.join().unwrap());
+            for submitter in submitters {
+                submitter.join().unwrap();
+            }
             all_submitted.store(true, Ordering::Release);
         });
         kill(&mut service, &storm, &submitted, &all_submitted);
