@@ -275,6 +275,8 @@ impl Drop for Temporary {
 }
 
 /// One sync for all who wait for the same directory: who comes while one runs is covered by the next.
+/// Measured with sixteen puts at a time: no difference while syncs were quick, mostly 1.5 to 3 times the puts while they
+/// were slow.
 #[derive(Default)]
 struct SharedSync {
     state: Mutex<SyncState>,
