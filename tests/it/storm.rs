@@ -53,7 +53,7 @@ fn nothing_accepted_is_lost_and_nothing_is_answered_twice() {
             }
             all_submitted.store(true, Ordering::Release);
         });
-        kill(&mut service, &storm, &submitted, &all_submitted);
+        kill(&mut service, &storm, &all_submitted);
     });
 
     let accepted = accepted.into_inner().unwrap();
@@ -92,10 +92,11 @@ fn submit(
 }
 
 /// Kills in step with the results, so that on any machine the kills fall among the work.
-fn kill(service: &mut Service, storm: &Storm, submitted: &AtomicUsize, all_submitted: &AtomicBool) {
+fn kill(service: &mut Service, storm: &Storm, all_submitted: &AtomicBool) {
     let results = service.data_dir().join("output/results");
     let finished = || std::fs::read_dir(&results).map_or(0, std::iter::Iterator::count);
     let mut random = 0x9e37_79b9_u64;
+    let mut web_kills = 0;
     for kill in 0..storm.worker_kills {
         let mark = storm.jobs * kill / storm.worker_kills;
         until("work to be done", || {
@@ -106,11 +107,12 @@ fn kill(service: &mut Service, storm: &Storm, submitted: &AtomicUsize, all_submi
         service.workers[victim].kill();
         let replacement = service.spawn_worker();
         service.workers[victim] = replacement;
-        let web_kill_due = kill % (storm.worker_kills / storm.web_kills) == 1;
-        if web_kill_due && submitted.load(Ordering::Acquire) < storm.jobs {
+        if kill % (storm.worker_kills / storm.web_kills) == 1 {
             service.restart_web();
+            web_kills += 1;
         }
     }
+    assert!(web_kills >= storm.web_kills, "{web_kills} web processes were killed");
 }
 
 fn depth_of_dead_letters(service: &Service) -> u64 {
