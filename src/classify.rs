@@ -8,10 +8,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::config::Limits;
-use crate::model::{self, ModelPackage, Session};
+use crate::model::{self, ModelChoice, ModelPackage, Session};
 use crate::protocol::{ErrorCode, ErrorInfo, ModelRef, Prediction};
-
-pub use crate::model::ModelChoice;
 
 #[derive(Debug, Clone)]
 pub struct Config {

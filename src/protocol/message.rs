@@ -4,6 +4,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+/// A result object larger than this is none of ours.
+pub const MAX_RESULT_BYTES: u64 = 1 << 20;
+
 /// The version of the wire that this build speaks. A worker hands back what it does not know, so that a rolling
 /// upgrade works in either order.
 pub const WIRE_VERSION: u32 = 1;
@@ -195,12 +198,6 @@ impl ClassifyResult {
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("a result holds only strings and finite numbers; this is a bug")
     }
-
-    /// The reply for a queue that does not take the whole result: who waits reads the store.
-    pub fn to_cut_json(&self) -> String {
-        let head = ReplyHead { v: self.v, id: self.id, status: self.status, filename: None };
-        serde_json::to_string(&head).expect("an id and a status; this is a bug")
-    }
 }
 
 /// What a web process reads of a reply before it decides who gets it.
@@ -212,6 +209,12 @@ pub struct ReplyHead {
     /// Absent in a cut reply, and only there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filename: Option<String>,
+}
+
+/// The reply for a queue that does not take the whole result: who waits reads the store. None for what is no result.
+pub fn cut_reply(result: &str) -> Option<String> {
+    let head = ReplyHead { filename: None, ..serde_json::from_str(result).ok()? };
+    serde_json::to_string(&head).ok()
 }
 
 impl ReplyHead {

@@ -18,12 +18,12 @@ mod names;
 mod payload;
 
 pub use message::{
-    ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageRef, Incoming, ModelRef, Prediction, ReplyHead,
-    SeedRequest, Status, TimingsMs, WIRE_VERSION, cut_filename, seed_reply,
+    ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageRef, Incoming, MAX_RESULT_BYTES, ModelRef, Prediction,
+    ReplyHead, SeedRequest, Status, TimingsMs, WIRE_VERSION, cut_filename, cut_reply, seed_reply,
 };
 pub use names::{
     DEFAULT_REQUEST_QUEUE, DEFAULT_RESULT_QUEUE, LOCAL_INPUT_BUCKET, LOCAL_OUTPUT_BUCKET, TAG_ALIVE_AT,
-    dead_letter_queue, id_from_image_key, image_key, is_reply_queue_of, reply_queue, result_key, seed_output_key,
-    seed_safe_name, stack_prefix,
+    dead_letter_queue, image_key, is_reply_queue_of, reply_queue, result_key, seed_output_key, seed_safe_name,
+    stack_prefix,
 };
 pub use payload::{Payload, inline_or_reference};

@@ -38,11 +38,6 @@ pub fn image_key(id: Uuid) -> String {
     format!("images/{id}")
 }
 
-/// The id that an input key names, where it is a key of ours.
-pub fn id_from_image_key(key: &str) -> Option<Uuid> {
-    key.strip_prefix("images/")?.parse().ok()
-}
-
 /// Key of a result in the output store.
 pub fn result_key(id: Uuid) -> String {
     format!("results/{id}.json")

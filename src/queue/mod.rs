@@ -27,6 +27,8 @@ use crate::config::Backend;
 
 /// Most messages that one send, receive, ack or extend takes; SQS's limit.
 pub const MAX_BATCH: usize = 10;
+/// The longest that a receive waits; SQS's limit. An idle receiver costs three calls a minute.
+pub const LONGEST_POLL: Duration = Duration::from_secs(20);
 /// What a queue takes when nothing else was said; SQS's default.
 pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 1 << 20;
 
@@ -54,6 +56,12 @@ pub trait Queues: Send + Sync {
     async fn list(&self, prefix: &str) -> Result<Vec<String>, QueueError>;
     async fn tags(&self, name: &str) -> Result<BTreeMap<String, String>, QueueError>;
     async fn set_tag(&self, name: &str, key: &str, value: &str) -> Result<(), QueueError>;
+}
+
+/// Sends one message; its own failure and that of the call are one.
+pub async fn send_one(queue: &dyn Queue, message: Outgoing) -> Result<(), QueueError> {
+    let answers = queue.send(&[message]).await?;
+    answers.into_iter().next().unwrap_or_else(|| Err(QueueError::Unavailable("no answer to a send".to_owned())))
 }
 
 /// One queue.
@@ -123,7 +131,7 @@ impl Outgoing {
 #[derive(Debug, Clone, Copy)]
 pub struct ReceiveOptions {
     pub max: usize,
-    /// At most 20 s (SQS's long poll).
+    /// At most [`LONGEST_POLL`].
     pub wait: Duration,
     pub visibility_timeout: Duration,
 }

@@ -14,7 +14,7 @@ use super::pending::{Pending, Waiter, Wake};
 use super::replies::Replies;
 use super::upload::Upload;
 use crate::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, Status, WIRE_VERSION};
-use crate::queue::{Outgoing, Queue, QueueError};
+use crate::queue::{self, Outgoing, Queue, QueueError};
 use crate::store::{ObjectStore, Put, PutOptions, StoreError};
 
 /// When a waiter looks in the store first, in case its reply was lost; then with back-off.
@@ -22,7 +22,6 @@ const FIRST_LOOK: Duration = Duration::from_secs(2);
 const LONGEST_LOOK: Duration = Duration::from_secs(10);
 /// A worker that holds the message at its expiry still has the first word for so long.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
-const MAX_RESULT_BYTES: u64 = 1 << 20;
 
 pub struct Jobs {
     pub requests: Arc<dyn Queue>,
@@ -67,7 +66,7 @@ impl Jobs {
         let _ = self.input.put(&key, upload.bytes.clone(), options).await.map_err(|error| store_problem(&error))?;
         let request = self.request(id, &upload, wishes);
         let body = serde_json::to_string(&request).expect("a request is strings and numbers; this is a bug");
-        if let Err(error) = self.send(body).await {
+        if let Err(error) = queue::send_one(&*self.requests, Outgoing::new(body)).await {
             // Nobody was told the id; the image would only take room.
             if let Err(error) = self.input.delete(&key).await {
                 tracing::debug!(%error, %id, "image of a refused job not deleted");
@@ -97,11 +96,6 @@ impl Jobs {
             reply_to: Some(self.replies.reply_to()),
             traceparent: wishes.traceparent,
         }
-    }
-
-    async fn send(&self, body: String) -> Result<(), QueueError> {
-        let answers = self.requests.send(&[Outgoing::new(body)]).await?;
-        answers.into_iter().next().unwrap_or_else(|| Err(QueueError::Unavailable("no answer to a send".to_owned())))
     }
 
     /// Waits for the end of a job: the reply wakes, the store is the truth. None when `patience` ends first.
@@ -165,7 +159,7 @@ impl Jobs {
     }
 
     async fn result(&self, id: Uuid) -> Result<Option<Bytes>, StoreError> {
-        self.output.get(&protocol::result_key(id), MAX_RESULT_BYTES).await
+        self.output.get(&protocol::result_key(id), protocol::MAX_RESULT_BYTES).await
     }
 
     /// From when on this process may say itself that a job expired. The id carries the time of submission.

@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 use super::metrics::METRICS;
 use super::pending::{Pending, Wake};
 use crate::protocol::{self, ReplyHead, TAG_ALIVE_AT};
-use crate::queue::{Delivery, MAX_BATCH, Queue, QueueAttributes, QueueError, Queues, Receipt, ReceiveOptions};
+use crate::queue::{
+    Delivery, LONGEST_POLL, MAX_BATCH, Queue, QueueAttributes, QueueError, Queues, Receipt, ReceiveOptions,
+};
 
 const ALIVE_EVERY: Duration = Duration::from_secs(15 * 60);
 const DEAD_AFTER: Duration = Duration::from_secs(3600);
-const LONG_POLL: Duration = Duration::from_secs(20);
 /// A reply is read, handed over and deleted at once.
 const VISIBILITY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Replies are worthless once nobody waits; the result object is the truth.
@@ -171,7 +172,7 @@ fn is_dead(alive_at: Timestamp, now: Timestamp) -> bool {
 }
 
 fn options() -> ReceiveOptions {
-    ReceiveOptions { max: MAX_BATCH, wait: LONG_POLL, visibility_timeout: VISIBILITY_TIMEOUT }
+    ReceiveOptions { max: MAX_BATCH, wait: LONGEST_POLL, visibility_timeout: VISIBILITY_TIMEOUT }
 }
 
 async fn delete(queue: &dyn Queue, receipts: &[Receipt]) {

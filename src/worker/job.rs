@@ -77,11 +77,17 @@ pub enum Triage {
     End(Ending),
 }
 
+impl From<Result<Work, Box<Ending>>> for Triage {
+    fn from(settled: Result<Work, Box<Ending>>) -> Self {
+        settled.map_or_else(|ending| Triage::End(*ending), Triage::Classify)
+    }
+}
+
 /// Reads a delivery.
 pub fn triage(body: &str, attempt: u32, now: Timestamp, rules: &Rules) -> Triage {
     match Incoming::parse(body) {
         Incoming::Job(request) if attempt > 1 => Triage::LookUp(request),
-        Incoming::Job(request) => settle(request, body, attempt, None, now, rules),
+        Incoming::Job(request) => settle(request, body, attempt, None, now, rules).into(),
         Incoming::Seed(request) => triage_seed(&request, body, attempt, rules),
         Incoming::UnknownVersion { v } if attempt > rules.max_receive_count => {
             let reason = format!("no worker knows wire version {v}");
@@ -106,24 +112,24 @@ pub fn settle(
     last_fault: Option<&str>,
     now: Timestamp,
     rules: &Rules,
-) -> Triage {
+) -> Result<Work, Box<Ending>> {
     if attempt > rules.max_receive_count {
-        return Triage::End(exhausted(&request, body, attempt, last_fault, now, rules));
+        return Err(Box::new(exhausted(&request, body, attempt, last_fault, now, rules)));
     }
     if now >= request.expires_at {
         let message = format!("not reached before {}", request.expires_at);
-        return Triage::End(ended(&request, Status::Expired, ErrorCode::Expired, message, attempt, now, rules));
+        return Err(Box::new(ended(&request, Status::Expired, ErrorCode::Expired, message, attempt, now, rules)));
     }
     let payload = match request.payload(&rules.input_bucket) {
         Ok(payload) => payload,
         Err(reason) => {
             let (id, reply_to) = (Some(request.id), request.reply_to.clone());
-            return Triage::End(malformed(id, reply_to, &request.filename, body, &reason, attempt, rules));
+            return Err(Box::new(malformed(id, reply_to, &request.filename, body, &reason, attempt, rules)));
         }
     };
     let timings_ms = TimingsMs { queued: millis_between(request.submitted_at, now), ..TimingsMs::default() };
     let top_k = request.top_k;
-    Triage::Classify(Work { origin: Origin::Ours(request), payload, top_k, attempt, timings_ms })
+    Ok(Work { origin: Origin::Ours(request), payload, top_k, attempt, timings_ms })
 }
 
 fn triage_seed(request: &SeedRequest, body: &str, attempt: u32, rules: &Rules) -> Triage {
@@ -360,8 +366,8 @@ mod tests {
     #[test]
     fn one_attempt_too_many_ends_in_the_dead_letters_with_the_last_reason() {
         let request = request(Uuid::now_v7());
-        let triage = settle(Box::new(request.clone()), "body", 6, Some("store down"), at("00:01:00"), &rules());
-        let Triage::End(Ending::DeadLetter { letter, result, .. }) = triage else { panic!("not ended") };
+        let settled = settle(Box::new(request.clone()), "body", 6, Some("store down"), at("00:01:00"), &rules());
+        let Ending::DeadLetter { letter, result, .. } = *settled.unwrap_err() else { panic!("not ended") };
         assert_eq!((letter.attempts, letter.reason.as_str(), letter.id), (5, "store down", Some(request.id)));
         let error = result.unwrap().error.unwrap();
         assert_eq!(error.code, ErrorCode::AttemptsExhausted);

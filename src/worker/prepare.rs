@@ -18,16 +18,12 @@ use super::metrics::METRICS;
 use super::patience::{Rests, patiently};
 use crate::config::Limits;
 use crate::model::{self, ModelPackage, PrepareError, Tensor};
-use crate::protocol::{self, ErrorCode, Payload};
-use crate::queue::{Delivery, MAX_BATCH, Queue, QueueError, ReceiveOptions};
+use crate::protocol::{self, ClassifyRequest, ErrorCode, Payload};
+use crate::queue::{Delivery, LONGEST_POLL, MAX_BATCH, Queue, QueueError, ReceiveOptions};
 use crate::store::{ObjectStore, StoreError};
 
-/// SQS's longest poll: an idle worker costs three calls a minute.
-const LONG_POLL: Duration = Duration::from_secs(20);
 /// How long a fetch is tried in place before it costs an attempt. The lease is renewed meanwhile.
 const FETCH_PATIENCE: Duration = Duration::from_secs(20);
-/// A result object larger than this is none of ours.
-const MAX_RESULT_BYTES: u64 = 1 << 20;
 
 pub struct Intake {
     pub requests: Arc<dyn Queue>,
@@ -73,7 +69,7 @@ impl Intake {
     async fn receive(&self) -> Result<(Vec<Delivery>, Vec<OwnedSemaphorePermit>), QueueError> {
         let places = take_places(&self.places).await;
         let options =
-            ReceiveOptions { max: places.len(), wait: LONG_POLL, visibility_timeout: self.visibility_timeout };
+            ReceiveOptions { max: places.len(), wait: LONGEST_POLL, visibility_timeout: self.visibility_timeout };
         let deliveries = self.requests.receive(options).await?;
         METRICS.received.inc_by(deliveries.len() as u64);
         Ok((deliveries, places))
@@ -160,28 +156,29 @@ impl Intake {
         if attempt > 1 {
             METRICS.redelivered.inc();
         }
-        let mut triage = job::triage(&delivery.body, attempt, Timestamp::now(), &self.rules);
-        if let Triage::LookUp(request) = triage {
-            let id = request.id;
-            match self.stored_result(id).await {
-                Ok(Some(stored)) => return Err(Ending::Again { stored, reply_to: request.reply_to }),
-                Ok(None) => {}
-                Err(error) => return Err(job::hand_back(Some(id), attempt, error.to_string())),
-            }
-            let last_fault = self.last_faults.of(id);
-            triage =
-                job::settle(request, &delivery.body, attempt, last_fault.as_deref(), Timestamp::now(), &self.rules);
-        }
-        match triage {
+        match job::triage(&delivery.body, attempt, Timestamp::now(), &self.rules) {
             Triage::Classify(work) => Ok(work),
             Triage::End(ending) => Err(ending),
-            Triage::LookUp(request) => Err(job::hand_back(Some(request.id), attempt, "not settled".to_owned())),
+            Triage::LookUp(request) => self.look_up(request, delivery).await,
         }
+    }
+
+    /// Of a request that was delivered before: the result that stands, else what is to be done with it.
+    async fn look_up(&self, request: Box<ClassifyRequest>, delivery: &Delivery) -> Result<Work, Ending> {
+        let (id, attempt) = (request.id, delivery.receive_count);
+        match self.stored_result(id).await {
+            Ok(Some(stored)) => return Err(Ending::Again { stored, reply_to: request.reply_to }),
+            Ok(None) => {}
+            Err(error) => return Err(job::hand_back(Some(id), attempt, error.to_string())),
+        }
+        let last_fault = self.last_faults.of(id);
+        job::settle(request, &delivery.body, attempt, last_fault.as_deref(), Timestamp::now(), &self.rules)
+            .map_err(|ending| *ending)
     }
 
     async fn stored_result(&self, id: Uuid) -> Result<Option<Bytes>, StoreError> {
         let key = protocol::result_key(id);
-        patiently("look_up", FETCH_PATIENCE, || self.output.get(&key, MAX_RESULT_BYTES)).await
+        patiently("look_up", FETCH_PATIENCE, || self.output.get(&key, protocol::MAX_RESULT_BYTES)).await
     }
 
     async fn fetch(&self, work: &mut Work) -> Result<Bytes, Fetch> {

@@ -14,17 +14,16 @@ use super::infer::Finished;
 use super::job::{DeadLetter, Ending};
 use super::lease::{Keeper, Lease};
 use super::metrics::METRICS;
-use super::patience::until_done;
+use super::patience::{Rests, until_done};
 use super::prepare::LastFaults;
 use crate::protocol::{self, ClassifyResult};
-use crate::queue::{MAX_BATCH, Outgoing, Queue, QueueError, Queues, ServiceQueues};
+use crate::queue::{self, MAX_BATCH, Outgoing, Queue, QueueError, Queues, ServiceQueues};
 use crate::store::{ObjectStore, Put, PutOptions};
 
 /// Groups that are published at the same time. While one waits for the disk, the next is written.
 const GROUPS: usize = 4;
 /// Reply queues whose handles are kept. A restarted web tier has a new one, so old handles go stale.
 const KEPT_REPLY_QUEUES: usize = 256;
-const MAX_RESULT_BYTES: u64 = 1 << 20;
 
 /// Proof that a job's end stands where clients find it. Made here only; [`Keeper::ack`] takes nothing less.
 #[derive(Debug)]
@@ -54,8 +53,6 @@ struct Written {
 struct Reply {
     to: String,
     body: String,
-    /// For a queue that does not take the body.
-    cut: Option<String>,
 }
 
 impl Publisher {
@@ -123,7 +120,7 @@ impl Publisher {
                 Some(Written { lease, reply, letter: None })
             }
             Ending::Again { stored, reply_to } => {
-                let reply = self.reply_with(reply_to, &stored, None);
+                let reply = self.reply_with(reply_to, &stored);
                 Some(Written { lease, reply, letter: None })
             }
             Ending::Seed { name, image, label } => {
@@ -149,24 +146,20 @@ impl Publisher {
         let options = PutOptions { if_none_match: true, content_type: Some("application/json") };
         let put = until_done("put_result", || self.output.put(&key, body.clone(), options)).await;
         if put == Put::AlreadyExists {
-            let stored = until_done("get_result", || self.output.get(&key, MAX_RESULT_BYTES)).await;
-            return self.reply_with(reply_to, &stored.unwrap_or(body), None);
+            let stored = until_done("get_result", || self.output.get(&key, protocol::MAX_RESULT_BYTES)).await;
+            return self.reply_with(reply_to, &stored.unwrap_or(body));
         }
-        self.reply_with(reply_to, &body, Some(result))
+        self.reply_with(reply_to, &body)
     }
 
-    fn reply_with(&self, reply_to: Option<String>, stored: &Bytes, result: Option<&ClassifyResult>) -> Option<Reply> {
+    fn reply_with(&self, reply_to: Option<String>, stored: &Bytes) -> Option<Reply> {
         let to = reply_to?;
         if !protocol::is_reply_queue_of(self.service.results.name(), &to) {
             METRICS.replies.with_label_values(&["foreign"]).inc();
             tracing::warn!(reply_to = to, "not a reply queue of this service; no reply is sent");
             return None;
         }
-        let cut = match result {
-            Some(result) => Some(result.to_cut_json()),
-            None => serde_json::from_slice::<ClassifyResult>(stored).ok().map(|result| result.to_cut_json()),
-        };
-        Some(Reply { to, body: String::from_utf8_lossy(stored).into_owned(), cut })
+        Some(Reply { to, body: String::from_utf8_lossy(stored).into_owned() })
     }
 
     async fn write_seed(&self, name: &str, image: Bytes, label: &str) -> Reply {
@@ -180,7 +173,7 @@ impl Publisher {
     }
 
     fn seed_reply(&self, name: &str, label: &str) -> Reply {
-        Reply { to: self.service.results.name().to_owned(), body: protocol::seed_reply(name, label), cut: None }
+        Reply { to: self.service.results.name().to_owned(), body: protocol::seed_reply(name, label) }
     }
 
     /// Sends replies to one queue. A queue that is gone belonged to a web process that is gone: nobody waits, and
@@ -193,7 +186,11 @@ impl Publisher {
         for batch in replies.chunks(MAX_BATCH) {
             let bodies = batch.iter().map(|reply| Outgoing::new(reply.body.clone())).collect();
             let too_large = self.send_all(&*queue, bodies).await;
-            let cut = too_large.into_iter().filter_map(|at| batch[at].cut.clone().map(Outgoing::new)).collect();
+            let cut = too_large
+                .into_iter()
+                .filter_map(|at| protocol::cut_reply(&batch[at].body))
+                .map(Outgoing::new)
+                .collect();
             self.send_all(&*queue, cut).await;
         }
     }
@@ -202,22 +199,22 @@ impl Publisher {
     async fn send_all(&self, queue: &dyn Queue, messages: Vec<Outgoing>) -> Vec<usize> {
         let mut too_large = Vec::new();
         let mut left: Vec<usize> = (0..messages.len()).collect();
+        let mut rests = Rests::default();
         while !left.is_empty() {
             let batch: Vec<Outgoing> = left.iter().map(|&at| messages[at].clone()).collect();
-            let sent = until_done("send_reply", || async {
-                match queue.send(&batch).await {
-                    Err(QueueError::Unavailable(reason)) => Err(reason),
-                    answer => Ok(answer),
-                }
-            })
-            .await;
-            let answers = sent.unwrap_or_else(|error| vec![Err(error); batch.len()]);
+            // A call that failed as a whole failed for each of its messages.
+            let answers = queue.send(&batch).await.unwrap_or_else(|error| vec![Err(error); batch.len()]);
             left = left
                 .into_iter()
                 .zip(answers)
                 .filter(|(at, answer)| self.again(queue, *at, answer, &mut too_large))
                 .map(|(at, _)| at)
                 .collect();
+            if !left.is_empty() {
+                METRICS.faults.with_label_values(&["send_reply"]).inc();
+                tracing::warn!(queue = queue.name(), count = left.len(), "replies not sent; trying again");
+                rests.rest().await;
+            }
         }
         too_large
     }
@@ -259,14 +256,20 @@ impl Publisher {
         }
     }
 
+    /// Nothing but success ends this: the message is deleted from the request queue next. One by one, so that a
+    /// fault of one letter doubles no other; they are rare.
     async fn keep_letters(&self, letters: Vec<DeadLetter>) {
-        for batch in letters.chunks(MAX_BATCH) {
-            let messages: Vec<Outgoing> = batch.iter().map(DeadLetter::to_message).collect();
-            until_done("send_dead_letter", || async {
-                let answers = self.service.dead_letters.send(&messages).await?;
-                answers.into_iter().collect::<Result<Vec<()>, QueueError>>()
-            })
-            .await;
+        for letter in letters {
+            until_done("send_dead_letter", || self.keep_letter(&letter)).await;
+        }
+    }
+
+    /// A body that only just fitted its queue fits the dead letters without what is said beside it; the log has that.
+    async fn keep_letter(&self, letter: &DeadLetter) -> Result<(), QueueError> {
+        let dead_letters = &*self.service.dead_letters;
+        match queue::send_one(dead_letters, letter.to_message()).await {
+            Err(QueueError::TooLarge { .. }) => queue::send_one(dead_letters, Outgoing::new(letter.body.clone())).await,
+            sent => sent,
         }
     }
 }

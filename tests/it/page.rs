@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use fantoccini::{Client, ClientBuilder, Locator};
 use serde_json::json;
 
-use crate::harness::{PATIENCE, Service, imgcls};
+use crate::harness::{PATIENCE, Service, label_of};
 
 struct Driver {
     process: Child,
@@ -70,7 +70,7 @@ fn the_page_shows_labels_failures_and_hostile_names() {
     std::fs::copy(format!("{pictures}/cup.jpg"), &hostile).unwrap();
     let files =
         [format!("{pictures}/rocket.jpg"), hostile.display().to_string(), format!("{pictures}/hostile/half.jpg")];
-    let label = label_of(&files[0]);
+    let label = label_of("rocket.jpg");
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -104,10 +104,4 @@ fn the_page_shows_labels_failures_and_hostile_names() {
         }
         browser.close().await.unwrap();
     });
-}
-
-fn label_of(path: &str) -> String {
-    let output = imgcls().args(["classify", "--json", path]).output().unwrap();
-    let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    line["predictions"][0]["label"].as_str().unwrap().to_owned()
 }

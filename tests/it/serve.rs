@@ -5,15 +5,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{PATIENCE, Response, Service, form, imgcls, picture, read_response, request, until};
-
-/// The label that the model gives a picture, through the command that has no queue.
-fn label_of(name: &str) -> String {
-    let path = format!("{}/tests/pictures/{name}", env!("CARGO_MANIFEST_DIR"));
-    let output = imgcls().args(["classify", "--json", &path]).output().unwrap();
-    let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    line["predictions"][0]["label"].as_str().unwrap().to_owned()
-}
+use crate::harness::{PATIENCE, Response, Service, form, imgcls, label_of, picture, read_response, request, until};
 
 fn problem(response: &Response) -> (u16, String) {
     assert_eq!(response.header("content-type"), Some("application/problem+json"), "{}", response.text());
