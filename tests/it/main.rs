@@ -8,6 +8,7 @@ mod floors;
 mod loadgen;
 mod local_queue;
 mod local_store;
+mod messages;
 mod model;
 mod page;
 mod queue_conformance;

@@ -1,0 +1,103 @@
+//! What a worker makes of messages that no web tier of ours sent: the original's form, and what is none.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use imgcls::config::{Backend, Names};
+use imgcls::queue::{self, DEFAULT_MAX_MESSAGE_BYTES, Delivery, Outgoing, Queue, ReceiveOptions};
+use serde_json::json;
+
+use crate::harness::{PATIENCE, Service, label_of, picture};
+
+/// The service's queues, opened by this process beside its own.
+struct Queues {
+    requests: Arc<dyn Queue>,
+    results: Arc<dyn Queue>,
+    dead_letters: Arc<dyn Queue>,
+}
+
+impl Queues {
+    async fn open(service: &Service) -> Queues {
+        let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).unwrap();
+        let names = Names::local("imgcls");
+        Queues {
+            requests: queues.open(&names.request_queue).await.unwrap(),
+            results: queues.open(&names.result_queue).await.unwrap(),
+            dead_letters: queues.open(&names.dead_letter_queue()).await.unwrap(),
+        }
+    }
+
+    async fn send(&self, body: String) {
+        queue::send_one(&*self.requests, Outgoing::new(body)).await.unwrap();
+    }
+}
+
+async fn next(queue: &dyn Queue) -> Delivery {
+    let options = ReceiveOptions { max: 1, wait: Duration::from_secs(5), visibility_timeout: PATIENCE };
+    let started = std::time::Instant::now();
+    loop {
+        if let Some(delivery) = queue.receive(options).await.unwrap().pop() {
+            queue.ack(std::slice::from_ref(&delivery.receipt)).await.unwrap();
+            return delivery;
+        }
+        assert!(started.elapsed() < PATIENCE, "nothing comes on {}", queue.name());
+    }
+}
+
+fn run(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+}
+
+#[test]
+fn the_originals_messages_are_answered_in_the_originals_form() {
+    let service = Service::start(1, &[], &[]);
+    let image = picture("rocket.jpg");
+    let label = label_of("rocket.jpg");
+    run(async {
+        let queues = Queues::open(&service).await;
+        let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+        queues.send(json!({"image_data": encode(&image), "filename": "../../test_0.x.JPEG"}).to_string()).await;
+        assert_eq!(next(&*queues.results).await.body, json!({"test_0.x.JPEG": label}).to_string());
+        let stored = |bucket: &str, key: &str| std::fs::read(service.data_dir().join(bucket).join(key)).unwrap();
+        assert_eq!(stored("input", "test_0.x.JPEG"), image);
+        assert_eq!(stored("output", "test_0"), format!("((test_0.x.JPEG, {label}))").into_bytes());
+
+        queues.send(json!({"image_data": encode(b"no image"), "filename": "bad.JPEG"}).to_string()).await;
+        let reply: serde_json::Value = serde_json::from_str(&next(&*queues.results).await.body).unwrap();
+        assert!(reply["bad.JPEG"].as_str().unwrap().starts_with("error: "), "{reply}");
+        let letter = next(&*queues.dead_letters).await;
+        assert!(letter.attributes["reason"].starts_with("unsupported_type"), "{:?}", letter.attributes);
+    });
+}
+
+#[test]
+fn what_is_no_request_is_kept_with_its_reason_and_stops_no_worker() {
+    let service = Service::start(1, &[], &[]);
+    run(async {
+        let queues = Queues::open(&service).await;
+        let id = "01936d5c-7e00-7abc-8def-0123456789ab";
+        let times = r#""submitted_at":"2026-01-01T00:00:00Z","expires_at":"2100-01-01T00:00:00Z""#;
+        let foreign = format!(r#"{{"v":1,"id":"{id}","image":{{"bucket":"other","key":"images/{id}"}},{times}}}"#);
+        // As large as the queue takes: the reason beside it does not fit the dead letters any more.
+        let largest = "x".repeat(DEFAULT_MAX_MESSAGE_BYTES);
+        for body in ["{", "[1]", "\u{1f4a3}", foreign.as_str(), largest.as_str()] {
+            queues.send(body.to_owned()).await;
+            let letter = next(&*queues.dead_letters).await;
+            assert!(letter.body == body, "another message is in the dead letters: {:?}", letter.attributes);
+            if body.len() < largest.len() {
+                assert!(letter.attributes["reason"].starts_with("malformed: "), "{:?}", letter.attributes);
+                assert_eq!(letter.attributes["attempts"], "1");
+            }
+        }
+        let job = service.finished(id);
+        assert_eq!((&job["status"], &job["error"]["code"]), (&"failed".into(), &"malformed".into()));
+
+        // An image that is not there, and a reply that is not ours to send.
+        let id = "01936d5c-7e00-7abc-8def-0123456789ac";
+        let image = format!(r#""image":{{"bucket":"input","key":"images/{id}"}}"#);
+        queues.send(format!(r#"{{"v":1,"id":"{id}",{image},{times},"reply_to":"somebody-elses"}}"#)).await;
+        assert_eq!(service.finished(id)["error"]["code"], "input_missing");
+    });
+    assert_eq!(service.request("POST", "/v1/classify", &[], &picture("rocket.jpg")).status, 200);
+}
