@@ -12,12 +12,13 @@ pub mod workload; // arrival processes, seeded
 // Floor 1: what every process needs.
 pub mod config; // validated names, limits, the choice of the backend
 pub mod shutdown; // first signal drains, second ends
+pub mod sqlite; // the one file of the local backend: transactions, group commit, doorbells
 pub mod telemetry; // logs and metrics
 
 // Floor 2: ports and machines.
 pub mod model; // bytes → pixels → tensor → predictions
 pub mod queue; // the queue port and its SQLite backend
-pub mod store; // the object store port and its directory backend
+pub mod store; // the object store port and its local backends
 
 // Floor 3: the tiers.
 pub mod autoscale; // observe → decide → resize worker processes

@@ -7,6 +7,7 @@
 //! - Of several puts with `if_none_match`, exactly one returns [`Put::Created`].
 
 mod dir;
+mod sqlite;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,16 +16,27 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use dir::DirStore;
+pub use sqlite::SqliteStore;
 
 use crate::config::Backend;
+
+/// What a bucket is for, where that decides how it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// Uploads, up to tens of megabytes each: files in a directory.
+    Images,
+    /// About a kilobyte each: rows beside the queues.
+    Results,
+}
 
 /// The bucket, as the configuration asks for it.
 ///
 /// # Errors
 /// [`StoreError::Fatal`] where it cannot be used; it says what to do.
-pub fn open(backend: &Backend, bucket: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
-    match backend {
-        Backend::Local { data_dir } => Ok(Arc::new(DirStore::open(data_dir, bucket)?)),
+pub fn open(backend: &Backend, bucket: &str, holds: Holds) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    match (backend, holds) {
+        (Backend::Local { data_dir }, Holds::Images) => Ok(Arc::new(DirStore::open(data_dir, bucket)?)),
+        (Backend::Local { data_dir }, Holds::Results) => Ok(Arc::new(SqliteStore::open(data_dir, bucket)?)),
     }
 }
 

@@ -40,7 +40,7 @@ use self::publish::{Publisher, ReplyQueues};
 use crate::config::{Backend, Limits, Names};
 use crate::model::{ModelChoice, ModelPackage};
 use crate::queue::{self, ServiceQueues};
-use crate::store;
+use crate::store::{self, Holds};
 
 /// How long a drain may take before what is left is handed back. `up` drains its web tier (4 s) and then its workers,
 /// all within the 10 s that supervisors commonly allow.
@@ -102,8 +102,8 @@ async fn work(
     let service =
         ServiceQueues::open_or_create(&*queues, &config.names, config.visibility_timeout, config.max_receive_count)
             .await?;
-    let input = store::open(&config.backend, &config.names.input_bucket)?;
-    let output = store::open(&config.backend, &config.names.output_bucket)?;
+    let input = store::open(&config.backend, &config.names.input_bucket, Holds::Images)?;
+    let output = store::open(&config.backend, &config.names.output_bucket, Holds::Results)?;
     let rules = Arc::new(Rules {
         input_bucket: config.names.input_bucket.clone(),
         max_receive_count: config.max_receive_count,
@@ -114,7 +114,8 @@ async fn work(
 
     let (fetched_tx, fetched_rx) = mpsc::channel(places);
     let (finished_tx, finished_rx) = mpsc::channel(places + session_count);
-    let (sessions, threads) = infer::start(session_count, &package, &config.model, config.limits, &rules, &finished_tx).await?;
+    let (sessions, threads) =
+        infer::start(session_count, &package, &config.model, config.limits, &rules, &finished_tx).await?;
 
     let keeper = Keeper::new(Arc::clone(&service.requests), config.visibility_timeout);
     let last_faults = Arc::new(LastFaults::default());
