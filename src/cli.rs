@@ -160,6 +160,26 @@ pub struct ServeWebArgs {
     pub http: HttpArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// What to say to workers: v1, or the form of the system that imgcls replaces, for its workers; then images travel
+    /// in the messages, which the queue limits, and answers are labels without scores
+    #[arg(long, env = "IMGCLS_WIRE", default_value = "v1")]
+    pub wire: WireArg,
+    /// Where workers reply to: a queue of this process' own, or the result queue, shared by all web processes
+    /// [default: own, or shared with --wire seed and where no queue can be made]
+    #[arg(long, env = "IMGCLS_RESULT_QUEUE_MODE")]
+    pub result_queue_mode: Option<ResultQueueModeArg>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WireArg {
+    V1,
+    Seed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ResultQueueModeArg {
+    Own,
+    Shared,
 }
 
 #[derive(Debug, Args)]
@@ -395,6 +415,8 @@ fn web_config(
         backend,
         names: shared.names()?,
         limits: limits.limits(),
+        wire: web::Wire::V1,
+        result_queue_mode: web::ResultQueueMode::Own,
         job_ttl: http.job_ttl,
         sync_timeout: http.sync_timeout,
         max_connections: http.max_connections,
@@ -408,8 +430,20 @@ fn web_config(
 }
 
 impl ServeWebArgs {
+    /// # Errors
+    /// A [`clap::Error`] where the flags contradict each other.
     pub fn config(&self, backend: Backend) -> anyhow::Result<web::Config> {
-        web_config(&self.shared, &self.http, &self.limits, backend)
+        let (wire, result_queue_mode) = match (self.wire, self.result_queue_mode) {
+            (WireArg::Seed, Some(ResultQueueModeArg::Own)) => {
+                let message = "with --wire seed replies come to the shared result queue; leave --result-queue-mode out";
+                return Err(usage("serve-web", message));
+            }
+            (WireArg::Seed, _) => (web::Wire::Seed, web::ResultQueueMode::Shared),
+            (WireArg::V1, Some(ResultQueueModeArg::Shared)) => (web::Wire::V1, web::ResultQueueMode::Shared),
+            (WireArg::V1, _) => (web::Wire::V1, web::ResultQueueMode::Own),
+        };
+        let web = web_config(&self.shared, &self.http, &self.limits, backend)?;
+        Ok(web::Config { wire, result_queue_mode, ..web })
     }
 }
 

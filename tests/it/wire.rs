@@ -40,7 +40,7 @@ fn result() -> ClassifyResult {
         id: id(),
         filename: "cat.jpg".to_owned(),
         status: Status::Succeeded,
-        predictions: vec![Prediction { class_index: 281, label: "tabby cat".to_owned(), score: 0.5 }],
+        predictions: vec![Prediction { class_index: Some(281), label: "tabby cat".to_owned(), score: Some(0.5) }],
         model: Some(ModelRef {
             name: "efficientnet-lite0".to_owned(),
             version: "1".to_owned(),
