@@ -124,8 +124,7 @@ impl Jobs {
 
     fn request(&self, id: Uuid, upload: &Upload, wishes: &Wishes, limit: usize) -> ClassifyRequest {
         let bucket = self.input.bucket();
-        let (image, image_data) =
-            protocol::inline_or_reference(&upload.bytes, id, bucket, self.inline_bytes, limit);
+        let (image, image_data) = protocol::inline_or_reference(&upload.bytes, id, bucket, self.inline_bytes, limit);
         let submitted_at = Timestamp::now();
         ClassifyRequest {
             v: WIRE_VERSION,

@@ -26,8 +26,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use self::jobs::Wire;
 use self::jobs::Jobs;
+pub use self::jobs::Wire;
 use self::pending::Pending;
 use self::readiness::Readiness;
 use self::replies::Replies;
