@@ -4,6 +4,8 @@
 //! Spoken in both directions: workers answer the original's web tier, and a web tier with `--wire seed` asks the
 //! original's workers. There the name on the wire is [`seed_name`], so that an answer can be told to be one job's.
 
+use std::cmp::Ordering;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
@@ -109,12 +111,10 @@ fn trim_label(answer: &str) -> &str {
     let mut label = answer.trim();
     loop {
         let (opened, closed) = (label.matches('(').count(), label.matches(')').count());
-        let trimmed = if closed > opened {
-            label.strip_suffix(')')
-        } else if opened > closed {
-            label.strip_prefix('(')
-        } else {
-            label.strip_prefix('(').and_then(|rest| rest.strip_suffix(')'))
+        let trimmed = match closed.cmp(&opened) {
+            Ordering::Greater => label.strip_suffix(')'),
+            Ordering::Less => label.strip_prefix('('),
+            Ordering::Equal => label.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')),
         };
         match trimmed {
             Some(trimmed) => label = trimmed.trim(),

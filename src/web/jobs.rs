@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -188,10 +188,8 @@ impl Jobs {
             return Ok(State::Final(result));
         }
         let image = self.input.head(&protocol::image_key(id)).await.map_err(|error| store_problem(&error))?;
-        if image.is_none() {
-            return Ok(State::Unknown);
-        }
-        match self.expires_at(id) {
+        let Some(image) = image else { return Ok(State::Unknown) };
+        match self.expires_at(id, image.modified) {
             Some(expires_at) if Timestamp::now() > expires_at => {
                 self.results.expire(id).await.map(State::Final).map_err(|error| store_problem(&error))
             }
@@ -212,9 +210,12 @@ impl Jobs {
         }
     }
 
-    /// From when on this process may say itself that a job expired.
-    fn expires_at(&self, id: Uuid) -> Option<Timestamp> {
-        protocol::submitted_at(id)?.saturating_add(self.job_ttl + EXPIRY_MARGIN).ok()
+    /// From when on this process may say itself that a job expired. Who sends a job again writes its image anew, and its
+    /// time runs from then on.
+    fn expires_at(&self, id: Uuid, stored_at: SystemTime) -> Option<Timestamp> {
+        let submitted_at = protocol::submitted_at(id)?;
+        let runs_from = Timestamp::try_from(stored_at).map_or(submitted_at, |stored_at| stored_at.max(submitted_at));
+        runs_from.saturating_add(self.job_ttl + EXPIRY_MARGIN).ok()
     }
 }
 
