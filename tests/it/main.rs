@@ -12,6 +12,7 @@ mod message_size;
 mod messages;
 mod model;
 mod page;
+mod queue_command;
 mod queue_conformance;
 mod seed_wire;
 mod serve;
