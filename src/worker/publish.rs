@@ -116,6 +116,9 @@ impl Publisher {
                 None
             }
             Ending::Result { result, reply_to } => {
+                if let Some(error) = &result.error {
+                    tracing::info!(id = %result.id, code = error.code.as_str(), reason = error.message, "ended without an answer");
+                }
                 let reply = self.write_result(&result, reply_to).await;
                 Some(Written { lease, reply, letter: None })
             }

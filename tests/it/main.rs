@@ -2,6 +2,7 @@
 
 mod harness;
 
+mod bad_messages;
 mod children;
 mod cli;
 mod floors;
