@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Service;
-use crate::protocol::Incoming;
+use crate::protocol::{self, Incoming};
 use crate::queue::{Delivery, MAX_BATCH, Queue, QueueError, Receipt, ReceiveOptions};
 
 /// How long a letter that was received is hidden from others, unless it is handed back before.
@@ -20,7 +20,7 @@ const WAIT: Duration = Duration::from_secs(1);
 /// What a dead letter says of itself.
 #[derive(Debug, Clone, Serialize)]
 pub struct Summary {
-    /// The job's; none in the original's form and of what is no request.
+    /// The job's; none of what users of the original sent, and of what is no request.
     pub id: Option<Uuid>,
     pub message_id: String,
     pub filename: Option<String>,
@@ -35,7 +35,7 @@ pub struct Summary {
 #[derive(Debug, Serialize)]
 pub struct Letters {
     pub dead_letters: Vec<Summary>,
-    /// Whether the limit was reached; there may be more.
+    /// Whether there may be more: the limit was reached, or the command interrupted.
     pub is_cut: bool,
 }
 
@@ -56,14 +56,14 @@ pub async fn list(service: &Service, limit: usize, shutdown: &CancellationToken)
     }
     scan.hand_back().await?;
     dead_letters.sort_by_key(|letter| letter.dead_since);
-    Ok(Letters { is_cut: dead_letters.len() == limit, dead_letters })
+    Ok(Letters { is_cut: dead_letters.len() == limit || shutdown.is_cancelled(), dead_letters })
 }
 
 impl Summary {
     pub fn of(letter: &Delivery, now: Timestamp) -> Summary {
         let (id, filename) = match Incoming::parse(&letter.body) {
             Incoming::Job(request) => (Some(request.id), Some(request.filename)),
-            Incoming::Seed(request) => (None, Some(request.filename)),
+            Incoming::Seed(request) => (protocol::seed_job_id(&request.filename), Some(request.filename)),
             Incoming::Malformed { id, .. } => (id, None),
             Incoming::UnknownVersion { .. } => (None, None),
         };

@@ -35,6 +35,8 @@ pub struct Redriven {
     pub letters: Vec<LetterOutcome>,
     /// Ids that were asked for and that no letter has.
     pub not_found: Vec<String>,
+    /// By a signal: what was not reached is where it was.
+    pub is_interrupted: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -58,7 +60,9 @@ pub enum Outcome {
 impl Redriven {
     /// Whether everything that was asked for is done.
     pub fn is_complete(&self) -> bool {
-        self.not_found.is_empty() && !self.letters.iter().any(|letter| matches!(letter.outcome, Outcome::Kept(_)))
+        !self.is_interrupted
+            && self.not_found.is_empty()
+            && !self.letters.iter().any(|letter| matches!(letter.outcome, Outcome::Kept(_)))
     }
 }
 
@@ -78,6 +82,7 @@ pub async fn redrive(service: &Service, which: &Which, shutdown: &CancellationTo
     let ended = redrive.walk(&*dead_letters, which, &mut scan, &mut report).await;
     scan.hand_back().await?;
     ended?;
+    report.is_interrupted = shutdown.is_cancelled();
     if let Which::Ids(ids) = which {
         let is_found = |id: &&String| report.letters.iter().any(|letter| letter.summary.is_called(id));
         report.not_found = ids.iter().filter(|id| !is_found(id)).cloned().collect();
@@ -176,36 +181,44 @@ impl Redrive<'_> {
     }
 
     async fn send_again(&self, letter: &Delivery) -> anyhow::Result<Outcome> {
-        let body = match Incoming::parse(&letter.body) {
-            Incoming::Job(request) => match self.prepare(&request).await? {
-                Ok(()) => renewed(&letter.body, &request, Timestamp::now(), self.longest_ttl)?,
-                Err(outcome) => return Ok(outcome),
+        let bucket = &self.service.names.input_bucket;
+        let (prepared, body) = match Incoming::parse(&letter.body) {
+            Incoming::Job(request) => {
+                let body = renewed(&letter.body, &request, Timestamp::now(), self.longest_ttl)?;
+                (self.prepare(request.id, request.payload(bucket)).await?, body)
+            }
+            // Of a web tier that speaks the original's form, else of the original's users, who have no jobs.
+            Incoming::Seed(request) => match protocol::seed_job_id(&request.filename) {
+                Some(id) => (self.prepare(id, request.image_bytes().map(Payload::Inline)).await?, letter.body.clone()),
+                None => (Ok(()), letter.body.clone()),
             },
-            // Nothing is stored under an id: the message is all there is.
-            Incoming::Seed(_) | Incoming::UnknownVersion { .. } => letter.body.clone(),
+            Incoming::UnknownVersion { .. } => (Ok(()), letter.body.clone()),
             Incoming::Malformed { reason, .. } => {
                 return Ok(Outcome::Kept(format!("no worker would take it: {reason}")));
             }
         };
+        if let Err(outcome) = prepared {
+            return Ok(outcome);
+        }
         queue::send_one(self.requests, Outgoing::new(body)).await.context("cannot send")?;
         Ok(Outcome::SentAgain)
     }
 
-    /// Makes way for another end of the job, or says why there is to be none.
-    async fn prepare(&self, request: &ClassifyRequest) -> anyhow::Result<Result<(), Outcome>> {
+    /// Makes way for another end of a job, or says why there is to be none.
+    async fn prepare(&self, id: Uuid, payload: Result<Payload, String>) -> anyhow::Result<Result<(), Outcome>> {
         let kept = |why: String| Ok(Err(Outcome::Kept(why)));
-        let result_key = protocol::result_key(request.id);
+        let result_key = protocol::result_key(id);
         let result = self.service.output.get(&result_key, MAX_RESULT_BYTES).await?;
         match result.as_deref().map(serde_json::from_slice::<ReplyHead>) {
             Some(Ok(head)) if head.status == Status::Succeeded => return Ok(Err(Outcome::AlreadySucceeded)),
             Some(Err(error)) => return kept(format!("its stored result cannot be read: {error}")),
             Some(Ok(_)) | None => {}
         }
-        let payload = match request.payload(&self.service.names.input_bucket) {
+        let payload = match payload {
             Ok(payload) => payload,
             Err(reason) => return kept(format!("no worker would take it: {reason}")),
         };
-        if !self.renew_image(request.id, payload).await? {
+        if !self.renew_image(id, payload).await? {
             return kept("its image is gone from the store".to_owned());
         }
         self.service.output.delete(&result_key).await?;

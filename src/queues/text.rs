@@ -99,6 +99,9 @@ pub fn redriven(report: &Redriven) -> String {
     for id in &report.not_found {
         let _ = writeln!(text, "{}  no such dead letter", printable(id));
     }
+    if report.is_interrupted {
+        text.push_str("interrupted; what was not reached is where it was\n");
+    }
     let sent = report.letters.iter().filter(|letter| letter.outcome == Outcome::SentAgain).count();
     let _ = writeln!(text, "{sent} sent again");
     text

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imgcls::config::{Backend, Names};
-use imgcls::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, ImageRef, Status};
+use imgcls::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, ImageRef, SeedRequest, Status};
 use imgcls::queue::{self, Outgoing, ReceiveOptions, ServiceQueues};
 use imgcls::store::{self, ObjectStore, PutOptions};
 use serde_json::{Value, json};
@@ -203,7 +203,7 @@ fn dead_letters_are_listed_and_shown_and_stay_where_they_are() {
 #[test]
 fn what_is_sent_again_gets_its_time_anew_and_ends_once_more() {
     let ward = run(Ward::new());
-    let (old, young, gone, succeeded) = run(async {
+    let (old, young, gone, succeeded, seed) = run(async {
         let old = ward.failed_job("rocket.jpg", 30).await;
         let young = ward.failed_job("cup.jpg", 0).await;
         let gone = ward.failed_job("cat.jpg", 0).await;
@@ -212,7 +212,12 @@ fn what_is_sent_again_gets_its_time_anew_and_ends_once_more() {
         let result = ClassifyResult { status: Status::Succeeded, error: None, ..failed(succeeded) };
         ward.store(succeeded, &result).await;
         ward.letter("{".to_owned(), None).await;
-        (old, young, gone, succeeded)
+        // Of a web tier that speaks the original's form.
+        let seed = Uuid::now_v7();
+        ward.store(seed, &failed(seed)).await;
+        let body = SeedRequest::new(&picture("cup.jpg"), protocol::seed_name(seed, "image/jpeg")).to_json();
+        ward.letter(body, None).await;
+        (old, young, gone, succeeded, seed)
     });
 
     let one = ward.run(&["redrive", &young.to_string(), "nobody", "--json"]);
@@ -223,7 +228,7 @@ fn what_is_sent_again_gets_its_time_anew_and_ends_once_more() {
         (&one["letters"][0]["id"], &one["letters"][0]["outcome"]),
         (&young.to_string().into(), &"sent_again".into())
     );
-    assert_eq!(ids(&ward.json(&["dead", "--json"])).len(), 4, "the others stay");
+    assert_eq!(ids(&ward.json(&["dead", "--json"])).len(), 5, "the others stay");
 
     let all = ward.run(&["redrive", "--all", "--json"]);
     assert_eq!(all.status.code(), Some(1), "two cannot be sent");
@@ -232,17 +237,18 @@ fn what_is_sent_again_gets_its_time_anew_and_ends_once_more() {
         let letters = all["letters"].as_array().unwrap();
         letters.iter().find(|letter| letter["id"] == id.to_string()).unwrap()["outcome"].clone()
     };
-    assert_eq!([outcome(old), outcome(gone), outcome(succeeded)], ["sent_again", "kept", "already_succeeded"]);
+    assert_eq!([outcome(old), outcome(seed), outcome(gone)], ["sent_again", "sent_again", "kept"]);
+    assert_eq!(outcome(succeeded), "already_succeeded");
     assert_eq!(ids(&ward.json(&["dead", "--json"])), ["-".to_owned(), gone.to_string()].into());
 
     // No worker yet: the job of yesterday is not said to have expired.
     let mut service = Service::start_in(ward.dir, 0, &[], &[]);
-    for id in [old, young] {
+    for id in [old, young, seed] {
         let job = service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").json();
         assert_eq!(job, json!({"id": id, "status": "queued"}));
     }
     service.add_worker();
-    for (id, name) in [(old, "rocket.jpg"), (young, "cup.jpg")] {
+    for (id, name) in [(old, "rocket.jpg"), (young, "cup.jpg"), (seed, "cup.jpg")] {
         let job = service.finished(&id.to_string());
         assert_eq!((&job["status"], &job["predictions"][0]["label"]), (&"succeeded".into(), &label_of(name).into()));
     }
