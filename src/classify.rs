@@ -115,7 +115,8 @@ fn table(report: &Report) -> String {
         let _ = writeln!(text, "  {}: {message}", code.as_str());
     }
     for Prediction { label, score, .. } in &report.predictions {
-        let _ = writeln!(text, "  {:5.1} %  {:<20}  {label}", score * 100.0, bar(*score, 20));
+        let score = score.unwrap_or_default();
+        let _ = writeln!(text, "  {:5.1} %  {:<20}  {label}", score * 100.0, bar(score, 20));
     }
     text
 }

@@ -12,7 +12,7 @@ use crate::config::{self, Backend, BackendKind, Limits, Names};
 use crate::model::ModelChoice;
 use crate::scaling::{Bounds, Policy, StepPolicy};
 use crate::telemetry::LogFormat;
-use crate::{autoscale, classify, loadgen, up, web, worker};
+use crate::{autoscale, classify, loadgen, queues, up, web, worker};
 
 /// Elastic image classification through a queue: one binary, on one machine or on AWS.
 #[derive(Debug, Parser)]
@@ -35,6 +35,8 @@ pub enum Command {
     Worker(WorkerArgs),
     /// Send load, measure it, check the answers
     Loadgen(LoadgenArgs),
+    /// Look at queues; list, show and send again what lies in the dead letters
+    Queue(QueueArgs),
     /// Classify files with the model alone: no queue, no server
     Classify(ClassifyArgs),
 }
@@ -45,6 +47,7 @@ impl Command {
             Command::Up(args) => args.shared.log_format,
             Command::ServeWeb(args) => args.shared.log_format,
             Command::Worker(args) => args.shared.log_format,
+            Command::Queue(args) => args.command.shared().log_format,
             Command::Loadgen(_) | Command::Classify(_) => LogFormat::Text,
         }
     }
@@ -160,6 +163,26 @@ pub struct ServeWebArgs {
     pub http: HttpArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// What to say to workers: v1, or the form of the system that imgcls replaces, for its workers; then images travel
+    /// in the messages, which the queue limits, and answers are labels without scores
+    #[arg(long, env = "IMGCLS_WIRE", default_value = "v1")]
+    pub wire: WireArg,
+    /// Where workers reply to: a queue of this process' own, or the result queue, shared by all web processes
+    /// [default: own, or shared with --wire seed and where no queue can be made]
+    #[arg(long, env = "IMGCLS_RESULT_QUEUE_MODE")]
+    pub result_queue_mode: Option<ResultQueueModeArg>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WireArg {
+    V1,
+    Seed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ResultQueueModeArg {
+    Own,
+    Shared,
 }
 
 #[derive(Debug, Args)]
@@ -295,6 +318,84 @@ pub enum ApiArg {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Exit codes: 0 done, 1 something that was asked for could not be done, 2 usage.")]
+pub struct QueueArgs {
+    #[command(subcommand)]
+    pub command: QueueCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum QueueCommand {
+    /// How many messages each queue of the service has, and how old the oldest is, where the backend tells
+    Depth {
+        #[command(flatten)]
+        shared: SharedArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// List the dead letters: id, attempts, age, file name, reason
+    ///
+    /// Queues can only be looked into by receiving: the letters are hidden from others meanwhile (30 s if this is
+    /// killed), and their receive counts rise. The dead-letter queue moves nothing on, so that this harms nothing.
+    #[command(visible_alias = "list")]
+    Dead {
+        #[command(flatten)]
+        shared: SharedArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+        /// How many to list
+        #[arg(long, env = "IMGCLS_LIMIT", default_value_t = 100, value_parser = positive)]
+        limit: usize,
+    },
+    /// Show one dead letter: its message, why it is dead, how its job ended, its image
+    Show {
+        #[command(flatten)]
+        shared: SharedArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+        /// Id of the job or of the message, as `imgcls queue dead` lists them
+        id: String,
+        /// Write the image to this file, which must not be there yet
+        #[arg(long, env = "IMGCLS_SAVE")]
+        save: Option<PathBuf>,
+    },
+    /// Send dead letters again, with as much time as they had at first
+    ///
+    /// The failed result of each is removed, never a succeeded one. May be stopped and run again at any moment.
+    Redrive {
+        #[command(flatten)]
+        shared: SharedArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+        /// Ids of jobs or of messages
+        #[arg(required_unless_present = "all")]
+        ids: Vec<String>,
+        /// All that are there now
+        #[arg(long, env = "IMGCLS_ALL", conflicts_with = "ids")]
+        all: bool,
+    },
+    /// Delete every message of one queue; asks first
+    Purge {
+        #[command(flatten)]
+        shared: SharedArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+        /// Name of the queue, as `imgcls queue depth` lists them
+        queue: String,
+        /// Do not ask; must be given where nobody can be asked
+        #[arg(long, env = "IMGCLS_YES")]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct OutputArgs {
+    /// Print the result as JSON on standard output
+    #[arg(long, env = "IMGCLS_JSON")]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct ClassifyArgs {
     /// Image files
     #[arg(required = true)]
@@ -395,6 +496,8 @@ fn web_config(
         backend,
         names: shared.names()?,
         limits: limits.limits(),
+        wire: web::Wire::V1,
+        result_queue_mode: web::ResultQueueMode::Own,
         job_ttl: http.job_ttl,
         sync_timeout: http.sync_timeout,
         max_connections: http.max_connections,
@@ -408,8 +511,20 @@ fn web_config(
 }
 
 impl ServeWebArgs {
+    /// # Errors
+    /// A [`clap::Error`] where the flags contradict each other.
     pub fn config(&self, backend: Backend) -> anyhow::Result<web::Config> {
-        web_config(&self.shared, &self.http, &self.limits, backend)
+        let (wire, result_queue_mode) = match (self.wire, self.result_queue_mode) {
+            (WireArg::Seed, Some(ResultQueueModeArg::Own)) => {
+                let message = "with --wire seed replies come to the shared result queue; leave --result-queue-mode out";
+                return Err(usage("serve-web", message));
+            }
+            (WireArg::Seed, _) => (web::Wire::Seed, web::ResultQueueMode::Shared),
+            (WireArg::V1, Some(ResultQueueModeArg::Shared)) => (web::Wire::V1, web::ResultQueueMode::Shared),
+            (WireArg::V1, _) => (web::Wire::V1, web::ResultQueueMode::Own),
+        };
+        let web = web_config(&self.shared, &self.http, &self.limits, backend)?;
+        Ok(web::Config { wire, result_queue_mode, ..web })
     }
 }
 
@@ -506,6 +621,57 @@ impl LoadgenArgs {
             timeout: self.timeout,
             json: self.json,
             verbose: self.verbose,
+        }
+    }
+}
+
+impl QueueArgs {
+    /// # Errors
+    /// Where the local backend has no data directory: a typing error would make one.
+    pub fn config(&self) -> anyhow::Result<queues::Config> {
+        let shared = self.command.shared();
+        let (backend, _) = shared.backend()?;
+        if matches!(backend, Backend::Local { .. }) && !shared.data_dir.is_dir() {
+            bail!("there is no data directory {}: nothing ran there; see --data-dir", shared.data_dir.display());
+        }
+        Ok(queues::Config {
+            backend,
+            names: shared.names()?,
+            json: self.command.output().json,
+            action: self.command.action(),
+        })
+    }
+}
+
+impl QueueCommand {
+    fn shared(&self) -> &SharedArgs {
+        self.common().0
+    }
+
+    fn output(&self) -> &OutputArgs {
+        self.common().1
+    }
+
+    fn common(&self) -> (&SharedArgs, &OutputArgs) {
+        match self {
+            QueueCommand::Depth { shared, output }
+            | QueueCommand::Dead { shared, output, .. }
+            | QueueCommand::Show { shared, output, .. }
+            | QueueCommand::Redrive { shared, output, .. }
+            | QueueCommand::Purge { shared, output, .. } => (shared, output),
+        }
+    }
+
+    fn action(&self) -> queues::Action {
+        match self {
+            QueueCommand::Depth { .. } => queues::Action::Depth,
+            QueueCommand::Dead { limit, .. } => queues::Action::Dead { limit: *limit },
+            QueueCommand::Show { id, save, .. } => queues::Action::Show { id: id.clone(), save: save.clone() },
+            QueueCommand::Redrive { all: true, .. } => queues::Action::Redrive(queues::Which::All),
+            QueueCommand::Redrive { ids, .. } => queues::Action::Redrive(queues::Which::Ids(ids.clone())),
+            QueueCommand::Purge { queue, yes, .. } => {
+                queues::Action::Purge { queue: queue.clone(), is_confirmed: *yes }
+            }
         }
     }
 }

@@ -28,6 +28,7 @@ pub mod worker; // one delivery → one result
 
 // Floor 4: the commands.
 pub mod classify; // the model alone
+pub mod queues; // look at queues; dead letters listed, shown, sent again
 pub mod up; // everything on this machine
 
 // Floor 5: what makes each command's configuration.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser as _;
 use imgcls::cli::{Cli, Command};
-use imgcls::{classify, loadgen, shutdown, telemetry, up, web, worker};
+use imgcls::{classify, loadgen, queues, shutdown, telemetry, up, web, worker};
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
@@ -51,6 +51,11 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             let config = args.config(backend)?;
             one_thread()?.block_on(async { worker::run(config, shutdown::on_signals()?).await })?;
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Queue(args) => {
+            let config = args.config()?;
+            let is_done = one_thread()?.block_on(async { queues::run(config, shutdown::on_signals()?).await })?;
+            Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Classify(args) => {
             let all_classified = classify::run(&args.config())?;

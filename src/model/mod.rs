@@ -94,9 +94,9 @@ pub fn top_k(package: &ModelPackage, probabilities: &[f32], k: u32) -> Vec<Predi
     classes
         .into_iter()
         .map(|class_index| Prediction {
-            class_index,
+            class_index: Some(class_index),
             label: package.label(class_index).to_owned(),
-            score: probability(class_index),
+            score: Some(probability(class_index)),
         })
         .collect()
 }
@@ -108,11 +108,11 @@ mod tests {
     #[test]
     fn the_best_come_first_and_of_equals_the_lower_index() {
         let package = ModelPackage::for_tests(&["a", "b", "c", "d"]);
-        let best: Vec<(u32, String)> = top_k(&package, &[0.1, 0.4, 0.1, 0.4], 3)
+        let best: Vec<(Option<u32>, String)> = top_k(&package, &[0.1, 0.4, 0.1, 0.4], 3)
             .into_iter()
             .map(|prediction| (prediction.class_index, prediction.label))
             .collect();
-        assert_eq!(best, [(1, "b".to_owned()), (3, "d".to_owned()), (0, "a".to_owned())]);
+        assert_eq!(best, [(Some(1), "b".to_owned()), (Some(3), "d".to_owned()), (Some(0), "a".to_owned())]);
         assert_eq!(top_k(&package, &[0.1, 0.4, 0.1, 0.4], 1000).len(), 4);
         assert!(top_k(&package, &[], 5).is_empty());
     }

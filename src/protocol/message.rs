@@ -4,6 +4,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::SeedRequest;
+
 /// A result object larger than this is none of ours.
 pub const MAX_RESULT_BYTES: u64 = 1 << 20;
 
@@ -92,11 +94,13 @@ pub struct ClassifyResult {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
-    /// Index into the model's classes, 0-based.
-    pub class_index: u32,
+    /// Index into the model's classes, 0-based. None from a worker of the original, which tells only the label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_index: Option<u32>,
     pub label: String,
-    /// Softmax probability, 0..1.
-    pub score: f32,
+    /// Softmax probability, 0..1. None as above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<f32>,
 }
 
 /// Which model answered.
@@ -162,6 +166,11 @@ impl ErrorCode {
         )
     }
 
+    /// The code of that spelling.
+    pub fn from_wire(text: &str) -> Option<Self> {
+        serde_json::from_value(text.into()).ok()
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             ErrorCode::Undecodable => "undecodable",
@@ -221,19 +230,6 @@ impl ReplyHead {
     pub fn is_cut(&self) -> bool {
         self.filename.is_none()
     }
-}
-
-/// The original's request: the whole image in the message, answered by file name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SeedRequest {
-    /// Base64 of the file.
-    pub image_data: String,
-    pub filename: String,
-}
-
-/// The original's reply: `{"test_0.JPEG": "bathtub"}`.
-pub fn seed_reply(filename: &str, label: &str) -> String {
-    serde_json::json!({ filename: label }).to_string()
 }
 
 /// What a message on the request queue turned out to be.

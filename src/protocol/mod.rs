@@ -16,14 +16,19 @@
 mod message;
 mod names;
 mod payload;
+mod seed;
 
 pub use message::{
     ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageRef, Incoming, MAX_RESULT_BYTES, ModelRef, Prediction,
-    ReplyHead, SeedRequest, Status, TimingsMs, WIRE_VERSION, cut_filename, cut_reply, seed_reply,
+    ReplyHead, Status, TimingsMs, WIRE_VERSION, cut_filename, cut_reply,
 };
 pub use names::{
     DEFAULT_REQUEST_QUEUE, DEFAULT_RESULT_QUEUE, LOCAL_INPUT_BUCKET, LOCAL_OUTPUT_BUCKET, TAG_ALIVE_AT,
     dead_letter_queue, image_key, is_reply_queue_of, reply_queue, result_key, seed_output_key, seed_safe_name,
-    stack_prefix,
+    stack_prefix, submitted_at,
 };
 pub use payload::{Payload, inline_or_reference};
+pub use seed::{
+    MAX_SEED_OUTPUT_BYTES, SeedRequest, read_seed_output, read_seed_reply, seed_answer, seed_error_reply, seed_job_id,
+    seed_name, seed_output, seed_reply, seed_request_bytes,
+};

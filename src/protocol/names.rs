@@ -1,5 +1,6 @@
 //! Every literal that the outside sees: queue names, buckets, object keys, tags.
 
+use jiff::Timestamp;
 use uuid::Uuid;
 
 /// The queue from web tier to workers, as the original calls it.
@@ -41,6 +42,12 @@ pub fn image_key(id: Uuid) -> String {
 /// Key of a result in the output store.
 pub fn result_key(id: Uuid) -> String {
     format!("results/{id}.json")
+}
+
+/// When a job was submitted: its id carries the time.
+pub fn submitted_at(id: Uuid) -> Option<Timestamp> {
+    let (seconds, nanoseconds) = id.get_timestamp()?.to_unix();
+    Timestamp::new(i64::try_from(seconds).ok()?, i32::try_from(nanoseconds).ok()?).ok()
 }
 
 /// Output key of the original's form: the file name up to its first dot. The name must be a [`seed_safe_name`].

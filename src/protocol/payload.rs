@@ -37,6 +37,22 @@ pub fn inline_or_reference(
 }
 
 impl ClassifyRequest {
+    /// The message's text, for a queue that takes `limit_bytes`: where it would be larger, the image goes by reference,
+    /// then the file name gets shorter. What is left then has about 500 bytes, and no queue of SQS takes less than 1,024.
+    pub fn into_message(mut self, bucket: &str, limit_bytes: usize) -> String {
+        loop {
+            let text = serde_json::to_string(&self).expect("a request is strings and numbers; this is a bug");
+            if text.len() <= limit_bytes {
+                return text;
+            }
+            if self.image_data.take().is_some() {
+                self.image = Some(ImageRef { bucket: bucket.to_owned(), key: image_key(self.id) });
+            } else if self.filename.pop().is_none() {
+                return text;
+            }
+        }
+    }
+
     /// Where this request's bytes are, checked against what a message may name: its own image in the configured
     /// bucket and nothing else, so that a message cannot make a worker read other objects.
     ///

@@ -62,6 +62,15 @@ impl Problem {
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The image file is too large", detail)
     }
 
+    /// Only with `--wire seed`, whose messages carry the whole image.
+    pub fn too_large_for_queue(queue: &str, message_bytes: usize, limit_bytes: usize) -> Self {
+        let detail = format!(
+            "with --wire seed the image travels in a message, which would have {message_bytes} bytes; the queue {queue:?} \
+             takes {limit_bytes}: send a smaller image, or raise the queue's MaximumMessageSize"
+        );
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The image file is too large", detail)
+    }
+
     pub fn unsupported_type(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-type", "Not an image type that is taken", detail)
     }

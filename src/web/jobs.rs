@@ -1,7 +1,8 @@
 //! Jobs: accepting one, waiting for its end, telling its state. Any web process can do each for any id.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -12,10 +13,11 @@ use super::error::Problem;
 use super::metrics::METRICS;
 use super::pending::{Pending, Waiter, Wake};
 use super::replies::Replies;
+use super::results::Results;
 use super::upload::Upload;
-use crate::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, Status, WIRE_VERSION};
+use crate::protocol::{self, ClassifyRequest, SeedRequest, WIRE_VERSION};
 use crate::queue::{self, Outgoing, Queue, QueueError};
-use crate::store::{ObjectStore, Put, PutOptions, StoreError};
+use crate::store::{ObjectStore, PutOptions, StoreError};
 
 /// When a waiter looks in the store first, in case its reply was lost; then with back-off.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
@@ -23,19 +25,27 @@ const LONGEST_LOOK: Duration = Duration::from_secs(10);
 /// A worker that holds the message at its expiry still has the first word for so long.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
 
+/// What the web tier says to workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// Requests with an id, by reference.
+    V1,
+    /// The original's form, for its workers: the whole image in the message, under a name made of the id.
+    Seed,
+}
+
 pub struct Jobs {
+    pub wire: Wire,
     pub requests: Arc<dyn Queue>,
     pub input: Arc<dyn ObjectStore>,
-    pub output: Arc<dyn ObjectStore>,
+    pub results: Arc<Results>,
     pub pending: Pending,
     pub replies: Arc<Replies>,
     /// At most what the queue keeps a message, less a minute.
     pub job_ttl: Duration,
     pub inline_bytes: usize,
-    /// The largest message that the request queue takes.
-    pub max_message_bytes: usize,
-    /// Signs what this process ends itself.
-    pub name: String,
+    /// The largest message that the request queue takes; learnt anew when it refuses one.
+    pub max_message_bytes: AtomicUsize,
     /// Cancelled when a drain has no more patience: who waits is told to ask again.
     pub give_up: CancellationToken,
 }
@@ -60,28 +70,61 @@ impl Jobs {
     /// Accepts an image: once this returns, the job has an end, whatever dies.
     pub async fn submit(&self, upload: Upload, wishes: Wishes) -> Result<Waiter, Problem> {
         let id = Uuid::now_v7();
+        // First: what does not fit the queue in the original's form is refused before anything is stored.
+        let message = self.message(id, &upload, &wishes)?;
         let waiter = self.pending.wait_for(id);
         let options = PutOptions { if_none_match: false, content_type: Some(upload.content_type) };
         let key = protocol::image_key(id);
         let _ = self.input.put(&key, upload.bytes.clone(), options).await.map_err(|error| store_problem(&error))?;
-        let request = self.request(id, &upload, wishes);
-        let body = serde_json::to_string(&request).expect("a request is strings and numbers; this is a bug");
-        if let Err(error) = queue::send_one(&*self.requests, Outgoing::new(body)).await {
+        if let Err(problem) = self.send(message, id, &upload, &wishes).await {
             // Nobody was told the id; the image would only take room.
             if let Err(error) = self.input.delete(&key).await {
                 tracing::debug!(%error, %id, "image of a refused job not deleted");
             }
-            return Err(queue_problem(&error));
+            return Err(problem);
         }
         METRICS.accepted.inc();
         METRICS.upload_bytes.inc_by(upload.bytes.len() as u64);
         Ok(waiter)
     }
 
-    fn request(&self, id: Uuid, upload: &Upload, wishes: Wishes) -> ClassifyRequest {
+    async fn send(&self, message: String, id: Uuid, upload: &Upload, wishes: &Wishes) -> Result<(), Problem> {
+        match queue::send_one(&*self.requests, Outgoing::new(message)).await {
+            Ok(()) => Ok(()),
+            // Somebody lowered the queue's limit.
+            Err(QueueError::TooLarge { limit, .. }) => {
+                tracing::info!(queue = self.requests.name(), limit, "the queue takes less than it did");
+                self.max_message_bytes.store(limit, Ordering::Relaxed);
+                let smaller = self.message(id, upload, wishes)?;
+                let sent = queue::send_one(&*self.requests, Outgoing::new(smaller)).await;
+                sent.map_err(|error| queue_problem(&error))
+            }
+            Err(error) => Err(queue_problem(&error)),
+        }
+    }
+
+    /// What is sent for an image, of a size that the queue takes.
+    ///
+    /// # Errors
+    /// Only in the original's form, which has no references: 413.
+    fn message(&self, id: Uuid, upload: &Upload, wishes: &Wishes) -> Result<String, Problem> {
+        let limit = self.max_message_bytes.load(Ordering::Relaxed);
+        match self.wire {
+            Wire::V1 => Ok(self.request(id, upload, wishes, limit).into_message(self.input.bucket(), limit)),
+            Wire::Seed => {
+                let filename = protocol::seed_name(id, upload.content_type);
+                let size = protocol::seed_request_bytes(upload.bytes.len(), &filename);
+                if size > limit {
+                    return Err(Problem::too_large_for_queue(self.requests.name(), size, limit));
+                }
+                Ok(SeedRequest::new(&upload.bytes, filename).to_json())
+            }
+        }
+    }
+
+    fn request(&self, id: Uuid, upload: &Upload, wishes: &Wishes, limit: usize) -> ClassifyRequest {
         let bucket = self.input.bucket();
-        let (image, image_data) =
-            protocol::inline_or_reference(&upload.bytes, id, bucket, self.inline_bytes, self.max_message_bytes);
+        let (image, image_data) = protocol::inline_or_reference(&upload.bytes, id, bucket, self.inline_bytes, limit);
         let submitted_at = Timestamp::now();
         ClassifyRequest {
             v: WIRE_VERSION,
@@ -94,7 +137,7 @@ impl Jobs {
             submitted_at,
             expires_at: submitted_at.saturating_add(self.job_ttl).unwrap_or(Timestamp::MAX),
             reply_to: Some(self.replies.reply_to()),
-            traceparent: wishes.traceparent,
+            traceparent: wishes.traceparent.clone(),
         }
     }
 
@@ -140,15 +183,16 @@ impl Jobs {
     }
 
     async fn look(&self, id: Uuid) -> Result<State, Problem> {
-        if let Some(result) = self.result(id).await.map_err(|error| store_problem(&error))? {
+        // In either form, whatever this process speaks: the job may be of a time when the other one was spoken.
+        if let Some(result) = self.results.get_or_adopt(id).await.map_err(|error| store_problem(&error))? {
             return Ok(State::Final(result));
         }
         let image = self.input.head(&protocol::image_key(id)).await.map_err(|error| store_problem(&error))?;
-        if image.is_none() {
-            return Ok(State::Unknown);
-        }
-        match self.expires_at(id) {
-            Some(expires_at) if Timestamp::now() > expires_at => self.expire(id).await.map(State::Final),
+        let Some(image) = image else { return Ok(State::Unknown) };
+        match self.expires_at(id, image.modified) {
+            Some(expires_at) if Timestamp::now() > expires_at => {
+                self.results.expire(id).await.map(State::Final).map_err(|error| store_problem(&error))
+            }
             _ => Ok(State::Queued),
         }
     }
@@ -158,32 +202,20 @@ impl Jobs {
         self.input.get(&protocol::image_key(id), max_bytes).await.map_err(|error| store_problem(&error))
     }
 
+    /// What a waiter looks for.
     async fn result(&self, id: Uuid) -> Result<Option<Bytes>, StoreError> {
-        self.output.get(&protocol::result_key(id), protocol::MAX_RESULT_BYTES).await
-    }
-
-    /// From when on this process may say itself that a job expired. The id carries the time of submission.
-    fn expires_at(&self, id: Uuid) -> Option<Timestamp> {
-        let (seconds, _) = id.get_timestamp()?.to_unix();
-        let submitted_at = Timestamp::from_second(i64::try_from(seconds).ok()?).ok()?;
-        submitted_at.saturating_add(self.job_ttl + EXPIRY_MARGIN).ok()
-    }
-
-    /// Ends a job that no worker reached in time. The first end stands, whoever writes it.
-    async fn expire(&self, id: Uuid) -> Result<Bytes, Problem> {
-        let message = "no worker reached it in time";
-        let mut result = ClassifyResult::ended(id, "", Status::Expired, ErrorCode::Expired, message);
-        result.worker.clone_from(&self.name);
-        let body = Bytes::from(result.to_json());
-        let key = protocol::result_key(id);
-        let options = PutOptions { if_none_match: true, content_type: Some("application/json") };
-        match self.output.put(&key, body.clone(), options).await.map_err(|error| store_problem(&error))? {
-            Put::Created => Ok(body),
-            Put::AlreadyExists => {
-                let stored = self.result(id).await.map_err(|error| store_problem(&error))?;
-                Ok(stored.unwrap_or(body))
-            }
+        match self.wire {
+            Wire::V1 => self.results.get(id).await,
+            Wire::Seed => self.results.get_or_adopt(id).await,
         }
+    }
+
+    /// From when on this process may say itself that a job expired. Who sends a job again writes its image anew, and its
+    /// time runs from then on.
+    fn expires_at(&self, id: Uuid, stored_at: SystemTime) -> Option<Timestamp> {
+        let submitted_at = protocol::submitted_at(id)?;
+        let runs_from = Timestamp::try_from(stored_at).map_or(submitted_at, |stored_at| stored_at.max(submitted_at));
+        runs_from.saturating_add(self.job_ttl + EXPIRY_MARGIN).ok()
     }
 }
 

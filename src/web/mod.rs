@@ -1,7 +1,8 @@
 //! The web tier: HTTP in, answers out.
 //!
 //! A request's way: [`serve`] (connection) → [`routes`] (address) → [`upload`] (bytes) → [`jobs`] (store, queue, wait)
-//! ← [`replies`] (the reply queue) through [`pending`] (who waits for which id). [`error`] says every refusal.
+//! ← [`replies`] (the reply queue) through [`pending`] (who waits for which id). [`results`] reads and writes the ends of
+//! jobs, [`error`] says every refusal.
 //!
 //! Nothing here remembers a job: any web process answers for any id, from the stores alone.
 
@@ -12,6 +13,7 @@ mod metrics;
 mod pending;
 mod readiness;
 mod replies;
+mod results;
 mod routes;
 mod serve;
 mod upload;
@@ -25,9 +27,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::jobs::Jobs;
+pub use self::jobs::Wire;
 use self::pending::Pending;
 use self::readiness::Readiness;
 use self::replies::Replies;
+pub use self::replies::ResultQueueMode;
+use self::results::Results;
 use self::routes::Site;
 use self::serve::ServeRules;
 use self::upload::{Budget, UploadRules};
@@ -47,6 +52,9 @@ pub struct Config {
     pub backend: Backend,
     pub names: Names,
     pub limits: Limits,
+    pub wire: Wire,
+    /// With [`Wire::Seed`] always shared: the original's workers know one queue.
+    pub result_queue_mode: ResultQueueMode,
     pub job_ttl: Duration,
     /// How long `POST /` waits for its answer.
     pub sync_timeout: Duration,
@@ -84,20 +92,27 @@ pub async fn run(
     let input = store::open(&config.backend, &names.input_bucket, Holds::Images)?;
     let output = store::open(&config.backend, &names.output_bucket, Holds::Results)?;
     let pending = Pending::default();
-    let replies =
-        Arc::new(Replies::open(queues, names.result_queue.clone(), pending.clone()).await.context("no reply queue")?);
+    let results = Arc::new(Results { output, signature: format!("web-{}", std::process::id()) });
+    let replies = Replies::open(
+        queues,
+        Arc::clone(&service.results),
+        config.result_queue_mode,
+        pending.clone(),
+        Arc::clone(&results),
+    );
+    let replies = Arc::new(replies.await.context("no reply queue")?);
     let give_up = CancellationToken::new();
     let site = Site {
         jobs: Jobs {
+            wire: config.wire,
             requests: Arc::clone(&service.requests),
             input: Arc::clone(&input),
-            output,
+            results,
             pending,
             replies: Arc::clone(&replies),
             job_ttl: config.job_ttl.min(attributes.retention.saturating_sub(RETENTION_MARGIN)),
             inline_bytes: config.inline_bytes,
-            max_message_bytes: attributes.max_message_bytes,
-            name: format!("web-{}", std::process::id()),
+            max_message_bytes: attributes.max_message_bytes.into(),
             give_up: give_up.clone(),
         },
         uploads: UploadRules {

@@ -43,14 +43,16 @@ impl Pending {
         Waiter { id, ticket, woken, pending: self.clone() }
     }
 
-    /// Wakes all who wait for `id`; whether anybody did.
-    pub fn wake(&self, id: Uuid, wake: &Wake) -> bool {
-        let Some(entries) = self.lock().remove(&id) else { return false };
-        for entry in &entries {
+    pub fn is_waited_for(&self, id: Uuid) -> bool {
+        self.lock().contains_key(&id)
+    }
+
+    /// Wakes all who wait for `id`.
+    pub fn wake(&self, id: Uuid, wake: &Wake) {
+        for entry in self.lock().remove(&id).unwrap_or_default() {
             // Full: woken already. Closed: just left.
             let _ = entry.wake.try_send(wake.clone());
         }
-        true
     }
 
     /// Each change of the map is one call that cannot fail half-way, so a poisoned lock still guards a whole map.
@@ -94,9 +96,10 @@ mod tests {
         let pending = Pending::default();
         let (one, other) = (Uuid::now_v7(), Uuid::now_v7());
         let (mut first, mut second, third) = (pending.wait_for(one), pending.wait_for(one), pending.wait_for(other));
-        assert!(pending.wake(one, &Wake::Look));
+        assert!(pending.is_waited_for(one));
+        pending.wake(one, &Wake::Look);
         assert_eq!((first.woken().await, second.woken().await), (Wake::Look, Wake::Look));
-        assert!(!pending.wake(one, &Wake::Look), "nobody waits any more");
+        assert!(!pending.is_waited_for(one), "nobody waits any more");
         assert_eq!(pending.lock().len(), 1);
         drop(third);
         assert_eq!(pending.lock().len(), 0);

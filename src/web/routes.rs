@@ -21,7 +21,7 @@ use super::jobs::{Jobs, State, Wishes};
 use super::metrics::METRICS;
 use super::readiness::Readiness;
 use super::upload::{self, UploadRules};
-use crate::protocol::{ClassifyResult, Status};
+use crate::protocol::{self, ClassifyResult, Status};
 use crate::{config, model, telemetry};
 
 const DEFAULT_WAIT: Duration = Duration::from_secs(30);
@@ -161,7 +161,7 @@ async fn job(
 
 /// When each stage of a job began: the id's own time, and what the worker measured from there.
 fn timeline(id: Uuid, result: &ClassifyResult) -> Value {
-    let Some(submitted_at) = submitted_at(id) else { return json!([]) };
+    let Some(submitted_at) = protocol::submitted_at(id) else { return json!([]) };
     let after = |millis: f64| {
         let micros = (millis.max(0.0) * 1e3) as i64;
         Timestamp::from_microsecond(submitted_at.as_microsecond().saturating_add(micros)).unwrap_or(submitted_at)
@@ -174,11 +174,6 @@ fn timeline(id: Uuid, result: &ClassifyResult) -> Value {
         events.push(json!({"event": result.status.as_str(), "at": after(result.timings_ms.total)}));
     }
     Value::Array(events)
-}
-
-fn submitted_at(id: Uuid) -> Option<Timestamp> {
-    let (seconds, nanoseconds) = id.get_timestamp()?.to_unix();
-    Timestamp::new(i64::try_from(seconds).ok()?, i32::try_from(nanoseconds).ok()?).ok()
 }
 
 /// `GET /v1/jobs/{id}/image`: the upload as it came. It is a stranger's file: shown as an image and as nothing else.

@@ -157,7 +157,10 @@ impl Intake {
     async fn look_up(&self, request: Box<ClassifyRequest>, delivery: &Delivery) -> Result<Work, Ending> {
         let (id, attempt) = (request.id, delivery.receive_count);
         match self.stored_result(id).await {
-            Ok(Some(stored)) => return Err(Ending::Again { stored, reply_to: request.reply_to }),
+            Ok(Some(stored)) => {
+                tracing::info!(%id, attempt, "delivered again after its end; answered again");
+                return Err(Ending::Again { stored, reply_to: request.reply_to });
+            }
             Ok(None) => {}
             Err(error) => return Err(job::hand_back(Some(id), attempt, error.to_string())),
         }

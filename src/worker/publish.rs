@@ -118,6 +118,9 @@ impl Publisher {
                 None
             }
             Ending::Result { result, reply_to } => {
+                if let Some(error) = &result.error {
+                    tracing::info!(id = %result.id, code = error.code.as_str(), reason = error.message, "ended without an answer");
+                }
                 let reply = self.write_result(&result, reply_to).await;
                 Some(Written { lease, reply, letter: None })
             }
@@ -133,7 +136,7 @@ impl Publisher {
                 tracing::warn!(id = ?letter.id, reason = letter.reason, attempts = letter.attempts, "dead letter");
                 let reply = match (&result, &letter.seed_name) {
                     (Some(result), _) => self.write_result(result, reply_to).await,
-                    (None, Some(name)) => Some(self.seed_reply(name, &format!("error: {}", letter.reason))),
+                    (None, Some(name)) => Some(self.seed_reply(protocol::seed_error_reply(name, &letter.reason))),
                     (None, None) => None,
                 };
                 Some(Written { lease, reply, letter: Some(letter) })
@@ -165,19 +168,18 @@ impl Publisher {
     }
 
     async fn write_seed(&self, name: &str, image: Bytes, label: &str) -> Reply {
-        let output = Bytes::from(format!("(({name}, {label}))"));
+        let output = Bytes::from(protocol::seed_output(name, label));
         let options = PutOptions::default();
         let (_, _) = tokio::join!(
             until_done("put_image", || self.input.put(name, image.clone(), options)),
             until_done("put_output", || self.output.put(protocol::seed_output_key(name), output.clone(), options)),
         );
-        self.seed_reply(name, label)
+        self.seed_reply(protocol::seed_reply(name, label))
     }
 
-    fn seed_reply(&self, name: &str, label: &str) -> Reply {
-        let to = self.service.results.name().to_owned();
+    fn seed_reply(&self, body: String) -> Reply {
         // The original's web tier reads no store: this is all it gets.
-        Reply { to, body: protocol::seed_reply(name, label), is_transient: false }
+        Reply { to: self.service.results.name().to_owned(), body, is_transient: false }
     }
 
     /// Sends replies to one queue. A queue that is gone belonged to a web process that is gone: nobody waits, and

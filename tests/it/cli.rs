@@ -27,21 +27,38 @@ fn flags(command: &clap::Command) -> impl Iterator<Item = (&str, &Arg)> {
         .filter(|(long, _)| !["help", "version"].contains(long))
 }
 
+/// Every command that does something, with the words that call it.
+fn commands() -> Vec<(Vec<String>, clap::Command)> {
+    let mut found = Vec::new();
+    for command in Cli::command().get_subcommands() {
+        let name = command.get_name().to_owned();
+        let inner: Vec<_> = command
+            .get_subcommands()
+            .map(|inner| (vec![name.clone(), inner.get_name().to_owned()], inner.clone()))
+            .collect();
+        if inner.is_empty() {
+            found.push((vec![name], command.clone()));
+        }
+        found.extend(inner);
+    }
+    found
+}
+
 #[test]
 fn every_flag_is_also_a_variable_of_its_name() {
-    for command in Cli::command().get_subcommands() {
-        for (long, argument) in flags(command) {
+    for (words, command) in commands() {
+        for (long, argument) in flags(&command) {
             let variable = format!("IMGCLS_{}", long.to_uppercase().replace('-', "_"));
             let env = argument.get_env().map(|name| name.to_string_lossy().into_owned());
-            assert_eq!(env.as_ref(), Some(&variable), "{} --{long}", command.get_name());
+            assert_eq!(env.as_ref(), Some(&variable), "{} --{long}", words.join(" "));
         }
     }
 }
 
 #[test]
 fn one_flag_means_the_same_to_every_command() {
-    let cli = Cli::command();
-    let all: Vec<(&str, &Arg)> = cli.get_subcommands().flat_map(flags).collect();
+    let commands = commands();
+    let all: Vec<(&str, &Arg)> = commands.iter().flat_map(|(_, command)| flags(command)).collect();
     for (long, argument) in &all {
         let (_, first) = all.iter().find(|(other, _)| other == long).expect("found at least itself");
         assert_eq!(argument.get_default_values(), first.get_default_values(), "--{long}");
@@ -50,15 +67,17 @@ fn one_flag_means_the_same_to_every_command() {
 
 #[test]
 fn help_names_every_flag_and_its_variable() {
-    for command in Cli::command().get_subcommands() {
-        let output = imgcls(&[command.get_name(), "--help"], &[]);
+    for (words, command) in commands() {
+        let name = words.join(" ");
+        let arguments: Vec<&str> = words.iter().map(String::as_str).chain(["--help"]).collect();
+        let output = imgcls(&arguments, &[]);
         // Long lines are wrapped anywhere between words.
         let help = String::from_utf8_lossy(&output.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
         assert_eq!(output.status.code(), Some(0));
-        for (long, argument) in flags(command) {
+        for (long, argument) in flags(&command) {
             let variable = argument.get_env().expect("held by a test of its own").to_string_lossy();
-            assert!(help.contains(&format!("--{long}")), "{} --{long}", command.get_name());
-            assert!(help.contains(&format!("[env: {variable}=")), "{} --{long}\n{help}", command.get_name());
+            assert!(help.contains(&format!("--{long}")), "{name} --{long}");
+            assert!(help.contains(&format!("[env: {variable}=")), "{name} --{long}\n{help}");
         }
     }
 }
@@ -73,6 +92,9 @@ fn wrong_usage_is_exit_code_2_and_a_way_out_on_standard_error() {
         vec!["up", "--max-workers", "0", "--min-workers", "0"],
         vec!["up", "--backend", "aws"],
         vec!["worker", "--request-queue", "a/b"],
+        vec!["serve-web", "--wire", "seed", "--result-queue-mode", "own"],
+        vec!["queue", "redrive"],
+        vec!["queue", "redrive", "--all", "01936d5c-7e00-7abc-8def-0123456789ab"],
         vec![],
     ] {
         let output = imgcls(&arguments, &[]);

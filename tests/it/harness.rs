@@ -121,6 +121,8 @@ pub struct Service {
     pub address: SocketAddr,
     pub web: Process,
     pub workers: Vec<Process>,
+    /// Web tiers beside `web`, with the same flags.
+    pub other_webs: Vec<Process>,
     web_flags: Vec<String>,
     worker_flags: Vec<String>,
     started: usize,
@@ -128,17 +130,30 @@ pub struct Service {
 
 impl Service {
     pub fn start(worker_count: usize, web_flags: &[&str], worker_flags: &[&str]) -> Service {
-        let dir = tempfile::tempdir().unwrap();
-        let address: SocketAddr = format!("127.0.0.1:{}", free_port()).parse().unwrap();
+        Service::start_in(tempfile::tempdir().unwrap(), worker_count, web_flags, worker_flags)
+    }
+
+    /// The same where something lies in the data directory already, which is `data` in `dir`.
+    pub fn start_in(dir: tempfile::TempDir, worker_count: usize, web_flags: &[&str], worker_flags: &[&str]) -> Service {
+        let address = free_address();
         let owned = |flags: &[&str]| flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>();
         let (web_flags, worker_flags) = (owned(web_flags), owned(worker_flags));
         let web = start_web(dir.path(), address, &web_flags);
-        let mut service = Service { dir, address, web, workers: Vec::new(), web_flags, worker_flags, started: 0 };
+        let (workers, other_webs) = (Vec::new(), Vec::new());
+        let mut service = Service { dir, address, web, workers, other_webs, web_flags, worker_flags, started: 0 };
         service.wait_until_serving();
         for _ in 0..worker_count {
             service.add_worker();
         }
         service
+    }
+
+    /// Starts another web tier beside the first; its address.
+    pub fn add_web(&mut self) -> SocketAddr {
+        let address = free_address();
+        self.other_webs.push(start_web(self.dir.path(), address, &self.web_flags));
+        until_serving(address);
+        address
     }
 
     pub fn add_worker(&mut self) {
@@ -164,7 +179,7 @@ impl Service {
     }
 
     pub fn wait_until_serving(&self) {
-        until("the web tier", || self.try_request("GET", "/healthz", &[], b"").ok().filter(|r| r.status == 200));
+        until_serving(self.address);
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -214,6 +229,14 @@ pub fn count_results(database: &rusqlite::Connection) -> usize {
     database.query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
+fn free_address() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], free_port()))
+}
+
+fn until_serving(address: SocketAddr) {
+    until("the web tier", || request(address, "GET", "/healthz", &[], b"").ok().filter(|r| r.status == 200));
+}
+
 fn start_web(dir: &Path, address: SocketAddr, flags: &[String]) -> Process {
     let mut command = imgcls();
     command.args(["serve-web", "--backend", "local", "--listen", &address.to_string(), "--data-dir"]);
@@ -240,6 +263,13 @@ impl Response {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
+}
+
+/// The value of a line of `/metrics`, as `name{label="value"}`; 0 where it was never counted.
+pub fn metric(address: SocketAddr, line: &str) -> f64 {
+    let text = request(address, "GET", "/metrics", &[], b"").unwrap().text();
+    let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
+    value.map_or(0.0, |value| value.parse().unwrap())
 }
 
 /// One request on a connection of its own, byte for byte as given.

@@ -2,17 +2,22 @@
 
 mod harness;
 
+mod bad_messages;
 mod children;
 mod cli;
 mod floors;
 mod loadgen;
 mod local_queue;
 mod local_store;
+mod message_size;
 mod messages;
 mod model;
 mod page;
+mod queue_command;
 mod queue_conformance;
+mod seed_wire;
 mod serve;
+mod shared_replies;
 mod store_conformance;
 mod storm;
 mod up;

@@ -2,7 +2,7 @@
 
 use imgcls::protocol::{
     ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageRef, Incoming, ModelRef, Payload, Prediction,
-    ReplyHead, Status, TimingsMs, cut_reply, inline_or_reference, seed_reply,
+    ReplyHead, SeedRequest, Status, TimingsMs, cut_reply, inline_or_reference, seed_name, seed_output, seed_reply,
 };
 use uuid::Uuid;
 
@@ -40,7 +40,7 @@ fn result() -> ClassifyResult {
         id: id(),
         filename: "cat.jpg".to_owned(),
         status: Status::Succeeded,
-        predictions: vec![Prediction { class_index: 281, label: "tabby cat".to_owned(), score: 0.5 }],
+        predictions: vec![Prediction { class_index: Some(281), label: "tabby cat".to_owned(), score: Some(0.5) }],
         model: Some(ModelRef {
             name: "efficientnet-lite0".to_owned(),
             version: "1".to_owned(),
@@ -95,6 +95,40 @@ fn the_originals_forms_are_as_its_scripts_have_them() {
     let Incoming::Seed(seed) = Incoming::parse(body) else { panic!("not the original's form") };
     assert_eq!((seed.filename.as_str(), seed.image_bytes().unwrap().as_slice()), ("test_0.JPEG", b"hello".as_slice()));
     assert_eq!(seed_reply("test_0.JPEG", "bathtub"), r#"{"test_0.JPEG":"bathtub"}"#);
+    assert_eq!(seed_output("test_0.JPEG", "bathtub"), "((test_0.JPEG, bathtub))");
+}
+
+#[test]
+fn a_request_in_the_originals_form_carries_no_name_of_a_user() {
+    let request = SeedRequest::new(b"hello", seed_name(id(), "image/jpeg"));
+    let text = format!(r#"{{"image_data":"aGVsbG8=","filename":"{ID}.jpg"}}"#);
+    assert_eq!(request.to_json(), text);
+}
+
+#[test]
+fn a_prediction_may_have_a_label_alone() {
+    let seed = RESULT.replace(r#"{"class_index":281,"label":"tabby cat","score":0.5}"#, r#"{"label":"tabby cat"}"#);
+    let read: ClassifyResult = serde_json::from_str(&seed).unwrap();
+    let expected = Prediction { class_index: None, label: "tabby cat".to_owned(), score: None };
+    assert_eq!(read.predictions, [expected]);
+    assert_eq!(read.to_json(), seed);
+}
+
+#[test]
+fn a_request_is_made_to_fit_the_queue() {
+    let inside = ClassifyRequest { image: None, image_data: Some("aGk=".repeat(1_000)), ..request() };
+    assert!(inside.clone().into_message("input", 1 << 20).contains("aGk=aGk="));
+    assert_eq!(inside.into_message("input", 1_024), REQUEST);
+
+    let long = ClassifyRequest { filename: "\"".repeat(255), ..request() };
+    let whole = long.clone().into_message("input", 1_024);
+    assert!(whole.contains(&"\\\"".repeat(255)), "it fits as it is");
+    let hostile = ClassifyRequest { filename: "\u{1}".repeat(255), ..request() };
+    let text = hostile.into_message("input", 1_024);
+    let Incoming::Job(read) = Incoming::parse(&text) else { panic!("not a request") };
+    assert!(text.len() <= 1_024 && text.len() > 1_024 - 6, "{}", text.len());
+    assert!("\u{1}".repeat(255).starts_with(&read.filename) && !read.filename.is_empty());
+    assert_eq!(ClassifyRequest { filename: "cat.jpg".to_owned(), ..*read }, request());
 }
 
 #[test]

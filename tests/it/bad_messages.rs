@@ -1,0 +1,217 @@
+//! Messages and replies that should not be: each has its end, is counted and logged, and stops nobody.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imgcls::config::{Backend, Names};
+use imgcls::protocol::reply_queue;
+use imgcls::queue::{self, Delivery, Outgoing, Queue, QueueAttributes, Queues, ReceiveOptions};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::harness::{PATIENCE, Service, free_port, metric, picture, until};
+
+/// A service with one worker, whose counters can be read, and the service's queues.
+struct Clinic {
+    service: Service,
+    admin: SocketAddr,
+    queues: Arc<dyn Queues>,
+    requests: Arc<dyn Queue>,
+    dead_letters: Arc<dyn Queue>,
+}
+
+impl Clinic {
+    fn start(workers: usize, worker_flags: &[&str]) -> Clinic {
+        let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let address = admin.to_string();
+        let flags: Vec<&str> = worker_flags.iter().copied().chain(["--admin-listen", address.as_str()]).collect();
+        let service = Service::start(workers, &[], &flags);
+        let names = Names::local("imgcls");
+        let (queues, requests, dead_letters) = run(async {
+            let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).unwrap();
+            let requests = queues.open(&names.request_queue).await.unwrap();
+            let dead_letters = queues.open(&names.dead_letter_queue()).await.unwrap();
+            (queues, requests, dead_letters)
+        });
+        Clinic { service, admin, queues, requests, dead_letters }
+    }
+
+    fn send(&self, body: &Value) {
+        run(queue::send_one(&*self.requests, Outgoing::new(body.to_string()))).unwrap();
+    }
+
+    fn endings(&self, ending: &str) -> f64 {
+        metric(self.admin, &format!("imgcls_worker_endings_total{{ending=\"{ending}\"}}"))
+    }
+
+    fn says(&self, text: &str) {
+        self.service.workers[0].wait_for_log(text);
+    }
+
+    /// Stops the worker with SIGSTOP, though not within a transaction, where it would stop all others too.
+    fn stop_worker(&self) {
+        loop {
+            self.service.workers[0].signal("STOP");
+            let tag = self.queues.set_tag(self.requests.name(), "probe", "1");
+            if run(async { tokio::time::timeout(Duration::from_secs(1), tag).await }).is_ok_and(|tagged| tagged.is_ok())
+            {
+                return;
+            }
+            self.service.workers[0].signal("CONT");
+        }
+    }
+
+    fn store(&self, id: Uuid, image: &[u8]) {
+        let folder = self.service.data_dir().join("input/images");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(id.to_string()), image).unwrap();
+    }
+}
+
+fn run<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+fn request(id: Uuid) -> Value {
+    json!({
+        "v": 1, "id": id, "filename": "x.jpg", "image": {"bucket": "input", "key": format!("images/{id}")},
+        "submitted_at": "2026-01-01T00:00:00Z", "expires_at": "2100-01-01T00:00:00Z",
+    })
+}
+
+fn receive(queue: &dyn Queue, visibility_timeout: Duration) -> Delivery {
+    let options = ReceiveOptions { max: 1, wait: Duration::from_secs(1), visibility_timeout };
+    until(&format!("a message on {}", queue.name()), || run(queue.receive(options)).unwrap().pop())
+}
+
+#[test]
+fn what_leads_to_no_image_ends_as_failed() {
+    let clinic = Clinic::start(1, &["--max-upload-bytes", "100000"]);
+    let too_large = Uuid::now_v7();
+    clinic.store(too_large, &[picture("cup.jpg"), vec![0; 200_000]].concat());
+    for (id, code) in [(too_large, "input_too_large"), (Uuid::now_v7(), "input_missing")] {
+        clinic.send(&request(id));
+        let job = clinic.service.finished(&id.to_string());
+        assert_eq!((&job["status"], &job["error"]["code"]), (&"failed".into(), &code.into()));
+        clinic.says(code);
+    }
+    assert!((clinic.endings("failed") - 2.0).abs() < 0.5);
+
+    let inline = Uuid::now_v7();
+    let mut body = request(inline);
+    body.as_object_mut().unwrap().remove("image");
+    body["image_data"] = "no base64 !".into();
+    clinic.send(&body);
+    assert_eq!(clinic.service.finished(&inline.to_string())["error"]["code"], "malformed");
+    clinic.send(&json!({"filename": "seed.jpg", "image_data": "no base64 !"}));
+    until("both to be dead letters", || (clinic.endings("dead_letter") > 1.5).then_some(()));
+    clinic.says("image_data is not base64");
+    for _ in 0..2 {
+        let letter = receive(&*clinic.dead_letters, PATIENCE);
+        assert!(letter.attributes["reason"].contains("image_data is not base64"), "{:?}", letter.attributes);
+    }
+    assert_eq!(clinic.service.request("POST", "/v1/classify", &[], &picture("rocket.jpg")).status, 200);
+}
+
+#[test]
+fn a_reply_goes_to_no_queue_that_is_not_ours() {
+    let clinic = Clinic::start(1, &[]);
+    let foreign = run(clinic.queues.create("somebody-elses", &QueueAttributes::default())).unwrap();
+    let id = Uuid::now_v7();
+    clinic.store(id, &picture("rocket.jpg"));
+    let mut body = request(id);
+    body["reply_to"] = "somebody-elses".into();
+    clinic.send(&body);
+    assert_eq!(clinic.service.finished(&id.to_string())["status"], "succeeded");
+    until("the reply to be counted", || {
+        (metric(clinic.admin, r#"imgcls_worker_replies_total{outcome="foreign"}"#) > 0.5).then_some(())
+    });
+    clinic.says("not a reply queue of this service");
+    assert_eq!(run(foreign.depth()).unwrap().visible, 0);
+}
+
+#[test]
+fn a_message_delivered_twice_has_one_end_and_two_equal_replies() {
+    let mut clinic = Clinic::start(0, &[]);
+    let reply_to = reply_queue("app-web-result-queue", "test");
+    let replies = run(clinic.queues.create(&reply_to, &QueueAttributes::default())).unwrap();
+    let id = Uuid::now_v7();
+    clinic.store(id, &picture("rocket.jpg"));
+    let mut body = request(id);
+    body["reply_to"] = reply_to.into();
+    // Twice sent: the two may be worked on at the same time.
+    clinic.send(&body);
+    clinic.send(&body);
+    clinic.service.add_worker();
+    let first = receive(&*replies, PATIENCE).body;
+    assert_eq!(receive(&*replies, PATIENCE).body, first);
+    let stored = std::fs::read_to_string(clinic.service.data_dir().join(format!("output/results/{id}.json"))).unwrap();
+    assert_eq!(stored, first);
+
+    // And delivered again, after a worker died between reply and ack.
+    clinic.service.workers.clear();
+    clinic.send(&body);
+    let once = receive(&*clinic.requests, Duration::from_secs(30));
+    run(clinic.requests.set_visibility(&[(once.receipt, Duration::ZERO)])).unwrap();
+    clinic.service.add_worker();
+    assert_eq!(receive(&*replies, PATIENCE).body, first);
+    assert!((clinic.endings("again") - 1.0).abs() < 0.5);
+    clinic.says("delivered again after its end");
+}
+
+/// A worker that was stopped while it held a message, for longer than it may hold one.
+#[test]
+fn a_worker_that_slept_through_its_lease_spoils_nothing() {
+    let clinic = Clinic::start(1, &["--visibility-timeout", "1s"]);
+    // Takes long enough to decode to be caught in the act.
+    let id = clinic.service.submit("black.png", &picture("black-49-megapixels.png"));
+    until("the worker to hold it", || (run(clinic.requests.depth()).unwrap().in_flight == 1).then_some(()));
+    clinic.stop_worker();
+    let held = clinic.service.try_request("GET", &format!("/v1/jobs/{id}"), &[], b"").unwrap().json();
+    assert_eq!(held["status"], "queued", "it was not caught in the act");
+    // The admin address is the first worker's, so this one has flags of its own.
+    let mut second = crate::harness::imgcls();
+    second.args(["worker", "--backend", "local", "--sessions", "1", "--data-dir"]).arg(clinic.service.data_dir());
+    let second = crate::harness::Process::start(second, &clinic.service.dir.path().join("second.log"));
+    let job = clinic.service.finished(&id);
+    assert_eq!((&job["status"], &job["attempt"]), (&"succeeded".into(), &2.into()));
+    clinic.service.workers[0].signal("CONT");
+    until("the first to end it too", || (clinic.endings("succeeded") > 0.5).then_some(()));
+    assert_eq!(clinic.service.finished(&id), job, "the first end stands");
+    let depth = run(clinic.requests.depth()).unwrap();
+    assert_eq!((depth.visible, depth.in_flight), (0, 0));
+    drop(second);
+    assert_eq!(clinic.service.request("POST", "/v1/classify", &[], &picture("rocket.jpg")).status, 200);
+}
+
+#[test]
+fn a_reply_that_nobody_waits_for_is_deleted_and_counted() {
+    let clinic = Clinic::start(0, &[]);
+    let own = run(clinic.queues.list("app-web-result-queue-")).unwrap().pop().expect("the web tier's own queue");
+    let own = run(clinic.queues.open(&own)).unwrap();
+    let id = Uuid::now_v7();
+    for body in [json!({"v": 1, "id": id, "status": "succeeded"}).to_string(), "{".to_owned()] {
+        run(queue::send_one(&*own, Outgoing::new(body))).unwrap();
+    }
+    let count =
+        |outcome: &str| metric(clinic.service.address, &format!("imgcls_web_replies_total{{outcome=\"{outcome}\"}}"));
+    until("both to be counted", || (count("nobody_waits") > 0.5 && count("foreign") > 0.5).then_some(()));
+    clinic.service.web.wait_for_log("not a reply to any job; deleted");
+    let depth = || run(own.depth()).unwrap();
+    until("both to be deleted", || (depth().visible + depth().in_flight == 0).then_some(()));
+    assert_eq!(clinic.service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").status, 404, "nothing came of it");
+}
+
+#[test]
+fn a_newer_wire_is_handed_back_until_it_is_a_dead_letter() {
+    let clinic = Clinic::start(1, &["--max-receive-count", "1"]);
+    clinic.send(&json!({"v": 2, "id": Uuid::now_v7(), "image": "in a form to come"}));
+    let letter = receive(&*clinic.dead_letters, PATIENCE);
+    assert_eq!(
+        (letter.attributes["reason"].as_str(), letter.attributes["attempts"].as_str()),
+        ("no worker knows wire version 2", "2")
+    );
+    assert!((clinic.endings("handed_back") - 1.0).abs() < 0.5);
+    clinic.says("wire version 2, this worker speaks 1");
+}

@@ -1,0 +1,328 @@
+//! `imgcls queue …`, through the real binary: depth, dead letters, sending them again, emptying.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use imgcls::config::{Backend, Names};
+use imgcls::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, ImageRef, SeedRequest, Status};
+use imgcls::queue::{self, Outgoing, ReceiveOptions, ServiceQueues};
+use imgcls::store::{self, ObjectStore, PutOptions};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use uuid::{NoContext, Timestamp, Uuid};
+
+use crate::harness::{Process, Service, imgcls, label_of, picture, until};
+
+const LETTERS: &str = "web-app-image-transport-dead";
+const REQUESTS: &str = "web-app-image-transport";
+
+/// A data directory in which jobs have failed, as workers leave them.
+struct Ward {
+    dir: TempDir,
+    service: ServiceQueues,
+    input: Arc<dyn ObjectStore>,
+    output: Arc<dyn ObjectStore>,
+}
+
+impl Ward {
+    async fn new() -> Ward {
+        let dir = tempfile::tempdir().unwrap();
+        let (backend, names) = (Backend::Local { data_dir: dir.path().join("data") }, Names::local("imgcls"));
+        let queues = queue::open(&backend).unwrap();
+        let service = ServiceQueues::open_or_create(&*queues, &names, Duration::from_secs(30), 5).await.unwrap();
+        let input = store::open(&backend, &names.input_bucket).unwrap();
+        let output = store::open(&backend, &names.output_bucket).unwrap();
+        Ward { dir, service, input, output }
+    }
+
+    /// A job of `hours_ago` that was given up after five attempts.
+    async fn failed_job(&self, name: &str, hours_ago: u64) -> Uuid {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let submitted = now.saturating_sub(Duration::from_secs(hours_ago * 3_600));
+        let id = Uuid::new_v7(Timestamp::from_unix(NoContext, submitted.as_secs(), submitted.subsec_nanos()));
+        let _ = self.input.put(&protocol::image_key(id), picture(name).into(), PutOptions::default()).await.unwrap();
+        let message = "given up after 5 attempts: store down";
+        let result = ClassifyResult::ended(id, name, Status::Failed, ErrorCode::AttemptsExhausted, message);
+        self.store(id, &result).await;
+        self.letter(serde_json::to_string(&request(id, name, submitted)).unwrap(), Some(id)).await;
+        id
+    }
+
+    async fn store(&self, id: Uuid, result: &ClassifyResult) {
+        let body = result.to_json().into();
+        let _ = self.output.put(&protocol::result_key(id), body, PutOptions::default()).await.unwrap();
+    }
+
+    async fn letter(&self, body: String, id: Option<Uuid>) {
+        let mut letter = Outgoing::new(body);
+        letter.attributes = [("reason", "store down"), ("attempts", "5")].map(|(k, v)| (k.into(), v.into())).into();
+        letter.attributes.extend(id.map(|id| ("id".to_owned(), id.to_string())));
+        queue::send_one(&*self.service.dead_letters, letter).await.unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        queue_command(&self.dir, arguments)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        json_of(&self.run(arguments))
+    }
+
+    /// What every receiver waits for, now: nothing is held by a command that was killed.
+    fn let_holds_end(&self) {
+        let file = rusqlite::Connection::open(self.dir.path().join("data/queues.sqlite3")).unwrap();
+        file.busy_timeout(Duration::from_secs(10)).unwrap();
+        let queue = "(SELECT id FROM queues WHERE name = ?1)";
+        file.execute(&format!("UPDATE messages SET visible_at_ms = 0 WHERE queue_id = {queue}"), [LETTERS]).unwrap();
+    }
+}
+
+fn request(id: Uuid, name: &str, submitted: Duration) -> ClassifyRequest {
+    let submitted_at = jiff::Timestamp::from_second(submitted.as_secs().cast_signed()).unwrap();
+    ClassifyRequest {
+        v: 1,
+        id,
+        filename: name.to_owned(),
+        content_type: None,
+        image: Some(ImageRef { bucket: "input".to_owned(), key: protocol::image_key(id) }),
+        image_data: None,
+        top_k: 3,
+        submitted_at,
+        expires_at: submitted_at + Duration::from_secs(3_600),
+        reply_to: Some("app-web-result-queue-0123456789abcdef".to_owned()),
+        traceparent: None,
+    }
+}
+
+fn queue_command(dir: &TempDir, arguments: &[&str]) -> Command {
+    let mut command = imgcls();
+    command.arg("queue").args(arguments).args(["--backend", "local", "--data-dir"]).arg(dir.path().join("data"));
+    command
+}
+
+fn json_of(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+fn text_of(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn run<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+fn ids(report: &Value) -> BTreeSet<String> {
+    report["dead_letters"].as_array().unwrap().iter().map(|l| l["id"].as_str().unwrap_or("-").to_owned()).collect()
+}
+
+#[test]
+fn depth_tells_of_every_queue_and_receives_nothing() {
+    let service = Service::start(0, &[], &[]);
+    for _ in 0..2 {
+        service.submit("x.jpg", &picture("cup.jpg"));
+    }
+    let report = json_of(&queue_command(&service.dir, &["depth", "--json"]).output().unwrap());
+    let queues = report["queues"].as_array().unwrap();
+    let roles: Vec<&str> = queues.iter().map(|queue| queue["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["requests", "dead_letters", "results", "replies"]);
+    let requests = &queues[0];
+    assert_eq!(
+        (&requests["name"], &requests["visible"], &requests["in_flight"]),
+        (&REQUESTS.into(), &2.into(), &0.into())
+    );
+    assert!(requests["oldest_age_seconds"].as_f64().unwrap() >= 0.0);
+    assert_eq!((&queues[1]["visible"], &queues[1]["oldest_age_seconds"]), (&0.into(), &Value::Null));
+    let text = text_of(&queue_command(&service.dir, &["depth"]).output().unwrap());
+    let row = text.lines().find(|line| line.starts_with(LETTERS)).unwrap_or_else(|| panic!("{text}"));
+    assert_eq!(row.split_whitespace().collect::<Vec<_>>(), [LETTERS, "dead", "letters", "0", "0", "0", "-"]);
+    run(async {
+        let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).unwrap();
+        let requests = queues.open(REQUESTS).await.unwrap();
+        let options = ReceiveOptions { max: 1, wait: Duration::ZERO, visibility_timeout: Duration::from_secs(1) };
+        assert_eq!(requests.receive(options).await.unwrap()[0].receive_count, 1, "it was received before");
+    });
+
+    let nowhere = imgcls().args(["queue", "depth", "--data-dir", "/nonexistent/data"]).output().unwrap();
+    assert_eq!(nowhere.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("--data-dir"));
+}
+
+#[test]
+fn dead_letters_are_listed_and_shown_and_stay_where_they_are() {
+    let service = Service::start(1, &[], &[]);
+    run(async {
+        let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).unwrap();
+        let requests = queues.open(REQUESTS).await.unwrap();
+        let image_data =
+            base64::Engine::encode(&base64::engine::general_purpose::STANDARD, picture("hostile/half.jpg"));
+        let seed = json!({"image_data": image_data, "filename": "\u{1b}[2Jbad.jpg"}).to_string();
+        for body in ["{".to_owned(), seed] {
+            queue::send_one(&*requests, Outgoing::new(body)).await.unwrap();
+        }
+    });
+    let list = || json_of(&queue_command(&service.dir, &["dead", "--json"]).output().unwrap());
+    let report = until("both letters", || Some(list()).filter(|r| r["dead_letters"].as_array().unwrap().len() == 2));
+    assert_eq!(list()["dead_letters"].as_array().unwrap().len(), 2, "they were handed back");
+    assert_eq!(report["is_cut"], false);
+    let letter = |reason: &str| {
+        let letters = report["dead_letters"].as_array().unwrap();
+        letters.iter().find(|letter| letter["reason"].as_str().unwrap().starts_with(reason)).unwrap().clone()
+    };
+    assert_eq!((&letter("malformed")["filename"], &letter("malformed")["attempts"]), (&Value::Null, &1.into()));
+    let bad = letter("undecodable");
+    assert_eq!(bad["filename"], "\u{1b}[2Jbad.jpg", "data, as it came");
+
+    let text = text_of(&queue_command(&service.dir, &["list"]).output().unwrap());
+    assert!(!text.contains('\u{1b}') && text.contains("bad.jpg") && text.contains("malformed: not JSON"), "{text}");
+    let one = json_of(&queue_command(&service.dir, &["dead", "--limit", "1", "--json"]).output().unwrap());
+    assert_eq!((one["dead_letters"].as_array().unwrap().len(), &one["is_cut"]), (1, &true.into()));
+
+    let id = bad["message_id"].as_str().unwrap();
+    let saved = service.dir.path().join("saved.jpg");
+    let show = ["show", id, "--json", "--save", saved.to_str().unwrap()];
+    let shown = json_of(&queue_command(&service.dir, &show).output().unwrap());
+    assert_eq!(shown["image"]["content_type"], "image/jpeg");
+    assert_eq!(std::fs::read(&saved).unwrap(), picture("hostile/half.jpg"));
+    let again = queue_command(&service.dir, &show).output().unwrap();
+    assert_eq!(again.status.code(), Some(1), "a file that stood was written over");
+    let text = text_of(&queue_command(&service.dir, &["show", id]).output().unwrap());
+    assert!(text.contains("undecodable") && text.contains("characters; --save") && text.len() < 2_000, "{text}");
+    let unknown = queue_command(&service.dir, &["show", "nobody"]).output().unwrap();
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("imgcls queue dead"));
+}
+
+#[test]
+fn what_is_sent_again_gets_its_time_anew_and_ends_once_more() {
+    let ward = run(Ward::new());
+    let (old, young, gone, succeeded, seed) = run(async {
+        let old = ward.failed_job("rocket.jpg", 30).await;
+        let young = ward.failed_job("cup.jpg", 0).await;
+        let gone = ward.failed_job("cat.jpg", 0).await;
+        ward.input.delete(&protocol::image_key(gone)).await.unwrap();
+        let succeeded = ward.failed_job("cat.jpg", 0).await;
+        let result = ClassifyResult { status: Status::Succeeded, error: None, ..failed(succeeded) };
+        ward.store(succeeded, &result).await;
+        ward.letter("{".to_owned(), None).await;
+        // Of a web tier that speaks the original's form.
+        let seed = Uuid::now_v7();
+        ward.store(seed, &failed(seed)).await;
+        let body = SeedRequest::new(&picture("cup.jpg"), protocol::seed_name(seed, "image/jpeg")).to_json();
+        ward.letter(body, None).await;
+        (old, young, gone, succeeded, seed)
+    });
+
+    let one = ward.run(&["redrive", &young.to_string(), "nobody", "--json"]);
+    assert_eq!(one.status.code(), Some(1), "one of both is not there");
+    let one = json_of(&one);
+    assert_eq!(one["not_found"], json!(["nobody"]));
+    assert_eq!(
+        (&one["letters"][0]["id"], &one["letters"][0]["outcome"]),
+        (&young.to_string().into(), &"sent_again".into())
+    );
+    assert_eq!(ids(&ward.json(&["dead", "--json"])).len(), 5, "the others stay");
+
+    let all = ward.run(&["redrive", "--all", "--json"]);
+    assert_eq!(all.status.code(), Some(1), "two cannot be sent");
+    let all = json_of(&all);
+    let outcome = |id: Uuid| {
+        let letters = all["letters"].as_array().unwrap();
+        letters.iter().find(|letter| letter["id"] == id.to_string()).unwrap()["outcome"].clone()
+    };
+    assert_eq!([outcome(old), outcome(seed), outcome(gone)], ["sent_again", "sent_again", "kept"]);
+    assert_eq!(outcome(succeeded), "already_succeeded");
+    assert_eq!(ids(&ward.json(&["dead", "--json"])), ["-".to_owned(), gone.to_string()].into());
+
+    // No worker yet: the job of yesterday is not said to have expired.
+    let mut service = Service::start_in(ward.dir, 0, &[], &[]);
+    for id in [old, young, seed] {
+        let job = service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").json();
+        assert_eq!(job, json!({"id": id, "status": "queued"}));
+    }
+    service.add_worker();
+    for (id, name) in [(old, "rocket.jpg"), (young, "cup.jpg"), (seed, "cup.jpg")] {
+        let job = service.finished(&id.to_string());
+        assert_eq!((&job["status"], &job["predictions"][0]["label"]), (&"succeeded".into(), &label_of(name).into()));
+    }
+    assert_eq!(service.finished(&succeeded.to_string())["status"], "succeeded");
+    assert_eq!(service.finished(&gone.to_string())["error"]["code"], "attempts_exhausted");
+}
+
+fn failed(id: Uuid) -> ClassifyResult {
+    ClassifyResult::ended(id, "", Status::Failed, ErrorCode::AttemptsExhausted, "store down")
+}
+
+#[test]
+fn a_redrive_that_is_killed_again_and_again_loses_nothing() {
+    let ward = run(Ward::new());
+    let ids: Vec<Uuid> = run(async {
+        let mut ids = Vec::new();
+        for _ in 0..60 {
+            ids.push(ward.failed_job("rocket.jpg", 2).await);
+        }
+        ids
+    });
+    let sent = || run(ward.service.requests.depth()).unwrap().visible;
+    for kill in 1..=5_u64 {
+        let mut redrive = Process::start(ward.command(&["redrive", "--all"]), &ward.dir.path().join("redrive.log"));
+        until("some to be sent", || (sent() >= kill * 10 - 5).then_some(()));
+        redrive.kill();
+        ward.let_holds_end();
+    }
+    let last = ward.run(&["redrive", "--all", "--json"]);
+    assert_eq!(last.status.code(), Some(0), "{last:?}");
+    assert_eq!(ward.json(&["dead", "--json"])["dead_letters"], json!([]));
+
+    let service = Service::start_in(ward.dir, 1, &[], &[]);
+    for id in ids {
+        let job = service.finished(&id.to_string());
+        assert_eq!(job["status"], "succeeded", "{job}");
+    }
+}
+
+#[test]
+fn nothing_is_purged_unless_somebody_means_it() {
+    let ward = run(Ward::new());
+    run(ward.failed_job("rocket.jpg", 0));
+    let left = || run(ward.service.dead_letters.depth()).unwrap().visible;
+
+    let unattended = ward.command(&["purge", LETTERS]).stdin(Stdio::null()).output().unwrap();
+    assert_eq!((unattended.status.code(), left()), (Some(1), 1));
+    assert!(String::from_utf8_lossy(&unattended.stderr).contains("--yes"));
+    let foreign = ward.run(&["purge", "somebody-elses", "--yes"]);
+    assert_eq!(foreign.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&foreign.stderr).contains(REQUESTS), "it says which there are");
+
+    // On a terminal it asks.
+    assert_eq!((on_a_terminal(&ward, "n\n"), left()), (Some(1), 1));
+    assert_eq!((on_a_terminal(&ward, "y\n"), left()), (Some(0), 0));
+
+    run(ward.failed_job("rocket.jpg", 0));
+    assert_eq!(ward.json(&["purge", LETTERS, "--yes", "--json"]), json!({"queue": LETTERS, "messages": 1}));
+    assert_eq!(left(), 0);
+}
+
+/// Runs the purge with a terminal as its standard input, on which a person types; its exit code.
+fn on_a_terminal(ward: &Ward, typed: &str) -> Option<i32> {
+    let purge = ward.command(&["purge", LETTERS]);
+    let script = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+    let mut python = Command::new("python3");
+    python.args(["-c", script]).arg(purge.get_program()).args(purge.get_args());
+    for (name, value) in purge.get_envs() {
+        match value {
+            Some(value) => python.env(name, value),
+            None => python.env_remove(name),
+        };
+    }
+    let mut python = python.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("python3");
+    python.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
+    python.wait().unwrap().code()
+}
