@@ -7,6 +7,7 @@
 //! - Of several puts with `if_none_match`, exactly one returns [`Put::Created`].
 
 mod dir;
+mod s3;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,16 +16,20 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use dir::DirStore;
+pub use s3::S3Store;
 
 use crate::config::Backend;
 
-/// The bucket, as the configuration asks for it.
+/// The bucket, as the configuration asks for it; made where it is not there.
 ///
 /// # Errors
 /// [`StoreError::Fatal`] where it cannot be used; it says what to do.
-pub fn open(backend: &Backend, bucket: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
+pub async fn open(backend: &Backend, bucket: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
     match backend {
         Backend::Local { data_dir } => Ok(Arc::new(DirStore::open(data_dir, bucket)?)),
+        Backend::Aws { region, endpoint_url } => {
+            Ok(Arc::new(S3Store::open(region.as_deref(), endpoint_url.as_deref(), bucket).await?))
+        }
     }
 }
 

@@ -76,13 +76,13 @@ pub async fn run(
     workers_ready: Option<watch::Receiver<usize>>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let queues = queue::open(&config.backend)?;
+    let queues = queue::open(&config.backend).await?;
     let names = &config.names;
     let service =
         ServiceQueues::open_or_create(&*queues, names, config.visibility_timeout, config.max_receive_count).await?;
     let attributes = service.requests.attributes().await?;
-    let input = store::open(&config.backend, &names.input_bucket)?;
-    let output = store::open(&config.backend, &names.output_bucket)?;
+    let input = store::open(&config.backend, &names.input_bucket).await?;
+    let output = store::open(&config.backend, &names.output_bucket).await?;
     let pending = Pending::default();
     let replies =
         Arc::new(Replies::open(queues, names.result_queue.clone(), pending.clone()).await.context("no reply queue")?);

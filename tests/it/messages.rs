@@ -19,7 +19,7 @@ struct Queues {
 
 impl Queues {
     async fn open(service: &Service) -> Queues {
-        let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).unwrap();
+        let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
         let names = Names::local("imgcls");
         Queues {
             requests: queues.open(&names.request_queue).await.unwrap(),
