@@ -59,8 +59,9 @@ impl S3Store {
         Ok(store)
     }
 
+    /// Asked by listing, not by HEAD: the answer to that has no body, and so would not say what is wrong.
     async fn is_there(&self) -> Result<bool, StoreError> {
-        match self.client.head_bucket().bucket(&self.bucket).send().await {
+        match self.client.list_objects_v2().bucket(&self.bucket).max_keys(1).send().await {
             Ok(_) => Ok(true),
             Err(error) => match self.aws.fault("s3:ListBucket", &self.resource(), &error) {
                 Fault::Missing => Ok(false),
