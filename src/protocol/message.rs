@@ -111,13 +111,13 @@ pub struct ModelRef {
 /// Where the time went, milliseconds. A stage that was not reached is 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct TimingsMs {
-    /// Submission to receipt by the worker (two clocks).
+    /// Submission to receipt by the worker (two clocks), and there until a session is free.
     pub queued: f64,
     /// Reading the image from the store.
     pub fetched: f64,
     /// Decoding and preprocessing.
     pub decoded: f64,
-    /// Waiting for a session and inference.
+    /// Inference of its batch.
     pub inferred: f64,
     /// Submission to the end.
     pub total: f64,

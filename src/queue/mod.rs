@@ -2,7 +2,7 @@
 //!
 //! Every backend passes the same conformance suite (`tests/it/queue_conformance.rs`); the contract in words:
 //!
-//! - A send that returned is durable. Order is not promised.
+//! - A send that returned is durable, unless the message is transient. Order is not promised.
 //! - A received message is invisible to others for its visibility timeout, then comes again with a higher
 //!   `receive_count`. At least once: every consumer must bear a second delivery.
 //! - A [`Receipt`] belongs to one delivery. Used after the message was delivered again or deleted it does nothing
@@ -126,11 +126,19 @@ pub struct Outgoing {
     pub attributes: BTreeMap<String, String>,
     /// How long until it can be received first.
     pub delay: Duration,
+    /// A power loss may lose it, and little is lost with it: a reply, whose result stands in the store. A backend may
+    /// keep it as well as any other.
+    pub is_transient: bool,
 }
 
 impl Outgoing {
     pub fn new(body: impl Into<String>) -> Self {
         Outgoing { body: body.into(), ..Outgoing::default() }
+    }
+
+    /// See [`Outgoing::is_transient`].
+    pub fn transient(body: impl Into<String>) -> Self {
+        Outgoing { is_transient: true, ..Outgoing::new(body) }
     }
 }
 

@@ -1,7 +1,8 @@
 //! The local store: objects are files, `<data_dir>/<bucket>/<key>`, for any number of processes on this machine.
 //!
-//! A put writes a file in `<data_dir>/.tmp`, syncs it, gives it its name in one step and syncs the directory that
-//! holds the name. So a name always leads to a whole object, also after a power loss, and a put that returned stays.
+//! A put writes a file without a name (`O_TMPFILE`; where the file system has none, one in `<data_dir>/.tmp`), syncs
+//! it, gives it its name in one step and syncs the directory that holds the name. So a name always leads to a whole
+//! object, also after a power loss, and a put that returned stays.
 //!
 //! A directory knows limits that S3 does not: a segment of a key has at most 255 bytes, and `a` and `a/b` cannot both
 //! be objects. Times and sizes are the file's; the media type is not kept.
@@ -9,6 +10,7 @@
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +19,8 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use rustix::fs::{AtFlags, CWD};
+use rustix::io::Errno;
 use tokio::sync::Semaphore;
 
 use super::{ObjectInfo, ObjectStore, Put, PutOptions, StoreError};
@@ -45,12 +49,18 @@ impl DirStore {
     pub fn open(data_dir: &Path, bucket: &str) -> Result<DirStore, StoreError> {
         let fatal = |reason| StoreError::Fatal { bucket: bucket.to_owned(), reason };
         let bucket = config::bucket_name(bucket).map_err(fatal)?;
-        let disk =
-            Disk { root: data_dir.join(&bucket), temporary: data_dir.join(".tmp"), bucket, syncs: Mutex::default() };
+        let mut disk = Disk {
+            root: data_dir.join(&bucket),
+            temporary: data_dir.join(".tmp"),
+            bucket,
+            has_unnamed_files: false,
+            syncs: Mutex::default(),
+        };
         for directory in [&disk.root, &disk.temporary] {
             make_directories(directory).map_err(|error| disk.error(directory, &error))?;
         }
         remove_stale(&disk.temporary);
+        disk.has_unnamed_files = has_unnamed_files(&disk.temporary);
         Ok(DirStore { disk: Arc::new(disk), room: Semaphore::new(MAX_CONCURRENT) })
     }
 
@@ -98,6 +108,9 @@ struct Disk {
     bucket: String,
     root: PathBuf,
     temporary: PathBuf,
+    /// Whether a file can be written before it has any name: half the directory changes of a put, and nothing to
+    /// clean up after a crash.
+    has_unnamed_files: bool,
     /// One a directory that was written to; keys have few distinct prefixes.
     syncs: Mutex<HashMap<PathBuf, Arc<SharedSync>>>,
 }
@@ -121,10 +134,21 @@ impl Disk {
             self.sync_directory(directory)?;
             return Ok(Put::AlreadyExists);
         }
-        let temporary = Temporary::write(&self.temporary, body)?;
-        let put = if if_none_match { temporary.link(path)? } else { temporary.rename(path)? };
+        let put = self.place(directory, path, body, if_none_match)?;
         self.sync_directory(directory)?;
         Ok(put)
+    }
+
+    fn place(&self, directory: &Path, path: &Path, body: &[u8], if_none_match: bool) -> io::Result<Put> {
+        if self.has_unnamed_files {
+            // A link replaces nothing; that an object is written over is rare.
+            let put = link_unnamed(&write_unnamed(directory, body)?, path)?;
+            if put == Put::Created || if_none_match {
+                return Ok(put);
+            }
+        }
+        let temporary = Temporary::write(&self.temporary, body)?;
+        if if_none_match { link(&temporary.path, path) } else { temporary.rename(path) }
     }
 
     fn get(&self, path: &Path, key: &str, max_bytes: u64) -> Result<Option<Bytes>, StoreError> {
@@ -243,8 +267,7 @@ impl Temporary {
         let path = directory.join(format!("{}-{:x}-{count}", std::process::id(), *STARTED));
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path)?;
         let temporary = Temporary { path, is_named: false };
-        file.write_all(body)?;
-        file.sync_data()?;
+        write_synced(&mut file, body)?;
         Ok(temporary)
     }
 
@@ -253,15 +276,6 @@ impl Temporary {
         fs::rename(&self.path, path)?;
         self.is_named = true;
         Ok(Put::Created)
-    }
-
-    /// Fails for all but one of those who want the name at the same time, in whatever process.
-    fn link(self, path: &Path) -> io::Result<Put> {
-        match fs::hard_link(&self.path, path) {
-            Ok(()) => Ok(Put::Created),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Put::AlreadyExists),
-            Err(error) => Err(error),
-        }
     }
 }
 
@@ -272,6 +286,41 @@ impl Drop for Temporary {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// A synced file without a name; gone when it is closed before it gets one.
+fn write_unnamed(directory: &Path, body: &[u8]) -> io::Result<File> {
+    let mut file = OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).mode(0o644).open(directory)?;
+    write_synced(&mut file, body)?;
+    Ok(file)
+}
+
+fn write_synced(file: &mut File, body: &[u8]) -> io::Result<()> {
+    file.write_all(body)?;
+    file.sync_data()
+}
+
+/// By its place in `/proc`: to link a descriptor itself takes a privilege.
+fn link_unnamed(file: &File, path: &Path) -> io::Result<Put> {
+    link(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())), path)
+}
+
+/// Succeeds for one of those who want the name at the same time, in whatever process.
+fn link(from: &Path, path: &Path) -> io::Result<Put> {
+    match rustix::fs::linkat(CWD, from, CWD, path, AtFlags::SYMLINK_FOLLOW) {
+        Ok(()) => Ok(Put::Created),
+        Err(Errno::EXIST) => Ok(Put::AlreadyExists),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Tried once: network and overlay file systems may refuse, and `/proc` may be missing.
+fn has_unnamed_files(directory: &Path) -> bool {
+    let probe = directory.join(format!("probe-{}-{:x}", std::process::id(), rand::random::<u64>()));
+    let linked = write_unnamed(directory, &[]).and_then(|file| link_unnamed(&file, &probe));
+    // One that is left is removed as stale.
+    let _ = fs::remove_file(&probe);
+    linked.is_ok()
 }
 
 /// One sync for all who wait for the same directory: who comes while one runs is covered by the next.

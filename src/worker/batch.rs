@@ -1,12 +1,11 @@
 //! Dynamic batching: a batch closes when it is full or has waited long enough, and it is only begun once a session is
 //! free to run it. So it grows while the model is busy, and a lone image waits for nothing.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::infer::{Prepared, Sessions};
+use super::infer::{Fetched, Sessions};
 
 #[derive(Debug, Clone, Copy)]
 pub struct BatchRule {
@@ -29,49 +28,31 @@ impl BatchRule {
     }
 }
 
-/// Feeds the sessions until `ready` is closed and empty.
-pub async fn run(rule: BatchRule, mut ready: mpsc::Receiver<Prepared>, mut sessions: Sessions) -> anyhow::Result<()> {
-    let mut waiting = VecDeque::new();
+/// Feeds the sessions until `fetched` is closed and empty.
+pub async fn run(rule: BatchRule, mut fetched: mpsc::Receiver<Fetched>, mut sessions: Sessions) -> anyhow::Result<()> {
     loop {
         // The slot first, then the batch: what arrives while all sessions are busy joins it.
         let session = sessions.free().await?;
-        if waiting.is_empty() {
-            match ready.recv().await {
-                Some(first) => waiting.push_back(first),
-                None => return Ok(()),
-            }
-        }
-        fill(rule, &mut waiting, &mut ready).await;
-        session.run(take_batch(rule.max_size, &mut waiting))?;
+        let Some(first) = fetched.recv().await else { return Ok(()) };
+        session.run(fill(rule, first, &mut fetched).await)?;
     }
 }
 
-async fn fill(rule: BatchRule, waiting: &mut VecDeque<Prepared>, ready: &mut mpsc::Receiver<Prepared>) {
+async fn fill(rule: BatchRule, first: Fetched, fetched: &mut mpsc::Receiver<Fetched>) -> Vec<Fetched> {
     let opened_at = Instant::now();
+    let mut batch = vec![first];
     loop {
-        while waiting.len() < rule.max_size
-            && let Ok(next) = ready.try_recv()
+        while batch.len() < rule.max_size
+            && let Ok(next) = fetched.try_recv()
         {
-            waiting.push_back(next);
+            batch.push(next);
         }
-        let Decision::WaitUntil(until) = rule.decide(waiting.len(), opened_at, Instant::now()) else { return };
-        match tokio::time::timeout_at(until.into(), ready.recv()).await {
-            Ok(Some(next)) => waiting.push_back(next),
-            Ok(None) | Err(_) => return,
+        let Decision::WaitUntil(until) = rule.decide(batch.len(), opened_at, Instant::now()) else { return batch };
+        match tokio::time::timeout_at(until.into(), fetched.recv()).await {
+            Ok(Some(next)) => batch.push(next),
+            Ok(None) | Err(_) => return batch,
         }
     }
-}
-
-/// The first image and those behind it of the same shape; a model of native size gets many shapes.
-fn take_batch(max_size: usize, waiting: &mut VecDeque<Prepared>) -> Vec<Prepared> {
-    let mut batch: Vec<Prepared> = Vec::with_capacity(max_size.min(waiting.len()));
-    let mut rest = VecDeque::new();
-    for image in waiting.drain(..) {
-        let fits = batch.len() < max_size && batch.first().is_none_or(|first| first.same_shape(&image));
-        if fits { batch.push(image) } else { rest.push_back(image) }
-    }
-    *waiting = rest;
-    batch
 }
 
 #[cfg(test)]

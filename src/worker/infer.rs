@@ -1,4 +1,6 @@
-//! The inference threads: one OS thread owns one session of the model, without a mutex.
+//! The inference threads: one OS thread owns one session of the model, without a mutex, and decodes what it infers.
+//! So as many threads compute as there are sessions, a tensor is read by the core that made it, and however hostile the
+//! images, no more are decoded at a time than there are sessions.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -9,28 +11,32 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::job::{Ending, Rules, Work};
+use super::job::{Ending, Origin, Rules, Work, millis};
 use super::lease::Lease;
 use super::metrics::METRICS;
+use crate::config::Limits;
 use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor};
 
-/// An image that is ready for the model.
-pub struct Prepared {
+/// An image that waits for a session.
+pub struct Fetched {
     pub work: Work,
     pub lease: Lease,
-    pub tensor: Tensor,
-    /// The file; kept for the original's form, which stores it. Empty otherwise.
+    /// The message, for the dead letters.
+    pub body: String,
     pub image: Bytes,
-    /// A place among those that wait. Given up when the inference begins, so that the next image is fetched and
-    /// decoded meanwhile.
+    /// A place among those that wait. Given up when a session begins with it, so that the next image is fetched
+    /// meanwhile.
     pub place: OwnedSemaphorePermit,
-    pub ready_at: Instant,
+    pub fetched_at: Instant,
 }
 
-impl Prepared {
-    pub fn same_shape(&self, other: &Prepared) -> bool {
-        (self.tensor.height, self.tensor.width) == (other.tensor.height, other.tensor.width)
-    }
+/// An image that is ready for the model.
+struct Decoded {
+    work: Work,
+    lease: Lease,
+    /// The file; kept for the original's form, which stores it. Empty otherwise.
+    image: Bytes,
+    tensor: Tensor,
 }
 
 /// What leaves the model: a lease and how it ends.
@@ -41,12 +47,12 @@ pub struct Finished {
 
 /// The sessions, as the batcher sees them.
 pub struct Sessions {
-    batches: Vec<std::sync::mpsc::SyncSender<Vec<Prepared>>>,
+    batches: Vec<std::sync::mpsc::SyncSender<Vec<Fetched>>>,
     free: mpsc::Receiver<usize>,
 }
 
 /// A session that waits for a batch.
-pub struct FreeSession<'a>(&'a std::sync::mpsc::SyncSender<Vec<Prepared>>);
+pub struct FreeSession<'a>(&'a std::sync::mpsc::SyncSender<Vec<Fetched>>);
 
 impl Sessions {
     /// The next session that has nothing to do.
@@ -57,7 +63,7 @@ impl Sessions {
 }
 
 impl FreeSession<'_> {
-    pub fn run(self, batch: Vec<Prepared>) -> anyhow::Result<()> {
+    pub fn run(self, batch: Vec<Fetched>) -> anyhow::Result<()> {
         self.0.send(batch).map_err(|_| anyhow::anyhow!("an inference thread has ended"))
     }
 }
@@ -69,6 +75,7 @@ pub async fn start(
     count: usize,
     package: &Arc<ModelPackage>,
     choice: &ModelChoice,
+    limits: Limits,
     rules: &Arc<Rules>,
     finished: &mpsc::Sender<Finished>,
 ) -> anyhow::Result<(Sessions, Vec<JoinHandle<()>>)> {
@@ -81,6 +88,7 @@ pub async fn start(
         let thread = Thread {
             index,
             package: Arc::clone(package),
+            limits,
             rules: Arc::clone(rules),
             batches: batch_rx,
             free: free_tx.clone(),
@@ -105,8 +113,9 @@ pub async fn start(
 struct Thread {
     index: usize,
     package: Arc<ModelPackage>,
+    limits: Limits,
     rules: Arc<Rules>,
-    batches: std::sync::mpsc::Receiver<Vec<Prepared>>,
+    batches: std::sync::mpsc::Receiver<Vec<Fetched>>,
     free: mpsc::Sender<usize>,
     finished: mpsc::Sender<Finished>,
 }
@@ -132,36 +141,78 @@ impl Thread {
 
     /// # Errors
     /// When nobody takes what is finished any more.
-    fn run_batch(&self, session: &mut Session, batch: Vec<Prepared>) -> Result<(), ()> {
-        let mut running = Vec::with_capacity(batch.len());
-        let mut tensors = Vec::with_capacity(batch.len());
-        for Prepared { work, lease, tensor, image, place, ready_at } in batch {
-            drop(place);
-            running.push((work, lease, image, ready_at));
-            tensors.push(tensor);
-        }
+    fn run_batch(&self, session: &mut Session, batch: Vec<Fetched>) -> Result<(), ()> {
         let started = Instant::now();
-        let outcome = session.infer(&tensors.iter().collect::<Vec<_>>());
-        METRICS.batch_size.observe(tensors.len() as f64);
-        METRICS.stage("inferred").observe(started.elapsed().as_secs_f64());
+        let mut decoded = Vec::with_capacity(batch.len());
+        for fetched in batch {
+            match self.decode(fetched, started) {
+                Ok(image) => decoded.push(image),
+                Err(finished) => self.finish(finished)?,
+            }
+        }
+        // A model of native size gets many shapes; one inference takes images of one.
+        decoded.sort_by_key(Decoded::shape);
+        while let Some(shape) = decoded.last().map(Decoded::shape) {
+            let rest = decoded.partition_point(|image| image.shape() < shape);
+            self.infer(session, decoded.split_off(rest))?;
+        }
+        Ok(())
+    }
+
+    fn decode(&self, fetched: Fetched, started: Instant) -> Result<Decoded, Finished> {
+        let Fetched { mut work, lease, body, image, place, fetched_at } = fetched;
+        drop(place);
+        let decoding = Instant::now();
+        let tensor = model::prepare(&image, &self.package, &self.limits);
+        METRICS.stage("decoded").observe(decoding.elapsed().as_secs_f64());
+        work.timings_ms.queued += millis(started.duration_since(fetched_at));
+        work.timings_ms.decoded = millis(decoding.elapsed());
+        match tensor {
+            Ok(tensor) => {
+                let image = if matches!(work.origin, Origin::Seed { .. }) { image } else { Bytes::new() };
+                Ok(Decoded { work, lease, image, tensor })
+            }
+            Err(error) => {
+                let ending = work.failed(error.code, error.message, &body, Timestamp::now(), &self.rules);
+                Err(Finished { lease, ending })
+            }
+        }
+    }
+
+    fn infer(&self, session: &mut Session, batch: Vec<Decoded>) -> Result<(), ()> {
+        let started = Instant::now();
+        let outcome = session.infer(&batch.iter().map(|image| &image.tensor).collect::<Vec<_>>());
+        let inferred = started.elapsed();
+        METRICS.batch_size.observe(batch.len() as f64);
+        METRICS.stage("inferred").observe(inferred.as_secs_f64());
         let mut probabilities = match outcome {
             Ok(probabilities) => Ok(probabilities.into_iter()),
             Err(error) => Err(format!("inference failed: {error:#}")),
         };
-        for (mut work, lease, image, ready_at) in running {
-            work.timings_ms.inferred = ready_at.elapsed().as_secs_f64() * 1e3;
+        for Decoded { mut work, lease, image, .. } in batch {
+            work.timings_ms.inferred = millis(inferred);
             let ending = match &mut probabilities {
                 Ok(rows) => self.conclude(work, image, rows.next().as_deref()),
                 Err(reason) => work.faulted(reason.clone()),
             };
-            self.finished.blocking_send(Finished { lease, ending }).map_err(|_| ())?;
+            self.finish(Finished { lease, ending })?;
         }
         Ok(())
+    }
+
+    fn finish(&self, finished: Finished) -> Result<(), ()> {
+        self.finished.blocking_send(finished).map_err(|_| ())
     }
 
     fn conclude(&self, work: Work, image: Bytes, row: Option<&[f32]>) -> Ending {
         let Some(row) = row else { return work.faulted("the model gave fewer answers than images".to_owned()) };
         let predictions = model::top_k(&self.package, row, work.top_k);
         work.succeeded(predictions, image, self.package.model_ref(), Timestamp::now(), &self.rules)
+    }
+}
+
+impl Decoded {
+    fn shape(&self) -> (usize, usize) {
+        (self.tensor.height, self.tensor.width)
     }
 }

@@ -306,6 +306,11 @@ fn seed_dead_letter(name: String, body: &str, reason: String, attempts: u32) -> 
     Ending::DeadLetter { letter, result: None, reply_to: None }
 }
 
+/// As the wire has times.
+pub fn millis(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}
+
 /// Never negative: two machines' clocks may disagree. Microsecond steps: a nanosecond of a wait in a queue is noise.
 fn millis_between(from: Timestamp, to: Timestamp) -> f64 {
     let micros = (to.as_microsecond() - from.as_microsecond()).max(0);

@@ -3,8 +3,8 @@
 //! Four stages on bounded channels, in the order of an image's life:
 //!
 //! ```text
-//! prepare: receive → fetch → decode      batch: a free session, then a batch
-//! infer:   one thread a session          publish: result → reply → ack
+//! prepare: receive → fetch                   batch: a free session, then a batch
+//! infer:   decode → infer, a thread a session publish: result → reply → ack
 //! ```
 //!
 //! A stage ends when the one before it has ended and its channel is empty: draining is closing the first. Between
@@ -112,9 +112,9 @@ async fn work(
     let session_count = config.sessions.unwrap_or_else(cores);
     let places = session_count * config.max_batch_size;
 
-    let (ready_tx, ready_rx) = mpsc::channel(places);
+    let (fetched_tx, fetched_rx) = mpsc::channel(places);
     let (finished_tx, finished_rx) = mpsc::channel(places + session_count);
-    let (sessions, threads) = infer::start(session_count, &package, &config.model, &rules, &finished_tx).await?;
+    let (sessions, threads) = infer::start(session_count, &package, &config.model, config.limits, &rules, &finished_tx).await?;
 
     let keeper = Keeper::new(Arc::clone(&service.requests), config.visibility_timeout);
     let last_faults = Arc::new(LastFaults::default());
@@ -122,14 +122,13 @@ async fn work(
         requests: Arc::clone(&service.requests),
         input: Arc::clone(&input),
         output: Arc::clone(&output),
-        package: Arc::clone(&package),
         limits: config.limits,
         rules: Arc::clone(&rules),
         keeper: keeper.clone(),
         last_faults: Arc::clone(&last_faults),
         visibility_timeout: config.visibility_timeout,
         places: Arc::new(Semaphore::new(places)),
-        ready: ready_tx,
+        fetched: fetched_tx,
         finished: finished_tx,
     };
     let rule = BatchRule { max_size: config.max_batch_size, max_delay: config.max_batch_delay };
@@ -151,7 +150,7 @@ async fn work(
         intake.run(draining).await;
         Ok(())
     });
-    stages.spawn(batch::run(rule, ready_rx, sessions));
+    stages.spawn(batch::run(rule, fetched_rx, sessions));
     stages.spawn(async move {
         publisher.run(finished_rx).await;
         Ok(())

@@ -1,4 +1,4 @@
-//! The intake: receive, fetch, decode, preprocess.
+//! The intake: receive, fetch.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,13 +11,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::infer::{Finished, Prepared};
-use super::job::{self, ALONE_FROM_ATTEMPT, Ending, Origin, Rules, Triage, Work};
+use super::infer::{Fetched, Finished};
+use super::job::{self, ALONE_FROM_ATTEMPT, Ending, Rules, Triage, Work, millis};
 use super::lease::{Keeper, Lease};
 use super::metrics::METRICS;
 use super::patience::{Rests, patiently};
 use crate::config::Limits;
-use crate::model::{self, ModelPackage, PrepareError, Tensor};
 use crate::protocol::{self, ClassifyRequest, ErrorCode, Payload};
 use crate::queue::{Delivery, LONGEST_POLL, MAX_BATCH, Queue, QueueError, ReceiveOptions};
 use crate::store::{ObjectStore, StoreError};
@@ -29,7 +28,6 @@ pub struct Intake {
     pub requests: Arc<dyn Queue>,
     pub input: Arc<dyn ObjectStore>,
     pub output: Arc<dyn ObjectStore>,
-    pub package: Arc<ModelPackage>,
     pub limits: Limits,
     pub rules: Arc<Rules>,
     pub keeper: Keeper,
@@ -37,7 +35,7 @@ pub struct Intake {
     pub visibility_timeout: Duration,
     /// One permit for each image that may wait for a session; those that run have given theirs back.
     pub places: Arc<Semaphore>,
-    pub ready: mpsc::Sender<Prepared>,
+    pub fetched: mpsc::Sender<Fetched>,
     pub finished: mpsc::Sender<Finished>,
 }
 
@@ -107,12 +105,13 @@ impl Intake {
         }
     }
 
-    /// One delivery, from its body to a tensor or to its end.
+    /// One delivery, from its body to an image or to its end.
     async fn prepare(self: Arc<Self>, lease: Lease, delivery: Delivery, place: OwnedSemaphorePermit) {
-        match self.tensor_of(&delivery).await {
-            Ok((work, tensor, image)) => {
-                let prepared = Prepared { work, lease, tensor, image, place, ready_at: Instant::now() };
-                if self.ready.send(prepared).await.is_err() {
+        match self.image_of(&delivery).await {
+            Ok((work, image)) => {
+                let body = delivery.body;
+                let fetched = Fetched { work, lease, body, image, place, fetched_at: Instant::now() };
+                if self.fetched.send(fetched).await.is_err() {
                     tracing::debug!("the batcher has ended; the message comes again");
                 }
             }
@@ -126,7 +125,7 @@ impl Intake {
         }
     }
 
-    async fn tensor_of(&self, delivery: &Delivery) -> Result<(Work, Tensor, Bytes), Ending> {
+    async fn image_of(&self, delivery: &Delivery) -> Result<(Work, Bytes), Ending> {
         let mut work = self.triage(delivery).await?;
         let fetching = Instant::now();
         let image = match self.fetch(&mut work).await {
@@ -138,17 +137,8 @@ impl Intake {
         };
         let fetched = fetching.elapsed();
         METRICS.stage("fetched").observe(fetched.as_secs_f64());
-        let (tensor, decoded) = self.decode(image.clone()).await;
-        METRICS.stage("decoded").observe(decoded.as_secs_f64());
         work.timings_ms.fetched = millis(fetched);
-        work.timings_ms.decoded = millis(decoded);
-        match tensor {
-            Ok(tensor) => {
-                let kept = if matches!(work.origin, Origin::Seed { .. }) { image } else { Bytes::new() };
-                Ok((work, tensor, kept))
-            }
-            Err(error) => Err(work.failed(error.code, error.message, &delivery.body, Timestamp::now(), &self.rules)),
-        }
+        Ok((work, image))
     }
 
     async fn triage(&self, delivery: &Delivery) -> Result<Work, Ending> {
@@ -205,18 +195,6 @@ impl Intake {
             Err(error) => Err(Fetch::Fault(error.to_string())),
         }
     }
-
-    async fn decode(&self, image: Bytes) -> (Result<Tensor, PrepareError>, Duration) {
-        let (package, limits) = (Arc::clone(&self.package), self.limits);
-        let decoding = tokio::task::spawn_blocking(move || {
-            let started = Instant::now();
-            (model::prepare(&image, &package, &limits), started.elapsed())
-        });
-        decoding.await.unwrap_or_else(|error| {
-            let message = format!("the decoder ended early: {error}");
-            (Err(PrepareError { code: ErrorCode::Undecodable, message }), Duration::ZERO)
-        })
-    }
 }
 
 /// Why there is no image.
@@ -230,10 +208,6 @@ async fn take_places(places: &Arc<Semaphore>) -> Vec<OwnedSemaphorePermit> {
     let Ok(first) = Arc::clone(places).acquire_owned().await else { return std::future::pending().await };
     let more = std::iter::from_fn(|| Arc::clone(places).try_acquire_owned().ok());
     std::iter::once(first).chain(more).take(MAX_BATCH).collect()
-}
-
-fn millis(duration: Duration) -> f64 {
-    duration.as_micros() as f64 / 1e3
 }
 
 /// Why jobs were handed back, for the dead letter that may follow. A help for people, so it may forget.

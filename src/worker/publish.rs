@@ -53,6 +53,8 @@ struct Written {
 struct Reply {
     to: String,
     body: String,
+    /// The result object says the same and stands already.
+    is_transient: bool,
 }
 
 impl Publisher {
@@ -159,7 +161,7 @@ impl Publisher {
             tracing::warn!(reply_to = to, "not a reply queue of this service; no reply is sent");
             return None;
         }
-        Some(Reply { to, body: String::from_utf8_lossy(stored).into_owned() })
+        Some(Reply { to, body: String::from_utf8_lossy(stored).into_owned(), is_transient: true })
     }
 
     async fn write_seed(&self, name: &str, image: Bytes, label: &str) -> Reply {
@@ -173,7 +175,9 @@ impl Publisher {
     }
 
     fn seed_reply(&self, name: &str, label: &str) -> Reply {
-        Reply { to: self.service.results.name().to_owned(), body: protocol::seed_reply(name, label) }
+        let to = self.service.results.name().to_owned();
+        // The original's web tier reads no store: this is all it gets.
+        Reply { to, body: protocol::seed_reply(name, label), is_transient: false }
     }
 
     /// Sends replies to one queue. A queue that is gone belonged to a web process that is gone: nobody waits, and
@@ -184,12 +188,12 @@ impl Publisher {
             return;
         };
         for batch in replies.chunks(MAX_BATCH) {
-            let bodies = batch.iter().map(|reply| Outgoing::new(reply.body.clone())).collect();
+            let bodies = batch.iter().map(Reply::to_message).collect();
             let too_large = self.send_all(&*queue, bodies).await;
             let cut = too_large
                 .into_iter()
                 .filter_map(|at| protocol::cut_reply(&batch[at].body))
-                .map(Outgoing::new)
+                .map(Outgoing::transient)
                 .collect();
             self.send_all(&*queue, cut).await;
         }
@@ -289,6 +293,12 @@ impl ReplyQueues {
 
     fn forget(&self, name: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+}
+
+impl Reply {
+    fn to_message(&self) -> Outgoing {
+        Outgoing { is_transient: self.is_transient, ..Outgoing::new(self.body.clone()) }
     }
 }
 

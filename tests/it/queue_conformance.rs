@@ -58,7 +58,7 @@ async fn a_message_comes_as_it_was_sent(queues: &dyn Queues) {
     let attributes: BTreeMap<String, String> =
         [("reason", "it's \"bad\" — ünïcode"), ("id", "1")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
     let body = "{\"text\": \"line\\nbreak, ü, 漢字, 🦀\"}\nsecond line".to_owned();
-    let sent = Outgoing { body, attributes, delay: Duration::ZERO };
+    let sent = Outgoing { attributes, ..Outgoing::new(body) };
     scratch.send(std::slice::from_ref(&sent)).await;
     let delivery = scratch.receive_one(LONG).await;
     assert_eq!((&delivery.body, &delivery.attributes), (&sent.body, &sent.attributes));

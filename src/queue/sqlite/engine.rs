@@ -10,11 +10,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use rusqlite::Connection;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::bells::Bells;
 use super::file;
@@ -25,10 +26,16 @@ const MAX_WAITING: usize = 1_024;
 /// Calls in one transaction, so that other processes get their turn.
 const MAX_GROUP: usize = 128;
 
+/// How long a lazy call waits for others to share its transaction. In the flow of work the next receive or send comes
+/// sooner.
+const LINGER: Duration = Duration::from_millis(5);
+
 /// Whether a power loss may undo a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Durability {
-    /// It may: of an ack or an extension that only means one more delivery.
+    /// It may, and nobody's answer hangs on it: an ack.
+    Lazy,
+    /// It may: of a receive or an extension that only means one more delivery.
     Normal,
     /// It may not: on disk before the caller hears of it.
     Full,
@@ -85,14 +92,14 @@ pub(super) struct Engine {
 /// The way to the thread. Unbounded by itself: [`Engine`] bounds callers by its permits, and what comes beside them
 /// (a message handed back) stems from one call that had a permit.
 #[derive(Clone)]
-pub(super) struct Calls(mpsc::UnboundedSender<Box<dyn Job>>);
+pub(super) struct Calls(mpsc::Sender<Box<dyn Job>>);
 
 impl Engine {
     pub fn start(connection: Connection, bells: Arc<Bells>) -> Result<Engine, QueueError> {
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let (sender, receiver) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("queue-file".to_owned())
-            .spawn(move || run(&connection, receiver, &bells))
+            .spawn(move || run(&connection, &receiver, &bells))
             .map_err(|error| file::thread_error(&error))?;
         let room = Arc::new(Semaphore::new(MAX_WAITING));
         Ok(Engine { calls: Some(Calls(sender)), room, thread: Some(thread) })
@@ -231,20 +238,32 @@ impl<T: Send> Job for Call<T> {
     }
 }
 
-fn run(connection: &Connection, mut calls: mpsc::UnboundedReceiver<Box<dyn Job>>, bells: &Bells) {
+fn run(connection: &Connection, calls: &Receiver<Box<dyn Job>>, bells: &Bells) {
     let mut synced = Durability::Full;
-    while let Some(first) = calls.blocking_recv() {
-        let mut group = vec![first];
-        while group.len() < MAX_GROUP
-            && let Ok(next) = calls.try_recv()
-        {
-            group.push(next);
-        }
-        let writers = look(connection, group);
+    while let Ok(first) = calls.recv() {
+        let writers = look(connection, gather(first, calls));
         if !writers.is_empty() {
             write(connection, writers, &mut synced, bells);
         }
     }
+}
+
+/// What waits now; where all of it is lazy, what comes soon as well.
+fn gather(first: Box<dyn Job>, calls: &Receiver<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
+    let until = Instant::now() + LINGER;
+    let mut is_lazy = first.durability() == Durability::Lazy;
+    let mut group = vec![first];
+    while group.len() < MAX_GROUP {
+        let patience = if is_lazy { until.saturating_duration_since(Instant::now()) } else { Duration::ZERO };
+        match calls.recv_timeout(patience) {
+            Ok(next) => {
+                is_lazy &= next.durability() == Durability::Lazy;
+                group.push(next);
+            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    group
 }
 
 /// Answers whoever needs no write; returns the others.
@@ -285,20 +304,33 @@ fn transaction<'a>(
     group: &mut [Box<dyn Job>],
     synced: &mut Durability,
 ) -> rusqlite::Result<Session<'a>> {
-    let durability = group.iter().map(|job| job.durability()).max().unwrap_or(Durability::Full);
+    let full = group.iter().any(|job| job.durability() == Durability::Full);
+    let durability = if full { Durability::Full } else { Durability::Normal };
     if durability != *synced {
-        let level = if durability == Durability::Full { "FULL" } else { "NORMAL" };
-        connection.execute_batch(&format!("PRAGMA synchronous = {level}"))?;
+        connection.execute_batch(if full { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" })?;
         *synced = durability;
     }
-    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    execute(connection, "BEGIN IMMEDIATE")?;
+    let worked = work_and_commit(connection, group);
+    if worked.is_err() && !connection.is_autocommit() {
+        execute(connection, "ROLLBACK")?;
+    }
+    worked
+}
+
+fn work_and_commit<'a>(connection: &'a Connection, group: &mut [Box<dyn Job>]) -> rusqlite::Result<Session<'a>> {
     let mut session = Session::new(connection);
     for job in group {
         job.work(&mut session)?;
     }
-    transaction.commit()?;
+    execute(connection, "COMMIT")?;
     session.committed.store(true, Ordering::Release);
     Ok(session)
+}
+
+/// Parsed once: a transaction of one small call spends as long on parsing its `BEGIN` and `COMMIT` as on its work.
+fn execute(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached(sql)?.execute([]).map(drop)
 }
 
 impl Session<'_> {

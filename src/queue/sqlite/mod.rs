@@ -6,8 +6,8 @@
 //!
 //! Beside the contract of the port:
 //!
-//! - A send returns when the message is on disk, synced. A power loss may undo a receive, an extension or an ack; each
-//!   only means one more delivery. A killed process undoes nothing that had returned.
+//! - A send returns when the message is on disk, synced, unless it is transient. A power loss may undo a receive, an
+//!   extension or an ack; each only means one more delivery. A killed process undoes nothing that had returned.
 //! - A handle is a name. Where the queue was removed every call answers `NotFound`; made again under that name, the
 //!   same handle works on the new one, and receipts of the old one do nothing.
 //! - Messages come by the time they became visible, which is the order of sending as long as nothing is redelivered.
@@ -46,6 +46,8 @@ pub struct SqliteQueues {
 struct SqliteQueue {
     name: String,
     shared: Arc<Shared>,
+    /// The last receive left more behind, so the next need not look first. Only a hint.
+    has_more: AtomicBool,
 }
 
 struct Shared {
@@ -66,7 +68,7 @@ impl SqliteQueues {
     }
 
     fn queue(&self, name: String) -> Arc<dyn Queue> {
-        Arc::new(SqliteQueue { name, shared: Arc::clone(&self.shared) })
+        Arc::new(SqliteQueue { name, shared: Arc::clone(&self.shared), has_more: AtomicBool::new(false) })
     }
 }
 
@@ -124,8 +126,10 @@ impl Queue for SqliteQueue {
     async fn send(&self, messages: &[Outgoing]) -> Result<Vec<Result<(), QueueError>>, QueueError> {
         check_batch(messages.len())?;
         let (name, messages) = (self.name.clone(), messages.to_vec());
+        let transient = messages.iter().all(|message| message.is_transient);
+        let durability = if transient { Durability::Normal } else { Durability::Full };
         let work = move |session: &mut Session| messages::send(session, &name, &messages);
-        self.shared.engine.write(Durability::Full, work).await
+        self.shared.engine.write(durability, work).await
     }
 
     async fn receive(&self, options: ReceiveOptions) -> Result<Vec<Delivery>, QueueError> {
@@ -156,7 +160,7 @@ impl Queue for SqliteQueue {
         check_batch(receipts.len())?;
         let (name, receipts) = (self.name.clone(), receipts.to_vec());
         let work = move |session: &mut Session| messages::ack(session, &name, &receipts);
-        self.shared.engine.write(Durability::Normal, work).await
+        self.shared.engine.write(Durability::Lazy, work).await
     }
 
     async fn set_visibility(&self, changes: &[(Receipt, Duration)]) -> Result<(), QueueError> {
@@ -189,7 +193,11 @@ impl SqliteQueue {
     async fn take(&self, options: ReceiveOptions) -> Result<Claim, QueueError> {
         let (looked_at, name) = (self.name.clone(), self.name.clone());
         let (calls, calls_too) = (self.shared.engine.calls().clone(), self.shared.engine.calls().clone());
+        let is_likely = self.has_more.load(Ordering::Relaxed);
         let look = move |session: &Session| {
+            if is_likely {
+                return Ok(Look::Write);
+            }
             Ok(match messages::look_for_due(session, &looked_at)? {
                 Look::Write => Look::Write,
                 Look::Answer(nothing) => Look::Answer(Claim::new(&looked_at, nothing, session, calls)),
@@ -199,7 +207,9 @@ impl SqliteQueue {
             let taken = messages::receive(session, &name, options)?;
             Ok(Claim::new(&name, taken, session, calls_too))
         };
-        self.shared.engine.call(Durability::Normal, look, work).await
+        let claim = self.shared.engine.call(Durability::Normal, look, work).await?;
+        self.has_more.store(claim.next_due.is_some_and(|due| due.is_zero()), Ordering::Relaxed);
+        Ok(claim)
     }
 }
 
