@@ -358,9 +358,7 @@ impl SharedArgs {
         let defaults = match backend {
             Backend::Aws { region, endpoint_url } if input.is_none() || output.is_none() => {
                 let aws = Aws::connect(region.as_deref(), endpoint_url.as_deref()).await?;
-                let account = aws.account().await.context(
-                    "the buckets' default names contain the account's number; --input-bucket and --output-bucket need none",
-                )?;
+                let account = aws.account().await?;
                 Names::aws(&self.stack, &account, aws.region())
             }
             _ => Names::local(&self.stack),

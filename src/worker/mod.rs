@@ -114,7 +114,8 @@ async fn work(
 
     let (fetched_tx, fetched_rx) = mpsc::channel(places);
     let (finished_tx, finished_rx) = mpsc::channel(places + session_count);
-    let (sessions, threads) = infer::start(session_count, &package, &config.model, config.limits, &rules, &finished_tx).await?;
+    let (sessions, threads) =
+        infer::start(session_count, &package, &config.model, config.limits, &rules, &finished_tx).await?;
 
     let keeper = Keeper::new(Arc::clone(&service.requests), config.visibility_timeout);
     let last_faults = Arc::new(LastFaults::default());

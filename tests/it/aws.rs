@@ -6,15 +6,20 @@
 
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use imgcls::queue::SqsQueues;
-use imgcls::store::{ObjectStore, S3Store};
+use bytes::Bytes;
+use futures::future::join_all;
+use imgcls::aws::Aws;
+use imgcls::queue::{self, Outgoing, QueueAttributes, Queues as _, ReceiveOptions, SqsQueues};
+use imgcls::store::{ObjectStore, Put, PutOptions, S3Store, StoreError};
+use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
 use crate::conformance::Exception;
 use crate::emulators::{self, Emulator, ministack, moto, seaweedfs};
-use crate::harness::{Service, free_port, imgcls, label_of, picture};
+use crate::harness::{PATIENCE, Service, free_port, imgcls, label_of, picture};
 use crate::{queue_conformance, store_conformance};
 
 /// Set in the process that a test starts to run its suite in.
@@ -69,8 +74,8 @@ fn the_queues_of_aws_conform() {
 fn the_store_of_aws_conforms() {
     runtime().block_on(async {
         let bucket = store(&[]).await;
-        let sdk = aws_config::load_defaults(aws_config::BehaviorVersion::latest()).await;
-        let removed = aws_sdk_s3::Client::new(&sdk).delete_bucket().bucket(&bucket).send().await;
+        let aws = Aws::connect(None, None).await.expect("a region");
+        let removed = aws_sdk_s3::Client::new(aws.sdk()).delete_bucket().bucket(&bucket).send().await;
         removed.unwrap_or_else(|error| panic!("bucket {bucket} is empty and still there: {error}"));
     });
 }
@@ -139,6 +144,155 @@ fn answers(emulator: &Emulator) {
     service.web.signal("TERM");
     let mut service = service;
     assert_eq!(service.web.wait(), Some(0), "{}", service.web.log());
+}
+
+#[test]
+fn sends_and_acks_of_many_callers_share_calls() {
+    within(ministack, "aws::sends_and_acks_of_many_callers_share_calls", async || {
+        let queues = SqsQueues::connect(None, None).await.expect("a region");
+        let queue = queues.create(&format!("shared-{}", Uuid::now_v7().simple()), &QueueAttributes::default()).await;
+        let queue = queue.expect("a queue");
+        let sends = (0..200).map(|index| queue::send_one(&*queue, Outgoing::new(format!("message {index}"))));
+        join_all(sends).await.into_iter().collect::<Result<(), _>>().expect("sent");
+        let mut receipts = Vec::new();
+        while receipts.len() < 200 {
+            let options = ReceiveOptions { max: 10, wait: Duration::from_secs(5), visibility_timeout: PATIENCE };
+            receipts.extend(queue.receive(options).await.expect("received").into_iter().map(|got| got.receipt));
+        }
+        let acks = receipts.iter().map(|receipt| queue.ack(std::slice::from_ref(receipt)));
+        join_all(acks).await.into_iter().collect::<Result<(), _>>().expect("acked");
+        assert_eq!(queue.depth().await.expect("a depth").in_flight, 0);
+        for operation in ["SendMessageBatch", "DeleteMessageBatch"] {
+            // The first goes alone, the rest in tens.
+            assert!(calls(operation) <= 22, "{operation}: {} calls", calls(operation));
+        }
+        queues.delete(queue.name()).await.expect("removed");
+    });
+}
+
+/// Tries of that operation in this process, by its own metrics.
+fn calls(operation: &str) -> u64 {
+    let wanted = format!("operation=\"{operation}\"");
+    let counts = imgcls::telemetry::metrics_text();
+    let counts =
+        counts.lines().filter(|line| line.starts_with("imgcls_aws_call_seconds_count") && line.contains(&wanted));
+    counts.map(|line| line.rsplit(' ').next().and_then(|count| count.parse::<u64>().ok()).expect("a count")).sum()
+}
+
+/// Thirty tasks want something of a queue that is out of reach, and then is not.
+#[test]
+fn an_outage_costs_few_calls_and_ends_soon() {
+    within(moto, "aws::an_outage_costs_few_calls_and_ends_soon", async || {
+        let name = format!("outage-{}", Uuid::now_v7().simple());
+        let direct = SqsQueues::connect(None, None).await.expect("a region");
+        direct.create(&name, &QueueAttributes::default()).await.expect("a queue");
+        let emulator = std::env::var("AWS_ENDPOINT_URL").expect("set for this process");
+        let door = Door::before(emulator.trim_start_matches("http://").to_owned()).await;
+        let queues = SqsQueues::connect(None, Some(&door.url)).await.expect("a region");
+        let queue = queues.open(&name).await.expect("the door is open");
+        door.is_open.store(false, Ordering::SeqCst);
+        let patient = |_| async {
+            while queue.depth().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Instant::now()
+        };
+        let outage = async {
+            // What comes together at first is under way before any of it has failed.
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let before = door.turned_away.load(Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_secs(6)).await;
+            let tries = door.turned_away.load(Ordering::SeqCst) - before;
+            assert!((1..=12).contains(&tries), "{tries} tries in six seconds");
+            door.is_open.store(true, Ordering::SeqCst);
+            Instant::now()
+        };
+        let (served, opened) = tokio::join!(join_all((0..30).map(patient)), outage);
+        let last = served.into_iter().max().expect("thirty");
+        assert!(last < opened + Duration::from_secs(5), "served {:?} after the end of the outage", last - opened);
+    });
+}
+
+/// Stands between a client and an emulator, and can be shut.
+struct Door {
+    url: String,
+    is_open: Arc<AtomicBool>,
+    turned_away: Arc<AtomicUsize>,
+}
+
+impl Door {
+    /// Lives as long as the runtime.
+    async fn before(address: String) -> Door {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let door = Door { url, is_open: Arc::new(AtomicBool::new(true)), turned_away: Arc::default() };
+        let (is_open, turned_away) = (Arc::clone(&door.is_open), Arc::clone(&door.turned_away));
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                if !is_open.load(Ordering::SeqCst) {
+                    turned_away.fetch_add(1, Ordering::SeqCst);
+                    continue;
+                }
+                let (address, is_open) = (address.clone(), Arc::clone(&is_open));
+                tokio::spawn(async move {
+                    let mut server = TcpStream::connect(address).await.expect("the emulator");
+                    let shut = async {
+                        while is_open.load(Ordering::SeqCst) {
+                            tokio::time::sleep(Duration::from_millis(10)).await;
+                        }
+                    };
+                    // A connection that stood is cut when the door is shut.
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                        () = shut => {}
+                    }
+                });
+            }
+        });
+        door
+    }
+}
+
+#[test]
+fn what_a_policy_denies_is_named() {
+    within(seaweedfs, "aws::what_a_policy_denies_is_named", async || {
+        let bucket = format!("imgcls-test-{}", Uuid::now_v7());
+        let store = S3Store::open(None, None, &bucket).await.expect("a bucket");
+        let put = store.put("images/1", Bytes::from_static(b"image"), PutOptions::default()).await.expect("put");
+        assert_eq!(put, Put::Created);
+        deny(&bucket, &["s3:GetObject", "s3:ListBucket"]).await;
+        let said = store.get("images/1", 100).await.expect_err("denied").to_string();
+        assert!(said.contains("no permission for s3:GetObject") && said.contains("s3:ListBucket"), "{said}");
+        assert!(matches!(store.head("images/1").await, Err(StoreError::Fatal { .. })));
+        let said = S3Store::open(None, None, &bucket).await.err().expect("denied").to_string();
+        assert!(said.contains(&bucket) && said.contains("no permission for s3:ListBucket"), "{said}");
+        assert_eq!(said.lines().count(), 1);
+    });
+}
+
+async fn deny(bucket: &str, actions: &[&str]) {
+    let aws = Aws::connect(None, None).await.expect("a region");
+    let config = aws_sdk_s3::config::Builder::from(aws.sdk()).force_path_style(true).build();
+    let everything = [format!("arn:aws:s3:::{bucket}"), format!("arn:aws:s3:::{bucket}/*")];
+    let denied = serde_json::json!({"Effect": "Deny", "Principal": "*", "Action": actions, "Resource": everything});
+    let policy = serde_json::json!({"Version": "2012-10-17", "Statement": [denied]}).to_string();
+    let put = aws_sdk_s3::Client::from_conf(config).put_bucket_policy().bucket(bucket).policy(policy).send().await;
+    put.expect("a policy");
+}
+
+/// The queues are moto's, which takes any credentials; the store is SeaweedFS, which does not.
+#[test]
+fn credentials_that_nobody_knows_are_told_from_a_missing_permission() {
+    let mut environment = emulators::credentials();
+    let strange = [
+        ("AWS_ACCESS_KEY_ID", "stranger"),
+        ("AWS_ENDPOINT_URL_SQS", &moto().url()),
+        ("AWS_ENDPOINT_URL_S3", &seaweedfs().url()),
+    ];
+    environment.extend(strange.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    let flags = ["--region", "us-east-1", "--input-bucket", "some-input", "--output-bucket", "some-output"];
+    let said = refusal(&flags, environment);
+    assert!(said.contains("some-input") && said.contains("does not know these AWS credentials"), "{said}");
 }
 
 #[test]

@@ -1,46 +1,11 @@
-//! AWS, as the ports need it: one configuration of the SDK, and what its errors mean.
-//!
-//! Every call has deadlines and is tried again by the SDK with jitter; what is still an error then is one line that
-//! says what was refused, on what, and the way out.
+//! What an error of the SDK means: what to do, and one line for a person.
 
 use std::error::Error;
 use std::fmt;
-use std::time::Duration;
 
-use aws_config::retry::RetryConfig;
-use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sqs::config::http::HttpResponse;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
-use aws_smithy_http_client::tls;
-use rand::Rng as _;
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// One try of one call, its body included. Of a long poll: beyond what it waits.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
-/// All tries of one call.
-const OPERATION_TIMEOUT: Duration = Duration::from_secs(25);
-const MAX_ATTEMPTS: u32 = 3;
-/// The SDK's own is 1 s: what AWS needs after a throttled call, but a lot for a connection that was closed.
-const FIRST_BACKOFF: Duration = Duration::from_millis(200);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
-/// Where an emulator is spoken to and nobody named a region.
-const REGION_OF_EMULATORS: &str = "us-east-1";
-
-/// How this process speaks to AWS.
-#[derive(Debug, Clone)]
-pub struct Aws {
-    sdk: SdkConfig,
-    place: Place,
-}
-
-/// Where the calls go; for messages.
-#[derive(Debug, Clone)]
-struct Place {
-    region: String,
-    endpoint_url: Option<String>,
-}
 
 /// What to do about a call that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,103 +18,11 @@ pub enum Fault {
     Fatal(String),
 }
 
-/// A refusal at start: one line.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-pub struct Refusal(String);
-
-impl Aws {
-    /// Reads region, endpoint and credentials from where the AWS command line has them: environment, profile,
-    /// container, instance. What is given here beats them.
-    ///
-    /// # Errors
-    /// Where no region is to be found.
-    pub async fn connect(region: Option<&str>, endpoint_url: Option<&str>) -> Result<Aws, Refusal> {
-        let http = aws_smithy_http_client::Builder::new()
-            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-            .build_https();
-        let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http)
-            .retry_config(
-                RetryConfig::standard()
-                    .with_max_attempts(MAX_ATTEMPTS)
-                    .with_initial_backoff(FIRST_BACKOFF)
-                    .with_max_backoff(LONGEST_BACKOFF),
-            )
-            .timeout_config(
-                TimeoutConfig::builder()
-                    .connect_timeout(CONNECT_TIMEOUT)
-                    .operation_attempt_timeout(ATTEMPT_TIMEOUT)
-                    .operation_timeout(OPERATION_TIMEOUT)
-                    .build(),
-            );
-        if let Some(region) = region {
-            loader = loader.region(Region::new(region.to_owned()));
-        }
-        if let Some(url) = endpoint_url {
-            loader = loader.endpoint_url(url);
-        }
-        let sdk = loader.load().await;
-        let endpoint_url = sdk.endpoint_url().map(str::to_owned);
-        let region = match (sdk.region(), &endpoint_url) {
-            (Some(region), _) => region.to_string(),
-            (None, Some(_)) => REGION_OF_EMULATORS.to_owned(),
-            (None, None) => {
-                return Err(Refusal("no AWS region: give --region or set AWS_REGION".to_owned()));
-            }
-        };
-        let sdk = sdk.into_builder().region(Region::new(region.clone())).build();
-        Ok(Aws { sdk, place: Place { region, endpoint_url } })
-    }
-
-    pub fn sdk(&self) -> &SdkConfig {
-        &self.sdk
-    }
-
-    pub fn region(&self) -> &str {
-        &self.place.region
-    }
-
-    /// Whether something other than AWS's own address of a service (`S3`) was asked for: an emulator, or a private
-    /// endpoint.
-    pub fn has_endpoint(&self, service: &str) -> bool {
-        self.place.endpoint_url.is_some() || std::env::var_os(format!("AWS_ENDPOINT_URL_{service}")).is_some()
-    }
-
-    /// Deadlines of a call that by its nature takes `longer` than others.
-    pub fn timeouts_with(longer: Duration) -> TimeoutConfig {
-        TimeoutConfig::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .operation_attempt_timeout(longer + ATTEMPT_TIMEOUT)
-            .operation_timeout(longer + OPERATION_TIMEOUT)
-            .build()
-    }
-
-    /// The number of the account whose credentials these are; default bucket names contain it.
-    ///
-    /// `sts:GetCallerIdentity` is the one call that needs no permission and no resource.
-    ///
-    /// # Errors
-    /// Where STS does not answer or does not know the credentials.
-    pub async fn account(&self) -> Result<String, Refusal> {
-        let client = aws_sdk_sts::Client::new(&self.sdk);
-        let identity = client.get_caller_identity().send().await.map_err(|error| {
-            match self.fault("sts:GetCallerIdentity", "these credentials", &error) {
-                Fault::Missing => Refusal(format!("{} has no STS", self.place)),
-                Fault::Unavailable(reason) | Fault::Fatal(reason) => Refusal(reason),
-            }
-        })?;
-        identity.account.ok_or_else(|| Refusal(format!("{} names no account", self.place)))
-    }
-
-    /// What an error of the SDK means. `action` is named as in a policy (`sqs:ReceiveMessage`), `resource` as in a
-    /// sentence (`queue "requests"`).
-    pub fn fault<E>(&self, action: &str, resource: &str, error: &SdkError<E, HttpResponse>) -> Fault
-    where
-        E: ProvideErrorMetadata + Error + 'static,
-    {
-        judge(&Symptom::of(error), action, resource, &self.place)
-    }
+/// Where the calls go; for messages.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub region: String,
+    pub endpoint_url: Option<String>,
 }
 
 impl fmt::Display for Place {
@@ -163,7 +36,7 @@ impl fmt::Display for Place {
 
 /// What came back, freed from the types of one operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Symptom {
+pub enum Symptom {
     Refused {
         status: u16,
         code: String,
@@ -171,18 +44,22 @@ enum Symptom {
         bucket_region: Option<String>,
     },
     NoAnswer(String),
-    NoCredentials(String),
+    /// Why, where that says more than that there are none; whether they may come by themselves.
+    NoCredentials {
+        reason: Option<String>,
+        may_come: bool,
+    },
     /// Never sent: an address or a name that makes no request.
     NotSent(String),
 }
 
 impl Symptom {
-    fn of<E>(error: &SdkError<E, HttpResponse>) -> Symptom
+    pub fn of<E>(error: &SdkError<E, HttpResponse>) -> Symptom
     where
         E: ProvideErrorMetadata + Error + 'static,
     {
-        if let Some(found) = missing_credentials(error) {
-            return Symptom::NoCredentials(found);
+        if let Some(missing) = missing_credentials(error) {
+            return missing;
         }
         match error {
             SdkError::ServiceError(refused) => {
@@ -202,29 +79,37 @@ impl Symptom {
     }
 }
 
-/// Why there are no credentials, where that is so. A source of credentials that does not answer at the moment is
-/// something else: trying again may help.
-fn missing_credentials(error: &(dyn Error + 'static)) -> Option<String> {
+/// Of an error that comes from there being no credentials.
+fn missing_credentials(error: &(dyn Error + 'static)) -> Option<Symptom> {
     let mut source = Some(error);
     while let Some(error) = source {
         match error.downcast_ref::<CredentialsError>() {
-            Some(CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_)) => {
-                return Some(chain(error));
+            Some(CredentialsError::CredentialsNotLoaded(_)) => {
+                return Some(Symptom::NoCredentials { reason: None, may_come: false });
             }
-            _ => source = error.source(),
+            Some(CredentialsError::InvalidConfiguration(_)) => {
+                return Some(Symptom::NoCredentials { reason: Some(chain(error)), may_come: false });
+            }
+            // A source of credentials that is there and does not answer.
+            Some(_) => return Some(Symptom::NoCredentials { reason: Some(chain(error)), may_come: true }),
+            None => source = error.source(),
         }
     }
     None
 }
 
-fn judge(symptom: &Symptom, action: &str, resource: &str, place: &Place) -> Fault {
+pub fn judge(symptom: &Symptom, action: &str, resource: &str, place: &Place) -> Fault {
     match symptom {
         Symptom::NoAnswer(reason) => Fault::Unavailable(format!(
             "{action}: no answer from {place} ({reason}); check the network, the region and the endpoint"
         )),
-        Symptom::NoCredentials(reason) => Fault::Fatal(format!(
-            "no AWS credentials ({reason}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role"
-        )),
+        Symptom::NoCredentials { reason, may_come } => {
+            let reason = reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+            let text = format!(
+                "no AWS credentials{reason}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role"
+            );
+            if *may_come { Fault::Unavailable(text) } else { Fault::Fatal(text) }
+        }
         Symptom::NotSent(reason) => Fault::Fatal(format!(
             "{action} on {resource} cannot be sent to {place}: {reason}; check --region and --endpoint-url"
         )),
@@ -316,11 +201,6 @@ fn denied(action: &str, resource: &str, said: &str) -> String {
         _ => "",
     };
     format!("no permission for {action} on {resource}: allow {action}{hint} to these credentials [{said}]")
-}
-
-/// A rest, shortened at random by up to half, so that many processes do not come back at the same instant.
-pub fn jittered(rest: Duration) -> Duration {
-    rest.mul_f64(rand::rng().random_range(0.5..=1.0))
 }
 
 /// An error and what it came from, in one line.
