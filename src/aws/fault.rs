@@ -79,6 +79,12 @@ impl Symptom {
     }
 }
 
+impl Symptom {
+    pub fn is_of_credentials(&self) -> bool {
+        matches!(self, Symptom::NoCredentials { .. })
+    }
+}
+
 /// Of an error that comes from there being no credentials.
 fn missing_credentials(error: &(dyn Error + 'static)) -> Option<Symptom> {
     let mut source = Some(error);
@@ -106,7 +112,7 @@ pub fn judge(symptom: &Symptom, action: &str, resource: &str, place: &Place) -> 
         Symptom::NoCredentials { reason, may_come } => {
             let reason = reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
             let text = format!(
-                "no AWS credentials{reason}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role"
+                "no AWS credentials{reason}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role; `--backend local` needs none"
             );
             if *may_come { Fault::Unavailable(text) } else { Fault::Fatal(text) }
         }
@@ -195,8 +201,8 @@ fn clock(said: &str) -> Fault {
 }
 
 fn denied(action: &str, resource: &str, said: &str) -> String {
-    // S3 tells who may not list a bucket that a missing object is forbidden.
     let hint = match action {
+        "s3:ListBucket" => " (if the bucket is not another account's)",
         "s3:GetObject" => " (and s3:ListBucket, without which S3 says so of every object that is missing)",
         _ => "",
     };

@@ -126,10 +126,13 @@ impl Aws {
     pub async fn account(&self) -> Result<String, Refusal> {
         let client = aws_sdk_sts::Client::new(&self.sdk);
         let identity = client.get_caller_identity().send().await.map_err(|error| {
-            match self.fault("sts:GetCallerIdentity", "these credentials", &error) {
+            let symptom = Symptom::of(&error);
+            match fault::judge(&symptom, "sts:GetCallerIdentity", "these credentials", &self.place) {
                 Fault::Missing => Refusal(format!("{} has no STS; {NAME_THE_BUCKETS}", self.place)),
-                Fault::Unavailable(reason) => Refusal(format!("{reason}; or {NAME_THE_BUCKETS}")),
-                Fault::Fatal(reason) => Refusal(reason),
+                Fault::Unavailable(reason) if !symptom.is_of_credentials() => {
+                    Refusal(format!("{reason}; or {NAME_THE_BUCKETS}"))
+                }
+                Fault::Unavailable(reason) | Fault::Fatal(reason) => Refusal(reason),
             }
         })?;
         identity.account.ok_or_else(|| Refusal(format!("{} names no account", self.place)))

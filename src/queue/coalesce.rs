@@ -78,8 +78,8 @@ impl Pace {
         if waiting == 0 || in_flight >= self.max_in_flight {
             return Departure::Later;
         }
-        match since_last {
-            Some(since) if !full && since < self.interval => Departure::After(self.interval - since),
+        match since_last.and_then(|since| self.interval.checked_sub(since)) {
+            Some(pause) if !full && !pause.is_zero() => Departure::After(pause),
             _ => Departure::Now,
         }
     }

@@ -102,7 +102,7 @@ impl Queues for SqsQueues {
             Ok(created) => {
                 let url = created.queue_url.ok_or_else(|| nothing_said("sqs:CreateQueue", &name))?;
                 tracing::info!(queue = name, "queue made");
-                Ok(SqsQueue::new(Address { service: Arc::clone(&self.service), name, url }))
+                Ok(SqsQueue::of(Arc::new(Address { service: Arc::clone(&self.service), name, url })))
             }
             // It stands with other attributes.
             Err(error) if stands_already(&error) => self.open(&name).await,
@@ -155,10 +155,6 @@ impl Queues for SqsQueues {
 }
 
 impl SqsQueue {
-    fn new(address: Address) -> Arc<dyn Queue> {
-        SqsQueue::of(Arc::new(address))
-    }
-
     fn of(queue: Arc<Address>) -> Arc<dyn Queue> {
         Arc::new(SqsQueue {
             name: queue.name.clone(),
@@ -429,11 +425,15 @@ where
         let faults = match call(left.clone()).await {
             Ok(faults) => faults,
             Err(error) => {
-                left.iter().for_each(|&at| answers[at] = Err(error.clone()));
+                for &at in &left {
+                    answers[at] = Err(error.clone());
+                }
                 break;
             }
         };
-        left.iter().for_each(|&at| answers[at] = Ok(()));
+        for &at in &left {
+            answers[at] = Ok(());
+        }
         left.clear();
         for (at, error) in faults {
             if matches!(error, QueueError::Unavailable(_)) {

@@ -25,10 +25,11 @@ use crate::aws::{Aws, Fault, jittered};
 
 /// S3's limit on a key, in bytes of UTF-8.
 const MAX_KEY_BYTES: usize = 1_024;
-/// What a body of 20 MiB may take longer than a small one, over a slow line.
-const TIME_FOR_BODIES: Duration = Duration::from_secs(50);
-/// Reading a body, after the head of the answer came. Beyond it the SDK ends what stalls.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// The slowest line that is borne: 4 Mbit/s. A large body may take longer than a call without one, but a small one
+/// must not hang for as long.
+const LEAST_BYTES_PER_SECOND: u64 = 500_000;
+/// Reading any body, after the head of the answer came.
+const LEAST_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of a conditional put that met another one of the same key.
 const TRIES_AT_CONFLICT: u32 = 5;
 const REST_AT_CONFLICT: Duration = Duration::from_millis(50);
@@ -116,11 +117,13 @@ impl S3Store {
     }
 
     async fn put_once(&self, key: &str, body: Bytes, options: PutOptions) -> Result<Once, StoreError> {
+        let deadlines = Aws::timeouts_with(time_for(body.len() as u64));
+        let deadlines = aws_sdk_s3::config::Builder::default().timeout_config(deadlines);
         let call = self.client.put_object().bucket(&self.bucket).key(key).body(ByteStream::from(body));
         let call = call
             .set_content_type(options.content_type.map(str::to_owned))
             .set_if_none_match(options.if_none_match.then(|| "*".to_owned()));
-        match call.customize().config_override(deadlines()).send().await {
+        match call.customize().config_override(deadlines).send().await {
             Ok(_) => Ok(Once::Done(Put::Created)),
             Err(error) => match (status(&error), options.if_none_match) {
                 (Some(412), true) => Ok(Once::Done(Put::AlreadyExists)),
@@ -203,7 +206,7 @@ impl ObjectStore for S3Store {
         if size > max_bytes {
             return Err(StoreError::TooLarge { key: key.to_owned(), size, limit: max_bytes });
         }
-        match tokio::time::timeout(BODY_TIMEOUT, found.body.collect()).await {
+        match tokio::time::timeout(LEAST_BODY_TIMEOUT + time_for(size), found.body.collect()).await {
             Ok(Ok(body)) => Ok(Some(body.into_bytes())),
             Ok(Err(error)) => Err(self.broken_off(&error)),
             Err(_) => Err(self.broken_off(&"it took too long")),
@@ -236,8 +239,8 @@ impl ObjectStore for S3Store {
     }
 }
 
-fn deadlines() -> aws_sdk_s3::config::Builder {
-    aws_sdk_s3::config::Builder::default().timeout_config(Aws::timeouts_with(TIME_FOR_BODIES))
+fn time_for(bytes: u64) -> Duration {
+    Duration::from_secs(bytes / LEAST_BYTES_PER_SECOND)
 }
 
 /// The object is missing, not the bucket. The answer to a head has no body and so no code: there it is the status.
