@@ -357,8 +357,8 @@ impl SharedArgs {
         let result = given_name(self.result_queue.as_ref(), "RESPONSE_QUEUE_NAME", config::queue_name)?;
         let defaults = match backend {
             Backend::Aws { region, endpoint_url } if input.is_none() || output.is_none() => {
-                let aws = Aws::connect(region.as_deref(), endpoint_url.as_deref()).await?;
-                let account = aws.account().await?;
+                let aws = Box::pin(Aws::connect(region.as_deref(), endpoint_url.as_deref())).await?;
+                let account = Box::pin(aws.account()).await?;
                 Names::aws(&self.stack, &account, aws.region())
             }
             _ => Names::local(&self.stack),

@@ -43,7 +43,8 @@ pub async fn open(backend: &Backend) -> Result<Arc<dyn Queues>, QueueError> {
     match backend {
         Backend::Local { data_dir } => Ok(Arc::new(SqliteQueues::open(data_dir)?)),
         Backend::Aws { region, endpoint_url } => {
-            Ok(Arc::new(SqsQueues::connect(region.as_deref(), endpoint_url.as_deref()).await?))
+            // The SDK's futures are large; who runs locally does not carry them.
+            Ok(Arc::new(Box::pin(SqsQueues::connect(region.as_deref(), endpoint_url.as_deref())).await?))
         }
     }
 }

@@ -28,7 +28,8 @@ pub async fn open(backend: &Backend, bucket: &str) -> Result<Arc<dyn ObjectStore
     match backend {
         Backend::Local { data_dir } => Ok(Arc::new(DirStore::open(data_dir, bucket)?)),
         Backend::Aws { region, endpoint_url } => {
-            Ok(Arc::new(S3Store::open(region.as_deref(), endpoint_url.as_deref(), bucket).await?))
+            // The SDK's futures are large; who runs locally does not carry them.
+            Ok(Arc::new(Box::pin(S3Store::open(region.as_deref(), endpoint_url.as_deref(), bucket)).await?))
         }
     }
 }
