@@ -13,12 +13,13 @@ pub mod workload; // arrival processes, seeded
 pub mod aws; // the SDK's configuration, and what its errors mean
 pub mod config; // validated names, limits, the choice of the backend
 pub mod shutdown; // first signal drains, second ends
+pub mod sqlite; // the one file of the local backend: transactions, group commit, doorbells
 pub mod telemetry; // logs and metrics
 
 // Floor 2: ports and machines.
 pub mod model; // bytes → pixels → tensor → predictions
-pub mod queue; // the queue port, its SQLite backend and SQS
-pub mod store; // the object store port, its directory backend and S3
+pub mod queue; // the queue port: SQLite, SQS
+pub mod store; // the object store port: files, SQLite, S3
 
 // Floor 3: the tiers.
 pub mod autoscale; // observe → decide → resize worker processes

@@ -170,7 +170,7 @@ impl SqsQueue {
         if size <= LEAST_MAX_MESSAGE_BYTES {
             return Ok(());
         }
-        let read = || async { Ok(self.queue.attributes().await?.max_message_bytes) };
+        let read = || async { self.queue.attributes().await.map(|attributes| attributes.max_message_bytes) };
         let limit = *self.max_message_bytes.get_or_try_init(read).await?;
         if size <= limit { Ok(()) } else { Err(QueueError::TooLarge { queue: self.name.clone(), size, limit }) }
     }

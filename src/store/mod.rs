@@ -8,6 +8,7 @@
 
 mod dir;
 mod s3;
+mod sqlite;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -17,17 +18,28 @@ use bytes::Bytes;
 
 pub use dir::DirStore;
 pub use s3::S3Store;
+pub use sqlite::SqliteStore;
 
 use crate::config::Backend;
+
+/// What a bucket is for, where that decides how it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// Uploads, up to tens of megabytes each: files in a directory.
+    Images,
+    /// About a kilobyte each: rows beside the queues.
+    Results,
+}
 
 /// The bucket, as the configuration asks for it; made where it is not there.
 ///
 /// # Errors
 /// [`StoreError::Fatal`] where it cannot be used; it says what to do.
-pub async fn open(backend: &Backend, bucket: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
-    match backend {
-        Backend::Local { data_dir } => Ok(Arc::new(DirStore::open(data_dir, bucket)?)),
-        Backend::Aws { region, endpoint_url } => {
+pub async fn open(backend: &Backend, bucket: &str, holds: Holds) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    match (backend, holds) {
+        (Backend::Local { data_dir }, Holds::Images) => Ok(Arc::new(DirStore::open(data_dir, bucket)?)),
+        (Backend::Local { data_dir }, Holds::Results) => Ok(Arc::new(SqliteStore::open(data_dir, bucket)?)),
+        (Backend::Aws { region, endpoint_url }, _) => {
             // The SDK's futures are large; who runs locally does not carry them.
             Ok(Arc::new(Box::pin(S3Store::open(region.as_deref(), endpoint_url.as_deref(), bucket)).await?))
         }

@@ -40,7 +40,7 @@ use self::publish::{Publisher, ReplyQueues};
 use crate::config::{Backend, Limits, Names};
 use crate::model::{ModelChoice, ModelPackage};
 use crate::queue::{self, ServiceQueues};
-use crate::store;
+use crate::store::{self, Holds};
 
 /// How long a drain may take before what is left is handed back. `up` drains its web tier (4 s) and then its workers,
 /// all within the 10 s that supervisors commonly allow.
@@ -102,8 +102,8 @@ async fn work(
     let service =
         ServiceQueues::open_or_create(&*queues, &config.names, config.visibility_timeout, config.max_receive_count)
             .await?;
-    let input = store::open(&config.backend, &config.names.input_bucket).await?;
-    let output = store::open(&config.backend, &config.names.output_bucket).await?;
+    let input = store::open(&config.backend, &config.names.input_bucket, Holds::Images).await?;
+    let output = store::open(&config.backend, &config.names.output_bucket, Holds::Results).await?;
     let rules = Arc::new(Rules {
         input_bucket: config.names.input_bucket.clone(),
         max_receive_count: config.max_receive_count,

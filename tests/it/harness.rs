@@ -56,6 +56,13 @@ impl Process {
         assert!(done.success(), "cannot signal {}", self.id());
     }
 
+    /// The most memory that it has had resident.
+    pub fn peak_memory_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1_024
+    }
+
     /// Waits for the end; its exit code.
     pub fn wait(&mut self) -> Option<i32> {
         let until = Instant::now() + PATIENCE;
@@ -184,6 +191,11 @@ impl Service {
         self.dir.path().join("data")
     }
 
+    /// The file of the local backend, to look into.
+    pub fn database(&self) -> rusqlite::Connection {
+        rusqlite::Connection::open(self.data_dir().join("imgcls.sqlite3")).unwrap()
+    }
+
     pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
         self.try_request(method, path, headers, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
     }
@@ -214,6 +226,12 @@ impl Service {
             job["status"].as_str().is_some_and(|status| status != "queued").then_some(job)
         })
     }
+}
+
+/// How many results stand. One a job: the key is unique.
+pub fn count_results(database: &rusqlite::Connection) -> usize {
+    let sql = "SELECT count(*) FROM objects WHERE bucket = 'output' AND key GLOB 'results/*'";
+    database.query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
 impl Backend {

@@ -96,7 +96,7 @@ async fn a_killed_sender_loses_nothing_that_was_acknowledged() {
     }
     let lost: Vec<_> = acknowledged.difference(&found).collect();
     assert!(lost.is_empty(), "{lost:?}");
-    let file = rusqlite::Connection::open(directory.path().join("queues.sqlite3")).unwrap();
+    let file = rusqlite::Connection::open(directory.path().join("imgcls.sqlite3")).unwrap();
     let check: String = file.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(check, "ok");
 }
@@ -298,13 +298,13 @@ fn a_file_that_cannot_be_used_is_refused_with_what_to_do() {
     let with_file = |name: &str, write: &dyn Fn(&Path)| {
         let data_dir = directory.path().join(name);
         std::fs::create_dir(&data_dir).unwrap();
-        write(&data_dir.join("queues.sqlite3"));
+        write(&data_dir.join("imgcls.sqlite3"));
         data_dir
     };
     let sql = |path: &Path, text: &str| rusqlite::Connection::open(path).unwrap().execute_batch(text).unwrap();
 
     let text_file = with_file("text", &|path| std::fs::write(path, "not a database, by no means".repeat(99)).unwrap());
-    assert!(refusal(&text_file).contains("not a queue file"));
+    assert!(refusal(&text_file).contains("not a file of imgcls"));
     let foreign = with_file("foreign", &|path| sql(path, "CREATE TABLE bookmarks (url TEXT)"));
     assert!(refusal(&foreign).contains("another program"));
     let newer = with_file("newer", &|path| {
@@ -312,7 +312,7 @@ fn a_file_that_cannot_be_used_is_refused_with_what_to_do() {
         sql(path, "PRAGMA user_version = 99");
     });
     assert!(refusal(&newer).contains("schema 99"));
-    assert!(refusal(&text_file.join("queues.sqlite3").join("below-a-file")).contains("cannot be made"));
+    assert!(refusal(&text_file.join("imgcls.sqlite3").join("below-a-file")).contains("cannot be made"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,9 +6,12 @@ use std::time::Duration;
 use base64::Engine as _;
 use imgcls::config::{Backend, Names};
 use imgcls::queue::{self, DEFAULT_MAX_MESSAGE_BYTES, Delivery, Outgoing, Queue, ReceiveOptions};
+use imgcls::store::{self, Holds};
 use serde_json::json;
 
 use crate::harness::{PATIENCE, Service, label_of, picture};
+
+const MANY: u64 = 1 << 30;
 
 /// The service's queues, opened by this process beside its own.
 struct Queues {
@@ -59,9 +62,12 @@ fn the_originals_messages_are_answered_in_the_originals_form() {
         let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
         queues.send(json!({"image_data": encode(&image), "filename": "../../test_0.x.JPEG"}).to_string()).await;
         assert_eq!(next(&*queues.results).await.body, json!({"test_0.x.JPEG": label}).to_string());
-        let stored = |bucket: &str, key: &str| std::fs::read(service.data_dir().join(bucket).join(key)).unwrap();
-        assert_eq!(stored("input", "test_0.x.JPEG"), image);
-        assert_eq!(stored("output", "test_0"), format!("((test_0.x.JPEG, {label}))").into_bytes());
+        let backend = Backend::Local { data_dir: service.data_dir() };
+        let input = store::open(&backend, "input", Holds::Images).unwrap();
+        let output = store::open(&backend, "output", Holds::Results).unwrap();
+        assert_eq!(input.get("test_0.x.JPEG", MANY).await.unwrap().unwrap(), image);
+        let stored = output.get("test_0", MANY).await.unwrap().unwrap();
+        assert_eq!(stored, format!("((test_0.x.JPEG, {label}))"));
 
         queues.send(json!({"image_data": encode(b"no image"), "filename": "bad.JPEG"}).to_string()).await;
         let reply: serde_json::Value = serde_json::from_str(&next(&*queues.results).await.body).unwrap();

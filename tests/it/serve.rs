@@ -106,6 +106,38 @@ fn a_hostile_image_is_a_quick_answer_and_harms_no_other() {
 }
 
 #[test]
+fn a_refused_image_costs_little_memory() {
+    let service = Service::start(1, &[], &[]);
+    let classify = |image: &[u8]| service.request("POST", "/v1/classify", &[], image).status;
+    assert_eq!(classify(&picture("rocket.jpg")), 200);
+    let before = service.workers[0].peak_memory_bytes();
+    for name in ["huge-header.jpg", "huge-header.png", "many-scans.jpg", "half.jpg", "empty.jpg", "text.jpg"] {
+        let status = classify(&picture(&format!("hostile/{name}")));
+        assert!(matches!(status, 400 | 415 | 422), "{name}: {status}");
+    }
+    let more = service.workers[0].peak_memory_bytes() - before;
+    assert!(more < 64 << 20, "{more} bytes more");
+}
+
+#[test]
+fn of_fifty_thousand_frames_the_first_counts() {
+    let service = Service::start(1, &[], &[]);
+    let mut gif = Vec::new();
+    let photograph = image::load_from_memory(&picture("cup.jpg")).unwrap().into_rgba8();
+    image::codecs::gif::GifEncoder::new(&mut gif).encode_frame(image::Frame::new(photograph)).unwrap();
+    let one = service.request("POST", "/v1/classify", &[], &gif).json();
+    assert_eq!(gif.pop(), Some(b';'), "the trailer");
+    for _ in 1..50_000 {
+        // One pixel at the origin, colours of the first frame's table or none: descriptor, code size, clear + end.
+        gif.extend(*b",\0\0\0\0\x01\0\x01\0\0\x02\x02\x44\x01\0");
+    }
+    gif.push(b';');
+    let many = service.request("POST", "/v1/classify", &[], &gif);
+    assert_eq!(many.status, 200, "{}", many.text());
+    assert_eq!(many.json()["predictions"], one["predictions"]);
+}
+
+#[test]
 fn file_names_are_data() {
     let service = Service::start(1, &[], &[]);
     let image = picture("cup.jpg");

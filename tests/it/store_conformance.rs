@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::future::join_all;
-use imgcls::store::{DirStore, ObjectStore, Put, PutOptions, StoreError};
+use imgcls::store::{DirStore, ObjectStore, Put, PutOptions, SqliteStore, StoreError};
 use uuid::Uuid;
 
 use crate::conformance::{self, Exception, checks};
@@ -18,6 +18,12 @@ const PLAIN: PutOptions = PutOptions { if_none_match: false, content_type: None 
 async fn the_local_store_conforms() {
     let directory = tempfile::tempdir().unwrap();
     all(|| Arc::new(DirStore::open(directory.path(), "bucket").unwrap()), &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_local_store_of_small_objects_conforms() {
+    let directory = tempfile::tempdir().unwrap();
+    all(|| Arc::new(SqliteStore::open(directory.path(), "bucket").unwrap()), &[]).await;
 }
 
 /// The suite. `store` makes one more handle on one bucket. Keys that the suite makes are new.

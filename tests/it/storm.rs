@@ -10,7 +10,7 @@ use imgcls::config::{Backend, Names};
 use imgcls::queue;
 use serde_json::Value;
 
-use crate::harness::{Service, picture, until};
+use crate::harness::{Service, count_results, picture, until};
 
 const PICTURES: [&str; 5] = ["rocket.jpg", "cup.jpg", "cat.jpg", "rgb.png", "lossy.webp"];
 
@@ -63,9 +63,9 @@ fn nothing_accepted_is_lost_and_nothing_is_answered_twice() {
         assert_eq!(job["status"], "succeeded", "{job}");
         assert_eq!(job["predictions"], expected[*picture], "{id} has another's answer");
     }
-    let results: Vec<_> = std::fs::read_dir(service.data_dir().join("output/results")).unwrap().collect();
+    let results = count_results(&service.database());
     // Jobs whose web process died before it could say the id are accepted by nobody; they may have results too.
-    assert!(results.len() >= before + storm.jobs, "{} results", results.len());
+    assert!(results >= before + storm.jobs, "{results} results");
     assert_eq!(depth_of_dead_letters(&service), 0);
 }
 
@@ -93,8 +93,8 @@ fn submit(
 
 /// Kills in step with the results, so that on any machine the kills fall among the work.
 fn kill(service: &mut Service, storm: &Storm, all_submitted: &AtomicBool) {
-    let results = service.data_dir().join("output/results");
-    let finished = || std::fs::read_dir(&results).map_or(0, std::iter::Iterator::count);
+    let file = service.database();
+    let finished = || count_results(&file);
     let mut random = 0x9e37_79b9_u64;
     let mut web_kills = 0;
     for kill in 0..storm.worker_kills {

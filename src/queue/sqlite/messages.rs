@@ -10,10 +10,11 @@ use std::time::Duration;
 use rusqlite::{OptionalExtension as _, Row, named_params, params};
 use uuid::Uuid;
 
-use super::bells::RECHECK;
-use super::engine::{Failure, Look, Session};
-use super::{duration, millis};
+use super::duration;
 use crate::queue::{Delivery, Depth, Outgoing, QueueAttributes, QueueError, Receipt, ReceiveOptions, Redrive};
+use crate::sqlite::{self, Look, RECHECK, Session, millis};
+
+type Failure = sqlite::Failure<QueueError>;
 
 /// Bytes that SQS counts for the data type of an attribute beside its name and value.
 const ATTRIBUTE_TYPE_BYTES: usize = "String".len();
@@ -24,11 +25,12 @@ struct QueueRow {
     attributes: QueueAttributes,
 }
 
-/// Which delivery of which message.
+/// Which delivery of which message. A row may be used again once its message is gone, a message id never.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct DeliveryKey {
     row: i64,
     receive_count: u32,
+    message_id: Uuid,
 }
 
 /// What a receive found.
@@ -144,22 +146,24 @@ pub(super) fn look_for_due(session: &Session, name: &str) -> Result<Look<Taken>,
 
 pub(super) fn receive(session: &mut Session, name: &str, options: ReceiveOptions) -> Result<Taken, Failure> {
     let queue = find(session, name)?;
-    remove_expired(session, &queue)?;
+    let expiry_ms = expiry_ms(session, &queue);
     let dead_letters = dead_letter_target(session, &queue)?;
     let visible_at_ms = session.now_ms.saturating_add(millis(options.visibility_timeout));
     let mut deliveries = Vec::new();
-    // Dead letters make room for further messages, hence the loop; each round takes some out of what is visible.
+    // Dead letters and what is too old make room for further messages, hence the loop; each round takes some out of what
+    // is visible.
     loop {
         let candidates = visible(session, queue.id, options.max - deliveries.len())?;
         let is_last_round = candidates.len() < options.max - deliveries.len();
-        for (row, mut delivery) in candidates {
+        for (row, message_id, mut delivery) in candidates {
             match &dead_letters {
+                _ if delivery.sent_at_ms < expiry_ms => remove(session, row)?,
                 Some(target) if delivery.receive_count >= target.max_receive_count => {
                     move_to(session, row, target)?;
                 }
                 _ => {
                     delivery.receive_count += 1;
-                    delivery.receipt = DeliveryKey { row, receive_count: delivery.receive_count }.into();
+                    delivery.receipt = DeliveryKey { row, receive_count: delivery.receive_count, message_id }.into();
                     hide(session, row, visible_at_ms)?;
                     deliveries.push(delivery);
                 }
@@ -178,10 +182,10 @@ pub(super) fn hand_back(session: &mut Session, name: &str, receipts: &[Receipt])
     let queue = find(session, name)?;
     let mut update = session.connection.prepare_cached(
         "UPDATE messages SET visible_at_ms = ?1, receive_count = receive_count - 1
-         WHERE id = ?2 AND queue_id = ?3 AND receive_count = ?4",
+         WHERE id = ?2 AND queue_id = ?3 AND receive_count = ?4 AND message_id = ?5",
     )?;
     for key in receipts.iter().filter_map(DeliveryKey::parse) {
-        update.execute(params![session.now_ms, key.row, queue.id, key.receive_count])?;
+        update.execute(params![session.now_ms, key.row, queue.id, key.receive_count, key.message_id])?;
     }
     session.ring.insert(name.to_owned());
     Ok(())
@@ -189,11 +193,11 @@ pub(super) fn hand_back(session: &mut Session, name: &str, receipts: &[Receipt])
 
 pub(super) fn ack(session: &Session, name: &str, receipts: &[Receipt]) -> Result<(), Failure> {
     let queue = find(session, name)?;
-    let mut delete = session
-        .connection
-        .prepare_cached("DELETE FROM messages WHERE id = ?1 AND queue_id = ?2 AND receive_count = ?3")?;
+    let mut delete = session.connection.prepare_cached(
+        "DELETE FROM messages WHERE id = ?1 AND queue_id = ?2 AND receive_count = ?3 AND message_id = ?4",
+    )?;
     for key in receipts.iter().filter_map(DeliveryKey::parse) {
-        delete.execute(params![key.row, queue.id, key.receive_count])?;
+        delete.execute(params![key.row, queue.id, key.receive_count, key.message_id])?;
     }
     Ok(())
 }
@@ -205,12 +209,13 @@ pub(super) fn set_visibility(
 ) -> Result<(), Failure> {
     let queue = find(session, name)?;
     let mut update = session.connection.prepare_cached(
-        "UPDATE messages SET visible_at_ms = ?1 WHERE id = ?2 AND queue_id = ?3 AND receive_count = ?4",
+        "UPDATE messages SET visible_at_ms = ?1
+         WHERE id = ?2 AND queue_id = ?3 AND receive_count = ?4 AND message_id = ?5",
     )?;
     for (receipt, timeout) in changes {
         let Some(key) = DeliveryKey::parse(receipt) else { continue };
         let visible_at_ms = session.now_ms.saturating_add(millis(*timeout));
-        let rows = update.execute(params![visible_at_ms, key.row, queue.id, key.receive_count])?;
+        let rows = update.execute(params![visible_at_ms, key.row, queue.id, key.receive_count, key.message_id])?;
         if rows > 0 && *timeout < RECHECK {
             session.ring.insert(name.to_owned());
         }
@@ -227,30 +232,31 @@ pub(super) fn purge(session: &Session, name: &str) -> Result<(), Failure> {
 /// The depth, unless there are expired messages to remove first.
 pub(super) fn look_at_depth(session: &Session, name: &str) -> Result<Look<Depth>, Failure> {
     let queue = find(session, name)?;
-    let oldest_ms = oldest_sent_at_ms(session, queue.id)?;
-    if oldest_ms.is_some_and(|oldest_ms| oldest_ms < expiry_ms(session, &queue)) {
-        return Ok(Look::Write);
-    }
-    Ok(Look::Answer(count(session, queue.id, oldest_ms)?))
+    let (depth, oldest_ms) = count(session, queue.id)?;
+    let is_clean = oldest_ms.is_none_or(|oldest_ms| oldest_ms >= expiry_ms(session, &queue));
+    Ok(if is_clean { Look::Answer(depth) } else { Look::Write })
 }
 
 pub(super) fn depth(session: &Session, name: &str) -> Result<Depth, Failure> {
     let queue = find(session, name)?;
-    remove_expired(session, &queue)?;
-    let oldest_ms = oldest_sent_at_ms(session, queue.id)?;
-    Ok(count(session, queue.id, oldest_ms)?)
+    let sql = "DELETE FROM messages WHERE queue_id = ?1 AND sent_at_ms < ?2";
+    session.connection.prepare_cached(sql)?.execute([queue.id, expiry_ms(session, &queue)])?;
+    Ok(count(session, queue.id)?.0)
 }
 
-fn count(session: &Session, queue_id: i64, oldest_ms: Option<i64>) -> rusqlite::Result<Depth> {
+/// The depth and when the oldest message was sent.
+fn count(session: &Session, queue_id: i64) -> rusqlite::Result<(Depth, Option<i64>)> {
     let mut select = session.connection.prepare_cached(
         "SELECT count(*) FILTER (WHERE visible_at_ms <= ?2),
                 count(*) FILTER (WHERE visible_at_ms > ?2 AND receive_count > 0),
-                count(*) FILTER (WHERE visible_at_ms > ?2 AND receive_count = 0)
+                count(*) FILTER (WHERE visible_at_ms > ?2 AND receive_count = 0),
+                min(sent_at_ms)
          FROM messages WHERE queue_id = ?1",
     )?;
-    let oldest_age = oldest_ms.map(|oldest_ms| duration(session.now_ms.saturating_sub(oldest_ms)));
     select.query_row([queue_id, session.now_ms], |row| {
-        Ok(Depth { visible: row.get(0)?, in_flight: row.get(1)?, delayed: row.get(2)?, oldest_age })
+        let oldest_ms: Option<i64> = row.get(3)?;
+        let oldest_age = oldest_ms.map(|oldest_ms| duration(session.now_ms.saturating_sub(oldest_ms)));
+        Ok((Depth { visible: row.get(0)?, in_flight: row.get(1)?, delayed: row.get(2)?, oldest_age }, oldest_ms))
     })
 }
 
@@ -286,20 +292,13 @@ fn next_due_ms(session: &Session, queue_id: i64) -> rusqlite::Result<Option<i64>
     select.query_row([queue_id], |row| row.get(0))
 }
 
-fn oldest_sent_at_ms(session: &Session, queue_id: i64) -> rusqlite::Result<Option<i64>> {
-    let mut select = session.connection.prepare_cached("SELECT min(sent_at_ms) FROM messages WHERE queue_id = ?1")?;
-    select.query_row([queue_id], |row| row.get(0))
-}
-
 /// Messages sent before this are too old.
 fn expiry_ms(session: &Session, queue: &QueueRow) -> i64 {
     session.now_ms.saturating_sub(millis(queue.attributes.retention))
 }
 
-fn remove_expired(session: &Session, queue: &QueueRow) -> rusqlite::Result<()> {
-    let sql = "DELETE FROM messages WHERE queue_id = ?1 AND sent_at_ms < ?2";
-    session.connection.prepare_cached(sql)?.execute([queue.id, expiry_ms(session, queue)])?;
-    Ok(())
+fn remove(session: &Session, row: i64) -> rusqlite::Result<()> {
+    session.connection.prepare_cached("DELETE FROM messages WHERE id = ?1")?.execute([row]).map(drop)
 }
 
 /// Where a message goes that was received too often.
@@ -321,13 +320,13 @@ fn dead_letter_target(session: &Session, queue: &QueueRow) -> rusqlite::Result<O
 }
 
 /// The longest visible first. The receipts are not made yet.
-fn visible(session: &Session, queue_id: i64, limit: usize) -> Result<Vec<(i64, Delivery)>, Failure> {
+fn visible(session: &Session, queue_id: i64, limit: usize) -> Result<Vec<(i64, Uuid, Delivery)>, Failure> {
     let mut select = session.connection.prepare_cached(
         "SELECT id, message_id, body, attributes, receive_count, sent_at_ms FROM messages
          WHERE queue_id = :queue AND visible_at_ms <= :now ORDER BY visible_at_ms, receive_count, id LIMIT :limit",
     )?;
     let parameters = named_params! { ":queue": queue_id, ":now": session.now_ms, ":limit": limit };
-    let found = select.query_map(parameters, |row| Ok((row.get(0)?, delivery(row)?)))?;
+    let found = select.query_map(parameters, |row| Ok((row.get(0)?, row.get(1)?, delivery(row)?)))?;
     Ok(found.collect::<rusqlite::Result<_>>()?)
 }
 
@@ -377,7 +376,7 @@ impl DeliveryKey {
 
 impl From<DeliveryKey> for Receipt {
     fn from(key: DeliveryKey) -> Self {
-        Receipt(format!("{}-{}", key.row, key.receive_count))
+        Receipt(format!("{}-{}-{}", key.row, key.receive_count, key.message_id.simple()))
     }
 }
 
@@ -385,7 +384,12 @@ impl FromStr for DeliveryKey {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        let (row, receive_count) = text.split_once('-').ok_or(())?;
-        Ok(DeliveryKey { row: row.parse().map_err(drop)?, receive_count: receive_count.parse().map_err(drop)? })
+        let (row, rest) = text.split_once('-').ok_or(())?;
+        let (receive_count, message_id) = rest.split_once('-').ok_or(())?;
+        Ok(DeliveryKey {
+            row: row.parse().map_err(drop)?,
+            receive_count: receive_count.parse().map_err(drop)?,
+            message_id: message_id.parse().map_err(drop)?,
+        })
     }
 }

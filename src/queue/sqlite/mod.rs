@@ -1,8 +1,6 @@
-//! The local queue: SQS's semantics in one SQLite file that any number of processes on this machine share.
+//! The local queue: SQS's semantics in the SQLite file that any number of processes on this machine share.
 //!
-//! `<data_dir>/queues.sqlite3` holds every queue. In each process one thread (`engine`) talks to it, and one more
-//! (`bells`) hears when another process made a message receivable. `messages` says in SQL what a queue does, `file`
-//! how the file is made and opened.
+//! `messages` says in SQL what a queue does; how the file is shared and grouped into transactions, `crate::sqlite`.
 //!
 //! Beside the contract of the port:
 //!
@@ -13,9 +11,6 @@
 //! - Messages come by the time they became visible, which is the order of sending as long as nothing is redelivered.
 //! - Time is the system's clock. Set back, it delays what waits by as much.
 
-mod bells;
-mod engine;
-mod file;
 mod messages;
 
 use std::collections::BTreeMap;
@@ -31,8 +26,7 @@ use super::{
     Delivery, Depth, MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, Queues, Receipt, ReceiveOptions,
 };
 use crate::config;
-use bells::{Baton, Bells};
-use engine::{Calls, Durability, Engine, Look, Session};
+use crate::sqlite::{self, Baton, Calls, Database, Durability, Fault, Look, Session};
 use messages::Taken;
 
 /// SQS's long poll.
@@ -40,19 +34,23 @@ const MAX_WAIT: Duration = Duration::from_secs(20);
 
 /// The queues of one data directory.
 pub struct SqliteQueues {
-    shared: Arc<Shared>,
+    database: Arc<Database>,
 }
 
 struct SqliteQueue {
     name: String,
-    shared: Arc<Shared>,
+    database: Arc<Database>,
     /// The last receive left more behind, so the next need not look first. Only a hint.
     has_more: AtomicBool,
 }
 
-struct Shared {
-    engine: Engine,
-    bells: Arc<Bells>,
+impl From<Fault> for QueueError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Unavailable(reason) => QueueError::Unavailable(reason),
+            Fault::Fatal(reason) => QueueError::Fatal(reason),
+        }
+    }
 }
 
 impl SqliteQueues {
@@ -61,14 +59,11 @@ impl SqliteQueues {
     /// # Errors
     /// [`QueueError::Fatal`] where the directory or file cannot be used; it says what to do.
     pub fn open(data_dir: &Path) -> Result<SqliteQueues, QueueError> {
-        let connection = file::open(data_dir)?;
-        let bells = Arc::new(Bells::open(data_dir)?);
-        let engine = Engine::start(connection, Arc::clone(&bells))?;
-        Ok(SqliteQueues { shared: Arc::new(Shared { engine, bells }) })
+        Ok(SqliteQueues { database: sqlite::open(data_dir)? })
     }
 
     fn queue(&self, name: String) -> Arc<dyn Queue> {
-        Arc::new(SqliteQueue { name, shared: Arc::clone(&self.shared), has_more: AtomicBool::new(false) })
+        Arc::new(SqliteQueue { name, database: Arc::clone(&self.database), has_more: AtomicBool::new(false) })
     }
 }
 
@@ -81,14 +76,14 @@ impl Queues for SqliteQueues {
             Ok(if messages::exists(session, &looked_for)? { Look::Answer(()) } else { Look::Write })
         };
         let work = move |session: &mut Session| messages::create(session, &created, &attributes);
-        self.shared.engine.call(Durability::Full, look, work).await?;
+        self.database.engine.call(Durability::Full, look, work).await?;
         Ok(self.queue(name))
     }
 
     async fn open(&self, name: &str) -> Result<Arc<dyn Queue>, QueueError> {
         let name = name.to_owned();
         let looked_for = name.clone();
-        if self.shared.engine.read(move |session| messages::exists(session, &looked_for)).await? {
+        if self.database.engine.read(move |session| messages::exists(session, &looked_for)).await? {
             Ok(self.queue(name))
         } else {
             Err(QueueError::NotFound(name))
@@ -97,23 +92,23 @@ impl Queues for SqliteQueues {
 
     async fn delete(&self, name: &str) -> Result<(), QueueError> {
         let name = name.to_owned();
-        self.shared.engine.write(Durability::Full, move |session| messages::delete(session, &name)).await
+        self.database.engine.write(Durability::Full, move |session| messages::delete(session, &name)).await
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<String>, QueueError> {
         let prefix = prefix.to_owned();
-        self.shared.engine.read(move |session| messages::list(session, &prefix)).await
+        self.database.engine.read(move |session| messages::list(session, &prefix)).await
     }
 
     async fn tags(&self, name: &str) -> Result<BTreeMap<String, String>, QueueError> {
         let name = name.to_owned();
-        self.shared.engine.read(move |session| messages::tags(session, &name)).await
+        self.database.engine.read(move |session| messages::tags(session, &name)).await
     }
 
     async fn set_tag(&self, name: &str, key: &str, value: &str) -> Result<(), QueueError> {
         let (name, key, value) = (name.to_owned(), key.to_owned(), value.to_owned());
         let work = move |session: &mut Session| messages::set_tag(session, &name, &key, &value);
-        self.shared.engine.write(Durability::Full, work).await
+        self.database.engine.write(Durability::Full, work).await
     }
 }
 
@@ -129,7 +124,7 @@ impl Queue for SqliteQueue {
         let transient = messages.iter().all(|message| message.is_transient);
         let durability = if transient { Durability::Normal } else { Durability::Full };
         let work = move |session: &mut Session| messages::send(session, &name, &messages);
-        self.shared.engine.write(durability, work).await
+        self.database.engine.write(durability, work).await
     }
 
     async fn receive(&self, options: ReceiveOptions) -> Result<Vec<Delivery>, QueueError> {
@@ -147,7 +142,7 @@ impl Queue for SqliteQueue {
             if let Some(baton) = baton.take() {
                 baton.lay_down();
             }
-            let bell = self.shared.bells.listen(&self.name);
+            let bell = self.database.bells.listen(&self.name);
             if !bell.is_new {
                 let until =
                     deadline.min(Instant::now() + claim.next_due.map_or(bell.recheck, |due| due.min(bell.recheck)));
@@ -160,31 +155,31 @@ impl Queue for SqliteQueue {
         check_batch(receipts.len())?;
         let (name, receipts) = (self.name.clone(), receipts.to_vec());
         let work = move |session: &mut Session| messages::ack(session, &name, &receipts);
-        self.shared.engine.write(Durability::Lazy, work).await
+        self.database.engine.write(Durability::Lazy, work).await
     }
 
     async fn set_visibility(&self, changes: &[(Receipt, Duration)]) -> Result<(), QueueError> {
         check_batch(changes.len())?;
         let (name, changes) = (self.name.clone(), changes.to_vec());
         let work = move |session: &mut Session| messages::set_visibility(session, &name, &changes);
-        self.shared.engine.write(Durability::Normal, work).await
+        self.database.engine.write(Durability::Normal, work).await
     }
 
     async fn depth(&self) -> Result<Depth, QueueError> {
         let (looked_at, name) = (self.name.clone(), self.name.clone());
         let look = move |session: &Session| messages::look_at_depth(session, &looked_at);
         let work = move |session: &mut Session| messages::depth(session, &name);
-        self.shared.engine.call(Durability::Normal, look, work).await
+        self.database.engine.call(Durability::Normal, look, work).await
     }
 
     async fn attributes(&self) -> Result<QueueAttributes, QueueError> {
         let name = self.name.clone();
-        self.shared.engine.read(move |session| messages::attributes(session, &name)).await
+        self.database.engine.read(move |session| messages::attributes(session, &name)).await
     }
 
     async fn purge(&self) -> Result<(), QueueError> {
         let name = self.name.clone();
-        self.shared.engine.write(Durability::Full, move |session| messages::purge(session, &name)).await
+        self.database.engine.write(Durability::Full, move |session| messages::purge(session, &name)).await
     }
 }
 
@@ -192,7 +187,7 @@ impl SqliteQueue {
     /// What is there now, without waiting.
     async fn take(&self, options: ReceiveOptions) -> Result<Claim, QueueError> {
         let (looked_at, name) = (self.name.clone(), self.name.clone());
-        let (calls, calls_too) = (self.shared.engine.calls().clone(), self.shared.engine.calls().clone());
+        let (calls, calls_too) = (self.database.engine.calls().clone(), self.database.engine.calls().clone());
         let is_likely = self.has_more.load(Ordering::Relaxed);
         let look = move |session: &Session| {
             if is_likely {
@@ -207,7 +202,7 @@ impl SqliteQueue {
             let taken = messages::receive(session, &name, options)?;
             Ok(Claim::new(&name, taken, session, calls_too))
         };
-        let claim = self.shared.engine.call(Durability::Normal, look, work).await?;
+        let claim = self.database.engine.call(Durability::Normal, look, work).await?;
         self.has_more.store(claim.next_due.is_some_and(|due| due.is_zero()), Ordering::Relaxed);
         Ok(claim)
     }
@@ -257,10 +252,6 @@ fn check_batch(len: usize) -> Result<(), QueueError> {
         return Err(QueueError::Fatal(format!("a batch has at most {MAX_BATCH} entries, not {len}; this is a bug")));
     }
     Ok(())
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn duration(millis: i64) -> Duration {

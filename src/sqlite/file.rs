@@ -11,13 +11,13 @@ use rand::Rng as _;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
-use crate::queue::QueueError;
+use super::Fault;
 
-pub(super) const FILE_NAME: &str = "queues.sqlite3";
+pub(super) const FILE_NAME: &str = "imgcls.sqlite3";
 
 /// "imgq": tells our file from any other SQLite file.
 const APPLICATION_ID: i32 = 0x696d_6771;
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
 
 /// How long an operation waits for other processes before it answers `Unavailable`.
 const BUSY_LIMIT: Duration = Duration::from_secs(30);
@@ -25,10 +25,10 @@ const BUSY_LIMIT: Duration = Duration::from_secs(30);
 const CHECKPOINT_PAGES: u32 = 4_096;
 const WAL_LIMIT_BYTES: u32 = 16 << 20;
 
-/// `AUTOINCREMENT`: an id is never used twice, so that a receipt of a removed message or queue fits nothing else.
-///
-/// `messages_due` answers "what can be received", "when is the next due" and the depth without touching a body;
-/// `messages_age` answers "what is too old" and "how old is the oldest".
+/// `AUTOINCREMENT`: the id of a queue is never used twice, so that a receipt of a removed queue fits no other. A message
+/// is told apart by its `message_id`, which is unique, so that sending writes two pages: its row and its place in
+/// `messages_due`, which answers "what can be received", "when is the next due", the depth and the ages without
+/// touching a body.
 const SCHEMA: &str = "
 CREATE TABLE queues (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -46,7 +46,7 @@ CREATE TABLE tags (
     PRIMARY KEY (queue_id, key)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE messages (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    id INTEGER PRIMARY KEY,
     queue_id INTEGER NOT NULL,
     visible_at_ms INTEGER NOT NULL,
     receive_count INTEGER NOT NULL,
@@ -55,21 +55,27 @@ CREATE TABLE messages (
     attributes TEXT,
     body TEXT NOT NULL
 ) STRICT;
-CREATE INDEX messages_due ON messages (queue_id, visible_at_ms, receive_count);
-CREATE INDEX messages_age ON messages (queue_id, sent_at_ms);
+CREATE INDEX messages_due ON messages (queue_id, visible_at_ms, receive_count, sent_at_ms);
+CREATE TABLE objects (
+    bucket TEXT NOT NULL,
+    key TEXT NOT NULL,
+    modified_ms INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    PRIMARY KEY (bucket, key)
+) STRICT;
 ";
 
 /// Makes the data directory and the file where they are missing, and refuses a file that is not ours.
-pub(super) fn open(data_dir: &Path) -> Result<Connection, QueueError> {
+pub(super) fn open(data_dir: &Path) -> Result<Connection, Fault> {
     make_directory(data_dir)?;
     let path = data_dir.join(FILE_NAME);
     open_file(&path).map_err(|error| open_error(&path, error))
 }
 
 /// A directory of the data directory, private to the user when it is new.
-pub(super) fn make_directory(directory: &Path) -> Result<(), QueueError> {
+pub(super) fn make_directory(directory: &Path) -> Result<(), Fault> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| {
-        QueueError::Fatal(format!(
+        Fault::Fatal(format!(
             "the directory {} cannot be made ({error}): make it writable for this user, or give another with --data-dir",
             directory.display()
         ))
@@ -77,8 +83,8 @@ pub(super) fn make_directory(directory: &Path) -> Result<(), QueueError> {
 }
 
 /// Why an operation failed, for who waits for it.
-pub(super) fn queue_error(error: &rusqlite::Error) -> QueueError {
-    let text = format!("the local queue file: {error}");
+pub(super) fn fault(error: &rusqlite::Error) -> Fault {
+    let text = format!("the file of the local backend: {error}");
     match error.sqlite_error_code() {
         Some(
             ErrorCode::ReadOnly
@@ -86,8 +92,8 @@ pub(super) fn queue_error(error: &rusqlite::Error) -> QueueError {
             | ErrorCode::DatabaseCorrupt
             | ErrorCode::NotADatabase
             | ErrorCode::CannotOpen,
-        ) => QueueError::Fatal(text),
-        _ => QueueError::Unavailable(text),
+        ) => Fault::Fatal(text),
+        _ => Fault::Unavailable(text),
     }
 }
 
@@ -166,9 +172,9 @@ fn make_schema(connection: &mut Connection) -> Result<(), OpenError> {
     Ok(transaction.commit()?)
 }
 
-fn open_error(path: &Path, error: OpenError) -> QueueError {
+fn open_error(path: &Path, error: OpenError) -> Fault {
     let path = path.display();
-    QueueError::Fatal(match error {
+    Fault::Fatal(match error {
         OpenError::NotOurs => {
             format!("{path} is a database of another program: move it away, or give another directory with --data-dir")
         }
@@ -183,12 +189,12 @@ fn open_error(path: &Path, error: OpenError) -> QueueError {
         }
         OpenError::Sql(error) => match error.sqlite_error_code() {
             Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => format!(
-                "{path} is not a queue file, or a damaged one ({error}): move it away, or give another directory with --data-dir"
+                "{path} is not a file of imgcls, or a damaged one ({error}): move it away, or give another directory with --data-dir"
             ),
             Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => format!(
                 "{path} is not writable ({error}): make it writable for this user, or give another directory with --data-dir"
             ),
-            _ => return queue_error(&error),
+            _ => return fault(&error),
         },
     })
 }
@@ -227,6 +233,6 @@ fn jittered(nap: Duration) -> Duration {
 }
 
 /// For a caller that has only an I/O error to tell.
-pub(super) fn thread_error(error: &io::Error) -> QueueError {
-    QueueError::Unavailable(format!("no thread for the local queue: {error}"))
+pub(super) fn thread_error(error: &io::Error) -> Fault {
+    Fault::Unavailable(format!("no thread for the local backend: {error}"))
 }

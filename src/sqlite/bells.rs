@@ -15,16 +15,15 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::file;
-use crate::queue::QueueError;
+use super::{Fault, file};
 
 /// How often a waiting receive looks without having been rung. What becomes receivable later than that from now needs
 /// no bell: the next look sees when it is due.
-pub(super) const RECHECK: Duration = Duration::from_secs(1);
+pub const RECHECK: Duration = Duration::from_secs(1);
 /// The same where no bell can be heard.
 const RECHECK_DEAF: Duration = Duration::from_millis(10);
 
-pub(super) struct Bells {
+pub struct Bells {
     directory: PathBuf,
     heard: Arc<Mutex<Heard>>,
     /// None where the kernel offers no (more) watches.
@@ -39,7 +38,7 @@ struct Heard {
 }
 
 /// A place at a bell.
-pub(super) struct Bell {
+pub struct Bell {
     notify: Arc<Notify>,
     /// Whether it was hung only now: what was sent before did not ring it.
     pub is_new: bool,
@@ -48,10 +47,10 @@ pub(super) struct Bell {
 
 /// Having been woken. A bell wakes one waiter; who holds the baton either found nothing and lays it down, or, dropping
 /// it, wakes the next. So a batch wakes as many as it feeds, and a cancelled waiter loses no wake.
-pub(super) struct Baton(Option<Arc<Notify>>);
+pub struct Baton(Option<Arc<Notify>>);
 
 impl Bells {
-    pub fn open(data_dir: &Path) -> Result<Bells, QueueError> {
+    pub fn open(data_dir: &Path) -> Result<Bells, Fault> {
         let directory = data_dir.join("bells");
         file::make_directory(&directory)?;
         let heard = Arc::new(Mutex::new(Heard::default()));

@@ -18,8 +18,7 @@ use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::bells::Bells;
-use super::file;
-use crate::queue::QueueError;
+use super::{Fault, file, millis};
 
 /// Calls that may wait for the thread; more wait outside.
 const MAX_WAITING: usize = 1_024;
@@ -32,7 +31,7 @@ const LINGER: Duration = Duration::from_millis(5);
 
 /// Whether a power loss may undo a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Durability {
+pub enum Durability {
     /// It may, and nobody's answer hangs on it: an ack.
     Lazy,
     /// It may: of a receive or an extension that only means one more delivery.
@@ -42,7 +41,7 @@ pub(super) enum Durability {
 }
 
 /// What a call sees of the file.
-pub(super) struct Session<'a> {
+pub struct Session<'a> {
     pub connection: &'a Connection,
     /// Read under the lock, so that time never runs backwards between two transactions.
     pub now_ms: i64,
@@ -55,34 +54,28 @@ pub(super) struct Session<'a> {
 }
 
 /// Why a call did not do what it should.
-pub(super) enum Failure {
+pub enum Failure<E> {
     /// Its own reason, found before it wrote anything.
-    Call(QueueError),
+    Call(E),
     /// The whole transaction's.
     Sql(rusqlite::Error),
 }
 
-impl From<rusqlite::Error> for Failure {
+impl<E> From<rusqlite::Error> for Failure<E> {
     fn from(error: rusqlite::Error) -> Self {
         Failure::Sql(error)
     }
 }
 
-impl From<QueueError> for Failure {
-    fn from(error: QueueError) -> Self {
-        Failure::Call(error)
-    }
-}
-
 /// What a look found.
-pub(super) enum Look<T> {
+pub enum Look<T> {
     Answer(T),
     /// There is something to write.
     Write,
 }
 
 /// Handle on the thread. The last one dropped waits for its end.
-pub(super) struct Engine {
+pub struct Engine {
     /// None only while dropping.
     calls: Option<Calls>,
     room: Arc<Semaphore>,
@@ -92,41 +85,41 @@ pub(super) struct Engine {
 /// The way to the thread. Unbounded by itself: [`Engine`] bounds callers by its permits, and what comes beside them
 /// (a message handed back) stems from one call that had a permit.
 #[derive(Clone)]
-pub(super) struct Calls(mpsc::Sender<Box<dyn Job>>);
+pub struct Calls(mpsc::Sender<Box<dyn Job>>);
 
 impl Engine {
-    pub fn start(connection: Connection, bells: Arc<Bells>) -> Result<Engine, QueueError> {
+    pub fn start(connection: Connection, bells: Arc<Bells>) -> Result<Engine, Fault> {
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::Builder::new()
-            .name("queue-file".to_owned())
+            .name("sqlite".to_owned())
             .spawn(move || run(&connection, &receiver, &bells))
             .map_err(|error| file::thread_error(&error))?;
         let room = Arc::new(Semaphore::new(MAX_WAITING));
         Ok(Engine { calls: Some(Calls(sender)), room, thread: Some(thread) })
     }
 
-    pub async fn read<T: Send + 'static>(
+    pub async fn read<T: Send + 'static, E: From<Fault> + Send + 'static>(
         &self,
-        look: impl FnOnce(&Session) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, QueueError> {
+        look: impl FnOnce(&Session) -> Result<T, Failure<E>> + Send + 'static,
+    ) -> Result<T, E> {
         self.call(Durability::Normal, move |session| look(session).map(Look::Answer), |_| unreachable_write()).await
     }
 
-    pub async fn write<T: Send + 'static>(
+    pub async fn write<T: Send + 'static, E: From<Fault> + Send + 'static>(
         &self,
         durability: Durability,
-        work: impl FnOnce(&mut Session) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, QueueError> {
+        work: impl FnOnce(&mut Session) -> Result<T, Failure<E>> + Send + 'static,
+    ) -> Result<T, E> {
         self.call(durability, |_| Ok(Look::Write), work).await
     }
 
     /// Looks, and writes only where the look found that it must.
-    pub async fn call<T: Send + 'static>(
+    pub async fn call<T: Send + 'static, E: From<Fault> + Send + 'static>(
         &self,
         durability: Durability,
-        look: impl FnOnce(&Session) -> Result<Look<T>, Failure> + Send + 'static,
-        work: impl FnOnce(&mut Session) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, QueueError> {
+        look: impl FnOnce(&Session) -> Result<Look<T>, Failure<E>> + Send + 'static,
+        work: impl FnOnce(&mut Session) -> Result<T, Failure<E>> + Send + 'static,
+    ) -> Result<T, E> {
         let permit = Arc::clone(&self.room).acquire_owned().await.expect("never closed; this is a bug");
         let (reply, answer) = oneshot::channel();
         self.calls().post(Call {
@@ -137,7 +130,8 @@ impl Engine {
             reply,
             _permit: Some(permit),
         });
-        answer.await.unwrap_or_else(|_| Err(QueueError::Fatal("the thread of the local queue has ended".to_owned())))
+        let ended = |_| Err(Fault::Fatal("the thread of the local backend has ended".to_owned()).into());
+        answer.await.unwrap_or_else(ended)
     }
 
     pub fn calls(&self) -> &Calls {
@@ -149,14 +143,17 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.calls = None;
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the thread of the local queue panicked; this is a bug");
+            tracing::error!("the thread of the local backend panicked; this is a bug");
         }
     }
 }
 
 impl Calls {
     /// Writes without anybody waiting for it; a failure is only logged.
-    pub fn post_write(&self, work: impl FnOnce(&mut Session) -> Result<(), Failure> + Send + 'static) {
+    pub fn post_write<E: From<Fault> + Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Session) -> Result<(), Failure<E>> + Send + 'static,
+    ) {
         self.post(Call {
             durability: Durability::Normal,
             look: Some(Box::new(|_| Ok(Look::Write))),
@@ -167,7 +164,7 @@ impl Calls {
         });
     }
 
-    fn post<T: Send + 'static>(&self, call: Call<T>) {
+    fn post<T: Send + 'static, E: From<Fault> + Send + 'static>(&self, call: Call<T, E>) {
         // The thread has ended only when it panicked; the dropped `reply` then tells the caller.
         let _ = self.0.send(Box::new(call));
     }
@@ -184,25 +181,25 @@ trait Job: Send {
     fn look(&mut self, session: &Session) -> bool;
     fn work(&mut self, session: &mut Session) -> rusqlite::Result<()>;
     /// Its own outcome, or the failure of the transaction that it was part of.
-    fn answer(self: Box<Self>, failure: Option<&QueueError>);
+    fn answer(self: Box<Self>, failure: Option<&Fault>);
 }
 
-type LookFn<T> = Box<dyn FnOnce(&Session) -> Result<Look<T>, Failure> + Send>;
-type WorkFn<T> = Box<dyn FnOnce(&mut Session) -> Result<T, Failure> + Send>;
+type LookFn<T, E> = Box<dyn FnOnce(&Session) -> Result<Look<T>, Failure<E>> + Send>;
+type WorkFn<T, E> = Box<dyn FnOnce(&mut Session) -> Result<T, Failure<E>> + Send>;
 
-struct Call<T> {
+struct Call<T, E> {
     durability: Durability,
     /// Taken by the first look.
-    look: Option<LookFn<T>>,
+    look: Option<LookFn<T, E>>,
     /// Taken by the work.
-    work: Option<WorkFn<T>>,
-    outcome: Option<Result<T, QueueError>>,
-    reply: oneshot::Sender<Result<T, QueueError>>,
+    work: Option<WorkFn<T, E>>,
+    outcome: Option<Result<T, E>>,
+    reply: oneshot::Sender<Result<T, E>>,
     /// Held until the answer.
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-impl<T: Send> Job for Call<T> {
+impl<T: Send, E: From<Fault> + Send> Job for Call<T, E> {
     fn durability(&self) -> Durability {
         self.durability
     }
@@ -213,7 +210,7 @@ impl<T: Send> Job for Call<T> {
             Ok(Look::Write) => None,
             Ok(Look::Answer(answer)) => Some(Ok(answer)),
             Err(Failure::Call(error)) => Some(Err(error)),
-            Err(Failure::Sql(error)) => Some(Err(file::queue_error(&error))),
+            Err(Failure::Sql(error)) => Some(Err(file::fault(&error).into())),
         };
         self.outcome.is_some()
     }
@@ -228,9 +225,9 @@ impl<T: Send> Job for Call<T> {
         Ok(())
     }
 
-    fn answer(self: Box<Self>, failure: Option<&QueueError>) {
+    fn answer(self: Box<Self>, failure: Option<&Fault>) {
         let outcome = match failure {
-            Some(failure) => Err(failure.clone()),
+            Some(failure) => Err(failure.clone().into()),
             None => self.outcome.expect("answered after look or work; this is a bug"),
         };
         // A caller that went away needs no answer; what it would have got is dropped here, which hands messages back.
@@ -290,8 +287,8 @@ fn write(connection: &Connection, mut group: Vec<Box<dyn Job>>, synced: &mut Dur
             }
         }
         Err(error) => {
-            let failure = file::queue_error(&error);
-            tracing::warn!(%error, calls = group.len(), "a transaction of the local queue failed");
+            let failure = file::fault(&error);
+            tracing::warn!(%error, calls = group.len(), "a transaction of the local backend failed");
             for job in group {
                 job.answer(Some(&failure));
             }
@@ -346,7 +343,7 @@ impl Session<'_> {
 }
 
 /// Milliseconds since the Unix epoch: the one clock that all processes of this machine share.
-pub(super) fn now_ms() -> i64 {
+fn now_ms() -> i64 {
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    super::millis(since_epoch)
+    millis(since_epoch)
 }

@@ -1,0 +1,62 @@
+//! The one file of the local backend, `<data_dir>/imgcls.sqlite3`: queues and small objects of all processes of this
+//! machine.
+//!
+//! In each process one thread (`engine`) talks to it and groups what waits into transactions, and one more (`bells`)
+//! hears when another process has news. `file` says how the file is made, opened and laid out. What is done in it is
+//! said by who uses it: `queue/sqlite` and `store/sqlite`.
+
+mod bells;
+mod engine;
+mod file;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+pub use bells::{Baton, Bells, RECHECK};
+pub use engine::{Calls, Durability, Engine, Failure, Look, Session};
+
+/// Why the file did not serve.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Wait and try again.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Trying again will not help; it says what to do.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// The file of one data directory, as this process has it open.
+pub struct Database {
+    pub engine: Engine,
+    pub bells: Arc<Bells>,
+}
+
+/// What is open: queues and stores of one data directory share the thread, and so transactions and their syncs.
+static OPEN: Mutex<Vec<(PathBuf, Weak<Database>)>> = Mutex::new(Vec::new());
+
+/// Opens, or makes, the file under `data_dir`; what this process has open already is shared.
+///
+/// # Errors
+/// [`Fault::Fatal`] where the directory or file cannot be used; it says what to do.
+pub fn open(data_dir: &Path) -> Result<Arc<Database>, Fault> {
+    file::make_directory(data_dir)?;
+    let key = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
+    // Held while opening: two that open at once get one. Nothing that runs under it leaves the list half changed.
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    open.retain(|(_, database)| database.strong_count() > 0);
+    if let Some(database) = open.iter().find_map(|(path, database)| database.upgrade().filter(|_| *path == key)) {
+        return Ok(database);
+    }
+    let connection = file::open(data_dir)?;
+    let bells = Arc::new(Bells::open(data_dir)?);
+    let engine = Engine::start(connection, Arc::clone(&bells))?;
+    let database = Arc::new(Database { engine, bells });
+    open.push((key, Arc::downgrade(&database)));
+    Ok(database)
+}
+
+/// As the file has durations.
+pub fn millis(duration: std::time::Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
