@@ -27,10 +27,17 @@ const INSIDE: &str = "IMGCLS_TEST_INSIDE";
 
 #[test]
 fn the_queues_of_moto_conform() {
-    let exceptions = [Exception::Fails {
-        check: "a_stale_receipt_does_nothing",
-        why: "moto deletes by any receipt that the message ever had",
-    }];
+    let exceptions = [
+        Exception::Fails {
+            check: "a_stale_receipt_does_nothing",
+            why: "moto deletes by any receipt that the message ever had",
+        },
+        // It looks for visible messages and hides them without a lock.
+        Exception::NotRun {
+            check: "receivers_share_without_doubles",
+            why: "now and then two of moto's threads deliver one message",
+        },
+    ];
     within(moto, "aws::the_queues_of_moto_conform", async || queues(&exceptions).await);
 }
 
