@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
+use crate::aws::Aws;
 use crate::config::{self, Backend, BackendKind, Limits, Names};
 use crate::model::ModelChoice;
 use crate::scaling::{Bounds, Policy, StepPolicy};
@@ -56,10 +57,16 @@ impl Command {
 /// Where queues and objects are; the same for every tier.
 #[derive(Debug, Args)]
 pub struct SharedArgs {
-    /// What carries queues and objects; without it: aws where AWS_REGION, AWS_DEFAULT_REGION or AWS_ENDPOINT_URL is
-    /// set, else local
+    /// What carries queues and objects; without it: aws where --region, --endpoint-url, AWS_REGION, AWS_DEFAULT_REGION
+    /// or AWS_ENDPOINT_URL is set, else local
     #[arg(long, env = "IMGCLS_BACKEND")]
     pub backend: Option<BackendArg>,
+    /// AWS: the region of queues and buckets [default: $AWS_REGION, $AWS_DEFAULT_REGION, the profile's, the instance's]
+    #[arg(long, env = "IMGCLS_REGION", value_parser = config::region)]
+    pub region: Option<String>,
+    /// AWS: another address for every service: an emulator, a private endpoint [default: $AWS_ENDPOINT_URL]
+    #[arg(long, env = "IMGCLS_ENDPOINT_URL", value_parser = config::endpoint_url)]
+    pub endpoint_url: Option<String>,
     /// Local backend: the directory of the queue and the images; made when it is not there
     #[arg(long, env = "IMGCLS_DATA_DIR", default_value = "imgcls-data")]
     pub data_dir: PathBuf,
@@ -73,10 +80,10 @@ pub struct SharedArgs {
     /// $RESPONSE_QUEUE_NAME]
     #[arg(long, env = "IMGCLS_RESULT_QUEUE", value_parser = config::queue_name)]
     pub result_queue: Option<String>,
-    /// Store of the images [default: input, or $INPUT_BUCKET_NAME]
+    /// Store of the images [default: $INPUT_BUCKET_NAME, else input, on AWS imgcls-<account>-<region>-input]
     #[arg(long, env = "IMGCLS_INPUT_BUCKET", value_parser = config::bucket_name)]
     pub input_bucket: Option<String>,
-    /// Store of the results [default: output, or $OUTPUT_BUCKET_NAME]
+    /// Store of the results [default: $OUTPUT_BUCKET_NAME, else output, on AWS imgcls-<account>-<region>-output]
     #[arg(long, env = "IMGCLS_OUTPUT_BUCKET", value_parser = config::bucket_name)]
     pub output_bucket: Option<String>,
     /// How long a received image stays with one worker, unless it renews it
@@ -414,22 +421,24 @@ pub struct ClassifyArgs {
 
 impl SharedArgs {
     /// The backend that flags and environment ask for, and who said so.
-    ///
-    /// # Errors
-    /// Where it is one that this build does not have.
-    pub fn backend(&self) -> anyhow::Result<(Backend, String)> {
+    pub fn backend(&self) -> (Backend, String) {
         let explicit = self.backend.map(|arg| match arg {
             BackendArg::Local => BackendKind::Local,
             BackendArg::Aws => BackendKind::Aws,
         });
         let environment: BTreeMap<String, String> = std::env::vars().collect();
-        let (kind, said_by) = config::choose_backend(explicit, None, &environment);
-        match kind {
-            BackendKind::Local => Ok((self.local(), said_by)),
-            BackendKind::Aws => bail!(
-                "the aws backend ({said_by}) is not in this version; give `--backend local` to run on this machine"
-            ),
-        }
+        let (kind, said_by) = config::choose_backend(explicit, self.aws_flag(), &environment);
+        let backend = match kind {
+            BackendKind::Local => self.local(),
+            BackendKind::Aws => Backend::Aws { region: self.region.clone(), endpoint_url: self.endpoint_url.clone() },
+        };
+        (backend, said_by)
+    }
+
+    /// The flag that speaks for AWS, if one was given.
+    fn aws_flag(&self) -> Option<&'static str> {
+        let region = self.region.as_ref().map(|_| "--region");
+        region.or_else(|| self.endpoint_url.as_ref().map(|_| "--endpoint-url"))
     }
 
     /// The local backend, whatever the environment says: what `up` runs on.
@@ -437,32 +446,43 @@ impl SharedArgs {
         Backend::Local { data_dir: self.data_dir.clone() }
     }
 
-    /// Queue and bucket names: flag, `IMGCLS_` variable, the original's variable, default.
+    /// Queue and bucket names: flag, `IMGCLS_` variable, the original's variable, default. Default bucket names on AWS
+    /// contain the account, which AWS is asked for only where one is needed.
     ///
     /// # Errors
-    /// Where one of the original's variables holds no valid name.
-    pub fn names(&self) -> anyhow::Result<Names> {
-        let defaults = Names::local(&self.stack);
-        let pick = |flag: &Option<String>, variable: &str, check: NameCheck, default: String| match flag {
-            Some(name) => Ok(name.clone()),
-            None => match std::env::var(variable) {
-                Ok(name) if !name.is_empty() => {
-                    check(&name).map_err(anyhow::Error::msg).with_context(|| format!("{variable}={name:?}"))
-                }
-                _ => Ok(default),
-            },
+    /// Where one of the original's variables holds no valid name, or AWS does not tell the account.
+    pub async fn names(&self, backend: &Backend) -> anyhow::Result<Names> {
+        let input = given_name(self.input_bucket.as_ref(), "INPUT_BUCKET_NAME", config::bucket_name)?;
+        let output = given_name(self.output_bucket.as_ref(), "OUTPUT_BUCKET_NAME", config::bucket_name)?;
+        let request = given_name(self.request_queue.as_ref(), "REQUEST_QUEUE_NAME", config::queue_name)?;
+        let result = given_name(self.result_queue.as_ref(), "RESPONSE_QUEUE_NAME", config::queue_name)?;
+        let defaults = match backend {
+            Backend::Aws { region, endpoint_url } if input.is_none() || output.is_none() => {
+                let aws = Box::pin(Aws::connect(region.as_deref(), endpoint_url.as_deref())).await?;
+                let account = Box::pin(aws.account()).await?;
+                Names::aws(&self.stack, &account, aws.region())
+            }
+            _ => Names::local(&self.stack),
         };
         Ok(Names {
-            request_queue: pick(&self.request_queue, "REQUEST_QUEUE_NAME", config::queue_name, defaults.request_queue)?,
-            result_queue: pick(&self.result_queue, "RESPONSE_QUEUE_NAME", config::queue_name, defaults.result_queue)?,
-            input_bucket: pick(&self.input_bucket, "INPUT_BUCKET_NAME", config::bucket_name, defaults.input_bucket)?,
-            output_bucket: pick(
-                &self.output_bucket,
-                "OUTPUT_BUCKET_NAME",
-                config::bucket_name,
-                defaults.output_bucket,
-            )?,
+            request_queue: request.unwrap_or(defaults.request_queue),
+            result_queue: result.unwrap_or(defaults.result_queue),
+            input_bucket: input.unwrap_or(defaults.input_bucket),
+            output_bucket: output.unwrap_or(defaults.output_bucket),
         })
+    }
+}
+
+/// What a flag or the original's variable says; an empty variable says nothing.
+fn given_name(flag: Option<&String>, variable: &str, check: NameCheck) -> anyhow::Result<Option<String>> {
+    if let Some(name) = flag {
+        return Ok(Some(name.clone()));
+    }
+    match std::env::var(variable) {
+        Ok(name) if !name.is_empty() => {
+            check(&name).map(Some).map_err(anyhow::Error::msg).with_context(|| format!("{variable}={name:?}"))
+        }
+        _ => Ok(None),
     }
 }
 
@@ -486,15 +506,10 @@ impl ModelArgs {
     }
 }
 
-fn web_config(
-    shared: &SharedArgs,
-    http: &HttpArgs,
-    limits: &LimitArgs,
-    backend: Backend,
-) -> anyhow::Result<web::Config> {
-    Ok(web::Config {
+fn web_config(shared: &SharedArgs, http: &HttpArgs, limits: &LimitArgs, backend: Backend, names: Names) -> web::Config {
+    web::Config {
         backend,
-        names: shared.names()?,
+        names,
         limits: limits.limits(),
         wire: web::Wire::V1,
         result_queue_mode: web::ResultQueueMode::Own,
@@ -507,13 +522,13 @@ fn web_config(
         inline_bytes: usize::try_from(http.inline_bytes).unwrap_or(usize::MAX),
         max_receive_count: shared.max_receive_count,
         visibility_timeout: shared.visibility_timeout,
-    })
+    }
 }
 
 impl ServeWebArgs {
     /// # Errors
     /// A [`clap::Error`] where the flags contradict each other.
-    pub fn config(&self, backend: Backend) -> anyhow::Result<web::Config> {
+    pub fn config(&self, backend: Backend, names: Names) -> anyhow::Result<web::Config> {
         let (wire, result_queue_mode) = match (self.wire, self.result_queue_mode) {
             (WireArg::Seed, Some(ResultQueueModeArg::Own)) => {
                 let message = "with --wire seed replies come to the shared result queue; leave --result-queue-mode out";
@@ -523,16 +538,16 @@ impl ServeWebArgs {
             (WireArg::V1, Some(ResultQueueModeArg::Shared)) => (web::Wire::V1, web::ResultQueueMode::Shared),
             (WireArg::V1, _) => (web::Wire::V1, web::ResultQueueMode::Own),
         };
-        let web = web_config(&self.shared, &self.http, &self.limits, backend)?;
+        let web = web_config(&self.shared, &self.http, &self.limits, backend, names);
         Ok(web::Config { wire, result_queue_mode, ..web })
     }
 }
 
 impl WorkerArgs {
-    pub fn config(&self, backend: Backend) -> anyhow::Result<worker::Config> {
-        Ok(worker::Config {
+    pub fn config(&self, backend: Backend, names: Names) -> worker::Config {
+        worker::Config {
             backend,
-            names: self.shared.names()?,
+            names,
             limits: self.limits.limits(),
             model: self.model.choice(),
             visibility_timeout: self.shared.visibility_timeout,
@@ -542,21 +557,22 @@ impl WorkerArgs {
             max_batch_delay: self.batch.max_batch_delay,
             admin_listen: self.admin_listen,
             drain_on_stdin_close: self.drain_on_stdin_close,
-        })
+        }
     }
 }
 
 impl UpArgs {
     /// # Errors
     /// A [`clap::Error`] where the flags contradict each other.
-    pub fn config(&self) -> anyhow::Result<up::Config> {
-        if self.shared.backend == Some(BackendArg::Aws) {
+    pub async fn config(&self) -> anyhow::Result<up::Config> {
+        if self.shared.backend == Some(BackendArg::Aws) || self.shared.aws_flag().is_some() {
             return Err(usage("up", "`up` always runs on this machine; on AWS it is `serve-web` and `worker`"));
         }
         // The workers must find it wherever they are started from.
         let data_dir = std::path::absolute(&self.shared.data_dir).context("--data-dir")?;
         let backend = Backend::Local { data_dir };
-        let web = web_config(&self.shared, &self.http, &self.limits, backend.clone())?;
+        let names = self.shared.names(&backend).await?;
+        let web = web_config(&self.shared, &self.http, &self.limits, backend.clone(), names);
         let worker = worker::Config {
             backend,
             names: web.names.clone(),
@@ -628,15 +644,18 @@ impl LoadgenArgs {
 impl QueueArgs {
     /// # Errors
     /// Where the local backend has no data directory: a typing error would make one.
-    pub fn config(&self) -> anyhow::Result<queues::Config> {
+    pub async fn config(&self) -> anyhow::Result<queues::Config> {
         let shared = self.command.shared();
-        let (backend, _) = shared.backend()?;
+        let (backend, _) = shared.backend();
         if matches!(backend, Backend::Local { .. }) && !shared.data_dir.is_dir() {
-            bail!("there is no data directory {}: nothing ran there; see --data-dir", shared.data_dir.display());
+            anyhow::bail!(
+                "there is no data directory {}: nothing ran there; see --data-dir",
+                shared.data_dir.display()
+            );
         }
         Ok(queues::Config {
+            names: shared.names(&backend).await?,
             backend,
-            names: shared.names()?,
             json: self.command.output().json,
             action: self.command.action(),
         })

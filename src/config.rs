@@ -11,6 +11,8 @@ use crate::protocol;
 pub enum Backend {
     /// SQLite and files under one directory; any number of processes on this machine.
     Local { data_dir: PathBuf },
+    /// SQS and S3, or what speaks like them. None: as the environment and the profile say.
+    Aws { region: Option<String>, endpoint_url: Option<String> },
 }
 
 /// Which backend the flags and the environment ask for.
@@ -63,6 +65,16 @@ impl Names {
         }
     }
 
+    /// The defaults on AWS. Bucket names are the world's, so they carry account and region.
+    pub fn aws(stack: &str, account: &str, region: &str) -> Self {
+        let bucket = |purpose| protocol::aws_bucket(stack, account, region, purpose);
+        Names {
+            input_bucket: bucket(protocol::LOCAL_INPUT_BUCKET),
+            output_bucket: bucket(protocol::LOCAL_OUTPUT_BUCKET),
+            ..Names::local(stack)
+        }
+    }
+
     pub fn dead_letter_queue(&self) -> String {
         protocol::dead_letter_queue(&self.request_queue)
     }
@@ -89,6 +101,25 @@ pub fn queue_name(name: &str) -> Result<String, String> {
         Ok(name.to_owned())
     } else {
         Err("a queue name has 1 to 80 letters, digits, `-` or `_`".to_owned())
+    }
+}
+
+/// Checks a region by form: it becomes part of host names. Which regions there are changes every year.
+pub fn region(name: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if (1..=32).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with('-') && !name.ends_with('-') {
+        Ok(name.to_owned())
+    } else {
+        Err("a region is named like us-east-1".to_owned())
+    }
+}
+
+/// Checks the address of an endpoint by form.
+pub fn endpoint_url(url: &str) -> Result<String, String> {
+    let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    match host {
+        Some(host) if !host.is_empty() && !host.contains(char::is_whitespace) => Ok(url.to_owned()),
+        _ => Err("an endpoint is an address like http://127.0.0.1:4566".to_owned()),
     }
 }
 
@@ -162,6 +193,15 @@ mod tests {
     }
 
     #[test]
+    fn bucket_names_on_aws_carry_account_and_region() {
+        let names = Names::aws("imgcls", "123456789012", "us-east-1");
+        assert_eq!(names.input_bucket, "imgcls-123456789012-us-east-1-input");
+        assert_eq!(names.request_queue, "web-app-image-transport");
+        let names = Names::aws("a-stack-of-20-letter", "123456789012", "ap-southeast-5");
+        assert!(bucket_name(&names.output_bucket).is_ok(), "{}", names.output_bucket);
+    }
+
+    #[test]
     fn durations_and_sizes_read_as_people_write_them() {
         assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
@@ -179,6 +219,8 @@ mod tests {
         }
         assert!(bucket_name("imgcls-123-us-east-1-input").is_ok());
         assert!(queue_name("a/b").is_err() && queue_name(&"q".repeat(81)).is_err() && queue_name("a-B_9").is_ok());
+        assert!(region("mars/north").is_err() && region("").is_err() && region("eu-west-1").is_ok());
+        assert!(endpoint_url("localhost:1").is_err() && endpoint_url("http://localhost:1").is_ok());
         assert!(stack_name("Team").is_err() && stack_name("team-a").is_ok() && stack_name("a-").is_err());
     }
 }

@@ -10,6 +10,7 @@ pub mod stats; // latency histogram, quantiles, summaries
 pub mod workload; // arrival processes, seeded
 
 // Floor 1: what every process needs.
+pub mod aws; // the SDK's configuration, and what its errors mean
 pub mod config; // validated names, limits, the choice of the backend
 pub mod shutdown; // first signal drains, second ends
 pub mod sqlite; // the one file of the local backend: transactions, group commit, doorbells
@@ -17,8 +18,8 @@ pub mod telemetry; // logs and metrics
 
 // Floor 2: ports and machines.
 pub mod model; // bytes → pixels → tensor → predictions
-pub mod queue; // the queue port and its SQLite backend
-pub mod store; // the object store port and its local backends
+pub mod queue; // the queue port: SQLite, SQS
+pub mod store; // the object store port: files, SQLite, S3
 
 // Floor 3: the tiers.
 pub mod autoscale; // observe → decide → resize worker processes

@@ -26,8 +26,8 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Up(args) => {
-            let config = args.config()?;
             many_threads()?.block_on(async {
+                let config = args.config().await?;
                 let shutdown = shutdown::on_signals()?;
                 let listener = bind(args.http.listen).await?;
                 up::run(listener, config, shutdown).await
@@ -35,10 +35,11 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::ServeWeb(args) => {
-            let (backend, said_by) = args.shared.backend()?;
+            let (backend, said_by) = args.shared.backend();
             tracing::info!(?backend, said_by, "serve-web");
-            let config = args.config(backend)?;
             many_threads()?.block_on(async {
+                let names = args.shared.names(&backend).await?;
+                let config = args.config(backend, names)?;
                 let shutdown = shutdown::on_signals()?;
                 let listener = bind(args.http.listen).await?;
                 web::run(listener, config, None, shutdown).await
@@ -46,15 +47,19 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Worker(args) => {
-            let (backend, said_by) = args.shared.backend()?;
+            let (backend, said_by) = args.shared.backend();
             tracing::info!(?backend, said_by, "worker");
-            let config = args.config(backend)?;
-            one_thread()?.block_on(async { worker::run(config, shutdown::on_signals()?).await })?;
+            one_thread()?.block_on(async {
+                let names = args.shared.names(&backend).await?;
+                worker::run(args.config(backend, names), shutdown::on_signals()?).await
+            })?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Queue(args) => {
-            let config = args.config()?;
-            let is_done = one_thread()?.block_on(async { queues::run(config, shutdown::on_signals()?).await })?;
+            let is_done = one_thread()?.block_on(async {
+                let config = args.config().await?;
+                queues::run(config, shutdown::on_signals()?).await
+            })?;
             Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Classify(args) => {

@@ -4,6 +4,9 @@ use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
 
+/// What the SDK warns of while it looks for region and credentials is an error in the end, or nothing.
+const DEFAULT_FILTER: &str = "info,ort=warn,aws_config=error";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
     #[default]
@@ -37,7 +40,7 @@ impl LogFormat {
 /// Called once a process; a second call changes nothing.
 pub fn init(format: LogFormat) {
     use std::io::IsTerminal as _;
-    let filter = EnvFilter::try_from_env("IMGCLS_LOG").unwrap_or_else(|_| EnvFilter::new("info,ort=warn"));
+    let filter = EnvFilter::try_from_env("IMGCLS_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),

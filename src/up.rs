@@ -38,10 +38,9 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
         arguments: worker_arguments(&config.worker, config.log_format),
     };
     let address = listener.local_addr()?;
-    let Backend::Local { data_dir } = &config.web.backend;
-    tracing::info!(backend = "local", data_dir = %data_dir.display(), %address, "up");
+    tracing::info!(backend = ?config.web.backend, %address, "up");
 
-    let queues = queue::open(&config.web.backend)?;
+    let queues = queue::open(&config.web.backend).await?;
     let ServiceQueues { requests, .. } = ServiceQueues::open_or_create(
         queues.as_ref(),
         &config.web.names,
@@ -93,7 +92,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 /// name, so that a setting of the worker that is not passed on does not compile.
 pub fn worker_arguments(config: &worker::Config, log_format: LogFormat) -> Vec<OsString> {
     let worker::Config {
-        backend: Backend::Local { data_dir },
+        backend,
         names: Names { request_queue, result_queue, input_bucket, output_bucket },
         limits: Limits { max_upload_bytes, max_pixels },
         model: ModelChoice { model, variant, ort_dylib, intra_threads, cache_dir },
@@ -106,9 +105,13 @@ pub fn worker_arguments(config: &worker::Config, log_format: LogFormat) -> Vec<O
         drain_on_stdin_close,
     } = config;
     let seconds = |duration: &Duration| duration.as_secs_f64().to_string();
-    let mut arguments: Vec<OsString> = ["worker", "--backend", "local"].map(OsString::from).into();
+    let mut arguments: Vec<OsString> = vec!["worker".into()];
     let mut flag = |name: &str, value: OsString| arguments.extend([OsString::from(name), value]);
-    flag("--data-dir", data_dir.into());
+    let (data_dir, region, endpoint_url) = match backend {
+        Backend::Local { data_dir } => (Some(data_dir), None, None),
+        Backend::Aws { region, endpoint_url } => (None, region.as_ref(), endpoint_url.as_ref()),
+    };
+    flag("--backend", if data_dir.is_some() { "local" } else { "aws" }.into());
     flag("--request-queue", request_queue.into());
     flag("--result-queue", result_queue.into());
     flag("--input-bucket", input_bucket.into());
@@ -121,6 +124,9 @@ pub fn worker_arguments(config: &worker::Config, log_format: LogFormat) -> Vec<O
     flag("--max-batch-delay", seconds(max_batch_delay).into());
     flag("--log-format", log_format.as_str().into());
     let optional = [
+        ("--data-dir", data_dir.map(OsString::from)),
+        ("--region", region.map(OsString::from)),
+        ("--endpoint-url", endpoint_url.map(OsString::from)),
         ("--model", model.as_ref().map(OsString::from)),
         ("--variant", variant.as_ref().map(OsString::from)),
         ("--ort-dylib", ort_dylib.as_ref().map(OsString::from)),

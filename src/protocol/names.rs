@@ -29,6 +29,11 @@ pub fn is_reply_queue_of(result_queue: &str, reply_to: &str) -> bool {
     reply_to.strip_prefix(result_queue).is_some_and(|rest| rest.is_empty() || (rest.starts_with('-') && rest.len() > 1))
 }
 
+/// A bucket's name on AWS, where bucket names are the world's: it carries account and region.
+pub fn aws_bucket(stack: &str, account: &str, region: &str, purpose: &str) -> String {
+    format!("{}imgcls-{account}-{region}-{purpose}", stack_prefix(stack))
+}
+
 /// What every resource name of a stack starts with; empty for the default stack, whose names are the original's.
 pub fn stack_prefix(stack: &str) -> String {
     if stack == "imgcls" { String::new() } else { format!("{stack}-") }

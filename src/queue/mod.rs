@@ -11,8 +11,10 @@
 //!   one older than the retention is gone.
 //! - Batches are of at most [`MAX_BATCH`].
 
+mod coalesce;
 mod service;
 mod sqlite;
+mod sqs;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use async_trait::async_trait;
 
 pub use service::ServiceQueues;
 pub use sqlite::SqliteQueues;
+pub use sqs::SqsQueues;
 
 use crate::config::Backend;
 
@@ -36,9 +39,13 @@ pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 1 << 20;
 ///
 /// # Errors
 /// [`QueueError::Fatal`] where they cannot be used; it says what to do.
-pub fn open(backend: &Backend) -> Result<Arc<dyn Queues>, QueueError> {
+pub async fn open(backend: &Backend) -> Result<Arc<dyn Queues>, QueueError> {
     match backend {
         Backend::Local { data_dir } => Ok(Arc::new(SqliteQueues::open(data_dir)?)),
+        Backend::Aws { region, endpoint_url } => {
+            // The SDK's futures are large; who runs locally does not carry them.
+            Ok(Arc::new(Box::pin(SqsQueues::connect(region.as_deref(), endpoint_url.as_deref())).await?))
+        }
     }
 }
 

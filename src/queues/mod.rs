@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Backend, Names};
 use crate::queue::{self, Queue, QueueError, Queues};
-use crate::store::{self, ObjectStore};
+use crate::store::{self, Holds, ObjectStore};
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -65,9 +65,9 @@ pub enum Which {
 /// Where queue or store cannot be used, or what was asked for is not there.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<bool> {
     let service = Service {
-        queues: queue::open(&config.backend)?,
-        input: store::open(&config.backend, &config.names.input_bucket)?,
-        output: store::open(&config.backend, &config.names.output_bucket)?,
+        queues: queue::open(&config.backend).await?,
+        input: store::open(&config.backend, &config.names.input_bucket, Holds::Images).await?,
+        output: store::open(&config.backend, &config.names.output_bucket, Holds::Results).await?,
         names: config.names,
     };
     match config.action {

@@ -7,6 +7,7 @@
 //! - Of several puts with `if_none_match`, exactly one returns [`Put::Created`].
 
 mod dir;
+mod s3;
 mod sqlite;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use dir::DirStore;
+pub use s3::S3Store;
 pub use sqlite::SqliteStore;
 
 use crate::config::Backend;
@@ -29,14 +31,18 @@ pub enum Holds {
     Results,
 }
 
-/// The bucket, as the configuration asks for it.
+/// The bucket, as the configuration asks for it; made where it is not there.
 ///
 /// # Errors
 /// [`StoreError::Fatal`] where it cannot be used; it says what to do.
-pub fn open(backend: &Backend, bucket: &str, holds: Holds) -> Result<Arc<dyn ObjectStore>, StoreError> {
+pub async fn open(backend: &Backend, bucket: &str, holds: Holds) -> Result<Arc<dyn ObjectStore>, StoreError> {
     match (backend, holds) {
         (Backend::Local { data_dir }, Holds::Images) => Ok(Arc::new(DirStore::open(data_dir, bucket)?)),
         (Backend::Local { data_dir }, Holds::Results) => Ok(Arc::new(SqliteStore::open(data_dir, bucket)?)),
+        (Backend::Aws { region, endpoint_url }, _) => {
+            // The SDK's futures are large; who runs locally does not carry them.
+            Ok(Arc::new(Box::pin(S3Store::open(region.as_deref(), endpoint_url.as_deref(), bucket)).await?))
+        }
     }
 }
 

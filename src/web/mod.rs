@@ -84,13 +84,13 @@ pub async fn run(
     workers_ready: Option<watch::Receiver<usize>>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let queues = queue::open(&config.backend)?;
+    let queues = queue::open(&config.backend).await?;
     let names = &config.names;
     let service =
         ServiceQueues::open_or_create(&*queues, names, config.visibility_timeout, config.max_receive_count).await?;
     let attributes = service.requests.attributes().await?;
-    let input = store::open(&config.backend, &names.input_bucket, Holds::Images)?;
-    let output = store::open(&config.backend, &names.output_bucket, Holds::Results)?;
+    let input = store::open(&config.backend, &names.input_bucket, Holds::Images).await?;
+    let output = store::open(&config.backend, &names.output_bucket, Holds::Results).await?;
     let pending = Pending::default();
     let results = Arc::new(Results { output, signature: format!("web-{}", std::process::id()) });
     let replies = Replies::open(

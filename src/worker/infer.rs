@@ -27,7 +27,8 @@ pub struct Fetched {
     /// A place among those that wait. Given up when a session begins with it, so that the next image is fetched
     /// meanwhile.
     pub place: OwnedSemaphorePermit,
-    pub fetched_at: Instant,
+    /// Since when it waits.
+    pub since: Instant,
 }
 
 /// An image that is ready for the model.
@@ -147,7 +148,7 @@ impl Thread {
         for fetched in batch {
             match self.decode(fetched, started) {
                 Ok(image) => decoded.push(image),
-                Err(finished) => self.finish(finished)?,
+                Err(finished) => self.finish(*finished)?,
             }
         }
         // A model of native size gets many shapes; one inference takes images of one.
@@ -159,13 +160,13 @@ impl Thread {
         Ok(())
     }
 
-    fn decode(&self, fetched: Fetched, started: Instant) -> Result<Decoded, Finished> {
-        let Fetched { mut work, lease, body, image, place, fetched_at } = fetched;
+    fn decode(&self, fetched: Fetched, started: Instant) -> Result<Decoded, Box<Finished>> {
+        let Fetched { mut work, lease, body, image, place, since } = fetched;
         drop(place);
         let decoding = Instant::now();
         let tensor = model::prepare(&image, &self.package, &self.limits);
         METRICS.stage("decoded").observe(decoding.elapsed().as_secs_f64());
-        work.timings_ms.queued += millis(started.duration_since(fetched_at));
+        work.timings_ms.queued += millis(started.duration_since(since));
         work.timings_ms.decoded = millis(decoding.elapsed());
         match tensor {
             Ok(tensor) => {
@@ -174,7 +175,7 @@ impl Thread {
             }
             Err(error) => {
                 let ending = work.failed(error.code, error.message, &body, Timestamp::now(), &self.rules);
-                Err(Finished { lease, ending })
+                Err(Box::new(Finished { lease, ending }))
             }
         }
     }

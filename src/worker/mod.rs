@@ -98,12 +98,12 @@ async fn work(
 ) -> anyhow::Result<()> {
     let choice = config.model.clone();
     let package = Arc::new(tokio::task::spawn_blocking(move || ModelPackage::load(&choice)).await??);
-    let queues = queue::open(&config.backend)?;
+    let queues = queue::open(&config.backend).await?;
     let service =
         ServiceQueues::open_or_create(&*queues, &config.names, config.visibility_timeout, config.max_receive_count)
             .await?;
-    let input = store::open(&config.backend, &config.names.input_bucket, Holds::Images)?;
-    let output = store::open(&config.backend, &config.names.output_bucket, Holds::Results)?;
+    let input = store::open(&config.backend, &config.names.input_bucket, Holds::Images).await?;
+    let output = store::open(&config.backend, &config.names.output_bucket, Holds::Results).await?;
     let rules = Arc::new(Rules {
         input_bucket: config.names.input_bucket.clone(),
         max_receive_count: config.max_receive_count,

@@ -110,7 +110,7 @@ impl Intake {
         match self.image_of(&delivery).await {
             Ok((work, image)) => {
                 let body = delivery.body;
-                let fetched = Fetched { work, lease, body, image, place, fetched_at: Instant::now() };
+                let fetched = Fetched { work, lease, body, image, place, since: Instant::now() };
                 if self.fetched.send(fetched).await.is_err() {
                     tracing::debug!("the batcher has ended; the message comes again");
                 }

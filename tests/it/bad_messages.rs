@@ -29,7 +29,7 @@ impl Clinic {
         let service = Service::start(workers, &[], &flags);
         let names = Names::local("imgcls");
         let (queues, requests, dead_letters) = run(async {
-            let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).unwrap();
+            let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
             let requests = queues.open(&names.request_queue).await.unwrap();
             let dead_letters = queues.open(&names.dead_letter_queue()).await.unwrap();
             (queues, requests, dead_letters)

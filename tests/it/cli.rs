@@ -108,14 +108,18 @@ fn wrong_usage_is_exit_code_2_and_a_way_out_on_standard_error() {
 }
 
 #[test]
-fn aws_that_is_not_there_is_said_in_one_line_with_the_way_out() {
+fn what_speaks_for_aws_is_said_first_and_what_is_missing_last() {
+    let url = "http://127.0.0.1:1";
     for command in ["serve-web", "worker"] {
-        for variable in ["AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"] {
-            let output = imgcls(&[command], &[(variable, "us-east-1")]);
+        for (variable, value) in
+            [("AWS_REGION", "us-east-1"), ("AWS_DEFAULT_REGION", "us-east-1"), ("AWS_ENDPOINT_URL", url)]
+        {
+            let output = imgcls(&[command], &[(variable, value), ("AWS_EC2_METADATA_DISABLED", "true")]);
             let said = stderr(&output);
             assert_eq!(output.status.code(), Some(1), "{said}");
-            assert_eq!(said.lines().count(), 1, "{said}");
-            assert!(said.contains(variable) && said.contains("--backend local"), "{said}");
+            let [first, last] = said.lines().collect::<Vec<_>>()[..] else { panic!("{said}") };
+            assert!(first.contains(&format!("said_by=\"{variable}\"")), "{first}");
+            assert!(last.contains("no AWS credentials") && last.contains("--backend local"), "{last}");
         }
     }
 }

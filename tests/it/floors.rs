@@ -20,7 +20,7 @@ const CRATES: [(&str, &[&str]); 4] = [
     ("ort", &["model/"]),
     ("clap", &["cli.rs", "main.rs"]),
     ("rusqlite", &["sqlite/", "queue/sqlite", "store/sqlite.rs"]),
-    ("aws_*", &["aws.rs", "queue/sqs.rs", "store/s3.rs", "instance/aws.rs", "provision/aws", "autoscale/aws.rs"]),
+    ("aws_*", &["aws/", "queue/sqs.rs", "store/s3.rs", "instance/aws.rs", "provision/aws", "autoscale/aws.rs"]),
 ];
 
 #[test]
@@ -356,7 +356,8 @@ mod checker {
             ("model/onnx.rs", "use ort::session::Session;"),
             ("queue/sqlite/schema.rs", "use rusqlite::Connection;"),
             ("up.rs", "fn f(ort: u8, clap: u8) -> u8 { ort + clap }"),
-            ("aws.rs", "use aws_config::Region;"),
+            ("aws/mod.rs", "use aws_config::Region;"),
+            ("queue/sqs.rs", "use aws_sdk_sqs::Client;"),
         ] {
             assert_eq!(violations(path, text), Vec::<String>::new(), "{path}: {text}");
         }
@@ -372,6 +373,8 @@ mod checker {
             ("up.rs", "#[derive(clap::Parser)] struct Args;"),
             ("store/dir.rs", "fn f() -> rusqlite::Result<()> { Ok(()) }"),
             ("web/mod.rs", "use aws_sdk_s3::Client;"),
+            ("queue/mod.rs", "use aws_sdk_sqs::Client;"),
+            ("store/mod.rs", "use aws_smithy_types::DateTime;"),
         ] {
             assert_eq!(violations(path, text).len(), 1, "{path}: {text}");
         }

@@ -115,9 +115,10 @@ pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A web tier and workers on one data directory.
+/// A web tier and workers on one data directory, or on what the backend's flags name.
 pub struct Service {
     pub dir: tempfile::TempDir,
+    backend: Backend,
     pub address: SocketAddr,
     pub web: Process,
     pub workers: Vec<Process>,
@@ -128,6 +129,12 @@ pub struct Service {
     started: usize,
 }
 
+/// What says to each process where queues and objects are.
+struct Backend {
+    flags: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
 impl Service {
     pub fn start(worker_count: usize, web_flags: &[&str], worker_flags: &[&str]) -> Service {
         Service::start_in(tempfile::tempdir().unwrap(), worker_count, web_flags, worker_flags)
@@ -135,12 +142,34 @@ impl Service {
 
     /// The same where something lies in the data directory already, which is `data` in `dir`.
     pub fn start_in(dir: tempfile::TempDir, worker_count: usize, web_flags: &[&str], worker_flags: &[&str]) -> Service {
+        let backend = Backend { flags: vec!["--backend".to_owned(), "local".to_owned()], environment: Vec::new() };
+        Service::start_with(dir, backend, worker_count, web_flags, worker_flags)
+    }
+
+    pub fn start_on(
+        backend_flags: &[&str],
+        environment: Vec<(String, String)>,
+        worker_count: usize,
+        web_flags: &[&str],
+        worker_flags: &[&str],
+    ) -> Service {
+        let backend = Backend { flags: owned(backend_flags), environment };
+        Service::start_with(tempfile::tempdir().unwrap(), backend, worker_count, web_flags, worker_flags)
+    }
+
+    fn start_with(
+        dir: tempfile::TempDir,
+        backend: Backend,
+        worker_count: usize,
+        web_flags: &[&str],
+        worker_flags: &[&str],
+    ) -> Service {
         let address = free_address();
-        let owned = |flags: &[&str]| flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>();
         let (web_flags, worker_flags) = (owned(web_flags), owned(worker_flags));
-        let web = start_web(dir.path(), address, &web_flags);
+        let web = start_web(dir.path(), &backend, address, &web_flags);
         let (workers, other_webs) = (Vec::new(), Vec::new());
-        let mut service = Service { dir, address, web, workers, other_webs, web_flags, worker_flags, started: 0 };
+        let mut service =
+            Service { dir, backend, address, web, workers, other_webs, web_flags, worker_flags, started: 0 };
         service.wait_until_serving();
         for _ in 0..worker_count {
             service.add_worker();
@@ -151,7 +180,7 @@ impl Service {
     /// Starts another web tier beside the first; its address.
     pub fn add_web(&mut self) -> SocketAddr {
         let address = free_address();
-        self.other_webs.push(start_web(self.dir.path(), address, &self.web_flags));
+        self.other_webs.push(start_web(self.dir.path(), &self.backend, address, &self.web_flags));
         until_serving(address);
         address
     }
@@ -166,15 +195,16 @@ impl Service {
     pub fn spawn_worker(&mut self) -> Process {
         self.started += 1;
         let mut command = imgcls();
-        command.args(["worker", "--backend", "local", "--sessions", "1", "--data-dir"]);
-        command.arg(self.data_dir()).args(&self.worker_flags);
+        command.args(["worker", "--sessions", "1", "--data-dir"]).arg(self.data_dir());
+        self.backend.say_to(&mut command);
+        command.args(&self.worker_flags);
         Process::start(command, &self.dir.path().join(format!("worker-{}.log", self.started)))
     }
 
     /// Kills the web tier with SIGKILL and starts another at the same address.
     pub fn restart_web(&mut self) {
         self.web.kill();
-        self.web = start_web(self.dir.path(), self.address, &self.web_flags);
+        self.web = start_web(self.dir.path(), &self.backend, self.address, &self.web_flags);
         self.wait_until_serving();
     }
 
@@ -229,6 +259,10 @@ pub fn count_results(database: &rusqlite::Connection) -> usize {
     database.query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
+fn owned(flags: &[&str]) -> Vec<String> {
+    flags.iter().map(|flag| (*flag).to_owned()).collect()
+}
+
 fn free_address() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], free_port()))
 }
@@ -237,10 +271,17 @@ fn until_serving(address: SocketAddr) {
     until("the web tier", || request(address, "GET", "/healthz", &[], b"").ok().filter(|r| r.status == 200));
 }
 
-fn start_web(dir: &Path, address: SocketAddr, flags: &[String]) -> Process {
+impl Backend {
+    fn say_to(&self, command: &mut Command) {
+        command.args(&self.flags).envs(self.environment.iter().map(|(name, value)| (name, value)));
+    }
+}
+
+fn start_web(dir: &Path, backend: &Backend, address: SocketAddr, flags: &[String]) -> Process {
     let mut command = imgcls();
-    command.args(["serve-web", "--backend", "local", "--listen", &address.to_string(), "--data-dir"]);
-    command.arg(dir.join("data")).args(flags);
+    command.args(["serve-web", "--listen", &address.to_string(), "--data-dir"]).arg(dir.join("data"));
+    backend.say_to(&mut command);
+    command.args(flags);
     Process::start(command, &dir.join("web.log"))
 }
 

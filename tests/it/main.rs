@@ -1,7 +1,10 @@
 //! Every test that runs the program or reads the repository: one binary, linked once.
 
+mod conformance;
+mod emulators;
 mod harness;
 
+mod aws;
 mod bad_messages;
 mod children;
 mod cli;

@@ -35,7 +35,7 @@ fn with_small_queues(max_message_bytes: usize) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let queues = queue::open(&Backend::Local { data_dir: dir.path().join("data") }).unwrap();
+        let queues = queue::open(&Backend::Local { data_dir: dir.path().join("data") }).await.unwrap();
         let names = Names::local("imgcls");
         let attributes = QueueAttributes { max_message_bytes, ..QueueAttributes::default() };
         for name in [&names.request_queue, &names.result_queue, &names.dead_letter_queue()] {
@@ -79,7 +79,7 @@ fn a_photograph_of_megabytes_is_answered_through_queues_that_take_a_kilobyte() {
 #[test]
 fn a_limit_that_was_lowered_meanwhile_is_learnt() {
     let service = Service::start(1, &["--inline-bytes", "1MiB"], &[]);
-    let file = rusqlite::Connection::open(service.data_dir().join("queues.sqlite3")).unwrap();
+    let file = rusqlite::Connection::open(service.data_dir().join("imgcls.sqlite3")).unwrap();
     file.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
     let changed = file.execute("UPDATE queues SET max_message_bytes = 1024 WHERE name = 'web-app-image-transport'", []);
     assert_eq!(changed, Ok(1));

@@ -22,7 +22,7 @@ struct Queues {
 
 impl Queues {
     async fn open(service: &Service) -> Queues {
-        let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).unwrap();
+        let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
         let names = Names::local("imgcls");
         Queues {
             requests: queues.open(&names.request_queue).await.unwrap(),
@@ -63,8 +63,8 @@ fn the_originals_messages_are_answered_in_the_originals_form() {
         queues.send(json!({"image_data": encode(&image), "filename": "../../test_0.x.JPEG"}).to_string()).await;
         assert_eq!(next(&*queues.results).await.body, json!({"test_0.x.JPEG": label}).to_string());
         let backend = Backend::Local { data_dir: service.data_dir() };
-        let input = store::open(&backend, "input", Holds::Images).unwrap();
-        let output = store::open(&backend, "output", Holds::Results).unwrap();
+        let input = store::open(&backend, "input", Holds::Images).await.unwrap();
+        let output = store::open(&backend, "output", Holds::Results).await.unwrap();
         assert_eq!(input.get("test_0.x.JPEG", MANY).await.unwrap().unwrap(), image);
         let stored = output.get("test_0", MANY).await.unwrap().unwrap();
         assert_eq!(stored, format!("((test_0.x.JPEG, {label}))"));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use imgcls::config::{Backend, Names};
 use imgcls::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, ImageRef, SeedRequest, Status};
 use imgcls::queue::{self, Outgoing, ReceiveOptions, ServiceQueues};
-use imgcls::store::{self, ObjectStore, PutOptions};
+use imgcls::store::{self, Holds, ObjectStore, PutOptions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::{NoContext, Timestamp, Uuid};
@@ -31,10 +31,10 @@ impl Ward {
     async fn new() -> Ward {
         let dir = tempfile::tempdir().unwrap();
         let (backend, names) = (Backend::Local { data_dir: dir.path().join("data") }, Names::local("imgcls"));
-        let queues = queue::open(&backend).unwrap();
+        let queues = queue::open(&backend).await.unwrap();
         let service = ServiceQueues::open_or_create(&*queues, &names, Duration::from_secs(30), 5).await.unwrap();
-        let input = store::open(&backend, &names.input_bucket).unwrap();
-        let output = store::open(&backend, &names.output_bucket).unwrap();
+        let input = store::open(&backend, &names.input_bucket, Holds::Images).await.unwrap();
+        let output = store::open(&backend, &names.output_bucket, Holds::Results).await.unwrap();
         Ward { dir, service, input, output }
     }
 
@@ -77,7 +77,7 @@ impl Ward {
 
     /// What every receiver waits for, now: nothing is held by a command that was killed.
     fn let_holds_end(&self) {
-        let file = rusqlite::Connection::open(self.dir.path().join("data/queues.sqlite3")).unwrap();
+        let file = rusqlite::Connection::open(self.dir.path().join("data/imgcls.sqlite3")).unwrap();
         file.busy_timeout(Duration::from_secs(10)).unwrap();
         let queue = "(SELECT id FROM queues WHERE name = ?1)";
         file.execute(&format!("UPDATE messages SET visible_at_ms = 0 WHERE queue_id = {queue}"), [LETTERS]).unwrap();
@@ -144,7 +144,7 @@ fn depth_tells_of_every_queue_and_receives_nothing() {
     let row = text.lines().find(|line| line.starts_with(LETTERS)).unwrap_or_else(|| panic!("{text}"));
     assert_eq!(row.split_whitespace().collect::<Vec<_>>(), [LETTERS, "dead", "letters", "0", "0", "0", "-"]);
     run(async {
-        let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).unwrap();
+        let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
         let requests = queues.open(REQUESTS).await.unwrap();
         let options = ReceiveOptions { max: 1, wait: Duration::ZERO, visibility_timeout: Duration::from_secs(1) };
         assert_eq!(requests.receive(options).await.unwrap()[0].receive_count, 1, "it was received before");
@@ -159,7 +159,7 @@ fn depth_tells_of_every_queue_and_receives_nothing() {
 fn dead_letters_are_listed_and_shown_and_stay_where_they_are() {
     let service = Service::start(1, &[], &[]);
     run(async {
-        let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).unwrap();
+        let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
         let requests = queues.open(REQUESTS).await.unwrap();
         let image_data =
             base64::Engine::encode(&base64::engine::general_purpose::STANDARD, picture("hostile/half.jpg"));

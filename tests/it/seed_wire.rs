@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use imgcls::config::{Backend, Names};
 use imgcls::queue::{self, Outgoing, Queue, QueueAttributes, ReceiveOptions};
-use imgcls::store::{self, ObjectStore, PutOptions};
+use imgcls::store::{self, Holds, ObjectStore, PutOptions};
 use serde_json::{Value, json};
 
 use crate::harness::{PATIENCE, Service, form, label_of, picture, request};
@@ -26,12 +26,12 @@ struct OriginalWorker {
 
 impl OriginalWorker {
     async fn on(backend: &Backend) -> OriginalWorker {
-        let (queues, names) = (queue::open(backend).unwrap(), Names::local("imgcls"));
+        let (queues, names) = (queue::open(backend).await.unwrap(), Names::local("imgcls"));
         OriginalWorker {
             requests: queues.open(&names.request_queue).await.unwrap(),
             results: queues.open(&names.result_queue).await.unwrap(),
-            input: store::open(backend, &names.input_bucket).unwrap(),
-            output: store::open(backend, &names.output_bucket).unwrap(),
+            input: store::open(backend, &names.input_bucket, Holds::Images).await.unwrap(),
+            output: store::open(backend, &names.output_bucket, Holds::Results).await.unwrap(),
             writes_output: true,
             replies: true,
         }
@@ -170,7 +170,7 @@ fn our_workers_and_our_other_web_tiers_understand_it_too() {
 fn an_image_that_does_not_fit_the_queue_is_refused_with_the_queues_limit() {
     let dir = tempfile::tempdir().unwrap();
     run(async {
-        let queues = queue::open(&Backend::Local { data_dir: dir.path().join("data") }).unwrap();
+        let queues = queue::open(&Backend::Local { data_dir: dir.path().join("data") }).await.unwrap();
         let attributes = QueueAttributes { max_message_bytes: 6_144, ..QueueAttributes::default() };
         queues.create(&Names::local("imgcls").request_queue, &attributes).await.unwrap();
     });

@@ -55,7 +55,7 @@ fn a_reply_for_another_is_handed_back_and_goes_once_nobody_can_wait_for_it() {
         assert_eq!(count(results.depth().await.unwrap()), 2);
 
         // A minute later: nobody waits any more, so they go; what says how a job ended is kept first.
-        let file = rusqlite::Connection::open(service.data_dir().join("queues.sqlite3")).unwrap();
+        let file = rusqlite::Connection::open(service.data_dir().join("imgcls.sqlite3")).unwrap();
         file.busy_timeout(Duration::from_secs(10)).unwrap();
         file.execute("UPDATE messages SET sent_at_ms = sent_at_ms - 61000 WHERE body LIKE '%bathtub%'", []).unwrap();
         let started = Instant::now();
@@ -80,7 +80,7 @@ fn without_a_queue_of_its_own_a_web_process_shares_and_says_so() {
 }
 
 async fn result_queue(service: &Service) -> Arc<dyn Queue> {
-    let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).unwrap();
+    let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
     queues.open(&Names::local("imgcls").result_queue).await.unwrap()
 }
 

@@ -8,6 +8,8 @@ use futures::future::join_all;
 use imgcls::store::{DirStore, ObjectStore, Put, PutOptions, SqliteStore, StoreError};
 use uuid::Uuid;
 
+use crate::conformance::{self, Exception, checks};
+
 const MANY: u64 = 64 << 20;
 const ONCE: PutOptions = PutOptions { if_none_match: true, content_type: Some("application/json") };
 const PLAIN: PutOptions = PutOptions { if_none_match: false, content_type: None };
@@ -15,28 +17,36 @@ const PLAIN: PutOptions = PutOptions { if_none_match: false, content_type: None 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_local_store_conforms() {
     let directory = tempfile::tempdir().unwrap();
-    all(|| Arc::new(DirStore::open(directory.path(), "bucket").unwrap())).await;
+    all(|| Arc::new(DirStore::open(directory.path(), "bucket").unwrap()), &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_local_store_of_small_objects_conforms() {
     let directory = tempfile::tempdir().unwrap();
-    all(|| Arc::new(SqliteStore::open(directory.path(), "bucket").unwrap())).await;
+    all(|| Arc::new(SqliteStore::open(directory.path(), "bucket").unwrap()), &[]).await;
 }
 
 /// The suite. `store` makes one more handle on one bucket. Keys that the suite makes are new.
-pub async fn all(store: impl Fn() -> Arc<dyn ObjectStore>) {
-    what_was_put_is_got(&*store()).await;
-    another_handle_sees_it(&*store(), &*store()).await;
-    a_missing_object_is_none(&*store()).await;
-    a_put_replaces(&*store()).await;
-    only_one_conditional_put_creates(&store).await;
-    a_get_refuses_what_is_too_large(&*store()).await;
-    head_tells_size_and_time(&*store()).await;
-    odd_keys_are_keys(&*store()).await;
+pub async fn all(store: impl Fn() -> Arc<dyn ObjectStore>, exceptions: &[Exception]) {
+    let store: &Handles<'_> = &store;
+    let checks = checks![
+        store:
+        what_was_put_is_got,
+        another_handle_sees_it,
+        a_missing_object_is_none,
+        a_put_replaces,
+        only_one_conditional_put_creates,
+        a_get_refuses_what_is_too_large,
+        head_tells_size_and_time,
+        odd_keys_are_keys,
+    ];
+    conformance::run(checks, exceptions).await;
 }
 
-async fn what_was_put_is_got(store: &dyn ObjectStore) {
+type Handles<'a> = dyn Fn() -> Arc<dyn ObjectStore> + 'a;
+
+async fn what_was_put_is_got(handles: &Handles<'_>) {
+    let store = handles();
     for size in [0, 1, 600, 92_000, 3 << 20] {
         let key = new_key("images");
         let body: Bytes = (0..size).map(|index: u32| (index % 251) as u8).collect();
@@ -47,7 +57,8 @@ async fn what_was_put_is_got(store: &dyn ObjectStore) {
     }
 }
 
-async fn another_handle_sees_it(one: &dyn ObjectStore, other: &dyn ObjectStore) {
+async fn another_handle_sees_it(handles: &Handles<'_>) {
+    let (one, other) = (handles(), handles());
     let key = new_key("images");
     let _ = one.put(&key, Bytes::from_static(b"seen"), PLAIN).await.unwrap();
     assert_eq!(other.get(&key, MANY).await.unwrap(), Some(Bytes::from_static(b"seen")));
@@ -55,7 +66,8 @@ async fn another_handle_sees_it(one: &dyn ObjectStore, other: &dyn ObjectStore) 
     assert_eq!(one.get(&key, MANY).await.unwrap(), None);
 }
 
-async fn a_missing_object_is_none(store: &dyn ObjectStore) {
+async fn a_missing_object_is_none(handles: &Handles<'_>) {
+    let store = handles();
     for key in [new_key("images"), new_key("no/such/prefix"), Uuid::now_v7().to_string()] {
         assert_eq!(store.get(&key, MANY).await.unwrap(), None);
         assert_eq!(store.head(&key).await.unwrap(), None);
@@ -72,7 +84,8 @@ async fn a_missing_object_is_none(store: &dyn ObjectStore) {
     store.delete(&key).await.unwrap();
 }
 
-async fn a_put_replaces(store: &dyn ObjectStore) {
+async fn a_put_replaces(handles: &Handles<'_>) {
+    let store = handles();
     let key = new_key("results");
     for body in ["first and longer", "second"] {
         assert_eq!(store.put(&key, Bytes::from(body), PLAIN).await.unwrap(), Put::Created);
@@ -81,25 +94,26 @@ async fn a_put_replaces(store: &dyn ObjectStore) {
     store.delete(&key).await.unwrap();
 }
 
-async fn only_one_conditional_put_creates(store: &impl Fn() -> Arc<dyn ObjectStore>) {
+async fn only_one_conditional_put_creates(handles: &Handles<'_>) {
     let key = new_key("results");
     let racers = (0..16).map(|racer| {
-        let (store, key) = (store(), key.clone());
+        let (store, key) = (handles(), key.clone());
         async move { (racer, store.put(&key, Bytes::from(format!("racer {racer}")), ONCE).await.unwrap()) }
     });
     let created: Vec<usize> =
         join_all(racers).await.into_iter().filter(|(_, put)| *put == Put::Created).map(|(racer, _)| racer).collect();
     assert_eq!(created.len(), 1, "{created:?}");
     let winner = Bytes::from(format!("racer {}", created[0]));
-    assert_eq!(store().get(&key, MANY).await.unwrap(), Some(winner.clone()), "the loser left it as it is");
-    assert_eq!(store().put(&key, Bytes::from_static(b"late"), ONCE).await.unwrap(), Put::AlreadyExists);
-    assert_eq!(store().get(&key, MANY).await.unwrap(), Some(winner));
-    store().delete(&key).await.unwrap();
-    assert_eq!(store().put(&key, Bytes::from_static(b"again"), ONCE).await.unwrap(), Put::Created);
-    store().delete(&key).await.unwrap();
+    assert_eq!(handles().get(&key, MANY).await.unwrap(), Some(winner.clone()), "the loser left it as it is");
+    assert_eq!(handles().put(&key, Bytes::from_static(b"late"), ONCE).await.unwrap(), Put::AlreadyExists);
+    assert_eq!(handles().get(&key, MANY).await.unwrap(), Some(winner));
+    handles().delete(&key).await.unwrap();
+    assert_eq!(handles().put(&key, Bytes::from_static(b"again"), ONCE).await.unwrap(), Put::Created);
+    handles().delete(&key).await.unwrap();
 }
 
-async fn a_get_refuses_what_is_too_large(store: &dyn ObjectStore) {
+async fn a_get_refuses_what_is_too_large(handles: &Handles<'_>) {
+    let store = handles();
     let key = new_key("images");
     let _ = store.put(&key, Bytes::from(vec![1; 1_000]), PLAIN).await.unwrap();
     assert_eq!(store.get(&key, 1_000).await.unwrap().map(|body| body.len()), Some(1_000));
@@ -110,7 +124,8 @@ async fn a_get_refuses_what_is_too_large(store: &dyn ObjectStore) {
     store.delete(&key).await.unwrap();
 }
 
-async fn head_tells_size_and_time(store: &dyn ObjectStore) {
+async fn head_tells_size_and_time(handles: &Handles<'_>) {
+    let store = handles();
     let key = new_key("images");
     let _ = store.put(&key, Bytes::from(vec![1; 1_234]), PLAIN).await.unwrap();
     let info = store.head(&key).await.unwrap().unwrap();
@@ -121,7 +136,8 @@ async fn head_tells_size_and_time(store: &dyn ObjectStore) {
     store.delete(&key).await.unwrap();
 }
 
-async fn odd_keys_are_keys(store: &dyn ObjectStore) {
+async fn odd_keys_are_keys(handles: &Handles<'_>) {
+    let store = handles();
     let unique = Uuid::now_v7();
     for name in ["test 0.JPEG", "ünï-漢字", "a\\b", "..a", "a..b", "#?%&+", "-rf", ".hidden"] {
         let key = format!("odd/{unique}{name}");

@@ -119,7 +119,7 @@ fn depth_of_dead_letters(service: &Service) -> u64 {
     let backend = Backend::Local { data_dir: service.data_dir() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let queues = queue::open(&backend).unwrap();
+        let queues = queue::open(&backend).await.unwrap();
         let letters = queues.open(&Names::local("imgcls").dead_letter_queue()).await.unwrap();
         letters.depth().await.unwrap().visible
     })

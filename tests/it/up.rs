@@ -145,8 +145,8 @@ fn workers_that_cannot_start_end_up_with_one_line() {
     assert!(said.contains("nonesuch"), "{said}");
 }
 
-#[test]
-fn the_command_line_of_a_worker_says_all_that_up_was_told() {
+#[tokio::test]
+async fn the_command_line_of_a_worker_says_all_that_up_was_told() {
     let lines = [
         "imgcls up",
         "imgcls up --stack team-a --data-dir some/where --visibility-timeout 1500ms --max-receive-count 3 \
@@ -156,14 +156,15 @@ fn the_command_line_of_a_worker_says_all_that_up_was_told() {
     ];
     for line in lines {
         let cli::Command::Up(up) = Cli::parse_from(line.split_whitespace()).command else { panic!("{line}") };
-        let config = up.config().expect("a valid line");
+        let config = up.config().await.expect("a valid line");
         let arguments = worker_arguments(&config.worker, config.log_format);
         let line: Vec<_> = std::iter::once("imgcls".into()).chain(arguments).collect();
         let cli::Command::Worker(worker) = Cli::try_parse_from(&line).expect("a valid line").command else {
             panic!("{line:?}")
         };
-        let (backend, _) = worker.shared.backend().expect("the local one");
-        let parsed = worker.config(backend).expect("a valid line");
+        let (backend, _) = worker.shared.backend();
+        let names = worker.shared.names(&backend).await.expect("names that need nobody");
+        let parsed = worker.config(backend, names);
         assert_eq!(format!("{parsed:?}"), format!("{:?}", config.worker), "{line:?}");
         assert_eq!(worker.shared.log_format, config.log_format);
         assert_eq!(parsed.sessions, Some(1));

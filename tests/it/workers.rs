@@ -187,7 +187,7 @@ async fn a_worker_is_drained_while_it_starts() {
 #[tokio::test]
 async fn the_loop_follows_the_queue_out_and_in_and_ends_all() {
     let nest = Nest::new();
-    let queues = queue::open(&Backend::Local { data_dir: nest.path().join("data") }).expect("a queue file");
+    let queues = queue::open(&Backend::Local { data_dir: nest.path().join("data") }).await.expect("a queue file");
     let requests = queues.create("requests", &QueueAttributes::default()).await.expect("a queue");
     let config = autoscale::Config {
         policy: Policy::Step(StepPolicy {
