@@ -44,12 +44,7 @@ impl Emulator {
         static STARTING: Mutex<()> = Mutex::new(());
         let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let python = place(root).join("bin/python");
-        assert!(
-            python.exists(),
-            "{} is missing: run scripts/emulators/install (scripts/test does), or set {PLACE}",
-            python.display()
-        );
+        let python = python();
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let mut server = Command::new(python)
             .arg(root.join("scripts/emulators/start"))
@@ -101,8 +96,13 @@ fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-fn place(root: &Path) -> PathBuf {
-    std::env::var_os(PLACE).map_or_else(|| root.join(".cache/emulators"), PathBuf::from)
+/// The interpreter that has the emulators, and boto3.
+pub fn python() -> PathBuf {
+    let place = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/emulators");
+    let python = std::env::var_os(PLACE).map_or(place, PathBuf::from).join("bin/python");
+    let missing = "run scripts/emulators/install (scripts/test does), or set";
+    assert!(python.exists(), "{} is missing: {missing} {PLACE}", python.display());
+    python
 }
 
 /// Whether something there speaks HTTP; a refusal is an answer.

@@ -15,6 +15,7 @@ mod local_store;
 mod message_size;
 mod messages;
 mod model;
+mod original;
 mod page;
 mod queue_command;
 mod queue_conformance;

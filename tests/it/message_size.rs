@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::harness::{Service, free_port, imgcls, label_of, metric, picture};
 
 /// A photograph as cameras make them: a picture of ours, enlarged, with a sensor's noise.
-fn photograph() -> Vec<u8> {
+pub fn photograph() -> Vec<u8> {
     let small = image::load_from_memory(&picture("cat.jpg")).unwrap().to_rgb8();
     let mut large: RgbImage = imageops::resize(&small, 1_600, 1_200, imageops::FilterType::Triangle);
     let mut random = 0x9e37_79b9_u64;

@@ -1,0 +1,194 @@
+//! The original's tiers, as a boto3 script plays them, together with ours on SQS and S3; and `imgcls queue` there.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::emulators::{self, Emulator, ministack, moto};
+use crate::harness::{Service, form, imgcls, label_of, metric, picture, until};
+use crate::message_size::photograph;
+
+/// Queues and buckets of one test, and the environment of whoever uses them.
+struct Stage {
+    emulator: &'static Emulator,
+    name: String,
+}
+
+impl Stage {
+    fn new(emulator: &'static Emulator) -> Stage {
+        Stage { emulator, name: format!("t-{}", Uuid::now_v7()) }
+    }
+
+    /// What the original's tiers read, and ours too.
+    fn environment(&self) -> Vec<(String, String)> {
+        let names = [
+            ("REQUEST_QUEUE_NAME", "requests"),
+            ("RESPONSE_QUEUE_NAME", "results"),
+            ("INPUT_BUCKET_NAME", "in"),
+            ("OUTPUT_BUCKET_NAME", "out"),
+        ];
+        let mut environment = self.emulator.environment();
+        environment.push(("AWS_DEFAULT_REGION".to_owned(), "us-east-1".to_owned()));
+        environment.extend(names.map(|(variable, name)| (variable.to_owned(), format!("{}-{name}", self.name))));
+        environment
+    }
+
+    fn service(&self, workers: usize, web_flags: &[&str]) -> Service {
+        Service::start_on(&["--backend", "aws"], self.environment(), workers, web_flags, &[])
+    }
+
+    fn original(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(emulators::python());
+        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/original.py")).args(arguments);
+        command.envs(self.environment());
+        command
+    }
+
+    fn queue(&self, arguments: &[&str]) -> Output {
+        imgcls().arg("queue").args(arguments).envs(self.environment()).output().unwrap()
+    }
+
+    fn queue_json(&self, arguments: &[&str]) -> Value {
+        let output = self.queue(&[arguments, &["--json"]].concat());
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+    }
+}
+
+fn said(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned()
+}
+
+#[test]
+fn the_originals_worker_answers_our_web_tier_on_moto() {
+    the_originals_worker_answers_our_web_tier(moto());
+}
+
+#[test]
+fn the_originals_worker_answers_our_web_tier_on_ministack() {
+    the_originals_worker_answers_our_web_tier(ministack());
+}
+
+fn the_originals_worker_answers_our_web_tier(emulator: &'static Emulator) {
+    let stage = Stage::new(emulator);
+    let service = stage.service(0, &["--wire", "seed"]);
+    let worker = stage.original(&["worker", "2"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let image = picture("cup.jpg");
+    let (content_type, body) = form("myfile", "../secret.jpg", &image);
+    let answer = service.request("POST", "/", &[("Content-Type", &content_type)], &body);
+    let label = format!("bathtub {}", image.len());
+    assert_eq!((answer.status, answer.text()), (200, label.clone()));
+    let id = service.submit("secret.jpg", &image);
+    assert_eq!(service.finished(&id)["predictions"], json!([{"label": label}]));
+    let names = said(&worker.wait_with_output().unwrap());
+    assert!(!names.contains("secret") && names.ends_with(&format!("{id}.jpg")), "{names}");
+}
+
+#[test]
+fn our_worker_answers_the_originals_web_tier_on_moto() {
+    our_worker_answers_the_originals_web_tier(moto());
+}
+
+#[test]
+fn our_worker_answers_the_originals_web_tier_on_ministack() {
+    our_worker_answers_the_originals_web_tier(ministack());
+}
+
+/// Beside a web tier of ours that shares the result queue, and hands back what is not its own.
+fn our_worker_answers_the_originals_web_tier(emulator: &'static Emulator) {
+    let stage = Stage::new(emulator);
+    let service = stage.service(1, &["--result-queue-mode", "shared"]);
+    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pictures/rocket.jpg");
+    let label = said(&stage.original(&["ask", image.to_str().unwrap()]).output().unwrap());
+    assert_eq!(label, label_of("rocket.jpg"));
+    let ours = service.request("POST", "/v1/classify", &[], &picture("cat.jpg"));
+    assert_eq!(ours.json()["predictions"][0]["label"], label_of("cat.jpg"), "{}", ours.text());
+}
+
+#[test]
+fn a_photograph_is_answered_through_small_queues_on_moto() {
+    a_photograph_is_answered_through_small_queues(moto());
+}
+
+#[test]
+fn a_photograph_is_answered_through_small_queues_on_ministack() {
+    a_photograph_is_answered_through_small_queues(ministack());
+}
+
+/// Shared, so that the replies too come through a queue that takes little; inline, where it can be.
+fn a_photograph_is_answered_through_small_queues(emulator: &'static Emulator) {
+    let image = photograph();
+    for limit in ["1024", "6144"] {
+        let stage = Stage::new(emulator);
+        said(&stage.original(&["make", limit]).output().unwrap());
+        let service = stage.service(1, &["--result-queue-mode", "shared", "--inline-bytes", "20MiB"]);
+        let name = format!("attachment; filename*=UTF-8''{}", "%01".repeat(255));
+        let answer =
+            service.request("POST", "/v1/classify?top_k=200", &[("Content-Disposition", name.as_str())], &image);
+        assert_eq!(answer.status, 200, "{limit}: {}", answer.text());
+        assert_eq!(answer.json()["predictions"].as_array().unwrap().len(), 200);
+        let woken = metric(service.address, r#"imgcls_web_replies_total{outcome="waited_for"}"#);
+        assert!(woken > 0.5, "the cut reply woke nobody");
+    }
+}
+
+#[test]
+fn queues_are_looked_at_and_redriven_on_moto() {
+    queues_are_looked_at_and_redriven(moto());
+}
+
+#[test]
+fn queues_are_looked_at_and_redriven_on_ministack() {
+    queues_are_looked_at_and_redriven(ministack());
+}
+
+fn queues_are_looked_at_and_redriven(emulator: &'static Emulator) {
+    let stage = Stage::new(emulator);
+    let service = stage.service(1, &[]);
+    // Its image is not in the message, but in a bucket that is not the service's.
+    let id = Uuid::now_v7();
+    let times = json!({"submitted_at": "2026-01-01T00:00:00Z", "expires_at": "2100-01-01T00:00:00Z"});
+    let mut body = json!({"v": 1, "id": id, "image": {"bucket": "foreign", "key": format!("images/{id}")}});
+    body.as_object_mut().unwrap().extend(times.as_object().unwrap().clone());
+    for body in [body.to_string(), "{".to_owned()] {
+        said(&stage.original(&["send", &body]).output().unwrap());
+    }
+    let letters = until("both letters", || {
+        let report = stage.queue_json(&["dead"]);
+        (report["dead_letters"].as_array().unwrap().len() == 2).then_some(report)
+    });
+    assert!(letters.to_string().contains("foreign"), "{letters}");
+    assert_eq!(stage.queue_json(&["dead"])["dead_letters"].as_array().unwrap().len(), 2, "they were handed back");
+    let depth = stage.queue_json(&["depth"]);
+    let of = |role: &str| depth["queues"].as_array().unwrap().iter().find(|q| q["role"] == role).unwrap().clone();
+    assert_eq!((&of("dead_letters")["visible"], &of("requests")["visible"]), (&2.into(), &0.into()), "{depth}");
+    assert_eq!(of("replies")["name"].as_str().unwrap().len(), stage.name.len() + "-results-".len() + 16);
+
+    let shown = stage.queue_json(&["show", &id.to_string()]);
+    assert_eq!((&shown["result"]["status"], &shown["attempts"]), (&"failed".into(), &1.into()));
+    let redriven = stage.queue(&["redrive", "--all", "--json"]);
+    assert_eq!(redriven.status.code(), Some(1), "no worker would take them: {redriven:?}");
+    let dead = of("dead_letters")["name"].as_str().unwrap().to_owned();
+    assert_eq!(stage.queue(&["purge", &dead]).status.code(), Some(1), "nobody was asked");
+    assert_eq!(stage.queue(&["purge", &dead, "--yes"]).status.code(), Some(0));
+    until("an empty queue", || {
+        let depth = stage.queue_json(&["depth"]);
+        let queues = depth["queues"].as_array().unwrap();
+        (queues.iter().find(|queue| queue["role"] == "dead_letters").unwrap()["visible"] == 0).then_some(())
+    });
+
+    // What can be done again, is: an image in the original's form, given up for a reason that is over.
+    drop(service);
+    let message = json!({"filename": "again.jpg", "image_data": base64(&picture("rocket.jpg"))}).to_string();
+    let to_dead_letters = [("REQUEST_QUEUE_NAME", dead.as_str())];
+    said(&stage.original(&["send", &message]).envs(to_dead_letters).output().unwrap());
+    let redriven = stage.queue_json(&["redrive", "--all"]);
+    assert_eq!(redriven["letters"][0]["outcome"], "sent_again", "{redriven}");
+    assert_eq!(stage.queue_json(&["dead"])["dead_letters"], json!([]));
+}
+
+fn base64(bytes: &[u8]) -> String {
+    base64::Engine::encode(&base64::engine::general_purpose::STANDARD, bytes)
+}

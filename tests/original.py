@@ -1,0 +1,79 @@
+"""The original system's side of SQS and S3, as its tiers speak it: what our tiers are tested with.
+
+    original.py worker COUNT     serves COUNT messages and prints their file names
+    original.py ask FILE         sends an image as its web tier does, and prints the label that comes back
+    original.py send BODY        sends any message
+    original.py make BYTES       makes the two queues, which take messages of so many bytes
+
+Queues and buckets are named by the original's variables.
+"""
+
+import base64
+import json
+import os
+import sys
+import time
+
+import boto3
+
+PATIENCE_SECONDS = 60
+
+
+def main():
+    match sys.argv[1:]:
+        case ["worker", count]:
+            requests, results = queue("REQUEST_QUEUE_NAME"), queue("RESPONSE_QUEUE_NAME")
+            for _ in range(int(count)):
+                print(serve_one(requests, results), flush=True)
+        case ["ask", path]:
+            print(ask(queue("REQUEST_QUEUE_NAME"), queue("RESPONSE_QUEUE_NAME"), path))
+        case ["send", body]:
+            queue("REQUEST_QUEUE_NAME").send_message(MessageBody=body)
+        case ["make", limit]:
+            for variable in ("REQUEST_QUEUE_NAME", "RESPONSE_QUEUE_NAME"):
+                attributes = {"MaximumMessageSize": limit}
+                boto3.resource("sqs").create_queue(QueueName=os.environ[variable], Attributes=attributes)
+        case _:
+            sys.exit(__doc__)
+
+
+def queue(variable):
+    return boto3.resource("sqs").get_queue_by_name(QueueName=os.environ[variable])
+
+
+def serve_one(requests, results):
+    message = receive(requests)
+    body = json.loads(message.body)
+    name, image = body["filename"], base64.b64decode(body["image_data"])
+    # Its script prints this, and the worker splits it at the comma.
+    printed = f"({name}, bathtub {len(image)})\n"
+    s3 = boto3.resource("s3")
+    s3.Object(os.environ["INPUT_BUCKET_NAME"], name).put(Body=image)
+    s3.Object(os.environ["OUTPUT_BUCKET_NAME"], name.split(".")[0]).put(Body=f"({printed.strip()})")
+    results.send_message(MessageBody=json.dumps({name: printed.split(",")[1]}))
+    message.delete()
+    return name
+
+
+def ask(requests, results, path):
+    with open(path, "rb") as file:
+        image_data = base64.b64encode(file.read()).decode()
+    name = os.path.basename(path)
+    requests.send_message(MessageBody=json.dumps({"image_data": image_data, "filename": name}))
+    while True:
+        message = receive(results)
+        answers = json.loads(message.body)
+        message.delete()
+        if name in answers:
+            return answers[name]
+
+
+def receive(queue):
+    until = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < until:
+        for message in queue.receive_messages(MaxNumberOfMessages=1, WaitTimeSeconds=5):
+            return message
+    sys.exit(f"no message came on {queue.url}")
+
+
+main()
