@@ -10,7 +10,7 @@ use imgcls::queue::{self, Delivery, Outgoing, Queue, QueueAttributes, Queues, Re
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{PATIENCE, Service, free_port, metric, picture, until};
+use crate::harness::{PATIENCE, Service, free_port, metric, picture, result_text, until};
 
 /// A service with one worker, whose counters can be read, and the service's queues.
 struct Clinic {
@@ -146,8 +146,7 @@ fn a_message_delivered_twice_has_one_end_and_two_equal_replies() {
     clinic.service.add_worker();
     let first = receive(&*replies, PATIENCE).body;
     assert_eq!(receive(&*replies, PATIENCE).body, first);
-    let stored = std::fs::read_to_string(clinic.service.data_dir().join(format!("output/results/{id}.json"))).unwrap();
-    assert_eq!(stored, first);
+    assert_eq!(result_text(&clinic.service.database(), &id.to_string()), first);
 
     // And delivered again, after a worker died between reply and ack.
     clinic.service.workers.clear();

@@ -259,6 +259,12 @@ pub fn count_results(database: &rusqlite::Connection) -> usize {
     database.query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
+/// The result of a job, as it is stored.
+pub fn result_text(database: &rusqlite::Connection, id: &str) -> String {
+    let sql = "SELECT CAST(body AS TEXT) FROM objects WHERE bucket = 'output' AND key = ?1";
+    database.query_row(sql, [format!("results/{id}.json")], |row| row.get(0)).unwrap()
+}
+
 fn owned(flags: &[&str]) -> Vec<String> {
     flags.iter().map(|flag| (*flag).to_owned()).collect()
 }
