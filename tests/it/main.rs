@@ -8,6 +8,7 @@ mod aws;
 mod bad_messages;
 mod children;
 mod cli;
+mod fleet;
 mod floors;
 mod loadgen;
 mod local_queue;

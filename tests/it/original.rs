@@ -11,13 +11,13 @@ use crate::harness::{Service, form, imgcls, label_of, metric, picture, until};
 use crate::message_size::photograph;
 
 /// Queues and buckets of one test, and the environment of whoever uses them.
-struct Stage {
+pub struct Stage {
     emulator: &'static Emulator,
     name: String,
 }
 
 impl Stage {
-    fn new(emulator: &'static Emulator) -> Stage {
+    pub fn new(emulator: &'static Emulator) -> Stage {
         Stage { emulator, name: format!("t-{}", Uuid::now_v7()) }
     }
 
@@ -36,7 +36,11 @@ impl Stage {
     }
 
     fn service(&self, workers: usize, web_flags: &[&str]) -> Service {
-        Service::start_on(&["--backend", "aws"], self.environment(), workers, web_flags, &[])
+        self.service_with(workers, web_flags, &[])
+    }
+
+    pub fn service_with(&self, workers: usize, web_flags: &[&str], worker_flags: &[&str]) -> Service {
+        Service::start_on(&["--backend", "aws"], self.environment(), workers, web_flags, worker_flags)
     }
 
     fn original(&self, arguments: &[&str]) -> Command {
@@ -50,7 +54,7 @@ impl Stage {
         imgcls().arg("queue").args(arguments).envs(self.environment()).output().unwrap()
     }
 
-    fn queue_json(&self, arguments: &[&str]) -> Value {
+    pub fn queue_json(&self, arguments: &[&str]) -> Value {
         let output = self.queue(&[arguments, &["--json"]].concat());
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
     }
