@@ -17,11 +17,12 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use serde::Serialize;
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Backend, Names};
 use crate::queue::{self, Queue, QueueError, Queues};
-use crate::store::{self, Holds, ObjectStore};
+use crate::store::{self, Holds, ObjectStore, StoreError};
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -66,8 +67,9 @@ pub enum Which {
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<bool> {
     let service = Service {
         queues: queue::open(&config.backend).await?,
-        input: store::open(&config.backend, &config.names.input_bucket, Holds::Images).await?,
-        output: store::open(&config.backend, &config.names.output_bucket, Holds::Results).await?,
+        input: OnceCell::new(),
+        output: OnceCell::new(),
+        backend: config.backend,
         names: config.names,
     };
     match config.action {
@@ -102,8 +104,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 /// The queues and objects of one service.
 struct Service {
     queues: Arc<dyn Queues>,
-    input: Arc<dyn ObjectStore>,
-    output: Arc<dyn ObjectStore>,
+    /// Opened by who needs them: to open a bucket makes it where it is missing, and who asks for a depth makes nothing.
+    input: OnceCell<Arc<dyn ObjectStore>>,
+    output: OnceCell<Arc<dyn ObjectStore>>,
+    backend: Backend,
     names: Names,
 }
 
@@ -117,6 +121,16 @@ impl Service {
             }
             opened => opened.with_context(|| format!("cannot open queue {name:?}")),
         }
+    }
+
+    async fn input(&self) -> Result<&dyn ObjectStore, StoreError> {
+        let open = || store::open(&self.backend, &self.names.input_bucket, Holds::Images);
+        Ok(&**self.input.get_or_try_init(open).await?)
+    }
+
+    async fn output(&self) -> Result<&dyn ObjectStore, StoreError> {
+        let open = || store::open(&self.backend, &self.names.output_bucket, Holds::Results);
+        Ok(&**self.output.get_or_try_init(open).await?)
     }
 
     async fn dead_letters(&self) -> anyhow::Result<Arc<dyn Queue>> {

@@ -208,7 +208,7 @@ impl Redrive<'_> {
     async fn prepare(&self, id: Uuid, payload: Result<Payload, String>) -> anyhow::Result<Result<(), Outcome>> {
         let kept = |why: String| Ok(Err(Outcome::Kept(why)));
         let result_key = protocol::result_key(id);
-        let result = self.service.output.get(&result_key, MAX_RESULT_BYTES).await?;
+        let result = self.service.output().await?.get(&result_key, MAX_RESULT_BYTES).await?;
         match result.as_deref().map(serde_json::from_slice::<ReplyHead>) {
             Some(Ok(head)) if head.status == Status::Succeeded => return Ok(Err(Outcome::AlreadySucceeded)),
             Some(Err(error)) => return kept(format!("its stored result cannot be read: {error}")),
@@ -221,7 +221,7 @@ impl Redrive<'_> {
         if !self.renew_image(id, payload).await? {
             return kept("its image is gone from the store".to_owned());
         }
-        self.service.output.delete(&result_key).await?;
+        self.service.output().await?.delete(&result_key).await?;
         Ok(Ok(()))
     }
 
@@ -230,11 +230,11 @@ impl Redrive<'_> {
         let key = protocol::image_key(id);
         let image = match payload {
             Payload::Inline(bytes) => Some(bytes.into()),
-            Payload::Stored(_) => self.service.input.get(&key, MAX_IMAGE_BYTES).await?,
+            Payload::Stored(_) => self.service.input().await?.get(&key, MAX_IMAGE_BYTES).await?,
         };
         let Some(image) = image else { return Ok(false) };
         let content_type = crate::model::sniff(&image);
-        let _ = self.service.input.put(&key, image, PutOptions { if_none_match: false, content_type }).await?;
+        let _ = self.service.input().await?.put(&key, image, PutOptions { if_none_match: false, content_type }).await?;
         Ok(true)
     }
 }

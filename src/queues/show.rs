@@ -57,7 +57,7 @@ pub async fn show(
         )
     };
     let result = match summary.id {
-        Some(id) => service.output.get(&protocol::result_key(id), MAX_RESULT_BYTES).await?,
+        Some(id) => service.output().await?.get(&protocol::result_key(id), MAX_RESULT_BYTES).await?,
         None => None,
     };
     let image = image(service, &letter).await?;
@@ -103,7 +103,7 @@ async fn image(service: &Service, letter: &Delivery) -> anyhow::Result<Option<By
     };
     match payload {
         Ok(Payload::Inline(bytes)) => Ok(Some(bytes.into())),
-        Ok(Payload::Stored(id)) => Ok(service.input.get(&protocol::image_key(id), MAX_IMAGE_BYTES).await?),
+        Ok(Payload::Stored(id)) => Ok(service.input().await?.get(&protocol::image_key(id), MAX_IMAGE_BYTES).await?),
         Err(reason) => {
             tracing::warn!(reason, "the message leads to no image");
             Ok(None)

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::emulators::ministack;
-use crate::harness::{Service, label_of, picture, request, until};
+use crate::harness::{label_of, picture, request, until};
 use crate::original::Stage;
 
 const IMAGES: usize = 1_000;
