@@ -137,6 +137,12 @@ impl Outgoing {
         Outgoing { body: body.into(), ..Outgoing::default() }
     }
 
+    /// As SQS counts it against a queue's limit: the body, and of each attribute name, data type and value.
+    pub fn size_bytes(&self) -> usize {
+        let attributes = self.attributes.iter().map(|(name, value)| name.len() + "String".len() + value.len());
+        self.body.len() + attributes.sum::<usize>()
+    }
+
     /// See [`Outgoing::is_transient`].
     pub fn transient(body: impl Into<String>) -> Self {
         Outgoing { is_transient: true, ..Outgoing::new(body) }

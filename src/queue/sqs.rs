@@ -185,7 +185,7 @@ impl Queue for SqsQueue {
     async fn send(&self, messages: &[Outgoing]) -> Result<Vec<Result<(), QueueError>>, QueueError> {
         let mut answers = Vec::with_capacity(messages.len());
         for message in messages {
-            match self.check_size(size_bytes(message)).await {
+            match self.check_size(message.size_bytes()).await {
                 Err(error) if !matches!(error, QueueError::TooLarge { .. }) => return Err(error),
                 checked => answers.push(checked),
             }
@@ -385,7 +385,7 @@ impl BatchCall for Sends {
     type Item = Outgoing;
 
     fn size_bytes(item: &Outgoing) -> usize {
-        size_bytes(item)
+        item.size_bytes()
     }
 
     async fn call(&self, items: Vec<Outgoing>) -> Vec<Result<(), QueueError>> {
@@ -464,12 +464,6 @@ fn send_entry(at: usize, message: &Outgoing) -> SendMessageBatchRequestEntry {
         .set_delay_seconds(Some(whole_seconds(message.delay)).filter(|delay| *delay > 0))
         .build()
         .expect("id and body are set; this is a bug")
-}
-
-/// As SQS counts: the body, and of each attribute name, type and value.
-fn size_bytes(message: &Outgoing) -> usize {
-    let attributes = message.attributes.iter().map(|(name, value)| name.len() + "String".len() + value.len());
-    message.body.len() + attributes.sum::<usize>()
 }
 
 /// None for one without a receipt, which nothing could be done with; SQS sends none.

@@ -23,13 +23,11 @@ use rustix::fs::{AtFlags, CWD};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 
-use super::{ObjectInfo, ObjectStore, Put, PutOptions, StoreError};
+use super::{ObjectInfo, ObjectStore, Put, PutOptions, StoreError, check_key_length};
 use crate::config;
 
 /// File operations at the same time; each holds a thread of tokio's blocking pool.
 const MAX_CONCURRENT: usize = 32;
-/// S3's limit on a key.
-const MAX_KEY_BYTES: usize = 1_024;
 /// The file system's limit on a name.
 const MAX_SEGMENT_BYTES: usize = 255;
 /// Temporary files older than this belong to no living put.
@@ -372,9 +370,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn check_key(key: &str) -> Result<(), String> {
-    if key.is_empty() || key.len() > MAX_KEY_BYTES {
-        return Err(format!("must have 1 to {MAX_KEY_BYTES} bytes"));
-    }
+    check_key_length(key)?;
     if key.contains('\0') {
         return Err("must not contain NUL".to_owned());
     }

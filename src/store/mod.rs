@@ -46,6 +46,17 @@ pub async fn open(backend: &Backend, bucket: &str, holds: Holds) -> Result<Arc<d
     }
 }
 
+/// S3's limit on a key, in bytes of UTF-8.
+const MAX_KEY_BYTES: usize = 1_024;
+
+/// Of every backend, so that a key of one is a key of all.
+fn check_key_length(key: &str) -> Result<(), String> {
+    if (1..=MAX_KEY_BYTES).contains(&key.len()) {
+        return Ok(());
+    }
+    Err(format!("must have 1 to {MAX_KEY_BYTES} bytes, not {}", key.len()))
+}
+
 /// One bucket.
 #[async_trait]
 pub trait ObjectStore: Send + Sync {

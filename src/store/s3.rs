@@ -20,11 +20,9 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{BucketLocationConstraint, CreateBucketConfiguration, PublicAccessBlockConfiguration};
 use bytes::Bytes;
 
-use super::{ObjectInfo, ObjectStore, Put, PutOptions, StoreError};
+use super::{ObjectInfo, ObjectStore, Put, PutOptions, StoreError, check_key_length};
 use crate::aws::{Aws, Fault, jittered};
 
-/// S3's limit on a key, in bytes of UTF-8.
-const MAX_KEY_BYTES: usize = 1_024;
 /// The slowest line that is borne: 4 Mbit/s. A large body may take longer than a call without one, but a small one
 /// must not hang for as long.
 const LEAST_BYTES_PER_SECOND: u64 = 500_000;
@@ -156,11 +154,8 @@ impl S3Store {
     }
 
     fn check_key(&self, key: &str) -> Result<(), StoreError> {
-        if (1..=MAX_KEY_BYTES).contains(&key.len()) {
-            return Ok(());
-        }
-        let reason = format!("a key has 1 to {MAX_KEY_BYTES} bytes, not {}", key.len());
-        Err(StoreError::Fatal { bucket: self.bucket.clone(), reason })
+        check_key_length(key)
+            .map_err(|why| StoreError::Fatal { bucket: self.bucket.clone(), reason: format!("the key {why}") })
     }
 
     fn broken_off(&self, reason: &dyn std::fmt::Display) -> StoreError {

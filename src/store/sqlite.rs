@@ -12,12 +12,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rusqlite::{OptionalExtension as _, params};
 
-use super::{ObjectInfo, ObjectStore, Put, PutOptions, StoreError};
+use super::{ObjectInfo, ObjectStore, Put, PutOptions, StoreError, check_key_length};
 use crate::config;
 use crate::sqlite::{self, Database, Durability, Fault, Session};
-
-/// S3's limit on a key.
-const MAX_KEY_BYTES: usize = 1_024;
 
 type Failure = sqlite::Failure<Error>;
 
@@ -52,10 +49,10 @@ impl SqliteStore {
     }
 
     fn names(&self, key: &str) -> Result<Names, StoreError> {
-        if key.is_empty() || key.len() > MAX_KEY_BYTES {
-            let reason = format!("the key {key:?} must have 1 to {MAX_KEY_BYTES} bytes");
-            return Err(StoreError::Fatal { bucket: self.bucket.to_string(), reason });
-        }
+        check_key_length(key).map_err(|why| StoreError::Fatal {
+            bucket: self.bucket.to_string(),
+            reason: format!("the key {key:?} {why}"),
+        })?;
         Ok(Names { bucket: Arc::clone(&self.bucket), key: key.to_owned() })
     }
 

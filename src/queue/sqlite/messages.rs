@@ -16,9 +16,6 @@ use crate::sqlite::{self, Look, RECHECK, Session, millis};
 
 type Failure = sqlite::Failure<QueueError>;
 
-/// Bytes that SQS counts for the data type of an attribute beside its name and value.
-const ATTRIBUTE_TYPE_BYTES: usize = "String".len();
-
 /// A row of `queues`.
 struct QueueRow {
     id: i64,
@@ -114,7 +111,7 @@ pub(super) fn send(
     let limit = queue.attributes.max_message_bytes;
     let mut answers = Vec::with_capacity(messages.len());
     for message in messages {
-        let size = size_bytes(message);
+        let size = message.size_bytes();
         if size > limit {
             answers.push(Err(QueueError::TooLarge { queue: name.to_owned(), size, limit }));
             continue;
@@ -355,11 +352,6 @@ fn move_to(session: &mut Session, row: i64, target: &DeadLetters) -> rusqlite::R
     session.connection.prepare_cached(sql)?.execute([target.queue_id, session.now_ms, row])?;
     session.ring.insert(target.queue_name.clone());
     Ok(())
-}
-
-fn size_bytes(message: &Outgoing) -> usize {
-    let attribute = |(name, value): (&String, &String)| name.len() + ATTRIBUTE_TYPE_BYTES + value.len();
-    message.body.len() + message.attributes.iter().map(attribute).sum::<usize>()
 }
 
 fn attributes_json(attributes: &BTreeMap<String, String>) -> Option<String> {
