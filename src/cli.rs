@@ -11,9 +11,15 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use crate::aws::Aws;
 use crate::config::{self, Backend, BackendKind, Limits, Names};
 use crate::model::ModelChoice;
+use crate::queue::MAX_BATCH;
 use crate::scaling::{Bounds, Policy, StepPolicy};
 use crate::telemetry::LogFormat;
 use crate::{autoscale, classify, loadgen, queues, up, web, worker};
+
+/// Halves the cost of the queue; more gains nothing there.
+const LOCAL_MAX_BATCH_SIZE: usize = 2;
+/// What one call to SQS carries, so that calls are full at load.
+const AWS_MAX_BATCH_SIZE: usize = MAX_BATCH;
 
 /// Elastic image classification through a queue: one binary, on one machine or on AWS.
 #[derive(Debug, Parser)]
@@ -194,9 +200,11 @@ pub enum ResultQueueModeArg {
 
 #[derive(Debug, Args)]
 pub struct BatchArgs {
-    /// Images inferred together at most, and taken ahead; 2 halves the cost of the queue, more gain little on a CPU
-    #[arg(long, env = "IMGCLS_MAX_BATCH_SIZE", default_value_t = 2, value_parser = positive)]
-    pub max_batch_size: usize,
+    /// Images inferred together at most, and as many are taken ahead for each session. The model gains little from it
+    /// on a CPU; the calls to the queue are shared by more images, and what is ahead bridges the way to it
+    /// [default: 2, on AWS 10]
+    #[arg(long, env = "IMGCLS_MAX_BATCH_SIZE", value_parser = positive)]
+    pub max_batch_size: Option<usize>,
     /// How long a batch that is not full waits for more once a session is free
     #[arg(long, env = "IMGCLS_MAX_BATCH_DELAY", default_value = "0s", value_parser = config::duration)]
     pub max_batch_delay: Duration,
@@ -494,6 +502,15 @@ impl LimitArgs {
     }
 }
 
+impl BatchArgs {
+    fn max_batch_size(&self, backend: &Backend) -> usize {
+        self.max_batch_size.unwrap_or(match backend {
+            Backend::Local { .. } => LOCAL_MAX_BATCH_SIZE,
+            Backend::Aws { .. } => AWS_MAX_BATCH_SIZE,
+        })
+    }
+}
+
 impl ModelArgs {
     pub fn choice(&self) -> ModelChoice {
         ModelChoice {
@@ -546,6 +563,7 @@ impl ServeWebArgs {
 impl WorkerArgs {
     pub fn config(&self, backend: Backend, names: Names) -> worker::Config {
         worker::Config {
+            max_batch_size: self.batch.max_batch_size(&backend),
             backend,
             names,
             limits: self.limits.limits(),
@@ -553,7 +571,6 @@ impl WorkerArgs {
             visibility_timeout: self.shared.visibility_timeout,
             max_receive_count: self.shared.max_receive_count,
             sessions: self.sessions,
-            max_batch_size: self.batch.max_batch_size,
             max_batch_delay: self.batch.max_batch_delay,
             admin_listen: self.admin_listen,
             drain_on_stdin_close: self.drain_on_stdin_close,
@@ -574,6 +591,7 @@ impl UpArgs {
         let names = self.shared.names(&backend).await?;
         let web = web_config(&self.shared, &self.http, &self.limits, backend.clone(), names);
         let worker = worker::Config {
+            max_batch_size: self.batch.max_batch_size(&backend),
             backend,
             names: web.names.clone(),
             limits: web.limits,
@@ -581,7 +599,6 @@ impl UpArgs {
             visibility_timeout: web.visibility_timeout,
             max_receive_count: web.max_receive_count,
             sessions: Some(1),
-            max_batch_size: self.batch.max_batch_size,
             max_batch_delay: self.batch.max_batch_delay,
             admin_listen: None,
             drain_on_stdin_close: true,

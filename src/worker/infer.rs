@@ -78,7 +78,7 @@ pub async fn start(
     choice: &ModelChoice,
     limits: Limits,
     rules: &Arc<Rules>,
-    finished: &mpsc::Sender<Finished>,
+    finished: &mpsc::Sender<Vec<Finished>>,
 ) -> anyhow::Result<(Sessions, Vec<JoinHandle<()>>)> {
     let (free_tx, free) = mpsc::channel(count);
     let (opened_tx, mut opened) = mpsc::channel::<anyhow::Result<String>>(count);
@@ -118,7 +118,7 @@ struct Thread {
     rules: Arc<Rules>,
     batches: std::sync::mpsc::Receiver<Vec<Fetched>>,
     free: mpsc::Sender<usize>,
-    finished: mpsc::Sender<Finished>,
+    finished: mpsc::Sender<Vec<Finished>>,
 }
 
 impl Thread {
@@ -148,7 +148,7 @@ impl Thread {
         for fetched in batch {
             match self.decode(fetched, started) {
                 Ok(image) => decoded.push(image),
-                Err(finished) => self.finish(*finished)?,
+                Err(finished) => self.finish(vec![*finished])?,
             }
         }
         // A model of native size gets many shapes; one inference takes images of one.
@@ -190,18 +190,19 @@ impl Thread {
             Ok(probabilities) => Ok(probabilities.into_iter()),
             Err(error) => Err(format!("inference failed: {error:#}")),
         };
-        for Decoded { mut work, lease, image, .. } in batch {
+        let finished = batch.into_iter().map(|Decoded { mut work, lease, image, .. }| {
             work.timings_ms.inferred = millis(inferred);
             let ending = match &mut probabilities {
                 Ok(rows) => self.conclude(work, image, rows.next().as_deref()),
                 Err(reason) => work.faulted(reason.clone()),
             };
-            self.finish(Finished { lease, ending })?;
-        }
-        Ok(())
+            Finished { lease, ending }
+        });
+        self.finish(finished.collect())
     }
 
-    fn finish(&self, finished: Finished) -> Result<(), ()> {
+    /// What ends together is published together.
+    fn finish(&self, finished: Vec<Finished>) -> Result<(), ()> {
         self.finished.blocking_send(finished).map_err(|_| ())
     }
 

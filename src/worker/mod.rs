@@ -113,7 +113,7 @@ async fn work(
     let places = session_count * config.max_batch_size;
 
     let (fetched_tx, fetched_rx) = mpsc::channel(places);
-    let (finished_tx, finished_rx) = mpsc::channel(places + session_count);
+    let (finished_tx, finished_rx) = mpsc::channel(2 * session_count);
     let (sessions, threads) =
         infer::start(session_count, &package, &config.model, config.limits, &rules, &finished_tx).await?;
 
@@ -129,6 +129,7 @@ async fn work(
         last_faults: Arc::clone(&last_faults),
         visibility_timeout: config.visibility_timeout,
         places: Arc::new(Semaphore::new(places)),
+        places_for_a_receive: config.max_batch_size.min(queue::MAX_BATCH) as u32,
         fetched: fetched_tx,
         finished: finished_tx,
     };

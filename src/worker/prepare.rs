@@ -35,8 +35,11 @@ pub struct Intake {
     pub visibility_timeout: Duration,
     /// One permit for each image that may wait for a session; those that run have given theirs back.
     pub places: Arc<Semaphore>,
+    /// So many places have to be free before more is received: those of one batch, which are free as soon as a session
+    /// begins with one. While that runs the next is received and fetched, and one call brings several messages.
+    pub places_for_a_receive: u32,
     pub fetched: mpsc::Sender<Fetched>,
-    pub finished: mpsc::Sender<Finished>,
+    pub finished: mpsc::Sender<Vec<Finished>>,
 }
 
 impl Intake {
@@ -65,7 +68,7 @@ impl Intake {
     /// Takes at most as many messages as there are places for, so that this worker never holds what an idle one could
     /// do: what runs, plus one batch a session.
     async fn receive(&self) -> Result<(Vec<Delivery>, Vec<OwnedSemaphorePermit>), QueueError> {
-        let places = take_places(&self.places).await;
+        let places = take_places(&self.places, self.places_for_a_receive).await;
         let options =
             ReceiveOptions { max: places.len(), wait: LONGEST_POLL, visibility_timeout: self.visibility_timeout };
         let deliveries = self.requests.receive(options).await?;
@@ -120,7 +123,7 @@ impl Intake {
     }
 
     async fn finish(&self, lease: Lease, ending: Ending) {
-        if self.finished.send(Finished { lease, ending }).await.is_err() {
+        if self.finished.send(vec![Finished { lease, ending }]).await.is_err() {
             tracing::debug!("the publisher has ended; the message comes again");
         }
     }
@@ -206,11 +209,13 @@ enum Fetch {
     Fault(String),
 }
 
-/// Waits for one place, then takes those that are free, at most a batch.
-async fn take_places(places: &Arc<Semaphore>) -> Vec<OwnedSemaphorePermit> {
-    let Ok(first) = Arc::clone(places).acquire_owned().await else { return std::future::pending().await };
+/// Waits for so many places, then takes all that are free, at most a batch.
+async fn take_places(places: &Arc<Semaphore>, at_least: u32) -> Vec<OwnedSemaphorePermit> {
+    let Ok(mut first) = Arc::clone(places).acquire_many_owned(at_least).await else {
+        return std::future::pending().await;
+    };
     let more = std::iter::from_fn(|| Arc::clone(places).try_acquire_owned().ok());
-    std::iter::once(first).chain(more).take(MAX_BATCH).collect()
+    std::iter::from_fn(|| first.split(1)).chain(more).take(MAX_BATCH).collect()
 }
 
 /// Why jobs were handed back, for the dead letter that may follow. A help for people, so it may forget.

@@ -20,8 +20,8 @@ use crate::protocol::{self, ClassifyResult};
 use crate::queue::{self, MAX_BATCH, Outgoing, Queue, QueueError, Queues, ServiceQueues};
 use crate::store::{ObjectStore, Put, PutOptions};
 
-/// Groups that are published at the same time. While one waits for the disk, the next is written.
-const GROUPS: usize = 4;
+/// Groups that are published at the same time. While one waits for the disk or for AWS, the next are written.
+const GROUPS: usize = 16;
 /// Reply queues whose handles are kept. A restarted web tier has a new one, so old handles go stale.
 const KEPT_REPLY_QUEUES: usize = 256;
 
@@ -59,16 +59,18 @@ struct Reply {
 
 impl Publisher {
     /// Publishes until `finished` is closed and empty.
-    pub async fn run(self, mut finished: mpsc::Receiver<Finished>) {
+    pub async fn run(self, mut finished: mpsc::Receiver<Vec<Finished>>) {
         let publisher = Arc::new(self);
         let groups = Arc::new(Semaphore::new(GROUPS));
         let mut running = JoinSet::new();
         loop {
             // The slot first: what finishes meanwhile joins the group.
             let slot = Arc::clone(&groups).acquire_owned().await.expect("never closed; this is a bug");
-            let mut group = Vec::with_capacity(MAX_BATCH);
-            if finished.recv_many(&mut group, MAX_BATCH).await == 0 {
-                break;
+            let Some(mut group) = finished.recv().await else { break };
+            while group.len() < MAX_BATCH
+                && let Ok(more) = finished.try_recv()
+            {
+                group.extend(more);
             }
             let publisher = Arc::clone(&publisher);
             running.spawn(async move {

@@ -319,6 +319,13 @@ pub fn metric(address: SocketAddr, line: &str) -> f64 {
     value.map_or(0.0, |value| value.parse().unwrap())
 }
 
+/// Every line of `/metrics` with this name: labels and value.
+pub fn metrics(address: SocketAddr, name: &str) -> Vec<(String, f64)> {
+    let text = request(address, "GET", "/metrics", &[], b"").unwrap().text();
+    let lines = text.lines().filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '));
+    lines.map(|(labels, value)| (labels.to_owned(), value.parse().unwrap())).collect()
+}
+
 /// One request on a connection of its own, byte for byte as given.
 pub fn request(
     address: SocketAddr,

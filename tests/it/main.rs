@@ -5,6 +5,7 @@ mod emulators;
 mod harness;
 
 mod aws;
+mod aws_calls;
 mod bad_messages;
 mod children;
 mod cli;
