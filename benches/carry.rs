@@ -116,8 +116,11 @@ impl Course {
             Work::Classify => &self.requests,
             Work::Answer => &self.replies,
         };
-        let options =
-            ReceiveOptions { max: MAX_BATCH, wait: Duration::from_secs(1), visibility_timeout: Duration::from_secs(30) };
+        let options = ReceiveOptions {
+            max: MAX_BATCH,
+            wait: Duration::from_secs(1),
+            visibility_timeout: Duration::from_secs(30),
+        };
         while self.answered.load(Ordering::Acquire) < self.options.images {
             let deliveries = queue.receive(options).await?;
             match work {
