@@ -30,7 +30,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 let config = args.config().await?;
                 let shutdown = shutdown::on_signals()?;
                 let listener = bind(args.http.listen).await?;
-                up::run(listener, config, shutdown).await
+                traced("imgcls-web", up::run(listener, config, shutdown)).await
             })?;
             Ok(ExitCode::SUCCESS)
         }
@@ -42,7 +42,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 let config = args.config(backend, names)?;
                 let shutdown = shutdown::on_signals()?;
                 let listener = bind(args.http.listen).await?;
-                web::run(listener, config, None, shutdown).await
+                traced("imgcls-web", web::run(listener, config, None, shutdown)).await
             })?;
             Ok(ExitCode::SUCCESS)
         }
@@ -51,7 +51,8 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             tracing::info!(?backend, said_by, "worker");
             one_thread()?.block_on(async {
                 let names = args.shared.names(&backend).await?;
-                worker::run(args.config(backend, names), shutdown::on_signals()?).await
+                let config = args.config(backend, names);
+                traced("imgcls-worker", worker::run(config, shutdown::on_signals()?)).await
             })?;
             Ok(ExitCode::SUCCESS)
         }
@@ -72,6 +73,14 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             Ok(outcome.exit_code().into())
         }
     }
+}
+
+/// Runs a tier; its spans are exported where the environment asks for it, to the last one.
+async fn traced(service: &'static str, tier: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let export = telemetry::trace::start(service)?;
+    let outcome = tier.await;
+    export.finish().await;
+    outcome
 }
 
 async fn bind(address: std::net::SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {

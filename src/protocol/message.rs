@@ -250,6 +250,14 @@ pub enum Incoming {
 }
 
 impl Incoming {
+    /// The trace that a request belongs to.
+    pub fn traceparent(&self) -> Option<&str> {
+        match self {
+            Incoming::Job(request) => request.traceparent.as_deref(),
+            Incoming::Seed(_) | Incoming::UnknownVersion { .. } | Incoming::Malformed { .. } => None,
+        }
+    }
+
     /// Reads the body of a message on the request queue. Never fails: whatever it is, it has an end.
     pub fn parse(body: &str) -> Incoming {
         let malformed = |reason: String| Incoming::Malformed { id: None, reply_to: None, reason };

@@ -75,7 +75,10 @@ impl Jobs {
         let waiter = self.pending.wait_for(id);
         let options = PutOptions { if_none_match: false, content_type: Some(upload.content_type) };
         let key = protocol::image_key(id);
+        let storing = METRICS.stage("stored").start_timer();
         let _ = self.input.put(&key, upload.bytes.clone(), options).await.map_err(|error| store_problem(&error))?;
+        storing.observe_duration();
+        let sending = METRICS.stage("sent").start_timer();
         if let Err(problem) = self.send(message, id, &upload, &wishes).await {
             // Nobody was told the id; the image would only take room.
             if let Err(error) = self.input.delete(&key).await {
@@ -83,6 +86,7 @@ impl Jobs {
             }
             return Err(problem);
         }
+        sending.observe_duration();
         METRICS.accepted.inc();
         METRICS.upload_bytes.inc_by(upload.bytes.len() as u64);
         Ok(waiter)
@@ -144,6 +148,7 @@ impl Jobs {
     /// Waits for the end of a job: the reply wakes, the store is the truth. None when `patience` ends first.
     pub async fn wait(&self, mut waiter: Waiter, patience: Duration) -> Option<Bytes> {
         METRICS.waiting.inc();
+        let _timer = METRICS.stage("waited").start_timer();
         let _counted = Counted;
         let id = waiter.id();
         let deadline = tokio::time::sleep(patience);

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use prometheus::{
-    HistogramVec, IntCounter, IntCounterVec, IntGauge, exponential_buckets, register_histogram_vec,
+    Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, exponential_buckets, register_histogram_vec,
     register_int_counter, register_int_counter_vec, register_int_gauge,
 };
 
@@ -15,6 +15,14 @@ pub struct Metrics {
     pub replies: IntCounterVec,
     pub waiting: IntGauge,
     pub connections: IntGauge,
+    stages: HistogramVec,
+}
+
+impl Metrics {
+    /// Seconds in one stage of a job: `uploaded`, `stored`, `sent`, `waited`.
+    pub fn stage(&self, stage: &str) -> Histogram {
+        self.stages.with_label_values(&[stage])
+    }
 }
 
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
@@ -27,7 +35,7 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             "imgcls_web_request_seconds",
             "Seconds a request",
             &["route"],
-            seconds
+            seconds.clone()
         )
         .expect(registered),
         accepted: register_int_counter!("imgcls_web_accepted_total", "Images accepted").expect(registered),
@@ -37,5 +45,7 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .expect(registered),
         waiting: register_int_gauge!("imgcls_web_waiting", "Jobs that a caller waits for").expect(registered),
         connections: register_int_gauge!("imgcls_web_connections", "Open connections").expect(registered),
+        stages: register_histogram_vec!("imgcls_web_stage_seconds", "Seconds in a stage of a job", &["stage"], seconds)
+            .expect(registered),
     }
 });

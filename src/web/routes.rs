@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Path, Query, Request, State as Shared};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -22,6 +22,7 @@ use super::metrics::METRICS;
 use super::readiness::Readiness;
 use super::upload::{self, UploadRules};
 use crate::protocol::{self, ClassifyResult, Status};
+use crate::telemetry::trace::{Side, Span, TRACEPARENT};
 use crate::{config, model, telemetry};
 
 const DEFAULT_WAIT: Duration = Duration::from_secs(30);
@@ -80,7 +81,8 @@ impl Asked {
                 .filter(|top_k| (1..=LARGEST_TOP_K).contains(top_k))
                 .ok_or_else(|| Problem::malformed(format!("top_k={text:?} is not between 1 and {LARGEST_TOP_K}")))?,
         };
-        Ok(Wishes { top_k, traceparent: traceparent(headers) })
+        let traceparent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        Ok(Wishes { top_k, traceparent })
     }
 }
 
@@ -202,13 +204,35 @@ async fn metrics() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, telemetry::METRICS_CONTENT_TYPE)], telemetry::metrics_text())
 }
 
-async fn measure(request: Request, next: Next) -> Response {
+/// Counts a request, and puts it into its trace: what it hands on in [`TRACEPARENT`] is its own span.
+async fn measure(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
+    let mut span = begin_span(&request, &route);
+    match span.traceparent().and_then(|own| HeaderValue::try_from(own).ok()) {
+        Some(own) => request.headers_mut().insert(TRACEPARENT, own),
+        None => request.headers_mut().remove(TRACEPARENT),
+    };
     let response = next.run(request).await;
+    span.set("http.response.status_code", i64::from(response.status().as_u16()));
+    if response.status().is_server_error() {
+        span.fail("");
+    }
     METRICS.requests.with_label_values(&[route.as_str(), response.status().as_str()]).inc();
     METRICS.request_seconds.with_label_values(&[route.as_str()]).observe(started.elapsed().as_secs_f64());
     response
+}
+
+/// Of what carries images; who looks whether this process lives would only fill the traces.
+fn begin_span(request: &Request, route: &str) -> Span {
+    if request.method() != Method::POST && !route.starts_with("/v1/") {
+        return Span::default();
+    }
+    let traceparent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
+    let mut span = Span::begin(Side::Server, traceparent, || format!("{} {route}", request.method()).into());
+    span.set("http.request.method", request.method().to_string());
+    span.set("http.route", route.to_owned());
+    span
 }
 
 fn accepted(id: Uuid) -> Response {
@@ -243,12 +267,4 @@ fn parse_id(text: &str) -> Result<Uuid, Problem> {
 fn accepts_json(headers: &HeaderMap) -> bool {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     accept.split(',').any(|range| range.split(';').next().is_some_and(|kind| kind.trim() == "application/json"))
-}
-
-/// A W3C trace context, where the header has its form.
-fn traceparent(headers: &HeaderMap) -> Option<String> {
-    let text = headers.get("traceparent")?.to_str().ok()?;
-    let lengths: Vec<usize> = text.split('-').map(str::len).collect();
-    let good = lengths == [2, 32, 16, 2] && text.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit());
-    good.then(|| text.to_owned())
 }

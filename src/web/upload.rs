@@ -12,6 +12,7 @@ use http_body_util::BodyExt as _;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use super::error::Problem;
+use super::metrics::METRICS;
 use crate::model;
 use crate::protocol::cut_filename;
 
@@ -82,6 +83,7 @@ impl Reservation {
 
 /// Reads the image of a request: the raw body, or the first file of a multipart form, whatever its field is called.
 pub async fn receive(request: Request, rules: &UploadRules) -> Result<Upload, Problem> {
+    let _timer = METRICS.stage("uploaded").start_timer();
     let (parts, body) = request.into_parts();
     let boundary = multipart_boundary(&parts.headers)?;
     let envelope = if boundary.is_some() { MULTIPART_ENVELOPE_BYTES } else { 0 };

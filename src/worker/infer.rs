@@ -16,11 +16,13 @@ use super::lease::Lease;
 use super::metrics::METRICS;
 use crate::config::Limits;
 use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor};
+use crate::telemetry::trace::Span;
 
 /// An image that waits for a session.
 pub struct Fetched {
     pub work: Work,
     pub lease: Lease,
+    pub span: Span,
     /// The message, for the dead letters.
     pub body: String,
     pub image: Bytes,
@@ -35,6 +37,7 @@ pub struct Fetched {
 struct Decoded {
     work: Work,
     lease: Lease,
+    span: Span,
     /// The file; kept for the original's form, which stores it. Empty otherwise.
     image: Bytes,
     tensor: Tensor,
@@ -43,6 +46,7 @@ struct Decoded {
 /// What leaves the model: a lease and how it ends.
 pub struct Finished {
     pub lease: Lease,
+    pub span: Span,
     pub ending: Ending,
 }
 
@@ -161,21 +165,23 @@ impl Thread {
     }
 
     fn decode(&self, fetched: Fetched, started: Instant) -> Result<Decoded, Box<Finished>> {
-        let Fetched { mut work, lease, body, image, place, since } = fetched;
+        let Fetched { mut work, lease, span, body, image, place, since } = fetched;
         drop(place);
         let decoding = Instant::now();
         let tensor = model::prepare(&image, &self.package, &self.limits);
-        METRICS.stage("decoded").observe(decoding.elapsed().as_secs_f64());
+        let decoded = decoding.elapsed();
+        METRICS.stage("decoded").observe(decoded.as_secs_f64());
+        span.stage("decoded", decoded);
         work.timings_ms.queued += millis(started.duration_since(since));
-        work.timings_ms.decoded = millis(decoding.elapsed());
+        work.timings_ms.decoded = millis(decoded);
         match tensor {
             Ok(tensor) => {
                 let image = if matches!(work.origin, Origin::Seed { .. }) { image } else { Bytes::new() };
-                Ok(Decoded { work, lease, image, tensor })
+                Ok(Decoded { work, lease, span, image, tensor })
             }
             Err(error) => {
                 let ending = work.failed(error.code, error.message, &body, Timestamp::now(), &self.rules);
-                Err(Box::new(Finished { lease, ending }))
+                Err(Box::new(Finished { lease, span, ending }))
             }
         }
     }
@@ -190,13 +196,14 @@ impl Thread {
             Ok(probabilities) => Ok(probabilities.into_iter()),
             Err(error) => Err(format!("inference failed: {error:#}")),
         };
-        let finished = batch.into_iter().map(|Decoded { mut work, lease, image, .. }| {
+        let finished = batch.into_iter().map(|Decoded { mut work, lease, span, image, .. }| {
             work.timings_ms.inferred = millis(inferred);
+            span.stage("inferred", inferred);
             let ending = match &mut probabilities {
                 Ok(rows) => self.conclude(work, image, rows.next().as_deref()),
                 Err(reason) => work.faulted(reason.clone()),
             };
-            Finished { lease, ending }
+            Finished { lease, span, ending }
         });
         self.finish(finished.collect())
     }

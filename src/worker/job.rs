@@ -83,9 +83,9 @@ impl From<Result<Work, Box<Ending>>> for Triage {
     }
 }
 
-/// Reads a delivery.
-pub fn triage(body: &str, attempt: u32, now: Timestamp, rules: &Rules) -> Triage {
-    match Incoming::parse(body) {
+/// Decides on what came. `body`: of the message, for the dead letters.
+pub fn triage(incoming: Incoming, body: &str, attempt: u32, now: Timestamp, rules: &Rules) -> Triage {
+    match incoming {
         Incoming::Job(request) if attempt > 1 => Triage::LookUp(request),
         Incoming::Job(request) => settle(request, body, attempt, None, now, rules).into(),
         Incoming::Seed(request) => triage_seed(&request, body, attempt, rules),
@@ -346,8 +346,12 @@ mod tests {
         format!("2026-01-01T{time}Z").parse().unwrap()
     }
 
+    fn read(body: &str, attempt: u32, now: &str) -> Triage {
+        triage(Incoming::parse(body), body, attempt, at(now), &rules())
+    }
+
     fn triage_of(request: &ClassifyRequest, attempt: u32, now: &str) -> Triage {
-        triage(&serde_json::to_string(request).unwrap(), attempt, at(now), &rules())
+        read(&serde_json::to_string(request).unwrap(), attempt, now)
     }
 
     #[test]
@@ -395,18 +399,18 @@ mod tests {
     #[test]
     fn what_is_no_request_goes_to_the_dead_letters_and_a_newer_wire_is_handed_back() {
         for body in ["", "{", "[1]", "7", "{\"filename\": 3}", "{\"id\": \"x\"}", "null"] {
-            let triage = triage(body, 1, at("00:00:00"), &rules());
+            let triage = read(body, 1, "00:00:00");
             assert!(matches!(triage, Triage::End(Ending::DeadLetter { .. })), "{body}: {triage:?}");
         }
         let newer = r#"{"v": 2, "id": "whatever"}"#;
-        assert!(matches!(triage(newer, 1, at("00:00:00"), &rules()), Triage::End(Ending::HandBack { .. })));
-        assert!(matches!(triage(newer, 6, at("00:00:00"), &rules()), Triage::End(Ending::DeadLetter { .. })));
+        assert!(matches!(read(newer, 1, "00:00:00"), Triage::End(Ending::HandBack { .. })));
+        assert!(matches!(read(newer, 6, "00:00:00"), Triage::End(Ending::DeadLetter { .. })));
     }
 
     #[test]
     fn the_originals_form_is_work_under_a_safe_name() {
         let body = r#"{"image_data": "aGk=", "filename": "../x/test_0.JPEG"}"#;
-        let Triage::Classify(work) = triage(body, 2, at("00:00:00"), &rules()) else { panic!("not classified") };
+        let Triage::Classify(work) = read(body, 2, "00:00:00") else { panic!("not classified") };
         assert_eq!(work.payload, Payload::Inline(b"hi".to_vec()));
         assert!(matches!(work.origin, Origin::Seed { name } if name == "test_0.JPEG"));
     }

@@ -17,9 +17,10 @@ use super::lease::{Keeper, Lease};
 use super::metrics::METRICS;
 use super::patience::{Rests, patiently};
 use crate::config::Limits;
-use crate::protocol::{self, ClassifyRequest, ErrorCode, Payload};
+use crate::protocol::{self, ClassifyRequest, ErrorCode, Incoming, Payload};
 use crate::queue::{Delivery, LONGEST_POLL, MAX_BATCH, Queue, QueueError, ReceiveOptions};
 use crate::store::{ObjectStore, StoreError};
+use crate::telemetry::trace::{Side, Span};
 
 /// How long a fetch is tried in place before it costs an attempt. The lease is renewed meanwhile.
 const FETCH_PATIENCE: Duration = Duration::from_secs(20);
@@ -98,7 +99,7 @@ impl Intake {
         for (lease, delivery, place) in alone {
             if shutdown.run_until_cancelled(self.keeper.until_held_at_most(left)).await.is_none() {
                 let ending = Ending::HandBack { id: None, after: Duration::ZERO, reason: "draining".to_owned() };
-                self.finish(lease, ending).await;
+                self.finish(lease, Span::default(), ending).await;
                 continue;
             }
             jobs.spawn(Arc::clone(self).prepare(lease, delivery, place));
@@ -110,26 +111,29 @@ impl Intake {
 
     /// One delivery, from its body to an image or to its end.
     async fn prepare(self: Arc<Self>, lease: Lease, delivery: Delivery, place: OwnedSemaphorePermit) {
-        match self.image_of(&delivery).await {
+        let incoming = Incoming::parse(&delivery.body);
+        let mut span = Span::begin(Side::Consumer, incoming.traceparent(), || "classify".into());
+        span.set("imgcls.attempt", i64::from(delivery.receive_count));
+        match self.image_of(incoming, &delivery, &span).await {
             Ok((work, image)) => {
                 let body = delivery.body;
-                let fetched = Fetched { work, lease, body, image, place, since: Instant::now() };
+                let fetched = Fetched { work, lease, span, body, image, place, since: Instant::now() };
                 if self.fetched.send(fetched).await.is_err() {
                     tracing::debug!("the batcher has ended; the message comes again");
                 }
             }
-            Err(ending) => self.finish(lease, ending).await,
+            Err(ending) => self.finish(lease, span, ending).await,
         }
     }
 
-    async fn finish(&self, lease: Lease, ending: Ending) {
-        if self.finished.send(vec![Finished { lease, ending }]).await.is_err() {
+    async fn finish(&self, lease: Lease, span: Span, ending: Ending) {
+        if self.finished.send(vec![Finished { lease, span, ending }]).await.is_err() {
             tracing::debug!("the publisher has ended; the message comes again");
         }
     }
 
-    async fn image_of(&self, delivery: &Delivery) -> Result<(Work, Bytes), Ending> {
-        let mut work = self.triage(delivery).await?;
+    async fn image_of(&self, incoming: Incoming, delivery: &Delivery, span: &Span) -> Result<(Work, Bytes), Ending> {
+        let mut work = self.triage(incoming, delivery).await?;
         let fetching = Instant::now();
         let image = match self.fetch(&mut work).await {
             Ok(image) => image,
@@ -140,16 +144,17 @@ impl Intake {
         };
         let fetched = fetching.elapsed();
         METRICS.stage("fetched").observe(fetched.as_secs_f64());
+        span.stage("fetched", fetched);
         work.timings_ms.fetched = millis(fetched);
         Ok((work, image))
     }
 
-    async fn triage(&self, delivery: &Delivery) -> Result<Work, Ending> {
+    async fn triage(&self, incoming: Incoming, delivery: &Delivery) -> Result<Work, Ending> {
         let attempt = delivery.receive_count;
         if attempt > 1 {
             METRICS.redelivered.inc();
         }
-        match job::triage(&delivery.body, attempt, Timestamp::now(), &self.rules) {
+        match job::triage(incoming, &delivery.body, attempt, Timestamp::now(), &self.rules) {
             Triage::Classify(work) => Ok(work),
             Triage::End(ending) => Err(ending),
             Triage::LookUp(request) => self.look_up(request, delivery).await,

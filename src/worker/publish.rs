@@ -19,6 +19,7 @@ use super::prepare::LastFaults;
 use crate::protocol::{self, ClassifyResult};
 use crate::queue::{self, MAX_BATCH, Outgoing, Queue, QueueError, Queues, ServiceQueues};
 use crate::store::{ObjectStore, Put, PutOptions};
+use crate::telemetry::trace::Span;
 
 /// Groups that are published at the same time. While one waits for the disk or for AWS, the next are written.
 const GROUPS: usize = 16;
@@ -46,6 +47,7 @@ pub struct ReplyQueues(Mutex<HashMap<String, Arc<dyn Queue>>>);
 /// A job whose result is written and whose reply is still to be sent.
 struct Written {
     lease: Lease,
+    span: Span,
     reply: Option<Reply>,
     letter: Option<DeadLetter>,
 }
@@ -88,12 +90,14 @@ impl Publisher {
         let mut replies: BTreeMap<String, Vec<Reply>> = BTreeMap::new();
         let mut letters = Vec::new();
         let mut leases = Vec::new();
-        for Written { lease, reply, letter } in written.into_iter().flatten() {
+        let mut spans = Vec::new();
+        for Written { lease, span, reply, letter } in written.into_iter().flatten() {
             if let Some(reply) = reply {
                 replies.entry(reply.to.clone()).or_default().push(reply);
             }
             letters.extend(letter);
             leases.push((lease, Published(())));
+            spans.push(span);
         }
         for (to, replies) in replies {
             self.reply(&to, replies).await;
@@ -101,16 +105,23 @@ impl Publisher {
         self.keep_letters(letters).await;
         if !leases.is_empty() {
             until_done("ack", || self.keeper.ack(&leases)).await;
-            METRICS.stage("published").observe(started.elapsed().as_secs_f64());
+            let published = started.elapsed();
+            METRICS.stage("published").observe(published.as_secs_f64());
+            for span in &spans {
+                span.stage("published", published);
+            }
         }
     }
 
     /// Makes the end stand in the store. None where the message was handed back.
-    async fn write(&self, Finished { lease, ending }: Finished) -> Option<Written> {
+    async fn write(&self, Finished { lease, mut span, ending }: Finished) -> Option<Written> {
         METRICS.endings.with_label_values(&[ending.name()]).inc();
+        span.set("imgcls.ending", ending.name());
+        let trace_id = span.trace_id().map(tracing::field::display);
         match ending {
             Ending::HandBack { id, after, reason } => {
-                tracing::warn!(?id, reason, after_seconds = after.as_secs(), "handed back");
+                span.fail(reason.clone());
+                tracing::warn!(?id, trace_id, reason, after_seconds = after.as_secs(), "handed back");
                 if let Some(id) = id {
                     self.last_faults.record(id, reason);
                 }
@@ -120,28 +131,31 @@ impl Publisher {
                 None
             }
             Ending::Result { result, reply_to } => {
+                span.set("imgcls.id", result.id.to_string());
                 if let Some(error) = &result.error {
-                    tracing::info!(id = %result.id, code = error.code.as_str(), reason = error.message, "ended without an answer");
+                    span.fail(error.message.clone());
+                    tracing::info!(id = %result.id, trace_id, code = error.code.as_str(), reason = error.message, "ended without an answer");
                 }
                 let reply = self.write_result(&result, reply_to).await;
-                Some(Written { lease, reply, letter: None })
+                Some(Written { lease, span, reply, letter: None })
             }
             Ending::Again { stored, reply_to } => {
                 let reply = self.reply_with(reply_to, &stored);
-                Some(Written { lease, reply, letter: None })
+                Some(Written { lease, span, reply, letter: None })
             }
             Ending::Seed { name, image, label } => {
                 let reply = self.write_seed(&name, image, &label).await;
-                Some(Written { lease, reply: Some(reply), letter: None })
+                Some(Written { lease, span, reply: Some(reply), letter: None })
             }
             Ending::DeadLetter { letter, result, reply_to } => {
-                tracing::warn!(id = ?letter.id, reason = letter.reason, attempts = letter.attempts, "dead letter");
+                span.fail(letter.reason.clone());
+                tracing::warn!(id = ?letter.id, trace_id, reason = letter.reason, attempts = letter.attempts, "dead letter");
                 let reply = match (&result, &letter.seed_name) {
                     (Some(result), _) => self.write_result(result, reply_to).await,
                     (None, Some(name)) => Some(self.seed_reply(protocol::seed_error_reply(name, &letter.reason))),
                     (None, None) => None,
                 };
-                Some(Written { lease, reply, letter: Some(letter) })
+                Some(Written { lease, span, reply, letter: Some(letter) })
             }
         }
     }

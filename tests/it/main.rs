@@ -26,6 +26,7 @@ mod serve;
 mod shared_replies;
 mod store_conformance;
 mod storm;
+mod traces;
 mod up;
 mod wire;
 mod workers;

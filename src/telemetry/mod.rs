@@ -1,11 +1,14 @@
-//! Logs and metrics of every process: one line an event on standard error, counters behind `/metrics`.
+//! Logs, metrics and traces of every process: one line an event on standard error, counters behind `/metrics`, spans to
+//! an OTLP endpoint where one is named.
+
+pub mod trace;
 
 use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
 
 /// What the SDK warns of while it looks for region and credentials is an error in the end, or nothing.
-const DEFAULT_FILTER: &str = "info,ort=warn,aws_config=error";
+const DEFAULT_FILTER: &str = "info,ort=warn,aws_config=error,opentelemetry=warn";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {

@@ -1,0 +1,163 @@
+//! One trace from the HTTP request through the message to the worker's spans and log lines; a collector's part is played
+//! by a socket that reads OTLP in JSON.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+
+use crate::harness::{Service, picture, until};
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const CALLER: &str = "b7ad6b7169203331";
+
+#[test]
+fn a_request_and_its_job_are_one_trace() {
+    let collector = Collector::start();
+    let mut service = traced_service(&collector);
+    let traceparent = format!("00-{TRACE}-{CALLER}-01");
+    let headers = [("traceparent", traceparent.as_str())];
+    let answer = service.request("POST", "/v1/classify", &headers, &picture("cat.jpg"));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let id = answer.json()["id"].as_str().unwrap().to_owned();
+    // The last spans are sent while the tiers drain.
+    for tier in [&mut service.web, &mut service.workers[0]] {
+        tier.signal("TERM");
+        assert_eq!(tier.wait(), Some(0), "{}", tier.log());
+    }
+    let spans = collector.spans();
+    let named = |name: &str| {
+        let found = spans.iter().find(|span| span["name"] == name);
+        found.unwrap_or_else(|| panic!("no span {name:?} in {spans:#?}"))
+    };
+    let (request, job) = (named("POST /v1/classify"), named("classify"));
+    assert_eq!(request["parentSpanId"], CALLER);
+    assert_eq!(job["parentSpanId"], request["spanId"]);
+    for stage in ["fetched", "decoded", "inferred", "published"] {
+        assert_eq!(named(stage)["parentSpanId"], job["spanId"], "{stage}");
+    }
+    assert!(spans.iter().all(|span| span["traceId"] == TRACE), "{spans:#?}");
+    let attributes = job["attributes"].to_string();
+    assert!(attributes.contains(&id) && attributes.contains("imgcls.attempt"), "{attributes}");
+    let mut services = collector.services();
+    services.dedup();
+    services.sort();
+    assert_eq!(services, ["imgcls-web", "imgcls-worker"]);
+}
+
+#[test]
+fn a_log_line_of_a_job_names_its_trace_without_any_collector() {
+    let service = Service::start(1, &[], &[]);
+    let traceparent = format!("00-{TRACE}-{CALLER}-01");
+    let headers = [("traceparent", traceparent.as_str())];
+    let mut broken = picture("cat.jpg");
+    broken.truncate(broken.len() / 4);
+    let answer = service.request("POST", "/v1/classify", &headers, &broken);
+    assert_eq!(answer.status, 422, "{}", answer.text());
+    assert!(service.workers[0].log().contains(&format!("trace_id={TRACE}")), "{}", service.workers[0].log());
+}
+
+#[test]
+fn a_collector_that_is_not_there_costs_no_answer() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut service = service_exporting_to(nobody);
+    let answer = service.request("POST", "/v1/classify", &[], &picture("cat.jpg"));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    service.web.signal("TERM");
+    assert_eq!(service.web.wait(), Some(0), "{}", service.web.log());
+}
+
+#[test]
+fn a_protocol_that_is_not_built_in_is_refused_at_start() {
+    let output = crate::harness::imgcls()
+        .args(["worker", "--data-dir", "/nonexistent"])
+        .envs([("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.lines().last().is_some_and(|line| line.contains("grpc") && line.contains("http/protobuf")), "{said}");
+}
+
+fn traced_service(collector: &Collector) -> Service {
+    service_exporting_to(collector.address)
+}
+
+fn service_exporting_to(address: SocketAddr) -> Service {
+    let environment = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(), format!("http://{address}")),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL".to_owned(), "http/json".to_owned()),
+    ];
+    Service::start_on(&["--backend", "local"], environment.to_vec(), 1, &[], &[])
+}
+
+/// Takes what is exported, whatever it is.
+struct Collector {
+    address: SocketAddr,
+    exports: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Collector {
+    fn start() -> Collector {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let exports = Arc::<Mutex<Vec<Value>>>::default();
+        let taken = Arc::clone(&exports);
+        // Ends with the test binary.
+        std::thread::spawn(move || {
+            for connection in listener.incoming() {
+                let taken = Arc::clone(&taken);
+                std::thread::spawn(move || take(&connection.unwrap(), &taken));
+            }
+        });
+        Collector { address, exports }
+    }
+
+    fn resource_spans(&self) -> Vec<Value> {
+        let exports = self.exports.lock().unwrap();
+        exports.iter().flat_map(|export| export["resourceSpans"].as_array().unwrap().clone()).collect()
+    }
+
+    fn spans(&self) -> Vec<Value> {
+        until("spans of both tiers", || (self.services().len() >= 2).then_some(()));
+        let scopes =
+            self.resource_spans().into_iter().flat_map(|resource| resource["scopeSpans"].as_array().unwrap().clone());
+        scopes.flat_map(|scope| scope["spans"].as_array().unwrap().clone()).collect()
+    }
+
+    fn services(&self) -> Vec<String> {
+        let attributes = self
+            .resource_spans()
+            .into_iter()
+            .flat_map(|resource| resource["resource"]["attributes"].as_array().unwrap().clone());
+        let names = attributes.filter(|attribute| attribute["key"] == "service.name");
+        names.map(|name| name["value"]["stringValue"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+/// Requests of one connection.
+fn take(connection: &TcpStream, exports: &Mutex<Vec<Value>>) {
+    let mut reader = BufReader::new(connection);
+    loop {
+        let mut length = 0;
+        let mut line = String::new();
+        while reader.read_line(&mut line).is_ok_and(|read| read > 0) && line != "\r\n" {
+            if let Some((name, value)) = line.split_once(':')
+                && name.eq_ignore_ascii_case("content-length")
+            {
+                length = value.trim().parse().unwrap();
+            }
+            line.clear();
+        }
+        let mut body = vec![0; length];
+        if length == 0 || reader.read_exact(&mut body).is_err() {
+            return;
+        }
+        exports.lock().unwrap().push(serde_json::from_slice(&body).unwrap());
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+        if (&mut &*connection).write_all(answer).is_err() {
+            return;
+        }
+    }
+}
