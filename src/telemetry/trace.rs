@@ -3,7 +3,6 @@
 //! none is named a span is only the context that it passes on.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::env;
 use std::fmt;
 use std::sync::OnceLock;
@@ -12,15 +11,15 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use hyper_rustls::HttpsConnectorBuilder;
-use opentelemetry::propagation::TextMapPropagator as _;
-use opentelemetry::trace::TracerProvider as _;
-use opentelemetry::trace::{Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt as _, Tracer as _};
+use opentelemetry::trace::{
+    Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceState,
+    Tracer as _, TracerProvider as _,
+};
 use opentelemetry::{Context, KeyValue, Value};
 use opentelemetry_http::hyper::HyperClient;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use tokio::runtime::Handle;
 
@@ -168,12 +167,19 @@ impl fmt::Display for TraceId {
     }
 }
 
-/// None where it is not a trace context of W3C's form.
+/// None where it is not a trace context of W3C's form. A later version may have more fields at its end.
 fn read(traceparent: &str) -> Option<SpanContext> {
-    let carrier = HashMap::from([(TRACEPARENT.to_owned(), traceparent.to_owned())]);
-    let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &carrier);
-    let found = context.span().span_context().clone();
-    found.is_valid().then_some(found)
+    let mut fields = traceparent.split('-');
+    let mut field = |digits| fields.next().filter(|field: &&str| field.len() == digits);
+    let (version, trace_id, span_id, flags) = (field(2)?, field(32)?, field(16)?, field(2)?);
+    let version = u8::from_str_radix(version, 16).ok()?;
+    if version == u8::MAX || (version == 0 && fields.next().is_some()) {
+        return None;
+    }
+    let trace_id = opentelemetry::trace::TraceId::from_hex(trace_id).ok()?;
+    let span_id = SpanId::from_hex(span_id).ok()?;
+    let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?) & TraceFlags::SAMPLED;
+    Some(SpanContext::new(trace_id, span_id, flags, true, TraceState::default())).filter(SpanContext::is_valid)
 }
 
 /// Sends from the runtime: the exporter has a thread of its own, where no socket could be waited for.
