@@ -26,7 +26,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use self::jobs::Jobs;
+use self::jobs::{Jobs, MessageLimit};
 pub use self::jobs::Wire;
 use self::pending::Pending;
 use self::readiness::Readiness;
@@ -112,7 +112,7 @@ pub async fn run(
             replies: Arc::clone(&replies),
             job_ttl: config.job_ttl.min(attributes.retention.saturating_sub(RETENTION_MARGIN)),
             inline_bytes: config.inline_bytes,
-            max_message_bytes: attributes.max_message_bytes.into(),
+            limit: MessageLimit::new(attributes.max_message_bytes),
             give_up: give_up.clone(),
         },
         uploads: UploadRules {
