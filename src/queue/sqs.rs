@@ -295,8 +295,7 @@ impl Address {
     /// The attributes as they are now; from here on messages are held against this limit.
     async fn attributes(&self) -> Result<QueueAttributes, QueueError> {
         let attributes = self.read_all_attributes().await?;
-        *self.limit.lock().await =
-            Some(MessageLimit { bytes: attributes.max_message_bytes, read_at: Instant::now() });
+        *self.limit.lock().await = Some(MessageLimit { bytes: attributes.max_message_bytes, read_at: Instant::now() });
         Ok(attributes)
     }
 
