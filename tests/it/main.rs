@@ -2,12 +2,14 @@
 
 mod conformance;
 mod emulators;
+mod fault_proxy;
 mod harness;
 
 mod aws;
 mod bad_messages;
 mod children;
 mod cli;
+mod faults;
 mod fleet;
 mod floors;
 mod loadgen;
