@@ -12,6 +12,7 @@ pub mod workload; // arrival processes, seeded
 // Floor 1: what every process needs.
 pub mod aws; // the SDK's configuration, and what its errors mean
 pub mod config; // validated names, limits, the choice of the backend
+pub mod readiness; // whether what a process stands on answers
 pub mod shutdown; // first signal drains, second ends
 pub mod sqlite; // the one file of the local backend: transactions, group commit, doorbells
 pub mod telemetry; // logs and metrics

@@ -23,10 +23,18 @@ fn main() -> ExitCode {
     }
 }
 
+/// Runs a command to its end. What it has started it has waited for; but a name that is being looked up, whoever gave up
+/// on it, cannot be stopped, and keeps no process from ending.
+fn block_on<T>(runtime: Runtime, command: impl Future<Output = T>) -> T {
+    let ended = runtime.block_on(command);
+    runtime.shutdown_background();
+    ended
+}
+
 fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Up(args) => {
-            many_threads()?.block_on(async {
+            block_on(many_threads()?, async {
                 let config = args.config().await?;
                 let shutdown = shutdown::on_signals()?;
                 let listener = bind(args.http.listen).await?;
@@ -37,7 +45,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::ServeWeb(args) => {
             let (backend, said_by) = args.shared.backend();
             tracing::info!(?backend, said_by, "serve-web");
-            many_threads()?.block_on(async {
+            block_on(many_threads()?, async {
                 let names = args.shared.names(&backend).await?;
                 let config = args.config(backend, names)?;
                 let shutdown = shutdown::on_signals()?;
@@ -49,7 +57,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Worker(args) => {
             let (backend, said_by) = args.shared.backend();
             tracing::info!(?backend, said_by, "worker");
-            one_thread()?.block_on(async {
+            block_on(one_thread()?, async {
                 let names = args.shared.names(&backend).await?;
                 let config = args.config(backend, names);
                 traced("imgcls-worker", worker::run(config, shutdown::on_signals()?)).await
@@ -57,7 +65,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Queue(args) => {
-            let is_done = one_thread()?.block_on(async {
+            let is_done = block_on(one_thread()?, async {
                 let config = args.config().await?;
                 queues::run(config, shutdown::on_signals()?).await
             })?;
@@ -69,7 +77,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         }
         Command::Loadgen(args) => {
             let config = args.config();
-            let outcome = many_threads()?.block_on(async { loadgen::run(config, shutdown::on_signals()?).await })?;
+            let outcome = block_on(many_threads()?, async { loadgen::run(config, shutdown::on_signals()?).await })?;
             Ok(outcome.exit_code().into())
         }
     }

@@ -1,8 +1,8 @@
 //! The wire to AWS: every try of every call passes here, is counted, and waits its turn while the other side is out.
 //!
 //! When a try finds nobody, or a server at fault, the next ones to that host go one at a time, ever more slowly, until
-//! one is answered; then all go. So an outage costs a process at most one try in [`LONGEST_PAUSE`] and a handle,
-//! however many of its tasks try again, and work goes on within that time after it.
+//! one is answered; then all go. So an outage costs a process at most two tries a second, however many of its tasks try
+//! again, and work goes on within [`LONGEST_PAUSE`] after it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -25,10 +25,15 @@ use tokio::time::Instant;
 
 /// Between two tries after the first that failed; then doubling.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// A process has three handles: the queues and two buckets. Two tries a second together.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1_500);
-/// A try that was given up after less time was not given up for want of an answer, but since nobody wanted it.
-const NO_ANSWER_AFTER: Duration = Duration::from_secs(10);
+/// Between two tries of this process at hosts that are out: queues and buckets may be at three of them.
+const PAUSE_OF_ALL: Duration = Duration::from_millis(500);
+/// A try that was given up after less time was not given up for want of an answer, but since nobody wanted it. The
+/// deadline of a try is longer, but waiting for its turn is part of it.
+const NO_ANSWER_AFTER: Duration = Duration::from_secs(5);
+
+/// Of the whole process: its queues and buckets each have a client, and often a host, in common.
+static BRAKES: LazyLock<Brakes> = LazyLock::new(Brakes::default);
 
 static SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
     let registered = "the name is given once, here; this is a bug";
@@ -43,25 +48,23 @@ pub fn http_client() -> SharedHttpClient {
     let client = aws_smithy_http_client::Builder::new()
         .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
         .build_https();
-    SharedHttpClient::new(Wire { client, brakes: Arc::default() })
+    SharedHttpClient::new(Wire { client })
 }
 
 #[derive(Debug)]
 struct Wire {
     client: SharedHttpClient,
-    brakes: Arc<Brakes>,
 }
 
 #[derive(Debug)]
 struct Connector {
     connector: SharedHttpConnector,
-    brakes: Arc<Brakes>,
 }
 
 impl HttpClient for Wire {
     fn http_connector(&self, settings: &HttpConnectorSettings, components: &RuntimeComponents) -> SharedHttpConnector {
         let connector = self.client.http_connector(settings, components);
-        SharedHttpConnector::new(Connector { connector, brakes: Arc::clone(&self.brakes) })
+        SharedHttpConnector::new(Connector { connector })
     }
 
     fn validate_base_client_config(
@@ -84,7 +87,7 @@ impl HttpClient for Wire {
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let label = Label::of(&request);
-        let brake = self.brakes.of(request.uri());
+        let brake = BRAKES.of(request.uri());
         let connector = self.connector.clone();
         HttpConnectorFuture::new(async move {
             brake.pass().await;
@@ -179,13 +182,21 @@ fn signed_service(authorization: &str) -> Option<&str> {
 
 /// One brake a host: queues, buckets and the source of the credentials fail by themselves.
 #[derive(Debug, Default)]
-struct Brakes(Mutex<HashMap<String, Arc<Brake>>>);
+struct Brakes {
+    hosts: Mutex<HashMap<String, Arc<Brake>>>,
+    turns: Arc<Turns>,
+}
+
+/// When a try at any host that is out may go.
+#[derive(Debug, Default)]
+struct Turns(Mutex<Option<Instant>>);
 
 impl Brakes {
     fn of(&self, url: &str) -> Arc<Brake> {
         let host = url.parse::<http::Uri>().ok().and_then(|uri| uri.authority().map(ToString::to_string));
-        let mut brakes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(brakes.entry(host.unwrap_or_default()).or_default())
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let brake = || Arc::new(Brake { turns: Arc::clone(&self.turns), ..Brake::default() });
+        Arc::clone(hosts.entry(host.unwrap_or_default()).or_insert_with(brake))
     }
 }
 
@@ -193,6 +204,7 @@ impl Brakes {
 struct Brake {
     state: Mutex<BrakeState>,
     released: Notify,
+    turns: Arc<Turns>,
 }
 
 #[derive(Debug, Default)]
@@ -209,12 +221,18 @@ impl Brake {
         loop {
             // Made before looking: a release in between is not missed.
             let released = self.released.notified();
-            let Some(at) = self.lock().turn(Instant::now(), jitter()) else { return };
+            let Some(at) = self.turn() else { return };
             tokio::select! {
                 () = released => {}
                 () = tokio::time::sleep_until(at) => {}
             }
         }
+    }
+
+    fn turn(&self) -> Option<Instant> {
+        let mut state = self.lock();
+        let mut of_all = self.turns.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.turn(&mut of_all, Instant::now(), jitter())
     }
 
     fn pull(&self, started: Instant) {
@@ -236,16 +254,15 @@ impl Brake {
 }
 
 impl BrakeState {
-    /// None: go. Else when to ask again, unless released before.
-    fn turn(&mut self, now: Instant, jitter: f64) -> Option<Instant> {
-        match self.next {
-            Some(next) if now < next => Some(next),
-            Some(_) => {
-                self.next = Some(now + self.pause(jitter));
-                None
-            }
-            None => None,
+    /// None: go. Else when to ask again, unless released before. `of_all`: when any host's next may go.
+    fn turn(&mut self, of_all: &mut Option<Instant>, now: Instant, jitter: f64) -> Option<Instant> {
+        let next = self.next.max(*of_all).filter(|_| self.next.is_some())?;
+        if now < next {
+            return Some(next);
         }
+        self.next = Some(now + self.pause(jitter));
+        *of_all = Some(now + PAUSE_OF_ALL.mul_f64(jitter));
+        None
     }
 
     /// Many that were under way together and failed together are one failure.
@@ -279,31 +296,53 @@ mod tests {
         assert_eq!(signed_service("Bearer x"), None);
     }
 
+    /// Tries in 30 s at as many hosts as there are states, all out, by tasks that do nothing else.
+    fn tries_in_an_outage(states: &mut [BrakeState]) -> Vec<Instant> {
+        let start = Instant::now();
+        let mut of_all = None;
+        let mut tries = Vec::new();
+        for ms in (1..30_000).step_by(10) {
+            let now = start + Duration::from_millis(ms);
+            for state in &mut *states {
+                if state.turn(&mut of_all, now, 1.0).is_none() {
+                    tries.push(now);
+                    state.failed(now, now, 1.0);
+                }
+            }
+        }
+        tries
+    }
+
     #[test]
     fn an_outage_slows_down_to_the_longest_pause_and_one_answer_ends_it() {
         let mut state = BrakeState::default();
         let start = Instant::now();
-        assert_eq!(state.turn(start, 1.0), None, "all go");
+        assert_eq!(state.turn(&mut None, start, 1.0), None, "all go");
         // Five that were under way fail: one failure.
         for ms in [1, 2, 3, 4, 5] {
             state.failed(start, start + Duration::from_millis(ms), 1.0);
         }
         assert_eq!(state.failures, 1);
         let next = start + Duration::from_millis(101);
-        assert_eq!(state.turn(start + Duration::from_millis(50), 1.0), Some(next));
-        let mut now = start;
-        let mut tries = 0;
-        while now < start + Duration::from_secs(30) {
-            now = state.turn(now, 1.0).unwrap_or_else(|| {
-                tries += 1;
-                let failed = now + Duration::from_millis(1);
-                state.failed(now, failed, 1.0);
-                failed
-            });
-        }
+        assert_eq!(state.turn(&mut None, start + Duration::from_millis(50), 1.0), Some(next));
+        let tries = tries_in_an_outage(&mut [state]).len();
         assert!((20..=24).contains(&tries), "{tries} tries in 30 s");
-        state = BrakeState::default();
-        assert_eq!(state.turn(now, 1.0), None);
+        let mut state = BrakeState::default();
+        let somewhere_else = Some(start + LONGEST_PAUSE);
+        assert_eq!(state.turn(&mut { somewhere_else }, start, 1.0), None, "another host's outage");
+    }
+
+    #[test]
+    fn several_hosts_that_are_out_share_two_tries_a_second() {
+        let start = Instant::now();
+        let out = || {
+            let mut state = BrakeState::default();
+            state.failed(start, start, 1.0);
+            state
+        };
+        let tries = tries_in_an_outage(&mut [out(), out(), out()]);
+        assert!(tries.len() > 50, "{} tries in 30 s", tries.len());
+        assert!(tries.windows(3).all(|three| three[2] - three[0] >= Duration::from_secs(1)), "{tries:?}");
     }
 
     #[tokio::test]

@@ -28,12 +28,16 @@ pub fn inline_or_reference(
     inline_bytes: usize,
     queue_limit_bytes: usize,
 ) -> (Option<ImageRef>, Option<String>) {
-    let encoded_len = image.len().div_ceil(3) * 4;
-    if image.len() <= inline_bytes && encoded_len + ENVELOPE_BYTES <= queue_limit_bytes {
+    if image.len() <= inline_bytes && inline_request_bytes(image.len()) <= queue_limit_bytes {
         (None, Some(STANDARD.encode(image)))
     } else {
         (Some(ImageRef { bucket: bucket.to_owned(), key: image_key(id) }), None)
     }
+}
+
+/// What a queue must take for an image of that size to travel inline.
+pub fn inline_request_bytes(image_bytes: usize) -> usize {
+    image_bytes.div_ceil(3) * 4 + ENVELOPE_BYTES
 }
 
 impl ClassifyRequest {

@@ -27,6 +27,7 @@ pub use sqlite::SqliteQueues;
 pub use sqs::SqsQueues;
 
 use crate::config::Backend;
+use crate::readiness::Probe;
 
 /// Most messages that one send, receive, ack or extend takes; SQS's limit.
 pub const MAX_BATCH: usize = 10;
@@ -69,6 +70,12 @@ pub trait Queues: Send + Sync {
 pub async fn send_one(queue: &dyn Queue, message: Outgoing) -> Result<(), QueueError> {
     let answers = queue.send(&[message]).await?;
     answers.into_iter().next().unwrap_or_else(|| Err(QueueError::Unavailable("no answer to a send".to_owned())))
+}
+
+/// Asks whether the queue is there and answers.
+pub fn probe(queue: &dyn Queue) -> Probe<'_> {
+    let call = async { queue.attributes().await.map(drop).map_err(|error| error.to_string()) };
+    Probe { of: format!("queue {:?}", queue.name()), call: Box::pin(call) }
 }
 
 /// One queue.

@@ -4,14 +4,15 @@
 //!
 //! - A handle keeps the queue's URL. It follows from region, account and name, so a queue that was removed and made
 //!   again answers at the same one; AWS lets a name be used again after 60 s.
-//! - What a queue takes is read from its attributes, once a handle, and only when a message is larger than the
-//!   smallest limit that a queue can have. So most handles cost no call for it.
+//! - What a queue takes is read from its attributes, and only when a message is larger than the smallest limit that a
+//!   queue can have; so most handles cost no call for it. It is read again when SQS refuses a message (somebody lowered
+//!   the limit), and now and then while messages are too large (somebody may have raised it).
 //! - Sends and acks of many callers go together (`coalesce`).
 //! - Counts are SQS's, approximate; how old the oldest message is only CloudWatch knows.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
@@ -21,7 +22,7 @@ use aws_sdk_sqs::types::{
     BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, Message,
     MessageAttributeValue, MessageSystemAttributeName, QueueAttributeName, SendMessageBatchRequestEntry,
 };
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use super::coalesce::{BatchCall, Coalescer, Pace};
 use super::{
@@ -35,6 +36,8 @@ use crate::config;
 const MAX_BATCH_BYTES: usize = 1 << 20;
 /// No queue's limit is smaller.
 const LEAST_MAX_MESSAGE_BYTES: usize = 1_024;
+/// How long a message is too large by what the queue said once.
+const LIMIT_KEPT_FOR: Duration = Duration::from_secs(10);
 /// A caller waits for its send: at load up to this long for others to go with.
 const SEND_PACE: Pace =
     Pace { interval: Duration::from_millis(25), max_in_flight: 8, max_batch_bytes: MAX_BATCH_BYTES };
@@ -61,7 +64,6 @@ struct SqsQueue {
     queue: Arc<Address>,
     sends: Coalescer<Sends>,
     acks: Coalescer<Acks>,
-    max_message_bytes: OnceCell<usize>,
 }
 
 /// A queue, as calls name it.
@@ -69,6 +71,14 @@ struct Address {
     service: Arc<Service>,
     name: String,
     url: String,
+    limit: Mutex<Option<MessageLimit>>,
+}
+
+/// What the queue takes, as its attributes last said.
+#[derive(Clone, Copy)]
+struct MessageLimit {
+    bytes: usize,
+    read_at: Instant,
 }
 
 impl SqsQueues {
@@ -84,7 +94,7 @@ impl SqsQueues {
         let call = self.service.client.get_queue_url().queue_name(name).send();
         let found = call.await.map_err(|error| self.service.fault("sqs:GetQueueUrl", name, &error))?;
         let url = found.queue_url.ok_or_else(|| nothing_said("sqs:GetQueueUrl", name))?;
-        Ok(Arc::new(Address { service: Arc::clone(&self.service), name: name.to_owned(), url }))
+        Ok(Address::of(&self.service, name, url))
     }
 }
 
@@ -102,7 +112,7 @@ impl Queues for SqsQueues {
             Ok(created) => {
                 let url = created.queue_url.ok_or_else(|| nothing_said("sqs:CreateQueue", &name))?;
                 tracing::info!(queue = name, "queue made");
-                Ok(SqsQueue::of(Arc::new(Address { service: Arc::clone(&self.service), name, url })))
+                Ok(SqsQueue::of(Address::of(&self.service, &name, url)))
             }
             // It stands with other attributes.
             Err(error) if stands_already(&error) => self.open(&name).await,
@@ -161,18 +171,7 @@ impl SqsQueue {
             sends: Coalescer::new(Sends(Arc::clone(&queue)), SEND_PACE),
             acks: Coalescer::new(Acks(Arc::clone(&queue)), ACK_PACE),
             queue,
-            max_message_bytes: OnceCell::new(),
         })
-    }
-
-    /// Whether the queue takes a message of that size.
-    async fn check_size(&self, size: usize) -> Result<(), QueueError> {
-        if size <= LEAST_MAX_MESSAGE_BYTES {
-            return Ok(());
-        }
-        let read = || async { self.queue.attributes().await.map(|attributes| attributes.max_message_bytes) };
-        let limit = *self.max_message_bytes.get_or_try_init(read).await?;
-        if size <= limit { Ok(()) } else { Err(QueueError::TooLarge { queue: self.name.clone(), size, limit }) }
     }
 }
 
@@ -185,7 +184,7 @@ impl Queue for SqsQueue {
     async fn send(&self, messages: &[Outgoing]) -> Result<Vec<Result<(), QueueError>>, QueueError> {
         let mut answers = Vec::with_capacity(messages.len());
         for message in messages {
-            match self.check_size(message.size_bytes()).await {
+            match self.queue.check_size(message.size_bytes()).await {
                 Err(error) if !matches!(error, QueueError::TooLarge { .. }) => return Err(error),
                 checked => answers.push(checked),
             }
@@ -267,6 +266,39 @@ impl Queue for SqsQueue {
 }
 
 impl Address {
+    fn of(service: &Arc<Service>, name: &str, url: String) -> Arc<Address> {
+        Arc::new(Address { service: Arc::clone(service), name: name.to_owned(), url, limit: Mutex::default() })
+    }
+
+    /// Whether the queue takes a message of that size, as far as is known here: who sends it may hear otherwise.
+    async fn check_size(&self, size: usize) -> Result<(), QueueError> {
+        if size <= LEAST_MAX_MESSAGE_BYTES {
+            return Ok(());
+        }
+        // Locked while it is read: who comes meanwhile would only ask the same.
+        let mut known = self.limit.lock().await;
+        let limit = match *known {
+            Some(limit) if size <= limit.bytes || limit.read_at.elapsed() < LIMIT_KEPT_FOR => limit.bytes,
+            _ => {
+                let bytes = self.read_all_attributes().await?.max_message_bytes;
+                *known = Some(MessageLimit { bytes, read_at: Instant::now() });
+                bytes
+            }
+        };
+        self.fits(size, limit)
+    }
+
+    fn fits(&self, size: usize, limit: usize) -> Result<(), QueueError> {
+        if size <= limit { Ok(()) } else { Err(QueueError::TooLarge { queue: self.name.clone(), size, limit }) }
+    }
+
+    /// The attributes as they are now; from here on messages are held against this limit.
+    async fn attributes(&self) -> Result<QueueAttributes, QueueError> {
+        let attributes = self.read_all_attributes().await?;
+        *self.limit.lock().await = Some(MessageLimit { bytes: attributes.max_message_bytes, read_at: Instant::now() });
+        Ok(attributes)
+    }
+
     fn fault<E>(&self, action: &str, error: &SdkError<E, HttpResponse>) -> QueueError
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -284,7 +316,7 @@ impl Address {
         Ok(found.attributes.unwrap_or_default())
     }
 
-    async fn attributes(&self) -> Result<QueueAttributes, QueueError> {
+    async fn read_all_attributes(&self) -> Result<QueueAttributes, QueueError> {
         let names = [
             QueueAttributeName::VisibilityTimeout,
             QueueAttributeName::MessageRetentionPeriod,
@@ -389,7 +421,34 @@ impl BatchCall for Sends {
     }
 
     async fn call(&self, items: Vec<Outgoing>) -> Vec<Result<(), QueueError>> {
-        let items = &items;
+        let mut answers = self.send(&items).await;
+        let refused: Vec<usize> =
+            (0..items.len()).filter(|&at| matches!(answers[at], Err(QueueError::Fatal(_)))).collect();
+        // Somebody may have lowered the queue's limit since it was read.
+        if refused.iter().all(|&at| items[at].size_bytes() <= LEAST_MAX_MESSAGE_BYTES) {
+            return answers;
+        }
+        let Ok(attributes) = self.0.attributes().await else { return answers };
+        let mut fitting = Vec::new();
+        for &at in &refused {
+            match self.0.fits(items[at].size_bytes(), attributes.max_message_bytes) {
+                Ok(()) => fitting.push(at),
+                too_large => answers[at] = too_large,
+            }
+        }
+        // SQS may refuse all entries of a call for the sake of one.
+        if !fitting.is_empty() && fitting.len() < refused.len() {
+            let again: Vec<Outgoing> = fitting.iter().map(|&at| items[at].clone()).collect();
+            for (at, answer) in fitting.into_iter().zip(self.send(&again).await) {
+                answers[at] = answer;
+            }
+        }
+        answers
+    }
+}
+
+impl Sends {
+    async fn send(&self, items: &[Outgoing]) -> Vec<Result<(), QueueError>> {
         try_entries(items.len(), |places| async move { self.0.send(items, &places).await }).await
     }
 }

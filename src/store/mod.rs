@@ -21,6 +21,7 @@ pub use s3::S3Store;
 pub use sqlite::SqliteStore;
 
 use crate::config::Backend;
+use crate::readiness::Probe;
 
 /// What a bucket is for, where that decides how it is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,15 @@ fn check_key_length(key: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("must have 1 to {MAX_KEY_BYTES} bytes, not {}", key.len()))
+}
+
+/// A key that nothing writes.
+const PROBE_KEY: &str = "images/readiness-probe";
+
+/// Asks whether the bucket is there and may be read.
+pub fn probe(store: &dyn ObjectStore) -> Probe<'_> {
+    let call = async { store.head(PROBE_KEY).await.map(drop).map_err(|error| error.to_string()) };
+    Probe { of: format!("bucket {:?}", store.bucket()), call: Box::pin(call) }
 }
 
 /// One bucket.

@@ -1,8 +1,8 @@
 //! Jobs: accepting one, waiting for its end, telling its state. Any web process can do each for any id.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -22,6 +22,12 @@ use crate::store::{ObjectStore, PutOptions, StoreError};
 /// When a waiter looks in the store first, in case its reply was lost; then with back-off.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
 const LONGEST_LOOK: Duration = Duration::from_secs(10);
+/// Of a caller whose patience has ended: it hears of an end that nobody told it.
+const LAST_LOOK_PATIENCE: Duration = Duration::from_millis(500);
+/// How long the image of a job that was refused is tried to be deleted, while its client waits for the refusal.
+const CLEAN_UP_PATIENCE: Duration = Duration::from_secs(1);
+/// How long an image does not fit by what the queue said once.
+const LIMIT_KEPT_FOR: Duration = Duration::from_secs(10);
 /// A worker that holds the message at its expiry still has the first word for so long.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
 
@@ -44,10 +50,40 @@ pub struct Jobs {
     /// At most what the queue keeps a message, less a minute.
     pub job_ttl: Duration,
     pub inline_bytes: usize,
-    /// The largest message that the request queue takes; learnt anew when it refuses one.
-    pub max_message_bytes: AtomicUsize,
+    pub limit: MessageLimit,
     /// Cancelled when a drain has no more patience: who waits is told to ask again.
     pub give_up: CancellationToken,
+}
+
+/// The largest message that the request queue takes, as far as this process knows: learnt anew when the queue refuses
+/// one, and now and then while an image does not fit.
+pub struct MessageLimit {
+    bytes: AtomicUsize,
+    asked_at: Mutex<Instant>,
+}
+
+impl MessageLimit {
+    pub fn new(bytes: usize) -> Self {
+        MessageLimit { bytes: bytes.into(), asked_at: Mutex::new(Instant::now()) }
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn learn(&self, bytes: usize) {
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether it is time to ask the queue; tells one caller, who then does.
+    fn is_to_be_asked(&self) -> bool {
+        let mut asked_at = self.asked_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = asked_at.elapsed() >= LIMIT_KEPT_FOR;
+        if is_due {
+            *asked_at = Instant::now();
+        }
+        is_due
+    }
 }
 
 /// What a job is at the moment.
@@ -70,6 +106,7 @@ impl Jobs {
     /// Accepts an image: once this returns, the job has an end, whatever dies.
     pub async fn submit(&self, upload: Upload, wishes: Wishes) -> Result<Waiter, Problem> {
         let id = Uuid::now_v7();
+        self.look_at_limit(id, &upload).await;
         // First: what does not fit the queue in the original's form is refused before anything is stored.
         let message = self.message(id, &upload, &wishes)?;
         let waiter = self.pending.wait_for(id);
@@ -81,8 +118,10 @@ impl Jobs {
         let sending = METRICS.stage("sent").start_timer();
         if let Err(problem) = self.send(message, id, &upload, &wishes).await {
             // Nobody was told the id; the image would only take room.
-            if let Err(error) = self.input.delete(&key).await {
-                tracing::debug!(%error, %id, "image of a refused job not deleted");
+            match tokio::time::timeout(CLEAN_UP_PATIENCE, self.input.delete(&key)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, %id, "image of a refused job not deleted"),
+                Err(_) => tracing::debug!(%id, "image of a refused job not deleted in time"),
             }
             return Err(problem);
         }
@@ -92,13 +131,31 @@ impl Jobs {
         Ok(waiter)
     }
 
+    /// Somebody may have raised the queue's limit: asked when that would change how this image travels.
+    async fn look_at_limit(&self, id: Uuid, upload: &Upload) {
+        let wished_bytes = match self.wire {
+            Wire::V1 if upload.bytes.len() <= self.inline_bytes => protocol::inline_request_bytes(upload.bytes.len()),
+            Wire::V1 => 0,
+            Wire::Seed => {
+                protocol::seed_request_bytes(upload.bytes.len(), &protocol::seed_name(id, upload.content_type))
+            }
+        };
+        if wished_bytes <= self.limit.bytes() || !self.limit.is_to_be_asked() {
+            return;
+        }
+        match self.requests.attributes().await {
+            Ok(attributes) => self.limit.learn(attributes.max_message_bytes),
+            Err(error) => tracing::debug!(%error, "the queue's limit is taken to be what it was"),
+        }
+    }
+
     async fn send(&self, message: String, id: Uuid, upload: &Upload, wishes: &Wishes) -> Result<(), Problem> {
         match queue::send_one(&*self.requests, Outgoing::new(message)).await {
             Ok(()) => Ok(()),
             // Somebody lowered the queue's limit.
             Err(QueueError::TooLarge { limit, .. }) => {
                 tracing::info!(queue = self.requests.name(), limit, "the queue takes less than it did");
-                self.max_message_bytes.store(limit, Ordering::Relaxed);
+                self.limit.learn(limit);
                 let smaller = self.message(id, upload, wishes)?;
                 let sent = queue::send_one(&*self.requests, Outgoing::new(smaller)).await;
                 sent.map_err(|error| queue_problem(&error))
@@ -112,7 +169,7 @@ impl Jobs {
     /// # Errors
     /// Only in the original's form, which has no references: 413.
     fn message(&self, id: Uuid, upload: &Upload, wishes: &Wishes) -> Result<String, Problem> {
-        let limit = self.max_message_bytes.load(Ordering::Relaxed);
+        let limit = self.limit.bytes();
         match self.wire {
             Wire::V1 => Ok(self.request(id, upload, wishes, limit).into_message(self.input.bucket(), limit)),
             Wire::Seed => {
@@ -151,28 +208,40 @@ impl Jobs {
         let _timer = METRICS.stage("waited").start_timer();
         let _counted = Counted;
         let id = waiter.id();
-        let deadline = tokio::time::sleep(patience);
-        tokio::pin!(deadline);
+        tokio::select! {
+            result = self.until_result(&mut waiter) => return Some(result),
+            () = tokio::time::sleep(patience) => {}
+            () = self.give_up.cancelled() => {}
+        }
+        let last_look = tokio::time::timeout(LAST_LOOK_PATIENCE, self.result(id)).await;
+        last_look.ok()?.ok()?
+    }
+
+    /// A look that finds the store out of order keeps no reply waiting.
+    async fn until_result(&self, waiter: &mut Waiter) -> Bytes {
+        let id = waiter.id();
         let mut look_after = FIRST_LOOK;
         loop {
-            let last_look = tokio::select! {
-                wake = waiter.woken() => match wake {
-                    Wake::Result(result) => return Some(result),
-                    Wake::Look => false,
-                },
-                () = tokio::time::sleep(look_after) => false,
-                () = &mut deadline => true,
-                () = self.give_up.cancelled() => true,
+            let look = async {
+                tokio::time::sleep(look_after).await;
+                self.result(id).await
             };
-            match self.result(id).await {
-                Ok(Some(result)) => return Some(result),
+            let found = tokio::select! {
+                wake = waiter.woken() => match wake {
+                    Wake::Result(result) => return result,
+                    Wake::Look => {
+                        look_after = Duration::ZERO;
+                        continue;
+                    }
+                },
+                found = look => found,
+            };
+            match found {
+                Ok(Some(result)) => return result,
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%error, %id, "cannot look for a result"),
             }
-            if last_look {
-                return None;
-            }
-            look_after = (look_after * 2).min(LONGEST_LOOK);
+            look_after = (look_after * 2).clamp(FIRST_LOOK, LONGEST_LOOK);
         }
     }
 

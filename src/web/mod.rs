@@ -26,8 +26,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use self::jobs::Jobs;
 pub use self::jobs::Wire;
+use self::jobs::{Jobs, MessageLimit};
 use self::pending::Pending;
 use self::readiness::Readiness;
 use self::replies::Replies;
@@ -92,7 +92,7 @@ pub async fn run(
     let input = store::open(&config.backend, &names.input_bucket, Holds::Images).await?;
     let output = store::open(&config.backend, &names.output_bucket, Holds::Results).await?;
     let pending = Pending::default();
-    let results = Arc::new(Results { output, signature: format!("web-{}", std::process::id()) });
+    let results = Arc::new(Results { output: Arc::clone(&output), signature: format!("web-{}", std::process::id()) });
     let replies = Replies::open(
         queues,
         Arc::clone(&service.results),
@@ -112,7 +112,7 @@ pub async fn run(
             replies: Arc::clone(&replies),
             job_ttl: config.job_ttl.min(attributes.retention.saturating_sub(RETENTION_MARGIN)),
             inline_bytes: config.inline_bytes,
-            max_message_bytes: attributes.max_message_bytes.into(),
+            limit: MessageLimit::new(attributes.max_message_bytes),
             give_up: give_up.clone(),
         },
         uploads: UploadRules {
@@ -121,7 +121,7 @@ pub async fn run(
             budget: Budget::new(config.max_buffered_bytes),
         },
         sync_timeout: config.sync_timeout,
-        readiness: Readiness { requests: service.requests, input, workers_ready, shutdown: shutdown.clone() },
+        readiness: Readiness { requests: service.requests, input, output, workers_ready, shutdown: shutdown.clone() },
     };
     let rules = ServeRules { max_connections: config.max_connections, idle_timeout: config.idle_timeout };
     let stop_replies = CancellationToken::new();

@@ -36,6 +36,8 @@ const FOREIGN_KEPT_FOR: Duration = Duration::from_secs(60);
 /// Replies are worthless once nobody waits; the result object is the truth.
 const RETENTION: Duration = Duration::from_secs(3600);
 const REST_AFTER_FAULT: Duration = Duration::from_secs(1);
+/// At the end of a drain, which may take 10 s in all.
+const DELETE_PATIENCE: Duration = Duration::from_secs(3);
 /// Random part of a reply queue's name, in hexadecimal digits. The sweep touches no name that does not end so.
 const RANDOM_DIGITS: usize = 16;
 
@@ -120,11 +122,19 @@ impl Replies {
             () = self.stay_alive() => {}
         }
         let Inbox { mode, queue } = self.inbox();
-        if mode == ResultQueueMode::Own
-            && let Err(error) = self.queues.delete(queue.name()).await
-        {
-            tracing::warn!(%error, queue = queue.name(), "reply queue not deleted; it is swept within two hours");
+        if mode == ResultQueueMode::Own {
+            self.delete(&*queue).await;
         }
+    }
+
+    async fn delete(&self, queue: &dyn Queue) {
+        let deleted = tokio::time::timeout(DELETE_PATIENCE, self.queues.delete(queue.name())).await;
+        let reason = match deleted {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        tracing::warn!(reason, queue = queue.name(), "reply queue not deleted; it is swept within two hours");
     }
 
     async fn receive(&self) {

@@ -11,13 +11,24 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::telemetry;
+use crate::queue::{self, Queue};
+use crate::store::{self, ObjectStore};
+use crate::{readiness, telemetry};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum Readiness {
     Starting,
-    Ready,
+    /// As long as what it stands on answers.
+    Ready(Grounds),
     Draining,
+}
+
+/// What a worker stands on.
+#[derive(Clone)]
+pub struct Grounds {
+    pub requests: Arc<dyn Queue>,
+    pub input: Arc<dyn ObjectStore>,
+    pub output: Arc<dyn ObjectStore>,
 }
 
 /// Serves until cancelled.
@@ -38,10 +49,22 @@ pub async fn serve(
 }
 
 async fn readyz(State(readiness): State<Arc<watch::Receiver<Readiness>>>) -> impl IntoResponse {
-    match *readiness.borrow() {
-        Readiness::Starting => (StatusCode::SERVICE_UNAVAILABLE, "the model is being loaded\n"),
-        Readiness::Ready => (StatusCode::OK, "ready\n"),
-        Readiness::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+    let now = readiness.borrow().clone();
+    let checked = match now {
+        Readiness::Starting => Err("the model is being loaded".to_owned()),
+        Readiness::Ready(grounds) => grounds.check().await,
+        Readiness::Draining => Err("draining".to_owned()),
+    };
+    match checked {
+        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
+}
+
+impl Grounds {
+    async fn check(&self) -> Result<(), String> {
+        let probes = vec![queue::probe(&*self.requests), store::probe(&*self.input), store::probe(&*self.output)];
+        readiness::all_answer(probes).await
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -54,18 +55,25 @@ impl Keeper {
     pub async fn renew(self, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(self.visibility_timeout / 3);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            if let Err(error) = self.set_visibility(self.visibility_timeout).await {
-                tracing::warn!(%error, "leases not renewed; trying again at the next tick");
+        let renewing = async {
+            loop {
+                ticks.tick().await;
+                if let Err(error) = self.set_visibility(&self.held(), self.visibility_timeout).await {
+                    tracing::warn!(%error, "leases not renewed; trying again at the next tick");
+                }
             }
-        }
+        };
+        let _: Option<()> = stop.run_until_cancelled(renewing).await;
     }
 
-    /// Makes everything still held visible to other workers at once.
-    pub async fn hand_back_all(&self) -> Result<usize, QueueError> {
-        let count = self.held.lock().len();
-        self.set_visibility(Duration::ZERO).await?;
-        Ok(count)
+    /// What this worker may still end.
+    pub fn held(&self) -> Vec<Receipt> {
+        self.held.lock().iter().cloned().collect()
+    }
+
+    /// Makes messages visible to other workers at once.
+    pub async fn hand_back_all(&self, receipts: &[Receipt]) -> Result<(), QueueError> {
+        self.set_visibility(receipts, Duration::ZERO).await
     }
 
     /// Deletes messages whose end is published.
@@ -85,12 +93,11 @@ impl Keeper {
         self.queue.set_visibility(&[(receipt, after)]).await
     }
 
-    async fn set_visibility(&self, timeout: Duration) -> Result<(), QueueError> {
-        let changes: Vec<_> = self.held.lock().iter().map(|receipt| (receipt.clone(), timeout)).collect();
-        for batch in changes.chunks(MAX_BATCH) {
-            self.queue.set_visibility(batch).await?;
-        }
-        Ok(())
+    /// Batches go at the same time; of those that failed, the first error.
+    async fn set_visibility(&self, receipts: &[Receipt], timeout: Duration) -> Result<(), QueueError> {
+        let changes: Vec<_> = receipts.iter().map(|receipt| (receipt.clone(), timeout)).collect();
+        let batches = changes.chunks(MAX_BATCH).map(|batch| self.queue.set_visibility(batch));
+        join_all(batches).await.into_iter().collect()
     }
 }
 

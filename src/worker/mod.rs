@@ -31,7 +31,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::admin::Readiness;
+use self::admin::{Grounds, Readiness};
 use self::batch::BatchRule;
 use self::job::Rules;
 use self::lease::Keeper;
@@ -133,6 +133,8 @@ async fn work(
         fetched: fetched_tx,
         finished: finished_tx,
     };
+    let grounds =
+        Grounds { requests: Arc::clone(&service.requests), input: Arc::clone(&input), output: Arc::clone(&output) };
     let rule = BatchRule { max_size: config.max_batch_size, max_delay: config.max_batch_delay };
     let publisher = Publisher {
         queues,
@@ -168,9 +170,9 @@ async fn work(
         // A parent that died meanwhile reads nothing; then standard input closes too.
         let _ = writeln!(std::io::stdout(), "ready");
     }
-    readiness.send_replace(Readiness::Ready);
+    readiness.send_replace(Readiness::Ready(grounds));
 
-    let outcome = supervise(&mut stages, &keeper, readiness, &shutdown).await;
+    let outcome = supervise(&mut stages, &keeper, &stop_renewing, readiness, &shutdown).await;
     stop_renewing.cancel();
     renewing.await.context("the renewal of leases ended early")?;
     if outcome.is_ok() {
@@ -184,6 +186,7 @@ async fn work(
 async fn supervise(
     stages: &mut JoinSet<anyhow::Result<()>>,
     keeper: &Keeper,
+    stop_renewing: &CancellationToken,
     readiness: &watch::Sender<Readiness>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -208,9 +211,12 @@ async fn supervise(
     if let Ok(ended) = tokio::time::timeout(DRAIN_PATIENCE, all_ended).await {
         return ended;
     }
+    // A renewal after the handing back would hide the messages again.
+    stop_renewing.cancel();
+    let held = keeper.held();
     stages.abort_all();
-    match tokio::time::timeout(HAND_BACK_PATIENCE, keeper.hand_back_all()).await {
-        Ok(Ok(count)) => tracing::warn!(count, "not drained in time; handed back"),
+    match tokio::time::timeout(HAND_BACK_PATIENCE, keeper.hand_back_all(&held)).await {
+        Ok(Ok(())) => tracing::warn!(count = held.len(), "not drained in time; handed back"),
         Ok(Err(error)) => tracing::warn!(%error, "not drained in time; messages come again by themselves"),
         Err(_) => tracing::warn!("not drained in time; messages come again by themselves"),
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::future::join_all;
 use imgcls::aws::Aws;
-use imgcls::queue::{self, Outgoing, QueueAttributes, Queues as _, ReceiveOptions, SqsQueues};
+use imgcls::queue::{self, Outgoing, QueueAttributes, QueueError, Queues as _, ReceiveOptions, SqsQueues};
 use imgcls::store::{ObjectStore, Put, PutOptions, S3Store, StoreError};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
@@ -175,6 +175,54 @@ fn sends_and_acks_of_many_callers_share_calls() {
         }
         queues.delete(queue.name()).await.expect("removed");
     });
+}
+
+#[test]
+fn a_limit_of_moto_that_changed_is_learnt() {
+    within(moto, "aws::a_limit_of_moto_that_changed_is_learnt", a_limit_that_changed_is_learnt);
+}
+
+#[test]
+fn a_limit_of_ministack_that_changed_is_learnt() {
+    within(ministack, "aws::a_limit_of_ministack_that_changed_is_learnt", a_limit_that_changed_is_learnt);
+}
+
+/// moto refuses a whole call for the sake of one message, ministack that message, as SQS does.
+async fn a_limit_that_changed_is_learnt() {
+    let queues = SqsQueues::connect(None, None).await.expect("a region");
+    let name = format!("limited-{}", Uuid::now_v7().simple());
+    let queue = queues.create(&name, &QueueAttributes::default()).await.expect("a queue");
+    let large = || Outgoing::new("x".repeat(5_000));
+    queue::send_one(&*queue, large()).await.expect("within the limit");
+    set_max_message_bytes(&name, 1_024).await;
+    let small = (0..9).map(|index| Outgoing::new(format!("small {index}")));
+    let answers = queue.send(&small.chain([large()]).collect::<Vec<_>>()).await.expect("answers");
+    let (last, others) = answers.split_last().expect("ten");
+    assert!(others.iter().all(Result::is_ok), "{answers:?}");
+    assert!(matches!(last, Err(QueueError::TooLarge { size: 5_000, limit: 1_024, .. })), "{last:?}");
+    assert_eq!(queue.depth().await.expect("a depth").visible, 10);
+    // Known by now: no call is made that would be refused.
+    let sends = calls("SendMessageBatch");
+    let answer = queue::send_one(&*queue, large()).await;
+    assert!(matches!(answer, Err(QueueError::TooLarge { .. })), "{answer:?}");
+    assert_eq!(calls("SendMessageBatch"), sends);
+    set_max_message_bytes(&name, 1 << 20).await;
+    let end = Instant::now() + PATIENCE;
+    while let Err(error) = queue::send_one(&*queue, large()).await {
+        assert!(matches!(error, QueueError::TooLarge { .. }) && Instant::now() < end, "{error}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    queues.delete(&name).await.expect("removed");
+}
+
+/// What an operator does.
+async fn set_max_message_bytes(name: &str, bytes: usize) {
+    let aws = Aws::connect(None, None).await.expect("a region");
+    let client = aws_sdk_sqs::Client::new(aws.sdk());
+    let url = client.get_queue_url().queue_name(name).send().await.expect("found").queue_url.expect("a URL");
+    let limit = aws_sdk_sqs::types::QueueAttributeName::MaximumMessageSize;
+    let call = client.set_queue_attributes().queue_url(url).attributes(limit, bytes.to_string());
+    call.send().await.expect("set");
 }
 
 /// Tries of that operation in this process, by its own metrics.

@@ -84,6 +84,13 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Where a worker that was told `--admin-listen 127.0.0.1:0` listens.
+    pub fn admin_address(&self) -> SocketAddr {
+        let log = self.log();
+        let line = log.lines().find(|line| line.contains("admin address=")).expect("a worker with --admin-listen");
+        line.rsplit("address=").next().unwrap().trim().parse().unwrap()
+    }
+
     pub fn wait_for_log(&self, text: &str) {
         until(&format!("{text:?} in {}", self.log.display()), || self.log().contains(text).then_some(()));
     }
@@ -175,6 +182,11 @@ impl Service {
             service.add_worker();
         }
         service
+    }
+
+    /// What processes that are started from now on find in their environment, on AWS.
+    pub fn start_next_with(&mut self, environment: Vec<(String, String)>) {
+        self.backend.environment = environment;
     }
 
     /// Starts another web tier beside the first; its address.

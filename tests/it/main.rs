@@ -2,6 +2,7 @@
 
 mod conformance;
 mod emulators;
+mod fault_proxy;
 mod harness;
 
 mod aws;
@@ -9,6 +10,7 @@ mod aws_calls;
 mod bad_messages;
 mod children;
 mod cli;
+mod faults;
 mod fleet;
 mod floors;
 mod loadgen;

@@ -8,7 +8,7 @@ use imgcls::config::{Backend, Names};
 use imgcls::queue::{self, QueueAttributes};
 use serde_json::Value;
 
-use crate::harness::{Service, free_port, imgcls, label_of, metric, picture};
+use crate::harness::{Service, free_port, imgcls, label_of, metric, picture, until};
 
 /// A photograph as cameras make them: a picture of ours, enlarged, with a sensor's noise.
 pub fn photograph() -> Vec<u8> {
@@ -88,4 +88,24 @@ fn a_limit_that_was_lowered_meanwhile_is_learnt() {
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
     assert_eq!(service.web.log().matches("the queue takes less than it did").count(), 1);
+}
+
+#[test]
+fn a_limit_that_was_raised_meanwhile_is_learnt() {
+    let service = Service::start_in(with_small_queues(1_024), 0, &["--inline-bytes", "1MiB"], &[]);
+    let queue = "web-app-image-transport";
+    let file = service.database();
+    file.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+    let inline = || -> usize {
+        let sql = "SELECT count(*) FROM messages WHERE CAST(body AS TEXT) LIKE '%\"image_data\":%'";
+        file.query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    service.submit("rocket.jpg", &picture("rocket.jpg"));
+    assert_eq!(inline(), 0, "it does not fit");
+    let changed = file.execute("UPDATE queues SET max_message_bytes = 1048576 WHERE name = ?1", [queue]);
+    assert_eq!(changed, Ok(1));
+    until("an image in its message", || {
+        service.submit("rocket.jpg", &picture("rocket.jpg"));
+        (inline() > 0).then_some(())
+    });
 }

@@ -31,8 +31,25 @@ impl Stage {
         ];
         let mut environment = self.emulator.environment();
         environment.push(("AWS_DEFAULT_REGION".to_owned(), "us-east-1".to_owned()));
-        environment.extend(names.map(|(variable, name)| (variable.to_owned(), format!("{}-{name}", self.name))));
+        environment.extend(names.map(|(variable, name)| (variable.to_owned(), self.name_of(name))));
         environment
+    }
+
+    /// The same for who reaches the emulator at another address.
+    pub fn environment_at(&self, url: &str) -> Vec<(String, String)> {
+        let mut environment = self.environment();
+        environment.push(("AWS_ENDPOINT_URL".to_owned(), url.to_owned()));
+        environment
+    }
+
+    /// The name of one of its queues or buckets: `requests`, `results`, `in`, `out`.
+    pub fn name_of(&self, what: &str) -> String {
+        format!("{}-{what}", self.name)
+    }
+
+    /// A web tier without workers, that reaches the emulator at another address.
+    pub fn service_at(&self, url: &str, web_flags: &[&str], worker_flags: &[&str]) -> Service {
+        Service::start_on(&["--backend", "aws"], self.environment_at(url), 0, web_flags, worker_flags)
     }
 
     fn service(&self, workers: usize, web_flags: &[&str]) -> Service {
