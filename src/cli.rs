@@ -1,5 +1,7 @@
 //! Every flag and variable, as clap types. No behaviour: each command's arguments become that room's `Config`.
 
+mod arrivals;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,6 +10,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
+pub use self::arrivals::ArrivalArgs;
+
+use self::arrivals::Unbounded;
 use crate::aws::Aws;
 use crate::config::{self, Backend, BackendKind, Limits, Names};
 use crate::model::ModelChoice;
@@ -270,9 +275,6 @@ pub struct WorkersArgs {
     p50 p90 p99 p99.9 (any percentile) min mean max, with a unit; accuracy top5, as 0.8 or 80%; failed ok; rate, in \
     images/s. Operators: < <= > >= ==")]
 pub struct LoadgenArgs {
-    /// How many requests to send
-    #[arg(long, alias = "num_request", env = "IMGCLS_NUM_REQUEST", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
-    pub num_request: u64,
     /// Where to send them; a path other than / is posted to as it is
     #[arg(long, env = "IMGCLS_URL", default_value = "http://127.0.0.1:8080/", value_parser = |text: &str| text.parse::<loadgen::BaseUrl>())]
     pub url: loadgen::BaseUrl,
@@ -286,15 +288,8 @@ pub struct LoadgenArgs {
     /// Requests in flight at most, each on a connection of its own that is kept
     #[arg(long, short = 'c', env = "IMGCLS_CONCURRENCY", default_value_t = 100, value_parser = positive)]
     pub concurrency: usize,
-    /// Open loop: requests a second, sent on time whether answers come or not; latency counts from the intended start
-    #[arg(long, env = "IMGCLS_RATE", value_parser = rate)]
-    pub rate: Option<f64>,
-    /// Open loop: how the starts are spread
-    #[arg(long, env = "IMGCLS_ARRIVALS", default_value = "poisson")]
-    pub arrivals: ArrivalsArg,
-    /// Seed of the arrivals, so that two runs see the same
-    #[arg(long, env = "IMGCLS_SEED", default_value_t = 1)]
-    pub seed: u64,
+    #[command(flatten)]
+    pub arrivals: ArrivalArgs,
     /// CSV with columns `file` and `class_index` or `label`: the answers are held against it (top-1 and top-5)
     #[arg(long, env = "IMGCLS_EXPECT")]
     pub expect: Option<PathBuf>,
@@ -312,11 +307,8 @@ pub struct LoadgenArgs {
     pub verbose: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ArrivalsArg {
-    Constant,
-    Poisson,
-}
+/// What `loadgen` sends where nothing says how much.
+const DEFAULT_NUM_REQUEST: u64 = 100;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ApiArg {
@@ -616,28 +608,30 @@ fn usage(command: &str, message: &str) -> anyhow::Error {
 }
 
 impl LoadgenArgs {
-    pub fn config(&self) -> loadgen::Config {
-        loadgen::Config {
+    /// # Errors
+    /// A [`clap::Error`] where the flags contradict each other; one line where a trace cannot be read.
+    pub fn config(&self) -> anyhow::Result<loadgen::Config> {
+        let arrivals = self.arrivals.arrivals("loadgen")?;
+        Ok(loadgen::Config {
             url: self.url.clone(),
             api: match self.api {
                 ApiArg::V1 => loadgen::Api::V1,
                 ApiArg::Original => loadgen::Api::Original,
             },
-            num_request: self.num_request,
+            num_request: match &arrivals {
+                Some(arrivals) => self.arrivals.count(arrivals, Unbounded::Requests(DEFAULT_NUM_REQUEST))?,
+                None => self.arrivals.closed_loop_count("loadgen")?.unwrap_or(DEFAULT_NUM_REQUEST),
+            },
             concurrency: self.concurrency,
             image_folder: self.image_folder.clone(),
-            rate: self.rate,
-            arrivals: match self.arrivals {
-                ArrivalsArg::Constant => loadgen::Arrivals::Constant,
-                ArrivalsArg::Poisson => loadgen::Arrivals::Poisson,
-            },
-            seed: self.seed,
+            arrivals,
+            seed: self.arrivals.seed,
             expect: self.expect.clone(),
             thresholds: self.thresholds.clone(),
             timeout: self.timeout,
             json: self.json,
             verbose: self.verbose,
-        }
+        })
     }
 }
 
@@ -711,14 +705,6 @@ fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("a whole number of at least 1".to_owned()),
         Ok(number) => Ok(number),
-    }
-}
-
-/// Requests a second; beyond a million one generator cannot keep its times.
-fn rate(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(rate) if rate > 0.0 && rate <= 1e6 => Ok(rate),
-        _ => Err("requests a second, above 0 and at most 1000000".to_owned()),
     }
 }
 

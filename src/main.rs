@@ -67,7 +67,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             Ok(if all_classified { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Loadgen(args) => {
-            let config = args.config();
+            let config = args.config()?;
             let outcome = many_threads()?.block_on(async { loadgen::run(config, shutdown::on_signals()?).await })?;
             Ok(outcome.exit_code().into())
         }

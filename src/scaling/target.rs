@@ -78,6 +78,10 @@ impl TargetPolicy {
         workers: u32,
         depth: Option<QueueDepth>,
     ) -> (u32, Reason) {
+        if depth.is_none() {
+            // That few sufficed before is no sign that few suffice now: the window begins again with sight.
+            window.close();
+        }
         if workers < bounds.min() {
             return (bounds.min(), Reason::BelowMin);
         }
@@ -85,8 +89,6 @@ impl TargetPolicy {
             return (bounds.max(), Reason::AboveMax);
         }
         let Some(depth) = depth else {
-            // That few sufficed before is no sign that few suffice now: the window begins again with sight.
-            window.close();
             return (workers, Reason::DepthUnknown);
         };
         let work = depth.work();

@@ -18,7 +18,7 @@ const FLOORS: [(u8, &[&str]); 7] = [
 /// ends in `*` stands for all crates that begin so.
 const CRATES: [(&str, &[&str]); 4] = [
     ("ort", &["model/"]),
-    ("clap", &["cli.rs", "main.rs"]),
+    ("clap", &["cli.rs", "cli/", "main.rs"]),
     ("rusqlite", &["sqlite/", "queue/sqlite", "store/sqlite.rs"]),
     ("aws_*", &["aws/", "queue/sqs.rs", "store/s3.rs", "instance/aws.rs", "provision/aws", "autoscale/aws.rs"]),
 ];
