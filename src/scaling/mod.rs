@@ -9,6 +9,8 @@
 //! - A depth that is missing or old decides nothing. Blindness must not read as an empty queue, which would take the
 //!   workers away exactly when the queue is in trouble.
 
+pub mod cost;
+pub mod simulate;
 mod step;
 mod target;
 
