@@ -1,6 +1,8 @@
 //! Every flag and variable, as clap types. No behaviour: each command's arguments become that room's `Config`.
 
 mod arrivals;
+mod policy;
+mod simulate;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,12 +13,15 @@ use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 pub use self::arrivals::ArrivalArgs;
+pub use self::policy::{PolicyArgs, PolicyKind};
+pub use self::simulate::SimulateArgs;
 
 use self::arrivals::Unbounded;
+use self::policy::Defaults;
 use crate::aws::Aws;
 use crate::config::{self, Backend, BackendKind, Limits, Names};
 use crate::model::ModelChoice;
-use crate::scaling::{Bounds, Policy, StepPolicy};
+use crate::scaling::Bounds;
 use crate::telemetry::LogFormat;
 use crate::{autoscale, classify, loadgen, queues, up, web, worker};
 
@@ -41,6 +46,8 @@ pub enum Command {
     Worker(WorkerArgs),
     /// Send load, measure it, check the answers
     Loadgen(LoadgenArgs),
+    /// Run scaling policies against a virtual clock: latency and cost of a fleet under a load
+    Simulate(SimulateArgs),
     /// Look at queues; list, show and send again what lies in the dead letters
     Queue(QueueArgs),
     /// Classify files with the model alone: no queue, no server
@@ -54,7 +61,7 @@ impl Command {
             Command::ServeWeb(args) => args.shared.log_format,
             Command::Worker(args) => args.shared.log_format,
             Command::Queue(args) => args.command.shared().log_format,
-            Command::Loadgen(_) | Command::Classify(_) => LogFormat::Text,
+            Command::Loadgen(_) | Command::Simulate(_) | Command::Classify(_) => LogFormat::Text,
         }
     }
 }
@@ -244,7 +251,7 @@ pub struct UpArgs {
     pub workers: WorkersArgs,
 }
 
-/// How many worker processes `up` runs: the original's two alarms, on this machine's time scale.
+/// How many worker processes `up` runs.
 #[derive(Debug, Args)]
 pub struct WorkersArgs {
     /// Fewest worker processes; with 0 the first image waits until one has loaded the model
@@ -253,20 +260,19 @@ pub struct WorkersArgs {
     /// Most worker processes [default: one a core]
     #[arg(long, env = "IMGCLS_MAX_WORKERS")]
     pub max_workers: Option<u32>,
-    /// More images waiting than this: one worker more
-    #[arg(long, env = "IMGCLS_SCALE_OUT_ABOVE", default_value_t = 25)]
-    pub scale_out_above: u64,
-    /// How often to look whether a worker is to be added, one at a time; the original's alarm looks once a minute,
-    /// but a process starts in less than a second
-    #[arg(long, env = "IMGCLS_SCALE_OUT_PERIOD", default_value = "1s", value_parser = config::duration)]
-    pub scale_out_period: Duration,
-    /// Fewer images waiting or in work than this: one worker less
-    #[arg(long, env = "IMGCLS_SCALE_IN_BELOW", default_value_t = 2)]
-    pub scale_in_below: u64,
-    /// How often to look whether a worker is to be ended, one at a time, and how long after the last was added
-    #[arg(long, env = "IMGCLS_SCALE_IN_PERIOD", default_value = "60s", value_parser = config::duration)]
-    pub scale_in_period: Duration,
+    /// How their number follows the queue: one at a time at thresholds, or as many as an acceptable latency needs
+    #[arg(long, env = "IMGCLS_POLICY", default_value = "step")]
+    pub policy: PolicyKind,
+    #[command(flatten)]
+    pub scaling: PolicyArgs,
+    /// `target`: time a worker takes for an image [default: as the workers of `up` measure it while they work]
+    #[arg(long, env = "IMGCLS_SERVICE_TIME", value_parser = positive_duration)]
+    pub service_time: Option<Duration>,
 }
+
+/// A process starts in less than a second, where an instance takes minutes.
+const LOCAL_POLICY: Defaults =
+    Defaults { scale_out_period: Duration::from_secs(1), scale_in_stabilization: Duration::from_secs(30) };
 
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes: 0 all requests were answered and all thresholds hold; 99 a threshold was missed, \
@@ -589,13 +595,11 @@ impl WorkersArgs {
         let max_workers = self.max_workers.unwrap_or_else(|| cores.max(self.min_workers));
         let bounds = Bounds::new(self.min_workers, max_workers)
             .map_err(|error| usage("up", &format!("{error}: see --min-workers and --max-workers")))?;
-        let policy = Policy::Step(StepPolicy {
-            scale_out_above: self.scale_out_above,
-            scale_out_period: self.scale_out_period,
-            scale_in_below: self.scale_in_below,
-            scale_in_period: self.scale_in_period,
-        });
-        Ok(autoscale::Config { policy, bounds })
+        Ok(autoscale::Config {
+            policy: self.scaling.policy(self.policy, LOCAL_POLICY),
+            bounds,
+            service_time: self.service_time,
+        })
     }
 }
 
@@ -706,6 +710,13 @@ fn positive(text: &str) -> Result<usize, String> {
         Ok(0) | Err(_) => Err("a whole number of at least 1".to_owned()),
         Ok(number) => Ok(number),
     }
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    config::duration(text).and_then(|duration| match duration {
+        Duration::ZERO => Err("more than 0".to_owned()),
+        more => Ok(more),
+    })
 }
 
 /// SQS takes 0 s to 12 h; below a second a lease could not be renewed in time.

@@ -32,6 +32,24 @@ pub enum Policy {
     Target(TargetPolicy),
 }
 
+impl Policy {
+    /// The same policy where a worker was found to take this long for an image. The step policy does not ask.
+    #[must_use]
+    pub fn with_service_time(self, service_time: Duration) -> Policy {
+        match self {
+            Policy::Step(_) => self,
+            Policy::Target(target) => Policy::Target(TargetPolicy { service_time, ..target }),
+        }
+    }
+
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Policy::Step(_) => "step",
+            Policy::Target(_) => "target",
+        }
+    }
+}
+
 /// Fewest and most workers; the fewest is never more than the most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
