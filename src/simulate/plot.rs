@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Once;
-use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use image::imageops::{FilterType, resize};
@@ -19,7 +18,7 @@ use plotters::prelude::{
 use plotters::style::register_font;
 
 use super::Simulated;
-use super::report::{columns, time};
+use super::report::columns;
 use crate::scaling::simulate::Second;
 
 /// A file whose name says what it is.
@@ -53,7 +52,10 @@ impl FromStr for PlotFile {
 const WIDTH: u32 = 1100;
 const HEAD_HEIGHT: u32 = 44;
 const PANEL_HEIGHT: u32 = 190;
-const FOOT_HEIGHT: u32 = 26;
+/// For the labels of the time axis, which the last panel has for all.
+const FOOT_HEIGHT: u32 = 22;
+const TITLE_HEIGHT: u32 = 26;
+const AXIS_WIDTH: u32 = 60;
 const HEIGHT: u32 = HEAD_HEIGHT + 4 * PANEL_HEIGHT + FOOT_HEIGHT;
 const SMOOTHING: u32 = 2;
 /// A screen shows no more; what lies between two points is told by the worst of it.
@@ -130,7 +132,8 @@ impl Drawing<'_> {
         let (queue, rest) = rest.split_vertically(self.px(PANEL_HEIGHT));
         let (workers, latency) = rest.split_vertically(self.px(PANEL_HEIGHT));
 
-        let first = self.simulated.first().map_or_else(Points::new, |it| mean_of(&it.run.timeline, |s| s.arrivals));
+        let arriving = self.simulated.first().map(|it| mean_of(&it.run.timeline, |second| second.arrivals));
+        let first = self.in_unit(arriving.unwrap_or_default());
         self.panel(&arrivals, "arrivals a second", linear(std::slice::from_ref(&first)), false, |chart| {
             chart.draw_series(AreaSeries::new(first.iter().copied(), 0.0, ARRIVALS.mix(0.5)))?;
             Ok(())
@@ -162,11 +165,20 @@ impl Drawing<'_> {
     }
 
     fn each(&self, points: impl Fn(&[Second]) -> Points) -> Vec<Points> {
-        self.simulated.iter().map(|it| points(&it.run.timeline)).collect()
+        self.simulated.iter().map(|it| self.in_unit(points(&it.run.timeline))).collect()
+    }
+
+    fn in_unit(&self, points: Points) -> Points {
+        let unit = TimeUnit::of(self.end_seconds()).seconds();
+        points.into_iter().map(|(seconds, value)| (seconds / unit, value)).collect()
+    }
+
+    fn end_seconds(&self) -> f64 {
+        self.simulated.iter().map(|it| it.run.timeline.len()).max().unwrap_or(1) as f64
     }
 
     fn draw_head<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Result<(), Trouble<DB>> {
-        let (mut x, y) = (self.px(60), self.px(16));
+        let (mut x, y) = (self.px(AXIS_WIDTH), self.px(14));
         for (name, colour) in columns(self.simulated).into_iter().zip(COLOURS.iter().cycle()) {
             let corners = [(x, y + self.px(3)), (x + self.px(22), y + self.px(9))];
             area.draw(&Rectangle::new(corners, colour.filled()))?;
@@ -178,7 +190,8 @@ impl Drawing<'_> {
         Ok(())
     }
 
-    /// One chart over the whole time, with its title, axes and grid.
+    /// One chart over the whole time, with its title, axes and grid. Points are in seconds, the axis in a unit that
+    /// makes round labels.
     fn panel<DB, Y>(
         &self,
         area: &DrawingArea<DB, Shift>,
@@ -192,16 +205,16 @@ impl Drawing<'_> {
         Y: AsRangedCoord<Value = f64>,
         Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
     {
-        let end = self.simulated.iter().map(|it| it.run.timeline.len()).max().unwrap_or(1) as f64;
+        let end = self.end_seconds();
         let font = |size| (FONT_FAMILY, self.px(size)).into_font().color(&INK);
+        area.draw(&Text::new(title.to_owned(), (self.px(AXIS_WIDTH), self.px(8)), font(14)))?;
+        let unit = TimeUnit::of(end);
         let mut chart = ChartBuilder::on(area)
             .margin_right(self.px(24))
-            .margin_top(self.px(4))
-            .caption(title, font(14))
-            .x_label_area_size(self.px(if is_last { 24 + FOOT_HEIGHT } else { 24 }))
-            .y_label_area_size(self.px(60))
-            .build_cartesian_2d(0.0..end, y)?;
-        let unit = TimeUnit::of(end);
+            .margin_top(self.px(TITLE_HEIGHT))
+            .x_label_area_size(self.px(if is_last { FOOT_HEIGHT } else { 6 }))
+            .y_label_area_size(self.px(AXIS_WIDTH))
+            .build_cartesian_2d(0.0..end / unit.seconds(), y)?;
         chart
             .configure_mesh()
             .bold_line_style(GRID)
@@ -209,8 +222,8 @@ impl Drawing<'_> {
             .axis_style(INK.stroke_width(self.scale))
             .x_labels(12)
             .y_labels(5)
-            .x_label_formatter(&|seconds| unit.text(*seconds))
-            .y_label_formatter(&|value| if is_last { time(Duration::from_secs_f64(*value)) } else { number(*value) })
+            .x_label_formatter(&|at| if is_last { format!("{} {}", number(*at), unit.name()) } else { String::new() })
+            .y_label_formatter(&|value| if is_last { format!("{} s", number(*value)) } else { number(*value) })
             .label_style(font(12))
             .draw()?;
         series(&mut chart)
@@ -222,6 +235,7 @@ impl Drawing<'_> {
         lines: &[Points],
         opacity: f64,
     ) -> Result<(), Trouble<DB>> {
+        let dot = 1.0 / TimeUnit::of(self.end_seconds()).seconds();
         for (points, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
             let style = colour.mix(opacity).stroke_width(2 * self.scale);
             // A second without an answer has no latency: a gap, not a line across it.
@@ -230,7 +244,7 @@ impl Drawing<'_> {
                     [] => {}
                     // A line of one point would not be seen.
                     &[(x, y)] => {
-                        chart.draw_series([PathElement::new([(x, y), (x + 1.0, y)], style)])?;
+                        chart.draw_series([PathElement::new([(x, y), (x + dot, y)], style)])?;
                     }
                     more => {
                         chart.draw_series(LineSeries::new(more.iter().copied(), style))?;
@@ -303,19 +317,28 @@ impl TimeUnit {
         }
     }
 
-    fn text(self, seconds: f64) -> String {
+    fn seconds(self) -> f64 {
         match self {
-            TimeUnit::Seconds => format!("{} s", number(seconds)),
-            TimeUnit::Minutes => format!("{} min", number(seconds / 60.0)),
-            TimeUnit::Hours => format!("{} h", number(seconds / 3600.0)),
+            TimeUnit::Seconds => 1.0,
+            TimeUnit::Minutes => 60.0,
+            TimeUnit::Hours => 3600.0,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            TimeUnit::Seconds => "s",
+            TimeUnit::Minutes => "min",
+            TimeUnit::Hours => "h",
         }
     }
 }
 
 /// Without zeros that say nothing.
 fn number(value: f64) -> String {
-    let text = format!("{value:.1}");
-    text.strip_suffix(".0").map_or(text.clone(), str::to_owned)
+    let digits = if value.abs() < 0.1 { 3 } else { 1 };
+    let text = format!("{value:.digits$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
 #[cfg(test)]

@@ -207,7 +207,9 @@ impl Report {
         )?;
         writeln!(out)?;
         for run in &self.runs {
-            writeln!(out, "{:<10}  {}", run.column, run.text)?;
+            for (line, text) in run.text.lines().enumerate() {
+                writeln!(out, "{:<10}  {text}", if line == 0 { run.column.as_str() } else { "" })?;
+            }
         }
         writeln!(out)?;
         self.write_table(out)
@@ -405,7 +407,7 @@ fn policy_text(variant: &Variant) -> String {
         delay => format!(", {} late", time(delay)),
     };
     format!(
-        "{rule}; {} to {} workers, ready after {}; queue seen every {}{late}",
+        "{rule}\n{} to {} workers, ready after {}; queue seen every {}{late}",
         variant.bounds.min(),
         variant.bounds.max(),
         time(variant.boot_time),
@@ -448,7 +450,7 @@ fn milliseconds(ms: f64) -> String {
 }
 
 /// A duration with the two units that matter.
-pub fn time(duration: Duration) -> String {
+fn time(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     let whole = seconds.round() as u64;
     match seconds {
@@ -481,7 +483,18 @@ mod tests {
         let texts = [0.0, 0.004_2, 0.999_4, 0.9996, 1.0, 12.34, 59.96, 60.0, 90.4, 3600.0, 5400.0, 90_000.0]
             .map(|seconds| time(Duration::from_secs_f64(seconds)));
         let expected = [
-            "0 ms", "4.2 ms", "999 ms", "1 s", "1 s", "12.3 s", "1 min", "1 min", "1 min 30 s", "1 h", "1 h 30 min", "25 h",
+            "0 ms",
+            "4.2 ms",
+            "999 ms",
+            "1 s",
+            "1 s",
+            "12.3 s",
+            "1 min",
+            "1 min",
+            "1 min 30 s",
+            "1 h",
+            "1 h 30 min",
+            "25 h",
         ];
         assert_eq!(texts, expected);
     }
