@@ -57,7 +57,7 @@ impl Defaults {
 }
 
 impl PolicyArgs {
-    /// The target policy has no service time yet; see [`Policy::with_service_time`].
+    /// The target policy has no service time yet, see [`Policy::with_service_time`], and one session a worker.
     pub fn policy(&self, kind: PolicyKind, defaults: Defaults) -> Policy {
         match kind {
             PolicyKind::Step => Policy::Step(StepPolicy {
@@ -69,6 +69,7 @@ impl PolicyArgs {
             PolicyKind::Target => Policy::Target(TargetPolicy {
                 acceptable_latency: self.slo,
                 service_time: Duration::ZERO,
+                concurrency: 1,
                 tolerance_percent: self.tolerance,
                 scale_in_stabilization: self.scale_in_stabilization.unwrap_or(defaults.scale_in_stabilization),
             }),

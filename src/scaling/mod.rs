@@ -42,6 +42,15 @@ impl Policy {
         }
     }
 
+    /// The same policy where a worker has so many images in work side by side. The step policy does not ask.
+    #[must_use]
+    pub fn with_concurrency(self, concurrency: u32) -> Policy {
+        match self {
+            Policy::Step(_) => self,
+            Policy::Target(target) => Policy::Target(TargetPolicy { concurrency, ..target }),
+        }
+    }
+
     pub fn as_str(&self) -> &'static str {
         match self {
             Policy::Step(_) => "step",

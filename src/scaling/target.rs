@@ -7,6 +7,11 @@
 //! of the stabilisation window, and then to the highest number that was needed in it; so a pause between two bursts
 //! costs one window of workers and not a start of each.
 //!
+//! A backlog alone says nothing about a fleet that keeps up: there is none, whether one worker has something to do or
+//! all. What is in flight does say it, being in the mean as many as sessions are busy (Little's law), so no worker is
+//! taken away that the images in flight keep busy. Without that the fleet would shrink until a backlog stood, grow until
+//! it was gone, and so on.
+//!
 //! A worker that is on its way counts as one that is there, else each decision until it is ready would ask for it
 //! again.
 
@@ -21,6 +26,8 @@ pub struct TargetPolicy {
     /// Time one worker takes for one image where it always has the next, which is 1 / its throughput: for a worker
     /// with several sessions side by side, the time of one divided by their number.
     pub service_time: Duration,
+    /// Images that a worker has in work side by side: its sessions; at least 1.
+    pub concurrency: u32,
     /// How far off, in percent of the workers there are, the number needed may be before anything changes.
     pub tolerance_percent: u32,
     /// How long fewer workers have to suffice before any is taken away.
@@ -38,6 +45,7 @@ impl TargetPolicy {
         TargetPolicy {
             acceptable_latency: Self::DEFAULT_ACCEPTABLE_LATENCY,
             service_time,
+            concurrency: 1,
             tolerance_percent: Self::DEFAULT_TOLERANCE_PERCENT,
             scale_in_stabilization: Self::DEFAULT_SCALE_IN_STABILIZATION,
         }
@@ -54,6 +62,12 @@ impl TargetPolicy {
     fn needed(&self, work: u64) -> u64 {
         let (time, latency) = self.times(work);
         u64::try_from(time.div_ceil(latency)).unwrap_or(u64::MAX).clamp(u64::from(work > 0), work)
+    }
+
+    /// How many of `workers` the images in flight keep busy. No more than there are: what a worker has taken ahead is in
+    /// flight too, and is no reason to want another.
+    fn busy(&self, in_flight: u64, workers: u32) -> u64 {
+        in_flight.div_ceil(u64::from(self.concurrency.max(1))).min(u64::from(workers))
     }
 
     /// What one worker would need for the work, and what it may take; never zero.
@@ -92,7 +106,7 @@ impl TargetPolicy {
             return (workers, Reason::DepthUnknown);
         };
         let work = depth.work();
-        let needed = self.needed(work);
+        let needed = self.needed(work).max(self.busy(depth.in_flight, workers));
         let fewest = u64::from(if work > 0 { bounds.min().max(1) } else { bounds.min() });
         let within = needed.clamp(fewest, u64::from(bounds.max())) as u32;
         if workers == 0 && work > 0 {
@@ -148,7 +162,8 @@ mod tests {
     use super::*;
 
     /// Ten images of a second each are a worker's share.
-    const POLICY: TargetPolicy = TargetPolicy::with_service_time(Duration::from_secs(1));
+    const POLICY: TargetPolicy =
+        TargetPolicy { concurrency: 10, ..TargetPolicy::with_service_time(Duration::from_secs(1)) };
 
     type Reading = (u64, Option<(u64, u64)>);
 
@@ -254,6 +269,21 @@ mod tests {
     }
 
     #[test]
+    fn a_fleet_that_keeps_up_keeps_those_that_are_busy() {
+        let policy = TargetPolicy { concurrency: 2, scale_in_stabilization: Duration::from_secs(60), ..POLICY };
+        let readings =
+            [(0, Some((0, 9))), (30, Some((0, 6))), (60, Some((0, 5))), (120, Some((0, 6))), (180, Some((1, 20)))];
+        golden(
+            &replay(policy, (0, 9), 5, &readings),
+            "0s 0+9: 5 → 5 (steady)
+             30s 0+6: 5 → 5 (6 waiting or in flight, work for 3; fewer once that has lasted)
+             60s 0+5: 5 → 5 (5 waiting or in flight, work for 3; fewer once that has lasted)
+             120s 0+6: 5 → 3 (6 waiting or in flight, work for 3)
+             180s 1+20: 3 → 3 (steady)",
+        );
+    }
+
+    #[test]
     fn never_more_workers_than_messages_however_slow_one_is() {
         let slow = TargetPolicy { service_time: Duration::from_mins(5), ..POLICY };
         assert_eq!((slow.needed(0), slow.needed(1), slow.needed(3)), (0, 1, 3));
@@ -274,6 +304,7 @@ mod tests {
             let policy = TargetPolicy {
                 acceptable_latency: Duration::from_micros(magnitude(&mut random)),
                 service_time: Duration::from_micros(magnitude(&mut random)),
+                concurrency: random.random_range(0..5),
                 tolerance_percent: random.random_range(0..150),
                 scale_in_stabilization: Duration::from_secs(random.random_range(0..600)),
             };
@@ -295,6 +326,8 @@ mod tests {
                 if (bounds.min()..=bounds.max()).contains(&workers) && desired < workers {
                     let since = sighted_since.unwrap_or_else(|| panic!("in while blind: {world}"));
                     assert!(now.saturating_sub(since) >= policy.scale_in_stabilization, "{world}");
+                    let in_flight = fresh.map_or(0, |depth| depth.in_flight);
+                    assert!(u64::from(desired) * u64::from(policy.concurrency.max(1)) >= in_flight, "{world}");
                     assert!(desired >= 1 || fresh.is_none_or(|depth| depth.work() == 0), "{world}");
                 }
                 let deeper = QueueDepth { at, visible: visible.saturating_add(magnitude(&mut random)), in_flight };

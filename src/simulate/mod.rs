@@ -142,7 +142,8 @@ fn prices(path: Option<&Path>) -> anyhow::Result<Prices> {
 
 fn simulate_variant(config: &Config, common: &Common, variant: &Variant) -> Simulated {
     let worker_service_time = common.service_time.mean() / common.sessions;
-    let variant = Variant { policy: variant.policy.with_service_time(worker_service_time), ..variant.clone() };
+    let policy = variant.policy.with_service_time(worker_service_time).with_concurrency(common.sessions);
+    let variant = Variant { policy, ..variant.clone() };
     let scenario = Scenario {
         policy: variant.policy,
         bounds: variant.bounds,
