@@ -74,6 +74,15 @@ impl Arrivals {
         }
     }
 
+    /// Whether they end by themselves: a trace, and a single burst with nothing after it.
+    pub fn is_finite(&self) -> bool {
+        match self {
+            Arrivals::Constant { .. } | Arrivals::Poisson { .. } | Arrivals::Day(_) => false,
+            Arrivals::Burst(bursts) => bursts.every.is_none() && bursts.rate <= 0.0,
+            Arrivals::Trace(_) => true,
+        }
+    }
+
     /// The intended starts, as offsets from the beginning; never decreasing. Without end where the rate is constant,
     /// else within [`LONGEST`].
     ///

@@ -15,7 +15,8 @@ const SHORTEST_DAY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub struct ArrivalArgs {
-    /// How many requests [default: all within --duration or in the trace; else `loadgen` 100, `simulate` 10 minutes]
+    /// How many requests [default: all within --duration, in the trace or in a single burst; else `loadgen` 100,
+    /// `simulate` those of 10 minutes]
     #[arg(long, alias = "num_request", env = "IMGCLS_NUM_REQUEST", value_parser = clap::value_parser!(u64).range(1..))]
     pub num_request: Option<u64>,
     /// Open loop: requests a second, started on time whether answers come or not; latency counts from the intended
@@ -111,9 +112,8 @@ impl ArrivalArgs {
     /// # Errors
     /// One line where there is none, or more than a run can hold.
     pub fn count(&self, arrivals: &Arrivals, unbounded: Unbounded) -> anyhow::Result<u64> {
-        let is_trace = matches!(arrivals, Arrivals::Trace(_));
         let (num_request, duration) = match (self.num_request, self.duration, unbounded) {
-            (None, None, _) if is_trace => (MAX_ARRIVALS, Duration::MAX),
+            (None, None, _) if arrivals.is_finite() => (MAX_ARRIVALS, Duration::MAX),
             (None, None, Unbounded::Requests(num_request)) => (num_request, Duration::MAX),
             (None, None, Unbounded::Duration(duration)) => (MAX_ARRIVALS, duration),
             (num_request, duration, _) => (num_request.unwrap_or(MAX_ARRIVALS), duration.unwrap_or(Duration::MAX)),

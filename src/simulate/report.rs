@@ -421,7 +421,8 @@ fn arrivals_text(arrivals: &Arrivals) -> String {
         Arrivals::Poisson { rate } => format!("{rate}/s, Poisson"),
         Arrivals::Burst(Bursts { rate, burst_rate, length, every }) => {
             let every = every.map_or("once".to_owned(), |every| format!("every {}", time(every)));
-            format!("{rate}/s, and {burst_rate}/s for {} {every}", time(*length))
+            let between = if *rate > 0.0 { format!("{rate}/s, and ") } else { String::new() };
+            format!("{between}{burst_rate}/s for {} {every}", time(*length))
         }
         Arrivals::Day(Day { rate, length }) => format!("{rate}/s over a day of {}, a fifth at midnight", time(*length)),
         Arrivals::Trace(_) => "by a trace".to_owned(),

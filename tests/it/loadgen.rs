@@ -433,6 +433,7 @@ fn the_load_that_is_sent_is_the_load_that_is_simulated() {
     fs::write(&trace, "second,count\n0,3\n0.3,2\n").expect("written");
     for arrivals in [
         vec!["--arrivals", "trace", "--trace", path(&trace)],
+        vec!["--arrivals", "burst", "--burst-rate", "500", "--burst-length", "300ms"],
         vec![
             "--arrivals",
             "burst",
