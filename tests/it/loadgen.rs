@@ -425,3 +425,39 @@ fn an_interrupt_stops_sending_and_reports_what_was_measured() {
     let requests = &report["requests"];
     assert_eq!((&requests["ok"], &requests["started"], &requests["abandoned"]), (&json!(5), &json!(6), &json!(1)));
 }
+
+#[test]
+fn the_load_that_is_sent_is_the_load_that_is_simulated() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let trace = folder.path().join("trace.csv");
+    fs::write(&trace, "second,count\n0,3\n0.3,2\n").expect("written");
+    for arrivals in [
+        vec!["--arrivals", "trace", "--trace", path(&trace)],
+        vec!["--arrivals", "burst", "--burst-rate", "500", "--burst-length", "300ms"],
+        vec![
+            "--arrivals",
+            "burst",
+            "--burst-rate",
+            "200",
+            "--burst-length",
+            "300ms",
+            "--rate",
+            "5",
+            "--duration",
+            "500ms",
+        ],
+        vec!["--arrivals", "day", "--rate", "20", "--day-length", "10s", "--duration", "1s", "--seed", "3"],
+    ] {
+        let output = loadgen(&always_cat(), &[&arrivals[..], &["--json"]].concat());
+        assert_eq!(code(&output), Some(0), "{output:?}");
+        let report = report(&output);
+        let simulated =
+            imgcls().args(["simulate", "--service-time", "1ms", "--json"]).args(&arrivals).output().expect("it starts");
+        let simulated: Value = serde_json::from_slice(&simulated.stdout).expect("JSON");
+        assert_eq!(report["requests"]["ok"], simulated["requests"], "{arguments}", arguments = arrivals.join(" "));
+        assert_eq!((&report["arrivals"], &report["seed"]), (&simulated["arrivals"], &simulated["seed"]));
+    }
+    let output = loadgen(&always_cat(), &["--duration", "1s"]);
+    assert_eq!(code(&output), Some(2), "{output:?}");
+    assert!(stderr(&output).contains("--duration needs --rate"), "{output:?}");
+}

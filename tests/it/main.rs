@@ -26,6 +26,7 @@ mod queue_conformance;
 mod seed_wire;
 mod serve;
 mod shared_replies;
+mod simulate;
 mod store_conformance;
 mod storm;
 mod traces;

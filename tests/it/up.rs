@@ -171,3 +171,28 @@ async fn the_command_line_of_a_worker_says_all_that_up_was_told() {
         assert!(line.windows(2).any(|pair| pair[0] == "--data-dir" && Path::new(&pair[1]).is_absolute()));
     }
 }
+
+#[test]
+fn the_target_policy_brings_all_needed_workers_at_once_and_takes_them_away_after_its_window() {
+    let data_dir = tempfile::tempdir().expect("a directory");
+    let log = data_dir.path().join("log");
+    let flags = ["--policy", "target", "--service-time", "1s", "--slo", "2s", "--scale-in-stabilization", "1s"];
+    let bounds = ["--min-workers", "0", "--max-workers", "2"];
+    let mut process = command(&data_dir.path().join("data"), &[&flags[..], &bounds[..]].concat())
+        .stderr(fs::File::create(&log).expect("a log"))
+        .spawn()
+        .expect("it starts");
+    let mut line = String::new();
+    BufReader::new(process.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+    let url = line.trim().strip_prefix("open ").expect("an address").to_owned();
+    let sent = Command::new(env!("CARGO_BIN_EXE_imgcls"))
+        .args(["loadgen", "--url", &url, "--num-request", "40", "--concurrency", "40"])
+        .output()
+        .expect("it starts");
+    let said = || fs::read_to_string(&log).expect("a log");
+    // Two messages are a worker's share, so forty are the work of more than there may be; then of none.
+    until("two came and went", || said().contains("from=0 to=2") && said().contains("to=0 reason=0 waiting"));
+    kill_process(Pid::from_child(&process), Signal::TERM).expect("it lives");
+    assert_eq!(process.wait().expect("ours").code(), Some(0));
+    assert_eq!(sent.status.code(), Some(0), "{sent:?}\n{}", said());
+}

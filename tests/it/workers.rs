@@ -197,6 +197,7 @@ async fn the_loop_follows_the_queue_out_and_in_and_ends_all() {
             scale_in_period: Duration::ZERO,
         }),
         bounds: Bounds::new(0, 3).expect("valid bounds"),
+        service_time: None,
     };
     let shutdown = CancellationToken::new();
     let (pool, mut watch) = pool(nest.worker(OBEDIENT));
@@ -239,4 +240,18 @@ async fn no_worker_holds_the_pipe_of_another() {
         }
     }
     pool.drain().await;
+}
+
+#[tokio::test]
+async fn the_service_time_is_what_the_workers_say() {
+    let nest = Nest::new();
+    let script = "echo ready; echo worked 10 1000000; echo a stray line; exec cat > /dev/null";
+    let (mut pool, mut watch) = pool(nest.worker(script));
+    assert_eq!(pool.service_time(), None);
+    pool.resize(2);
+    ready(&mut watch, 2).await;
+    let told = Duration::from_millis(100);
+    until("they have said it", || pool.service_time() == Some(told)).await;
+    pool.drain().await;
+    nest.all_gone().await;
 }
