@@ -1,5 +1,9 @@
 //! Every flag and variable, as clap types. No behaviour: each command's arguments become that room's `Config`.
 
+mod arrivals;
+mod policy;
+mod simulate;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,11 +12,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
+pub use self::arrivals::ArrivalArgs;
+pub use self::policy::{PolicyArgs, PolicyKind};
+pub use self::simulate::SimulateArgs;
+
+use self::arrivals::Unbounded;
+use self::policy::Defaults;
 use crate::aws::Aws;
 use crate::config::{self, Backend, BackendKind, Limits, Names};
 use crate::model::ModelChoice;
 use crate::queue::MAX_BATCH;
-use crate::scaling::{Bounds, Policy, StepPolicy};
+use crate::scaling::Bounds;
 use crate::telemetry::LogFormat;
 use crate::{autoscale, classify, loadgen, queues, up, web, worker};
 
@@ -42,6 +52,8 @@ pub enum Command {
     Worker(WorkerArgs),
     /// Send load, measure it, check the answers
     Loadgen(LoadgenArgs),
+    /// Run scaling policies against a virtual clock: latency and cost of a fleet under a load
+    Simulate(SimulateArgs),
     /// Look at queues; list, show and send again what lies in the dead letters
     Queue(QueueArgs),
     /// Classify files with the model alone: no queue, no server
@@ -55,7 +67,7 @@ impl Command {
             Command::ServeWeb(args) => args.shared.log_format,
             Command::Worker(args) => args.shared.log_format,
             Command::Queue(args) => args.command.shared().log_format,
-            Command::Loadgen(_) | Command::Classify(_) => LogFormat::Text,
+            Command::Loadgen(_) | Command::Simulate(_) | Command::Classify(_) => LogFormat::Text,
         }
     }
 }
@@ -247,7 +259,7 @@ pub struct UpArgs {
     pub workers: WorkersArgs,
 }
 
-/// How many worker processes `up` runs: the original's two alarms, on this machine's time scale.
+/// How many worker processes `up` runs.
 #[derive(Debug, Args)]
 pub struct WorkersArgs {
     /// Fewest worker processes; with 0 the first image waits until one has loaded the model
@@ -256,20 +268,19 @@ pub struct WorkersArgs {
     /// Most worker processes [default: one a core]
     #[arg(long, env = "IMGCLS_MAX_WORKERS")]
     pub max_workers: Option<u32>,
-    /// More images waiting than this: one worker more
-    #[arg(long, env = "IMGCLS_SCALE_OUT_ABOVE", default_value_t = 25)]
-    pub scale_out_above: u64,
-    /// How often to look whether a worker is to be added, one at a time; the original's alarm looks once a minute,
-    /// but a process starts in less than a second
-    #[arg(long, env = "IMGCLS_SCALE_OUT_PERIOD", default_value = "1s", value_parser = config::duration)]
-    pub scale_out_period: Duration,
-    /// Fewer images waiting or in work than this: one worker less
-    #[arg(long, env = "IMGCLS_SCALE_IN_BELOW", default_value_t = 2)]
-    pub scale_in_below: u64,
-    /// How often to look whether a worker is to be ended, one at a time, and how long after the last was added
-    #[arg(long, env = "IMGCLS_SCALE_IN_PERIOD", default_value = "60s", value_parser = config::duration)]
-    pub scale_in_period: Duration,
+    /// How their number follows the queue: one at a time at thresholds, or as many as an acceptable latency needs
+    #[arg(long, env = "IMGCLS_POLICY", default_value = "step")]
+    pub policy: PolicyKind,
+    #[command(flatten)]
+    pub scaling: PolicyArgs,
+    /// `target`: time a worker takes for an image [default: as the workers of `up` measure it while they work]
+    #[arg(long, env = "IMGCLS_SERVICE_TIME", value_parser = positive_duration)]
+    pub service_time: Option<Duration>,
 }
+
+/// A process starts in less than a second, where an instance takes minutes.
+const LOCAL_POLICY: Defaults =
+    Defaults { scale_out_period: Duration::from_secs(1), scale_in_stabilization: Duration::from_secs(30) };
 
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes: 0 all requests were answered and all thresholds hold; 99 a threshold was missed, \
@@ -278,9 +289,6 @@ pub struct WorkersArgs {
     p50 p90 p99 p99.9 (any percentile) min mean max, with a unit; accuracy top5, as 0.8 or 80%; failed ok; rate, in \
     images/s. Operators: < <= > >= ==")]
 pub struct LoadgenArgs {
-    /// How many requests to send
-    #[arg(long, alias = "num_request", env = "IMGCLS_NUM_REQUEST", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
-    pub num_request: u64,
     /// Where to send them; a path other than / is posted to as it is
     #[arg(long, env = "IMGCLS_URL", default_value = "http://127.0.0.1:8080/", value_parser = |text: &str| text.parse::<loadgen::BaseUrl>())]
     pub url: loadgen::BaseUrl,
@@ -294,15 +302,8 @@ pub struct LoadgenArgs {
     /// Requests in flight at most, each on a connection of its own that is kept
     #[arg(long, short = 'c', env = "IMGCLS_CONCURRENCY", default_value_t = 100, value_parser = positive)]
     pub concurrency: usize,
-    /// Open loop: requests a second, sent on time whether answers come or not; latency counts from the intended start
-    #[arg(long, env = "IMGCLS_RATE", value_parser = rate)]
-    pub rate: Option<f64>,
-    /// Open loop: how the starts are spread
-    #[arg(long, env = "IMGCLS_ARRIVALS", default_value = "poisson")]
-    pub arrivals: ArrivalsArg,
-    /// Seed of the arrivals, so that two runs see the same
-    #[arg(long, env = "IMGCLS_SEED", default_value_t = 1)]
-    pub seed: u64,
+    #[command(flatten)]
+    pub arrivals: ArrivalArgs,
     /// CSV with columns `file` and `class_index` or `label`: the answers are held against it (top-1 and top-5)
     #[arg(long, env = "IMGCLS_EXPECT")]
     pub expect: Option<PathBuf>,
@@ -320,11 +321,8 @@ pub struct LoadgenArgs {
     pub verbose: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ArrivalsArg {
-    Constant,
-    Poisson,
-}
+/// What `loadgen` sends where nothing says how much.
+const DEFAULT_NUM_REQUEST: u64 = 100;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ApiArg {
@@ -614,13 +612,11 @@ impl WorkersArgs {
         let max_workers = self.max_workers.unwrap_or_else(|| cores.max(self.min_workers));
         let bounds = Bounds::new(self.min_workers, max_workers)
             .map_err(|error| usage("up", &format!("{error}: see --min-workers and --max-workers")))?;
-        let policy = Policy::Step(StepPolicy {
-            scale_out_above: self.scale_out_above,
-            scale_out_period: self.scale_out_period,
-            scale_in_below: self.scale_in_below,
-            scale_in_period: self.scale_in_period,
-        });
-        Ok(autoscale::Config { policy, bounds })
+        Ok(autoscale::Config {
+            policy: self.scaling.policy(self.policy, LOCAL_POLICY),
+            bounds,
+            service_time: self.service_time,
+        })
     }
 }
 
@@ -633,28 +629,30 @@ fn usage(command: &str, message: &str) -> anyhow::Error {
 }
 
 impl LoadgenArgs {
-    pub fn config(&self) -> loadgen::Config {
-        loadgen::Config {
+    /// # Errors
+    /// A [`clap::Error`] where the flags contradict each other; one line where a trace cannot be read.
+    pub fn config(&self) -> anyhow::Result<loadgen::Config> {
+        let arrivals = self.arrivals.arrivals("loadgen")?;
+        Ok(loadgen::Config {
             url: self.url.clone(),
             api: match self.api {
                 ApiArg::V1 => loadgen::Api::V1,
                 ApiArg::Original => loadgen::Api::Original,
             },
-            num_request: self.num_request,
+            num_request: match &arrivals {
+                Some(arrivals) => self.arrivals.count(arrivals, Unbounded::Requests(DEFAULT_NUM_REQUEST))?,
+                None => self.arrivals.closed_loop_count("loadgen")?.unwrap_or(DEFAULT_NUM_REQUEST),
+            },
             concurrency: self.concurrency,
             image_folder: self.image_folder.clone(),
-            rate: self.rate,
-            arrivals: match self.arrivals {
-                ArrivalsArg::Constant => loadgen::Arrivals::Constant,
-                ArrivalsArg::Poisson => loadgen::Arrivals::Poisson,
-            },
-            seed: self.seed,
+            arrivals,
+            seed: self.arrivals.seed,
             expect: self.expect.clone(),
             thresholds: self.thresholds.clone(),
             timeout: self.timeout,
             json: self.json,
             verbose: self.verbose,
-        }
+        })
     }
 }
 
@@ -731,12 +729,11 @@ fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Requests a second; beyond a million one generator cannot keep its times.
-fn rate(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(rate) if rate > 0.0 && rate <= 1e6 => Ok(rate),
-        _ => Err("requests a second, above 0 and at most 1000000".to_owned()),
-    }
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    config::duration(text).and_then(|duration| match duration {
+        Duration::ZERO => Err("more than 0".to_owned()),
+        more => Ok(more),
+    })
 }
 
 /// SQS takes 0 s to 12 h; below a second a lease could not be renewed in time.

@@ -5,7 +5,7 @@
 
 // Floor 0: words and pure thought; no I/O, no clock, no async.
 pub mod protocol; // the wire contract: requests, results, names
-pub mod scaling; // (policy, observation, now) → how many workers
+pub mod scaling; // (policy, observation, now) → how many workers; the same on a virtual clock; what it costs
 pub mod stats; // latency histogram, quantiles, summaries
 pub mod workload; // arrival processes, seeded
 
@@ -30,6 +30,7 @@ pub mod worker; // one delivery → one result
 // Floor 4: the commands.
 pub mod classify; // the model alone
 pub mod queues; // look at queues; dead letters listed, shown, sent again
+pub mod simulate; // policies against a virtual clock: latency, cost, plots
 pub mod up; // everything on this machine
 
 // Floor 5: what makes each command's configuration.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser as _;
 use imgcls::cli::{Cli, Command};
-use imgcls::{classify, loadgen, queues, shutdown, telemetry, up, web, worker};
+use imgcls::{classify, loadgen, queues, shutdown, simulate, telemetry, up, web, worker};
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
@@ -67,8 +67,12 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             let all_classified = classify::run(&args.config())?;
             Ok(if all_classified { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Simulate(args) => {
+            simulate::run(&args.config()?)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Loadgen(args) => {
-            let config = args.config();
+            let config = args.config()?;
             let outcome = many_threads()?.block_on(async { loadgen::run(config, shutdown::on_signals()?).await })?;
             Ok(outcome.exit_code().into())
         }

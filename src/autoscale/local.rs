@@ -6,7 +6,7 @@
 //! - **stdin** is never written to. The worker drains and exits when it closes, and it closes whatever happens to this
 //!   process: no worker outlives its parent, not even one that was killed. That needs the write end to be nowhere else;
 //!   the standard library opens pipes close-on-exec, so that no later child inherits it.
-//! - **stdout** brings one line, [`READY_LINE`].
+//! - **stdout** brings [`WorkerLine`]s: that it is ready, and how much it did.
 //! - **stderr** is this process's own: the logs of all workers come out in one place.
 //!
 //! Each worker has a [`Keeper`], a task that starts it, starts it again when it dies, ends it, and waits for it.
@@ -15,8 +15,8 @@ use std::convert::Infallible;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
@@ -27,10 +27,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use crate::protocol::{Worked, WorkerLine};
 use crate::shutdown::CancellationToken;
-
-/// What a worker says on standard output once it takes messages.
-pub const READY_LINE: &str = "ready";
 
 /// How long a worker that was asked to end may take, before it is killed. What it had not finished comes again after
 /// its visibility timeout.
@@ -83,6 +81,7 @@ pub struct Pool {
     wanted: Vec<CancellationToken>,
     keepers: JoinSet<anyhow::Result<()>>,
     readiness: Readiness,
+    pace: Pace,
 }
 
 impl Pool {
@@ -94,7 +93,13 @@ impl Pool {
             wanted: Vec::new(),
             keepers: JoinSet::new(),
             readiness: Readiness { count: ready, ever: Arc::default() },
+            pace: Pace::default(),
         }
+    }
+
+    /// What a worker took for an image while it worked, of late; None where none has worked yet.
+    pub fn service_time(&self) -> Option<Duration> {
+        self.pace.service_time()
     }
 
     /// Workers that are wanted: ready, starting or being replaced, but not draining.
@@ -110,6 +115,7 @@ impl Pool {
                 command: self.command.clone(),
                 drain_timeout: self.drain_timeout,
                 readiness: self.readiness.clone(),
+                pace: self.pace.clone(),
                 leave: leave.clone(),
             };
             self.wanted.push(leave);
@@ -172,11 +178,36 @@ impl Drop for Ready {
     }
 }
 
+/// How long images take, by what all workers said.
+#[derive(Debug, Clone, Default)]
+struct Pace(Arc<Mutex<Worked>>);
+
+impl Pace {
+    /// What is older than about so many images is forgotten: other images take another time.
+    const MEMORY: u64 = 1000;
+
+    fn add(&self, worked: Worked) {
+        let mut sum = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sum.images = sum.images.saturating_add(worked.images);
+        sum.busy = sum.busy.saturating_add(worked.busy);
+        while sum.images > 2 * Self::MEMORY {
+            sum.images /= 2;
+            sum.busy /= 2;
+        }
+    }
+
+    fn service_time(&self) -> Option<Duration> {
+        let sum = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (sum.images > 0).then(|| sum.busy.div_f64(sum.images as f64))
+    }
+}
+
 /// Keeps one worker running until it is asked to leave.
 struct Keeper {
     command: Arc<WorkerCommand>,
     drain_timeout: Duration,
     readiness: Readiness,
+    pace: Pace,
     leave: CancellationToken,
 }
 
@@ -234,7 +265,7 @@ impl Keeper {
                 let wrong_usage = status.code() == Some(EXIT_USAGE);
                 return Ok(End::FailedStart { why: format!("it died before it was ready ({status})"), wrong_usage });
             }
-            () = self.leave.cancelled() => return process.drain(self.drain_timeout).await,
+            () = self.leave.cancelled() => return process.drain(self.drain_timeout, &self.pace).await,
             () = sleep(START_TIMEOUT) => {
                 process.kill().await?;
                 let why = format!("it was not ready within {START_TIMEOUT:?} and was killed");
@@ -244,10 +275,10 @@ impl Keeper {
         let ready = self.readiness.enter();
         tokio::select! {
             status = process.child.wait() => Ok(End::DiedReady(status?)),
-            never = swallow(&mut process.stdout) => match never {},
+            never = listen(&mut process.stdout, &self.pace) => match never {},
             () = self.leave.cancelled() => {
                 drop(ready);
-                process.drain(self.drain_timeout).await
+                process.drain(self.drain_timeout, &self.pace).await
             }
         }
     }
@@ -270,7 +301,7 @@ impl Process {
     }
 
     /// Asks the worker to finish what it holds; kills it where that takes too long.
-    async fn drain(mut self, limit: Duration) -> anyhow::Result<End> {
+    async fn drain(mut self, limit: Duration, pace: &Pace) -> anyhow::Result<End> {
         drop(self.stdin.take());
         tokio::select! {
             status = self.child.wait() => {
@@ -279,7 +310,7 @@ impl Process {
                     tracing::warn!(%status, "a worker failed while it was ending");
                 }
             }
-            never = swallow(&mut self.stdout) => match never {},
+            never = listen(&mut self.stdout, pace) => match never {},
             () = sleep(limit) => {
                 tracing::warn!(timeout = ?limit, "a worker did not end in time; killing it");
                 self.kill().await?;
@@ -301,16 +332,20 @@ impl Process {
 /// Ends at the ready line. Output that ends without it says nothing: the exit status will.
 async fn said_ready(stdout: &mut Lines<BufReader<ChildStdout>>) {
     while let Ok(Some(line)) = stdout.next_line().await {
-        if line == READY_LINE {
+        if WorkerLine::parse(&line) == Some(WorkerLine::Ready) {
             return;
         }
     }
     std::future::pending::<()>().await;
 }
 
-/// Reads on, so that a worker that says more than it should does not stop at a full pipe.
-async fn swallow(stdout: &mut Lines<BufReader<ChildStdout>>) -> Infallible {
-    while let Ok(Some(_)) = stdout.next_line().await {}
+/// Takes down what the worker says; and reads on whatever it says, so that it does not stop at a full pipe.
+async fn listen(stdout: &mut Lines<BufReader<ChildStdout>>, pace: &Pace) -> Infallible {
+    while let Ok(Some(line)) = stdout.next_line().await {
+        if let Some(WorkerLine::Worked(worked)) = WorkerLine::parse(&line) {
+            pace.add(worked);
+        }
+    }
     std::future::pending().await
 }
 
@@ -325,6 +360,19 @@ fn backoff(failed_starts: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_pace_is_that_of_late_and_unknown_before_any_work() {
+        let pace = Pace::default();
+        assert_eq!(pace.service_time(), None);
+        pace.add(Worked { images: 10, busy: Duration::from_secs(1) });
+        assert_eq!(pace.service_time(), Some(Duration::from_millis(100)));
+        (0..20).for_each(|_| pace.add(Worked { images: 1000, busy: Duration::from_secs(10) }));
+        let millis = pace.service_time().map(|time| time.as_millis());
+        assert_eq!(millis, Some(10));
+        pace.add(Worked { images: u64::MAX, busy: Duration::MAX });
+        assert!(pace.service_time().is_some());
+    }
 
     #[test]
     fn only_repeated_failure_backs_off() {

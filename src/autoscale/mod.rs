@@ -21,6 +21,9 @@ const DEPTH_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Config {
     pub policy: Policy,
     pub bounds: Bounds,
+    /// What a worker takes for an image, for a policy that asks. None: as the workers measure it; until they have, one
+    /// worker is thought to be enough.
+    pub service_time: Option<Duration>,
 }
 
 /// Holds the workers of `pool` at what the policy says, until `shutdown`; then drains all of them.
@@ -49,7 +52,9 @@ pub async fn run(
             newest = Some(QueueDepth { at: origin.elapsed(), visible: depth.visible, in_flight: depth.in_flight });
         }
         let observation = Observation { workers: pool.size(), depth: newest };
-        let (next, decision) = scaling::decide(&config.policy, config.bounds, state, &observation, origin.elapsed());
+        let service_time = config.service_time.or_else(|| pool.service_time()).unwrap_or_default();
+        let policy = config.policy.with_service_time(service_time);
+        let (next, decision) = scaling::decide(&policy, config.bounds, state, &observation, origin.elapsed());
         state = next;
         if decision.desired != pool.size() {
             tracing::info!(from = pool.size(), to = decision.desired, reason = %decision.reason, "scaling");

@@ -53,9 +53,8 @@ pub struct Config {
     pub concurrency: usize,
     /// None: pictures carried in the binary.
     pub image_folder: Option<PathBuf>,
-    /// Open loop: requests a second, above 0.
-    pub rate: Option<f64>,
-    pub arrivals: Arrivals,
+    /// None: a closed loop. Some: an open one, of no more arrivals than `num_request`.
+    pub arrivals: Option<Arrivals>,
     pub seed: u64,
     /// CSV with columns `file` and `class_index` or `label`.
     pub expect: Option<PathBuf>,
@@ -110,9 +109,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let addresses = resolve(&config.url).await?;
     let target = Arc::new(Target { dialect, addresses, timeout: config.timeout });
     let first = first_client(&config, &target).await?;
-    let pace = match config.rate {
+    let pace = match &config.arrivals {
         None => Pace::Closed,
-        Some(rate) => Pace::Open(Box::new(config.arrivals.offsets(rate, config.seed))),
+        Some(arrivals) => Pace::Open(Box::new(arrivals.offsets(config.seed))),
     };
     let size = (config.num_request, config.concurrency);
     let work = driver::drive(&load, &target, first, size, pace, &shutdown);

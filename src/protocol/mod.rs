@@ -17,6 +17,7 @@ mod message;
 mod names;
 mod payload;
 mod seed;
+mod supervision;
 
 pub use message::{
     ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageRef, Incoming, MAX_RESULT_BYTES, ModelRef, Prediction,
@@ -32,3 +33,4 @@ pub use seed::{
     MAX_SEED_OUTPUT_BYTES, SeedRequest, read_seed_output, read_seed_reply, seed_answer, seed_error_reply, seed_job_id,
     seed_name, seed_output, seed_reply, seed_request_bytes,
 };
+pub use supervision::{Worked, WorkerLine};

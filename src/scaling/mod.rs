@@ -9,12 +9,16 @@
 //! - A depth that is missing or old decides nothing. Blindness must not read as an empty queue, which would take the
 //!   workers away exactly when the queue is in trouble.
 
+pub mod cost;
+pub mod simulate;
 mod step;
+mod target;
 
 use std::fmt;
 use std::time::Duration;
 
 pub use step::StepPolicy;
+pub use target::TargetPolicy;
 
 /// Older than this a [`QueueDepth`] counts as missing.
 pub const MAX_DEPTH_AGE: Duration = Duration::from_secs(5);
@@ -24,6 +28,26 @@ pub const MAX_DEPTH_AGE: Duration = Duration::from_secs(5);
 pub enum Policy {
     /// One more above a threshold, one less below another: the original's two alarms.
     Step(StepPolicy),
+    /// As many as keep the last message within an acceptable latency.
+    Target(TargetPolicy),
+}
+
+impl Policy {
+    /// The same policy where a worker was found to take this long for an image. The step policy does not ask.
+    #[must_use]
+    pub fn with_service_time(self, service_time: Duration) -> Policy {
+        match self {
+            Policy::Step(_) => self,
+            Policy::Target(target) => Policy::Target(TargetPolicy { service_time, ..target }),
+        }
+    }
+
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Policy::Step(_) => "step",
+            Policy::Target(_) => "target",
+        }
+    }
 }
 
 /// Fewest and most workers; the fewest is never more than the most.
@@ -84,6 +108,7 @@ impl QueueDepth {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct State {
     step: step::Periods,
+    target: target::Window,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +140,26 @@ pub enum Reason {
         work: u64,
         below: u64,
     },
+    /// The target policy wants more workers: the work is for `needed`.
+    TargetOut {
+        work: u64,
+        needed: u64,
+    },
+    /// As [`Reason::TargetOut`], but there are as many workers as may be.
+    TargetAtMax {
+        work: u64,
+        needed: u64,
+    },
+    /// Fewer have sufficed for long enough.
+    TargetIn {
+        work: u64,
+        needed: u64,
+    },
+    /// Fewer suffice, but not for long enough yet: nothing changes.
+    TargetInLater {
+        work: u64,
+        needed: u64,
+    },
     Steady,
 }
 
@@ -130,6 +175,15 @@ impl fmt::Display for Reason {
                 write!(f, "{visible} waiting, more than {above}, but no more workers are allowed")
             }
             Reason::ScaleIn { work, below } => write!(f, "{work} waiting or in flight, fewer than {below}"),
+            Reason::TargetOut { work, needed } | Reason::TargetIn { work, needed } => {
+                write!(f, "{work} waiting or in flight, work for {needed}")
+            }
+            Reason::TargetAtMax { work, needed } => {
+                write!(f, "{work} waiting or in flight, work for {needed}, but no more workers are allowed")
+            }
+            Reason::TargetInLater { work, needed } => {
+                write!(f, "{work} waiting or in flight, work for {needed}; fewer once that has lasted")
+            }
             Reason::Steady => write!(f, "steady"),
         }
     }
@@ -149,6 +203,7 @@ pub fn decide(
     let mut state = state;
     let (desired, reason) = match policy {
         Policy::Step(step) => step.decide(bounds, &mut state.step, workers, depth, now),
+        Policy::Target(target) => target.decide(bounds, &mut state.target, workers, depth),
     };
     (state, Decision { desired, reason })
 }

@@ -14,8 +14,10 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::job::{Ending, Origin, Rules, Work, millis};
 use super::lease::Lease;
 use super::metrics::METRICS;
+use super::tally::Tally;
 use crate::config::Limits;
 use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor};
+use crate::protocol::Worked;
 use crate::telemetry::trace::Span;
 
 /// An image that waits for a session.
@@ -82,6 +84,7 @@ pub async fn start(
     choice: &ModelChoice,
     limits: Limits,
     rules: &Arc<Rules>,
+    tally: &Arc<Tally>,
     finished: &mpsc::Sender<Vec<Finished>>,
 ) -> anyhow::Result<(Sessions, Vec<JoinHandle<()>>)> {
     let (free_tx, free) = mpsc::channel(count);
@@ -95,6 +98,7 @@ pub async fn start(
             package: Arc::clone(package),
             limits,
             rules: Arc::clone(rules),
+            tally: Arc::clone(tally),
             batches: batch_rx,
             free: free_tx.clone(),
             finished: finished.clone(),
@@ -120,6 +124,7 @@ struct Thread {
     package: Arc<ModelPackage>,
     limits: Limits,
     rules: Arc<Rules>,
+    tally: Arc<Tally>,
     batches: std::sync::mpsc::Receiver<Vec<Fetched>>,
     free: mpsc::Sender<usize>,
     finished: mpsc::Sender<Vec<Finished>>,
@@ -138,9 +143,11 @@ impl Thread {
         // The capacity of `free` is one place a session, so this never waits; an error means that the batcher ended.
         while self.free.blocking_send(self.index).is_ok() {
             let Ok(batch) = self.batches.recv() else { return };
+            let (began, images) = (Instant::now(), batch.len() as u64);
             if self.run_batch(&mut session, batch).is_err() {
                 return;
             }
+            self.tally.add(Worked { images, busy: began.elapsed() });
         }
     }
 

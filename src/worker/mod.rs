@@ -19,6 +19,7 @@ mod metrics;
 mod patience;
 mod prepare;
 mod publish;
+mod tally;
 
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
@@ -37,8 +38,10 @@ use self::job::Rules;
 use self::lease::Keeper;
 use self::prepare::{Intake, LastFaults};
 use self::publish::{Publisher, ReplyQueues};
+use self::tally::Tally;
 use crate::config::{Backend, Limits, Names};
 use crate::model::{ModelChoice, ModelPackage};
+use crate::protocol::WorkerLine;
 use crate::queue::{self, ServiceQueues};
 use crate::store::{self, Holds};
 
@@ -114,8 +117,9 @@ async fn work(
 
     let (fetched_tx, fetched_rx) = mpsc::channel(places);
     let (finished_tx, finished_rx) = mpsc::channel(2 * session_count);
+    let tally = Arc::new(Tally::default());
     let (sessions, threads) =
-        infer::start(session_count, &package, &config.model, config.limits, &rules, &finished_tx).await?;
+        infer::start(session_count, &package, &config.model, config.limits, &rules, &tally, &finished_tx).await?;
 
     let keeper = Keeper::new(Arc::clone(&service.requests), config.visibility_timeout);
     let last_faults = Arc::new(LastFaults::default());
@@ -166,7 +170,12 @@ async fn work(
     );
     if config.drain_on_stdin_close {
         // A parent that died meanwhile reads nothing; then standard input closes too.
-        let _ = writeln!(std::io::stdout(), "ready");
+        let _ = writeln!(std::io::stdout(), "{}", WorkerLine::Ready);
+        let stop = shutdown.clone();
+        stages.spawn(async move {
+            tally.say(session_count as u32, stop).await;
+            Ok(())
+        });
     }
     readiness.send_replace(Readiness::Ready);
 

@@ -18,7 +18,8 @@ const FLOORS: [(u8, &[&str]); 7] = [
 /// ends in `*` stands for all crates that begin so.
 const CRATES: [(&str, &[&str]); 5] = [
     ("ort", &["model/"]),
-    ("clap", &["cli.rs", "main.rs"]),
+    ("clap", &["cli.rs", "cli/", "main.rs"]),
+    ("plotters", &["simulate/plot.rs"]),
     ("rusqlite", &["sqlite/", "queue/sqlite", "store/sqlite.rs"]),
     ("opentelemetry*", &["telemetry/trace.rs"]),
     ("aws_*", &["aws/", "queue/sqs.rs", "store/s3.rs", "instance/aws.rs", "provision/aws", "autoscale/aws.rs"]),

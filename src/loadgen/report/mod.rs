@@ -15,6 +15,7 @@ use super::target::Api;
 use super::threshold::{LatencyMetric, Metric, Threshold};
 use crate::protocol::TimingsMs;
 use crate::stats::{Bar, Summary};
+use crate::workload::Arrivals;
 
 /// Below it a p99.9 is a guess.
 const P99_9_COUNT: u64 = 1000;
@@ -27,6 +28,7 @@ pub struct Report {
     /// `closed` or `open`.
     pub r#loop: &'static str,
     pub concurrency: usize,
+    /// Of an open loop whose rate is one figure.
     pub intended_rate_per_second: Option<f64>,
     pub arrivals: Option<&'static str>,
     pub seed: Option<u64>,
@@ -144,11 +146,11 @@ impl Report {
         let mut report = Report {
             url: config.url.to_string(),
             api: config.api.as_str(),
-            r#loop: if config.rate.is_some() { "open" } else { "closed" },
+            r#loop: if config.arrivals.is_some() { "open" } else { "closed" },
             concurrency: config.concurrency,
-            intended_rate_per_second: config.rate,
-            arrivals: config.rate.map(|_| config.arrivals.as_str()),
-            seed: config.rate.map(|_| config.seed),
+            intended_rate_per_second: config.arrivals.as_ref().and_then(Arrivals::rate),
+            arrivals: config.arrivals.as_ref().map(Arrivals::as_str),
+            seed: config.arrivals.as_ref().map(|_| config.seed),
             interrupted: driven.interrupted,
             requests: Requests {
                 planned: config.num_request,
@@ -166,7 +168,7 @@ impl Report {
             latency_ms: summary.map(LatencyMs::from),
             latency_histogram: measurement.latencies.bars().into_iter().map(HistogramRow::from).collect(),
             server_timings_ms: measurement.timings.mean(),
-            generator: config.rate.map(|_| Generator {
+            generator: config.arrivals.as_ref().map(|_| Generator {
                 waited_for_connection: measurement.lag.capped,
                 late: measurement.lag.late,
                 longest_lag_ms: ms(measurement.lag.longest),

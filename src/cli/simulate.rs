@@ -1,0 +1,247 @@
+//! The flags of `simulate`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::arrivals::{ArrivalArgs, Unbounded};
+use super::policy::{Defaults, PolicyArgs, PolicyKind, percent};
+use super::{positive_duration, usage, visibility_timeout};
+use crate::config;
+use crate::scaling::Bounds;
+use crate::simulate::{self, PlotFile, Variant};
+
+/// What is simulated where nothing says how much.
+const DEFAULT_DURATION: Duration = Duration::from_mins(10);
+/// A finer clock than any metric has.
+const SHORTEST_METRIC_PERIOD: Duration = Duration::from_millis(100);
+/// More than any account may have; each takes memory.
+const MOST_WORKERS: u32 = 10_000;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Several policies: --policy step --policy target. One may differ from the others in what follows \
+    its name: --policy step:metric-period=60s,metric-delay=60s --policy target:slo=5s,max=8. Keys: slo, tolerance, \
+    scale-in-stabilization, scale-out-above, scale-out-period, scale-in-below, scale-in-period, min, max, boot-time, \
+    metric-period, metric-delay.\n\
+    Exit codes: 0 done, 1 a file cannot be read or written, 2 usage.")]
+pub struct SimulateArgs {
+    #[command(flatten)]
+    pub arrivals: ArrivalArgs,
+    /// Policy, `step` or `target`; given again, policies are laid side by side; see below
+    #[arg(long = "policy", env = "IMGCLS_POLICY", default_value = "step", value_parser = |text: &str| text.parse::<PolicySpec>())]
+    pub policies: Vec<PolicySpec>,
+    #[command(flatten)]
+    pub scaling: PolicyArgs,
+    /// Fewest workers; they are ready at the beginning
+    #[arg(long, env = "IMGCLS_MIN", default_value_t = 0)]
+    pub min: u32,
+    /// Most workers
+    #[arg(long, env = "IMGCLS_MAX", default_value_t = 4)]
+    pub max: u32,
+    /// Time one session of a worker takes for an image, in the mean
+    #[arg(long, env = "IMGCLS_SERVICE_TIME", value_parser = positive_duration)]
+    pub service_time: Option<Duration>,
+    /// Time that 99 % of the images take no longer than [default: each takes the mean]
+    #[arg(long, env = "IMGCLS_SERVICE_TIME_P99", value_parser = positive_duration)]
+    pub service_time_p99: Option<Duration>,
+    /// Service time and overhead from a report of `loadgen --json`: a closed loop that kept all workers busy
+    #[arg(long, env = "IMGCLS_FROM_LOADGEN", conflicts_with_all = ["service_time", "service_time_p99"])]
+    pub from_loadgen: Option<PathBuf>,
+    /// How many workers were busy in that report, with as many sessions as are simulated
+    #[arg(long, env = "IMGCLS_MEASURED_WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub measured_workers: u32,
+    /// Time each image takes beside queue and service: HTTP, store, reply [default: 0s, or that of --from-loadgen]
+    #[arg(long, env = "IMGCLS_OVERHEAD", value_parser = config::duration)]
+    pub overhead: Option<Duration>,
+    /// Sessions of the model side by side in a worker [default: one a vCPU of the instance type]
+    #[arg(long, env = "IMGCLS_SESSIONS", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub sessions: Option<u32>,
+    /// From asking for a worker until it is ready
+    #[arg(long, env = "IMGCLS_BOOT_TIME", default_value = "60s", value_parser = config::duration)]
+    pub boot_time: Duration,
+    /// How often the depth of the queue is measured: 10 s is what `imgcls autoscale` does, 60 s what CloudWatch does
+    #[arg(long, env = "IMGCLS_METRIC_PERIOD", default_value = "10s", value_parser = config::duration)]
+    pub metric_period: Duration,
+    /// How late the policy sees what was measured: CloudWatch takes a minute, and up to 15 after a quiet time
+    #[arg(long, env = "IMGCLS_METRIC_DELAY", default_value = "0s", value_parser = config::duration)]
+    pub metric_delay: Duration,
+    /// How long what a dead worker held stays hidden
+    #[arg(long, env = "IMGCLS_VISIBILITY_TIMEOUT", default_value = "30s", value_parser = visibility_timeout)]
+    pub visibility_timeout: Duration,
+    /// Crashes and Spot interruptions an hour of each worker, in the mean
+    #[arg(long, env = "IMGCLS_DEATHS_PER_HOUR", default_value_t = 0.0, value_parser = deaths)]
+    pub deaths_per_hour: f64,
+    /// Instance type of a worker, for its price and its vCPUs
+    #[arg(long, env = "IMGCLS_INSTANCE_TYPE", default_value = "c6i.large")]
+    pub instance_type: String,
+    /// Share of the workers that are Spot, in percent
+    #[arg(long, env = "IMGCLS_SPOT_SHARE", default_value = "0", value_parser = percent)]
+    pub spot_share: u32,
+    /// Prices to use, a TOML file [default: those carried in the binary, of us-east-1, dated]
+    #[arg(long, env = "IMGCLS_PRICES")]
+    pub prices: Option<PathBuf>,
+    /// Print the result as JSON on standard output
+    #[arg(long, env = "IMGCLS_JSON")]
+    pub json: bool,
+    /// Write the timeline, a line a second and policy, to this file
+    #[arg(long, env = "IMGCLS_CSV")]
+    pub csv: Option<PathBuf>,
+    /// Draw arrivals, queue, workers and latency over time into this file, .svg or .png
+    #[arg(long, env = "IMGCLS_PLOT", value_parser = |text: &str| text.parse::<PlotFile>())]
+    pub plot: Option<PlotFile>,
+}
+
+/// A policy and what it does otherwise than the flags say: `target:slo=5s,max=8`.
+#[derive(Debug, Clone)]
+pub struct PolicySpec {
+    text: String,
+    kind: PolicyKind,
+    overrides: Vec<(String, String)>,
+}
+
+impl FromStr for PolicySpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, settings) = text.split_once(':').unwrap_or((text, ""));
+        let kind = match name {
+            "step" => PolicyKind::Step,
+            "target" => PolicyKind::Target,
+            _ => return Err("a policy is `step` or `target`, or one of them with settings: `target:slo=5s`".to_owned()),
+        };
+        let settings = settings.split(',').filter(|setting| !setting.is_empty());
+        let overrides = settings.map(|setting| match setting.split_once('=') {
+            Some((key, value)) => Ok((key.trim().to_owned(), value.trim().to_owned())),
+            None => Err(format!("{setting:?} is no setting such as slo=5s")),
+        });
+        let spec = PolicySpec { text: text.to_owned(), kind, overrides: overrides.collect::<Result<_, _>>()? };
+        // Only whether it can be read; what it is laid over comes later.
+        spec.overrides.iter().try_for_each(|(key, value)| Settings::any().set(key, value))?;
+        Ok(spec)
+    }
+}
+
+/// What may differ between policies.
+#[derive(Debug, Clone)]
+struct Settings {
+    scaling: PolicyArgs,
+    min: u32,
+    max: u32,
+    boot_time: Duration,
+    metric_period: Duration,
+    metric_delay: Duration,
+}
+
+impl Settings {
+    fn any() -> Settings {
+        let some = Duration::from_secs(1);
+        let scaling = PolicyArgs {
+            slo: some,
+            tolerance: 0,
+            scale_in_stabilization: None,
+            scale_out_above: 0,
+            scale_out_period: None,
+            scale_in_below: 0,
+            scale_in_period: some,
+        };
+        Settings { scaling, min: 0, max: 1, boot_time: some, metric_period: some, metric_delay: some }
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        let number = || value.parse().map_err(|_| "not a whole number".to_owned());
+        let workers = || value.parse().map_err(|_| "not a whole number".to_owned());
+        let duration = || config::duration(value);
+        let set = match key {
+            "slo" => positive_duration(value).map(|it| self.scaling.slo = it),
+            "tolerance" => percent(value).map(|it| self.scaling.tolerance = it),
+            "scale-in-stabilization" => duration().map(|it| self.scaling.scale_in_stabilization = Some(it)),
+            "scale-out-above" => number().map(|it| self.scaling.scale_out_above = it),
+            "scale-out-period" => duration().map(|it| self.scaling.scale_out_period = Some(it)),
+            "scale-in-below" => number().map(|it| self.scaling.scale_in_below = it),
+            "scale-in-period" => duration().map(|it| self.scaling.scale_in_period = it),
+            "min" => workers().map(|it| self.min = it),
+            "max" => workers().map(|it| self.max = it),
+            "boot-time" => duration().map(|it| self.boot_time = it),
+            "metric-period" => duration().map(|it| self.metric_period = it),
+            "metric-delay" => duration().map(|it| self.metric_delay = it),
+            _ => return Err(format!("a policy has no setting {key:?}; see imgcls simulate --help")),
+        };
+        set.map_err(|error| format!("{key}={value}: {error}"))
+    }
+}
+
+impl SimulateArgs {
+    /// # Errors
+    /// A [`clap::Error`] where the flags contradict each other; one line where a trace cannot be read.
+    pub fn config(&self) -> anyhow::Result<simulate::Config> {
+        let Some(arrivals) = self.arrivals.arrivals("simulate")? else {
+            return Err(usage("simulate", "how many images arrive? Say --rate, requests a second"));
+        };
+        let service = match (&self.from_loadgen, self.service_time) {
+            (Some(path), _) => {
+                simulate::Service::Measured { report: path.clone(), busy_workers: self.measured_workers }
+            }
+            (None, Some(mean)) => simulate::Service::given(mean, self.service_time_p99)
+                .map_err(|error| usage("simulate", &format!("--service-time-p99: {error}")))?,
+            (None, None) => {
+                let message = "how long does an image take? Say --service-time, or --from-loadgen with a report";
+                return Err(usage("simulate", message));
+            }
+        };
+        Ok(simulate::Config {
+            num_request: self.arrivals.count(&arrivals, Unbounded::Duration(DEFAULT_DURATION))?,
+            arrivals,
+            seed: self.arrivals.seed,
+            service,
+            overhead: self.overhead,
+            sessions: self.sessions,
+            visibility_timeout: self.visibility_timeout,
+            deaths_per_worker_hour: self.deaths_per_hour,
+            instance_type: self.instance_type.clone(),
+            spot_share: f64::from(self.spot_share) / 100.0,
+            prices: self.prices.clone(),
+            variants: self.policies.iter().map(|spec| self.variant(spec)).collect::<Result<_, _>>()?,
+            json: self.json,
+            csv: self.csv.clone(),
+            plot: self.plot.clone(),
+        })
+    }
+
+    fn variant(&self, spec: &PolicySpec) -> anyhow::Result<Variant> {
+        let wrong = |message: String| usage("simulate", &message);
+        let mut settings = Settings {
+            scaling: self.scaling.clone(),
+            min: self.min,
+            max: self.max,
+            boot_time: self.boot_time,
+            metric_period: self.metric_period,
+            metric_delay: self.metric_delay,
+        };
+        spec.overrides.iter().try_for_each(|(key, value)| settings.set(key, value)).map_err(wrong)?;
+        if settings.metric_period < SHORTEST_METRIC_PERIOD {
+            return Err(wrong(format!("--metric-period must be at least {SHORTEST_METRIC_PERIOD:?}")));
+        }
+        if settings.max > MOST_WORKERS {
+            return Err(wrong(format!("--max may be {MOST_WORKERS} at most")));
+        }
+        let bounds = Bounds::new(settings.min, settings.max)
+            .map_err(|error| wrong(format!("{error}: see --min and --max")))?;
+        Ok(Variant {
+            name: spec.text.clone(),
+            policy: settings.scaling.policy(spec.kind, Defaults::INSTANCES),
+            bounds,
+            boot_time: settings.boot_time,
+            metric_period: settings.metric_period,
+            metric_delay: settings.metric_delay,
+        })
+    }
+}
+
+fn deaths(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(deaths) if (0.0..=3600.0).contains(&deaths) => Ok(deaths),
+        _ => Err("deaths an hour, from 0 to 3600".to_owned()),
+    }
+}

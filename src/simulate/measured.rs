@@ -1,0 +1,94 @@
+//! Service time and overhead from a report of the load generator.
+//!
+//! In a closed loop that keeps every session busy, a session takes the number of sessions divided by the rate for an
+//! image: whatever happens between two images is in it, as it should be. What an answer took beside the time until its
+//! result was written is the overhead.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use serde::Deserialize;
+
+pub struct Measured {
+    pub service_time: Duration,
+    pub overhead: Duration,
+}
+
+#[derive(Deserialize)]
+struct Report {
+    r#loop: String,
+    concurrency: u32,
+    images_per_second: f64,
+    latency_ms: Option<Latency>,
+    server_timings_ms: Option<Timings>,
+}
+
+#[derive(Deserialize)]
+struct Latency {
+    mean: f64,
+}
+
+#[derive(Deserialize)]
+struct Timings {
+    total: f64,
+}
+
+/// `sessions`: of all workers that were busy in that run.
+///
+/// # Errors
+/// One line where the file is no report, or one of a run that did not keep the sessions busy.
+pub fn read(path: &Path, sessions: u32) -> anyhow::Result<Measured> {
+    let context = || format!("the report {}", path.display());
+    let text = std::fs::read_to_string(path).with_context(context)?;
+    let report = serde_json::from_str(&text).context("not a report of `imgcls loadgen --json`").with_context(context)?;
+    measured(&report, sessions).with_context(context)
+}
+
+fn measured(report: &Report, sessions: u32) -> anyhow::Result<Measured> {
+    ensure!(
+        report.r#loop == "closed" && report.concurrency >= sessions.saturating_mul(2),
+        "only a closed loop with twice as many requests in flight as sessions keeps {sessions} busy: measure with \
+         `imgcls loadgen --json --concurrency {}`, without --rate",
+        sessions.saturating_mul(4)
+    );
+    ensure!(report.images_per_second > 0.0, "no image was classified in that run");
+    let service_time = Duration::try_from_secs_f64(f64::from(sessions) / report.images_per_second)?;
+    let overhead_ms = match (&report.latency_ms, &report.server_timings_ms) {
+        (Some(latency), Some(timings)) => (latency.mean - timings.total).max(0.0),
+        _ => 0.0,
+    };
+    Ok(Measured { service_time, overhead: Duration::try_from_secs_f64(overhead_ms / 1e3)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_text(text: &str) -> anyhow::Result<Measured> {
+        measured(&serde_json::from_str(text)?, 2)
+    }
+
+    #[test]
+    fn the_service_time_is_the_sessions_by_the_rate() {
+        let text = r#"{"loop": "closed", "concurrency": 8, "images_per_second": 250.0, "latency_ms": {"mean": 32.0},
+            "server_timings_ms": {"total": 30.5}}"#;
+        let measured = read_text(text).expect("a report");
+        assert_eq!((measured.service_time, measured.overhead), (Duration::from_millis(8), Duration::from_micros(1500)));
+        let old_server = text.replace(r#"{"total": 30.5}"#, "null");
+        assert_eq!(read_text(&old_server).expect("a report").overhead, Duration::ZERO);
+    }
+
+    #[test]
+    fn a_run_that_left_sessions_idle_says_nothing() {
+        for text in [
+            r#"{"loop": "open", "concurrency": 100, "images_per_second": 1.0}"#,
+            r#"{"loop": "closed", "concurrency": 3, "images_per_second": 1.0}"#,
+            r#"{"loop": "closed", "concurrency": 8, "images_per_second": 0.0}"#,
+            r#"{"loop": "closed", "concurrency": 8, "images_per_second": 1e-300}"#,
+            r#"{"concurrency": 8}"#,
+        ] {
+            assert!(read_text(text).is_err(), "{text}");
+        }
+    }
+}
