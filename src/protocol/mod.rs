@@ -23,11 +23,7 @@ pub use message::{
     ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageRef, Incoming, MAX_RESULT_BYTES, ModelRef, Prediction,
     ReplyHead, Status, TimingsMs, WIRE_VERSION, cut_filename, cut_reply,
 };
-pub use names::{
-    DEFAULT_REQUEST_QUEUE, DEFAULT_RESULT_QUEUE, LOCAL_INPUT_BUCKET, LOCAL_OUTPUT_BUCKET, TAG_ALIVE_AT, aws_bucket,
-    dead_letter_queue, image_key, is_reply_queue_of, reply_queue, result_key, seed_output_key, seed_safe_name,
-    stack_prefix, submitted_at,
-};
+pub use names::{BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE, DEFAULT_REQUEST_QUEUE, DEFAULT_RESULT_QUEUE, DRAIN_HOOK, LOCAL_INPUT_BUCKET, LOCAL_OUTPUT_BUCKET, TAG_ALIVE_AT, aws_bucket, dead_letter_queue, image_key, is_reply_queue_of, reply_queue, result_key, seed_output_key, seed_safe_name, stack_prefix, submitted_at, worker_group};
 pub use payload::{Payload, inline_or_reference};
 pub use seed::{
     MAX_SEED_OUTPUT_BYTES, SeedRequest, read_seed_output, read_seed_reply, seed_answer, seed_error_reply, seed_job_id,

@@ -16,7 +16,7 @@ const FLOORS: [(u8, &[&str]); 7] = [
 
 /// Crates that are named in few places, and those places under `src/`, as the beginnings of their paths. A name that
 /// ends in `*` stands for all crates that begin so.
-const CRATES: [(&str, &[&str]); 5] = [
+const CRATES: [(&str, &[&str]); 6] = [
     ("ort", &["model/"]),
     ("clap", &["cli.rs", "cli/", "main.rs"]),
     ("plotters", &["simulate/plot.rs"]),

@@ -3,12 +3,14 @@
 mod conformance;
 mod emulators;
 mod harness;
+mod http_server;
 
 mod aws;
 mod aws_calls;
 mod bad_messages;
 mod children;
 mod cli;
+mod elastic;
 mod fleet;
 mod floors;
 mod loadgen;
