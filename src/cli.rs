@@ -22,9 +22,9 @@ use crate::aws::Aws;
 use crate::config::{self, Backend, BackendKind, Limits, Names};
 use crate::model::ModelChoice;
 use crate::queue::MAX_BATCH;
-use crate::scaling::Bounds;
+use crate::scaling::{Bounds, Policy};
 use crate::telemetry::LogFormat;
-use crate::{autoscale, classify, loadgen, queues, up, web, worker};
+use crate::{autoscale, classify, loadgen, protocol, queues, up, web, worker};
 
 /// Halves the cost of the queue; more gains nothing there.
 const LOCAL_MAX_BATCH_SIZE: usize = 2;
@@ -50,6 +50,8 @@ pub enum Command {
     ServeWeb(ServeWebArgs),
     /// Run one worker: images from the queue, results to the store and back to the web tier
     Worker(WorkerArgs),
+    /// Keep the number of workers at what the queue needs: the Auto Scaling group, or processes on this machine
+    Autoscale(AutoscaleArgs),
     /// Send load, measure it, check the answers
     Loadgen(LoadgenArgs),
     /// Run scaling policies against a virtual clock: latency and cost of a fleet under a load
@@ -66,6 +68,7 @@ impl Command {
             Command::Up(args) => args.shared.log_format,
             Command::ServeWeb(args) => args.shared.log_format,
             Command::Worker(args) => args.shared.log_format,
+            Command::Autoscale(args) => args.shared.log_format,
             Command::Queue(args) => args.command.shared().log_format,
             Command::Loadgen(_) | Command::Simulate(_) | Command::Classify(_) => LogFormat::Text,
         }
@@ -235,12 +238,50 @@ pub struct WorkerArgs {
     /// Sessions of the model side by side [default: one a core]
     #[arg(long, env = "IMGCLS_SESSIONS", value_parser = positive)]
     pub sessions: Option<usize>,
+    #[command(flatten)]
+    pub group: GroupArg,
     /// Serve /healthz, /readyz and /metrics at this address
     #[arg(long, env = "IMGCLS_ADMIN_LISTEN")]
     pub admin_listen: Option<SocketAddr>,
     /// Drain when standard input closes, and say `ready` on standard output: how a supervisor holds workers
     #[arg(long, env = "IMGCLS_DRAIN_ON_STDIN_CLOSE")]
     pub drain_on_stdin_close: bool,
+}
+
+/// Which group of instances the workers are.
+#[derive(Debug, Args)]
+pub struct GroupArg {
+    /// AWS: the Auto Scaling group of the workers [default: apptierAutoscaling, of another stack
+    /// <STACK>-apptierAutoscaling]
+    #[arg(long, env = "IMGCLS_AUTO_SCALING_GROUP")]
+    pub auto_scaling_group: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "On AWS fewest and most are the group's own. The group's policies move it, as `imgcls provision` made \
+    them; this loop starts it from zero within seconds and publishes the backlog that --policy target follows. \
+    Any number of these loops may run."
+)]
+pub struct AutoscaleArgs {
+    #[command(flatten)]
+    pub shared: SharedArgs,
+    #[command(flatten)]
+    pub group: GroupArg,
+    /// AWS: resize the group always, not only from zero; then it needs no policies
+    #[arg(long, env = "IMGCLS_DIRECT")]
+    pub direct: bool,
+    /// AWS: how often queue and group are looked at; twice as often where there is no worker
+    #[arg(long, env = "IMGCLS_INTERVAL", default_value = "10s", value_parser = positive_duration)]
+    pub interval: Duration,
+    #[command(flatten)]
+    pub workers: WorkersArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub batch: BatchArgs,
 }
 
 #[derive(Debug, Args)]
@@ -452,6 +493,12 @@ impl SharedArgs {
         Backend::Local { data_dir: self.data_dir.clone() }
     }
 
+    /// The request queue's name, as [`SharedArgs::names`] finds it.
+    fn request_queue(&self) -> anyhow::Result<String> {
+        let given = given_name(self.request_queue.as_ref(), "REQUEST_QUEUE_NAME", config::queue_name)?;
+        Ok(given.unwrap_or_else(|| Names::local(&self.stack).request_queue))
+    }
+
     /// Queue and bucket names: flag, `IMGCLS_` variable, the original's variable, default. Default bucket names on AWS
     /// contain the account, which AWS is asked for only where one is needed.
     ///
@@ -558,6 +605,12 @@ impl ServeWebArgs {
     }
 }
 
+impl GroupArg {
+    fn name(&self, stack: &str) -> String {
+        self.auto_scaling_group.clone().unwrap_or_else(|| protocol::worker_group(stack))
+    }
+}
+
 impl WorkerArgs {
     pub fn config(&self, backend: Backend, names: Names) -> worker::Config {
         worker::Config {
@@ -570,6 +623,7 @@ impl WorkerArgs {
             max_receive_count: self.shared.max_receive_count,
             sessions: self.sessions,
             max_batch_delay: self.batch.max_batch_delay,
+            auto_scaling_group: self.group.name(&self.shared.stack),
             admin_listen: self.admin_listen,
             drain_on_stdin_close: self.drain_on_stdin_close,
         }
@@ -583,37 +637,90 @@ impl UpArgs {
         if self.shared.backend == Some(BackendArg::Aws) || self.shared.aws_flag().is_some() {
             return Err(usage("up", "`up` always runs on this machine; on AWS it is `serve-web` and `worker`"));
         }
-        // The workers must find it wherever they are started from.
-        let data_dir = std::path::absolute(&self.shared.data_dir).context("--data-dir")?;
-        let backend = Backend::Local { data_dir };
+        let backend = here(&self.shared)?;
         let names = self.shared.names(&backend).await?;
-        let web = web_config(&self.shared, &self.http, &self.limits, backend.clone(), names);
-        let worker = worker::Config {
-            max_batch_size: self.batch.max_batch_size(&backend),
-            backend,
-            names: web.names.clone(),
-            limits: web.limits,
-            model: self.model.choice(),
-            visibility_timeout: web.visibility_timeout,
-            max_receive_count: web.max_receive_count,
-            sessions: Some(1),
-            max_batch_delay: self.batch.max_batch_delay,
-            admin_listen: None,
-            drain_on_stdin_close: true,
-        };
-        let autoscale = self.workers.config()?;
-        Ok(up::Config { web, worker, autoscale, log_format: self.shared.log_format })
+        let web = web_config(&self.shared, &self.http, &self.limits, backend.clone(), names.clone());
+        let autoscale = self.workers.config("up", LOCAL_POLICY)?;
+        let workers = local_workers(&self.shared, &self.limits, &self.model, &self.batch, autoscale, backend, names);
+        Ok(up::Config { web, workers })
     }
 }
 
+impl AutoscaleArgs {
+    /// On AWS.
+    ///
+    /// # Errors
+    /// A [`clap::Error`] where the flags contradict each other; one line where a variable holds no valid name.
+    pub fn of_group(&self, backend: Backend) -> anyhow::Result<autoscale::aws::Config> {
+        let policy = self.workers.scaling.policy(self.workers.policy, Defaults::INSTANCES);
+        if matches!(policy, Policy::Target(_)) && self.workers.service_time.is_none() {
+            let message = "with --policy target give --service-time: what a worker takes for an image, as `imgcls loadgen` \
+                measures it (0.01s on one core, say)";
+            return Err(usage("autoscale", message));
+        }
+        Ok(autoscale::aws::Config {
+            backend,
+            request_queue: self.shared.request_queue()?,
+            stack: self.shared.stack.clone(),
+            group: self.group.name(&self.shared.stack),
+            policy,
+            service_time: self.workers.service_time,
+            direct: self.direct,
+            interval: self.interval,
+        })
+    }
+
+    /// On this machine.
+    ///
+    /// # Errors
+    /// As [`UpArgs::config`].
+    pub async fn of_processes(&self) -> anyhow::Result<up::Workers> {
+        let backend = here(&self.shared)?;
+        let names = self.shared.names(&backend).await?;
+        let autoscale = self.workers.config("autoscale", LOCAL_POLICY)?;
+        Ok(local_workers(&self.shared, &self.limits, &self.model, &self.batch, autoscale, backend, names))
+    }
+}
+
+/// The local backend, as worker processes find it wherever they are started from.
+fn here(shared: &SharedArgs) -> anyhow::Result<Backend> {
+    Ok(Backend::Local { data_dir: std::path::absolute(&shared.data_dir).context("--data-dir")? })
+}
+
+fn local_workers(
+    shared: &SharedArgs,
+    limits: &LimitArgs,
+    model: &ModelArgs,
+    batch: &BatchArgs,
+    autoscale: autoscale::Config,
+    backend: Backend,
+    names: Names,
+) -> up::Workers {
+    let worker = worker::Config {
+        max_batch_size: batch.max_batch_size(&backend),
+        backend,
+        names,
+        limits: limits.limits(),
+        model: model.choice(),
+        visibility_timeout: shared.visibility_timeout,
+        max_receive_count: shared.max_receive_count,
+        sessions: Some(1),
+        max_batch_delay: batch.max_batch_delay,
+        auto_scaling_group: protocol::worker_group(&shared.stack),
+        admin_listen: None,
+        drain_on_stdin_close: true,
+    };
+    up::Workers { worker, autoscale, log_format: shared.log_format }
+}
+
 impl WorkersArgs {
-    fn config(&self) -> anyhow::Result<autoscale::Config> {
+    fn config(&self, command: &str, defaults: Defaults) -> anyhow::Result<autoscale::Config> {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
         let max_workers = self.max_workers.unwrap_or_else(|| cores.max(self.min_workers));
         let bounds = Bounds::new(self.min_workers, max_workers)
-            .map_err(|error| usage("up", &format!("{error}: see --min-workers and --max-workers")))?;
+            .map_err(|error| usage(command, &format!("{error}: see --min-workers and --max-workers")))?;
         Ok(autoscale::Config {
-            policy: self.scaling.policy(self.policy, LOCAL_POLICY),
+            policy: self.scaling.policy(self.policy, defaults),
             bounds,
             service_time: self.service_time,
         })

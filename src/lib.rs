@@ -18,6 +18,7 @@ pub mod sqlite; // the one file of the local backend: transactions, group commit
 pub mod telemetry; // logs and metrics
 
 // Floor 2: ports and machines.
+pub mod instance; // this EC2 instance: protected while it works, drained before it ends
 pub mod model; // bytes → pixels → tensor → predictions
 pub mod queue; // the queue port: SQLite, SQS
 pub mod store; // the object store port: files, SQLite, S3

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser as _;
 use imgcls::cli::{Cli, Command};
-use imgcls::{classify, loadgen, queues, shutdown, simulate, telemetry, up, web, worker};
+use imgcls::config::Backend;
+use imgcls::{autoscale, classify, loadgen, queues, shutdown, simulate, telemetry, up, web, worker};
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
@@ -61,6 +62,18 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 let names = args.shared.names(&backend).await?;
                 let config = args.config(backend, names);
                 traced("imgcls-worker", worker::run(config, shutdown::on_signals()?)).await
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Autoscale(args) => {
+            block_on(one_thread()?, async {
+                let (backend, said_by) = args.shared.backend();
+                tracing::info!(?backend, said_by, "autoscale");
+                let shutdown = shutdown::on_signals()?;
+                match backend {
+                    Backend::Local { .. } => up::run_workers(args.of_processes().await?, shutdown).await,
+                    Backend::Aws { .. } => autoscale::aws::run(args.of_group(backend)?, shutdown).await,
+                }
             })?;
             Ok(ExitCode::SUCCESS)
         }

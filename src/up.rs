@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,7 +14,7 @@ use tokio::sync::watch;
 use crate::autoscale::local::{DRAIN_TIMEOUT, Pool, WorkerCommand};
 use crate::config::{Backend, Limits, Names};
 use crate::model::ModelChoice;
-use crate::queue::ServiceQueues;
+use crate::queue::{Queue, ServiceQueues};
 use crate::shutdown::CancellationToken;
 use crate::telemetry::LogFormat;
 use crate::{autoscale, queue, web, worker};
@@ -21,7 +22,14 @@ use crate::{autoscale, queue, web, worker};
 #[derive(Debug, Clone)]
 pub struct Config {
     pub web: web::Config,
-    /// What every worker process runs with. On the same backend and names as `web`.
+    /// On the same backend and names as `web`.
+    pub workers: Workers,
+}
+
+/// The worker processes of a local service.
+#[derive(Debug, Clone)]
+pub struct Workers {
+    /// What each runs with.
     pub worker: worker::Config,
     pub autoscale: autoscale::Config,
     pub log_format: LogFormat,
@@ -33,26 +41,14 @@ pub struct Config {
 /// # Errors
 /// Where the data directory cannot be used, or one of the tiers fails; the other has drained by then.
 pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let command = WorkerCommand {
-        program: std::env::current_exe().context("cannot find this program itself, to start workers with")?,
-        arguments: worker_arguments(&config.worker, config.log_format),
-    };
     let address = listener.local_addr()?;
     tracing::info!(backend = ?config.web.backend, %address, "up");
 
-    let queues = queue::open(&config.web.backend).await?;
-    let ServiceQueues { requests, .. } = ServiceQueues::open_or_create(
-        queues.as_ref(),
-        &config.web.names,
-        config.web.visibility_timeout,
-        config.web.max_receive_count,
-    )
-    .await?;
     let (ready, workers_ready) = watch::channel(0);
-    let pool = Pool::new(command, DRAIN_TIMEOUT, ready);
+    let fleet = Fleet::open(config.workers, ready).await?;
 
     let (stop_web, stop_workers) = (shutdown.child_token(), CancellationToken::new());
-    let wants_worker = config.autoscale.bounds.min() > 0;
+    let wants_worker = fleet.config.bounds.min() > 0;
     // A fleet that may be empty starts its first worker when an image comes: it is ready without one.
     let awaited = wants_worker.then(|| workers_ready.clone());
     let web = async {
@@ -61,12 +57,49 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
         ended
     };
     let workers = async {
-        let ended = autoscale::run(config.autoscale, requests.as_ref(), pool, stop_workers.clone()).await;
+        let ended = fleet.run(stop_workers.clone()).await;
         stop_web.cancel();
         ended
     };
     let (web, workers, ()) = tokio::join!(web, workers, announce(address, wants_worker, workers_ready.clone()));
     workers.and(web)
+}
+
+/// The workers alone: `imgcls autoscale` on this machine, beside a web tier that runs elsewhere.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_workers(workers: Workers, shutdown: CancellationToken) -> anyhow::Result<()> {
+    tracing::info!(backend = ?workers.worker.backend, "autoscale");
+    let fleet = Fleet::open(workers, watch::channel(0).0).await?;
+    fleet.run(shutdown).await
+}
+
+struct Fleet {
+    config: autoscale::Config,
+    requests: Arc<dyn Queue>,
+    pool: Pool,
+}
+
+impl Fleet {
+    async fn open(workers: Workers, ready: watch::Sender<usize>) -> anyhow::Result<Fleet> {
+        let Workers { worker, autoscale, log_format } = workers;
+        let command = WorkerCommand {
+            program: std::env::current_exe().context("cannot find this program itself, to start workers with")?,
+            arguments: worker_arguments(&worker, log_format),
+        };
+        let queues = queue::open(&worker.backend).await?;
+        let (visibility_timeout, max_receive_count) = (worker.visibility_timeout, worker.max_receive_count);
+        let service =
+            ServiceQueues::open_or_create(queues.as_ref(), &worker.names, visibility_timeout, max_receive_count)
+                .await?;
+        let pool = Pool::new(command, DRAIN_TIMEOUT, ready);
+        Ok(Fleet { config: autoscale, requests: service.requests, pool })
+    }
+
+    async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        autoscale::run(self.config, self.requests.as_ref(), self.pool, shutdown).await
+    }
 }
 
 /// Says where the page is once something answers there.
@@ -101,6 +134,7 @@ pub fn worker_arguments(config: &worker::Config, log_format: LogFormat) -> Vec<O
         sessions,
         max_batch_size,
         max_batch_delay,
+        auto_scaling_group,
         admin_listen,
         drain_on_stdin_close,
     } = config;
@@ -122,6 +156,7 @@ pub fn worker_arguments(config: &worker::Config, log_format: LogFormat) -> Vec<O
     flag("--max-pixels", max_pixels.to_string().into());
     flag("--max-batch-size", max_batch_size.to_string().into());
     flag("--max-batch-delay", seconds(max_batch_delay).into());
+    flag("--auto-scaling-group", auto_scaling_group.into());
     flag("--log-format", log_format.as_str().into());
     let optional = [
         ("--data-dir", data_dir.map(OsString::from)),

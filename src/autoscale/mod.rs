@@ -1,6 +1,7 @@
 //! Observe the request queue, decide how many workers there should be, resize. The thinking is in [`scaling`]; here is
 //! the loop that carries it out.
 
+pub mod aws;
 pub mod local;
 
 use std::time::Duration;

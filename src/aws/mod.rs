@@ -13,9 +13,10 @@ use std::time::Duration;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_config::{BehaviorVersion, Region, SdkConfig, imds};
 use aws_sdk_sqs::config::http::HttpResponse;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use rand::Rng as _;
@@ -101,6 +102,22 @@ impl Aws {
 
     pub fn region(&self) -> &str {
         &self.place.region
+    }
+
+    /// The instance metadata service (IMDSv2), at its usual address or at `AWS_EC2_METADATA_SERVICE_ENDPOINT`. One try of
+    /// each question: who asks again and again needs no more, and elsewhere nobody answers.
+    pub fn metadata(&self, connect_timeout: Duration, read_timeout: Duration) -> imds::Client {
+        let provider = ProviderConfig::without_region();
+        let provider = match self.sdk.http_client() {
+            Some(client) => provider.with_http_client(client),
+            None => provider,
+        };
+        imds::Client::builder()
+            .configure(&provider)
+            .max_attempts(1)
+            .connect_timeout(connect_timeout)
+            .read_timeout(read_timeout)
+            .build()
     }
 
     /// Whether something other than AWS's own address of a service (`S3`) was asked for: an emulator, or a private

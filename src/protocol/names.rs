@@ -12,6 +12,13 @@ pub const LOCAL_INPUT_BUCKET: &str = "input";
 pub const LOCAL_OUTPUT_BUCKET: &str = "output";
 /// Tag on a reply queue: when its owner last said that it lives, RFC 3339.
 pub const TAG_ALIVE_AT: &str = "imgcls:alive_at";
+/// The lifecycle hook that makes the group of the workers wait until one has drained.
+pub const DRAIN_HOOK: &str = "drain";
+/// The metric that `autoscale` publishes and the target policy follows: images waiting or in work for each worker. Its
+/// one dimension is the stack.
+pub const BACKLOG_NAMESPACE: &str = "imgcls";
+pub const BACKLOG_METRIC: &str = "BacklogPerWorker";
+pub const BACKLOG_DIMENSION: &str = "Stack";
 
 /// The dead-letter queue of a request queue.
 pub fn dead_letter_queue(request_queue: &str) -> String {
@@ -37,6 +44,11 @@ pub fn aws_bucket(stack: &str, account: &str, region: &str, purpose: &str) -> St
 /// What every resource name of a stack starts with; empty for the default stack, whose names are the original's.
 pub fn stack_prefix(stack: &str) -> String {
     if stack == "imgcls" { String::new() } else { format!("{stack}-") }
+}
+
+/// The Auto Scaling group of a stack's workers: the original's name.
+pub fn worker_group(stack: &str) -> String {
+    format!("{}apptierAutoscaling", stack_prefix(stack))
 }
 
 /// Key of an image in the input store.

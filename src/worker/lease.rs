@@ -44,6 +44,11 @@ impl Keeper {
         Lease { receipt, held: Arc::clone(&self.held) }
     }
 
+    /// How many leases are held, as it changes.
+    pub fn held(&self) -> watch::Receiver<usize> {
+        self.held.count.subscribe()
+    }
+
     /// Returns once at most `count` leases are held.
     pub async fn until_held_at_most(&self, count: usize) {
         let mut held = self.held.count.subscribe();

@@ -40,6 +40,7 @@ use self::prepare::{Intake, LastFaults};
 use self::publish::{Publisher, ReplyQueues};
 use self::tally::Tally;
 use crate::config::{Backend, Limits, Names};
+use crate::instance::Instance;
 use crate::model::{ModelChoice, ModelPackage};
 use crate::protocol::WorkerLine;
 use crate::queue::{self, ServiceQueues};
@@ -64,6 +65,8 @@ pub struct Config {
     pub sessions: Option<usize>,
     pub max_batch_size: usize,
     pub max_batch_delay: Duration,
+    /// The Auto Scaling group that this worker is in, where it is an EC2 instance.
+    pub auto_scaling_group: String,
     /// Serves /healthz, /readyz and /metrics.
     pub admin_listen: Option<SocketAddr>,
     /// Drain when standard input closes: how a worker outlives no `up`.
@@ -100,7 +103,16 @@ async fn work(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let choice = config.model.clone();
-    let package = Arc::new(tokio::task::spawn_blocking(move || ModelPackage::load(&choice)).await??);
+    let loading = tokio::task::spawn_blocking(move || ModelPackage::load(&choice));
+    let (loaded, instance) = tokio::join!(loading, Instance::find(&config.backend, &config.auto_scaling_group));
+    let package = Arc::new(loaded??);
+    if let Some(notice) = instance.notice().await {
+        // Started again after it drained, since whoever watches over it knows no better.
+        tracing::info!(?notice, "this instance is to end; nothing is received");
+        readiness.send_replace(Readiness::Draining);
+        shutdown.cancelled().await;
+        return Ok(());
+    }
     let queues = queue::open(&config.backend).await?;
     let service =
         ServiceQueues::open_or_create(&*queues, &config.names, config.visibility_timeout, config.max_receive_count)
@@ -152,6 +164,10 @@ async fn work(
 
     let stop_renewing = CancellationToken::new();
     let renewing = tokio::spawn(keeper.clone().renew(stop_renewing.clone()));
+    let instance = Arc::new(instance);
+    let stop_protecting = CancellationToken::new();
+    let protecting =
+        tokio::spawn(watch_instance(Arc::clone(&instance), keeper.held(), shutdown.clone(), stop_protecting.clone()));
     let mut stages = JoinSet::new();
     let draining = shutdown.clone();
     stages.spawn(async move {
@@ -184,11 +200,30 @@ async fn work(
     let outcome = supervise(&mut stages, &keeper, &stop_renewing, readiness, &shutdown).await;
     stop_renewing.cancel();
     renewing.await.context("the renewal of leases ended early")?;
+    stop_protecting.cancel();
+    protecting.await.context("the watch over this instance ended early")?;
+    instance.drained().await;
     if outcome.is_ok() {
         // The batcher has ended and with it every thread's queue; after an abort a thread may still be inferring.
         tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join()))).await?;
     }
     outcome.map(|()| tracing::info!("drained"))
+}
+
+/// Drains when this instance is to end, and keeps it from being taken away while it works, until `stop`.
+async fn watch_instance(
+    instance: Arc<Instance>,
+    held: watch::Receiver<usize>,
+    shutdown: CancellationToken,
+    stop: CancellationToken,
+) {
+    let drain_when_noticed = async {
+        if let Some(notice) = stop.run_until_cancelled(instance.until_noticed()).await {
+            tracing::info!(?notice, "this instance is to end; draining");
+            shutdown.cancel();
+        }
+    };
+    tokio::join!(drain_when_noticed, instance.protect_while_busy(held, stop.clone()));
 }
 
 /// Waits for the stages: until shutdown none may end; after it all have to, in time.

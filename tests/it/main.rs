@@ -4,12 +4,14 @@ mod conformance;
 mod emulators;
 mod fault_proxy;
 mod harness;
+mod http_server;
 
 mod aws;
 mod aws_calls;
 mod bad_messages;
 mod children;
 mod cli;
+mod elastic;
 mod faults;
 mod fleet;
 mod floors;

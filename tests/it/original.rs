@@ -13,7 +13,7 @@ use crate::message_size::photograph;
 /// Queues and buckets of one test, and the environment of whoever uses them.
 pub struct Stage {
     emulator: &'static Emulator,
-    name: String,
+    pub name: String,
 }
 
 impl Stage {
@@ -22,7 +22,7 @@ impl Stage {
     }
 
     /// What the original's tiers read, and ours too.
-    fn environment(&self) -> Vec<(String, String)> {
+    pub fn environment(&self) -> Vec<(String, String)> {
         let names = [
             ("REQUEST_QUEUE_NAME", "requests"),
             ("RESPONSE_QUEUE_NAME", "results"),

@@ -1,13 +1,13 @@
 //! One trace from the HTTP request through the message to the worker's spans and log lines; a collector's part is played
 //! by a socket that reads OTLP in JSON.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
 use crate::harness::{Service, picture, until};
+use crate::http_server::{Answer, serve};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
@@ -100,16 +100,11 @@ struct Collector {
 
 impl Collector {
     fn start() -> Collector {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
         let exports = Arc::<Mutex<Vec<Value>>>::default();
         let taken = Arc::clone(&exports);
-        // Ends with the test binary.
-        std::thread::spawn(move || {
-            for connection in listener.incoming() {
-                let taken = Arc::clone(&taken);
-                std::thread::spawn(move || take(&connection.unwrap(), &taken));
-            }
+        let address = serve(move |asked| {
+            taken.lock().unwrap().push(serde_json::from_slice(&asked.body).unwrap());
+            Answer::text(200, "application/json", "{}")
         });
         Collector { address, exports }
     }
@@ -133,31 +128,5 @@ impl Collector {
             .flat_map(|resource| resource["resource"]["attributes"].as_array().unwrap().clone());
         let names = attributes.filter(|attribute| attribute["key"] == "service.name");
         names.map(|name| name["value"]["stringValue"].as_str().unwrap().to_owned()).collect()
-    }
-}
-
-/// Requests of one connection.
-fn take(connection: &TcpStream, exports: &Mutex<Vec<Value>>) {
-    let mut reader = BufReader::new(connection);
-    loop {
-        let mut length = 0;
-        let mut line = String::new();
-        while reader.read_line(&mut line).is_ok_and(|read| read > 0) && line != "\r\n" {
-            if let Some((name, value)) = line.split_once(':')
-                && name.eq_ignore_ascii_case("content-length")
-            {
-                length = value.trim().parse().unwrap();
-            }
-            line.clear();
-        }
-        let mut body = vec![0; length];
-        if length == 0 || reader.read_exact(&mut body).is_err() {
-            return;
-        }
-        exports.lock().unwrap().push(serde_json::from_slice(&body).unwrap());
-        let answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
-        if (&mut &*connection).write_all(answer).is_err() {
-            return;
-        }
     }
 }

@@ -157,7 +157,7 @@ async fn the_command_line_of_a_worker_says_all_that_up_was_told() {
     for line in lines {
         let cli::Command::Up(up) = Cli::parse_from(line.split_whitespace()).command else { panic!("{line}") };
         let config = up.config().await.expect("a valid line");
-        let arguments = worker_arguments(&config.worker, config.log_format);
+        let arguments = worker_arguments(&config.workers.worker, config.workers.log_format);
         let line: Vec<_> = std::iter::once("imgcls".into()).chain(arguments).collect();
         let cli::Command::Worker(worker) = Cli::try_parse_from(&line).expect("a valid line").command else {
             panic!("{line:?}")
@@ -165,8 +165,8 @@ async fn the_command_line_of_a_worker_says_all_that_up_was_told() {
         let (backend, _) = worker.shared.backend();
         let names = worker.shared.names(&backend).await.expect("names that need nobody");
         let parsed = worker.config(backend, names);
-        assert_eq!(format!("{parsed:?}"), format!("{:?}", config.worker), "{line:?}");
-        assert_eq!(worker.shared.log_format, config.log_format);
+        assert_eq!(format!("{parsed:?}"), format!("{:?}", config.workers.worker), "{line:?}");
+        assert_eq!(worker.shared.log_format, config.workers.log_format);
         assert_eq!(parsed.sessions, Some(1));
         assert!(line.windows(2).any(|pair| pair[0] == "--data-dir" && Path::new(&pair[1]).is_absolute()));
     }

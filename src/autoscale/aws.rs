@@ -1,0 +1,273 @@
+//! The workers' Auto Scaling group. Its policies move it; this loop does what they cannot: it sees the first image
+//! within seconds, where CloudWatch may be minutes late, and publishes the backlog that target tracking follows. With
+//! `direct` it does all by itself and the group needs no policy.
+//!
+//! Two of these loops do no harm: both read the size of the group just before they set it, to the same value, and the
+//! metric is an average.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use aws_sdk_autoscaling::error::ProvideErrorMetadata as _;
+use aws_sdk_cloudwatch::types::{Dimension, MetricDatum, StandardUnit};
+use tokio::time::{Instant, sleep};
+
+use super::Gauge;
+use crate::aws::{Aws, Fault};
+use crate::config::Backend;
+use crate::protocol::{BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE};
+use crate::queue::{self, Depth, Queue, QueueError};
+use crate::scaling::{self, Bounds, Observation, Policy, QueueDepth, State};
+use crate::shutdown::CancellationToken;
+
+/// The finest that CloudWatch keeps; target tracking may look at it every 10 s.
+const RESOLUTION_SECONDS: i32 = 1;
+/// A scaling activity runs; the group takes no new size yet.
+const BUSY_CODES: [&str; 2] = ["ScalingActivityInProgress", "ScalingActivityInProgressFault"];
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub backend: Backend,
+    pub request_queue: String,
+    /// The stack whose backlog is published.
+    pub stack: String,
+    pub group: String,
+    pub policy: Policy,
+    /// What a worker takes for an image.
+    pub service_time: Option<Duration>,
+    /// Resize the group always, not only from zero.
+    pub direct: bool,
+    /// How often queue and group are looked at; twice as often where there is no worker.
+    pub interval: Duration,
+}
+
+/// Watches queue and group until `shutdown`.
+///
+/// # Errors
+/// At start: where there is no such queue or group, or the rights to look at them are missing.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let control = Control::open(&config).await?;
+    let group = control.group.look().await?;
+    tracing::info!(
+        group = config.group,
+        queue = config.request_queue,
+        policy = config.policy.as_str(),
+        direct = config.direct,
+        min = group.min,
+        max = group.max,
+        desired = group.desired,
+        "ready"
+    );
+    control.run(&config, shutdown).await;
+    Ok(())
+}
+
+struct Control {
+    queue: std::sync::Arc<dyn Queue>,
+    group: Group,
+    metric: Option<Metric>,
+}
+
+/// The group, as calls name it.
+struct Group {
+    aws: Aws,
+    client: aws_sdk_autoscaling::Client,
+    name: String,
+}
+
+/// The group, as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Size {
+    min: u32,
+    max: u32,
+    desired: u32,
+    in_service: u32,
+}
+
+struct Metric {
+    aws: Aws,
+    client: aws_sdk_cloudwatch::Client,
+    stack: String,
+}
+
+impl Control {
+    async fn open(config: &Config) -> anyhow::Result<Control> {
+        let Backend::Aws { region, endpoint_url } = &config.backend else {
+            return Err(anyhow!("a group is resized on AWS only; this is a bug"));
+        };
+        let aws = Box::pin(Aws::connect(region.as_deref(), endpoint_url.as_deref())).await?;
+        let queues = queue::open(&config.backend).await?;
+        let queue = queues.open(&config.request_queue).await.map_err(|error| match error {
+            QueueError::NotFound(name) => {
+                anyhow!(
+                    "there is no queue {name:?}: `imgcls provision` makes the stack; or give --request-queue or --stack"
+                )
+            }
+            error => error.into(),
+        })?;
+        // Only target tracking reads it, and it costs.
+        let is_read = matches!(config.policy, Policy::Target(_)) && !config.direct;
+        let metric = is_read.then(|| Metric {
+            client: aws_sdk_cloudwatch::Client::new(aws.sdk()),
+            aws: aws.clone(),
+            stack: config.stack.clone(),
+        });
+        let client = aws_sdk_autoscaling::Client::new(aws.sdk());
+        Ok(Control { queue, group: Group { aws, client, name: config.group.clone() }, metric })
+    }
+
+    async fn run(&self, config: &Config, shutdown: CancellationToken) {
+        let origin = Instant::now();
+        let policy = config.policy.with_service_time(config.service_time.unwrap_or_default());
+        let mut state = State::default();
+        let mut gauge = Gauge::default();
+        loop {
+            let pause = match self.group.look().await {
+                Ok(size) => {
+                    let depth = gauge.read(&*self.queue).await;
+                    if let Some(depth) = depth {
+                        self.publish(depth, size).await;
+                    }
+                    let now = origin.elapsed();
+                    let depth =
+                        depth.map(|Depth { visible, in_flight, .. }| QueueDepth { at: now, visible, in_flight });
+                    state = self.obey(config, &policy, state, size, depth, now).await;
+                    // Where there is no worker, the first image waits for the next look.
+                    if size.desired == 0 { config.interval / 2 } else { config.interval }
+                }
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "cannot look at the group; it stays as it is");
+                    config.interval
+                }
+            };
+            if shutdown.run_until_cancelled(sleep(pause)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn obey(
+        &self,
+        config: &Config,
+        policy: &Policy,
+        state: State,
+        size: Size,
+        depth: Option<QueueDepth>,
+        now: Duration,
+    ) -> State {
+        let Ok(bounds) = Bounds::new(size.min, size.max) else { return state };
+        let observation = Observation { workers: size.desired, depth };
+        let (state, decision) = scaling::decide(policy, bounds, state, &observation, now);
+        if is_ours_to_set(config.direct, size.desired, decision.desired) {
+            tracing::info!(group = self.group.name, from = size.desired, to = decision.desired,
+                reason = %decision.reason, "scaling");
+            if let Err(error) = self.group.resize(decision.desired).await {
+                tracing::warn!(error = format!("{error:#}"), "the group was not resized; trying again");
+            }
+        }
+        state
+    }
+
+    async fn publish(&self, depth: Depth, size: Size) {
+        let work = depth.visible.saturating_add(depth.in_flight);
+        // Nothing follows it while there is nothing, and it costs.
+        if let Some(metric) = &self.metric
+            && (work > 0 || size.desired > 0)
+            && let Err(reason) = metric.put(backlog_per_worker(work, size.in_service)).await
+        {
+            tracing::warn!(reason, "the backlog was not published; the policy takes no worker away meanwhile");
+        }
+    }
+}
+
+/// Whether this loop sets the size, or the group's policies do: they cannot start from nothing at once.
+fn is_ours_to_set(direct: bool, desired: u32, decided: u32) -> bool {
+    decided != desired && (direct || desired == 0)
+}
+
+/// What one worker has to do; of no worker, what the first will.
+fn backlog_per_worker(work: u64, in_service: u32) -> f64 {
+    work as f64 / f64::from(in_service.max(1))
+}
+
+impl Group {
+    async fn look(&self) -> anyhow::Result<Size> {
+        let call = self.client.describe_auto_scaling_groups().auto_scaling_group_names(&self.name);
+        let answer = call
+            .send()
+            .await
+            .map_err(|error| said(self.aws.fault("autoscaling:DescribeAutoScalingGroups", &self.what(), &error)))?;
+        let group = answer.auto_scaling_groups.unwrap_or_default().into_iter().next().with_context(|| {
+            format!(
+                "there is no {}: `imgcls provision` makes the stack; or give --auto-scaling-group or --stack",
+                self.what()
+            )
+        })?;
+        let number = |number: Option<i32>| number.and_then(|number| u32::try_from(number).ok()).unwrap_or_default();
+        let instances = group.instances.unwrap_or_default();
+        let in_service = instances
+            .iter()
+            .filter(|instance| instance.lifecycle_state.as_ref().is_some_and(|state| state.as_str() == "InService"));
+        Ok(Size {
+            min: number(group.min_size),
+            max: number(group.max_size),
+            desired: number(group.desired_capacity),
+            in_service: in_service.count() as u32,
+        })
+    }
+
+    async fn resize(&self, desired: u32) -> anyhow::Result<()> {
+        let call = self.client.set_desired_capacity().auto_scaling_group_name(&self.name);
+        let call = call.desired_capacity(i32::try_from(desired)?).honor_cooldown(false);
+        match call.send().await {
+            Ok(_) => Ok(()),
+            Err(error) if error.code().is_some_and(|code| BUSY_CODES.contains(&code)) => {
+                Err(anyhow!("{} is being changed just now", self.what()))
+            }
+            Err(error) => Err(said(self.aws.fault("autoscaling:SetDesiredCapacity", &self.what(), &error))),
+        }
+    }
+
+    fn what(&self) -> String {
+        format!("Auto Scaling group {:?}", self.name)
+    }
+}
+
+impl Metric {
+    async fn put(&self, backlog_per_worker: f64) -> Result<(), String> {
+        let datum = MetricDatum::builder()
+            .metric_name(BACKLOG_METRIC)
+            .dimensions(Dimension::builder().name(BACKLOG_DIMENSION).value(&self.stack).build())
+            .value(backlog_per_worker)
+            .unit(StandardUnit::Count)
+            .storage_resolution(RESOLUTION_SECONDS)
+            .build();
+        let put = self.client.put_metric_data().namespace(BACKLOG_NAMESPACE).metric_data(datum).send().await;
+        let metric = format!("metric {BACKLOG_NAMESPACE}/{BACKLOG_METRIC}");
+        put.map(drop).map_err(|error| said(self.aws.fault("cloudwatch:PutMetricData", &metric, &error)).to_string())
+    }
+}
+
+fn said(fault: Fault) -> anyhow::Error {
+    match fault {
+        Fault::Missing => anyhow!("it is not there"),
+        Fault::Unavailable(reason) | Fault::Fatal(reason) => anyhow!(reason),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policies_of_the_group_are_left_alone_unless_there_is_nothing_or_they_are_not_wanted() {
+        assert!(is_ours_to_set(false, 0, 1));
+        assert!(!is_ours_to_set(false, 0, 0) && !is_ours_to_set(false, 1, 2) && !is_ours_to_set(false, 2, 1));
+        assert!(is_ours_to_set(true, 1, 2) && is_ours_to_set(true, 2, 1) && !is_ours_to_set(true, 2, 2));
+    }
+
+    #[test]
+    fn the_backlog_of_an_empty_fleet_is_what_its_first_worker_will_have() {
+        assert!((backlog_per_worker(30, 0) - 30.0).abs() < 1e-9 && (backlog_per_worker(30, 4) - 7.5).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,133 @@
+//! The instance metadata service (IMDSv2), and the group that this instance is in.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use aws_config::imds;
+use aws_config::imds::client::error::ImdsError;
+use aws_sdk_autoscaling::Client;
+
+use super::Notice;
+use crate::aws::{Aws, Fault};
+use crate::protocol::DRAIN_HOOK;
+
+/// As the SDKs have it: `true` says that there is no metadata service, or none to be asked.
+const DISABLED_VARIABLE: &str = "AWS_EC2_METADATA_DISABLED";
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+const READ_TIMEOUT: Duration = Duration::from_secs(1);
+const INSTANCE_ID: &str = "/latest/meta-data/instance-id";
+/// What the group wants of this instance. Only where there is a group.
+const TARGET_STATE: &str = "/latest/meta-data/autoscaling/target-lifecycle-state";
+/// Only when there is one.
+const SPOT_NOTICE: &str = "/latest/meta-data/spot/instance-action";
+const TERMINATED: &str = "Terminated";
+
+pub struct Ec2 {
+    metadata: imds::Client,
+    aws: Aws,
+    autoscaling: Client,
+    id: String,
+    group: String,
+    /// Whether it is in a group at all.
+    is_in_group: bool,
+    said_unreadable: AtomicBool,
+}
+
+impl Ec2 {
+    /// None where no metadata service answers.
+    pub async fn find(region: Option<&str>, endpoint_url: Option<&str>, group: &str) -> Option<Ec2> {
+        if std::env::var(DISABLED_VARIABLE).is_ok_and(|value| value.eq_ignore_ascii_case("true")) {
+            return None;
+        }
+        let aws = Aws::connect(region, endpoint_url).await.ok()?;
+        let metadata = aws.metadata(CONNECT_TIMEOUT, READ_TIMEOUT);
+        let id = read(&metadata, INSTANCE_ID).await.ok()??;
+        let is_in_group = read(&metadata, TARGET_STATE).await.ok()?.is_some();
+        tracing::info!(instance = id, group = is_in_group.then_some(group), "on EC2");
+        let autoscaling = Client::new(aws.sdk());
+        let said_unreadable = AtomicBool::new(false);
+        Some(Ec2 { metadata, aws, autoscaling, id, group: group.to_owned(), is_in_group, said_unreadable })
+    }
+
+    pub async fn notice(&self) -> Option<Notice> {
+        let looked = tokio::try_join!(read(&self.metadata, SPOT_NOTICE), read(&self.metadata, TARGET_STATE));
+        match looked {
+            Ok((spot, target)) => notice(spot.as_deref(), target.as_deref()),
+            Err(reason) => {
+                if !self.said_unreadable.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(reason, "the instance metadata cannot be read; asking again");
+                }
+                None
+            }
+        }
+    }
+
+    /// # Errors
+    /// One line: what was refused, and why.
+    pub async fn set_protected(&self, protected: bool) -> Result<(), String> {
+        if !self.is_in_group {
+            return Ok(());
+        }
+        let call = self.autoscaling.set_instance_protection().auto_scaling_group_name(&self.group);
+        let call = call.instance_ids(&self.id).protected_from_scale_in(protected);
+        let set = call.send().await.map(drop);
+        set.map_err(|error| said(self.aws.fault("autoscaling:SetInstanceProtection", &self.what(), &error)))
+    }
+
+    /// Where the group waits for this instance to drain, it waits no longer.
+    pub async fn complete_lifecycle(&self) {
+        if !matches!(read(&self.metadata, TARGET_STATE).await, Ok(Some(state)) if state == TERMINATED) {
+            return;
+        }
+        let call = self.autoscaling.complete_lifecycle_action().auto_scaling_group_name(&self.group);
+        let call = call.lifecycle_hook_name(DRAIN_HOOK).instance_id(&self.id).lifecycle_action_result("CONTINUE");
+        match call.send().await {
+            Ok(_) => tracing::info!(instance = self.id, "drained; the group may end this instance"),
+            Err(error) => {
+                let reason = said(self.aws.fault("autoscaling:CompleteLifecycleAction", &self.what(), &error));
+                tracing::warn!(reason, "the group ends this instance when its hook times out");
+            }
+        }
+    }
+
+    fn what(&self) -> String {
+        format!("instance {:?} of Auto Scaling group {:?}", self.id, self.group)
+    }
+}
+
+fn notice(spot: Option<&str>, target: Option<&str>) -> Option<Notice> {
+    match (spot, target) {
+        (_, Some(TERMINATED)) => Some(Notice::ScaleIn),
+        (Some(_), _) => Some(Notice::Spot),
+        (None, _) => None,
+    }
+}
+
+/// None where there is no such thing.
+async fn read(metadata: &imds::Client, path: &str) -> Result<Option<String>, String> {
+    match metadata.get(path).await {
+        Ok(text) => Ok(Some(text.as_ref().trim().to_owned())),
+        Err(ImdsError::ErrorResponse(answer)) if answer.response().status().as_u16() == 404 => Ok(None),
+        Err(error) => Err(format!("{path}: {error}")),
+    }
+}
+
+fn said(fault: Fault) -> String {
+    match fault {
+        Fault::Missing => "it is not there".to_owned(),
+        Fault::Unavailable(reason) | Fault::Fatal(reason) => reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_is_to_end_when_its_group_or_ec2_wants_it_back() {
+        assert_eq!(notice(None, None), None);
+        assert_eq!(notice(None, Some("InService")), None);
+        assert_eq!(notice(None, Some(TERMINATED)), Some(Notice::ScaleIn));
+        assert_eq!(notice(Some(r#"{"action": "terminate"}"#), Some("InService")), Some(Notice::Spot));
+    }
+}
