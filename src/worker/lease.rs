@@ -45,7 +45,7 @@ impl Keeper {
     }
 
     /// How many leases are held, as it changes.
-    pub fn held(&self) -> watch::Receiver<usize> {
+    pub fn held_count(&self) -> watch::Receiver<usize> {
         self.held.count.subscribe()
     }
 

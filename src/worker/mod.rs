@@ -166,8 +166,12 @@ async fn work(
     let renewing = tokio::spawn(keeper.clone().renew(stop_renewing.clone()));
     let instance = Arc::new(instance);
     let stop_protecting = CancellationToken::new();
-    let protecting =
-        tokio::spawn(watch_instance(Arc::clone(&instance), keeper.held(), shutdown.clone(), stop_protecting.clone()));
+    let protecting = tokio::spawn(watch_instance(
+        Arc::clone(&instance),
+        keeper.held_count(),
+        shutdown.clone(),
+        stop_protecting.clone(),
+    ));
     let mut stages = JoinSet::new();
     let draining = shutdown.clone();
     stages.spawn(async move {

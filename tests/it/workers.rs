@@ -190,7 +190,6 @@ async fn the_loop_follows_the_queue_out_and_in_and_ends_all() {
     let queues = queue::open(&Backend::Local { data_dir: nest.path().join("data") }).await.expect("a queue file");
     let requests = queues.create("requests", &QueueAttributes::default()).await.expect("a queue");
     let config = autoscale::Config {
-        service_time: None,
         policy: Policy::Step(StepPolicy {
             scale_out_above: 2,
             scale_out_period: Duration::ZERO,
