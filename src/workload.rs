@@ -312,7 +312,7 @@ mod tests {
         let offsets = seconds(&single, 3, 40_000);
         assert!(offsets.len() > 9_500 && offsets.iter().all(|at| *at < 10.0), "{}", offsets.len());
         let bursts_alone = Arrivals::Burst(Bursts { rate: 0.0, ..bursts });
-        assert_eq!(count(&seconds(&bursts_alone, 3, 20_000), 10.0, 60.0), 0.0);
+        assert!(count(&seconds(&bursts_alone, 3, 20_000), 10.0, 60.0) < 0.5);
     }
 
     #[test]

@@ -92,10 +92,15 @@ struct Settings {
 
 #[derive(Debug, Serialize)]
 struct StepSettings {
-    scale_out_above: u64,
-    scale_out_period_seconds: f64,
-    scale_in_below: u64,
-    scale_in_period_seconds: f64,
+    scale_out: Alarm,
+    scale_in: Alarm,
+}
+
+/// More than the threshold for out, fewer for in.
+#[derive(Debug, Serialize)]
+struct Alarm {
+    threshold: u64,
+    period_seconds: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -301,10 +306,8 @@ impl Settings {
 impl StepSettings {
     fn new(step: &StepPolicy) -> Self {
         StepSettings {
-            scale_out_above: step.scale_out_above,
-            scale_out_period_seconds: step.scale_out_period.as_secs_f64(),
-            scale_in_below: step.scale_in_below,
-            scale_in_period_seconds: step.scale_in_period.as_secs_f64(),
+            scale_out: Alarm { threshold: step.scale_out_above, period_seconds: step.scale_out_period.as_secs_f64() },
+            scale_in: Alarm { threshold: step.scale_in_below, period_seconds: step.scale_in_period.as_secs_f64() },
         }
     }
 }

@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 use crate::emulators::{Emulator, ministack, moto};
 use crate::harness::{Process, Service, imgcls, picture, request, until};
 use crate::http_server::{Answer, Asked, serve};
-use crate::message_size::photograph;
 use crate::original::Stage;
 
-const IMAGES: usize = 150;
+const IMAGES: usize = 60;
 /// From the first image in the queue to the first worker that is asked for.
 const FIRST_WORKER_WITHIN: Duration = Duration::from_secs(10);
 
@@ -32,7 +31,7 @@ fn from_nothing_to_many_and_back_and_no_image_is_lost() {
         "--scale-in-period",
         "500ms",
     ]);
-    let image = photograph();
+    let image = slow_picture();
     let submitted = Instant::now();
     let ids: Vec<String> = (0..IMAGES).map(|index| service.submit(&format!("{index}.jpg"), &image)).collect();
     until("the first worker", || (cloud.count() > 0).then_some(()));
@@ -55,7 +54,7 @@ fn a_group_that_stands_at_zero_is_started_and_then_left_to_its_policies() {
     let service = stage.service_with(0, &[], &[]);
     let cloud = Cloud::start(&stage, 2);
     let mut autoscales = [cloud.autoscale(&["--interval", "1s"]), cloud.autoscale(&["--interval", "1s"])];
-    let image = photograph();
+    let image = slow_picture();
     let ids: Vec<String> = (0..IMAGES).map(|index| service.submit(&format!("{index}.jpg"), &image)).collect();
     for id in &ids {
         assert_eq!(service.finished(id)["status"], "succeeded");
@@ -104,6 +103,14 @@ fn what_autoscale_cannot_find_is_one_line() {
     let said = String::from_utf8_lossy(&no_group.stderr).into_owned();
     assert_eq!(no_group.status.code(), Some(1), "{said}");
     assert!(said.lines().last().is_some_and(|line| line.contains("nobody-s") && line.contains("provision")), "{said}");
+}
+
+/// A small file and a large picture, so that images wait however fast they are sent.
+fn slow_picture() -> Vec<u8> {
+    let gradient = image::RgbImage::from_fn(6_000, 4_000, |x, y| image::Rgb([(x / 32) as u8, (y / 32) as u8, 90]));
+    let mut file = std::io::Cursor::new(Vec::new());
+    gradient.write_to(&mut file, image::ImageFormat::Jpeg).unwrap();
+    file.into_inner()
 }
 
 fn autoscaling_at(address: SocketAddr) -> (String, String) {
