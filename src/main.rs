@@ -3,15 +3,16 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::Parser as _;
 use imgcls::cli::{Cli, Command};
-use imgcls::{classify, loadgen, queues, shutdown, simulate, telemetry, up, web, worker};
+use imgcls::{classify, loadgen, provision, queues, shutdown, simulate, telemetry, up, web, worker};
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    telemetry::init(cli.command.log_format());
-    match run(&cli.command) {
+    let ending = Cli::read().and_then(|cli| {
+        telemetry::init(cli.command.log_format());
+        run(&cli.command)
+    });
+    match ending {
         Ok(code) => code,
         Err(error) => match error.downcast::<clap::Error>() {
             Ok(wrong_usage) => wrong_usage.exit(),
@@ -22,6 +23,9 @@ fn main() -> ExitCode {
         },
     }
 }
+
+/// Of `provision plan --detailed-exitcode`.
+const CHANGES: u8 = 3;
 
 fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
@@ -61,6 +65,17 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 queues::run(config, shutdown::on_signals()?).await
             })?;
             Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Provision(args) => {
+            let ending = one_thread()?.block_on(async {
+                let config = Box::pin(args.config()).await?;
+                Box::pin(provision::run(config, shutdown::on_signals()?)).await
+            })?;
+            Ok(match ending {
+                provision::Ending::Done => ExitCode::SUCCESS,
+                provision::Ending::Declined => ExitCode::FAILURE,
+                provision::Ending::Changes => CHANGES.into(),
+            })
         }
         Command::Classify(args) => {
             let all_classified = classify::run(&args.config())?;

@@ -13,6 +13,9 @@ pub const LOCAL_OUTPUT_BUCKET: &str = "output";
 /// Tag on a reply queue: when its owner last said that it lives, RFC 3339.
 pub const TAG_ALIVE_AT: &str = "imgcls:alive_at";
 
+/// Tag on everything that belongs to a stack on AWS: its name.
+pub const TAG_STACK: &str = "imgcls:stack";
+
 /// The dead-letter queue of a request queue.
 pub fn dead_letter_queue(request_queue: &str) -> String {
     format!("{request_queue}-dead")
