@@ -513,6 +513,7 @@ impl ModelArgs {
 fn web_config(shared: &SharedArgs, http: &HttpArgs, limits: &LimitArgs, backend: Backend, names: Names) -> web::Config {
     web::Config {
         backend,
+        stack: shared.stack.clone(),
         names,
         limits: limits.limits(),
         wire: web::Wire::V1,

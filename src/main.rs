@@ -73,7 +73,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             })?;
             Ok(match ending {
                 provision::Ending::Done => ExitCode::SUCCESS,
-                provision::Ending::Declined => ExitCode::FAILURE,
+                provision::Ending::Declined | provision::Ending::Faults => ExitCode::FAILURE,
                 provision::Ending::Changes => CHANGES.into(),
             })
         }

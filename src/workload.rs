@@ -149,13 +149,15 @@ impl Trace {
             if is_heading {
                 continue;
             }
-            let (seconds, count) =
-                trace_line(line).ok_or_else(|| format!("line {number}: {line:?} is not `seconds` or `second,count`"))?;
+            let (seconds, count) = trace_line(line)
+                .ok_or_else(|| format!("line {number}: {line:?} is not `seconds` or `second,count`"))?;
             if offsets.len() as u64 + count.unwrap_or(1) > MAX_ARRIVALS {
                 return Err(format!("line {number}: more than {MAX_ARRIVALS} arrivals"));
             }
             let spread = count.unwrap_or(1);
-            offsets.extend((0..spread).map(|index| seconds + Duration::from_secs(1).mul_f64(index as f64 / spread as f64)));
+            offsets.extend(
+                (0..spread).map(|index| seconds + Duration::from_secs(1).mul_f64(index as f64 / spread as f64)),
+            );
         }
         if offsets.is_empty() {
             return Err("it holds no arrivals".to_owned());
@@ -285,8 +287,12 @@ mod tests {
 
     #[test]
     fn bursts_come_when_they_should_and_as_many_as_they_should() {
-        let bursts =
-            Bursts { rate: 10.0, burst_rate: 1000.0, length: Duration::from_secs(10), every: Some(Duration::from_mins(1)) };
+        let bursts = Bursts {
+            rate: 10.0,
+            burst_rate: 1000.0,
+            length: Duration::from_secs(10),
+            every: Some(Duration::from_mins(1)),
+        };
         let offsets = seconds(&Arrivals::Burst(bursts), 3, 40_000);
         assert!(offsets.is_sorted());
         for burst in [0.0, 60.0, 120.0] {
@@ -307,7 +313,10 @@ mod tests {
         assert!((count(&offsets, 0.0, 2000.0) / 200_000.0 - 1.0).abs() < 0.02);
         assert!((count(&offsets, 0.0, 50.0) / (50.0 * 20.0) - 1.0).abs() < 0.2, "{}", count(&offsets, 0.0, 50.0));
         assert!((count(&offsets, 475.0, 525.0) / (50.0 * 180.0) - 1.0).abs() < 0.05);
-        assert_eq!(Arrivals::Day(day).count_within(u64::MAX, Duration::from_secs(475), 5), count(&offsets, 0.0, 475.0) as u64);
+        assert_eq!(
+            Arrivals::Day(day).count_within(u64::MAX, Duration::from_secs(475), 5),
+            count(&offsets, 0.0, 475.0) as u64
+        );
     }
 
     #[test]

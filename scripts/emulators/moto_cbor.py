@@ -2,6 +2,7 @@
 
 moto knows CloudWatch's JSON protocol only. A request in CBOR is decoded, given to moto as JSON, and the answer encoded
 with the types that botocore's model of the service has: a client refuses a whole number where a floating one belongs.
+Auto Scaling groups keep their default instance warm-up too, which moto forgets.
 
     python moto_cbor.py PORT
 """
@@ -14,6 +15,7 @@ import sys
 
 import botocore.session
 import cbor2
+from moto.autoscaling.responses import AutoScalingResponse
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import run_simple
 
@@ -101,6 +103,23 @@ def seconds(value) -> float:
     return float(value)
 
 
+def keep_instance_warmup() -> None:
+    def keeping(call):
+        def kept(self):
+            answer = call(self)
+            warmup = self._get_int_param("DefaultInstanceWarmup")
+            if warmup is not None:
+                groups = self.autoscaling_backend.autoscaling_groups
+                groups[self._get_param("AutoScalingGroupName")].default_instance_warmup = warmup
+            return answer
+
+        return kept
+
+    for name in ("create_auto_scaling_group", "update_auto_scaling_group"):
+        setattr(AutoScalingResponse, name, keeping(getattr(AutoScalingResponse, name)))
+
+
 if __name__ == "__main__":
+    keep_instance_warmup()
     application = CborLayer(DomainDispatcherApplication(create_backend_app))
     run_simple("127.0.0.1", int(sys.argv[1]), application, threaded=True)

@@ -67,6 +67,20 @@ pub enum ProvisionCommand {
         #[arg(long, env = "IMGCLS_BUNDLE_TO")]
         bundle_to: Option<PathBuf>,
     },
+    /// Say what will not work and how to mend it; also of a stack that was made by hand. Exit code 1: something is broken
+    Doctor {
+        #[command(flatten)]
+        stack: StackArgs,
+        /// The workers' Auto Scaling group [default: apptierAutoscaling]
+        #[arg(long, env = "IMGCLS_GROUP")]
+        group: Option<String>,
+        /// The workers' role [default: app-tier-sqs-s3-access-role]
+        #[arg(long, env = "IMGCLS_WORKER_ROLE")]
+        worker_role: Option<String>,
+        /// The web tier's role [default: web-tier-sqs-access-role]
+        #[arg(long, env = "IMGCLS_WEB_ROLE")]
+        web_role: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -163,7 +177,8 @@ impl ProvisionArgs {
                 ProvisionCommand::Plan { stack, .. }
                 | ProvisionCommand::Status { stack }
                 | ProvisionCommand::Destroy { stack, .. }
-                | ProvisionCommand::Export { stack, .. },
+                | ProvisionCommand::Export { stack, .. }
+                | ProvisionCommand::Doctor { stack, .. },
             ) => stack,
         }
     }
@@ -183,7 +198,9 @@ impl ProvisionArgs {
         let policy = stack.scaling.policy(stack.policy, Defaults::INSTANCES);
         let policy = match (policy, stack.service_time) {
             (Policy::Target(_), None) => {
-                return wrong("--policy target needs --service-time: how long one worker takes for an image, as `imgcls loadgen` measures it");
+                return wrong(
+                    "--policy target needs --service-time: how long one worker takes for an image, as `imgcls loadgen` measures it",
+                );
             }
             (policy, Some(time)) => policy.with_service_time(time),
             (policy, None) => policy,
@@ -240,6 +257,9 @@ impl ProvisionArgs {
             Some(ProvisionCommand::Status { .. }) => Action::Status,
             Some(ProvisionCommand::Destroy { yes, delete_data, .. }) => {
                 Action::Destroy { is_confirmed: *yes, deletes_data: *delete_data }
+            }
+            Some(ProvisionCommand::Doctor { group, worker_role, web_role, .. }) => {
+                Action::Doctor { group: group.clone(), worker_role: worker_role.clone(), web_role: web_role.clone() }
             }
             Some(ProvisionCommand::Export { bundle_to, .. }) => Action::Export { bundle_to: bundle_to.clone() },
         }
@@ -323,7 +343,9 @@ fn plain(key: &str, value: &toml::Value) -> anyhow::Result<String> {
 fn instance_type(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     match text.split_once('.') {
-        Some((family, size)) if !family.is_empty() && !size.is_empty() && (family.to_owned() + size).chars().all(allowed) => {
+        Some((family, size))
+            if !family.is_empty() && !size.is_empty() && (family.to_owned() + size).chars().all(allowed) =>
+        {
             Ok(text.to_owned())
         }
         _ => Err("an instance type is named like c7i.large".to_owned()),
@@ -397,7 +419,11 @@ mod tests {
         assert_eq!(cidr("10.1.0.0/16").as_deref(), Ok("10.1.0.0/16"));
         assert!(cidr("10.1.2.3/16").is_err() && cidr("10.0.0.0/33").is_err() && cidr("everyone").is_err());
         assert!(cidr("0.0.0.0/0").is_ok() && cidr("203.0.113.7/32").is_ok());
-        assert!(instance_type("c7i.large").is_ok() && instance_type("c7i").is_err() && instance_type("c7'i.l").is_err());
-        assert!(machine_image("ami-0abc").is_ok() && machine_image("resolve:ssm:/a").is_ok() && machine_image("x").is_err());
+        assert!(
+            instance_type("c7i.large").is_ok() && instance_type("c7i").is_err() && instance_type("c7'i.l").is_err()
+        );
+        assert!(
+            machine_image("ami-0abc").is_ok() && machine_image("resolve:ssm:/a").is_ok() && machine_image("x").is_err()
+        );
     }
 }

@@ -21,11 +21,13 @@ const SHORTEST_METRIC_PERIOD: Duration = Duration::from_millis(100);
 const MOST_WORKERS: u32 = 10_000;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Several policies: --policy step --policy target. One may differ from the others in what follows \
+#[command(
+    after_help = "Several policies: --policy step --policy target. One may differ from the others in what follows \
     its name: --policy step:metric-period=60s,metric-delay=60s --policy target:slo=5s,max=8. Keys: slo, tolerance, \
     scale-in-stabilization, scale-out-above, scale-out-period, scale-in-below, scale-in-period, min, max, boot-time, \
     metric-period, metric-delay.\n\
-    Exit codes: 0 done, 1 a file cannot be read or written, 2 usage.")]
+    Exit codes: 0 done, 1 a file cannot be read or written, 2 usage."
+)]
 pub struct SimulateArgs {
     #[command(flatten)]
     pub arrivals: ArrivalArgs,
@@ -226,8 +228,8 @@ impl SimulateArgs {
         if settings.max > MOST_WORKERS {
             return Err(wrong(format!("--max may be {MOST_WORKERS} at most")));
         }
-        let bounds = Bounds::new(settings.min, settings.max)
-            .map_err(|error| wrong(format!("{error}: see --min and --max")))?;
+        let bounds =
+            Bounds::new(settings.min, settings.max).map_err(|error| wrong(format!("{error}: see --min and --max")))?;
         Ok(Variant {
             name: spec.text.clone(),
             policy: settings.scaling.policy(spec.kind, Defaults::INSTANCES),

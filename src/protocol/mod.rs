@@ -24,9 +24,9 @@ pub use message::{
     ReplyHead, Status, TimingsMs, WIRE_VERSION, cut_filename, cut_reply,
 };
 pub use names::{
-    DEFAULT_REQUEST_QUEUE, DEFAULT_RESULT_QUEUE, LOCAL_INPUT_BUCKET, LOCAL_OUTPUT_BUCKET, TAG_ALIVE_AT, TAG_STACK, aws_bucket,
-    dead_letter_queue, image_key, is_reply_queue_of, reply_queue, result_key, seed_output_key, seed_safe_name,
-    stack_prefix, submitted_at,
+    DEFAULT_REQUEST_QUEUE, DEFAULT_RESULT_QUEUE, LOCAL_INPUT_BUCKET, LOCAL_OUTPUT_BUCKET, TAG_ALIVE_AT, TAG_STACK,
+    aws_bucket, dead_letter_queue, image_key, is_reply_queue_of, reply_queue, result_key, seed_output_key,
+    seed_safe_name, stack_prefix, submitted_at,
 };
 pub use payload::{Payload, inline_or_reference};
 pub use seed::{

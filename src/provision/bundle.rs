@@ -59,7 +59,8 @@ impl Cpu {
     /// Of an instance type, by its name: Graviton families have a `g` after the generation (`c7g`, `m6gd`).
     pub fn of_instance_type(name: &str) -> Cpu {
         let family = name.split('.').next().unwrap_or_default();
-        let options = family.trim_start_matches(|c: char| !c.is_ascii_digit()).trim_start_matches(|c: char| c.is_ascii_digit());
+        let options =
+            family.trim_start_matches(|c: char| !c.is_ascii_digit()).trim_start_matches(|c: char| c.is_ascii_digit());
         if options.contains('g') || family == "a1" { Cpu::Arm64 } else { Cpu::X86_64 }
     }
 
@@ -125,7 +126,8 @@ impl Bundle {
     /// # Errors
     /// Where one of them is missing or cannot be read.
     pub fn of_this_program(choice: &ModelChoice) -> anyhow::Result<Bundle> {
-        let program = std::env::current_exe().context("cannot tell where this program lies, to put it into the bundle")?;
+        let program =
+            std::env::current_exe().context("cannot tell where this program lies, to put it into the bundle")?;
         let library = model::runtime_library(choice)?;
         let folder = model::model_folder(choice)?;
         // A link to the folder has its own name.
@@ -245,7 +247,10 @@ fn cpu_of(program: &Path) -> anyhow::Result<Cpu> {
     let mut head = Vec::new();
     File::open(program)?.take(64).read_to_end(&mut head)?;
     Cpu::of_program(&head).with_context(|| {
-        format!("{} is no Linux program for x86-64 or arm64, which the machines are; give --bundle FILE", program.display())
+        format!(
+            "{} is no Linux program for x86-64 or arm64, which the machines are; give --bundle FILE",
+            program.display()
+        )
     })
 }
 

@@ -33,11 +33,8 @@ fn exported(stack: &Stack, resource: &Resource) -> Option<Value> {
     let (kind, name_property) = resource.kind.cloudformation()?;
     let (_, own_name) = split_group(&resource.name);
     let own_name = if in_a_group(resource.kind) { own_name } else { &resource.name };
-    let mut properties: Map<String, Value> = resource
-        .properties
-        .iter()
-        .map(|(name, value)| (name.clone(), linked(stack, resource, value)))
-        .collect();
+    let mut properties: Map<String, Value> =
+        resource.properties.iter().map(|(name, value)| (name.clone(), linked(stack, resource, value))).collect();
     let name = match resource.kind {
         Kind::BucketPolicy => linked(stack, resource, &Value::from(own_name)),
         _ => own_name.into(),
@@ -68,7 +65,8 @@ fn adapt(kind: Kind, properties: &mut Map<String, Value>) {
         }
         Kind::LaunchTemplate => {
             if let Some(tags) = properties.remove("Tags") {
-                properties.insert("TagSpecifications".into(), json!([{"ResourceType": "launch-template", "Tags": tags}]));
+                properties
+                    .insert("TagSpecifications".into(), json!([{"ResourceType": "launch-template", "Tags": tags}]));
             }
         }
         _ => {}
@@ -85,7 +83,11 @@ fn linked(stack: &Stack, from: &Resource, value: &Value) -> Value {
             if is_reference {
                 return value.clone();
             }
-            members.iter().map(|(name, member)| (name.clone(), linked(stack, from, member))).collect::<Map<_, _>>().into()
+            members
+                .iter()
+                .map(|(name, member)| (name.clone(), linked(stack, from, member)))
+                .collect::<Map<_, _>>()
+                .into()
         }
         other => other.clone(),
     }

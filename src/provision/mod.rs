@@ -8,10 +8,12 @@
 //! - `stack`, `roles`, `user_data`, `bundle`: what is wanted
 //! - `inventory`, `aws`: what is found, and single changes
 //! - `plan`: the difference
+//! - `doctor`: what will not work, in anybody's stack
 //! - `export`: the same stack as a template
 
 mod aws;
 mod bundle;
+mod doctor;
 mod export;
 mod inventory;
 mod money;
@@ -34,10 +36,12 @@ use crate::model::ModelChoice;
 use crate::scaling::cost::Prices;
 use aws::{Cloud, Known};
 use bundle::{Bundle, BundleRef};
+use doctor::{Called, Severity};
 use inventory::{Instance, Inventory};
 use plan::{Change, Plan};
 pub use stack::Settings;
 use stack::{Fleet, Site, Stack};
+use user_data::Tier;
 
 /// How long is waited for the address of a web tier that has just been asked for.
 const ADDRESS_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
@@ -61,11 +65,28 @@ pub struct Config {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    Plan { out: Option<PathBuf>, says_changes: bool },
-    Apply { is_confirmed: bool, saved: Option<PathBuf> },
+    Plan {
+        out: Option<PathBuf>,
+        says_changes: bool,
+    },
+    Apply {
+        is_confirmed: bool,
+        saved: Option<PathBuf>,
+    },
     Status,
-    Destroy { is_confirmed: bool, deletes_data: bool },
-    Export { bundle_to: Option<PathBuf> },
+    Destroy {
+        is_confirmed: bool,
+        deletes_data: bool,
+    },
+    Export {
+        bundle_to: Option<PathBuf>,
+    },
+    /// Of a stack that somebody else may have made.
+    Doctor {
+        group: Option<String>,
+        worker_role: Option<String>,
+        web_role: Option<String>,
+    },
 }
 
 /// How it ended, where it did not fail.
@@ -75,6 +96,8 @@ pub enum Ending {
     /// There are changes to make, and the caller asked to be told so.
     Changes,
     Declined,
+    /// The doctor found something that does not work.
+    Faults,
 }
 
 /// # Errors
@@ -94,6 +117,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         Action::Status => provision.status().await,
         Action::Destroy { is_confirmed, deletes_data } => provision.destroy(is_confirmed, deletes_data).await,
         Action::Export { .. } => provision.export().await,
+        Action::Doctor { group, worker_role, web_role } => provision.doctor(group, worker_role, web_role).await,
     }
 }
 
@@ -141,7 +165,10 @@ impl Provision {
         if plan.stack.account != self.account || plan.stack.region != region {
             bail!(
                 "{} is for account {} in {}, these credentials are for {} in {region}: use others, or give --region",
-                path.display(), plan.stack.account, plan.stack.region, self.account
+                path.display(),
+                plan.stack.account,
+                plan.stack.region,
+                self.account
             );
         }
         let bundle = self.bundle()?;
@@ -176,7 +203,9 @@ impl Provision {
         let inventory = Box::pin(self.cloud.observe(&stack)).await?;
         let changes = plan::removal(&inventory);
         if let Some(bucket) = inventory.buckets_with_data.first().filter(|_| !deletes_data) {
-            bail!("bucket {bucket:?} holds images or results: give --delete-data to delete them too; nothing was removed");
+            bail!(
+                "bucket {bucket:?} holds images or results: give --delete-data to delete them too; nothing was removed"
+            );
         }
         if !self.config.json {
             print!("{}", text::removal(&stack, &changes));
@@ -216,6 +245,34 @@ impl Provision {
         Ok(Ending::Done)
     }
 
+    async fn doctor(
+        &self,
+        group: Option<String>,
+        worker_role: Option<String>,
+        web_role: Option<String>,
+    ) -> anyhow::Result<Ending> {
+        let fleet = Fleet::of(&self.config.settings.stack);
+        let group = group.unwrap_or(fleet.worker_group);
+        let called = Called {
+            account: &self.account,
+            region: self.cloud.aws().region(),
+            names: &self.config.settings.names,
+            group: &group,
+            log_group: &fleet.log_group,
+        };
+        let roles =
+            [(Tier::Worker, worker_role.unwrap_or(fleet.worker_role)), (Tier::Web, web_role.unwrap_or(fleet.web_role))];
+        let seen = Box::pin(self.cloud.examine(&called, &roles)).await?;
+        let findings = doctor::diagnose(&seen, &called);
+        if self.config.json {
+            print(&json!({"findings": findings, "seen": seen}));
+        } else {
+            print!("{}", text::findings(&findings));
+        }
+        let is_broken = findings.iter().any(|finding| finding.severity == Severity::Broken);
+        Ok(if is_broken { Ending::Faults } else { Ending::Done })
+    }
+
     async fn wanted(&self) -> anyhow::Result<(Bundle, Stack)> {
         let bundle = self.bundle()?;
         let site = self.site().await?;
@@ -253,7 +310,9 @@ impl Provision {
         match self.config.max_hourly {
             Some(most) if cost.at_max_hour > most => bail!(
                 "at --max {} machines the stack costs {:.2} {} an hour, more than --max-hourly {most}: give less --max, other types, or more",
-                self.config.settings.bounds.max(), cost.at_max_hour, cost.currency
+                self.config.settings.bounds.max(),
+                cost.at_max_hour,
+                cost.currency
             ),
             _ => Ok(cost),
         }
@@ -270,7 +329,11 @@ impl Provision {
         let mut known = Known::of(stack, inventory);
         for (done, change) in changes.iter().enumerate() {
             let left = || {
-                format!("{done} of {} changes are made, the next one is {}; the same command goes on from there", changes.len(), text::change(change))
+                format!(
+                    "{done} of {} changes are made, the next one is {}; the same command goes on from there",
+                    changes.len(),
+                    text::change(change)
+                )
             };
             if self.shutdown.is_cancelled() {
                 bail!("interrupted: {}", left());
@@ -299,7 +362,8 @@ impl Provision {
             let inventory = Box::pin(self.cloud.observe(stack)).await?;
             let addresses = web_addresses(stack, &inventory);
             let is_wanted = stack.get("WebGroup").is_some();
-            if !addresses.is_empty() || !is_wanted || tokio::time::Instant::now() > end || self.shutdown.is_cancelled() {
+            if !addresses.is_empty() || !is_wanted || tokio::time::Instant::now() > end || self.shutdown.is_cancelled()
+            {
                 return Ok(addresses);
             }
             tokio::time::sleep(std::time::Duration::from_secs(3)).await;
@@ -332,7 +396,8 @@ fn export_bundle(config: &Config, path: &Path) -> anyhow::Result<Ending> {
 /// Where the web tier answers.
 fn web_addresses(stack: &Stack, inventory: &Inventory) -> Vec<String> {
     let group = Fleet::of(&stack.name).web_group;
-    let is_there = |instance: &&Instance| instance.group == group && ["pending", "running"].contains(&instance.state.as_str());
+    let is_there =
+        |instance: &&Instance| instance.group == group && ["pending", "running"].contains(&instance.state.as_str());
     let machines = inventory.instances.iter().filter(is_there);
     machines.filter_map(|instance| instance.address.as_ref()).map(|address| format!("http://{address}/")).collect()
 }

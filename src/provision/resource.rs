@@ -153,9 +153,11 @@ pub fn resolve(value: &Value, known: &dyn Fn(&str, &str) -> Option<String>) -> V
     }
     match value {
         Value::Array(items) => items.iter().map(|item| resolve(item, known)).collect(),
-        Value::Object(members) => {
-            members.iter().map(|(name, member)| (name.clone(), resolve(member, known))).collect::<serde_json::Map<_, _>>().into()
-        }
+        Value::Object(members) => members
+            .iter()
+            .map(|(name, member)| (name.clone(), resolve(member, known)))
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
         other => other.clone(),
     }
 }

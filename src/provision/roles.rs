@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::stack::role_path;
+use super::user_data::Tier;
 use crate::config::Names;
 
 /// Of the policy documents that IAM and S3 know; there is no later one.
@@ -203,18 +204,43 @@ pub fn web(scope: &Scope<'_>) -> Value {
     document(statements.into())
 }
 
+/// Every action that a tier's own policy allows, each on one resource that it is allowed on.
+pub fn needed(tier: Tier, scope: &Scope<'_>) -> Vec<(String, String)> {
+    let document = match tier {
+        Tier::Worker => worker(scope),
+        Tier::Web => web(scope),
+    };
+    let mut needed = Vec::new();
+    for statement in listed(&document["Statement"]).into_iter().filter(|statement| statement["Effect"] == "Allow") {
+        for action in listed(&statement["Action"]) {
+            for resource in listed(&statement["Resource"]) {
+                let (action, resource) = (action.as_str().unwrap_or_default(), resource.as_str().unwrap_or_default());
+                // A name in the place of any: `bundle/*` is asked about as `bundle/x`.
+                needed.push((action.to_owned(), resource.replace('*', "x")));
+            }
+        }
+    }
+    needed
+}
+
 /// Whether a policy document lets its holder do an action on a resource, conditions taken as met: an explicit refusal
 /// beats every permission.
 pub fn allows(document: &Value, action: &str, resource: &str) -> bool {
-    let matching = |effect: &str| {
-        listed(&document["Statement"]).iter().any(|statement| {
-            statement["Effect"] == effect
-                && applies(statement, "Action", action)
-                && applies(statement, "Resource", resource)
-                && (effect == "Allow" || statement.get("Condition").is_none())
-        })
-    };
-    matching("Allow") && !matching("Deny")
+    says(document, "Allow", action, resource) && !refuses(document, action, resource)
+}
+
+/// Whether it refuses that outright, whatever other documents allow.
+pub fn refuses(document: &Value, action: &str, resource: &str) -> bool {
+    says(document, "Deny", action, resource)
+}
+
+fn says(document: &Value, effect: &str, action: &str, resource: &str) -> bool {
+    listed(&document["Statement"]).iter().any(|statement| {
+        statement["Effect"] == effect
+            && applies(statement, "Action", action)
+            && applies(statement, "Resource", resource)
+            && (effect == "Allow" || statement.get("Condition").is_none())
+    })
 }
 
 fn applies(statement: &Value, member: &str, subject: &str) -> bool {
@@ -265,4 +291,114 @@ fn matches(pattern: &[u8], subject: &[u8]) -> bool {
         }
     }
     pattern[at..].iter().all(|&byte| byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ACCOUNT: &str = "123456789012";
+
+    /// Who may do what: W the worker, F the web tier.
+    const TABLE: [(&str, &str, &str); 44] = [
+        ("W", "sqs:ReceiveMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
+        ("W", "sqs:DeleteMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
+        ("W", "sqs:ChangeMessageVisibility", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
+        ("F", "sqs:SendMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
+        ("WF", "sqs:GetQueueAttributes", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
+        ("", "sqs:DeleteQueue", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
+        ("", "sqs:PurgeQueue", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
+        ("", "sqs:SetQueueAttributes", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
+        ("W", "sqs:SendMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-dead"),
+        ("WF", "sqs:GetQueueUrl", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-dead"),
+        ("", "sqs:ReceiveMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-dead"),
+        ("W", "sqs:SendMessage", "arn:aws:sqs:us-east-1:123456789012:app-web-result-queue"),
+        ("F", "sqs:ReceiveMessage", "arn:aws:sqs:us-east-1:123456789012:app-web-result-queue"),
+        ("", "sqs:DeleteQueue", "arn:aws:sqs:us-east-1:123456789012:app-web-result-queue"),
+        ("", "sqs:TagQueue", "arn:aws:sqs:us-east-1:123456789012:app-web-result-queue"),
+        ("W", "sqs:SendMessage", "arn:aws:sqs:us-east-1:123456789012:app-web-result-queue-0123456789abcdef"),
+        ("F", "sqs:CreateQueue", "arn:aws:sqs:us-east-1:123456789012:app-web-result-queue-0123456789abcdef"),
+        ("F", "sqs:TagQueue", "arn:aws:sqs:us-east-1:123456789012:app-web-result-queue-0123456789abcdef"),
+        ("F", "sqs:DeleteQueue", "arn:aws:sqs:us-east-1:123456789012:app-web-result-queue-0123456789abcdef"),
+        ("", "sqs:CreateQueue", "arn:aws:sqs:us-east-1:123456789012:some-other-queue"),
+        ("", "sqs:SendMessage", "arn:aws:sqs:us-east-1:123456789012:some-other-queue"),
+        ("", "sqs:ReceiveMessage", "arn:aws:sqs:us-east-1:999999999999:web-app-image-transport"),
+        ("WF", "s3:ListBucket", "arn:aws:s3:::in"),
+        ("WF", "s3:ListBucket", "arn:aws:s3:::out"),
+        ("", "s3:ListBucket", "arn:aws:s3:::other"),
+        ("WF", "s3:GetObject", "arn:aws:s3:::in/images/1"),
+        ("WF", "s3:GetObject", "arn:aws:s3:::in/bundle/0/imgcls.tar.gz"),
+        ("WF", "s3:PutObject", "arn:aws:s3:::in/images/1"),
+        ("W", "s3:PutObject", "arn:aws:s3:::in/test_0.JPEG"),
+        ("", "s3:PutObject", "arn:aws:s3:::in/bundle/0/imgcls.tar.gz"),
+        ("", "s3:DeleteObject", "arn:aws:s3:::in/bundle/0/imgcls.tar.gz"),
+        ("F", "s3:DeleteObject", "arn:aws:s3:::in/images/1"),
+        ("WF", "s3:PutObject", "arn:aws:s3:::out/results/1.json"),
+        ("W", "s3:PutObject", "arn:aws:s3:::out/test_0"),
+        ("", "s3:DeleteObject", "arn:aws:s3:::out/results/1.json"),
+        ("", "s3:DeleteBucket", "arn:aws:s3:::in"),
+        ("", "s3:PutBucketPolicy", "arn:aws:s3:::in"),
+        ("", "s3:GetObject", "arn:aws:s3:::other/images/1"),
+        ("WF", "logs:PutLogEvents", "arn:aws:logs:us-east-1:123456789012:log-group:imgcls:log-stream:i-1"),
+        ("", "logs:DeleteLogGroup", "arn:aws:logs:us-east-1:123456789012:log-group:imgcls"),
+        (
+            "W",
+            "autoscaling:CompleteLifecycleAction",
+            "arn:aws:autoscaling:us-east-1:123456789012:autoScalingGroup:u:autoScalingGroupName/apptierAutoscaling",
+        ),
+        (
+            "F",
+            "autoscaling:SetDesiredCapacity",
+            "arn:aws:autoscaling:us-east-1:123456789012:autoScalingGroup:u:autoScalingGroupName/apptierAutoscaling",
+        ),
+        (
+            "",
+            "autoscaling:SetDesiredCapacity",
+            "arn:aws:autoscaling:us-east-1:123456789012:autoScalingGroup:u:autoScalingGroupName/another",
+        ),
+        ("", "iam:PassRole", "arn:aws:iam::123456789012:role/imgcls/imgcls/web-tier-sqs-access-role"),
+    ];
+
+    #[test]
+    fn both_roles_may_do_what_they_need_and_no_more() {
+        let names = Names { input_bucket: "in".to_owned(), output_bucket: "out".to_owned(), ..Names::local("imgcls") };
+        let arns = Arns::new(ACCOUNT, "us-east-1");
+        let scope = Scope { arns: &arns, names: &names, worker_group: "apptierAutoscaling", log_group: "imgcls" };
+        let (worker, web) = (worker(&scope), web(&scope));
+        for (who, action, resource) in TABLE {
+            assert_eq!(allows(&worker, action, resource), who.contains('W'), "worker: {action} on {resource}");
+            assert_eq!(allows(&web, action, resource), who.contains('F'), "web tier: {action} on {resource}");
+        }
+    }
+
+    #[test]
+    fn no_action_is_wild_and_only_what_knows_no_narrower_resource_is_on_all() {
+        let names = Names::local("imgcls");
+        let arns = Arns::new(ACCOUNT, "us-east-1");
+        let scope = Scope { arns: &arns, names: &names, worker_group: "group", log_group: "imgcls" };
+        for document in [worker(&scope), web(&scope)] {
+            for statement in document["Statement"].as_array().expect("statements") {
+                let actions = listed(&statement["Action"]);
+                assert!(actions.iter().all(|action| !action.as_str().expect("an action").contains('*')), "{statement}");
+                let is_on_all = listed(&statement["Resource"]).iter().any(|resource| **resource == "*");
+                let knows_no_narrower = ["DescribeAutoScalingGroups", "ListQueues", "PutMetricData"];
+                let is_known = |action: &&Value| {
+                    knows_no_narrower.iter().any(|known| action.as_str().is_some_and(|action| action.ends_with(known)))
+                };
+                assert!(!is_on_all || actions.iter().all(is_known), "{statement}");
+            }
+        }
+    }
+
+    #[test]
+    fn documents_are_read_as_aws_reads_them() {
+        let document = json!({"Statement": [
+            {"Effect": "Allow", "NotAction": "iam:*", "Resource": "*"},
+            {"Effect": "Deny", "Action": "S3:delete?bject", "Resource": ["arn:*:kept/*"]},
+        ]});
+        assert!(allows(&document, "s3:DeleteObject", "arn:aws:s3:::other/1"));
+        assert!(!allows(&document, "s3:DeleteObject", "arn:aws:s3:::kept/1"));
+        assert!(!allows(&document, "iam:CreateUser", "*") && refuses(&document, "s3:DeleteObject", "arn:x:kept/"));
+        assert!(matches(b"a*b*c", b"a--b--b-c") && !matches(b"a*b*c", b"a--c") && matches(b"*", b""));
+    }
 }

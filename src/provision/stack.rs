@@ -123,7 +123,11 @@ impl Fleet {
 
 impl Settings {
     pub fn worker_types(&self, cpu: Cpu) -> Vec<String> {
-        if self.instance_types.is_empty() { vec![cpu.default_worker_type().to_owned()] } else { self.instance_types.clone() }
+        if self.instance_types.is_empty() {
+            vec![cpu.default_worker_type().to_owned()]
+        } else {
+            self.instance_types.clone()
+        }
     }
 
     pub fn web_type(&self, cpu: Cpu) -> &str {
@@ -632,4 +636,41 @@ pub fn role_path(stack: &str) -> String {
 /// CloudWatch's metrics of SQS have one value a minute.
 fn whole_minutes(period: Duration) -> u64 {
     period.as_secs().div_ceil(MINUTE).max(1) * MINUTE
+}
+
+#[cfg(test)]
+impl Settings {
+    /// A stack of the defaults.
+    pub fn for_tests(stack: &str) -> Settings {
+        Settings {
+            stack: stack.to_owned(),
+            names: Names::aws(stack, "123456789012", "us-east-1"),
+            visibility_timeout: Duration::from_secs(30),
+            max_receive_count: 5,
+            bounds: Bounds::new(0, 4).expect("bounds of the test"),
+            policy: Policy::Step(StepPolicy::ORIGINAL),
+            instance_types: Vec::new(),
+            spot_percent: 0,
+            existing_launch_template: None,
+            web_instances: 1,
+            web_instance_type: None,
+            target_group: None,
+            allow: "0.0.0.0/0".to_owned(),
+            keep_images_days: 7,
+            keep_results_days: 30,
+            image: None,
+        }
+    }
+
+    pub fn stack_for_tests(&self) -> Stack {
+        let site = Site {
+            account: "123456789012".to_owned(),
+            region: "us-east-1".to_owned(),
+            vpc_id: "vpc-1".to_owned(),
+            subnets: vec!["subnet-a".to_owned(), "subnet-b".to_owned()],
+            endpoint_url: None,
+        };
+        let bundle = BundleRef { digest: "d".repeat(64), cpu: Cpu::X86_64, model: "efficientnet-lite0".to_owned() };
+        Stack::new(self, &site, &bundle)
+    }
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+use super::doctor::{Finding, Severity};
 use super::inventory::Inventory;
 use super::money::Cost;
 use super::plan::{Action, Change, Plan, leaves};
@@ -35,7 +36,12 @@ fn totals(plan: &Plan) -> String {
         return format!("nothing to do: all {} resources stand as wanted\n", plan.stack.resources.len());
     }
     let count = |action| plan.count(action);
-    format!("{} to make, {} to change, {} to remove\n", count(Action::Create), count(Action::Update), count(Action::Delete))
+    format!(
+        "{} to make, {} to change, {} to remove\n",
+        count(Action::Create),
+        count(Action::Update),
+        count(Action::Delete)
+    )
 }
 
 /// `+ queue requests`
@@ -110,6 +116,21 @@ pub fn status(plan: &Plan, inventory: &Inventory, addresses: &[String]) -> Strin
         let _ = writeln!(text, "machine {} of {}: {}", instance.id, instance.group, instance.state);
     }
     text.push_str(&web(&plan.stack, addresses));
+    text
+}
+
+pub fn findings(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for Finding { severity, on, fault, remedy } in findings {
+        let word = match severity {
+            Severity::Broken => "broken",
+            Severity::Risk => "risk",
+        };
+        let _ = writeln!(text, "{word:<7} {on}: {fault}\n        {remedy}");
+    }
+    if findings.is_empty() {
+        text.push_str("nothing is wrong\n");
+    }
     text
 }
 

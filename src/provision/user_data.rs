@@ -3,13 +3,16 @@
 //! The template is `user_data.sh`; it is a whole script of its own, with names in `@…@`. What is put in their place has
 //! been checked by form (names, region, digest) and holds no quote.
 
+use serde::Serialize;
+
 use super::bundle::BundleRef;
 use super::stack::{Fleet, Settings, Site};
 use crate::config::Names;
 
 const TEMPLATE: &str = include_str!("user_data.sh");
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Tier {
     Worker,
     Web,

@@ -317,7 +317,10 @@ mod tests {
         let good = BUILT_IN;
         for (text, expected) in [
             (good.replace("per_million_requests = 0.40", "per_million_requests = cheap"), "line 12"),
-            (good.replace("per_million_requests = 0.40", "per_million_request = 0.40"), "unknown field `per_million_request`"),
+            (
+                good.replace("per_million_requests = 0.40", "per_million_request = 0.40"),
+                "unknown field `per_million_request`",
+            ),
             (good.replace("gp3_gb_month = 0.08", "gp3_gb_month = -0.08"), "ebs.gp3_gb_month is -0.08"),
             (good.replace("hour = 0.0725", "hour = nan"), "an instance hour of c7g.large is NaN"),
             (good.replace("share_of_on_demand = 0.4", "share_of_on_demand = 40"), "spot.share_of_on_demand is 40"),

@@ -79,7 +79,9 @@ impl ServiceTime {
         // mean = exp(mu + sigma²/2) and p99 = exp(mu + z sigma), so ln(ratio) = z sigma − sigma²/2.
         let discriminant = Self::Z99.powi(2) - 2.0 * ratio.ln();
         if !(ratio >= 1.0 && discriminant >= 0.0) {
-            return Err(format!("no service time has a mean of {mean:?} and a p99 of {p99:?}: between 1 and 14.9 times"));
+            return Err(format!(
+                "no service time has a mean of {mean:?} and a p99 of {p99:?}: between 1 and 14.9 times"
+            ));
         }
         let sigma = Self::Z99 - discriminant.sqrt();
         let mu = mean.as_secs_f64().ln() - sigma * sigma / 2.0;
@@ -233,12 +235,21 @@ type WorkerId = usize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Event {
     Ready(WorkerId),
-    Done { worker: WorkerId, arrived: u64, took: Duration },
+    Done {
+        worker: WorkerId,
+        arrived: u64,
+        took: Duration,
+    },
     Died(WorkerId),
     /// A message that a dead worker held is visible again.
-    Back { arrived: u64 },
+    Back {
+        arrived: u64,
+    },
     Measure,
-    Decide { visible: u64, in_flight: u64 },
+    Decide {
+        visible: u64,
+        in_flight: u64,
+    },
 }
 
 /// The earliest is the greatest; of the same time, the one that was scheduled first.
@@ -599,7 +610,8 @@ mod tests {
     fn one_worker_serves_one_image_after_the_other() {
         let scenario = Scenario { overhead: Duration::from_millis(5), ..scenario(step(), (1, 1)) };
         let run = simulate(&scenario, [0, 0, 500, 9000].into_iter().map(Duration::from_millis));
-        let latencies: Vec<u128> = [0.25, 0.5, 0.75, 1.0].map(|share| run.latency(share).expect("done").as_millis()).into();
+        let latencies: Vec<u128> =
+            [0.25, 0.5, 0.75, 1.0].map(|share| run.latency(share).expect("done").as_millis()).into();
         assert_eq!(latencies, [1005, 1005, 2005, 2505]);
         assert_eq!((run.drained_at, run.most_visible, run.launched), (Some(Duration::from_secs(10)), 2, 0));
         assert_eq!(run.busy_time, Duration::from_secs(4));
@@ -653,7 +665,9 @@ mod tests {
         let mean = samples.iter().sum::<u64>() as f64 / samples.len() as f64 / 1e6;
         let p99 = nearest_rank(&samples, 0.99).expect("samples").as_secs_f64();
         assert!((mean - 1.0).abs() < 0.01 && (p99 - 3.0).abs() < 0.1, "{mean} {p99}");
-        assert!(ServiceTime::with_p99(SECOND, SECOND / 2).is_err() && ServiceTime::with_p99(SECOND, 20 * SECOND).is_err());
+        assert!(
+            ServiceTime::with_p99(SECOND, SECOND / 2).is_err() && ServiceTime::with_p99(SECOND, 20 * SECOND).is_err()
+        );
     }
 
     /// Whatever the policy, the load and the deaths: nothing is lost or done twice, the bounds hold, and two runs agree.

@@ -236,8 +236,13 @@ mod tests {
 
     #[test]
     fn within_the_tolerance_nothing_changes_and_at_the_most_it_is_said() {
-        let readings =
-            [(0, Some((100, 10))), (1, Some((101, 10))), (2, Some((110, 11))), (3, Some((122, 11))), (4, Some((99, 9)))];
+        let readings = [
+            (0, Some((100, 10))),
+            (1, Some((101, 10))),
+            (2, Some((110, 11))),
+            (3, Some((122, 11))),
+            (4, Some((99, 9))),
+        ];
         golden(
             &replay(POLICY, (1, 12), 10, &readings),
             "0s 100+10: 10 → 10 (steady)

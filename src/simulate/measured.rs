@@ -41,7 +41,8 @@ struct Timings {
 pub fn read(path: &Path, sessions: u32) -> anyhow::Result<Measured> {
     let context = || format!("the report {}", path.display());
     let text = std::fs::read_to_string(path).with_context(context)?;
-    let report = serde_json::from_str(&text).context("not a report of `imgcls loadgen --json`").with_context(context)?;
+    let report =
+        serde_json::from_str(&text).context("not a report of `imgcls loadgen --json`").with_context(context)?;
     measured(&report, sessions).with_context(context)
 }
 

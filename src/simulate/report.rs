@@ -481,7 +481,18 @@ mod tests {
         let texts = [0.0, 0.004_2, 0.999_4, 0.9996, 1.0, 12.34, 59.96, 60.0, 90.4, 3600.0, 5400.0, 90_000.0]
             .map(|seconds| time(Duration::from_secs_f64(seconds)));
         let expected = [
-            "0 ms", "4.2 ms", "999 ms", "1 s", "1 s", "12.3 s", "1 min", "1 min", "1 min 30 s", "1 h", "1 h 30 min", "25 h",
+            "0 ms",
+            "4.2 ms",
+            "999 ms",
+            "1 s",
+            "1 s",
+            "12.3 s",
+            "1 min",
+            "1 min",
+            "1 min 30 s",
+            "1 h",
+            "1 h 30 min",
+            "25 h",
         ];
         assert_eq!(texts, expected);
     }

@@ -41,9 +41,8 @@ pub fn write(path: &Path, simulated: &[Simulated]) -> anyhow::Result<()> {
             ];
             let latencies = second.latency.map(|it| [it.p50, it.p90, it.p99, it.max]);
             let latencies = latencies.map_or_else(<[String; 4]>::default, |them| them.map(ms));
-            let record = std::iter::once(variant.name.clone())
-                .chain(counts.iter().map(u64::to_string))
-                .chain(latencies);
+            let record =
+                std::iter::once(variant.name.clone()).chain(counts.iter().map(u64::to_string)).chain(latencies);
             out.write_record(record).with_context(context)?;
         }
     }

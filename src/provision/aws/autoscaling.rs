@@ -8,7 +8,7 @@ use aws_sdk_autoscaling::types::{
 };
 use serde_json::{Value, json};
 
-use super::{Attributes, Cloud, LOOK_AGAIN_EVERY, LONGEST_WAIT, at, integer, owner_by_tags, patiently, text};
+use super::{Attributes, Cloud, LONGEST_WAIT, LOOK_AGAIN_EVERY, at, integer, owner_by_tags, patiently, text};
 use crate::provision::inventory::{Found, Owner};
 use crate::provision::resource::{
     Kind, Resource, STACK_TAG, in_group, label, number, properties, split_group, tags_of,
@@ -50,7 +50,8 @@ impl Cloud {
     }
 
     pub(super) async fn policies(&self, group: &str) -> anyhow::Result<Vec<ScalingPolicy>> {
-        let mut policies = self.autoscaling.describe_policies().auto_scaling_group_name(group).into_paginator().items().send();
+        let mut policies =
+            self.autoscaling.describe_policies().auto_scaling_group_name(group).into_paginator().items().send();
         let mut found = Vec::new();
         while let Some(policy) = policies.next().await {
             found.push(self.done("autoscaling:DescribePolicies", &label(Kind::AutoScalingGroup, group), policy)?);
@@ -188,7 +189,10 @@ impl Cloud {
             // Not every server tells it here.
             None => {
                 let policies = self.policies(group).await?;
-                policies.into_iter().find(|policy| policy.policy_name.as_deref() == Some(name)).and_then(|policy| policy.policy_arn)
+                policies
+                    .into_iter()
+                    .find(|policy| policy.policy_name.as_deref() == Some(name))
+                    .and_then(|policy| policy.policy_arn)
             }
         };
         Ok(arn.map(|arn| ("Ref".to_owned(), arn)).into_iter().collect())
@@ -202,7 +206,8 @@ impl Cloud {
 
     pub(super) async fn delete_hook(&self, full_name: &str) -> anyhow::Result<()> {
         let (group, name) = split_group(full_name);
-        let call = self.autoscaling.delete_lifecycle_hook().auto_scaling_group_name(group).lifecycle_hook_name(name).send();
+        let call =
+            self.autoscaling.delete_lifecycle_hook().auto_scaling_group_name(group).lifecycle_hook_name(name).send();
         self.gone_from_group("autoscaling:DeleteLifecycleHook", Kind::LifecycleHook, full_name, call.await)
     }
 
@@ -236,7 +241,10 @@ impl Cloud {
                 return Ok(());
             }
             if tokio::time::Instant::now() > end {
-                anyhow::bail!("{what} is still ending its machines after {} minutes; run this again", LONGEST_WAIT.as_secs() / 60);
+                anyhow::bail!(
+                    "{what} is still ending its machines after {} minutes; run this again",
+                    LONGEST_WAIT.as_secs() / 60
+                );
             }
             tokio::time::sleep(LOOK_AGAIN_EVERY).await;
         }
@@ -247,7 +255,8 @@ fn is_missing<E, R>(error: &aws_sdk_autoscaling::error::SdkError<E, R>) -> bool
 where
     E: aws_sdk_autoscaling::error::ProvideErrorMetadata,
 {
-    error.code() == Some("ValidationError") && error.message().is_some_and(|message| message.contains("not found") || message.contains("No "))
+    error.code() == Some("ValidationError")
+        && error.message().is_some_and(|message| message.contains("not found") || message.contains("No "))
 }
 
 /// The properties of a resource, as the calls take them.

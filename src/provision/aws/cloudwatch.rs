@@ -39,7 +39,8 @@ impl Cloud {
         let mut pages = self.cloudwatch.describe_alarms().into_paginator().send();
         let mut alarms = Vec::new();
         while let Some(page) = pages.next().await {
-            alarms.extend(self.done("cloudwatch:DescribeAlarms", "the alarms", page)?.metric_alarms.unwrap_or_default());
+            alarms
+                .extend(self.done("cloudwatch:DescribeAlarms", "the alarms", page)?.metric_alarms.unwrap_or_default());
         }
         Ok(alarms)
     }

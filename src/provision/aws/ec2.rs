@@ -10,6 +10,7 @@ use aws_sdk_sqs::error::ProvideErrorMetadata as _;
 
 use super::signed::{Call, SignedError};
 use super::{Attributes, Cloud, at, owner_by_tags, patiently};
+use crate::provision::bundle::Cpu;
 use crate::provision::inventory::{Found, Instance, Owner};
 use crate::provision::plan::Change;
 use crate::provision::resource::{Kind, Resource, STACK_TAG, label, our_tags, properties, tags_of};
@@ -17,7 +18,9 @@ use crate::provision::stack::Stack;
 
 const VERSION: &str = "2016-11-15";
 /// Said of what is not there.
-const MISSING: [&str; 5] = [
+const MISSING: [&str; 7] = [
+    "InvalidAMIID.NotFound",
+    "InvalidAMIID.Unavailable",
     "InvalidGroup.NotFound",
     "InvalidGroupId.NotFound",
     "InvalidLaunchTemplateName.NotFoundException",
@@ -33,7 +36,15 @@ impl Cloud {
         let mut form = vec![format!("Action={operation}"), format!("Version={VERSION}")];
         flatten("", parameters, &mut form);
         let headers = vec![("content-type", "application/x-www-form-urlencoded; charset=utf-8".to_owned())];
-        self.signed.call(Call { service: "ec2", endpoint_variable: ENDPOINT_VARIABLE, operation, headers, body: form.join("&") }).await
+        self.signed
+            .call(Call {
+                service: "ec2",
+                endpoint_variable: ENDPOINT_VARIABLE,
+                operation,
+                headers,
+                body: form.join("&"),
+            })
+            .await
     }
 
     /// All entries of an answer that may come in pages.
@@ -65,15 +76,20 @@ impl Cloud {
         let filter = json!({"Filters": [{"Name": "is-default", "Values": ["true"]}]});
         let networks = self.all("DescribeVpcs", "the networks", filter).await?;
         let Some(vpc) = networks.first().and_then(|network| network["vpcId"].as_str()) else {
-            anyhow::bail!("region {region} has no default VPC: make one with `aws ec2 create-default-vpc --region {region}`");
+            anyhow::bail!(
+                "region {region} has no default VPC: make one with `aws ec2 create-default-vpc --region {region}`"
+            );
         };
-        let filter = json!({"Filters": [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "default-for-az", "Values": ["true"]}]});
+        let filter =
+            json!({"Filters": [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "default-for-az", "Values": ["true"]}]});
         let subnets = self.all("DescribeSubnets", "the subnets", filter).await?;
         let mut subnets: Vec<String> =
             subnets.iter().filter_map(|subnet| subnet["subnetId"].as_str().map(str::to_owned)).collect();
         subnets.sort_unstable();
         if subnets.is_empty() {
-            anyhow::bail!("the default VPC {vpc} has no subnet: make one with `aws ec2 create-default-subnet --region {region}`");
+            anyhow::bail!(
+                "the default VPC {vpc} has no subnet: make one with `aws ec2 create-default-subnet --region {region}`"
+            );
         }
         Ok((vpc.to_owned(), subnets))
     }
@@ -128,6 +144,30 @@ impl Cloud {
         Ok(found)
     }
 
+    /// As CloudFormation writes it; none where there is no such template or version.
+    pub(super) async fn template_data_of(&self, name: &str, version: &str) -> anyhow::Result<Option<Value>> {
+        let parameters = json!({"LaunchTemplateName": name, "LaunchTemplateVersions": [version]});
+        let versions =
+            self.all("DescribeLaunchTemplateVersions", &label(Kind::LaunchTemplate, name), parameters).await?;
+        Ok(versions.first().map(|version| template_data(&version["launchTemplateData"])))
+    }
+
+    /// The processor of a machine image; none where it is not to be seen.
+    pub(super) async fn cpu_of_image(&self, image: &str) -> anyhow::Result<Option<Cpu>> {
+        if let Some(cpu) = cpu_of_debian(image) {
+            return Ok(Some(cpu));
+        }
+        if !image.starts_with("ami-") {
+            return Ok(None);
+        }
+        let images = self.all("DescribeImages", &format!("image {image}"), json!({ "ImageIds": [image] })).await?;
+        Ok(match images.first().and_then(|image| image["architecture"].as_str()) {
+            Some("x86_64") => Some(Cpu::X86_64),
+            Some("arm64") => Some(Cpu::Arm64),
+            _ => None,
+        })
+    }
+
     pub(super) async fn put_security_group(
         &self,
         resource: &Resource,
@@ -146,7 +186,8 @@ impl Cloud {
                     "VpcId": at(resource, &["VpcId"])?,
                     "TagSpecifications": [{"ResourceType": "security-group", "Tags": tag_parameters(resource)}],
                 });
-                let answer = self.done("ec2:CreateSecurityGroup", &what, self.ec2("CreateSecurityGroup", &parameters).await)?;
+                let answer =
+                    self.done("ec2:CreateSecurityGroup", &what, self.ec2("CreateSecurityGroup", &parameters).await)?;
                 parse(&answer)?["groupId"].as_str().unwrap_or_default().to_owned()
             }
         };
@@ -231,6 +272,11 @@ impl Cloud {
     }
 }
 
+/// Of Debian's own parameters.
+fn cpu_of_debian(image: &str) -> Option<Cpu> {
+    [Cpu::X86_64, Cpu::Arm64].into_iter().find(|cpu| cpu.debian_image() == image)
+}
+
 fn tag_parameters(resource: &Resource) -> Vec<Value> {
     tags_of(&resource.properties).into_iter().map(|(key, value)| json!({"Key": key, "Value": value})).collect()
 }
@@ -254,7 +300,8 @@ fn rules(entry: &Value) -> Vec<Value> {
     };
     let v4 = list(entry, "ipRanges").map(|range| rule(("CidrIp", &range["cidrIp"]), &range["description"]));
     let v6 = list(entry, "ipv6Ranges").map(|range| rule(("CidrIpv6", &range["cidrIpv6"]), &range["description"]));
-    let groups = list(entry, "groups").map(|group| rule(("SourceSecurityGroupId", &group["groupId"]), &group["description"]));
+    let groups =
+        list(entry, "groups").map(|group| rule(("SourceSecurityGroupId", &group["groupId"]), &group["description"]));
     v4.chain(v6).chain(groups).collect()
 }
 
@@ -272,7 +319,10 @@ fn template_data(data: &Value) -> Value {
             }))})
         })
         .collect();
+    // moto mixes in the tags of the template itself.
+    let own = |specification: &&Value| specification["resourceType"] != "launch-template";
     let tagged: Vec<Value> = list(data, "tagSpecificationSet")
+        .filter(own)
         .map(|specification| {
             let tags = tags(specification);
             let tags: Vec<Value> = tags.iter().map(|(key, value)| json!({"Key": key, "Value": value})).collect();

@@ -21,7 +21,8 @@ impl Cloud {
         let mut profiles: BTreeSet<String> = stack.names(Kind::InstanceProfile).map(str::to_owned).collect();
         let mut pages = self.iam.list_instance_profiles().path_prefix(&path).into_paginator().items().send();
         while let Some(profile) = pages.next().await {
-            profiles.insert(self.done("iam:ListInstanceProfiles", "the instance profiles", profile)?.instance_profile_name);
+            profiles
+                .insert(self.done("iam:ListInstanceProfiles", "the instance profiles", profile)?.instance_profile_name);
         }
         let mut found = Vec::new();
         for name in roles {
@@ -48,7 +49,9 @@ impl Cloud {
         let policy = self.if_there("iam:GetRolePolicy", &what, answer)?;
         let policies: Vec<Value> = policy
             .iter()
-            .map(|policy| json!({"PolicyName": policy.policy_name, "PolicyDocument": document(&policy.policy_document)}))
+            .map(
+                |policy| json!({"PolicyName": policy.policy_name, "PolicyDocument": document(&policy.policy_document)}),
+            )
             .collect();
         let members = json!({
             "AssumeRolePolicyDocument": document(role.assume_role_policy_document.as_deref().unwrap_or_default()),
@@ -136,7 +139,8 @@ impl Cloud {
             self.gone("iam:DeleteRolePolicy", &what, call.await)?;
         }
         let attached = self.iam.list_attached_role_policies().role_name(name).send().await;
-        let attached = self.done("iam:ListAttachedRolePolicies", &what, attached)?.attached_policies.unwrap_or_default();
+        let attached =
+            self.done("iam:ListAttachedRolePolicies", &what, attached)?.attached_policies.unwrap_or_default();
         for policy in attached.into_iter().filter_map(|policy| policy.policy_arn) {
             let call = self.iam.detach_role_policy().role_name(name).policy_arn(policy).send();
             self.gone("iam:DetachRolePolicy", &what, call.await)?;
@@ -167,7 +171,7 @@ fn tags(resource: &Resource) -> anyhow::Result<Vec<Tag>> {
 }
 
 /// IAM writes documents as they would stand in an address.
-fn document(text: &str) -> Value {
+pub(super) fn document(text: &str) -> Value {
     let text = percent_encoding::percent_decode_str(text).decode_utf8_lossy();
     serde_json::from_str(&text).unwrap_or_default()
 }

@@ -16,7 +16,16 @@ impl Cloud {
             ("content-type", "application/x-amz-json-1.1".to_owned()),
             ("x-amz-target", format!("Logs_20140328.{operation}")),
         ];
-        let answer = self.signed.call(Call { service: "logs", endpoint_variable: ENDPOINT_VARIABLE, operation, headers, body: body.to_string() }).await?;
+        let answer = self
+            .signed
+            .call(Call {
+                service: "logs",
+                endpoint_variable: ENDPOINT_VARIABLE,
+                operation,
+                headers,
+                body: body.to_string(),
+            })
+            .await?;
         Ok(serde_json::from_str(&answer).unwrap_or_default())
     }
 

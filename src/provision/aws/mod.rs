@@ -5,6 +5,7 @@
 
 mod autoscaling;
 mod cloudwatch;
+mod doctor;
 mod ec2;
 mod iam;
 mod logs;
@@ -196,7 +197,12 @@ impl Cloud {
     }
 
     /// The answer; what is missing is an error.
-    fn done<T, E>(&self, action: &str, resource: &str, answer: Result<T, SdkError<E, HttpResponse>>) -> anyhow::Result<T>
+    fn done<T, E>(
+        &self,
+        action: &str,
+        resource: &str,
+        answer: Result<T, SdkError<E, HttpResponse>>,
+    ) -> anyhow::Result<T>
     where
         E: ProvideErrorMetadata + Error + 'static,
     {
@@ -224,7 +230,12 @@ impl Cloud {
     }
 
     /// Of something that is to be gone: done, or missing already.
-    fn gone<T, E>(&self, action: &str, resource: &str, answer: Result<T, SdkError<E, HttpResponse>>) -> anyhow::Result<()>
+    fn gone<T, E>(
+        &self,
+        action: &str,
+        resource: &str,
+        answer: Result<T, SdkError<E, HttpResponse>>,
+    ) -> anyhow::Result<()>
     where
         E: ProvideErrorMetadata + Error + 'static,
     {

@@ -3,6 +3,7 @@
 //! A bucket that was taken over keeps what others say in it: of the rules of expiry and of the statements of its policy
 //! only ours are compared and changed.
 
+use anyhow::{Context as _, anyhow, bail};
 use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
@@ -11,7 +12,6 @@ use aws_sdk_s3::types::{
     ServerSideEncryption, ServerSideEncryptionByDefault, ServerSideEncryptionConfiguration, ServerSideEncryptionRule,
     Tag, Tagging,
 };
-use anyhow::{Context as _, anyhow, bail};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
@@ -57,7 +57,9 @@ impl Cloud {
     async fn check_that_bucket_is_free(&self, name: &str) -> anyhow::Result<()> {
         let what = label(Kind::Bucket, name);
         match self.s3.list_objects_v2().bucket(name).max_keys(1).send().await {
-            Ok(_) => bail!("{what} is another account's, which lets you read it: give another --input-bucket or --output-bucket"),
+            Ok(_) => bail!(
+                "{what} is another account's, which lets you read it: give another --input-bucket or --output-bucket"
+            ),
             Err(error) => match (error.code(), self.fault("s3:ListBucket", &what, &error)) {
                 (_, Fault::Missing) => Ok(()),
                 (Some("AccessDenied"), _) => Err(anyhow!(
@@ -109,7 +111,7 @@ impl Cloud {
         Ok((found, holds_data))
     }
 
-    async fn public_access_block(&self, name: &str) -> anyhow::Result<Option<Value>> {
+    pub(super) async fn public_access_block(&self, name: &str) -> anyhow::Result<Option<Value>> {
         let call = self.s3.get_public_access_block().bucket(name).send().await;
         let answer = self.if_there("s3:GetBucketPublicAccessBlock", &label(Kind::Bucket, name), call)?;
         Ok(answer.and_then(|answer| answer.public_access_block_configuration).map(|block| {
@@ -208,11 +210,15 @@ impl Cloud {
         let call = self.s3.create_bucket().bucket(name).set_create_bucket_configuration(place).send();
         match call.await {
             Ok(_) => Ok(()),
-            Err(error) if error.as_service_error().is_some_and(|error| error.is_bucket_already_owned_by_you()) => Ok(()),
-            Err(error) if error.as_service_error().is_some_and(|error| error.is_bucket_already_exists()) => Err(anyhow!(
-                "{} is another account's: give another --input-bucket or --output-bucket, or another --stack",
-                label(Kind::Bucket, name)
-            )),
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_bucket_already_owned_by_you()) => {
+                Ok(())
+            }
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_bucket_already_exists()) => {
+                Err(anyhow!(
+                    "{} is another account's: give another --input-bucket or --output-bucket, or another --stack",
+                    label(Kind::Bucket, name)
+                ))
+            }
             answer => self.done("s3:CreateBucket", &label(Kind::Bucket, name), answer).map(drop),
         }
     }
@@ -222,9 +228,9 @@ impl Cloud {
         let (name, what) = (resource.name.as_str(), resource.label());
         let ours = tags_of(&resource.properties);
         let there = self.s3.get_bucket_tagging().bucket(name).send().await;
-        let there = self.if_there("s3:GetBucketTagging", &what, there)?.map(|answer| answer.tag_set).unwrap_or_default();
-        let mut tags: Vec<Tag> =
-            there.into_iter().filter(|tag| !ours.iter().any(|(key, _)| *key == tag.key)).collect();
+        let there =
+            self.if_there("s3:GetBucketTagging", &what, there)?.map(|answer| answer.tag_set).unwrap_or_default();
+        let mut tags: Vec<Tag> = there.into_iter().filter(|tag| !ours.iter().any(|(key, _)| *key == tag.key)).collect();
         for (key, value) in ours {
             tags.push(Tag::builder().key(key).value(value).build()?);
         }

@@ -56,10 +56,7 @@ impl Signed {
         if let Some(timeouts) = self.sdk.timeout_config() {
             operation = operation.timeout_config(timeouts.clone());
         }
-        let operation = operation
-            .serializer(|request: Request| Ok(request.0))
-            .deserializer(answer)
-            .build();
+        let operation = operation.serializer(|request: Request| Ok(request.0)).deserializer(answer).build();
         operation.invoke(Request(request)).await
     }
 
@@ -92,7 +89,8 @@ impl Signed {
         let url = format!("{}/", url.trim_end_matches('/'));
         let headers = call.headers.iter().map(|(name, value)| (*name, value.as_str()));
         let body = SignableBody::Bytes(call.body.as_bytes());
-        let (signature, _) = sign(SignableRequest::new("POST", &url, headers.clone(), body)?, &parameters)?.into_parts();
+        let (signature, _) =
+            sign(SignableRequest::new("POST", &url, headers.clone(), body)?, &parameters)?.into_parts();
         let mut request = http::Request::post(&url);
         for (name, value) in headers {
             request = request.header(name, value);

@@ -79,7 +79,8 @@ impl Cloud {
         let tags = tags_of(&resource.properties);
         if found.is_none() {
             // A name can be used again a minute after its queue was deleted.
-            let is_too_early = |error: &aws_sdk_sqs::error::SdkError<_, _>| error.code().is_some_and(is_deleted_recently);
+            let is_too_early =
+                |error: &aws_sdk_sqs::error::SdkError<_, _>| error.code().is_some_and(is_deleted_recently);
             let created = patiently(is_too_early, async || {
                 let call = self.sqs.create_queue().queue_name(&resource.name);
                 let call = call.set_attributes(Some(attributes.clone()));
