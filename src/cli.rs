@@ -2,6 +2,7 @@
 
 mod arrivals;
 mod policy;
+mod provision;
 mod simulate;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 pub use self::arrivals::ArrivalArgs;
 pub use self::policy::{PolicyArgs, PolicyKind};
+pub use self::provision::ProvisionArgs;
 pub use self::simulate::SimulateArgs;
 
 use self::arrivals::Unbounded;
@@ -36,7 +38,8 @@ const AWS_MAX_BATCH_SIZE: usize = MAX_BATCH;
 #[command(name = "imgcls", version, arg_required_else_help = true, max_term_width = 100)]
 #[command(after_help = "Start with `imgcls up`, open http://127.0.0.1:8080/, drop a photograph on the page.\n\
     Every flag is also an environment variable, IMGCLS_<FLAG>; a flag beats the environment.\n\
-    Exit codes: 0 done, 1 failed, 2 usage, 99 a loadgen threshold was missed.")]
+    Exit codes: 0 done, 1 failed, 2 usage, 99 a loadgen threshold was missed; `provision plan\n\
+    --detailed-exitcode`: 0 nothing to do, 3 changes.")]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -56,6 +59,8 @@ pub enum Command {
     Loadgen(LoadgenArgs),
     /// Run scaling policies against a virtual clock: latency and cost of a fleet under a load
     Simulate(SimulateArgs),
+    /// Make the AWS side as it is described: queues, buckets, machines, alarms; plan it, look at it, remove it
+    Provision(Box<ProvisionArgs>),
     /// Look at queues; list, show and send again what lies in the dead letters
     Queue(QueueArgs),
     /// Classify files with the model alone: no queue, no server
@@ -70,6 +75,7 @@ impl Command {
             Command::Worker(args) => args.shared.log_format,
             Command::Autoscale(args) => args.shared.log_format,
             Command::Queue(args) => args.command.shared().log_format,
+            Command::Provision(args) => args.stack().shared.log_format,
             Command::Loadgen(_) | Command::Simulate(_) | Command::Classify(_) => LogFormat::Text,
         }
     }
@@ -571,6 +577,7 @@ impl ModelArgs {
 fn web_config(shared: &SharedArgs, http: &HttpArgs, limits: &LimitArgs, backend: Backend, names: Names) -> web::Config {
     web::Config {
         backend,
+        stack: shared.stack.clone(),
         names,
         limits: limits.limits(),
         wire: web::Wire::V1,

@@ -26,6 +26,7 @@ pub mod store; // the object store port: files, SQLite, S3
 // Floor 3: the tiers.
 pub mod autoscale; // observe → decide → resize worker processes
 pub mod loadgen; // load, measure, check answers, report
+pub mod provision; // the AWS side: wanted, found, the difference
 pub mod web; // HTTP in, answers out
 pub mod worker; // one delivery → one result
 

@@ -3,16 +3,17 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::Parser as _;
 use imgcls::cli::{Cli, Command};
 use imgcls::config::Backend;
-use imgcls::{autoscale, classify, loadgen, queues, shutdown, simulate, telemetry, up, web, worker};
+use imgcls::{autoscale, classify, loadgen, provision, queues, shutdown, simulate, telemetry, up, web, worker};
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    telemetry::init(cli.command.log_format());
-    match run(&cli.command) {
+    let ending = Cli::read().and_then(|cli| {
+        telemetry::init(cli.command.log_format());
+        run(&cli.command)
+    });
+    match ending {
         Ok(code) => code,
         Err(error) => match error.downcast::<clap::Error>() {
             Ok(wrong_usage) => wrong_usage.exit(),
@@ -23,6 +24,9 @@ fn main() -> ExitCode {
         },
     }
 }
+
+/// Of `provision plan --detailed-exitcode`.
+const CHANGES: u8 = 3;
 
 /// Runs a command to its end. What it has started it has waited for; but a name that is being looked up, whoever gave up
 /// on it, cannot be stopped, and keeps no process from ending.
@@ -83,6 +87,17 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 queues::run(config, shutdown::on_signals()?).await
             })?;
             Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Provision(args) => {
+            let ending = block_on(one_thread()?, async {
+                let config = Box::pin(args.config()).await?;
+                Box::pin(provision::run(config, shutdown::on_signals()?)).await
+            })?;
+            Ok(match ending {
+                provision::Ending::Done => ExitCode::SUCCESS,
+                provision::Ending::Declined | provision::Ending::Faults => ExitCode::FAILURE,
+                provision::Ending::Changes => CHANGES.into(),
+            })
         }
         Command::Classify(args) => {
             let all_classified = classify::run(&args.config())?;

@@ -120,6 +120,11 @@ impl Aws {
             .build()
     }
 
+    /// The address that all services are spoken to at, where it is not AWS's own.
+    pub fn endpoint_url(&self) -> Option<&str> {
+        self.place.endpoint_url.as_deref()
+    }
+
     /// Whether something other than AWS's own address of a service (`S3`) was asked for: an emulator, or a private
     /// endpoint.
     pub fn has_endpoint(&self, service: &str) -> bool {

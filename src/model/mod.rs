@@ -19,6 +19,7 @@ use crate::config::Limits;
 use crate::protocol::{ErrorCode, Prediction};
 
 pub use decode::sniff;
+pub use find::{model_folder, runtime_library};
 pub use onnx::Session;
 pub use package::ModelPackage;
 

@@ -20,6 +20,9 @@ pub const BACKLOG_NAMESPACE: &str = "imgcls";
 pub const BACKLOG_METRIC: &str = "BacklogPerWorker";
 pub const BACKLOG_DIMENSION: &str = "Stack";
 
+/// Tag on everything that belongs to a stack on AWS: its name.
+pub const TAG_STACK: &str = "imgcls:stack";
+
 /// The dead-letter queue of a request queue.
 pub fn dead_letter_queue(request_queue: &str) -> String {
     format!("{request_queue}-dead")

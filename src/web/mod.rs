@@ -50,6 +50,8 @@ const RETENTION_MARGIN: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone)]
 pub struct Config {
     pub backend: Backend,
+    /// The stack that this belongs to.
+    pub stack: String,
     pub names: Names,
     pub limits: Limits,
     pub wire: Wire,
@@ -99,6 +101,7 @@ pub async fn run(
         config.result_queue_mode,
         pending.clone(),
         Arc::clone(&results),
+        config.stack.clone(),
     );
     let replies = Arc::new(replies.await.context("no reply queue")?);
     let give_up = CancellationToken::new();

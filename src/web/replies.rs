@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::metrics::METRICS;
 use super::pending::{Pending, Wake};
 use super::results::Results;
-use crate::protocol::{self, ReplyHead, TAG_ALIVE_AT};
+use crate::protocol::{self, ReplyHead, TAG_ALIVE_AT, TAG_STACK};
 use crate::queue::{
     Delivery, LONGEST_POLL, MAX_BATCH, Queue, QueueAttributes, QueueError, Queues, Receipt, ReceiveOptions,
 };
@@ -55,6 +55,8 @@ pub struct Replies {
     result_queue: Arc<dyn Queue>,
     pending: Pending,
     results: Arc<Results>,
+    /// Its name goes onto the queue, so that whoever removes the stack finds it.
+    stack: String,
     inbox: RwLock<Inbox>,
 }
 
@@ -101,12 +103,13 @@ impl Replies {
         mode: ResultQueueMode,
         pending: Pending,
         results: Arc<Results>,
+        stack: String,
     ) -> Result<Self, QueueError> {
         let inbox = match mode {
-            ResultQueueMode::Own => open_own(&*queues, &result_queue).await?,
+            ResultQueueMode::Own => open_own(&*queues, &result_queue, &stack).await?,
             ResultQueueMode::Shared => Inbox { mode, queue: Arc::clone(&result_queue) },
         };
-        Ok(Replies { queues, result_queue, pending, results, inbox: RwLock::new(inbox) })
+        Ok(Replies { queues, result_queue, pending, results, stack, inbox: RwLock::new(inbox) })
     }
 
     /// What a request says in `reply_to`.
@@ -220,7 +223,7 @@ impl Replies {
 
     async fn make_again(&self) -> Result<Inbox, QueueError> {
         match self.inbox().mode {
-            ResultQueueMode::Own => open_own(&*self.queues, &self.result_queue).await,
+            ResultQueueMode::Own => open_own(&*self.queues, &self.result_queue, &self.stack).await,
             mode @ ResultQueueMode::Shared => {
                 let queue = self.queues.create(self.result_queue.name(), &QueueAttributes::default()).await?;
                 Ok(Inbox { mode, queue })
@@ -305,8 +308,8 @@ impl Handled {
 }
 
 /// An own queue, or, where none may be made, the shared one.
-async fn open_own(queues: &dyn Queues, result_queue: &Arc<dyn Queue>) -> Result<Inbox, QueueError> {
-    match make(queues, result_queue.name()).await {
+async fn open_own(queues: &dyn Queues, result_queue: &Arc<dyn Queue>, stack: &str) -> Result<Inbox, QueueError> {
+    match make(queues, result_queue.name(), stack).await {
         Ok(queue) => Ok(Inbox { mode: ResultQueueMode::Own, queue }),
         Err(QueueError::Fatal(reason)) => {
             tracing::warn!(
@@ -320,12 +323,13 @@ async fn open_own(queues: &dyn Queues, result_queue: &Arc<dyn Queue>) -> Result<
     }
 }
 
-async fn make(queues: &dyn Queues, result_queue: &str) -> Result<Arc<dyn Queue>, QueueError> {
+async fn make(queues: &dyn Queues, result_queue: &str, stack: &str) -> Result<Arc<dyn Queue>, QueueError> {
     let random = format!("{:0width$x}", rand::random::<u64>(), width = RANDOM_DIGITS);
     let name = protocol::reply_queue(result_queue, &random);
     let attributes =
         QueueAttributes { visibility_timeout: VISIBILITY_TIMEOUT, retention: RETENTION, ..QueueAttributes::default() };
     let queue = queues.create(&name, &attributes).await?;
+    queues.set_tag(&name, TAG_STACK, stack).await?;
     tag_alive(queues, &name).await?;
     Ok(queue)
 }

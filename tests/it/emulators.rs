@@ -26,6 +26,12 @@ pub fn moto() -> &'static Emulator {
     MOTO.get_or_init(|| Emulator::start("moto"))
 }
 
+/// One more, for stacks: it holds few queues, since planning asks each for its tags.
+pub fn moto_of_stacks() -> &'static Emulator {
+    static MOTO: OnceLock<Emulator> = OnceLock::new();
+    MOTO.get_or_init(|| Emulator::start("moto"))
+}
+
 /// SQS, S3 and STS, from another hand.
 pub fn ministack() -> &'static Emulator {
     static MINISTACK: OnceLock<Emulator> = OnceLock::new();

@@ -23,6 +23,7 @@ mod messages;
 mod model;
 mod original;
 mod page;
+mod provision;
 mod queue_command;
 mod queue_conformance;
 mod seed_wire;

@@ -1,0 +1,125 @@
+"""moto's server, behind a layer that speaks the protocol of CloudWatch's newer clients (Smithy RPC v2 in CBOR).
+
+moto knows CloudWatch's JSON protocol only. A request in CBOR is decoded, given to moto as JSON, and the answer encoded
+with the types that botocore's model of the service has: a client refuses a whole number where a floating one belongs.
+Auto Scaling groups keep their default instance warm-up too, which moto forgets.
+
+    python moto_cbor.py PORT
+"""
+
+import datetime
+import gzip
+import io
+import json
+import sys
+
+import botocore.session
+import cbor2
+from moto.autoscaling.responses import AutoScalingResponse
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+
+PREFIX = "/service/"
+TARGETS = {"GraniteServiceVersion20100801": "cloudwatch"}
+
+
+class CborLayer:
+    def __init__(self, application):
+        self.application = application
+        session = botocore.session.get_session()
+        self.models = {target: session.get_service_model(name) for target, name in TARGETS.items()}
+
+    def __call__(self, environ, start_response):
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        if environ.get("HTTP_CONTENT_ENCODING") == "gzip":
+            body = gzip.decompress(body)
+            del environ["HTTP_CONTENT_ENCODING"]
+        path = environ["PATH_INFO"]
+        if environ.get("HTTP_SMITHY_PROTOCOL") != "rpc-v2-cbor" or not path.startswith(PREFIX):
+            environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+            return self.application(environ, start_response)
+
+        _, _, target, _, operation = path.split("/")
+        request = json.dumps(cbor2.loads(body) if body else {}, default=to_json).encode()
+        answer = {}
+
+        def start(status, headers, exc_info=None):
+            answer.update(status=status, headers=headers)
+
+        environ |= {
+            "PATH_INFO": "/",
+            "CONTENT_TYPE": "application/x-amz-json-1.0",
+            "HTTP_X_AMZ_TARGET": f"{target}.{operation}",
+            "wsgi.input": io.BytesIO(request),
+            "CONTENT_LENGTH": str(len(request)),
+        }
+        text = b"".join(self.application(environ, start))
+        value = json.loads(text) if text.strip() else {}
+        if answer["status"].startswith("2"):
+            value = typed(value, self.models[target].operation_model(operation).output_shape)
+        encoded = cbor2.dumps(value)
+        headers = [(name, text) for name, text in answer["headers"] if name.lower().startswith("x-")]
+        headers += [
+            ("Content-Type", "application/cbor"),
+            ("Content-Length", str(len(encoded))),
+            ("smithy-protocol", "rpc-v2-cbor"),
+        ]
+        start_response(answer["status"], headers)
+        return [encoded]
+
+
+def to_json(value):
+    if isinstance(value, datetime.datetime):
+        return value.timestamp()
+    raise TypeError(f"no JSON for {value!r}")
+
+
+def typed(value, shape):
+    """The value as CBOR has it, by its shape; members that the model does not know are left out, as are empty ones."""
+    if value is None or shape is None:
+        return {} if shape is None else None
+    match shape.type_name:
+        case "structure":
+            members = shape.members.items()
+            return {name: typed(value[name], of) for name, of in members if value.get(name) is not None}
+        case "list":
+            return [typed(entry, shape.member) for entry in value]
+        case "map":
+            return {key: typed(entry, shape.value) for key, entry in value.items()}
+        case "timestamp":
+            return cbor2.CBORTag(1, seconds(value))
+        case "double" | "float":
+            return float(value)
+        case "integer" | "long":
+            return int(value)
+        case "boolean":
+            return value if isinstance(value, bool) else str(value).lower() == "true"
+    return value if isinstance(value, str) else str(value)
+
+
+def seconds(value) -> float:
+    if isinstance(value, str):
+        return datetime.datetime.fromisoformat(value.replace("Z", "+00:00")).timestamp()
+    return float(value)
+
+
+def keep_instance_warmup() -> None:
+    def keeping(call):
+        def kept(self):
+            answer = call(self)
+            warmup = self._get_int_param("DefaultInstanceWarmup")
+            if warmup is not None:
+                groups = self.autoscaling_backend.autoscaling_groups
+                groups[self._get_param("AutoScalingGroupName")].default_instance_warmup = warmup
+            return answer
+
+        return kept
+
+    for name in ("create_auto_scaling_group", "update_auto_scaling_group"):
+        setattr(AutoScalingResponse, name, keeping(getattr(AutoScalingResponse, name)))
+
+
+if __name__ == "__main__":
+    keep_instance_warmup()
+    application = CborLayer(DomainDispatcherApplication(create_backend_app))
+    run_simple("127.0.0.1", int(sys.argv[1]), application, threaded=True)

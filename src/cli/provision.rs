@@ -1,0 +1,429 @@
+//! The flags of `provision`, and its file of flags.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, CommandFactory as _, Parser as _, Subcommand};
+
+use super::policy::{Defaults, PolicyArgs, PolicyKind, percent};
+use super::{BackendArg, Cli, Command, OutputArgs, SharedArgs, positive_duration, usage};
+use crate::config::{Backend, Names};
+use crate::model::ModelChoice;
+use crate::provision::{self, Action};
+use crate::scaling::{Bounds, Policy};
+
+/// Both are longer than any bucket's rules need.
+const MOST_DAYS: i64 = 36_500;
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+#[command(after_help = "Without a command: apply.\n\
+    Exit codes: 0 done, 1 failed, 2 usage; `provision plan --detailed-exitcode`: 0 nothing to do, 3 changes.")]
+pub struct ProvisionArgs {
+    #[command(subcommand)]
+    pub command: Option<ProvisionCommand>,
+    #[command(flatten)]
+    pub apply: ApplyArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ProvisionCommand {
+    /// Say what has to change, and what the stack will cost; changes nothing
+    Plan {
+        #[command(flatten)]
+        stack: StackArgs,
+        /// Save the plan; `provision apply FILE` carries out exactly it
+        #[arg(long, env = "IMGCLS_OUT")]
+        out: Option<PathBuf>,
+        /// Exit with 3 where there are changes, with 0 where there are none
+        #[arg(long, env = "IMGCLS_DETAILED_EXITCODE")]
+        detailed_exitcode: bool,
+    },
+    /// Make the stack as it is described; may be stopped and run again at any moment
+    Apply(ApplyArgs),
+    /// Say what stands, what differs and where the web tier answers
+    Status {
+        #[command(flatten)]
+        stack: StackArgs,
+    },
+    /// Remove everything that has the stack's tag; asks first
+    Destroy {
+        #[command(flatten)]
+        stack: StackArgs,
+        /// Do not ask; must be given where nobody can be asked
+        #[arg(long, env = "IMGCLS_YES")]
+        yes: bool,
+        /// Delete the images and results too
+        #[arg(long, env = "IMGCLS_DELETE_DATA")]
+        delete_data: bool,
+    },
+    /// Print the stack as a CloudFormation template, or write the bundle that its machines run
+    Export {
+        #[command(flatten)]
+        stack: StackArgs,
+        /// Write the bundle (this program, ONNX Runtime, the model) to this file instead
+        #[arg(long, env = "IMGCLS_BUNDLE_TO")]
+        bundle_to: Option<PathBuf>,
+    },
+    /// Say what will not work and how to mend it; also of a stack that was made by hand. Exit code 1: something is broken
+    Doctor {
+        #[command(flatten)]
+        stack: StackArgs,
+        /// The workers' Auto Scaling group [default: apptierAutoscaling]
+        #[arg(long, env = "IMGCLS_GROUP")]
+        group: Option<String>,
+        /// The workers' role [default: app-tier-sqs-s3-access-role]
+        #[arg(long, env = "IMGCLS_WORKER_ROLE")]
+        worker_role: Option<String>,
+        /// The web tier's role [default: web-tier-sqs-access-role]
+        #[arg(long, env = "IMGCLS_WEB_ROLE")]
+        web_role: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ApplyArgs {
+    #[command(flatten)]
+    pub stack: StackArgs,
+    /// A plan that `provision plan --out` saved: it is carried out exactly, or not at all where anything has changed
+    pub plan: Option<PathBuf>,
+    /// Do not ask; where nobody can be asked, nobody is
+    #[arg(long, env = "IMGCLS_YES")]
+    pub yes: bool,
+}
+
+/// What the stack is to be.
+#[derive(Debug, Args)]
+pub struct StackArgs {
+    #[command(flatten)]
+    pub shared: SharedArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// A TOML file of flags (`max = 8`, `instance-type = ["c7i.large"]`); flags and variables beat it
+    #[arg(long, env = "IMGCLS_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// How the number of workers follows the queue
+    #[arg(long, env = "IMGCLS_POLICY", default_value = "step")]
+    pub policy: PolicyKind,
+    #[command(flatten)]
+    pub scaling: PolicyArgs,
+    /// `target`: time one worker takes for an image where it always has the next, as `loadgen` measures it
+    #[arg(long, env = "IMGCLS_SERVICE_TIME", value_parser = positive_duration)]
+    pub service_time: Option<Duration>,
+    /// Fewest workers
+    #[arg(long, env = "IMGCLS_MIN", default_value_t = 0)]
+    pub min: u32,
+    /// Most workers
+    #[arg(long, env = "IMGCLS_MAX", default_value_t = 4)]
+    pub max: u32,
+    /// Instance type of workers, the preferred one first; may be given again [default: c7i.large, for arm64 c7g.large]
+    #[arg(long = "instance-type", env = "IMGCLS_INSTANCE_TYPE", value_delimiter = ',', value_parser = instance_type)]
+    pub instance_types: Vec<String>,
+    /// Share of the workers that are Spot, in percent
+    #[arg(long, env = "IMGCLS_SPOT_SHARE", default_value = "0", value_parser = percent)]
+    pub spot_share: u32,
+    /// Start workers from this launch template, which you keep, at its default version
+    #[arg(long, env = "IMGCLS_EXISTING_LAUNCH_TEMPLATE", value_parser = plain_name)]
+    pub existing_launch_template: Option<String>,
+    /// Machines of the web tier
+    #[arg(long, env = "IMGCLS_WEB_INSTANCES", default_value_t = 1)]
+    pub web_instances: u32,
+    /// Instance type of the web tier [default: t3.small, for arm64 t4g.small]
+    #[arg(long, env = "IMGCLS_WEB_INSTANCE_TYPE", value_parser = instance_type)]
+    pub web_instance_type: Option<String>,
+    /// ARN of a load balancer's target group that the web tier joins; TLS is the load balancer's
+    #[arg(long, env = "IMGCLS_TARGET_GROUP", value_parser = target_group)]
+    pub target_group: Option<String>,
+    /// Who may reach port 80 of the web tier, as CIDR
+    #[arg(long, env = "IMGCLS_ALLOW", default_value = "0.0.0.0/0", value_parser = cidr)]
+    pub allow: String,
+    /// Days after which images are deleted
+    #[arg(long, env = "IMGCLS_KEEP_IMAGES_DAYS", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=MOST_DAYS))]
+    pub keep_images_days: u32,
+    /// Days after which results are deleted
+    #[arg(long, env = "IMGCLS_KEEP_RESULTS_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=MOST_DAYS))]
+    pub keep_results_days: u32,
+    /// Machine image, an id or resolve:ssm:PARAMETER; its C library must be Debian 12's or newer [default: Debian 12]
+    #[arg(long, env = "IMGCLS_IMAGE", value_parser = machine_image)]
+    pub image: Option<String>,
+    /// What machines run: an archive that `provision export --bundle-to FILE` wrote [default: this program]
+    #[arg(long, env = "IMGCLS_BUNDLE")]
+    pub bundle: Option<PathBuf>,
+    /// The model that goes into the bundle: a folder, or a name under models/ [default: efficientnet-lite0]
+    #[arg(long, env = "IMGCLS_MODEL")]
+    pub model: Option<String>,
+    /// The ONNX Runtime library that goes into the bundle [default: $ORT_DYLIB_PATH, else searched for near the binary]
+    #[arg(long, env = "IMGCLS_ORT_DYLIB")]
+    pub ort_dylib: Option<PathBuf>,
+    /// Take over what stands under the stack's names and is no stack's: it is tagged and changed as the plan says
+    #[arg(long, env = "IMGCLS_ADOPT")]
+    pub adopt: bool,
+    /// Prices to use, a TOML file [default: those carried in the binary, of us-east-1, dated]
+    #[arg(long, env = "IMGCLS_PRICES")]
+    pub prices: Option<PathBuf>,
+    /// Refuse a stack whose machines may cost more an hour than this
+    #[arg(long, env = "IMGCLS_MAX_HOURLY", value_parser = money)]
+    pub max_hourly: Option<f64>,
+}
+
+impl ProvisionArgs {
+    pub fn stack(&self) -> &StackArgs {
+        match &self.command {
+            None => &self.apply.stack,
+            Some(ProvisionCommand::Apply(apply)) => &apply.stack,
+            Some(
+                ProvisionCommand::Plan { stack, .. }
+                | ProvisionCommand::Status { stack }
+                | ProvisionCommand::Destroy { stack, .. }
+                | ProvisionCommand::Export { stack, .. }
+                | ProvisionCommand::Doctor { stack, .. },
+            ) => stack,
+        }
+    }
+
+    /// # Errors
+    /// A [`clap::Error`] where the flags contradict each other; else one line, as of [`SharedArgs::names`].
+    pub async fn config(&self) -> anyhow::Result<provision::Config> {
+        let stack = self.stack();
+        let wrong = |message: &str| Err(usage("provision", message));
+        if stack.shared.backend == Some(BackendArg::Local) {
+            return wrong("`provision` is of AWS; on this machine `up` needs none");
+        }
+        let bounds = match Bounds::new(stack.min, stack.max) {
+            Ok(bounds) => bounds,
+            Err(error) => return wrong(&format!("{error}: see --min and --max")),
+        };
+        let policy = stack.scaling.policy(stack.policy, Defaults::INSTANCES);
+        let policy = match (policy, stack.service_time) {
+            (Policy::Target(_), None) => {
+                return wrong(
+                    "--policy target needs --service-time: how long one worker takes for an image, as `imgcls loadgen` measures it",
+                );
+            }
+            (policy, Some(time)) => policy.with_service_time(time),
+            (policy, None) => policy,
+        };
+        let SharedArgs { region, endpoint_url, .. } = &stack.shared;
+        let backend = Backend::Aws { region: region.clone(), endpoint_url: endpoint_url.clone() };
+        let settings = provision::Settings {
+            stack: stack.shared.stack.clone(),
+            names: match self.action() {
+                // A bundle is no stack's: writing one asks nobody.
+                Action::Export { bundle_to: Some(_) } => Names::local(&stack.shared.stack),
+                _ => stack.shared.names(&backend).await?,
+            },
+            visibility_timeout: stack.shared.visibility_timeout,
+            max_receive_count: stack.shared.max_receive_count,
+            bounds,
+            policy,
+            instance_types: stack.instance_types.clone(),
+            spot_percent: stack.spot_share,
+            existing_launch_template: stack.existing_launch_template.clone(),
+            web_instances: stack.web_instances,
+            web_instance_type: stack.web_instance_type.clone(),
+            target_group: stack.target_group.clone(),
+            allow: stack.allow.clone(),
+            keep_images_days: stack.keep_images_days,
+            keep_results_days: stack.keep_results_days,
+            image: stack.image.clone(),
+        };
+        Ok(provision::Config {
+            region: region.clone(),
+            endpoint_url: endpoint_url.clone(),
+            settings,
+            model: ModelChoice {
+                model: stack.model.clone(),
+                ort_dylib: stack.ort_dylib.clone(),
+                ..ModelChoice::default()
+            },
+            bundle: stack.bundle.clone(),
+            adopt: stack.adopt,
+            prices: stack.prices.clone(),
+            max_hourly: stack.max_hourly,
+            json: stack.output.json,
+            action: self.action(),
+        })
+    }
+
+    fn action(&self) -> Action {
+        match &self.command {
+            None => self.apply.action(),
+            Some(ProvisionCommand::Apply(apply)) => apply.action(),
+            Some(ProvisionCommand::Plan { out, detailed_exitcode, .. }) => {
+                Action::Plan { out: out.clone(), says_changes: *detailed_exitcode }
+            }
+            Some(ProvisionCommand::Status { .. }) => Action::Status,
+            Some(ProvisionCommand::Destroy { yes, delete_data, .. }) => {
+                Action::Destroy { is_confirmed: *yes, deletes_data: *delete_data }
+            }
+            Some(ProvisionCommand::Doctor { group, worker_role, web_role, .. }) => {
+                Action::Doctor { group: group.clone(), worker_role: worker_role.clone(), web_role: web_role.clone() }
+            }
+            Some(ProvisionCommand::Export { bundle_to, .. }) => Action::Export { bundle_to: bundle_to.clone() },
+        }
+    }
+}
+
+impl ApplyArgs {
+    fn action(&self) -> Action {
+        Action::Apply { is_confirmed: self.yes, saved: self.plan.clone() }
+    }
+}
+
+impl Cli {
+    /// The command line, and what the file of flags that it names adds.
+    ///
+    /// # Errors
+    /// Where that file cannot be read or says what is no flag. Wrong usage ends the process.
+    pub fn read() -> anyhow::Result<Cli> {
+        let cli = Cli::parse();
+        let Command::Provision(provision) = &cli.command else { return Ok(cli) };
+        let Some(path) = &provision.stack().config else { return Ok(cli) };
+        let mut arguments: Vec<OsString> = std::env::args_os().collect();
+        let given: Vec<String> = arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
+        let extra = flags_of(path, &given).with_context(|| path.display().to_string())?;
+        arguments.extend(extra.into_iter().map(OsString::from));
+        Ok(Cli::parse_from(arguments))
+    }
+}
+
+/// The flags of a file that neither the command line nor the environment says.
+fn flags_of(path: &Path, given: &[String]) -> anyhow::Result<Vec<String>> {
+    let text = std::fs::read_to_string(path)?;
+    let table: toml::Table = toml::from_str(&text).map_err(|error: toml::de::Error| {
+        let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+        anyhow::anyhow!("line {line}: {}", error.message().lines().next().unwrap_or("not TOML"))
+    })?;
+    let known = known_flags();
+    let mut flags = Vec::new();
+    for (key, value) in &table {
+        if !known.contains(key) {
+            bail!("{key:?} is no flag of `imgcls provision`; see `imgcls provision plan --help`");
+        }
+        let flag = format!("--{key}");
+        let is_given = given.iter().any(|argument| *argument == flag || argument.starts_with(&format!("{flag}=")));
+        let variable = format!("IMGCLS_{}", key.to_ascii_uppercase().replace('-', "_"));
+        if is_given || std::env::var_os(variable).is_some() {
+            continue;
+        }
+        match value {
+            toml::Value::Boolean(true) => flags.push(flag),
+            toml::Value::Boolean(false) => {}
+            toml::Value::Array(values) => {
+                for value in values {
+                    flags.push(format!("{flag}={}", plain(key, value)?));
+                }
+            }
+            value => flags.push(format!("{flag}={}", plain(key, value)?)),
+        }
+    }
+    Ok(flags)
+}
+
+/// Flags that say what the stack is; not those that say what to do.
+fn known_flags() -> Vec<String> {
+    let mut cli = Cli::command();
+    cli.build();
+    let status = cli.find_subcommand("provision").and_then(|provision| provision.find_subcommand("status"));
+    let flags = status.into_iter().flat_map(clap::Command::get_arguments);
+    flags.filter_map(|flag| flag.get_long()).filter(|flag| *flag != "config").map(str::to_owned).collect()
+}
+
+fn plain(key: &str, value: &toml::Value) -> anyhow::Result<String> {
+    match value {
+        toml::Value::String(text) => Ok(text.clone()),
+        toml::Value::Integer(number) => Ok(number.to_string()),
+        toml::Value::Float(number) => Ok(number.to_string()),
+        _ => bail!("{key}: a text, a number, true or false, or a list of them is wanted"),
+    }
+}
+
+fn instance_type(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    match text.split_once('.') {
+        Some((family, size))
+            if !family.is_empty() && !size.is_empty() && (family.to_owned() + size).chars().all(allowed) =>
+        {
+            Ok(text.to_owned())
+        }
+        _ => Err("an instance type is named like c7i.large".to_owned()),
+    }
+}
+
+fn plain_name(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "()./_-".contains(c);
+    if (3..=125).contains(&text.len()) && text.chars().all(allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err("a launch template's name has 3 to 125 letters, digits or ()./_-".to_owned())
+    }
+}
+
+fn target_group(text: &str) -> Result<String, String> {
+    if text.starts_with("arn:") && text.contains(":targetgroup/") && !text.contains(char::is_whitespace) {
+        Ok(text.to_owned())
+    } else {
+        Err("the ARN of a target group is wanted: arn:aws:elasticloadbalancing:…:targetgroup/…".to_owned())
+    }
+}
+
+fn cidr(text: &str) -> Result<String, String> {
+    let wrong = || "an IPv4 network is written like 203.0.113.0/24".to_owned();
+    let (address, bits) = text.split_once('/').ok_or_else(wrong)?;
+    let address: std::net::Ipv4Addr = address.parse().map_err(|_| wrong())?;
+    let bits: u32 = bits.parse().ok().filter(|bits| *bits <= 32).ok_or_else(wrong)?;
+    let host_bits = u32::MAX.checked_shr(bits).unwrap_or(0);
+    if u32::from(address) & host_bits == 0 {
+        Ok(format!("{address}/{bits}"))
+    } else {
+        Err(format!("{text} names a host, not a network of {bits} bits"))
+    }
+}
+
+fn machine_image(text: &str) -> Result<String, String> {
+    let is_id = text.strip_prefix("ami-").is_some_and(|rest| rest.chars().all(|c| c.is_ascii_hexdigit()));
+    let is_parameter = text.strip_prefix("resolve:ssm:").is_some_and(|rest| !rest.contains(char::is_whitespace));
+    if is_id || is_parameter { Ok(text.to_owned()) } else { Err("ami-… or resolve:ssm:PARAMETER".to_owned()) }
+}
+
+fn money(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(amount) if amount > 0.0 && amount.is_finite() => Ok(amount),
+        _ => Err("an amount above 0, in the currency of the prices".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_says_what_neither_flag_nor_variable_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stack.toml");
+        let write = |text: &str| std::fs::write(&path, text).unwrap();
+        write("max = 8\nspot-share = 50\ninstance-type = [\"c7i.large\", \"c6i.large\"]\nadopt = false\n");
+        let given = ["imgcls", "provision", "--max=3"].map(str::to_owned);
+        let flags = flags_of(&path, &given).unwrap();
+        assert_eq!(flags, ["--instance-type=c7i.large", "--instance-type=c6i.large", "--spot-share=50"]);
+        write("yes = true");
+        assert!(flags_of(&path, &given).unwrap_err().to_string().contains("\"yes\" is no flag"));
+        write("max = \n");
+        assert!(flags_of(&path, &given).unwrap_err().to_string().starts_with("line 1"));
+    }
+
+    #[test]
+    fn what_becomes_part_of_a_stack_is_checked_by_form() {
+        assert_eq!(cidr("10.1.0.0/16").as_deref(), Ok("10.1.0.0/16"));
+        assert!(cidr("10.1.2.3/16").is_err() && cidr("10.0.0.0/33").is_err() && cidr("everyone").is_err());
+        assert!(cidr("0.0.0.0/0").is_ok() && cidr("203.0.113.7/32").is_ok());
+        assert!(
+            instance_type("c7i.large").is_ok() && instance_type("c7i").is_err() && instance_type("c7'i.l").is_err()
+        );
+        assert!(
+            machine_image("ami-0abc").is_ok() && machine_image("resolve:ssm:/a").is_ok() && machine_image("x").is_err()
+        );
+    }
+}

@@ -1,0 +1,143 @@
+//! What the doctor looks at, in a stack of anybody's.
+
+use aws_sdk_s3::error::ProvideErrorMetadata as _;
+use serde_json::Value;
+
+use super::autoscaling::{group_to_json, policy_to_json};
+use super::cloudwatch::alarm_to_json;
+use super::{Cloud, iam, text};
+use crate::aws::Fault;
+use crate::provision::doctor::{Bucket, Called, Group, Role, Seen};
+use crate::provision::resource::{Kind, label};
+use crate::provision::user_data::Tier;
+
+impl Cloud {
+    /// # Errors
+    /// One line, where these credentials may not look.
+    pub async fn examine(&self, called: &Called<'_>, roles: &[(Tier, String)]) -> anyhow::Result<Seen> {
+        let mut seen = Seen { group: self.examine_group(called.group).await?, ..Seen::default() };
+        for name in [&called.names.request_queue, &called.names.result_queue] {
+            if let Some(queue) = self.examine_queue(name).await? {
+                seen.queues.push((name.clone(), queue));
+            }
+        }
+        for name in [&called.names.input_bucket, &called.names.output_bucket] {
+            seen.buckets.extend(self.examine_bucket(name).await?);
+        }
+        for alarm in self.alarms().await? {
+            let name = alarm.alarm_name.clone().unwrap_or_default();
+            let members = alarm_to_json(&alarm);
+            // By what it looks at, whatever the dimension is called, or by what it moves.
+            let queue = called.names.request_queue.as_str();
+            let looks = members.to_string().contains(&format!("\"{queue}\""));
+            let moves = members["AlarmActions"].to_string().contains(&format!("autoScalingGroupName/{}", called.group));
+            if looks || moves {
+                seen.alarms.push((name, members));
+            }
+        }
+        for (tier, name) in roles {
+            if let Some(documents) = self.documents_of_role(name).await? {
+                seen.roles.push(Role { name: name.clone(), tier: *tier, documents });
+            }
+        }
+        Ok(seen)
+    }
+
+    async fn examine_queue(&self, name: &str) -> anyhow::Result<Option<Value>> {
+        let what = label(Kind::Queue, name);
+        let answer = self.sqs.get_queue_url().queue_name(name).send().await;
+        let Some(url) = self.if_there("sqs:GetQueueUrl", &what, answer)?.and_then(|answer| answer.queue_url) else {
+            return Ok(None);
+        };
+        let all = aws_sdk_sqs::types::QueueAttributeName::All;
+        let answer = self.sqs.get_queue_attributes().queue_url(url).attribute_names(all).send().await;
+        let answer = self.if_there("sqs:GetQueueAttributes", &what, answer)?;
+        let attributes = answer.and_then(|answer| answer.attributes).unwrap_or_default();
+        let members = attributes.into_iter().map(|(name, value)| {
+            let value = value.parse::<u64>().map_or(Value::String(value), Value::from);
+            (name.as_str().to_owned(), value)
+        });
+        Ok(Some(members.collect::<serde_json::Map<_, _>>().into()))
+    }
+
+    async fn examine_bucket(&self, name: &str) -> anyhow::Result<Option<Bucket>> {
+        let what = label(Kind::Bucket, name);
+        let bucket = |is_closed, other_region| Some(Bucket { name: name.to_owned(), is_closed, other_region });
+        let answer = self.s3.get_bucket_location().bucket(name).send().await;
+        let place = match answer {
+            Ok(answer) => answer.location_constraint.map(|place| place.as_str().to_owned()),
+            Err(error) if error.code() == Some("AccessDenied") => return Ok(None),
+            Err(error) => match self.fault("s3:GetBucketLocation", &what, &error) {
+                Fault::Missing => return Ok(None),
+                Fault::Unavailable(reason) | Fault::Fatal(reason) => anyhow::bail!(reason),
+            },
+        };
+        // Of the oldest region nothing is said.
+        let place = place.filter(|place| !place.is_empty()).unwrap_or_else(|| "us-east-1".to_owned());
+        if place != self.aws.region() {
+            return Ok(bucket(true, Some(place)));
+        }
+        let block = self.public_access_block(name).await?;
+        let is_closed = block.is_some_and(|block| {
+            block.as_object().is_some_and(|settings| settings.values().all(|setting| *setting == Value::Bool(true)))
+        });
+        Ok(bucket(is_closed, None))
+    }
+
+    async fn examine_group(&self, name: &str) -> anyhow::Result<Option<Group>> {
+        let groups = self.groups().await?;
+        let Some(group) = groups.iter().find(|group| group.auto_scaling_group_name.as_deref() == Some(name)) else {
+            return Ok(None);
+        };
+        let policies = self.policies(name).await?;
+        let properties = group_to_json(group);
+        let specification = [
+            &properties["LaunchTemplate"],
+            &properties["MixedInstancesPolicy"]["LaunchTemplate"]["LaunchTemplateSpecification"],
+        ];
+        let specification = specification.into_iter().find(|specification| !specification.is_null());
+        let template = match specification {
+            Some(specification) => {
+                let version = specification["Version"].as_str().unwrap_or("$Default");
+                self.template_data_of(&text(&specification["LaunchTemplateName"]), version).await?
+            }
+            None => None,
+        };
+        let image = template.as_ref().and_then(|template| template["ImageId"].as_str().map(str::to_owned));
+        let image_cpu = match image {
+            Some(image) => self.cpu_of_image(&image).await?,
+            None => None,
+        };
+        Ok(Some(Group {
+            name: name.to_owned(),
+            properties,
+            policies: policies.iter().map(|policy| policy_to_json(name, policy)).collect(),
+            policy_arns: policies.iter().filter_map(|policy| policy.policy_arn.clone()).collect(),
+            template,
+            image_cpu,
+        }))
+    }
+
+    /// Inline policies and attached ones.
+    async fn documents_of_role(&self, name: &str) -> anyhow::Result<Option<Vec<Value>>> {
+        let what = label(Kind::Role, name);
+        let answer = self.iam.list_role_policies().role_name(name).send().await;
+        let Some(inline) = self.if_there("iam:ListRolePolicies", &what, answer)? else { return Ok(None) };
+        let mut documents = Vec::new();
+        for policy in inline.policy_names {
+            let answer = self.iam.get_role_policy().role_name(name).policy_name(policy).send().await;
+            documents.push(iam::document(&self.done("iam:GetRolePolicy", &what, answer)?.policy_document));
+        }
+        let answer = self.iam.list_attached_role_policies().role_name(name).send().await;
+        let attached = self.done("iam:ListAttachedRolePolicies", &what, answer)?.attached_policies.unwrap_or_default();
+        for arn in attached.into_iter().filter_map(|policy| policy.policy_arn) {
+            let answer = self.iam.get_policy().policy_arn(&arn).send().await;
+            let policy = self.done("iam:GetPolicy", &arn, answer)?.policy;
+            let Some(version) = policy.and_then(|policy| policy.default_version_id) else { continue };
+            let answer = self.iam.get_policy_version().policy_arn(&arn).version_id(version).send().await;
+            let version = self.done("iam:GetPolicyVersion", &arn, answer)?.policy_version;
+            documents.extend(version.and_then(|version| version.document).map(|text| iam::document(&text)));
+        }
+        Ok(Some(documents))
+    }
+}

@@ -1,0 +1,447 @@
+//! Launch templates, security groups, the default network and the machines, by a dozen calls of EC2.
+//!
+//! EC2's own SDK crate would take longer to build than the rest of the program. The protocol is plain: parameters as a
+//! form (`Tag.1.Key=…`), answers as XML.
+
+use roxmltree::{Document, Node};
+use serde_json::{Map, Value, json};
+
+use aws_sdk_sqs::error::ProvideErrorMetadata as _;
+
+use super::signed::{Call, SignedError};
+use super::{Attributes, Cloud, at, owner_by_tags, patiently};
+use crate::provision::bundle::Cpu;
+use crate::provision::inventory::{Found, Instance, Owner};
+use crate::provision::plan::Change;
+use crate::provision::resource::{Kind, Resource, STACK_TAG, label, our_tags, properties, tags_of};
+use crate::provision::stack::Stack;
+
+const VERSION: &str = "2016-11-15";
+/// Said of what is not there.
+const MISSING: [&str; 7] = [
+    "InvalidAMIID.NotFound",
+    "InvalidAMIID.Unavailable",
+    "InvalidGroup.NotFound",
+    "InvalidGroupId.NotFound",
+    "InvalidLaunchTemplateName.NotFoundException",
+    "InvalidLaunchTemplateId.NotFound",
+    "InvalidPermission.NotFound",
+];
+const GROUP_OF_INSTANCE: &str = "aws:autoscaling:groupName";
+
+const ENDPOINT_VARIABLE: &str = "AWS_ENDPOINT_URL_EC2";
+
+impl Cloud {
+    async fn ec2(&self, operation: &'static str, parameters: &Value) -> Result<String, SignedError> {
+        let mut form = vec![format!("Action={operation}"), format!("Version={VERSION}")];
+        flatten("", parameters, &mut form);
+        let headers = vec![("content-type", "application/x-www-form-urlencoded; charset=utf-8".to_owned())];
+        self.signed
+            .call(Call {
+                service: "ec2",
+                endpoint_variable: ENDPOINT_VARIABLE,
+                operation,
+                headers,
+                body: form.join("&"),
+            })
+            .await
+    }
+
+    /// All entries of an answer that may come in pages.
+    async fn all(&self, operation: &'static str, what: &str, parameters: Value) -> anyhow::Result<Vec<Value>> {
+        let action = format!("ec2:{operation}");
+        let mut parameters = parameters;
+        let mut entries = Vec::new();
+        loop {
+            let answer = match self.ec2(operation, &parameters).await {
+                Err(error) if error.code().is_some_and(|code| MISSING.contains(&code)) => return Ok(entries),
+                answer => self.done(&action, what, answer)?,
+            };
+            let answer = parse(&answer)?;
+            let list = answer.as_object().and_then(|members| members.values().find(|member| member.is_array()));
+            entries.extend(list.and_then(Value::as_array).cloned().unwrap_or_default());
+            match answer["nextToken"].as_str().filter(|token| !token.is_empty()) {
+                Some(token) => parameters["NextToken"] = token.into(),
+                None => return Ok(entries),
+            }
+        }
+    }
+
+    /// The default network of the region, and its subnets, sorted.
+    ///
+    /// # Errors
+    /// Where the region has none.
+    pub async fn default_network(&self) -> anyhow::Result<(String, Vec<String>)> {
+        let region = self.aws.region();
+        let filter = json!({"Filters": [{"Name": "is-default", "Values": ["true"]}]});
+        let networks = self.all("DescribeVpcs", "the networks", filter).await?;
+        let Some(vpc) = networks.first().and_then(|network| network["vpcId"].as_str()) else {
+            anyhow::bail!(
+                "region {region} has no default VPC: make one with `aws ec2 create-default-vpc --region {region}`"
+            );
+        };
+        let filter =
+            json!({"Filters": [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "default-for-az", "Values": ["true"]}]});
+        let subnets = self.all("DescribeSubnets", "the subnets", filter).await?;
+        let mut subnets: Vec<String> =
+            subnets.iter().filter_map(|subnet| subnet["subnetId"].as_str().map(str::to_owned)).collect();
+        subnets.sort_unstable();
+        if subnets.is_empty() {
+            anyhow::bail!(
+                "the default VPC {vpc} has no subnet: make one with `aws ec2 create-default-subnet --region {region}`"
+            );
+        }
+        Ok((vpc.to_owned(), subnets))
+    }
+
+    pub(super) async fn observe_ec2(&self, stack: &Stack) -> anyhow::Result<(Vec<Found>, Vec<Instance>)> {
+        let mut found = self.observe_security_groups(stack).await?;
+        found.extend(self.observe_launch_templates(stack).await?);
+        let filter = json!({"Filters": [{"Name": format!("tag:{STACK_TAG}"), "Values": [stack.name]}]});
+        let reservations = self.all("DescribeInstances", "the machines", filter).await?;
+        let machines = reservations.iter().flat_map(|entry| list(entry, "instancesSet"));
+        let instances = machines.map(instance).filter(|instance| instance.state != "terminated").collect();
+        Ok((found, instances))
+    }
+
+    async fn observe_security_groups(&self, stack: &Stack) -> anyhow::Result<Vec<Found>> {
+        let filter = json!({"Filters": [{"Name": "vpc-id", "Values": [stack.vpc_id]}]});
+        let groups = self.all("DescribeSecurityGroups", "the security groups", filter).await?;
+        let found = groups.iter().filter_map(|group| {
+            let name = group["groupName"].as_str()?;
+            let tags = tags(group);
+            let owner = owner_by_tags(pairs(&tags), stack);
+            if stack.find(Kind::SecurityGroup, name).is_none() && owner != Owner::This {
+                return None;
+            }
+            let mut rules: Vec<Value> = list(group, "ipPermissions").flat_map(rules).collect();
+            rules.sort_by_key(ToString::to_string);
+            let members = json!({"SecurityGroupIngress": rules, "Tags": our_tags(pairs(&tags))});
+            let id = group["groupId"].as_str().unwrap_or_default();
+            Some(Found::new(Kind::SecurityGroup, name, owner, members).with("GroupId", id))
+        });
+        Ok(found.collect())
+    }
+
+    async fn observe_launch_templates(&self, stack: &Stack) -> anyhow::Result<Vec<Found>> {
+        let templates = self.all("DescribeLaunchTemplates", "the launch templates", json!({})).await?;
+        let mut found = Vec::new();
+        for template in &templates {
+            let name = template["launchTemplateName"].as_str().unwrap_or_default();
+            let tags = tags(template);
+            let owner = owner_by_tags(pairs(&tags), stack);
+            if stack.find(Kind::LaunchTemplate, name).is_none() && owner != Owner::This {
+                continue;
+            }
+            let latest = json!({"LaunchTemplateName": name, "LaunchTemplateVersions": ["$Latest"]});
+            let what = label(Kind::LaunchTemplate, name);
+            let versions = self.all("DescribeLaunchTemplateVersions", &what, latest).await?;
+            let data = versions.first().map(|version| &version["launchTemplateData"]);
+            let members = json!({"LaunchTemplateData": data.map(template_data), "Tags": our_tags(pairs(&tags))});
+            let version = versions.first().and_then(|version| version["versionNumber"].as_str()).unwrap_or_default();
+            found.push(Found::new(Kind::LaunchTemplate, name, owner, members).with("LatestVersionNumber", version));
+        }
+        Ok(found)
+    }
+
+    /// As CloudFormation writes it; none where there is no such template or version.
+    pub(super) async fn template_data_of(&self, name: &str, version: &str) -> anyhow::Result<Option<Value>> {
+        let parameters = json!({"LaunchTemplateName": name, "LaunchTemplateVersions": [version]});
+        let versions =
+            self.all("DescribeLaunchTemplateVersions", &label(Kind::LaunchTemplate, name), parameters).await?;
+        Ok(versions.first().map(|version| template_data(&version["launchTemplateData"])))
+    }
+
+    /// The processor of a machine image; none where it is not to be seen.
+    pub(super) async fn cpu_of_image(&self, image: &str) -> anyhow::Result<Option<Cpu>> {
+        if let Some(cpu) = cpu_of_debian(image) {
+            return Ok(Some(cpu));
+        }
+        if !image.starts_with("ami-") {
+            return Ok(None);
+        }
+        let images = self.all("DescribeImages", &format!("image {image}"), json!({ "ImageIds": [image] })).await?;
+        Ok(match images.first().and_then(|image| image["architecture"].as_str()) {
+            Some("x86_64") => Some(Cpu::X86_64),
+            Some("arm64") => Some(Cpu::Arm64),
+            _ => None,
+        })
+    }
+
+    pub(super) async fn put_security_group(
+        &self,
+        resource: &Resource,
+        found: Option<&Found>,
+    ) -> anyhow::Result<Attributes> {
+        let what = resource.label();
+        let id = match found.and_then(|found| found.attributes.get("GroupId")) {
+            Some(id) => {
+                self.tag(id, resource).await?;
+                id.clone()
+            }
+            None => {
+                let parameters = json!({
+                    "GroupName": resource.name,
+                    "GroupDescription": at(resource, &["GroupDescription"])?,
+                    "VpcId": at(resource, &["VpcId"])?,
+                    "TagSpecifications": [{"ResourceType": "security-group", "Tags": tag_parameters(resource)}],
+                });
+                let answer =
+                    self.done("ec2:CreateSecurityGroup", &what, self.ec2("CreateSecurityGroup", &parameters).await)?;
+                parse(&answer)?["groupId"].as_str().unwrap_or_default().to_owned()
+            }
+        };
+        let there = found.and_then(|found| found.properties.get("SecurityGroupIngress")).cloned().unwrap_or(json!([]));
+        let there = there.as_array().cloned().unwrap_or_default();
+        let wanted = at(resource, &["SecurityGroupIngress"])?.as_array().cloned().unwrap_or_default();
+        for rule in wanted.iter().filter(|rule| !there.contains(rule)) {
+            let parameters = json!({"GroupId": id, "IpPermissions": [permission(rule)]});
+            let answer = self.ec2("AuthorizeSecurityGroupIngress", &parameters).await;
+            self.done("ec2:AuthorizeSecurityGroupIngress", &what, answer)?;
+        }
+        for rule in there.iter().filter(|rule| !wanted.contains(rule)) {
+            let parameters = json!({"GroupId": id, "IpPermissions": [permission(rule)]});
+            let answer = self.ec2("RevokeSecurityGroupIngress", &parameters).await;
+            self.gone_from_ec2("ec2:RevokeSecurityGroupIngress", &what, answer)?;
+        }
+        Ok(vec![("GroupId".to_owned(), id)])
+    }
+
+    async fn tag(&self, id: &str, resource: &Resource) -> anyhow::Result<()> {
+        let parameters = json!({"ResourceIds": [id], "Tags": tag_parameters(resource)});
+        self.done("ec2:CreateTags", &resource.label(), self.ec2("CreateTags", &parameters).await).map(drop)
+    }
+
+    pub(super) async fn put_launch_template(
+        &self,
+        resource: &Resource,
+        change: &Change,
+        found: Option<&Found>,
+    ) -> anyhow::Result<Attributes> {
+        let what = resource.label();
+        let data = at(resource, &["LaunchTemplateData"])?;
+        let version = |number: String| vec![("LatestVersionNumber".to_owned(), number)];
+        let Some(found) = found else {
+            let parameters = json!({
+                "LaunchTemplateName": resource.name,
+                "LaunchTemplateData": data,
+                "TagSpecifications": [{"ResourceType": "launch-template", "Tags": tag_parameters(resource)}],
+            });
+            self.done("ec2:CreateLaunchTemplate", &what, self.ec2("CreateLaunchTemplate", &parameters).await)?;
+            return Ok(version("1".to_owned()));
+        };
+        let differs = |property: &str| change.differences.iter().any(|difference| difference.property == property);
+        if differs("Tags") {
+            let by_name = json!({"LaunchTemplateNames": [resource.name]});
+            let there = self.all("DescribeLaunchTemplates", &what, by_name).await?;
+            let id = there.first().and_then(|template| template["launchTemplateId"].as_str()).unwrap_or_default();
+            self.tag(id, resource).await?;
+        }
+        if !differs("LaunchTemplateData") {
+            return Ok(version(found.attributes.get("LatestVersionNumber").cloned().unwrap_or_default()));
+        }
+        let parameters = json!({"LaunchTemplateName": resource.name, "LaunchTemplateData": data});
+        let answer = self.ec2("CreateLaunchTemplateVersion", &parameters).await;
+        let answer = parse(&self.done("ec2:CreateLaunchTemplateVersion", &what, answer)?)?;
+        let number = answer["launchTemplateVersion"]["versionNumber"].as_str().unwrap_or_default().to_owned();
+        // The default is what people start by hand.
+        let parameters = json!({"LaunchTemplateName": resource.name, "SetDefaultVersion": number});
+        self.done("ec2:ModifyLaunchTemplate", &what, self.ec2("ModifyLaunchTemplate", &parameters).await)?;
+        Ok(version(number))
+    }
+
+    pub(super) async fn delete_launch_template(&self, name: &str) -> anyhow::Result<()> {
+        let answer = self.ec2("DeleteLaunchTemplate", &json!({ "LaunchTemplateName": name })).await;
+        self.gone_from_ec2("ec2:DeleteLaunchTemplate", &label(Kind::LaunchTemplate, name), answer)
+    }
+
+    pub(super) async fn delete_security_group(&self, name: &str, found: Option<&Found>) -> anyhow::Result<()> {
+        let Some(id) = found.and_then(|found| found.attributes.get("GroupId")) else { return Ok(()) };
+        // For a while after a machine has ended its network card is still there.
+        let is_in_use = |error: &SignedError| error.code() == Some("DependencyViolation");
+        let parameters = json!({ "GroupId": id });
+        let answer = patiently(is_in_use, async || self.ec2("DeleteSecurityGroup", &parameters).await).await;
+        self.gone_from_ec2("ec2:DeleteSecurityGroup", &label(Kind::SecurityGroup, name), answer)
+    }
+
+    fn gone_from_ec2(&self, action: &str, what: &str, answer: Result<String, SignedError>) -> anyhow::Result<()> {
+        match answer {
+            Err(error) if error.code().is_some_and(|code| MISSING.contains(&code)) => Ok(()),
+            answer => self.gone(action, what, answer),
+        }
+    }
+}
+
+/// Of Debian's own parameters.
+fn cpu_of_debian(image: &str) -> Option<Cpu> {
+    [Cpu::X86_64, Cpu::Arm64].into_iter().find(|cpu| cpu.debian_image() == image)
+}
+
+fn tag_parameters(resource: &Resource) -> Vec<Value> {
+    tags_of(&resource.properties).into_iter().map(|(key, value)| json!({"Key": key, "Value": value})).collect()
+}
+
+/// A rule as CloudFormation writes it, as the calls take it.
+fn permission(rule: &Value) -> Value {
+    json!({
+        "IpProtocol": rule["IpProtocol"], "FromPort": rule["FromPort"], "ToPort": rule["ToPort"],
+        "IpRanges": [properties(json!({"CidrIp": rule["CidrIp"], "Description": rule["Description"]}))],
+    })
+}
+
+/// The rules of one entry of an answer, as CloudFormation writes them; of other groups' rules only that they are there.
+fn rules(entry: &Value) -> Vec<Value> {
+    let port = |name: &str| entry[name].as_str().and_then(|text| text.parse::<i64>().ok());
+    let rule = |source: (&str, &Value), description: &Value| {
+        json!(properties(json!({
+            "IpProtocol": entry["ipProtocol"], "FromPort": port("fromPort"), "ToPort": port("toPort"),
+            source.0: source.1, "Description": description,
+        })))
+    };
+    let v4 = list(entry, "ipRanges").map(|range| rule(("CidrIp", &range["cidrIp"]), &range["description"]));
+    let v6 = list(entry, "ipv6Ranges").map(|range| rule(("CidrIpv6", &range["cidrIpv6"]), &range["description"]));
+    let groups =
+        list(entry, "groups").map(|group| rule(("SourceSecurityGroupId", &group["groupId"]), &group["description"]));
+    v4.chain(v6).chain(groups).collect()
+}
+
+/// As CloudFormation writes it.
+fn template_data(data: &Value) -> Value {
+    let flag = |value: &Value| value.as_str().map(|text| text == "true");
+    let number = |value: &Value| value.as_str().and_then(|text| text.parse::<i64>().ok());
+    let texts = |name: &str| Some(list(data, name).cloned().collect::<Vec<_>>()).filter(|texts| !texts.is_empty());
+    let devices: Vec<Value> = list(data, "blockDeviceMappingSet")
+        .map(|device| {
+            let ebs = &device["ebs"];
+            json!({"DeviceName": device["deviceName"], "Ebs": properties(json!({
+                "DeleteOnTermination": flag(&ebs["deleteOnTermination"]), "Encrypted": flag(&ebs["encrypted"]),
+                "VolumeSize": number(&ebs["volumeSize"]), "VolumeType": ebs["volumeType"],
+            }))})
+        })
+        .collect();
+    // moto mixes in the tags of the template itself.
+    let own = |specification: &&Value| specification["resourceType"] != "launch-template";
+    let tagged: Vec<Value> = list(data, "tagSpecificationSet")
+        .filter(own)
+        .map(|specification| {
+            let tags = tags(specification);
+            let tags: Vec<Value> = tags.iter().map(|(key, value)| json!({"Key": key, "Value": value})).collect();
+            json!({"ResourceType": specification["resourceType"], "Tags": tags})
+        })
+        .collect();
+    let metadata = data.get("metadataOptions").map(|options| {
+        properties(json!({
+            "HttpEndpoint": options["httpEndpoint"], "HttpTokens": options["httpTokens"],
+            "HttpPutResponseHopLimit": number(&options["httpPutResponseHopLimit"]),
+        }))
+    });
+    json!(properties(json!({
+        "ImageId": data["imageId"],
+        "InstanceType": data["instanceType"],
+        "KeyName": data["keyName"],
+        "IamInstanceProfile": data.get("iamInstanceProfile").map(|profile| json!({"Arn": profile["arn"]})),
+        "SecurityGroupIds": texts("securityGroupIdSet"),
+        "MetadataOptions": metadata,
+        "BlockDeviceMappings": devices,
+        "TagSpecifications": tagged,
+        "UserData": data["userData"],
+    })))
+}
+
+fn instance(entry: &Value) -> Instance {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let group = tags(entry).into_iter().find(|(key, _)| key == GROUP_OF_INSTANCE);
+    let address = [&entry["dnsName"], &entry["ipAddress"], &entry["privateDnsName"]];
+    Instance {
+        id: text(&entry["instanceId"]),
+        group: group.map(|(_, value)| value).unwrap_or_default(),
+        state: text(&entry["instanceState"]["name"]),
+        address: address.into_iter().map(text).find(|address| !address.is_empty()),
+    }
+}
+
+fn tags(entry: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    list(entry, "tagSet").map(|tag| (text(&tag["key"]), text(&tag["value"]))).collect()
+}
+
+fn pairs(tags: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
+    tags.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+}
+
+fn list<'a>(value: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+    value[name].as_array().into_iter().flatten()
+}
+
+/// Parameters of the protocol: members by dots, entries of a list by number, under the list's name in the singular.
+fn flatten(path: &str, value: &Value, form: &mut Vec<String>) {
+    match value {
+        Value::Object(members) => {
+            for (name, member) in members {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                flatten(&path, member, form);
+            }
+        }
+        Value::Array(entries) => {
+            let singular = match path {
+                path if path.ends_with("IpRanges") || path.ends_with("IpPermissions") => path,
+                path => path.strip_suffix('s').unwrap_or(path),
+            };
+            for (index, entry) in entries.iter().enumerate() {
+                flatten(&format!("{singular}.{}", index + 1), entry, form);
+            }
+        }
+        Value::Null => {}
+        value => {
+            let text = super::text(value);
+            let encoded = percent_encoding::utf8_percent_encode(&text, percent_encoding::NON_ALPHANUMERIC);
+            form.push(format!("{path}={encoded}"));
+        }
+    }
+}
+
+/// An answer as JSON: a list where the members are called `item`, a text where there are none.
+fn parse(xml: &str) -> anyhow::Result<Value> {
+    let document = Document::parse(xml).map_err(|error| anyhow::anyhow!("EC2 answered what is no XML: {error}"))?;
+    Ok(to_json(document.root_element()))
+}
+
+fn to_json(node: Node<'_, '_>) -> Value {
+    let mut children = node.children().filter(Node::is_element).peekable();
+    match children.peek() {
+        // A set without members is an empty list; `item` is no name of a member.
+        None if node.tag_name().name().ends_with("Set") => json!([]),
+        None => node.text().unwrap_or_default().into(),
+        Some(first) if first.tag_name().name() == "item" => children.map(to_json).collect(),
+        Some(_) => {
+            let members: Map<String, Value> =
+                children.map(|child| (child.tag_name().name().to_owned(), to_json(child))).collect();
+            members.into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_and_answers_are_of_the_protocol() {
+        let mut form = Vec::new();
+        let parameters = json!({
+            "GroupId": "sg-1",
+            "IpPermissions": [{"FromPort": 80, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}],
+            "TagSpecifications": [{"Tags": [{"Key": "imgcls:stack", "Value": null}]}],
+        });
+        flatten("", &parameters, &mut form);
+        let expected = [
+            "GroupId=sg%2D1",
+            "IpPermissions.1.FromPort=80",
+            "IpPermissions.1.IpRanges.1.CidrIp=0%2E0%2E0%2E0%2F0",
+            "TagSpecification.1.Tag.1.Key=imgcls%3Astack",
+        ];
+        assert_eq!(form, expected);
+        let xml = "<R xmlns='x'><groupSet><item><groupId>sg-1</groupId><tagSet/></item></groupSet><nextToken/></R>";
+        assert_eq!(parse(xml).unwrap(), json!({"groupSet": [{"groupId": "sg-1", "tagSet": []}], "nextToken": ""}));
+    }
+}

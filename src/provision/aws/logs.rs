@@ -1,0 +1,75 @@
+//! The log group, by five calls of CloudWatch Logs.
+
+use serde_json::{Map, Value, json};
+
+use super::signed::{Call, SignedError};
+use super::{Attributes, Cloud, at, owner_by_tags};
+use crate::provision::inventory::Found;
+use crate::provision::resource::{Kind, Resource, label, our_tags, tags_of};
+use crate::provision::stack::{Fleet, Stack};
+
+const ENDPOINT_VARIABLE: &str = "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS";
+
+impl Cloud {
+    async fn logs(&self, operation: &'static str, body: Value) -> Result<Value, SignedError> {
+        let headers = vec![
+            ("content-type", "application/x-amz-json-1.1".to_owned()),
+            ("x-amz-target", format!("Logs_20140328.{operation}")),
+        ];
+        let answer = self
+            .signed
+            .call(Call {
+                service: "logs",
+                endpoint_variable: ENDPOINT_VARIABLE,
+                operation,
+                headers,
+                body: body.to_string(),
+            })
+            .await?;
+        Ok(serde_json::from_str(&answer).unwrap_or_default())
+    }
+
+    pub(super) async fn observe_logs(&self, stack: &Stack) -> anyhow::Result<Vec<Found>> {
+        let name = Fleet::of(&stack.name).log_group;
+        let what = label(Kind::LogGroup, &name);
+        let answer = self.logs("DescribeLogGroups", json!({"logGroupNamePrefix": name})).await;
+        let answer = self.done("logs:DescribeLogGroups", &what, answer)?;
+        let groups = answer["logGroups"].as_array().cloned().unwrap_or_default();
+        let Some(group) = groups.iter().find(|group| group["logGroupName"] == name.as_str()) else {
+            return Ok(Vec::new());
+        };
+        let arn = group["arn"].as_str().unwrap_or_default().trim_end_matches(":*");
+        let answer = self.logs("ListTagsForResource", json!({"resourceArn": arn})).await;
+        let tags = self.if_there("logs:ListTagsForResource", &what, answer)?.unwrap_or_default();
+        let tags = tags["tags"].as_object().cloned().unwrap_or_default();
+        let pairs = || tags.iter().filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)));
+        let members = json!({"RetentionInDays": group["retentionInDays"], "Tags": our_tags(pairs())});
+        Ok(vec![Found::new(Kind::LogGroup, &name, owner_by_tags(pairs(), stack), members).with("Arn", arn)])
+    }
+
+    pub(super) async fn put_log_group(&self, resource: &Resource, found: Option<&Found>) -> anyhow::Result<Attributes> {
+        let (name, what) = (resource.name.as_str(), resource.label());
+        let tags: Map<String, Value> =
+            tags_of(&resource.properties).into_iter().map(|(key, value)| (key, value.into())).collect();
+        match found {
+            None => {
+                let answer = self.logs("CreateLogGroup", json!({"logGroupName": name, "tags": tags})).await;
+                self.done("logs:CreateLogGroup", &what, answer)?;
+            }
+            Some(found) => {
+                let arn = found.attributes.get("Arn");
+                let answer = self.logs("TagResource", json!({"resourceArn": arn, "tags": tags})).await;
+                self.done("logs:TagResource", &what, answer)?;
+            }
+        }
+        let days = at(resource, &["RetentionInDays"])?;
+        let answer = self.logs("PutRetentionPolicy", json!({"logGroupName": name, "retentionInDays": days})).await;
+        self.done("logs:PutRetentionPolicy", &what, answer)?;
+        Ok(Vec::new())
+    }
+
+    pub(super) async fn delete_log_group(&self, name: &str) -> anyhow::Result<()> {
+        let answer = self.logs("DeleteLogGroup", json!({"logGroupName": name})).await;
+        self.gone("logs:DeleteLogGroup", &label(Kind::LogGroup, name), answer)
+    }
+}

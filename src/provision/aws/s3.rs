@@ -1,0 +1,352 @@
+//! Buckets, their policies, and the bundle.
+//!
+//! A bucket that was taken over keeps what others say in it: of the rules of expiry and of the statements of its policy
+//! only ours are compared and changed.
+
+use anyhow::{Context as _, anyhow, bail};
+use aws_sdk_s3::error::ProvideErrorMetadata as _;
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{
+    BucketLifecycleConfiguration, BucketLocationConstraint, CreateBucketConfiguration, Delete, ExpirationStatus,
+    LifecycleExpiration, LifecycleRule, LifecycleRuleFilter, ObjectIdentifier, PublicAccessBlockConfiguration,
+    ServerSideEncryption, ServerSideEncryptionByDefault, ServerSideEncryptionConfiguration, ServerSideEncryptionRule,
+    Tag, Tagging,
+};
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+
+use super::{Attributes, CONCURRENT_CALLS, Cloud, at, integer, owner_by_tags, text};
+use crate::aws::{Aws, Fault};
+use crate::provision::bundle::{Bundle, FOLDER};
+use crate::provision::inventory::{Found, Owner};
+use crate::provision::resource::{Kind, Resource, label, our_tags, properties, tags_of};
+use crate::provision::roles::TLS_ONLY;
+use crate::provision::stack::Stack;
+
+/// What the rules that are ours are called.
+const OUR_RULES: &str = "imgcls-";
+/// The one region that a request to make a bucket must not name.
+const REGION_UNNAMED: &str = "us-east-1";
+/// Some tens of megabytes, over a slow line.
+const TIME_FOR_A_BUNDLE: std::time::Duration = std::time::Duration::from_secs(600);
+
+impl Cloud {
+    /// Buckets under the stack's names or with its tag, with their policies and bundles; and which of them hold data.
+    pub(super) async fn observe_buckets(&self, stack: &Stack) -> anyhow::Result<(Vec<Found>, Vec<String>)> {
+        let all = self.done("s3:ListAllMyBuckets", "the buckets", self.s3.list_buckets().send().await)?;
+        let all: Vec<String> = all.buckets.unwrap_or_default().into_iter().filter_map(|bucket| bucket.name).collect();
+        for wanted in stack.names(Kind::Bucket) {
+            if !all.iter().any(|name| name == wanted) {
+                self.check_that_bucket_is_free(wanted).await?;
+            }
+        }
+        let looks = all.iter().map(|name| self.look_at_bucket(stack, name));
+        let looked: Vec<_> = futures::stream::iter(looks).buffer_unordered(CONCURRENT_CALLS).collect().await;
+        let (mut found, mut with_data) = (Vec::new(), Vec::new());
+        for bucket in looked {
+            let (bucket, holds_data) = bucket?;
+            if holds_data {
+                with_data.extend(bucket.first().map(|bucket| bucket.name.clone()));
+            }
+            found.extend(bucket);
+        }
+        Ok((found, with_data))
+    }
+
+    /// Bucket names are the world's.
+    async fn check_that_bucket_is_free(&self, name: &str) -> anyhow::Result<()> {
+        let what = label(Kind::Bucket, name);
+        match self.s3.list_objects_v2().bucket(name).max_keys(1).send().await {
+            Ok(_) => bail!(
+                "{what} is another account's, which lets you read it: give another --input-bucket or --output-bucket"
+            ),
+            Err(error) => match (error.code(), self.fault("s3:ListBucket", &what, &error)) {
+                (_, Fault::Missing) => Ok(()),
+                (Some("AccessDenied"), _) => Err(anyhow!(
+                    "{what} is another account's: give another --input-bucket or --output-bucket, or another --stack"
+                )),
+                (_, Fault::Fatal(reason) | Fault::Unavailable(reason)) => Err(anyhow!(reason)),
+            },
+        }
+    }
+
+    /// The bucket, its policy and its bundles; nothing where it is neither wanted nor the stack's.
+    async fn look_at_bucket(&self, stack: &Stack, name: &str) -> anyhow::Result<(Vec<Found>, bool)> {
+        let what = label(Kind::Bucket, name);
+        let is_wanted = stack.find(Kind::Bucket, name).is_some();
+        let tags = match self.s3.get_bucket_tagging().bucket(name).send().await {
+            Ok(answer) => answer.tag_set,
+            Err(error) => match self.fault("s3:GetBucketTagging", &what, &error) {
+                Fault::Missing => Vec::new(),
+                // Somebody else's, or in another region.
+                Fault::Fatal(_) if !is_wanted => return Ok((Vec::new(), false)),
+                Fault::Fatal(reason) | Fault::Unavailable(reason) => bail!(reason),
+            },
+        };
+        let pairs = || tags.iter().map(|tag| (tag.key.as_str(), tag.value.as_str()));
+        let owner = owner_by_tags(pairs(), stack);
+        if !is_wanted && owner != Owner::This {
+            return Ok((Vec::new(), false));
+        }
+        let (access, encryption, rules, policy, (bundles, holds_data)) = tokio::try_join!(
+            self.public_access_block(name),
+            self.encryption(name),
+            self.lifecycle_rules(name),
+            self.policy_statements(name),
+            self.content(name, &owner),
+        )?;
+        let members = json!({
+            "PublicAccessBlockConfiguration": access,
+            "BucketEncryption": encryption,
+            "LifecycleConfiguration": {"Rules": rules.iter().filter(|rule| is_ours(rule)).map(rule_to_json).collect::<Vec<_>>()},
+            "Tags": our_tags(pairs()),
+        });
+        let mut found = vec![Found::new(Kind::Bucket, name, owner.clone(), members).with("Ref", name)];
+        let ours: Vec<&Value> = policy.iter().filter(|statement| statement["Sid"] == TLS_ONLY).collect();
+        if !ours.is_empty() {
+            let members = json!({"PolicyDocument": {"Version": "2012-10-17", "Statement": ours}});
+            found.push(Found::new(Kind::BucketPolicy, name, owner, members));
+        }
+        found.extend(bundles);
+        Ok((found, holds_data))
+    }
+
+    pub(super) async fn public_access_block(&self, name: &str) -> anyhow::Result<Option<Value>> {
+        let call = self.s3.get_public_access_block().bucket(name).send().await;
+        let answer = self.if_there("s3:GetBucketPublicAccessBlock", &label(Kind::Bucket, name), call)?;
+        Ok(answer.and_then(|answer| answer.public_access_block_configuration).map(|block| {
+            json!({
+                "BlockPublicAcls": block.block_public_acls.unwrap_or_default(),
+                "BlockPublicPolicy": block.block_public_policy.unwrap_or_default(),
+                "IgnorePublicAcls": block.ignore_public_acls.unwrap_or_default(),
+                "RestrictPublicBuckets": block.restrict_public_buckets.unwrap_or_default(),
+            })
+        }))
+    }
+
+    async fn encryption(&self, name: &str) -> anyhow::Result<Option<Value>> {
+        let call = self.s3.get_bucket_encryption().bucket(name).send().await;
+        let answer = self.if_there("s3:GetEncryptionConfiguration", &label(Kind::Bucket, name), call)?;
+        let rules = answer.and_then(|answer| answer.server_side_encryption_configuration).map(|found| found.rules);
+        Ok(rules.map(|rules| {
+            let rules = rules.iter().filter_map(|rule| rule.apply_server_side_encryption_by_default.as_ref());
+            let rules: Vec<Value> = rules
+                .map(|rule| json!({"ServerSideEncryptionByDefault": {"SSEAlgorithm": rule.sse_algorithm.as_str()}}))
+                .collect();
+            json!({ "ServerSideEncryptionConfiguration": rules })
+        }))
+    }
+
+    async fn lifecycle_rules(&self, name: &str) -> anyhow::Result<Vec<LifecycleRule>> {
+        let call = self.s3.get_bucket_lifecycle_configuration().bucket(name).send().await;
+        let answer = self.if_there("s3:GetLifecycleConfiguration", &label(Kind::Bucket, name), call)?;
+        Ok(answer.and_then(|answer| answer.rules).unwrap_or_default())
+    }
+
+    async fn policy_statements(&self, name: &str) -> anyhow::Result<Vec<Value>> {
+        let call = self.s3.get_bucket_policy().bucket(name).send().await;
+        let answer = self.if_there("s3:GetBucketPolicy", &label(Kind::Bucket, name), call)?;
+        let text = answer.and_then(|answer| answer.policy).unwrap_or_default();
+        let mut document: Value = serde_json::from_str(&text).unwrap_or_default();
+        Ok(match document["Statement"].take() {
+            Value::Array(statements) => statements,
+            Value::Null => Vec::new(),
+            statement => vec![statement],
+        })
+    }
+
+    /// The bundles in a bucket, and whether there is anything else.
+    async fn content(&self, name: &str, owner: &Owner) -> anyhow::Result<(Vec<Found>, bool)> {
+        let what = label(Kind::Bucket, name);
+        let top = self.s3.list_objects_v2().bucket(name).delimiter("/").max_keys(2).send().await;
+        let top = self.done("s3:ListBucket", &what, top)?;
+        let folders = top.common_prefixes.unwrap_or_default();
+        let has_data = top.contents.is_some_and(|objects| !objects.is_empty())
+            || folders.iter().any(|folder| folder.prefix.as_deref() != Some(FOLDER));
+        let mut bundles = Vec::new();
+        let mut pages = self.s3.list_objects_v2().bucket(name).prefix(FOLDER).into_paginator().send();
+        while let Some(page) = pages.next().await {
+            let objects = self.done("s3:ListBucket", &what, page)?.contents.unwrap_or_default();
+            bundles.extend(objects.into_iter().filter_map(|object| object.key).map(|key| {
+                let digest = key.split('/').nth(1).unwrap_or_default().to_owned();
+                Found::new(Kind::Bundle, key, owner.clone(), json!({"Digest": digest}))
+            }));
+        }
+        Ok((bundles, has_data))
+    }
+
+    pub(super) async fn put_bucket(&self, resource: &Resource, found: Option<&Found>) -> anyhow::Result<Attributes> {
+        let (name, what) = (resource.name.as_str(), resource.label());
+        if found.is_none() {
+            self.make_bucket(name).await?;
+        }
+        // First, so that a bucket that was made is the stack's whatever comes then.
+        self.tag_bucket(resource).await?;
+        let block = at(resource, &["PublicAccessBlockConfiguration"])?;
+        let is_set = |member: &str| block[member].as_bool();
+        let closed = PublicAccessBlockConfiguration::builder()
+            .set_block_public_acls(is_set("BlockPublicAcls"))
+            .set_block_public_policy(is_set("BlockPublicPolicy"))
+            .set_ignore_public_acls(is_set("IgnorePublicAcls"))
+            .set_restrict_public_buckets(is_set("RestrictPublicBuckets"))
+            .build();
+        let call = self.s3.put_public_access_block().bucket(name).public_access_block_configuration(closed).send();
+        self.done("s3:PutBucketPublicAccessBlock", &what, call.await)?;
+        let default = ServerSideEncryptionByDefault::builder().sse_algorithm(ServerSideEncryption::Aes256).build()?;
+        let rule = ServerSideEncryptionRule::builder().apply_server_side_encryption_by_default(default).build();
+        let encrypted = ServerSideEncryptionConfiguration::builder().rules(rule).build()?;
+        let call = self.s3.put_bucket_encryption().bucket(name).server_side_encryption_configuration(encrypted).send();
+        self.done("s3:PutEncryptionConfiguration", &what, call.await)?;
+        self.put_lifecycle(resource).await?;
+        Ok(vec![("Ref".to_owned(), name.to_owned())])
+    }
+
+    async fn make_bucket(&self, name: &str) -> anyhow::Result<()> {
+        let region = self.aws.region();
+        let place = (region != REGION_UNNAMED).then(|| {
+            let region = BucketLocationConstraint::from(region);
+            CreateBucketConfiguration::builder().location_constraint(region).build()
+        });
+        let call = self.s3.create_bucket().bucket(name).set_create_bucket_configuration(place).send();
+        match call.await {
+            Ok(_) => Ok(()),
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_bucket_already_owned_by_you()) => {
+                Ok(())
+            }
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_bucket_already_exists()) => {
+                Err(anyhow!(
+                    "{} is another account's: give another --input-bucket or --output-bucket, or another --stack",
+                    label(Kind::Bucket, name)
+                ))
+            }
+            answer => self.done("s3:CreateBucket", &label(Kind::Bucket, name), answer).map(drop),
+        }
+    }
+
+    /// All tags are written together: those of others are read before.
+    async fn tag_bucket(&self, resource: &Resource) -> anyhow::Result<()> {
+        let (name, what) = (resource.name.as_str(), resource.label());
+        let ours = tags_of(&resource.properties);
+        let there = self.s3.get_bucket_tagging().bucket(name).send().await;
+        let there =
+            self.if_there("s3:GetBucketTagging", &what, there)?.map(|answer| answer.tag_set).unwrap_or_default();
+        let mut tags: Vec<Tag> = there.into_iter().filter(|tag| !ours.iter().any(|(key, _)| *key == tag.key)).collect();
+        for (key, value) in ours {
+            tags.push(Tag::builder().key(key).value(value).build()?);
+        }
+        let tagging = Tagging::builder().set_tag_set(Some(tags)).build()?;
+        let call = self.s3.put_bucket_tagging().bucket(name).tagging(tagging).send();
+        self.done("s3:PutBucketTagging", &what, call.await).map(drop)
+    }
+
+    async fn put_lifecycle(&self, resource: &Resource) -> anyhow::Result<()> {
+        let name = resource.name.as_str();
+        let mut rules = self.lifecycle_rules(name).await?;
+        rules.retain(|rule| !is_ours(rule));
+        let ours = at(resource, &["LifecycleConfiguration", "Rules"])?.as_array().cloned().unwrap_or_default();
+        for rule in &ours {
+            rules.push(rule_from_json(rule)?);
+        }
+        let configuration = BucketLifecycleConfiguration::builder().set_rules(Some(rules)).build()?;
+        let call = self.s3.put_bucket_lifecycle_configuration().bucket(name).lifecycle_configuration(configuration);
+        self.done("s3:PutLifecycleConfiguration", &resource.label(), call.send().await).map(drop)
+    }
+
+    pub(super) async fn put_bucket_policy(&self, resource: &Resource) -> anyhow::Result<Attributes> {
+        let ours = at(resource, &["PolicyDocument", "Statement"])?.as_array().cloned().unwrap_or_default();
+        self.change_policy(&resource.name, ours).await?;
+        Ok(Vec::new())
+    }
+
+    /// Ours in the place of ours.
+    async fn change_policy(&self, name: &str, ours: Vec<Value>) -> anyhow::Result<()> {
+        let what = label(Kind::Bucket, name);
+        let mut statements = self.policy_statements(name).await?;
+        statements.retain(|statement| statement["Sid"] != TLS_ONLY);
+        statements.extend(ours);
+        if statements.is_empty() {
+            return self.gone("s3:DeleteBucketPolicy", &what, self.s3.delete_bucket_policy().bucket(name).send().await);
+        }
+        let document = json!({"Version": "2012-10-17", "Statement": statements}).to_string();
+        let call = self.s3.put_bucket_policy().bucket(name).policy(document).send();
+        self.done("s3:PutBucketPolicy", &what, call.await).map(drop)
+    }
+
+    pub(super) async fn delete_bucket_policy(&self, name: &str) -> anyhow::Result<()> {
+        self.change_policy(name, Vec::new()).await
+    }
+
+    pub(super) async fn put_bundle(
+        &self,
+        resource: &Resource,
+        stack: &Stack,
+        bundle: Option<&Bundle>,
+    ) -> anyhow::Result<Attributes> {
+        let bucket = input_bucket(stack)?;
+        let bundle = bundle.filter(|bundle| bundle.reference == stack.bundle);
+        let bundle = bundle.context("the plan was made with another bundle: make a new one")?;
+        let body = ByteStream::from(bundle.packed()?);
+        let deadlines = Aws::timeouts_with(TIME_FOR_A_BUNDLE);
+        let deadlines = aws_sdk_s3::config::Builder::default().timeout_config(deadlines);
+        let call = self.s3.put_object().bucket(bucket).key(&resource.name).body(body);
+        let call = call.content_type("application/gzip").customize().config_override(deadlines).send();
+        self.done("s3:PutObject", &label(Kind::Bucket, bucket), call.await)?;
+        Ok(Vec::new())
+    }
+
+    pub(super) async fn delete_bundle(&self, key: &str, stack: &Stack) -> anyhow::Result<()> {
+        let bucket = input_bucket(stack)?;
+        let call = self.s3.delete_object().bucket(bucket).key(key).send();
+        self.gone("s3:DeleteObject", &label(Kind::Bucket, bucket), call.await)
+    }
+
+    /// With everything in it.
+    pub(super) async fn delete_bucket(&self, name: &str) -> anyhow::Result<()> {
+        let what = label(Kind::Bucket, name);
+        loop {
+            let page = self.s3.list_objects_v2().bucket(name).send().await;
+            let Some(page) = self.if_there("s3:ListBucket", &what, page)? else { return Ok(()) };
+            let keys = page.contents.unwrap_or_default().into_iter().filter_map(|object| object.key);
+            let objects: Result<Vec<_>, _> = keys.map(|key| ObjectIdentifier::builder().key(key).build()).collect();
+            let objects = objects?;
+            if objects.is_empty() {
+                break;
+            }
+            let delete = Delete::builder().set_objects(Some(objects)).quiet(true).build()?;
+            let answer = self.s3.delete_objects().bucket(name).delete(delete).send().await;
+            let refused = self.done("s3:DeleteObject", &what, answer)?.errors.unwrap_or_default();
+            if let Some(error) = refused.first() {
+                let why = error.message.as_deref().or(error.code.as_deref()).unwrap_or("no reason was given");
+                bail!("s3:DeleteObject on {what} was refused: {why}");
+            }
+        }
+        self.gone("s3:DeleteBucket", &what, self.s3.delete_bucket().bucket(name).send().await)
+    }
+}
+
+fn input_bucket(stack: &Stack) -> anyhow::Result<&str> {
+    stack.get("InputBucket").map(|bucket| bucket.name.as_str()).context("the plan has no input bucket")
+}
+
+fn is_ours(rule: &LifecycleRule) -> bool {
+    rule.id.as_deref().is_some_and(|id| id.starts_with(OUR_RULES))
+}
+
+fn rule_to_json(rule: &LifecycleRule) -> Value {
+    #[allow(deprecated)]
+    let prefix = rule.filter.as_ref().and_then(|filter| filter.prefix.as_deref()).or(rule.prefix.as_deref());
+    json!(properties(json!({
+        "Id": rule.id, "Prefix": prefix, "Status": rule.status.as_str(),
+        "ExpirationInDays": rule.expiration.as_ref().and_then(|expiration| expiration.days),
+    })))
+}
+
+fn rule_from_json(rule: &Value) -> anyhow::Result<LifecycleRule> {
+    let expiration = LifecycleExpiration::builder().set_days(integer(&rule["ExpirationInDays"])).build();
+    let rule = LifecycleRule::builder()
+        .id(text(&rule["Id"]))
+        .filter(LifecycleRuleFilter::builder().prefix(text(&rule["Prefix"])).build())
+        .status(ExpirationStatus::from(text(&rule["Status"]).as_str()))
+        .expiration(expiration);
+    Ok(rule.build()?)
+}

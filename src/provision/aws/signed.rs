@@ -1,0 +1,145 @@
+//! Single calls of services whose SDK crates are too much for what is asked of them: signed, and sent as the SDK sends
+//! its own, with its retries and deadlines, over the same wire.
+
+use std::time::SystemTime;
+
+use aws_config::SdkConfig;
+use aws_credential_types::provider::ProvideCredentials as _;
+use aws_sdk_sqs::config::http::{HttpRequest, HttpResponse};
+use aws_sdk_sqs::error::{ErrorMetadata, SdkError};
+use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
+use aws_sigv4::sign::v4;
+use aws_smithy_runtime::client::orchestrator::operation::Operation;
+use aws_smithy_runtime::client::retries::classifiers::{HttpStatusCodeClassifier, TransientErrorClassifier};
+use aws_smithy_runtime_api::box_error::BoxError;
+use aws_smithy_runtime_api::client::orchestrator::OrchestratorError;
+use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::retry::RetryConfig;
+use serde_json::Value;
+
+pub type SignedError = SdkError<ErrorMetadata, HttpResponse>;
+
+pub struct Signed {
+    sdk: SdkConfig,
+}
+
+/// A `POST` to a service's address.
+pub struct Call {
+    /// As signatures and host names have it: `ec2`.
+    pub service: &'static str,
+    /// Which names another address for this service alone.
+    pub endpoint_variable: &'static str,
+    pub operation: &'static str,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: String,
+}
+
+impl Signed {
+    pub fn new(sdk: SdkConfig) -> Signed {
+        Signed { sdk }
+    }
+
+    /// The body of the answer.
+    pub async fn call(&self, call: Call) -> Result<String, SignedError> {
+        let url = self.url(&call);
+        let request = self.sign(&url, &call).await.map_err(SdkError::construction_failure)?;
+        let http_client = self.sdk.http_client().ok_or_else(|| SdkError::construction_failure("no HTTP client"))?;
+        let mut operation = Operation::builder()
+            .service_name(call.service)
+            .operation_name(call.operation)
+            .http_client(http_client)
+            .endpoint_url(&url)
+            .no_auth()
+            .standard_retry(&self.sdk.retry_config().cloned().unwrap_or_else(RetryConfig::standard))
+            .retry_classifier(TransientErrorClassifier::<ErrorMetadata>::new())
+            .retry_classifier(HttpStatusCodeClassifier::default());
+        if let Some(timeouts) = self.sdk.timeout_config() {
+            operation = operation.timeout_config(timeouts.clone());
+        }
+        let operation = operation.serializer(|request: Request| Ok(request.0)).deserializer(answer).build();
+        operation.invoke(Request(request)).await
+    }
+
+    /// An endpoint for all services or for this one, else AWS's own.
+    fn url(&self, call: &Call) -> String {
+        let service = call.service;
+        let endpoint = std::env::var(call.endpoint_variable).ok().filter(|url| !url.is_empty());
+        let endpoint = endpoint.or_else(|| self.sdk.endpoint_url().map(str::to_owned));
+        let region = self.region();
+        let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+        endpoint.unwrap_or_else(|| format!("https://{service}.{region}.{suffix}"))
+    }
+
+    fn region(&self) -> String {
+        self.sdk.region().map(ToString::to_string).unwrap_or_default()
+    }
+
+    async fn sign(&self, url: &str, call: &Call) -> Result<HttpRequest, BoxError> {
+        let provider = self.sdk.credentials_provider().ok_or("no source of credentials")?;
+        let identity = provider.provide_credentials().await?.into();
+        let region = self.region();
+        let parameters = v4::SigningParams::builder()
+            .identity(&identity)
+            .region(&region)
+            .name(call.service)
+            .time(SystemTime::now())
+            .settings(SigningSettings::default())
+            .build()?
+            .into();
+        let url = format!("{}/", url.trim_end_matches('/'));
+        let headers = call.headers.iter().map(|(name, value)| (*name, value.as_str()));
+        let body = SignableBody::Bytes(call.body.as_bytes());
+        let (signature, _) =
+            sign(SignableRequest::new("POST", &url, headers.clone(), body)?, &parameters)?.into_parts();
+        let mut request = http::Request::post(&url);
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let mut request = request.body(SdkBody::from(call.body.as_str()))?;
+        signature.apply_to_request_http1x(&mut request);
+        Ok(HttpRequest::try_from(request)?)
+    }
+}
+
+#[derive(Debug)]
+struct Request(HttpRequest);
+
+fn answer(response: &HttpResponse) -> Result<String, OrchestratorError<ErrorMetadata>> {
+    let body = String::from_utf8_lossy(response.body().bytes().unwrap_or_default()).into_owned();
+    if response.status().is_success() {
+        return Ok(body);
+    }
+    let (code, message) = refusal(&body);
+    let metadata = ErrorMetadata::builder().code(code).message(message).build();
+    Err(OrchestratorError::operation(metadata))
+}
+
+/// Code and message of a refusal, in the form of either protocol.
+fn refusal(body: &str) -> (String, String) {
+    if let Ok(document) = roxmltree::Document::parse(body) {
+        let text = |name| {
+            let node = document.descendants().find(|node| node.has_tag_name(name));
+            node.and_then(|node| node.text()).unwrap_or_default().to_owned()
+        };
+        return (text("Code"), text("Message"));
+    }
+    let json: Value = serde_json::from_str(body).unwrap_or_default();
+    let text = |name: &str| json[name].as_str().unwrap_or_default().to_owned();
+    let code = text("__type");
+    let message = Some(text("message")).filter(|text| !text.is_empty()).unwrap_or_else(|| text("Message"));
+    (code.rsplit('#').next().unwrap_or_default().to_owned(), message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_of_both_protocols_are_read() {
+        let xml = "<?xml version=\"1.0\"?><Response><Errors><Error><Code>InvalidGroup.NotFound</Code><Message>no such group</Message></Error></Errors></Response>";
+        assert_eq!(refusal(xml), ("InvalidGroup.NotFound".to_owned(), "no such group".to_owned()));
+        let json = r#"{"__type":"com.amazon#ResourceNotFoundException","message":"none"}"#;
+        assert_eq!(refusal(json), ("ResourceNotFoundException".to_owned(), "none".to_owned()));
+        assert_eq!(refusal("gateway down"), (String::new(), String::new()));
+    }
+}

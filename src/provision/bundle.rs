@@ -1,0 +1,313 @@
+//! What machines run: this program, the ONNX Runtime library and the model, in one archive that is named by its content.
+//!
+//! The digest is that of the archive before it is packed, so it does not depend on the packer, and telling it costs a
+//! read of the files and nothing more. The archive holds the same bytes each time: names, modes and contents, no times
+//! and no owners.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufReader, Read as _, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::model::{self, ModelChoice};
+
+/// Where things lie in the archive: the program looks for them there (`../lib/imgcls`, `../share/imgcls`).
+const PROGRAM: &str = "bin/imgcls";
+const LIBRARIES: &str = "lib/imgcls";
+const MODELS: &str = "share/imgcls/models";
+/// Everything under it in the input bucket is bundles.
+pub const FOLDER: &str = "bundle/";
+
+/// The processor that a program is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cpu {
+    #[serde(rename = "x86_64")]
+    X86_64,
+    Arm64,
+}
+
+/// A bundle by name: all that a plan needs of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BundleRef {
+    /// SHA-256 of the unpacked archive, in hexadecimal.
+    pub digest: String,
+    pub cpu: Cpu,
+    /// Folder of the model.
+    pub model: String,
+}
+
+pub struct Bundle {
+    pub reference: BundleRef,
+    source: Source,
+}
+
+enum Source {
+    /// Path in the archive, mode, file.
+    Files(Vec<(String, u32, PathBuf)>),
+    Archive(PathBuf),
+}
+
+impl Cpu {
+    /// Of an instance type, by its name: Graviton families have a `g` after the generation (`c7g`, `m6gd`).
+    pub fn of_instance_type(name: &str) -> Cpu {
+        let family = name.split('.').next().unwrap_or_default();
+        let options =
+            family.trim_start_matches(|c: char| !c.is_ascii_digit()).trim_start_matches(|c: char| c.is_ascii_digit());
+        if options.contains('g') || family == "a1" { Cpu::Arm64 } else { Cpu::X86_64 }
+    }
+
+    /// By the head of an ELF file.
+    fn of_program(head: &[u8]) -> Option<Cpu> {
+        let machine = head.starts_with(b"\x7fELF").then(|| head.get(18..20)).flatten()?;
+        match u16::from_le_bytes([machine[0], machine[1]]) {
+            62 => Some(Cpu::X86_64),
+            183 => Some(Cpu::Arm64),
+            _ => None,
+        }
+    }
+
+    /// Debian 12, whichever release of it is the newest when a machine starts; its C library is one that the program
+    /// runs on.
+    pub fn debian_image(self) -> String {
+        let name = match self {
+            Cpu::X86_64 => "amd64",
+            Cpu::Arm64 => "arm64",
+        };
+        format!("resolve:ssm:/aws/service/debian/release/12/latest/{name}")
+    }
+
+    pub fn default_worker_type(self) -> &'static str {
+        match self {
+            Cpu::X86_64 => "c7i.large",
+            Cpu::Arm64 => "c7g.large",
+        }
+    }
+
+    pub fn default_web_type(self) -> &'static str {
+        match self {
+            Cpu::X86_64 => "t3.small",
+            Cpu::Arm64 => "t4g.small",
+        }
+    }
+}
+
+impl fmt::Display for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Cpu::X86_64 => "x86_64",
+            Cpu::Arm64 => "arm64",
+        })
+    }
+}
+
+impl BundleRef {
+    /// For what needs only the names of a stack's resources, and so no bundle.
+    pub fn unknown() -> BundleRef {
+        BundleRef { digest: "0".repeat(64), cpu: Cpu::X86_64, model: String::new() }
+    }
+
+    /// In the input bucket.
+    pub fn key(&self) -> String {
+        format!("{FOLDER}{}/imgcls-{}.tar.gz", self.digest, self.cpu)
+    }
+}
+
+impl Bundle {
+    /// Of this program, the library and the model that it finds.
+    ///
+    /// # Errors
+    /// Where one of them is missing or cannot be read.
+    pub fn of_this_program(choice: &ModelChoice) -> anyhow::Result<Bundle> {
+        let program =
+            std::env::current_exe().context("cannot tell where this program lies, to put it into the bundle")?;
+        let library = model::runtime_library(choice)?;
+        let folder = model::model_folder(choice)?;
+        // A link to the folder has its own name.
+        let folder = folder.canonicalize().with_context(|| folder.display().to_string())?;
+        let model = file_name(&folder);
+        let mut files = vec![
+            (PROGRAM.to_owned(), 0o755, program.clone()),
+            (format!("{LIBRARIES}/{}", file_name(&library)), 0o644, library),
+        ];
+        for file in plain_files(&folder)? {
+            files.push((format!("{MODELS}/{model}/{}", file_name(&file)), 0o644, file));
+        }
+        let cpu = cpu_of(&program)?;
+        let mut hasher = Sha256::new();
+        write_archive(&files, &mut hasher).context("cannot read what goes into the bundle")?;
+        let digest = format!("{:x}", hasher.finalize());
+        Ok(Bundle { reference: BundleRef { digest, cpu, model }, source: Source::Files(files) })
+    }
+
+    /// Of an archive that `imgcls provision export --bundle` wrote, on a machine like those it is for.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub fn of_archive(path: &Path) -> anyhow::Result<Bundle> {
+        let reference = read_archive(path).with_context(|| {
+            format!(
+                "{} is no bundle; `imgcls provision export --bundle-to FILE` writes one, on a machine with the processor it is for",
+                path.display()
+            )
+        })?;
+        Ok(Bundle { reference, source: Source::Archive(path.to_owned()) })
+    }
+
+    /// The packed archive.
+    ///
+    /// # Errors
+    /// Where a file cannot be read, or is another one than when the digest was told.
+    pub fn packed(&self) -> anyhow::Result<Vec<u8>> {
+        match &self.source {
+            Source::Archive(path) => std::fs::read(path).with_context(|| path.display().to_string()),
+            Source::Files(files) => {
+                let mut packer = Tee { hasher: Sha256::new(), packer: GzEncoder::new(Vec::new(), Compression::fast()) };
+                write_archive(files, &mut packer).context("cannot read what goes into the bundle")?;
+                if format!("{:x}", packer.hasher.finalize()) != self.reference.digest {
+                    bail!("the program or its model changed while the bundle was made; run this again");
+                }
+                packer.packer.finish().context("cannot pack the bundle")
+            }
+        }
+    }
+}
+
+struct Tee {
+    hasher: Sha256,
+    packer: GzEncoder<Vec<u8>>,
+}
+
+impl Write for Tee {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.packer.write_all(bytes)?;
+        self.hasher.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.packer.flush()
+    }
+}
+
+fn write_archive(files: &[(String, u32, PathBuf)], to: impl Write) -> io::Result<()> {
+    let mut archive = tar::Builder::new(to);
+    for (name, mode, path) in files {
+        let file = File::open(path)?;
+        let mut header = tar::Header::new_ustar();
+        header.set_size(file.metadata()?.len());
+        header.set_mode(*mode);
+        header.set_mtime(0);
+        archive.append_data(&mut header, name, BufReader::new(file))?;
+    }
+    archive.finish()
+}
+
+fn read_archive(path: &Path) -> anyhow::Result<BundleRef> {
+    struct Hashing<R>(R, Sha256);
+    impl<R: io::Read> io::Read for Hashing<R> {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            let count = self.0.read(bytes)?;
+            self.1.update(&bytes[..count]);
+            Ok(count)
+        }
+    }
+    let mut unpacked = Hashing(GzDecoder::new(BufReader::new(File::open(path)?)), Sha256::new());
+    let (mut cpu, mut model) = (None, None);
+    {
+        let mut archive = tar::Archive::new(&mut unpacked);
+        for entry in archive.entries()? {
+            let mut entry = entry?;
+            let name = entry.path()?.to_string_lossy().into_owned();
+            if name == PROGRAM {
+                let mut head = Vec::new();
+                entry.by_ref().take(64).read_to_end(&mut head)?;
+                cpu = Some(Cpu::of_program(&head).context("its program is for no processor that is known")?);
+            }
+            if let Some(folder) = name.strip_prefix(MODELS).and_then(|rest| rest.strip_suffix("/model.toml")) {
+                model = Some(folder.trim_start_matches('/').to_owned());
+            }
+        }
+    }
+    // What follows the last entry is part of the file too.
+    io::copy(&mut unpacked, &mut io::sink())?;
+    let cpu = cpu.with_context(|| format!("it holds no {PROGRAM}"))?;
+    let model = model.with_context(|| format!("it holds no model under {MODELS}/"))?;
+    Ok(BundleRef { digest: format!("{:x}", unpacked.1.finalize()), cpu, model })
+}
+
+fn cpu_of(program: &Path) -> anyhow::Result<Cpu> {
+    let mut head = Vec::new();
+    File::open(program)?.take(64).read_to_end(&mut head)?;
+    Cpu::of_program(&head).with_context(|| {
+        format!(
+            "{} is no Linux program for x86-64 or arm64, which the machines are; give --bundle FILE",
+            program.display()
+        )
+    })
+}
+
+/// The files of a folder, sorted; without hidden ones.
+fn plain_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.is_file() && !file_name(&path).starts_with('.') {
+            files.push(path);
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn graviton_is_known_by_the_name_of_the_type() {
+        for name in ["c7g.large", "m6gd.medium", "t4g.small", "im4gn.large", "a1.medium", "c8gn.xlarge", "g5g.xlarge"] {
+            assert_eq!(Cpu::of_instance_type(name), Cpu::Arm64, "{name}");
+        }
+        for name in ["c7i.large", "t3.small", "g5.xlarge", "g4dn.xlarge", "m7a.large", "c6id.large", "p4d.24xlarge"] {
+            assert_eq!(Cpu::of_instance_type(name), Cpu::X86_64, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_same_files_are_the_same_archive_and_what_is_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            path
+        };
+        let mut program = b"\x7fELF\x02\x01\x01".to_vec();
+        program.resize(18, 0);
+        program.extend([183, 0, 0, 0]);
+        let files = vec![
+            (PROGRAM.to_owned(), 0o755, put("program", &program)),
+            (format!("{MODELS}/tiny/model.toml"), 0o644, put("model.toml", b"name = \"tiny\"")),
+        ];
+        let mut hasher = Sha256::new();
+        write_archive(&files, &mut hasher).unwrap();
+        let digest = format!("{:x}", hasher.finalize());
+        let reference = BundleRef { digest, cpu: Cpu::Arm64, model: "tiny".to_owned() };
+        let bundle = Bundle { reference: reference.clone(), source: Source::Files(files) };
+        let packed = put("bundle.tar.gz", &bundle.packed().unwrap());
+        assert_eq!(Bundle::of_archive(&packed).unwrap().reference, reference);
+        let error = Bundle::of_archive(&folder.path().join("program")).err().unwrap();
+        assert!(format!("{error:#}").contains("is no bundle"), "{error:#}");
+    }
+}

@@ -1,0 +1,117 @@
+//! The stack as a CloudFormation template: the same resources, whose language it is already.
+
+use serde_json::{Map, Value, json};
+
+use super::resource::{Kind, Resource, attribute, reference, split_group};
+use super::roles::Arns;
+use super::stack::Stack;
+
+/// A template that makes the same stack. The bundle has to lie in the input bucket before machines start.
+pub fn template(stack: &Stack) -> Value {
+    let resources: Map<String, Value> =
+        stack.resources.iter().filter_map(|resource| Some((resource.id.clone(), exported(stack, resource)?))).collect();
+    let bundle = stack.bundle.key();
+    let mut outputs = json!({
+        "BundleKey": {
+            "Description": "Where the bundle of `imgcls provision export --bundle-to FILE` has to lie in the input bucket",
+            "Value": bundle,
+        },
+        "InputBucketName": {"Value": reference("InputBucket")},
+    });
+    if stack.get("WebGroup").is_some() {
+        outputs["WebGroupName"] = json!({"Value": reference("WebGroup")});
+    }
+    json!({
+        "AWSTemplateFormatVersion": "2010-09-09",
+        "Description": format!("imgcls, stack {}: image classification through a queue", stack.name),
+        "Resources": resources,
+        "Outputs": outputs,
+    })
+}
+
+fn exported(stack: &Stack, resource: &Resource) -> Option<Value> {
+    let (kind, name_property) = resource.kind.cloudformation()?;
+    let (_, own_name) = split_group(&resource.name);
+    let own_name = if in_a_group(resource.kind) { own_name } else { &resource.name };
+    let mut properties: Map<String, Value> =
+        resource.properties.iter().map(|(name, value)| (name.clone(), linked(stack, resource, value))).collect();
+    let name = match resource.kind {
+        Kind::BucketPolicy => linked(stack, resource, &Value::from(own_name)),
+        _ => own_name.into(),
+    };
+    // The name of a scaling policy is not for a template to say.
+    if resource.kind != Kind::ScalingPolicy {
+        properties.insert(name_property.to_owned(), name);
+    }
+    adapt(resource.kind, &mut properties);
+    let mut exported = json!({"Type": kind, "Properties": properties});
+    if [Kind::Bucket, Kind::Queue].contains(&resource.kind) {
+        // What users own outlives a template.
+        exported["DeletionPolicy"] = "Retain".into();
+        exported["UpdateReplacePolicy"] = "Retain".into();
+    }
+    Some(exported)
+}
+
+fn in_a_group(kind: Kind) -> bool {
+    matches!(kind, Kind::LifecycleHook | Kind::ScalingPolicy)
+}
+
+/// Where templates have it otherwise than calls.
+fn adapt(kind: Kind, properties: &mut Map<String, Value>) {
+    match kind {
+        Kind::InstanceProfile => {
+            properties.remove("Tags");
+        }
+        Kind::LaunchTemplate => {
+            if let Some(tags) = properties.remove("Tags") {
+                properties
+                    .insert("TagSpecifications".into(), json!([{"ResourceType": "launch-template", "Tags": tags}]));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// What names another resource of the stack refers to it, so that CloudFormation knows the order.
+fn linked(stack: &Stack, from: &Resource, value: &Value) -> Value {
+    match value {
+        Value::String(text) => link(stack, from, text).unwrap_or_else(|| value.clone()),
+        Value::Array(items) => items.iter().map(|item| linked(stack, from, item)).collect(),
+        Value::Object(members) => {
+            let is_reference = super::resource::target_of(value).is_some();
+            if is_reference {
+                return value.clone();
+            }
+            members
+                .iter()
+                .map(|(name, member)| (name.clone(), linked(stack, from, member)))
+                .collect::<Map<_, _>>()
+                .into()
+        }
+        other => other.clone(),
+    }
+}
+
+fn link(stack: &Stack, from: &Resource, text: &str) -> Option<Value> {
+    let arns = Arns::new(&stack.account, &stack.region);
+    let others = stack.resources.iter().filter(|resource| resource.id != from.id);
+    for other in others {
+        let name = other.name.as_str();
+        let (arn, is_named) = match other.kind {
+            Kind::Queue => (arns.queue(name), false),
+            Kind::Bucket => (arns.bucket(name), from.kind == Kind::BucketPolicy),
+            Kind::Role => (String::new(), from.kind == Kind::InstanceProfile),
+            Kind::InstanceProfile => (arns.instance_profile(&stack.name, name), false),
+            Kind::AutoScalingGroup => (String::new(), in_a_group(from.kind)),
+            _ => continue,
+        };
+        if text == arn {
+            return Some(attribute(&other.id, "Arn"));
+        }
+        if is_named && text == name {
+            return Some(reference(&other.id));
+        }
+    }
+    None
+}

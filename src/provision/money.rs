@@ -1,0 +1,72 @@
+//! What a stack costs, by a file of prices.
+
+use serde::Serialize;
+
+use super::resource::Kind;
+use super::stack::{Settings, Stack, VOLUME_GB};
+use crate::scaling::Policy;
+use crate::scaling::cost::{CallsPerImage, Machines, Prices, Standing};
+
+/// A worker or web process that waits asks its queue three times a minute.
+const LONG_POLLS_PER_HOUR: f64 = 180.0;
+/// The bundle.
+const STORED_GB: f64 = 0.1;
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Cost {
+    pub currency: String,
+    /// When the prices were written down, and where they hold.
+    pub prices_of: String,
+    pub prices_region: String,
+    pub at_rest_month: f64,
+    pub per_million_images: f64,
+    pub at_max_day: f64,
+    pub at_max_hour: f64,
+    pub workers: String,
+    pub most_workers: u32,
+}
+
+/// # Errors
+/// Where a price is missing.
+pub fn cost(settings: &Settings, stack: &Stack, prices: &Prices) -> Result<Cost, String> {
+    let cpu = stack.bundle.cpu;
+    let preferred = settings.worker_types(cpu).remove(0);
+    let spot_share = f64::from(settings.spot_percent) / 100.0;
+    let workers = Machines {
+        instance: prices.instance(&preferred)?,
+        count: settings.bounds.min(),
+        spot_share,
+        volume_gb: f64::from(VOLUME_GB),
+        has_public_ipv4: true,
+    };
+    let most = Machines { count: settings.bounds.max(), ..workers };
+    let web = Machines {
+        instance: prices.instance(settings.web_type(cpu))?,
+        count: settings.web_instances,
+        spot_share: 0.0,
+        ..workers
+    };
+    let follows_metric = matches!(settings.policy, Policy::Target(_));
+    let processes = f64::from(settings.bounds.min() + settings.web_instances);
+    let standing = Standing {
+        alarms: stack.names(Kind::Alarm).count() as u32,
+        // Those that CloudWatch makes for target tracking: one out, one in.
+        high_resolution_alarms: if follows_metric { 2 } else { 0 },
+        custom_metrics: u32::from(follows_metric),
+        dashboards: 1,
+        stored_gb: STORED_GB,
+        sqs_requests_per_hour: LONG_POLLS_PER_HOUR * processes,
+    };
+    let estimate = prices.estimate(&web, (&workers, &most), &standing, &CallsPerImage::ALONE);
+    Ok(Cost {
+        currency: prices.currency.clone(),
+        prices_of: prices.date.clone(),
+        prices_region: prices.region.clone(),
+        at_rest_month: estimate.at_rest_month,
+        per_million_images: estimate.per_million_images,
+        at_max_day: estimate.at_max_day,
+        at_max_hour: estimate.at_max_hour,
+        workers: preferred,
+        most_workers: settings.bounds.max(),
+    })
+}

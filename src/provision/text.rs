@@ -1,0 +1,145 @@
+//! Plans, states and costs as people read them.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::doctor::{Finding, Severity};
+use super::inventory::Inventory;
+use super::money::Cost;
+use super::plan::{Action, Change, Plan, leaves};
+use super::resource::target_of;
+use super::stack::Stack;
+
+/// Longer values are told by size and digest.
+const LONGEST_VALUE: usize = 100;
+
+pub fn plan(plan: &Plan) -> String {
+    let mut text = header(&plan.stack);
+    for change in &plan.changes {
+        let _ = writeln!(text, "  {}", self::change(change));
+        for (path, found, wanted) in change.differences.iter().flat_map(leaves) {
+            let _ = writeln!(text, "      {path}: {} → {}", value(found.as_ref()), value(wanted.as_ref()));
+        }
+    }
+    text.push_str(&totals(plan));
+    text
+}
+
+fn header(stack: &Stack) -> String {
+    format!("stack {} in {}, account {}\n", stack.name, stack.region, stack.account)
+}
+
+fn totals(plan: &Plan) -> String {
+    if plan.is_empty() {
+        return format!("nothing to do: all {} resources stand as wanted\n", plan.stack.resources.len());
+    }
+    let count = |action| plan.count(action);
+    format!(
+        "{} to make, {} to change, {} to remove\n",
+        count(Action::Create),
+        count(Action::Update),
+        count(Action::Delete)
+    )
+}
+
+/// `+ queue requests`
+pub fn change(change: &Change) -> String {
+    let sign = match change.action {
+        Action::Create => '+',
+        Action::Update => '~',
+        Action::Delete => '−',
+    };
+    format!("{sign} {:<18} {}", change.kind, change.name)
+}
+
+fn value(value: Option<&Value>) -> String {
+    let Some(value) = value else { return "(none)".to_owned() };
+    if let Some((id, attribute)) = target_of(value) {
+        return format!("({id}.{attribute}, known once it is made)");
+    }
+    let text = match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    if text.len() <= LONGEST_VALUE {
+        return text;
+    }
+    let digest = format!("{:x}", Sha256::digest(&text));
+    format!("({} bytes, sha256 {}…)", text.len(), &digest[..12])
+}
+
+pub fn cost(cost: &Cost) -> String {
+    let Cost { currency, prices_of, prices_region, at_rest_month, per_million_images, at_max_day, .. } = cost;
+    format!(
+        "cost by the prices of {prices_of} ({prices_region}): {at_rest_month:.2} {currency} a month at rest, \
+         {per_million_images:.2} a million images, {at_max_day:.2} a day with all {} workers ({})\n",
+        cost.most_workers, cost.workers
+    )
+}
+
+pub fn removal(stack: &Stack, changes: &[Change]) -> String {
+    let mut text = header(stack);
+    for change in changes {
+        let _ = writeln!(text, "  {}", self::change(change));
+    }
+    let _ = writeln!(text, "{} to remove", changes.len());
+    text
+}
+
+pub fn applied(plan: &Plan, addresses: &[String]) -> String {
+    let mut text = format!("all {} resources stand as wanted\n", plan.stack.resources.len());
+    text.push_str(&web(&plan.stack, addresses));
+    text
+}
+
+pub fn status(plan: &Plan, inventory: &Inventory, addresses: &[String]) -> String {
+    let mut text = header(&plan.stack);
+    for resource in &plan.stack.resources {
+        let change = plan.changes.iter().find(|change| change.id.as_deref() == Some(&resource.id));
+        let state = match change.map(|change| change.action) {
+            None => "stands",
+            Some(Action::Create) => "missing",
+            Some(Action::Update | Action::Delete) => "differs",
+        };
+        let _ = writeln!(text, "  {state:<8} {:<18} {}", resource.kind, resource.name);
+        for (path, found, wanted) in change.into_iter().flat_map(|change| change.differences.iter().flat_map(leaves)) {
+            let _ = writeln!(text, "      {path}: {}, not {}", value(found.as_ref()), value(wanted.as_ref()));
+        }
+    }
+    for change in plan.changes.iter().filter(|change| change.action == Action::Delete) {
+        let _ = writeln!(text, "  unwanted {:<18} {}", change.kind, change.name);
+    }
+    text.push_str(&totals(plan));
+    for instance in &inventory.instances {
+        let _ = writeln!(text, "machine {} of {}: {}", instance.id, instance.group, instance.state);
+    }
+    text.push_str(&web(&plan.stack, addresses));
+    text
+}
+
+pub fn findings(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for Finding { severity, on, fault, remedy } in findings {
+        let word = match severity {
+            Severity::Broken => "broken",
+            Severity::Risk => "risk",
+        };
+        let _ = writeln!(text, "{word:<7} {on}: {fault}\n        {remedy}");
+    }
+    if findings.is_empty() {
+        text.push_str("nothing is wrong\n");
+    }
+    text
+}
+
+fn web(stack: &Stack, addresses: &[String]) -> String {
+    if stack.get("WebGroup").is_none() {
+        return String::new();
+    }
+    if addresses.is_empty() {
+        return "web tier: no machine yet; `imgcls provision status` tells its address\n".to_owned();
+    }
+    format!("web tier: {} (a machine answers about a minute after its start)\n", addresses.join(" "))
+}

@@ -1,0 +1,178 @@
+#!/bin/bash
+# Brings imgcls from its stack's bucket and starts it. Written by `imgcls provision`; runs once, at the first start.
+#
+# Nothing is installed: the system's own curl signs its request with the role of this machine.
+set -euo pipefail
+
+digest=@DIGEST@
+bundle_url=@BUNDLE_URL@
+region=@REGION@
+metadata=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}
+home=/opt/imgcls/$digest
+
+say() { echo "imgcls: $*"; }
+
+mkdir -p /opt/imgcls /etc/imgcls
+
+# Sourced here and by the service that sends logs.
+cat >/opt/imgcls/role.sh <<'ROLE'
+# Instance metadata, version 2 of its protocol.
+read_metadata() {
+  local token
+  token=$(curl -sSf --retry 3 -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' "$metadata/latest/api/token")
+  curl -sSf --retry 3 -H "X-aws-ec2-metadata-token: $token" "$metadata/latest/meta-data/$1"
+}
+
+# curl, signed for a service with the role of this machine. Keys go through standard input: arguments are for all to see.
+as_role() {
+  local service=$1 role answer
+  shift
+  role=$(read_metadata iam/security-credentials/)
+  answer=$(read_metadata "iam/security-credentials/$role")
+  field() { sed -n "s/.*\"$1\"[ \t]*:[ \t]*\"\([^\"]*\)\".*/\1/p" <<<"$answer"; }
+  curl -sSf --aws-sigv4 "aws:amz:$region:$service" --config - "$@" <<CONFIG
+user = "$(field AccessKeyId):$(field SecretAccessKey)"
+header = "X-Amz-Security-Token: $(field Token)"
+CONFIG
+}
+ROLE
+. /opt/imgcls/role.sh
+
+bring() {
+  local work
+  work=$(mktemp -d /opt/imgcls/.bringing.XXXXXX)
+  as_role s3 -H 'X-Amz-Content-Sha256: UNSIGNED-PAYLOAD' -o "$work/bundle.tar.gz" "$bundle_url" &&
+    gzip -dc "$work/bundle.tar.gz" >"$work/bundle.tar" &&
+    echo "$digest  $work/bundle.tar" | sha256sum --check --status &&
+    mkdir "$work/new" && tar -xf "$work/bundle.tar" -C "$work/new" --no-same-owner &&
+    chmod 755 "$work/new" && mv -T "$work/new" "$home"
+  local code=$?
+  rm -rf "$work"
+  return $code
+}
+
+# A role made a moment ago is not known everywhere yet.
+for try in $(seq 60); do
+  [ -d "$home" ] && break
+  if (set +e; bring); then break; fi
+  say "the bundle $bundle_url did not come, or is not the one with digest $digest (try $try of 60)"
+  sleep 5
+done
+[ -d "$home" ] || { say "giving up; may the role of this machine read the bundle?"; exit 1; }
+
+cat >/etc/imgcls/environment <<'ENVIRONMENT'
+IMGCLS_BACKEND=aws
+IMGCLS_REGION=@REGION@
+IMGCLS_STACK=@STACK@
+IMGCLS_MODEL=@MODEL@
+IMGCLS_REQUEST_QUEUE=@REQUEST_QUEUE@
+IMGCLS_RESULT_QUEUE=@RESULT_QUEUE@
+IMGCLS_INPUT_BUCKET=@INPUT_BUCKET@
+IMGCLS_OUTPUT_BUCKET=@OUTPUT_BUCKET@
+IMGCLS_VISIBILITY_TIMEOUT=@VISIBILITY_TIMEOUT@s
+IMGCLS_MAX_RECEIVE_COUNT=@MAX_RECEIVE_COUNT@
+IMGCLS_LOG_FORMAT=json@ENDPOINT@
+ENVIRONMENT
+
+cat >/etc/systemd/system/imgcls.service <<UNIT
+[Unit]
+Description=imgcls @COMMAND@
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+EnvironmentFile=/etc/imgcls/environment
+ExecStart=$home/bin/imgcls @COMMAND@
+Restart=always
+RestartSec=2
+TimeoutStopSec=180
+DynamicUser=yes
+AmbientCapabilities=@CAPABILITY@
+CapabilityBoundingSet=@CAPABILITY@
+LockPersonality=yes
+NoNewPrivileges=yes
+PrivateDevices=yes
+PrivateTmp=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHome=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectProc=invisible
+ProtectSystem=strict
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+UMask=0077
+
+[Install]
+WantedBy=multi-user.target
+UNIT
+
+# What the service logs goes to CloudWatch Logs, at the latest after five seconds.
+cat >/opt/imgcls/send-logs <<'SEND'
+#!/bin/bash
+set -uo pipefail
+region=@REGION@ metadata=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}
+. /opt/imgcls/role.sh
+stream=$(read_metadata instance-id) || exit 1
+
+call() {
+  as_role logs -o /dev/null -H 'Content-Type: application/x-amz-json-1.1' -H "X-Amz-Target: Logs_20140328.$1" \
+    --data-binary "@$2" @LOGS_URL@/
+}
+
+body=$(mktemp)
+where='"logGroupName":"@LOG_GROUP@","logStreamName":"'$stream'"'
+echo "{$where}" >"$body"
+call CreateLogStream "$body" 2>/dev/null # it may stand already
+
+journalctl --unit imgcls.service --follow --lines all --output cat | while true; do
+  events= ended=
+  while [ ${#events} -lt 200000 ]; do
+    IFS= read -r -t 5 line || { [ $? -gt 128 ] || ended=yes; break; }
+    line=$(printf '%.100000s' "$line" | tr '\000-\037' ' ' | sed 's/[\\"]/\\&/g')
+    [ -z "$line" ] || events+="${events:+,}{\"timestamp\":$(date +%s%3N),\"message\":\"$line\"}"
+  done
+  if [ -n "$events" ]; then
+    echo "{$where,\"logEvents\":[$events]}" >"$body"
+    for pause in 1 5 30; do call PutLogEvents "$body" && break || sleep "$pause"; done
+  fi
+  [ -z "$ended" ] || exit 1
+done
+SEND
+chmod 755 /opt/imgcls/send-logs
+
+cat >/etc/systemd/system/imgcls-logs.service <<'UNIT'
+[Unit]
+Description=Sends the log of imgcls to CloudWatch Logs
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+ExecStart=/opt/imgcls/send-logs
+Restart=always
+RestartSec=10
+DynamicUser=yes
+SupplementaryGroups=systemd-journal
+NoNewPrivileges=yes
+PrivateDevices=yes
+PrivateTmp=yes
+ProtectHome=yes
+ProtectSystem=strict
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+
+[Install]
+WantedBy=multi-user.target
+UNIT
+
+systemctl daemon-reload
+systemctl enable imgcls.service imgcls-logs.service
+say "bundle $digest is here; starting @COMMAND@"
+systemctl start --no-block imgcls-logs.service imgcls.service

@@ -1,0 +1,245 @@
+//! `imgcls provision` against an emulator: what it makes, changes, mends and takes away.
+
+mod crash;
+mod export;
+mod refusals;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+use crate::emulators::{self, moto_of_stacks};
+use crate::harness::{Process, Response, free_port, imgcls, request, until};
+
+/// Every service by a variable of its own: so the stack is the one for AWS itself, only spoken to elsewhere.
+const SERVICES: [&str; 8] = ["SQS", "S3", "IAM", "CLOUDWATCH", "AUTO_SCALING", "STS", "EC2", "CLOUDWATCH_LOGS"];
+
+fn environment(url: &str) -> Vec<(String, String)> {
+    let mut environment = emulators::credentials();
+    environment.push(("AWS_REGION".to_owned(), "us-east-1".to_owned()));
+    environment.extend(SERVICES.map(|service| (format!("AWS_ENDPOINT_URL_{service}"), url.to_owned())));
+    environment
+}
+
+/// A bundle of a few bytes: what is in it runs nowhere in these tests.
+fn small_bundle() -> &'static Path {
+    static BUNDLE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = BUNDLE.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = write_bundle(folder.path(), "one");
+        (folder, path)
+    });
+    path
+}
+
+fn write_bundle(folder: &Path, version: &str) -> PathBuf {
+    let path = folder.join(format!("bundle-{version}.tar.gz"));
+    let file = std::fs::File::create(&path).unwrap();
+    let mut archive = tar::Builder::new(flate2::write::GzEncoder::new(file, flate2::Compression::fast()));
+    let mut program = b"\x7fELF\x02\x01\x01".to_vec();
+    program.resize(18, 0);
+    program.extend([62, 0]);
+    program.extend(version.bytes());
+    for (name, bytes) in [("bin/imgcls", program), ("share/imgcls/models/tiny/model.toml", Vec::new())] {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, name, &bytes[..]).unwrap();
+    }
+    archive.into_inner().unwrap().finish().unwrap();
+    path
+}
+
+/// One stack of the emulator, by a name of its own.
+struct Stack {
+    name: &'static str,
+    bundle: PathBuf,
+    url: String,
+}
+
+struct Ran {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Stack {
+    fn new(name: &'static str) -> Stack {
+        Stack { name, bundle: small_bundle().to_owned(), url: moto_of_stacks().url() }
+    }
+
+    fn command(&self, command: &[&str]) -> Command {
+        let mut process = imgcls();
+        process.arg("provision").args(command).args(["--stack", self.name, "--bundle"]).arg(&self.bundle);
+        process.envs(environment(&self.url)).stdin(std::process::Stdio::null());
+        process
+    }
+
+    fn run(&self, command: &[&str]) -> Ran {
+        let output = self.command(command).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    fn succeeds(&self, command: &[&str]) -> String {
+        let ran = self.run(command);
+        assert_eq!(ran.code, Some(0), "{command:?}: {}\n{}", ran.stderr, ran.stdout);
+        ran.stdout
+    }
+
+    /// The one line that it fails with.
+    fn fails(&self, command: &[&str]) -> String {
+        let ran = self.run(command);
+        assert_eq!(ran.code, Some(1), "{command:?}: {}\n{}", ran.stderr, ran.stdout);
+        let lines: Vec<&str> = ran.stderr.lines().collect();
+        assert!(lines.len() == 1 && lines[0].starts_with("imgcls: "), "{}", ran.stderr);
+        ran.stderr
+    }
+
+    /// Nothing is left to do.
+    fn stands(&self) {
+        let ran = self.run(&["plan", "--detailed-exitcode"]);
+        assert_eq!(ran.code, Some(0), "{}\n{}", ran.stderr, ran.stdout);
+        assert!(ran.stdout.contains("nothing to do"), "{}", ran.stdout);
+    }
+
+    fn destroy(&self) {
+        let said = self.succeeds(&["destroy", "--yes", "--delete-data"]);
+        assert!(said.contains("nothing is left that has the tag imgcls:stack="), "{said}");
+    }
+
+    fn input_bucket(&self) -> String {
+        format!("{}-imgcls-123456789012-us-east-1-input", self.name)
+    }
+}
+
+/// A call past imgcls: the emulator tells services by the signature's scope, which it does not check.
+fn by_hand(service: &str, form: &str) -> Response {
+    let scope = format!("AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/{service}/aws4_request");
+    let headers = [("Authorization", scope.as_str()), ("Content-Type", "application/x-www-form-urlencoded")];
+    let response = request(moto_of_stacks().address, "POST", "/", &headers, form.as_bytes()).unwrap();
+    assert_eq!(response.status, 200, "{}", response.text());
+    response
+}
+
+#[test]
+fn a_stack_is_made_mended_and_taken_away_beside_another() {
+    let (stack, neighbour) = (Stack::new("whole"), Stack::new("whole-2"));
+    neighbour.succeeds(&["apply"]);
+    let plan = stack.run(&["plan", "--detailed-exitcode"]);
+    assert_eq!(plan.code, Some(3), "{}", plan.stderr);
+    assert!(plan.stdout.contains("27 to make, 0 to change, 0 to remove") && plan.stdout.contains("a month at rest"));
+
+    let applied = stack.succeeds(&[]);
+    assert!(applied.contains("web tier: http://ec2-"), "{applied}");
+    stack.stands();
+
+    // Changed by hand, found and mended.
+    by_hand("autoscaling", "Action=UpdateAutoScalingGroup&AutoScalingGroupName=whole-apptierAutoscaling&MaxSize=9");
+    by_hand("monitoring", "Action=DeleteAlarms&AlarmNames.member.1=whole-ScaleDownAlarm");
+    let status = stack.succeeds(&["status"]);
+    assert!(status.contains("MaxSize: 9, not 4") && status.contains("missing  alarm"), "{status}");
+    stack.succeeds(&["apply"]);
+    stack.stands();
+
+    // A web process of the stack that died leaves its reply queue.
+    let folder = tempfile::tempdir().unwrap();
+    let address = format!("127.0.0.1:{}", free_port());
+    let mut web = imgcls();
+    web.args(["serve-web", "--stack", "whole", "--listen", &address]).envs(environment(&stack.url));
+    let mut web = Process::start(web, &folder.path().join("web.log"));
+    let port = address.parse().unwrap();
+    until("the web tier", || request(port, "GET", "/readyz", &[], b"").ok().filter(|answer| answer.status == 200));
+    web.kill();
+
+    // An image stops the destruction, unless it may go.
+    let path = format!("/{}/images/1", stack.input_bucket());
+    let scope = [("Authorization", "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/s3/aws4_request")];
+    // The emulator takes the plain line for one that the policy of the bucket forbids: it goes first.
+    request(moto_of_stacks().address, "DELETE", &format!("/{}?policy", stack.input_bucket()), &scope, b"").unwrap();
+    assert_eq!(request(moto_of_stacks().address, "PUT", &path, &scope, b"an image").unwrap().status, 200);
+    let refused = stack.fails(&["destroy", "--yes"]);
+    assert!(refused.contains(&stack.input_bucket()) && refused.contains("--delete-data"), "{refused}");
+    assert!(stack.fails(&["destroy", "--delete-data"]).contains("give --yes"));
+    let plan = stack.run(&["plan", "--detailed-exitcode"]);
+    assert!(plan.stdout.contains("1 to make, 0 to change, 0 to remove"), "{}", plan.stdout);
+
+    let destroyed = stack.succeeds(&["destroy", "--yes", "--delete-data"]);
+    assert!(destroyed.contains("− queue              whole-app-web-result-queue-"), "{destroyed}");
+    assert!(destroyed.ends_with("nothing is left that has the tag imgcls:stack=whole\n"), "{destroyed}");
+    assert!(stack.succeeds(&["destroy", "--yes"]).contains("0 to remove"));
+    neighbour.stands();
+    neighbour.destroy();
+}
+
+#[test]
+fn a_new_build_rolls_out_and_a_saved_plan_is_carried_out_once() {
+    let mut stack = Stack::new("rollout");
+    stack.succeeds(&["apply", "--web-instances", "0"]);
+    let folder = tempfile::tempdir().unwrap();
+    stack.bundle = write_bundle(folder.path(), "two");
+    let file = folder.path().join("plan.json");
+    let file = file.to_str().unwrap();
+    let plan = stack.succeeds(&["plan", "--web-instances", "0", "--out", file]);
+    assert!(plan.contains("+ bundle") && plan.contains("~ launch template    rollout-ApptierTemplate"), "{plan}");
+    let applied = stack.succeeds(&["apply", file]);
+    assert!(applied.contains("1 to make, 2 to change, 0 to remove"), "{applied}");
+    let json = stack.succeeds(&["plan", "--web-instances", "0", "--json"]);
+    let plan: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(plan["plan"]["changes"], serde_json::json!([]));
+    let group = "Action=DescribeAutoScalingGroups&AutoScalingGroupNames.member.1=rollout-apptierAutoscaling";
+    assert!(by_hand("autoscaling", group).text().contains("<Version>2</Version>"));
+
+    let refused = stack.fails(&["apply", file]);
+    assert!(refused.contains("has changed since this plan was made"), "{refused}");
+    stack.bundle = small_bundle().to_owned();
+    assert!(stack.fails(&["apply", file]).contains("another build"));
+    stack.destroy();
+}
+
+#[test]
+fn another_policy_and_a_file_of_flags_change_what_they_say() {
+    let stack = Stack::new("policies");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("stack.toml");
+    std::fs::write(&file, "max = 6\npolicy = \"target\"\nservice-time = \"20ms\"\nweb-instances = 0\n").unwrap();
+    let file = file.to_str().unwrap();
+    stack.succeeds(&["apply", "--web-instances", "0"]);
+    let plan = stack.succeeds(&["plan", "--config", file, "--max", "5"]);
+    assert!(plan.contains("MaxSize: 4 → 5") && plan.contains("− alarm              policies-ScaleUpAlarm"), "{plan}");
+    stack.succeeds(&["apply", "--config", file, "--max", "5"]);
+    let plan = stack.run(&["plan", "--detailed-exitcode", "--config", file, "--max", "5"]);
+    assert_eq!(plan.code, Some(0), "{}{}", plan.stdout, plan.stderr);
+    stack.destroy();
+}
+
+#[test]
+fn the_doctor_names_what_is_wrong_and_finds_nothing_in_a_stack_of_its_own() {
+    let stack = Stack::new("patient");
+    stack.succeeds(&["apply", "--web-instances", "0"]);
+    assert_eq!(stack.succeeds(&["doctor"]), "nothing is wrong\n");
+    by_hand(
+        "autoscaling",
+        "Action=UpdateAutoScalingGroup&AutoScalingGroupName=patient-apptierAutoscaling&MinSize=1&MaxSize=1",
+    );
+    by_hand(
+        "monitoring",
+        "Action=PutMetricAlarm&AlarmName=patient-hand-made&Namespace=AWS%2FSQS\
+         &MetricName=ApproximateNumberOfMessagesVisible&Statistic=Sum&Period=60&EvaluationPeriods=1&Threshold=25\
+         &ComparisonOperator=GreaterThanThreshold&Dimensions.member.1.Name=SQSQueueName\
+         &Dimensions.member.1.Value=patient-web-app-image-transport",
+    );
+    let ran = stack.run(&["doctor"]);
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    for expected in [
+        "alarm \"patient-hand-made\": it looks at a metric that does not exist",
+        "alarm \"patient-hand-made\": it has no action",
+        "its smallest and largest size are both 1",
+    ] {
+        assert!(ran.stdout.contains(expected), "{expected}\n{}", ran.stdout);
+    }
+    by_hand("monitoring", "Action=DeleteAlarms&AlarmNames.member.1=patient-hand-made");
+    stack.destroy();
+}
