@@ -70,8 +70,8 @@ pub fn partition(region: &str) -> &'static str {
     }
 }
 
-fn document(statements: Value) -> Value {
-    json!({"Version": LANGUAGE, "Statement": statements})
+fn document(statements: Vec<Value>) -> Value {
+    json!({"Version": LANGUAGE, "Statement": Value::Array(statements)})
 }
 
 fn allow(actions: &[&str], resources: &[String]) -> Value {
@@ -80,19 +80,19 @@ fn allow(actions: &[&str], resources: &[String]) -> Value {
 
 pub fn assumed_by_instances(region: &str) -> Value {
     let service = if region.starts_with("cn-") { "ec2.amazonaws.com.cn" } else { "ec2.amazonaws.com" };
-    document(json!([{"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}]))
+    document(vec![json!({"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"})])
 }
 
 /// The policy of a bucket: nothing goes over a line that can be listened to.
 pub fn tls_only(bucket_arn: &str) -> Value {
-    document(json!([{
+    document(vec![json!({
         "Sid": TLS_ONLY,
         "Effect": "Deny",
         "Principal": "*",
         "Action": "s3:*",
         "Resource": [bucket_arn, format!("{bucket_arn}/*")],
         "Condition": {"Bool": {"aws:SecureTransport": "false"}},
-    }]))
+    })])
 }
 
 const LOOK_AT_QUEUE: [&str; 2] = ["sqs:GetQueueAttributes", "sqs:GetQueueUrl"];
@@ -174,7 +174,7 @@ pub fn worker(scope: &Scope<'_>) -> Value {
         ),
     ];
     statements.extend(scope.of_every_machine());
-    document(statements.into())
+    document(statements)
 }
 
 /// Of the web tier, beside which `imgcls autoscale` runs.
@@ -201,7 +201,7 @@ pub fn web(scope: &Scope<'_>) -> Value {
         }),
     ];
     statements.extend(scope.of_every_machine());
-    document(statements.into())
+    document(statements)
 }
 
 /// Every action that a tier's own policy allows, each on one resource that it is allowed on.

@@ -311,11 +311,11 @@ impl Builder<'_> {
         let scope = roles::Scope { arns: &self.arns, names: &self.settings.names, worker_group, log_group };
         let (worker, web) = (roles::worker(&scope), roles::web(&scope));
         let (worker_role, web_role) = (self.fleet.worker_role.clone(), self.fleet.web_role.clone());
-        self.role("WorkerRole", "WorkerProfile", worker_role, worker);
-        self.role("WebRole", "WebProfile", web_role, web);
+        self.role("WorkerRole", "WorkerProfile", worker_role, &worker);
+        self.role("WebRole", "WebProfile", web_role, &web);
     }
 
-    fn role(&mut self, role_id: &str, profile_id: &str, name: String, permissions: Value) {
+    fn role(&mut self, role_id: &str, profile_id: &str, name: String, permissions: &Value) {
         let path = role_path(&self.settings.stack);
         let role = json!({
             "Path": path,
@@ -334,11 +334,11 @@ impl Builder<'_> {
             "Description": "HTTP to the web tier",
         }]);
         let (workers, web) = (self.fleet.worker_security_group.clone(), self.fleet.web_security_group.clone());
-        self.security_group("WorkerSecurityGroup", workers, "imgcls workers: nothing comes in", json!([]));
-        self.security_group("WebSecurityGroup", web, "imgcls web tier: HTTP comes in", http);
+        self.security_group("WorkerSecurityGroup", workers, "imgcls workers: nothing comes in", &json!([]));
+        self.security_group("WebSecurityGroup", web, "imgcls web tier: HTTP comes in", &http);
     }
 
-    fn security_group(&mut self, id: &str, name: String, description: &str, ingress: Value) {
+    fn security_group(&mut self, id: &str, name: String, description: &str, ingress: &Value) {
         let members = json!({
             "GroupDescription": description,
             "VpcId": self.site.vpc_id,
@@ -432,7 +432,7 @@ impl Builder<'_> {
     fn scaling(&mut self) {
         self.step_policy("ScaleFromZeroPolicy", "ScaleFromZero", 1);
         let from_zero = self.fleet.scale_from_zero_alarm.clone();
-        let members = self.from_zero_alarm();
+        let members = self.alarm_at_zero();
         match self.settings.policy {
             Policy::Step(step) => self.step_scaling(&step),
             Policy::Target(target) => self.target_tracking(&target),
@@ -503,7 +503,7 @@ impl Builder<'_> {
     /// At no worker and one image waiting. It reads the group's size too: an alarm on the queue alone would add a
     /// worker a minute for as long as a single image waits. It adds one rather than setting one, since metrics are a
     /// minute old and the group may have grown meanwhile.
-    fn from_zero_alarm(&self) -> Value {
+    fn alarm_at_zero(&self) -> Value {
         let capacity = json!({
             "Id": "workers",
             "MetricStat": {

@@ -5,6 +5,7 @@
 
 use anyhow::{Context as _, anyhow, bail};
 use aws_sdk_s3::error::ProvideErrorMetadata as _;
+use aws_sdk_s3::operation::create_bucket::CreateBucketError;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
     BucketLifecycleConfiguration, BucketLocationConstraint, CreateBucketConfiguration, Delete, ExpirationStatus,
@@ -210,10 +211,10 @@ impl Cloud {
         let call = self.s3.create_bucket().bucket(name).set_create_bucket_configuration(place).send();
         match call.await {
             Ok(_) => Ok(()),
-            Err(error) if error.as_service_error().is_some_and(|error| error.is_bucket_already_owned_by_you()) => {
+            Err(error) if error.as_service_error().is_some_and(CreateBucketError::is_bucket_already_owned_by_you) => {
                 Ok(())
             }
-            Err(error) if error.as_service_error().is_some_and(|error| error.is_bucket_already_exists()) => {
+            Err(error) if error.as_service_error().is_some_and(CreateBucketError::is_bucket_already_exists) => {
                 Err(anyhow!(
                     "{} is another account's: give another --input-bucket or --output-bucket, or another --stack",
                     label(Kind::Bucket, name)
