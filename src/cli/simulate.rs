@@ -20,6 +20,9 @@ const SHORTEST_METRIC_PERIOD: Duration = Duration::from_millis(100);
 /// More than any account may have; each takes memory.
 const MOST_WORKERS: u32 = 10_000;
 
+/// What `provision` takes as well.
+const DEFAULT_INSTANCE_TYPE: &str = "c7i.large";
+
 #[derive(Debug, Args)]
 #[command(
     after_help = "Several policies: --policy step --policy target. One may differ from the others in what follows \
@@ -75,9 +78,9 @@ pub struct SimulateArgs {
     /// Crashes and Spot interruptions an hour of each worker, in the mean
     #[arg(long, env = "IMGCLS_DEATHS_PER_HOUR", default_value_t = 0.0, value_parser = deaths)]
     pub deaths_per_hour: f64,
-    /// Instance type of a worker, for its price and its vCPUs
-    #[arg(long, env = "IMGCLS_INSTANCE_TYPE", default_value = "c6i.large")]
-    pub instance_type: String,
+    /// Instance type of a worker, for its price and its vCPUs [default: c7i.large]
+    #[arg(long, env = "IMGCLS_INSTANCE_TYPE")]
+    pub instance_type: Option<String>,
     /// Share of the workers that are Spot, in percent
     #[arg(long, env = "IMGCLS_SPOT_SHARE", default_value = "0", value_parser = percent)]
     pub spot_share: u32,
@@ -201,7 +204,7 @@ impl SimulateArgs {
             sessions: self.sessions,
             visibility_timeout: self.visibility_timeout,
             deaths_per_worker_hour: self.deaths_per_hour,
-            instance_type: self.instance_type.clone(),
+            instance_type: self.instance_type.clone().unwrap_or_else(|| DEFAULT_INSTANCE_TYPE.to_owned()),
             spot_share: f64::from(self.spot_share) / 100.0,
             prices: self.prices.clone(),
             variants: self.policies.iter().map(|spec| self.variant(spec)).collect::<Result<_, _>>()?,

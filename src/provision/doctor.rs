@@ -378,7 +378,7 @@ mod tests {
             "bucket \"out\": it is in region eu-west-1",
             "role \"app-tier\": it may do anything in s3",
             "role \"app-tier\": it may do anything in sqs",
-            "role \"app-tier\": it lacks logs:PutLogEvents",
+            "role \"app-tier\": it lacks autoscaling:CompleteLifecycleAction",
             "alarm \"ScaleUpAlarm\": it looks at a metric that does not exist: its dimension is SQSQueueName=web-app-image-transport",
             "alarm \"ScaleUpAlarm\": it has no action",
             "alarm \"ScaleDownAlarm\": it has no action",

@@ -288,9 +288,9 @@ mod tests {
               + launch template    team-ApptierTemplate
               + Auto Scaling group team-apptierAutoscaling
               + lifecycle hook     team-apptierAutoscaling/drain
-              + scaling policy     team-apptierAutoscaling/ScaleFromZero
-              + scaling policy     team-apptierAutoscaling/ScaleUp
-              + scaling policy     team-apptierAutoscaling/ScaleDown
+              + scaling policy     team-apptierAutoscaling/team-ScaleFromZero
+              + scaling policy     team-apptierAutoscaling/team-ScaleUp
+              + scaling policy     team-apptierAutoscaling/team-ScaleDown
               + alarm              team-ScaleUpAlarm
               + alarm              team-ScaleDownAlarm
               + alarm              team-ScaleFromZeroAlarm

@@ -197,7 +197,7 @@ pub fn web(scope: &Scope<'_>) -> Value {
             "Effect": "Allow",
             "Action": ["cloudwatch:PutMetricData"],
             "Resource": everything,
-            "Condition": {"StringEquals": {"cloudwatch:namespace": super::stack::BACKLOG_NAMESPACE}},
+            "Condition": {"StringEquals": {"cloudwatch:namespace": crate::protocol::BACKLOG_NAMESPACE}},
         }),
     ];
     statements.extend(scope.of_every_machine());

@@ -12,7 +12,7 @@ use super::resource::{Kind, REGION_TAG, Resource, STACK_TAG, attribute, in_group
 use super::roles::{self, Arns};
 use super::user_data::{self, Tier};
 use crate::config::Names;
-use crate::protocol;
+use crate::protocol::{self, BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE, DRAIN_HOOK};
 use crate::scaling::{Bounds, Policy, StepPolicy, TargetPolicy};
 
 /// The queue's own redrive is a net below the worker's dead-lettering.
@@ -28,9 +28,6 @@ const LOG_RETENTION_DAYS: u32 = 30;
 pub const VOLUME_GB: u32 = 8;
 const ROOT_DEVICE: &str = "/dev/xvda";
 const MINUTE: u64 = 60;
-/// The metric that `imgcls autoscale` publishes.
-pub const BACKLOG_NAMESPACE: &str = "imgcls";
-pub const BACKLOG_METRIC: &str = "BacklogPerWorker";
 const BACKLOG_PERIOD: u64 = 10;
 
 /// What a user says of a stack.
@@ -96,6 +93,7 @@ pub struct Fleet {
     pub scale_from_zero_alarm: String,
     pub dashboard: String,
     pub worker_security_group: String,
+    prefix: String,
     pub web_security_group: String,
 }
 
@@ -107,7 +105,7 @@ impl Fleet {
             log_group: name("imgcls"),
             worker_role: name("app-tier-sqs-s3-access-role"),
             web_role: name("web-tier-sqs-access-role"),
-            worker_group: name("apptierAutoscaling"),
+            worker_group: protocol::worker_group(stack),
             web_group: name("webtierAutoscaling"),
             worker_template: name("ApptierTemplate"),
             web_template: name("WebtierTemplate"),
@@ -115,6 +113,7 @@ impl Fleet {
             scale_down_alarm: name("ScaleDownAlarm"),
             scale_from_zero_alarm: name("ScaleFromZeroAlarm"),
             dashboard: name("imgcls"),
+            prefix: prefix.clone(),
             worker_security_group: name("imgcls-app-tier"),
             web_security_group: name("imgcls-web-tier"),
         }
@@ -147,6 +146,13 @@ impl Settings {
             )),
             None => Ok(()),
         }
+    }
+}
+
+impl Fleet {
+    /// A scaling policy's name: unique in its group, and among stacks where somebody looks at all of them.
+    fn policy(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
     }
 }
 
@@ -422,7 +428,7 @@ impl Builder<'_> {
             "HeartbeatTimeout": DRAIN_TIMEOUT.as_secs(),
             "DefaultResult": "CONTINUE",
         });
-        self.add("WorkerDrainHook", Kind::LifecycleHook, in_group(&group, "drain"), hook);
+        self.add("WorkerDrainHook", Kind::LifecycleHook, in_group(&group, DRAIN_HOOK), hook);
     }
 
     fn group_tags(&self) -> Value {
@@ -489,7 +495,7 @@ impl Builder<'_> {
                 "CustomizedMetricSpecification": {
                     "Namespace": BACKLOG_NAMESPACE,
                     "MetricName": BACKLOG_METRIC,
-                    "Dimensions": [{"Name": "Stack", "Value": self.settings.stack}],
+                    "Dimensions": [{"Name": BACKLOG_DIMENSION, "Value": self.settings.stack}],
                     "Statistic": "Average",
                     "Period": BACKLOG_PERIOD,
                 },
@@ -497,7 +503,12 @@ impl Builder<'_> {
                 "DisableScaleIn": false,
             },
         });
-        self.add("BacklogPolicy", Kind::ScalingPolicy, in_group(&group, "BacklogPerWorker"), members);
+        self.add(
+            "BacklogPolicy",
+            Kind::ScalingPolicy,
+            in_group(&group, &self.fleet.policy("BacklogPerWorker")),
+            members,
+        );
     }
 
     /// At no worker and one image waiting. It reads the group's size too: an alarm on the queue alone would add a
@@ -565,7 +576,7 @@ impl Builder<'_> {
         if adjustment > 0 {
             members["EstimatedInstanceWarmup"] = INSTANCE_WARMUP.as_secs().into();
         }
-        self.add(id, Kind::ScalingPolicy, in_group(&group, name), members);
+        self.add(id, Kind::ScalingPolicy, in_group(&group, &self.fleet.policy(name)), members);
     }
 
     fn web(&mut self) {

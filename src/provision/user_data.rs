@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::bundle::BundleRef;
 use super::stack::{Fleet, Settings, Site};
 use crate::config::Names;
+use crate::scaling::Policy;
 
 const TEMPLATE: &str = include_str!("user_data.sh");
 
@@ -47,6 +48,20 @@ pub fn render(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRef) 
         ("@ENDPOINT@", &endpoint),
         ("@COMMAND@", command),
         ("@CAPABILITY@", capability),
+        ("@AUTOSCALE@", &autoscale(tier, settings.policy)),
     ];
     places.iter().fold(TEMPLATE.to_owned(), |script, (name, value)| script.replace(name, value))
+}
+
+/// What runs beside the web tier. The group's name follows from the stack's.
+fn autoscale(tier: Tier, policy: Policy) -> String {
+    match (tier, policy) {
+        (Tier::Worker, _) => String::new(),
+        (Tier::Web, Policy::Step(_)) => "autoscale --policy step".to_owned(),
+        (Tier::Web, Policy::Target(target)) => format!(
+            "autoscale --policy target --slo {}s --service-time {}s",
+            target.acceptable_latency.as_secs_f64(),
+            target.service_time.as_secs_f64()
+        ),
+    }
 }

@@ -74,22 +74,24 @@ IMGCLS_MAX_RECEIVE_COUNT=@MAX_RECEIVE_COUNT@
 IMGCLS_LOG_FORMAT=json@ENDPOINT@
 ENVIRONMENT
 
-cat >/etc/systemd/system/imgcls.service <<UNIT
+# write_unit NAME COMMAND CAPABILITY
+write_unit() {
+  cat >"/etc/systemd/system/$1.service" <<UNIT
 [Unit]
-Description=imgcls @COMMAND@
+Description=imgcls $2
 Wants=network-online.target
 After=network-online.target
 StartLimitIntervalSec=0
 
 [Service]
 EnvironmentFile=/etc/imgcls/environment
-ExecStart=$home/bin/imgcls @COMMAND@
+ExecStart=$home/bin/imgcls $2
 Restart=always
 RestartSec=2
 TimeoutStopSec=180
 DynamicUser=yes
-AmbientCapabilities=@CAPABILITY@
-CapabilityBoundingSet=@CAPABILITY@
+AmbientCapabilities=$3
+CapabilityBoundingSet=$3
 LockPersonality=yes
 NoNewPrivileges=yes
 PrivateDevices=yes
@@ -114,6 +116,12 @@ UMask=0077
 [Install]
 WantedBy=multi-user.target
 UNIT
+}
+
+write_unit imgcls '@COMMAND@' '@CAPABILITY@'
+# Beside the web tier: it starts the first worker within seconds, where an alarm takes minutes.
+autoscale='@AUTOSCALE@'
+[ -z "$autoscale" ] || write_unit imgcls-autoscale "$autoscale" ''
 
 # What the service logs goes to CloudWatch Logs, at the latest after five seconds.
 cat >/opt/imgcls/send-logs <<'SEND'
@@ -133,7 +141,7 @@ where='"logGroupName":"@LOG_GROUP@","logStreamName":"'$stream'"'
 echo "{$where}" >"$body"
 call CreateLogStream "$body" 2>/dev/null # it may stand already
 
-journalctl --unit imgcls.service --follow --lines all --output cat | while true; do
+journalctl --unit imgcls.service --unit imgcls-autoscale.service --follow --lines all --output cat | while true; do
   events= ended=
   while [ ${#events} -lt 200000 ]; do
     IFS= read -r -t 5 line || { [ $? -gt 128 ] || ended=yes; break; }
@@ -173,6 +181,7 @@ WantedBy=multi-user.target
 UNIT
 
 systemctl daemon-reload
-systemctl enable imgcls.service imgcls-logs.service
+services="imgcls-logs.service imgcls.service${autoscale:+ imgcls-autoscale.service}"
+systemctl enable $services
 say "bundle $digest is here; starting @COMMAND@"
-systemctl start --no-block imgcls-logs.service imgcls.service
+systemctl start --no-block $services
