@@ -20,8 +20,7 @@ const SHORTEST_METRIC_PERIOD: Duration = Duration::from_millis(100);
 /// More than any account may have; each takes memory.
 const MOST_WORKERS: u32 = 10_000;
 
-/// What `provision` takes as well.
-const DEFAULT_INSTANCE_TYPE: &str = "c7i.large";
+const DEFAULT_INSTANCE_TYPE: &str = "c6i.large";
 
 #[derive(Debug, Args)]
 #[command(
@@ -78,7 +77,7 @@ pub struct SimulateArgs {
     /// Crashes and Spot interruptions an hour of each worker, in the mean
     #[arg(long, env = "IMGCLS_DEATHS_PER_HOUR", default_value_t = 0.0, value_parser = deaths)]
     pub deaths_per_hour: f64,
-    /// Instance type of a worker, for its price and its vCPUs [default: c7i.large]
+    /// Instance type of a worker, for its price and its vCPUs [default: c6i.large]
     #[arg(long, env = "IMGCLS_INSTANCE_TYPE")]
     pub instance_type: Option<String>,
     /// Share of the workers that are Spot, in percent

@@ -135,7 +135,7 @@ fn killed_at_any_call_it_goes_on_and_ends_the_same() {
     let is_long = std::env::var_os("IMGCLS_TEST_LONG").is_some();
     let proxy = Proxy::start();
     let mut stack = Stack::new("crash");
-    stack.url = format!("http://{}", proxy.address);
+    stack.environment = super::environment(&format!("http://{}", proxy.address));
     let mut nth = 1;
     let mut killed = 0;
     while proxy.kill_at(&stack, &["apply", "--web-instances", "0"], nth) {
