@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::admin::{Grounds, Readiness};
@@ -164,14 +164,7 @@ async fn work(
 
     let stop_renewing = CancellationToken::new();
     let renewing = tokio::spawn(keeper.clone().renew(stop_renewing.clone()));
-    let instance = Arc::new(instance);
-    let stop_protecting = CancellationToken::new();
-    let protecting = tokio::spawn(watch_instance(
-        Arc::clone(&instance),
-        keeper.held_count(),
-        shutdown.clone(),
-        stop_protecting.clone(),
-    ));
+    let watching = Watch::start(instance, keeper.held_count(), shutdown.clone());
     let mut stages = JoinSet::new();
     let draining = shutdown.clone();
     stages.spawn(async move {
@@ -204,9 +197,7 @@ async fn work(
     let outcome = supervise(&mut stages, &keeper, &stop_renewing, readiness, &shutdown).await;
     stop_renewing.cancel();
     renewing.await.context("the renewal of leases ended early")?;
-    stop_protecting.cancel();
-    protecting.await.context("the watch over this instance ended early")?;
-    instance.drained().await;
+    watching.end().await?;
     if outcome.is_ok() {
         // The batcher has ended and with it every thread's queue; after an abort a thread may still be inferring.
         tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join()))).await?;
@@ -214,20 +205,35 @@ async fn work(
     outcome.map(|()| tracing::info!("drained"))
 }
 
-/// Drains when this instance is to end, and keeps it from being taken away while it works, until `stop`.
-async fn watch_instance(
-    instance: Arc<Instance>,
-    held: watch::Receiver<usize>,
-    shutdown: CancellationToken,
+/// Drains when this instance is to end, and keeps it from being taken away while it works.
+struct Watch {
     stop: CancellationToken,
-) {
-    let drain_when_noticed = async {
-        if let Some(notice) = stop.run_until_cancelled(instance.until_noticed()).await {
-            tracing::info!(?notice, "this instance is to end; draining");
-            shutdown.cancel();
-        }
-    };
-    tokio::join!(drain_when_noticed, instance.protect_while_busy(held, stop.clone()));
+    task: JoinHandle<Instance>,
+}
+
+impl Watch {
+    fn start(instance: Instance, held: watch::Receiver<usize>, shutdown: CancellationToken) -> Watch {
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            let drain_when_noticed = async {
+                if let Some(notice) = stopped.run_until_cancelled(instance.until_noticed()).await {
+                    tracing::info!(?notice, "this instance is to end; draining");
+                    shutdown.cancel();
+                }
+            };
+            tokio::join!(drain_when_noticed, instance.protect_while_busy(held, stopped.clone()));
+            instance
+        });
+        Watch { stop, task }
+    }
+
+    /// Nothing is held any more: a group that waits for that may go on.
+    async fn end(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        self.task.await.context("the watch over this instance ended early")?.drained().await;
+        Ok(())
+    }
 }
 
 /// Waits for the stages: until shutdown none may end; after it all have to, in time.
