@@ -65,7 +65,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             block_on(one_thread()?, async {
                 let names = args.shared.names(&backend).await?;
                 let config = args.config(backend, names);
-                traced("imgcls-worker", worker::run(config, shutdown::on_signals()?)).await
+                Box::pin(traced("imgcls-worker", worker::run(config, shutdown::on_signals()?))).await
             })?;
             Ok(ExitCode::SUCCESS)
         }
