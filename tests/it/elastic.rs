@@ -3,6 +3,7 @@
 //! own, and one that is taken away waits until it says that it has drained.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -301,7 +302,7 @@ impl Group {
     fn call(&self, action: &str, arguments: &[(&str, &str)]) -> String {
         let mut body = format!("Action={action}&Version=2011-01-01&AutoScalingGroupName={}", self.name);
         for (name, value) in arguments {
-            body.push_str(&format!("&{name}={value}"));
+            let _ = write!(body, "&{name}={value}");
         }
         let headers = [
             (

@@ -1,6 +1,7 @@
 //! A server whose answers a test decides.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 
@@ -50,11 +51,14 @@ fn serve_connection(connection: &TcpStream, answer: &(dyn Fn(&Asked) -> Answer +
         let Answer { status, headers, body } = answer(&asked);
         let mut head = format!("HTTP/1.1 {status} Said\r\nContent-Length: {}\r\n", body.len());
         for (name, value) in headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
+            let _ = write!(head, "{name}: {value}\r\n");
         }
         head.push_str("\r\n");
         let mut connection = connection;
-        if connection.write_all(head.as_bytes()).and_then(|()| connection.write_all(&body)).is_err() {
+        if Write::write_all(&mut connection, head.as_bytes())
+            .and_then(|()| Write::write_all(&mut connection, &body))
+            .is_err()
+        {
             return;
         }
     }

@@ -41,15 +41,12 @@ impl Proxy {
 
     /// Runs the command, killed at its `nth` call that changes something; false where it ended before.
     fn kill_at(&self, stack: &Stack, command: &[&str], nth: usize) -> bool {
-        let child = {
-            // Held while it starts: no call of it is counted for another.
-            let mut state = self.state.lock().unwrap();
-            let child = stack.command(command).stdout(std::process::Stdio::null()).spawn().unwrap();
-            *state = State { changes: 0, victim: Some((child, nth)) };
-            drop(state);
-            self.wait()
-        };
-        child
+        // Held while it starts: no call of it is counted for another.
+        let mut state = self.state.lock().unwrap();
+        let child = stack.command(command).stdout(std::process::Stdio::null()).spawn().unwrap();
+        *state = State { changes: 0, victim: Some((child, nth)) };
+        drop(state);
+        self.wait()
     }
 
     fn wait(&self) -> bool {
@@ -66,33 +63,30 @@ impl Proxy {
     }
 }
 
-/// One connection, request by request.
+/// One request. The connection ends with its answer: the client makes another.
 fn hand_on(stream: TcpStream, state: &Mutex<State>) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut client = stream;
-    while let Some((head, body)) = read_request(&mut reader) {
-        let mut server = TcpStream::connect(moto_of_stacks().address).unwrap();
-        let head = head.replacen("\r\n", "\r\nConnection: close\r\n", 1);
-        server.write_all(head.as_bytes()).and_then(|()| server.write_all(&body)).unwrap();
-        let mut answer = Vec::new();
-        if server.read_to_end(&mut answer).is_err() {
-            return;
-        }
-        if changes_something(&head, &body) {
-            let mut state = state.lock().unwrap();
-            state.changes += 1;
-            let changes = state.changes;
-            if let Some((child, nth)) = &mut state.victim
-                && changes == *nth
-            {
-                let _ = child.kill();
-                return;
-            }
-        }
-        // The connection ends with its answer: the client makes another.
-        let _ = client.write_all(&answer);
+    let Some((head, body)) = read_request(&mut reader) else { return };
+    let mut server = TcpStream::connect(moto_of_stacks().address).unwrap();
+    let head = head.replacen("\r\n", "\r\nConnection: close\r\n", 1);
+    server.write_all(head.as_bytes()).and_then(|()| server.write_all(&body)).unwrap();
+    let mut answer = Vec::new();
+    if server.read_to_end(&mut answer).is_err() {
         return;
     }
+    if changes_something(&head, &body) {
+        let mut state = state.lock().unwrap();
+        state.changes += 1;
+        let changes = state.changes;
+        if let Some((child, nth)) = &mut state.victim
+            && changes == *nth
+        {
+            let _ = child.kill();
+            return;
+        }
+    }
+    let _ = client.write_all(&answer);
 }
 
 fn read_request(reader: &mut BufReader<TcpStream>) -> Option<(String, Vec<u8>)> {
