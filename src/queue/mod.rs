@@ -93,6 +93,9 @@ pub trait Queue: Send + Sync {
     /// Sets how long from now each delivered message stays invisible; zero hands it back.
     async fn set_visibility(&self, changes: &[(Receipt, Duration)]) -> Result<(), QueueError>;
     async fn depth(&self) -> Result<Depth, QueueError>;
+    /// How long the oldest message has been there, found out without receiving. None where there is no message, or the
+    /// backend does not tell.
+    async fn oldest_age(&self) -> Result<Option<Duration>, QueueError>;
     async fn attributes(&self) -> Result<QueueAttributes, QueueError>;
     /// Deletes every message.
     async fn purge(&self) -> Result<(), QueueError>;
@@ -189,8 +192,6 @@ pub struct Depth {
     pub in_flight: u64,
     /// Sent with a delay that still runs.
     pub delayed: u64,
-    /// How long the oldest message has been there, where the backend can tell without receiving.
-    pub oldest_age: Option<Duration>,
 }
 
 /// Typed by what the caller has to do.

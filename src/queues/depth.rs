@@ -1,10 +1,12 @@
 //! How deep every queue of a service is.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use super::Service;
 use crate::protocol;
-use crate::queue::{Depth, QueueError};
+use crate::queue::{Depth, Queue, QueueError};
 
 #[derive(Debug, Serialize)]
 pub struct Depths {
@@ -53,8 +55,8 @@ impl Role {
 pub async fn read(service: &Service) -> anyhow::Result<Depths> {
     let mut queues = Vec::new();
     for (name, role) in names(service).await? {
-        let depth = match depth(service, &name).await {
-            Ok(depth) => Some(depth.into()),
+        let depth = match messages(service, &name).await {
+            Ok(messages) => Some(messages),
             // A reply queue may be gone since it was listed.
             Err(QueueError::NotFound(_)) if role == Role::Replies => continue,
             Err(QueueError::NotFound(_)) => None,
@@ -78,13 +80,18 @@ pub async fn names(service: &Service) -> Result<Vec<(String, Role)>, QueueError>
     Ok(found)
 }
 
-async fn depth(service: &Service, name: &str) -> Result<Depth, QueueError> {
-    service.queues.open(name).await?.depth().await
+async fn messages(service: &Service, name: &str) -> Result<Messages, QueueError> {
+    let queue = service.queues.open(name).await?;
+    let Depth { visible, in_flight, delayed } = queue.depth().await?;
+    let is_empty = visible + in_flight + delayed == 0;
+    let oldest_age = if is_empty { None } else { oldest_age(&*queue).await };
+    Ok(Messages { visible, in_flight, delayed, oldest_age_seconds: oldest_age.map(|age| age.as_secs_f64()) })
 }
 
-impl From<Depth> for Messages {
-    fn from(depth: Depth) -> Self {
-        let Depth { visible, in_flight, delayed, oldest_age } = depth;
-        Messages { visible, in_flight, delayed, oldest_age_seconds: oldest_age.map(|age| age.as_secs_f64()) }
-    }
+/// On AWS another service knows it, with permissions of its own; the rest is worth knowing without it.
+async fn oldest_age(queue: &dyn Queue) -> Option<Duration> {
+    queue.oldest_age().await.unwrap_or_else(|error| {
+        tracing::warn!(queue = queue.name(), %error, "how old the oldest message is cannot be told");
+        None
+    })
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::emulators::{self, Emulator, ministack, moto};
-use crate::harness::{Service, form, imgcls, label_of, metric, picture, until};
+use crate::harness::{Service, form, imgcls, label_of, metric, picture, request, until};
 use crate::message_size::photograph;
 
 /// Queues and buckets of one test, and the environment of whoever uses them.
@@ -213,4 +213,46 @@ fn queues_are_looked_at_and_redriven(emulator: &'static Emulator) {
 
 fn base64(bytes: &[u8]) -> String {
     base64::Engine::encode(&base64::engine::general_purpose::STANDARD, bytes)
+}
+
+#[test]
+fn how_old_the_oldest_message_is_cloudwatch_says_where_it_does() {
+    let stage = Stage::new(moto());
+    let service = stage.service(0, &[]);
+    service.submit("x.jpg", &picture("cup.jpg"));
+    let requests = |depth: &Value| depth["queues"][0].clone();
+    let unreported = requests(&stage.queue_json(&["depth"]));
+    assert_eq!((&unreported["visible"], &unreported["oldest_age_seconds"]), (&1.into(), &Value::Null), "{unreported}");
+
+    let minutes = |ago: u64| jiff::Timestamp::now().as_second() as u64 - 60 * ago;
+    for (timestamp, age) in [(minutes(3), 10), (minutes(1), 130), (minutes(2), 70)] {
+        let dimensions = json!([{"Name": "QueueName", "Value": stage.name_of("requests")}]);
+        let name = "ApproximateAgeOfOldestMessage";
+        let datum = json!({"MetricName": name, "Dimensions": dimensions, "Timestamp": timestamp, "Value": age});
+        cloudwatch("PutMetricData", &json!({"Namespace": "AWS/SQS", "MetricData": [datum]}));
+    }
+    assert_eq!(requests(&stage.queue_json(&["depth"]))["oldest_age_seconds"], 130.0);
+    let text = said(&stage.queue(&["depth"]));
+    let row = text.lines().find(|line| line.contains("requests")).unwrap_or_else(|| panic!("{text}"));
+    assert!(row.ends_with("2m 10s"), "{text}");
+
+    let elsewhere = imgcls()
+        .args(["queue", "depth"])
+        .envs(stage.environment())
+        .env("AWS_ENDPOINT_URL_CLOUDWATCH", "http://127.0.0.1:1")
+        .output()
+        .unwrap();
+    let warning = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
+    assert!(said(&elsewhere).lines().any(|line| line.contains("requests") && line.ends_with(" -")), "{elsewhere:?}");
+    assert!(warning.contains("cloudwatch:GetMetricStatistics"), "{warning}");
+}
+
+/// A call past imgcls.
+fn cloudwatch(operation: &str, body: &Value) {
+    let target = format!("GraniteServiceVersion20100801.{operation}");
+    let scope = "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/monitoring/aws4_request";
+    let headers =
+        [("X-Amz-Target", target.as_str()), ("Authorization", scope), ("Content-Type", "application/x-amz-json-1.0")];
+    let answer = request(moto().address, "POST", "/", &headers, body.to_string().as_bytes()).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
 }

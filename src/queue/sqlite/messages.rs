@@ -241,6 +241,14 @@ pub(super) fn depth(session: &Session, name: &str) -> Result<Depth, Failure> {
     Ok(count(session, queue.id)?.0)
 }
 
+/// Of a message that is not too old.
+pub(super) fn oldest_age(session: &Session, name: &str) -> Result<Option<Duration>, Failure> {
+    let queue = find(session, name)?;
+    let (_, oldest_ms) = count(session, queue.id)?;
+    let kept = oldest_ms.filter(|oldest_ms| *oldest_ms >= expiry_ms(session, &queue));
+    Ok(kept.map(|oldest_ms| duration(session.now_ms.saturating_sub(oldest_ms))))
+}
+
 /// The depth and when the oldest message was sent.
 fn count(session: &Session, queue_id: i64) -> rusqlite::Result<(Depth, Option<i64>)> {
     let mut select = session.connection.prepare_cached(
@@ -251,9 +259,7 @@ fn count(session: &Session, queue_id: i64) -> rusqlite::Result<(Depth, Option<i6
          FROM messages WHERE queue_id = ?1",
     )?;
     select.query_row([queue_id, session.now_ms], |row| {
-        let oldest_ms: Option<i64> = row.get(3)?;
-        let oldest_age = oldest_ms.map(|oldest_ms| duration(session.now_ms.saturating_sub(oldest_ms)));
-        Ok((Depth { visible: row.get(0)?, in_flight: row.get(1)?, delayed: row.get(2)?, oldest_age }, oldest_ms))
+        Ok((Depth { visible: row.get(0)?, in_flight: row.get(1)?, delayed: row.get(2)? }, row.get(3)?))
     })
 }
 

@@ -172,6 +172,11 @@ impl Queue for SqliteQueue {
         self.database.engine.call(Durability::Normal, look, work).await
     }
 
+    async fn oldest_age(&self) -> Result<Option<Duration>, QueueError> {
+        let name = self.name.clone();
+        self.database.engine.read(move |session| messages::oldest_age(session, &name)).await
+    }
+
     async fn attributes(&self) -> Result<QueueAttributes, QueueError> {
         let name = self.name.clone();
         self.database.engine.read(move |session| messages::attributes(session, &name)).await

@@ -8,7 +8,9 @@
 //!   queue can have; so most handles cost no call for it. It is read again when SQS refuses a message (somebody lowered
 //!   the limit), and now and then while messages are too large (somebody may have raised it).
 //! - Sends and acks of many callers go together (`coalesce`).
-//! - Counts are SQS's, approximate; how old the oldest message is only CloudWatch knows.
+//! - Counts are SQS's, approximate; how old the oldest message is only CloudWatch knows (`age`).
+
+mod age;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -247,7 +249,11 @@ impl Queue for SqsQueue {
         let found = self.queue.read_attributes(&names).await?;
         let count = |name: &Name| found.get(name).and_then(|text| text.parse().ok()).unwrap_or_default();
         let [visible, in_flight, delayed] = names.each_ref().map(count);
-        Ok(Depth { visible, in_flight, delayed, oldest_age: None })
+        Ok(Depth { visible, in_flight, delayed })
+    }
+
+    async fn oldest_age(&self) -> Result<Option<Duration>, QueueError> {
+        age::of_oldest(&self.queue.service.aws, &self.name).await
     }
 
     async fn attributes(&self) -> Result<QueueAttributes, QueueError> {
@@ -402,11 +408,15 @@ impl Service {
                 format!("queue {queue:?} was removed within the last 60 s; AWS makes it again only after them");
             return QueueError::Unavailable(reason);
         }
-        match self.aws.fault(action, &format!("queue {queue:?}"), error) {
-            Fault::Missing => QueueError::NotFound(queue.to_owned()),
-            Fault::Unavailable(reason) => QueueError::Unavailable(reason),
-            Fault::Fatal(reason) => QueueError::Fatal(reason),
-        }
+        as_queue_error(self.aws.fault(action, &format!("queue {queue:?}"), error), queue)
+    }
+}
+
+fn as_queue_error(fault: Fault, queue: &str) -> QueueError {
+    match fault {
+        Fault::Missing => QueueError::NotFound(queue.to_owned()),
+        Fault::Unavailable(reason) => QueueError::Unavailable(reason),
+        Fault::Fatal(reason) => QueueError::Fatal(reason),
     }
 }
 
