@@ -27,7 +27,6 @@ def description() -> dict:
         "memory_gib": round(memory / 1024**2),
         "kernel": f"{platform.system()} {platform.release().split('-')[0]}",
         "architecture": platform.machine(),
-        "python": platform.python_version(),
     }
 
 

@@ -83,10 +83,7 @@ def figure_table(figures: list[Figure]) -> str:
 
 def machine_line(machine: dict) -> str:
     """One line for the docs."""
-    return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['kernel']}, "
-        f"Python {machine['python']} for the peers"
-    )
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['kernel']}"
 
 
 def _cell(summary: Summary, form: str, key: str, system: str, set_: str, kind: str, **labels: object) -> str:

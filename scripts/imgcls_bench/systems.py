@@ -28,6 +28,8 @@ QUEUE_MARGIN = 60
 QUEUE_POLL_SECONDS = 0.25
 FRESH_PROCESSES = 4
 READY_STARTS = 5
+# Labels of imgcls_worker_endings_total.
+SUCCEEDED, OTHER_ENDING = 'ending="succeeded"', 'ending="(?!succeeded")'
 
 
 @dataclass(frozen=True)
@@ -297,9 +299,8 @@ class QueueWorkers:
         images = after - before
         if images <= 0:
             raise FailedError("the queue ran dry before anything was measured")
-        good = sum(self._ended(admin, 'ending="succeeded"'))
-        if sum(self._ended(admin)) > good:
-            raise FailedError("not every image was classified")
+        if others := sum(self._ended(admin, OTHER_ENDING)):
+            raise FailedError(f"{others:.0f} images were not classified")
         return {
             "images": images,
             "images_per_second": images / elapsed,
@@ -308,7 +309,7 @@ class QueueWorkers:
             "others_cpu_share": clock.share(),
         }
 
-    def _ended(self, admin: list[int], labels: str = "") -> list[float]:
+    def _ended(self, admin: list[int], labels: str = SUCCEEDED) -> list[float]:
         found = []
         for port in admin:
             try:
