@@ -1,4 +1,4 @@
-"""This machine: what it is, what else runs on it, and what a family of processes costs on it."""
+"""The machine: what it is, what else runs on it, and what a family of processes costs on it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Process:
 
 def family() -> list[Process]:
     """All descendants of this process."""
-    everybody = [Process.read(int(entry)) for entry in os.listdir("/proc") if entry.isdigit()]
+    everybody = [Process.read(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     children: dict[int, list[Process]] = {}
     for process in filter(None, everybody):
         children.setdefault(process.parent, []).append(process)

@@ -1,4 +1,4 @@
-"""The others: what each is, how its own virtual environment is made, how it is started. The apps: scripts/bench_peers/."""
+"""The others: what each is, how its virtual environment is made, how it is started. Apps: scripts/bench_peers/."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Peer:
             return
         say(f"installing {self.title} into .cache/bench/envs/{self.name} (once)")
         place.parent.mkdir(parents=True, exist_ok=True)
-        _run([python(), "-m", "venv", "--clear", place], "no virtual environment (Debian: apt-get install python3-venv)")
+        _run([python(), "-m", "venv", "--clear", place], "no venv (Debian: apt-get install python3-venv)")
         pip = [self.bin / "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
         _run([*pip, "--requirement", self.requirements], f"pip could not install {self.requirements.name}")
         stamp.write_bytes(wanted)

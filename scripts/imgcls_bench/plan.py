@@ -1,4 +1,4 @@
-"""What is measured in which order: every system once a round, so that a machine that drifts drifts under all of them."""
+"""What is measured in which order: every system once a round, so that a machine drifts under all of them alike."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def prepare(systems: Iterable, bench: Bench) -> tuple[list, dict[str, str]]:
 
 
 def run(
-    systems: list, bench: Bench, workloads: list[Workload], large: Workload | None, rounds: int, busy_ok: bool
+    systems: list, bench: Bench, workloads: list[Workload], large: Workload | None, *, rounds: int, busy_ok: bool
 ) -> Iterable[Measurement]:
     """Measures; each measurement says system, set and round. `large`: for the memory of `up`, once.
 

@@ -112,14 +112,9 @@ class Ceiling:
         yield attempt("ceiling", lambda: self._run(bench, workload))
 
     def _run(self, bench: Bench, workload: Workload) -> Measurement:
-        command = [bench.ceiling, "--threads", WORKERS, "--seconds", workload.seconds, "--json"]
-        command += ["--pictures", workload.pictures, "--model", bench.package, "--variant", bench.variant]
         clock = machine.Clock()
         with PeakMemory() as memory:
-            run = subprocess.run([*map(str, command)], capture_output=True, text=True, env=bench.environment())
-        if run.returncode:
-            raise FailedError(f"the bare loop failed: {(run.stderr.strip() or '-').splitlines()[-1]}")
-        report = json.loads(run.stdout)
+            report = bare_loop(bench, workload, workload.seconds)
         return {
             "images": report["images"],
             "images_per_second": report["images_per_second"],
@@ -250,8 +245,8 @@ class QueueWorkers:
     def _drain(self, bench: Bench, workload: Workload) -> Measurement:
         pictures = [file.read_bytes() for file in workload.files()]
         data = bench.folder() / "data"
-        # Enough for the slowest clock: a bare core does not do 400 small pictures a second.
-        rate = self._guess(bench, workload)
+        # The workers cannot be faster than the bare loop: the queue lasts as long as is asked.
+        rate = bare_loop(bench, workload, 1)["images_per_second"]
         count = round(rate * workload.seconds * 1.2) + 2 * WORKERS * QUEUE_MARGIN
         self._fill(bench, data, pictures, count)
         admin = [common.free_port() for _ in range(WORKERS)]
@@ -261,15 +256,6 @@ class QueueWorkers:
                 command = [bench.binary, "worker", *local(data), *flags, *model_flags(bench)]
                 stack.enter_context(_process(command, bench.environment(), data.parent, bench.log(self.name)))
             return self._watch(admin, count)
-
-    def _guess(self, bench: Bench, workload: Workload) -> float:
-        """Images a second at most: what the bare loop does in a second."""
-        command = [bench.ceiling, "--threads", WORKERS, "--seconds", 1, "--json", "--pictures", workload.pictures]
-        command += ["--model", bench.package, "--variant", bench.variant]
-        run = subprocess.run([*map(str, command)], capture_output=True, text=True, env=bench.environment())
-        if run.returncode:
-            raise FailedError(f"the bare loop failed: {(run.stderr.strip() or '-').splitlines()[-1]}")
-        return json.loads(run.stdout)["images_per_second"]
 
     def _fill(self, bench: Bench, data: Path, pictures: list[bytes], count: int) -> None:
         port = common.free_port()
@@ -407,6 +393,16 @@ SYSTEMS = (Ceiling(), Up(), QueueWorkers(), *map(PeerSystem, peers.PEERS), Fresh
 # --- helpers -------------------------------------------------------------------------------------------------------
 
 
+def bare_loop(bench: Bench, workload: Workload, seconds: float) -> dict:
+    """The report of benches/ceiling.rs."""
+    command = [bench.ceiling, "--threads", WORKERS, "--seconds", seconds, "--json", "--pictures", workload.pictures]
+    command += ["--model", bench.package, "--variant", bench.variant]
+    run = subprocess.run([*map(str, command)], check=False, capture_output=True, text=True, env=bench.environment())
+    if run.returncode:
+        raise FailedError(f"the bare loop failed: {(run.stderr.strip() or '-').splitlines()[-1]}")
+    return json.loads(run.stdout)
+
+
 def local(data: Path) -> list:
     """Flags of the local backend."""
     return ["--backend", "local", "--data-dir", data]
@@ -445,7 +441,7 @@ class _Started:
 
 @contextlib.contextmanager
 def _process(command: list, environment: dict, folder: Path, log: Path) -> Iterator[_Started]:
-    """A process until the block ends; then it is asked to end. Daemons that it leaves are ended by whoever runs the plan."""
+    """A process until the block ends; then it is asked to end. Daemons that it leaves: `machine.end_family`."""
     folder.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
         began = time.monotonic()
