@@ -78,7 +78,7 @@ def environment(model: Path, labels: Path, home: Path) -> dict:
         "BENTOML_DO_NOT_TRACK": "True",
         "BENTOML_HOME": str(home / "bentoml"),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TMPDIR": str(home / "ray"),
+        "RAY_TMPDIR": str(home),
     }
 
 

@@ -36,7 +36,7 @@ class Extent:
     shares: tuple[float, ...]
 
 
-FULL = Extent(rounds=3, seconds=6.0, clients=CLIENTS, shares=OPEN_LOOP_SHARES)
+FULL = Extent(rounds=3, seconds=8.0, clients=CLIENTS, shares=OPEN_LOOP_SHARES)
 QUICK = Extent(rounds=1, seconds=3.0, clients=(1, 8), shares=(0.5,))
 
 

@@ -219,8 +219,8 @@ class PeerSystem(HttpSystem):
 
     def command(self, bench: Bench, port: int) -> tuple[list, dict, Path]:
         """Two workers, one thread each."""
-        home = bench.folder()
-        environment = peers.environment(bench.model, bench.package / "labels.txt", home)
+        # The scratch folder itself: Ray makes sockets deep below it, whose paths may have 107 bytes.
+        environment = peers.environment(bench.model, bench.package / "labels.txt", bench.scratch)
         return self.peer.command(self.peer.bin, port), environment, peers.APPS
 
 
