@@ -106,6 +106,7 @@ def _one(system: object, bench: Bench, load: Workload, number: int, busy_ok: boo
 def wait_for_quiet(busy_ok: bool) -> float:
     """The share of the machine that others take."""
     end = time.monotonic() + QUIET_PATIENCE_SECONDS
+    said = False
     while True:
         share = machine.others_share(WATCH_SECONDS)
         if share <= BUSY_SHARE or busy_ok:
@@ -115,6 +116,9 @@ def wait_for_quiet(busy_ok: bool) -> float:
                 f"others take {share:.0%} of this machine; figures would mislead. Wait until it is idle, "
                 "or give --busy-ok to measure nevertheless"
             )
+        if not said:
+            say(f"others take {share:.0%} of this machine; waiting up to {QUIET_PATIENCE_SECONDS} s for them")
+            said = True
 
 
 def line(measurement: Measurement) -> str:
