@@ -117,7 +117,10 @@ fn loadgen(what: &str, server: SocketAddr, more: &[&str]) -> Pace {
 
 /// None where there is no wrk.
 fn wrk(server: SocketAddr, folder: &Path, image: &Path) -> Option<Pace> {
-    let script = folder.join("post.lua");
+    // Not among the images.
+    let scripts = folder.join("wrk");
+    std::fs::create_dir_all(&scripts).expect("made");
+    let script = scripts.join("post.lua");
     let lua = format!(
         "local f = io.open('{}', 'rb')\nwrk.body = f:read('*a')\nf:close()\nwrk.method = 'POST'\n\
          wrk.headers['Content-Type'] = 'image/jpeg'\n",
