@@ -1,13 +1,15 @@
 //! How many requests a second one core of the load generator makes, against a server that does nothing.
 //!
-//! `cargo bench --bench loadgen`; with `wrk` on the PATH it is measured too, with the same body and connections. What
-//! counts is requests by CPU second of the client (user and system), since the server takes the rest of the machine.
+//! `cargo bench --bench loadgen`; with `wrk` on the PATH it is measured too, with the same body and connections, in
+//! turn, and the ratio is printed. What a core does is requests by CPU second of the client (user and system), since the
+//! server takes the rest of the machine. Exit code 1 where less is reached than was asked: 15,000 requests a core, half
+//! of wrk's requests a second.
 
 use std::convert::Infallible;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +23,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-const NUM_REQUEST: u64 = 200_000;
+/// Asked of the load generator: requests a second of one core, and its requests a second by those of wrk.
+const LEAST_PER_CORE: f64 = 15_000.0;
+const LEAST_OF_WRK: f64 = 0.5;
+const ROUNDS: usize = 3;
+const NUM_REQUEST: u64 = 100_000;
 const CONNECTIONS: &str = "100";
 const WRK_SECONDS: &str = "5";
 /// As large as the original's sample images are.
@@ -31,25 +37,63 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 const ANSWER: &str = r#"{"v":1,"id":"01970000-0000-7000-8000-000000000000","filename":"small.jpg","status":"succeeded","predictions":[{"class_index":281,"label":"tabby, tabby cat","score":0.61},{"class_index":282,"label":"tiger cat","score":0.21},{"class_index":285,"label":"Egyptian cat","score":0.11},{"class_index":287,"label":"lynx, catamount","score":0.02},{"class_index":283,"label":"Persian cat","score":0.01}],"model":{"name":"null","version":"1","digest":"sha256:0"},"timings_ms":{"queued":0.1,"fetched":0.1,"decoded":0.1,"inferred":0.1,"total":0.4},"attempt":1,"worker":"null"}"#;
 
-fn main() {
+fn main() -> ExitCode {
     let folder = tempfile::tempdir().expect("a directory");
     let mut image = b"\xff\xd8\xff\xe0".to_vec();
     image.resize(SMALL_IMAGE_BYTES, b'x');
     let small = folder.path().join("small.jpg");
     std::fs::write(&small, image).expect("written");
     let server = null_server();
+    let images = folder.path().display().to_string();
 
-    loadgen("closed loop, 2 KB images", server, &["--image-folder", &folder.path().display().to_string()]);
     loadgen("closed loop, carried pictures (29 KB)", server, &[]);
     for (rate, num_request) in [("5000", "25000"), ("20000", "100000")] {
-        let folder = folder.path().display().to_string();
-        let open_loop = ["--image-folder", &folder, "--rate", rate, "--num-request", num_request];
+        let open_loop = ["--image-folder", &images, "--rate", rate, "--num-request", num_request];
         loadgen(&format!("open loop, 2 KB images, {rate}/s"), server, &open_loop);
     }
-    wrk(server, folder.path(), &small);
+    let rounds: Vec<_> = (0..ROUNDS)
+        .map(|_| {
+            let ours = loadgen("closed loop, 2 KB images", server, &["--image-folder", &images]);
+            (ours, wrk(server, folder.path(), &small))
+        })
+        .collect();
+    if judge(&rounds) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn loadgen(what: &str, server: SocketAddr, more: &[&str]) {
+/// What one command did.
+struct Pace {
+    per_core: f64,
+    per_second: f64,
+}
+
+/// Prints the medians and says whether they are what was asked for.
+fn judge(rounds: &[(Pace, Option<Pace>)]) -> bool {
+    let per_core = median(rounds.iter().map(|(ours, _)| ours.per_core));
+    let reached = |holds: bool| if holds { "reached" } else { "NOT reached" };
+    let enough = per_core >= LEAST_PER_CORE;
+    println!("loadgen: {per_core:.0} requests/s a core; {LEAST_PER_CORE} were asked: {}", reached(enough));
+    let compared: Vec<_> = rounds.iter().filter_map(|(ours, wrk)| Some((ours, wrk.as_ref()?))).collect();
+    if compared.is_empty() {
+        println!("loadgen / wrk: not compared; wrk is not on the PATH (Debian, Ubuntu: apt-get install wrk)");
+        return enough;
+    }
+    let by_cpu = median(compared.iter().map(|(ours, wrk)| ours.per_core / wrk.per_core));
+    let ratio = median(compared.iter().map(|(ours, wrk)| ours.per_second / wrk.per_second));
+    let fast = ratio >= LEAST_OF_WRK;
+    println!(
+        "loadgen / wrk: {ratio:.2} by requests/s, {by_cpu:.2} by CPU; {LEAST_OF_WRK} was asked: {}",
+        reached(fast)
+    );
+    enough && fast
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<_> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+fn loadgen(what: &str, server: SocketAddr, more: &[&str]) -> Pace {
     let num_request = NUM_REQUEST.to_string();
     let mut command = Command::new(env!("CARGO_BIN_EXE_imgcls"));
     command.args(["loadgen", "--json", "--concurrency", CONNECTIONS, "--url", &format!("http://{server}/")]);
@@ -60,7 +104,7 @@ fn loadgen(what: &str, server: SocketAddr, more: &[&str]) {
     let report: serde_json::Value = serde_json::from_str(&output).expect("a report");
     let ok = report["requests"]["ok"].as_f64().expect("a number");
     assert_eq!(report["requests"]["failed"], 0, "{output}");
-    line(what, ok, cpu, wall);
+    let pace = line(what, ok, cpu, wall);
     println!(
         "    latency p50 {} ms, p99 {} ms, max {} ms; longest lag {} ms",
         report["latency_ms"]["p50"],
@@ -68,10 +112,15 @@ fn loadgen(what: &str, server: SocketAddr, more: &[&str]) {
         report["latency_ms"]["max"],
         report["generator"]["longest_lag_ms"]
     );
+    pace
 }
 
-fn wrk(server: SocketAddr, folder: &Path, image: &Path) {
-    let script = folder.join("post.lua");
+/// None where there is no wrk.
+fn wrk(server: SocketAddr, folder: &Path, image: &Path) -> Option<Pace> {
+    // Not among the images.
+    let scripts = folder.join("wrk");
+    std::fs::create_dir_all(&scripts).expect("made");
+    let script = scripts.join("post.lua");
     let lua = format!(
         "local f = io.open('{}', 'rb')\nwrk.body = f:read('*a')\nf:close()\nwrk.method = 'POST'\n\
          wrk.headers['Content-Type'] = 'image/jpeg'\n",
@@ -79,20 +128,20 @@ fn wrk(server: SocketAddr, folder: &Path, image: &Path) {
     );
     std::fs::File::create(&script).and_then(|mut file| file.write_all(lua.as_bytes())).expect("written");
     if Command::new("wrk").arg("-v").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
-        println!("wrk is not on the PATH: not compared");
-        return;
+        return None;
     }
     let mut command = Command::new("wrk");
     command.args(["-t1", "-c", CONNECTIONS, "-d", &format!("{WRK_SECONDS}s"), "-s"]);
     let (output, cpu, wall) = measured(command.arg(&script).arg(format!("http://{server}/v1/classify?wait=30")));
     let requests = output.lines().find_map(|line| line.trim().split_once(" requests in "));
     let requests: f64 = requests.expect("wrk says how many requests it made").0.parse().expect("a number");
-    line("wrk, one thread, 2 KB images, answers not read", requests, cpu, wall);
+    Some(line("wrk, one thread, 2 KB images, answers not read", requests, cpu, wall))
 }
 
-fn line(what: &str, requests: f64, cpu: Duration, wall: Duration) {
+fn line(what: &str, requests: f64, cpu: Duration, wall: Duration) -> Pace {
     let (per_core, per_second) = (requests / cpu.as_secs_f64(), requests / wall.as_secs_f64());
     println!("{what}: {per_core:.0} requests by CPU second, {per_second:.0} requests/s");
+    Pace { per_core, per_second }
 }
 
 /// Standard output, CPU time and wall time of a command.

@@ -48,6 +48,12 @@ impl Worker {
         self.stdin = None;
     }
 
+    /// A signal by its name, such as `STOP`.
+    pub fn signal(&self, name: &str) {
+        let done = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
+        assert!(done.expect("kill").success(), "cannot signal {}", self.child.id());
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.child.kill().expect("killed");

@@ -13,6 +13,7 @@ use scripted::{Answer, Server};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::children::{self, Worker};
 use crate::harness::imgcls;
 
 /// Runs the command without whatever the environment says.
@@ -375,6 +376,54 @@ fn a_stall_of_the_server_is_never_hidden_by_an_open_loop() {
     // A stall of 1 s at 300/s: half of the 600 starts waited, from 1 s down to nothing.
     assert!(latency("mean") >= 200.0, "{report}");
     assert!(report["generator"]["waited_for_connection"].as_u64() >= Some(100), "{report}");
+}
+
+/// The server of the test below: a process of its own, so that it can be stopped.
+#[test]
+fn server_in_another_process() {
+    if children::data_dir().is_none() {
+        return;
+    }
+    let server = Server::start(|seen| {
+        if seen.number == 500 {
+            children::say("under load");
+        }
+        result(&[(1, "goldfish")])
+    });
+    children::say(&server.url());
+    children::wait_for_go();
+}
+
+/// `IMGCLS_TEST_LONG`: 20 s of load instead of 5; of fewer requests, a smaller number makes up the last thousandth.
+#[test]
+fn a_server_that_stands_still_for_a_second_is_seen_in_the_last_thousandth() {
+    const RATE: u32 = 1_000;
+    const STALL: Duration = Duration::from_secs(1);
+    let num_request = RATE * if std::env::var_os("IMGCLS_TEST_LONG").is_some() { 20 } else { 5 };
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut server = Worker::start("loadgen::server_in_another_process", directory.path());
+    let url = server.line().expect("its address");
+    let (rate, count) = (RATE.to_string(), num_request.to_string());
+    let load = command(&url, &["--rate", &rate, "--num-request", &count, "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    server.expect_line("under load");
+    server.signal("STOP");
+    std::thread::sleep(STALL);
+    server.signal("CONT");
+
+    let output = load.wait_with_output().expect("it ends");
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    let report = report(&output);
+    assert_eq!(report["requests"]["ok"], num_request);
+    let latency = |name: &str| report["latency_ms"][name].as_f64().expect("a number");
+    assert!(latency("p99_9") >= 900.0, "{report}");
+    // A thousand starts waited, from 1 s down to nothing: half a second each in the mean.
+    assert!(latency("mean") * f64::from(num_request) >= 0.9 * f64::from(RATE) * 500.0, "{report}");
+    // All but those that found one of the 100 connections free.
+    assert!(report["generator"]["waited_for_connection"].as_u64() >= Some(800), "{report}");
+    server.expect_success();
 }
 
 #[test]
