@@ -175,7 +175,7 @@ impl Control {
             && (work > 0 || size.desired > 0)
             && let Err(reason) = metric.put(backlog_per_worker(work, size.in_service)).await
         {
-            tracing::warn!(reason, "the backlog was not published; the policy takes no worker away meanwhile");
+            tracing::warn!(%reason, "the backlog was not published; the policy takes no worker away meanwhile");
         }
     }
 }
@@ -196,7 +196,7 @@ impl Group {
         let answer = call
             .send()
             .await
-            .map_err(|error| said(self.aws.fault("autoscaling:DescribeAutoScalingGroups", &self.what(), &error)))?;
+            .map_err(|error| self.aws.fault("autoscaling:DescribeAutoScalingGroups", &self.what(), &error))?;
         let group = answer.auto_scaling_groups.unwrap_or_default().into_iter().next().with_context(|| {
             format!(
                 "there is no {}: `imgcls provision` makes the stack; or give --auto-scaling-group or --stack",
@@ -224,7 +224,7 @@ impl Group {
             Err(error) if error.code().is_some_and(|code| BUSY_CODES.contains(&code)) => {
                 Err(anyhow!("{} is being changed just now", self.what()))
             }
-            Err(error) => Err(said(self.aws.fault("autoscaling:SetDesiredCapacity", &self.what(), &error))),
+            Err(error) => Err(self.aws.fault("autoscaling:SetDesiredCapacity", &self.what(), &error).into()),
         }
     }
 
@@ -234,7 +234,7 @@ impl Group {
 }
 
 impl Metric {
-    async fn put(&self, backlog_per_worker: f64) -> Result<(), String> {
+    async fn put(&self, backlog_per_worker: f64) -> Result<(), Fault> {
         let datum = MetricDatum::builder()
             .metric_name(BACKLOG_METRIC)
             .dimensions(Dimension::builder().name(BACKLOG_DIMENSION).value(&self.stack).build())
@@ -244,14 +244,7 @@ impl Metric {
             .build();
         let put = self.client.put_metric_data().namespace(BACKLOG_NAMESPACE).metric_data(datum).send().await;
         let metric = format!("metric {BACKLOG_NAMESPACE}/{BACKLOG_METRIC}");
-        put.map(drop).map_err(|error| said(self.aws.fault("cloudwatch:PutMetricData", &metric, &error)).to_string())
-    }
-}
-
-fn said(fault: Fault) -> anyhow::Error {
-    match fault {
-        Fault::Missing => anyhow!("it is not there"),
-        Fault::Unavailable(reason) | Fault::Fatal(reason) => anyhow!(reason),
+        put.map(drop).map_err(|error| self.aws.fault("cloudwatch:PutMetricData", &metric, &error))
     }
 }
 

@@ -18,6 +18,17 @@ pub enum Fault {
     Fatal(String),
 }
 
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Missing => f.write_str("it is not there"),
+            Fault::Unavailable(reason) | Fault::Fatal(reason) => f.write_str(reason),
+        }
+    }
+}
+
+impl Error for Fault {}
+
 /// Where the calls go; for messages.
 #[derive(Debug, Clone)]
 pub struct Place {

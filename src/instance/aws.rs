@@ -8,7 +8,7 @@ use aws_config::imds::client::error::ImdsError;
 use aws_sdk_autoscaling::Client;
 
 use super::Notice;
-use crate::aws::{Aws, Fault};
+use crate::aws::Aws;
 use crate::protocol::DRAIN_HOOK;
 
 /// As the SDKs have it: `true` says that there is no metadata service, or none to be asked.
@@ -71,7 +71,7 @@ impl Ec2 {
         let call = self.autoscaling.set_instance_protection().auto_scaling_group_name(&self.group);
         let call = call.instance_ids(&self.id).protected_from_scale_in(protected);
         let set = call.send().await.map(drop);
-        set.map_err(|error| said(self.aws.fault("autoscaling:SetInstanceProtection", &self.what(), &error)))
+        set.map_err(|error| self.aws.fault("autoscaling:SetInstanceProtection", &self.what(), &error).to_string())
     }
 
     /// Where the group waits for this instance to drain, it waits no longer.
@@ -84,8 +84,8 @@ impl Ec2 {
         match call.send().await {
             Ok(_) => tracing::info!(instance = self.id, "drained; the group may end this instance"),
             Err(error) => {
-                let reason = said(self.aws.fault("autoscaling:CompleteLifecycleAction", &self.what(), &error));
-                tracing::warn!(reason, "the group ends this instance when its hook times out");
+                let reason = self.aws.fault("autoscaling:CompleteLifecycleAction", &self.what(), &error);
+                tracing::warn!(%reason, "the group ends this instance when its hook times out");
             }
         }
     }
@@ -109,13 +109,6 @@ async fn read(metadata: &imds::Client, path: &str) -> Result<Option<String>, Str
         Ok(text) => Ok(Some(text.as_ref().trim().to_owned())),
         Err(ImdsError::ErrorResponse(answer)) if answer.response().status().as_u16() == 404 => Ok(None),
         Err(error) => Err(format!("{path}: {error}")),
-    }
-}
-
-fn said(fault: Fault) -> String {
-    match fault {
-        Fault::Missing => "it is not there".to_owned(),
-        Fault::Unavailable(reason) | Fault::Fatal(reason) => reason,
     }
 }
 

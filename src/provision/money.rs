@@ -1,6 +1,7 @@
 //! What a stack costs, by a file of prices.
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::resource::Kind;
 use super::stack::{Settings, Stack, VOLUME_GB};
@@ -49,7 +50,7 @@ pub fn cost(settings: &Settings, stack: &Stack, prices: &Prices) -> Result<Cost,
     let follows_metric = matches!(settings.policy, Policy::Target(_));
     let processes = f64::from(settings.bounds.min() + settings.web_instances);
     let standing = Standing {
-        alarms: stack.names(Kind::Alarm).count() as u32,
+        alarms: alarm_metrics(stack),
         // Those that CloudWatch makes for target tracking: one out, one in.
         high_resolution_alarms: if follows_metric { 2 } else { 0 },
         custom_metrics: u32::from(follows_metric),
@@ -69,4 +70,25 @@ pub fn cost(settings: &Settings, stack: &Stack, prices: &Prices) -> Result<Cost,
         workers: preferred,
         most_workers: settings.bounds.max(),
     })
+}
+
+/// An alarm is paid for by each metric that it reads.
+fn alarm_metrics(stack: &Stack) -> u32 {
+    let alarms = stack.resources.iter().filter(|resource| resource.kind == Kind::Alarm);
+    let metrics = alarms.map(|alarm| {
+        let queries = alarm.properties.get("Metrics").and_then(Value::as_array);
+        queries.map_or(1, |queries| queries.iter().filter(|query| query.get("MetricStat").is_some()).count())
+    });
+    metrics.sum::<usize>() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alarm_on_several_metrics_is_paid_for_by_each() {
+        // One for out, three for in, two for the way from nothing.
+        assert_eq!(alarm_metrics(&Settings::for_tests("imgcls").stack_for_tests()), 6);
+    }
 }

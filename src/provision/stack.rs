@@ -464,17 +464,20 @@ impl Builder<'_> {
             "AlarmActions": [reference("ScaleUpPolicy")],
             "Tags": self.tags(),
         });
-        let period = whole_minutes(step.scale_in_period);
+        let (below, period) = (step.scale_in_below, whole_minutes(step.scale_in_period));
+        // As long as there is an image, the last worker stays: its work counts as what keeps a worker.
+        let work = format!("IF(workers <= 1 AND visible + in_flight >= 1, {below}, visible + in_flight)");
         let down_members = json!({
             "AlarmDescription":
-                format!("Fewer than {} images wait or are in work: one worker less", step.scale_in_below),
+                format!("Fewer than {below} images wait or are in work: one worker less, the last one at none"),
             "Metrics": [
                 self.queue_metric("visible", "ApproximateNumberOfMessagesVisible", period),
                 self.queue_metric("in_flight", "ApproximateNumberOfMessagesNotVisible", period),
-                {"Id": "work", "Label": "work", "Expression": "visible + in_flight", "ReturnData": true},
+                self.workers_metric(period),
+                {"Id": "work", "Label": "work", "Expression": work, "ReturnData": true},
             ],
             "EvaluationPeriods": 1,
-            "Threshold": number(step.scale_in_below as f64),
+            "Threshold": number(below as f64),
             "ComparisonOperator": "LessThanThreshold",
             "TreatMissingData": "notBreaching",
             "AlarmActions": [reference("ScaleDownPolicy")],
@@ -515,24 +518,11 @@ impl Builder<'_> {
     /// worker a minute for as long as a single image waits. It adds one rather than setting one, since metrics are a
     /// minute old and the group may have grown meanwhile.
     fn alarm_at_zero(&self) -> Value {
-        let capacity = json!({
-            "Id": "workers",
-            "MetricStat": {
-                "Metric": {
-                    "Namespace": "AWS/AutoScaling",
-                    "MetricName": "GroupDesiredCapacity",
-                    "Dimensions": [{"Name": "AutoScalingGroupName", "Value": self.fleet.worker_group}],
-                },
-                "Period": MINUTE,
-                "Stat": "Average",
-            },
-            "ReturnData": false,
-        });
         json!({
             "AlarmDescription": "An image waits and there is no worker: one worker",
             "Metrics": [
                 self.queue_metric("visible", "ApproximateNumberOfMessagesVisible", MINUTE),
-                capacity,
+                self.workers_metric(MINUTE),
                 {
                     "Id": "needed", "Label": "needed",
                     "Expression": "IF(visible >= 1 AND workers < 1, 1, 0)", "ReturnData": true,
@@ -558,6 +548,22 @@ impl Builder<'_> {
                 },
                 "Period": period,
                 "Stat": "Sum",
+            },
+            "ReturnData": false,
+        })
+    }
+
+    fn workers_metric(&self, period: u64) -> Value {
+        json!({
+            "Id": "workers",
+            "MetricStat": {
+                "Metric": {
+                    "Namespace": "AWS/AutoScaling",
+                    "MetricName": "GroupDesiredCapacity",
+                    "Dimensions": [{"Name": "AutoScalingGroupName", "Value": self.fleet.worker_group}],
+                },
+                "Period": period,
+                "Stat": "Average",
             },
             "ReturnData": false,
         })

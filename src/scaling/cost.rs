@@ -103,6 +103,7 @@ pub struct Machines<'a> {
 /// What is paid for by the month, whether an image comes or not, beside machines.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Standing {
+    /// Metrics that alarms read: each is paid for.
     pub alarms: u32,
     pub high_resolution_alarms: u32,
     pub custom_metrics: u32,

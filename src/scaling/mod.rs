@@ -10,6 +10,8 @@
 //!   workers away exactly when the queue is in trouble.
 
 pub mod cost;
+#[cfg(test)]
+mod replay;
 pub mod simulate;
 mod step;
 mod target;

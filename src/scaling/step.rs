@@ -107,39 +107,9 @@ impl Periods {
 
 #[cfg(test)]
 mod tests {
-    use std::fmt::Write as _;
-
+    use super::super::replay::{golden, replay};
     use super::super::{Observation, Policy, State, decide};
     use super::*;
-
-    /// Second, and the reading at it: visible and in flight, or none.
-    type Reading = (u64, Option<(u64, u64)>);
-
-    /// One line a reading: what was seen, and workers before → after. Each decision is carried out at once.
-    fn replay(policy: StepPolicy, (min, max): (u32, u32), workers: u32, readings: &[Reading]) -> String {
-        let bounds = Bounds::new(min, max).expect("bounds of the test");
-        let (mut state, mut workers, mut text) = (State::default(), workers, String::new());
-        for &(second, reading) in readings {
-            let now = Duration::from_secs(second);
-            let depth = reading.map(|(visible, in_flight)| QueueDepth { at: now, visible, in_flight });
-            let (next, decision) = decide(&Policy::Step(policy), bounds, state, &Observation { workers, depth }, now);
-            let seen = reading.map_or("?".to_owned(), |(visible, in_flight)| format!("{visible}+{in_flight}"));
-            writeln!(text, "{second}s {seen}: {workers} → {} ({})", decision.desired, decision.reason)
-                .expect("a String takes everything");
-            (state, workers) = (next, decision.desired);
-        }
-        text
-    }
-
-    fn golden(actual: &str, expected: &str) {
-        let expected: String =
-            expected.lines().map(str::trim).filter(|line| !line.is_empty()).fold(String::new(), |mut text, line| {
-                text.push_str(line);
-                text.push('\n');
-                text
-            });
-        assert_eq!(actual, expected, "\n--- actual ---\n{actual}");
-    }
 
     #[test]
     fn the_originals_alarms_step_once_a_minute() {
@@ -157,7 +127,7 @@ mod tests {
             (420, Some((0, 0))),
             (480, Some((1, 0))),
         ];
-        let text = replay(StepPolicy::ORIGINAL, (1, 3), 1, &readings);
+        let text = replay(Policy::Step(StepPolicy::ORIGINAL), (1, 3), 1, &readings);
         golden(
             &text,
             "0s 0+0: 1 → 1 (steady)
@@ -186,7 +156,7 @@ mod tests {
             (121, Some((0, 0))),
             (122, Some((0, 1))),
         ];
-        let text = replay(StepPolicy::ORIGINAL, (0, 3), 0, &readings);
+        let text = replay(Policy::Step(StepPolicy::ORIGINAL), (0, 3), 0, &readings);
         golden(
             &text,
             "0s 0+0: 0 → 0 (steady)
@@ -202,7 +172,7 @@ mod tests {
     #[test]
     fn blindness_takes_no_worker_away_and_still_fills_up_to_the_minimum() {
         let readings = [(0, None), (60, None), (120, None), (180, Some((0, 0))), (181, None), (300, Some((0, 0)))];
-        let text = replay(StepPolicy::ORIGINAL, (2, 4), 0, &readings);
+        let text = replay(Policy::Step(StepPolicy::ORIGINAL), (2, 4), 0, &readings);
         golden(
             &text,
             "0s ?: 0 → 2 (fewer workers than the minimum)
@@ -212,7 +182,12 @@ mod tests {
              181s ?: 2 → 2 (the depth of the queue is not known)
              300s 0+0: 2 → 2 (steady)",
         );
-        let text = replay(StepPolicy::ORIGINAL, (0, 4), 3, &[(0, None), (60, None), (600, Some((0, 0))), (660, None)]);
+        let text = replay(
+            Policy::Step(StepPolicy::ORIGINAL),
+            (0, 4),
+            3,
+            &[(0, None), (60, None), (600, Some((0, 0))), (660, None)],
+        );
         golden(
             &text,
             "0s ?: 3 → 3 (the depth of the queue is not known)
@@ -236,7 +211,7 @@ mod tests {
             (63, Some((0, 0))),
         ];
         golden(
-            &replay(policy, (1, 8), 1, &readings),
+            &replay(Policy::Step(policy), (1, 8), 1, &readings),
             "0s 30+0: 1 → 1 (steady)
              1s 30+1: 1 → 2 (30 waiting, more than 25)
              2s 30+2: 2 → 3 (30 waiting, more than 25)

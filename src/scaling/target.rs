@@ -153,45 +153,16 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
-    use std::fmt::Write as _;
-
     use rand::rngs::StdRng;
     use rand::{Rng as _, SeedableRng as _};
 
+    use super::super::replay::{golden, replay};
     use super::super::{Observation, Policy, State, decide};
     use super::*;
 
     /// Ten images of a second each are a worker's share.
     const POLICY: TargetPolicy =
         TargetPolicy { concurrency: 10, ..TargetPolicy::with_service_time(Duration::from_secs(1)) };
-
-    type Reading = (u64, Option<(u64, u64)>);
-
-    /// One line a reading: what was seen, and workers before → after. Each decision is carried out at once.
-    fn replay(policy: TargetPolicy, (min, max): (u32, u32), workers: u32, readings: &[Reading]) -> String {
-        let bounds = Bounds::new(min, max).expect("bounds of the test");
-        let (mut state, mut workers, mut text) = (State::default(), workers, String::new());
-        for &(second, reading) in readings {
-            let now = Duration::from_secs(second);
-            let depth = reading.map(|(visible, in_flight)| QueueDepth { at: now, visible, in_flight });
-            let (next, decision) = decide(&Policy::Target(policy), bounds, state, &Observation { workers, depth }, now);
-            let seen = reading.map_or("?".to_owned(), |(visible, in_flight)| format!("{visible}+{in_flight}"));
-            writeln!(text, "{second}s {seen}: {workers} → {} ({})", decision.desired, decision.reason)
-                .expect("a String takes everything");
-            (state, workers) = (next, decision.desired);
-        }
-        text
-    }
-
-    fn golden(actual: &str, expected: &str) {
-        let expected: String =
-            expected.lines().map(str::trim).filter(|line| !line.is_empty()).fold(String::new(), |mut text, line| {
-                text.push_str(line);
-                text.push('\n');
-                text
-            });
-        assert_eq!(actual, expected, "\n--- actual ---\n{actual}");
-    }
 
     #[test]
     fn from_zero_to_what_is_needed_at_once_and_back_after_the_window() {
@@ -209,7 +180,7 @@ mod tests {
             (920, Some((0, 0))),
         ];
         golden(
-            &replay(POLICY, (0, 9), 0, &readings),
+            &replay(Policy::Target(POLICY), (0, 9), 0, &readings),
             "0s 0+0: 0 → 0 (steady)
              1s 75+0: 0 → 8 (no worker and 75 to do)
              2s 72+8: 8 → 8 (steady)
@@ -237,7 +208,7 @@ mod tests {
             (900, None),
         ];
         golden(
-            &replay(POLICY, (0, 4), 4, &readings),
+            &replay(Policy::Target(POLICY), (0, 4), 4, &readings),
             "0s 0+0: 4 → 4 (0 waiting or in flight, work for 0; fewer once that has lasted)
              200s 35+4: 4 → 4 (steady)
              299s 0+0: 4 → 4 (0 waiting or in flight, work for 0; fewer once that has lasted)
@@ -259,7 +230,7 @@ mod tests {
             (4, Some((99, 9))),
         ];
         golden(
-            &replay(POLICY, (1, 12), 10, &readings),
+            &replay(Policy::Target(POLICY), (1, 12), 10, &readings),
             "0s 100+10: 10 → 10 (steady)
              1s 101+10: 10 → 12 (111 waiting or in flight, work for 12)
              2s 110+11: 12 → 12 (121 waiting or in flight, work for 13, but no more workers are allowed)
@@ -274,7 +245,7 @@ mod tests {
         let readings =
             [(0, Some((0, 9))), (30, Some((0, 6))), (60, Some((0, 5))), (120, Some((0, 6))), (180, Some((1, 20)))];
         golden(
-            &replay(policy, (0, 9), 5, &readings),
+            &replay(Policy::Target(policy), (0, 9), 5, &readings),
             "0s 0+9: 5 → 5 (steady)
              30s 0+6: 5 → 5 (6 waiting or in flight, work for 3; fewer once that has lasted)
              60s 0+5: 5 → 5 (5 waiting or in flight, work for 3; fewer once that has lasted)

@@ -1,5 +1,7 @@
 //! Every test that runs the program or reads the repository: one binary, linked once.
 
+mod cloud;
+mod cloudwatch;
 mod conformance;
 mod emulators;
 mod fault_proxy;
@@ -11,6 +13,7 @@ mod aws_calls;
 mod bad_messages;
 mod children;
 mod cli;
+mod closed_loop;
 mod elastic;
 mod faults;
 mod fleet;

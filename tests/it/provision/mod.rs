@@ -24,7 +24,7 @@ fn environment(url: &str) -> Vec<(String, String)> {
 }
 
 /// A bundle of a few bytes: what is in it runs nowhere in these tests.
-fn small_bundle() -> &'static Path {
+pub fn small_bundle() -> &'static Path {
     static BUNDLE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = BUNDLE.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();

@@ -1,0 +1,253 @@
+//! Plays CloudWatch, and what Auto Scaling does at its word, since no emulator does: reads the alarms and scaling
+//! policies of a group, evaluates the alarms on metrics, and resizes the group by the policies of those that go off.
+//! Its clock runs faster than time, so that minutes pass in seconds.
+
+mod alarm;
+mod math;
+mod metrics;
+mod policy;
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+pub use self::alarm::Alarm;
+use self::alarm::State;
+use self::metrics::put_metric_data;
+pub use self::metrics::{Metric, Metrics};
+pub use self::policy::{Capacity, Policy};
+use crate::cloud::{Ec2, scope};
+use crate::emulators::Emulator;
+use crate::harness::request;
+
+/// So many of its seconds pass in one.
+pub const SPEED: u32 = 60;
+/// Seconds.
+const MINUTE: u64 = 60;
+/// What the clock shows at the start: before that the queue stood empty, and its metrics say so.
+const START: u64 = 3_600;
+/// Of the group, where a policy says nothing.
+const DEFAULT_WARMUP: u64 = 120;
+
+/// A stack, as the player is told of it.
+pub struct Watched {
+    pub ec2: Arc<Ec2>,
+    /// Name of the group and of the queue.
+    pub group: String,
+    pub queue: String,
+    /// Where the queue is, and where the alarms are.
+    pub queues: &'static Emulator,
+    pub alarms: &'static Emulator,
+    /// How late the metrics of the queue are: what an alarm takes for now is so many seconds old.
+    pub queue_metrics_late_by: u64,
+}
+
+/// Plays until it is dropped.
+pub struct CloudWatch {
+    resized: Arc<Mutex<Vec<Resized>>>,
+    stop: Arc<AtomicBool>,
+    playing: Option<std::thread::JoinHandle<()>>,
+}
+
+/// What an alarm did to the group.
+#[derive(Debug, Clone)]
+pub struct Resized {
+    /// Of the player's clock.
+    pub at: u64,
+    pub alarm: String,
+    pub value: f64,
+    pub from: u32,
+    pub to: u32,
+}
+
+impl CloudWatch {
+    pub fn play(watched: Watched) -> CloudWatch {
+        let resized = Arc::<Mutex<Vec<Resized>>>::default();
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut player = Player::new(watched, Arc::clone(&resized));
+        let stopped = Arc::clone(&stop);
+        let playing = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Acquire) {
+                player.play();
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        CloudWatch { resized, stop, playing: Some(playing) }
+    }
+
+    /// All that the alarms have done, in its order.
+    pub fn resized(&self) -> Vec<Resized> {
+        self.resized.lock().unwrap().clone()
+    }
+
+    fn story(&self) -> String {
+        self.resized().iter().fold(String::new(), |mut text, Resized { at, alarm, value, from, to }| {
+            let _ = writeln!(text, "{at} s: {alarm} at {value}: {from} → {to}");
+            text
+        })
+    }
+}
+
+impl Drop for CloudWatch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        let fails = self.playing.take().is_some_and(|playing| playing.join().is_err());
+        // Seen where the test fails.
+        println!("the alarms resized the group:\n{}", self.story());
+        assert!(!fails || std::thread::panicking(), "the player of CloudWatch failed");
+    }
+}
+
+struct Player {
+    watched: Watched,
+    started: Instant,
+    queue_url: String,
+    metrics: Metrics,
+    sampled: u64,
+    alarms: Vec<(Alarm, Turn)>,
+    policies: Vec<Policy>,
+    resized: Arc<Mutex<Vec<Resized>>>,
+}
+
+/// Where an alarm is.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    state: State,
+    /// The number of the period at whose end it was evaluated last.
+    period: u64,
+    acted: Option<u64>,
+}
+
+impl Player {
+    fn new(watched: Watched, resized: Arc<Mutex<Vec<Resized>>>) -> Player {
+        let policies = Policy::all(&watched.ec2.group.policies());
+        let alarms = alarms_of(&watched.group, watched.alarms).into_iter();
+        let alarms = alarms.chain(policies.iter().flat_map(Policy::own_alarms));
+        let turn = Turn { state: State::InsufficientData, period: 0, acted: None };
+        let alarms: Vec<(Alarm, Turn)> = alarms.map(|alarm| (alarm, turn)).collect();
+        assert!(!alarms.is_empty() && !policies.is_empty(), "the group {:?} has no policy", watched.group);
+        let url = sqs(watched.queues, "GetQueueUrl", &json!({"QueueName": watched.queue}));
+        let mut player = Player {
+            queue_url: url["QueueUrl"].as_str().unwrap().to_owned(),
+            watched,
+            started: Instant::now(),
+            metrics: Metrics::default(),
+            sampled: START / MINUTE,
+            alarms,
+            policies,
+            resized,
+        };
+        for at in (0..START + player.watched.queue_metrics_late_by).step_by(MINUTE as usize) {
+            player.put_queue_metrics(at, 0.0, 0.0);
+        }
+        player
+    }
+
+    fn play(&mut self) {
+        let now = seconds(self.started.elapsed()) + START;
+        for body in self.watched.ec2.take_metrics() {
+            for (metric, value) in put_metric_data(&body) {
+                self.metrics.put(metric, now, value);
+            }
+        }
+        if now / MINUTE > self.sampled {
+            self.sampled = now / MINUTE;
+            self.sample(now);
+        }
+        for index in 0..self.alarms.len() {
+            self.take_turn(index, now);
+        }
+    }
+
+    /// What SQS and Auto Scaling put into their metrics once a minute.
+    fn sample(&mut self, now: u64) {
+        let asked = json!({"QueueUrl": self.queue_url, "AttributeNames": ["All"]});
+        let answer = sqs(self.watched.queues, "GetQueueAttributes", &asked);
+        let number = |name: &str| answer["Attributes"][name].as_str().unwrap().parse().unwrap();
+        let (visible, in_flight) =
+            (number("ApproximateNumberOfMessages"), number("ApproximateNumberOfMessagesNotVisible"));
+        self.put_queue_metrics(now + self.watched.queue_metrics_late_by, visible, in_flight);
+        let size = self.watched.ec2.group.change(|_| None);
+        let of_group = |name: &str| Metric::new("AWS/AutoScaling", name, "AutoScalingGroupName", &self.watched.group);
+        self.metrics.put(of_group("GroupDesiredCapacity"), now, f64::from(size.desired));
+        self.metrics.put(of_group("GroupInServiceInstances"), now, size.instances.len() as f64);
+    }
+
+    fn put_queue_metrics(&mut self, at: u64, visible: f64, in_flight: f64) {
+        let of_queue = |name: &str| Metric::new("AWS/SQS", name, "QueueName", &self.watched.queue);
+        self.metrics.put(of_queue("ApproximateNumberOfMessagesVisible"), at, visible);
+        self.metrics.put(of_queue("ApproximateNumberOfMessagesNotVisible"), at, in_flight);
+    }
+
+    /// Evaluates an alarm at the end of each of its periods. While one of a scaling policy stays on it acts once a
+    /// minute.
+    fn take_turn(&mut self, index: usize, now: u64) {
+        let (alarm, turn) = &mut self.alarms[index];
+        let period = now / alarm.period();
+        if period == turn.period {
+            return;
+        }
+        let (state, value) = alarm.evaluate(&self.metrics, turn.state, now);
+        let acts = state == State::Alarm
+            && (turn.state != State::Alarm || turn.acted.is_none_or(|acted| now >= acted + MINUTE));
+        *turn = Turn { state, period, acted: if acts { Some(now) } else { turn.acted } };
+        if acts && let Some(value) = value {
+            let alarm = alarm.clone();
+            self.act(&alarm, value, now);
+        }
+    }
+
+    fn act(&self, alarm: &Alarm, value: f64, now: u64) {
+        let is_named = |policy: &&Policy| alarm.actions_enabled && alarm.actions.contains(&policy.arn);
+        for policy in self.policies.iter().filter(is_named) {
+            let (ages, warmup) = (self.watched.ec2.ages(), policy.warmup.unwrap_or(DEFAULT_WARMUP));
+            self.watched.ec2.group.change(|size| {
+                let settled = ages.iter().filter(|(age, leaves)| !leaves && seconds(*age) >= warmup).count() as u32;
+                let capacity = Capacity {
+                    min: size.min,
+                    max: size.max,
+                    desired: size.desired,
+                    warming: size.desired.saturating_sub(settled),
+                    leaving: ages.iter().filter(|(_, leaves)| *leaves).count() as u32,
+                };
+                let to = policy.desired(&capacity, value, alarm.threshold);
+                let resized = Resized { at: now, alarm: alarm.name.clone(), value, from: size.desired, to };
+                (to != size.desired).then(|| {
+                    self.resized.lock().unwrap().push(resized);
+                    to
+                })
+            });
+        }
+    }
+}
+
+/// Of the player's clock.
+fn seconds(passed: Duration) -> u64 {
+    (passed * SPEED).as_secs()
+}
+
+/// Alarms that name a policy of the group.
+pub fn alarms_of(group: &str, emulator: &Emulator) -> Vec<Alarm> {
+    let answer = ask(emulator, "monitoring", "GraniteServiceVersion20100801.DescribeAlarms", &json!({}));
+    let of_group = format!(":autoScalingGroupName/{group}:");
+    let is_of_group = |action: &Value| action.as_str().is_some_and(|arn| arn.contains(&of_group));
+    let alarms = answer["MetricAlarms"].as_array().unwrap().iter();
+    let alarms = alarms.filter(|alarm| alarm["AlarmActions"].as_array().unwrap().iter().any(is_of_group));
+    alarms.map(Alarm::read).collect()
+}
+
+fn sqs(emulator: &Emulator, action: &str, asked: &Value) -> Value {
+    ask(emulator, "sqs", &format!("AmazonSQS.{action}"), asked)
+}
+
+fn ask(emulator: &Emulator, service: &str, target: &str, asked: &Value) -> Value {
+    let scope = scope(service);
+    let headers =
+        [("Authorization", scope.as_str()), ("Content-Type", "application/x-amz-json-1.0"), ("X-Amz-Target", target)];
+    let answer = request(emulator.address, "POST", "/", &headers, asked.to_string().as_bytes()).unwrap();
+    assert_eq!(answer.status, 200, "{target}: {}", answer.text());
+    answer.json()
+}
