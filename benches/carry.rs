@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::future::{join_all, try_join_all};
 use imgcls::config::Backend;
 use imgcls::queue::{self, Delivery, MAX_BATCH, Outgoing, Queue, QueueAttributes, Queues, ReceiveOptions};
-use imgcls::store::{self, Holds, ObjectStore, PutOptions};
+use imgcls::store::{self, ObjectStore, PutOptions};
 use tokio::sync::Semaphore;
 
 /// A request or a reply, and a result object.
@@ -86,8 +86,8 @@ impl Course {
         Ok(Course {
             requests: queues.create(&name("requests"), &attributes).await?,
             replies: queues.create(&name("replies"), &attributes).await?,
-            images: store::open(&backend, &name("images"), Holds::Images).await?,
-            results: store::open(&backend, &name("results"), Holds::Results).await?,
+            images: store::open(&backend, &name("images")).await?,
+            results: store::open(&backend, &name("results")).await?,
             room: Semaphore::new(options.in_flight),
             answered: AtomicUsize::new(0),
             queues,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use futures::future::join_all;
 use imgcls::queue::{MAX_BATCH, Outgoing, Queue, QueueAttributes, Queues as _, ReceiveOptions, SqliteQueues};
-use imgcls::store::{DirStore, ObjectStore, PutOptions};
+use imgcls::store::{ObjectStore, PutOptions, SqliteStore};
 
 const ROLE: &str = "IMGCLS_BENCH_ROLE";
 const DATA_DIR: &str = "IMGCLS_BENCH_DATA_DIR";
@@ -176,7 +176,7 @@ async fn idle() -> f64 {
 
 async fn objects(size: usize, concurrency: usize) {
     let directory = tempfile::tempdir().expect("a directory");
-    let store = DirStore::open(directory.path(), "bench").expect("a store");
+    let store = SqliteStore::open(directory.path(), "bench").expect("a store");
     let body = Bytes::from(vec![7; size]);
     let plain = PutOptions::default();
     let once = PutOptions { if_none_match: true, ..plain };

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Backend, Names};
 use crate::queue::{self, Queue, QueueError, Queues};
-use crate::store::{self, Holds, ObjectStore, StoreError};
+use crate::store::{self, ObjectStore, StoreError};
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -124,12 +124,12 @@ impl Service {
     }
 
     async fn input(&self) -> Result<&dyn ObjectStore, StoreError> {
-        let open = || store::open(&self.backend, &self.names.input_bucket, Holds::Images);
+        let open = || store::open(&self.backend, &self.names.input_bucket);
         Ok(&**self.input.get_or_try_init(open).await?)
     }
 
     async fn output(&self) -> Result<&dyn ObjectStore, StoreError> {
-        let open = || store::open(&self.backend, &self.names.output_bucket, Holds::Results);
+        let open = || store::open(&self.backend, &self.names.output_bucket);
         Ok(&**self.output.get_or_try_init(open).await?)
     }
 

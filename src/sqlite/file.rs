@@ -17,7 +17,7 @@ pub(super) const FILE_NAME: &str = "imgcls.sqlite3";
 
 /// "imgq": tells our file from any other SQLite file.
 const APPLICATION_ID: i32 = 0x696d_6771;
-const SCHEMA_VERSION: i32 = 2;
+const SCHEMA_VERSION: i32 = 3;
 
 /// How long an operation waits for other processes before it answers `Unavailable`.
 const BUSY_LIMIT: Duration = Duration::from_secs(30);
@@ -28,7 +28,7 @@ const WAL_LIMIT_BYTES: u32 = 16 << 20;
 /// `AUTOINCREMENT`: the id of a queue is never used twice, so that a receipt of a removed queue fits no other. A message
 /// is told apart by its `message_id`, which is unique, so that sending writes two pages: its row and its place in
 /// `messages_due`, which answers "what can be received", "when is the next due", the depth and the ages without
-/// touching a body.
+/// touching a body. The body of an object is either here or, where `file` names one, in a file.
 const SCHEMA: &str = "
 CREATE TABLE queues (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -60,9 +60,15 @@ CREATE TABLE objects (
     bucket TEXT NOT NULL,
     key TEXT NOT NULL,
     modified_ms INTEGER NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    file TEXT,
     body BLOB NOT NULL,
     PRIMARY KEY (bucket, key)
 ) STRICT;
+CREATE TABLE loose_files (
+    name TEXT PRIMARY KEY,
+    since_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 ";
 
 /// Makes the data directory and the file where they are missing, and refuses a file that is not ours.

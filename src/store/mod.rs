@@ -6,7 +6,7 @@
 //! - A get after a put sees it, in every process.
 //! - Of several puts with `if_none_match`, exactly one returns [`Put::Created`].
 
-mod dir;
+mod files;
 mod s3;
 mod sqlite;
 
@@ -16,31 +16,20 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-pub use dir::DirStore;
 pub use s3::S3Store;
 pub use sqlite::SqliteStore;
 
 use crate::config::Backend;
 use crate::readiness::Probe;
 
-/// What a bucket is for, where that decides how it is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Holds {
-    /// Uploads, up to tens of megabytes each: files in a directory.
-    Images,
-    /// About a kilobyte each: rows beside the queues.
-    Results,
-}
-
 /// The bucket, as the configuration asks for it; made where it is not there.
 ///
 /// # Errors
 /// [`StoreError::Fatal`] where it cannot be used; it says what to do.
-pub async fn open(backend: &Backend, bucket: &str, holds: Holds) -> Result<Arc<dyn ObjectStore>, StoreError> {
-    match (backend, holds) {
-        (Backend::Local { data_dir }, Holds::Images) => Ok(Arc::new(DirStore::open(data_dir, bucket)?)),
-        (Backend::Local { data_dir }, Holds::Results) => Ok(Arc::new(SqliteStore::open(data_dir, bucket)?)),
-        (Backend::Aws { region, endpoint_url }, _) => {
+pub async fn open(backend: &Backend, bucket: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    match backend {
+        Backend::Local { data_dir } => Ok(Arc::new(SqliteStore::open(data_dir, bucket)?)),
+        Backend::Aws { region, endpoint_url } => {
             // The SDK's futures are large; who runs locally does not carry them.
             Ok(Arc::new(Box::pin(S3Store::open(region.as_deref(), endpoint_url.as_deref(), bucket)).await?))
         }
@@ -72,6 +61,11 @@ pub fn probe(store: &dyn ObjectStore) -> Probe<'_> {
 pub trait ObjectStore: Send + Sync {
     /// The bucket's name, for messages.
     fn bucket(&self) -> &str;
+    /// Whether a put of that size, begun before a send to a queue of the same backend, stands before that message can be
+    /// received, although nobody waited for the put: then both may be waited for together, and cost one transaction.
+    fn is_put_in_line_with_sends(&self, _size_bytes: usize) -> bool {
+        false
+    }
     async fn put(&self, key: &str, body: Bytes, options: PutOptions) -> Result<Put, StoreError>;
     /// None where there is no such object.
     ///

@@ -110,25 +110,40 @@ impl Jobs {
         // First: what does not fit the queue in the original's form is refused before anything is stored.
         let message = self.message(id, &upload, &wishes)?;
         let waiter = self.pending.wait_for(id);
-        let options = PutOptions { if_none_match: false, content_type: Some(upload.content_type) };
-        let key = protocol::image_key(id);
-        let storing = METRICS.stage("stored").start_timer();
-        let _ = self.input.put(&key, upload.bytes.clone(), options).await.map_err(|error| store_problem(&error))?;
-        storing.observe_duration();
-        let sending = METRICS.stage("sent").start_timer();
-        if let Err(problem) = self.send(message, id, &upload, &wishes).await {
-            // Nobody was told the id; the image would only take room.
-            match tokio::time::timeout(CLEAN_UP_PATIENCE, self.input.delete(&key)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%error, %id, "image of a refused job not deleted"),
-                Err(_) => tracing::debug!(%id, "image of a refused job not deleted in time"),
-            }
+        let store = self.store(id, &upload);
+        let send = self.send(message, id, &upload, &wishes);
+        let (stored, sent) = if self.input.is_put_in_line_with_sends(upload.bytes.len()) {
+            // Polled in this order. Should the image alone fail, nobody was told the id of the message.
+            futures::join!(store, send)
+        } else {
+            let stored = store.await;
+            let sent = if stored.is_ok() { send.await } else { Ok(()) };
+            (stored, sent)
+        };
+        stored?;
+        if let Err(problem) = sent {
+            self.forget_image(id).await;
             return Err(problem);
         }
-        sending.observe_duration();
         METRICS.accepted.inc();
         METRICS.upload_bytes.inc_by(upload.bytes.len() as u64);
         Ok(waiter)
+    }
+
+    async fn store(&self, id: Uuid, upload: &Upload) -> Result<(), Problem> {
+        let _timer = METRICS.stage("stored").start_timer();
+        let options = PutOptions { if_none_match: false, content_type: Some(upload.content_type) };
+        let put = self.input.put(&protocol::image_key(id), upload.bytes.clone(), options).await;
+        put.map(drop).map_err(|error| store_problem(&error))
+    }
+
+    /// Nobody was told the id; the image would only take room.
+    async fn forget_image(&self, id: Uuid) {
+        match tokio::time::timeout(CLEAN_UP_PATIENCE, self.input.delete(&protocol::image_key(id))).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, %id, "image of a refused job not deleted"),
+            Err(_) => tracing::debug!(%id, "image of a refused job not deleted in time"),
+        }
     }
 
     /// Somebody may have raised the queue's limit: asked when that would change how this image travels.
@@ -150,6 +165,7 @@ impl Jobs {
     }
 
     async fn send(&self, message: String, id: Uuid, upload: &Upload, wishes: &Wishes) -> Result<(), Problem> {
+        let _timer = METRICS.stage("sent").start_timer();
         match queue::send_one(&*self.requests, Outgoing::new(message)).await {
             Ok(()) => Ok(()),
             // Somebody lowered the queue's limit.

@@ -38,7 +38,7 @@ use self::serve::ServeRules;
 use self::upload::{Budget, UploadRules};
 use crate::config::{Backend, Limits, Names};
 use crate::queue::{self, ServiceQueues};
-use crate::store::{self, Holds};
+use crate::store;
 
 /// How long a drain lets callers wait for their answers; then they are told where to ask.
 const WAIT_AT_DRAIN: Duration = Duration::from_secs(3);
@@ -91,8 +91,8 @@ pub async fn run(
     let service =
         ServiceQueues::open_or_create(&*queues, names, config.visibility_timeout, config.max_receive_count).await?;
     let attributes = service.requests.attributes().await?;
-    let input = store::open(&config.backend, &names.input_bucket, Holds::Images).await?;
-    let output = store::open(&config.backend, &names.output_bucket, Holds::Results).await?;
+    let input = store::open(&config.backend, &names.input_bucket).await?;
+    let output = store::open(&config.backend, &names.output_bucket).await?;
     let pending = Pending::default();
     let results = Arc::new(Results { output: Arc::clone(&output), signature: format!("web-{}", std::process::id()) });
     let replies = Replies::open(

@@ -44,7 +44,7 @@ use crate::instance::Instance;
 use crate::model::{ModelChoice, ModelPackage};
 use crate::protocol::WorkerLine;
 use crate::queue::{self, ServiceQueues};
-use crate::store::{self, Holds};
+use crate::store;
 
 /// How long a drain may take before what is left is handed back. `up` drains its web tier (4 s) and then its workers,
 /// all within the 10 s that supervisors commonly allow.
@@ -117,8 +117,8 @@ async fn work(
     let service =
         ServiceQueues::open_or_create(&*queues, &config.names, config.visibility_timeout, config.max_receive_count)
             .await?;
-    let input = store::open(&config.backend, &config.names.input_bucket, Holds::Images).await?;
-    let output = store::open(&config.backend, &config.names.output_bucket, Holds::Results).await?;
+    let input = store::open(&config.backend, &config.names.input_bucket).await?;
+    let output = store::open(&config.backend, &config.names.output_bucket).await?;
     let rules = Arc::new(Rules {
         input_bucket: config.names.input_bucket.clone(),
         max_receive_count: config.max_receive_count,

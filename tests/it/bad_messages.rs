@@ -7,6 +7,7 @@ use std::time::Duration;
 use imgcls::config::{Backend, Names};
 use imgcls::protocol::reply_queue;
 use imgcls::queue::{self, Delivery, Outgoing, Queue, QueueAttributes, Queues, ReceiveOptions};
+use imgcls::store::{ObjectStore as _, Put, PutOptions, SqliteStore};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -63,9 +64,9 @@ impl Clinic {
     }
 
     fn store(&self, id: Uuid, image: &[u8]) {
-        let folder = self.service.data_dir().join("input/images");
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join(id.to_string()), image).unwrap();
+        let input = SqliteStore::open(&self.service.data_dir(), "input").unwrap();
+        let put = input.put(&format!("images/{id}"), image.to_vec().into(), PutOptions::default());
+        assert_eq!(run(put).unwrap(), Put::Created);
     }
 }
 

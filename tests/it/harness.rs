@@ -259,6 +259,13 @@ impl Service {
         response.json()["id"].as_str().unwrap().to_owned()
     }
 
+    /// The keys of all images that the local store has.
+    pub fn images(&self) -> Vec<String> {
+        let database = self.database();
+        let mut select = database.prepare("SELECT key FROM objects WHERE bucket = 'input' ORDER BY key").unwrap();
+        select.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    }
+
     /// Waits for the end of a job.
     pub fn finished(&self, id: &str) -> Value {
         until(&format!("the end of {id}"), || {

@@ -1,12 +1,12 @@
-//! What only the local store promises: many processes in one directory, kill -9, keys that stay inside, its errors.
+//! What only the local store promises: many processes in one directory, kill -9, no file that is left, its errors.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use imgcls::store::{DirStore, ObjectStore as _, Put, PutOptions, StoreError};
+use imgcls::store::{ObjectStore as _, Put, PutOptions, SqliteStore, StoreError};
 use rand::Rng as _;
 use sha2::{Digest as _, Sha256};
 
@@ -61,13 +61,11 @@ fn a_killed_process_leaves_whole_objects_and_all_that_were_acknowledged() {
         worker.kill();
         acknowledged.extend(worker.rest());
     }
-    let mut found = BTreeSet::new();
-    for entry in fs::read_dir(directory.path().join(BUCKET).join("images")).unwrap() {
-        let entry = entry.unwrap();
-        let name = entry.file_name().into_string().unwrap();
-        assert_eq!(name, digest(&fs::read(entry.path()).unwrap()), "a whole object");
-        found.insert(name);
+    let found = bodies(directory.path());
+    for (name, body) in &found {
+        assert_eq!(*name, format!("images/{}", digest(body)), "a whole object");
     }
+    let found: BTreeSet<String> = found.into_keys().map(|key| key["images/".len()..].to_owned()).collect();
     let lost: Vec<_> = acknowledged.difference(&found).collect();
     assert!(lost.is_empty(), "{lost:?}");
 }
@@ -80,7 +78,7 @@ async fn worker_puts_until_killed() {
         let store = Arc::clone(&store);
         async move {
             loop {
-                let mut body = vec![lane; 200_000];
+                let mut body = vec![lane; if lane < 2 { 60_000 } else { 200_000 }];
                 rand::rng().fill(&mut body[..32]);
                 let name = digest(&body);
                 let options = if lane % 2 == 0 { ONCE } else { PLAIN };
@@ -92,74 +90,49 @@ async fn worker_puts_until_killed() {
     futures::future::join_all(lanes).await;
 }
 
-#[tokio::test]
-async fn no_key_leads_out_of_the_bucket() {
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_never_paths() {
     let directory = tempfile::tempdir().unwrap();
-    let outside = directory.path().join("outside");
-    fs::create_dir(&outside).unwrap();
-    fs::write(outside.join("secret"), "secret").unwrap();
-    let store = open(directory.path());
-    let bad = [
-        "",
-        "/etc/passwd",
-        "../outside/secret",
-        "a/../../outside/secret",
-        "a//b",
-        "a/",
-        "./a",
-        "a/.",
-        "a\0b",
-        "..",
-        ".",
-    ];
-    let long_segment = "s".repeat(256);
-    for key in bad.into_iter().chain([long_segment.as_str()]) {
-        assert!(matches!(store.put(key, Bytes::new(), PLAIN).await, Err(StoreError::Fatal { .. })), "{key:?}");
-        assert!(matches!(store.get(key, MANY).await, Err(StoreError::Fatal { .. })), "{key:?}");
-        assert!(matches!(store.head(key).await, Err(StoreError::Fatal { .. })), "{key:?}");
-        assert!(matches!(store.delete(key).await, Err(StoreError::Fatal { .. })), "{key:?}");
+    let store = open(&directory.path().join("data"));
+    fs::write(directory.path().join("secret"), "secret").unwrap();
+    for key in ["/etc/passwd", "../secret", "a/../../secret", "a//b", "a/", "./a", "..", ".", "a", "a/b", "a\0b"] {
+        for size in [10, 200_000] {
+            let body = Bytes::from(format!("{key} ").repeat(size / 10));
+            assert_eq!(store.get(key, MANY).await.unwrap().is_none(), size == 10, "{key:?}");
+            let _ = store.put(key, body.clone(), PLAIN).await.unwrap();
+            assert!(store.get(key, MANY).await.unwrap() == Some(body), "{key:?}");
+        }
     }
-    let bucket = directory.path().join(BUCKET);
-    std::os::unix::fs::symlink(&outside, bucket.join("link")).unwrap();
-    std::os::unix::fs::symlink(outside.join("secret"), bucket.join("file-link")).unwrap();
-    for key in ["link/secret", "file-link"] {
-        assert_eq!(store.get(key, MANY).await.unwrap(), None, "{key}");
-        assert_eq!(store.head(key).await.unwrap(), None, "{key}");
-        store.delete(key).await.unwrap();
-    }
-    assert!(store.put("link/new", Bytes::new(), PLAIN).await.is_err());
-    assert_eq!(store.put("file-link", Bytes::from_static(b"mine"), PLAIN).await.unwrap(), Put::Created);
-    assert_eq!(fs::read_to_string(outside.join("secret")).unwrap(), "secret");
-    assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+    assert_eq!(fs::read_to_string(directory.path().join("secret")).unwrap(), "secret");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
 }
 
-#[tokio::test]
-async fn a_key_below_an_object_is_refused() {
+#[tokio::test(flavor = "multi_thread")]
+async fn no_file_is_left_that_nothing_names() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path());
-    let _ = store.put("a", Bytes::new(), PLAIN).await.unwrap();
-    let _ = store.put("b/c", Bytes::new(), PLAIN).await.unwrap();
-    assert!(matches!(store.put("a/b", Bytes::new(), PLAIN).await, Err(StoreError::Fatal { .. })));
-    assert!(matches!(store.put("b", Bytes::new(), PLAIN).await, Err(StoreError::Fatal { .. })));
-}
+    let files = || fs::read_dir(directory.path().join("objects")).unwrap().count();
+    let large = Bytes::from(vec![7; 200_000]);
+    let _ = store.put("a", large.clone(), PLAIN).await.unwrap();
+    let _ = store.put("b", large.clone(), PLAIN).await.unwrap();
+    assert_eq!(files(), 2);
+    let _ = store.put("a", large.clone(), PLAIN).await.unwrap();
+    assert_eq!(store.put("a", large.clone(), ONCE).await.unwrap(), Put::AlreadyExists);
+    assert_eq!(files(), 2, "what was replaced and what came too late are gone");
+    let _ = store.put("a", Bytes::from_static(b"small"), PLAIN).await.unwrap();
+    assert_eq!(files(), 1);
+    store.delete("b").await.unwrap();
+    assert_eq!(files(), 0);
 
-#[tokio::test]
-async fn nothing_temporary_is_left() {
-    let directory = tempfile::tempdir().unwrap();
-    let temporary = directory.path().join(".tmp");
-    let store = open(directory.path());
-    for _ in 0..3 {
-        let _ = store.put("a/b", Bytes::from_static(b"x"), ONCE).await.unwrap();
-        let _ = store.put("a/c", Bytes::from_static(b"x"), PLAIN).await.unwrap();
-    }
-    assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
     // What a killed process left goes when it is old, and not before.
-    let two_hours_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7_200);
-    fs::File::create(temporary.join("old")).unwrap().set_modified(two_hours_ago).unwrap();
-    fs::File::create(temporary.join("young")).unwrap();
-    open(directory.path());
-    let left: Vec<_> = fs::read_dir(&temporary).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left, ["young"]);
+    let database = rusqlite::Connection::open(directory.path().join("imgcls.sqlite3")).unwrap();
+    for (name, hours_ago) in [("old", 2), ("young", 0)] {
+        fs::write(directory.path().join("objects").join(name), name).unwrap();
+        let since = format!("(unixepoch() - 3600 * {hours_ago}) * 1000");
+        database.execute(&format!("INSERT INTO loose_files VALUES (?1, {since})"), [name]).unwrap();
+    }
+    let _ = store.put("c", large, PLAIN).await.unwrap();
+    assert!(!directory.path().join("objects/old").exists() && directory.path().join("objects/young").exists());
 }
 
 #[test]
@@ -167,7 +140,7 @@ fn a_directory_that_cannot_be_used_is_refused_with_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("file"), "").unwrap();
     for (data_dir, bucket) in [("file", BUCKET), ("fine", ".."), ("fine", "a/b")] {
-        match DirStore::open(&directory.path().join(data_dir), bucket) {
+        match SqliteStore::open(&directory.path().join(data_dir), bucket) {
             Err(StoreError::Fatal { reason, .. }) => assert!(!reason.contains('\n'), "{reason}"),
             Err(other) => panic!("{other}"),
             Ok(_) => panic!("{data_dir} {bucket} was opened"),
@@ -175,8 +148,20 @@ fn a_directory_that_cannot_be_used_is_refused_with_what_to_do() {
     }
 }
 
-fn open(data_dir: &Path) -> DirStore {
-    DirStore::open(data_dir, BUCKET).unwrap()
+fn open(data_dir: &Path) -> SqliteStore {
+    SqliteStore::open(data_dir, BUCKET).unwrap()
+}
+
+/// Key and body of every object.
+fn bodies(data_dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let database = rusqlite::Connection::open(data_dir.join("imgcls.sqlite3")).unwrap();
+    let mut select = database.prepare("SELECT key, file, body FROM objects").unwrap();
+    let rows = select.query_map([], |row| <(String, Option<String>, Vec<u8>)>::try_from(row)).unwrap();
+    let whole = |(key, file, body): (String, Option<String>, Vec<u8>)| match file {
+        Some(file) => (key, fs::read(data_dir.join("objects").join(file)).unwrap()),
+        None => (key, body),
+    };
+    rows.map(|row| whole(row.unwrap())).collect()
 }
 
 fn digest(body: &[u8]) -> String {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use imgcls::config::{Backend, Names};
 use imgcls::queue::{self, DEFAULT_MAX_MESSAGE_BYTES, Delivery, Outgoing, Queue, ReceiveOptions};
-use imgcls::store::{self, Holds};
+use imgcls::store;
 use serde_json::json;
 
 use crate::harness::{PATIENCE, Service, label_of, picture};
@@ -63,8 +63,8 @@ fn the_originals_messages_are_answered_in_the_originals_form() {
         queues.send(json!({"image_data": encode(&image), "filename": "../../test_0.x.JPEG"}).to_string()).await;
         assert_eq!(next(&*queues.results).await.body, json!({"test_0.x.JPEG": label}).to_string());
         let backend = Backend::Local { data_dir: service.data_dir() };
-        let input = store::open(&backend, "input", Holds::Images).await.unwrap();
-        let output = store::open(&backend, "output", Holds::Results).await.unwrap();
+        let input = store::open(&backend, "input").await.unwrap();
+        let output = store::open(&backend, "output").await.unwrap();
         assert_eq!(input.get("test_0.x.JPEG", MANY).await.unwrap().unwrap(), image);
         let stored = output.get("test_0", MANY).await.unwrap().unwrap();
         assert_eq!(stored, format!("((test_0.x.JPEG, {label}))"));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use imgcls::config::{Backend, Names};
 use imgcls::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, ImageRef, SeedRequest, Status};
 use imgcls::queue::{self, Outgoing, ReceiveOptions, ServiceQueues};
-use imgcls::store::{self, Holds, ObjectStore, PutOptions};
+use imgcls::store::{self, ObjectStore, PutOptions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::{NoContext, Timestamp, Uuid};
@@ -33,8 +33,8 @@ impl Ward {
         let (backend, names) = (Backend::Local { data_dir: dir.path().join("data") }, Names::local("imgcls"));
         let queues = queue::open(&backend).await.unwrap();
         let service = ServiceQueues::open_or_create(&*queues, &names, Duration::from_secs(30), 5).await.unwrap();
-        let input = store::open(&backend, &names.input_bucket, Holds::Images).await.unwrap();
-        let output = store::open(&backend, &names.output_bucket, Holds::Results).await.unwrap();
+        let input = store::open(&backend, &names.input_bucket).await.unwrap();
+        let output = store::open(&backend, &names.output_bucket).await.unwrap();
         Ward { dir, service, input, output }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use imgcls::config::{Backend, Names};
 use imgcls::queue::{self, Outgoing, Queue, QueueAttributes, ReceiveOptions};
-use imgcls::store::{self, Holds, ObjectStore, PutOptions};
+use imgcls::store::{self, ObjectStore, PutOptions};
 use serde_json::{Value, json};
 
 use crate::harness::{PATIENCE, Service, form, label_of, picture, request};
@@ -30,8 +30,8 @@ impl OriginalWorker {
         OriginalWorker {
             requests: queues.open(&names.request_queue).await.unwrap(),
             results: queues.open(&names.result_queue).await.unwrap(),
-            input: store::open(backend, &names.input_bucket, Holds::Images).await.unwrap(),
-            output: store::open(backend, &names.output_bucket, Holds::Results).await.unwrap(),
+            input: store::open(backend, &names.input_bucket).await.unwrap(),
+            output: store::open(backend, &names.output_bucket).await.unwrap(),
             writes_output: true,
             replies: true,
         }
@@ -186,6 +186,5 @@ fn an_image_that_does_not_fit_the_queue_is_refused_with_the_queues_limit() {
     assert_eq!((refused.status, &refused.json()["type"]), (413, &"urn:imgcls:problem:too-large".into()));
     let detail = refused.json()["detail"].as_str().unwrap().to_owned();
     assert!(detail.contains("web-app-image-transport") && detail.contains("6144"), "{detail}");
-    let stored = std::fs::read_dir(service.data_dir().join("input/images")).unwrap().count();
-    assert_eq!(stored, 1, "the refused image was stored");
+    assert_eq!(service.images().len(), 1, "the refused image was stored");
 }

@@ -154,10 +154,10 @@ fn file_names_are_data() {
     let (content_type, body) = form("f", "../../x\\\"<b>.jpg", &image);
     let answer = service.request("POST", "/v1/classify", &[("Content-Type", &content_type)], &body).json();
     assert_eq!(answer["status"], "succeeded");
-    let names: Vec<_> = std::fs::read_dir(service.data_dir().join("input/images")).unwrap().flatten().collect();
-    assert_eq!(names.len(), 3, "{names:?}");
-    for name in names {
-        let name = name.file_name().into_string().unwrap();
+    let keys = service.images();
+    assert_eq!(keys.len(), 3, "{keys:?}");
+    for key in keys {
+        let name = key.strip_prefix("images/").unwrap();
         assert!(name.len() == 36 && name.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit()), "{name}");
     }
 }
@@ -199,8 +199,8 @@ fn a_job_that_nobody_reaches_ends_as_expired() {
     let mut service = Service::start(0, &["--job-ttl", "1s"], &[]);
     let id = service.submit("late.jpg", &picture("rocket.jpg"));
     until("its expiry", || {
-        let age = std::fs::metadata(service.data_dir().join("input/images").join(&id)).unwrap().modified().unwrap();
-        (age.elapsed().unwrap() > Duration::from_millis(1_100)).then_some(())
+        let submitted_at = imgcls::protocol::submitted_at(id.parse().unwrap()).unwrap();
+        (jiff::Timestamp::now().duration_since(submitted_at).as_millis() > 1_100).then_some(())
     });
     service.add_worker();
     assert_eq!(service.finished(&id)["status"], "expired");
@@ -243,7 +243,7 @@ fn a_drain_answers_those_who_wait_and_a_worker_finishes_what_it_holds() {
     let image = picture("rocket.jpg");
     let address = service.address;
     let waiting = thread::spawn(move || request(address, "POST", "/v1/classify?wait=600", &[], &image).unwrap());
-    until("the job", || std::fs::read_dir(service.data_dir().join("input/images")).ok()?.next().map(drop));
+    until("the job", || service.images().pop().map(drop));
     let asked = Instant::now();
     service.web.signal("TERM");
     let answer = waiting.join().unwrap();
