@@ -55,8 +55,7 @@ struct Options {
 
 impl Options {
     fn parse(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Options> {
-        let mut options =
-            Options { duration: Duration::from_secs(1), agreement: None, choice: ModelChoice::default() };
+        let mut options = Options { duration: Duration::from_secs(1), agreement: None, choice: ModelChoice::default() };
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
             match argument.as_str() {
@@ -105,8 +104,7 @@ fn median_ms<E: std::error::Error + Send + Sync + 'static>(
 /// A picture with the detail of photographs at any size: one of them where it is large enough, else many side by side.
 fn made(width: u32, height: u32) -> anyhow::Result<RgbImage> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/loadgen/samples");
-    let photographs =
-        PHOTOGRAPHS.iter().map(|name| read(&folder.join(name))).collect::<anyhow::Result<Vec<_>>>()?;
+    let photographs = PHOTOGRAPHS.iter().map(|name| read(&folder.join(name))).collect::<anyhow::Result<Vec<_>>>()?;
     if width <= 512 {
         return resized(&photographs[2], width, height);
     }
@@ -173,7 +171,8 @@ fn read(file: &Path) -> anyhow::Result<RgbImage> {
 }
 
 fn resized(picture: &RgbImage, width: u32, height: u32) -> anyhow::Result<RgbImage> {
-    let source = ResizedImage::from_vec_u8(picture.width(), picture.height(), picture.as_raw().clone(), PixelType::U8x3)?;
+    let source =
+        ResizedImage::from_vec_u8(picture.width(), picture.height(), picture.as_raw().clone(), PixelType::U8x3)?;
     let mut target = ResizedImage::new(width, height, PixelType::U8x3);
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
     Resizer::new().resize(&source, &mut target, &options)?;

@@ -40,6 +40,24 @@ pub struct Pixels {
     /// 1: grey, 3: RGB.
     pub channels: usize,
     pub orientation: Orientation,
+    /// What these are a reduction of, where a decoder reduced.
+    pub whole: Whole,
+}
+
+/// The picture in the file: `reduction` of its pixels lie along one of those that were decoded, the last of a row or
+/// column standing for fewer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whole {
+    pub width: usize,
+    pub height: usize,
+    pub reduction: usize,
+}
+
+impl Whole {
+    /// Decoded as it is.
+    pub fn of(width: usize, height: usize) -> Whole {
+        Whole { width, height, reduction: 1 }
+    }
 }
 
 /// Bytes for the pixels of a picture, all zero: what a decoder leaves out shows nothing of the picture before.
@@ -172,7 +190,7 @@ fn decode_other(bytes: &[u8], format: ImageFormat, limits: &Limits) -> Result<Pi
     let (width, height) = (width as usize, height as usize);
     let channels = to_opaque_8_bit(&mut data, color_type, width)
         .ok_or_else(|| undecodable(format!("the {name} stores its colours in a way that is not supported")))?;
-    Ok(Pixels { data, width, height, channels, orientation })
+    Ok(Pixels { data, width, height, channels, orientation, whole: Whole::of(width, height) })
 }
 
 /// Brings rows of any colour type to opaque grey or RGB in place; returns the channels that are left.

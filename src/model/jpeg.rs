@@ -14,7 +14,7 @@ use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::PrepareError;
-use super::decode::{Orientation, Pixels, check_pixels, room, undecodable};
+use super::decode::{Orientation, Pixels, Whole, check_pixels, room, undecodable};
 #[cfg(feature = "turbojpeg")]
 use super::turbo;
 use crate::config::Limits;
@@ -70,8 +70,9 @@ fn decode_whole(
     let channels = if decoder.input_colorspace() == Some(ColorSpace::Luma) { 1 } else { 3 };
     let colours = if channels == 1 { ColorSpace::Luma } else { ColorSpace::RGB };
     decoder.set_options(options.jpeg_set_out_colorspace(colours));
-    let mut pixels =
-        Pixels { data: room(width * height * channels), width, height, channels, orientation: markers.orientation };
+    let (orientation, whole) = (markers.orientation, Whole::of(width, height));
+    let data = room(width * height * channels);
+    let mut pixels = Pixels { data, width, height, channels, orientation, whole };
     decoder.decode_into(&mut pixels.data).map_err(damaged)?;
     Ok(pixels)
 }

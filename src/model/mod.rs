@@ -5,6 +5,7 @@
 //! - `decode`: bytes → 8-bit pixels, within limits; `jpeg` and `turbo`: those of a JPEG
 //! - `preprocess`: pixels → the model's input
 //! - `onnx`: the session
+//! - `tuning`: what `imgcls tune` found
 
 mod decode;
 mod find;
@@ -12,6 +13,7 @@ mod jpeg;
 mod onnx;
 mod package;
 mod preprocess;
+mod tuning;
 #[cfg(feature = "turbojpeg")]
 mod turbo;
 
@@ -26,6 +28,7 @@ pub use find::{model_folder, runtime_library};
 pub use jpeg::DECODER as JPEG_DECODER;
 pub use onnx::Session;
 pub use package::ModelPackage;
+pub use tuning::{Tuning, cores};
 
 /// Which model to run and how, as the flags say it.
 #[derive(Debug, Clone, Default)]
@@ -38,7 +41,7 @@ pub struct ModelChoice {
     pub ort_dylib: Option<PathBuf>,
     /// Threads inside one inference. None: 1.
     pub intra_threads: Option<usize>,
-    /// Where optimised graphs are kept. None: nowhere.
+    /// Where optimised graphs and what `tune` found are kept. None: nowhere.
     pub cache_dir: Option<PathBuf>,
 }
 

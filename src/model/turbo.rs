@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat, ScalingFactor};
 
 use super::PrepareError;
-use super::decode::{Orientation, Pixels, room};
+use super::decode::{Orientation, Pixels, Whole, room};
 
 thread_local! {
     /// Made with a thread's first picture; holds nothing of a picture between two calls.
@@ -40,10 +40,10 @@ pub fn decode(
         }
         guard(header.width, header.height)?;
         let scale = smallest(header.width.min(header.height), short_side);
-        let header = header.scaled(scale);
-        let (width, height, channels) = (header.width, header.height, format.size());
-        let mut pixels =
-            Pixels { data: room(width * height * channels), width, height, channels, orientation };
+        let whole = Whole { width: header.width, height: header.height, reduction: scale.denom() };
+        let (width, height, channels) = (scale.scale(whole.width), scale.scale(whole.height), format.size());
+        let data = room(width * height * channels);
+        let mut pixels = Pixels { data, width, height, channels, orientation, whole };
         let image = Image { pixels: pixels.data.as_mut_slice(), width, pitch: width * channels, height, format };
         let decoded = decompressor.set_scaling_factor(scale).and_then(|()| decompressor.decompress(bytes, image));
         Ok(decoded.is_ok().then_some(pixels))
