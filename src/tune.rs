@@ -84,7 +84,7 @@ fn measure(config: &Config, first_round: &[Setting]) -> anyhow::Result<Vec<Trial
     let count = first_round.len() + BATCH_SIZES.len();
     let duration = config.duration / count as u32;
     let mut trials: Vec<Trial> = Vec::with_capacity(count);
-    let mut measure = |setting: Setting, trials: &mut Vec<Trial>| {
+    let measure = |setting: Setting, trials: &mut Vec<Trial>| {
         let trial = trial(&config.model, setting, duration)?;
         eprintln!("tune: {} of {count}: {}", trials.len() + 1, trial.line());
         trials.push(trial);
@@ -119,7 +119,7 @@ fn trial(choice: &ModelChoice, setting: Setting, duration: Duration) -> anyhow::
             .iter_mut()
             .map(|session| {
                 let begin = &begin;
-                scope.spawn(move || {
+                scope.spawn(move || -> anyhow::Result<(u32, Duration)> {
                     let warm = classify(session, package, setting.batch_size);
                     begin.wait(); // also where it failed: the others wait for this one
                     warm?;
