@@ -22,20 +22,27 @@ use self::arrivals::Unbounded;
 use self::policy::Defaults;
 use crate::aws::Aws;
 use crate::config::{self, Backend, BackendKind, Limits, Names};
-use crate::model::ModelChoice;
+use crate::model::{self, ModelChoice, Tuning};
 use crate::queue::MAX_BATCH;
 use crate::scaling::{Bounds, Policy};
 use crate::telemetry::LogFormat;
-use crate::{autoscale, classify, loadgen, protocol, queues, up, web, worker};
+use crate::{autoscale, classify, loadgen, protocol, queues, tune, up, web, worker};
 
 /// Halves the cost of the queue; more gains nothing there.
 const LOCAL_MAX_BATCH_SIZE: usize = 2;
 /// What one call to SQS carries, so that calls are full at load.
 const AWS_MAX_BATCH_SIZE: usize = MAX_BATCH;
 
+/// With what JPEGs are decoded by, as [`model::JPEG_DECODER`] says it.
+const LONG_VERSION: &str = if cfg!(feature = "turbojpeg") {
+    concat!(env!("CARGO_PKG_VERSION"), "\nJPEG: libjpeg-turbo")
+} else {
+    concat!(env!("CARGO_PKG_VERSION"), "\nJPEG: zune-jpeg (slower; built without the feature turbojpeg)")
+};
+
 /// Elastic image classification through a queue: one binary, on one machine or on AWS.
 #[derive(Debug, Parser)]
-#[command(name = "imgcls", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "imgcls", version, long_version = LONG_VERSION, arg_required_else_help = true, max_term_width = 100)]
 #[command(after_help = "Start with `imgcls up`, open http://127.0.0.1:8080/, drop a photograph on the page.\n\
     Every flag is also an environment variable, IMGCLS_<FLAG>; a flag beats the environment.\n\
     Exit codes: 0 done, 1 failed, 2 usage, 99 a loadgen threshold was missed; `provision plan\n\
@@ -65,6 +72,8 @@ pub enum Command {
     Queue(QueueArgs),
     /// Classify files with the model alone: no queue, no server
     Classify(ClassifyArgs),
+    /// Measure how the model runs fastest on this machine; workers that start later take what was found
+    Tune(TuneArgs),
 }
 
 impl Command {
@@ -76,7 +85,7 @@ impl Command {
             Command::Autoscale(args) => args.shared.log_format,
             Command::Queue(args) => args.command.shared().log_format,
             Command::Provision(args) => args.stack().shared.log_format,
-            Command::Loadgen(_) | Command::Simulate(_) | Command::Classify(_) => LogFormat::Text,
+            Command::Loadgen(_) | Command::Simulate(_) | Command::Classify(_) | Command::Tune(_) => LogFormat::Text,
         }
     }
 }
@@ -147,7 +156,8 @@ pub struct ModelArgs {
     /// A folder with a model.toml, or a name under models/ [default: efficientnet-lite0]
     #[arg(long, env = "IMGCLS_MODEL")]
     pub model: Option<String>,
-    /// File of the model to use, as model.toml names it (int8, fp16) [default: by what this CPU can do]
+    /// File of the model to use, as model.toml names it (int8, fp16) [default: as `imgcls tune` found,
+    /// else by what this CPU can do]
     #[arg(long, env = "IMGCLS_VARIANT")]
     pub variant: Option<String>,
     /// The ONNX Runtime library [default: $ORT_DYLIB_PATH, else searched for near the binary]
@@ -156,7 +166,8 @@ pub struct ModelArgs {
     /// Threads inside one inference; two sessions of one thread beat one session of two
     #[arg(long, env = "IMGCLS_INTRA_THREADS")]
     pub intra_threads: Option<usize>,
-    /// Where optimised graphs are kept between starts [default: nowhere]
+    /// Where optimised graphs and what `imgcls tune` found are kept [default: $XDG_CACHE_HOME/imgcls, or
+    /// ~/.cache/imgcls]
     #[arg(long, env = "IMGCLS_CACHE_DIR")]
     pub cache_dir: Option<PathBuf>,
 }
@@ -241,7 +252,7 @@ pub struct WorkerArgs {
     pub limits: LimitArgs,
     #[command(flatten)]
     pub batch: BatchArgs,
-    /// Sessions of the model side by side [default: one a core]
+    /// Sessions of the model side by side [default: as `imgcls tune` found, else one a core]
     #[arg(long, env = "IMGCLS_SESSIONS", value_parser = positive)]
     pub sessions: Option<usize>,
     #[command(flatten)]
@@ -312,7 +323,7 @@ pub struct WorkersArgs {
     /// Fewest worker processes; with 0 the first image waits until one has loaded the model
     #[arg(long, env = "IMGCLS_MIN_WORKERS", default_value_t = 1)]
     pub min_workers: u32,
-    /// Most worker processes [default: one a core]
+    /// Most worker processes [default: as many as `imgcls tune` found sessions for, else one a core]
     #[arg(long, env = "IMGCLS_MAX_WORKERS")]
     pub max_workers: Option<u32>,
     /// How their number follows the queue: one at a time at thresholds, or as many as an acceptable latency needs
@@ -472,6 +483,18 @@ pub struct ClassifyArgs {
     pub json: bool,
 }
 
+#[derive(Debug, Args)]
+pub struct TuneArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Seconds for all measurements together
+    #[arg(long, env = "IMGCLS_SECONDS", default_value = "20", value_parser = seconds)]
+    pub seconds: Duration,
+    /// Print the report as JSON on standard output
+    #[arg(long, env = "IMGCLS_JSON")]
+    pub json: bool,
+}
+
 impl SharedArgs {
     /// The backend that flags and environment ask for, and who said so.
     pub fn backend(&self) -> (Backend, String) {
@@ -554,11 +577,14 @@ impl LimitArgs {
 }
 
 impl BatchArgs {
-    fn max_batch_size(&self, backend: &Backend) -> usize {
-        self.max_batch_size.unwrap_or(match backend {
+    /// What was found for the model counts where it is more than what the queue gains by.
+    fn max_batch_size(&self, backend: &Backend, tuning: Option<&Tuning>) -> usize {
+        let of_the_queue = match backend {
             Backend::Local { .. } => LOCAL_MAX_BATCH_SIZE,
             Backend::Aws { .. } => AWS_MAX_BATCH_SIZE,
-        })
+        };
+        let of_the_model = tuning.and_then(|tuning| tuning.max_batch_size).unwrap_or(1);
+        self.max_batch_size.unwrap_or(of_the_queue.max(of_the_model))
     }
 }
 
@@ -569,9 +595,26 @@ impl ModelArgs {
             variant: self.variant.clone(),
             ort_dylib: self.ort_dylib.clone(),
             intra_threads: self.intra_threads,
-            cache_dir: self.cache_dir.clone(),
+            cache_dir: self.cache_dir.clone().or_else(default_cache_dir),
         }
     }
+
+    /// The choice, with what `imgcls tune` found where flags and environment say nothing.
+    fn tuned(&self) -> (ModelChoice, Option<Tuning>) {
+        let mut choice = self.choice();
+        let Some((tuning, path)) = Tuning::read(&choice) else { return (choice, None) };
+        tracing::info!(path = %path.display(), ?tuning, "as `imgcls tune` found, where no flag says otherwise");
+        choice.variant.get_or_insert_with(|| tuning.variant.clone());
+        choice.intra_threads.get_or_insert(tuning.intra_threads);
+        (choice, Some(tuning))
+    }
+}
+
+/// None where the environment names no home: then nothing is kept.
+fn default_cache_dir() -> Option<PathBuf> {
+    let absolute = |variable: &str| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let caches = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
+    Some(caches.join("imgcls"))
 }
 
 fn web_config(shared: &SharedArgs, http: &HttpArgs, limits: &LimitArgs, backend: Backend, names: Names) -> web::Config {
@@ -620,15 +663,16 @@ impl GroupArg {
 
 impl WorkerArgs {
     pub fn config(&self, backend: Backend, names: Names) -> worker::Config {
+        let (model, tuning) = self.model.tuned();
         worker::Config {
-            max_batch_size: self.batch.max_batch_size(&backend),
+            max_batch_size: self.batch.max_batch_size(&backend, tuning.as_ref()),
             backend,
             names,
             limits: self.limits.limits(),
-            model: self.model.choice(),
+            model,
             visibility_timeout: self.shared.visibility_timeout,
             max_receive_count: self.shared.max_receive_count,
-            sessions: self.sessions,
+            sessions: self.sessions.or(tuning.map(|tuning| tuning.sessions)),
             max_batch_delay: self.batch.max_batch_delay,
             auto_scaling_group: self.group.name(&self.shared.stack),
             admin_listen: self.admin_listen,
@@ -647,8 +691,9 @@ impl UpArgs {
         let backend = here(&self.shared)?;
         let names = self.shared.names(&backend).await?;
         let web = web_config(&self.shared, &self.http, &self.limits, backend.clone(), names.clone());
-        let autoscale = self.workers.config("up", LOCAL_POLICY)?;
-        let workers = local_workers(&self.shared, &self.limits, &self.model, &self.batch, autoscale, backend, names);
+        let model = self.model.tuned();
+        let autoscale = self.workers.config("up", LOCAL_POLICY, model.1.as_ref())?;
+        let workers = local_workers(&self.shared, &self.limits, model, &self.batch, autoscale, backend, names);
         Ok(up::Config { web, workers })
     }
 }
@@ -684,8 +729,9 @@ impl AutoscaleArgs {
     pub async fn of_processes(&self) -> anyhow::Result<up::Workers> {
         let backend = here(&self.shared)?;
         let names = self.shared.names(&backend).await?;
-        let autoscale = self.workers.config("autoscale", LOCAL_POLICY)?;
-        Ok(local_workers(&self.shared, &self.limits, &self.model, &self.batch, autoscale, backend, names))
+        let model = self.model.tuned();
+        let autoscale = self.workers.config("autoscale", LOCAL_POLICY, model.1.as_ref())?;
+        Ok(local_workers(&self.shared, &self.limits, model, &self.batch, autoscale, backend, names))
     }
 }
 
@@ -697,18 +743,19 @@ fn here(shared: &SharedArgs) -> anyhow::Result<Backend> {
 fn local_workers(
     shared: &SharedArgs,
     limits: &LimitArgs,
-    model: &ModelArgs,
+    model: (ModelChoice, Option<Tuning>),
     batch: &BatchArgs,
     autoscale: autoscale::Config,
     backend: Backend,
     names: Names,
 ) -> up::Workers {
+    let (model, tuning) = model;
     let worker = worker::Config {
-        max_batch_size: batch.max_batch_size(&backend),
+        max_batch_size: batch.max_batch_size(&backend, tuning.as_ref()),
         backend,
         names,
         limits: limits.limits(),
-        model: model.choice(),
+        model,
         visibility_timeout: shared.visibility_timeout,
         max_receive_count: shared.max_receive_count,
         sessions: Some(1),
@@ -721,9 +768,9 @@ fn local_workers(
 }
 
 impl WorkersArgs {
-    fn config(&self, command: &str, defaults: Defaults) -> anyhow::Result<autoscale::Config> {
-        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-        let max_workers = self.max_workers.unwrap_or_else(|| cores.max(self.min_workers));
+    fn config(&self, command: &str, defaults: Defaults, tuning: Option<&Tuning>) -> anyhow::Result<autoscale::Config> {
+        let most = tuning.map_or_else(model::cores, |tuning| tuning.sessions) as u32;
+        let max_workers = self.max_workers.unwrap_or_else(|| most.max(self.min_workers));
         let bounds = Bounds::new(self.min_workers, max_workers)
             .map_err(|error| usage(command, &format!("{error}: see --min-workers and --max-workers")))?;
         Ok(autoscale::Config {
@@ -833,6 +880,20 @@ impl ClassifyArgs {
             top_k: self.top_k,
             json: self.json,
         }
+    }
+}
+
+impl TuneArgs {
+    pub fn config(&self) -> tune::Config {
+        tune::Config { model: self.model.choice(), duration: self.seconds, json: self.json }
+    }
+}
+
+/// Bounded, so that one measurement is neither empty nor forgotten.
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) if (0.1..=600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("a number of seconds, 0.1 to 600".to_owned()),
     }
 }
 

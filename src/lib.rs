@@ -34,6 +34,7 @@ pub mod worker; // one delivery → one result
 pub mod classify; // the model alone
 pub mod queues; // look at queues; dead letters listed, shown, sent again
 pub mod simulate; // policies against a virtual clock: latency, cost, plots
+pub mod tune; // how the model runs fastest on this machine
 pub mod up; // everything on this machine
 
 // Floor 5: what makes each command's configuration.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use imgcls::cli::{Cli, Command};
 use imgcls::config::Backend;
-use imgcls::{autoscale, classify, loadgen, provision, queues, shutdown, simulate, telemetry, up, web, worker};
+use imgcls::{autoscale, classify, loadgen, provision, queues, shutdown, simulate, telemetry, tune, up, web, worker};
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
@@ -102,6 +102,10 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Classify(args) => {
             let all_classified = classify::run(&args.config())?;
             Ok(if all_classified { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Tune(args) => {
+            tune::run(&args.config())?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Simulate(args) => {
             simulate::run(&args.config()?)?;

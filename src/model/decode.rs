@@ -4,33 +4,31 @@
 //!
 //! What comes in is hostile until shown otherwise:
 //! - size limits are held against the header, before memory for pixels is asked for;
-//! - a JPEG may hold any number of scans over the whole image, each as long as a decode, so scans × pixels is bounded
-//!   too, counted by walking the markers;
+//! - a JPEG has more guards (`jpeg`);
 //! - a decoder gets [`SPARE_BYTES`] beside the picture itself;
 //! - a file that ends before its picture does is refused, as Pillow does: an answer for half a picture looks like an
 //!   answer, and who sent it can send the whole.
 
+use std::cell::Cell;
 use std::io::Cursor;
 
 use image::metadata::Orientation as ExifOrientation;
 use image::{ColorType, ImageDecoder, ImageError, ImageFormat, ImageReader};
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
 
-use super::PrepareError;
+use super::{PrepareError, jpeg};
 use crate::config::Limits;
 use crate::protocol::ErrorCode;
 
 /// What a decoder may use beside the pixels it returns.
 const SPARE_BYTES: u64 = 64 << 20;
 
-/// Most scans of one JPEG. Encoders write about ten (libjpeg's and mozjpeg's scripts), tools that search for the
-/// smallest file below twenty.
-const MAX_SCANS: usize = 64;
+/// Pixels of one picture that a thread keeps room for until the next: 1080p in RGB. Rarer, larger ones give theirs back.
+const KEPT_BYTES: usize = 1920 * 1080 * 3;
 
-/// Most scans × pixels, in units of the largest allowed picture: a picture of `max_pixels` may have this many scans.
-const MAX_SCANS_AT_MAX_PIXELS: u64 = 20;
+thread_local! {
+    /// Room for the pixels of the next picture: what was touched once costs no page faults again.
+    static KEPT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// A decoded picture as it is stored; `orientation` says how to look at it.
 #[derive(Debug)]
@@ -42,6 +40,43 @@ pub struct Pixels {
     /// 1: grey, 3: RGB.
     pub channels: usize,
     pub orientation: Orientation,
+    /// What these are a reduction of, where a decoder reduced.
+    pub whole: Whole,
+}
+
+/// The picture in the file: `reduction` of its pixels lie along one of those that were decoded, the last of a row or
+/// column standing for fewer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whole {
+    pub width: usize,
+    pub height: usize,
+    pub reduction: usize,
+}
+
+impl Whole {
+    /// Decoded as it is.
+    pub fn of(width: usize, height: usize) -> Whole {
+        Whole { width, height, reduction: 1 }
+    }
+}
+
+/// Bytes for the pixels of a picture, all zero: what a decoder leaves out shows nothing of the picture before.
+pub(super) fn room(bytes: usize) -> Vec<u8> {
+    let mut room = KEPT.take();
+    if room.capacity() < bytes {
+        return vec![0; bytes];
+    }
+    room.clear();
+    room.resize(bytes, 0);
+    room
+}
+
+impl Drop for Pixels {
+    fn drop(&mut self) {
+        if self.data.capacity() <= KEPT_BYTES {
+            KEPT.set(std::mem::take(&mut self.data));
+        }
+    }
 }
 
 /// How a stored picture is turned upright: upright (x, y) is stored (x, y), or (y, x) where `swapped`, then each stored
@@ -69,7 +104,7 @@ impl Orientation {
         Orientation { swapped, mirror_x, mirror_y }
     }
 
-    fn from_exif_block(block: &[u8]) -> Option<Orientation> {
+    pub(super) fn from_exif_block(block: &[u8]) -> Option<Orientation> {
         // WebP files carry JPEG's prefix at times.
         let block = block.strip_prefix(b"Exif\0\0").unwrap_or(block);
         ExifOrientation::from_exif_chunk(block).map(|orientation| Orientation::from_exif(orientation.to_exif()))
@@ -115,88 +150,15 @@ fn is_bmp_header_size(field: &[u8]) -> bool {
 /// Decodes one picture.
 ///
 /// `short_side` is what the picture will be reduced to: a decoder that can decode at a fraction of the size may return
-/// any size whose short side is not below it. None of today's does.
+/// any size whose short side is not below it. None: all pixels.
 pub fn decode(bytes: &[u8], limits: &Limits, short_side: Option<u32>) -> Result<Pixels, PrepareError> {
     match format(bytes) {
-        Some(ImageFormat::Jpeg) => decode_jpeg(bytes, limits, short_side),
+        Some(ImageFormat::Jpeg) => jpeg::decode(bytes, limits, short_side),
         Some(format) => decode_other(bytes, format, limits),
         None => Err(PrepareError::new(
             ErrorCode::UnsupportedType,
             "not an image of a known type; JPEG, PNG, WebP, GIF, BMP and TIFF are",
         )),
-    }
-}
-
-fn decode_jpeg(bytes: &[u8], limits: &Limits, _short_side: Option<u32>) -> Result<Pixels, PrepareError> {
-    let scans = JpegScans::walk(bytes);
-    if scans.count > MAX_SCANS {
-        return Err(undecodable(format!("the JPEG has more than {MAX_SCANS} scans")));
-    }
-    // A file that says where it ends is decoded as far as its data make sense, as browsers and libjpeg do. One that was
-    // cut off must still hold every pixel, which only the strict decoder tells.
-    let options = DecoderOptions::default()
-        .set_max_width(usize::from(u16::MAX))
-        .set_max_height(usize::from(u16::MAX))
-        .jpeg_set_max_scans(MAX_SCANS)
-        .set_strict_mode(!scans.ended);
-    let damaged =
-        |_| undecodable(if scans.ended { "the JPEG is damaged" } else { "the JPEG ends before its picture does" });
-    let mut decoder = zune_jpeg::JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(damaged)?;
-    let (width, height) = decoder.dimensions().ok_or_else(|| undecodable("the JPEG has no size"))?;
-    check_pixels(width as u64, height as u64, limits)?;
-    let pixels = (width * height) as u64;
-    if pixels.saturating_mul(scans.count as u64) > limits.max_pixels.saturating_mul(MAX_SCANS_AT_MAX_PIXELS) {
-        return Err(undecodable(format!("the JPEG has {} scans, too many for its size", scans.count)));
-    }
-    // A block of 64 pixels takes a bit at the very least; halved for components that are subsampled.
-    if (bytes.len() as u64) < pixels / (64 * 8 * 2) {
-        return Err(undecodable("the JPEG ends before its picture does"));
-    }
-    let channels = if decoder.input_colorspace() == Some(ColorSpace::Luma) { 1 } else { 3 };
-    let colours = if channels == 1 { ColorSpace::Luma } else { ColorSpace::RGB };
-    decoder.set_options(options.jpeg_set_out_colorspace(colours));
-    let orientation = decoder.exif().and_then(|block| Orientation::from_exif_block(block)).unwrap_or_default();
-    let mut data = vec![0; width * height * channels];
-    decoder.decode_into(&mut data).map_err(damaged)?;
-    Ok(Pixels { data, width, height, channels, orientation })
-}
-
-/// What the markers of a JPEG tell without decoding it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct JpegScans {
-    /// Scans seen; stops counting beyond [`MAX_SCANS`].
-    count: usize,
-    /// An end marker follows the scans.
-    ended: bool,
-}
-
-impl JpegScans {
-    fn walk(bytes: &[u8]) -> JpegScans {
-        const START_OF_SCAN: u8 = 0xda;
-        const END_OF_IMAGE: u8 = 0xd9;
-        let mut count = 0;
-        let mut position = 2;
-        while let Some(offset) = memchr::memchr(0xff, bytes.get(position..).unwrap_or_default()) {
-            position += offset + 1;
-            match bytes.get(position).copied() {
-                // A stuffed or restarted byte of a scan, padding, or a marker without content.
-                Some(0x00 | 0x01 | 0xd0..=0xd8) => position += 1,
-                Some(0xff) => {}
-                Some(END_OF_IMAGE) => return JpegScans { count, ended: true },
-                Some(marker) => {
-                    count += usize::from(marker == START_OF_SCAN);
-                    if count > MAX_SCANS {
-                        break;
-                    }
-                    let length =
-                        bytes.get(position + 1..position + 3).map(|field| u16::from_be_bytes([field[0], field[1]]));
-                    position += 1 + usize::from(length.unwrap_or(u16::MAX));
-                }
-                None => break,
-            }
-        }
-        JpegScans { count, ended: false }
     }
 }
 
@@ -223,12 +185,12 @@ fn decode_other(bytes: &[u8], format: ImageFormat, limits: &Limits) -> Result<Pi
         orientation => Orientation::from_exif(orientation.to_exif()),
     };
     let color_type = decoder.color_type();
-    let mut data = vec![0; usize::try_from(total_bytes).map_err(|_| undecodable("too large for this machine"))?];
+    let mut data = room(usize::try_from(total_bytes).map_err(|_| undecodable("too large for this machine"))?);
     decoder.read_image(&mut data).map_err(refused)?;
     let (width, height) = (width as usize, height as usize);
     let channels = to_opaque_8_bit(&mut data, color_type, width)
         .ok_or_else(|| undecodable(format!("the {name} stores its colours in a way that is not supported")))?;
-    Ok(Pixels { data, width, height, channels, orientation })
+    Ok(Pixels { data, width, height, channels, orientation, whole: Whole::of(width, height) })
 }
 
 /// Brings rows of any colour type to opaque grey or RGB in place; returns the channels that are left.
@@ -281,7 +243,7 @@ fn over_white<const FROM: usize, const TO: usize>(from: &[u8], to: &mut [u8]) {
     }
 }
 
-fn check_pixels(width: u64, height: u64, limits: &Limits) -> Result<(), PrepareError> {
+pub(super) fn check_pixels(width: u64, height: u64, limits: &Limits) -> Result<(), PrepareError> {
     if width == 0 || height == 0 {
         return Err(undecodable("the image has no pixels"));
     }
@@ -292,7 +254,7 @@ fn check_pixels(width: u64, height: u64, limits: &Limits) -> Result<(), PrepareE
     Ok(())
 }
 
-fn undecodable(message: impl Into<String>) -> PrepareError {
+pub(super) fn undecodable(message: impl Into<String>) -> PrepareError {
     PrepareError::new(ErrorCode::Undecodable, message)
 }
 
@@ -334,20 +296,6 @@ mod tests {
         assert_eq!(sniff(b"MM\0*"), Some("image/tiff"));
         assert_eq!(sniff(b""), None);
         assert_eq!(sniff(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), None);
-    }
-
-    #[test]
-    fn scans_are_counted_without_decoding() {
-        // A thumbnail's own markers inside a segment do not count; stuffed bytes and restarts belong to the scan.
-        let mut jpeg = b"\xff\xd8\xff\xe1\x00\x08\xff\xda\xff\xd9\x00\x00".to_vec();
-        jpeg.extend_from_slice(b"\xff\xda\x00\x03\x01\x11\xff\x00\x22\xff\xd0\x33");
-        jpeg.extend_from_slice(b"\xff\xc4\x00\x02\xff\xda\x00\x03\x01\x44");
-        assert_eq!(JpegScans::walk(&jpeg), JpegScans { count: 2, ended: false });
-        jpeg.extend_from_slice(b"\xff\xff\xd9trailing\xff\xda");
-        assert_eq!(JpegScans::walk(&jpeg), JpegScans { count: 2, ended: true });
-        let endless: Vec<u8> = b"\xff\xda\x00\x02".repeat(100_000);
-        assert_eq!(JpegScans::walk(&endless).count, MAX_SCANS + 1);
-        assert_eq!(JpegScans::walk(b"\xff\xd8"), JpegScans { count: 0, ended: false });
     }
 
     #[test]

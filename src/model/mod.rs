@@ -2,15 +2,20 @@
 //!
 //! - `find`: where the model and the ONNX Runtime library are looked for
 //! - `package`: `model.toml`, the variant for this CPU, digests, labels
-//! - `decode`: bytes → upright 8-bit pixels, within limits
+//! - `decode`: bytes → 8-bit pixels, within limits; `jpeg` and `turbo`: those of a JPEG
 //! - `preprocess`: pixels → the model's input
 //! - `onnx`: the session
+//! - `tuning`: what `imgcls tune` found
 
 mod decode;
 mod find;
+mod jpeg;
 mod onnx;
 mod package;
 mod preprocess;
+mod tuning;
+#[cfg(feature = "turbojpeg")]
+mod turbo;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -20,8 +25,10 @@ use crate::protocol::{ErrorCode, Prediction};
 
 pub use decode::sniff;
 pub use find::{model_folder, runtime_library};
+pub use jpeg::DECODER as JPEG_DECODER;
 pub use onnx::Session;
 pub use package::ModelPackage;
+pub use tuning::{Tuning, cores};
 
 /// Which model to run and how, as the flags say it.
 #[derive(Debug, Clone, Default)]
@@ -34,7 +41,7 @@ pub struct ModelChoice {
     pub ort_dylib: Option<PathBuf>,
     /// Threads inside one inference. None: 1.
     pub intra_threads: Option<usize>,
-    /// Where optimised graphs are kept. None: nowhere.
+    /// Where optimised graphs and what `tune` found are kept. None: nowhere.
     pub cache_dir: Option<PathBuf>,
 }
 
@@ -66,15 +73,31 @@ impl PrepareError {
 /// # Errors
 /// `InputTooLarge`, `UnsupportedType` and `TooManyPixels` before any pixel is decoded, `Undecodable` after.
 pub fn prepare(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Result<Tensor, PrepareError> {
+    prepare_from(bytes, package, limits, package.input().geometry.short_side())
+}
+
+/// As [`prepare`], but from every pixel, however large the picture: what scaled decoding is held against.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_unscaled(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Result<Tensor, PrepareError> {
+    prepare_from(bytes, package, limits, None)
+}
+
+fn prepare_from(
+    bytes: &[u8],
+    package: &ModelPackage,
+    limits: &Limits,
+    short_side: Option<u32>,
+) -> Result<Tensor, PrepareError> {
     if bytes.len() as u64 > limits.max_upload_bytes {
         let message = format!("{} bytes are more than the limit of {}", bytes.len(), limits.max_upload_bytes);
         return Err(PrepareError::new(ErrorCode::InputTooLarge, message));
     }
-    let input = package.input();
     // Decoders have panicked on malformed input before; what they leave behind is dropped with the closure.
     catch_unwind(AssertUnwindSafe(|| {
-        let pixels = decode::decode(bytes, limits, input.geometry.short_side())?;
-        Ok(preprocess::tensor(&pixels, input))
+        let pixels = decode::decode(bytes, limits, short_side)?;
+        Ok(preprocess::tensor(&pixels, package.input()))
     }))
     .unwrap_or_else(|_panic| {
         Err(PrepareError::new(ErrorCode::Undecodable, "the image is damaged in a way that stopped the decoder"))

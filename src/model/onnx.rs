@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -228,10 +229,12 @@ fn open_cached(package: &ModelPackage, options: &Options, folder: &Path) -> anyh
         }
         tracing::warn!(path = %path.display(), "the cached graph does not load; it is made again");
     }
-    let fresh = path.with_extension(format!("{}.tmp", std::process::id()));
+    let fresh = path.with_extension(unique("tmp"));
     let writable = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&fresh, []));
     if let Err(error) = writable {
-        tracing::warn!(folder = %folder.display(), %error, "no graph can be cached here");
+        // Once, not for each session.
+        static SAID: std::sync::Once = std::sync::Once::new();
+        SAID.call_once(|| tracing::warn!(folder = %folder.display(), %error, "no graph can be cached here"));
         return Ok((commit(package, options.builder(GraphOptimizationLevel::All)), "graph optimised at start"));
     }
     let builder = options.builder(GraphOptimizationLevel::All)?;
@@ -244,6 +247,12 @@ fn open_cached(package: &ModelPackage, options: &Options, folder: &Path) -> anyh
     }
     let _ = std::fs::remove_file(&fresh);
     Ok((session, "graph optimised at start and cached"))
+}
+
+/// Of this process and this call: the sessions of a worker are opened side by side.
+fn unique(extension: &str) -> String {
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    format!("{}-{}.{extension}", std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed))
 }
 
 const DIGEST_BYTES: usize = 32;
@@ -277,7 +286,7 @@ fn cache_key(package: &ModelPackage) -> String {
     package::hex(&hash.finalize()[..16])
 }
 
-fn cpu_features() -> String {
+pub(super) fn cpu_features() -> String {
     let mut features = String::from(std::env::consts::ARCH);
     macro_rules! note {
         ($detected:ident: $($feature:tt)*) => {

@@ -34,7 +34,7 @@ impl ModelPackage {
     /// One line that says what is wrong, with which file, and what to do.
     pub fn load(choice: &ModelChoice) -> anyhow::Result<ModelPackage> {
         let folder = find::model_folder(choice)?;
-        let description = Description::read(&folder.join("model.toml"))?;
+        let description = Description::read(&description_file(choice)?)?;
         let wanted = choice.variant.as_deref();
         let (variant, reason) = pick_variant(&description.files, wanted, cpu_has_int8_dot_product())
             .with_context(|| format!("model {}", description.name))?;
@@ -59,6 +59,22 @@ impl ModelPackage {
             output: description.output,
             input: Input::new(&description.input).with_context(|| format!("{}/model.toml", folder.display()))?,
         })
+    }
+
+    /// The variants that are right on this CPU, the one that runs unless told otherwise first.
+    ///
+    /// # Errors
+    /// As [`ModelPackage::load`].
+    pub fn variants(choice: &ModelChoice) -> anyhow::Result<Vec<String>> {
+        let files = Description::read(&description_file(choice)?)?.files;
+        let int8_dot_product = cpu_has_int8_dot_product();
+        let (first, _) = pick_variant(&files, None, int8_dot_product)?;
+        let right = |entry: &FileEntry| match entry.requires.as_deref() {
+            None => true,
+            Some(requirement) => requirement == INT8_DOT_PRODUCT && int8_dot_product,
+        };
+        let others = files.iter().filter(|(name, entry)| **name != first && right(entry)).map(|(name, _)| name.clone());
+        Ok(std::iter::once(first.clone()).chain(others).collect())
     }
 
     pub fn model_ref(&self) -> ModelRef {
@@ -232,6 +248,14 @@ impl Description {
             anyhow::anyhow!("{}, line {line}: {}", path.display(), error.message().replace('\n', " "))
         })
     }
+}
+
+/// The file that says what a model is.
+///
+/// # Errors
+/// Where there is no such model.
+pub(super) fn description_file(choice: &ModelChoice) -> anyhow::Result<PathBuf> {
+    Ok(find::model_folder(choice)?.join("model.toml"))
 }
 
 const INT8_DOT_PRODUCT: &str = "int8-dot-product";

@@ -19,7 +19,7 @@ thread_local! {
 pub fn tensor(pixels: &Pixels, input: &Input) -> Tensor {
     match input.geometry {
         Geometry::Native => {
-            let Pixels { data, width, height, channels, orientation } = pixels;
+            let Pixels { data, width, height, channels, orientation, whole: _ } = pixels;
             normalise(data, *width, *height, *channels, *orientation, &input.normalised)
         }
         Geometry::ShortSide { short_side, crop } => SCRATCH.with_borrow_mut(|(resizer, small)| {
@@ -46,7 +46,7 @@ fn resize_crop(resizer: &mut Resizer, pixels: &Pixels, short_side: u32, crop: u3
     resizer.resize(&source, &mut target, &options).expect("a window lies inside its picture; this is a bug");
 }
 
-/// What of the stored picture the crop shows, in fractions of its pixels.
+/// What of the decoded pixels the crop shows, in fractions of a pixel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Window {
     left: f64,
@@ -58,7 +58,8 @@ struct Window {
 impl Window {
     fn of_crop(pixels: &Pixels, short_side: u32, crop: u32) -> Window {
         let Orientation { swapped, mirror_x, mirror_y } = pixels.orientation;
-        let (stored_width, stored_height) = (pixels.width as u64, pixels.height as u64);
+        // By the size in the file, so that a reduced picture is cut where the whole one is: its own size is rounded up.
+        let (stored_width, stored_height) = (pixels.whole.width as u64, pixels.whole.height as u64);
         let (width, height) = if swapped { (stored_height, stored_width) } else { (stored_width, stored_height) };
         let (resized_width, resized_height) = resized_size(width, height, u64::from(short_side));
         let across = axis(width, resized_width, u64::from(crop));
@@ -66,7 +67,8 @@ impl Window {
         let (across, down) = if swapped { (down, across) } else { (across, down) };
         let (left, width) = inside(across, stored_width, mirror_x);
         let (top, height) = inside(down, stored_height, mirror_y);
-        Window { left, top, width, height }
+        let reduction = pixels.whole.reduction as f64;
+        Window { left: left / reduction, top: top / reduction, width: width / reduction, height: height / reduction }
     }
 }
 
@@ -105,33 +107,25 @@ fn normalise(
     orientation: Orientation,
     tables: &[[f32; 256]; 3],
 ) -> Tensor {
-    let area = width * height;
-    let mut planes = vec![0.0; 3 * area];
-    let (red, rest) = planes.split_at_mut(area);
-    let (green, blue) = rest.split_at_mut(area);
-    let [red_table, green_table, blue_table] = tables;
-    let mut put = |to: usize, pixel: [u8; 3]| {
-        red[to] = red_table[usize::from(pixel[0])];
-        green[to] = green_table[usize::from(pixel[1])];
-        blue[to] = blue_table[usize::from(pixel[2])];
-    };
     let (upright_width, upright_height) = if orientation.swapped { (height, width) } else { (width, height) };
-    if orientation == Orientation::default() {
-        if channels == 1 {
-            data.iter().enumerate().for_each(|(at, &grey)| put(at, [grey; 3]));
-        } else {
-            data.as_chunks().0.iter().enumerate().for_each(|(at, &pixel)| put(at, pixel));
+    // Plane after plane, each written once and in order.
+    let mut planes = Vec::with_capacity(3 * width * height);
+    for (channel, table) in tables.iter().enumerate() {
+        if orientation == Orientation::default() {
+            match channels {
+                1 => planes.extend(data.iter().map(|&grey| table[usize::from(grey)])),
+                _ => planes.extend(data.as_chunks::<3>().0.iter().map(|pixel| table[usize::from(pixel[channel])])),
+            }
+            continue;
         }
-    } else {
+        let channel = channel.min(channels - 1);
         for y in 0..upright_height {
-            for x in 0..upright_width {
+            planes.extend((0..upright_width).map(|x| {
                 let (stored_x, stored_y) = if orientation.swapped { (y, x) } else { (x, y) };
                 let stored_x = if orientation.mirror_x { width - 1 - stored_x } else { stored_x };
                 let stored_y = if orientation.mirror_y { height - 1 - stored_y } else { stored_y };
-                let at = (stored_y * width + stored_x) * channels;
-                let pixel = if channels == 1 { [data[at]; 3] } else { [data[at], data[at + 1], data[at + 2]] };
-                put(y * upright_width + x, pixel);
-            }
+                table[usize::from(data[(stored_y * width + stored_x) * channels + channel])]
+            }));
         }
     }
     Tensor { data: planes, height: upright_height, width: upright_width }
@@ -140,6 +134,7 @@ fn normalise(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::decode::Whole;
 
     #[test]
     fn sizes_and_offsets_are_those_of_the_reference() {
@@ -156,10 +151,14 @@ mod tests {
         for (width, height) in [(500, 375), (375, 500), (1, 1), (1, 3000), (3000, 1), (8192, 8191), (257, 256)] {
             for exif in 1..=8 {
                 let orientation = Orientation::from_exif(exif);
-                let pixels = Pixels { data: Vec::new(), width, height, channels: 3, orientation };
-                let window = Window::of_crop(&pixels, 256, 224);
-                assert!(window.left >= 0.0 && window.left + window.width <= width as f64, "{window:?}");
-                assert!(window.top >= 0.0 && window.top + window.height <= height as f64, "{window:?}");
+                for reduction in [1, 2, 4, 8] {
+                    let whole = Whole { width, height, reduction };
+                    let (width, height) = (width.div_ceil(reduction), height.div_ceil(reduction));
+                    let pixels = Pixels { data: Vec::new(), width, height, channels: 3, orientation, whole };
+                    let window = Window::of_crop(&pixels, 256, 224);
+                    assert!(window.left >= 0.0 && window.left + window.width <= width as f64, "{window:?}");
+                    assert!(window.top >= 0.0 && window.top + window.height <= height as f64, "{window:?}");
+                }
             }
         }
     }

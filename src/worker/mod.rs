@@ -41,7 +41,7 @@ use self::publish::{Publisher, ReplyQueues};
 use self::tally::Tally;
 use crate::config::{Backend, Limits, Names};
 use crate::instance::Instance;
-use crate::model::{ModelChoice, ModelPackage};
+use crate::model::{self, ModelChoice, ModelPackage};
 use crate::protocol::WorkerLine;
 use crate::queue::{self, ServiceQueues};
 use crate::store;
@@ -124,7 +124,7 @@ async fn work(
         max_receive_count: config.max_receive_count,
         worker: worker_name(),
     });
-    let session_count = config.sessions.unwrap_or_else(cores);
+    let session_count = config.sessions.unwrap_or_else(model::cores);
     let places = session_count * config.max_batch_size;
 
     let (fetched_tx, fetched_rx) = mpsc::channel(places);
@@ -180,6 +180,7 @@ async fn work(
         model = package.summary(),
         worker = rules.worker,
         sessions = session_count,
+        jpeg = model::JPEG_DECODER,
         after_ms = started.elapsed().as_millis(),
         "ready"
     );
@@ -296,10 +297,6 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}; choose another --admin-listen"))
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// Host and process: tells an operator where to look, and nothing secret.

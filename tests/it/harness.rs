@@ -18,6 +18,8 @@ pub fn imgcls() -> Command {
             command.env_remove(name);
         }
     }
+    // What a person has cached or tuned is neither used nor changed.
+    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 

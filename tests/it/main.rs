@@ -36,6 +36,7 @@ mod simulate;
 mod store_conformance;
 mod storm;
 mod traces;
+mod tune;
 mod up;
 mod wire;
 mod workers;

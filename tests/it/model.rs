@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use image::codecs::jpeg::JpegEncoder;
+use image::imageops::{FilterType, resize};
 use imgcls::config::Limits;
-use imgcls::model::{ModelChoice, ModelPackage, Session, Tensor, prepare, top_k};
+use imgcls::model::{ModelChoice, ModelPackage, Session, Tensor, prepare, prepare_unscaled, top_k};
 use imgcls::protocol::ErrorCode;
 use serde::Deserialize;
 
@@ -141,6 +143,53 @@ fn the_best_class_is_the_reference_s_best_for_every_variant() {
         }
         println!("{variant}: {agreed} of {}", goldens.pictures.len());
         assert!(agreed * 100 >= goldens.pictures.len() * 85, "{variant}: only {agreed} agree");
+    }
+}
+
+/// Just above a size where a decoder may reduce more, and what a camera gives.
+const LARGE_SHORT_SIDES: [u32; 4] = [513, 1025, 1080, 2160];
+
+#[test]
+fn a_large_photograph_is_answered_as_all_its_pixels_would_be() {
+    let package = package();
+    let choice = ModelChoice::default();
+    let mut session = Session::open(&package, &choice).unwrap();
+    for name in ["cat.jpg", "cup.jpg", "rocket.jpg"] {
+        let photograph = image::load_from_memory(&picture(name)).unwrap().into_rgb8();
+        let (width, height) = photograph.dimensions();
+        for short_side in LARGE_SHORT_SIDES {
+            let side = |side: u32| side * short_side / width.min(height);
+            let large = resize(&photograph, side(width), side(height), FilterType::CatmullRom);
+            let mut jpeg = Vec::new();
+            JpegEncoder::new_with_quality(&mut jpeg, 90).encode_image(&large).unwrap();
+            let tensors = [prepare, prepare_unscaled].map(|way| way(&jpeg, &package, &Limits::default()).unwrap());
+            let apart: f32 = tensors[0].data.iter().zip(&tensors[1].data).map(|(one, other)| (one - other).abs()).sum();
+            let apart = f64::from(apart) / tensors[0].data.len() as f64;
+            println!("{name}, {short_side}: {:.2} steps apart", apart / STEP);
+            assert!(apart < 2.0 * STEP, "{name}, {short_side}: {} steps apart", apart / STEP);
+            let [scaled, whole] = tensors.map(|tensor| session.infer(&[&tensor]).unwrap().remove(0));
+            let best = top_k(&package, &scaled, 1).remove(0).class_index.unwrap() as usize;
+            let behind = whole.iter().copied().fold(0.0, f32::max) - whole[best];
+            assert!(f64::from(behind) < TIE, "{name}, {short_side}: {behind} behind");
+        }
+    }
+}
+
+#[test]
+fn kinds_of_jpeg_that_are_not_read_are_refused() {
+    let package = package();
+    let whole = picture("cup.jpg");
+    let frame = whole.windows(2).position(|marker| marker == b"\xff\xc0").unwrap();
+    let with = |at: usize, value: u8| {
+        let mut changed = whole.clone();
+        changed[at] = value;
+        code(&changed, &package, &Limits::default())
+    };
+    for (kind, marker) in [("lossless", 0xc3), ("hierarchical", 0xc5), ("arithmetic", 0xc9), ("progressive", 0xca)] {
+        assert_eq!(with(frame + 1, marker), Some(ErrorCode::Undecodable), "{kind}");
+    }
+    for bits in [12, 16] {
+        assert_eq!(with(frame + 4, bits), Some(ErrorCode::Undecodable), "{bits} bits");
     }
 }
 
@@ -304,7 +353,7 @@ fn the_cached_graph_gives_the_same_answers_and_a_broken_one_is_made_again() {
 }
 
 fn imgcls(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_imgcls"))
+    crate::harness::imgcls()
         .args(arguments)
         .current_dir(repository().join("tests/pictures"))
         .envs(variables.iter().copied())
@@ -333,6 +382,15 @@ fn classify_reports_each_file_and_goes_on_after_a_bad_one() {
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.starts_with("cup.jpg\n") && text.contains("espresso") && text.contains('%'), "{text}");
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_costs_no_answer() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let folder = file.path().join("cache");
+    let output = imgcls(&["classify", "cup.jpg", "--cache-dir", folder.to_str().unwrap()], &[]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("espresso"));
 }
 
 #[test]

@@ -1,0 +1,193 @@
+//! Bytes → tensor: milliseconds a picture, one thread, by size; scaled inside the JPEG decoder and from every pixel.
+//!
+//! `cargo bench --bench decode -- --seconds 2`
+//! `cargo bench --bench decode -- --agreement DIR`: for photographs in a folder, made as large as cameras make them,
+//! how often both ways lead to the same first class.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use fast_image_resize::images::Image as ResizedImage;
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::RgbImage;
+use imgcls::config::Limits;
+use imgcls::model::{JPEG_DECODER, ModelChoice, ModelPackage, Session, Tensor, prepare, prepare_unscaled, top_k};
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
+use rand::{Rng as _, SeedableRng as _};
+
+/// What pictures are made of.
+const PHOTOGRAPHS: [&str; 4] = ["astronaut.jpg", "chelsea.jpg", "coffee.jpg", "rocket.jpg"];
+
+/// What they have to keep to: milliseconds, decode and resize to the model's input.
+const SIZES: [(&str, u32, u32, f64); 4] = [
+    ("64 × 64", 64, 64, 0.04),
+    ("500 × 375", 500, 375, 0.9),
+    ("1920 × 1080", 1920, 1080, 5.5),
+    ("4000 × 3000", 4000, 3000, 27.0),
+];
+
+/// Short sides that photographs are brought to: just above where another fraction begins, and what cameras give.
+const SHORT_SIDES: [u32; 8] = [375, 513, 720, 1025, 1080, 2049, 2160, 3000];
+
+/// The part of the photographs on which both ways must agree.
+const AGREEMENT: f64 = 0.99;
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse(std::env::args().skip(1))?;
+    let package = ModelPackage::load(&options.choice)?;
+    eprintln!("{}; JPEG by {JPEG_DECODER}", package.summary());
+    match &options.agreement {
+        Some(folder) => agreement(folder, &package, &options.choice),
+        None => {
+            println!("{:<12} {:>9} {:>10} {:>10} {:>8}", "pixels", "bytes", "scaled ms", "whole ms", "asked");
+            SIZES.iter().try_for_each(|size| measure(size, &package, options.duration))
+        }
+    }
+}
+
+struct Options {
+    duration: Duration,
+    agreement: Option<PathBuf>,
+    choice: ModelChoice,
+}
+
+impl Options {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Options> {
+        let mut options = Options { duration: Duration::from_secs(1), agreement: None, choice: ModelChoice::default() };
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
+            match argument.as_str() {
+                "--seconds" => {
+                    let seconds = value()?.parse().context("--seconds takes a number")?;
+                    options.duration = Duration::try_from_secs_f64(seconds)?;
+                }
+                "--agreement" => options.agreement = Some(value()?.into()),
+                "--model" => options.choice.model = Some(value()?),
+                "--variant" => options.choice.variant = Some(value()?),
+                "--bench" => {} // cargo bench says it
+                other => bail!("unknown argument {other}; see the head of benches/decode.rs"),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn measure(size: &(&str, u32, u32, f64), package: &ModelPackage, duration: Duration) -> anyhow::Result<()> {
+    let &(name, width, height, asked) = size;
+    let jpeg = encode(&made(width, height)?)?;
+    let limits = Limits::default();
+    let scaled = median_ms(duration, || prepare(&jpeg, package, &limits).map(drop))?;
+    let whole = median_ms(duration, || prepare_unscaled(&jpeg, package, &limits).map(drop))?;
+    println!("{name:<12} {:>9} {scaled:>10.3} {whole:>10.3} {asked:>8.2}", jpeg.len());
+    Ok(())
+}
+
+/// The median: what others do on the machine now and then does not count.
+fn median_ms<E: std::error::Error + Send + Sync + 'static>(
+    duration: Duration,
+    mut work: impl FnMut() -> Result<(), E>,
+) -> anyhow::Result<f64> {
+    work()?; // what a thread keeps is made with its first picture
+    let until = Instant::now() + duration;
+    let mut times = Vec::new();
+    while times.len() < 5 || Instant::now() < until {
+        let begun = Instant::now();
+        work()?;
+        times.push(begun.elapsed());
+    }
+    times.sort_unstable();
+    Ok(times[times.len() / 2].as_secs_f64() * 1e3)
+}
+
+/// A picture with the detail of photographs at any size: one of them where it is large enough, else many side by side.
+fn made(width: u32, height: u32) -> anyhow::Result<RgbImage> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/loadgen/samples");
+    let photographs = PHOTOGRAPHS.iter().map(|name| read(&folder.join(name))).collect::<anyhow::Result<Vec<_>>>()?;
+    if width <= 512 {
+        return resized(&photographs[2], width, height);
+    }
+    let mut random = StdRng::seed_from_u64(1);
+    let mut picture = RgbImage::new(width, height);
+    for y in (0..height).step_by(256) {
+        for x in (0..width).step_by(256) {
+            let photograph = photographs.choose(&mut random).context("there are photographs")?;
+            let left = random.random_range(0..photograph.width() - 256);
+            let top = random.random_range(0..=photograph.height() - 256);
+            let tile = image::imageops::crop_imm(photograph, left, top, 256, 256).to_image();
+            image::imageops::replace(&mut picture, &tile, x.into(), y.into());
+        }
+    }
+    Ok(picture)
+}
+
+fn agreement(folder: &Path, package: &ModelPackage, choice: &ModelChoice) -> anyhow::Result<()> {
+    let mut session = Session::open(package, choice)?;
+    let mut files = std::fs::read_dir(folder)
+        .with_context(|| format!("cannot read {}", folder.display()))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<std::io::Result<Vec<_>>>()?;
+    files.sort();
+    let photographs: Vec<RgbImage> = files.iter().filter_map(|file| read(file).ok()).collect();
+    ensure!(!photographs.is_empty(), "no photographs in {}", folder.display());
+    let limits = Limits::default();
+    let (mut agreed, mut all) = (0, 0);
+    for short_side in SHORT_SIDES {
+        let (mut agreed_here, mut far) = (0, 0.0);
+        for photograph in &photographs {
+            let (width, height) = photograph.dimensions();
+            let scale = f64::from(short_side) / f64::from(width.min(height));
+            let side = |side: u32| (f64::from(side) * scale).round() as u32;
+            let jpeg = encode(&resized(photograph, side(width), side(height))?)?;
+            let (scaled, whole) = (prepare(&jpeg, package, &limits)?, prepare_unscaled(&jpeg, package, &limits)?);
+            agreed_here += usize::from(best(&mut session, package, &scaled)? == best(&mut session, package, &whole)?);
+            far += distance(&scaled, &whole);
+        }
+        let count = photographs.len();
+        println!("short side {short_side:>5}: {agreed_here} of {count}, {:.4} apart", far / count as f64);
+        agreed += agreed_here;
+        all += count;
+    }
+    println!("{:.2} % of {all} agree", agreed as f64 * 100.0 / all as f64);
+    ensure!(agreed as f64 >= AGREEMENT * all as f64, "fewer than {} % agree", AGREEMENT * 100.0);
+    Ok(())
+}
+
+fn best(session: &mut Session, package: &ModelPackage, tensor: &Tensor) -> anyhow::Result<Option<u32>> {
+    let probabilities = session.infer(&[tensor])?.pop().context("one answer a tensor")?;
+    Ok(top_k(package, &probabilities, 1).first().and_then(|best| best.class_index))
+}
+
+/// The mean difference of two values that stand for the same place.
+fn distance(one: &Tensor, other: &Tensor) -> f64 {
+    let sum: f64 = one.data.iter().zip(&other.data).map(|(one, other)| f64::from((one - other).abs())).sum();
+    sum / one.data.len() as f64
+}
+
+fn read(file: &Path) -> anyhow::Result<RgbImage> {
+    let opened = image::ImageReader::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(opened.with_guessed_format()?.decode()?.into_rgb8())
+}
+
+fn resized(picture: &RgbImage, width: u32, height: u32) -> anyhow::Result<RgbImage> {
+    let source =
+        ResizedImage::from_vec_u8(picture.width(), picture.height(), picture.as_raw().clone(), PixelType::U8x3)?;
+    let mut target = ResizedImage::new(width, height, PixelType::U8x3);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
+    Resizer::new().resize(&source, &mut target, &options)?;
+    RgbImage::from_raw(width, height, target.into_vec()).context("as many bytes as pixels")
+}
+
+/// As cameras and phones write them: 4:2:0, quality 90.
+fn encode(picture: &RgbImage) -> anyhow::Result<Vec<u8>> {
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let image = turbojpeg::Image {
+        pixels: picture.as_raw().as_slice(),
+        width,
+        pitch: width * 3,
+        height,
+        format: turbojpeg::PixelFormat::RGB,
+    };
+    Ok(turbojpeg::compress(image, 90, turbojpeg::Subsamp::Sub2x2)?.to_vec())
+}
