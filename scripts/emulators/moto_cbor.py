@@ -2,7 +2,8 @@
 
 moto knows CloudWatch's JSON protocol only. A request in CBOR is decoded, given to moto as JSON, and the answer encoded
 with the types that botocore's model of the service has: a client refuses a whole number where a floating one belongs.
-Auto Scaling groups keep their default instance warm-up too, which moto forgets.
+Auto Scaling groups keep their default instance warm-up too, and buckets the tags that they are made with, which moto
+forgets.
 
     python moto_cbor.py PORT
 """
@@ -15,7 +16,9 @@ import sys
 
 import botocore.session
 import cbor2
+import xmltodict
 from moto.autoscaling.responses import AutoScalingResponse
+from moto.s3.responses import S3Response
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import run_simple
 
@@ -119,7 +122,23 @@ def keep_instance_warmup() -> None:
         setattr(AutoScalingResponse, name, keeping(getattr(AutoScalingResponse, name)))
 
 
+def keep_tags_of_new_buckets() -> None:
+    put = S3Response._bucket_response_put
+
+    def kept(self, request, bucket_name, querystring):
+        answer = put(self, request, bucket_name, querystring)
+        if not querystring and self.body:
+            configuration = xmltodict.parse(self.body, force_list=["Tag"]).get("CreateBucketConfiguration")
+            tags = ((configuration or {}).get("Tags") or {}).get("Tag", [])
+            if tags:
+                self.backend.put_bucket_tagging(bucket_name, {tag["Key"]: tag["Value"] for tag in tags})
+        return answer
+
+    S3Response._bucket_response_put = kept
+
+
 if __name__ == "__main__":
     keep_instance_warmup()
+    keep_tags_of_new_buckets()
     application = CborLayer(DomainDispatcherApplication(create_backend_app))
     run_simple("127.0.0.1", int(sys.argv[1]), application, threaded=True)

@@ -180,6 +180,9 @@ fn judge_refusal(status: u16, code: &str, message: &str, action: &str, resource:
             Fault::Fatal(format!("{resource} is in another region than {} ({said}): give its --region", place.region))
         }
         _ if is_throttle_or_outage(status, code) => Fault::Unavailable(format!("{action} on {resource}: {said}")),
+        _ if is_quota(code) => Fault::Fatal(format!(
+            "{action} on {resource}: a quota of this account is reached ({said}): remove what nobody uses, or ask for more under Service Quotas"
+        )),
         _ if status == 404 => Fault::Missing,
         _ if status == 403 || code.starts_with("AccessDenied") => Fault::Fatal(denied(action, resource, &said)),
         _ => Fault::Fatal(format!("{action} on {resource} was refused: {said}")),
@@ -205,6 +208,11 @@ fn is_throttle_or_outage(status: u16, code: &str) -> bool {
                 | "InternalFailure"
                 | "ServiceUnavailable"
         )
+}
+
+/// Of how many there may be, not of how many calls.
+fn is_quota(code: &str) -> bool {
+    code.contains("LimitExceeded") || code.contains("QuotaExceeded") || code == "TooManyBuckets"
 }
 
 fn clock(said: &str) -> Fault {

@@ -47,6 +47,14 @@ pub struct Instance {
     pub group: String,
     pub state: String,
     pub address: Option<String>,
+    /// Of the launch template that it was started from.
+    pub template_version: Option<String>,
+}
+
+impl Instance {
+    pub fn is_up(&self) -> bool {
+        ["pending", "running"].contains(&self.state.as_str())
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

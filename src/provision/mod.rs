@@ -28,6 +28,7 @@ use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
+use serde::Serialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -37,10 +38,11 @@ use crate::scaling::cost::Prices;
 use aws::{Cloud, Known};
 use bundle::{Bundle, BundleRef};
 use doctor::{Called, Severity};
-use inventory::{Instance, Inventory};
+use inventory::Inventory;
 use plan::{Change, Plan};
+use resource::Kind;
 pub use stack::Settings;
-use stack::{Fleet, Site, Stack};
+use stack::{Fleet, Outdated, Site, Stack};
 use user_data::Tier;
 
 /// How long is waited for the address of a web tier that has just been asked for.
@@ -121,6 +123,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     }
 }
 
+/// What is to be said of a stack's machines.
+#[derive(Debug, Serialize)]
+struct Machines {
+    /// Where the web tier answers.
+    web: Vec<String>,
+    outdated: Vec<Outdated>,
+    /// Why a group's last try to start a machine failed, by group.
+    failed_starts: Vec<(String, String)>,
+}
+
 struct Provision {
     config: Config,
     cloud: Cloud,
@@ -188,11 +200,11 @@ impl Provision {
         let (_, stack) = self.wanted().await?;
         let inventory = Box::pin(self.cloud.observe(&stack)).await?;
         let plan = Plan::new(stack, &inventory, self.config.adopt)?;
-        let addresses = web_addresses(&plan.stack, &inventory);
+        let machines = self.machines(&plan.stack, &inventory).await?;
         if self.config.json {
-            print(&json!({"plan": plan, "inventory": inventory, "web": addresses}));
+            print(&json!({"plan": plan, "inventory": inventory, "machines": machines, "web": machines.web}));
         } else {
-            print!("{}", text::status(&plan, &inventory, &addresses));
+            print!("{}{}", text::status(&plan, &inventory), text::machines(&plan.stack, &machines));
         }
         Ok(Ending::Done)
     }
@@ -276,8 +288,21 @@ impl Provision {
     async fn wanted(&self) -> anyhow::Result<(Bundle, Stack)> {
         let bundle = self.bundle()?;
         let site = self.site().await?;
+        self.check_given_template().await?;
         let stack = Stack::new(&self.config.settings, &site, &bundle.reference);
         Ok((bundle, stack))
+    }
+
+    /// Before anything is made for it.
+    async fn check_given_template(&self) -> anyhow::Result<()> {
+        let Some(name) = &self.config.settings.existing_launch_template else { return Ok(()) };
+        if self.cloud.template_data_of(name, "$Default").await?.is_none() {
+            let region = self.cloud.aws().region();
+            bail!(
+                "there is no launch template {name:?} in {region}: give another --existing-launch-template, or --region"
+            );
+        }
+        Ok(())
     }
 
     async fn make_plan(&self) -> anyhow::Result<(Bundle, Plan, Inventory)> {
@@ -347,24 +372,33 @@ impl Provision {
     }
 
     async fn tell_address(&self, plan: &Plan) -> anyhow::Result<Ending> {
-        let addresses = self.wait_for_address(&plan.stack).await?;
+        let machines = self.wait_for_address(&plan.stack).await?;
         if self.config.json {
-            print(&json!({"changes": plan.changes, "web": addresses}));
+            print(&json!({"changes": plan.changes, "machines": machines, "web": machines.web}));
         } else {
-            print!("{}", text::applied(plan, &addresses));
+            print!("{}{}", text::applied(plan), text::machines(&plan.stack, &machines));
         }
         Ok(Ending::Done)
     }
 
-    async fn wait_for_address(&self, stack: &Stack) -> anyhow::Result<Vec<String>> {
+    async fn machines(&self, stack: &Stack, inventory: &Inventory) -> anyhow::Result<Machines> {
+        let groups: Vec<&str> = stack.names(Kind::AutoScalingGroup).collect();
+        let there = groups.into_iter().filter(|name| inventory.get(Kind::AutoScalingGroup, name).is_some());
+        Ok(Machines {
+            web: web_addresses(stack, inventory),
+            outdated: stack.outdated(inventory),
+            failed_starts: self.cloud.failed_starts(there).await?,
+        })
+    }
+
+    async fn wait_for_address(&self, stack: &Stack) -> anyhow::Result<Machines> {
         let end = tokio::time::Instant::now() + ADDRESS_WITHIN;
         loop {
             let inventory = Box::pin(self.cloud.observe(stack)).await?;
-            let addresses = web_addresses(stack, &inventory);
-            let is_wanted = stack.get("WebGroup").is_some();
-            if !addresses.is_empty() || !is_wanted || tokio::time::Instant::now() > end || self.shutdown.is_cancelled()
-            {
-                return Ok(addresses);
+            let machines = self.machines(stack, &inventory).await?;
+            let is_enough = stack.get("WebGroup").is_none() || !machines.web.is_empty();
+            if is_enough || tokio::time::Instant::now() > end || self.shutdown.is_cancelled() {
+                return Ok(machines);
             }
             tokio::time::sleep(std::time::Duration::from_secs(3)).await;
         }
@@ -396,9 +430,7 @@ fn export_bundle(config: &Config, path: &Path) -> anyhow::Result<Ending> {
 /// Where the web tier answers.
 fn web_addresses(stack: &Stack, inventory: &Inventory) -> Vec<String> {
     let group = Fleet::of(&stack.name).web_group;
-    let is_there =
-        |instance: &&Instance| instance.group == group && ["pending", "running"].contains(&instance.state.as_str());
-    let machines = inventory.instances.iter().filter(is_there);
+    let machines = inventory.instances.iter().filter(|machine| machine.group == group && machine.is_up());
     machines.filter_map(|instance| instance.address.as_ref()).map(|address| format!("http://{address}/")).collect()
 }
 

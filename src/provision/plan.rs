@@ -7,12 +7,10 @@ use serde_json::Value;
 
 use super::inventory::{Found, Inventory, Owner};
 use super::resource::{Kind, Resource, label, resolve, target_of};
-use super::stack::Stack;
+use super::stack::{LATEST_VERSION, Stack};
 
 /// Of the form of a saved plan.
 const VERSION: u32 = 1;
-/// Changes with every version of a launch template.
-const LATEST_VERSION: &str = "LatestVersionNumber";
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {

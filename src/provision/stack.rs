@@ -29,6 +29,8 @@ pub const VOLUME_GB: u32 = 8;
 const ROOT_DEVICE: &str = "/dev/xvda";
 const MINUTE: u64 = 60;
 const BACKLOG_PERIOD: u64 = 10;
+/// Of a launch template: changes with every version.
+pub const LATEST_VERSION: &str = "LatestVersionNumber";
 
 /// What a user says of a stack.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,6 +79,13 @@ pub struct Stack {
     pub bundle: BundleRef,
     /// In the order in which they are made.
     pub resources: Vec<Resource>,
+}
+
+/// Machines of a group that start from now on run something newer than these.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Outdated {
+    pub group: String,
+    pub machines: usize,
 }
 
 /// Names on AWS beside queues and buckets: the original's where it has one.
@@ -193,6 +202,22 @@ impl Stack {
     pub fn attribute(&self, inventory: &Inventory, id: &str, attribute: &str) -> Option<String> {
         let resource = self.get(id)?;
         inventory.get(resource.kind, &resource.name)?.attributes.get(attribute).cloned()
+    }
+
+    /// Machines that were started from an older version of their launch template, by group: they run an older build, or
+    /// are told other names. Of a template that is the user's own nothing is known.
+    pub fn outdated(&self, inventory: &Inventory) -> Vec<Outdated> {
+        let groups = [("WorkerGroup", "WorkerTemplate"), ("WebGroup", "WebTemplate")];
+        let outdated = groups.iter().filter_map(|(group, template)| {
+            let group = self.get(group)?.name.clone();
+            let latest = self.attribute(inventory, template, LATEST_VERSION)?;
+            let is_older = |version: &String| *version != latest;
+            let machines = inventory.instances.iter().filter(|machine| {
+                machine.group == group && machine.is_up() && machine.template_version.as_ref().is_some_and(is_older)
+            });
+            Some(Outdated { machines: machines.count(), group }).filter(|outdated| outdated.machines > 0)
+        });
+        outdated.collect()
     }
 
     /// What is the stack's and is no longer wanted. Bundles stay: a machine that starts just now may need an old one.
@@ -393,7 +418,7 @@ impl Builder<'_> {
                 self.template("WorkerTemplate", name.clone(), Tier::Worker, &types[0]);
                 json!({
                     "LaunchTemplateName": name,
-                    "Version": attribute("WorkerTemplate", "LatestVersionNumber"),
+                    "Version": attribute("WorkerTemplate", LATEST_VERSION),
                 })
             }
         };
@@ -598,7 +623,7 @@ impl Builder<'_> {
             "VPCZoneIdentifier": self.site.subnets,
             "LaunchTemplate": {
                 "LaunchTemplateName": name,
-                "Version": attribute("WebTemplate", "LatestVersionNumber"),
+                "Version": attribute("WebTemplate", LATEST_VERSION),
             },
             "DefaultInstanceWarmup": INSTANCE_WARMUP.as_secs(),
             "TargetGroupARNs": self.settings.target_group.iter().collect::<Vec<_>>(),
@@ -656,6 +681,19 @@ fn whole_minutes(period: Duration) -> u64 {
 }
 
 #[cfg(test)]
+impl Site {
+    fn for_tests() -> Site {
+        Site {
+            account: "123456789012".to_owned(),
+            region: "us-east-1".to_owned(),
+            vpc_id: "vpc-1".to_owned(),
+            subnets: vec!["subnet-a".to_owned(), "subnet-b".to_owned()],
+            endpoint_url: None,
+        }
+    }
+}
+
+#[cfg(test)]
 impl Settings {
     /// A stack of the defaults.
     pub fn for_tests(stack: &str) -> Settings {
@@ -680,14 +718,37 @@ impl Settings {
     }
 
     pub fn stack_for_tests(&self) -> Stack {
-        let site = Site {
-            account: "123456789012".to_owned(),
-            region: "us-east-1".to_owned(),
-            vpc_id: "vpc-1".to_owned(),
-            subnets: vec!["subnet-a".to_owned(), "subnet-b".to_owned()],
-            endpoint_url: None,
-        };
+        let site = Site::for_tests();
         let bundle = BundleRef { digest: "d".repeat(64), cpu: Cpu::X86_64, model: "efficientnet-lite0".to_owned() };
         Stack::new(self, &site, &bundle)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policies_at(endpoint_url: Option<&str>) -> Vec<Resource> {
+        let site = Site { endpoint_url: endpoint_url.map(str::to_owned), ..Site::for_tests() };
+        let stack = Stack::new(&Settings::for_tests("imgcls"), &site, &BundleRef::unknown());
+        stack.resources.into_iter().filter(|resource| resource.kind == Kind::BucketPolicy).collect()
+    }
+
+    #[test]
+    fn both_buckets_refuse_a_line_that_can_be_listened_to_wherever_there_is_another() {
+        for endpoint_url in [None, Some("https://s3.example.com")] {
+            let policies = policies_at(endpoint_url);
+            for (policy, folder) in policies.iter().zip(["input", "output"]) {
+                let bucket = format!("arn:aws:s3:::imgcls-123456789012-us-east-1-{folder}");
+                let expected = json!([{
+                    "Sid": "ImgclsTlsOnly", "Effect": "Deny", "Principal": "*", "Action": "s3:*",
+                    "Resource": [bucket, format!("{bucket}/*")],
+                    "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+                }]);
+                assert_eq!(policy.properties["PolicyDocument"]["Statement"], expected);
+            }
+            assert_eq!(policies.len(), 2, "{endpoint_url:?}");
+        }
+        assert_eq!(policies_at(Some("http://127.0.0.1:5000")), []);
     }
 }

@@ -5,12 +5,13 @@ use std::fmt::Write as _;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+use super::Machines;
 use super::doctor::{Finding, Severity};
 use super::inventory::Inventory;
 use super::money::Cost;
 use super::plan::{Action, Change, Plan, leaves};
 use super::resource::target_of;
-use super::stack::Stack;
+use super::stack::{Outdated, Stack};
 
 /// Longer values are told by size and digest.
 const LONGEST_VALUE: usize = 100;
@@ -88,13 +89,11 @@ pub fn removal(stack: &Stack, changes: &[Change]) -> String {
     text
 }
 
-pub fn applied(plan: &Plan, addresses: &[String]) -> String {
-    let mut text = format!("all {} resources stand as wanted\n", plan.stack.resources.len());
-    text.push_str(&web(&plan.stack, addresses));
-    text
+pub fn applied(plan: &Plan) -> String {
+    format!("all {} resources stand as wanted\n", plan.stack.resources.len())
 }
 
-pub fn status(plan: &Plan, inventory: &Inventory, addresses: &[String]) -> String {
+pub fn status(plan: &Plan, inventory: &Inventory) -> String {
     let mut text = header(&plan.stack);
     for resource in &plan.stack.resources {
         let change = plan.changes.iter().find(|change| change.id.as_deref() == Some(&resource.id));
@@ -115,7 +114,23 @@ pub fn status(plan: &Plan, inventory: &Inventory, addresses: &[String]) -> Strin
     for instance in &inventory.instances {
         let _ = writeln!(text, "machine {} of {}: {}", instance.id, instance.group, instance.state);
     }
-    text.push_str(&web(&plan.stack, addresses));
+    text
+}
+
+pub fn machines(stack: &Stack, machines: &Machines) -> String {
+    let mut text = String::new();
+    for (group, reason) in &machines.failed_starts {
+        let _ = writeln!(text, "{group} could not start a machine, and tries again by itself: {reason}");
+    }
+    for Outdated { group, machines } in &machines.outdated {
+        let _ = writeln!(
+            text,
+            "{machines} of {group} still run what they started with; to renew them: \
+             aws autoscaling start-instance-refresh --auto-scaling-group-name {group} --region {}",
+            stack.region
+        );
+    }
+    text.push_str(&web(stack, &machines.web));
     text
 }
 

@@ -74,24 +74,25 @@ IMGCLS_MAX_RECEIVE_COUNT=@MAX_RECEIVE_COUNT@
 IMGCLS_LOG_FORMAT=json@ENDPOINT@
 ENVIRONMENT
 
-# write_unit NAME COMMAND CAPABILITY
+# write_unit NAME DESCRIPTION COMMAND [CAPABILITY [GROUP]]
 write_unit() {
   cat >"/etc/systemd/system/$1.service" <<UNIT
 [Unit]
-Description=imgcls $2
+Description=$2
 Wants=network-online.target
 After=network-online.target
 StartLimitIntervalSec=0
 
 [Service]
 EnvironmentFile=/etc/imgcls/environment
-ExecStart=$home/bin/imgcls $2
+ExecStart=$3
 Restart=always
 RestartSec=2
 TimeoutStopSec=180
 DynamicUser=yes
-AmbientCapabilities=$3
-CapabilityBoundingSet=$3
+SupplementaryGroups=${5:-}
+AmbientCapabilities=${4:-}
+CapabilityBoundingSet=${4:-}
 LockPersonality=yes
 NoNewPrivileges=yes
 PrivateDevices=yes
@@ -118,10 +119,10 @@ WantedBy=multi-user.target
 UNIT
 }
 
-write_unit imgcls '@COMMAND@' '@CAPABILITY@'
+write_unit imgcls 'imgcls @COMMAND@' "$home/bin/imgcls @COMMAND@" '@CAPABILITY@'
 # Beside the web tier: it starts the first worker within seconds, where an alarm takes minutes.
 autoscale='@AUTOSCALE@'
-[ -z "$autoscale" ] || write_unit imgcls-autoscale "$autoscale" ''
+[ -z "$autoscale" ] || write_unit imgcls-autoscale "imgcls $autoscale" "$home/bin/imgcls $autoscale"
 
 # What the service logs goes to CloudWatch Logs, at the latest after five seconds.
 cat >/opt/imgcls/send-logs <<'SEND'
@@ -156,29 +157,7 @@ journalctl --unit imgcls.service --unit imgcls-autoscale.service --follow --line
 done
 SEND
 chmod 755 /opt/imgcls/send-logs
-
-cat >/etc/systemd/system/imgcls-logs.service <<'UNIT'
-[Unit]
-Description=Sends the log of imgcls to CloudWatch Logs
-Wants=network-online.target
-After=network-online.target
-
-[Service]
-ExecStart=/opt/imgcls/send-logs
-Restart=always
-RestartSec=10
-DynamicUser=yes
-SupplementaryGroups=systemd-journal
-NoNewPrivileges=yes
-PrivateDevices=yes
-PrivateTmp=yes
-ProtectHome=yes
-ProtectSystem=strict
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-
-[Install]
-WantedBy=multi-user.target
-UNIT
+write_unit imgcls-logs 'Sends the log of imgcls to CloudWatch Logs' /opt/imgcls/send-logs '' systemd-journal
 
 systemctl daemon-reload
 services="imgcls-logs.service imgcls.service${autoscale:+ imgcls-autoscale.service}"

@@ -38,6 +38,12 @@ pub fn ministack() -> &'static Emulator {
     MINISTACK.get_or_init(|| Emulator::start("ministack"))
 }
 
+/// One more, for stacks, as of moto.
+pub fn ministack_of_stacks() -> &'static Emulator {
+    static MINISTACK: OnceLock<Emulator> = OnceLock::new();
+    MINISTACK.get_or_init(|| Emulator::start("ministack"))
+}
+
 /// S3 that checks signatures and policies.
 pub fn seaweedfs() -> &'static Emulator {
     static SEAWEEDFS: OnceLock<Emulator> = OnceLock::new();
@@ -45,7 +51,8 @@ pub fn seaweedfs() -> &'static Emulator {
 }
 
 impl Emulator {
-    fn start(name: &str) -> Emulator {
+    /// For a test of its own; it ends with the value.
+    pub fn start(name: &str) -> Emulator {
         // One after the other: each looks for free ports of its own.
         static STARTING: Mutex<()> = Mutex::new(());
         let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,8 +3,8 @@
 use aws_sdk_autoscaling::error::ProvideErrorMetadata as _;
 use aws_sdk_autoscaling::types::{
     AutoScalingGroup, CustomizedMetricSpecification, InstancesDistribution, LaunchTemplate, LaunchTemplateOverrides,
-    LaunchTemplateSpecification, LifecycleHook, MetricDimension, MetricStatistic, MixedInstancesPolicy, ScalingPolicy,
-    StepAdjustment, Tag, TargetTrackingConfiguration,
+    LaunchTemplateSpecification, LifecycleHook, MetricDimension, MetricStatistic, MixedInstancesPolicy,
+    ScalingActivityStatusCode, ScalingPolicy, StepAdjustment, Tag, TargetTrackingConfiguration,
 };
 use serde_json::{Value, json};
 
@@ -47,6 +47,23 @@ impl Cloud {
             }
         }
         Ok(found)
+    }
+
+    /// Why the last try of each group to start a machine failed, where it did: for want of a quota, of a kind of machine,
+    /// of an image. A group goes on trying.
+    pub async fn failed_starts(&self, groups: impl Iterator<Item = &str>) -> anyhow::Result<Vec<(String, String)>> {
+        let mut failed = Vec::new();
+        for group in groups {
+            let call = self.autoscaling.describe_scaling_activities().auto_scaling_group_name(group).max_records(1);
+            let what = label(Kind::AutoScalingGroup, group);
+            let answer = self.done("autoscaling:DescribeScalingActivities", &what, call.send().await)?;
+            let last = answer.activities.unwrap_or_default().into_iter().next();
+            let last = last.filter(|activity| activity.status_code == Some(ScalingActivityStatusCode::Failed));
+            if let Some(reason) = last.and_then(|activity| activity.status_message) {
+                failed.push((group.to_owned(), reason.split_whitespace().collect::<Vec<_>>().join(" ")));
+            }
+        }
+        Ok(failed)
     }
 
     pub(super) async fn policies(&self, group: &str) -> anyhow::Result<Vec<ScalingPolicy>> {

@@ -28,6 +28,7 @@ const MISSING: [&str; 7] = [
     "InvalidPermission.NotFound",
 ];
 const GROUP_OF_INSTANCE: &str = "aws:autoscaling:groupName";
+const TEMPLATE_VERSION_OF_INSTANCE: &str = "aws:ec2launchtemplate:version";
 
 const ENDPOINT_VARIABLE: &str = "AWS_ENDPOINT_URL_EC2";
 
@@ -145,7 +146,7 @@ impl Cloud {
     }
 
     /// As CloudFormation writes it; none where there is no such template or version.
-    pub(super) async fn template_data_of(&self, name: &str, version: &str) -> anyhow::Result<Option<Value>> {
+    pub async fn template_data_of(&self, name: &str, version: &str) -> anyhow::Result<Option<Value>> {
         let parameters = json!({"LaunchTemplateName": name, "LaunchTemplateVersions": [version]});
         let versions =
             self.all("DescribeLaunchTemplateVersions", &label(Kind::LaunchTemplate, name), parameters).await?;
@@ -350,13 +351,15 @@ fn template_data(data: &Value) -> Value {
 
 fn instance(entry: &Value) -> Instance {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let group = tags(entry).into_iter().find(|(key, _)| key == GROUP_OF_INSTANCE);
+    let tags = tags(entry);
+    let tag = |name: &str| tags.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     let address = [&entry["dnsName"], &entry["ipAddress"], &entry["privateDnsName"]];
     Instance {
         id: text(&entry["instanceId"]),
-        group: group.map(|(_, value)| value).unwrap_or_default(),
+        group: tag(GROUP_OF_INSTANCE).unwrap_or_default(),
         state: text(&entry["instanceState"]["name"]),
         address: address.into_iter().map(text).find(|address| !address.is_empty()),
+        template_version: tag(TEMPLATE_VERSION_OF_INSTANCE),
     }
 }
 

@@ -179,9 +179,9 @@ impl Cloud {
     pub(super) async fn put_bucket(&self, resource: &Resource, found: Option<&Found>) -> anyhow::Result<Attributes> {
         let (name, what) = (resource.name.as_str(), resource.label());
         if found.is_none() {
-            self.make_bucket(name).await?;
+            self.make_bucket(resource).await?;
         }
-        // First, so that a bucket that was made is the stack's whatever comes then.
+        // First, so that a bucket that is taken over is the stack's before anything of it changes.
         self.tag_bucket(resource).await?;
         let block = at(resource, &["PublicAccessBlockConfiguration"])?;
         let is_set = |member: &str| block[member].as_bool();
@@ -202,13 +202,15 @@ impl Cloud {
         Ok(vec![("Ref".to_owned(), name.to_owned())])
     }
 
-    async fn make_bucket(&self, name: &str) -> anyhow::Result<()> {
-        let region = self.aws.region();
-        let place = (region != REGION_UNNAMED).then(|| {
-            let region = BucketLocationConstraint::from(region);
-            CreateBucketConfiguration::builder().location_constraint(region).build()
-        });
-        let call = self.s3.create_bucket().bucket(name).set_create_bucket_configuration(place).send();
+    /// With its tags: one that was made and not tagged would be nobody's, and refused by the next run.
+    async fn make_bucket(&self, resource: &Resource) -> anyhow::Result<()> {
+        let (name, region) = (resource.name.as_str(), self.aws.region());
+        let place = (region != REGION_UNNAMED).then(|| BucketLocationConstraint::from(region));
+        let tags = tags_of(&resource.properties).into_iter();
+        let tags = tags.map(|(key, value)| Tag::builder().key(key).value(value).build()).collect::<Result<_, _>>()?;
+        let configuration =
+            CreateBucketConfiguration::builder().set_location_constraint(place).set_tags(Some(tags)).build();
+        let call = self.s3.create_bucket().bucket(name).create_bucket_configuration(configuration).send();
         match call.await {
             Ok(_) => Ok(()),
             Err(error) if error.as_service_error().is_some_and(CreateBucketError::is_bucket_already_owned_by_you) => {

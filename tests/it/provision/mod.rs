@@ -2,7 +2,10 @@
 
 mod crash;
 mod export;
+mod proxy;
 mod refusals;
+mod second_opinion;
+mod user_data;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -183,20 +186,35 @@ fn a_stack_is_made_mended_and_taken_away_beside_another() {
 #[test]
 fn a_new_build_rolls_out_and_a_saved_plan_is_carried_out_once() {
     let mut stack = Stack::on_a_plain_line("rollout");
-    stack.succeeds(&["apply", "--web-instances", "0"]);
+    let flags = ["--web-instances", "0", "--min", "1"];
+    let with_flags = |command: &[&'static str]| [command, &flags].concat();
+    stack.succeeds(&with_flags(&["apply"]));
+    assert!(!stack.succeeds(&with_flags(&["status"])).contains("to renew them"));
     let folder = tempfile::tempdir().unwrap();
     stack.bundle = write_bundle(folder.path(), "two");
     let file = folder.path().join("plan.json");
     let file = file.to_str().unwrap();
-    let plan = stack.succeeds(&["plan", "--web-instances", "0", "--out", file]);
+    let plan = stack.succeeds(&[&["plan", "--out", file][..], &flags].concat());
     assert!(plan.contains("+ bundle") && plan.contains("~ launch template    rollout-ApptierTemplate"), "{plan}");
     let applied = stack.succeeds(&["apply", file]);
     assert!(applied.contains("1 to make, 2 to change, 0 to remove"), "{applied}");
-    let json = stack.succeeds(&["plan", "--web-instances", "0", "--json"]);
+    let json = stack.succeeds(&with_flags(&["plan", "--json"]));
     let plan: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(plan["plan"]["changes"], serde_json::json!([]));
     let group = "Action=DescribeAutoScalingGroups&AutoScalingGroupNames.member.1=rollout-apptierAutoscaling";
     assert!(by_hand("autoscaling", group).text().contains("<Version>2</Version>"));
+
+    // The machine that runs is not replaced unasked.
+    let renew = "1 of rollout-apptierAutoscaling still run what they started with; to renew them: aws autoscaling \
+        start-instance-refresh --auto-scaling-group-name rollout-apptierAutoscaling --region us-east-1";
+    assert!(applied.contains(renew), "{applied}");
+    let status: Value = serde_json::from_str(&stack.succeeds(&with_flags(&["status", "--json"]))).unwrap();
+    let machine = &status["inventory"]["instances"][0];
+    assert_eq!(machine["template_version"], "1", "{status}");
+    let none = "Action=SetDesiredCapacity&AutoScalingGroupName=rollout-apptierAutoscaling&DesiredCapacity=0";
+    by_hand("autoscaling", none);
+    let status = stack.succeeds(&with_flags(&["status"]));
+    assert!(!status.contains("machine i-") && !status.contains("to renew them"), "{status}");
 
     let refused = stack.fails(&["apply", file]);
     assert!(refused.contains("has changed since this plan was made"), "{refused}");
@@ -248,4 +266,58 @@ fn the_doctor_names_what_is_wrong_and_finds_nothing_in_a_stack_of_its_own() {
     }
     by_hand("monitoring", "Action=DeleteAlarms&AlarmNames.member.1=patient-hand-made");
     stack.destroy();
+}
+
+#[test]
+fn a_launch_template_and_a_target_group_that_are_given_are_used_and_left_alone() {
+    let stack = Stack::new("given");
+    let missing = stack.fails(&["apply", "--existing-launch-template", "nobody-has-it"]);
+    assert!(missing.contains("there is no launch template \"nobody-has-it\" in us-east-1"), "{missing}");
+    by_hand(
+        "ec2",
+        "Action=CreateLaunchTemplate&Version=2016-11-15&LaunchTemplateName=somebodys\
+         &LaunchTemplateData.ImageId=ami-12c6146b&LaunchTemplateData.InstanceType=c7i.large",
+    );
+    let network = by_hand("ec2", "Action=DescribeVpcs&Version=2016-11-15").text();
+    let target_group = |name: &str| {
+        let form = format!(
+            "Action=CreateTargetGroup&Version=2015-12-01&Name={name}&Protocol=HTTP&Port=80&VpcId={}",
+            between(&network, "<vpcId>", "</vpcId>")
+        );
+        between(&by_hand("elasticloadbalancing", &form).text(), "<TargetGroupArn>", "</TargetGroupArn>").to_owned()
+    };
+    let (first, second) = (target_group("given-first"), target_group("given-second"));
+    let group_of = |name: &str| {
+        let form = format!("Action=DescribeAutoScalingGroups&AutoScalingGroupNames.member.1=given-{name}");
+        by_hand("autoscaling", &form).text()
+    };
+
+    stack.succeeds(&given("apply", &first));
+    let workers = group_of("apptierAutoscaling");
+    assert!(workers.contains("<LaunchTemplateName>somebodys<") && workers.contains("<Version>$Default<"), "{workers}");
+    assert!(group_of("webtierAutoscaling").contains(&first));
+    let plan = stack.succeeds(&given("plan", &first));
+    assert!(plan.contains("nothing to do") && !plan.contains("ApptierTemplate"), "{plan}");
+
+    // Another one takes its place; without one the web tier stands alone.
+    stack.succeeds(&given("apply", &second));
+    let web = group_of("webtierAutoscaling");
+    assert!(web.contains(&second) && !web.contains(&first), "{web}");
+    let applied = stack.succeeds(&["apply"]);
+    assert!(applied.contains("+ launch template    given-ApptierTemplate"), "{applied}");
+    assert!(!group_of("webtierAutoscaling").contains(&second));
+    stack.stands();
+
+    stack.destroy();
+    by_hand("ec2", "Action=DeleteLaunchTemplate&Version=2016-11-15&LaunchTemplateName=somebodys");
+    by_hand("elasticloadbalancing", &format!("Action=DeleteTargetGroup&Version=2015-12-01&TargetGroupArn={first}"));
+}
+
+fn given<'a>(command: &'a str, target_group: &'a str) -> [&'a str; 5] {
+    [command, "--existing-launch-template", "somebodys", "--target-group", target_group]
+}
+
+fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
+    let (_, rest) = text.split_once(from).unwrap_or_else(|| panic!("no {from} in {text}"));
+    rest.split(to).next().unwrap()
 }

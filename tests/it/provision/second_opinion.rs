@@ -1,0 +1,47 @@
+//! A stack on an emulator from another hand. What that one does not know stands here by name, and has to be so.
+
+use serde_json::Value;
+
+use super::{Stack, environment, proxy};
+use crate::emulators::ministack_of_stacks;
+
+/// Members that it takes and forgets: a plan always finds them missing.
+const FORGOTTEN: [(&str, &str); 5] = [
+    ("second-apptierAutoscaling", "DefaultInstanceWarmup"),
+    ("second-apptierAutoscaling", "MetricsCollection"),
+    ("second-apptierAutoscaling", "MixedInstancesPolicy"),
+    // Of alarms on more than one metric.
+    ("second-ScaleDownAlarm", "Metrics"),
+    ("second-ScaleFromZeroAlarm", "Metrics"),
+];
+
+#[test]
+fn ministack_agrees_but_for_what_it_forgets() {
+    let address = proxy::start(|call| {
+        let answer = call.pass_to(ministack_of_stacks().address)?;
+        if call.operation().as_deref() != Some("EnableMetricsCollection") {
+            return Some(answer);
+        }
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(answer.contains("Unknown AutoScaling action"), "it knows it now: {answer}");
+        let done = "<EnableMetricsCollectionResponse/>";
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", done.len());
+        Some((head + done).into_bytes())
+    });
+    let stack = Stack { environment: environment(&format!("http://{address}")), ..Stack::new("second") };
+    stack.succeeds(&["apply", "--web-instances", "0"]);
+    let plan: Value = serde_json::from_str(&stack.succeeds(&["plan", "--web-instances", "0", "--json"])).unwrap();
+    let changes = plan["plan"]["changes"].as_array().unwrap();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut differing: Vec<(String, String)> = Vec::new();
+    for change in changes {
+        assert_eq!(change["action"], "update", "{change}");
+        let differences = change["differences"].as_array().unwrap().iter();
+        differing.extend(differences.map(|difference| (text(&change["name"]), text(&difference["property"]))));
+    }
+    differing.sort_unstable();
+    let mut forgotten = FORGOTTEN.map(|(name, property)| (name.to_owned(), property.to_owned()));
+    forgotten.sort_unstable();
+    assert_eq!(differing, forgotten);
+    stack.destroy();
+}

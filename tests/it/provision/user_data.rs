@@ -1,0 +1,282 @@
+//! The very script that machines start with, in a clean Debian 12: it brings the bundle that `apply` uploaded, with the
+//! role of a made-up metadata service, checks it, and the units that it writes start a worker and a web tier, which
+//! classify an image.
+//!
+//! A machine has systemd, and this has not: in its place `systemctl` writes down what it is told, systemd's own checker
+//! reads the units, and the test runs what they say, as a user without rights. Calls go to moto, which checks no
+//! signature: that of curl is checked here. Without root and a clean Debian 12 the test is skipped, and both it and
+//! `scripts/test` say so.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
+
+use aws_credential_types::Credentials;
+use aws_sigv4::http_request::{
+    PayloadChecksumKind, PercentEncodingMode, SignableBody, SignableRequest, SigningSettings, sign,
+};
+use aws_sigv4::sign::v4;
+use aws_smithy_types::date_time::{DateTime, Format};
+use base64::Engine as _;
+
+use super::proxy::{self, Call};
+use super::{Stack, between, by_hand, small_bundle};
+use crate::emulators::moto_of_stacks;
+use crate::harness::{Process, free_port, imgcls, label_of, picture, request, until};
+use crate::http_server::{self, Answer, Asked};
+
+const SYSTEMCTL: &str = "#!/bin/bash\necho \"$@\" >>/systemctl\n";
+const JOURNALCTL: &str = "#!/bin/bash\nexec tail --lines=+1 --follow=name --retry /var/log/imgcls.log\n";
+/// systemd's own mark for a unit, from 0 to 100; what it calls OK ends at 4.9.
+const MOST_EXPOSED: &str = "20";
+const UNITS: &str = "/etc/systemd/system";
+/// What stands behind `DynamicUser`, as far as this test goes: nobody.
+const NOBODY: &str = "--userspec=65534:65534";
+const METADATA: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
+/// Of the role that the machines have.
+const ACCESS_KEY: &str = "ASIAROLEOFTHEMACHINE";
+const SECRET_KEY: &str = "secret/of+the=role";
+const SESSION_TOKEN: &str = "IQoJb3JpZ2luX2VjE//////////wEaCXVzLWVhc3QtMSJ+a+session==";
+
+#[test]
+fn clean_machines_bring_the_bundle_and_classify() {
+    if !Machine::can_be_played() {
+        eprintln!(
+            "SKIPPED: no root, or no clean Debian 12 (scripts/clean-root); the user data of machines was not run"
+        );
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let router = start_router();
+    let stack = Stack { bundle: export_bundle(folder.path()), ..Stack::on_a_plain_line("machine") };
+    let at_router = ["--endpoint-url", router.as_str()];
+    stack.succeeds(&[&["apply"][..], &at_router].concat());
+
+    let worker = Machine::start(folder.path(), "machine-ApptierTemplate", "i-0123456789abcdef0");
+    assert!(worker.said().contains("is not the one with digest"), "the first answer was another: {}", worker.said());
+    assert_eq!(worker.systemctl("start"), ["--no-block imgcls-logs.service imgcls.service"]);
+    assert_eq!(worker.systemctl("enable"), ["imgcls-logs.service imgcls.service"]);
+    assert_eq!(worker.systemctl("daemon-reload"), [""]);
+    let web = Machine::start(folder.path(), "machine-WebtierTemplate", "i-0123456789abcdef1");
+    let of_web = "imgcls-logs.service imgcls.service imgcls-autoscale.service";
+    assert_eq!(web.systemctl("enable"), [of_web]);
+
+    let _worker = worker.run("imgcls.service", &[]);
+    let _logs = worker.run("imgcls-logs.service", &[]);
+    // A port of its own: this machine's 80 may be taken.
+    let address: SocketAddr = format!("127.0.0.1:{}", free_port()).parse().unwrap();
+    let _web = web.run("imgcls.service", &[("0.0.0.0:80", &address.to_string())]);
+    let autoscale = web.run("imgcls-autoscale.service", &[]);
+    until("the web tier", || request(address, "GET", "/readyz", &[], b"").ok().filter(|answer| answer.status == 200));
+    let answer = request(address, "POST", "/v1/classify?wait=50", &[], &picture("cat.jpg")).unwrap();
+    assert_eq!(answer.status, 200, "{}\n{}\n{}", answer.text(), worker.log(), web.log());
+    assert_eq!(answer.json()["predictions"][0]["label"], label_of("cat.jpg").as_str());
+    until("the log of the worker in CloudWatch Logs", || logged().contains("ready").then_some(()));
+    until("a look at the queue", || autoscale.log().contains("machine-apptierAutoscaling").then_some(()));
+    stack.succeeds(&[&["destroy", "--yes", "--delete-data"][..], &at_router].concat());
+}
+
+/// A root that has started with a template's user data.
+struct Machine {
+    root: PathBuf,
+    metadata: String,
+    said: String,
+}
+
+impl Machine {
+    fn can_be_played() -> bool {
+        let id = Command::new("id").arg("--user").output().unwrap();
+        clean_root().with_file_name("debian-12.complete").exists() && id.stdout == b"0\n"
+    }
+
+    /// The script runs to its end.
+    fn start(folder: &Path, template: &str, id: &'static str) -> Machine {
+        let root = folder.join(id);
+        done(Command::new("cp").arg("--archive").arg(clean_root()).arg(&root));
+        for (name, text) in [("systemctl", SYSTEMCTL), ("journalctl", JOURNALCTL)] {
+            let path = root.join("usr/local/bin").join(name);
+            std::fs::write(&path, text).unwrap();
+            done(Command::new("chmod").arg("755").arg(path));
+        }
+        std::fs::write(root.join("user-data"), user_data_of(template)).unwrap();
+        let mut machine = Machine { root, metadata: start_metadata_service(id), said: String::new() };
+        let mut script = machine.inside(None);
+        script.args(["/bin/bash", "/user-data"]).env(METADATA, &machine.metadata);
+        machine.said = done(&mut script);
+        for unit in machine.units() {
+            let path = format!("{UNITS}/{unit}");
+            done(machine.inside(None).args(["systemd-analyze", "verify", "--man=no", &path]));
+            let security = ["systemd-analyze", "security", "--offline=yes", "--threshold", MOST_EXPOSED, &path];
+            done(machine.inside(None).args(security));
+        }
+        machine
+    }
+
+    fn said(&self) -> &str {
+        &self.said
+    }
+
+    /// What it was told with this verb.
+    fn systemctl(&self, verb: &str) -> Vec<String> {
+        let text = std::fs::read_to_string(self.root.join("systemctl")).unwrap();
+        let told = text.lines().map(|line| line.split_once(' ').unwrap_or((line, "")));
+        told.filter(|(said, _)| *said == verb).map(|(_, rest)| rest.to_owned()).collect()
+    }
+
+    fn units(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.root.join(&UNITS[1..])).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("imgcls") && name.ends_with(".service")).collect()
+    }
+
+    /// A command in the root, which takes all that it started with it when it is killed.
+    fn inside(&self, user: Option<&str>) -> Command {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--pid", "--fork", "--kill-child"]);
+        command.arg(format!("--mount-proc={}", self.root.join("proc").display()));
+        command.arg("chroot").args(user).arg(&self.root).env_clear();
+        command.env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin");
+        command
+    }
+
+    /// What a unit starts, with what it says is in the environment; words of its command may be replaced.
+    fn run(&self, unit: &str, replaced: &[(&str, &str)]) -> Process {
+        let text = std::fs::read_to_string(self.root.join(&UNITS[1..]).join(unit)).unwrap();
+        let unit_says = settings(&text);
+        let mut command = self.inside(Some(NOBODY));
+        for word in unit_says["ExecStart"].split(' ') {
+            command.arg(replaced.iter().find(|(from, _)| *from == word).map_or(word, |(_, to)| to));
+        }
+        if let Some(file) = unit_says.get("EnvironmentFile") {
+            let text = std::fs::read_to_string(self.root.join(&file[1..])).unwrap();
+            command.envs(settings(&text));
+        }
+        command.env(METADATA, &self.metadata);
+        Process::start(command, &self.root.join("var/log").join(unit.replace(".service", ".log")))
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.root.join("var/log/imgcls.log")).unwrap_or_default()
+    }
+}
+
+fn clean_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/debian-12")
+}
+
+/// Lines of the form `name=value`, as units and files of their environment have them.
+fn settings(text: &str) -> BTreeMap<&str, &str> {
+    text.lines().filter_map(|line| line.split_once('=')).collect()
+}
+
+/// What it said, on both streams.
+fn done(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success(), "{command:?}: {text}");
+    text
+}
+
+fn export_bundle(folder: &Path) -> PathBuf {
+    let path = folder.join("bundle.tar.gz");
+    done(imgcls().args(["provision", "export", "--backend", "aws", "--bundle-to"]).arg(&path));
+    path
+}
+
+/// As a machine gets it.
+fn user_data_of(template: &str) -> Vec<u8> {
+    let form = format!(
+        "Action=DescribeLaunchTemplateVersions&Version=2016-11-15\
+         &LaunchTemplateName={template}&LaunchTemplateVersion.1=$Latest"
+    );
+    let answer = by_hand("ec2", &form).text();
+    let encoded = between(&answer, "<userData>", "</userData>");
+    base64::engine::general_purpose::STANDARD.decode(encoded).unwrap()
+}
+
+fn logged() -> String {
+    let scope = "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/logs/aws4_request";
+    let headers = [
+        ("Authorization", scope),
+        ("X-Amz-Target", "Logs_20140328.GetLogEvents"),
+        ("Content-Type", "application/x-amz-json-1.1"),
+    ];
+    let body = r#"{"logGroupName":"machine-imgcls","logStreamName":"i-0123456789abcdef0","startFromHead":true}"#;
+    request(moto_of_stacks().address, "POST", "/", &headers, body.as_bytes()).unwrap().text()
+}
+
+/// Hands calls on to moto. A machine that asks for the bundle has to sign it, and who asks first gets another.
+fn start_router() -> String {
+    let asked = AtomicUsize::new(0);
+    let address = proxy::start(move |call| {
+        let is_for_bundle = call.method() == "GET" && call.path().contains("/bundle/");
+        if is_for_bundle && !is_signed_by_role(call) {
+            return Some(said(403, b""));
+        }
+        if is_for_bundle && asked.fetch_add(1, Ordering::Relaxed) == 0 {
+            return Some(said(200, &std::fs::read(small_bundle()).unwrap()));
+        }
+        call.pass_to(moto_of_stacks().address)
+    });
+    format!("http://{address}")
+}
+
+fn said(status: u16, body: &[u8]) -> Vec<u8> {
+    let head = format!("HTTP/1.1 {status} Said\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
+/// As S3 finds out: by signing the same call with the same keys at the time that it says.
+fn is_signed_by_role(call: &Call) -> bool {
+    let (Some(date), Some(host)) = (call.header("x-amz-date"), call.header("host")) else { return false };
+    let (day, time) = date.split_at(8);
+    let time = format!("{}-{}-{}T{}:{}:{}Z", &day[..4], &day[4..6], &day[6..], &time[1..3], &time[3..5], &time[5..7]);
+    let time = SystemTime::try_from(DateTime::from_str(&time, Format::DateTime).unwrap()).unwrap();
+    let identity = Credentials::new(ACCESS_KEY, SECRET_KEY, Some(SESSION_TOKEN.to_owned()), None, "role").into();
+    let mut settings = SigningSettings::default();
+    settings.percent_encoding_mode = PercentEncodingMode::Single;
+    settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
+    let parameters = v4::SigningParams::builder().identity(&identity).region("us-east-1").name("s3");
+    let parameters = parameters.time(time).settings(settings).build().unwrap().into();
+    let url = format!("http://{host}{}", call.path());
+    let no_headers = std::iter::empty::<(&str, &str)>();
+    let request = SignableRequest::new("GET", &url, no_headers, SignableBody::UnsignedPayload).unwrap();
+    let signature = sign(request, &parameters).unwrap().signature().to_owned();
+    let age = SystemTime::now().duration_since(time).unwrap_or_default();
+    let says = call.header("authorization").unwrap_or_default();
+    age.as_secs() < 300 && says.ends_with(&format!("Signature={signature}"))
+}
+
+/// Version 2 of the protocol alone: without a token it says nothing.
+fn start_metadata_service(id: &'static str) -> String {
+    let text = |status: u16, body: &str| Answer::text(status, "text/plain", body.to_owned());
+    let answer = move |asked: &Asked| {
+        let path = asked.path.strip_prefix("/latest/").unwrap_or_default();
+        if asked.method == "PUT" && path == "api/token" {
+            let ttl = asked.header("x-aws-ec2-metadata-token-ttl-seconds").unwrap_or("0").to_owned();
+            let mut token = text(200, "a-token");
+            token.headers.push(("X-aws-ec2-metadata-token-ttl-seconds", ttl));
+            return token;
+        }
+        match (asked.header("x-aws-ec2-metadata-token"), path) {
+            (Some("a-token"), "meta-data/instance-id") => text(200, id),
+            (Some("a-token"), "meta-data/iam/security-credentials/") => text(200, "the-role"),
+            (Some("a-token"), "meta-data/iam/security-credentials/the-role") => text(200, &role_credentials()),
+            (Some("a-token"), _) => text(404, "not found"),
+            _ => text(401, "no token"),
+        }
+    };
+    format!("http://{}", http_server::serve(answer))
+}
+
+/// As the service writes them: several lines.
+fn role_credentials() -> String {
+    format!(
+        "{{\n  \"Code\" : \"Success\",\n  \"LastUpdated\" : \"2026-01-01T00:00:00Z\",\n  \"Type\" : \"AWS-HMAC\",\n  \
+         \"AccessKeyId\" : \"{ACCESS_KEY}\",\n  \"SecretAccessKey\" : \"{SECRET_KEY}\",\n  \
+         \"Token\" : \"{SESSION_TOKEN}\",\n  \"Expiration\" : \"2099-01-01T00:00:00Z\"\n}}"
+    )
+}
