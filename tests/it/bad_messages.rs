@@ -65,8 +65,9 @@ impl Clinic {
 
     fn store(&self, id: Uuid, image: &[u8]) {
         let input = SqliteStore::open(&self.service.data_dir(), "input").unwrap();
-        let put = input.put(&format!("images/{id}"), image.to_vec().into(), PutOptions::default());
-        assert_eq!(run(put).unwrap(), Put::Created);
+        let key = format!("images/{id}");
+        let put = run(input.put(&key, image.to_vec().into(), PutOptions::default()));
+        assert_eq!(put.unwrap(), Put::Created);
     }
 }
 
