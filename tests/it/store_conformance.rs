@@ -93,7 +93,8 @@ async fn a_put_replaces(handles: &Handles<'_>) {
 async fn only_one_conditional_put_creates(handles: &Handles<'_>) {
     let key = new_key("results");
     // Small ones and large ones, which a store may keep apart.
-    let body_of = |racer: usize| Bytes::from(format!("racer {racer} ").repeat(if racer % 2 == 0 { 1 } else { 30_000 }));
+    let body_of =
+        |racer: usize| Bytes::from(format!("racer {racer} ").repeat(if racer.is_multiple_of(2) { 1 } else { 30_000 }));
     let racers = (0..16).map(|racer| {
         let (store, key, body) = (handles(), key.clone(), body_of(racer));
         async move { (racer, store.put(&key, body, ONCE).await.unwrap()) }
