@@ -73,7 +73,7 @@ fn there_and_back(name: &'static str, policy: &[&str], queue_metrics_late_by: u6
     // What comes late brings no second worker in time.
     let feeds = || queue_metrics_late_by == 0 && cloud.count() < 2;
     while ids.len() < IMAGES || feeds() && ids.len() < MOST_IMAGES {
-        ids.push(service.submit("gradient.jpg", &image));
+        ids.push(service.submit("gradient.png", &image));
     }
     for id in ids.iter().chain([&first]) {
         let job = service.finished(id);
