@@ -64,9 +64,10 @@ fn clean_machines_bring_the_bundle_and_classify() {
     let of_web = "imgcls-logs.service imgcls.service imgcls-autoscale.service";
     assert_eq!(web.systemctl("enable"), [of_web]);
 
-    let _worker = worker.run("imgcls.service", &[]);
+    // Ports of their own: this machine's 9090 and 80 may be taken.
+    let admin = format!("127.0.0.1:{}", free_port());
+    let _worker = worker.run("imgcls.service", &[("127.0.0.1:9090", &admin)]);
     let _logs = worker.run("imgcls-logs.service", &[]);
-    // A port of its own: this machine's 80 may be taken.
     let address: SocketAddr = format!("127.0.0.1:{}", free_port()).parse().unwrap();
     let _web = web.run("imgcls.service", &[("0.0.0.0:80", &address.to_string())]);
     let autoscale = web.run("imgcls-autoscale.service", &[]);
