@@ -138,7 +138,9 @@ impl Machine {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--pid", "--fork", "--kill-child"]);
         command.arg(format!("--mount-proc={}", self.root.join("proc").display()));
-        command.arg("chroot").args(user).arg(&self.root).env_clear();
+        // The kernel forgets to kill a child that has become another user: a shell that stays root is killed, and all with it.
+        command.args(["/bin/sh", "-c", "chroot \"$@\"; exit $?", "sh"]);
+        command.args(user).arg(&self.root).env_clear();
         command.env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin");
         command
     }
