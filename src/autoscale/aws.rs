@@ -16,7 +16,7 @@ use super::Gauge;
 use crate::aws::{Aws, Fault};
 use crate::config::Backend;
 use crate::protocol::{BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE};
-use crate::queue::{self, Depth, Queue, QueueError};
+use crate::queue::{Depth, Queue, QueueError, Queues as _, SqsQueues};
 use crate::scaling::{self, Bounds, Observation, Policy, QueueDepth, State};
 use crate::shutdown::CancellationToken;
 
@@ -96,8 +96,7 @@ impl Control {
             return Err(anyhow!("a group is resized on AWS only; this is a bug"));
         };
         let aws = Box::pin(Aws::connect(region.as_deref(), endpoint_url.as_deref())).await?;
-        let queues = queue::open(&config.backend).await?;
-        let queue = queues.open(&config.request_queue).await.map_err(|error| match error {
+        let queue = SqsQueues::over(aws.clone()).open(&config.request_queue).await.map_err(|error| match error {
             QueueError::NotFound(name) => {
                 anyhow!(
                     "there is no queue {name:?}: `imgcls provision` makes the stack; or give --request-queue or --stack"

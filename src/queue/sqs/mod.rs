@@ -88,8 +88,12 @@ impl SqsQueues {
     /// [`QueueError::Fatal`] where no region is to be found.
     pub async fn connect(region: Option<&str>, endpoint_url: Option<&str>) -> Result<SqsQueues, QueueError> {
         let aws = Aws::connect(region, endpoint_url).await.map_err(|refusal| QueueError::Fatal(refusal.to_string()))?;
+        Ok(SqsQueues::over(aws))
+    }
+
+    pub fn over(aws: Aws) -> SqsQueues {
         let client = Client::new(aws.sdk());
-        Ok(SqsQueues { service: Arc::new(Service { aws, client }) })
+        SqsQueues { service: Arc::new(Service { aws, client }) }
     }
 
     async fn address(&self, name: &str) -> Result<Arc<Address>, QueueError> {
