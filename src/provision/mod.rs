@@ -395,10 +395,9 @@ impl Provision {
         let end = tokio::time::Instant::now() + ADDRESS_WITHIN;
         loop {
             let inventory = Box::pin(self.cloud.observe(stack)).await?;
-            let machines = self.machines(stack, &inventory).await?;
-            let is_enough = stack.get("WebGroup").is_none() || !machines.web.is_empty();
+            let is_enough = stack.get("WebGroup").is_none() || !web_addresses(stack, &inventory).is_empty();
             if is_enough || tokio::time::Instant::now() > end || self.shutdown.is_cancelled() {
-                return Ok(machines);
+                return self.machines(stack, &inventory).await;
             }
             tokio::time::sleep(std::time::Duration::from_secs(3)).await;
         }
