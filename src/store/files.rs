@@ -82,6 +82,9 @@ impl Files {
 
 /// Private to the user, its name on disk.
 fn make_directory(data_dir: &Path, directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
     DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     File::open(data_dir)?.sync_all()
 }

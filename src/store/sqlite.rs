@@ -165,22 +165,22 @@ impl ObjectStore for SqliteStore {
     }
 
     async fn get(&self, key: &str, max_bytes: u64) -> Result<Option<Bytes>, StoreError> {
+        let mut missing = None;
         loop {
             match self.find(key, max_bytes).await? {
                 None => return Ok(None),
                 Some(Body::Row(body)) => return Ok(Some(body)),
+                Some(Body::File { name, .. }) if missing.as_ref() == Some(&name) => {
+                    let reason = format!("the file {name} of {key:?} is missing in the data directory");
+                    return Err(StoreError::Fatal { bucket: self.bucket.to_string(), reason });
+                }
                 Some(Body::File { name, size_bytes }) => {
                     let read = self.files.read(&name, size_bytes).await;
                     if let Some(body) = read.map_err(|fault| named(&self.bucket, fault))? {
                         return Ok(Some(body));
                     }
                     // Replaced or deleted meanwhile: what is there now has another name.
-                    if let Some(Body::File { name: now, .. }) = self.find(key, max_bytes).await?
-                        && now == name
-                    {
-                        let reason = format!("the file {name} of {key:?} is missing in the data directory");
-                        return Err(StoreError::Fatal { bucket: self.bucket.to_string(), reason });
-                    }
+                    missing = Some(name);
                 }
             }
         }
