@@ -8,6 +8,7 @@ mod simulate;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -33,16 +34,13 @@ const LOCAL_MAX_BATCH_SIZE: usize = 2;
 /// What one call to SQS carries, so that calls are full at load.
 const AWS_MAX_BATCH_SIZE: usize = MAX_BATCH;
 
-/// With what JPEGs are decoded by, as [`model::JPEG_DECODER`] says it.
-const LONG_VERSION: &str = if cfg!(feature = "turbojpeg") {
-    concat!(env!("CARGO_PKG_VERSION"), "\nJPEG: libjpeg-turbo")
-} else {
-    concat!(env!("CARGO_PKG_VERSION"), "\nJPEG: zune-jpeg (slower; built without the feature turbojpeg)")
-};
+/// With what JPEGs are decoded by.
+static LONG_VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{}\nJPEG: {}", env!("CARGO_PKG_VERSION"), model::JPEG_DECODER));
 
 /// Elastic image classification through a queue: one binary, on one machine or on AWS.
 #[derive(Debug, Parser)]
-#[command(name = "imgcls", version, long_version = LONG_VERSION, arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "imgcls", version, long_version = LONG_VERSION.as_str(), arg_required_else_help = true, max_term_width = 100)]
 #[command(after_help = "Start with `imgcls up`, open http://127.0.0.1:8080/, drop a photograph on the page.\n\
     Every flag is also an environment variable, IMGCLS_<FLAG>; a flag beats the environment.\n\
     Exit codes: 0 done, 1 failed, 2 usage, 99 a loadgen threshold was missed; `provision plan\n\

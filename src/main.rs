@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use imgcls::cli::{Cli, Command};
 use imgcls::config::Backend;
-use imgcls::{autoscale, classify, loadgen, provision, queues, shutdown, simulate, telemetry, tune, up, web, worker};
+use imgcls::{
+    autoscale, classify, loadgen, model, provision, queues, shutdown, simulate, telemetry, tune, up, web, worker,
+};
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
@@ -136,9 +138,8 @@ async fn bind(address: std::net::SocketAddr) -> anyhow::Result<tokio::net::TcpLi
 /// For the tiers that serve many clients. Half the cores: handlers only pass bytes on, and threads that wake each other
 /// take the cores from decoding and inference (on two cores, nine images in a hundred).
 fn many_threads() -> anyhow::Result<Runtime> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.div_ceil(2))
+        .worker_threads(model::cores().div_ceil(2))
         .enable_all()
         .build()
         .context("cannot start the runtime")
