@@ -88,6 +88,11 @@ pub trait Queue: Send + Sync {
     /// Empty when nothing came. Dropping the future never loses a message that it had not returned: such a message
     /// is visible again at once or after its visibility timeout.
     async fn receive(&self, options: ReceiveOptions) -> Result<Vec<Delivery>, QueueError>;
+    /// Whether a receive that finds nothing costs next to nothing: then who is busy looks now and then, instead of
+    /// standing in line before who is idle.
+    fn is_cheap_to_look(&self) -> bool {
+        false
+    }
     /// Deletes delivered messages.
     async fn ack(&self, receipts: &[Receipt]) -> Result<(), QueueError>;
     /// Sets how long from now each delivered message stays invisible; zero hands it back.

@@ -1,19 +1,20 @@
 //! Doorbells: how a send in one process wakes a receive in another without polling.
 //!
-//! Each queue that somebody waits for has an empty file `bells/<queue>`. Who made a message receivable opens that
-//! file for writing and closes it again; the kernel tells every process that watches it. Nothing is written, so
-//! ringing costs no disk, and where no file is nobody waits.
+//! Each queue that somebody waits for has a FIFO, `bells/<queue>`. Who made a message receivable writes a byte into it,
+//! and the kernel wakes one of those who wait, whichever process they are in: the others sleep on. Nothing reaches the
+//! disk, and where no FIFO is, or nobody has it open, nobody waits.
 //!
 //! A bell only says "look again". One that was missed costs at most [`RECHECK`].
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use rustix::fs::OFlags;
 
 use super::{Fault, file};
 
@@ -25,98 +26,89 @@ const RECHECK_DEAF: Duration = Duration::from_millis(10);
 
 pub struct Bells {
     directory: PathBuf,
-    heard: Arc<Mutex<Heard>>,
-    /// None where the kernel offers no (more) watches.
+    /// Of the queues that were waited for in this process.
+    ears: Mutex<HashMap<String, Arc<listener::Ear>>>,
+    /// None where the kernel offers none.
     listener: Option<listener::Listener>,
-}
-
-/// The bells that this process listens to.
-#[derive(Default)]
-struct Heard {
-    by_queue: HashMap<String, Arc<Notify>>,
-    by_watch: HashMap<listener::Watch, String>,
 }
 
 /// A place at a bell.
 pub struct Bell {
-    notify: Arc<Notify>,
+    /// None where it cannot be heard.
+    ear: Option<Arc<listener::Ear>>,
     /// Whether it was hung only now: what was sent before did not ring it.
     pub is_new: bool,
     pub recheck: Duration,
 }
 
-/// Having been woken. A bell wakes one waiter; who holds the baton either found nothing and lays it down, or, dropping
-/// it, wakes the next. So a batch wakes as many as it feeds, and a cancelled waiter loses no wake.
-pub struct Baton(Option<Arc<Notify>>);
+/// Having been woken, and nobody else. Who looked and left nothing behind lays it down; dropped, also with a cancelled
+/// waiter, it wakes the next. So a batch wakes as many as it feeds, and no wake is lost.
+pub struct Baton(Option<Arc<listener::Ear>>);
 
 impl Bells {
     pub fn open(data_dir: &Path) -> Result<Bells, Fault> {
         let directory = data_dir.join("bells");
         file::make_directory(&directory)?;
-        let heard = Arc::new(Mutex::new(Heard::default()));
-        let listener = listener::Listener::start(&directory, &heard)
-            .inspect_err(|error| {
-                tracing::warn!(%error, "no file watches (fs.inotify.max_user_instances?): the local queue polls");
-            })
+        let listener = listener::Listener::start()
+            .inspect_err(|error| tracing::warn!(%error, "no doorbells: the local queue polls"))
             .ok();
-        Ok(Bells { directory, heard, listener })
+        Ok(Bells { directory, ears: Mutex::default(), listener })
     }
 
     pub fn listen(&self, queue: &str) -> Bell {
-        let mut heard = lock(&self.heard);
-        let hung = heard.by_queue.get(queue).map(Arc::clone);
-        let notify = hung.clone().unwrap_or_default();
-        let mut recheck = if self.is_deaf() { RECHECK_DEAF } else { RECHECK };
-        if hung.is_none() {
-            match self.hang(queue, &mut heard) {
-                Ok(()) => drop(heard.by_queue.insert(queue.to_owned(), Arc::clone(&notify))),
-                Err(error) => {
-                    tracing::debug!(queue, %error, "no bell, polling");
-                    recheck = RECHECK_DEAF;
-                }
+        let path = self.directory.join(queue);
+        let mut ears = lock(&self.ears);
+        if let Some(ear) = ears.get(queue).filter(|ear| ear.is_at(&path)) {
+            return Bell { ear: Some(Arc::clone(ear)), is_new: false, recheck: RECHECK };
+        }
+        match self.hang(&path) {
+            Ok(ear) => {
+                ears.insert(queue.to_owned(), Arc::clone(&ear));
+                Bell { ear: Some(ear), is_new: true, recheck: RECHECK }
+            }
+            Err(error) => {
+                tracing::debug!(queue, %error, "no bell, polling");
+                Bell { ear: None, is_new: false, recheck: RECHECK_DEAF }
             }
         }
-        Bell { notify, is_new: hung.is_none(), recheck }
     }
 
-    /// Wakes who waits for the queue, in every process.
+    /// Wakes one of those who wait for the queue.
     pub fn ring(&self, queue: &str) {
-        match OpenOptions::new().write(true).open(self.directory.join(queue)) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::debug!(queue, %error, "a bell did not ring"),
-        }
-        if self.is_deaf()
-            && let Some(notify) = lock(&self.heard).by_queue.get(queue)
-        {
-            notify.notify_one();
+        if let Err(error) = open_to_ring(&self.directory.join(queue)).and_then(|bell| strike(bell.as_ref())) {
+            tracing::debug!(queue, %error, "a bell did not ring");
         }
     }
 
-    /// Takes the bell down with its queue, which wakes who waits there.
+    /// Takes the bell down with its queue. Who waits there is woken, finds the queue gone, and so wakes the next.
     pub fn remove(&self, queue: &str) {
-        // One that is not there is removed already; a left one is an empty file.
-        let _ = std::fs::remove_file(self.directory.join(queue));
-    }
-
-    fn hang(&self, queue: &str, heard: &mut Heard) -> io::Result<()> {
         let path = self.directory.join(queue);
-        drop(OpenOptions::new().create(true).append(true).open(&path)?);
-        if let Some(listener) = &self.listener {
-            heard.by_watch.insert(listener.watch(&path)?, queue.to_owned());
+        let bell = open_to_ring(&path);
+        // One that is not there is removed already; a left one does no harm.
+        let _ = std::fs::remove_file(&path);
+        lock(&self.ears).remove(queue);
+        if let Err(error) = bell.and_then(|bell| strike(bell.as_ref())) {
+            tracing::debug!(queue, %error, "the bell of a removed queue did not ring");
         }
-        Ok(())
     }
 
-    fn is_deaf(&self) -> bool {
-        self.listener.as_ref().is_none_or(listener::Listener::has_ended)
+    fn hang(&self, path: &Path) -> io::Result<Arc<listener::Ear>> {
+        let listener = self.listener.as_ref().filter(|listener| !listener.has_ended());
+        let listener = listener.ok_or(io::ErrorKind::Unsupported)?;
+        listener.hang(make_fifo(path)?)
     }
 }
 
 impl Bell {
+    /// Waits until rung; for ever where it cannot be heard.
     pub async fn rung(&self) -> Baton {
-        self.notify.notified().await;
-        Baton(Some(Arc::clone(&self.notify)))
+        match &self.ear {
+            Some(ear) => {
+                ear.struck().await;
+                Baton(Some(Arc::clone(ear)))
+            }
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -128,80 +120,136 @@ impl Baton {
 
 impl Drop for Baton {
     fn drop(&mut self) {
-        if let Some(notify) = &self.0 {
-            notify.notify_one();
+        if let Some(ear) = &self.0 {
+            ear.strike();
         }
     }
 }
 
-impl Heard {
-    fn wake(&self, watch: &listener::Watch) {
-        if let Some(notify) = self.by_watch.get(watch).and_then(|queue| self.by_queue.get(queue)) {
-            notify.notify_one();
-        }
-    }
-
-    fn wake_all(&self) {
-        self.by_queue.values().for_each(|notify| notify.notify_one());
-    }
-
-    /// The file is gone: the next [`Bells::listen`] hangs a new one.
-    fn forget(&mut self, watch: &listener::Watch) {
-        if let Some(notify) = self.by_watch.remove(watch).and_then(|queue| self.by_queue.remove(&queue)) {
-            notify.notify_one();
-        }
+/// None where nobody can be waiting.
+fn open_to_ring(path: &Path) -> io::Result<Option<File>> {
+    match OpenOptions::new().write(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path) {
+        Ok(bell) => Ok(Some(bell)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // Nobody has it open for reading.
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
-fn lock(heard: &Mutex<Heard>) -> MutexGuard<'_, Heard> {
-    // Nothing that runs under the lock leaves the maps half changed.
-    heard.lock().unwrap_or_else(PoisonError::into_inner)
+fn strike(bell: Option<&File>) -> io::Result<()> {
+    match bell.map(|mut bell| bell.write(&[1])) {
+        None | Some(Ok(_)) => Ok(()),
+        // Full: struck often enough. Broken: whoever had it open is gone.
+        Some(Err(error)) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::BrokenPipe) => Ok(()),
+        Some(Err(error)) => Err(error),
+    }
+}
+
+/// Opened, and made where it is not there. Another kind of file under that name is of an earlier release.
+fn make_fifo(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::FileTypeExt as _;
+    for _ in 0..2 {
+        match rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::from_raw_mode(0o600)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // For both: it then needs nobody else to be open.
+        let flags = OFlags::NONBLOCK.bits() as i32;
+        let fifo = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
+        if fifo.metadata()?.file_type().is_fifo() {
+            return Ok(fifo);
+        }
+        std::fs::remove_file(path)?;
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that runs under a lock here leaves its state half changed.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(target_os = "linux")]
 mod listener {
-    use std::io;
+    use std::collections::HashMap;
+    use std::fs::File;
+    use std::io::{self, Read as _};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::fs::MetadataExt as _;
     use std::path::Path;
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::sync::{Arc, Mutex};
+    use std::sync::{Arc, Mutex, Weak};
     use std::thread::JoinHandle;
 
-    use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
+    use rustix::event::epoll::{self, EventData, EventFlags};
+    use rustix::event::{EventfdFlags, eventfd};
+    use tokio::sync::Notify;
 
-    use super::{Heard, lock};
+    use super::lock;
 
-    pub(super) type Watch = WatchDescriptor;
-
-    /// The one thread of a process that hears bells.
+    /// The one thread of a process that hears bells. It waits only at those that somebody here waits for: a bell that
+    /// nobody needs to hear in this process is left to another.
     pub(super) struct Listener {
-        watches: Watches,
-        /// A watch on the directory that never fires; to remove it ends the thread.
-        sentinel: WatchDescriptor,
-        is_closing: Arc<AtomicBool>,
+        epoll: Arc<OwnedFd>,
+        ears: Arc<Mutex<Ears>>,
+        stop: OwnedFd,
         thread: Option<JoinHandle<()>>,
     }
 
+    #[derive(Default)]
+    struct Ears {
+        by_key: HashMap<u64, Weak<Ear>>,
+        last_key: u64,
+    }
+
+    /// What the event to stop is known by; keys of ears begin after it.
+    const STOP: u64 = 0;
+
+    /// This process' end of a bell.
+    pub(super) struct Ear {
+        key: u64,
+        fifo: File,
+        inode: u64,
+        epoll: Arc<OwnedFd>,
+        waiting: Mutex<Waiting>,
+        notify: Notify,
+    }
+
+    #[derive(Default)]
+    struct Waiting {
+        count: usize,
+        /// Whether the thread would hear it.
+        is_heard: bool,
+    }
+
     impl Listener {
-        pub fn start(directory: &Path, heard: &Arc<Mutex<Heard>>) -> io::Result<Listener> {
-            let inotify = Inotify::init()?;
-            let sentinel = inotify.watches().add(directory, WatchMask::DELETE_SELF)?;
-            let watches = inotify.watches();
-            let is_closing = Arc::new(AtomicBool::new(false));
+        pub fn start() -> io::Result<Listener> {
+            let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+            let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+            epoll::add(&epoll, &stop, EventData::new_u64(STOP), EventFlags::IN)?;
+            let ears = Arc::<Mutex<Ears>>::default();
             let run = {
-                let (heard, sentinel, is_closing) = (Arc::clone(heard), sentinel.clone(), Arc::clone(&is_closing));
+                let (epoll, ears) = (Arc::clone(&epoll), Arc::clone(&ears));
                 move || {
-                    let end = listen(inotify, &sentinel, &heard);
-                    if !is_closing.load(Ordering::Acquire) {
-                        tracing::warn!(reason = %end, "the bells of the local queue are gone: it polls");
+                    if let Err(error) = listen(&epoll, &ears) {
+                        tracing::warn!(%error, "the bells of the local queue are gone: it polls");
                     }
                 }
             };
             let thread = std::thread::Builder::new().name("queue-bells".to_owned()).spawn(run)?;
-            Ok(Listener { watches, sentinel, is_closing, thread: Some(thread) })
+            Ok(Listener { epoll, ears, stop, thread: Some(thread) })
         }
 
-        pub fn watch(&self, path: &Path) -> io::Result<Watch> {
-            self.watches.clone().add(path, WatchMask::CLOSE_WRITE | WatchMask::DELETE_SELF)
+        pub fn hang(&self, fifo: File) -> io::Result<Arc<Ear>> {
+            let inode = fifo.metadata()?.ino();
+            let mut ears = lock(&self.ears);
+            ears.by_key.retain(|_, ear| ear.strong_count() > 0);
+            ears.last_key += 1;
+            let key = ears.last_key;
+            let epoll = Arc::clone(&self.epoll);
+            let ear = Arc::new(Ear { key, fifo, inode, epoll, waiting: Mutex::default(), notify: Notify::new() });
+            ears.by_key.insert(key, Arc::downgrade(&ear));
+            Ok(ear)
         }
 
         pub fn has_ended(&self) -> bool {
@@ -211,36 +259,112 @@ mod listener {
 
     impl Drop for Listener {
         fn drop(&mut self) {
-            self.is_closing.store(true, Ordering::Release);
-            // Fails only when the directory was removed, and then the thread has ended already.
-            let _ = self.watches.remove(self.sentinel.clone());
+            // Adds up until read, which nobody does; the thread ends at the first.
+            let stopped = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+            debug_assert!(stopped.is_ok(), "an event takes a first write; this is a bug");
             if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
                 tracing::error!("the thread that hears bells panicked; this is a bug");
             }
         }
     }
 
-    /// Returns why it ended.
-    fn listen(mut inotify: Inotify, sentinel: &WatchDescriptor, heard: &Mutex<Heard>) -> String {
-        // Events carry no names, since only files are watched: each is 16 bytes.
-        let mut buffer = [0; 4096];
+    fn listen(epoll: &OwnedFd, ears: &Mutex<Ears>) -> io::Result<()> {
+        let mut events = Vec::with_capacity(16);
         loop {
-            let events = match inotify.read_events_blocking(&mut buffer) {
-                Ok(events) => events,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return error.to_string(),
-            };
-            let mut heard = lock(heard);
-            for event in events {
-                if event.mask.contains(EventMask::Q_OVERFLOW) {
-                    heard.wake_all();
-                } else if !event.mask.contains(EventMask::IGNORED) {
-                    heard.wake(&event.wd);
-                } else if event.wd == *sentinel {
-                    return "the directory was removed".to_owned();
-                } else {
-                    heard.forget(&event.wd);
+            events.clear();
+            match epoll::wait(epoll, rustix::buffer::spare_capacity(&mut events), None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for event in &events {
+                let key = event.data.u64();
+                if key == STOP {
+                    return Ok(());
                 }
+                let ear = lock(ears).by_key.get(&key).and_then(Weak::upgrade);
+                if let Some(ear) = ear {
+                    ear.hear();
+                }
+            }
+        }
+    }
+
+    impl Ear {
+        /// Whether the bell of that path is still this one, and not one of a queue that was made again.
+        pub fn is_at(&self, path: &Path) -> bool {
+            rustix::fs::stat(path).is_ok_and(|found| found.st_ino == self.inode)
+        }
+
+        pub fn strike(&self) {
+            if let Err(error) = super::strike(Some(&self.fifo)) {
+                tracing::debug!(%error, "a bell did not ring");
+            }
+        }
+
+        /// Waits until the bell rings for this waiter.
+        pub async fn struck(&self) {
+            let mut place = Place::take(self);
+            self.notify.notified().await;
+            place.is_woken = true;
+        }
+
+        /// On the thread: takes what was rung and wakes one.
+        fn hear(&self) {
+            let mut waiting = lock(&self.waiting);
+            if !waiting.is_heard {
+                return;
+            }
+            // At once, so that the next ring wakes another.
+            self.stop_hearing(&mut waiting);
+            let mut rung = [0; 4096];
+            while matches!((&self.fifo).read(&mut rung), Ok(1..)) {}
+            self.notify.notify_one();
+        }
+
+        fn start_hearing(&self, waiting: &mut Waiting) {
+            // Exclusive: of all processes that wait at it, the kernel wakes one.
+            let flags = EventFlags::IN | EventFlags::EXCLUSIVE;
+            match epoll::add(&self.epoll, &self.fifo, EventData::new_u64(self.key), flags) {
+                Ok(()) => waiting.is_heard = true,
+                Err(error) => tracing::debug!(%error, "a bell cannot be heard; its waiters look every second"),
+            }
+        }
+
+        fn stop_hearing(&self, waiting: &mut Waiting) {
+            waiting.is_heard = false;
+            if let Err(error) = epoll::delete(&self.epoll, &self.fifo) {
+                tracing::debug!(%error, "a bell is still heard");
+            }
+        }
+    }
+
+    /// Held while waiting at a bell.
+    struct Place<'a> {
+        ear: &'a Ear,
+        is_woken: bool,
+    }
+
+    impl Place<'_> {
+        fn take(ear: &Ear) -> Place<'_> {
+            let mut waiting = lock(&ear.waiting);
+            waiting.count += 1;
+            if !waiting.is_heard {
+                ear.start_hearing(&mut waiting);
+            }
+            Place { ear, is_woken: false }
+        }
+    }
+
+    impl Drop for Place<'_> {
+        fn drop(&mut self) {
+            let mut waiting = lock(&self.ear.waiting);
+            waiting.count -= 1;
+            match (waiting.count, waiting.is_heard) {
+                (0, true) => self.ear.stop_hearing(&mut waiting),
+                // It rang for a waiter that has just left.
+                (0, false) if !self.is_woken => self.ear.strike(),
+                (0, false) | (_, true) => {}
+                (_, false) => self.ear.start_hearing(&mut waiting),
             }
         }
     }
@@ -248,26 +372,39 @@ mod listener {
 
 #[cfg(not(target_os = "linux"))]
 mod listener {
+    use std::convert::Infallible;
+    use std::fs::File;
     use std::io;
     use std::path::Path;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
-    use super::Heard;
-
-    pub(super) type Watch = ();
-
-    pub(super) struct Listener(std::convert::Infallible);
+    pub(super) struct Listener(Infallible);
+    pub(super) struct Ear(Infallible);
 
     impl Listener {
-        pub fn start(_: &Path, _: &Arc<Mutex<Heard>>) -> io::Result<Listener> {
+        pub fn start() -> io::Result<Listener> {
             Err(io::ErrorKind::Unsupported.into())
         }
 
-        pub fn watch(&self, _: &Path) -> io::Result<Watch> {
+        pub fn hang(&self, _: File) -> io::Result<Arc<Ear>> {
             match self.0 {}
         }
 
         pub fn has_ended(&self) -> bool {
+            match self.0 {}
+        }
+    }
+
+    impl Ear {
+        pub fn is_at(&self, _: &Path) -> bool {
+            match self.0 {}
+        }
+
+        pub fn strike(&self) {
+            match self.0 {}
+        }
+
+        pub async fn struck(&self) {
             match self.0 {}
         }
     }

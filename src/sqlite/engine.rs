@@ -2,12 +2,18 @@
 //!
 //! Calls that wait while a transaction commits form the next one: the dearer a commit, the more calls share it
 //! (group commit). A call first *looks*, without the write lock; most waiting receives end there and never stand in
-//! the way of a writer. What is left runs in one `BEGIN IMMEDIATE`, synced to disk when any of its calls asks for it.
+//! the way of a writer. What is left runs in one `BEGIN IMMEDIATE`.
+//!
+//! Where one of its calls asks for it, the log is synced to disk, by this thread and after the commit: SQLite would sync
+//! inside it, and hold up every other process meanwhile. So others may see what may yet be undone by a power loss; with
+//! it goes whatever they made of it, which stands behind it in the log. Only who was told that it stands relies on it,
+//! and that is after the sync.
 //!
 //! A call that fails for a reason of its own must not have written yet; the others go on. When SQL fails, nothing of
 //! the transaction happened and all its calls hear so.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -88,11 +94,12 @@ pub struct Engine {
 pub struct Calls(mpsc::Sender<Box<dyn Job>>);
 
 impl Engine {
-    pub fn start(connection: Connection, bells: Arc<Bells>) -> Result<Engine, Fault> {
+    /// `log`: the write-ahead log of the connection's file.
+    pub fn start(connection: Connection, log: File, bells: Arc<Bells>) -> Result<Engine, Fault> {
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("sqlite".to_owned())
-            .spawn(move || run(&connection, &receiver, &bells))
+            .spawn(move || run(&connection, &log, &receiver, &bells))
             .map_err(|error| file::thread_error(&error))?;
         let room = Arc::new(Semaphore::new(MAX_WAITING));
         Ok(Engine { calls: Some(Calls(sender)), room, thread: Some(thread) })
@@ -235,12 +242,11 @@ impl<T: Send, E: From<Fault> + Send> Job for Call<T, E> {
     }
 }
 
-fn run(connection: &Connection, calls: &Receiver<Box<dyn Job>>, bells: &Bells) {
-    let mut synced = Durability::Full;
+fn run(connection: &Connection, log: &File, calls: &Receiver<Box<dyn Job>>, bells: &Bells) {
     while let Ok(first) = calls.recv() {
         let writers = look(connection, gather(first, calls));
         if !writers.is_empty() {
-            write(connection, writers, &mut synced, bells);
+            write(connection, log, writers, bells);
         }
     }
 }
@@ -277,36 +283,32 @@ fn look(connection: &Connection, group: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> 
     writers
 }
 
-fn write(connection: &Connection, mut group: Vec<Box<dyn Job>>, synced: &mut Durability, bells: &Bells) {
-    match transaction(connection, &mut group, synced) {
-        Ok(session) => {
-            session.removed.iter().for_each(|name| bells.remove(name));
-            session.ring.iter().for_each(|name| bells.ring(name));
-            for job in group {
-                job.answer(None);
-            }
-        }
+fn write(connection: &Connection, log: &File, mut group: Vec<Box<dyn Job>>, bells: &Bells) {
+    let session = match transaction(connection, &mut group) {
+        Ok(session) => session,
+        Err(error) => return fail(group, &file::fault(&error)),
+    };
+    session.removed.iter().for_each(|name| bells.remove(name));
+    session.ring.iter().for_each(|name| bells.ring(name));
+    let (waiting, done): (Vec<_>, Vec<_>) = group.into_iter().partition(|job| job.durability() == Durability::Full);
+    done.into_iter().for_each(|job| job.answer(None));
+    if waiting.is_empty() {
+        return;
+    }
+    match log.sync_data() {
+        Ok(()) => waiting.into_iter().for_each(|job| job.answer(None)),
         Err(error) => {
-            let failure = file::fault(&error);
-            tracing::warn!(%error, calls = group.len(), "a transaction of the local backend failed");
-            for job in group {
-                job.answer(Some(&failure));
-            }
+            fail(waiting, &Fault::Unavailable(format!("the log of the local backend is not synced: {error}")))
         }
     }
 }
 
-fn transaction<'a>(
-    connection: &'a Connection,
-    group: &mut [Box<dyn Job>],
-    synced: &mut Durability,
-) -> rusqlite::Result<Session<'a>> {
-    let full = group.iter().any(|job| job.durability() == Durability::Full);
-    let durability = if full { Durability::Full } else { Durability::Normal };
-    if durability != *synced {
-        connection.execute_batch(if full { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" })?;
-        *synced = durability;
-    }
+fn fail(group: Vec<Box<dyn Job>>, failure: &Fault) {
+    tracing::warn!(%failure, calls = group.len(), "a transaction of the local backend failed");
+    group.into_iter().for_each(|job| job.answer(Some(failure)));
+}
+
+fn transaction<'a>(connection: &'a Connection, group: &mut [Box<dyn Job>]) -> rusqlite::Result<Session<'a>> {
     execute(connection, "BEGIN IMMEDIATE")?;
     let worked = work_and_commit(connection, group);
     if worked.is_err() && !connection.is_autocommit() {

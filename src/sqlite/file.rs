@@ -1,7 +1,7 @@
 //! The file: where it lies, how it is opened, what is in it.
 
 use std::cell::Cell;
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
@@ -21,8 +21,9 @@ const SCHEMA_VERSION: i32 = 3;
 
 /// How long an operation waits for other processes before it answers `Unavailable`.
 const BUSY_LIMIT: Duration = Duration::from_secs(30);
-/// The write-ahead log is copied into the file at this many pages (16 MiB), and cut to this size after a burst.
-const CHECKPOINT_PAGES: u32 = 4_096;
+/// An image is a handful of such pages, and every page is written and read by itself.
+pub(super) const PAGE_BYTES: u32 = 16 << 10;
+/// The write-ahead log is cut to this size after a burst.
 const WAL_LIMIT_BYTES: u32 = 16 << 20;
 
 /// `AUTOINCREMENT`: the id of a queue is never used twice, so that a receipt of a removed queue fits no other. A message
@@ -78,6 +79,13 @@ pub(super) fn open(data_dir: &Path) -> Result<Connection, Fault> {
     open_file(&path).map_err(|error| open_error(&path, error))
 }
 
+/// The write-ahead log of an open file. It stays the same one as long as any connection is open. Unlike the file
+/// itself it carries no locks, which closing another handle on it would take away.
+pub(super) fn open_log(data_dir: &Path) -> Result<File, Fault> {
+    let path = data_dir.join(format!("{FILE_NAME}-wal"));
+    File::open(&path).map_err(|error| Fault::Fatal(format!("{} cannot be opened: {error}", path.display())))
+}
+
 /// A directory of the data directory, private to the user when it is new.
 pub(super) fn make_directory(directory: &Path) -> Result<(), Fault> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| {
@@ -124,10 +132,12 @@ fn open_file(path: &Path) -> Result<Connection, OpenError> {
     // A plan depends on no bound value, so that no statement is compiled again when one changes.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     check_identity(&connection)?;
+    // Of a new file; one that stands keeps its own.
+    connection.execute_batch(&format!("PRAGMA page_size = {PAGE_BYTES}"))?;
     set_write_ahead_log(&connection)?;
     connection.execute_batch(&format!(
-        "PRAGMA synchronous = FULL;
-         PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};
+        "PRAGMA synchronous = NORMAL;
+         PRAGMA wal_autocheckpoint = 0;
          PRAGMA journal_size_limit = {WAL_LIMIT_BYTES};
          PRAGMA mmap_size = 0;
          PRAGMA temp_store = MEMORY;

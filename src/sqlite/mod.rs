@@ -1,17 +1,19 @@
 //! The one file of the local backend, `<data_dir>/imgcls.sqlite3`: queues and small objects of all processes of this
 //! machine.
 //!
-//! In each process one thread (`engine`) talks to it and groups what waits into transactions, and one more (`bells`)
-//! hears when another process has news. `file` says how the file is made, opened and laid out. What is done in it is
-//! said by who uses it: `queue/sqlite` and `store/sqlite`.
+//! In each process one thread (`engine`) talks to it and groups what waits into transactions, one more (`bells`) hears
+//! when another process has news, and a third (`checkpoint`) copies the write-ahead log into the file. `file` says how
+//! that is made, opened and laid out. What is done in it is said by who uses it: `queue/sqlite` and `store/sqlite`.
 
 mod bells;
+mod checkpoint;
 mod engine;
 mod file;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use self::checkpoint::Checkpointer;
 pub use bells::{Baton, Bells, RECHECK};
 pub use engine::{Calls, Durability, Engine, Failure, Look, Session};
 
@@ -28,8 +30,10 @@ pub enum Fault {
 
 /// The file of one data directory, as this process has it open.
 pub struct Database {
+    /// Before the checkpointer: its thread ends with the connection of this one.
     pub engine: Engine,
     pub bells: Arc<Bells>,
+    _checkpointer: Checkpointer,
 }
 
 /// What is open: queues and stores of one data directory share the thread, and so transactions and their syncs.
@@ -48,10 +52,11 @@ pub fn open(data_dir: &Path) -> Result<Arc<Database>, Fault> {
     if let Some(database) = open.iter().find_map(|(path, database)| database.upgrade().filter(|_| *path == key)) {
         return Ok(database);
     }
-    let connection = file::open(data_dir)?;
+    let mut connection = file::open(data_dir)?;
+    let checkpointer = Checkpointer::start(&mut connection, file::open(data_dir)?)?;
     let bells = Arc::new(Bells::open(data_dir)?);
-    let engine = Engine::start(connection, Arc::clone(&bells))?;
-    let database = Arc::new(Database { engine, bells });
+    let engine = Engine::start(connection, file::open_log(data_dir)?, Arc::clone(&bells))?;
+    let database = Arc::new(Database { engine, bells, _checkpointer: checkpointer });
     open.push((key, Arc::downgrade(&database)));
     Ok(database)
 }

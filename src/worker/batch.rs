@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::infer::{Fetched, Sessions};
 
@@ -28,12 +28,19 @@ impl BatchRule {
     }
 }
 
-/// Feeds the sessions until `fetched` is closed and empty.
-pub async fn run(rule: BatchRule, mut fetched: mpsc::Receiver<Fetched>, mut sessions: Sessions) -> anyhow::Result<()> {
+/// Feeds the sessions until `fetched` is closed and empty. Says in `is_idle` whether one of them waits for an image.
+pub async fn run(
+    rule: BatchRule,
+    mut fetched: mpsc::Receiver<Fetched>,
+    mut sessions: Sessions,
+    is_idle: watch::Sender<bool>,
+) -> anyhow::Result<()> {
     loop {
         // The slot first, then the batch: what arrives while all sessions are busy joins it.
         let session = sessions.free().await?;
+        is_idle.send_replace(true);
         let Some(first) = fetched.recv().await else { return Ok(()) };
+        is_idle.send_replace(false);
         session.run(fill(rule, first, &mut fetched).await)?;
     }
 }

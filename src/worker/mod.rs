@@ -133,6 +133,7 @@ async fn work(
     let (sessions, threads) =
         infer::start(session_count, &package, &config.model, config.limits, &rules, &tally, &finished_tx).await?;
 
+    let is_idle = watch::Sender::new(true);
     let keeper = Keeper::new(Arc::clone(&service.requests), config.visibility_timeout);
     let last_faults = Arc::new(LastFaults::default());
     let intake = Intake {
@@ -145,6 +146,7 @@ async fn work(
         last_faults: Arc::clone(&last_faults),
         visibility_timeout: config.visibility_timeout,
         places: Arc::new(Semaphore::new(places)),
+        is_idle: is_idle.subscribe(),
         places_for_a_receive: config.max_batch_size.min(queue::MAX_BATCH) as u32,
         fetched: fetched_tx,
         finished: finished_tx,
@@ -171,7 +173,7 @@ async fn work(
         intake.run(draining).await;
         Ok(())
     });
-    stages.spawn(batch::run(rule, fetched_rx, sessions));
+    stages.spawn(batch::run(rule, fetched_rx, sessions, is_idle));
     stages.spawn(async move {
         publisher.run(finished_rx).await;
         Ok(())

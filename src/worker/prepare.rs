@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -25,6 +25,9 @@ use crate::telemetry::trace::{Side, Span};
 /// How long a fetch is tried in place before it costs an attempt. The lease is renewed meanwhile.
 const FETCH_PATIENCE: Duration = Duration::from_secs(20);
 
+/// How often a worker looks for messages whose sessions are all busy: a few times in an inference.
+const LOOK_EVERY: Duration = Duration::from_millis(4);
+
 pub struct Intake {
     pub requests: Arc<dyn Queue>,
     pub input: Arc<dyn ObjectStore>,
@@ -39,6 +42,8 @@ pub struct Intake {
     /// So many places have to be free before more is received: those of one batch, which are free as soon as a session
     /// begins with one. While that runs the next is received and fetched, and one call brings several messages.
     pub places_for_a_receive: u32,
+    /// Whether a session waits for an image.
+    pub is_idle: watch::Receiver<bool>,
     pub fetched: mpsc::Sender<Fetched>,
     pub finished: mpsc::Sender<Vec<Finished>>,
 }
@@ -70,11 +75,32 @@ impl Intake {
     /// do: what runs, plus one batch a session.
     async fn receive(&self) -> Result<(Vec<Delivery>, Vec<OwnedSemaphorePermit>), QueueError> {
         let places = take_places(&self.places, self.places_for_a_receive).await;
-        let options =
-            ReceiveOptions { max: places.len(), wait: LONGEST_POLL, visibility_timeout: self.visibility_timeout };
-        let deliveries = self.requests.receive(options).await?;
-        METRICS.received.inc_by(deliveries.len() as u64);
-        Ok((deliveries, places))
+        let mut is_first_look = true;
+        loop {
+            let wait = self.until_it_is_our_turn(is_first_look).await;
+            let options = ReceiveOptions { max: places.len(), wait, visibility_timeout: self.visibility_timeout };
+            let deliveries = self.requests.receive(options).await?;
+            if !deliveries.is_empty() || wait == LONGEST_POLL {
+                METRICS.received.inc_by(deliveries.len() as u64);
+                return Ok((deliveries, places));
+            }
+            is_first_look = false;
+        }
+    }
+
+    /// While the sessions of this worker are busy, what arrives is first of all an idle worker's: this one only looks
+    /// now and then. Returns how long to wait for a message.
+    async fn until_it_is_our_turn(&self, is_first_look: bool) -> Duration {
+        if !self.requests.is_cheap_to_look() {
+            return LONGEST_POLL;
+        }
+        let rest = if is_first_look { Duration::ZERO } else { LOOK_EVERY };
+        let mut is_idle = self.is_idle.clone();
+        tokio::select! {
+            biased;
+            _ = is_idle.wait_for(|is_idle| *is_idle) => LONGEST_POLL,
+            () = tokio::time::sleep(rest) => Duration::ZERO,
+        }
     }
 
     async fn dispatch(

@@ -70,6 +70,25 @@ fn a_killed_process_leaves_whole_objects_and_all_that_were_acknowledged() {
     assert!(lost.is_empty(), "{lost:?}");
 }
 
+/// Nobody pauses, so no copy of the log ever catches up by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_stays_short_while_objects_keep_coming() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(open(directory.path()));
+    let lanes = (0..4).map(|lane| {
+        let store = Arc::clone(&store);
+        async move {
+            for number in 0..500 {
+                store.put(&format!("images/{lane}-{number}"), vec![7; 100_000].into(), ONCE).await.unwrap();
+            }
+        }
+    });
+    futures::future::join_all(lanes).await;
+    let written = 4 * 500 * 100_000;
+    let log = fs::metadata(directory.path().join("imgcls.sqlite3-wal")).unwrap().len();
+    assert!(log < written / 4, "{log} bytes of the {written} written are still in the log, or were all at once");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn worker_puts_until_killed() {
     let Some(data_dir) = children::data_dir() else { return };

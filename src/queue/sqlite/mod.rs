@@ -136,19 +136,20 @@ impl Queue for SqliteQueue {
         let mut baton: Option<Baton> = None;
         loop {
             let claim = self.take(options).await?;
+            if let Some(baton) = baton.take()
+                && !claim.has_more()
+            {
+                baton.lay_down();
+            }
             if !claim.deliveries.is_empty() || Instant::now() >= deadline {
                 return Ok(claim.accept());
             }
-            if let Some(baton) = baton.take() {
-                baton.lay_down();
-            }
-            let bell = self.database.bells.listen(&self.name);
-            if !bell.is_new {
-                let until =
-                    deadline.min(Instant::now() + claim.next_due.map_or(bell.recheck, |due| due.min(bell.recheck)));
-                baton = tokio::time::timeout_at(until, bell.rung()).await.ok();
-            }
+            baton = self.rung(claim.next_due, deadline).await;
         }
+    }
+
+    fn is_cheap_to_look(&self) -> bool {
+        true
     }
 
     async fn ack(&self, receipts: &[Receipt]) -> Result<(), QueueError> {
@@ -189,6 +190,16 @@ impl Queue for SqliteQueue {
 }
 
 impl SqliteQueue {
+    /// Waits for news, at most until the deadline or until the next message is due. None where it was not the bell.
+    async fn rung(&self, next_due: Option<Duration>, deadline: Instant) -> Option<Baton> {
+        let bell = self.database.bells.listen(&self.name);
+        if bell.is_new {
+            return None;
+        }
+        let again = Instant::now() + next_due.map_or(bell.recheck, |due| due.min(bell.recheck));
+        tokio::time::timeout_at(deadline.min(again), bell.rung()).await.ok()
+    }
+
     /// What is there now, without waiting.
     async fn take(&self, options: ReceiveOptions) -> Result<Claim, QueueError> {
         let (looked_at, name) = (self.name.clone(), self.name.clone());
@@ -208,7 +219,7 @@ impl SqliteQueue {
             Ok(Claim::new(&name, taken, session, calls_too))
         };
         let claim = self.database.engine.call(Durability::Normal, look, work).await?;
-        self.has_more.store(claim.next_due.is_some_and(|due| due.is_zero()), Ordering::Relaxed);
+        self.has_more.store(claim.has_more(), Ordering::Relaxed);
         Ok(claim)
     }
 }
@@ -234,6 +245,11 @@ impl Claim {
             committed: Arc::clone(&session.committed),
             calls,
         }
+    }
+
+    /// Whether messages were left that can be received now.
+    fn has_more(&self) -> bool {
+        self.next_due.is_some_and(|due| due.is_zero())
     }
 
     fn accept(mut self) -> Vec<Delivery> {
