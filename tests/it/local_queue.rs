@@ -200,10 +200,14 @@ async fn worker_sends_receives_and_acks_until_killed() {
         loop {
             let short = ReceiveOptions { visibility_timeout: SHORT, ..options(LONG_POLL) };
             let deliveries = queue.receive(short).await.unwrap();
-            deliveries.iter().for_each(|delivery| say(&format!("acking {}", delivery.body)));
+            for delivery in &deliveries {
+                say(&format!("acking {}", delivery.body));
+            }
             let receipts: Vec<Receipt> = deliveries.iter().map(|delivery| delivery.receipt.clone()).collect();
             queue.ack(&receipts).await.unwrap();
-            deliveries.iter().for_each(|delivery| say(&format!("acked {}", delivery.body)));
+            for delivery in &deliveries {
+                say(&format!("acked {}", delivery.body));
+            }
         }
     };
     futures::future::join(futures::future::join_all(senders), receiver).await;
