@@ -1,12 +1,14 @@
-//! How many requests a second one core of the load generator makes, against a server that does nothing.
+//! How many requests a second one core of the load generator makes, against a server that does nothing; and whether it
+//! shows that this server stood still for a second.
 //!
 //! `cargo bench --bench loadgen`; with `wrk` on the PATH it is measured too, with the same body and connections, in
 //! turn, and the ratio is printed. What a core does is requests by CPU second of the client (user and system), since the
 //! server takes the rest of the machine. Exit code 1 where less is reached than was asked: 15,000 requests a core, half
-//! of wrk's requests a second.
+//! of wrk's requests a second, and a 99.9th percentile of 900 ms where the server, in a process of its own, is stopped
+//! (SIGSTOP) for 1 s of 20 s at 1,000 requests a second.
 
 use std::convert::Infallible;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -21,6 +23,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::TcpListener;
 
 /// Asked of the load generator: requests a second of one core, and its requests a second by those of wrk.
@@ -30,6 +33,14 @@ const ROUNDS: usize = 3;
 const NUM_REQUEST: u64 = 100_000;
 const CONNECTIONS: &str = "100";
 const WRK_SECONDS: &str = "5";
+/// The load with the stall in it: requests, and requests a second.
+const STALLED_NUM_REQUEST: u64 = 20_000;
+const STALLED_RATE: &str = "1000";
+const STALL_BEGINS_AFTER: Duration = Duration::from_secs(8);
+const STALL: Duration = Duration::from_secs(1);
+const LEAST_STALLED_P99_9_MS: f64 = 900.0;
+/// In the environment of this program: be the server, until standard input closes.
+const IS_SERVER: &str = "IMGCLS_BENCH_IS_SERVER";
 /// As large as the original's sample images are.
 const SMALL_IMAGE_BYTES: usize = 2_000;
 /// Linux counts CPU time in hundredths of a second in /proc.
@@ -38,6 +49,11 @@ const TICKS_PER_SECOND: f64 = 100.0;
 const ANSWER: &str = r#"{"v":1,"id":"01970000-0000-7000-8000-000000000000","filename":"small.jpg","status":"succeeded","predictions":[{"class_index":281,"label":"tabby, tabby cat","score":0.61},{"class_index":282,"label":"tiger cat","score":0.21},{"class_index":285,"label":"Egyptian cat","score":0.11},{"class_index":287,"label":"lynx, catamount","score":0.02},{"class_index":283,"label":"Persian cat","score":0.01}],"model":{"name":"null","version":"1","digest":"sha256:0"},"timings_ms":{"queued":0.1,"fetched":0.1,"decoded":0.1,"inferred":0.1,"total":0.4},"attempt":1,"worker":"null"}"#;
 
 fn main() -> ExitCode {
+    if std::env::var_os(IS_SERVER).is_some() {
+        println!("{}", null_server());
+        let _ = std::io::stdin().lines().count();
+        return ExitCode::SUCCESS;
+    }
     let folder = tempfile::tempdir().expect("a directory");
     let mut image = b"\xff\xd8\xff\xe0".to_vec();
     image.resize(SMALL_IMAGE_BYTES, b'x');
@@ -57,7 +73,9 @@ fn main() -> ExitCode {
             (ours, wrk(server, folder.path(), &small))
         })
         .collect();
-    if judge(&rounds) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let fast = judge(&rounds);
+    let honest = shows_a_stall(&images);
+    if fast && honest { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// What one command did.
@@ -69,7 +87,6 @@ struct Pace {
 /// Prints the medians and says whether they are what was asked for.
 fn judge(rounds: &[(Pace, Option<Pace>)]) -> bool {
     let per_core = median(rounds.iter().map(|(ours, _)| ours.per_core));
-    let reached = |holds: bool| if holds { "reached" } else { "NOT reached" };
     let enough = per_core >= LEAST_PER_CORE;
     println!("loadgen: {per_core:.0} requests/s a core; {LEAST_PER_CORE} were asked: {}", reached(enough));
     let compared: Vec<_> = rounds.iter().filter_map(|(ours, wrk)| Some((ours, wrk.as_ref()?))).collect();
@@ -85,6 +102,10 @@ fn judge(rounds: &[(Pace, Option<Pace>)]) -> bool {
         reached(fast)
     );
     enough && fast
+}
+
+fn reached(holds: bool) -> &'static str {
+    if holds { "reached" } else { "NOT reached" }
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -113,6 +134,43 @@ fn loadgen(what: &str, server: SocketAddr, more: &[&str]) -> Pace {
         report["generator"]["longest_lag_ms"]
     );
     pace
+}
+
+/// Stops the server for a second under an open loop, and says whether the report shows it.
+fn shows_a_stall(images: &str) -> bool {
+    let program = std::env::current_exe().expect("this program");
+    let mut command = Command::new(program);
+    let mut server =
+        command.env(IS_SERVER, "1").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a server");
+    let mut address = String::new();
+    BufReader::new(server.stdout.take().expect("piped")).read_line(&mut address).expect("its address");
+
+    let num_request = STALLED_NUM_REQUEST.to_string();
+    let mut load = Command::new(env!("CARGO_BIN_EXE_imgcls"));
+    load.args(["loadgen", "--json", "--image-folder", images, "--concurrency", CONNECTIONS]);
+    load.args(["--rate", STALLED_RATE, "--num-request", &num_request, "--url", &format!("http://{}/", address.trim())]);
+    let load = load.stdout(Stdio::piped()).spawn().expect("it starts");
+    std::thread::sleep(STALL_BEGINS_AFTER);
+    let pid = Pid::from_child(&server);
+    kill_process(pid, Signal::STOP).expect("stopped");
+    std::thread::sleep(STALL);
+    kill_process(pid, Signal::CONT).expect("goes on");
+    let output = load.wait_with_output().expect("it ends");
+    drop(server.stdin.take());
+    server.wait().expect("it ends");
+
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a report");
+    assert_eq!(report["requests"]["ok"], STALLED_NUM_REQUEST, "{report}");
+    let p99_9 = report["latency_ms"]["p99_9"].as_f64().expect("of so many requests there is one");
+    let is_shown = p99_9 >= LEAST_STALLED_P99_9_MS;
+    println!(
+        "server stopped for {} s of {} s: p50 {} ms, p99.9 {p99_9} ms; {LEAST_STALLED_P99_9_MS} were asked: {}",
+        STALL.as_secs(),
+        report["wall_seconds"],
+        report["latency_ms"]["p50"],
+        reached(is_shown)
+    );
+    is_shown
 }
 
 /// None where there is no wrk.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use imgcls::queue::{
@@ -18,6 +18,9 @@ const LONG: Duration = Duration::from_secs(300);
 const LONG_POLL: Duration = Duration::from_secs(20);
 /// Far longer than a bell takes, far shorter than a long poll.
 const SOON: Duration = Duration::from_secs(5);
+
+/// Far longer than a message takes; what a killed process held is back after it.
+const SHORT: Duration = Duration::from_secs(10);
 
 const MESSAGES_EACH: usize = 200;
 const WAKES: usize = 20;
@@ -116,6 +119,98 @@ async fn worker_sends_until_killed() {
         }
     });
     futures::future::join_all(lanes).await;
+}
+
+/// Four processes send, receive and acknowledge, and are killed in the midst of it, twice on the same file. Whatever
+/// was sent and not yet to be acknowledged is there; what was acknowledged never comes again.
+#[tokio::test(flavor = "multi_thread")]
+async fn four_killed_processes_lose_and_double_nothing() {
+    const PROCESSES: usize = 4;
+    let directory = tempfile::tempdir().unwrap();
+    let queue = open(directory.path()).await;
+    let mut lines = Vec::new();
+    for _ in 0..2 {
+        let together = Arc::new(Barrier::new(PROCESSES));
+        let killed = (0..PROCESSES).map(|_| {
+            let mut worker =
+                Worker::start("local_queue::worker_sends_receives_and_acks_until_killed", directory.path());
+            let together = Arc::clone(&together);
+            tokio::task::spawn_blocking(move || {
+                let mut said: Vec<String> = (0..rand::rng().random_range(300..600))
+                    .map(|_| worker.line().expect("it goes on until killed"))
+                    .collect();
+                together.wait();
+                worker.kill();
+                said.extend(worker.rest());
+                said
+            })
+        });
+        for said in futures::future::join_all(killed).await {
+            lines.extend(said.unwrap());
+        }
+    }
+    let mut left = Vec::new();
+    while let Some(delivery) = take_next(&*queue).await {
+        left.push(delivery);
+    }
+    let of = |kind: &str| -> Vec<&str> { lines.iter().filter_map(|line| line.strip_prefix(kind)).collect() };
+    let set = |bodies: &[&str]| -> BTreeSet<String> { bodies.iter().map(|body| (*body).to_owned()).collect() };
+    let (sent, acking, acked) = (of("sent "), of("acking "), of("acked "));
+    assert!(!acked.is_empty() && sent.len() > acked.len() / 2, "{} {}", sent.len(), acked.len());
+    assert_eq!(set(&acked).len(), acked.len(), "acknowledged once each");
+    let found: BTreeSet<String> = left.iter().cloned().collect();
+    assert_eq!(found.len(), left.len(), "received once each");
+    let (ended, may_be_gone) = (set(&acked), set(&acking));
+    let lost: Vec<_> = sent.iter().filter(|body| !may_be_gone.contains(**body) && !found.contains(**body)).collect();
+    assert!(lost.is_empty(), "{lost:?}");
+    let again: Vec<_> = found.intersection(&ended).collect();
+    assert!(again.is_empty(), "{again:?}");
+}
+
+/// The next message, acknowledged; none once nothing is visible or held by anybody.
+async fn take_next(queue: &dyn Queue) -> Option<String> {
+    loop {
+        let depth = queue.depth().await.unwrap();
+        if depth.visible + depth.in_flight == 0 {
+            return None;
+        }
+        let next = ReceiveOptions { max: 1, ..options(Duration::from_secs(1)) };
+        if let Some(delivery) = queue.receive(next).await.unwrap().pop() {
+            queue.ack(&[delivery.receipt]).await.unwrap();
+            return Some(delivery.body);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_sends_receives_and_acks_until_killed() {
+    let Some(data_dir) = children::data_dir() else { return };
+    let queue = open(&data_dir).await;
+    let senders = (0..4).map(|lane| {
+        let queue = Arc::clone(&queue);
+        async move {
+            for index in 0.. {
+                let body = format!("{}-{lane}-{index}", std::process::id());
+                send(&*queue, &body).await;
+                say(&format!("sent {body}"));
+            }
+        }
+    });
+    let receiver = async {
+        loop {
+            let short = ReceiveOptions { visibility_timeout: SHORT, ..options(LONG_POLL) };
+            let deliveries = queue.receive(short).await.unwrap();
+            for delivery in &deliveries {
+                say(&format!("acking {}", delivery.body));
+            }
+            let receipts: Vec<Receipt> = deliveries.iter().map(|delivery| delivery.receipt.clone()).collect();
+            queue.ack(&receipts).await.unwrap();
+            for delivery in &deliveries {
+                say(&format!("acked {}", delivery.body));
+            }
+        }
+    };
+    futures::future::join(futures::future::join_all(senders), receiver).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
