@@ -12,7 +12,9 @@ use fast_image_resize::images::Image as ResizedImage;
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 use imgcls::config::Limits;
-use imgcls::model::{JPEG_DECODER, ModelChoice, ModelPackage, Session, Tensor, prepare, prepare_unscaled, top_k};
+use imgcls::model::{
+    JPEG_DECODER, ModelChoice, ModelPackage, Session, Tensor, Values, prepare, prepare_unscaled, top_k,
+};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
@@ -161,8 +163,16 @@ fn best(session: &mut Session, package: &ModelPackage, tensor: &Tensor) -> anyho
 
 /// The mean difference of two values that stand for the same place.
 fn distance(one: &Tensor, other: &Tensor) -> f64 {
-    let sum: f64 = one.data.iter().zip(&other.data).map(|(one, other)| f64::from((one - other).abs())).sum();
-    sum / one.data.len() as f64
+    let differences: Vec<f64> = match (&one.values, &other.values) {
+        (Values::Floats(one), Values::Floats(other)) => {
+            one.iter().zip(other).map(|(one, other)| f64::from((one - other).abs())).collect()
+        }
+        (Values::Pixels(one), Values::Pixels(other)) => {
+            one.iter().zip(other).map(|(one, other)| f64::from(one.abs_diff(*other)) / 128.0).collect()
+        }
+        _ => unreachable!("both are of one package"),
+    };
+    differences.iter().sum::<f64>() / differences.len() as f64
 }
 
 fn read(file: &Path) -> anyhow::Result<RgbImage> {

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from imgcls_models.pixels import as_input
 from imgcls_models.preprocess import Preprocess, decode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,13 +71,15 @@ def describe(path: Path, preprocess: Preprocess, sessions: dict[str, onnxruntime
         "mean": rounded(tensor.mean(axis=(1, 2), dtype=np.float64)),
         "std": rounded(tensor.std(axis=(1, 2), dtype=np.float64)),
         "grid": rounded(squares),
-        "top5": {name: top5(running, tensor) for name, running in sessions.items()},
+        "top5": {name: top5(running, tensor, preprocess) for name, running in sessions.items()},
     }
 
 
-def top5(running: onnxruntime.InferenceSession, tensor: np.ndarray) -> list[list[float]]:
+def top5(running: onnxruntime.InferenceSession, tensor: np.ndarray, preprocess: Preprocess) -> list[list[float]]:
     """Pairs of class index and probability, best first."""
-    (logits,) = running.run(None, {running.get_inputs()[0].name: tensor[None]})
+    (taken,) = running.get_inputs()
+    values = as_input(tensor, preprocess) if taken.type == "tensor(uint8)" else tensor
+    (logits,) = running.run(None, {taken.name: values[None]})
     exponentials = np.exp(logits[0].astype(np.float64) - logits[0].max())
     probabilities = exponentials / exponentials.sum()
     best = np.argsort(-probabilities, kind="stable")[:TOP]

@@ -33,13 +33,17 @@ class Classifier:
         model = os.environ["IMGCLS_BENCH_MODEL"]
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self.input = self.session.get_inputs()[0].name
+        self.prepare = pixels if self.session.get_inputs()[0].type == "tensor(uint8)" else tensor
         lines = Path(os.environ["IMGCLS_BENCH_LABELS"]).read_text(encoding="utf-8").splitlines()
         self.labels = [line.split(maxsplit=1)[1] for line in lines]
-        self.session.run(None, {self.input: np.zeros((1, 3, CROP, CROP), np.float32)})
+        blank = Image.new("RGB", (CROP, CROP))
+        content = io.BytesIO()
+        blank.save(content, "PNG")
+        self(content.getvalue())
 
     def __call__(self, content: bytes) -> dict:
         """The best classes of an image file."""
-        scores = softmax(self.session.run(None, {self.input: tensor(content)})[0][0])
+        scores = softmax(self.session.run(None, {self.input: self.prepare(content)})[0][0])
         best = np.argpartition(scores, -TOP_K)[-TOP_K:]
         best = best[np.argsort(-scores[best])]
         predictions = [
@@ -49,7 +53,18 @@ class Classifier:
 
 
 def tensor(content: bytes) -> np.ndarray:
-    """The model's input, with its batch axis."""
+    """The input of a model of floats, with its batch axis."""
+    values = np.asarray(cropped(content), np.float32)
+    return np.ascontiguousarray(((values - MEAN) / STD).transpose(2, 0, 1)[None])
+
+
+def pixels(content: bytes) -> np.ndarray:
+    """The input of a model of pixels, red, green, blue and a byte that means nothing, with its batch axis."""
+    return np.asarray(cropped(content).convert("RGBX"))[None]
+
+
+def cropped(content: bytes) -> Image.Image:
+    """What the model sees of a picture."""
     image = Image.open(io.BytesIO(content))
     # Takes 1/2, 1/4 or 1/8 of a JPEG, and never less than asked; other formats ignore it.
     image.draft("RGB", resized_size(*image.size))
@@ -58,8 +73,7 @@ def tensor(content: bytes) -> np.ndarray:
     left, top = round((width - CROP) / 2), round((height - CROP) / 2)
     across, down = image.width / width, image.height / height
     box = (left * across, top * down, (left + CROP) * across, (top + CROP) * down)
-    pixels = np.asarray(image.resize((CROP, CROP), Image.Resampling.BICUBIC, box=box), np.float32)
-    return np.ascontiguousarray(((pixels - MEAN) / STD).transpose(2, 0, 1)[None])
+    return image.resize((CROP, CROP), Image.Resampling.BICUBIC, box=box)
 
 
 def resized_size(width: int, height: int) -> tuple[int, int]:

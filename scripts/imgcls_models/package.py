@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from . import calibration, variants
+from .pixels import takes_pixels
 from .preprocess import Preprocess
 
 NEEDS_DOT_PRODUCT = "int8-dot-product"
@@ -34,6 +35,15 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class File:
+    """A model file that is written."""
+
+    path: str
+    sha256: str
+    takes_pixels: bool
+
+
+@dataclass(frozen=True)
 class Package:
     """A model before it is written."""
 
@@ -49,9 +59,10 @@ class Package:
         folder.mkdir(parents=True, exist_ok=True)
         files = {}
         for variant in chosen:
-            model = variants.ALL[variant](self.graph, self._samples)
+            model = variants.ALL[variant](self.graph, self._samples, self.preprocess)
             path = f"{self.name}-{variant}.onnx"
-            files[variant] = (path, _write(folder / path, model.SerializeToString(deterministic=True)))
+            digest = _write(folder / path, model.SerializeToString(deterministic=True))
+            files[variant] = File(path, digest, takes_pixels(model))
         labels_digest = _write(folder / "labels.txt", "".join(f"{line}\n" for line in self.labels).encode())
         if self.provenance.notices:
             _write(folder / "NOTICE", RULE.join(self.provenance.notices).encode())
@@ -60,7 +71,7 @@ class Package:
     def _samples(self) -> list[np.ndarray]:
         return calibration.tensors(self.preprocess)
 
-    def _toml(self, files: dict[str, tuple[str, str]], labels_digest: str) -> str:
+    def _toml(self, files: dict[str, File], labels_digest: str) -> str:
         lines = [
             "# Written by scripts/export_model.py.",
             f"name = {_quoted(self.name)}",
@@ -69,8 +80,12 @@ class Package:
             'labels = "labels.txt"',
             'output = "logits"            # softmax is applied by the program',
         ]
-        for variant, (path, digest) in files.items():
-            lines += ["", f"[files.{variant}]", f"path = {_quoted(path)}", f"sha256 = {_quoted(digest)}"]
+        for variant, file in files.items():
+            lines += ["", f"[files.{variant}]", f"path = {_quoted(file.path)}", f"sha256 = {_quoted(file.sha256)}"]
+            if file.takes_pixels:
+                lines += [
+                    'input = { type = "uint8", layout = "NHWC", channels = "RGBX" }   # 0..255; mean and std are in it'
+                ]
             if variant == "int8":
                 lines += [
                     f"requires = {_quoted(NEEDS_DOT_PRODUCT)}   "

@@ -17,15 +17,20 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from .pixels import take_pixels
+from .preprocess import Preprocess
+
 PRODUCER = "imgcls"
 
+Samples = Callable[[], Iterable[np.ndarray]]
 
-def fp32(model: onnx.ModelProto, _samples: Callable[[], Iterable[np.ndarray]]) -> onnx.ModelProto:
+
+def fp32(model: onnx.ModelProto, _samples: Samples, _preprocess: Preprocess) -> onnx.ModelProto:
     """The graph as it is."""
     return model
 
 
-def fp16(model: onnx.ModelProto, _samples: Callable[[], Iterable[np.ndarray]]) -> onnx.ModelProto:
+def fp16(model: onnx.ModelProto, _samples: Samples, _preprocess: Preprocess) -> onnx.ModelProto:
     """Half the size on disk and the same arithmetic.
 
     Weights of convolutions and of the linear layer are stored as float16 and cast to float32; ONNX Runtime folds the
@@ -48,11 +53,11 @@ def fp16(model: onnx.ModelProto, _samples: Callable[[], Iterable[np.ndarray]]) -
     return half
 
 
-def int8(model: onnx.ModelProto, samples: Callable[[], Iterable[np.ndarray]]) -> onnx.ModelProto:
+def int8(model: onnx.ModelProto, samples: Samples, preprocess: Preprocess) -> onnx.ModelProto:
     """8-bit arithmetic, quantized statically.
 
     Signed weights with a scale per output channel; unsigned activations whose range is the smallest and largest value
-    met in calibration; QuantizeLinear and DequantizeLinear nodes around float operators.
+    met in calibration; QuantizeLinear and DequantizeLinear nodes around float operators. Takes pixels where it can.
     """
     with tempfile.TemporaryDirectory() as folder:
         # By file: handed a model in memory, the quantizer changes it.
@@ -71,6 +76,7 @@ def int8(model: onnx.ModelProto, samples: Callable[[], Iterable[np.ndarray]]) ->
         quantized = onnx.load(path)
     quantized.producer_name = PRODUCER
     quantized.producer_version = ""
+    take_pixels(quantized, preprocess)
     onnx.checker.check_model(quantized, full_check=True)
     return quantized
 

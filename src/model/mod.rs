@@ -45,12 +45,20 @@ pub struct ModelChoice {
     pub cache_dir: Option<PathBuf>,
 }
 
-/// One image as the model takes it: 3 × height × width, normalised.
+/// One image as the model takes it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tensor {
-    pub data: Vec<f32>,
+    pub values: Values,
     pub height: usize,
     pub width: usize,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Values {
+    /// 3 × height × width, normalised.
+    Floats(Vec<f32>),
+    /// Height × width × 4, red, green, blue and a byte that means nothing; the model normalises them itself.
+    Pixels(Vec<u8>),
 }
 
 /// Why bytes did not become a tensor; always the client's fault, so never worth a retry.

@@ -10,23 +10,26 @@ use anyhow::{Context as _, anyhow, bail, ensure};
 use ort::environment::Environment;
 use ort::ep;
 use ort::logging::LogLevel;
+use ort::session::SessionInputValue;
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Outlet, TensorElementType, TensorRef};
 use sha2::{Digest as _, Sha256};
 
-use super::package::{self, Geometry, ModelPackage, Output};
-use super::{ModelChoice, Tensor, find};
+use super::package::{self, Form, Geometry, Input, ModelPackage, Output};
+use super::{ModelChoice, Tensor, Values, find};
 
 /// A session, owned by one thread. Two sessions of one thread beat one session of two.
 pub struct Session {
     inner: ort::session::Session,
     input_name: String,
+    form: Form,
     classes: usize,
     output: Output,
     /// The batch size that the file fixes, if it does.
     fixed_batch: Option<usize>,
-    /// Tensors of a batch, one after the other; kept from one batch to the next.
-    batch: Vec<f32>,
+    /// Tensors of a batch, one after the other; kept from one batch to the next. One of the two stays empty.
+    floats: Vec<f32>,
+    pixels: Vec<u8>,
     description: String,
 }
 
@@ -51,15 +54,17 @@ impl Session {
             .with_context(|| format!("{} does not fit its model.toml", package.file().display()))?;
         let mut session = Session {
             input_name: package.input().name.clone(),
+            form: package.input().form,
             classes: package.classes(),
             output: package.output(),
             fixed_batch,
-            batch: Vec::new(),
+            floats: Vec::new(),
+            pixels: Vec::new(),
             description: String::new(),
             inner: session,
         };
         let built = begun.elapsed();
-        session.warm_up(package.input().geometry)?;
+        session.warm_up(package.input())?;
         session.description = describe(threads, &runtime_version(&library), graph, built, begun.elapsed());
         Ok(session)
     }
@@ -91,19 +96,18 @@ impl Session {
         (height, width): (usize, usize),
         probabilities: &mut Vec<Vec<f32>>,
     ) -> anyhow::Result<()> {
-        let shape = [batch_size, 3, height, width];
-        // One image is read where it lies.
-        let data = if let (&[tensor], 1) = (part, batch_size) {
-            tensor.data.as_slice()
-        } else {
-            self.batch.clear();
-            for tensor in part {
-                self.batch.extend_from_slice(&tensor.data);
+        let input: SessionInputValue = match self.form {
+            Form::Floats => {
+                let shape = [batch_size, 3, height, width];
+                let data = side_by_side(part, shape.iter().product(), &mut self.floats, floats)?;
+                TensorRef::from_array_view((shape, data))?.into()
             }
-            self.batch.resize(shape.iter().product(), 0.0);
-            self.batch.as_slice()
+            Form::Pixels => {
+                let shape = [batch_size, height, width, 4];
+                let data = side_by_side(part, shape.iter().product(), &mut self.pixels, pixels)?;
+                TensorRef::from_array_view((shape, data))?.into()
+            }
         };
-        let input = TensorRef::from_array_view((shape, data))?;
         let outputs = self.inner.run(ort::inputs![self.input_name.as_str() => input])?;
         let (shape, scores) = outputs[0].try_extract_tensor::<f32>()?;
         ensure!(
@@ -123,15 +127,49 @@ impl Session {
     }
 
     /// The first inference allocates and touches everything; it is not to be some image's wait.
-    fn warm_up(&mut self, geometry: Geometry) -> anyhow::Result<()> {
-        let side = match geometry {
+    fn warm_up(&mut self, input: &Input) -> anyhow::Result<()> {
+        let side = match input.geometry {
             Geometry::ShortSide { crop, .. } => crop as usize,
             Geometry::Native => 224,
         };
-        let tensor = Tensor { data: vec![0.0; 3 * side * side], height: side, width: side };
+        let values = match input.form {
+            Form::Floats => Values::Floats(vec![0.0; 3 * side * side]),
+            Form::Pixels => Values::Pixels(vec![0; 4 * side * side]),
+        };
+        let tensor = Tensor { values, height: side, width: side };
         self.infer(&[&tensor]).context("the model does not run")?;
         Ok(())
     }
+}
+
+fn floats(values: &Values) -> Option<&[f32]> {
+    if let Values::Floats(floats) = values { Some(floats) } else { None }
+}
+
+fn pixels(values: &Values) -> Option<&[u8]> {
+    if let Values::Pixels(pixels) = values { Some(pixels) } else { None }
+}
+
+/// The `length` values of a batch, in `kept`; one image is read where it lies.
+fn side_by_side<'a, T: Copy + Default>(
+    part: &[&'a Tensor],
+    length: usize,
+    kept: &'a mut Vec<T>,
+    values: fn(&Values) -> Option<&[T]>,
+) -> anyhow::Result<&'a [T]> {
+    const OTHER: &str = "a tensor was prepared for another kind of model";
+    if let &[tensor] = part {
+        let values = values(&tensor.values).context(OTHER)?;
+        if values.len() == length {
+            return Ok(values);
+        }
+    }
+    kept.clear();
+    for tensor in part {
+        kept.extend_from_slice(values(&tensor.values).context(OTHER)?);
+    }
+    kept.resize(length, T::default());
+    Ok(kept)
 }
 
 fn softmax(scores: &[f32]) -> Vec<f32> {
@@ -195,13 +233,13 @@ impl Options<'_> {
     }
 
     fn try_builder(&self, optimisation: GraphOptimizationLevel) -> ort::Result<SessionBuilder> {
-        // Images of one size reuse one plan of memory. Where each has its own, a plan and an arena would keep the
-        // largest of each for ever.
+        // Images of one size reuse an arena; where each has its own, it would keep the largest of each for ever. A plan
+        // of memory on top of it takes more, a plan a batch size, and is not faster.
         let one_size = matches!(self.geometry, Geometry::ShortSide { .. });
         Ok(ort::session::Session::builder(self.environment)?
             .with_auto_device(AutoDevicePolicy::PreferCPU)?
             .with_execution_providers([ep::CPU::default().with_arena_allocator(one_size).build()])?
-            .with_memory_pattern(one_size)?
+            .with_memory_pattern(false)?
             .with_parallel_execution(false)?
             .with_intra_threads(self.threads)?
             .with_inter_threads(1)?
@@ -213,7 +251,7 @@ impl Options<'_> {
 }
 
 fn commit(package: &ModelPackage, builder: anyhow::Result<SessionBuilder>) -> anyhow::Result<ort::session::Session> {
-    Ok(builder?.commit_from_memory(package.bytes())?)
+    Ok(builder?.commit_from_memory(&package.read()?)?)
 }
 
 type Opened = (anyhow::Result<ort::session::Session>, &'static str);
@@ -258,7 +296,8 @@ fn unique(extension: &str) -> String {
 const DIGEST_BYTES: usize = 32;
 
 fn read_cached(path: &Path) -> Option<Vec<u8>> {
-    let mut bytes = std::fs::read(path).ok()?;
+    let mut bytes = Vec::new();
+    package::read_untaught(std::fs::File::open(path).ok()?, &mut bytes).ok()?;
     let digest = bytes.split_off(bytes.len().checked_sub(DIGEST_BYTES)?);
     if Sha256::digest(&bytes).as_slice() != digest {
         tracing::warn!(path = %path.display(), "the cached graph is damaged; it is made again");
@@ -279,7 +318,7 @@ fn seal(fresh: &Path, path: &Path) -> std::io::Result<()> {
 /// An optimised graph holds for the file it was made from, by this runtime, on a CPU that can do the same.
 fn cache_key(package: &ModelPackage) -> String {
     let mut hash = Sha256::new();
-    for part in [package.digest(), ort::info(), &cpu_features()] {
+    for part in [&package.digest(), ort::info(), &cpu_features()] {
         hash.update(part.as_bytes());
         hash.update([0]);
     }
@@ -310,15 +349,21 @@ fn check_shapes(session: &ort::session::Session, package: &ModelPackage) -> anyh
         Geometry::ShortSide { crop, .. } => Some(i64::from(crop)),
         Geometry::Native => None,
     };
-    let shape = float_shape(found_input)?;
-    let &[batch, channels, height, width] = shape.as_slice() else {
-        bail!("the input has {} axes, not 4", shape.len())
+    let (element, planes) = match input.form {
+        Form::Floats => (TensorElementType::Float32, 3),
+        Form::Pixels => (TensorElementType::Uint8, 4),
     };
-    ensure!(accepts(channels, Some(3)), "the input has {channels} channels, not 3");
+    let shape = shape_of(found_input, element)?;
+    let &[batch, first, second, third] = shape.as_slice() else { bail!("the input has {} axes, not 4", shape.len()) };
+    let (channels, height, width) = match input.form {
+        Form::Floats => (first, second, third),
+        Form::Pixels => (third, first, second),
+    };
+    ensure!(accepts(channels, Some(planes)), "the input has {channels} channels, not {planes}");
     let wanted = side.map_or_else(|| "any size".to_owned(), |side| format!("{side} × {side}"));
     ensure!(accepts(height, side) && accepts(width, side), "the input is {height} × {width}, not {wanted}");
     let Some(found_output) = session.outputs().first() else { bail!("no output") };
-    let shape = float_shape(found_output)?;
+    let shape = shape_of(found_output, TensorElementType::Float32)?;
     let classes = shape.last().copied().unwrap_or(0);
     ensure!(
         shape.len() == 2 && accepts(classes, i64::try_from(package.classes()).ok()),
@@ -333,9 +378,9 @@ fn accepts(axis: i64, wanted: Option<i64>) -> bool {
     axis < 0 || wanted == Some(axis)
 }
 
-fn float_shape(outlet: &Outlet) -> anyhow::Result<Vec<i64>> {
+fn shape_of(outlet: &Outlet, element: TensorElementType) -> anyhow::Result<Vec<i64>> {
     let kind = outlet.dtype();
-    ensure!(kind.tensor_type() == Some(TensorElementType::Float32), "{:?} is {kind}, not 32-bit floats", outlet.name());
+    ensure!(kind.tensor_type() == Some(element), "{:?} is {kind}, not a tensor of {element}", outlet.name());
     Ok(kind.tensor_shape().map(|shape| shape.to_vec()).unwrap_or_default())
 }
 

@@ -19,9 +19,8 @@ pub struct ModelPackage {
     variant: String,
     reason: String,
     file: PathBuf,
-    /// The model file as it was checked: what runs is what the digest names, whatever happens to the file meanwhile.
-    bytes: Vec<u8>,
-    digest: String,
+    /// In hexadecimal.
+    sha256: String,
     labels: Vec<String>,
     output: Output,
     input: Input,
@@ -40,7 +39,7 @@ impl ModelPackage {
             .with_context(|| format!("model {}", description.name))?;
         let entry = &description.files[&variant];
         let file = folder.join(&entry.path);
-        let bytes = read_checked(&file, &entry.sha256)?;
+        check(&file, &entry.sha256)?;
         let labels_file = folder.join(&description.labels);
         let labels = match &description.labels_file {
             Some(expected) => read_checked(&labels_file, &expected.sha256)?,
@@ -53,11 +52,11 @@ impl ModelPackage {
             variant,
             reason,
             file,
-            bytes,
-            digest: format!("sha256:{}", entry.sha256),
+            sha256: entry.sha256.clone(),
             labels,
             output: description.output,
-            input: Input::new(&description.input).with_context(|| format!("{}/model.toml", folder.display()))?,
+            input: Input::new(&description.input, entry.input.as_ref())
+                .with_context(|| format!("{}/model.toml", folder.display()))?,
         })
     }
 
@@ -78,7 +77,7 @@ impl ModelPackage {
     }
 
     pub fn model_ref(&self) -> ModelRef {
-        ModelRef { name: self.name.clone(), version: self.version.clone(), digest: self.digest.clone() }
+        ModelRef { name: self.name.clone(), version: self.version.clone(), digest: self.digest() }
     }
 
     /// Which file runs and why, for the log.
@@ -104,12 +103,17 @@ impl ModelPackage {
         self.output
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes
+    /// The model file, checked once more: what runs is what the digest names, whatever happened to the file meanwhile.
+    /// It is read when it is needed, since most sessions are built from a cached graph, and none needs it afterwards.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or is another by now.
+    pub(super) fn read(&self) -> anyhow::Result<Vec<u8>> {
+        read_checked(&self.file, &self.sha256)
     }
 
-    pub(super) fn digest(&self) -> &str {
-        &self.digest
+    pub(super) fn digest(&self) -> String {
+        format!("sha256:{}", self.sha256)
     }
 
     pub(super) fn file(&self) -> &Path {
@@ -124,12 +128,12 @@ impl ModelPackage {
             variant: "fp32".to_owned(),
             reason: "test".to_owned(),
             file: PathBuf::new(),
-            bytes: Vec::new(),
-            digest: "sha256:0".to_owned(),
+            sha256: "0".to_owned(),
             labels: labels.iter().map(|&label| label.to_owned()).collect(),
             output: Output::Logits,
             input: Input {
                 name: "input".to_owned(),
+                form: Form::Floats,
                 geometry: Geometry::Native,
                 normalised: normalisation_table([0.0; 3], [255.0; 3]),
             },
@@ -149,9 +153,18 @@ pub(super) enum Output {
 /// What the model takes.
 pub(super) struct Input {
     pub name: String,
+    pub form: Form,
     pub geometry: Geometry,
     /// `(x - mean) / std` of every 8-bit value, a table a channel.
     pub normalised: [[f32; 256]; 3],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// float32, NCHW, RGB: normalised here.
+    Floats,
+    /// uint8, NHWC, RGBX: mean and std are in the model's first scale.
+    Pixels,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,7 +185,7 @@ impl Geometry {
 }
 
 impl Input {
-    fn new(description: &InputDescription) -> anyhow::Result<Input> {
+    fn new(description: &InputDescription, of_the_file: Option<&FileInput>) -> anyhow::Result<Input> {
         let InputDescription { name, layout, channels, resize, short_side, filter, crop, mean, std } = description;
         ensure!(layout == "NCHW", "layout {layout:?} is not supported; NCHW is");
         ensure!(channels == "RGB", "channels {channels:?} are not supported; RGB is");
@@ -193,7 +206,8 @@ impl Input {
             }
             other => bail!("resize {other:?} is not supported; \"short-side\" and \"none\" are"),
         };
-        Ok(Input { name: name.clone(), geometry, normalised: normalisation_table(*mean, *std) })
+        let form = of_the_file.map_or(Ok(Form::Floats), FileInput::form)?;
+        Ok(Input { name: name.clone(), form, geometry, normalised: normalisation_table(*mean, *std) })
     }
 }
 
@@ -219,6 +233,29 @@ struct FileEntry {
     sha256: String,
     /// What the CPU must have for this file to be right and fast.
     requires: Option<String>,
+    /// Where it takes something else than `[input]` says.
+    input: Option<FileInput>,
+}
+
+#[derive(Deserialize)]
+struct FileInput {
+    #[serde(rename = "type")]
+    element: String,
+    layout: String,
+    channels: String,
+}
+
+impl FileInput {
+    fn form(&self) -> anyhow::Result<Form> {
+        match (self.element.as_str(), self.layout.as_str(), self.channels.as_str()) {
+            ("float32", "NCHW", "RGB") => Ok(Form::Floats),
+            ("uint8", "NHWC", "RGBX") => Ok(Form::Pixels),
+            (element, layout, channels) => bail!(
+                "a file's input of {element}, {layout}, {channels} is not supported; float32, NCHW, RGB and uint8, NHWC, \
+                 RGBX are"
+            ),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -314,14 +351,37 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
 }
 
 fn read_checked(path: &Path, expected_sha256: &str) -> anyhow::Result<Vec<u8>> {
-    let bytes = read(path)?;
-    let actual = sha256_hex(&bytes);
+    let mut bytes = Vec::new();
+    let whole = std::fs::File::open(path).and_then(|file| read_untaught(file, &mut bytes));
+    whole.with_context(|| format!("cannot read {}", path.display()))?;
+    expect(path, &sha256_hex(&bytes), expected_sha256)?;
+    Ok(bytes)
+}
+
+/// As [`read_checked`], without holding the file.
+fn check(path: &Path, expected_sha256: &str) -> anyhow::Result<()> {
+    let mut hash = Sha256::new();
+    std::fs::File::open(path)
+        .and_then(|mut file| std::io::copy(&mut file, &mut hash))
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    expect(path, &hex(&hash.finalize()), expected_sha256)
+}
+
+/// Reads a large file that is let go again soon. glibc keeps memory of its own up to the size of the largest block that
+/// was freed, if that was no larger than 32 MiB: it would keep what building a session leaves behind, a third more than
+/// the session itself. So the block is larger; what is not written to takes no memory.
+pub(super) fn read_untaught(mut file: impl std::io::Read, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+    bytes.reserve_exact((32 << 20) + 4096);
+    file.read_to_end(bytes).map(drop)
+}
+
+fn expect(path: &Path, actual: &str, expected_sha256: &str) -> anyhow::Result<()> {
     ensure!(
         actual == expected_sha256,
         "{} is not the file that model.toml names: its sha256 is {actual}, not {expected_sha256}; restore it",
         path.display()
     );
-    Ok(bytes)
+    Ok(())
 }
 
 pub(super) fn sha256_hex(bytes: &[u8]) -> String {
@@ -344,6 +404,7 @@ mod tests {
             path: String::new(),
             sha256: String::new(),
             requires: requires.map(str::to_owned),
+            input: None,
         };
         entries.iter().map(|(name, requires)| ((*name).to_owned(), entry(*requires))).collect()
     }
@@ -378,7 +439,7 @@ mod tests {
             crop = 224
             mean = [127, 127, 127]
             std = [128, 128, 128]"#;
-        let parse = |text: &str| Input::new(&toml::from_str(text).unwrap());
+        let parse = |text: &str| Input::new(&toml::from_str(text).unwrap(), None);
         assert_eq!(parse(good).unwrap().geometry, Geometry::ShortSide { short_side: 256, crop: 224 });
         assert!((parse(good).unwrap().normalised[2][255] - 1.0).abs() < f32::EPSILON);
         for (from, to) in
@@ -386,5 +447,13 @@ mod tests {
         {
             assert!(parse(&good.replace(from, to)).is_err(), "{to}");
         }
+        let of_the_file = |element: &str, layout: &str| FileInput {
+            element: element.to_owned(),
+            layout: layout.to_owned(),
+            channels: "RGBX".to_owned(),
+        };
+        assert_eq!(of_the_file("uint8", "NHWC").form().unwrap(), Form::Pixels);
+        assert!(of_the_file("uint8", "NCHW").form().unwrap_err().to_string().contains("uint8, NCHW, RGBX"));
+        assert!(of_the_file("float32", "NHWC").form().is_err());
     }
 }

@@ -7,9 +7,9 @@ use std::cell::RefCell;
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
-use super::Tensor;
 use super::decode::{Orientation, Pixels};
-use super::package::{Geometry, Input};
+use super::package::{Form, Geometry, Input};
+use super::{Tensor, Values};
 
 thread_local! {
     /// The resizer's buffers and the resized picture, kept from one image to the next.
@@ -20,13 +20,13 @@ pub fn tensor(pixels: &Pixels, input: &Input) -> Tensor {
     match input.geometry {
         Geometry::Native => {
             let Pixels { data, width, height, channels, orientation, whole: _ } = pixels;
-            normalise(data, *width, *height, *channels, *orientation, &input.normalised)
+            values(data, *width, *height, *channels, *orientation, input)
         }
         Geometry::ShortSide { short_side, crop } => SCRATCH.with_borrow_mut(|(resizer, small)| {
             let side = crop as usize;
             small.resize(side * side * pixels.channels, 0);
             resize_crop(resizer, pixels, short_side, crop, small);
-            normalise(small, side, side, pixels.channels, pixels.orientation, &input.normalised)
+            values(small, side, side, pixels.channels, pixels.orientation, input)
         }),
     }
 }
@@ -98,6 +98,44 @@ fn inside((start, length): (f64, f64), extent: u64, mirrored: bool) -> (f64, f64
     (start, length.min(extent - start))
 }
 
+/// In the form that the model takes, upright.
+fn values(
+    data: &[u8],
+    width: usize,
+    height: usize,
+    channels: usize,
+    orientation: Orientation,
+    input: &Input,
+) -> Tensor {
+    match input.form {
+        Form::Floats => normalise(data, width, height, channels, orientation, &input.normalised),
+        Form::Pixels => four_bytes_a_pixel(data, width, height, channels, orientation),
+    }
+}
+
+/// Pixel after pixel, upright.
+fn four_bytes_a_pixel(data: &[u8], width: usize, height: usize, channels: usize, orientation: Orientation) -> Tensor {
+    let stored: Vec<[u8; 4]> = match channels {
+        1 => data.iter().map(|&grey| [grey, grey, grey, 0]).collect(),
+        _ => data.as_chunks::<3>().0.iter().map(|&[red, green, blue]| [red, green, blue, 0]).collect(),
+    };
+    if orientation == Orientation::default() {
+        return Tensor { values: Values::Pixels(stored.into_flattened()), height, width };
+    }
+    let Orientation { swapped, mirror_x, mirror_y } = orientation;
+    let (upright_width, upright_height) = if swapped { (height, width) } else { (width, height) };
+    let mut pixels = Vec::with_capacity(stored.len());
+    for y in 0..upright_height {
+        pixels.extend((0..upright_width).map(|x| {
+            let (stored_x, stored_y) = if swapped { (y, x) } else { (x, y) };
+            let stored_x = if mirror_x { width - 1 - stored_x } else { stored_x };
+            let stored_y = if mirror_y { height - 1 - stored_y } else { stored_y };
+            stored[stored_y * width + stored_x]
+        }));
+    }
+    Tensor { values: Values::Pixels(pixels.into_flattened()), height: upright_height, width: upright_width }
+}
+
 /// Into planes of normalised values, upright.
 fn normalise(
     data: &[u8],
@@ -128,7 +166,7 @@ fn normalise(
             }));
         }
     }
-    Tensor { data: planes, height: upright_height, width: upright_width }
+    Tensor { values: Values::Floats(planes), height: upright_height, width: upright_width }
 }
 
 #[cfg(test)]
@@ -180,7 +218,12 @@ mod tests {
         for (exif, width, data) in stored {
             let tensor = normalise(&data, width, 6 / width, 1, Orientation::from_exif(exif), &identity);
             assert_eq!((tensor.width, tensor.height), (3, 2), "orientation {exif}");
-            assert_eq!(tensor.data[..6], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], "orientation {exif}");
+            let Values::Floats(planes) = tensor.values else { panic!("floats were asked for") };
+            assert_eq!(planes[..6], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], "orientation {exif}");
+            let tensor = four_bytes_a_pixel(&data, width, 6 / width, 1, Orientation::from_exif(exif));
+            assert_eq!((tensor.width, tensor.height), (3, 2), "orientation {exif}");
+            let upright: Vec<u8> = (0..6).flat_map(|pixel| [pixel, pixel, pixel, 0]).collect();
+            assert_eq!(tensor.values, Values::Pixels(upright), "orientation {exif}");
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops::{FilterType, resize};
 use imgcls::config::Limits;
-use imgcls::model::{ModelChoice, ModelPackage, Session, Tensor, prepare, prepare_unscaled, top_k};
+use imgcls::model::{ModelChoice, ModelPackage, Session, Tensor, Values, prepare, prepare_unscaled, top_k};
 use imgcls::protocol::ErrorCode;
 use serde::Deserialize;
 
@@ -71,11 +71,13 @@ fn tolerance(file: &str) -> (f64, f64) {
 #[test]
 fn tensors_agree_with_the_reference() {
     let goldens: Goldens = json("tests/golden/preprocess.json");
-    let package = package();
+    let package = of_floats();
+    let pixels = package_of("int8");
     let mut failures = Vec::new();
     for golden in &goldens.pictures {
         let bytes = std::fs::read(repository().join(&golden.file)).unwrap();
         let tensor = prepare(&bytes, &package, &Limits::default()).unwrap();
+        assert_eq!(prepare(&bytes, &pixels, &Limits::default()).unwrap(), as_pixels(&tensor), "{}", golden.file);
         assert_eq!([3, tensor.height, tensor.width], golden.shape, "{}", golden.file);
         let (largest, average) = differences(&tensor, golden, goldens.grid);
         let (largest_allowed, average_allowed) = tolerance(&golden.file);
@@ -88,6 +90,28 @@ fn tensors_agree_with_the_reference() {
     assert!(failures.is_empty(), "{failures:?}");
 }
 
+fn package_of(variant: &str) -> ModelPackage {
+    ModelPackage::load(&ModelChoice { variant: Some(variant.to_owned()), ..ModelChoice::default() }).unwrap()
+}
+
+/// The variant that is normalised before the model.
+fn of_floats() -> ModelPackage {
+    package_of("fp16")
+}
+
+fn floats(tensor: &Tensor) -> &[f32] {
+    let Values::Floats(floats) = &tensor.values else { panic!("prepared for a model that takes pixels") };
+    floats
+}
+
+/// The 8 bits that normalised values were made from, four bytes a pixel.
+fn as_pixels(tensor: &Tensor) -> Tensor {
+    let (planes, area) = (floats(tensor), tensor.height * tensor.width);
+    let value = |channel: usize, pixel: usize| (planes[channel * area + pixel] * 128.0 + 127.0) as u8;
+    let pixels = (0..area).flat_map(|pixel| [value(0, pixel), value(1, pixel), value(2, pixel), 0]).collect();
+    Tensor { values: Values::Pixels(pixels), ..*tensor }
+}
+
 /// The largest and the average difference of the squares' averages.
 fn differences(tensor: &Tensor, golden: &Golden, grid: usize) -> (f64, f64) {
     let (area, side) = (tensor.height * tensor.width, tensor.height / grid);
@@ -96,7 +120,7 @@ fn differences(tensor: &Tensor, golden: &Golden, grid: usize) -> (f64, f64) {
         for (row, values) in rows.iter().enumerate() {
             for (column, value) in values.iter().enumerate() {
                 let start = channel * area + row * side * tensor.width + column * side;
-                let square = (0..side).flat_map(|y| &tensor.data[start + y * tensor.width..][..side]);
+                let square = (0..side).flat_map(|y| &floats(tensor)[start + y * tensor.width..][..side]);
                 let average = square.map(|&value| f64::from(value)).sum::<f64>() / (side * side) as f64;
                 differences.push((average - value).abs());
             }
@@ -109,7 +133,7 @@ fn differences(tensor: &Tensor, golden: &Golden, grid: usize) -> (f64, f64) {
 fn moment_difference(tensor: &Tensor, golden: &Golden) -> f64 {
     let area = tensor.height * tensor.width;
     let mut largest: f64 = 0.0;
-    for (channel, values) in tensor.data.chunks(area).enumerate() {
+    for (channel, values) in floats(tensor).chunks(area).enumerate() {
         let mean = values.iter().map(|&value| f64::from(value)).sum::<f64>() / area as f64;
         let variance = values.iter().map(|&value| (f64::from(value) - mean).powi(2)).sum::<f64>() / area as f64;
         largest = largest.max((mean - golden.mean[channel]).abs()).max((variance.sqrt() - golden.std[channel]).abs());
@@ -151,7 +175,7 @@ const LARGE_SHORT_SIDES: [u32; 4] = [513, 1025, 1080, 2160];
 
 #[test]
 fn a_large_photograph_is_answered_as_all_its_pixels_would_be() {
-    let package = package();
+    let (package, of_floats) = (package(), of_floats());
     let choice = ModelChoice::default();
     let mut session = Session::open(&package, &choice).unwrap();
     for name in ["cat.jpg", "cup.jpg", "rocket.jpg"] {
@@ -163,8 +187,11 @@ fn a_large_photograph_is_answered_as_all_its_pixels_would_be() {
             let mut jpeg = Vec::new();
             JpegEncoder::new_with_quality(&mut jpeg, 90).encode_image(&large).unwrap();
             let tensors = [prepare, prepare_unscaled].map(|way| way(&jpeg, &package, &Limits::default()).unwrap());
-            let apart: f32 = tensors[0].data.iter().zip(&tensors[1].data).map(|(one, other)| (one - other).abs()).sum();
-            let apart = f64::from(apart) / tensors[0].data.len() as f64;
+            let [scaled, whole] = [prepare, prepare_unscaled]
+                .map(|way| way(&jpeg, &of_floats, &Limits::default()).unwrap())
+                .map(|tensor| floats(&tensor).to_vec());
+            let apart: f32 = scaled.iter().zip(&whole).map(|(one, other)| (one - other).abs()).sum();
+            let apart = f64::from(apart) / scaled.len() as f64;
             println!("{name}, {short_side}: {:.2} steps apart", apart / STEP);
             assert!(apart < 2.0 * STEP, "{name}, {short_side}: {} steps apart", apart / STEP);
             let [scaled, whole] = tensors.map(|tensor| session.infer(&[&tensor]).unwrap().remove(0));
@@ -206,8 +233,13 @@ fn a_batch_answers_as_its_images_one_by_one() {
         assert!((probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-4);
     }
     assert!(session.infer(&[]).unwrap().is_empty());
-    let other = Tensor { data: vec![0.0; 3 * 4], height: 2, width: 2 };
+    let other = Tensor { values: Values::Pixels(vec![0; 4 * 4]), height: 2, width: 2 };
     assert!(session.infer(&[&tensors[0], &other]).is_err());
+    let (height, width) = (tensors[0].height, tensors[0].width);
+    for values in [Values::Pixels(vec![0; 4 * height * width]), Values::Floats(vec![0.0; 3 * height * width])] {
+        let right = std::mem::discriminant(&values) == std::mem::discriminant(&tensors[0].values);
+        assert_eq!(session.infer(&[&Tensor { values, height, width }]).is_ok(), right);
+    }
 }
 
 #[test]
