@@ -128,7 +128,7 @@ impl Drop for Baton {
 
 /// None where nobody can be waiting.
 fn open_to_ring(path: &Path) -> io::Result<Option<File>> {
-    match OpenOptions::new().write(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path) {
+    match OpenOptions::new().write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path) {
         Ok(bell) => Ok(Some(bell)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         // Nobody has it open for reading.
@@ -155,7 +155,7 @@ fn make_fifo(path: &Path) -> io::Result<File> {
             Err(error) => return Err(error.into()),
         }
         // For both: it then needs nobody else to be open.
-        let flags = OFlags::NONBLOCK.bits() as i32;
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
         let fifo = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
         if fifo.metadata()?.file_type().is_fifo() {
             return Ok(fifo);

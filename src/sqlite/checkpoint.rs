@@ -14,9 +14,9 @@ use super::{Fault, file};
 
 /// Pages that the log grows by from one copy to the next (1 MiB): little enough that a sync of the log, behind the copy
 /// on the same disk, is not held up for long, and that what is copied is still in the processor's cache.
-const STEP_PAGES: i32 = (1 << 20) / file::PAGE_BYTES as i32;
+const STEP_PAGES: i32 = (1 << 20) / file::PAGE_BYTES;
 /// At this length (8 MiB) the log has to start again.
-const RESTART_PAGES: i32 = (8 << 20) / file::PAGE_BYTES as i32;
+const RESTART_PAGES: i32 = (8 << 20) / file::PAGE_BYTES;
 
 pub(super) struct Checkpointer {
     thread: Option<JoinHandle<()>>,

@@ -291,21 +291,25 @@ fn write(connection: &Connection, log: &File, mut group: Vec<Box<dyn Job>>, bell
     session.removed.iter().for_each(|name| bells.remove(name));
     session.ring.iter().for_each(|name| bells.ring(name));
     let (waiting, done): (Vec<_>, Vec<_>) = group.into_iter().partition(|job| job.durability() == Durability::Full);
-    done.into_iter().for_each(|job| job.answer(None));
+    for job in done {
+        job.answer(None);
+    }
     if waiting.is_empty() {
         return;
     }
-    match log.sync_data() {
-        Ok(()) => waiting.into_iter().for_each(|job| job.answer(None)),
-        Err(error) => {
-            fail(waiting, &Fault::Unavailable(format!("the log of the local backend is not synced: {error}")))
-        }
+    if let Err(error) = log.sync_data() {
+        return fail(waiting, &Fault::Unavailable(format!("the log of the local backend is not synced: {error}")));
+    }
+    for job in waiting {
+        job.answer(None);
     }
 }
 
 fn fail(group: Vec<Box<dyn Job>>, failure: &Fault) {
     tracing::warn!(%failure, calls = group.len(), "a transaction of the local backend failed");
-    group.into_iter().for_each(|job| job.answer(Some(failure)));
+    for job in group {
+        job.answer(Some(failure));
+    }
 }
 
 fn transaction<'a>(connection: &'a Connection, group: &mut [Box<dyn Job>]) -> rusqlite::Result<Session<'a>> {

@@ -22,7 +22,7 @@ const SCHEMA_VERSION: i32 = 3;
 /// How long an operation waits for other processes before it answers `Unavailable`.
 const BUSY_LIMIT: Duration = Duration::from_secs(30);
 /// An image is a handful of such pages, and every page is written and read by itself.
-pub(super) const PAGE_BYTES: u32 = 16 << 10;
+pub(super) const PAGE_BYTES: i32 = 16 << 10;
 /// The write-ahead log is cut to this size after a burst.
 const WAL_LIMIT_BYTES: u32 = 16 << 20;
 

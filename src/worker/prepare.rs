@@ -54,10 +54,12 @@ impl Intake {
         let intake = Arc::new(self);
         let mut jobs = JoinSet::new();
         let mut rests = Rests::default();
-        while let Some(received) = shutdown.run_until_cancelled(intake.receive()).await {
+        let mut left_more = false;
+        while let Some(received) = shutdown.run_until_cancelled(intake.receive(left_more)).await {
             match received {
                 Ok((deliveries, places)) => {
                     rests = Rests::default();
+                    left_more = deliveries.len() == places.len();
                     intake.dispatch(deliveries, places, &mut jobs, &shutdown).await;
                 }
                 Err(error) => {
@@ -73,28 +75,29 @@ impl Intake {
 
     /// Takes at most as many messages as there are places for, so that this worker never holds what an idle one could
     /// do: what runs, plus one batch a session.
-    async fn receive(&self) -> Result<(Vec<Delivery>, Vec<OwnedSemaphorePermit>), QueueError> {
+    ///
+    /// `left_more`: whether the last receive left messages there, as far as can be told.
+    async fn receive(&self, left_more: bool) -> Result<(Vec<Delivery>, Vec<OwnedSemaphorePermit>), QueueError> {
         let places = take_places(&self.places, self.places_for_a_receive).await;
-        let mut is_first_look = true;
+        let mut rest = if left_more { Duration::ZERO } else { LOOK_EVERY };
         loop {
-            let wait = self.until_it_is_our_turn(is_first_look).await;
+            let wait = self.until_it_is_our_turn(rest).await;
             let options = ReceiveOptions { max: places.len(), wait, visibility_timeout: self.visibility_timeout };
             let deliveries = self.requests.receive(options).await?;
             if !deliveries.is_empty() || wait == LONGEST_POLL {
                 METRICS.received.inc_by(deliveries.len() as u64);
                 return Ok((deliveries, places));
             }
-            is_first_look = false;
+            rest = LOOK_EVERY;
         }
     }
 
     /// While the sessions of this worker are busy, what arrives is first of all an idle worker's: this one only looks
-    /// now and then. Returns how long to wait for a message.
-    async fn until_it_is_our_turn(&self, is_first_look: bool) -> Duration {
+    /// after a rest. Returns how long to wait for a message.
+    async fn until_it_is_our_turn(&self, rest: Duration) -> Duration {
         if !self.requests.is_cheap_to_look() {
             return LONGEST_POLL;
         }
-        let rest = if is_first_look { Duration::ZERO } else { LOOK_EVERY };
         let mut is_idle = self.is_idle.clone();
         tokio::select! {
             biased;

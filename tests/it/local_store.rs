@@ -79,7 +79,8 @@ async fn the_log_stays_short_while_objects_keep_coming() {
         let store = Arc::clone(&store);
         async move {
             for number in 0..500 {
-                store.put(&format!("images/{lane}-{number}"), vec![7; 100_000].into(), ONCE).await.unwrap();
+                let put = store.put(&format!("images/{lane}-{number}"), vec![7; 100_000].into(), ONCE).await.unwrap();
+                assert_eq!(put, Put::Created);
             }
         }
     });
