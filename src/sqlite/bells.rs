@@ -95,7 +95,7 @@ impl Bells {
     fn hang(&self, path: &Path) -> io::Result<Arc<listener::Ear>> {
         let listener = self.listener.as_ref().filter(|listener| !listener.has_ended());
         let listener = listener.ok_or(io::ErrorKind::Unsupported)?;
-        listener.hang(make_fifo(path)?)
+        listener.hang(path)
     }
 }
 
@@ -146,25 +146,6 @@ fn strike(bell: Option<&File>) -> io::Result<()> {
     }
 }
 
-/// Opened, and made where it is not there. Another kind of file under that name is of an earlier release.
-fn make_fifo(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::FileTypeExt as _;
-    for _ in 0..2 {
-        match rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::from_raw_mode(0o600)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
-        }
-        // For both: it then needs nobody else to be open.
-        let flags = OFlags::NONBLOCK.bits().cast_signed();
-        let fifo = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
-        if fifo.metadata()?.file_type().is_fifo() {
-            return Ok(fifo);
-        }
-        std::fs::remove_file(path)?;
-    }
-    Err(io::ErrorKind::AlreadyExists.into())
-}
-
 fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing that runs under a lock here leaves its state half changed.
     state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -173,16 +154,17 @@ fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(target_os = "linux")]
 mod listener {
     use std::collections::HashMap;
-    use std::fs::File;
+    use std::fs::{File, OpenOptions};
     use std::io::{self, Read as _};
     use std::os::fd::OwnedFd;
-    use std::os::unix::fs::MetadataExt as _;
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
     use std::path::Path;
     use std::sync::{Arc, Mutex, Weak};
     use std::thread::JoinHandle;
 
     use rustix::event::epoll::{self, EventData, EventFlags};
     use rustix::event::{EventfdFlags, eventfd};
+    use rustix::fs::{self, OFlags};
     use tokio::sync::Notify;
 
     use super::lock;
@@ -240,7 +222,8 @@ mod listener {
             Ok(Listener { epoll, ears, stop, thread: Some(thread) })
         }
 
-        pub fn hang(&self, fifo: File) -> io::Result<Arc<Ear>> {
+        pub fn hang(&self, path: &Path) -> io::Result<Arc<Ear>> {
+            let fifo = make_fifo(path)?;
             let inode = fifo.metadata()?.ino();
             let mut ears = lock(&self.ears);
             ears.by_key.retain(|_, ear| ear.strong_count() > 0);
@@ -268,6 +251,24 @@ mod listener {
         }
     }
 
+    /// Opened, and made where it is not there. Another kind of file under that name is of an earlier release.
+    fn make_fifo(path: &Path) -> io::Result<File> {
+        for _ in 0..2 {
+            match fs::mkfifoat(fs::CWD, path, fs::Mode::from_raw_mode(0o600)) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+            // For both: it then needs nobody else to be open.
+            let flags = OFlags::NONBLOCK.bits().cast_signed();
+            let fifo = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
+            if fifo.metadata()?.file_type().is_fifo() {
+                return Ok(fifo);
+            }
+            std::fs::remove_file(path)?;
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+
     fn listen(epoll: &OwnedFd, ears: &Mutex<Ears>) -> io::Result<()> {
         let mut events = Vec::with_capacity(16);
         loop {
@@ -292,7 +293,7 @@ mod listener {
     impl Ear {
         /// Whether the bell of that path is still this one, and not one of a queue that was made again.
         pub fn is_at(&self, path: &Path) -> bool {
-            rustix::fs::stat(path).is_ok_and(|found| found.st_ino == self.inode)
+            fs::stat(path).is_ok_and(|found| found.st_ino == self.inode)
         }
 
         pub fn strike(&self) {
@@ -373,7 +374,6 @@ mod listener {
 #[cfg(not(target_os = "linux"))]
 mod listener {
     use std::convert::Infallible;
-    use std::fs::File;
     use std::io;
     use std::path::Path;
     use std::sync::Arc;
@@ -386,7 +386,7 @@ mod listener {
             Err(io::ErrorKind::Unsupported.into())
         }
 
-        pub fn hang(&self, _: File) -> io::Result<Arc<Ear>> {
+        pub fn hang(&self, _: &Path) -> io::Result<Arc<Ear>> {
             match self.0 {}
         }
 
