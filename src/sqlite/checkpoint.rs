@@ -78,8 +78,10 @@ fn copy(connection: &Connection) -> rusqlite::Result<()> {
         // Another process was first.
         return Ok(());
     }
-    let after = checkpoint(connection, "PRAGMA wal_checkpoint(PASSIVE)")?;
-    if after.log_pages >= RESTART_PAGES && after.copied_pages < after.log_pages {
+    checkpoint(connection, "PRAGMA wal_checkpoint(PASSIVE)")?;
+    // That tells of the log as it was when the copy began; meanwhile it grew.
+    let left = checkpoint(connection, "PRAGMA wal_checkpoint(NOOP)")?;
+    if left.log_pages >= RESTART_PAGES && left.copied_pages < left.log_pages {
         checkpoint(connection, "PRAGMA wal_checkpoint(RESTART)")?;
     }
     Ok(())

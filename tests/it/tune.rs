@@ -1,6 +1,7 @@
 //! `imgcls tune`, and the workers that take what it found.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -17,7 +18,10 @@ fn tune(cache: &Path) -> (Value, PathBuf) {
 
 /// The log of a worker, from its start until it is ready.
 fn worker_log(dir: &Path, cache: &Path, flags: &[&str]) -> String {
-    let mut command = imgcls();
+    log_of(imgcls(), dir, cache, flags)
+}
+
+fn log_of(mut command: Command, dir: &Path, cache: &Path, flags: &[&str]) -> String {
     command.args(["worker", "--backend", "local", "--data-dir"]).arg(dir.join("data"));
     command.arg("--cache-dir").arg(cache).args(flags);
     let log = dir.join("worker.log");
@@ -49,6 +53,23 @@ fn a_worker_takes_what_tune_found_unless_told_otherwise() {
     std::fs::write(&kept, &found.to_string()[..20]).unwrap();
     let log = worker_log(dir.path(), &cache, &["--sessions", "1", "--variant", "fp16"]);
     assert!(log.contains("is not taken"), "{log}");
+}
+
+/// Of a machine that it shares, a worker takes what it was given.
+#[test]
+fn a_worker_opens_a_session_for_each_core_that_it_may_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("cache");
+    let cores = std::thread::available_parallelism().unwrap();
+    let log = worker_log(dir.path(), &cache, &[]);
+    assert!(log.contains(&format!("sessions={cores} ")), "{log}");
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim();
+    let one: String = allowed.chars().take_while(char::is_ascii_digit).collect();
+    let mut pinned = Command::new("taskset");
+    pinned.args(["--cpu-list", &one, env!("CARGO_BIN_EXE_imgcls")]);
+    let log = log_of(pinned, dir.path(), &cache, &[]);
+    assert!(log.contains("sessions=1 "), "{log}");
 }
 
 #[test]
