@@ -53,9 +53,11 @@ pub fn open(data_dir: &Path) -> Result<Arc<Database>, Fault> {
         return Ok(database);
     }
     let mut connection = file::open(data_dir)?;
-    let checkpointer = Checkpointer::start(&mut connection, file::open(data_dir)?)?;
+    let log = file::open_log(data_dir)?;
     let bells = Arc::new(Bells::open(data_dir)?);
-    let engine = Engine::start(connection, file::open_log(data_dir)?, Arc::clone(&bells))?;
+    // What may fail comes before: dropped, the checkpointer waits for the end of the connection, which the engine owns.
+    let checkpointer = Checkpointer::start(&mut connection, file::open(data_dir)?)?;
+    let engine = Engine::start(connection, log, Arc::clone(&bells))?;
     let database = Arc::new(Database { engine, bells, _checkpointer: checkpointer });
     open.push((key, Arc::downgrade(&database)));
     Ok(database)

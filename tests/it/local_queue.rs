@@ -408,6 +408,8 @@ fn a_file_that_cannot_be_used_is_refused_with_what_to_do() {
     });
     assert!(refusal(&newer).contains("schema 99"));
     assert!(refusal(&text_file.join("imgcls.sqlite3").join("below-a-file")).contains("cannot be made"));
+    let no_place_for_bells = with_file("bells", &|path| std::fs::write(path.with_file_name("bells"), "").unwrap());
+    assert!(refusal(&no_place_for_bells).contains("cannot be made"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
