@@ -55,6 +55,8 @@ pub struct Session<'a> {
     pub ring: BTreeSet<String>,
     /// Queues that the transaction removes.
     pub removed: BTreeSet<String>,
+    /// Files that are synced with the log.
+    unsynced: Vec<Arc<File>>,
     /// True once the transaction stands.
     pub committed: Arc<AtomicBool>,
 }
@@ -297,8 +299,9 @@ fn write(connection: &Connection, log: &File, mut group: Vec<Box<dyn Job>>, bell
     if waiting.is_empty() {
         return;
     }
-    if let Err(error) = log.sync_data() {
-        return fail(waiting, &Fault::Unavailable(format!("the log of the local backend is not synced: {error}")));
+    let synced = session.unsynced.iter().try_for_each(|file| file.sync_data()).and_then(|()| log.sync_data());
+    if let Err(error) = synced {
+        return fail(waiting, &Fault::Unavailable(format!("the local backend is not synced to disk: {error}")));
     }
     for job in waiting {
         job.answer(None);
@@ -337,12 +340,20 @@ fn execute(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
 }
 
 impl Session<'_> {
+    /// Whoever in this transaction needs it durable is answered after this file is synced too.
+    pub fn sync(&mut self, file: &Arc<File>) {
+        if !self.unsynced.iter().any(|other| Arc::ptr_eq(other, file)) {
+            self.unsynced.push(Arc::clone(file));
+        }
+    }
+
     fn new(connection: &Connection) -> Session<'_> {
         Session {
             connection,
             now_ms: now_ms(),
             ring: BTreeSet::new(),
             removed: BTreeSet::new(),
+            unsynced: Vec::new(),
             committed: Arc::new(AtomicBool::new(false)),
         }
     }

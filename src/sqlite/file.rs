@@ -17,19 +17,21 @@ pub(super) const FILE_NAME: &str = "imgcls.sqlite3";
 
 /// "imgq": tells our file from any other SQLite file.
 const APPLICATION_ID: i32 = 0x696d_6771;
-const SCHEMA_VERSION: i32 = 3;
+const SCHEMA_VERSION: i32 = 4;
 
 /// How long an operation waits for other processes before it answers `Unavailable`.
 const BUSY_LIMIT: Duration = Duration::from_secs(30);
-/// An image is a handful of such pages, and every page is written and read by itself.
-pub(super) const PAGE_BYTES: i32 = 16 << 10;
+/// Rows are small, and every page that a transaction touches goes into the log whole.
+pub(super) const PAGE_BYTES: i32 = 4 << 10;
+/// Pages that a connection keeps: what a handful of queues touches.
+const CACHE_KIB: u32 = 1 << 10;
 /// The write-ahead log is cut to this size after a burst.
 const WAL_LIMIT_BYTES: u32 = 16 << 20;
 
 /// `AUTOINCREMENT`: the id of a queue is never used twice, so that a receipt of a removed queue fits no other. A message
 /// is told apart by its `message_id`, which is unique, so that sending writes two pages: its row and its place in
 /// `messages_due`, which answers "what can be received", "when is the next due", the depth and the ages without
-/// touching a body. The body of an object is either here or, where `file` names one, in a file.
+/// touching a body. The body of an object is either here or, where `segment` names one, in that segment.
 const SCHEMA: &str = "
 CREATE TABLE queues (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -62,14 +64,12 @@ CREATE TABLE objects (
     key TEXT NOT NULL,
     modified_ms INTEGER NOT NULL,
     size_bytes INTEGER NOT NULL,
-    file TEXT,
+    segment TEXT,
+    offset INTEGER,
+    checksum INTEGER,
     body BLOB NOT NULL,
     PRIMARY KEY (bucket, key)
 ) STRICT;
-CREATE TABLE loose_files (
-    name TEXT PRIMARY KEY,
-    since_ms INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
 ";
 
 /// Makes the data directory and the file where they are missing, and refuses a file that is not ours.
@@ -139,6 +139,7 @@ fn open_file(path: &Path) -> Result<Connection, OpenError> {
         "PRAGMA synchronous = NORMAL;
          PRAGMA wal_autocheckpoint = 0;
          PRAGMA journal_size_limit = {WAL_LIMIT_BYTES};
+         PRAGMA cache_size = -{CACHE_KIB};
          PRAGMA mmap_size = 0;
          PRAGMA temp_store = MEMORY;
          PRAGMA trusted_schema = OFF;"

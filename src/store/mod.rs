@@ -6,8 +6,8 @@
 //! - A get after a put sees it, in every process.
 //! - Of several puts with `if_none_match`, exactly one returns [`Put::Created`].
 
-mod files;
 mod s3;
+mod segments;
 mod sqlite;
 
 use std::sync::Arc;

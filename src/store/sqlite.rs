@@ -1,10 +1,9 @@
 //! The local store: objects are rows of the SQLite file that the local queues live in, for any number of processes on
-//! this machine. A put is a row, and shares its transaction and its sync with whatever else waits at that moment: the
-//! message that follows an image, the reply that follows a result.
+//! this machine. A put shares its transaction and its syncs with whatever else waits at that moment: the message that
+//! follows an image, the reply that follows a result.
 //!
-//! The body of a large object, which would go through the write-ahead log and again through its checkpoint, is a file
-//! beside it ([`super::files`]), written and synced before its row. A file that no row names yet, or any more, is in
-//! `loose_files`; whoever was killed in between leaves it to a later put.
+//! A small body, as a result is, stands in its row. An image would go through the write-ahead log and again through its
+//! checkpoint; it is appended to a segment ([`super::segments`]), and the row says where.
 //!
 //! Every key that S3 takes is a key here, and never a path. The media type is not kept.
 
@@ -16,17 +15,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rusqlite::{OptionalExtension as _, Row, params};
 
-use super::files::Files;
+use super::segments::{Place, Segments};
 use super::{ObjectInfo, ObjectStore, Put, PutOptions, StoreError, check_key_length};
 use crate::config;
-use crate::sqlite::{self, Database, Durability, Fault, Session, millis};
+use crate::sqlite::{self, Database, Durability, Fault, Session};
 
-/// Here a row and a file cost the same processor time.
-const MAX_ROW_BYTES: usize = 128 << 10;
-/// A file that was loose for so long belongs to no living put.
-const STALE_AFTER: Duration = Duration::from_secs(3_600);
-/// Stale files that one put removes.
-const STALE_AT_A_TIME: u32 = 8;
+/// Larger bodies are in segments.
+const MAX_ROW_BYTES: usize = 4 << 10;
+/// Larger bodies are written and read beside the thread of the file, so that nobody waits for them there.
+const MAX_BYTES_IN_LINE: usize = 128 << 10;
 
 type Failure = sqlite::Failure<Error>;
 
@@ -34,7 +31,7 @@ type Failure = sqlite::Failure<Error>;
 pub struct SqliteStore {
     bucket: Arc<str>,
     database: Arc<Database>,
-    files: Files,
+    segments: Arc<Segments>,
 }
 
 /// A [`StoreError`] that does not name the bucket yet.
@@ -58,8 +55,8 @@ impl SqliteStore {
         let fatal = |reason| StoreError::Fatal { bucket: bucket.to_owned(), reason };
         let name = config::bucket_name(bucket).map_err(fatal)?;
         let database = sqlite::open(data_dir).map_err(|fault| named(bucket, fault))?;
-        let files = Files::open(data_dir).map_err(|fault| named(bucket, fault))?;
-        Ok(SqliteStore { bucket: name.into(), database, files })
+        let segments = Segments::open(data_dir).map_err(|fault| named(bucket, fault))?;
+        Ok(SqliteStore { bucket: name.into(), database, segments: Arc::new(segments) })
     }
 
     fn names(&self, key: &str) -> Result<Names, StoreError> {
@@ -78,46 +75,29 @@ impl SqliteStore {
     }
 
     async fn put_body(&self, names: Names, body: Bytes, if_none_match: bool) -> Result<Put, Error> {
-        let body = if body.len() <= MAX_ROW_BYTES { Body::Row(body) } else { self.write_file(body).await? };
-        let name = body.file_name();
-        let work = move |session: &mut Session| put(session, &names, &body, if_none_match);
-        let Replaced { put, file } = self.database.engine.write(Durability::Full, work).await?;
-        // What was there before, or what came too late.
-        let unused = file.or_else(|| name.filter(|_| put == Put::AlreadyExists));
-        self.remove_files(unused.into_iter().collect()).await;
+        let body = if body.len() <= MAX_ROW_BYTES {
+            NewBody::Row(body)
+        } else if body.len() <= MAX_BYTES_IN_LINE {
+            NewBody::ToAppend(Arc::clone(&self.segments), body)
+        } else {
+            NewBody::Appended(self.segments.append_synced(body).await?)
+        };
+        let work = move |session: &mut Session| put(session, &names, body, if_none_match);
+        let Done { put, unused } = self.database.engine.write(Durability::Full, work).await?;
+        self.release(unused).await;
         Ok(put)
     }
 
-    /// A file that no row names yet.
-    async fn write_file(&self, body: Bytes) -> Result<Body, Error> {
-        let name = Files::new_name();
-        let noted = name.clone();
-        let work = move |session: &mut Session| Ok(note_and_take_stale(session, &noted)?);
-        let stale: Vec<String> = self.database.engine.write::<_, Error>(Durability::Normal, work).await?;
-        self.remove_files(stale).await;
-        let size_bytes = body.len() as u64;
-        self.files.write(&name, body).await?;
-        Ok(Body::File { name, size_bytes })
-    }
-
-    /// Files that are in `loose_files`. A failure is no harm: they stay there, and a later put tries again.
-    async fn remove_files(&self, names: Vec<String>) {
-        for name in names {
-            let removed = async {
-                self.files.remove(&name).await?;
-                let name = name.clone();
-                let work = move |session: &mut Session| Ok(forget_loose(session, &name)?);
-                self.database.engine.write::<_, Error>(Durability::Lazy, work).await
-            };
-            if let Err(Error::Fault(error)) = removed.await {
-                tracing::debug!(%error, name, "a file that nothing names is left for later");
-            }
+    async fn release(&self, place: Option<Place>) {
+        if let Some(place) = place {
+            self.segments.release(place).await;
         }
     }
 
-    async fn find(&self, key: &str, max_bytes: u64) -> Result<Option<Body>, StoreError> {
+    async fn find(&self, key: &str, max_bytes: u64) -> Result<Option<Found>, StoreError> {
         let names = self.names(key)?;
-        let found = self.database.engine.read(move |session| get(session, &names, max_bytes)).await;
+        let segments = Arc::clone(&self.segments);
+        let found = self.database.engine.read(move |session| get(session, &names, &segments, max_bytes)).await;
         found.map_err(|error| self.error(error, key, max_bytes))
     }
 }
@@ -128,24 +108,22 @@ struct Names {
     key: String,
 }
 
-enum Body {
+/// A body that is to be put.
+enum NewBody {
     Row(Bytes),
-    File { name: String, size_bytes: u64 },
+    ToAppend(Arc<Segments>, Bytes),
+    Appended(Place),
 }
 
-/// What a put did, and the file of the object that it replaced.
-struct Replaced {
+/// What a put did, and a place that nothing names: of the object that it replaced, or of what came too late.
+struct Done {
     put: Put,
-    file: Option<String>,
+    unused: Option<Place>,
 }
 
-impl Body {
-    fn file_name(&self) -> Option<String> {
-        match self {
-            Body::Row(_) => None,
-            Body::File { name, .. } => Some(name.clone()),
-        }
-    }
+enum Found {
+    Body(Bytes),
+    At(Place),
 }
 
 #[async_trait]
@@ -154,9 +132,9 @@ impl ObjectStore for SqliteStore {
         &self.bucket
     }
 
-    /// A row, whose put waits in one line with the sends.
+    /// Such a put waits in one line with the sends.
     fn is_put_in_line_with_sends(&self, size_bytes: usize) -> bool {
-        size_bytes <= MAX_ROW_BYTES
+        size_bytes <= MAX_BYTES_IN_LINE
     }
 
     async fn put(&self, key: &str, body: Bytes, options: PutOptions) -> Result<Put, StoreError> {
@@ -165,22 +143,26 @@ impl ObjectStore for SqliteStore {
     }
 
     async fn get(&self, key: &str, max_bytes: u64) -> Result<Option<Bytes>, StoreError> {
-        let mut missing = None;
+        let mut unread = None;
         loop {
             match self.find(key, max_bytes).await? {
                 None => return Ok(None),
-                Some(Body::Row(body)) => return Ok(Some(body)),
-                Some(Body::File { name, .. }) if missing.as_ref() == Some(&name) => {
-                    let reason = format!("the file {name} of {key:?} is missing in the data directory");
+                Some(Found::Body(body)) => return Ok(Some(body)),
+                Some(Found::At(place)) if unread.as_ref() == Some(&place) => {
+                    let Place { segment, offset, size_bytes, .. } = place;
+                    let reason = format!(
+                        "the {size_bytes} bytes of {key:?} are not at {offset} of {segment} in the data directory any \
+                         more: the disk is damaged, or lost power before they were accepted"
+                    );
                     return Err(StoreError::Fatal { bucket: self.bucket.to_string(), reason });
                 }
-                Some(Body::File { name, size_bytes }) => {
-                    let read = self.files.read(&name, size_bytes).await;
+                Some(Found::At(place)) => {
+                    let read = self.segments.read_aside(place.clone()).await;
                     if let Some(body) = read.map_err(|fault| named(&self.bucket, fault))? {
                         return Ok(Some(body));
                     }
-                    // Replaced or deleted meanwhile: what is there now has another name.
-                    missing = Some(name);
+                    // Replaced or deleted meanwhile: what is there now lies elsewhere.
+                    unread = Some(place);
                 }
             }
         }
@@ -195,80 +177,74 @@ impl ObjectStore for SqliteStore {
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         let names = self.names(key)?;
         let work = move |session: &mut Session| delete(session, &names);
-        let file = self.database.engine.write(Durability::Full, work).await;
-        let file: Option<String> = file.map_err(|error| self.error(error, key, 0))?;
-        self.remove_files(file.into_iter().collect()).await;
+        let deleted = self.database.engine.write(Durability::Full, work).await;
+        self.release(deleted.map_err(|error| self.error(error, key, 0))?).await;
         Ok(())
     }
 }
 
-fn put(session: &Session, names: &Names, body: &Body, if_none_match: bool) -> Result<Replaced, Failure> {
-    let replaced = if if_none_match { None } else { loosen(session, names)? };
+fn put(session: &mut Session, names: &Names, body: NewBody, if_none_match: bool) -> Result<Done, Failure> {
+    let (bytes, place) = match body {
+        NewBody::Row(bytes) => (bytes, None),
+        NewBody::ToAppend(segments, body) => {
+            let (place, file) = segments.append(&body).map_err(|fault| Failure::Call(Error::Fault(fault)))?;
+            session.sync(&file);
+            (Bytes::new(), Some(place))
+        }
+        NewBody::Appended(place) => (Bytes::new(), Some(place)),
+    };
+    let replaced = if if_none_match { None } else { place_of(session, names)? };
     let sql = if if_none_match {
-        "INSERT INTO objects (bucket, key, modified_ms, size_bytes, file, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-         ON CONFLICT DO NOTHING"
+        "INSERT INTO objects (bucket, key, modified_ms, size_bytes, segment, offset, checksum, body)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING"
     } else {
-        "INSERT OR REPLACE INTO objects (bucket, key, modified_ms, size_bytes, file, body)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)"
+        "INSERT OR REPLACE INTO objects (bucket, key, modified_ms, size_bytes, segment, offset, checksum, body)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)"
     };
-    let (size_bytes, file, bytes): (u64, Option<&str>, &[u8]) = match body {
-        Body::Row(bytes) => (bytes.len() as u64, None, bytes),
-        Body::File { name, size_bytes } => (*size_bytes, Some(name), &[]),
-    };
+    let size_bytes = place.as_ref().map_or(bytes.len() as u64, |place| place.size_bytes);
+    let segment = place.as_ref().map(|place| &place.segment);
+    let offset = place.as_ref().map(|place| place.offset);
+    let checksum = place.as_ref().map(|place| place.checksum);
     let mut insert = session.connection.prepare_cached(sql)?;
-    let rows = insert.execute(params![&*names.bucket, names.key, session.now_ms, size_bytes, file, bytes])?;
-    if rows == 0 {
-        return Ok(Replaced { put: Put::AlreadyExists, file: None });
-    }
-    if let Some(name) = file {
-        forget_loose(session, name)?;
-    }
-    Ok(Replaced { put: Put::Created, file: replaced })
+    let (bucket, key) = (&*names.bucket, &names.key);
+    let rows = insert.execute(params![bucket, key, session.now_ms, size_bytes, segment, offset, checksum, &*bytes])?;
+    Ok(if rows == 0 {
+        Done { put: Put::AlreadyExists, unused: place }
+    } else {
+        Done { put: Put::Created, unused: replaced }
+    })
 }
 
-/// Of an object that is a file and will be no more: its name, which is loose from here on.
-fn loosen(session: &Session, names: &Names) -> Result<Option<String>, Failure> {
-    let sql = "SELECT file FROM objects WHERE bucket = ?1 AND key = ?2";
+/// Where the body of an object lies that is about to be no more.
+fn place_of(session: &Session, names: &Names) -> Result<Option<Place>, Failure> {
+    let sql = "SELECT size_bytes, segment, offset, checksum FROM objects WHERE bucket = ?1 AND key = ?2";
     let mut select = session.connection.prepare_cached(sql)?;
-    let found =
-        select.query_row(params![&*names.bucket, names.key], |row| row.get::<_, Option<String>>(0)).optional()?;
-    let file = found.flatten();
-    if let Some(name) = &file {
-        note_loose(session, name)?;
-    }
-    Ok(file)
+    Ok(select.query_row(params![&*names.bucket, names.key], place).optional()?.flatten())
 }
 
-fn note_loose(session: &Session, name: &str) -> rusqlite::Result<()> {
-    let sql = "INSERT OR REPLACE INTO loose_files (name, since_ms) VALUES (?1, ?2)";
-    session.connection.prepare_cached(sql)?.execute(params![name, session.now_ms]).map(drop)
+/// Of `size_bytes, segment, offset, checksum`.
+fn place(row: &Row) -> rusqlite::Result<Option<Place>> {
+    let Some(segment) = row.get(1)? else { return Ok(None) };
+    Ok(Some(Place { size_bytes: row.get(0)?, segment, offset: row.get(2)?, checksum: row.get(3)? }))
 }
 
-fn forget_loose(session: &Session, name: &str) -> rusqlite::Result<()> {
-    session.connection.prepare_cached("DELETE FROM loose_files WHERE name = ?1")?.execute([name]).map(drop)
-}
-
-/// Notes a file that is about to be written; returns some that were left.
-fn note_and_take_stale(session: &Session, name: &str) -> rusqlite::Result<Vec<String>> {
-    note_loose(session, name)?;
-    let sql = "SELECT name FROM loose_files WHERE since_ms < ?1 LIMIT ?2";
-    let before_ms = session.now_ms.saturating_sub(millis(STALE_AFTER));
-    let mut select = session.connection.prepare_cached(sql)?;
-    select.query_map(params![before_ms, STALE_AT_A_TIME], |row| row.get(0))?.collect()
-}
-
-fn get(session: &Session, names: &Names, max_bytes: u64) -> Result<Option<Body>, Failure> {
+fn get(session: &Session, names: &Names, segments: &Segments, max_bytes: u64) -> Result<Option<Found>, Failure> {
     // The size is in the head of the row: what is too large is not read.
     let mut select = session.connection.prepare_cached(
-        "SELECT size_bytes, file, iif(size_bytes <= ?3, body, NULL) FROM objects WHERE bucket = ?1 AND key = ?2",
+        "SELECT size_bytes, segment, offset, checksum, iif(size_bytes <= ?3, body, NULL)
+         FROM objects WHERE bucket = ?1 AND key = ?2",
     )?;
     let limit = i64::try_from(max_bytes).unwrap_or(i64::MAX);
-    let read = |row: &Row| <(u64, Option<String>, Option<Vec<u8>>)>::try_from(row);
+    let read = |row: &Row| Ok((row.get::<_, u64>(0)?, place(row)?, row.get::<_, Option<Vec<u8>>>(4)?));
     match select.query_row(params![&*names.bucket, names.key, limit], read).optional()? {
         None => Ok(None),
         Some((size, _, None)) => Err(Failure::Call(Error::TooLarge { size })),
-        Some((size_bytes, Some(name), Some(_))) => Ok(Some(Body::File { name, size_bytes })),
-        Some((_, None, Some(body))) => Ok(Some(Body::Row(body.into()))),
+        Some((_, None, Some(body))) => Ok(Some(Found::Body(body.into()))),
+        Some((size, Some(place), Some(_))) if size > MAX_BYTES_IN_LINE as u64 => Ok(Some(Found::At(place))),
+        Some((_, Some(place), Some(_))) => {
+            let body = segments.read(&place).map_err(|fault| Failure::Call(Error::Fault(fault)))?;
+            Ok(Some(body.map_or(Found::At(place), Found::Body)))
+        }
     }
 }
 
@@ -282,12 +258,12 @@ fn head(session: &Session, names: &Names) -> Result<Option<ObjectInfo>, Failure>
     Ok(info.optional()?)
 }
 
-/// Returns the file that the object was.
-fn delete(session: &Session, names: &Names) -> Result<Option<String>, Failure> {
-    let file = loosen(session, names)?;
+/// Returns where its body lay.
+fn delete(session: &Session, names: &Names) -> Result<Option<Place>, Failure> {
+    let place = place_of(session, names)?;
     let mut delete = session.connection.prepare_cached("DELETE FROM objects WHERE bucket = ?1 AND key = ?2")?;
     delete.execute(params![&*names.bucket, names.key])?;
-    Ok(file)
+    Ok(place)
 }
 
 fn named(bucket: &str, fault: Fault) -> StoreError {

@@ -1,8 +1,9 @@
-//! What only the local store promises: many processes in one directory, kill -9, no file that is left, its errors.
+//! What only the local store promises: many processes in one directory, kill -9, room given back, its errors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -73,19 +74,22 @@ fn a_killed_process_leaves_whole_objects_and_all_that_were_acknowledged() {
 /// Nobody pauses, so no copy of the log ever catches up by itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_stays_short_while_objects_keep_coming() {
+    /// Small enough for a row.
+    const BYTES: usize = 4_000;
+    const PUTS: usize = 3_000;
     let directory = tempfile::tempdir().unwrap();
     let store = Arc::new(open(directory.path()));
     let lanes = (0..4).map(|lane| {
         let store = Arc::clone(&store);
         async move {
-            for number in 0..500 {
-                let put = store.put(&format!("images/{lane}-{number}"), vec![7; 100_000].into(), ONCE).await.unwrap();
+            for number in 0..PUTS {
+                let put = store.put(&format!("results/{lane}-{number}"), vec![7; BYTES].into(), ONCE).await.unwrap();
                 assert_eq!(put, Put::Created);
             }
         }
     });
     futures::future::join_all(lanes).await;
-    let written = 4 * 500 * 100_000;
+    let written = (4 * PUTS * BYTES) as u64;
     let log = fs::metadata(directory.path().join("imgcls.sqlite3-wal")).unwrap().len();
     assert!(log < written / 4, "{log} bytes of the {written} written are still in the log, or were all at once");
 }
@@ -98,7 +102,7 @@ async fn worker_puts_until_killed() {
         let store = Arc::clone(&store);
         async move {
             loop {
-                let mut body = vec![lane; if lane < 2 { 60_000 } else { 200_000 }];
+                let mut body = vec![lane; [2_000, 60_000, 60_000, 200_000][usize::from(lane)]];
                 rand::rng().fill(&mut body[..32]);
                 let name = digest(&body);
                 let options = if lane % 2 == 0 { ONCE } else { PLAIN };
@@ -128,31 +132,73 @@ async fn keys_are_never_paths() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_file_is_left_that_nothing_names() {
+async fn what_nothing_names_any_more_takes_no_room() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path());
-    let files = || fs::read_dir(directory.path().join("objects")).unwrap().count();
-    let large = Bytes::from(vec![7; 200_000]);
-    let _ = store.put("a", large.clone(), PLAIN).await.unwrap();
-    let _ = store.put("b", large.clone(), PLAIN).await.unwrap();
-    assert_eq!(files(), 2);
-    let _ = store.put("a", large.clone(), PLAIN).await.unwrap();
-    assert_eq!(store.put("a", large.clone(), ONCE).await.unwrap(), Put::AlreadyExists);
-    assert_eq!(files(), 2, "what was replaced and what came too late are gone");
-    let _ = store.put("a", Bytes::from_static(b"small"), PLAIN).await.unwrap();
-    assert_eq!(files(), 1);
-    store.delete("b").await.unwrap();
-    assert_eq!(files(), 0);
-
-    // What a killed process left goes when it is old, and not before.
-    let database = rusqlite::Connection::open(directory.path().join("imgcls.sqlite3")).unwrap();
-    for (name, hours_ago) in [("old", 2), ("young", 0)] {
-        fs::write(directory.path().join("objects").join(name), name).unwrap();
-        let since = format!("(unixepoch() - 3600 * {hours_ago}) * 1000");
-        database.execute(&format!("INSERT INTO loose_files VALUES (?1, {since})"), [name]).unwrap();
+    let room = || segments(directory.path()).iter().map(|path| fs::metadata(path).unwrap().blocks() * 512).sum::<u64>();
+    // One size that is written in line with other calls, and one that is not; both of whole blocks.
+    for large in [vec![7; 64 << 10], vec![7; 256 << 10]].map(Bytes::from) {
+        let once = room() + large.len() as u64;
+        let _ = store.put("a", large.clone(), PLAIN).await.unwrap();
+        assert_eq!(room(), once);
+        let _ = store.put("a", large.clone(), PLAIN).await.unwrap();
+        assert_eq!(room(), once, "what was replaced");
+        assert_eq!(store.put("a", large.clone(), ONCE).await.unwrap(), Put::AlreadyExists);
+        assert_eq!(room(), once, "what came too late");
+        assert!(store.get("a", MANY).await.unwrap() == Some(large));
+        store.delete("a").await.unwrap();
+        assert_eq!(room(), 0, "what was deleted");
     }
-    let _ = store.put("c", large, PLAIN).await.unwrap();
-    assert!(!directory.path().join("objects/old").exists() && directory.path().join("objects/young").exists());
+    assert_eq!(segments(directory.path()).len(), 1, "and all of it was one file");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_see_one_body_or_the_other_while_it_is_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(open(directory.path()));
+    for size in [20_000, 200_000] {
+        let put = async |value: u8| store.put("a", vec![value; size].into(), PLAIN).await.unwrap();
+        assert_eq!(put(0).await, Put::Created);
+        let reading = tokio::spawn({
+            let store = Arc::clone(&store);
+            async move {
+                loop {
+                    let body = store.get("a", MANY).await.unwrap().expect("it is only ever replaced");
+                    assert!(body.len() == size && body.iter().all(|value| *value == body[0]));
+                    if body[0] == 100 {
+                        return;
+                    }
+                }
+            }
+        });
+        for value in 1..=100 {
+            let _ = put(value).await;
+        }
+        reading.await.unwrap();
+    }
+}
+
+/// The disk's fault, or a power loss's before the put had returned: an error that names the object, never other bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_changed_on_disk_are_an_error() {
+    for size in [20_000, 200_000] {
+        let directory = tempfile::tempdir().unwrap();
+        let store = open(directory.path());
+        let body = Bytes::from(vec![7; size]);
+        let _ = store.put("images/a", body.clone(), ONCE).await.unwrap();
+        let [segment] = &segments(directory.path())[..] else { panic!("one segment") };
+        let mut bytes = fs::read(segment).unwrap();
+        bytes[size / 2] ^= 1;
+        fs::write(segment, &bytes).unwrap();
+        let damaged = store.get("images/a", MANY).await.unwrap_err();
+        assert!(matches!(&damaged, StoreError::Fatal { reason, .. } if reason.contains("images/a")), "{damaged}");
+        fs::write(segment, &bytes[..size / 2]).unwrap();
+        let cut = store.get("images/a", MANY).await.unwrap_err();
+        assert!(matches!(cut, StoreError::Fatal { .. }), "{cut}");
+        bytes[size / 2] ^= 1;
+        fs::write(segment, &bytes).unwrap();
+        assert!(store.get("images/a", MANY).await.unwrap() == Some(body));
+    }
 }
 
 #[test]
@@ -172,14 +218,20 @@ fn open(data_dir: &Path) -> SqliteStore {
     SqliteStore::open(data_dir, BUCKET).unwrap()
 }
 
+fn segments(data_dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(data_dir.join("objects")).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
 /// Key and body of every object.
 fn bodies(data_dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let database = rusqlite::Connection::open(data_dir.join("imgcls.sqlite3")).unwrap();
-    let mut select = database.prepare("SELECT key, file, body FROM objects").unwrap();
-    let rows = select.query_map([], |row| <(String, Option<String>, Vec<u8>)>::try_from(row)).unwrap();
-    let whole = |(key, file, body): (String, Option<String>, Vec<u8>)| match file {
-        Some(file) => (key, fs::read(data_dir.join("objects").join(file)).unwrap()),
-        None => (key, body),
+    let mut select = database.prepare("SELECT key, segment, offset, size_bytes, body FROM objects").unwrap();
+    let rows =
+        select.query_map([], |row| <(String, Option<String>, Option<usize>, usize, Vec<u8>)>::try_from(row)).unwrap();
+    let whole = |(key, segment, offset, size, body): (String, Option<String>, Option<usize>, usize, Vec<u8>)| {
+        let Some(segment) = segment else { return (key, body) };
+        let bytes = fs::read(data_dir.join("objects").join(segment)).unwrap();
+        (key, bytes[offset.unwrap()..][..size].to_vec())
     };
     rows.map(|row| whole(row.unwrap())).collect()
 }
