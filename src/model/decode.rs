@@ -104,6 +104,25 @@ impl Orientation {
         Orientation { swapped, mirror_x, mirror_y }
     }
 
+    /// Width and height of the upright picture.
+    pub(super) fn upright_size(self, width: usize, height: usize) -> (usize, usize) {
+        if self.swapped { (height, width) } else { (width, height) }
+    }
+
+    /// Where each pixel of the upright picture is stored in one of `width` × `height`, row after row.
+    pub(super) fn stored_places(self, width: usize, height: usize) -> impl Iterator<Item = usize> {
+        let Orientation { swapped, mirror_x, mirror_y } = self;
+        let (upright_width, upright_height) = self.upright_size(width, height);
+        (0..upright_height).flat_map(move |y| {
+            (0..upright_width).map(move |x| {
+                let (x, y) = if swapped { (y, x) } else { (x, y) };
+                let x = if mirror_x { width - 1 - x } else { x };
+                let y = if mirror_y { height - 1 - y } else { y };
+                y * width + x
+            })
+        })
+    }
+
     pub(super) fn from_exif_block(block: &[u8]) -> Option<Orientation> {
         // WebP files carry JPEG's prefix at times.
         let block = block.strip_prefix(b"Exif\0\0").unwrap_or(block);

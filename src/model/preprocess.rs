@@ -122,18 +122,9 @@ fn four_bytes_a_pixel(data: &[u8], width: usize, height: usize, channels: usize,
     if orientation == Orientation::default() {
         return Tensor { values: Values::Pixels(stored.into_flattened()), height, width };
     }
-    let Orientation { swapped, mirror_x, mirror_y } = orientation;
-    let (upright_width, upright_height) = if swapped { (height, width) } else { (width, height) };
-    let mut pixels = Vec::with_capacity(stored.len());
-    for y in 0..upright_height {
-        pixels.extend((0..upright_width).map(|x| {
-            let (stored_x, stored_y) = if swapped { (y, x) } else { (x, y) };
-            let stored_x = if mirror_x { width - 1 - stored_x } else { stored_x };
-            let stored_y = if mirror_y { height - 1 - stored_y } else { stored_y };
-            stored[stored_y * width + stored_x]
-        }));
-    }
-    Tensor { values: Values::Pixels(pixels.into_flattened()), height: upright_height, width: upright_width }
+    let pixels: Vec<[u8; 4]> = orientation.stored_places(width, height).map(|place| stored[place]).collect();
+    let (width, height) = orientation.upright_size(width, height);
+    Tensor { values: Values::Pixels(pixels.into_flattened()), height, width }
 }
 
 /// Into planes of normalised values, upright.
@@ -145,7 +136,6 @@ fn normalise(
     orientation: Orientation,
     tables: &[[f32; 256]; 3],
 ) -> Tensor {
-    let (upright_width, upright_height) = if orientation.swapped { (height, width) } else { (width, height) };
     // Plane after plane, each written once and in order.
     let mut planes = Vec::with_capacity(3 * width * height);
     for (channel, table) in tables.iter().enumerate() {
@@ -157,16 +147,11 @@ fn normalise(
             continue;
         }
         let channel = channel.min(channels - 1);
-        for y in 0..upright_height {
-            planes.extend((0..upright_width).map(|x| {
-                let (stored_x, stored_y) = if orientation.swapped { (y, x) } else { (x, y) };
-                let stored_x = if orientation.mirror_x { width - 1 - stored_x } else { stored_x };
-                let stored_y = if orientation.mirror_y { height - 1 - stored_y } else { stored_y };
-                table[usize::from(data[(stored_y * width + stored_x) * channels + channel])]
-            }));
-        }
+        let places = orientation.stored_places(width, height);
+        planes.extend(places.map(|place| table[usize::from(data[place * channels + channel])]));
     }
-    Tensor { values: Values::Floats(planes), height: upright_height, width: upright_width }
+    let (width, height) = orientation.upright_size(width, height);
+    Tensor { values: Values::Floats(planes), height, width }
 }
 
 #[cfg(test)]
