@@ -21,7 +21,7 @@ pub mod telemetry; // logs and metrics
 pub mod instance; // this EC2 instance: protected while it works, drained before it ends
 pub mod model; // bytes → pixels → tensor → predictions
 pub mod queue; // the queue port: SQLite, SQS
-pub mod store; // the object store port: SQLite with files beside it, S3
+pub mod store; // the object store port: SQLite with segments beside it, S3
 
 // Floor 3: the tiers.
 pub mod autoscale; // observe → decide → resize worker processes
