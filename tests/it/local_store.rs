@@ -145,7 +145,11 @@ async fn what_nothing_names_any_more_takes_no_room() {
         assert_eq!(room(), once, "what was replaced");
         assert_eq!(store.put("a", large.clone(), ONCE).await.unwrap(), Put::AlreadyExists);
         assert_eq!(room(), once, "what came too late");
-        assert!(store.get("a", MANY).await.unwrap() == Some(large));
+        assert!(store.get("a", MANY).await.unwrap().as_ref() == Some(&large));
+        let _ = store.put("a", Bytes::from_static(b"small"), PLAIN).await.unwrap();
+        assert_eq!(room(), 0, "what became small enough for a row");
+        let _ = store.put("a", large, PLAIN).await.unwrap();
+        assert_eq!(room(), once);
         store.delete("a").await.unwrap();
         assert_eq!(room(), 0, "what was deleted");
     }
