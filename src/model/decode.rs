@@ -15,6 +15,7 @@ use std::io::Cursor;
 use image::metadata::Orientation as ExifOrientation;
 use image::{ColorType, ImageDecoder, ImageError, ImageFormat, ImageReader};
 
+use super::package::Geometry;
 use super::{PrepareError, jpeg};
 use crate::config::Limits;
 use crate::protocol::ErrorCode;
@@ -40,23 +41,25 @@ pub struct Pixels {
     /// 1: grey, 3: RGB.
     pub channels: usize,
     pub orientation: Orientation,
-    /// What these are a reduction of, where a decoder reduced.
-    pub whole: Whole,
+    /// What of the picture in the file these are, where a decoder reduced it or left parts out.
+    pub origin: Origin,
 }
 
-/// The picture in the file: `reduction` of its pixels lie along one of those that were decoded, the last of a row or
-/// column standing for fewer.
+/// The picture in the file and where in it pixels come from: `reduction` of its pixels lie along one of those that were
+/// decoded (the last of a row or column may stand for fewer), and so many decoded ones were left out before the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Whole {
+pub struct Origin {
     pub width: usize,
     pub height: usize,
     pub reduction: usize,
+    pub left: usize,
+    pub top: usize,
 }
 
-impl Whole {
-    /// Decoded as it is.
-    pub fn of(width: usize, height: usize) -> Whole {
-        Whole { width, height, reduction: 1 }
+impl Origin {
+    /// All of it, as it is.
+    pub fn whole(width: usize, height: usize) -> Origin {
+        Origin { width, height, reduction: 1, left: 0, top: 0 }
     }
 }
 
@@ -168,11 +171,11 @@ fn is_bmp_header_size(field: &[u8]) -> bool {
 
 /// Decodes one picture.
 ///
-/// `short_side` is what the picture will be reduced to: a decoder that can decode at a fraction of the size may return
-/// any size whose short side is not below it. None: all pixels.
-pub fn decode(bytes: &[u8], limits: &Limits, short_side: Option<u32>) -> Result<Pixels, PrepareError> {
+/// `geometry` is what will be looked at: a decoder that can may return the picture at a fraction of its size, and leave
+/// out what lies beside the crop. [`Geometry::Native`]: all pixels.
+pub fn decode(bytes: &[u8], limits: &Limits, geometry: Geometry) -> Result<Pixels, PrepareError> {
     match format(bytes) {
-        Some(ImageFormat::Jpeg) => jpeg::decode(bytes, limits, short_side),
+        Some(ImageFormat::Jpeg) => jpeg::decode(bytes, limits, geometry),
         Some(format) => decode_other(bytes, format, limits),
         None => Err(PrepareError::new(
             ErrorCode::UnsupportedType,
@@ -209,7 +212,7 @@ fn decode_other(bytes: &[u8], format: ImageFormat, limits: &Limits) -> Result<Pi
     let (width, height) = (width as usize, height as usize);
     let channels = to_opaque_8_bit(&mut data, color_type, width)
         .ok_or_else(|| undecodable(format!("the {name} stores its colours in a way that is not supported")))?;
-    Ok(Pixels { data, width, height, channels, orientation, whole: Whole::of(width, height) })
+    Ok(Pixels { data, width, height, channels, orientation, origin: Origin::whole(width, height) })
 }
 
 /// Brings rows of any colour type to opaque grey or RGB in place; returns the channels that are left.

@@ -1,7 +1,7 @@
 //! JPEG → pixels: what its markers tell, the guards, and which of two decoders it goes to.
 //!
 //! - libjpeg-turbo (`turbo`, feature `turbojpeg`): twice as fast, and it decodes large pictures at a fraction of their
-//!   size. It gets what is common; where it has the least complaint, its work is dropped.
+//!   size, and of them only what is looked at. It gets what is common; where it has the least complaint, its work is dropped.
 //! - zune-jpeg has the last word on everything else, so that a damaged file ends the same way in every build: one that
 //!   says where it ends is decoded as far as its data make sense, as browsers do; one that was cut off must still hold
 //!   every pixel, which only the strict decoder tells.
@@ -14,7 +14,8 @@ use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::PrepareError;
-use super::decode::{Orientation, Pixels, Whole, check_pixels, room, undecodable};
+use super::decode::{Orientation, Origin, Pixels, check_pixels, room, undecodable};
+use super::package::Geometry;
 #[cfg(feature = "turbojpeg")]
 use super::turbo;
 use crate::config::Limits;
@@ -33,7 +34,7 @@ pub const DECODER: &str = if cfg!(feature = "turbojpeg") {
     "zune-jpeg (slower; built without the feature turbojpeg)"
 };
 
-pub fn decode(bytes: &[u8], limits: &Limits, short_side: Option<u32>) -> Result<Pixels, PrepareError> {
+pub fn decode(bytes: &[u8], limits: &Limits, geometry: Geometry) -> Result<Pixels, PrepareError> {
     let markers = Markers::walk(bytes);
     if markers.scans > MAX_SCANS {
         return Err(undecodable(format!("the JPEG has more than {MAX_SCANS} scans")));
@@ -41,12 +42,12 @@ pub fn decode(bytes: &[u8], limits: &Limits, short_side: Option<u32>) -> Result<
     let guard = |width, height| check_cost(bytes, &markers, limits, width, height);
     #[cfg(feature = "turbojpeg")]
     if markers.ended
-        && let Some(pixels) = turbo::decode(bytes, short_side, markers.orientation, guard)?
+        && let Some(pixels) = turbo::decode(bytes, geometry, markers.orientation, guard)?
     {
         return Ok(pixels);
     }
     #[cfg(not(feature = "turbojpeg"))]
-    let _ = short_side;
+    let _ = geometry;
     decode_whole(bytes, &markers, guard)
 }
 
@@ -70,9 +71,9 @@ fn decode_whole(
     let channels = if decoder.input_colorspace() == Some(ColorSpace::Luma) { 1 } else { 3 };
     let colours = if channels == 1 { ColorSpace::Luma } else { ColorSpace::RGB };
     decoder.set_options(options.jpeg_set_out_colorspace(colours));
-    let (orientation, whole) = (markers.orientation, Whole::of(width, height));
+    let (orientation, origin) = (markers.orientation, Origin::whole(width, height));
     let data = room(width * height * channels);
-    let mut pixels = Pixels { data, width, height, channels, orientation, whole };
+    let mut pixels = Pixels { data, width, height, channels, orientation, origin };
     decoder.decode_into(&mut pixels.data).map_err(damaged)?;
     Ok(pixels)
 }

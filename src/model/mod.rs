@@ -2,7 +2,8 @@
 //!
 //! - `find`: where the model and the ONNX Runtime library are looked for
 //! - `package`: `model.toml`, the variant for this CPU, digests, labels
-//! - `decode`: bytes → 8-bit pixels, within limits; `jpeg` and `turbo`: those of a JPEG
+//! - `decode`: bytes → 8-bit pixels, within limits; `jpeg`, `turbo`, `libjpeg`: those of a JPEG
+//! - `window`: what of a picture the model's crop shows
 //! - `preprocess`: pixels → the model's input
 //! - `onnx`: the session
 //! - `tuning`: what `imgcls tune` found
@@ -10,16 +11,20 @@
 mod decode;
 mod find;
 mod jpeg;
+#[cfg(feature = "turbojpeg")]
+mod libjpeg;
 mod onnx;
 mod package;
 mod preprocess;
 mod tuning;
 #[cfg(feature = "turbojpeg")]
 mod turbo;
+mod window;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
+use self::package::Geometry;
 use crate::config::Limits;
 use crate::protocol::{ErrorCode, Prediction};
 
@@ -81,22 +86,22 @@ impl PrepareError {
 /// # Errors
 /// `InputTooLarge`, `UnsupportedType` and `TooManyPixels` before any pixel is decoded, `Undecodable` after.
 pub fn prepare(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Result<Tensor, PrepareError> {
-    prepare_from(bytes, package, limits, package.input().geometry.short_side())
+    prepare_from(bytes, package, limits, package.input().geometry)
 }
 
-/// As [`prepare`], but from every pixel, however large the picture: what scaled decoding is held against.
+/// As [`prepare`], but from every pixel, however large the picture: what decoding less is held against.
 ///
 /// # Errors
 /// As [`prepare`].
 pub fn prepare_unscaled(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Result<Tensor, PrepareError> {
-    prepare_from(bytes, package, limits, None)
+    prepare_from(bytes, package, limits, Geometry::Native)
 }
 
 fn prepare_from(
     bytes: &[u8],
     package: &ModelPackage,
     limits: &Limits,
-    short_side: Option<u32>,
+    decoded: Geometry,
 ) -> Result<Tensor, PrepareError> {
     if bytes.len() as u64 > limits.max_upload_bytes {
         let message = format!("{} bytes are more than the limit of {}", bytes.len(), limits.max_upload_bytes);
@@ -104,7 +109,7 @@ fn prepare_from(
     }
     // Decoders have panicked on malformed input before; what they leave behind is dropped with the closure.
     catch_unwind(AssertUnwindSafe(|| {
-        let pixels = decode::decode(bytes, limits, short_side)?;
+        let pixels = decode::decode(bytes, limits, decoded)?;
         Ok(preprocess::tensor(&pixels, package.input()))
     }))
     .unwrap_or_else(|_panic| {

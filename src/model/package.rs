@@ -175,15 +175,6 @@ pub(super) enum Geometry {
     Native,
 }
 
-impl Geometry {
-    pub fn short_side(self) -> Option<u32> {
-        match self {
-            Geometry::ShortSide { short_side, .. } => Some(short_side),
-            Geometry::Native => None,
-        }
-    }
-}
-
 impl Input {
     fn new(description: &InputDescription, of_the_file: Option<&FileInput>) -> anyhow::Result<Input> {
         let InputDescription { name, layout, channels, resize, short_side, filter, crop, mean, std } = description;

@@ -7,8 +7,9 @@ use std::cell::RefCell;
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
-use super::decode::{Orientation, Pixels};
+use super::decode::{Orientation, Origin, Pixels};
 use super::package::{Form, Geometry, Input};
+use super::window::{Region, Window};
 use super::{Tensor, Values};
 
 thread_local! {
@@ -19,7 +20,7 @@ thread_local! {
 pub fn tensor(pixels: &Pixels, input: &Input) -> Tensor {
     match input.geometry {
         Geometry::Native => {
-            let Pixels { data, width, height, channels, orientation, whole: _ } = pixels;
+            let Pixels { data, width, height, channels, orientation, origin: _ } = pixels;
             values(data, *width, *height, *channels, *orientation, input)
         }
         Geometry::ShortSide { short_side, crop } => SCRATCH.with_borrow_mut(|(resizer, small)| {
@@ -38,7 +39,7 @@ fn resize_crop(resizer: &mut Resizer, pixels: &Pixels, short_side: u32, crop: u3
         .expect("a decoder returns width × height × channels bytes; this is a bug");
     let mut target = Image::from_slice_u8(crop, crop, small, pixel_type)
         .expect("the caller made room for crop × crop × channels bytes; this is a bug");
-    let window = Window::of_crop(pixels, short_side, crop);
+    let window = window(pixels, short_side, crop);
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
         .crop(window.left, window.top, window.width, window.height)
@@ -46,56 +47,12 @@ fn resize_crop(resizer: &mut Resizer, pixels: &Pixels, short_side: u32, crop: u3
     resizer.resize(&source, &mut target, &options).expect("a window lies inside its picture; this is a bug");
 }
 
-/// What of the decoded pixels the crop shows, in fractions of a pixel.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Window {
-    left: f64,
-    top: f64,
-    width: f64,
-    height: f64,
-}
-
-impl Window {
-    fn of_crop(pixels: &Pixels, short_side: u32, crop: u32) -> Window {
-        let Orientation { swapped, mirror_x, mirror_y } = pixels.orientation;
-        // By the size in the file, so that a reduced picture is cut where the whole one is: its own size is rounded up.
-        let (stored_width, stored_height) = (pixels.whole.width as u64, pixels.whole.height as u64);
-        let (width, height) = if swapped { (stored_height, stored_width) } else { (stored_width, stored_height) };
-        let (resized_width, resized_height) = resized_size(width, height, u64::from(short_side));
-        let across = axis(width, resized_width, u64::from(crop));
-        let down = axis(height, resized_height, u64::from(crop));
-        let (across, down) = if swapped { (down, across) } else { (across, down) };
-        let (left, width) = inside(across, stored_width, mirror_x);
-        let (top, height) = inside(down, stored_height, mirror_y);
-        let reduction = pixels.whole.reduction as f64;
-        Window { left: left / reduction, top: top / reduction, width: width / reduction, height: height / reduction }
-    }
-}
-
-/// The size after the short side became `short_side`.
-fn resized_size(width: u64, height: u64, short_side: u64) -> (u64, u64) {
-    if width <= height { (short_side, short_side * height / width) } else { (short_side * width / height, short_side) }
-}
-
-/// Start and extent of the centre crop along one axis, in source pixels.
-fn axis(extent: u64, resized: u64, crop: u64) -> (f64, f64) {
-    let scale = extent as f64 / resized as f64;
-    let start = crop_offset(resized, crop) as f64;
-    (start * scale, (start + crop as f64) * scale - start * scale)
-}
-
-/// (extent - crop) / 2, a half to the even neighbour, as Python rounds.
-fn crop_offset(extent: u64, crop: u64) -> u64 {
-    let twice = extent - crop;
-    let half = twice / 2;
-    half + (twice % 2) * (half % 2)
-}
-
-/// Seen from the stored side of the axis; never past its end by a rounding error.
-fn inside((start, length): (f64, f64), extent: u64, mirrored: bool) -> (f64, f64) {
-    let extent = extent as f64;
-    let start = if mirrored { extent - start - length } else { start }.max(0.0);
-    (start, length.min(extent - start))
+/// What of the decoded pixels the crop shows.
+fn window(pixels: &Pixels, short_side: u32, crop: u32) -> Window {
+    let &Pixels { width, height, orientation, origin: Origin { left, top, reduction, .. }, .. } = pixels;
+    // By the size in the file, so that a reduced picture is cut where the whole one is: its own size is rounded up.
+    let size = (pixels.origin.width, pixels.origin.height);
+    Window::of_crop(size, orientation, short_side, crop).reduced(reduction).within(Region { left, top, width, height })
 }
 
 /// In the form that the model takes, upright.
@@ -157,34 +114,6 @@ fn normalise(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::decode::Whole;
-
-    #[test]
-    fn sizes_and_offsets_are_those_of_the_reference() {
-        assert_eq!(resized_size(500, 375, 256), (341, 256));
-        assert_eq!(resized_size(375, 500, 256), (256, 341));
-        assert_eq!(resized_size(1, 3000, 256), (256, 768_000));
-        // Python: round(58.5) == 58, round(59.5) == 60, round(16) == 16.
-        assert_eq!([341, 343, 256].map(|extent| crop_offset(extent, 224)), [58, 60, 16]);
-        assert_eq!(crop_offset(224, 224), 0);
-    }
-
-    #[test]
-    fn a_window_lies_inside_its_picture() {
-        for (width, height) in [(500, 375), (375, 500), (1, 1), (1, 3000), (3000, 1), (8192, 8191), (257, 256)] {
-            for exif in 1..=8 {
-                let orientation = Orientation::from_exif(exif);
-                for reduction in [1, 2, 4, 8] {
-                    let whole = Whole { width, height, reduction };
-                    let (width, height) = (width.div_ceil(reduction), height.div_ceil(reduction));
-                    let pixels = Pixels { data: Vec::new(), width, height, channels: 3, orientation, whole };
-                    let window = Window::of_crop(&pixels, 256, 224);
-                    assert!(window.left >= 0.0 && window.left + window.width <= width as f64, "{window:?}");
-                    assert!(window.top >= 0.0 && window.top + window.height <= height as f64, "{window:?}");
-                }
-            }
-        }
-    }
 
     /// A picture of 3 × 2 whose pixels are numbered, stored as each orientation stores it, comes out upright.
     #[test]

@@ -1,18 +1,21 @@
-//! The common JPEG by libjpeg-turbo, at the smallest of its sizes that preprocessing can do with.
+//! The common JPEG by libjpeg-turbo: at the smallest of its sizes that preprocessing can do with, and of that only what
+//! the model's crop shows.
 
 use std::cell::RefCell;
 
-use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat, ScalingFactor};
-
 use super::PrepareError;
-use super::decode::{Orientation, Pixels, Whole, room};
+use super::decode::{Orientation, Origin, Pixels, room};
+use super::libjpeg::{Decoder, Opened};
+use super::package::Geometry;
+use super::window::{Region, Window};
 
 thread_local! {
     /// Made with a thread's first picture; holds nothing of a picture between two calls.
-    static DECOMPRESSOR: RefCell<Option<Decompressor>> = const { RefCell::new(None) };
+    static DECODER: RefCell<Option<Decoder>> = const { RefCell::new(None) };
 }
 
-/// The decoded picture, or None where it is none of the common ones or libjpeg-turbo complains about anything.
+/// The decoded picture, or None where it is none of the common ones or libjpeg-turbo complains about anything. What lies
+/// beside the crop is not read for its own sake: damage there may go unnoticed, and changes no answer.
 ///
 /// `guard` is asked with width and height before memory for pixels is.
 ///
@@ -20,38 +23,42 @@ thread_local! {
 /// Those of `guard`.
 pub fn decode(
     bytes: &[u8],
-    short_side: Option<u32>,
+    geometry: Geometry,
     orientation: Orientation,
     guard: impl Fn(usize, usize) -> Result<(), PrepareError>,
 ) -> Result<Option<Pixels>, PrepareError> {
-    DECOMPRESSOR.with_borrow_mut(|kept| {
+    DECODER.with_borrow_mut(|kept| {
         if kept.is_none() {
-            *kept = Decompressor::new().ok();
+            *kept = Decoder::new();
         }
-        let Some(decompressor) = kept else { return Ok(None) };
-        let Ok(header) = decompressor.read_header(bytes) else { return Ok(None) };
-        let format = match header.colorspace {
-            Colorspace::Gray => PixelFormat::GRAY,
-            Colorspace::YCbCr | Colorspace::RGB => PixelFormat::RGB,
-            _ => return Ok(None),
-        };
-        if header.is_lossless || header.is_arithmetic {
-            return Ok(None);
-        }
-        guard(header.width, header.height)?;
-        let scale = smallest(header.width.min(header.height), short_side);
-        let whole = Whole { width: header.width, height: header.height, reduction: scale.denom() };
-        let (width, height, channels) = (scale.scale(whole.width), scale.scale(whole.height), format.size());
+        let Some(picture) = kept.as_mut().and_then(|decoder| decoder.open(bytes)) else { return Ok(None) };
+        guard(picture.width, picture.height)?;
+        let (reduction, region) = part(&picture, geometry, orientation);
+        let Region { left, top, width, height } = region;
+        let channels = picture.colours.channels();
+        let origin = Origin { width: picture.width, height: picture.height, reduction, left, top };
         let data = room(width * height * channels);
-        let mut pixels = Pixels { data, width, height, channels, orientation, whole };
-        let image = Image { pixels: pixels.data.as_mut_slice(), width, pitch: width * channels, height, format };
-        let decoded = decompressor.set_scaling_factor(scale).and_then(|()| decompressor.decompress(bytes, image));
-        Ok(decoded.is_ok().then_some(pixels))
+        let mut pixels = Pixels { data, width, height, channels, orientation, origin };
+        Ok(picture.decode(reduction, region, &mut pixels.data).then_some(pixels))
     })
 }
 
+/// What of the picture is decoded, and at which fraction of its size.
+fn part(picture: &Opened, geometry: Geometry, orientation: Orientation) -> (usize, Region) {
+    let &Opened { width, height, column_width, .. } = picture;
+    let all = Region { left: 0, top: 0, width, height };
+    let Geometry::ShortSide { short_side, crop } = geometry else { return (1, all) };
+    let reduction = reduction(width.min(height), short_side);
+    let (reduced_width, reduced_height) = (width.div_ceil(reduction), height.div_ceil(reduction));
+    let Some(column_width) = column_width else {
+        return (reduction, Region { width: reduced_width, height: reduced_height, ..all });
+    };
+    let window = Window::of_crop((width, height), orientation, short_side, crop).reduced(reduction);
+    (reduction, window.looked_at((reduced_width, reduced_height), crop).aligned_to(column_width / reduction))
+}
+
 /// The fractions that libjpeg-turbo has fast code for; the others take longer than the whole.
-const FRACTIONS: [ScalingFactor; 3] = [ScalingFactor::ONE_EIGHTH, ScalingFactor::ONE_QUARTER, ScalingFactor::ONE_HALF];
+const REDUCTIONS: [usize; 3] = [8, 4, 2];
 
 /// A reduced picture has its frequencies cut off by block, where the resize rolls them off: with this many times the
 /// pixels that are wanted, the resize has the last word, and the first class is the same on 98.7 of 100 photographs
@@ -59,22 +66,79 @@ const FRACTIONS: [ScalingFactor; 3] = [ScalingFactor::ONE_EIGHTH, ScalingFactor:
 /// the blocks.
 const TIMES_WANTED: usize = 2;
 
-fn smallest(short_side: usize, wanted: Option<u32>) -> ScalingFactor {
-    let enough = |fraction: &ScalingFactor| {
-        wanted.is_some_and(|wanted| fraction.scale(short_side) >= TIMES_WANTED * wanted as usize)
-    };
-    FRACTIONS.into_iter().find(enough).unwrap_or(ScalingFactor::ONE)
+fn reduction(short_side: usize, wanted: u32) -> usize {
+    let enough = |reduction: &usize| short_side.div_ceil(*reduction) >= TIMES_WANTED * wanted as usize;
+    REDUCTIONS.into_iter().find(enough).unwrap_or(1)
 }
 
 #[cfg(test)]
 mod tests {
+    use turbojpeg::{Compressor, Image, PixelFormat, Subsamp};
+
     use super::*;
+
+    const GEOMETRY: Geometry = Geometry::ShortSide { short_side: 256, crop: 224 };
 
     #[test]
     fn a_reduced_picture_keeps_twice_the_wanted_pixels() {
-        let fractions =
-            [375, 1022, 1023, 1080, 2160, 3000, 4089].map(|short_side| smallest(short_side, Some(256)).denom());
-        assert_eq!(fractions, [1, 1, 2, 2, 4, 4, 8]);
-        assert_eq!(smallest(4096, None), ScalingFactor::ONE);
+        let reductions = [375, 1022, 1023, 1080, 2160, 3000, 4089].map(|short_side| reduction(short_side, 256));
+        assert_eq!(reductions, [1, 1, 2, 2, 4, 4, 8]);
+    }
+
+    /// Beside a cut, colours are smoothed without what was left out: two pixels may differ. The resize looks at none of
+    /// them (`window::MARGIN`).
+    #[test]
+    fn what_is_left_out_changes_no_pixel_that_is_looked_at() {
+        let subsamplings =
+            [Subsamp::None, Subsamp::Sub2x1, Subsamp::Sub2x2, Subsamp::Sub1x2, Subsamp::Sub4x1, Subsamp::Gray];
+        for (width, height) in [(500, 375), (375, 501), (1300, 1025), (2111, 1024), (64, 1000)] {
+            for subsampling in subsamplings {
+                for progressive in [false, true] {
+                    check((width, height), subsampling, progressive);
+                }
+            }
+        }
+    }
+
+    fn check(size: (usize, usize), subsampling: Subsamp, progressive: bool) {
+        let jpeg = noisy(size, subsampling, progressive);
+        let part = decode(&jpeg, GEOMETRY, Orientation::default(), |_, _| Ok(())).unwrap().unwrap();
+        let Origin { reduction, left, top, .. } = part.origin;
+        let (width, height) = (size.0.div_ceil(reduction), size.1.div_ceil(reduction));
+        assert!(part.width < width || part.height < height, "{size:?}: nothing was left out");
+        let mut whole = vec![0; width * height * part.channels];
+        let all = Region { left: 0, top: 0, width, height };
+        assert!(Decoder::new().unwrap().open(&jpeg).unwrap().decode(reduction, all, &mut whole));
+        let is_cut_near = |at: usize, part: usize, first: usize, all: usize| {
+            (first > 0 && at < 2) || (first + part < all && at + 2 >= part)
+        };
+        for (y, row) in part.data.chunks_exact(part.width * part.channels).enumerate() {
+            for (x, pixel) in row.chunks_exact(part.channels).enumerate() {
+                let there = &whole[((top + y) * width + left + x) * part.channels..][..part.channels];
+                assert!(
+                    pixel == there
+                        || is_cut_near(x, part.width, left, width)
+                        || is_cut_near(y, part.height, top, height),
+                    "{size:?} {subsampling:?}, progressive {progressive}: {x}, {y} of {:?}: {pixel:?} {there:?}",
+                    part.origin
+                );
+            }
+        }
+    }
+
+    /// No two blocks and no two neighbours are alike.
+    fn noisy((width, height): (usize, usize), subsampling: Subsamp, progressive: bool) -> Vec<u8> {
+        let mut state = 1_u32;
+        let noise = |_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        let pixels: Vec<u8> = (0..width * height * 3).map(noise).collect();
+        let mut compressor = Compressor::new().unwrap();
+        compressor.set_quality(90).unwrap();
+        compressor.set_subsamp(subsampling).unwrap();
+        compressor.set_progressive(progressive).unwrap();
+        let image = Image { pixels: pixels.as_slice(), width, pitch: width * 3, height, format: PixelFormat::RGB };
+        compressor.compress_to_vec(image).unwrap()
     }
 }

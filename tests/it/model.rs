@@ -202,6 +202,19 @@ fn a_large_photograph_is_answered_as_all_its_pixels_would_be() {
     }
 }
 
+/// Where nothing is reduced, what lies beside the crop may be left out, and that is all.
+#[test]
+fn what_the_crop_leaves_out_changes_nothing() {
+    let package = package();
+    let names = (1..=8).map(|orientation| format!("orientation-{orientation}.jpg"));
+    let others = ["cat", "cup", "full-chroma", "grey", "odd-size", "progressive", "rocket"];
+    for name in names.chain(others.map(|name| format!("{name}.jpg"))) {
+        let [seen, all] =
+            [prepare, prepare_unscaled].map(|way| way(&picture(&name), &package, &Limits::default()).unwrap());
+        assert!(seen == all, "{name}");
+    }
+}
+
 #[test]
 fn kinds_of_jpeg_that_are_not_read_are_refused() {
     let package = package();
