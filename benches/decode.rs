@@ -197,7 +197,12 @@ fn distance(one: &Tensor, other: &Tensor) -> f64 {
             one.iter().zip(other).map(|(one, other)| f64::from((one - other).abs())).collect()
         }
         (Values::Pixels(one), Values::Pixels(other)) => {
-            one.iter().zip(other).map(|(one, other)| f64::from(one.abs_diff(*other)) / 128.0).collect()
+            // The fourth byte of a pixel means nothing.
+            let colours = |pixels: &[u8]| {
+                pixels.as_chunks::<4>().0.iter().flat_map(|pixel| pixel[..3].to_vec()).collect::<Vec<_>>()
+            };
+            let pairs = colours(one).into_iter().zip(colours(other));
+            pairs.map(|(one, other)| f64::from(one.abs_diff(other)) / 128.0).collect()
         }
         _ => unreachable!("both are of one package"),
     };

@@ -38,7 +38,7 @@ pub struct Pixels {
     pub data: Vec<u8>,
     pub width: usize,
     pub height: usize,
-    /// 1: grey, 3: RGB.
+    /// 1: grey, 3: RGB, 4: RGB and a byte that means nothing.
     pub channels: usize,
     pub orientation: Orientation,
     /// What of the picture in the file these are, where a decoder reduced it or left parts out.

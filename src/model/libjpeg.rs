@@ -18,23 +18,27 @@ pub struct Opened<'a> {
     jpeg: &'a [u8],
     pub width: usize,
     pub height: usize,
-    pub colours: Colours,
+    pub is_grey: bool,
     /// A region begins at a multiple of so many pixels of the whole picture. None: no region can be decoded.
     pub column_width: Option<usize>,
 }
 
+/// How pixels are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Colours {
+pub enum Layout {
     Grey,
     Rgb,
+    /// And a byte that means nothing.
+    Rgbx,
 }
 
-impl Colours {
+impl Layout {
     /// Bytes a pixel.
     pub fn channels(self) -> usize {
         match self {
-            Colours::Grey => 1,
-            Colours::Rgb => 3,
+            Layout::Grey => 1,
+            Layout::Rgb => 3,
+            Layout::Rgbx => 4,
         }
     }
 }
@@ -56,9 +60,9 @@ impl Decoder {
         {
             return None;
         }
-        let colours = match self.parameter(raw::TJPARAM_TJPARAM_COLORSPACE) as raw::TJCS {
-            raw::TJCS_TJCS_GRAY => Colours::Grey,
-            raw::TJCS_TJCS_YCbCr | raw::TJCS_TJCS_RGB => Colours::Rgb,
+        let is_grey = match self.parameter(raw::TJPARAM_TJPARAM_COLORSPACE) as raw::TJCS {
+            raw::TJCS_TJCS_GRAY => true,
+            raw::TJCS_TJCS_YCbCr | raw::TJCS_TJCS_RGB => false,
             _ => return None,
         };
         let width = usize::try_from(self.parameter(raw::TJPARAM_TJPARAM_JPEGWIDTH)).ok()?;
@@ -71,7 +75,7 @@ impl Decoder {
             raw::TJSAMP_TJSAMP_411 => Some(32),
             _ => None,
         };
-        Some(Opened { decoder: self, jpeg, width, height, colours, column_width })
+        Some(Opened { decoder: self, jpeg, width, height, is_grey, column_width })
     }
 
     fn parameter(&self, parameter: raw::TJPARAM) -> c_int {
@@ -93,15 +97,16 @@ impl Opened<'_> {
     ///
     /// # Panics
     /// Where `region` is empty or leaves the reduced picture, or `pixels` is not of its size.
-    pub fn decode(self, reduction: usize, region: Region, pixels: &mut [u8]) -> bool {
+    pub fn decode(self, reduction: usize, region: Region, layout: Layout, pixels: &mut [u8]) -> bool {
         let Region { left, top, width, height } = region;
         let (all_width, all_height) = (self.width.div_ceil(reduction), self.height.div_ceil(reduction));
-        let channels = self.colours.channels();
+        let channels = layout.channels();
         assert!(width > 0 && height > 0 && left + width <= all_width && top + height <= all_height, "{region:?}");
         assert_eq!(pixels.len(), width * height * channels);
-        let format = match self.colours {
-            Colours::Grey => raw::TJPF_TJPF_GRAY,
-            Colours::Rgb => raw::TJPF_TJPF_RGB,
+        let format = match layout {
+            Layout::Grey => raw::TJPF_TJPF_GRAY,
+            Layout::Rgb => raw::TJPF_TJPF_RGB,
+            Layout::Rgbx => raw::TJPF_TJPF_RGBX,
         };
         let scale = raw::tjscalingfactor { num: 1, denom: int(reduction) };
         let is_all = (width, height) == (all_width, all_height);

@@ -34,7 +34,11 @@ pub fn tensor(pixels: &Pixels, input: &Input) -> Tensor {
 
 /// The crop, still as the picture is stored.
 fn resize_crop(resizer: &mut Resizer, pixels: &Pixels, short_side: u32, crop: u32, small: &mut [u8]) {
-    let pixel_type = if pixels.channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
+    let pixel_type = match pixels.channels {
+        1 => PixelType::U8,
+        3 => PixelType::U8x3,
+        _ => PixelType::U8x4,
+    };
     let source = ImageRef::new(pixels.width as u32, pixels.height as u32, &pixels.data, pixel_type)
         .expect("a decoder returns width × height × channels bytes; this is a bug");
     let mut target = Image::from_slice_u8(crop, crop, small, pixel_type)
@@ -74,7 +78,8 @@ fn values(
 fn four_bytes_a_pixel(data: &[u8], width: usize, height: usize, channels: usize, orientation: Orientation) -> Tensor {
     let stored: Vec<[u8; 4]> = match channels {
         1 => data.iter().map(|&grey| [grey, grey, grey, 0]).collect(),
-        _ => data.as_chunks::<3>().0.iter().map(|&[red, green, blue]| [red, green, blue, 0]).collect(),
+        3 => data.as_chunks::<3>().0.iter().map(|&[red, green, blue]| [red, green, blue, 0]).collect(),
+        _ => data.as_chunks().0.to_vec(),
     };
     if orientation == Orientation::default() {
         return Tensor { values: Values::Pixels(stored.into_flattened()), height, width };
@@ -99,7 +104,8 @@ fn normalise(
         if orientation == Orientation::default() {
             match channels {
                 1 => planes.extend(data.iter().map(|&grey| table[usize::from(grey)])),
-                _ => planes.extend(data.as_chunks::<3>().0.iter().map(|pixel| table[usize::from(pixel[channel])])),
+                3 => planes.extend(data.as_chunks::<3>().0.iter().map(|pixel| table[usize::from(pixel[channel])])),
+                _ => planes.extend(data.as_chunks::<4>().0.iter().map(|pixel| table[usize::from(pixel[channel])])),
             }
             continue;
         }

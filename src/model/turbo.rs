@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use super::PrepareError;
 use super::decode::{Orientation, Origin, Pixels, room};
-use super::libjpeg::{Decoder, Opened};
+use super::libjpeg::{Decoder, Layout, Opened};
 use super::package::Geometry;
 use super::window::{Region, Window};
 
@@ -35,11 +35,12 @@ pub fn decode(
         guard(picture.width, picture.height)?;
         let (reduction, region) = part(&picture, geometry, orientation);
         let Region { left, top, width, height } = region;
-        let channels = picture.colours.channels();
+        let layout = layout(&picture, geometry);
+        let channels = layout.channels();
         let origin = Origin { width: picture.width, height: picture.height, reduction, left, top };
         let data = room(width * height * channels);
         let mut pixels = Pixels { data, width, height, channels, orientation, origin };
-        Ok(picture.decode(reduction, region, &mut pixels.data).then_some(pixels))
+        Ok(picture.decode(reduction, region, layout, &mut pixels.data).then_some(pixels))
     })
 }
 
@@ -55,6 +56,15 @@ fn part(picture: &Opened, geometry: Geometry, orientation: Orientation) -> (usiz
     };
     let window = Window::of_crop((width, height), orientation, short_side, crop).reduced(reduction);
     (reduction, window.looked_at((reduced_width, reduced_height), crop).aligned_to(column_width / reduction))
+}
+
+/// What is resized goes faster in four bytes a pixel; a picture that stays as large as it is takes less room in three.
+fn layout(picture: &Opened, geometry: Geometry) -> Layout {
+    match geometry {
+        _ if picture.is_grey => Layout::Grey,
+        Geometry::ShortSide { .. } => Layout::Rgbx,
+        Geometry::Native => Layout::Rgb,
+    }
 }
 
 /// The fractions that libjpeg-turbo has fast code for; the others take longer than the whole.
@@ -107,8 +117,9 @@ mod tests {
         let (width, height) = (size.0.div_ceil(reduction), size.1.div_ceil(reduction));
         assert!(part.width < width || part.height < height, "{size:?}: nothing was left out");
         let mut whole = vec![0; width * height * part.channels];
+        let layout = if part.channels == 1 { Layout::Grey } else { Layout::Rgbx };
         let all = Region { left: 0, top: 0, width, height };
-        assert!(Decoder::new().unwrap().open(&jpeg).unwrap().decode(reduction, all, &mut whole));
+        assert!(Decoder::new().unwrap().open(&jpeg).unwrap().decode(reduction, all, layout, &mut whole));
         let is_cut_near = |at: usize, part: usize, first: usize, all: usize| {
             (first > 0 && at < 2) || (first + part < all && at + 2 >= part)
         };

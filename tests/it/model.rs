@@ -77,7 +77,12 @@ fn tensors_agree_with_the_reference() {
     for golden in &goldens.pictures {
         let bytes = std::fs::read(repository().join(&golden.file)).unwrap();
         let tensor = prepare(&bytes, &package, &Limits::default()).unwrap();
-        assert_eq!(prepare(&bytes, &pixels, &Limits::default()).unwrap(), as_pixels(&tensor), "{}", golden.file);
+        assert_eq!(
+            colours(prepare(&bytes, &pixels, &Limits::default()).unwrap()),
+            as_pixels(&tensor),
+            "{}",
+            golden.file
+        );
         assert_eq!([3, tensor.height, tensor.width], golden.shape, "{}", golden.file);
         let (largest, average) = differences(&tensor, golden, goldens.grid);
         let (largest_allowed, average_allowed) = tolerance(&golden.file);
@@ -110,6 +115,13 @@ fn as_pixels(tensor: &Tensor) -> Tensor {
     let value = |channel: usize, pixel: usize| (planes[channel * area + pixel] * 128.0 + 127.0) as u8;
     let pixels = (0..area).flat_map(|pixel| [value(0, pixel), value(1, pixel), value(2, pixel), 0]).collect();
     Tensor { values: Values::Pixels(pixels), ..*tensor }
+}
+
+/// Without what the fourth byte of a pixel happens to be, which means nothing.
+fn colours(mut tensor: Tensor) -> Tensor {
+    let Values::Pixels(pixels) = &mut tensor.values else { panic!("prepared for a model that takes floats") };
+    pixels.iter_mut().skip(3).step_by(4).for_each(|nothing| *nothing = 0);
+    tensor
 }
 
 /// The largest and the average difference of the squares' averages.
@@ -211,7 +223,7 @@ fn what_the_crop_leaves_out_changes_nothing() {
     for name in names.chain(others.map(|name| format!("{name}.jpg"))) {
         let [seen, all] =
             [prepare, prepare_unscaled].map(|way| way(&picture(&name), &package, &Limits::default()).unwrap());
-        assert!(seen == all, "{name}");
+        assert!(colours(seen) == colours(all), "{name}");
     }
 }
 
