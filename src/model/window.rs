@@ -1,4 +1,6 @@
 //! What of a picture the model sees: the centre crop after its short side was resized, computed without either.
+// Only a decoder that can leave something out asks what is looked at.
+#![cfg_attr(not(feature = "turbojpeg"), allow(dead_code))]
 
 use super::decode::Orientation;
 
