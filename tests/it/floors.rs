@@ -16,14 +16,22 @@ const FLOORS: [(u8, &[&str]); 7] = [
 
 /// Crates that are named in few places, and those places under `src/`, as the beginnings of their paths. A name that
 /// ends in `*` stands for all crates that begin so.
-const CRATES: [(&str, &[&str]); 6] = [
+const CRATES: [(&str, &[&str]); 7] = [
     ("ort", &["model/"]),
+    ("turbojpeg", &["model/libjpeg.rs", "model/turbo.rs"]),
     ("clap", &["cli.rs", "cli/", "main.rs"]),
     ("plotters", &["simulate/plot.rs"]),
     ("rusqlite", &["sqlite/", "queue/sqlite", "store/sqlite.rs"]),
     ("opentelemetry*", &["telemetry/trace.rs"]),
     ("aws_*", &["aws/", "queue/sqs/", "store/s3.rs", "instance/aws.rs", "provision/aws", "autoscale/aws.rs"]),
 ];
+
+/// The lints deny unsafe code; whoever allows it has its reasons on one page.
+#[test]
+fn unsafe_code_has_one_place() {
+    let allowed = |(path, text): (String, String)| text.contains("allow(unsafe_code)").then_some(path);
+    assert_eq!(sources().into_iter().filter_map(allowed).collect::<Vec<_>>(), ["model/libjpeg.rs"]);
+}
 
 #[test]
 fn every_room_uses_only_lower_floors() {
