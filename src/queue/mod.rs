@@ -55,6 +55,11 @@ pub async fn open(backend: &Backend) -> Result<Arc<dyn Queues>, QueueError> {
 pub trait Queues: Send + Sync {
     /// Makes the queue, or leaves it as it is where it stands already (its attributes are then not changed).
     async fn create(&self, name: &str, attributes: &QueueAttributes) -> Result<Arc<dyn Queue>, QueueError>;
+    /// As [`Queues::create`], and says that this handle alone will receive from it: a backend may then bring transient
+    /// messages a shorter way, as long as the handle is kept.
+    async fn create_own(&self, name: &str, attributes: &QueueAttributes) -> Result<Arc<dyn Queue>, QueueError> {
+        self.create(name, attributes).await
+    }
     /// # Errors
     /// [`QueueError::NotFound`] where there is none of that name.
     async fn open(&self, name: &str) -> Result<Arc<dyn Queue>, QueueError>;
@@ -142,8 +147,8 @@ pub struct Outgoing {
     pub attributes: BTreeMap<String, String>,
     /// How long until it can be received first.
     pub delay: Duration,
-    /// A power loss may lose it, and little is lost with it: a reply, whose result stands in the store. A backend may
-    /// keep it as well as any other.
+    /// A power loss may lose it, or the death of the process that received it, and little is lost with it: a reply, whose
+    /// result stands in the store. A backend may keep it as well as any other.
     pub is_transient: bool,
 }
 

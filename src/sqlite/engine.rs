@@ -119,7 +119,7 @@ impl Engine {
         durability: Durability,
         work: impl FnOnce(&mut Session) -> Result<T, Failure<E>> + Send + 'static,
     ) -> Result<T, E> {
-        self.call(durability, |_| Ok(Look::Write), work).await
+        self.submit(durability, None, work).await
     }
 
     /// Looks, and writes only where the look found that it must.
@@ -129,11 +129,20 @@ impl Engine {
         look: impl FnOnce(&Session) -> Result<Look<T>, Failure<E>> + Send + 'static,
         work: impl FnOnce(&mut Session) -> Result<T, Failure<E>> + Send + 'static,
     ) -> Result<T, E> {
+        self.submit(durability, Some(Box::new(look)), work).await
+    }
+
+    async fn submit<T: Send + 'static, E: From<Fault> + Send + 'static>(
+        &self,
+        durability: Durability,
+        look: Option<LookFn<T, E>>,
+        work: impl FnOnce(&mut Session) -> Result<T, Failure<E>> + Send + 'static,
+    ) -> Result<T, E> {
         let permit = Arc::clone(&self.room).acquire_owned().await.expect("never closed; this is a bug");
         let (reply, answer) = oneshot::channel();
         self.calls().post(Call {
             durability,
-            look: Some(Box::new(look)),
+            look,
             work: Some(Box::new(work)),
             outcome: None,
             reply,
@@ -165,7 +174,7 @@ impl Calls {
     ) {
         self.post(Call {
             durability: Durability::Normal,
-            look: Some(Box::new(|_| Ok(Look::Write))),
+            look: None,
             work: Some(Box::new(work)),
             outcome: None,
             reply: oneshot::channel().0,
@@ -186,6 +195,8 @@ fn unreachable_write<T>() -> T {
 /// A call of whatever answer, as the thread sees it.
 trait Job: Send {
     fn durability(&self) -> Durability;
+    /// Whether it may have its answer without writing.
+    fn looks(&self) -> bool;
     /// True: it has its answer and writes nothing.
     fn look(&mut self, session: &Session) -> bool;
     fn work(&mut self, session: &mut Session) -> rusqlite::Result<()>;
@@ -198,7 +209,7 @@ type WorkFn<T, E> = Box<dyn FnOnce(&mut Session) -> Result<T, Failure<E>> + Send
 
 struct Call<T, E> {
     durability: Durability,
-    /// Taken by the first look.
+    /// Taken by the look. None: it writes in any case.
     look: Option<LookFn<T, E>>,
     /// Taken by the work.
     work: Option<WorkFn<T, E>>,
@@ -213,8 +224,12 @@ impl<T: Send, E: From<Fault> + Send> Job for Call<T, E> {
         self.durability
     }
 
+    fn looks(&self) -> bool {
+        self.look.is_some()
+    }
+
     fn look(&mut self, session: &Session) -> bool {
-        let look = self.look.take().expect("looked at once; this is a bug");
+        let Some(look) = self.look.take() else { return false };
         self.outcome = match look(session) {
             Ok(Look::Write) => None,
             Ok(Look::Answer(answer)) => Some(Ok(answer)),
@@ -271,18 +286,21 @@ fn gather(first: Box<dyn Job>, calls: &Receiver<Box<dyn Job>>) -> Vec<Box<dyn Jo
     group
 }
 
-/// Answers whoever needs no write; returns the others.
+/// Answers whoever needs no write; returns the others. All look at one snapshot, so that it is taken once.
 fn look(connection: &Connection, group: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
-    let session = Session::new(connection);
-    let mut writers = Vec::new();
-    for mut job in group {
-        if job.look(&session) {
-            job.answer(None);
-        } else {
-            writers.push(job);
-        }
+    if !group.iter().any(|job| job.looks()) {
+        return group;
     }
-    writers
+    // Should either fail, each statement takes a snapshot of its own, and says itself what is wrong.
+    let _ = execute(connection, "BEGIN");
+    let session = Session::new(connection);
+    let (answered, writers): (Vec<_>, Vec<_>) =
+        group.into_iter().map(|mut job| (job.look(&session), job)).partition(|(has_answer, _)| *has_answer);
+    if !connection.is_autocommit() {
+        let _ = execute(connection, "COMMIT");
+    }
+    answered.into_iter().for_each(|(_, job)| job.answer(None));
+    writers.into_iter().map(|(_, job)| job).collect()
 }
 
 fn write(connection: &Connection, log: &File, mut group: Vec<Box<dyn Job>>, bells: &Bells) {

@@ -15,6 +15,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future::join_all;
 
 pub use s3::S3Store;
 pub use sqlite::SqliteStore;
@@ -67,6 +68,10 @@ pub trait ObjectStore: Send + Sync {
         false
     }
     async fn put(&self, key: &str, body: Bytes, options: PutOptions) -> Result<Put, StoreError>;
+    /// Several at a time, one answer for each in order: a backend may make them stand with one sync.
+    async fn put_all(&self, objects: Vec<(String, Bytes)>, options: PutOptions) -> Vec<Result<Put, StoreError>> {
+        join_all(objects.iter().map(|(key, body)| self.put(key, body.clone(), options))).await
+    }
     /// None where there is no such object.
     ///
     /// # Errors

@@ -75,17 +75,56 @@ impl SqliteStore {
     }
 
     async fn put_body(&self, names: Names, body: Bytes, if_none_match: bool) -> Result<Put, Error> {
-        let body = if body.len() <= MAX_ROW_BYTES {
+        let body = self.new_body(body).await?;
+        let work = move |session: &mut Session| put(session, &names, body, if_none_match);
+        let Done { put, unused } = self.database.engine.write(Durability::Full, work).await?;
+        self.release(unused).await;
+        Ok(put)
+    }
+
+    /// In one transaction. An error of one object leaves the others standing; one of the file is all objects'.
+    async fn put_bodies(&self, objects: Vec<(Names, Bytes)>, if_none_match: bool) -> Vec<Result<Put, Error>> {
+        let count = objects.len();
+        let mut bodies = Vec::with_capacity(count);
+        for (names, body) in objects {
+            bodies.push((names, self.new_body(body).await));
+        }
+        let work = move |session: &mut Session| {
+            let mut done: Vec<Result<Done, Error>> = Vec::with_capacity(count);
+            for (names, body) in bodies {
+                done.push(match body.map(|body| put(session, &names, body, if_none_match)) {
+                    Ok(Err(Failure::Sql(error))) => return Err(sqlite::Failure::Sql(error)),
+                    Ok(Err(Failure::Call(error))) | Err(error) => Err(error),
+                    Ok(Ok(done)) => Ok(done),
+                });
+            }
+            Ok(done)
+        };
+        let done = match self.database.engine.write::<_, Fault>(Durability::Full, work).await {
+            Ok(done) => done,
+            Err(fault) => return (0..count).map(|_| Err(Error::Fault(fault.clone()))).collect(),
+        };
+        let mut puts = Vec::with_capacity(count);
+        for done in done {
+            puts.push(match done {
+                Ok(Done { put, unused }) => {
+                    self.release(unused).await;
+                    Ok(put)
+                }
+                Err(error) => Err(error),
+            });
+        }
+        puts
+    }
+
+    async fn new_body(&self, body: Bytes) -> Result<NewBody, Error> {
+        Ok(if body.len() <= MAX_ROW_BYTES {
             NewBody::Row(body)
         } else if body.len() <= MAX_BYTES_IN_LINE {
             NewBody::ToAppend(Arc::clone(&self.segments), body)
         } else {
             NewBody::Appended(self.segments.append_synced(body).await?)
-        };
-        let work = move |session: &mut Session| put(session, &names, body, if_none_match);
-        let Done { put, unused } = self.database.engine.write(Durability::Full, work).await?;
-        self.release(unused).await;
-        Ok(put)
+        })
     }
 
     async fn release(&self, place: Option<Place>) {
@@ -140,6 +179,17 @@ impl ObjectStore for SqliteStore {
     async fn put(&self, key: &str, body: Bytes, options: PutOptions) -> Result<Put, StoreError> {
         let put = self.put_body(self.names(key)?, body, options.if_none_match).await;
         put.map_err(|error| self.error(error, key, 0))
+    }
+
+    async fn put_all(&self, objects: Vec<(String, Bytes)>, options: PutOptions) -> Vec<Result<Put, StoreError>> {
+        let keys: Vec<String> = objects.iter().map(|(key, _)| key.clone()).collect();
+        let named = objects.into_iter().map(|(key, body)| Ok((self.names(&key)?, body)));
+        let puts = match named.collect::<Result<Vec<_>, StoreError>>() {
+            Ok(objects) => self.put_bodies(objects, options.if_none_match).await,
+            // A key that no bucket takes is a fault of the caller's, and so all of them are.
+            Err(error) => return keys.iter().map(|_| Err(error.clone())).collect(),
+        };
+        puts.into_iter().zip(keys).map(|(put, key)| put.map_err(|error| self.error(error, &key, 0))).collect()
     }
 
     async fn get(&self, key: &str, max_bytes: u64) -> Result<Option<Bytes>, StoreError> {

@@ -328,7 +328,7 @@ async fn make(queues: &dyn Queues, result_queue: &str, stack: &str) -> Result<Ar
     let name = protocol::reply_queue(result_queue, &random);
     let attributes =
         QueueAttributes { visibility_timeout: VISIBILITY_TIMEOUT, retention: RETENTION, ..QueueAttributes::default() };
-    let queue = queues.create(&name, &attributes).await?;
+    let queue = queues.create_own(&name, &attributes).await?;
     queues.set_tag(&name, TAG_STACK, stack).await?;
     tag_alive(queues, &name).await?;
     Ok(queue)

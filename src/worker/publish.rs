@@ -44,6 +44,23 @@ pub struct Publisher {
 #[derive(Default)]
 pub struct ReplyQueues(Mutex<HashMap<String, Arc<dyn Queue>>>);
 
+/// What is to be done to make the end of a job stand.
+enum Step {
+    Write(Unwritten),
+    /// Done already. None where the message was handed back.
+    Done(Option<Written>),
+}
+
+/// A job whose result is to be written.
+struct Unwritten {
+    lease: Lease,
+    span: Span,
+    key: String,
+    body: Bytes,
+    reply_to: Option<String>,
+    letter: Option<DeadLetter>,
+}
+
 /// A job whose result is written and whose reply is still to be sent.
 struct Written {
     lease: Lease,
@@ -86,12 +103,20 @@ impl Publisher {
 
     async fn publish(&self, group: Vec<Finished>) {
         let started = Instant::now();
-        let written = join_all(group.into_iter().map(|finished| self.write(finished))).await;
+        let mut unwritten = Vec::new();
+        let mut written = Vec::new();
+        for step in join_all(group.into_iter().map(|finished| self.begin(finished))).await {
+            match step {
+                Step::Write(result) => unwritten.push(result),
+                Step::Done(done) => written.extend(done),
+            }
+        }
+        written.extend(self.write_results(unwritten).await);
         let mut replies: BTreeMap<String, Vec<Reply>> = BTreeMap::new();
         let mut letters = Vec::new();
         let mut leases = Vec::new();
         let mut spans = Vec::new();
-        for Written { lease, span, reply, letter } in written.into_iter().flatten() {
+        for Written { lease, span, reply, letter } in written {
             if let Some(reply) = reply {
                 replies.entry(reply.to.clone()).or_default().push(reply);
             }
@@ -113,8 +138,8 @@ impl Publisher {
         }
     }
 
-    /// Makes the end stand in the store. None where the message was handed back.
-    async fn write(&self, Finished { lease, mut span, ending }: Finished) -> Option<Written> {
+    /// Makes the end stand in the store, but for a result: those of a group are written together.
+    async fn begin(&self, Finished { lease, mut span, ending }: Finished) -> Step {
         METRICS.endings.with_label_values(&[ending.name()]).inc();
         span.set("imgcls.ending", ending.name());
         let trace_id = span.trace_id().map(tracing::field::display);
@@ -128,7 +153,7 @@ impl Publisher {
                 if let Err(error) = self.keeper.hand_back(lease, after).await {
                     tracing::warn!(%error, "cannot hand back; the message comes again after its visibility timeout");
                 }
-                None
+                Step::Done(None)
             }
             Ending::Result { result, reply_to } => {
                 span.set("imgcls.id", result.id.to_string());
@@ -136,41 +161,65 @@ impl Publisher {
                     span.fail(error.message.clone());
                     tracing::info!(id = %result.id, trace_id, code = error.code.as_str(), reason = error.message, "ended without an answer");
                 }
-                let reply = self.write_result(&result, reply_to).await;
-                Some(Written { lease, span, reply, letter: None })
+                Step::Write(Unwritten::new(lease, span, &result, reply_to, None))
             }
             Ending::Again { stored, reply_to } => {
                 let reply = self.reply_with(reply_to, &stored);
-                Some(Written { lease, span, reply, letter: None })
+                Step::Done(Some(Written { lease, span, reply, letter: None }))
             }
             Ending::Seed { name, image, label } => {
                 let reply = self.write_seed(&name, image, &label).await;
-                Some(Written { lease, span, reply: Some(reply), letter: None })
+                Step::Done(Some(Written { lease, span, reply: Some(reply), letter: None }))
             }
             Ending::DeadLetter { letter, result, reply_to } => {
                 span.fail(letter.reason.clone());
                 tracing::warn!(id = ?letter.id, trace_id, reason = letter.reason, attempts = letter.attempts, "dead letter");
                 let reply = match (&result, &letter.seed_name) {
-                    (Some(result), _) => self.write_result(result, reply_to).await,
+                    (Some(result), _) => {
+                        return Step::Write(Unwritten::new(lease, span, result, reply_to, Some(letter)));
+                    }
                     (None, Some(name)) => Some(self.seed_reply(protocol::seed_error_reply(name, &letter.reason))),
                     (None, None) => None,
                 };
-                Some(Written { lease, span, reply, letter: Some(letter) })
+                Step::Done(Some(Written { lease, span, reply, letter: Some(letter) }))
             }
         }
     }
 
-    /// Writes a result unless one stands; what stands is what is replied.
-    async fn write_result(&self, result: &ClassifyResult, reply_to: Option<String>) -> Option<Reply> {
-        let key = protocol::result_key(result.id);
-        let body = Bytes::from(result.to_json());
+    /// Writes results, waiting out faults. Where one stands already, that is what is replied.
+    async fn write_results(&self, mut left: Vec<Unwritten>) -> Vec<Written> {
         let options = PutOptions { if_none_match: true, content_type: Some("application/json") };
-        let put = until_done("put_result", || self.output.put(&key, body.clone(), options)).await;
+        let mut written = Vec::with_capacity(left.len());
+        let mut rests = Rests::default();
+        while !left.is_empty() {
+            let objects = left.iter().map(|result| (result.key.clone(), result.body.clone())).collect();
+            let puts = self.output.put_all(objects, options).await;
+            let mut failed = Vec::new();
+            for (result, put) in left.into_iter().zip(puts) {
+                match put {
+                    Ok(put) => written.push(self.written(result, put).await),
+                    Err(error) => {
+                        METRICS.faults.with_label_values(&["put_result"]).inc();
+                        tracing::warn!(%error, what = "put_result", "trying again");
+                        failed.push(result);
+                    }
+                }
+            }
+            left = failed;
+            if !left.is_empty() {
+                rests.rest().await;
+            }
+        }
+        written
+    }
+
+    async fn written(&self, result: Unwritten, put: Put) -> Written {
+        let Unwritten { lease, span, key, mut body, reply_to, letter } = result;
         if put == Put::AlreadyExists {
             let stored = until_done("get_result", || self.output.get(&key, protocol::MAX_RESULT_BYTES)).await;
-            return self.reply_with(reply_to, &stored.unwrap_or(body));
+            body = stored.unwrap_or(body);
         }
-        self.reply_with(reply_to, &body)
+        Written { lease, span, reply: self.reply_with(reply_to, &body), letter }
     }
 
     fn reply_with(&self, reply_to: Option<String>, stored: &Bytes) -> Option<Reply> {
@@ -293,6 +342,19 @@ impl Publisher {
             Err(QueueError::TooLarge { .. }) => queue::send_one(dead_letters, Outgoing::new(letter.body.clone())).await,
             sent => sent,
         }
+    }
+}
+
+impl Unwritten {
+    fn new(
+        lease: Lease,
+        span: Span,
+        result: &ClassifyResult,
+        reply_to: Option<String>,
+        letter: Option<DeadLetter>,
+    ) -> Unwritten {
+        let (key, body) = (protocol::result_key(result.id), Bytes::from(result.to_json()));
+        Unwritten { lease, span, key, body, reply_to, letter }
     }
 }
 

@@ -10,13 +10,16 @@
 //!   same handle works on the new one, and receipts of the old one do nothing.
 //! - Messages come by the time they became visible, which is the order of sending as long as nothing is redelivered.
 //! - Time is the system's clock. Set back, it delays what waits by as much.
+//! - A transient message to a queue that one process owns ([`Queues::create_own`]) goes past the file where it can
+//!   (`direct`). It has no part in the depth, and is lost with the process that received it.
 
+mod direct;
 mod messages;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,7 +29,8 @@ use super::{
     Delivery, Depth, MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, Queues, Receipt, ReceiveOptions,
 };
 use crate::config;
-use crate::sqlite::{self, Baton, Calls, Database, Durability, Fault, Look, Session};
+use crate::sqlite::{self, Baton, Calls, Database, Durability, Fault, Look, RECHECK, Session};
+use direct::{Direct, Inbox};
 use messages::Taken;
 
 /// SQS's long poll.
@@ -35,6 +39,7 @@ const MAX_WAIT: Duration = Duration::from_secs(20);
 /// The queues of one data directory.
 pub struct SqliteQueues {
     database: Arc<Database>,
+    direct: Option<Arc<Direct>>,
 }
 
 struct SqliteQueue {
@@ -42,6 +47,15 @@ struct SqliteQueue {
     database: Arc<Database>,
     /// The last receive left more behind, so the next need not look first. Only a hint.
     has_more: AtomicBool,
+    direct: Option<Arc<Direct>>,
+    own: Option<Own>,
+}
+
+/// Of a queue that this process alone receives from.
+struct Own {
+    inbox: Inbox,
+    /// When the file is looked at next, if no bell rings before.
+    file_due: Mutex<Instant>,
 }
 
 impl From<Fault> for QueueError {
@@ -59,17 +73,21 @@ impl SqliteQueues {
     /// # Errors
     /// [`QueueError::Fatal`] where the directory or file cannot be used; it says what to do.
     pub fn open(data_dir: &Path) -> Result<SqliteQueues, QueueError> {
-        Ok(SqliteQueues { database: sqlite::open(data_dir)? })
+        Ok(SqliteQueues { database: sqlite::open(data_dir)?, direct: Direct::open(data_dir).map(Arc::new) })
     }
 
-    fn queue(&self, name: String) -> Arc<dyn Queue> {
-        Arc::new(SqliteQueue { name, database: Arc::clone(&self.database), has_more: AtomicBool::new(false) })
+    fn queue(&self, name: String, inbox: Option<Inbox>) -> Arc<dyn Queue> {
+        Arc::new(SqliteQueue {
+            name,
+            database: Arc::clone(&self.database),
+            has_more: AtomicBool::new(false),
+            direct: self.direct.clone(),
+            own: inbox.map(|inbox| Own { inbox, file_due: Mutex::new(Instant::now()) }),
+        })
     }
-}
 
-#[async_trait]
-impl Queues for SqliteQueues {
-    async fn create(&self, name: &str, attributes: &QueueAttributes) -> Result<Arc<dyn Queue>, QueueError> {
+    /// The name, where it is a good one.
+    async fn make(&self, name: &str, attributes: &QueueAttributes) -> Result<String, QueueError> {
         let name = config::queue_name(name).map_err(|why| QueueError::Fatal(format!("{why}: not {name:?}")))?;
         let (looked_for, created, attributes) = (name.clone(), name.clone(), attributes.clone());
         let look = move |session: &Session| {
@@ -77,22 +95,40 @@ impl Queues for SqliteQueues {
         };
         let work = move |session: &mut Session| messages::create(session, &created, &attributes);
         self.database.engine.call(Durability::Full, look, work).await?;
-        Ok(self.queue(name))
+        Ok(name)
+    }
+}
+
+#[async_trait]
+impl Queues for SqliteQueues {
+    async fn create(&self, name: &str, attributes: &QueueAttributes) -> Result<Arc<dyn Queue>, QueueError> {
+        let name = self.make(name, attributes).await?;
+        Ok(self.queue(name, None))
+    }
+
+    async fn create_own(&self, name: &str, attributes: &QueueAttributes) -> Result<Arc<dyn Queue>, QueueError> {
+        let name = self.make(name, attributes).await?;
+        let inbox = self.direct.as_ref().and_then(|direct| direct.own(&name));
+        Ok(self.queue(name, inbox))
     }
 
     async fn open(&self, name: &str) -> Result<Arc<dyn Queue>, QueueError> {
         let name = name.to_owned();
         let looked_for = name.clone();
         if self.database.engine.read(move |session| messages::exists(session, &looked_for)).await? {
-            Ok(self.queue(name))
+            Ok(self.queue(name, None))
         } else {
             Err(QueueError::NotFound(name))
         }
     }
 
     async fn delete(&self, name: &str) -> Result<(), QueueError> {
-        let name = name.to_owned();
-        self.database.engine.write(Durability::Full, move |session| messages::delete(session, &name)).await
+        let (name, removed) = (name.to_owned(), name.to_owned());
+        self.database.engine.write(Durability::Full, move |session| messages::delete(session, &name)).await?;
+        if let Some(direct) = &self.direct {
+            direct.remove(&removed);
+        }
+        Ok(())
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<String>, QueueError> {
@@ -120,11 +156,15 @@ impl Queue for SqliteQueue {
 
     async fn send(&self, messages: &[Outgoing]) -> Result<Vec<Result<(), QueueError>>, QueueError> {
         check_batch(messages.len())?;
-        let (name, messages) = (self.name.clone(), messages.to_vec());
-        let transient = messages.iter().all(|message| message.is_transient);
-        let durability = if transient { Durability::Normal } else { Durability::Full };
-        let work = move |session: &mut Session| messages::send(session, &name, &messages);
-        self.database.engine.write(durability, work).await
+        let mut answers: Vec<_> = messages.iter().map(|_| Ok(())).collect();
+        let by_file = self.send_direct(messages);
+        if !by_file.is_empty() {
+            let left = by_file.iter().map(|&at| messages[at].clone()).collect();
+            for (at, answer) in by_file.into_iter().zip(self.send_by_file(left).await?) {
+                answers[at] = answer;
+            }
+        }
+        Ok(answers)
     }
 
     async fn receive(&self, options: ReceiveOptions) -> Result<Vec<Delivery>, QueueError> {
@@ -133,18 +173,9 @@ impl Queue for SqliteQueue {
         }
         check_batch(options.max)?;
         let deadline = Instant::now() + options.wait.min(MAX_WAIT);
-        let mut baton: Option<Baton> = None;
-        loop {
-            let claim = self.take(options).await?;
-            if let Some(baton) = baton.take()
-                && !claim.has_more()
-            {
-                baton.lay_down();
-            }
-            if !claim.deliveries.is_empty() || Instant::now() >= deadline {
-                return Ok(claim.accept());
-            }
-            baton = self.rung(claim.next_due, deadline).await;
+        match &self.own {
+            None => self.receive_from_file(options, deadline).await,
+            Some(own) => own.receive(self, options, deadline).await,
         }
     }
 
@@ -154,15 +185,31 @@ impl Queue for SqliteQueue {
 
     async fn ack(&self, receipts: &[Receipt]) -> Result<(), QueueError> {
         check_batch(receipts.len())?;
-        let (name, receipts) = (self.name.clone(), receipts.to_vec());
+        let receipts: Vec<Receipt> =
+            receipts.iter().filter(|receipt| self.end_direct(receipt).is_none()).cloned().collect();
+        if receipts.is_empty() {
+            return Ok(());
+        }
+        let name = self.name.clone();
         let work = move |session: &mut Session| messages::ack(session, &name, &receipts);
         self.database.engine.write(Durability::Lazy, work).await
     }
 
     async fn set_visibility(&self, changes: &[(Receipt, Duration)]) -> Result<(), QueueError> {
         check_batch(changes.len())?;
-        let (name, changes) = (self.name.clone(), changes.to_vec());
-        let work = move |session: &mut Session| messages::set_visibility(session, &name, &changes);
+        let (mut in_file, mut handed_back) = (Vec::new(), Vec::new());
+        for (receipt, delay) in changes {
+            match self.end_direct(receipt) {
+                // It is visible again by way of the file.
+                Some(body) => handed_back.push(Outgoing { delay: *delay, ..Outgoing::transient(body) }),
+                None => in_file.push((receipt.clone(), *delay)),
+            }
+        }
+        if !handed_back.is_empty() {
+            self.send_by_file(handed_back).await?;
+        }
+        let name = self.name.clone();
+        let work = move |session: &mut Session| messages::set_visibility(session, &name, &in_file);
         self.database.engine.write(Durability::Normal, work).await
     }
 
@@ -190,6 +237,43 @@ impl Queue for SqliteQueue {
 }
 
 impl SqliteQueue {
+    /// Sends past the file what can go; the places of the others.
+    fn send_direct(&self, messages: &[Outgoing]) -> Vec<usize> {
+        match &self.direct {
+            Some(direct) => direct.send(&self.name, messages),
+            None => (0..messages.len()).collect(),
+        }
+    }
+
+    async fn send_by_file(&self, messages: Vec<Outgoing>) -> Result<Vec<Result<(), QueueError>>, QueueError> {
+        let name = self.name.clone();
+        let transient = messages.iter().all(|message| message.is_transient);
+        let durability = if transient { Durability::Normal } else { Durability::Full };
+        let work = move |session: &mut Session| messages::send(session, &name, &messages);
+        self.database.engine.write(durability, work).await
+    }
+
+    async fn receive_from_file(&self, options: ReceiveOptions, deadline: Instant) -> Result<Vec<Delivery>, QueueError> {
+        let mut baton: Option<Baton> = None;
+        loop {
+            let claim = self.take(options).await?;
+            if let Some(baton) = baton.take()
+                && !claim.has_more()
+            {
+                baton.lay_down();
+            }
+            if !claim.deliveries.is_empty() || Instant::now() >= deadline {
+                return Ok(claim.accept());
+            }
+            baton = self.rung(claim.next_due, deadline).await;
+        }
+    }
+
+    /// The message of a receipt that did not come by the file.
+    fn end_direct(&self, receipt: &Receipt) -> Option<String> {
+        self.own.as_ref()?.inbox.end(receipt)
+    }
+
     /// Waits for news, at most until the deadline or until the next message is due. None where it was not the bell.
     async fn rung(&self, next_due: Option<Duration>, deadline: Instant) -> Option<Baton> {
         let bell = self.database.bells.listen(&self.name);
@@ -221,6 +305,50 @@ impl SqliteQueue {
         let claim = self.database.engine.call(Durability::Normal, look, work).await?;
         self.has_more.store(claim.has_more(), Ordering::Relaxed);
         Ok(claim)
+    }
+}
+
+impl Own {
+    /// From the socket; when its bell rings, and every second in case it was missed, from the file too.
+    async fn receive(
+        &self,
+        queue: &SqliteQueue,
+        options: ReceiveOptions,
+        deadline: Instant,
+    ) -> Result<Vec<Delivery>, QueueError> {
+        let mut baton: Option<Baton> = None;
+        loop {
+            let mut deliveries = Vec::new();
+            if Instant::now() >= self.file_due() {
+                let claim = queue.take(options).await?;
+                if let Some(baton) = baton.take()
+                    && !claim.has_more()
+                {
+                    baton.lay_down();
+                }
+                self.set_file_due(Instant::now() + claim.next_due.map_or(RECHECK, |due| due.min(RECHECK)));
+                deliveries = claim.accept();
+            }
+            deliveries.extend(self.inbox.take(options.max - deliveries.len()));
+            if !deliveries.is_empty() || Instant::now() >= deadline {
+                return Ok(deliveries);
+            }
+            tokio::select! {
+                () = self.inbox.filled() => {}
+                rung = queue.rung(None, deadline.min(self.file_due())) => {
+                    baton = rung;
+                    self.set_file_due(Instant::now());
+                }
+            }
+        }
+    }
+
+    fn file_due(&self) -> Instant {
+        *self.file_due.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_file_due(&self, at: Instant) {
+        *self.file_due.lock().unwrap_or_else(PoisonError::into_inner) = at;
     }
 }
 
