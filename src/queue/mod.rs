@@ -175,6 +175,9 @@ pub struct ReceiveOptions {
     /// At most [`LONGEST_POLL`].
     pub wait: Duration,
     pub visibility_timeout: Duration,
+    /// Take at most half of what can be received, rounded up: there are others who may do the rest sooner. A backend that
+    /// does not know how much there is takes up to `max`.
+    pub leaves_half: bool,
 }
 
 /// One delivery of one message.

@@ -106,7 +106,8 @@ impl<'a> Scan<'a> {
 
     /// The next letters, at most `max`; none at the end, or where the process is asked to stop.
     pub async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, QueueError> {
-        let options = ReceiveOptions { max: max.min(MAX_BATCH), wait: WAIT, visibility_timeout: HOLD };
+        let options =
+            ReceiveOptions { max: max.min(MAX_BATCH), wait: WAIT, visibility_timeout: HOLD, leaves_half: false };
         if self.shutdown.is_cancelled() {
             return Ok(Vec::new());
         }

@@ -296,8 +296,9 @@ fn look(connection: &Connection, group: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> 
     let session = Session::new(connection);
     let (answered, writers): (Vec<_>, Vec<_>) =
         group.into_iter().map(|mut job| (job.look(&session), job)).partition(|(has_answer, _)| *has_answer);
-    if !connection.is_autocommit() {
-        let _ = execute(connection, "COMMIT");
+    // A snapshot that does not end would be the next transaction's.
+    if !connection.is_autocommit() && execute(connection, "COMMIT").is_err() {
+        let _ = execute(connection, "ROLLBACK");
     }
     answered.into_iter().for_each(|(_, job)| job.answer(None));
     writers.into_iter().map(|(_, job)| job).collect()

@@ -28,20 +28,30 @@ impl BatchRule {
     }
 }
 
-/// Feeds the sessions until `fetched` is closed and empty. Says in `is_idle` whether one of them waits for an image.
+/// What the sessions of a worker do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// One of them waits for an image.
+    Idle,
+    /// The last to begin, began with so many images.
+    Busy { images: usize },
+}
+
+/// Feeds the sessions until `fetched` is closed and empty. Says in `activity` what they do.
 pub async fn run(
     rule: BatchRule,
     mut fetched: mpsc::Receiver<Fetched>,
     mut sessions: Sessions,
-    is_idle: watch::Sender<bool>,
+    activity: watch::Sender<Activity>,
 ) -> anyhow::Result<()> {
     loop {
         // The slot first, then the batch: what arrives while all sessions are busy joins it.
         let session = sessions.free().await?;
-        is_idle.send_replace(true);
+        activity.send_replace(Activity::Idle);
         let Some(first) = fetched.recv().await else { return Ok(()) };
-        is_idle.send_replace(false);
-        session.run(fill(rule, first, &mut fetched).await)?;
+        let batch = fill(rule, first, &mut fetched).await;
+        activity.send_replace(Activity::Busy { images: batch.len() });
+        session.run(batch)?;
     }
 }
 

@@ -33,7 +33,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::admin::{Grounds, Readiness};
-use self::batch::BatchRule;
+use self::batch::{Activity, BatchRule};
 use self::job::Rules;
 use self::lease::Keeper;
 use self::prepare::{Intake, LastFaults};
@@ -133,7 +133,7 @@ async fn work(
     let (sessions, threads) =
         infer::start(session_count, &package, &config.model, config.limits, &rules, &tally, &finished_tx).await?;
 
-    let is_idle = watch::Sender::new(true);
+    let activity = watch::Sender::new(Activity::Idle);
     let keeper = Keeper::new(Arc::clone(&service.requests), config.visibility_timeout);
     let last_faults = Arc::new(LastFaults::default());
     let intake = Intake {
@@ -146,7 +146,8 @@ async fn work(
         last_faults: Arc::clone(&last_faults),
         visibility_timeout: config.visibility_timeout,
         places: Arc::new(Semaphore::new(places)),
-        is_idle: is_idle.subscribe(),
+        activity: activity.subscribe(),
+        sessions: session_count as u32,
         places_for_a_receive: config.max_batch_size.min(queue::MAX_BATCH) as u32,
         fetched: fetched_tx,
         finished: finished_tx,
@@ -173,7 +174,7 @@ async fn work(
         intake.run(draining).await;
         Ok(())
     });
-    stages.spawn(batch::run(rule, fetched_rx, sessions, is_idle));
+    stages.spawn(batch::run(rule, fetched_rx, sessions, activity));
     stages.spawn(async move {
         publisher.run(finished_rx).await;
         Ok(())

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::batch::Activity;
 use super::infer::{Fetched, Finished};
 use super::job::{self, ALONE_FROM_ATTEMPT, Ending, Rules, Triage, Work, millis};
 use super::lease::{Keeper, Lease};
@@ -25,8 +26,9 @@ use crate::telemetry::trace::{Side, Span};
 /// How long a fetch is tried in place before it costs an attempt. The lease is renewed meanwhile.
 const FETCH_PATIENCE: Duration = Duration::from_secs(20);
 
-/// How often a worker looks for messages whose sessions are all busy: a few times in an inference.
-const LOOK_EVERY: Duration = Duration::from_millis(4);
+/// When a worker whose sessions are all busy looks for messages, for each image that a session runs: shortly before that
+/// one is free. Who looks earlier takes what another may be free for sooner.
+const LOOK_AFTER: Duration = Duration::from_millis(4);
 
 pub struct Intake {
     pub requests: Arc<dyn Queue>,
@@ -42,8 +44,8 @@ pub struct Intake {
     /// So many places have to be free before more is received: those of one batch, which are free as soon as a session
     /// begins with one. While that runs the next is received and fetched, and one call brings several messages.
     pub places_for_a_receive: u32,
-    /// Whether a session waits for an image.
-    pub is_idle: watch::Receiver<bool>,
+    pub activity: watch::Receiver<Activity>,
+    pub sessions: u32,
     pub fetched: mpsc::Sender<Fetched>,
     pub finished: mpsc::Sender<Vec<Finished>>,
 }
@@ -79,29 +81,38 @@ impl Intake {
     /// `left_more`: whether the last receive left messages there, as far as can be told.
     async fn receive(&self, left_more: bool) -> Result<(Vec<Delivery>, Vec<OwnedSemaphorePermit>), QueueError> {
         let places = take_places(&self.places, self.places_for_a_receive).await;
-        let mut rest = if left_more { Duration::ZERO } else { LOOK_EVERY };
+        let mut may_look = left_more;
         loop {
-            let wait = self.until_it_is_our_turn(rest).await;
-            let options = ReceiveOptions { max: places.len(), wait, visibility_timeout: self.visibility_timeout };
+            let wait = self.until_it_is_our_turn(may_look).await;
+            let options = ReceiveOptions {
+                max: places.len(),
+                wait,
+                visibility_timeout: self.visibility_timeout,
+                leaves_half: true,
+            };
             let deliveries = self.requests.receive(options).await?;
             if !deliveries.is_empty() || wait == LONGEST_POLL {
                 METRICS.received.inc_by(deliveries.len() as u64);
                 return Ok((deliveries, places));
             }
-            rest = LOOK_EVERY;
+            may_look = false;
         }
     }
 
     /// While the sessions of this worker are busy, what arrives is first of all an idle worker's: this one only looks
-    /// after a rest. Returns how long to wait for a message.
-    async fn until_it_is_our_turn(&self, rest: Duration) -> Duration {
+    /// after a rest, unless it `may_look` at once. Returns how long to wait for a message.
+    async fn until_it_is_our_turn(&self, may_look: bool) -> Duration {
         if !self.requests.is_cheap_to_look() {
             return LONGEST_POLL;
         }
-        let mut is_idle = self.is_idle.clone();
+        let mut activity = self.activity.clone();
+        let rest = match *activity.borrow() {
+            Activity::Busy { images } if !may_look => LOOK_AFTER * images as u32 / self.sessions,
+            Activity::Idle | Activity::Busy { .. } => Duration::ZERO,
+        };
         tokio::select! {
             biased;
-            _ = is_idle.wait_for(|is_idle| *is_idle) => LONGEST_POLL,
+            _ = activity.wait_for(|activity| *activity == Activity::Idle) => LONGEST_POLL,
             () = tokio::time::sleep(rest) => Duration::ZERO,
         }
     }

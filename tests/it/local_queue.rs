@@ -440,5 +440,5 @@ async fn send(queue: &dyn Queue, body: &str) {
 }
 
 fn options(wait: Duration) -> ReceiveOptions {
-    ReceiveOptions { max: MAX_BATCH, wait, visibility_timeout: LONG }
+    ReceiveOptions { max: MAX_BATCH, wait, visibility_timeout: LONG, leaves_half: false }
 }

@@ -146,12 +146,13 @@ pub(super) fn receive(session: &mut Session, name: &str, options: ReceiveOptions
     let expiry_ms = expiry_ms(session, &queue);
     let dead_letters = dead_letter_target(session, &queue)?;
     let visible_at_ms = session.now_ms.saturating_add(millis(options.visibility_timeout));
+    let max = if options.leaves_half { half_of_visible(session, queue.id, options.max)? } else { options.max };
     let mut deliveries = Vec::new();
     // Dead letters and what is too old make room for further messages, hence the loop; each round takes some out of what
     // is visible.
     loop {
-        let candidates = visible(session, queue.id, options.max - deliveries.len())?;
-        let is_last_round = candidates.len() < options.max - deliveries.len();
+        let candidates = visible(session, queue.id, max - deliveries.len())?;
+        let is_last_round = candidates.len() < max - deliveries.len();
         for (row, message_id, mut delivery) in candidates {
             match &dead_letters {
                 _ if delivery.sent_at_ms < expiry_ms => remove(session, row)?,
@@ -167,11 +168,20 @@ pub(super) fn receive(session: &mut Session, name: &str, options: ReceiveOptions
             }
         }
         // With a visibility timeout of zero a taken message is visible still and would be found again.
-        if is_last_round || deliveries.len() == options.max || options.visibility_timeout.is_zero() {
+        if is_last_round || deliveries.len() == max || options.visibility_timeout.is_zero() {
             break;
         }
     }
     Ok(Taken { deliveries, next_due_ms: next_due_ms(session, queue.id)? })
+}
+
+/// Half of the messages that can be received, rounded up; at least one, at most `max`.
+fn half_of_visible(session: &Session, queue_id: i64, max: usize) -> Result<usize, Failure> {
+    let mut count = session.connection.prepare_cached(
+        "SELECT count(*) FROM (SELECT 1 FROM messages WHERE queue_id = ?1 AND visible_at_ms <= ?2 LIMIT ?3)",
+    )?;
+    let visible: usize = count.query_row(params![queue_id, session.now_ms, 2 * max], |row| row.get(0))?;
+    Ok(visible.div_ceil(2).clamp(1, max))
 }
 
 /// Messages that were taken and reached nobody: as if they had never been taken.
