@@ -150,6 +150,9 @@ pub struct Outgoing {
     /// A power loss may lose it, or the death of the process that received it, and little is lost with it: a reply, whose
     /// result stands in the store. A backend may keep it as well as any other.
     pub is_transient: bool,
+    /// How much later the sender can bear to hear that it is durable, so that others may share what that takes. It can be
+    /// received before.
+    pub durable_within: Duration,
 }
 
 impl Outgoing {

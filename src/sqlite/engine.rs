@@ -31,6 +31,9 @@ const MAX_WAITING: usize = 1_024;
 /// Calls in one transaction, so that other processes get their turn.
 const MAX_GROUP: usize = 128;
 
+/// Calls that may wait for one sync: a fraction of [`MAX_WAITING`], so that there is room for others.
+const MAX_UNSYNCED: usize = 256;
+
 /// How long a lazy call waits for others to share its transaction. In the flow of work the next receive or send comes
 /// sooner.
 const LINGER: Duration = Duration::from_millis(5);
@@ -42,8 +45,13 @@ pub enum Durability {
     Lazy,
     /// It may: of a receive or an extension that only means one more delivery.
     Normal,
-    /// It may not: on disk before the caller hears of it.
-    Full,
+    /// It may not: on disk before the caller hears of it, which may be so much later.
+    FullWithin(Duration),
+}
+
+impl Durability {
+    /// On disk as soon as can be.
+    pub const FULL: Durability = Durability::FullWithin(Duration::ZERO);
 }
 
 /// What a call sees of the file.
@@ -260,10 +268,70 @@ impl<T: Send, E: From<Fault> + Send> Job for Call<T, E> {
 }
 
 fn run(connection: &Connection, log: &File, calls: &Receiver<Box<dyn Job>>, bells: &Bells) {
-    while let Ok(first) = calls.recv() {
-        let writers = look(connection, gather(first, calls));
-        if !writers.is_empty() {
-            write(connection, log, writers, bells);
+    let mut unsynced = Unsynced::default();
+    loop {
+        match unsynced.next(calls) {
+            Ok(first) => {
+                let writers = look(connection, gather(first, calls));
+                if !writers.is_empty() {
+                    write(connection, writers, bells, &mut unsynced);
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        if unsynced.is_due() {
+            unsynced.sync(log);
+        }
+    }
+    unsynced.sync(log);
+}
+
+/// What stands and is not on disk yet, and who waits for that.
+#[derive(Default)]
+struct Unsynced {
+    /// Synced with the log.
+    files: Vec<Arc<File>>,
+    waiting: Vec<Box<dyn Job>>,
+    /// None where nobody waits.
+    due: Option<Instant>,
+}
+
+impl Unsynced {
+    /// The next call, waited for until a sync is due.
+    fn next(&self, calls: &Receiver<Box<dyn Job>>) -> Result<Box<dyn Job>, RecvTimeoutError> {
+        match self.due {
+            Some(due) => calls.recv_timeout(due.saturating_duration_since(Instant::now())),
+            None => calls.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        }
+    }
+
+    fn add(&mut self, job: Box<dyn Job>, within: Duration) {
+        let due = Instant::now() + within;
+        self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
+        self.waiting.push(job);
+    }
+
+    fn add_file(&mut self, file: Arc<File>) {
+        if !self.files.iter().any(|other| Arc::ptr_eq(other, &file)) {
+            self.files.push(file);
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.due.is_some_and(|due| Instant::now() >= due) || self.waiting.len() >= MAX_UNSYNCED
+    }
+
+    fn sync(&mut self, log: &File) {
+        let Unsynced { files, waiting, .. } = std::mem::take(self);
+        if waiting.is_empty() {
+            return;
+        }
+        if let Err(error) = files.iter().try_for_each(|file| file.sync_data()).and_then(|()| log.sync_data()) {
+            return fail(waiting, &Fault::Unavailable(format!("the local backend is not synced to disk: {error}")));
+        }
+        for job in waiting {
+            job.answer(None);
         }
     }
 }
@@ -304,26 +372,19 @@ fn look(connection: &Connection, group: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> 
     writers.into_iter().map(|(_, job)| job).collect()
 }
 
-fn write(connection: &Connection, log: &File, mut group: Vec<Box<dyn Job>>, bells: &Bells) {
+fn write(connection: &Connection, mut group: Vec<Box<dyn Job>>, bells: &Bells, unsynced: &mut Unsynced) {
     let session = match transaction(connection, &mut group) {
         Ok(session) => session,
         Err(error) => return fail(group, &file::fault(&error)),
     };
     session.removed.iter().for_each(|name| bells.remove(name));
     session.ring.iter().for_each(|name| bells.ring(name));
-    let (waiting, done): (Vec<_>, Vec<_>) = group.into_iter().partition(|job| job.durability() == Durability::Full);
-    for job in done {
-        job.answer(None);
-    }
-    if waiting.is_empty() {
-        return;
-    }
-    let synced = session.unsynced.iter().try_for_each(|file| file.sync_data()).and_then(|()| log.sync_data());
-    if let Err(error) = synced {
-        return fail(waiting, &Fault::Unavailable(format!("the local backend is not synced to disk: {error}")));
-    }
-    for job in waiting {
-        job.answer(None);
+    session.unsynced.into_iter().for_each(|file| unsynced.add_file(file));
+    for job in group {
+        match job.durability() {
+            Durability::FullWithin(within) => unsynced.add(job, within),
+            Durability::Normal | Durability::Lazy => job.answer(None),
+        }
     }
 }
 
@@ -361,9 +422,7 @@ fn execute(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
 impl Session<'_> {
     /// Whoever in this transaction needs it durable is answered after this file is synced too.
     pub fn sync(&mut self, file: &Arc<File>) {
-        if !self.unsynced.iter().any(|other| Arc::ptr_eq(other, file)) {
-            self.unsynced.push(Arc::clone(file));
-        }
+        self.unsynced.push(Arc::clone(file));
     }
 
     fn new(connection: &Connection) -> Session<'_> {

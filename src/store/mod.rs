@@ -11,7 +11,7 @@ mod segments;
 mod sqlite;
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -89,6 +89,9 @@ pub struct PutOptions {
     pub if_none_match: bool,
     /// Media type, where the backend keeps one.
     pub content_type: Option<&'static str>,
+    /// How much later the caller can bear to hear that it is durable, so that others may share what that takes. It can be
+    /// read before.
+    pub durable_within: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -74,16 +74,17 @@ impl SqliteStore {
         }
     }
 
-    async fn put_body(&self, names: Names, body: Bytes, if_none_match: bool) -> Result<Put, Error> {
+    async fn put_body(&self, names: Names, body: Bytes, options: PutOptions) -> Result<Put, Error> {
         let body = self.new_body(body).await?;
-        let work = move |session: &mut Session| put(session, &names, body, if_none_match);
-        let Done { put, unused } = self.database.engine.write(Durability::Full, work).await?;
+        let work = move |session: &mut Session| put(session, &names, body, options.if_none_match);
+        let durability = Durability::FullWithin(options.durable_within);
+        let Done { put, unused } = self.database.engine.write(durability, work).await?;
         self.release(unused).await;
         Ok(put)
     }
 
     /// In one transaction. An error of one object leaves the others standing; one of the file is all objects'.
-    async fn put_bodies(&self, objects: Vec<(Names, Bytes)>, if_none_match: bool) -> Vec<Result<Put, Error>> {
+    async fn put_bodies(&self, objects: Vec<(Names, Bytes)>, options: PutOptions) -> Vec<Result<Put, Error>> {
         let count = objects.len();
         let mut bodies = Vec::with_capacity(count);
         for (names, body) in objects {
@@ -92,7 +93,7 @@ impl SqliteStore {
         let work = move |session: &mut Session| {
             let mut done: Vec<Result<Done, Error>> = Vec::with_capacity(count);
             for (names, body) in bodies {
-                done.push(match body.map(|body| put(session, &names, body, if_none_match)) {
+                done.push(match body.map(|body| put(session, &names, body, options.if_none_match)) {
                     Ok(Err(Failure::Sql(error))) => return Err(sqlite::Failure::Sql(error)),
                     Ok(Err(Failure::Call(error))) | Err(error) => Err(error),
                     Ok(Ok(done)) => Ok(done),
@@ -100,10 +101,11 @@ impl SqliteStore {
             }
             Ok(done)
         };
-        let done = match self.database.engine.write::<_, Fault>(Durability::Full, work).await {
-            Ok(done) => done,
-            Err(fault) => return (0..count).map(|_| Err(Error::Fault(fault.clone()))).collect(),
-        };
+        let done =
+            match self.database.engine.write::<_, Fault>(Durability::FullWithin(options.durable_within), work).await {
+                Ok(done) => done,
+                Err(fault) => return (0..count).map(|_| Err(Error::Fault(fault.clone()))).collect(),
+            };
         let mut puts = Vec::with_capacity(count);
         for done in done {
             puts.push(match done {
@@ -177,7 +179,7 @@ impl ObjectStore for SqliteStore {
     }
 
     async fn put(&self, key: &str, body: Bytes, options: PutOptions) -> Result<Put, StoreError> {
-        let put = self.put_body(self.names(key)?, body, options.if_none_match).await;
+        let put = self.put_body(self.names(key)?, body, options).await;
         put.map_err(|error| self.error(error, key, 0))
     }
 
@@ -185,7 +187,7 @@ impl ObjectStore for SqliteStore {
         let keys: Vec<String> = objects.iter().map(|(key, _)| key.clone()).collect();
         let named = objects.into_iter().map(|(key, body)| Ok((self.names(&key)?, body)));
         let puts = match named.collect::<Result<Vec<_>, StoreError>>() {
-            Ok(objects) => self.put_bodies(objects, options.if_none_match).await,
+            Ok(objects) => self.put_bodies(objects, options).await,
             // A key that no bucket takes is a fault of the caller's, and so all of them are.
             Err(error) => return keys.iter().map(|_| Err(error.clone())).collect(),
         };
@@ -227,7 +229,7 @@ impl ObjectStore for SqliteStore {
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         let names = self.names(key)?;
         let work = move |session: &mut Session| delete(session, &names);
-        let deleted = self.database.engine.write(Durability::Full, work).await;
+        let deleted = self.database.engine.write(Durability::FULL, work).await;
         self.release(deleted.map_err(|error| self.error(error, key, 0))?).await;
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Jobs: accepting one, waiting for its end, telling its state. Any web process can do each for any id.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -30,6 +31,9 @@ const CLEAN_UP_PATIENCE: Duration = Duration::from_secs(1);
 const LIMIT_KEPT_FOR: Duration = Duration::from_secs(10);
 /// A worker that holds the message at its expiry still has the first word for so long.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
+
+/// How much later a job whose caller waits for its end may be on disk: many share a sync, and most ends come sooner.
+const SHARED_SYNC: Duration = Duration::from_millis(50);
 
 /// What the web tier says to workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +99,13 @@ pub enum State {
     Unknown,
 }
 
+/// A job that was accepted.
+pub struct Classified {
+    pub id: Uuid,
+    /// The result object's text, where it came in time.
+    pub result: Option<Bytes>,
+}
+
 /// What a client may say about its job beside the image.
 #[derive(Debug, Clone)]
 pub struct Wishes {
@@ -104,19 +115,56 @@ pub struct Wishes {
 
 impl Jobs {
     /// Accepts an image: once this returns, the job has an end, whatever dies.
-    pub async fn submit(&self, upload: Upload, wishes: Wishes) -> Result<Waiter, Problem> {
+    pub async fn submit(&self, upload: Upload, wishes: Wishes) -> Result<Uuid, Problem> {
         let id = Uuid::now_v7();
-        self.look_at_limit(id, &upload).await;
-        // First: what does not fit the queue in the original's form is refused before anything is stored.
-        let message = self.message(id, &upload, &wishes)?;
+        self.accept(id, &upload, &wishes, Duration::ZERO).await?;
+        self.count(&upload);
+        Ok(id)
+    }
+
+    /// Accepts an image and waits for its end; only the id when `patience` ends first. An end that comes before the image
+    /// and its message are on disk is told without them: it stands, and until now nobody knew the id.
+    pub async fn classify(&self, upload: Upload, wishes: Wishes, patience: Duration) -> Result<Classified, Problem> {
+        let id = Uuid::now_v7();
         let waiter = self.pending.wait_for(id);
-        let store = self.store(id, &upload);
-        let send = self.send(message, id, &upload, &wishes);
+        let mut accepting = pin!(self.accept(id, &upload, &wishes, SHARED_SYNC.min(patience)));
+        let mut waiting = pin!(self.wait(waiter, patience));
+        let ended = tokio::select! {
+            biased;
+            ended = &mut waiting => {
+                if ended.is_none() {
+                    accepting.await?;
+                }
+                ended
+            }
+            accepted = &mut accepting => {
+                accepted?;
+                waiting.await
+            }
+        };
+        self.count(&upload);
+        Ok(Classified { id, result: ended })
+    }
+
+    /// Once this returns, the job has an end, whatever dies. `durable_within`: how much later that may be, for others to
+    /// share the way to the disk.
+    async fn accept(
+        &self,
+        id: Uuid,
+        upload: &Upload,
+        wishes: &Wishes,
+        durable_within: Duration,
+    ) -> Result<(), Problem> {
+        self.look_at_limit(id, upload).await;
+        // First: what does not fit the queue in the original's form is refused before anything is stored.
+        let message = self.message(id, upload, wishes)?;
+        let send = self.send(message, id, upload, wishes, durable_within);
         let (stored, sent) = if self.input.is_put_in_line_with_sends(upload.bytes.len()) {
             // Polled in this order. Should the image alone fail, nobody was told the id of the message.
-            futures::join!(store, send)
+            futures::join!(self.store(id, upload, durable_within), send)
         } else {
-            let stored = store.await;
+            // The message waits for it.
+            let stored = self.store(id, upload, Duration::ZERO).await;
             let sent = if stored.is_ok() { send.await } else { Ok(()) };
             (stored, sent)
         };
@@ -125,14 +173,17 @@ impl Jobs {
             self.forget_image(id).await;
             return Err(problem);
         }
-        METRICS.accepted.inc();
-        METRICS.upload_bytes.inc_by(upload.bytes.len() as u64);
-        Ok(waiter)
+        Ok(())
     }
 
-    async fn store(&self, id: Uuid, upload: &Upload) -> Result<(), Problem> {
+    fn count(&self, upload: &Upload) {
+        METRICS.accepted.inc();
+        METRICS.upload_bytes.inc_by(upload.bytes.len() as u64);
+    }
+
+    async fn store(&self, id: Uuid, upload: &Upload, durable_within: Duration) -> Result<(), Problem> {
         let _timer = METRICS.stage("stored").start_timer();
-        let options = PutOptions { if_none_match: false, content_type: Some(upload.content_type) };
+        let options = PutOptions { if_none_match: false, content_type: Some(upload.content_type), durable_within };
         let put = self.input.put(&protocol::image_key(id), upload.bytes.clone(), options).await;
         put.map(drop).map_err(|error| store_problem(&error))
     }
@@ -164,16 +215,24 @@ impl Jobs {
         }
     }
 
-    async fn send(&self, message: String, id: Uuid, upload: &Upload, wishes: &Wishes) -> Result<(), Problem> {
+    async fn send(
+        &self,
+        message: String,
+        id: Uuid,
+        upload: &Upload,
+        wishes: &Wishes,
+        durable_within: Duration,
+    ) -> Result<(), Problem> {
         let _timer = METRICS.stage("sent").start_timer();
-        match queue::send_one(&*self.requests, Outgoing::new(message)).await {
+        let outgoing = |body| Outgoing { durable_within, ..Outgoing::new(body) };
+        match queue::send_one(&*self.requests, outgoing(message)).await {
             Ok(()) => Ok(()),
             // Somebody lowered the queue's limit.
             Err(QueueError::TooLarge { limit, .. }) => {
                 tracing::info!(queue = self.requests.name(), limit, "the queue takes less than it did");
                 self.limit.learn(limit);
                 let smaller = self.message(id, upload, wishes)?;
-                let sent = queue::send_one(&*self.requests, Outgoing::new(smaller)).await;
+                let sent = queue::send_one(&*self.requests, outgoing(smaller)).await;
                 sent.map_err(|error| queue_problem(&error))
             }
             Err(error) => Err(queue_problem(&error)),
@@ -219,7 +278,7 @@ impl Jobs {
     }
 
     /// Waits for the end of a job: the reply wakes, the store is the truth. None when `patience` ends first.
-    pub async fn wait(&self, mut waiter: Waiter, patience: Duration) -> Option<Bytes> {
+    async fn wait(&self, mut waiter: Waiter, patience: Duration) -> Option<Bytes> {
         METRICS.waiting.inc();
         let _timer = METRICS.stage("waited").start_timer();
         let _counted = Counted;

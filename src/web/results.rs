@@ -55,7 +55,8 @@ impl Results {
     async fn write_once(&self, mut result: ClassifyResult) -> Result<Bytes, StoreError> {
         result.worker.clone_from(&self.signature);
         let body = Bytes::from(result.to_json());
-        let options = PutOptions { if_none_match: true, content_type: Some("application/json") };
+        let options =
+            PutOptions { if_none_match: true, content_type: Some("application/json"), ..PutOptions::default() };
         match self.output.put(&protocol::result_key(result.id), body.clone(), options).await? {
             Put::Created => Ok(body),
             Put::AlreadyExists => Ok(self.get(result.id).await?.unwrap_or(body)),

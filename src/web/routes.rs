@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::assets;
 use super::error::Problem;
-use super::jobs::{Jobs, State, Wishes};
+use super::jobs::{Classified, Jobs, State, Wishes};
 use super::metrics::METRICS;
 use super::readiness::Readiness;
 use super::upload::{self, UploadRules};
@@ -91,9 +91,8 @@ async fn classify_original(Shared(site): Shared<Arc<Site>>, request: Request) ->
     let wants_json = accepts_json(request.headers());
     let wishes = Asked::default().wishes(request.headers())?;
     let upload = upload::receive(request, &site.uploads).await?;
-    let waiter = site.jobs.submit(upload, wishes).await?;
-    let id = waiter.id();
-    let Some(text) = site.jobs.wait(waiter, site.sync_timeout).await else { return Err(Problem::not_in_time(id)) };
+    let Classified { id, result } = site.jobs.classify(upload, wishes, site.sync_timeout).await?;
+    let Some(text) = result else { return Err(Problem::not_in_time(id)) };
     let result = parse(&text)?;
     if result.status != Status::Succeeded {
         return Err(Problem::of_result(&result));
@@ -114,9 +113,8 @@ async fn classify(
     let wait = asked.wait(DEFAULT_WAIT)?;
     let wishes = asked.wishes(request.headers())?;
     let upload = upload::receive(request, &site.uploads).await?;
-    let waiter = site.jobs.submit(upload, wishes).await?;
-    let id = waiter.id();
-    let Some(text) = site.jobs.wait(waiter, wait).await else { return Ok(accepted(id)) };
+    let Classified { id, result } = site.jobs.classify(upload, wishes, wait).await?;
+    let Some(text) = result else { return Ok(accepted(id)) };
     // A success is passed on as it is; only failures are read.
     let head: Ended = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
     if head.status == Status::Succeeded {
@@ -138,8 +136,7 @@ async fn create_job(
 ) -> Result<Response, Problem> {
     let wishes = asked.wishes(request.headers())?;
     let upload = upload::receive(request, &site.uploads).await?;
-    let waiter = site.jobs.submit(upload, wishes).await?;
-    Ok(accepted(waiter.id()))
+    Ok(accepted(site.jobs.submit(upload, wishes).await?))
 }
 
 /// `GET /v1/jobs/{id}`: the state of any id; `?wait=` holds the answer until the job has ended or the time is over.

@@ -188,7 +188,8 @@ impl Publisher {
 
     /// Writes results, waiting out faults. Where one stands already, that is what is replied.
     async fn write_results(&self, mut left: Vec<Unwritten>) -> Vec<Written> {
-        let options = PutOptions { if_none_match: true, content_type: Some("application/json") };
+        let options =
+            PutOptions { if_none_match: true, content_type: Some("application/json"), ..PutOptions::default() };
         let mut written = Vec::with_capacity(left.len());
         let mut rests = Rests::default();
         while !left.is_empty() {

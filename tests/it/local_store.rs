@@ -16,8 +16,8 @@ use crate::children::{self, Worker, say};
 const BUCKET: &str = "bucket";
 const RACES: usize = 50;
 const MANY: u64 = 1 << 30;
-const ONCE: PutOptions = PutOptions { if_none_match: true, content_type: None };
-const PLAIN: PutOptions = PutOptions { if_none_match: false, content_type: None };
+const ONCE: PutOptions = PutOptions { if_none_match: true, content_type: None, durable_within: Duration::ZERO };
+const PLAIN: PutOptions = PutOptions { if_none_match: false, content_type: None, durable_within: Duration::ZERO };
 
 #[test]
 fn of_racing_processes_exactly_one_creates() {

@@ -11,8 +11,9 @@ use uuid::Uuid;
 use crate::conformance::{self, Exception, checks};
 
 const MANY: u64 = 64 << 20;
-const ONCE: PutOptions = PutOptions { if_none_match: true, content_type: Some("application/json") };
-const PLAIN: PutOptions = PutOptions { if_none_match: false, content_type: None };
+const ONCE: PutOptions =
+    PutOptions { if_none_match: true, content_type: Some("application/json"), durable_within: Duration::ZERO };
+const PLAIN: PutOptions = PutOptions { if_none_match: false, content_type: None, durable_within: Duration::ZERO };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_local_store_conforms() {

@@ -94,7 +94,7 @@ impl SqliteQueues {
             Ok(if messages::exists(session, &looked_for)? { Look::Answer(()) } else { Look::Write })
         };
         let work = move |session: &mut Session| messages::create(session, &created, &attributes);
-        self.database.engine.call(Durability::Full, look, work).await?;
+        self.database.engine.call(Durability::FULL, look, work).await?;
         Ok(name)
     }
 }
@@ -124,7 +124,7 @@ impl Queues for SqliteQueues {
 
     async fn delete(&self, name: &str) -> Result<(), QueueError> {
         let (name, removed) = (name.to_owned(), name.to_owned());
-        self.database.engine.write(Durability::Full, move |session| messages::delete(session, &name)).await?;
+        self.database.engine.write(Durability::FULL, move |session| messages::delete(session, &name)).await?;
         if let Some(direct) = &self.direct {
             direct.remove(&removed);
         }
@@ -144,7 +144,7 @@ impl Queues for SqliteQueues {
     async fn set_tag(&self, name: &str, key: &str, value: &str) -> Result<(), QueueError> {
         let (name, key, value) = (name.to_owned(), key.to_owned(), value.to_owned());
         let work = move |session: &mut Session| messages::set_tag(session, &name, &key, &value);
-        self.database.engine.write(Durability::Full, work).await
+        self.database.engine.write(Durability::FULL, work).await
     }
 }
 
@@ -232,7 +232,7 @@ impl Queue for SqliteQueue {
 
     async fn purge(&self) -> Result<(), QueueError> {
         let name = self.name.clone();
-        self.database.engine.write(Durability::Full, move |session| messages::purge(session, &name)).await
+        self.database.engine.write(Durability::FULL, move |session| messages::purge(session, &name)).await
     }
 }
 
@@ -247,8 +247,8 @@ impl SqliteQueue {
 
     async fn send_by_file(&self, messages: Vec<Outgoing>) -> Result<Vec<Result<(), QueueError>>, QueueError> {
         let name = self.name.clone();
-        let transient = messages.iter().all(|message| message.is_transient);
-        let durability = if transient { Durability::Normal } else { Durability::Full };
+        let bearable = messages.iter().filter(|message| !message.is_transient).map(|message| message.durable_within);
+        let durability = bearable.min().map_or(Durability::Normal, Durability::FullWithin);
         let work = move |session: &mut Session| messages::send(session, &name, &messages);
         self.database.engine.write(durability, work).await
     }
