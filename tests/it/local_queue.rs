@@ -6,7 +6,7 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use imgcls::queue::{
-    MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, Queues as _, Receipt, ReceiveOptions, Redrive,
+    Depth, MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, Queues as _, Receipt, ReceiveOptions, Redrive,
     SqliteQueues,
 };
 use rand::Rng as _;
@@ -325,6 +325,118 @@ async fn a_queue_removed_elsewhere_is_not_found_until_it_is_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_transient_message_to_its_owner_goes_past_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let queues = SqliteQueues::open(directory.path()).unwrap();
+    let owner = queues.create_own(QUEUE, &QueueAttributes::default()).await.unwrap();
+    let elsewhere = SqliteQueues::open(directory.path()).unwrap().open(QUEUE).await.unwrap();
+    // Waited for: the receive has looked at the file and waits.
+    let (received, ()) = tokio::join!(owner.receive(options(LONG_POLL)), send_transient(&*elsewhere, "direct"));
+    let delivery = received.unwrap().remove(0);
+    assert_eq!((delivery.body.as_str(), delivery.receive_count), ("direct", 1));
+    assert_eq!(owner.depth().await.unwrap(), Depth::default(), "nothing of it is in the file");
+    owner.ack(&[delivery.receipt.clone()]).await.unwrap();
+    // Too late: it is acknowledged.
+    owner.set_visibility(&[(delivery.receipt, Duration::ZERO)]).await.unwrap();
+    assert_eq!(owner.depth().await.unwrap(), Depth::default());
+
+    send_transient(&*elsewhere, "handed back").await;
+    let delivery = owner.receive(options(LONG_POLL)).await.unwrap().remove(0);
+    owner.set_visibility(&[(delivery.receipt, Duration::ZERO)]).await.unwrap();
+    let delivery = owner.receive(options(LONG_POLL)).await.unwrap().remove(0);
+    assert_eq!(delivery.body, "handed back");
+    owner.ack(&[delivery.receipt]).await.unwrap();
+    assert_eq!(owner.depth().await.unwrap(), Depth::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_go_past_the_file_goes_into_it() {
+    const MANY: usize = 100;
+    let directory = tempfile::tempdir().unwrap();
+    let queues = SqliteQueues::open(directory.path()).unwrap();
+    let owner = queues.create_own(QUEUE, &QueueAttributes::default()).await.unwrap();
+    let elsewhere = SqliteQueues::open(directory.path()).unwrap().open(QUEUE).await.unwrap();
+    // More than a socket keeps, what is too long for it, what is empty, and what is to survive a power loss.
+    let mut expected: Vec<String> = (0..MANY).map(|index| index.to_string()).collect();
+    expected.extend(["long ".repeat(40_000), String::new()]);
+    for body in &expected {
+        send_transient(&*elsewhere, body).await;
+    }
+    send(&*elsewhere, "durable").await;
+    expected.push("durable".to_owned());
+    assert!(owner.depth().await.unwrap().visible >= 3);
+    let mut received = Vec::new();
+    while received.len() < expected.len() {
+        let deliveries = owner.receive(options(LONG_POLL)).await.unwrap();
+        assert!(!deliveries.is_empty(), "{} of {} came", received.len(), expected.len());
+        received.extend(deliveries.iter().map(|delivery| delivery.body.clone()));
+        let receipts: Vec<Receipt> = deliveries.into_iter().map(|delivery| delivery.receipt).collect();
+        owner.ack(&receipts).await.unwrap();
+    }
+    received.sort();
+    expected.sort();
+    assert!(received == expected, "each once");
+
+    drop(owner);
+    send_transient(&*elsewhere, "nobody is there").await;
+    assert_eq!(elsewhere.receive(options(Duration::ZERO)).await.unwrap()[0].body, "nobody is there");
+}
+
+/// Its owner waits at the socket, the message comes by the file.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_who_waits_hears_of_both_ways() {
+    let directory = tempfile::tempdir().unwrap();
+    let queues = SqliteQueues::open(directory.path()).unwrap();
+    let owner = queues.create_own(QUEUE, &QueueAttributes::default()).await.unwrap();
+    for index in 0..WAKES {
+        let body = index.to_string();
+        let start = Instant::now();
+        let send_either = async {
+            if index.is_multiple_of(2) { send(&*owner, &body).await } else { send_transient(&*owner, &body).await }
+        };
+        let (received, ()) = tokio::join!(owner.receive(options(LONG_POLL)), send_either);
+        let delivery = received.unwrap().remove(0);
+        assert_eq!(delivery.body, body);
+        assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+        owner.ack(&[delivery.receipt]).await.unwrap();
+    }
+    let (received, removed) = tokio::join!(owner.receive(options(LONG_POLL)), queues.delete(QUEUE));
+    removed.unwrap();
+    assert!(matches!(received, Err(QueueError::NotFound(_))), "and that it is gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receive_that_leaves_half_leaves_half() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = open(directory.path()).await;
+    for index in 0..11 {
+        send(&*queue, &index.to_string()).await;
+    }
+    let half = ReceiveOptions { leaves_half: true, ..options(Duration::ZERO) };
+    let mut taken = vec![queue.receive(ReceiveOptions { max: 2, ..half }).await.unwrap().len()];
+    for _ in 0..5 {
+        taken.push(queue.receive(half).await.unwrap().len());
+    }
+    assert_eq!(taken, [2, 5, 2, 1, 1, 0], "of 11, 9, 4, 2, 1 and none");
+}
+
+/// Who bears to hear of it later shares a sync: with the next that does not, here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_send_that_can_wait_is_received_at_once_and_durable_with_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = open(directory.path()).await;
+    let patient = Outgoing { durable_within: LONG, ..Outgoing::new("patient") };
+    let sender = Arc::clone(&queue);
+    let sending = tokio::spawn(async move { sender.send(&[patient]).await });
+    let delivery = queue.receive(options(LONG_POLL)).await.unwrap().remove(0);
+    assert_eq!(delivery.body, "patient");
+    assert!(!sending.is_finished(), "it is not on disk yet");
+    send(&*queue, "impatient").await;
+    let sent = tokio::time::timeout(SOON, sending).await.expect("its sync was the other's").unwrap();
+    sent.unwrap().remove(0).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_receipt_does_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let queues = SqliteQueues::open(directory.path()).unwrap();
@@ -437,6 +549,10 @@ async fn open(data_dir: &Path) -> Arc<dyn Queue> {
 
 async fn send(queue: &dyn Queue, body: &str) {
     queue.send(&[Outgoing::new(body)]).await.unwrap().remove(0).unwrap();
+}
+
+async fn send_transient(queue: &dyn Queue, body: &str) {
+    queue.send(&[Outgoing::transient(body)]).await.unwrap().remove(0).unwrap();
 }
 
 fn options(wait: Duration) -> ReceiveOptions {

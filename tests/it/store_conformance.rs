@@ -31,6 +31,7 @@ pub async fn all(store: impl Fn() -> Arc<dyn ObjectStore>, exceptions: &[Excepti
         a_missing_object_is_none,
         a_put_replaces,
         only_one_conditional_put_creates,
+        several_are_put_at_a_time,
         a_get_refuses_what_is_too_large,
         head_tells_size_and_time,
         odd_keys_are_keys,
@@ -110,6 +111,22 @@ async fn only_one_conditional_put_creates(handles: &Handles<'_>) {
     handles().delete(&key).await.unwrap();
     assert_eq!(handles().put(&key, Bytes::from_static(b"again"), ONCE).await.unwrap(), Put::Created);
     handles().delete(&key).await.unwrap();
+}
+
+async fn several_are_put_at_a_time(handles: &Handles<'_>) {
+    let store = handles();
+    let keys: Vec<String> = (0..4).map(|_| new_key("results")).collect();
+    assert_eq!(store.put(&keys[1], Bytes::from_static(b"stands"), PLAIN).await.unwrap(), Put::Created);
+    let bodies = [1, 2, 30_000, 300_000].map(|size| Bytes::from(vec![7; size]));
+    let objects = keys.iter().cloned().zip(bodies.clone()).collect();
+    let puts: Vec<Put> = store.put_all(objects, ONCE).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(puts, [Put::Created, Put::AlreadyExists, Put::Created, Put::Created]);
+    let stand = [bodies[0].clone(), Bytes::from_static(b"stands"), bodies[2].clone(), bodies[3].clone()];
+    for (key, body) in keys.iter().zip(stand) {
+        assert!(store.get(key, MANY).await.unwrap() == Some(body), "{key}");
+        store.delete(key).await.unwrap();
+    }
+    assert!(store.put_all(Vec::new(), ONCE).await.is_empty());
 }
 
 async fn a_get_refuses_what_is_too_large(handles: &Handles<'_>) {

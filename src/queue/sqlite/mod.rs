@@ -208,6 +208,9 @@ impl Queue for SqliteQueue {
         if !handed_back.is_empty() {
             self.send_by_file(handed_back).await?;
         }
+        if in_file.is_empty() {
+            return Ok(());
+        }
         let name = self.name.clone();
         let work = move |session: &mut Session| messages::set_visibility(session, &name, &in_file);
         self.database.engine.write(Durability::Normal, work).await
