@@ -208,6 +208,8 @@ trait Job: Send {
     /// True: it has its answer and writes nothing.
     fn look(&mut self, session: &Session) -> bool;
     fn work(&mut self, session: &mut Session) -> rusqlite::Result<()>;
+    /// Whether it did not do what it should: then nothing of it is to be synced.
+    fn has_failed(&self) -> bool;
     /// Its own outcome, or the failure of the transaction that it was part of.
     fn answer(self: Box<Self>, failure: Option<&Fault>);
 }
@@ -255,6 +257,10 @@ impl<T: Send, E: From<Fault> + Send> Job for Call<T, E> {
             Err(Failure::Sql(error)) => return Err(error),
         });
         Ok(())
+    }
+
+    fn has_failed(&self) -> bool {
+        self.outcome.as_ref().is_some_and(Result::is_err)
     }
 
     fn answer(self: Box<Self>, failure: Option<&Fault>) {
@@ -382,8 +388,8 @@ fn write(connection: &Connection, mut group: Vec<Box<dyn Job>>, bells: &Bells, u
     session.unsynced.into_iter().for_each(|file| unsynced.add_file(file));
     for job in group {
         match job.durability() {
-            Durability::FullWithin(within) => unsynced.add(job, within),
-            Durability::Normal | Durability::Lazy => job.answer(None),
+            Durability::FullWithin(within) if !job.has_failed() => unsynced.add(job, within),
+            _ => job.answer(None),
         }
     }
 }

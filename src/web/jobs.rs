@@ -158,22 +158,21 @@ impl Jobs {
         self.look_at_limit(id, upload).await;
         // First: what does not fit the queue in the original's form is refused before anything is stored.
         let message = self.message(id, upload, wishes)?;
-        let send = self.send(message, id, upload, wishes, durable_within);
-        let (stored, sent) = if self.input.is_put_in_line_with_sends(upload.bytes.len()) {
+        let send = async {
+            let sent = self.send(message, id, upload, wishes, durable_within).await;
+            if sent.is_err() {
+                self.forget_image(id).await;
+            }
+            sent
+        };
+        if self.input.is_put_in_line_with_sends(upload.bytes.len()) {
             // Polled in this order. Should the image alone fail, nobody was told the id of the message.
-            futures::join!(self.store(id, upload, durable_within), send)
+            futures::try_join!(self.store(id, upload, durable_within), send).map(drop)
         } else {
             // The message waits for it.
-            let stored = self.store(id, upload, Duration::ZERO).await;
-            let sent = if stored.is_ok() { send.await } else { Ok(()) };
-            (stored, sent)
-        };
-        stored?;
-        if let Err(problem) = sent {
-            self.forget_image(id).await;
-            return Err(problem);
+            self.store(id, upload, Duration::ZERO).await?;
+            send.await
         }
-        Ok(())
     }
 
     fn count(&self, upload: &Upload) {
