@@ -120,7 +120,7 @@ impl Course {
             max: MAX_BATCH,
             wait: Duration::from_secs(1),
             visibility_timeout: Duration::from_secs(30),
-            leaves_half: false,
+            is_fair: false,
         };
         while self.answered.load(Ordering::Acquire) < self.options.images {
             let deliveries = queue.receive(options).await?;

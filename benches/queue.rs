@@ -440,7 +440,7 @@ fn cpu(process: &str) -> Duration {
 }
 
 fn options(wait: Duration) -> ReceiveOptions {
-    ReceiveOptions { max: MAX_BATCH, wait, visibility_timeout: Duration::from_secs(30), leaves_half: false }
+    ReceiveOptions { max: MAX_BATCH, wait, visibility_timeout: Duration::from_secs(30), is_fair: false }
 }
 
 fn print_quantiles(label: &str, mut sample: Vec<f64>) {

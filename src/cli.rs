@@ -29,9 +29,9 @@ use crate::scaling::{Bounds, Policy};
 use crate::telemetry::LogFormat;
 use crate::{autoscale, classify, loadgen, protocol, queues, tune, up, web, worker};
 
-/// Two images of a batch cost the model 7 % less than one by one, and more gain next to nothing; but each waits for the
-/// other (decision 13).
-const LOCAL_MAX_BATCH_SIZE: usize = 2;
+/// Where much waits; of little a worker takes one or two (`queue::fair_share`). Each image of a batch waits for the
+/// others, and more than three gain next to nothing (decision 13).
+const LOCAL_MAX_BATCH_SIZE: usize = 3;
 /// What one call to SQS carries, so that calls are full at load.
 const AWS_MAX_BATCH_SIZE: usize = MAX_BATCH;
 
@@ -233,7 +233,7 @@ pub enum ResultQueueModeArg {
 pub struct BatchArgs {
     /// Images inferred together at most, and as many are taken ahead for each session. The model gains little from it
     /// on a CPU; the calls to the queue are shared by more images, and what is ahead bridges the way to it
-    /// [default: 2, on AWS 10]
+    /// [default: 3, on AWS 10]
     #[arg(long, env = "IMGCLS_MAX_BATCH_SIZE", value_parser = positive)]
     pub max_batch_size: Option<usize>,
     /// How long a batch that is not full waits for more once a session is free

@@ -178,9 +178,16 @@ pub struct ReceiveOptions {
     /// At most [`LONGEST_POLL`].
     pub wait: Duration,
     pub visibility_timeout: Duration,
-    /// Take at most half of what can be received, rounded up: there are others who may do the rest sooner. A backend that
-    /// does not know how much there is takes up to `max`.
-    pub leaves_half: bool,
+    /// Take no more than a [`fair_share`] of what can be received: there are others who may do the rest sooner. A backend
+    /// that does not know how much there is takes up to `max`.
+    pub is_fair: bool,
+}
+
+/// What one receiver of several takes of `visible` messages: a quarter; of few messages up to two, as long as that is no
+/// more than half. At least one, at most `max`.
+pub fn fair_share(visible: usize, max: usize) -> usize {
+    let of_few = visible.div_ceil(2).min(2);
+    of_few.max(visible / 4).clamp(1, max)
 }
 
 /// One delivery of one message.
@@ -225,4 +232,16 @@ pub enum QueueError {
     /// Trying again will not help: a bad name, no permission, a broken file.
     #[error("{0}")]
     Fatal(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fair_share_leaves_half_of_few_and_three_quarters_of_many() {
+        let shares = [0, 1, 2, 3, 4, 11, 12, 15, 16, 40].map(|visible| fair_share(visible, 10));
+        assert_eq!(shares, [1, 1, 1, 2, 2, 2, 3, 3, 4, 10]);
+        assert_eq!([fair_share(40, 3), fair_share(3, 1)], [3, 1]);
+    }
 }

@@ -106,8 +106,7 @@ impl<'a> Scan<'a> {
 
     /// The next letters, at most `max`; none at the end, or where the process is asked to stop.
     pub async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, QueueError> {
-        let options =
-            ReceiveOptions { max: max.min(MAX_BATCH), wait: WAIT, visibility_timeout: HOLD, leaves_half: false };
+        let options = ReceiveOptions { max: max.min(MAX_BATCH), wait: WAIT, visibility_timeout: HOLD, is_fair: false };
         if self.shutdown.is_cancelled() {
             return Ok(Vec::new());
         }

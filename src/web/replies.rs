@@ -375,7 +375,7 @@ fn options(mode: ResultQueueMode) -> ReceiveOptions {
         ResultQueueMode::Own => VISIBILITY_TIMEOUT,
         ResultQueueMode::Shared => SHARED_VISIBILITY_TIMEOUT,
     };
-    ReceiveOptions { max: MAX_BATCH, wait: LONGEST_POLL, visibility_timeout, leaves_half: false }
+    ReceiveOptions { max: MAX_BATCH, wait: LONGEST_POLL, visibility_timeout, is_fair: false }
 }
 
 #[cfg(test)]

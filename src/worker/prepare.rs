@@ -61,7 +61,8 @@ impl Intake {
             match received {
                 Ok((deliveries, places)) => {
                     rests = Rests::default();
-                    left_more = deliveries.len() == places.len();
+                    // A fair share of two or more leaves some.
+                    left_more = deliveries.len() >= places.len().min(2);
                     intake.dispatch(deliveries, places, &mut jobs, &shutdown).await;
                 }
                 Err(error) => {
@@ -84,12 +85,8 @@ impl Intake {
         let mut may_look = left_more;
         loop {
             let wait = self.until_it_is_our_turn(may_look).await;
-            let options = ReceiveOptions {
-                max: places.len(),
-                wait,
-                visibility_timeout: self.visibility_timeout,
-                leaves_half: true,
-            };
+            let options =
+                ReceiveOptions { max: places.len(), wait, visibility_timeout: self.visibility_timeout, is_fair: true };
             let deliveries = self.requests.receive(options).await?;
             if !deliveries.is_empty() || wait == LONGEST_POLL {
                 METRICS.received.inc_by(deliveries.len() as u64);

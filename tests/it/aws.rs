@@ -163,12 +163,8 @@ fn sends_and_acks_of_many_callers_share_calls() {
         join_all(sends).await.into_iter().collect::<Result<(), _>>().expect("sent");
         let mut receipts = Vec::new();
         while receipts.len() < 200 {
-            let options = ReceiveOptions {
-                max: 10,
-                wait: Duration::from_secs(5),
-                visibility_timeout: PATIENCE,
-                leaves_half: false,
-            };
+            let options =
+                ReceiveOptions { max: 10, wait: Duration::from_secs(5), visibility_timeout: PATIENCE, is_fair: false };
             receipts.extend(queue.receive(options).await.expect("received").into_iter().map(|got| got.receipt));
         }
         let acks = receipts.iter().map(|receipt| queue.ack(std::slice::from_ref(receipt)));

@@ -83,7 +83,7 @@ fn request(id: Uuid) -> Value {
 }
 
 fn receive(queue: &dyn Queue, visibility_timeout: Duration) -> Delivery {
-    let options = ReceiveOptions { max: 1, wait: Duration::from_secs(1), visibility_timeout, leaves_half: false };
+    let options = ReceiveOptions { max: 1, wait: Duration::from_secs(1), visibility_timeout, is_fair: false };
     until(&format!("a message on {}", queue.name()), || run(queue.receive(options)).unwrap().pop())
 }
 

@@ -406,18 +406,18 @@ async fn an_owner_who_waits_hears_of_both_ways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_receive_that_leaves_half_leaves_half() {
+async fn a_fair_receive_leaves_some_to_others() {
     let directory = tempfile::tempdir().unwrap();
     let queue = open(directory.path()).await;
-    for index in 0..11 {
+    for index in 0..17 {
         send(&*queue, &index.to_string()).await;
     }
-    let half = ReceiveOptions { leaves_half: true, ..options(Duration::ZERO) };
-    let mut taken = vec![queue.receive(ReceiveOptions { max: 2, ..half }).await.unwrap().len()];
-    for _ in 0..5 {
-        taken.push(queue.receive(half).await.unwrap().len());
+    let fair = ReceiveOptions { is_fair: true, ..options(Duration::ZERO) };
+    let mut taken = vec![queue.receive(ReceiveOptions { max: 3, ..fair }).await.unwrap().len()];
+    for _ in 0..9 {
+        taken.push(queue.receive(fair).await.unwrap().len());
     }
-    assert_eq!(taken, [2, 5, 2, 1, 1, 0], "of 11, 9, 4, 2, 1 and none");
+    assert_eq!(taken, [3, 3, 2, 2, 2, 2, 2, 1, 0, 0], "of 17, 14, 11, 9, 7, 5, 3, 1 and none");
 }
 
 /// Who bears to hear of it later shares a sync: with the next that does not, here.
@@ -556,5 +556,5 @@ async fn send_transient(queue: &dyn Queue, body: &str) {
 }
 
 fn options(wait: Duration) -> ReceiveOptions {
-    ReceiveOptions { max: MAX_BATCH, wait, visibility_timeout: LONG, leaves_half: false }
+    ReceiveOptions { max: MAX_BATCH, wait, visibility_timeout: LONG, is_fair: false }
 }

@@ -37,8 +37,7 @@ impl Queues {
 }
 
 async fn next(queue: &dyn Queue) -> Delivery {
-    let options =
-        ReceiveOptions { max: 1, wait: Duration::from_secs(5), visibility_timeout: PATIENCE, leaves_half: false };
+    let options = ReceiveOptions { max: 1, wait: Duration::from_secs(5), visibility_timeout: PATIENCE, is_fair: false };
     let started = std::time::Instant::now();
     loop {
         if let Some(delivery) = queue.receive(options).await.unwrap().pop() {

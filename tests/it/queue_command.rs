@@ -146,12 +146,8 @@ fn depth_tells_of_every_queue_and_receives_nothing() {
     run(async {
         let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
         let requests = queues.open(REQUESTS).await.unwrap();
-        let options = ReceiveOptions {
-            max: 1,
-            wait: Duration::ZERO,
-            visibility_timeout: Duration::from_secs(1),
-            leaves_half: false,
-        };
+        let options =
+            ReceiveOptions { max: 1, wait: Duration::ZERO, visibility_timeout: Duration::from_secs(1), is_fair: false };
         assert_eq!(requests.receive(options).await.unwrap()[0].receive_count, 1, "it was received before");
     });
 

@@ -399,7 +399,7 @@ impl<'a> Scratch<'a> {
 }
 
 fn options(max: usize, wait: Duration, visibility_timeout: Duration) -> ReceiveOptions {
-    ReceiveOptions { max, wait, visibility_timeout, leaves_half: false }
+    ReceiveOptions { max, wait, visibility_timeout, is_fair: false }
 }
 
 fn now_ms() -> i64 {

@@ -40,7 +40,7 @@ impl OriginalWorker {
     /// Serves one message; the file name that it had.
     async fn serve_one(&self) -> String {
         let options =
-            ReceiveOptions { max: 1, wait: Duration::from_secs(5), visibility_timeout: PATIENCE, leaves_half: false };
+            ReceiveOptions { max: 1, wait: Duration::from_secs(5), visibility_timeout: PATIENCE, is_fair: false };
         let started = Instant::now();
         let delivery = loop {
             if let Some(delivery) = self.requests.receive(options).await.unwrap().pop() {

@@ -11,7 +11,9 @@ use rusqlite::{OptionalExtension as _, Row, named_params, params};
 use uuid::Uuid;
 
 use super::duration;
-use crate::queue::{Delivery, Depth, Outgoing, QueueAttributes, QueueError, Receipt, ReceiveOptions, Redrive};
+use crate::queue::{
+    Delivery, Depth, Outgoing, QueueAttributes, QueueError, Receipt, ReceiveOptions, Redrive, fair_share,
+};
 use crate::sqlite::{self, Look, RECHECK, Session, millis};
 
 type Failure = sqlite::Failure<QueueError>;
@@ -146,7 +148,7 @@ pub(super) fn receive(session: &mut Session, name: &str, options: ReceiveOptions
     let expiry_ms = expiry_ms(session, &queue);
     let dead_letters = dead_letter_target(session, &queue)?;
     let visible_at_ms = session.now_ms.saturating_add(millis(options.visibility_timeout));
-    let max = if options.leaves_half { half_of_visible(session, queue.id, options.max)? } else { options.max };
+    let max = if options.is_fair { share_of_visible(session, queue.id, options.max)? } else { options.max };
     let mut deliveries = Vec::new();
     // Dead letters and what is too old make room for further messages, hence the loop; each round takes some out of what
     // is visible.
@@ -175,13 +177,13 @@ pub(super) fn receive(session: &mut Session, name: &str, options: ReceiveOptions
     Ok(Taken { deliveries, next_due_ms: next_due_ms(session, queue.id)? })
 }
 
-/// Half of the messages that can be received, rounded up; at least one, at most `max`.
-fn half_of_visible(session: &Session, queue_id: i64, max: usize) -> Result<usize, Failure> {
+fn share_of_visible(session: &Session, queue_id: i64, max: usize) -> Result<usize, Failure> {
     let mut count = session.connection.prepare_cached(
         "SELECT count(*) FROM (SELECT 1 FROM messages WHERE queue_id = ?1 AND visible_at_ms <= ?2 LIMIT ?3)",
     )?;
-    let visible: usize = count.query_row(params![queue_id, session.now_ms, 2 * max], |row| row.get(0))?;
-    Ok(visible.div_ceil(2).clamp(1, max))
+    // Of more than these the share is `max` too.
+    let visible: usize = count.query_row(params![queue_id, session.now_ms, 4 * max], |row| row.get(0))?;
+    Ok(fair_share(visible, max))
 }
 
 /// Messages that were taken and reached nobody: as if they had never been taken.
