@@ -374,7 +374,9 @@ fn look(connection: &Connection, group: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> 
     if !connection.is_autocommit() && execute(connection, "COMMIT").is_err() {
         let _ = execute(connection, "ROLLBACK");
     }
-    answered.into_iter().for_each(|(_, job)| job.answer(None));
+    for (_, job) in answered {
+        job.answer(None);
+    }
     writers.into_iter().map(|(_, job)| job).collect()
 }
 

@@ -118,7 +118,7 @@ impl Jobs {
     pub async fn submit(&self, upload: Upload, wishes: Wishes) -> Result<Uuid, Problem> {
         let id = Uuid::now_v7();
         self.accept(id, &upload, &wishes, Duration::ZERO).await?;
-        self.count(&upload);
+        count(&upload);
         Ok(id)
     }
 
@@ -142,7 +142,7 @@ impl Jobs {
                 waiting.await
             }
         };
-        self.count(&upload);
+        count(&upload);
         Ok(Classified { id, result: ended })
     }
 
@@ -173,11 +173,6 @@ impl Jobs {
             self.store(id, upload, Duration::ZERO).await?;
             send.await
         }
-    }
-
-    fn count(&self, upload: &Upload) {
-        METRICS.accepted.inc();
-        METRICS.upload_bytes.inc_by(upload.bytes.len() as u64);
     }
 
     async fn store(&self, id: Uuid, upload: &Upload, durable_within: Duration) -> Result<(), Problem> {
@@ -365,6 +360,11 @@ impl Jobs {
         let runs_from = Timestamp::try_from(stored_at).map_or(submitted_at, |stored_at| stored_at.max(submitted_at));
         runs_from.saturating_add(self.job_ttl + EXPIRY_MARGIN).ok()
     }
+}
+
+fn count(upload: &Upload) {
+    METRICS.accepted.inc();
+    METRICS.upload_bytes.inc_by(upload.bytes.len() as u64);
 }
 
 /// Counts a waiter down, however it leaves.

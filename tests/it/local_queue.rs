@@ -335,7 +335,7 @@ async fn a_transient_message_to_its_owner_goes_past_the_file() {
     let delivery = received.unwrap().remove(0);
     assert_eq!((delivery.body.as_str(), delivery.receive_count), ("direct", 1));
     assert_eq!(owner.depth().await.unwrap(), Depth::default(), "nothing of it is in the file");
-    owner.ack(&[delivery.receipt.clone()]).await.unwrap();
+    owner.ack(std::slice::from_ref(&delivery.receipt)).await.unwrap();
     // Too late: it is acknowledged.
     owner.set_visibility(&[(delivery.receipt, Duration::ZERO)]).await.unwrap();
     assert_eq!(owner.depth().await.unwrap(), Depth::default());
