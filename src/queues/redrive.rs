@@ -234,12 +234,8 @@ impl Redrive<'_> {
         };
         let Some(image) = image else { return Ok(false) };
         let content_type = crate::model::sniff(&image);
-        let _ = self
-            .service
-            .input()
-            .await?
-            .put(&key, image, PutOptions { if_none_match: false, content_type, ..PutOptions::default() })
-            .await?;
+        let options = PutOptions { content_type, ..PutOptions::default() };
+        let _ = self.service.input().await?.put(&key, image, options).await?;
         Ok(true)
     }
 }

@@ -446,7 +446,7 @@ impl Session<'_> {
 }
 
 /// Milliseconds since the Unix epoch: the one clock that all processes of this machine share.
-fn now_ms() -> i64 {
+pub fn now_ms() -> i64 {
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     millis(since_epoch)
 }

@@ -13,13 +13,12 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixDatagram as Sender;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
 
 use tokio::net::UnixDatagram;
 use uuid::Uuid;
 
 use crate::queue::{Delivery, Outgoing, Receipt};
-use crate::sqlite::millis;
+use crate::sqlite;
 
 const DIRECTORY: &str = "direct";
 /// What is larger goes into the file; a datagram that the kernel takes by default is longer.
@@ -138,7 +137,7 @@ impl Inbox {
         let message_id = Uuid::now_v7().to_string();
         let receipt = Receipt(format!("{RECEIPT_PREFIX}{message_id}"));
         self.held().insert(receipt.clone(), body.clone());
-        let sent_at_ms = millis(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+        let sent_at_ms = sqlite::now_ms();
         Delivery { message_id, receipt, body, attributes: BTreeMap::new(), receive_count: 1, sent_at_ms }
     }
 

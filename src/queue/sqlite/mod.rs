@@ -123,10 +123,16 @@ impl Queues for SqliteQueues {
     }
 
     async fn delete(&self, name: &str) -> Result<(), QueueError> {
-        let (name, removed) = (name.to_owned(), name.to_owned());
-        self.database.engine.write(Durability::FULL, move |session| messages::delete(session, &name)).await?;
-        if let Some(direct) = &self.direct {
-            direct.remove(&removed);
+        let (name, deleted) = (name.to_owned(), name.to_owned());
+        let work = move |session: &mut Session| {
+            messages::delete(session, &deleted)?;
+            Ok(session.removed.contains(&deleted))
+        };
+        // Only of a queue that was there: its name was checked when it was made, so it is no path.
+        if self.database.engine.write::<_, QueueError>(Durability::FULL, work).await?
+            && let Some(direct) = &self.direct
+        {
+            direct.remove(&name);
         }
         Ok(())
     }
