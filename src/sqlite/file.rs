@@ -87,7 +87,7 @@ pub(super) fn open_log(data_dir: &Path) -> Result<File, Fault> {
 }
 
 /// A directory of the data directory, private to the user when it is new.
-pub(super) fn make_directory(directory: &Path) -> Result<(), Fault> {
+pub fn make_directory(directory: &Path) -> Result<(), Fault> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| {
         Fault::Fatal(format!(
             "the directory {} cannot be made ({error}): make it writable for this user, or give another with --data-dir",

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use self::checkpoint::Checkpointer;
 pub use bells::{Baton, Bells, RECHECK};
 pub use engine::{Calls, Durability, Engine, Failure, Look, Session, now_ms};
+pub use file::make_directory;
 
 /// Why the file did not serve.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -6,9 +6,9 @@
 //! of a put leaves what it had written of it: nothing finds it, and its room stays taken.
 
 use std::collections::HashMap;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,7 +17,7 @@ use rustix::fs::FallocateFlags;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use crate::sqlite::Fault;
+use crate::sqlite::{self, Fault};
 
 const DIRECTORY: &str = "objects";
 /// A segment that has become as long as this is followed by a new one (256 MiB).
@@ -53,7 +53,7 @@ pub(super) struct Place {
 impl Segments {
     pub fn open(data_dir: &Path) -> Result<Segments, Fault> {
         let directory = data_dir.join(DIRECTORY);
-        make_directory(data_dir, &directory).map_err(|error| fault(&directory, &error))?;
+        make_directory(data_dir, &directory)?;
         Ok(Segments {
             directory,
             current: Mutex::default(),
@@ -158,13 +158,13 @@ impl Segments {
     }
 }
 
-/// Private to the user, its name on disk.
-fn make_directory(data_dir: &Path, directory: &Path) -> io::Result<()> {
+/// Its name is on disk before any body in it is.
+fn make_directory(data_dir: &Path, directory: &Path) -> Result<(), Fault> {
     if directory.is_dir() {
         return Ok(());
     }
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    File::open(data_dir)?.sync_all()
+    sqlite::make_directory(directory)?;
+    File::open(data_dir).and_then(|data_dir| data_dir.sync_all()).map_err(|error| fault(data_dir, &error))
 }
 
 fn fault(path: &Path, error: &io::Error) -> Fault {

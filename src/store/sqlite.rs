@@ -91,21 +91,13 @@ impl SqliteStore {
             bodies.push((names, self.new_body(body).await));
         }
         let work = move |session: &mut Session| {
-            let mut done: Vec<Result<Done, Error>> = Vec::with_capacity(count);
-            for (names, body) in bodies {
-                done.push(match body.map(|body| put(session, &names, body, options.if_none_match)) {
-                    Ok(Err(Failure::Sql(error))) => return Err(sqlite::Failure::Sql(error)),
-                    Ok(Err(Failure::Call(error))) | Err(error) => Err(error),
-                    Ok(Ok(done)) => Ok(done),
-                });
-            }
-            Ok(done)
+            let puts = bodies.into_iter().map(|(names, body)| put_one(session, &names, body, options.if_none_match));
+            puts.collect::<Result<Vec<_>, _>>()
         };
-        let done =
-            match self.database.engine.write::<_, Fault>(Durability::FullWithin(options.durable_within), work).await {
-                Ok(done) => done,
-                Err(fault) => return (0..count).map(|_| Err(Error::Fault(fault.clone()))).collect(),
-            };
+        let done = match self.database.engine.write(Durability::FullWithin(options.durable_within), work).await {
+            Ok(done) => done,
+            Err(fault) => return (0..count).map(|_| Err(Error::Fault(fault.clone()))).collect(),
+        };
         let mut puts = Vec::with_capacity(count);
         for done in done {
             puts.push(match done {
@@ -232,6 +224,20 @@ impl ObjectStore for SqliteStore {
         let deleted = self.database.engine.write(Durability::FULL, work).await;
         self.release(deleted.map_err(|error| self.error(error, key, 0))?).await;
         Ok(())
+    }
+}
+
+/// An error of this object is its answer; one of the file is all objects'.
+fn put_one(
+    session: &mut Session,
+    names: &Names,
+    body: Result<NewBody, Error>,
+    if_none_match: bool,
+) -> Result<Result<Done, Error>, sqlite::Failure<Fault>> {
+    match body.map_err(Failure::Call).and_then(|body| put(session, names, body, if_none_match)) {
+        Ok(done) => Ok(Ok(done)),
+        Err(Failure::Call(error)) => Ok(Err(error)),
+        Err(Failure::Sql(error)) => Err(sqlite::Failure::Sql(error)),
     }
 }
 

@@ -6,10 +6,9 @@
 //! any other. One that was taken from the socket dies with the process that took it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixDatagram as Sender;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -47,7 +46,7 @@ impl Direct {
     pub fn open(data_dir: &Path) -> Option<Direct> {
         let directory = data_dir.join(DIRECTORY);
         let open = || {
-            DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+            sqlite::make_directory(&directory).map_err(io::Error::other)?;
             let sender = Sender::unbound()?;
             sender.set_nonblocking(true)?;
             Ok::<_, io::Error>(Direct { handle: File::open(&directory)?, sender, directory: directory.clone() })

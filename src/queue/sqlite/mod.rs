@@ -266,11 +266,7 @@ impl SqliteQueue {
         let mut baton: Option<Baton> = None;
         loop {
             let claim = self.take(options).await?;
-            if let Some(baton) = baton.take()
-                && !claim.has_more()
-            {
-                baton.lay_down();
-            }
+            claim.settle(baton.take());
             if !claim.deliveries.is_empty() || Instant::now() >= deadline {
                 return Ok(claim.accept());
             }
@@ -330,11 +326,7 @@ impl Own {
             let mut deliveries = Vec::new();
             if Instant::now() >= self.file_due() {
                 let claim = queue.take(options).await?;
-                if let Some(baton) = baton.take()
-                    && !claim.has_more()
-                {
-                    baton.lay_down();
-                }
+                claim.settle(baton.take());
                 self.set_file_due(Instant::now() + claim.next_due.map_or(RECHECK, |due| due.min(RECHECK)));
                 deliveries = claim.accept();
             }
@@ -387,6 +379,15 @@ impl Claim {
     /// Whether messages were left that can be received now.
     fn has_more(&self) -> bool {
         self.next_due.is_some_and(|due| due.is_zero())
+    }
+
+    /// What the bell was rung for is taken: where nothing is left, nobody else need come.
+    fn settle(&self, baton: Option<Baton>) {
+        if let Some(baton) = baton
+            && !self.has_more()
+        {
+            baton.lay_down();
+        }
     }
 
     fn accept(mut self) -> Vec<Delivery> {
