@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use rustix::buffer::spare_capacity;
 use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -75,10 +77,8 @@ impl Segments {
 
     /// None where something else lies there (any more).
     pub fn read(&self, place: &Place) -> Result<Option<Bytes>, Fault> {
-        let mut body = vec![0; usize::try_from(place.size_bytes).unwrap_or(usize::MAX)];
-        let read = self.reader(&place.segment).and_then(|file| file.read_exact_at(&mut body, place.offset));
-        match read {
-            Ok(()) => Ok((crc32fast::hash(&body) == place.checksum).then(|| body.into())),
+        match self.reader(&place.segment).and_then(|file| read_at(&file, place)) {
+            Ok(body) => Ok((crc32fast::hash(&body) == place.checksum).then(|| body.into())),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => Ok(None),
             Err(error) => Err(fault(&self.directory.join(&place.segment), &error)),
         }
@@ -156,6 +156,24 @@ impl Segments {
         let task = tokio::task::spawn_blocking(move || work(&segments));
         task.await.unwrap_or_else(|error| Err(Fault::Unavailable(format!("the operation ended early: {error}"))))
     }
+}
+
+/// Into memory that nobody has cleared first: that would take as long as the reading.
+fn read_at(file: &File, place: &Place) -> io::Result<Vec<u8>> {
+    let size = usize::try_from(place.size_bytes).map_err(|_| ErrorKind::OutOfMemory)?;
+    let mut body = Vec::new();
+    body.try_reserve_exact(size)?;
+    while body.len() < size {
+        let offset = place.offset + body.len() as u64;
+        match rustix::io::pread(file, spare_capacity(&mut body), offset) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // There may have been more room than was asked for.
+    body.truncate(size);
+    Ok(body)
 }
 
 /// Its name is on disk before any body in it is.
