@@ -2,7 +2,8 @@
 //!
 //! Calls that wait while a transaction commits form the next one: the dearer a commit, the more calls share it
 //! (group commit). A call first *looks*, without the write lock; most waiting receives end there and never stand in
-//! the way of a writer. What is left runs in one `BEGIN IMMEDIATE`.
+//! the way of a writer. Where the connection is free it looks from where it is called: two threads that wake each other
+//! take longer than the look. What is left runs in one `BEGIN IMMEDIATE`.
 //!
 //! Where one of its calls asks for it, the log is synced to disk, by this thread and after the commit: SQLite would sync
 //! inside it, and hold up every other process meanwhile. So others may see what may yet be undone by a power loss; with
@@ -14,9 +15,9 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -34,9 +35,9 @@ const MAX_GROUP: usize = 128;
 /// Calls that may wait for one sync: a fraction of [`MAX_WAITING`], so that there is room for others.
 const MAX_UNSYNCED: usize = 256;
 
-/// How long a lazy call waits for others to share its transaction. In the flow of work the next receive or send comes
-/// sooner.
-const LINGER: Duration = Duration::from_millis(5);
+/// How long a lazy call waits for another, whose transaction it shares, before it wakes the thread itself. In the flow of
+/// work the next receive or send comes sooner.
+const LINGER: Duration = Duration::from_millis(20);
 
 /// Whether a power loss may undo a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,6 +93,7 @@ pub enum Look<T> {
 
 /// Handle on the thread. The last one dropped waits for its end.
 pub struct Engine {
+    connection: Arc<Mutex<Connection>>,
     /// None only while dropping.
     calls: Option<Calls>,
     room: Arc<Semaphore>,
@@ -101,18 +103,28 @@ pub struct Engine {
 /// The way to the thread. Unbounded by itself: [`Engine`] bounds callers by its permits, and what comes beside them
 /// (a message handed back) stems from one call that had a permit.
 #[derive(Clone)]
-pub struct Calls(mpsc::Sender<Box<dyn Job>>);
+pub struct Calls {
+    sender: mpsc::Sender<Box<dyn Job>>,
+    lazy: Lazy,
+}
+
+/// Calls that the thread takes along when it is awake, and that do not wake it.
+type Lazy = Arc<Mutex<Vec<Box<dyn Job>>>>;
 
 impl Engine {
     /// `log`: the write-ahead log of the connection's file.
     pub fn start(connection: Connection, log: File, bells: Arc<Bells>) -> Result<Engine, Fault> {
+        let connection = Arc::new(Mutex::new(connection));
+        let lazy = Lazy::default();
         let (sender, receiver) = mpsc::channel();
+        let thread =
+            Thread { connection: Arc::clone(&connection), log, calls: receiver, lazy: Arc::clone(&lazy), bells };
         let thread = std::thread::Builder::new()
             .name("sqlite".to_owned())
-            .spawn(move || run(&connection, &log, &receiver, &bells))
+            .spawn(move || thread.run())
             .map_err(|error| file::thread_error(&error))?;
         let room = Arc::new(Semaphore::new(MAX_WAITING));
-        Ok(Engine { calls: Some(Calls(sender)), room, thread: Some(thread) })
+        Ok(Engine { connection, calls: Some(Calls { sender, lazy }), room, thread: Some(thread) })
     }
 
     pub async fn read<T: Send + 'static, E: From<Fault> + Send + 'static>(
@@ -147,17 +159,31 @@ impl Engine {
         work: impl FnOnce(&mut Session) -> Result<T, Failure<E>> + Send + 'static,
     ) -> Result<T, E> {
         let permit = Arc::clone(&self.room).acquire_owned().await.expect("never closed; this is a bug");
-        let (reply, answer) = oneshot::channel();
-        self.calls().post(Call {
-            durability,
-            look,
-            work: Some(Box::new(work)),
-            outcome: None,
-            reply,
-            _permit: Some(permit),
-        });
+        let (reply, mut answer) = oneshot::channel();
+        let work: WorkFn<T, E> = Box::new(work);
+        let mut call = Call { durability, look, work: Some(work), outcome: None, reply, _permit: Some(permit) };
+        if call.looks()
+            && let Ok(connection) = self.connection.try_lock()
+            && call.look(&Session::new(&connection))
+        {
+            return call.outcome.expect(NO_OUTCOME);
+        }
+        let calls = self.calls();
+        let answer = if durability == Durability::Lazy {
+            calls.leave(call);
+            match tokio::time::timeout(LINGER, &mut answer).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    calls.hurry();
+                    answer.await
+                }
+            }
+        } else {
+            calls.post(call);
+            answer.await
+        };
         let ended = |_| Err(Fault::Fatal("the thread of the local backend has ended".to_owned()).into());
-        answer.await.unwrap_or_else(ended)
+        answer.unwrap_or_else(ended)
     }
 
     pub fn calls(&self) -> &Calls {
@@ -190,10 +216,32 @@ impl Calls {
         });
     }
 
-    fn post<T: Send + 'static, E: From<Fault> + Send + 'static>(&self, call: Call<T, E>) {
-        // The thread has ended only when it panicked; the dropped `reply` then tells the caller.
-        let _ = self.0.send(Box::new(call));
+    fn post(&self, call: impl Job + 'static) {
+        self.post_job(Box::new(call));
     }
+
+    /// For the thread to take along.
+    fn leave(&self, call: impl Job + 'static) {
+        lock(&self.lazy).push(Box::new(call));
+    }
+
+    /// Wakes the thread for what was left and is left still.
+    fn hurry(&self) {
+        let left = std::mem::take(&mut *lock(&self.lazy));
+        for job in left {
+            self.post_job(job);
+        }
+    }
+
+    fn post_job(&self, job: Box<dyn Job>) {
+        // The thread has ended only when it panicked; the dropped `reply` then tells the caller.
+        let _ = self.sender.send(job);
+    }
+}
+
+/// A call that panicked changed neither the list nor, rolled back, the file.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn unreachable_write<T>() -> T {
@@ -266,31 +314,96 @@ impl<T: Send, E: From<Fault> + Send> Job for Call<T, E> {
     fn answer(self: Box<Self>, failure: Option<&Fault>) {
         let outcome = match failure {
             Some(failure) => Err(failure.clone().into()),
-            None => self.outcome.expect("answered after look or work; this is a bug"),
+            None => self.outcome.expect(NO_OUTCOME),
         };
         // A caller that went away needs no answer; what it would have got is dropped here, which hands messages back.
         let _ = self.reply.send(outcome);
     }
 }
 
-fn run(connection: &Connection, log: &File, calls: &Receiver<Box<dyn Job>>, bells: &Bells) {
-    let mut unsynced = Unsynced::default();
-    loop {
-        match unsynced.next(calls) {
-            Ok(first) => {
-                let writers = look(connection, gather(first, calls));
-                if !writers.is_empty() {
-                    write(connection, writers, bells, &mut unsynced);
-                }
+const NO_OUTCOME: &str = "answered after look or work; this is a bug";
+
+/// The thread, and what it works with.
+struct Thread {
+    /// Held while it looks and writes, not while it syncs.
+    connection: Arc<Mutex<Connection>>,
+    log: File,
+    calls: Receiver<Box<dyn Job>>,
+    lazy: Lazy,
+    bells: Arc<Bells>,
+}
+
+impl Thread {
+    fn run(self) {
+        let mut unsynced = Unsynced::default();
+        loop {
+            match unsynced.next(&self.calls) {
+                Ok(first) => self.serve(first, &mut unsynced),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
             }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
+            if unsynced.is_due() {
+                unsynced.sync(&self.log);
+            }
         }
-        if unsynced.is_due() {
-            unsynced.sync(log);
+        // Of callers that went away.
+        self.write(std::mem::take(&mut *lock(&self.lazy)), &mut unsynced);
+        unsynced.sync(&self.log);
+    }
+
+    /// A call, and what waits with it.
+    fn serve(&self, first: Box<dyn Job>, unsynced: &mut Unsynced) {
+        let group = std::iter::once(first).chain(self.calls.try_iter()).take(MAX_GROUP).collect();
+        let mut writers = self.look(group);
+        if writers.is_empty() {
+            return;
+        }
+        let mut lazy = lock(&self.lazy);
+        let room = MAX_GROUP - writers.len();
+        let taken_along = lazy.len().min(room);
+        writers.extend(lazy.drain(..taken_along));
+        drop(lazy);
+        self.write(writers, unsynced);
+    }
+
+    /// Answers whoever needs no write; returns the others. All look at one snapshot, so that it is taken once.
+    fn look(&self, group: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
+        if !group.iter().any(|job| job.looks()) {
+            return group;
+        }
+        let (answered, writers): (Vec<_>, Vec<_>) =
+            look(&lock(&self.connection), group).into_iter().partition(|(has_answer, _)| *has_answer);
+        for (_, job) in answered {
+            job.answer(None);
+        }
+        writers.into_iter().map(|(_, job)| job).collect()
+    }
+
+    fn write(&self, mut group: Vec<Box<dyn Job>>, unsynced: &mut Unsynced) {
+        if group.is_empty() {
+            return;
+        }
+        let stands = transaction(&lock(&self.connection), &mut group);
+        let Stands { ring, removed, files } = match stands {
+            Ok(stands) => stands,
+            Err(error) => return fail(group, &file::fault(&error)),
+        };
+        for name in &removed {
+            self.bells.remove(name);
+        }
+        for name in &ring {
+            self.bells.ring(name);
+        }
+        for file in files {
+            unsynced.add_file(file);
+        }
+        for job in group {
+            match job.durability() {
+                Durability::FullWithin(within) if !job.has_failed() => unsynced.add(job, within),
+                _ => job.answer(None),
+            }
         }
     }
-    unsynced.sync(log);
 }
 
 /// What stands and is not on disk yet, and who waits for that.
@@ -342,58 +455,17 @@ impl Unsynced {
     }
 }
 
-/// What waits now; where all of it is lazy, what comes soon as well.
-fn gather(first: Box<dyn Job>, calls: &Receiver<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
-    let until = Instant::now() + LINGER;
-    let mut is_lazy = first.durability() == Durability::Lazy;
-    let mut group = vec![first];
-    while group.len() < MAX_GROUP {
-        let patience = if is_lazy { until.saturating_duration_since(Instant::now()) } else { Duration::ZERO };
-        match calls.recv_timeout(patience) {
-            Ok(next) => {
-                is_lazy &= next.durability() == Durability::Lazy;
-                group.push(next);
-            }
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
-        }
-    }
-    group
-}
-
-/// Answers whoever needs no write; returns the others. All look at one snapshot, so that it is taken once.
-fn look(connection: &Connection, group: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
-    if !group.iter().any(|job| job.looks()) {
-        return group;
-    }
+/// Each call, and whether it has its answer.
+fn look(connection: &Connection, group: Vec<Box<dyn Job>>) -> Vec<(bool, Box<dyn Job>)> {
     // Should either fail, each statement takes a snapshot of its own, and says itself what is wrong.
     let _ = execute(connection, "BEGIN");
     let session = Session::new(connection);
-    let (answered, writers): (Vec<_>, Vec<_>) =
-        group.into_iter().map(|mut job| (job.look(&session), job)).partition(|(has_answer, _)| *has_answer);
+    let looked = group.into_iter().map(|mut job| (job.look(&session), job)).collect();
     // A snapshot that does not end would be the next transaction's.
     if !connection.is_autocommit() && execute(connection, "COMMIT").is_err() {
         let _ = execute(connection, "ROLLBACK");
     }
-    for (_, job) in answered {
-        job.answer(None);
-    }
-    writers.into_iter().map(|(_, job)| job).collect()
-}
-
-fn write(connection: &Connection, mut group: Vec<Box<dyn Job>>, bells: &Bells, unsynced: &mut Unsynced) {
-    let session = match transaction(connection, &mut group) {
-        Ok(session) => session,
-        Err(error) => return fail(group, &file::fault(&error)),
-    };
-    session.removed.iter().for_each(|name| bells.remove(name));
-    session.ring.iter().for_each(|name| bells.ring(name));
-    session.unsynced.into_iter().for_each(|file| unsynced.add_file(file));
-    for job in group {
-        match job.durability() {
-            Durability::FullWithin(within) if !job.has_failed() => unsynced.add(job, within),
-            _ => job.answer(None),
-        }
-    }
+    looked
 }
 
 fn fail(group: Vec<Box<dyn Job>>, failure: &Fault) {
@@ -403,7 +475,14 @@ fn fail(group: Vec<Box<dyn Job>>, failure: &Fault) {
     }
 }
 
-fn transaction<'a>(connection: &'a Connection, group: &mut [Box<dyn Job>]) -> rusqlite::Result<Session<'a>> {
+/// What is to be done once a transaction stands.
+struct Stands {
+    ring: BTreeSet<String>,
+    removed: BTreeSet<String>,
+    files: Vec<Arc<File>>,
+}
+
+fn transaction(connection: &Connection, group: &mut [Box<dyn Job>]) -> rusqlite::Result<Stands> {
     execute(connection, "BEGIN IMMEDIATE")?;
     let worked = work_and_commit(connection, group);
     if worked.is_err() && !connection.is_autocommit() {
@@ -412,14 +491,14 @@ fn transaction<'a>(connection: &'a Connection, group: &mut [Box<dyn Job>]) -> ru
     worked
 }
 
-fn work_and_commit<'a>(connection: &'a Connection, group: &mut [Box<dyn Job>]) -> rusqlite::Result<Session<'a>> {
+fn work_and_commit(connection: &Connection, group: &mut [Box<dyn Job>]) -> rusqlite::Result<Stands> {
     let mut session = Session::new(connection);
     for job in group {
         job.work(&mut session)?;
     }
     execute(connection, "COMMIT")?;
     session.committed.store(true, Ordering::Release);
-    Ok(session)
+    Ok(Stands { ring: session.ring, removed: session.removed, files: session.unsynced })
 }
 
 /// Parsed once: a transaction of one small call spends as long on parsing its `BEGIN` and `COMMIT` as on its work.

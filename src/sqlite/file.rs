@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::{DirBuilder, File};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -89,10 +89,13 @@ pub(super) fn open_log(data_dir: &Path) -> Result<File, Fault> {
 /// A directory of the data directory, private to the user when it is new.
 pub fn make_directory(directory: &Path) -> Result<(), Fault> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| {
-        Fault::Fatal(format!(
-            "the directory {} cannot be made ({error}): make it writable for this user, or give another with --data-dir",
-            directory.display()
-        ))
+        let text = format!("the directory {} cannot be made ({error})", directory.display());
+        match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+                Fault::Unavailable(format!("{text}: free some space there"))
+            }
+            _ => Fault::Fatal(format!("{text}: make it writable for this user, or give another with --data-dir")),
+        }
     })
 }
 

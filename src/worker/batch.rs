@@ -1,11 +1,13 @@
-//! Dynamic batching: a batch closes when it is full or has waited long enough, and it is only begun once a session is
-//! free to run it. So it grows while the model is busy, and a lone image waits for nothing.
+//! Dynamic batching: a batch closes when it is full or has waited long enough, and it is only begun by a session that is
+//! free. So it grows while the model is busy, and a lone image waits for nothing.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
-use super::infer::{Fetched, Sessions};
+use super::infer::Fetched;
 
 #[derive(Debug, Clone, Copy)]
 pub struct BatchRule {
@@ -30,28 +32,80 @@ impl BatchRule {
 
 /// What the sessions of a worker do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activity {
-    /// One of them waits for an image.
-    Idle,
-    /// The last to begin, began with so many images.
-    Busy { images: usize },
+pub struct Activity {
+    /// Sessions that wait for an image.
+    waiting: usize,
+    /// With how many images the last to begin, began; none before the first.
+    pub images: usize,
 }
 
-/// Feeds the sessions until `fetched` is closed and empty. Says in `activity` what they do.
-pub async fn run(
+impl Activity {
+    pub fn is_idle(self) -> bool {
+        self.waiting > 0 || self.images == 0
+    }
+}
+
+/// The images that wait for a session. The sessions help themselves: nobody has to be woken to hand one on.
+pub struct Line {
     rule: BatchRule,
-    mut fetched: mpsc::Receiver<Fetched>,
-    mut sessions: Sessions,
+    fetched: Mutex<mpsc::Receiver<Fetched>>,
     activity: watch::Sender<Activity>,
-) -> anyhow::Result<()> {
-    loop {
-        // The slot first, then the batch: what arrives while all sessions are busy joins it.
-        let session = sessions.free().await?;
-        activity.send_replace(Activity::Idle);
-        let Some(first) = fetched.recv().await else { return Ok(()) };
-        let batch = fill(rule, first, &mut fetched).await;
-        activity.send_replace(Activity::Busy { images: batch.len() });
-        session.run(batch)?;
+    runtime: Handle,
+}
+
+impl Line {
+    /// Its end and its beginning, with room for so many images. It ends when its beginning is dropped and it is empty.
+    ///
+    /// # Panics
+    /// Outside of a runtime, whose clock tells when a batch has waited long enough.
+    pub fn new(rule: BatchRule, room: usize) -> (mpsc::Sender<Fetched>, Line) {
+        let (sender, fetched) = mpsc::channel(room);
+        let activity = watch::Sender::new(Activity { waiting: 0, images: 0 });
+        (sender, Line { rule, fetched: Mutex::new(fetched), activity, runtime: Handle::current() })
+    }
+
+    pub fn activity(&self) -> watch::Receiver<Activity> {
+        self.activity.subscribe()
+    }
+
+    /// The next batch, for the session that asks; it may wait for long. None when no more comes. Not for a thread of the
+    /// runtime.
+    pub fn next(&self) -> Option<Vec<Fetched>> {
+        let batch = self.next_at_once().or_else(|| self.wait_for_next())?;
+        self.set_quietly(|activity| activity.images = batch.len());
+        Some(batch)
+    }
+
+    /// Where an image is there already, nobody need hear that this session was free.
+    fn next_at_once(&self) -> Option<Vec<Fetched>> {
+        let mut fetched = self.fetched.try_lock().ok()?;
+        let first = fetched.try_recv().ok()?;
+        Some(self.runtime.block_on(fill(self.rule, first, &mut fetched)))
+    }
+
+    fn wait_for_next(&self) -> Option<Vec<Fetched>> {
+        self.activity.send_modify(|activity| activity.waiting += 1);
+        // Another session that waits holds it until it has its batch.
+        let mut fetched = self.fetched();
+        let batch = self.runtime.block_on(async {
+            let first = fetched.recv().await?;
+            Some(fill(self.rule, first, &mut fetched).await)
+        });
+        self.set_quietly(|activity| activity.waiting -= 1);
+        batch
+    }
+
+    /// Nobody waits for a session to be busy, so that nobody is woken.
+    fn set_quietly(&self, change: impl FnOnce(&mut Activity)) {
+        self.activity.send_if_modified(|activity| {
+            change(activity);
+            false
+        });
+    }
+
+    /// A session that panicked took what it had, and left the others in line.
+    fn fetched(&self) -> MutexGuard<'_, mpsc::Receiver<Fetched>> {
+        self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,8 +9,9 @@ use std::time::Instant;
 use anyhow::Context as _;
 use bytes::Bytes;
 use jiff::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
+use super::batch::Line;
 use super::job::{Ending, Origin, Rules, Work, millis};
 use super::lease::Lease;
 use super::metrics::METRICS;
@@ -52,86 +53,62 @@ pub struct Finished {
     pub ending: Ending,
 }
 
-/// The sessions, as the batcher sees them.
-pub struct Sessions {
-    batches: Vec<std::sync::mpsc::SyncSender<Vec<Fetched>>>,
-    free: mpsc::Receiver<usize>,
-}
-
-/// A session that waits for a batch.
-pub struct FreeSession<'a>(&'a std::sync::mpsc::SyncSender<Vec<Fetched>>);
-
-impl Sessions {
-    /// The next session that has nothing to do.
-    pub async fn free(&mut self) -> anyhow::Result<FreeSession<'_>> {
-        let index = self.free.recv().await.context("every inference thread has ended")?;
-        Ok(FreeSession(&self.batches[index]))
-    }
-}
-
-impl FreeSession<'_> {
-    pub fn run(self, batch: Vec<Fetched>) -> anyhow::Result<()> {
-        self.0.send(batch).map_err(|_| anyhow::anyhow!("an inference thread has ended"))
-    }
-}
-
 /// Opens `count` sessions at the same time, each on its own thread, and returns when all are warm.
 ///
-/// The threads end when [`Sessions`] is dropped; they drop their senders of `finished` then.
-pub async fn start(
-    count: usize,
-    package: &Arc<ModelPackage>,
-    choice: &ModelChoice,
-    limits: Limits,
-    rules: &Arc<Rules>,
-    tally: &Arc<Tally>,
-    finished: &mpsc::Sender<Vec<Finished>>,
-) -> anyhow::Result<(Sessions, Vec<JoinHandle<()>>)> {
-    let (free_tx, free) = mpsc::channel(count);
+/// A thread ends when its [`Line`] has; it drops its sender of `finished` then.
+pub async fn start(count: usize, choice: &ModelChoice, shared: Shared) -> anyhow::Result<Vec<InferenceThread>> {
     let (opened_tx, mut opened) = mpsc::channel::<anyhow::Result<String>>(count);
-    let mut batches = Vec::new();
     let mut threads = Vec::new();
     for index in 0..count {
-        let (batch_tx, batch_rx) = std::sync::mpsc::sync_channel(1);
-        let thread = Thread {
-            index,
-            package: Arc::clone(package),
-            limits,
-            rules: Arc::clone(rules),
-            tally: Arc::clone(tally),
-            batches: batch_rx,
-            free: free_tx.clone(),
-            finished: finished.clone(),
-        };
-        let (choice, opened) = (choice.clone(), opened_tx.clone());
+        let (end, ended) = oneshot::channel();
+        let (shared, choice, opened) = (shared.clone(), choice.clone(), opened_tx.clone());
         let handle = std::thread::Builder::new()
             .name(format!("infer-{index}"))
-            .spawn(move || thread.run(&choice, &opened))
+            .spawn(move || {
+                shared.run(&choice, opened);
+                let _ = end.send(());
+            })
             .context("cannot start an inference thread")?;
-        batches.push(batch_tx);
-        threads.push(handle);
+        threads.push(InferenceThread { handle, ended });
     }
     drop(opened_tx);
     for _ in 0..count {
         let description = opened.recv().await.context("an inference thread ended while it opened its session")??;
         tracing::debug!(session = description, "session open");
     }
-    Ok((Sessions { batches, free }, threads))
+    Ok(threads)
 }
 
-struct Thread {
-    index: usize,
-    package: Arc<ModelPackage>,
-    limits: Limits,
-    rules: Arc<Rules>,
-    tally: Arc<Tally>,
-    batches: std::sync::mpsc::Receiver<Vec<Fetched>>,
-    free: mpsc::Sender<usize>,
-    finished: mpsc::Sender<Vec<Finished>>,
+pub struct InferenceThread {
+    handle: JoinHandle<()>,
+    ended: oneshot::Receiver<()>,
 }
 
-impl Thread {
-    fn run(self, choice: &ModelChoice, opened: &mpsc::Sender<anyhow::Result<String>>) {
+impl InferenceThread {
+    /// Returns once it has ended.
+    ///
+    /// # Errors
+    /// It panicked.
+    pub async fn join(self) -> anyhow::Result<()> {
+        // Said last, or dropped by a panic: joining it is a matter of microseconds.
+        let _ = self.ended.await;
+        self.handle.join().map_err(|_| anyhow::anyhow!("an inference thread panicked"))
+    }
+}
+
+/// What all inference threads work with.
+#[derive(Clone)]
+pub struct Shared {
+    pub package: Arc<ModelPackage>,
+    pub limits: Limits,
+    pub rules: Arc<Rules>,
+    pub tally: Arc<Tally>,
+    pub line: Arc<Line>,
+    pub finished: mpsc::Sender<Vec<Finished>>,
+}
+
+impl Shared {
+    fn run(&self, choice: &ModelChoice, opened: mpsc::Sender<anyhow::Result<String>>) {
         let mut session = match Session::open(&self.package, choice) {
             Ok(session) => session,
             Err(error) => {
@@ -140,9 +117,8 @@ impl Thread {
             }
         };
         let _ = opened.blocking_send(Ok(session.describe()));
-        // The capacity of `free` is one place a session, so this never waits; an error means that the batcher ended.
-        while self.free.blocking_send(self.index).is_ok() {
-            let Ok(batch) = self.batches.recv() else { return };
+        drop(opened);
+        while let Some(batch) = self.line.next() {
             let (began, images) = (Instant::now(), batch.len() as u64);
             if self.run_batch(&mut session, batch).is_err() {
                 return;

@@ -1,10 +1,11 @@
 //! The app tier: one delivery → one result.
 //!
-//! Four stages on bounded channels, in the order of an image's life:
+//! Three stages on bounded channels, in the order of an image's life:
 //!
 //! ```text
-//! prepare: receive → fetch                   batch: a free session, then a batch
-//! infer:   decode → infer, a thread a session publish: result → reply → ack
+//! prepare: receive → fetch
+//! infer:   a batch → decode → infer, a thread a session
+//! publish: result → reply → ack
 //! ```
 //!
 //! A stage ends when the one before it has ended and its channel is empty: draining is closing the first. Between
@@ -27,13 +28,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use futures::FutureExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::admin::{Grounds, Readiness};
-use self::batch::{Activity, BatchRule};
+use self::batch::{BatchRule, Line};
 use self::job::Rules;
 use self::lease::Keeper;
 use self::prepare::{Intake, LastFaults};
@@ -127,13 +129,21 @@ async fn work(
     let session_count = config.sessions.unwrap_or_else(model::cores);
     let places = session_count * config.max_batch_size;
 
-    let (fetched_tx, fetched_rx) = mpsc::channel(places);
+    let rule = BatchRule { max_size: config.max_batch_size, max_delay: config.max_batch_delay };
+    let (fetched, line) = Line::new(rule, places);
+    let activity = line.activity();
     let (finished_tx, finished_rx) = mpsc::channel(2 * session_count);
     let tally = Arc::new(Tally::default());
-    let (sessions, threads) =
-        infer::start(session_count, &package, &config.model, config.limits, &rules, &tally, &finished_tx).await?;
+    let shared = infer::Shared {
+        package: Arc::clone(&package),
+        limits: config.limits,
+        rules: Arc::clone(&rules),
+        tally: Arc::clone(&tally),
+        line: Arc::new(line),
+        finished: finished_tx.clone(),
+    };
+    let threads = infer::start(session_count, &config.model, shared).await?;
 
-    let activity = watch::Sender::new(Activity::Idle);
     let keeper = Keeper::new(Arc::clone(&service.requests), config.visibility_timeout);
     let last_faults = Arc::new(LastFaults::default());
     let intake = Intake {
@@ -146,15 +156,14 @@ async fn work(
         last_faults: Arc::clone(&last_faults),
         visibility_timeout: config.visibility_timeout,
         places: Arc::new(Semaphore::new(places)),
-        activity: activity.subscribe(),
+        activity,
         sessions: session_count as u32,
         places_for_a_receive: config.max_batch_size.min(queue::MAX_BATCH) as u32,
-        fetched: fetched_tx,
+        fetched,
         finished: finished_tx,
     };
     let grounds =
         Grounds { requests: Arc::clone(&service.requests), input: Arc::clone(&input), output: Arc::clone(&output) };
-    let rule = BatchRule { max_size: config.max_batch_size, max_delay: config.max_batch_delay };
     let publisher = Publisher {
         queues,
         service,
@@ -169,16 +178,11 @@ async fn work(
     let renewing = tokio::spawn(keeper.clone().renew(stop_renewing.clone()));
     let watching = Watch::start(instance, keeper.held_count(), shutdown.clone());
     let mut stages = JoinSet::new();
-    let draining = shutdown.clone();
-    stages.spawn(async move {
-        intake.run(draining).await;
-        Ok(())
-    });
-    stages.spawn(batch::run(rule, fetched_rx, sessions, activity));
-    stages.spawn(async move {
-        publisher.run(finished_rx).await;
-        Ok(())
-    });
+    stages.spawn(intake.run(shutdown.clone()).map(Ok));
+    for thread in threads {
+        stages.spawn(thread.join());
+    }
+    stages.spawn(publisher.run(finished_rx).map(Ok));
     tracing::info!(
         model = package.summary(),
         worker = rules.worker,
@@ -202,10 +206,6 @@ async fn work(
     stop_renewing.cancel();
     renewing.await.context("the renewal of leases ended early")?;
     watching.end().await?;
-    if outcome.is_ok() {
-        // The batcher has ended and with it every thread's queue; after an abort a thread may still be inferring.
-        tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join()))).await?;
-    }
     outcome.map(|()| tracing::info!("drained"))
 }
 

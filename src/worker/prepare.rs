@@ -103,13 +103,11 @@ impl Intake {
             return LONGEST_POLL;
         }
         let mut activity = self.activity.clone();
-        let rest = match *activity.borrow() {
-            Activity::Busy { images } if !may_look => LOOK_AFTER * images as u32 / self.sessions,
-            Activity::Idle | Activity::Busy { .. } => Duration::ZERO,
-        };
+        let images = activity.borrow().images as u32;
+        let rest = if may_look { Duration::ZERO } else { LOOK_AFTER * images / self.sessions };
         tokio::select! {
             biased;
-            _ = activity.wait_for(|activity| *activity == Activity::Idle) => LONGEST_POLL,
+            _ = activity.wait_for(|activity| activity.is_idle()) => LONGEST_POLL,
             () = tokio::time::sleep(rest) => Duration::ZERO,
         }
     }
@@ -156,7 +154,7 @@ impl Intake {
                 let body = delivery.body;
                 let fetched = Fetched { work, lease, span, body, image, place, since: Instant::now() };
                 if self.fetched.send(fetched).await.is_err() {
-                    tracing::debug!("the batcher has ended; the message comes again");
+                    tracing::debug!("the inference threads have ended; the message comes again");
                 }
             }
             Err(ending) => self.finish(lease, span, ending).await,

@@ -128,14 +128,16 @@ impl Publisher {
             self.reply(&to, replies).await;
         }
         self.keep_letters(letters).await;
-        if !leases.is_empty() {
-            until_done("ack", || self.keeper.ack(&leases)).await;
-            let published = started.elapsed();
-            METRICS.stage("published").observe(published.as_secs_f64());
-            for span in &spans {
-                span.stage("published", published);
-            }
+        if leases.is_empty() {
+            return;
         }
+        let published = started.elapsed();
+        METRICS.stage("published").observe(published.as_secs_f64());
+        for span in spans {
+            span.stage("published", published);
+        }
+        // Beyond the job: it may wait for others.
+        until_done("ack", || self.keeper.ack(&leases)).await;
     }
 
     /// Makes the end stand in the store, but for a result: those of a group are written together.

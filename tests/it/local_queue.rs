@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use imgcls::queue::{
     Depth, MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, Queues as _, Receipt, ReceiveOptions, Redrive,
     SqliteQueues,
@@ -434,6 +435,33 @@ async fn a_send_that_can_wait_is_received_at_once_and_durable_with_the_next() {
     send(&*queue, "impatient").await;
     let sent = tokio::time::timeout(SOON, sending).await.expect("its sync was the other's").unwrap();
     sent.unwrap().remove(0).unwrap();
+}
+
+#[tokio::test]
+async fn an_ack_stands_alone_with_the_next_call_or_at_the_end_of_its_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = open(directory.path()).await;
+    for body in ["alone", "with the next call", "at the end"] {
+        send(&*queue, body).await;
+    }
+    let deliveries = queue.receive(options(Duration::ZERO)).await.unwrap();
+    let [alone, with_the_next, at_the_end] = &*deliveries else { panic!("three were sent: {deliveries:?}") };
+    let in_flight = async || queue.depth().await.unwrap().in_flight;
+
+    queue.ack(std::slice::from_ref(&alone.receipt)).await.unwrap();
+    assert_eq!(in_flight().await, 2);
+
+    let receipts = [with_the_next.receipt.clone()];
+    assert!(queue.ack(&receipts).now_or_never().is_none(), "its caller goes away while it waits for others");
+    assert_eq!(in_flight().await, 2, "nobody was woken for it, and who only looks takes nothing along");
+    send(&*queue, "next").await;
+    assert_eq!(in_flight().await, 1);
+
+    let receipts = [at_the_end.receipt.clone()];
+    assert!(queue.ack(&receipts).now_or_never().is_none());
+    drop(queue);
+    let depth = open(directory.path()).await.depth().await.unwrap();
+    assert_eq!((depth.visible, depth.in_flight), (1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

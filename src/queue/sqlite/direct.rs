@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixDatagram as Sender;
 use std::path::{Path, PathBuf};
@@ -46,10 +46,10 @@ impl Direct {
     pub fn open(data_dir: &Path) -> Option<Direct> {
         let directory = data_dir.join(DIRECTORY);
         let open = || {
-            sqlite::make_directory(&directory).map_err(io::Error::other)?;
+            sqlite::make_directory(&directory)?;
             let sender = Sender::unbound()?;
             sender.set_nonblocking(true)?;
-            Ok::<_, io::Error>(Direct { handle: File::open(&directory)?, sender, directory: directory.clone() })
+            Ok::<_, anyhow::Error>(Direct { handle: File::open(&directory)?, sender, directory: directory.clone() })
         };
         let opened = open();
         opened.inspect_err(|error| tracing::info!(%error, "replies go by the file of the local backend only")).ok()
