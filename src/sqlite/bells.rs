@@ -11,12 +11,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::fs::OFlags;
 
-use super::{Fault, file};
+use super::{Fault, file, lock};
 
 /// How often a waiting receive looks without having been rung. What becomes receivable later than that from now needs
 /// no bell: the next look sees when it is due.
@@ -144,11 +144,6 @@ fn strike(bell: Option<&File>) -> io::Result<()> {
         Some(Err(error)) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::BrokenPipe) => Ok(()),
         Some(Err(error)) => Err(error),
     }
-}
-
-fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing that runs under a lock here leaves its state half changed.
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(target_os = "linux")]

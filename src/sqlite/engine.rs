@@ -1,4 +1,4 @@
-//! The one thread of a process that touches the file: calls in, transactions out.
+//! The one thread of a process that writes the file: calls in, transactions out.
 //!
 //! Calls that wait while a transaction commits form the next one: the dearer a commit, the more calls share it
 //! (group commit). A call first *looks*, without the write lock; most waiting receives end there and never stand in
@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -25,7 +25,7 @@ use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::bells::Bells;
-use super::{Fault, file, millis};
+use super::{Fault, file, lock, millis};
 
 /// Calls that may wait for the thread; more wait outside.
 const MAX_WAITING: usize = 1_024;
@@ -170,7 +170,7 @@ impl Engine {
         }
         let calls = self.calls();
         let answer = if durability == Durability::Lazy {
-            calls.leave(call);
+            calls.leave(Box::new(call));
             match tokio::time::timeout(LINGER, &mut answer).await {
                 Ok(answer) => answer,
                 Err(_) => {
@@ -179,7 +179,7 @@ impl Engine {
                 }
             }
         } else {
-            calls.post(call);
+            calls.post(Box::new(call));
             answer.await
         };
         let ended = |_| Err(Fault::Fatal("the thread of the local backend has ended".to_owned()).into());
@@ -206,42 +206,33 @@ impl Calls {
         &self,
         work: impl FnOnce(&mut Session) -> Result<(), Failure<E>> + Send + 'static,
     ) {
-        self.post(Call {
+        self.post(Box::new(Call {
             durability: Durability::Normal,
             look: None,
             work: Some(Box::new(work)),
             outcome: None,
             reply: oneshot::channel().0,
             _permit: None,
-        });
+        }));
     }
 
-    fn post(&self, call: impl Job + 'static) {
-        self.post_job(Box::new(call));
+    fn post(&self, job: Box<dyn Job>) {
+        // The thread has ended only when it panicked; the dropped `reply` then tells the caller.
+        let _ = self.sender.send(job);
     }
 
     /// For the thread to take along.
-    fn leave(&self, call: impl Job + 'static) {
-        lock(&self.lazy).push(Box::new(call));
+    fn leave(&self, job: Box<dyn Job>) {
+        lock(&self.lazy).push(job);
     }
 
     /// Wakes the thread for what was left and is left still.
     fn hurry(&self) {
         let left = std::mem::take(&mut *lock(&self.lazy));
         for job in left {
-            self.post_job(job);
+            self.post(job);
         }
     }
-
-    fn post_job(&self, job: Box<dyn Job>) {
-        // The thread has ended only when it panicked; the dropped `reply` then tells the caller.
-        let _ = self.sender.send(job);
-    }
-}
-
-/// A call that panicked changed neither the list nor, rolled back, the file.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn unreachable_write<T>() -> T {

@@ -1,7 +1,7 @@
 //! The one file of the local backend, `<data_dir>/imgcls.sqlite3`: queues and small objects of all processes of this
 //! machine.
 //!
-//! In each process one thread (`engine`) talks to it and groups what waits into transactions, one more (`bells`) hears
+//! In each process one thread (`engine`) writes it and groups what waits into transactions, one more (`bells`) hears
 //! when another process has news, and a third (`checkpoint`) copies the write-ahead log into the file. `file` says how
 //! that is made, opened and laid out. What is done in it is said by who uses it: `queue/sqlite` and `store/sqlite`.
 
@@ -11,7 +11,7 @@ mod engine;
 mod file;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use self::checkpoint::Checkpointer;
 pub use bells::{Baton, Bells, RECHECK};
@@ -48,7 +48,7 @@ pub fn open(data_dir: &Path) -> Result<Arc<Database>, Fault> {
     file::make_directory(data_dir)?;
     let key = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
     // Held while opening: two that open at once get one. Nothing that runs under it leaves the list half changed.
-    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut open = lock(&OPEN);
     open.retain(|(_, database)| database.strong_count() > 0);
     if let Some(database) = open.iter().find_map(|(path, database)| database.upgrade().filter(|_| *path == key)) {
         return Ok(database);
@@ -62,6 +62,12 @@ pub fn open(data_dir: &Path) -> Result<Arc<Database>, Fault> {
     let database = Arc::new(Database { engine, bells, _checkpointer: checkpointer });
     open.push((key, Arc::downgrade(&database)));
     Ok(database)
+}
+
+/// Nothing that runs under a lock of this room leaves its state half changed; a connection whose thread panicked in the
+/// middle of a transaction is used no more.
+fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// As the file has durations.
