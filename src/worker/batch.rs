@@ -8,6 +8,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use super::infer::Fetched;
+use crate::protocol::Worked;
+
+/// How long an image takes, until one was measured.
+const AN_IMAGE: Duration = Duration::from_millis(5);
+/// A batch counts for one in so many: pictures differ.
+const SLOWNESS: u32 = 4;
 
 #[derive(Debug, Clone, Copy)]
 pub struct BatchRule {
@@ -36,12 +42,26 @@ pub struct Activity {
     /// Sessions that wait for an image.
     waiting: usize,
     /// With how many images the last to begin, began; none before the first.
-    pub images: usize,
+    images: usize,
+    /// How long an image takes a session, as of late.
+    an_image: Duration,
 }
 
 impl Activity {
+    const NOTHING_YET: Activity = Activity { waiting: 0, images: 0, an_image: AN_IMAGE };
+
     pub fn is_idle(self) -> bool {
         self.waiting > 0 || self.images == 0
+    }
+
+    /// How long after one has begun the next of so many busy sessions is likely to be free.
+    pub fn next_is_free_in(self, sessions: u32) -> Duration {
+        self.an_image * self.images as u32 / sessions
+    }
+
+    fn measured(self, Worked { images, busy }: Worked) -> Activity {
+        let an_image = busy / (images as u32).max(1);
+        Activity { an_image: (self.an_image * (SLOWNESS - 1) + an_image) / SLOWNESS, ..self }
     }
 }
 
@@ -60,7 +80,7 @@ impl Line {
     /// Outside of a runtime, whose clock tells when a batch has waited long enough.
     pub fn new(rule: BatchRule, room: usize) -> (mpsc::Sender<Fetched>, Line) {
         let (sender, fetched) = mpsc::channel(room);
-        let activity = watch::Sender::new(Activity { waiting: 0, images: 0 });
+        let activity = watch::Sender::new(Activity::NOTHING_YET);
         (sender, Line { rule, fetched: Mutex::new(fetched), activity, runtime: Handle::current() })
     }
 
@@ -71,28 +91,46 @@ impl Line {
     /// The next batch, for the session that asks; it may wait for long. None when no more comes. Not for a thread of the
     /// runtime.
     pub fn next(&self) -> Option<Vec<Fetched>> {
-        let batch = self.next_at_once().or_else(|| self.wait_for_next())?;
+        // Another session that waits holds it until it has its batch.
+        let mut fetched = self.fetched();
+        let batch = self.runtime.block_on(self.fill(&mut fetched))?;
         self.set_quietly(|activity| activity.images = batch.len());
         Some(batch)
     }
 
-    /// Where an image is there already, nobody need hear that this session was free.
-    fn next_at_once(&self) -> Option<Vec<Fetched>> {
-        let mut fetched = self.fetched.try_lock().ok()?;
-        let first = fetched.try_recv().ok()?;
-        Some(self.runtime.block_on(fill(self.rule, first, &mut fetched)))
+    /// How long a batch took that was taken from here.
+    pub fn measured(&self, worked: Worked) {
+        self.set_quietly(|activity| *activity = activity.measured(worked));
     }
 
-    fn wait_for_next(&self) -> Option<Vec<Fetched>> {
+    async fn fill(&self, fetched: &mut mpsc::Receiver<Fetched>) -> Option<Vec<Fetched>> {
+        let first = match fetched.try_recv() {
+            Ok(first) => first,
+            Err(_) => self.waiting(fetched.recv()).await?,
+        };
+        let opened_at = Instant::now();
+        let mut batch = vec![first];
+        loop {
+            while batch.len() < self.rule.max_size
+                && let Ok(next) = fetched.try_recv()
+            {
+                batch.push(next);
+            }
+            let decision = self.rule.decide(batch.len(), opened_at, Instant::now());
+            let Decision::WaitUntil(until) = decision else { return Some(batch) };
+            match self.waiting(tokio::time::timeout_at(until.into(), fetched.recv())).await {
+                Ok(Some(next)) => batch.push(next),
+                Ok(None) | Err(_) => return Some(batch),
+            }
+        }
+    }
+
+    /// Waits for an image and says so: while it is there already, nobody need hear that a session is free.
+    async fn waiting<T>(&self, image: impl Future<Output = T>) -> T {
         self.activity.send_modify(|activity| activity.waiting += 1);
-        // Another session that waits holds it until it has its batch.
-        let mut fetched = self.fetched();
-        let batch = self.runtime.block_on(async {
-            let first = fetched.recv().await?;
-            Some(fill(self.rule, first, &mut fetched).await)
-        });
+        let image = image.await;
         self.set_quietly(|activity| activity.waiting -= 1);
-        batch
+        image
     }
 
     /// Nobody waits for a session to be busy, so that nobody is woken.
@@ -109,23 +147,6 @@ impl Line {
     }
 }
 
-async fn fill(rule: BatchRule, first: Fetched, fetched: &mut mpsc::Receiver<Fetched>) -> Vec<Fetched> {
-    let opened_at = Instant::now();
-    let mut batch = vec![first];
-    loop {
-        while batch.len() < rule.max_size
-            && let Ok(next) = fetched.try_recv()
-        {
-            batch.push(next);
-        }
-        let Decision::WaitUntil(until) = rule.decide(batch.len(), opened_at, Instant::now()) else { return batch };
-        match tokio::time::timeout_at(until.into(), fetched.recv()).await {
-            Ok(Some(next)) => batch.push(next),
-            Ok(None) | Err(_) => return batch,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,5 +160,15 @@ mod tests {
         assert_eq!(rule.decide(1, opened, opened + rule.max_delay), Decision::Close);
         let eager = BatchRule { max_delay: Duration::ZERO, ..rule };
         assert_eq!(eager.decide(1, opened, opened), Decision::Close);
+    }
+
+    #[test]
+    fn the_next_session_is_free_when_its_images_are_done() {
+        let ms = Duration::from_millis;
+        let busy = Activity { images: 3, ..Activity::NOTHING_YET };
+        assert_eq!(busy.next_is_free_in(1), ms(15));
+        assert_eq!(busy.next_is_free_in(2), ms(15) / 2);
+        let large = (0..20).fold(busy, |activity, _| activity.measured(Worked { images: 2, busy: ms(80) }));
+        assert!((ms(118)..ms(121)).contains(&large.next_is_free_in(1)), "{large:?}");
     }
 }

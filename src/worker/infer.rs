@@ -123,7 +123,9 @@ impl Shared {
             if self.run_batch(&mut session, batch).is_err() {
                 return;
             }
-            self.tally.add(Worked { images, busy: began.elapsed() });
+            let worked = Worked { images, busy: began.elapsed() };
+            self.line.measured(worked);
+            self.tally.add(worked);
         }
     }
 

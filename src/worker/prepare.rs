@@ -26,10 +26,6 @@ use crate::telemetry::trace::{Side, Span};
 /// How long a fetch is tried in place before it costs an attempt. The lease is renewed meanwhile.
 const FETCH_PATIENCE: Duration = Duration::from_secs(20);
 
-/// When a worker whose sessions are all busy looks for messages, for each image that a session runs: shortly before that
-/// one is free. Who looks earlier takes what another may be free for sooner.
-const LOOK_AFTER: Duration = Duration::from_millis(4);
-
 pub struct Intake {
     pub requests: Arc<dyn Queue>,
     pub input: Arc<dyn ObjectStore>,
@@ -97,14 +93,15 @@ impl Intake {
     }
 
     /// While the sessions of this worker are busy, what arrives is first of all an idle worker's: this one only looks
-    /// after a rest, unless it `may_look` at once. Returns how long to wait for a message.
+    /// halfway to its next free session, so that what it finds is fetched by then, unless it `may_look` at once. Who looks
+    /// earlier takes what another may be free for sooner. Returns how long to wait for a message.
     async fn until_it_is_our_turn(&self, may_look: bool) -> Duration {
         if !self.requests.is_cheap_to_look() {
             return LONGEST_POLL;
         }
         let mut activity = self.activity.clone();
-        let images = activity.borrow().images as u32;
-        let rest = if may_look { Duration::ZERO } else { LOOK_AFTER * images / self.sessions };
+        let free_in = activity.borrow().next_is_free_in(self.sessions);
+        let rest = if may_look { Duration::ZERO } else { free_in / 2 };
         tokio::select! {
             biased;
             _ = activity.wait_for(|activity| activity.is_idle()) => LONGEST_POLL,
