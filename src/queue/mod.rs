@@ -100,6 +100,10 @@ pub trait Queue: Send + Sync {
     }
     /// Deletes delivered messages.
     async fn ack(&self, receipts: &[Receipt]) -> Result<(), QueueError>;
+    /// The same, but it may take a moment longer where that costs less: for a caller whose next step does not hang on it.
+    async fn ack_soon(&self, receipts: &[Receipt]) -> Result<(), QueueError> {
+        self.ack(receipts).await
+    }
     /// Sets how long from now each delivered message stays invisible; zero hands it back.
     async fn set_visibility(&self, changes: &[(Receipt, Duration)]) -> Result<(), QueueError>;
     async fn depth(&self) -> Result<Depth, QueueError>;

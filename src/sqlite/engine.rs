@@ -42,9 +42,9 @@ const LINGER: Duration = Duration::from_millis(20);
 /// Whether a power loss may undo a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Durability {
-    /// It may, and nobody's answer hangs on it: an ack.
+    /// It may, and nobody's next step hangs on it: an ack that is asked for soon, not now.
     Lazy,
-    /// It may: of a receive or an extension that only means one more delivery.
+    /// It may: of a receive, an extension or an ack that only means one more delivery.
     Normal,
     /// It may not: on disk before the caller hears of it, which may be so much later.
     FullWithin(Duration),

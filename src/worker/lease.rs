@@ -85,7 +85,7 @@ impl Keeper {
     pub async fn ack(&self, leases: &[(Lease, Published)]) -> Result<(), QueueError> {
         let receipts: Vec<Receipt> = leases.iter().map(|(lease, _)| lease.receipt.clone()).collect();
         for batch in receipts.chunks(MAX_BATCH) {
-            self.queue.ack(batch).await?;
+            self.queue.ack_soon(batch).await?;
         }
         Ok(())
     }

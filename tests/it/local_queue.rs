@@ -437,8 +437,22 @@ async fn a_send_that_can_wait_is_received_at_once_and_durable_with_the_next() {
     sent.unwrap().remove(0).unwrap();
 }
 
+#[test]
+fn an_ack_does_not_linger() {
+    let directory = tempfile::tempdir().unwrap();
+    // Without a clock: what waits for a moment panics.
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let queue = open(directory.path()).await;
+        send(&*queue, "done").await;
+        let delivery = queue.receive(options(Duration::ZERO)).await.unwrap().remove(0);
+        queue.ack(&[delivery.receipt]).await.unwrap();
+        assert_eq!(queue.depth().await.unwrap().in_flight, 0);
+    });
+}
+
 #[tokio::test]
-async fn an_ack_stands_alone_with_the_next_call_or_at_the_end_of_its_process() {
+async fn an_ack_that_can_wait_stands_alone_with_the_next_call_or_at_the_end_of_its_process() {
     let directory = tempfile::tempdir().unwrap();
     let queue = open(directory.path()).await;
     for body in ["alone", "with the next call", "at the end"] {
@@ -448,17 +462,17 @@ async fn an_ack_stands_alone_with_the_next_call_or_at_the_end_of_its_process() {
     let [alone, with_the_next, at_the_end] = &*deliveries else { panic!("three were sent: {deliveries:?}") };
     let in_flight = async || queue.depth().await.unwrap().in_flight;
 
-    queue.ack(std::slice::from_ref(&alone.receipt)).await.unwrap();
+    queue.ack_soon(std::slice::from_ref(&alone.receipt)).await.unwrap();
     assert_eq!(in_flight().await, 2);
 
     let receipts = [with_the_next.receipt.clone()];
-    assert!(queue.ack(&receipts).now_or_never().is_none(), "its caller goes away while it waits for others");
+    assert!(queue.ack_soon(&receipts).now_or_never().is_none(), "its caller goes away while it waits for others");
     assert_eq!(in_flight().await, 2, "nobody was woken for it, and who only looks takes nothing along");
     send(&*queue, "next").await;
     assert_eq!(in_flight().await, 1);
 
     let receipts = [at_the_end.receipt.clone()];
-    assert!(queue.ack(&receipts).now_or_never().is_none());
+    assert!(queue.ack_soon(&receipts).now_or_never().is_none());
     drop(queue);
     let depth = open(directory.path()).await.depth().await.unwrap();
     assert_eq!((depth.visible, depth.in_flight), (1, 0));

@@ -190,15 +190,11 @@ impl Queue for SqliteQueue {
     }
 
     async fn ack(&self, receipts: &[Receipt]) -> Result<(), QueueError> {
-        check_batch(receipts.len())?;
-        let receipts: Vec<Receipt> =
-            receipts.iter().filter(|receipt| self.end_direct(receipt).is_none()).cloned().collect();
-        if receipts.is_empty() {
-            return Ok(());
-        }
-        let name = self.name.clone();
-        let work = move |session: &mut Session| messages::ack(session, &name, &receipts);
-        self.database.engine.write(Durability::Lazy, work).await
+        self.delete(receipts, Durability::Normal).await
+    }
+
+    async fn ack_soon(&self, receipts: &[Receipt]) -> Result<(), QueueError> {
+        self.delete(receipts, Durability::Lazy).await
     }
 
     async fn set_visibility(&self, changes: &[(Receipt, Duration)]) -> Result<(), QueueError> {
@@ -259,6 +255,18 @@ impl SqliteQueue {
         let bearable = messages.iter().filter(|message| !message.is_transient).map(|message| message.durable_within);
         let durability = bearable.min().map_or(Durability::Normal, Durability::FullWithin);
         let work = move |session: &mut Session| messages::send(session, &name, &messages);
+        self.database.engine.write(durability, work).await
+    }
+
+    async fn delete(&self, receipts: &[Receipt], durability: Durability) -> Result<(), QueueError> {
+        check_batch(receipts.len())?;
+        let receipts: Vec<Receipt> =
+            receipts.iter().filter(|receipt| self.end_direct(receipt).is_none()).cloned().collect();
+        if receipts.is_empty() {
+            return Ok(());
+        }
+        let name = self.name.clone();
+        let work = move |session: &mut Session| messages::ack(session, &name, &receipts);
         self.database.engine.write(durability, work).await
     }
 
