@@ -10,7 +10,7 @@ from .summary import DEFAULT_SET, Summary
 
 OURS = {"up", "worker"}
 COLOURS = {"ours": "#0072b2", "ceiling": "#8c8c8c", "others": "#d55e00"}
-WIDTH, LABEL_WIDTH, BAR_HEIGHT, ROW_HEIGHT, PANEL_HEAD = 820, 210, 16, 22, 40
+WIDTH, LABEL_WIDTH, BAR_HEIGHT, ROW_HEIGHT, PANEL_HEAD = 870, 260, 16, 22, 40
 FONT = 'font-family="sans-serif" font-size="12" fill="#3c3c3c"'
 
 
