@@ -197,8 +197,7 @@ impl Pace {
     }
 
     fn service_time(&self) -> Option<Duration> {
-        let sum = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (sum.images > 0).then(|| sum.busy.div_f64(sum.images as f64))
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).service_time()
     }
 }
 

@@ -20,6 +20,13 @@ pub struct Worked {
     pub busy: Duration,
 }
 
+impl Worked {
+    /// How long an image takes whoever was busy, a session or a whole worker; none where there was no image.
+    pub fn service_time(self) -> Option<Duration> {
+        (self.images > 0).then(|| self.busy.div_f64(self.images as f64))
+    }
+}
+
 impl WorkerLine {
     /// None for a line that means nothing.
     pub fn parse(line: &str) -> Option<WorkerLine> {

@@ -47,7 +47,7 @@ static OPEN: Mutex<Vec<(PathBuf, Weak<Database>)>> = Mutex::new(Vec::new());
 pub fn open(data_dir: &Path) -> Result<Arc<Database>, Fault> {
     file::make_directory(data_dir)?;
     let key = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
-    // Held while opening: two that open at once get one. Nothing that runs under it leaves the list half changed.
+    // Held while opening: two that open at once get one.
     let mut open = lock(&OPEN);
     open.retain(|(_, database)| database.strong_count() > 0);
     if let Some(database) = open.iter().find_map(|(path, database)| database.upgrade().filter(|_| *path == key)) {

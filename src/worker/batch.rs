@@ -10,10 +10,10 @@ use tokio::sync::{mpsc, watch};
 use super::infer::Fetched;
 use crate::protocol::Worked;
 
-/// How long an image takes, until one was measured.
-const AN_IMAGE: Duration = Duration::from_millis(5);
-/// A batch counts for one in so many: pictures differ.
-const SLOWNESS: u32 = 4;
+/// The service time, until one was measured.
+const FIRST_GUESS: Duration = Duration::from_millis(5);
+/// A batch counts for one in so many, as in a moving average: pictures differ.
+const SMOOTHING: u32 = 4;
 
 #[derive(Debug, Clone, Copy)]
 pub struct BatchRule {
@@ -44,11 +44,11 @@ pub struct Activity {
     /// With how many images the last to begin, began; none before the first.
     images: usize,
     /// How long an image takes a session, as of late.
-    an_image: Duration,
+    service_time: Duration,
 }
 
 impl Activity {
-    const NOTHING_YET: Activity = Activity { waiting: 0, images: 0, an_image: AN_IMAGE };
+    const NOTHING_YET: Activity = Activity { waiting: 0, images: 0, service_time: FIRST_GUESS };
 
     pub fn is_idle(self) -> bool {
         self.waiting > 0 || self.images == 0
@@ -56,12 +56,12 @@ impl Activity {
 
     /// How long after one has begun the next of so many busy sessions is likely to be free.
     pub fn next_is_free_in(self, sessions: u32) -> Duration {
-        self.an_image * self.images as u32 / sessions
+        self.service_time * self.images as u32 / sessions
     }
 
-    fn measured(self, Worked { images, busy }: Worked) -> Activity {
-        let an_image = busy / (images as u32).max(1);
-        Activity { an_image: (self.an_image * (SLOWNESS - 1) + an_image) / SLOWNESS, ..self }
+    fn measured(self, worked: Worked) -> Activity {
+        let service_time = worked.service_time().unwrap_or(self.service_time);
+        Activity { service_time: (self.service_time * (SMOOTHING - 1) + service_time) / SMOOTHING, ..self }
     }
 }
 
