@@ -15,16 +15,26 @@ fn main() -> ExitCode {
         telemetry::init(cli.command.log_format());
         run(&cli.command)
     });
-    match ending {
+    let code = match ending {
         Ok(code) => code,
         Err(error) => match error.downcast::<clap::Error>() {
-            Ok(wrong_usage) => wrong_usage.exit(),
+            Ok(wrong_usage) => {
+                telemetry::flush(telemetry::FLUSH_LIMIT);
+                wrong_usage.exit()
+            }
             Err(error) => {
-                eprintln!("imgcls: {error:#}");
+                telemetry::stderr_line(&format!("imgcls: {error:#}"));
                 ExitCode::FAILURE
             }
         },
-    }
+    };
+    telemetry::flush(telemetry::FLUSH_LIMIT);
+    code
+}
+
+/// The token that the first signal cancels. Who sends a second one does not want to wait for a log that nobody reads.
+fn on_signals() -> std::io::Result<shutdown::CancellationToken> {
+    shutdown::on_signals(|| telemetry::flush(std::time::Duration::from_millis(200)))
 }
 
 /// Of `provision plan --detailed-exitcode`.
@@ -43,7 +53,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Up(args) => {
             block_on(many_threads()?, async {
                 let config = args.config().await?;
-                let shutdown = shutdown::on_signals()?;
+                let shutdown = on_signals()?;
                 let listener = bind(args.http.listen).await?;
                 traced("imgcls-web", up::run(listener, config, shutdown)).await
             })?;
@@ -55,7 +65,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             block_on(many_threads()?, async {
                 let names = args.shared.names(&backend).await?;
                 let config = args.config(backend, names)?;
-                let shutdown = shutdown::on_signals()?;
+                let shutdown = on_signals()?;
                 let listener = bind(args.http.listen).await?;
                 traced("imgcls-web", web::run(listener, config, None, shutdown)).await
             })?;
@@ -67,7 +77,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             block_on(one_thread()?, async {
                 let names = args.shared.names(&backend).await?;
                 let config = args.config(backend, names);
-                Box::pin(traced("imgcls-worker", worker::run(config, shutdown::on_signals()?))).await
+                Box::pin(traced("imgcls-worker", worker::run(config, on_signals()?))).await
             })?;
             Ok(ExitCode::SUCCESS)
         }
@@ -75,7 +85,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             block_on(one_thread()?, async {
                 let (backend, said_by) = args.shared.backend();
                 tracing::info!(?backend, said_by, "autoscale");
-                let shutdown = shutdown::on_signals()?;
+                let shutdown = on_signals()?;
                 match backend {
                     Backend::Local { .. } => up::run_workers(args.of_processes().await?, shutdown).await,
                     Backend::Aws { .. } => autoscale::aws::run(args.of_group(backend)?, shutdown).await,
@@ -86,14 +96,14 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Queue(args) => {
             let is_done = block_on(one_thread()?, async {
                 let config = args.config().await?;
-                queues::run(config, shutdown::on_signals()?).await
+                queues::run(config, on_signals()?).await
             })?;
             Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Provision(args) => {
             let ending = block_on(one_thread()?, async {
                 let config = Box::pin(args.config()).await?;
-                Box::pin(provision::run(config, shutdown::on_signals()?)).await
+                Box::pin(provision::run(config, on_signals()?)).await
             })?;
             Ok(match ending {
                 provision::Ending::Done => ExitCode::SUCCESS,
@@ -115,7 +125,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         }
         Command::Loadgen(args) => {
             let config = args.config()?;
-            let outcome = block_on(many_threads()?, async { loadgen::run(config, shutdown::on_signals()?).await })?;
+            let outcome = block_on(many_threads()?, async { loadgen::run(config, on_signals()?).await })?;
             Ok(outcome.exit_code().into())
         }
     }

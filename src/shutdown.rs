@@ -6,12 +6,12 @@ pub use tokio_util::sync::CancellationToken;
 /// Exit code of a process that a second signal ended: 128 + SIGINT, as shells have it.
 const EXIT_INTERRUPTED: i32 = 130;
 
-/// A token that is cancelled by the first SIGTERM or SIGINT. The second signal exits the process without draining:
-/// what was not finished comes again after its visibility timeout.
+/// A token that is cancelled by the first SIGTERM or SIGINT. The second signal calls `before_exit` and exits the process
+/// without draining: what was not finished comes again after its visibility timeout.
 ///
 /// # Errors
 /// Where the system refuses signal handlers.
-pub fn on_signals() -> std::io::Result<CancellationToken> {
+pub fn on_signals(before_exit: fn()) -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let token = CancellationToken::new();
@@ -19,10 +19,12 @@ pub fn on_signals() -> std::io::Result<CancellationToken> {
     // Lives as long as the process, which it ends; nothing waits for it.
     tokio::spawn(async move {
         let name = first_of(&mut terminate, &mut interrupt).await;
-        tracing::info!(signal = name, "draining; a second signal ends at once");
+        // Before anything else: whatever happens to the log, the process drains.
         drain.cancel();
+        tracing::info!(signal = name, "draining; a second signal ends at once");
         let name = first_of(&mut terminate, &mut interrupt).await;
         tracing::warn!(signal = name, "ended without draining");
+        before_exit();
         std::process::exit(EXIT_INTERRUPTED);
     });
     Ok(token)

@@ -2,7 +2,6 @@
 //! workers that start later take what was found.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -12,6 +11,7 @@ use serde::Serialize;
 
 use crate::config::Limits;
 use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor, Tuning};
+use crate::telemetry::{self, output};
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -45,7 +45,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let kept = found.write(&config.model);
     let report = Report { cores, seconds: begun.elapsed().as_secs_f64(), trials, found, kept: kept.as_ref().ok() };
     let text = if config.json { report.json() } else { report.table() };
-    std::io::stdout().write_all(text.as_bytes())?;
+    output::print(&text).context("cannot print what was found")?;
     kept.map(drop).context("what was found is not kept")
 }
 
@@ -86,7 +86,7 @@ fn measure(config: &Config, first_round: &[Setting]) -> anyhow::Result<Vec<Trial
     let mut trials: Vec<Trial> = Vec::with_capacity(count);
     let measure = |setting: Setting, trials: &mut Vec<Trial>| {
         let trial = trial(&config.model, setting, duration)?;
-        eprintln!("tune: {} of {count}: {}", trials.len() + 1, trial.line());
+        telemetry::stderr_line(&format!("tune: {} of {count}: {}", trials.len() + 1, trial.line()));
         trials.push(trial);
         anyhow::Ok(())
     };

@@ -2,7 +2,6 @@
 //! the queue and the images lie in the data directory, where a worker started by hand finds them too.
 
 use std::ffi::OsString;
-use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +15,7 @@ use crate::config::{Backend, Limits, Names};
 use crate::model::ModelChoice;
 use crate::queue::{Queue, ServiceQueues};
 use crate::shutdown::CancellationToken;
-use crate::telemetry::LogFormat;
+use crate::telemetry::{LogFormat, output};
 use crate::{autoscale, queue, web, worker};
 
 #[derive(Debug, Clone)]
@@ -106,8 +105,7 @@ impl Fleet {
 async fn announce(address: SocketAddr, wants_worker: bool, mut workers_ready: watch::Receiver<usize>) {
     let fewest = usize::from(wants_worker);
     if workers_ready.wait_for(|ready| *ready >= fewest).await.is_ok() {
-        // A closed standard output is nobody to tell.
-        let _ = writeln!(std::io::stdout(), "open http://{}/", reachable(address));
+        output::tell(&format!("open http://{}/", reachable(address)));
     }
 }
 

@@ -16,7 +16,6 @@ mod report;
 mod target;
 mod threshold;
 
-use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,6 +35,7 @@ use self::expect::Expectations;
 use self::failure::Failure;
 use self::pictures::Picture;
 use self::report::Report;
+use crate::telemetry::{self, output};
 
 /// How long the first connection may take; the others are part of their requests.
 const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -94,7 +94,7 @@ impl Outcome {
 /// Where there is nothing to send, nothing to hold it against, or nobody to send it to.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<Outcome> {
     if let Some(contradiction) = contradiction(&config) {
-        eprintln!("error: {contradiction}");
+        telemetry::stderr_line(&format!("error: {contradiction}"));
         return Ok(Outcome::Usage);
     }
     let pictures = pictures(&config)?;
@@ -118,7 +118,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let driven = progress::watched(&load, config.num_request, config.verbose, work).await;
 
     let report = Report::new(&config, &driven, |picture| load.pictures[picture].0.clone());
-    print(&if config.json { report.to_json() } else { report.to_text() })?;
+    output::print(&if config.json { report.to_json() } else { report.to_text() }).context("cannot print the report")?;
     Ok(if report.threshold_missed() {
         Outcome::ThresholdMissed
     } else if report.requests.failed > 0 || report.interrupted {
@@ -149,12 +149,12 @@ fn pictures(config: &Config) -> anyhow::Result<Vec<Picture>> {
     if !skipped.is_empty() {
         let names: Vec<_> = skipped.iter().take(SKIPPED_SHOWN).map(|name| failure::printable(name)).collect();
         let more = if skipped.len() > SKIPPED_SHOWN { ", …" } else { "" };
-        eprintln!(
+        telemetry::stderr_line(&format!(
             "{} files of {} are not images and are not sent: {}{more}",
             skipped.len(),
             folder.display(),
             names.join(", ")
-        );
+        ));
     }
     Ok(found.pictures)
 }
@@ -190,13 +190,4 @@ async fn first_client(config: &Config, target: &Arc<Target>) -> anyhow::Result<C
         Err(_elapsed) => format!("no answer within {} s", limit.as_secs_f64()),
     };
     anyhow::bail!("cannot connect to {}: {reason}; is \"imgcls up\" running?", config.url)
-}
-
-/// A reader that has gone, as `head` does, is no failure of the run.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print the report"),
-        _ => Ok(()),
-    }
 }

@@ -24,7 +24,7 @@ mod stack;
 mod text;
 mod user_data;
 
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::io::{BufRead as _, IsTerminal as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use crate::aws::Aws;
 use crate::model::ModelChoice;
 use crate::scaling::cost::Prices;
+use crate::telemetry::output;
 use aws::{Cloud, Known};
 use bundle::{Bundle, BundleRef};
 use doctor::{Called, Severity};
@@ -149,9 +150,9 @@ impl Provision {
         }
         let cost = self.cost(&plan.stack)?;
         if self.config.json {
-            print(&json!({"plan": plan, "cost": cost}));
+            print(&json!({"plan": plan, "cost": cost}))?;
         } else {
-            print!("{}{}", text::plan(&plan), text::cost(&cost));
+            say(&format!("{}{}", text::plan(&plan), text::cost(&cost)))?;
         }
         Ok(if says_changes && !plan.is_empty() { Ending::Changes } else { Ending::Done })
     }
@@ -160,7 +161,7 @@ impl Provision {
         let (bundle, plan, inventory) = self.make_plan().await?;
         let cost = self.cost(&plan.stack)?;
         if !self.config.json {
-            print!("{}{}", text::plan(&plan), text::cost(&cost));
+            say(&format!("{}{}", text::plan(&plan), text::cost(&cost)))?;
         }
         if !plan.is_empty() && !is_confirmed && !self.config.json && !confirmed("Make these changes?")? {
             return Ok(Ending::Declined);
@@ -190,7 +191,7 @@ impl Provision {
         let inventory = Box::pin(self.cloud.observe(&plan.stack)).await?;
         plan.check_inventory(&inventory)?;
         if !self.config.json {
-            print!("{}", text::plan(&plan));
+            say(&text::plan(&plan))?;
         }
         self.make(&plan.stack, &plan.changes, &inventory, Some(&bundle)).await?;
         self.tell_address(&plan).await
@@ -202,9 +203,9 @@ impl Provision {
         let plan = Plan::new(stack, &inventory, self.config.adopt)?;
         let machines = self.machines(&plan.stack, &inventory).await?;
         if self.config.json {
-            print(&json!({"plan": plan, "inventory": inventory, "machines": machines, "web": machines.web}));
+            print(&json!({"plan": plan, "inventory": inventory, "machines": machines, "web": machines.web}))?;
         } else {
-            print!("{}{}", text::status(&plan, &inventory), text::machines(&plan.stack, &machines));
+            say(&format!("{}{}", text::status(&plan, &inventory), text::machines(&plan.stack, &machines)))?;
         }
         Ok(Ending::Done)
     }
@@ -220,7 +221,7 @@ impl Provision {
             );
         }
         if !self.config.json {
-            print!("{}", text::removal(&stack, &changes));
+            say(&text::removal(&stack, &changes))?;
         }
         if !changes.is_empty() && !is_confirmed {
             if !std::io::stdin().is_terminal() || self.config.json {
@@ -233,7 +234,7 @@ impl Provision {
         self.make(&stack, &changes, &inventory, None).await?;
         self.sweep(&stack).await?;
         if self.config.json {
-            print(&json!({"removed": changes}));
+            print(&json!({"removed": changes}))?;
         }
         Ok(Ending::Done)
     }
@@ -246,14 +247,14 @@ impl Provision {
             bail!("of stack {:?} there still is {}: run this again", stack.name, names.join(", "));
         }
         if !self.config.json {
-            println!("nothing is left that has the tag {}={}", resource::STACK_TAG, stack.name);
+            say(&format!("nothing is left that has the tag {}={}\n", resource::STACK_TAG, stack.name))?;
         }
         Ok(())
     }
 
     async fn export(&self) -> anyhow::Result<Ending> {
         let (_, stack) = self.wanted().await?;
-        print(&export::template(&stack));
+        print(&export::template(&stack))?;
         Ok(Ending::Done)
     }
 
@@ -277,9 +278,9 @@ impl Provision {
         let seen = Box::pin(self.cloud.examine(&called, &roles)).await?;
         let findings = doctor::diagnose(&seen, &called);
         if self.config.json {
-            print(&json!({"findings": findings, "seen": seen}));
+            print(&json!({"findings": findings, "seen": seen}))?;
         } else {
-            print!("{}", text::findings(&findings));
+            say(&text::findings(&findings))?;
         }
         let is_broken = findings.iter().any(|finding| finding.severity == Severity::Broken);
         Ok(if is_broken { Ending::Faults } else { Ending::Done })
@@ -365,7 +366,8 @@ impl Provision {
             }
             Box::pin(self.cloud.carry_out(change, stack, inventory, &mut known, bundle)).await.with_context(left)?;
             if !self.config.json {
-                println!("{} done", text::change(change));
+                // What is made does not depend on who reads of it.
+                let _ = say(&format!("{} done\n", text::change(change)));
             }
         }
         Ok(())
@@ -374,9 +376,9 @@ impl Provision {
     async fn tell_address(&self, plan: &Plan) -> anyhow::Result<Ending> {
         let machines = self.wait_for_address(&plan.stack).await?;
         if self.config.json {
-            print(&json!({"changes": plan.changes, "machines": machines, "web": machines.web}));
+            print(&json!({"changes": plan.changes, "machines": machines, "web": machines.web}))?;
         } else {
-            print!("{}{}", text::applied(plan), text::machines(&plan.stack, &machines));
+            say(&format!("{}{}", text::applied(plan), text::machines(&plan.stack, &machines)))?;
         }
         Ok(Ending::Done)
     }
@@ -422,7 +424,7 @@ fn find_bundle(config: &Config) -> anyhow::Result<Bundle> {
 fn export_bundle(config: &Config, path: &Path) -> anyhow::Result<Ending> {
     let bundle = find_bundle(config)?;
     std::fs::write(path, bundle.packed()?).with_context(|| format!("cannot write the bundle to {}", path.display()))?;
-    print(&json!({"bundle": bundle.reference, "key": bundle.reference.key()}));
+    print(&json!({"bundle": bundle.reference, "key": bundle.reference.key()}))?;
     Ok(Ending::Done)
 }
 
@@ -439,13 +441,17 @@ fn confirmed(question: &str) -> anyhow::Result<bool> {
     if !stdin.is_terminal() {
         return Ok(true);
     }
-    print!("{question} [y/N] ");
-    std::io::stdout().flush()?;
+    say(&format!("{question} [y/N] "))?;
     let mut answer = String::new();
     stdin.lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-fn print(value: &serde_json::Value) {
-    println!("{value:#}");
+fn print(value: &serde_json::Value) -> anyhow::Result<()> {
+    say(&format!("{value:#}\n"))
+}
+
+/// A reader that went away does not stop a change half-way.
+fn say(text: &str) -> anyhow::Result<()> {
+    output::print(text).context("cannot write to standard output")
 }

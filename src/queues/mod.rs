@@ -11,7 +11,6 @@ mod redrive;
 mod show;
 mod text;
 
-use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -23,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Backend, Names};
 use crate::queue::{self, Queue, QueueError, Queues};
 use crate::store::{self, ObjectStore, StoreError};
+use crate::telemetry::output;
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -144,10 +144,5 @@ fn print(json: bool, report: &impl Serialize, text: impl FnOnce() -> String) -> 
     if !out.ends_with('\n') {
         out.push('\n');
     }
-    let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(out.as_bytes()).and_then(|()| stdout.flush()) {
-        // A reader that went away has read what it wanted.
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
-    }
+    output::print(&out).context("cannot print the result")
 }

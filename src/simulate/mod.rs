@@ -8,7 +8,6 @@ mod plot;
 mod report;
 mod timeline;
 
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -20,6 +19,7 @@ use self::measured::Measured;
 use crate::scaling::cost::{InstancePrice, Prices};
 use crate::scaling::simulate::{LONGEST, Run, Scenario, ServiceTime, simulate};
 use crate::scaling::{Bounds, Policy};
+use crate::telemetry::output;
 use crate::workload::Arrivals;
 
 #[derive(Debug, Clone)]
@@ -114,7 +114,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         plot::write(file, &simulated)?;
     }
     let report = report::Report::new(config, &common, &simulated);
-    print(&if config.json { report.to_json() } else { report.to_text() })
+    output::print(&if config.json { report.to_json() } else { report.to_text() }).context("cannot print the report")
 }
 
 fn common(config: &Config) -> anyhow::Result<Common> {
@@ -161,13 +161,4 @@ fn simulate_variant(config: &Config, common: &Common, variant: &Variant) -> Simu
     let count = usize::try_from(config.num_request).unwrap_or(usize::MAX);
     let run = simulate(&scenario, config.arrivals.offsets(config.seed).take(count));
     Simulated { variant, run, wall: began.elapsed() }
-}
-
-/// A reader that has gone, as `head` does, is no failure.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print the report"),
-        _ => Ok(()),
-    }
 }

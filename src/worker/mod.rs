@@ -22,7 +22,7 @@ mod prepare;
 mod publish;
 mod tally;
 
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,6 +47,7 @@ use crate::model::{self, ModelChoice, ModelPackage};
 use crate::protocol::WorkerLine;
 use crate::queue::{self, ServiceQueues};
 use crate::store;
+use crate::telemetry::output;
 
 /// How long a drain may take before what is left is handed back. `up` drains its web tier (4 s) and then its workers,
 /// all within the 10 s that supervisors commonly allow.
@@ -192,8 +193,8 @@ async fn work(
         "ready"
     );
     if config.drain_on_stdin_close {
-        // A parent that died meanwhile reads nothing; then standard input closes too.
-        let _ = writeln!(std::io::stdout(), "{}", WorkerLine::Ready);
+        // A parent that does not read it must not hold up the worker; one that died closes standard input too.
+        output::tell(&WorkerLine::Ready.to_string());
         let stop = shutdown.clone();
         stages.spawn(async move {
             tally.say(session_count as u32, stop).await;

@@ -1,12 +1,12 @@
 //! How much the sessions did, told to whoever started this worker: it decides by it how many workers there should be.
 
-use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::protocol::{Worked, WorkerLine};
+use crate::telemetry::output;
 
 const EVERY: Duration = Duration::from_secs(1);
 
@@ -36,8 +36,7 @@ impl Tally {
             let Worked { images, busy } = self.take();
             if images > 0 {
                 let worked = Worked { images, busy: busy / sessions.max(1) };
-                // A parent that died meanwhile reads nothing; standard input says so too.
-                let _ = writeln!(std::io::stdout(), "{}", WorkerLine::Worked(worked));
+                output::tell(&WorkerLine::Worked(worked).to_string());
             }
         }
     }

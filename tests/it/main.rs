@@ -21,6 +21,7 @@ mod floors;
 mod loadgen;
 mod local_queue;
 mod local_store;
+mod log_faults;
 mod message_size;
 mod messages;
 mod model;

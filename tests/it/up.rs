@@ -69,7 +69,7 @@ impl Drop for Up {
 }
 
 /// The living children of a process: those that are waiting to be waited for do not count.
-fn children(parent: Pid) -> Vec<Pid> {
+pub fn children(parent: Pid) -> Vec<Pid> {
     let processes = fs::read_dir("/proc").expect("a Linux system").flatten();
     let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let is_child = |number: &i32| {
