@@ -504,9 +504,14 @@ impl Session<'_> {
     }
 
     fn new(connection: &Connection) -> Session<'_> {
+        Session::at(connection, now_ms())
+    }
+
+    /// On a clock of the caller's.
+    pub fn at(connection: &Connection, now_ms: i64) -> Session<'_> {
         Session {
             connection,
-            now_ms: now_ms(),
+            now_ms,
             ring: BTreeSet::new(),
             removed: BTreeSet::new(),
             unsynced: Vec::new(),

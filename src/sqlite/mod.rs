@@ -64,6 +64,12 @@ pub fn open(data_dir: &Path) -> Result<Arc<Database>, Fault> {
     Ok(database)
 }
 
+/// A connection of its own, as another process would have.
+#[cfg(test)]
+pub fn open_connection(data_dir: &Path) -> Result<rusqlite::Connection, Fault> {
+    file::open(data_dir)
+}
+
 /// Nothing that runs under a lock of this room leaves its state half changed; a connection whose thread panicked in the
 /// middle of a transaction is used no more.
 fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -15,6 +15,8 @@
 
 mod direct;
 mod messages;
+#[cfg(test)]
+mod model_test;
 
 use std::collections::BTreeMap;
 use std::path::Path;
