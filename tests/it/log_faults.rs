@@ -24,15 +24,13 @@ struct Up {
 }
 
 impl Up {
-    /// `configure` says what standard error is.
-    fn start(program: Command, configure: impl FnOnce(&mut Command)) -> Up {
+    fn start(program: Command, stderr: impl Into<Stdio>) -> Up {
         let directory = tempfile::tempdir().unwrap();
         let mut command = program;
         command.args(["up", "--backend", "local", "--listen", "127.0.0.1:0", "--data-dir"]).arg(directory.path());
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        configure(&mut command);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).env("IMGCLS_LOG", "debug");
         let mut process = command.spawn().unwrap();
-        // Of a command that a shell starts the descriptors are the shell's; nothing else here holds them open.
+        // It holds the descriptors of the child open.
         drop(command);
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -89,13 +87,13 @@ fn full_pipe() -> (PipeReader, PipeWriter) {
 fn up_works_and_drains_without_a_standard_error() {
     let mut shell = Command::new("sh");
     shell.args(["-c", "exec \"$0\" \"$@\" 2>&-"]).arg(imgcls().get_program());
-    Up::start(shell, |_| {}).works_and_drains();
+    Up::start(shell, Stdio::inherit()).works_and_drains();
 }
 
 #[test]
 fn up_works_and_drains_with_a_log_on_a_full_disk() {
     let full = File::options().write(true).open("/dev/full").unwrap();
-    Up::start(imgcls(), |command| drop(command.stderr(full))).works_and_drains();
+    Up::start(imgcls(), full).works_and_drains();
 }
 
 #[test]
@@ -106,7 +104,7 @@ fn up_works_and_drains_when_the_reader_of_its_log_goes_away() {
         BufReader::new(reader).read_line(&mut line).unwrap();
         line
     });
-    let up = Up::start(imgcls(), |command| drop(command.stderr(writer)));
+    let up = Up::start(imgcls(), writer);
     assert!(head.join().unwrap().contains("up"));
     up.works_and_drains();
 }
@@ -114,7 +112,7 @@ fn up_works_and_drains_when_the_reader_of_its_log_goes_away() {
 #[test]
 fn up_works_and_drains_when_nobody_reads_its_log() {
     let (reader, writer) = full_pipe();
-    Up::start(imgcls(), |command| drop(command.stderr(writer).env("IMGCLS_LOG", "debug"))).works_and_drains();
+    Up::start(imgcls(), writer).works_and_drains();
     drop(reader);
 }
 
@@ -187,7 +185,7 @@ fn a_command_whose_reader_goes_away_ends_quietly() {
     let data_dir = directory.path().to_str().unwrap();
     let lines: [&[&str]; 5] = [
         &["classify", &image, &image, &image],
-        &["simulate", "--num-request", "100"],
+        &["simulate", "--rate", "5", "--service-time", "1s", "--num-request", "100"],
         &["queue", "depth", "--backend", "local", "--data-dir", data_dir],
         &["--help"],
         &["--version"],
