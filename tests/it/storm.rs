@@ -16,23 +16,24 @@ const PICTURES: [&str; 5] = ["rocket.jpg", "cup.jpg", "cat.jpg", "rgb.png", "los
 
 struct Storm {
     jobs: usize,
+    workers: usize,
     worker_kills: usize,
     web_kills: usize,
 }
 
-/// 2,000 jobs and 40 kills with `scripts/test --long`; a quarter of it otherwise.
+/// 10,000 jobs and 200 kills with `scripts/test --long`; a twentieth of it otherwise.
 fn storm() -> Storm {
     if std::env::var_os("IMGCLS_TEST_LONG").is_some() {
-        Storm { jobs: 2_000, worker_kills: 40, web_kills: 5 }
+        Storm { jobs: 10_000, workers: 4, worker_kills: 200, web_kills: 20 }
     } else {
-        Storm { jobs: 500, worker_kills: 12, web_kills: 2 }
+        Storm { jobs: 500, workers: 2, worker_kills: 12, web_kills: 2 }
     }
 }
 
 #[test]
 fn nothing_accepted_is_lost_and_nothing_is_answered_twice() {
     let storm = storm();
-    let mut service = Service::start(2, &[], &["--visibility-timeout", "1s"]);
+    let mut service = Service::start(storm.workers, &[], &["--visibility-timeout", "1s"]);
     let images: Vec<Vec<u8>> = PICTURES.iter().map(|name| picture(name)).collect();
     let expected: Vec<Value> = images
         .iter()
