@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, PipeReader, PipeWriter, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use imgcls::telemetry;
@@ -32,8 +32,10 @@ impl Up {
         let mut process = command.spawn().unwrap();
         // It holds the descriptors of the child open.
         drop(command);
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let line = first_line(process.stdout.take().unwrap()).unwrap_or_else(|| {
+            let _ = process.kill();
+            panic!("`up` did not serve in time, or ended: {:?}", process.wait())
+        });
         let address = line.trim().strip_prefix("open http://").and_then(|rest| rest.strip_suffix('/'));
         let address = address.unwrap_or_else(|| panic!("no address in {line:?}")).parse().unwrap();
         Up { process, address, _directory: directory }
@@ -68,6 +70,17 @@ impl Drop for Up {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// None where there is none, or not in time.
+fn first_line(output: ChildStdout) -> Option<String> {
+    let (told, line) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let read = BufReader::new(output).read_line(&mut line);
+        told.send(read.ok().filter(|bytes| *bytes > 0).map(|_| line))
+    });
+    line.recv_timeout(PATIENCE).ok().flatten()
 }
 
 /// The pipe whose reading end is returned takes not one byte more.

@@ -1,0 +1,110 @@
+//! Text from outside: messages, identifiers, settings.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use clap::Parser as _;
+use imgcls::cli::Cli;
+use imgcls::config;
+use imgcls::model::{ModelChoice, ModelPackage};
+use imgcls::protocol::{self, ClassifyResult, Incoming};
+use imgcls::scaling::cost::Prices;
+use libfuzzer_sys::Corpus;
+use uuid::Uuid;
+
+use crate::http;
+
+const BUCKET: &str = "input";
+/// The least that a queue of SQS takes.
+const QUEUE_LIMIT_BYTES: usize = 1 << 10;
+
+/// A message on the request queue or on a reply queue.
+pub fn message(input: &[u8]) -> Corpus {
+    let Ok(text) = std::str::from_utf8(input) else { return Corpus::Reject };
+    match Incoming::parse(text) {
+        Incoming::Job(request) => {
+            let _ = request.payload(BUCKET);
+            let (id, reply_to) = (request.id, request.reply_to.clone());
+            let sent = request.into_message(BUCKET, QUEUE_LIMIT_BYTES);
+            let Incoming::Job(again) = Incoming::parse(&sent) else { panic!("what is sent is no request: {sent}") };
+            assert_eq!((again.id, again.reply_to), (id, reply_to));
+        }
+        Incoming::Seed(request) => {
+            let _ = request.image_bytes();
+            legacy_name(&request.filename);
+        }
+        Incoming::UnknownVersion { .. } | Incoming::Malformed { .. } => {}
+    }
+    let _ = protocol::read_seed_reply(text);
+    let _ = protocol::seed_answer(protocol::read_seed_output(text));
+    if let Some(cut) = protocol::cut_reply(text) {
+        assert!(protocol::cut_reply(&cut).is_some(), "a cut reply is none: {cut}");
+    }
+    let _ = text.parse::<ClassifyResultText>();
+    Corpus::Keep
+}
+
+/// What a store gives back as a result.
+struct ClassifyResultText;
+
+impl std::str::FromStr for ClassifyResultText {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let result: ClassifyResult = serde_json::from_str(text).map_err(drop)?;
+        let written = result.to_json();
+        let again: ClassifyResult = serde_json::from_str(&written).expect("what was written is read");
+        assert_eq!(again.to_json(), written);
+        Ok(ClassifyResultText)
+    }
+}
+
+/// Identifiers and names, by the functions that read them and as a path of a request.
+pub fn ids(input: &[u8]) -> Corpus {
+    let Ok(text) = std::str::from_utf8(input) else { return Corpus::Reject };
+    if let Ok(id) = text.parse::<Uuid>() {
+        let _ = protocol::submitted_at(id);
+        assert_eq!(protocol::image_key(id), format!("images/{id}"));
+    }
+    legacy_name(text);
+    let _ = protocol::seed_job_id(text);
+    let _ = protocol::is_reply_queue_of("results", text);
+    assert!(protocol::cut_filename(text).len() <= 255);
+    http::get_job(text);
+    Corpus::Keep
+}
+
+/// A name of the original's form becomes part of a key.
+fn legacy_name(name: &str) {
+    let safe = protocol::seed_safe_name(name);
+    assert!(!safe.is_empty() && safe.len() <= 255 && safe != "." && safe != "..", "{safe:?}");
+    assert!(!safe.contains(['/', '\\', '\0']), "{safe:?}");
+    assert!(!protocol::seed_output_key(&safe).is_empty());
+}
+
+/// A command line, one argument a line; and the files that hold settings.
+pub fn config(input: &[u8]) -> Corpus {
+    let Ok(text) = std::str::from_utf8(input) else { return Corpus::Reject };
+    let _ = Cli::try_parse_from(std::iter::once("imgcls").chain(text.lines()));
+    let _ = (config::duration(text), config::bytes(text), config::region(text), config::endpoint_url(text));
+    for name in [config::queue_name(text), config::bucket_name(text), config::stack_name(text)].into_iter().flatten() {
+        assert!(!name.is_empty() && !name.contains(['/', '\0', '\n']), "{name:?}");
+    }
+    let _ = Prices::parse(text);
+    let folder = model_folder();
+    std::fs::write(folder.join("model.toml"), text).expect("a file");
+    let model = ModelChoice { model: folder.to_str().map(str::to_owned), ..ModelChoice::default() };
+    let _ = ModelPackage::variants(&model);
+    let _ = ModelPackage::load(&model);
+    Corpus::Keep
+}
+
+fn model_folder() -> &'static PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = http::scratch_directory().keep();
+        std::fs::write(folder.join("labels.txt"), "a\nb\n").expect("a file");
+        std::fs::write(folder.join("model.onnx"), "no model").expect("a file");
+        folder
+    })
+}
