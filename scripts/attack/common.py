@@ -28,12 +28,21 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def build_shim(directory):
+    """The environment in which processes have the faults of tests/shim.c."""
+    library = f"{directory}/shim.so"
+    subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC", "-o", library, ROOT / "tests/shim.c"], check=True)
+    return {"LD_PRELOAD": library, "SHIM_DIRECTORY": directory}
+
+
 class Service:
     """A web tier without workers; more processes can be started beside it. Killed at the end of a `with`."""
 
-    def __init__(self, binary):
+    def __init__(self, binary, environment=False):
+        """environment: whether its processes get a wall clock that `step` sets."""
         self.binary = binary
         self.scratch = tempfile.TemporaryDirectory(prefix="imgcls-attack-")
+        self.environment = build_shim(self.scratch.name) if environment else {}
         self.data = pathlib.Path(self.scratch.name) / "data"
         self.log = pathlib.Path(self.scratch.name) / "log"
         self.port = free_port()
@@ -59,13 +68,19 @@ class Service:
             process.wait()
         self.scratch.cleanup()
 
-    def start(self, command, *flags, environment=None):
+    def step(self, seconds):
+        """Sets the wall clock of all processes to so many seconds beside the true one."""
+        new = pathlib.Path(self.scratch.name) / "step.new"
+        new.write_text(str(seconds))
+        new.rename(new.with_name("step"))
+
+    def start(self, command, *flags):
         """Starts a process on the data directory of the service."""
         arguments = [self.binary, command, "--backend", "local", "--data-dir", str(self.data), *flags]
         log = open(self.log, "ab")
         process = subprocess.Popen(
             arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **self.environment},
         )
         self.processes.append(process)
         return process

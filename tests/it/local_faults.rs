@@ -232,6 +232,8 @@ fn what_a_killed_worker_of_up_held_is_answered_long_before_its_visibility_timeou
     const JOBS: usize = 30;
     let up = Up::start(&["--min-workers", "1", "--max-workers", "1", "--visibility-timeout", "300s"]);
     let image = picture("cat.jpg");
+    let worker = up.workers()[0];
+    signal(worker, "STOP");
     let ids: Vec<String> = (0..JOBS).map(|_| up.submit(&image)).collect();
     let database = database(&up.data_dir());
     let held = || {
@@ -239,17 +241,14 @@ fn what_a_killed_worker_of_up_held_is_answered_long_before_its_visibility_timeou
                    (SELECT queue_id FROM messages GROUP BY queue_id ORDER BY count(*) DESC LIMIT 1)";
         database.query_row(sql, [], |row| row.get::<_, usize>(0)).unwrap()
     };
-    // Stopped first, so that it still holds what was seen.
+    // It runs for moments only, so that it still holds what is seen.
     let killed = until("a worker that holds something", || {
-        let worker = *up.workers().first()?;
-        signal(worker, "STOP");
-        if held() > 0 {
-            signal(worker, "KILL");
-            return Some(held());
-        }
         signal(worker, "CONT");
-        None
+        std::thread::sleep(Duration::from_millis(10));
+        signal(worker, "STOP");
+        Some(held()).filter(|held| *held > 0)
     });
+    signal(worker, "KILL");
     for id in &ids {
         let job = up.finished(id);
         assert_eq!(job["status"], "succeeded", "{job}; the worker held {killed}; log:\n{}", up.log());
