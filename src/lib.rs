@@ -3,7 +3,8 @@
 //! The rooms in reading order, from thought to action. A room uses rooms on lower floors, never one beside it on its
 //! own floor, never one above (`tests/it/floors.rs` holds it; `docs/architecture.md` says why).
 
-// Floor 0: words and pure thought; no I/O, no clock, no async.
+// Floor 0: words and pure thought; no I/O, no async, and no clock but the one.
+pub mod clock; // the time that decisions are made by: no step of the wall clock moves it
 pub mod protocol; // the wire contract: requests, results, names
 pub mod scaling; // (policy, observation, now) → how many workers; the same on a virtual clock; what it costs
 pub mod stats; // latency histogram, quantiles, summaries

@@ -1,6 +1,7 @@
 //! `imgcls up`: everything on this machine. The web tier runs in this process, the workers in child processes, and
 //! the queue and the images lie in the data directory, where a worker started by hand finds them too.
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -44,7 +45,8 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
     tracing::info!(backend = ?config.web.backend, %address, "up");
 
     let (ready, workers_ready) = watch::channel(0);
-    let fleet = Fleet::open(config.workers, ready).await?;
+    let give_up = CancellationToken::new();
+    let fleet = Fleet::open(config.workers, ready, give_up.clone()).await?;
 
     let (stop_web, stop_workers) = (shutdown.child_token(), CancellationToken::new());
     let wants_worker = fleet.config.bounds.min() > 0;
@@ -60,7 +62,17 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
         stop_web.cancel();
         ended
     };
-    let (web, workers, ()) = tokio::join!(web, workers, announce(address, wants_worker, workers_ready.clone()));
+    let kill_late_workers = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(LONGEST_DRAIN).await;
+        give_up.cancel();
+        std::future::pending::<Infallible>().await
+    };
+    let all = async { tokio::join!(web, workers, announce(address, wants_worker, workers_ready.clone())) };
+    let (web, workers, ()) = tokio::select! {
+        ended = all => ended,
+        never = kill_late_workers => match never {},
+    };
     workers.and(web)
 }
 
@@ -70,9 +82,13 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
 /// As [`run`].
 pub async fn run_workers(workers: Workers, shutdown: CancellationToken) -> anyhow::Result<()> {
     tracing::info!(backend = ?workers.worker.backend, "autoscale");
-    let fleet = Fleet::open(workers, watch::channel(0).0).await?;
+    let fleet = Fleet::open(workers, watch::channel(0).0, CancellationToken::new()).await?;
     fleet.run(shutdown).await
 }
+
+/// From the request to end until workers that have not drained are killed: supervisors commonly allow 10 s, and the
+/// threads of the local backend may need another two.
+const LONGEST_DRAIN: Duration = Duration::from_millis(7_500);
 
 struct Fleet {
     config: autoscale::Config,
@@ -81,7 +97,7 @@ struct Fleet {
 }
 
 impl Fleet {
-    async fn open(workers: Workers, ready: watch::Sender<usize>) -> anyhow::Result<Fleet> {
+    async fn open(workers: Workers, ready: watch::Sender<usize>, give_up: CancellationToken) -> anyhow::Result<Fleet> {
         let Workers { worker, autoscale, log_format } = workers;
         let command = WorkerCommand {
             program: std::env::current_exe().context("cannot find this program itself, to start workers with")?,
@@ -92,7 +108,7 @@ impl Fleet {
         let service =
             ServiceQueues::open_or_create(queues.as_ref(), &worker.names, visibility_timeout, max_receive_count)
                 .await?;
-        let pool = Pool::new(command, DRAIN_TIMEOUT, ready);
+        let pool = Pool::new(command, DRAIN_TIMEOUT, ready).releasing(Arc::clone(&service.requests)).killed_by(give_up);
         Ok(Fleet { config: autoscale, requests: service.requests, pool })
     }
 

@@ -9,7 +9,8 @@
 //! - **stdout** brings [`WorkerLine`]s: that it is ready, and how much it did.
 //! - **stderr** is this process's own: the logs of all workers come out in one place.
 //!
-//! Each worker has a [`Keeper`], a task that starts it, starts it again when it dies, ends it, and waits for it.
+//! Each worker has a [`Keeper`], a task that starts it, starts it again when it dies, ends it, and waits for it. Messages
+//! that it held when it died are released, so that the others get them at once.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -20,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
+use futures::FutureExt as _;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -28,6 +30,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::protocol::{Worked, WorkerLine};
+use crate::queue::{Queue, ReceivingProcess};
 use crate::shutdown::CancellationToken;
 
 /// How long a worker that was asked to end may take, before it is killed. What it had not finished comes again after
@@ -35,6 +38,10 @@ use crate::shutdown::CancellationToken;
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a worker may load and warm up its model.
 const START_TIMEOUT: Duration = Duration::from_mins(2);
+/// How long it is tried to release what a dead worker held, before the next one is started.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(6);
+/// The same where everything ends.
+const RELEASE_TIMEOUT_AT_END: Duration = Duration::from_millis(300);
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 /// Where no worker was ever ready, this many deaths in a row are not bad luck.
@@ -82,6 +89,10 @@ pub struct Pool {
     keepers: JoinSet<anyhow::Result<()>>,
     readiness: Readiness,
     pace: Pace,
+    /// Where the workers receive from: what a dead one held is released there.
+    requests: Option<Arc<dyn Queue>>,
+    /// Cancelled when workers that drain are to be killed.
+    give_up: CancellationToken,
 }
 
 impl Pool {
@@ -94,7 +105,21 @@ impl Pool {
             keepers: JoinSet::new(),
             readiness: Readiness { count: ready, ever: Arc::default() },
             pace: Pace::default(),
+            requests: None,
+            give_up: CancellationToken::new(),
         }
+    }
+
+    /// What a worker that died had received becomes visible in `requests` at once.
+    #[must_use]
+    pub fn releasing(self, requests: Arc<dyn Queue>) -> Self {
+        Pool { requests: Some(requests), ..self }
+    }
+
+    /// Workers that still drain when `give_up` is cancelled are killed.
+    #[must_use]
+    pub fn killed_by(self, give_up: CancellationToken) -> Self {
+        Pool { give_up, ..self }
     }
 
     /// What a worker took for an image while it worked, of late; None where none has worked yet.
@@ -116,6 +141,8 @@ impl Pool {
                 drain_timeout: self.drain_timeout,
                 readiness: self.readiness.clone(),
                 pace: self.pace.clone(),
+                requests: self.requests.clone(),
+                give_up: self.give_up.clone(),
                 leave: leave.clone(),
             };
             self.wanted.push(leave);
@@ -207,6 +234,8 @@ struct Keeper {
     drain_timeout: Duration,
     readiness: Readiness,
     pace: Pace,
+    requests: Option<Arc<dyn Queue>>,
+    give_up: CancellationToken,
     leave: CancellationToken,
 }
 
@@ -248,15 +277,46 @@ impl Keeper {
         }
     }
 
-    /// From start to end of one process.
+    /// From start to end of one process. What it held is released.
     async fn live(&self) -> anyhow::Result<End> {
-        let mut process = match Process::start(&self.command) {
+        let process = match Process::start(&self.command) {
             Ok(process) => process,
             Err(error) => {
                 let why = format!("cannot start {}: {error}", self.command.program.display());
                 return Ok(End::FailedStart { why, wrong_usage: false });
             }
         };
+        let receiver = process.child.id().map(ReceivingProcess::of);
+        let end = self.watch(process).await?;
+        self.release(receiver).await;
+        Ok(end)
+    }
+
+    async fn release(&self, receiver: Option<ReceivingProcess>) {
+        let (Some(requests), Some(receiver)) = (&self.requests, receiver) else { return };
+        let too_late = async {
+            let at_end = self.give_up.cancelled().then(|()| sleep(RELEASE_TIMEOUT_AT_END));
+            tokio::select! {
+                () = sleep(RELEASE_TIMEOUT) => {}
+                () = at_end => {}
+            }
+        };
+        let error = tokio::select! {
+            released = requests.release_held_by(receiver) => match released {
+                Ok(()) => return,
+                Err(error) => error.to_string(),
+            },
+            () = too_late => "no answer in time".to_owned(),
+        };
+        tracing::warn!(
+            pid = receiver.pid,
+            error,
+            "cannot release the messages of a worker that ended; each comes again after its visibility timeout"
+        );
+    }
+
+    /// Until it has ended and was waited for.
+    async fn watch(&self, mut process: Process) -> anyhow::Result<End> {
         tokio::select! {
             () = said_ready(&mut process.stdout) => {}
             status = process.child.wait() => {
@@ -264,7 +324,7 @@ impl Keeper {
                 let wrong_usage = status.code() == Some(EXIT_USAGE);
                 return Ok(End::FailedStart { why: format!("it died before it was ready ({status})"), wrong_usage });
             }
-            () = self.leave.cancelled() => return process.drain(self.drain_timeout, &self.pace).await,
+            () = self.leave.cancelled() => return self.drain(process).await,
             () = sleep(START_TIMEOUT) => {
                 process.kill().await?;
                 let why = format!("it was not ready within {START_TIMEOUT:?} and was killed");
@@ -277,9 +337,13 @@ impl Keeper {
             never = listen(&mut process.stdout, &self.pace) => match never {},
             () = self.leave.cancelled() => {
                 drop(ready);
-                process.drain(self.drain_timeout, &self.pace).await
+                self.drain(process).await
             }
         }
+    }
+
+    async fn drain(&self, process: Process) -> anyhow::Result<End> {
+        process.drain(self.drain_timeout, &self.give_up, &self.pace).await
     }
 }
 
@@ -300,8 +364,14 @@ impl Process {
     }
 
     /// Asks the worker to finish what it holds; kills it where that takes too long.
-    async fn drain(mut self, limit: Duration, pace: &Pace) -> anyhow::Result<End> {
+    async fn drain(mut self, limit: Duration, give_up: &CancellationToken, pace: &Pace) -> anyhow::Result<End> {
         drop(self.stdin.take());
+        let too_late = async {
+            tokio::select! {
+                () = sleep(limit) => {}
+                () = give_up.cancelled() => {}
+            }
+        };
         tokio::select! {
             status = self.child.wait() => {
                 let status = status?;
@@ -310,7 +380,7 @@ impl Process {
                 }
             }
             never = listen(&mut self.stdout, pace) => match never {},
-            () = sleep(limit) => {
+            () = too_late => {
                 tracing::warn!(timeout = ?limit, "a worker did not end in time; killing it");
                 self.kill().await?;
             }

@@ -26,6 +26,7 @@ pub use service::ServiceQueues;
 pub use sqlite::SqliteQueues;
 pub use sqs::SqsQueues;
 
+use crate::clock;
 use crate::config::Backend;
 use crate::readiness::Probe;
 
@@ -44,6 +45,8 @@ pub async fn open(backend: &Backend) -> Result<Arc<dyn Queues>, QueueError> {
     match backend {
         Backend::Local { data_dir } => Ok(Arc::new(SqliteQueues::open(data_dir)?)),
         Backend::Aws { region, endpoint_url } => {
+            // From here on a step of the wall clock is not followed.
+            clock::now();
             // The SDK's futures are large; who runs locally does not carry them.
             Ok(Arc::new(Box::pin(SqsQueues::connect(region.as_deref(), endpoint_url.as_deref())).await?))
         }
@@ -69,6 +72,10 @@ pub trait Queues: Send + Sync {
     async fn list(&self, prefix: &str) -> Result<Vec<String>, QueueError>;
     async fn tags(&self, name: &str) -> Result<BTreeMap<String, String>, QueueError>;
     async fn set_tag(&self, name: &str, key: &str, value: &str) -> Result<(), QueueError>;
+    /// Resolves when this process cannot go on with the backend and has to end; says why. Otherwise never.
+    async fn failure(&self) -> String {
+        std::future::pending().await
+    }
 }
 
 /// Sends one message; its own failure and that of the call are one.
@@ -111,8 +118,41 @@ pub trait Queue: Send + Sync {
     /// backend does not tell.
     async fn oldest_age(&self) -> Result<Option<Duration>, QueueError>;
     async fn attributes(&self) -> Result<QueueAttributes, QueueError>;
+    /// Changes where messages go that were received too often, and when.
+    ///
+    /// # Errors
+    /// [`QueueError::Fatal`] where this process may not change the queue.
+    async fn set_redrive(&self, redrive: &Redrive) -> Result<(), QueueError>;
+    /// Makes the messages visible that a process received and neither acked nor released: called when it is dead. Each keeps
+    /// its receive count. Does nothing on a backend that does not know who received what.
+    async fn release_held_by(&self, _process: ReceivingProcess) -> Result<(), QueueError> {
+        Ok(())
+    }
     /// Deletes every message.
     async fn purge(&self) -> Result<(), QueueError>;
+}
+
+/// A process of this machine that receives messages. The start time tells it from a later one with the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReceivingProcess {
+    pub pid: u32,
+    /// In clock ticks since boot; 0 where the system does not tell.
+    pub started: u64,
+}
+
+impl ReceivingProcess {
+    pub fn current() -> Self {
+        ReceivingProcess::of(std::process::id())
+    }
+
+    /// A process that has not been waited for yet.
+    pub fn of(pid: u32) -> Self {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // `<pid> (<name>) <state> …`; the name may hold anything. The start time is the 22nd field.
+        let fields = stat.rsplit(')').next().unwrap_or_default();
+        let started = fields.split_whitespace().nth(19).and_then(|field| field.parse().ok()).unwrap_or_default();
+        ReceivingProcess { pid, started }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

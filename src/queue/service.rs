@@ -33,13 +33,57 @@ impl ServiceQueues {
             dead_letter_queue: dead_letter_queue.clone(),
             max_receive_count: max_receive_count.saturating_add(REDRIVE_MARGIN),
         };
-        let requests = QueueAttributes { redrive: Some(redrive), ..standard.clone() };
+        let attributes = QueueAttributes { redrive: Some(redrive.clone()), ..standard.clone() };
+        // First: a redrive policy may only name a queue that stands.
+        let dead_letters = open_or_create(queues, &dead_letter_queue, &letters).await?;
+        let requests = open_or_create(queues, &names.request_queue, &attributes).await?;
+        raise_redrive(&*requests, &redrive).await?;
         Ok(ServiceQueues {
-            // First: a redrive policy may only name a queue that stands.
-            dead_letters: open_or_create(queues, &dead_letter_queue, &letters).await?,
-            requests: open_or_create(queues, &names.request_queue, &requests).await?,
+            dead_letters,
+            requests,
             results: open_or_create(queues, &names.result_queue, &standard).await?,
         })
+    }
+}
+
+/// The queue may have been made when fewer attempts were wanted. It would then move a message to the dead letters before a
+/// worker gives it up, and nobody would write its result. A higher count does no harm, and others may have set it.
+async fn raise_redrive(requests: &dyn Queue, wanted: &Redrive) -> Result<(), QueueError> {
+    let found = match requests.attributes().await {
+        Ok(attributes) => attributes.redrive,
+        Err(QueueError::Fatal(reason)) => {
+            tracing::info!(queue = requests.name(), reason, "cannot read after how many receives the queue gives up");
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    let Some(found) = found else { return Ok(()) };
+    if found.max_receive_count >= wanted.max_receive_count {
+        return Ok(());
+    }
+    let raised = Redrive { max_receive_count: wanted.max_receive_count, ..found.clone() };
+    match requests.set_redrive(&raised).await {
+        Ok(()) => {
+            tracing::info!(
+                queue = requests.name(),
+                from = found.max_receive_count,
+                to = raised.max_receive_count,
+                "the queue's own redrive now comes after the workers'"
+            );
+            Ok(())
+        }
+        Err(QueueError::Fatal(reason)) => {
+            tracing::warn!(
+                queue = requests.name(),
+                max_receive_count = found.max_receive_count,
+                wanted = wanted.max_receive_count,
+                reason,
+                "the queue moves messages to the dead letters before a worker gives them up, and their jobs then have no \
+                 result until they expire: raise maxReceiveCount in its RedrivePolicy, or lower --max-receive-count"
+            );
+            Ok(())
+        }
+        Err(error) => Err(error),
     }
 }
 

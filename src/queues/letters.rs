@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Service;
+use crate::clock;
 use crate::protocol::{self, Incoming};
 use crate::queue::{Delivery, MAX_BATCH, Queue, QueueError, Receipt, ReceiveOptions};
 
@@ -50,7 +51,7 @@ pub async fn list(service: &Service, limit: usize, shutdown: &CancellationToken)
             break;
         }
         for letter in letters {
-            dead_letters.push(Summary::of(&letter, Timestamp::now()));
+            dead_letters.push(Summary::of(&letter, clock::now()));
             scan.keep(letter);
         }
     }

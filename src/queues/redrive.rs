@@ -21,9 +21,10 @@ use uuid::Uuid;
 
 use super::letters::{Scan, Summary};
 use super::{Service, Which};
+use crate::clock;
 use crate::protocol::{self, ClassifyRequest, Incoming, MAX_RESULT_BYTES, Payload, ReplyHead, Status};
 use crate::queue::{self, Delivery, MAX_BATCH, Outgoing, Queue};
-use crate::store::PutOptions;
+use crate::store::{PutOptions, StoreError};
 
 /// What is read of an image; far more than any web tier takes.
 const MAX_IMAGE_BYTES: u64 = 1 << 30;
@@ -75,7 +76,7 @@ pub async fn redrive(service: &Service, which: &Which, shutdown: &CancellationTo
         service,
         requests: &*requests,
         longest_ttl: SignedDuration::try_from(retention).unwrap_or(SignedDuration::MAX) - RETENTION_MARGIN,
-        began_at: Timestamp::now(),
+        began_at: clock::now(),
     };
     let mut scan = Scan::of(&*dead_letters, shutdown);
     let mut report = Redriven::default();
@@ -184,7 +185,7 @@ impl Redrive<'_> {
         let bucket = &self.service.names.input_bucket;
         let (prepared, body) = match Incoming::parse(&letter.body) {
             Incoming::Job(request) => {
-                let body = renewed(&letter.body, &request, Timestamp::now(), self.longest_ttl)?;
+                let body = renewed(&letter.body, &request, clock::now(), self.longest_ttl)?;
                 (self.prepare(request.id, request.payload(bucket)).await?, body)
             }
             // Of a web tier that speaks the original's form, else of the original's users, who have no jobs.
@@ -208,7 +209,11 @@ impl Redrive<'_> {
     async fn prepare(&self, id: Uuid, payload: Result<Payload, String>) -> anyhow::Result<Result<(), Outcome>> {
         let kept = |why: String| Ok(Err(Outcome::Kept(why)));
         let result_key = protocol::result_key(id);
-        let result = self.service.output().await?.get(&result_key, MAX_RESULT_BYTES).await?;
+        let result = match self.service.output().await?.get(&result_key, MAX_RESULT_BYTES).await {
+            // Nobody can read it: another end takes its place.
+            Err(StoreError::Damaged { .. }) => None,
+            read => read?,
+        };
         match result.as_deref().map(serde_json::from_slice::<ReplyHead>) {
             Some(Ok(head)) if head.status == Status::Succeeded => return Ok(Err(Outcome::AlreadySucceeded)),
             Some(Err(error)) => return kept(format!("its stored result cannot be read: {error}")),
@@ -219,7 +224,7 @@ impl Redrive<'_> {
             Err(reason) => return kept(format!("no worker would take it: {reason}")),
         };
         if !self.renew_image(id, payload).await? {
-            return kept("its image is gone from the store".to_owned());
+            return kept("its image is gone from the store, or damaged".to_owned());
         }
         self.service.output().await?.delete(&result_key).await?;
         Ok(Ok(()))
@@ -230,7 +235,10 @@ impl Redrive<'_> {
         let key = protocol::image_key(id);
         let image = match payload {
             Payload::Inline(bytes) => Some(bytes.into()),
-            Payload::Stored(_) => self.service.input().await?.get(&key, MAX_IMAGE_BYTES).await?,
+            Payload::Stored(_) => match self.service.input().await?.get(&key, MAX_IMAGE_BYTES).await {
+                Err(StoreError::Damaged { .. }) => None,
+                read => read?,
+            },
         };
         let Some(image) = image else { return Ok(false) };
         let content_type = crate::model::sniff(&image);

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::Service;
 use super::letters::{Scan, Summary};
+use crate::clock;
 use crate::model;
 use crate::protocol::{self, Incoming, MAX_RESULT_BYTES, Payload};
 use crate::queue::{Delivery, MAX_BATCH};
@@ -82,7 +82,7 @@ async fn find(scan: &mut Scan<'_>, id: &str) -> anyhow::Result<Option<(Delivery,
         }
         let mut found = None;
         for letter in letters {
-            let summary = Summary::of(&letter, Timestamp::now());
+            let summary = Summary::of(&letter, clock::now());
             if summary.is_called(id) {
                 found = Some((letter.clone(), summary));
             }

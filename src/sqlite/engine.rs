@@ -13,19 +13,21 @@
 //! A call that fails for a reason of its own must not have written yet; the others go on. When SQL fails, nothing of
 //! the transaction happened and all its calls hear so.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::bells::Bells;
-use super::{Fault, file, lock, millis};
+use super::health::{Health, is_deleted};
+use super::{Fault, OwnedThread, file, lock};
+use crate::clock::ServiceClock;
 
 /// Calls that may wait for the thread; more wait outside.
 const MAX_WAITING: usize = 1_024;
@@ -38,6 +40,8 @@ const MAX_UNSYNCED: usize = 256;
 /// How long a lazy call waits for another, whose transaction it shares, before it wakes the thread itself. In the flow of
 /// work the next receive or send comes sooner.
 const LINGER: Duration = Duration::from_millis(20);
+/// How long a call waits for the lock on the file once this process ends: another may be stopped while it holds it.
+const LOCK_LIMIT_AT_END: Duration = Duration::from_millis(300);
 
 /// Whether a power loss may undo a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,7 +62,7 @@ impl Durability {
 /// What a call sees of the file.
 pub struct Session<'a> {
     pub connection: &'a Connection,
-    /// Read under the lock, so that time never runs backwards between two transactions.
+    /// The service time. Read under the lock, so that it never runs backwards between two transactions.
     pub now_ms: i64,
     /// Queues to ring once the transaction stands.
     pub ring: BTreeSet<String>,
@@ -97,7 +101,10 @@ pub struct Engine {
     /// None only while dropping.
     calls: Option<Calls>,
     room: Arc<Semaphore>,
-    thread: Option<JoinHandle<()>>,
+    clock: Arc<ServiceClock>,
+    health: Arc<Health>,
+    is_ending: Arc<AtomicBool>,
+    thread: OwnedThread,
 }
 
 /// The way to the thread. Unbounded by itself: [`Engine`] bounds callers by its permits, and what comes beside them
@@ -113,18 +120,32 @@ type Lazy = Arc<Mutex<Vec<Box<dyn Job>>>>;
 
 impl Engine {
     /// `log`: the write-ahead log of the connection's file.
-    pub fn start(connection: Connection, log: File, bells: Arc<Bells>) -> Result<Engine, Fault> {
+    pub(super) fn start(
+        connection: Connection,
+        log: File,
+        bells: Arc<Bells>,
+        clock: Arc<ServiceClock>,
+        health: Arc<Health>,
+    ) -> Result<Engine, Fault> {
         let connection = Arc::new(Mutex::new(connection));
         let lazy = Lazy::default();
+        let is_ending = Arc::<AtomicBool>::default();
         let (sender, receiver) = mpsc::channel();
-        let thread =
-            Thread { connection: Arc::clone(&connection), log, calls: receiver, lazy: Arc::clone(&lazy), bells };
-        let thread = std::thread::Builder::new()
-            .name("sqlite".to_owned())
-            .spawn(move || thread.run())
-            .map_err(|error| file::thread_error(&error))?;
+        let thread = Thread {
+            connection: Arc::clone(&connection),
+            log,
+            calls: receiver,
+            lazy: Arc::clone(&lazy),
+            bells,
+            clock: Arc::clone(&clock),
+            health: Arc::clone(&health),
+            is_ending: Arc::clone(&is_ending),
+            is_locked_out: Cell::new(false),
+        };
+        let thread = OwnedThread::start("sqlite", move || thread.run())?;
         let room = Arc::new(Semaphore::new(MAX_WAITING));
-        Ok(Engine { connection, calls: Some(Calls { sender, lazy }), room, thread: Some(thread) })
+        let calls = Some(Calls { sender, lazy });
+        Ok(Engine { connection, calls, room, clock, health, is_ending, thread })
     }
 
     pub async fn read<T: Send + 'static, E: From<Fault> + Send + 'static>(
@@ -158,13 +179,17 @@ impl Engine {
         look: Option<LookFn<T, E>>,
         work: impl FnOnce(&mut Session) -> Result<T, Failure<E>> + Send + 'static,
     ) -> Result<T, E> {
+        if let Some(fault) = self.health.fault() {
+            return Err(fault.into());
+        }
         let permit = Arc::clone(&self.room).acquire_owned().await.expect("never closed; this is a bug");
         let (reply, mut answer) = oneshot::channel();
         let work: WorkFn<T, E> = Box::new(work);
-        let mut call = Call { durability, look, work: Some(work), outcome: None, reply, _permit: Some(permit) };
+        let since = Instant::now();
+        let mut call = Call { durability, since, look, work: Some(work), outcome: None, reply, _permit: Some(permit) };
         if call.looks()
             && let Ok(connection) = self.connection.try_lock()
-            && call.look(&Session::new(&connection))
+            && call.look(&Session::new(&connection, &self.clock))
         {
             return call.outcome.expect(NO_OUTCOME);
         }
@@ -193,10 +218,9 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        self.is_ending.store(true, Ordering::Release);
         self.calls = None;
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the thread of the local backend panicked; this is a bug");
-        }
+        self.thread.join();
     }
 }
 
@@ -208,6 +232,7 @@ impl Calls {
     ) {
         self.post(Box::new(Call {
             durability: Durability::Normal,
+            since: Instant::now(),
             look: None,
             work: Some(Box::new(work)),
             outcome: None,
@@ -242,6 +267,8 @@ fn unreachable_write<T>() -> T {
 /// A call of whatever answer, as the thread sees it.
 trait Job: Send {
     fn durability(&self) -> Durability;
+    /// When its caller began to wait.
+    fn since(&self) -> Instant;
     /// Whether it may have its answer without writing.
     fn looks(&self) -> bool;
     /// True: it has its answer and writes nothing.
@@ -258,6 +285,7 @@ type WorkFn<T, E> = Box<dyn FnOnce(&mut Session) -> Result<T, Failure<E>> + Send
 
 struct Call<T, E> {
     durability: Durability,
+    since: Instant,
     /// Taken by the look. None: it writes in any case.
     look: Option<LookFn<T, E>>,
     /// Taken by the work.
@@ -271,6 +299,10 @@ struct Call<T, E> {
 impl<T: Send, E: From<Fault> + Send> Job for Call<T, E> {
     fn durability(&self) -> Durability {
         self.durability
+    }
+
+    fn since(&self) -> Instant {
+        self.since
     }
 
     fn looks(&self) -> bool {
@@ -322,6 +354,11 @@ struct Thread {
     calls: Receiver<Box<dyn Job>>,
     lazy: Lazy,
     bells: Arc<Bells>,
+    clock: Arc<ServiceClock>,
+    health: Arc<Health>,
+    is_ending: Arc<AtomicBool>,
+    /// Whether calls were told that the lock cannot be had, and none has had it since: said once in the log.
+    is_locked_out: Cell<bool>,
 }
 
 impl Thread {
@@ -334,12 +371,13 @@ impl Thread {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             if unsynced.is_due() {
-                unsynced.sync(&self.log);
+                unsynced.sync(&self.log, &self.health);
             }
         }
         // Of callers that went away.
         self.write(std::mem::take(&mut *lock(&self.lazy)), &mut unsynced);
-        unsynced.sync(&self.log);
+        unsynced.sync(&self.log, &self.health);
+        file::prepare_to_close(&lock(&self.connection));
     }
 
     /// A call, and what waits with it.
@@ -363,22 +401,42 @@ impl Thread {
             return group;
         }
         let (answered, writers): (Vec<_>, Vec<_>) =
-            look(&lock(&self.connection), group).into_iter().partition(|(has_answer, _)| *has_answer);
+            look(&lock(&self.connection), &self.clock, group).into_iter().partition(|(has_answer, _)| *has_answer);
         for (_, job) in answered {
             job.answer(None);
         }
         writers.into_iter().map(|(_, job)| job).collect()
     }
 
+    /// Writes a group in one transaction. Where another process holds the lock, calls that have waited for too long are
+    /// told so; meanwhile the connection is free for reads, and calls that come join the group.
     fn write(&self, mut group: Vec<Box<dyn Job>>, unsynced: &mut Unsynced) {
-        if group.is_empty() {
-            return;
+        for attempt in 0.. {
+            if group.is_empty() {
+                return;
+            }
+            let written = transaction(&lock(&self.connection), &self.clock, &mut group);
+            match written {
+                Ok(Some(stands)) => return self.stand(stands, group, unsynced),
+                Ok(None) => {
+                    group = self.give_up_late(group);
+                    file::nap(attempt);
+                    let room = MAX_GROUP.saturating_sub(group.len());
+                    group.extend(self.look(self.calls.try_iter().take(room).collect()));
+                    if unsynced.is_due() {
+                        unsynced.sync(&self.log, &self.health);
+                    }
+                }
+                Err(error) => return fail(group, &file::fault(&error)),
+            }
         }
-        let stands = transaction(&lock(&self.connection), &mut group);
-        let Stands { ring, removed, files } = match stands {
-            Ok(stands) => stands,
-            Err(error) => return fail(group, &file::fault(&error)),
-        };
+    }
+
+    fn stand(&self, stands: Stands, group: Vec<Box<dyn Job>>, unsynced: &mut Unsynced) {
+        if self.is_locked_out.replace(false) {
+            tracing::info!("the database of the local backend can be written again");
+        }
+        let Stands { ring, removed, files } = stands;
         for name in &removed {
             self.bells.remove(name);
         }
@@ -394,6 +452,29 @@ impl Thread {
                 _ => job.answer(None),
             }
         }
+    }
+
+    /// Tells the calls that have waited for too long for the lock on the file; returns the others.
+    fn give_up_late(&self, group: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
+        let limit = if self.is_ending.load(Ordering::Acquire) { LOCK_LIMIT_AT_END } else { file::BUSY_LIMIT };
+        let (late, others): (Vec<_>, Vec<_>) = group.into_iter().partition(|job| job.since().elapsed() >= limit);
+        if late.is_empty() {
+            return others;
+        }
+        let failure = Fault::Unavailable(format!(
+            "another process has held the lock on the database for {} s",
+            file::BUSY_LIMIT.as_secs()
+        ));
+        if !self.is_locked_out.replace(true) {
+            tracing::warn!(
+                "{failure}: look for one that is stopped, or a tool that has a write transaction open; calls are refused \
+                 until it is gone"
+            );
+        }
+        for job in late {
+            job.answer(Some(&failure));
+        }
+        others
     }
 }
 
@@ -432,13 +513,13 @@ impl Unsynced {
         self.due.is_some_and(|due| Instant::now() >= due) || self.waiting.len() >= MAX_UNSYNCED
     }
 
-    fn sync(&mut self, log: &File) {
+    fn sync(&mut self, log: &File, health: &Health) {
         let Unsynced { files, waiting, .. } = std::mem::take(self);
         if waiting.is_empty() {
             return;
         }
-        if let Err(error) = files.iter().try_for_each(|file| file.sync_data()).and_then(|()| log.sync_data()) {
-            return fail(waiting, &Fault::Unavailable(format!("the local backend is not synced to disk: {error}")));
+        if let Some(failure) = sync(&files, log, health) {
+            return fail(waiting, &failure);
         }
         for job in waiting {
             job.answer(None);
@@ -446,11 +527,26 @@ impl Unsynced {
     }
 }
 
+/// Why nobody may be told that these files are on the disk.
+fn sync(files: &[Arc<File>], log: &File, health: &Health) -> Option<Fault> {
+    // After one failure the next sync proves nothing.
+    if let Some(failure) = health.fault() {
+        return Some(failure);
+    }
+    if let Err(error) = files.iter().try_for_each(|file| file.sync_data()).and_then(|()| log.sync_data()) {
+        return Some(health.fail(&format!("the local backend cannot be synced to disk: {error}")));
+    }
+    if files.iter().any(|file| is_deleted(file)) {
+        return Some(Fault::Unavailable("a file of objects was removed while it was written".to_owned()));
+    }
+    health.check_files()
+}
+
 /// Each call, and whether it has its answer.
-fn look(connection: &Connection, group: Vec<Box<dyn Job>>) -> Vec<(bool, Box<dyn Job>)> {
+fn look(connection: &Connection, clock: &ServiceClock, group: Vec<Box<dyn Job>>) -> Vec<(bool, Box<dyn Job>)> {
     // Should either fail, each statement takes a snapshot of its own, and says itself what is wrong.
     let _ = execute(connection, "BEGIN");
-    let session = Session::new(connection);
+    let session = Session::new(connection, clock);
     let looked = group.into_iter().map(|mut job| (job.look(&session), job)).collect();
     // A snapshot that does not end would be the next transaction's.
     if !connection.is_autocommit() && execute(connection, "COMMIT").is_err() {
@@ -473,17 +569,29 @@ struct Stands {
     files: Vec<Arc<File>>,
 }
 
-fn transaction(connection: &Connection, group: &mut [Box<dyn Job>]) -> rusqlite::Result<Stands> {
-    execute(connection, "BEGIN IMMEDIATE")?;
-    let worked = work_and_commit(connection, group);
+/// None where another process holds the lock: nothing happened.
+fn transaction(
+    connection: &Connection,
+    clock: &ServiceClock,
+    group: &mut [Box<dyn Job>],
+) -> rusqlite::Result<Option<Stands>> {
+    match file::waiting_at_most(Duration::ZERO, || execute(connection, "BEGIN IMMEDIATE")) {
+        Err(error) if file::is_busy(&error) => return Ok(None),
+        begun => begun?,
+    }
+    let worked = work_and_commit(connection, clock, group);
     if worked.is_err() && !connection.is_autocommit() {
         execute(connection, "ROLLBACK")?;
     }
-    worked
+    worked.map(Some)
 }
 
-fn work_and_commit(connection: &Connection, group: &mut [Box<dyn Job>]) -> rusqlite::Result<Stands> {
-    let mut session = Session::new(connection);
+fn work_and_commit(
+    connection: &Connection,
+    clock: &ServiceClock,
+    group: &mut [Box<dyn Job>],
+) -> rusqlite::Result<Stands> {
+    let mut session = Session::new(connection, clock);
     for job in group {
         job.work(&mut session)?;
     }
@@ -503,11 +611,11 @@ impl Session<'_> {
         self.unsynced.push(Arc::clone(file));
     }
 
-    fn new(connection: &Connection) -> Session<'_> {
-        Session::at(connection, now_ms())
+    fn new<'a>(connection: &'a Connection, clock: &ServiceClock) -> Session<'a> {
+        Session::at(connection, clock.now_ms())
     }
 
-    /// On a clock of the caller's.
+    /// At a time of the caller's.
     pub fn at(connection: &Connection, now_ms: i64) -> Session<'_> {
         Session {
             connection,
@@ -518,10 +626,4 @@ impl Session<'_> {
             committed: Arc::new(AtomicBool::new(false)),
         }
     }
-}
-
-/// Milliseconds since the Unix epoch: the one clock that all processes of this machine share.
-pub fn now_ms() -> i64 {
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    millis(since_epoch)
 }

@@ -2,21 +2,31 @@
 //! machine.
 //!
 //! In each process one thread (`engine`) writes it and groups what waits into transactions, one more (`bells`) hears
-//! when another process has news, and a third (`checkpoint`) copies the write-ahead log into the file. `file` says how
-//! that is made, opened and laid out. What is done in it is said by who uses it: `queue/sqlite` and `store/sqlite`.
+//! when another process has news, and a third (`upkeep`) copies the write-ahead log into the file (`checkpoint`), keeps
+//! its clock (`anchor`) and looks after the files (`health`). `file` says how it is made, opened and laid out. What is done
+//! in it is said by who uses it: `queue/sqlite` and `store/sqlite`.
 
+mod anchor;
 mod bells;
 mod checkpoint;
 mod engine;
 mod file;
+mod health;
+mod upkeep;
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-use self::checkpoint::Checkpointer;
+use self::health::Health;
+use crate::clock::{self, ServiceClock, Source, SystemSource};
 pub use bells::{Baton, Bells, RECHECK};
-pub use engine::{Calls, Durability, Engine, Failure, Look, Session, now_ms};
-pub use file::make_directory;
+pub use engine::{Calls, Durability, Engine, Failure, Look, Session};
+pub use file::{make_directory, make_private};
+pub use health::is_deleted;
+pub use upkeep::{Chore, Upkeep};
 
 /// Why the file did not serve.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,21 +41,40 @@ pub enum Fault {
 
 /// The file of one data directory, as this process has it open.
 pub struct Database {
-    /// Before the checkpointer: its thread ends with the connection of this one.
     pub engine: Engine,
     pub bells: Arc<Bells>,
-    _checkpointer: Checkpointer,
+    pub upkeep: Upkeep,
+    pub clock: Arc<ServiceClock>,
+    health: Arc<Health>,
+}
+
+impl Database {
+    /// Resolves when this process cannot go on with the file and has to end; says why. Otherwise never.
+    pub async fn failure(&self) -> String {
+        self.health.failure().await
+    }
 }
 
 /// What is open: queues and stores of one data directory share the thread, and so transactions and their syncs.
 static OPEN: Mutex<Vec<(PathBuf, Weak<Database>)>> = Mutex::new(Vec::new());
 
-/// Opens, or makes, the file under `data_dir`; what this process has open already is shared.
+/// Opens, or makes, the file under `data_dir`; what this process has open already is shared. From here on the clock of this
+/// process is that of the data directory.
 ///
 /// # Errors
 /// [`Fault::Fatal`] where the directory or file cannot be used; it says what to do.
 pub fn open(data_dir: &Path) -> Result<Arc<Database>, Fault> {
-    file::make_directory(data_dir)?;
+    let database = open_with(data_dir, Arc::new(SystemSource))?;
+    clock::use_for_process(&database.clock);
+    Ok(database)
+}
+
+/// The same by another clock than the machine's, which the clock of this process does not follow: for tests.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(data_dir: &Path, source: Arc<dyn Source>) -> Result<Arc<Database>, Fault> {
+    file::prepare(data_dir)?;
     let key = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
     // Held while opening: two that open at once get one.
     let mut open = lock(&OPEN);
@@ -55,11 +84,15 @@ pub fn open(data_dir: &Path) -> Result<Arc<Database>, Fault> {
     }
     let mut connection = file::open(data_dir)?;
     let log = file::open_log(data_dir)?;
+    let health = Arc::new(Health::of(data_dir)?);
+    checkpoint::start_anew(&connection);
+    let clock = anchor::open(&mut connection, source).map_err(|error| file::fault(&error))?;
+    let clock = Arc::new(clock);
     let bells = Arc::new(Bells::open(data_dir)?);
-    // What may fail comes before: dropped, the checkpointer waits for the end of the connection, which the engine owns.
-    let checkpointer = Checkpointer::start(&mut connection, file::open(data_dir)?)?;
-    let engine = Engine::start(connection, log, Arc::clone(&bells))?;
-    let database = Arc::new(Database { engine, bells, _checkpointer: checkpointer });
+    let own = file::open(data_dir)?;
+    let upkeep = Upkeep::start(&mut connection, own, Arc::clone(&clock), Arc::clone(&health))?;
+    let engine = Engine::start(connection, log, Arc::clone(&bells), Arc::clone(&clock), Arc::clone(&health))?;
+    let database = Arc::new(Database { engine, bells, upkeep, clock, health });
     open.push((key, Arc::downgrade(&database)));
     Ok(database)
 }
@@ -68,6 +101,41 @@ pub fn open(data_dir: &Path) -> Result<Arc<Database>, Fault> {
 #[cfg(test)]
 pub fn open_connection(data_dir: &Path) -> Result<rusqlite::Connection, Fault> {
     file::open(data_dir)
+}
+
+/// How long the end of a process waits for a thread that may be stuck in a disk or behind another process's lock.
+const END_LIMIT: Duration = Duration::from_secs(1);
+
+/// A thread that ends with its owner.
+struct OwnedThread {
+    name: &'static str,
+    /// None only while dropping.
+    handle: Option<JoinHandle<()>>,
+    /// Its other end is dropped by the thread when it ends.
+    ended: Mutex<Receiver<()>>,
+}
+
+impl OwnedThread {
+    fn start(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<OwnedThread, Fault> {
+        let (has_ended, ended) = mpsc::channel();
+        let run = move || {
+            run();
+            drop(has_ended);
+        };
+        let handle = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+        let handle = Some(handle.map_err(|error| file::thread_error(&error))?);
+        Ok(OwnedThread { name, handle, ended: Mutex::new(ended) })
+    }
+
+    /// Waits for the end of a thread that was asked to end.
+    fn join(&mut self) {
+        let Some(handle) = self.handle.take() else { return };
+        if lock(&self.ended).recv_timeout(END_LIMIT) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!(thread = self.name, "a thread of the local backend did not end in time and is left behind");
+        } else if handle.join().is_err() {
+            tracing::error!(thread = self.name, "a thread of the local backend panicked; this is a bug");
+        }
+    }
 }
 
 /// Nothing that runs under a lock of this room leaves its state half changed; a connection whose thread panicked in the

@@ -75,7 +75,8 @@ pub trait ObjectStore: Send + Sync {
     /// None where there is no such object.
     ///
     /// # Errors
-    /// [`StoreError::TooLarge`] before reading more than `max_bytes`.
+    /// [`StoreError::TooLarge`] before reading more than `max_bytes`; [`StoreError::Damaged`] instead of other bytes than
+    /// those that were put.
     async fn get(&self, key: &str, max_bytes: u64) -> Result<Option<Bytes>, StoreError>;
     /// Size and time of an object, without its bytes.
     async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StoreError>;
@@ -117,6 +118,9 @@ pub enum StoreError {
     /// Wait and try again.
     #[error("store {bucket:?} unavailable: {reason}")]
     Unavailable { bucket: String, reason: String },
+    /// The bytes of this object are not those that were put: trying again will not help, and other objects are well.
+    #[error("store {bucket:?}: object {key:?} is damaged: {reason}")]
+    Damaged { bucket: String, key: String, reason: String },
     /// Trying again will not help: a bad key, no permission, a read-only disk.
     #[error("store {bucket:?}: {reason}")]
     Fatal { bucket: String, reason: String },

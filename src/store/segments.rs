@@ -88,7 +88,14 @@ impl Segments {
     pub async fn append_synced(self: &Arc<Self>, body: Bytes) -> Result<Place, Fault> {
         self.blocking(move |segments| {
             let (place, file) = segments.append(&body)?;
-            file.sync_data().map_err(|error| fault(&segments.directory, &error))?;
+            if let Err(error) = file.sync_data() {
+                segments.abandon(&file);
+                return Err(fault(&segments.directory, &error));
+            }
+            if sqlite::is_deleted(&file) {
+                segments.abandon(&file);
+                return Err(fault(&segments.directory.join(&place.segment), &ErrorKind::NotFound.into()));
+            }
             Ok(place)
         })
         .await
@@ -117,13 +124,21 @@ impl Segments {
     /// Room at the end of the current segment; a new one where there is none or it is long enough.
     fn reserve(&self, size_bytes: u64) -> io::Result<(String, Arc<File>, u64)> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.as_ref().is_none_or(|current| current.end >= SEGMENT_BYTES) {
+        if current.as_ref().is_none_or(|current| current.end >= SEGMENT_BYTES || sqlite::is_deleted(&current.file)) {
             *current = Some(self.begin()?);
         }
         let Current { name, file, end } = current.as_mut().expect("it was made; this is a bug");
         let offset = *end;
         *end += size_bytes;
         Ok((name.clone(), Arc::clone(file), offset))
+    }
+
+    /// After a failed sync the next one of this file would prove nothing: what follows goes into another.
+    fn abandon(&self, file: &Arc<File>) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(&current.file, file)) {
+            *current = None;
+        }
     }
 
     /// Its name is on disk before anything in it is.

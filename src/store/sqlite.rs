@@ -2,7 +2,7 @@
 //! this machine. A put shares its transaction and its syncs with whatever else waits at that moment: the message that
 //! follows an image, the reply that follows a result.
 //!
-//! A small body, as a result is, stands in its row. An image would go through the write-ahead log and again through its
+//! A small body, as a result is, stands in its row, with a checksum. An image would go through the write-ahead log and again through its
 //! checkpoint; it is appended to a segment ([`super::segments`]), and the row says where.
 //!
 //! Every key that S3 takes is a key here, and never a path. The media type is not kept.
@@ -37,6 +37,7 @@ pub struct SqliteStore {
 /// A [`StoreError`] that does not name the bucket yet.
 enum Error {
     TooLarge { size: u64 },
+    Damaged { reason: String },
     Fault(Fault),
 }
 
@@ -70,6 +71,9 @@ impl SqliteStore {
     fn error(&self, error: Error, key: &str, limit: u64) -> StoreError {
         match error {
             Error::TooLarge { size } => StoreError::TooLarge { key: key.to_owned(), size, limit },
+            Error::Damaged { reason } => {
+                StoreError::Damaged { bucket: self.bucket.to_string(), key: key.to_owned(), reason }
+            }
             Error::Fault(fault) => named(&self.bucket, fault),
         }
     }
@@ -195,10 +199,10 @@ impl ObjectStore for SqliteStore {
                 Some(Found::At(place)) if unread.as_ref() == Some(&place) => {
                     let Place { segment, offset, size_bytes, .. } = place;
                     let reason = format!(
-                        "the {size_bytes} bytes of {key:?} are not at {offset} of {segment} in the data directory any \
-                         more: the disk is damaged, or lost power before they were accepted"
+                        "its {size_bytes} bytes are not at {offset} of {segment} in the data directory any more: the disk \
+                         is damaged, or lost power before they were accepted"
                     );
-                    return Err(StoreError::Fatal { bucket: self.bucket.to_string(), reason });
+                    return Err(self.error(Error::Damaged { reason }, key, max_bytes));
                 }
                 Some(Found::At(place)) => {
                     let read = self.segments.read_aside(place.clone()).await;
@@ -262,7 +266,7 @@ fn put(session: &mut Session, names: &Names, body: NewBody, if_none_match: bool)
     let size_bytes = place.as_ref().map_or(bytes.len() as u64, |place| place.size_bytes);
     let segment = place.as_ref().map(|place| &place.segment);
     let offset = place.as_ref().map(|place| place.offset);
-    let checksum = place.as_ref().map(|place| place.checksum);
+    let checksum = place.as_ref().map_or_else(|| crc32fast::hash(&bytes), |place| place.checksum);
     let mut insert = session.connection.prepare_cached(sql)?;
     let (bucket, key) = (&*names.bucket, &names.key);
     let rows = insert.execute(params![bucket, key, session.now_ms, size_bytes, segment, offset, checksum, &*bytes])?;
@@ -293,17 +297,30 @@ fn get(session: &Session, names: &Names, segments: &Segments, max_bytes: u64) ->
          FROM objects WHERE bucket = ?1 AND key = ?2",
     )?;
     let limit = i64::try_from(max_bytes).unwrap_or(i64::MAX);
-    let read = |row: &Row| Ok((row.get::<_, u64>(0)?, place(row)?, row.get::<_, Option<Vec<u8>>>(4)?));
+    let read = |row: &Row| {
+        let checksum = row.get::<_, Option<u32>>(3)?;
+        Ok((row.get::<_, u64>(0)?, place(row)?, checksum, row.get::<_, Option<Vec<u8>>>(4)?))
+    };
     match select.query_row(params![&*names.bucket, names.key, limit], read).optional()? {
         None => Ok(None),
-        Some((size, _, None)) => Err(Failure::Call(Error::TooLarge { size })),
-        Some((_, None, Some(body))) => Ok(Some(Found::Body(body.into()))),
-        Some((size, Some(place), Some(_))) if size > MAX_BYTES_IN_LINE as u64 => Ok(Some(Found::At(place))),
-        Some((_, Some(place), Some(_))) => {
+        Some((size, _, _, None)) => Err(Failure::Call(Error::TooLarge { size })),
+        Some((size, None, checksum, Some(body))) => whole_row(size, checksum, body).map(|body| Some(Found::Body(body))),
+        Some((size, Some(place), _, Some(_))) if size > MAX_BYTES_IN_LINE as u64 => Ok(Some(Found::At(place))),
+        Some((_, Some(place), _, Some(_))) => {
             let body = segments.read(&place).map_err(|fault| Failure::Call(Error::Fault(fault)))?;
             Ok(Some(body.map_or(Found::At(place), Found::Body)))
         }
     }
+}
+
+/// The body of a row. One that an earlier release wrote has no checksum.
+fn whole_row(size: u64, checksum: Option<u32>, body: Vec<u8>) -> Result<Bytes, Failure> {
+    let is_whole = body.len() as u64 == size && checksum.is_none_or(|checksum| checksum == crc32fast::hash(&body));
+    if is_whole {
+        return Ok(body.into());
+    }
+    let reason = format!("its {size} bytes in the database are not those that were written: the disk is damaged");
+    Err(Failure::Call(Error::Damaged { reason }))
 }
 
 fn head(session: &Session, names: &Names) -> Result<Option<ObjectInfo>, Failure> {

@@ -88,6 +88,12 @@ impl Problem {
         problem
     }
 
+    /// No further try helps.
+    pub fn damaged(key: &str) -> Self {
+        let detail = format!("what is stored under {key} is damaged; send the image again as a new job");
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "damaged", "What was stored is damaged", detail)
+    }
+
     /// A caller waited as long as it may; the job goes on.
     pub fn not_in_time(id: Uuid) -> Self {
         let detail = format!("no answer yet; the job goes on, ask GET /v1/jobs/{id}");

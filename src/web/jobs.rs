@@ -16,6 +16,7 @@ use super::pending::{Pending, Waiter, Wake};
 use super::replies::Replies;
 use super::results::Results;
 use super::upload::Upload;
+use crate::clock;
 use crate::protocol::{self, ClassifyRequest, SeedRequest, WIRE_VERSION};
 use crate::queue::{self, Outgoing, Queue, QueueError};
 use crate::store::{ObjectStore, PutOptions, StoreError};
@@ -116,7 +117,7 @@ pub struct Wishes {
 impl Jobs {
     /// Accepts an image: once this returns, the job has an end, whatever dies.
     pub async fn submit(&self, upload: Upload, wishes: Wishes) -> Result<Uuid, Problem> {
-        let id = Uuid::now_v7();
+        let id = clock::new_id();
         self.accept(id, &upload, &wishes, Duration::ZERO).await?;
         count(&upload);
         Ok(id)
@@ -125,7 +126,7 @@ impl Jobs {
     /// Accepts an image and waits for its end; only the id when `patience` ends first. An end that comes before the image
     /// and its message are on disk is told without them: it stands, and until now nobody knew the id.
     pub async fn classify(&self, upload: Upload, wishes: Wishes, patience: Duration) -> Result<Classified, Problem> {
-        let id = Uuid::now_v7();
+        let id = clock::new_id();
         let waiter = self.pending.wait_for(id);
         let mut accepting = pin!(self.accept(id, &upload, &wishes, SHARED_SYNC.min(patience)));
         let mut waiting = pin!(self.wait(waiter, patience));
@@ -255,7 +256,7 @@ impl Jobs {
     fn request(&self, id: Uuid, upload: &Upload, wishes: &Wishes, limit: usize) -> ClassifyRequest {
         let bucket = self.input.bucket();
         let (image, image_data) = protocol::inline_or_reference(&upload.bytes, id, bucket, self.inline_bytes, limit);
-        let submitted_at = Timestamp::now();
+        let submitted_at = clock::now();
         ClassifyRequest {
             v: WIRE_VERSION,
             id,
@@ -333,7 +334,7 @@ impl Jobs {
         let image = self.input.head(&protocol::image_key(id)).await.map_err(|error| store_problem(&error))?;
         let Some(image) = image else { return Ok(State::Unknown) };
         match self.expires_at(id, image.modified) {
-            Some(expires_at) if Timestamp::now() > expires_at => {
+            Some(expires_at) if clock::now() > expires_at => {
                 self.results.expire(id).await.map(State::Final).map_err(|error| store_problem(&error))
             }
             _ => Ok(State::Queued),
@@ -377,6 +378,10 @@ impl Drop for Counted {
 }
 
 fn store_problem(error: &StoreError) -> Problem {
+    if let StoreError::Damaged { key, .. } = error {
+        tracing::error!(%error, "store");
+        return Problem::damaged(key);
+    }
     tracing::warn!(%error, "store");
     Problem::unavailable("images cannot be stored or read at the moment; send it again shortly")
 }

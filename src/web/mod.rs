@@ -21,7 +21,7 @@ mod upload;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -94,6 +94,7 @@ pub async fn run(
     let attributes = service.requests.attributes().await?;
     let input = store::open(&config.backend, &names.input_bucket).await?;
     let output = store::open(&config.backend, &names.output_bucket).await?;
+    let broken = Arc::clone(&queues);
     let pending = Pending::default();
     let results = Arc::new(Results { output: Arc::clone(&output), signature: format!("web-{}", std::process::id()) });
     let replies = Replies::open(
@@ -139,12 +140,17 @@ pub async fn run(
         give_up.cancel();
         tokio::time::sleep(CUT_OFF_AFTER).await;
     };
-    tokio::select! {
-        () = serving => {}
-        () = patience => tracing::warn!("not drained in time; open connections are cut off"),
-    }
+    let failure = tokio::select! {
+        () = serving => None,
+        () = patience => {
+            tracing::warn!("not drained in time; open connections are cut off");
+            None
+        }
+        failure = broken.failure() => Some(failure),
+    };
     stop_replies.cancel();
-    receiving.await.context("the reply loop ended early")
+    receiving.await.context("the reply loop ended early")?;
+    failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))
 }
 
 /// Bodies come and go. glibc gives memory at the end of a heap back to the system once it is more than twice the largest

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::metrics::METRICS;
 use super::pending::{Pending, Wake};
 use super::results::Results;
+use crate::clock;
 use crate::protocol::{self, ReplyHead, TAG_ALIVE_AT, TAG_STACK};
 use crate::queue::{
     Delivery, LONGEST_POLL, MAX_BATCH, Queue, QueueAttributes, QueueError, Queues, Receipt, ReceiveOptions,
@@ -37,7 +38,7 @@ const FOREIGN_KEPT_FOR: Duration = Duration::from_secs(60);
 const RETENTION: Duration = Duration::from_secs(3600);
 const REST_AFTER_FAULT: Duration = Duration::from_secs(1);
 /// At the end of a drain, which may take 10 s in all.
-const DELETE_PATIENCE: Duration = Duration::from_secs(3);
+const DELETE_PATIENCE: Duration = Duration::from_secs(1);
 /// Random part of a reply queue's name, in hexadecimal digits. The sweep touches no name that does not end so.
 const RANDOM_DIGITS: usize = 16;
 
@@ -157,7 +158,7 @@ impl Replies {
     }
 
     async fn handle(&self, mode: ResultQueueMode, deliveries: Vec<Delivery>) -> Handled {
-        let now = Timestamp::now();
+        let now = clock::now();
         let mut handled = Handled::default();
         let dealt_with = deliveries.into_iter().map(|delivery| self.deal_with(mode, delivery, now));
         for (receipt, fate) in join_all(dealt_with).await {
@@ -239,7 +240,7 @@ impl Replies {
             if let Err(error) = tag_alive(&*self.queues, queue.name()).await {
                 tracing::warn!(%error, queue = queue.name(), "cannot say that the reply queue is alive");
             }
-            if let Err(error) = sweep(&*self.queues, self.result_queue.name(), Timestamp::now()).await {
+            if let Err(error) = sweep(&*self.queues, self.result_queue.name(), clock::now()).await {
                 tracing::warn!(%error, "cannot sweep reply queues");
             }
         }
@@ -335,7 +336,7 @@ async fn make(queues: &dyn Queues, result_queue: &str, stack: &str) -> Result<Ar
 }
 
 async fn tag_alive(queues: &dyn Queues, name: &str) -> Result<(), QueueError> {
-    queues.set_tag(name, TAG_ALIVE_AT, &Timestamp::now().to_string()).await
+    queues.set_tag(name, TAG_ALIVE_AT, &clock::now().to_string()).await
 }
 
 /// Deletes reply queues whose owner has not been heard of for an hour.

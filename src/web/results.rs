@@ -6,6 +6,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use crate::clock;
 use crate::protocol::{
     self, ClassifyResult, ErrorCode, ErrorInfo, MAX_RESULT_BYTES, MAX_SEED_OUTPUT_BYTES, Prediction, Status, TimingsMs,
     WIRE_VERSION,
@@ -42,7 +43,7 @@ impl Results {
     /// Makes an answer in the original's form the job's end. Its workers write no result object, and a reply is gone
     /// once it is read: only from then on does every web process say the same, for ever. What stands is returned.
     pub async fn adopt(&self, id: Uuid, filename: &str, answer: &str) -> Result<Bytes, StoreError> {
-        self.write_once(adopted(id, filename, protocol::seed_answer(answer), Timestamp::now())).await
+        self.write_once(adopted(id, filename, protocol::seed_answer(answer), clock::now())).await
     }
 
     /// Ends a job that no worker reached in time.

@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::batch::Line;
@@ -16,6 +15,7 @@ use super::job::{Ending, Origin, Rules, Work, millis};
 use super::lease::Lease;
 use super::metrics::METRICS;
 use super::tally::Tally;
+use crate::clock;
 use crate::config::Limits;
 use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor};
 use crate::protocol::Worked;
@@ -165,7 +165,7 @@ impl Shared {
                 Ok(Decoded { work, lease, span, image, tensor })
             }
             Err(error) => {
-                let ending = work.failed(error.code, error.message, &body, Timestamp::now(), &self.rules);
+                let ending = work.failed(error.code, error.message, &body, clock::now(), &self.rules);
                 Err(Box::new(Finished { lease, span, ending }))
             }
         }
@@ -201,7 +201,7 @@ impl Shared {
     fn conclude(&self, work: Work, image: Bytes, row: Option<&[f32]>) -> Ending {
         let Some(row) = row else { return work.faulted("the model gave fewer answers than images".to_owned()) };
         let predictions = model::top_k(&self.package, row, work.top_k);
-        work.succeeded(predictions, image, self.package.model_ref(), Timestamp::now(), &self.rules)
+        work.succeeded(predictions, image, self.package.model_ref(), clock::now(), &self.rules)
     }
 }
 

@@ -200,6 +200,25 @@ impl Work {
         }
     }
 
+    /// The end of an image whose stored bytes are damaged: told to the client, and kept for an operator to look at.
+    pub fn damaged(self, reason: &str, body: &str, now: Timestamp, rules: &Rules) -> Ending {
+        let attempt = self.attempt;
+        let message = format!("the stored image is damaged, send it again ({reason})");
+        let letter = |id| DeadLetter {
+            id,
+            body: body.to_owned(),
+            reason: reason.to_owned(),
+            attempts: attempt,
+            seed_name: None,
+        };
+        match self.failed(ErrorCode::Internal, message, body, now, rules) {
+            Ending::Result { result, reply_to } => {
+                Ending::DeadLetter { letter: letter(Some(result.id)), result: Some(result), reply_to }
+            }
+            ending => ending,
+        }
+    }
+
     /// The end of an attempt that failed by a fault of ours.
     pub fn faulted(&self, reason: String) -> Ending {
         let id = match &self.origin {
@@ -226,6 +245,13 @@ impl Ending {
 /// Gives a message up for another attempt.
 pub fn hand_back(id: Option<Uuid>, attempt: u32, reason: String) -> Ending {
     Ending::HandBack { id, after: retry_delay(attempt), reason }
+}
+
+/// The end of a job that an earlier attempt has ended, and whose result is damaged since: what it said cannot be told any
+/// more, and another result must not take its place unasked.
+pub fn damaged_result(request: &ClassifyRequest, body: &str, attempts: u32, reason: &str) -> Ending {
+    let reason = format!("{reason}; `imgcls queue redrive {}` classifies the image again", request.id);
+    dead_letter(Some(request.id), body, reason, attempts)
 }
 
 /// How long a message rests after a fault of ours: 1 s doubling to a minute, so that an outage of seconds does not

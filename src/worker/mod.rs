@@ -27,7 +27,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use futures::FutureExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -163,6 +163,7 @@ async fn work(
         fetched,
         finished: finished_tx,
     };
+    let broken = Arc::clone(&queues);
     let grounds =
         Grounds { requests: Arc::clone(&service.requests), input: Arc::clone(&input), output: Arc::clone(&output) };
     let publisher = Publisher {
@@ -184,6 +185,9 @@ async fn work(
         stages.spawn(thread.join());
     }
     stages.spawn(publisher.run(finished_rx).map(Ok));
+    let stop = shutdown.clone();
+    stages
+        .spawn(async move { stop.run_until_cancelled(broken.failure()).await.map_or(Ok(()), |why| Err(anyhow!(why))) });
     tracing::info!(
         model = package.summary(),
         worker = rules.worker,

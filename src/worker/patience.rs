@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rand::Rng as _;
 
 use super::metrics::METRICS;
+use crate::store::StoreError;
 
 const FIRST_REST: Duration = Duration::from_millis(100);
 const LONGEST_REST: Duration = Duration::from_secs(2);
@@ -51,6 +52,15 @@ where
                 rests.rest().await;
             }
         }
+    }
+}
+
+/// For an attempt that reads one object: turns an error of this object, which no further attempt changes, into an answer.
+pub fn unless_final<T>(read: Result<T, StoreError>) -> Result<Result<T, StoreError>, StoreError> {
+    match read {
+        Err(error @ (StoreError::TooLarge { .. } | StoreError::Damaged { .. })) => Ok(Err(error)),
+        Err(error) => Err(error),
+        Ok(value) => Ok(Ok(value)),
     }
 }
 

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +15,8 @@ use super::infer::{Fetched, Finished};
 use super::job::{self, ALONE_FROM_ATTEMPT, Ending, Rules, Triage, Work, millis};
 use super::lease::{Keeper, Lease};
 use super::metrics::METRICS;
-use super::patience::{Rests, patiently};
+use super::patience::{Rests, patiently, unless_final};
+use crate::clock;
 use crate::config::Limits;
 use crate::protocol::{self, ClassifyRequest, ErrorCode, Incoming, Payload};
 use crate::queue::{Delivery, LONGEST_POLL, MAX_BATCH, Queue, QueueError, ReceiveOptions};
@@ -170,7 +170,10 @@ impl Intake {
         let image = match self.fetch(&mut work).await {
             Ok(image) => image,
             Err(Fetch::Failed(code, message)) => {
-                return Err(work.failed(code, message, &delivery.body, Timestamp::now(), &self.rules));
+                return Err(work.failed(code, message, &delivery.body, clock::now(), &self.rules));
+            }
+            Err(Fetch::Damaged(reason)) => {
+                return Err(work.damaged(&reason, &delivery.body, clock::now(), &self.rules));
             }
             Err(Fetch::Fault(reason)) => return Err(work.faulted(reason)),
         };
@@ -186,7 +189,7 @@ impl Intake {
         if attempt > 1 {
             METRICS.redelivered.inc();
         }
-        match job::triage(incoming, &delivery.body, attempt, Timestamp::now(), &self.rules) {
+        match job::triage(incoming, &delivery.body, attempt, clock::now(), &self.rules) {
             Triage::Classify(work) => Ok(work),
             Triage::End(ending) => Err(ending),
             Triage::LookUp(request) => self.look_up(request, delivery).await,
@@ -197,21 +200,26 @@ impl Intake {
     async fn look_up(&self, request: Box<ClassifyRequest>, delivery: &Delivery) -> Result<Work, Ending> {
         let (id, attempt) = (request.id, delivery.receive_count);
         match self.stored_result(id).await {
-            Ok(Some(stored)) => {
+            Ok(Ok(Some(stored))) => {
                 tracing::info!(%id, attempt, "delivered again after its end; answered again");
                 return Err(Ending::Again { stored, reply_to: request.reply_to });
             }
-            Ok(None) => {}
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => {
+                return Err(job::damaged_result(&request, &delivery.body, attempt, &error.to_string()));
+            }
             Err(error) => return Err(job::hand_back(Some(id), attempt, error.to_string())),
         }
         let last_fault = self.last_faults.of(id);
-        job::settle(request, &delivery.body, attempt, last_fault.as_deref(), Timestamp::now(), &self.rules)
+        job::settle(request, &delivery.body, attempt, last_fault.as_deref(), clock::now(), &self.rules)
             .map_err(|ending| *ending)
     }
 
-    async fn stored_result(&self, id: Uuid) -> Result<Option<Bytes>, StoreError> {
+    /// The inner error is of this result alone, the outer one of the store.
+    async fn stored_result(&self, id: Uuid) -> Result<Result<Option<Bytes>, StoreError>, StoreError> {
         let key = protocol::result_key(id);
-        patiently("look_up", FETCH_PATIENCE, || self.output.get(&key, protocol::MAX_RESULT_BYTES)).await
+        let read = || async { unless_final(self.output.get(&key, protocol::MAX_RESULT_BYTES).await) };
+        patiently("look_up", FETCH_PATIENCE, read).await
     }
 
     async fn fetch(&self, work: &mut Work) -> Result<Bytes, Fetch> {
@@ -224,17 +232,14 @@ impl Intake {
             Payload::Stored(id) => *id,
         };
         let key = protocol::image_key(id);
-        let read = || async {
-            match self.input.get(&key, limit).await {
-                // An answer, not a fault: trying again would not change it.
-                Err(StoreError::TooLarge { size, .. }) => Ok(Err(size)),
-                other => other.map(Ok),
-            }
-        };
+        let read = || async { unless_final(self.input.get(&key, limit).await) };
         match patiently("fetch", FETCH_PATIENCE, read).await {
             Ok(Ok(Some(image))) => Ok(image),
             Ok(Ok(None)) => Err(Fetch::Failed(ErrorCode::InputMissing, format!("no object {key}"))),
-            Ok(Err(size)) => Err(Fetch::Failed(ErrorCode::InputTooLarge, format!("{size} bytes, at most {limit}"))),
+            Ok(Err(StoreError::TooLarge { size, .. })) => {
+                Err(Fetch::Failed(ErrorCode::InputTooLarge, format!("{size} bytes, at most {limit}")))
+            }
+            Ok(Err(error)) => Err(Fetch::Damaged(error.to_string())),
             Err(error) => Err(Fetch::Fault(error.to_string())),
         }
     }
@@ -243,6 +248,8 @@ impl Intake {
 /// Why there is no image.
 enum Fetch {
     Failed(ErrorCode, String),
+    /// Not the bytes that were stored; no retry brings them back.
+    Damaged(String),
     Fault(String),
 }
 

@@ -14,7 +14,7 @@ use super::infer::Finished;
 use super::job::{DeadLetter, Ending};
 use super::lease::{Keeper, Lease};
 use super::metrics::METRICS;
-use super::patience::{Rests, until_done};
+use super::patience::{Rests, unless_final, until_done};
 use super::prepare::LastFaults;
 use crate::protocol::{self, ClassifyResult};
 use crate::queue::{self, MAX_BATCH, Outgoing, Queue, QueueError, Queues, ServiceQueues};
@@ -219,8 +219,14 @@ impl Publisher {
     async fn written(&self, result: Unwritten, put: Put) -> Written {
         let Unwritten { lease, span, key, mut body, reply_to, letter } = result;
         if put == Put::AlreadyExists {
-            let stored = until_done("get_result", || self.output.get(&key, protocol::MAX_RESULT_BYTES)).await;
-            body = stored.unwrap_or(body);
+            let read = || async { unless_final(self.output.get(&key, protocol::MAX_RESULT_BYTES).await) };
+            match until_done("get_result", read).await {
+                Ok(Some(stored)) => body = stored,
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!(%error, "the result of an earlier attempt cannot be read; this one is told")
+                }
+            }
         }
         Written { lease, span, reply: self.reply_with(reply_to, &body), letter }
     }

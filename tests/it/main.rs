@@ -7,6 +7,7 @@ mod emulators;
 mod fault_proxy;
 mod harness;
 mod http_server;
+mod shim;
 
 mod aws;
 mod aws_calls;
@@ -19,6 +20,7 @@ mod faults;
 mod fleet;
 mod floors;
 mod loadgen;
+mod local_faults;
 mod local_queue;
 mod local_store;
 mod log_faults;

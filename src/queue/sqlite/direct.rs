@@ -11,11 +11,12 @@ use std::io::ErrorKind;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixDatagram as Sender;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::net::UnixDatagram;
 use uuid::Uuid;
 
+use crate::clock::ServiceClock;
 use crate::queue::{Delivery, Outgoing, Receipt};
 use crate::sqlite;
 
@@ -39,6 +40,7 @@ pub(super) struct Inbox {
     socket: UnixDatagram,
     /// Delivered and not acknowledged: what is handed back has to be there.
     held: Mutex<HashMap<Receipt, String>>,
+    clock: Arc<ServiceClock>,
 }
 
 impl Direct {
@@ -76,7 +78,7 @@ impl Direct {
     }
 
     /// Makes the socket of a queue that this process alone receives from. None where it cannot be.
-    pub fn own(&self, queue: &str) -> Option<Inbox> {
+    pub fn own(&self, queue: &str, clock: &Arc<ServiceClock>) -> Option<Inbox> {
         let path = self.directory.join(queue);
         let bind = || {
             // Of an owner that died.
@@ -85,10 +87,12 @@ impl Direct {
             {
                 return Err(error);
             }
-            UnixDatagram::bind(self.short_path(queue))
+            let socket = UnixDatagram::bind(self.short_path(queue))?;
+            sqlite::make_private(&path);
+            Ok(socket)
         };
         match bind() {
-            Ok(socket) => Some(Inbox { path, socket, held: Mutex::default() }),
+            Ok(socket) => Some(Inbox { path, socket, held: Mutex::default(), clock: Arc::clone(clock) }),
             Err(error) => {
                 tracing::info!(queue, %error, "replies go by the file of the local backend only");
                 None
@@ -136,7 +140,7 @@ impl Inbox {
         let message_id = Uuid::now_v7().to_string();
         let receipt = Receipt(format!("{RECEIPT_PREFIX}{message_id}"));
         self.held().insert(receipt.clone(), body.clone());
-        let sent_at_ms = sqlite::now_ms();
+        let sent_at_ms = self.clock.now_ms();
         Delivery { message_id, receipt, body, attributes: BTreeMap::new(), receive_count: 1, sent_at_ms }
     }
 

@@ -1,10 +1,12 @@
 //! What a queue does, in SQL: each function is one call's part of a transaction.
 //!
 //! A message is in one of three states, told by two columns: *visible* (`visible_at_ms` has passed), *in flight* (it has
-//! not, and the message was received), *delayed* (it has not, and it was never received).
+//! not, and the message was received), *delayed* (it has not, and it was never received). One that is older than the
+//! retention of its queue is in none of them: it is passed over until `expiry` removes it.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use rusqlite::{OptionalExtension as _, Row, named_params, params};
@@ -12,7 +14,8 @@ use uuid::Uuid;
 
 use super::duration;
 use crate::queue::{
-    Delivery, Depth, Outgoing, QueueAttributes, QueueError, Receipt, ReceiveOptions, Redrive, fair_share,
+    Delivery, Depth, Outgoing, QueueAttributes, QueueError, Receipt, ReceiveOptions, ReceivingProcess, Redrive,
+    fair_share,
 };
 use crate::sqlite::{self, Look, RECHECK, Session, millis};
 
@@ -137,7 +140,7 @@ pub(super) fn send(
 /// Whether there is anything to receive; the cheap question that waiting receives ask.
 pub(super) fn look_for_due(session: &Session, name: &str) -> Result<Look<Taken>, Failure> {
     let queue = find(session, name)?;
-    Ok(match next_due_ms(session, queue.id)? {
+    Ok(match next_due_ms(session, &queue)? {
         Some(due_ms) if due_ms <= session.now_ms => Look::Write,
         next_due_ms => Look::Answer(Taken { deliveries: Vec::new(), next_due_ms }),
     })
@@ -145,19 +148,16 @@ pub(super) fn look_for_due(session: &Session, name: &str) -> Result<Look<Taken>,
 
 pub(super) fn receive(session: &mut Session, name: &str, options: ReceiveOptions) -> Result<Taken, Failure> {
     let queue = find(session, name)?;
-    let expiry_ms = expiry_ms(session, &queue);
     let dead_letters = dead_letter_target(session, &queue)?;
     let visible_at_ms = session.now_ms.saturating_add(millis(options.visibility_timeout));
-    let max = if options.is_fair { share_of_visible(session, queue.id, options.max)? } else { options.max };
+    let max = if options.is_fair { share_of_visible(session, &queue, options.max)? } else { options.max };
     let mut deliveries = Vec::new();
-    // Dead letters and what is too old make room for further messages, hence the loop; each round takes some out of what
-    // is visible.
+    // Dead letters make room for further messages, hence the loop; each round takes some out of what is visible.
     loop {
-        let candidates = visible(session, queue.id, max - deliveries.len())?;
+        let candidates = visible(session, &queue, max - deliveries.len())?;
         let is_last_round = candidates.len() < max - deliveries.len();
         for (row, message_id, mut delivery) in candidates {
             match &dead_letters {
-                _ if delivery.sent_at_ms < expiry_ms => remove(session, row)?,
                 Some(target) if delivery.receive_count >= target.max_receive_count => {
                     move_to(session, row, target)?;
                 }
@@ -174,15 +174,16 @@ pub(super) fn receive(session: &mut Session, name: &str, options: ReceiveOptions
             break;
         }
     }
-    Ok(Taken { deliveries, next_due_ms: next_due_ms(session, queue.id)? })
+    Ok(Taken { deliveries, next_due_ms: next_due_ms(session, &queue)? })
 }
 
-fn share_of_visible(session: &Session, queue_id: i64, max: usize) -> Result<usize, Failure> {
+fn share_of_visible(session: &Session, queue: &QueueRow, max: usize) -> Result<usize, Failure> {
     let mut count = session.connection.prepare_cached(
-        "SELECT count(*) FROM (SELECT 1 FROM messages WHERE queue_id = ?1 AND visible_at_ms <= ?2 LIMIT ?3)",
+        "SELECT count(*) FROM (SELECT 1 FROM messages WHERE queue_id = ?1 AND visible_at_ms <= ?2 AND sent_at_ms >= ?4 LIMIT ?3)",
     )?;
     // Of more than these the share is `max` too.
-    let visible: usize = count.query_row(params![queue_id, session.now_ms, 4 * max], |row| row.get(0))?;
+    let parameters = params![queue.id, session.now_ms, 4 * max, expiry_ms(session, queue)];
+    let visible: usize = count.query_row(parameters, |row| row.get(0))?;
     Ok(fair_share(visible, max))
 }
 
@@ -232,45 +233,74 @@ pub(super) fn set_visibility(
     Ok(())
 }
 
-pub(super) fn purge(session: &Session, name: &str) -> Result<(), Failure> {
+/// Rows of one transaction that purges.
+const PURGED_AT_ONCE: usize = 500;
+
+/// The last row of a queue. None where it is empty.
+pub(super) fn last_row(session: &Session, name: &str) -> Result<Option<i64>, Failure> {
     let queue = find(session, name)?;
-    session.connection.prepare_cached("DELETE FROM messages WHERE queue_id = ?1")?.execute([queue.id])?;
+    let mut select = session.connection.prepare_cached("SELECT max(id) FROM messages WHERE queue_id = ?1")?;
+    Ok(select.query_row([queue.id], |row| row.get(0))?)
+}
+
+/// Deletes some of the messages in rows up to `last`; whether none is left there.
+pub(super) fn purge_some(session: &Session, name: &str, last: i64) -> Result<bool, Failure> {
+    let queue = find(session, name)?;
+    let sql = "DELETE FROM messages WHERE id IN (SELECT id FROM messages WHERE queue_id = ?1 AND id <= ?2 LIMIT ?3)";
+    let deleted = session.connection.prepare_cached(sql)?.execute(params![queue.id, last, PURGED_AT_ONCE])?;
+    Ok(deleted < PURGED_AT_ONCE)
+}
+
+pub(super) fn set_redrive(session: &Session, name: &str, redrive: &Redrive) -> Result<(), Failure> {
+    let queue = find(session, name)?;
+    let sql = "UPDATE queues SET dead_letter_queue = ?1, max_receive_count = ?2 WHERE id = ?3";
+    let mut update = session.connection.prepare_cached(sql)?;
+    update.execute(params![redrive.dead_letter_queue, redrive.max_receive_count, queue.id])?;
     Ok(())
 }
 
-/// The depth, unless there are expired messages to remove first.
-pub(super) fn look_at_depth(session: &Session, name: &str) -> Result<Look<Depth>, Failure> {
+/// Makes visible what a process holds that is dead.
+pub(super) fn release_held_by(session: &mut Session, name: &str, process: ReceivingProcess) -> Result<(), Failure> {
     let queue = find(session, name)?;
-    let (depth, oldest_ms) = count(session, queue.id)?;
-    let is_clean = oldest_ms.is_none_or(|oldest_ms| oldest_ms >= expiry_ms(session, &queue));
-    Ok(if is_clean { Look::Answer(depth) } else { Look::Write })
+    let mut update = session.connection.prepare_cached(
+        "UPDATE messages SET visible_at_ms = ?1
+         WHERE queue_id = ?2 AND visible_at_ms > ?1 AND receiver_pid = ?3 AND receiver_started = ?4",
+    )?;
+    let released = update.execute(params![session.now_ms, queue.id, process.pid, started(process)])?;
+    if released > 0 {
+        tracing::info!(queue = name, count = released, pid = process.pid, "messages of a dead process released");
+        session.ring.insert(name.to_owned());
+    }
+    Ok(())
+}
+
+/// As the file has it.
+fn started(process: ReceivingProcess) -> i64 {
+    process.started.cast_signed()
 }
 
 pub(super) fn depth(session: &Session, name: &str) -> Result<Depth, Failure> {
     let queue = find(session, name)?;
-    let sql = "DELETE FROM messages WHERE queue_id = ?1 AND sent_at_ms < ?2";
-    session.connection.prepare_cached(sql)?.execute([queue.id, expiry_ms(session, &queue)])?;
-    Ok(count(session, queue.id)?.0)
+    Ok(count(session, &queue)?.0)
 }
 
 /// Of a message that is not too old.
 pub(super) fn oldest_age(session: &Session, name: &str) -> Result<Option<Duration>, Failure> {
     let queue = find(session, name)?;
-    let (_, oldest_ms) = count(session, queue.id)?;
-    let kept = oldest_ms.filter(|oldest_ms| *oldest_ms >= expiry_ms(session, &queue));
-    Ok(kept.map(|oldest_ms| duration(session.now_ms.saturating_sub(oldest_ms))))
+    let (_, oldest_ms) = count(session, &queue)?;
+    Ok(oldest_ms.map(|oldest_ms| duration(session.now_ms.saturating_sub(oldest_ms))))
 }
 
 /// The depth and when the oldest message was sent.
-fn count(session: &Session, queue_id: i64) -> rusqlite::Result<(Depth, Option<i64>)> {
+fn count(session: &Session, queue: &QueueRow) -> rusqlite::Result<(Depth, Option<i64>)> {
     let mut select = session.connection.prepare_cached(
         "SELECT count(*) FILTER (WHERE visible_at_ms <= ?2),
                 count(*) FILTER (WHERE visible_at_ms > ?2 AND receive_count > 0),
                 count(*) FILTER (WHERE visible_at_ms > ?2 AND receive_count = 0),
                 min(sent_at_ms)
-         FROM messages WHERE queue_id = ?1",
+         FROM messages WHERE queue_id = ?1 AND sent_at_ms >= ?3",
     )?;
-    select.query_row([queue_id, session.now_ms], |row| {
+    select.query_row([queue.id, session.now_ms, expiry_ms(session, queue)], |row| {
         Ok((Depth { visible: row.get(0)?, in_flight: row.get(1)?, delayed: row.get(2)? }, row.get(3)?))
     })
 }
@@ -301,19 +331,16 @@ fn queue_row(row: &Row) -> rusqlite::Result<QueueRow> {
     Ok(QueueRow { id: row.get(0)?, attributes })
 }
 
-fn next_due_ms(session: &Session, queue_id: i64) -> rusqlite::Result<Option<i64>> {
-    let mut select =
-        session.connection.prepare_cached("SELECT min(visible_at_ms) FROM messages WHERE queue_id = ?1")?;
-    select.query_row([queue_id], |row| row.get(0))
+fn next_due_ms(session: &Session, queue: &QueueRow) -> rusqlite::Result<Option<i64>> {
+    let mut select = session.connection.prepare_cached(
+        "SELECT visible_at_ms FROM messages WHERE queue_id = ?1 AND sent_at_ms >= ?2 ORDER BY visible_at_ms LIMIT 1",
+    )?;
+    select.query_row([queue.id, expiry_ms(session, queue)], |row| row.get(0)).optional()
 }
 
 /// Messages sent before this are too old.
 fn expiry_ms(session: &Session, queue: &QueueRow) -> i64 {
     session.now_ms.saturating_sub(millis(queue.attributes.retention))
-}
-
-fn remove(session: &Session, row: i64) -> rusqlite::Result<()> {
-    session.connection.prepare_cached("DELETE FROM messages WHERE id = ?1")?.execute([row]).map(drop)
 }
 
 /// Where a message goes that was received too often.
@@ -335,12 +362,14 @@ fn dead_letter_target(session: &Session, queue: &QueueRow) -> rusqlite::Result<O
 }
 
 /// The longest visible first. The receipts are not made yet.
-fn visible(session: &Session, queue_id: i64, limit: usize) -> Result<Vec<(i64, Uuid, Delivery)>, Failure> {
+fn visible(session: &Session, queue: &QueueRow, limit: usize) -> Result<Vec<(i64, Uuid, Delivery)>, Failure> {
     let mut select = session.connection.prepare_cached(
         "SELECT id, message_id, body, attributes, receive_count, sent_at_ms FROM messages
-         WHERE queue_id = :queue AND visible_at_ms <= :now ORDER BY visible_at_ms, receive_count, id LIMIT :limit",
+         WHERE queue_id = :queue AND visible_at_ms <= :now AND sent_at_ms >= :oldest
+         ORDER BY visible_at_ms, receive_count, id LIMIT :limit",
     )?;
-    let parameters = named_params! { ":queue": queue_id, ":now": session.now_ms, ":limit": limit };
+    let oldest = expiry_ms(session, queue);
+    let parameters = named_params! { ":queue": queue.id, ":now": session.now_ms, ":oldest": oldest, ":limit": limit };
     let found = select.query_map(parameters, |row| Ok((row.get(0)?, row.get(1)?, delivery(row)?)))?;
     Ok(found.collect::<rusqlite::Result<_>>()?)
 }
@@ -359,9 +388,17 @@ fn delivery(row: &Row) -> rusqlite::Result<Delivery> {
 }
 
 fn hide(session: &Session, row: i64, visible_at_ms: i64) -> rusqlite::Result<()> {
-    let sql = "UPDATE messages SET visible_at_ms = ?1, receive_count = receive_count + 1 WHERE id = ?2";
-    session.connection.prepare_cached(sql)?.execute([visible_at_ms, row])?;
+    let mut update = session.connection.prepare_cached(
+        "UPDATE messages SET visible_at_ms = ?1, receive_count = receive_count + 1, receiver_pid = ?3, receiver_started = ?4
+         WHERE id = ?2",
+    )?;
+    update.execute(params![visible_at_ms, row, this_process().pid, started(*this_process())])?;
     Ok(())
+}
+
+fn this_process() -> &'static ReceivingProcess {
+    static PROCESS: LazyLock<ReceivingProcess> = LazyLock::new(ReceivingProcess::current);
+    &PROCESS
 }
 
 /// As SQS moves a dead letter: it keeps its id, its age and its receive count.

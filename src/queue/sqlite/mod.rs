@@ -9,11 +9,12 @@
 //! - A handle is a name. Where the queue was removed every call answers `NotFound`; made again under that name, the
 //!   same handle works on the new one, and receipts of the old one do nothing.
 //! - Messages come by the time they became visible, which is the order of sending as long as nothing is redelivered.
-//! - Time is the system's clock. Set back, it delays what waits by as much.
+//! - Time is the service time of the data directory ([`crate::clock`]), which no step of the wall clock moves.
 //! - A transient message to a queue that one process owns ([`Queues::create_own`]) goes past the file where it can
 //!   (`direct`). It has no part in the depth, and is lost with the process that received it.
 
 mod direct;
+mod expiry;
 mod messages;
 #[cfg(test)]
 mod model_test;
@@ -29,7 +30,9 @@ use tokio::time::Instant;
 
 use super::{
     Delivery, Depth, MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, Queues, Receipt, ReceiveOptions,
+    ReceivingProcess, Redrive,
 };
+use crate::clock::Source;
 use crate::config;
 use crate::sqlite::{self, Baton, Calls, Database, Durability, Fault, Look, RECHECK, Session};
 use direct::{Direct, Inbox};
@@ -75,7 +78,20 @@ impl SqliteQueues {
     /// # Errors
     /// [`QueueError::Fatal`] where the directory or file cannot be used; it says what to do.
     pub fn open(data_dir: &Path) -> Result<SqliteQueues, QueueError> {
-        Ok(SqliteQueues { database: sqlite::open(data_dir)?, direct: Direct::open(data_dir).map(Arc::new) })
+        Ok(SqliteQueues::over(sqlite::open(data_dir)?, data_dir))
+    }
+
+    /// The same by another clock than the machine's: for tests.
+    ///
+    /// # Errors
+    /// As [`SqliteQueues::open`].
+    pub fn open_with(data_dir: &Path, clock: Arc<dyn Source>) -> Result<SqliteQueues, QueueError> {
+        Ok(SqliteQueues::over(sqlite::open_with(data_dir, clock)?, data_dir))
+    }
+
+    fn over(database: Arc<Database>, data_dir: &Path) -> SqliteQueues {
+        database.upkeep.add("remove expired messages", || Box::new(expiry::remove_some));
+        SqliteQueues { database, direct: Direct::open(data_dir).map(Arc::new) }
     }
 
     fn queue(&self, name: String, inbox: Option<Inbox>) -> Arc<dyn Queue> {
@@ -110,7 +126,7 @@ impl Queues for SqliteQueues {
 
     async fn create_own(&self, name: &str, attributes: &QueueAttributes) -> Result<Arc<dyn Queue>, QueueError> {
         let name = self.make(name, attributes).await?;
-        let inbox = self.direct.as_ref().and_then(|direct| direct.own(&name));
+        let inbox = self.direct.as_ref().and_then(|direct| direct.own(&name, &self.database.clock));
         Ok(self.queue(name, inbox))
     }
 
@@ -125,6 +141,11 @@ impl Queues for SqliteQueues {
     }
 
     async fn delete(&self, name: &str) -> Result<(), QueueError> {
+        match purge(&self.database, name).await {
+            Ok(()) => {}
+            Err(QueueError::NotFound(_)) => return Ok(()),
+            Err(error) => return Err(error),
+        }
         let (name, deleted) = (name.to_owned(), name.to_owned());
         let work = move |session: &mut Session| {
             messages::delete(session, &deleted)?;
@@ -153,6 +174,24 @@ impl Queues for SqliteQueues {
         let (name, key, value) = (name.to_owned(), key.to_owned(), value.to_owned());
         let work = move |session: &mut Session| messages::set_tag(session, &name, &key, &value);
         self.database.engine.write(Durability::FULL, work).await
+    }
+
+    async fn failure(&self) -> String {
+        self.database.failure().await
+    }
+}
+
+/// Deletes what is in a queue now, some messages at a time, so that nobody waits for all of them.
+async fn purge(database: &Database, name: &str) -> Result<(), QueueError> {
+    let looked_at = name.to_owned();
+    let last = database.engine.read(move |session| messages::last_row(session, &looked_at)).await?;
+    let Some(last) = last else { return Ok(()) };
+    loop {
+        let name = name.to_owned();
+        let work = move |session: &mut Session| messages::purge_some(session, &name, last);
+        if database.engine.write::<_, QueueError>(Durability::FULL, work).await? {
+            return Ok(());
+        }
     }
 }
 
@@ -221,10 +260,8 @@ impl Queue for SqliteQueue {
     }
 
     async fn depth(&self) -> Result<Depth, QueueError> {
-        let (looked_at, name) = (self.name.clone(), self.name.clone());
-        let look = move |session: &Session| messages::look_at_depth(session, &looked_at);
-        let work = move |session: &mut Session| messages::depth(session, &name);
-        self.database.engine.call(Durability::Normal, look, work).await
+        let name = self.name.clone();
+        self.database.engine.read(move |session| messages::depth(session, &name)).await
     }
 
     async fn oldest_age(&self) -> Result<Option<Duration>, QueueError> {
@@ -237,9 +274,20 @@ impl Queue for SqliteQueue {
         self.database.engine.read(move |session| messages::attributes(session, &name)).await
     }
 
-    async fn purge(&self) -> Result<(), QueueError> {
+    async fn set_redrive(&self, redrive: &Redrive) -> Result<(), QueueError> {
+        let (name, redrive) = (self.name.clone(), redrive.clone());
+        let work = move |session: &mut Session| messages::set_redrive(session, &name, &redrive);
+        self.database.engine.write(Durability::FULL, work).await
+    }
+
+    async fn release_held_by(&self, process: ReceivingProcess) -> Result<(), QueueError> {
         let name = self.name.clone();
-        self.database.engine.write(Durability::FULL, move |session| messages::purge(session, &name)).await
+        let work = move |session: &mut Session| messages::release_held_by(session, &name, process);
+        self.database.engine.write(Durability::Normal, work).await
+    }
+
+    async fn purge(&self) -> Result<(), QueueError> {
+        purge(&self.database, &self.name).await
     }
 }
 

@@ -97,10 +97,7 @@ impl SqsQueues {
     }
 
     async fn address(&self, name: &str) -> Result<Arc<Address>, QueueError> {
-        let call = self.service.client.get_queue_url().queue_name(name).send();
-        let found = call.await.map_err(|error| self.service.fault("sqs:GetQueueUrl", name, &error))?;
-        let url = found.queue_url.ok_or_else(|| nothing_said("sqs:GetQueueUrl", name))?;
-        Ok(Address::of(&self.service, name, url))
+        Address::find(&self.service, name).await
     }
 }
 
@@ -264,6 +261,13 @@ impl Queue for SqsQueue {
         self.queue.attributes().await
     }
 
+    async fn set_redrive(&self, redrive: &Redrive) -> Result<(), QueueError> {
+        let arn = Address::find(&self.queue.service, &redrive.dead_letter_queue).await?.arn().await?;
+        let call = self.queue.service.client.set_queue_attributes().queue_url(&self.queue.url);
+        let call = call.attributes(QueueAttributeName::RedrivePolicy, redrive_policy(redrive, &arn)).send();
+        call.await.map(drop).map_err(|error| self.queue.fault("sqs:SetQueueAttributes", &error))
+    }
+
     async fn purge(&self) -> Result<(), QueueError> {
         let call = self.queue.service.client.purge_queue().queue_url(&self.queue.url).send();
         call.await.map(drop).map_err(|error| match error.code() {
@@ -278,6 +282,13 @@ impl Queue for SqsQueue {
 impl Address {
     fn of(service: &Arc<Service>, name: &str, url: String) -> Arc<Address> {
         Arc::new(Address { service: Arc::clone(service), name: name.to_owned(), url, limit: Mutex::default() })
+    }
+
+    async fn find(service: &Arc<Service>, name: &str) -> Result<Arc<Address>, QueueError> {
+        let call = service.client.get_queue_url().queue_name(name).send();
+        let found = call.await.map_err(|error| service.fault("sqs:GetQueueUrl", name, &error))?;
+        let url = found.queue_url.ok_or_else(|| nothing_said("sqs:GetQueueUrl", name))?;
+        Ok(Address::of(service, name, url))
     }
 
     /// Whether the queue takes a message of that size, as far as is known here: who sends it may hear otherwise.
@@ -565,13 +576,17 @@ fn to_sqs(attributes: &QueueAttributes, dead_letters_arn: Option<&str>) -> HashM
         (QueueAttributeName::MaximumMessageSize, attributes.max_message_bytes.to_string()),
     ]);
     if let (Some(redrive), Some(arn)) = (&attributes.redrive, dead_letters_arn) {
-        let policy = serde_json::json!({
-            "deadLetterTargetArn": arn,
-            "maxReceiveCount": redrive.max_receive_count,
-        });
-        found.insert(QueueAttributeName::RedrivePolicy, policy.to_string());
+        found.insert(QueueAttributeName::RedrivePolicy, redrive_policy(redrive, arn));
     }
     found
+}
+
+fn redrive_policy(redrive: &Redrive, dead_letters_arn: &str) -> String {
+    let policy = serde_json::json!({
+        "deadLetterTargetArn": dead_letters_arn,
+        "maxReceiveCount": redrive.max_receive_count,
+    });
+    policy.to_string()
 }
 
 /// # Errors

@@ -1,0 +1,101 @@
+"""What the attack scripts share: a service of its own in a scratch directory, and requests to it."""
+
+import argparse
+import http.client
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PICTURE = ROOT / "tests/pictures/cat.jpg"
+
+
+def parser(description):
+    """A parser with the flags that every script has."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--binary", default=str(ROOT / "target/release/imgcls"), help="the imgcls to attack")
+    return made
+
+
+def free_port():
+    """A port of the loopback address that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def build_shim(directory):
+    """The environment in which processes have the faults of tests/shim.c."""
+    library = f"{directory}/shim.so"
+    subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC", "-o", library, ROOT / "tests/shim.c"], check=True)
+    return {"LD_PRELOAD": library, "SHIM_DIRECTORY": directory}
+
+
+class Service:
+    """A web tier without workers; more processes can be started beside it. Killed at the end of a `with`."""
+
+    def __init__(self, binary, environment=False):
+        """environment: whether its processes get a wall clock that `step` sets."""
+        self.binary = binary
+        self.scratch = tempfile.TemporaryDirectory(prefix="imgcls-attack-")
+        self.environment = build_shim(self.scratch.name) if environment else {}
+        self.data = pathlib.Path(self.scratch.name) / "data"
+        self.log = pathlib.Path(self.scratch.name) / "log"
+        self.port = free_port()
+        self.processes = []
+
+    def __enter__(self):
+        self.web = self.start("serve-web", "--listen", f"127.0.0.1:{self.port}")
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                if self.request("GET", "/healthz")[0] == 200:
+                    return self
+            except OSError:
+                pass
+            if time.monotonic() > deadline:
+                raise SystemExit(f"the service does not start; its log is\n{self.log.read_text()}")
+            time.sleep(0.05)
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait()
+        self.scratch.cleanup()
+
+    def step(self, seconds):
+        """Sets the wall clock of all processes to so many seconds beside the true one."""
+        new = pathlib.Path(self.scratch.name) / "step.new"
+        new.write_text(str(seconds))
+        new.rename(new.with_name("step"))
+
+    def start(self, command, *flags):
+        """Starts a process on the data directory of the service."""
+        arguments = [self.binary, command, "--backend", "local", "--data-dir", str(self.data), *flags]
+        log = open(self.log, "ab")
+        process = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
+            env={**os.environ, **self.environment},
+        )
+        self.processes.append(process)
+        return process
+
+    def request(self, method, path, body=None, timeout=120):
+        """Status and body of an answer, and how many seconds it took."""
+        started = time.monotonic()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            return answer.status, answer.read(), time.monotonic() - started
+        finally:
+            connection.close()
+
+    def database(self):
+        """The path of the SQLite file."""
+        return str(self.data / "imgcls.sqlite3")

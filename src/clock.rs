@@ -1,0 +1,262 @@
+//! The clock that decisions are made by: it advances like the wall clock and does not follow its steps.
+//!
+//! Somebody sets the clock of the machine five days ahead, or NTP corrects it by an hour. By the wall clock, messages
+//! would then be too old, or invisible for an hour. So the *service time* is the time since boot (`CLOCK_BOOTTIME`, which
+//! nobody can set) plus an offset. The offset is fixed when it is first needed and afterwards moves toward the wall clock
+//! by at most a thousandth of the time that passes.
+//!
+//! - Local backend: the offset is stored in the database of the data directory, together with the id of the boot that it
+//!   belongs to, so that all processes agree, whenever they were started (`sqlite/anchor.rs`).
+//! - AWS: each process fixes the offset when it starts.
+//!
+//! After a reboot, the wall clock is believed as far as it is not behind the last service time that was stored and at
+//! most [`LONGEST_ABSENCE`] ahead of it.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use rustix::time::ClockId;
+use uuid::{ContextV7, Uuid};
+
+/// The longest time that a machine is believed to have been off. What was accepted before ages by no more than this.
+pub const LONGEST_ABSENCE: Duration = Duration::from_hours(24);
+/// The offset moves toward the wall clock by one in so many microseconds.
+const SLEW: i64 = 1_000;
+/// How often the offset is adjusted.
+pub const ADJUST_EVERY: Duration = Duration::from_secs(60);
+/// Two processes may read an adjusted offset a moment apart; what is further back than this is another boot.
+const TOLERANCE_US: i64 = 1_000_000;
+
+/// Both clocks at one instant, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// Since the Unix epoch, by the clock that can be set.
+    pub wall_us: i64,
+    /// Since boot, including the time that the machine was suspended.
+    pub boot_us: i64,
+}
+
+/// Where time comes from. Tests pass one that they step.
+pub trait Source: Send + Sync {
+    fn read(&self) -> Reading;
+    /// Identifies the boot that `boot_us` counts from.
+    fn boot_id(&self) -> String;
+}
+
+/// The clocks of the machine.
+pub struct SystemSource;
+
+impl Source for SystemSource {
+    fn read(&self) -> Reading {
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let boot = rustix::time::clock_gettime(MONOTONIC);
+        Reading {
+            wall_us: i64::try_from(wall.as_micros()).unwrap_or(i64::MAX),
+            boot_us: boot.tv_sec * 1_000_000 + boot.tv_nsec / 1_000,
+        }
+    }
+
+    /// Empty where the system has none: a reboot is then noticed by time that runs backwards.
+    fn boot_id(&self) -> String {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        id.trim().to_owned()
+    }
+}
+
+#[cfg(target_os = "linux")]
+const MONOTONIC: ClockId = ClockId::Boottime;
+#[cfg(not(target_os = "linux"))]
+const MONOTONIC: ClockId = ClockId::Monotonic;
+
+/// The relation between the service time and the time since one boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Anchor {
+    pub boot_id: String,
+    /// Service time minus time since boot.
+    pub offset_us: i64,
+    /// The service time when the offset was last adjusted.
+    pub seen_us: i64,
+}
+
+impl Anchor {
+    /// The wall clock is believed: nothing was decided by another one before.
+    pub fn first(boot_id: String, reading: Reading) -> Anchor {
+        Anchor { boot_id, offset_us: reading.wall_us.saturating_sub(reading.boot_us), seen_us: reading.wall_us }
+    }
+
+    pub fn now_us(&self, reading: Reading) -> i64 {
+        reading.boot_us.saturating_add(self.offset_us)
+    }
+
+    /// Whether this anchor holds for a reading of that boot.
+    pub fn is_of(&self, boot_id: &str, reading: Reading) -> bool {
+        self.boot_id == boot_id && self.now_us(reading) >= self.seen_us.saturating_sub(TOLERANCE_US)
+    }
+
+    /// Whether it is time for [`Anchor::adjusted`].
+    pub fn is_due(&self, reading: Reading) -> bool {
+        self.now_us(reading).saturating_sub(self.seen_us) >= ADJUST_EVERY.as_micros() as i64
+    }
+
+    /// The anchor as it is from this reading on.
+    pub fn adjusted(&self, boot_id: &str, reading: Reading) -> Anchor {
+        if !self.is_of(boot_id, reading) {
+            return self.after_reboot(boot_id, reading);
+        }
+        let now_us = self.now_us(reading);
+        let most = now_us.saturating_sub(self.seen_us).max(0) / SLEW;
+        let correction = reading.wall_us.saturating_sub(now_us).clamp(-most, most);
+        Anchor {
+            boot_id: boot_id.to_owned(),
+            offset_us: self.offset_us + correction,
+            seen_us: self.seen_us.max(now_us + correction),
+        }
+    }
+
+    fn after_reboot(&self, boot_id: &str, reading: Reading) -> Anchor {
+        let latest_us = self.seen_us.saturating_add(LONGEST_ABSENCE.as_micros() as i64);
+        let now_us = reading.wall_us.clamp(self.seen_us, latest_us);
+        Anchor::first(boot_id.to_owned(), Reading { wall_us: now_us, ..reading })
+    }
+}
+
+/// The service time of one data directory, or of one process. Never runs backwards.
+pub struct ServiceClock {
+    source: Arc<dyn Source>,
+    offset_us: AtomicI64,
+    latest_us: AtomicI64,
+}
+
+impl ServiceClock {
+    pub fn new(source: Arc<dyn Source>, anchor: &Anchor) -> ServiceClock {
+        ServiceClock { source, offset_us: AtomicI64::new(anchor.offset_us), latest_us: AtomicI64::new(i64::MIN) }
+    }
+
+    /// Milliseconds since the Unix epoch, by the service time.
+    pub fn now_ms(&self) -> i64 {
+        self.now_us() / 1_000
+    }
+
+    /// The same in microseconds.
+    pub fn now_us(&self) -> i64 {
+        let now_us = self.source.read().boot_us.saturating_add(self.offset_us.load(Ordering::Relaxed));
+        self.latest_us.fetch_max(now_us, Ordering::Relaxed).max(now_us)
+    }
+
+    pub fn source(&self) -> &dyn Source {
+        &*self.source
+    }
+
+    /// Takes over an offset that was adjusted.
+    pub fn follow(&self, anchor: &Anchor) {
+        self.offset_us.store(anchor.offset_us, Ordering::Relaxed);
+    }
+}
+
+/// The clock of this process.
+struct ProcessClock {
+    clock: Arc<ServiceClock>,
+    /// None where the clock is that of a data directory, whose owner adjusts it.
+    own: Option<Mutex<Anchor>>,
+}
+
+static PROCESS: LazyLock<RwLock<ProcessClock>> = LazyLock::new(|| {
+    let source = Arc::new(SystemSource);
+    let anchor = Anchor::first(source.boot_id(), source.read());
+    let clock = Arc::new(ServiceClock::new(source, &anchor));
+    RwLock::new(ProcessClock { clock, own: Some(Mutex::new(anchor)) })
+});
+
+/// The service time of this process. The first call fixes the offset: make it when the process starts.
+pub fn now() -> Timestamp {
+    let process = PROCESS.read().unwrap_or_else(PoisonError::into_inner);
+    if let Some(own) = &process.own {
+        let mut anchor = own.lock().unwrap_or_else(PoisonError::into_inner);
+        let reading = process.clock.source.read();
+        if anchor.is_due(reading) {
+            *anchor = anchor.adjusted(&anchor.boot_id, reading);
+            process.clock.follow(&anchor);
+        }
+    }
+    Timestamp::from_microsecond(process.clock.now_us()).unwrap_or(Timestamp::MAX)
+}
+
+/// Makes [`now`] tell the time of a data directory.
+pub fn use_for_process(clock: &Arc<ServiceClock>) {
+    let mut process = PROCESS.write().unwrap_or_else(PoisonError::into_inner);
+    *process = ProcessClock { clock: Arc::clone(clock), own: None };
+}
+
+/// A UUIDv7 whose time is the service time.
+pub fn new_id() -> Uuid {
+    /// Ids of one millisecond are in the order in which they were made.
+    static CONTEXT: Mutex<ContextV7> = Mutex::new(ContextV7::new());
+    let now_ms = now().as_millisecond().max(0).unsigned_abs();
+    let (seconds, nanos) = (now_ms / 1_000, (now_ms % 1_000) as u32 * 1_000_000);
+    let context = CONTEXT.lock().unwrap_or_else(PoisonError::into_inner);
+    Uuid::new_v7(uuid::Timestamp::from_unix(&*context, seconds, nanos))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY_MS: i64 = 24 * 3_600_000;
+    const START_MS: i64 = 1_800_000_000_000;
+
+    fn reading(wall_ms: i64, boot_ms: i64) -> Reading {
+        Reading { wall_us: 1_000 * (START_MS + wall_ms), boot_us: 1_000 * boot_ms }
+    }
+
+    fn anchor() -> Anchor {
+        Anchor::first("a".to_owned(), reading(0, 5_000))
+    }
+
+    #[test]
+    fn a_step_of_the_wall_clock_moves_the_service_time_by_a_thousandth_of_the_time_that_passes() {
+        for (step_ms, slewed_ms) in [(5 * DAY_MS, 60), (-3_600_000, -60), (20, 20), (0, 0)] {
+            let adjusted = anchor().adjusted("a", reading(60_000 + step_ms, 65_000));
+            assert_eq!(adjusted.now_us(reading(0, 65_000)), 1_000 * (START_MS + 60_000 + slewed_ms), "{step_ms}");
+        }
+    }
+
+    #[test]
+    fn after_a_reboot_time_goes_on_from_the_last_that_was_seen_and_by_a_day_at_most() {
+        for (wall_ms, now_ms) in [(-DAY_MS, 0), (3_600_000, 3_600_000), (50 * 365 * DAY_MS, DAY_MS)] {
+            let rebooted = anchor().adjusted("b", reading(wall_ms, 100));
+            assert_eq!(rebooted.now_us(reading(0, 100)), 1_000 * (START_MS + now_ms), "{wall_ms}");
+            assert!(rebooted.is_of("b", reading(0, 200)));
+        }
+    }
+
+    #[test]
+    fn time_since_boot_that_went_back_is_another_boot_although_its_id_is_the_same() {
+        let rebooted = anchor().adjusted("a", reading(7_000, 10));
+        assert_eq!(rebooted.now_us(reading(0, 10)), 1_000 * (START_MS + 7_000));
+    }
+
+    #[test]
+    fn a_service_clock_never_runs_backwards() {
+        struct Fixed;
+        impl Source for Fixed {
+            fn read(&self) -> Reading {
+                reading(0, 5_000)
+            }
+            fn boot_id(&self) -> String {
+                "a".to_owned()
+            }
+        }
+        let clock = ServiceClock::new(Arc::new(Fixed), &anchor());
+        assert_eq!(clock.now_ms(), START_MS);
+        clock.follow(&Anchor { offset_us: 0, ..anchor() });
+        assert_eq!(clock.now_ms(), START_MS);
+    }
+
+    #[test]
+    fn ids_are_in_the_order_in_which_they_were_made() {
+        let ids: Vec<Uuid> = (0..1_000).map(|_| new_id()).collect();
+        assert!(ids.is_sorted());
+    }
+}

@@ -1,0 +1,50 @@
+//! The clock of the data directory: which service time belongs to which time since boot ([`crate::clock`]). Kept in the
+//! file, so that all processes agree however the wall clock was stepped between their starts.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
+
+use crate::clock::{Anchor, ServiceClock, Source};
+
+/// The clock of the file; the first process to open it after a boot anchors it.
+pub(super) fn open(connection: &mut Connection, source: Arc<dyn Source>) -> rusqlite::Result<ServiceClock> {
+    let anchor = match read(connection)? {
+        Some(anchor) if anchor.is_of(&source.boot_id(), source.read()) => anchor,
+        _ => adjust(connection, &*source)?,
+    };
+    Ok(ServiceClock::new(source, &anchor))
+}
+
+/// Takes over what another process adjusted; adjusts it where nobody did for a minute.
+pub(super) fn keep(connection: &mut Connection, clock: &ServiceClock) -> rusqlite::Result<()> {
+    let source = clock.source();
+    let anchor = match read(connection)? {
+        Some(anchor) if !anchor.is_due(source.read()) => anchor,
+        _ => adjust(connection, source)?,
+    };
+    clock.follow(&anchor);
+    Ok(())
+}
+
+/// In a transaction: of processes that do it at the same time, the first does.
+fn adjust(connection: &mut Connection, source: &dyn Source) -> rusqlite::Result<Anchor> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let (boot_id, reading) = (source.boot_id(), source.read());
+    let anchor = match read(&transaction)? {
+        Some(anchor) if anchor.is_of(&boot_id, reading) && !anchor.is_due(reading) => return Ok(anchor),
+        Some(anchor) => anchor.adjusted(&boot_id, reading),
+        None => Anchor::first(boot_id, reading),
+    };
+    let sql = "INSERT OR REPLACE INTO clock (id, boot_id, offset_us, seen_us) VALUES (1, ?1, ?2, ?3)";
+    transaction.execute(sql, params![anchor.boot_id, anchor.offset_us, anchor.seen_us])?;
+    transaction.commit()?;
+    Ok(anchor)
+}
+
+fn read(connection: &Connection) -> rusqlite::Result<Option<Anchor>> {
+    let mut select = connection.prepare_cached("SELECT boot_id, offset_us, seen_us FROM clock WHERE id = 1")?;
+    let anchor =
+        |row: &rusqlite::Row| Ok(Anchor { boot_id: row.get(0)?, offset_us: row.get(1)?, seen_us: row.get(2)? });
+    select.query_row([], anchor).optional()
+}

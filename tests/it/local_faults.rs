@@ -1,0 +1,539 @@
+//! What breaks around the local backend: other users of its file, the disk, the clock, processes that are stopped or killed.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use imgcls::clock::{Reading, Source};
+use imgcls::config::Names;
+use imgcls::queue::{
+    MAX_BATCH, Outgoing, Queue, QueueAttributes, Queues, ReceiveOptions, Redrive, ServiceQueues, SqliteQueues,
+};
+use imgcls::store::{ObjectStore as _, PutOptions, SqliteStore};
+use serde_json::Value;
+
+use crate::harness::{Service, imgcls, picture, request, until};
+use crate::shim::Shim;
+
+const QUEUE: &str = "requests";
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+
+/// A backup, or a shell with a transaction. Its snapshot keeps the log from starting again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_the_database_holds_up_no_write_and_the_log_restarts_after_it() {
+    const PUTS: usize = 1_500;
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(SqliteStore::open(directory.path(), "bucket").unwrap());
+    let put_all = async |round: usize| {
+        let lanes = (0..4).map(|lane| {
+            let store = Arc::clone(&store);
+            async move {
+                let mut longest = Duration::ZERO;
+                for number in 0..PUTS {
+                    let start = Instant::now();
+                    let key = format!("results/{round}-{lane}-{number}");
+                    let _ = store.put(&key, vec![7; 4_000].into(), PutOptions::default()).await.unwrap();
+                    longest = longest.max(start.elapsed());
+                }
+                longest
+            }
+        });
+        futures::future::join_all(lanes).await.into_iter().max().unwrap()
+    };
+    let reader = database(directory.path());
+    reader.execute_batch("BEGIN; SELECT count(*) FROM objects").unwrap();
+    let longest = put_all(0).await;
+    let log = fs::metadata(directory.path().join("imgcls.sqlite3-wal")).unwrap().len();
+    assert!(log > 16 << 20, "the reader was in the way of the log: {log}");
+    assert!(longest < Duration::from_secs(4), "a put took {longest:?}");
+
+    reader.execute_batch("COMMIT").unwrap();
+    let start = Instant::now();
+    for round in 1.. {
+        put_all(round).await;
+        let sql = "PRAGMA wal_checkpoint(NOOP)";
+        let pages: i64 = database(directory.path()).query_row(sql, [], |row| row.get(1)).unwrap();
+        if pages < (12 << 20) / 4_096 {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "{pages} pages are still in the log");
+    }
+}
+
+#[test]
+fn files_are_private_to_their_user_and_a_directory_that_was_there_keeps_its_mode() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    fs::create_dir(&data).unwrap();
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).unwrap();
+    // As an earlier release left it.
+    fs::write(data.join("imgcls.sqlite3"), "").unwrap();
+    fs::set_permissions(data.join("imgcls.sqlite3"), fs::Permissions::from_mode(0o644)).unwrap();
+    let service = Service::start_in(directory, 0, &[], &[]);
+    service.submit("cat.jpg", &picture("cat.jpg"));
+    assert_eq!(mode(&data), 0o755);
+    let mut seen = Vec::new();
+    for path in tree(&data) {
+        let kind = fs::symlink_metadata(&path).unwrap().file_type();
+        assert_eq!(mode(&path), if kind.is_dir() { 0o700 } else { 0o600 }, "{}", path.display());
+        seen.push((kind.is_file(), kind.is_socket(), kind.is_fifo()));
+    }
+    for kind in [(true, false, false), (false, true, false), (false, false, true)] {
+        assert!(seen.contains(&kind), "a file, a socket and a FIFO are among them");
+    }
+    assert_eq!(service.web.log().matches("chmod 700").count(), 1, "{}", service.web.log());
+}
+
+#[test]
+fn a_directory_that_imgcls_makes_is_private() {
+    let service = Service::start(0, &[], &[]);
+    assert_eq!(mode(&service.data_dir()), 0o700);
+    assert!(!service.web.log().contains("chmod"));
+}
+
+/// As a process leaves it that was stopped in the middle of a transaction.
+#[test]
+fn a_held_write_lock_refuses_sends_in_seconds_and_keeps_no_process_from_ending() {
+    let mut service = Service::start(1, &[], &[]);
+    let id = service.submit("cat.jpg", &picture("cat.jpg"));
+    service.finished(&id);
+    let holder = service.database();
+    holder.execute_batch("BEGIN IMMEDIATE").unwrap();
+
+    let start = Instant::now();
+    let refused = service.request("POST", "/v1/jobs", &[], &picture("cat.jpg"));
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert!(refused.header("Retry-After").is_some());
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    let read = Instant::now();
+    assert_eq!(service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").status, 200);
+    assert!(read.elapsed() < Duration::from_secs(2), "reads need no lock: {:?}", read.elapsed());
+
+    for process in [&mut service.workers[0], &mut service.web] {
+        let asked = Instant::now();
+        process.signal("TERM");
+        process.wait();
+        assert!(asked.elapsed() < Duration::from_secs(10), "{:?}; log:\n{}", asked.elapsed(), process.log());
+    }
+}
+
+#[test]
+fn up_ends_in_time_while_a_worker_is_stopped_and_another_process_holds_the_write_lock() {
+    let up = Up::start(&["--min-workers", "1"]);
+    let database = database(&up.data_dir());
+    database.execute_batch("BEGIN IMMEDIATE").unwrap();
+    for worker in up.workers() {
+        signal(worker, "STOP");
+    }
+    let asked = Instant::now();
+    signal(up.process.id(), "TERM");
+    let mut up = up;
+    up.process.wait().unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}; log:\n{}", asked.elapsed(), up.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn expired_messages_are_passed_over_at_once_and_removed_beside_the_work() {
+    const EXPIRED: i64 = 50_000;
+    let directory = tempfile::tempdir().unwrap();
+    let queue = create(&SqliteQueues::open(directory.path()).unwrap(), HOUR).await;
+    let database = database(directory.path());
+    let sql = "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?1)
+               INSERT INTO messages (queue_id, visible_at_ms, receive_count, sent_at_ms, message_id, body)
+               SELECT queues.id, n, 0, n, randomblob(16), 'old' FROM numbers, queues WHERE name = ?2";
+    database.execute(sql, rusqlite::params![EXPIRED, QUEUE]).unwrap();
+    let count = || database.query_row("SELECT count(*) FROM messages", [], |row| row.get::<_, i64>(0)).unwrap();
+    let start = Instant::now();
+    while count() > 0 {
+        assert!(start.elapsed() < Duration::from_secs(60), "{} are left", count());
+        let call = Instant::now();
+        send(&*queue, "fresh").await;
+        assert_eq!(queue.depth().await.unwrap().visible, 1, "expired messages do not count");
+        let delivery = queue.receive(options(Duration::ZERO)).await.unwrap().remove(0);
+        assert_eq!(delivery.body, "fresh");
+        queue.ack(&[delivery.receipt]).await.unwrap();
+        assert!(call.elapsed() < Duration::from_secs(2), "{:?}", call.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_of_the_clock_expires_nothing_and_hides_nothing() {
+    for step in [5 * DAY, 2 * HOUR].map(|step| step.as_secs().cast_signed()).into_iter().chain([-3_600, -400 * 86_400])
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Arc::new(TestClock::new());
+        let open = || SqliteQueues::open_with(directory.path(), Arc::clone(&clock) as Arc<dyn Source>).unwrap();
+        let queues = open();
+        let queue = create(&queues, DAY).await;
+        send(&*queue, "before").await;
+        let taken = queue.receive(options(HOUR)).await.unwrap();
+        assert_eq!(taken.len(), 1);
+        clock.step(step);
+        send(&*queue, "after").await;
+        let depth = queue.depth().await.unwrap();
+        assert_eq!((depth.visible, depth.in_flight), (1, 1), "{step}");
+        // A process that starts now sees the same time.
+        drop((queue, queues));
+        let queue = open().open(QUEUE).await.unwrap();
+        assert_eq!(queue.receive(options(HOUR)).await.unwrap()[0].body, "after", "{step}");
+        clock.pass(HOUR + Duration::from_secs(60));
+        assert_eq!(queue.receive(options(HOUR)).await.unwrap().len(), 2, "an hour is an hour: {step}");
+        clock.pass(DAY);
+        assert_eq!(queue.depth().await.unwrap().visible, 0, "a day is a day: {step}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_reboot_with_a_wrong_clock_messages_are_a_day_older_at_most() {
+    for step in [-400 * 86_400, 400 * 86_400] {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Arc::new(TestClock::new());
+        let open = || SqliteQueues::open_with(directory.path(), Arc::clone(&clock) as Arc<dyn Source>).unwrap();
+        let queue = create(&open(), 2 * DAY).await;
+        send(&*queue, "kept").await;
+        drop(queue);
+        clock.reboot();
+        clock.step(step);
+        let queue = open().open(QUEUE).await.unwrap();
+        assert_eq!(queue.receive(options(Duration::ZERO)).await.unwrap().len(), 1, "{step}");
+    }
+}
+
+/// The real program, before and after the step, and a worker that knows no other clock.
+#[test]
+fn jobs_accepted_before_a_step_of_the_clock_are_done_after_it() {
+    for step in [5 * 86_400, -3_600] {
+        let shim = Shim::new();
+        let mut service = Service::start_on(&["--backend", "local"], shim.environment(), 0, &[], &[]);
+        let before: Vec<String> = (0..5).map(|_| service.submit("cat.jpg", &picture("cat.jpg"))).collect();
+        shim.step(step);
+        let after = service.submit("cat.jpg", &picture("cat.jpg"));
+        for id in &before {
+            let job = service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").json();
+            assert_eq!(job["status"], "queued", "{job}");
+        }
+        service.add_worker();
+        for id in before.iter().chain([&after]) {
+            let job = service.finished(id);
+            assert_eq!(job["status"], "succeeded", "{job}");
+        }
+    }
+}
+
+#[test]
+fn what_a_killed_worker_of_up_held_is_answered_long_before_its_visibility_timeout() {
+    const JOBS: usize = 30;
+    let up = Up::start(&["--min-workers", "1", "--max-workers", "1", "--visibility-timeout", "300s"]);
+    let image = picture("cat.jpg");
+    let worker = up.workers()[0];
+    signal(worker, "STOP");
+    let ids: Vec<String> = (0..JOBS).map(|_| up.submit(&image)).collect();
+    let database = database(&up.data_dir());
+    let held = || {
+        let sql = "SELECT count(*) FROM messages WHERE receive_count > 0 AND queue_id =
+                   (SELECT queue_id FROM messages GROUP BY queue_id ORDER BY count(*) DESC LIMIT 1)";
+        database.query_row(sql, [], |row| row.get::<_, usize>(0)).unwrap()
+    };
+    // It runs for moments only, so that it still holds what is seen.
+    let killed = until("a worker that holds something", || {
+        signal(worker, "CONT");
+        std::thread::sleep(Duration::from_millis(10));
+        signal(worker, "STOP");
+        Some(held()).filter(|held| *held > 0)
+    });
+    signal(worker, "KILL");
+    for id in &ids {
+        let job = up.finished(id);
+        assert_eq!(job["status"], "succeeded", "{job}; the worker held {killed}; log:\n{}", up.log());
+    }
+}
+
+#[test]
+fn a_damaged_image_fails_at_once_and_alone() {
+    let mut service = Service::start(0, &[], &[]);
+    let damaged = service.submit("damaged.jpg", &picture("cat.jpg"));
+    let well = service.submit("well.jpg", &picture("cat.jpg"));
+    let (segment, offset): (String, u64) = service
+        .database()
+        .query_row("SELECT segment, offset FROM objects WHERE key = ?1", [format!("images/{damaged}")], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .unwrap();
+    let path = service.data_dir().join("objects").join(segment);
+    fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"damaged", offset + 100).unwrap();
+    service.add_worker();
+    let job = service.finished(&damaged);
+    assert_eq!((&job["status"], &job["error"]["code"]), (&"failed".into(), &"internal".into()), "{job}");
+    assert!(job["error"]["message"].as_str().unwrap().contains("damaged, send it again"), "{job}");
+    assert_eq!(job["attempt"], 1, "{job}");
+    assert_eq!(service.finished(&well)["status"], "succeeded");
+    let letters = queue_json(&service, &["dead"]);
+    assert_eq!(letters["dead_letters"][0]["id"], damaged.as_str(), "{letters}");
+}
+
+#[test]
+fn a_damaged_result_is_an_error_and_no_answer() {
+    let service = Service::start(1, &[], &[]);
+    let id = service.submit("cat.jpg", &picture("cat.jpg"));
+    service.finished(&id);
+    let sql =
+        "UPDATE objects SET body = CAST(replace(CAST(body AS TEXT), 'succeeded', 'succeedex') AS BLOB) WHERE key = ?1";
+    assert_eq!(service.database().execute(sql, [format!("results/{id}.json")]).unwrap(), 1);
+    let answer = service.request("GET", &format!("/v1/jobs/{id}"), &[], b"");
+    assert_eq!(answer.status, 500, "{}", answer.text());
+    assert_eq!(answer.json()["type"], "urn:imgcls:problem:damaged");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_was_made_for_fewer_attempts_takes_more_when_it_is_opened_for_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let queues = SqliteQueues::open(directory.path()).unwrap();
+    let names = Names::local("test");
+    let limit = async |max_receive_count| {
+        let open = ServiceQueues::open_or_create(&queues, &names, HOUR, max_receive_count).await.unwrap();
+        let Redrive { dead_letter_queue, max_receive_count } =
+            open.requests.attributes().await.unwrap().redrive.unwrap();
+        assert_eq!(dead_letter_queue, open.dead_letters.name());
+        max_receive_count
+    };
+    let (of_one, of_twenty) = (limit(1).await, limit(20).await);
+    assert!(of_one < of_twenty && of_twenty > 20, "{of_one} {of_twenty}");
+    assert_eq!(limit(1).await, of_twenty, "another process may need as many");
+}
+
+/// After one failed sync the next succeeds without the bytes of the first.
+#[test]
+fn a_process_whose_sync_failed_accepts_nothing_more_and_ends() {
+    let shim = Shim::new();
+    let mut service = Service::start_on(&["--backend", "local"], shim.environment(), 0, &[], &[]);
+    service.submit("cat.jpg", &picture("cat.jpg"));
+    shim.fail_syncs();
+    let refused = service.try_request("POST", "/v1/jobs", &[], &picture("cat.jpg"));
+    assert!(refused.is_err() || refused.as_ref().is_ok_and(|response| response.status == 503), "{refused:?}");
+    assert_eq!(service.web.wait(), Some(1), "{}", service.web.log());
+    assert!(service.web.log().contains("cannot be synced to disk"), "{}", service.web.log());
+}
+
+#[test]
+fn a_data_directory_that_is_removed_while_in_use_is_noticed_and_nothing_is_accepted_into_it() {
+    let service = Service::start(0, &[], &[]);
+    service.submit("cat.jpg", &picture("cat.jpg"));
+    fs::remove_dir_all(service.data_dir()).unwrap();
+    let refused = service.request("POST", "/v1/jobs", &[], &picture("cat.jpg"));
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    let ready = until("an unready web tier", || {
+        let ready = service.request("GET", "/readyz", &[], b"");
+        (ready.status == 503).then_some(ready)
+    });
+    assert!(ready.text().contains("was removed"), "{}", ready.text());
+    assert_eq!(service.web.log().matches(" ERROR ").count(), 1, "{}", service.web.log());
+}
+
+#[test]
+fn a_data_directory_that_is_put_back_is_used_again() {
+    let service = Service::start(0, &[], &[]);
+    let away = service.dir.path().join("away");
+    fs::rename(service.data_dir(), &away).unwrap();
+    let readiness = |status| {
+        until("another readiness", || (service.request("GET", "/readyz", &[], b"").status == status).then_some(()));
+    };
+    readiness(503);
+    fs::rename(&away, service.data_dir()).unwrap();
+    readiness(200);
+    service.submit("cat.jpg", &picture("cat.jpg"));
+}
+
+/// What the release before wrote: schema 4.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_data_directory_of_an_earlier_release_is_migrated_while_its_processes_go_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let earlier = database(directory.path());
+    earlier.execute_batch(SCHEMA_4).unwrap();
+    let send_as_before = |body: &str| {
+        let sql =
+            "INSERT INTO messages (queue_id, visible_at_ms, receive_count, sent_at_ms, message_id, attributes, body)
+                   VALUES (1, ?1, 0, ?1, randomblob(16), NULL, ?2)";
+        let now_ms = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as i64;
+        earlier.prepare_cached(sql).unwrap().execute(rusqlite::params![now_ms, body]).unwrap();
+    };
+    send_as_before("before");
+    let queues = SqliteQueues::open(directory.path()).unwrap();
+    send_as_before("after");
+    let queue = queues.open(QUEUE).await.unwrap();
+    let deliveries = queue.receive(options(Duration::ZERO)).await.unwrap();
+    assert_eq!(deliveries.iter().map(|delivery| &*delivery.body).collect::<Vec<_>>(), ["before", "after"]);
+    let store = SqliteStore::open(directory.path(), "output").unwrap();
+    assert_eq!(store.get("results/a", 100).await.unwrap(), Some(Bytes::from_static(b"without a checksum")));
+}
+
+const SCHEMA_4: &str = "
+PRAGMA journal_mode = WAL;
+CREATE TABLE queues (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, visibility_timeout_ms INTEGER NOT NULL,
+    retention_ms INTEGER NOT NULL, max_message_bytes INTEGER NOT NULL, dead_letter_queue TEXT, max_receive_count INTEGER
+) STRICT;
+CREATE TABLE tags (
+    queue_id INTEGER NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (queue_id, key)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE messages (
+    id INTEGER PRIMARY KEY, queue_id INTEGER NOT NULL, visible_at_ms INTEGER NOT NULL, receive_count INTEGER NOT NULL,
+    sent_at_ms INTEGER NOT NULL, message_id BLOB NOT NULL, attributes TEXT, body TEXT NOT NULL
+) STRICT;
+CREATE INDEX messages_due ON messages (queue_id, visible_at_ms, receive_count, sent_at_ms);
+CREATE TABLE objects (
+    bucket TEXT NOT NULL, key TEXT NOT NULL, modified_ms INTEGER NOT NULL, size_bytes INTEGER NOT NULL, segment TEXT,
+    offset INTEGER, checksum INTEGER, body BLOB NOT NULL, PRIMARY KEY (bucket, key)
+) STRICT;
+INSERT INTO queues VALUES (1, 'requests', 30000, 345600000, 1048576, NULL, NULL);
+INSERT INTO objects VALUES ('output', 'results/a', 0, 18, NULL, NULL, NULL, CAST('without a checksum' AS BLOB));
+PRAGMA application_id = 0x696d6771;
+PRAGMA user_version = 4;
+";
+
+/// A wall clock that tests step and a time since boot that they let pass, in microseconds.
+struct TestClock {
+    wall: AtomicI64,
+    boot: AtomicI64,
+    boots: AtomicI64,
+}
+
+impl TestClock {
+    fn new() -> TestClock {
+        TestClock { wall: 1_800_000_000_000_000.into(), boot: 5_000_000.into(), boots: 0.into() }
+    }
+
+    fn step(&self, seconds: i64) {
+        self.wall.fetch_add(seconds * 1_000_000, Ordering::Relaxed);
+    }
+
+    fn pass(&self, time: Duration) {
+        let micros = time.as_micros() as i64;
+        self.wall.fetch_add(micros, Ordering::Relaxed);
+        self.boot.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    fn reboot(&self) {
+        self.boots.fetch_add(1, Ordering::Relaxed);
+        self.boot.store(1_000_000, Ordering::Relaxed);
+    }
+}
+
+impl Source for TestClock {
+    fn read(&self) -> Reading {
+        Reading { wall_us: self.wall.load(Ordering::Relaxed), boot_us: self.boot.load(Ordering::Relaxed) }
+    }
+
+    fn boot_id(&self) -> String {
+        self.boots.load(Ordering::Relaxed).to_string()
+    }
+}
+
+/// A running `imgcls up`, in a directory of its own.
+struct Up {
+    process: Child,
+    address: std::net::SocketAddr,
+    directory: tempfile::TempDir,
+}
+
+impl Up {
+    fn start(arguments: &[&str]) -> Up {
+        let directory = tempfile::tempdir().unwrap();
+        let log = fs::File::create(directory.path().join("log")).unwrap();
+        let mut command = imgcls();
+        command.args(["up", "--listen", "127.0.0.1:0", "--data-dir"]).arg(directory.path().join("data"));
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        let mut process = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("open http://").and_then(|rest| rest.strip_suffix('/'));
+        let address = address.unwrap_or_else(|| panic!("no address in {line:?}")).parse().unwrap();
+        Up { process, address, directory }
+    }
+
+    fn data_dir(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    fn workers(&self) -> Vec<u32> {
+        let children = format!("/proc/{0}/task/{0}/children", self.process.id());
+        match fs::read_to_string(children) {
+            Ok(children) => children.split_whitespace().map(|pid| pid.parse().unwrap()).collect(),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    fn submit(&self, image: &[u8]) -> String {
+        let response = request(self.address, "POST", "/v1/jobs", &[], image).unwrap();
+        assert_eq!(response.status, 202, "{}", response.text());
+        response.json()["id"].as_str().unwrap().to_owned()
+    }
+
+    fn finished(&self, id: &str) -> Value {
+        until(&format!("the end of {id}"), || {
+            let job = request(self.address, "GET", &format!("/v1/jobs/{id}?wait=10"), &[], b"").unwrap().json();
+            job["status"].as_str().is_some_and(|status| status != "queued").then_some(job)
+        })
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        for worker in self.workers() {
+            let _ = Command::new("kill").args(["-KILL", &worker.to_string()]).status();
+        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn signal(pid: u32, name: &str) {
+    let done = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().unwrap();
+    assert!(done.success(), "cannot signal {pid}");
+}
+
+/// What `imgcls queue --json` says.
+fn queue_json(service: &Service, arguments: &[&str]) -> Value {
+    let mut command = imgcls();
+    command.arg("queue").args(arguments).args(["--json", "--backend", "local", "--data-dir"]).arg(service.data_dir());
+    let output = command.output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+fn database(data_dir: &Path) -> rusqlite::Connection {
+    rusqlite::Connection::open(data_dir.join("imgcls.sqlite3")).unwrap()
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+/// Everything below a directory.
+fn tree(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|path| if path.is_dir() { [vec![path.clone()], tree(&path)].concat() } else { vec![path] })
+        .collect()
+}
+
+async fn create(queues: &SqliteQueues, retention: Duration) -> Arc<dyn Queue> {
+    queues.create(QUEUE, &QueueAttributes { retention, ..QueueAttributes::default() }).await.unwrap()
+}
+
+async fn send(queue: &dyn Queue, body: &str) {
+    queue.send(&[Outgoing::new(body)]).await.unwrap().remove(0).unwrap();
+}
+
+fn options(visibility_timeout: Duration) -> ReceiveOptions {
+    ReceiveOptions { max: MAX_BATCH, wait: Duration::ZERO, visibility_timeout, is_fair: false }
+}
