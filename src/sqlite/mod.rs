@@ -9,6 +9,7 @@ mod bells;
 mod checkpoint;
 mod engine;
 mod file;
+mod reader;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -16,7 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use self::checkpoint::Checkpointer;
 pub use bells::{Baton, Bells, RECHECK};
 pub use engine::{Calls, Durability, Engine, Failure, Look, Session, now_ms};
-pub use file::make_directory;
+pub use file::{FILE_NAME, fault, make_directory};
+pub use reader::{Reader, Snapshot};
 
 /// Why the file did not serve.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

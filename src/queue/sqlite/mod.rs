@@ -15,6 +15,7 @@
 
 mod direct;
 mod messages;
+mod named;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,6 +33,7 @@ use crate::config;
 use crate::sqlite::{self, Baton, Calls, Database, Durability, Fault, Look, RECHECK, Session};
 use direct::{Direct, Inbox};
 use messages::Taken;
+pub use named::named_jobs;
 
 /// SQS's long poll.
 const MAX_WAIT: Duration = Duration::from_secs(20);
