@@ -127,6 +127,14 @@ struct Memory {
     has_warned: bool,
 }
 
+/// How a look for what is too old ended.
+enum AgeLook {
+    /// There may be more.
+    Interrupted,
+    Deleted,
+    NothingDue,
+}
+
 impl Retention {
     /// For whoever takes images.
     pub fn space(&self) -> Space {
@@ -173,8 +181,11 @@ impl Retention {
         }
         if Instant::now() >= memory.age_due {
             let began = Instant::now();
-            let is_complete = self.delete_old(shutdown).await?;
-            memory.age_due = if is_complete { rested(began, self.age_interval()) } else { Instant::now() };
+            memory.age_due = match self.delete_old(shutdown).await? {
+                AgeLook::Interrupted => Instant::now(),
+                AgeLook::Deleted => Instant::now() + self.age_interval(),
+                AgeLook::NothingDue => rested(began, self.age_interval()),
+            };
         }
         if Instant::now() >= memory.sweep_due {
             let began = Instant::now();
@@ -261,15 +272,16 @@ impl Retention {
         Ok(())
     }
 
-    /// False where it was interrupted, and more is to be deleted.
-    async fn delete_old(&self, shutdown: &CancellationToken) -> Result<bool, Fault> {
+    async fn delete_old(&self, shutdown: &CancellationToken) -> Result<AgeLook, Fault> {
         let now_ms = self.data.now_ms().await?;
         let until = Instant::now() + AGE_STRETCH;
+        let mut deleted = 0;
         let deletion = Deletion { data: &self.data, pace: Pace::Relaxed, shutdown, is_dry_run: false };
         for kind in [Kind::Images, Kind::Results] {
             let before_ms = now_ms.saturating_sub(crate::sqlite::millis(self.keep.of(kind)));
             let freed = deletion.delete(kind, before_ms, |_| Instant::now() >= until).await?;
             METRICS.deleted(kind, freed.objects);
+            deleted += freed.objects;
             if freed.objects > 0 {
                 tracing::debug!(
                     ?kind,
@@ -279,7 +291,11 @@ impl Retention {
                 );
             }
         }
-        Ok(Instant::now() < until && !shutdown.is_cancelled())
+        Ok(match deleted {
+            _ if Instant::now() >= until || shutdown.is_cancelled() => AgeLook::Interrupted,
+            0 => AgeLook::NothingDue,
+            _ => AgeLook::Deleted,
+        })
     }
 
     /// Whether this process does the regular work. Without locks on the file system, every process does.
