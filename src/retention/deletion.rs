@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::ops::AddAssign;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -17,6 +17,8 @@ const LOOKED_AT_ONCE: usize = 1_000;
 const HANDED_AT_ONCE: usize = 256;
 /// Shortest pause after a transaction whose space nobody waits for.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+/// How long deletions whose space nobody waits for wait for a sync that others share.
+const SHARED_SYNC: Duration = Duration::from_millis(10);
 
 pub struct Deletion<'a> {
     pub data: &'a LocalData,
@@ -88,17 +90,16 @@ impl Deletion<'_> {
                 wanted += Freed::of(&left[count]);
                 count += 1;
             }
-            let began = Instant::now();
             let visited = if self.is_dry_run {
                 *freed = wanted;
                 count
             } else {
-                let deleted = self.data.delete(&left[..count]).await?;
+                let deleted = self.data.delete(&left[..count], self.shared_sync()).await?;
                 let visited = &left[..deleted.visited];
                 let mut some = Freed::default();
                 visited.iter().for_each(|candidate| some += Freed::of(candidate));
                 *freed += Freed { objects: deleted.objects, bytes: deleted.bytes, ..some };
-                self.pause(began.elapsed()).await;
+                self.pause(deleted.held).await;
                 deleted.visited
             };
             left = &left[visited..];
@@ -129,10 +130,17 @@ impl Deletion<'_> {
             .await
     }
 
-    async fn pause(&self, worked: Duration) {
+    fn shared_sync(&self) -> Duration {
+        match self.pace {
+            Pace::Urgent => Duration::ZERO,
+            Pace::Relaxed => SHARED_SYNC,
+        }
+    }
+
+    async fn pause(&self, held: Duration) {
         let pause = match self.pace {
-            Pace::Urgent => worked,
-            Pace::Relaxed => (worked * 3).max(SHORTEST_PAUSE),
+            Pace::Urgent => held,
+            Pace::Relaxed => (held * 3).max(SHORTEST_PAUSE),
         };
         let _ = self.shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
     }

@@ -121,7 +121,7 @@ pub async fn open(config: &Config) -> anyhow::Result<Option<Retention>> {
 struct Memory {
     age_due: Instant,
     sweep_due: Instant,
-    /// When freeing is tried again after an attempt that did not free enough.
+    /// When freeing is tried again after an attempt that freed nothing.
     freeing_due: Instant,
     seen_segments: HashMap<String, u64>,
     has_warned: bool,
@@ -258,10 +258,9 @@ impl Retention {
                 break;
             }
         }
-        if self.state().target_bytes().is_some() {
+        if freed.objects == 0 {
             memory.freeing_due = rested(began, Duration::ZERO);
-        }
-        if freed.objects > 0 {
+        } else {
             tracing::debug!(
                 objects = freed.objects,
                 bytes = freed.bytes,

@@ -295,6 +295,10 @@ fn data_status_and_prune_say_what_is_stored_and_what_was_deleted() {
         let id = service.submit("cup.jpg", &picture("cup.jpg"));
         service.finished(&id);
     }
+    // A result is kept as long as its message may be delivered again.
+    let unacknowledged =
+        || -> usize { service.database().query_row("SELECT count(*) FROM messages", [], |row| row.get(0)).unwrap() };
+    until("all messages are deleted", || (unacknowledged() == 0).then_some(()));
     service.workers.clear();
     let waiting = service.submit("cup.jpg", &picture("cup.jpg"));
     let status = json(&command(&service, &["data", "status", "--json"]));

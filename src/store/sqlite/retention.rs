@@ -25,8 +25,6 @@ type Failure = sqlite::Failure<Fault>;
 
 /// How long one transaction of deletions may hold the write lock before it leaves the rest to the next one.
 const LONGEST_WRITE: Duration = Duration::from_millis(2);
-/// Deletions share the sync of whatever else is written meanwhile.
-const SHARED_SYNC: Duration = Duration::from_millis(50);
 /// Bodies that are moved to another segment in one transaction.
 const MOVED_AT_ONCE: usize = 16;
 /// Free pages of the database that are given back in one transaction. Each costs a few pages of the write-ahead log.
@@ -138,6 +136,8 @@ pub struct Deleted {
     pub bytes: u64,
     /// How many candidates it came to; the others are left for the next one.
     pub visited: usize,
+    /// How long it held the write lock.
+    pub held: Duration,
 }
 
 /// What a sweep of the segments did.
@@ -241,15 +241,20 @@ impl LocalData {
     }
 
     /// Deletes the first of the candidates, for at most a few milliseconds, and frees their space. One that was written
-    /// anew since it was found is left alone.
+    /// anew since it was found is left alone. The space is freed once a power loss cannot bring the objects back; that may
+    /// wait so long for a sync that others share.
     ///
     /// # Errors
     /// Those of the file; nothing was deleted then.
-    pub async fn delete(&self, candidates: &[Candidate]) -> Result<Deleted, Fault> {
+    pub async fn delete(&self, candidates: &[Candidate], shared_sync: Duration) -> Result<Deleted, Fault> {
         let named: Vec<(Arc<str>, Candidate)> =
             candidates.iter().map(|candidate| (self.bucket(candidate.kind).into(), candidate.clone())).collect();
+        // Results are in the database: those that a power loss brings back are deleted again.
+        let has_bodies_elsewhere =
+            candidates.iter().any(|candidate| candidate.size_bytes > super::MAX_ROW_BYTES as u64);
+        let durability = if has_bodies_elsewhere { Durability::FullWithin(shared_sync) } else { Durability::Normal };
         let work = move |session: &mut Session| delete_for_a_while(session, named);
-        let (deleted, unused) = self.database.engine.write(Durability::FullWithin(SHARED_SYNC), work).await?;
+        let (deleted, unused) = self.database.engine.write(durability, work).await?;
         self.segments.release(unused).await;
         Ok(deleted)
     }
@@ -534,6 +539,7 @@ fn delete_for_a_while(
             break;
         }
     }
+    deleted.held = started.elapsed();
     Ok((deleted, unused))
 }
 
