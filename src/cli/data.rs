@@ -45,7 +45,7 @@ pub enum DataCommand {
         #[arg(long, env = "IMGCLS_OLDER_THAN", value_parser = config::duration_or_days)]
         older_than: Option<Duration>,
         /// Only images [default: images and results]
-        #[arg(long, env = "IMGCLS_IMAGES", conflicts_with = "results")]
+        #[arg(long, env = "IMGCLS_IMAGES")]
         images: bool,
         /// Only results, of jobs whose images are gone
         #[arg(long, env = "IMGCLS_RESULTS")]
@@ -98,8 +98,8 @@ impl DataCommand {
             DataCommand::Status { .. } => data::Action::Status,
             DataCommand::Prune { older_than, images, results, dry_run, .. } => data::Action::Prune(data::Prune {
                 older_than: *older_than,
-                images: !results,
-                results: !images,
+                images: *images || !results,
+                results: *results || !images,
                 is_dry_run: *dry_run,
             }),
         }

@@ -368,3 +368,27 @@ fn named(bucket: &str, fault: Fault) -> StoreError {
         Fault::Fatal(reason) => StoreError::Fatal { bucket, reason },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The store cannot make its own put fail; what a failed one leaves is an appended body that is dropped.
+    #[tokio::test]
+    async fn space_of_a_failed_put_is_freed_by_the_next_and_that_of_a_committed_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(directory.path(), "input").unwrap();
+        let body = Bytes::from(vec![7; 64 << 10]);
+        let allocated = || store.segments.usage().unwrap().allocated_bytes;
+        drop(store.segments.append_synced(body.clone()).await.unwrap());
+        assert_eq!(allocated(), 64 << 10);
+        let put = store.put("a", body.clone(), PutOptions::default()).await.unwrap();
+        assert_eq!((put, allocated()), (Put::Created, 64 << 10), "one of the two");
+        // As if its answer had been an error although it was committed.
+        let names = store.names("a").unwrap();
+        let of_a = store.database.engine.read(move |session| place_of(session, &names)).await;
+        store.segments.return_doubtful(of_a.ok().flatten().into_iter().collect());
+        let _ = store.put("b", Bytes::from_static(b"small"), PutOptions::default()).await.unwrap();
+        assert!(store.get("a", 1 << 20).await.unwrap() == Some(body));
+    }
+}
