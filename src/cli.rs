@@ -1,8 +1,10 @@
 //! Every flag and variable, as clap types. No behaviour: each command's arguments become that room's `Config`.
 
 mod arrivals;
+mod data;
 mod policy;
 mod provision;
+mod retention;
 mod simulate;
 
 use std::collections::BTreeMap;
@@ -15,8 +17,10 @@ use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 pub use self::arrivals::ArrivalArgs;
+pub use self::data::DataArgs;
 pub use self::policy::{PolicyArgs, PolicyKind};
 pub use self::provision::ProvisionArgs;
+pub use self::retention::{KeepArgs, RetentionArgs};
 pub use self::simulate::SimulateArgs;
 
 use self::arrivals::Unbounded;
@@ -26,6 +30,7 @@ use crate::config::{self, Backend, BackendKind, Limits, Names};
 use crate::model::{self, ModelChoice, Tuning};
 use crate::queue::MAX_BATCH;
 use crate::scaling::{Bounds, Policy};
+use crate::store::Space;
 use crate::telemetry::LogFormat;
 use crate::{autoscale, classify, loadgen, protocol, queues, tune, up, web, worker};
 
@@ -69,6 +74,8 @@ pub enum Command {
     Provision(Box<ProvisionArgs>),
     /// Look at queues; list, show and send again what lies in the dead letters
     Queue(QueueArgs),
+    /// Look at what is stored on this machine; delete images and results of finished jobs
+    Data(DataArgs),
     /// Classify files with the model alone: no queue, no server
     Classify(ClassifyArgs),
     /// Measure how the model runs fastest on this machine; workers that start later take what was found
@@ -83,6 +90,7 @@ impl Command {
             Command::Worker(args) => args.shared.log_format,
             Command::Autoscale(args) => args.shared.log_format,
             Command::Queue(args) => args.command.shared().log_format,
+            Command::Data(args) => args.command.shared().log_format,
             Command::Provision(args) => args.stack().shared.log_format,
             Command::Loadgen(_) | Command::Simulate(_) | Command::Classify(_) | Command::Tune(_) => LogFormat::Text,
         }
@@ -207,6 +215,8 @@ pub struct ServeWebArgs {
     pub http: HttpArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
+    #[command(flatten)]
+    pub retention: RetentionArgs,
     /// What to say to workers: v1, or the form of the system that imgcls replaces, for its workers; then images travel
     /// in the messages, which the queue limits, and answers are labels without scores
     #[arg(long, env = "IMGCLS_WIRE", default_value = "v1")]
@@ -306,6 +316,8 @@ pub struct UpArgs {
     pub shared: SharedArgs,
     #[command(flatten)]
     pub http: HttpArgs,
+    #[command(flatten)]
+    pub retention: RetentionArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
     #[command(flatten)]
@@ -633,6 +645,7 @@ fn web_config(shared: &SharedArgs, http: &HttpArgs, limits: &LimitArgs, backend:
         inline_bytes: usize::try_from(http.inline_bytes).unwrap_or(usize::MAX),
         max_receive_count: shared.max_receive_count,
         visibility_timeout: shared.visibility_timeout,
+        space: Space::unbounded(),
     }
 }
 
@@ -690,10 +703,11 @@ impl UpArgs {
         let backend = here(&self.shared)?;
         let names = self.shared.names(&backend).await?;
         let web = web_config(&self.shared, &self.http, &self.limits, backend.clone(), names.clone());
+        let retention = self.retention.config(backend.clone(), names.clone());
         let model = self.model.tuned();
         let autoscale = self.workers.config("up", LOCAL_POLICY, model.1.as_ref())?;
         let workers = local_workers(&self.shared, &self.limits, model, &self.batch, autoscale, backend, names);
-        Ok(up::Config { web, workers })
+        Ok(up::Config { web, retention, workers })
     }
 }
 

@@ -160,6 +160,31 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(parsed).map_err(|_| "a duration cannot be negative".to_owned())
 }
 
+/// How long something is kept: `7d`, `12h`, `1d 12h`; a plain number is seconds. At least a second.
+pub fn keep(text: &str) -> Result<Duration, String> {
+    match duration_or_days(text)? {
+        keep if (Duration::from_secs(1)..=LONGEST_KEPT).contains(&keep) => Ok(keep),
+        _ => Err("between 1s and 36500d".to_owned()),
+    }
+}
+
+/// A [`duration`] that may begin with days: `7d`, `30 days`, `1d 12h`.
+pub fn duration_or_days(text: &str) -> Result<Duration, String> {
+    let days = text.split_once('d').and_then(|(days, rest)| Some((days.trim().parse::<u32>().ok()?, rest)));
+    let Some((days, rest)) = days else { return duration(text) };
+    let rest = rest.strip_prefix("ays").or_else(|| rest.strip_prefix("ay")).unwrap_or(rest).trim();
+    let rest = if rest.is_empty() { Duration::ZERO } else { duration(rest)? };
+    Ok(Duration::from_secs(u64::from(days) * 86_400).saturating_add(rest))
+}
+
+/// A hundred years.
+const LONGEST_KEPT: Duration = Duration::from_secs(36_500 * 86_400);
+
+/// The most that may be stored. An empty database alone takes a tenth of the least.
+pub fn data_bytes(text: &str) -> Result<u64, String> {
+    bytes(text).and_then(|bytes| if bytes < 1 << 20 { Err("at least 1MiB".to_owned()) } else { Ok(bytes) })
+}
+
 /// A size as people write it: `20971520`, `512KiB`, `20MiB`, `20MB`.
 pub fn bytes(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -172,6 +197,8 @@ pub fn bytes(text: &str) -> Result<u64, String> {
         "mb" => 1_000_000,
         "g" | "gib" => 1 << 30,
         "gb" => 1_000_000_000,
+        "t" | "tib" => 1 << 40,
+        "tb" => 1_000_000_000_000,
         _ => return Err(format!("{text:?} is not a size such as 20MiB")),
     };
     let number: u64 = number.parse().map_err(|_| format!("{text:?} is not a size such as 20MiB"))?;
@@ -209,6 +236,13 @@ mod tests {
         assert!(duration("-1s").is_err() && duration("soon").is_err() && duration("-3").is_err());
         assert_eq!(bytes("20MiB"), Ok(20 << 20));
         assert_eq!(bytes("1234"), Ok(1234));
+        assert_eq!(keep("7d"), Ok(Duration::from_secs(7 * 86_400)));
+        assert_eq!(keep("1d 12h"), Ok(Duration::from_secs(36 * 3_600)));
+        assert_eq!(keep("30 days"), Ok(Duration::from_secs(30 * 86_400)));
+        assert_eq!((keep("90"), keep("12h")), (Ok(Duration::from_secs(90)), Ok(Duration::from_secs(12 * 3_600))));
+        assert!(keep("0s").is_err() && keep("d").is_err() && keep("-1d").is_err() && keep("9999999d").is_err());
+        assert_eq!(data_bytes("1TiB"), Ok(1 << 40));
+        assert!(data_bytes("1000").is_err());
         assert!(bytes("MiB").is_err() && bytes("20 parsecs").is_err() && bytes("99999999999GiB").is_err());
     }
 

@@ -28,11 +28,13 @@ pub mod store; // the object store port: SQLite with segments beside it, S3
 pub mod autoscale; // observe → decide → resize worker processes
 pub mod loadgen; // load, measure, check answers, report
 pub mod provision; // the AWS side: wanted, found, the difference
+pub mod retention; // what the local backend keeps: how long, how much
 pub mod web; // HTTP in, answers out
 pub mod worker; // one delivery → one result
 
 // Floor 4: the commands.
 pub mod classify; // the model alone
+pub mod data; // how much is stored; deleting what has ended
 pub mod queues; // look at queues; dead letters listed, shown, sent again
 pub mod simulate; // policies against a virtual clock: latency, cost, plots
 pub mod tune; // how the model runs fastest on this machine

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use imgcls::cli::{Cli, Command};
 use imgcls::config::Backend;
 use imgcls::{
-    autoscale, classify, loadgen, model, provision, queues, shutdown, simulate, telemetry, tune, up, web, worker,
+    autoscale, classify, data, loadgen, model, provision, queues, shutdown, simulate, telemetry, tune, up, worker,
 };
 use tokio::runtime::Runtime;
 
@@ -64,10 +64,11 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             tracing::info!(?backend, said_by, "serve-web");
             block_on(many_threads()?, async {
                 let names = args.shared.names(&backend).await?;
+                let retention = args.retention.config(backend.clone(), names.clone());
                 let config = args.config(backend, names)?;
                 let shutdown = on_signals()?;
                 let listener = bind(args.http.listen).await?;
-                traced("imgcls-web", web::run(listener, config, None, shutdown)).await
+                traced("imgcls-web", up::serve_web(listener, config, retention, None, shutdown)).await
             })?;
             Ok(ExitCode::SUCCESS)
         }
@@ -99,6 +100,13 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 queues::run(config, on_signals()?).await
             })?;
             Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Data(args) => {
+            block_on(one_thread()?, async {
+                let config = args.config().await?;
+                data::run(config, on_signals()?).await
+            })?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Provision(args) => {
             let ending = block_on(one_thread()?, async {

@@ -17,11 +17,12 @@ use crate::model::ModelChoice;
 use crate::queue::{Queue, ServiceQueues};
 use crate::shutdown::CancellationToken;
 use crate::telemetry::{LogFormat, output};
-use crate::{autoscale, queue, web, worker};
+use crate::{autoscale, queue, retention, web, worker};
 
 #[derive(Debug, Clone)]
 pub struct Config {
     pub web: web::Config,
+    pub retention: retention::Config,
     /// On the same backend and names as `web`.
     pub workers: Workers,
 }
@@ -53,7 +54,7 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
     // A fleet that may be empty starts its first worker when an image comes: it is ready without one.
     let awaited = wants_worker.then(|| workers_ready.clone());
     let web = async {
-        let ended = web::run(listener, config.web, awaited, stop_web.clone()).await;
+        let ended = serve_web(listener, config.web, config.retention, awaited, stop_web.clone()).await;
         stop_workers.cancel();
         ended
     };
@@ -74,6 +75,29 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
         never = kill_late_workers => match never {},
     };
     workers.and(web)
+}
+
+/// The web tier, and beside it the loop that bounds what is kept. `workers_ready`: as of [`web::run`].
+///
+/// # Errors
+/// As [`web::run`].
+pub async fn serve_web(
+    listener: TcpListener,
+    mut web: web::Config,
+    retention: retention::Config,
+    workers_ready: Option<watch::Receiver<usize>>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let Some(retention) = retention::open(&retention).await? else {
+        return web::run(listener, web, workers_ready, shutdown).await;
+    };
+    web.space = retention.space();
+    let stop = CancellationToken::new();
+    let bounding = tokio::spawn(retention.run(stop.clone()));
+    let ended = web::run(listener, web, workers_ready, shutdown).await;
+    stop.cancel();
+    bounding.await.context("the loop that bounds what is kept ended early")?;
+    ended
 }
 
 /// The workers alone: `imgcls autoscale` on this machine, beside a web tier that runs elsewhere.

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, CommandFactory as _, Parser as _, Subcommand};
 
 use super::policy::{Defaults, PolicyArgs, PolicyKind, percent};
-use super::{BackendArg, Cli, Command, OutputArgs, SharedArgs, positive_duration, usage};
+use super::{BackendArg, Cli, Command, KeepArgs, OutputArgs, SharedArgs, positive_duration, usage};
 use crate::config::{Backend, Names};
 use crate::model::ModelChoice;
 use crate::provision::{self, Action};
@@ -139,12 +139,14 @@ pub struct StackArgs {
     /// Who may reach port 80 of the web tier, as CIDR
     #[arg(long, env = "IMGCLS_ALLOW", default_value = "0.0.0.0/0", value_parser = cidr)]
     pub allow: String,
-    /// Days after which images are deleted
-    #[arg(long, env = "IMGCLS_KEEP_IMAGES_DAYS", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=MOST_DAYS))]
-    pub keep_images_days: u32,
-    /// Days after which results are deleted
-    #[arg(long, env = "IMGCLS_KEEP_RESULTS_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=MOST_DAYS))]
-    pub keep_results_days: u32,
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// Earlier spelling of --keep-images, in days; it beats it
+    #[arg(long, env = "IMGCLS_KEEP_IMAGES_DAYS", value_parser = clap::value_parser!(u32).range(1..=MOST_DAYS))]
+    pub keep_images_days: Option<u32>,
+    /// Earlier spelling of --keep-results, in days; it beats it
+    #[arg(long, env = "IMGCLS_KEEP_RESULTS_DAYS", value_parser = clap::value_parser!(u32).range(1..=MOST_DAYS))]
+    pub keep_results_days: Option<u32>,
     /// Machine image, an id or resolve:ssm:PARAMETER; its C library must be Debian 12's or newer [default: Debian 12]
     #[arg(long, env = "IMGCLS_IMAGE", value_parser = machine_image)]
     pub image: Option<String>,
@@ -225,8 +227,8 @@ impl ProvisionArgs {
             web_instance_type: stack.web_instance_type.clone(),
             target_group: stack.target_group.clone(),
             allow: stack.allow.clone(),
-            keep_images_days: stack.keep_images_days,
-            keep_results_days: stack.keep_results_days,
+            keep_images_days: stack.keep_images_days.unwrap_or_else(|| days(stack.keep.keep_images)),
+            keep_results_days: stack.keep_results_days.unwrap_or_else(|| days(stack.keep.keep_results)),
             image: stack.image.clone(),
         };
         Ok(provision::Config {
@@ -264,6 +266,11 @@ impl ProvisionArgs {
             Some(ProvisionCommand::Export { bundle_to, .. }) => Action::Export { bundle_to: bundle_to.clone() },
         }
     }
+}
+
+/// S3 counts in days: rounded up.
+fn days(keep: Duration) -> u32 {
+    u32::try_from(keep.as_secs().div_ceil(86_400)).unwrap_or(u32::MAX)
 }
 
 impl ApplyArgs {

@@ -26,8 +26,8 @@ pub use message::{
 pub use names::{
     BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE, DEFAULT_REQUEST_QUEUE, DEFAULT_RESULT_QUEUE, DRAIN_HOOK,
     LOCAL_INPUT_BUCKET, LOCAL_OUTPUT_BUCKET, TAG_ALIVE_AT, TAG_STACK, aws_bucket, dead_letter_queue, image_key,
-    is_reply_queue_of, reply_queue, result_key, seed_output_key, seed_safe_name, stack_prefix, submitted_at,
-    worker_group,
+    is_reply_queue_of, job_of_image_key, job_of_result_key, reply_queue, result_key, seed_output_key, seed_safe_name,
+    stack_prefix, submitted_at, worker_group,
 };
 pub use payload::{Payload, inline_or_reference, inline_request_bytes};
 pub use seed::{

@@ -59,6 +59,19 @@ pub fn image_key(id: Uuid) -> String {
     format!("images/{id}")
 }
 
+/// The job whose image has that key. None for keys of the legacy form, which are file names.
+pub fn job_of_image_key(key: &str) -> Option<Uuid> {
+    key.strip_prefix("images/")?.parse().ok()
+}
+
+/// The job whose result, or whose answer in the legacy form, has that key. None for the answers to users of that form.
+pub fn job_of_result_key(key: &str) -> Option<Uuid> {
+    match key.strip_prefix("results/") {
+        Some(rest) => rest.strip_suffix(".json")?.parse().ok(),
+        None => super::seed_job_id(key),
+    }
+}
+
 /// Key of a result in the output store.
 pub fn result_key(id: Uuid) -> String {
     format!("results/{id}.json")

@@ -23,7 +23,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use service::ServiceQueues;
-pub use sqlite::SqliteQueues;
+pub use sqlite::{SqliteQueues, named_jobs};
 pub use sqs::SqsQueues;
 
 use crate::clock;

@@ -13,7 +13,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::Fault;
 
-pub(super) const FILE_NAME: &str = "imgcls.sqlite3";
+pub const FILE_NAME: &str = "imgcls.sqlite3";
 
 /// "imgq": tells our file from any other SQLite file.
 const APPLICATION_ID: i32 = 0x696d_6771;
@@ -179,7 +179,7 @@ pub fn make_directory(directory: &Path) -> Result<(), Fault> {
 }
 
 /// Why an operation failed, for who waits for it.
-pub(super) fn fault(error: &rusqlite::Error) -> Fault {
+pub fn fault(error: &rusqlite::Error) -> Fault {
     let text = format!("the file of the local backend: {error}");
     match error.sqlite_error_code() {
         Some(
@@ -215,7 +215,7 @@ fn open_file(path: &Path) -> Result<Connection, OpenError> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     check_identity(&connection)?;
     // Of a new file; one that stands keeps its own.
-    connection.execute_batch(&format!("PRAGMA page_size = {PAGE_BYTES}"))?;
+    connection.execute_batch(&format!("PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL"))?;
     set_write_ahead_log(&connection)?;
     connection.execute_batch(&format!(
         "PRAGMA synchronous = NORMAL;
@@ -227,6 +227,7 @@ fn open_file(path: &Path) -> Result<Connection, OpenError> {
          PRAGMA trusted_schema = OFF;"
     ))?;
     make_schema(&mut connection)?;
+    retention_schema(&mut connection)?;
     Ok(connection)
 }
 
@@ -275,6 +276,28 @@ fn make_schema(connection: &mut Connection) -> Result<(), OpenError> {
         transaction.execute_batch(step)?;
     }
     transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    Ok(transaction.commit()?)
+}
+
+/// What bounding the stored data needs, added to a file of any earlier release: objects by age and by segment, and the
+/// limits that a service last ran with, for `imgcls data`.
+fn retention_schema(connection: &mut Connection) -> Result<(), OpenError> {
+    let exists = "SELECT count(*) = 3 FROM sqlite_schema
+                  WHERE name IN ('objects_by_age', 'objects_by_segment', 'retention')";
+    if connection.query_row(exists, [], |row| row.get(0))? {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(
+        "CREATE INDEX IF NOT EXISTS objects_by_age ON objects (bucket, modified_ms, size_bytes);
+         CREATE INDEX IF NOT EXISTS objects_by_segment ON objects (segment, offset, size_bytes) WHERE segment IS NOT NULL;
+         CREATE TABLE IF NOT EXISTS retention (
+             service TEXT PRIMARY KEY,
+             keep_images_ms INTEGER NOT NULL,
+             keep_results_ms INTEGER NOT NULL,
+             max_data_bytes INTEGER NOT NULL
+         ) STRICT;",
+    )?;
     Ok(transaction.commit()?)
 }
 

@@ -12,6 +12,7 @@ mod checkpoint;
 mod engine;
 mod file;
 mod health;
+mod reader;
 mod upkeep;
 
 use std::path::{Path, PathBuf};
@@ -24,8 +25,9 @@ use self::health::Health;
 use crate::clock::{self, ServiceClock, Source, SystemSource};
 pub use bells::{Baton, Bells, RECHECK};
 pub use engine::{Calls, Durability, Engine, Failure, Look, Session};
-pub use file::{make_directory, make_private};
+pub use file::{FILE_NAME, fault, make_directory, make_private};
 pub use health::is_deleted;
+pub use reader::{Reader, Snapshot};
 pub use upkeep::{Chore, Upkeep};
 
 /// Why the file did not serve.

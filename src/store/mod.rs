@@ -8,6 +8,7 @@
 
 mod s3;
 mod segments;
+mod space;
 mod sqlite;
 
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use bytes::Bytes;
 use futures::future::join_all;
 
 pub use s3::S3Store;
-pub use sqlite::SqliteStore;
+pub use space::{Admitted, Measuring, NoSpace, Space, SpaceState};
+pub use sqlite::{Candidate, Deleted, Kind, LocalData, Page, Position, SqliteStore, Swept, Totals, Usage, Walk};
 
 use crate::config::Backend;
 use crate::readiness::Probe;

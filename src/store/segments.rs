@@ -2,19 +2,25 @@
 //! a name, and many share a sync. Each segment is written by one process and read by all. What lies where, the rows of
 //! [`super::sqlite`] say; a checksum tells whether it still does.
 //!
-//! What nothing names any more becomes a hole, which takes no room on the disk. A process that is killed in the middle
-//! of a put leaves what it had written of it: nothing finds it, and its room stays taken.
+//! Bytes that no row names any more become a hole, which takes no space on the disk. Each body begins at a block of the
+//! file system, so that the hole of a deleted body leaves none of its blocks allocated.
+//!
+//! The writer of a segment holds a lock (`flock`) on it as long as a put into it may still be committed; the kernel
+//! releases the lock however the process ends. So whoever gets the lock knows that no row will be added any more: what
+//! no row names are the bytes of failed or killed puts, and their space can be freed ([`Unwritten`]).
 
-use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::buffer::spare_capacity;
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -28,12 +34,29 @@ const SEGMENT_BYTES: u64 = 256 << 20;
 const MAX_CONCURRENT: usize = 32;
 /// Segments that stay open for reading: the current ones of a few web tiers.
 const KEPT_OPEN: usize = 8;
+/// Bodies begin at multiples of this, the block size of most file systems. Where blocks are larger, a hole leaves the
+/// blocks at its edges allocated until the segment is removed.
+const BLOCK_BYTES: u64 = 4 << 10;
+/// Ends the names of segments whose bodies begin at blocks and whose writer holds a lock. Releases before 0.2 wrote
+/// segments without it.
+const SUFFIX: &str = ".seg";
+/// A segment of an earlier release has no lock: it counts as written by nobody once it was not modified for so long.
+const UNLOCKED_IS_UNWRITTEN_AFTER: Duration = Duration::from_secs(3600);
+/// Names that are tried for a new segment, each taken away by a concurrent sweep of empty segments.
+const MAX_BEGINNINGS: usize = 16;
+/// Places of failed puts that are remembered until it is known whether a row names them. The space of more than these is
+/// freed when this process has ended.
+const MAX_DOUBTFUL: usize = 4_096;
 
 pub(super) struct Segments {
     directory: PathBuf,
     current: Mutex<Option<Current>>,
     open: Mutex<HashMap<String, Arc<File>>>,
     room: Semaphore,
+    /// Bodies whose put did not report success: a row names them or not.
+    doubtful: Mutex<Vec<Place>>,
+    /// Whether the file system refused to punch a hole.
+    cannot_punch: AtomicBool,
 }
 
 /// The segment that this process writes.
@@ -52,6 +75,60 @@ pub(super) struct Place {
     pub checksum: u32,
 }
 
+/// A body that was appended and that no committed row names yet. It keeps the segment's lock. Dropped without
+/// [`Appended::commit`], its place is in doubt: the row may have been committed although the put failed afterwards.
+pub(super) struct Appended {
+    place: Place,
+    file: Arc<File>,
+    segments: Arc<Segments>,
+    is_committed: bool,
+}
+
+impl Appended {
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Has to be synced before anybody is told that the object exists.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// The fate of the place is known: a committed row names it, or the caller releases it.
+    pub fn commit(mut self) {
+        self.is_committed = true;
+    }
+}
+
+impl Drop for Appended {
+    fn drop(&mut self) {
+        if self.is_committed {
+            return;
+        }
+        let mut doubtful = self.segments.doubtful.lock().unwrap_or_else(PoisonError::into_inner);
+        if doubtful.len() < MAX_DOUBTFUL {
+            doubtful.push(self.place.clone());
+        }
+    }
+}
+
+/// A segment that nobody writes any more. Holds its lock, so that one process at a time works on it.
+pub(super) struct Unwritten {
+    pub name: String,
+    path: PathBuf,
+    file: File,
+    pub length_bytes: u64,
+    /// As the file system allocated them.
+    pub allocated_bytes: u64,
+}
+
+/// What all segments take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct SegmentsUsage {
+    pub files: u64,
+    pub allocated_bytes: u64,
+}
+
 impl Segments {
     pub fn open(data_dir: &Path) -> Result<Segments, Fault> {
         let directory = data_dir.join(DIRECTORY);
@@ -61,18 +138,24 @@ impl Segments {
             current: Mutex::default(),
             open: Mutex::default(),
             room: Semaphore::new(MAX_CONCURRENT),
+            doubtful: Mutex::default(),
+            cannot_punch: AtomicBool::new(false),
         })
     }
 
-    /// Appends a body; the file has to be synced before anybody is told that it stands.
-    pub fn append(&self, body: &[u8]) -> Result<(Place, Arc<File>), Fault> {
-        let appended = || {
-            let (segment, file, offset) = self.reserve(body.len() as u64)?;
-            file.write_all_at(body, offset)?;
-            let place = Place { segment, offset, size_bytes: body.len() as u64, checksum: crc32fast::hash(body) };
-            Ok((place, file))
-        };
-        appended().map_err(|error| fault(&self.directory, &error))
+    /// Appends a body.
+    pub fn append(self: &Arc<Self>, body: &[u8]) -> Result<Appended, Fault> {
+        let size_bytes = body.len() as u64;
+        let (segment, file, offset) = self.reserve(size_bytes).map_err(|error| fault(&self.directory, &error))?;
+        let place = Place { segment, offset, size_bytes, checksum: crc32fast::hash(body) };
+        if let Err(error) = file.write_all_at(body, offset) {
+            // The part that was written is named by nobody and never will be.
+            if let Err(error) = self.punch(&file, &[extent(&place)]) {
+                tracing::debug!(%error, segment = place.segment, "cannot free the space of a failed put");
+            }
+            return Err(fault(&self.directory.join(&place.segment), &error));
+        }
+        Ok(Appended { place, file, segments: Arc::clone(self), is_committed: false })
     }
 
     /// None where something else lies there (any more).
@@ -85,18 +168,18 @@ impl Segments {
     }
 
     /// As [`Segments::append`], synced, and beside the thread of the file: for a body that takes a while.
-    pub async fn append_synced(self: &Arc<Self>, body: Bytes) -> Result<Place, Fault> {
+    pub async fn append_synced(self: &Arc<Self>, body: Bytes) -> Result<Appended, Fault> {
         self.blocking(move |segments| {
-            let (place, file) = segments.append(&body)?;
-            if let Err(error) = file.sync_data() {
-                segments.abandon(&file);
+            let appended = segments.append(&body)?;
+            if let Err(error) = appended.file.sync_data() {
+                segments.abandon(&appended.file);
                 return Err(fault(&segments.directory, &error));
             }
-            if sqlite::is_deleted(&file) {
-                segments.abandon(&file);
-                return Err(fault(&segments.directory.join(&place.segment), &ErrorKind::NotFound.into()));
+            if sqlite::is_deleted(&appended.file) {
+                segments.abandon(&appended.file);
+                return Err(fault(&segments.directory.join(&appended.place.segment), &ErrorKind::NotFound.into()));
             }
-            Ok(place)
+            Ok(appended)
         })
         .await
     }
@@ -106,19 +189,121 @@ impl Segments {
         self.blocking(move |segments| segments.read(&place)).await
     }
 
-    /// Gives back the room of a body that nothing names any more, where the file system can.
-    pub async fn release(self: &Arc<Self>, place: Place) {
+    /// Frees the space of bodies that nothing names any more, where the file system can.
+    pub async fn release(self: &Arc<Self>, places: Vec<Place>) {
+        if places.is_empty() {
+            return;
+        }
         let released = self.blocking(move |segments| {
-            let path = segments.directory.join(&place.segment);
-            let punched = OpenOptions::new().write(true).open(&path).and_then(|file| {
-                let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                Ok(rustix::fs::fallocate(&file, hole, place.offset, place.size_bytes)?)
-            });
-            punched.map_err(|error| fault(&path, &error))
+            let mut by_segment: BTreeMap<&str, Vec<(u64, u64)>> = BTreeMap::new();
+            for place in &places {
+                by_segment.entry(&place.segment).or_default().push(extent(place));
+            }
+            for (segment, extents) in by_segment {
+                let path = segments.directory.join(segment);
+                match OpenOptions::new().write(true).open(&path) {
+                    Ok(file) => segments.punch(&file, &joined(extents)).map_err(|error| fault(&path, &error))?,
+                    // It was removed with everything in it.
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
+                    Err(error) => return Err(fault(&path, &error)),
+                }
+            }
+            Ok(())
         });
         if let Err(error) = released.await {
-            tracing::debug!(%error, "the room of an object that is no more stays taken");
+            tracing::debug!(%error, "cannot free the space of deleted objects yet");
         }
+    }
+
+    /// Places of failed puts, of which it is to be found out whether a row names them.
+    pub fn take_doubtful(&self) -> Vec<Place> {
+        std::mem::take(&mut *self.doubtful.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// It could not be found out.
+    pub fn return_doubtful(&self, places: Vec<Place>) {
+        self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).extend(places);
+    }
+
+    /// Whether deleted bodies keep their blocks until their segment is removed.
+    pub fn cannot_punch(&self) -> bool {
+        self.cannot_punch.load(Ordering::Relaxed)
+    }
+
+    pub fn usage(&self) -> io::Result<SegmentsUsage> {
+        let mut usage = SegmentsUsage::default();
+        for entry in std::fs::read_dir(&self.directory)? {
+            match entry?.metadata() {
+                Ok(metadata) => {
+                    usage.files += 1;
+                    usage.allocated_bytes += allocated_bytes(&metadata);
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(usage)
+    }
+
+    /// The names of all segments, oldest first.
+    pub fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.directory)? {
+            names.extend(entry?.file_name().into_string().ok().filter(|name| is_segment(name)));
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// The segment, if nobody writes it and nobody else works on it.
+    pub fn claim(&self, name: &str) -> io::Result<Option<Unwritten>> {
+        let path = self.directory.join(name);
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        let metadata = file.metadata()?;
+        let was_modified_lately =
+            || metadata.modified().map_or(true, |at| at.elapsed().unwrap_or_default() < UNLOCKED_IS_UNWRITTEN_AFTER);
+        if metadata.nlink() == 0 || (!name.ends_with(SUFFIX) && was_modified_lately()) {
+            return Ok(None);
+        }
+        let (length_bytes, allocated_bytes) = (metadata.len(), allocated_bytes(&metadata));
+        Ok(Some(Unwritten { name: name.to_owned(), path, file, length_bytes, allocated_bytes }))
+    }
+
+    /// Frees everything of a segment but the given bodies, which are all that rows name, by ascending offset.
+    pub fn punch_outside(&self, segment: &Unwritten, live: &[Place]) -> io::Result<()> {
+        let mut gaps = Vec::new();
+        let mut end = 0;
+        for place in live {
+            gaps.push((end, place.offset / BLOCK_BYTES * BLOCK_BYTES));
+            end = end.max((place.offset + place.size_bytes).next_multiple_of(BLOCK_BYTES));
+        }
+        gaps.push((end, segment.length_bytes.next_multiple_of(BLOCK_BYTES)));
+        gaps.retain(|(begin, end)| begin < end);
+        self.punch(&segment.file, &gaps)
+    }
+
+    /// Punches holes: from, to.
+    fn punch(&self, file: &File, extents: &[(u64, u64)]) -> io::Result<()> {
+        for (begin, end) in extents {
+            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            match rustix::fs::fallocate(file, hole, *begin, end - begin) {
+                Ok(()) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                    self.cannot_punch.store(true, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Room at the end of the current segment; a new one where there is none or it is long enough.
@@ -129,7 +314,7 @@ impl Segments {
         }
         let Current { name, file, end } = current.as_mut().expect("it was made; this is a bug");
         let offset = *end;
-        *end += size_bytes;
+        *end = (offset + size_bytes).next_multiple_of(BLOCK_BYTES);
         Ok((name.clone(), Arc::clone(file), offset))
     }
 
@@ -141,12 +326,24 @@ impl Segments {
         }
     }
 
-    /// Its name is on disk before anything in it is.
+    /// Its name is on disk before anything in it is, and it is locked. A sweep that sees it before it is locked may take
+    /// it for a left-over and remove it; then another one is made.
     fn begin(&self) -> io::Result<Current> {
-        let name = Uuid::now_v7().to_string();
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.directory.join(&name))?;
-        File::open(&self.directory)?.sync_all()?;
-        Ok(Current { name, file: Arc::new(file), end: 0 })
+        for _ in 0..MAX_BEGINNINGS {
+            let name = format!("{}{SUFFIX}", Uuid::now_v7());
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.directory.join(&name))?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => continue,
+                Err(error) => {
+                    tracing::debug!(%error, "no locks on this file system: the space of killed puts is not freed")
+                }
+                Ok(()) if file.metadata()?.nlink() == 0 => continue,
+                Ok(()) => {}
+            }
+            File::open(&self.directory)?.sync_all()?;
+            return Ok(Current { name, file: Arc::new(file), end: 0 });
+        }
+        Err(io::Error::other("each new segment was removed at once; this is a bug"))
     }
 
     fn reader(&self, segment: &str) -> io::Result<Arc<File>> {
@@ -164,13 +361,49 @@ impl Segments {
 
     async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
-        work: impl FnOnce(&Segments) -> Result<T, Fault> + Send + 'static,
+        work: impl FnOnce(&Arc<Segments>) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
         let _permit = self.room.acquire().await.expect("never closed; this is a bug");
         let segments = Arc::clone(self);
         let task = tokio::task::spawn_blocking(move || work(&segments));
         task.await.unwrap_or_else(|error| Err(Fault::Unavailable(format!("the operation ended early: {error}"))))
     }
+}
+
+impl Unwritten {
+    /// Removes the segment, whose bodies are all deleted or moved. Its blocks are freed first: a reader of another process
+    /// may keep the file open.
+    pub fn remove(self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        std::fs::remove_file(&self.path)
+    }
+}
+
+fn is_segment(name: &str) -> bool {
+    name.strip_suffix(SUFFIX).unwrap_or(name).parse::<Uuid>().is_ok()
+}
+
+fn allocated_bytes(metadata: &Metadata) -> u64 {
+    metadata.blocks() * 512
+}
+
+/// What a body takes, from and to. Up to the end of its last block where the next one begins at a block.
+fn extent(place: &Place) -> (u64, u64) {
+    let end = place.offset + place.size_bytes;
+    (place.offset, if place.segment.ends_with(SUFFIX) { end.next_multiple_of(BLOCK_BYTES) } else { end })
+}
+
+/// Neighbours joined: one hole, and of bodies that do not begin at blocks also the block that they shared.
+fn joined(mut extents: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    extents.sort_unstable();
+    let mut joined: Vec<(u64, u64)> = Vec::with_capacity(extents.len());
+    for (begin, end) in extents {
+        match joined.last_mut() {
+            Some(last) if last.1 >= begin => last.1 = last.1.max(end),
+            _ => joined.push((begin, end)),
+        }
+    }
+    joined
 }
 
 /// Into memory that nobody has cleared first: that would take as long as the reading.
@@ -200,7 +433,7 @@ fn make_directory(data_dir: &Path, directory: &Path) -> Result<(), Fault> {
     File::open(data_dir).and_then(|data_dir| data_dir.sync_all()).map_err(|error| fault(data_dir, &error))
 }
 
-fn fault(path: &Path, error: &io::Error) -> Fault {
+pub(super) fn fault(path: &Path, error: &io::Error) -> Fault {
     let path = path.display();
     match error.kind() {
         ErrorKind::PermissionDenied

@@ -7,6 +7,8 @@
 //!
 //! Every key that S3 takes is a key here, and never a path. The media type is not kept.
 
+mod retention;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,7 +17,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rusqlite::{OptionalExtension as _, Row, params};
 
-use super::segments::{Place, Segments};
+pub use self::retention::{Candidate, Deleted, Kind, LocalData, Page, Position, Swept, Totals, Usage, Walk};
+
+use super::segments::{Appended, Place, Segments};
 use super::{ObjectInfo, ObjectStore, Put, PutOptions, StoreError, check_key_length};
 use crate::config;
 use crate::sqlite::{self, Database, Durability, Fault, Session};
@@ -79,16 +83,40 @@ impl SqliteStore {
     }
 
     async fn put_body(&self, names: Names, body: Bytes, options: PutOptions) -> Result<Put, Error> {
+        self.settle_doubtful().await;
         let body = self.new_body(body).await?;
         let work = move |session: &mut Session| put(session, &names, body, options.if_none_match);
         let durability = Durability::FullWithin(options.durable_within);
-        let Done { put, unused } = self.database.engine.write(durability, work).await?;
-        self.release(unused).await;
-        Ok(put)
+        Ok(self.finish(self.database.engine.write(durability, work).await?).await)
+    }
+
+    /// After the transaction of a put was committed.
+    async fn finish(&self, Done { put, unused, appended }: Done) -> Put {
+        if let Some(appended) = appended {
+            appended.commit();
+        }
+        self.segments.release(unused.into_iter().collect()).await;
+        put
+    }
+
+    /// Frees the space of puts that failed. Which those are only the rows say: a put may report an error although its
+    /// transaction was committed.
+    async fn settle_doubtful(&self) {
+        let doubtful = self.segments.take_doubtful();
+        if doubtful.is_empty() {
+            return;
+        }
+        let asked = doubtful.clone();
+        let work = move |session: &Session| unnamed(session, asked);
+        match self.database.engine.read::<_, Fault>(work).await {
+            Ok(unnamed) => self.segments.release(unnamed).await,
+            Err(_) => self.segments.return_doubtful(doubtful),
+        }
     }
 
     /// In one transaction. An error of one object leaves the others standing; one of the file is all objects'.
     async fn put_bodies(&self, objects: Vec<(Names, Bytes)>, options: PutOptions) -> Vec<Result<Put, Error>> {
+        self.settle_doubtful().await;
         let count = objects.len();
         let mut bodies = Vec::with_capacity(count);
         for (names, body) in objects {
@@ -105,10 +133,7 @@ impl SqliteStore {
         let mut puts = Vec::with_capacity(count);
         for done in done {
             puts.push(match done {
-                Ok(Done { put, unused }) => {
-                    self.release(unused).await;
-                    Ok(put)
-                }
+                Ok(done) => Ok(self.finish(done).await),
                 Err(error) => Err(error),
             });
         }
@@ -123,12 +148,6 @@ impl SqliteStore {
         } else {
             NewBody::Appended(self.segments.append_synced(body).await?)
         })
-    }
-
-    async fn release(&self, place: Option<Place>) {
-        if let Some(place) = place {
-            self.segments.release(place).await;
-        }
     }
 
     async fn find(&self, key: &str, max_bytes: u64) -> Result<Option<Found>, StoreError> {
@@ -149,13 +168,16 @@ struct Names {
 enum NewBody {
     Row(Bytes),
     ToAppend(Arc<Segments>, Bytes),
-    Appended(Place),
+    Appended(Appended),
 }
 
-/// What a put did, and a place that nothing names: of the object that it replaced, or of what came too late.
+/// What a put did.
 struct Done {
     put: Put,
+    /// A place that nothing names: of the object that it replaced, or of what came too late.
     unused: Option<Place>,
+    /// Holds the lock of the segment until the transaction is committed.
+    appended: Option<Appended>,
 }
 
 enum Found {
@@ -226,7 +248,8 @@ impl ObjectStore for SqliteStore {
         let names = self.names(key)?;
         let work = move |session: &mut Session| delete(session, &names);
         let deleted = self.database.engine.write(Durability::FULL, work).await;
-        self.release(deleted.map_err(|error| self.error(error, key, 0))?).await;
+        let unused = deleted.map_err(|error| self.error(error, key, 0))?;
+        self.segments.release(unused.into_iter().collect()).await;
         Ok(())
     }
 }
@@ -246,15 +269,16 @@ fn put_one(
 }
 
 fn put(session: &mut Session, names: &Names, body: NewBody, if_none_match: bool) -> Result<Done, Failure> {
-    let (bytes, place) = match body {
+    let (bytes, appended) = match body {
         NewBody::Row(bytes) => (bytes, None),
         NewBody::ToAppend(segments, body) => {
-            let (place, file) = segments.append(&body).map_err(|fault| Failure::Call(Error::Fault(fault)))?;
-            session.sync(&file);
-            (Bytes::new(), Some(place))
+            let appended = segments.append(&body).map_err(|fault| Failure::Call(Error::Fault(fault)))?;
+            session.sync(appended.file());
+            (Bytes::new(), Some(appended))
         }
-        NewBody::Appended(place) => (Bytes::new(), Some(place)),
+        NewBody::Appended(appended) => (Bytes::new(), Some(appended)),
     };
+    let place = appended.as_ref().map(|appended| appended.place().clone());
     let replaced = if if_none_match { None } else { place_of(session, names)? };
     let sql = if if_none_match {
         "INSERT INTO objects (bucket, key, modified_ms, size_bytes, segment, offset, checksum, body)
@@ -271,10 +295,23 @@ fn put(session: &mut Session, names: &Names, body: NewBody, if_none_match: bool)
     let (bucket, key) = (&*names.bucket, &names.key);
     let rows = insert.execute(params![bucket, key, session.now_ms, size_bytes, segment, offset, checksum, &*bytes])?;
     Ok(if rows == 0 {
-        Done { put: Put::AlreadyExists, unused: place }
+        Done { put: Put::AlreadyExists, unused: place, appended }
     } else {
-        Done { put: Put::Created, unused: replaced }
+        Done { put: Put::Created, unused: replaced, appended }
     })
+}
+
+/// Those of the places that no row names.
+fn unnamed(session: &Session, places: Vec<Place>) -> Result<Vec<Place>, sqlite::Failure<Fault>> {
+    let sql = "SELECT 1 FROM objects WHERE segment = ?1 AND offset = ?2";
+    let mut select = session.connection.prepare_cached(sql)?;
+    let mut unnamed = Vec::new();
+    for place in places {
+        if !select.exists(params![place.segment, place.offset])? {
+            unnamed.push(place);
+        }
+    }
+    Ok(unnamed)
 }
 
 /// Where the body of an object lies that is about to be no more.
@@ -346,5 +383,29 @@ fn named(bucket: &str, fault: Fault) -> StoreError {
     match fault {
         Fault::Unavailable(reason) => StoreError::Unavailable { bucket, reason },
         Fault::Fatal(reason) => StoreError::Fatal { bucket, reason },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The store cannot make its own put fail; what a failed one leaves is an appended body that is dropped.
+    #[tokio::test]
+    async fn space_of_a_failed_put_is_freed_by_the_next_and_that_of_a_committed_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(directory.path(), "input").unwrap();
+        let body = Bytes::from(vec![7; 64 << 10]);
+        let allocated = || store.segments.usage().unwrap().allocated_bytes;
+        drop(store.segments.append_synced(body.clone()).await.unwrap());
+        assert_eq!(allocated(), 64 << 10);
+        let put = store.put("a", body.clone(), PutOptions::default()).await.unwrap();
+        assert_eq!((put, allocated()), (Put::Created, 64 << 10), "one of the two");
+        // As if its answer had been an error although it was committed.
+        let names = store.names("a").unwrap();
+        let of_a = store.database.engine.read(move |session| place_of(session, &names)).await;
+        store.segments.return_doubtful(of_a.ok().flatten().into_iter().collect());
+        let _ = store.put("b", Bytes::from_static(b"small"), PutOptions::default()).await.unwrap();
+        assert!(store.get("a", 1 << 20).await.unwrap() == Some(body));
     }
 }

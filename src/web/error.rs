@@ -43,6 +43,13 @@ impl Problem {
         Problem::new(StatusCode::NOT_FOUND, "no-such-job", "There is no such job", format!("no job has the id {id:?}"))
     }
 
+    /// Images are deleted before results.
+    pub fn image_not_kept(id: Uuid) -> Self {
+        let detail = "the image is no longer kept (--keep-images, --max-data-bytes); the result of its job still is";
+        let problem = Problem::new(StatusCode::NOT_FOUND, "image-not-kept", "The image is no longer kept", detail);
+        Problem { id: Some(id), ..problem }
+    }
+
     pub fn no_such_page(path: &str) -> Self {
         Problem::new(StatusCode::NOT_FOUND, "not-found", "There is no such page", format!("nothing is at {path:?}"))
     }
@@ -78,6 +85,14 @@ impl Problem {
     pub fn full(detail: impl Into<String>) -> Self {
         let mut problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "full", "Too much at once", detail);
         problem.retry_after_seconds = Some(1);
+        problem
+    }
+
+    /// Until jobs have finished or somebody makes space.
+    pub fn no_space(detail: impl Into<String>) -> Self {
+        let title = "No space for another image";
+        let mut problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no-space", title, detail);
+        problem.retry_after_seconds = Some(5);
         problem
     }
 

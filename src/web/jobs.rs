@@ -19,7 +19,7 @@ use super::upload::Upload;
 use crate::clock;
 use crate::protocol::{self, ClassifyRequest, SeedRequest, WIRE_VERSION};
 use crate::queue::{self, Outgoing, Queue, QueueError};
-use crate::store::{ObjectStore, PutOptions, StoreError};
+use crate::store::{NoSpace, ObjectStore, PutOptions, Space, StoreError};
 
 /// When a waiter looks in the store first, in case its reply was lost; then with back-off.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
@@ -58,6 +58,8 @@ pub struct Jobs {
     pub limit: MessageLimit,
     /// Cancelled when a drain has no more patience: who waits is told to ask again.
     pub give_up: CancellationToken,
+    /// Whether there is space for another image.
+    pub space: Space,
 }
 
 /// The largest message that the request queue takes, as far as this process knows: learnt anew when the queue refuses
@@ -156,6 +158,8 @@ impl Jobs {
         wishes: &Wishes,
         durable_within: Duration,
     ) -> Result<(), Problem> {
+        // Held until the image is stored.
+        let _space = self.space.admit(upload.bytes.len() as u64).await.map_err(|full| no_space(&full))?;
         self.look_at_limit(id, upload).await;
         // First: what does not fit the queue in the original's form is refused before anything is stored.
         let message = self.message(id, upload, wishes)?;
@@ -332,7 +336,11 @@ impl Jobs {
             return Ok(State::Final(result));
         }
         let image = self.input.head(&protocol::image_key(id)).await.map_err(|error| store_problem(&error))?;
-        let Some(image) = image else { return Ok(State::Unknown) };
+        let Some(image) = image else {
+            // The job may have finished since the first look, and its image be deleted already.
+            let result = self.results.get(id).await.map_err(|error| store_problem(&error))?;
+            return Ok(result.map_or(State::Unknown, State::Final));
+        };
         match self.expires_at(id, image.modified) {
             Some(expires_at) if clock::now() > expires_at => {
                 self.results.expire(id).await.map(State::Final).map_err(|error| store_problem(&error))
@@ -344,6 +352,15 @@ impl Jobs {
     /// The image of a job, as it was uploaded.
     pub async fn image(&self, id: Uuid, max_bytes: u64) -> Result<Option<Bytes>, Problem> {
         self.input.get(&protocol::image_key(id), max_bytes).await.map_err(|error| store_problem(&error))
+    }
+
+    /// Why there is no image of that id.
+    pub async fn no_image(&self, id: Uuid) -> Problem {
+        match self.results.get(id).await {
+            Ok(Some(_)) => Problem::image_not_kept(id),
+            Ok(None) => Problem::no_such_job(&id.to_string()),
+            Err(error) => store_problem(&error),
+        }
     }
 
     /// What a waiter looks for.
@@ -375,6 +392,11 @@ impl Drop for Counted {
     fn drop(&mut self) {
         METRICS.waiting.dec();
     }
+}
+
+fn no_space(full: &NoSpace) -> Problem {
+    tracing::warn!(used_bytes = full.used_bytes, limit_bytes = full.limit_bytes, "no space for another image");
+    Problem::no_space(full.to_string())
 }
 
 fn store_problem(error: &StoreError) -> Problem {

@@ -38,7 +38,7 @@ use self::serve::ServeRules;
 use self::upload::{Budget, UploadRules};
 use crate::config::{Backend, Limits, Names};
 use crate::queue::{self, ServiceQueues};
-use crate::store;
+use crate::store::{self, Space};
 
 /// How long a drain lets callers wait for their answers; then they are told where to ask.
 const WAIT_AT_DRAIN: Duration = Duration::from_secs(3);
@@ -72,6 +72,8 @@ pub struct Config {
     pub inline_bytes: usize,
     pub max_receive_count: u32,
     pub visibility_timeout: Duration,
+    /// Whether there is space for another image.
+    pub space: Space,
 }
 
 /// Serves on `listener` until `shutdown`, then drains: what waits gets its answer or is told where to ask for it.
@@ -119,6 +121,7 @@ pub async fn run(
             inline_bytes: config.inline_bytes,
             limit: MessageLimit::new(attributes.max_message_bytes),
             give_up: give_up.clone(),
+            space: config.space.clone(),
         },
         uploads: UploadRules {
             max_upload_bytes: config.limits.max_upload_bytes,
@@ -126,7 +129,14 @@ pub async fn run(
             budget: Budget::new(config.max_buffered_bytes),
         },
         sync_timeout: config.sync_timeout,
-        readiness: Readiness { requests: service.requests, input, output, workers_ready, shutdown: shutdown.clone() },
+        readiness: Readiness {
+            requests: service.requests,
+            input,
+            output,
+            workers_ready,
+            space: config.space,
+            shutdown: shutdown.clone(),
+        },
     };
     let rules = ServeRules { max_connections: config.max_connections, idle_timeout: config.idle_timeout };
     let stop_replies = CancellationToken::new();

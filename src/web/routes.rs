@@ -179,7 +179,7 @@ fn timeline(id: Uuid, result: &ClassifyResult) -> Value {
 async fn job_image(Shared(site): Shared<Arc<Site>>, Path(id): Path<String>) -> Result<Response, Problem> {
     let id = parse_id(&id)?;
     let image = site.jobs.image(id, site.uploads.max_upload_bytes).await?;
-    let Some(image) = image else { return Err(Problem::no_such_job(&id.to_string())) };
+    let Some(image) = image else { return Err(site.jobs.no_image(id).await) };
     let content_type = model::sniff(&image).unwrap_or("application/octet-stream");
     let headers = [
         (header::CONTENT_TYPE, content_type),
@@ -192,7 +192,10 @@ async fn job_image(Shared(site): Shared<Arc<Site>>, Path(id): Path<String>) -> R
 
 async fn readyz(Shared(site): Shared<Arc<Site>>) -> Response {
     match site.readiness.check().await {
-        Ok(()) => "ready\n".into_response(),
+        Ok(()) => match site.readiness.warning() {
+            None => "ready\n".into_response(),
+            Some(warning) => format!("ready\nwarning: {warning}\n").into_response(),
+        },
         Err(reason) => Problem::unavailable(reason).into_response(),
     }
 }

@@ -8,8 +8,8 @@ const FLOORS: [(u8, &[&str]); 7] = [
     (0, &["clock", "protocol", "scaling", "stats", "workload"]),
     (1, &["aws", "config", "readiness", "shutdown", "sqlite", "telemetry"]),
     (2, &["instance", "model", "queue", "store"]),
-    (3, &["autoscale", "loadgen", "provision", "web", "worker"]),
-    (4, &["classify", "queues", "simulate", "tune", "up"]),
+    (3, &["autoscale", "loadgen", "provision", "retention", "web", "worker"]),
+    (4, &["classify", "data", "queues", "simulate", "tune", "up"]),
     (5, &["cli"]),
     (6, &["main"]),
 ];
@@ -21,7 +21,7 @@ const CRATES: [(&str, &[&str]); 7] = [
     ("turbojpeg", &["model/libjpeg.rs", "model/turbo.rs"]),
     ("clap", &["cli.rs", "cli/", "main.rs"]),
     ("plotters", &["simulate/plot.rs"]),
-    ("rusqlite", &["sqlite/", "queue/sqlite", "store/sqlite.rs"]),
+    ("rusqlite", &["sqlite/", "queue/sqlite", "store/sqlite"]),
     ("opentelemetry*", &["telemetry/trace.rs"]),
     ("aws_*", &["aws/", "queue/sqs/", "store/s3.rs", "instance/aws.rs", "provision/aws", "autoscale/aws.rs"]),
 ];

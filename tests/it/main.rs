@@ -32,6 +32,7 @@ mod page;
 mod provision;
 mod queue_command;
 mod queue_conformance;
+mod retention;
 mod seed_wire;
 mod serve;
 mod shared_replies;

@@ -18,6 +18,7 @@ mod expiry;
 mod messages;
 #[cfg(test)]
 mod model_test;
+mod named;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -37,6 +38,7 @@ use crate::config;
 use crate::sqlite::{self, Baton, Calls, Database, Durability, Fault, Look, RECHECK, Session};
 use direct::{Direct, Inbox};
 use messages::Taken;
+pub use named::named_jobs;
 
 /// SQS's long poll.
 const MAX_WAIT: Duration = Duration::from_secs(20);

@@ -1,0 +1,69 @@
+//! What is stored, and what was deleted.
+
+use std::sync::LazyLock;
+
+use prometheus::{
+    IntCounter, IntCounterVec, IntGauge, IntGaugeVec, register_int_counter, register_int_counter_vec,
+    register_int_gauge, register_int_gauge_vec,
+};
+
+use crate::store::{Kind, Usage};
+
+pub struct Metrics {
+    stored: IntGaugeVec,
+    limit: IntGauge,
+    disk_free: IntGauge,
+    deleted: IntCounterVec,
+    pub removed_segments: IntCounter,
+}
+
+impl Metrics {
+    pub fn tell(&self, usage: &Usage, limit_bytes: u64) {
+        let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        for (kind, stored) in
+            [("segments", usage.segment_bytes), ("database", usage.database_bytes), ("log", usage.log_bytes)]
+        {
+            self.stored.with_label_values(&[kind]).set(bytes(stored));
+        }
+        self.limit.set(bytes(limit_bytes));
+        self.disk_free.set(bytes(usage.disk_free_bytes));
+    }
+
+    pub fn deleted(&self, kind: Kind, objects: u64) {
+        let kind = match kind {
+            Kind::Images => "images",
+            Kind::Results => "results",
+        };
+        self.deleted.with_label_values(&[kind]).inc_by(objects);
+    }
+}
+
+pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+    let registered = "names are given once, here; this is a bug";
+    Metrics {
+        stored: register_int_gauge_vec!(
+            "imgcls_data_bytes",
+            "Bytes on disk: segments (images), database in use (results, queues), and its write-ahead log",
+            &["kind"]
+        )
+        .expect(registered),
+        limit: register_int_gauge!(
+            "imgcls_data_limit_bytes",
+            "Most bytes that segments and database may take together (--max-data-bytes)"
+        )
+        .expect(registered),
+        disk_free: register_int_gauge!("imgcls_disk_free_bytes", "Bytes free on the file system of the data directory")
+            .expect(registered),
+        deleted: register_int_counter_vec!(
+            "imgcls_data_deleted_total",
+            "Images and results deleted by this process, since they were old or space was needed",
+            &["kind"]
+        )
+        .expect(registered),
+        removed_segments: register_int_counter!(
+            "imgcls_data_removed_segments_total",
+            "Empty segments removed by this process"
+        )
+        .expect(registered),
+    }
+});

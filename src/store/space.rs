@@ -1,0 +1,287 @@
+//! Whether there is space for another image. Whoever takes images asks; whoever bounds what is stored answers. A backend
+//! whose space is not ours to bound has room for all.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+/// How long a submission that would exceed the limit waits for space to be freed.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// What a job takes beside its image: message, result, rows.
+const BESIDE_IMAGE_BYTES: u64 = 8 << 10;
+const BLOCK_BYTES: u64 = 4 << 10;
+/// A warning is given from this share of the limit on, in percent.
+const WARN_FROM_PERCENT: u64 = 90;
+/// From this share of the limit on, space is freed without waiting for the next regular look, in percent.
+const FREE_FROM_PERCENT: u64 = 95;
+/// And down to this share.
+const FREE_TO_PERCENT: u64 = 90;
+
+/// Handle on the answer; clones share it.
+#[derive(Clone, Default)]
+pub struct Space(Option<Arc<Shared>>);
+
+struct Shared {
+    state: Mutex<State>,
+    /// Told when space has to be freed.
+    wanted: Notify,
+    /// How often it was measured.
+    measured: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    limit_bytes: u64,
+    used_bytes: u64,
+    /// Of admitted images that are not yet stored.
+    pending_bytes: u64,
+    /// Of images stored since the measurement began that `used_bytes` is of.
+    stored_bytes: u64,
+    /// The largest image that waits for space.
+    wanted_bytes: u64,
+    disk_free_bytes: u64,
+}
+
+/// What is known of the space, for readiness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpaceState {
+    /// As it was measured.
+    pub used_bytes: u64,
+    /// With what was admitted since then, and the largest image that waits for space.
+    pub wanted_bytes: u64,
+    pub limit_bytes: u64,
+    pub disk_free_bytes: u64,
+}
+
+/// There is no space until jobs finish or the limit is raised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the stored images and results take {used_bytes} of {limit_bytes} bytes (--max-data-bytes) and none of them can be \
+     deleted yet; send it again when jobs have finished"
+)]
+pub struct NoSpace {
+    pub used_bytes: u64,
+    pub limit_bytes: u64,
+}
+
+/// The space of one image, until it is stored or given up.
+#[must_use]
+pub struct Admitted {
+    space: Space,
+    bytes: u64,
+}
+
+/// A measurement that has begun.
+#[must_use]
+pub struct Measuring {
+    stored_before: u64,
+}
+
+impl Space {
+    /// For a backend whose space is not ours to bound.
+    pub fn unbounded() -> Space {
+        Space(None)
+    }
+
+    /// At most that much. Until the first measurement nothing counts as used.
+    pub fn bounded(limit_bytes: u64) -> Space {
+        let state = Mutex::new(State { limit_bytes, ..State::default() });
+        Space(Some(Arc::new(Shared { state, wanted: Notify::new(), measured: watch::Sender::new(0) })))
+    }
+
+    /// Space for an image of that size. Waits a moment for space to be freed where there is none.
+    ///
+    /// # Errors
+    /// Where none was freed.
+    pub async fn admit(&self, image_bytes: u64) -> Result<Admitted, NoSpace> {
+        let Some(shared) = &self.0 else { return Ok(Admitted { space: self.clone(), bytes: 0 }) };
+        let bytes = image_bytes.saturating_add(BESIDE_IMAGE_BYTES).div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES);
+        let mut measured = shared.measured.subscribe();
+        if let Some(admitted) = self.try_admit(shared, bytes) {
+            return Ok(admitted);
+        }
+        let freed = async {
+            // The measurement that runs right now may have begun before.
+            while measured.changed().await.is_ok() {
+                if let Some(admitted) = self.try_admit(shared, bytes) {
+                    return Some(admitted);
+                }
+            }
+            None
+        };
+        tokio::time::timeout(PATIENCE, freed).await.ok().flatten().ok_or_else(|| shared.no_space())
+    }
+
+    fn try_admit(&self, shared: &Shared, bytes: u64) -> Option<Admitted> {
+        let mut state = shared.lock();
+        let wanted = state.taken().saturating_add(bytes);
+        if bytes > state.limit_bytes {
+            return None;
+        }
+        if wanted > state.limit_bytes {
+            state.wanted_bytes = state.wanted_bytes.max(bytes);
+        }
+        if wanted > percent(state.limit_bytes, FREE_FROM_PERCENT) {
+            shared.wanted.notify_one();
+        }
+        (wanted <= state.limit_bytes).then(|| {
+            state.pending_bytes += bytes;
+            Admitted { space: self.clone(), bytes }
+        })
+    }
+
+    /// Why an image would be refused at the moment.
+    pub fn refusal(&self) -> Option<NoSpace> {
+        let shared = self.0.as_ref()?;
+        let state = shared.lock();
+        (state.used_bytes >= state.limit_bytes)
+            .then(|| NoSpace { used_bytes: state.used_bytes, limit_bytes: state.limit_bytes })
+    }
+
+    /// None where nothing bounds it.
+    pub fn state(&self) -> Option<SpaceState> {
+        let state = self.0.as_ref()?.lock();
+        Some(SpaceState {
+            used_bytes: state.used_bytes,
+            wanted_bytes: state.taken() + state.wanted_bytes,
+            limit_bytes: state.limit_bytes,
+            disk_free_bytes: state.disk_free_bytes,
+        })
+    }
+
+    /// Whoever waited for space has been served as well as can be.
+    pub fn forget_wanted(&self) {
+        if let Some(shared) = &self.0 {
+            shared.lock().wanted_bytes = 0;
+        }
+    }
+
+    /// Waits until space has to be freed. Only one may wait.
+    pub async fn wanted(&self) {
+        match &self.0 {
+            Some(shared) => shared.wanted.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Called before the bytes are counted, so that what is stored meanwhile counts in any case.
+    pub fn begin_measuring(&self) -> Measuring {
+        Measuring { stored_before: self.0.as_ref().map_or(0, |shared| shared.lock().stored_bytes) }
+    }
+
+    /// Tells how much is stored.
+    pub fn end_measuring(&self, measuring: Measuring, used_bytes: u64, disk_free_bytes: u64) {
+        let Some(shared) = &self.0 else { return };
+        let mut state = shared.lock();
+        state.used_bytes = used_bytes;
+        state.disk_free_bytes = disk_free_bytes;
+        state.stored_bytes -= measuring.stored_before;
+        drop(state);
+        shared.measured.send_modify(|count| *count += 1);
+    }
+}
+
+impl SpaceState {
+    /// How much may be used, so that whatever waits for space fits, and the next few images too. None: it is so already.
+    pub fn target_bytes(&self) -> Option<u64> {
+        if self.wanted_bytes <= percent(self.limit_bytes, FREE_FROM_PERCENT) {
+            return None;
+        }
+        let coming = self.wanted_bytes.saturating_sub(self.used_bytes);
+        Some(percent(self.limit_bytes, FREE_TO_PERCENT).min(self.limit_bytes.saturating_sub(coming)))
+    }
+
+    /// What an operator should know before space runs out.
+    pub fn warning(&self) -> Option<String> {
+        let SpaceState { used_bytes, limit_bytes, disk_free_bytes, .. } = self;
+        if *used_bytes >= percent(*limit_bytes, WARN_FROM_PERCENT) {
+            return Some(format!(
+                "stored images and results take {used_bytes} of {limit_bytes} bytes (--max-data-bytes); the oldest of \
+                 finished jobs are deleted first, before --keep-images and --keep-results"
+            ));
+        }
+        let growth_bytes = limit_bytes - used_bytes;
+        (*disk_free_bytes < growth_bytes).then(|| {
+            format!(
+                "the disk has {disk_free_bytes} bytes free, but --max-data-bytes allows for {growth_bytes} more: free \
+                 some space or lower it"
+            )
+        })
+    }
+}
+
+fn percent(bytes: u64, percent: u64) -> u64 {
+    (u128::from(bytes) * u128::from(percent) / 100) as u64
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn no_space(&self) -> NoSpace {
+        let state = self.lock();
+        NoSpace { used_bytes: state.taken(), limit_bytes: state.limit_bytes }
+    }
+}
+
+impl State {
+    fn taken(&self) -> u64 {
+        self.used_bytes + self.pending_bytes + self.stored_bytes
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.space.0 {
+            let mut state = shared.lock();
+            state.pending_bytes -= self.bytes;
+            state.stored_bytes += self.bytes;
+        }
+    }
+}
+
+impl std::fmt::Debug for Space {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Space").field(&self.state()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[tokio::test(start_paused = true)]
+    async fn images_in_flight_and_stored_since_count_against_the_limit() {
+        let space = Space::bounded(MIB);
+        let first = space.admit(MIB / 2).await.unwrap();
+        assert!(space.admit(MIB / 2).await.is_err());
+        drop(first);
+        assert!(space.admit(MIB / 2).await.is_err(), "stored, but not measured yet");
+        let measuring = space.begin_measuring();
+        space.end_measuring(measuring, MIB / 4, u64::MAX);
+        let _second = space.admit(MIB / 2).await.unwrap();
+        assert_eq!(space.refusal(), None);
+        let measuring = space.begin_measuring();
+        space.end_measuring(measuring, MIB, u64::MAX);
+        assert!(space.refusal().is_some());
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_admitted_once_space_is_freed() {
+        let space = Space::bounded(MIB);
+        let measuring = space.begin_measuring();
+        space.end_measuring(measuring, MIB, u64::MAX);
+        let freeing = async {
+            space.wanted().await;
+            let measuring = space.begin_measuring();
+            space.end_measuring(measuring, 0, u64::MAX);
+        };
+        let (admitted, ()) = tokio::join!(space.admit(1), freeing);
+        assert!(admitted.is_ok());
+        assert!(Space::unbounded().admit(u64::MAX / 2).await.is_ok());
+    }
+}

@@ -1,0 +1,434 @@
+//! What the local backend keeps: how long, how much, and what it never deletes; `imgcls data`; bytes that no object
+//! names.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Parser as _;
+use imgcls::cli::{self, Cli};
+use imgcls::config::{Backend, Names};
+use imgcls::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, ImageRef, Status};
+use imgcls::queue::{self, Outgoing, ServiceQueues};
+use imgcls::store::{LocalData, ObjectStore as _, PutOptions, SqliteStore};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::children::{self, Worker, say};
+use crate::harness::{Service, count_results, imgcls, metric, picture, until};
+
+const MIB: u64 = 1 << 20;
+const FULL_MIB: &str = "1MiB";
+
+#[test]
+fn images_then_results_are_deleted_when_they_were_kept_long_enough() {
+    let service = Service::start(1, &["--keep-images", "2s", "--keep-results", "8s"], &[]);
+    let ids: Vec<String> = (0..5).map(|_| service.submit("cup.jpg", &picture("cup.jpg"))).collect();
+    for id in &ids {
+        assert_eq!(service.finished(id)["status"], "succeeded");
+    }
+    until("no image", || service.images().is_empty().then_some(()));
+    let id = &ids[0];
+    let job = service.request("GET", &format!("/v1/jobs/{id}"), &[], b"");
+    assert_eq!((job.status, &job.json()["status"]), (200, &"succeeded".into()), "the result is kept longer");
+    let image = service.request("GET", &format!("/v1/jobs/{id}/image"), &[], b"");
+    assert_eq!((image.status, image.json()["type"].as_str()), (404, Some("urn:imgcls:problem:image-not-kept")));
+    until("no block of an image on disk", || (segment_blocks(&service.data_dir()) == 0).then_some(()));
+    until("no result", || (count_results(&service.database()) == 0).then_some(()));
+    for path in [format!("/v1/jobs/{id}"), format!("/v1/jobs/{id}/image")] {
+        let gone = service.request("GET", &path, &[], b"");
+        assert_eq!(
+            (gone.status, gone.json()["type"].as_str()),
+            (404, Some("urn:imgcls:problem:no-such-job")),
+            "{path}"
+        );
+    }
+    assert!(metric(service.address, "imgcls_data_deleted_total{kind=\"images\"}") >= 5.0);
+    assert!(metric(service.address, "imgcls_data_bytes{kind=\"database\"}") > 0.0);
+}
+
+#[test]
+fn waiting_image_is_never_deleted_by_age() {
+    let mut service = Service::start(0, &["--keep-images", "1s", "--keep-results", "1s"], &[]);
+    let id = service.submit("cup.jpg", &picture("cup.jpg"));
+    until_younger_objects_are_deleted(&service);
+    let job = service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").json();
+    assert_eq!(job["status"], "queued");
+    service.add_worker();
+    // Its image and result are old as soon as it has ended: the reply or the store may tell of it.
+    until("the end of the job", || service.images().is_empty().then_some(()));
+    let log = service.workers[0].log();
+    assert!(!log.contains("input_missing"), "{log}");
+}
+
+#[test]
+fn image_and_result_of_a_dead_letter_live_as_long_as_the_letter() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = Names::local("imgcls");
+    let (with_letter, without_letter) = (Uuid::now_v7(), Uuid::now_v7());
+    run(async {
+        let store = |bucket: &str| SqliteStore::open(&dir.path().join("data"), bucket).unwrap();
+        let (input, output) = (store(&names.input_bucket), store(&names.output_bucket));
+        for id in [with_letter, without_letter] {
+            let image = Bytes::from(picture("cup.jpg"));
+            let _ = input.put(&protocol::image_key(id), image, PutOptions::default()).await.unwrap();
+            let result =
+                ClassifyResult::ended(id, "cup.jpg", Status::Failed, ErrorCode::AttemptsExhausted, "store down");
+            let body = result.to_json().into();
+            let _ = output.put(&protocol::result_key(id), body, PutOptions::default()).await.unwrap();
+        }
+        let queues = queue::open(&Backend::Local { data_dir: dir.path().join("data") }).await.unwrap();
+        let service = ServiceQueues::open_or_create(&*queues, &names, Duration::from_secs(30), 5).await.unwrap();
+        let letter = Outgoing::new(serde_json::to_string(&request(with_letter)).unwrap());
+        queue::send_one(&*service.dead_letters, letter).await.unwrap();
+    });
+    let mut service = Service::start_in(dir, 0, &["--keep-images", "1s", "--keep-results", "1s"], &[]);
+    let kept = [protocol::image_key(with_letter)];
+    until("only the image of the letter", || (service.images() == kept).then_some(()));
+    until("only the result of the letter", || (count_results(&service.database()) == 1).then_some(()));
+    until_younger_objects_are_deleted(&service);
+    assert_eq!((service.images(), count_results(&service.database())), (kept.to_vec(), 1));
+    let shown = command(&service, &["queue", "show", &with_letter.to_string()]);
+    assert!(text(&shown).contains("attempts_exhausted") && text(&shown).contains("image/jpeg"), "{shown:?}");
+    let sent = command(&service, &["queue", "redrive", "--all"]);
+    assert!(text(&sent).contains("1 sent again"), "{sent:?}");
+    service.add_worker();
+    until("its image is deleted after it ended", || service.images().is_empty().then_some(()));
+    let log = service.workers[0].log();
+    assert!(!log.contains("ended without an answer"), "{log}");
+}
+
+#[test]
+fn stored_bytes_stay_below_the_limit_and_the_oldest_images_go_first() {
+    let limit = 2 * MIB;
+    let service = Service::start(1, &["--max-data-bytes", &limit.to_string()], &[]);
+    let image = picture("grey-16bit.png");
+    let mut ids = Vec::new();
+    for _ in 0..60 {
+        let response = service.request("POST", "/v1/classify", &[], &image);
+        assert_eq!(response.status, 200, "{}", response.text());
+        ids.push(response.json()["id"].as_str().unwrap().to_owned());
+        let used = used_bytes(&service);
+        assert!(used <= limit, "{used} bytes");
+    }
+    let kept = service.images();
+    assert!((10..40).contains(&kept.len()), "{} of 60 images of 64 KiB fit 2 MiB", kept.len());
+    let newest: Vec<String> = ids[60 - kept.len()..].iter().map(|id| format!("images/{id}")).collect();
+    assert_eq!(kept, newest);
+    assert_eq!(count_results(&service.database()), 60, "results are deleted only where images do not suffice");
+    let ready = service.request("GET", "/readyz", &[], b"");
+    assert_eq!(ready.status, 200, "{}", ready.text());
+    let warnings = service.web.log().matches("--max-data-bytes); the oldest").count();
+    assert_eq!(warnings, 1, "{}", service.web.log());
+}
+
+#[test]
+fn where_what_waits_takes_the_limit_images_are_refused_until_jobs_have_finished() {
+    let mut service = Service::start(0, &["--max-data-bytes", FULL_MIB], &[]);
+    let image = picture("grey-16bit.png");
+    let mut accepted = Vec::new();
+    let refused = loop {
+        let response = service.request("POST", "/v1/jobs", &[], &image);
+        if response.status != 202 {
+            break response;
+        }
+        accepted.push(response.json()["id"].as_str().unwrap().to_owned());
+        assert!(accepted.len() < 20, "1 MiB takes fewer than 20 images of 64 KiB");
+    };
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert!(
+        refused.header("retry-after").is_some() && refused.text().contains("--max-data-bytes"),
+        "{}",
+        refused.text()
+    );
+    assert!(used_bytes(&service) <= MIB);
+    assert!(accepted.len() >= 8, "{} images were accepted", accepted.len());
+    assert_eq!(service.images().len(), accepted.len());
+    service.add_worker();
+    for id in &accepted {
+        assert_eq!(service.finished(id)["status"], "succeeded");
+    }
+    until("space for another image", || (service.request("POST", "/v1/jobs", &[], &image).status == 202).then_some(()));
+}
+
+#[test]
+fn two_web_tiers_bound_one_directory_and_the_second_goes_on_alone() {
+    let mut service = Service::start(1, &["--keep-images", "1s", "--keep-results", "2s"], &[]);
+    let second = service.add_web();
+    for address in [service.address, second] {
+        service.address = address;
+        service.submit("cup.jpg", &picture("cup.jpg"));
+        until("its image is deleted", || service.images().is_empty().then_some(()));
+        until("its result is deleted", || (count_results(&service.database()) == 0).then_some(()));
+        // The first one had the lock.
+        service.web.kill();
+    }
+    for web in [&service.web, &service.other_webs[0]] {
+        assert!(!web.log().contains("ERROR") && !web.log().contains("cannot delete"), "{}", web.log());
+    }
+}
+
+#[test]
+fn segments_of_dead_processes_are_removed_once_they_are_empty() {
+    let mut service = Service::start(1, &["--keep-images", "1s", "--keep-results", "1s"], &[]);
+    for _ in 0..3 {
+        service.submit("cup.jpg", &picture("cup.jpg"));
+        until("its image is deleted", || service.images().is_empty().then_some(()));
+        service.restart_web();
+    }
+    until("at most the segment of the last web tier", || (segments(&service.data_dir()).len() <= 1).then_some(()));
+}
+
+/// The transaction of the put cannot be committed while the test holds the write lock; its bytes are on disk by then.
+#[test]
+fn bytes_of_a_killed_put_are_freed() {
+    let directory = tempfile::tempdir().unwrap();
+    let data_dir = directory.path().join("data");
+    drop(SqliteStore::open(&data_dir, "input").unwrap());
+    let database = rusqlite::Connection::open(data_dir.join("imgcls.sqlite3")).unwrap();
+    let mut worker = Worker::start("retention::worker_puts_one_large_object", &data_dir);
+    worker.expect_line("stored");
+    database.execute_batch("BEGIN IMMEDIATE").unwrap();
+    worker.go();
+    until("the bytes of the second put", || (segment_blocks(&data_dir) >= 2 * 400_000).then_some(()));
+    worker.kill();
+    database.execute_batch("ROLLBACK").unwrap();
+    let mut prune = imgcls();
+    prune.args(["data", "prune", "--older-than", "1d", "--backend", "local", "--data-dir"]).arg(&data_dir);
+    let pruned = prune.output().unwrap();
+    assert_eq!(pruned.status.code(), Some(0), "{pruned:?}");
+    let blocks = segment_blocks(&data_dir);
+    assert!((400_000..500_000).contains(&blocks), "{blocks} bytes for one object of 400,000");
+    run(async {
+        let store = SqliteStore::open(&data_dir, "input").unwrap();
+        assert_eq!(store.get("first", MIB).await.unwrap().unwrap(), vec![7; 400_000]);
+        assert_eq!(store.get("second", MIB).await.unwrap(), None);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_puts_one_large_object() {
+    let Some(data_dir) = children::data_dir() else { return };
+    let store = SqliteStore::open(&data_dir, "input").unwrap();
+    let _ = store.put("first", vec![7; 400_000].into(), PutOptions::default()).await.unwrap();
+    say("stored");
+    children::wait_for_go();
+    let _ = store.put("second", vec![8; 400_000].into(), PutOptions::default()).await;
+}
+
+#[test]
+fn bodies_of_a_mostly_dead_segment_are_moved_and_the_segment_is_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let data_dir = directory.path().join("data");
+    let mut worker = Worker::start("retention::worker_puts_many_objects", &data_dir);
+    worker.expect_line("stored");
+    worker.expect_success();
+    let [first] = &segments(&data_dir)[..] else { panic!("one segment") };
+    run(async {
+        let store = SqliteStore::open(&data_dir, "input").unwrap();
+        for number in 0..40 {
+            if number % 10 != 0 {
+                store.delete(&format!("{number}.jpg")).await.unwrap();
+            }
+        }
+        let data = LocalData::open(&data_dir, Names::local("imgcls")).unwrap();
+        let mut seen = std::collections::HashMap::new();
+        assert_eq!(data.sweep(&mut seen).await.unwrap().moved_bodies, 0, "what is soon deleted anyway is not moved");
+        let moved = data.sweep(&mut seen).await.unwrap();
+        assert_eq!(moved.moved_bodies, 4);
+        assert!(!segments(&data_dir).contains(first), "the old segment is removed");
+        for number in [0, 10, 20, 30] {
+            let body = store.get(&format!("{number}.jpg"), MIB).await.unwrap();
+            assert_eq!(body.unwrap(), vec![number; 20_000]);
+        }
+    });
+    assert_eq!(segment_blocks(&data_dir), 4 * 20_480);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_puts_many_objects() {
+    let Some(data_dir) = children::data_dir() else { return };
+    let store = SqliteStore::open(&data_dir, "input").unwrap();
+    for number in 0..40_u8 {
+        let body = vec![number; 20_000].into();
+        let _ = store.put(&format!("{number}.jpg"), body, PutOptions::default()).await.unwrap();
+    }
+    say("stored");
+    children::wait_for_go();
+}
+
+#[test]
+fn many_objects_that_are_due_at_once_are_deleted_while_images_are_taken() {
+    const DUE: usize = 20_000;
+    let service = Service::start(1, &[], &[]);
+    service
+        .database()
+        .execute_batch(&format!(
+            "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {DUE})
+             INSERT INTO objects (bucket, key, modified_ms, size_bytes, body)
+             SELECT 'output', 'old-' || n, n, 40, zeroblob(40) FROM numbers"
+        ))
+        .unwrap();
+    let left = || -> usize {
+        let sql = "SELECT count(*) FROM objects WHERE bucket = 'output' AND key GLOB 'old-*'";
+        service.database().query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    let mut answered = 0;
+    until("all of them are deleted", || {
+        let response = service.request("POST", "/v1/classify", &[], &picture("cup.jpg"));
+        assert_eq!(response.status, 200, "{}", response.text());
+        answered += 1;
+        (left() == 0).then_some(())
+    });
+    assert!(answered > 0);
+    let before = count_results(&service.database());
+    assert_eq!(before, answered, "only what was old is deleted");
+}
+
+#[test]
+fn data_status_and_prune_say_what_is_stored_and_what_was_deleted() {
+    let mut service = Service::start(1, &["--keep-images", "3d", "--max-data-bytes", "64MiB"], &[]);
+    for _ in 0..3 {
+        let id = service.submit("cup.jpg", &picture("cup.jpg"));
+        service.finished(&id);
+    }
+    // A result is kept as long as its message may be delivered again.
+    let unacknowledged =
+        || -> usize { service.database().query_row("SELECT count(*) FROM messages", [], |row| row.get(0)).unwrap() };
+    until("all messages are deleted", || (unacknowledged() == 0).then_some(()));
+    service.workers.clear();
+    let waiting = service.submit("cup.jpg", &picture("cup.jpg"));
+    let status = json(&command(&service, &["data", "status", "--json"]));
+    assert_eq!((&status["images"]["count"], &status["results"]["count"]), (&4.into(), &3.into()), "{status}");
+    assert_eq!(status["images"]["bytes"], 4 * 17_437);
+    assert_eq!(status["images"]["finished"]["count"], 3);
+    assert_eq!(status["images"]["prunable"]["count"], 0);
+    assert_eq!(status["limits"]["keep_images_seconds"], 3 * 86_400);
+    assert_eq!(status["limits"]["max_data_bytes"], 64 * MIB);
+    let said = text(&command(&service, &["data", "status"]));
+    let names: Vec<&str> = said.lines().skip(1).filter_map(|line| line.get(..9)).map(str::trim_end).collect();
+    let expected =
+        ["images", "results", "segments", "database", "log", "used", "disk free", "kept", "prunable", "finished"];
+    assert_eq!(names, expected, "{said}");
+    assert!(said.contains("images    4, 68.1 KiB, the oldest "), "{said}");
+    assert!(said.contains("kept      images 3d, results 30d\n"), "{said}");
+
+    let dry = command(&service, &["data", "prune", "--older-than", "0s", "--dry-run"]);
+    assert_eq!(text(&dry), "would delete 3 images (51.1 KiB), 0 results (0 B)\n");
+    assert_eq!(service.images().len(), 4);
+    let pruned = command(&service, &["data", "prune", "--older-than", "0s", "--images"]);
+    assert!(
+        text(&pruned).starts_with("deleted 3 images (51.1 KiB), 0 results (0 B)\nfreed 60.0 KiB on disk"),
+        "{pruned:?}"
+    );
+    assert_eq!(service.images(), [format!("images/{waiting}")]);
+    let results = json(&command(&service, &["data", "prune", "--older-than", "0", "--results", "--json"]));
+    assert_eq!((&results["results"]["count"], &results["images"]["count"]), (&3.into(), &0.into()));
+    service.add_worker();
+    assert_eq!(service.finished(&waiting)["status"], "succeeded");
+    assert_eq!(json(&command(&service, &["data", "prune", "--json"]))["images"]["count"], 0, "kept by default for 3 d");
+}
+
+#[test]
+fn data_commands_say_where_they_do_not_apply() {
+    for (arguments, said) in [
+        (&["data", "prune", "--region", "us-east-1"][..], "lifecycle rules"),
+        (&["data", "status", "--backend", "local", "--data-dir", "nowhere"], "there is no data directory nowhere"),
+    ] {
+        let output = imgcls().args(arguments).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), stderr.lines().count()), (Some(1), 1), "{stderr}");
+        assert!(stderr.contains(said), "{stderr}");
+    }
+}
+
+#[tokio::test]
+async fn earlier_spellings_of_what_is_kept_count_in_days_on_aws() {
+    let names = "--request-queue q --result-queue r --input-bucket in-1 --output-bucket out-1";
+    for (flags, days) in [
+        ("", (7, 30)),
+        ("--keep-images 36h --keep-results 2d", (2, 2)),
+        ("--keep-images-days 3 --keep-results-days 90", (3, 90)),
+    ] {
+        let line = format!("imgcls provision plan {names} {flags}");
+        let cli::Command::Provision(provision) = Cli::parse_from(line.split_whitespace()).command else {
+            panic!("{line}")
+        };
+        let settings = provision.config().await.unwrap().settings;
+        assert_eq!((settings.keep_images_days, settings.keep_results_days), days, "{line}");
+    }
+}
+
+/// Waits until an image and a result that were stored after everything else, and belong to no job, are deleted by age.
+fn until_younger_objects_are_deleted(service: &Service) {
+    run(async {
+        for (bucket, key) in [("input", "younger.jpg"), ("output", "younger")] {
+            let store = Arc::new(SqliteStore::open(&service.data_dir(), bucket).unwrap());
+            let _ = store.put(key, Bytes::from_static(b"x"), PutOptions::default()).await.unwrap();
+        }
+    });
+    let left = || -> usize {
+        let sql = "SELECT count(*) FROM objects WHERE key GLOB 'younger*'";
+        service.database().query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    until("younger objects are deleted", || (left() == 0).then_some(()));
+}
+
+fn request(id: Uuid) -> ClassifyRequest {
+    let submitted_at = jiff::Timestamp::now();
+    ClassifyRequest {
+        v: 1,
+        id,
+        filename: "cup.jpg".to_owned(),
+        content_type: None,
+        image: Some(ImageRef { bucket: "input".to_owned(), key: protocol::image_key(id) }),
+        image_data: None,
+        top_k: 3,
+        submitted_at,
+        expires_at: submitted_at + Duration::from_secs(3_600),
+        reply_to: None,
+        traceparent: None,
+    }
+}
+
+fn command(service: &Service, arguments: &[&str]) -> Output {
+    let mut command: Command = imgcls();
+    command.args(arguments).args(["--backend", "local", "--data-dir"]).arg(service.data_dir());
+    command.output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_str(&text(output)).unwrap()
+}
+
+fn run<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+fn segments(data_dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(data_dir.join("objects")).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// What the file system allocated for all segments, in bytes.
+fn segment_blocks(data_dir: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(data_dir.join("objects")) else { return 0 };
+    // A segment may be removed meanwhile.
+    entries.filter_map(|entry| entry.ok()?.metadata().ok()).map(|metadata| metadata.blocks() * 512).sum()
+}
+
+/// Segments, and pages of the database in use.
+fn used_bytes(service: &Service) -> u64 {
+    let database = service.database();
+    let pragma = |name: &str| database.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, u64>(0)).unwrap();
+    let pages = pragma("page_count") - pragma("freelist_count");
+    segment_blocks(&service.data_dir()) + pages * pragma("page_size")
+}
