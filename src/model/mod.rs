@@ -3,12 +3,16 @@
 //! - `find`: where the model and the ONNX Runtime library are looked for
 //! - `package`: `model.toml`, the variant for this CPU, digests, labels
 //! - `decode`: bytes → 8-bit pixels, within limits; `jpeg`, `turbo`, `libjpeg`: those of a JPEG
+//! - `exif`: which way up an image is
+//! - `bmp`, `repair`: files that every viewer shows, made such that the decoders take them
 //! - `window`: what of a picture the model's crop shows
 //! - `preprocess`: pixels → the model's input
 //! - `onnx`: the session
 //! - `tuning`: what `imgcls tune` found
 
+mod bmp;
 mod decode;
+mod exif;
 mod find;
 mod jpeg;
 #[cfg(feature = "turbojpeg")]
@@ -16,6 +20,7 @@ mod libjpeg;
 mod onnx;
 mod package;
 mod preprocess;
+mod repair;
 mod tuning;
 #[cfg(feature = "turbojpeg")]
 mod turbo;
