@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use image::{ImageFormat, RgbImage};
+use image::ImageFormat;
 use serde_json::Value;
 
 use crate::harness::{imgcls, picture};
@@ -306,7 +306,7 @@ pub enum Coding {
 
 #[cfg(feature = "turbojpeg")]
 impl Coding {
-    pub fn encode(self, image: &RgbImage) -> Vec<u8> {
+    pub fn encode(self, image: &image::RgbImage) -> Vec<u8> {
         let mut compressor = turbojpeg::Compressor::new().unwrap();
         compressor.set_quality(90).unwrap();
         compressor.set_subsamp(turbojpeg::Subsamp::Sub2x2).unwrap();
