@@ -153,7 +153,7 @@ pub struct LimitArgs {
     #[arg(long, env = "IMGCLS_MAX_UPLOAD_BYTES", default_value = "20MiB", value_parser = config::bytes)]
     pub max_upload_bytes: u64,
     /// Most pixels (width × height, by the header) that are decoded
-    #[arg(long, env = "IMGCLS_MAX_PIXELS", default_value_t = 50_000_000)]
+    #[arg(long, env = "IMGCLS_MAX_PIXELS", default_value_t = 64_000_000)]
     pub max_pixels: u64,
 }
 

@@ -90,7 +90,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { max_upload_bytes: 20 << 20, max_pixels: 50_000_000 }
+        Limits { max_upload_bytes: 20 << 20, max_pixels: 64_000_000 }
     }
 }
 

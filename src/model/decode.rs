@@ -9,14 +9,14 @@
 //! - a file that ends before its picture does is refused, as Pillow does: an answer for half a picture looks like an
 //!   answer, and who sent it can send the whole.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::io::Cursor;
 
-use image::metadata::Orientation as ExifOrientation;
 use image::{ColorType, ImageDecoder, ImageError, ImageFormat, ImageReader};
 
 use super::package::Geometry;
-use super::{PrepareError, jpeg};
+use super::{PrepareError, bmp, exif, jpeg, repair};
 use crate::config::Limits;
 use crate::protocol::ErrorCode;
 
@@ -125,12 +125,6 @@ impl Orientation {
             })
         })
     }
-
-    pub(super) fn from_exif_block(block: &[u8]) -> Option<Orientation> {
-        // WebP files carry JPEG's prefix at times.
-        let block = block.strip_prefix(b"Exif\0\0").unwrap_or(block);
-        ExifOrientation::from_exif_chunk(block).map(|orientation| Orientation::from_exif(orientation.to_exif()))
-    }
 }
 
 /// The media type by the file's signature; needs the first 18 bytes. None: not a type that is decoded.
@@ -155,7 +149,7 @@ fn format(bytes: &[u8]) -> Option<ImageFormat> {
         Some(ImageFormat::WebP)
     } else if starts(b"GIF87a") || starts(b"GIF89a") {
         Some(ImageFormat::Gif)
-    } else if starts(b"BM") && bytes.get(14..18).is_some_and(is_bmp_header_size) {
+    } else if is_bmp(bytes) {
         Some(ImageFormat::Bmp)
     } else if starts(b"II*\0") || starts(b"MM\0*") || starts(b"II+\0") || starts(b"MM\0+") {
         Some(ImageFormat::Tiff)
@@ -165,8 +159,9 @@ fn format(bytes: &[u8]) -> Option<ImageFormat> {
 }
 
 /// Two letters alone would make a picture of any text that begins with BM.
-fn is_bmp_header_size(field: &[u8]) -> bool {
-    matches!(field, [12 | 16 | 40 | 52 | 56 | 64 | 108 | 124, 0, 0, 0])
+fn is_bmp(bytes: &[u8]) -> bool {
+    let header_size = bytes.get(14..).and_then(|header| header.first_chunk()).copied().map(u32::from_le_bytes);
+    bytes.starts_with(b"BM") && header_size.is_some_and(bmp::is_header_size)
 }
 
 /// Decodes one picture.
@@ -176,7 +171,16 @@ fn is_bmp_header_size(field: &[u8]) -> bool {
 pub fn decode(bytes: &[u8], limits: &Limits, geometry: Geometry) -> Result<Pixels, PrepareError> {
     match format(bytes) {
         Some(ImageFormat::Jpeg) => jpeg::decode(bytes, limits, geometry),
-        Some(format) => decode_other(bytes, format, limits),
+        Some(format) => {
+            let orientation = exif::orientation_of(bytes);
+            let bytes = match format {
+                ImageFormat::Bmp => bmp::repair(bytes),
+                ImageFormat::Gif => repair::gif(bytes),
+                ImageFormat::WebP => repair::webp(bytes),
+                _ => Cow::Borrowed(bytes),
+            };
+            decode_other(&bytes, format, limits, orientation)
+        }
         None => Err(PrepareError::new(
             ErrorCode::UnsupportedType,
             "not an image of a known type; JPEG, PNG, WebP, GIF, BMP and TIFF are",
@@ -184,7 +188,12 @@ pub fn decode(bytes: &[u8], limits: &Limits, geometry: Geometry) -> Result<Pixel
     }
 }
 
-fn decode_other(bytes: &[u8], format: ImageFormat, limits: &Limits) -> Result<Pixels, PrepareError> {
+fn decode_other(
+    bytes: &[u8],
+    format: ImageFormat,
+    limits: &Limits,
+    orientation: Orientation,
+) -> Result<Pixels, PrepareError> {
     let name = name_of(format);
     let refused = |error: ImageError| undecodable(why_not(name, &error));
     let mut allowed = image::Limits::no_limits();
@@ -198,17 +207,12 @@ fn decode_other(bytes: &[u8], format: ImageFormat, limits: &Limits) -> Result<Pi
     let total_bytes = decoder.total_bytes();
     allowed.max_alloc = Some(total_bytes.saturating_add(SPARE_BYTES));
     decoder.set_limits(allowed).map_err(refused)?;
-    let orientation = match decoder.orientation().map_err(refused)? {
-        // The general reader does not see through the prefix that some WebP files have.
-        ExifOrientation::NoTransforms => {
-            let block = decoder.exif_metadata().ok().flatten();
-            block.and_then(|block| Orientation::from_exif_block(&block)).unwrap_or_default()
-        }
-        orientation => Orientation::from_exif(orientation.to_exif()),
-    };
     let color_type = decoder.color_type();
     let mut data = room(usize::try_from(total_bytes).map_err(|_| undecodable("too large for this machine"))?);
     decoder.read_image(&mut data).map_err(refused)?;
+    if format == ImageFormat::Bmp && color_type == ColorType::Rgba8 {
+        bmp::ignore_empty_alpha(&mut data);
+    }
     let (width, height) = (width as usize, height as usize);
     let channels = to_opaque_8_bit(&mut data, color_type, width)
         .ok_or_else(|| undecodable(format!("the {name} stores its colours in a way that is not supported")))?;

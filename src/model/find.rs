@@ -13,6 +13,20 @@ const DESCRIPTION: &str = "model.toml";
 /// The release that `scripts/setup` brings.
 pub const RUNTIME_VERSION: &str = "1.32.0";
 
+/// The file name under which `scripts/setup` installs it.
+pub const PINNED_LIBRARY: &str = "libonnxruntime.so.1.32.0";
+
+/// The file name of any other library, near the executable.
+pub const UNPINNED_LIBRARY: &str = "libonnxruntime.so";
+
+/// The ONNX Runtime library to load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeLibrary {
+    pub path: PathBuf,
+    /// A flag or a variable names it. Otherwise it was found near the executable.
+    pub is_named: bool,
+}
+
 /// The folder of the chosen model.
 pub fn model_folder(choice: &ModelChoice) -> anyhow::Result<PathBuf> {
     let wanted = choice.model.as_deref().unwrap_or(DEFAULT_MODEL);
@@ -34,11 +48,16 @@ pub fn model_folder(choice: &ModelChoice) -> anyhow::Result<PathBuf> {
     })
 }
 
-/// The ONNX Runtime library: the flag, `ORT_DYLIB_PATH`, near the executable.
+/// Path of the ONNX Runtime library; see [`runtime`].
 pub fn runtime_library(choice: &ModelChoice) -> anyhow::Result<PathBuf> {
+    runtime(choice).map(|library| library.path)
+}
+
+/// The ONNX Runtime library: the flag, `ORT_DYLIB_PATH`, near the executable.
+pub fn runtime(choice: &ModelChoice) -> anyhow::Result<RuntimeLibrary> {
     let named = |path: &Path, said_by: &str| {
         if path.is_file() {
-            Ok(path.to_owned())
+            Ok(RuntimeLibrary { path: path.to_owned(), is_named: true })
         } else {
             bail!("no ONNX Runtime library at {}, where {said_by} says; scripts/setup brings it", path.display())
         }
@@ -50,12 +69,13 @@ pub fn runtime_library(choice: &ModelChoice) -> anyhow::Result<PathBuf> {
         return named(Path::new(&path), "ORT_DYLIB_PATH");
     }
     let places = runtime_places(&executable()?, &|path| path.is_dir());
-    first(&places, Path::is_file).with_context(|| {
+    let path = first(&places, Path::is_file).with_context(|| {
         format!(
             "no ONNX Runtime library: looked for {}; scripts/setup brings it, --ort-dylib names another",
             listed(&places)
         )
-    })
+    })?;
+    Ok(RuntimeLibrary { path, is_named: false })
 }
 
 /// In order: beside the executable, its `../lib/imgcls` and `../share/imgcls`, the nearest ancestor with `models/`.
@@ -92,7 +112,7 @@ fn library_names() -> [String; 2] {
     if cfg!(target_os = "macos") {
         [format!("libonnxruntime.{RUNTIME_VERSION}.dylib"), "libonnxruntime.dylib".to_owned()]
     } else {
-        [format!("libonnxruntime.so.{RUNTIME_VERSION}"), "libonnxruntime.so".to_owned()]
+        [PINNED_LIBRARY.to_owned(), UNPINNED_LIBRARY.to_owned()]
     }
 }
 

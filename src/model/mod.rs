@@ -3,12 +3,16 @@
 //! - `find`: where the model and the ONNX Runtime library are looked for
 //! - `package`: `model.toml`, the variant for this CPU, digests, labels
 //! - `decode`: bytes → 8-bit pixels, within limits; `jpeg`, `turbo`, `libjpeg`: those of a JPEG
+//! - `exif`: which way up an image is
+//! - `bmp`, `repair`: files that every viewer shows, made such that the decoders take them
 //! - `window`: what of a picture the model's crop shows
 //! - `preprocess`: pixels → the model's input
-//! - `onnx`: the session
+//! - `onnx`: the session; `runtime`: which library it runs on; `seal`: files of the cache that can be believed
 //! - `tuning`: what `imgcls tune` found
 
+mod bmp;
 mod decode;
+mod exif;
 mod find;
 mod jpeg;
 #[cfg(feature = "turbojpeg")]
@@ -16,6 +20,9 @@ mod libjpeg;
 mod onnx;
 mod package;
 mod preprocess;
+mod repair;
+mod runtime;
+mod seal;
 mod tuning;
 #[cfg(feature = "turbojpeg")]
 mod turbo;
@@ -29,10 +36,11 @@ use crate::config::Limits;
 use crate::protocol::{ErrorCode, Prediction};
 
 pub use decode::sniff;
-pub use find::{model_folder, runtime_library};
+pub use find::model_folder;
 pub use jpeg::DECODER as JPEG_DECODER;
 pub use onnx::Session;
 pub use package::ModelPackage;
+pub use runtime::portable_runtime;
 pub use tuning::{Tuning, cores};
 
 /// Which model to run and how, as the flags say it.

@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,10 @@ use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBui
 use ort::value::{Outlet, TensorElementType, TensorRef};
 use sha2::{Digest as _, Sha256};
 
+use super::find::RuntimeLibrary;
 use super::package::{self, Form, Geometry, Input, ModelPackage, Output};
+use super::runtime::{self, Checked};
+use super::seal::{self, Key};
 use super::{ModelChoice, Tensor, Values, find};
 
 /// A session, owned by one thread. Two sessions of one thread beat one session of two.
@@ -40,8 +42,8 @@ impl Session {
     /// One line that says what is wrong, with which file, and what to do.
     pub fn open(package: &ModelPackage, choice: &ModelChoice) -> anyhow::Result<Session> {
         let begun = Instant::now();
-        let library = find::runtime_library(choice)?;
-        let environment = environment(&library)?;
+        let library = find::runtime(choice)?;
+        let environment = environment(&library, choice.cache_dir.as_deref())?;
         let threads = choice.intra_threads.unwrap_or(1).max(1);
         let options = Options { environment: &environment, threads, geometry: package.input().geometry };
         let (session, graph) = match &choice.cache_dir {
@@ -65,7 +67,7 @@ impl Session {
         };
         let built = begun.elapsed();
         session.warm_up(package.input())?;
-        session.description = describe(threads, &runtime_version(&library), graph, built, begun.elapsed());
+        session.description = describe(threads, &runtime_version(&library.path), graph, built, begun.elapsed());
         Ok(session)
     }
 
@@ -183,9 +185,10 @@ fn softmax(scores: &[f32]) -> Vec<f32> {
 }
 
 /// The library and its one environment; a process can have only one.
-fn environment(library: &Path) -> anyhow::Result<Environment> {
+fn environment(library: &RuntimeLibrary, cache: Option<&Path>) -> anyhow::Result<Environment> {
     static LOADED: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    let (checked, library) = (loaded.is_none().then(|| runtime::check(library, cache)).transpose()?, &library.path);
     if let Some((path, environment)) = loaded.as_ref() {
         ensure!(path == library, "this process runs on {} and cannot load {} too", path.display(), library.display());
         return Ok(environment.clone());
@@ -208,6 +211,9 @@ fn environment(library: &Path) -> anyhow::Result<Environment> {
         .with_logger(Arc::new(|level, category: &str, _: &str, _: &str, message: &str| log(level, category, message)))
         .build()?;
     environment.set_log_level(LogLevel::Warning);
+    if let Some(Checked::Other { sha256 }) = checked {
+        tracing::info!(path = %library.display(), sha256, "ONNX Runtime is not the one that scripts/setup installs");
+    }
     *loaded = Some((library.to_owned(), environment.clone()));
     Ok(environment)
 }
@@ -256,63 +262,42 @@ fn commit(package: &ModelPackage, builder: anyhow::Result<SessionBuilder>) -> an
 
 type Opened = (anyhow::Result<ort::session::Session>, &'static str);
 
-/// From the graph as an earlier start optimised it. A cache file ends with its own digest, so that one that was cut or
-/// damaged is told from a whole one; it is then made again. A cache that cannot be written costs time, not the start.
+/// From the graph as an earlier start optimised it, where it was sealed with the key of the cache directory; otherwise it
+/// is made again. A cache that cannot be written costs time, not the start.
 fn open_cached(package: &ModelPackage, options: &Options, folder: &Path) -> anyhow::Result<Opened> {
+    let optimise = || commit(package, options.builder(GraphOptimizationLevel::All));
+    let key = match Key::of(folder) {
+        Ok(key) => key,
+        Err(error) => {
+            // Once, not for each session.
+            static SAID: std::sync::Once = std::sync::Once::new();
+            SAID.call_once(|| tracing::warn!(folder = %folder.display(), %error, "no graph can be cached here"));
+            return Ok((optimise(), "graph optimised at start"));
+        }
+    };
     let path = folder.join(format!("{}.onnx", cache_key(package)));
-    if let Some(graph) = read_cached(&path) {
+    if let Some(graph) = key.read(&path) {
         let cached = options.builder(GraphOptimizationLevel::Disable)?.commit_from_memory(&graph);
         if let Ok(session) = cached {
             return Ok((Ok(session), "graph from the cache"));
         }
         tracing::warn!(path = %path.display(), "the cached graph does not load; it is made again");
     }
-    let fresh = path.with_extension(unique("tmp"));
-    let writable = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&fresh, []));
-    if let Err(error) = writable {
-        // Once, not for each session.
-        static SAID: std::sync::Once = std::sync::Once::new();
-        SAID.call_once(|| tracing::warn!(folder = %folder.display(), %error, "no graph can be cached here"));
-        return Ok((commit(package, options.builder(GraphOptimizationLevel::All)), "graph optimised at start"));
+    let fresh = folder.join(seal::unique("graph"));
+    if let Err(error) = seal::write_private(&fresh, &[]) {
+        tracing::warn!(folder = %folder.display(), %error, "the graph is not cached");
+        return Ok((optimise(), "graph optimised at start"));
     }
     let builder = options.builder(GraphOptimizationLevel::All)?;
     let builder = builder.with_optimized_model_path(&fresh).map_err(|error| anyhow!("{error}"));
     let session = commit(package, builder);
     if session.is_ok()
-        && let Err(error) = seal(&fresh, &path)
+        && let Err(error) = std::fs::read(&fresh).and_then(|graph| key.write(&path, graph))
     {
         tracing::warn!(path = %path.display(), %error, "the graph is not cached");
     }
     let _ = std::fs::remove_file(&fresh);
     Ok((session, "graph optimised at start and cached"))
-}
-
-/// Of this process and this call: the sessions of a worker are opened side by side.
-fn unique(extension: &str) -> String {
-    static CALLS: AtomicUsize = AtomicUsize::new(0);
-    format!("{}-{}.{extension}", std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed))
-}
-
-const DIGEST_BYTES: usize = 32;
-
-fn read_cached(path: &Path) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    package::read_untaught(std::fs::File::open(path).ok()?, &mut bytes).ok()?;
-    let digest = bytes.split_off(bytes.len().checked_sub(DIGEST_BYTES)?);
-    if Sha256::digest(&bytes).as_slice() != digest {
-        tracing::warn!(path = %path.display(), "the cached graph is damaged; it is made again");
-        return None;
-    }
-    Some(bytes)
-}
-
-/// Adds the digest and gives the file its name: another process sees the whole of it or nothing.
-fn seal(fresh: &Path, path: &Path) -> std::io::Result<()> {
-    let mut bytes = std::fs::read(fresh)?;
-    let digest = Sha256::digest(&bytes);
-    bytes.extend_from_slice(&digest);
-    std::fs::write(fresh, &bytes)?;
-    std::fs::rename(fresh, path)
 }
 
 /// An optimised graph holds for the file it was made from, by this runtime, on a CPU that can do the same.
@@ -411,21 +396,6 @@ mod tests {
         let probabilities = softmax(&[1000.0, 1001.0, -1000.0]);
         assert!((probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-6);
         assert!(probabilities[1] > probabilities[0] && probabilities[2] < 1e-6);
-    }
-
-    #[test]
-    fn a_cached_graph_that_was_cut_or_changed_is_not_taken() {
-        let folder = tempfile::tempdir().unwrap();
-        let (fresh, path) = (folder.path().join("fresh"), folder.path().join("graph.onnx"));
-        std::fs::write(&fresh, b"a graph").unwrap();
-        seal(&fresh, &path).unwrap();
-        assert_eq!(read_cached(&path).as_deref(), Some(b"a graph".as_slice()));
-        let whole = std::fs::read(&path).unwrap();
-        std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
-        assert_eq!(read_cached(&path), None);
-        std::fs::write(&path, b"short").unwrap();
-        assert_eq!(read_cached(&path), None);
-        assert_eq!(read_cached(&folder.path().join("none")), None);
     }
 
     #[test]

@@ -1,47 +1,42 @@
 //! The common JPEG by libjpeg-turbo: at the smallest of its sizes that preprocessing can do with, and of that only what
 //! the model's crop shows.
 
-use std::cell::RefCell;
-
 use super::PrepareError;
-use super::decode::{Orientation, Origin, Pixels, room};
-use super::libjpeg::{Decoder, Layout, Opened};
+use super::decode::{Orientation, Origin, Pixels, room, undecodable};
+use super::libjpeg::{Layout, Opened};
 use super::package::Geometry;
 use super::window::{Region, Window};
 
-thread_local! {
-    /// Made with a thread's first picture; holds nothing of a picture between two calls.
-    static DECODER: RefCell<Option<Decoder>> = const { RefCell::new(None) };
-}
+/// Most bytes that samples of more than 8 bits may take while they are brought to 8.
+const MAX_WIDE_BYTES: usize = 256 << 20;
 
-/// The decoded picture, or None where it is none of the common ones or libjpeg-turbo complains about anything. What lies
-/// beside the crop is not read for its own sake: damage there may go unnoticed, and changes no answer.
+/// The decoded picture, or None where its colours are none of grey, YCbCr and RGB, or libjpeg-turbo complains about
+/// anything. What lies beside the crop is not read for its own sake: damage there may go unnoticed, and changes no answer.
 ///
 /// `guard` is asked with width and height before memory for pixels is.
 ///
 /// # Errors
-/// Those of `guard`.
+/// Those of `guard`, and `Undecodable` where samples of more than 8 bits take too much memory.
 pub fn decode(
     bytes: &[u8],
     geometry: Geometry,
     orientation: Orientation,
     guard: impl Fn(usize, usize) -> Result<(), PrepareError>,
 ) -> Result<Option<Pixels>, PrepareError> {
-    DECODER.with_borrow_mut(|kept| {
-        if kept.is_none() {
-            *kept = Decoder::new();
-        }
-        let Some(picture) = kept.as_mut().and_then(|decoder| decoder.open(bytes)) else { return Ok(None) };
-        guard(picture.width, picture.height)?;
-        let (reduction, region) = part(&picture, geometry, orientation);
-        let Region { left, top, width, height } = region;
-        let layout = layout(&picture, geometry);
-        let channels = layout.channels();
-        let origin = Origin { width: picture.width, height: picture.height, reduction, left, top };
-        let data = room(width * height * channels);
-        let mut pixels = Pixels { data, width, height, channels, orientation, origin };
-        Ok(picture.decode(reduction, region, layout, &mut pixels.data).then_some(pixels))
-    })
+    let Some(picture) = Opened::new(bytes) else { return Ok(None) };
+    guard(picture.width, picture.height)?;
+    let (reduction, region) = part(&picture, geometry, orientation);
+    let Region { left, top, width, height } = region;
+    let layout = layout(&picture, geometry);
+    let channels = layout.channels();
+    if picture.bits > 8 && width * height * channels * size_of::<u16>() > MAX_WIDE_BYTES {
+        let message = format!("the JPEG of {} bits a sample needs too much memory at its size", picture.bits);
+        return Err(undecodable(message));
+    }
+    let origin = Origin { width: picture.width, height: picture.height, reduction, left, top };
+    let data = room(width * height * channels);
+    let mut pixels = Pixels { data, width, height, channels, orientation, origin };
+    Ok(picture.decode(reduction, region, layout, &mut pixels.data).then_some(pixels))
 }
 
 /// What of the picture is decoded, and at which fraction of its size.
@@ -49,6 +44,9 @@ fn part(picture: &Opened, geometry: Geometry, orientation: Orientation) -> (usiz
     let &Opened { width, height, column_width, .. } = picture;
     let all = Region { left: 0, top: 0, width, height };
     let Geometry::ShortSide { short_side, crop } = geometry else { return (1, all) };
+    if picture.is_lossless {
+        return (1, all);
+    }
     let reduction = reduction(width.min(height), short_side);
     let (reduced_width, reduced_height) = (width.div_ceil(reduction), height.div_ceil(reduction));
     let Some(column_width) = column_width else {
@@ -119,7 +117,7 @@ mod tests {
         let mut whole = vec![0; width * height * part.channels];
         let layout = if part.channels == 1 { Layout::Grey } else { Layout::Rgbx };
         let all = Region { left: 0, top: 0, width, height };
-        assert!(Decoder::new().unwrap().open(&jpeg).unwrap().decode(reduction, all, layout, &mut whole));
+        assert!(Opened::new(&jpeg).unwrap().decode(reduction, all, layout, &mut whole));
         let is_cut_near = |at: usize, part: usize, first: usize, all: usize| {
             (first > 0 && at < 2) || (first + part < all && at + 2 >= part)
         };

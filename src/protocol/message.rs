@@ -139,7 +139,7 @@ pub struct ErrorInfo {
 pub enum ErrorCode {
     /// An image type we know, damaged beyond use.
     Undecodable,
-    /// Not an image type that we decode.
+    /// An image type, or a coding of one, that we do not decode.
     UnsupportedType,
     /// More pixels than `--max-pixels`, by the header alone.
     TooManyPixels,

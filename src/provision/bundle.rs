@@ -128,15 +128,13 @@ impl Bundle {
     pub fn of_this_program(choice: &ModelChoice) -> anyhow::Result<Bundle> {
         let program =
             std::env::current_exe().context("cannot tell where this program lies, to put it into the bundle")?;
-        let library = model::runtime_library(choice)?;
+        let (library, library_name) = model::portable_runtime(choice)?;
         let folder = model::model_folder(choice)?;
         // A link to the folder has its own name.
         let folder = folder.canonicalize().with_context(|| folder.display().to_string())?;
         let model = file_name(&folder);
-        let mut files = vec![
-            (PROGRAM.to_owned(), 0o755, program.clone()),
-            (format!("{LIBRARIES}/{}", file_name(&library)), 0o644, library),
-        ];
+        let mut files =
+            vec![(PROGRAM.to_owned(), 0o755, program.clone()), (format!("{LIBRARIES}/{library_name}"), 0o644, library)];
         for file in plain_files(&folder)? {
             files.push((format!("{MODELS}/{model}/{}", file_name(&file)), 0o644, file));
         }

@@ -12,6 +12,7 @@ use imgcls::config::Limits;
 use imgcls::model::{ModelChoice, ModelPackage, Session, Tensor, Values, prepare, prepare_unscaled, top_k};
 use imgcls::protocol::ErrorCode;
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 
 /// What the reference makes of a picture; written by `scripts/make_test_pictures.py`.
 #[derive(Deserialize)]
@@ -236,24 +237,6 @@ fn what_the_crop_leaves_out_changes_nothing() {
 }
 
 #[test]
-fn kinds_of_jpeg_that_are_not_read_are_refused() {
-    let package = package();
-    let whole = picture("cup.jpg");
-    let frame = whole.windows(2).position(|marker| marker == b"\xff\xc0").unwrap();
-    let with = |at: usize, value: u8| {
-        let mut changed = whole.clone();
-        changed[at] = value;
-        code(&changed, &package, &Limits::default())
-    };
-    for (kind, marker) in [("lossless", 0xc3), ("hierarchical", 0xc5), ("arithmetic", 0xc9), ("progressive", 0xca)] {
-        assert_eq!(with(frame + 1, marker), Some(ErrorCode::Undecodable), "{kind}");
-    }
-    for bits in [12, 16] {
-        assert_eq!(with(frame + 4, bits), Some(ErrorCode::Undecodable), "{bits} bits");
-    }
-}
-
-#[test]
 fn a_batch_answers_as_its_images_one_by_one() {
     let package = package();
     let mut session = Session::open(&package, &ModelChoice::default()).unwrap();
@@ -403,16 +386,27 @@ fn the_cached_graph_gives_the_same_answers_and_a_broken_one_is_made_again() {
     let tensor = prepare(&picture("cup.jpg"), &package, &Limits::default()).unwrap();
     let mut plain = Session::open(&package, &ModelChoice::default()).unwrap();
     let mut answers = vec![plain.infer(&[&tensor]).unwrap()];
-    for expected in ["start and cached", "from the cache", "start and cached"] {
+    let damages: [(&str, fn(Vec<u8>) -> Vec<u8>); 5] = [
+        ("start and cached", |graph| graph),
+        ("from the cache", |graph| graph[..graph.len() / 2].to_vec()),
+        // Whoever can write into the directory, but has no key, can add no more than a digest.
+        ("start and cached", |graph| {
+            let graph = &graph[..graph.len() - 32];
+            [graph, &Sha256::digest(graph)].concat()
+        }),
+        ("start and cached", |graph| graph),
+        ("from the cache", |graph| graph),
+    ];
+    for (expected, damage) in damages {
         let mut session = Session::open(&package, &cached).unwrap();
         assert!(session.describe().contains(expected), "{}", session.describe());
         answers.push(session.infer(&[&tensor]).unwrap());
-        let files: Vec<_> = std::fs::read_dir(folder.path().join("cache")).unwrap().map(Result::unwrap).collect();
+        let files = std::fs::read_dir(folder.path().join("cache")).unwrap().map(Result::unwrap);
+        let is_graph = |file: &std::fs::DirEntry| file.path().extension().is_some_and(|kind| kind == "onnx");
+        let files: Vec<_> = files.filter(is_graph).collect();
         assert_eq!(files.len(), 1, "{files:?}");
-        if expected == "from the cache" {
-            let bytes = std::fs::read(files[0].path()).unwrap();
-            std::fs::write(files[0].path(), &bytes[..bytes.len() / 2]).unwrap();
-        }
+        let bytes = std::fs::read(files[0].path()).unwrap();
+        std::fs::write(files[0].path(), damage(bytes)).unwrap();
     }
     assert!(answers.windows(2).all(|pair| pair[0] == pair[1]));
 }
@@ -473,6 +467,52 @@ fn classify_without_library_or_model_says_the_way_out() {
     assert!(text.contains("no ONNX Runtime library"), "{text}");
     let text = said(&imgcls(&["classify", "cup.jpg"], &[("IMGCLS_MODEL", "no-such-model")]));
     assert!(text.contains("no-such-model") && text.contains("--model"), "{text}");
+}
+
+/// The program and a library of the name that it looks for, in one directory.
+#[test]
+fn the_runtime_library_is_the_installed_one_or_is_named_in_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("imgcls");
+    std::fs::copy(env!("CARGO_BIN_EXE_imgcls"), &program).unwrap();
+    let installed = repository().join("lib/imgcls/libonnxruntime.so.1.32.0");
+    let library = folder.path().join("libonnxruntime.so.1.32.0");
+    // Loads and works as the installed one does, but is another file.
+    std::fs::write(&library, [std::fs::read(&installed).unwrap(), b"another".to_vec()].concat()).unwrap();
+    let sha256: String =
+        Sha256::digest(std::fs::read(&library).unwrap()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let run = |arguments: &[&str]| {
+        let model = repository().join("models/efficientnet-lite0");
+        Command::new(&program)
+            .args(["classify", "cup.jpg", "--cache-dir"])
+            .arg(folder.path().join("cache"))
+            .args(arguments)
+            .current_dir(repository().join("tests/pictures"))
+            .env("IMGCLS_MODEL", model)
+            .env("IMGCLS_LOG", "info")
+            .env_remove("ORT_DYLIB_PATH")
+            .output()
+            .unwrap()
+    };
+    for _ in 0..2 {
+        let output = run(&[]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+        assert!(said.contains(&sha256) && said.contains("scripts/setup"), "{said}");
+    }
+    let output = run(&["--ort-dylib", library.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("espresso"));
+    let output = run(&["--ort-dylib", installed.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let mut command = Command::new(&program);
+    command.args(["worker", "--sessions", "1", "--backend", "local", "--data-dir"]).arg(folder.path().join("data"));
+    command.arg("--ort-dylib").arg(&library).env("IMGCLS_MODEL", repository().join("models/efficientnet-lite0"));
+    let worker = crate::harness::Process::start(command, &folder.path().join("log"));
+    worker.wait_for_log(" ready ");
+    assert!(worker.log().contains(&sha256), "{}", worker.log());
 }
 
 #[test]
