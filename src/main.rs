@@ -1,6 +1,7 @@
 //! Parse → telemetry → runtime → one match → exit code.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use imgcls::cli::{Cli, Command};
@@ -27,6 +28,8 @@ fn main() -> ExitCode {
     }
 }
 
+/// A drain ends within this time, and the delay before it, whatever hangs. What is not finished then is durable.
+const MAX_DRAIN: Duration = Duration::from_secs(10);
 /// Of `provision plan --detailed-exitcode`.
 const CHANGES: u8 = 3;
 
@@ -44,7 +47,8 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             block_on(many_threads()?, async {
                 let config = args.config().await?;
                 let shutdown = shutdown::on_signals()?;
-                let listener = bind(args.http.listen).await?;
+                shutdown::end_within(&shutdown, args.http.drain_delay + MAX_DRAIN);
+                let listener = bind(args.http.listen)?;
                 traced("imgcls-web", up::run(listener, config, shutdown)).await
             })?;
             Ok(ExitCode::SUCCESS)
@@ -56,7 +60,8 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 let names = args.shared.names(&backend).await?;
                 let config = args.config(backend, names)?;
                 let shutdown = shutdown::on_signals()?;
-                let listener = bind(args.http.listen).await?;
+                shutdown::end_within(&shutdown, args.http.drain_delay + MAX_DRAIN);
+                let listener = bind(args.http.listen)?;
                 traced("imgcls-web", web::run(listener, config, None, shutdown)).await
             })?;
             Ok(ExitCode::SUCCESS)
@@ -129,9 +134,8 @@ async fn traced(service: &'static str, tier: impl Future<Output = anyhow::Result
     outcome
 }
 
-async fn bind(address: std::net::SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
-    tokio::net::TcpListener::bind(address)
-        .await
+fn bind(address: std::net::SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
+    web::listen(address)
         .with_context(|| format!("cannot listen on {address}; stop what listens there or choose another --listen"))
 }
 

@@ -31,8 +31,8 @@ use crate::protocol::{Worked, WorkerLine};
 use crate::shutdown::CancellationToken;
 
 /// How long a worker that was asked to end may take, before it is killed. What it had not finished comes again after
-/// its visibility timeout.
-pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// its visibility timeout. With the drain of the web tier before it, `up` ends within ten seconds.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a worker may load and warm up its model.
 const START_TIMEOUT: Duration = Duration::from_mins(2);
 const MIN_BACKOFF: Duration = Duration::from_millis(100);

@@ -13,12 +13,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use futures::stream::{self, BoxStream, StreamExt as _};
 use rustix::buffer::spare_capacity;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use super::StoreError;
+use super::reader::MAX_PIECE_BYTES;
 use crate::sqlite::{self, Fault};
 
 const DIRECTORY: &str = "objects";
@@ -99,6 +102,20 @@ impl Segments {
         self.blocking(move |segments| segments.read(&place)).await
     }
 
+    /// As [`Segments::read_aside`], in pieces. The last one is withheld unless the checksum of all of them is right.
+    pub fn pieces(
+        self: &Arc<Self>,
+        place: Place,
+        error: impl Fn(Fault) -> StoreError + Send + 'static,
+    ) -> BoxStream<'static, Result<Bytes, StoreError>> {
+        let pieces = Pieces { segments: Arc::clone(self), place, read_bytes: 0, checksum: crc32fast::Hasher::new() };
+        let next = |mut pieces: Pieces| async {
+            let next = pieces.next().await.transpose()?;
+            Some((next, pieces))
+        };
+        stream::unfold(pieces, next).map(move |piece| piece.map_err(&error)).boxed()
+    }
+
     /// Gives back the room of a body that nothing names any more, where the file system can.
     pub async fn release(self: &Arc<Self>, place: Place) {
         let released = self.blocking(move |segments| {
@@ -155,6 +172,43 @@ impl Segments {
         let segments = Arc::clone(self);
         let task = tokio::task::spawn_blocking(move || work(&segments));
         task.await.unwrap_or_else(|error| Err(Fault::Unavailable(format!("the operation ended early: {error}"))))
+    }
+}
+
+/// A body that is being read from its beginning.
+struct Pieces {
+    segments: Arc<Segments>,
+    place: Place,
+    read_bytes: u64,
+    checksum: crc32fast::Hasher,
+}
+
+impl Pieces {
+    /// None at the end, which an error is too.
+    async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
+        let left = self.place.size_bytes - self.read_bytes;
+        if left == 0 {
+            return Ok(None);
+        }
+        let offset = self.place.offset + self.read_bytes;
+        let piece = Place { offset, size_bytes: left.min(MAX_PIECE_BYTES), ..self.place.clone() };
+        // Whatever happens now, nothing follows it unless it is read.
+        self.read_bytes = self.place.size_bytes;
+        let bytes = self.segments.blocking(move |segments| {
+            let read = segments.reader(&piece.segment).and_then(|file| read_at(&file, &piece));
+            read.map(Bytes::from).map_err(|error| fault(&segments.directory.join(&piece.segment), &error))
+        });
+        let bytes = bytes.await?;
+        self.checksum.update(&bytes);
+        self.read_bytes = self.place.size_bytes - left + bytes.len() as u64;
+        if self.read_bytes == self.place.size_bytes && self.checksum.clone().finalize() != self.place.checksum {
+            let Place { segment, offset, size_bytes, .. } = &self.place;
+            return Err(Fault::Unavailable(format!(
+                "the {size_bytes} bytes at {offset} of {segment} are not those of the object that is read: it was \
+                 replaced or deleted meanwhile, or the disk is damaged"
+            )));
+        }
+        Ok(Some(bytes))
     }
 }
 

@@ -18,7 +18,7 @@ use super::results::Results;
 use super::upload::Upload;
 use crate::protocol::{self, ClassifyRequest, SeedRequest, WIRE_VERSION};
 use crate::queue::{self, Outgoing, Queue, QueueError};
-use crate::store::{ObjectStore, PutOptions, StoreError};
+use crate::store::{ObjectReader, ObjectStore, PutOptions, StoreError};
 
 /// When a waiter looks in the store first, in case its reply was lost; then with back-off.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
@@ -118,7 +118,7 @@ impl Jobs {
     pub async fn submit(&self, upload: Upload, wishes: Wishes) -> Result<Uuid, Problem> {
         let id = Uuid::now_v7();
         self.accept(id, &upload, &wishes, Duration::ZERO).await?;
-        count(&upload);
+        count(upload.bytes.len());
         Ok(id)
     }
 
@@ -127,7 +127,12 @@ impl Jobs {
     pub async fn classify(&self, upload: Upload, wishes: Wishes, patience: Duration) -> Result<Classified, Problem> {
         let id = Uuid::now_v7();
         let waiter = self.pending.wait_for(id);
-        let mut accepting = pin!(self.accept(id, &upload, &wishes, SHARED_SYNC.min(patience)));
+        let image_bytes = upload.bytes.len();
+        let mut accepting = pin!(async {
+            // Its memory is given back to other uploads once the image is stored, not when the answer is there.
+            let upload = upload;
+            self.accept(id, &upload, &wishes, SHARED_SYNC.min(patience)).await
+        });
         let mut waiting = pin!(self.wait(waiter, patience));
         let ended = tokio::select! {
             biased;
@@ -142,7 +147,7 @@ impl Jobs {
                 waiting.await
             }
         };
-        count(&upload);
+        count(image_bytes);
         Ok(Classified { id, result: ended })
     }
 
@@ -340,9 +345,9 @@ impl Jobs {
         }
     }
 
-    /// The image of a job, as it was uploaded.
-    pub async fn image(&self, id: Uuid, max_bytes: u64) -> Result<Option<Bytes>, Problem> {
-        self.input.get(&protocol::image_key(id), max_bytes).await.map_err(|error| store_problem(&error))
+    /// The image of a job, as it was uploaded, to be read in pieces.
+    pub async fn image(&self, id: Uuid, max_bytes: u64) -> Result<Option<ObjectReader>, Problem> {
+        self.input.read(&protocol::image_key(id), max_bytes).await.map_err(|error| store_problem(&error))
     }
 
     /// What a waiter looks for.
@@ -362,9 +367,9 @@ impl Jobs {
     }
 }
 
-fn count(upload: &Upload) {
+fn count(image_bytes: usize) {
     METRICS.accepted.inc();
-    METRICS.upload_bytes.inc_by(upload.bytes.len() as u64);
+    METRICS.upload_bytes.inc_by(image_bytes as u64);
 }
 
 /// Counts a waiter down, however it leaves.
@@ -376,7 +381,7 @@ impl Drop for Counted {
     }
 }
 
-fn store_problem(error: &StoreError) -> Problem {
+pub fn store_problem(error: &StoreError) -> Problem {
     tracing::warn!(%error, "store");
     Problem::unavailable("images cannot be stored or read at the moment; send it again shortly")
 }

@@ -15,6 +15,7 @@ pub struct Metrics {
     pub replies: IntCounterVec,
     pub waiting: IntGauge,
     pub connections: IntGauge,
+    pub closed: IntCounterVec,
     stages: HistogramVec,
 }
 
@@ -45,6 +46,12 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .expect(registered),
         waiting: register_int_gauge!("imgcls_web_waiting", "Jobs that a caller waits for").expect(registered),
         connections: register_int_gauge!("imgcls_web_connections", "Open connections").expect(registered),
+        closed: register_int_counter_vec!(
+            "imgcls_web_connections_closed_total",
+            "Connections that were closed on purpose, by reason",
+            &["reason"]
+        )
+        .expect(registered),
         stages: register_histogram_vec!("imgcls_web_stage_seconds", "Seconds in a stage of a job", &["stage"], seconds)
             .expect(registered),
     }
