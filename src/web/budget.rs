@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use prometheus::IntGauge;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +20,7 @@ pub struct Budget(Arc<Shared>);
 
 struct Shared {
     limit_bytes: u64,
+    used: IntGauge,
     state: Mutex<State>,
     released: Notify,
 }
@@ -45,8 +47,9 @@ pub struct Reservation {
 }
 
 impl Budget {
-    pub fn new(limit_bytes: u64) -> Budget {
-        Budget(Arc::new(Shared { limit_bytes, state: Mutex::default(), released: Notify::new() }))
+    /// `used` tells how much of it is taken.
+    pub fn new(limit_bytes: u64, used: IntGauge) -> Budget {
+        Budget(Arc::new(Shared { limit_bytes, used, state: Mutex::default(), released: Notify::new() }))
     }
 
     /// An empty reservation. Until [`Reservation::complete`] it may be refused in favour of an older one.
@@ -68,6 +71,7 @@ impl Budget {
             return Err(Full);
         }
         state.used_bytes += bytes;
+        self.0.used.add(bytes.cast_signed());
         reservation.bytes = bytes;
         drop(state);
         Ok(reservation)
@@ -120,6 +124,7 @@ impl Reservation {
             return refuse_newer(&state.growing, self.ticket, missing);
         }
         state.used_bytes += more;
+        self.budget.0.used.add(more.cast_signed());
         self.bytes += more;
         if let Some(growing) = state.growing.get_mut(&self.ticket) {
             growing.bytes = self.bytes;
@@ -157,6 +162,7 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         let mut state = self.budget.lock();
         state.used_bytes -= self.bytes;
+        self.budget.0.used.sub(self.bytes.cast_signed());
         state.growing.remove(&self.ticket);
         drop(state);
         self.budget.0.released.notify_waiters();
@@ -167,9 +173,13 @@ impl Drop for Reservation {
 mod tests {
     use super::*;
 
+    fn budget(limit_bytes: u64) -> Budget {
+        Budget::new(limit_bytes, IntGauge::new("test", "test").unwrap())
+    }
+
     #[tokio::test]
     async fn the_budget_is_shared_and_given_back() {
-        let budget = Budget::new(10);
+        let budget = budget(10);
         let mut first = budget.begin();
         first.grow_to(8).await.unwrap();
         first.grow_to(4).await.unwrap();
@@ -186,7 +196,7 @@ mod tests {
 
     #[tokio::test]
     async fn of_two_half_received_the_newest_gives_way() {
-        let budget = Budget::new(10);
+        let budget = budget(10);
         let (mut old, mut new, mut empty) = (budget.begin(), budget.begin(), budget.begin());
         old.grow_to(5).await.unwrap();
         new.grow_to(5).await.unwrap();
@@ -203,7 +213,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_complete_is_not_refused() {
-        let budget = Budget::new(10);
+        let budget = budget(10);
         let (mut old, mut new) = (budget.begin(), budget.begin());
         old.grow_to(5).await.unwrap();
         new.grow_to(5).await.unwrap();

@@ -261,7 +261,11 @@ mod tests {
 
     fn gate(is_loopback: bool, allowed: &[&str]) -> Gate {
         let body_timeout = std::time::Duration::from_secs(1);
-        let uploads = UploadRules { max_upload_bytes: 1, body_timeout, budget: Budget::new(1) };
+        let uploads = UploadRules {
+            max_upload_bytes: 1,
+            body_timeout,
+            budget: Budget::new(1, prometheus::IntGauge::new("test", "test").unwrap()),
+        };
         Gate { is_loopback, allowed_hosts: allowed.iter().map(|name| (*name).to_owned()).collect(), uploads }
     }
 

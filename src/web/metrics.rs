@@ -12,6 +12,8 @@ pub struct Metrics {
     pub request_seconds: HistogramVec,
     pub accepted: IntCounter,
     pub upload_bytes: IntCounter,
+    pub upload_memory: IntGauge,
+    pub read_memory: IntGauge,
     pub replies: IntCounterVec,
     pub waiting: IntGauge,
     pub connections: IntGauge,
@@ -41,6 +43,13 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         .expect(registered),
         accepted: register_int_counter!("imgcls_web_accepted_total", "Images accepted").expect(registered),
         upload_bytes: register_int_counter!("imgcls_web_upload_bytes_total", "Bytes of accepted images")
+            .expect(registered),
+        upload_memory: register_int_gauge!(
+            "imgcls_web_upload_memory_bytes",
+            "Memory that uploads take of --max-buffered-bytes"
+        )
+        .expect(registered),
+        read_memory: register_int_gauge!("imgcls_web_read_memory_bytes", "Memory for images that are being sent")
             .expect(registered),
         replies: register_int_counter_vec!("imgcls_web_replies_total", "Replies from workers", &["outcome"])
             .expect(registered),

@@ -40,6 +40,7 @@ use self::connections::Connections;
 use self::gate::Gate;
 pub use self::jobs::Wire;
 use self::jobs::{Jobs, MessageLimit};
+use self::metrics::METRICS;
 use self::pending::Pending;
 use self::readiness::Readiness;
 use self::replies::Replies;
@@ -141,7 +142,7 @@ pub async fn run(
     let uploads = UploadRules {
         max_upload_bytes: config.limits.max_upload_bytes,
         body_timeout: config.body_timeout,
-        budget: Budget::new(config.max_buffered_bytes),
+        budget: Budget::new(config.max_buffered_bytes, METRICS.upload_memory.clone()),
     };
     let gate = Gate {
         is_loopback: address.ip().to_canonical().is_loopback(),
@@ -162,7 +163,7 @@ pub async fn run(
             give_up: give_up.clone(),
         },
         uploads,
-        image_reads: Budget::new(IMAGE_READ_BYTES),
+        image_reads: Budget::new(IMAGE_READ_BYTES, METRICS.read_memory.clone()),
         sync_timeout: config.sync_timeout,
         readiness: Readiness { requests: service.requests, input, output, workers_ready, shutdown: shutdown.clone() },
     };
