@@ -18,6 +18,7 @@ use hyper_util::rt::TokioTimer;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::connections::{Activity, Admission, Connections};
@@ -66,22 +67,21 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let mut tasks = JoinSet::new();
+    // Without pressure it is not polled and wakes nobody. Pressure comes with a connection, after which it is looked for.
+    let mut close_waiting = tokio::time::interval(CLOSE_WAITING_EVERY);
+    close_waiting.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        // A connection that is accepted makes the pressure; so it is asked for again after each.
-        let close_waiting_after = async {
-            if !connections.is_under_pressure() {
-                std::future::pending::<()>().await;
-            }
-            tokio::time::sleep(CLOSE_WAITING_EVERY).await;
-        };
         tokio::select! {
             () = stop.cancelled() => break,
-            accepted = accept(&listener, &connections) => match accepted {
-                Ok(Some(connection)) => {
-                    let (router, stop) = (router.clone(), stop.clone());
-                    tasks.spawn(connection.serve(router, rules, stop));
+            accepted = listener.accept() => match accepted {
+                Ok((stream, address)) => {
+                    let Some(admission) = stop.run_until_cancelled(connections.admit(address.ip())).await else { break };
+                    // None: refused without a word.
+                    if let Some(admission) = admission {
+                        let connection = Connection { stream, address, admission: Arc::new(admission) };
+                        tasks.spawn(connection.serve(router.clone(), rules, stop.clone()));
+                    }
                 }
-                Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection; trying again");
                     // A connection that waits for a request holds a descriptor that others need.
@@ -89,21 +89,12 @@ pub async fn serve(
                     tokio::time::sleep(REST_AFTER_FAULT).await;
                 }
             },
-            () = close_waiting_after => connections.close_waiting(),
+            _ = close_waiting.tick(), if connections.is_under_pressure() => connections.close_waiting(),
         }
         while tasks.try_join_next().is_some() {}
     }
     drop(listener);
     while tasks.join_next().await.is_some() {}
-}
-
-/// None where the connection was refused without a word.
-async fn accept(listener: &TcpListener, connections: &Arc<Connections>) -> std::io::Result<Option<Connection>> {
-    let (stream, address) = listener.accept().await?;
-    // Answers are small and waited for.
-    stream.set_nodelay(true)?;
-    let admission = connections.admit(address.ip()).await;
-    Ok(admission.map(|admission| Connection { stream, address, admission: Arc::new(admission) }))
 }
 
 struct Connection {
@@ -115,6 +106,8 @@ struct Connection {
 impl Connection {
     async fn serve(self, router: Router, rules: ServeRules, stop: CancellationToken) {
         METRICS.connections.inc();
+        // Answers are small and waited for. A connection that is gone already is told so by its first read.
+        let _ = self.stream.set_nodelay(true);
         let activity = Arc::clone(&self.admission.activity);
         let client = Client { address: self.address, admission: self.admission };
         let router = TowerToHyperService::new(router);

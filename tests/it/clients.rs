@@ -48,16 +48,14 @@ fn uploads_take_memory_as_they_arrive_and_not_as_they_announce() {
 fn of_uploads_that_fill_the_memory_the_newest_is_refused() {
     let service = Service::start(0, &["--max-buffered-bytes", "1MiB"], &[]);
     let image = image_of(900_000);
-    let mut old = begin_upload(service.address, image.len(), &image[..400_000]);
-    let taken = |count: f64| {
-        until("the first halves", || {
-            (metric(service.address, "imgcls_web_upload_memory_bytes") >= count).then_some(())
-        });
+    let mut old = begin_upload(service.address, image.len(), &image[..300_000]);
+    let taken = |bytes: f64| {
+        until("what was sent", || (metric(service.address, "imgcls_web_upload_memory_bytes") >= bytes).then_some(()));
     };
-    taken(400_000.0);
-    let new = begin_upload(service.address, image.len(), &image[..100_000]);
+    taken(300_000.0);
+    let new = begin_upload(service.address, image.len(), &image[..200_000]);
     taken(500_000.0);
-    old.write_all(&image[400_000..]).unwrap();
+    old.write_all(&image[300_000..]).unwrap();
     let refused = answer(new);
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{}", refused.text());
     assert_eq!(answer(old).status, 202, "the older one is not refused");
