@@ -56,8 +56,8 @@ class Service:
         fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / 100
 
-    def connect(self, data=b""):
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=5)
+    def connect(self, data=b"", timeout=5):
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
         with contextlib.suppress(OSError):
             connection.sendall(data)
         return connection
@@ -141,14 +141,14 @@ def silent(binary):
 
 
 def files(binary):
-    """700 connections that idle after a request, under a soft limit of 512 files."""
-    with Service(binary, files=512) as service:
+    """1,100 connections that idle after a request, under a soft limit of 1,024 files."""
+    with Service(binary, files=1_024) as service:
         held = []
-        for _ in range(700):
+        for _ in range(1_100):
             with contextlib.suppress(OSError):
-                held.append(service.connect(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+                held.append(service.connect(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 0.2))
         health = service.statuses(10, "GET", "/healthz")
-        print(f"files: {len(held)} idle connections under a soft limit of 512 files; /healthz in 10 s: {health}")
+        print(f"files: {len(held)} idle connections under a soft limit of 1,024 files; /healthz in 10 s: {health}")
 
 
 def headers(binary):
@@ -159,9 +159,11 @@ def headers(binary):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         before, sent, until = service.cpu_seconds(), 0, time.monotonic() + 30
         try:
-            while sent < 1_000_000 and time.monotonic() < until:
-                connection.sendall(b"x" * 16)
-                sent += 16
+            while sent < 1_900_000 and time.monotonic() < until:
+                connection.sendall(b"x" * 64)
+                sent += 64
+                # So that the service reads each piece by itself.
+                time.sleep(0.0002)
         except OSError:
             pass
         time.sleep(0.5)
@@ -169,7 +171,7 @@ def headers(binary):
         with contextlib.suppress(OSError):
             answer = connection.recv(64)
             print(f"headers: answered {answer[9:12].decode() or 'nothing'}; ", end="")
-        print(f"headers: {sent} bytes sent in pieces of 16; {service.cpu_seconds() - before:.2f} s of processor time")
+        print(f"headers: {sent} bytes sent in pieces of 64; {service.cpu_seconds() - before:.2f} s of processor time")
 
 
 ATTACKS = {attack.__name__: attack for attack in (readers, uploads, silent, files, headers)}

@@ -151,7 +151,9 @@ fn refuse_newer(growing: &BTreeMap<u64, Growing>, than: u64, missing: u64) -> Gr
         coming += newer.bytes;
         chosen.push(newer);
         if coming >= missing {
-            chosen.iter().for_each(|newer| newer.refuse.cancel());
+            for newer in chosen {
+                newer.refuse.cancel();
+            }
             return Growth::Wait;
         }
     }

@@ -32,7 +32,7 @@ pub struct Connections {
     permits: Arc<Semaphore>,
     extra: Arc<Semaphore>,
     refused: Arc<Semaphore>,
-    max_connections: usize,
+    max_usual: usize,
     max_per_address: usize,
     trusted_proxies: Vec<Cidr>,
     open: Mutex<HashMap<u64, Arc<Activity>>>,
@@ -88,7 +88,7 @@ impl Connections {
             permits: Arc::new(Semaphore::new(max_connections)),
             extra: Arc::new(Semaphore::new(EXTRA_CONNECTIONS)),
             refused: Arc::new(Semaphore::new(REFUSED_CONNECTIONS)),
-            max_connections,
+            max_usual: max_connections,
             max_per_address,
             trusted_proxies,
             open: Mutex::default(),
@@ -184,7 +184,7 @@ impl Connections {
 
     /// Whether most places are taken.
     pub fn is_under_pressure(&self) -> bool {
-        self.permits.available_permits() <= self.max_connections / 4
+        self.permits.available_permits() <= self.max_usual / 4
     }
 
     /// Closes what has waited too long for these times.

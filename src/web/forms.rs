@@ -481,7 +481,7 @@ mod tests {
         ] {
             assert_eq!(read(b"b", body, 7), Err(error), "{}", String::from_utf8_lossy(body));
         }
-        let long = [b"--b\r\nX: ".as_slice(), &[b'x'; 20_000], b"\r\n\r\nx\r\n--b--"].concat();
+        let long = [b"--b\r\nX: ".as_slice(), &vec![b'x'; 20_000], b"\r\n\r\nx\r\n--b--"].concat();
         let many = b"--b\r\n\r\nx\r\n".repeat(1_001);
         for piece in [1, 1_000, 30_000] {
             assert_eq!(read(b"b", &long, piece), Err(FormError::HeadTooLong), "pieces of {piece}");

@@ -223,21 +223,18 @@ impl Gate {
                 "{what}; only pages of this server and programs may send this, and pages of hosts that --allowed-host names"
             )))
         };
-        match headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes) {
-            Some(b"same-origin" | b"none") => return Ok(()),
-            site => {
-                let Some(origin) = headers.get(header::ORIGIN) else {
-                    return match site {
-                        Some(b"cross-site") => refusal("the request comes from another site".to_owned()),
-                        _ => Ok(()),
-                    };
-                };
+        let site = headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
+        match (site, headers.get(header::ORIGIN)) {
+            (Some(b"same-origin" | b"none"), _) => Ok(()),
+            (_, Some(origin)) => {
                 let origin = origin.to_str().unwrap_or("null");
                 if self.is_own_origin(origin, host) {
                     return Ok(());
                 }
                 refusal(format!("the request comes from a page of {origin:?}"))
             }
+            (Some(b"cross-site"), None) => refusal("the request comes from another site".to_owned()),
+            (_, None) => Ok(()),
         }
     }
 

@@ -315,7 +315,7 @@ fn base64_with_line_ends_is_classified_in_a_legacy_message() {
             is_fair: false,
         };
         let reply = until("the reply", || {
-            let mut received = runtime.block_on(results.receive(options.clone())).unwrap();
+            let mut received = runtime.block_on(results.receive(options)).unwrap();
             received.pop().map(|delivery| delivery.body)
         });
         let reply: Value = serde_json::from_str(&reply).unwrap();
