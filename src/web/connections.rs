@@ -106,10 +106,26 @@ impl Connections {
             let permit = Arc::clone(&self.refused).try_acquire_owned().ok()?;
             return Some(self.admission(Place::Refused, permit, None));
         };
-        Some(match self.usual_permit().await {
-            Some(permit) => self.admission(Place::Usual, permit, address),
-            None => self.admission(Place::Extra, self.extra_permit().await, address),
-        })
+        let (place, permit) = self.permit().await;
+        Some(self.admission(place, permit, address))
+    }
+
+    /// A usual place, else an extra one. Connections that wait are closed for it, as soon as they may be.
+    async fn permit(&self) -> (Place, OwnedSemaphorePermit) {
+        loop {
+            if let Some(permit) = self.usual_permit().await {
+                return (Place::Usual, permit);
+            }
+            if let Ok(permit) = Arc::clone(&self.extra).try_acquire_owned() {
+                return (Place::Extra, permit);
+            }
+            self.replace_one(true);
+            let extra = tokio::time::timeout(CLOSE_TIMEOUT, Arc::clone(&self.extra).acquire_owned());
+            if let Ok(Ok(permit)) = extra.await {
+                return (Place::Extra, permit);
+            }
+            self.close_waiting();
+        }
     }
 
     fn admission(
@@ -144,14 +160,6 @@ impl Connections {
             return None;
         }
         tokio::time::timeout(CLOSE_TIMEOUT, Arc::clone(&self.permits).acquire_owned()).await.ok()?.ok()
-    }
-
-    async fn extra_permit(&self) -> OwnedSemaphorePermit {
-        if let Ok(permit) = Arc::clone(&self.extra).try_acquire_owned() {
-            return permit;
-        }
-        self.replace_one(true);
-        Arc::clone(&self.extra).acquire_owned().await.expect("never closed; this is a bug")
     }
 
     /// Counts a connection, or a request that a trusted proxy passes on, for its client; None where that is not counted.
