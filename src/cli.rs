@@ -190,18 +190,37 @@ pub struct HttpArgs {
     /// How long `POST /` waits for its answer before it says 504
     #[arg(long, env = "IMGCLS_SYNC_TIMEOUT", default_value = "600s", value_parser = config::duration)]
     pub sync_timeout: Duration,
-    /// Connections at a time
-    #[arg(long, env = "IMGCLS_MAX_CONNECTIONS", default_value_t = 1024, value_parser = positive)]
-    pub max_connections: usize,
-    /// Bytes of uploads held in memory at a time; beyond it clients are told 503 and when to come again
+    /// Connections at a time; beyond it the one that idles longest is closed, and clients are told 503 where none idles
+    /// [default: 1024, or what the limit of open files allows]
+    #[arg(long, env = "IMGCLS_MAX_CONNECTIONS", value_parser = positive)]
+    pub max_connections: Option<usize>,
+    /// Connections of one client address at a time; never applied to this machine's own and to --trusted-proxy
+    #[arg(long, env = "IMGCLS_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 256, value_parser = positive)]
+    pub max_connections_per_address: usize,
+    /// A proxy, or a range of them (10.0.0.0/8), whose X-Forwarded-For tells the client that limits per address count;
+    /// may be given again
+    #[arg(long = "trusted-proxy", env = "IMGCLS_TRUSTED_PROXY", value_delimiter = ',', value_parser = |text: &str| text.parse::<config::Cidr>())]
+    pub trusted_proxies: Vec<config::Cidr>,
+    /// A name that requests may be for, as a reverse proxy passes it on; may be given again. Listening on a loopback
+    /// address, other names than this machine's own are refused (421); elsewhere, once a name is given
+    #[arg(long = "allowed-host", env = "IMGCLS_ALLOWED_HOST", value_delimiter = ',', value_parser = config::host_name)]
+    pub allowed_hosts: Vec<String>,
+    /// Bytes of uploads held in memory at a time, counted as they arrive; beyond it the newest uploads are told 503 and
+    /// when to come again
     #[arg(long, env = "IMGCLS_MAX_BUFFERED_BYTES", default_value = "256MiB", value_parser = config::bytes)]
     pub max_buffered_bytes: u64,
-    /// How long a client may take for its headers, or idle between requests
+    /// How long a client may take for its headers, or idle between requests; 2 s where most connections are taken
     #[arg(long, env = "IMGCLS_IDLE_TIMEOUT", default_value = "60s", value_parser = config::duration)]
     pub idle_timeout: Duration,
-    /// Longest pause between two pieces of an upload
+    /// Longest pause between two pieces of an upload; after 10 s it must also have come at 1 KiB/s on average
     #[arg(long, env = "IMGCLS_BODY_TIMEOUT", default_value = "20s", value_parser = config::duration)]
     pub body_timeout: Duration,
+    /// How long a client may read nothing of its answer, or less than 1 KiB/s, before it is cut off
+    #[arg(long, env = "IMGCLS_WRITE_TIMEOUT", default_value = "20s", value_parser = positive_duration)]
+    pub write_timeout: Duration,
+    /// How long a drain keeps the port open with /readyz at 503, so that a load balancer stops sending first
+    #[arg(long, env = "IMGCLS_DRAIN_DELAY", default_value = "0s", value_parser = config::duration)]
+    pub drain_delay: Duration,
     /// Send images up to this size inside the message too, which saves the worker a read of the store
     #[arg(long, env = "IMGCLS_INLINE_BYTES", default_value = "0", value_parser = config::bytes)]
     pub inline_bytes: u64,
@@ -639,9 +658,14 @@ fn web_config(shared: &SharedArgs, http: &HttpArgs, limits: &LimitArgs, backend:
         job_ttl: http.job_ttl,
         sync_timeout: http.sync_timeout,
         max_connections: http.max_connections,
+        max_connections_per_address: http.max_connections_per_address,
+        trusted_proxies: http.trusted_proxies.clone(),
+        allowed_hosts: http.allowed_hosts.clone(),
         max_buffered_bytes: http.max_buffered_bytes,
         idle_timeout: http.idle_timeout,
         body_timeout: http.body_timeout,
+        write_timeout: http.write_timeout,
+        drain_delay: http.drain_delay,
         inline_bytes: usize::try_from(http.inline_bytes).unwrap_or(usize::MAX),
         max_receive_count: shared.max_receive_count,
         visibility_timeout: shared.visibility_timeout,

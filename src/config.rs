@@ -1,6 +1,7 @@
 //! Validated names, limits and the choice of the backend: what every command shares, without I/O.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -101,6 +102,51 @@ pub fn queue_name(name: &str) -> Result<String, String> {
         Ok(name.to_owned())
     } else {
         Err("a queue name has 1 to 80 letters, digits, `-` or `_`".to_owned())
+    }
+}
+
+/// A range of addresses: `10.0.0.0/8`, or one address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cidr {
+    network: IpAddr,
+    prefix_bits: u8,
+}
+
+impl Cidr {
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let shift = |width: u8| u32::from(width - self.prefix_bits);
+        match (self.network, address) {
+            (IpAddr::V4(network), IpAddr::V4(address)) => {
+                (network.to_bits() ^ address.to_bits()).checked_shr(shift(32)).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(network), IpAddr::V6(address)) => {
+                (network.to_bits() ^ address.to_bits()).checked_shr(shift(128)).unwrap_or(0) == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+impl std::str::FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not a range of addresses such as 10.0.0.0/8 or 192.0.2.7");
+        let (network, bits) = text.split_once('/').map_or((text, None), |(network, bits)| (network, Some(bits)));
+        let network: IpAddr = network.parse().map_err(|_| wrong())?;
+        let width = if network.is_ipv4() { 32 } else { 128 };
+        let prefix_bits = bits.map_or(Ok(width), str::parse::<u8>).map_err(|_| wrong())?;
+        if prefix_bits > width { Err(wrong()) } else { Ok(Cidr { network, prefix_bits }) }
+    }
+}
+
+/// Checks the name of a host, without scheme and port; in lower case.
+pub fn host_name(name: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.' || c == '_';
+    if (1..=253).contains(&name.len()) && name.chars().all(allowed) {
+        Ok(name.trim_end_matches('.').to_ascii_lowercase())
+    } else {
+        Err(format!("{name:?} is not the name of a host such as images.example.com (no scheme, no port)"))
     }
 }
 
@@ -244,6 +290,22 @@ mod tests {
         assert_eq!(data_bytes("1TiB"), Ok(1 << 40));
         assert!(data_bytes("1000").is_err());
         assert!(bytes("MiB").is_err() && bytes("20 parsecs").is_err() && bytes("99999999999GiB").is_err());
+    }
+
+    #[test]
+    fn ranges_of_addresses_contain_what_they_say() {
+        let contains = |range: &str, address: &str| {
+            range.parse::<Cidr>().expect("range of the test").contains(address.parse().expect("address of the test"))
+        };
+        assert!(contains("10.0.0.0/8", "10.255.0.1") && !contains("10.0.0.0/8", "11.0.0.1"));
+        assert!(contains("192.0.2.7", "192.0.2.7") && !contains("192.0.2.7", "192.0.2.8"));
+        assert!(contains("0.0.0.0/0", "255.1.2.3") && !contains("0.0.0.0/0", "::1"));
+        assert!(contains("2001:db8::/32", "2001:db8:1::1") && !contains("2001:db8::/32", "2001:db9::1"));
+        for wrong in ["", "10.0.0.0/33", "::/129", "10.0.0/8", "10.0.0.0/-1", "10.0.0.0/", "localhost"] {
+            assert!(wrong.parse::<Cidr>().is_err(), "{wrong}");
+        }
+        assert_eq!(host_name("Images.Example."), Ok("images.example".to_owned()));
+        assert!(host_name("http://images.example").is_err() && host_name("a:80").is_err() && host_name("").is_err());
     }
 
     #[test]

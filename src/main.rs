@@ -1,12 +1,13 @@
 //! Parse → telemetry → runtime → one match → exit code.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use imgcls::cli::{Cli, Command};
 use imgcls::config::Backend;
 use imgcls::{
-    autoscale, classify, data, loadgen, model, provision, queues, shutdown, simulate, telemetry, tune, up, worker,
+    autoscale, classify, data, loadgen, model, provision, queues, shutdown, simulate, telemetry, tune, up, web, worker,
 };
 use tokio::runtime::Runtime;
 
@@ -37,6 +38,8 @@ fn on_signals() -> std::io::Result<shutdown::CancellationToken> {
     shutdown::on_signals(|| telemetry::flush(std::time::Duration::from_millis(200)))
 }
 
+/// A drain ends within this time, and the delay before it, whatever hangs. What is not finished then is durable.
+const MAX_DRAIN: Duration = Duration::from_secs(10);
 /// Of `provision plan --detailed-exitcode`.
 const CHANGES: u8 = 3;
 
@@ -54,7 +57,8 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             block_on(many_threads()?, async {
                 let config = args.config().await?;
                 let shutdown = on_signals()?;
-                let listener = bind(args.http.listen).await?;
+                shutdown::end_within(&shutdown, args.http.drain_delay + MAX_DRAIN);
+                let listener = bind(args.http.listen)?;
                 traced("imgcls-web", up::run(listener, config, shutdown)).await
             })?;
             Ok(ExitCode::SUCCESS)
@@ -67,7 +71,8 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 let retention = args.retention.config(backend.clone(), names.clone());
                 let config = args.config(backend, names)?;
                 let shutdown = on_signals()?;
-                let listener = bind(args.http.listen).await?;
+                shutdown::end_within(&shutdown, args.http.drain_delay + MAX_DRAIN);
+                let listener = bind(args.http.listen)?;
                 traced("imgcls-web", up::serve_web(listener, config, retention, None, shutdown)).await
             })?;
             Ok(ExitCode::SUCCESS)
@@ -147,9 +152,8 @@ async fn traced(service: &'static str, tier: impl Future<Output = anyhow::Result
     outcome
 }
 
-async fn bind(address: std::net::SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
-    tokio::net::TcpListener::bind(address)
-        .await
+fn bind(address: std::net::SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
+    web::listen(address)
         .with_context(|| format!("cannot listen on {address}; stop what listens there or choose another --listen"))
 }
 

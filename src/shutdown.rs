@@ -1,5 +1,7 @@
 //! How a process ends: the first SIGTERM or SIGINT drains, the second ends it at once.
 
+use std::time::Duration;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 pub use tokio_util::sync::CancellationToken;
 
@@ -28,6 +30,28 @@ pub fn on_signals(before_exit: fn()) -> std::io::Result<CancellationToken> {
         std::process::exit(EXIT_INTERRUPTED);
     });
     Ok(token)
+}
+
+/// Ends the process, with the exit code of success, where a drain takes longer than `limit`: a disk that hangs or a lock
+/// that another process holds must not keep a service from stopping. For processes whose work is durable at any moment.
+pub fn end_within(shutdown: &CancellationToken, limit: Duration) {
+    let shutdown = shutdown.clone();
+    // Lives as long as the process, which it may end; nothing waits for it.
+    tokio::spawn(async move {
+        shutdown.cancelled().await;
+        // A thread of its own: whatever hangs may hold those of the runtime.
+        let watch = move || {
+            std::thread::sleep(limit);
+            tracing::warn!(
+                limit_seconds = limit.as_secs_f64(),
+                "the drain takes too long; ending without its last steps"
+            );
+            std::process::exit(0);
+        };
+        if let Err(error) = std::thread::Builder::new().name("drain-limit".to_owned()).spawn(watch) {
+            tracing::warn!(%error, "the time of the drain is not limited");
+        }
+    });
 }
 
 async fn first_of(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {

@@ -34,8 +34,9 @@ use crate::queue::{Queue, ReceivingProcess};
 use crate::shutdown::CancellationToken;
 
 /// How long a worker that was asked to end may take, before it is killed. What it had not finished comes again after
-/// its visibility timeout.
-pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// its visibility timeout. A worker takes 5 s and a moment to release the rest; with the 4 s of the web tier before it,
+/// `up` ends within ten.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_millis(5_500);
 /// How long a worker may load and warm up its model.
 const START_TIMEOUT: Duration = Duration::from_mins(2);
 /// How long it is tried to release what a dead worker held, before the next one is started.

@@ -87,6 +87,17 @@ impl super::SeedRequest {
     }
 }
 
+/// White space is skipped: many encoders break lines (the `base64` of coreutils, MIME encoders), and the decoder of the
+/// legacy system takes that.
 fn decode_base64(data: &str) -> Result<Vec<u8>, String> {
-    STANDARD.decode(data).map_err(|error| format!("image_data is not base64: {error}"))
+    let decode = |data: &[u8]| STANDARD.decode(data).map_err(|error| format!("image_data is not base64: {error}"));
+    if !data.bytes().any(is_white_space) {
+        return decode(data.as_bytes());
+    }
+    let without_white_space: Vec<u8> = data.bytes().filter(|byte| !is_white_space(*byte)).collect();
+    decode(&without_white_space)
+}
+
+fn is_white_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | 0x0b | 0x0c)
 }

@@ -23,7 +23,7 @@ pub fn render(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRef) 
     let Names { request_queue, result_queue, input_bucket, output_bucket } = &settings.names;
     let (command, capability) = match tier {
         Tier::Worker => ("worker --admin-listen 127.0.0.1:9090", ""),
-        Tier::Web => ("serve-web --listen 0.0.0.0:80", "CAP_NET_BIND_SERVICE"),
+        Tier::Web => ("serve-web --listen 0.0.0.0:80 --drain-delay 5s", "CAP_NET_BIND_SERVICE"),
     };
     let suffix = if site.region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
     let service = |service: &str| match &site.endpoint_url {

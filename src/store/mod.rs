@@ -6,6 +6,7 @@
 //! - A get after a put sees it, in every process.
 //! - Of several puts with `if_none_match`, exactly one returns [`Put::Created`].
 
+mod reader;
 mod s3;
 mod segments;
 mod space;
@@ -18,6 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::join_all;
 
+pub use reader::ObjectReader;
 pub use s3::S3Store;
 pub use space::{Admitted, Measuring, NoSpace, Space, SpaceState};
 pub use sqlite::{Candidate, Deleted, Kind, LocalData, Page, Position, SqliteStore, Swept, Totals, Usage, Walk};
@@ -80,6 +82,12 @@ pub trait ObjectStore: Send + Sync {
     /// [`StoreError::TooLarge`] before reading more than `max_bytes`; [`StoreError::Damaged`] instead of other bytes than
     /// those that were put.
     async fn get(&self, key: &str, max_bytes: u64) -> Result<Option<Bytes>, StoreError>;
+    /// Opens an object to read it in pieces, so that a slow reader holds a piece and not the whole. None where there is
+    /// no such object. One that is replaced or deleted meanwhile may end the reading with an error.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLarge`] where it has more than `max_bytes`.
+    async fn read(&self, key: &str, max_bytes: u64) -> Result<Option<ObjectReader>, StoreError>;
     /// Size and time of an object, without its bytes.
     async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StoreError>;
     /// An object that is not there is deleted already.

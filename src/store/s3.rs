@@ -19,8 +19,9 @@ use aws_sdk_s3::operation::create_bucket::CreateBucketError;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{BucketLocationConstraint, CreateBucketConfiguration, PublicAccessBlockConfiguration};
 use bytes::Bytes;
+use futures::stream::{self, StreamExt as _};
 
-use super::{ObjectInfo, ObjectStore, Put, PutOptions, StoreError, check_key_length};
+use super::{ObjectInfo, ObjectReader, ObjectStore, Put, PutOptions, StoreError, check_key_length};
 use crate::aws::{Aws, Fault, jittered};
 
 /// The slowest line that is borne: 4 Mbit/s. A large body may take longer than a call without one, but a small one
@@ -159,8 +160,28 @@ impl S3Store {
     }
 
     fn broken_off(&self, reason: &dyn std::fmt::Display) -> StoreError {
-        StoreError::Unavailable { bucket: self.bucket.clone(), reason: format!("s3:GetObject broke off: {reason}") }
+        broken_off(&self.bucket, reason)
     }
+
+    /// Size and body of an object of at most `max_bytes`.
+    async fn open_body(&self, key: &str, max_bytes: u64) -> Result<Option<(u64, ByteStream)>, StoreError> {
+        self.check_key(key)?;
+        let found = match self.client.get_object().bucket(&self.bucket).key(key).send().await {
+            Ok(found) => found,
+            Err(error) if is_missing(&error) => return Ok(None),
+            Err(error) => return Err(self.fault("s3:GetObject", &error)),
+        };
+        // Every answer of S3 says its length; one that does not is not read.
+        let size = found.content_length.and_then(|length| u64::try_from(length).ok()).unwrap_or(u64::MAX);
+        if size > max_bytes {
+            return Err(StoreError::TooLarge { key: key.to_owned(), size, limit: max_bytes });
+        }
+        Ok(Some((size, found.body)))
+    }
+}
+
+fn broken_off(bucket: &str, reason: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Unavailable { bucket: bucket.to_owned(), reason: format!("s3:GetObject broke off: {reason}") }
 }
 
 /// How one try of a put ended.
@@ -190,22 +211,32 @@ impl ObjectStore for S3Store {
     }
 
     async fn get(&self, key: &str, max_bytes: u64) -> Result<Option<Bytes>, StoreError> {
-        self.check_key(key)?;
-        let found = match self.client.get_object().bucket(&self.bucket).key(key).send().await {
-            Ok(found) => found,
-            Err(error) if is_missing(&error) => return Ok(None),
-            Err(error) => return Err(self.fault("s3:GetObject", &error)),
-        };
-        // Every answer of S3 says its length; one that does not is not read.
-        let size = found.content_length.and_then(|length| u64::try_from(length).ok()).unwrap_or(u64::MAX);
-        if size > max_bytes {
-            return Err(StoreError::TooLarge { key: key.to_owned(), size, limit: max_bytes });
-        }
-        match tokio::time::timeout(LEAST_BODY_TIMEOUT + time_for(size), found.body.collect()).await {
+        let Some((size, body)) = self.open_body(key, max_bytes).await? else { return Ok(None) };
+        match tokio::time::timeout(LEAST_BODY_TIMEOUT + time_for(size), body.collect()).await {
             Ok(Ok(body)) => Ok(Some(body.into_bytes())),
             Ok(Err(error)) => Err(self.broken_off(&error)),
             Err(_) => Err(self.broken_off(&"it took too long")),
         }
+    }
+
+    /// Whatever the reader's pace: what is not asked for yet stays at S3, or in the buffers of the connection to it.
+    async fn read(&self, key: &str, max_bytes: u64) -> Result<Option<ObjectReader>, StoreError> {
+        let Some((size, body)) = self.open_body(key, max_bytes).await? else { return Ok(None) };
+        let bucket = self.bucket.clone();
+        let pieces = stream::unfold(Some(body), move |body| {
+            let bucket = bucket.clone();
+            async move {
+                let mut body = body?;
+                let error = match tokio::time::timeout(LEAST_BODY_TIMEOUT, body.next()).await {
+                    Ok(Some(Ok(piece))) => return Some((Ok(piece), Some(body))),
+                    Ok(Some(Err(error))) => broken_off(&bucket, &error),
+                    Ok(None) => return None,
+                    Err(_) => broken_off(&bucket, &"it took too long"),
+                };
+                Some((Err(error), None))
+            }
+        });
+        Ok(Some(ObjectReader::new(size, pieces.boxed())))
     }
 
     async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StoreError> {

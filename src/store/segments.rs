@@ -19,12 +19,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::stream::{self, BoxStream, StreamExt as _};
 use rustix::buffer::spare_capacity;
 use rustix::fs::{FallocateFlags, FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use super::StoreError;
+use super::reader::MAX_PIECE_BYTES;
 use crate::sqlite::{self, Fault};
 
 const DIRECTORY: &str = "objects";
@@ -187,6 +190,20 @@ impl Segments {
     /// As [`Segments::read`], beside the thread of the file.
     pub async fn read_aside(self: &Arc<Self>, place: Place) -> Result<Option<Bytes>, Fault> {
         self.blocking(move |segments| segments.read(&place)).await
+    }
+
+    /// As [`Segments::read_aside`], in pieces. The last one is withheld unless the checksum of all of them is right.
+    pub fn pieces(
+        self: &Arc<Self>,
+        place: Place,
+        error: impl Fn(Fault) -> StoreError + Send + 'static,
+    ) -> BoxStream<'static, Result<Bytes, StoreError>> {
+        let pieces = Pieces { segments: Arc::clone(self), place, read_bytes: 0, checksum: crc32fast::Hasher::new() };
+        let next = |mut pieces: Pieces| async {
+            let next = pieces.next().await.transpose()?;
+            Some((next, pieces))
+        };
+        stream::unfold(pieces, next).map(move |piece| piece.map_err(&error)).boxed()
     }
 
     /// Frees the space of bodies that nothing names any more, where the file system can.
@@ -404,6 +421,43 @@ fn joined(mut extents: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
         }
     }
     joined
+}
+
+/// A body that is being read from its beginning.
+struct Pieces {
+    segments: Arc<Segments>,
+    place: Place,
+    read_bytes: u64,
+    checksum: crc32fast::Hasher,
+}
+
+impl Pieces {
+    /// None at the end, which an error is too.
+    async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
+        let left = self.place.size_bytes - self.read_bytes;
+        if left == 0 {
+            return Ok(None);
+        }
+        let offset = self.place.offset + self.read_bytes;
+        let piece = Place { offset, size_bytes: left.min(MAX_PIECE_BYTES), ..self.place.clone() };
+        // Whatever happens now, nothing follows it unless it is read.
+        self.read_bytes = self.place.size_bytes;
+        let bytes = self.segments.blocking(move |segments| {
+            let read = segments.reader(&piece.segment).and_then(|file| read_at(&file, &piece));
+            read.map(Bytes::from).map_err(|error| fault(&segments.directory.join(&piece.segment), &error))
+        });
+        let bytes = bytes.await?;
+        self.checksum.update(&bytes);
+        self.read_bytes = self.place.size_bytes - left + bytes.len() as u64;
+        if self.read_bytes == self.place.size_bytes && self.checksum.clone().finalize() != self.place.checksum {
+            let Place { segment, offset, size_bytes, .. } = &self.place;
+            return Err(Fault::Unavailable(format!(
+                "the {size_bytes} bytes at {offset} of {segment} are not those of the object that is read: it was \
+                 replaced or deleted meanwhile, or the disk is damaged"
+            )));
+        }
+        Ok(Some(bytes))
+    }
 }
 
 /// Into memory that nobody has cleared first: that would take as long as the reading.

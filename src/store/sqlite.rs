@@ -20,7 +20,7 @@ use rusqlite::{OptionalExtension as _, Row, params};
 pub use self::retention::{Candidate, Deleted, Kind, LocalData, Page, Position, Swept, Totals, Usage, Walk};
 
 use super::segments::{Appended, Place, Segments};
-use super::{ObjectInfo, ObjectStore, Put, PutOptions, StoreError, check_key_length};
+use super::{ObjectInfo, ObjectReader, ObjectStore, Put, PutOptions, StoreError, check_key_length};
 use crate::config;
 use crate::sqlite::{self, Database, Durability, Fault, Session};
 
@@ -235,6 +235,20 @@ impl ObjectStore for SqliteStore {
                     unread = Some(place);
                 }
             }
+        }
+    }
+
+    async fn read(&self, key: &str, max_bytes: u64) -> Result<Option<ObjectReader>, StoreError> {
+        match self.find(key, max_bytes).await? {
+            Some(Found::At(place)) if place.size_bytes > MAX_BYTES_IN_LINE as u64 => {
+                let bucket = Arc::clone(&self.bucket);
+                let pieces = self.segments.pieces(place.clone(), move |fault| named(&bucket, fault));
+                Ok(Some(ObjectReader::new(place.size_bytes, pieces)))
+            }
+            // A small one that is not where it was: `get` looks again.
+            Some(Found::At(_)) => Ok(self.get(key, max_bytes).await?.map(ObjectReader::whole)),
+            None => Ok(None),
+            Some(Found::Body(body)) => Ok(Some(ObjectReader::whole(body))),
         }
     }
 

@@ -28,7 +28,8 @@ fn asset(content_type: &'static str, body: &'static str) -> impl IntoResponse {
         (header::CONTENT_TYPE, content_type),
         (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::REFERRER_POLICY, "no-referrer"),
+        // With `no-referrer` a form of the page itself would be sent with `Origin: null`, as by another site.
+        (header::REFERRER_POLICY, "same-origin"),
         // The page changes with the binary and has no version in its addresses.
         (header::CACHE_CONTROL, "no-cache"),
     ];

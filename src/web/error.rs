@@ -18,6 +18,10 @@ pub struct Problem {
     pub id: Option<Uuid>,
     /// When to come again.
     pub retry_after_seconds: Option<u32>,
+    /// The codings of a body that are taken, where it came in another one.
+    pub accept_encoding: Option<&'static str>,
+    /// Whether the connection ends with this answer.
+    pub closes_connection: bool,
 }
 
 #[derive(Serialize)]
@@ -32,7 +36,16 @@ struct Body<'a> {
 
 impl Problem {
     fn new(status: StatusCode, kind: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
-        Problem { status, kind, title, detail: detail.into(), id: None, retry_after_seconds: None }
+        Problem {
+            status,
+            kind,
+            title,
+            detail: detail.into(),
+            id: None,
+            retry_after_seconds: None,
+            accept_encoding: None,
+            closes_connection: false,
+        }
     }
 
     pub fn malformed(detail: impl Into<String>) -> Self {
@@ -80,6 +93,35 @@ impl Problem {
 
     pub fn unsupported_type(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-type", "Not an image type that is taken", detail)
+    }
+
+    pub fn unsupported_coding(coding: &str) -> Self {
+        let detail = format!("the Content-Encoding {coding:?} is not taken; send the body as it is, or with gzip");
+        let title = "Not a coding that is taken";
+        let problem = Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-coding", title, detail);
+        Problem { accept_encoding: Some("gzip"), ..problem }
+    }
+
+    /// The request names a host that this server does not answer for (RFC 9110, 15.5.20).
+    pub fn misdirected(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", "This server is not that host", detail)
+    }
+
+    pub fn cross_site(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::FORBIDDEN, "cross-site", "Another site may not send this", detail)
+    }
+
+    /// A request that the HTTP library refused before any handler saw it; the connection ends with it.
+    pub fn of_connection(status: StatusCode) -> Self {
+        let (kind, title, detail) = match status {
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+                let detail = "the head of the request has more than 100 headers or 64 KiB; send fewer or shorter ones";
+                ("head-too-large", "The head of the request is too large", detail)
+            }
+            StatusCode::URI_TOO_LONG => ("address-too-long", "The address is too long", "send a shorter address"),
+            _ => ("malformed", "The request is malformed", "what came is not a valid HTTP/1.1 request"),
+        };
+        Problem { closes_connection: true, ..Problem::new(status, kind, title, detail) }
     }
 
     pub fn full(detail: impl Into<String>) -> Self {
@@ -165,8 +207,9 @@ impl std::fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+impl Problem {
+    /// The body of the answer.
+    pub fn to_json(&self) -> String {
         let body = Body {
             r#type: format!("urn:imgcls:problem:{}", self.kind),
             title: self.title,
@@ -174,10 +217,22 @@ impl IntoResponse for Problem {
             detail: &self.detail,
             id: self.id,
         };
-        let json = serde_json::to_string(&body).expect("strings and numbers; this is a bug");
+        serde_json::to_string(&body).expect("strings and numbers; this is a bug")
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let json = self.to_json();
         let mut response = (self.status, [(header::CONTENT_TYPE, "application/problem+json")], json).into_response();
         if let Some(seconds) = self.retry_after_seconds {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(codings) = self.accept_encoding {
+            response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static(codings));
+        }
+        if self.closes_connection {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }

@@ -19,7 +19,7 @@ use super::upload::Upload;
 use crate::clock;
 use crate::protocol::{self, ClassifyRequest, SeedRequest, WIRE_VERSION};
 use crate::queue::{self, Outgoing, Queue, QueueError};
-use crate::store::{NoSpace, ObjectStore, PutOptions, Space, StoreError};
+use crate::store::{NoSpace, ObjectReader, ObjectStore, PutOptions, Space, StoreError};
 
 /// When a waiter looks in the store first, in case its reply was lost; then with back-off.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
@@ -121,7 +121,7 @@ impl Jobs {
     pub async fn submit(&self, upload: Upload, wishes: Wishes) -> Result<Uuid, Problem> {
         let id = clock::new_id();
         self.accept(id, &upload, &wishes, Duration::ZERO).await?;
-        count(&upload);
+        count(upload.bytes.len());
         Ok(id)
     }
 
@@ -130,7 +130,12 @@ impl Jobs {
     pub async fn classify(&self, upload: Upload, wishes: Wishes, patience: Duration) -> Result<Classified, Problem> {
         let id = clock::new_id();
         let waiter = self.pending.wait_for(id);
-        let mut accepting = pin!(self.accept(id, &upload, &wishes, SHARED_SYNC.min(patience)));
+        let image_bytes = upload.bytes.len();
+        let mut accepting = pin!(async {
+            // Its memory is given back to other uploads once the image is stored, not when the answer is there.
+            let upload = upload;
+            self.accept(id, &upload, &wishes, SHARED_SYNC.min(patience)).await
+        });
         let mut waiting = pin!(self.wait(waiter, patience));
         let ended = tokio::select! {
             biased;
@@ -145,7 +150,7 @@ impl Jobs {
                 waiting.await
             }
         };
-        count(&upload);
+        count(image_bytes);
         Ok(Classified { id, result: ended })
     }
 
@@ -349,9 +354,9 @@ impl Jobs {
         }
     }
 
-    /// The image of a job, as it was uploaded.
-    pub async fn image(&self, id: Uuid, max_bytes: u64) -> Result<Option<Bytes>, Problem> {
-        self.input.get(&protocol::image_key(id), max_bytes).await.map_err(|error| store_problem(&error))
+    /// The image of a job, as it was uploaded, to be read in pieces.
+    pub async fn image(&self, id: Uuid, max_bytes: u64) -> Result<Option<ObjectReader>, Problem> {
+        self.input.read(&protocol::image_key(id), max_bytes).await.map_err(|error| store_problem(&error))
     }
 
     /// Why there is no image of that id.
@@ -380,9 +385,9 @@ impl Jobs {
     }
 }
 
-fn count(upload: &Upload) {
+fn count(image_bytes: usize) {
     METRICS.accepted.inc();
-    METRICS.upload_bytes.inc_by(upload.bytes.len() as u64);
+    METRICS.upload_bytes.inc_by(image_bytes as u64);
 }
 
 /// Counts a waiter down, however it leaves.
@@ -399,7 +404,7 @@ fn no_space(full: &NoSpace) -> Problem {
     Problem::no_space(full.to_string())
 }
 
-fn store_problem(error: &StoreError) -> Problem {
+pub fn store_problem(error: &StoreError) -> Problem {
     if let StoreError::Damaged { key, .. } = error {
         tracing::error!(%error, "store");
         return Problem::damaged(key);

@@ -12,9 +12,12 @@ pub struct Metrics {
     pub request_seconds: HistogramVec,
     pub accepted: IntCounter,
     pub upload_bytes: IntCounter,
+    pub upload_memory: IntGauge,
+    pub read_memory: IntGauge,
     pub replies: IntCounterVec,
     pub waiting: IntGauge,
     pub connections: IntGauge,
+    pub closed: IntCounterVec,
     stages: HistogramVec,
 }
 
@@ -41,10 +44,23 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         accepted: register_int_counter!("imgcls_web_accepted_total", "Images accepted").expect(registered),
         upload_bytes: register_int_counter!("imgcls_web_upload_bytes_total", "Bytes of accepted images")
             .expect(registered),
+        upload_memory: register_int_gauge!(
+            "imgcls_web_upload_memory_bytes",
+            "Memory that uploads take of --max-buffered-bytes"
+        )
+        .expect(registered),
+        read_memory: register_int_gauge!("imgcls_web_read_memory_bytes", "Memory for images that are being sent")
+            .expect(registered),
         replies: register_int_counter_vec!("imgcls_web_replies_total", "Replies from workers", &["outcome"])
             .expect(registered),
         waiting: register_int_gauge!("imgcls_web_waiting", "Jobs that a caller waits for").expect(registered),
         connections: register_int_gauge!("imgcls_web_connections", "Open connections").expect(registered),
+        closed: register_int_counter_vec!(
+            "imgcls_web_connections_closed_total",
+            "Connections that were closed on purpose, by reason",
+            &["reason"]
+        )
+        .expect(registered),
         stages: register_histogram_vec!("imgcls_web_stage_seconds", "Seconds in a stage of a job", &["stage"], seconds)
             .expect(registered),
     }

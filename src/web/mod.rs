@@ -1,13 +1,21 @@
 //! The web tier: HTTP in, answers out.
 //!
-//! A request's way: [`serve`] (connection) → [`routes`] (address) → [`upload`] (bytes) → [`jobs`] (store, queue, wait)
-//! ← [`replies`] (the reply queue) through [`pending`] (who waits for which id). [`results`] reads and writes the ends of
-//! jobs, [`error`] says every refusal.
+//! A request's way: [`serve`] (connection) → [`gate`] (may it come in) → [`routes`] (address) → [`upload`] (bytes) →
+//! [`jobs`] (store, queue, wait) ← [`replies`] (the reply queue) through [`pending`] (who waits for which id). [`results`]
+//! reads and writes the ends of jobs, [`error`] says every refusal.
+//!
+//! What one client takes is bounded: [`connections`] by number, [`budget`] by memory, [`stream`] and [`upload`] by time.
 //!
 //! Nothing here remembers a job: any web process answers for any id, from the stores alone.
 
 mod assets;
+mod budget;
+mod connections;
+mod descriptors;
 mod error;
+mod forms;
+mod gate;
+mod gzip;
 mod jobs;
 mod metrics;
 mod pending;
@@ -16,6 +24,7 @@ mod replies;
 mod results;
 mod routes;
 mod serve;
+mod stream;
 mod upload;
 
 use std::sync::Arc;
@@ -26,8 +35,12 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::budget::Budget;
+use self::connections::Connections;
+use self::gate::Gate;
 pub use self::jobs::Wire;
 use self::jobs::{Jobs, MessageLimit};
+use self::metrics::METRICS;
 use self::pending::Pending;
 use self::readiness::Readiness;
 use self::replies::Replies;
@@ -35,8 +48,9 @@ pub use self::replies::ResultQueueMode;
 use self::results::Results;
 use self::routes::Site;
 use self::serve::ServeRules;
-use self::upload::{Budget, UploadRules};
-use crate::config::{Backend, Limits, Names};
+pub use self::serve::listen;
+use self::upload::UploadRules;
+use crate::config::{Backend, Cidr, Limits, Names};
 use crate::queue::{self, ServiceQueues};
 use crate::store::{self, Space};
 
@@ -44,6 +58,10 @@ use crate::store::{self, Space};
 const WAIT_AT_DRAIN: Duration = Duration::from_secs(3);
 /// And then, how long connections may take to carry that away.
 const CUT_OFF_AFTER: Duration = Duration::from_secs(1);
+/// How long the end of a drain may take, after all connections have ended: the reply queue is deleted.
+const LAST_STEPS_TIMEOUT: Duration = Duration::from_secs(4);
+/// Memory for images that are sent to those who ask for them.
+const IMAGE_READ_BYTES: u64 = 64 << 20;
 /// A message is never kept by the queue to the very end of its retention.
 const RETENTION_MARGIN: Duration = Duration::from_secs(60);
 
@@ -60,14 +78,25 @@ pub struct Config {
     pub job_ttl: Duration,
     /// How long `POST /` waits for its answer.
     pub sync_timeout: Duration,
-    /// Connections at a time; more wait in the listen queue.
-    pub max_connections: usize,
+    /// Connections at a time; more are told so, or replace one that idles. None: 1024, or what the limit of open files
+    /// allows.
+    pub max_connections: Option<usize>,
+    /// Connections of one client at a time, except from this machine and from `trusted_proxies`.
+    pub max_connections_per_address: usize,
+    /// Whose `X-Forwarded-For` tells the client.
+    pub trusted_proxies: Vec<Cidr>,
+    /// Names that requests may be for, beside addresses and names of this machine.
+    pub allowed_hosts: Vec<String>,
     /// Bytes of image bodies held at a time; more are answered 503.
     pub max_buffered_bytes: u64,
     /// How long a client may take for its headers or idle between requests.
     pub idle_timeout: Duration,
     /// Longest pause between two pieces of a body.
     pub body_timeout: Duration,
+    /// How long a client may take none of its answer.
+    pub write_timeout: Duration,
+    /// How long the port stays open once a drain has begun, so that a load balancer sees it.
+    pub drain_delay: Duration,
     /// Images up to this size also travel inside the message.
     pub inline_bytes: usize,
     pub max_receive_count: u32,
@@ -89,6 +118,10 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     keep_freed_memory();
+    // On AWS a request also holds a connection to S3 or SQS.
+    let files_each = if matches!(config.backend, Backend::Aws { .. }) { 2 } else { 1 };
+    let max_connections = descriptors::max_connections(config.max_connections, descriptors::raise_limit(), files_each);
+    let address = listener.local_addr()?;
     let queues = queue::open(&config.backend).await?;
     let names = &config.names;
     let service =
@@ -109,6 +142,16 @@ pub async fn run(
     );
     let replies = Arc::new(replies.await.context("no reply queue")?);
     let give_up = CancellationToken::new();
+    let uploads = UploadRules {
+        max_upload_bytes: config.limits.max_upload_bytes,
+        body_timeout: config.body_timeout,
+        budget: Budget::new(config.max_buffered_bytes, METRICS.upload_memory.clone()),
+    };
+    let gate = Gate {
+        is_loopback: address.ip().to_canonical().is_loopback(),
+        allowed_hosts: config.allowed_hosts,
+        uploads: uploads.clone(),
+    };
     let site = Site {
         jobs: Jobs {
             wire: config.wire,
@@ -123,11 +166,8 @@ pub async fn run(
             give_up: give_up.clone(),
             space: config.space.clone(),
         },
-        uploads: UploadRules {
-            max_upload_bytes: config.limits.max_upload_bytes,
-            body_timeout: config.body_timeout,
-            budget: Budget::new(config.max_buffered_bytes),
-        },
+        uploads,
+        image_reads: Budget::new(IMAGE_READ_BYTES, METRICS.read_memory.clone()),
         sync_timeout: config.sync_timeout,
         readiness: Readiness {
             requests: service.requests,
@@ -138,28 +178,37 @@ pub async fn run(
             shutdown: shutdown.clone(),
         },
     };
-    let rules = ServeRules { max_connections: config.max_connections, idle_timeout: config.idle_timeout };
+    let connections = Connections::new(max_connections, config.max_connections_per_address, config.trusted_proxies);
+    let rules = ServeRules { idle_timeout: config.idle_timeout, write_timeout: config.write_timeout };
     let stop_replies = CancellationToken::new();
     let receiving = tokio::spawn(Arc::clone(&replies).run(stop_replies.clone()));
-    tracing::info!(address = %listener.local_addr()?, replies = replies.reply_to(), "web tier listens");
+    tracing::info!(%address, replies = replies.reply_to(), max_connections, "web tier listens");
 
-    let serving = serve::serve(listener, routes::router(Arc::new(site)), rules, shutdown.clone());
-    let patience = async {
+    let stop = CancellationToken::new();
+    let router = routes::router(Arc::new(site), Arc::new(gate));
+    let serving = serve::serve(listener, router, rules, Arc::new(connections), stop.clone());
+    let drain = async {
         shutdown.cancelled().await;
+        // `/readyz` says so from now on.
+        tokio::time::sleep(config.drain_delay).await;
+        stop.cancel();
         tokio::time::sleep(WAIT_AT_DRAIN).await;
         give_up.cancel();
         tokio::time::sleep(CUT_OFF_AFTER).await;
     };
     let failure = tokio::select! {
         () = serving => None,
-        () = patience => {
+        () = drain => {
             tracing::warn!("not drained in time; open connections are cut off");
             None
         }
         failure = broken.failure() => Some(failure),
     };
     stop_replies.cancel();
-    receiving.await.context("the reply loop ended early")?;
+    match tokio::time::timeout(LAST_STEPS_TIMEOUT, receiving).await {
+        Ok(ended) => ended.context("the reply loop ended early")?,
+        Err(_) => tracing::warn!("the reply queue was not let go in time; it is swept within two hours"),
+    }
     failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))
 }
 

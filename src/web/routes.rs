@@ -1,26 +1,33 @@
 //! Addresses and their answers.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::{MatchedPath, Path, Query, Request, State as Shared};
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{FromRequestParts, MatchedPath, Path, Request, State as Shared};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use bytes::Bytes;
+use futures::stream;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::assets;
+use super::budget::Budget;
 use super::error::Problem;
-use super::jobs::{Classified, Jobs, State, Wishes};
+use super::gate::{self, Gate};
+use super::jobs::{self, Classified, Jobs, State, Wishes};
 use super::metrics::METRICS;
 use super::readiness::Readiness;
-use super::upload::{self, UploadRules};
+use super::upload::{self, PathName, UploadRules};
 use crate::protocol::{self, ClassifyResult, Status};
 use crate::telemetry::trace::{Side, Span, TRACEPARENT};
 use crate::{config, model, telemetry};
@@ -33,19 +40,26 @@ const LARGEST_TOP_K: u32 = 1000;
 pub struct Site {
     pub jobs: Jobs,
     pub uploads: UploadRules,
+    /// What images that are being sent take of memory.
+    pub image_reads: Budget,
     pub sync_timeout: Duration,
     pub readiness: Readiness,
 }
 
-pub fn router(site: Arc<Site>) -> Router {
+/// Of one image that is being sent: a piece that is read, and what the connection has buffered.
+const IMAGE_READ_BYTES: u64 = 256 << 10;
+
+pub fn router(site: Arc<Site>, gate: Arc<Gate>) -> Router {
     Router::new()
         .route("/", get(assets::index).post(classify_original))
         .route("/assets/app.css", get(assets::stylesheet))
         .route("/assets/app.js", get(assets::script))
         .route("/favicon.svg", get(assets::icon))
         .route("/favicon.ico", get(assets::icon))
-        .route("/v1/classify", post(classify))
-        .route("/v1/jobs", post(create_job))
+        // PUT is what `curl -T FILE` sends; it appends the file's name to an address that ends with a slash.
+        .route("/v1/classify", post(classify).put(classify))
+        .route("/v1/classify/{name}", put(classify_named))
+        .route("/v1/jobs", post(create_job).put(create_job))
         .route("/v1/jobs/{id}", get(job))
         .route("/v1/jobs/{id}/image", get(job_image))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -53,18 +67,46 @@ pub fn router(site: Arc<Site>) -> Router {
         .route("/metrics", get(metrics))
         .fallback(|request: Request| async move { Problem::no_such_page(request.uri().path()) })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
+        .layer(middleware::from_fn_with_state(gate, gate::pass))
         .layer(middleware::from_fn(measure))
         .with_state(site)
 }
 
-/// `?wait=` and `?top_k=`, still text: what is wrong with them is said in our words.
-#[derive(Debug, Default, Deserialize)]
+/// `?wait=` and `?top_k=`, still text: what is wrong with them is said in our words. Other parameters mean nothing.
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Asked {
     wait: Option<String>,
     top_k: Option<String>,
 }
 
+impl<S: Sync> FromRequestParts<S> for Asked {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
+        Asked::read(parts.uri.query().unwrap_or_default())
+    }
+}
+
 impl Asked {
+    fn read(query: &str) -> Result<Asked, Problem> {
+        let mut asked = Asked::default();
+        for pair in query.split('&') {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let parameter = match query_text(name).as_deref() {
+                Some("wait") => &mut asked.wait,
+                Some("top_k") => &mut asked.top_k,
+                _ => continue,
+            };
+            let Some(value) = query_text(value) else {
+                return Err(Problem::malformed(format!("{name}={value} is not UTF-8")));
+            };
+            if parameter.replace(value).is_some() {
+                return Err(Problem::malformed(format!("the query names {name} twice; give it once")));
+            }
+        }
+        Ok(asked)
+    }
+
     fn wait(&self, default: Duration) -> Result<Duration, Problem> {
         let Some(text) = &self.wait else { return Ok(default) };
         config::duration(text).ok().filter(|wait| *wait <= LONGEST_WAIT).ok_or_else(|| {
@@ -86,6 +128,12 @@ impl Asked {
     }
 }
 
+/// As forms write it: `+` is a space.
+fn query_text(text: &str) -> Option<String> {
+    let text = text.replace('+', " ");
+    percent_encoding::percent_decode_str(&text).decode_utf8().ok().map(Cow::into_owned)
+}
+
 /// `POST /`: the original's form. Waits; plain text unless JSON is asked for.
 async fn classify_original(Shared(site): Shared<Arc<Site>>, request: Request) -> Result<Response, Problem> {
     let wants_json = accepts_json(request.headers());
@@ -105,11 +153,7 @@ async fn classify_original(Shared(site): Shared<Arc<Site>>, request: Request) ->
 }
 
 /// `POST /v1/classify`: waits for the result, or says where to ask for it.
-async fn classify(
-    Shared(site): Shared<Arc<Site>>,
-    Query(asked): Query<Asked>,
-    request: Request,
-) -> Result<Response, Problem> {
+async fn classify(Shared(site): Shared<Arc<Site>>, asked: Asked, request: Request) -> Result<Response, Problem> {
     let wait = asked.wait(DEFAULT_WAIT)?;
     let wishes = asked.wishes(request.headers())?;
     let upload = upload::receive(request, &site.uploads).await?;
@@ -123,30 +167,33 @@ async fn classify(
     Err(Problem::of_result(&parse(&text)?))
 }
 
+/// `PUT /v1/classify/{name}`.
+async fn classify_named(
+    site: Shared<Arc<Site>>,
+    asked: Asked,
+    name: Result<Path<String>, PathRejection>,
+    mut request: Request,
+) -> Result<Response, Problem> {
+    let Path(name) = name.map_err(|_| Problem::malformed("the file name in the address is not UTF-8"))?;
+    request.extensions_mut().insert(PathName(name));
+    classify(site, asked, request).await
+}
+
 #[derive(Deserialize)]
 struct Ended {
     status: Status,
 }
 
 /// `POST /v1/jobs`: accepts and does not wait.
-async fn create_job(
-    Shared(site): Shared<Arc<Site>>,
-    Query(asked): Query<Asked>,
-    request: Request,
-) -> Result<Response, Problem> {
+async fn create_job(Shared(site): Shared<Arc<Site>>, asked: Asked, request: Request) -> Result<Response, Problem> {
     let wishes = asked.wishes(request.headers())?;
     let upload = upload::receive(request, &site.uploads).await?;
     Ok(accepted(site.jobs.submit(upload, wishes).await?))
 }
 
 /// `GET /v1/jobs/{id}`: the state of any id; `?wait=` holds the answer until the job has ended or the time is over.
-async fn job(
-    Shared(site): Shared<Arc<Site>>,
-    Path(id): Path<String>,
-    Query(asked): Query<Asked>,
-) -> Result<Response, Problem> {
+async fn job(Shared(site): Shared<Arc<Site>>, JobId(id): JobId, asked: Asked) -> Result<Response, Problem> {
     let wait = asked.wait(Duration::ZERO)?;
-    let id = parse_id(&id)?;
     match site.jobs.state(id, wait).await? {
         State::Unknown => Err(Problem::no_such_job(&id.to_string())),
         State::Queued => Ok(json_value(StatusCode::OK, &json!({"id": id, "status": "queued"}))),
@@ -175,19 +222,46 @@ fn timeline(id: Uuid, result: &ClassifyResult) -> Value {
     Value::Array(events)
 }
 
-/// `GET /v1/jobs/{id}/image`: the upload as it came. It is a stranger's file: shown as an image and as nothing else.
-async fn job_image(Shared(site): Shared<Arc<Site>>, Path(id): Path<String>) -> Result<Response, Problem> {
-    let id = parse_id(&id)?;
+/// `GET /v1/jobs/{id}/image`: the upload as it came, in pieces. It is a stranger's file: shown as an image and as nothing
+/// else.
+async fn job_image(Shared(site): Shared<Arc<Site>>, JobId(id): JobId) -> Result<Response, Problem> {
+    let no_memory = |_| Problem::full("too many images are being sent; ask again in a moment");
+    let reservation = site.image_reads.try_reserve(IMAGE_READ_BYTES).map_err(no_memory)?;
     let image = site.jobs.image(id, site.uploads.max_upload_bytes).await?;
-    let Some(image) = image else { return Err(site.jobs.no_image(id).await) };
-    let content_type = model::sniff(&image).unwrap_or("application/octet-stream");
+    let Some(mut image) = image else { return Err(site.jobs.no_image(id).await) };
+    let first = image.next().await.transpose().map_err(|error| jobs::store_problem(&error))?.unwrap_or_default();
     let headers = [
-        (header::CONTENT_TYPE, content_type),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
-        (header::CACHE_CONTROL, "private, max-age=3600, immutable"),
+        (header::CONTENT_TYPE, HeaderValue::from_static(model::sniff(&first).unwrap_or("application/octet-stream"))),
+        (header::CONTENT_LENGTH, HeaderValue::from(image.size_bytes)),
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=3600, immutable")),
     ];
-    Ok((headers, image).into_response())
+    let pieces = stream::unfold((Some(first), image, reservation), move |(first, mut image, reservation)| async move {
+        let piece = match first {
+            Some(first) => Ok(first),
+            None => image.next().await?,
+        };
+        if let Err(error) = &piece {
+            tracing::warn!(%error, %id, "an image cannot be read to its end; its client's connection is cut");
+        }
+        Some((piece, (None, image, reservation)))
+    });
+    Ok((headers, Body::from_stream(pieces)).into_response())
+}
+
+/// The id in an address. What is no id is the id of no job.
+struct JobId(Uuid);
+
+impl<S: Sync + Send> FromRequestParts<S> for JobId {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Ok(Path(text)) = Path::<String>::from_request_parts(parts, state).await else {
+            return Err(Problem::no_such_job(parts.uri.path()));
+        };
+        text.parse().map(JobId).map_err(|_| Problem::no_such_job(&text))
+    }
 }
 
 async fn readyz(Shared(site): Shared<Arc<Site>>) -> Response {
@@ -260,11 +334,35 @@ fn damaged(error: &serde_json::Error) -> Problem {
     Problem::unavailable("the stored result cannot be read; the log of the web tier says why")
 }
 
-fn parse_id(text: &str) -> Result<Uuid, Problem> {
-    text.parse().map_err(|_| Problem::no_such_job(text))
-}
-
 fn accepts_json(headers: &HeaderMap) -> bool {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     accept.split(',').any(|range| range.split(';').next().is_some_and(|kind| kind.trim() == "application/json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_read_or_its_fault_is_told() {
+        let asked = |wait: Option<&str>, top_k: Option<&str>| Asked {
+            wait: wait.map(str::to_owned),
+            top_k: top_k.map(str::to_owned),
+        };
+        for (query, expected) in [
+            ("", asked(None, None)),
+            ("wait=5&top_k=2", asked(Some("5"), Some("2"))),
+            ("wait=1m+30s&other=1&other=2&%ff=%ff&&=&", asked(Some("1m 30s"), None)),
+            ("w%61it=%35", asked(Some("5"), None)),
+            ("wait", asked(Some(""), None)),
+        ] {
+            assert_eq!(Asked::read(query), Ok(expected), "{query}");
+        }
+        for query in ["wait=5&wait=6", "wait=5&wait=5", "top_k=1&wait=2&top_k=1", "wait=%ff", "wait&wait"] {
+            assert_eq!(Asked::read(query).unwrap_err().kind, "malformed", "{query}");
+        }
+        for query in ["wait", "wait=%zz", "wait=-1", "wait=601"] {
+            assert!(Asked::read(query).unwrap().wait(DEFAULT_WAIT).is_err(), "{query}");
+        }
+    }
 }

@@ -1,17 +1,22 @@
-//! An image from a request: raw or multipart, with every limit checked before anything is parsed.
+//! An image from a request: raw, gzip-encoded, or in a multipart form, with every limit checked before anything is parsed.
+//!
+//! Memory follows what has arrived: it is reserved from the [`Budget`] before it is allocated, and what a client announces
+//! is only an upper bound.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
-use bytes::{Bytes, BytesMut};
-use futures::{StreamExt as _, stream};
+use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
+use super::budget::{Budget, Reservation};
 use super::error::Problem;
+use super::forms::{self, Event, FormReader, PartHead};
+use super::gzip::{Gunzip, Unpacked};
 use super::metrics::METRICS;
 use crate::model;
 use crate::protocol::cut_filename;
@@ -19,10 +24,17 @@ use crate::protocol::cut_filename;
 /// What a multipart body may have around the image: boundaries, part headers, small fields.
 const MULTIPART_ENVELOPE_BYTES: u64 = 64 << 10;
 /// After a refusal the client may still be sending and would not read the answer: so much of the rest is taken.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// An upload may be slower than [`MIN_BYTES_PER_SECOND`] for so long.
+const SLOW_START: Duration = Duration::from_secs(10);
+/// On average since its beginning.
+const MIN_BYTES_PER_SECOND: u64 = 1 << 10;
+/// Enough of a file to tell what it is.
+const SIGNATURE_BYTES: usize = 64;
+/// Files of a form that are named when none of them is an image.
+const MAX_NAMED_FILES: usize = 8;
 
 /// An image that is small enough and starts like one.
-#[derive(Debug)]
 pub struct Upload {
     pub bytes: Bytes,
     /// The client's name for it, cut to what the wire carries; may be empty. Data, never a path.
@@ -42,304 +54,455 @@ pub struct UploadRules {
     pub budget: Budget,
 }
 
-/// The memory that all uploads of this process share.
-#[derive(Clone)]
-pub struct Budget(Arc<Semaphore>);
-
-const BUDGET_UNIT_BYTES: u64 = 1 << 10;
-
-impl Budget {
-    pub fn new(max_buffered_bytes: u64) -> Self {
-        let units = max_buffered_bytes.div_ceil(BUDGET_UNIT_BYTES);
-        Budget(Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS))))
+/// Reads the image of a request: the raw body, or the one image of a multipart form, whatever its field is called.
+pub async fn receive(request: Request, rules: &UploadRules) -> Result<Upload, Problem> {
+    let _timer = METRICS.stage("uploaded").start_timer();
+    let (parts, body) = request.into_parts();
+    let form = form_boundary(&parts.headers)?;
+    let is_packed = is_gzip(&parts.headers)?;
+    // A form may hold other files beside the image. What is wrong with it is told better than that it is too large.
+    let max_bytes = match form {
+        Some(_) => 2 * rules.max_upload_bytes + MULTIPART_ENVELOPE_BYTES,
+        None => rules.max_upload_bytes,
+    };
+    let mut reader = BodyReader::new(body, rules, max_bytes, is_packed);
+    let announced = content_length(&parts.headers);
+    let received = if announced.is_some_and(|bytes| bytes > max_bytes) {
+        // A client that asked first (`Expect: 100-continue`) has sent nothing yet: the answer alone stops it.
+        reader.has_ended |= parts.headers.contains_key(header::EXPECT);
+        Err(Problem::too_large(rules.max_upload_bytes))
+    } else {
+        let expected = announced.filter(|_| !is_packed).unwrap_or(max_bytes);
+        match form {
+            Some(boundary) => receive_form(&mut reader, &boundary, expected.min(rules.max_upload_bytes)).await,
+            None => receive_raw(&mut reader, &parts, expected).await,
+        }
+    };
+    match received {
+        Ok((bytes, content_type, filename)) => {
+            let mut reservation = reader.reservation;
+            reservation.complete();
+            let filename = cut_filename(&filename).to_owned();
+            Ok(Upload { bytes, filename, content_type, _reservation: reservation })
+        }
+        Err(problem) => {
+            reader.drain().await;
+            Err(problem)
+        }
     }
 }
 
-/// A share of the [`Budget`].
-#[derive(Debug, Default)]
-struct Reservation {
-    permit: Option<OwnedSemaphorePermit>,
-    reserved_bytes: u64,
+/// Takes the body of a request that is refused before anything of it was read, so that the client reads the answer.
+pub async fn discard(request: Request, rules: &UploadRules) {
+    let mut reader = BodyReader::new(request.into_body(), rules, rules.max_upload_bytes, false);
+    reader.drain().await;
 }
 
-impl Reservation {
-    /// Sees to it that `bytes` in all are reserved.
-    fn grow_to(&mut self, bytes: u64, budget: &Budget) -> Result<(), Problem> {
-        if bytes <= self.reserved_bytes {
+/// The bytes of an image, its media type by signature, and its name.
+type Received = (Bytes, &'static str, String);
+
+async fn receive_raw(reader: &mut BodyReader<'_>, parts: &Parts, expected_bytes: u64) -> Result<Received, Problem> {
+    let filename = match parts.headers.get(header::CONTENT_DISPOSITION) {
+        Some(value) => forms::disposition_filename(value.as_bytes()),
+        None => parts.extensions.get::<PathName>().map(|PathName(name)| name.clone()).unwrap_or_default(),
+    };
+    let mut image = Image::new(expected_bytes);
+    while let Some(chunk) = reader.chunk().await? {
+        image.push(reader, chunk).await?;
+    }
+    let bytes = image.into_bytes();
+    match model::sniff(&bytes) {
+        Some(content_type) => Ok((bytes, content_type, filename)),
+        None => Err(unsupported(&bytes, "", &content_type(&parts.headers))),
+    }
+}
+
+/// A file name from the address of the request, for clients that say none elsewhere.
+#[derive(Debug, Clone)]
+pub struct PathName(pub String);
+
+/// The first part that starts like an image is taken, whatever its headers say; a second one is refused, so that nobody
+/// believes that both were classified.
+async fn receive_form(reader: &mut BodyReader<'_>, boundary: &[u8], expected_bytes: u64) -> Result<Received, Problem> {
+    let mut form = FormReader::new(boundary);
+    let mut parts = FormParts { expected_bytes, part: None, image: None, files: Vec::new(), fields: Vec::new() };
+    loop {
+        let chunk = reader.chunk().await?;
+        form.push(chunk.as_deref().unwrap_or_default());
+        while let Some(event) = form.next(chunk.is_none()).map_err(malformed_form)? {
+            parts.take(reader, event).await?;
+        }
+        if chunk.is_none() {
+            return parts.finish();
+        }
+    }
+}
+
+fn malformed_form(error: forms::FormError) -> Problem {
+    Problem::malformed(format!("not a multipart form: {error}"))
+}
+
+/// What has been read of a form.
+struct FormParts {
+    expected_bytes: u64,
+    part: Option<Part>,
+    image: Option<Received>,
+    /// Why each file that is no image is none.
+    files: Vec<Problem>,
+    /// Names of fields that hold no file.
+    fields: Vec<String>,
+}
+
+/// The part that is being read.
+struct Part {
+    head: PartHead,
+    bytes: u64,
+    /// Its first bytes, until they tell whether it is an image.
+    start: Vec<u8>,
+    /// Where it is one.
+    image: Option<Image>,
+}
+
+impl FormParts {
+    async fn take(&mut self, reader: &mut BodyReader<'_>, event: Event) -> Result<(), Problem> {
+        match event {
+            Event::PartBegins(head) => self.part = Some(Part { head, bytes: 0, start: Vec::new(), image: None }),
+            Event::Data(data) => {
+                let has_image = self.image.is_some();
+                let Some(part) = &mut self.part else { return Ok(()) };
+                part.push(reader, data, has_image, self.expected_bytes).await?;
+            }
+            Event::PartEnds => {
+                if let Some(mut part) = self.part.take() {
+                    part.look(reader, self.image.is_some(), self.expected_bytes).await?;
+                    self.end_part(part);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn end_part(&mut self, part: Part) {
+        let PartHead { name, filename, content_type } = part.head;
+        if let Some(image) = part.image {
+            let bytes = image.into_bytes();
+            if let Some(content_type) = model::sniff(&bytes) {
+                self.image = Some((bytes, content_type, filename.unwrap_or_default()));
+            }
+            return;
+        }
+        // A browser sends a file input that nothing was chosen for as a file without name and bytes.
+        let is_file = match &filename {
+            Some(filename) => !filename.is_empty() || part.bytes > 0,
+            None => content_type.starts_with("image/"),
+        };
+        if is_file && self.files.len() < MAX_NAMED_FILES {
+            let filename = filename.filter(|filename| !filename.is_empty()).unwrap_or(name);
+            self.files.push(unsupported(&part.start, &filename, &content_type));
+        } else if !is_file && self.fields.len() < MAX_NAMED_FILES {
+            self.fields.push(cut_filename(&name).to_owned());
+        }
+    }
+
+    fn finish(self) -> Result<Received, Problem> {
+        if let Some(image) = self.image {
+            return Ok(image);
+        }
+        if !self.files.is_empty() {
+            let details: Vec<&str> = self.files.iter().map(|problem| problem.detail.as_str()).collect();
+            return Err(Problem::unsupported_type(details.join("; ")));
+        }
+        Err(Problem::malformed(format!(
+            "the form has no file; send one in any field (fields without a file: {})",
+            if self.fields.is_empty() { "none".to_owned() } else { cut_filename(&self.fields.join(", ")).to_owned() }
+        )))
+    }
+}
+
+impl Part {
+    async fn push(
+        &mut self,
+        reader: &mut BodyReader<'_>,
+        data: Bytes,
+        has_image: bool,
+        expected_bytes: u64,
+    ) -> Result<(), Problem> {
+        self.bytes += data.len() as u64;
+        if self.bytes > reader.rules.max_upload_bytes {
+            return Err(Problem::too_large(reader.rules.max_upload_bytes));
+        }
+        if let Some(image) = &mut self.image {
+            return image.push(reader, data).await;
+        }
+        let wanted = SIGNATURE_BYTES.saturating_sub(self.start.len());
+        if wanted == 0 {
             return Ok(());
         }
-        let units = (bytes - self.reserved_bytes).div_ceil(BUDGET_UNIT_BYTES);
-        let full = || Problem::full("all memory for uploads is taken; come again in a moment");
-        let units_u32 = u32::try_from(units).map_err(|_| full())?;
-        let more = Arc::clone(&budget.0).try_acquire_many_owned(units_u32).map_err(|_| full())?;
-        match &mut self.permit {
-            Some(permit) => permit.merge(more),
-            None => self.permit = Some(more),
+        if self.start.is_empty() && data.len() >= SIGNATURE_BYTES {
+            self.start.extend_from_slice(&data[..SIGNATURE_BYTES]);
+            self.begin_image(has_image, expected_bytes)?;
+            return match &mut self.image {
+                Some(image) => image.push(reader, data).await,
+                None => Ok(()),
+            };
         }
-        self.reserved_bytes += units * BUDGET_UNIT_BYTES;
+        let (start, rest) = data.split_at(wanted.min(data.len()));
+        self.start.extend_from_slice(start);
+        if self.start.len() == SIGNATURE_BYTES {
+            self.look(reader, has_image, expected_bytes).await?;
+            if let Some(image) = &mut self.image {
+                image.push(reader, Bytes::copy_from_slice(rest)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides by the first bytes whether this part is an image, and keeps them then.
+    async fn look(&mut self, reader: &mut BodyReader<'_>, has_image: bool, expected_bytes: u64) -> Result<(), Problem> {
+        if self.image.is_some() {
+            return Ok(());
+        }
+        self.begin_image(has_image, expected_bytes)?;
+        if let Some(image) = &mut self.image {
+            image.push(reader, Bytes::copy_from_slice(&self.start)).await?;
+        }
+        Ok(())
+    }
+
+    fn begin_image(&mut self, has_image: bool, expected_bytes: u64) -> Result<(), Problem> {
+        if model::sniff(&self.start).is_none() {
+            return Ok(());
+        }
+        if has_image {
+            return Err(Problem::malformed(
+                "the form holds more than one image; one request classifies one image: send POST /v1/classify once per file",
+            ));
+        }
+        self.image = Some(Image::new(expected_bytes));
         Ok(())
     }
 }
 
-/// Reads the image of a request: the raw body, or the first file of a multipart form, whatever its field is called.
-pub async fn receive(request: Request, rules: &UploadRules) -> Result<Upload, Problem> {
-    let _timer = METRICS.stage("uploaded").start_timer();
-    let (parts, body) = request.into_parts();
-    let boundary = multipart_boundary(&parts.headers)?;
-    let envelope = if boundary.is_some() { MULTIPART_ENVELOPE_BYTES } else { 0 };
-    let reader = Arc::new(Mutex::new(BodyReader::new(body, rules.clone(), envelope)));
-    let announced = content_length(&parts.headers);
-    if announced.is_some_and(|bytes| bytes > rules.max_upload_bytes + envelope) {
-        // A client that asked first (`Expect: 100-continue`) has sent nothing yet: the answer alone stops it.
-        if !parts.headers.contains_key(header::EXPECT) {
-            reader.lock().await.drain().await;
+/// The bytes of an image as they arrive. A small one comes in one piece and is not copied.
+struct Image {
+    expected_bytes: usize,
+    first: Bytes,
+    bytes: Vec<u8>,
+}
+
+impl Image {
+    /// `expected_bytes`: no memory is allocated beyond it unless more arrives.
+    fn new(expected_bytes: u64) -> Image {
+        let expected_bytes = usize::try_from(expected_bytes).unwrap_or(usize::MAX);
+        Image { expected_bytes, first: Bytes::new(), bytes: Vec::new() }
+    }
+
+    async fn push(&mut self, reader: &mut BodyReader<'_>, chunk: Bytes) -> Result<(), Problem> {
+        if self.first.is_empty() && self.bytes.is_empty() {
+            reader.reserve(chunk.len()).await?;
+            self.first = chunk;
+            return Ok(());
         }
-        return Err(Problem::too_large(rules.max_upload_bytes));
-    }
-    let received = match boundary {
-        Some(boundary) => receive_multipart(&reader, &boundary, announced).await,
-        None => receive_raw(&reader, &parts.headers, announced).await,
-    };
-    if received.is_err() {
-        reader.lock().await.drain().await;
-    }
-    let (bytes, filename) = received?;
-    let Some(content_type) = model::sniff(&bytes) else { return Err(unsupported(&bytes)) };
-    let reservation = std::mem::take(&mut reader.lock().await.reservation);
-    Ok(Upload { bytes, filename: cut_filename(&filename).to_owned(), content_type, _reservation: reservation })
-}
-
-async fn receive_raw(
-    reader: &Mutex<BodyReader>,
-    headers: &HeaderMap,
-    announced: Option<u64>,
-) -> Result<(Bytes, String), Problem> {
-    let filename = headers
-        .get(header::CONTENT_DISPOSITION)
-        .map(|value| disposition_filename(&String::from_utf8_lossy(value.as_bytes())))
-        .unwrap_or_default();
-    let mut reader = reader.lock().await;
-    reader.reserve(announced.unwrap_or(0))?;
-    let Some(first) = reader.chunk().await? else { return Ok((Bytes::new(), filename)) };
-    // A small image comes in one piece and is not copied.
-    let Some(second) = reader.chunk().await? else { return Ok((first, filename)) };
-    let announced = usize::try_from(announced.unwrap_or(0)).unwrap_or(0);
-    let mut bytes = BytesMut::with_capacity(announced.max(first.len() + second.len()));
-    bytes.extend_from_slice(&first);
-    bytes.extend_from_slice(&second);
-    while let Some(chunk) = reader.chunk().await? {
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok((bytes.freeze(), filename))
-}
-
-async fn receive_multipart(
-    reader: &Arc<Mutex<BodyReader>>,
-    boundary: &str,
-    announced: Option<u64>,
-) -> Result<(Bytes, String), Problem> {
-    let limit = reader.lock().await.rules.max_upload_bytes;
-    reader.lock().await.reserve(announced.unwrap_or(0))?;
-    let chunks = stream::unfold(Arc::clone(reader), |reader| async move {
-        let chunk = reader.lock().await.chunk().await.transpose()?;
-        Some((chunk, reader))
-    });
-    let mut form = multer::Multipart::new(chunks.boxed(), boundary);
-    let mut seen = Vec::new();
-    while let Some(mut field) = form.next_field().await.map_err(|error| multipart_problem(error, limit))? {
-        let name = field.name().unwrap_or_default().to_owned();
-        let Some(filename) = field.file_name().filter(|filename| !filename.is_empty()).map(str::to_owned) else {
-            seen.push(name);
-            continue;
-        };
-        let mut bytes = BytesMut::with_capacity(usize::try_from(announced.unwrap_or(0)).unwrap_or(0));
-        while let Some(chunk) = field.chunk().await.map_err(|error| multipart_problem(error, limit))? {
-            if bytes.len() as u64 + chunk.len() as u64 > limit {
-                return Err(Problem::too_large(limit));
-            }
-            bytes.extend_from_slice(&chunk);
+        let needed = self.first.len() + self.bytes.len() + chunk.len();
+        if needed > self.bytes.capacity() {
+            let capacity = needed.max(self.expected_bytes.min(2 * needed));
+            reader.reserve(capacity).await?;
+            self.bytes.reserve_exact(capacity - self.bytes.len());
         }
-        return Ok((bytes.freeze(), filename));
+        self.bytes.extend_from_slice(&std::mem::take(&mut self.first));
+        self.bytes.extend_from_slice(&chunk);
+        Ok(())
     }
-    Err(Problem::malformed(format!(
-        "the form has no file; send one in any field (fields without a file: {})",
-        if seen.is_empty() { "none".to_owned() } else { cut_filename(&seen.join(", ")).to_owned() }
-    )))
-}
 
-fn multipart_problem(error: multer::Error, limit: u64) -> Problem {
-    match error {
-        multer::Error::StreamReadFailed(inner) => match inner.downcast::<Problem>() {
-            Ok(problem) => *problem,
-            Err(other) => Problem::malformed(format!("the body broke off: {other}")),
-        },
-        multer::Error::FieldSizeExceeded { .. } | multer::Error::StreamSizeExceeded { .. } => Problem::too_large(limit),
-        other => Problem::malformed(format!("not a multipart form: {other}")),
+    fn into_bytes(self) -> Bytes {
+        if self.bytes.is_empty() { self.first } else { self.bytes.into() }
     }
 }
 
 /// Reads a body piece by piece within its limits.
-struct BodyReader {
+struct BodyReader<'a> {
     body: Body,
-    rules: UploadRules,
+    rules: &'a UploadRules,
+    /// Of what arrives, and of what is in it when it was packed.
     max_bytes: u64,
-    received: u64,
+    received_bytes: u64,
+    /// What an upload of [`MIN_BYTES_PER_SECOND`] would have needed its time for. Time that it waited for others does not
+    /// count.
+    started: Instant,
     reservation: Reservation,
-    ended: bool,
+    has_ended: bool,
+    gunzip: Option<Gunzip>,
 }
 
-impl BodyReader {
-    fn new(body: Body, rules: UploadRules, envelope: u64) -> Self {
-        let max_bytes = rules.max_upload_bytes + envelope;
-        BodyReader { body, rules, max_bytes, received: 0, reservation: Reservation::default(), ended: false }
+impl<'a> BodyReader<'a> {
+    fn new(body: Body, rules: &'a UploadRules, max_bytes: u64, is_packed: bool) -> Self {
+        BodyReader {
+            body,
+            rules,
+            max_bytes,
+            received_bytes: 0,
+            started: Instant::now(),
+            reservation: rules.budget.begin(),
+            has_ended: false,
+            gunzip: is_packed.then(|| Gunzip::new(max_bytes)),
+        }
     }
 
-    /// Reserves the whole at once where its size is known, so that two halves never wait for each other.
-    fn reserve(&mut self, bytes: u64) -> Result<(), Problem> {
-        self.reservation.grow_to(bytes, &self.rules.budget)
+    /// Sees to it that `bytes` in all are reserved.
+    async fn reserve(&mut self, bytes: usize) -> Result<(), Problem> {
+        let asked = Instant::now();
+        let reserved = self.reservation.grow_to(bytes as u64).await;
+        self.started += asked.elapsed();
+        reserved.map_err(|_| no_memory())
     }
 
+    /// The next bytes of the body, unpacked; never empty.
     async fn chunk(&mut self) -> Result<Option<Bytes>, Problem> {
+        let Some(mut gunzip) = self.gunzip.take() else { return self.frame().await };
+        let chunk = loop {
+            match gunzip.next()? {
+                Unpacked::Bytes(bytes) => break Some(bytes),
+                Unpacked::End => break None,
+                Unpacked::NeedsMore => gunzip.push(self.frame().await?),
+            }
+        };
+        self.gunzip = Some(gunzip);
+        // A small piece may unpack to a thousand times its size; others get their turn.
+        tokio::task::yield_now().await;
+        Ok(chunk)
+    }
+
+    async fn frame(&mut self) -> Result<Option<Bytes>, Problem> {
         loop {
-            let frame = tokio::time::timeout(self.rules.body_timeout, self.body.frame()).await;
+            let patience = self.rules.body_timeout.min(self.time_left());
+            let frame = tokio::select! {
+                biased;
+                () = self.reservation.refused() => return Err(no_memory()),
+                frame = tokio::time::timeout(patience, self.body.frame()) => frame,
+            };
             let Some(frame) = frame.map_err(|_| self.end(Problem::body_timeout()))? else {
-                self.ended = true;
+                self.has_ended = true;
                 return Ok(None);
             };
             let frame = frame.map_err(|error| self.end(Problem::malformed(format!("the body broke off: {error}"))))?;
             // Trailers carry nothing for us.
             let Ok(data) = frame.into_data() else { continue };
-            self.received += data.len() as u64;
-            if self.received > self.max_bytes {
+            self.received_bytes += data.len() as u64;
+            if self.received_bytes > self.max_bytes {
                 return Err(Problem::too_large(self.rules.max_upload_bytes));
             }
-            self.reserve(self.received)?;
-            return Ok(Some(data));
+            if self.time_left().is_zero() {
+                return Err(self.end(Problem::body_timeout()));
+            }
+            if !data.is_empty() {
+                return Ok(Some(data));
+            }
         }
+    }
+
+    /// Until the upload is slower than it may be.
+    fn time_left(&self) -> Duration {
+        let allowed = Duration::from_millis(self.received_bytes * 1_000 / MIN_BYTES_PER_SECOND).max(SLOW_START);
+        allowed.saturating_sub(self.started.elapsed())
     }
 
     /// After these nothing more can be read.
     fn end(&mut self, problem: Problem) -> Problem {
-        self.ended = true;
+        self.has_ended = true;
         problem
     }
 
-    /// Takes what the client still sends, within a second and twice the limit, so that it reads our answer.
+    /// Takes what the client still sends, within a second and twice the limit, so that it reads our answer. The memory
+    /// of what had arrived is given back before.
     async fn drain(&mut self) {
+        self.reservation = self.rules.budget.begin();
         let rest = async {
-            while !self.ended && self.received <= 2 * self.max_bytes {
+            while !self.has_ended && self.received_bytes <= 2 * self.max_bytes {
                 match self.body.frame().await {
-                    Some(Ok(frame)) => self.received += frame.data_ref().map_or(0, |data| data.len() as u64),
-                    Some(Err(_)) | None => self.ended = true,
+                    Some(Ok(frame)) => self.received_bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
+                    Some(Err(_)) | None => self.has_ended = true,
                 }
             }
         };
-        // Out of patience: the connection is closed with the answer.
-        let _ = tokio::time::timeout(DRAIN_PATIENCE, rest).await;
+        // A client that is slower loses the connection with the answer.
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, rest).await;
     }
 }
 
-fn unsupported(bytes: &Bytes) -> Problem {
-    if bytes.is_empty() {
-        return Problem::unsupported_type("the image is empty: zero bytes came");
-    }
-    Problem::unsupported_type("the file starts like no image type that is taken: JPEG, PNG, WebP, GIF, BMP, TIFF")
+fn no_memory() -> Problem {
+    Problem::full("all memory for uploads is taken (--max-buffered-bytes); send it again in a moment")
+}
+
+/// Why something is not taken: what it is, as far as its first bytes and its headers tell.
+fn unsupported(start: &[u8], filename: &str, content_type: &str) -> Problem {
+    let named = if filename.is_empty() { String::new() } else { format!("{:?}: ", cut_filename(filename)) };
+    let as_bytes = "send the bytes of the image file instead, as the body (curl --data-binary @cat.jpg) or as the file of \
+                    a form (curl -F image=@cat.jpg)";
+    let text = start.trim_ascii_start();
+    let is_json = content_type.ends_with("json") || matches!(text.first(), Some(b'{' | b'['));
+    Problem::unsupported_type(if start.is_empty() {
+        format!("{named}the image is empty: zero bytes came")
+    } else if is_json {
+        format!("{named}JSON is not taken; {as_bytes}")
+    } else if text.starts_with(b"data:") || looks_like_base64(text) {
+        format!("{named}base64 is not taken; {as_bytes}")
+    } else if forms::looks_like_form(start) {
+        format!("{named}this is a form, but the Content-Type is not multipart/form-data with its boundary")
+    } else {
+        let is_text = std::str::from_utf8(start).map_or_else(|error| error.error_len().is_none(), |_| true);
+        let sort = match (is_text, content_type) {
+            (true, "" | "application/octet-stream" | "application/x-www-form-urlencoded") => {
+                " is text, which".to_owned()
+            }
+            (_, "" | "application/octet-stream" | "application/x-www-form-urlencoded") => String::new(),
+            (_, content_type) => format!(", sent as {},", cut_filename(content_type)),
+        };
+        format!("{named}the file{sort} starts like no image type that is taken: JPEG, PNG, WebP, GIF, BMP, TIFF")
+    })
+}
+
+/// Of the images that are taken: a JPEG, PNG, GIF, WebP, BMP or TIFF in base64 begins with one of these.
+fn looks_like_base64(text: &[u8]) -> bool {
+    [&b"/9j/"[..], b"iVBORw0KGgo", b"R0lGODlh", b"R0lGODdh", b"UklGR", b"SUkqA", b"TU0AK"]
+        .iter()
+        .any(|signature| text.starts_with(signature))
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-fn multipart_boundary(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let Some(content_type) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
+fn content_type(headers: &HeaderMap) -> String {
+    headers.get(header::CONTENT_TYPE).map(|value| forms::media_type(value.as_bytes())).unwrap_or_default()
+}
+
+/// The boundary, where the body is multipart.
+fn form_boundary(headers: &HeaderMap) -> Result<Option<Vec<u8>>, Problem> {
+    let media_type = content_type(headers);
+    if !media_type.starts_with("multipart/") {
         return Ok(None);
-    };
-    if !content_type.trim_start().to_ascii_lowercase().starts_with("multipart/form-data") {
-        return Ok(None);
     }
-    multer::parse_boundary(content_type)
-        .map(Some)
-        .map_err(|_| Problem::malformed("the Content-Type says multipart/form-data without a boundary"))
+    let value = headers.get(header::CONTENT_TYPE).map_or(&[][..], |value| value.as_bytes());
+    match forms::boundary(value) {
+        Some(boundary) => Ok(Some(boundary)),
+        None => {
+            Err(Problem::malformed(format!("the Content-Type says {media_type} without a boundary that can be used")))
+        }
+    }
 }
 
-/// The file name of a `Content-Disposition` (RFC 6266): `filename*` before `filename`; empty where there is none.
-fn disposition_filename(value: &str) -> String {
-    let parameters = split_parameters(value);
-    let find = |wanted: &str| parameters.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, v)| v);
-    if let Some(extended) = find("filename*")
-        && let Some((charset, rest)) = extended.split_once('\'')
-        && charset.eq_ignore_ascii_case("utf-8")
-        && let Some((_language, encoded)) = rest.split_once('\'')
-    {
-        return percent_encoding::percent_decode_str(encoded).decode_utf8_lossy().into_owned();
-    }
-    find("filename").cloned().unwrap_or_default()
-}
-
-/// `; name=value; name="quoted \" value"`, unquoted.
-fn split_parameters(value: &str) -> Vec<(String, String)> {
-    let mut parameters = Vec::new();
-    let mut rest = value.split_once(';').map_or("", |(_, rest)| rest);
-    while let Some((name, after)) = rest.split_once('=') {
-        let name = name.trim().trim_start_matches(';').trim().to_owned();
-        let (text, remaining) = take_value(after.trim_start());
-        parameters.push((name, text));
-        rest = remaining;
-    }
-    parameters
-}
-
-fn take_value(text: &str) -> (String, &str) {
-    let Some(quoted) = text.strip_prefix('"') else {
-        let end = text.find(';').unwrap_or(text.len());
-        return (text[..end].trim().to_owned(), text.get(end + 1..).unwrap_or(""));
-    };
-    let mut value = String::new();
-    let mut escaped = false;
-    for (at, c) in quoted.char_indices() {
-        match c {
-            _ if escaped => {
-                value.push(c);
-                escaped = false;
+/// # Errors
+/// 415 for every other coding.
+fn is_gzip(headers: &HeaderMap) -> Result<bool, Problem> {
+    let mut is_gzip = false;
+    for value in headers.get_all(header::CONTENT_ENCODING) {
+        for coding in value.as_bytes().split(|byte| *byte == b',') {
+            match coding.trim_ascii().to_ascii_lowercase().as_slice() {
+                b"" | b"identity" => {}
+                b"gzip" | b"x-gzip" if !is_gzip => is_gzip = true,
+                other => return Err(Problem::unsupported_coding(&String::from_utf8_lossy(other))),
             }
-            '\\' => escaped = true,
-            '"' => return (value, quoted.get(at + 1..).unwrap_or("")),
-            _ => value.push(c),
         }
     }
-    (value, "")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn file_names_are_read_as_clients_send_them() {
-        for (header, expected) in [
-            ("attachment; filename=cat.jpg", "cat.jpg"),
-            (r#"attachment; filename="a \"b\"; c.jpg"; x=y"#, r#"a "b"; c.jpg"#),
-            ("attachment; filename=\"plain.jpg\"; filename*=UTF-8''%C3%BC%20x.jpg", "ü x.jpg"),
-            ("attachment; filename*=UTF-8'de'n%00l", "n\0l"),
-            ("attachment; filename*=broken", ""),
-            ("attachment", ""),
-            ("", ""),
-            ("attachment; filename=\"unterminated", "unterminated"),
-            (";;;=;=\"", ""),
-        ] {
-            assert_eq!(disposition_filename(header), expected, "{header}");
-        }
-    }
-
-    #[test]
-    fn the_budget_is_shared_and_given_back() {
-        let budget = Budget::new(10 << 10);
-        let mut first = Reservation::default();
-        first.grow_to(8 << 10, &budget).unwrap();
-        first.grow_to(4 << 10, &budget).unwrap();
-        let mut second = Reservation::default();
-        assert_eq!(second.grow_to(3 << 10, &budget).unwrap_err().kind, "full");
-        drop(first);
-        second.grow_to(10 << 10, &budget).unwrap();
-    }
+    Ok(is_gzip)
 }

@@ -214,7 +214,7 @@ fn slow_clients_are_let_go_and_full_memory_is_said() {
         &[],
     );
     // Headers that never end, and a connection that says nothing: closed, not held.
-    for text in ["POST / HTTP/1.1\r\nHost: x\r\n", ""] {
+    for text in ["POST / HTTP/1.1\r\nHost: localhost\r\n", ""] {
         let mut stream = TcpStream::connect(service.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(text.as_bytes()).unwrap();
@@ -224,12 +224,13 @@ fn slow_clients_are_let_go_and_full_memory_is_said() {
     // A body that stops.
     let mut stalled = TcpStream::connect(service.address).unwrap();
     stalled.set_read_timeout(Some(PATIENCE)).unwrap();
-    stalled.write_all(b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc").unwrap();
+    stalled.write_all(b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc").unwrap();
     let answer = read_response(&mut BufReader::new(stalled)).unwrap();
     assert_eq!(problem(&answer), (408, "body-timeout".to_owned()));
     // One upload holds the memory; the next is told to come again.
     let mut holder = TcpStream::connect(service.address).unwrap();
-    holder.write_all(b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nabc").unwrap();
+    holder.write_all(b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n").unwrap();
+    holder.write_all(&vec![0xff; 950_000]).unwrap();
     let full = until("a full web tier", || {
         let answer = request(service.address, "POST", "/v1/jobs", &[], &vec![0xff; 200_000]).ok()?;
         (answer.status == 503).then_some(answer)

@@ -33,6 +33,7 @@ pub async fn all(store: impl Fn() -> Arc<dyn ObjectStore>, exceptions: &[Excepti
         only_one_conditional_put_creates,
         several_are_put_at_a_time,
         a_get_refuses_what_is_too_large,
+        what_was_put_is_read_in_pieces,
         head_tells_size_and_time,
         odd_keys_are_keys,
     ];
@@ -142,6 +143,27 @@ async fn a_get_refuses_what_is_too_large(handles: &Handles<'_>) {
         }
     }
     store.delete(&key).await.unwrap();
+}
+
+async fn what_was_put_is_read_in_pieces(handles: &Handles<'_>) {
+    let store = handles();
+    let key = new_key("images");
+    for size in [0, 1, 600, 92_000, 131_072, 131_073, 3 << 20] {
+        let body: Bytes = (0..size).map(|index: u32| (index % 251) as u8).collect();
+        let _ = store.put(&key, body.clone(), PLAIN).await.unwrap();
+        let mut reader = handles().read(&key, MANY).await.unwrap().unwrap();
+        assert_eq!(reader.size_bytes, u64::from(size));
+        let mut read = Vec::new();
+        while let Some(piece) = reader.next().await {
+            let piece = piece.unwrap();
+            assert!(piece.len() < 1 << 20, "{} bytes at once", piece.len());
+            read.extend_from_slice(&piece);
+        }
+        assert!(read == body, "{size} bytes");
+    }
+    assert!(matches!(store.read(&key, 1_000).await, Err(StoreError::TooLarge { limit: 1_000, .. })));
+    store.delete(&key).await.unwrap();
+    assert!(store.read(&key, MANY).await.unwrap().is_none());
 }
 
 async fn head_tells_size_and_time(handles: &Handles<'_>) {
