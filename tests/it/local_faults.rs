@@ -466,11 +466,10 @@ impl Up {
     }
 
     fn workers(&self) -> Vec<u32> {
-        let children = format!("/proc/{0}/task/{0}/children", self.process.id());
-        match fs::read_to_string(children) {
-            Ok(children) => children.split_whitespace().map(|pid| pid.parse().unwrap()).collect(),
-            Err(_) => Vec::new(),
-        }
+        // A child is listed under the thread that started it, which may be any.
+        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.process.id())) else { return Vec::new() };
+        let children = threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+        children.flat_map(|pids| pids.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect()
     }
 
     fn submit(&self, image: &[u8]) -> String {

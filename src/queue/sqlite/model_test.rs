@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use super::messages;
+use super::{expiry, messages};
 use crate::queue::{Delivery, Depth, Outgoing, QueueAttributes, Receipt, ReceiveOptions, Redrive, fair_share};
-use crate::sqlite::{self, Failure, Look, Session, millis};
+use crate::sqlite::{self, Failure, Session, millis};
 
 const MAIN: &str = "jobs";
 const DEAD: &str = "jobs-dead";
@@ -258,6 +258,7 @@ impl<'a> Run<'a> {
             match self.random.below(20) {
                 0 => self.crash(process),
                 1 => self.step_clock(),
+                2 => self.remove_expired(process),
                 _ => self.transact(process),
             }
         }
@@ -307,10 +308,35 @@ impl<'a> Run<'a> {
         self.check_committed();
     }
 
+    /// Its transaction is rolled back before it is started again.
+    fn restart(&mut self, process: usize) {
+        self.processes[process].connection = Connection::open_in_memory().expect("a connection in memory");
+        self.processes[process] = Process::open(self.data_dir);
+    }
+
     /// All that the process knew is gone.
     fn crash(&mut self, process: usize) {
         self.note(|| format!("process {process} crashes"));
-        self.processes[process] = Process::open(self.data_dir);
+        self.restart(process);
+        self.check_committed();
+    }
+
+    /// What the upkeep of a process does beside its calls, in a transaction of its own.
+    fn remove_expired(&mut self, process: usize) {
+        let now_ms = self.clock.now_ms();
+        self.note(|| format!("at {now_ms}: process {process} removes what has expired"));
+        let removed = expiry::remove_some(&mut self.processes[process].connection, now_ms);
+        removed.expect("removing expired messages failed");
+        let left = rows(&self.processes[process].connection);
+        let mut pending = Pending { rows: self.rows.clone(), ..Pending::default() };
+        for queue in [MAIN, DEAD] {
+            remove_expired(now_ms, queue, &left, &mut pending);
+        }
+        self.rows = pending.rows;
+        for (body, fate) in pending.fates {
+            assert_eq!(self.fates.insert(body, fate), None, "message {body} ended twice");
+        }
+        self.seen.add(&pending.seen);
         self.check_committed();
     }
 
@@ -329,7 +355,7 @@ impl<'a> Run<'a> {
         if crashes_before_commit {
             self.note(|| "it crashes before the commit".to_owned());
             self.seen.rolled_back += 1;
-            self.processes[process] = Process::open(self.data_dir);
+            self.restart(process);
             return self.check_committed();
         }
         commit(&self.processes[process].connection);
@@ -341,7 +367,7 @@ impl<'a> Run<'a> {
         if crashes_after_commit {
             self.note(|| "it commits and crashes before it hears of that".to_owned());
             self.seen.lost_answers += 1;
-            self.processes[process] = Process::open(self.data_dir);
+            self.restart(process);
         } else {
             let held = &mut self.processes[process].held;
             held.extend(pending.received);
@@ -414,7 +440,8 @@ impl<'a> Run<'a> {
             pending.received.push(held);
         }
         remove_or_move(now_ms, queue, &left, pending);
-        let due = pending.rows.values().filter(|row| row.queue == queue).map(|row| row.visible_at_ms).min();
+        let is_kept = |row: &&Row| row.queue == queue && !is_expired(row, now_ms);
+        let due = pending.rows.values().filter(is_kept).map(|row| row.visible_at_ms).min();
         assert_eq!(taken.next_due_ms, due, "when the next message is due");
     }
 
@@ -488,12 +515,7 @@ impl<'a> Run<'a> {
 
     fn depth(&mut self, process: usize, now_ms: i64, queue: &'static str, pending: &mut Pending) {
         let connection = &self.processes[process].connection;
-        let mut session = Session::at(connection, now_ms);
-        let depth = match ok(messages::look_at_depth(&session, queue)) {
-            Look::Answer(depth) => depth,
-            Look::Write => ok(messages::depth(&mut session, queue)),
-        };
-        let left = rows(connection);
+        let depth = ok(messages::depth(&Session::at(connection, now_ms), queue));
         self.note(|| format!("  depth of {queue}: {depth:?}"));
         let mut expected = Depth::default();
         for row in pending.rows.values().filter(|row| row.queue == queue && !is_expired(row, now_ms)) {
@@ -504,7 +526,6 @@ impl<'a> Run<'a> {
             }
         }
         assert_eq!(depth, expected);
-        remove_expired(now_ms, queue, &left, pending);
     }
 
     fn purge(&mut self, process: usize, now_ms: i64, queue: &'static str, pending: &mut Pending) {
@@ -515,7 +536,7 @@ impl<'a> Run<'a> {
             ok(messages::delete(&mut session, queue));
             ok(messages::create(&session, queue, &attributes(queue)));
         } else {
-            ok(messages::purge(&session, queue));
+            while !ok(messages::purge_some(&session, queue, i64::MAX)) {}
         }
         let gone: Vec<u64> = bodies_in(queue, &pending.rows);
         for body in gone {
@@ -562,6 +583,8 @@ impl<'a> Run<'a> {
                 }
                 self.seen.add(&pending.seen);
             }
+            self.remove_expired(0);
+            left.retain(|body| !self.fates.contains_key(body));
             self.clock.pass(Duration::from_secs(1));
         }
         assert_eq!((self.rows.len(), left), (0, BTreeSet::new()), "messages that cannot be received");
