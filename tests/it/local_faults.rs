@@ -466,11 +466,12 @@ impl Up {
     }
 
     fn workers(&self) -> Vec<u32> {
-        let children = format!("/proc/{0}/task/{0}/children", self.process.id());
-        match fs::read_to_string(children) {
-            Ok(children) => children.split_whitespace().map(|pid| pid.parse().unwrap()).collect(),
-            Err(_) => Vec::new(),
-        }
+        // A child belongs to the thread that started it.
+        let threads = fs::read_dir(format!("/proc/{}/task", self.process.id())).into_iter().flatten().flatten();
+        let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+        children
+            .flat_map(|pids| pids.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>())
+            .collect()
     }
 
     fn submit(&self, image: &[u8]) -> String {
