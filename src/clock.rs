@@ -7,7 +7,8 @@
 //!
 //! - Local backend: the offset is stored in the database of the data directory, together with the id of the boot that it
 //!   belongs to, so that all processes agree, whenever they were started (`sqlite/anchor.rs`).
-//! - AWS: each process fixes the offset when it starts.
+//! - AWS: each process fixes the offset when it starts. Where the answers of AWS are dated otherwise by more than a minute,
+//!   its own clock was wrong, and AWS's is used.
 //!
 //! After a reboot, the wall clock is believed as far as it is not behind the last service time that was stored and at
 //! most [`LONGEST_ABSENCE`] ahead of it.
@@ -24,6 +25,8 @@ use uuid::{ContextV7, Uuid};
 pub const LONGEST_ABSENCE: Duration = Duration::from_hours(24);
 /// The offset moves toward the wall clock by one in so many microseconds.
 const SLEW: i64 = 1_000;
+/// Clocks of two machines may differ by this and be right; an answer is dated in whole seconds and takes its time.
+const AGREEMENT: Duration = Duration::from_secs(60);
 /// How often the offset is adjusted.
 pub const ADJUST_EVERY: Duration = Duration::from_secs(60);
 /// Two processes may read an adjusted offset a moment apart; what is further back than this is another boot.
@@ -115,6 +118,16 @@ impl Anchor {
         }
     }
 
+    /// The anchor by a clock that is trusted more. None where both agree, as far as the time of an answer tells.
+    pub fn corrected(&self, trusted_us: i64, reading: Reading) -> Option<Anchor> {
+        let difference_us = trusted_us.saturating_sub(self.now_us(reading));
+        (difference_us.unsigned_abs() > AGREEMENT.as_micros() as u64).then(|| Anchor {
+            boot_id: self.boot_id.clone(),
+            offset_us: self.offset_us.saturating_add(difference_us),
+            seen_us: trusted_us,
+        })
+    }
+
     fn after_reboot(&self, boot_id: &str, reading: Reading) -> Anchor {
         let latest_us = self.seen_us.saturating_add(LONGEST_ABSENCE.as_micros() as i64);
         let now_us = reading.wall_us.clamp(self.seen_us, latest_us);
@@ -149,6 +162,12 @@ impl ServiceClock {
         &*self.source
     }
 
+    /// Takes over an offset that was corrected, also where time runs backwards by it.
+    fn set(&self, anchor: &Anchor) {
+        self.follow(anchor);
+        self.latest_us.store(i64::MIN, Ordering::Relaxed);
+    }
+
     /// Takes over an offset that was adjusted.
     pub fn follow(&self, anchor: &Anchor) {
         self.offset_us.store(anchor.offset_us, Ordering::Relaxed);
@@ -181,6 +200,21 @@ pub fn now() -> Timestamp {
         }
     }
     Timestamp::from_microsecond(process.clock.now_us()).unwrap_or(Timestamp::MAX)
+}
+
+/// Tells this process the time of a machine whose clock is known to be right, in seconds since the Unix epoch. Does nothing
+/// where the clock is that of a data directory.
+pub fn correct(trusted_seconds: i64) {
+    let process = PROCESS.read().unwrap_or_else(PoisonError::into_inner);
+    let Some(own) = &process.own else { return };
+    let mut anchor = own.lock().unwrap_or_else(PoisonError::into_inner);
+    let reading = process.clock.source.read();
+    if let Some(corrected) = anchor.corrected(trusted_seconds.saturating_mul(1_000_000), reading) {
+        let ahead_seconds = (anchor.now_us(reading) - corrected.now_us(reading)) / 1_000_000;
+        tracing::warn!(ahead_seconds, "the clock of this machine is wrong: the time that AWS tells is used");
+        process.clock.set(&corrected);
+        *anchor = corrected;
+    }
 }
 
 /// Makes [`now`] tell the time of a data directory.
@@ -235,6 +269,17 @@ mod tests {
     fn time_since_boot_that_went_back_is_another_boot_although_its_id_is_the_same() {
         let rebooted = anchor().adjusted("a", reading(7_000, 10));
         assert_eq!(rebooted.now_us(reading(0, 10)), 1_000 * (START_MS + 7_000));
+    }
+
+    #[test]
+    fn a_clock_that_is_trusted_more_corrects_by_more_than_a_minute_only() {
+        let at = reading(0, 5_000);
+        for (trusted_ms, corrected_ms) in
+            [(60_000, None), (-60_000, None), (61_000, Some(61_000)), (-DAY_MS, Some(-DAY_MS))]
+        {
+            let corrected = anchor().corrected(1_000 * (START_MS + trusted_ms), at).map(|anchor| anchor.now_us(at));
+            assert_eq!(corrected, corrected_ms.map(|ms| 1_000 * (START_MS + ms)), "{trusted_ms}");
+        }
     }
 
     #[test]

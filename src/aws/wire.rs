@@ -18,10 +18,13 @@ use aws_smithy_runtime_api::client::http::{
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::{RuntimeComponents, RuntimeComponentsBuilder};
 use aws_smithy_types::config_bag::ConfigBag;
+use aws_smithy_types::date_time::{DateTime, Format};
 use prometheus::{HistogramVec, exponential_buckets, register_histogram_vec};
 use rand::Rng as _;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::clock;
 
 /// Between two tries after the first that failed; then doubling.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -94,8 +97,19 @@ impl HttpConnector for Connector {
             let mut trial = Trial { label, brake, started: Instant::now(), outcome: None };
             let answer = connector.call(request).await;
             trial.outcome = Some(Outcome::of(&answer));
+            if let Ok(response) = &answer {
+                tell_time(response);
+            }
             answer
         })
+    }
+}
+
+/// AWS dates its answers by a clock that is right.
+fn tell_time(response: &HttpResponse) {
+    let date = response.headers().get("date").and_then(|date| DateTime::from_str(date, Format::HttpDate).ok());
+    if let Some(date) = date {
+        clock::correct(date.secs());
     }
 }
 

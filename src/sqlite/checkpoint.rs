@@ -122,7 +122,7 @@ impl Checkpointer {
             return;
         }
         self.warn_pages = log_pages.saturating_mul(2);
-        let mebibytes = i64::from(log_pages) * i64::from(file::PAGE_BYTES) >> 20;
+        let mebibytes = (i64::from(log_pages) * i64::from(file::PAGE_BYTES)) >> 20;
         tracing::warn!(
             mebibytes,
             "the write-ahead log cannot start again: a reader of the database (a backup, a sqlite3 shell) keeps a \

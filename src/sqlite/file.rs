@@ -19,7 +19,7 @@ pub const FILE_NAME: &str = "imgcls.sqlite3";
 const APPLICATION_ID: i32 = 0x696d_6771;
 /// The version that [`SCHEMA`] makes, the oldest that is migrated.
 const FIRST_VERSION: i32 = 4;
-const SCHEMA_VERSION: i32 = FIRST_VERSION + MIGRATIONS.len() as i32;
+const SCHEMA_VERSION: i32 = FIRST_VERSION + (MIGRATIONS.len() as u32).cast_signed();
 
 /// How long an operation waits for other processes before it answers `Unavailable`: longer than any transaction of ours,
 /// shorter than a client waits. A process that was stopped (SIGSTOP) in the middle of a transaction holds its lock.

@@ -466,10 +466,12 @@ impl Up {
     }
 
     fn workers(&self) -> Vec<u32> {
-        // A child is listed under the thread that started it, which may be any.
-        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.process.id())) else { return Vec::new() };
-        let children = threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-        children.flat_map(|pids| pids.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect()
+        // A child belongs to the thread that started it.
+        let threads = fs::read_dir(format!("/proc/{}/task", self.process.id())).into_iter().flatten().flatten();
+        let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+        children
+            .flat_map(|pids| pids.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>())
+            .collect()
     }
 
     fn submit(&self, image: &[u8]) -> String {

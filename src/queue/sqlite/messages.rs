@@ -392,13 +392,14 @@ fn hide(session: &Session, row: i64, visible_at_ms: i64) -> rusqlite::Result<()>
         "UPDATE messages SET visible_at_ms = ?1, receive_count = receive_count + 1, receiver_pid = ?3, receiver_started = ?4
          WHERE id = ?2",
     )?;
-    update.execute(params![visible_at_ms, row, this_process().pid, started(*this_process())])?;
+    let receiver = this_process();
+    update.execute(params![visible_at_ms, row, receiver.pid, started(receiver)])?;
     Ok(())
 }
 
-fn this_process() -> &'static ReceivingProcess {
+fn this_process() -> ReceivingProcess {
     static PROCESS: LazyLock<ReceivingProcess> = LazyLock::new(ReceivingProcess::current);
-    &PROCESS
+    *PROCESS
 }
 
 /// As SQS moves a dead letter: it keeps its id, its age and its receive count.
