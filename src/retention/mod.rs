@@ -218,7 +218,9 @@ impl Retention {
                 memory.has_warned = true;
             }
             Some(_) => {}
-            None => memory.has_warned = false,
+            // Not at once: while images come, what is used goes up and down around that share.
+            None if self.state().is_far_from_warning() => memory.has_warned = false,
+            None => {}
         }
         Ok(())
     }

@@ -13,6 +13,8 @@ const BESIDE_IMAGE_BYTES: u64 = 8 << 10;
 const BLOCK_BYTES: u64 = 4 << 10;
 /// A warning is given from this share of the limit on, in percent.
 const WARN_FROM_PERCENT: u64 = 90;
+/// It is given again only after less was used in between.
+const WARN_AGAIN_BELOW_PERCENT: u64 = 80;
 /// From this share of the limit on, space is freed without waiting for the next regular look, in percent.
 const FREE_FROM_PERCENT: u64 = 95;
 /// And down to this share.
@@ -190,6 +192,11 @@ impl SpaceState {
         }
         let coming = self.wanted_bytes.saturating_sub(self.used_bytes);
         Some(percent(self.limit_bytes, FREE_TO_PERCENT).min(self.limit_bytes.saturating_sub(coming)))
+    }
+
+    /// Whether a warning that was given is over.
+    pub fn is_far_from_warning(&self) -> bool {
+        self.used_bytes < percent(self.limit_bytes, WARN_AGAIN_BELOW_PERCENT)
     }
 
     /// What an operator should know before space runs out.

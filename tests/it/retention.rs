@@ -263,7 +263,7 @@ async fn worker_puts_many_objects() {
 #[test]
 fn many_objects_that_are_due_at_once_are_deleted_while_images_are_taken() {
     const DUE: usize = 20_000;
-    let service = Service::start(1, &[], &[]);
+    let service = Service::start(1, &["--keep-images", "50s", "--keep-results", "50s"], &[]);
     service
         .database()
         .execute_batch(&format!(
