@@ -238,7 +238,11 @@ impl Retention {
     /// Deletes the oldest objects of finished jobs until there is space: images first, which take most of it, then
     /// results.
     async fn free_space(&self, memory: &mut Memory, shutdown: &CancellationToken) -> Result<(), Fault> {
-        if self.state().target_bytes().is_none() || Instant::now() < memory.freeing_due {
+        if self.state().target_bytes().is_none() {
+            self.space.end_freeing(false);
+            return Ok(());
+        }
+        if Instant::now() < memory.freeing_due {
             return Ok(());
         }
         let began = Instant::now();
@@ -269,7 +273,7 @@ impl Retention {
                 "deleted the oldest to stay within --max-data-bytes"
             );
         }
-        self.space.forget_wanted();
+        self.space.end_freeing(freed.objects == 0);
         Ok(())
     }
 

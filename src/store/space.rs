@@ -42,6 +42,8 @@ struct State {
     stored_bytes: u64,
     /// The largest image that waits for space.
     wanted_bytes: u64,
+    /// The last attempt to free space found nothing: to wait for the next one is of no use.
+    is_exhausted: bool,
     disk_free_bytes: u64,
 }
 
@@ -103,6 +105,9 @@ impl Space {
         if let Some(admitted) = self.try_admit(shared, bytes) {
             return Ok(admitted);
         }
+        if shared.lock().is_exhausted {
+            return Err(shared.no_space());
+        }
         let freed = async {
             // The measurement that runs right now may have begun before.
             while measured.changed().await.is_ok() {
@@ -152,10 +157,12 @@ impl Space {
         })
     }
 
-    /// Whoever waited for space has been served as well as can be.
-    pub fn forget_wanted(&self) {
+    /// Whoever waited for space has been served as well as can be. `is_exhausted`: nothing could be freed.
+    pub fn end_freeing(&self, is_exhausted: bool) {
         if let Some(shared) = &self.0 {
-            shared.lock().wanted_bytes = 0;
+            let mut state = shared.lock();
+            state.wanted_bytes = 0;
+            state.is_exhausted = is_exhausted;
         }
     }
 
