@@ -99,7 +99,7 @@ def start(binary: str, data_dir: Path, flags: list[str], log: Path) -> tuple[sub
     line = process.stdout.readline()
     if not line.startswith("open http://"):
         process.kill()
-        sys.exit(f"{binary} did not start; its log is {log}")
+        sys.exit(f"{binary} did not start:\n{log.read_text()}")
     host, port = line.removeprefix("open http://").rstrip("/\n").rsplit(":", 1)
     return process, (host, int(port))
 

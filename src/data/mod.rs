@@ -3,7 +3,6 @@
 
 mod text;
 
-use std::collections::HashMap;
 use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Names;
 use crate::retention::{self, Deletion, Freed, Pace};
 use crate::sqlite::millis;
-use crate::store::{Kind, LocalData, Totals, Usage};
+use crate::store::{Kind, LocalData, SeenSegments, Totals, Usage};
 
 /// What a service keeps that never noted its limits: the defaults of --keep-images and --keep-results.
 const DEFAULT_KEEP: [Duration; 2] = [Duration::from_secs(7 * 86_400), Duration::from_secs(30 * 86_400)];
@@ -198,7 +197,7 @@ async fn carry_out(prune: &Prune, data: &LocalData, shutdown: &CancellationToken
     }
     let mut removed_segments = 0;
     if !prune.is_dry_run {
-        removed_segments = data.sweep(&mut HashMap::new()).await?.removed_segments;
+        removed_segments = data.sweep(&mut SeenSegments::default()).await?.removed_segments;
         while !shutdown.is_cancelled() && data.vacuum_some().await? {}
     }
     let after = data.usage().await.context("cannot measure the data directory")?;

@@ -12,7 +12,6 @@
 mod deletion;
 mod metrics;
 
-use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -26,7 +25,7 @@ pub use self::deletion::{Deletion, Freed, Pace};
 use self::metrics::METRICS;
 use crate::config::{Backend, Names};
 use crate::sqlite::Fault;
-use crate::store::{Kind, LocalData, Space, Usage};
+use crate::store::{Kind, LocalData, SeenSegments, Space, Usage};
 
 /// The limit is enforced at least this often, and sooner where an image would exceed it.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(5);
@@ -123,7 +122,7 @@ struct Memory {
     sweep_due: Instant,
     /// When freeing is tried again after an attempt that freed nothing.
     freeing_due: Instant,
-    seen_segments: HashMap<String, u64>,
+    seen_segments: SeenSegments,
     has_warned: bool,
 }
 
@@ -144,8 +143,13 @@ impl Retention {
     /// Works until `shutdown`. A fault of the data directory is logged, and the next look tries again.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let now = Instant::now();
-        let mut memory =
-            Memory { age_due: now, sweep_due: now, freeing_due: now, seen_segments: HashMap::new(), has_warned: false };
+        let mut memory = Memory {
+            age_due: now,
+            sweep_due: now,
+            freeing_due: now,
+            seen_segments: SeenSegments::default(),
+            has_warned: false,
+        };
         while !shutdown.is_cancelled() {
             let began = Instant::now();
             if let Err(error) = self.look(&mut memory, &shutdown).await {
@@ -217,8 +221,9 @@ impl Retention {
                 tracing::warn!("{warning}");
                 memory.has_warned = true;
             }
-            Some(_) => {}
-            None => memory.has_warned = false,
+            // Not at once: while images come, what is used goes up and down around that share.
+            None if self.state().is_far_from_warning() => memory.has_warned = false,
+            Some(_) | None => {}
         }
         Ok(())
     }
@@ -236,7 +241,11 @@ impl Retention {
     /// Deletes the oldest objects of finished jobs until there is space: images first, which take most of it, then
     /// results.
     async fn free_space(&self, memory: &mut Memory, shutdown: &CancellationToken) -> Result<(), Fault> {
-        if self.state().target_bytes().is_none() || Instant::now() < memory.freeing_due {
+        if self.state().target_bytes().is_none() {
+            self.space.end_freeing(false);
+            return Ok(());
+        }
+        if Instant::now() < memory.freeing_due {
             return Ok(());
         }
         let began = Instant::now();
@@ -267,7 +276,7 @@ impl Retention {
                 "deleted the oldest to stay within --max-data-bytes"
             );
         }
-        self.space.forget_wanted();
+        self.space.end_freeing(freed.objects == 0);
         Ok(())
     }
 

@@ -22,7 +22,9 @@ use futures::future::join_all;
 pub use reader::ObjectReader;
 pub use s3::S3Store;
 pub use space::{Admitted, Measuring, NoSpace, Space, SpaceState};
-pub use sqlite::{Candidate, Deleted, Kind, LocalData, Page, Position, SqliteStore, Swept, Totals, Usage, Walk};
+pub use sqlite::{
+    Candidate, Deleted, Kind, LocalData, Page, Position, SeenSegments, SqliteStore, Swept, Totals, Usage, Walk,
+};
 
 use crate::config::Backend;
 use crate::readiness::Probe;

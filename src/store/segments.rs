@@ -281,7 +281,8 @@ impl Segments {
         };
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Ok(None),
+            // Or the file system has no locks, and nobody can tell.
+            Err(Errno::WOULDBLOCK | Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP) => return Ok(None),
             Err(error) => return Err(error.into()),
         }
         let metadata = file.metadata()?;

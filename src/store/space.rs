@@ -13,6 +13,8 @@ const BESIDE_IMAGE_BYTES: u64 = 8 << 10;
 const BLOCK_BYTES: u64 = 4 << 10;
 /// A warning is given from this share of the limit on, in percent.
 const WARN_FROM_PERCENT: u64 = 90;
+/// It is given again only after less was used in between.
+const WARN_AGAIN_BELOW_PERCENT: u64 = 80;
 /// From this share of the limit on, space is freed without waiting for the next regular look, in percent.
 const FREE_FROM_PERCENT: u64 = 95;
 /// And down to this share.
@@ -40,6 +42,8 @@ struct State {
     stored_bytes: u64,
     /// The largest image that waits for space.
     wanted_bytes: u64,
+    /// The last attempt to free space found nothing: to wait for the next one is of no use.
+    is_exhausted: bool,
     disk_free_bytes: u64,
 }
 
@@ -101,6 +105,9 @@ impl Space {
         if let Some(admitted) = self.try_admit(shared, bytes) {
             return Ok(admitted);
         }
+        if shared.lock().is_exhausted {
+            return Err(shared.no_space());
+        }
         let freed = async {
             // The measurement that runs right now may have begun before.
             while measured.changed().await.is_ok() {
@@ -150,10 +157,12 @@ impl Space {
         })
     }
 
-    /// Whoever waited for space has been served as well as can be.
-    pub fn forget_wanted(&self) {
+    /// Whoever waited for space has been served as well as can be. `is_exhausted`: nothing could be freed.
+    pub fn end_freeing(&self, is_exhausted: bool) {
         if let Some(shared) = &self.0 {
-            shared.lock().wanted_bytes = 0;
+            let mut state = shared.lock();
+            state.wanted_bytes = 0;
+            state.is_exhausted = is_exhausted;
         }
     }
 
@@ -190,6 +199,11 @@ impl SpaceState {
         }
         let coming = self.wanted_bytes.saturating_sub(self.used_bytes);
         Some(percent(self.limit_bytes, FREE_TO_PERCENT).min(self.limit_bytes.saturating_sub(coming)))
+    }
+
+    /// Whether a warning that was given is over.
+    pub fn is_far_from_warning(&self) -> bool {
+        self.used_bytes < percent(self.limit_bytes, WARN_AGAIN_BELOW_PERCENT)
     }
 
     /// What an operator should know before space runs out.

@@ -17,7 +17,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rusqlite::{OptionalExtension as _, Row, params};
 
-pub use self::retention::{Candidate, Deleted, Kind, LocalData, Page, Position, Swept, Totals, Usage, Walk};
+pub use self::retention::{
+    Candidate, Deleted, Kind, LocalData, Page, Position, SeenSegments, Swept, Totals, Usage, Walk,
+};
 
 use super::segments::{Appended, Place, Segments};
 use super::{ObjectInfo, ObjectReader, ObjectStore, Put, PutOptions, StoreError, check_key_length};

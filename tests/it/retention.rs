@@ -13,7 +13,7 @@ use imgcls::cli::{self, Cli};
 use imgcls::config::{Backend, Names};
 use imgcls::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, ImageRef, Status};
 use imgcls::queue::{self, Outgoing, ServiceQueues};
-use imgcls::store::{LocalData, ObjectStore as _, PutOptions, SqliteStore};
+use imgcls::store::{LocalData, ObjectStore as _, PutOptions, SeenSegments, SqliteStore};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -235,7 +235,7 @@ fn bodies_of_a_mostly_dead_segment_are_moved_and_the_segment_is_removed() {
             }
         }
         let data = LocalData::open(&data_dir, Names::local("imgcls")).unwrap();
-        let mut seen = std::collections::HashMap::new();
+        let mut seen = SeenSegments::default();
         assert_eq!(data.sweep(&mut seen).await.unwrap().moved_bodies, 0, "what is soon deleted anyway is not moved");
         let moved = data.sweep(&mut seen).await.unwrap();
         assert_eq!(moved.moved_bodies, 4);
@@ -263,7 +263,7 @@ async fn worker_puts_many_objects() {
 #[test]
 fn many_objects_that_are_due_at_once_are_deleted_while_images_are_taken() {
     const DUE: usize = 20_000;
-    let service = Service::start(1, &[], &[]);
+    let service = Service::start(1, &["--keep-images", "50s", "--keep-results", "50s"], &[]);
     service
         .database()
         .execute_batch(&format!(

@@ -140,6 +140,10 @@ pub struct Deleted {
     pub held: Duration,
 }
 
+/// Of each segment, the bytes of its bodies at the last sweep.
+#[derive(Debug, Default)]
+pub struct SeenSegments(HashMap<String, u64>);
+
 /// What a sweep of the segments did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
@@ -260,11 +264,13 @@ impl LocalData {
     }
 
     /// Looks after the segments that nobody writes any more: removes those without a body, frees the bytes of failed and
-    /// killed puts, and moves the bodies of those that are mostly dead. `seen`: what the last sweep left, by segment.
+    /// killed puts, and moves the bodies of those that are mostly dead. `seen`: as the last sweep left
+    /// it.
     ///
     /// # Errors
     /// Those of the file or the directory. The sweep may be repeated.
-    pub async fn sweep(&self, seen: &mut HashMap<String, u64>) -> Result<Swept, Fault> {
+    pub async fn sweep(&self, seen: &mut SeenSegments) -> Result<Swept, Fault> {
+        let SeenSegments(seen) = seen;
         let mut swept = Swept::default();
         let names = self.beside(Segments::names).await?;
         seen.retain(|name, _| names.contains(name));
