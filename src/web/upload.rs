@@ -250,7 +250,9 @@ impl Part {
         self.start.extend_from_slice(start);
         if self.start.len() == SIGNATURE_BYTES {
             self.look(reader, has_image, expected_bytes).await?;
-            if let Some(image) = &mut self.image {
+            if let Some(image) = &mut self.image
+                && !rest.is_empty()
+            {
                 image.push(reader, Bytes::copy_from_slice(rest)).await?;
             }
         }
