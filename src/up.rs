@@ -49,10 +49,16 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
 
     let (stop_web, stop_workers) = (shutdown.child_token(), CancellationToken::new());
     let wants_worker = fleet.config.bounds.min() > 0;
-    // A fleet that may be empty starts its first worker when an image comes: it is ready without one.
-    let awaited = wants_worker.then(|| workers_ready.clone());
+    let pace = fleet.pool.pace();
+    let seen = web::Fleet {
+        ready: workers_ready.clone(),
+        // A fleet that may be empty starts its first worker when an image comes: it is ready without one.
+        is_awaited: wants_worker,
+        service_time: Box::new(move || pace.recent_service_time()),
+        refused: fleet.pool.refused(),
+    };
     let web = async {
-        let ended = web::run(listener, config.web, awaited, stop_web.clone()).await;
+        let ended = web::run(listener, config.web, Some(seen), stop_web.clone()).await;
         stop_workers.cancel();
         ended
     };

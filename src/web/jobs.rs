@@ -10,12 +10,14 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::admission::{Gate, Place};
 use super::error::Problem;
 use super::metrics::METRICS;
 use super::pending::{Pending, Waiter, Wake};
 use super::replies::Replies;
 use super::results::Results;
 use super::upload::Upload;
+use super::withdrawal::{Untold, Withdrawals};
 use crate::protocol::{self, ClassifyRequest, SeedRequest, WIRE_VERSION};
 use crate::queue::{self, Outgoing, Queue, QueueError};
 use crate::store::{ObjectStore, PutOptions, StoreError};
@@ -55,6 +57,8 @@ pub struct Jobs {
     pub job_ttl: Duration,
     pub inline_bytes: usize,
     pub limit: MessageLimit,
+    pub gate: Arc<Gate>,
+    pub withdrawals: Withdrawals,
     /// Cancelled when a drain has no more patience: who waits is told to ask again.
     pub give_up: CancellationToken,
 }
@@ -116,18 +120,50 @@ pub struct Wishes {
 impl Jobs {
     /// Accepts an image: once this returns, the job has an end, whatever dies.
     pub async fn submit(&self, upload: Upload, wishes: Wishes) -> Result<Uuid, Problem> {
+        let place = self.gate.enter(Duration::ZERO)?;
         let id = Uuid::now_v7();
-        self.accept(id, &upload, &wishes, Duration::ZERO).await?;
+        if let Err(problem) = self.accept(id, &upload, &wishes, Duration::ZERO, None).await {
+            place.leave();
+            return Err(problem);
+        }
         count(&upload);
         Ok(id)
     }
 
     /// Accepts an image and waits for its end; only the id when `patience` ends first. An end that comes before the image
     /// and its message are on disk is told without them: it stands, and until now nobody knew the id.
+    ///
+    /// Dropped, which means that the client left, the job is withdrawn: nobody can ask for its answer.
     pub async fn classify(&self, upload: Upload, wishes: Wishes, patience: Duration) -> Result<Classified, Problem> {
+        let place = self.gate.enter(patience)?;
         let id = Uuid::now_v7();
+        let mut caller = Caller { untold: self.withdrawals.untold(id), place: &place };
+        if !self.can_withdraw(&upload) {
+            caller.untold.disarm();
+        }
+        let classified = self.classify_as(id, upload, wishes, patience, &caller.untold).await;
+        caller.untold.disarm();
+        if classified.is_err() {
+            place.leave();
+        }
+        classified
+    }
+
+    /// Workers see that a job was withdrawn when they read its image from the store.
+    fn can_withdraw(&self, upload: &Upload) -> bool {
+        self.wire == Wire::V1 && upload.bytes.len() > self.inline_bytes
+    }
+
+    async fn classify_as(
+        &self,
+        id: Uuid,
+        upload: Upload,
+        wishes: Wishes,
+        patience: Duration,
+        untold: &Untold<'_>,
+    ) -> Result<Classified, Problem> {
         let waiter = self.pending.wait_for(id);
-        let mut accepting = pin!(self.accept(id, &upload, &wishes, SHARED_SYNC.min(patience)));
+        let mut accepting = pin!(self.accept(id, &upload, &wishes, SHARED_SYNC.min(patience), Some(untold)));
         let mut waiting = pin!(self.wait(waiter, patience));
         let ended = tokio::select! {
             biased;
@@ -154,11 +190,15 @@ impl Jobs {
         upload: &Upload,
         wishes: &Wishes,
         durable_within: Duration,
+        untold: Option<&Untold<'_>>,
     ) -> Result<(), Problem> {
         self.look_at_limit(id, upload).await;
         // First: what does not fit the queue in the original's form is refused before anything is stored.
         let message = self.message(id, upload, wishes)?;
         let send = async {
+            if let Some(untold) = untold {
+                untold.sends();
+            }
             let sent = self.send(message, id, upload, wishes, durable_within).await;
             if sent.is_err() {
                 self.forget_image(id).await;
@@ -365,6 +405,20 @@ impl Jobs {
 fn count(upload: &Upload) {
     METRICS.accepted.inc();
     METRICS.upload_bytes.inc_by(upload.bytes.len() as u64);
+}
+
+/// A caller that waits. When its future is dropped before it was answered, no reply will tell the end of its job.
+struct Caller<'a> {
+    untold: Untold<'a>,
+    place: &'a Place,
+}
+
+impl Drop for Caller<'_> {
+    fn drop(&mut self) {
+        if self.untold.is_armed() {
+            self.place.leave();
+        }
+    }
 }
 
 /// Counts a waiter down, however it leaves.

@@ -3,8 +3,8 @@
 use std::sync::LazyLock;
 
 use prometheus::{
-    Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, exponential_buckets, register_histogram_vec,
-    register_int_counter, register_int_counter_vec, register_int_gauge,
+    Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, exponential_buckets, register_gauge,
+    register_histogram_vec, register_int_counter, register_int_counter_vec, register_int_gauge,
 };
 
 pub struct Metrics {
@@ -15,6 +15,9 @@ pub struct Metrics {
     pub replies: IntCounterVec,
     pub waiting: IntGauge,
     pub connections: IntGauge,
+    pub shed: IntCounterVec,
+    pub withdrawals: IntCounterVec,
+    pub expected_wait: Gauge,
     stages: HistogramVec,
 }
 
@@ -45,6 +48,19 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .expect(registered),
         waiting: register_int_gauge!("imgcls_web_waiting", "Jobs that a caller waits for").expect(registered),
         connections: register_int_gauge!("imgcls_web_connections", "Open connections").expect(registered),
+        shed: register_int_counter_vec!("imgcls_web_shed_total", "Requests refused under load, by reason", &["reason"])
+            .expect(registered),
+        withdrawals: register_int_counter_vec!(
+            "imgcls_web_withdrawals_total",
+            "Jobs whose client left before it was told the id, by what became of them",
+            &["outcome"]
+        )
+        .expect(registered),
+        expected_wait: register_gauge!(
+            "imgcls_web_expected_wait_seconds",
+            "Seconds that a new job is expected to wait for a worker; 0 while that is not known"
+        )
+        .expect(registered),
         stages: register_histogram_vec!("imgcls_web_stage_seconds", "Seconds in a stage of a job", &["stage"], seconds)
             .expect(registered),
     }

@@ -6,6 +6,7 @@
 //!
 //! Nothing here remembers a job: any web process answers for any id, from the stores alone.
 
+mod admission;
 mod assets;
 mod error;
 mod jobs;
@@ -17,15 +18,17 @@ mod results;
 mod routes;
 mod serve;
 mod upload;
+mod withdrawal;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use self::admission::Fleet;
+use self::admission::{Gate, GateLimits};
 pub use self::jobs::Wire;
 use self::jobs::{Jobs, MessageLimit};
 use self::pending::Pending;
@@ -44,6 +47,8 @@ use crate::store;
 const WAIT_AT_DRAIN: Duration = Duration::from_secs(3);
 /// And then, how long connections may take to carry that away.
 const CUT_OFF_AFTER: Duration = Duration::from_secs(1);
+/// How long a drain may take to withdraw the jobs of clients that left.
+const WITHDRAW_AT_DRAIN: Duration = Duration::from_secs(1);
 /// A message is never kept by the queue to the very end of its retention.
 const RETENTION_MARGIN: Duration = Duration::from_secs(60);
 
@@ -64,6 +69,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Bytes of image bodies held at a time; more are answered 503.
     pub max_buffered_bytes: u64,
+    /// Jobs in the queue, waiting or in work, beyond which nothing is accepted.
+    pub max_queue_depth: u64,
     /// How long a client may take for its headers or idle between requests.
     pub idle_timeout: Duration,
     /// Longest pause between two pieces of a body.
@@ -76,14 +83,14 @@ pub struct Config {
 
 /// Serves on `listener` until `shutdown`, then drains: what waits gets its answer or is told where to ask for it.
 ///
-/// `workers_ready`: of `up`, the number of its workers that are ready.
+/// `fleet`: the workers of `up`; None where the workers are somebody else's.
 ///
 /// # Errors
 /// At start, where queue or store cannot be used.
 pub async fn run(
     listener: TcpListener,
     config: Config,
-    workers_ready: Option<watch::Receiver<usize>>,
+    fleet: Option<Fleet>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     keep_freed_memory();
@@ -96,16 +103,22 @@ pub async fn run(
     let output = store::open(&config.backend, &names.output_bucket).await?;
     let pending = Pending::default();
     let results = Arc::new(Results { output: Arc::clone(&output), signature: format!("web-{}", std::process::id()) });
+    let workers_ready = fleet.as_ref().filter(|fleet| fleet.is_awaited).map(|fleet| fleet.ready.clone());
+    let limits = GateLimits { max_queue_depth: config.max_queue_depth, max_connections: config.max_connections };
+    let gate = Arc::new(Gate::new(Arc::clone(&service.requests), limits, fleet));
+    let (withdrawals, withdrawn) = withdrawal::channel();
     let replies = Replies::open(
         queues,
         Arc::clone(&service.results),
         config.result_queue_mode,
         pending.clone(),
         Arc::clone(&results),
+        Arc::clone(&gate),
         config.stack.clone(),
     );
     let replies = Arc::new(replies.await.context("no reply queue")?);
     let give_up = CancellationToken::new();
+    let (marked_input, marked_output) = (Arc::clone(&input), Arc::clone(&output));
     let site = Site {
         jobs: Jobs {
             wire: config.wire,
@@ -117,6 +130,8 @@ pub async fn run(
             job_ttl: config.job_ttl.min(attributes.retention.saturating_sub(RETENTION_MARGIN)),
             inline_bytes: config.inline_bytes,
             limit: MessageLimit::new(attributes.max_message_bytes),
+            gate: Arc::clone(&gate),
+            withdrawals,
             give_up: give_up.clone(),
         },
         uploads: UploadRules {
@@ -128,7 +143,11 @@ pub async fn run(
         readiness: Readiness { requests: service.requests, input, output, workers_ready, shutdown: shutdown.clone() },
     };
     let rules = ServeRules { max_connections: config.max_connections, idle_timeout: config.idle_timeout };
-    let stop_replies = CancellationToken::new();
+    let (stop_replies, stop_load) = (CancellationToken::new(), CancellationToken::new());
+    let gate_task = Arc::clone(&gate);
+    let stop = stop_load.clone();
+    let looking = tokio::spawn(async move { gate_task.run(stop).await });
+    let withdrawing = tokio::spawn(withdrawn.run(marked_input, marked_output, stop_load.clone()));
     let receiving = tokio::spawn(Arc::clone(&replies).run(stop_replies.clone()));
     tracing::info!(address = %listener.local_addr()?, replies = replies.reply_to(), "web tier listens");
 
@@ -142,6 +161,12 @@ pub async fn run(
     tokio::select! {
         () = serving => {}
         () = patience => tracing::warn!("not drained in time; open connections are cut off"),
+    }
+    stop_load.cancel();
+    looking.await.context("the reading of the queue's depth ended early")?;
+    // What is left is classified for nobody.
+    if let Ok(ended) = tokio::time::timeout(WITHDRAW_AT_DRAIN, withdrawing).await {
+        ended.context("the withdrawal of jobs ended early")?;
     }
     stop_replies.cancel();
     receiving.await.context("the reply loop ended early")

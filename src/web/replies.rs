@@ -15,10 +15,11 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::admission::Gate;
 use super::metrics::METRICS;
 use super::pending::{Pending, Wake};
 use super::results::Results;
-use crate::protocol::{self, ReplyHead, TAG_ALIVE_AT, TAG_STACK};
+use crate::protocol::{self, ReplyHead, TAG_ALIVE_AT, TAG_STACK, TimingsMs};
 use crate::queue::{
     Delivery, LONGEST_POLL, MAX_BATCH, Queue, QueueAttributes, QueueError, Queues, Receipt, ReceiveOptions,
 };
@@ -55,6 +56,7 @@ pub struct Replies {
     result_queue: Arc<dyn Queue>,
     pending: Pending,
     results: Arc<Results>,
+    gate: Arc<Gate>,
     /// Its name goes onto the queue, so that whoever removes the stack finds it.
     stack: String,
     inbox: RwLock<Inbox>,
@@ -103,13 +105,14 @@ impl Replies {
         mode: ResultQueueMode,
         pending: Pending,
         results: Arc<Results>,
+        gate: Arc<Gate>,
         stack: String,
     ) -> Result<Self, QueueError> {
         let inbox = match mode {
             ResultQueueMode::Own => open_own(&*queues, &result_queue, &stack).await?,
             ResultQueueMode::Shared => Inbox { mode, queue: Arc::clone(&result_queue) },
         };
-        Ok(Replies { queues, result_queue, pending, results, stack, inbox: RwLock::new(inbox) })
+        Ok(Replies { queues, result_queue, pending, results, gate, stack, inbox: RwLock::new(inbox) })
     }
 
     /// What a request says in `reply_to`.
@@ -176,6 +179,9 @@ impl Replies {
         let is_waited_for = reply.id().is_some_and(|id| self.pending.is_waited_for(id));
         let age = Duration::from_millis(now.as_millisecond().saturating_sub(sent_at_ms).max(0).unsigned_abs());
         let mut fate = decide(mode, is_waited_for, age);
+        if is_waited_for || mode == ResultQueueMode::Own && reply != Reply::Foreign {
+            self.count_end(&body);
+        }
         if fate != Fate::HandBack
             && let Err(error) = self.end(&reply, body).await
         {
@@ -187,6 +193,17 @@ impl Replies {
             tracing::warn!(age_seconds = age.as_secs(), "not a reply to any job; deleted");
         }
         (receipt, fate)
+    }
+
+    /// Tells admission that a job of this process has ended.
+    fn count_end(&self, body: &str) {
+        #[derive(serde::Deserialize)]
+        struct Timed {
+            timings_ms: TimingsMs,
+        }
+        let reads_timings = self.gate.reads_timings();
+        let timed = reads_timings.then(|| serde_json::from_str::<Timed>(body).ok()).flatten();
+        self.gate.ended(timed.map(|timed| timed.timings_ms).as_ref());
     }
 
     /// Wakes those who wait. Before that, the end of a job stands in the store: our workers have written it, the

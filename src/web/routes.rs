@@ -90,6 +90,7 @@ impl Asked {
 async fn classify_original(Shared(site): Shared<Arc<Site>>, request: Request) -> Result<Response, Problem> {
     let wants_json = accepts_json(request.headers());
     let wishes = Asked::default().wishes(request.headers())?;
+    let request = site.jobs.gate.let_in(request, site.sync_timeout).await?;
     let upload = upload::receive(request, &site.uploads).await?;
     let Classified { id, result } = site.jobs.classify(upload, wishes, site.sync_timeout).await?;
     let Some(text) = result else { return Err(Problem::not_in_time(id)) };
@@ -112,6 +113,7 @@ async fn classify(
 ) -> Result<Response, Problem> {
     let wait = asked.wait(DEFAULT_WAIT)?;
     let wishes = asked.wishes(request.headers())?;
+    let request = site.jobs.gate.let_in(request, wait).await?;
     let upload = upload::receive(request, &site.uploads).await?;
     let Classified { id, result } = site.jobs.classify(upload, wishes, wait).await?;
     let Some(text) = result else { return Ok(accepted(id)) };
@@ -135,6 +137,7 @@ async fn create_job(
     request: Request,
 ) -> Result<Response, Problem> {
     let wishes = asked.wishes(request.headers())?;
+    let request = site.jobs.gate.let_in(request, Duration::ZERO).await?;
     let upload = upload::receive(request, &site.uploads).await?;
     Ok(accepted(site.jobs.submit(upload, wishes).await?))
 }
@@ -197,7 +200,8 @@ async fn readyz(Shared(site): Shared<Arc<Site>>) -> Response {
     }
 }
 
-async fn metrics() -> impl IntoResponse {
+async fn metrics(Shared(site): Shared<Arc<Site>>) -> impl IntoResponse {
+    site.jobs.gate.observe();
     ([(header::CONTENT_TYPE, telemetry::METRICS_CONTENT_TYPE)], telemetry::metrics_text())
 }
 

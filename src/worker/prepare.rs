@@ -172,6 +172,7 @@ impl Intake {
             Err(Fetch::Failed(code, message)) => {
                 return Err(work.failed(code, message, &delivery.body, Timestamp::now(), &self.rules));
             }
+            Err(Fetch::Withdrawn(id)) => return Err(Ending::Withdrawn { id }),
             Err(Fetch::Fault(reason)) => return Err(work.faulted(reason)),
         };
         let fetched = fetching.elapsed();
@@ -232,6 +233,7 @@ impl Intake {
             }
         };
         match patiently("fetch", FETCH_PATIENCE, read).await {
+            Ok(Ok(Some(image))) if image == protocol::WITHDRAWN_IMAGE => Err(Fetch::Withdrawn(id)),
             Ok(Ok(Some(image))) => Ok(image),
             Ok(Ok(None)) => Err(Fetch::Failed(ErrorCode::InputMissing, format!("no object {key}"))),
             Ok(Err(size)) => Err(Fetch::Failed(ErrorCode::InputTooLarge, format!("{size} bytes, at most {limit}"))),
@@ -243,6 +245,8 @@ impl Intake {
 /// Why there is no image.
 enum Fetch {
     Failed(ErrorCode, String),
+    /// The client left before anybody was told the id.
+    Withdrawn(Uuid),
     Fault(String),
 }
 
