@@ -25,6 +25,7 @@ mod message_size;
 mod messages;
 mod model;
 mod original;
+mod overload;
 mod page;
 mod provision;
 mod queue_command;
