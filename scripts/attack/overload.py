@@ -6,7 +6,8 @@
 
 Each run starts `imgcls up --max-workers 1` in a data directory of its own, measures the capacity in a closed loop,
 then offers `--factor` times that rate in an open loop (Poisson) for `--seconds`, whatever the answers are. A caller
-waits `--wait` seconds: an answer counts as good when it is a 200 within that time. Afterwards one request each 250 ms
+waits `--wait` seconds: an answer counts as good when it is a 200 within that time. Goodput is good answers a second
+while the load lasts. Afterwards one request each 250 ms
 shows when the service is back to normal: answered, and in less than twice the time it took before the load or 250 ms.
 
 The same client, on the same machine, does all of it, so that only shares can be compared. Traffic goes to 127.0.0.1
@@ -45,6 +46,7 @@ class Outcome:
 
     status: int
     seconds: float
+    ended: float
     retry_after: int | None = None
 
 
@@ -65,9 +67,10 @@ class Client:
         try:
             status, headers = await asyncio.wait_for(self._request(f"/v1/classify?wait={wait}", body), timeout)
         except (TimeoutError, OSError, asyncio.IncompleteReadError, ValueError):
-            return Outcome(0, time.monotonic() - started)
+            return Outcome(0, time.monotonic() - started, time.monotonic())
         retry_after = headers.get("retry-after")
-        return Outcome(status, time.monotonic() - started, int(retry_after) if retry_after else None)
+        ended = time.monotonic()
+        return Outcome(status, ended - started, ended, int(retry_after) if retry_after else None)
 
     async def _request(self, path: str, body: bytes) -> tuple[int, dict[str, str]]:
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -81,7 +84,10 @@ class Client:
         except BaseException:
             writer.close()
             raise
-        self.idle.append((reader, writer))
+        if answer[1].get("connection") == "close":
+            writer.close()
+        else:
+            self.idle.append((reader, writer))
         return answer
 
     @staticmethod
@@ -146,7 +152,7 @@ async def measure(service: Service, options: argparse.Namespace, wait: float) ->
         depth = await asyncio.to_thread(service.depth)
         normal_after = await until_normal(client, load_ended, usual, wait)
         outcomes = [await outcome for outcome in outcomes]
-    return report(outcomes, options.seconds, wait, capacity) | {
+    return report(outcomes, load_ended, options.seconds, wait, capacity) | {
         "wait": wait,
         "capacity": capacity,
         "rate": rate,
@@ -218,24 +224,24 @@ async def sampling(service: Service, memory: list[float]):  # noqa: ANN201
         task.cancel()
 
 
-def report(outcomes: list[Outcome], seconds: float, wait: float, capacity: float) -> dict:
-    """Counts and shares."""
-    good = sum(outcome.status == 200 and outcome.seconds <= wait for outcome in outcomes)
+def report(outcomes: list[Outcome], load_ended: float, seconds: float, wait: float, capacity: float) -> dict:
+    """Counts and shares. Goodput is what was answered in time while the load lasted."""
+    in_time = [outcome for outcome in outcomes if outcome.status == 200 and outcome.seconds <= wait]
+    good = len(in_time)
+    goodput = sum(outcome.ended <= load_ended for outcome in in_time) / seconds
     refused = [outcome for outcome in outcomes if outcome.status == 503]
     late = sum(outcome.status in (200, 202) for outcome in outcomes) - good
     fast = sum(outcome.seconds <= FAST_SECONDS for outcome in refused)
     latencies = sorted(outcome.seconds for outcome in refused) or [0.0]
     answered = sorted(outcome.seconds for outcome in outcomes if outcome.status == 200) or [0.0]
-    # Those that were let in near the end of the load are answered after it: the workers had the load and the wait.
-    busy = seconds + min(max(answered), wait)
     return {
         "sent": len(outcomes),
         "good": good,
         "refused": len(refused),
         "late": late,
         "failed": len(outcomes) - good - len(refused) - late,
-        "goodput": good / busy,
-        "goodput_share": good / busy / capacity,
+        "goodput": goodput,
+        "goodput_share": goodput / capacity,
         "refused_fast": fast / max(len(refused), 1),
         "refused_p50_ms": latencies[len(latencies) // 2] * 1e3,
         "refused_p99_ms": latencies[len(latencies) * 99 // 100] * 1e3,
@@ -254,8 +260,8 @@ def show(binary: pathlib.Path, figures: dict) -> None:
     print(f"{binary}, callers wait {figures['wait']:g} s")
     print(f"  capacity {figures['capacity']:.1f}/s, offered {figures['rate']:.1f}/s, sent {figures['sent']}")
     print(
-        f"  in time {figures['good']} ({figures['goodput']:.1f}/s, {figures['goodput_share']:.0%} of capacity; median "
-        f"{figures['answered_p50_s']:.2f} s), late or 202 {figures['late']}, refused {figures['refused']}, "
+        f"  in time {figures['good']} (under load {figures['goodput']:.1f}/s, {figures['goodput_share']:.0%} of capacity; "
+        f"median {figures['answered_p50_s']:.2f} s), late or 202 {figures['late']}, refused {figures['refused']}, "
         f"failed {figures['failed']}"
     )
     print(

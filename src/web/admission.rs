@@ -37,8 +37,9 @@ use crate::scaling::StepPolicy;
 /// The share of a caller's wait that the estimate may fill. Under overload the queue stands at this limit, so what is
 /// left has to cover the error of the estimate: without it about half of the callers would be answered too late.
 const USABLE_SHARE: f64 = 0.85;
-/// The way to the queue and back, which is no part of the estimate.
-const ROUND_TRIP: Duration = Duration::from_millis(50);
+/// What is left for noise is at least this, or a tenth of the wait where that is less: of a short wait a pause of the machine
+/// takes a larger share.
+const NOISE: Duration = Duration::from_millis(250);
 /// Time between two reads of the depth while requests come. A local read is cheap; a call to SQS costs money.
 const LOOK_EVERY_LOCAL: Duration = Duration::from_millis(500);
 const LOOK_EVERY_REMOTE: Duration = Duration::from_secs(5);
@@ -84,7 +85,7 @@ pub enum Decision {
 
 /// Decides on a caller who waits `patience` for the answer. An unknown wait admits.
 pub fn decide(estimate: &Estimate, patience: Duration) -> Decision {
-    let usable = patience.mul_f64(USABLE_SHARE).saturating_sub(ROUND_TRIP);
+    let usable = patience.mul_f64(USABLE_SHARE).saturating_sub(NOISE.min(patience / 10));
     match estimate.wait() {
         Some(expected_wait) if expected_wait > usable && estimate.jobs_ahead > 0 => Decision::Refuse { expected_wait },
         Some(_) | None => Decision::Admit,
@@ -311,6 +312,7 @@ impl Gate {
             }
         };
         let mut problem = Problem::full(detail);
+        problem.closes_connection = reason == Reason::Connections;
         problem.retry_after_seconds = Some(retry_after_seconds(wait, rand::rng().random_range(0.0..=1.0)));
         problem
     }

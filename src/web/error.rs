@@ -18,6 +18,8 @@ pub struct Problem {
     pub id: Option<Uuid>,
     /// When to come again.
     pub retry_after_seconds: Option<u32>,
+    /// The connection is closed with the answer: others need it.
+    pub closes_connection: bool,
 }
 
 #[derive(Serialize)]
@@ -32,7 +34,15 @@ struct Body<'a> {
 
 impl Problem {
     fn new(status: StatusCode, kind: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
-        Problem { status, kind, title, detail: detail.into(), id: None, retry_after_seconds: None }
+        Problem {
+            status,
+            kind,
+            title,
+            detail: detail.into(),
+            id: None,
+            retry_after_seconds: None,
+            closes_connection: false,
+        }
     }
 
     pub fn malformed(detail: impl Into<String>) -> Self {
@@ -157,6 +167,9 @@ impl IntoResponse for Problem {
         let mut response = (self.status, [(header::CONTENT_TYPE, "application/problem+json")], json).into_response();
         if let Some(seconds) = self.retry_after_seconds {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.closes_connection {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }

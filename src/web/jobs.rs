@@ -119,13 +119,15 @@ pub struct Wishes {
 
 impl Jobs {
     /// Accepts an image: once this returns, the job has an end, whatever dies.
+    ///
+    /// Dropped, which means that the client left, the job is withdrawn: nobody was told its id.
     pub async fn submit(&self, upload: Upload, wishes: Wishes) -> Result<Uuid, Problem> {
         let place = self.gate.enter(Duration::ZERO)?;
         let id = Uuid::now_v7();
-        if let Err(problem) = self.accept(id, &upload, &wishes, Duration::ZERO, None).await {
-            place.leave();
-            return Err(problem);
-        }
+        let mut caller = self.caller(id, &place, &upload);
+        let accepted = self.accept(id, &upload, &wishes, Duration::ZERO, &caller.untold).await;
+        caller.answered(accepted.is_ok());
+        accepted?;
         count(&upload);
         Ok(id)
     }
@@ -133,25 +135,24 @@ impl Jobs {
     /// Accepts an image and waits for its end; only the id when `patience` ends first. An end that comes before the image
     /// and its message are on disk is told without them: it stands, and until now nobody knew the id.
     ///
-    /// Dropped, which means that the client left, the job is withdrawn: nobody can ask for its answer.
+    /// Dropped, as [`Jobs::submit`].
     pub async fn classify(&self, upload: Upload, wishes: Wishes, patience: Duration) -> Result<Classified, Problem> {
         let place = self.gate.enter(patience)?;
         let id = Uuid::now_v7();
-        let mut caller = Caller { untold: self.withdrawals.untold(id), place: &place };
-        if !self.can_withdraw(&upload) {
-            caller.untold.disarm();
-        }
+        let mut caller = self.caller(id, &place, &upload);
         let classified = self.classify_as(id, upload, wishes, patience, &caller.untold).await;
-        caller.untold.disarm();
-        if classified.is_err() {
-            place.leave();
-        }
+        caller.answered(classified.is_ok());
         classified
     }
 
-    /// Workers see that a job was withdrawn when they read its image from the store.
-    fn can_withdraw(&self, upload: &Upload) -> bool {
-        self.wire == Wire::V1 && upload.bytes.len() > self.inline_bytes
+    /// Workers see that a job was withdrawn when they read its image from the store, so that one whose message carries the
+    /// image is classified for nobody.
+    fn caller<'a>(&'a self, id: Uuid, place: &'a Place, upload: &Upload) -> Caller<'a> {
+        let mut untold = self.withdrawals.untold(id);
+        if self.wire == Wire::Seed || upload.bytes.len() <= self.inline_bytes {
+            untold.disarm();
+        }
+        Caller { untold, place }
     }
 
     async fn classify_as(
@@ -163,7 +164,7 @@ impl Jobs {
         untold: &Untold<'_>,
     ) -> Result<Classified, Problem> {
         let waiter = self.pending.wait_for(id);
-        let mut accepting = pin!(self.accept(id, &upload, &wishes, SHARED_SYNC.min(patience), Some(untold)));
+        let mut accepting = pin!(self.accept(id, &upload, &wishes, SHARED_SYNC.min(patience), untold));
         let mut waiting = pin!(self.wait(waiter, patience));
         let ended = tokio::select! {
             biased;
@@ -190,15 +191,13 @@ impl Jobs {
         upload: &Upload,
         wishes: &Wishes,
         durable_within: Duration,
-        untold: Option<&Untold<'_>>,
+        untold: &Untold<'_>,
     ) -> Result<(), Problem> {
         self.look_at_limit(id, upload).await;
         // First: what does not fit the queue in the original's form is refused before anything is stored.
         let message = self.message(id, upload, wishes)?;
         let send = async {
-            if let Some(untold) = untold {
-                untold.sends();
-            }
+            untold.sends();
             let sent = self.send(message, id, upload, wishes, durable_within).await;
             if sent.is_err() {
                 self.forget_image(id).await;
@@ -407,10 +406,20 @@ fn count(upload: &Upload) {
     METRICS.upload_bytes.inc_by(upload.bytes.len() as u64);
 }
 
-/// A caller that waits. When its future is dropped before it was answered, no reply will tell the end of its job.
+/// A caller that was not answered yet. When its future is dropped, no reply will tell the end of its job.
 struct Caller<'a> {
     untold: Untold<'a>,
     place: &'a Place,
+}
+
+impl Caller<'_> {
+    /// To be called before the answer leaves, which tells the id unless the job was refused.
+    fn answered(&mut self, is_accepted: bool) {
+        self.untold.disarm();
+        if !is_accepted {
+            self.place.leave();
+        }
+    }
 }
 
 impl Drop for Caller<'_> {

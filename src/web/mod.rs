@@ -163,11 +163,10 @@ pub async fn run(
         () = patience => tracing::warn!("not drained in time; open connections are cut off"),
     }
     stop_load.cancel();
-    looking.await.context("the reading of the queue's depth ended early")?;
-    // What is left is classified for nobody.
-    if let Ok(ended) = tokio::time::timeout(WITHDRAW_AT_DRAIN, withdrawing).await {
-        ended.context("the withdrawal of jobs ended early")?;
-    }
+    let (looked, withdrew) = tokio::join!(looking, tokio::time::timeout(WITHDRAW_AT_DRAIN, withdrawing));
+    looked.context("the reading of the queue's depth ended early")?;
+    // What was not withdrawn in time is classified for nobody.
+    withdrew.unwrap_or(Ok(())).context("the withdrawal of jobs ended early")?;
     stop_replies.cancel();
     receiving.await.context("the reply loop ended early")
 }

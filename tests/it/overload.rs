@@ -213,3 +213,51 @@ fn job_of_a_client_that_left_is_not_classified_unless_its_id_was_told() {
     assert_eq!(crate::harness::count_results(&service.database()), told.len());
     assert!(!service.workers[0].log().contains("ended without an answer"), "{}", service.workers[0].log());
 }
+
+#[test]
+fn clients_that_leave_at_any_moment_harm_no_other() {
+    const ROUNDS: u64 = 40;
+    let service = Service::start(1, &[], &["--admin-listen", "127.0.0.1:0"]);
+    let image = picture("rocket.jpg");
+    let label = crate::harness::label_of("rocket.jpg");
+    let told: Vec<String> = thread::scope(|scope| {
+        let leaving = (0..2).map(|lane| {
+            let (service, image) = (&service, &image);
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    let client = send(service.address, "/v1/classify?wait=60", image);
+                    // Before it is stored, while it waits, while it is inferred, when it is answered.
+                    thread::sleep(Duration::from_millis((round * 7 + lane * 3) % 60));
+                    drop(client);
+                }
+            })
+        });
+        let leaving: Vec<_> = leaving.collect();
+        let told = (0..ROUNDS).map(|_| {
+            let answer = service.request("POST", "/v1/classify?wait=60", &[], &image).json();
+            assert_eq!(answer["predictions"][0]["label"], label.as_str(), "{answer}");
+            [answer["id"].as_str().unwrap().to_owned(), service.submit("rocket.jpg", &image)]
+        });
+        let told = told.flatten().collect();
+        leaving.into_iter().for_each(|lane| lane.join().unwrap());
+        told
+    });
+    for id in &told {
+        let job = service.finished(id);
+        assert_eq!(job["predictions"][0]["label"], label.as_str(), "{job}");
+    }
+    let admin = service.workers[0].admin_address();
+    until("an empty queue", || {
+        let left: usize = service.database().query_row("SELECT count(*) FROM messages", [], |row| row.get(0)).unwrap();
+        (left == 0).then_some(())
+    });
+    assert!(metric(admin, "imgcls_worker_endings_total{ending=\"failed\"}").abs() < 0.1);
+    let database = service.database();
+    let kept = service.images();
+    assert!(kept.len() >= told.len());
+    for key in kept {
+        // What is not withdrawn has a result; of what is withdrawn nothing is left.
+        let id = key.strip_prefix("images/").unwrap();
+        assert!(crate::harness::result_text(&database, id).contains(&label), "{id}");
+    }
+}
