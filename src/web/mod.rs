@@ -4,6 +4,9 @@
 //! ← [`replies`] (the reply queue) through [`pending`] (who waits for which id). [`results`] reads and writes the ends of
 //! jobs, [`error`] says every refusal.
 //!
+//! Before a request is read, [`admission`] decides whether its answer would come in time; [`withdrawal`] drops the job of a
+//! client that left before it was told an id.
+//!
 //! Nothing here remembers a job: any web process answers for any id, from the stores alone.
 
 mod admission;

@@ -130,7 +130,9 @@ fn callers_of_a_web_tier_alone_are_refused_by_the_pace_of_its_replies() {
     let worker = &service.workers[0];
     // A backlog is worked on, so that the pace is measured; then the worker stops, and the backlog stays.
     let ids: Vec<String> = (0..60).map(|_| service.submit("rocket.jpg", &image)).collect();
-    ids.iter().for_each(|id| drop(service.finished(id)));
+    for id in &ids {
+        assert_eq!(service.finished(id)["status"], "succeeded");
+    }
     worker.signal("STOP");
     fill_until_expected_wait(service.address, &image, 4.0);
 
@@ -239,7 +241,9 @@ fn clients_that_leave_at_any_moment_harm_no_other() {
             [answer["id"].as_str().unwrap().to_owned(), service.submit("rocket.jpg", &image)]
         });
         let told = told.flatten().collect();
-        leaving.into_iter().for_each(|lane| lane.join().unwrap());
+        for lane in leaving {
+            lane.join().unwrap();
+        }
         told
     });
     for id in &told {
