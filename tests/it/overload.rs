@@ -265,3 +265,18 @@ fn clients_that_leave_at_any_moment_harm_no_other() {
         assert!(crate::harness::result_text(&database, id).contains(&label), "{id}");
     }
 }
+
+#[test]
+fn a_connection_is_left_to_refuse_on_when_all_others_wait() {
+    let service = Service::start(0, &["--max-connections", "64"], &[]);
+    let image = picture("rgb.png");
+    let waiting: Vec<TcpStream> = (0..63).map(|_| send(service.address, "/v1/classify?wait=120", &image)).collect();
+    until("all but one connection wait", || {
+        (metric(service.address, "imgcls_web_waiting") >= waiting.len() as f64).then_some(())
+    });
+    let refused = service.request("POST", "/v1/classify?wait=120", &[], &image);
+    assert_refused(&refused);
+    assert_eq!(refused.header("connection"), Some("close"));
+    assert!((metric(service.address, "imgcls_web_shed_total{reason=\"connections\"}") - 1.0).abs() < 0.1);
+    assert_eq!(service.request("POST", "/v1/jobs", &[], &image).status, 202, "who does not wait is let in");
+}
