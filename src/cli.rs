@@ -209,6 +209,9 @@ pub struct HttpArgs {
     /// when to come again
     #[arg(long, env = "IMGCLS_MAX_BUFFERED_BYTES", default_value = "256MiB", value_parser = config::bytes)]
     pub max_buffered_bytes: u64,
+    /// Images in the queue, waiting or in work, beyond which clients are told 503 and when to come again
+    #[arg(long, env = "IMGCLS_MAX_QUEUE_DEPTH", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_queue_depth: u64,
     /// How long a client may take for its headers, or idle between requests; 2 s where most connections are taken
     #[arg(long, env = "IMGCLS_IDLE_TIMEOUT", default_value = "60s", value_parser = config::duration)]
     pub idle_timeout: Duration,
@@ -662,6 +665,7 @@ fn web_config(shared: &SharedArgs, http: &HttpArgs, limits: &LimitArgs, backend:
         trusted_proxies: http.trusted_proxies.clone(),
         allowed_hosts: http.allowed_hosts.clone(),
         max_buffered_bytes: http.max_buffered_bytes,
+        max_queue_depth: http.max_queue_depth,
         idle_timeout: http.idle_timeout,
         body_timeout: http.body_timeout,
         write_timeout: http.write_timeout,

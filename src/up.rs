@@ -51,10 +51,16 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
 
     let (stop_web, stop_workers) = (shutdown.child_token(), CancellationToken::new());
     let wants_worker = fleet.config.bounds.min() > 0;
-    // A fleet that may be empty starts its first worker when an image comes: it is ready without one.
-    let awaited = wants_worker.then(|| workers_ready.clone());
+    let pace = fleet.pool.pace();
+    let seen = web::Fleet {
+        ready: workers_ready.clone(),
+        // A fleet that may be empty starts its first worker when an image comes: it is ready without one.
+        is_awaited: wants_worker,
+        service_time: Box::new(move || pace.recent_service_time()),
+        refused: fleet.pool.refused(),
+    };
     let web = async {
-        let ended = serve_web(listener, config.web, config.retention, awaited, stop_web.clone()).await;
+        let ended = serve_web(listener, config.web, config.retention, Some(seen), stop_web.clone()).await;
         stop_workers.cancel();
         ended
     };
@@ -77,7 +83,7 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
     workers.and(web)
 }
 
-/// The web tier, and beside it the loop that bounds what is kept. `workers_ready`: as of [`web::run`].
+/// The web tier, and beside it the loop that bounds what is kept. `fleet`: as of [`web::run`].
 ///
 /// # Errors
 /// As [`web::run`].
@@ -85,16 +91,16 @@ pub async fn serve_web(
     listener: TcpListener,
     mut web: web::Config,
     retention: retention::Config,
-    workers_ready: Option<watch::Receiver<usize>>,
+    fleet: Option<web::Fleet>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let Some(retention) = retention::open(&retention).await? else {
-        return web::run(listener, web, workers_ready, shutdown).await;
+        return web::run(listener, web, fleet, shutdown).await;
     };
     web.space = retention.space();
     let stop = CancellationToken::new();
     let bounding = tokio::spawn(retention.run(stop.clone()));
-    let ended = web::run(listener, web, workers_ready, shutdown).await;
+    let ended = web::run(listener, web, fleet, shutdown).await;
     stop.cancel();
     bounding.await.context("the loop that bounds what is kept ended early")?;
     ended

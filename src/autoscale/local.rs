@@ -12,12 +12,13 @@
 //! Each worker has a [`Keeper`], a task that starts it, starts it again when it dies, ends it, and waits for it. Messages
 //! that it held when it died are released, so that the others get them at once.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
@@ -94,6 +95,7 @@ pub struct Pool {
     requests: Option<Arc<dyn Queue>>,
     /// Cancelled when workers that drain are to be killed.
     give_up: CancellationToken,
+    refused: Arc<AtomicU64>,
 }
 
 impl Pool {
@@ -108,6 +110,7 @@ impl Pool {
             pace: Pace::default(),
             requests: None,
             give_up: CancellationToken::new(),
+            refused: Arc::default(),
         }
     }
 
@@ -126,6 +129,17 @@ impl Pool {
     /// What a worker took for an image while it worked, of late; None where none has worked yet.
     pub fn service_time(&self) -> Option<Duration> {
         self.pace.service_time()
+    }
+
+    /// How long images take, as it is measured from now on.
+    pub fn pace(&self) -> Pace {
+        self.pace.clone()
+    }
+
+    /// A counter of requests that were refused because the workers are too few. Who refuses adds to it; the loop that
+    /// decides on their number reads it.
+    pub fn refused(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.refused)
     }
 
     /// Workers that are wanted: ready, starting or being replaced, but not draining.
@@ -208,25 +222,57 @@ impl Drop for Ready {
 
 /// How long images take, by what all workers said.
 #[derive(Debug, Clone, Default)]
-struct Pace(Arc<Mutex<Worked>>);
+pub struct Pace(Arc<Mutex<Sums>>);
+
+#[derive(Debug, Default)]
+struct Sums {
+    /// Over many images, for the number of workers, which is not to follow every change.
+    long: Worked,
+    /// The last seconds of work, oldest first, for the estimate of a caller's wait.
+    recent: VecDeque<Worked>,
+}
 
 impl Pace {
     /// What is older than about so many images is forgotten: other images take another time.
     const MEMORY: u64 = 1000;
+    /// For the recent service time, what lies before this much work is forgotten, and before so many reports.
+    const RECENT: Duration = Duration::from_secs(3);
+    const RECENT_REPORTS: usize = 64;
 
     fn add(&self, worked: Worked) {
-        let mut sum = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        sum.images = sum.images.saturating_add(worked.images);
-        sum.busy = sum.busy.saturating_add(worked.busy);
-        while sum.images > 2 * Self::MEMORY {
-            sum.images /= 2;
-            sum.busy /= 2;
+        let mut sums = self.sums();
+        let Sums { long, recent } = &mut *sums;
+        long.images = long.images.saturating_add(worked.images);
+        long.busy = long.busy.saturating_add(worked.busy);
+        while long.images > 2 * Self::MEMORY {
+            long.images /= 2;
+            long.busy /= 2;
+        }
+        recent.push_back(worked);
+        while recent.len() > Self::RECENT_REPORTS || sum(recent.iter().skip(1)).busy >= Self::RECENT {
+            recent.pop_front();
         }
     }
 
-    fn service_time(&self) -> Option<Duration> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).service_time()
+    /// What a worker needed for an image over its last seconds of work; None where none has worked yet.
+    pub fn recent_service_time(&self) -> Option<Duration> {
+        sum(self.sums().recent.iter()).service_time()
     }
+
+    fn service_time(&self) -> Option<Duration> {
+        self.sums().long.service_time()
+    }
+
+    fn sums(&self) -> MutexGuard<'_, Sums> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn sum<'a>(reports: impl Iterator<Item = &'a Worked>) -> Worked {
+    reports.fold(Worked::default(), |sum, worked| Worked {
+        images: sum.images.saturating_add(worked.images),
+        busy: sum.busy.saturating_add(worked.busy),
+    })
 }
 
 /// Keeps one worker running until it is asked to leave.
@@ -442,6 +488,23 @@ mod tests {
         assert_eq!(millis, Some(10));
         pace.add(Worked { images: u64::MAX, busy: Duration::MAX });
         assert!(pace.service_time().is_some());
+    }
+
+    #[test]
+    fn recent_service_time_follows_a_change_within_seconds_of_work() {
+        let pace = Pace::default();
+        assert_eq!(pace.recent_service_time(), None);
+        (0..60).for_each(|_| pace.add(Worked { images: 100, busy: Duration::from_secs(1) }));
+        let millis = || pace.recent_service_time().expect("has worked").as_millis();
+        assert_eq!(millis(), 10);
+        (0..3).for_each(|_| pace.add(Worked { images: 1, busy: Duration::from_secs(1) }));
+        assert_eq!(millis(), 1_000, "three images of a second");
+        pace.add(Worked { images: 1, busy: Duration::from_secs(10) });
+        assert_eq!(millis(), 10_000, "one of ten seconds");
+        (0..3).for_each(|_| pace.add(Worked { images: 100, busy: Duration::from_secs(1) }));
+        assert_eq!(millis(), 10, "three seconds of small ones");
+        (0..10_000).for_each(|_| pace.add(Worked { images: 1, busy: Duration::ZERO }));
+        assert_eq!(millis(), 0);
     }
 
     #[test]

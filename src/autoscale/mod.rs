@@ -4,6 +4,7 @@
 pub mod aws;
 pub mod local;
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -43,14 +44,18 @@ pub async fn run(
     let mut state = State::default();
     let mut newest = None;
     let mut gauge = Gauge::default();
+    let mut unmet = Unmet::default();
+    let refused = pool.refused();
     let outcome = loop {
         tokio::select! {
             () = shutdown.cancelled() => break Ok(()),
             failure = pool.failure() => break Err(failure).context("the workers cannot be kept running"),
             _ = ticks.tick() => {}
         }
+        let unmet = unmet.add(refused.load(Ordering::Relaxed), origin.elapsed());
         if let Some(depth) = gauge.read(queue).await {
-            newest = Some(QueueDepth { at: origin.elapsed(), visible: depth.visible, in_flight: depth.in_flight });
+            let visible = depth.visible.saturating_add(unmet);
+            newest = Some(QueueDepth { at: origin.elapsed(), visible, in_flight: depth.in_flight });
         }
         let observation = Observation { workers: pool.size(), depth: newest };
         let service_time = config.service_time.or_else(|| pool.service_time()).unwrap_or_default();
@@ -64,6 +69,30 @@ pub async fn run(
     };
     pool.drain().await;
     outcome
+}
+
+/// Requests that were refused because the workers are too few. They are work that the queue does not show: counted as
+/// waiting, or shedding would keep the number of workers at what is too small. Each is forgotten after some seconds.
+#[derive(Default)]
+struct Unmet {
+    total: u64,
+    recent: f64,
+    at: Duration,
+}
+
+impl Unmet {
+    const MEMORY: Duration = Duration::from_secs(20);
+    /// Enough to want all the workers of a machine; more would only delay taking them away.
+    const MOST: f64 = 1_000.0;
+
+    /// `total`: all that were refused since the start. Returns how many of late.
+    fn add(&mut self, total: u64, now: Duration) -> u64 {
+        let age = now.saturating_sub(self.at).as_secs_f64();
+        let kept = self.recent * (-age / Self::MEMORY.as_secs_f64()).exp();
+        self.recent = (kept + (total - self.total) as f64).min(Self::MOST);
+        (self.total, self.at) = (total, now);
+        self.recent as u64
+    }
 }
 
 /// Reads the depth; says once that it cannot, and once that it can again.
@@ -94,5 +123,24 @@ impl Gauge {
                 None
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_requests_count_as_waiting_for_some_seconds() {
+        let seconds = Duration::from_secs;
+        let mut unmet = Unmet::default();
+        assert_eq!(unmet.add(0, seconds(1)), 0);
+        assert_eq!(unmet.add(100, seconds(2)), 100);
+        assert_eq!(unmet.add(100, seconds(22)), 36);
+        assert_eq!(unmet.add(100, seconds(202)), 0);
+        assert_eq!(unmet.add(1_000_100, seconds(203)), 1_000);
+        // Two a second and no more: the step policy, which wants more than 25, hears of it.
+        let mut slow = Unmet::default();
+        assert!((0..60).any(|second| slow.add(2 * second, seconds(second)) > 25));
     }
 }

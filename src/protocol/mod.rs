@@ -29,7 +29,7 @@ pub use names::{
     is_reply_queue_of, job_of_image_key, job_of_result_key, reply_queue, result_key, seed_output_key, seed_safe_name,
     stack_prefix, submitted_at, worker_group,
 };
-pub use payload::{Payload, inline_or_reference, inline_request_bytes};
+pub use payload::{Payload, WITHDRAWN_IMAGE, inline_or_reference, inline_request_bytes};
 pub use seed::{
     MAX_SEED_OUTPUT_BYTES, SeedRequest, read_seed_output, read_seed_reply, seed_answer, seed_error_reply, seed_job_id,
     seed_name, seed_output, seed_reply, seed_request_bytes,

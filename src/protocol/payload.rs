@@ -15,6 +15,10 @@ pub enum Payload {
     Stored(Uuid),
 }
 
+/// Stands in the input store where the image of a job was whose client left before it was told the id. A worker that finds
+/// it ends the message without a result. No image starts like this, so that no upload can be mistaken for it.
+pub const WITHDRAWN_IMAGE: &[u8] = b"withdrawn\n";
+
 /// Room that a request without its image takes in a message: ids, times, a file name of 255 bytes that JSON may
 /// escape to six bytes each, a reply queue.
 const ENVELOPE_BYTES: usize = 2_304;

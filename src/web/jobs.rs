@@ -10,12 +10,14 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::admission::{Admission, Place};
 use super::error::Problem;
 use super::metrics::METRICS;
 use super::pending::{Pending, Waiter, Wake};
 use super::replies::Replies;
 use super::results::Results;
 use super::upload::Upload;
+use super::withdrawal::{Untold, Withdrawals};
 use crate::clock;
 use crate::protocol::{self, ClassifyRequest, SeedRequest, WIRE_VERSION};
 use crate::queue::{self, Outgoing, Queue, QueueError};
@@ -56,6 +58,8 @@ pub struct Jobs {
     pub job_ttl: Duration,
     pub inline_bytes: usize,
     pub limit: MessageLimit,
+    pub admission: Arc<Admission>,
+    pub withdrawals: Withdrawals,
     /// Cancelled when a drain has no more patience: who waits is told to ask again.
     pub give_up: CancellationToken,
     /// Whether there is space for another image.
@@ -118,23 +122,56 @@ pub struct Wishes {
 
 impl Jobs {
     /// Accepts an image: once this returns, the job has an end, whatever dies.
+    ///
+    /// Dropped, which means that the client left, the job is withdrawn: nobody was told its id.
     pub async fn submit(&self, upload: Upload, wishes: Wishes) -> Result<Uuid, Problem> {
+        let place = self.admission.enter(Duration::ZERO)?;
         let id = clock::new_id();
-        self.accept(id, &upload, &wishes, Duration::ZERO).await?;
+        let mut caller = self.caller(id, &place, &upload);
+        let accepted = self.accept(id, &upload, &wishes, Duration::ZERO, &caller.untold).await;
+        caller.answered(accepted.is_ok());
+        accepted?;
         count(upload.bytes.len());
         Ok(id)
     }
 
     /// Accepts an image and waits for its end; only the id when `patience` ends first. An end that comes before the image
     /// and its message are on disk is told without them: it stands, and until now nobody knew the id.
+    ///
+    /// Dropped, as [`Jobs::submit`].
     pub async fn classify(&self, upload: Upload, wishes: Wishes, patience: Duration) -> Result<Classified, Problem> {
+        let place = self.admission.enter(patience)?;
         let id = clock::new_id();
+        let mut caller = self.caller(id, &place, &upload);
+        let classified = self.classify_as(id, upload, wishes, patience, &caller.untold).await;
+        caller.answered(classified.is_ok());
+        classified
+    }
+
+    /// Workers see that a job was withdrawn when they read its image from the store, so that one whose message carries the
+    /// image is classified for nobody.
+    fn caller<'a>(&'a self, id: Uuid, place: &'a Place, upload: &Upload) -> Caller<'a> {
+        let mut untold = self.withdrawals.untold(id);
+        if self.wire == Wire::Seed || upload.bytes.len() <= self.inline_bytes {
+            untold.disarm();
+        }
+        Caller { untold, place }
+    }
+
+    async fn classify_as(
+        &self,
+        id: Uuid,
+        upload: Upload,
+        wishes: Wishes,
+        patience: Duration,
+        untold: &Untold<'_>,
+    ) -> Result<Classified, Problem> {
         let waiter = self.pending.wait_for(id);
         let image_bytes = upload.bytes.len();
         let mut accepting = pin!(async {
             // Its memory is given back to other uploads once the image is stored, not when the answer is there.
             let upload = upload;
-            self.accept(id, &upload, &wishes, SHARED_SYNC.min(patience)).await
+            self.accept(id, &upload, &wishes, SHARED_SYNC.min(patience), untold).await
         });
         let mut waiting = pin!(self.wait(waiter, patience));
         let ended = tokio::select! {
@@ -162,6 +199,7 @@ impl Jobs {
         upload: &Upload,
         wishes: &Wishes,
         durable_within: Duration,
+        untold: &Untold<'_>,
     ) -> Result<(), Problem> {
         // Held until the image is stored.
         let _space = self.space.admit(upload.bytes.len() as u64).await.map_err(|full| no_space(&full))?;
@@ -169,6 +207,7 @@ impl Jobs {
         // First: what does not fit the queue in the original's form is refused before anything is stored.
         let message = self.message(id, upload, wishes)?;
         let send = async {
+            untold.sends();
             let sent = self.send(message, id, upload, wishes, durable_within).await;
             if sent.is_err() {
                 self.forget_image(id).await;
@@ -388,6 +427,30 @@ impl Jobs {
 fn count(image_bytes: usize) {
     METRICS.accepted.inc();
     METRICS.upload_bytes.inc_by(image_bytes as u64);
+}
+
+/// A caller that was not answered yet. When its future is dropped, no reply will tell the end of its job.
+struct Caller<'a> {
+    untold: Untold<'a>,
+    place: &'a Place,
+}
+
+impl Caller<'_> {
+    /// To be called before the answer leaves, which tells the id unless the job was refused.
+    fn answered(&mut self, is_accepted: bool) {
+        self.untold.disarm();
+        if !is_accepted {
+            self.place.leave();
+        }
+    }
+}
+
+impl Drop for Caller<'_> {
+    fn drop(&mut self) {
+        if self.untold.is_armed() {
+            self.place.leave();
+        }
+    }
 }
 
 /// Counts a waiter down, however it leaves.

@@ -3,8 +3,8 @@
 use std::sync::LazyLock;
 
 use prometheus::{
-    Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, exponential_buckets, register_histogram_vec,
-    register_int_counter, register_int_counter_vec, register_int_gauge,
+    Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, exponential_buckets, register_gauge,
+    register_histogram_vec, register_int_counter, register_int_counter_vec, register_int_gauge,
 };
 
 pub struct Metrics {
@@ -18,6 +18,9 @@ pub struct Metrics {
     pub waiting: IntGauge,
     pub connections: IntGauge,
     pub closed: IntCounterVec,
+    pub shed: IntCounterVec,
+    pub withdrawals: IntCounterVec,
+    pub expected_wait: Gauge,
     stages: HistogramVec,
 }
 
@@ -59,6 +62,19 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             "imgcls_web_connections_closed_total",
             "Connections that were closed on purpose, by reason",
             &["reason"]
+        )
+        .expect(registered),
+        shed: register_int_counter_vec!("imgcls_web_shed_total", "Requests refused under load, by reason", &["reason"])
+            .expect(registered),
+        withdrawals: register_int_counter_vec!(
+            "imgcls_web_withdrawals_total",
+            "Jobs whose client left before it was told the id, by what became of them",
+            &["outcome"]
+        )
+        .expect(registered),
+        expected_wait: register_gauge!(
+            "imgcls_web_expected_wait_seconds",
+            "Seconds that a new job is expected to wait for a worker; 0 while that is not known"
         )
         .expect(registered),
         stages: register_histogram_vec!("imgcls_web_stage_seconds", "Seconds in a stage of a job", &["stage"], seconds)

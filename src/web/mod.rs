@@ -6,8 +6,12 @@
 //!
 //! What one client takes is bounded: [`connections`] by number, [`budget`] by memory, [`stream`] and [`upload`] by time.
 //!
+//! Before a request is read, [`admission`] decides whether its answer would come in time; [`withdrawal`] drops the job of a
+//! client that left before it was told an id.
+//!
 //! Nothing here remembers a job: any web process answers for any id, from the stores alone.
 
+mod admission;
 mod assets;
 mod budget;
 mod connections;
@@ -26,15 +30,17 @@ mod routes;
 mod serve;
 mod stream;
 mod upload;
+mod withdrawal;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use self::admission::Fleet;
+use self::admission::{Admission, AdmissionLimits};
 use self::budget::Budget;
 use self::connections::Connections;
 use self::gate::Gate;
@@ -62,6 +68,8 @@ const CUT_OFF_AFTER: Duration = Duration::from_secs(1);
 const LAST_STEPS_TIMEOUT: Duration = Duration::from_secs(4);
 /// Memory for images that are sent to those who ask for them.
 const IMAGE_READ_BYTES: u64 = 64 << 20;
+/// How long a drain may take to withdraw the jobs of clients that left.
+const WITHDRAW_AT_DRAIN: Duration = Duration::from_secs(1);
 /// A message is never kept by the queue to the very end of its retention.
 const RETENTION_MARGIN: Duration = Duration::from_secs(60);
 
@@ -89,6 +97,8 @@ pub struct Config {
     pub allowed_hosts: Vec<String>,
     /// Bytes of image bodies held at a time; more are answered 503.
     pub max_buffered_bytes: u64,
+    /// Jobs in the queue, waiting or in work, beyond which nothing is accepted.
+    pub max_queue_depth: u64,
     /// How long a client may take for its headers or idle between requests.
     pub idle_timeout: Duration,
     /// Longest pause between two pieces of a body.
@@ -107,14 +117,14 @@ pub struct Config {
 
 /// Serves on `listener` until `shutdown`, then drains: what waits gets its answer or is told where to ask for it.
 ///
-/// `workers_ready`: of `up`, the number of its workers that are ready.
+/// `fleet`: the workers of `up`; None where the workers are somebody else's.
 ///
 /// # Errors
 /// At start, where queue or store cannot be used.
 pub async fn run(
     listener: TcpListener,
     config: Config,
-    workers_ready: Option<watch::Receiver<usize>>,
+    fleet: Option<Fleet>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     keep_freed_memory();
@@ -132,12 +142,17 @@ pub async fn run(
     let broken = Arc::clone(&queues);
     let pending = Pending::default();
     let results = Arc::new(Results { output: Arc::clone(&output), signature: format!("web-{}", std::process::id()) });
+    let workers_ready = fleet.as_ref().filter(|fleet| fleet.is_awaited).map(|fleet| fleet.ready.clone());
+    let limits = AdmissionLimits { max_queue_depth: config.max_queue_depth, max_connections };
+    let admission = Arc::new(Admission::new(Arc::clone(&service.requests), limits, fleet));
+    let (withdrawals, withdrawn) = withdrawal::channel();
     let replies = Replies::open(
         queues,
         Arc::clone(&service.results),
         config.result_queue_mode,
         pending.clone(),
         Arc::clone(&results),
+        Arc::clone(&admission),
         config.stack.clone(),
     );
     let replies = Arc::new(replies.await.context("no reply queue")?);
@@ -152,6 +167,7 @@ pub async fn run(
         allowed_hosts: config.allowed_hosts,
         uploads: uploads.clone(),
     };
+    let (marked_input, marked_output) = (Arc::clone(&input), Arc::clone(&output));
     let site = Site {
         jobs: Jobs {
             wire: config.wire,
@@ -163,6 +179,8 @@ pub async fn run(
             job_ttl: config.job_ttl.min(attributes.retention.saturating_sub(RETENTION_MARGIN)),
             inline_bytes: config.inline_bytes,
             limit: MessageLimit::new(attributes.max_message_bytes),
+            admission: Arc::clone(&admission),
+            withdrawals,
             give_up: give_up.clone(),
             space: config.space.clone(),
         },
@@ -180,7 +198,11 @@ pub async fn run(
     };
     let connections = Connections::new(max_connections, config.max_connections_per_address, config.trusted_proxies);
     let rules = ServeRules { idle_timeout: config.idle_timeout, write_timeout: config.write_timeout };
-    let stop_replies = CancellationToken::new();
+    let (stop_replies, stop_load) = (CancellationToken::new(), CancellationToken::new());
+    let of_task = Arc::clone(&admission);
+    let stop = stop_load.clone();
+    let looking = tokio::spawn(async move { of_task.run(stop).await });
+    let withdrawing = tokio::spawn(withdrawn.run(marked_input, marked_output, stop_load.clone()));
     let receiving = tokio::spawn(Arc::clone(&replies).run(stop_replies.clone()));
     tracing::info!(%address, replies = replies.reply_to(), max_connections, "web tier listens");
 
@@ -204,6 +226,11 @@ pub async fn run(
         }
         failure = broken.failure() => Some(failure),
     };
+    stop_load.cancel();
+    let (looked, withdrew) = tokio::join!(looking, tokio::time::timeout(WITHDRAW_AT_DRAIN, withdrawing));
+    looked.context("the reading of the queue's depth ended early")?;
+    // What was not withdrawn in time is classified for nobody.
+    withdrew.unwrap_or(Ok(())).context("the withdrawal of jobs ended early")?;
     stop_replies.cancel();
     match tokio::time::timeout(LAST_STEPS_TIMEOUT, receiving).await {
         Ok(ended) => ended.context("the reply loop ended early")?,

@@ -15,11 +15,12 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::admission::Admission;
 use super::metrics::METRICS;
 use super::pending::{Pending, Wake};
 use super::results::Results;
 use crate::clock;
-use crate::protocol::{self, ReplyHead, TAG_ALIVE_AT, TAG_STACK};
+use crate::protocol::{self, ReplyHead, TAG_ALIVE_AT, TAG_STACK, TimingsMs};
 use crate::queue::{
     Delivery, LONGEST_POLL, MAX_BATCH, Queue, QueueAttributes, QueueError, Queues, Receipt, ReceiveOptions,
 };
@@ -56,6 +57,7 @@ pub struct Replies {
     result_queue: Arc<dyn Queue>,
     pending: Pending,
     results: Arc<Results>,
+    admission: Arc<Admission>,
     /// Its name goes onto the queue, so that whoever removes the stack finds it.
     stack: String,
     inbox: RwLock<Inbox>,
@@ -104,13 +106,14 @@ impl Replies {
         mode: ResultQueueMode,
         pending: Pending,
         results: Arc<Results>,
+        admission: Arc<Admission>,
         stack: String,
     ) -> Result<Self, QueueError> {
         let inbox = match mode {
             ResultQueueMode::Own => open_own(&*queues, &result_queue, &stack).await?,
             ResultQueueMode::Shared => Inbox { mode, queue: Arc::clone(&result_queue) },
         };
-        Ok(Replies { queues, result_queue, pending, results, stack, inbox: RwLock::new(inbox) })
+        Ok(Replies { queues, result_queue, pending, results, admission, stack, inbox: RwLock::new(inbox) })
     }
 
     /// What a request says in `reply_to`.
@@ -177,6 +180,9 @@ impl Replies {
         let is_waited_for = reply.id().is_some_and(|id| self.pending.is_waited_for(id));
         let age = Duration::from_millis(now.as_millisecond().saturating_sub(sent_at_ms).max(0).unsigned_abs());
         let mut fate = decide(mode, is_waited_for, age);
+        if is_waited_for || mode == ResultQueueMode::Own && reply != Reply::Foreign {
+            self.count_end(&body);
+        }
         if fate != Fate::HandBack
             && let Err(error) = self.end(&reply, body).await
         {
@@ -188,6 +194,17 @@ impl Replies {
             tracing::warn!(age_seconds = age.as_secs(), "not a reply to any job; deleted");
         }
         (receipt, fate)
+    }
+
+    /// Tells admission that a job of this process has ended.
+    fn count_end(&self, body: &str) {
+        #[derive(serde::Deserialize)]
+        struct Timed {
+            timings_ms: TimingsMs,
+        }
+        let reads_timings = self.admission.reads_timings();
+        let timed = reads_timings.then(|| serde_json::from_str::<Timed>(body).ok()).flatten();
+        self.admission.ended(timed.map(|timed| timed.timings_ms).as_ref());
     }
 
     /// Wakes those who wait. Before that, the end of a job stands in the store: our workers have written it, the

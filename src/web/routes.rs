@@ -138,6 +138,7 @@ fn query_text(text: &str) -> Option<String> {
 async fn classify_original(Shared(site): Shared<Arc<Site>>, request: Request) -> Result<Response, Problem> {
     let wants_json = accepts_json(request.headers());
     let wishes = Asked::default().wishes(request.headers())?;
+    let request = site.jobs.admission.let_in(request, site.sync_timeout).await?;
     let upload = upload::receive(request, &site.uploads).await?;
     let Classified { id, result } = site.jobs.classify(upload, wishes, site.sync_timeout).await?;
     let Some(text) = result else { return Err(Problem::not_in_time(id)) };
@@ -156,6 +157,7 @@ async fn classify_original(Shared(site): Shared<Arc<Site>>, request: Request) ->
 async fn classify(Shared(site): Shared<Arc<Site>>, asked: Asked, request: Request) -> Result<Response, Problem> {
     let wait = asked.wait(DEFAULT_WAIT)?;
     let wishes = asked.wishes(request.headers())?;
+    let request = site.jobs.admission.let_in(request, wait).await?;
     let upload = upload::receive(request, &site.uploads).await?;
     let Classified { id, result } = site.jobs.classify(upload, wishes, wait).await?;
     let Some(text) = result else { return Ok(accepted(id)) };
@@ -187,6 +189,7 @@ struct Ended {
 /// `POST /v1/jobs`: accepts and does not wait.
 async fn create_job(Shared(site): Shared<Arc<Site>>, asked: Asked, request: Request) -> Result<Response, Problem> {
     let wishes = asked.wishes(request.headers())?;
+    let request = site.jobs.admission.let_in(request, Duration::ZERO).await?;
     let upload = upload::receive(request, &site.uploads).await?;
     Ok(accepted(site.jobs.submit(upload, wishes).await?))
 }
@@ -274,7 +277,8 @@ async fn readyz(Shared(site): Shared<Arc<Site>>) -> Response {
     }
 }
 
-async fn metrics() -> impl IntoResponse {
+async fn metrics(Shared(site): Shared<Arc<Site>>) -> impl IntoResponse {
+    site.jobs.admission.observe();
     ([(header::CONTENT_TYPE, telemetry::METRICS_CONTENT_TYPE)], telemetry::metrics_text())
 }
 

@@ -54,6 +54,8 @@ pub enum Ending {
     /// No worker can or should end it: write the result where there is an id, reply, keep the message with its
     /// reason in the dead-letter queue, ack.
     DeadLetter { letter: DeadLetter, result: Option<ClassifyResult>, reply_to: Option<String> },
+    /// The client left before anybody was told the id: delete what stands for the image, ack. There is no result.
+    Withdrawn { id: Uuid },
     /// A fault of ours, or a newer wire: somebody tries again after this long.
     HandBack { id: Option<Uuid>, after: Duration, reason: String },
 }
@@ -237,6 +239,7 @@ impl Ending {
             Ending::Again { .. } => "again",
             Ending::Seed { .. } => "seed",
             Ending::DeadLetter { .. } => "dead_letter",
+            Ending::Withdrawn { .. } => "withdrawn",
             Ending::HandBack { .. } => "handed_back",
         }
     }

@@ -175,6 +175,7 @@ impl Intake {
             Err(Fetch::Damaged(reason)) => {
                 return Err(work.damaged(&reason, &delivery.body, clock::now(), &self.rules));
             }
+            Err(Fetch::Withdrawn(id)) => return Err(Ending::Withdrawn { id }),
             Err(Fetch::Fault(reason)) => return Err(work.faulted(reason)),
         };
         let fetched = fetching.elapsed();
@@ -234,6 +235,7 @@ impl Intake {
         let key = protocol::image_key(id);
         let read = || async { unless_final(self.input.get(&key, limit).await) };
         match patiently("fetch", FETCH_PATIENCE, read).await {
+            Ok(Ok(Some(image))) if image == protocol::WITHDRAWN_IMAGE => Err(Fetch::Withdrawn(id)),
             Ok(Ok(Some(image))) => Ok(image),
             Ok(Ok(None)) => Err(Fetch::Failed(ErrorCode::InputMissing, format!("no object {key}"))),
             Ok(Err(StoreError::TooLarge { size, .. })) => {
@@ -250,6 +252,8 @@ enum Fetch {
     Failed(ErrorCode, String),
     /// Not the bytes that were stored; no retry brings them back.
     Damaged(String),
+    /// The client left before anybody was told the id.
+    Withdrawn(Uuid),
     Fault(String),
 }
 

@@ -173,6 +173,14 @@ impl Publisher {
                 let reply = self.write_seed(&name, image, &label).await;
                 Step::Done(Some(Written { lease, span, reply: Some(reply), letter: None }))
             }
+            Ending::Withdrawn { id } => {
+                span.set("imgcls.id", id.to_string());
+                tracing::debug!(%id, trace_id, "withdrawn: its client left before it was told the id");
+                // Before the ack, so that no marker is left that no message names.
+                let key = protocol::image_key(id);
+                until_done("delete_withdrawn", || self.input.delete(&key)).await;
+                Step::Done(Some(Written { lease, span, reply: None, letter: None }))
+            }
             Ending::DeadLetter { letter, result, reply_to } => {
                 span.fail(letter.reason.clone());
                 tracing::warn!(id = ?letter.id, trace_id, reason = letter.reason, attempts = letter.attempts, "dead letter");

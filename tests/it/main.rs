@@ -32,6 +32,7 @@ mod messages;
 mod model;
 mod odd_images;
 mod original;
+mod overload;
 mod page;
 mod provision;
 mod queue_command;

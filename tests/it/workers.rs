@@ -217,6 +217,25 @@ async fn the_loop_follows_the_queue_out_and_in_and_ends_all() {
     assert!(nest.pids().into_iter().all(|pid| test_kill_process(pid).is_err()));
 }
 
+#[tokio::test]
+async fn requests_that_are_refused_bring_another_worker() {
+    let nest = Nest::new();
+    let queues = queue::open(&Backend::Local { data_dir: nest.path().join("data") }).await.expect("a queue file");
+    let requests = queues.create("requests", &QueueAttributes::default()).await.expect("a queue");
+    let policy = StepPolicy { scale_out_period: Duration::ZERO, ..StepPolicy::ORIGINAL };
+    let bounds = Bounds::new(1, 2).expect("valid bounds");
+    let config = autoscale::Config { policy: Policy::Step(policy), bounds, service_time: None };
+    let shutdown = CancellationToken::new();
+    let (pool, mut watch) = pool(nest.worker(OBEDIENT));
+    let (stop, refused) = (shutdown.clone(), pool.refused());
+    let looping = tokio::spawn(async move { autoscale::run(config, requests.as_ref(), pool, stop).await });
+    ready(&mut watch, 1).await;
+    refused.fetch_add(100, std::sync::atomic::Ordering::Relaxed);
+    ready(&mut watch, 2).await;
+    shutdown.cancel();
+    looping.await.expect("no panic").expect("an orderly end");
+}
+
 /// Else the end of this process would not close it.
 #[cfg(target_os = "linux")]
 #[tokio::test]
