@@ -14,6 +14,7 @@ use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::PrepareError;
+use super::budget::Budget;
 use super::decode::{Orientation, Origin, Pixels, check_pixels, room, undecodable};
 use super::package::Geometry;
 #[cfg(feature = "turbojpeg")]
@@ -34,7 +35,7 @@ pub const DECODER: &str = if cfg!(feature = "turbojpeg") {
     "zune-jpeg (slower; built without the feature turbojpeg)"
 };
 
-pub fn decode(bytes: &[u8], limits: &Limits, geometry: Geometry) -> Result<Pixels, PrepareError> {
+pub fn decode(bytes: &[u8], limits: &Limits, geometry: Geometry, budget: &Budget) -> Result<Pixels, PrepareError> {
     let markers = Markers::walk(bytes);
     if markers.scans > MAX_SCANS {
         return Err(undecodable(format!("the JPEG has more than {MAX_SCANS} scans")));

@@ -21,6 +21,7 @@ mod patience;
 mod prepare;
 mod publish;
 mod tally;
+mod watchdog;
 
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
@@ -41,6 +42,7 @@ use self::lease::Keeper;
 use self::prepare::{Intake, LastFaults};
 use self::publish::{Publisher, ReplyQueues};
 use self::tally::Tally;
+use self::watchdog::Watchdog;
 use crate::config::{Backend, Limits, Names};
 use crate::instance::Instance;
 use crate::model::{self, ModelChoice, ModelPackage};
@@ -61,6 +63,8 @@ pub struct Config {
     pub model: ModelChoice,
     /// How long a received message stays with this worker unless renewed (at a third of it).
     pub visibility_timeout: Duration,
+    /// How long a lease may be renewed in all until its image is classified.
+    pub max_lease: Duration,
     /// A message received more often than this is dead-lettered by the worker.
     pub max_receive_count: u32,
     /// Sessions of the model side by side. None: one a core.
@@ -134,18 +138,27 @@ async fn work(
     let activity = line.activity();
     let (finished_tx, finished_rx) = mpsc::channel(2 * session_count);
     let tally = Arc::new(Tally::default());
+    let watchdog = Arc::new(Watchdog::new(config.limits.decode_timeout));
     let shared = infer::Shared {
         package: Arc::clone(&package),
         limits: config.limits,
         rules: Arc::clone(&rules),
         tally: Arc::clone(&tally),
         line: Arc::new(line),
+        watchdog: Arc::clone(&watchdog),
         finished: finished_tx.clone(),
     };
     let threads = infer::start(session_count, &config.model, shared).await?;
 
-    let keeper = Keeper::new(Arc::clone(&service.requests), config.visibility_timeout);
     let last_faults = Arc::new(LastFaults::default());
+    let (requests, faults) = (Arc::clone(&service.requests), Arc::clone(&last_faults));
+    let keeper = Keeper::new(requests, config.visibility_timeout, config.max_lease, faults);
+    let stuck = Stuck {
+        watchdog: Arc::clone(&watchdog),
+        limits: config.limits,
+        rules: Arc::clone(&rules),
+        finished: finished_tx.clone(),
+    };
     let intake = Intake {
         requests: Arc::clone(&service.requests),
         input: Arc::clone(&input),
@@ -183,6 +196,7 @@ async fn work(
         stages.spawn(thread.join());
     }
     stages.spawn(publisher.run(finished_rx).map(Ok));
+    stages.spawn(stuck.end_images(shutdown.clone()).map(Ok));
     tracing::info!(
         model = package.summary(),
         worker = rules.worker,
@@ -206,7 +220,33 @@ async fn work(
     stop_renewing.cancel();
     renewing.await.context("the renewal of leases ended early")?;
     watching.end().await?;
-    outcome.map(|()| tracing::info!("drained"))
+    outcome?;
+    if watchdog.has_found_one() {
+        bail!("a decoder did not stop within its time, and its thread cannot be ended without this process");
+    }
+    tracing::info!("drained");
+    Ok(())
+}
+
+/// What ends an image whose decoder does not stop, and then this process.
+struct Stuck {
+    watchdog: Arc<Watchdog<infer::Held>>,
+    limits: Limits,
+    rules: Arc<Rules>,
+    finished: mpsc::Sender<Vec<infer::Finished>>,
+}
+
+impl Stuck {
+    /// Waits for the first decoder that is stuck until `shutdown`, fails its image and then has this worker drain: the
+    /// other sessions finish what they have.
+    async fn end_images(self, shutdown: CancellationToken) {
+        let Some(held) = self.watchdog.wait(&shutdown).await else { return };
+        tracing::error!("a decoder does not stop; its image fails as `decode_timeout`, and this worker ends");
+        if self.finished.send(vec![held.timed_out(&self.limits, &self.rules)]).await.is_err() {
+            tracing::debug!("the publisher has ended; the message comes again");
+        }
+        shutdown.cancel();
+    }
 }
 
 /// Drains when this instance is to end, and keeps it from being taken away while it works.
