@@ -721,7 +721,8 @@ impl UpArgs {
         let web = web_config(&self.shared, &self.http, &self.limits, backend.clone(), names.clone());
         let model = self.model.tuned();
         let autoscale = self.workers.config("up", LOCAL_POLICY, model.1.as_ref())?;
-        let workers = local_workers(&self.shared, &self.limits, model, (&self.batch, &self.lease), autoscale, backend, names);
+        let workers =
+            local_workers(&self.shared, &self.limits, model, (&self.batch, &self.lease), autoscale, backend, names);
         Ok(up::Config { web, workers })
     }
 }

@@ -86,18 +86,20 @@ def answer(output: bytes, timeout: float) -> str:
 
 def tiff(width: int, height: int, strips: list[tuple[int, int]], body: bytes, **tags: list[int]) -> bytes:
     """A TIFF whose strips are places in `body`; `tags` by the names below."""
-    numbers = {"bits": 258, "compression": 259, "photometric": 262, "samples": 277, "rows": 278, "extra": 338, "format": 339}
+    numbers = {"bits": 258, "compression": 259, "photometric": 262, "samples": 277, "rows": 278, "planar": 284, "extra": 338, "format": 339}
     values = {256: [width], 257: [height]} | {numbers[name]: value for name, value in tags.items()}
     values[273] = [8 + offset for offset, _ in strips]
     values[279] = [length for _, length in strips]
     out = bytearray(b"II*\0\0\0\0\0" + body)
     entries = []
     for tag, value in sorted(values.items()):
-        data = struct.pack(f"<{len(value)}I", *value)
-        if len(value) > 1:
-            data, at = struct.pack("<I", len(out)), out
-            at += struct.pack(f"<{len(value)}I", *value)
-        entries.append(struct.pack("<HHI", tag, 4, len(value)) + data)
+        is_short = tag not in (256, 257, 273, 278, 279)
+        data = struct.pack(f"<{len(value)}{'H' if is_short else 'I'}", *value)
+        if len(data) > 4:
+            at = len(out)
+            out += data
+            data = struct.pack("<I", at)
+        entries.append(struct.pack("<HHI", tag, 3 if is_short else 4, len(value)) + data.ljust(4, b"\0"))
     out[4:8] = struct.pack("<I", len(out))
     return bytes(out) + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
 
@@ -115,7 +117,10 @@ def tiff_one_stream(blocks: int, strips: int) -> bytes:
 def tiff_many_strips() -> bytes:
     stream = zlib.compress(b"\x11" * 40)
     count = 1_200_000
-    return tiff(40, count, [(0, len(stream))] * count, stream, bits=[8], compression=[8], photometric=[1], samples=[1], rows=[1])
+    return tiff(
+        40, count // 3, [(0, len(stream))] * count, stream,
+        bits=[8] * 3, compression=[8], photometric=[2], samples=[3], rows=[1], planar=[2],
+    )  # fmt: skip
 
 
 def tiff_rgba(bits: int, is_float: bool, rows: int = 100) -> bytes:
@@ -195,6 +200,17 @@ def jpeg_progressive(side: int, bands: int, refinements: int) -> bytes:
     return out + scan(1, 63, 0, 0, b"\xaa" * 64) + b"\xff\xd9"
 
 
+def jpeg_many_scans(side: int, scans: int) -> bytes:
+    """Grey, progressive: every scan goes through all 63 coefficients of every block and finds none. The same scan again
+    and again is against the rules, so that one decoder complains at the end and another begins anew."""
+    blocks = (side // 8) ** 2
+    out = b"\xff\xd8" + segment(0xDB, bytes([0]) + b"\1" * 64)
+    out += segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
+    out += huffman(0x00, {1: [0]}) + scan(0, 0, 0, 0, bytes(blocks // 8))
+    out += huffman(0x10, {1: [0x00]}) + scan(1, 63, 0, 1, bytes(blocks // 8))
+    return out + scan(1, 63, 1, 0, bytes(blocks // 8)) * (scans - 2) + b"\xff\xd9"
+
+
 # WebP
 
 
@@ -226,6 +242,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "png-rgba16.png": png_rgba16,
     "jpeg-progressive-damaged-1.jpg": lambda: jpeg_progressive(7000, 20, 3),
     "jpeg-progressive-damaged-2.jpg": lambda: jpeg_progressive(7000, 4, 13),
+    "jpeg-many-scans.jpg": lambda: jpeg_many_scans(7000, 20),
     "webp-lossless.webp": webp_lossless,
 }
 

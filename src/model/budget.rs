@@ -67,9 +67,8 @@ impl Budget {
         drop(self.reserved.take());
         if bytes > self.max_decode_bytes {
             let limit = self.max_decode_bytes;
-            let message = format!(
-                "decoding needs {bytes} bytes of memory, more than the limit of {limit} (--max-decode-bytes)"
-            );
+            let message =
+                format!("decoding needs {bytes} bytes of memory, more than the limit of {limit} (--max-decode-bytes)");
             return Err(PrepareError::new(ErrorCode::TooLargeDecoded, message));
         }
         self.reserved.set(Some(MEMORY.reserve(bytes, self.max_decode_bytes)));
@@ -182,7 +181,8 @@ impl Seek for Source<'_> {
 }
 
 /// Memory that is reserved for decoding, of the whole process: that is what memory belongs to.
-static MEMORY: Memory = Memory { state: Mutex::new(MemoryState { reserved: 0, tickets: 0, served: 0 }), changed: Condvar::new() };
+static MEMORY: Memory =
+    Memory { state: Mutex::new(MemoryState { reserved: 0, tickets: 0, served: 0 }), changed: Condvar::new() };
 
 struct Memory {
     state: Mutex<MemoryState>,
@@ -271,7 +271,8 @@ mod tests {
 
     #[test]
     fn threads_together_reserve_no_more_than_the_limit_and_all_are_served() {
-        let memory = Memory { state: Mutex::new(MemoryState { reserved: 0, tickets: 0, served: 0 }), changed: Condvar::new() };
+        let memory =
+            Memory { state: Mutex::new(MemoryState { reserved: 0, tickets: 0, served: 0 }), changed: Condvar::new() };
         let (held, most) = (AtomicU64::new(0), AtomicU64::new(0));
         std::thread::scope(|scope| {
             for thread in 0..8 {

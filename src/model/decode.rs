@@ -194,12 +194,7 @@ pub fn decode(bytes: &[u8], limits: &Limits, geometry: Geometry, budget: &Budget
     }
 }
 
-fn decode_other(
-    bytes: &[u8],
-    format: ImageFormat,
-    limits: &Limits,
-    budget: &Budget,
-) -> Result<Pixels, PrepareError> {
+fn decode_other(bytes: &[u8], format: ImageFormat, limits: &Limits, budget: &Budget) -> Result<Pixels, PrepareError> {
     let name = name_of(format);
     let refused = |error: ImageError| budget.reason(undecodable(why_not(name, &error)));
     let mut allowed = image::Limits::no_limits();
@@ -222,7 +217,7 @@ fn decode_other(
         orientation => Orientation::from_exif(orientation.to_exif()),
     };
     let color_type = decoder.color_type();
-    budget.reserve(peak_bytes(format, u64::from(width) * u64::from(height), total_bytes))?;
+    budget.reserve(peak_bytes(bytes, format, u64::from(width) * u64::from(height), total_bytes))?;
     let mut data = room(usize::try_from(total_bytes).map_err(|_| undecodable("too large for this machine"))?);
     decoder.read_image(&mut data).map_err(refused)?;
     let (width, height) = (width as usize, height as usize);
@@ -232,12 +227,14 @@ fn decode_other(
 }
 
 /// The most that a decoder holds at a time for a picture of so many pixels, which it returns in `total_bytes`; as measured.
-fn peak_bytes(format: ImageFormat, pixels: u64, total_bytes: u64) -> u64 {
+fn peak_bytes(bytes: &[u8], format: ImageFormat, pixels: u64, total_bytes: u64) -> u64 {
+    // A bit of the extended header.
+    let is_animated = bytes.get(12..16) == Some(b"VP8X") && bytes.get(20).is_some_and(|flags| flags & 2 != 0);
     let beside = match format {
-        // Colours and alpha of a frame, in four bytes a pixel, before they are copied; of an animation the canvas too.
-        ImageFormat::WebP => pixels * 8,
-        // A frame that is not as large as the picture.
-        ImageFormat::Gif => pixels * 4,
+        // A frame, in four bytes a pixel, before it is copied; of an animation the canvas too.
+        ImageFormat::WebP if is_animated => pixels.saturating_mul(8),
+        // A frame beside the picture.
+        ImageFormat::WebP | ImageFormat::Gif => pixels.saturating_mul(4),
         _ => 0,
     };
     total_bytes.saturating_add(beside)

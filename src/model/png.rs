@@ -7,11 +7,11 @@ use super::budget::{Budget, Source};
 use super::decode::{Orientation, Origin, Pixels, check_pixels, over_white, room, undecodable};
 use crate::config::Limits;
 
-/// What the decoder may keep beside rows: palette, EXIF and the like.
-const SPARE_BYTES: usize = 8 << 20;
+/// What the decoder may keep beside rows and chunks of the file such as EXIF.
+const SPARE_BYTES: usize = 1 << 20;
 
 /// Rows that the decoder holds: raw, unfiltered and transformed ones.
-const ROWS_HELD: u64 = 6;
+const ROWS_HELD: usize = 6;
 
 /// The chunk that ends a PNG. Added to each file, so that one that ends without it is read to its last pixel.
 const END: &[u8] = b"\0\0\0\0IEND\xaeB`\x82";
@@ -19,18 +19,21 @@ const END: &[u8] = b"\0\0\0\0IEND\xaeB`\x82";
 /// Decodes one picture. Text and colour profiles are not read.
 pub fn decode(bytes: &[u8], limits: &Limits, budget: &Budget) -> Result<Pixels, PrepareError> {
     let refused = |error: DecodingError| budget.reason(why_not(&error));
-    let mut decoder = Decoder::new_with_limits(budget.source([bytes, END]), PngLimits { bytes: SPARE_BYTES });
+    let spare = SPARE_BYTES + bytes.len();
+    let mut decoder = Decoder::new_with_limits(budget.source([bytes, END]), PngLimits { bytes: spare });
     decoder.set_ignore_text_chunk(true);
     decoder.set_ignore_iccp_chunk(true);
     decoder.set_transformations(Transformations::EXPAND | Transformations::STRIP_16);
     let (width, height) = decoder.read_header_info().map_err(refused)?.size();
     check_pixels(u64::from(width), u64::from(height), limits)?;
+    // A pixel has at most four samples of two bytes.
+    decoder.set_limits(PngLimits { bytes: spare + ROWS_HELD * 8 * width as usize });
     let mut reader = decoder.read_info().map_err(refused)?;
     let orientation = reader.info().exif_metadata.as_deref().and_then(Orientation::from_exif_block);
     let layout = Layout::of(&reader, width)?;
     let (width, height) = (width as usize, height as usize);
     let pixels_bytes = width * height * layout.channels;
-    budget.reserve((pixels_bytes + SPARE_BYTES) as u64 + ROWS_HELD * layout.raw_row_bytes)?;
+    budget.reserve((pixels_bytes + spare + ROWS_HELD * layout.raw_row_bytes) as u64)?;
     let data = room(pixels_bytes);
     let (channels, orientation) = (layout.channels, orientation.unwrap_or_default());
     let mut pixels = Pixels { data, width, height, channels, orientation, origin: Origin::whole(width, height) };
@@ -53,7 +56,7 @@ struct Layout {
     channels: usize,
     row_bytes: usize,
     /// Of a row in the file, decompressed.
-    raw_row_bytes: u64,
+    raw_row_bytes: usize,
 }
 
 impl Layout {
@@ -66,7 +69,7 @@ impl Layout {
             _ => return Err(undecodable("the PNG stores its colours in a way that is not supported")),
         };
         let info = reader.info();
-        let bits = u64::from(width) * info.color_type.samples() as u64 * info.bit_depth as u64;
+        let bits = width as usize * info.color_type.samples() * info.bit_depth as usize;
         Ok(Layout { samples, channels, row_bytes: width as usize * samples, raw_row_bytes: bits / 8 + 2 })
     }
 

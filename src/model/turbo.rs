@@ -17,15 +17,16 @@ thread_local! {
 /// The decoded picture, or None where it is none of the common ones or libjpeg-turbo complains about anything. What lies
 /// beside the crop is not read for its own sake: damage there may go unnoticed, and changes no answer.
 ///
-/// `guard` is asked with width and height before memory for pixels is.
+/// `guard` is asked with width and height before anything is decoded, `reserve` with the bytes of the pixels.
 ///
 /// # Errors
-/// Those of `guard`.
+/// Those of `guard` and `reserve`.
 pub fn decode(
     bytes: &[u8],
     geometry: Geometry,
     orientation: Orientation,
     guard: impl Fn(usize, usize) -> Result<(), PrepareError>,
+    reserve: impl Fn(usize) -> Result<(), PrepareError>,
 ) -> Result<Option<Pixels>, PrepareError> {
     DECODER.with_borrow_mut(|kept| {
         if kept.is_none() {
@@ -38,6 +39,7 @@ pub fn decode(
         let layout = layout(&picture, geometry);
         let channels = layout.channels();
         let origin = Origin { width: picture.width, height: picture.height, reduction, left, top };
+        reserve(width * height * channels)?;
         let data = room(width * height * channels);
         let mut pixels = Pixels { data, width, height, channels, orientation, origin };
         Ok(picture.decode(reduction, region, layout, &mut pixels.data).then_some(pixels))
@@ -112,7 +114,7 @@ mod tests {
 
     fn check(size: (usize, usize), subsampling: Subsamp, progressive: bool) {
         let jpeg = noisy(size, subsampling, progressive);
-        let part = decode(&jpeg, GEOMETRY, Orientation::default(), |_, _| Ok(())).unwrap().unwrap();
+        let part = decode(&jpeg, GEOMETRY, Orientation::default(), |_, _| Ok(()), |_| Ok(())).unwrap().unwrap();
         let Origin { reduction, left, top, .. } = part.origin;
         let (width, height) = (size.0.div_ceil(reduction), size.1.div_ceil(reduction));
         assert!(part.width < width || part.height < height, "{size:?}: nothing was left out");

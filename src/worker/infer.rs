@@ -178,12 +178,7 @@ impl Shared {
 
     /// # Errors
     /// How the image ended that has no tensor. None: the watchdog has ended it.
-    fn decode(
-        &self,
-        fetched: Fetched,
-        slot: &Slot<Held>,
-        started: Instant,
-    ) -> Result<Decoded, Option<Box<Finished>>> {
+    fn decode(&self, fetched: Fetched, slot: &Slot<Held>, started: Instant) -> Result<Decoded, Option<Box<Finished>>> {
         let Fetched { work, lease, span, body, image, place, since } = fetched;
         drop(place);
         lease.enter(Stage::Decoding);

@@ -204,7 +204,9 @@ impl Colours {
             0 | 1 if samples > 2 => Err(unsupported(format_args!("{samples} bands without colours"))),
             0 | 1 => Ok(Colours::Grey { is_inverted: photometric == 0 }),
             2 => Ok(Colours::Rgb),
-            3 if samples != 1 || !format.is_index() => Err(unsupported("a palette of more than 256 colours or with alpha")),
+            3 if samples != 1 || !format.is_index() => {
+                Err(unsupported("a palette of more than 256 colours or with alpha"))
+            }
             3 => palette(directory, format).map(Colours::Palette),
             5 if !matches!(directory.number(tag::INK_SET), None | Some(1)) => Err(unsupported("inks other than CMYK")),
             5 => Ok(Colours::Cmyk),

@@ -95,10 +95,15 @@ pub struct Unpacker<'a> {
 
 enum Method {
     None,
-    PackBits { literal: usize, repeat: (usize, u8) },
+    PackBits {
+        literal: usize,
+        repeat: (usize, u8),
+    },
     Lzw(Box<LzwDecoder>),
     Deflate(Decompress),
-    Jpeg { is_ycbcr: bool },
+    Jpeg {
+        is_ycbcr: bool,
+    },
     /// None before the first chunk.
     Fax4(Option<Fax>),
 }
