@@ -18,6 +18,9 @@ use super::prepare::LastFaults;
 use super::publish::Published;
 use crate::queue::{MAX_BATCH, Queue, QueueError, Receipt};
 
+/// However short a lease may be.
+const SHORTEST_TICK: Duration = Duration::from_millis(100);
+
 /// Every lease of this worker. Renews all of them at a third of the visibility timeout, so that a renewal may fail
 /// twice before a message comes to another worker.
 #[derive(Clone)]
@@ -94,7 +97,7 @@ impl Keeper {
 
     /// Renews until cancelled.
     pub async fn renew(self, stop: CancellationToken) {
-        let mut ticks = tokio::time::interval((self.visibility_timeout / 3).min(self.max_lease));
+        let mut ticks = tokio::time::interval((self.visibility_timeout / 3).min(self.max_lease).max(SHORTEST_TICK));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let renewing = async {
             loop {

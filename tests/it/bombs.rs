@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use flate2::{Compress, Compression, FlushCompress};
 use serde_json::Value;
 
 use crate::harness::{Process, Service, imgcls, label_of, picture, request, until};
@@ -219,7 +220,7 @@ fn black(bytes: usize) -> Vec<u8> {
 fn png(width: u32, height: u32, depth: u8, colour: u8, interlaced: u8, data: &[u8]) -> Vec<u8> {
     let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[depth, colour, 0, 0, interlaced]].concat();
     let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
-    for (kind, data) in [(b"IHDR", header.as_slice()), (b"IDAT", data), (b"IEND", b"")] {
+    for (kind, data) in [(b"IHDR", header.as_slice()), (b"IDAT", data), (b"IEND", &[])] {
         file.extend((data.len() as u32).to_be_bytes());
         let checked = [kind.as_slice(), data].concat();
         file.extend(&checked);
@@ -230,7 +231,11 @@ fn png(width: u32, height: u32, depth: u8, colour: u8, interlaced: u8, data: &[u
 
 /// One pixel, and behind it what decompresses to sixteen gigabytes that nobody asked for.
 fn png_with_a_long_tail() -> Vec<u8> {
-    png(1, 1, 8, 0, 0, &black(16 << 30))
+    let mut block = Vec::with_capacity(1 << 16);
+    let mut compressor = Compress::new(Compression::best(), false);
+    compressor.compress_vec(&vec![0; 1 << 20], &mut block, FlushCompress::Full).unwrap();
+    let data = [b"\x78\xda".as_slice(), &block.repeat(16 << 10)].concat();
+    png(1, 1, 8, 0, 0, &data)
 }
 
 /// Grey, progressive: every scan goes through all 63 coefficients of every block and finds none. The same scan again and
@@ -238,17 +243,17 @@ fn png_with_a_long_tail() -> Vec<u8> {
 fn jpeg_of_many_scans(side: u16, scans: usize) -> Vec<u8> {
     let segment = |marker: u8, data: &[u8]| {
         let length = (data.len() as u16 + 2).to_be_bytes();
-        [&[0xff, marker], &length[..], data].concat()
+        [&[0xff, marker][..], &length, data].concat()
     };
     let blocks = usize::from(side / 8) * usize::from(side / 8);
     // One code, a zero bit: of a difference of 0, or the end of a block.
-    let table = |kind: u8| segment(0xc4, &[&[kind, 1], &[0; 15][..], &[0]].concat());
+    let table = |kind: u8| segment(0xc4, &[&[kind, 1][..], &[0; 15], &[0]].concat());
     let scan = |first: u8, last: u8, bits: u8| {
         [segment(0xda, &[1, 1, 0, first, last, bits]), vec![0; blocks.div_ceil(8)]].concat()
     };
     let [high, low] = side.to_be_bytes();
     let mut file = b"\xff\xd8".to_vec();
-    file.extend(segment(0xdb, &[&[0], &[1; 64][..]].concat()));
+    file.extend(segment(0xdb, &[&[0][..], &[1; 64]].concat()));
     file.extend(segment(0xc2, &[8, high, low, high, low, 1, 1, 0x11, 0]));
     file.extend(table(0x00));
     file.extend(scan(0, 0, 0x00));
@@ -268,6 +273,6 @@ fn webp_of_one_colour(width: u64, height: u64) -> Vec<u8> {
     bits.resize(bits.len().next_multiple_of(16) + 64, false);
     let data: Vec<u8> =
         bits.chunks(8).map(|byte| byte.iter().rev().fold(0, |sum, &bit| sum << 1 | u8::from(bit))).collect();
-    let body = [b"WEBPVP8L", &(data.len() as u32).to_le_bytes()[..], &data].concat();
-    [b"RIFF", &(body.len() as u32).to_le_bytes()[..], &body].concat()
+    let body = [&b"WEBPVP8L"[..], &(data.len() as u32).to_le_bytes(), &data].concat();
+    [&b"RIFF"[..], &(body.len() as u32).to_le_bytes(), &body].concat()
 }

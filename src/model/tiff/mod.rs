@@ -232,10 +232,10 @@ impl Colours {
 /// The colours of a palette. They are stored in 16 bits; some writers fill only the lower 8.
 fn palette(directory: &Directory, format: Samples) -> Result<Vec<[u8; 3]>, PrepareError> {
     let colours = 1 << format.bits();
-    let values: Vec<u64> = directory.numbers(tag::COLOR_MAP).collect();
-    if values.len() != 3 * colours {
+    if directory.count(tag::COLOR_MAP) != 3 * colours {
         return Err(damaged());
     }
+    let values: Vec<u64> = directory.numbers(tag::COLOR_MAP).collect();
     let shift = if values.iter().all(|&value| value < 256) { 0 } else { 8 };
     let value = |at: usize| (values[at] >> shift) as u8;
     Ok((0..colours).map(|index| [value(index), value(colours + index), value(2 * colours + index)]).collect())

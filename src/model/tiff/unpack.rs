@@ -24,6 +24,10 @@ use crate::model::budget::{Budget, PIECE_BYTES};
 /// Scans of one JPEG in a strip or tile. TIFF knows only sequential ones, which have one for each component at most.
 const MAX_SCANS: usize = 4;
 
+/// Most bytes of the tables that JPEGs share: they are read again for each strip or tile. All tables there can be take
+/// less than 2 KiB.
+const MAX_TABLES_BYTES: usize = 64 << 10;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
     None,
@@ -245,6 +249,7 @@ fn decode_jpeg(chunk: &Chunk, tables: Option<&[u8]>, is_ycbcr: bool) -> Result<V
     const END_OF_IMAGE: &[u8] = b"\xff\xd9";
     let jpeg = match tables {
         // Tables are a JPEG of their own without a picture: its end and the beginning of the chunk's are left out.
+        Some(tables) if tables.len() > MAX_TABLES_BYTES => return Err(damaged()),
         Some(tables) => {
             let tables = tables.strip_suffix(END_OF_IMAGE).unwrap_or(tables);
             [tables, chunk.bytes.get(2..).ok_or_else(ends)?].concat()
