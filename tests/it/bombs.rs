@@ -49,6 +49,7 @@ fn large_bombs() -> Vec<Bomb> {
         ("16-bit RGBA TIFF", flat(16, 1, 100), None),
         ("16-bit RGBA PNG", png(4_000, 3_000, 16, 6, 0, &black(3_000 * (1 + 8 * 4_000))), None),
         ("16-bit RGBA PNG, interlaced", png(4_000, 3_000, 16, 6, 1, &black(3_000 * 8 * 4_000 + 8_000)), None),
+        ("a TIFF of 32 samples a pixel", tiff_of_many_samples(), Some("too_large_decoded")),
         ("a WebP of 36 bytes", webp_of_one_colour(16_000, 3_000), Some("too_large_decoded")),
     ]
 }
@@ -138,13 +139,15 @@ fn up_address(up: &Process) -> Option<std::net::SocketAddr> {
 
 #[test]
 fn a_lease_that_ran_out_leaves_the_message_to_others_and_ends_as_a_dead_letter_that_says_so() {
-    let flags = ["--max-lease", "1s", "--decode-timeout", "1h", "--max-batch-size", "1", "--max-receive-count", "1"];
+    let flags =
+        "--max-lease 300ms --decode-timeout 1h --max-pixels 1000000000 --max-batch-size 1 --max-receive-count 1";
+    let flags: Vec<&str> = flags.split(' ').collect();
     let service = Service::start(1, &["--max-receive-count", "1"], &flags);
-    let id = service.submit("long.png", &png_with_a_long_tail());
+    let id = service.submit("long.tif", &tiff_of_many_samples());
     let job = service.finished(&id);
     assert_eq!(job["error"]["code"], "attempts_exhausted", "{job}");
     let message = job["error"]["message"].as_str().unwrap();
-    assert!(message.contains("the lease of 1s (--max-lease) ran out while decoding"), "{message}");
+    assert!(message.contains("the lease of 300ms (--max-lease) ran out while decoding"), "{message}");
     let mut command = imgcls();
     command.args(["queue", "dead", "--json", "--backend", "local", "--data-dir"]).arg(service.data_dir());
     let letters = String::from_utf8(command.stderr(Stdio::null()).output().unwrap().stdout).unwrap();
@@ -229,13 +232,14 @@ fn png(width: u32, height: u32, depth: u8, colour: u8, interlaced: u8, data: &[u
     file
 }
 
-/// One pixel, and behind it what decompresses to sixteen gigabytes that nobody asked for.
-fn png_with_a_long_tail() -> Vec<u8> {
+/// Fifteen megapixels of 32 samples of 64 bits each: four gigabytes, of which three bytes a pixel are kept.
+fn tiff_of_many_samples() -> Vec<u8> {
     let mut block = Vec::with_capacity(1 << 16);
     let mut compressor = Compress::new(Compression::best(), false);
     compressor.compress_vec(&vec![0; 1 << 20], &mut block, FlushCompress::Full).unwrap();
-    let data = [b"\x78\xda".as_slice(), &block.repeat(16 << 10)].concat();
-    png(1, 1, 8, 0, 0, &data)
+    let mut tiff = Tiff::new(3_000, 5_000, 32, &[]).with(BITS, [64; 32]).with(COMPRESSION, [8]);
+    tiff.chunks = vec![[b"\x78\xda".as_slice(), &block.repeat(3_700)].concat()];
+    tiff.file()
 }
 
 /// Grey, progressive: every scan goes through all 63 coefficients of every block and finds none. The same scan again and

@@ -13,7 +13,6 @@ pub const COMPRESSION: u16 = 259;
 pub const PHOTOMETRIC: u16 = 262;
 pub const FILL_ORDER: u16 = 266;
 pub const STRIP_OFFSETS: u16 = 273;
-pub const ORIENTATION: u16 = 274;
 pub const SAMPLES: u16 = 277;
 pub const ROWS_PER_STRIP: u16 = 278;
 pub const STRIP_BYTE_COUNTS: u16 = 279;

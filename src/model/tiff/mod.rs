@@ -18,6 +18,7 @@ use super::PrepareError;
 use super::budget::Budget;
 use super::decode::{Orientation, Origin, Pixels, blend, check_pixels, room, undecodable};
 use crate::config::Limits;
+use crate::protocol::ErrorCode;
 
 /// Most strips and tiles of one picture: each costs about two microseconds beside its pixels. A scan of 65,500 rows in
 /// strips of one row each, in four planes, has as many.
@@ -25,6 +26,10 @@ const MAX_CHUNKS: usize = 262_000;
 
 /// Most samples a pixel.
 const MAX_SAMPLES: usize = 32;
+
+/// Most bytes that are unpacked, in units of the largest allowed picture: floats of RGB and alpha have as many. Samples
+/// that nobody looks at and the parts of tiles beside the picture cost time like others.
+const MAX_BYTES_AT_MAX_PIXELS: u64 = 16;
 
 /// Rows are unpacked in blocks of about so many bytes, and the clock is looked at once a block.
 const BLOCK_BYTES: usize = 64 << 10;
@@ -62,6 +67,12 @@ pub fn decode(bytes: &[u8], limits: &Limits, budget: &Budget) -> Result<Pixels, 
     check_pixels(width, height, limits)?;
     let picture = Picture::read(&directory, width as usize, height as usize)?;
     let chunks = Chunks::read(&directory, &picture)?;
+    let unpacked = (picture.planes().len() * chunks.across * chunks.row_bytes) as u64 * height;
+    let most = limits.max_pixels.saturating_mul(MAX_BYTES_AT_MAX_PIXELS);
+    if unpacked > most {
+        let message = format!("the TIFF unpacks to {unpacked} bytes, more than {most} (16 times --max-pixels)");
+        return Err(PrepareError::new(ErrorCode::TooLargeDecoded, message));
+    }
     budget.reserve(picture.memory_bytes(&chunks))?;
     let mut painter = Painter::new(&picture, &directory);
     for plane in picture.planes() {
