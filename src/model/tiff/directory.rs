@@ -108,13 +108,9 @@ impl<'a> Directory<'a> {
     }
 
     fn value(&self, value: &[u8]) -> u64 {
-        match *value {
-            [a] => u64::from(a),
-            [a, b] => u64::from(self.order.u16([a, b])),
-            [a, b, c, d] => u64::from(self.order.u32([a, b, c, d])),
-            [a, b, c, d, e, f, g, h] => self.order.u64([a, b, c, d, e, f, g, h]),
-            _ => 0,
-        }
+        let bytes = value.iter();
+        let next = |sum: u64, byte: &u8| sum << 8 | u64::from(*byte);
+        if self.order == ByteOrder::Big { bytes.fold(0, next) } else { bytes.rev().fold(0, next) }
     }
 
     fn find(&self, tag: u16) -> Option<&Entry<'a>> {
@@ -143,10 +139,12 @@ impl<'a> Directory<'a> {
             _ => return Ok(None),
         };
         let length = count.saturating_mul(size);
-        let offset = match () {
-            () if length <= field_bytes => field,
-            () if field_bytes == 4 => u64::from(self.u32_at(field)?),
-            () => self.u64_at(field)?,
+        let offset = if length <= field_bytes {
+            field
+        } else if field_bytes == 4 {
+            u64::from(self.u32_at(field)?)
+        } else {
+            self.u64_at(field)?
         };
         let values = self.bytes(offset, length);
         Ok((values.len() as u64 == length).then_some(Entry { tag, size: size as usize, values }))

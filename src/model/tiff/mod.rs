@@ -394,7 +394,7 @@ impl<'a> Painter<'a> {
         let (columns, rows) = (chunks.width.min(picture.width - left), chunks.height.min(picture.height - top));
         let (offset, length) = chunks.places[plane * chunks.across * chunks.down + index];
         self.unpacker.begin(
-            Chunk {
+            &Chunk {
                 bytes: self.directory.bytes(offset, length),
                 is_bit_reversed: picture.is_bit_reversed,
                 width: chunks.width,

@@ -130,10 +130,10 @@ impl<'a> Unpacker<'a> {
     }
 
     /// Takes up another chunk.
-    pub fn begin(&mut self, chunk: Chunk<'a>, budget: &Budget) -> Result<(), PrepareError> {
+    pub fn begin(&mut self, chunk: &Chunk<'a>, budget: &Budget) -> Result<(), PrepareError> {
         self.at = 0;
         self.input = match &self.method {
-            Method::Jpeg { is_ycbcr } => Cow::Owned(decode_jpeg(&chunk, self.tables, *is_ycbcr)?),
+            Method::Jpeg { is_ycbcr } => Cow::Owned(decode_jpeg(chunk, self.tables, *is_ycbcr)?),
             _ if chunk.is_bit_reversed => Cow::Owned(chunk.bytes.iter().map(|byte| byte.reverse_bits()).collect()),
             _ => Cow::Borrowed(chunk.bytes),
         };
