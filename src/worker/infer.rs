@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::batch::Line;
 use super::job::{Ending, Origin, Rules, Work, millis};
@@ -117,18 +118,22 @@ pub struct Shared {
     pub finished: mpsc::Sender<Vec<Finished>>,
 }
 
-impl Held {
-    /// How an image ends whose decoder did not stop by itself.
-    pub fn timed_out(self, limits: &Limits, rules: &Rules) -> Finished {
-        let Held { work, lease, span, body } = self;
-        let message = model::timeout_message(limits.decode_timeout);
-        let ending = work.failed(ErrorCode::DecodeTimeout, message, &body, Timestamp::now(), rules);
-        lease.enter(Stage::Publishing);
-        Finished { lease, span, ending }
-    }
-}
-
 impl Shared {
+    /// Waits for the first decoder that is stuck until `shutdown`, fails its image and then has this worker drain: the
+    /// other sessions finish what they have.
+    pub async fn end_stuck(self, shutdown: CancellationToken) {
+        let Some(held) = self.watchdog.wait(&shutdown).await else { return };
+        tracing::error!("a decoder does not stop; its image fails as `decode_timeout`, and this worker ends");
+        let Held { work, lease, span, body } = held;
+        let message = model::timeout_message(self.limits.decode_timeout);
+        let ending = work.failed(ErrorCode::DecodeTimeout, message, &body, Timestamp::now(), &self.rules);
+        lease.enter(Stage::Publishing);
+        if self.finished.send(vec![Finished { lease, span, ending }]).await.is_err() {
+            tracing::debug!("the publisher has ended; the message comes again");
+        }
+        shutdown.cancel();
+    }
+
     fn run(&self, choice: &ModelChoice, opened: mpsc::Sender<anyhow::Result<String>>) {
         let mut session = match Session::open(&self.package, choice) {
             Ok(session) => session,

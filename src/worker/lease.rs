@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::Config;
 use super::prepare::LastFaults;
 use super::publish::Published;
 use crate::queue::{MAX_BATCH, Queue, QueueError, Receipt};
@@ -67,12 +68,8 @@ pub struct Lease {
 
 impl Keeper {
     /// `last_faults` is told of leases that ran out.
-    pub fn new(
-        queue: Arc<dyn Queue>,
-        visibility_timeout: Duration,
-        max_lease: Duration,
-        last_faults: Arc<LastFaults>,
-    ) -> Self {
+    pub fn new(queue: Arc<dyn Queue>, config: &Config, last_faults: Arc<LastFaults>) -> Self {
+        let &Config { visibility_timeout, max_lease, .. } = config;
         let held = Arc::new(Held { leases: Mutex::default(), count: watch::Sender::new(0) });
         Keeper { queue, visibility_timeout, max_lease, last_faults, held }
     }

@@ -138,27 +138,20 @@ async fn work(
     let activity = line.activity();
     let (finished_tx, finished_rx) = mpsc::channel(2 * session_count);
     let tally = Arc::new(Tally::default());
-    let watchdog = Arc::new(Watchdog::new(config.limits.decode_timeout));
     let shared = infer::Shared {
         package: Arc::clone(&package),
         limits: config.limits,
         rules: Arc::clone(&rules),
         tally: Arc::clone(&tally),
         line: Arc::new(line),
-        watchdog: Arc::clone(&watchdog),
+        watchdog: Arc::new(Watchdog::new(config.limits.decode_timeout)),
         finished: finished_tx.clone(),
     };
+    let (stuck, watchdog) = (shared.clone(), Arc::clone(&shared.watchdog));
     let threads = infer::start(session_count, &config.model, shared).await?;
 
     let last_faults = Arc::new(LastFaults::default());
-    let (requests, faults) = (Arc::clone(&service.requests), Arc::clone(&last_faults));
-    let keeper = Keeper::new(requests, config.visibility_timeout, config.max_lease, faults);
-    let stuck = Stuck {
-        watchdog: Arc::clone(&watchdog),
-        limits: config.limits,
-        rules: Arc::clone(&rules),
-        finished: finished_tx.clone(),
-    };
+    let keeper = Keeper::new(Arc::clone(&service.requests), config, Arc::clone(&last_faults));
     let intake = Intake {
         requests: Arc::clone(&service.requests),
         input: Arc::clone(&input),
@@ -196,7 +189,7 @@ async fn work(
         stages.spawn(thread.join());
     }
     stages.spawn(publisher.run(finished_rx).map(Ok));
-    stages.spawn(stuck.end_images(shutdown.clone()).map(Ok));
+    stages.spawn(stuck.end_stuck(shutdown.clone()).map(Ok));
     tracing::info!(
         model = package.summary(),
         worker = rules.worker,
@@ -220,33 +213,17 @@ async fn work(
     stop_renewing.cancel();
     renewing.await.context("the renewal of leases ended early")?;
     watching.end().await?;
-    outcome?;
+    outcome.and_then(|()| say_how_it_ended(&watchdog))
+}
+
+/// # Errors
+/// A decoder is stuck: its thread ends only with this process.
+fn say_how_it_ended(watchdog: &Watchdog<infer::Held>) -> anyhow::Result<()> {
     if watchdog.has_found_one() {
         bail!("a decoder did not stop within its time, and its thread cannot be ended without this process");
     }
     tracing::info!("drained");
     Ok(())
-}
-
-/// What ends an image whose decoder does not stop, and then this process.
-struct Stuck {
-    watchdog: Arc<Watchdog<infer::Held>>,
-    limits: Limits,
-    rules: Arc<Rules>,
-    finished: mpsc::Sender<Vec<infer::Finished>>,
-}
-
-impl Stuck {
-    /// Waits for the first decoder that is stuck until `shutdown`, fails its image and then has this worker drain: the
-    /// other sessions finish what they have.
-    async fn end_images(self, shutdown: CancellationToken) {
-        let Some(held) = self.watchdog.wait(&shutdown).await else { return };
-        tracing::error!("a decoder does not stop; its image fails as `decode_timeout`, and this worker ends");
-        if self.finished.send(vec![held.timed_out(&self.limits, &self.rules)]).await.is_err() {
-            tracing::debug!("the publisher has ended; the message comes again");
-        }
-        shutdown.cancel();
-    }
 }
 
 /// Drains when this instance is to end, and keeps it from being taken away while it works.
