@@ -155,6 +155,22 @@ pub struct LimitArgs {
     /// Most pixels (width × height, by the header) that are decoded
     #[arg(long, env = "IMGCLS_MAX_PIXELS", default_value_t = 64_000_000)]
     pub max_pixels: u64,
+    /// CPU time that decoding one image may take; one that takes more fails as `decode_timeout`
+    #[arg(long, env = "IMGCLS_DECODE_TIMEOUT", default_value = "10s", value_parser = positive_duration)]
+    pub decode_timeout: Duration,
+    /// Memory that one worker may use for decoding, its sessions together; an image that needs more fails as
+    /// `too_large_decoded` [default: a quarter of the memory that is available, shared by the workers that `up` may
+    /// start; at least 192MiB]
+    #[arg(long, env = "IMGCLS_MAX_DECODE_BYTES", value_parser = config::bytes)]
+    pub max_decode_bytes: Option<u64>,
+}
+
+/// How long a worker keeps an image.
+#[derive(Debug, Args)]
+pub struct LeaseArgs {
+    /// How long a worker may renew its lease of an image that it has not classified; then the image is another worker's
+    #[arg(long, env = "IMGCLS_MAX_LEASE", default_value = "2m", value_parser = positive_duration)]
+    pub max_lease: Duration,
 }
 
 /// Which model runs, and where it is looked for.
@@ -283,6 +299,8 @@ pub struct WorkerArgs {
     pub limits: LimitArgs,
     #[command(flatten)]
     pub batch: BatchArgs,
+    #[command(flatten)]
+    pub lease: LeaseArgs,
     /// Sessions of the model side by side [default: as `imgcls tune` found, else one a core]
     #[arg(long, env = "IMGCLS_SESSIONS", value_parser = positive)]
     pub sessions: Option<usize>,
@@ -330,6 +348,8 @@ pub struct AutoscaleArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub batch: BatchArgs,
+    #[command(flatten)]
+    pub lease: LeaseArgs,
 }
 
 #[derive(Debug, Args)]
@@ -346,6 +366,8 @@ pub struct UpArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub batch: BatchArgs,
+    #[command(flatten)]
+    pub lease: LeaseArgs,
     #[command(flatten)]
     pub workers: WorkersArgs,
 }
@@ -604,8 +626,14 @@ fn given_name(flag: Option<&String>, variable: &str, check: NameCheck) -> anyhow
 type NameCheck = fn(&str) -> Result<String, String>;
 
 impl LimitArgs {
-    pub fn limits(&self) -> Limits {
-        Limits { max_upload_bytes: self.max_upload_bytes, max_pixels: self.max_pixels }
+    /// `workers`: how many processes share the memory of this machine.
+    pub fn limits(&self, workers: u32) -> Limits {
+        Limits {
+            max_upload_bytes: self.max_upload_bytes,
+            max_pixels: self.max_pixels,
+            decode_timeout: self.decode_timeout,
+            max_decode_bytes: self.max_decode_bytes.unwrap_or_else(|| model::default_decode_bytes(workers)),
+        }
     }
 }
 
@@ -655,7 +683,7 @@ fn web_config(shared: &SharedArgs, http: &HttpArgs, limits: &LimitArgs, backend:
         backend,
         stack: shared.stack.clone(),
         names,
-        limits: limits.limits(),
+        limits: limits.limits(1),
         wire: web::Wire::V1,
         result_queue_mode: web::ResultQueueMode::Own,
         job_ttl: http.job_ttl,
@@ -708,9 +736,10 @@ impl WorkerArgs {
             max_batch_size: self.batch.max_batch_size(&backend, tuning.as_ref()),
             backend,
             names,
-            limits: self.limits.limits(),
+            limits: self.limits.limits(1),
             model,
             visibility_timeout: self.shared.visibility_timeout,
+            max_lease: self.lease.max_lease,
             max_receive_count: self.shared.max_receive_count,
             sessions: self.sessions.or(tuning.map(|tuning| tuning.sessions)),
             max_batch_delay: self.batch.max_batch_delay,
@@ -734,7 +763,8 @@ impl UpArgs {
         let retention = self.retention.config(backend.clone(), names.clone());
         let model = self.model.tuned();
         let autoscale = self.workers.config("up", LOCAL_POLICY, model.1.as_ref())?;
-        let workers = local_workers(&self.shared, &self.limits, model, &self.batch, autoscale, backend, names);
+        let workers =
+            local_workers(&self.shared, &self.limits, model, (&self.batch, &self.lease), autoscale, backend, names);
         Ok(up::Config { web, retention, workers })
     }
 }
@@ -772,7 +802,7 @@ impl AutoscaleArgs {
         let names = self.shared.names(&backend).await?;
         let model = self.model.tuned();
         let autoscale = self.workers.config("autoscale", LOCAL_POLICY, model.1.as_ref())?;
-        Ok(local_workers(&self.shared, &self.limits, model, &self.batch, autoscale, backend, names))
+        Ok(local_workers(&self.shared, &self.limits, model, (&self.batch, &self.lease), autoscale, backend, names))
     }
 }
 
@@ -785,7 +815,7 @@ fn local_workers(
     shared: &SharedArgs,
     limits: &LimitArgs,
     model: (ModelChoice, Option<Tuning>),
-    batch: &BatchArgs,
+    (batch, lease): (&BatchArgs, &LeaseArgs),
     autoscale: autoscale::Config,
     backend: Backend,
     names: Names,
@@ -795,9 +825,10 @@ fn local_workers(
         max_batch_size: batch.max_batch_size(&backend, tuning.as_ref()),
         backend,
         names,
-        limits: limits.limits(),
+        limits: limits.limits(autoscale.bounds.max()),
         model,
         visibility_timeout: shared.visibility_timeout,
+        max_lease: lease.max_lease,
         max_receive_count: shared.max_receive_count,
         sessions: Some(1),
         max_batch_delay: batch.max_batch_delay,
@@ -917,7 +948,7 @@ impl ClassifyArgs {
         classify::Config {
             files: self.files.clone(),
             model: self.model.choice(),
-            limits: self.limits.limits(),
+            limits: self.limits.limits(1),
             top_k: self.top_k,
             json: self.json,
         }

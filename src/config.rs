@@ -87,11 +87,23 @@ pub struct Limits {
     pub max_upload_bytes: u64,
     /// Width × height by the header of the image.
     pub max_pixels: u64,
+    /// CPU time that decoding one image may take.
+    pub decode_timeout: Duration,
+    /// Memory that a process may use for decoding, all of its sessions together.
+    pub max_decode_bytes: u64,
 }
+
+/// The least that `--max-decode-bytes` is by default: the pixels of the largest allowed image fit.
+pub const MIN_DECODE_BYTES: u64 = 192 << 20;
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { max_upload_bytes: 20 << 20, max_pixels: 64_000_000 }
+        Limits {
+            max_upload_bytes: 20 << 20,
+            max_pixels: 64_000_000,
+            decode_timeout: Duration::from_secs(10),
+            max_decode_bytes: MIN_DECODE_BYTES,
+        }
     }
 }
 

@@ -171,9 +171,10 @@ pub fn worker_arguments(config: &worker::Config, log_format: LogFormat) -> Vec<O
     let worker::Config {
         backend,
         names: Names { request_queue, result_queue, input_bucket, output_bucket },
-        limits: Limits { max_upload_bytes, max_pixels },
+        limits: Limits { max_upload_bytes, max_pixels, decode_timeout, max_decode_bytes },
         model: ModelChoice { model, variant, ort_dylib, intra_threads, cache_dir },
         visibility_timeout,
+        max_lease,
         max_receive_count,
         sessions,
         max_batch_size,
@@ -198,6 +199,9 @@ pub fn worker_arguments(config: &worker::Config, log_format: LogFormat) -> Vec<O
     flag("--max-receive-count", max_receive_count.to_string().into());
     flag("--max-upload-bytes", max_upload_bytes.to_string().into());
     flag("--max-pixels", max_pixels.to_string().into());
+    flag("--decode-timeout", seconds(decode_timeout).into());
+    flag("--max-decode-bytes", max_decode_bytes.to_string().into());
+    flag("--max-lease", seconds(max_lease).into());
     flag("--max-batch-size", max_batch_size.to_string().into());
     flag("--max-batch-delay", seconds(max_batch_delay).into());
     flag("--auto-scaling-group", auto_scaling_group.into());

@@ -4,24 +4,28 @@
 //!
 //! What comes in is hostile until shown otherwise:
 //! - size limits are held against the header, before memory for pixels is asked for;
-//! - a JPEG has more guards (`jpeg`);
+//! - memory is reserved and time is measured (`budget`), whichever decoder it is;
+//! - a JPEG has more guards (`jpeg`); PNG and TIFF are converted a few rows at a time (`png`, `tiff`);
 //! - a decoder gets [`SPARE_BYTES`] beside the picture itself;
 //! - a file that ends before its picture does is refused, as Pillow does: an answer for half a picture looks like an
 //!   answer, and who sent it can send the whole.
 
-use std::borrow::Cow;
 use std::cell::Cell;
-use std::io::Cursor;
 
 use image::{ColorType, ImageDecoder, ImageError, ImageFormat, ImageReader};
 
+use super::budget::Budget;
 use super::package::Geometry;
-use super::{PrepareError, bmp, exif, jpeg, repair};
+use super::{PrepareError, bmp, exif, jpeg, png, repair, tiff};
 use crate::config::Limits;
 use crate::protocol::ErrorCode;
 
 /// What a decoder may use beside the pixels it returns.
 const SPARE_BYTES: u64 = 64 << 20;
+
+/// Most pixels along one side, as libpng has it. Decoders work row by row: what a row costs beside its pixels would be
+/// spent for each pixel of a picture that is one pixel wide.
+const MAX_SIDE: u64 = 1_000_000;
 
 /// Pixels of one picture that a thread keeps room for until the next: 1080p in RGB. Rarer, larger ones give theirs back.
 const KEPT_BYTES: usize = 1920 * 1080 * 3;
@@ -168,18 +172,23 @@ fn is_bmp(bytes: &[u8]) -> bool {
 ///
 /// `geometry` is what will be looked at: a decoder that can may return the picture at a fraction of its size, and leave
 /// out what lies beside the crop. [`Geometry::Native`]: all pixels.
-pub fn decode(bytes: &[u8], limits: &Limits, geometry: Geometry) -> Result<Pixels, PrepareError> {
+///
+/// # Errors
+/// Beside those of the limits, `DecodeTimeout` and `TooLargeDecoded` where it would cost more than `budget` has.
+pub fn decode(bytes: &[u8], limits: &Limits, geometry: Geometry, budget: &Budget) -> Result<Pixels, PrepareError> {
     match format(bytes) {
-        Some(ImageFormat::Jpeg) => jpeg::decode(bytes, limits, geometry),
+        Some(ImageFormat::Jpeg) => jpeg::decode(bytes, limits, geometry, budget),
         Some(format) => {
-            let orientation = exif::orientation_of(bytes);
-            let bytes = match format {
-                ImageFormat::Bmp => bmp::repair(bytes),
-                ImageFormat::Gif => repair::gif(bytes),
-                ImageFormat::WebP => repair::webp(bytes),
-                _ => Cow::Borrowed(bytes),
-            };
-            decode_other(&bytes, format, limits, orientation)
+            let mut pixels = match format {
+                ImageFormat::Png => png::decode(bytes, limits, budget),
+                ImageFormat::Tiff => tiff::decode(bytes, limits, budget),
+                ImageFormat::Bmp => decode_other(&bmp::repair(bytes), format, limits, budget),
+                ImageFormat::Gif => decode_other(&repair::gif(bytes), format, limits, budget),
+                ImageFormat::WebP => decode_other(&repair::webp(bytes), format, limits, budget),
+                _ => decode_other(bytes, format, limits, budget),
+            }?;
+            pixels.orientation = exif::orientation_of(bytes);
+            Ok(pixels)
         }
         None => Err(PrepareError::new(
             ErrorCode::UnsupportedType,
@@ -188,17 +197,12 @@ pub fn decode(bytes: &[u8], limits: &Limits, geometry: Geometry) -> Result<Pixel
     }
 }
 
-fn decode_other(
-    bytes: &[u8],
-    format: ImageFormat,
-    limits: &Limits,
-    orientation: Orientation,
-) -> Result<Pixels, PrepareError> {
+fn decode_other(bytes: &[u8], format: ImageFormat, limits: &Limits, budget: &Budget) -> Result<Pixels, PrepareError> {
     let name = name_of(format);
-    let refused = |error: ImageError| undecodable(why_not(name, &error));
+    let refused = |error: ImageError| budget.reason(undecodable(why_not(name, &error)));
     let mut allowed = image::Limits::no_limits();
     allowed.max_alloc = Some(limits.max_pixels.saturating_mul(4).saturating_add(SPARE_BYTES));
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut reader = ImageReader::with_format(budget.source([bytes, b""]), format);
     reader.limits(allowed.clone());
     let mut decoder = reader.into_decoder().map_err(refused)?;
     let (width, height) = decoder.dimensions();
@@ -208,6 +212,7 @@ fn decode_other(
     allowed.max_alloc = Some(total_bytes.saturating_add(SPARE_BYTES));
     decoder.set_limits(allowed).map_err(refused)?;
     let color_type = decoder.color_type();
+    budget.reserve(peak_bytes(bytes, format, u64::from(width) * u64::from(height), total_bytes))?;
     let mut data = room(usize::try_from(total_bytes).map_err(|_| undecodable("too large for this machine"))?);
     decoder.read_image(&mut data).map_err(refused)?;
     if format == ImageFormat::Bmp && color_type == ColorType::Rgba8 {
@@ -216,7 +221,22 @@ fn decode_other(
     let (width, height) = (width as usize, height as usize);
     let channels = to_opaque_8_bit(&mut data, color_type, width)
         .ok_or_else(|| undecodable(format!("the {name} stores its colours in a way that is not supported")))?;
-    Ok(Pixels { data, width, height, channels, orientation, origin: Origin::whole(width, height) })
+    let (orientation, origin) = (Orientation::default(), Origin::whole(width, height));
+    Ok(Pixels { data, width, height, channels, orientation, origin })
+}
+
+/// The most that a decoder holds at a time for a picture of so many pixels, which it returns in `total_bytes`; as measured.
+fn peak_bytes(bytes: &[u8], format: ImageFormat, pixels: u64, total_bytes: u64) -> u64 {
+    // A bit of the extended header.
+    let is_animated = bytes.get(12..16) == Some(b"VP8X") && bytes.get(20).is_some_and(|flags| flags & 2 != 0);
+    let beside = match format {
+        // A frame, in four bytes a pixel, before it is copied; of an animation the canvas too.
+        ImageFormat::WebP if is_animated => pixels.saturating_mul(8),
+        // A frame beside the picture.
+        ImageFormat::WebP | ImageFormat::Gif => pixels.saturating_mul(4),
+        _ => 0,
+    };
+    total_bytes.saturating_add(beside)
 }
 
 /// Brings rows of any colour type to opaque grey or RGB in place; returns the channels that are left.
@@ -259,14 +279,19 @@ fn to_opaque_8_bit(data: &mut Vec<u8>, color_type: ColorType, width: usize) -> O
     Some(channels)
 }
 
-fn over_white<const FROM: usize, const TO: usize>(from: &[u8], to: &mut [u8]) {
+pub(super) fn over_white<const FROM: usize, const TO: usize>(from: &[u8], to: &mut [u8]) {
     for (from, to) in from.as_chunks::<FROM>().0.iter().zip(to.as_chunks_mut::<TO>().0) {
-        let alpha = u32::from(from[TO]);
         for channel in 0..TO {
-            let blended = u32::from(from[channel]) * alpha + 255 * (255 - alpha) + 128;
-            to[channel] = ((blended + (blended >> 8)) >> 8) as u8; // blended / 255, rounded
+            to[channel] = blend(from[channel], from[TO]);
         }
     }
+}
+
+/// A value seen through `alpha`, with white behind it.
+pub(super) fn blend(value: u8, alpha: u8) -> u8 {
+    let (value, alpha) = (u32::from(value), u32::from(alpha));
+    let blended = value * alpha + 255 * (255 - alpha) + 128;
+    ((blended + (blended >> 8)) >> 8) as u8 // blended / 255, rounded
 }
 
 pub(super) fn check_pixels(width: u64, height: u64, limits: &Limits) -> Result<(), PrepareError> {
@@ -275,6 +300,10 @@ pub(super) fn check_pixels(width: u64, height: u64, limits: &Limits) -> Result<(
     }
     if width.saturating_mul(height) > limits.max_pixels {
         let message = format!("{width} × {height} pixels are more than the limit of {}", limits.max_pixels);
+        return Err(PrepareError::new(ErrorCode::TooManyPixels, message));
+    }
+    if width.max(height) > MAX_SIDE {
+        let message = format!("{width} × {height} pixels: no side may have more than {MAX_SIDE}");
         return Err(PrepareError::new(ErrorCode::TooManyPixels, message));
     }
     Ok(())
@@ -286,11 +315,9 @@ pub(super) fn undecodable(message: impl Into<String>) -> PrepareError {
 
 fn name_of(format: ImageFormat) -> &'static str {
     match format {
-        ImageFormat::Png => "PNG",
         ImageFormat::WebP => "WebP",
         ImageFormat::Gif => "GIF",
-        ImageFormat::Bmp => "BMP",
-        _ => "TIFF",
+        _ => "BMP",
     }
 }
 

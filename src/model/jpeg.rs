@@ -10,12 +10,14 @@
 //! counted by walking the markers before either decoder sees the file.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::PrepareError;
+use super::budget::Budget;
 use super::decode::{Orientation, Origin, Pixels, check_pixels, room, undecodable};
 use super::exif::Metadata;
 use super::package::Geometry;
@@ -29,7 +31,10 @@ use crate::protocol::ErrorCode;
 const MAX_SCANS: usize = 64;
 
 /// Most scans × pixels, in units of the largest allowed picture: a picture of `max_pixels` may have this many scans.
-const MAX_SCANS_AT_MAX_PIXELS: u64 = 20;
+const MAX_SCANS_AT_MAX_PIXELS: u64 = 16;
+
+/// The same for a picture that the first decoder has worked on already: a damaged one costs both.
+const MAX_SCANS_AT_MAX_PIXELS_AGAIN: u64 = 6;
 
 /// What decodes most JPEGs in this build, for a person.
 pub const DECODER: &str = if cfg!(feature = "turbojpeg") {
@@ -38,7 +43,7 @@ pub const DECODER: &str = if cfg!(feature = "turbojpeg") {
     "zune-jpeg (slower; built without the feature turbojpeg)"
 };
 
-pub fn decode(bytes: &[u8], limits: &Limits, geometry: Geometry) -> Result<Pixels, PrepareError> {
+pub fn decode(bytes: &[u8], limits: &Limits, geometry: Geometry, budget: &Budget) -> Result<Pixels, PrepareError> {
     let markers = Markers::walk(bytes);
     if markers.scans > MAX_SCANS {
         return Err(undecodable(format!("the JPEG has more than {MAX_SCANS} scans")));
@@ -46,18 +51,26 @@ pub fn decode(bytes: &[u8], limits: &Limits, geometry: Geometry) -> Result<Pixel
     if markers.lacks_tables() {
         return Err(undecodable("the JPEG lacks the tables that its picture was coded with"));
     }
-    let guard = |width, height| check_cost(bytes, &markers, limits, width, height);
+    // Asked once by each decoder that takes the picture up.
+    let most_scans = Cell::new(MAX_SCANS_AT_MAX_PIXELS);
+    let guard = |width, height| {
+        let most_scans = most_scans.replace(MAX_SCANS_AT_MAX_PIXELS_AGAIN);
+        check_cost(bytes, &markers, limits, (width, height), most_scans)
+    };
+    let coefficients = coefficient_bytes(bytes, markers.scans);
+    let reserve = |pixel_bytes: usize| budget.reserve(coefficients.saturating_add(pixel_bytes as u64));
     #[cfg(feature = "turbojpeg")]
     if markers.ended
-        && let Some(pixels) = turbo::decode(bytes, geometry, markers.orientation, guard)?
+        && let Some(pixels) = turbo::decode(bytes, geometry, markers.orientation, guard, reserve)?
     {
         return Ok(pixels);
     }
     #[cfg(not(feature = "turbojpeg"))]
     let _ = geometry;
+    budget.check()?;
     match markers.frame.rare_coding() {
         Some(coding) => Err(coding.refusal(markers.ended)),
-        None => decode_whole(&repair(bytes, markers.frame), &markers, guard),
+        None => decode_whole(&repair(bytes, markers.frame), &markers, guard, reserve),
     }
 }
 
@@ -89,6 +102,7 @@ fn decode_whole(
     bytes: &[u8],
     markers: &Markers,
     guard: impl Fn(usize, usize) -> Result<(), PrepareError>,
+    reserve: impl Fn(usize) -> Result<(), PrepareError>,
 ) -> Result<Pixels, PrepareError> {
     let options = DecoderOptions::default()
         .set_max_width(usize::from(u16::MAX))
@@ -105,6 +119,7 @@ fn decode_whole(
     let colours = if channels == 1 { ColorSpace::Luma } else { ColorSpace::RGB };
     decoder.set_options(options.jpeg_set_out_colorspace(colours));
     let (orientation, origin) = (markers.orientation, Origin::whole(width, height));
+    reserve(width * height * channels)?;
     let data = room(width * height * channels);
     let mut pixels = Pixels { data, width, height, channels, orientation, origin };
     decoder.decode_into(&mut pixels.data).map_err(damaged)?;
@@ -116,12 +131,12 @@ fn check_cost(
     bytes: &[u8],
     markers: &Markers,
     limits: &Limits,
-    width: usize,
-    height: usize,
+    (width, height): (usize, usize),
+    most_scans: u64,
 ) -> Result<(), PrepareError> {
     check_pixels(width as u64, height as u64, limits)?;
     let pixels = (width * height) as u64;
-    if pixels.saturating_mul(markers.scans as u64) > limits.max_pixels.saturating_mul(MAX_SCANS_AT_MAX_PIXELS) {
+    if pixels.saturating_mul(markers.scans as u64) > limits.max_pixels.saturating_mul(most_scans) {
         return Err(undecodable(format!("the JPEG has {} scans, too many for its size", markers.scans)));
     }
     // A block of 64 pixels takes a bit at the very least; halved for components that are subsampled. Arithmetic coding
@@ -143,6 +158,48 @@ const RESERVED_EXTENSION: u8 = 0xc8;
 const JPEG_LS: u8 = 0xf7;
 const APPLICATION_1: u8 = 0xe1;
 const APPLICATION_14: u8 = 0xee;
+
+/// What a decoder holds beside pixels: the coefficients of the whole picture, in two bytes each, where they come in more
+/// than one scan.
+fn coefficient_bytes(bytes: &[u8], scans: usize) -> u64 {
+    let Some((_, frame)) = frame(bytes).filter(|(is_progressive, _)| *is_progressive || scans > 1) else {
+        return 0;
+    };
+    let [high, low, wide, narrow] = [frame[1], frame[2], frame[3], frame[4]].map(u64::from);
+    let (height, width) = (high << 8 | low, wide << 8 | narrow);
+    let factors =
+        || frame[6..].chunks_exact(3).map(|component| (u64::from(component[1] >> 4), u64::from(component[1] & 15)));
+    let (most_across, most_down) =
+        factors().fold((1, 1), |most, factors| (most.0.max(factors.0), most.1.max(factors.1)));
+    let blocks = |(across, down): (u64, u64)| {
+        let units = width.div_ceil(8 * most_across) * height.div_ceil(8 * most_down);
+        units * across * down
+    };
+    2 * 64 * factors().map(blocks).sum::<u64>()
+}
+
+/// Whether the frame is progressive, and its header from the bits of a sample on: those, height, width, and three bytes
+/// a component. None: there is none that is whole.
+fn frame(bytes: &[u8]) -> Option<(bool, &[u8])> {
+    let mut position = 2;
+    loop {
+        let marker = *bytes.get(position + 1).filter(|_| bytes[position] == 0xff)?;
+        if marker == 0xff {
+            position += 1;
+            continue;
+        }
+        let length = usize::from(u16::from_be_bytes(*bytes.get(position + 2..)?.first_chunk()?));
+        if let 0xc0..=0xc2 | 0xc9 | 0xca = marker {
+            let header = bytes.get(position + 4..position + 2 + length)?;
+            let components = usize::from(*header.get(5)?);
+            return header.get(..6 + 3 * components).map(|header| (matches!(marker, 0xc2 | 0xca), header));
+        }
+        if marker == 0xda {
+            return None;
+        }
+        position += 2 + length;
+    }
+}
 
 /// What the markers of a JPEG tell without decoding it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -368,6 +425,22 @@ mod tests {
         let endless: Vec<u8> = b"\xff\xda\x00\x02".repeat(100_000);
         assert_eq!(Markers::walk(&endless).scans, MAX_SCANS + 1);
         assert_eq!(Markers::walk(b"\xff\xd8"), Markers::default());
+    }
+
+    #[test]
+    fn coefficients_are_counted_where_they_are_kept() {
+        let jpeg = |frame: u8| {
+            let mut jpeg = b"\xff\xd8\xff\xe0\x00\x04ab\xff".to_vec();
+            jpeg.extend_from_slice(&[0xff, frame]);
+            // 17 × 16 pixels, the first of three components twice as fine along both sides: 2 × 1 units of 6 blocks.
+            jpeg.extend_from_slice(b"\x00\x11\x08\x00\x10\x00\x11\x03\x01\x22\x00\x02\x11\x00\x03\x11\x00");
+            jpeg
+        };
+        assert_eq!(coefficient_bytes(&jpeg(0xc2), 1), 12 * 128);
+        assert_eq!(coefficient_bytes(&jpeg(0xc0), 3), 12 * 128);
+        assert_eq!(coefficient_bytes(&jpeg(0xc0), 1), 0);
+        assert_eq!(coefficient_bytes(&jpeg(0xc2)[..20], 9), 0);
+        assert_eq!(coefficient_bytes(b"\xff\xd8", 9), 0);
     }
 
     #[test]

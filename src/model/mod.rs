@@ -2,27 +2,32 @@
 //!
 //! - `find`: where the model and the ONNX Runtime library are looked for
 //! - `package`: `model.toml`, the variant for this CPU, digests, labels
-//! - `decode`: bytes → 8-bit pixels, within limits; `jpeg`, `turbo`, `libjpeg`: those of a JPEG
+//! - `decode`: bytes → 8-bit pixels, within limits; `jpeg`, `turbo`, `libjpeg`: those of a JPEG; `png`, `tiff`
 //! - `exif`: which way up an image is
 //! - `bmp`, `repair`: files that every viewer shows, made such that the decoders take them
+//! - `budget`: the time and memory that one image may cost; `memory`: how much of it there is
 //! - `window`: what of a picture the model's crop shows
 //! - `preprocess`: pixels → the model's input
 //! - `onnx`: the session; `runtime`: which library it runs on; `seal`: files of the cache that can be believed
 //! - `tuning`: what `imgcls tune` found
 
 mod bmp;
+mod budget;
 mod decode;
 mod exif;
 mod find;
 mod jpeg;
 #[cfg(feature = "turbojpeg")]
 mod libjpeg;
+mod memory;
 mod onnx;
 mod package;
+mod png;
 mod preprocess;
 mod repair;
 mod runtime;
 mod seal;
+mod tiff;
 mod tuning;
 #[cfg(feature = "turbojpeg")]
 mod turbo;
@@ -31,13 +36,16 @@ mod window;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
+use self::budget::Budget;
 use self::package::Geometry;
 use crate::config::Limits;
 use crate::protocol::{ErrorCode, Prediction};
 
+pub use budget::{thread_cpu_time, timeout_message};
 pub use decode::sniff;
 pub use find::model_folder;
 pub use jpeg::DECODER as JPEG_DECODER;
+pub use memory::default_decode_bytes;
 pub use onnx::Session;
 pub use package::ModelPackage;
 pub use runtime::portable_runtime;
@@ -89,10 +97,12 @@ impl PrepareError {
     }
 }
 
-/// Decodes and preprocesses one image. Blocks on the CPU; any thread may call it.
+/// Decodes and preprocesses one image. Blocks on the CPU; any thread may call it. It waits while other threads of the
+/// process decode what leaves too little of `max_decode_bytes` for this image.
 ///
 /// # Errors
-/// `InputTooLarge`, `UnsupportedType` and `TooManyPixels` before any pixel is decoded, `Undecodable` after.
+/// `InputTooLarge`, `UnsupportedType`, `TooManyPixels` and `TooLargeDecoded` before any pixel is decoded, `Undecodable` and
+/// `DecodeTimeout` after.
 pub fn prepare(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Result<Tensor, PrepareError> {
     prepare_from(bytes, package, limits, package.input().geometry)
 }
@@ -117,7 +127,8 @@ fn prepare_from(
     }
     // Decoders have panicked on malformed input before; what they leave behind is dropped with the closure.
     catch_unwind(AssertUnwindSafe(|| {
-        let pixels = decode::decode(bytes, limits, decoded)?;
+        let budget = Budget::new(limits);
+        let pixels = decode::decode(bytes, limits, decoded, &budget)?;
         Ok(preprocess::tensor(&pixels, package.input()))
     }))
     .unwrap_or_else(|_panic| {

@@ -2,26 +2,24 @@
 //! the model's crop shows.
 
 use super::PrepareError;
-use super::decode::{Orientation, Origin, Pixels, room, undecodable};
+use super::decode::{Orientation, Origin, Pixels, room};
 use super::libjpeg::{Layout, Opened};
 use super::package::Geometry;
 use super::window::{Region, Window};
 
-/// Most bytes that samples of more than 8 bits may take while they are brought to 8.
-const MAX_WIDE_BYTES: usize = 256 << 20;
-
 /// The decoded picture, or None where its colours are none of grey, YCbCr and RGB, or libjpeg-turbo complains about
 /// anything. What lies beside the crop is not read for its own sake: damage there may go unnoticed, and changes no answer.
 ///
-/// `guard` is asked with width and height before memory for pixels is.
+/// `guard` is asked with width and height before anything is decoded, `reserve` with the bytes of the pixels.
 ///
 /// # Errors
-/// Those of `guard`, and `Undecodable` where samples of more than 8 bits take too much memory.
+/// Those of `guard` and `reserve`.
 pub fn decode(
     bytes: &[u8],
     geometry: Geometry,
     orientation: Orientation,
     guard: impl Fn(usize, usize) -> Result<(), PrepareError>,
+    reserve: impl Fn(usize) -> Result<(), PrepareError>,
 ) -> Result<Option<Pixels>, PrepareError> {
     let Some(picture) = Opened::new(bytes) else { return Ok(None) };
     guard(picture.width, picture.height)?;
@@ -29,12 +27,11 @@ pub fn decode(
     let Region { left, top, width, height } = region;
     let layout = layout(&picture, geometry);
     let channels = layout.channels();
-    if picture.bits > 8 && width * height * channels * size_of::<u16>() > MAX_WIDE_BYTES {
-        let message = format!("the JPEG of {} bits a sample needs too much memory at its size", picture.bits);
-        return Err(undecodable(message));
-    }
     let origin = Origin { width: picture.width, height: picture.height, reduction, left, top };
-    let data = room(width * height * channels);
+    let pixel_bytes = width * height * channels;
+    // Samples of more than 8 bits are decoded into two bytes each first.
+    reserve(if picture.bits > 8 { 3 * pixel_bytes } else { pixel_bytes })?;
+    let data = room(pixel_bytes);
     let mut pixels = Pixels { data, width, height, channels, orientation, origin };
     Ok(picture.decode(reduction, region, layout, &mut pixels.data).then_some(pixels))
 }
@@ -110,7 +107,7 @@ mod tests {
 
     fn check(size: (usize, usize), subsampling: Subsamp, progressive: bool) {
         let jpeg = noisy(size, subsampling, progressive);
-        let part = decode(&jpeg, GEOMETRY, Orientation::default(), |_, _| Ok(())).unwrap().unwrap();
+        let part = decode(&jpeg, GEOMETRY, Orientation::default(), |_, _| Ok(()), |_| Ok(())).unwrap().unwrap();
         let Origin { reduction, left, top, .. } = part.origin;
         let (width, height) = (size.0.div_ceil(reduction), size.1.div_ceil(reduction));
         assert!(part.width < width || part.height < height, "{size:?}: nothing was left out");

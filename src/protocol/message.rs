@@ -143,6 +143,10 @@ pub enum ErrorCode {
     UnsupportedType,
     /// More pixels than `--max-pixels`, by the header alone.
     TooManyPixels,
+    /// Decoding takes more CPU time than `--decode-timeout`.
+    DecodeTimeout,
+    /// Decoding takes more memory than `--max-decode-bytes`.
+    TooLargeDecoded,
     /// The message points at an object that is not there.
     InputMissing,
     /// More bytes than `--max-upload-bytes`.
@@ -162,7 +166,12 @@ impl ErrorCode {
     pub fn is_client_fault(self) -> bool {
         matches!(
             self,
-            ErrorCode::Undecodable | ErrorCode::UnsupportedType | ErrorCode::TooManyPixels | ErrorCode::InputTooLarge
+            ErrorCode::Undecodable
+                | ErrorCode::UnsupportedType
+                | ErrorCode::TooManyPixels
+                | ErrorCode::DecodeTimeout
+                | ErrorCode::TooLargeDecoded
+                | ErrorCode::InputTooLarge
         )
     }
 
@@ -176,6 +185,8 @@ impl ErrorCode {
             ErrorCode::Undecodable => "undecodable",
             ErrorCode::UnsupportedType => "unsupported_type",
             ErrorCode::TooManyPixels => "too_many_pixels",
+            ErrorCode::DecodeTimeout => "decode_timeout",
+            ErrorCode::TooLargeDecoded => "too_large_decoded",
             ErrorCode::InputMissing => "input_missing",
             ErrorCode::InputTooLarge => "input_too_large",
             ErrorCode::Malformed => "malformed",
@@ -250,6 +261,15 @@ pub enum Incoming {
 }
 
 impl Incoming {
+    /// The job that the message is about, where it tells.
+    pub fn id(&self) -> Option<Uuid> {
+        match self {
+            Incoming::Job(request) => Some(request.id),
+            Incoming::Malformed { id, .. } => *id,
+            Incoming::Seed(_) | Incoming::UnknownVersion { .. } => None,
+        }
+    }
+
     /// The trace that a request belongs to.
     pub fn traceparent(&self) -> Option<&str> {
         match self {

@@ -9,16 +9,18 @@ use std::time::Instant;
 use anyhow::Context as _;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::batch::Line;
 use super::job::{Ending, Origin, Rules, Work, millis};
-use super::lease::Lease;
+use super::lease::{Lease, Stage};
 use super::metrics::METRICS;
 use super::tally::Tally;
+use super::watchdog::{Slot, Watchdog};
 use crate::clock;
 use crate::config::Limits;
 use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor};
-use crate::protocol::Worked;
+use crate::protocol::{ErrorCode, Worked};
 use crate::telemetry::trace::Span;
 
 /// An image that waits for a session.
@@ -34,6 +36,14 @@ pub struct Fetched {
     pub place: OwnedSemaphorePermit,
     /// Since when it waits.
     pub since: Instant,
+}
+
+/// What has to be ended for an image while it is decoded.
+pub struct Held {
+    work: Work,
+    lease: Lease,
+    span: Span,
+    body: String,
 }
 
 /// An image that is ready for the model.
@@ -104,10 +114,26 @@ pub struct Shared {
     pub rules: Arc<Rules>,
     pub tally: Arc<Tally>,
     pub line: Arc<Line>,
+    pub watchdog: Arc<Watchdog<Held>>,
     pub finished: mpsc::Sender<Vec<Finished>>,
 }
 
 impl Shared {
+    /// Waits for the first decoder that is stuck until `shutdown`, fails its image and then has this worker drain: the
+    /// other sessions finish what they have.
+    pub async fn end_stuck(self, shutdown: CancellationToken) {
+        let Some(held) = self.watchdog.wait(&shutdown).await else { return };
+        tracing::error!("a decoder does not stop; its image fails as `decode_timeout`, and this worker ends");
+        let Held { work, lease, span, body } = held;
+        let message = model::timeout_message(self.limits.decode_timeout);
+        let ending = work.failed(ErrorCode::DecodeTimeout, message, &body, clock::now(), &self.rules);
+        lease.enter(Stage::Publishing);
+        if self.finished.send(vec![Finished { lease, span, ending }]).await.is_err() {
+            tracing::debug!("the publisher has ended; the message comes again");
+        }
+        shutdown.cancel();
+    }
+
     fn run(&self, choice: &ModelChoice, opened: mpsc::Sender<anyhow::Result<String>>) {
         let mut session = match Session::open(&self.package, choice) {
             Ok(session) => session,
@@ -118,9 +144,10 @@ impl Shared {
         };
         let _ = opened.blocking_send(Ok(session.describe()));
         drop(opened);
+        let slot = self.watchdog.slot();
         while let Some(batch) = self.line.next() {
             let (began, images) = (Instant::now(), batch.len() as u64);
-            if self.run_batch(&mut session, batch).is_err() {
+            if self.run_batch(&mut session, &slot, batch).is_err() {
                 return;
             }
             let worked = Worked { images, busy: began.elapsed() };
@@ -130,16 +157,21 @@ impl Shared {
     }
 
     /// # Errors
-    /// When nobody takes what is finished any more.
-    fn run_batch(&self, session: &mut Session, batch: Vec<Fetched>) -> Result<(), ()> {
+    /// When nobody takes what is finished any more, or the watchdog has given this thread up.
+    fn run_batch(&self, session: &mut Session, slot: &Slot<Held>, batch: Vec<Fetched>) -> Result<(), ()> {
         let started = Instant::now();
         let mut decoded = Vec::with_capacity(batch.len());
         for fetched in batch {
-            match self.decode(fetched, started) {
+            if fetched.lease.has_run_out() {
+                continue;
+            }
+            match self.decode(fetched, slot, started) {
                 Ok(image) => decoded.push(image),
-                Err(finished) => self.finish(vec![*finished])?,
+                Err(Some(finished)) => self.finish(vec![*finished])?,
+                Err(None) => return Err(()),
             }
         }
+        decoded.retain(|image| !image.lease.has_run_out());
         // A model of native size gets many shapes; one inference takes images of one.
         decoded.sort_by_key(Decoded::shape);
         while let Some(shape) = decoded.last().map(Decoded::shape) {
@@ -149,11 +181,16 @@ impl Shared {
         Ok(())
     }
 
-    fn decode(&self, fetched: Fetched, started: Instant) -> Result<Decoded, Box<Finished>> {
-        let Fetched { mut work, lease, span, body, image, place, since } = fetched;
+    /// # Errors
+    /// How the image ended that has no tensor. None: the watchdog has ended it.
+    fn decode(&self, fetched: Fetched, slot: &Slot<Held>, started: Instant) -> Result<Decoded, Option<Box<Finished>>> {
+        let Fetched { work, lease, span, body, image, place, since } = fetched;
         drop(place);
+        lease.enter(Stage::Decoding);
+        slot.begin(Held { work, lease, span, body });
         let decoding = Instant::now();
         let tensor = model::prepare(&image, &self.package, &self.limits);
+        let Some(Held { mut work, lease, span, body }) = slot.end() else { return Err(None) };
         let decoded = decoding.elapsed();
         METRICS.stage("decoded").observe(decoded.as_secs_f64());
         span.stage("decoded", decoded);
@@ -166,13 +203,14 @@ impl Shared {
             }
             Err(error) => {
                 let ending = work.failed(error.code, error.message, &body, clock::now(), &self.rules);
-                Err(Box::new(Finished { lease, span, ending }))
+                Err(Some(Box::new(Finished { lease, span, ending })))
             }
         }
     }
 
     fn infer(&self, session: &mut Session, batch: Vec<Decoded>) -> Result<(), ()> {
         let started = Instant::now();
+        batch.iter().for_each(|image| image.lease.enter(Stage::Inferring));
         let outcome = session.infer(&batch.iter().map(|image| &image.tensor).collect::<Vec<_>>());
         let inferred = started.elapsed();
         METRICS.batch_size.observe(batch.len() as f64);
@@ -195,6 +233,7 @@ impl Shared {
 
     /// What ends together is published together.
     fn finish(&self, finished: Vec<Finished>) -> Result<(), ()> {
+        finished.iter().for_each(|image| image.lease.enter(Stage::Publishing));
         self.finished.blocking_send(finished).map_err(|_| ())
     }
 

@@ -21,6 +21,7 @@ mod patience;
 mod prepare;
 mod publish;
 mod tally;
+mod watchdog;
 
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -41,6 +42,7 @@ use self::lease::Keeper;
 use self::prepare::{Intake, LastFaults};
 use self::publish::{Publisher, ReplyQueues};
 use self::tally::Tally;
+use self::watchdog::Watchdog;
 use crate::config::{Backend, Limits, Names};
 use crate::instance::Instance;
 use crate::model::{self, ModelChoice, ModelPackage};
@@ -62,6 +64,8 @@ pub struct Config {
     pub model: ModelChoice,
     /// How long a received message stays with this worker unless renewed (at a third of it).
     pub visibility_timeout: Duration,
+    /// How long a lease may be renewed in all until its image is classified.
+    pub max_lease: Duration,
     /// A message received more often than this is dead-lettered by the worker.
     pub max_receive_count: u32,
     /// Sessions of the model side by side. None: one a core.
@@ -141,12 +145,14 @@ async fn work(
         rules: Arc::clone(&rules),
         tally: Arc::clone(&tally),
         line: Arc::new(line),
+        watchdog: Arc::new(Watchdog::new(config.limits.decode_timeout)),
         finished: finished_tx.clone(),
     };
+    let (stuck, watchdog) = (shared.clone(), Arc::clone(&shared.watchdog));
     let threads = infer::start(session_count, &config.model, shared).await?;
 
-    let keeper = Keeper::new(Arc::clone(&service.requests), config.visibility_timeout);
     let last_faults = Arc::new(LastFaults::default());
+    let keeper = Keeper::new(Arc::clone(&service.requests), config, Arc::clone(&last_faults));
     let intake = Intake {
         requests: Arc::clone(&service.requests),
         input: Arc::clone(&input),
@@ -188,6 +194,7 @@ async fn work(
     let stop = shutdown.clone();
     stages
         .spawn(async move { stop.run_until_cancelled(broken.failure()).await.map_or(Ok(()), |why| Err(anyhow!(why))) });
+    stages.spawn(stuck.end_stuck(shutdown.clone()).map(Ok));
     tracing::info!(
         model = package.summary(),
         worker = rules.worker,
@@ -211,7 +218,17 @@ async fn work(
     stop_renewing.cancel();
     renewing.await.context("the renewal of leases ended early")?;
     watching.end().await?;
-    outcome.map(|()| tracing::info!("drained"))
+    outcome.and_then(|()| say_how_it_ended(&watchdog))
+}
+
+/// # Errors
+/// A decoder is stuck: its thread ends only with this process.
+fn say_how_it_ended(watchdog: &Watchdog<infer::Held>) -> anyhow::Result<()> {
+    if watchdog.has_found_one() {
+        bail!("a decoder did not stop within its time, and its thread cannot be ended without this process");
+    }
+    tracing::info!("drained");
+    Ok(())
 }
 
 /// Drains when this instance is to end, and keeps it from being taken away while it works.

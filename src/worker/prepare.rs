@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::batch::Activity;
 use super::infer::{Fetched, Finished};
 use super::job::{self, ALONE_FROM_ATTEMPT, Ending, Rules, Triage, Work, millis};
-use super::lease::{Keeper, Lease};
+use super::lease::{Keeper, Lease, Stage};
 use super::metrics::METRICS;
 use super::patience::{Rests, patiently, unless_final};
 use crate::clock;
@@ -143,12 +143,15 @@ impl Intake {
 
     /// One delivery, from its body to an image or to its end.
     async fn prepare(self: Arc<Self>, lease: Lease, delivery: Delivery, place: OwnedSemaphorePermit) {
+        lease.enter(Stage::Fetching);
         let incoming = Incoming::parse(&delivery.body);
+        lease.belongs_to(incoming.id());
         let mut span = Span::begin(Side::Consumer, incoming.traceparent(), || "classify".into());
         span.set("imgcls.attempt", i64::from(delivery.receive_count));
         match self.image_of(incoming, &delivery, &span).await {
             Ok((work, image)) => {
                 let body = delivery.body;
+                lease.enter(Stage::InLine);
                 let fetched = Fetched { work, lease, span, body, image, place, since: Instant::now() };
                 if self.fetched.send(fetched).await.is_err() {
                     tracing::debug!("the inference threads have ended; the message comes again");
@@ -159,6 +162,7 @@ impl Intake {
     }
 
     async fn finish(&self, lease: Lease, span: Span, ending: Ending) {
+        lease.enter(Stage::Publishing);
         if self.finished.send(vec![Finished { lease, span, ending }]).await.is_err() {
             tracing::debug!("the publisher has ended; the message comes again");
         }

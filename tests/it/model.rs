@@ -319,7 +319,7 @@ fn damage_anywhere_never_brings_the_process_down() {
 fn limits_are_held_against_size_and_header() {
     let package = package();
     let bytes = picture("cup.jpg"); // 300 × 200
-    let limits = |max_upload_bytes, max_pixels| Limits { max_upload_bytes, max_pixels };
+    let limits = |max_upload_bytes, max_pixels| Limits { max_upload_bytes, max_pixels, ..Limits::default() };
     assert_eq!(code(&bytes, &package, &limits(u64::MAX, 60_000)), None);
     assert_eq!(code(&bytes, &package, &limits(u64::MAX, 59_999)), Some(ErrorCode::TooManyPixels));
     assert_eq!(code(&bytes, &package, &limits(bytes.len() as u64, 60_000)), None);

@@ -151,7 +151,8 @@ async fn the_command_line_of_a_worker_says_all_that_up_was_told() {
         "imgcls up",
         "imgcls up --stack team-a --data-dir some/where --visibility-timeout 1500ms --max-receive-count 3 \
          --max-upload-bytes 1MiB --max-pixels 1000 --model m --variant int8 --ort-dylib /x/y.so --intra-threads 2 \
-         --cache-dir /c --max-batch-size 4 --max-batch-delay 2ms --log-format json",
+         --cache-dir /c --max-batch-size 4 --max-batch-delay 2ms --log-format json --decode-timeout 3s \
+         --max-decode-bytes 256MiB --max-lease 90s",
         "imgcls up --request-queue q --result-queue r --input-bucket in-1 --output-bucket out-1",
     ];
     for line in lines {

@@ -150,6 +150,8 @@ fn every_error_code_is_spelled_as_documented() {
         (ErrorCode::Undecodable, "undecodable"),
         (ErrorCode::UnsupportedType, "unsupported_type"),
         (ErrorCode::TooManyPixels, "too_many_pixels"),
+        (ErrorCode::DecodeTimeout, "decode_timeout"),
+        (ErrorCode::TooLargeDecoded, "too_large_decoded"),
         (ErrorCode::InputMissing, "input_missing"),
         (ErrorCode::InputTooLarge, "input_too_large"),
         (ErrorCode::Malformed, "malformed"),

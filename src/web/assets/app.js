@@ -28,7 +28,8 @@ const STATE_TEXT = {
 const STAGES = ['queued', 'fetched', 'decoded', 'inferred', 'total'];
 
 /** A result with one of these codes would be the same again for the same file. */
-const FINAL_CODES = ['undecodable', 'unsupported_type', 'too_many_pixels', 'input_too_large', 'malformed'];
+const FINAL_CODES = ['undecodable', 'unsupported_type', 'too_many_pixels', 'decode_timeout', 'too_large_decoded', 'input_too_large',
+  'malformed'];
 
 const byId = (id) => document.getElementById(id);
 const page = {
@@ -447,6 +448,8 @@ function failedResult(result) {
     undecodable: 'Not a readable image',
     unsupported_type: 'Type of file not supported',
     too_many_pixels: 'Too many pixels',
+    decode_timeout: 'Takes too long to decode',
+    too_large_decoded: 'Needs too much memory to decode',
     input_too_large: 'File too large',
     input_missing: 'The stored image is missing',
     malformed: 'Malformed request',

@@ -1,0 +1,96 @@
+//! How much memory this process may use, as far as the system tells.
+
+use std::fs;
+use std::path::Path;
+
+use rustix::process::{Resource, getrlimit};
+
+use crate::config::MIN_DECODE_BYTES;
+
+/// The default of `--max-decode-bytes`: a quarter of the memory that is available to this process and the `workers`
+/// processes beside which a worker runs, shared by them; at least [`MIN_DECODE_BYTES`].
+pub fn default_decode_bytes(workers: u32) -> u64 {
+    let quarter = available_bytes(Path::new("/")) / 4;
+    (quarter / u64::from(workers.max(1))).max(MIN_DECODE_BYTES)
+}
+
+/// The least of what the machine has left, what the cgroups of this process allow, and its own limit. `u64::MAX` where
+/// nothing is told.
+fn available_bytes(root: &Path) -> u64 {
+    let machine = fs::read_to_string(root.join("proc/meminfo")).ok().and_then(|text| mem_available(&text));
+    let own = getrlimit(Resource::As).current;
+    [machine, cgroup_limit(root), own].into_iter().flatten().min().unwrap_or(u64::MAX)
+}
+
+fn mem_available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// The least limit of the cgroups that this process is in, of version 1 or 2: a limit of a parent holds for its children.
+fn cgroup_limit(root: &Path) -> Option<u64> {
+    let memberships = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
+    memberships.lines().filter_map(|line| membership_limit(root, line)).min()
+}
+
+/// A line is `ID:CONTROLLERS:PATH`; version 2 has the id 0 and names no controller.
+fn membership_limit(root: &Path, line: &str) -> Option<u64> {
+    let mut fields = line.splitn(3, ':');
+    let (id, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+    let (base, file) = match controllers {
+        "" if id == "0" => ("sys/fs/cgroup", "memory.max"),
+        names if names.split(',').any(|name| name == "memory") => ("sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+        _ => return None,
+    };
+    let base = root.join(base);
+    let own = base.join(path.trim_start_matches('/'));
+    let folders = own.ancestors().take_while(|folder| folder.starts_with(&base));
+    let limits = folders.filter_map(|folder| fs::read_to_string(folder.join(file)).ok());
+    // "max" is no number: no limit.
+    limits.filter_map(|text| text.trim().parse().ok()).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    const MEMINFO: (&str, &str) =
+        ("proc/meminfo", "MemTotal:       8000000 kB\nMemFree:  1 kB\nMemAvailable:    4000000 kB\n");
+
+    #[test]
+    fn the_least_limit_of_machine_and_cgroups_counts() {
+        let free = machine(&[MEMINFO]);
+        assert_eq!(available_bytes(free.path()), 4_096_000_000);
+        let version_2 = machine(&[
+            MEMINFO,
+            ("proc/self/cgroup", "0::/service/worker\n"),
+            ("sys/fs/cgroup/service/worker/memory.max", "max\n"),
+            ("sys/fs/cgroup/service/memory.max", "1000000000\n"),
+        ]);
+        assert_eq!(available_bytes(version_2.path()), 1_000_000_000);
+        let version_1 = machine(&[
+            MEMINFO,
+            ("proc/self/cgroup", "3:cpu,cpuacct:/x\n2:memory:/box\n"),
+            ("sys/fs/cgroup/memory/box/memory.limit_in_bytes", "500000000\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+        ]);
+        assert_eq!(available_bytes(version_1.path()), 500_000_000);
+    }
+
+    #[test]
+    fn more_workers_share_the_same_memory_down_to_the_least() {
+        assert!(default_decode_bytes(1) >= default_decode_bytes(4));
+        assert_eq!(default_decode_bytes(u32::MAX), MIN_DECODE_BYTES);
+    }
+}

@@ -1,0 +1,337 @@
+//! Compressed bytes of a strip or tile → rows. Nothing is unpacked before it is asked for, but for JPEG, whose decoder
+//! gives a whole picture.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::rc::Rc;
+
+use fax::Color;
+use fax::decoder::{DecodeStatus, Group4Decoder, pels};
+use flate2::{Decompress, FlushDecompress, Status};
+use weezl::LzwStatus;
+use weezl::decode::{Configuration, Decoder as LzwDecoder};
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+use super::directory::Directory;
+use super::{damaged, ends, tag, unsupported};
+use crate::model::PrepareError;
+use crate::model::budget::{Budget, PIECE_BYTES};
+
+/// Scans of one JPEG in a strip or tile. TIFF knows only sequential ones, which have one for each component at most.
+const MAX_SCANS: usize = 4;
+
+/// Most bytes of the tables that JPEGs share: they are read again for each strip or tile. All tables there can be take
+/// less than 2 KiB.
+const MAX_TABLES_BYTES: usize = 64 << 10;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    Fax4,
+    Lzw,
+    Deflate,
+    PackBits,
+    Jpeg { is_ycbcr: bool },
+}
+
+impl Compression {
+    pub fn read(directory: &Directory) -> Result<Compression, PrepareError> {
+        match directory.number(tag::COMPRESSION).unwrap_or(1) {
+            1 => Ok(Compression::None),
+            4 => bilevel(directory),
+            5 => Ok(Compression::Lzw),
+            8 | 32_946 => Ok(Compression::Deflate),
+            32_773 => Ok(Compression::PackBits),
+            7 => jpeg(directory),
+            2 => Err(unsupported("CCITT RLE compression")),
+            3 => Err(unsupported("CCITT Group 3 compression")),
+            6 => Err(unsupported("JPEG compression of the old kind")),
+            34_712 => Err(unsupported("JPEG 2000 compression")),
+            34_887 => Err(unsupported("LERC compression")),
+            34_925 => Err(unsupported("LZMA compression")),
+            50_000 | 34_926 => Err(unsupported("Zstandard compression")),
+            50_001 | 34_927 => Err(unsupported("WebP compression")),
+            50_002 => Err(unsupported("JPEG XL compression")),
+            other => Err(unsupported(format_args!("the compression numbered {other}"))),
+        }
+    }
+
+    pub fn takes_predictor(self) -> bool {
+        matches!(self, Compression::Lzw | Compression::Deflate)
+    }
+}
+
+fn bilevel(directory: &Directory) -> Result<Compression, PrepareError> {
+    let [bits, samples] = [tag::BITS_PER_SAMPLE, tag::SAMPLES_PER_PIXEL].map(|tag| directory.number(tag).unwrap_or(1));
+    if bits == 1 && samples == 1 { Ok(Compression::Fax4) } else { Err(damaged()) }
+}
+
+fn jpeg(directory: &Directory) -> Result<Compression, PrepareError> {
+    if directory.number(tag::BITS_PER_SAMPLE) != Some(8) {
+        return Err(unsupported("JPEG compression of other than 8 bits"));
+    }
+    Ok(Compression::Jpeg { is_ycbcr: directory.number(tag::PHOTOMETRIC) == Some(6) })
+}
+
+/// A strip or tile as it lies in the file.
+pub struct Chunk<'a> {
+    pub bytes: &'a [u8],
+    pub is_bit_reversed: bool,
+    /// In pixels.
+    pub width: usize,
+    pub height: usize,
+    /// Of a pixel.
+    pub samples: usize,
+}
+
+/// Unpacks one chunk after the other. What a method needs for each is made once.
+pub struct Unpacker<'a> {
+    method: Method,
+    input: Cow<'a, [u8]>,
+    at: usize,
+    /// Tables that all JPEGs of the file share.
+    tables: Option<&'a [u8]>,
+}
+
+enum Method {
+    None,
+    PackBits {
+        literal: usize,
+        repeat: (usize, u8),
+    },
+    Lzw(Box<LzwDecoder>),
+    Deflate(Decompress),
+    Jpeg {
+        is_ycbcr: bool,
+    },
+    /// None before the first chunk.
+    Fax4(Option<Fax>),
+}
+
+impl<'a> Unpacker<'a> {
+    pub fn new(compression: Compression, tables: Option<&'a [u8]>) -> Unpacker<'a> {
+        let method = match compression {
+            Compression::None => Method::None,
+            Compression::PackBits => Method::PackBits { literal: 0, repeat: (0, 0) },
+            // Yields where the rows are full: what follows need not make sense.
+            Compression::Lzw => {
+                let configuration = Configuration::with_tiff_size_switch(weezl::BitOrder::Msb, 8);
+                Method::Lzw(Box::new(configuration.with_yield_on_full_buffer(true).build()))
+            }
+            Compression::Deflate => Method::Deflate(Decompress::new(true)),
+            Compression::Jpeg { is_ycbcr } => Method::Jpeg { is_ycbcr },
+            Compression::Fax4 => Method::Fax4(None),
+        };
+        Unpacker { method, input: Cow::Borrowed(&[]), at: 0, tables }
+    }
+
+    /// Takes up another chunk.
+    pub fn begin(&mut self, chunk: &Chunk<'a>, budget: &Budget) -> Result<(), PrepareError> {
+        self.at = 0;
+        self.input = match &self.method {
+            Method::Jpeg { is_ycbcr } => Cow::Owned(decode_jpeg(chunk, self.tables, *is_ycbcr)?),
+            _ if chunk.is_bit_reversed => Cow::Owned(chunk.bytes.iter().map(|byte| byte.reverse_bits()).collect()),
+            _ => Cow::Borrowed(chunk.bytes),
+        };
+        match &mut self.method {
+            Method::None | Method::Jpeg { .. } => {}
+            Method::PackBits { literal, repeat } => (*literal, *repeat) = (0, (0, 0)),
+            Method::Lzw(decoder) => decoder.reset(),
+            Method::Deflate(inflater) => inflater.reset(true),
+            Method::Fax4(fax) => *fax = Some(Fax::new(std::mem::take(&mut self.input), chunk.width)?),
+        }
+        budget.check()
+    }
+
+    /// Fills `rows`, whole rows of the chunk.
+    ///
+    /// # Errors
+    /// The chunk is damaged or ends before, or the budget is spent.
+    pub fn read(&mut self, rows: &mut [u8], budget: &Budget) -> Result<(), PrepareError> {
+        let Unpacker { method, input, at, .. } = self;
+        match method {
+            Method::None | Method::Jpeg { .. } => {
+                let bytes = input.get(*at..*at + rows.len()).ok_or_else(ends)?;
+                rows.copy_from_slice(bytes);
+                *at += rows.len();
+                Ok(())
+            }
+            Method::PackBits { literal, repeat } => unpack_bits(input, at, literal, repeat, rows),
+            Method::Lzw(decoder) => fill(input, at, rows, budget, |input, rows| {
+                let done = decoder.decode_bytes(input, rows);
+                match done.status {
+                    Ok(LzwStatus::Done) => Ok((done.consumed_in, done.consumed_out, true)),
+                    Ok(_) => Ok((done.consumed_in, done.consumed_out, false)),
+                    Err(_) => Err(damaged()),
+                }
+            }),
+            Method::Deflate(inflater) => fill(input, at, rows, budget, |input, rows| {
+                let (read, written) = (inflater.total_in(), inflater.total_out());
+                let status = inflater.decompress(input, rows, FlushDecompress::None).map_err(|_| damaged())?;
+                let (read, written) = (inflater.total_in() - read, inflater.total_out() - written);
+                Ok((read as usize, written as usize, status == Status::StreamEnd))
+            }),
+            Method::Fax4(fax) => fax.as_mut().ok_or_else(damaged)?.read(rows),
+        }
+    }
+}
+
+/// Has `step` turn pieces of `input` from `at` on into `rows` until they are full. It returns how much it read and wrote,
+/// and whether nothing more can come.
+fn fill(
+    input: &[u8],
+    at: &mut usize,
+    rows: &mut [u8],
+    budget: &Budget,
+    mut step: impl FnMut(&[u8], &mut [u8]) -> Result<(usize, usize, bool), PrepareError>,
+) -> Result<(), PrepareError> {
+    let mut filled = 0;
+    while filled < rows.len() {
+        let rest = &input[*at..];
+        let (read, written, is_done) = step(&rest[..rest.len().min(PIECE_BYTES)], &mut rows[filled..])?;
+        *at += read;
+        filled += written;
+        if filled < rows.len() && (is_done || (read == 0 && written == 0)) {
+            return Err(ends());
+        }
+        // A piece may hold nothing but empty blocks: then only the clock tells that it cost something.
+        if filled < rows.len() {
+            budget.check()?;
+        }
+    }
+    Ok(())
+}
+
+fn unpack_bits(
+    input: &[u8],
+    at: &mut usize,
+    literal: &mut usize,
+    repeat: &mut (usize, u8),
+    rows: &mut [u8],
+) -> Result<(), PrepareError> {
+    let mut filled = 0;
+    while filled < rows.len() {
+        let left = rows.len() - filled;
+        if repeat.0 > 0 {
+            let length = repeat.0.min(left);
+            rows[filled..filled + length].fill(repeat.1);
+            repeat.0 -= length;
+            filled += length;
+        } else if *literal > 0 {
+            let length = (*literal).min(left);
+            rows[filled..filled + length].copy_from_slice(input.get(*at..*at + length).ok_or_else(ends)?);
+            *literal -= length;
+            *at += length;
+            filled += length;
+        } else {
+            let header = *input.get(*at).ok_or_else(ends)?;
+            *at += 1;
+            match header {
+                0..128 => *literal = usize::from(header) + 1,
+                // Nothing: some writers align by it.
+                128 => {}
+                129.. => {
+                    *repeat = (257 - usize::from(header), *input.get(*at).ok_or_else(ends)?);
+                    *at += 1;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All rows of a JPEG, in the samples that the file has, or in RGB where they are YCbCr.
+fn decode_jpeg(chunk: &Chunk, tables: Option<&[u8]>, is_ycbcr: bool) -> Result<Vec<u8>, PrepareError> {
+    const END_OF_IMAGE: &[u8] = b"\xff\xd9";
+    let jpeg = match tables {
+        // Tables are a JPEG of their own without a picture: its end and the beginning of the chunk's are left out.
+        Some(tables) if tables.len() > MAX_TABLES_BYTES => return Err(damaged()),
+        Some(tables) => {
+            let tables = tables.strip_suffix(END_OF_IMAGE).unwrap_or(tables);
+            [tables, chunk.bytes.get(2..).ok_or_else(ends)?].concat()
+        }
+        None => chunk.bytes.to_vec(),
+    };
+    let last = &jpeg[jpeg.len().saturating_sub(16)..];
+    let is_whole = last.windows(2).any(|marker| marker == END_OF_IMAGE);
+    let options = DecoderOptions::default()
+        .set_max_width(chunk.width)
+        .set_max_height(chunk.height)
+        .jpeg_set_max_scans(MAX_SCANS)
+        .set_strict_mode(!is_whole);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&jpeg), options);
+    decoder.decode_headers().map_err(|_| damaged())?;
+    let colours = decoder.input_colorspace().ok_or_else(damaged)?;
+    let size = decoder.dimensions().ok_or_else(damaged)?;
+    if size != (chunk.width, chunk.height) || colours.num_components() != chunk.samples {
+        return Err(damaged());
+    }
+    // Colours of the file are left as they are, but for the one kind that only a JPEG has.
+    let colours = if is_ycbcr { ColorSpace::RGB } else { colours };
+    decoder.set_options(options.jpeg_set_out_colorspace(colours));
+    let pixels = decoder.decode().map_err(|_| if is_whole { damaged() } else { ends() })?;
+    if pixels.len() == chunk.width * chunk.height * chunk.samples { Ok(pixels) } else { Err(damaged()) }
+}
+
+/// CCITT Group 4: each row by its difference to the one above.
+struct Fax {
+    decoder: Group4Decoder<FaxBytes>,
+    /// How many bytes the decoder may read for this row.
+    allowance: Rc<Cell<usize>>,
+    width: u16,
+    /// The data said that it has no more rows; those that are left are white.
+    has_ended: bool,
+}
+
+/// Ends early where one row takes more bytes than any row can: the decoder keeps what it reads.
+struct FaxBytes {
+    bytes: Vec<u8>,
+    at: usize,
+    allowance: Rc<Cell<usize>>,
+}
+
+impl Iterator for FaxBytes {
+    type Item = Result<u8, Infallible>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let left = self.allowance.get().checked_sub(1)?;
+        self.allowance.set(left);
+        self.at += 1;
+        self.bytes.get(self.at - 1).copied().map(Ok)
+    }
+}
+
+impl Fax {
+    fn new(bytes: Cow<[u8]>, width: usize) -> Result<Fax, PrepareError> {
+        let width = u16::try_from(width).map_err(|_| unsupported("CCITT Group 4 rows of more than 65535 pixels"))?;
+        let allowance = Rc::new(Cell::new(Fax::row_bytes(width)));
+        let bytes = FaxBytes { bytes: bytes.into_owned(), at: 0, allowance: Rc::clone(&allowance) };
+        let Ok(decoder) = Group4Decoder::new(bytes, width);
+        Ok(Fax { decoder, allowance, width, has_ended: false })
+    }
+
+    /// More than the longest code for each pixel.
+    fn row_bytes(width: u16) -> usize {
+        2 * usize::from(width) + 64
+    }
+
+    fn read(&mut self, rows: &mut [u8]) -> Result<(), PrepareError> {
+        for row in rows.chunks_exact_mut(usize::from(self.width).div_ceil(8)) {
+            row.fill(0);
+            self.allowance.set(Fax::row_bytes(self.width));
+            if !self.has_ended {
+                self.has_ended = self.decoder.advance().map_err(|_| damaged())? == DecodeStatus::End;
+            }
+            if !self.has_ended {
+                for (x, color) in pels(self.decoder.transition(), self.width).enumerate() {
+                    row[x / 8] |= u8::from(color == Color::Black) << (7 - x % 8);
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,342 @@
+//! TIFF, however it is stored: the same pixels give the same tensor, and what is not understood is refused by name.
+
+use imgcls::config::Limits;
+use imgcls::model::{ModelChoice, ModelPackage, Tensor, prepare};
+use weezl::BitOrder;
+
+use crate::tiff_file::{
+    BITS, COLOR_MAP, COMPRESSION, EXTRA_SAMPLES, FILL_ORDER, PHOTOMETRIC, PLANAR, PREDICTOR, ROWS_PER_STRIP,
+    SAMPLE_FORMAT, SAMPLES, TILE_LENGTH, TILE_WIDTH, Tiff, zlib,
+};
+
+const WIDTH: usize = 61;
+const HEIGHT: usize = 47;
+
+struct Lab(ModelPackage);
+
+impl Lab {
+    fn new() -> Lab {
+        Lab(ModelPackage::load(&ModelChoice { variant: Some("fp16".to_owned()), ..ModelChoice::default() }).unwrap())
+    }
+
+    fn tensor(&self, name: &str, file: &[u8]) -> Tensor {
+        prepare(file, &self.0, &Limits::default()).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    /// The message of the refusal.
+    fn refusal(&self, name: &str, file: &[u8]) -> String {
+        let error = prepare(file, &self.0, &Limits::default()).err().unwrap_or_else(|| panic!("{name} was decoded"));
+        assert_eq!(error.code.as_str(), "undecodable", "{name}: {error}");
+        assert!(error.message.len() < 120, "{name}: {error}");
+        error.message
+    }
+}
+
+/// A picture without symmetry.
+fn rgb() -> Vec<u8> {
+    let pixel = |at: usize| {
+        let (x, y) = (at % WIDTH, at / WIDTH);
+        [(x * 4) as u8, (y * 5) as u8, ((x * y) % 251) as u8]
+    };
+    (0..WIDTH * HEIGHT).flat_map(pixel).collect()
+}
+
+fn grey() -> Vec<u8> {
+    rgb().chunks(3).map(|pixel| pixel[2]).collect()
+}
+
+fn plain(samples: u32, pixels: &[u8]) -> Tiff {
+    Tiff::new(WIDTH as u32, HEIGHT as u32, samples, pixels)
+}
+
+/// In strips of so many rows.
+fn strips(mut tiff: Tiff, rows: usize, row_bytes: usize) -> Tiff {
+    tiff.chunks = tiff.chunks.iter().flat_map(|plane| plane.chunks(rows * row_bytes).map(<[u8]>::to_vec)).collect();
+    tiff.with(ROWS_PER_STRIP, [rows as u32])
+}
+
+/// Each plane in tiles of 16 × 32 pixels, the last of which reach beyond the picture.
+fn tiles(mut tiff: Tiff, pixel_bytes: usize) -> Tiff {
+    let tile = |plane: &[u8], left: usize, top: usize| {
+        let mut tile = vec![0xee; 16 * 32 * pixel_bytes];
+        for y in 0..32.min(HEIGHT - top) {
+            let bytes = 16.min(WIDTH - left) * pixel_bytes;
+            let from = ((top + y) * WIDTH + left) * pixel_bytes;
+            tile[y * 16 * pixel_bytes..][..bytes].copy_from_slice(&plane[from..from + bytes]);
+        }
+        tile
+    };
+    let corners = || (0..HEIGHT).step_by(32).flat_map(|top| (0..WIDTH).step_by(16).map(move |left| (left, top)));
+    tiff.chunks = tiff.chunks.iter().flat_map(|plane| corners().map(|(left, top)| tile(plane, left, top))).collect();
+    tiff.with(TILE_WIDTH, [16]).with(TILE_LENGTH, [32])
+}
+
+fn planes(mut tiff: Tiff, samples: usize) -> Tiff {
+    let pixels = tiff.chunks.concat();
+    tiff.chunks = (0..samples).map(|sample| pixels.iter().skip(sample).step_by(samples).copied().collect()).collect();
+    tiff.with(PLANAR, [2])
+}
+
+fn lzw(bytes: &[u8]) -> Vec<u8> {
+    weezl::encode::Encoder::with_tiff_size_switch(BitOrder::Msb, 8).encode(bytes).unwrap()
+}
+
+/// Literals and runs, and a byte that means nothing before each.
+fn pack_bits(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    for piece in bytes.chunks(100) {
+        packed.push(128);
+        if piece.iter().all(|byte| *byte == piece[0]) && piece.len() > 1 {
+            packed.extend([(257 - piece.len()) as u8, piece[0]]);
+        } else {
+            packed.push(piece.len() as u8 - 1);
+            packed.extend(piece);
+        }
+    }
+    packed
+}
+
+fn reversed(bytes: &[u8]) -> Vec<u8> {
+    bytes.iter().map(|byte| byte.reverse_bits()).collect()
+}
+
+fn differences(bytes: &[u8], samples: usize) -> Vec<u8> {
+    let rows = bytes.chunks(WIDTH * samples);
+    let difference = |row: &[u8]| -> Vec<u8> {
+        (0..row.len()).map(|at| row[at].wrapping_sub(if at < samples { 0 } else { row[at - samples] })).collect()
+    };
+    rows.flat_map(difference).collect()
+}
+
+#[test]
+fn the_same_pixels_give_the_same_tensor_however_they_are_stored() {
+    let lab = Lab::new();
+    let rgb = rgb();
+    let expected = lab.tensor("plain", &plain(3, &rgb).file());
+    let wide = |scale: fn(u8) -> Vec<u8>, bits: u32, format: u32| {
+        let pixels: Vec<u8> = rgb.iter().flat_map(|value| scale(*value)).collect();
+        plain(3, &pixels).with(BITS, [bits; 3]).with(SAMPLE_FORMAT, [format; 3])
+    };
+    let big = |mut tiff: Tiff| {
+        tiff.is_big_endian = true;
+        tiff
+    };
+    let opaque: Vec<u8> = rgb.chunks(3).flat_map(|pixel| [pixel[0], pixel[1], pixel[2], 255]).collect();
+    let infrared: Vec<u8> = rgb.chunks(3).flat_map(|pixel| [pixel[0], pixel[1], pixel[2], 0]).collect();
+    let stored = |mut tiff: Tiff| {
+        tiff.is_bigtiff = true;
+        tiff
+    };
+    let kinds = [
+        ("strips", strips(plain(3, &rgb), 5, 3 * WIDTH)),
+        ("strips, LZW", strips(plain(3, &rgb), 5, 3 * WIDTH).compressed(5, lzw)),
+        ("strips, Deflate", strips(plain(3, &rgb), 5, 3 * WIDTH).compressed(8, zlib)),
+        ("strips, PackBits", strips(plain(3, &rgb), 5, 3 * WIDTH).compressed(32_773, pack_bits)),
+        ("differences", strips(plain(3, &differences(&rgb, 3)), 7, 3 * WIDTH).compressed(8, zlib).with(PREDICTOR, [2])),
+        ("a predictor where there is none", plain(3, &rgb).with(PREDICTOR, [2])),
+        ("tiles", tiles(plain(3, &rgb), 3)),
+        ("tiles, LZW", tiles(plain(3, &rgb), 3).compressed(5, lzw)),
+        ("planes", planes(plain(3, &rgb), 3)),
+        ("planes in strips", strips(planes(plain(3, &rgb), 3), 4, WIDTH)),
+        ("planes in tiles", tiles(planes(plain(3, &rgb), 3), 1)),
+        ("planes in tiles, Deflate", tiles(planes(plain(3, &rgb), 3), 1).compressed(8, zlib)),
+        ("big-endian", big(plain(3, &rgb))),
+        ("BigTIFF", stored(plain(3, &rgb))),
+        ("BigTIFF, big-endian", stored(big(strips(plain(3, &rgb), 5, 3 * WIDTH)))),
+        ("bits reversed", plain(3, &reversed(&rgb)).with(FILL_ORDER, [2])),
+        ("bits reversed, LZW", plain(3, &rgb).compressed(5, |bytes| reversed(&lzw(bytes))).with(FILL_ORDER, [2])),
+        ("16 bits", wide(|value| vec![0x77, value], 16, 1)),
+        ("16 bits, big-endian", big(wide(|value| vec![value, 0x77], 16, 1))),
+        ("32 bits", wide(|value| vec![1, 2, 3, value], 32, 1)),
+        ("half floats", wide(|value| half(value).to_le_bytes().to_vec(), 16, 3)),
+        ("floats", wide(|value| (f32::from(value) / 255.0).to_le_bytes().to_vec(), 32, 3)),
+        ("doubles, big-endian", big(wide(|value| (f64::from(value) / 255.0).to_be_bytes().to_vec(), 64, 3))),
+        ("opaque alpha", plain(4, &opaque).with(EXTRA_SAMPLES, [2])),
+        ("opaque alpha, premultiplied", plain(4, &opaque).with(EXTRA_SAMPLES, [1])),
+        ("opaque alpha in planes", planes(plain(4, &opaque).with(EXTRA_SAMPLES, [2]), 4)),
+        ("a fourth sample of which nothing is said", plain(4, &infrared)),
+        ("a fourth sample that is said to be no alpha", plain(4, &infrared).with(EXTRA_SAMPLES, [0])),
+    ];
+    for (name, tiff) in kinds {
+        assert!(lab.tensor(name, &tiff.file()) == expected, "{name}");
+    }
+}
+
+/// The float of 16 bits next to value / 255.
+fn half(value: u8) -> u16 {
+    let target = f32::from(value) / 255.0;
+    let exponent = target.max(f32::MIN_POSITIVE).log2().floor().clamp(-14.0, 0.0);
+    let steps = (target / exponent.exp2() * 1024.0).round() as u16;
+    if steps < 1024 { steps } else { ((exponent as i16 + 15) as u16) << 10 | (steps & 1023) }
+}
+
+#[test]
+fn grey_and_palettes_are_what_they_say() {
+    let lab = Lab::new();
+    let grey = grey();
+    let expected = lab.tensor("plain", &plain(1, &grey).file());
+    let inverted: Vec<u8> = grey.iter().map(|value| 255 - value).collect();
+    let with_alpha: Vec<u8> = grey.iter().flat_map(|value| [*value, 255]).collect();
+    let words: Vec<u8> = grey.iter().flat_map(|value| [0, 0, 0, *value]).collect();
+    let floats: Vec<u8> = grey.iter().flat_map(|value| (f32::from(*value) / 255.0).to_le_bytes()).collect();
+    let same = [
+        ("white is zero", plain(1, &inverted).with(PHOTOMETRIC, [0])),
+        ("alpha", plain(2, &with_alpha).with(EXTRA_SAMPLES, [2])),
+        ("32 bits", plain(1, &words).with(BITS, [32])),
+        ("floats", plain(1, &floats).with(BITS, [32]).with(SAMPLE_FORMAT, [3])),
+    ];
+    for (name, tiff) in same {
+        assert!(lab.tensor(name, &tiff.file()) == expected, "{name}");
+    }
+    // Twelve bits: the high eight are those of the others.
+    let twelve: Vec<u8> = grey
+        .chunks(WIDTH)
+        .flat_map(|row| {
+            let nibbles: Vec<u8> = row.iter().flat_map(|value| [value >> 4, value & 15, 0x9]).chain([0]).collect();
+            nibbles.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect::<Vec<u8>>()
+        })
+        .collect();
+    assert!(lab.tensor("12 bits", &plain(1, &twelve).with(BITS, [12]).file()) == expected, "12 bits");
+
+    let colours = |shift: u32| {
+        (0..3).flat_map(move |channel| (0..256).map(move |index| ((index * (channel + 3)) & 255) << shift))
+    };
+    let shown: Vec<u8> = grey.iter().flat_map(|&index| [3, 4, 5].map(|factor| index.wrapping_mul(factor))).collect();
+    let expected = lab.tensor("plain", &plain(3, &shown).file());
+    for (name, shift) in [("a palette of 16 bits", 8), ("a palette that fills only the lower 8", 0)] {
+        let tiff = plain(1, &grey).with(PHOTOMETRIC, [3]).with(COLOR_MAP, colours(shift));
+        assert!(lab.tensor(name, &tiff.file()) == expected, "{name}");
+    }
+}
+
+#[test]
+fn bits_are_read_from_the_side_that_the_file_says() {
+    let lab = Lab::new();
+    let pixels: Vec<u8> = grey().iter().map(|value| if *value > 99 { 255 } else { 0 }).collect();
+    let expected = lab.tensor("bytes", &plain(1, &pixels).file());
+    let packed: Vec<u8> = pixels
+        .chunks(WIDTH)
+        .flat_map(|row| {
+            row.chunks(8).map(|byte| byte.iter().enumerate().fold(0, |sum, (at, bit)| sum | (bit & 1) << (7 - at)))
+        })
+        .collect();
+    let bits = plain(1, &packed).with(BITS, [1]);
+    assert!(lab.tensor("bits", &bits.file()) == expected);
+    let mirrored = plain(1, &reversed(&packed)).with(BITS, [1]).with(FILL_ORDER, [2]);
+    assert!(lab.tensor("bits reversed", &mirrored.file()) == expected);
+}
+
+#[test]
+fn what_is_transparent_lies_over_white_whether_colours_were_multiplied_or_not() {
+    let lab = Lab::new();
+    let alpha = |at: usize| if at % WIDTH < WIDTH / 2 { 90 } else { 255 };
+    let with = |pixel: fn(u32, u32) -> u32, has_alpha: bool| -> Vec<u8> {
+        let values = rgb();
+        let pixels = values.chunks(3).enumerate();
+        pixels
+            .flat_map(|(at, colours)| {
+                let colours: Vec<u8> = colours.iter().map(|&value| pixel(value.into(), alpha(at)) as u8).collect();
+                colours.into_iter().chain(has_alpha.then_some(alpha(at) as u8)).collect::<Vec<u8>>()
+            })
+            .collect()
+    };
+    let shown = |value: u32, alpha: u32| (value * alpha + 255 * (255 - alpha) + 127) / 255;
+    let expected = lab.tensor("opaque", &plain(3, &with(shown, false)).file());
+    let straight = plain(4, &with(|value, _| value, true)).with(EXTRA_SAMPLES, [2]);
+    let multiplied = plain(4, &with(|value, alpha| (value * alpha + 127) / 255, true)).with(EXTRA_SAMPLES, [1]);
+    assert!(lab.tensor("straight", &straight.file()) == expected);
+    assert!(lab.tensor("straight, planes", &planes(straight, 4).file()) == expected);
+    assert!(
+        lab.tensor("multiplied, planes", &planes(multiplied.clone(), 4).file())
+            == lab.tensor("multiplied", &multiplied.file())
+    );
+    // Rounded twice, so that single values may differ by one of 255 steps.
+    let apart = difference(&lab.tensor("multiplied", &multiplied.file()), &expected);
+    assert!(apart <= 2.0 / 128.0, "{apart}");
+}
+
+fn difference(one: &Tensor, other: &Tensor) -> f32 {
+    let [one, other] = [one, other].map(|tensor| match &tensor.values {
+        imgcls::model::Values::Floats(floats) => floats,
+        imgcls::model::Values::Pixels(_) => panic!("floats were asked for"),
+    });
+    one.iter().zip(other).map(|(one, other)| (one - other).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn floats_beyond_1_are_refused_unless_they_are_highlights() {
+    let lab = Lab::new();
+    let floats =
+        |scale: f32| -> Vec<u8> { rgb().iter().flat_map(|&value| (f32::from(value) * scale).to_le_bytes()).collect() };
+    let tiff = |pixels: &[u8]| plain(3, pixels).with(BITS, [32; 3]).with(SAMPLE_FORMAT, [3; 3]).file();
+    let message = lab.refusal("0 to 255", &tiff(&floats(1.0)));
+    assert!(message.contains("floats above 1"), "{message}");
+    let good = lab.tensor("0 to 1", &tiff(&floats(1.0 / 255.0)));
+    let mut odd = floats(1.0 / 255.0);
+    for (at, value) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.5, -1.0].into_iter().enumerate() {
+        odd[4 * at..4 * at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    assert!(difference(&lab.tensor("odd values", &tiff(&odd)), &good) < 3.0);
+}
+
+#[test]
+fn what_is_not_understood_is_refused_by_name() {
+    let lab = Lab::new();
+    let (rgb, grey) = (rgb(), grey());
+    let kinds = [
+        (plain(3, &rgb).with(PHOTOMETRIC, [6]), "YCbCr"),
+        (plain(3, &rgb).with(PHOTOMETRIC, [8]), "Lab"),
+        (plain(3, &rgb).with(PHOTOMETRIC, [32_845]), "LogLuv"),
+        (plain(3, &rgb).with(PHOTOMETRIC, [77]), "77"),
+        (plain(1, &grey).with(PHOTOMETRIC, [4]), "mask"),
+        (plain(1, &grey).with(COMPRESSION, [3]), "Group 3"),
+        (plain(1, &grey).with(COMPRESSION, [50_000]), "Zstandard"),
+        (plain(1, &grey).with(COMPRESSION, [34_925]), "LZMA"),
+        (plain(1, &grey).with(COMPRESSION, [6]), "JPEG"),
+        (plain(1, &grey).with(COMPRESSION, [999]), "999"),
+        (plain(3, &rgb).with(SAMPLE_FORMAT, [2; 3]), "sign"),
+        (plain(3, &rgb).with(BITS, [8, 8, 16]), "different sizes"),
+        (plain(3, &rgb).with(PHOTOMETRIC, [1]), "3 bands"),
+        (plain(3, &rgb).with(SAMPLES, [99]), "99 samples"),
+    ];
+    for (tiff, named) in kinds {
+        let message = lab.refusal(named, &tiff.file());
+        assert!(message.contains(named), "{named}: {message}");
+    }
+}
+
+#[test]
+fn a_damaged_or_cut_tiff_is_refused_and_nothing_panics() {
+    let lab = Lab::new();
+    let rgb = rgb();
+    let tiffs = [
+        strips(plain(3, &rgb), 5, 3 * WIDTH).compressed(5, lzw),
+        tiles(planes(plain(3, &rgb), 3), 1).compressed(8, zlib),
+        strips(plain(3, &differences(&rgb, 3)), 7, 3 * WIDTH).compressed(32_773, pack_bits),
+        plain(3, &rgb),
+    ];
+    let mut state: u32 = 1;
+    for tiff in tiffs {
+        let whole = tiff.file();
+        for tenths in 1..10 {
+            lab.refusal("cut", &whole[..whole.len() * tenths / 10]);
+        }
+        for _ in 0..400 {
+            let mut damaged = whole.clone();
+            for _ in 0..3 {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                // The directory is at the end.
+                let reach = if state & 1 == 0 { damaged.len() } else { damaged.len().min(400) };
+                let at = damaged.len() - 1 - (state >> 8) as usize % reach;
+                damaged[at] ^= (state >> 3) as u8 | 1;
+            }
+            if let Err(error) = prepare(&damaged, &lab.0, &Limits::default()) {
+                assert!(error.code.is_client_fault(), "{error:?}");
+                assert!(!error.message.contains("stopped the decoder"), "{error:?}");
+            }
+        }
+    }
+    for (width, height) in [(0, 5), (5, 0), (0, 0)] {
+        lab.refusal("no pixels", &Tiff::new(width, height, 1, b"").file());
+    }
+}
