@@ -45,7 +45,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 let config = args.config().await?;
                 let shutdown = shutdown::on_signals()?;
                 let listener = bind(args.http.listen).await?;
-                traced("imgcls-web", up::run(listener, config, shutdown)).await
+                Box::pin(traced("imgcls-web", up::run(listener, config, shutdown))).await
             })?;
             Ok(ExitCode::SUCCESS)
         }

@@ -45,7 +45,7 @@ use crate::config::{Backend, Limits, Names};
 use crate::instance::Instance;
 use crate::model::{self, ModelChoice, ModelPackage};
 use crate::protocol::WorkerLine;
-use crate::queue::{self, ServiceQueues};
+use crate::queue::{self, Queues, ServiceQueues};
 use crate::store;
 
 /// How long a drain may take before what is left is handed back. `up` drains its web tier (4 s) and then its workers,
@@ -162,7 +162,8 @@ async fn work(
         fetched,
         finished: finished_tx,
     };
-    let broken = Arc::clone(&queues);
+    let mut stages = JoinSet::new();
+    stages.spawn(end_at_failure(Arc::clone(&queues), shutdown.clone()));
     let grounds =
         Grounds { requests: Arc::clone(&service.requests), input: Arc::clone(&input), output: Arc::clone(&output) };
     let publisher = Publisher {
@@ -178,15 +179,11 @@ async fn work(
     let stop_renewing = CancellationToken::new();
     let renewing = tokio::spawn(keeper.clone().renew(stop_renewing.clone()));
     let watching = Watch::start(instance, keeper.held_count(), shutdown.clone());
-    let mut stages = JoinSet::new();
     stages.spawn(intake.run(shutdown.clone()).map(Ok));
     for thread in threads {
         stages.spawn(thread.join());
     }
     stages.spawn(publisher.run(finished_rx).map(Ok));
-    let stop = shutdown.clone();
-    stages
-        .spawn(async move { stop.run_until_cancelled(broken.failure()).await.map_or(Ok(()), |why| Err(anyhow!(why))) });
     tracing::info!(
         model = package.summary(),
         worker = rules.worker,
@@ -211,6 +208,14 @@ async fn work(
     renewing.await.context("the renewal of leases ended early")?;
     watching.end().await?;
     outcome.map(|()| tracing::info!("drained"))
+}
+
+/// Ends with an error where this process cannot go on with its queues.
+async fn end_at_failure(queues: Arc<dyn Queues>, stop: CancellationToken) -> anyhow::Result<()> {
+    match stop.run_until_cancelled(queues.failure()).await {
+        Some(failure) => Err(anyhow!(failure)),
+        None => Ok(()),
+    }
 }
 
 /// Drains when this instance is to end, and keeps it from being taken away while it works.
