@@ -104,6 +104,7 @@ impl Anchor {
     }
 
     /// The anchor as it is from this reading on.
+    #[must_use]
     pub fn adjusted(&self, boot_id: &str, reading: Reading) -> Anchor {
         if !self.is_of(boot_id, reading) {
             return self.after_reboot(boot_id, reading);

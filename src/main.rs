@@ -59,7 +59,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 let shutdown = on_signals()?;
                 shutdown::end_within(&shutdown, args.http.drain_delay + MAX_DRAIN);
                 let listener = bind(args.http.listen)?;
-                traced("imgcls-web", up::run(listener, config, shutdown)).await
+                Box::pin(traced("imgcls-web", up::run(listener, config, shutdown))).await
             })?;
             Ok(ExitCode::SUCCESS)
         }

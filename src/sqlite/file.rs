@@ -147,7 +147,8 @@ fn files(data_dir: &Path) -> Vec<PathBuf> {
 pub fn make_private(path: &Path) {
     let Ok(found) = path.symlink_metadata() else { return };
     let is_ours = found.uid() == rustix::process::geteuid().as_raw();
-    if !is_ours || found.is_symlink() || found.mode() & 0o077 == 0 {
+    let others = 0o077;
+    if !is_ours || found.is_symlink() || found.mode() & others == 0 {
         return;
     }
     if let Err(error) = std::fs::set_permissions(path, Permissions::from_mode(PRIVATE)) {

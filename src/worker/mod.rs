@@ -47,7 +47,7 @@ use crate::config::{Backend, Limits, Names};
 use crate::instance::Instance;
 use crate::model::{self, ModelChoice, ModelPackage};
 use crate::protocol::WorkerLine;
-use crate::queue::{self, ServiceQueues};
+use crate::queue::{self, Queues, ServiceQueues};
 use crate::store;
 use crate::telemetry::output;
 
@@ -169,7 +169,8 @@ async fn work(
         fetched,
         finished: finished_tx,
     };
-    let broken = Arc::clone(&queues);
+    let mut stages = JoinSet::new();
+    stages.spawn(end_at_failure(Arc::clone(&queues), shutdown.clone()));
     let grounds =
         Grounds { requests: Arc::clone(&service.requests), input: Arc::clone(&input), output: Arc::clone(&output) };
     let publisher = Publisher {
@@ -185,15 +186,11 @@ async fn work(
     let stop_renewing = CancellationToken::new();
     let renewing = tokio::spawn(keeper.clone().renew(stop_renewing.clone()));
     let watching = Watch::start(instance, keeper.held_count(), shutdown.clone());
-    let mut stages = JoinSet::new();
     stages.spawn(intake.run(shutdown.clone()).map(Ok));
     for thread in threads {
         stages.spawn(thread.join());
     }
     stages.spawn(publisher.run(finished_rx).map(Ok));
-    let stop = shutdown.clone();
-    stages
-        .spawn(async move { stop.run_until_cancelled(broken.failure()).await.map_or(Ok(()), |why| Err(anyhow!(why))) });
     stages.spawn(stuck.end_stuck(shutdown.clone()).map(Ok));
     tracing::info!(
         model = package.summary(),
@@ -229,6 +226,14 @@ fn say_how_it_ended(watchdog: &Watchdog<infer::Held>) -> anyhow::Result<()> {
     }
     tracing::info!("drained");
     Ok(())
+}
+
+/// Ends with an error where this process cannot go on with its queues.
+async fn end_at_failure(queues: Arc<dyn Queues>, stop: CancellationToken) -> anyhow::Result<()> {
+    match stop.run_until_cancelled(queues.failure()).await {
+        Some(failure) => Err(anyhow!(failure)),
+        None => Ok(()),
+    }
 }
 
 /// Drains when this instance is to end, and keeps it from being taken away while it works.

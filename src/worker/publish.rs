@@ -232,7 +232,7 @@ impl Publisher {
                 Ok(Some(stored)) => body = stored,
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::error!(%error, "the result of an earlier attempt cannot be read; this one is told")
+                    tracing::error!(%error, "the result of an earlier attempt cannot be read; this one is told");
                 }
             }
         }

@@ -305,6 +305,10 @@ async fn attributes_are_kept(queues: &dyn Queues) {
     assert_eq!(dead.queue.attributes().await.unwrap(), QueueAttributes::default());
     queues.create(scratch.queue.name(), &attributes).await.unwrap();
     assert_eq!(scratch.queue.attributes().await.unwrap(), attributes);
+    let raised = Redrive { dead_letter_queue: dead.queue.name().to_owned(), max_receive_count: 25 };
+    scratch.queue.set_redrive(&raised).await.unwrap();
+    let changed = QueueAttributes { redrive: Some(raised), ..attributes };
+    assert_eq!(scratch.queue.attributes().await.unwrap(), changed);
     scratch.remove().await;
     dead.remove().await;
 }
