@@ -268,7 +268,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn images_in_flight_and_stored_since_count_against_the_limit() {
         let space = Space::bounded(MIB);
         let first = space.admit(MIB / 2).await.unwrap();
