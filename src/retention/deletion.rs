@@ -97,7 +97,9 @@ impl Deletion<'_> {
                 let deleted = self.data.delete(&left[..count], self.shared_sync()).await?;
                 let visited = &left[..deleted.visited];
                 let mut some = Freed::default();
-                visited.iter().for_each(|candidate| some += Freed::of(candidate));
+                for candidate in visited {
+                    some += Freed::of(candidate);
+                }
                 *freed += Freed { objects: deleted.objects, bytes: deleted.bytes, ..some };
                 self.pause(deleted.held).await;
                 deleted.visited

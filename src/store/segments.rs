@@ -353,7 +353,7 @@ impl Segments {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Err(Errno::WOULDBLOCK) => continue,
                 Err(error) => {
-                    tracing::debug!(%error, "no locks on this file system: the space of killed puts is not freed")
+                    tracing::debug!(%error, "no locks on this file system: the space of killed puts is not freed");
                 }
                 Ok(()) if file.metadata()?.nlink() == 0 => continue,
                 Ok(()) => {}

@@ -185,7 +185,8 @@ impl Space {
         let mut state = shared.lock();
         state.used_bytes = used_bytes;
         state.disk_free_bytes = disk_free_bytes;
-        state.stored_bytes -= measuring.stored_before;
+        let Measuring { stored_before } = measuring;
+        state.stored_bytes -= stored_before;
         drop(state);
         shared.measured.send_modify(|count| *count += 1);
     }
