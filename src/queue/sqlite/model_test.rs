@@ -301,7 +301,7 @@ impl<'a> Run<'a> {
     }
 
     fn step_clock(&mut self) {
-        let hours = self.random.below(240) as i64 - 120;
+        let hours = (self.random.next() % 240).cast_signed() - 120;
         self.note(|| format!("the wall clock steps by {hours} h"));
         self.clock.step(hours * 3_600_000);
         self.seen.clock_steps += 1;
@@ -388,8 +388,7 @@ impl<'a> Run<'a> {
             22..28 => self.acknowledge(process, now_ms, pending),
             28..33 => self.set_visibility(process, now_ms, pending),
             33..35 => self.release(process, now_ms, pending),
-            35..39 => self.depth(process, now_ms, queue, pending),
-            _ if self.random.one_in(4) => self.purge(process, now_ms, queue, pending),
+            39 if self.random.one_in(4) => self.purge(process, now_ms, queue, pending),
             _ => self.depth(process, now_ms, queue, pending),
         }
         assert_eq!(rows(&self.processes[process].connection), pending.rows, "what the call left");
