@@ -48,6 +48,7 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
     let (ready, workers_ready) = watch::channel(0);
     let give_up = CancellationToken::new();
     let fleet = Fleet::open(config.workers, ready, give_up.clone()).await?;
+    let longest_drain = config.web.drain_delay + LONGEST_DRAIN;
 
     let (stop_web, stop_workers) = (shutdown.child_token(), CancellationToken::new());
     let wants_worker = fleet.config.bounds.min() > 0;
@@ -71,7 +72,7 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
     };
     let kill_late_workers = async {
         shutdown.cancelled().await;
-        tokio::time::sleep(LONGEST_DRAIN).await;
+        tokio::time::sleep(longest_drain).await;
         give_up.cancel();
         std::future::pending::<Infallible>().await
     };

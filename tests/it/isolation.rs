@@ -13,6 +13,7 @@ use crate::image_files::{
     bmp, bmp_header, bmp_pixels, encode, exif_orientation, exif_segment, jpeg, jpeg_segment, mosaic_jpeg, small,
     split_jpeg, webp, with_segments, without_segments,
 };
+use crate::tiff_file::Tiff;
 
 const FROM_THE_REPOSITORY: [&str; 17] = [
     "progressive.jpg",
@@ -45,7 +46,7 @@ fn corpus() -> Vec<(String, Vec<u8>)> {
     let others = [
         ("cut.png", png[..png.len() / 2].to_vec()),
         ("small.gif", encode(&image, ImageFormat::Gif)),
-        ("small.tiff", encode(&image, ImageFormat::Tiff)),
+        ("small.tiff", Tiff::new(image.width(), image.height(), 3, image.as_raw()).file()),
         ("empty-alpha.bmp", bmp(&bmp_header(124, 1, 32, 3, 0, &masks), b"", 138, &bmp_pixels(&image, Some(0)))),
         ("cut.bmp", bmp(&bmp_header(40, 1, 24, 0, 0, &[]), b"", 54, &bmp_pixels(&image, None)[..900])),
         ("no-pixels.webp", webp(0x10, (96, 64), &[])),

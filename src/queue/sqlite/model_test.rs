@@ -3,7 +3,8 @@
 //! Several processes send, receive, acknowledge, extend and release messages in transactions of one to three calls, by
 //! the code of `messages` on a real file with a connection per process. At any step a process may crash: before its
 //! transaction, inside it, or after the commit and before it hears of it. The clock jumps, mostly a little, sometimes by
-//! hours; a step of the wall clock is something else and must change nothing. After every call the rows of the file are
+//! hours, by the real service clock on a virtual source: steps of the wall clock must change nothing, and a reboot may only
+//! let time pass. After every call the rows of the file are
 //! held against what the call may have changed, and at the end of a run every accepted message is received.
 //!
 //! A run is made from its seed alone. `IMGCLS_QUEUE_SEED=7` replays seed 7 and prints its steps; `IMGCLS_TEST_LONG=1`
@@ -11,11 +12,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rusqlite::Connection;
 
 use super::{expiry, messages};
+use crate::clock::{ADJUST_EVERY, Anchor, LONGEST_ABSENCE, Reading, ServiceClock, Source};
 use crate::queue::{Delivery, Depth, Outgoing, QueueAttributes, Receipt, ReceiveOptions, Redrive, fair_share};
 use crate::sqlite::{self, Failure, Session, millis};
 
@@ -148,26 +151,79 @@ impl Seen {
     }
 }
 
-/// Time as the queue is told it, and the wall clock beside it.
+/// A machine's clocks, as the test turns them.
+struct VirtualSource(Mutex<(Reading, u64)>);
+
+impl Source for VirtualSource {
+    fn read(&self) -> Reading {
+        self.0.lock().expect("no panic").0
+    }
+
+    fn boot_id(&self) -> String {
+        self.0.lock().expect("no panic").1.to_string()
+    }
+}
+
+/// The service clock of a data directory, on virtual clocks; adjusted as the file's owner does it.
 struct Clock {
-    /// Runs, and never steps: what a transaction is given as `now_ms`.
-    service_ms: i64,
-    /// Steps by any amount.
-    wall_ms: i64,
+    source: Arc<VirtualSource>,
+    anchor: Anchor,
+    service: ServiceClock,
 }
 
 impl Clock {
+    fn new() -> Clock {
+        let start = Reading { wall_us: 1_700_000_000_000_000, boot_us: 5_000_000 };
+        let source = Arc::new(VirtualSource(Mutex::new((start, 0))));
+        let anchor = Anchor::first(source.boot_id(), source.read());
+        let service = ServiceClock::new(source.clone(), &anchor);
+        Clock { source, anchor, service }
+    }
+
+    /// Time passes for all clocks; by a thousandth more or less for the service, which follows the wall clock.
     fn pass(&mut self, time: Duration) {
-        self.service_ms += millis(time);
-        self.wall_ms += millis(time);
+        let before_ms = self.now_ms();
+        self.set(|reading| {
+            reading.wall_us += millis(time) * 1_000;
+            reading.boot_us += millis(time) * 1_000;
+        });
+        if self.anchor.is_due(self.source.read()) {
+            self.anchor = self.anchor.adjusted(&self.source.boot_id(), self.source.read());
+            self.service.follow(&self.anchor);
+        }
+        let passed_ms = self.now_ms() - before_ms;
+        let slewed_ms = (millis(time) + millis(ADJUST_EVERY)) / 1_000 + 1;
+        assert!((passed_ms - millis(time)).abs() <= slewed_ms, "{time:?} passed and the clock tells {passed_ms} ms");
     }
 
     fn step(&mut self, by_ms: i64) {
-        self.wall_ms += by_ms;
+        let before_ms = self.now_ms();
+        self.set(|reading| reading.wall_us += by_ms * 1_000);
+        assert_eq!(self.now_ms(), before_ms, "the service time follows a step");
+    }
+
+    /// The time since boot begins again, and the wall clock may tell anything.
+    fn reboot(&mut self, wall_by_ms: i64) {
+        let before_ms = self.now_ms();
+        {
+            let mut clocks = self.source.0.lock().expect("no panic");
+            clocks.0 = Reading { wall_us: clocks.0.wall_us + wall_by_ms * 1_000, boot_us: 1_000 };
+            clocks.1 += 1;
+        }
+        self.anchor = self.anchor.adjusted(&self.source.boot_id(), self.source.read());
+        self.service = ServiceClock::new(self.source.clone(), &self.anchor);
+        // What passed since the last adjustment is not known any more.
+        let passed_ms = self.now_ms() - before_ms;
+        assert!(passed_ms >= -2 * millis(ADJUST_EVERY) - 1, "a reboot turns the clock back by {passed_ms} ms");
+        assert!(passed_ms <= millis(LONGEST_ABSENCE), "a reboot lets {passed_ms} ms pass");
     }
 
     fn now_ms(&self) -> i64 {
-        self.service_ms
+        self.service.now_ms()
+    }
+
+    fn set(&mut self, change: impl FnOnce(&mut Reading)) {
+        change(&mut self.source.0.lock().expect("no panic").0);
     }
 }
 
@@ -240,7 +296,7 @@ impl<'a> Run<'a> {
             data_dir,
             processes,
             random: Random(seed),
-            clock: Clock { service_ms: 1_700_000_000_000, wall_ms: 1_700_000_000_000 },
+            clock: Clock::new(),
             rows: Rows::new(),
             fates: BTreeMap::new(),
             next_body: 0,
@@ -302,41 +358,40 @@ impl<'a> Run<'a> {
 
     fn step_clock(&mut self) {
         let hours = (self.random.next() % 240).cast_signed() - 120;
-        self.note(|| format!("the wall clock steps by {hours} h"));
-        self.clock.step(hours * 3_600_000);
+        let is_reboot = self.random.one_in(20);
+        self.note(|| format!("the wall clock steps by {hours} h, with a reboot {is_reboot}"));
+        if is_reboot {
+            self.clock.reboot(hours * 3_600_000);
+        } else {
+            self.clock.step(hours * 3_600_000);
+        }
         self.seen.clock_steps += 1;
         self.check_committed();
     }
 
-    /// Its transaction is rolled back before it is started again.
-    fn restart(&mut self, process: usize) {
-        self.processes[process].connection = Connection::open_in_memory().expect("a connection in memory");
-        self.processes[process] = Process::open(self.data_dir);
+    /// What runs beside the work.
+    fn remove_expired(&mut self, process: usize) {
+        let now_ms = self.clock.now_ms();
+        expiry::remove_some(&mut self.processes[process].connection, now_ms).expect("the lock is free");
+        let expired: Vec<u64> =
+            self.rows.iter().filter(|(_, row)| is_expired(row, now_ms)).map(|(body, _)| *body).collect();
+        self.note(|| format!("at {now_ms}: process {process} removes what is too old: {expired:?}"));
+        let left = rows(&self.processes[process].connection);
+        for body in expired {
+            // All of one queue, and of the next one when it comes again.
+            if !left.contains_key(&body) {
+                self.rows.remove(&body);
+                self.seen.expired += 1;
+                assert_eq!(self.fates.insert(body, Fate::Expired), None, "message {body} ended twice");
+            }
+        }
+        self.check_committed();
     }
 
     /// All that the process knew is gone.
     fn crash(&mut self, process: usize) {
         self.note(|| format!("process {process} crashes"));
-        self.restart(process);
-        self.check_committed();
-    }
-
-    /// What the upkeep of a process does beside its calls, in a transaction of its own.
-    fn remove_expired(&mut self, process: usize) {
-        let now_ms = self.clock.now_ms();
-        self.note(|| format!("at {now_ms}: process {process} removes what has expired"));
-        let removed = expiry::remove_some(&mut self.processes[process].connection, now_ms);
-        removed.expect("removing expired messages failed");
-        let left = rows(&self.processes[process].connection);
-        let mut pending = Pending { rows: self.rows.clone(), ..Pending::default() };
-        for queue in [MAIN, DEAD] {
-            remove_expired(now_ms, queue, &left, &mut pending);
-        }
-        self.rows = pending.rows;
-        for (body, fate) in pending.fates {
-            assert_eq!(self.fates.insert(body, fate), None, "message {body} ended twice");
-        }
-        self.seen.add(&pending.seen);
+        self.processes[process] = Process::open(self.data_dir);
         self.check_committed();
     }
 
@@ -355,7 +410,7 @@ impl<'a> Run<'a> {
         if crashes_before_commit {
             self.note(|| "it crashes before the commit".to_owned());
             self.seen.rolled_back += 1;
-            self.restart(process);
+            self.processes[process] = Process::open(self.data_dir);
             return self.check_committed();
         }
         commit(&self.processes[process].connection);
@@ -367,7 +422,7 @@ impl<'a> Run<'a> {
         if crashes_after_commit {
             self.note(|| "it commits and crashes before it hears of that".to_owned());
             self.seen.lost_answers += 1;
-            self.restart(process);
+            self.processes[process] = Process::open(self.data_dir);
         } else {
             let held = &mut self.processes[process].held;
             held.extend(pending.received);
@@ -438,9 +493,9 @@ impl<'a> Run<'a> {
             let held = deliver(delivery, now_ms, queue, visibility_timeout, pending);
             pending.received.push(held);
         }
-        remove_or_move(now_ms, queue, &left, pending);
-        let is_kept = |row: &&Row| row.queue == queue && !is_expired(row, now_ms);
-        let due = pending.rows.values().filter(is_kept).map(|row| row.visible_at_ms).min();
+        move_dead_letters(now_ms, queue, &left, pending);
+        let waits = |row: &&Row| row.queue == queue && !is_expired(row, now_ms);
+        let due = pending.rows.values().filter(waits).map(|row| row.visible_at_ms).min();
         assert_eq!(taken.next_due_ms, due, "when the next message is due");
     }
 
@@ -535,7 +590,9 @@ impl<'a> Run<'a> {
             ok(messages::delete(&mut session, queue));
             ok(messages::create(&session, queue, &attributes(queue)));
         } else {
-            while !ok(messages::purge_some(&session, queue, i64::MAX)) {}
+            while let Some(last) = ok(messages::last_row(&session, queue)) {
+                ok(messages::purge_some(&session, queue, last));
+            }
         }
         let gone: Vec<u64> = bodies_in(queue, &pending.rows);
         for body in gone {
@@ -583,7 +640,7 @@ impl<'a> Run<'a> {
                 self.seen.add(&pending.seen);
             }
             self.remove_expired(0);
-            left.retain(|body| !self.fates.contains_key(body));
+            left.retain(|body| self.rows.contains_key(body));
             self.clock.pass(Duration::from_secs(1));
         }
         assert_eq!((self.rows.len(), left), (0, BTreeSet::new()), "messages that cannot be received");
@@ -612,26 +669,16 @@ fn deliver(
     Held { queue, receipt: delivery.receipt.clone(), body, receive_count: row.receive_count }
 }
 
-/// What a receive may do beside delivering: remove what is too old, and move what was received too often.
-fn remove_or_move(now_ms: i64, queue: &str, left: &Rows, pending: &mut Pending) {
-    remove_expired(now_ms, queue, left, pending);
+/// What a receive may do beside delivering.
+fn move_dead_letters(now_ms: i64, queue: &str, left: &Rows, pending: &mut Pending) {
     for body in bodies_in(queue, &pending.rows) {
         let row = pending.rows.get_mut(&body).expect("just listed");
         let is_moved = left.get(&body).is_some_and(|left| left.queue == DEAD && row.queue == MAIN);
         if is_moved {
-            assert!(row.visible_at_ms <= now_ms && is_dead_letter(row), "message {body} is no dead letter: {row:?}");
+            let may_move = row.visible_at_ms <= now_ms && is_dead_letter(row) && !is_expired(row, now_ms);
+            assert!(may_move, "message {body} is no dead letter: {row:?}");
             (row.queue, row.visible_at_ms) = (DEAD, now_ms);
             pending.seen.moved_to_dead_letters += 1;
-        }
-    }
-}
-
-fn remove_expired(now_ms: i64, queue: &str, left: &Rows, pending: &mut Pending) {
-    for body in bodies_in(queue, &pending.rows) {
-        if !left.contains_key(&body) {
-            let row = pending.rows.remove(&body).expect("just listed");
-            assert!(is_expired(&row, now_ms), "message {body} vanished: {row:?} at {now_ms}");
-            end(body, Fate::Expired, pending);
         }
     }
 }
