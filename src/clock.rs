@@ -10,8 +10,8 @@
 //! - AWS: each process fixes the offset when it starts. Where the answers of AWS are dated otherwise by more than a minute,
 //!   its own clock was wrong, and AWS's is used.
 //!
-//! After a reboot, the wall clock is believed as far as it is not behind the last service time that was stored and at
-//! most [`LONGEST_ABSENCE`] ahead of it.
+//! After a reboot, the wall clock is believed as far as it is not behind the last service time that was stored and, where
+//! messages wait, at most [`LONGEST_ABSENCE`] ahead of it.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use rustix::time::ClockId;
 use uuid::{ContextV7, Uuid};
 
-/// The longest time that a machine is believed to have been off. What was accepted before ages by no more than this.
+/// The longest time that a machine is believed to have been off while messages waited. They age by no more than this.
 pub const LONGEST_ABSENCE: Duration = Duration::from_hours(24);
 /// The offset moves toward the wall clock by one in so many microseconds.
 const SLEW: i64 = 1_000;
@@ -107,7 +107,7 @@ impl Anchor {
     #[must_use]
     pub fn adjusted(&self, boot_id: &str, reading: Reading) -> Anchor {
         if !self.is_of(boot_id, reading) {
-            return self.after_reboot(boot_id, reading);
+            return self.after_reboot(boot_id, reading, LONGEST_ABSENCE);
         }
         let now_us = self.now_us(reading);
         let most = now_us.saturating_sub(self.seen_us).max(0) / SLEW;
@@ -129,8 +129,10 @@ impl Anchor {
         })
     }
 
-    fn after_reboot(&self, boot_id: &str, reading: Reading) -> Anchor {
-        let latest_us = self.seen_us.saturating_add(LONGEST_ABSENCE.as_micros() as i64);
+    /// The wall clock is believed from the last service time that was seen until `longest_absence` after it.
+    pub fn after_reboot(&self, boot_id: &str, reading: Reading, longest_absence: Duration) -> Anchor {
+        let longest_us = i64::try_from(longest_absence.as_micros()).unwrap_or(i64::MAX);
+        let latest_us = self.seen_us.saturating_add(longest_us);
         let now_us = reading.wall_us.clamp(self.seen_us, latest_us);
         Anchor::first(boot_id.to_owned(), Reading { wall_us: now_us, ..reading })
     }

@@ -100,10 +100,14 @@ pub async fn serve_web(
     };
     web.space = retention.space();
     let stop = CancellationToken::new();
-    let bounding = tokio::spawn(retention.run(stop.clone()));
+    let mut bounding = tokio::spawn(retention.run(stop.clone()));
     let ended = web::run(listener, web, fleet, shutdown).await;
     stop.cancel();
-    bounding.await.context("the loop that bounds what is kept ended early")?;
+    match tokio::time::timeout(RETENTION_DRAIN_TIMEOUT, &mut bounding).await {
+        Ok(bounded) => bounded.context("the loop that bounds what is kept ended early")?,
+        // It may be cut off anywhere.
+        Err(_) => bounding.abort(),
+    }
     ended
 }
 
@@ -120,6 +124,9 @@ pub async fn run_workers(workers: Workers, shutdown: CancellationToken) -> anyho
 /// From the request to end until workers that have not drained are killed: supervisors commonly allow 10 s, and the
 /// threads of the local backend may need another two.
 const LONGEST_DRAIN: Duration = Duration::from_millis(7_500);
+
+/// How long the end of a web tier waits for the loop that bounds what is kept.
+const RETENTION_DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
 struct Fleet {
     config: autoscale::Config,

@@ -197,7 +197,7 @@ async fn carry_out(prune: &Prune, data: &LocalData, shutdown: &CancellationToken
     }
     let mut removed_segments = 0;
     if !prune.is_dry_run {
-        removed_segments = data.sweep(&mut SeenSegments::default()).await?.removed_segments;
+        removed_segments = data.sweep(&mut SeenSegments::default(), shutdown).await?.removed_segments;
         while !shutdown.is_cancelled() && data.vacuum_some().await? {}
     }
     let after = data.usage().await.context("cannot measure the data directory")?;

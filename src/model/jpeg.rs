@@ -57,7 +57,7 @@ pub fn decode(bytes: &[u8], limits: &Limits, geometry: Geometry, budget: &Budget
         let most_scans = most_scans.replace(MAX_SCANS_AT_MAX_PIXELS_AGAIN);
         check_cost(bytes, &markers, limits, (width, height), most_scans)
     };
-    let coefficients = coefficient_bytes(bytes, markers.scans);
+    let coefficients = coefficient_bytes(bytes, &markers);
     let reserve = |pixel_bytes: usize| budget.reserve(coefficients.saturating_add(pixel_bytes as u64));
     #[cfg(feature = "turbojpeg")]
     if markers.ended
@@ -159,16 +159,21 @@ const JPEG_LS: u8 = 0xf7;
 const APPLICATION_1: u8 = 0xe1;
 const APPLICATION_14: u8 = 0xee;
 
-/// What a decoder holds beside pixels: the coefficients of the whole picture, in two bytes each, where they come in more
-/// than one scan.
-fn coefficient_bytes(bytes: &[u8], scans: usize) -> u64 {
-    let Some((_, frame)) = frame(bytes).filter(|(is_progressive, _)| *is_progressive || scans > 1) else {
+/// What a decoder holds beside pixels: the coefficients of the whole picture, in two bytes each, where they do not come in
+/// one scan.
+fn coefficient_bytes(bytes: &[u8], markers: &Markers) -> u64 {
+    let Frame { marker, content_at, .. } = markers.frame;
+    let Some(header) = bytes.get(content_at..).filter(|header| content_at > 0 && header.len() >= 6) else { return 0 };
+    let components = usize::from(header[5]);
+    let is_progressive = matches!(marker, 0xc2 | 0xca);
+    if !is_progressive && markers.scans <= 1 && usize::from(markers.first_scan_components) >= components {
         return 0;
+    }
+    let [height, width] = [1, 3].map(|at| u64::from(u16::from_be_bytes([header[at], header[at + 1]])));
+    let factors = || {
+        let components = header[6..].chunks_exact(3).take(components);
+        components.map(|component| (u64::from(component[1] >> 4).max(1), u64::from(component[1] & 15).max(1)))
     };
-    let [high, low, wide, narrow] = [frame[1], frame[2], frame[3], frame[4]].map(u64::from);
-    let (height, width) = (high << 8 | low, wide << 8 | narrow);
-    let factors =
-        || frame[6..].chunks_exact(3).map(|component| (u64::from(component[1] >> 4), u64::from(component[1] & 15)));
     let (most_across, most_down) =
         factors().fold((1, 1), |most, factors| (most.0.max(factors.0), most.1.max(factors.1)));
     let blocks = |(across, down): (u64, u64)| {
@@ -178,34 +183,13 @@ fn coefficient_bytes(bytes: &[u8], scans: usize) -> u64 {
     2 * 64 * factors().map(blocks).sum::<u64>()
 }
 
-/// Whether the frame is progressive, and its header from the bits of a sample on: those, height, width, and three bytes
-/// a component. None: there is none that is whole.
-fn frame(bytes: &[u8]) -> Option<(bool, &[u8])> {
-    let mut position = 2;
-    loop {
-        let marker = *bytes.get(position + 1).filter(|_| bytes[position] == 0xff)?;
-        if marker == 0xff {
-            position += 1;
-            continue;
-        }
-        let length = usize::from(u16::from_be_bytes(*bytes.get(position + 2..)?.first_chunk()?));
-        if let 0xc0..=0xc2 | 0xc9 | 0xca = marker {
-            let header = bytes.get(position + 4..position + 2 + length)?;
-            let components = usize::from(*header.get(5)?);
-            return header.get(..6 + 3 * components).map(|header| (matches!(marker, 0xc2 | 0xca), header));
-        }
-        if marker == 0xda {
-            return None;
-        }
-        position += 2 + length;
-    }
-}
-
 /// What the markers of a JPEG tell without decoding it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Markers {
     /// Scans seen; stops counting beyond [`MAX_SCANS`].
     scans: usize,
+    /// Components of the picture that the first scan holds.
+    first_scan_components: u8,
     /// An end marker follows the scans.
     ended: bool,
     frame: Frame,
@@ -221,6 +205,8 @@ struct Markers {
 struct Frame {
     marker: u8,
     bits: u8,
+    /// Where in the file its content begins.
+    content_at: usize,
 }
 
 impl Frame {
@@ -279,6 +265,9 @@ impl Markers {
                 }
                 Some(marker) => {
                     markers.scans += usize::from(marker == START_OF_SCAN);
+                    if marker == START_OF_SCAN && markers.scans == 1 {
+                        markers.first_scan_components = bytes.get(position + 3).copied().unwrap_or_default();
+                    }
                     if markers.scans > MAX_SCANS {
                         break;
                     }
@@ -292,7 +281,8 @@ impl Markers {
                     } else if markers.scans == 0 && marker == HUFFMAN_TABLES {
                         markers.has_huffman_tables = true;
                     } else if Frame::is_header(marker) && markers.frame == Frame::default() {
-                        markers.frame = Frame { marker, bits: bytes.get(position + 3).copied().unwrap_or_default() };
+                        let bits = bytes.get(position + 3).copied().unwrap_or_default();
+                        markers.frame = Frame { marker, bits, content_at: position + 3 };
                     }
                     position = end;
                 }
@@ -419,9 +409,12 @@ mod tests {
         let mut jpeg = b"\xff\xd8\xff\xe1\x00\x08\xff\xda\xff\xd9\x00\x00".to_vec();
         jpeg.extend_from_slice(b"\xff\xda\x00\x03\x01\x11\xff\x00\x22\xff\xd0\x33");
         jpeg.extend_from_slice(b"\xff\xc4\x00\x02\xff\xda\x00\x03\x01\x44");
-        assert_eq!(Markers::walk(&jpeg), Markers { scans: 2, ended: false, ..Markers::default() });
+        assert_eq!(Markers::walk(&jpeg), Markers { scans: 2, first_scan_components: 1, ..Markers::default() });
         jpeg.extend_from_slice(b"\xff\xff\xd9trailing\xff\xda");
-        assert_eq!(Markers::walk(&jpeg), Markers { scans: 2, ended: true, ..Markers::default() });
+        assert_eq!(
+            Markers::walk(&jpeg),
+            Markers { scans: 2, first_scan_components: 1, ended: true, ..Markers::default() }
+        );
         let endless: Vec<u8> = b"\xff\xda\x00\x02".repeat(100_000);
         assert_eq!(Markers::walk(&endless).scans, MAX_SCANS + 1);
         assert_eq!(Markers::walk(b"\xff\xd8"), Markers::default());
@@ -436,11 +429,18 @@ mod tests {
             jpeg.extend_from_slice(b"\x00\x11\x08\x00\x10\x00\x11\x03\x01\x22\x00\x02\x11\x00\x03\x11\x00");
             jpeg
         };
-        assert_eq!(coefficient_bytes(&jpeg(0xc2), 1), 12 * 128);
-        assert_eq!(coefficient_bytes(&jpeg(0xc0), 3), 12 * 128);
-        assert_eq!(coefficient_bytes(&jpeg(0xc0), 1), 0);
-        assert_eq!(coefficient_bytes(&jpeg(0xc2)[..20], 9), 0);
-        assert_eq!(coefficient_bytes(b"\xff\xd8", 9), 0);
+        let scan = |components: u8| [b"\xff\xda\x00\x03".as_slice(), &[components]].concat();
+        let bytes_of = |parts: &[&[u8]]| {
+            let jpeg = parts.concat();
+            coefficient_bytes(&jpeg, &Markers::walk(&jpeg))
+        };
+        assert_eq!(bytes_of(&[&jpeg(0xc2), &scan(3)]), 12 * 128, "progressive");
+        assert_eq!(bytes_of(&[&jpeg(0xc0), &scan(3), &scan(3)]), 12 * 128, "several scans");
+        assert_eq!(bytes_of(&[&jpeg(0xc0), &scan(1)]), 12 * 128, "a scan that leaves components out");
+        assert_eq!(bytes_of(&[b"\xff\xd8\xff\x01 \xff\xd0", &jpeg(0xc2)[2..], &scan(3)]), 12 * 128, "passed over");
+        assert_eq!(bytes_of(&[&jpeg(0xc0), &scan(3)]), 0, "one scan");
+        assert_eq!(bytes_of(&[&jpeg(0xc2)[..16]]), 0, "cut off");
+        assert_eq!(bytes_of(&[b"\xff\xd8"]), 0);
     }
 
     #[test]
@@ -459,7 +459,7 @@ mod tests {
 
     #[test]
     fn rare_codings_are_named() {
-        let name = |marker, bits| Frame { marker, bits }.rare_coding().map(|coding| coding.name);
+        let name = |marker, bits| Frame { marker, bits, content_at: 4 }.rare_coding().map(|coding| coding.name);
         assert_eq!(name(0xc0, 8), None);
         assert_eq!(name(0xc2, 8), None);
         assert_eq!(name(0xc1, 12).as_deref(), Some("of 12 bits a sample"));
@@ -477,10 +477,10 @@ mod tests {
         assert_eq!(defined_tables(&tables[4..]), ALL_STANDARD_TABLES);
         let (start, scan) = (b"\xff\xd8".as_slice(), b"\xff\xda\x00\x03\x01\x11\x22\xff\xd9".as_slice());
         let complete = [start, &tables, scan].concat();
-        let repaired = |bytes: &[u8]| repair(bytes, Frame { marker: 0xc0, bits: 8 }).into_owned();
+        let repaired = |bytes: &[u8]| repair(bytes, Frame { marker: 0xc0, bits: 8, content_at: 4 }).into_owned();
         assert_eq!(repaired(&complete), complete);
         assert_eq!(repaired(&[start, scan].concat()), complete);
-        let progressive = Frame { marker: 0xc2, bits: 8 };
+        let progressive = Frame { marker: 0xc2, bits: 8, content_at: 4 };
         assert_eq!(*repair(&[start, scan].concat(), progressive), [start, scan].concat());
         let short = b"\xff\xee\x00\x08Adobe\x00".as_slice();
         assert_eq!(repaired(&[start, short, scan].concat()), complete);

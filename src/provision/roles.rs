@@ -164,6 +164,8 @@ pub fn worker(scope: &Scope<'_>) -> Value {
         allow(&["s3:ListBucket"], &scope.buckets()),
         allow(&["s3:GetObject"], &[scope.input("bundle/*"), scope.input("images/*"), scope.output("*")]),
         allow(&["s3:PutObject"], &[scope.input("*"), scope.output("*")]),
+        // The marker of a job whose client left before it knew the id.
+        allow(&["s3:DeleteObject"], &[scope.input("images/*")]),
         allow(
             &[
                 "autoscaling:CompleteLifecycleAction",
@@ -332,7 +334,7 @@ mod tests {
         ("W", "s3:PutObject", "arn:aws:s3:::in/test_0.JPEG"),
         ("", "s3:PutObject", "arn:aws:s3:::in/bundle/0/imgcls.tar.gz"),
         ("", "s3:DeleteObject", "arn:aws:s3:::in/bundle/0/imgcls.tar.gz"),
-        ("F", "s3:DeleteObject", "arn:aws:s3:::in/images/1"),
+        ("WF", "s3:DeleteObject", "arn:aws:s3:::in/images/1"),
         ("WF", "s3:PutObject", "arn:aws:s3:::out/results/1.json"),
         ("W", "s3:PutObject", "arn:aws:s3:::out/test_0"),
         ("", "s3:DeleteObject", "arn:aws:s3:::out/results/1.json"),

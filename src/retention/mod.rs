@@ -152,11 +152,16 @@ impl Retention {
         };
         while !shutdown.is_cancelled() {
             let began = Instant::now();
-            if let Err(error) = self.look(&mut memory, &shutdown).await {
+            let looked = self.look(&mut memory, &shutdown).await;
+            if let Err(error) = &looked {
                 tracing::warn!(%error, "cannot delete what is no longer to be kept; trying again");
             }
             let idle = async {
                 tokio::time::sleep(SHORTEST_INTERVAL.saturating_sub(began.elapsed())).await;
+                if looked.is_err() {
+                    // A fault may last, and trying costs something each time.
+                    return tokio::time::sleep(LONGEST_INTERVAL).await;
+                }
                 tokio::select! {
                     () = tokio::time::sleep(self.interval(&memory)) => {}
                     () = self.space.wanted() => {}
@@ -193,7 +198,7 @@ impl Retention {
         }
         if Instant::now() >= memory.sweep_due {
             let began = Instant::now();
-            let swept = self.data.sweep(&mut memory.seen_segments).await?;
+            let swept = self.data.sweep(&mut memory.seen_segments, shutdown).await?;
             METRICS.removed_segments.inc_by(swept.removed_segments);
             for _ in 0..VACUUMS {
                 if !self.data.vacuum_some().await? || shutdown.is_cancelled() {
@@ -211,10 +216,10 @@ impl Retention {
         let measuring = self.space.begin_measuring();
         let usage = self.data.usage().await;
         // Told in any case: somebody may wait for it.
-        let used_bytes = usage.as_ref().map_or_else(|_| self.state().used_bytes, Usage::counted_bytes);
-        let disk_free_bytes =
-            usage.as_ref().map_or_else(|_| self.state().disk_free_bytes, |usage| usage.disk_free_bytes);
-        self.space.end_measuring(measuring, used_bytes, disk_free_bytes);
+        match &usage {
+            Ok(usage) => self.space.end_measuring(measuring, usage.counted_bytes(), usage.disk_free_bytes),
+            Err(_) => self.space.fail_measuring(),
+        }
         METRICS.tell(&usage?, self.state().limit_bytes);
         match self.state().warning() {
             Some(warning) if !memory.has_warned => {
@@ -262,8 +267,15 @@ impl Retention {
                 freed_now += some.objects;
                 freed += some;
             }
+            let used_before = self.state().used_bytes;
             self.measure(memory).await?;
             if freed_now == 0 {
+                break;
+            }
+            if self.state().used_bytes >= used_before {
+                // The file system frees the space later, or with the whole segment: what else would be deleted meanwhile
+                // could have been kept.
+                memory.freeing_due = Instant::now() + LONGEST_INTERVAL;
                 break;
             }
         }

@@ -2,6 +2,7 @@
 //! file, so that all processes agree however the wall clock was stepped between their starts.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
@@ -33,6 +34,10 @@ fn adjust(connection: &mut Connection, source: &dyn Source) -> rusqlite::Result<
     let (boot_id, reading) = (source.boot_id(), source.read());
     let anchor = match read(&transaction)? {
         Some(anchor) if anchor.is_of(&boot_id, reading) && !anchor.is_due(reading) => return Ok(anchor),
+        // Nothing waits that could expire: the machine may have been off for as long as the wall clock says.
+        Some(anchor) if !anchor.is_of(&boot_id, reading) && !has_messages(&transaction)? => {
+            anchor.after_reboot(&boot_id, reading, Duration::MAX)
+        }
         Some(anchor) => anchor.adjusted(&boot_id, reading),
         None => Anchor::first(boot_id, reading),
     };
@@ -40,6 +45,10 @@ fn adjust(connection: &mut Connection, source: &dyn Source) -> rusqlite::Result<
     transaction.execute(sql, params![anchor.boot_id, anchor.offset_us, anchor.seen_us])?;
     transaction.commit()?;
     Ok(anchor)
+}
+
+fn has_messages(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT EXISTS (SELECT 1 FROM messages)", [], |row| row.get(0))
 }
 
 fn read(connection: &Connection) -> rusqlite::Result<Option<Anchor>> {

@@ -57,13 +57,22 @@ impl Checkpointer {
     }
 
     /// Called when the log has grown by [`STEP_PAGES`], or a retry is due.
-    pub fn run(&mut self, connection: &Connection) {
-        if let Err(error) = self.copy(connection) {
-            // Another process copies right now, or the disk is full; commits go on, and the next step tries again.
-            tracing::debug!(%error, "the write-ahead log is not copied");
-        }
+    ///
+    /// # Errors
+    /// The database could not be synced: pages that were copied may be lost, and the next copy would not write them again.
+    pub fn run(&mut self, connection: &Connection) -> Result<(), rusqlite::Error> {
+        let copied = self.copy(connection);
         if self.retry_at.is_some_and(|at| at <= Instant::now()) {
             self.postpone();
+        }
+        match copied {
+            Err(error) if is_failed_sync(&error) => Err(error),
+            // Another process copies right now, or the disk is full; commits go on, and the next step tries again.
+            Err(error) => {
+                tracing::debug!(%error, "the write-ahead log is not copied");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 
@@ -140,6 +149,10 @@ pub(super) fn start_anew(connection: &Connection) {
         Ok(_) => tracing::debug!("the write-ahead log is in use and goes on where it is"),
         Err(error) => tracing::debug!(%error, "the write-ahead log goes on where it is"),
     }
+}
+
+fn is_failed_sync(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_FSYNC)
 }
 
 fn checkpoint(connection: &Connection, sql: &str) -> rusqlite::Result<Progress> {

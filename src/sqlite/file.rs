@@ -214,9 +214,10 @@ fn open_file(path: &Path) -> Result<Connection, OpenError> {
     connection.set_prepared_statement_cache_capacity(64);
     // A plan depends on no bound value, so that no statement is compiled again when one changes.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-    check_identity(&connection)?;
-    // Of a new file; one that stands keeps its own.
-    connection.execute_batch(&format!("PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL"))?;
+    if check_identity(&connection)? == 0 {
+        // Of a new file. For one that exists this would be a write, which waits for the lock.
+        connection.execute_batch(&format!("PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL"))?;
+    }
     set_write_ahead_log(&connection)?;
     connection.execute_batch(&format!(
         "PRAGMA synchronous = NORMAL;

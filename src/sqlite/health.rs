@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::{Fault, file, lock};
 
 pub(super) struct Health {
-    files: Vec<OpenFile>,
+    files: Mutex<Vec<OpenFile>>,
     /// Whether there is a `fault`: what every call asks.
     has_fault: AtomicBool,
     fault: Mutex<Option<Fault>>,
@@ -39,11 +39,20 @@ impl Health {
             Ok(OpenFile { device: found.dev(), inode: found.ino(), path })
         };
         Ok(Health {
-            files: vec![open("")?, open("-wal")?],
+            files: Mutex::new(vec![open("")?, open("-wal")?]),
             has_fault: AtomicBool::new(false),
             fault: Mutex::default(),
             failure: watch::Sender::new(None),
         })
+    }
+
+    /// Looks after a directory beside them too, as it is now.
+    pub fn watch(&self, directory: &Path) {
+        let Ok(found) = directory.metadata() else { return };
+        let mut files = lock(&self.files);
+        if files.iter().all(|file| file.path != directory) {
+            files.push(OpenFile { device: found.dev(), inode: found.ino(), path: directory.to_owned() });
+        }
     }
 
     /// Why no call may be served, as it was last found out.
@@ -53,7 +62,7 @@ impl Health {
 
     /// Looks whether the files are in their places; says once when they no longer are, and once when they are again.
     pub fn check_files(&self) -> Option<Fault> {
-        let missing = self.files.iter().find_map(OpenFile::why_missing).map(Fault::Unavailable);
+        let missing = lock(&self.files).iter().find_map(OpenFile::why_missing).map(Fault::Unavailable);
         let mut fault = lock(&self.fault);
         match (&*fault, &missing) {
             (Some(Fault::Fatal(_)), _) | (None, None) | (Some(_), Some(_)) => return fault.clone(),

@@ -55,6 +55,16 @@ impl Database {
     pub async fn failure(&self) -> String {
         self.health.failure().await
     }
+
+    /// From here on no call is served: this process cannot tell what it wrote is on the disk.
+    pub fn fail(&self, reason: &str) -> Fault {
+        self.health.fail(reason)
+    }
+
+    /// Looks after a directory beside the file too: calls are refused while it is gone or another one.
+    pub fn watch(&self, directory: &Path) {
+        self.health.watch(directory);
+    }
 }
 
 /// What is open: queues and stores of one data directory share the thread, and so transactions and their syncs.

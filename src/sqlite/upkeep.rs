@@ -104,15 +104,20 @@ impl Thread {
         let mut checkpointer = Checkpointer::new();
         let mut tick_at = Instant::now() + TICK;
         loop {
-            let next = [Some(tick_at), checkpointer.retry_at(), self.chore_due()].into_iter().flatten().min();
-            let wait = next.unwrap_or(tick_at).saturating_duration_since(Instant::now());
+            // While the files are not in their places nothing is done but to look for them.
+            let work_at = || [checkpointer.retry_at(), self.chore_due()].into_iter().flatten().min();
+            let next = self.health.fault().is_none().then(work_at).flatten().map_or(tick_at, |at| at.min(tick_at));
+            let wait = next.saturating_duration_since(Instant::now());
             let woken = self.woken.recv_timeout(wait);
             if self.stop.load(Ordering::Acquire) || matches!(woken, Err(RecvTimeoutError::Disconnected)) {
                 break;
             }
             if self.health.fault().is_none() {
                 if woken.is_ok() || checkpointer.retry_at().is_some_and(|at| Instant::now() >= at) {
-                    checkpointer.run(&self.connection);
+                    if let Err(error) = checkpointer.run(&self.connection) {
+                        self.health.fail(&format!("the database cannot be synced to the disk: {error}"));
+                        continue;
+                    }
                 }
                 self.do_chore();
             }

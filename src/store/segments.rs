@@ -28,7 +28,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 use super::reader::MAX_PIECE_BYTES;
-use crate::sqlite::{self, Fault};
+use crate::sqlite::{self, Database, Fault};
 
 const DIRECTORY: &str = "objects";
 /// A segment that has become as long as this is followed by a new one (256 MiB).
@@ -53,6 +53,7 @@ const MAX_DOUBTFUL: usize = 4_096;
 
 pub(super) struct Segments {
     directory: PathBuf,
+    database: Arc<Database>,
     current: Mutex<Option<Current>>,
     open: Mutex<HashMap<String, Arc<File>>>,
     room: Semaphore,
@@ -133,11 +134,14 @@ pub(super) struct SegmentsUsage {
 }
 
 impl Segments {
-    pub fn open(data_dir: &Path) -> Result<Segments, Fault> {
+    /// `database`: of the same directory. It is told when a segment cannot be synced.
+    pub fn open(data_dir: &Path, database: Arc<Database>) -> Result<Segments, Fault> {
         let directory = data_dir.join(DIRECTORY);
         make_directory(data_dir, &directory)?;
+        database.watch(&directory);
         Ok(Segments {
             directory,
+            database,
             current: Mutex::default(),
             open: Mutex::default(),
             room: Semaphore::new(MAX_CONCURRENT),
@@ -170,13 +174,20 @@ impl Segments {
         }
     }
 
+    /// As [`Segments::append`], beside the thread of the file.
+    pub async fn append_aside(self: &Arc<Self>, body: Bytes) -> Result<Appended, Fault> {
+        self.blocking(move |segments| segments.append(&body)).await
+    }
+
     /// As [`Segments::append`], synced, and beside the thread of the file: for a body that takes a while.
     pub async fn append_synced(self: &Arc<Self>, body: Bytes) -> Result<Appended, Fault> {
         self.blocking(move |segments| {
             let appended = segments.append(&body)?;
             if let Err(error) = appended.file.sync_data() {
-                segments.abandon(&appended.file);
-                return Err(fault(&segments.directory, &error));
+                // The system tells of it once, and others wait for the same file: nothing in it may be called durable.
+                return Err(segments
+                    .database
+                    .fail(&format!("a segment of images cannot be synced to the disk: {error}")));
             }
             if sqlite::is_deleted(&appended.file) {
                 segments.abandon(&appended.file);
@@ -336,7 +347,7 @@ impl Segments {
         Ok((name.clone(), Arc::clone(file), offset))
     }
 
-    /// After a failed sync the next one of this file would prove nothing: what follows goes into another.
+    /// What is put into a segment that was deleted is lost: what follows goes into another.
     fn abandon(&self, file: &Arc<File>) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(&current.file, file)) {

@@ -179,6 +179,13 @@ impl Space {
         Measuring { stored_before: self.0.as_ref().map_or(0, |shared| shared.lock().stored_bytes) }
     }
 
+    /// It could not be found out: what was stored since counts as before, and whoever waits looks again.
+    pub fn fail_measuring(&self) {
+        if let Some(shared) = &self.0 {
+            shared.measured.send_modify(|count| *count += 1);
+        }
+    }
+
     /// Tells how much is stored.
     pub fn end_measuring(&self, measuring: Measuring, used_bytes: u64, disk_free_bytes: u64) {
         let Some(shared) = &self.0 else { return };

@@ -62,7 +62,7 @@ impl SqliteStore {
         let fatal = |reason| StoreError::Fatal { bucket: bucket.to_owned(), reason };
         let name = config::bucket_name(bucket).map_err(fatal)?;
         let database = sqlite::open(data_dir).map_err(|fault| named(bucket, fault))?;
-        let segments = Segments::open(data_dir).map_err(|fault| named(bucket, fault))?;
+        let segments = Segments::open(data_dir, Arc::clone(&database)).map_err(|fault| named(bucket, fault))?;
         Ok(SqliteStore { bucket: name.into(), database, segments: Arc::new(segments) })
     }
 
@@ -85,11 +85,13 @@ impl SqliteStore {
     }
 
     async fn put_body(&self, names: Names, body: Bytes, options: PutOptions) -> Result<Put, Error> {
-        self.settle_doubtful().await;
         let body = self.new_body(body).await?;
         let work = move |session: &mut Session| put(session, &names, body, options.if_none_match);
         let durability = Durability::FullWithin(options.durable_within);
-        Ok(self.finish(self.database.engine.write(durability, work).await?).await)
+        let put = self.finish(self.database.engine.write(durability, work).await?).await;
+        // Never before the write: a message that names this object may follow it in the same line.
+        self.settle_doubtful().await;
+        Ok(put)
     }
 
     /// After the transaction of a put was committed.
@@ -104,16 +106,7 @@ impl SqliteStore {
     /// Frees the space of puts that failed. Which those are only the rows say: a put may report an error although its
     /// transaction was committed.
     async fn settle_doubtful(&self) {
-        let doubtful = self.segments.take_doubtful();
-        if doubtful.is_empty() {
-            return;
-        }
-        let asked = doubtful.clone();
-        let work = move |session: &Session| unnamed(session, asked);
-        match self.database.engine.read::<_, Fault>(work).await {
-            Ok(unnamed) => self.segments.release(unnamed).await,
-            Err(_) => self.segments.return_doubtful(doubtful),
-        }
+        settle_doubtful(&self.database, &self.segments).await;
     }
 
     /// In one transaction. An error of one object leaves the others standing; one of the file is all objects'.
@@ -267,6 +260,19 @@ impl ObjectStore for SqliteStore {
         let unused = deleted.map_err(|error| self.error(error, key, 0))?;
         self.segments.release(unused.into_iter().collect()).await;
         Ok(())
+    }
+}
+
+/// Frees the space of puts of these segments that failed, unless a row names it.
+async fn settle_doubtful(database: &Database, segments: &Arc<Segments>) {
+    let doubtful = segments.take_doubtful();
+    if doubtful.is_empty() {
+        return;
+    }
+    let asked = doubtful.clone();
+    match database.engine.read::<_, Fault>(move |session: &Session| unnamed(session, asked)).await {
+        Ok(unnamed) => segments.release(unnamed).await,
+        Err(_) => segments.return_doubtful(doubtful),
     }
 }
 

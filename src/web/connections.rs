@@ -65,6 +65,8 @@ pub struct Activity {
     /// Milliseconds since the start of [`Connections`], or one of the two below.
     waiting_since: AtomicU64,
     is_write_blocked: AtomicBool,
+    /// What is written is the answer of a handler, until the last byte of it is.
+    writes_answer: AtomicBool,
     is_extra: AtomicBool,
     close: CancellationToken,
     started: Instant,
@@ -137,6 +139,7 @@ impl Connections {
         let activity = Arc::new(Activity {
             waiting_since: AtomicU64::new(millis(self.started)),
             is_write_blocked: AtomicBool::new(false),
+            writes_answer: AtomicBool::new(false),
             is_extra: AtomicBool::new(place != Place::Usual),
             close: CancellationToken::new(),
             started: self.started,
@@ -227,9 +230,22 @@ fn millis(started: Instant) -> u64 {
 impl Activity {
     /// False where the connection was told to close: it closes without an answer.
     pub fn begin_request(&self) -> bool {
+        self.writes_answer.store(true, Ordering::Release);
         self.waiting_since
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |since| (since != CLOSING).then_some(BUSY))
             .is_ok()
+    }
+
+    /// Everything that was to be written is.
+    pub fn flushed(&self) {
+        if self.waiting_since.load(Ordering::Acquire) != BUSY {
+            self.writes_answer.store(false, Ordering::Release);
+        }
+    }
+
+    /// Whether bytes that are written now may be those of a handler's answer.
+    pub fn writes_answer(&self) -> bool {
+        self.writes_answer.load(Ordering::Acquire)
     }
 
     pub fn end_request(&self) {

@@ -29,6 +29,7 @@ use super::metrics::METRICS;
 use super::readiness::Readiness;
 use super::upload::{self, PathName, UploadRules};
 use crate::protocol::{self, ClassifyResult, Status};
+use crate::store::StoreError;
 use crate::telemetry::trace::{Side, Span, TRACEPARENT};
 use crate::{config, model, telemetry};
 
@@ -48,6 +49,9 @@ pub struct Site {
 
 /// Of one image that is being sent: a piece that is read, and what the connection has buffered.
 const IMAGE_READ_BYTES: u64 = 256 << 10;
+/// A client that is slower than this with an image, and half a minute, gives its place to others.
+const MIN_IMAGE_BYTES_PER_SECOND: u64 = 64 << 10;
+const SLOWEST_IMAGE: Duration = Duration::from_secs(30);
 
 pub fn router(site: Arc<Site>, gate: Arc<Gate>) -> Router {
     Router::new()
@@ -240,9 +244,14 @@ async fn job_image(Shared(site): Shared<Arc<Site>>, JobId(id): JobId) -> Result<
         (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox")),
         (header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=3600, immutable")),
     ];
+    let sent_by = Instant::now() + SLOWEST_IMAGE + Duration::from_secs(image.size_bytes / MIN_IMAGE_BYTES_PER_SECOND);
     let pieces = stream::unfold((Some(first), image, reservation), move |(first, mut image, reservation)| async move {
         let piece = match first {
             Some(first) => Ok(first),
+            None if Instant::now() > sent_by => Err(StoreError::Unavailable {
+                bucket: "of images".to_owned(),
+                reason: "its client reads too slowly".to_owned(),
+            }),
             None => image.next().await?,
         };
         if let Err(error) = &piece {

@@ -330,7 +330,8 @@ struct BodyReader<'a> {
     received_bytes: u64,
     /// What an upload of [`MIN_BYTES_PER_SECOND`] would have needed its time for. Time that it waited for others does not
     /// count.
-    started: Instant,
+    /// When the upload is given up unless more comes: [`SLOW_START`] ahead at most, however much has come.
+    deadline: Instant,
     reservation: Reservation,
     has_ended: bool,
     gunzip: Option<Gunzip>,
@@ -343,7 +344,7 @@ impl<'a> BodyReader<'a> {
             rules,
             max_bytes,
             received_bytes: 0,
-            started: Instant::now(),
+            deadline: Instant::now() + SLOW_START,
             reservation: rules.budget.begin(),
             has_ended: false,
             gunzip: is_packed.then(|| Gunzip::new(max_bytes)),
@@ -354,7 +355,7 @@ impl<'a> BodyReader<'a> {
     async fn reserve(&mut self, bytes: usize) -> Result<(), Problem> {
         let asked = Instant::now();
         let reserved = self.reservation.grow_to(bytes as u64).await;
-        self.started += asked.elapsed();
+        self.deadline += asked.elapsed();
         reserved.map_err(|_| no_memory())
     }
 
@@ -396,6 +397,8 @@ impl<'a> BodyReader<'a> {
             if self.time_left().is_zero() {
                 return Err(self.end(Problem::body_timeout()));
             }
+            let earned = Duration::from_micros(data.len() as u64 * 1_000_000 / MIN_BYTES_PER_SECOND);
+            self.deadline = (self.deadline + earned).min(Instant::now() + SLOW_START);
             if !data.is_empty() {
                 return Ok(Some(data));
             }
@@ -404,8 +407,7 @@ impl<'a> BodyReader<'a> {
 
     /// Until the upload is slower than it may be.
     fn time_left(&self) -> Duration {
-        let allowed = Duration::from_millis(self.received_bytes * 1_000 / MIN_BYTES_PER_SECOND).max(SLOW_START);
-        allowed.saturating_sub(self.started.elapsed())
+        self.deadline.saturating_duration_since(Instant::now())
     }
 
     /// After these nothing more can be read.

@@ -128,10 +128,11 @@ impl Shared {
         let message = model::timeout_message(self.limits.decode_timeout);
         let ending = work.failed(ErrorCode::DecodeTimeout, message, &body, clock::now(), &self.rules);
         lease.enter(Stage::Publishing);
+        // First, since the next step may wait for an outage to end.
+        shutdown.cancel();
         if self.finished.send(vec![Finished { lease, span, ending }]).await.is_err() {
             tracing::debug!("the publisher has ended; the message comes again");
         }
-        shutdown.cancel();
     }
 
     fn run(&self, choice: &ModelChoice, opened: mpsc::Sender<anyhow::Result<String>>) {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -25,6 +25,8 @@ use crate::telemetry::trace::Span;
 const GROUPS: usize = 16;
 /// Reply queues whose handles are kept. A restarted web tier has a new one, so old handles go stale.
 const KEPT_REPLY_QUEUES: usize = 256;
+/// How long the marker of a withdrawn job is tried to be deleted.
+const DELETE_MARKER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Proof that a job's end stands where clients find it. Made here only; [`Keeper::ack`] takes nothing less.
 #[derive(Debug)]
@@ -176,9 +178,14 @@ impl Publisher {
             Ending::Withdrawn { id } => {
                 span.set("imgcls.id", id.to_string());
                 tracing::debug!(%id, trace_id, "withdrawn: its client left before it was told the id");
-                // Before the ack, so that no marker is left that no message names.
+                // Before the ack, so that mostly no marker is left that no message names. One that stays costs a few bytes
+                // until images of its age are deleted; no other job waits for it.
                 let key = protocol::image_key(id);
-                until_done("delete_withdrawn", || self.input.delete(&key)).await;
+                match tokio::time::timeout(DELETE_MARKER_TIMEOUT, self.input.delete(&key)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::debug!(%error, %id, "the marker of a withdrawn job is not deleted"),
+                    Err(_) => tracing::debug!(%id, "the marker of a withdrawn job is not deleted in time"),
+                }
                 Step::Done(Some(Written { lease, span, reply: None, letter: None }))
             }
             Ending::DeadLetter { letter, result, reply_to } => {

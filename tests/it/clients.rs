@@ -80,6 +80,45 @@ fn an_upload_slower_than_a_kibibyte_a_second_is_refused() {
     dripping.join().unwrap();
 }
 
+/// Bytes that came fast earn no time for a client that drips afterwards.
+#[test]
+fn an_upload_that_stops_after_a_fast_start_is_refused() {
+    let service = Service::start(0, &[], &[]);
+    let mut slow = begin_upload(service.address, 1_000_000, &image_of(900_000));
+    let mut reader = slow.try_clone().unwrap();
+    let dripping = thread::spawn(move || {
+        while slow.write_all(&[0]).is_ok() {
+            thread::sleep(Duration::from_millis(500));
+        }
+    });
+    let began = Instant::now();
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    drop(reader);
+    dripping.join().unwrap();
+}
+
+/// The body of an answer is a stranger's bytes, and goes out as they are.
+#[test]
+fn an_image_that_ends_like_an_answer_of_the_library_is_sent_unchanged() {
+    let service = Service::start(0, &[], &[]);
+    let like_an_answer = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+    for pieces in 1..=2 {
+        let image = [image_of(pieces * (128 << 10)).as_slice(), like_an_answer].concat();
+        let id = service.submit("odd.jpg", &image);
+        let ask = format!("GET /v1/jobs/{id}/image HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let mut all = Vec::new();
+        begin(service.address, ask.as_bytes()).read_to_end(&mut all).unwrap();
+        assert!(
+            all.ends_with(&image),
+            "{pieces}: the last bytes are {:?}",
+            String::from_utf8_lossy(&all[all.len() - 300..])
+        );
+    }
+}
+
 #[test]
 fn a_caller_that_waits_for_its_answer_holds_no_upload_memory() {
     let service = Service::start(0, &["--max-buffered-bytes", "1MiB"], &[]);

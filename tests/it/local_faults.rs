@@ -115,6 +115,10 @@ fn a_held_write_lock_refuses_sends_in_seconds_and_keeps_no_process_from_ending()
     let read = Instant::now();
     assert_eq!(service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").status, 200);
     assert!(read.elapsed() < Duration::from_secs(2), "reads need no lock: {:?}", read.elapsed());
+    let look = Instant::now();
+    let status = imgcls().args(["data", "status", "--data-dir"]).arg(service.data_dir()).output().unwrap();
+    assert!(status.status.success(), "{status:?}");
+    assert!(look.elapsed() < Duration::from_secs(3), "who only looks opens without the lock: {:?}", look.elapsed());
 
     for process in [&mut service.workers[0], &mut service.web] {
         let asked = Instant::now();
@@ -345,9 +349,26 @@ fn a_data_directory_that_is_put_back_is_used_again() {
         until("another readiness", || (service.request("GET", "/readyz", &[], b"").status == status).then_some(()));
     };
     readiness(503);
+    let ticks = || cpu_ticks(service.web.id());
+    let (before, since) = (ticks(), Instant::now());
+    until("three seconds", || (since.elapsed() >= Duration::from_secs(3)).then_some(()));
+    assert!(ticks() - before < 100, "it waits for the files without spinning: {} ticks of 10 ms", ticks() - before);
     fs::rename(&away, service.data_dir()).unwrap();
     readiness(200);
+    let objects = service.data_dir().join("objects");
+    fs::rename(&objects, &away).unwrap();
+    readiness(503);
+    assert_eq!(service.request("POST", "/v1/jobs", &[], &picture("cat.jpg")).status, 503);
+    fs::rename(&away, &objects).unwrap();
+    readiness(200);
     service.submit("cat.jpg", &picture("cat.jpg"));
+}
+
+/// CPU time of a process so far, in hundredths of a second.
+fn cpu_ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
 /// What the release before wrote: schema 4.

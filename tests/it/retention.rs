@@ -15,6 +15,7 @@ use imgcls::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, ImageRe
 use imgcls::queue::{self, Outgoing, ServiceQueues};
 use imgcls::store::{LocalData, ObjectStore as _, PutOptions, SeenSegments, SqliteStore};
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::children::{self, Worker, say};
@@ -236,8 +237,12 @@ fn bodies_of_a_mostly_dead_segment_are_moved_and_the_segment_is_removed() {
         }
         let data = LocalData::open(&data_dir, Names::local("imgcls")).unwrap();
         let mut seen = SeenSegments::default();
-        assert_eq!(data.sweep(&mut seen).await.unwrap().moved_bodies, 0, "what is soon deleted anyway is not moved");
-        let moved = data.sweep(&mut seen).await.unwrap();
+        assert_eq!(
+            data.sweep(&mut seen, &CancellationToken::new()).await.unwrap().moved_bodies,
+            0,
+            "what is soon deleted anyway is not moved"
+        );
+        let moved = data.sweep(&mut seen, &CancellationToken::new()).await.unwrap();
         assert_eq!(moved.moved_bodies, 4);
         assert!(!segments(&data_dir).contains(first), "the old segment is removed");
         for number in [0, 10, 20, 30] {

@@ -13,10 +13,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::{OptionalExtension as _, params};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::super::segments::{self, Appended, Place, Segments, Unwritten};
-use super::{delete, place};
+use super::{delete, place, settle_doubtful};
 use crate::config::Names;
 use crate::protocol::{self, ReplyHead, Status};
 use crate::sqlite::{self, Database, Durability, FILE_NAME, Fault, Reader, Session, Snapshot};
@@ -159,7 +160,7 @@ impl LocalData {
     pub fn open(data_dir: &Path, names: Names) -> Result<LocalData, Fault> {
         let database = sqlite::open(data_dir)?;
         Ok(LocalData {
-            segments: Arc::new(Segments::open(data_dir)?),
+            segments: Arc::new(Segments::open(data_dir, Arc::clone(&database))?),
             reader: Arc::new(Mutex::new(Reader::open(data_dir)?)),
             data_dir: data_dir.to_owned(),
             database,
@@ -269,36 +270,63 @@ impl LocalData {
     ///
     /// # Errors
     /// Those of the file or the directory. The sweep may be repeated.
-    pub async fn sweep(&self, seen: &mut SeenSegments) -> Result<Swept, Fault> {
+    pub async fn sweep(&self, seen: &mut SeenSegments, shutdown: &CancellationToken) -> Result<Swept, Fault> {
         let SeenSegments(seen) = seen;
         let mut swept = Swept::default();
+        settle_doubtful(&self.database, &self.segments).await;
         let names = self.beside(Segments::names).await?;
         seen.retain(|name, _| names.contains(name));
         for name in names {
-            let claimed_name = name.clone();
-            let Some(segment) = self.beside(move |segments| segments.claim(&claimed_name)).await? else { continue };
-            // Only now: nobody can add a row any more.
-            let live = self.live(&name).await?;
-            let live_bytes: u64 = live.iter().map(|place| place.size_bytes.next_multiple_of(4 << 10)).sum();
-            if live.is_empty() {
-                self.beside(move |_| segment.remove()).await?;
-                seen.remove(&name);
-                swept.removed_segments += 1;
-                continue;
+            if shutdown.is_cancelled() {
+                break;
             }
-            let is_mostly_dead = live_bytes * 2 <= segment.length_bytes;
-            // Bodies that are soon deleted anyway are not worth moving, where their holes are free.
-            let is_stuck = self.segments.cannot_punch() || seen.get(&name) == Some(&live_bytes);
-            if is_mostly_dead && is_stuck {
-                swept.moved_bodies += self.move_bodies(segment, live).await?;
-                continue;
+            // One segment that cannot be read does not keep the others from being looked after.
+            if let Err(error) = self.sweep_one(&name, seen, &mut swept, shutdown).await {
+                tracing::debug!(%error, segment = name, "cannot free the dead space of a segment yet");
             }
-            if !seen.contains_key(&name) || segment.allocated_bytes > live_bytes + live_bytes / 8 {
-                self.beside(move |segments| segments.punch_outside(&segment, &live)).await?;
-            }
-            seen.insert(name, live_bytes);
         }
         Ok(swept)
+    }
+
+    async fn sweep_one(
+        &self,
+        name: &str,
+        seen: &mut HashMap<String, u64>,
+        swept: &mut Swept,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Fault> {
+        let claimed_name = name.to_owned();
+        let claimed = self.beside(move |segments| segments.claim(&claimed_name)).await?;
+        let Some(segment) = claimed else { return Ok(()) };
+        // Only now: nobody can add a row any more.
+        let live = self.live(name).await?;
+        let live_bytes: u64 = live.iter().map(|place| place.size_bytes.next_multiple_of(4 << 10)).sum();
+        if live.is_empty() {
+            self.on_disk().await?;
+            self.beside(move |_| segment.remove()).await?;
+            seen.remove(name);
+            swept.removed_segments += 1;
+            return Ok(());
+        }
+        let is_mostly_dead = live_bytes * 2 <= segment.length_bytes;
+        // Bodies that are soon deleted anyway are not worth moving, where their holes are free.
+        let is_stuck = self.segments.cannot_punch() || seen.get(name) == Some(&live_bytes);
+        if is_mostly_dead && is_stuck {
+            swept.moved_bodies += self.move_bodies(segment, live, shutdown).await?;
+            return Ok(());
+        }
+        if !seen.contains_key(name) || segment.allocated_bytes > live_bytes + live_bytes / 8 {
+            self.on_disk().await?;
+            self.beside(move |segments| segments.punch_outside(&segment, &live)).await?;
+        }
+        seen.insert(name.to_owned(), live_bytes);
+        Ok(())
+    }
+
+    /// Returns once what was read from the database so far is on the disk too: a power loss must not bring back a row whose
+    /// bytes were freed.
+    async fn on_disk(&self) -> Result<(), Fault> {
+        self.database.engine.write::<_, Fault>(Durability::FULL, |_| Ok::<_, Failure>(())).await
     }
 
     /// The bodies of a segment that rows name, by offset.
@@ -315,13 +343,22 @@ impl LocalData {
 
     /// Moves bodies to the segment of this process and removes the one that they came from. A damaged body stays, and its
     /// segment with it.
-    async fn move_bodies(&self, segment: Unwritten, live: Vec<Place>) -> Result<u64, Fault> {
+    async fn move_bodies(
+        &self,
+        segment: Unwritten,
+        live: Vec<Place>,
+        shutdown: &CancellationToken,
+    ) -> Result<u64, Fault> {
         let mut moved_bodies = 0;
         for places in live.chunks(MOVED_AT_ONCE) {
+            if shutdown.is_cancelled() {
+                return Ok(moved_bodies);
+            }
             let mut moves = Vec::new();
             for place in places {
-                if let Some(body) = self.segments.read_aside(place.clone()).await? {
-                    moves.push((place.clone(), self.segments.append_synced(body).await?));
+                // One that cannot be read stays where it is, and so does one that is damaged.
+                if let Ok(Some(body)) = self.segments.read_aside(place.clone()).await {
+                    moves.push((place.clone(), self.segments.append_aside(body).await?));
                 }
             }
             moved_bodies += moves.len() as u64;
@@ -331,6 +368,7 @@ impl LocalData {
             self.segments.release(unused).await;
         }
         if self.live(&segment.name).await?.is_empty() {
+            self.on_disk().await?;
             self.beside(move |_| segment.remove()).await?;
         }
         Ok(moved_bodies)
@@ -560,6 +598,8 @@ fn move_rows(session: &mut Session, moves: Vec<(Place, Appended)>) -> Result<(Ve
         if update.execute(params![to.segment, to.offset, from.segment, from.offset, from.checksum])? == 0 {
             unused.push(to);
         }
+        // All of them with one sync, that of the transaction.
+        session.sync(appended.file());
         moved.push(appended);
     }
     Ok((moved, unused))
