@@ -130,6 +130,7 @@ impl Anchor {
     }
 
     /// The wall clock is believed from the last service time that was seen until `longest_absence` after it.
+    #[must_use]
     pub fn after_reboot(&self, boot_id: &str, reading: Reading, longest_absence: Duration) -> Anchor {
         let longest_us = i64::try_from(longest_absence.as_micros()).unwrap_or(i64::MAX);
         let latest_us = self.seen_us.saturating_add(longest_us);

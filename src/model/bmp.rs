@@ -34,13 +34,15 @@ pub fn repair(bytes: &[u8]) -> Cow<'_, [u8]> {
 pub fn ignore_empty_alpha(pixels: &mut [u8]) {
     let (pixels, _) = pixels.as_chunks_mut::<4>();
     if pixels.iter().all(|pixel| pixel[3] == 0) {
-        pixels.iter_mut().for_each(|pixel| pixel[3] = u8::MAX);
+        for pixel in pixels {
+            pixel[3] = u8::MAX;
+        }
     }
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Header {
-    header_bytes: usize,
+    size_bytes: usize,
     width: i32,
     /// Negative: rows go from top to bottom.
     height: i32,
@@ -64,13 +66,13 @@ impl Header {
         let field = |at: usize| Some(u32::from_le_bytes(*bytes.get(FILE_HEADER_BYTES + at..)?.first_chunk()?));
         let half = |at: usize| Some(u16::from_le_bytes(*bytes.get(FILE_HEADER_BYTES + at..)?.first_chunk()?));
         let size = field(0)?;
-        let header_bytes = usize::try_from(size).ok().filter(|_| is_header_size(size))?;
-        let header_end = FILE_HEADER_BYTES + header_bytes;
+        let size_bytes = usize::try_from(size).ok().filter(|_| is_header_size(size))?;
+        let header_end = FILE_HEADER_BYTES + size_bytes;
         let pixels_begin = u32::from_le_bytes(*bytes.get(10..)?.first_chunk()?) as usize;
-        if header_bytes == CORE_HEADER_BYTES {
+        if size_bytes == CORE_HEADER_BYTES {
             let bits = half(10)?;
             return Some(Header {
-                header_bytes,
+                size_bytes,
                 width: i32::from(half(4)?),
                 height: i32::from(half(6)?),
                 planes: half(8)?,
@@ -84,21 +86,21 @@ impl Header {
             });
         }
         // A header of OS/2 that ends early says nothing about what would follow.
-        let optional = |at: usize| if header_bytes >= at + 4 { field(at) } else { Some(0) };
+        let optional = |at: usize| if size_bytes >= at + 4 { field(at) } else { Some(0) };
         let (bits, compression, colours) = (half(14)?, optional(16)?, optional(32)? as usize);
-        let is_windows = is_windows_header(header_bytes);
+        let is_windows = is_windows_header(size_bytes);
         let (masks, palette_begin) = match compression {
             UNCOMPRESSED | RLE8 | RLE4 => (None, header_end),
             BIT_FIELDS | ALPHA_BIT_FIELDS if is_windows => {
-                let has_alpha = header_bytes >= V3_HEADER_BYTES || compression == ALPHA_BIT_FIELDS;
+                let has_alpha = size_bytes >= V3_HEADER_BYTES || compression == ALPHA_BIT_FIELDS;
                 let masks = [field(40)?, field(44)?, field(48)?, if has_alpha { field(52)? } else { 0 }];
-                let behind = if header_bytes > INFO_HEADER_BYTES { 0 } else { 12 + 4 * usize::from(has_alpha) };
+                let behind = if size_bytes > INFO_HEADER_BYTES { 0 } else { 12 + 4 * usize::from(has_alpha) };
                 (Some(masks), header_end + behind)
             }
             _ => return None,
         };
         Some(Header {
-            header_bytes,
+            size_bytes,
             width: field(4)?.cast_signed(),
             height: field(8)?.cast_signed(),
             planes: half(12)?,
@@ -115,7 +117,7 @@ impl Header {
     /// Whether the decoder takes it as it is.
     fn is_common(&self, file_bytes: usize) -> bool {
         let has_usable_masks = self.masks.is_none_or(|masks| masks[..3] != [0; 3]);
-        is_windows_header(self.header_bytes)
+        is_windows_header(self.size_bytes)
             && self.planes == 1
             && self.pixels_begin == self.real_pixels_begin(file_bytes)
             && self.palette_colours <= default_colours(self.bits)
@@ -152,7 +154,7 @@ impl Header {
     fn rewrite(&self, bytes: &[u8]) -> Vec<u8> {
         let masks = self.masks.filter(|_| self.bits != 24);
         let masks = masks.map(|masks| if masks[..3] == [0; 3] { BGRA_MASKS } else { masks });
-        let header_bytes = if masks.is_some() { V3_HEADER_BYTES } else { INFO_HEADER_BYTES };
+        let size_bytes = if masks.is_some() { V3_HEADER_BYTES } else { INFO_HEADER_BYTES };
         let compression = match self.compression {
             RLE8 | RLE4 => self.compression,
             _ if masks.is_some() => BIT_FIELDS,
@@ -161,10 +163,10 @@ impl Header {
         let pixels_begin = self.real_pixels_begin(bytes.len());
         let palette = self.palette(bytes, pixels_begin);
         let pixels = bytes.get(pixels_begin..).unwrap_or_default();
-        let new_begin = FILE_HEADER_BYTES + header_bytes + 4 * palette.len();
+        let new_begin = FILE_HEADER_BYTES + size_bytes + 4 * palette.len();
         let mut file = Vec::with_capacity(new_begin + pixels.len());
         file.extend_from_slice(b"BM");
-        let file_header = [new_begin + pixels.len(), 0, new_begin, header_bytes].map(|number| number as u32);
+        let file_header = [new_begin + pixels.len(), 0, new_begin, size_bytes].map(|number| number as u32);
         file.extend(file_header.into_iter().flat_map(u32::to_le_bytes));
         file.extend([self.width, self.height].into_iter().flat_map(i32::to_le_bytes));
         file.extend([1, self.bits].into_iter().flat_map(u16::to_le_bytes));
@@ -199,17 +201,17 @@ mod tests {
     use super::*;
 
     /// Two by two pixels of a palette, under a header of this size.
-    fn palette_file(header_bytes: usize, pixels_begin: u32) -> Vec<u8> {
+    fn palette_file(size_bytes: usize, pixels_begin: u32) -> Vec<u8> {
         let mut file = b"BM\0\0\0\0\0\0\0\0".to_vec();
         file.extend_from_slice(&pixels_begin.to_le_bytes());
-        let mut header = vec![0; header_bytes];
-        header[..4].copy_from_slice(&(header_bytes as u32).to_le_bytes());
+        let mut header = vec![0; size_bytes];
+        header[..4].copy_from_slice(&(size_bytes as u32).to_le_bytes());
         (header[4], header[8], header[12], header[14]) = (2, 2, 1, 4);
-        if header_bytes >= 36 {
+        if size_bytes >= 36 {
             header[32] = 2;
         }
         file.extend_from_slice(&header);
-        let colours = if header_bytes >= 36 { 2 } else { 16 };
+        let colours = if size_bytes >= 36 { 2 } else { 16 };
         file.extend((0..colours).flat_map(|colour| [colour, 1, 2, 0]));
         file.extend_from_slice(&[0x01, 0, 0, 0, 0x10, 0, 0, 0]);
         file
@@ -236,12 +238,12 @@ mod tests {
 
     #[test]
     fn headers_of_os2_become_common_ones() {
-        for header_bytes in [16, 20, 32, 36, 44, 64] {
-            let colours = if header_bytes >= 36 { 2 } else { 16 };
-            let begin = (FILE_HEADER_BYTES + header_bytes + 4 * colours) as u32;
-            let repaired = repair(&palette_file(header_bytes, begin)).into_owned();
-            assert_eq!(repaired[14..18], [40, 0, 0, 0], "{header_bytes}");
-            assert_eq!(repaired[46], colours as u8, "{header_bytes}");
+        for size_bytes in [16, 20, 32, 36, 44, 64] {
+            let colours = if size_bytes >= 36 { 2 } else { 16 };
+            let begin = (FILE_HEADER_BYTES + size_bytes + 4 * colours) as u32;
+            let repaired = repair(&palette_file(size_bytes, begin)).into_owned();
+            assert_eq!(repaired[14..18], [40, 0, 0, 0], "{size_bytes}");
+            assert_eq!(repaired[46], colours as u8, "{size_bytes}");
             assert_eq!(repaired[repaired.len() - 8..], [0x01, 0, 0, 0, 0x10, 0, 0, 0]);
         }
     }

@@ -81,9 +81,9 @@ fn png_metadata(bytes: &[u8]) -> Metadata<'_> {
     // Texts are read only now: a file may hold any number of them, and each may inflate to the limit.
     let exif = exif.map(Cow::Borrowed).or_else(|| {
         let (kind, data) = raw_profile?;
-        Some(Cow::Owned(read_raw_profile(&png_text(kind, data)?)?))
+        Some(Cow::Owned(read_raw_profile(&png_text(*kind, data)?)?))
     });
-    Metadata { exif, xmp: xmp.and_then(|(kind, data)| png_text(kind, data)) }
+    Metadata { exif, xmp: xmp.and_then(|(kind, data)| png_text(*kind, data)) }
 }
 
 fn png_chunk_header(bytes: &[u8], position: usize) -> Option<(usize, &[u8; 4])> {
@@ -96,9 +96,9 @@ fn keyword_of(text_chunk: &[u8]) -> &[u8] {
 }
 
 /// The text of a tEXt, zTXt or iTXt chunk. None: it is cut off, damaged or too large.
-fn png_text<'a>(kind: &[u8; 4], data: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+fn png_text(kind: [u8; 4], data: &[u8]) -> Option<Cow<'_, [u8]>> {
     let text = data.get(keyword_of(data).len() + 1..)?;
-    match kind {
+    match &kind {
         b"zTXt" => inflate(text.get(1..)?).map(Cow::Owned),
         b"iTXt" => {
             let (flags, text) = text.split_first_chunk::<2>()?;
@@ -166,7 +166,7 @@ fn tiff_metadata(bytes: &[u8]) -> Metadata<'_> {
 struct Tiff<'a> {
     bytes: &'a [u8],
     is_big_endian: bool,
-    is_big_tiff: bool,
+    has_wide_offsets: bool,
 }
 
 /// Type and content of a field, which lies inside the file.
@@ -183,14 +183,14 @@ impl<'a> Tiff<'a> {
         while let Some(rest) = bytes.strip_prefix(EXIF_PREFIX) {
             bytes = rest;
         }
-        let (is_big_endian, is_big_tiff) = match bytes.first_chunk::<4>()? {
+        let (is_big_endian, has_wide_offsets) = match bytes.first_chunk::<4>()? {
             b"II*\0" | b"II\0*" => (false, false),
             b"MM\0*" | b"MM*\0" => (true, false),
             b"II+\0" => (false, true),
             b"MM\0+" => (true, true),
             _ => return None,
         };
-        Some(Tiff { bytes, is_big_endian, is_big_tiff })
+        Some(Tiff { bytes, is_big_endian, has_wide_offsets })
     }
 
     /// None: the first directory names no orientation. 0: it names one that means nothing.
@@ -212,7 +212,7 @@ impl<'a> Tiff<'a> {
     /// The first field of the first directory with this tag, of a known type and with all of its content.
     fn field(&self, tag: u16) -> Option<Field> {
         let (first, count_bytes, entry_bytes) =
-            if self.is_big_tiff { (self.number(8, 8)?, 8, 20) } else { (self.number(4, 4)?, 2, 12) };
+            if self.has_wide_offsets { (self.number(8, 8)?, 8, 20) } else { (self.number(4, 4)?, 2, 12) };
         let first = usize::try_from(first).ok()?;
         let count = self.number(first, count_bytes)?;
         let entries = self.bytes.get(first + count_bytes..)?.chunks_exact(entry_bytes);
@@ -235,7 +235,7 @@ impl<'a> Tiff<'a> {
             5 | 10 | 12 | 16 => 8,
             _ => return None,
         };
-        let word = if self.is_big_tiff { 8 } else { 4 };
+        let word = if self.has_wide_offsets { 8 } else { 4 };
         let bytes = self.number(begin + 4, word)?.checked_mul(unit_bytes)?;
         let value = begin + 4 + word;
         let begin = if bytes > word as u64 { usize::try_from(self.number(value, word)?).ok()? } else { value };
@@ -343,7 +343,9 @@ mod tests {
         let plain = [EXIF_PREFIX, &block(0x113, 3, 1, [1, 0, 0, 0], b"")].concat();
         let of = |segments: &[&[u8]]| {
             let mut metadata = Metadata::default();
-            segments.iter().for_each(|segment| metadata.add_jpeg_segment(segment));
+            for segment in segments {
+                metadata.add_jpeg_segment(segment);
+            }
             metadata.orientation()
         };
         assert_eq!(of(&[&segment(6), &segment(3)]), Orientation::from_exif(6));

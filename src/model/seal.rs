@@ -88,7 +88,7 @@ fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; TAG_BYTES] {
         block.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
         Sha256::new_with_prefix(block)
     };
-    let inner = parts.iter().fold(padded(0x36), |hash, part| hash.chain_update(part));
+    let inner = parts.iter().fold(padded(0x36), Sha256::chain_update);
     padded(0x5c).chain_update(inner.finalize()).finalize().into()
 }
 

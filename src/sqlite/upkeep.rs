@@ -113,11 +113,10 @@ impl Thread {
                 break;
             }
             if self.health.fault().is_none() {
-                if woken.is_ok() || checkpointer.retry_at().is_some_and(|at| Instant::now() >= at) {
-                    if let Err(error) = checkpointer.run(&self.connection) {
-                        self.health.fail(&format!("the database cannot be synced to the disk: {error}"));
-                        continue;
-                    }
+                let is_copy_due = woken.is_ok() || checkpointer.retry_at().is_some_and(|at| Instant::now() >= at);
+                if is_copy_due && let Err(error) = checkpointer.run(&self.connection) {
+                    self.health.fail(&format!("the database cannot be synced to the disk: {error}"));
+                    continue;
                 }
                 self.do_chore();
             }

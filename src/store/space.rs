@@ -187,12 +187,11 @@ impl Space {
     }
 
     /// Tells how much is stored.
-    pub fn end_measuring(&self, measuring: Measuring, used_bytes: u64, disk_free_bytes: u64) {
+    pub fn end_measuring(&self, Measuring { stored_before }: Measuring, used_bytes: u64, disk_free_bytes: u64) {
         let Some(shared) = &self.0 else { return };
         let mut state = shared.lock();
         state.used_bytes = used_bytes;
         state.disk_free_bytes = disk_free_bytes;
-        let Measuring { stored_before } = measuring;
         state.stored_bytes -= stored_before;
         drop(state);
         shared.measured.send_modify(|count| *count += 1);

@@ -37,6 +37,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use self::admission::Fleet;
@@ -209,15 +210,7 @@ pub async fn run(
     let stop = CancellationToken::new();
     let router = routes::router(Arc::new(site), Arc::new(gate));
     let serving = serve::serve(listener, router, rules, Arc::new(connections), stop.clone());
-    let drain = async {
-        shutdown.cancelled().await;
-        // `/readyz` says so from now on.
-        tokio::time::sleep(config.drain_delay).await;
-        stop.cancel();
-        tokio::time::sleep(WAIT_AT_DRAIN).await;
-        give_up.cancel();
-        tokio::time::sleep(CUT_OFF_AFTER).await;
-    };
+    let drain = drain(shutdown, config.drain_delay, stop, give_up);
     let failure = tokio::select! {
         () = serving => None,
         () = drain => {
@@ -227,16 +220,46 @@ pub async fn run(
         failure = broken.failure() => Some(failure),
     };
     stop_load.cancel();
+    end_load_tasks(looking, withdrawing).await?;
+    stop_replies.cancel();
+    end_replies(receiving).await?;
+    failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))
+}
+
+/// From the request to end until connections that are still open are cut off. `stop`: no more are accepted. `give_up`: who
+/// waits for an answer is told to ask again.
+async fn drain(
+    shutdown: CancellationToken,
+    drain_delay: Duration,
+    stop: CancellationToken,
+    give_up: CancellationToken,
+) {
+    shutdown.cancelled().await;
+    // `/readyz` says so from now on.
+    tokio::time::sleep(drain_delay).await;
+    stop.cancel();
+    tokio::time::sleep(WAIT_AT_DRAIN).await;
+    give_up.cancel();
+    tokio::time::sleep(CUT_OFF_AFTER).await;
+}
+
+/// Waits for the tasks of admission and withdrawal, which were told to stop.
+async fn end_load_tasks(looking: JoinHandle<()>, withdrawing: JoinHandle<()>) -> anyhow::Result<()> {
     let (looked, withdrew) = tokio::join!(looking, tokio::time::timeout(WITHDRAW_AT_DRAIN, withdrawing));
     looked.context("the reading of the queue's depth ended early")?;
     // What was not withdrawn in time is classified for nobody.
-    withdrew.unwrap_or(Ok(())).context("the withdrawal of jobs ended early")?;
-    stop_replies.cancel();
+    withdrew.unwrap_or(Ok(())).context("the withdrawal of jobs ended early")
+}
+
+/// Waits for the loop of replies, which was told to stop.
+async fn end_replies(receiving: JoinHandle<()>) -> anyhow::Result<()> {
     match tokio::time::timeout(LAST_STEPS_TIMEOUT, receiving).await {
-        Ok(ended) => ended.context("the reply loop ended early")?,
-        Err(_) => tracing::warn!("the reply queue was not let go in time; it is swept within two hours"),
+        Ok(ended) => ended.context("the reply loop ended early"),
+        Err(_) => {
+            tracing::warn!("the reply queue was not let go in time; it is swept within two hours");
+            Ok(())
+        }
     }
-    failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))
 }
 
 /// Bodies come and go. glibc gives memory at the end of a heap back to the system once it is more than twice the largest

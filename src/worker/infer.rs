@@ -211,7 +211,9 @@ impl Shared {
 
     fn infer(&self, session: &mut Session, batch: Vec<Decoded>) -> Result<(), ()> {
         let started = Instant::now();
-        batch.iter().for_each(|image| image.lease.enter(Stage::Inferring));
+        for image in &batch {
+            image.lease.enter(Stage::Inferring);
+        }
         let outcome = session.infer(&batch.iter().map(|image| &image.tensor).collect::<Vec<_>>());
         let inferred = started.elapsed();
         METRICS.batch_size.observe(batch.len() as f64);
@@ -234,7 +236,9 @@ impl Shared {
 
     /// What ends together is published together.
     fn finish(&self, finished: Vec<Finished>) -> Result<(), ()> {
-        finished.iter().for_each(|image| image.lease.enter(Stage::Publishing));
+        for image in &finished {
+            image.lease.enter(Stage::Publishing);
+        }
         self.finished.blocking_send(finished).map_err(|_| ())
     }
 

@@ -192,14 +192,7 @@ async fn work(
     }
     stages.spawn(publisher.run(finished_rx).map(Ok));
     stages.spawn(stuck.end_stuck(shutdown.clone()).map(Ok));
-    tracing::info!(
-        model = package.summary(),
-        worker = rules.worker,
-        sessions = session_count,
-        jpeg = model::JPEG_DECODER,
-        after_ms = started.elapsed().as_millis(),
-        "ready"
-    );
+    log_ready(&package, &rules, session_count, started);
     if config.drain_on_stdin_close {
         // A parent that does not read it must not hold up the worker; one that died closes standard input too.
         output::tell(&WorkerLine::Ready.to_string());
@@ -216,6 +209,17 @@ async fn work(
     renewing.await.context("the renewal of leases ended early")?;
     watching.end().await?;
     outcome.and_then(|()| say_how_it_ended(&watchdog))
+}
+
+fn log_ready(package: &ModelPackage, rules: &Rules, sessions: usize, started: Instant) {
+    tracing::info!(
+        model = package.summary(),
+        worker = rules.worker,
+        sessions,
+        jpeg = model::JPEG_DECODER,
+        after_ms = started.elapsed().as_millis(),
+        "ready"
+    );
 }
 
 /// # Errors

@@ -138,8 +138,8 @@ pub fn exif_segment(block: &[u8]) -> Vec<u8> {
     jpeg_segment(0xe1, &[b"Exif\0\0", block].concat())
 }
 
-pub fn png_chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
-    let named = [kind.as_slice(), data].concat();
+pub fn png_chunk(kind: &[u8], data: &[u8]) -> Vec<u8> {
+    let named = [kind, data].concat();
     [&(data.len() as u32).to_be_bytes(), named.as_slice(), &crc32fast::hash(&named).to_be_bytes()].concat()
 }
 
@@ -166,7 +166,7 @@ pub fn raw_profile(block: &[u8]) -> Vec<u8> {
 /// A WebP file of these chunks behind a header with these flags.
 pub fn webp(flags: u8, (width, height): (u32, u32), chunks: &[(&[u8; 4], &[u8])]) -> Vec<u8> {
     let mut body = b"WEBP".to_vec();
-    let mut add = |kind: &[u8; 4], data: &[u8]| {
+    let mut add = |kind: &[u8], data: &[u8]| {
         body.extend_from_slice(kind);
         body.extend((data.len() as u32).to_le_bytes());
         body.extend_from_slice(data);
@@ -175,7 +175,9 @@ pub fn webp(flags: u8, (width, height): (u32, u32), chunks: &[(&[u8; 4], &[u8])]
     let extent = |number: u32| (number - 1).to_le_bytes();
     let (w, h) = (extent(width), extent(height));
     add(b"VP8X", &[flags, 0, 0, 0, w[0], w[1], w[2], h[0], h[1], h[2]]);
-    chunks.iter().for_each(|(kind, data)| add(kind, data));
+    for (kind, data) in chunks {
+        add(kind.as_slice(), data);
+    }
     [b"RIFF", (body.len() as u32).to_le_bytes().as_slice(), &body].concat()
 }
 

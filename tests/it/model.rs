@@ -378,6 +378,9 @@ fn a_model_that_is_not_the_one_described_is_refused_in_one_line() {
     assert!(load_error(&choice).contains("there are: fp16, int8"));
 }
 
+/// What happens to a cached graph.
+type Damage = fn(Vec<u8>) -> Vec<u8>;
+
 #[test]
 fn the_cached_graph_gives_the_same_answers_and_a_broken_one_is_made_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -386,7 +389,7 @@ fn the_cached_graph_gives_the_same_answers_and_a_broken_one_is_made_again() {
     let tensor = prepare(&picture("cup.jpg"), &package, &Limits::default()).unwrap();
     let mut plain = Session::open(&package, &ModelChoice::default()).unwrap();
     let mut answers = vec![plain.infer(&[&tensor]).unwrap()];
-    let damages: [(&str, fn(Vec<u8>) -> Vec<u8>); 5] = [
+    let damages: [(&str, Damage); 5] = [
         ("start and cached", |graph| graph),
         ("from the cache", |graph| graph[..graph.len() / 2].to_vec()),
         // Whoever can write into the directory, but has no key, can add no more than a digest.

@@ -488,7 +488,7 @@ impl<'a> Run<'a> {
         let bodies: Vec<String> = taken.deliveries.iter().map(|delivery| delivery.body.clone()).collect();
         self.note(|| format!("  receive {max} from {queue} for {visibility_timeout:?}, fair {is_fair}: {bodies:?}"));
 
-        self.check_count(&taken.deliveries, now_ms, queue, options, pending);
+        Self::check_count(&taken.deliveries, now_ms, queue, options, pending);
         for delivery in &taken.deliveries {
             let held = deliver(delivery, now_ms, queue, visibility_timeout, pending);
             pending.received.push(held);
@@ -500,14 +500,7 @@ impl<'a> Run<'a> {
     }
 
     /// How many come: all that can, where the receiver asks for them and is not to share.
-    fn check_count(
-        &self,
-        deliveries: &[Delivery],
-        now_ms: i64,
-        queue: &str,
-        options: ReceiveOptions,
-        pending: &Pending,
-    ) {
+    fn check_count(deliveries: &[Delivery], now_ms: i64, queue: &str, options: ReceiveOptions, pending: &Pending) {
         let can_be_received = |row: &&Row| {
             row.queue == queue && row.visible_at_ms <= now_ms && !is_expired(row, now_ms) && !is_dead_letter(row)
         };
