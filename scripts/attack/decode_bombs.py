@@ -184,7 +184,7 @@ def scan(first: int, last: int, high: int, low: int, data: bytes) -> bytes:
 
 def jpeg_progressive(side: int, bands: int, refinements: int) -> bytes:
     """Grey, progressive: in each block `bands` coefficients that are refined again and again; the last scan is damaged,
-    so that one decoder gives it up after all that work and another begins anew."""
+    so that one decoder gives it up after all that work and another starts again."""
     blocks = (side // 8) ** 2
     out = b"\xff\xd8" + segment(0xDB, bytes([0]) + b"\1" * 64)
     out += segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
@@ -202,7 +202,7 @@ def jpeg_progressive(side: int, bands: int, refinements: int) -> bytes:
 
 def jpeg_many_scans(side: int, scans: int) -> bytes:
     """Grey, progressive: every scan goes through all 63 coefficients of every block and finds none. The same scan again
-    and again is against the rules, so that one decoder complains at the end and another begins anew."""
+    and again is against the rules, so that one decoder complains at the end and another starts again."""
     blocks = (side // 8) ** 2
     out = b"\xff\xd8" + segment(0xDB, bytes([0]) + b"\1" * 64)
     out += segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")

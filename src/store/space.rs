@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 /// How long a submission that would exceed the limit waits for space to be freed.
-const PATIENCE: Duration = Duration::from_secs(1);
+const ADMISSION_TIMEOUT: Duration = Duration::from_secs(1);
 /// What a job takes beside its image: message, result, rows.
 const BESIDE_IMAGE_BYTES: u64 = 8 << 10;
 const BLOCK_BYTES: u64 = 4 << 10;
@@ -117,7 +117,7 @@ impl Space {
             }
             None
         };
-        tokio::time::timeout(PATIENCE, freed).await.ok().flatten().ok_or_else(|| shared.no_space())
+        tokio::time::timeout(ADMISSION_TIMEOUT, freed).await.ok().flatten().ok_or_else(|| shared.no_space())
     }
 
     fn try_admit(&self, shared: &Shared, bytes: u64) -> Option<Admitted> {

@@ -231,7 +231,7 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_mins(1);
+    const DEADLINE: Duration = Duration::from_mins(1);
 
     /// Does with each write what the test says: takes so many bytes of it, or fails.
     struct Scripted {
@@ -275,7 +275,7 @@ mod tests {
         }
 
         fn next(&self) -> String {
-            String::from_utf8(self.written.recv_timeout(PATIENCE).expect("something is written")).expect("text")
+            String::from_utf8(self.written.recv_timeout(DEADLINE).expect("something is written")).expect("text")
         }
     }
 
@@ -286,7 +286,7 @@ mod tests {
             rig.writer.write_line(format!("{number}\n").as_bytes());
             rig.takes();
         }
-        rig.writer.flush(PATIENCE);
+        rig.writer.flush(DEADLINE);
         let lines: Vec<String> = (0..100).map(|_| rig.next()).collect();
         assert_eq!(lines, (0..100).map(|number| format!("{number}\n")).collect::<Vec<_>>());
     }
@@ -296,7 +296,7 @@ mod tests {
         let rig = Rig::new();
         rig.fails("the disk is full");
         rig.writer.write_line(b"one\n");
-        rig.writer.flush(PATIENCE);
+        rig.writer.flush(DEADLINE);
         rig.takes();
         rig.takes();
         rig.writer.write_line(b"two\n");
@@ -319,7 +319,7 @@ mod tests {
         rig.answers.send(Ok(2)).expect("the thread lives");
         rig.fails("the disk is full");
         rig.writer.write_line(b"torn\n");
-        rig.writer.flush(PATIENCE);
+        rig.writer.flush(DEADLINE);
         assert_eq!(rig.next(), "to");
         (0..3).for_each(|_| rig.takes());
         rig.writer.write_line(b"two\n");

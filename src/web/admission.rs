@@ -83,9 +83,9 @@ pub enum Decision {
     Refuse { expected_wait: Duration },
 }
 
-/// Decides on a caller who waits `patience` for the answer. An unknown wait admits.
-pub fn decide(estimate: &Estimate, patience: Duration) -> Decision {
-    let usable = patience.mul_f64(USABLE_SHARE).saturating_sub(NOISE.min(patience / 10));
+/// Decides on a caller that waits up to `max_wait` for its answer. Admits it while the expected wait is unknown.
+pub fn decide(estimate: &Estimate, max_wait: Duration) -> Decision {
+    let usable = max_wait.mul_f64(USABLE_SHARE).saturating_sub(NOISE.min(max_wait / 10));
     match estimate.wait() {
         Some(expected_wait) if expected_wait > usable && estimate.jobs_ahead > 0 => Decision::Refuse { expected_wait },
         Some(_) | None => Decision::Admit,
@@ -177,13 +177,13 @@ impl Admission {
         }
     }
 
-    /// Decides on a request before its body is read. `patience` is zero for a caller who does not wait.
+    /// Decides on a request before its body is read. `max_wait` is zero for a caller who does not wait.
     ///
     /// # Errors
     /// 503 with `Retry-After`. What the client still sends is read beside the answer, so that the client can read that.
-    pub async fn let_in(&self, request: Request, patience: Duration) -> Result<Request, Problem> {
+    pub async fn let_in(&self, request: Request, max_wait: Duration) -> Result<Request, Problem> {
         self.look_if_full().await;
-        let checked = self.check(&self.ledger(), patience);
+        let checked = self.check(&self.ledger(), max_wait);
         let Err(reason) = checked else { return Ok(request) };
         self.drain(request);
         Err(self.refuse(reason))
@@ -193,11 +193,11 @@ impl Admission {
     ///
     /// # Errors
     /// As [`Admission::let_in`]; nothing was stored yet.
-    pub fn enter(self: &Arc<Self>, patience: Duration) -> Result<Place, Problem> {
+    pub fn enter(self: &Arc<Self>, max_wait: Duration) -> Result<Place, Problem> {
         let mut ledger = self.ledger();
-        match self.check(&ledger, patience) {
+        match self.check(&ledger, max_wait) {
             Ok(()) => {
-                let waits = !patience.is_zero();
+                let waits = !max_wait.is_zero();
                 ledger.enter(waits);
                 Ok(Place { admission: Arc::clone(self), waits })
             }
@@ -241,7 +241,7 @@ impl Admission {
         self.drains.wait().await;
     }
 
-    fn check(&self, ledger: &Ledger, patience: Duration) -> Result<(), Reason> {
+    fn check(&self, ledger: &Ledger, max_wait: Duration) -> Result<(), Reason> {
         if ledger.is_older_than(self.look_every) {
             self.look_wanted.notify_one();
         }
@@ -249,13 +249,13 @@ impl Admission {
         if depth >= self.max_queue_depth {
             return Err(Reason::QueueDepth { depth });
         }
-        if patience.is_zero() {
+        if max_wait.is_zero() {
             return Ok(());
         }
         if ledger.waiting >= self.max_waiting {
             return Err(Reason::Connections);
         }
-        match decide(&self.estimate(ledger), patience) {
+        match decide(&self.estimate(ledger), max_wait) {
             Decision::Admit => Ok(()),
             Decision::Refuse { expected_wait } => Err(Reason::ExpectedWait { expected_wait }),
         }

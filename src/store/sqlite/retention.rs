@@ -246,7 +246,7 @@ impl LocalData {
     }
 
     /// Deletes the first of the candidates, for at most a few milliseconds, and frees their space. One that was written
-    /// anew since it was found is left alone. The space is freed once a power loss cannot bring the objects back; that may
+    /// again since it was found is left alone. The space is freed once a power loss cannot bring the objects back; that may
     /// wait so long for a sync that others share.
     ///
     /// # Errors
