@@ -142,7 +142,7 @@ impl Checkpointer {
 
 /// Once, before anything is called durable: what an earlier process could not sync may be in the memory of the system and
 /// not on the disk. It is written to the file and synced again, and the log is restarted.
-pub(super) fn start_anew(connection: &Connection) {
+pub(super) fn restart_log(connection: &Connection) {
     let restarted = file::waiting_at_most(RESTART_LIMIT, || checkpoint(connection, "PRAGMA wal_checkpoint(RESTART)"));
     match restarted {
         Ok(progress) if progress.is_complete() => {}

@@ -97,7 +97,7 @@ pub fn open_with(data_dir: &Path, source: Arc<dyn Source>) -> Result<Arc<Databas
     let mut connection = file::open(data_dir)?;
     let log = file::open_log(data_dir)?;
     let health = Arc::new(Health::of(data_dir)?);
-    checkpoint::start_anew(&connection);
+    checkpoint::restart_log(&connection);
     let clock = anchor::open(&mut connection, source).map_err(|error| file::fault(&error))?;
     let clock = Arc::new(clock);
     let bells = Arc::new(Bells::open(data_dir)?);

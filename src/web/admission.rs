@@ -19,10 +19,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, HttpBody as _};
+use axum::body::HttpBody as _;
 use axum::extract::Request;
 use axum::http::header;
-use http_body_util::BodyExt as _;
 use rand::Rng as _;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +29,7 @@ use tokio_util::task::TaskTracker;
 
 use super::error::Problem;
 use super::metrics::METRICS;
+use super::upload;
 use crate::protocol::TimingsMs;
 use crate::queue::Queue;
 use crate::scaling::StepPolicy;
@@ -55,9 +55,8 @@ const RETRY_JITTER: f64 = 0.25;
 const FULL_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// A full queue is worth another try once a hundredth of it is done.
 const FULL_RETRY_SHARE: u64 = 100;
-/// After a refusal a client may still be sending: so much is read, for so long, by so many tasks at a time.
+/// After a refusal a client may still be sending: so much is read, by so many tasks at a time.
 const DRAIN_BYTES: u64 = 32 << 20;
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_DRAINS: usize = 256;
 
 /// What is known about the work in front of a new job.
@@ -340,32 +339,22 @@ impl Admission {
         }
     }
 
-    /// Reads what a refused client still sends, beside the answer. Closing the connection at once would make the client's
-    /// system throw the answer away.
+    /// Reads what a refused client still sends, beside the answer.
     fn drain(&self, request: Request) {
-        let (parts, body) = request.into_parts();
+        let (parts, mut body) = request.into_parts();
         // A client that asked first (`Expect: 100-continue`) sends nothing after a refusal.
         if parts.headers.contains_key(header::EXPECT) || body.is_end_stream() {
             return;
         }
         let Ok(permit) = Arc::clone(&self.drain_permits).try_acquire_owned() else { return };
         self.drains.spawn(async move {
-            let _ = tokio::time::timeout(DRAIN_TIMEOUT, read_off(body)).await;
+            upload::read_off(&mut body, DRAIN_BYTES).await;
             drop(permit);
         });
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         lock(&self.ledger)
-    }
-}
-
-async fn read_off(mut body: Body) {
-    let mut left = DRAIN_BYTES;
-    while left > 0
-        && let Some(Ok(frame)) = body.frame().await
-    {
-        left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
     }
 }
 

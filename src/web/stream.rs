@@ -19,7 +19,7 @@ use super::error::Problem;
 use super::metrics::METRICS;
 
 /// A client that reads more slowly loses its time bit by bit.
-const MIN_BYTES_PER_SECOND: u64 = 1 << 10;
+pub const MIN_BYTES_PER_SECOND: u64 = 1 << 10;
 
 pub struct ClientStream {
     io: TokioIo<TcpStream>,

@@ -18,6 +18,7 @@ use super::error::Problem;
 use super::forms::{self, Event, FormReader, PartHead};
 use super::gzip::{Gunzip, Unpacked};
 use super::metrics::METRICS;
+use super::stream::MIN_BYTES_PER_SECOND;
 use crate::model;
 use crate::protocol::cut_filename;
 
@@ -27,8 +28,6 @@ const MULTIPART_ENVELOPE_BYTES: u64 = 64 << 10;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// An upload may be slower than [`MIN_BYTES_PER_SECOND`] for so long.
 const SLOW_START: Duration = Duration::from_secs(10);
-/// On average since its beginning.
-const MIN_BYTES_PER_SECOND: u64 = 1 << 10;
 /// Enough of a file to tell what it is.
 const SIGNATURE_BYTES: usize = 64;
 /// Files of a form that are named when none of them is an image.
@@ -328,9 +327,8 @@ struct BodyReader<'a> {
     /// Of what arrives, and of what is in it when it was packed.
     max_bytes: u64,
     received_bytes: u64,
-    /// What an upload of [`MIN_BYTES_PER_SECOND`] would have needed its time for. Time that it waited for others does not
-    /// count.
-    /// When the upload is given up unless more comes: [`SLOW_START`] ahead at most, however much has come.
+    /// When the upload is given up unless more comes. Bytes extend it at [`MIN_BYTES_PER_SECOND`], to [`SLOW_START`] ahead
+    /// at most, however much has come. Time that it waited for others does not count.
     deadline: Instant,
     reservation: Reservation,
     has_ended: bool,
@@ -420,17 +418,24 @@ impl<'a> BodyReader<'a> {
     /// of what had arrived is given back before.
     async fn drain(&mut self) {
         self.reservation = self.rules.budget.begin();
-        let rest = async {
-            while !self.has_ended && self.received_bytes <= 2 * self.max_bytes {
-                match self.body.frame().await {
-                    Some(Ok(frame)) => self.received_bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
-                    Some(Err(_)) | None => self.has_ended = true,
-                }
-            }
-        };
-        // A client that is slower loses the connection with the answer.
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, rest).await;
+        if !self.has_ended {
+            read_off(&mut self.body, (2 * self.max_bytes).saturating_sub(self.received_bytes)).await;
+        }
     }
+}
+
+/// Reads what a refused client still sends, at most `max_bytes` and for a second: closing the connection at once would make
+/// the client's system throw the answer away. A client that is slower loses the connection with the answer.
+pub async fn read_off(body: &mut Body, max_bytes: u64) {
+    let rest = async {
+        let mut left = max_bytes;
+        while left > 0
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
+        }
+    };
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, rest).await;
 }
 
 fn no_memory() -> Problem {
