@@ -714,7 +714,7 @@ impl ServeWebArgs {
                 let message = "with --wire seed replies come to the shared result queue; leave --result-queue-mode out";
                 return Err(usage("serve-web", message));
             }
-            (WireArg::Seed, _) => (web::Wire::Seed, web::ResultQueueMode::Shared),
+            (WireArg::Seed, _) => (web::Wire::Legacy, web::ResultQueueMode::Shared),
             (WireArg::V1, Some(ResultQueueModeArg::Shared)) => (web::Wire::V1, web::ResultQueueMode::Shared),
             (WireArg::V1, _) => (web::Wire::V1, web::ResultQueueMode::Own),
         };

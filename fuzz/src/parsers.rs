@@ -29,14 +29,14 @@ pub fn message(input: &[u8]) -> Corpus {
             let Incoming::Job(again) = Incoming::parse(&sent) else { panic!("what is sent is no request: {sent}") };
             assert_eq!((again.id, again.reply_to), (id, reply_to));
         }
-        Incoming::Seed(request) => {
+        Incoming::Legacy(request) => {
             let _ = request.image_bytes();
             legacy_name(&request.filename);
         }
         Incoming::UnknownVersion { .. } | Incoming::Malformed { .. } => {}
     }
-    let _ = protocol::read_seed_reply(text);
-    let _ = protocol::seed_answer(protocol::read_seed_output(text));
+    let _ = protocol::read_legacy_reply(text);
+    let _ = protocol::legacy_answer(protocol::read_legacy_output(text));
     if let Some(cut) = protocol::cut_reply(text) {
         assert!(protocol::cut_reply(&cut).is_some(), "a cut reply is none: {cut}");
     }
@@ -67,7 +67,7 @@ pub fn ids(input: &[u8]) -> Corpus {
         assert_eq!(protocol::image_key(id), format!("images/{id}"));
     }
     legacy_name(text);
-    let _ = protocol::seed_job_id(text);
+    let _ = protocol::legacy_job_id(text);
     let _ = protocol::is_reply_queue_of("results", text);
     assert!(protocol::cut_filename(text).len() <= 255);
     http::get_job(text);
@@ -76,10 +76,10 @@ pub fn ids(input: &[u8]) -> Corpus {
 
 /// A name of the original's form becomes part of a key.
 fn legacy_name(name: &str) {
-    let safe = protocol::seed_safe_name(name);
+    let safe = protocol::legacy_safe_name(name);
     assert!(!safe.is_empty() && safe.len() <= 255 && safe != "." && safe != "..", "{safe:?}");
     assert!(!safe.contains(['/', '\\', '\0']), "{safe:?}");
-    assert!(!protocol::seed_output_key(&safe).is_empty());
+    assert!(!protocol::legacy_output_key(&safe).is_empty());
 }
 
 /// A command line, one argument a line; and the files that hold settings.

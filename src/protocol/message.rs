@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::SeedRequest;
+use super::LegacyRequest;
 
 /// A result object larger than this is none of ours.
 pub const MAX_RESULT_BYTES: u64 = 1 << 20;
@@ -247,7 +247,7 @@ impl ReplyHead {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Incoming {
     Job(Box<ClassifyRequest>),
-    Seed(SeedRequest),
+    Legacy(LegacyRequest),
     /// A newer wire; handed back for a newer worker.
     UnknownVersion {
         v: u64,
@@ -266,7 +266,7 @@ impl Incoming {
         match self {
             Incoming::Job(request) => Some(request.id),
             Incoming::Malformed { id, .. } => *id,
-            Incoming::Seed(_) | Incoming::UnknownVersion { .. } => None,
+            Incoming::Legacy(_) | Incoming::UnknownVersion { .. } => None,
         }
     }
 
@@ -274,7 +274,7 @@ impl Incoming {
     pub fn traceparent(&self) -> Option<&str> {
         match self {
             Incoming::Job(request) => request.traceparent.as_deref(),
-            Incoming::Seed(_) | Incoming::UnknownVersion { .. } | Incoming::Malformed { .. } => None,
+            Incoming::Legacy(_) | Incoming::UnknownVersion { .. } | Incoming::Malformed { .. } => None,
         }
     }
 
@@ -290,7 +290,7 @@ impl Incoming {
         };
         if !object.contains_key("id") {
             return match serde_json::from_value(value) {
-                Ok(seed) => Incoming::Seed(seed),
+                Ok(seed) => Incoming::Legacy(seed),
                 Err(error) => malformed(format!("neither a request with an id nor the original's form: {error}")),
             };
         }

@@ -8,17 +8,21 @@
 //!    object to the queue that the request names in `reply_to`, then deletes the request.
 //! 3. The result object is the truth. The reply only wakes whoever waits; it may be lost, doubled or cut.
 //!
-//! A request body *without* `id` is the original's form ([`SeedRequest`]): its users' scripts keep working.
+//! A request body *without* `id` is the original's form ([`LegacyRequest`]): its users' scripts keep working.
 //!
 //! Nothing here does I/O or reads a clock. If a value is known to two tiers and is not in this room, that is a bug.
 //! `docs/wire.md` says the same for readers of other languages; `tests/it/wire.rs` pins every form by golden text.
 
+mod legacy;
 mod message;
 mod names;
 mod payload;
-mod seed;
 mod supervision;
 
+pub use legacy::{
+    LegacyRequest, MAX_LEGACY_OUTPUT_BYTES, legacy_answer, legacy_error_reply, legacy_job_id, legacy_name,
+    legacy_output, legacy_reply, legacy_request_bytes, read_legacy_output, read_legacy_reply,
+};
 pub use message::{
     ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageRef, Incoming, MAX_RESULT_BYTES, ModelRef, Prediction,
     ReplyHead, Status, TimingsMs, WIRE_VERSION, cut_filename, cut_reply,
@@ -26,12 +30,8 @@ pub use message::{
 pub use names::{
     BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE, DEFAULT_REQUEST_QUEUE, DEFAULT_RESULT_QUEUE, DRAIN_HOOK,
     LOCAL_INPUT_BUCKET, LOCAL_OUTPUT_BUCKET, TAG_ALIVE_AT, TAG_STACK, aws_bucket, dead_letter_queue, image_key,
-    is_reply_queue_of, job_of_image_key, job_of_result_key, reply_queue, result_key, seed_output_key, seed_safe_name,
-    stack_prefix, submitted_at, worker_group,
+    is_reply_queue_of, job_of_image_key, job_of_result_key, legacy_output_key, legacy_safe_name, reply_queue,
+    result_key, stack_prefix, submitted_at, worker_group,
 };
 pub use payload::{Payload, WITHDRAWN_IMAGE, inline_or_reference, inline_request_bytes};
-pub use seed::{
-    MAX_SEED_OUTPUT_BYTES, SeedRequest, read_seed_output, read_seed_reply, seed_answer, seed_error_reply, seed_job_id,
-    seed_name, seed_output, seed_reply, seed_request_bytes,
-};
 pub use supervision::{Worked, WorkerLine};

@@ -68,7 +68,7 @@ pub fn job_of_image_key(key: &str) -> Option<Uuid> {
 pub fn job_of_result_key(key: &str) -> Option<Uuid> {
     match key.strip_prefix("results/") {
         Some(rest) => rest.strip_suffix(".json")?.parse().ok(),
-        None => super::seed_job_id(key),
+        None => super::legacy_job_id(key),
     }
 }
 
@@ -83,8 +83,8 @@ pub fn submitted_at(id: Uuid) -> Option<Timestamp> {
     Timestamp::new(i64::try_from(seconds).ok()?, i32::try_from(nanoseconds).ok()?).ok()
 }
 
-/// Output key of the original's form: the file name up to its first dot. The name must be a [`seed_safe_name`].
-pub fn seed_output_key(safe_name: &str) -> &str {
+/// Output key of the original's form: the file name up to its first dot. The name must be a [`legacy_safe_name`].
+pub fn legacy_output_key(safe_name: &str) -> &str {
     safe_name.split('.').next().filter(|stem| !stem.is_empty()).unwrap_or("unnamed")
 }
 
@@ -92,7 +92,7 @@ pub fn seed_output_key(safe_name: &str) -> &str {
 /// characters, never empty, never a dot name, at most 255 bytes.
 ///
 /// Only the original's form uses file names as keys at all; there a user's scripts look the answer up by name.
-pub fn seed_safe_name(filename: &str) -> String {
+pub fn legacy_safe_name(filename: &str) -> String {
     let last = filename.rsplit(['/', '\\']).next().unwrap_or_default();
     let clean: String = last.chars().filter(|c| !c.is_control()).collect();
     let cut = super::cut_filename(clean.trim());
@@ -114,13 +114,13 @@ mod tests {
 
     #[test]
     fn names_that_would_escape_are_made_safe() {
-        assert_eq!(seed_safe_name("../../etc/passwd"), "passwd");
-        assert_eq!(seed_safe_name("a\0b\nc.jpg"), "abc.jpg");
-        assert_eq!(seed_safe_name(".."), "unnamed");
-        assert_eq!(seed_safe_name("C:\\x\\cat.jpg"), "cat.jpg");
-        assert_eq!(seed_safe_name(""), "unnamed");
-        assert_eq!(seed_safe_name(&"ü".repeat(2000)).len(), 254);
-        assert_eq!(seed_output_key("test_0.tar.JPEG"), "test_0");
-        assert_eq!(seed_output_key(".hidden"), "unnamed");
+        assert_eq!(legacy_safe_name("../../etc/passwd"), "passwd");
+        assert_eq!(legacy_safe_name("a\0b\nc.jpg"), "abc.jpg");
+        assert_eq!(legacy_safe_name(".."), "unnamed");
+        assert_eq!(legacy_safe_name("C:\\x\\cat.jpg"), "cat.jpg");
+        assert_eq!(legacy_safe_name(""), "unnamed");
+        assert_eq!(legacy_safe_name(&"ü".repeat(2000)).len(), 254);
+        assert_eq!(legacy_output_key("test_0.tar.JPEG"), "test_0");
+        assert_eq!(legacy_output_key(".hidden"), "unnamed");
     }
 }

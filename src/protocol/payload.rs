@@ -81,7 +81,7 @@ impl ClassifyRequest {
     }
 }
 
-impl super::SeedRequest {
+impl super::LegacyRequest {
     /// The image of the original's form.
     ///
     /// # Errors

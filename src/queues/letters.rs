@@ -64,7 +64,7 @@ impl Summary {
     pub fn of(letter: &Delivery, now: Timestamp) -> Summary {
         let (id, filename) = match Incoming::parse(&letter.body) {
             Incoming::Job(request) => (Some(request.id), Some(request.filename)),
-            Incoming::Seed(request) => (protocol::seed_job_id(&request.filename), Some(request.filename)),
+            Incoming::Legacy(request) => (protocol::legacy_job_id(&request.filename), Some(request.filename)),
             Incoming::Malformed { id, .. } => (id, None),
             Incoming::UnknownVersion { .. } => (None, None),
         };

@@ -189,7 +189,7 @@ impl Redrive<'_> {
                 (self.prepare(request.id, request.payload(bucket)).await?, body)
             }
             // Of a web tier that speaks the original's form, else of the original's users, who have no jobs.
-            Incoming::Seed(request) => match protocol::seed_job_id(&request.filename) {
+            Incoming::Legacy(request) => match protocol::legacy_job_id(&request.filename) {
                 Some(id) => (self.prepare(id, request.image_bytes().map(Payload::Inline)).await?, letter.body.clone()),
                 None => (Ok(()), letter.body.clone()),
             },

@@ -98,7 +98,7 @@ async fn find(scan: &mut Scan<'_>, id: &str) -> anyhow::Result<Option<(Delivery,
 async fn image(service: &Service, letter: &Delivery) -> anyhow::Result<Option<Bytes>> {
     let payload = match Incoming::parse(&letter.body) {
         Incoming::Job(request) => request.payload(&service.names.input_bucket),
-        Incoming::Seed(request) => request.image_bytes().map(Payload::Inline),
+        Incoming::Legacy(request) => request.image_bytes().map(Payload::Inline),
         Incoming::UnknownVersion { .. } | Incoming::Malformed { .. } => return Ok(None),
     };
     match payload {

@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::bells::Bells;
 use super::health::{Health, is_deleted};
+use super::notifier::Notifier;
 use super::{Fault, OwnedThread, file, lock};
 use crate::clock::ServiceClock;
 
@@ -64,8 +64,8 @@ pub struct Session<'a> {
     pub connection: &'a Connection,
     /// The service time. Read under the lock, so that it never runs backwards between two transactions.
     pub now_ms: i64,
-    /// Queues to ring once the transaction stands.
-    pub ring: BTreeSet<String>,
+    /// Queues to notify once the transaction is committed.
+    pub notify: BTreeSet<String>,
     /// Queues that the transaction removes.
     pub removed: BTreeSet<String>,
     /// Files that are synced with the log.
@@ -123,7 +123,7 @@ impl Engine {
     pub(super) fn start(
         connection: Connection,
         log: File,
-        bells: Arc<Bells>,
+        notifier: Arc<Notifier>,
         clock: Arc<ServiceClock>,
         health: Arc<Health>,
     ) -> Result<Engine, Fault> {
@@ -136,7 +136,7 @@ impl Engine {
             log,
             calls: receiver,
             lazy: Arc::clone(&lazy),
-            bells,
+            notifier,
             clock: Arc::clone(&clock),
             health: Arc::clone(&health),
             is_ending: Arc::clone(&is_ending),
@@ -353,7 +353,7 @@ struct Thread {
     log: File,
     calls: Receiver<Box<dyn Job>>,
     lazy: Lazy,
-    bells: Arc<Bells>,
+    notifier: Arc<Notifier>,
     clock: Arc<ServiceClock>,
     health: Arc<Health>,
     is_ending: Arc<AtomicBool>,
@@ -436,12 +436,12 @@ impl Thread {
         if self.is_locked_out.replace(false) {
             tracing::info!("the database of the local backend can be written again");
         }
-        let Stands { ring, removed, files } = stands;
+        let Stands { notify, removed, files } = stands;
         for name in &removed {
-            self.bells.remove(name);
+            self.notifier.remove(name);
         }
-        for name in &ring {
-            self.bells.ring(name);
+        for name in &notify {
+            self.notifier.notify(name);
         }
         for file in files {
             unsynced.add_file(file);
@@ -564,7 +564,7 @@ fn fail(group: Vec<Box<dyn Job>>, failure: &Fault) {
 
 /// What is to be done once a transaction stands.
 struct Stands {
-    ring: BTreeSet<String>,
+    notify: BTreeSet<String>,
     removed: BTreeSet<String>,
     files: Vec<Arc<File>>,
 }
@@ -597,7 +597,7 @@ fn work_and_commit(
     }
     execute(connection, "COMMIT")?;
     session.committed.store(true, Ordering::Release);
-    Ok(Stands { ring: session.ring, removed: session.removed, files: session.unsynced })
+    Ok(Stands { notify: session.notify, removed: session.removed, files: session.unsynced })
 }
 
 /// Parsed once: a transaction of one small call spends as long on parsing its `BEGIN` and `COMMIT` as on its work.
@@ -620,7 +620,7 @@ impl Session<'_> {
         Session {
             connection,
             now_ms,
-            ring: BTreeSet::new(),
+            notify: BTreeSet::new(),
             removed: BTreeSet::new(),
             unsynced: Vec::new(),
             committed: Arc::new(AtomicBool::new(false)),

@@ -7,11 +7,11 @@
 //! in it is said by who uses it: `queue/sqlite` and `store/sqlite`.
 
 mod anchor;
-mod bells;
 mod checkpoint;
 mod engine;
 mod file;
 mod health;
+mod notifier;
 mod reader;
 mod upkeep;
 
@@ -23,10 +23,10 @@ use std::time::Duration;
 
 use self::health::Health;
 use crate::clock::{self, ServiceClock, Source, SystemSource};
-pub use bells::{Baton, Bells, RECHECK};
 pub use engine::{Calls, Durability, Engine, Failure, Look, Session};
 pub use file::{FILE_NAME, fault, make_directory, make_private};
 pub use health::is_deleted;
+pub use notifier::{Notifier, RECHECK, WakeToken};
 pub use reader::{Reader, Snapshot};
 pub use upkeep::{Chore, Upkeep};
 
@@ -44,7 +44,7 @@ pub enum Fault {
 /// The file of one data directory, as this process has it open.
 pub struct Database {
     pub engine: Engine,
-    pub bells: Arc<Bells>,
+    pub notifier: Arc<Notifier>,
     pub upkeep: Upkeep,
     pub clock: Arc<ServiceClock>,
     health: Arc<Health>,
@@ -100,11 +100,11 @@ pub fn open_with(data_dir: &Path, source: Arc<dyn Source>) -> Result<Arc<Databas
     checkpoint::restart_log(&connection);
     let clock = anchor::open(&mut connection, source).map_err(|error| file::fault(&error))?;
     let clock = Arc::new(clock);
-    let bells = Arc::new(Bells::open(data_dir)?);
+    let notifier = Arc::new(Notifier::open(data_dir)?);
     let own = file::open(data_dir)?;
     let upkeep = Upkeep::start(&mut connection, own, Arc::clone(&clock), Arc::clone(&health))?;
-    let engine = Engine::start(connection, log, Arc::clone(&bells), Arc::clone(&clock), Arc::clone(&health))?;
-    let database = Arc::new(Database { engine, bells, upkeep, clock, health });
+    let engine = Engine::start(connection, log, Arc::clone(&notifier), Arc::clone(&clock), Arc::clone(&health))?;
+    let database = Arc::new(Database { engine, notifier, upkeep, clock, health });
     open.push((key, Arc::downgrade(&database)));
     Ok(database)
 }

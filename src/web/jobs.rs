@@ -19,7 +19,7 @@ use super::results::Results;
 use super::upload::Upload;
 use super::withdrawal::{Untold, Withdrawals};
 use crate::clock;
-use crate::protocol::{self, ClassifyRequest, SeedRequest, WIRE_VERSION};
+use crate::protocol::{self, ClassifyRequest, LegacyRequest, WIRE_VERSION};
 use crate::queue::{self, Outgoing, Queue, QueueError};
 use crate::store::{NoSpace, ObjectReader, ObjectStore, PutOptions, Space, StoreError};
 
@@ -44,7 +44,7 @@ pub enum Wire {
     /// Requests with an id, by reference.
     V1,
     /// The original's form, for its workers: the whole image in the message, under a name made of the id.
-    Seed,
+    Legacy,
 }
 
 pub struct Jobs {
@@ -152,7 +152,7 @@ impl Jobs {
     /// image is classified for nobody.
     fn caller<'a>(&'a self, id: Uuid, place: &'a Place, upload: &Upload) -> Caller<'a> {
         let mut untold = self.withdrawals.untold(id);
-        if self.wire == Wire::Seed || upload.bytes.len() <= self.inline_bytes {
+        if self.wire == Wire::Legacy || upload.bytes.len() <= self.inline_bytes {
             untold.disarm();
         }
         Caller { untold, place }
@@ -245,8 +245,8 @@ impl Jobs {
         let wished_bytes = match self.wire {
             Wire::V1 if upload.bytes.len() <= self.inline_bytes => protocol::inline_request_bytes(upload.bytes.len()),
             Wire::V1 => 0,
-            Wire::Seed => {
-                protocol::seed_request_bytes(upload.bytes.len(), &protocol::seed_name(id, upload.content_type))
+            Wire::Legacy => {
+                protocol::legacy_request_bytes(upload.bytes.len(), &protocol::legacy_name(id, upload.content_type))
             }
         };
         if wished_bytes <= self.limit.bytes() || !self.limit.is_to_be_asked() {
@@ -290,13 +290,13 @@ impl Jobs {
         let limit = self.limit.bytes();
         match self.wire {
             Wire::V1 => Ok(self.request(id, upload, wishes, limit).into_message(self.input.bucket(), limit)),
-            Wire::Seed => {
-                let filename = protocol::seed_name(id, upload.content_type);
-                let size = protocol::seed_request_bytes(upload.bytes.len(), &filename);
+            Wire::Legacy => {
+                let filename = protocol::legacy_name(id, upload.content_type);
+                let size = protocol::legacy_request_bytes(upload.bytes.len(), &filename);
                 if size > limit {
                     return Err(Problem::too_large_for_queue(self.requests.name(), size, limit));
                 }
-                Ok(SeedRequest::new(&upload.bytes, filename).to_json())
+                Ok(LegacyRequest::new(&upload.bytes, filename).to_json())
             }
         }
     }
@@ -411,7 +411,7 @@ impl Jobs {
     async fn result(&self, id: Uuid) -> Result<Option<Bytes>, StoreError> {
         match self.wire {
             Wire::V1 => self.results.get(id).await,
-            Wire::Seed => self.results.get_or_adopt(id).await,
+            Wire::Legacy => self.results.get_or_adopt(id).await,
         }
     }
 

@@ -82,7 +82,7 @@ pub struct Config {
     pub names: Names,
     pub limits: Limits,
     pub wire: Wire,
-    /// With [`Wire::Seed`] always shared: the original's workers know one queue.
+    /// With [`Wire::Legacy`] always shared: the original's workers know one queue.
     pub result_queue_mode: ResultQueueMode,
     pub job_ttl: Duration,
     /// How long `POST /` waits for its answer.

@@ -74,7 +74,7 @@ struct Inbox {
 enum Reply {
     Ours(ReplyHead),
     /// In the original's form, to a job of a web tier that speaks it.
-    Seed {
+    Legacy {
         id: Uuid,
         filename: String,
         answer: String,
@@ -213,7 +213,7 @@ impl Replies {
         let (id, wake) = match reply {
             Reply::Ours(head) if head.is_cut() => (head.id, Wake::Look),
             Reply::Ours(head) => (head.id, Wake::Result(body.into())),
-            Reply::Seed { id, filename, answer } => {
+            Reply::Legacy { id, filename, answer } => {
                 (*id, Wake::Result(self.results.adopt(*id, filename, answer).await?))
             }
             Reply::Foreign => return Ok(()),
@@ -273,9 +273,9 @@ impl Reply {
         if let Ok(head) = serde_json::from_str(body) {
             return Reply::Ours(head);
         }
-        match protocol::read_seed_reply(body) {
-            Some((filename, answer)) => match protocol::seed_job_id(&filename) {
-                Some(id) => Reply::Seed { id, filename, answer },
+        match protocol::read_legacy_reply(body) {
+            Some((filename, answer)) => match protocol::legacy_job_id(&filename) {
+                Some(id) => Reply::Legacy { id, filename, answer },
                 None => Reply::Foreign,
             },
             None => Reply::Foreign,
@@ -285,7 +285,7 @@ impl Reply {
     fn id(&self) -> Option<Uuid> {
         match self {
             Reply::Ours(head) => Some(head.id),
-            Reply::Seed { id, .. } => Some(*id),
+            Reply::Legacy { id, .. } => Some(*id),
             Reply::Foreign => None,
         }
     }
@@ -419,7 +419,7 @@ mod tests {
         let cut = format!(r#"{{"v":1,"id":"{ID}","status":"succeeded"}}"#);
         assert!(matches!(Reply::read(&cut), Reply::Ours(head) if head.id == id));
         let seed = format!(r#"{{"{ID}.jpg":" bathtub)\n"}}"#);
-        let expected = Reply::Seed { id, filename: format!("{ID}.jpg"), answer: " bathtub)\n".to_owned() };
+        let expected = Reply::Legacy { id, filename: format!("{ID}.jpg"), answer: " bathtub)\n".to_owned() };
         assert_eq!(Reply::read(&seed), expected);
         for foreign in [r#"{"test_0.JPEG":"bathtub"}"#, "{}", "[]", "7", "{", r#"{"a":"b","c":"d"}"#, r#"{"a":1}"#] {
             assert_eq!(Reply::read(foreign), Reply::Foreign, "{foreign}");

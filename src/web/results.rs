@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use crate::clock;
 use crate::protocol::{
-    self, ClassifyResult, ErrorCode, ErrorInfo, MAX_RESULT_BYTES, MAX_SEED_OUTPUT_BYTES, Prediction, Status, TimingsMs,
-    WIRE_VERSION,
+    self, ClassifyResult, ErrorCode, ErrorInfo, MAX_LEGACY_OUTPUT_BYTES, MAX_RESULT_BYTES, Prediction, Status,
+    TimingsMs, WIRE_VERSION,
 };
 use crate::store::{ObjectStore, Put, PutOptions, StoreError};
 
@@ -31,10 +31,10 @@ impl Results {
             return Ok(Some(result));
         }
         let name = id.to_string();
-        match self.output.get(protocol::seed_output_key(&name), MAX_SEED_OUTPUT_BYTES).await? {
+        match self.output.get(protocol::legacy_output_key(&name), MAX_LEGACY_OUTPUT_BYTES).await? {
             Some(output) => {
                 let text = String::from_utf8_lossy(&output);
-                self.adopt(id, &name, protocol::read_seed_output(&text)).await.map(Some)
+                self.adopt(id, &name, protocol::read_legacy_output(&text)).await.map(Some)
             }
             None => Ok(None),
         }
@@ -43,7 +43,7 @@ impl Results {
     /// Makes an answer in the original's form the job's end. Its workers write no result object, and a reply is gone
     /// once it is read: only from then on does every web process say the same, for ever. What stands is returned.
     pub async fn adopt(&self, id: Uuid, filename: &str, answer: &str) -> Result<Bytes, StoreError> {
-        self.write_once(adopted(id, filename, protocol::seed_answer(answer), clock::now())).await
+        self.write_once(adopted(id, filename, protocol::legacy_answer(answer), clock::now())).await
     }
 
     /// Ends a job that no worker reached in time.

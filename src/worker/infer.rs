@@ -199,7 +199,7 @@ impl Shared {
         work.timings_ms.decoded = millis(decoded);
         match tensor {
             Ok(tensor) => {
-                let image = if matches!(work.origin, Origin::Seed { .. }) { image } else { Bytes::new() };
+                let image = if matches!(work.origin, Origin::Legacy { .. }) { image } else { Bytes::new() };
                 Ok(Decoded { work, lease, span, image, tensor })
             }
             Err(error) => {

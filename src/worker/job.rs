@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::protocol::{
-    self, ClassifyRequest, ClassifyResult, ErrorCode, Incoming, ModelRef, Payload, Prediction, SeedRequest, Status,
+    self, ClassifyRequest, ClassifyResult, ErrorCode, Incoming, LegacyRequest, ModelRef, Payload, Prediction, Status,
     TimingsMs,
 };
 
@@ -37,7 +37,7 @@ pub struct Work {
 pub enum Origin {
     Ours(Box<ClassifyRequest>),
     /// The original's form; the name is safe to be a key.
-    Seed {
+    Legacy {
         name: String,
     },
 }
@@ -50,7 +50,7 @@ pub enum Ending {
     /// The result stands since an earlier attempt: send that one again, ack.
     Again { stored: Bytes, reply_to: Option<String> },
     /// The original's form: store image and output under the file's name, reply by name, ack.
-    Seed { name: String, image: Bytes, label: String },
+    Legacy { name: String, image: Bytes, label: String },
     /// No worker can or should end it: write the result where there is an id, reply, keep the message with its
     /// reason in the dead-letter queue, ack.
     DeadLetter { letter: DeadLetter, result: Option<ClassifyResult>, reply_to: Option<String> },
@@ -67,7 +67,7 @@ pub struct DeadLetter {
     pub reason: String,
     pub attempts: u32,
     /// The original's web tier waits under this name; it is told the reason in place of a label.
-    pub seed_name: Option<String>,
+    pub legacy_name: Option<String>,
 }
 
 /// What to do with a delivery before its image is touched.
@@ -90,7 +90,7 @@ pub fn triage(incoming: Incoming, body: &str, attempt: u32, now: Timestamp, rule
     match incoming {
         Incoming::Job(request) if attempt > 1 => Triage::LookUp(request),
         Incoming::Job(request) => settle(request, body, attempt, None, now, rules).into(),
-        Incoming::Seed(request) => triage_seed(&request, body, attempt, rules),
+        Incoming::Legacy(request) => triage_legacy(&request, body, attempt, rules),
         Incoming::UnknownVersion { v } if attempt > rules.max_receive_count => {
             let reason = format!("no worker knows wire version {v}");
             Triage::End(dead_letter(None, body, reason, attempt))
@@ -134,15 +134,15 @@ pub fn settle(
     Ok(Work { origin: Origin::Ours(request), payload, top_k, attempt, timings_ms })
 }
 
-fn triage_seed(request: &SeedRequest, body: &str, attempt: u32, rules: &Rules) -> Triage {
-    let name = protocol::seed_safe_name(&request.filename);
-    let refuse = |reason: String| Triage::End(seed_dead_letter(name.clone(), body, reason, attempt));
+fn triage_legacy(request: &LegacyRequest, body: &str, attempt: u32, rules: &Rules) -> Triage {
+    let name = protocol::legacy_safe_name(&request.filename);
+    let refuse = |reason: String| Triage::End(legacy_dead_letter(name.clone(), body, reason, attempt));
     if attempt > rules.max_receive_count {
         return refuse(exhausted_reason(None));
     }
     match request.image_bytes() {
         Ok(bytes) => Triage::Classify(Work {
-            origin: Origin::Seed { name },
+            origin: Origin::Legacy { name },
             payload: Payload::Inline(bytes),
             top_k: 1,
             attempt,
@@ -178,9 +178,9 @@ impl Work {
                 };
                 Ending::Result { result, reply_to: request.reply_to }
             }
-            Origin::Seed { name } => {
+            Origin::Legacy { name } => {
                 let label = predictions.into_iter().next().map(|best| best.label).unwrap_or_default();
-                Ending::Seed { name, image, label }
+                Ending::Legacy { name, image, label }
             }
         }
     }
@@ -196,8 +196,8 @@ impl Work {
                 }
                 ending
             }
-            Origin::Seed { name } => {
-                seed_dead_letter(name, body, format!("{}: {message}", code.as_str()), self.attempt)
+            Origin::Legacy { name } => {
+                legacy_dead_letter(name, body, format!("{}: {message}", code.as_str()), self.attempt)
             }
         }
     }
@@ -211,7 +211,7 @@ impl Work {
             body: body.to_owned(),
             reason: reason.to_owned(),
             attempts: attempt,
-            seed_name: None,
+            legacy_name: None,
         };
         match self.failed(ErrorCode::Internal, message, body, now, rules) {
             Ending::Result { result, reply_to } => {
@@ -225,7 +225,7 @@ impl Work {
     pub fn faulted(&self, reason: String) -> Ending {
         let id = match &self.origin {
             Origin::Ours(request) => Some(request.id),
-            Origin::Seed { .. } => None,
+            Origin::Legacy { .. } => None,
         };
         hand_back(id, self.attempt, reason)
     }
@@ -237,7 +237,7 @@ impl Ending {
         match self {
             Ending::Result { result, .. } => result.status.as_str(),
             Ending::Again { .. } => "again",
-            Ending::Seed { .. } => "seed",
+            Ending::Legacy { .. } => "seed",
             Ending::DeadLetter { .. } => "dead_letter",
             Ending::Withdrawn { .. } => "withdrawn",
             Ending::HandBack { .. } => "handed_back",
@@ -293,7 +293,7 @@ fn exhausted(
     let message = format!("given up after {attempts} attempts: {reason}");
     let ending = ended(request, Status::Failed, ErrorCode::AttemptsExhausted, message, attempts, now, rules);
     let Ending::Result { result, reply_to } = ending else { return ending };
-    let letter = DeadLetter { id: Some(request.id), body: body.to_owned(), reason, attempts, seed_name: None };
+    let letter = DeadLetter { id: Some(request.id), body: body.to_owned(), reason, attempts, legacy_name: None };
     Ending::DeadLetter { letter, result: Some(result), reply_to }
 }
 
@@ -321,17 +321,17 @@ fn malformed(
         result
     });
     let reason = format!("malformed: {reason}");
-    let letter = DeadLetter { id, body: body.to_owned(), reason, attempts: attempt, seed_name: None };
+    let letter = DeadLetter { id, body: body.to_owned(), reason, attempts: attempt, legacy_name: None };
     Ending::DeadLetter { letter, result, reply_to }
 }
 
 fn dead_letter(id: Option<Uuid>, body: &str, reason: String, attempts: u32) -> Ending {
-    let letter = DeadLetter { id, body: body.to_owned(), reason, attempts, seed_name: None };
+    let letter = DeadLetter { id, body: body.to_owned(), reason, attempts, legacy_name: None };
     Ending::DeadLetter { letter, result: None, reply_to: None }
 }
 
-fn seed_dead_letter(name: String, body: &str, reason: String, attempts: u32) -> Ending {
-    let letter = DeadLetter { id: None, body: body.to_owned(), reason, attempts, seed_name: Some(name) };
+fn legacy_dead_letter(name: String, body: &str, reason: String, attempts: u32) -> Ending {
+    let letter = DeadLetter { id: None, body: body.to_owned(), reason, attempts, legacy_name: Some(name) };
     Ending::DeadLetter { letter, result: None, reply_to: None }
 }
 
@@ -441,7 +441,7 @@ mod tests {
         let body = r#"{"image_data": "aGk=", "filename": "../x/test_0.JPEG"}"#;
         let Triage::Classify(work) = read(body, 2, "00:00:00") else { panic!("not classified") };
         assert_eq!(work.payload, Payload::Inline(b"hi".to_vec()));
-        assert!(matches!(work.origin, Origin::Seed { name } if name == "test_0.JPEG"));
+        assert!(matches!(work.origin, Origin::Legacy { name } if name == "test_0.JPEG"));
     }
 
     #[test]

@@ -171,8 +171,8 @@ impl Publisher {
                 let reply = self.reply_with(reply_to, &stored);
                 Step::Done(Some(Written { lease, span, reply, letter: None }))
             }
-            Ending::Seed { name, image, label } => {
-                let reply = self.write_seed(&name, image, &label).await;
+            Ending::Legacy { name, image, label } => {
+                let reply = self.write_legacy(&name, image, &label).await;
                 Step::Done(Some(Written { lease, span, reply: Some(reply), letter: None }))
             }
             Ending::Withdrawn { id } => {
@@ -191,11 +191,11 @@ impl Publisher {
             Ending::DeadLetter { letter, result, reply_to } => {
                 span.fail(letter.reason.clone());
                 tracing::warn!(id = ?letter.id, trace_id, reason = letter.reason, attempts = letter.attempts, "dead letter");
-                let reply = match (&result, &letter.seed_name) {
+                let reply = match (&result, &letter.legacy_name) {
                     (Some(result), _) => {
                         return Step::Write(Unwritten::new(lease, span, result, reply_to, Some(letter)));
                     }
-                    (None, Some(name)) => Some(self.seed_reply(protocol::seed_error_reply(name, &letter.reason))),
+                    (None, Some(name)) => Some(self.legacy_reply(protocol::legacy_error_reply(name, &letter.reason))),
                     (None, None) => None,
                 };
                 Step::Done(Some(Written { lease, span, reply, letter: Some(letter) }))
@@ -256,17 +256,17 @@ impl Publisher {
         Some(Reply { to, body: String::from_utf8_lossy(stored).into_owned(), is_transient: true })
     }
 
-    async fn write_seed(&self, name: &str, image: Bytes, label: &str) -> Reply {
-        let output = Bytes::from(protocol::seed_output(name, label));
+    async fn write_legacy(&self, name: &str, image: Bytes, label: &str) -> Reply {
+        let output = Bytes::from(protocol::legacy_output(name, label));
         let options = PutOptions::default();
         let (_, _) = tokio::join!(
             until_done("put_image", || self.input.put(name, image.clone(), options)),
-            until_done("put_output", || self.output.put(protocol::seed_output_key(name), output.clone(), options)),
+            until_done("put_output", || self.output.put(protocol::legacy_output_key(name), output.clone(), options)),
         );
-        self.seed_reply(protocol::seed_reply(name, label))
+        self.legacy_reply(protocol::legacy_reply(name, label))
     }
 
-    fn seed_reply(&self, body: String) -> Reply {
+    fn legacy_reply(&self, body: String) -> Reply {
         // The original's web tier reads no store: this is all it gets.
         Reply { to: self.service.results.name().to_owned(), body, is_transient: false }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imgcls::config::{Backend, Names};
-use imgcls::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, ImageRef, SeedRequest, Status};
+use imgcls::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, ImageRef, LegacyRequest, Status};
 use imgcls::queue::{self, Outgoing, ReceiveOptions, ServiceQueues};
 use imgcls::store::{self, ObjectStore, PutOptions};
 use serde_json::{Value, json};
@@ -216,7 +216,7 @@ fn what_is_sent_again_gets_its_time_anew_and_ends_once_more() {
         // Of a web tier that speaks the original's form.
         let seed = Uuid::now_v7();
         ward.store(seed, &failed(seed)).await;
-        let body = SeedRequest::new(&picture("cup.jpg"), protocol::seed_name(seed, "image/jpeg")).to_json();
+        let body = LegacyRequest::new(&picture("cup.jpg"), protocol::legacy_name(seed, "image/jpeg")).to_json();
         ward.letter(body, None).await;
         (old, young, gone, succeeded, seed)
     });

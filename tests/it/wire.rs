@@ -1,8 +1,8 @@
 //! The wire by golden text: what other processes, other versions and the original's scripts rely on.
 
 use imgcls::protocol::{
-    ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageRef, Incoming, ModelRef, Payload, Prediction,
-    ReplyHead, SeedRequest, Status, TimingsMs, cut_reply, inline_or_reference, seed_name, seed_output, seed_reply,
+    ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageRef, Incoming, LegacyRequest, ModelRef, Payload,
+    Prediction, ReplyHead, Status, TimingsMs, cut_reply, inline_or_reference, legacy_name, legacy_output, legacy_reply,
 };
 use uuid::Uuid;
 
@@ -92,15 +92,15 @@ fn a_reply_is_the_result_or_its_head() {
 #[test]
 fn the_originals_forms_are_as_its_scripts_have_them() {
     let body = r#"{"image_data": "aGVsbG8=", "filename": "test_0.JPEG"}"#;
-    let Incoming::Seed(seed) = Incoming::parse(body) else { panic!("not the original's form") };
+    let Incoming::Legacy(seed) = Incoming::parse(body) else { panic!("not the original's form") };
     assert_eq!((seed.filename.as_str(), seed.image_bytes().unwrap().as_slice()), ("test_0.JPEG", b"hello".as_slice()));
-    assert_eq!(seed_reply("test_0.JPEG", "bathtub"), r#"{"test_0.JPEG":"bathtub"}"#);
-    assert_eq!(seed_output("test_0.JPEG", "bathtub"), "((test_0.JPEG, bathtub))");
+    assert_eq!(legacy_reply("test_0.JPEG", "bathtub"), r#"{"test_0.JPEG":"bathtub"}"#);
+    assert_eq!(legacy_output("test_0.JPEG", "bathtub"), "((test_0.JPEG, bathtub))");
 }
 
 #[test]
 fn a_request_in_the_originals_form_carries_no_name_of_a_user() {
-    let request = SeedRequest::new(b"hello", seed_name(id(), "image/jpeg"));
+    let request = LegacyRequest::new(b"hello", legacy_name(id(), "image/jpeg"));
     let text = format!(r#"{{"image_data":"aGVsbG8=","filename":"{ID}.jpg"}}"#);
     assert_eq!(request.to_json(), text);
 }

@@ -130,7 +130,7 @@ pub(super) fn send(
             message.body,
         ])?;
         if message.delay < RECHECK {
-            session.ring.insert(name.to_owned());
+            session.notify.insert(name.to_owned());
         }
         answers.push(Ok(()));
     }
@@ -197,7 +197,7 @@ pub(super) fn hand_back(session: &mut Session, name: &str, receipts: &[Receipt])
     for key in receipts.iter().filter_map(DeliveryKey::parse) {
         update.execute(params![session.now_ms, key.row, queue.id, key.receive_count, key.message_id])?;
     }
-    session.ring.insert(name.to_owned());
+    session.notify.insert(name.to_owned());
     Ok(())
 }
 
@@ -227,7 +227,7 @@ pub(super) fn set_visibility(
         let visible_at_ms = session.now_ms.saturating_add(millis(*timeout));
         let rows = update.execute(params![visible_at_ms, key.row, queue.id, key.receive_count, key.message_id])?;
         if rows > 0 && *timeout < RECHECK {
-            session.ring.insert(name.to_owned());
+            session.notify.insert(name.to_owned());
         }
     }
     Ok(())
@@ -269,7 +269,7 @@ pub(super) fn release_held_by(session: &mut Session, name: &str, process: Receiv
     let released = update.execute(params![session.now_ms, queue.id, process.pid, started(process)])?;
     if released > 0 {
         tracing::info!(queue = name, count = released, pid = process.pid, "messages of a dead process released");
-        session.ring.insert(name.to_owned());
+        session.notify.insert(name.to_owned());
     }
     Ok(())
 }
@@ -406,7 +406,7 @@ fn this_process() -> ReceivingProcess {
 fn move_to(session: &mut Session, row: i64, target: &DeadLetters) -> rusqlite::Result<()> {
     let sql = "UPDATE messages SET queue_id = ?1, visible_at_ms = ?2 WHERE id = ?3";
     session.connection.prepare_cached(sql)?.execute([target.queue_id, session.now_ms, row])?;
-    session.ring.insert(target.queue_name.clone());
+    session.notify.insert(target.queue_name.clone());
     Ok(())
 }
 

@@ -35,7 +35,7 @@ use super::{
 };
 use crate::clock::Source;
 use crate::config;
-use crate::sqlite::{self, Baton, Calls, Database, Durability, Fault, Look, RECHECK, Session};
+use crate::sqlite::{self, Calls, Database, Durability, Fault, Look, RECHECK, Session, WakeToken};
 use direct::{Direct, Inbox};
 use messages::Taken;
 pub use named::named_jobs;
@@ -323,14 +323,14 @@ impl SqliteQueue {
     }
 
     async fn receive_from_file(&self, options: ReceiveOptions, deadline: Instant) -> Result<Vec<Delivery>, QueueError> {
-        let mut baton: Option<Baton> = None;
+        let mut wake_token: Option<WakeToken> = None;
         loop {
             let claim = self.take(options).await?;
-            claim.settle(baton.take());
+            claim.settle(wake_token.take());
             if !claim.deliveries.is_empty() || Instant::now() >= deadline {
                 return Ok(claim.accept());
             }
-            baton = self.rung(claim.next_due, deadline).await;
+            wake_token = self.rung(claim.next_due, deadline).await;
         }
     }
 
@@ -340,13 +340,13 @@ impl SqliteQueue {
     }
 
     /// Waits for news, at most until the deadline or until the next message is due. None where it was not the bell.
-    async fn rung(&self, next_due: Option<Duration>, deadline: Instant) -> Option<Baton> {
-        let bell = self.database.bells.listen(&self.name);
+    async fn rung(&self, next_due: Option<Duration>, deadline: Instant) -> Option<WakeToken> {
+        let bell = self.database.notifier.subscribe(&self.name);
         if bell.is_new {
             return None;
         }
         let again = Instant::now() + next_due.map_or(bell.recheck, |due| due.min(bell.recheck));
-        tokio::time::timeout_at(deadline.min(again), bell.rung()).await.ok()
+        tokio::time::timeout_at(deadline.min(again), bell.notified()).await.ok()
     }
 
     /// What is there now, without waiting.
@@ -381,12 +381,12 @@ impl Own {
         options: ReceiveOptions,
         deadline: Instant,
     ) -> Result<Vec<Delivery>, QueueError> {
-        let mut baton: Option<Baton> = None;
+        let mut wake_token: Option<WakeToken> = None;
         loop {
             let mut deliveries = Vec::new();
             if Instant::now() >= self.file_due() {
                 let claim = queue.take(options).await?;
-                claim.settle(baton.take());
+                claim.settle(wake_token.take());
                 self.set_file_due(Instant::now() + claim.next_due.map_or(RECHECK, |due| due.min(RECHECK)));
                 deliveries = claim.accept();
             }
@@ -397,7 +397,7 @@ impl Own {
             tokio::select! {
                 () = self.inbox.filled() => {}
                 rung = queue.rung(None, deadline.min(self.file_due())) => {
-                    baton = rung;
+                    wake_token = rung;
                     self.set_file_due(Instant::now());
                 }
             }
@@ -442,11 +442,11 @@ impl Claim {
     }
 
     /// What the bell was rung for is taken: where nothing is left, nobody else need come.
-    fn settle(&self, baton: Option<Baton>) {
-        if let Some(baton) = baton
+    fn settle(&self, wake_token: Option<WakeToken>) {
+        if let Some(wake_token) = wake_token
             && !self.has_more()
         {
-            baton.lay_down();
+            wake_token.release();
         }
     }
 

@@ -39,7 +39,7 @@ pub fn named_jobs(
 fn job_of(body: &str) -> Option<Uuid> {
     match Incoming::parse(body) {
         Incoming::Job(request) => Some(request.id),
-        Incoming::Seed(request) => protocol::seed_job_id(&request.filename),
+        Incoming::Legacy(request) => protocol::legacy_job_id(&request.filename),
         Incoming::Malformed { id, .. } => id,
         Incoming::UnknownVersion { .. } => None,
     }

@@ -553,7 +553,7 @@ fn end_of(snapshot: &Snapshot, output_bucket: &str, job: Uuid) -> rusqlite::Resu
         Some(Status::Succeeded | Status::Expired) => End::Complete,
         Some(Status::Failed) => End::Failed,
         // The answer of a worker that speaks the legacy form, which no web tier has adopted yet.
-        None if exists(snapshot, output_bucket, protocol::seed_output_key(&job.to_string()))? => End::Failed,
+        None if exists(snapshot, output_bucket, protocol::legacy_output_key(&job.to_string()))? => End::Failed,
         None => End::None,
     })
 }

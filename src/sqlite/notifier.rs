@@ -24,7 +24,7 @@ pub const RECHECK: Duration = Duration::from_secs(1);
 /// The same where no bell can be heard.
 const RECHECK_DEAF: Duration = Duration::from_millis(10);
 
-pub struct Bells {
+pub struct Notifier {
     directory: PathBuf,
     /// Of the queues that were waited for in this process.
     ears: Mutex<HashMap<String, Arc<listener::Ear>>>,
@@ -33,7 +33,7 @@ pub struct Bells {
 }
 
 /// A place at a bell.
-pub struct Bell {
+pub struct Subscription {
     /// None where it cannot be heard.
     ear: Option<Arc<listener::Ear>>,
     /// Whether it was hung only now: what was sent before did not ring it.
@@ -43,38 +43,38 @@ pub struct Bell {
 
 /// Having been woken, and nobody else. Who looked and left nothing behind lays it down; dropped, also with a cancelled
 /// waiter, it wakes the next. So a batch wakes as many as it feeds, and no wake is lost.
-pub struct Baton(Option<Arc<listener::Ear>>);
+pub struct WakeToken(Option<Arc<listener::Ear>>);
 
-impl Bells {
-    pub fn open(data_dir: &Path) -> Result<Bells, Fault> {
+impl Notifier {
+    pub fn open(data_dir: &Path) -> Result<Notifier, Fault> {
         let directory = data_dir.join("bells");
         file::make_directory(&directory)?;
         let listener = listener::Listener::start()
             .inspect_err(|error| tracing::warn!(%error, "no doorbells: the local queue polls"))
             .ok();
-        Ok(Bells { directory, ears: Mutex::default(), listener })
+        Ok(Notifier { directory, ears: Mutex::default(), listener })
     }
 
-    pub fn listen(&self, queue: &str) -> Bell {
+    pub fn subscribe(&self, queue: &str) -> Subscription {
         let path = self.directory.join(queue);
         let mut ears = lock(&self.ears);
         if let Some(ear) = ears.get(queue).filter(|ear| ear.is_at(&path)) {
-            return Bell { ear: Some(Arc::clone(ear)), is_new: false, recheck: RECHECK };
+            return Subscription { ear: Some(Arc::clone(ear)), is_new: false, recheck: RECHECK };
         }
         match self.hang(&path) {
             Ok(ear) => {
                 ears.insert(queue.to_owned(), Arc::clone(&ear));
-                Bell { ear: Some(ear), is_new: true, recheck: RECHECK }
+                Subscription { ear: Some(ear), is_new: true, recheck: RECHECK }
             }
             Err(error) => {
                 tracing::debug!(queue, %error, "no bell, polling");
-                Bell { ear: None, is_new: false, recheck: RECHECK_DEAF }
+                Subscription { ear: None, is_new: false, recheck: RECHECK_DEAF }
             }
         }
     }
 
     /// Wakes one of those who wait for the queue.
-    pub fn ring(&self, queue: &str) {
+    pub fn notify(&self, queue: &str) {
         if let Err(error) = open_to_ring(&self.directory.join(queue)).and_then(|bell| strike(bell.as_ref())) {
             tracing::debug!(queue, %error, "a bell did not ring");
         }
@@ -99,26 +99,26 @@ impl Bells {
     }
 }
 
-impl Bell {
+impl Subscription {
     /// Waits until rung; for ever where it cannot be heard.
-    pub async fn rung(&self) -> Baton {
+    pub async fn notified(&self) -> WakeToken {
         match &self.ear {
             Some(ear) => {
                 ear.struck().await;
-                Baton(Some(Arc::clone(ear)))
+                WakeToken(Some(Arc::clone(ear)))
             }
             None => std::future::pending().await,
         }
     }
 }
 
-impl Baton {
-    pub fn lay_down(mut self) {
+impl WakeToken {
+    pub fn release(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Baton {
+impl Drop for WakeToken {
     fn drop(&mut self) {
         if let Some(ear) = &self.0 {
             ear.strike();
@@ -209,7 +209,7 @@ mod listener {
                 let (epoll, ears) = (Arc::clone(&epoll), Arc::clone(&ears));
                 move || {
                     if let Err(error) = listen(&epoll, &ears) {
-                        tracing::warn!(%error, "the bells of the local queue are gone: it polls");
+                        tracing::warn!(%error, "the notifier of the local queue are gone: it polls");
                     }
                 }
             };
@@ -241,7 +241,7 @@ mod listener {
             let stopped = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
             debug_assert!(stopped.is_ok(), "an event takes a first write; this is a bug");
             if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-                tracing::error!("the thread that hears bells panicked; this is a bug");
+                tracing::error!("the thread that hears notifier panicked; this is a bug");
             }
         }
     }

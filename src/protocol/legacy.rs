@@ -2,7 +2,7 @@
 //! object beside the image's name.
 //!
 //! Spoken in both directions: workers answer the original's web tier, and a web tier with `--wire seed` asks the
-//! original's workers. There the name on the wire is [`seed_name`], so that an answer can be told to be one job's.
+//! original's workers. There the name on the wire is [`legacy_name`], so that an answer can be told to be one job's.
 
 use std::cmp::Ordering;
 
@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{ErrorCode, ErrorInfo, seed_output_key};
+use super::{ErrorCode, ErrorInfo, legacy_output_key};
 
 /// The original's request: the whole image in the message, answered by file name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SeedRequest {
+pub struct LegacyRequest {
     /// Base64 of the file.
     pub image_data: String,
     pub filename: String,
@@ -25,11 +25,11 @@ pub struct SeedRequest {
 /// What our workers send in place of a label, since the original's form knows no failure.
 const ERROR_PREFIX: &str = "error: ";
 /// An output object larger than this is none of ours.
-pub const MAX_SEED_OUTPUT_BYTES: u64 = 64 << 10;
+pub const MAX_LEGACY_OUTPUT_BYTES: u64 = 64 << 10;
 
-impl SeedRequest {
+impl LegacyRequest {
     pub fn new(image: &[u8], filename: String) -> Self {
-        SeedRequest { image_data: STANDARD.encode(image), filename }
+        LegacyRequest { image_data: STANDARD.encode(image), filename }
     }
 
     pub fn to_json(&self) -> String {
@@ -38,13 +38,13 @@ impl SeedRequest {
 }
 
 /// How many bytes the request for an image of `image_bytes` under `filename` has, without making it.
-pub fn seed_request_bytes(image_bytes: usize, filename: &str) -> usize {
-    let empty = SeedRequest { image_data: String::new(), filename: filename.to_owned() };
+pub fn legacy_request_bytes(image_bytes: usize, filename: &str) -> usize {
+    let empty = LegacyRequest { image_data: String::new(), filename: filename.to_owned() };
     empty.to_json().len() + image_bytes.div_ceil(3) * 4
 }
 
 /// The file name that a job has on the original's wire: its id, and an extension by the image's type.
-pub fn seed_name(id: Uuid, content_type: &str) -> String {
+pub fn legacy_name(id: Uuid, content_type: &str) -> String {
     let extension = match content_type {
         "image/jpeg" => "jpg",
         other => other.strip_prefix("image/").unwrap_or("img"),
@@ -53,26 +53,26 @@ pub fn seed_name(id: Uuid, content_type: &str) -> String {
 }
 
 /// The job that a file name on the original's wire stands for. None for the names of the original's own users.
-pub fn seed_job_id(filename: &str) -> Option<Uuid> {
-    let stem = seed_output_key(filename);
+pub fn legacy_job_id(filename: &str) -> Option<Uuid> {
+    let stem = legacy_output_key(filename);
     let id: Uuid = stem.parse().ok()?;
     // A digest in hexadecimal would be read as an id too.
     (id.get_version_num() == 7 && id.to_string() == stem).then_some(id)
 }
 
 /// The original's reply: `{"test_0.JPEG": "bathtub"}`.
-pub fn seed_reply(filename: &str, label: &str) -> String {
+pub fn legacy_reply(filename: &str, label: &str) -> String {
     serde_json::json!({ filename: label }).to_string()
 }
 
 /// The same for an image that could not be classified.
-pub fn seed_error_reply(filename: &str, reason: &str) -> String {
-    seed_reply(filename, &format!("{ERROR_PREFIX}{reason}"))
+pub fn legacy_error_reply(filename: &str, reason: &str) -> String {
+    legacy_reply(filename, &format!("{ERROR_PREFIX}{reason}"))
 }
 
 /// File name and answer of a reply in the original's form: an object of one string. The answer is still as it came;
-/// see [`seed_answer`].
-pub fn read_seed_reply(body: &str) -> Option<(String, String)> {
+/// see [`legacy_answer`].
+pub fn read_legacy_reply(body: &str) -> Option<(String, String)> {
     let Value::Object(members) = serde_json::from_str(body).ok()? else { return None };
     let mut members = members.into_iter();
     match (members.next(), members.next()) {
@@ -82,14 +82,14 @@ pub fn read_seed_reply(body: &str) -> Option<(String, String)> {
 }
 
 /// The output object of the original's form.
-pub fn seed_output(filename: &str, label: &str) -> String {
+pub fn legacy_output(filename: &str, label: &str) -> String {
     format!("(({filename}, {label}))")
 }
 
 /// The answer in an output object: after the name, if it is there; other systems of the family store the label alone.
-pub fn read_seed_output(body: &str) -> &str {
+pub fn read_legacy_output(body: &str) -> &str {
     match body.split_once(',') {
-        Some((name, answer)) if seed_job_id(name.trim_matches(is_wrapping)).is_some() => answer,
+        Some((name, answer)) if legacy_job_id(name.trim_matches(is_wrapping)).is_some() => answer,
         _ => body,
     }
 }
@@ -98,7 +98,7 @@ pub fn read_seed_output(body: &str) -> &str {
 ///
 /// # Errors
 /// What one of our workers sent in place of a label.
-pub fn seed_answer(answer: &str) -> Result<String, ErrorInfo> {
+pub fn legacy_answer(answer: &str) -> Result<String, ErrorInfo> {
     let label = trim_label(answer);
     let Some(reason) = label.strip_prefix(ERROR_PREFIX) else { return Ok(label.to_owned()) };
     let code = reason.split_once(": ").and_then(|(code, _)| ErrorCode::from_wire(code));
@@ -143,16 +143,16 @@ mod tests {
             (" maillot, one-piece)\n", "maillot, one-piece"),
             (" )\n", ""),
         ] {
-            assert_eq!(seed_answer(sent).as_deref(), Ok(label), "{sent:?}");
+            assert_eq!(legacy_answer(sent).as_deref(), Ok(label), "{sent:?}");
         }
     }
 
     #[test]
     fn what_our_workers_send_in_place_of_a_label_is_a_failure() {
-        let (_, answer) = read_seed_reply(&seed_error_reply("a.jpg", "undecodable: cut: short")).unwrap();
-        let error = seed_answer(&answer).unwrap_err();
+        let (_, answer) = read_legacy_reply(&legacy_error_reply("a.jpg", "undecodable: cut: short")).unwrap();
+        let error = legacy_answer(&answer).unwrap_err();
         assert_eq!((error.code, error.message.as_str()), (ErrorCode::Undecodable, "cut: short"));
-        let error = seed_answer("error: nobody knows: why").unwrap_err();
+        let error = legacy_answer("error: nobody knows: why").unwrap_err();
         assert_eq!((error.code, error.message.as_str()), (ErrorCode::Internal, "nobody knows: why"));
     }
 
@@ -160,26 +160,26 @@ mod tests {
     fn only_names_that_a_web_tier_made_stand_for_jobs() {
         let id: Uuid = ID.parse().unwrap();
         for content_type in ["image/jpeg", "image/png", "image/webp"] {
-            assert_eq!(seed_job_id(&seed_name(id, content_type)), Some(id));
+            assert_eq!(legacy_job_id(&legacy_name(id, content_type)), Some(id));
         }
-        assert_eq!(seed_name(id, "image/jpeg"), format!("{ID}.jpg"));
+        assert_eq!(legacy_name(id, "image/jpeg"), format!("{ID}.jpg"));
         for foreign in ["test_0.JPEG", "", ".", "01936d5c7e007abc8def0123456789ab.jpg", &ID.to_uppercase()] {
-            assert_eq!(seed_job_id(foreign), None, "{foreign}");
+            assert_eq!(legacy_job_id(foreign), None, "{foreign}");
         }
     }
 
     #[test]
     fn outputs_are_read_with_the_name_and_without() {
         for body in [format!("(({ID}.jpg, tub, bath))"), format!("({ID}.jpg, tub, bath)\n"), "tub, bath".to_owned()] {
-            assert_eq!(seed_answer(read_seed_output(&body)).as_deref(), Ok("tub, bath"), "{body}");
+            assert_eq!(legacy_answer(read_legacy_output(&body)).as_deref(), Ok("tub, bath"), "{body}");
         }
     }
 
     #[test]
     fn the_size_of_a_request_is_known_before_it_is_made() {
         for len in [0, 1, 2, 3, 1000] {
-            let request = SeedRequest::new(&vec![7; len], seed_name(ID.parse().unwrap(), "image/png"));
-            assert_eq!(seed_request_bytes(len, &request.filename), request.to_json().len());
+            let request = LegacyRequest::new(&vec![7; len], legacy_name(ID.parse().unwrap(), "image/png"));
+            assert_eq!(legacy_request_bytes(len, &request.filename), request.to_json().len());
         }
     }
 }
