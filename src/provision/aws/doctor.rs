@@ -1,7 +1,7 @@
 //! What the doctor looks at, in a stack of anybody's.
 
 use aws_sdk_s3::error::ProvideErrorMetadata as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::autoscaling::{group_to_json, policy_to_json};
 use super::cloudwatch::alarm_to_json;
@@ -118,25 +118,27 @@ impl Cloud {
         }))
     }
 
-    /// Inline policies and attached ones.
+    /// Inline policies and attached ones. `None`: the role does not exist.
     async fn documents_of_role(&self, name: &str) -> anyhow::Result<Option<Vec<Value>>> {
         let what = label(Kind::Role, name);
-        let answer = self.iam.list_role_policies().role_name(name).send().await;
-        let Some(inline) = self.if_there("iam:ListRolePolicies", &what, answer)? else { return Ok(None) };
+        let by_name = json!({ "RoleName": name });
+        let Some(inline) = self.list_iam("ListRolePolicies", &what, "PolicyNames", by_name.clone()).await? else {
+            return Ok(None);
+        };
         let mut documents = Vec::new();
-        for policy in inline.policy_names {
-            let answer = self.iam.get_role_policy().role_name(name).policy_name(policy).send().await;
-            documents.push(iam::document(&self.done("iam:GetRolePolicy", &what, answer)?.policy_document));
+        for policy in inline {
+            let policy = json!({"RoleName": name, "PolicyName": policy});
+            let answer = self.ask_iam("GetRolePolicy", &what, policy).await?;
+            documents.extend(answer.map(|answer| iam::document(&answer["PolicyDocument"])));
         }
-        let answer = self.iam.list_attached_role_policies().role_name(name).send().await;
-        let attached = self.done("iam:ListAttachedRolePolicies", &what, answer)?.attached_policies.unwrap_or_default();
-        for arn in attached.into_iter().filter_map(|policy| policy.policy_arn) {
-            let answer = self.iam.get_policy().policy_arn(&arn).send().await;
-            let policy = self.done("iam:GetPolicy", &arn, answer)?.policy;
-            let Some(version) = policy.and_then(|policy| policy.default_version_id) else { continue };
-            let answer = self.iam.get_policy_version().policy_arn(&arn).version_id(version).send().await;
-            let version = self.done("iam:GetPolicyVersion", &arn, answer)?.policy_version;
-            documents.extend(version.and_then(|version| version.document).map(|text| iam::document(&text)));
+        let attached = self.list_iam("ListAttachedRolePolicies", &what, "AttachedPolicies", by_name).await?;
+        for policy in attached.iter().flatten() {
+            let arn = text(&policy["PolicyArn"]);
+            let answer = self.ask_iam("GetPolicy", &arn, json!({ "PolicyArn": arn })).await?;
+            let Some(version) = answer.map(|answer| answer["Policy"]["DefaultVersionId"].clone()) else { continue };
+            let version = json!({"PolicyArn": arn, "VersionId": version});
+            let answer = self.ask_iam("GetPolicyVersion", &arn, version).await?;
+            documents.extend(answer.map(|answer| iam::document(&answer["PolicyVersion"]["Document"])));
         }
         Ok(Some(documents))
     }

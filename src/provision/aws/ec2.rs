@@ -1,13 +1,12 @@
 //! Launch templates, security groups, the default network and the machines, by a dozen calls of EC2.
 //!
-//! EC2's own SDK crate would take longer to build than the rest of the program. The protocol is plain: parameters as a
-//! form (`Tag.1.Key=…`), answers as XML.
+//! EC2's own SDK crate would take longer to build than the rest of the program (decision 6).
 
-use roxmltree::{Document, Node};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use aws_sdk_sqs::error::ProvideErrorMetadata as _;
 
+use super::query::{self, Lists, list, parse};
 use super::signed::{Call, SignedError};
 use super::{Attributes, Cloud, at, owner_by_tags, patiently};
 use crate::provision::bundle::Cpu;
@@ -34,18 +33,8 @@ const ENDPOINT_VARIABLE: &str = "AWS_ENDPOINT_URL_EC2";
 
 impl Cloud {
     async fn ec2(&self, operation: &'static str, parameters: &Value) -> Result<String, SignedError> {
-        let mut form = vec![format!("Action={operation}"), format!("Version={VERSION}")];
-        flatten("", parameters, &mut form);
-        let headers = vec![("content-type", "application/x-www-form-urlencoded; charset=utf-8".to_owned())];
-        self.signed
-            .call(Call {
-                service: "ec2",
-                endpoint_variable: ENDPOINT_VARIABLE,
-                operation,
-                headers,
-                body: form.join("&"),
-            })
-            .await
+        let body = query::form(operation, VERSION, Lists::Ec2, parameters);
+        self.signed.call(Call::query("ec2", ENDPOINT_VARIABLE, operation, body)).await
     }
 
     /// All entries of an answer that may come in pages.
@@ -370,81 +359,4 @@ fn tags(entry: &Value) -> Vec<(String, String)> {
 
 fn pairs(tags: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
     tags.iter().map(|(key, value)| (key.as_str(), value.as_str()))
-}
-
-fn list<'a>(value: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
-    value[name].as_array().into_iter().flatten()
-}
-
-/// Parameters of the protocol: members by dots, entries of a list by number, under the list's name in the singular.
-fn flatten(path: &str, value: &Value, form: &mut Vec<String>) {
-    match value {
-        Value::Object(members) => {
-            for (name, member) in members {
-                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                flatten(&path, member, form);
-            }
-        }
-        Value::Array(entries) => {
-            let singular = match path {
-                path if path.ends_with("IpRanges") || path.ends_with("IpPermissions") => path,
-                path => path.strip_suffix('s').unwrap_or(path),
-            };
-            for (index, entry) in entries.iter().enumerate() {
-                flatten(&format!("{singular}.{}", index + 1), entry, form);
-            }
-        }
-        Value::Null => {}
-        value => {
-            let text = super::text(value);
-            let encoded = percent_encoding::utf8_percent_encode(&text, percent_encoding::NON_ALPHANUMERIC);
-            form.push(format!("{path}={encoded}"));
-        }
-    }
-}
-
-/// An answer as JSON: a list where the members are called `item`, a text where there are none.
-fn parse(xml: &str) -> anyhow::Result<Value> {
-    let document = Document::parse(xml).map_err(|error| anyhow::anyhow!("EC2 answered what is no XML: {error}"))?;
-    Ok(to_json(document.root_element()))
-}
-
-fn to_json(node: Node<'_, '_>) -> Value {
-    let mut children = node.children().filter(Node::is_element).peekable();
-    match children.peek() {
-        // A set without members is an empty list; `item` is no name of a member.
-        None if node.tag_name().name().ends_with("Set") => json!([]),
-        None => node.text().unwrap_or_default().into(),
-        Some(first) if first.tag_name().name() == "item" => children.map(to_json).collect(),
-        Some(_) => {
-            let members: Map<String, Value> =
-                children.map(|child| (child.tag_name().name().to_owned(), to_json(child))).collect();
-            members.into()
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parameters_and_answers_are_of_the_protocol() {
-        let mut form = Vec::new();
-        let parameters = json!({
-            "GroupId": "sg-1",
-            "IpPermissions": [{"FromPort": 80, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}],
-            "TagSpecifications": [{"Tags": [{"Key": "imgcls:stack", "Value": null}]}],
-        });
-        flatten("", &parameters, &mut form);
-        let expected = [
-            "GroupId=sg%2D1",
-            "IpPermissions.1.FromPort=80",
-            "IpPermissions.1.IpRanges.1.CidrIp=0%2E0%2E0%2E0%2F0",
-            "TagSpecification.1.Tag.1.Key=imgcls%3Astack",
-        ];
-        assert_eq!(form, expected);
-        let xml = "<R xmlns='x'><groupSet><item><groupId>sg-1</groupId><tagSet/></item></groupSet><nextToken/></R>";
-        assert_eq!(parse(xml).unwrap(), json!({"groupSet": [{"groupId": "sg-1", "tagSet": []}], "nextToken": ""}));
-    }
 }

@@ -1,98 +1,151 @@
-//! Roles and instance profiles. They are the whole account's: a tag says which region's stack they are for.
+//! Roles and instance profiles. They belong to the whole account: a tag says which region's stack they are for.
+//!
+//! IAM's own SDK crate would be the largest of the build, for two dozen calls of the Query protocol (decision 6).
 
 use std::collections::BTreeSet;
 
-use aws_sdk_iam::types::Tag;
 use serde_json::{Value, json};
 
+use super::query::{self, Lists, list};
+use super::signed::{Call, Scope, SignedError};
 use super::{Attributes, Cloud, at, owner_by_tags, text};
 use crate::provision::inventory::{Found, Owner};
 use crate::provision::resource::{Kind, Resource, label, our_tags, tags_of};
 use crate::provision::stack::{Stack, role_path};
 
+const VERSION: &str = "2010-05-08";
+const ENDPOINT_VARIABLE: &str = "AWS_ENDPOINT_URL_IAM";
+/// The inline policy of each role that this program makes.
+const POLICY_NAME: &str = "imgcls";
+
 impl Cloud {
+    /// The result of one call, as JSON.
+    async fn iam(&self, operation: &'static str, parameters: Value) -> Result<Value, SignedError> {
+        let body = query::form(operation, VERSION, Lists::Members, &parameters);
+        let call = Call { scope: Scope::Partition, ..Call::query("iam", ENDPOINT_VARIABLE, operation, body) };
+        let answer = self.signed.call(call).await?;
+        let answer = query::parse(&answer).map_err(SignedError::construction_failure)?;
+        Ok(answer[format!("{operation}Result")].clone())
+    }
+
+    /// Makes a call about one role or profile. `Ok(None)`: it does not exist.
+    pub(super) async fn ask_iam(
+        &self,
+        operation: &'static str,
+        what: &str,
+        parameters: Value,
+    ) -> anyhow::Result<Option<Value>> {
+        self.if_there(&format!("iam:{operation}"), what, self.iam(operation, parameters).await)
+    }
+
+    /// The same, for a call that has to succeed.
+    async fn tell_iam(&self, operation: &'static str, what: &str, parameters: Value) -> anyhow::Result<Value> {
+        self.done(&format!("iam:{operation}"), what, self.iam(operation, parameters).await)
+    }
+
+    /// All entries of a list that comes in pages.
+    pub(super) async fn list_iam(
+        &self,
+        operation: &'static str,
+        what: &str,
+        list_name: &str,
+        mut parameters: Value,
+    ) -> anyhow::Result<Option<Vec<Value>>> {
+        let mut entries = Vec::new();
+        loop {
+            let Some(page) = self.ask_iam(operation, what, parameters.clone()).await? else { return Ok(None) };
+            entries.extend(list(&page, list_name).cloned());
+            if page["IsTruncated"] != "true" {
+                return Ok(Some(entries));
+            }
+            parameters["Marker"] = page["Marker"].clone();
+        }
+    }
+
     pub(super) async fn observe_roles(&self, stack: &Stack) -> anyhow::Result<Vec<Found>> {
-        let path = role_path(&stack.name);
+        let below_path = json!({ "PathPrefix": role_path(&stack.name) });
         let mut roles: BTreeSet<String> = stack.names(Kind::Role).map(str::to_owned).collect();
-        let mut pages = self.iam.list_roles().path_prefix(&path).into_paginator().items().send();
-        while let Some(role) = pages.next().await {
-            roles.insert(self.done("iam:ListRoles", "the roles", role)?.role_name);
-        }
+        let listed = self.list_iam("ListRoles", "the roles", "Roles", below_path.clone()).await?;
+        roles.extend(listed.iter().flatten().map(|role| text(&role["RoleName"])));
         let mut profiles: BTreeSet<String> = stack.names(Kind::InstanceProfile).map(str::to_owned).collect();
-        let mut pages = self.iam.list_instance_profiles().path_prefix(&path).into_paginator().items().send();
-        while let Some(profile) = pages.next().await {
-            profiles
-                .insert(self.done("iam:ListInstanceProfiles", "the instance profiles", profile)?.instance_profile_name);
-        }
+        let listed =
+            self.list_iam("ListInstanceProfiles", "the instance profiles", "InstanceProfiles", below_path).await?;
+        profiles.extend(listed.iter().flatten().map(|profile| text(&profile["InstanceProfileName"])));
         let mut found = Vec::new();
         for name in roles {
-            found.extend(self.look_at_role(stack, &name).await?);
+            found.extend(self.observe_role(stack, &name).await?);
         }
         for name in profiles {
-            found.extend(self.look_at_profile(stack, &name).await?);
+            found.extend(self.observe_profile(stack, &name).await?);
         }
         Ok(found)
     }
 
-    async fn look_at_role(&self, stack: &Stack, name: &str) -> anyhow::Result<Option<Found>> {
+    async fn observe_role(&self, stack: &Stack, name: &str) -> anyhow::Result<Option<Found>> {
         let what = label(Kind::Role, name);
-        let answer = self.iam.get_role().role_name(name).send().await;
-        let Some(role) = self.if_there("iam:GetRole", &what, answer)?.and_then(|answer| answer.role) else {
+        let Some(answer) = self.ask_iam("GetRole", &what, json!({ "RoleName": name })).await? else {
             return Ok(None);
         };
-        let tags = role.tags.unwrap_or_default();
+        let role = &answer["Role"];
+        let tags = tags(role);
         let owner = owner_by_tags(pairs(&tags), stack);
         if stack.find(Kind::Role, name).is_none() && owner != Owner::This {
             return Ok(None);
         }
-        let answer = self.iam.get_role_policy().role_name(name).policy_name("imgcls").send().await;
-        let policy = self.if_there("iam:GetRolePolicy", &what, answer)?;
+        let by_name = json!({"RoleName": name, "PolicyName": POLICY_NAME});
+        let policy = self.ask_iam("GetRolePolicy", &what, by_name).await?;
         let policies: Vec<Value> = policy
             .iter()
-            .map(
-                |policy| json!({"PolicyName": policy.policy_name, "PolicyDocument": document(&policy.policy_document)}),
-            )
+            .map(|policy| {
+                json!({"PolicyName": policy["PolicyName"], "PolicyDocument": document(&policy["PolicyDocument"])})
+            })
             .collect();
         let members = json!({
-            "AssumeRolePolicyDocument": document(role.assume_role_policy_document.as_deref().unwrap_or_default()),
+            "AssumeRolePolicyDocument": document(&role["AssumeRolePolicyDocument"]),
             "Policies": policies,
             "Tags": our_tags(pairs(&tags)),
         });
-        Ok(Some(Found::new(Kind::Role, name, owner, members).with("Arn", role.arn)))
+        Ok(Some(Found::new(Kind::Role, name, owner, members).with("Arn", text(&role["Arn"]))))
     }
 
-    async fn look_at_profile(&self, stack: &Stack, name: &str) -> anyhow::Result<Option<Found>> {
-        let answer = self.iam.get_instance_profile().instance_profile_name(name).send().await;
-        let answer = self.if_there("iam:GetInstanceProfile", &label(Kind::InstanceProfile, name), answer)?;
-        let Some(profile) = answer.and_then(|answer| answer.instance_profile) else { return Ok(None) };
-        let tags = profile.tags.unwrap_or_default();
+    async fn observe_profile(&self, stack: &Stack, name: &str) -> anyhow::Result<Option<Found>> {
+        let Some(profile) = self.instance_profile(name).await? else { return Ok(None) };
+        let tags = tags(&profile);
         let owner = owner_by_tags(pairs(&tags), stack);
         if stack.find(Kind::InstanceProfile, name).is_none() && owner != Owner::This {
             return Ok(None);
         }
-        let roles: Vec<&str> = profile.roles.iter().map(|role| role.role_name.as_str()).collect();
+        let roles: Vec<String> = roles_of(&profile).collect();
         let members = json!({"Roles": roles, "Tags": our_tags(pairs(&tags))});
-        Ok(Some(Found::new(Kind::InstanceProfile, name, owner, members).with("Arn", profile.arn)))
+        Ok(Some(Found::new(Kind::InstanceProfile, name, owner, members).with("Arn", text(&profile["Arn"]))))
+    }
+
+    async fn instance_profile(&self, name: &str) -> anyhow::Result<Option<Value>> {
+        let what = label(Kind::InstanceProfile, name);
+        let answer = self.ask_iam("GetInstanceProfile", &what, json!({ "InstanceProfileName": name })).await?;
+        Ok(answer.map(|answer| answer["InstanceProfile"].clone()))
     }
 
     pub(super) async fn put_role(&self, resource: &Resource, found: Option<&Found>) -> anyhow::Result<Attributes> {
         let (name, what) = (resource.name.as_str(), resource.label());
         let trust = at(resource, &["AssumeRolePolicyDocument"])?.to_string();
-        let tags = tags(resource)?;
+        let tags = tag_parameters(resource);
         if found.is_none() {
-            let call = self.iam.create_role().role_name(name).path(text(at(resource, &["Path"])?));
-            let call = call.assume_role_policy_document(&trust).set_tags(Some(tags)).send();
-            self.done("iam:CreateRole", &what, call.await)?;
+            let path = text(at(resource, &["Path"])?);
+            let role = json!({"RoleName": name, "Path": path, "AssumeRolePolicyDocument": trust, "Tags": tags});
+            self.tell_iam("CreateRole", &what, role).await?;
         } else {
-            let call = self.iam.tag_role().role_name(name).set_tags(Some(tags)).send();
-            self.done("iam:TagRole", &what, call.await)?;
-            let call = self.iam.update_assume_role_policy().role_name(name).policy_document(&trust).send();
-            self.done("iam:UpdateAssumeRolePolicy", &what, call.await)?;
+            self.tell_iam("TagRole", &what, json!({"RoleName": name, "Tags": tags})).await?;
+            let trust = json!({"RoleName": name, "PolicyDocument": trust});
+            self.tell_iam("UpdateAssumeRolePolicy", &what, trust).await?;
         }
         for policy in at(resource, &["Policies"])?.as_array().into_iter().flatten() {
-            let call = self.iam.put_role_policy().role_name(name).policy_name(text(&policy["PolicyName"]));
-            let call = call.policy_document(policy["PolicyDocument"].to_string()).send();
-            self.done("iam:PutRolePolicy", &what, call.await)?;
+            let policy = json!({
+                "RoleName": name,
+                "PolicyName": policy["PolicyName"],
+                "PolicyDocument": policy["PolicyDocument"].to_string(),
+            });
+            self.tell_iam("PutRolePolicy", &what, policy).await?;
         }
         Ok(Vec::new())
     }
@@ -103,75 +156,80 @@ impl Cloud {
         found: Option<&Found>,
     ) -> anyhow::Result<Attributes> {
         let (name, what) = (resource.name.as_str(), resource.label());
-        let tags = tags(resource)?;
+        let tags = tag_parameters(resource);
         if found.is_none() {
-            let call = self.iam.create_instance_profile().instance_profile_name(name);
-            let call = call.path(text(at(resource, &["Path"])?)).set_tags(Some(tags)).send();
-            self.done("iam:CreateInstanceProfile", &what, call.await)?;
+            let path = text(at(resource, &["Path"])?);
+            let profile = json!({"InstanceProfileName": name, "Path": path, "Tags": tags});
+            self.tell_iam("CreateInstanceProfile", &what, profile).await?;
         } else {
-            let call = self.iam.tag_instance_profile().instance_profile_name(name).set_tags(Some(tags)).send();
-            self.done("iam:TagInstanceProfile", &what, call.await)?;
+            let tags = json!({"InstanceProfileName": name, "Tags": tags});
+            self.tell_iam("TagInstanceProfile", &what, tags).await?;
         }
-        let there = found.and_then(|found| found.properties.get("Roles")).cloned().unwrap_or_default();
-        let there: Vec<String> = there.as_array().into_iter().flatten().map(text).collect();
+        let existing = found.and_then(|found| found.properties.get("Roles")).cloned().unwrap_or_default();
+        let existing: Vec<String> = existing.as_array().into_iter().flatten().map(text).collect();
         let wanted: Vec<String> = at(resource, &["Roles"])?.as_array().into_iter().flatten().map(text).collect();
-        for role in there.iter().filter(|role| !wanted.contains(role)) {
-            self.take_role_out(name, role).await?;
+        for role in existing.iter().filter(|role| !wanted.contains(role)) {
+            self.remove_role_from_profile(name, role).await?;
         }
-        for role in wanted.iter().filter(|role| !there.contains(role)) {
-            let call = self.iam.add_role_to_instance_profile().instance_profile_name(name).role_name(role).send();
-            self.done("iam:AddRoleToInstanceProfile", &what, call.await)?;
+        for role in wanted.iter().filter(|role| !existing.contains(role)) {
+            let addition = json!({"InstanceProfileName": name, "RoleName": role});
+            self.tell_iam("AddRoleToInstanceProfile", &what, addition).await?;
         }
         Ok(Vec::new())
     }
 
-    async fn take_role_out(&self, profile: &str, role: &str) -> anyhow::Result<()> {
-        let call = self.iam.remove_role_from_instance_profile().instance_profile_name(profile).role_name(role).send();
-        self.gone("iam:RemoveRoleFromInstanceProfile", &label(Kind::InstanceProfile, profile), call.await)
+    async fn remove_role_from_profile(&self, profile: &str, role: &str) -> anyhow::Result<()> {
+        let what = label(Kind::InstanceProfile, profile);
+        let removal = json!({"InstanceProfileName": profile, "RoleName": role});
+        self.ask_iam("RemoveRoleFromInstanceProfile", &what, removal).await.map(drop)
     }
 
     pub(super) async fn delete_role(&self, name: &str) -> anyhow::Result<()> {
         let what = label(Kind::Role, name);
-        let inline = self.iam.list_role_policies().role_name(name).send().await;
-        let Some(inline) = self.if_there("iam:ListRolePolicies", &what, inline)? else { return Ok(()) };
-        for policy in inline.policy_names {
-            let call = self.iam.delete_role_policy().role_name(name).policy_name(policy).send();
-            self.gone("iam:DeleteRolePolicy", &what, call.await)?;
+        let by_name = json!({ "RoleName": name });
+        let Some(inline) = self.list_iam("ListRolePolicies", &what, "PolicyNames", by_name.clone()).await? else {
+            return Ok(());
+        };
+        for policy in inline {
+            let policy = json!({"RoleName": name, "PolicyName": policy});
+            self.ask_iam("DeleteRolePolicy", &what, policy).await?;
         }
-        let attached = self.iam.list_attached_role_policies().role_name(name).send().await;
-        let attached =
-            self.done("iam:ListAttachedRolePolicies", &what, attached)?.attached_policies.unwrap_or_default();
-        for policy in attached.into_iter().filter_map(|policy| policy.policy_arn) {
-            let call = self.iam.detach_role_policy().role_name(name).policy_arn(policy).send();
-            self.gone("iam:DetachRolePolicy", &what, call.await)?;
+        let attached = self.list_iam("ListAttachedRolePolicies", &what, "AttachedPolicies", by_name.clone()).await?;
+        for policy in attached.iter().flatten() {
+            let policy = json!({"RoleName": name, "PolicyArn": policy["PolicyArn"]});
+            self.ask_iam("DetachRolePolicy", &what, policy).await?;
         }
-        self.gone("iam:DeleteRole", &what, self.iam.delete_role().role_name(name).send().await)
+        self.ask_iam("DeleteRole", &what, by_name).await.map(drop)
     }
 
     pub(super) async fn delete_instance_profile(&self, name: &str) -> anyhow::Result<()> {
-        let what = label(Kind::InstanceProfile, name);
-        let answer = self.iam.get_instance_profile().instance_profile_name(name).send().await;
-        let answer = self.if_there("iam:GetInstanceProfile", &what, answer)?;
-        let Some(profile) = answer.and_then(|answer| answer.instance_profile) else { return Ok(()) };
-        for role in profile.roles {
-            self.take_role_out(name, &role.role_name).await?;
+        let Some(profile) = self.instance_profile(name).await? else { return Ok(()) };
+        for role in roles_of(&profile) {
+            self.remove_role_from_profile(name, &role).await?;
         }
-        let call = self.iam.delete_instance_profile().instance_profile_name(name).send();
-        self.gone("iam:DeleteInstanceProfile", &what, call.await)
+        let by_name = json!({ "InstanceProfileName": name });
+        self.ask_iam("DeleteInstanceProfile", &label(Kind::InstanceProfile, name), by_name).await.map(drop)
     }
 }
 
-fn pairs(tags: &[Tag]) -> impl Iterator<Item = (&str, &str)> {
-    tags.iter().map(|tag| (tag.key.as_str(), tag.value.as_str()))
+fn roles_of(profile: &Value) -> impl Iterator<Item = String> {
+    list(profile, "Roles").map(|role| text(&role["RoleName"]))
 }
 
-fn tags(resource: &Resource) -> anyhow::Result<Vec<Tag>> {
-    let tags = tags_of(&resource.properties).into_iter();
-    Ok(tags.map(|(key, value)| Tag::builder().key(key).value(value).build()).collect::<Result<_, _>>()?)
+fn tags(resource: &Value) -> Vec<(String, String)> {
+    list(resource, "Tags").map(|tag| (text(&tag["Key"]), text(&tag["Value"]))).collect()
 }
 
-/// IAM writes documents as they would stand in an address.
-pub(super) fn document(text: &str) -> Value {
-    let text = percent_encoding::percent_decode_str(text).decode_utf8_lossy();
+fn pairs(tags: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
+    tags.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+}
+
+fn tag_parameters(resource: &Resource) -> Vec<Value> {
+    tags_of(&resource.properties).into_iter().map(|(key, value)| json!({"Key": key, "Value": value})).collect()
+}
+
+/// A policy document, which IAM sends percent-encoded. `Null` when it is not JSON.
+pub(super) fn document(text: &Value) -> Value {
+    let text = percent_encoding::percent_decode_str(text.as_str().unwrap_or_default()).decode_utf8_lossy();
     serde_json::from_str(&text).unwrap_or_default()
 }

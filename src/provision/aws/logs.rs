@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::signed::{Call, SignedError};
+use super::signed::{Call, Scope, SignedError};
 use super::{Attributes, Cloud, at, owner_by_tags};
 use crate::provision::inventory::Found;
 use crate::provision::resource::{Kind, Resource, label, our_tags, tags_of};
@@ -21,6 +21,7 @@ impl Cloud {
             .call(Call {
                 service: "logs",
                 endpoint_variable: ENDPOINT_VARIABLE,
+                scope: Scope::Region,
                 operation,
                 headers,
                 body: body.to_string(),

@@ -9,6 +9,7 @@ mod doctor;
 mod ec2;
 mod iam;
 mod logs;
+mod query;
 mod s3;
 mod signed;
 mod sqs;
@@ -41,7 +42,6 @@ pub struct Cloud {
     aws: Aws,
     sqs: aws_sdk_sqs::Client,
     s3: aws_sdk_s3::Client,
-    iam: aws_sdk_iam::Client,
     cloudwatch: aws_sdk_cloudwatch::Client,
     autoscaling: aws_sdk_autoscaling::Client,
     signed: Signed,
@@ -81,7 +81,6 @@ impl Cloud {
         Cloud {
             sqs: aws_sdk_sqs::Client::new(aws.sdk()),
             s3: aws_sdk_s3::Client::from_conf(s3),
-            iam: aws_sdk_iam::Client::new(aws.sdk()),
             cloudwatch: aws_sdk_cloudwatch::Client::new(aws.sdk()),
             autoscaling: aws_sdk_autoscaling::Client::new(aws.sdk()),
             signed: Signed::new(aws.sdk().clone()),

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use aws_config::SdkConfig;
 use aws_credential_types::provider::ProvideCredentials as _;
+use aws_runtime::retries::classifiers::AwsErrorCodeClassifier;
 use aws_sdk_sqs::config::http::{HttpRequest, HttpResponse};
 use aws_sdk_sqs::error::{ErrorMetadata, SdkError};
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
@@ -29,9 +30,32 @@ pub struct Call {
     pub service: &'static str,
     /// Which names another address for this service alone.
     pub endpoint_variable: &'static str,
+    pub scope: Scope,
     pub operation: &'static str,
     pub headers: Vec<(&'static str, String)>,
     pub body: String,
+}
+
+/// Where a service has its endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// One in every region.
+    Region,
+    /// One in every partition of AWS, which also says for which region a call is signed.
+    Partition,
+}
+
+impl Call {
+    /// A call in the Query protocol, to a service with an endpoint in every region.
+    pub fn query(
+        service: &'static str,
+        endpoint_variable: &'static str,
+        operation: &'static str,
+        body: String,
+    ) -> Call {
+        let headers = vec![("content-type", "application/x-www-form-urlencoded; charset=utf-8".to_owned())];
+        Call { service, endpoint_variable, scope: Scope::Region, operation, headers, body }
+    }
 }
 
 impl Signed {
@@ -52,7 +76,8 @@ impl Signed {
             .no_auth()
             .standard_retry(&self.sdk.retry_config().cloned().unwrap_or_else(RetryConfig::standard))
             .retry_classifier(TransientErrorClassifier::<ErrorMetadata>::new())
-            .retry_classifier(HttpStatusCodeClassifier::default());
+            .retry_classifier(HttpStatusCodeClassifier::default())
+            .retry_classifier(AwsErrorCodeClassifier::<ErrorMetadata>::new());
         if let Some(timeouts) = self.sdk.timeout_config() {
             operation = operation.timeout_config(timeouts.clone());
         }
@@ -62,12 +87,9 @@ impl Signed {
 
     /// An endpoint for all services or for this one, else AWS's own.
     fn url(&self, call: &Call) -> String {
-        let service = call.service;
         let endpoint = std::env::var(call.endpoint_variable).ok().filter(|url| !url.is_empty());
         let endpoint = endpoint.or_else(|| self.sdk.endpoint_url().map(str::to_owned));
-        let region = self.region();
-        let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-        endpoint.unwrap_or_else(|| format!("https://{service}.{region}.{suffix}"))
+        endpoint.unwrap_or_else(|| endpoint_of(call.service, call.scope, &self.region()))
     }
 
     fn region(&self) -> String {
@@ -77,7 +99,10 @@ impl Signed {
     async fn sign(&self, url: &str, call: &Call) -> Result<HttpRequest, BoxError> {
         let provider = self.sdk.credentials_provider().ok_or("no source of credentials")?;
         let identity = provider.provide_credentials().await?.into();
-        let region = self.region();
+        let region = match call.scope {
+            Scope::Region => self.region(),
+            Scope::Partition => signing_region(&self.region()).to_owned(),
+        };
         let parameters = v4::SigningParams::builder()
             .identity(&identity)
             .region(&region)
@@ -98,6 +123,26 @@ impl Signed {
         let mut request = request.body(SdkBody::from(call.body.as_str()))?;
         signature.apply_to_request_http1x(&mut request);
         Ok(HttpRequest::try_from(request)?)
+    }
+}
+
+/// The address that AWS gives a service.
+fn endpoint_of(service: &str, scope: Scope, region: &str) -> String {
+    let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+    match (scope, region) {
+        (Scope::Region, region) => format!("https://{service}.{region}.{suffix}"),
+        (Scope::Partition, region) if region.starts_with("cn-") => format!("https://{service}.cn-north-1.{suffix}"),
+        (Scope::Partition, region) if region.starts_with("us-gov-") => format!("https://{service}.us-gov.{suffix}"),
+        (Scope::Partition, _) => format!("https://{service}.{suffix}"),
+    }
+}
+
+/// The region that calls to a service of the whole partition are signed for.
+fn signing_region(region: &str) -> &'static str {
+    match region {
+        region if region.starts_with("cn-") => "cn-north-1",
+        region if region.starts_with("us-gov-") => "us-gov-west-1",
+        _ => "us-east-1",
     }
 }
 
@@ -141,5 +186,14 @@ mod tests {
         let json = r#"{"__type":"com.amazon#ResourceNotFoundException","message":"none"}"#;
         assert_eq!(refusal(json), ("ResourceNotFoundException".to_owned(), "none".to_owned()));
         assert_eq!(refusal("gateway down"), (String::new(), String::new()));
+    }
+
+    #[test]
+    fn a_service_of_the_partition_has_one_endpoint_and_one_signing_region() {
+        let iam = |region| (endpoint_of("iam", Scope::Partition, region), signing_region(region));
+        assert_eq!(iam("eu-central-1"), ("https://iam.amazonaws.com".to_owned(), "us-east-1"));
+        assert_eq!(iam("cn-northwest-1"), ("https://iam.cn-north-1.amazonaws.com.cn".to_owned(), "cn-north-1"));
+        assert_eq!(iam("us-gov-east-1"), ("https://iam.us-gov.amazonaws.com".to_owned(), "us-gov-west-1"));
+        assert_eq!(endpoint_of("ec2", Scope::Region, "eu-central-1"), "https://ec2.eu-central-1.amazonaws.com");
     }
 }
