@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{Counted, Pruned, Report, Stored};
 
-pub fn report(report: &Report) -> String {
+pub(super) fn report(report: &Report) -> String {
     let Report { data_dir, images, results, segments, database, log_bytes, used_bytes, disk_free_bytes, limits } =
         report;
     let mut text = format!("{}\n", data_dir.display());
@@ -27,7 +27,7 @@ pub fn report(report: &Report) -> String {
     text
 }
 
-pub fn pruned(pruned: &Pruned) -> String {
+pub(super) fn pruned(pruned: &Pruned) -> String {
     let Pruned { images, results, removed_segments, freed_bytes, is_dry_run, is_interrupted } = pruned;
     if *is_dry_run {
         return format!("would delete {}\n", both(*images, *results));

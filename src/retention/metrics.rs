@@ -10,7 +10,7 @@ use prometheus::{
 use crate::store::{Kind, Usage};
 
 /// The metrics of this room.
-pub struct Metrics {
+pub(super) struct Metrics {
     stored: IntGaugeVec,
     limit: IntGauge,
     disk_free: IntGauge,
@@ -21,7 +21,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Publishes a measurement.
-    pub fn set_usage(&self, usage: &Usage, limit_bytes: u64) {
+    pub(super) fn set_usage(&self, usage: &Usage, limit_bytes: u64) {
         let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         for (kind, stored) in
             [("segments", usage.segment_bytes), ("database", usage.database_bytes), ("log", usage.log_bytes)]
@@ -33,7 +33,7 @@ impl Metrics {
     }
 
     /// Counts deleted objects.
-    pub fn count_deleted(&self, kind: Kind, objects: u64) {
+    pub(super) fn count_deleted(&self, kind: Kind, objects: u64) {
         let kind = match kind {
             Kind::Images => "images",
             Kind::Results => "results",
@@ -43,7 +43,7 @@ impl Metrics {
 }
 
 /// The metrics of this process.
-pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+pub(super) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     let registered = "each name is registered once; this is a bug";
     Metrics {
         stored: register_int_gauge_vec!(

@@ -29,16 +29,16 @@ pub(super) struct LockWait {
 }
 
 impl LockWait {
-    pub fn start() -> LockWait {
+    pub(super) fn start() -> LockWait {
         LockWait { since: Instant::now(), backoff: RETRY.start() }
     }
 
-    pub fn elapsed(&self) -> Duration {
+    pub(super) fn elapsed(&self) -> Duration {
         self.since.elapsed()
     }
 
     /// Sleeps before the next attempt, with jitter, so that processes that were refused together do not retry together.
-    pub fn sleep(&mut self) {
+    pub(super) fn sleep(&mut self) {
         std::thread::sleep(self.backoff.next_delay_with_jitter());
     }
 }

@@ -42,7 +42,7 @@ pub(super) struct Call<T, E> {
 
 impl<T, E> Call<T, E> {
     /// Makes a call, and the receiver of its answer.
-    pub fn new(
+    pub(super) fn new(
         durability: Durability,
         read: Option<ReadFn<T, E>>,
         write: WriteFn<T, E>,
@@ -54,7 +54,7 @@ impl<T, E> Call<T, E> {
     }
 
     /// The outcome of a completed call.
-    pub fn into_outcome(self) -> Result<T, E> {
+    pub(super) fn into_outcome(self) -> Result<T, E> {
         self.outcome.expect("a call has an outcome after its last phase; this is a bug")
     }
 }

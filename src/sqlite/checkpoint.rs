@@ -50,12 +50,12 @@ impl Progress {
 }
 
 impl Checkpointer {
-    pub fn new() -> Checkpointer {
+    pub(super) fn new() -> Checkpointer {
         Checkpointer { backoff: RETRY.start(), retry_at: None, warn_pages: WARN_PAGES }
     }
 
     /// The time at which [`Checkpointer::run`] has to be called even if the log has not grown.
-    pub fn retry_at(&self) -> Option<Instant> {
+    pub(super) fn retry_at(&self) -> Option<Instant> {
         self.retry_at
     }
 
@@ -63,7 +63,7 @@ impl Checkpointer {
     ///
     /// # Errors
     /// The database cannot be synced: copied pages may be lost, and the next copy would not write them again.
-    pub fn run(&mut self, connection: &Connection) -> Result<(), rusqlite::Error> {
+    pub(super) fn run(&mut self, connection: &Connection) -> Result<(), rusqlite::Error> {
         let copied = self.copy(connection);
         if self.retry_at.is_some_and(|at| at <= Instant::now()) {
             self.postpone();

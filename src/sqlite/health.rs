@@ -35,7 +35,7 @@ struct OpenFile {
 
 impl Health {
     /// Watches the files that were just opened.
-    pub fn of(data_dir: &Path) -> Result<Health, Fault> {
+    pub(super) fn of(data_dir: &Path) -> Result<Health, Fault> {
         let identify = |end: &str| {
             let path = data_dir.join(format!("{}{end}", file::FILE_NAME));
             let found = path.metadata().map_err(|error| Fault::Unavailable(format!("{}: {error}", path.display())))?;
@@ -50,7 +50,7 @@ impl Health {
     }
 
     /// Also watches a directory, as it is now.
-    pub fn watch(&self, directory: &Path) {
+    pub(super) fn watch(&self, directory: &Path) {
         let Ok(found) = directory.metadata() else { return };
         let mut files = lock(&self.files);
         if files.iter().all(|file| file.path != directory) {
@@ -59,12 +59,12 @@ impl Health {
     }
 
     /// Returns why calls are refused, as the last check found out.
-    pub fn fault(&self) -> Option<Fault> {
+    pub(super) fn fault(&self) -> Option<Fault> {
         if self.has_fault.load(Ordering::Acquire) { lock(&self.fault).clone() } else { None }
     }
 
     /// Checks whether the files are in place, and logs once when they are gone and once when they are back.
-    pub fn check_files(&self) -> Option<Fault> {
+    pub(super) fn check_files(&self) -> Option<Fault> {
         let missing = lock(&self.files).iter().find_map(OpenFile::why_missing).map(Fault::Unavailable);
         let mut fault = lock(&self.fault);
         match (&*fault, &missing) {
@@ -78,7 +78,7 @@ impl Health {
     }
 
     /// Refuses all calls from now on, since it is not certain which writes of this process are on disk.
-    pub fn fail(&self, reason: &str) -> Fault {
+    pub(super) fn fail(&self, reason: &str) -> Fault {
         let reason =
             format!("{reason}; recent writes may be lost, so this process ends: check the disk, and start it again");
         let failed = Fault::Fatal(reason.clone());
@@ -89,7 +89,7 @@ impl Health {
     }
 
     /// Resolves to the reason once this process cannot go on.
-    pub async fn failure(&self) -> String {
+    pub(super) async fn failure(&self) -> String {
         let mut failure = self.failure.subscribe();
         let reason = failure.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
         match reason {

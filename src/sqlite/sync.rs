@@ -25,7 +25,7 @@ pub(super) struct Unsynced {
 
 impl Unsynced {
     /// Waits for the next call, until a sync is due.
-    pub fn next_call(&self, calls: &Receiver<Box<dyn Job>>) -> Result<Box<dyn Job>, RecvTimeoutError> {
+    pub(super) fn next_call(&self, calls: &Receiver<Box<dyn Job>>) -> Result<Box<dyn Job>, RecvTimeoutError> {
         match self.due {
             Some(due) => calls.recv_timeout(due.saturating_duration_since(Instant::now())),
             None => calls.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -33,24 +33,24 @@ impl Unsynced {
     }
 
     /// Has a call answered after a sync within this time.
-    pub fn add(&mut self, job: Box<dyn Job>, within: Duration) {
+    pub(super) fn add(&mut self, job: Box<dyn Job>, within: Duration) {
         let due = Instant::now() + within;
         self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
         self.waiting.push(job);
     }
 
-    pub fn add_file(&mut self, file: Arc<File>) {
+    pub(super) fn add_file(&mut self, file: Arc<File>) {
         if !self.files.iter().any(|other| Arc::ptr_eq(other, &file)) {
             self.files.push(file);
         }
     }
 
-    pub fn is_due(&self) -> bool {
+    pub(super) fn is_due(&self) -> bool {
         self.due.is_some_and(|due| Instant::now() >= due) || self.waiting.len() >= MAX_UNSYNCED
     }
 
     /// Syncs the log and the files, and answers the calls that waited for it.
-    pub fn sync(&mut self, log: &File, health: &Health) {
+    pub(super) fn sync(&mut self, log: &File, health: &Health) {
         let Unsynced { files, waiting, .. } = std::mem::take(self);
         if waiting.is_empty() {
             return;

@@ -21,7 +21,7 @@ pub(super) struct OwnedThread {
 }
 
 impl OwnedThread {
-    pub fn start(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<OwnedThread, Fault> {
+    pub(super) fn start(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<OwnedThread, Fault> {
         let (has_ended, ended) = mpsc::channel();
         let run = move || {
             run();
@@ -33,7 +33,7 @@ impl OwnedThread {
     }
 
     /// Waits until the thread has ended, but not forever. The owner has told it to end before.
-    pub fn join(&mut self) {
+    pub(super) fn join(&mut self) {
         let Some(handle) = self.handle.take() else { return };
         if lock(&self.ended).recv_timeout(JOIN_LIMIT) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!(thread = self.name, "a thread of the local backend did not end in time; ending without it");

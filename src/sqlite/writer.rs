@@ -58,7 +58,7 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Serves calls until the last sender of calls is dropped.
-    pub fn run(self) {
+    pub(super) fn run(self) {
         let mut unsynced = Unsynced::default();
         loop {
             match unsynced.next_call(&self.calls) {

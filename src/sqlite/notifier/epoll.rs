@@ -52,7 +52,7 @@ struct Waiters {
 }
 
 impl Listener {
-    pub fn start() -> io::Result<Listener> {
+    pub(super) fn start() -> io::Result<Listener> {
         let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &stop, EventData::new_u64(STOP), EventFlags::IN)?;
@@ -70,7 +70,7 @@ impl Listener {
     }
 
     /// Creates the subscriber of the queue with this FIFO.
-    pub fn register(&self, path: &Path) -> io::Result<Arc<Subscriber>> {
+    pub(super) fn register(&self, path: &Path) -> io::Result<Arc<Subscriber>> {
         let fifo = fifo::open_reader(path)?;
         let inode = fifo.metadata()?.ino();
         let mut subscribers = lock(&self.subscribers);
@@ -88,7 +88,7 @@ impl Listener {
         Ok(subscriber)
     }
 
-    pub fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 }
@@ -126,19 +126,19 @@ fn listen(epoll: &OwnedFd, subscribers: &Mutex<Subscribers>) -> io::Result<()> {
 
 impl Subscriber {
     /// Whether this path is still the FIFO of this subscriber, and not that of a queue that was created again.
-    pub fn is_at(&self, path: &Path) -> bool {
+    pub(super) fn is_at(&self, path: &Path) -> bool {
         rustix::fs::stat(path).is_ok_and(|found| found.st_ino == self.inode)
     }
 
     /// Wakes one waiter of the queue, in this process or in another.
-    pub fn notify(&self) {
+    pub(super) fn notify(&self) {
         if let Err(error) = fifo::notify(Some(&self.fifo)) {
             tracing::debug!(%error, "cannot notify the waiters of a queue");
         }
     }
 
     /// Waits until this waiter is woken.
-    pub async fn notified(&self) {
+    pub(super) async fn notified(&self) {
         let mut waiter = Waiter::add(self);
         self.notify.notified().await;
         waiter.is_woken = true;

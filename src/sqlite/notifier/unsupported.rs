@@ -9,29 +9,29 @@ pub(super) struct Listener(Infallible);
 pub(super) struct Subscriber(Infallible);
 
 impl Listener {
-    pub fn start() -> io::Result<Listener> {
+    pub(super) fn start() -> io::Result<Listener> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub fn register(&self, _: &Path) -> io::Result<Arc<Subscriber>> {
+    pub(super) fn register(&self, _: &Path) -> io::Result<Arc<Subscriber>> {
         match self.0 {}
     }
 
-    pub fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         match self.0 {}
     }
 }
 
 impl Subscriber {
-    pub fn is_at(&self, _: &Path) -> bool {
+    pub(super) fn is_at(&self, _: &Path) -> bool {
         match self.0 {}
     }
 
-    pub fn notify(&self) {
+    pub(super) fn notify(&self) {
         match self.0 {}
     }
 
-    pub async fn notified(&self) {
+    pub(super) async fn notified(&self) {
         match self.0 {}
     }
 }
