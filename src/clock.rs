@@ -1,17 +1,17 @@
-//! The clock that decisions are made by: it advances like the wall clock and does not follow its steps.
+//! The clock that decisions are based on. It advances like the wall clock and does not follow its steps.
 //!
-//! Somebody sets the clock of the machine five days ahead, or NTP corrects it by an hour. By the wall clock, messages
-//! would then be too old, or invisible for an hour. So the *service time* is the time since boot (`CLOCK_BOOTTIME`, which
-//! nobody can set) plus an offset. The offset is fixed when it is first needed and afterwards moves toward the wall clock
-//! by at most a thousandth of the time that passes.
+//! If somebody sets the wall clock five days ahead, or NTP corrects it by an hour, messages would suddenly be too old by it,
+//! or invisible for an hour. The *service time* is therefore the time since boot (`CLOCK_BOOTTIME`, which nobody can set)
+//! plus an offset. The offset is fixed when it is first needed. Afterwards it moves toward the wall clock by at most a
+//! thousandth of the time that passes.
 //!
 //! - Local backend: the offset is stored in the database of the data directory, together with the id of the boot that it
-//!   belongs to, so that all processes agree, whenever they were started (`sqlite/anchor.rs`).
-//! - AWS: each process fixes the offset when it starts. Where the answers of AWS are dated otherwise by more than a minute,
-//!   its own clock was wrong, and AWS's is used.
+//!   belongs to, so that all processes agree, no matter when they started (`sqlite/anchor.rs`).
+//! - AWS: each process fixes the offset when it starts. If the dates in the answers of AWS differ from it by more than a
+//!   minute, the clock of the machine is wrong, and the time of AWS is used.
 //!
-//! After a reboot, the wall clock is believed as far as it is not behind the last service time that was stored and, where
-//! messages wait, at most [`LONGEST_ABSENCE`] ahead of it.
+//! After a reboot the wall clock is trusted, but not behind the last service time that was stored and, if messages wait, not
+//! more than [`LONGEST_ABSENCE`] ahead of it.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
@@ -21,34 +21,36 @@ use jiff::Timestamp;
 use rustix::time::ClockId;
 use uuid::{ContextV7, Uuid};
 
-/// The longest time that a machine is believed to have been off while messages waited. They age by no more than this.
+/// The longest time that a machine is assumed to have been off while messages waited. They age by no more than this.
 pub const LONGEST_ABSENCE: Duration = Duration::from_hours(24);
-/// The offset moves toward the wall clock by one in so many microseconds.
+/// The offset moves toward the wall clock by one microsecond in this many.
 const SLEW: i64 = 1_000;
-/// Clocks of two machines may differ by this and be right; an answer is dated in whole seconds and takes its time.
+/// The clocks of two machines may differ by this much and both be right. The date of an answer has whole seconds and is a
+/// little old when it arrives.
 const AGREEMENT: Duration = Duration::from_secs(60);
 /// How often the offset is adjusted.
 pub const ADJUST_EVERY: Duration = Duration::from_secs(60);
-/// Two processes may read an adjusted offset a moment apart; what is further back than this is another boot.
+/// Two processes may read an adjusted offset a moment apart. A time since boot that is further back belongs to another boot.
 const TOLERANCE_US: i64 = 1_000_000;
 
-/// Both clocks at one instant, in microseconds.
+/// Both clocks of a machine at one instant, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {
-    /// Since the Unix epoch, by the clock that can be set.
+    /// Time since the Unix epoch, by the wall clock.
     pub wall_us: i64,
-    /// Since boot, including the time that the machine was suspended.
+    /// Time since boot, including the time that the machine was suspended.
     pub boot_us: i64,
 }
 
-/// Where time comes from. Tests pass one that they step.
+/// The clocks of a machine. Tests use clocks that they can step.
 pub trait Source: Send + Sync {
+    /// Reads both clocks.
     fn read(&self) -> Reading;
     /// Identifies the boot that `boot_us` counts from.
     fn boot_id(&self) -> String;
 }
 
-/// The clocks of the machine.
+/// The clocks of this machine.
 pub struct SystemSource;
 
 impl Source for SystemSource {
@@ -61,7 +63,7 @@ impl Source for SystemSource {
         }
     }
 
-    /// Empty where the system has none: a reboot is then noticed by time that runs backwards.
+    /// Returns an empty id if the system has none. A reboot is then noticed because time runs backwards.
     fn boot_id(&self) -> String {
         let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         id.trim().to_owned()
@@ -76,34 +78,36 @@ const MONOTONIC: ClockId = ClockId::Monotonic;
 /// The relation between the service time and the time since one boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Anchor {
+    /// The boot that the offset is for.
     pub boot_id: String,
-    /// Service time minus time since boot.
+    /// The service time minus the time since boot.
     pub offset_us: i64,
     /// The service time when the offset was last adjusted.
     pub seen_us: i64,
 }
 
 impl Anchor {
-    /// The wall clock is believed: nothing was decided by another one before.
+    /// The first anchor, which trusts the wall clock.
     pub fn first(boot_id: String, reading: Reading) -> Anchor {
         Anchor { boot_id, offset_us: reading.wall_us.saturating_sub(reading.boot_us), seen_us: reading.wall_us }
     }
 
+    /// The service time at a reading of the same boot.
     pub fn now_us(&self, reading: Reading) -> i64 {
         reading.boot_us.saturating_add(self.offset_us)
     }
 
-    /// Whether this anchor holds for a reading of that boot.
+    /// Whether this anchor is valid for a reading of that boot.
     pub fn is_of(&self, boot_id: &str, reading: Reading) -> bool {
         self.boot_id == boot_id && self.now_us(reading) >= self.seen_us.saturating_sub(TOLERANCE_US)
     }
 
-    /// Whether it is time for [`Anchor::adjusted`].
+    /// Whether the anchor should be adjusted ([`Anchor::adjusted`]).
     pub fn is_due(&self, reading: Reading) -> bool {
         self.now_us(reading).saturating_sub(self.seen_us) >= ADJUST_EVERY.as_micros() as i64
     }
 
-    /// The anchor as it is from this reading on.
+    /// The anchor from this reading on, moved toward the wall clock.
     #[must_use]
     pub fn adjusted(&self, boot_id: &str, reading: Reading) -> Anchor {
         if !self.is_of(boot_id, reading) {
@@ -119,7 +123,7 @@ impl Anchor {
         }
     }
 
-    /// The anchor by a clock that is trusted more. None where both agree, as far as the time of an answer tells.
+    /// The anchor by a clock that is trusted more. Returns `None` if both agree to within a minute.
     pub fn corrected(&self, trusted_us: i64, reading: Reading) -> Option<Anchor> {
         let difference_us = trusted_us.saturating_sub(self.now_us(reading));
         (difference_us.unsigned_abs() > AGREEMENT.as_micros() as u64).then(|| Anchor {
@@ -129,7 +133,8 @@ impl Anchor {
         })
     }
 
-    /// The wall clock is believed from the last service time that was seen until `longest_absence` after it.
+    /// The anchor after a reboot. It trusts the wall clock from the last service time that was seen until `longest_absence`
+    /// after it.
     #[must_use]
     pub fn after_reboot(&self, boot_id: &str, reading: Reading, longest_absence: Duration) -> Anchor {
         let longest_us = i64::try_from(longest_absence.as_micros()).unwrap_or(i64::MAX);
@@ -139,7 +144,7 @@ impl Anchor {
     }
 }
 
-/// The service time of one data directory, or of one process. Never runs backwards.
+/// The service time of one data directory or one process. It never runs backwards, except by a correction.
 pub struct ServiceClock {
     source: Arc<dyn Source>,
     offset_us: AtomicI64,
@@ -147,32 +152,34 @@ pub struct ServiceClock {
 }
 
 impl ServiceClock {
+    /// A clock that follows an anchor.
     pub fn new(source: Arc<dyn Source>, anchor: &Anchor) -> ServiceClock {
         ServiceClock { source, offset_us: AtomicI64::new(anchor.offset_us), latest_us: AtomicI64::new(i64::MIN) }
     }
 
-    /// Milliseconds since the Unix epoch, by the service time.
+    /// The service time, in milliseconds since the Unix epoch.
     pub fn now_ms(&self) -> i64 {
         self.now_us() / 1_000
     }
 
-    /// The same in microseconds.
+    /// The service time, in microseconds since the Unix epoch.
     pub fn now_us(&self) -> i64 {
         let now_us = self.source.read().boot_us.saturating_add(self.offset_us.load(Ordering::Relaxed));
         self.latest_us.fetch_max(now_us, Ordering::Relaxed).max(now_us)
     }
 
+    /// The clocks that it reads.
     pub fn source(&self) -> &dyn Source {
         &*self.source
     }
 
-    /// Takes over an offset that was corrected, also where time runs backwards by it.
-    fn set(&self, anchor: &Anchor) {
+    /// Adopts a corrected offset, even if time runs backwards because of it.
+    fn correct(&self, anchor: &Anchor) {
         self.follow(anchor);
         self.latest_us.store(i64::MIN, Ordering::Relaxed);
     }
 
-    /// Takes over an offset that was adjusted.
+    /// Adopts an adjusted offset.
     pub fn follow(&self, anchor: &Anchor) {
         self.offset_us.store(anchor.offset_us, Ordering::Relaxed);
     }
@@ -181,7 +188,7 @@ impl ServiceClock {
 /// The clock of this process.
 struct ProcessClock {
     clock: Arc<ServiceClock>,
-    /// None where the clock is that of a data directory, whose owner adjusts it.
+    /// The anchor that this process adjusts. `None` if the clock is that of a data directory, which `sqlite` adjusts.
     own: Option<Mutex<Anchor>>,
 }
 
@@ -192,7 +199,7 @@ static PROCESS: LazyLock<RwLock<ProcessClock>> = LazyLock::new(|| {
     RwLock::new(ProcessClock { clock, own: Some(Mutex::new(anchor)) })
 });
 
-/// The service time of this process. The first call fixes the offset: make it when the process starts.
+/// The service time of this process. The first call fixes the offset, so make one when the process starts.
 pub fn now() -> Timestamp {
     let process = PROCESS.read().unwrap_or_else(PoisonError::into_inner);
     if let Some(own) = &process.own {
@@ -206,8 +213,8 @@ pub fn now() -> Timestamp {
     Timestamp::from_microsecond(process.clock.now_us()).unwrap_or(Timestamp::MAX)
 }
 
-/// Tells this process the time of a machine whose clock is known to be right, in seconds since the Unix epoch. Does nothing
-/// where the clock is that of a data directory.
+/// Corrects the clock of this process by a clock that is known to be right, in seconds since the Unix epoch. Does nothing if
+/// the clock is that of a data directory.
 pub fn correct(trusted_seconds: i64) {
     let process = PROCESS.read().unwrap_or_else(PoisonError::into_inner);
     let Some(own) = &process.own else { return };
@@ -215,13 +222,13 @@ pub fn correct(trusted_seconds: i64) {
     let reading = process.clock.source.read();
     if let Some(corrected) = anchor.corrected(trusted_seconds.saturating_mul(1_000_000), reading) {
         let ahead_seconds = (anchor.now_us(reading) - corrected.now_us(reading)) / 1_000_000;
-        tracing::warn!(ahead_seconds, "the clock of this machine is wrong: the time that AWS tells is used");
-        process.clock.set(&corrected);
+        tracing::warn!(ahead_seconds, "the clock of this machine is wrong: using the time of AWS");
+        process.clock.correct(&corrected);
         *anchor = corrected;
     }
 }
 
-/// Makes [`now`] tell the time of a data directory.
+/// Makes the clock of a data directory the clock of this process ([`now`]).
 pub fn use_for_process(clock: &Arc<ServiceClock>) {
     let mut process = PROCESS.write().unwrap_or_else(PoisonError::into_inner);
     *process = ProcessClock { clock: Arc::clone(clock), own: None };
@@ -229,7 +236,7 @@ pub fn use_for_process(clock: &Arc<ServiceClock>) {
 
 /// A UUIDv7 whose time is the service time.
 pub fn new_id() -> Uuid {
-    /// Ids of one millisecond are in the order in which they were made.
+    /// Orders the ids of one millisecond by their creation.
     static CONTEXT: Mutex<ContextV7> = Mutex::new(ContextV7::new());
     let now_ms = now().as_millisecond().max(0).unsigned_abs();
     let (seconds, nanos) = (now_ms / 1_000, (now_ms % 1_000) as u32 * 1_000_000);
@@ -253,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_of_the_wall_clock_moves_the_service_time_by_a_thousandth_of_the_time_that_passes() {
+    fn service_time_follows_a_wall_clock_step_by_a_thousandth_of_elapsed_time() {
         for (step_ms, slewed_ms) in [(5 * DAY_MS, 60), (-3_600_000, -60), (20, 20), (0, 0)] {
             let adjusted = anchor().adjusted("a", reading(60_000 + step_ms, 65_000));
             assert_eq!(adjusted.now_us(reading(0, 65_000)), 1_000 * (START_MS + 60_000 + slewed_ms), "{step_ms}");
@@ -261,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_reboot_time_goes_on_from_the_last_that_was_seen_and_by_a_day_at_most() {
+    fn reboot_never_moves_time_backwards_nor_more_than_a_day_ahead() {
         for (wall_ms, now_ms) in [(-DAY_MS, 0), (3_600_000, 3_600_000), (50 * 365 * DAY_MS, DAY_MS)] {
             let rebooted = anchor().adjusted("b", reading(wall_ms, 100));
             assert_eq!(rebooted.now_us(reading(0, 100)), 1_000 * (START_MS + now_ms), "{wall_ms}");
@@ -270,13 +277,13 @@ mod tests {
     }
 
     #[test]
-    fn time_since_boot_that_went_back_is_another_boot_although_its_id_is_the_same() {
+    fn time_since_boot_that_runs_backwards_counts_as_a_reboot() {
         let rebooted = anchor().adjusted("a", reading(7_000, 10));
         assert_eq!(rebooted.now_us(reading(0, 10)), 1_000 * (START_MS + 7_000));
     }
 
     #[test]
-    fn a_clock_that_is_trusted_more_corrects_by_more_than_a_minute_only() {
+    fn trusted_clock_corrects_only_differences_over_a_minute() {
         let at = reading(0, 5_000);
         for (trusted_ms, corrected_ms) in
             [(60_000, None), (-60_000, None), (61_000, Some(61_000)), (-DAY_MS, Some(-DAY_MS))]
@@ -287,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_clock_never_runs_backwards() {
+    fn service_clock_never_runs_backwards() {
         struct Fixed;
         impl Source for Fixed {
             fn read(&self) -> Reading {
@@ -304,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_in_the_order_in_which_they_were_made() {
+    fn ids_are_ordered_by_creation() {
         let ids: Vec<Uuid> = (0..1_000).map(|_| new_id()).collect();
         assert!(ids.is_sorted());
     }

@@ -1,26 +1,28 @@
-//! Whether what a process stands on answers.
+//! Checks whether the services that a process depends on answer.
 
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
 
-/// What takes longer to answer does not.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// A probe that takes longer than this has failed.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Something that is asked: its name, as in a sentence, and the call.
+/// One check of a dependency.
 pub struct Probe<'a> {
+    /// The name of the dependency, as it appears in a sentence.
     pub of: String,
+    /// The call that has to succeed.
     pub call: BoxFuture<'a, Result<(), String>>,
 }
 
-/// Asks all at the same time.
+/// Runs all probes at the same time.
 ///
 /// # Errors
-/// Why the first of them, in their order, is of no use, in one line.
+/// The reason of the first one, in their order, that failed, in one line.
 pub async fn all_answer(probes: Vec<Probe<'_>>) -> Result<(), String> {
     let answers = join_all(probes.into_iter().map(|Probe { of, call }| async move {
-        let answer = tokio::time::timeout(PATIENCE, call).await;
-        answer.unwrap_or_else(|_| Err(format!("{of} did not answer within {} s", PATIENCE.as_secs())))
+        let answer = tokio::time::timeout(PROBE_TIMEOUT, call).await;
+        answer.unwrap_or_else(|_| Err(format!("{of} did not answer within {} s", PROBE_TIMEOUT.as_secs())))
     }));
     answers.await.into_iter().collect()
 }
@@ -34,12 +36,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_hangs_is_named_and_what_is_wrong_is_said() {
-        let well = || probe("a", async { Ok(()) });
+    async fn first_failed_or_hung_probe_is_reported() {
+        let healthy = || probe("a", async { Ok(()) });
         let hung = || probe("the queue", std::future::pending());
-        let wrong = || probe("b", async { Err("denied".to_owned()) });
-        assert_eq!(all_answer(vec![well(), well()]).await, Ok(()));
-        assert_eq!(all_answer(vec![well(), wrong(), hung()]).await, Err("denied".to_owned()));
-        assert_eq!(all_answer(vec![hung(), wrong()]).await, Err("the queue did not answer within 2 s".to_owned()));
+        let failed = || probe("b", async { Err("denied".to_owned()) });
+        assert_eq!(all_answer(vec![healthy(), healthy()]).await, Ok(()));
+        assert_eq!(all_answer(vec![healthy(), failed(), hung()]).await, Err("denied".to_owned()));
+        assert_eq!(all_answer(vec![hung(), failed()]).await, Err("the queue did not answer within 2 s".to_owned()));
     }
 }

@@ -1,27 +1,27 @@
-//! How a process ends: the first SIGTERM or SIGINT drains, the second ends it at once.
+//! How a process ends: the first SIGTERM or SIGINT drains it, the second ends it at once.
 
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 pub use tokio_util::sync::CancellationToken;
 
-/// Exit code of a process that a second signal ended: 128 + SIGINT, as shells have it.
+/// The exit code of a process that a second signal ended: 128 + SIGINT, as in shells.
 const EXIT_INTERRUPTED: i32 = 130;
 
-/// A token that is cancelled by the first SIGTERM or SIGINT. The second signal calls `before_exit` and exits the process
-/// without draining: what was not finished comes again after its visibility timeout.
+/// Returns a token that the first SIGTERM or SIGINT cancels. The second signal calls `before_exit` and exits the process
+/// without draining: unfinished messages are delivered again after their visibility timeout.
 ///
 /// # Errors
-/// Where the system refuses signal handlers.
+/// The system refuses signal handlers.
 pub fn on_signals(before_exit: fn()) -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let token = CancellationToken::new();
     let drain = token.clone();
-    // Lives as long as the process, which it ends; nothing waits for it.
+    // It lives as long as the process, which it ends; nothing waits for it.
     tokio::spawn(async move {
         let name = first_of(&mut terminate, &mut interrupt).await;
-        // Before anything else: whatever happens to the log, the process drains.
+        // Before logging, so that the process drains even if the log is stuck.
         drain.cancel();
         tracing::info!(signal = name, "draining; a second signal ends at once");
         let name = first_of(&mut terminate, &mut interrupt).await;
@@ -32,24 +32,24 @@ pub fn on_signals(before_exit: fn()) -> std::io::Result<CancellationToken> {
     Ok(token)
 }
 
-/// Ends the process, with the exit code of success, where a drain takes longer than `limit`: a disk that hangs or a lock
-/// that another process holds must not keep a service from stopping. For processes whose work is durable at any moment.
+/// Exits the process with code 0 if its drain takes longer than `limit`: a disk that hangs, or a lock that another process
+/// holds, must not keep a service from stopping. For processes whose work is durable at any moment.
 pub fn end_within(shutdown: &CancellationToken, limit: Duration) {
     let shutdown = shutdown.clone();
-    // Lives as long as the process, which it may end; nothing waits for it.
+    // It lives as long as the process, which it may end; nothing waits for it.
     tokio::spawn(async move {
         shutdown.cancelled().await;
-        // A thread of its own: whatever hangs may hold those of the runtime.
+        // On its own thread, because the threads of the runtime may be stuck.
         let watch = move || {
             std::thread::sleep(limit);
             tracing::warn!(
                 limit_seconds = limit.as_secs_f64(),
-                "the drain takes too long; ending without its last steps"
+                "the drain takes too long; exiting without its last steps"
             );
             std::process::exit(0);
         };
         if let Err(error) = std::thread::Builder::new().name("drain-limit".to_owned()).spawn(watch) {
-            tracing::warn!(%error, "the time of the drain is not limited");
+            tracing::warn!(%error, "cannot limit the duration of the drain");
         }
     });
 }

@@ -1,5 +1,5 @@
-//! `imgcls data …`: what operators do with what is stored on this machine. How much that is and how old, deleting what
-//! belongs to finished jobs. All of it works while the service runs.
+//! `imgcls data …`: shows how much data is stored on this machine and how old it is, and deletes data of finished jobs. The
+//! service may run meanwhile.
 
 mod text;
 
@@ -17,114 +17,155 @@ use crate::retention::{self, Deletion, Freed, Pace};
 use crate::sqlite::millis;
 use crate::store::{Kind, LocalData, SeenSegments, Totals, Usage};
 
-/// What a service keeps that never noted its limits: the defaults of --keep-images and --keep-results.
+/// The defaults of --keep-images and --keep-results, for a data directory in which no service has stored its limits.
 const DEFAULT_KEEP: [Duration; 2] = [Duration::from_secs(7 * 86_400), Duration::from_secs(30 * 86_400)];
 
+/// What the command does, and where.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The data directory.
     pub data_dir: PathBuf,
+    /// The names of queues and buckets.
     pub names: Names,
+    /// Print JSON.
     pub json: bool,
+    /// What to do.
     pub action: Action,
 }
 
+/// What the command does.
 #[derive(Debug, Clone)]
 pub enum Action {
+    /// Report what is stored.
     Status,
+    /// Delete old objects of finished jobs.
     Prune(Prune),
 }
 
+/// What is deleted.
 #[derive(Debug, Clone)]
 pub struct Prune {
-    /// None: by the limits that the service runs with.
+    /// The least age of deleted objects. `None` means how long the service keeps them.
     pub older_than: Option<Duration>,
+    /// Delete images.
     pub images: bool,
+    /// Delete results.
     pub results: bool,
+    /// Only count.
     pub is_dry_run: bool,
 }
 
-/// What is stored.
+/// What is stored: the output of `imgcls data status`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
+    /// The data directory.
     pub data_dir: PathBuf,
+    /// The stored images.
     pub images: Stored,
+    /// The stored results.
     pub results: Stored,
+    /// The files with bodies of images.
     pub segments: Segments,
+    /// The pages of the database.
     pub database: Pages,
-    /// The write-ahead log, which is bounded by itself.
+    /// The write-ahead log, whose size is bounded separately.
     pub log_bytes: u64,
-    /// Segments, and pages of the database in use: what is held against the limit.
+    /// Segments and used pages of the database, which count against the limit.
     pub used_bytes: u64,
+    /// Bytes free on the file system.
     pub disk_free_bytes: u64,
+    /// The limits that apply.
     pub limits: Limits,
 }
 
 /// Objects of one kind.
 #[derive(Debug, Clone, Serialize)]
 pub struct Stored {
+    /// The number of objects.
     pub count: u64,
+    /// The bytes of their bodies.
     pub bytes: u64,
+    /// When the oldest one was written.
     pub oldest: Option<Timestamp>,
+    /// The age of the oldest one.
     pub oldest_age_seconds: Option<f64>,
-    /// Of finished jobs, and older than the limit: what `prune` deletes.
+    /// Objects of finished jobs that are older than the limit; `prune` deletes them.
     pub prunable: Counted,
-    /// Of finished jobs, whatever their age: what may be deleted where space is needed.
+    /// Objects of finished jobs of any age; they are deleted when space is needed.
     pub finished: Counted,
 }
 
+/// A number of objects and their size.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counted {
+    /// The number of objects.
     pub count: u64,
+    /// The bytes of their bodies.
     pub bytes: u64,
 }
 
+/// The segments of the store.
 #[derive(Debug, Clone, Serialize)]
 pub struct Segments {
+    /// The number of files.
     pub files: u64,
+    /// The bytes of their blocks on disk.
     pub disk_bytes: u64,
 }
 
+/// The pages of the database.
 #[derive(Debug, Clone, Serialize)]
 pub struct Pages {
+    /// Pages in use.
     pub used_bytes: u64,
-    /// Free for what comes next.
+    /// Pages that are free for new data.
     pub free_bytes: u64,
 }
 
+/// How long and how much is kept.
 #[derive(Debug, Clone, Serialize)]
 pub struct Limits {
+    /// How long images are kept.
     pub keep_images_seconds: u64,
+    /// How long results are kept.
     pub keep_results_seconds: u64,
+    /// How much is kept.
     pub max_data_bytes: u64,
-    /// False: no service has run here yet, and these are the defaults.
+    /// False if no service has run here yet, so that these are the defaults.
     pub are_of_the_service: bool,
 }
 
-/// What was deleted, or would be.
+/// What was deleted or would be: the output of `imgcls data prune`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Pruned {
+    /// Deleted images.
     pub images: Counted,
+    /// Deleted results.
     pub results: Counted,
+    /// Empty segments that were removed.
     pub removed_segments: u64,
-    /// By how much segments and database shrank while this ran; a service that works meanwhile adds to them.
+    /// How much segments and database shrank meanwhile. A service that runs adds to them.
     pub freed_bytes: u64,
+    /// Nothing was deleted, only counted.
     pub is_dry_run: bool,
-    /// By a signal: what was deleted stays deleted.
+    /// A signal ended it early. What was deleted stays deleted.
     pub is_interrupted: bool,
 }
 
+/// Runs the command.
+///
 /// # Errors
-/// Where the data directory cannot be used.
+/// The data directory cannot be used.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let data = LocalData::open(&config.data_dir, config.names.clone())?;
     match &config.action {
         Action::Status => {
             let report = status(&config, &data, &shutdown).await?;
-            print(config.json, &report, || text::report(&report))
+            print_report(config.json, &report, || text::report(&report))
         }
         Action::Prune(prune) => {
-            let pruned = carry_out(prune, &data, &shutdown).await?;
-            print(config.json, &pruned, || text::pruned(&pruned))
+            let pruned = prune_data(prune, &data, &shutdown).await?;
+            print_report(config.json, &pruned, || text::pruned(&pruned))
         }
     }
 }
@@ -179,7 +220,7 @@ async fn stored(
     })
 }
 
-async fn carry_out(prune: &Prune, data: &LocalData, shutdown: &CancellationToken) -> anyhow::Result<Pruned> {
+async fn prune_data(prune: &Prune, data: &LocalData, shutdown: &CancellationToken) -> anyhow::Result<Pruned> {
     let before = data.usage().await.context("cannot measure the data directory")?;
     let limits = limits(data, &before).await?;
     let now_ms = data.now_ms().await?;
@@ -217,15 +258,15 @@ impl From<Freed> for Counted {
     }
 }
 
-/// Prints a result for programs or for people.
-fn print(json: bool, report: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+/// Prints a result as JSON or as text.
+fn print_report(json: bool, report: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
     let mut out = if json { serde_json::to_string(report)? } else { text() };
     if !out.ends_with('\n') {
         out.push('\n');
     }
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(out.as_bytes()).and_then(|()| stdout.flush()) {
-        // A reader that went away has read what it wanted.
+        // A reader that closes the pipe has read what it wanted.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }

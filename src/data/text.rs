@@ -1,10 +1,10 @@
-//! The same reports for people.
+//! The reports as text.
 
 use std::fmt::Write as _;
 
 use super::{Counted, Pruned, Report, Stored};
 
-pub fn report(report: &Report) -> String {
+pub(super) fn report(report: &Report) -> String {
     let Report { data_dir, images, results, segments, database, log_bytes, used_bytes, disk_free_bytes, limits } =
         report;
     let mut text = format!("{}\n", data_dir.display());
@@ -19,15 +19,15 @@ pub fn report(report: &Report) -> String {
     let percent = used_bytes.saturating_mul(100) / limits.max_data_bytes.max(1);
     line("used", format!("{} of {}, {percent} %", size(*used_bytes), size(limits.max_data_bytes)));
     line("disk free", size(*disk_free_bytes));
-    let origin = if limits.are_of_the_service { "" } else { " (the defaults; no service has run here)" };
+    let origin = if limits.are_of_the_service { "" } else { " (defaults; no service has run here)" };
     let (images_kept, results_kept) = (age(limits.keep_images_seconds), age(limits.keep_results_seconds));
     line("kept", format!("images {images_kept}, results {results_kept}{origin}"));
     line("prunable", format!("{} older than that", both(images.prunable, results.prunable)));
-    line("finished", format!("{} may go where space is needed", both(images.finished, results.finished)));
+    line("finished", format!("{} may be deleted when space is needed", both(images.finished, results.finished)));
     text
 }
 
-pub fn pruned(pruned: &Pruned) -> String {
+pub(super) fn pruned(pruned: &Pruned) -> String {
     let Pruned { images, results, removed_segments, freed_bytes, is_dry_run, is_interrupted } = pruned;
     if *is_dry_run {
         return format!("would delete {}\n", both(*images, *results));
@@ -49,7 +49,7 @@ fn both(images: Counted, results: Counted) -> String {
     format!("{} images ({}), {} results ({})", images.count, size(images.bytes), results.count, size(results.bytes))
 }
 
-/// As `12 B`, `3.4 KiB`, `5.6 GiB`.
+/// Formats a size as `12 B`, `3.4 KiB`, `5.6 GiB`.
 fn size(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;
@@ -61,7 +61,7 @@ fn size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
-/// As `3d 4h`, `12m 5s`, `7s`.
+/// Formats an age as `3d 4h`, `12m 5s`, `7s`.
 fn age(seconds: u64) -> String {
     let part = |number: u64, unit: &str| if number == 0 { String::new() } else { format!(" {number}{unit}") };
     match (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60) {
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_ages_are_rounded_to_what_people_read() {
+    fn sizes_and_ages_have_at_most_two_units() {
         assert_eq!([0, 1_023, 1_536, 5 << 30].map(size), ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]);
         assert_eq!([0, 61, 7_200, 604_800, 633_600].map(age), ["0s", "1m 1s", "2h", "7d", "7d 8h"]);
     }

@@ -11,38 +11,44 @@ use crate::queue::{self, QueueAttributes};
 use crate::sqlite::{Fault, millis};
 use crate::store::{Candidate, Kind, LocalData, Page, Position, Walk};
 
-/// Objects that are looked at in one snapshot.
-const LOOKED_AT_ONCE: usize = 1_000;
-/// Candidates that are handed to one transaction, which takes as many as its time allows.
-const HANDED_AT_ONCE: usize = 256;
-/// Shortest pause after a transaction whose space nobody waits for.
+/// Objects that one snapshot reads.
+const PAGE_OBJECTS: usize = 1_000;
+/// Candidates that are passed to one transaction, which deletes as many as its time allows.
+const BATCH_CANDIDATES: usize = 256;
+/// The shortest pause after a transaction at the relaxed pace.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
-/// How long deletions whose space nobody waits for wait for a sync that others share.
-const SHARED_SYNC: Duration = Duration::from_millis(10);
+/// How long a deletion at the relaxed pace waits for a sync that it can share with other calls.
+const SYNC_DELAY: Duration = Duration::from_millis(10);
 
+/// Deletes objects, or counts those that it would delete.
 pub struct Deletion<'a> {
+    /// The data directory.
     pub data: &'a LocalData,
+    /// How much time is left to other users of the database.
     pub pace: Pace,
+    /// Ends the deletion early; what was deleted stays deleted.
     pub shutdown: &'a CancellationToken,
-    /// Only counts what would be deleted.
+    /// Only counts.
     pub is_dry_run: bool,
 }
 
+/// How much time a deletion leaves to other users of the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
-    /// Somebody waits for the space: half of the time is left to others.
+    /// Half of it: an image waits for the space.
     Urgent,
-    /// Most of the time is left to others.
+    /// Most of it.
     Relaxed,
 }
 
-/// What was deleted.
+/// How much was deleted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Freed {
+    /// The number of objects.
     pub objects: u64,
-    /// As they were stored.
+    /// The bytes of their bodies.
     pub bytes: u64,
-    /// The same in blocks of the disk.
+    /// The bytes of the disk blocks that their bodies took.
     pub disk_bytes: u64,
 }
 
@@ -55,11 +61,11 @@ impl AddAssign for Freed {
 }
 
 impl Deletion<'_> {
-    /// Deletes objects of a kind that were written before then, until it is enough, there are no more, or the process is
-    /// asked to stop.
+    /// Deletes objects of a kind that were written before `before_ms`, until `is_enough` returns true, none is left, or the
+    /// process ends.
     ///
     /// # Errors
-    /// Those of the file; what was deleted stays deleted.
+    /// A fault of the database. What was deleted stays deleted.
     pub async fn delete(&self, kind: Kind, before_ms: i64, is_enough: impl Fn(&Freed) -> bool) -> Result<Freed, Fault> {
         let mut freed = Freed::default();
         let mut after = None;
@@ -83,10 +89,10 @@ impl Deletion<'_> {
         is_enough: &impl Fn(&Freed) -> bool,
     ) -> Result<(), Fault> {
         while !left.is_empty() && !is_enough(freed) && !self.shutdown.is_cancelled() {
-            // No more than are needed: those are the oldest.
+            // Only the oldest ones that are needed.
             let mut wanted = *freed;
             let mut count = 0;
-            while count < left.len().min(HANDED_AT_ONCE) && !is_enough(&wanted) {
+            while count < left.len().min(BATCH_CANDIDATES) && !is_enough(&wanted) {
                 wanted += Freed::of(&left[count]);
                 count += 1;
             }
@@ -94,7 +100,7 @@ impl Deletion<'_> {
                 *freed = wanted;
                 count
             } else {
-                let deleted = self.data.delete(&left[..count], self.shared_sync()).await?;
+                let deleted = self.data.delete(&left[..count], self.sync_delay()).await?;
                 let visited = &left[..deleted.visited];
                 let mut some = Freed::default();
                 for candidate in visited {
@@ -109,22 +115,22 @@ impl Deletion<'_> {
         Ok(())
     }
 
-    /// The objects of the next part that no message keeps.
+    /// Returns the next objects that no message refers to.
     async fn page(&self, kind: Kind, before_ms: i64, after: Option<Position>) -> Result<Page, Fault> {
         let now_ms = self.data.now_ms().await?;
-        // A message that would still bring a result is gone by then.
+        // No message is older than the retention of its queue, so none can still produce a result of such an object.
         let orphaned_before_ms = now_ms.saturating_sub(millis(QueueAttributes::default().retention));
-        let walk = Walk { kind, before_ms, orphaned_before_ms, after, limit: LOOKED_AT_ONCE };
+        let walk = Walk { kind, before_ms, orphaned_before_ms, after, limit: PAGE_OBJECTS };
         let names = self.data.names().clone();
-        // One snapshot: between two, a message could move from one queue to another and be seen in neither.
+        // In one snapshot: between two, a message could move from one queue to another and be in neither of them.
         self.data
             .read(move |snapshot| {
                 let mut page = walk.read(snapshot, &names)?;
                 let conditions = || page.candidates.iter().filter_map(|candidate| candidate.unless_named);
                 if conditions().next().is_some() {
                     let any_request = conditions().any(|named| named.any_request);
-                    let letters = names.dead_letter_queue();
-                    let named = queue::named_jobs(snapshot, &names.request_queue, &letters, any_request)?;
+                    let dead_letters = names.dead_letter_queue();
+                    let named = queue::named_jobs(snapshot, &names.request_queue, &dead_letters, any_request)?;
                     page.candidates.retain(|candidate| is_free(candidate, &named));
                 }
                 Ok(page)
@@ -132,10 +138,10 @@ impl Deletion<'_> {
             .await
     }
 
-    fn shared_sync(&self) -> Duration {
+    fn sync_delay(&self) -> Duration {
         match self.pace {
             Pace::Urgent => Duration::ZERO,
-            Pace::Relaxed => SHARED_SYNC,
+            Pace::Relaxed => SYNC_DELAY,
         }
     }
 

@@ -1,4 +1,4 @@
-//! What is stored, and what was deleted.
+//! Metrics of stored and deleted data.
 
 use std::sync::LazyLock;
 
@@ -9,16 +9,19 @@ use prometheus::{
 
 use crate::store::{Kind, Usage};
 
-pub struct Metrics {
+/// The metrics of this room.
+pub(super) struct Metrics {
     stored: IntGaugeVec,
     limit: IntGauge,
     disk_free: IntGauge,
     deleted: IntCounterVec,
+    /// Empty segments that this process removed.
     pub removed_segments: IntCounter,
 }
 
 impl Metrics {
-    pub fn tell(&self, usage: &Usage, limit_bytes: u64) {
+    /// Publishes a measurement.
+    pub(super) fn set_usage(&self, usage: &Usage, limit_bytes: u64) {
         let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         for (kind, stored) in
             [("segments", usage.segment_bytes), ("database", usage.database_bytes), ("log", usage.log_bytes)]
@@ -29,7 +32,8 @@ impl Metrics {
         self.disk_free.set(bytes(usage.disk_free_bytes));
     }
 
-    pub fn deleted(&self, kind: Kind, objects: u64) {
+    /// Counts deleted objects.
+    pub(super) fn count_deleted(&self, kind: Kind, objects: u64) {
         let kind = match kind {
             Kind::Images => "images",
             Kind::Results => "results",
@@ -38,8 +42,9 @@ impl Metrics {
     }
 }
 
-pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
-    let registered = "names are given once, here; this is a bug";
+/// The metrics of this process.
+pub(super) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+    let registered = "each name is registered once; this is a bug";
     Metrics {
         stored: register_int_gauge_vec!(
             "imgcls_data_bytes",
@@ -49,20 +54,20 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         .expect(registered),
         limit: register_int_gauge!(
             "imgcls_data_limit_bytes",
-            "Most bytes that segments and database may take together (--max-data-bytes)"
+            "Limit on the bytes of segments and database together (--max-data-bytes)"
         )
         .expect(registered),
         disk_free: register_int_gauge!("imgcls_disk_free_bytes", "Bytes free on the file system of the data directory")
             .expect(registered),
         deleted: register_int_counter_vec!(
             "imgcls_data_deleted_total",
-            "Images and results deleted by this process, since they were old or space was needed",
+            "Images and results that this process deleted because they were old or space was needed",
             &["kind"]
         )
         .expect(registered),
         removed_segments: register_int_counter!(
             "imgcls_data_removed_segments_total",
-            "Empty segments removed by this process"
+            "Empty segments that this process removed"
         )
         .expect(registered),
     }

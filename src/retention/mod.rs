@@ -1,13 +1,13 @@
-//! Bounds what the local backend keeps: a loop in each process that takes images deletes images and results that are
-//! older than they are to be kept, and the oldest of finished jobs where the data would exceed its limit.
+//! Bounds what the local backend keeps. Each process that accepts images runs a loop, which deletes images and results that
+//! were kept long enough, and the oldest ones of finished jobs when the data would exceed its limit.
 //!
-//! What waits is never deleted: an image goes once its job has a result, a result once its image is gone, and neither
-//! while a dead letter names the job. Where what waits takes the whole limit by itself, [`Space`] refuses images.
+//! Data of unfinished jobs is never deleted. An image may be deleted once its job has a result, a result once its image is
+//! gone, and neither while a dead letter names the job. If unfinished jobs take the whole limit, [`Space`] refuses images.
 //!
-//! Several loops on one data directory do no harm. One at a time holds a lock and does the regular work, so that it is
-//! done once; the lock ends with its process. Freeing space that an image waits for needs no lock.
+//! Several loops may run on one data directory. Only the one that holds a lock does the regular work; the lock is released
+//! when its process ends. Freeing space that an image waits for needs no lock.
 //!
-//! On AWS the lifecycle rules of the buckets do all that.
+//! On AWS the lifecycle rules of the buckets do all of this.
 
 mod deletion;
 mod metrics;
@@ -27,43 +27,50 @@ use crate::config::{Backend, Names};
 use crate::sqlite::Fault;
 use crate::store::{Kind, LocalData, SeenSegments, Space, Usage};
 
-/// The limit is enforced at least this often, and sooner where an image would exceed it.
+/// The limit is enforced at least this often, and sooner if an image would exceed it.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(5);
-/// How often objects that are too old are looked for, unless they are kept for a shorter time.
+/// How often old objects are deleted, unless they are kept for a shorter time.
 const LONGEST_AGE_INTERVAL: Duration = Duration::from_secs(60);
-/// A look for what is too old or unused takes at most this share of the time, as 1 to N.
-const REST_FACTOR: u32 = 20;
-/// How long deletions by age go on before the limit is looked at again.
-const AGE_STRETCH: Duration = Duration::from_millis(500);
-/// Looks that are wanted follow each other no faster.
+/// A pass that found nothing to delete is followed by a pause of at least this many times its duration.
+const PAUSE_FACTOR: u32 = 20;
+/// How long deletions by age continue before the limit is checked again.
+const LONGEST_AGE_PASS: Duration = Duration::from_millis(500);
+/// The shortest time from the start of one pass to the next, even if images wait for space.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(20);
-/// Attempts to get below the limit before the next measurement is told.
+/// Attempts to get below the limit in one pass.
 const MAX_ROUNDS: usize = 4;
-/// Batches of pages that are given back to the file system in one stretch.
-const VACUUMS: usize = 8;
+/// Batches of pages that one pass returns to the file system.
+const MAX_VACUUM_BATCHES: usize = 8;
 
-/// Without a limit of its own: what is used already and this share of what is free, in percent.
+/// The default limit is what is used already plus this share of what is free, in percent.
 const DEFAULT_SHARE_PERCENT: u64 = 50;
-/// Whoever holds the lock on this file does the regular work.
+/// The process that holds the lock on this file does the regular work.
 const LOCK_FILE: &str = "retention.lock";
 
+/// What is kept, and where.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The backend; there is nothing to do on AWS.
     pub backend: Backend,
+    /// The names of queues and buckets.
     pub names: Names,
+    /// How long objects are kept.
     pub keep: Keep,
-    /// None: half of the free space, and what is used already.
+    /// The limit on all stored data. `None` means what is used already plus half of the free space.
     pub max_data_bytes: Option<u64>,
 }
 
 /// How long images and results are kept. A result is kept at least as long as its image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep {
+    /// For images.
     pub images: Duration,
+    /// For results.
     pub results: Duration,
 }
 
 impl Keep {
+    /// How long objects of a kind are kept.
     pub fn of(&self, kind: Kind) -> Duration {
         match kind {
             Kind::Images => self.images,
@@ -72,25 +79,25 @@ impl Keep {
     }
 }
 
-/// The loop, before it runs.
+/// Deletes what need not be kept. [`Retention::run`] is its loop.
 pub struct Retention {
     data: LocalData,
     keep: Keep,
     space: Space,
     lock_path: PathBuf,
-    /// Held by this process.
+    /// The lock, while this process holds it.
     lock: Option<File>,
 }
 
-/// The limit for a data directory of which nothing else was said.
+/// The limit if none is configured.
 pub fn default_limit(usage: &Usage) -> u64 {
     usage.counted_bytes().saturating_add(usage.disk_free_bytes / 100 * DEFAULT_SHARE_PERCENT)
 }
 
-/// Opens the data of the local backend and measures it. None on AWS.
+/// Opens the data of the local backend and measures it. Returns `None` on AWS.
 ///
 /// # Errors
-/// Where the data directory cannot be used.
+/// The data directory cannot be used.
 pub async fn open(config: &Config) -> anyhow::Result<Option<Retention>> {
     let Backend::Local { data_dir } = &config.backend else { return Ok(None) };
     let data = LocalData::open(data_dir, config.names.clone())?;
@@ -103,7 +110,7 @@ pub async fn open(config: &Config) -> anyhow::Result<Option<Retention>> {
         lock_path: data_dir.join(LOCK_FILE),
         lock: None,
     };
-    retention.tell(usage);
+    retention.publish(usage);
     let noted = retention.data.note_limits([config.keep.images, config.keep.results], limit_bytes).await;
     noted.context("cannot write to the data directory")?;
     tracing::info!(
@@ -111,59 +118,59 @@ pub async fn open(config: &Config) -> anyhow::Result<Option<Retention>> {
         keep_results_seconds = config.keep.results.as_secs(),
         max_data_bytes = limit_bytes,
         used_bytes = usage.counted_bytes(),
-        "what is kept"
+        "bounding the stored data"
     );
     Ok(Some(retention))
 }
 
-/// What the loop remembers between its looks.
-struct Memory {
+/// What the loop keeps from one pass to the next.
+struct Progress {
     age_due: Instant,
-    sweep_due: Instant,
-    /// When freeing is tried again after an attempt that freed nothing.
+    collection_due: Instant,
+    /// When freeing space is tried again after an attempt that freed nothing.
     freeing_due: Instant,
     seen_segments: SeenSegments,
     has_warned: bool,
 }
 
-/// How a look for what is too old ended.
-enum AgeLook {
-    /// There may be more.
+/// How a pass over old objects ended.
+enum AgePass {
+    /// More objects may be due.
     Interrupted,
     Deleted,
     NothingDue,
 }
 
 impl Retention {
-    /// For whoever takes images.
+    /// The space that the acceptance of images is checked against.
     pub fn space(&self) -> Space {
         self.space.clone()
     }
 
-    /// Works until `shutdown`. A fault of the data directory is logged, and the next look tries again.
+    /// Runs until `shutdown`. A fault of the data directory is logged, and the next pass tries again.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let now = Instant::now();
-        let mut memory = Memory {
+        let mut progress = Progress {
             age_due: now,
-            sweep_due: now,
+            collection_due: now,
             freeing_due: now,
             seen_segments: SeenSegments::default(),
             has_warned: false,
         };
         while !shutdown.is_cancelled() {
             let began = Instant::now();
-            let looked = self.look(&mut memory, &shutdown).await;
-            if let Err(error) = &looked {
-                tracing::warn!(%error, "cannot delete what is no longer to be kept; trying again");
+            let done = self.run_once(&mut progress, &shutdown).await;
+            if let Err(error) = &done {
+                tracing::warn!(%error, "cannot delete old images and results; trying again");
             }
             let idle = async {
                 tokio::time::sleep(SHORTEST_INTERVAL.saturating_sub(began.elapsed())).await;
-                if looked.is_err() {
-                    // A fault may last, and trying costs something each time.
+                if done.is_err() {
+                    // The fault may last, and each attempt costs something.
                     return tokio::time::sleep(LONGEST_INTERVAL).await;
                 }
                 tokio::select! {
-                    () = tokio::time::sleep(self.interval(&memory)) => {}
+                    () = tokio::time::sleep(self.interval(&progress)) => {}
                     () = self.space.wanted() => {}
                 }
             };
@@ -171,72 +178,75 @@ impl Retention {
         }
     }
 
-    fn interval(&self, memory: &Memory) -> Duration {
-        let next =
-            if self.lock.is_some() { memory.age_due.min(memory.sweep_due) } else { Instant::now() + LONGEST_INTERVAL };
+    fn interval(&self, progress: &Progress) -> Duration {
+        let next = if self.lock.is_some() {
+            progress.age_due.min(progress.collection_due)
+        } else {
+            Instant::now() + LONGEST_INTERVAL
+        };
         next.saturating_duration_since(Instant::now()).min(LONGEST_INTERVAL)
     }
 
-    /// Objects are deleted at most a tenth of their time too late, or a minute.
+    /// Objects are deleted late by at most a tenth of the time that they are kept, or a minute.
     fn age_interval(&self) -> Duration {
         (self.keep.images.min(self.keep.results) / 10).clamp(Duration::from_millis(100), LONGEST_AGE_INTERVAL)
     }
 
-    async fn look(&mut self, memory: &mut Memory, shutdown: &CancellationToken) -> Result<(), Fault> {
-        self.measure(memory).await?;
-        self.free_space(memory, shutdown).await?;
+    async fn run_once(&mut self, progress: &mut Progress, shutdown: &CancellationToken) -> Result<(), Fault> {
+        self.measure(progress).await?;
+        self.free_space(progress, shutdown).await?;
         if !self.has_lock() {
             return Ok(());
         }
-        if Instant::now() >= memory.age_due {
+        if Instant::now() >= progress.age_due {
             let began = Instant::now();
-            memory.age_due = match self.delete_old(shutdown).await? {
-                AgeLook::Interrupted => Instant::now(),
-                AgeLook::Deleted => Instant::now() + self.age_interval(),
-                AgeLook::NothingDue => rested(began, self.age_interval()),
+            progress.age_due = match self.delete_old(shutdown).await? {
+                AgePass::Interrupted => Instant::now(),
+                AgePass::Deleted => Instant::now() + self.age_interval(),
+                AgePass::NothingDue => next_pass(began, self.age_interval()),
             };
         }
-        if Instant::now() >= memory.sweep_due {
+        if Instant::now() >= progress.collection_due {
             let began = Instant::now();
-            let swept = self.data.sweep(&mut memory.seen_segments, shutdown).await?;
-            METRICS.removed_segments.inc_by(swept.removed_segments);
-            for _ in 0..VACUUMS {
+            let collected = self.data.sweep(&mut progress.seen_segments, shutdown).await?;
+            METRICS.removed_segments.inc_by(collected.removed_segments);
+            for _ in 0..MAX_VACUUM_BATCHES {
                 if !self.data.vacuum_some().await? || shutdown.is_cancelled() {
                     break;
                 }
                 tokio::time::sleep(SHORTEST_INTERVAL).await;
             }
-            memory.sweep_due = rested(began, self.age_interval());
+            progress.collection_due = next_pass(began, self.age_interval());
         }
         Ok(())
     }
 
-    /// Measures what is stored, and says so to whoever takes images.
-    async fn measure(&self, memory: &mut Memory) -> Result<(), Fault> {
+    /// Measures what is stored, publishes it, and warns when the space runs out.
+    async fn measure(&self, progress: &mut Progress) -> Result<(), Fault> {
         let measuring = self.space.begin_measuring();
         let usage = self.data.usage().await;
-        // Told in any case: somebody may wait for it.
+        // Also after a failure, since an image may wait for the measurement.
         match &usage {
             Ok(usage) => self.space.end_measuring(measuring, usage.counted_bytes(), usage.disk_free_bytes),
             Err(_) => self.space.fail_measuring(),
         }
-        METRICS.tell(&usage?, self.state().limit_bytes);
+        METRICS.set_usage(&usage?, self.state().limit_bytes);
         match self.state().warning() {
-            Some(warning) if !memory.has_warned => {
+            Some(warning) if !progress.has_warned => {
                 tracing::warn!("{warning}");
-                memory.has_warned = true;
+                progress.has_warned = true;
             }
-            // Not at once: while images come, what is used goes up and down around that share.
-            None if self.state().is_far_from_warning() => memory.has_warned = false,
+            // Not before: while images arrive, the used space goes up and down around the threshold.
+            None if self.state().is_far_from_warning() => progress.has_warned = false,
             Some(_) | None => {}
         }
         Ok(())
     }
 
-    fn tell(&self, usage: Usage) {
+    fn publish(&self, usage: Usage) {
         let measuring = self.space.begin_measuring();
         self.space.end_measuring(measuring, usage.counted_bytes(), usage.disk_free_bytes);
-        METRICS.tell(&usage, self.state().limit_bytes);
+        METRICS.set_usage(&usage, self.state().limit_bytes);
     }
 
     fn state(&self) -> crate::store::SpaceState {
@@ -245,12 +255,12 @@ impl Retention {
 
     /// Deletes the oldest objects of finished jobs until there is space: images first, which take most of it, then
     /// results.
-    async fn free_space(&self, memory: &mut Memory, shutdown: &CancellationToken) -> Result<(), Fault> {
+    async fn free_space(&self, progress: &mut Progress, shutdown: &CancellationToken) -> Result<(), Fault> {
         if self.state().target_bytes().is_none() {
             self.space.end_freeing(false);
             return Ok(());
         }
-        if Instant::now() < memory.freeing_due {
+        if Instant::now() < progress.freeing_due {
             return Ok(());
         }
         let began = Instant::now();
@@ -262,69 +272,69 @@ impl Retention {
             let mut freed_now = 0;
             for kind in [Kind::Images, Kind::Results] {
                 let some = deletion.delete(kind, i64::MAX, |so_far| so_far.disk_bytes >= excess_bytes).await?;
-                METRICS.deleted(kind, some.objects);
+                METRICS.count_deleted(kind, some.objects);
                 excess_bytes = excess_bytes.saturating_sub(some.disk_bytes);
                 freed_now += some.objects;
                 freed += some;
             }
             let used_before = self.state().used_bytes;
-            self.measure(memory).await?;
+            self.measure(progress).await?;
             if freed_now == 0 {
                 break;
             }
             if self.state().used_bytes >= used_before {
-                // The file system frees the space later, or with the whole segment: what else would be deleted meanwhile
-                // could have been kept.
-                memory.freeing_due = Instant::now() + LONGEST_INTERVAL;
+                // The file system frees the space later, or together with the whole segment. Deleting more meanwhile would
+                // delete objects that can be kept.
+                progress.freeing_due = Instant::now() + LONGEST_INTERVAL;
                 break;
             }
         }
         if freed.objects == 0 {
-            memory.freeing_due = rested(began, Duration::ZERO);
+            progress.freeing_due = next_pass(began, Duration::ZERO);
         } else {
             tracing::debug!(
                 objects = freed.objects,
                 bytes = freed.bytes,
-                "deleted the oldest to stay within --max-data-bytes"
+                "deleted the oldest objects to stay within --max-data-bytes"
             );
         }
         self.space.end_freeing(freed.objects == 0);
         Ok(())
     }
 
-    async fn delete_old(&self, shutdown: &CancellationToken) -> Result<AgeLook, Fault> {
+    async fn delete_old(&self, shutdown: &CancellationToken) -> Result<AgePass, Fault> {
         let now_ms = self.data.now_ms().await?;
-        let until = Instant::now() + AGE_STRETCH;
+        let until = Instant::now() + LONGEST_AGE_PASS;
         let mut deleted = 0;
         let deletion = Deletion { data: &self.data, pace: Pace::Relaxed, shutdown, is_dry_run: false };
         for kind in [Kind::Images, Kind::Results] {
             let before_ms = now_ms.saturating_sub(crate::sqlite::millis(self.keep.of(kind)));
             let freed = deletion.delete(kind, before_ms, |_| Instant::now() >= until).await?;
-            METRICS.deleted(kind, freed.objects);
+            METRICS.count_deleted(kind, freed.objects);
             deleted += freed.objects;
             if freed.objects > 0 {
                 tracing::debug!(
                     ?kind,
                     objects = freed.objects,
                     bytes = freed.bytes,
-                    "deleted what was kept long enough"
+                    "deleted objects that were kept long enough"
                 );
             }
         }
         Ok(match deleted {
-            _ if Instant::now() >= until || shutdown.is_cancelled() => AgeLook::Interrupted,
-            0 => AgeLook::NothingDue,
-            _ => AgeLook::Deleted,
+            _ if Instant::now() >= until || shutdown.is_cancelled() => AgePass::Interrupted,
+            0 => AgePass::NothingDue,
+            _ => AgePass::Deleted,
         })
     }
 
-    /// Whether this process does the regular work. Without locks on the file system, every process does.
+    /// Whether this process does the regular work. If the file system has no locks, every process does.
     fn has_lock(&mut self) -> bool {
         if self.lock.is_none() {
             match take_lock(&self.lock_path) {
                 Ok(lock) => self.lock = lock,
                 Err(error) => {
-                    tracing::debug!(%error, "cannot lock the data directory; every process looks after what is kept");
+                    tracing::debug!(%error, "cannot lock the data directory; every process deletes old data");
                     return true;
                 }
             }
@@ -333,7 +343,7 @@ impl Retention {
     }
 }
 
-/// None where another process has it.
+/// Returns `None` if another process holds the lock.
 fn take_lock(path: &Path) -> std::io::Result<Option<File>> {
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -343,8 +353,8 @@ fn take_lock(path: &Path) -> std::io::Result<Option<File>> {
     }
 }
 
-/// When to begin again, so that the work takes a small share of the time.
-fn rested(began: Instant, interval: Duration) -> Instant {
+/// When the next pass begins, so that passes take a small share of the time.
+fn next_pass(began: Instant, interval: Duration) -> Instant {
     let now = Instant::now();
-    now + interval.max((now - began) * REST_FACTOR)
+    now + interval.max((now - began) * PAUSE_FACTOR)
 }

@@ -1,5 +1,5 @@
-//! The clock of the data directory: which service time belongs to which time since boot ([`crate::clock`]). Kept in the
-//! file, so that all processes agree however the wall clock was stepped between their starts.
+//! The clock of the data directory: which service time corresponds to which time since boot ([`crate::clock`]). It is stored
+//! in the database, so that all processes agree, even if the wall clock was stepped between their starts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use crate::clock::{Anchor, ServiceClock, Source};
 
-/// The clock of the file; the first process to open it after a boot anchors it.
+/// Opens the clock of the database. The first process that does so after a boot sets the anchor.
 pub(super) fn open(connection: &mut Connection, source: Arc<dyn Source>) -> rusqlite::Result<ServiceClock> {
     let anchor = match read(connection)? {
         Some(anchor) if anchor.is_of(&source.boot_id(), source.read()) => anchor,
@@ -17,7 +17,7 @@ pub(super) fn open(connection: &mut Connection, source: Arc<dyn Source>) -> rusq
     Ok(ServiceClock::new(source, &anchor))
 }
 
-/// Takes over what another process adjusted; adjusts it where nobody did for a minute.
+/// Adopts the anchor that another process adjusted, or adjusts it if no process has done so for a minute.
 pub(super) fn keep(connection: &mut Connection, clock: &ServiceClock) -> rusqlite::Result<()> {
     let source = clock.source();
     let anchor = match read(connection)? {
@@ -28,13 +28,13 @@ pub(super) fn keep(connection: &mut Connection, clock: &ServiceClock) -> rusqlit
     Ok(())
 }
 
-/// In a transaction: of processes that do it at the same time, the first does.
+/// Adjusts the anchor in a transaction, so that only one of the processes that try at the same time does it.
 fn adjust(connection: &mut Connection, source: &dyn Source) -> rusqlite::Result<Anchor> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let (boot_id, reading) = (source.boot_id(), source.read());
     let anchor = match read(&transaction)? {
         Some(anchor) if anchor.is_of(&boot_id, reading) && !anchor.is_due(reading) => return Ok(anchor),
-        // Nothing waits that could expire: the machine may have been off for as long as the wall clock says.
+        // No message could expire, so the machine may have been off for as long as the wall clock says.
         Some(anchor) if !anchor.is_of(&boot_id, reading) && !has_messages(&transaction)? => {
             anchor.after_reboot(&boot_id, reading, Duration::MAX)
         }

@@ -1,94 +1,98 @@
-//! The one file of the local backend, `<data_dir>/imgcls.sqlite3`: queues and small objects of all processes of this
-//! machine.
+//! The database of the local backend, `<data_dir>/imgcls.sqlite3`: queues and small objects of all processes of this
+//! machine. What is done in it is said where it is used, in `queue/sqlite` and `store/sqlite`.
 //!
-//! In each process one thread (`engine`) writes it and groups what waits into transactions, one more (`bells`) hears
-//! when another process has news, and a third (`upkeep`) copies the write-ahead log into the file (`checkpoint`), keeps
-//! its clock (`anchor`) and looks after the files (`health`). `file` says how it is made, opened and laid out. What is done
-//! in it is said by who uses it: `queue/sqlite` and `store/sqlite`.
+//! - `engine` takes calls, `writer` is the one thread of a process that writes, and `sync` makes its commits durable.
+//! - `reader` is for reads that take long.
+//! - `notifier` wakes waiters in other processes.
+//! - `upkeep` is a second thread: it copies the write-ahead log into the database (`checkpoint`), keeps the clock of the data
+//!   directory (`anchor`) and checks that the files are still there (`health`).
+//! - `file` opens a connection, `schema` creates and migrates the tables, `busy` waits for locks of other processes.
 
 mod anchor;
+mod busy;
+mod call;
 mod checkpoint;
 mod engine;
+mod fault;
 mod file;
 mod health;
 mod notifier;
 mod reader;
+mod schema;
+mod session;
+mod sync;
+mod thread;
 mod upkeep;
+mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use self::health::Health;
+use self::thread::lock;
 use crate::clock::{self, ServiceClock, Source, SystemSource};
-pub use engine::{Calls, Durability, Engine, Failure, Look, Session};
-pub use file::{FILE_NAME, fault, make_directory, make_private};
+pub use engine::{Calls, Engine};
+pub use fault::Fault;
+pub use file::{FILE_NAME, make_directory, make_private};
 pub use health::is_deleted;
-pub use notifier::{Notifier, RECHECK, WakeToken};
+pub use notifier::{Notifier, RECHECK, Subscription, WakeToken};
 pub use reader::{Reader, Snapshot};
+pub use session::{Durability, Failure, ReadPhase, Session};
 pub use upkeep::{Chore, Upkeep};
 
-/// Why the file did not serve.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// Wait and try again.
-    #[error("{0}")]
-    Unavailable(String),
-    /// Trying again will not help; it says what to do.
-    #[error("{0}")]
-    Fatal(String),
-}
-
-/// The file of one data directory, as this process has it open.
+/// The database of one data directory, as this process has it open.
 pub struct Database {
+    /// Takes calls.
     pub engine: Engine,
+    /// Wakes waiters in this process and in others.
     pub notifier: Arc<Notifier>,
+    /// Runs chores beside the calls.
     pub upkeep: Upkeep,
+    /// The clock of the data directory.
     pub clock: Arc<ServiceClock>,
     health: Arc<Health>,
 }
 
 impl Database {
-    /// Resolves when this process cannot go on with the file and has to end; says why. Otherwise never.
+    /// Resolves to the reason once this process cannot go on with the database and has to end.
     pub async fn failure(&self) -> String {
         self.health.failure().await
     }
 
-    /// From here on no call is served: this process cannot tell what it wrote is on the disk.
+    /// Refuses all calls from now on, since it is not certain that what this process wrote is on disk.
     pub fn fail(&self, reason: &str) -> Fault {
         self.health.fail(reason)
     }
 
-    /// Looks after a directory beside the file too: calls are refused while it is gone or another one.
+    /// Also watches a directory beside the database: calls are refused while it is missing or replaced by another one.
     pub fn watch(&self, directory: &Path) {
         self.health.watch(directory);
     }
 }
 
-/// What is open: queues and stores of one data directory share the thread, and so transactions and their syncs.
+/// The open databases: queues and stores of one data directory share the thread, and so transactions and their syncs.
 static OPEN: Mutex<Vec<(PathBuf, Weak<Database>)>> = Mutex::new(Vec::new());
 
-/// Opens, or makes, the file under `data_dir`; what this process has open already is shared. From here on the clock of this
-/// process is that of the data directory.
+/// Opens the database in `data_dir`, and creates it if it is missing. A database that this process has open is shared. The
+/// clock of the data directory becomes the clock of this process.
 ///
 /// # Errors
-/// [`Fault::Fatal`] where the directory or file cannot be used; it says what to do.
+/// [`Fault::Fatal`] if the directory or the file cannot be used; it says what to do.
 pub fn open(data_dir: &Path) -> Result<Arc<Database>, Fault> {
     let database = open_with(data_dir, Arc::new(SystemSource))?;
     clock::use_for_process(&database.clock);
     Ok(database)
 }
 
-/// The same by another clock than the machine's, which the clock of this process does not follow: for tests.
+/// Opens the database with another clock than the machine's, which the clock of this process does not follow. For tests.
 ///
 /// # Errors
-/// As [`open`].
+/// As for [`open`].
 pub fn open_with(data_dir: &Path, source: Arc<dyn Source>) -> Result<Arc<Database>, Fault> {
     file::prepare(data_dir)?;
     let key = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
-    // Held while opening: two that open at once get one.
+    // Held until the database is open, so that two callers that open it at once share it.
     let mut open = lock(&OPEN);
     open.retain(|(_, database)| database.strong_count() > 0);
     if let Some(database) = open.iter().find_map(|(path, database)| database.upgrade().filter(|_| *path == key)) {
@@ -98,7 +102,7 @@ pub fn open_with(data_dir: &Path, source: Arc<dyn Source>) -> Result<Arc<Databas
     let log = file::open_log(data_dir)?;
     let health = Arc::new(Health::of(data_dir)?);
     checkpoint::restart_log(&connection);
-    let clock = anchor::open(&mut connection, source).map_err(|error| file::fault(&error))?;
+    let clock = anchor::open(&mut connection, source).map_err(|error| Fault::of(&error))?;
     let clock = Arc::new(clock);
     let notifier = Arc::new(Notifier::open(data_dir)?);
     let own = file::open(data_dir)?;
@@ -109,54 +113,13 @@ pub fn open_with(data_dir: &Path, source: Arc<dyn Source>) -> Result<Arc<Databas
     Ok(database)
 }
 
-/// A connection of its own, as another process would have.
+/// Opens a separate connection, as another process would have it.
 #[cfg(test)]
 pub fn open_connection(data_dir: &Path) -> Result<rusqlite::Connection, Fault> {
     file::open(data_dir)
 }
 
-/// How long the end of a process waits for a thread that may be stuck in a disk or behind another process's lock.
-const END_LIMIT: Duration = Duration::from_secs(1);
-
-/// A thread that ends with its owner.
-struct OwnedThread {
-    name: &'static str,
-    /// None only while dropping.
-    handle: Option<JoinHandle<()>>,
-    /// Its other end is dropped by the thread when it ends.
-    ended: Mutex<Receiver<()>>,
-}
-
-impl OwnedThread {
-    fn start(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<OwnedThread, Fault> {
-        let (has_ended, ended) = mpsc::channel();
-        let run = move || {
-            run();
-            drop(has_ended);
-        };
-        let handle = std::thread::Builder::new().name(name.to_owned()).spawn(run);
-        let handle = Some(handle.map_err(|error| file::thread_error(&error))?);
-        Ok(OwnedThread { name, handle, ended: Mutex::new(ended) })
-    }
-
-    /// Waits for the end of a thread that was asked to end.
-    fn join(&mut self) {
-        let Some(handle) = self.handle.take() else { return };
-        if lock(&self.ended).recv_timeout(END_LIMIT) == Err(RecvTimeoutError::Timeout) {
-            tracing::warn!(thread = self.name, "a thread of the local backend did not end in time and is left behind");
-        } else if handle.join().is_err() {
-            tracing::error!(thread = self.name, "a thread of the local backend panicked; this is a bug");
-        }
-    }
-}
-
-/// Nothing that runs under a lock of this room leaves its state half changed; a connection whose thread panicked in the
-/// middle of a transaction is used no more.
-fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// As the file has durations.
-pub fn millis(duration: std::time::Duration) -> i64 {
+/// A duration as the database stores it.
+pub fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

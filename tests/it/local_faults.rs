@@ -1,4 +1,4 @@
-//! What breaks around the local backend: other users of its file, the disk, the clock, processes that are stopped or killed.
+//! Faults around the local backend: other users of its database, the disk, the clock, stopped and killed processes.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -25,9 +25,9 @@ const QUEUE: &str = "requests";
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 
-/// A backup, or a shell with a transaction. Its snapshot keeps the log from starting again.
+/// The reader is a backup, or a shell with a transaction. Its snapshot prevents a restart of the log.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_of_the_database_holds_up_no_write_and_the_log_restarts_after_it() {
+async fn reader_delays_no_write_and_log_restarts_after_it() {
     const PUTS: usize = 1_500;
     let directory = tempfile::tempdir().unwrap();
     let store = Arc::new(SqliteStore::open(directory.path(), "bucket").unwrap());
@@ -51,7 +51,7 @@ async fn a_reader_of_the_database_holds_up_no_write_and_the_log_restarts_after_i
     reader.execute_batch("BEGIN; SELECT count(*) FROM objects").unwrap();
     let longest = put_all(0).await;
     let log = fs::metadata(directory.path().join("imgcls.sqlite3-wal")).unwrap().len();
-    assert!(log > 16 << 20, "the reader was in the way of the log: {log}");
+    assert!(log > 16 << 20, "the reader did not prevent a restart of the log: {log} bytes");
     assert!(longest < Duration::from_secs(4), "a put took {longest:?}");
 
     reader.execute_batch("COMMIT").unwrap();
@@ -68,12 +68,12 @@ async fn a_reader_of_the_database_holds_up_no_write_and_the_log_restarts_after_i
 }
 
 #[test]
-fn files_are_private_to_their_user_and_a_directory_that_was_there_keeps_its_mode() {
+fn files_are_private_and_existing_directory_keeps_its_mode() {
     let directory = tempfile::tempdir().unwrap();
     let data = directory.path().join("data");
     fs::create_dir(&data).unwrap();
     fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).unwrap();
-    // As an earlier release left it.
+    // An earlier release left a file that others can read.
     fs::write(data.join("imgcls.sqlite3"), "").unwrap();
     fs::set_permissions(data.join("imgcls.sqlite3"), fs::Permissions::from_mode(0o644)).unwrap();
     let service = Service::start_in(directory, 0, &[], &[]);
@@ -86,21 +86,21 @@ fn files_are_private_to_their_user_and_a_directory_that_was_there_keeps_its_mode
         seen.push((kind.is_file(), kind.is_socket(), kind.is_fifo()));
     }
     for kind in [(true, false, false), (false, true, false), (false, false, true)] {
-        assert!(seen.contains(&kind), "a file, a socket and a FIFO are among them");
+        assert!(seen.contains(&kind), "no file, no socket or no FIFO was checked");
     }
     assert_eq!(service.web.log().matches("chmod 700").count(), 1, "{}", service.web.log());
 }
 
 #[test]
-fn a_directory_that_imgcls_makes_is_private() {
+fn created_directory_is_private() {
     let service = Service::start(0, &[], &[]);
     assert_eq!(mode(&service.data_dir()), 0o700);
     assert!(!service.web.log().contains("chmod"));
 }
 
-/// As a process leaves it that was stopped in the middle of a transaction.
+/// A process that was stopped in a transaction holds the lock like this.
 #[test]
-fn a_held_write_lock_refuses_sends_in_seconds_and_keeps_no_process_from_ending() {
+fn held_write_lock_fails_sends_within_seconds_and_blocks_no_shutdown() {
     let mut service = Service::start(1, &[], &[]);
     let id = service.submit("cat.jpg", &picture("cat.jpg"));
     service.finished(&id);
@@ -115,10 +115,10 @@ fn a_held_write_lock_refuses_sends_in_seconds_and_keeps_no_process_from_ending()
     let read = Instant::now();
     assert_eq!(service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").status, 200);
     assert!(read.elapsed() < Duration::from_secs(2), "reads need no lock: {:?}", read.elapsed());
-    let look = Instant::now();
+    let asked = Instant::now();
     let status = imgcls().args(["data", "status", "--data-dir"]).arg(service.data_dir()).output().unwrap();
     assert!(status.status.success(), "{status:?}");
-    assert!(look.elapsed() < Duration::from_secs(3), "who only looks opens without the lock: {:?}", look.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(3), "a read-only command needs no lock: {:?}", asked.elapsed());
 
     for process in [&mut service.workers[0], &mut service.web] {
         let asked = Instant::now();
@@ -129,7 +129,7 @@ fn a_held_write_lock_refuses_sends_in_seconds_and_keeps_no_process_from_ending()
 }
 
 #[test]
-fn up_ends_in_time_while_a_worker_is_stopped_and_another_process_holds_the_write_lock() {
+fn up_ends_in_time_despite_stopped_worker_and_held_write_lock() {
     let up = Up::start(&["--min-workers", "1"]);
     let database = database(&up.data_dir());
     database.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -144,7 +144,7 @@ fn up_ends_in_time_while_a_worker_is_stopped_and_another_process_holds_the_write
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn expired_messages_are_passed_over_at_once_and_removed_beside_the_work() {
+async fn expired_messages_are_skipped_at_once_and_removed_in_background() {
     const EXPIRED: i64 = 50_000;
     let directory = tempfile::tempdir().unwrap();
     let queue = create(&SqliteQueues::open(directory.path()).unwrap(), HOUR).await;
@@ -168,7 +168,7 @@ async fn expired_messages_are_passed_over_at_once_and_removed_beside_the_work() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_step_of_the_clock_expires_nothing_and_hides_nothing() {
+async fn clock_step_neither_expires_nor_hides_messages() {
     for step in [5 * DAY, 2 * HOUR].map(|step| step.as_secs().cast_signed()).into_iter().chain([-3_600, -400 * 86_400])
     {
         let directory = tempfile::tempdir().unwrap();
@@ -195,7 +195,7 @@ async fn a_step_of_the_clock_expires_nothing_and_hides_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_reboot_with_a_wrong_clock_messages_are_a_day_older_at_most() {
+async fn reboot_with_wrong_clock_ages_messages_by_a_day_at_most() {
     for step in [-400 * 86_400, 400 * 86_400] {
         let directory = tempfile::tempdir().unwrap();
         let clock = Arc::new(TestClock::new());
@@ -210,9 +210,9 @@ async fn after_a_reboot_with_a_wrong_clock_messages_are_a_day_older_at_most() {
     }
 }
 
-/// The real program, before and after the step, and a worker that knows no other clock.
+/// The web tier runs before and after the step, the worker only after it.
 #[test]
-fn jobs_accepted_before_a_step_of_the_clock_are_done_after_it() {
+fn jobs_accepted_before_clock_step_finish_after_it() {
     for step in [5 * 86_400, -3_600] {
         let shim = Shim::new();
         let mut service = Service::start_on(&["--backend", "local"], shim.environment(), 0, &[], &[]);
@@ -232,7 +232,7 @@ fn jobs_accepted_before_a_step_of_the_clock_are_done_after_it() {
 }
 
 #[test]
-fn what_a_killed_worker_of_up_held_is_answered_long_before_its_visibility_timeout() {
+fn messages_of_killed_worker_are_redelivered_before_visibility_timeout() {
     const JOBS: usize = 30;
     let up = Up::start(&["--min-workers", "1", "--max-workers", "1", "--visibility-timeout", "300s"]);
     let image = picture("cat.jpg");
@@ -245,8 +245,8 @@ fn what_a_killed_worker_of_up_held_is_answered_long_before_its_visibility_timeou
                    (SELECT queue_id FROM messages GROUP BY queue_id ORDER BY count(*) DESC LIMIT 1)";
         database.query_row(sql, [], |row| row.get::<_, usize>(0)).unwrap()
     };
-    // It runs for moments only, so that it still holds what is seen.
-    let killed = until("a worker that holds something", || {
+    // The worker runs for moments only, so that it still holds the messages that are counted.
+    let killed = until("a worker that holds a message", || {
         signal(worker, "CONT");
         std::thread::sleep(Duration::from_millis(10));
         signal(worker, "STOP");
@@ -260,10 +260,10 @@ fn what_a_killed_worker_of_up_held_is_answered_long_before_its_visibility_timeou
 }
 
 #[test]
-fn a_damaged_image_fails_at_once_and_alone() {
+fn damaged_image_fails_at_once_and_alone() {
     let mut service = Service::start(0, &[], &[]);
     let damaged = service.submit("damaged.jpg", &picture("cat.jpg"));
-    let well = service.submit("well.jpg", &picture("cat.jpg"));
+    let intact = service.submit("intact.jpg", &picture("cat.jpg"));
     let (segment, offset): (String, u64) = service
         .database()
         .query_row("SELECT segment, offset FROM objects WHERE key = ?1", [format!("images/{damaged}")], |row| {
@@ -277,13 +277,13 @@ fn a_damaged_image_fails_at_once_and_alone() {
     assert_eq!((&job["status"], &job["error"]["code"]), (&"failed".into(), &"internal".into()), "{job}");
     assert!(job["error"]["message"].as_str().unwrap().contains("damaged, send it again"), "{job}");
     assert_eq!(job["attempt"], 1, "{job}");
-    assert_eq!(service.finished(&well)["status"], "succeeded");
-    let letters = queue_json(&service, &["dead"]);
-    assert_eq!(letters["dead_letters"][0]["id"], damaged.as_str(), "{letters}");
+    assert_eq!(service.finished(&intact)["status"], "succeeded");
+    let listed = queue_json(&service, &["dead"]);
+    assert_eq!(listed["dead_letters"][0]["id"], damaged.as_str(), "{listed}");
 }
 
 #[test]
-fn a_damaged_result_is_an_error_and_no_answer() {
+fn damaged_result_is_answered_with_an_error() {
     let service = Service::start(1, &[], &[]);
     let id = service.submit("cat.jpg", &picture("cat.jpg"));
     service.finished(&id);
@@ -296,7 +296,7 @@ fn a_damaged_result_is_an_error_and_no_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_that_was_made_for_fewer_attempts_takes_more_when_it_is_opened_for_them() {
+async fn opening_queue_for_more_attempts_raises_its_limit() {
     let directory = tempfile::tempdir().unwrap();
     let queues = SqliteQueues::open(directory.path()).unwrap();
     let names = Names::local("test");
@@ -307,14 +307,14 @@ async fn a_queue_that_was_made_for_fewer_attempts_takes_more_when_it_is_opened_f
         assert_eq!(dead_letter_queue, open.dead_letters.name());
         max_receive_count
     };
-    let (of_one, of_twenty) = (limit(1).await, limit(20).await);
-    assert!(of_one < of_twenty && of_twenty > 20, "{of_one} {of_twenty}");
-    assert_eq!(limit(1).await, of_twenty, "another process may need as many");
+    let (for_one, for_twenty) = (limit(1).await, limit(20).await);
+    assert!(for_one < for_twenty && for_twenty > 20, "{for_one} {for_twenty}");
+    assert_eq!(limit(1).await, for_twenty, "another process may need as many");
 }
 
-/// After one failed sync the next succeeds without the bytes of the first.
+/// After a failed sync the next one succeeds although the bytes of the first are lost.
 #[test]
-fn a_process_whose_sync_failed_accepts_nothing_more_and_ends() {
+fn process_accepts_nothing_and_ends_after_a_failed_sync() {
     let shim = Shim::new();
     let mut service = Service::start_on(&["--backend", "local"], shim.environment(), 0, &[], &[]);
     service.submit("cat.jpg", &picture("cat.jpg"));
@@ -326,7 +326,7 @@ fn a_process_whose_sync_failed_accepts_nothing_more_and_ends() {
 }
 
 #[test]
-fn a_data_directory_that_is_removed_while_in_use_is_noticed_and_nothing_is_accepted_into_it() {
+fn removed_data_directory_is_reported_and_accepts_nothing() {
     let service = Service::start(0, &[], &[]);
     service.submit("cat.jpg", &picture("cat.jpg"));
     fs::remove_dir_all(service.data_dir()).unwrap();
@@ -341,7 +341,7 @@ fn a_data_directory_that_is_removed_while_in_use_is_noticed_and_nothing_is_accep
 }
 
 #[test]
-fn a_data_directory_that_is_put_back_is_used_again() {
+fn restored_data_directory_is_used_again() {
     let service = Service::start(0, &[], &[]);
     let away = service.dir.path().join("away");
     fs::rename(service.data_dir(), &away).unwrap();
@@ -352,7 +352,7 @@ fn a_data_directory_that_is_put_back_is_used_again() {
     let ticks = || cpu_ticks(service.web.id());
     let (before, since) = (ticks(), Instant::now());
     until("three seconds", || (since.elapsed() >= Duration::from_secs(3)).then_some(()));
-    assert!(ticks() - before < 100, "it waits for the files without spinning: {} ticks of 10 ms", ticks() - before);
+    assert!(ticks() - before < 100, "it spins while the files are missing: {} ticks of 10 ms", ticks() - before);
     fs::rename(&away, service.data_dir()).unwrap();
     readiness(200);
     let objects = service.data_dir().join("objects");
@@ -364,16 +364,16 @@ fn a_data_directory_that_is_put_back_is_used_again() {
     service.submit("cat.jpg", &picture("cat.jpg"));
 }
 
-/// CPU time of a process so far, in hundredths of a second.
+/// The CPU time of a process so far, in hundredths of a second.
 fn cpu_ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-/// What the release before wrote: schema 4.
+/// The earlier release wrote schema 4.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_data_directory_of_an_earlier_release_is_migrated_while_its_processes_go_on() {
+async fn data_directory_of_earlier_release_is_migrated_while_in_use() {
     let directory = tempfile::tempdir().unwrap();
     let earlier = database(directory.path());
     earlier.execute_batch(SCHEMA_4).unwrap();
@@ -418,7 +418,7 @@ PRAGMA application_id = 0x696d6771;
 PRAGMA user_version = 4;
 ";
 
-/// A wall clock that tests step and a time since boot that they let pass, in microseconds.
+/// A wall clock and a time since boot that tests set, in microseconds.
 struct TestClock {
     wall: AtomicI64,
     boot: AtomicI64,
@@ -456,7 +456,7 @@ impl Source for TestClock {
     }
 }
 
-/// A running `imgcls up`, in a directory of its own.
+/// A running `imgcls up` with its own directory.
 struct Up {
     process: Child,
     address: std::net::SocketAddr,
@@ -487,7 +487,7 @@ impl Up {
     }
 
     fn workers(&self) -> Vec<u32> {
-        // A child belongs to the thread that started it.
+        // The kernel lists a child under the thread that started it.
         let threads = fs::read_dir(format!("/proc/{}/task", self.process.id())).into_iter().flatten().flatten();
         let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
         children
@@ -502,7 +502,7 @@ impl Up {
     }
 
     fn finished(&self, id: &str) -> Value {
-        until(&format!("the end of {id}"), || {
+        until(&format!("the outcome of {id}"), || {
             let job = request(self.address, "GET", &format!("/v1/jobs/{id}?wait=10"), &[], b"").unwrap().json();
             job["status"].as_str().is_some_and(|status| status != "queued").then_some(job)
         })
@@ -524,7 +524,7 @@ fn signal(pid: u32, name: &str) {
     assert!(done.success(), "cannot signal {pid}");
 }
 
-/// What `imgcls queue --json` says.
+/// Runs `imgcls queue` and returns its JSON.
 fn queue_json(service: &Service, arguments: &[&str]) -> Value {
     let mut command = imgcls();
     command.arg("queue").args(arguments).args(["--json", "--backend", "local", "--data-dir"]).arg(service.data_dir());

@@ -10,6 +10,7 @@ mod http_server;
 mod image_files;
 mod shim;
 mod tiff_file;
+mod webdriver;
 
 mod aws;
 mod aws_calls;

@@ -4,10 +4,10 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 
-use fantoccini::{Client, ClientBuilder, Locator};
 use serde_json::json;
 
-use crate::harness::{PATIENCE, Service, label_of};
+use crate::harness::{Service, label_of};
+use crate::webdriver::{Browser, Locator};
 
 struct Driver {
     process: Child,
@@ -28,7 +28,7 @@ impl Driver {
         Some(Driver { process, port })
     }
 
-    async fn open(&self, profile: &std::path::Path) -> Client {
+    fn open(&self, profile: &std::path::Path) -> Browser {
         let arguments = [
             "--headless".to_owned(),
             "--no-sandbox".to_owned(),
@@ -41,12 +41,7 @@ impl Driver {
             format!("--user-data-dir={}", profile.display()),
         ];
         let capabilities = json!({"goog:chromeOptions": {"args": arguments}});
-        let serde_json::Value::Object(capabilities) = capabilities else { unreachable!() };
-        ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new())
-            .capabilities(capabilities)
-            .connect(&format!("http://127.0.0.1:{}", self.port))
-            .await
-            .expect("a browser")
+        Browser::start(([127, 0, 0, 1], self.port).into(), &capabilities)
     }
 }
 
@@ -72,36 +67,27 @@ fn the_page_shows_labels_failures_and_hostile_names() {
         [format!("{pictures}/rocket.jpg"), hostile.display().to_string(), format!("{pictures}/hostile/half.jpg")];
     let label = label_of("rocket.jpg");
 
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let browser = driver.open(&dir.path().join("profile")).await;
-        browser.goto(&format!("http://{}/", service.address)).await.unwrap();
-        let input = browser.find(Locator::Css("#files")).await.unwrap();
-        input.send_keys(&files.join("\n")).await.unwrap();
+    let browser = driver.open(&dir.path().join("profile"));
+    browser.goto(&format!("http://{}/", service.address));
+    browser.wait_for(Locator::Css("#files")).send_keys(&files.join("\n"));
 
-        let wait = || browser.wait().at_most(PATIENCE);
-        let good = "[data-testid=card][data-state=succeeded]";
-        let top = wait().for_element(Locator::Css(&format!("{good} [data-testid=top-label]"))).await.unwrap();
-        assert!(!top.text().await.unwrap().is_empty());
-        wait().for_element(Locator::Css("[data-testid=card][data-state=failed] [data-testid=error]")).await.unwrap();
-        wait()
-            .for_element(Locator::XPath("//*[@id='summary'][contains(., '2 done') and contains(., '1 failed')]"))
-            .await
-            .unwrap();
+    let good = "[data-testid=card][data-state=succeeded]";
+    let top = browser.wait_for(Locator::Css(&format!("{good} [data-testid=top-label]"))).text();
+    assert!(!top.is_empty());
+    browser.wait_for(Locator::Css("[data-testid=card][data-state=failed] [data-testid=error]"));
+    browser.wait_for(Locator::XPath("//*[@id='summary'][contains(., '2 done') and contains(., '1 failed')]"));
 
-        let mut names = Vec::new();
-        let mut labels = Vec::new();
-        for card in browser.find_all(Locator::Css(good)).await.unwrap() {
-            names.push(card.find(Locator::Css("[data-testid=name]")).await.unwrap().text().await.unwrap());
-            labels.push(card.find(Locator::Css("[data-testid=top-label]")).await.unwrap().text().await.unwrap());
-            assert_eq!(card.find_all(Locator::Css("[data-testid=prediction]")).await.unwrap().len(), 5);
-        }
-        assert!(names.iter().any(|name| name.contains("<img src=x onerror=alert(1)>")), "{names:?}");
-        assert!(labels.iter().any(|shown| shown.contains(&label)), "{labels:?} lacks {label}");
-        assert!(browser.find_all(Locator::Css("img[src=x]")).await.unwrap().is_empty(), "a name became markup");
-        if let Some(path) = std::env::var_os("IMGCLS_TEST_SCREENSHOT") {
-            std::fs::write(path, browser.screenshot().await.unwrap()).unwrap();
-        }
-        browser.close().await.unwrap();
-    });
+    let mut names = Vec::new();
+    let mut labels = Vec::new();
+    for card in browser.find_all(Locator::Css(good)) {
+        names.push(card.find(Locator::Css("[data-testid=name]")).text());
+        labels.push(card.find(Locator::Css("[data-testid=top-label]")).text());
+        assert_eq!(card.find_all(Locator::Css("[data-testid=prediction]")).len(), 5);
+    }
+    assert!(names.iter().any(|name| name.contains("<img src=x onerror=alert(1)>")), "{names:?}");
+    assert!(labels.iter().any(|shown| shown.contains(&label)), "{labels:?} lacks {label}");
+    assert!(browser.find_all(Locator::Css("img[src=x]")).is_empty(), "a name became markup");
+    if let Some(path) = std::env::var_os("IMGCLS_TEST_SCREENSHOT") {
+        std::fs::write(path, browser.screenshot()).unwrap();
+    }
 }

@@ -1,5 +1,4 @@
-//! What the local backend keeps: how long, how much, and what it never deletes; `imgcls data`; bytes that no object
-//! names.
+//! How long and how much the local backend keeps, what it never deletes, `imgcls data`, and bytes that belong to no object.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -25,7 +24,7 @@ const MIB: u64 = 1 << 20;
 const FULL_MIB: &str = "1MiB";
 
 #[test]
-fn images_then_results_are_deleted_when_they_were_kept_long_enough() {
+fn images_and_then_results_are_deleted_by_age() {
     let service = Service::start(1, &["--keep-images", "2s", "--keep-results", "8s"], &[]);
     let ids: Vec<String> = (0..5).map(|_| service.submit("cup.jpg", &picture("cup.jpg"))).collect();
     for id in &ids {
@@ -59,21 +58,21 @@ fn waiting_image_is_never_deleted_by_age() {
     let job = service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").json();
     assert_eq!(job["status"], "queued");
     service.add_worker();
-    // Its image and result are old as soon as it has ended: the reply or the store may tell of it.
-    until("the end of the job", || service.images().is_empty().then_some(()));
+    // Its image and its result are old enough as soon as it is complete, so the result may be gone already.
+    until("the outcome of the job", || service.images().is_empty().then_some(()));
     let log = service.workers[0].log();
     assert!(!log.contains("input_missing"), "{log}");
 }
 
 #[test]
-fn image_and_result_of_a_dead_letter_live_as_long_as_the_letter() {
+fn image_and_result_are_kept_as_long_as_a_dead_letter_names_them() {
     let dir = tempfile::tempdir().unwrap();
     let names = Names::local("imgcls");
-    let (with_letter, without_letter) = (Uuid::now_v7(), Uuid::now_v7());
+    let (with_dead_letter, without_dead_letter) = (Uuid::now_v7(), Uuid::now_v7());
     run(async {
         let store = |bucket: &str| SqliteStore::open(&dir.path().join("data"), bucket).unwrap();
         let (input, output) = (store(&names.input_bucket), store(&names.output_bucket));
-        for id in [with_letter, without_letter] {
+        for id in [with_dead_letter, without_dead_letter] {
             let image = Bytes::from(picture("cup.jpg"));
             let _ = input.put(&protocol::image_key(id), image, PutOptions::default()).await.unwrap();
             let result =
@@ -83,27 +82,27 @@ fn image_and_result_of_a_dead_letter_live_as_long_as_the_letter() {
         }
         let queues = queue::open(&Backend::Local { data_dir: dir.path().join("data") }).await.unwrap();
         let service = ServiceQueues::open_or_create(&*queues, &names, Duration::from_secs(30), 5).await.unwrap();
-        let letter = Outgoing::new(serde_json::to_string(&request(with_letter)).unwrap());
-        queue::send_one(&*service.dead_letters, letter).await.unwrap();
+        let dead_letter = Outgoing::new(serde_json::to_string(&request(with_dead_letter)).unwrap());
+        queue::send_one(&*service.dead_letters, dead_letter).await.unwrap();
     });
     let mut service = Service::start_in(dir, 0, &["--keep-images", "1s", "--keep-results", "1s"], &[]);
-    let kept = [protocol::image_key(with_letter)];
-    until("only the image of the letter", || (service.images() == kept).then_some(()));
-    until("only the result of the letter", || (count_results(&service.database()) == 1).then_some(()));
+    let kept = [protocol::image_key(with_dead_letter)];
+    until("only the image of the dead letter", || (service.images() == kept).then_some(()));
+    until("only the result of the dead letter", || (count_results(&service.database()) == 1).then_some(()));
     until_younger_objects_are_deleted(&service);
     assert_eq!((service.images(), count_results(&service.database())), (kept.to_vec(), 1));
-    let shown = command(&service, &["queue", "show", &with_letter.to_string()]);
+    let shown = command(&service, &["queue", "show", &with_dead_letter.to_string()]);
     assert!(text(&shown).contains("attempts_exhausted") && text(&shown).contains("image/jpeg"), "{shown:?}");
     let sent = command(&service, &["queue", "redrive", "--all"]);
     assert!(text(&sent).contains("1 sent again"), "{sent:?}");
     service.add_worker();
-    until("its image is deleted after it ended", || service.images().is_empty().then_some(()));
+    until("its image is deleted after its outcome", || service.images().is_empty().then_some(()));
     let log = service.workers[0].log();
     assert!(!log.contains("ended without an answer"), "{log}");
 }
 
 #[test]
-fn stored_bytes_stay_below_the_limit_and_the_oldest_images_go_first() {
+fn stored_bytes_stay_within_the_limit_and_oldest_images_go_first() {
     let limit = 2 * MIB;
     let service = Service::start(1, &["--max-data-bytes", &limit.to_string()], &[]);
     let image = picture("grey-16bit.png");
@@ -119,7 +118,7 @@ fn stored_bytes_stay_below_the_limit_and_the_oldest_images_go_first() {
     assert!((10..40).contains(&kept.len()), "{} of 60 images of 64 KiB fit 2 MiB", kept.len());
     let newest: Vec<String> = ids[60 - kept.len()..].iter().map(|id| format!("images/{id}")).collect();
     assert_eq!(kept, newest);
-    assert_eq!(count_results(&service.database()), 60, "results are deleted only where images do not suffice");
+    assert_eq!(count_results(&service.database()), 60, "results are deleted only if deleting images is not enough");
     let ready = service.request("GET", "/readyz", &[], b"");
     assert_eq!(ready.status, 200, "{}", ready.text());
     let warnings = service.web.log().matches("--max-data-bytes); the oldest").count();
@@ -127,7 +126,7 @@ fn stored_bytes_stay_below_the_limit_and_the_oldest_images_go_first() {
 }
 
 #[test]
-fn where_what_waits_takes_the_limit_images_are_refused_until_jobs_have_finished() {
+fn images_are_refused_while_unfinished_jobs_take_the_whole_limit() {
     let mut service = Service::start(0, &["--max-data-bytes", FULL_MIB], &[]);
     let image = picture("grey-16bit.png");
     let mut accepted = Vec::new();
@@ -156,7 +155,7 @@ fn where_what_waits_takes_the_limit_images_are_refused_until_jobs_have_finished(
 }
 
 #[test]
-fn two_web_tiers_bound_one_directory_and_the_second_goes_on_alone() {
+fn second_web_tier_takes_over_retention_when_the_first_ends() {
     let mut service = Service::start(1, &["--keep-images", "1s", "--keep-results", "2s"], &[]);
     let second = service.add_web();
     for address in [service.address, second] {
@@ -164,7 +163,7 @@ fn two_web_tiers_bound_one_directory_and_the_second_goes_on_alone() {
         service.submit("cup.jpg", &picture("cup.jpg"));
         until("its image is deleted", || service.images().is_empty().then_some(()));
         until("its result is deleted", || (count_results(&service.database()) == 0).then_some(()));
-        // The first one had the lock.
+        // The first one held the lock.
         service.web.kill();
     }
     for web in [&service.web, &service.other_webs[0]] {
@@ -173,7 +172,7 @@ fn two_web_tiers_bound_one_directory_and_the_second_goes_on_alone() {
 }
 
 #[test]
-fn segments_of_dead_processes_are_removed_once_they_are_empty() {
+fn empty_segments_of_ended_processes_are_removed() {
     let mut service = Service::start(1, &["--keep-images", "1s", "--keep-results", "1s"], &[]);
     for _ in 0..3 {
         service.submit("cup.jpg", &picture("cup.jpg"));
@@ -183,7 +182,7 @@ fn segments_of_dead_processes_are_removed_once_they_are_empty() {
     until("at most the segment of the last web tier", || (segments(&service.data_dir()).len() <= 1).then_some(()));
 }
 
-/// The transaction of the put cannot be committed while the test holds the write lock; its bytes are on disk by then.
+/// While the test holds the write lock, the transaction of the put cannot commit, but its bytes are on disk.
 #[test]
 fn bytes_of_a_killed_put_are_freed() {
     let directory = tempfile::tempdir().unwrap();
@@ -221,7 +220,7 @@ async fn worker_puts_one_large_object() {
 }
 
 #[test]
-fn bodies_of_a_mostly_dead_segment_are_moved_and_the_segment_is_removed() {
+fn live_bodies_of_mostly_dead_segment_are_moved_and_segment_is_removed() {
     let directory = tempfile::tempdir().unwrap();
     let data_dir = directory.path().join("data");
     let mut worker = Worker::start("retention::worker_puts_many_objects", &data_dir);
@@ -240,7 +239,7 @@ fn bodies_of_a_mostly_dead_segment_are_moved_and_the_segment_is_removed() {
         assert_eq!(
             data.sweep(&mut seen, &CancellationToken::new()).await.unwrap().moved_bodies,
             0,
-            "what is soon deleted anyway is not moved"
+            "bodies that may soon be deleted are not moved"
         );
         let moved = data.sweep(&mut seen, &CancellationToken::new()).await.unwrap();
         assert_eq!(moved.moved_bodies, 4);
@@ -266,7 +265,7 @@ async fn worker_puts_many_objects() {
 }
 
 #[test]
-fn many_objects_that_are_due_at_once_are_deleted_while_images_are_taken() {
+fn deleting_many_old_objects_fails_no_request() {
     const DUE: usize = 20_000;
     let service = Service::start(1, &["--keep-images", "50s", "--keep-results", "50s"], &[]);
     service
@@ -290,17 +289,17 @@ fn many_objects_that_are_due_at_once_are_deleted_while_images_are_taken() {
     });
     assert!(answered > 0);
     let before = count_results(&service.database());
-    assert_eq!(before, answered, "only what was old is deleted");
+    assert_eq!(before, answered, "only old objects are deleted");
 }
 
 #[test]
-fn data_status_and_prune_say_what_is_stored_and_what_was_deleted() {
+fn data_status_and_prune_report_stored_and_deleted_data() {
     let mut service = Service::start(1, &["--keep-images", "3d", "--max-data-bytes", "64MiB"], &[]);
     for _ in 0..3 {
         let id = service.submit("cup.jpg", &picture("cup.jpg"));
         service.finished(&id);
     }
-    // A result is kept as long as its message may be delivered again.
+    // A result is kept while its message may be delivered again.
     let unacknowledged =
         || -> usize { service.database().query_row("SELECT count(*) FROM messages", [], |row| row.get(0)).unwrap() };
     until("all messages are deleted", || (unacknowledged() == 0).then_some(()));
@@ -313,13 +312,13 @@ fn data_status_and_prune_say_what_is_stored_and_what_was_deleted() {
     assert_eq!(status["images"]["prunable"]["count"], 0);
     assert_eq!(status["limits"]["keep_images_seconds"], 3 * 86_400);
     assert_eq!(status["limits"]["max_data_bytes"], 64 * MIB);
-    let said = text(&command(&service, &["data", "status"]));
-    let names: Vec<&str> = said.lines().skip(1).filter_map(|line| line.get(..9)).map(str::trim_end).collect();
+    let printed = text(&command(&service, &["data", "status"]));
+    let names: Vec<&str> = printed.lines().skip(1).filter_map(|line| line.get(..9)).map(str::trim_end).collect();
     let expected =
         ["images", "results", "segments", "database", "log", "used", "disk free", "kept", "prunable", "finished"];
-    assert_eq!(names, expected, "{said}");
-    assert!(said.contains("images    4, 68.1 KiB, the oldest "), "{said}");
-    assert!(said.contains("kept      images 3d, results 30d\n"), "{said}");
+    assert_eq!(names, expected, "{printed}");
+    assert!(printed.contains("images    4, 68.1 KiB, the oldest "), "{printed}");
+    assert!(printed.contains("kept      images 3d, results 30d\n"), "{printed}");
 
     let dry = command(&service, &["data", "prune", "--older-than", "0s", "--dry-run"]);
     assert_eq!(text(&dry), "would delete 3 images (51.1 KiB), 0 results (0 B)\n");
@@ -338,20 +337,20 @@ fn data_status_and_prune_say_what_is_stored_and_what_was_deleted() {
 }
 
 #[test]
-fn data_commands_say_where_they_do_not_apply() {
-    for (arguments, said) in [
+fn data_commands_refuse_aws_and_missing_directories() {
+    for (arguments, expected) in [
         (&["data", "prune", "--region", "us-east-1"][..], "lifecycle rules"),
         (&["data", "status", "--backend", "local", "--data-dir", "nowhere"], "there is no data directory nowhere"),
     ] {
         let output = imgcls().args(arguments).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!((output.status.code(), stderr.lines().count()), (Some(1), 1), "{stderr}");
-        assert!(stderr.contains(said), "{stderr}");
+        assert!(stderr.contains(expected), "{stderr}");
     }
 }
 
 #[tokio::test]
-async fn earlier_spellings_of_what_is_kept_count_in_days_on_aws() {
+async fn deprecated_retention_flags_count_in_days_on_aws() {
     let names = "--request-queue q --result-queue r --input-bucket in-1 --output-bucket out-1";
     for (flags, days) in [
         ("", (7, 30)),
@@ -367,7 +366,7 @@ async fn earlier_spellings_of_what_is_kept_count_in_days_on_aws() {
     }
 }
 
-/// Waits until an image and a result that were stored after everything else, and belong to no job, are deleted by age.
+/// Stores an image and a result of no job, after everything else, and waits until they are deleted by age.
 fn until_younger_objects_are_deleted(service: &Service) {
     run(async {
         for (bucket, key) in [("input", "younger.jpg"), ("output", "younger")] {
@@ -423,14 +422,14 @@ fn segments(data_dir: &Path) -> Vec<String> {
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-/// What the file system allocated for all segments, in bytes.
+/// The bytes that the file system has allocated for all segments.
 fn segment_blocks(data_dir: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(data_dir.join("objects")) else { return 0 };
     // A segment may be removed meanwhile.
     entries.filter_map(|entry| entry.ok()?.metadata().ok()).map(|metadata| metadata.blocks() * 512).sum()
 }
 
-/// Segments, and pages of the database in use.
+/// The bytes of segments and of used pages of the database.
 fn used_bytes(service: &Service) -> u64 {
     let database = service.database();
     let pragma = |name: &str| database.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, u64>(0)).unwrap();

@@ -17,7 +17,7 @@ use crate::queue::{
     Delivery, Depth, Outgoing, QueueAttributes, QueueError, Receipt, ReceiveOptions, ReceivingProcess, Redrive,
     fair_share,
 };
-use crate::sqlite::{self, Look, RECHECK, Session, millis};
+use crate::sqlite::{self, RECHECK, ReadPhase, Session, millis};
 
 type Failure = sqlite::Failure<QueueError>;
 
@@ -138,11 +138,11 @@ pub(super) fn send(
 }
 
 /// Whether there is anything to receive; the cheap question that waiting receives ask.
-pub(super) fn look_for_due(session: &Session, name: &str) -> Result<Look<Taken>, Failure> {
+pub(super) fn look_for_due(session: &Session, name: &str) -> Result<ReadPhase<Taken>, Failure> {
     let queue = find(session, name)?;
     Ok(match next_due_ms(session, &queue)? {
-        Some(due_ms) if due_ms <= session.now_ms => Look::Write,
-        next_due_ms => Look::Answer(Taken { deliveries: Vec::new(), next_due_ms }),
+        Some(due_ms) if due_ms <= session.now_ms => ReadPhase::Write,
+        next_due_ms => ReadPhase::Answer(Taken { deliveries: Vec::new(), next_due_ms }),
     })
 }
 

@@ -35,7 +35,7 @@ use super::{
 };
 use crate::clock::Source;
 use crate::config;
-use crate::sqlite::{self, Calls, Database, Durability, Fault, Look, RECHECK, Session, WakeToken};
+use crate::sqlite::{self, Calls, Database, Durability, Fault, RECHECK, ReadPhase, Session, WakeToken};
 use direct::{Direct, Inbox};
 use messages::Taken;
 pub use named::named_jobs;
@@ -111,7 +111,7 @@ impl SqliteQueues {
         let name = config::queue_name(name).map_err(|why| QueueError::Fatal(format!("{why}: not {name:?}")))?;
         let (looked_for, created, attributes) = (name.clone(), name.clone(), attributes.clone());
         let look = move |session: &Session| {
-            Ok(if messages::exists(session, &looked_for)? { Look::Answer(()) } else { Look::Write })
+            Ok(if messages::exists(session, &looked_for)? { ReadPhase::Answer(()) } else { ReadPhase::Write })
         };
         let work = move |session: &mut Session| messages::create(session, &created, &attributes);
         self.database.engine.call(Durability::FULL, look, work).await?;
@@ -237,7 +237,7 @@ impl Queue for SqliteQueue {
     }
 
     async fn ack_soon(&self, receipts: &[Receipt]) -> Result<(), QueueError> {
-        self.delete(receipts, Durability::Lazy).await
+        self.delete(receipts, Durability::Deferred).await
     }
 
     async fn set_visibility(&self, changes: &[(Receipt, Duration)]) -> Result<(), QueueError> {
@@ -356,11 +356,11 @@ impl SqliteQueue {
         let is_likely = self.has_more.load(Ordering::Relaxed);
         let look = move |session: &Session| {
             if is_likely {
-                return Ok(Look::Write);
+                return Ok(ReadPhase::Write);
             }
             Ok(match messages::look_for_due(session, &looked_at)? {
-                Look::Write => Look::Write,
-                Look::Answer(nothing) => Look::Answer(Claim::new(&looked_at, nothing, session, calls)),
+                ReadPhase::Write => ReadPhase::Write,
+                ReadPhase::Answer(nothing) => ReadPhase::Answer(Claim::new(&looked_at, nothing, session, calls)),
             })
         };
         let work = move |session: &mut Session| {
