@@ -1,6 +1,7 @@
 //! `imgcls data …`: shows how much data is stored on this machine and how old it is, and deletes data of finished jobs. The
 //! service may run meanwhile.
 
+mod report;
 mod text;
 
 use std::io::{ErrorKind, Write as _};
@@ -12,13 +13,11 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+pub use self::report::{Counted, Limits, Pages, Pruned, Report, Segments, Stored};
 use crate::config::Names;
-use crate::retention::{self, Deletion, Freed, Pace};
+use crate::retention::{self, Deletion, Freed, Keep, Pace};
 use crate::sqlite::millis;
 use crate::store::{Kind, LocalData, SeenSegments, Totals, Usage};
-
-/// The defaults of --keep-images and --keep-results, for a data directory in which no service has stored its limits.
-const DEFAULT_KEEP: [Duration; 2] = [Duration::from_secs(7 * 86_400), Duration::from_secs(30 * 86_400)];
 
 /// What the command does, and where.
 #[derive(Debug, Clone)]
@@ -53,103 +52,6 @@ pub struct Prune {
     pub results: bool,
     /// Only count.
     pub is_dry_run: bool,
-}
-
-/// What is stored: the output of `imgcls data status`.
-#[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    /// The data directory.
-    pub data_dir: PathBuf,
-    /// The stored images.
-    pub images: Stored,
-    /// The stored results.
-    pub results: Stored,
-    /// The files with bodies of images.
-    pub segments: Segments,
-    /// The pages of the database.
-    pub database: Pages,
-    /// The write-ahead log, whose size is bounded separately.
-    pub log_bytes: u64,
-    /// Segments and used pages of the database, which count against the limit.
-    pub used_bytes: u64,
-    /// Bytes free on the file system.
-    pub disk_free_bytes: u64,
-    /// The limits that apply.
-    pub limits: Limits,
-}
-
-/// Objects of one kind.
-#[derive(Debug, Clone, Serialize)]
-pub struct Stored {
-    /// The number of objects.
-    pub count: u64,
-    /// The bytes of their bodies.
-    pub bytes: u64,
-    /// When the oldest one was written.
-    pub oldest: Option<Timestamp>,
-    /// The age of the oldest one.
-    pub oldest_age_seconds: Option<f64>,
-    /// Objects of finished jobs that are older than the limit; `prune` deletes them.
-    pub prunable: Counted,
-    /// Objects of finished jobs of any age; they are deleted when space is needed.
-    pub finished: Counted,
-}
-
-/// A number of objects and their size.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Counted {
-    /// The number of objects.
-    pub count: u64,
-    /// The bytes of their bodies.
-    pub bytes: u64,
-}
-
-/// The segments of the store.
-#[derive(Debug, Clone, Serialize)]
-pub struct Segments {
-    /// The number of files.
-    pub files: u64,
-    /// The bytes of their blocks on disk.
-    pub disk_bytes: u64,
-}
-
-/// The pages of the database.
-#[derive(Debug, Clone, Serialize)]
-pub struct Pages {
-    /// Pages in use.
-    pub used_bytes: u64,
-    /// Pages that are free for new data.
-    pub free_bytes: u64,
-}
-
-/// How long and how much is kept.
-#[derive(Debug, Clone, Serialize)]
-pub struct Limits {
-    /// How long images are kept.
-    pub keep_images_seconds: u64,
-    /// How long results are kept.
-    pub keep_results_seconds: u64,
-    /// How much is kept.
-    pub max_data_bytes: u64,
-    /// False if no service has run here yet, so that these are the defaults.
-    pub are_of_the_service: bool,
-}
-
-/// What was deleted or would be: the output of `imgcls data prune`.
-#[derive(Debug, Clone, Serialize)]
-pub struct Pruned {
-    /// Deleted images.
-    pub images: Counted,
-    /// Deleted results.
-    pub results: Counted,
-    /// Empty segments that were removed.
-    pub removed_segments: u64,
-    /// How much segments and database shrank meanwhile. A service that runs adds to them.
-    pub freed_bytes: u64,
-    /// Nothing was deleted, only counted.
-    pub is_dry_run: bool,
-    /// A signal ended it early. What was deleted stays deleted.
-    pub is_interrupted: bool,
 }
 
 /// Runs the command.
@@ -189,7 +91,8 @@ async fn status(config: &Config, data: &LocalData, shutdown: &CancellationToken)
 
 async fn limits(data: &LocalData, usage: &Usage) -> anyhow::Result<Limits> {
     let noted = data.noted_limits().await?;
-    let ([images, results], max_data_bytes) = noted.unwrap_or_else(|| (DEFAULT_KEEP, retention::default_limit(usage)));
+    let default = || ([Keep::DEFAULT.images, Keep::DEFAULT.results], retention::default_limit(usage));
+    let ([images, results], max_data_bytes) = noted.unwrap_or_else(default);
     Ok(Limits {
         keep_images_seconds: images.as_secs(),
         keep_results_seconds: results.as_secs(),
@@ -250,12 +153,6 @@ async fn prune_data(prune: &Prune, data: &LocalData, shutdown: &CancellationToke
         is_dry_run: prune.is_dry_run,
         is_interrupted: shutdown.is_cancelled(),
     })
-}
-
-impl From<Freed> for Counted {
-    fn from(freed: Freed) -> Self {
-        Counted { count: freed.objects, bytes: freed.bytes }
-    }
 }
 
 /// Prints a result as JSON or as text.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Counted, Pruned, Report, Stored};
+use super::report::{Counted, Pruned, Report, Stored};
 
 pub(super) fn report(report: &Report) -> String {
     let Report { data_dir, images, results, segments, database, log_bytes, used_bytes, disk_free_bytes, limits } =

@@ -9,7 +9,7 @@ use prometheus::{
 
 use crate::store::{Kind, Usage};
 
-/// The metrics of this room.
+/// The metrics of this module.
 pub(super) struct Metrics {
     stored: IntGaugeVec,
     limit: IntGauge,

@@ -70,6 +70,10 @@ pub struct Keep {
 }
 
 impl Keep {
+    /// The defaults of --keep-images and --keep-results.
+    pub const DEFAULT: Keep =
+        Keep { images: Duration::from_secs(7 * 86_400), results: Duration::from_secs(30 * 86_400) };
+
     /// How long objects of a kind are kept.
     pub fn of(&self, kind: Kind) -> Duration {
         match kind {

@@ -382,8 +382,8 @@ pub fn read_response(reader: &mut BufReader<TcpStream>) -> std::io::Result<Respo
     loop {
         line.clear();
         reader.read_line(&mut line)?;
-        let Some((name, value)) = line.trim_end().split_once(": ") else { break };
-        headers.push((name.to_owned(), value.to_owned()));
+        let Some((name, value)) = line.trim_end().split_once(':') else { break };
+        headers.push((name.to_owned(), value.trim_start().to_owned()));
     }
     let mut body = Vec::new();
     let length = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length"));

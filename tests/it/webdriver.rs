@@ -55,7 +55,7 @@ impl Browser {
         self.find_below("", locator)
     }
 
-    /// A picture of the page, in PNG.
+    /// A screenshot of the page, in PNG.
     pub fn screenshot(&self) -> Vec<u8> {
         let encoded = self.command("GET", "/screenshot", None);
         BASE64_STANDARD.decode(encoded.as_str().expect("a screenshot is text")).expect("a screenshot is base64")
@@ -82,7 +82,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // A test that fails must not panic again here; the driver ends its browsers when it is killed.
+        // A failed test must not panic again here. Without this request the browser would outlive its driver.
         let _ = request(self.driver, "DELETE", &format!("/session/{}", self.session), &[], b"");
     }
 }
