@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::assets;
 use super::budget::Budget;
 use super::error::Problem;
-use super::gate::{self, Gate};
+use super::http::{self, RequestGuard};
 use super::jobs::{self, Classified, Jobs, State, Wishes};
 use super::metrics::METRICS;
 use super::readiness::Readiness;
@@ -53,7 +53,7 @@ const IMAGE_READ_BYTES: u64 = 256 << 10;
 const MIN_IMAGE_BYTES_PER_SECOND: u64 = 64 << 10;
 const SLOWEST_IMAGE: Duration = Duration::from_secs(30);
 
-pub fn router(site: Arc<Site>, gate: Arc<Gate>) -> Router {
+pub fn router(site: Arc<Site>, guard: Arc<RequestGuard>) -> Router {
     Router::new()
         .route("/", get(assets::index).post(classify_original))
         .route("/assets/app.css", get(assets::stylesheet))
@@ -71,7 +71,7 @@ pub fn router(site: Arc<Site>, gate: Arc<Gate>) -> Router {
         .route("/metrics", get(metrics))
         .fallback(|request: Request| async move { Problem::no_such_page(request.uri().path()) })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
-        .layer(middleware::from_fn_with_state(gate, gate::pass))
+        .layer(middleware::from_fn_with_state(guard, http::guard))
         .layer(middleware::from_fn(measure))
         .with_state(site)
 }
@@ -142,7 +142,7 @@ fn query_text(text: &str) -> Option<String> {
 async fn classify_original(Shared(site): Shared<Arc<Site>>, request: Request) -> Result<Response, Problem> {
     let wants_json = accepts_json(request.headers());
     let wishes = Asked::default().wishes(request.headers())?;
-    let request = site.jobs.admission.let_in(request, site.sync_timeout).await?;
+    let request = site.jobs.admission.check_request(request, site.sync_timeout).await?;
     let upload = upload::receive(request, &site.uploads).await?;
     let Classified { id, result } = site.jobs.classify(upload, wishes, site.sync_timeout).await?;
     let Some(text) = result else { return Err(Problem::not_in_time(id)) };
@@ -161,7 +161,7 @@ async fn classify_original(Shared(site): Shared<Arc<Site>>, request: Request) ->
 async fn classify(Shared(site): Shared<Arc<Site>>, asked: Asked, request: Request) -> Result<Response, Problem> {
     let wait = asked.wait(DEFAULT_WAIT)?;
     let wishes = asked.wishes(request.headers())?;
-    let request = site.jobs.admission.let_in(request, wait).await?;
+    let request = site.jobs.admission.check_request(request, wait).await?;
     let upload = upload::receive(request, &site.uploads).await?;
     let Classified { id, result } = site.jobs.classify(upload, wishes, wait).await?;
     let Some(text) = result else { return Ok(accepted(id)) };
@@ -193,7 +193,7 @@ struct Ended {
 /// `POST /v1/jobs`: accepts and does not wait.
 async fn create_job(Shared(site): Shared<Arc<Site>>, asked: Asked, request: Request) -> Result<Response, Problem> {
     let wishes = asked.wishes(request.headers())?;
-    let request = site.jobs.admission.let_in(request, Duration::ZERO).await?;
+    let request = site.jobs.admission.check_request(request, Duration::ZERO).await?;
     let upload = upload::receive(request, &site.uploads).await?;
     Ok(accepted(site.jobs.submit(upload, wishes).await?))
 }
@@ -287,7 +287,7 @@ async fn readyz(Shared(site): Shared<Arc<Site>>) -> Response {
 }
 
 async fn metrics(Shared(site): Shared<Arc<Site>>) -> impl IntoResponse {
-    site.jobs.admission.observe();
+    site.jobs.admission.update_gauge();
     ([(header::CONTENT_TYPE, telemetry::METRICS_CONTENT_TYPE)], telemetry::metrics_text())
 }
 
