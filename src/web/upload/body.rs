@@ -1,11 +1,12 @@
 //! Reading a request body in pieces, within limits on its size, its memory and its duration.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use super::UploadRules;
 use super::gzip::{Gunzip, Unpacked};
@@ -26,6 +27,11 @@ pub(super) struct BodyReader<'a> {
     /// When the upload is aborted for being too slow. Each byte extends it at the rate of [`MIN_BYTES_PER_SECOND`], to at
     /// most [`SLOW_START`] from now, however much has arrived. Time spent waiting for memory is added.
     deadline: Instant,
+    /// When the last piece arrived. Time spent waiting for memory is added here, too.
+    arrived_at: Instant,
+    /// Fires at the earliest time at which the upload may have to be aborted. Pieces only move the two times above, because
+    /// arming a timer for each of them would be expensive.
+    timer: Pin<Box<Sleep>>,
     reservation: Reservation,
     has_ended: bool,
     gunzip: Option<Gunzip>,
@@ -34,12 +40,15 @@ pub(super) struct BodyReader<'a> {
 impl<'a> BodyReader<'a> {
     /// `max_bytes` limits the body before and after decompression, and `is_gzip` says whether it is compressed.
     pub(super) fn new(body: Body, rules: &'a UploadRules, max_bytes: u64, is_gzip: bool) -> Self {
+        let now = Instant::now();
         BodyReader {
             body,
             rules,
             max_bytes,
             received_bytes: 0,
-            deadline: Instant::now() + SLOW_START,
+            deadline: now + SLOW_START,
+            arrived_at: now,
+            timer: Box::pin(tokio::time::sleep_until(now + SLOW_START.min(rules.body_timeout))),
             reservation: rules.budget.begin(),
             has_ended: false,
             gunzip: is_gzip.then(|| Gunzip::new(max_bytes)),
@@ -53,7 +62,9 @@ impl<'a> BodyReader<'a> {
     async fn reserve(&mut self, bytes: usize) -> Result<(), Problem> {
         let began = Instant::now();
         let reserved = self.reservation.grow_to(bytes as u64).await;
-        self.deadline += began.elapsed();
+        let waited = began.elapsed();
+        self.deadline += waited;
+        self.arrived_at += waited;
         reserved.map_err(|_| no_memory())
     }
 
@@ -75,13 +86,17 @@ impl<'a> BodyReader<'a> {
 
     async fn frame(&mut self) -> Result<Option<Bytes>, Problem> {
         loop {
-            let timeout = self.rules.body_timeout.min(self.time_left());
+            let abort_at = match self.arrived_at.checked_add(self.rules.body_timeout) {
+                Some(latest) => latest.min(self.deadline),
+                None => self.deadline,
+            };
             let frame = tokio::select! {
                 biased;
                 () = self.reservation.refused() => return Err(no_memory()),
-                frame = tokio::time::timeout(timeout, self.body.frame()) => frame,
+                frame = self.body.frame() => frame,
+                () = wait_until(self.timer.as_mut(), abort_at) => return Err(self.abort(Problem::body_timeout())),
             };
-            let Some(frame) = frame.map_err(|_| self.abort(Problem::body_timeout()))? else {
+            let Some(frame) = frame else {
                 self.has_ended = true;
                 return Ok(None);
             };
@@ -93,20 +108,16 @@ impl<'a> BodyReader<'a> {
             if self.received_bytes > self.max_bytes {
                 return Err(Problem::too_large(self.rules.max_upload_bytes));
             }
-            if self.time_left().is_zero() {
+            self.arrived_at = Instant::now();
+            if self.arrived_at >= self.deadline {
                 return Err(self.abort(Problem::body_timeout()));
             }
             let earned = Duration::from_micros(data.len() as u64 * 1_000_000 / MIN_BYTES_PER_SECOND);
-            self.deadline = (self.deadline + earned).min(Instant::now() + SLOW_START);
+            self.deadline = (self.deadline + earned).min(self.arrived_at + SLOW_START);
             if !data.is_empty() {
                 return Ok(Some(data));
             }
         }
-    }
-
-    /// Returns how much longer the upload may take for its next bytes.
-    fn time_left(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
     }
 
     /// Records that nothing more can be read after this problem.
@@ -133,6 +144,17 @@ impl<'a> BodyReader<'a> {
     pub(super) fn into_reservation(mut self) -> Reservation {
         self.reservation.complete();
         self.reservation
+    }
+}
+
+/// Waits until `time`. Arms the timer again only when it fires before that.
+async fn wait_until(mut timer: Pin<&mut Sleep>, time: Instant) {
+    loop {
+        timer.as_mut().await;
+        if timer.deadline() >= time {
+            return;
+        }
+        timer.as_mut().reset(time);
     }
 }
 
