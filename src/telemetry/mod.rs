@@ -1,5 +1,5 @@
-//! Logs, metrics and traces of every process: one line per event on standard error, metrics for `/metrics`, and spans for an
-//! OTLP endpoint if one is configured.
+//! Logs, metrics and traces of every process: one line per event on standard error, metrics for `/metrics`, and spans
+//! for an OTLP endpoint if one is configured.
 
 mod nonblocking;
 pub mod output;
@@ -16,8 +16,8 @@ use tracing_subscriber::EnvFilter;
 
 use nonblocking::{Descriptor, LostLines, NonBlockingWriter};
 
-/// Warnings of the AWS SDK while it searches for region and credentials are hidden: they either end in an error, or do not
-/// matter.
+/// Warnings of the AWS SDK while it searches for region and credentials are hidden: they either end in an error, or do
+/// not matter.
 const DEFAULT_FILTER: &str = "info,ort=warn,aws_config=error,opentelemetry=warn";
 
 /// The format of log lines.
@@ -86,8 +86,8 @@ pub fn stderr_line(line: &str) {
     log().write_line(format!("{line}\n").as_bytes());
 }
 
-/// Waits until every line of the log and of [`output::announce`] is written, for at most `limit`. Call it before the process
-/// ends.
+/// Waits until every line of the log and of [`output::announce`] is written, for at most `limit`. Call it before the
+/// process ends.
 pub fn flush(limit: Duration) {
     let began = Instant::now();
     if let Some(log) = LOG.get() {
@@ -114,7 +114,8 @@ impl io::Write for LogLine {
     }
 }
 
-/// Makes the line about lost lines by hand: no filter may hide it, and it must not go through the queue that it describes.
+/// Makes the line about lost lines by hand: no filter may hide it, and it must not go through the queue that it
+/// describes.
 fn report_loss(lost: &LostLines) -> String {
     let LostLines { count: lines, reason } = lost;
     let now = jiff::Timestamp::now();

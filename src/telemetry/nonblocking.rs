@@ -1,8 +1,8 @@
 //! Writes lines to standard error and standard output without ever blocking, failing or panicking (decision 21).
 //!
-//! The caller appends its line to a bounded queue, and one thread writes the queue. A pipe that nobody reads, a full disk or
-//! a reader that went away therefore costs lines and nothing else. Lines that do not fit into the queue and lines that
-//! cannot be written are counted, and one line reports their number once a write succeeds again.
+//! The caller appends its line to a bounded queue, and one thread writes the queue. A pipe that nobody reads, a full
+//! disk or a reader that went away therefore costs lines and nothing else. Lines that do not fit into the queue and
+//! lines that cannot be written are counted, and one line reports their number once a write succeeds again.
 //!
 //! Lines keep their order. A killed process loses at most the lines that are still in the queue; a process that ends by
 //! itself calls [`NonBlockingWriter::flush`] first.
@@ -202,8 +202,8 @@ impl<W: Write> Output<W> {
     }
 }
 
-/// Writes to a descriptor without the lock and the buffer of the standard library. A write that blocks therefore holds up
-/// nothing else, not even the end of the process.
+/// Writes to a descriptor without the lock and the buffer of the standard library. A write that blocks therefore holds
+/// up nothing else, not even the end of the process.
 pub(super) struct Descriptor<F>(pub(super) F);
 
 impl<F: AsFd> Write for Descriptor<F> {

@@ -7,8 +7,8 @@ use super::nonblocking::{Descriptor, NonBlockingWriter};
 
 static STDOUT: OnceLock<NonBlockingWriter> = OnceLock::new();
 
-/// Prints the result of a command. Blocks while the reader is slow, as programs in a pipeline do. A reader that went away,
-/// as `head` does, is not an error.
+/// Prints the result of a command. Blocks while the reader is slow, as programs in a pipeline do. A reader that went
+/// away, as `head` does, is not an error.
 ///
 /// # Errors
 /// When standard output cannot be written for another reason, such as a full disk.
@@ -20,8 +20,8 @@ pub fn print(text: &str) -> io::Result<()> {
     }
 }
 
-/// Writes one line of a long-running process to standard output. Never blocks or fails: a line that cannot be written is
-/// dropped.
+/// Writes one line of a long-running process to standard output. Never blocks or fails: a line that cannot be written
+/// is dropped.
 pub fn announce(line: &str) {
     stdout().write_line(format!("{line}\n").as_bytes());
 }

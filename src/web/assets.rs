@@ -28,7 +28,8 @@ fn asset(content_type: &'static str, body: &'static str) -> impl IntoResponse {
         (header::CONTENT_TYPE, content_type),
         (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        // With `no-referrer`, browsers would send the page's own form with `Origin: null`, which counts as another site.
+        // With `no-referrer`, browsers would send the page's own form with `Origin: null`, which counts as another
+        // site.
         (header::REFERRER_POLICY, "same-origin"),
         // The page changes with the binary, and its addresses contain no version.
         (header::CACHE_CONTROL, "no-cache"),

@@ -87,8 +87,8 @@ impl Problem {
     /// Occurs only with `--wire seed`, whose messages contain the whole image.
     pub(super) fn too_large_for_queue(queue: &str, message_bytes: usize, limit_bytes: usize) -> Self {
         let detail = format!(
-            "with --wire seed the image is part of a message, which would have {message_bytes} bytes, but the queue {queue:?} \
-             takes at most {limit_bytes}: send a smaller image, or raise the queue's MaximumMessageSize"
+            "with --wire seed the image is part of a message, which would have {message_bytes} bytes, but the queue \
+             {queue:?} takes at most {limit_bytes}: send a smaller image, or raise the queue's MaximumMessageSize"
         );
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The image file is too large", detail)
     }

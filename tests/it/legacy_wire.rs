@@ -1,5 +1,5 @@
-//! `serve-web --wire seed`: the web tier uses legacy workers. The tests play those workers through the two ports, so that
-//! they run on any backend.
+//! `serve-web --wire seed`: the web tier uses legacy workers. The tests play those workers through the two ports, so
+//! that they run on any backend.
 
 use std::sync::Arc;
 use std::thread;
@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use crate::harness::{PATIENCE, Service, form, label_of, picture, request};
 
-/// A legacy worker. It stores the image under its file name and the answer under the name up to its first dot, replies with
-/// the text after the first comma of its own output, and deletes the message. Its label contains the image's size.
+/// A legacy worker. It stores the image under its file name and the answer under the name up to its first dot, replies
+/// with the text after the first comma of its own output, and deletes the message. Its label contains the image's size.
 struct LegacyWorker {
     requests: Arc<dyn Queue>,
     results: Arc<dyn Queue>,
@@ -117,8 +117,8 @@ fn legacy_worker_answers_clients_of_the_current_interface() {
     });
 }
 
-/// Either the output object or the reply may be missing: some workers write no object, and the process that reads a reply
-/// may die. The test asks another web process than the one that accepted the image.
+/// Either the output object or the reply may be missing: some workers write no object, and the process that reads a
+/// reply may die. The test asks another web process than the one that accepted the image.
 #[test]
 fn output_or_reply_alone_is_enough_for_every_web_process() {
     let mut service = Service::start(0, &["--wire", "seed"], &[]);
@@ -148,8 +148,8 @@ fn output_or_reply_alone_is_enough_for_every_web_process() {
     }
 }
 
-/// During a migration, a web tier with the legacy wire also meets current workers, and a current web tier is asked for jobs
-/// that the other one accepted.
+/// During a migration, a web tier with the legacy wire also meets current workers, and a current web tier is asked for
+/// jobs that the other one accepted.
 #[test]
 fn current_workers_and_web_tiers_understand_the_legacy_wire() {
     let mut service = Service::start(1, &["--wire", "seed"], &[]);

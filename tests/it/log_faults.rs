@@ -45,7 +45,8 @@ impl Up {
         Pid::from_child(&self.process)
     }
 
-    /// Checks that an image is classified, that SIGTERM ends the process with exit code 0 in time, and that no worker is left.
+    /// Checks that an image is classified, that SIGTERM ends the process with exit code 0 in time, and that no worker
+    /// is left.
     fn assert_works_and_drains(mut self) {
         let answer = request(self.address, "POST", "/v1/classify?wait=60", &[], &picture("rocket.jpg")).unwrap();
         assert_eq!(answer.status, 200, "{}", answer.text());

@@ -1,4 +1,5 @@
-//! More load than the workers can handle: which callers are refused or admitted, and which jobs are dropped before inference.
+//! More load than the workers can handle: which callers are refused or admitted, and which jobs are dropped before
+//! inference.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -10,7 +11,8 @@ use crate::harness::{PATIENCE, Response, Service, imgcls, metric, picture, read_
 
 const EXPECTED_WAIT: &str = "imgcls_web_expected_wait_seconds";
 const SHED: &str = "imgcls_web_shed_total{reason=\"expected_wait\"}";
-/// A refusal takes milliseconds. Even on a busy machine it must take much less than the seconds that the caller would wait.
+/// A refusal takes milliseconds. Even on a busy machine it must take much less than the seconds that the caller would
+/// wait.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// A running `imgcls up`. Its workers end with it.

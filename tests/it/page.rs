@@ -1,5 +1,5 @@
-//! The page in a real Chromium. Without `chromium` and `chromedriver` on the path the test is skipped, and both this test and
-//! `scripts/test` say so.
+//! The page in a real Chromium. Without `chromium` and `chromedriver` on the path the test is skipped, and both this
+//! test and `scripts/test` say so.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};

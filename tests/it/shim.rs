@@ -1,5 +1,5 @@
-//! Injects system faults into a process under test: a wall clock that is stepped and syncs that fail. A small library, loaded
-//! before libc, reads files that the test writes, so that the faults can change while the process runs.
+//! Injects system faults into a process under test: a wall clock that is stepped and syncs that fail. A small library,
+//! loaded before libc, reads files that the test writes, so that the faults can change while the process runs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

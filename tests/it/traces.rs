@@ -1,5 +1,5 @@
-//! One trace from the HTTP request through the message to the worker's spans and log lines. The collector is a server that
-//! accepts OTLP in JSON.
+//! One trace from the HTTP request through the message to the worker's spans and log lines. The collector is a server
+//! that accepts OTLP in JSON.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};

@@ -15,7 +15,8 @@ pub struct Fleet {
     pub ready: watch::Receiver<usize>,
     /// Whether the service is ready only once a worker is. `false` when the fleet may be empty.
     pub is_awaited: bool,
-    /// Returns how long a worker takes for an image, measured over the last seconds, or `None` when nothing was measured.
+    /// Returns how long a worker takes for an image, measured over the last seconds, or `None` when nothing was
+    /// measured.
     pub service_time: Box<dyn Fn() -> Option<Duration> + Send + Sync>,
     /// Counts the requests that were refused because there are too few workers. The queue does not show them, but the
     /// decision on the number of workers depends on them.
@@ -40,8 +41,8 @@ impl Fleet {
 
 /// How fast the jobs of this process end while there is a backlog, measured from replies.
 ///
-/// Only an unbroken run of jobs that had to queue shows it. Without a backlog jobs end as fast as they come, and the workers
-/// may be far faster.
+/// Only an unbroken run of jobs that had to queue shows it. Without a backlog jobs end as fast as they come, and the
+/// workers may be far faster.
 #[derive(Debug, Default)]
 pub(super) struct ReplyPace {
     /// When the last jobs ended, oldest first. All of them had queued.

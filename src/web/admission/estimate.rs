@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-/// The share of a caller's wait that the estimate may fill. Under overload the queue stays at this limit, so the rest has to
-/// cover the error of the estimate: without it, about half of the callers would be answered too late.
+/// The share of a caller's wait that the estimate may fill. Under overload the queue stays at this limit, so the rest
+/// has to cover the error of the estimate: without it, about half of the callers would be answered too late.
 const USABLE_SHARE: f64 = 0.85;
-/// The margin for noise is this, or a tenth of the wait when that is less: a pause of the machine takes a larger share of a
-/// short wait.
+/// The margin for noise is this, or a tenth of the wait when that is less: a pause of the machine takes a larger share
+/// of a short wait.
 const NOISE: Duration = Duration::from_millis(250);
 /// The longest `Retry-After`, in seconds.
 const MAX_RETRY_AFTER_SECONDS: f64 = 60.0;
@@ -18,8 +18,8 @@ const RETRY_JITTER: f64 = 0.25;
 pub(super) struct Estimate {
     /// Jobs that were accepted and have not ended.
     pub(super) jobs_ahead: u64,
-    /// Mean time between the ends of two jobs while all workers are busy: the service time divided by the number of ready
-    /// workers. `None` while no worker is ready or no service time was measured.
+    /// Mean time between the ends of two jobs while all workers are busy: the service time divided by the number of
+    /// ready workers. `None` while no worker is ready or no service time was measured.
     pub(super) time_per_job: Option<Duration>,
 }
 

@@ -1,18 +1,18 @@
 //! Admission: refuses a request at once when its answer would come too late (decision 18).
 //!
-//! When the queue is longer than its callers wait, every answer comes late: workers classify images for callers that have
-//! left, and no caller is served. A request that waits for its answer is therefore refused when the work in front of it
-//! takes longer than the caller waits. The answer is 503 with a `Retry-After` that says when the work is done.
+//! When the queue is longer than its callers wait, every answer comes late: workers classify images for callers that
+//! have left, and no caller is served. A request that waits for its answer is therefore refused when the work in front
+//! of it takes longer than the caller waits. The answer is 503 with a `Retry-After` that says when the work is done.
 //!
 //! The decision is pure ([`estimate`]). It needs two estimates:
 //!
-//! - the jobs ahead ([`ledger`]): the jobs that this process sent and that have not ended, counted at once, and the depth of
-//!   the queue, which is read while requests come ([`Admission::run`]);
-//! - the time per job ([`capacity`]): `up` knows the service time and the number of its own workers. When the workers belong
-//!   to another process, the pace of the replies shows it.
+//! - the jobs ahead ([`ledger`]): the jobs that this process sent and that have not ended, counted at once, and the
+//!   depth of the queue, which is read while requests come ([`Admission::run`]);
+//! - the time per job ([`capacity`]): `up` knows the service time and the number of its own workers. When the workers
+//!   belong to another process, the pace of the replies shows it.
 //!
-//! While no worker is ready, or none was measured yet, every caller is admitted: otherwise a service that scales from zero
-//! would never start. `/v1/jobs` does not wait for an answer; only the depth of the queue limits it.
+//! While no worker is ready, or none was measured yet, every caller is admitted: otherwise a service that scales from
+//! zero would never start. `/v1/jobs` does not wait for an answer; only the depth of the queue limits it.
 
 mod capacity;
 mod estimate;
@@ -205,8 +205,8 @@ impl Admission {
                 jobs_ahead: if is_fresh { ledger.depth() } else { ledger.outstanding },
                 time_per_job: fleet.time_per_job(),
             },
-            // Replies show the pace of this process's own jobs, so only its own jobs are counted. When several web tiers
-            // share the workers, each sees its part of both.
+            // Replies show the pace of this process's own jobs, so only its own jobs are counted. When several web
+            // tiers share the workers, each sees its part of both.
             Capacity::Replies(pace) => Estimate {
                 jobs_ahead: ledger.outstanding,
                 // Scaling adds workers by the number of visible messages. Refusing requests before there are enough of
@@ -228,23 +228,23 @@ impl Admission {
                 }
                 let seconds = expected_wait.as_secs_f64();
                 let detail = format!(
-                    "the work ahead takes about {seconds:.1} s, longer than this request waits; nothing was stored: try \
-                     again later, wait longer (POST /v1/classify?wait=), or use POST /v1/jobs, which does not wait"
+                    "the work ahead takes about {seconds:.1} s, longer than this request waits; nothing was stored: \
+                     try again later, wait longer (POST /v1/classify?wait=), or use POST /v1/jobs, which does not wait"
                 );
                 (detail, expected_wait)
             }
             Reason::QueueDepth { depth } => {
                 let excess = depth.saturating_sub(self.max_queue_depth) + self.max_queue_depth / FULL_RETRY_SHARE;
                 let detail = format!(
-                    "the queue has {depth} images and takes at most {} (--max-queue-depth); nothing was stored: try again \
-                     later",
+                    "the queue has {depth} images and takes at most {} (--max-queue-depth); nothing was stored: try \
+                     again later",
                     self.max_queue_depth
                 );
                 (detail, time_per_job.map_or(FULL_RETRY_AFTER, |time| estimate::times(time, excess)))
             }
             Reason::Connections => {
-                let detail = "nearly all connections wait for an answer (--max-connections); nothing was stored: try again \
-                              later, or use POST /v1/jobs, which does not wait";
+                let detail = "nearly all connections wait for an answer (--max-connections); nothing was stored: try \
+                              again later, or use POST /v1/jobs, which does not wait";
                 (detail.to_owned(), Duration::from_secs(1))
             }
         };

@@ -2,9 +2,9 @@
 //!
 //! An idle connection (one that waits for its first request, or for the next one) costs its client nothing, so it must
 //! not cost other clients anything. While most permits are taken, connections that have been idle for
-//! [`MAX_IDLE_UNDER_PRESSURE`] are closed. When all permits are taken, a new connection replaces the one that has been idle
-//! longest. A few spare permits beyond the limit serve health checks, so that a server that is full of requests still
-//! answers them.
+//! [`MAX_IDLE_UNDER_PRESSURE`] are closed. When all permits are taken, a new connection replaces the one that has been
+//! idle longest. A few spare permits beyond the limit serve health checks, so that a server that is full of requests
+//! still answers them.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -24,7 +24,8 @@ const SPARE_CONNECTIONS: usize = 32;
 const REFUSED_CONNECTIONS: usize = 16;
 /// How long a connection may be idle while most permits are taken.
 const MAX_IDLE_UNDER_PRESSURE: Duration = Duration::from_secs(2);
-/// Only a connection that has been idle for this long is replaced by a new one: clients send their first request at once.
+/// Only a connection that has been idle for this long is replaced by a new one: clients send their first request at
+/// once.
 const MIN_IDLE_BEFORE_REPLACED: Duration = Duration::from_millis(100);
 /// A connection that was asked to close releases its permit within this time.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
@@ -34,7 +35,7 @@ pub(crate) struct Connections {
     permits: Arc<Semaphore>,
     spare: Arc<Semaphore>,
     refused: Arc<Semaphore>,
-    max_connections: usize,
+    limit: usize,
     max_per_address: usize,
     trusted_proxies: Vec<Cidr>,
     open: Mutex<HashMap<u64, Arc<IdleTracker>>>,
@@ -80,7 +81,7 @@ impl Connections {
             permits: Arc::new(Semaphore::new(max_connections)),
             spare: Arc::new(Semaphore::new(SPARE_CONNECTIONS)),
             refused: Arc::new(Semaphore::new(REFUSED_CONNECTIONS)),
-            max_connections,
+            limit: max_connections,
             max_per_address,
             trusted_proxies,
             open: Mutex::default(),
@@ -137,7 +138,7 @@ impl Connections {
 
     /// Returns whether most permits are taken.
     pub(super) fn is_under_pressure(&self) -> bool {
-        self.permits.available_permits() <= self.max_connections / 4
+        self.permits.available_permits() <= self.limit / 4
     }
 
     /// Closes the connections that have been idle for too long under pressure.
@@ -213,8 +214,8 @@ impl ConnectionPermit {
         lock(&self.permit).0
     }
 
-    /// The slot of a connection that has a request. A spare slot becomes a regular one when a regular permit is free or can
-    /// be freed.
+    /// The slot of a connection that has a request. A spare slot becomes a regular one when a regular permit is free or
+    /// can be freed.
     pub(super) async fn slot_for_request(&self) -> Slot {
         let slot = self.slot();
         if slot == Slot::Spare

@@ -10,8 +10,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Reads and drops what a refused client still sends, at most `max_bytes` and for one second.
 ///
-/// If the server closed the connection at once, the client's system would discard the answer. A client that takes longer
-/// loses the connection and the answer.
+/// If the server closed the connection at once, the client's system would discard the answer. A client that takes
+/// longer loses the connection and the answer.
 pub(crate) async fn drain_body(body: &mut Body, max_bytes: u64) {
     let rest = async {
         let mut left = max_bytes;

@@ -56,8 +56,8 @@ pub(crate) async fn guard(State(guard): State<Arc<RequestGuard>>, request: Reque
     response
 }
 
-/// Returns the permit for the client that a trusted proxy names, if there is one. `client` is `None` for requests that no
-/// limit applies to.
+/// Returns the permit for the client that a trusted proxy names, if there is one. `client` is `None` for requests that
+/// no limit applies to.
 fn check(
     guard: &RequestGuard,
     request: &Request,
@@ -106,8 +106,8 @@ fn too_many(address: IpAddr, limit: usize, what: &str) -> Problem {
     closing(&format!("{address} has {limit} {what} already (--max-connections-per-address)"))
 }
 
-/// Returns the client that trusted proxies name: the last address that is not a trusted proxy itself. Addresses before it
-/// may be forged.
+/// Returns the client that trusted proxies name: the last address that is not a trusted proxy itself. Addresses before
+/// it may be forged.
 fn forwarded_for(headers: &HeaderMap, is_trusted_proxy: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
     let values: Vec<&str> = headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
     let addresses = values.iter().rev().flat_map(|value| value.rsplit(','));

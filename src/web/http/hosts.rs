@@ -1,9 +1,9 @@
 //! Which hosts a server answers for, and which sites may send it requests that change something.
 //!
 //! A server on a loopback address has no password. Only programs on this machine reach it, but every page that a user
-//! opens reaches it too, through the browser. Two kinds of requests are therefore refused there: those whose `Host` is not
-//! a name of this machine (DNS rebinding: a page has its own name resolve to this machine), and those of another site
-//! that change something.
+//! opens reaches it too, through the browser. Two kinds of requests are therefore refused there: those whose `Host` is
+//! not a name of this machine (DNS rebinding: a page has its own name resolve to this machine), and those of another
+//! site that change something.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -43,8 +43,8 @@ impl HostPolicy {
             return Ok(());
         }
         Err(Problem::misdirected(format!(
-            "the request is for host {:?}, which is not a name of this server; behind a proxy with that name, start the \
-             server with --allowed-host {}",
+            "the request is for host {:?}, which is not a name of this server; behind a proxy with that name, start \
+             the server with --allowed-host {}",
             host.name, host.name
         )))
     }

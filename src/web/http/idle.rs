@@ -63,8 +63,8 @@ impl IdleTracker {
         self.writes_answer.load(Ordering::Acquire)
     }
 
-    /// Records whether the client has stopped reading. Such a connection does not count as idle, even if its request has
-    /// ended.
+    /// Records whether the client has stopped reading. Such a connection does not count as idle, even if its request
+    /// has ended.
     pub(super) fn set_write_blocked(&self, is_blocked: bool) {
         self.is_write_blocked.store(is_blocked, Ordering::Relaxed);
     }

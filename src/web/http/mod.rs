@@ -1,8 +1,8 @@
 //! The HTTP server below the routes: connections, their limits, and the checks that every request passes.
 //!
-//! [`serve`] accepts connections, [`connections`] limits their number and decides which of them to close, [`idle`] tracks
-//! which ones wait for a request, and [`stream`] cuts off clients that do not read. [`guard`] runs before every handler:
-//! it checks the permit of the connection, the host and the origin ([`hosts`]).
+//! [`serve`] accepts connections, [`connections`] limits their number and decides which of them to close, [`idle`]
+//! tracks which ones wait for a request, and [`stream`] cuts off clients that do not read. [`guard`] runs before every
+//! handler: it checks the permit of the connection, the host and the origin ([`hosts`]).
 
 mod connections;
 mod descriptors;

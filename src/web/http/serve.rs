@@ -69,7 +69,8 @@ pub(crate) async fn serve(
     stop: CancellationToken,
 ) {
     let mut tasks = JoinSet::new();
-    // The interval is polled only under pressure. Pressure begins with a new connection, after which the loop checks again.
+    // The interval is polled only under pressure. Pressure begins with a new connection, after which the loop checks
+    // again.
     let mut close_idle = tokio::time::interval(CLOSE_IDLE_INTERVAL);
     close_idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -1,5 +1,5 @@
-//! The byte stream of one connection. It cuts off a client that does not read its answer, and adds a problem document to
-//! the few answers that the HTTP library makes itself, which have no body.
+//! The byte stream of one connection. It cuts off a client that does not read its answer, and adds a problem document
+//! to the few answers that the HTTP library makes itself, which have no body.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -26,8 +26,8 @@ pub(super) struct ClientStream {
     io: TokioIo<TcpStream>,
     idle: Arc<IdleTracker>,
     write_timeout: Duration,
-    /// How much longer writing may be blocked, at most `write_timeout`. Blocked time is subtracted; written bytes add time
-    /// at the rate of [`MIN_BYTES_PER_SECOND`].
+    /// How much longer writing may be blocked, at most `write_timeout`. Blocked time is subtracted; written bytes add
+    /// time at the rate of [`MIN_BYTES_PER_SECOND`].
     time_left: Duration,
     blocked_since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,

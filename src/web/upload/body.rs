@@ -8,8 +8,8 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, Sleep};
 
-use super::UploadRules;
 use super::gzip::{Gunzip, Unpacked};
+use super::rules::UploadRules;
 use crate::web::budget::Reservation;
 use crate::web::error::Problem;
 use crate::web::http::{MIN_BYTES_PER_SECOND, drain_body};
@@ -24,13 +24,13 @@ pub(super) struct BodyReader<'a> {
     /// Limits both the bytes that arrive and, for a compressed body, the bytes after decompression.
     max_bytes: u64,
     received_bytes: u64,
-    /// When the upload is aborted for being too slow. Each byte extends it at the rate of [`MIN_BYTES_PER_SECOND`], to at
-    /// most [`SLOW_START`] from now, however much has arrived. Time spent waiting for memory is added.
+    /// When the upload is aborted for being too slow. Each byte extends it at the rate of [`MIN_BYTES_PER_SECOND`], to
+    /// at most [`SLOW_START`] from now, however much has arrived. Time spent waiting for memory is added.
     deadline: Instant,
     /// When the last piece arrived. Time spent waiting for memory is added here, too.
     arrived_at: Instant,
-    /// Fires at the earliest time at which the upload may have to be aborted. Pieces only move the two times above, because
-    /// arming a timer for each of them would be expensive.
+    /// Fires at the earliest time at which the upload may have to be aborted. Pieces only move the two times above,
+    /// because arming a timer for each of them would be expensive.
     timer: Pin<Box<Sleep>>,
     reservation: Reservation,
     has_ended: bool,
@@ -59,7 +59,7 @@ impl<'a> BodyReader<'a> {
     ///
     /// # Errors
     /// 503 when it is not available.
-    async fn reserve(&mut self, bytes: usize) -> Result<(), Problem> {
+    pub(super) async fn reserve(&mut self, bytes: usize) -> Result<(), Problem> {
         let began = Instant::now();
         let reserved = self.reservation.grow_to(bytes as u64).await;
         let waited = began.elapsed();
@@ -131,8 +131,8 @@ impl<'a> BodyReader<'a> {
         self.has_ended = true;
     }
 
-    /// Releases the memory of a refused upload and reads the rest of its body, up to twice the limit, so that the client
-    /// reads the answer.
+    /// Releases the memory of a refused upload and reads the rest of its body, up to twice the limit, so that the
+    /// client reads the answer.
     pub(super) async fn drain(mut self) {
         drop(self.reservation);
         if !self.has_ended {
@@ -160,44 +160,4 @@ async fn wait_until(mut timer: Pin<&mut Sleep>, time: Instant) {
 
 fn no_memory() -> Problem {
     Problem::full("all memory for uploads is taken (--max-buffered-bytes); try again in a moment")
-}
-
-/// The bytes of an image as they arrive. An image that arrives in one piece is not copied.
-pub(super) struct ImageBuffer {
-    expected_bytes: usize,
-    first: Bytes,
-    bytes: Vec<u8>,
-}
-
-impl ImageBuffer {
-    /// The buffer does not grow beyond `expected_bytes` unless more bytes arrive.
-    pub(super) fn new(expected_bytes: u64) -> ImageBuffer {
-        let expected_bytes = usize::try_from(expected_bytes).unwrap_or(usize::MAX);
-        ImageBuffer { expected_bytes, first: Bytes::new(), bytes: Vec::new() }
-    }
-
-    /// Appends a chunk, after reserving the memory for it.
-    ///
-    /// # Errors
-    /// 503 when the memory is not available.
-    pub(super) async fn push(&mut self, reader: &mut BodyReader<'_>, chunk: Bytes) -> Result<(), Problem> {
-        if self.first.is_empty() && self.bytes.is_empty() {
-            reader.reserve(chunk.len()).await?;
-            self.first = chunk;
-            return Ok(());
-        }
-        let needed = self.first.len() + self.bytes.len() + chunk.len();
-        if needed > self.bytes.capacity() {
-            let capacity = needed.max(self.expected_bytes.min(2 * needed));
-            reader.reserve(capacity).await?;
-            self.bytes.reserve_exact(capacity - self.bytes.len());
-        }
-        self.bytes.extend_from_slice(&std::mem::take(&mut self.first));
-        self.bytes.extend_from_slice(&chunk);
-        Ok(())
-    }
-
-    pub(super) fn into_bytes(self) -> Bytes {
-        if self.bytes.is_empty() { self.first } else { self.bytes.into() }
-    }
 }

@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 
-use super::body::{BodyReader, ImageBuffer};
+use super::body::BodyReader;
+use super::image::{ImageBuffer, ReceivedImage, SIGNATURE_BYTES};
 use super::multipart::{Event, FormError, FormReader, PartHead};
 use super::unsupported::unsupported;
-use super::{Received, SIGNATURE_BYTES};
 use crate::model;
 use crate::protocol::cut_filename;
 use crate::web::error::Problem;
@@ -16,13 +16,13 @@ const MAX_NAMED_PARTS: usize = 8;
 /// Reads the one image of a form. The first part that begins like an image is used, whatever its headers say.
 ///
 /// # Errors
-/// 400 for a second image, so that no client believes that both were classified, or for a form without a file; 415 when no
-/// file is an image.
+/// 400 for a second image, so that no client believes that both were classified, or for a form without a file; 415 when
+/// no file is an image.
 pub(super) async fn receive_form(
     reader: &mut BodyReader<'_>,
     boundary: &[u8],
     expected_bytes: u64,
-) -> Result<Received, Problem> {
+) -> Result<ReceivedImage, Problem> {
     let mut form = FormReader::new(boundary);
     let mut parts = FormParts { expected_bytes, part: None, image: None, files: Vec::new(), fields: Vec::new() };
     loop {
@@ -45,7 +45,7 @@ fn malformed(error: FormError) -> Problem {
 struct FormParts {
     expected_bytes: u64,
     part: Option<Part>,
-    image: Option<Received>,
+    image: Option<ReceivedImage>,
     /// For each file that is not an image, the reason.
     files: Vec<Problem>,
     /// The names of fields without a file.
@@ -86,7 +86,7 @@ impl FormParts {
         if let Some(image) = part.image {
             let bytes = image.into_bytes();
             if let Some(content_type) = model::sniff(&bytes) {
-                self.image = Some((bytes, content_type, filename.unwrap_or_default()));
+                self.image = Some(ReceivedImage { bytes, content_type, filename: filename.unwrap_or_default() });
             }
             return;
         }
@@ -103,7 +103,7 @@ impl FormParts {
         }
     }
 
-    fn finish(self) -> Result<Received, Problem> {
+    fn finish(self) -> Result<ReceivedImage, Problem> {
         if let Some(image) = self.image {
             return Ok(image);
         }
@@ -180,9 +180,7 @@ impl Part {
             return Ok(());
         }
         if has_image {
-            return Err(Problem::malformed(
-                "the form holds more than one image; one request classifies one image: send POST /v1/classify once per file",
-            ));
+            return Err(Problem::malformed("the form holds more than one image; send POST /v1/classify once per file"));
         }
         self.image = Some(ImageBuffer::new(expected_bytes));
         Ok(())

@@ -7,8 +7,8 @@ use flate2::write::MultiGzDecoder;
 
 use crate::web::error::Problem;
 
-/// How many compressed bytes are decompressed at a time. Deflate expands one byte to at most 1,032, so a step makes at most
-/// half a mebibyte.
+/// How many compressed bytes are decompressed at a time. Deflate expands one byte to at most 1,032, so a step makes at
+/// most half a mebibyte.
 const STEP_BYTES: usize = 512;
 
 /// A decompressor for one body.

@@ -1,7 +1,7 @@
 //! Values of the headers Content-Type and Content-Disposition, as clients really send them (decision 17).
 //!
-//! Boundaries may contain `=` without quotes, names of parameters are matched without regard to case, and file names may be
-//! UTF-8, Shift-JIS or Windows-1252.
+//! Boundaries may contain `=` without quotes, names of parameters are matched without regard to case, and file names
+//! may be UTF-8, Shift-JIS or Windows-1252.
 
 use encoding_rs::{Encoding, SHIFT_JIS, WINDOWS_1252};
 use percent_encoding::percent_decode;
@@ -39,8 +39,8 @@ pub(super) fn boundary(content_type: &[u8]) -> Option<Vec<u8>> {
     ((1..=MAX_BOUNDARY_BYTES).contains(&boundary.len()) && !boundary.contains(&b'\n')).then(|| boundary.to_vec())
 }
 
-/// Returns the file name in a Content-Disposition, or an empty string when there is none. `filename*` takes precedence over
-/// `filename` (RFC 6266).
+/// Returns the file name in a Content-Disposition, or an empty string when there is none. `filename*` takes precedence
+/// over `filename` (RFC 6266).
 pub(super) fn disposition_filename(value: &[u8]) -> String {
     filename_of(&parameters(value)).unwrap_or_default()
 }
@@ -88,15 +88,15 @@ fn take_value(text: &[u8]) -> (Vec<u8>, &[u8]) {
         let end = memchr::memchr(b';', text).unwrap_or(text.len());
         return (text[..end].trim_ascii().to_vec(), &text[after_semicolon(text, 0)..]);
     };
-    // The second byte of a Shift-JIS character may be a backslash. If treating it as an escape leaves the quotes open, it
-    // is not one.
+    // The second byte of a Shift-JIS character may be a backslash. If treating it as an escape leaves the quotes open,
+    // it is not one.
     let (value, end) =
         unquote(quoted, true).or_else(|| unquote(quoted, false)).unwrap_or((quoted.to_vec(), quoted.len()));
     (value, &quoted[after_semicolon(quoted, end)..])
 }
 
-/// Returns the text up to the closing quote, and the offset of that quote. A backslash escapes only quotes and backslashes:
-/// in `C:\cat.jpg` it is part of the name.
+/// Returns the text up to the closing quote, and the offset of that quote. A backslash escapes only quotes and
+/// backslashes: in `C:\cat.jpg` it is part of the name.
 fn unquote(quoted: &[u8], has_escapes: bool) -> Option<(Vec<u8>, usize)> {
     let mut value = Vec::new();
     let mut at = 0;

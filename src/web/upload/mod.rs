@@ -1,6 +1,7 @@
-//! Receives the image of a request: raw, gzip-encoded, or in a multipart form. Limits are checked before anything is parsed.
+//! Receives the image of a request: raw, gzip-encoded, or in a multipart form. Limits are checked before anything is
+//! parsed.
 //!
-//! Memory follows the bytes that have arrived: it is reserved from the [`Budget`] before it is allocated, and the announced
+//! Memory follows the bytes that have arrived: it is reserved from the budget before it is allocated, and the announced
 //! length is only an upper bound. [`body`] reads a body within its limits, [`form`] finds the image in a form with the
 //! parser in [`multipart`].
 
@@ -8,20 +9,22 @@ mod body;
 mod form;
 mod gzip;
 mod header_values;
+mod image;
 mod multipart;
+mod rules;
 mod unsupported;
-
-use std::time::Duration;
 
 use axum::extract::Request;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 
-use self::body::{BodyReader, ImageBuffer};
+use self::body::BodyReader;
 use self::form::receive_form;
+use self::image::{ImageBuffer, ReceivedImage};
+pub(super) use self::rules::UploadRules;
 use self::unsupported::unsupported;
-use super::budget::{Budget, Reservation};
+use super::budget::Reservation;
 use super::error::Problem;
 use super::metrics::METRICS;
 use crate::model;
@@ -29,8 +32,6 @@ use crate::protocol::cut_filename;
 
 /// What a multipart body may contain besides the image: boundaries, part headers, small fields.
 const MULTIPART_ENVELOPE_BYTES: u64 = 64 << 10;
-/// Enough of a file to recognise its type.
-const SIGNATURE_BYTES: usize = 64;
 
 /// A received file that is within the limits and begins like an image.
 pub(super) struct Upload {
@@ -43,27 +44,15 @@ pub(super) struct Upload {
     _reservation: Reservation,
 }
 
-/// The limits of uploads.
-#[derive(Clone)]
-pub(super) struct UploadRules {
-    pub(super) max_upload_bytes: u64,
-    /// The longest pause between two pieces of a body.
-    pub(super) body_timeout: Duration,
-    pub(super) budget: Budget,
-}
-
 /// A file name from the address of the request, for clients that send no other.
 #[derive(Debug, Clone)]
 pub(super) struct PathName(pub(super) String);
 
-/// The bytes of an image, its media type by signature, and its name.
-type Received = (Bytes, &'static str, String);
-
 /// Reads the image of a request: the raw body, or the one image of a multipart form, whatever the field's name.
 ///
 /// # Errors
-/// A problem that says what is wrong with the request. The rest of its body was then read, within bounds, so that the client
-/// reads the answer.
+/// A problem that says what is wrong with the request. The rest of its body was then read, within bounds, so that the
+/// client reads the answer.
 pub(super) async fn receive(request: Request, rules: &UploadRules) -> Result<Upload, Problem> {
     let _timer = METRICS.stage("uploaded").start_timer();
     let (parts, body) = request.into_parts();
@@ -89,7 +78,7 @@ pub(super) async fn receive(request: Request, rules: &UploadRules) -> Result<Upl
         }
     };
     match received {
-        Ok((bytes, content_type, filename)) => {
+        Ok(ReceivedImage { bytes, content_type, filename }) => {
             let filename = cut_filename(&filename).to_owned();
             Ok(Upload { bytes, filename, content_type, _reservation: reader.into_reservation() })
         }
@@ -100,7 +89,11 @@ pub(super) async fn receive(request: Request, rules: &UploadRules) -> Result<Upl
     }
 }
 
-async fn receive_raw(reader: &mut BodyReader<'_>, parts: &Parts, expected_bytes: u64) -> Result<Received, Problem> {
+async fn receive_raw(
+    reader: &mut BodyReader<'_>,
+    parts: &Parts,
+    expected_bytes: u64,
+) -> Result<ReceivedImage, Problem> {
     let filename = match parts.headers.get(header::CONTENT_DISPOSITION) {
         Some(value) => header_values::disposition_filename(value.as_bytes()),
         None => parts.extensions.get::<PathName>().map(|PathName(name)| name.clone()).unwrap_or_default(),
@@ -111,7 +104,7 @@ async fn receive_raw(reader: &mut BodyReader<'_>, parts: &Parts, expected_bytes:
     }
     let bytes = image.into_bytes();
     match model::sniff(&bytes) {
-        Some(content_type) => Ok((bytes, content_type, filename)),
+        Some(content_type) => Ok(ReceivedImage { bytes, content_type, filename }),
         None => Err(unsupported(&bytes, "", &content_type(&parts.headers))),
     }
 }

@@ -1,10 +1,11 @@
 //! A parser for multipart forms as clients really send them (decision 17).
 //!
 //! [`FormReader`] does no I/O: bytes go in as they arrive, events come out. It takes time in proportion to the bytes,
-//! however small the pieces are, and holds at most the head of one part ([`MAX_HEAD_BYTES`]) or the length of a delimiter.
+//! however small the pieces are, and holds at most the head of one part ([`MAX_HEAD_BYTES`]) or the length of a
+//! delimiter.
 //!
-//! It is more tolerant than RFC 7578: lines may end with LF alone, the boundary may contain `=` without quotes, names of
-//! headers and parameters are matched without regard to case, and a part needs no Content-Disposition.
+//! It is more tolerant than RFC 7578: lines may end with LF alone, the boundary may contain `=` without quotes, names
+//! of headers and parameters are matched without regard to case, and a part needs no Content-Disposition.
 
 use bytes::{Bytes, BytesMut};
 use memchr::memmem::{self, Finder};
@@ -54,8 +55,8 @@ pub(super) enum FormError {
 pub(super) struct FormReader {
     /// A line feed, two dashes and the boundary.
     delimiter: Finder<'static>,
-    /// Bytes that have arrived and were not returned yet. It begins with a line feed that is not part of the body, so that
-    /// a delimiter at the very beginning is found like any other.
+    /// Bytes that have arrived and were not returned yet. It begins with a line feed that is not part of the body, so
+    /// that a delimiter at the very beginning is found like any other.
     buffer: BytesMut,
     /// The offset where the search continues.
     searched: usize,
@@ -222,8 +223,8 @@ fn follows(rest: &[u8], is_last: bool) -> Follows {
     }
 }
 
-/// Returns the offset where the content of a part begins: after the first empty line. `searched` is the offset where the
-/// search continues.
+/// Returns the offset where the content of a part begins: after the first empty line. `searched` is the offset where
+/// the search continues.
 fn end_of_head(buffer: &[u8], searched: &mut usize) -> Option<usize> {
     if *searched == 0 {
         match buffer {

@@ -4,11 +4,11 @@ use super::multipart::looks_like_form;
 use crate::protocol::cut_filename;
 use crate::web::error::Problem;
 
-const SEND_THE_BYTES: &str = "send the bytes of the image file instead, as the body (curl --data-binary @cat.jpg) or as \
-    the file of a form (curl -F image=@cat.jpg)";
+const SEND_THE_BYTES: &str = "send the bytes of the image file instead, as the body (curl --data-binary @cat.jpg) or \
+    as the file of a form (curl -F image=@cat.jpg)";
 
-/// Makes the problem for a file that is not an image. It says what the file is, as far as its first bytes and its headers
-/// show.
+/// Makes the problem for a file that is not an image. It says what the file is, as far as its first bytes and its
+/// headers show.
 pub(super) fn unsupported(start: &[u8], filename: &str, content_type: &str) -> Problem {
     let named = if filename.is_empty() { String::new() } else { format!("{:?}: ", cut_filename(filename)) };
     let text = start.trim_ascii_start();
