@@ -1,6 +1,6 @@
-//! Traces. A W3C trace context arrives with an HTTP request and continues in the message to the worker, and every tier adds
-//! its spans to that trace. When `OTEL_EXPORTER_OTLP_ENDPOINT` names a collector, spans are exported by OTLP. Otherwise a
-//! span only passes the context on.
+//! Traces. A W3C trace context arrives with an HTTP request and continues in the message to the worker, and every tier
+//! adds its spans to that trace. When `OTEL_EXPORTER_OTLP_ENDPOINT` names a collector, spans are exported by OTLP.
+//! Otherwise a span only passes the context on.
 
 use std::borrow::Cow;
 use std::env;
@@ -38,9 +38,9 @@ static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 /// The export of this process. End it with [`Export::finish`].
 pub struct Export(Option<SdkTracerProvider>);
 
-/// Starts the export of spans if the environment asks for it. OpenTelemetry's variables set the sampling, the headers and
-/// the batches (`OTEL_TRACES_SAMPLER`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_BSP_…`). `service` is the name of this tier unless
-/// `OTEL_SERVICE_NAME` gives another. Call it in the runtime that is to run the export.
+/// Starts the export of spans if the environment asks for it. OpenTelemetry's variables set the sampling, the headers
+/// and the batches (`OTEL_TRACES_SAMPLER`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_BSP_…`). `service` is the name of this
+/// tier unless `OTEL_SERVICE_NAME` gives another. Call it in the runtime that is to run the export.
 ///
 /// # Errors
 /// When the variables ask for something that is not built in.
@@ -110,8 +110,8 @@ pub enum Side {
 }
 
 impl Span {
-    /// Begins a span below `traceparent`, or a new trace if that is not a trace context. `name` is called only if spans are
-    /// exported.
+    /// Begins a span below `traceparent`, or a new trace if that is not a trace context. `name` is called only if spans
+    /// are exported.
     pub fn begin(side: Side, traceparent: Option<&str>, name: impl FnOnce() -> Cow<'static, str>) -> Span {
         let parent = traceparent.and_then(parse);
         let Some(tracer) = TRACER.get() else { return Span { context: parent, exported: None } };
@@ -136,7 +136,12 @@ impl Span {
         self.context.as_ref().map(|context| TraceId(context.trace_id()))
     }
 
-    /// Sets an attribute.
+    /// Returns whether this span is exported, so that its attributes are worth making.
+    pub fn is_exported(&self) -> bool {
+        self.exported.is_some()
+    }
+
+    /// Sets an attribute, if the span is exported.
     pub fn set(&mut self, attribute: &'static str, value: impl Into<Value>) {
         if let Some(span) = &mut self.exported {
             span.set_attribute(KeyValue::new(attribute, value));

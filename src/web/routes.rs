@@ -79,8 +79,8 @@ pub(super) fn router(site: Arc<Site>, guard: Arc<RequestGuard>) -> Router {
         .with_state(site)
 }
 
-/// The query parameters `wait` and `top_k` as text, so that errors in them become problems of our own. Other parameters are
-/// ignored.
+/// The query parameters `wait` and `top_k` as text, so that errors in them become problems of our own. Other parameters
+/// are ignored.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Query {
     wait: Option<String>,
@@ -235,8 +235,8 @@ fn timeline(id: Uuid, result: &ClassifyResult) -> Value {
     Value::Array(events)
 }
 
-/// `GET /v1/jobs/{id}/image`: streams the upload unchanged. The file may be hostile, so its headers make sure that browsers
-/// treat it as an image and as nothing else.
+/// `GET /v1/jobs/{id}/image`: streams the upload unchanged. The file may be hostile, so its headers make sure that
+/// browsers treat it as an image and as nothing else.
 async fn job_image(Shared(site): Shared<Arc<Site>>, JobId(id): JobId) -> Result<Response, Problem> {
     let no_memory = |_| Problem::full("too many images are being sent; try again in a moment");
     let reservation = site.image_reads.try_reserve(IMAGE_READ_BYTES).map_err(no_memory)?;
@@ -301,8 +301,9 @@ async fn metrics(Shared(site): Shared<Arc<Site>>) -> impl IntoResponse {
 /// Counts a request and begins its span, which becomes the trace context that the handler sees in [`TRACEPARENT`].
 async fn measure(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
-    let mut span = begin_span(&request, &route);
+    let path = request.extensions().get::<MatchedPath>().cloned();
+    let route = path.as_ref().map_or("other", MatchedPath::as_str);
+    let mut span = begin_span(&request, route);
     match span.traceparent().and_then(|own| HeaderValue::try_from(own).ok()) {
         Some(own) => request.headers_mut().insert(TRACEPARENT, own),
         None => request.headers_mut().remove(TRACEPARENT),
@@ -312,8 +313,8 @@ async fn measure(mut request: Request, next: Next) -> Response {
     if response.status().is_server_error() {
         span.fail("");
     }
-    METRICS.requests.with_label_values(&[route.as_str(), response.status().as_str()]).inc();
-    METRICS.request_seconds.with_label_values(&[route.as_str()]).observe(started.elapsed().as_secs_f64());
+    METRICS.requests.with_label_values(&[route, response.status().as_str()]).inc();
+    METRICS.request_seconds.with_label_values(&[route]).observe(started.elapsed().as_secs_f64());
     response
 }
 
@@ -324,8 +325,10 @@ fn begin_span(request: &Request, route: &str) -> Span {
     }
     let traceparent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
     let mut span = Span::begin(Side::Server, traceparent, || format!("{} {route}", request.method()).into());
-    span.set("http.request.method", request.method().to_string());
-    span.set("http.route", route.to_owned());
+    if span.is_exported() {
+        span.set("http.request.method", request.method().to_string());
+        span.set("http.route", route.to_owned());
+    }
     span
 }
 
