@@ -159,7 +159,7 @@ impl Fleet {
 async fn announce(address: SocketAddr, wants_worker: bool, mut workers_ready: watch::Receiver<usize>) {
     let fewest = usize::from(wants_worker);
     if workers_ready.wait_for(|ready| *ready >= fewest).await.is_ok() {
-        output::tell(&format!("open http://{}/", reachable(address)));
+        output::announce(&format!("open http://{}/", reachable(address)));
     }
 }
 

@@ -1,4 +1,4 @@
-/* Loaded before libc: a wall clock that was stepped, a disk that cannot be synced. See tests/it/shim.rs. */
+/* Loaded before libc: steps the wall clock and lets syncs fail. See tests/it/shim.rs. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdio.h>

@@ -1,7 +1,7 @@
-//! Logs, metrics and traces of every process: one line an event on standard error, counters behind `/metrics`, spans to
-//! an OTLP endpoint where one is named.
+//! Logs, metrics and traces of every process: one line per event on standard error, metrics for `/metrics`, and spans
+//! for an OTLP endpoint if one is configured.
 
-mod lines;
+mod nonblocking;
 pub mod output;
 pub mod trace;
 
@@ -14,15 +14,19 @@ use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
 
-use lines::{Descriptor, LineWriter, Lost};
+use nonblocking::{Descriptor, LostLines, NonBlockingWriter};
 
-/// What the SDK warns of while it looks for region and credentials is an error in the end, or nothing.
+/// Warnings of the AWS SDK while it searches for region and credentials are hidden: they either end in an error, or do
+/// not matter.
 const DEFAULT_FILTER: &str = "info,ort=warn,aws_config=error,opentelemetry=warn";
 
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
+    /// Text for people.
     #[default]
     Text,
+    /// One JSON object per line.
     Json,
 }
 
@@ -39,6 +43,7 @@ impl FromStr for LogFormat {
 }
 
 impl LogFormat {
+    /// Returns the name of the format, as the flag takes it.
     pub fn as_str(self) -> &'static str {
         match self {
             LogFormat::Text => "text",
@@ -47,41 +52,42 @@ impl LogFormat {
     }
 }
 
-/// How long a process that ends waits for its last log lines to be written.
+/// How long a process waits at its end until its last log lines are written.
 pub const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
-static LOG: OnceLock<LineWriter> = OnceLock::new();
+static LOG: OnceLock<NonBlockingWriter> = OnceLock::new();
 /// Set by [`init`].
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 
-/// Starts logging to standard error, panics included. `IMGCLS_LOG` filters (`info` by default; `debug`,
-/// `imgcls::worker=trace`, …). A log line never blocks, fails or panics: one that cannot be written is dropped, and the
+/// Starts logging to standard error, including panics. `IMGCLS_LOG` sets the filter (`info` by default; `debug`,
+/// `imgcls::worker=trace`, …). Logging never blocks, fails or panics: a line that cannot be written is dropped, and the
 /// number of dropped lines is logged once standard error can be written again.
 ///
-/// Called once a process; a second call changes nothing.
+/// Call it once per process; a second call has no effect.
 pub fn init(format: LogFormat) {
     use std::io::IsTerminal as _;
     let _ = FORMAT.set(format);
     let filter = EnvFilter::try_from_env("IMGCLS_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
-    // The subscriber would report its own failures with `eprintln!`, which panics where standard error is broken.
+    // The subscriber would report its own failures with `eprintln!`, which panics when standard error is broken.
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogLine).log_internal_errors(false);
     let started = match format {
         LogFormat::Text => builder.with_target(false).with_ansi(io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
     };
     if started.is_err() {
-        tracing::debug!("logging was started before");
+        tracing::debug!("logging is already started");
         return;
     }
     std::panic::set_hook(Box::new(log_panic));
 }
 
-/// Writes one line for a person to standard error, in order with the log and as safely as it.
+/// Writes one line for people to standard error, in order with the log lines. Never blocks or fails, either.
 pub fn stderr_line(line: &str) {
     log().write_line(format!("{line}\n").as_bytes());
 }
 
-/// Waits until every line that was logged or told is written, at most `limit`. Call it before the process ends.
+/// Waits until every line of the log and of [`output::announce`] is written, for at most `limit`. Call it before the
+/// process ends.
 pub fn flush(limit: Duration) {
     let began = Instant::now();
     if let Some(log) = LOG.get() {
@@ -90,11 +96,11 @@ pub fn flush(limit: Duration) {
     output::flush(limit.saturating_sub(began.elapsed()));
 }
 
-fn log() -> &'static LineWriter {
-    LOG.get_or_init(|| LineWriter::start("log", Descriptor(io::stderr()), Some(report_loss)))
+fn log() -> &'static NonBlockingWriter {
+    LOG.get_or_init(|| NonBlockingWriter::start("log", Descriptor(io::stderr()), Some(report_loss)))
 }
 
-/// Where the subscriber writes an event to: the whole line at once.
+/// The writer of the subscriber, which writes each event as a whole line.
 struct LogLine;
 
 impl io::Write for LogLine {
@@ -108,9 +114,10 @@ impl io::Write for LogLine {
     }
 }
 
-/// Made by hand, since no filter may hide it and it must not go through the queue that it tells about.
-fn report_loss(lost: &Lost) -> String {
-    let Lost { lines, reason } = lost;
+/// Makes the line about lost lines by hand: no filter may hide it, and it must not go through the queue that it
+/// describes.
+fn report_loss(lost: &LostLines) -> String {
+    let LostLines { count: lines, reason } = lost;
     let now = jiff::Timestamp::now();
     match FORMAT.get() {
         Some(LogFormat::Json) => {
@@ -125,13 +132,13 @@ fn report_loss(lost: &Lost) -> String {
     }
 }
 
-/// The standard hook would write to standard error itself, and so block where nobody reads.
+/// Logs a panic. The standard hook writes to standard error directly, which blocks when nobody reads it.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let current = std::thread::current();
     let thread = current.name().unwrap_or("unnamed");
     let location = panic.location().map(ToString::to_string).unwrap_or_default();
     let message = panic.payload_as_str().unwrap_or("no message");
-    // Nothing but a status where RUST_BACKTRACE does not ask for one.
+    // Without RUST_BACKTRACE it contains only a status.
     let backtrace = Backtrace::capture();
     if !tracing::enabled!(tracing::Level::ERROR) {
         stderr_line(&format!("thread {thread:?} panicked at {location}: {message}"));
@@ -140,17 +147,17 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     } else {
         tracing::error!(thread, location, "a thread panicked: {message}");
     }
-    // It ends the process, and nobody comes by who would flush.
+    // A panic of the main thread ends the process, and nothing else would flush the log.
     if thread == "main" {
         flush(FLUSH_LIMIT);
     }
 }
 
-/// Everything that the rooms of this process count, in Prometheus' text format.
+/// Returns all metrics of this process in Prometheus' text format.
 pub fn metrics_text() -> String {
     let families = prometheus::gather();
     prometheus::TextEncoder::new().encode_to_string(&families).unwrap_or_else(|error| format!("# {error}\n"))
 }
 
-/// Media type of [`metrics_text`].
+/// The media type of [`metrics_text`].
 pub const METRICS_CONTENT_TYPE: &str = "text/plain; version=0.0.4";

@@ -1,17 +1,17 @@
-//! Standard output of every command.
+//! The standard output of every command.
 
 use std::io::{self, ErrorKind, Write as _};
 use std::sync::OnceLock;
 
-use super::lines::{Descriptor, LineWriter};
+use super::nonblocking::{Descriptor, NonBlockingWriter};
 
-static LINES: OnceLock<LineWriter> = OnceLock::new();
+static STDOUT: OnceLock<NonBlockingWriter> = OnceLock::new();
 
-/// Prints the result of a command, and waits for its reader as programs in a pipeline do. A reader that went away, as
-/// `head` does, has read what it wanted and is no error.
+/// Prints the result of a command. Blocks while the reader is slow, as programs in a pipeline do. A reader that went
+/// away, as `head` does, is not an error.
 ///
 /// # Errors
-/// Where standard output cannot be written for another reason, such as a full disk.
+/// When standard output cannot be written for another reason, such as a full disk.
 pub fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -20,19 +20,19 @@ pub fn print(text: &str) -> io::Result<()> {
     }
 }
 
-/// Tells whoever reads standard output one line from a long-running process. Never blocks or fails: a line that nobody
-/// reads is dropped.
-pub fn tell(line: &str) {
-    lines().write_line(format!("{line}\n").as_bytes());
+/// Writes one line of a long-running process to standard output. Never blocks or fails: a line that cannot be written
+/// is dropped.
+pub fn announce(line: &str) {
+    stdout().write_line(format!("{line}\n").as_bytes());
 }
 
-/// Waits until the lines of [`tell`] are written, at most `limit`.
+/// Waits until the lines of [`announce`] are written, for at most `limit`.
 pub(super) fn flush(limit: std::time::Duration) {
-    if let Some(lines) = LINES.get() {
-        lines.flush(limit);
+    if let Some(stdout) = STDOUT.get() {
+        stdout.flush(limit);
     }
 }
 
-fn lines() -> &'static LineWriter {
-    LINES.get_or_init(|| LineWriter::start("stdout", Descriptor(io::stdout()), None))
+fn stdout() -> &'static NonBlockingWriter {
+    STDOUT.get_or_init(|| NonBlockingWriter::start("stdout", Descriptor(io::stdout()), None))
 }

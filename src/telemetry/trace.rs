@@ -1,6 +1,6 @@
-//! Traces: a W3C trace context comes with an HTTP request, goes through the message to the worker, and every tier puts
-//! its spans into that trace. They are exported by OTLP where `OTEL_EXPORTER_OTLP_ENDPOINT` names a collector; where
-//! none is named a span is only the context that it passes on.
+//! Traces. A W3C trace context arrives with an HTTP request and continues in the message to the worker, and every tier
+//! adds its spans to that trace. When `OTEL_EXPORTER_OTLP_ENDPOINT` names a collector, spans are exported by OTLP.
+//! Otherwise a span only passes the context on.
 
 use std::borrow::Cow;
 use std::env;
@@ -23,33 +23,33 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use tokio::runtime::Handle;
 
-/// Header and field that carry a trace context.
+/// The name of the HTTP header and of the message field that contain a trace context.
 pub const TRACEPARENT: &str = "traceparent";
-/// Any of them asks for the export; as OpenTelemetry names them.
+/// OpenTelemetry's variables for the endpoint. Setting any of them enables the export.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
 const PROTOCOLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A drain has ten seconds in all.
+/// How long the last spans may take. A drain has ten seconds in total.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Set once, where spans are exported.
+/// Set once if spans are exported.
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
-/// The export of this process; ends with [`Export::finish`].
+/// The export of this process. End it with [`Export::finish`].
 pub struct Export(Option<SdkTracerProvider>);
 
-/// Starts the export of spans, where the environment asks for it. Sampling, headers and batches are as OpenTelemetry's
-/// variables say (`OTEL_TRACES_SAMPLER`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_BSP_…`). `service`: the name of this tier
-/// where `OTEL_SERVICE_NAME` gives none. Called in the runtime that carries the export.
+/// Starts the export of spans if the environment asks for it. OpenTelemetry's variables set the sampling, the headers
+/// and the batches (`OTEL_TRACES_SAMPLER`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_BSP_…`). `service` is the name of this
+/// tier unless `OTEL_SERVICE_NAME` gives another. Call it in the runtime that is to run the export.
 ///
 /// # Errors
-/// Where the variables ask for something that is not built in.
+/// When the variables ask for something that is not built in.
 pub fn start(service: &'static str) -> anyhow::Result<Export> {
     let Some(endpoint) = first_of(&ENDPOINTS) else { return Ok(Export(None)) };
     let exporter = SpanExporter::builder()
         .with_http()
         .with_protocol(protocol()?)
-        .with_http_client(OnRuntime::new().context("cannot load the certificates of this system")?)
+        .with_http_client(RuntimeClient::new().context("cannot load the root certificates of this system")?)
         .build()
         .with_context(|| format!("cannot export traces to {endpoint}: check the OTEL_EXPORTER_OTLP_… variables"))?;
     let resource = match env::var_os("OTEL_SERVICE_NAME") {
@@ -61,7 +61,7 @@ pub fn start(service: &'static str) -> anyhow::Result<Export> {
         .with_batch_exporter(exporter)
         .with_resource(resource.with_attribute(version).build())
         .build();
-    tracing::info!(endpoint, service, "traces are exported");
+    tracing::info!(endpoint, service, "exporting traces");
     let _ = TRACER.set(provider.tracer("imgcls"));
     Ok(Export(Some(provider)))
 }
@@ -70,7 +70,9 @@ fn protocol() -> anyhow::Result<Protocol> {
     match first_of(&PROTOCOLS).as_deref() {
         None | Some("http/protobuf") => Ok(Protocol::HttpBinary),
         Some("http/json") => Ok(Protocol::HttpJson),
-        Some(other) => bail!("traces are not exported by {other:?}: set OTEL_EXPORTER_OTLP_PROTOCOL to http/protobuf"),
+        Some(other) => {
+            bail!("the OTLP protocol {other:?} is not supported: set OTEL_EXPORTER_OTLP_PROTOCOL to http/protobuf")
+        }
     }
 }
 
@@ -79,13 +81,13 @@ fn first_of(names: &[&str]) -> Option<String> {
 }
 
 impl Export {
-    /// Sends what is left, for at most two seconds.
+    /// Sends the remaining spans, for at most two seconds.
     pub async fn finish(self) {
         let Some(provider) = self.0 else { return };
-        // It blocks, and the runtime has to carry the last batch meanwhile.
+        // The call blocks, and meanwhile the runtime has to send the last batch.
         let finished = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FINISH_TIMEOUT)).await;
         if let Ok(Err(error)) = finished {
-            tracing::warn!(%error, "the last spans were not exported");
+            tracing::warn!(%error, "cannot export the last spans");
         }
     }
 }
@@ -93,25 +95,25 @@ impl Export {
 /// A piece of work in a trace. It ends when it is dropped.
 #[derive(Debug, Default)]
 pub struct Span {
-    /// Its own, or, where nothing is exported, the one that it was given.
+    /// The context of this span, or of its parent when nothing is exported.
     context: Option<SpanContext>,
     exported: Option<Box<opentelemetry_sdk::trace::Span>>,
 }
 
-/// On which side of a call a span stands.
+/// The side of a call that a span describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// Answers an HTTP request.
+    /// The span answers an HTTP request.
     Server,
-    /// Takes a message.
+    /// The span processes a message.
     Consumer,
 }
 
 impl Span {
-    /// Begins a span below `traceparent`, or a new trace where that is none. `name` is asked for only where spans are
-    /// exported.
+    /// Begins a span below `traceparent`, or a new trace if that is not a trace context. `name` is called only if spans
+    /// are exported.
     pub fn begin(side: Side, traceparent: Option<&str>, name: impl FnOnce() -> Cow<'static, str>) -> Span {
-        let parent = traceparent.and_then(read);
+        let parent = traceparent.and_then(parse);
         let Some(tracer) = TRACER.get() else { return Span { context: parent, exported: None } };
         let kind = match side {
             Side::Server => SpanKind::Server,
@@ -122,34 +124,41 @@ impl Span {
         Span { context: Some(span.span_context().clone()), exported: Some(Box::new(span)) }
     }
 
-    /// What whoever continues this work is told.
+    /// Returns the trace context for the tier that continues this work, or `None` when there is no trace.
     pub fn traceparent(&self) -> Option<String> {
         let context = self.context.as_ref()?;
         let flags = context.trace_flags().to_u8();
         Some(format!("00-{}-{}-{flags:02x}", context.trace_id(), context.span_id()))
     }
 
-    /// For log lines.
+    /// Returns the id of the trace, for log lines.
     pub fn trace_id(&self) -> Option<TraceId> {
         self.context.as_ref().map(|context| TraceId(context.trace_id()))
     }
 
+    /// Returns whether this span is exported, so that its attributes are worth making.
+    pub fn is_exported(&self) -> bool {
+        self.exported.is_some()
+    }
+
+    /// Sets an attribute, if the span is exported.
     pub fn set(&mut self, attribute: &'static str, value: impl Into<Value>) {
         if let Some(span) = &mut self.exported {
             span.set_attribute(KeyValue::new(attribute, value));
         }
     }
 
-    /// A stage of this work that took so long and ends now.
-    pub fn stage(&self, name: &'static str, took: Duration) {
+    /// Records a stage of this work that lasted for `duration` and ends now.
+    pub fn stage(&self, name: &'static str, duration: Duration) {
         let (Some(tracer), Some(span)) = (TRACER.get(), &self.exported) else { return };
         let now = SystemTime::now();
         let above = Context::new().with_remote_span_context(span.span_context().clone());
-        let started = now.checked_sub(took).unwrap_or(now);
+        let started = now.checked_sub(duration).unwrap_or(now);
         let mut stage = tracer.build_with_context(SpanBuilder::from_name(name).with_start_time(started), &above);
         stage.end_with_timestamp(now);
     }
 
+    /// Marks the work as failed.
     pub fn fail(&mut self, reason: impl Into<Cow<'static, str>>) {
         if let Some(span) = &mut self.exported {
             span.set_status(Status::error(reason));
@@ -157,7 +166,7 @@ impl Span {
     }
 }
 
-/// A trace's id, in hexadecimal digits.
+/// The id of a trace, displayed in hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceId(opentelemetry::trace::TraceId);
 
@@ -167,8 +176,8 @@ impl fmt::Display for TraceId {
     }
 }
 
-/// None where it is not a trace context of W3C's form. A later version may have more fields at its end.
-fn read(traceparent: &str) -> Option<SpanContext> {
+/// Parses a W3C trace context. Returns `None` when it is malformed. A later version may have more fields at its end.
+fn parse(traceparent: &str) -> Option<SpanContext> {
     let mut fields = traceparent.split('-');
     let mut field = |digits| fields.next().filter(|field: &&str| field.len() == digits);
     let (version, trace_id, span_id, flags) = (field(2)?, field(32)?, field(16)?, field(2)?);
@@ -182,28 +191,28 @@ fn read(traceparent: &str) -> Option<SpanContext> {
     Some(SpanContext::new(trace_id, span_id, flags, true, TraceState::default())).filter(SpanContext::is_valid)
 }
 
-/// Sends from the runtime: the exporter has a thread of its own, where no socket could be waited for.
-struct OnRuntime {
+/// An HTTP client that sends on the runtime. The exporter has its own thread, which cannot wait for sockets.
+struct RuntimeClient {
     runtime: Handle,
     client: std::sync::Arc<dyn HttpClient>,
 }
 
-impl OnRuntime {
-    fn new() -> std::io::Result<OnRuntime> {
+impl RuntimeClient {
+    fn new() -> std::io::Result<RuntimeClient> {
         let connector = HttpsConnectorBuilder::new().with_native_roots()?.https_or_http().enable_http1().build();
         let client = std::sync::Arc::new(HyperClient::new(connector, EXPORT_TIMEOUT, None));
-        Ok(OnRuntime { runtime: Handle::current(), client })
+        Ok(RuntimeClient { runtime: Handle::current(), client })
     }
 }
 
-impl fmt::Debug for OnRuntime {
+impl fmt::Debug for RuntimeClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OnRuntime").finish_non_exhaustive()
+        f.debug_struct("RuntimeClient").finish_non_exhaustive()
     }
 }
 
 #[async_trait]
-impl HttpClient for OnRuntime {
+impl HttpClient for RuntimeClient {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let client = std::sync::Arc::clone(&self.client);
         self.runtime.spawn(async move { client.send_bytes(request).await }).await?
@@ -217,19 +226,19 @@ mod tests {
     const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
     #[test]
-    fn without_an_export_a_span_passes_on_what_it_was_given() {
-        let span = Span::begin(Side::Server, Some(PARENT), || unreachable!("nobody asks for the name"));
+    fn without_an_export_a_span_passes_its_parent_on() {
+        let span = Span::begin(Side::Server, Some(PARENT), || unreachable!("the name is not needed"));
         assert_eq!(span.traceparent().as_deref(), Some(PARENT));
         assert_eq!(span.trace_id().map(|id| id.to_string()).as_deref(), Some("0af7651916cd43dd8448eb211c80319c"));
         assert_eq!(Span::begin(Side::Server, None, || "".into()).traceparent(), None);
     }
 
     #[test]
-    fn what_is_no_trace_context_is_dropped() {
+    fn malformed_trace_contexts_are_dropped() {
         for text in
             ["", "00-1-2-3", &PARENT.replace('0', "g"), "00-00000000000000000000000000000000-b7ad6b7169203331-01"]
         {
-            assert_eq!(read(text), None, "{text}");
+            assert_eq!(parse(text), None, "{text}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The memory that the requests of this process share.
+//! A limit on the memory that the requests of this process share.
 //!
-//! A reservation grows as bytes arrive, never by what a client announces. So several uploads can be half received when
-//! the budget is full: the newest one that holds memory is then refused, which gives the older ones room to complete. The
-//! oldest is never refused for the sake of another, so somebody always gets on.
+//! A reservation grows as bytes arrive, not by the length that a client announces. Several uploads can therefore be
+//! incomplete when the budget is full. The newest one that holds memory is then refused, so that the older ones can
+//! complete. The oldest is never refused in favour of another, so at least one always makes progress.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,12 +11,13 @@ use prometheus::IntGauge;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// No memory is left, or an older request needed what this one held.
+/// No memory is left, or an older request needed the memory of this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Full;
+pub(super) struct Full;
 
+/// A shared amount of memory.
 #[derive(Clone)]
-pub struct Budget(Arc<Shared>);
+pub(super) struct Budget(Arc<Shared>);
 
 struct Shared {
     limit_bytes: u64,
@@ -29,7 +30,7 @@ struct Shared {
 struct State {
     used_bytes: u64,
     next_ticket: u64,
-    /// Those that may still be refused, oldest first.
+    /// The reservations that may still be refused, oldest first.
     growing: BTreeMap<u64, Growing>,
 }
 
@@ -38,8 +39,8 @@ struct Growing {
     refuse: CancellationToken,
 }
 
-/// A share of the [`Budget`], given back when it is dropped.
-pub struct Reservation {
+/// A share of a [`Budget`], released when it is dropped.
+pub(super) struct Reservation {
     budget: Budget,
     ticket: u64,
     bytes: u64,
@@ -47,13 +48,13 @@ pub struct Reservation {
 }
 
 impl Budget {
-    /// `used` tells how much of it is taken.
-    pub fn new(limit_bytes: u64, used: IntGauge) -> Budget {
+    /// The gauge `used` shows how much of the budget is taken.
+    pub(super) fn new(limit_bytes: u64, used: IntGauge) -> Budget {
         Budget(Arc::new(Shared { limit_bytes, used, state: Mutex::default(), released: Notify::new() }))
     }
 
-    /// An empty reservation. Until [`Reservation::complete`] it may be refused in favour of an older one.
-    pub fn begin(&self) -> Reservation {
+    /// Begins an empty reservation. Until [`Reservation::complete`] it may be refused in favour of an older one.
+    pub(super) fn begin(&self) -> Reservation {
         let refused = CancellationToken::new();
         let mut state = self.lock();
         let ticket = state.next_ticket;
@@ -62,8 +63,11 @@ impl Budget {
         Reservation { budget: self.clone(), ticket, bytes: 0, refused }
     }
 
-    /// A reservation of a fixed size; it is never refused later.
-    pub fn try_reserve(&self, bytes: u64) -> Result<Reservation, Full> {
+    /// Makes a reservation of a fixed size, which is not refused later.
+    ///
+    /// # Errors
+    /// When that much is not available.
+    pub(super) fn try_reserve(&self, bytes: u64) -> Result<Reservation, Full> {
         let mut reservation = self.begin();
         reservation.complete();
         let mut state = self.lock();
@@ -77,29 +81,29 @@ impl Budget {
         Ok(reservation)
     }
 
-    /// Every change of the state is made whole under the lock, so a poisoned one still guards a whole state.
+    /// Every change of the state is completed under the lock, so a poisoned one still guards a consistent state.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What growing did.
+/// The outcome of one try to grow.
 enum Growth {
     Done,
     Refused,
-    /// Newer reservations were refused; their memory comes back in a moment.
+    /// Newer reservations were refused and will release their memory in a moment.
     Wait,
 }
 
 impl Reservation {
-    /// Grows to `bytes` in all.
+    /// Grows to `bytes` in total. Waits while newer reservations release their memory.
     ///
     /// # Errors
-    /// [`Full`] where nobody newer holds memory that could be had, or an older one needs this memory.
-    pub async fn grow_to(&mut self, bytes: u64) -> Result<(), Full> {
+    /// When newer reservations hold too little memory, or when an older one needs the memory of this one.
+    pub(super) async fn grow_to(&mut self, bytes: u64) -> Result<(), Full> {
         let budget = self.budget.clone();
         loop {
-            // Before the attempt, so that a release between the two is not missed.
+            // Registered before the try, so that a release between the two is not missed.
             let released = budget.0.released.notified();
             match self.try_grow_to(bytes) {
                 Growth::Done => return Ok(()),
@@ -132,13 +136,13 @@ impl Reservation {
         Growth::Done
     }
 
-    /// From now on it is not refused any more.
-    pub fn complete(&mut self) {
+    /// Keeps this reservation from being refused from now on.
+    pub(super) fn complete(&mut self) {
         self.budget.lock().growing.remove(&self.ticket);
     }
 
-    /// Returns once an older reservation needs this memory; drop it then.
-    pub async fn refused(&self) {
+    /// Completes once an older reservation needs this memory. Drop this one then.
+    pub(super) async fn refused(&self) {
         self.refused.cancelled().await;
     }
 }
@@ -180,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_budget_is_shared_and_given_back() {
+    async fn released_memory_can_be_reserved_again() {
         let budget = budget(10);
         let mut first = budget.begin();
         first.grow_to(8).await.unwrap();
@@ -192,29 +196,29 @@ mod tests {
         drop(first);
         second.grow_to(8).await.unwrap();
         drop(small);
-        assert_eq!(second.grow_to(11).await, Err(Full), "more than there is");
+        assert_eq!(second.grow_to(11).await, Err(Full), "more than the limit");
         second.grow_to(10).await.unwrap();
     }
 
     #[tokio::test]
-    async fn of_two_half_received_the_newest_gives_way() {
+    async fn newest_incomplete_reservation_is_refused_for_an_older_one() {
         let budget = budget(10);
         let (mut old, mut new, mut empty) = (budget.begin(), budget.begin(), budget.begin());
         old.grow_to(5).await.unwrap();
         new.grow_to(5).await.unwrap();
         assert_eq!(empty.grow_to(1).await, Err(Full));
-        assert_eq!(new.grow_to(6).await, Err(Full), "nobody newer holds memory");
-        let giving_way = async move {
+        assert_eq!(new.grow_to(6).await, Err(Full), "no newer one holds memory");
+        let releasing = async move {
             new.refused().await;
             assert_eq!(new.grow_to(1).await, Err(Full));
         };
-        let (grown, ()) = tokio::join!(old.grow_to(10), giving_way);
+        let (grown, ()) = tokio::join!(old.grow_to(10), releasing);
         assert_eq!(grown, Ok(()));
-        assert!(!empty.refused.is_cancelled(), "it holds nothing that could be had");
+        assert!(!empty.refused.is_cancelled(), "it holds no memory");
     }
 
     #[tokio::test]
-    async fn what_is_complete_is_not_refused() {
+    async fn complete_reservation_is_not_refused() {
         let budget = budget(10);
         let (mut old, mut new) = (budget.begin(), budget.begin());
         old.grow_to(5).await.unwrap();

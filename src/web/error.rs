@@ -1,4 +1,4 @@
-//! Every refusal and failure as RFC 9457 `application/problem+json`, with a stable `type`.
+//! Problems: refusals and failures as `application/problem+json` (RFC 9457), with a stable `type`.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -7,21 +7,23 @@ use uuid::Uuid;
 
 use crate::protocol::{ClassifyResult, ErrorCode, Status};
 
-/// What went wrong with a request. `kind` ends the stable `type`; `detail` says what is wrong, with what, and what to
-/// do.
+/// What went wrong with a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    pub status: StatusCode,
-    pub kind: &'static str,
-    pub title: &'static str,
-    pub detail: String,
-    pub id: Option<Uuid>,
-    /// When to come again.
-    pub retry_after_seconds: Option<u32>,
-    /// The codings of a body that are taken, where it came in another one.
-    pub accept_encoding: Option<&'static str>,
-    /// Whether the connection ends with this answer.
-    pub closes_connection: bool,
+pub(super) struct Problem {
+    pub(super) status: StatusCode,
+    /// The last part of the stable `type`.
+    pub(super) kind: &'static str,
+    pub(super) title: &'static str,
+    /// What is wrong, with what, and what to do.
+    pub(super) detail: String,
+    /// The job of the request, if it has one.
+    pub(super) id: Option<Uuid>,
+    /// When the client should try again.
+    pub(super) retry_after_seconds: Option<u32>,
+    /// The accepted codings, for a body that came in another one.
+    pub(super) accept_encoding: Option<&'static str>,
+    /// Whether the connection is closed after this answer.
+    pub(super) closes_connection: bool,
 }
 
 #[derive(Serialize)]
@@ -48,118 +50,120 @@ impl Problem {
         }
     }
 
-    pub fn malformed(detail: impl Into<String>) -> Self {
+    pub(super) fn malformed(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::BAD_REQUEST, "malformed", "The request is malformed", detail)
     }
 
-    pub fn no_such_job(id: &str) -> Self {
+    pub(super) fn no_such_job(id: &str) -> Self {
         Problem::new(StatusCode::NOT_FOUND, "no-such-job", "There is no such job", format!("no job has the id {id:?}"))
     }
 
-    /// Images are deleted before results.
-    pub fn image_not_kept(id: Uuid) -> Self {
+    /// The image of a job whose result still exists: images are deleted before results.
+    pub(super) fn image_not_kept(id: Uuid) -> Self {
         let detail = "the image is no longer kept (--keep-images, --max-data-bytes); the result of its job still is";
         let problem = Problem::new(StatusCode::NOT_FOUND, "image-not-kept", "The image is no longer kept", detail);
         Problem { id: Some(id), ..problem }
     }
 
-    pub fn no_such_page(path: &str) -> Self {
+    pub(super) fn no_such_page(path: &str) -> Self {
         Problem::new(StatusCode::NOT_FOUND, "not-found", "There is no such page", format!("nothing is at {path:?}"))
     }
 
-    pub fn method_not_allowed() -> Self {
-        let detail = "this address takes other methods; see the Allow header";
+    pub(super) fn method_not_allowed() -> Self {
+        let detail = "this address does not support the method; see the Allow header";
         Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", detail)
     }
 
-    pub fn body_timeout() -> Self {
-        let detail = "the body came too slowly; send it again";
+    pub(super) fn body_timeout() -> Self {
+        let detail = "the body arrived too slowly; send it again";
         Problem::new(StatusCode::REQUEST_TIMEOUT, "body-timeout", "The body did not arrive in time", detail)
     }
 
-    pub fn too_large(limit_bytes: u64) -> Self {
-        let detail = format!("at most {limit_bytes} bytes are taken (--max-upload-bytes); send a smaller image");
+    pub(super) fn too_large(limit_bytes: u64) -> Self {
+        let detail = format!("the limit is {limit_bytes} bytes (--max-upload-bytes); send a smaller image");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The image file is too large", detail)
     }
 
-    /// Only with `--wire seed`, whose messages carry the whole image.
-    pub fn too_large_for_queue(queue: &str, message_bytes: usize, limit_bytes: usize) -> Self {
+    /// Occurs only with `--wire seed`, whose messages contain the whole image.
+    pub(super) fn too_large_for_queue(queue: &str, message_bytes: usize, limit_bytes: usize) -> Self {
         let detail = format!(
-            "with --wire seed the image travels in a message, which would have {message_bytes} bytes; the queue {queue:?} \
-             takes {limit_bytes}: send a smaller image, or raise the queue's MaximumMessageSize"
+            "with --wire seed the image is part of a message, which would have {message_bytes} bytes, but the queue \
+             {queue:?} takes at most {limit_bytes}: send a smaller image, or raise the queue's MaximumMessageSize"
         );
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The image file is too large", detail)
     }
 
-    pub fn unsupported_type(detail: impl Into<String>) -> Self {
-        Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-type", "Not an image type that is taken", detail)
+    pub(super) fn unsupported_type(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-type", "Not an accepted image type", detail)
     }
 
-    pub fn unsupported_coding(coding: &str) -> Self {
-        let detail = format!("the Content-Encoding {coding:?} is not taken; send the body as it is, or with gzip");
-        let title = "Not a coding that is taken";
+    pub(super) fn unsupported_coding(coding: &str) -> Self {
+        let detail =
+            format!("the Content-Encoding {coding:?} is not supported; send the body uncompressed or with gzip");
+        let title = "Not an accepted coding";
         let problem = Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-coding", title, detail);
         Problem { accept_encoding: Some("gzip"), ..problem }
     }
 
     /// The request names a host that this server does not answer for (RFC 9110, 15.5.20).
-    pub fn misdirected(detail: impl Into<String>) -> Self {
+    pub(super) fn misdirected(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", "This server is not that host", detail)
     }
 
-    pub fn cross_site(detail: impl Into<String>) -> Self {
+    pub(super) fn cross_site(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::FORBIDDEN, "cross-site", "Another site may not send this", detail)
     }
 
-    /// A request that the HTTP library refused before any handler saw it; the connection ends with it.
-    pub fn of_connection(status: StatusCode) -> Self {
+    /// A request that the HTTP library refused before any handler saw it. It closes the connection.
+    pub(super) fn of_connection(status: StatusCode) -> Self {
         let (kind, title, detail) = match status {
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
                 let detail = "the head of the request has more than 100 headers or 64 KiB; send fewer or shorter ones";
                 ("head-too-large", "The head of the request is too large", detail)
             }
             StatusCode::URI_TOO_LONG => ("address-too-long", "The address is too long", "send a shorter address"),
-            _ => ("malformed", "The request is malformed", "what came is not a valid HTTP/1.1 request"),
+            _ => ("malformed", "The request is malformed", "this is not a valid HTTP/1.1 request"),
         };
         Problem { closes_connection: true, ..Problem::new(status, kind, title, detail) }
     }
 
-    pub fn full(detail: impl Into<String>) -> Self {
+    /// A limit on connections, memory or jobs is reached.
+    pub(super) fn full(detail: impl Into<String>) -> Self {
         let mut problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "full", "Too much at once", detail);
         problem.retry_after_seconds = Some(1);
         problem
     }
 
-    /// Until jobs have finished or somebody makes space.
-    pub fn no_space(detail: impl Into<String>) -> Self {
+    /// The store is full until jobs have finished or an operator frees space.
+    pub(super) fn no_space(detail: impl Into<String>) -> Self {
         let title = "No space for another image";
         let mut problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no-space", title, detail);
         problem.retry_after_seconds = Some(5);
         problem
     }
 
-    pub fn unavailable(detail: impl Into<String>) -> Self {
+    pub(super) fn unavailable(detail: impl Into<String>) -> Self {
         let title = "Not available at the moment";
         let mut problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", title, detail);
         problem.retry_after_seconds = Some(2);
         problem
     }
 
-    /// No further try helps.
-    pub fn damaged(key: &str) -> Self {
-        let detail = format!("what is stored under {key} is damaged; send the image again as a new job");
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "damaged", "What was stored is damaged", detail)
+    /// A stored object is damaged: trying again does not help.
+    pub(super) fn damaged(key: &str) -> Self {
+        let detail = format!("the stored object {key} is damaged; send the image again as a new job");
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "damaged", "A stored object is damaged", detail)
     }
 
-    /// A caller waited as long as it may; the job goes on.
-    pub fn not_in_time(id: Uuid) -> Self {
-        let detail = format!("no answer yet; the job goes on, ask GET /v1/jobs/{id}");
+    /// The caller has waited as long as it may. The job continues.
+    pub(super) fn not_in_time(id: Uuid) -> Self {
+        let detail = format!("there is no answer yet, but the job continues; get it from GET /v1/jobs/{id}");
         let problem = Problem::new(StatusCode::GATEWAY_TIMEOUT, "not-in-time", "No answer in time", detail);
         Problem { id: Some(id), ..problem }
     }
 
-    /// The answer to a job that ended without predictions.
-    pub fn of_result(result: &ClassifyResult) -> Self {
+    /// The answer for a job that ended without predictions.
+    pub(super) fn of_result(result: &ClassifyResult) -> Self {
         let (code, message) = match &result.error {
             Some(error) => (error.code, error.message.clone()),
             None => (ErrorCode::Internal, "no reason was recorded".to_owned()),
@@ -171,22 +175,23 @@ impl Problem {
         };
         let title = match code {
             ErrorCode::Undecodable => "The image cannot be decoded",
-            ErrorCode::UnsupportedType => "Not an image type that is taken",
+            ErrorCode::UnsupportedType => "Not an accepted image type",
             ErrorCode::TooManyPixels => "The image has too many pixels",
             ErrorCode::DecodeTimeout => "The image takes too long to decode",
             ErrorCode::TooLargeDecoded => "The image needs too much memory to decode",
             ErrorCode::InputTooLarge => "The image file is too large",
-            ErrorCode::InputMissing => "The image is gone from the store",
+            ErrorCode::InputMissing => "The image is missing from the store",
             ErrorCode::Malformed => "The message to the worker was malformed",
-            ErrorCode::AttemptsExhausted => "Given up after several attempts",
-            ErrorCode::Expired => "Not reached in time",
-            ErrorCode::Internal => "An internal fault",
+            ErrorCode::AttemptsExhausted => "Failed after several attempts",
+            ErrorCode::Expired => "Not classified in time",
+            ErrorCode::Internal => "An internal error",
         };
         Problem { id: Some(result.id), ..Problem::new(status, kind_of(code), title, message) }
     }
 }
 
-/// `type` in the web's spelling: the wire's codes with dashes.
+/// Returns the last part of the `type` for an error code: the same words with dashes, except where the web tier has the
+/// same problem itself.
 fn kind_of(code: ErrorCode) -> &'static str {
     match code {
         ErrorCode::Undecodable => "undecodable",
@@ -212,8 +217,8 @@ impl std::fmt::Display for Problem {
 impl std::error::Error for Problem {}
 
 impl Problem {
-    /// The body of the answer.
-    pub fn to_json(&self) -> String {
+    /// Returns the body of the answer.
+    pub(super) fn to_json(&self) -> String {
         let body = Body {
             r#type: format!("urn:imgcls:problem:{}", self.kind),
             title: self.title,

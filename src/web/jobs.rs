@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::admission::{Admission, Place};
+use super::admission::{Admission, JobPermit};
 use super::error::Problem;
 use super::metrics::METRICS;
 use super::pending::{Pending, Waiter, Wake};
@@ -125,7 +125,7 @@ impl Jobs {
     ///
     /// Dropped, which means that the client left, the job is withdrawn: nobody was told its id.
     pub async fn submit(&self, upload: Upload, wishes: Wishes) -> Result<Uuid, Problem> {
-        let place = self.admission.enter(Duration::ZERO)?;
+        let place = self.admission.admit(Duration::ZERO)?;
         let id = clock::new_id();
         let mut caller = self.caller(id, &place, &upload);
         let accepted = self.accept(id, &upload, &wishes, Duration::ZERO, &caller.untold).await;
@@ -140,7 +140,7 @@ impl Jobs {
     ///
     /// Dropped, as [`Jobs::submit`].
     pub async fn classify(&self, upload: Upload, wishes: Wishes, patience: Duration) -> Result<Classified, Problem> {
-        let place = self.admission.enter(patience)?;
+        let place = self.admission.admit(patience)?;
         let id = clock::new_id();
         let mut caller = self.caller(id, &place, &upload);
         let classified = self.classify_as(id, upload, wishes, patience, &caller.untold).await;
@@ -150,7 +150,7 @@ impl Jobs {
 
     /// Workers see that a job was withdrawn when they read its image from the store, so that one whose message carries the
     /// image is classified for nobody.
-    fn caller<'a>(&'a self, id: Uuid, place: &'a Place, upload: &Upload) -> Caller<'a> {
+    fn caller<'a>(&'a self, id: Uuid, place: &'a JobPermit, upload: &Upload) -> Caller<'a> {
         let mut untold = self.withdrawals.untold(id);
         if self.wire == Wire::Legacy || upload.bytes.len() <= self.inline_bytes {
             untold.disarm();
@@ -432,7 +432,7 @@ fn count(image_bytes: usize) {
 /// A caller that was not answered yet. When its future is dropped, no reply will tell the end of its job.
 struct Caller<'a> {
     untold: Untold<'a>,
-    place: &'a Place,
+    place: &'a JobPermit,
 }
 
 impl Caller<'_> {
@@ -440,7 +440,7 @@ impl Caller<'_> {
     fn answered(&mut self, is_accepted: bool) {
         self.untold.disarm();
         if !is_accepted {
-            self.place.leave();
+            self.place.forget_job();
         }
     }
 }
@@ -448,7 +448,7 @@ impl Caller<'_> {
 impl Drop for Caller<'_> {
     fn drop(&mut self) {
         if self.untold.is_armed() {
-            self.place.leave();
+            self.place.forget_job();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the web tier counts.
+//! The metrics of the web tier.
 
 use std::sync::LazyLock;
 
@@ -7,39 +7,40 @@ use prometheus::{
     register_histogram_vec, register_int_counter, register_int_counter_vec, register_int_gauge,
 };
 
-pub struct Metrics {
-    pub requests: IntCounterVec,
-    pub request_seconds: HistogramVec,
-    pub accepted: IntCounter,
-    pub upload_bytes: IntCounter,
-    pub upload_memory: IntGauge,
-    pub read_memory: IntGauge,
-    pub replies: IntCounterVec,
-    pub waiting: IntGauge,
-    pub connections: IntGauge,
-    pub closed: IntCounterVec,
-    pub shed: IntCounterVec,
-    pub withdrawals: IntCounterVec,
-    pub expected_wait: Gauge,
+/// All metrics of the web tier.
+pub(super) struct Metrics {
+    pub(super) requests: IntCounterVec,
+    pub(super) request_seconds: HistogramVec,
+    pub(super) accepted: IntCounter,
+    pub(super) upload_bytes: IntCounter,
+    pub(super) upload_memory: IntGauge,
+    pub(super) read_memory: IntGauge,
+    pub(super) replies: IntCounterVec,
+    pub(super) waiting: IntGauge,
+    pub(super) connections: IntGauge,
+    pub(super) closed: IntCounterVec,
+    pub(super) shed: IntCounterVec,
+    pub(super) withdrawals: IntCounterVec,
+    pub(super) expected_wait: Gauge,
     stages: HistogramVec,
 }
 
 impl Metrics {
-    /// Seconds in one stage of a job: `uploaded`, `stored`, `sent`, `waited`.
-    pub fn stage(&self, stage: &str) -> Histogram {
+    /// The histogram of the seconds in one stage of a job: `uploaded`, `stored`, `sent` or `waited`.
+    pub(super) fn stage(&self, stage: &str) -> Histogram {
         self.stages.with_label_values(&[stage])
     }
 }
 
-pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
-    let registered = "names are given once, here; this is a bug";
+pub(super) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+    let registered = "each name is registered once; this is a bug";
     let seconds = exponential_buckets(0.001, 2.0, 20).expect(registered);
     Metrics {
         requests: register_int_counter_vec!("imgcls_web_requests_total", "HTTP requests", &["route", "status"])
             .expect(registered),
         request_seconds: register_histogram_vec!(
             "imgcls_web_request_seconds",
-            "Seconds a request",
+            "Seconds per request",
             &["route"],
             seconds.clone()
         )
@@ -49,10 +50,10 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .expect(registered),
         upload_memory: register_int_gauge!(
             "imgcls_web_upload_memory_bytes",
-            "Memory that uploads take of --max-buffered-bytes"
+            "Memory that uploads take, of --max-buffered-bytes"
         )
         .expect(registered),
-        read_memory: register_int_gauge!("imgcls_web_read_memory_bytes", "Memory for images that are being sent")
+        read_memory: register_int_gauge!("imgcls_web_read_memory_bytes", "Memory of images that are being sent")
             .expect(registered),
         replies: register_int_counter_vec!("imgcls_web_replies_total", "Replies from workers", &["outcome"])
             .expect(registered),
@@ -60,7 +61,7 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         connections: register_int_gauge!("imgcls_web_connections", "Open connections").expect(registered),
         closed: register_int_counter_vec!(
             "imgcls_web_connections_closed_total",
-            "Connections that were closed on purpose, by reason",
+            "Connections that the server closed, by reason",
             &["reason"]
         )
         .expect(registered),
@@ -68,16 +69,21 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             .expect(registered),
         withdrawals: register_int_counter_vec!(
             "imgcls_web_withdrawals_total",
-            "Jobs whose client left before it was told the id, by what became of them",
+            "Jobs whose client left before it received the id, by outcome",
             &["outcome"]
         )
         .expect(registered),
         expected_wait: register_gauge!(
             "imgcls_web_expected_wait_seconds",
-            "Seconds that a new job is expected to wait for a worker; 0 while that is not known"
+            "Seconds that a new job is expected to wait for a worker; 0 while unknown"
         )
         .expect(registered),
-        stages: register_histogram_vec!("imgcls_web_stage_seconds", "Seconds in a stage of a job", &["stage"], seconds)
-            .expect(registered),
+        stages: register_histogram_vec!(
+            "imgcls_web_stage_seconds",
+            "Seconds in one stage of a job",
+            &["stage"],
+            seconds
+        )
+        .expect(registered),
     }
 });

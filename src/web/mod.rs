@@ -14,12 +14,8 @@
 mod admission;
 mod assets;
 mod budget;
-mod connections;
-mod descriptors;
 mod error;
-mod forms;
-mod gate;
-mod gzip;
+mod http;
 mod jobs;
 mod metrics;
 mod pending;
@@ -27,8 +23,6 @@ mod readiness;
 mod replies;
 mod results;
 mod routes;
-mod serve;
-mod stream;
 mod upload;
 mod withdrawal;
 
@@ -43,8 +37,8 @@ use tokio_util::sync::CancellationToken;
 pub use self::admission::Fleet;
 use self::admission::{Admission, AdmissionLimits};
 use self::budget::Budget;
-use self::connections::Connections;
-use self::gate::Gate;
+pub use self::http::listen;
+use self::http::{Connections, HostPolicy, RequestGuard, ServeRules};
 pub use self::jobs::Wire;
 use self::jobs::{Jobs, MessageLimit};
 use self::metrics::METRICS;
@@ -54,8 +48,6 @@ use self::replies::Replies;
 pub use self::replies::ResultQueueMode;
 use self::results::Results;
 use self::routes::Site;
-use self::serve::ServeRules;
-pub use self::serve::listen;
 use self::upload::UploadRules;
 use crate::config::{Backend, Cidr, Limits, Names};
 use crate::queue::{self, ServiceQueues};
@@ -131,7 +123,7 @@ pub async fn run(
     keep_freed_memory();
     // On AWS a request also holds a connection to S3 or SQS.
     let files_each = if matches!(config.backend, Backend::Aws { .. }) { 2 } else { 1 };
-    let max_connections = descriptors::max_connections(config.max_connections, descriptors::raise_limit(), files_each);
+    let max_connections = http::max_connections(config.max_connections, http::raise_limit(), files_each);
     let address = listener.local_addr()?;
     let queues = queue::open(&config.backend).await?;
     let names = &config.names;
@@ -163,10 +155,10 @@ pub async fn run(
         body_timeout: config.body_timeout,
         budget: Budget::new(config.max_buffered_bytes, METRICS.upload_memory.clone()),
     };
-    let gate = Gate {
-        is_loopback: address.ip().to_canonical().is_loopback(),
-        allowed_hosts: config.allowed_hosts,
-        uploads: uploads.clone(),
+    let is_loopback = address.ip().to_canonical().is_loopback();
+    let guard = RequestGuard {
+        hosts: HostPolicy { is_loopback, allowed_hosts: config.allowed_hosts },
+        max_upload_bytes: config.limits.max_upload_bytes,
     };
     let (marked_input, marked_output) = (Arc::clone(&input), Arc::clone(&output));
     let site = Site {
@@ -208,8 +200,8 @@ pub async fn run(
     tracing::info!(%address, replies = replies.reply_to(), max_connections, "web tier listens");
 
     let stop = CancellationToken::new();
-    let router = routes::router(Arc::new(site), Arc::new(gate));
-    let serving = serve::serve(listener, router, rules, Arc::new(connections), stop.clone());
+    let router = routes::router(Arc::new(site), Arc::new(guard));
+    let serving = http::serve(listener, router, rules, Arc::new(connections), stop.clone());
     let drain = drain(shutdown, config.drain_delay, stop, give_up);
     let failure = tokio::select! {
         () = serving => None,

@@ -202,9 +202,9 @@ impl Replies {
         struct Timed {
             timings_ms: TimingsMs,
         }
-        let reads_timings = self.admission.reads_timings();
+        let reads_timings = self.admission.uses_timings();
         let timed = reads_timings.then(|| serde_json::from_str::<Timed>(body).ok()).flatten();
-        self.admission.ended(timed.map(|timed| timed.timings_ms).as_ref());
+        self.admission.record_end(timed.map(|timed| timed.timings_ms).as_ref());
     }
 
     /// Wakes those who wait. Before that, the end of a job stands in the store: our workers have written it, the

@@ -1,4 +1,4 @@
-//! Addresses and their answers.
+//! The routes: which handler answers which address, and what each handler answers.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::assets;
 use super::budget::Budget;
 use super::error::Problem;
-use super::gate::{self, Gate};
+use super::http::{self, RequestGuard};
 use super::jobs::{self, Classified, Jobs, State, Wishes};
 use super::metrics::METRICS;
 use super::readiness::Readiness;
@@ -34,28 +34,31 @@ use crate::telemetry::trace::{Side, Span, TRACEPARENT};
 use crate::{config, model, telemetry};
 
 const DEFAULT_WAIT: Duration = Duration::from_secs(30);
-const LONGEST_WAIT: Duration = Duration::from_secs(600);
+const MAX_WAIT: Duration = Duration::from_secs(600);
 const DEFAULT_TOP_K: u32 = 5;
-const LARGEST_TOP_K: u32 = 1000;
+const MAX_TOP_K: u32 = 1000;
 
-pub struct Site {
-    pub jobs: Jobs,
-    pub uploads: UploadRules,
-    /// What images that are being sent take of memory.
-    pub image_reads: Budget,
-    pub sync_timeout: Duration,
-    pub readiness: Readiness,
+/// Memory of one image that is being sent: the piece that is read, and the bytes that the connection has buffered.
+const IMAGE_READ_BYTES: u64 = 256 << 10;
+/// A client has [`IMAGE_READ_GRACE`] plus the time that its image takes at this rate to read it.
+const MIN_IMAGE_BYTES_PER_SECOND: u64 = 64 << 10;
+const IMAGE_READ_GRACE: Duration = Duration::from_secs(30);
+
+/// What the handlers share.
+pub(super) struct Site {
+    pub(super) jobs: Jobs,
+    pub(super) uploads: UploadRules,
+    /// The memory of images that are being sent to clients.
+    pub(super) image_reads: Budget,
+    /// How long `POST /` waits for its answer.
+    pub(super) sync_timeout: Duration,
+    pub(super) readiness: Readiness,
 }
 
-/// Of one image that is being sent: a piece that is read, and what the connection has buffered.
-const IMAGE_READ_BYTES: u64 = 256 << 10;
-/// A client that is slower than this with an image, and half a minute, gives its place to others.
-const MIN_IMAGE_BYTES_PER_SECOND: u64 = 64 << 10;
-const SLOWEST_IMAGE: Duration = Duration::from_secs(30);
-
-pub fn router(site: Arc<Site>, gate: Arc<Gate>) -> Router {
+/// Makes the router of the web tier.
+pub(super) fn router(site: Arc<Site>, guard: Arc<RequestGuard>) -> Router {
     Router::new()
-        .route("/", get(assets::index).post(classify_original))
+        .route("/", get(assets::index).post(classify_form))
         .route("/assets/app.css", get(assets::stylesheet))
         .route("/assets/app.js", get(assets::script))
         .route("/favicon.svg", get(assets::icon))
@@ -71,34 +74,35 @@ pub fn router(site: Arc<Site>, gate: Arc<Gate>) -> Router {
         .route("/metrics", get(metrics))
         .fallback(|request: Request| async move { Problem::no_such_page(request.uri().path()) })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
-        .layer(middleware::from_fn_with_state(gate, gate::pass))
+        .layer(middleware::from_fn_with_state(guard, http::guard))
         .layer(middleware::from_fn(measure))
         .with_state(site)
 }
 
-/// `?wait=` and `?top_k=`, still text: what is wrong with them is said in our words. Other parameters mean nothing.
+/// The query parameters `wait` and `top_k` as text, so that errors in them become problems of our own. Other parameters
+/// are ignored.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Asked {
+struct Query {
     wait: Option<String>,
     top_k: Option<String>,
 }
 
-impl<S: Sync> FromRequestParts<S> for Asked {
+impl<S: Sync> FromRequestParts<S> for Query {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
-        Asked::read(parts.uri.query().unwrap_or_default())
+        Query::read(parts.uri.query().unwrap_or_default())
     }
 }
 
-impl Asked {
-    fn read(query: &str) -> Result<Asked, Problem> {
-        let mut asked = Asked::default();
+impl Query {
+    fn read(query: &str) -> Result<Query, Problem> {
+        let mut found = Query::default();
         for pair in query.split('&') {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let parameter = match query_text(name).as_deref() {
-                Some("wait") => &mut asked.wait,
-                Some("top_k") => &mut asked.top_k,
+                Some("wait") => &mut found.wait,
+                Some("top_k") => &mut found.top_k,
                 _ => continue,
             };
             let Some(value) = query_text(value) else {
@@ -108,13 +112,13 @@ impl Asked {
                 return Err(Problem::malformed(format!("the query names {name} twice; give it once")));
             }
         }
-        Ok(asked)
+        Ok(found)
     }
 
     fn wait(&self, default: Duration) -> Result<Duration, Problem> {
         let Some(text) = &self.wait else { return Ok(default) };
-        config::duration(text).ok().filter(|wait| *wait <= LONGEST_WAIT).ok_or_else(|| {
-            Problem::malformed(format!("wait={text:?} is not between 0 and {} seconds", LONGEST_WAIT.as_secs()))
+        config::duration(text).ok().filter(|wait| *wait <= MAX_WAIT).ok_or_else(|| {
+            Problem::malformed(format!("wait={text:?} is not between 0 and {} seconds", MAX_WAIT.as_secs()))
         })
     }
 
@@ -124,25 +128,26 @@ impl Asked {
             Some(text) => text
                 .parse()
                 .ok()
-                .filter(|top_k| (1..=LARGEST_TOP_K).contains(top_k))
-                .ok_or_else(|| Problem::malformed(format!("top_k={text:?} is not between 1 and {LARGEST_TOP_K}")))?,
+                .filter(|top_k| (1..=MAX_TOP_K).contains(top_k))
+                .ok_or_else(|| Problem::malformed(format!("top_k={text:?} is not between 1 and {MAX_TOP_K}")))?,
         };
         let traceparent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).map(str::to_owned);
         Ok(Wishes { top_k, traceparent })
     }
 }
 
-/// As forms write it: `+` is a space.
+/// Decodes a name or value of a query, in which `+` is a space. Returns `None` when it is not UTF-8.
 fn query_text(text: &str) -> Option<String> {
     let text = text.replace('+', " ");
     percent_encoding::percent_decode_str(&text).decode_utf8().ok().map(Cow::into_owned)
 }
 
-/// `POST /`: the original's form. Waits; plain text unless JSON is asked for.
-async fn classify_original(Shared(site): Shared<Arc<Site>>, request: Request) -> Result<Response, Problem> {
+/// `POST /`, the address of the legacy form: waits for the result and answers with the label as plain text, or with the
+/// result when the client accepts JSON.
+async fn classify_form(Shared(site): Shared<Arc<Site>>, request: Request) -> Result<Response, Problem> {
     let wants_json = accepts_json(request.headers());
-    let wishes = Asked::default().wishes(request.headers())?;
-    let request = site.jobs.admission.let_in(request, site.sync_timeout).await?;
+    let wishes = Query::default().wishes(request.headers())?;
+    let request = site.jobs.admission.check_request(request, site.sync_timeout).await?;
     let upload = upload::receive(request, &site.uploads).await?;
     let Classified { id, result } = site.jobs.classify(upload, wishes, site.sync_timeout).await?;
     let Some(text) = result else { return Err(Problem::not_in_time(id)) };
@@ -157,50 +162,51 @@ async fn classify_original(Shared(site): Shared<Arc<Site>>, request: Request) ->
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], label).into_response())
 }
 
-/// `POST /v1/classify`: waits for the result, or says where to ask for it.
-async fn classify(Shared(site): Shared<Arc<Site>>, asked: Asked, request: Request) -> Result<Response, Problem> {
-    let wait = asked.wait(DEFAULT_WAIT)?;
-    let wishes = asked.wishes(request.headers())?;
-    let request = site.jobs.admission.let_in(request, wait).await?;
+/// `POST /v1/classify`: waits for the result. When it does not come in time, answers with the address of the job.
+async fn classify(Shared(site): Shared<Arc<Site>>, query: Query, request: Request) -> Result<Response, Problem> {
+    let wait = query.wait(DEFAULT_WAIT)?;
+    let wishes = query.wishes(request.headers())?;
+    let request = site.jobs.admission.check_request(request, wait).await?;
     let upload = upload::receive(request, &site.uploads).await?;
     let Classified { id, result } = site.jobs.classify(upload, wishes, wait).await?;
     let Some(text) = result else { return Ok(accepted(id)) };
-    // A success is passed on as it is; only failures are read.
-    let head: Ended = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
+    // A success is passed on as it is, and only a failure is parsed completely.
+    let head: ResultHead = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
     if head.status == Status::Succeeded {
         return Ok(json_text(StatusCode::OK, text));
     }
     Err(Problem::of_result(&parse(&text)?))
 }
 
-/// `PUT /v1/classify/{name}`.
+/// `PUT /v1/classify/{name}`: the same, with a file name in the address.
 async fn classify_named(
     site: Shared<Arc<Site>>,
-    asked: Asked,
+    query: Query,
     name: Result<Path<String>, PathRejection>,
     mut request: Request,
 ) -> Result<Response, Problem> {
     let Path(name) = name.map_err(|_| Problem::malformed("the file name in the address is not UTF-8"))?;
     request.extensions_mut().insert(PathName(name));
-    classify(site, asked, request).await
+    classify(site, query, request).await
 }
 
+/// The part of a result that decides on the status of the answer.
 #[derive(Deserialize)]
-struct Ended {
+struct ResultHead {
     status: Status,
 }
 
-/// `POST /v1/jobs`: accepts and does not wait.
-async fn create_job(Shared(site): Shared<Arc<Site>>, asked: Asked, request: Request) -> Result<Response, Problem> {
-    let wishes = asked.wishes(request.headers())?;
-    let request = site.jobs.admission.let_in(request, Duration::ZERO).await?;
+/// `POST /v1/jobs`: accepts an image and does not wait for the result.
+async fn create_job(Shared(site): Shared<Arc<Site>>, query: Query, request: Request) -> Result<Response, Problem> {
+    let wishes = query.wishes(request.headers())?;
+    let request = site.jobs.admission.check_request(request, Duration::ZERO).await?;
     let upload = upload::receive(request, &site.uploads).await?;
     Ok(accepted(site.jobs.submit(upload, wishes).await?))
 }
 
-/// `GET /v1/jobs/{id}`: the state of any id; `?wait=` holds the answer until the job has ended or the time is over.
-async fn job(Shared(site): Shared<Arc<Site>>, JobId(id): JobId, asked: Asked) -> Result<Response, Problem> {
-    let wait = asked.wait(Duration::ZERO)?;
+/// `GET /v1/jobs/{id}`: the state of any job. With `?wait=` the answer comes when the job has ended or the time is up.
+async fn job(Shared(site): Shared<Arc<Site>>, JobId(id): JobId, query: Query) -> Result<Response, Problem> {
+    let wait = query.wait(Duration::ZERO)?;
     match site.jobs.state(id, wait).await? {
         State::Unknown => Err(Problem::no_such_job(&id.to_string())),
         State::Queued => Ok(json_value(StatusCode::OK, &json!({"id": id, "status": "queued"}))),
@@ -212,7 +218,7 @@ async fn job(Shared(site): Shared<Arc<Site>>, JobId(id): JobId, asked: Asked) ->
     }
 }
 
-/// When each stage of a job began: the id's own time, and what the worker measured from there.
+/// Returns when each stage of a job began: the time in its id, plus the durations that the worker measured.
 fn timeline(id: Uuid, result: &ClassifyResult) -> Value {
     let Some(submitted_at) = protocol::submitted_at(id) else { return json!([]) };
     let after = |millis: f64| {
@@ -229,10 +235,10 @@ fn timeline(id: Uuid, result: &ClassifyResult) -> Value {
     Value::Array(events)
 }
 
-/// `GET /v1/jobs/{id}/image`: the upload as it came, in pieces. It is a stranger's file: shown as an image and as nothing
-/// else.
+/// `GET /v1/jobs/{id}/image`: streams the upload unchanged. The file may be hostile, so its headers make sure that
+/// browsers treat it as an image and as nothing else.
 async fn job_image(Shared(site): Shared<Arc<Site>>, JobId(id): JobId) -> Result<Response, Problem> {
-    let no_memory = |_| Problem::full("too many images are being sent; ask again in a moment");
+    let no_memory = |_| Problem::full("too many images are being sent; try again in a moment");
     let reservation = site.image_reads.try_reserve(IMAGE_READ_BYTES).map_err(no_memory)?;
     let image = site.jobs.image(id, site.uploads.max_upload_bytes).await?;
     let Some(mut image) = image else { return Err(site.jobs.no_image(id).await) };
@@ -244,25 +250,26 @@ async fn job_image(Shared(site): Shared<Arc<Site>>, JobId(id): JobId) -> Result<
         (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox")),
         (header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=3600, immutable")),
     ];
-    let sent_by = Instant::now() + SLOWEST_IMAGE + Duration::from_secs(image.size_bytes / MIN_IMAGE_BYTES_PER_SECOND);
+    let deadline =
+        Instant::now() + IMAGE_READ_GRACE + Duration::from_secs(image.size_bytes / MIN_IMAGE_BYTES_PER_SECOND);
     let pieces = stream::unfold((Some(first), image, reservation), move |(first, mut image, reservation)| async move {
         let piece = match first {
             Some(first) => Ok(first),
-            None if Instant::now() > sent_by => Err(StoreError::Unavailable {
+            None if Instant::now() > deadline => Err(StoreError::Unavailable {
                 bucket: "of images".to_owned(),
                 reason: "its client reads too slowly".to_owned(),
             }),
             None => image.next().await?,
         };
         if let Err(error) = &piece {
-            tracing::warn!(%error, %id, "an image cannot be read to its end; its client's connection is cut");
+            tracing::warn!(%error, %id, "cannot send the whole image; closing the connection");
         }
         Some((piece, (None, image, reservation)))
     });
     Ok((headers, Body::from_stream(pieces)).into_response())
 }
 
-/// The id in an address. What is no id is the id of no job.
+/// The id in an address. Text that is not an id is answered like an unknown job.
 struct JobId(Uuid);
 
 impl<S: Sync + Send> FromRequestParts<S> for JobId {
@@ -287,15 +294,16 @@ async fn readyz(Shared(site): Shared<Arc<Site>>) -> Response {
 }
 
 async fn metrics(Shared(site): Shared<Arc<Site>>) -> impl IntoResponse {
-    site.jobs.admission.observe();
+    site.jobs.admission.update_gauge();
     ([(header::CONTENT_TYPE, telemetry::METRICS_CONTENT_TYPE)], telemetry::metrics_text())
 }
 
-/// Counts a request, and puts it into its trace: what it hands on in [`TRACEPARENT`] is its own span.
+/// Counts a request and begins its span, which becomes the trace context that the handler sees in [`TRACEPARENT`].
 async fn measure(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
-    let mut span = begin_span(&request, &route);
+    let path = request.extensions().get::<MatchedPath>().cloned();
+    let route = path.as_ref().map_or("other", MatchedPath::as_str);
+    let mut span = begin_span(&request, route);
     match span.traceparent().and_then(|own| HeaderValue::try_from(own).ok()) {
         Some(own) => request.headers_mut().insert(TRACEPARENT, own),
         None => request.headers_mut().remove(TRACEPARENT),
@@ -305,20 +313,22 @@ async fn measure(mut request: Request, next: Next) -> Response {
     if response.status().is_server_error() {
         span.fail("");
     }
-    METRICS.requests.with_label_values(&[route.as_str(), response.status().as_str()]).inc();
-    METRICS.request_seconds.with_label_values(&[route.as_str()]).observe(started.elapsed().as_secs_f64());
+    METRICS.requests.with_label_values(&[route, response.status().as_str()]).inc();
+    METRICS.request_seconds.with_label_values(&[route]).observe(started.elapsed().as_secs_f64());
     response
 }
 
-/// Of what carries images; who looks whether this process lives would only fill the traces.
+/// Begins a span for requests about images. Health checks and metrics would only fill the traces.
 fn begin_span(request: &Request, route: &str) -> Span {
     if request.method() != Method::POST && !route.starts_with("/v1/") {
         return Span::default();
     }
     let traceparent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
     let mut span = Span::begin(Side::Server, traceparent, || format!("{} {route}", request.method()).into());
-    span.set("http.request.method", request.method().to_string());
-    span.set("http.route", route.to_owned());
+    if span.is_exported() {
+        span.set("http.request.method", request.method().to_string());
+        span.set("http.route", route.to_owned());
+    }
     span
 }
 
@@ -343,7 +353,7 @@ fn parse(text: &Bytes) -> Result<ClassifyResult, Problem> {
 }
 
 fn damaged(error: &serde_json::Error) -> Problem {
-    tracing::error!(%error, "a stored result is no result");
+    tracing::error!(%error, "a stored result cannot be parsed");
     Problem::unavailable("the stored result cannot be read; the log of the web tier says why")
 }
 
@@ -357,25 +367,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_is_read_or_its_fault_is_told() {
-        let asked = |wait: Option<&str>, top_k: Option<&str>| Asked {
+    fn query_is_parsed_or_its_error_is_reported() {
+        let parsed = |wait: Option<&str>, top_k: Option<&str>| Query {
             wait: wait.map(str::to_owned),
             top_k: top_k.map(str::to_owned),
         };
         for (query, expected) in [
-            ("", asked(None, None)),
-            ("wait=5&top_k=2", asked(Some("5"), Some("2"))),
-            ("wait=1m+30s&other=1&other=2&%ff=%ff&&=&", asked(Some("1m 30s"), None)),
-            ("w%61it=%35", asked(Some("5"), None)),
-            ("wait", asked(Some(""), None)),
+            ("", parsed(None, None)),
+            ("wait=5&top_k=2", parsed(Some("5"), Some("2"))),
+            ("wait=1m+30s&other=1&other=2&%ff=%ff&&=&", parsed(Some("1m 30s"), None)),
+            ("w%61it=%35", parsed(Some("5"), None)),
+            ("wait", parsed(Some(""), None)),
         ] {
-            assert_eq!(Asked::read(query), Ok(expected), "{query}");
+            assert_eq!(Query::read(query), Ok(expected), "{query}");
         }
         for query in ["wait=5&wait=6", "wait=5&wait=5", "top_k=1&wait=2&top_k=1", "wait=%ff", "wait&wait"] {
-            assert_eq!(Asked::read(query).unwrap_err().kind, "malformed", "{query}");
+            assert_eq!(Query::read(query).unwrap_err().kind, "malformed", "{query}");
         }
         for query in ["wait", "wait=%zz", "wait=-1", "wait=601"] {
-            assert!(Asked::read(query).unwrap().wait(DEFAULT_WAIT).is_err(), "{query}");
+            assert!(Query::read(query).unwrap().wait(DEFAULT_WAIT).is_err(), "{query}");
         }
     }
 }

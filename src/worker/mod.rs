@@ -195,7 +195,7 @@ async fn work(
     log_ready(&package, &rules, session_count, started);
     if config.drain_on_stdin_close {
         // A parent that does not read it must not hold up the worker; one that died closes standard input too.
-        output::tell(&WorkerLine::Ready.to_string());
+        output::announce(&WorkerLine::Ready.to_string());
         let stop = shutdown.clone();
         stages.spawn(async move {
             tally.say(session_count as u32, stop).await;

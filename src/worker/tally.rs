@@ -36,7 +36,7 @@ impl Tally {
             let Worked { images, busy } = self.take();
             if images > 0 {
                 let worked = Worked { images, busy: busy / sessions.max(1) };
-                output::tell(&WorkerLine::Worked(worked).to_string());
+                output::announce(&WorkerLine::Worked(worked).to_string());
             }
         }
     }

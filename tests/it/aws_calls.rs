@@ -6,7 +6,7 @@ use std::thread;
 
 use crate::emulators::ministack;
 use crate::harness::{free_port, label_of, metrics, picture, request};
-use crate::original::Stage;
+use crate::legacy_tiers::Stage;
 
 const IMAGES: usize = 600;
 const CLIENTS: usize = 40;

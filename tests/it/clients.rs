@@ -1,4 +1,4 @@
-//! Slow, silent and greedy clients: what one of them takes is bounded, and others are served meanwhile.
+//! Slow, silent and greedy clients: each can take only a bounded share, and others are served meanwhile.
 
 use std::io::{BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -9,7 +9,7 @@ use crate::harness::{
     PATIENCE, Process, Response, Service, free_port, imgcls, metric, metrics, picture, read_response, request, until,
 };
 
-/// Opens a connection and sends the beginning of something.
+/// Opens a connection and sends some bytes.
 fn begin(address: SocketAddr, text: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -17,7 +17,7 @@ fn begin(address: SocketAddr, text: &[u8]) -> TcpStream {
     stream
 }
 
-/// The head of an upload, and as many bytes of it as are given.
+/// Opens a connection and sends the head of an upload and its first bytes.
 fn begin_upload(address: SocketAddr, announced: usize, bytes: &[u8]) -> TcpStream {
     let head = format!("POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: {announced}\r\n\r\n");
     begin(address, &[head.as_bytes(), bytes].concat())
@@ -27,7 +27,7 @@ fn answer(stream: TcpStream) -> Response {
     read_response(&mut BufReader::new(stream)).unwrap()
 }
 
-/// Starts like a JPEG, which is all that the web tier looks at.
+/// Returns bytes that begin like a JPEG, which is all that the web tier checks.
 fn image_of(bytes: usize) -> Vec<u8> {
     let mut image = vec![0x55; bytes];
     image[..3].copy_from_slice(b"\xff\xd8\xff");
@@ -35,9 +35,9 @@ fn image_of(bytes: usize) -> Vec<u8> {
 }
 
 #[test]
-fn uploads_take_memory_as_they_arrive_and_not_as_they_announce() {
+fn uploads_reserve_memory_for_arrived_bytes_and_not_for_the_announced_length() {
     let service = Service::start(0, &["--max-buffered-bytes", "2MiB"], &[]);
-    // Sixteen times the budget is announced.
+    // The announced lengths add up to sixteen times the budget.
     let _silent: Vec<TcpStream> = (0..16).map(|_| begin_upload(service.address, 2_000_000, b"\xff\xd8\xff")).collect();
     for _ in 0..5 {
         assert_eq!(service.request("POST", "/v1/jobs", &[], &image_of(1_000_000)).status, 202);
@@ -45,16 +45,16 @@ fn uploads_take_memory_as_they_arrive_and_not_as_they_announce() {
 }
 
 #[test]
-fn of_uploads_that_fill_the_memory_the_newest_is_refused() {
+fn newest_upload_is_refused_when_the_memory_is_full() {
     let service = Service::start(0, &["--max-buffered-bytes", "1MiB"], &[]);
     let image = image_of(900_000);
     let mut old = begin_upload(service.address, image.len(), &image[..300_000]);
-    let taken = |bytes: f64| {
+    let wait_for_memory_use = |bytes: f64| {
         until("what was sent", || (metric(service.address, "imgcls_web_upload_memory_bytes") >= bytes).then_some(()));
     };
-    taken(300_000.0);
+    wait_for_memory_use(300_000.0);
     let new = begin_upload(service.address, image.len(), &image[..200_000]);
-    taken(500_000.0);
+    wait_for_memory_use(500_000.0);
     old.write_all(&image[300_000..]).unwrap();
     let refused = answer(new);
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{}", refused.text());
@@ -62,23 +62,23 @@ fn of_uploads_that_fill_the_memory_the_newest_is_refused() {
 }
 
 #[test]
-fn an_upload_slower_than_a_kibibyte_a_second_is_refused() {
-    check_that_dripping_is_refused(b"\xff\xd8\xff", &[0; 100]);
+fn upload_slower_than_a_kibibyte_per_second_is_refused() {
+    assert_slow_upload_is_refused(b"\xff\xd8\xff", &[0; 100]);
 }
 
-/// Bytes that came fast earn no time for a client that drips afterwards.
+/// Bytes that arrived fast give no extra time to a client that is slow afterwards.
 #[test]
-fn an_upload_that_stops_after_a_fast_start_is_refused() {
-    check_that_dripping_is_refused(&image_of(900_000), &[0]);
+fn upload_that_stops_after_a_fast_start_is_refused() {
+    assert_slow_upload_is_refused(&image_of(900_000), &[0]);
 }
 
-/// Sends the beginning of an upload at once and then a drop each half second.
-fn check_that_dripping_is_refused(beginning: &[u8], drop_of_bytes: &'static [u8]) {
+/// Sends the beginning of an upload at once, and then `piece` every half second.
+fn assert_slow_upload_is_refused(beginning: &[u8], piece: &'static [u8]) {
     let service = Service::start(0, &[], &[]);
     let mut slow = begin_upload(service.address, 1_000_000, beginning);
     let mut reader = slow.try_clone().unwrap();
-    let dripping = thread::spawn(move || {
-        while slow.write_all(drop_of_bytes).is_ok() {
+    let sending = thread::spawn(move || {
+        while slow.write_all(piece).is_ok() {
             thread::sleep(Duration::from_millis(500));
         }
     });
@@ -88,12 +88,12 @@ fn check_that_dripping_is_refused(beginning: &[u8], drop_of_bytes: &'static [u8]
     assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     drop(reader);
-    dripping.join().unwrap();
+    sending.join().unwrap();
 }
 
-/// The body of an answer is a stranger's bytes, and goes out as they are.
+/// The body of an answer may contain any bytes and is sent unchanged.
 #[test]
-fn an_image_that_ends_like_an_answer_of_the_library_is_sent_unchanged() {
+fn image_that_ends_like_an_http_answer_is_sent_unchanged() {
     let service = Service::start(0, &[], &[]);
     let like_an_answer = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
     for pieces in 1..=2 {
@@ -111,17 +111,17 @@ fn an_image_that_ends_like_an_answer_of_the_library_is_sent_unchanged() {
 }
 
 #[test]
-fn a_caller_that_waits_for_its_answer_holds_no_upload_memory() {
+fn caller_that_waits_for_its_answer_holds_no_upload_memory() {
     let service = Service::start(0, &["--max-buffered-bytes", "1MiB"], &[]);
     let address = service.address;
     let waiting =
         thread::spawn(move || request(address, "POST", "/v1/classify?wait=20", &[], &image_of(900_000)).unwrap());
     until("the first image", || service.images().pop());
-    let taken = until("memory for the second", || {
+    let first_ended = until("memory for the second", || {
         let answer = service.request("POST", "/v1/jobs", &[], &image_of(900_000));
         (answer.status == 202).then(|| waiting.is_finished())
     });
-    assert!(!taken, "the first caller does not wait any more");
+    assert!(!first_ended, "the first caller does not wait any more");
     assert_eq!(waiting.join().unwrap().status, 202);
 }
 
@@ -135,7 +135,7 @@ fn clients_that_do_not_read_an_image_take_little_memory_and_are_cut_off() {
     assert!(read.body == image, "{} bytes of {}", read.body.len(), image.len());
     let before = service.web.peak_memory_bytes();
     let ask = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    let _deaf: Vec<TcpStream> = (0..60).map(|_| begin(service.address, ask.as_bytes())).collect();
+    let _unread: Vec<TcpStream> = (0..60).map(|_| begin(service.address, ask.as_bytes())).collect();
     until("all of them to be cut off", || {
         let closed = metric(service.address, "imgcls_web_connections_closed_total{reason=\"write_timeout\"}");
         (closed >= 60.0).then_some(())
@@ -146,10 +146,10 @@ fn clients_that_do_not_read_an_image_take_little_memory_and_are_cut_off() {
 }
 
 #[test]
-fn silent_connections_make_room_for_those_with_a_request() {
+fn silent_connections_are_closed_for_those_with_a_request() {
     let service = Service::start(0, &["--max-connections", "32"], &[]);
     let began = Instant::now();
-    // Of two kinds: nothing at all, and half a head.
+    // Half of the connections send nothing, the others half a head.
     let half: &[u8] = b"GET / HTTP/1.1\r\nHost: ";
     let silent: Vec<TcpStream> =
         (0..100).map(|at| begin(service.address, if at % 2 == 0 { b"" } else { half })).collect();
@@ -168,12 +168,12 @@ fn silent_connections_make_room_for_those_with_a_request() {
 }
 
 #[test]
-fn a_service_full_of_requests_still_says_that_it_lives() {
+fn service_full_of_requests_answers_health_checks() {
     let service = Service::start(0, &["--max-connections", "4"], &[]);
     let id = service.submit("a.jpg", &picture("cup.jpg"));
     let wait = format!("GET /v1/jobs/{id}?wait=600 HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let waiting: Vec<TcpStream> = (0..4).map(|_| begin(service.address, wait.as_bytes())).collect();
-    until("all places to be taken", || {
+    until("all permits to be taken", || {
         let answer = service.request("GET", &format!("/v1/jobs/{id}"), &[], b"");
         (answer.status == 503).then(|| {
             assert_eq!(answer.header("retry-after"), Some("1"));
@@ -185,11 +185,13 @@ fn a_service_full_of_requests_still_says_that_it_lives() {
         assert_eq!(service.request("GET", "/readyz", &[], b"").status, 200);
     }
     drop(waiting);
-    until("a place", || (service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").status == 200).then_some(()));
+    until("a free permit", || {
+        (service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").status == 200).then_some(())
+    });
 }
 
 #[test]
-fn a_client_behind_a_trusted_proxy_has_its_own_limit() {
+fn client_behind_a_trusted_proxy_has_its_own_limit() {
     let flags = ["--trusted-proxy", "127.0.0.0/8", "--max-connections-per-address", "2"];
     let service = Service::start(0, &flags, &[]);
     let id = service.submit("a.jpg", &picture("cup.jpg"));
@@ -199,13 +201,13 @@ fn a_client_behind_a_trusted_proxy_has_its_own_limit() {
         format!("GET {path}?wait=600 HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 192.0.2.1, 127.0.0.1\r\n\r\n");
     let _waiting: Vec<TcpStream> = (0..2).map(|_| begin(service.address, wait.as_bytes())).collect();
     until("its limit", || (get("192.0.2.1") == 503).then_some(()));
-    assert_eq!(get("203.0.113.9, 192.0.2.1"), 503, "what stands before it may be made up");
+    assert_eq!(get("203.0.113.9, 192.0.2.1"), 503, "addresses before the last one may be forged");
     assert_eq!(get("192.0.2.1, 192.0.2.2"), 200, "another client");
     assert_eq!(get("127.0.0.1"), 200, "this machine");
-    assert_eq!(service.request("GET", &path, &[], b"").status, 200, "nobody is named");
+    assert_eq!(service.request("GET", &path, &[], b"").status, 200, "the proxy names no client");
 }
 
-/// A web tier under a limit of open files, as `ulimit` takes it.
+/// Starts a web tier with a limit of open files, given as arguments of `ulimit`.
 fn start_under_limit(dir: &tempfile::TempDir, limit: &str) -> (Process, SocketAddr) {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let mut command = std::process::Command::new("sh");
@@ -219,7 +221,7 @@ fn start_under_limit(dir: &tempfile::TempDir, limit: &str) -> (Process, SocketAd
 }
 
 #[test]
-fn the_soft_limit_of_open_files_is_raised() {
+fn soft_limit_of_open_files_is_raised() {
     let dir = tempfile::tempdir().unwrap();
     let (web, _) = start_under_limit(&dir, "-Sn 100");
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", web.id())).unwrap();
@@ -229,7 +231,7 @@ fn the_soft_limit_of_open_files_is_raised() {
 }
 
 #[test]
-fn connections_never_use_up_the_open_files() {
+fn connections_never_exhaust_the_open_files() {
     let dir = tempfile::tempdir().unwrap();
     let (web, address) = start_under_limit(&dir, "-n 320");
     let _silent: Vec<TcpStream> = (0..330).map(|_| begin(address, b"")).collect();
@@ -241,27 +243,27 @@ fn connections_never_use_up_the_open_files() {
 }
 
 #[test]
-fn a_drain_with_a_delay_is_seen_before_the_port_closes() {
+fn drain_delay_keeps_the_port_open_and_readyz_reports_the_drain() {
     let mut service = Service::start(0, &["--drain-delay", "3s"], &[]);
     assert_eq!(service.request("GET", "/readyz", &[], b"").status, 200);
     let began = Instant::now();
     service.web.signal("TERM");
-    let draining = until("a sign of the drain", || {
+    let draining = until("readyz to report the drain", || {
         Some(service.request("GET", "/readyz", &[], b"")).filter(|answer| answer.status == 503)
     });
     assert!(draining.text().contains("draining"), "{}", draining.text());
-    let taken = service.request("POST", "/v1/jobs", &[], &picture("cup.jpg"));
-    assert!(taken.status == 202 || began.elapsed() > Duration::from_secs(3), "{}", taken.text());
+    let accepted = service.request("POST", "/v1/jobs", &[], &picture("cup.jpg"));
+    assert!(accepted.status == 202 || began.elapsed() > Duration::from_secs(3), "{}", accepted.text());
     assert_eq!(service.web.wait(), Some(0));
     assert!(began.elapsed() < Duration::from_secs(13), "{:?}", began.elapsed());
 }
 
 #[test]
-fn a_drain_ends_while_another_process_holds_the_lock_of_the_file() {
+fn drain_ends_while_another_process_holds_the_database_lock() {
     let mut service = Service::start(0, &[], &[]);
     let database = service.database();
     database.execute_batch("BEGIN IMMEDIATE").unwrap();
-    // It waits for the lock.
+    // The request waits for the lock.
     let address = service.address;
     let waiting = thread::spawn(move || request(address, "POST", "/v1/jobs", &[], &picture("cup.jpg")));
     until("the request", || {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::emulators::Emulator;
 use crate::harness::{Process, Response, imgcls, request};
-use crate::http_server::{Answer, Asked, serve};
+use crate::http_server::{Answer, ReceivedRequest, serve};
 
 /// Of Auto Scaling's answers.
 pub const NAMESPACE: &str = "http://autoscaling.amazonaws.com/doc/2011-01-01/";
@@ -271,7 +271,7 @@ struct Metadata {
 
 impl Metadata {
     /// Version 2 alone: without a token nothing is said.
-    fn answer(&self, asked: &Asked) -> Answer {
+    fn answer(&self, asked: &ReceivedRequest) -> Answer {
         let plain = |text: &str| Answer::text(200, "text/plain", text);
         if asked.method == "PUT" && asked.path == "/latest/api/token" {
             let mut answer = plain("a token");
@@ -317,7 +317,7 @@ fn front(group: Arc<Group>, heard: Arc<Heard>) -> SocketAddr {
     })
 }
 
-fn hand_on(asked: &Asked, emulator: &Emulator) -> Answer {
+fn hand_on(asked: &ReceivedRequest, emulator: &Emulator) -> Answer {
     let passed = ["accept", "authorization", "content-encoding", "content-type", "smithy-protocol", "x-amz-date"];
     let headers: Vec<(&str, &str)> = passed.into_iter().filter_map(|name| Some((name, asked.header(name)?))).collect();
     let answer: Response = request(emulator.address, &asked.method, &asked.path, &headers, &asked.body).unwrap();

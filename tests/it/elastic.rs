@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::cloud::{Cloud, Setting, call};
 use crate::emulators::{ministack, moto};
 use crate::harness::{Service, imgcls, picture, until};
-use crate::original::Stage;
+use crate::legacy_tiers::Stage;
 
 const IMAGES: usize = 60;
 /// From the first image in the queue to the first worker that is asked for.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::emulators::{Emulator, ministack, moto};
 use crate::fault_proxy::{Call, Door, Fate, FaultProxy, Plan};
 use crate::harness::{Process, Response, Service, label_of, picture, request, until};
-use crate::original::Stage;
+use crate::legacy_tiers::Stage;
 
 const SEED: u64 = 3;
 const JOBS: usize = 500;

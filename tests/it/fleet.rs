@@ -7,7 +7,7 @@ use std::thread;
 
 use crate::emulators::ministack;
 use crate::harness::{label_of, picture, request, until};
-use crate::original::Stage;
+use crate::legacy_tiers::Stage;
 
 const IMAGES: usize = 1_000;
 /// These share one file name.

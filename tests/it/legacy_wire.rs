@@ -1,5 +1,5 @@
-//! `serve-web --wire seed`: our web tier asks workers of the original. They are played here by their own rules, through
-//! the two ports, so that any backend can carry them.
+//! `serve-web --wire seed`: the web tier uses legacy workers. The tests play those workers through the two ports, so
+//! that they run on any backend.
 
 use std::sync::Arc;
 use std::thread;
@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 
 use crate::harness::{PATIENCE, Service, form, label_of, picture, request};
 
-/// The original's worker: it writes the image under its file name, the answer under the name to its first dot, replies
-/// with what it splits off its own output at the comma, and deletes the message. It answers with the image's size.
-struct OriginalWorker {
+/// A legacy worker. It stores the image under its file name and the answer under the name up to its first dot, replies
+/// with the text after the first comma of its own output, and deletes the message. Its label contains the image's size.
+struct LegacyWorker {
     requests: Arc<dyn Queue>,
     results: Arc<dyn Queue>,
     input: Arc<dyn ObjectStore>,
@@ -24,10 +24,10 @@ struct OriginalWorker {
     replies: bool,
 }
 
-impl OriginalWorker {
-    async fn on(backend: &Backend) -> OriginalWorker {
+impl LegacyWorker {
+    async fn on(backend: &Backend) -> LegacyWorker {
         let (queues, names) = (queue::open(backend).await.unwrap(), Names::local("imgcls"));
-        OriginalWorker {
+        LegacyWorker {
             requests: queues.open(&names.request_queue).await.unwrap(),
             results: queues.open(&names.result_queue).await.unwrap(),
             input: store::open(backend, &names.input_bucket).await.unwrap(),
@@ -37,7 +37,7 @@ impl OriginalWorker {
         }
     }
 
-    /// Serves one message; the file name that it had.
+    /// Serves one message and returns its file name.
     async fn serve_one(&self) -> String {
         let options =
             ReceiveOptions { max: 1, wait: Duration::from_secs(5), visibility_timeout: PATIENCE, is_fair: false };
@@ -49,18 +49,18 @@ impl OriginalWorker {
             assert!(started.elapsed() < PATIENCE, "no request came");
         };
         let body: Value = serde_json::from_str(&delivery.body).unwrap();
-        assert_eq!(body.as_object().unwrap().len(), 2, "the original knows two members: {body}");
+        assert_eq!(body.as_object().unwrap().len(), 2, "a legacy request has two members: {body}");
         let name = body["filename"].as_str().unwrap().to_owned();
         let image = base64::engine::general_purpose::STANDARD.decode(body["image_data"].as_str().unwrap()).unwrap();
-        let said = format!("({name}, {})\n", label(&image));
+        let printed = format!("({name}, {})\n", label(&image));
         let _ = self.input.put(&name, image.into(), PutOptions::default()).await.unwrap();
         if self.writes_output {
             let stem = name.split('.').next().unwrap();
-            let body = format!("({})", said.trim_end());
+            let body = format!("({})", printed.trim_end());
             let _ = self.output.put(stem, body.into(), PutOptions::default()).await.unwrap();
         }
         if self.replies {
-            let (_, answer) = said.split_once(',').unwrap();
+            let (_, answer) = printed.split_once(',').unwrap();
             let reply = json!({ name.clone(): answer }).to_string();
             queue::send_one(&*self.results, Outgoing::new(reply)).await.unwrap();
         }
@@ -73,7 +73,7 @@ fn label(image: &[u8]) -> String {
     format!("bathtub, {} bytes (large)", image.len())
 }
 
-fn run<T>(work: impl Future<Output = T>) -> T {
+fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
@@ -82,18 +82,18 @@ fn backend(service: &Service) -> Backend {
 }
 
 #[test]
-fn an_original_worker_answers_clients_who_never_hear_of_its_form() {
+fn legacy_worker_answers_clients_of_the_current_interface() {
     let service = Service::start(0, &["--wire", "seed"], &[]);
     let image = picture("cup.jpg");
     let (content_type, body) = form("myfile", "../secret.jpg", &image);
     thread::scope(|scope| {
         let worker = scope.spawn(|| {
-            run(async {
-                let worker = OriginalWorker::on(&backend(&service)).await;
+            block_on(async {
+                let worker = LegacyWorker::on(&backend(&service)).await;
                 [worker.serve_one().await, worker.serve_one().await]
             })
         });
-        // Two users with one file name, at the same time.
+        // Two users send the same file name at the same time.
         let form = scope.spawn(|| service.request("POST", "/", &[("Content-Type", &content_type)], &body));
         let answer = service.request(
             "POST",
@@ -108,19 +108,19 @@ fn an_original_worker_answers_clients_who_never_hear_of_its_form() {
         assert_eq!((form.status, form.text()), (200, label(&image)));
         for name in worker.join().unwrap() {
             let (id, extension) = name.split_once('.').unwrap();
-            assert!(extension == "jpg" && id.parse::<uuid::Uuid>().is_ok(), "a name of a user's on the wire: {name}");
+            assert!(extension == "jpg" && id.parse::<uuid::Uuid>().is_ok(), "a user's file name on the wire: {name}");
         }
-        // The end is everybody's from now on.
+        // From now on every web process knows the result.
         let id = result["id"].as_str().unwrap();
         let job = service.finished(id);
         assert_eq!((&job["status"], &job["predictions"]), (&"succeeded".into(), &result["predictions"]));
     });
 }
 
-/// Of output object and reply either may be missing: some workers write none, and a reply may be read by a process that
-/// dies. Asked of another web process than the one that took the image.
+/// Either the output object or the reply may be missing: some workers write no object, and the process that reads a
+/// reply may die. The test asks another web process than the one that accepted the image.
 #[test]
-fn either_the_output_or_the_reply_is_enough_and_any_web_process_answers() {
+fn output_or_reply_alone_is_enough_for_every_web_process() {
     let mut service = Service::start(0, &["--wire", "seed"], &[]);
     let other = service.add_web();
     let image = picture("cup.jpg");
@@ -129,14 +129,14 @@ fn either_the_output_or_the_reply_is_enough_and_any_web_process_answers() {
         let queued = request(other, "GET", &format!("/v1/jobs/{id}"), &[], b"").unwrap().json();
         assert_eq!(queued, json!({"id": id, "status": "queued"}));
         thread::scope(|scope| {
-            // Somebody waits there while the worker comes.
+            // A caller waits at the other process before the worker starts.
             let waiting = scope.spawn(|| {
                 let path = format!("/v1/jobs/{id}?wait=50");
                 request(other, "GET", &path, &[], b"").unwrap().json()
             });
-            run(async {
-                let worker = OriginalWorker::on(&backend(&service)).await;
-                let name = OriginalWorker { writes_output, replies, ..worker }.serve_one().await;
+            block_on(async {
+                let worker = LegacyWorker::on(&backend(&service)).await;
+                let name = LegacyWorker { writes_output, replies, ..worker }.serve_one().await;
                 assert_eq!(name, format!("{id}.jpg"));
             });
             let job = waiting.join().unwrap();
@@ -148,10 +148,10 @@ fn either_the_output_or_the_reply_is_enough_and_any_web_process_answers() {
     }
 }
 
-/// While tiers are moved, a web tier that speaks the original's form also meets workers of ours, and one that does not
-/// is asked for what the other accepted.
+/// During a migration, a web tier with the legacy wire also meets current workers, and a current web tier is asked for
+/// jobs that the other one accepted.
 #[test]
-fn our_workers_and_our_other_web_tiers_understand_it_too() {
+fn current_workers_and_web_tiers_understand_the_legacy_wire() {
     let mut service = Service::start(1, &["--wire", "seed"], &[]);
     let answer = service.request("POST", "/v1/classify", &[], &picture("rocket.jpg"));
     assert_eq!(answer.json()["predictions"], json!([{"label": label_of("rocket.jpg")}]));
@@ -168,16 +168,16 @@ fn our_workers_and_our_other_web_tiers_understand_it_too() {
 }
 
 #[test]
-fn an_image_that_does_not_fit_the_queue_is_refused_with_the_queues_limit() {
+fn image_that_does_not_fit_the_queue_is_refused_with_its_limit() {
     let dir = tempfile::tempdir().unwrap();
-    run(async {
+    block_on(async {
         let queues = queue::open(&Backend::Local { data_dir: dir.path().join("data") }).await.unwrap();
         let attributes = QueueAttributes { max_message_bytes: 6_144, ..QueueAttributes::default() };
         queues.create(&Names::local("imgcls").request_queue, &attributes).await.unwrap();
     });
     let service = Service::start_in(dir, 0, &["--wire", "seed"], &[]);
     let image = picture("one-pixel.png");
-    // Images may be followed by anything; base64 of 4,527 bytes and the name just fit.
+    // An image may be followed by any bytes. With 4,527 bytes, the message in base64 just fits.
     let padded = |len: usize| [image.as_slice(), &vec![0; len - image.len()]].concat();
     let envelope = format!(r#"{{"image_data":"","filename":"{}.png"}}"#, uuid::Uuid::nil()).len();
     let largest = (6_144 - envelope) / 4 * 3;

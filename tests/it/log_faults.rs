@@ -1,4 +1,4 @@
-//! A log that cannot be written changes nothing but the log, and a reader of standard output that goes away is no fault.
+//! A log that cannot be written affects nothing else, and a reader of standard output that goes away is not an error.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, PipeReader, PipeWriter, Read as _, Write as _};
@@ -16,7 +16,7 @@ use crate::up::children;
 
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
-/// A running `imgcls up`; killed with the test.
+/// A running `imgcls up`, killed at the end of the test.
 struct Up {
     process: Child,
     address: SocketAddr,
@@ -30,11 +30,11 @@ impl Up {
         command.args(["up", "--backend", "local", "--listen", "127.0.0.1:0", "--data-dir"]).arg(directory.path());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).env("IMGCLS_LOG", "debug");
         let mut process = command.spawn().unwrap();
-        // It holds the descriptors of the child open.
+        // The command keeps the descriptors of the child open.
         drop(command);
         let line = first_line(process.stdout.take().unwrap()).unwrap_or_else(|| {
             let _ = process.kill();
-            panic!("`up` did not serve in time, or ended: {:?}", process.wait())
+            panic!("`up` ended or did not serve in time: {:?}", process.wait())
         });
         let address = line.trim().strip_prefix("open http://").and_then(|rest| rest.strip_suffix('/'));
         let address = address.unwrap_or_else(|| panic!("no address in {line:?}")).parse().unwrap();
@@ -45,8 +45,9 @@ impl Up {
         Pid::from_child(&self.process)
     }
 
-    /// An image is answered, SIGTERM ends all with exit code 0 in time, and no worker is left.
-    fn works_and_drains(mut self) {
+    /// Checks that an image is classified, that SIGTERM ends the process with exit code 0 in time, and that no worker
+    /// is left.
+    fn assert_works_and_drains(mut self) {
         let answer = request(self.address, "POST", "/v1/classify?wait=60", &[], &picture("rocket.jpg")).unwrap();
         assert_eq!(answer.status, 200, "{}", answer.text());
         assert_eq!(answer.json()["predictions"][0]["label"], label_of("rocket.jpg"));
@@ -65,25 +66,25 @@ impl Up {
 }
 
 impl Drop for Up {
-    /// Of a test that failed half-way.
+    /// Ends the process of a test that failed half-way.
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// None where there is none, or not in time.
+/// Returns the first line, or `None` when there is none in time.
 fn first_line(output: ChildStdout) -> Option<String> {
-    let (told, line) = std::sync::mpsc::channel();
+    let (sender, line) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let mut line = String::new();
         let read = BufReader::new(output).read_line(&mut line);
-        told.send(read.ok().filter(|bytes| *bytes > 0).map(|_| line))
+        sender.send(read.ok().filter(|bytes| *bytes > 0).map(|_| line))
     });
     line.recv_timeout(PATIENCE).ok().flatten()
 }
 
-/// The pipe whose reading end is returned takes not one byte more.
+/// Returns both ends of a pipe that is full to the last byte.
 fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, mut writer) = std::io::pipe().unwrap();
     let flags = fcntl_getfl(&writer).unwrap();
@@ -91,7 +92,7 @@ fn full_pipe() -> (PipeReader, PipeWriter) {
     for size in [4096, 1] {
         while writer.write(&[b'.'; 4096][..size]).is_ok() {}
     }
-    // The children share this flag.
+    // Child processes share this flag.
     fcntl_setfl(&writer, flags).unwrap();
     (reader, writer)
 }
@@ -100,13 +101,13 @@ fn full_pipe() -> (PipeReader, PipeWriter) {
 fn up_works_and_drains_without_a_standard_error() {
     let mut shell = Command::new("sh");
     shell.args(["-c", "exec \"$0\" \"$@\" 2>&-"]).arg(imgcls().get_program());
-    Up::start(shell, Stdio::inherit()).works_and_drains();
+    Up::start(shell, Stdio::inherit()).assert_works_and_drains();
 }
 
 #[test]
 fn up_works_and_drains_with_a_log_on_a_full_disk() {
     let full = File::options().write(true).open("/dev/full").unwrap();
-    Up::start(imgcls(), full).works_and_drains();
+    Up::start(imgcls(), full).assert_works_and_drains();
 }
 
 #[test]
@@ -119,18 +120,18 @@ fn up_works_and_drains_when_the_reader_of_its_log_goes_away() {
     });
     let up = Up::start(imgcls(), writer);
     assert!(head.join().unwrap().contains("up"));
-    up.works_and_drains();
+    up.assert_works_and_drains();
 }
 
 #[test]
 fn up_works_and_drains_when_nobody_reads_its_log() {
     let (reader, writer) = full_pipe();
-    Up::start(imgcls(), writer).works_and_drains();
+    Up::start(imgcls(), writer).assert_works_and_drains();
     drop(reader);
 }
 
 #[test]
-fn a_worker_drains_when_its_parent_does_not_read_what_it_says() {
+fn worker_drains_when_its_parent_does_not_read_its_output() {
     let directory = tempfile::tempdir().unwrap();
     let (reader, writer) = full_pipe();
     let log = directory.path().join("log");
@@ -160,7 +161,7 @@ fn lost_log_lines_are_counted_once_the_log_can_be_written_again() {
     let directory = tempfile::tempdir().unwrap();
     let fifo = directory.path().join("log");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    // Opened for reading without a writer, which does not wait for one.
+    // Opens for reading without waiting for a writer.
     let open = || {
         let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap();
         let reader = File::options().read(true).custom_flags(nonblocking).open(&fifo).unwrap();
@@ -178,7 +179,7 @@ fn lost_log_lines_are_counted_once_the_log_can_be_written_again() {
     reader.read_line(&mut String::new()).unwrap();
     drop(reader);
 
-    // Each request logs lines that nobody can read.
+    // Each request logs lines that cannot be written.
     let is_served = || request(address, "GET", "/healthz", &[], b"").ok().filter(|answer| answer.status == 200);
     until("the web tier", is_served);
     let mut lines = open().lines();
@@ -192,7 +193,7 @@ fn lost_log_lines_are_counted_once_the_log_can_be_written_again() {
 }
 
 #[test]
-fn a_command_whose_reader_goes_away_ends_quietly() {
+fn command_whose_reader_goes_away_ends_without_an_error() {
     let directory = tempfile::tempdir().unwrap();
     let image = format!("{}/tests/pictures/cat.jpg", env!("CARGO_MANIFEST_DIR"));
     let data_dir = directory.path().to_str().unwrap();
@@ -208,16 +209,16 @@ fn a_command_whose_reader_goes_away_ends_quietly() {
         command.args(line).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         drop(child.stdout.take());
-        let mut said = String::new();
-        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
         let status = child.wait().unwrap();
-        assert_eq!(status.code(), Some(0), "{line:?}: {said}");
-        assert!(!said.contains("panicked"), "{line:?}: {said}");
+        assert_eq!(status.code(), Some(0), "{line:?}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{line:?}: {stderr}");
     }
 }
 
 #[test]
-fn exit_codes_do_not_depend_on_whether_the_reason_can_be_written() {
+fn exit_codes_are_the_same_when_the_reason_cannot_be_written() {
     for (line, code) in [(&["worker", "--model", "nonesuch"][..], 1), (&["worker", "--sessions", "none"], 2)] {
         let directory = tempfile::tempdir().unwrap();
         let full = File::options().write(true).open("/dev/full").unwrap();
@@ -228,11 +229,11 @@ fn exit_codes_do_not_depend_on_whether_the_reason_can_be_written() {
     }
 }
 
-/// Set in the process that panics.
+/// Set in the child process that panics.
 const PANICS: &str = "IMGCLS_TEST_PANICS";
 
 #[test]
-fn a_panic_of_a_thread_is_logged_as_any_other_event() {
+fn panic_of_a_thread_is_logged_like_any_other_event() {
     if std::env::var_os(PANICS).is_some() {
         telemetry::init(telemetry::LogFormat::Json);
         let thread = std::thread::Builder::new().name("session".to_owned()).spawn(|| panic!("out of cheese"));
@@ -241,11 +242,11 @@ fn a_panic_of_a_thread_is_logged_as_any_other_event() {
         return;
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "log_faults::a_panic_of_a_thread_is_logged_as_any_other_event", "--nocapture"]);
+    command.args(["--exact", "log_faults::panic_of_a_thread_is_logged_like_any_other_event", "--nocapture"]);
     let output = command.env(PANICS, "1").env_remove("RUST_BACKTRACE").env_remove("IMGCLS_LOG").output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    let event: serde_json::Value = said.lines().find_map(|line| serde_json::from_str(line).ok()).expect(&said);
-    assert_eq!((&event["level"], &event["thread"]), (&"ERROR".into(), &"session".into()), "{said}");
-    assert_eq!(event["message"], "a thread panicked: out of cheese", "{said}");
-    assert!(event["location"].as_str().unwrap().contains("log_faults.rs"), "{said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let event: serde_json::Value = stderr.lines().find_map(|line| serde_json::from_str(line).ok()).expect(&stderr);
+    assert_eq!((&event["level"], &event["thread"]), (&"ERROR".into(), &"session".into()), "{stderr}");
+    assert_eq!(event["message"], "a thread panicked: out of cheese", "{stderr}");
+    assert!(event["location"].as_str().unwrap().contains("log_faults.rs"), "{stderr}");
 }

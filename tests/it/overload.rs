@@ -1,4 +1,5 @@
-//! More load than the workers can do: who is refused, who is let in, and what is dropped before it costs an inference.
+//! More load than the workers can handle: which callers are refused or admitted, and which jobs are dropped before
+//! inference.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -10,7 +11,8 @@ use crate::harness::{PATIENCE, Response, Service, imgcls, metric, picture, read_
 
 const EXPECTED_WAIT: &str = "imgcls_web_expected_wait_seconds";
 const SHED: &str = "imgcls_web_shed_total{reason=\"expected_wait\"}";
-/// A refusal takes milliseconds; on a busy machine it must still be far from the seconds that the caller would wait.
+/// A refusal takes milliseconds. Even on a busy machine it must take much less than the seconds that the caller would
+/// wait.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// A running `imgcls up`. Its workers end with it.
@@ -46,7 +48,7 @@ impl Up {
 
 impl Drop for Up {
     fn drop(&mut self) {
-        // The workers drain when their standard input closes; a stopped one has to be continued for that.
+        // Workers drain when their standard input closes. A stopped worker has to be continued first.
         let parent = self.process.id().to_string();
         let _ = std::process::Command::new("pkill").args(["-CONT", "-P", &parent]).status();
         let _ = self.process.kill();
@@ -61,7 +63,7 @@ fn assert_refused(response: &Response) {
     assert!((1..=60).contains(&retry_after), "{retry_after}");
 }
 
-/// Submits jobs that do not wait until a new caller is expected to wait this long.
+/// Submits jobs, without waiting for them, until the expected wait of a new caller is this long.
 fn fill_until_expected_wait(address: SocketAddr, image: &[u8], seconds: f64) {
     until("a queue that is deep enough", || {
         for _ in 0..20 {
@@ -73,11 +75,11 @@ fn fill_until_expected_wait(address: SocketAddr, image: &[u8], seconds: f64) {
 }
 
 #[test]
-fn caller_that_would_wait_too_long_is_refused_at_once_and_a_patient_one_is_served() {
+fn caller_with_a_short_wait_is_refused_at_once_and_one_with_a_long_wait_is_served() {
     let up = Up::start(&["--min-workers", "1", "--max-workers", "1"]);
     let image = picture("rocket.jpg");
     assert_eq!(up.post("/v1/classify", &image).status, 200);
-    // From here on a worker is ready and its service time is known, as it would be in any service that has worked.
+    // A worker is ready now. Wait until its service time is measured.
     until("a measured service time", || {
         assert_eq!(up.post("/v1/classify", &image).status, 200);
         request(up.address, "POST", "/v1/jobs", &[], &image).unwrap();
@@ -91,7 +93,7 @@ fn caller_that_would_wait_too_long_is_refused_at_once_and_a_patient_one_is_serve
     assert!(asked.elapsed() < AT_ONCE, "refused after {:?}", asked.elapsed());
     assert!((metric(up.address, SHED) - 1.0).abs() < 0.1);
 
-    // The answer comes before the body: the client has sent the head alone.
+    // The answer comes before the body: the client has sent only the head.
     let asked = Instant::now();
     let mut early = TcpStream::connect(up.address).unwrap();
     early.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -100,21 +102,25 @@ fn caller_that_would_wait_too_long_is_refused_at_once_and_a_patient_one_is_serve
     assert_refused(&read_response(&mut BufReader::new(early)).unwrap());
     assert!(asked.elapsed() < AT_ONCE, "refused after {:?}", asked.elapsed());
 
-    assert_eq!(request(up.address, "GET", "/readyz", &[], b"").unwrap().status, 200, "shedding is no reason");
+    assert_eq!(
+        request(up.address, "GET", "/readyz", &[], b"").unwrap().status,
+        200,
+        "a service that sheds load is ready"
+    );
     let accepted_before = metric(up.address, "imgcls_web_waiting");
     thread::scope(|scope| {
-        let patient = scope.spawn(|| up.post("/v1/classify?wait=120", &image));
-        until("the patient caller waits", || {
+        let long_wait = scope.spawn(|| up.post("/v1/classify?wait=120", &image));
+        until("the caller with a long wait is waiting", || {
             (metric(up.address, "imgcls_web_waiting") > accepted_before).then_some(())
         });
         up.signal_workers("CONT");
-        assert_eq!(patient.join().unwrap().status, 200);
+        assert_eq!(long_wait.join().unwrap().status, 200);
     });
-    until("callers are let in again", || (up.post("/v1/classify?wait=3", &image).status == 200).then_some(()));
+    until("callers are admitted again", || (up.post("/v1/classify?wait=3", &image).status == 200).then_some(()));
 }
 
 #[test]
-fn service_that_has_no_worker_yet_lets_every_caller_in() {
+fn every_caller_is_admitted_before_the_first_worker_is_ready() {
     let up = Up::start(&["--min-workers", "0", "--max-workers", "1"]);
     let image = picture("rocket.jpg");
     thread::scope(|scope| {
@@ -128,7 +134,7 @@ fn callers_of_a_web_tier_alone_are_refused_by_the_pace_of_its_replies() {
     let service = Service::start(1, &[], &[]);
     let image = picture("rocket.jpg");
     let worker = &service.workers[0];
-    // A backlog is worked on, so that the pace is measured; then the worker stops, and the backlog stays.
+    // The worker first works on a backlog, so that the pace is measured. Then it stops and a backlog remains.
     let ids: Vec<String> = (0..60).map(|_| service.submit("rocket.jpg", &image)).collect();
     for id in &ids {
         assert_eq!(service.finished(id)["status"], "succeeded");
@@ -140,15 +146,17 @@ fn callers_of_a_web_tier_alone_are_refused_by_the_pace_of_its_replies() {
     assert_refused(&service.request("POST", "/v1/classify?wait=3", &[], &image));
     assert!(asked.elapsed() < AT_ONCE, "refused after {:?}", asked.elapsed());
     thread::scope(|scope| {
-        let patient = scope.spawn(|| service.request("POST", "/v1/classify?wait=120", &[], &image));
-        until("the patient caller waits", || (metric(service.address, "imgcls_web_waiting") > 0.0).then_some(()));
+        let long_wait = scope.spawn(|| service.request("POST", "/v1/classify?wait=120", &[], &image));
+        until("the caller with a long wait is waiting", || {
+            (metric(service.address, "imgcls_web_waiting") > 0.0).then_some(())
+        });
         worker.signal("CONT");
-        assert_eq!(patient.join().unwrap().status, 200);
+        assert_eq!(long_wait.join().unwrap().status, 200);
     });
 }
 
 #[test]
-fn queue_takes_no_more_than_its_depth_and_takes_again_once_work_is_done() {
+fn full_queue_refuses_jobs_until_work_is_done() {
     let mut service = Service::start(0, &["--max-queue-depth", "3"], &[]);
     let image = picture("rocket.jpg");
     let ids: Vec<String> = (0..3).map(|_| service.submit("rocket.jpg", &image)).collect();
@@ -156,19 +164,19 @@ fn queue_takes_no_more_than_its_depth_and_takes_again_once_work_is_done() {
         assert_refused(&service.request("POST", path, &[], &image));
     }
     assert!((metric(service.address, "imgcls_web_shed_total{reason=\"queue_depth\"}") - 3.0).abs() < 0.1);
-    assert_eq!(service.images().len(), 3, "nothing of what was refused was stored");
+    assert_eq!(service.images().len(), 3, "no refused image was stored");
     service.add_worker();
     for id in &ids {
         assert_eq!(service.finished(id)["status"], "succeeded");
     }
-    let taken = until("the queue takes again", || {
+    let accepted = until("the queue accepts a job again", || {
         let response = service.request("POST", "/v1/jobs", &[], &image);
         (response.status == 202).then(|| response.json()["id"].as_str().unwrap().to_owned())
     });
-    assert_eq!(service.finished(&taken)["status"], "succeeded");
+    assert_eq!(service.finished(&accepted)["status"], "succeeded");
 }
 
-/// Sends a request whose answer nobody reads.
+/// Sends a request and does not read the answer.
 fn send(address: SocketAddr, path: &str, image: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
     let head = format!("POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n", image.len());
@@ -178,11 +186,11 @@ fn send(address: SocketAddr, path: &str, image: &[u8]) -> TcpStream {
 }
 
 #[test]
-fn job_of_a_client_that_left_is_not_classified_unless_its_id_was_told() {
+fn job_of_a_client_that_left_is_classified_only_if_the_client_knew_its_id() {
     const LEFT: usize = 6;
     let mut service = Service::start(0, &[], &["--admin-listen", "127.0.0.1:0"]);
     let (image, large) = (picture("rocket.jpg"), picture("rgb.bmp"));
-    let told = [
+    let known = [
         service.submit("jobs.jpg", &image),
         service.request("POST", "/v1/classify?wait=0.1", &[], &image).json()["id"].as_str().unwrap().to_owned(),
     ];
@@ -193,7 +201,7 @@ fn job_of_a_client_that_left_is_not_classified_unless_its_id_was_told() {
     until("all are stored and wait", || {
         let messages: usize =
             service.database().query_row("SELECT count(*) FROM messages", [], |row| row.get(0)).unwrap();
-        (messages == LEFT + told.len() && service.images().len() == messages).then_some(())
+        (messages == LEFT + known.len() && service.images().len() == messages).then_some(())
     });
     drop(clients);
     until("their jobs are withdrawn", || {
@@ -202,51 +210,51 @@ fn job_of_a_client_that_left_is_not_classified_unless_its_id_was_told() {
     });
 
     service.add_worker();
-    for id in &told {
+    for id in &known {
         assert_eq!(service.finished(id)["status"], "succeeded");
     }
     let admin = service.workers[0].admin_address();
     let ended = |ending: &str| metric(admin, &format!("imgcls_worker_endings_total{{ending=\"{ending}\"}}")) as usize;
-    until("all messages are done", || (ended("withdrawn") + ended("succeeded") >= LEFT + told.len()).then_some(()));
-    assert_eq!((ended("withdrawn"), ended("succeeded"), ended("failed")), (LEFT, told.len(), 0));
-    let mut kept: Vec<String> = told.iter().map(|id| format!("images/{id}")).collect();
+    until("all messages are done", || (ended("withdrawn") + ended("succeeded") >= LEFT + known.len()).then_some(()));
+    assert_eq!((ended("withdrawn"), ended("succeeded"), ended("failed")), (LEFT, known.len(), 0));
+    let mut kept: Vec<String> = known.iter().map(|id| format!("images/{id}")).collect();
     kept.sort();
     assert_eq!(service.images(), kept, "neither image nor marker of a withdrawn job is left");
-    assert_eq!(crate::harness::count_results(&service.database()), told.len());
+    assert_eq!(crate::harness::count_results(&service.database()), known.len());
     assert!(!service.workers[0].log().contains("ended without an answer"), "{}", service.workers[0].log());
 }
 
 #[test]
-fn clients_that_leave_at_any_moment_harm_no_other() {
+fn clients_that_leave_at_any_moment_harm_no_other_client() {
     const ROUNDS: u64 = 40;
     let service = Service::start(1, &[], &["--admin-listen", "127.0.0.1:0"]);
     let image = picture("rocket.jpg");
     let label = crate::harness::label_of("rocket.jpg");
-    let told: Vec<String> = thread::scope(|scope| {
+    let known: Vec<String> = thread::scope(|scope| {
         let leaving = (0..2).map(|lane| {
             let (service, image) = (&service, &image);
             scope.spawn(move || {
                 for round in 0..ROUNDS {
                     let client = send(service.address, "/v1/classify?wait=60", image);
-                    // Before it is stored, while it waits, while it is inferred, when it is answered.
+                    // The client leaves before its job is stored, while it waits, during inference, or at the answer.
                     thread::sleep(Duration::from_millis((round * 7 + lane * 3) % 60));
                     drop(client);
                 }
             })
         });
         let leaving: Vec<_> = leaving.collect();
-        let told = (0..ROUNDS).map(|_| {
+        let known = (0..ROUNDS).map(|_| {
             let answer = service.request("POST", "/v1/classify?wait=60", &[], &image).json();
             assert_eq!(answer["predictions"][0]["label"], label.as_str(), "{answer}");
             [answer["id"].as_str().unwrap().to_owned(), service.submit("rocket.jpg", &image)]
         });
-        let told = told.flatten().collect();
+        let known = known.flatten().collect();
         for lane in leaving {
             lane.join().unwrap();
         }
-        told
+        known
     });
-    for id in &told {
+    for id in &known {
         let job = service.finished(id);
         assert_eq!(job["predictions"][0]["label"], label.as_str(), "{job}");
     }
@@ -258,31 +266,31 @@ fn clients_that_leave_at_any_moment_harm_no_other() {
     assert!(metric(admin, "imgcls_worker_endings_total{ending=\"failed\"}").abs() < 0.1);
     let database = service.database();
     let kept = service.images();
-    assert!(kept.len() >= told.len());
+    assert!(kept.len() >= known.len());
     for key in kept {
-        // What is not withdrawn has a result; of what is withdrawn nothing is left.
+        // A job that was not withdrawn has a result. Of a withdrawn job nothing is left.
         let id = key.strip_prefix("images/").unwrap();
         assert!(crate::harness::result_text(&database, id).contains(&label), "{id}");
     }
 }
 
 #[test]
-fn a_connection_is_left_to_refuse_on_when_all_others_wait() {
+fn one_connection_is_reserved_for_refusals_when_all_others_wait() {
     let service = Service::start(0, &["--max-connections", "64"], &[]);
     let image = picture("rgb.png");
     let waiting: Vec<TcpStream> = (0..63).map(|_| send(service.address, "/v1/classify?wait=120", &image)).collect();
     until("all but one connection wait", || {
         (metric(service.address, "imgcls_web_waiting") >= waiting.len() as f64).then_some(())
     });
-    // The connection before may still hold the last place, and then the refusal is that of a full house.
-    let refused = until("a refusal for want of connections", || {
+    // The previous connection may still hold the last permit. The refusal then has another reason.
+    let refused = until("a refusal for lack of connections", || {
         let refused = service.request("POST", "/v1/classify?wait=120", &[], &image);
         assert_eq!(refused.status, 503, "{}", refused.text());
         (metric(service.address, "imgcls_web_shed_total{reason=\"connections\"}") > 0.9).then_some(refused)
     });
     assert_refused(&refused);
     assert_eq!(refused.header("connection"), Some("close"));
-    until("who does not wait is let in", || {
+    until("a caller that does not wait is admitted", || {
         (service.request("POST", "/v1/jobs", &[], &image).status == 202).then_some(())
     });
 }

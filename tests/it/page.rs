@@ -1,4 +1,4 @@
-//! The page, driven in a real Chromium. Without `chromium` and `chromedriver` on the path it is skipped, and both this
+//! The page in a real Chromium. Without `chromium` and `chromedriver` on the path the test is skipped, and both this
 //! test and `scripts/test` say so.
 
 use std::io::{BufRead as _, BufReader};
@@ -15,15 +15,15 @@ struct Driver {
 }
 
 impl Driver {
-    /// None where the browser or its driver is not installed.
+    /// Returns `None` when the browser or its driver is not installed.
     fn start() -> Option<Driver> {
         Command::new("chromium").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().ok()?;
         let mut process =
             Command::new("chromedriver").arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
         let port = lines.find_map(|line| line.strip_suffix('.')?.rsplit("on port ").next()?.parse().ok());
-        let port = port.expect("chromedriver says its port");
-        // It goes on writing; a full pipe would stop it.
+        let port = port.expect("chromedriver prints its port");
+        // It continues to write, and a full pipe would block it.
         std::thread::spawn(move || lines.for_each(drop));
         Some(Driver { process, port })
     }
@@ -53,9 +53,9 @@ impl Drop for Driver {
 }
 
 #[test]
-fn the_page_shows_labels_failures_and_hostile_names() {
+fn page_shows_labels_failures_and_hostile_names() {
     let Some(driver) = Driver::start() else {
-        eprintln!("SKIPPED: no chromium with chromedriver on this machine; the page was not driven");
+        eprintln!("SKIPPED: no chromium with chromedriver on this machine; the page was not tested");
         return;
     };
     let service = Service::start(1, &[], &[]);

@@ -1,4 +1,4 @@
-//! Requests as clients, browsers and curl really send them, and what each is told that cannot be served.
+//! Requests as programs, browsers and curl really send them, and the answers to those that cannot be served.
 
 use std::io::{BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ use crate::harness::{PATIENCE, Response, Service, label_of, picture, read_respon
 
 const BOUNDARY: &str = "XBOUND";
 
-/// Sends a head, with the length of the body and `Connection: close`, and the body; nothing else is added.
+/// Sends a head and a body. Only the length of the body and `Connection: close` are added.
 fn send(service: &Service, head: &str, body: &[u8]) -> Response {
     let mut stream = TcpStream::connect(service.address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -25,7 +25,7 @@ fn post(service: &Service, headers: &[(&str, &str)], body: &[u8]) -> Response {
     service.request("POST", "/v1/classify?top_k=1", headers, body)
 }
 
-/// A form of parts, each with its headers and its content.
+/// Returns a form with these parts, each with its headers and its content.
 fn form_of(boundary: &str, parts: &[(&[u8], &[u8])]) -> Vec<u8> {
     let mut body = Vec::new();
     for (head, content) in parts {
@@ -49,7 +49,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[track_caller]
-fn problem(response: &Response, status: u16, says: &str) {
+fn assert_problem(response: &Response, status: u16, says: &str) {
     assert_eq!(response.status, status, "{}", response.text());
     assert_eq!(response.header("content-type"), Some("application/problem+json"), "{}", response.text());
     assert_eq!(response.header("cache-control"), Some("no-store"));
@@ -61,10 +61,10 @@ fn problem(response: &Response, status: u16, says: &str) {
 }
 
 #[test]
-fn forms_are_read_as_clients_send_them() {
+fn every_form_that_clients_send_is_read() {
     let service = Service::start(1, &[], &[]);
     let (image, label) = (picture("cup.jpg"), label_of("cup.jpg"));
-    let named = |response: &Response, expected: &str| {
+    let assert_named = |response: &Response, expected: &str| {
         let answer = response.json();
         assert_eq!((&answer["status"], &answer["filename"]), (&"succeeded".into(), &expected.into()), "{answer}");
         assert_eq!(answer["predictions"][0]["label"], label.as_str());
@@ -82,7 +82,7 @@ fn forms_are_read_as_clients_send_them() {
         (b"content-disposition: FORM-DATA; NAME=f; FILENAME=a.jpg\r\nCONTENT-TYPE: IMAGE/JPEG", "a.jpg"),
         (b"Content-Type: application/octet-stream", ""),
     ] {
-        named(&post_form(&service, &[(head, &image)]), name);
+        assert_named(&post_form(&service, &[(head, &image)]), name);
     }
     let file = b"Content-Disposition: form-data; name=\"f\"; filename=\"a.jpg\"";
     for (boundary, content_type) in [
@@ -90,9 +90,12 @@ fn forms_are_read_as_clients_send_them() {
         ("a=b;c", "Multipart/Form-Data; charset=utf-8; BOUNDARY=\"a=b;c\""),
         ("plain", "multipart/mixed;boundary=plain"),
     ] {
-        named(&post(&service, &[("Content-Type", content_type)], &form_of(boundary, &[(file, &image)])), "a.jpg");
+        assert_named(
+            &post(&service, &[("Content-Type", content_type)], &form_of(boundary, &[(file, &image)])),
+            "a.jpg",
+        );
     }
-    // The first part that is an image counts, whatever stands before it.
+    // The first part that is an image is classified, whatever precedes it.
     let note = (
         &b"Content-Disposition: form-data; name=\"n\"; filename=\"note.txt\"\r\nContent-Type: text/plain"[..],
         &b"hello"[..],
@@ -102,32 +105,32 @@ fn forms_are_read_as_clients_send_them() {
         &b"Content-Disposition: form-data; name=\"g\"; filename=\"\"\r\nContent-Type: application/octet-stream"[..],
         &b""[..],
     );
-    named(&post_form(&service, &[note, field, nothing, (file, &image), note]), "a.jpg");
+    assert_named(&post_form(&service, &[note, field, nothing, (file, &image), note]), "a.jpg");
 }
 
 #[test]
-fn a_form_has_one_image_or_is_refused() {
+fn form_without_exactly_one_image_is_refused() {
     let service = Service::start(0, &["--max-upload-bytes", "1MiB"], &[]);
     let image = picture("cup.jpg");
     let (first, second) =
         (&b"Content-Disposition: form-data; name=a; filename=1.jpg"[..], &b"Content-Type: image/png"[..]);
-    problem(&post_form(&service, &[(first, &image), (second, &picture("rgb.png"))]), 400, "more than one image");
+    assert_problem(&post_form(&service, &[(first, &image), (second, &picture("rgb.png"))]), 400, "more than one image");
     let note =
         (&b"Content-Disposition: form-data; name=n; filename=note.txt\r\nContent-Type: text/plain"[..], &b"hello"[..]);
     let empty = (&b"Content-Disposition: form-data; name=e; filename=empty.jpg"[..], &b""[..]);
-    problem(&post_form(&service, &[note]), 415, "note.txt");
-    problem(&post_form(&service, &[note, empty]), 415, "\"empty.jpg\": the image is empty");
+    assert_problem(&post_form(&service, &[note]), 415, "note.txt");
+    assert_problem(&post_form(&service, &[note, empty]), 415, "\"empty.jpg\": the image is empty");
     let field = (&b"Content-Disposition: form-data; name=user"[..], &b"7"[..]);
-    problem(&post_form(&service, &[field]), 400, "fields without a file: user");
-    problem(&post_form(&service, &[(first, &vec![0xff; 1_100_000])]), 413, "1048576");
-    // Two that fit the limit one by one.
+    assert_problem(&post_form(&service, &[field]), 400, "fields without a file: user");
+    assert_problem(&post_form(&service, &[(first, &vec![0xff; 1_100_000])]), 413, "1048576");
+    // Two images, each of which fits the limit.
     let large = [&b"\xff\xd8\xff"[..], &vec![0; 700_000]].concat();
-    problem(&post_form(&service, &[(first, &large), (second, &large)]), 400, "more than one image");
-    assert!(service.images().is_empty(), "nothing of a refused form is stored");
+    assert_problem(&post_form(&service, &[(first, &large), (second, &large)]), 400, "more than one image");
+    assert!(service.images().is_empty(), "no part of a refused form is stored");
 }
 
 #[test]
-fn a_part_head_without_an_end_is_refused_while_it_comes() {
+fn endless_part_head_is_refused_while_it_arrives() {
     let service = Service::start(0, &[], &[]);
     let mut stream = TcpStream::connect(service.address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -135,80 +138,83 @@ fn a_part_head_without_an_end_is_refused_while_it_comes() {
         Content-Length: 1000000\r\n\r\n--b\r\nX: ";
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(&vec![b'x'; 20_000]).unwrap();
-    problem(&read_response(&mut BufReader::new(stream)).unwrap(), 400, "headers of a part are longer");
+    assert_problem(&read_response(&mut BufReader::new(stream)).unwrap(), 400, "headers of a part are longer");
 }
 
 #[test]
-fn put_and_packed_bodies_are_taken() {
+fn put_requests_and_gzip_bodies_are_accepted() {
     let service = Service::start(1, &["--max-upload-bytes", "1MiB"], &[]);
     let (image, label) = (picture("cup.jpg"), label_of("cup.jpg"));
-    let answered = |response: Response, filename: &str| {
+    let assert_answered = |response: Response, filename: &str| {
         let answer = response.json();
         assert_eq!(
             (&answer["predictions"][0]["label"], &answer["filename"]),
             (&label.as_str().into(), &filename.into())
         );
     };
-    answered(service.request("PUT", "/v1/classify", &[], &image), "");
-    answered(service.request("PUT", "/v1/classify/my%20cat.jpg", &[], &image), "my cat.jpg");
+    assert_answered(service.request("PUT", "/v1/classify", &[], &image), "");
+    assert_answered(service.request("PUT", "/v1/classify/my%20cat.jpg", &[], &image), "my cat.jpg");
     assert_eq!(service.request("PUT", "/v1/jobs", &[], &image).status, 202);
     for coding in ["gzip", "X-GZIP", "identity, gzip"] {
-        answered(post(&service, &[("Content-Encoding", coding)], &gzip(&image)), "");
+        assert_answered(post(&service, &[("Content-Encoding", coding)], &gzip(&image)), "");
     }
     let form = form_of(BOUNDARY, &[(b"Content-Disposition: form-data; name=f; filename=a.jpg", &image)]);
     let content_type = format!("multipart/form-data; boundary={BOUNDARY}");
-    answered(post(&service, &[("Content-Encoding", "gzip"), ("Content-Type", &content_type)], &gzip(&form)), "a.jpg");
+    assert_answered(
+        post(&service, &[("Content-Encoding", "gzip"), ("Content-Type", &content_type)], &gzip(&form)),
+        "a.jpg",
+    );
 
-    let packed = |body: &[u8]| post(&service, &[("Content-Encoding", "gzip")], body);
-    problem(&packed(&image), 400, "gzip");
-    problem(&packed(&gzip(&image)[..1_000]), 400, "gzip");
-    problem(&packed(&gzip(&[image.clone(), vec![0; 50 << 20]].concat())), 413, "1048576");
+    let post_gzip = |body: &[u8]| post(&service, &[("Content-Encoding", "gzip")], body);
+    assert_problem(&post_gzip(&image), 400, "gzip");
+    assert_problem(&post_gzip(&gzip(&image)[..1_000]), 400, "gzip");
+    assert_problem(&post_gzip(&gzip(&[image.clone(), vec![0; 50 << 20]].concat())), 413, "1048576");
     assert!(service.web.peak_memory_bytes() < 128 << 20, "{}", service.web.peak_memory_bytes());
     for coding in ["br", "deflate", "gzip, gzip", "gzip, br"] {
         let refused = post(&service, &[("Content-Encoding", coding)], &image);
-        problem(&refused, 415, "gzip");
+        assert_problem(&refused, 415, "gzip");
         assert_eq!(refused.header("accept-encoding"), Some("gzip"));
     }
 }
 
 #[test]
-fn what_is_no_image_file_is_told_what_to_send() {
+fn body_that_is_not_an_image_is_refused_with_advice() {
     let service = Service::start(0, &[], &[]);
     let base64 = base64::engine::general_purpose::STANDARD.encode(picture("cup.jpg"));
     let json = json!({"image": base64}).to_string();
-    problem(&post(&service, &[("Content-Type", "application/json")], json.as_bytes()), 415, "send the bytes");
-    problem(&post(&service, &[], json.as_bytes()), 415, "send the bytes");
-    problem(&post(&service, &[], base64.as_bytes()), 415, "send the bytes");
-    problem(&post(&service, &[], format!("data:image/jpeg;base64,{base64}").as_bytes()), 415, "send the bytes");
-    problem(&post(&service, &[], b"hello"), 415, "is text");
+    assert_problem(&post(&service, &[("Content-Type", "application/json")], json.as_bytes()), 415, "send the bytes");
+    assert_problem(&post(&service, &[], json.as_bytes()), 415, "send the bytes");
+    assert_problem(&post(&service, &[], base64.as_bytes()), 415, "send the bytes");
+    assert_problem(&post(&service, &[], format!("data:image/jpeg;base64,{base64}").as_bytes()), 415, "send the bytes");
+    assert_problem(&post(&service, &[], b"hello"), 415, "is text");
     let form = form_of(BOUNDARY, &[(b"Content-Disposition: form-data; name=f; filename=a.jpg", &picture("cup.jpg"))]);
-    problem(&post(&service, &[], &form), 415, "multipart/form-data");
+    assert_problem(&post(&service, &[], &form), 415, "multipart/form-data");
 }
 
 #[test]
-fn every_refusal_is_a_problem() {
+fn every_refusal_is_a_problem_document() {
     let service = Service::start(0, &[], &[]);
     let image = picture("cup.jpg");
     let id = "0198c0de-0000-7000-8000-000000000000";
     let at = |method: &str, path: &str| service.request(method, path, &[], &image);
-    problem(&at("POST", "/v1/classify?wait=5&wait=6"), 400, "wait twice");
-    problem(&at("POST", "/v1/jobs?top_k=5&top_k=5"), 400, "top_k twice");
-    problem(&at("GET", &format!("/v1/jobs/{id}?wait=1&wait=2")), 400, "wait twice");
-    problem(&at("POST", "/v1/classify?wait=%ff"), 400, "UTF-8");
-    problem(&at("POST", "/v1/classify?wait=%zz"), 400, "wait");
-    problem(&at("GET", "/v1/jobs/%ff"), 404, "no job");
-    problem(&at("GET", "/v1/jobs/%ff/image"), 404, "no job");
-    problem(&at("PUT", "/v1/classify/%ff"), 400, "UTF-8");
+    assert_problem(&at("POST", "/v1/classify?wait=5&wait=6"), 400, "wait twice");
+    assert_problem(&at("POST", "/v1/jobs?top_k=5&top_k=5"), 400, "top_k twice");
+    assert_problem(&at("GET", &format!("/v1/jobs/{id}?wait=1&wait=2")), 400, "wait twice");
+    assert_problem(&at("POST", "/v1/classify?wait=%ff"), 400, "UTF-8");
+    assert_problem(&at("POST", "/v1/classify?wait=%zz"), 400, "wait");
+    assert_problem(&at("GET", "/v1/jobs/%ff"), 404, "no job");
+    assert_problem(&at("GET", "/v1/jobs/%ff/image"), 404, "no job");
+    assert_problem(&at("PUT", "/v1/classify/%ff"), 400, "UTF-8");
     let preflight = [("Origin", "http://app.example"), ("Access-Control-Request-Method", "POST")];
     let refused = service.request("OPTIONS", "/v1/classify", &preflight, b"");
-    problem(&refused, 405, "Allow");
+    assert_problem(&refused, 405, "Allow");
     assert_eq!(refused.header("allow"), Some("POST,PUT"));
 
-    // Those that the HTTP library makes.
+    // These refusals come from the HTTP library.
     let many: String = (0..150).map(|at| format!("X-{at}: y\r\n")).collect();
-    problem(&send(&service, &format!("GET / HTTP/1.1\r\nHost: localhost\r\n{many}"), b""), 431, "100 headers");
-    problem(&send(&service, "NO REQUEST AT ALL\r\n", b""), 400, "not a valid");
-    problem(
+    assert_problem(&send(&service, &format!("GET / HTTP/1.1\r\nHost: localhost\r\n{many}"), b""), 431, "100 headers");
+    assert_problem(&send(&service, "NO REQUEST AT ALL\r\n", b""), 400, "not a valid");
+    assert_problem(
         &send(&service, &format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n", "a".repeat(70_000)), b""),
         414,
         "shorter",
@@ -216,7 +222,7 @@ fn every_refusal_is_a_problem() {
 }
 
 #[test]
-fn a_loopback_server_answers_to_names_of_this_machine_alone() {
+fn loopback_server_answers_only_to_names_of_this_machine() {
     let service = Service::start(0, &["--allowed-host", "images.example"], &[]);
     let get = |host: &str| send(&service, &format!("GET /healthz HTTP/1.1\r\n{host}"), b"");
     for host in ["localhost", "LocalHost:9", "app.localhost", "127.0.0.1", "127.3.2.1:80", "[::1]:80", "images.example"]
@@ -224,19 +230,19 @@ fn a_loopback_server_answers_to_names_of_this_machine_alone() {
         assert_eq!(get(&format!("Host: {host}\r\n")).status, 200, "{host}");
     }
     for host in ["evil.example", "localhost.evil.example", "192.0.2.7:8080", "0.0.0.0"] {
-        problem(&get(&format!("Host: {host}\r\n")), 421, "--allowed-host");
+        assert_problem(&get(&format!("Host: {host}\r\n")), 421, "--allowed-host");
     }
-    problem(&get(""), 400, "Host");
-    problem(&get("Host: localhost\r\nHost: localhost\r\n"), 400, "more than one Host");
-    problem(&get("Host: local host\r\n"), 400, "Host");
+    assert_problem(&get(""), 400, "Host");
+    assert_problem(&get("Host: localhost\r\nHost: localhost\r\n"), 400, "more than one Host");
+    assert_problem(&get("Host: local host\r\n"), 400, "Host");
     let mut stream = TcpStream::connect(service.address).unwrap();
     stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.0 200"), "HTTP/1.0 has no Host: {answer}");
-    // A large body is taken, so that the client reads why it is refused.
+    // The server reads a large body, so that the client can read the refusal.
     let large = send(&service, "POST /v1/jobs HTTP/1.1\r\nHost: evil.example\r\n", &vec![0xff; 5 << 20]);
-    problem(&large, 421, "evil.example");
+    assert_problem(&large, 421, "evil.example");
 }
 
 #[test]
@@ -265,7 +271,7 @@ fn pages_of_other_sites_cannot_submit() {
             if is_taken {
                 assert_eq!(response.status, 202, "{method} {path} {headers:?}: {}", response.text());
             } else {
-                problem(&response, 403, "the request comes from");
+                assert_problem(&response, 403, "the request comes from");
             }
         }
     }
@@ -277,7 +283,7 @@ fn pages_of_other_sites_cannot_submit() {
 }
 
 #[test]
-fn answers_are_not_kept_and_their_type_is_not_guessed() {
+fn answers_forbid_caching_and_type_guessing() {
     let service = Service::start(0, &[], &[]);
     let id = service.submit("a.jpg", &picture("cup.jpg"));
     for path in [format!("/v1/jobs/{id}"), "/readyz".to_owned(), "/metrics".to_owned()] {
@@ -291,7 +297,7 @@ fn answers_are_not_kept_and_their_type_is_not_guessed() {
 }
 
 #[test]
-fn base64_with_line_ends_is_classified_in_a_legacy_message() {
+fn legacy_message_may_contain_base64_with_line_breaks() {
     let service = Service::start(1, &[], &[]);
     let encoded = base64::engine::general_purpose::STANDARD.encode(picture("cup.jpg"));
     let broken = |end: &str| {

@@ -1,4 +1,4 @@
-//! The web tier and its workers as clients see them: real processes, real sockets, the real model.
+//! The web tier and its workers as clients see them, with real processes, real sockets and the real model.
 
 use std::io::{BufReader, Write as _};
 use std::net::TcpStream;
@@ -17,15 +17,15 @@ fn problem(response: &Response) -> (u16, String) {
 }
 
 #[test]
-fn an_image_is_answered_in_every_way_of_asking() {
+fn every_endpoint_classifies_an_image() {
     let service = Service::start(1, &[], &[]);
     let image = picture("rocket.jpg");
     let label = label_of("rocket.jpg");
 
     let (content_type, body) = form("myfile", "rocket.jpg", &image);
-    let original = service.request("POST", "/", &[("Content-Type", &content_type)], &body);
-    assert_eq!((original.status, original.text()), (200, label.clone()));
-    assert_eq!(original.header("content-type"), Some("text/plain; charset=utf-8"));
+    let plain = service.request("POST", "/", &[("Content-Type", &content_type)], &body);
+    assert_eq!((plain.status, plain.text()), (200, label.clone()));
+    assert_eq!(plain.header("content-type"), Some("text/plain; charset=utf-8"));
     let (content_type, body) = form("inputFile", "rocket.jpg", &image);
     let headers = [("Content-Type", content_type.as_str()), ("Accept", "application/json")];
     let json = service.request("POST", "/", &headers, &body).json();
@@ -50,34 +50,37 @@ fn an_image_is_answered_in_every_way_of_asking() {
 }
 
 #[test]
-fn what_is_wrong_with_a_request_is_said() {
+fn invalid_requests_get_a_problem_of_their_kind() {
     let service = Service::start(1, &["--max-upload-bytes", "300000"], &["--max-pixels", "20000000"]);
     let post =
         |path: &str, headers: &[(&str, &str)], body: &[u8]| problem(&service.request("POST", path, headers, body));
-    let said = |status: u16, kind: &str| (status, kind.to_owned());
+    let expected = |status: u16, kind: &str| (status, kind.to_owned());
 
-    assert_eq!(post("/v1/classify", &[], b""), said(415, "unsupported-type"));
-    assert_eq!(post("/v1/jobs", &[], b"plain text"), said(415, "unsupported-type"));
-    assert_eq!(post("/v1/classify", &[], &vec![0xff; 400_000]), said(413, "too-large"));
-    assert_eq!(post("/v1/classify?wait=soon", &[], b"x"), said(400, "malformed"));
-    assert_eq!(post("/v1/classify?top_k=0", &[], b"x"), said(400, "malformed"));
-    assert_eq!(post("/", &[("Content-Type", "multipart/form-data")], b"x"), said(400, "malformed"));
+    assert_eq!(post("/v1/classify", &[], b""), expected(415, "unsupported-type"));
+    assert_eq!(post("/v1/jobs", &[], b"plain text"), expected(415, "unsupported-type"));
+    assert_eq!(post("/v1/classify", &[], &vec![0xff; 400_000]), expected(413, "too-large"));
+    assert_eq!(post("/v1/classify?wait=soon", &[], b"x"), expected(400, "malformed"));
+    assert_eq!(post("/v1/classify?top_k=0", &[], b"x"), expected(400, "malformed"));
+    assert_eq!(post("/", &[("Content-Type", "multipart/form-data")], b"x"), expected(400, "malformed"));
     let no_file = b"--b\r\nContent-Disposition: form-data; name=\"text\"\r\n\r\nhello\r\n--b--\r\n";
-    assert_eq!(post("/", &[("Content-Type", "multipart/form-data; boundary=b")], no_file), said(400, "malformed"));
-    assert_eq!(post("/", &[("Content-Type", "multipart/form-data; boundary=b")], b"nonsense"), said(400, "malformed"));
+    assert_eq!(post("/", &[("Content-Type", "multipart/form-data; boundary=b")], no_file), expected(400, "malformed"));
+    assert_eq!(
+        post("/", &[("Content-Type", "multipart/form-data; boundary=b")], b"nonsense"),
+        expected(400, "malformed")
+    );
     let (content_type, body) = form("myfile", "big.jpg", &vec![0xff; 310_000]);
-    assert_eq!(post("/", &[("Content-Type", &content_type)], &body), said(413, "too-large"));
+    assert_eq!(post("/", &[("Content-Type", &content_type)], &body), expected(413, "too-large"));
 
     for id in ["0198c0de-0000-7000-8000-000000000000", "x", "..%2F..%2Fetc%2Fpasswd"] {
         let unknown = service.request("GET", &format!("/v1/jobs/{id}"), &[], b"");
-        assert_eq!(problem(&unknown), said(404, "no-such-job"));
+        assert_eq!(problem(&unknown), expected(404, "no-such-job"));
     }
-    assert_eq!(problem(&service.request("GET", "/nothing", &[], b"")), said(404, "not-found"));
-    assert_eq!(problem(&service.request("DELETE", "/v1/jobs", &[], b"")), said(405, "method-not-allowed"));
+    assert_eq!(problem(&service.request("GET", "/nothing", &[], b"")), expected(404, "not-found"));
+    assert_eq!(problem(&service.request("DELETE", "/v1/jobs", &[], b"")), expected(405, "method-not-allowed"));
 }
 
 #[test]
-fn a_hostile_image_is_a_quick_answer_and_harms_no_other() {
+fn hostile_images_are_refused_and_harm_no_other_image() {
     let service = Service::start(1, &[], &["--max-batch-size", "4"]);
     let good = picture("rocket.jpg");
     let label = label_of("rocket.jpg");
@@ -99,14 +102,14 @@ fn a_hostile_image_is_a_quick_answer_and_harms_no_other() {
     });
     let refused = service.request("POST", "/v1/classify", &[], &picture("hostile/half.jpg"));
     assert_eq!(problem(&refused), (422, "undecodable".to_owned()));
-    // The refusal is a stored result like any other: whoever asks for the id is told.
+    // The refusal is a stored result like any other.
     let id = refused.json()["id"].as_str().unwrap().to_owned();
     let job = service.finished(&id);
     assert_eq!((&job["status"], &job["error"]["code"]), (&"failed".into(), &"undecodable".into()));
 }
 
 #[test]
-fn a_refused_image_costs_little_memory() {
+fn refused_image_costs_little_memory() {
     let service = Service::start(1, &[], &[]);
     let classify = |image: &[u8]| service.request("POST", "/v1/classify", &[], image).status;
     assert_eq!(classify(&picture("rocket.jpg")), 200);
@@ -120,7 +123,7 @@ fn a_refused_image_costs_little_memory() {
 }
 
 #[test]
-fn of_fifty_thousand_frames_the_first_counts() {
+fn first_frame_of_fifty_thousand_is_classified() {
     let service = Service::start(1, &[], &[]);
     let mut gif = Vec::new();
     let photograph = image::load_from_memory(&picture("cup.jpg")).unwrap().into_rgba8();
@@ -128,7 +131,7 @@ fn of_fifty_thousand_frames_the_first_counts() {
     let one = service.request("POST", "/v1/classify", &[], &gif).json();
     assert_eq!(gif.pop(), Some(b';'), "the trailer");
     for _ in 1..50_000 {
-        // One pixel at the origin, colours of the first frame's table or none: descriptor, code size, clear + end.
+        // A frame of one pixel: image descriptor, code size, one block with the codes for clear and end, terminator.
         gif.extend(*b",\0\0\0\0\x01\0\x01\0\0\x02\x02\x44\x01\0");
     }
     gif.push(b';');
@@ -138,7 +141,7 @@ fn of_fifty_thousand_frames_the_first_counts() {
 }
 
 #[test]
-fn file_names_are_data() {
+fn file_names_never_become_keys() {
     let service = Service::start(1, &[], &[]);
     let image = picture("cup.jpg");
     let long = "x".repeat(2000);
@@ -163,7 +166,7 @@ fn file_names_are_data() {
 }
 
 #[test]
-fn fifty_uploads_of_one_name_get_their_own_answers() {
+fn uploads_with_the_same_name_get_their_own_answers() {
     let service = Service::start(2, &[], &[]);
     let pictures = ["rocket.jpg", "cup.jpg", "cat.jpg", "rgb.png", "lossy.webp"];
     let labels: Vec<String> = pictures.iter().map(|name| label_of(name)).collect();
@@ -180,7 +183,7 @@ fn fifty_uploads_of_one_name_get_their_own_answers() {
 }
 
 #[test]
-fn any_web_process_answers_for_any_id_and_a_missing_worker_is_waited_for() {
+fn every_web_process_answers_for_every_id_and_jobs_wait_for_a_worker() {
     let mut service = Service::start(0, &[], &[]);
     let image = picture("rocket.jpg");
     let early = service.request("POST", "/v1/classify?wait=0", &[], &image);
@@ -195,7 +198,7 @@ fn any_web_process_answers_for_any_id_and_a_missing_worker_is_waited_for() {
 }
 
 #[test]
-fn a_job_that_nobody_reaches_ends_as_expired() {
+fn job_that_no_worker_reaches_in_time_expires() {
     let mut service = Service::start(0, &["--job-ttl", "1s"], &[]);
     let id = service.submit("late.jpg", &picture("rocket.jpg"));
     until("its expiry", || {
@@ -207,13 +210,13 @@ fn a_job_that_nobody_reaches_ends_as_expired() {
 }
 
 #[test]
-fn slow_clients_are_let_go_and_full_memory_is_said() {
+fn slow_clients_are_disconnected_and_full_memory_is_answered_with_503() {
     let service = Service::start(
         0,
         &["--idle-timeout", "1s", "--body-timeout", "1s", "--max-buffered-bytes", "1MiB", "--max-connections", "8"],
         &[],
     );
-    // Headers that never end, and a connection that says nothing: closed, not held.
+    // Headers that never end and a silent connection are closed.
     for text in ["POST / HTTP/1.1\r\nHost: localhost\r\n", ""] {
         let mut stream = TcpStream::connect(service.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -221,13 +224,13 @@ fn slow_clients_are_let_go_and_full_memory_is_said() {
         let mut rest = Vec::new();
         let _ = std::io::Read::read_to_end(&mut stream, &mut rest);
     }
-    // A body that stops.
+    // A body that stops is refused.
     let mut stalled = TcpStream::connect(service.address).unwrap();
     stalled.set_read_timeout(Some(PATIENCE)).unwrap();
     stalled.write_all(b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc").unwrap();
     let answer = read_response(&mut BufReader::new(stalled)).unwrap();
     assert_eq!(problem(&answer), (408, "body-timeout".to_owned()));
-    // One upload holds the memory; the next is told to come again.
+    // One upload holds the memory, so the next is asked to try again.
     let mut holder = TcpStream::connect(service.address).unwrap();
     holder.write_all(b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n").unwrap();
     holder.write_all(&vec![0xff; 950_000]).unwrap();
@@ -239,7 +242,7 @@ fn slow_clients_are_let_go_and_full_memory_is_said() {
 }
 
 #[test]
-fn a_drain_answers_those_who_wait_and_a_worker_finishes_what_it_holds() {
+fn drain_answers_waiting_callers_and_a_worker_finishes_its_jobs() {
     let mut service = Service::start(0, &[], &[]);
     let image = picture("rocket.jpg");
     let address = service.address;
@@ -264,7 +267,7 @@ fn a_drain_answers_those_who_wait_and_a_worker_finishes_what_it_holds() {
 }
 
 #[test]
-fn starting_wrong_is_one_line_that_says_what_to_do() {
+fn failed_start_logs_one_line_that_says_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

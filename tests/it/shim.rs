@@ -1,15 +1,15 @@
-//! Faults of the system that a process under test sees: a wall clock that was stepped, a disk that cannot be synced. A
-//! small library that is loaded before libc; what it does is said in files, so that it can change while the process runs.
+//! Injects system faults into a process under test: a wall clock that is stepped and syncs that fail. A small library,
+//! loaded before libc, reads files that the test writes, so that the faults can change while the process runs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// `clock_gettime` is the wall clock plus the seconds in `$SHIM_DIRECTORY/step`; syncs fail while
-/// `$SHIM_DIRECTORY/fail-sync` is there. Everything else, the time since boot too, is the system's.
+/// The library adds the seconds in `$SHIM_DIRECTORY/step` to the wall clock, and lets syncs fail while
+/// `$SHIM_DIRECTORY/fail-sync` exists. Everything else, including the time since boot, is that of the system.
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/shim.c");
 
-/// What processes get into their environment, and the directory that says what they see.
+/// The faults of some processes, in a directory of their own.
 pub struct Shim {
     directory: tempfile::TempDir,
 }
@@ -19,24 +19,26 @@ impl Shim {
         Shim { directory: tempfile::tempdir().unwrap() }
     }
 
+    /// Returns the variables that a process needs to see these faults.
     pub fn environment(&self) -> Vec<(String, String)> {
         let text = |path: &Path| path.to_str().unwrap().to_owned();
         vec![("LD_PRELOAD".to_owned(), text(library())), ("SHIM_DIRECTORY".to_owned(), text(self.directory.path()))]
     }
 
-    /// Steps the wall clock to so many seconds beside the true one.
+    /// Steps the wall clock: it is `seconds` ahead of the true one from now on.
     pub fn step(&self, seconds: i64) {
         let new = self.directory.path().join("step.new");
         std::fs::write(&new, seconds.to_string()).unwrap();
         std::fs::rename(new, self.directory.path().join("step")).unwrap();
     }
 
+    /// Lets every sync fail from now on.
     pub fn fail_syncs(&self) {
         std::fs::write(self.directory.path().join("fail-sync"), "").unwrap();
     }
 }
 
-/// Built once with the C compiler that built SQLite.
+/// Builds the library once, with the C compiler that built SQLite.
 fn library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {

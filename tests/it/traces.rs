@@ -1,5 +1,5 @@
-//! One trace from the HTTP request through the message to the worker's spans and log lines; a collector's part is played
-//! by a socket that reads OTLP in JSON.
+//! One trace from the HTTP request through the message to the worker's spans and log lines. The collector is a server
+//! that accepts OTLP in JSON.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,7 @@ const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
 
 #[test]
-fn a_request_and_its_job_are_one_trace() {
+fn request_and_its_job_belong_to_one_trace() {
     let collector = Collector::start();
     let mut service = traced_service(&collector);
     let traceparent = format!("00-{TRACE}-{CALLER}-01");
@@ -47,7 +47,7 @@ fn a_request_and_its_job_are_one_trace() {
 }
 
 #[test]
-fn a_log_line_of_a_job_names_its_trace_without_any_collector() {
+fn log_line_of_a_job_names_its_trace_without_a_collector() {
     let service = Service::start(1, &[], &[]);
     let traceparent = format!("00-{TRACE}-{CALLER}-01");
     let headers = [("traceparent", traceparent.as_str())];
@@ -59,7 +59,7 @@ fn a_log_line_of_a_job_names_its_trace_without_any_collector() {
 }
 
 #[test]
-fn a_collector_that_is_not_there_costs_no_answer() {
+fn missing_collector_costs_no_answer() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut service = service_exporting_to(nobody);
     let answer = service.request("POST", "/v1/classify", &[], &picture("cat.jpg"));
@@ -69,15 +69,18 @@ fn a_collector_that_is_not_there_costs_no_answer() {
 }
 
 #[test]
-fn a_protocol_that_is_not_built_in_is_refused_at_start() {
+fn unsupported_otlp_protocol_is_refused_at_start() {
     let output = crate::harness::imgcls()
         .args(["worker", "--data-dir", "/nonexistent"])
         .envs([("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")])
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.lines().last().is_some_and(|line| line.contains("grpc") && line.contains("http/protobuf")), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.lines().last().is_some_and(|line| line.contains("grpc") && line.contains("http/protobuf")),
+        "{stderr}"
+    );
 }
 
 fn traced_service(collector: &Collector) -> Service {
@@ -92,7 +95,7 @@ fn service_exporting_to(address: SocketAddr) -> Service {
     Service::start_on(&["--backend", "local"], environment.to_vec(), 1, &[], &[])
 }
 
-/// Takes what is exported, whatever it is.
+/// Accepts every export.
 struct Collector {
     address: SocketAddr,
     exports: Arc<Mutex<Vec<Value>>>,
@@ -101,9 +104,9 @@ struct Collector {
 impl Collector {
     fn start() -> Collector {
         let exports = Arc::<Mutex<Vec<Value>>>::default();
-        let taken = Arc::clone(&exports);
-        let address = serve(move |asked| {
-            taken.lock().unwrap().push(serde_json::from_slice(&asked.body).unwrap());
+        let received = Arc::clone(&exports);
+        let address = serve(move |request| {
+            received.lock().unwrap().push(serde_json::from_slice(&request.body).unwrap());
             Answer::text(200, "application/json", "{}")
         });
         Collector { address, exports }

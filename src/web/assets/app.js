@@ -1,17 +1,17 @@
-// The page: files in, one card each, POST /v1/jobs, then GET /v1/jobs/{id} until the job has ended.
-// Read from the top: intake, the two pools, what an answer means (pure), then what is drawn.
-// Whatever comes from outside (file names, labels, error texts) reaches the page as text, never as markup.
+// The page: each file becomes a card, is sent with POST /v1/jobs, and is polled with GET /v1/jobs/{id} until its job ends.
+// From top to bottom: adding files, the upload pool, the poll pool, the interpretation of answers (pure), drawing.
+// Text from outside (file names, labels, error messages) is always inserted as text, never as markup.
 
-// A browser opens six connections to one HTTP/1.1 server. Four carry uploads and two carry long polls, so neither
+// A browser opens six connections to one HTTP/1.1 server. Four are for uploads and two for long polls, so that neither
 // can starve the other, however many files there are.
 const MAX_UPLOADS = 4;
 const MAX_POLLS = 2;
 const MAX_UPLOAD_ATTEMPTS = 6;
 const LONG_POLL_SECONDS = 20;
 const SHORT_POLL_SECONDS = 1;
-const POLL_GRACE_MS = 15_000; // beyond the wait asked for, the connection counts as lost
-const GIVE_UP_AFTER_MS = 180_000; // without a useful answer about a job
-const UNKNOWN_AFTER_MS = 20_000; // of 404 for a job that was accepted
+const POLL_GRACE_MS = 15_000; // added to the requested wait before a connection counts as lost
+const GIVE_UP_AFTER_MS = 180_000; // time without a useful answer about a job
+const UNKNOWN_AFTER_MS = 20_000; // time of answers with 404 for a job that was accepted
 const MAX_RETRY_AFTER_MS = 60_000;
 const SHOWN_PREDICTIONS = 5;
 const THUMBNAIL_PIXELS = 240;
@@ -24,10 +24,10 @@ const STATE_TEXT = {
   failed: 'Failed',
 };
 
-/** The members of timings_ms, in the order of an image's life. */
+/** The members of timings_ms, in the order in which they happen. */
 const STAGES = ['queued', 'fetched', 'decoded', 'inferred', 'total'];
 
-/** A result with one of these codes would be the same again for the same file. */
+/** Error codes that the same file would get again. */
 const FINAL_CODES = ['undecodable', 'unsupported_type', 'too_many_pixels', 'decode_timeout', 'too_large_decoded', 'input_too_large',
   'malformed'];
 
@@ -44,11 +44,11 @@ const page = {
   announcer: byId('announcer'),
 };
 
-/** Every job with a card, in the order it was added. */
+/** All jobs with a card, in the order in which they were added. */
 let jobs = [];
-/** Jobs waiting for an upload place, first come first served. */
+/** Jobs that wait for an upload slot, oldest first. */
 let waiting = [];
-/** Accepted jobs without an end, oldest first. */
+/** Accepted jobs that have not ended, oldest first. */
 let pending = [];
 let uploads = 0;
 let polls = 0;
@@ -77,7 +77,7 @@ function start() {
   page.clear.addEventListener('click', clearAll);
   page.retryFailed.addEventListener('click', () => {
     jobs.filter((job) => job.retry).forEach(retry);
-    page.files.focus({ preventScroll: true }); // the button goes away, the reader stays where they are
+    page.files.focus({ preventScroll: true }); // the button disappears; the scroll position stays
   });
   window.addEventListener('online', () => {
     for (const job of pending) job.dueAt = 0;
@@ -85,10 +85,10 @@ function start() {
   });
 }
 
-// ---------------------------------------------------------------------------------------------------- intake
+// ------------------------------------------------------------------------------------------- adding files
 
 function listenForDrops() {
-  let depth = 0; // enter and leave also fire for every child
+  let depth = 0; // dragenter and dragleave also fire for every child
   const dragging = (on) => page.root.classList.toggle('dragging', on);
   const carriesFiles = (event) => event.dataTransfer?.types.includes('Files');
 
@@ -116,9 +116,9 @@ function listenForDrops() {
   });
 }
 
-/** The dropped files; of a dropped folder, the images in it. */
+/** Returns the dropped files, and the images in dropped folders. */
 async function droppedFiles(transfer) {
-  // All entries are taken before the first await: afterwards the transfer is empty.
+  // All entries are read before the first await, because the transfer is empty afterwards.
   const dropped = [...transfer.items]
     .filter((item) => item.kind === 'file')
     .map((item) => ({ entry: item.webkitGetAsEntry?.(), file: item.getAsFile() }));
@@ -152,7 +152,7 @@ async function imagesIn(folder) {
   return found;
 }
 
-/** The newest batch stands on top, in its given order: what was just added is what one looks for. */
+/** Adds cards for the files above all others, in their given order: the user looks for the newest files. */
 function addFiles(files) {
   if (files.length === 0) {
     announce('No images found.');
@@ -176,13 +176,13 @@ function newJob(file) {
     state: 'waiting',
     id: null,
     cleared: false,
-    retry: null, // how a failed job can be tried again: 'upload' from the start, 'resume' asking for its id
+    retry: null, // how a failed job is retried: 'upload' sends the file again, 'resume' polls its id again
     startedAt: 0,
-    heardAt: 0, // last useful answer about it
-    dueAt: 0, // not asked for before
+    heardAt: 0, // time of the last useful answer about the job
+    dueAt: 0, // earliest time of the next poll
     misses: 0,
-    polling: null, // {controller, waitSeconds} while a poll is under way
-    uploading: null, // the AbortController of its upload
+    polling: null, // {controller, waitSeconds} during a poll
+    uploading: null, // the AbortController of the upload
   };
   job.card = newCard(job);
   return job;
@@ -230,7 +230,7 @@ function pumpUploads() {
   }
 }
 
-/** Sends one file. While a full server asks for patience the place is kept, so that the others hold back too. */
+/** Sends one file. Keeps its upload slot while a full server asks it to wait, so that the other files wait, too. */
 async function upload(job) {
   const { signal } = (job.uploading = new AbortController());
   job.startedAt = performance.now();
@@ -250,7 +250,7 @@ async function upload(job) {
 
     let verdict = judgeUpload(answer, attempt);
     if (answer.status === 0 && !(await isReadable(job.file))) {
-      verdict = failure('The file cannot be read', 'It was moved, changed or deleted since it was chosen.', null);
+      verdict = failure('The file cannot be read', 'It was moved, changed or deleted after it was chosen.', null);
     }
     if (job.cleared) return;
     switch (verdict.kind) {
@@ -269,7 +269,7 @@ async function upload(job) {
   }
 }
 
-/** A lost connection and a file gone from the disk look the same to fetch; only the file itself can tell. */
+/** fetch reports a lost connection and a deleted file alike, so the file itself is checked. */
 async function isReadable(file) {
   try {
     await file.slice(0, 1).arrayBuffer();
@@ -288,7 +288,7 @@ function becomePending(job) {
   pending.push(job);
   setState(job, 'queued');
   if (pending.length > MAX_POLLS) {
-    // Long waits begun when there were few would now keep the others from being asked for.
+    // Long polls that began while there were few jobs would now keep the other jobs from being polled.
     for (const other of pending) {
       if (other.polling?.waitSeconds > SHORT_POLL_SECONDS) other.polling.controller.abort();
     }
@@ -296,7 +296,7 @@ function becomePending(job) {
   pumpPolls();
 }
 
-/** Asks for the oldest job that is due: the queue is about first in first out, so it is the likeliest to have ended. */
+/** Polls the oldest job that is due. The queue is roughly first in, first out, so it is the most likely to have ended. */
 function pumpPolls() {
   clearTimeout(pollTimer);
   while (polls < MAX_POLLS) {
@@ -386,9 +386,9 @@ function leavePending(job) {
   pending = pending.filter((other) => other !== job);
 }
 
-// --------------------------------------------------------------------------- what an answer means: no effects
+// ------------------------------------------------------------------ interpretation of answers: no side effects
 
-/** fetch without exceptions: {status, headers, body}; status 0 when nothing came back. */
+/** Calls fetch and returns {status, headers, body} instead of throwing. The status is 0 when there was no answer. */
 async function request(url, options) {
   try {
     const response = await fetch(url, options);
@@ -397,7 +397,7 @@ async function request(url, options) {
     try {
       body = JSON.parse(text);
     } catch {
-      // Not JSON, as from a proxy in between: the status has to say it all.
+      // The body is not JSON, for example because a proxy made it. The caller uses the status alone.
     }
     return { status: response.status, headers: response.headers, body: isObject(body) ? body : null };
   } catch {
@@ -410,7 +410,7 @@ function judgeUpload(answer, attempt) {
   if (status >= 200 && status < 300) {
     const id = body?.id ?? headers.get('Location')?.split('/').pop();
     if (id) return { kind: 'accepted', id: String(id) };
-    return failure('Unexpected answer', 'The server took the image without naming a job.', 'upload');
+    return failure('Unexpected answer', 'The server accepted the image but returned no job id.', 'upload');
   }
   const transient = [0, 429, 502, 503].includes(status);
   if (transient && attempt < MAX_UPLOAD_ATTEMPTS) {
@@ -422,7 +422,7 @@ function judgeUpload(answer, attempt) {
 
 function judgePoll(answer, silentMs) {
   const { status, headers, body } = answer;
-  // A job's end is an end under whichever status it travels.
+  // A result is final whatever the HTTP status is.
   if (['succeeded', 'failed', 'expired'].includes(body?.status)) return { kind: 'final', result: body };
   if (status >= 200 && status < 300 && body) return { kind: 'queued' };
 
@@ -430,30 +430,30 @@ function judgePoll(answer, silentMs) {
     if (silentMs < UNKNOWN_AFTER_MS) {
       return { kind: 'again', delay: 2_000, why: 'The server does not know this job yet.' };
     }
-    return failure('Job not found', 'The server no longer knows this job. The image can be sent again.', 'upload');
+    return failure('Job not found', 'The server no longer knows this job. Retry to send the image again.', 'upload');
   }
   const transient = status < 400 || status >= 500 || status === 429 || status === 408;
   const { title, detail } = problemText(answer);
   if (!transient) return failure(title, detail, status === 422 || status === 415 || status === 413 ? null : 'upload');
   if (silentMs < GIVE_UP_AFTER_MS) return { kind: 'again', delay: retryAfter(headers), why: trouble(status) };
-  return failure(title, `${detail} The job may still end well: retrying asks for it again.`, 'resume');
+  return failure(title, `${detail} The job may still succeed: retry to ask for it again.`, 'resume');
 }
 
 function failedResult(result) {
   const { code = '', message = '' } = result.error ?? {};
   if (result.status === 'expired' || code === 'expired') {
-    return failure('No answer in time', message || 'The job expired before a worker got to it.', 'upload');
+    return failure('No answer in time', message || 'The job expired before a worker classified the image.', 'upload');
   }
   const title = {
-    undecodable: 'Not a readable image',
-    unsupported_type: 'Type of file not supported',
+    undecodable: 'The image cannot be decoded',
+    unsupported_type: 'File type not supported',
     too_many_pixels: 'Too many pixels',
     decode_timeout: 'Takes too long to decode',
     too_large_decoded: 'Needs too much memory to decode',
     input_too_large: 'File too large',
     input_missing: 'The stored image is missing',
     malformed: 'Malformed request',
-    attempts_exhausted: 'Given up after several attempts',
+    attempts_exhausted: 'Failed after several attempts',
   }[code];
   return failure(title ?? 'Classification failed', message, FINAL_CODES.includes(code) ? null : 'upload');
 }
@@ -462,13 +462,13 @@ function failure(title, detail, retryHow) {
   return { kind: 'failed', title, detail, retry: retryHow };
 }
 
-/** The problem document's own words (RFC 9457), else words for the status. */
+/** Returns title and detail of a problem document (RFC 9457), or texts for the status. */
 function problemText({ status, body }) {
-  if (status === 0) return { title: 'Server not reached', detail: 'The connection failed or was cut off.' };
+  if (status === 0) return { title: 'Cannot reach the server', detail: 'The connection failed or was closed.' };
   const words = {
     413: 'File too large',
-    415: 'Type of file not supported',
-    422: 'Not a readable image',
+    415: 'File type not supported',
+    422: 'The image cannot be decoded',
     429: 'Too many requests',
     503: 'The server is full',
     504: 'No answer in time',
@@ -480,11 +480,11 @@ function problemText({ status, body }) {
 function trouble(status) {
   if (status === 0) return 'The server cannot be reached.';
   if (status === 503) return 'The server is full.';
-  if (status === 429) return 'The server asks for fewer requests.';
+  if (status === 429) return 'The server has received too many requests.';
   return `The server answered with status ${status}.`;
 }
 
-/** Milliseconds from a Retry-After header (seconds or a date), or null. */
+/** Returns the milliseconds in a Retry-After header (seconds or a date), or null. */
 function retryAfter(headers) {
   const value = headers.get('Retry-After');
   if (!value) return null;
@@ -492,12 +492,12 @@ function retryAfter(headers) {
   return Number.isFinite(ms) ? Math.min(Math.max(ms, 500), MAX_RETRY_AFTER_MS) : null;
 }
 
-/** Doubling, with up to a quarter of jitter so that many pages do not return as one. */
+/** Returns a delay that doubles with each attempt, plus up to a quarter of jitter so that many pages do not retry together. */
 function backOff(attempt, firstMs, maxMs) {
   return Math.min(firstMs * 2 ** (attempt - 1), maxMs) * (1 + Math.random() / 4);
 }
 
-/** RFC 8187: encodeURIComponent leaves four marks standing that a header parameter may not hold. */
+/** Encodes a file name by RFC 8187: encodeURIComponent keeps four characters that a header parameter must not contain. */
 function encodeFileName(name) {
   return encodeURIComponent(name).replace(/['()*]/g, (mark) => `%${mark.charCodeAt(0).toString(16).toUpperCase()}`);
 }
@@ -537,7 +537,7 @@ function count(images) {
   return images === 1 ? '1 image' : `${images} images`;
 }
 
-/** Ends early when the signal does. */
+/** Waits, or returns early when the signal is aborted. */
 function sleep(ms, signal) {
   return new Promise((resolve) => {
     setTimeout(resolve, ms);
@@ -545,9 +545,9 @@ function sleep(ms, signal) {
   });
 }
 
-// ------------------------------------------------------------------------------------------------- what is drawn
+// ------------------------------------------------------------------------------------------------------- drawing
 
-/** An element; `text` becomes text, and properties are set as attributes. */
+/** Creates an element with text content and attributes. */
 function el(tag, className, text, attributes = {}) {
   const element = document.createElement(tag);
   if (className) element.className = className;
@@ -575,7 +575,7 @@ function newCard(job) {
   return card;
 }
 
-// Before the answer a card already holds its empty rows, so that nothing jumps when it comes.
+// A new card has empty rows, so that the layout does not jump when the answer arrives.
 function blankPredictions() {
   const list = el('ol', 'predictions', undefined, { 'aria-hidden': 'true' });
   for (let rank = 0; rank < SHOWN_PREDICTIONS; rank += 1) {
@@ -593,19 +593,19 @@ function drawBlankFoot(foot) {
   foot.hidden = false;
 }
 
-/** What stands in for a picture that this browser cannot draw: TIFF, HEIC and the like. */
+/** Returns the text that replaces an image which the browser cannot draw, such as TIFF or HEIC. */
 function fileKind(file) {
   const extension = /\.([a-z0-9]{1,5})$/i.exec(file.name)?.[1];
   return (extension ?? /^image\/([a-z0-9]{1,5})/.exec(file.type)?.[1] ?? 'file').toUpperCase();
 }
 
-/** One at a time, so that a hundred photographs do not decode at once. */
+/** Draws thumbnails one at a time, so that the browser does not decode a hundred photographs at once. */
 let thumbnails = Promise.resolve();
 function drawThumbnail(job) {
   thumbnails = thumbnails.then(() => (job.cleared ? undefined : thumbnail(job)));
 }
 
-/** A small copy is drawn and the object URL let go at once: the page never holds on to full-size pictures. */
+/** Draws a small copy and revokes the object URL at once, so that the page does not keep full-size images in memory. */
 async function thumbnail(job) {
   const url = URL.createObjectURL(job.file);
   try {
@@ -623,7 +623,7 @@ async function thumbnail(job) {
     context.drawImage(image, (width - side) / 2, (height - side) / 2, side, side, 0, 0, canvas.width, canvas.height);
     job.card.thumb.replaceChildren(canvas);
   } catch {
-    // The placeholder stays.
+    // The text from fileKind stays.
   } finally {
     URL.revokeObjectURL(url);
   }
@@ -689,7 +689,7 @@ function showProblem(job, problem, result) {
   else job.card.foot.hidden = true;
 }
 
-/** Where the time went, as the worker tells it, and as it was for the one who waited. */
+/** Shows the durations that the worker measured, and the round trip that this page measured. */
 function showFoot(job, result) {
   const { foot } = job.card;
   foot.replaceChildren();
@@ -747,17 +747,17 @@ function changed() {
   document.title = open > 0 ? `(${ended}/${jobs.length}) imgcls` : 'imgcls';
 }
 
-// Screen readers hear each result while there are few, and the summary where each would drown the rest.
-let untold = [];
-let tellTimer = 0;
+// Screen readers announce each result while there are few, and only the summary when there are many.
+let unannounced = [];
+let announceTimer = 0;
 function settled(sentence) {
-  untold.push(sentence);
-  if (tellTimer) return;
-  tellTimer = setTimeout(() => {
-    tellTimer = 0;
+  unannounced.push(sentence);
+  if (announceTimer) return;
+  announceTimer = setTimeout(() => {
+    announceTimer = 0;
     const { text } = summarize();
-    announce(untold.length <= 3 ? `${untold.join(' ')} ${text}.` : `${text}.`);
-    untold = [];
+    announce(unannounced.length <= 3 ? `${unannounced.join(' ')} ${text}.` : `${text}.`);
+    unannounced = [];
   }, 1_500);
 }
 

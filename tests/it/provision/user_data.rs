@@ -26,7 +26,7 @@ use super::proxy::{self, Call};
 use super::{Stack, between, by_hand, small_bundle};
 use crate::emulators::moto_of_stacks;
 use crate::harness::{Process, free_port, imgcls, label_of, picture, request, until};
-use crate::http_server::{self, Answer, Asked};
+use crate::http_server::{self, Answer, ReceivedRequest};
 
 const SYSTEMCTL: &str = "#!/bin/bash\necho \"$@\" >>/systemctl\n";
 const JOURNALCTL: &str = "#!/bin/bash\nexec tail --lines=+1 --follow=name --retry /var/log/imgcls.log\n";
@@ -256,7 +256,7 @@ fn is_signed_by_role(call: &Call) -> bool {
 /// Version 2 of the protocol alone: without a token it says nothing.
 fn start_metadata_service(id: &'static str) -> String {
     let text = |status: u16, body: &str| Answer::text(status, "text/plain", body.to_owned());
-    let answer = move |asked: &Asked| {
+    let answer = move |asked: &ReceivedRequest| {
         let path = asked.path.strip_prefix("/latest/").unwrap_or_default();
         if asked.method == "PUT" && path == "api/token" {
             let ttl = asked.header("x-aws-ec2-metadata-token-ttl-seconds").unwrap_or("0").to_owned();

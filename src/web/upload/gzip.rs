@@ -1,22 +1,25 @@
-//! Bodies with `Content-Encoding: gzip`, unpacked as they arrive and never beyond a limit.
+//! Decompresses bodies with `Content-Encoding: gzip` as they arrive, and never beyond a limit.
 
 use std::io::{self, Write};
 
 use bytes::{Buf as _, Bytes};
 use flate2::write::MultiGzDecoder;
 
-use super::error::Problem;
+use crate::web::error::Problem;
 
-/// Unpacked at once. Deflate makes at most 1,032 bytes of one, so this becomes half a mebibyte.
+/// How many compressed bytes are decompressed at a time. Deflate expands one byte to at most 1,032, so a step makes at
+/// most half a mebibyte.
 const STEP_BYTES: usize = 512;
 
-pub struct Gunzip {
+/// A decompressor for one body.
+pub(super) struct Gunzip {
     decoder: MultiGzDecoder<Limited>,
     packed: Bytes,
     has_ended: bool,
 }
 
-pub enum Unpacked {
+/// The outcome of [`Gunzip::next`].
+pub(super) enum Unpacked {
     /// Never empty.
     Bytes(Bytes),
     NeedsMore,
@@ -24,21 +27,23 @@ pub enum Unpacked {
 }
 
 impl Gunzip {
-    /// `max_bytes`: of what is unpacked.
-    pub fn new(max_bytes: u64) -> Gunzip {
+    /// `max_bytes` limits the decompressed body.
+    pub(super) fn new(max_bytes: u64) -> Gunzip {
         let decoder = MultiGzDecoder::new(Limited { bytes: Vec::new(), left: max_bytes, max_bytes });
         Gunzip { decoder, packed: Bytes::new(), has_ended: false }
     }
 
-    /// The next packed bytes, once those before were asked for; None at the end of the body.
-    pub fn push(&mut self, packed: Option<Bytes>) {
+    /// Sets the next compressed bytes, or `None` at the end of the body. Call it after [`Unpacked::NeedsMore`].
+    pub(super) fn push(&mut self, packed: Option<Bytes>) {
         self.has_ended = packed.is_none();
         self.packed = packed.unwrap_or_default();
     }
 
+    /// Returns the next decompressed bytes.
+    ///
     /// # Errors
-    /// 413 where there is more than the limit, 400 where it is not gzip or ends too early.
-    pub fn next(&mut self) -> Result<Unpacked, Problem> {
+    /// 413 when the body exceeds the limit, 400 when it is not gzip or is cut off.
+    pub(super) fn next(&mut self) -> Result<Unpacked, Problem> {
         while self.decoder.get_ref().bytes.is_empty() {
             if self.packed.is_empty() {
                 if !self.has_ended {
@@ -53,7 +58,7 @@ impl Gunzip {
             }
             let step = self.packed.len().min(STEP_BYTES);
             match self.decoder.write(&self.packed[..step]) {
-                // The decoder takes nothing more: what follows is no further member.
+                // The decoder is done: the bytes that follow are not another member.
                 Ok(0) => self.packed.clear(),
                 Ok(taken) => self.packed.advance(taken),
                 Err(error) => return Err(self.problem(&error)),
@@ -66,11 +71,11 @@ impl Gunzip {
         if error.kind() == io::ErrorKind::FileTooLarge {
             return Problem::too_large(self.decoder.get_ref().max_bytes);
         }
-        Problem::malformed(format!("the Content-Encoding says gzip, but the body is not, or is damaged: {error}"))
+        Problem::malformed(format!("the Content-Encoding says gzip, but the body is not gzip or is damaged: {error}"))
     }
 }
 
-/// Takes what is unpacked, up to a limit.
+/// Collects the decompressed bytes, up to a limit.
 struct Limited {
     bytes: Vec<u8>,
     left: u64,
@@ -116,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_packed_is_unpacked_within_the_limit() {
+    fn body_is_decompressed_within_the_limit() {
         let text: Vec<u8> = (0..100_000_u32).map(|at| (at * at % 251) as u8).collect();
         let packed = pack(&text);
         for piece in [1, 7, 1_000, packed.len()] {
@@ -130,14 +135,14 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_is_unpacked_step_by_step_and_not_beyond_the_limit() {
+    fn gzip_bomb_is_decompressed_in_steps_and_only_up_to_the_limit() {
         let bomb = pack(&vec![0; 50 << 20]);
         assert_eq!(unpack(&bomb, bomb.len(), 1 << 20).unwrap_err().kind, "too-large");
         assert_eq!(unpack(&bomb, bomb.len(), 64 << 20).map(|bytes| bytes.len()), Ok(50 << 20));
     }
 
     #[test]
-    fn what_is_not_whole_gzip_is_malformed() {
+    fn truncated_or_damaged_gzip_is_malformed() {
         let packed = pack(b"some text that is long enough to be cut");
         let mut damaged = packed.clone();
         damaged[20] ^= 0xff;

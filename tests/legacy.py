@@ -1,11 +1,11 @@
-"""The original system's side of SQS and S3, as its tiers speak it: what our tiers are tested with.
+"""Plays the tiers of the legacy system on SQS and S3, for tests of our tiers.
 
-    original.py worker COUNT     serves COUNT messages and prints their file names
-    original.py ask FILE         sends an image as its web tier does, and prints the label that comes back
-    original.py send BODY        sends any message
-    original.py make BYTES       makes the two queues, which take messages of so many bytes
+    legacy.py worker COUNT     serves COUNT messages and prints their file names
+    legacy.py ask FILE         sends an image as the legacy web tier does, and prints the label in the reply
+    legacy.py send BODY        sends any message
+    legacy.py make BYTES       creates the two queues with this maximum message size
 
-Queues and buckets are named by the original's variables.
+The legacy variables name the queues and buckets.
 """
 
 import base64
@@ -16,7 +16,7 @@ import time
 
 import boto3
 
-PATIENCE_SECONDS = 60
+TIMEOUT_SECONDS = 60
 
 
 def main():
@@ -45,7 +45,7 @@ def serve_one(requests, results):
     message = receive(requests)
     body = json.loads(message.body)
     name, image = body["filename"], base64.b64decode(body["image_data"])
-    # Its script prints this, and the worker splits it at the comma.
+    # The legacy script prints this, and its worker splits it at the comma.
     printed = f"({name}, bathtub {len(image)})\n"
     s3 = boto3.resource("s3")
     s3.Object(os.environ["INPUT_BUCKET_NAME"], name).put(Body=image)
@@ -69,11 +69,11 @@ def ask(requests, results, path):
 
 
 def receive(queue):
-    until = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < until:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
         for message in queue.receive_messages(MaxNumberOfMessages=1, WaitTimeSeconds=5):
             return message
-    sys.exit(f"no message came on {queue.url}")
+    sys.exit(f"no message arrived on {queue.url}")
 
 
 main()

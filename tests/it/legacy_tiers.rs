@@ -1,4 +1,4 @@
-//! The original's tiers, as a boto3 script plays them, together with ours on SQS and S3; and `imgcls queue` there.
+//! The legacy tiers, played by a boto3 script, together with ours on SQS and S3; and `imgcls queue` there.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -10,7 +10,7 @@ use crate::emulators::{self, Emulator, ministack, moto};
 use crate::harness::{Service, form, imgcls, label_of, metric, picture, request, until};
 use crate::message_size::photograph;
 
-/// Queues and buckets of one test, and the environment of whoever uses them.
+/// The queues and buckets of one test.
 pub struct Stage {
     emulator: &'static Emulator,
     pub name: String,
@@ -21,7 +21,7 @@ impl Stage {
         Stage { emulator, name: format!("t-{}", Uuid::now_v7()) }
     }
 
-    /// What the original's tiers read, and ours too.
+    /// Returns the variables that both the legacy tiers and ours read.
     pub fn environment(&self) -> Vec<(String, String)> {
         let names = [
             ("REQUEST_QUEUE_NAME", "requests"),
@@ -35,19 +35,19 @@ impl Stage {
         environment
     }
 
-    /// The same for who reaches the emulator at another address.
+    /// Returns the variables for a process that reaches the emulator at another address.
     pub fn environment_at(&self, url: &str) -> Vec<(String, String)> {
         let mut environment = self.environment();
         environment.push(("AWS_ENDPOINT_URL".to_owned(), url.to_owned()));
         environment
     }
 
-    /// The name of one of its queues or buckets: `requests`, `results`, `in`, `out`.
+    /// Returns the name of one of its queues or buckets: `requests`, `results`, `in` or `out`.
     pub fn name_of(&self, what: &str) -> String {
         format!("{}-{what}", self.name)
     }
 
-    /// A web tier without workers, that reaches the emulator at another address.
+    /// Starts a web tier without workers that reaches the emulator at another address.
     pub fn service_at(&self, url: &str, web_flags: &[&str], worker_flags: &[&str]) -> Service {
         Service::start_on(&["--backend", "aws"], self.environment_at(url), 0, web_flags, worker_flags)
     }
@@ -56,13 +56,14 @@ impl Stage {
         self.service_with(workers, web_flags, &[])
     }
 
+    /// Starts a web tier and workers.
     pub fn service_with(&self, workers: usize, web_flags: &[&str], worker_flags: &[&str]) -> Service {
         Service::start_on(&["--backend", "aws"], self.environment(), workers, web_flags, worker_flags)
     }
 
-    fn original(&self, arguments: &[&str]) -> Command {
+    fn legacy(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(emulators::python());
-        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/original.py")).args(arguments);
+        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/legacy.py")).args(arguments);
         command.envs(self.environment());
         command
     }
@@ -71,31 +72,32 @@ impl Stage {
         imgcls().arg("queue").args(arguments).envs(self.environment()).output().unwrap()
     }
 
+    /// Returns the JSON that a subcommand of `imgcls queue` prints.
     pub fn queue_json(&self, arguments: &[&str]) -> Value {
         let output = self.queue(&[arguments, &["--json"]].concat());
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
     }
 }
 
-fn said(output: &Output) -> String {
+fn stdout_of(output: &Output) -> String {
     assert!(output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned()
 }
 
 #[test]
-fn the_originals_worker_answers_our_web_tier_on_moto() {
-    the_originals_worker_answers_our_web_tier(moto());
+fn legacy_worker_answers_our_web_tier_on_moto() {
+    legacy_worker_answers_our_web_tier(moto());
 }
 
 #[test]
-fn the_originals_worker_answers_our_web_tier_on_ministack() {
-    the_originals_worker_answers_our_web_tier(ministack());
+fn legacy_worker_answers_our_web_tier_on_ministack() {
+    legacy_worker_answers_our_web_tier(ministack());
 }
 
-fn the_originals_worker_answers_our_web_tier(emulator: &'static Emulator) {
+fn legacy_worker_answers_our_web_tier(emulator: &'static Emulator) {
     let stage = Stage::new(emulator);
     let service = stage.service(0, &["--wire", "seed"]);
-    let worker = stage.original(&["worker", "2"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let worker = stage.legacy(&["worker", "2"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
     let image = picture("cup.jpg");
     let (content_type, body) = form("myfile", "../secret.jpg", &image);
     let answer = service.request("POST", "/", &[("Content-Type", &content_type)], &body);
@@ -103,48 +105,48 @@ fn the_originals_worker_answers_our_web_tier(emulator: &'static Emulator) {
     assert_eq!((answer.status, answer.text()), (200, label.clone()));
     let id = service.submit("secret.jpg", &image);
     assert_eq!(service.finished(&id)["predictions"], json!([{"label": label}]));
-    let names = said(&worker.wait_with_output().unwrap());
+    let names = stdout_of(&worker.wait_with_output().unwrap());
     assert!(!names.contains("secret") && names.ends_with(&format!("{id}.jpg")), "{names}");
 }
 
 #[test]
-fn our_worker_answers_the_originals_web_tier_on_moto() {
-    // Two readers of one queue are a race of moto's own: it may give both the same message.
-    our_worker_answers_the_originals_web_tier(moto(), "own");
+fn our_worker_answers_the_legacy_web_tier_on_moto() {
+    // moto may give the same message to two readers of one queue.
+    our_worker_answers_the_legacy_web_tier(moto(), "own");
 }
 
 #[test]
-fn our_worker_answers_the_originals_web_tier_on_ministack() {
-    our_worker_answers_the_originals_web_tier(ministack(), "shared");
+fn our_worker_answers_the_legacy_web_tier_on_ministack() {
+    our_worker_answers_the_legacy_web_tier(ministack(), "shared");
 }
 
-/// Beside a web tier of ours, which in `shared` mode reads the same result queue and hands back what is not its own.
-fn our_worker_answers_the_originals_web_tier(emulator: &'static Emulator, mode: &str) {
+/// A web tier of ours runs as well. In `shared` mode it reads the same result queue and releases foreign replies.
+fn our_worker_answers_the_legacy_web_tier(emulator: &'static Emulator, mode: &str) {
     let stage = Stage::new(emulator);
     let service = stage.service(1, &["--result-queue-mode", mode]);
     let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pictures/rocket.jpg");
-    let label = said(&stage.original(&["ask", image.to_str().unwrap()]).output().unwrap());
+    let label = stdout_of(&stage.legacy(&["ask", image.to_str().unwrap()]).output().unwrap());
     assert_eq!(label, label_of("rocket.jpg"));
     let ours = service.request("POST", "/v1/classify", &[], &picture("cat.jpg"));
     assert_eq!(ours.json()["predictions"][0]["label"], label_of("cat.jpg"), "{}", ours.text());
 }
 
 #[test]
-fn a_photograph_is_answered_through_small_queues_on_moto() {
-    a_photograph_is_answered_through_small_queues(moto());
+fn photograph_is_classified_through_small_queues_on_moto() {
+    photograph_is_classified_through_small_queues(moto());
 }
 
 #[test]
-fn a_photograph_is_answered_through_small_queues_on_ministack() {
-    a_photograph_is_answered_through_small_queues(ministack());
+fn photograph_is_classified_through_small_queues_on_ministack() {
+    photograph_is_classified_through_small_queues(ministack());
 }
 
-/// Shared, so that the replies too come through a queue that takes little; inline, where it can be.
-fn a_photograph_is_answered_through_small_queues(emulator: &'static Emulator) {
+/// The result queue is shared, so that replies also pass a queue with a small limit. Images are inline when they fit.
+fn photograph_is_classified_through_small_queues(emulator: &'static Emulator) {
     let image = photograph();
     for limit in ["1024", "6144"] {
         let stage = Stage::new(emulator);
-        said(&stage.original(&["make", limit]).output().unwrap());
+        stdout_of(&stage.legacy(&["make", limit]).output().unwrap());
         let service = stage.service(1, &["--result-queue-mode", "shared", "--inline-bytes", "20MiB"]);
         let name = format!("attachment; filename*=UTF-8''{}", "%01".repeat(255));
         let answer =
@@ -152,37 +154,37 @@ fn a_photograph_is_answered_through_small_queues(emulator: &'static Emulator) {
         assert_eq!(answer.status, 200, "{limit}: {}", answer.text());
         assert_eq!(answer.json()["predictions"].as_array().unwrap().len(), 200);
         let woken = metric(service.address, r#"imgcls_web_replies_total{outcome="waited_for"}"#);
-        assert!(woken > 0.5, "the cut reply woke nobody");
+        assert!(woken > 0.5, "the shortened reply woke no caller");
     }
 }
 
 #[test]
-fn queues_are_looked_at_and_redriven_on_moto() {
-    queues_are_looked_at_and_redriven(moto());
+fn queue_command_shows_and_redrives_dead_letters_on_moto() {
+    queue_command_shows_and_redrives_dead_letters(moto());
 }
 
 #[test]
-fn queues_are_looked_at_and_redriven_on_ministack() {
-    queues_are_looked_at_and_redriven(ministack());
+fn queue_command_shows_and_redrives_dead_letters_on_ministack() {
+    queue_command_shows_and_redrives_dead_letters(ministack());
 }
 
-fn queues_are_looked_at_and_redriven(emulator: &'static Emulator) {
+fn queue_command_shows_and_redrives_dead_letters(emulator: &'static Emulator) {
     let stage = Stage::new(emulator);
     let service = stage.service(1, &[]);
-    // Its image is not in the message, but in a bucket that is not the service's.
+    // The message refers to an image in a bucket that does not belong to the service.
     let id = Uuid::now_v7();
     let times = json!({"submitted_at": "2026-01-01T00:00:00Z", "expires_at": "2100-01-01T00:00:00Z"});
     let mut body = json!({"v": 1, "id": id, "image": {"bucket": "foreign", "key": format!("images/{id}")}});
     body.as_object_mut().unwrap().extend(times.as_object().unwrap().clone());
     for body in [body.to_string(), "{".to_owned()] {
-        said(&stage.original(&["send", &body]).output().unwrap());
+        stdout_of(&stage.legacy(&["send", &body]).output().unwrap());
     }
-    let letters = until("both letters", || {
+    let dead_letters = until("both dead letters", || {
         let report = stage.queue_json(&["dead"]);
         (report["dead_letters"].as_array().unwrap().len() == 2).then_some(report)
     });
-    assert!(letters.to_string().contains("foreign"), "{letters}");
-    assert_eq!(stage.queue_json(&["dead"])["dead_letters"].as_array().unwrap().len(), 2, "they were handed back");
+    assert!(dead_letters.to_string().contains("foreign"), "{dead_letters}");
+    assert_eq!(stage.queue_json(&["dead"])["dead_letters"].as_array().unwrap().len(), 2, "the command releases them");
     let depth = stage.queue_json(&["depth"]);
     let of = |role: &str| depth["queues"].as_array().unwrap().iter().find(|q| q["role"] == role).unwrap().clone();
     assert_eq!((&of("dead_letters")["visible"], &of("requests")["visible"]), (&2.into(), &0.into()), "{depth}");
@@ -191,9 +193,9 @@ fn queues_are_looked_at_and_redriven(emulator: &'static Emulator) {
     let shown = stage.queue_json(&["show", &id.to_string()]);
     assert_eq!((&shown["result"]["status"], &shown["attempts"]), (&"failed".into(), &1.into()));
     let redriven = stage.queue(&["redrive", "--all", "--json"]);
-    assert_eq!(redriven.status.code(), Some(1), "no worker would take them: {redriven:?}");
+    assert_eq!(redriven.status.code(), Some(1), "no worker would accept them: {redriven:?}");
     let dead = of("dead_letters")["name"].as_str().unwrap().to_owned();
-    assert_eq!(stage.queue(&["purge", &dead]).status.code(), Some(1), "nobody was asked");
+    assert_eq!(stage.queue(&["purge", &dead]).status.code(), Some(1), "there is no confirmation");
     assert_eq!(stage.queue(&["purge", &dead, "--yes"]).status.code(), Some(0));
     until("an empty queue", || {
         let depth = stage.queue_json(&["depth"]);
@@ -201,11 +203,11 @@ fn queues_are_looked_at_and_redriven(emulator: &'static Emulator) {
         (queues.iter().find(|queue| queue["role"] == "dead_letters").unwrap()["visible"] == 0).then_some(())
     });
 
-    // What can be done again, is: an image in the original's form, given up for a reason that is over.
+    // A message that can succeed now is sent again: a legacy request that failed for a temporary reason.
     drop(service);
     let message = json!({"filename": "again.jpg", "image_data": base64(&picture("rocket.jpg"))}).to_string();
     let to_dead_letters = [("REQUEST_QUEUE_NAME", dead.as_str())];
-    said(&stage.original(&["send", &message]).envs(to_dead_letters).output().unwrap());
+    stdout_of(&stage.legacy(&["send", &message]).envs(to_dead_letters).output().unwrap());
     let redriven = stage.queue_json(&["redrive", "--all"]);
     assert_eq!(redriven["letters"][0]["outcome"], "sent_again", "{redriven}");
     assert_eq!(stage.queue_json(&["dead"])["dead_letters"], json!([]));
@@ -216,7 +218,7 @@ fn base64(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn how_old_the_oldest_message_is_cloudwatch_says_where_it_does() {
+fn age_of_the_oldest_message_comes_from_cloudwatch_if_it_reports_one() {
     let stage = Stage::new(moto());
     let service = stage.service(0, &[]);
     service.submit("x.jpg", &picture("cup.jpg"));
@@ -232,7 +234,7 @@ fn how_old_the_oldest_message_is_cloudwatch_says_where_it_does() {
         cloudwatch("PutMetricData", &json!({"Namespace": "AWS/SQS", "MetricData": [datum]}));
     }
     assert_eq!(requests(&stage.queue_json(&["depth"]))["oldest_age_seconds"], 130.0);
-    let text = said(&stage.queue(&["depth"]));
+    let text = stdout_of(&stage.queue(&["depth"]));
     let row = text.lines().find(|line| line.contains("requests")).unwrap_or_else(|| panic!("{text}"));
     assert!(row.ends_with("2m 10s"), "{text}");
 
@@ -243,11 +245,14 @@ fn how_old_the_oldest_message_is_cloudwatch_says_where_it_does() {
         .output()
         .unwrap();
     let warning = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
-    assert!(said(&elsewhere).lines().any(|line| line.contains("requests") && line.ends_with(" -")), "{elsewhere:?}");
+    assert!(
+        stdout_of(&elsewhere).lines().any(|line| line.contains("requests") && line.ends_with(" -")),
+        "{elsewhere:?}"
+    );
     assert!(warning.contains("cloudwatch:GetMetricStatistics"), "{warning}");
 }
 
-/// A call past imgcls.
+/// Calls CloudWatch directly.
 fn cloudwatch(operation: &str, body: &Value) {
     let target = format!("GraniteServiceVersion20100801.{operation}");
     let scope = "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/monitoring/aws4_request";

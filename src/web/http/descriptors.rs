@@ -1,17 +1,17 @@
-//! The open files that this process may have: each connection is one.
+//! The limit of open files of this process: each connection takes at least one descriptor.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The soft limit is raised to this, or to the hard limit where that is lower. It is not raised without bound: some
+/// The soft limit is raised to this, or to the hard limit when that is lower. It is not raised further, because some
 /// programs that a process starts close every descriptor up to the limit.
 const WANTED_FILES: u64 = 65_536;
-/// For the queue, the store, the log, and the pipes of worker processes.
+/// Descriptors for the queue, the store, the log, and the pipes of worker processes.
 const OTHER_FILES: u64 = 256;
-/// Connections at a time where the flag says nothing and the files allow it.
+/// The number of connections when the flag is not set and the limit of open files allows it.
 const DEFAULT_MAX_CONNECTIONS: usize = 1_024;
 
-/// Raises the soft limit of open files. Returns what it is then.
-pub fn raise_limit() -> u64 {
+/// Raises the soft limit of open files and returns the new one.
+pub(crate) fn raise_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let (Some(soft), hard) = (limit.current, limit.maximum) else { return u64::MAX };
     let wanted = hard.unwrap_or(WANTED_FILES).min(WANTED_FILES);
@@ -27,21 +27,21 @@ pub fn raise_limit() -> u64 {
     }
 }
 
-/// How many connections are served at a time, where `asked` for or not. `files_each`: descriptors that the request of
-/// one connection holds.
-pub fn max_connections(asked: Option<usize>, max_files: u64, files_each: u64) -> usize {
-    // A limit that small leaves too little for either; a quarter then goes to connections.
+/// Returns how many connections are served at a time. `requested` is the flag, if it was given, and
+/// `files_per_connection` the number of descriptors that the request of one connection holds.
+pub(crate) fn max_connections(requested: Option<usize>, max_files: u64, files_per_connection: u64) -> usize {
+    // When the limit is too small for both, a quarter of it goes to connections.
     let files = max_files.saturating_sub(OTHER_FILES).max(max_files / 4);
-    let possible = usize::try_from(files / files_each).unwrap_or(usize::MAX).max(1);
-    match asked {
+    let possible = usize::try_from(files / files_per_connection).unwrap_or(usize::MAX).max(1);
+    match requested {
         None => DEFAULT_MAX_CONNECTIONS.min(possible),
-        Some(asked) if asked <= possible => asked,
-        Some(asked) => {
+        Some(requested) if requested <= possible => requested,
+        Some(requested) => {
             tracing::warn!(
-                asked,
+                requested,
                 possible,
                 max_files,
-                "--max-connections is more than the limit of open files allows; raise the hard limit (ulimit -Hn, LimitNOFILE=)"
+                "--max-connections exceeds the limit of open files; raise the hard limit (ulimit -Hn, LimitNOFILE=)"
             );
             possible
         }
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_follow_the_limit_of_open_files() {
+    fn number_of_connections_follows_the_limit_of_open_files() {
         assert_eq!(max_connections(None, 65_536, 1), 1_024);
         assert_eq!(max_connections(None, u64::MAX, 2), 1_024);
         assert_eq!(max_connections(None, 1_024, 1), 768);

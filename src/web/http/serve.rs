@@ -1,4 +1,4 @@
-//! The accept loop: hyper with a timeout on everything a client may be slow at.
+//! The accept loop. Every step in which a client may be slow has a timeout.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -21,34 +21,36 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::connections::{Activity, Admission, Connections};
-use super::gate::Client;
-use super::metrics::METRICS;
+use super::connections::{ConnectionPermit, Connections};
+use super::guard::Client;
+use super::idle::IdleTracker;
 use super::stream::ClientStream;
+use crate::web::metrics::METRICS;
 
-/// After a failed accept (file descriptors used up) trying again at once would only spin.
-const REST_AFTER_FAULT: Duration = Duration::from_millis(100);
-/// Request line and headers.
+/// Pause after a failed accept. Without it the loop would spin while file descriptors are exhausted.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// Largest request line with all headers. The HTTP library reads bodies in pieces of at most this size, too.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 /// Connections that the system accepts before this process does.
 const LISTEN_BACKLOG: u32 = 1_024;
-/// What the system holds of an answer that its client has not read yet. It would grow to several MiB a connection.
+/// Size of the send buffer of a connection. Without a fixed size the system lets it grow to several MiB.
 const SEND_BUFFER_BYTES: u32 = 256 << 10;
-/// How often connections that wait too long are looked for, while most places are taken.
-const CLOSE_WAITING_EVERY: Duration = Duration::from_millis(250);
+/// How often idle connections are closed while most permits are taken.
+const CLOSE_IDLE_INTERVAL: Duration = Duration::from_millis(250);
 
+/// Timeouts of a connection.
 #[derive(Debug, Clone, Copy)]
-pub struct ServeRules {
+pub(crate) struct ServeRules {
     /// How long a client may take for its headers, and how long a connection may idle between requests.
-    pub idle_timeout: Duration,
-    /// How long a client may take none of its answer.
-    pub write_timeout: Duration,
+    pub(crate) idle_timeout: Duration,
+    /// How long a client may leave its answer unread.
+    pub(crate) write_timeout: Duration,
 }
 
-/// Listens at `address`, as the web tier needs it.
+/// Binds the web tier's listener, with a bounded send buffer for each connection.
 ///
 /// # Errors
-/// Where the address is taken or not this machine's.
+/// When the address is in use or does not belong to this machine.
 pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
@@ -58,8 +60,8 @@ pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(LISTEN_BACKLOG)
 }
 
-/// Serves until `stop`, then lets open requests end; the caller cuts off what is left by dropping this future.
-pub async fn serve(
+/// Serves until `stop`, then waits for open requests. The caller cuts off those that remain by dropping this future.
+pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     rules: ServeRules,
@@ -67,29 +69,30 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let mut tasks = JoinSet::new();
-    // Without pressure it is not polled and wakes nobody. Pressure comes with a connection, after which it is looked for.
-    let mut close_waiting = tokio::time::interval(CLOSE_WAITING_EVERY);
-    close_waiting.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The interval is polled only under pressure. Pressure begins with a new connection, after which the loop checks
+    // again.
+    let mut close_idle = tokio::time::interval(CLOSE_IDLE_INTERVAL);
+    close_idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, address)) => {
-                    let Some(admission) = stop.run_until_cancelled(connections.admit(address.ip())).await else { break };
-                    // None: refused without a word.
-                    if let Some(admission) = admission {
-                        let connection = Connection { stream, address, admission: Arc::new(admission) };
+                    let Some(permit) = stop.run_until_cancelled(connections.admit(address.ip())).await else { break };
+                    // Without a permit the connection is closed without an answer.
+                    if let Some(permit) = permit {
+                        let connection = Connection { stream, address, permit: Arc::new(permit) };
                         tasks.spawn(connection.serve(router.clone(), rules, stop.clone()));
                     }
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection; trying again");
-                    // A connection that waits for a request holds a descriptor that others need.
-                    connections.replace_one(false);
-                    tokio::time::sleep(REST_AFTER_FAULT).await;
+                    // An idle connection holds a descriptor that a new one needs.
+                    connections.close_longest_idle(false);
+                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 }
             },
-            _ = close_waiting.tick(), if connections.is_under_pressure() => connections.close_waiting(),
+            _ = close_idle.tick(), if connections.is_under_pressure() => connections.close_idle(),
         }
         while tasks.try_join_next().is_some() {}
     }
@@ -100,19 +103,19 @@ pub async fn serve(
 struct Connection {
     stream: TcpStream,
     address: SocketAddr,
-    admission: Arc<Admission>,
+    permit: Arc<ConnectionPermit>,
 }
 
 impl Connection {
     async fn serve(self, router: Router, rules: ServeRules, stop: CancellationToken) {
         METRICS.connections.inc();
-        // Answers are small and waited for. A connection that is gone already is told so by its first read.
+        // Answers are small and clients wait for them. If the connection is gone already, the first read reports it.
         let _ = self.stream.set_nodelay(true);
-        let activity = Arc::clone(&self.admission.activity);
-        let client = Client { address: self.address, admission: self.admission };
+        let idle = Arc::clone(&self.permit.idle);
+        let client = Client { address: self.address, permit: self.permit };
         let router = TowerToHyperService::new(router);
         let service = service_fn(|request| answer(&router, &client, request));
-        let stream = ClientStream::new(self.stream, Arc::clone(&activity), rules.write_timeout);
+        let stream = ClientStream::new(self.stream, Arc::clone(&idle), rules.write_timeout);
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(rules.idle_timeout)
@@ -121,7 +124,7 @@ impl Connection {
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = activity.told_to_close() => Ok(()),
+            () = idle.close_requested() => Ok(()),
             () = stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -134,26 +137,26 @@ impl Connection {
     }
 }
 
-/// Answers one request, and counts the connection as busy until the answer is written.
+/// Answers one request. The connection counts as busy until the answer is written.
 fn answer(
     router: &TowerToHyperService<Router>,
     client: &Client,
     mut request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response<BusyBody>, Infallible>> + use<> {
-    let activity = Arc::clone(&client.admission.activity);
-    let is_begun = activity.begin_request();
+    let idle = Arc::clone(&client.permit.idle);
+    let is_begun = idle.begin_request();
     request.extensions_mut().insert(client.clone());
-    let answer = is_begun.then(|| (Busy(activity), router.call(request)));
+    let answer = is_begun.then(|| (Busy(idle), router.call(request)));
     async move {
-        // It was told to close just now, and will be dropped.
+        // The connection was asked to close just now: its task drops this future.
         let Some((busy, answer)) = answer else { return std::future::pending().await };
         let response = answer.await?;
         Ok(response.map(|body| BusyBody { body, _busy: busy }))
     }
 }
 
-/// A request that is being answered.
-struct Busy(Arc<Activity>);
+/// Marks the connection as busy until it is dropped.
+struct Busy(Arc<IdleTracker>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
@@ -161,7 +164,7 @@ impl Drop for Busy {
     }
 }
 
-/// The body of an answer, which ends the request when it was written.
+/// The body of an answer. Dropping it, which happens once it is written, ends the request.
 struct BusyBody {
     body: Body,
     _busy: Busy,

@@ -1,5 +1,5 @@
-//! The bytes of one connection. A client that does not read its answer is cut off, and the few answers that the HTTP
-//! library makes by itself, which have no body, get one.
+//! The byte stream of one connection. It cuts off a client that does not read its answer, and adds a problem document
+//! to the few answers that the HTTP library makes itself, which have no body.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -14,31 +14,32 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-use super::connections::Activity;
-use super::error::Problem;
-use super::metrics::METRICS;
+use super::idle::IdleTracker;
+use crate::web::error::Problem;
+use crate::web::metrics::METRICS;
 
-/// A client that reads more slowly loses its time bit by bit.
-pub const MIN_BYTES_PER_SECOND: u64 = 1 << 10;
+/// The slowest transfer that a client may keep up, in either direction. A slower one uses up its time and is cut off.
+pub(crate) const MIN_BYTES_PER_SECOND: u64 = 1 << 10;
 
-pub struct ClientStream {
+/// A connection with a limit on how long writing may be blocked.
+pub(super) struct ClientStream {
     io: TokioIo<TcpStream>,
-    activity: Arc<Activity>,
+    idle: Arc<IdleTracker>,
     write_timeout: Duration,
-    /// How much longer writing may be blocked: at most `write_timeout`. Time that it was blocked is taken off; bytes that
-    /// were written are added, at [`MIN_BYTES_PER_SECOND`].
+    /// How much longer writing may be blocked, at most `write_timeout`. Blocked time is subtracted; written bytes add
+    /// time at the rate of [`MIN_BYTES_PER_SECOND`].
     time_left: Duration,
     blocked_since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
-    /// What is sent in place of an answer of the library, as far as it is not sent yet.
+    /// The unsent part of the answer that replaces one of the library.
     replacement: Option<Bytes>,
 }
 
 impl ClientStream {
-    pub fn new(stream: TcpStream, activity: Arc<Activity>, write_timeout: Duration) -> ClientStream {
+    pub(super) fn new(stream: TcpStream, idle: Arc<IdleTracker>, write_timeout: Duration) -> ClientStream {
         ClientStream {
             io: TokioIo::new(stream),
-            activity,
+            idle,
             write_timeout,
             time_left: write_timeout,
             blocked_since: None,
@@ -47,10 +48,10 @@ impl ClientStream {
         }
     }
 
-    fn written(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn after_write(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match outcome {
             Poll::Ready(done) => {
-                self.went_on(done.as_ref().map_or(0, |bytes| *bytes as u64));
+                self.credit(done.as_ref().map_or(0, |bytes| *bytes as u64));
                 Poll::Ready(done)
             }
             Poll::Pending => {
@@ -61,9 +62,9 @@ impl ClientStream {
         }
     }
 
-    fn went_on(&mut self, bytes: u64) {
+    fn credit(&mut self, bytes: u64) {
         if let Some(since) = self.blocked_since.take() {
-            self.activity.set_write_blocked(false);
+            self.idle.set_write_blocked(false);
             self.time_left = self.time_left.saturating_sub(since.elapsed());
         }
         if self.time_left < self.write_timeout {
@@ -76,7 +77,7 @@ impl ClientStream {
         if self.blocked_since.is_none() {
             let now = Instant::now();
             self.blocked_since = Some(now);
-            self.activity.set_write_blocked(true);
+            self.idle.set_write_blocked(true);
             let deadline = now + self.time_left;
             match &mut self.timer {
                 Some(timer) => timer.as_mut().reset(deadline),
@@ -86,7 +87,7 @@ impl ClientStream {
         self.timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx))
     }
 
-    /// Sends the replacement; once that is done, `bytes` count as written.
+    /// Sends the replacement. Once it is sent, reports `bytes` as written.
     fn poll_replacement(&mut self, cx: &mut Context<'_>, bytes: usize) -> Poll<io::Result<usize>> {
         while let Some(replacement) = self.replacement.as_mut().filter(|replacement| !replacement.is_empty()) {
             let outcome = Pin::new(&mut self.io).poll_write(cx, replacement);
@@ -96,7 +97,7 @@ impl ClientStream {
                 }
                 replacement.advance(written);
             }
-            ready!(self.written(cx, outcome))?;
+            ready!(self.after_write(cx, outcome))?;
         }
         self.replacement = None;
         Poll::Ready(Ok(bytes))
@@ -130,7 +131,7 @@ impl Write for ClientStream {
         let flushed = Pin::new(&mut self.io).poll_flush(cx);
         // The library flushes once all of its buffer is written.
         if let Poll::Ready(Ok(())) = flushed {
-            self.activity.flushed();
+            self.idle.flushed();
         }
         flushed
     }
@@ -147,20 +148,20 @@ impl ClientStream {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let first = slices.first().map_or(&[][..], |slice| slice);
-        // A stranger's image may hold what looks like an answer.
-        if self.replacement.is_none() && !self.activity.writes_answer() {
+        // An uploaded image may contain bytes that look like such an answer, so a handler's answer is never replaced.
+        if self.replacement.is_none() && !self.idle.writes_answer() {
             self.replacement = with_body(first);
         }
         if self.replacement.is_some() {
             return self.poll_replacement(cx, first.len());
         }
         let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
-        self.written(cx, outcome)
+        self.after_write(cx, outcome)
     }
 }
 
-/// The answer to send in place of `answer`, where that is one that the library made of a request that it could not read:
-/// a client error without a body, which no handler answers with.
+/// Returns the answer to send in place of `answer` when the library made that one for a request that it could not read:
+/// a client error without a body, which no handler returns. Returns `None` for every other answer.
 fn with_body(answer: &[u8]) -> Option<Bytes> {
     const EMPTY: &str = "content-length: 0\r\n";
     if !answer.starts_with(b"HTTP/1.1 4") && !answer.starts_with(b"HTTP/1.0 4") {
@@ -189,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_answers_of_the_library_get_another_body() {
+    fn only_answers_of_the_library_get_a_problem_body() {
         let own = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\ndate: x\r\n\r\n";
         let replaced = with_body(own).unwrap();
         let text = std::str::from_utf8(&replaced).unwrap();

@@ -1,0 +1,23 @@
+//! The HTTP server below the routes: connections, their limits, and the checks that every request passes.
+//!
+//! [`serve`] accepts connections, [`connections`] limits their number and decides which of them to close, [`idle`]
+//! tracks which ones wait for a request, and [`stream`] cuts off clients that do not read. [`guard`] runs before every
+//! handler: it checks the permit of the connection, the host and the origin ([`hosts`]).
+
+mod connections;
+mod descriptors;
+mod drain;
+mod guard;
+mod hosts;
+mod idle;
+mod serve;
+mod stream;
+
+pub(super) use self::connections::Connections;
+pub(super) use self::descriptors::{max_connections, raise_limit};
+pub(super) use self::drain::drain_body;
+pub(super) use self::guard::{RequestGuard, guard};
+pub(super) use self::hosts::HostPolicy;
+pub use self::serve::listen;
+pub(super) use self::serve::{ServeRules, serve};
+pub(super) use self::stream::MIN_BYTES_PER_SECOND;

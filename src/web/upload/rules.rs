@@ -1,0 +1,14 @@
+//! The limits of uploads.
+
+use std::time::Duration;
+
+use crate::web::budget::Budget;
+
+/// The limits of uploads.
+#[derive(Clone)]
+pub(crate) struct UploadRules {
+    pub(crate) max_upload_bytes: u64,
+    /// The longest pause between two pieces of a body.
+    pub(crate) body_timeout: Duration,
+    pub(crate) budget: Budget,
+}
