@@ -119,9 +119,9 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 Box::pin(provision::run(config, on_signals()?)).await
             })?;
             Ok(match ending {
-                provision::Ending::Done => ExitCode::SUCCESS,
-                provision::Ending::Declined | provision::Ending::Faults => ExitCode::FAILURE,
-                provision::Ending::Changes => CHANGES.into(),
+                provision::Outcome::Done => ExitCode::SUCCESS,
+                provision::Outcome::Declined | provision::Outcome::Faults => ExitCode::FAILURE,
+                provision::Outcome::Changes => CHANGES.into(),
             })
         }
         Command::Classify(args) => {

@@ -1,23 +1,23 @@
-//! Launch templates, security groups, the default network and the machines, by a dozen calls of EC2.
+//! Launch templates, security groups, the default network and the machines.
 //!
-//! EC2's own SDK crate would take longer to build than the rest of the program. The protocol is plain: parameters as a
-//! form (`Tag.1.Key=…`), answers as XML.
+//! The SDK crate of EC2 would take longer to build than the rest of the program, so its dozen calls are written here. The
+//! protocol is simple: parameters are a form (`Tag.1.Key=…`), answers are XML.
 
 use roxmltree::{Document, Node};
 use serde_json::{Map, Value, json};
 
 use aws_sdk_sqs::error::ProvideErrorMetadata as _;
 
+use super::client::{self, Attributes, Cloud, member, owner_by_tags, retry_while};
 use super::signed::{Call, SignedError};
-use super::{Attributes, Cloud, at, owner_by_tags, patiently};
 use crate::provision::bundle::Cpu;
-use crate::provision::inventory::{Found, Instance, Owner};
+use crate::provision::inventory::{FoundResource, Instance, Owner};
 use crate::provision::plan::Change;
 use crate::provision::resource::{Kind, Resource, STACK_TAG, label, our_tags, properties, tags_of};
 use crate::provision::stack::Stack;
 
 const VERSION: &str = "2016-11-15";
-/// Said of what is not there.
+/// Error codes for resources that do not exist.
 const MISSING: [&str; 7] = [
     "InvalidAMIID.NotFound",
     "InvalidAMIID.Unavailable",
@@ -48,7 +48,7 @@ impl Cloud {
             .await
     }
 
-    /// All entries of an answer that may come in pages.
+    /// Reads all pages of a list.
     async fn all(&self, operation: &'static str, what: &str, parameters: Value) -> anyhow::Result<Vec<Value>> {
         let action = format!("ec2:{operation}");
         let mut parameters = parameters;
@@ -68,10 +68,10 @@ impl Cloud {
         }
     }
 
-    /// The default network of the region, and its subnets, sorted.
+    /// The default VPC of the region, and its default subnets, sorted.
     ///
     /// # Errors
-    /// Where the region has none.
+    /// The region has none.
     pub async fn default_network(&self) -> anyhow::Result<(String, Vec<String>)> {
         let region = self.aws.region();
         let filter = json!({"Filters": [{"Name": "is-default", "Values": ["true"]}]});
@@ -95,7 +95,7 @@ impl Cloud {
         Ok((vpc.to_owned(), subnets))
     }
 
-    pub(super) async fn observe_ec2(&self, stack: &Stack) -> anyhow::Result<(Vec<Found>, Vec<Instance>)> {
+    pub(super) async fn observe_ec2(&self, stack: &Stack) -> anyhow::Result<(Vec<FoundResource>, Vec<Instance>)> {
         let mut found = self.observe_security_groups(stack).await?;
         found.extend(self.observe_launch_templates(stack).await?);
         let filter = json!({"Filters": [{"Name": format!("tag:{STACK_TAG}"), "Values": [stack.name]}]});
@@ -105,7 +105,7 @@ impl Cloud {
         Ok((found, instances))
     }
 
-    async fn observe_security_groups(&self, stack: &Stack) -> anyhow::Result<Vec<Found>> {
+    async fn observe_security_groups(&self, stack: &Stack) -> anyhow::Result<Vec<FoundResource>> {
         let filter = json!({"Filters": [{"Name": "vpc-id", "Values": [stack.vpc_id]}]});
         let groups = self.all("DescribeSecurityGroups", "the security groups", filter).await?;
         let found = groups.iter().filter_map(|group| {
@@ -119,12 +119,12 @@ impl Cloud {
             rules.sort_by_key(ToString::to_string);
             let members = json!({"SecurityGroupIngress": rules, "Tags": our_tags(pairs(&tags))});
             let id = group["groupId"].as_str().unwrap_or_default();
-            Some(Found::new(Kind::SecurityGroup, name, owner, members).with("GroupId", id))
+            Some(FoundResource::new(Kind::SecurityGroup, name, owner, members).with("GroupId", id))
         });
         Ok(found.collect())
     }
 
-    async fn observe_launch_templates(&self, stack: &Stack) -> anyhow::Result<Vec<Found>> {
+    async fn observe_launch_templates(&self, stack: &Stack) -> anyhow::Result<Vec<FoundResource>> {
         let templates = self.all("DescribeLaunchTemplates", "the launch templates", json!({})).await?;
         let mut found = Vec::new();
         for template in &templates {
@@ -140,12 +140,14 @@ impl Cloud {
             let data = versions.first().map(|version| &version["launchTemplateData"]);
             let members = json!({"LaunchTemplateData": data.map(template_data), "Tags": our_tags(pairs(&tags))});
             let version = versions.first().and_then(|version| version["versionNumber"].as_str()).unwrap_or_default();
-            found.push(Found::new(Kind::LaunchTemplate, name, owner, members).with("LatestVersionNumber", version));
+            found.push(
+                FoundResource::new(Kind::LaunchTemplate, name, owner, members).with("LatestVersionNumber", version),
+            );
         }
         Ok(found)
     }
 
-    /// As CloudFormation writes it; none where there is no such template or version.
+    /// The data of a launch template, in CloudFormation's form. Returns `None` if there is no such template or version.
     pub async fn template_data_of(&self, name: &str, version: &str) -> anyhow::Result<Option<Value>> {
         let parameters = json!({"LaunchTemplateName": name, "LaunchTemplateVersions": [version]});
         let versions =
@@ -153,7 +155,7 @@ impl Cloud {
         Ok(versions.first().map(|version| template_data(&version["launchTemplateData"])))
     }
 
-    /// The processor of a machine image; none where it is not to be seen.
+    /// The processor of an AMI. Returns `None` if it is not visible to this account.
     pub(super) async fn cpu_of_image(&self, image: &str) -> anyhow::Result<Option<Cpu>> {
         if let Some(cpu) = cpu_of_debian(image) {
             return Ok(Some(cpu));
@@ -172,7 +174,7 @@ impl Cloud {
     pub(super) async fn put_security_group(
         &self,
         resource: &Resource,
-        found: Option<&Found>,
+        found: Option<&FoundResource>,
     ) -> anyhow::Result<Attributes> {
         let what = resource.label();
         let id = match found.and_then(|found| found.attributes.get("GroupId")) {
@@ -183,8 +185,8 @@ impl Cloud {
             None => {
                 let parameters = json!({
                     "GroupName": resource.name,
-                    "GroupDescription": at(resource, &["GroupDescription"])?,
-                    "VpcId": at(resource, &["VpcId"])?,
+                    "GroupDescription": member(resource, &["GroupDescription"])?,
+                    "VpcId": member(resource, &["VpcId"])?,
                     "TagSpecifications": [{"ResourceType": "security-group", "Tags": tag_parameters(resource)}],
                 });
                 let answer =
@@ -194,7 +196,7 @@ impl Cloud {
         };
         let there = found.and_then(|found| found.properties.get("SecurityGroupIngress")).cloned().unwrap_or(json!([]));
         let there = there.as_array().cloned().unwrap_or_default();
-        let wanted = at(resource, &["SecurityGroupIngress"])?.as_array().cloned().unwrap_or_default();
+        let wanted = member(resource, &["SecurityGroupIngress"])?.as_array().cloned().unwrap_or_default();
         for rule in wanted.iter().filter(|rule| !there.contains(rule)) {
             let parameters = json!({"GroupId": id, "IpPermissions": [permission(rule)]});
             let answer = self.ec2("AuthorizeSecurityGroupIngress", &parameters).await;
@@ -217,10 +219,10 @@ impl Cloud {
         &self,
         resource: &Resource,
         change: &Change,
-        found: Option<&Found>,
+        found: Option<&FoundResource>,
     ) -> anyhow::Result<Attributes> {
         let what = resource.label();
-        let data = at(resource, &["LaunchTemplateData"])?;
+        let data = member(resource, &["LaunchTemplateData"])?;
         let version = |number: String| vec![("LatestVersionNumber".to_owned(), number)];
         let Some(found) = found else {
             let parameters = json!({
@@ -245,7 +247,7 @@ impl Cloud {
         let answer = self.ec2("CreateLaunchTemplateVersion", &parameters).await;
         let answer = parse(&self.done("ec2:CreateLaunchTemplateVersion", &what, answer)?)?;
         let number = answer["launchTemplateVersion"]["versionNumber"].as_str().unwrap_or_default().to_owned();
-        // The default is what people start by hand.
+        // Machines that people start by hand use the default version.
         let parameters = json!({"LaunchTemplateName": resource.name, "SetDefaultVersion": number});
         self.done("ec2:ModifyLaunchTemplate", &what, self.ec2("ModifyLaunchTemplate", &parameters).await)?;
         Ok(version(number))
@@ -256,12 +258,12 @@ impl Cloud {
         self.gone_from_ec2("ec2:DeleteLaunchTemplate", &label(Kind::LaunchTemplate, name), answer)
     }
 
-    pub(super) async fn delete_security_group(&self, name: &str, found: Option<&Found>) -> anyhow::Result<()> {
+    pub(super) async fn delete_security_group(&self, name: &str, found: Option<&FoundResource>) -> anyhow::Result<()> {
         let Some(id) = found.and_then(|found| found.attributes.get("GroupId")) else { return Ok(()) };
-        // For a while after a machine has ended its network card is still there.
+        // The network interface of a machine exists for a while after the machine has terminated.
         let is_in_use = |error: &SignedError| error.code() == Some("DependencyViolation");
         let parameters = json!({ "GroupId": id });
-        let answer = patiently(is_in_use, async || self.ec2("DeleteSecurityGroup", &parameters).await).await;
+        let answer = retry_while(is_in_use, async || self.ec2("DeleteSecurityGroup", &parameters).await).await;
         self.gone_from_ec2("ec2:DeleteSecurityGroup", &label(Kind::SecurityGroup, name), answer)
     }
 
@@ -273,7 +275,7 @@ impl Cloud {
     }
 }
 
-/// Of Debian's own parameters.
+/// The processor of an AMI that is given as Debian's own parameter.
 fn cpu_of_debian(image: &str) -> Option<Cpu> {
     [Cpu::X86_64, Cpu::Arm64].into_iter().find(|cpu| cpu.debian_image() == image)
 }
@@ -282,7 +284,7 @@ fn tag_parameters(resource: &Resource) -> Vec<Value> {
     tags_of(&resource.properties).into_iter().map(|(key, value)| json!({"Key": key, "Value": value})).collect()
 }
 
-/// A rule as CloudFormation writes it, as the calls take it.
+/// Converts an ingress rule of CloudFormation to a parameter.
 fn permission(rule: &Value) -> Value {
     json!({
         "IpProtocol": rule["IpProtocol"], "FromPort": rule["FromPort"], "ToPort": rule["ToPort"],
@@ -290,7 +292,8 @@ fn permission(rule: &Value) -> Value {
     })
 }
 
-/// The rules of one entry of an answer, as CloudFormation writes them; of other groups' rules only that they are there.
+/// Converts one entry of an answer to ingress rules of CloudFormation. Sources that the stack never uses are included, so
+/// that they show as differences.
 fn rules(entry: &Value) -> Vec<Value> {
     let port = |name: &str| entry[name].as_str().and_then(|text| text.parse::<i64>().ok());
     let rule = |source: (&str, &Value), description: &Value| {
@@ -306,7 +309,7 @@ fn rules(entry: &Value) -> Vec<Value> {
     v4.chain(v6).chain(groups).collect()
 }
 
-/// As CloudFormation writes it.
+/// Converts the data of a launch template to CloudFormation's form.
 fn template_data(data: &Value) -> Value {
     let flag = |value: &Value| value.as_str().map(|text| text == "true");
     let number = |value: &Value| value.as_str().and_then(|text| text.parse::<i64>().ok());
@@ -320,7 +323,7 @@ fn template_data(data: &Value) -> Value {
             }))})
         })
         .collect();
-    // moto mixes in the tags of the template itself.
+    // moto includes the tags of the template itself.
     let own = |specification: &&Value| specification["resourceType"] != "launch-template";
     let tagged: Vec<Value> = list(data, "tagSpecificationSet")
         .filter(own)
@@ -376,7 +379,8 @@ fn list<'a>(value: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> + u
     value[name].as_array().into_iter().flatten()
 }
 
-/// Parameters of the protocol: members by dots, entries of a list by number, under the list's name in the singular.
+/// Encodes parameters as a form: members are joined by dots, list entries are numbered under the singular of the list's
+/// name.
 fn flatten(path: &str, value: &Value, form: &mut Vec<String>) {
     match value {
         Value::Object(members) => {
@@ -396,23 +400,23 @@ fn flatten(path: &str, value: &Value, form: &mut Vec<String>) {
         }
         Value::Null => {}
         value => {
-            let text = super::text(value);
+            let text = client::text(value);
             let encoded = percent_encoding::utf8_percent_encode(&text, percent_encoding::NON_ALPHANUMERIC);
             form.push(format!("{path}={encoded}"));
         }
     }
 }
 
-/// An answer as JSON: a list where the members are called `item`, a text where there are none.
+/// Parses an answer to JSON. An element whose children are called `item` becomes a list, one without children a string.
 fn parse(xml: &str) -> anyhow::Result<Value> {
-    let document = Document::parse(xml).map_err(|error| anyhow::anyhow!("EC2 answered what is no XML: {error}"))?;
+    let document = Document::parse(xml).map_err(|error| anyhow::anyhow!("the answer of EC2 is not XML: {error}"))?;
     Ok(to_json(document.root_element()))
 }
 
 fn to_json(node: Node<'_, '_>) -> Value {
     let mut children = node.children().filter(Node::is_element).peekable();
     match children.peek() {
-        // A set without members is an empty list; `item` is no name of a member.
+        // An empty set has no `item` to tell it from an empty string.
         None if node.tag_name().name().ends_with("Set") => json!([]),
         None => node.text().unwrap_or_default().into(),
         Some(first) if first.tag_name().name() == "item" => children.map(to_json).collect(),
@@ -429,7 +433,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parameters_and_answers_are_of_the_protocol() {
+    fn parameters_are_encoded_as_form_and_answers_parsed_from_xml() {
         let mut form = Vec::new();
         let parameters = json!({
             "GroupId": "sg-1",

@@ -1,17 +1,18 @@
-//! Roles and instance profiles. They are the whole account's: a tag says which region's stack they are for.
+//! Roles and instance profiles. IAM is global, so a tag names the region of the stack that they belong to.
 
 use std::collections::BTreeSet;
 
 use aws_sdk_iam::types::Tag;
 use serde_json::{Value, json};
 
-use super::{Attributes, Cloud, at, owner_by_tags, text};
-use crate::provision::inventory::{Found, Owner};
+use super::client::{Attributes, Cloud, member, owner_by_tags, text};
+use crate::provision::inventory::{FoundResource, Owner};
+use crate::provision::names::role_path;
 use crate::provision::resource::{Kind, Resource, label, our_tags, tags_of};
-use crate::provision::stack::{Stack, role_path};
+use crate::provision::stack::Stack;
 
 impl Cloud {
-    pub(super) async fn observe_roles(&self, stack: &Stack) -> anyhow::Result<Vec<Found>> {
+    pub(super) async fn observe_roles(&self, stack: &Stack) -> anyhow::Result<Vec<FoundResource>> {
         let path = role_path(&stack.name);
         let mut roles: BTreeSet<String> = stack.names(Kind::Role).map(str::to_owned).collect();
         let mut pages = self.iam.list_roles().path_prefix(&path).into_paginator().items().send();
@@ -26,15 +27,15 @@ impl Cloud {
         }
         let mut found = Vec::new();
         for name in roles {
-            found.extend(self.look_at_role(stack, &name).await?);
+            found.extend(self.observe_role(stack, &name).await?);
         }
         for name in profiles {
-            found.extend(self.look_at_profile(stack, &name).await?);
+            found.extend(self.observe_profile(stack, &name).await?);
         }
         Ok(found)
     }
 
-    async fn look_at_role(&self, stack: &Stack, name: &str) -> anyhow::Result<Option<Found>> {
+    async fn observe_role(&self, stack: &Stack, name: &str) -> anyhow::Result<Option<FoundResource>> {
         let what = label(Kind::Role, name);
         let answer = self.iam.get_role().role_name(name).send().await;
         let Some(role) = self.if_there("iam:GetRole", &what, answer)?.and_then(|answer| answer.role) else {
@@ -58,10 +59,10 @@ impl Cloud {
             "Policies": policies,
             "Tags": our_tags(pairs(&tags)),
         });
-        Ok(Some(Found::new(Kind::Role, name, owner, members).with("Arn", role.arn)))
+        Ok(Some(FoundResource::new(Kind::Role, name, owner, members).with("Arn", role.arn)))
     }
 
-    async fn look_at_profile(&self, stack: &Stack, name: &str) -> anyhow::Result<Option<Found>> {
+    async fn observe_profile(&self, stack: &Stack, name: &str) -> anyhow::Result<Option<FoundResource>> {
         let answer = self.iam.get_instance_profile().instance_profile_name(name).send().await;
         let answer = self.if_there("iam:GetInstanceProfile", &label(Kind::InstanceProfile, name), answer)?;
         let Some(profile) = answer.and_then(|answer| answer.instance_profile) else { return Ok(None) };
@@ -72,15 +73,19 @@ impl Cloud {
         }
         let roles: Vec<&str> = profile.roles.iter().map(|role| role.role_name.as_str()).collect();
         let members = json!({"Roles": roles, "Tags": our_tags(pairs(&tags))});
-        Ok(Some(Found::new(Kind::InstanceProfile, name, owner, members).with("Arn", profile.arn)))
+        Ok(Some(FoundResource::new(Kind::InstanceProfile, name, owner, members).with("Arn", profile.arn)))
     }
 
-    pub(super) async fn put_role(&self, resource: &Resource, found: Option<&Found>) -> anyhow::Result<Attributes> {
+    pub(super) async fn put_role(
+        &self,
+        resource: &Resource,
+        found: Option<&FoundResource>,
+    ) -> anyhow::Result<Attributes> {
         let (name, what) = (resource.name.as_str(), resource.label());
-        let trust = at(resource, &["AssumeRolePolicyDocument"])?.to_string();
+        let trust = member(resource, &["AssumeRolePolicyDocument"])?.to_string();
         let tags = tags(resource)?;
         if found.is_none() {
-            let call = self.iam.create_role().role_name(name).path(text(at(resource, &["Path"])?));
+            let call = self.iam.create_role().role_name(name).path(text(member(resource, &["Path"])?));
             let call = call.assume_role_policy_document(&trust).set_tags(Some(tags)).send();
             self.done("iam:CreateRole", &what, call.await)?;
         } else {
@@ -89,7 +94,7 @@ impl Cloud {
             let call = self.iam.update_assume_role_policy().role_name(name).policy_document(&trust).send();
             self.done("iam:UpdateAssumeRolePolicy", &what, call.await)?;
         }
-        for policy in at(resource, &["Policies"])?.as_array().into_iter().flatten() {
+        for policy in member(resource, &["Policies"])?.as_array().into_iter().flatten() {
             let call = self.iam.put_role_policy().role_name(name).policy_name(text(&policy["PolicyName"]));
             let call = call.policy_document(policy["PolicyDocument"].to_string()).send();
             self.done("iam:PutRolePolicy", &what, call.await)?;
@@ -100,13 +105,13 @@ impl Cloud {
     pub(super) async fn put_instance_profile(
         &self,
         resource: &Resource,
-        found: Option<&Found>,
+        found: Option<&FoundResource>,
     ) -> anyhow::Result<Attributes> {
         let (name, what) = (resource.name.as_str(), resource.label());
         let tags = tags(resource)?;
         if found.is_none() {
             let call = self.iam.create_instance_profile().instance_profile_name(name);
-            let call = call.path(text(at(resource, &["Path"])?)).set_tags(Some(tags)).send();
+            let call = call.path(text(member(resource, &["Path"])?)).set_tags(Some(tags)).send();
             self.done("iam:CreateInstanceProfile", &what, call.await)?;
         } else {
             let call = self.iam.tag_instance_profile().instance_profile_name(name).set_tags(Some(tags)).send();
@@ -114,9 +119,9 @@ impl Cloud {
         }
         let there = found.and_then(|found| found.properties.get("Roles")).cloned().unwrap_or_default();
         let there: Vec<String> = there.as_array().into_iter().flatten().map(text).collect();
-        let wanted: Vec<String> = at(resource, &["Roles"])?.as_array().into_iter().flatten().map(text).collect();
+        let wanted: Vec<String> = member(resource, &["Roles"])?.as_array().into_iter().flatten().map(text).collect();
         for role in there.iter().filter(|role| !wanted.contains(role)) {
-            self.take_role_out(name, role).await?;
+            self.remove_role_from_profile(name, role).await?;
         }
         for role in wanted.iter().filter(|role| !there.contains(role)) {
             let call = self.iam.add_role_to_instance_profile().instance_profile_name(name).role_name(role).send();
@@ -125,7 +130,7 @@ impl Cloud {
         Ok(Vec::new())
     }
 
-    async fn take_role_out(&self, profile: &str, role: &str) -> anyhow::Result<()> {
+    async fn remove_role_from_profile(&self, profile: &str, role: &str) -> anyhow::Result<()> {
         let call = self.iam.remove_role_from_instance_profile().instance_profile_name(profile).role_name(role).send();
         self.gone("iam:RemoveRoleFromInstanceProfile", &label(Kind::InstanceProfile, profile), call.await)
     }
@@ -154,7 +159,7 @@ impl Cloud {
         let answer = self.if_there("iam:GetInstanceProfile", &what, answer)?;
         let Some(profile) = answer.and_then(|answer| answer.instance_profile) else { return Ok(()) };
         for role in profile.roles {
-            self.take_role_out(name, &role.role_name).await?;
+            self.remove_role_from_profile(name, &role.role_name).await?;
         }
         let call = self.iam.delete_instance_profile().instance_profile_name(name).send();
         self.gone("iam:DeleteInstanceProfile", &what, call.await)
@@ -170,7 +175,7 @@ fn tags(resource: &Resource) -> anyhow::Result<Vec<Tag>> {
     Ok(tags.map(|(key, value)| Tag::builder().key(key).value(value).build()).collect::<Result<_, _>>()?)
 }
 
-/// IAM writes documents as they would stand in an address.
+/// Parses a policy document. IAM returns documents URL-encoded.
 pub(super) fn document(text: &str) -> Value {
     let text = percent_encoding::percent_decode_str(text).decode_utf8_lossy();
     serde_json::from_str(&text).unwrap_or_default()

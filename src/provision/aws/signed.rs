@@ -1,5 +1,5 @@
-//! Single calls of services whose SDK crates are too much for what is asked of them: signed, and sent as the SDK sends
-//! its own, with its retries and deadlines, over the same wire.
+//! Signed calls of services whose SDK crates are not built in. They are sent through the SDK's runtime, with the same retries,
+//! deadlines and HTTP client as all other calls.
 
 use std::time::SystemTime;
 
@@ -17,17 +17,17 @@ use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::retry::RetryConfig;
 use serde_json::Value;
 
-pub type SignedError = SdkError<ErrorMetadata, HttpResponse>;
+pub(super) type SignedError = SdkError<ErrorMetadata, HttpResponse>;
 
-pub struct Signed {
+pub(super) struct Signed {
     sdk: SdkConfig,
 }
 
-/// A `POST` to a service's address.
-pub struct Call {
-    /// As signatures and host names have it: `ec2`.
+/// A `POST` to the endpoint of a service.
+pub(super) struct Call {
+    /// Name of the service in signatures and host names: `ec2`.
     pub service: &'static str,
-    /// Which names another address for this service alone.
+    /// Environment variable with the endpoint of this service.
     pub endpoint_variable: &'static str,
     pub operation: &'static str,
     pub headers: Vec<(&'static str, String)>,
@@ -39,7 +39,7 @@ impl Signed {
         Signed { sdk }
     }
 
-    /// The body of the answer.
+    /// Sends a call and returns the body of its answer.
     pub async fn call(&self, call: Call) -> Result<String, SignedError> {
         let url = self.url(&call);
         let request = self.sign(&url, &call).await.map_err(SdkError::construction_failure)?;
@@ -60,7 +60,7 @@ impl Signed {
         operation.invoke(Request(request)).await
     }
 
-    /// An endpoint for all services or for this one, else AWS's own.
+    /// The endpoint: that of this service if one is set, else that of all services, else AWS's own.
     fn url(&self, call: &Call) -> String {
         let service = call.service;
         let endpoint = std::env::var(call.endpoint_variable).ok().filter(|url| !url.is_empty());
@@ -109,13 +109,13 @@ fn answer(response: &HttpResponse) -> Result<String, OrchestratorError<ErrorMeta
     if response.status().is_success() {
         return Ok(body);
     }
-    let (code, message) = refusal(&body);
+    let (code, message) = error_details(&body);
     let metadata = ErrorMetadata::builder().code(code).message(message).build();
     Err(OrchestratorError::operation(metadata))
 }
 
-/// Code and message of a refusal, in the form of either protocol.
-fn refusal(body: &str) -> (String, String) {
+/// Code and message of an error response, in XML or JSON.
+fn error_details(body: &str) -> (String, String) {
     if let Ok(document) = roxmltree::Document::parse(body) {
         let text = |name| {
             let node = document.descendants().find(|node| node.has_tag_name(name));
@@ -135,11 +135,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_of_both_protocols_are_read() {
+    fn error_responses_in_xml_and_json_are_parsed() {
         let xml = "<?xml version=\"1.0\"?><Response><Errors><Error><Code>InvalidGroup.NotFound</Code><Message>no such group</Message></Error></Errors></Response>";
-        assert_eq!(refusal(xml), ("InvalidGroup.NotFound".to_owned(), "no such group".to_owned()));
+        assert_eq!(error_details(xml), ("InvalidGroup.NotFound".to_owned(), "no such group".to_owned()));
         let json = r#"{"__type":"com.amazon#ResourceNotFoundException","message":"none"}"#;
-        assert_eq!(refusal(json), ("ResourceNotFoundException".to_owned(), "none".to_owned()));
-        assert_eq!(refusal("gateway down"), (String::new(), String::new()));
+        assert_eq!(error_details(json), ("ResourceNotFoundException".to_owned(), "none".to_owned()));
+        assert_eq!(error_details("gateway down"), (String::new(), String::new()));
     }
 }
