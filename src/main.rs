@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use imgcls::cli::{Cli, Command};
 use imgcls::config::Backend;
 use imgcls::{
-    autoscale, classify, data, loadgen, model, provision, queues, shutdown, simulate, telemetry, tune, up, web, worker,
+    autoscaler, classify, data, loadgen, model, provision, queues, shutdown, simulate, telemetry, tune, up, web, worker,
 };
 use tokio::runtime::Runtime;
 
@@ -94,7 +94,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 let shutdown = on_signals()?;
                 match backend {
                     Backend::Local { .. } => up::run_workers(args.of_processes().await?, shutdown).await,
-                    Backend::Aws { .. } => autoscale::aws::run(args.of_group(backend)?, shutdown).await,
+                    Backend::Aws { .. } => autoscaler::aws::run(args.of_group(backend)?, shutdown).await,
                 }
             })?;
             Ok(ExitCode::SUCCESS)
