@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::autoscaler::{DRAIN_TIMEOUT, WorkerCommand, WorkerPool};
 use crate::config::{Backend, Limits, Names};
 use crate::model::ModelChoice;
-use crate::queue::{Queue, ServiceQueues};
+use crate::queue::{Queue, Queues, ServiceQueues};
 use crate::shutdown::CancellationToken;
 use crate::telemetry::{LogFormat, output};
 use crate::{autoscaler, queue, retention, web, worker};
@@ -130,6 +130,7 @@ const RETENTION_DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
 struct Fleet {
     config: autoscaler::Config,
+    queues: Arc<dyn Queues>,
     requests: Arc<dyn Queue>,
     pool: WorkerPool,
 }
@@ -148,11 +149,11 @@ impl Fleet {
                 .await?;
         let pool =
             WorkerPool::new(command, DRAIN_TIMEOUT, ready).releasing(Arc::clone(&service.requests)).killed_by(give_up);
-        Ok(Fleet { config: autoscale, requests: service.requests, pool })
+        Ok(Fleet { config: autoscale, queues, requests: service.requests, pool })
     }
 
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        autoscaler::run(self.config, self.requests.as_ref(), self.pool, shutdown).await
+        autoscaler::run(self.config, self.requests.as_ref(), self.queues.failure(), self.pool, shutdown).await
     }
 }
 

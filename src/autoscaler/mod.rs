@@ -12,7 +12,7 @@ mod service_time;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::depth::DepthReader;
@@ -40,11 +40,15 @@ pub struct Config {
 
 /// Keeps the size of `pool` at what the policy decides, until `shutdown`; then drains it.
 ///
+/// `queue_failure` resolves when this process cannot go on with its queues.
+///
 /// # Errors
-/// The workers fail for a reason that a restart does not repair. All workers have drained by then.
+/// The queues have failed, or the workers fail for a reason that a restart does not repair. All workers have drained by
+/// then.
 pub async fn run(
     config: Config,
     queue: &dyn Queue,
+    queue_failure: impl Future<Output = String>,
     mut pool: WorkerPool,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -56,9 +60,11 @@ pub async fn run(
     let mut depth_reader = DepthReader::default();
     let mut unmet = UnmetDemand::default();
     let refused = pool.refused();
+    let mut queue_failure = std::pin::pin!(queue_failure);
     let outcome = loop {
         tokio::select! {
             () = shutdown.cancelled() => break Ok(()),
+            failure = &mut queue_failure => break Err(anyhow!(failure)),
             failure = pool.failure() => break Err(failure).context("the workers cannot be kept running"),
             _ = ticks.tick() => {}
         }

@@ -2,6 +2,7 @@
 //! that keep the three-pipe protocol of `imgcls worker`.
 
 use std::fs;
+use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -199,7 +200,7 @@ async fn the_loop_follows_the_queue_out_and_in_and_ends_all() {
     let shutdown = CancellationToken::new();
     let (pool, mut watch) = pool(nest.worker(OBEDIENT));
     let (stop, messages) = (shutdown.clone(), requests.clone());
-    let looping = tokio::spawn(async move { autoscaler::run(config, requests.as_ref(), pool, stop).await });
+    let looping = tokio::spawn(async move { autoscaler::run(config, requests.as_ref(), pending(), pool, stop).await });
 
     messages.send(&[Outgoing::new("one")]).await.expect("sent");
     ready(&mut watch, 1).await;
@@ -225,12 +226,32 @@ async fn requests_that_are_refused_bring_another_worker() {
     let shutdown = CancellationToken::new();
     let (pool, mut watch) = pool(nest.worker(OBEDIENT));
     let (stop, refused) = (shutdown.clone(), pool.refused());
-    let looping = tokio::spawn(async move { autoscaler::run(config, requests.as_ref(), pool, stop).await });
+    let looping = tokio::spawn(async move { autoscaler::run(config, requests.as_ref(), pending(), pool, stop).await });
     ready(&mut watch, 1).await;
     refused.fetch_add(100, std::sync::atomic::Ordering::Relaxed);
     ready(&mut watch, 2).await;
     shutdown.cancel();
     looping.await.expect("no panic").expect("an orderly end");
+}
+
+#[tokio::test]
+async fn failure_of_the_queues_drains_the_pool_and_ends_the_loop_with_the_reason() {
+    let nest = Nest::new();
+    let queues = queue::open(&Backend::Local { data_dir: nest.path().join("data") }).await.expect("a queue file");
+    let requests = queues.create("requests", &QueueAttributes::default()).await.expect("a queue");
+    let bounds = Bounds::new(1, 1).expect("valid bounds");
+    let config = autoscaler::Config { policy: Policy::Step(StepPolicy::ORIGINAL), bounds, service_time: None };
+    let (pool, mut watch) = pool(nest.worker(OBEDIENT));
+    let (fail, failure) = tokio::sync::oneshot::channel::<String>();
+    let failure = async { failure.await.expect("the sender lives until it has sent") };
+    let looping = autoscaler::run(config, requests.as_ref(), failure, pool, CancellationToken::new());
+    let failing = async {
+        ready(&mut watch, 1).await;
+        fail.send("the disk is full".to_owned()).expect("the loop runs");
+    };
+    let (ended, ()) = tokio::join!(looping, failing);
+    assert_eq!(ended.expect_err("the queues have failed").to_string(), "the disk is full");
+    nest.all_gone().await;
 }
 
 /// Else the end of this process would not close it.
