@@ -125,7 +125,7 @@ pub(super) fn machines(stack: &Stack, machines: &Machines) -> String {
     for Outdated { group, machines } in &machines.outdated {
         let _ = writeln!(
             text,
-            "{machines} machines of {group} still run an older version; to replace them: \
+            "machines of {group} that run an older version: {machines}; to replace them: \
              aws autoscaling start-instance-refresh --auto-scaling-group-name {group} --region {}",
             stack.region
         );

@@ -127,7 +127,7 @@ async fn what_a_person_must_mend_ends_the_pool_with_one_reason() {
     let (mut refused, _watch) = pool(usage.worker("exit 2"));
     refused.resize(1);
     let error = format!("{:#}", refused.failure().await);
-    assert!(error.contains("refuses its settings") && error.contains("exit status: 2"), "{error}");
+    assert!(error.contains("rejects its settings") && error.contains("exit status: 2"), "{error}");
     assert_eq!(usage.pids().len(), 1);
 
     let broken = Nest::new();
