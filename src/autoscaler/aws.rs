@@ -184,7 +184,7 @@ impl Controller {
     }
 }
 
-/// Whether this loop sets the size. Otherwise the group's policies do, but they are too slow to start from zero.
+/// Returns whether this loop sets the size. Otherwise the group's policies do, but they are too slow to start from zero.
 fn is_ours_to_set(direct: bool, desired: u32, decided: u32) -> bool {
     decided != desired && (direct || desired == 0)
 }

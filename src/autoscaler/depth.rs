@@ -16,7 +16,7 @@ pub(super) struct DepthReader {
 }
 
 impl DepthReader {
-    pub async fn read(&mut self, queue: &dyn Queue) -> Option<Depth> {
+    pub(super) async fn read(&mut self, queue: &dyn Queue) -> Option<Depth> {
         let read = match timeout(DEPTH_TIMEOUT, queue.depth()).await {
             Ok(read) => read,
             Err(_) => Err(QueueError::Unavailable(format!("no answer within {DEPTH_TIMEOUT:?}"))),

@@ -148,7 +148,7 @@ impl WorkerPool {
 #[derive(Clone)]
 struct Readiness {
     count: watch::Sender<usize>,
-    /// Whether any worker has ever been ready.
+    /// True once any worker has been ready.
     ever: Arc<AtomicBool>,
 }
 

@@ -65,19 +65,19 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub fn start(command: &WorkerCommand) -> std::io::Result<Self> {
+    pub(super) fn start(command: &WorkerCommand) -> std::io::Result<Self> {
         let mut child = command.spawn()?;
         let stdin = child.stdin.take();
         let stdout = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
         Ok(Process { child, stdin, stdout })
     }
 
-    pub fn pid(&self) -> Option<u32> {
+    pub(super) fn pid(&self) -> Option<u32> {
         self.child.id()
     }
 
     /// Waits until the worker is ready. Returns the exit status if the process ends before.
-    pub async fn ready(&mut self) -> std::io::Result<Option<ExitStatus>> {
+    pub(super) async fn ready(&mut self) -> std::io::Result<Option<ExitStatus>> {
         let Process { child, stdout, .. } = self;
         tokio::select! {
             () = read_until_ready(stdout) => Ok(None),
@@ -87,7 +87,7 @@ impl Process {
 
     /// Waits until the process has ended. Records its reports meanwhile, and reads all other output too, so that the worker
     /// never blocks on a full pipe.
-    pub async fn wait_and_record(&mut self, service_time: &ServiceTime) -> std::io::Result<ExitStatus> {
+    pub(super) async fn wait_and_record(&mut self, service_time: &ServiceTime) -> std::io::Result<ExitStatus> {
         let Process { child, stdout, .. } = self;
         tokio::select! {
             status = child.wait() => status,
@@ -96,7 +96,7 @@ impl Process {
     }
 
     /// Asks the worker to finish what it holds, and kills it after `limit`, or when `kill` is cancelled.
-    pub async fn drain(
+    pub(super) async fn drain(
         mut self,
         limit: Duration,
         kill: &CancellationToken,
@@ -125,7 +125,7 @@ impl Process {
     }
 
     /// Kills the worker's process group, and waits until the worker has ended.
-    pub async fn kill(&mut self) -> std::io::Result<()> {
+    pub(super) async fn kill(&mut self) -> std::io::Result<()> {
         // A process that was waited for has no id; its number may belong to another process by now.
         if let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
             kill_process_group(pid, Signal::KILL)?;

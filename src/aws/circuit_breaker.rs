@@ -69,7 +69,7 @@ struct BreakerState {
 
 impl CircuitBreaker {
     /// Waits until an attempt may be made: at once if the breaker is closed, else until it closes or the next probe is due.
-    pub async fn admit(&self) {
+    pub(super) async fn admit(&self) {
         loop {
             // Created before the state is read, so that no change in between is missed.
             let closed = self.closed.notified();
@@ -88,12 +88,12 @@ impl CircuitBreaker {
     }
 
     /// Records a failed attempt, which trips the breaker.
-    pub fn trip(&self, started: Instant) {
+    pub(super) fn trip(&self, started: Instant) {
         self.lock().record_failure(started, Instant::now(), jitter());
     }
 
     /// Closes the breaker: an attempt has succeeded.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         let mut state = self.lock();
         if state.next.is_some() {
             *state = BreakerState::default();

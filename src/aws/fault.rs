@@ -58,7 +58,7 @@ pub(super) enum CallFailure {
     NoCredentials {
         /// The reason, unless no source of credentials is configured at all.
         reason: Option<String>,
-        /// Whether credentials may become available without intervention.
+        /// True if credentials may become available without intervention.
         is_transient: bool,
     },
     /// The request was not sent, because of an invalid address or name.
@@ -66,7 +66,7 @@ pub(super) enum CallFailure {
 }
 
 impl CallFailure {
-    pub fn of<E>(error: &SdkError<E, HttpResponse>) -> CallFailure
+    pub(super) fn of<E>(error: &SdkError<E, HttpResponse>) -> CallFailure
     where
         E: ProvideErrorMetadata + Error + 'static,
     {
@@ -92,7 +92,7 @@ impl CallFailure {
 }
 
 impl CallFailure {
-    pub fn is_about_credentials(&self) -> bool {
+    pub(super) fn is_about_credentials(&self) -> bool {
         matches!(self, CallFailure::NoCredentials { .. })
     }
 }
@@ -190,7 +190,7 @@ fn classify_refusal(
         ),
         _ if is_throttle_or_outage(status, code) => Fault::Unavailable(format!("{action} on {resource}: {error}")),
         _ if is_quota(code) => Fault::Fatal(format!(
-            "{action} on {resource}: a quota of this account is reached ({error}): remove what nobody uses, or ask for more under Service Quotas"
+            "{action} on {resource}: a quota of this account is reached ({error}): remove unused resources, or request an increase under Service Quotas"
         )),
         _ if status == 404 => Fault::Missing,
         _ if status == 403 || code.starts_with("AccessDenied") => Fault::Fatal(denied(action, resource, &error)),
@@ -219,7 +219,7 @@ fn is_throttle_or_outage(status: u16, code: &str) -> bool {
         )
 }
 
-/// Whether the code is about a quota for a number of resources, not about a rate of calls.
+/// Returns whether the code is about a quota for a number of resources, not about a rate of calls.
 fn is_quota(code: &str) -> bool {
     code.contains("LimitExceeded") || code.contains("QuotaExceeded") || code == "TooManyBuckets"
 }

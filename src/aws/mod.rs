@@ -128,7 +128,7 @@ impl Aws {
         self.destination.endpoint_url.as_deref()
     }
 
-    /// Whether a service (`S3`) has an endpoint that is not AWS's own: an emulator or a private endpoint.
+    /// Returns whether a service (`S3`) has an endpoint that is not AWS's own: an emulator or a private endpoint.
     pub fn has_endpoint(&self, service: &str) -> bool {
         self.destination.endpoint_url.is_some() || std::env::var_os(format!("{ENDPOINT_VARIABLE}_{service}")).is_some()
     }

@@ -29,13 +29,13 @@ pub(super) struct Ec2 {
     id: String,
     group: String,
     is_in_group: bool,
-    /// Whether the failure to read the metadata was logged.
+    /// True once the failure to read the metadata was logged.
     logged_failure: AtomicBool,
 }
 
 impl Ec2 {
     /// Returns `None` if no metadata service answers.
-    pub async fn find(region: Option<&str>, endpoint_url: Option<&str>, group: &str) -> Option<Ec2> {
+    pub(super) async fn find(region: Option<&str>, endpoint_url: Option<&str>, group: &str) -> Option<Ec2> {
         if std::env::var(DISABLED_VARIABLE).is_ok_and(|value| value.eq_ignore_ascii_case("true")) {
             return None;
         }
@@ -49,7 +49,7 @@ impl Ec2 {
         Some(Ec2 { metadata, aws, autoscaling, id, group: group.to_owned(), is_in_group, logged_failure })
     }
 
-    pub async fn notice(&self) -> Option<Notice> {
+    pub(super) async fn notice(&self) -> Option<Notice> {
         let metadata = tokio::try_join!(read(&self.metadata, SPOT_NOTICE), read(&self.metadata, TARGET_STATE));
         match metadata {
             Ok((spot, target)) => notice(spot.as_deref(), target.as_deref()),
@@ -64,7 +64,7 @@ impl Ec2 {
 
     /// # Errors
     /// One line: the action, the instance and the reason.
-    pub async fn set_protected(&self, protected: bool) -> Result<(), String> {
+    pub(super) async fn set_protected(&self, protected: bool) -> Result<(), String> {
         if !self.is_in_group {
             return Ok(());
         }
@@ -75,7 +75,7 @@ impl Ec2 {
     }
 
     /// Completes the lifecycle hook if the group waits for this instance to drain.
-    pub async fn complete_lifecycle(&self) {
+    pub(super) async fn complete_lifecycle(&self) {
         if !matches!(read(&self.metadata, TARGET_STATE).await, Ok(Some(state)) if state == TERMINATED) {
             return;
         }

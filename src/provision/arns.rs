@@ -8,35 +8,35 @@ pub(super) struct Arns<'a> {
 }
 
 impl<'a> Arns<'a> {
-    pub fn new(account: &'a str, region: &'a str) -> Self {
+    pub(super) fn new(account: &'a str, region: &'a str) -> Self {
         Arns { account, region }
     }
 
-    pub fn queue(&self, name: &str) -> String {
+    pub(super) fn queue(&self, name: &str) -> String {
         self.regional("sqs", name)
     }
 
     /// Bucket names are globally unique, so their ARN names neither account nor region.
-    pub fn bucket(&self, name: &str) -> String {
+    pub(super) fn bucket(&self, name: &str) -> String {
         format!("arn:{}:s3:::{name}", partition(self.region))
     }
 
     /// IAM is global, so the ARN names no region.
-    pub fn instance_profile(&self, stack: &str, name: &str) -> String {
+    pub(super) fn instance_profile(&self, stack: &str, name: &str) -> String {
         let (partition, account, path) = (partition(self.region), self.account, role_path(stack));
         format!("arn:{partition}:iam::{account}:instance-profile{path}{name}")
     }
 
     /// A pattern for an Auto Scaling group: its ARN contains an id that only AWS knows.
-    pub fn group(&self, name: &str) -> String {
+    pub(super) fn group(&self, name: &str) -> String {
         self.regional("autoscaling", &format!("autoScalingGroup:*:autoScalingGroupName/{name}"))
     }
 
-    pub fn log_group(&self, name: &str) -> String {
+    pub(super) fn log_group(&self, name: &str) -> String {
         self.regional("logs", &format!("log-group:{name}"))
     }
 
-    pub fn alarm(&self, name: &str) -> String {
+    pub(super) fn alarm(&self, name: &str) -> String {
         self.regional("cloudwatch", &format!("alarm:{name}"))
     }
 

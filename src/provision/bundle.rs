@@ -58,7 +58,7 @@ enum Source {
 
 impl Cpu {
     /// The processor of an instance type, by its name: Graviton families have a `g` after the generation (`c7g`, `m6gd`).
-    pub fn of_instance_type(name: &str) -> Cpu {
+    pub(super) fn of_instance_type(name: &str) -> Cpu {
         let family = name.split('.').next().unwrap_or_default();
         let options =
             family.trim_start_matches(|c: char| !c.is_ascii_digit()).trim_start_matches(|c: char| c.is_ascii_digit());
@@ -76,7 +76,7 @@ impl Cpu {
     }
 
     /// The newest release of Debian 12 at the start of the machine. The program runs with its C library.
-    pub fn debian_image(self) -> String {
+    pub(super) fn debian_image(self) -> String {
         let name = match self {
             Cpu::X86_64 => "amd64",
             Cpu::Arm64 => "arm64",
@@ -84,14 +84,14 @@ impl Cpu {
         format!("resolve:ssm:/aws/service/debian/release/12/latest/{name}")
     }
 
-    pub fn default_worker_type(self) -> &'static str {
+    pub(super) fn default_worker_type(self) -> &'static str {
         match self {
             Cpu::X86_64 => "c7i.large",
             Cpu::Arm64 => "c7g.large",
         }
     }
 
-    pub fn default_web_type(self) -> &'static str {
+    pub(super) fn default_web_type(self) -> &'static str {
         match self {
             Cpu::X86_64 => "t3.small",
             Cpu::Arm64 => "t4g.small",
@@ -110,12 +110,12 @@ impl fmt::Display for Cpu {
 
 impl BundleRef {
     /// A placeholder for operations that only need the names of a stack's resources.
-    pub fn unknown() -> BundleRef {
+    pub(super) fn unknown() -> BundleRef {
         BundleRef { digest: "0".repeat(64), cpu: Cpu::X86_64, model: String::new() }
     }
 
     /// The bundle's key in the input bucket.
-    pub fn key(&self) -> String {
+    pub(super) fn key(&self) -> String {
         format!("{FOLDER}{}/imgcls-{}.tar.gz", self.digest, self.cpu)
     }
 }
@@ -125,7 +125,7 @@ impl Bundle {
     ///
     /// # Errors
     /// One of them is missing or cannot be read.
-    pub fn of_this_program(choice: &ModelChoice) -> anyhow::Result<Bundle> {
+    pub(super) fn of_this_program(choice: &ModelChoice) -> anyhow::Result<Bundle> {
         let program =
             std::env::current_exe().context("cannot find the file of this program to put it into the bundle")?;
         let (library, library_name) = model::portable_runtime(choice)?;
@@ -149,7 +149,7 @@ impl Bundle {
     ///
     /// # Errors
     /// The file is not a bundle.
-    pub fn of_archive(path: &Path) -> anyhow::Result<Bundle> {
+    pub(super) fn of_archive(path: &Path) -> anyhow::Result<Bundle> {
         let reference = read_archive(path).with_context(|| {
             format!(
                 "{} is not a bundle; `imgcls provision export --bundle-to FILE` writes one, on a machine with the same processor as those that will run it",
@@ -163,7 +163,7 @@ impl Bundle {
     ///
     /// # Errors
     /// A file cannot be read, or has changed since the digest was computed.
-    pub fn packed(&self) -> anyhow::Result<Vec<u8>> {
+    pub(super) fn packed(&self) -> anyhow::Result<Vec<u8>> {
         match &self.source {
             Source::Archive(path) => std::fs::read(path).with_context(|| path.display().to_string()),
             Source::Files(files) => {

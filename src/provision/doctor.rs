@@ -31,7 +31,7 @@ pub(super) struct Observed {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Bucket {
     pub name: String,
-    /// Whether public access is blocked.
+    /// True if public access is blocked.
     pub is_closed: bool,
     /// The bucket's region, if it is not the region of the machines.
     pub other_region: Option<String>,

@@ -22,7 +22,7 @@ pub(super) enum Owner {
 
 impl Owner {
     /// Reads the owner from the tags of a resource, as seen from a stack in a region.
-    pub fn of<'a>(tags: impl IntoIterator<Item = (&'a str, &'a str)>, stack: &str, region: &str) -> Owner {
+    pub(super) fn of<'a>(tags: impl IntoIterator<Item = (&'a str, &'a str)>, stack: &str, region: &str) -> Owner {
         let tags: BTreeMap<&str, &str> = tags.into_iter().collect();
         match (tags.get(STACK_TAG), tags.get(REGION_TAG)) {
             (None, _) => Owner::Nobody,
@@ -57,7 +57,7 @@ pub(super) struct Instance {
 }
 
 impl Instance {
-    pub fn is_up(&self) -> bool {
+    pub(super) fn is_up(&self) -> bool {
         ["pending", "running"].contains(&self.state.as_str())
     }
 }
@@ -76,11 +76,11 @@ pub(super) struct Inventory {
 }
 
 impl Inventory {
-    pub fn get(&self, kind: Kind, name: &str) -> Option<&FoundResource> {
+    pub(super) fn get(&self, kind: Kind, name: &str) -> Option<&FoundResource> {
         self.found.iter().find(|found| found.kind == kind && found.name == name)
     }
 
-    pub fn sort(&mut self) {
+    pub(super) fn sort(&mut self) {
         self.found.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
         self.found.dedup_by(|a, b| (a.kind, &a.name) == (b.kind, &b.name));
         self.reply_queues.sort_unstable();
@@ -89,20 +89,20 @@ impl Inventory {
     }
 
     /// A digest of the state that a plan depends on. Machines and reply queues are no part of it.
-    pub fn fingerprint(&self) -> String {
+    pub(super) fn fingerprint(&self) -> String {
         let text = serde_json::to_vec(&self.found).expect("a plain value; this is a bug");
         format!("{:x}", Sha256::digest(text))
     }
 }
 
 impl FoundResource {
-    pub fn new(kind: Kind, name: impl Into<String>, owner: Owner, properties: Value) -> FoundResource {
+    pub(super) fn new(kind: Kind, name: impl Into<String>, owner: Owner, properties: Value) -> FoundResource {
         let properties = super::resource::properties(properties);
         FoundResource { kind, name: name.into(), owner, attributes: BTreeMap::new(), properties }
     }
 
     #[must_use]
-    pub fn with(mut self, attribute: &str, value: impl Into<String>) -> FoundResource {
+    pub(super) fn with(mut self, attribute: &str, value: impl Into<String>) -> FoundResource {
         self.attributes.insert(attribute.to_owned(), value.into());
         self
     }

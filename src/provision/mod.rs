@@ -10,7 +10,7 @@
 //! - `inventory`, `aws`: the actual state, and single changes to it
 //! - `plan`: the difference
 //! - `machines`: the machines that run
-//! - `doctor`: problems of a stack, whoever made it
+//! - `doctor`: problems of a stack, whether imgcls or somebody else made it
 //! - `export`: the stack as a CloudFormation template
 //! - `money`: what a stack costs
 //! - `text`: all of this as text for people

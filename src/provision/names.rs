@@ -23,7 +23,7 @@ pub(super) struct ResourceNames {
 }
 
 impl ResourceNames {
-    pub fn of(stack: &str) -> ResourceNames {
+    pub(super) fn of(stack: &str) -> ResourceNames {
         let prefix = protocol::stack_prefix(stack);
         let name = |name: &str| format!("{prefix}{name}");
         ResourceNames {
@@ -46,7 +46,7 @@ impl ResourceNames {
 
     /// The name of a scaling policy. A name has to be unique within its group only; the prefix also tells the policies of
     /// several stacks apart in the console.
-    pub fn scaling_policy(&self, name: &str) -> String {
+    pub(super) fn scaling_policy(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 }

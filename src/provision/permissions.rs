@@ -116,7 +116,7 @@ pub(super) fn worker(scope: &Scope<'_>) -> Value {
         allow(&["s3:ListBucket"], &scope.buckets()),
         allow(&["s3:GetObject"], &[scope.input("bundle/*"), scope.input("images/*"), scope.output("*")]),
         allow(&["s3:PutObject"], &[scope.input("*"), scope.output("*")]),
-        // Deletes the marker of a job whose client disconnected before it knew the id.
+        // Deletes the marker of a job whose client disconnected before it received the id.
         allow(&["s3:DeleteObject"], &[scope.input("images/*")]),
         allow(
             &[

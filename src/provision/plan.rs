@@ -57,7 +57,7 @@ pub(super) struct Difference {
 pub(super) struct Refusal(String);
 
 impl Change {
-    pub fn label(&self) -> String {
+    pub(super) fn label(&self) -> String {
         label(self.kind, &self.name)
     }
 }
@@ -68,7 +68,7 @@ impl Plan {
     ///
     /// # Errors
     /// A wanted name is taken.
-    pub fn new(stack: Stack, inventory: &Inventory, adopt: bool) -> Result<Plan, Refusal> {
+    pub(super) fn new(stack: Stack, inventory: &Inventory, adopt: bool) -> Result<Plan, Refusal> {
         let mut changes: Vec<Change> = Vec::new();
         for resource in &stack.resources {
             let Some(found) = inventory.get(resource.kind, &resource.name) else {
@@ -86,24 +86,24 @@ impl Plan {
         Ok(Plan { version: VERSION, inventory: inventory.fingerprint(), stack, changes })
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }
 
-    pub fn count(&self, action: Action) -> usize {
+    pub(super) fn count(&self, action: Action) -> usize {
         self.changes.iter().filter(|change| change.action == action).count()
     }
 
     /// # Errors
     /// The text is not a plan of this version of the program.
-    pub fn parse(text: &str) -> Result<Plan, String> {
+    pub(super) fn parse(text: &str) -> Result<Plan, String> {
         let plan: Plan = serde_json::from_str(text).map_err(|error| format!("it is not a saved plan ({error})"))?;
         if plan.version == VERSION { Ok(plan) } else { Err("it was saved by another version of imgcls".to_owned()) }
     }
 
     /// # Errors
     /// The actual state has changed since the plan was made.
-    pub fn check_inventory(&self, inventory: &Inventory) -> Result<(), Refusal> {
+    pub(super) fn check_inventory(&self, inventory: &Inventory) -> Result<(), Refusal> {
         if inventory.fingerprint() == self.inventory {
             return Ok(());
         }

@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
-/// Whether a policy document allows an action on a resource. Conditions count as met. An explicit deny beats every allow.
+/// Returns whether a policy document allows an action on a resource. Conditions count as met. An explicit deny beats every allow.
 pub(super) fn allows(document: &Value, action: &str, resource: &str) -> bool {
     has_statement(document, "Allow", action, resource) && !denies(document, action, resource)
 }
 
-/// Whether a policy document denies an action on a resource explicitly, whatever other documents allow.
+/// Returns whether a policy document denies an action on a resource explicitly, whatever other documents allow.
 pub(super) fn denies(document: &Value, action: &str, resource: &str) -> bool {
     has_statement(document, "Deny", action, resource)
 }

@@ -42,7 +42,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// The type as it is written in a sentence.
-    pub fn word(self) -> &'static str {
+    pub(super) fn word(self) -> &'static str {
         match self {
             Kind::LogGroup => "log group",
             Kind::Queue => "queue",
@@ -63,7 +63,7 @@ impl Kind {
 
     /// The resource type in CloudFormation, and its property that holds the name. Returns `None` if the resource is not
     /// part of a template.
-    pub fn cloudformation(self) -> Option<(&'static str, &'static str)> {
+    pub(super) fn cloudformation(self) -> Option<(&'static str, &'static str)> {
         Some(match self {
             Kind::LogGroup => ("AWS::Logs::LogGroup", "LogGroupName"),
             Kind::Queue => ("AWS::SQS::Queue", "QueueName"),
@@ -82,8 +82,8 @@ impl Kind {
         })
     }
 
-    /// Whether a property can only be set at creation. No update is planned for such a property.
-    pub fn is_fixed(self, property: &str) -> bool {
+    /// Returns whether a property can only be set at creation. No update is planned for such a property.
+    pub(super) fn is_fixed(self, property: &str) -> bool {
         matches!(
             (self, property),
             (Kind::Role | Kind::InstanceProfile, "Path") | (Kind::SecurityGroup, "GroupDescription" | "VpcId")
@@ -110,7 +110,7 @@ pub(super) struct Resource {
 
 impl Resource {
     /// Type and name as they are written in a sentence: `queue "requests"`.
-    pub fn label(&self) -> String {
+    pub(super) fn label(&self) -> String {
         label(self.kind, &self.name)
     }
 }

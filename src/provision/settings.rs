@@ -8,7 +8,7 @@ use super::bundle::Cpu;
 use crate::config::Names;
 use crate::scaling::{Bounds, Policy};
 
-/// What a user configures about a stack.
+/// The settings of a stack, as a user gives them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// Name of the stack. Every name but `imgcls` prefixes the names of all resources.

@@ -79,7 +79,7 @@ struct Machine {
 #[derive(Debug, Clone)]
 pub struct Terminated {
     pub exit_code: Option<i32>,
-    /// Whether it completed its lifecycle hook before.
+    /// True if it completed its lifecycle hook before.
     pub has_drained: bool,
 }
 

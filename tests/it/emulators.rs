@@ -118,7 +118,7 @@ pub fn python() -> PathBuf {
     python
 }
 
-/// Whether an HTTP server answers there. Client errors count as answers.
+/// Returns whether an HTTP server answers there. Client errors count as answers.
 fn answers(address: SocketAddr) -> bool {
     request(address, "GET", "/", &[], b"").is_ok_and(|response| response.status < 500)
 }

@@ -37,7 +37,7 @@ pub(in crate::provision) struct Cloud {
 }
 
 impl Cloud {
-    pub fn new(aws: Aws) -> Cloud {
+    pub(in crate::provision) fn new(aws: Aws) -> Cloud {
         // An emulator has no host name for each bucket.
         let s3 = aws_sdk_s3::config::Builder::from(aws.sdk()).force_path_style(aws.has_endpoint("S3")).build();
         Cloud {
@@ -51,7 +51,7 @@ impl Cloud {
         }
     }
 
-    pub fn aws(&self) -> &Aws {
+    pub(in crate::provision) fn aws(&self) -> &Aws {
         &self.aws
     }
 

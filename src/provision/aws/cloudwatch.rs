@@ -138,7 +138,7 @@ impl Cloud {
     }
 }
 
-/// Whether an alarm reads a metric of a resource with one of these names.
+/// Returns whether an alarm reads a metric of a resource with one of these names.
 fn reads_metric_of(alarm: &MetricAlarm, names: &BTreeSet<&str>) -> bool {
     let own = alarm.dimensions().iter();
     let of_metrics = alarm.metrics().iter().filter_map(|query| query.metric_stat.as_ref()?.metric.as_ref());

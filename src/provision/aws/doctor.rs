@@ -15,7 +15,11 @@ use crate::provision::tier::Tier;
 impl Cloud {
     /// # Errors
     /// One line, if these credentials may not read a resource.
-    pub async fn examine(&self, target: &Target<'_>, roles: &[(Tier, String)]) -> anyhow::Result<Observed> {
+    pub(in crate::provision) async fn examine(
+        &self,
+        target: &Target<'_>,
+        roles: &[(Tier, String)],
+    ) -> anyhow::Result<Observed> {
         let mut observed = Observed { group: self.examine_group(target.group).await?, ..Observed::default() };
         for name in [&target.names.request_queue, &target.names.result_queue] {
             if let Some(queue) = self.examine_queue(name).await? {

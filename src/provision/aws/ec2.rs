@@ -72,7 +72,7 @@ impl Cloud {
     ///
     /// # Errors
     /// The region has none.
-    pub async fn default_network(&self) -> anyhow::Result<(String, Vec<String>)> {
+    pub(in crate::provision) async fn default_network(&self) -> anyhow::Result<(String, Vec<String>)> {
         let region = self.aws.region();
         let filter = json!({"Filters": [{"Name": "is-default", "Values": ["true"]}]});
         let networks = self.all("DescribeVpcs", "the networks", filter).await?;
@@ -148,7 +148,11 @@ impl Cloud {
     }
 
     /// The data of a launch template, in CloudFormation's form. Returns `None` if there is no such template or version.
-    pub async fn template_data_of(&self, name: &str, version: &str) -> anyhow::Result<Option<Value>> {
+    pub(in crate::provision) async fn template_data_of(
+        &self,
+        name: &str,
+        version: &str,
+    ) -> anyhow::Result<Option<Value>> {
         let parameters = json!({"LaunchTemplateName": name, "LaunchTemplateVersions": [version]});
         let versions =
             self.all("DescribeLaunchTemplateVersions", &label(Kind::LaunchTemplate, name), parameters).await?;

@@ -32,7 +32,7 @@ pub(super) use client::{Cloud, POLL_DELAYS};
 pub(super) struct KnownAttributes(HashMap<(String, String), String>);
 
 impl KnownAttributes {
-    pub fn of(stack: &Stack, inventory: &Inventory) -> KnownAttributes {
+    pub(super) fn of(stack: &Stack, inventory: &Inventory) -> KnownAttributes {
         let mut known = KnownAttributes::default();
         for resource in &stack.resources {
             if let Some(found) = inventory.get(resource.kind, &resource.name) {
@@ -56,7 +56,7 @@ impl Cloud {
     ///
     /// # Errors
     /// One line: the action, the resource, the reason and what to do.
-    pub async fn observe(&self, stack: &Stack) -> anyhow::Result<Inventory> {
+    pub(super) async fn observe(&self, stack: &Stack) -> anyhow::Result<Inventory> {
         let mut inventory = Inventory::default();
         let (logs, (queues, replies), (buckets, data), roles, (network, instances), groups, cloudwatch) = tokio::try_join!(
             self.observe_logs(stack),
@@ -77,7 +77,7 @@ impl Cloud {
     ///
     /// # Errors
     /// As [`Cloud::observe`].
-    pub async fn apply(
+    pub(super) async fn apply(
         &self,
         change: &Change,
         stack: &Stack,

@@ -309,7 +309,7 @@ impl Cloud {
         self.gone("s3:DeleteObject", &label(Kind::Bucket, bucket), call.await)
     }
 
-    /// With everything in it.
+    /// Deletes a bucket and all objects in it.
     pub(super) async fn delete_bucket(&self, name: &str) -> anyhow::Result<()> {
         let what = label(Kind::Bucket, name);
         loop {

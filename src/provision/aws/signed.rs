@@ -35,12 +35,12 @@ pub(super) struct Call {
 }
 
 impl Signed {
-    pub fn new(sdk: SdkConfig) -> Signed {
+    pub(super) fn new(sdk: SdkConfig) -> Signed {
         Signed { sdk }
     }
 
     /// Sends a call and returns the body of its answer.
-    pub async fn call(&self, call: Call) -> Result<String, SignedError> {
+    pub(super) async fn call(&self, call: Call) -> Result<String, SignedError> {
         let url = self.url(&call);
         let request = self.sign(&url, &call).await.map_err(SdkError::construction_failure)?;
         let http_client = self.sdk.http_client().ok_or_else(|| SdkError::construction_failure("no HTTP client"))?;

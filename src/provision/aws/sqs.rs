@@ -102,7 +102,7 @@ impl Cloud {
         Ok(Vec::new())
     }
 
-    pub async fn delete_queue(&self, name: &str) -> anyhow::Result<()> {
+    pub(super) async fn delete_queue(&self, name: &str) -> anyhow::Result<()> {
         let what = label(Kind::Queue, name);
         let url = self.sqs.get_queue_url().queue_name(name).send().await;
         let Some(answer) = self.if_there("sqs:GetQueueUrl", &what, url)? else { return Ok(()) };

@@ -8,7 +8,7 @@ use crate::provision::permissions;
 use crate::provision::resource::Kind;
 
 impl Builder<'_> {
-    pub fn roles(&mut self) {
+    pub(super) fn roles(&mut self) {
         let ResourceNames { worker_group, log_group, .. } = &self.names;
         let scope = permissions::Scope { arns: &self.arns, names: &self.settings.names, worker_group, log_group };
         let (worker, web) = (permissions::worker(&scope), permissions::web(&scope));
@@ -30,7 +30,7 @@ impl Builder<'_> {
         self.add(profile_id, Kind::InstanceProfile, name, profile);
     }
 
-    pub fn security_groups(&mut self) {
+    pub(super) fn security_groups(&mut self) {
         let http = json!([{
             "IpProtocol": "tcp", "FromPort": 80, "ToPort": 80, "CidrIp": self.settings.allow,
             "Description": "HTTP to the web tier",

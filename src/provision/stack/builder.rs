@@ -27,7 +27,7 @@ pub(super) struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    pub fn new(settings: &'a Settings, site: &'a Site, bundle: &'a BundleRef) -> Builder<'a> {
+    pub(super) fn new(settings: &'a Settings, site: &'a Site, bundle: &'a BundleRef) -> Builder<'a> {
         Builder {
             settings,
             site,
@@ -38,24 +38,24 @@ impl<'a> Builder<'a> {
         }
     }
 
-    pub fn finish(self) -> Vec<Resource> {
+    pub(super) fn finish(self) -> Vec<Resource> {
         self.resources
     }
 
-    pub fn add(&mut self, id: &str, kind: Kind, name: impl Into<String>, members: Value) {
+    pub(super) fn add(&mut self, id: &str, kind: Kind, name: impl Into<String>, members: Value) {
         self.resources.push(Resource { id: id.to_owned(), kind, name: name.into(), properties: properties(members) });
     }
 
-    pub fn tags(&self) -> Value {
+    pub(super) fn tags(&self) -> Value {
         json!([{"Key": STACK_TAG, "Value": self.settings.stack}])
     }
 
     /// Tags of IAM resources. They are global, so a second tag names the region of their stack.
-    pub fn tags_with_region(&self) -> Value {
+    pub(super) fn tags_with_region(&self) -> Value {
         json!([{"Key": REGION_TAG, "Value": self.site.region}, {"Key": STACK_TAG, "Value": self.settings.stack}])
     }
 
-    pub fn group_tags(&self) -> Value {
+    pub(super) fn group_tags(&self) -> Value {
         json!([{"Key": STACK_TAG, "PropagateAtLaunch": true, "Value": self.settings.stack}])
     }
 }

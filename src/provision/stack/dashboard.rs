@@ -7,7 +7,7 @@ use crate::provision::names::dashboard_mark;
 use crate::provision::resource::Kind;
 
 impl Builder<'_> {
-    pub fn dashboard(&mut self) {
+    pub(super) fn dashboard(&mut self) {
         let queue = &self.settings.names.request_queue;
         let dead_letters = self.settings.names.dead_letter_queue();
         let widget = |x: u32, y: u32, title: &str, metrics: Value| {

@@ -45,7 +45,7 @@ impl Builder<'_> {
         self.add(id, Kind::LaunchTemplate, name, members);
     }
 
-    pub fn workers(&mut self) {
+    pub(super) fn workers(&mut self) {
         let settings = self.settings;
         let types = settings.worker_types(self.bundle.cpu);
         let specification = match &settings.existing_launch_template {
@@ -93,7 +93,7 @@ impl Builder<'_> {
         self.add("WorkerDrainHook", Kind::LifecycleHook, in_group(&group, DRAIN_HOOK), hook);
     }
 
-    pub fn web(&mut self) {
+    pub(super) fn web(&mut self) {
         if self.settings.web_instances == 0 {
             return;
         }

@@ -32,7 +32,7 @@ pub(super) struct Stack {
 }
 
 impl Stack {
-    pub fn new(settings: &Settings, site: &Site, bundle: &BundleRef) -> Stack {
+    pub(super) fn new(settings: &Settings, site: &Site, bundle: &BundleRef) -> Stack {
         let mut builder = Builder::new(settings, site, bundle);
         builder.log_group();
         builder.queues();
@@ -56,27 +56,27 @@ impl Stack {
         }
     }
 
-    pub fn get(&self, id: &str) -> Option<&Resource> {
+    pub(super) fn get(&self, id: &str) -> Option<&Resource> {
         self.resources.iter().find(|resource| resource.id == id)
     }
 
-    pub fn find(&self, kind: Kind, name: &str) -> Option<&Resource> {
+    pub(super) fn find(&self, kind: Kind, name: &str) -> Option<&Resource> {
         self.resources.iter().find(|resource| resource.kind == kind && resource.name == name)
     }
 
-    pub fn names(&self, kind: Kind) -> impl Iterator<Item = &str> {
+    pub(super) fn names(&self, kind: Kind) -> impl Iterator<Item = &str> {
         self.resources.iter().filter(move |resource| resource.kind == kind).map(|resource| resource.name.as_str())
     }
 
     /// The value of an attribute of the resource `id`. Returns `None` if the resource does not exist yet.
-    pub fn attribute(&self, inventory: &Inventory, id: &str, attribute: &str) -> Option<String> {
+    pub(super) fn attribute(&self, inventory: &Inventory, id: &str, attribute: &str) -> Option<String> {
         let resource = self.get(id)?;
         inventory.get(resource.kind, &resource.name)?.attributes.get(attribute).cloned()
     }
 
     /// The stack's resources that are no longer wanted. Bundles are never among them: a machine that is starting may
     /// still need an old one.
-    pub fn unwanted<'a>(&self, inventory: &'a Inventory) -> Vec<&'a FoundResource> {
+    pub(super) fn unwanted<'a>(&self, inventory: &'a Inventory) -> Vec<&'a FoundResource> {
         let ours = inventory.found.iter().filter(|found| found.owner == Owner::This && found.kind != Kind::Bundle);
         ours.filter(|found| self.find(found.kind, &found.name).is_none()).collect()
     }

@@ -12,7 +12,7 @@ use crate::scaling::{Policy, StepPolicy, TargetPolicy};
 const BACKLOG_PERIOD: u64 = 10;
 
 impl Builder<'_> {
-    pub fn scaling(&mut self) {
+    pub(super) fn scaling(&mut self) {
         self.step_policy("ScaleFromZeroPolicy", "ScaleFromZero", 1);
         let from_zero = self.names.scale_from_zero_alarm.clone();
         let members = self.alarm_at_zero();

@@ -14,12 +14,12 @@ const RETENTION: Duration = Duration::from_secs(4 * 24 * 3600);
 const LOG_RETENTION_DAYS: u32 = 30;
 
 impl Builder<'_> {
-    pub fn log_group(&mut self) {
+    pub(super) fn log_group(&mut self) {
         let members = json!({"RetentionInDays": LOG_RETENTION_DAYS, "Tags": self.tags()});
         self.add("LogGroup", Kind::LogGroup, self.names.log_group.clone(), members);
     }
 
-    pub fn queues(&mut self) {
+    pub(super) fn queues(&mut self) {
         let names = &self.settings.names;
         let queue = |retention: Duration, redrive: Value| {
             json!({
@@ -44,7 +44,7 @@ impl Builder<'_> {
         self.add("ResultQueue", Kind::Queue, result, results);
     }
 
-    pub fn buckets(&mut self) {
+    pub(super) fn buckets(&mut self) {
         let Names { input_bucket, output_bucket, .. } = self.settings.names.clone();
         self.bucket("InputBucket", &input_bucket, "images", self.settings.keep_images_days);
         self.bucket("OutputBucket", &output_bucket, "results", self.settings.keep_results_days);
@@ -71,7 +71,7 @@ impl Builder<'_> {
 
     /// Policies that refuse requests without TLS. A stack at a plain HTTP endpoint has none, since they would refuse all
     /// requests there.
-    pub fn bucket_policies(&mut self) {
+    pub(super) fn bucket_policies(&mut self) {
         if self.site.endpoint_url.as_ref().is_some_and(|url| url.starts_with("http://")) {
             return;
         }
@@ -82,7 +82,7 @@ impl Builder<'_> {
         }
     }
 
-    pub fn bundle(&mut self) {
+    pub(super) fn bundle(&mut self) {
         let members = json!({"Digest": self.bundle.digest});
         self.add("Bundle", Kind::Bundle, self.bundle.key(), members);
     }

@@ -96,7 +96,7 @@ fn read(decoder: &mut Decoder) -> Value {
     }
 }
 
-/// Whether another entry follows. Skips the break at the end of a list without a length.
+/// Returns whether another entry follows. Skips the break at the end of a list without a length.
 fn has_next(decoder: &mut Decoder, length: Option<u64>, read: usize) -> bool {
     if let Some(length) = length {
         return (read as u64) < length;

@@ -127,7 +127,7 @@ impl Policy {
 }
 
 impl Step {
-    /// Whether this step applies to `breach`, the difference of value and threshold. The bound that is nearer to the threshold
+    /// Returns whether this step applies to `breach`, the difference of value and threshold. The bound that is nearer to the threshold
     /// is inclusive.
     fn is_for(self, breach: f64) -> bool {
         let (from, to) = (self.from.unwrap_or(f64::NEG_INFINITY), self.to.unwrap_or(f64::INFINITY));

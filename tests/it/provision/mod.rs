@@ -219,7 +219,7 @@ fn new_build_updates_the_template_and_a_saved_plan_is_applied_once() {
     assert!(!status.contains("machine i-") && !status.contains("to replace them"), "{status}");
 
     let refused = stack.fails(&["apply", file]);
-    assert!(refused.contains("has changed since this plan was made"), "{refused}");
+    assert!(refused.contains("have changed since this plan was made"), "{refused}");
     stack.bundle = small_bundle().to_owned();
     assert!(stack.fails(&["apply", file]).contains("another build"));
     stack.destroy();

@@ -51,7 +51,10 @@ impl Cloud {
 
     /// The groups whose last attempt to start a machine failed, each with the reason: a quota, the capacity for an instance
     /// type or the AMI. A group retries by itself.
-    pub async fn failed_starts(&self, groups: impl Iterator<Item = &str>) -> anyhow::Result<Vec<(String, String)>> {
+    pub(in crate::provision) async fn failed_starts(
+        &self,
+        groups: impl Iterator<Item = &str>,
+    ) -> anyhow::Result<Vec<(String, String)>> {
         let mut failed = Vec::new();
         for group in groups {
             let call = self.autoscaling.describe_scaling_activities().auto_scaling_group_name(group).max_records(1);

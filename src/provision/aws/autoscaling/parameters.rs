@@ -18,31 +18,31 @@ impl Parameters<'_> {
         self.0.properties.get(property)
     }
 
-    pub fn text(&self, property: &str) -> Option<String> {
+    pub(super) fn text(&self, property: &str) -> Option<String> {
         self.get(property).map(text)
     }
 
-    pub fn texts(&self, property: &str) -> Option<Vec<String>> {
+    pub(super) fn texts(&self, property: &str) -> Option<Vec<String>> {
         self.get(property).map(|value| texts(Some(value))).filter(|texts| !texts.is_empty())
     }
 
-    pub fn integer(&self, property: &str) -> Option<i32> {
+    pub(super) fn integer(&self, property: &str) -> Option<i32> {
         self.get(property).and_then(integer)
     }
 
-    pub fn flag(&self, property: &str) -> Option<bool> {
+    pub(super) fn flag(&self, property: &str) -> Option<bool> {
         self.get(property).and_then(Value::as_bool)
     }
 
-    pub fn subnets(&self) -> Option<String> {
+    pub(super) fn subnets(&self) -> Option<String> {
         self.texts("VPCZoneIdentifier").map(|subnets| subnets.join(","))
     }
 
-    pub fn launch_template(&self) -> Option<LaunchTemplateSpecification> {
+    pub(super) fn launch_template(&self) -> Option<LaunchTemplateSpecification> {
         self.get("LaunchTemplate").map(specification)
     }
 
-    pub fn mixed_instances_policy(&self) -> Option<MixedInstancesPolicy> {
+    pub(super) fn mixed_instances_policy(&self) -> Option<MixedInstancesPolicy> {
         let policy = self.get("MixedInstancesPolicy")?;
         let distribution = &policy["InstancesDistribution"];
         let word = |name: &str| distribution[name].as_str().map(str::to_owned);
@@ -64,7 +64,7 @@ impl Parameters<'_> {
         Some(MixedInstancesPolicy::builder().instances_distribution(distribution).launch_template(template).build())
     }
 
-    pub fn step_adjustments(&self) -> Option<Vec<StepAdjustment>> {
+    pub(super) fn step_adjustments(&self) -> Option<Vec<StepAdjustment>> {
         let steps = self.get("StepAdjustments")?.as_array()?;
         let steps = steps.iter().map(|step| {
             StepAdjustment::builder()
@@ -76,7 +76,7 @@ impl Parameters<'_> {
         Some(steps.collect())
     }
 
-    pub fn target_tracking(&self) -> anyhow::Result<Option<TargetTrackingConfiguration>> {
+    pub(super) fn target_tracking(&self) -> anyhow::Result<Option<TargetTrackingConfiguration>> {
         let Some(tracking) = self.get("TargetTrackingConfiguration") else { return Ok(None) };
         let metric = &tracking["CustomizedMetricSpecification"];
         let word = |name: &str| metric[name].as_str().map(str::to_owned);
