@@ -1,9 +1,10 @@
-//! Scales the workers' Auto Scaling group together with the group's own policies. This loop does what the policies cannot:
-//! it starts the first worker within seconds, whereas metrics of CloudWatch may be minutes late, and it publishes the backlog
-//! that target tracking follows. With `direct` it makes all decisions, and the group needs no policy.
+//! Scales the workers' Auto Scaling group together with the group's own policies. This loop does what the policies
+//! cannot: it starts the first worker within seconds, whereas metrics of CloudWatch may be minutes late, and it
+//! publishes the backlog that target tracking follows. With `direct` it makes all decisions, and the group needs no
+//! policy.
 //!
-//! Several of these loops may run at the same time: each reads the size of the group just before it sets it, all decide the
-//! same, and the metric is an average.
+//! Several of these loops may run at the same time: each reads the size of the group just before it sets it, all decide
+//! the same, and the metric is an average.
 
 use std::time::Duration;
 
@@ -184,7 +185,8 @@ impl Controller {
     }
 }
 
-/// Returns whether this loop sets the size. Otherwise the group's policies do, but they are too slow to start from zero.
+/// Returns whether this loop sets the size. Otherwise the group's policies do, but they are too slow to start from
+/// zero.
 fn is_ours_to_set(direct: bool, desired: u32, decided: u32) -> bool {
     decided != desired && (direct || desired == 0)
 }

@@ -1,7 +1,7 @@
 //! Control loops that scale workers: observe the request queue, decide how many workers there should be, resize.
 //!
-//! The decision is made by [`scaling`]. [`run`] applies it to worker processes on this machine, [`aws`] to an Auto Scaling
-//! group.
+//! The decision is made by [`scaling`]. [`run`] applies it to worker processes on this machine, [`aws`] to an Auto
+//! Scaling group.
 
 pub mod aws;
 mod depth;
@@ -33,8 +33,8 @@ pub struct Config {
     pub policy: Policy,
     /// Smallest and largest number of workers.
     pub bounds: Bounds,
-    /// The time that a worker needs for an image, for policies that depend on it. If absent, the workers measure it; until
-    /// they have, one worker is taken to be enough.
+    /// The time that a worker needs for an image, for policies that depend on it. If absent, the workers measure it;
+    /// until they have, one worker is taken to be enough.
     pub service_time: Option<Duration>,
 }
 
@@ -87,8 +87,8 @@ pub async fn run(
     outcome
 }
 
-/// Recent requests that were refused because there are too few workers. They count as waiting messages: the queue does not
-/// show them, and load shedding would otherwise keep the number of workers too small.
+/// Recent requests that were refused because there are too few workers. They count as waiting messages: the queue does
+/// not show them, and load shedding would otherwise keep the number of workers too small.
 #[derive(Default)]
 struct UnmetDemand {
     total: u64,

@@ -1,7 +1,7 @@
 //! The pool of worker processes on this machine.
 //!
-//! Each worker has a supervisor, a task that starts it, restarts it when it dies, drains it and waits for it. Messages that
-//! a worker held when it died are released, so that other workers receive them at once.
+//! Each worker has a supervisor, a task that starts it, restarts it when it dies, drains it and waits for it. Messages
+//! that a worker held when it died are released, so that other workers receive them at once.
 
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use crate::retry::Schedule;
 use crate::shutdown::CancellationToken;
 
 /// Longest time that a worker may drain before it is killed. A killed worker's messages are redelivered after their
-/// visibility timeout. A worker drains for 5 s and then releases its messages; with the 4 s of the web tier before that,
-/// `up` ends within 10 s.
+/// visibility timeout. A worker drains for 5 s and then releases its messages; with the 4 s of the web tier before
+/// that, `up` ends within 10 s.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_millis(5_500);
 /// Longest time that a worker may load and warm up its model.
 const START_TIMEOUT: Duration = Duration::from_mins(2);
@@ -54,7 +54,8 @@ pub struct WorkerPool {
 }
 
 impl WorkerPool {
-    /// An empty pool. `ready` will hold the number of ready workers. Only tests use another timeout than [`DRAIN_TIMEOUT`].
+    /// An empty pool. `ready` will hold the number of ready workers. Only tests use another timeout than
+    /// [`DRAIN_TIMEOUT`].
     pub fn new(command: WorkerCommand, drain_timeout: Duration, ready: watch::Sender<usize>) -> Self {
         WorkerPool {
             command: Arc::new(command),
@@ -86,13 +87,14 @@ impl WorkerPool {
         self.service_time.clone()
     }
 
-    /// A counter of requests that were refused because there are too few workers. The web tier adds to it; the control loop
-    /// reads it.
+    /// A counter of requests that were refused because there are too few workers. The web tier adds to it; the control
+    /// loop reads it.
     pub fn refused(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.refused)
     }
 
-    /// The number of wanted workers: those that are ready, starting or being restarted, but not those that are draining.
+    /// The number of wanted workers: those that are ready, starting or being restarted, but not those that are
+    /// draining.
     pub fn size(&self) -> u32 {
         u32::try_from(self.wanted.len()).unwrap_or(u32::MAX)
     }

@@ -1,11 +1,11 @@
 //! A worker process.
 //!
-//! A worker is a direct child in a process group of its own, so that Ctrl-C at the terminal only reaches its parent, which
-//! drains it. Parent and worker communicate through three pipes:
+//! A worker is a direct child in a process group of its own, so that Ctrl-C at the terminal only reaches its parent,
+//! which drains it. Parent and worker communicate through three pipes:
 //!
-//! - **stdin** is never written to. The worker drains and exits when it closes, and it closes however the parent ends. So
-//!   no worker outlives its parent, even if the parent is killed. This requires that no other process holds the write end:
-//!   the standard library opens pipes close-on-exec, so that later children do not inherit it.
+//! - **stdin** is never written to. The worker drains and exits when it closes, and it closes however the parent ends.
+//!   So no worker outlives its parent, even if the parent is killed. This requires that no other process holds the
+//!   write end: the standard library opens pipes close-on-exec, so that later children do not inherit it.
 //! - **stdout** carries [`WorkerLine`]s: the ready line, and reports of the work done.
 //! - **stderr** is inherited: the logs of all workers appear in one place.
 
@@ -29,8 +29,8 @@ use crate::shutdown::CancellationToken;
 pub struct WorkerCommand {
     /// Path of the program.
     pub program: PathBuf,
-    /// All settings. A worker does not inherit `IMGCLS_` variables, since they could set what the arguments leave open, for
-    /// example the same listening address for all workers.
+    /// All settings. A worker does not inherit `IMGCLS_` variables, since they could set what the arguments leave open,
+    /// for example the same listening address for all workers.
     pub arguments: Vec<OsString>,
 }
 
@@ -85,8 +85,8 @@ impl Process {
         }
     }
 
-    /// Waits until the process has ended. Records its reports meanwhile, and reads all other output too, so that the worker
-    /// never blocks on a full pipe.
+    /// Waits until the process has ended. Records its reports meanwhile, and reads all other output too, so that the
+    /// worker never blocks on a full pipe.
     pub(super) async fn wait_and_record(&mut self, service_time: &ServiceTime) -> std::io::Result<ExitStatus> {
         let Process { child, stdout, .. } = self;
         tokio::select! {
@@ -134,7 +134,8 @@ impl Process {
     }
 }
 
-/// Returns at the ready line. If the output ends without it, the exit status is what counts, so this never returns then.
+/// Returns at the ready line. If the output ends without it, the exit status is what counts, so this never returns
+/// then.
 async fn read_until_ready(stdout: &mut Lines<BufReader<ChildStdout>>) {
     while let Ok(Some(line)) = stdout.next_line().await {
         if WorkerLine::parse(&line) == Some(WorkerLine::Ready) {

@@ -45,7 +45,8 @@ impl ServiceTime {
         sum(self.sums().recent.iter()).service_time()
     }
 
-    /// The time that a worker needed for an image over the last thousands of images. Returns `None` before the first report.
+    /// The time that a worker needed for an image over the last thousands of images. Returns `None` before the first
+    /// report.
     pub fn long_term(&self) -> Option<Duration> {
         self.sums().long.service_time()
     }

@@ -1,9 +1,9 @@
 //! Limits the attempts at hosts that do not work.
 //!
 //! An attempt that gets no answer, or a server error, trips the circuit breaker of its host. While the breaker is open,
-//! attempts wait. It is half-open whenever a probe is due: one attempt is then admitted, at growing intervals, until one
-//! succeeds and closes the breaker. An outage therefore costs a process at most two attempts a second, however many of its
-//! tasks retry, and calls resume at most [`PROBE_DELAYS`]`.longest` after the outage.
+//! attempts wait. It is half-open whenever a probe is due: one attempt is then admitted, at growing intervals, until
+//! one succeeds and closes the breaker. An outage therefore costs a process at most two attempts a second, however many
+//! of its tasks retry, and calls resume at most [`PROBE_DELAYS`]`.longest` after the outage.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -68,7 +68,8 @@ struct BreakerState {
 }
 
 impl CircuitBreaker {
-    /// Waits until an attempt may be made: at once if the breaker is closed, else until it closes or the next probe is due.
+    /// Waits until an attempt may be made: at once if the breaker is closed, else until it closes or the next probe is
+    /// due.
     pub(super) async fn admit(&self) {
         loop {
             // Created before the state is read, so that no change in between is missed.
@@ -108,8 +109,8 @@ impl CircuitBreaker {
 }
 
 impl BreakerState {
-    /// Returns `None` if an attempt may be made now, and otherwise the time to ask again. An attempt while the breaker is
-    /// half-open takes the probe. `of_process` is the time of the next probe of any host.
+    /// Returns `None` if an attempt may be made now, and otherwise the time to ask again. An attempt while the breaker
+    /// is half-open takes the probe. `of_process` is the time of the next probe of any host.
     fn try_admit(&mut self, of_process: &mut Option<Instant>, now: Instant, jitter: f64) -> Option<Instant> {
         let next = self.next.max(*of_process).filter(|_| self.next.is_some())?;
         if now < next {

@@ -1,5 +1,5 @@
-//! The HTTP client of all calls to AWS. It measures every attempt of every call, and passes it through the circuit breaker of
-//! its host.
+//! The HTTP client of all calls to AWS. It measures every attempt of every call, and passes it through the circuit
+//! breaker of its host.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -21,8 +21,9 @@ use tokio::time::Instant;
 use super::circuit_breaker::{self, CircuitBreaker};
 use crate::clock;
 
-/// An attempt that is dropped before this time was cancelled by its caller, and says nothing about the host. An attempt that
-/// is dropped later has received no answer. The deadline of an attempt is longer, but includes the wait for admission.
+/// An attempt that is dropped before this time was cancelled by its caller, and says nothing about the host. An attempt
+/// that is dropped later has received no answer. The deadline of an attempt is longer, but includes the wait for
+/// admission.
 const NO_ANSWER_AFTER: Duration = Duration::from_secs(5);
 
 static SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
@@ -166,8 +167,8 @@ struct Label {
 }
 
 impl Label {
-    /// Reads the service from the signature and the operation from a header of the JSON protocols. S3 has no such header, so
-    /// its operation is the HTTP method.
+    /// Reads the service from the signature and the operation from a header of the JSON protocols. S3 has no such
+    /// header, so its operation is the HTTP method.
     fn of(request: &HttpRequest) -> Label {
         let headers = request.headers();
         let service = headers.get("authorization").and_then(signed_service).unwrap_or("none");

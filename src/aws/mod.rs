@@ -1,8 +1,8 @@
 //! The configuration of the AWS SDK, and the classification of its errors.
 //!
-//! Every call has deadlines, and the SDK retries it with jitter. Each attempt goes through `http`, which measures it, and
-//! through the `circuit_breaker` of its host. `fault` turns the remaining errors into one line: the action, the resource, the
-//! reason and what to do.
+//! Every call has deadlines, and the SDK retries it with jitter. Each attempt goes through `http`, which measures it,
+//! and through the `circuit_breaker` of its host. `fault` turns the remaining errors into one line: the action, the
+//! resource, the reason and what to do.
 
 mod circuit_breaker;
 mod fault;
@@ -107,8 +107,8 @@ impl Aws {
         &self.destination.region
     }
 
-    /// A client of the instance metadata service (IMDSv2), at its usual address or at `AWS_EC2_METADATA_SERVICE_ENDPOINT`. It
-    /// does not retry: callers poll, and outside of EC2 nothing answers.
+    /// A client of the instance metadata service (IMDSv2), at its usual address or at
+    /// `AWS_EC2_METADATA_SERVICE_ENDPOINT`. It does not retry: callers poll, and outside of EC2 nothing answers.
     pub fn metadata(&self, connect_timeout: Duration, read_timeout: Duration) -> imds::Client {
         let provider = ProviderConfig::without_region();
         let provider = match self.sdk.http_client() {
@@ -163,8 +163,8 @@ impl Aws {
         identity.account.ok_or_else(|| Refusal(format!("{} returned no account number", self.destination)))
     }
 
-    /// Classifies an error of the SDK. `action` is named as in a policy (`sqs:ReceiveMessage`), `resource` as in a sentence
-    /// (`queue "requests"`).
+    /// Classifies an error of the SDK. `action` is named as in a policy (`sqs:ReceiveMessage`), `resource` as in a
+    /// sentence (`queue "requests"`).
     pub fn fault<E>(&self, action: &str, resource: &str, error: &SdkError<E, HttpResponse>) -> Fault
     where
         E: ProvideErrorMetadata + Error + 'static,

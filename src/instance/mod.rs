@@ -1,5 +1,5 @@
-//! This machine as an EC2 instance in an Auto Scaling group: protects it from scale-in while it works, notices when it is to be
-//! terminated, and completes the lifecycle hook after it has drained. Outside of EC2 all of this does nothing.
+//! This machine as an EC2 instance in an Auto Scaling group: protects it from scale-in while it works, notices when it
+//! is to be terminated, and completes the lifecycle hook after it has drained. Outside of EC2 all of this does nothing.
 
 mod aws;
 mod notice;
@@ -26,8 +26,8 @@ const RETRY_DELAY: Duration = Duration::from_secs(5);
 pub struct Instance(Option<Ec2>);
 
 impl Instance {
-    /// Queries the instance metadata service. If it does not answer within a second, this is not an instance. `group` is the
-    /// Auto Scaling group that this worker belongs to if it is one.
+    /// Queries the instance metadata service. If it does not answer within a second, this is not an instance. `group`
+    /// is the Auto Scaling group that this worker belongs to if it is one.
     pub async fn find(backend: &Backend, group: &str) -> Instance {
         match backend {
             Backend::Local { .. } => Instance(None),

@@ -1,8 +1,8 @@
-//! The bundle that machines run: this program, the ONNX Runtime library and the model, in one archive whose name contains
-//! the digest of its content.
+//! The bundle that machines run: this program, the ONNX Runtime library and the model, in one archive whose name
+//! contains the digest of its content.
 //!
-//! The digest is that of the uncompressed archive, so it does not depend on the compressor and takes no more than reading
-//! the files. Archives are reproducible: they hold names, modes and contents, but no times and no owners.
+//! The digest is that of the uncompressed archive, so it does not depend on the compressor and takes no more than
+//! reading the files. Archives are reproducible: they hold names, modes and contents, but no times and no owners.
 
 use std::fmt;
 use std::fs::File;
@@ -57,7 +57,8 @@ enum Source {
 }
 
 impl Cpu {
-    /// The processor of an instance type, by its name: Graviton families have a `g` after the generation (`c7g`, `m6gd`).
+    /// The processor of an instance type, by its name: Graviton families have a `g` after the generation (`c7g`,
+    /// `m6gd`).
     pub(super) fn of_instance_type(name: &str) -> Cpu {
         let family = name.split('.').next().unwrap_or_default();
         let options =

@@ -1,8 +1,8 @@
 //! Makes the resources of a service on AWS equal to their description.
 //!
-//! The wanted state (`Stack`) and the actual state (`Inventory`) are plain values. A `Plan` is their difference: it can be
-//! printed, saved and applied. Nothing is decided while a plan is applied. An interrupted run is therefore completed by
-//! making a new plan from the state it left, and after all changes the next plan is empty.
+//! The wanted state (`Stack`) and the actual state (`Inventory`) are plain values. A `Plan` is their difference: it can
+//! be printed, saved and applied. Nothing is decided while a plan is applied. An interrupted run is therefore completed
+//! by making a new plan from the state it left, and after all changes the next plan is empty.
 //!
 //! - `resource`: the vocabulary of all three, which is CloudFormation's
 //! - `settings`, `tier`, `names`, `arns`: values that the others share

@@ -44,8 +44,8 @@ impl ResourceNames {
         }
     }
 
-    /// The name of a scaling policy. A name has to be unique within its group only; the prefix also tells the policies of
-    /// several stacks apart in the console.
+    /// The name of a scaling policy. A name has to be unique within its group only; the prefix also tells the policies
+    /// of several stacks apart in the console.
     pub(super) fn scaling_policy(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }

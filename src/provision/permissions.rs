@@ -1,5 +1,5 @@
-//! IAM policy documents: the permissions of each tier, limited to the actions that it needs and to the resources of its own
-//! stack, and the policy of the buckets.
+//! IAM policy documents: the permissions of each tier, limited to the actions that it needs and to the resources of its
+//! own stack, and the policy of the buckets.
 
 use serde_json::{Value, json};
 

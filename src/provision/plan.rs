@@ -1,5 +1,5 @@
-//! The difference between wanted and actual state. Computing it is a pure function; the result can be printed, saved and
-//! applied.
+//! The difference between wanted and actual state. Computing it is a pure function; the result can be printed, saved
+//! and applied.
 
 use std::collections::BTreeSet;
 
@@ -368,7 +368,8 @@ mod tests {
         let inventory = applied(&before.stack_for_tests());
         let target = TargetPolicy::with_service_time(Duration::from_millis(20));
         let stack = Settings { policy: Policy::Target(target), ..before }.stack_for_tests();
-        // The policy is an argument of `autoscale` in the user data of the web tier. The size of the script does not matter.
+        // The policy is an argument of `autoscale` in the user data of the web tier. The size of the script does not
+        // matter.
         let planned = planned(&stack, &inventory);
         let script = planned.lines().find(|line| line.contains("UserData")).expect("the script changes").to_owned();
         golden(

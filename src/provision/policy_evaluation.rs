@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-/// Returns whether a policy document allows an action on a resource. Conditions count as met. An explicit deny beats every allow.
+/// Returns whether a policy document allows an action on a resource. Conditions count as met. An explicit deny beats
+/// every allow.
 pub(super) fn allows(document: &Value, action: &str, resource: &str) -> bool {
     has_statement(document, "Allow", action, resource) && !denies(document, action, resource)
 }

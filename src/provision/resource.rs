@@ -1,5 +1,5 @@
-//! A resource as a plain value, in the types and property names of CloudFormation. Wanted state, actual state and exported
-//! template then share one vocabulary, which AWS documents.
+//! A resource as a plain value, in the types and property names of CloudFormation. Wanted state, actual state and
+//! exported template then share one vocabulary, which AWS documents.
 //!
 //! As in a template, a property may refer to an attribute of another resource, which only exists once that resource is
 //! made: `{"Ref": id}` or `{"Fn::GetAtt": [id, attribute]}`. [`resolve`] replaces the references that are known.

@@ -10,7 +10,8 @@ use crate::original::Stage;
 
 const IMAGES: usize = 600;
 const CLIENTS: usize = 40;
-/// An image takes one PUT, one GET and one PUT of the result. Its six operations of SQS take 0.6 calls in batches of ten.
+/// An image takes one PUT, one GET and one PUT of the result. Its six operations of SQS take 0.6 calls in batches of
+/// ten.
 const MAX_CALLS_PER_IMAGE: f64 = 4.0;
 
 #[test]

@@ -1,5 +1,6 @@
-//! Simulates the parts of EC2 that no emulator has. moto keeps an Auto Scaling group; this module runs its instances as worker
-//! processes, each with an instance metadata service. An instance is terminated after it has completed its lifecycle hook.
+//! Simulates the parts of EC2 that no emulator has. moto keeps an Auto Scaling group; this module runs its instances as
+//! worker processes, each with an instance metadata service. An instance is terminated after it has completed its
+//! lifecycle hook.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -159,7 +160,8 @@ impl Ec2 {
 
     /// Starts the instances that the group has added, and terminates those that it has removed.
     fn reconcile(&self) {
-        // An instance that was protected from scale-in stays. A real group tries again to remove it, which moto does not.
+        // An instance that was protected from scale-in stays. A real group tries again to remove it, which moto does
+        // not.
         let wanted = self.group.change(|size| (size.instances.len() > size.desired as usize).then_some(size.desired));
         let wanted = wanted.instances;
         let mut machines = self.machines.lock().unwrap();
@@ -294,8 +296,8 @@ impl Metadata {
     }
 }
 
-/// A proxy in front of the emulator's Auto Scaling and CloudWatch. It answers `CompleteLifecycleAction`, which the emulator
-/// does not have, and records `PutMetricData`.
+/// A proxy in front of the emulator's Auto Scaling and CloudWatch. It answers `CompleteLifecycleAction`, which the
+/// emulator does not have, and records `PutMetricData`.
 fn front(group: Arc<Group>, intercepted: Arc<Intercepted>) -> SocketAddr {
     serve(move |asked| {
         let body = String::from_utf8_lossy(&asked.body);

@@ -1,8 +1,9 @@
 //! A proxy between clients of AWS and an emulator that injects faults of networks and services.
 //!
-//! Each client gets a door of its own, an address on a free port, so that calls can be attributed to clients. Requests are
-//! forwarded unchanged, since they are signed, host name included. The disposition of a call is drawn at random from a seed
-//! and its operation, so that the n-th call of an operation has the same disposition in every run. All calls are recorded.
+//! Each client gets a door of its own, an address on a free port, so that calls can be attributed to clients. Requests
+//! are forwarded unchanged, since they are signed, host name included. The disposition of a call is drawn at random
+//! from a seed and its operation, so that the n-th call of an operation has the same disposition in every run. All
+//! calls are recorded.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -130,7 +130,8 @@ pub(super) fn owner_by_tags<'a>(tags: impl IntoIterator<Item = (&'a str, &'a str
     Owner::of(tags, &stack.name, &stack.region)
 }
 
-/// A member of a property, by path. This program wrote all properties, so a missing one means that a saved plan was edited.
+/// A member of a property, by path. This program wrote all properties, so a missing one means that a saved plan was
+/// edited.
 pub(super) fn member<'a>(resource: &'a Resource, path: &[&str]) -> anyhow::Result<&'a Value> {
     let find = || {
         let (first, rest) = path.split_first()?;

@@ -1,7 +1,7 @@
 //! Launch templates, security groups, the default network and the machines.
 //!
-//! The SDK crate of EC2 would take longer to build than the rest of the program, so its dozen calls are written here. The
-//! protocol is simple: parameters are a form (`Tag.1.Key=…`), answers are XML.
+//! The SDK crate of EC2 would take longer to build than the rest of the program, so its dozen calls are written here.
+//! The protocol is simple: parameters are a form (`Tag.1.Key=…`), answers are XML.
 
 use roxmltree::{Document, Node};
 use serde_json::{Map, Value, json};
@@ -296,8 +296,8 @@ fn permission(rule: &Value) -> Value {
     })
 }
 
-/// Converts one entry of an answer to ingress rules of CloudFormation. Sources that the stack never uses are included, so
-/// that they show as differences.
+/// Converts one entry of an answer to ingress rules of CloudFormation. Sources that the stack never uses are included,
+/// so that they show as differences.
 fn rules(entry: &Value) -> Vec<Value> {
     let port = |name: &str| entry[name].as_str().and_then(|text| text.parse::<i64>().ok());
     let rule = |source: (&str, &Value), description: &Value| {

@@ -1,7 +1,7 @@
 //! The buckets with their policies, and the bundles.
 //!
-//! An adopted bucket may have lifecycle rules and policy statements of others. Only those of this program are compared and
-//! changed.
+//! An adopted bucket may have lifecycle rules and policy statements of others. Only those of this program are compared
+//! and changed.
 
 use anyhow::{Context as _, anyhow, bail};
 use aws_sdk_s3::error::ProvideErrorMetadata as _;
@@ -32,8 +32,8 @@ const DEFAULT_REGION: &str = "us-east-1";
 const UPLOAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(600);
 
 impl Cloud {
-    /// Observes the buckets that have the stack's names or its tag, with their policies and bundles. Also returns the names
-    /// of those that contain data.
+    /// Observes the buckets that have the stack's names or its tag, with their policies and bundles. Also returns the
+    /// names of those that contain data.
     pub(super) async fn observe_buckets(&self, stack: &Stack) -> anyhow::Result<(Vec<FoundResource>, Vec<String>)> {
         let all = self.done("s3:ListAllMyBuckets", "the buckets", self.s3.list_buckets().send().await)?;
         let all: Vec<String> = all.buckets.unwrap_or_default().into_iter().filter_map(|bucket| bucket.name).collect();
@@ -232,7 +232,8 @@ impl Cloud {
         }
     }
 
-    /// Sets the tags of this program. `PutBucketTagging` replaces all tags, so those of others are read and written again.
+    /// Sets the tags of this program. `PutBucketTagging` replaces all tags, so those of others are read and written
+    /// again.
     async fn tag_bucket(&self, resource: &Resource) -> anyhow::Result<()> {
         let (name, what) = (resource.name.as_str(), resource.label());
         let ours = tags_of(&resource.properties);

@@ -1,5 +1,5 @@
-//! Signed calls of services whose SDK crates are not built in. They are sent through the SDK's runtime, with the same retries,
-//! deadlines and HTTP client as all other calls.
+//! Signed calls of services whose SDK crates are not built in. They are sent through the SDK's runtime, with the same
+//! retries, deadlines and HTTP client as all other calls.
 
 use std::time::SystemTime;
 

@@ -42,7 +42,8 @@ impl Builder<'_> {
             "Tags": self.tags(),
         });
         let (below, period) = (step.scale_in_below, whole_minutes(step.scale_in_period));
-        // The last worker stays as long as there is an image, so its work is then reported as just enough for one worker.
+        // The last worker stays as long as there is an image, so its work is then reported as just enough for one
+        // worker.
         let work = format!("IF(workers <= 1 AND visible + in_flight >= 1, {below}, visible + in_flight)");
         let down_members = json!({
             "AlarmDescription":
@@ -91,9 +92,10 @@ impl Builder<'_> {
         );
     }
 
-    /// An alarm that is raised while an image waits and there is no worker. It reads the size of the group too: an alarm
-    /// on the queue alone would add a worker every minute for as long as a single image waits. Its policy adds a worker
-    /// rather than setting the capacity to one, since metrics are a minute old and the group may have grown since.
+    /// An alarm that is raised while an image waits and there is no worker. It reads the size of the group too: an
+    /// alarm on the queue alone would add a worker every minute for as long as a single image waits. Its policy adds a
+    /// worker rather than setting the capacity to one, since metrics are a minute old and the group may have grown
+    /// since.
     fn alarm_at_zero(&self) -> Value {
         json!({
             "AlarmDescription": "An image waits and there is no worker: one worker",

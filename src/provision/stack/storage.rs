@@ -69,8 +69,8 @@ impl Builder<'_> {
         self.add(id, Kind::Bucket, name, members);
     }
 
-    /// Policies that refuse requests without TLS. A stack at a plain HTTP endpoint has none, since they would refuse all
-    /// requests there.
+    /// Policies that refuse requests without TLS. A stack at a plain HTTP endpoint has none, since they would refuse
+    /// all requests there.
     pub(super) fn bucket_policies(&mut self) {
         if self.site.endpoint_url.as_ref().is_some_and(|url| url.starts_with("http://")) {
             return;

@@ -157,8 +157,8 @@ impl Alarm {
         }
     }
 
-    /// The state that follows from the newest existing datapoints. The treatment of missing ones only matters if there are
-    /// fewer than the evaluation periods.
+    /// The state that follows from the newest existing datapoints. The treatment of missing ones only matters if there
+    /// are fewer than the evaluation periods.
     fn state(&self, newest_first: &[Option<f64>], before: State) -> State {
         let there: Vec<f64> = newest_first.iter().flatten().copied().take(self.evaluation_periods as usize).collect();
         let is_enough = there.len() as u64 == self.evaluation_periods;

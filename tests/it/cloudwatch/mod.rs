@@ -1,6 +1,6 @@
-//! Simulates the evaluation of alarms by CloudWatch and the scaling policies of Auto Scaling, which no emulator does. It reads
-//! the alarms and scaling policies of a group, evaluates the alarms on metrics, and resizes the group by the policies of those
-//! in alarm. Its clock is faster than real time, so that minutes pass in seconds.
+//! Simulates the evaluation of alarms by CloudWatch and the scaling policies of Auto Scaling, which no emulator does.
+//! It reads the alarms and scaling policies of a group, evaluates the alarms on metrics, and resizes the group by the
+//! policies of those in alarm. Its clock is faster than real time, so that minutes pass in seconds.
 
 mod alarm;
 mod math;

@@ -6,8 +6,8 @@ use super::alarm::{Alarm, Comparison};
 use super::metrics::{Dimension, Metric};
 use crate::cloud::NAMESPACE;
 
-/// The alarms that Auto Scaling creates for a target tracking policy: it scales out after three periods above the target, and
-/// in after fifteen periods below nine tenths of it. This is documented for periods of a minute only.
+/// The alarms that Auto Scaling creates for a target tracking policy: it scales out after three periods above the
+/// target, and in after fifteen periods below nine tenths of it. This is documented for periods of a minute only.
 const PERIODS_OUT: u64 = 3;
 const PERIODS_IN: u64 = 15;
 const IN_BELOW: f64 = 0.9;
@@ -127,8 +127,8 @@ impl Policy {
 }
 
 impl Step {
-    /// Returns whether this step applies to `breach`, the difference of value and threshold. The bound that is nearer to the threshold
-    /// is inclusive.
+    /// Returns whether this step applies to `breach`, the difference of value and threshold. The bound that is nearer
+    /// to the threshold is inclusive.
     fn is_for(self, breach: f64) -> bool {
         let (from, to) = (self.from.unwrap_or(f64::NEG_INFINITY), self.to.unwrap_or(f64::INFINITY));
         if from >= 0.0 { from <= breach && breach < to } else { from < breach && breach <= to }

@@ -77,8 +77,8 @@ fn apply_killed_at_any_call_is_completed_by_the_next_apply() {
     assert!(kills >= 40, "only {kills} kills");
 }
 
-/// Kills `apply` at its `first` changing call, and in each further round at one that is `LANES` later. Returns the number of
-/// kills.
+/// Kills `apply` at its `first` changing call, and in each further round at one that is `LANES` later. Returns the
+/// number of kills.
 fn lane(first: usize) -> usize {
     // The emulator is reset between rounds, so it is not shared.
     let emulator = Emulator::start("moto");

@@ -16,8 +16,8 @@ use serde_json::Value;
 use crate::emulators::{self, moto_of_stacks};
 use crate::harness::{Process, Response, free_port, imgcls, request, until};
 
-/// Each service gets an endpoint variable of its own. The stack is then the same as on AWS itself, whereas one endpoint for
-/// all services would change it.
+/// Each service gets an endpoint variable of its own. The stack is then the same as on AWS itself, whereas one endpoint
+/// for all services would change it.
 const SERVICES: [&str; 8] = ["SQS", "S3", "IAM", "CLOUDWATCH", "AUTO_SCALING", "STS", "EC2", "CLOUDWATCH_LOGS"];
 
 fn environment(url: &str) -> Vec<(String, String)> {
@@ -74,8 +74,8 @@ impl Stack {
         Stack { name, bundle: small_bundle().to_owned(), environment: environment(&moto_of_stacks().url()) }
     }
 
-    /// A stack whose buckets are used in the test. Its endpoint is plain HTTP, so its buckets have no policy: moto would refuse
-    /// requests without TLS.
+    /// A stack whose buckets are used in the test. Its endpoint is plain HTTP, so its buckets have no policy: moto
+    /// would refuse requests without TLS.
     fn at_plain_http_endpoint(name: &'static str) -> Stack {
         let mut environment = emulators::credentials();
         environment.push(("AWS_REGION".to_owned(), "us-east-1".to_owned()));

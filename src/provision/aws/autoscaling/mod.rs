@@ -49,8 +49,8 @@ impl Cloud {
         Ok(found)
     }
 
-    /// The groups whose last attempt to start a machine failed, each with the reason: a quota, the capacity for an instance
-    /// type or the AMI. A group retries by itself.
+    /// The groups whose last attempt to start a machine failed, each with the reason: a quota, the capacity for an
+    /// instance type or the AMI. A group retries by itself.
     pub(in crate::provision) async fn failed_starts(
         &self,
         groups: impl Iterator<Item = &str>,
