@@ -32,7 +32,7 @@ use crate::queue::MAX_BATCH;
 use crate::scaling::{Bounds, Policy};
 use crate::store::Space;
 use crate::telemetry::LogFormat;
-use crate::{autoscale, classify, loadgen, protocol, queues, tune, up, web, worker};
+use crate::{autoscaler, classify, loadgen, protocol, queues, tune, up, web, worker};
 
 /// Where much waits; of little a worker takes one or two (`queue::fair_share`). Each image of a batch waits for the
 /// others, and more than three gain next to nothing (decision 13).
@@ -774,14 +774,14 @@ impl AutoscaleArgs {
     ///
     /// # Errors
     /// A [`clap::Error`] where the flags contradict each other; one line where a variable holds no valid name.
-    pub fn of_group(&self, backend: Backend) -> anyhow::Result<autoscale::aws::Config> {
+    pub fn of_group(&self, backend: Backend) -> anyhow::Result<autoscaler::aws::Config> {
         let policy = self.workers.scaling.policy(self.workers.policy, Defaults::INSTANCES);
         if matches!(policy, Policy::Target(_)) && self.workers.service_time.is_none() {
             let message = "with --policy target give --service-time: what a worker takes for an image, as `imgcls loadgen` \
                 measures it (0.01s on one core, say)";
             return Err(usage("autoscale", message));
         }
-        Ok(autoscale::aws::Config {
+        Ok(autoscaler::aws::Config {
             backend,
             request_queue: self.shared.request_queue()?,
             stack: self.shared.stack.clone(),
@@ -816,7 +816,7 @@ fn local_workers(
     limits: &LimitArgs,
     model: (ModelChoice, Option<Tuning>),
     (batch, lease): (&BatchArgs, &LeaseArgs),
-    autoscale: autoscale::Config,
+    autoscale: autoscaler::Config,
     backend: Backend,
     names: Names,
 ) -> up::Workers {
@@ -840,12 +840,12 @@ fn local_workers(
 }
 
 impl WorkersArgs {
-    fn config(&self, command: &str, defaults: Defaults, tuning: Option<&Tuning>) -> anyhow::Result<autoscale::Config> {
+    fn config(&self, command: &str, defaults: Defaults, tuning: Option<&Tuning>) -> anyhow::Result<autoscaler::Config> {
         let most = tuning.map_or_else(model::cores, |tuning| tuning.sessions) as u32;
         let max_workers = self.max_workers.unwrap_or_else(|| most.max(self.min_workers));
         let bounds = Bounds::new(self.min_workers, max_workers)
             .map_err(|error| usage(command, &format!("{error}: see --min-workers and --max-workers")))?;
-        Ok(autoscale::Config {
+        Ok(autoscaler::Config {
             policy: self.scaling.policy(self.policy, defaults),
             bounds,
             service_time: self.service_time,

@@ -26,7 +26,7 @@ pub mod queue; // the queue port: SQLite with sockets for replies beside it, SQS
 pub mod store; // the object store port: SQLite with segments beside it, S3
 
 // Floor 3: the tiers.
-pub mod autoscale; // observe → decide → resize worker processes
+pub mod autoscaler; // observe → decide → resize worker processes or an Auto Scaling group
 pub mod loadgen; // load, measure, check answers, report
 pub mod provision; // the AWS side: wanted, found, the difference
 pub mod retention; // what the local backend keeps: how long, how much

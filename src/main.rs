@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use imgcls::cli::{Cli, Command};
 use imgcls::config::Backend;
 use imgcls::{
-    autoscale, classify, data, loadgen, model, provision, queues, shutdown, simulate, telemetry, tune, up, web, worker,
+    autoscaler, classify, data, loadgen, model, provision, queues, shutdown, simulate, telemetry, tune, up, web, worker,
 };
 use tokio::runtime::Runtime;
 
@@ -94,7 +94,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 let shutdown = on_signals()?;
                 match backend {
                     Backend::Local { .. } => up::run_workers(args.of_processes().await?, shutdown).await,
-                    Backend::Aws { .. } => autoscale::aws::run(args.of_group(backend)?, shutdown).await,
+                    Backend::Aws { .. } => autoscaler::aws::run(args.of_group(backend)?, shutdown).await,
                 }
             })?;
             Ok(ExitCode::SUCCESS)
@@ -119,9 +119,9 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 Box::pin(provision::run(config, on_signals()?)).await
             })?;
             Ok(match ending {
-                provision::Ending::Done => ExitCode::SUCCESS,
-                provision::Ending::Declined | provision::Ending::Faults => ExitCode::FAILURE,
-                provision::Ending::Changes => CHANGES.into(),
+                provision::Outcome::Done => ExitCode::SUCCESS,
+                provision::Outcome::Declined | provision::Outcome::Faults => ExitCode::FAILURE,
+                provision::Outcome::Changes => CHANGES.into(),
             })
         }
         Command::Classify(args) => {

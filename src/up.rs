@@ -11,13 +11,13 @@ use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::autoscale::local::{DRAIN_TIMEOUT, Pool, WorkerCommand};
+use crate::autoscaler::{DRAIN_TIMEOUT, WorkerCommand, WorkerPool};
 use crate::config::{Backend, Limits, Names};
 use crate::model::ModelChoice;
-use crate::queue::{Queue, ServiceQueues};
+use crate::queue::{Queue, Queues, ServiceQueues};
 use crate::shutdown::CancellationToken;
 use crate::telemetry::{LogFormat, output};
-use crate::{autoscale, queue, retention, web, worker};
+use crate::{autoscaler, queue, retention, web, worker};
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -32,7 +32,7 @@ pub struct Config {
 pub struct Workers {
     /// What each runs with.
     pub worker: worker::Config,
-    pub autoscale: autoscale::Config,
+    pub autoscale: autoscaler::Config,
     pub log_format: LogFormat,
 }
 
@@ -52,12 +52,12 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
 
     let (stop_web, stop_workers) = (shutdown.child_token(), CancellationToken::new());
     let wants_worker = fleet.config.bounds.min() > 0;
-    let pace = fleet.pool.pace();
+    let service_time = fleet.pool.service_time();
     let seen = web::Fleet {
         ready: workers_ready.clone(),
         // A fleet that may be empty starts its first worker when an image comes: it is ready without one.
         is_awaited: wants_worker,
-        service_time: Box::new(move || pace.recent_service_time()),
+        service_time: Box::new(move || service_time.recent()),
         refused: fleet.pool.refused(),
     };
     let web = async {
@@ -129,9 +129,10 @@ const LONGEST_DRAIN: Duration = Duration::from_millis(7_500);
 const RETENTION_DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
 struct Fleet {
-    config: autoscale::Config,
+    config: autoscaler::Config,
+    queues: Arc<dyn Queues>,
     requests: Arc<dyn Queue>,
-    pool: Pool,
+    pool: WorkerPool,
 }
 
 impl Fleet {
@@ -146,12 +147,13 @@ impl Fleet {
         let service =
             ServiceQueues::open_or_create(queues.as_ref(), &worker.names, visibility_timeout, max_receive_count)
                 .await?;
-        let pool = Pool::new(command, DRAIN_TIMEOUT, ready).releasing(Arc::clone(&service.requests)).killed_by(give_up);
-        Ok(Fleet { config: autoscale, requests: service.requests, pool })
+        let pool =
+            WorkerPool::new(command, DRAIN_TIMEOUT, ready).releasing(Arc::clone(&service.requests)).killed_by(give_up);
+        Ok(Fleet { config: autoscale, queues, requests: service.requests, pool })
     }
 
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        autoscale::run(self.config, self.requests.as_ref(), self.pool, shutdown).await
+        autoscaler::run(self.config, self.requests.as_ref(), self.queues.failure(), self.pool, shutdown).await
     }
 }
 

@@ -1,9 +1,10 @@
-"""moto's server, behind a layer that speaks the protocol of CloudWatch's newer clients (Smithy RPC v2 in CBOR).
+"""Runs moto's server with support for the protocol of newer CloudWatch clients (Smithy RPC v2 in CBOR).
 
-moto knows CloudWatch's JSON protocol only. A request in CBOR is decoded, given to moto as JSON, and the answer encoded
-with the types that botocore's model of the service has: a client refuses a whole number where a floating one belongs.
-Auto Scaling groups keep their default instance warm-up too, and buckets the tags that they are made with, which moto
-forgets.
+moto only supports CloudWatch's JSON protocol. CBOR requests are decoded and passed to moto as JSON. Answers are encoded
+with the types of botocore's service model, since clients reject an integer in the place of a float.
+
+Two features that moto lacks are added: Auto Scaling groups store their default instance warm-up, and buckets store the
+tags that they are created with.
 
     python moto_cbor.py PORT
 """
@@ -78,7 +79,7 @@ def to_json(value):
 
 
 def typed(value, shape):
-    """The value as CBOR has it, by its shape; members that the model does not know are left out, as are empty ones."""
+    """Converts a value to the types of its shape. Members that are empty or unknown to the model are left out."""
     if value is None or shape is None:
         return {} if shape is None else None
     match shape.type_name:

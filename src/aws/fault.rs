@@ -1,4 +1,4 @@
-//! What an error of the SDK means: what to do, and one line for a person.
+//! Classifies errors of the SDK: what the caller should do, and one line for a person.
 
 use std::error::Error;
 use std::fmt;
@@ -7,21 +7,21 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sqs::config::http::HttpResponse;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 
-/// What to do about a call that failed.
+/// The class of a failed call, by what the caller should do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// The queue, bucket or object is not there.
+    /// The queue, bucket or object does not exist.
     Missing,
-    /// Wait and try again. The reason.
+    /// The call may succeed later. Contains the reason.
     Unavailable(String),
-    /// Trying again will not help. What is wrong and the way out.
+    /// A retry will not help. Contains the reason and what to do.
     Fatal(String),
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Fault::Missing => f.write_str("it is not there"),
+            Fault::Missing => f.write_str("it does not exist"),
             Fault::Unavailable(reason) | Fault::Fatal(reason) => f.write_str(reason),
         }
     }
@@ -29,14 +29,14 @@ impl fmt::Display for Fault {
 
 impl Error for Fault {}
 
-/// Where the calls go; for messages.
+/// The destination of calls, for messages.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub(super) struct Destination {
     pub region: String,
     pub endpoint_url: Option<String>,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.endpoint_url {
             Some(url) => write!(f, "{url}"),
@@ -45,9 +45,9 @@ impl fmt::Display for Place {
     }
 }
 
-/// What came back, freed from the types of one operation.
+/// A failed call, independent of the error type of its operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Symptom {
+pub(super) enum CallFailure {
     Refused {
         status: u16,
         code: String,
@@ -55,17 +55,18 @@ pub enum Symptom {
         bucket_region: Option<String>,
     },
     NoAnswer(String),
-    /// Why, where that says more than that there are none; whether they may come by themselves.
     NoCredentials {
+        /// The reason, unless no source of credentials is configured at all.
         reason: Option<String>,
-        may_come: bool,
+        /// True if credentials may become available without intervention.
+        is_transient: bool,
     },
-    /// Never sent: an address or a name that makes no request.
+    /// The request was not sent, because of an invalid address or name.
     NotSent(String),
 }
 
-impl Symptom {
-    pub fn of<E>(error: &SdkError<E, HttpResponse>) -> Symptom
+impl CallFailure {
+    pub(super) fn of<E>(error: &SdkError<E, HttpResponse>) -> CallFailure
     where
         E: ProvideErrorMetadata + Error + 'static,
     {
@@ -75,77 +76,85 @@ impl Symptom {
         match error {
             SdkError::ServiceError(refused) => {
                 let response = refused.raw();
-                Symptom::Refused {
+                CallFailure::Refused {
                     status: response.status().as_u16(),
                     code: error.code().unwrap_or_default().to_owned(),
                     message: one_line(error.message().unwrap_or_default()),
                     bucket_region: response.headers().get("x-amz-bucket-region").map(str::to_owned),
                 }
             }
-            SdkError::ConstructionFailure(_) => Symptom::NotSent(chain(error)),
-            SdkError::TimeoutError(_) => Symptom::NoAnswer("it took too long".to_owned()),
-            SdkError::DispatchFailure(failure) if failure.is_user() => Symptom::NotSent(chain(error)),
-            _ => Symptom::NoAnswer(chain(error)),
+            SdkError::ConstructionFailure(_) => CallFailure::NotSent(chain(error)),
+            SdkError::TimeoutError(_) => CallFailure::NoAnswer("it took too long".to_owned()),
+            SdkError::DispatchFailure(failure) if failure.is_user() => CallFailure::NotSent(chain(error)),
+            _ => CallFailure::NoAnswer(chain(error)),
         }
     }
 }
 
-impl Symptom {
-    pub fn is_of_credentials(&self) -> bool {
-        matches!(self, Symptom::NoCredentials { .. })
+impl CallFailure {
+    pub(super) fn is_about_credentials(&self) -> bool {
+        matches!(self, CallFailure::NoCredentials { .. })
     }
 }
 
-/// Of an error that comes from there being no credentials.
-fn missing_credentials(error: &(dyn Error + 'static)) -> Option<Symptom> {
+/// Finds missing credentials among the causes of an error.
+fn missing_credentials(error: &(dyn Error + 'static)) -> Option<CallFailure> {
     let mut source = Some(error);
     while let Some(error) = source {
         match error.downcast_ref::<CredentialsError>() {
             Some(CredentialsError::CredentialsNotLoaded(_)) => {
-                return Some(Symptom::NoCredentials { reason: None, may_come: false });
+                return Some(CallFailure::NoCredentials { reason: None, is_transient: false });
             }
             Some(CredentialsError::InvalidConfiguration(_)) => {
-                return Some(Symptom::NoCredentials { reason: Some(chain(error)), may_come: false });
+                return Some(CallFailure::NoCredentials { reason: Some(chain(error)), is_transient: false });
             }
-            // A source of credentials that is there and does not answer.
-            Some(_) => return Some(Symptom::NoCredentials { reason: Some(chain(error)), may_come: true }),
+            // A source of credentials exists, but does not answer.
+            Some(_) => return Some(CallFailure::NoCredentials { reason: Some(chain(error)), is_transient: true }),
             None => source = error.source(),
         }
     }
     None
 }
 
-pub fn judge(symptom: &Symptom, action: &str, resource: &str, place: &Place) -> Fault {
-    match symptom {
-        Symptom::NoAnswer(reason) => Fault::Unavailable(format!(
-            "{action}: no answer from {place} ({reason}); check the network, the region and the endpoint"
+/// Classifies a failed call of `action` on `resource`.
+pub(super) fn classify(failure: &CallFailure, action: &str, resource: &str, destination: &Destination) -> Fault {
+    match failure {
+        CallFailure::NoAnswer(reason) => Fault::Unavailable(format!(
+            "{action}: no answer from {destination} ({reason}); check the network, the region and the endpoint"
         )),
-        Symptom::NoCredentials { reason, may_come } => {
+        CallFailure::NoCredentials { reason, is_transient } => {
             let reason = reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
             let text = format!(
                 "no AWS credentials{reason}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role; `--backend local` needs none"
             );
-            if *may_come { Fault::Unavailable(text) } else { Fault::Fatal(text) }
+            if *is_transient { Fault::Unavailable(text) } else { Fault::Fatal(text) }
         }
-        Symptom::NotSent(reason) => Fault::Fatal(format!(
-            "{action} on {resource} cannot be sent to {place}: {reason}; check --region and --endpoint-url"
+        CallFailure::NotSent(reason) => Fault::Fatal(format!(
+            "{action} on {resource} cannot be sent to {destination}: {reason}; check --region and --endpoint-url"
         )),
-        Symptom::Refused { status, bucket_region: Some(other), .. }
-            if matches!(status, 301 | 307 | 400 | 403) && *other != place.region =>
+        CallFailure::Refused { status, bucket_region: Some(other), .. }
+            if matches!(status, 301 | 307 | 400 | 403) && *other != destination.region =>
         {
             Fault::Fatal(format!(
                 "{resource} is in region {other}, not {}: give --region {other}, or another bucket",
-                place.region
+                destination.region
             ))
         }
-        Symptom::Refused { status, code, message, .. } => {
-            judge_refusal(*status, code, message, action, resource, place)
+        CallFailure::Refused { status, code, message, .. } => {
+            classify_refusal(*status, code, message, action, resource, destination)
         }
     }
 }
 
-fn judge_refusal(status: u16, code: &str, message: &str, action: &str, resource: &str, place: &Place) -> Fault {
-    let said = if message.is_empty() { format!("{status} {code}") } else { format!("{code}: {message}") };
+fn classify_refusal(
+    status: u16,
+    code: &str,
+    message: &str,
+    action: &str,
+    resource: &str,
+    destination: &Destination,
+) -> Fault {
+    let error = if message.is_empty() { format!("{status} {code}") } else { format!("{code}: {message}") };
     match code {
         "QueueDoesNotExist" | "AWS.SimpleQueueService.NonExistentQueue" | "NoSuchBucket" | "NoSuchKey" | "NotFound" => {
             Fault::Missing
@@ -158,34 +167,34 @@ fn judge_refusal(status: u16, code: &str, message: &str, action: &str, resource:
         | "AuthFailure"
         | "IncompleteSignature"
         | "MissingAuthenticationToken" => Fault::Fatal(format!(
-            "{place} does not know these AWS credentials ({said}): check the access key, its secret and the session token"
+            "{destination} does not know these AWS credentials ({error}): check the access key, its secret and the session token"
         )),
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" => {
-            Fault::Fatal(format!("the AWS credentials have expired ({said}): renew them"))
+            Fault::Fatal(format!("the AWS credentials have expired ({error}): renew them"))
         }
-        "RequestTimeTooSkewed" | "RequestExpired" | "RequestInTheFuture" | "SignatureExpired" => clock(&said),
-        // SQS says both a wrong secret and a wrong clock so.
+        "RequestTimeTooSkewed" | "RequestExpired" | "RequestInTheFuture" | "SignatureExpired" => clock(&error),
+        // SQS reports both a wrong secret and a wrong clock with these codes.
         "InvalidSignatureException" | "InvalidSignature"
             if message.contains("expired") || message.contains("current") =>
         {
-            clock(&said)
+            clock(&error)
         }
         "InvalidSignatureException" | "InvalidSignature" => Fault::Fatal(format!(
-            "{place} does not accept the signature of these AWS credentials ({said}): check the secret access key"
+            "{destination} does not accept the signature of these AWS credentials ({error}): check the secret access key"
         )),
         "OptInRequired" | "SubscriptionRequiredException" => Fault::Fatal(format!(
-            "this account may not use {place} ({said}): enable the region, or give another --region"
+            "this account may not use {destination} ({error}): enable the region, or give another --region"
         )),
-        "AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException" => {
-            Fault::Fatal(format!("{resource} is in another region than {} ({said}): give its --region", place.region))
-        }
-        _ if is_throttle_or_outage(status, code) => Fault::Unavailable(format!("{action} on {resource}: {said}")),
+        "AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException" => Fault::Fatal(
+            format!("{resource} is in another region than {} ({error}): give its --region", destination.region),
+        ),
+        _ if is_throttle_or_outage(status, code) => Fault::Unavailable(format!("{action} on {resource}: {error}")),
         _ if is_quota(code) => Fault::Fatal(format!(
-            "{action} on {resource}: a quota of this account is reached ({said}): remove what nobody uses, or ask for more under Service Quotas"
+            "{action} on {resource}: a quota of this account is reached ({error}): remove unused resources, or request an increase under Service Quotas"
         )),
         _ if status == 404 => Fault::Missing,
-        _ if status == 403 || code.starts_with("AccessDenied") => Fault::Fatal(denied(action, resource, &said)),
-        _ => Fault::Fatal(format!("{action} on {resource} was refused: {said}")),
+        _ if status == 403 || code.starts_with("AccessDenied") => Fault::Fatal(denied(action, resource, &error)),
+        _ => Fault::Fatal(format!("{action} on {resource} was refused: {error}")),
     }
 }
 
@@ -210,35 +219,35 @@ fn is_throttle_or_outage(status: u16, code: &str) -> bool {
         )
 }
 
-/// Of how many there may be, not of how many calls.
+/// Returns whether the code is about a quota for a number of resources, not about a rate of calls.
 fn is_quota(code: &str) -> bool {
     code.contains("LimitExceeded") || code.contains("QuotaExceeded") || code == "TooManyBuckets"
 }
 
-fn clock(said: &str) -> Fault {
-    Fault::Fatal(format!("the clock of this machine differs too much from AWS's ({said}): set it"))
+fn clock(error: &str) -> Fault {
+    Fault::Fatal(format!("the clock of this machine differs too much from that of AWS ({error}): set it"))
 }
 
-fn denied(action: &str, resource: &str, said: &str) -> String {
+fn denied(action: &str, resource: &str, error: &str) -> String {
     let hint = match action {
         "s3:ListBucket" => " (if the bucket is not another account's)",
-        "s3:GetObject" => " (and s3:ListBucket, without which S3 says so of every object that is missing)",
+        "s3:GetObject" => " (and s3:ListBucket, without which S3 reports every missing object as forbidden)",
         _ => "",
     };
-    format!("no permission for {action} on {resource}: allow {action}{hint} to these credentials [{said}]")
+    format!("no permission for {action} on {resource}: allow {action}{hint} to these credentials [{error}]")
 }
 
-/// An error and what it came from, in one line.
+/// An error and its causes, in one line.
 fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
     let mut source = Some(error);
     while let Some(error) = source {
-        let said = one_line(&error.to_string());
-        if !text.contains(&said) {
+        let part = one_line(&error.to_string());
+        if !text.contains(&part) {
             if !text.is_empty() {
                 text.push_str(": ");
             }
-            text.push_str(&said);
+            text.push_str(&part);
         }
         source = error.source();
     }
@@ -253,12 +262,12 @@ fn one_line(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn place() -> Place {
-        Place { region: "us-east-1".to_owned(), endpoint_url: None }
+    fn destination() -> Destination {
+        Destination { region: "us-east-1".to_owned(), endpoint_url: None }
     }
 
     fn refused(status: u16, code: &str, message: &str) -> Fault {
-        judge_refusal(status, code, message, "s3:GetObject", "bucket \"photos\"", &place())
+        classify_refusal(status, code, message, "s3:GetObject", "bucket \"photos\"", &destination())
     }
 
     fn fatal(fault: Fault) -> String {
@@ -269,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn throttling_and_outages_are_waited_out() {
+    fn throttling_and_outages_are_retried() {
         for (status, code) in [
             (503, "SlowDown"),
             (500, "InternalError"),
@@ -284,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_missing() {
+    fn missing_resources_are_classified_as_missing() {
         for (status, code) in [(400, "QueueDoesNotExist"), (400, "AWS.SimpleQueueService.NonExistentQueue"), (404, "")]
         {
             assert_eq!(refused(status, code, ""), Fault::Missing, "{status} {code}");
@@ -292,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_action_resource_and_the_way_out() {
+    fn refusal_names_action_resource_and_remedy() {
         let denied = fatal(refused(403, "AccessDenied", "Access\nDenied"));
         assert!(denied.contains("allow s3:GetObject (and s3:ListBucket"), "{denied}");
         assert!(denied.contains("bucket \"photos\""), "{denied}");
@@ -306,16 +315,17 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_elsewhere_is_named_with_its_region() {
-        let symptom = |status, region: &str| Symptom::Refused {
+    fn bucket_in_another_region_is_named_with_it() {
+        let failure = |status, region: &str| CallFailure::Refused {
             status,
             code: String::new(),
             message: String::new(),
             bucket_region: Some(region.to_owned()),
         };
-        let elsewhere = fatal(judge(&symptom(301, "eu-west-1"), "s3:ListBucket", "bucket \"photos\"", &place()));
+        let elsewhere =
+            fatal(classify(&failure(301, "eu-west-1"), "s3:ListBucket", "bucket \"photos\"", &destination()));
         assert!(elsewhere.contains("in region eu-west-1, not us-east-1: give --region eu-west-1"), "{elsewhere}");
-        let here = fatal(judge(&symptom(403, "us-east-1"), "s3:ListBucket", "bucket \"photos\"", &place()));
+        let here = fatal(classify(&failure(403, "us-east-1"), "s3:ListBucket", "bucket \"photos\"", &destination()));
         assert!(here.contains("no permission for s3:ListBucket"), "{here}");
     }
 }

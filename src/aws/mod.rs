@@ -1,11 +1,12 @@
-//! AWS, as the ports need it: one configuration of the SDK, and what its errors mean.
+//! The configuration of the AWS SDK, and the classification of its errors.
 //!
-//! Every call has deadlines and is tried again by the SDK with jitter. Each try passes [`wire`], where it is counted and
-//! waits while the other side is out. What is still an error then is one line of [`fault`]: what was refused, on what,
-//! and the way out.
+//! Every call has deadlines, and the SDK retries it with jitter. Each attempt goes through `http`, which measures it,
+//! and through the `circuit_breaker` of its host. `fault` turns the remaining errors into one line: the action, the
+//! resource, the reason and what to do.
 
+mod circuit_breaker;
 mod fault;
-mod wire;
+mod http;
 
 use std::error::Error;
 use std::time::Duration;
@@ -22,47 +23,47 @@ use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use rand::Rng as _;
 
 pub use fault::Fault;
-use fault::{Place, Symptom};
+use fault::{CallFailure, Destination};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// One try of one call, its body included. Of a long poll: beyond what it waits.
+/// Time limit of one attempt, including its body. A long poll may take longer by its wait time.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
-/// All tries of one call.
+/// Time limit of all attempts of one call.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(25);
-/// With the SDK's own three, a bad day (15 calls in 100 fail) is heard of by one client in a hundred.
+/// The SDK's default is 3. When 15 of 100 attempts fail, one client in a hundred would then see an error.
 const MAX_ATTEMPTS: u32 = 5;
-/// The SDK's own is 1 s: what AWS needs after a throttled call, but a lot for a connection that was closed.
+/// The SDK's default is 1 s, which suits throttled calls, but is long after a closed connection.
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
-/// Where an emulator is spoken to and nobody named a region.
-const REGION_OF_EMULATORS: &str = "us-east-1";
-/// Of every service; with `_S3` and the like of one.
+/// The region for a custom endpoint if none is configured.
+const EMULATOR_REGION: &str = "us-east-1";
+/// The endpoint of all services. With a suffix such as `_S3`, that of one service.
 const ENDPOINT_VARIABLE: &str = "AWS_ENDPOINT_URL";
 
 const NAME_THE_BUCKETS: &str =
-    "give --input-bucket and --output-bucket: only their default names contain the account, which STS is asked for";
+    "give --input-bucket and --output-bucket: only their default names need the account number, which STS provides";
 
-/// How this process speaks to AWS.
+/// The SDK's configuration in this process.
 #[derive(Debug, Clone)]
 pub struct Aws {
     sdk: SdkConfig,
-    place: Place,
+    destination: Destination,
 }
 
-/// A refusal at start: one line.
+/// The reason why AWS cannot be used: one line.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub struct Refusal(String);
 
 impl Aws {
-    /// Reads region, endpoint and credentials from where the AWS command line has them: environment, profile,
-    /// container, instance. What is given here beats them.
+    /// Reads region, endpoint and credentials from the same sources as the AWS command line: environment, profile,
+    /// container, instance. The arguments take precedence.
     ///
     /// # Errors
-    /// Where no region is to be found.
+    /// No region is configured.
     pub async fn connect(region: Option<&str>, endpoint_url: Option<&str>) -> Result<Aws, Refusal> {
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(wire::http_client())
+            .http_client(http::http_client())
             .retry_config(
                 RetryConfig::standard()
                     .with_max_attempts(MAX_ATTEMPTS)
@@ -82,10 +83,10 @@ impl Aws {
         if let Some(region) = region {
             loader = loader.region(Region::new(region.to_owned()));
         } else if endpoint_url.is_some() || std::env::var_os(ENDPOINT_VARIABLE).is_some() {
-            // Without the last of the usual places, the instance: where emulators run there mostly is none to ask.
+            // The default chain ends with the instance metadata, which mostly does not exist where emulators run.
             let chain = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
                 .or_else(ProfileFileRegionProvider::new())
-                .or_else(Region::from_static(REGION_OF_EMULATORS));
+                .or_else(Region::from_static(EMULATOR_REGION));
             loader = loader.region(chain);
         }
         let sdk = loader.load().await;
@@ -93,19 +94,21 @@ impl Aws {
             return Err(Refusal("no AWS region: give --region or set AWS_REGION".to_owned()));
         };
         let endpoint_url = sdk.endpoint_url().map(str::to_owned);
-        Ok(Aws { sdk, place: Place { region, endpoint_url } })
+        Ok(Aws { sdk, destination: Destination { region, endpoint_url } })
     }
 
+    /// The configuration to make clients from.
     pub fn sdk(&self) -> &SdkConfig {
         &self.sdk
     }
 
+    /// The region of all calls.
     pub fn region(&self) -> &str {
-        &self.place.region
+        &self.destination.region
     }
 
-    /// The instance metadata service (IMDSv2), at its usual address or at `AWS_EC2_METADATA_SERVICE_ENDPOINT`. One try of
-    /// each question: who asks again and again needs no more, and elsewhere nobody answers.
+    /// A client of the instance metadata service (IMDSv2), at its usual address or at
+    /// `AWS_EC2_METADATA_SERVICE_ENDPOINT`. It does not retry: callers poll, and outside of EC2 nothing answers.
     pub fn metadata(&self, connect_timeout: Duration, read_timeout: Duration) -> imds::Client {
         let provider = ProviderConfig::without_region();
         let provider = match self.sdk.http_client() {
@@ -120,18 +123,17 @@ impl Aws {
             .build()
     }
 
-    /// The address that all services are spoken to at, where it is not AWS's own.
+    /// The endpoint of all services, if it is not AWS's own.
     pub fn endpoint_url(&self) -> Option<&str> {
-        self.place.endpoint_url.as_deref()
+        self.destination.endpoint_url.as_deref()
     }
 
-    /// Whether something other than AWS's own address of a service (`S3`) was asked for: an emulator, or a private
-    /// endpoint.
+    /// Returns whether a service (`S3`) has an endpoint that is not AWS's own: an emulator or a private endpoint.
     pub fn has_endpoint(&self, service: &str) -> bool {
-        self.place.endpoint_url.is_some() || std::env::var_os(format!("{ENDPOINT_VARIABLE}_{service}")).is_some()
+        self.destination.endpoint_url.is_some() || std::env::var_os(format!("{ENDPOINT_VARIABLE}_{service}")).is_some()
     }
 
-    /// Deadlines of a call that by its nature takes `longer` than others.
+    /// Deadlines of a call that takes longer than others, by `longer`.
     pub fn timeouts_with(longer: Duration) -> TimeoutConfig {
         TimeoutConfig::builder()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -140,38 +142,38 @@ impl Aws {
             .build()
     }
 
-    /// The number of the account whose credentials these are; default bucket names contain it.
+    /// The number of the account that the credentials belong to. Default bucket names contain it.
     ///
-    /// `sts:GetCallerIdentity` is the one call that needs no permission and no resource.
+    /// `sts:GetCallerIdentity` needs no permission.
     ///
     /// # Errors
-    /// Where STS does not answer or does not know the credentials.
+    /// STS does not answer, or does not know the credentials.
     pub async fn account(&self) -> Result<String, Refusal> {
         let client = aws_sdk_sts::Client::new(&self.sdk);
         let identity = client.get_caller_identity().send().await.map_err(|error| {
-            let symptom = Symptom::of(&error);
-            match fault::judge(&symptom, "sts:GetCallerIdentity", "these credentials", &self.place) {
-                Fault::Missing => Refusal(format!("{} has no STS; {NAME_THE_BUCKETS}", self.place)),
-                Fault::Unavailable(reason) if !symptom.is_of_credentials() => {
+            let failure = CallFailure::of(&error);
+            match fault::classify(&failure, "sts:GetCallerIdentity", "these credentials", &self.destination) {
+                Fault::Missing => Refusal(format!("{} has no STS; {NAME_THE_BUCKETS}", self.destination)),
+                Fault::Unavailable(reason) if !failure.is_about_credentials() => {
                     Refusal(format!("{reason}; or {NAME_THE_BUCKETS}"))
                 }
                 Fault::Unavailable(reason) | Fault::Fatal(reason) => Refusal(reason),
             }
         })?;
-        identity.account.ok_or_else(|| Refusal(format!("{} names no account", self.place)))
+        identity.account.ok_or_else(|| Refusal(format!("{} returned no account number", self.destination)))
     }
 
-    /// What an error of the SDK means. `action` is named as in a policy (`sqs:ReceiveMessage`), `resource` as in a
+    /// Classifies an error of the SDK. `action` is named as in a policy (`sqs:ReceiveMessage`), `resource` as in a
     /// sentence (`queue "requests"`).
     pub fn fault<E>(&self, action: &str, resource: &str, error: &SdkError<E, HttpResponse>) -> Fault
     where
         E: ProvideErrorMetadata + Error + 'static,
     {
-        fault::judge(&Symptom::of(error), action, resource, &self.place)
+        fault::classify(&CallFailure::of(error), action, resource, &self.destination)
     }
 }
 
-/// A rest, shortened at random by up to half, so that many processes do not come back at the same instant.
-pub fn jittered(rest: Duration) -> Duration {
-    rest.mul_f64(rand::rng().random_range(0.5..=1.0))
+/// A delay, shortened at random by up to half, so that many processes do not retry at the same instant.
+pub fn jittered(delay: Duration) -> Duration {
+    delay.mul_f64(rand::rng().random_range(0.5..=1.0))
 }

@@ -1,7 +1,8 @@
-//! This machine, where it is an EC2 instance in an Auto Scaling group: it says when it works and may not be taken away, hears
-//! that it is to end, and says when it has drained. Elsewhere nothing of this happens.
+//! This machine as an EC2 instance in an Auto Scaling group: protects it from scale-in while it works, notices when it
+//! is to be terminated, and completes the lifecycle hook after it has drained. Outside of EC2 all of this does nothing.
 
 mod aws;
+mod notice;
 
 use std::time::Duration;
 
@@ -10,30 +11,23 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use self::aws::Ec2;
+pub use self::notice::Notice;
 use crate::config::Backend;
 
-/// How often it is asked whether this instance is to end: of two minutes' notice on Spot most is left.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// A worker that has had nothing to do for so long may be taken away. Not at once: each change is a call, and between two
-/// images of a busy queue there are moments without any.
+/// Interval between two polls for a notice. Spot gives two minutes' notice, of which most is then left.
+const NOTICE_POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// A worker that has been idle for this time gives up its protection. Each change is a call, and even at a busy queue a
+/// worker is idle for moments between two images.
 const IDLE_AFTER: Duration = Duration::from_secs(5);
-const REST_AFTER_FAULT: Duration = Duration::from_secs(5);
+/// Delay after a failed change of the protection.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// Where this process runs.
+/// The EC2 instance that this process runs on, if any.
 pub struct Instance(Option<Ec2>);
 
-/// Why an instance is to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Notice {
-    /// The group takes it away and waits until it has drained.
-    ScaleIn,
-    /// EC2 wants it back within two minutes.
-    Spot,
-}
-
 impl Instance {
-    /// Asks the instance metadata service; where none answers within a second, this is no instance. `group`: the Auto
-    /// Scaling group that this worker belongs to if it is one.
+    /// Queries the instance metadata service. If it does not answer within a second, this is not an instance. `group`
+    /// is the Auto Scaling group that this worker belongs to if it is one.
     pub async fn find(backend: &Backend, group: &str) -> Instance {
         match backend {
             Backend::Local { .. } => Instance(None),
@@ -43,7 +37,7 @@ impl Instance {
         }
     }
 
-    /// Whether this instance is to end, as far as is known now.
+    /// The reason to terminate this instance, if a notice was given.
     pub async fn notice(&self) -> Option<Notice> {
         match &self.0 {
             Some(ec2) => ec2.notice().await,
@@ -51,7 +45,7 @@ impl Instance {
         }
     }
 
-    /// Returns once this instance is to end.
+    /// Waits for a notice that this instance is to be terminated.
     pub async fn until_noticed(&self) -> Notice {
         if self.0.is_none() {
             return std::future::pending().await;
@@ -60,11 +54,11 @@ impl Instance {
             if let Some(notice) = self.notice().await {
                 return notice;
             }
-            sleep(LOOK_EVERY).await;
+            sleep(NOTICE_POLL_INTERVAL).await;
         }
     }
 
-    /// Keeps this instance from being taken away as long as images are held, until `stop`.
+    /// Protects this instance from scale-in as long as `held` images are being processed, until `stop`.
     pub async fn protect_while_busy(&self, mut held: watch::Receiver<usize>, stop: CancellationToken) {
         let Some(ec2) = &self.0 else { return };
         let mut protection = Protection::default();
@@ -76,13 +70,13 @@ impl Instance {
                     Err(reason) => {
                         tracing::warn!(
                             reason,
-                            "cannot say whether this instance may be taken away; it drains if it is"
+                            "cannot set the scale-in protection of this instance; it drains when it is terminated"
                         );
-                        let _ = stop.run_until_cancelled(sleep(REST_AFTER_FAULT)).await;
+                        let _ = stop.run_until_cancelled(sleep(RETRY_DELAY)).await;
                     }
                 },
                 Step::Wait(until) => {
-                    let end = async {
+                    let timer = async {
                         match until {
                             Some(until) => sleep_until(until).await,
                             None => std::future::pending().await,
@@ -90,8 +84,8 @@ impl Instance {
                     };
                     tokio::select! {
                         () = stop.cancelled() => {}
-                        () = end => {}
-                        // Fails only when the leases are gone, which end after this.
+                        () = timer => {}
+                        // The sender outlives this task, so this cannot fail.
                         _ = held.changed() => {}
                     }
                 }
@@ -99,7 +93,7 @@ impl Instance {
         }
     }
 
-    /// Lets the group that takes this instance away go on: nothing is held any more.
+    /// Completes the lifecycle hook of the group: this instance holds no image any more and may be terminated.
     pub async fn drained(&self) {
         if let Some(ec2) = &self.0 {
             ec2.complete_lifecycle().await;
@@ -107,7 +101,7 @@ impl Instance {
     }
 }
 
-/// What the group was told, and since when there has been nothing to do.
+/// The protection as it was set last, and the start of the idle time.
 #[derive(Debug, Default)]
 struct Protection {
     is_set: bool,
@@ -117,7 +111,7 @@ struct Protection {
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     Set(bool),
-    /// Until then or until something changes.
+    /// Wait until then, or until the number of images changes.
     Wait(Option<Instant>),
 }
 
@@ -141,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_busy_instance_is_protected_and_an_idle_one_is_not_after_a_while() {
+    fn busy_instance_is_protected_until_it_has_been_idle_for_a_while() {
         let start = Instant::now();
         let mut protection = Protection::default();
         assert_eq!(protection.next(false, start), Step::Wait(None));
@@ -149,7 +143,7 @@ mod tests {
         protection.is_set = true;
         assert_eq!(protection.next(true, start), Step::Wait(None));
         assert_eq!(protection.next(false, start), Step::Wait(Some(start + IDLE_AFTER)));
-        // Between two images there is a moment without any.
+        // A short pause between two images does not count as idle.
         assert_eq!(protection.next(true, start + IDLE_AFTER), Step::Wait(None));
         assert_eq!(protection.next(false, start + IDLE_AFTER), Step::Wait(Some(start + 2 * IDLE_AFTER)));
         assert_eq!(protection.next(false, start + 2 * IDLE_AFTER), Step::Set(false));

@@ -1,5 +1,7 @@
 //! Every literal that the outside sees: queue names, buckets, object keys, tags.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -19,6 +21,12 @@ pub const DRAIN_HOOK: &str = "drain";
 pub const BACKLOG_NAMESPACE: &str = "imgcls";
 pub const BACKLOG_METRIC: &str = "BacklogPerWorker";
 pub const BACKLOG_DIMENSION: &str = "Stack";
+
+/// A queue's own redrive policy acts this many receives later than the worker, which moves a message to the dead letters
+/// itself and tells the client why. It only catches messages whose workers never get that far.
+pub const REDRIVE_MARGIN: u32 = 5;
+/// Retention of dead letters: the longest that SQS offers, so that operators have time to look at them.
+pub const DEAD_LETTER_RETENTION: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// Tag on everything that belongs to a stack on AWS: its name.
 pub const TAG_STACK: &str = "imgcls:stack";

@@ -1,8 +1,8 @@
-//! What machines run: this program, the ONNX Runtime library and the model, in one archive that is named by its content.
+//! The bundle that machines run: this program, the ONNX Runtime library and the model, in one archive whose name
+//! contains the digest of its content.
 //!
-//! The digest is that of the archive before it is packed, so it does not depend on the packer, and telling it costs a
-//! read of the files and nothing more. The archive holds the same bytes each time: names, modes and contents, no times
-//! and no owners.
+//! The digest is that of the uncompressed archive, so it does not depend on the compressor and takes no more than
+//! reading the files. Archives are reproducible: they hold names, modes and contents, but no times and no owners.
 
 use std::fmt;
 use std::fs::File;
@@ -18,53 +18,55 @@ use sha2::{Digest as _, Sha256};
 
 use crate::model::{self, ModelChoice};
 
-/// Where things lie in the archive: the program looks for them there (`../lib/imgcls`, `../share/imgcls`).
+/// Paths in the archive. The program looks for the others relative to itself (`../lib/imgcls`, `../share/imgcls`).
 const PROGRAM: &str = "bin/imgcls";
 const LIBRARIES: &str = "lib/imgcls";
 const MODELS: &str = "share/imgcls/models";
-/// Everything under it in the input bucket is bundles.
-pub const FOLDER: &str = "bundle/";
+/// Prefix of all bundles in the input bucket.
+pub(super) const FOLDER: &str = "bundle/";
 
-/// The processor that a program is for.
+/// Processor architecture of a program, an instance type or an AMI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Cpu {
+pub(super) enum Cpu {
     #[serde(rename = "x86_64")]
     X86_64,
     Arm64,
 }
 
-/// A bundle by name: all that a plan needs of it.
+/// Identifies a bundle. A plan needs nothing else of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BundleRef {
-    /// SHA-256 of the unpacked archive, in hexadecimal.
+pub(super) struct BundleRef {
+    /// SHA-256 of the uncompressed archive, in hexadecimal.
     pub digest: String,
     pub cpu: Cpu,
-    /// Folder of the model.
+    /// Name of the model's folder.
     pub model: String,
 }
 
-pub struct Bundle {
+/// A bundle and the files that it is made from.
+pub(super) struct Bundle {
     pub reference: BundleRef,
     source: Source,
 }
 
 enum Source {
-    /// Path in the archive, mode, file.
+    /// Path in the archive, mode and file of each entry.
     Files(Vec<(String, u32, PathBuf)>),
     Archive(PathBuf),
 }
 
 impl Cpu {
-    /// Of an instance type, by its name: Graviton families have a `g` after the generation (`c7g`, `m6gd`).
-    pub fn of_instance_type(name: &str) -> Cpu {
+    /// The processor of an instance type, by its name: Graviton families have a `g` after the generation (`c7g`,
+    /// `m6gd`).
+    pub(super) fn of_instance_type(name: &str) -> Cpu {
         let family = name.split('.').next().unwrap_or_default();
         let options =
             family.trim_start_matches(|c: char| !c.is_ascii_digit()).trim_start_matches(|c: char| c.is_ascii_digit());
         if options.contains('g') || family == "a1" { Cpu::Arm64 } else { Cpu::X86_64 }
     }
 
-    /// By the head of an ELF file.
+    /// Reads the processor from the first bytes of an ELF file.
     fn of_program(head: &[u8]) -> Option<Cpu> {
         let machine = head.starts_with(b"\x7fELF").then(|| head.get(18..20)).flatten()?;
         match u16::from_le_bytes([machine[0], machine[1]]) {
@@ -74,9 +76,8 @@ impl Cpu {
         }
     }
 
-    /// Debian 12, whichever release of it is the newest when a machine starts; its C library is one that the program
-    /// runs on.
-    pub fn debian_image(self) -> String {
+    /// The newest release of Debian 12 at the start of the machine. The program runs with its C library.
+    pub(super) fn debian_image(self) -> String {
         let name = match self {
             Cpu::X86_64 => "amd64",
             Cpu::Arm64 => "arm64",
@@ -84,14 +85,14 @@ impl Cpu {
         format!("resolve:ssm:/aws/service/debian/release/12/latest/{name}")
     }
 
-    pub fn default_worker_type(self) -> &'static str {
+    pub(super) fn default_worker_type(self) -> &'static str {
         match self {
             Cpu::X86_64 => "c7i.large",
             Cpu::Arm64 => "c7g.large",
         }
     }
 
-    pub fn default_web_type(self) -> &'static str {
+    pub(super) fn default_web_type(self) -> &'static str {
         match self {
             Cpu::X86_64 => "t3.small",
             Cpu::Arm64 => "t4g.small",
@@ -109,28 +110,28 @@ impl fmt::Display for Cpu {
 }
 
 impl BundleRef {
-    /// For what needs only the names of a stack's resources, and so no bundle.
-    pub fn unknown() -> BundleRef {
+    /// A placeholder for operations that only need the names of a stack's resources.
+    pub(super) fn unknown() -> BundleRef {
         BundleRef { digest: "0".repeat(64), cpu: Cpu::X86_64, model: String::new() }
     }
 
-    /// In the input bucket.
-    pub fn key(&self) -> String {
+    /// The bundle's key in the input bucket.
+    pub(super) fn key(&self) -> String {
         format!("{FOLDER}{}/imgcls-{}.tar.gz", self.digest, self.cpu)
     }
 }
 
 impl Bundle {
-    /// Of this program, the library and the model that it finds.
+    /// Makes a bundle of this program, and of the library and the model that it finds.
     ///
     /// # Errors
-    /// Where one of them is missing or cannot be read.
-    pub fn of_this_program(choice: &ModelChoice) -> anyhow::Result<Bundle> {
+    /// One of them is missing or cannot be read.
+    pub(super) fn of_this_program(choice: &ModelChoice) -> anyhow::Result<Bundle> {
         let program =
-            std::env::current_exe().context("cannot tell where this program lies, to put it into the bundle")?;
+            std::env::current_exe().context("cannot find the file of this program to put it into the bundle")?;
         let (library, library_name) = model::portable_runtime(choice)?;
         let folder = model::model_folder(choice)?;
-        // A link to the folder has its own name.
+        // Resolves symbolic links, since a link may have another name than the model.
         let folder = folder.canonicalize().with_context(|| folder.display().to_string())?;
         let model = file_name(&folder);
         let mut files =
@@ -145,25 +146,25 @@ impl Bundle {
         Ok(Bundle { reference: BundleRef { digest, cpu, model }, source: Source::Files(files) })
     }
 
-    /// Of an archive that `imgcls provision export --bundle` wrote, on a machine like those it is for.
+    /// Opens an archive that `imgcls provision export --bundle-to` wrote.
     ///
     /// # Errors
-    /// Where it is none.
-    pub fn of_archive(path: &Path) -> anyhow::Result<Bundle> {
+    /// The file is not a bundle.
+    pub(super) fn of_archive(path: &Path) -> anyhow::Result<Bundle> {
         let reference = read_archive(path).with_context(|| {
             format!(
-                "{} is no bundle; `imgcls provision export --bundle-to FILE` writes one, on a machine with the processor it is for",
+                "{} is not a bundle; `imgcls provision export --bundle-to FILE` writes one, on a machine with the same processor as those that will run it",
                 path.display()
             )
         })?;
         Ok(Bundle { reference, source: Source::Archive(path.to_owned()) })
     }
 
-    /// The packed archive.
+    /// The compressed archive.
     ///
     /// # Errors
-    /// Where a file cannot be read, or is another one than when the digest was told.
-    pub fn packed(&self) -> anyhow::Result<Vec<u8>> {
+    /// A file cannot be read, or has changed since the digest was computed.
+    pub(super) fn packed(&self) -> anyhow::Result<Vec<u8>> {
         match &self.source {
             Source::Archive(path) => std::fs::read(path).with_context(|| path.display().to_string()),
             Source::Files(files) => {
@@ -227,17 +228,17 @@ fn read_archive(path: &Path) -> anyhow::Result<BundleRef> {
             if name == PROGRAM {
                 let mut head = Vec::new();
                 entry.by_ref().take(64).read_to_end(&mut head)?;
-                cpu = Some(Cpu::of_program(&head).context("its program is for no processor that is known")?);
+                cpu = Some(Cpu::of_program(&head).context("its program is for an unknown processor")?);
             }
             if let Some(folder) = name.strip_prefix(MODELS).and_then(|rest| rest.strip_suffix("/model.toml")) {
                 model = Some(folder.trim_start_matches('/').to_owned());
             }
         }
     }
-    // What follows the last entry is part of the file too.
+    // The digest covers the bytes after the last entry too.
     io::copy(&mut unpacked, &mut io::sink())?;
-    let cpu = cpu.with_context(|| format!("it holds no {PROGRAM}"))?;
-    let model = model.with_context(|| format!("it holds no model under {MODELS}/"))?;
+    let cpu = cpu.with_context(|| format!("it does not contain {PROGRAM}"))?;
+    let model = model.with_context(|| format!("it contains no model under {MODELS}/"))?;
     Ok(BundleRef { digest: format!("{:x}", unpacked.1.finalize()), cpu, model })
 }
 
@@ -246,13 +247,13 @@ fn cpu_of(program: &Path) -> anyhow::Result<Cpu> {
     File::open(program)?.take(64).read_to_end(&mut head)?;
     Cpu::of_program(&head).with_context(|| {
         format!(
-            "{} is no Linux program for x86-64 or arm64, which the machines are; give --bundle FILE",
+            "{} is not a Linux program for x86-64 or arm64, the processors of the machines; give --bundle FILE",
             program.display()
         )
     })
 }
 
-/// The files of a folder, sorted; without hidden ones.
+/// The files of a folder, sorted, without hidden ones.
 fn plain_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
@@ -274,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn graviton_is_known_by_the_name_of_the_type() {
+    fn graviton_is_recognized_by_instance_type_name() {
         for name in ["c7g.large", "m6gd.medium", "t4g.small", "im4gn.large", "a1.medium", "c8gn.xlarge", "g5g.xlarge"] {
             assert_eq!(Cpu::of_instance_type(name), Cpu::Arm64, "{name}");
         }
@@ -284,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_files_are_the_same_archive_and_what_is_written_is_read() {
+    fn archives_are_reproducible_and_can_be_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let put = |name: &str, bytes: &[u8]| {
             let path = folder.path().join(name);
@@ -306,6 +307,6 @@ mod tests {
         let packed = put("bundle.tar.gz", &bundle.packed().unwrap());
         assert_eq!(Bundle::of_archive(&packed).unwrap().reference, reference);
         let error = Bundle::of_archive(&folder.path().join("program")).err().unwrap();
-        assert!(format!("{error:#}").contains("is no bundle"), "{error:#}");
+        assert!(format!("{error:#}").contains("is not a bundle"), "{error:#}");
     }
 }

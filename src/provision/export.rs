@@ -1,19 +1,19 @@
-//! The stack as a CloudFormation template: the same resources, whose language it is already.
+//! The stack as a CloudFormation template. Its resources use CloudFormation's vocabulary already.
 
 use serde_json::{Map, Value, json};
 
+use super::arns::Arns;
 use super::resource::{Kind, Resource, attribute, reference, split_group};
-use super::roles::Arns;
 use super::stack::Stack;
 
-/// A template that makes the same stack. The bundle has to lie in the input bucket before machines start.
-pub fn template(stack: &Stack) -> Value {
+/// A template that makes the same stack. The bundle has to be uploaded to the input bucket before machines start.
+pub(super) fn template(stack: &Stack) -> Value {
     let resources: Map<String, Value> =
         stack.resources.iter().filter_map(|resource| Some((resource.id.clone(), exported(stack, resource)?))).collect();
     let bundle = stack.bundle.key();
     let mut outputs = json!({
         "BundleKey": {
-            "Description": "Where the bundle of `imgcls provision export --bundle-to FILE` has to lie in the input bucket",
+            "Description": "Key in the input bucket to upload the bundle of `imgcls provision export --bundle-to FILE` to",
             "Value": bundle,
         },
         "InputBucketName": {"Value": reference("InputBucket")},
@@ -32,32 +32,32 @@ pub fn template(stack: &Stack) -> Value {
 fn exported(stack: &Stack, resource: &Resource) -> Option<Value> {
     let (kind, name_property) = resource.kind.cloudformation()?;
     let (_, own_name) = split_group(&resource.name);
-    let own_name = if in_a_group(resource.kind) { own_name } else { &resource.name };
+    let own_name = if belongs_to_group(resource.kind) { own_name } else { &resource.name };
     let mut properties: Map<String, Value> =
         resource.properties.iter().map(|(name, value)| (name.clone(), linked(stack, resource, value))).collect();
     let name = match resource.kind {
         Kind::BucketPolicy => linked(stack, resource, &Value::from(own_name)),
         _ => own_name.into(),
     };
-    // The name of a scaling policy is not for a template to say.
+    // CloudFormation generates the names of scaling policies.
     if resource.kind != Kind::ScalingPolicy {
         properties.insert(name_property.to_owned(), name);
     }
     adapt(resource.kind, &mut properties);
     let mut exported = json!({"Type": kind, "Properties": properties});
     if [Kind::Bucket, Kind::Queue].contains(&resource.kind) {
-        // What users own outlives a template.
+        // Users' data outlives the template.
         exported["DeletionPolicy"] = "Retain".into();
         exported["UpdateReplacePolicy"] = "Retain".into();
     }
     Some(exported)
 }
 
-fn in_a_group(kind: Kind) -> bool {
+fn belongs_to_group(kind: Kind) -> bool {
     matches!(kind, Kind::LifecycleHook | Kind::ScalingPolicy)
 }
 
-/// Where templates have it otherwise than calls.
+/// Adapts properties that templates write differently from the API.
 fn adapt(kind: Kind, properties: &mut Map<String, Value>) {
     match kind {
         Kind::InstanceProfile => {
@@ -73,7 +73,7 @@ fn adapt(kind: Kind, properties: &mut Map<String, Value>) {
     }
 }
 
-/// What names another resource of the stack refers to it, so that CloudFormation knows the order.
+/// Replaces names and ARNs of the stack's own resources with references, from which CloudFormation derives the order.
 fn linked(stack: &Stack, from: &Resource, value: &Value) -> Value {
     match value {
         Value::String(text) => link(stack, from, text).unwrap_or_else(|| value.clone()),
@@ -103,7 +103,7 @@ fn link(stack: &Stack, from: &Resource, text: &str) -> Option<Value> {
             Kind::Bucket => (arns.bucket(name), from.kind == Kind::BucketPolicy),
             Kind::Role => (String::new(), from.kind == Kind::InstanceProfile),
             Kind::InstanceProfile => (arns.instance_profile(&stack.name, name), false),
-            Kind::AutoScalingGroup => (String::new(), in_a_group(from.kind)),
+            Kind::AutoScalingGroup => (String::new(), belongs_to_group(from.kind)),
             _ => continue,
         };
         if text == arn {

@@ -1,4 +1,5 @@
-//! What is found on AWS: a plain value. It holds what the stack wants or owns, and nothing else of the account.
+//! The actual state: the resources on AWS that have a name which the stack wants, or that the stack owns. It is a plain
+//! value, and holds nothing else of the account.
 
 use std::collections::BTreeMap;
 
@@ -8,18 +9,20 @@ use sha2::{Digest as _, Sha256};
 
 use super::resource::{Kind, Properties, REGION_TAG, STACK_TAG};
 
-/// Whose a resource is.
+/// The owner of a resource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Owner {
+pub(super) enum Owner {
+    /// The stack itself.
     This,
+    /// No stack: the resource has no tag.
     Nobody,
-    /// Another stack.
+    /// Another stack, by name.
     Other(String),
 }
 
 impl Owner {
-    /// By its tags, as seen from a stack in a region.
-    pub fn of<'a>(tags: impl IntoIterator<Item = (&'a str, &'a str)>, stack: &str, region: &str) -> Owner {
+    /// Reads the owner from the tags of a resource, as seen from a stack in a region.
+    pub(super) fn of<'a>(tags: impl IntoIterator<Item = (&'a str, &'a str)>, stack: &str, region: &str) -> Owner {
         let tags: BTreeMap<&str, &str> = tags.into_iter().collect();
         match (tags.get(STACK_TAG), tags.get(REGION_TAG)) {
             (None, _) => Owner::Nobody,
@@ -31,50 +34,53 @@ impl Owner {
     }
 }
 
+/// A resource that exists on AWS.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Found {
+pub(super) struct FoundResource {
     pub kind: Kind,
     pub name: String,
     pub owner: Owner,
-    /// What other resources refer to: `Arn`, `GroupId`, …; `Ref` as in a template.
+    /// Attributes that other resources refer to, such as `Arn` or `GroupId`. `Ref` means the same as in a template.
     pub attributes: BTreeMap<String, String>,
     pub properties: Properties,
 }
 
+/// A machine of one of the stack's groups.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Instance {
+pub(super) struct Instance {
     pub id: String,
     pub group: String,
     pub state: String,
     pub address: Option<String>,
-    /// Of the launch template that it was started from.
+    /// Version of the launch template that it was started from.
     pub template_version: Option<String>,
 }
 
 impl Instance {
-    pub fn is_up(&self) -> bool {
+    pub(super) fn is_up(&self) -> bool {
         ["pending", "running"].contains(&self.state.as_str())
     }
 }
 
+/// The actual state of a stack.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Inventory {
+pub(super) struct Inventory {
     /// Sorted by kind and name.
-    pub found: Vec<Found>,
-    /// Queues of web processes that run, or ran.
+    pub found: Vec<FoundResource>,
+    /// Reply queues of web processes, both running and dead ones.
     pub reply_queues: Vec<String>,
-    /// Buckets of the stack that hold more than bundles.
+    /// Buckets of the stack that contain images or results.
     pub buckets_with_data: Vec<String>,
-    /// Machines that the stack's groups have started; they come and go by themselves.
+    /// Machines that the stack's groups have started.
     pub instances: Vec<Instance>,
 }
 
 impl Inventory {
-    pub fn get(&self, kind: Kind, name: &str) -> Option<&Found> {
+    pub(super) fn get(&self, kind: Kind, name: &str) -> Option<&FoundResource> {
         self.found.iter().find(|found| found.kind == kind && found.name == name)
     }
 
-    pub fn sort(&mut self) {
+    pub(super) fn sort(&mut self) {
         self.found.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
         self.found.dedup_by(|a, b| (a.kind, &a.name) == (b.kind, &b.name));
         self.reply_queues.sort_unstable();
@@ -82,21 +88,21 @@ impl Inventory {
         self.instances.sort_by(|a, b| a.id.cmp(&b.id));
     }
 
-    /// A digest of what a plan rests on. Machines and reply queues come and go; no plan depends on them.
-    pub fn fingerprint(&self) -> String {
+    /// A digest of the state that a plan depends on. Machines and reply queues are no part of it.
+    pub(super) fn fingerprint(&self) -> String {
         let text = serde_json::to_vec(&self.found).expect("a plain value; this is a bug");
         format!("{:x}", Sha256::digest(text))
     }
 }
 
-impl Found {
-    pub fn new(kind: Kind, name: impl Into<String>, owner: Owner, properties: Value) -> Found {
+impl FoundResource {
+    pub(super) fn new(kind: Kind, name: impl Into<String>, owner: Owner, properties: Value) -> FoundResource {
         let properties = super::resource::properties(properties);
-        Found { kind, name: name.into(), owner, attributes: BTreeMap::new(), properties }
+        FoundResource { kind, name: name.into(), owner, attributes: BTreeMap::new(), properties }
     }
 
     #[must_use]
-    pub fn with(mut self, attribute: &str, value: impl Into<String>) -> Found {
+    pub(super) fn with(mut self, attribute: &str, value: impl Into<String>) -> FoundResource {
         self.attributes.insert(attribute.to_owned(), value.into());
         self
     }

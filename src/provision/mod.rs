@@ -1,34 +1,44 @@
-//! The AWS side of a service, made equal to its description.
+//! Makes the resources of a service on AWS equal to their description.
 //!
-//! What is wanted ([`Stack`]) and what is found ([`Inventory`]) are plain values; a [`Plan`] is their difference: printed,
-//! saved, carried out. Nothing is decided while acting, so a plan that was cut off anywhere is made anew from what stands
-//! then, and after all changes nothing is left to do.
+//! The wanted state (`Stack`) and the actual state (`Inventory`) are plain values. A `Plan` is their difference: it can
+//! be printed, saved and applied. Nothing is decided while a plan is applied. An interrupted run is therefore completed
+//! by making a new plan from the state it left, and after all changes the next plan is empty.
 //!
-//! - `resource`: the language of all three, CloudFormation's
-//! - `stack`, `roles`, `user_data`, `bundle`: what is wanted
-//! - `inventory`, `aws`: what is found, and single changes
+//! - `resource`: the vocabulary of all three, which is CloudFormation's
+//! - `settings`, `tier`, `names`, `arns`: values that the others share
+//! - `stack`, `permissions`, `user_data`, `bundle`: the wanted state
+//! - `inventory`, `aws`: the actual state, and single changes to it
 //! - `plan`: the difference
-//! - `doctor`: what will not work, in anybody's stack
-//! - `export`: the same stack as a template
+//! - `machines`: the machines that run
+//! - `doctor`: problems of a stack, whether imgcls or somebody else made it
+//! - `export`: the stack as a CloudFormation template
+//! - `money`: what a stack costs
+//! - `text`: all of this as text for people
 
+mod arns;
 mod aws;
 mod bundle;
 mod doctor;
 mod export;
 mod inventory;
+mod machines;
 mod money;
+mod names;
+mod permissions;
 mod plan;
+mod policy_evaluation;
 mod resource;
-mod roles;
+mod settings;
 mod stack;
 mod text;
+mod tier;
 mod user_data;
 
 use std::io::{BufRead as _, IsTerminal as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use serde::Serialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -36,76 +46,106 @@ use crate::aws::Aws;
 use crate::model::ModelChoice;
 use crate::scaling::cost::Prices;
 use crate::telemetry::output;
-use aws::{Cloud, Known};
+use aws::{Cloud, KnownAttributes};
 use bundle::{Bundle, BundleRef};
-use doctor::{Called, Severity};
+use doctor::{Severity, Target};
 use inventory::Inventory;
+use machines::{Machines, outdated, web_addresses};
+use names::ResourceNames;
 use plan::{Change, Plan};
 use resource::Kind;
-pub use stack::Settings;
-use stack::{Fleet, Outdated, Site, Stack};
-use user_data::Tier;
+pub use settings::Settings;
+use settings::Site;
+use stack::Stack;
+use tier::Tier;
 
-/// How long is waited for the address of a web tier that has just been asked for.
-const ADDRESS_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
+/// Longest time to wait for the address of a web tier that was just created.
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Configuration of one run of `imgcls provision`.
 pub struct Config {
+    /// The region; if absent, as the AWS command line finds it.
     pub region: Option<String>,
+    /// Endpoint of all services, if it is not AWS's own.
     pub endpoint_url: Option<String>,
+    /// The wanted stack.
     pub settings: Settings,
+    /// The model to bundle.
     pub model: ModelChoice,
-    /// An archive in the place of this program.
+    /// A bundle to use instead of this program and its model.
     pub bundle: Option<PathBuf>,
-    /// What stands under the stack's names and is nobody's becomes the stack's.
+    /// Take over resources that have the stack's names and no owner.
     pub adopt: bool,
-    /// A file in the place of the prices carried in the binary.
+    /// A file of prices to use instead of the built-in ones.
     pub prices: Option<PathBuf>,
-    /// The most that an hour of machines may cost.
+    /// Limit of the cost of an hour at the largest number of workers.
     pub max_hourly: Option<f64>,
+    /// Print JSON.
     pub json: bool,
+    /// The operation.
     pub action: Action,
 }
 
+/// An operation of `imgcls provision`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
+    /// Shows the changes that `Apply` would make.
     Plan {
+        /// A file to save the plan to.
         out: Option<PathBuf>,
+        /// Return [`Outcome::Changes`] if the plan is not empty.
         says_changes: bool,
     },
+    /// Makes the actual state equal to the wanted one.
     Apply {
+        /// Do not ask for confirmation.
         is_confirmed: bool,
+        /// A saved plan to apply.
         saved: Option<PathBuf>,
     },
+    /// Shows each resource and its differences.
     Status,
+    /// Deletes everything that belongs to the stack.
     Destroy {
+        /// Do not ask for confirmation.
         is_confirmed: bool,
+        /// Delete buckets that contain images or results too.
         deletes_data: bool,
     },
+    /// Prints the stack as a CloudFormation template.
     Export {
+        /// Write the bundle to this file instead.
         bundle_to: Option<PathBuf>,
     },
-    /// Of a stack that somebody else may have made.
+    /// Diagnoses a stack that imgcls or somebody else made.
     Doctor {
+        /// Name of the workers' Auto Scaling group, if it is not the stack's default.
         group: Option<String>,
+        /// Name of the workers' role, if it is not the stack's default.
         worker_role: Option<String>,
+        /// Name of the web tier's role, if it is not the stack's default.
         web_role: Option<String>,
     },
 }
 
-/// How it ended, where it did not fail.
+/// The outcome of a run that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+pub enum Outcome {
+    /// The operation is done.
     Done,
-    /// There are changes to make, and the caller asked to be told so.
+    /// The plan is not empty, and the caller asked to report that.
     Changes,
+    /// The user declined the confirmation.
     Declined,
     /// The doctor found something that does not work.
     Faults,
 }
 
+/// Runs one operation. `shutdown` interrupts it between two changes.
+///
 /// # Errors
-/// One line: what is wrong, with what, and the way out.
-pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<Ending> {
+/// One line: what failed, on what, and what to do.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<Outcome> {
     if let Action::Export { bundle_to: Some(path) } = &config.action {
         return export_bundle(&config, path);
     }
@@ -124,16 +164,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     }
 }
 
-/// What is to be said of a stack's machines.
-#[derive(Debug, Serialize)]
-struct Machines {
-    /// Where the web tier answers.
-    web: Vec<String>,
-    outdated: Vec<Outdated>,
-    /// Why a group's last try to start a machine failed, by group.
-    failed_starts: Vec<(String, String)>,
-}
-
 struct Provision {
     config: Config,
     cloud: Cloud,
@@ -142,7 +172,7 @@ struct Provision {
 }
 
 impl Provision {
-    async fn plan(&self, out: Option<&Path>, says_changes: bool) -> anyhow::Result<Ending> {
+    async fn plan(&self, out: Option<&Path>, says_changes: bool) -> anyhow::Result<Outcome> {
         let (_, plan, _) = self.make_plan().await?;
         if let Some(path) = out {
             let text = serde_json::to_string_pretty(&plan)?;
@@ -154,24 +184,24 @@ impl Provision {
         } else {
             say(&format!("{}{}", text::plan(&plan), text::cost(&cost)))?;
         }
-        Ok(if says_changes && !plan.is_empty() { Ending::Changes } else { Ending::Done })
+        Ok(if says_changes && !plan.is_empty() { Outcome::Changes } else { Outcome::Done })
     }
 
-    async fn apply(&self, is_confirmed: bool) -> anyhow::Result<Ending> {
+    async fn apply(&self, is_confirmed: bool) -> anyhow::Result<Outcome> {
         let (bundle, plan, inventory) = self.make_plan().await?;
         let cost = self.cost(&plan.stack)?;
         if !self.config.json {
             say(&format!("{}{}", text::plan(&plan), text::cost(&cost)))?;
         }
         if !plan.is_empty() && !is_confirmed && !self.config.json && !confirmed("Make these changes?")? {
-            return Ok(Ending::Declined);
+            return Ok(Outcome::Declined);
         }
-        self.make(&plan.stack, &plan.changes, &inventory, Some(&bundle)).await?;
-        self.tell_address(&plan).await
+        self.apply_changes(&plan.stack, &plan.changes, &inventory, Some(&bundle)).await?;
+        self.report_applied(&plan).await
     }
 
-    /// Exactly what was planned, or nothing.
-    async fn apply_saved(&self, path: &Path) -> anyhow::Result<Ending> {
+    /// Applies a saved plan, or nothing if the state has changed since it was made.
+    async fn apply_saved(&self, path: &Path) -> anyhow::Result<Outcome> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the plan {}", path.display()))?;
         let plan = Plan::parse(&text).map_err(anyhow::Error::msg).with_context(|| path.display().to_string())?;
         let region = self.cloud.aws().region();
@@ -186,18 +216,18 @@ impl Provision {
         }
         let bundle = self.bundle()?;
         if bundle.reference != plan.stack.bundle {
-            bail!("{} was made with another build of imgcls or its model: make a new one", path.display());
+            bail!("{} was made with another build of imgcls or its model: make a new plan", path.display());
         }
         let inventory = Box::pin(self.cloud.observe(&plan.stack)).await?;
         plan.check_inventory(&inventory)?;
         if !self.config.json {
             say(&text::plan(&plan))?;
         }
-        self.make(&plan.stack, &plan.changes, &inventory, Some(&bundle)).await?;
-        self.tell_address(&plan).await
+        self.apply_changes(&plan.stack, &plan.changes, &inventory, Some(&bundle)).await?;
+        self.report_applied(&plan).await
     }
 
-    async fn status(&self) -> anyhow::Result<Ending> {
+    async fn status(&self) -> anyhow::Result<Outcome> {
         let (_, stack) = self.wanted().await?;
         let inventory = Box::pin(self.cloud.observe(&stack)).await?;
         let plan = Plan::new(stack, &inventory, self.config.adopt)?;
@@ -207,17 +237,17 @@ impl Provision {
         } else {
             say(&format!("{}{}", text::status(&plan, &inventory), text::machines(&plan.stack, &machines)))?;
         }
-        Ok(Ending::Done)
+        Ok(Outcome::Done)
     }
 
-    async fn destroy(&self, is_confirmed: bool, deletes_data: bool) -> anyhow::Result<Ending> {
+    async fn destroy(&self, is_confirmed: bool, deletes_data: bool) -> anyhow::Result<Outcome> {
         let site = self.site().await?;
         let stack = Stack::new(&self.config.settings, &site, &BundleRef::unknown());
         let inventory = Box::pin(self.cloud.observe(&stack)).await?;
         let changes = plan::removal(&inventory);
         if let Some(bucket) = inventory.buckets_with_data.first().filter(|_| !deletes_data) {
             bail!(
-                "bucket {bucket:?} holds images or results: give --delete-data to delete them too; nothing was removed"
+                "bucket {bucket:?} contains images or results: give --delete-data to delete them too; nothing was deleted"
             );
         }
         if !self.config.json {
@@ -225,37 +255,41 @@ impl Provision {
         }
         if !changes.is_empty() && !is_confirmed {
             if !std::io::stdin().is_terminal() || self.config.json {
-                bail!("nobody is there to be asked: give --yes to destroy stack {:?}; nothing was removed", stack.name);
+                bail!(
+                    "standard input is not a terminal: give --yes to destroy stack {:?}; nothing was deleted",
+                    stack.name
+                );
             }
             if !confirmed(&format!("Destroy stack {:?}?", stack.name))? {
-                return Ok(Ending::Declined);
+                return Ok(Outcome::Declined);
             }
         }
-        self.make(&stack, &changes, &inventory, None).await?;
-        self.sweep(&stack).await?;
+        self.apply_changes(&stack, &changes, &inventory, None).await?;
+        self.check_nothing_is_left(&stack).await?;
         if self.config.json {
             print(&json!({"removed": changes}))?;
         }
-        Ok(Ending::Done)
+        Ok(Outcome::Done)
     }
 
-    /// Nothing with the stack's tag is left.
-    async fn sweep(&self, stack: &Stack) -> anyhow::Result<()> {
+    /// # Errors
+    /// Something with the stack's tag still exists.
+    async fn check_nothing_is_left(&self, stack: &Stack) -> anyhow::Result<()> {
         let left = plan::removal(&Box::pin(self.cloud.observe(stack)).await?);
         if !left.is_empty() {
             let names: Vec<String> = left.iter().map(Change::label).collect();
-            bail!("of stack {:?} there still is {}: run this again", stack.name, names.join(", "));
+            bail!("of stack {:?} there still exist {}: run this again", stack.name, names.join(", "));
         }
         if !self.config.json {
-            say(&format!("nothing is left that has the tag {}={}\n", resource::STACK_TAG, stack.name))?;
+            say(&format!("no resource with the tag {}={} is left\n", resource::STACK_TAG, stack.name))?;
         }
         Ok(())
     }
 
-    async fn export(&self) -> anyhow::Result<Ending> {
+    async fn export(&self) -> anyhow::Result<Outcome> {
         let (_, stack) = self.wanted().await?;
         print(&export::template(&stack))?;
-        Ok(Ending::Done)
+        Ok(Outcome::Done)
     }
 
     async fn doctor(
@@ -263,27 +297,27 @@ impl Provision {
         group: Option<String>,
         worker_role: Option<String>,
         web_role: Option<String>,
-    ) -> anyhow::Result<Ending> {
-        let fleet = Fleet::of(&self.config.settings.stack);
-        let group = group.unwrap_or(fleet.worker_group);
-        let called = Called {
+    ) -> anyhow::Result<Outcome> {
+        let names = ResourceNames::of(&self.config.settings.stack);
+        let group = group.unwrap_or(names.worker_group);
+        let target = Target {
             account: &self.account,
             region: self.cloud.aws().region(),
             names: &self.config.settings.names,
             group: &group,
-            log_group: &fleet.log_group,
+            log_group: &names.log_group,
         };
         let roles =
-            [(Tier::Worker, worker_role.unwrap_or(fleet.worker_role)), (Tier::Web, web_role.unwrap_or(fleet.web_role))];
-        let seen = Box::pin(self.cloud.examine(&called, &roles)).await?;
-        let findings = doctor::diagnose(&seen, &called);
+            [(Tier::Worker, worker_role.unwrap_or(names.worker_role)), (Tier::Web, web_role.unwrap_or(names.web_role))];
+        let observed = Box::pin(self.cloud.examine(&target, &roles)).await?;
+        let findings = doctor::diagnose(&observed, &target);
         if self.config.json {
-            print(&json!({"findings": findings, "seen": seen}))?;
+            print(&json!({"findings": findings, "seen": observed}))?;
         } else {
             say(&text::findings(&findings))?;
         }
         let is_broken = findings.iter().any(|finding| finding.severity == Severity::Broken);
-        Ok(if is_broken { Ending::Faults } else { Ending::Done })
+        Ok(if is_broken { Outcome::Faults } else { Outcome::Done })
     }
 
     async fn wanted(&self) -> anyhow::Result<(Bundle, Stack)> {
@@ -294,7 +328,7 @@ impl Provision {
         Ok((bundle, stack))
     }
 
-    /// Before anything is made for it.
+    /// Checks that a launch template of the user exists before anything is created.
     async fn check_given_template(&self) -> anyhow::Result<()> {
         let Some(name) = &self.config.settings.existing_launch_template else { return Ok(()) };
         if self.cloud.template_data_of(name, "$Default").await?.is_none() {
@@ -344,19 +378,19 @@ impl Provision {
         }
     }
 
-    /// Carries out changes one after the other; where one fails, says what stands.
-    async fn make(
+    /// Applies changes one after the other. The error of a failed change says how many were made before.
+    async fn apply_changes(
         &self,
         stack: &Stack,
         changes: &[Change],
         inventory: &Inventory,
         bundle: Option<&Bundle>,
     ) -> anyhow::Result<()> {
-        let mut known = Known::of(stack, inventory);
+        let mut known = KnownAttributes::of(stack, inventory);
         for (done, change) in changes.iter().enumerate() {
             let left = || {
                 format!(
-                    "{done} of {} changes are made, the next one is {}; the same command goes on from there",
+                    "{done} of {} changes are made, the next one is {}; run the same command to continue",
                     changes.len(),
                     text::change(change)
                 )
@@ -364,23 +398,23 @@ impl Provision {
             if self.shutdown.is_cancelled() {
                 bail!("interrupted: {}", left());
             }
-            Box::pin(self.cloud.carry_out(change, stack, inventory, &mut known, bundle)).await.with_context(left)?;
+            Box::pin(self.cloud.apply(change, stack, inventory, &mut known, bundle)).await.with_context(left)?;
             if !self.config.json {
-                // What is made does not depend on who reads of it.
+                // A reader of standard output that went away must not stop the changes.
                 let _ = say(&format!("{} done\n", text::change(change)));
             }
         }
         Ok(())
     }
 
-    async fn tell_address(&self, plan: &Plan) -> anyhow::Result<Ending> {
+    async fn report_applied(&self, plan: &Plan) -> anyhow::Result<Outcome> {
         let machines = self.wait_for_address(&plan.stack).await?;
         if self.config.json {
             print(&json!({"changes": plan.changes, "machines": machines, "web": machines.web}))?;
         } else {
             say(&format!("{}{}", text::applied(plan), text::machines(&plan.stack, &machines)))?;
         }
-        Ok(Ending::Done)
+        Ok(Outcome::Done)
     }
 
     async fn machines(&self, stack: &Stack, inventory: &Inventory) -> anyhow::Result<Machines> {
@@ -388,25 +422,26 @@ impl Provision {
         let there = groups.into_iter().filter(|name| inventory.get(Kind::AutoScalingGroup, name).is_some());
         Ok(Machines {
             web: web_addresses(stack, inventory),
-            outdated: stack.outdated(inventory),
+            outdated: outdated(stack, inventory),
             failed_starts: self.cloud.failed_starts(there).await?,
         })
     }
 
     async fn wait_for_address(&self, stack: &Stack) -> anyhow::Result<Machines> {
-        let end = tokio::time::Instant::now() + ADDRESS_WITHIN;
+        let deadline = tokio::time::Instant::now() + ADDRESS_TIMEOUT;
+        let mut backoff = aws::POLL_DELAYS.start();
         loop {
             let inventory = Box::pin(self.cloud.observe(stack)).await?;
             let is_enough = stack.get("WebGroup").is_none() || !web_addresses(stack, &inventory).is_empty();
-            if is_enough || tokio::time::Instant::now() > end || self.shutdown.is_cancelled() {
+            if is_enough || tokio::time::Instant::now() > deadline || self.shutdown.is_cancelled() {
                 return self.machines(stack, &inventory).await;
             }
-            tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+            tokio::time::sleep(backoff.next_delay()).await;
         }
     }
 }
 
-/// The prices of a file, or those carried in the binary.
+/// The prices in a file, or the built-in ones.
 fn prices(path: Option<&Path>) -> anyhow::Result<Prices> {
     let Some(path) = path else { return Ok(Prices::built_in()) };
     let context = || format!("the prices {}", path.display());
@@ -421,21 +456,14 @@ fn find_bundle(config: &Config) -> anyhow::Result<Bundle> {
     }
 }
 
-fn export_bundle(config: &Config, path: &Path) -> anyhow::Result<Ending> {
+fn export_bundle(config: &Config, path: &Path) -> anyhow::Result<Outcome> {
     let bundle = find_bundle(config)?;
     std::fs::write(path, bundle.packed()?).with_context(|| format!("cannot write the bundle to {}", path.display()))?;
     print(&json!({"bundle": bundle.reference, "key": bundle.reference.key()}))?;
-    Ok(Ending::Done)
+    Ok(Outcome::Done)
 }
 
-/// Where the web tier answers.
-fn web_addresses(stack: &Stack, inventory: &Inventory) -> Vec<String> {
-    let group = Fleet::of(&stack.name).web_group;
-    let machines = inventory.instances.iter().filter(|machine| machine.group == group && machine.is_up());
-    machines.filter_map(|instance| instance.address.as_ref()).map(|address| format!("http://{address}/")).collect()
-}
-
-/// Whether a person at a terminal says yes. Where nobody can be asked, what was asked for is done.
+/// Asks for confirmation at a terminal. Without a terminal the answer is yes.
 fn confirmed(question: &str) -> anyhow::Result<bool> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
@@ -451,7 +479,6 @@ fn print(value: &serde_json::Value) -> anyhow::Result<()> {
     say(&format!("{value:#}\n"))
 }
 
-/// A reader that went away does not stop a change half-way.
 fn say(text: &str) -> anyhow::Result<()> {
     output::print(text).context("cannot write to standard output")
 }

@@ -1,22 +1,23 @@
-//! What a stack costs, by a file of prices.
+//! Estimates what a stack costs, from a file of prices.
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::resource::Kind;
-use super::stack::{Settings, Stack, VOLUME_GB};
+use super::settings::Settings;
+use super::stack::{Stack, VOLUME_GB};
 use crate::scaling::Policy;
 use crate::scaling::cost::{CallsPerImage, Machines, Prices, Standing};
 
-/// A worker or web process that waits asks its queue three times a minute.
+/// A waiting worker or web process polls its queue three times a minute.
 const LONG_POLLS_PER_HOUR: f64 = 180.0;
-/// The bundle.
+/// Size of the bundle.
 const STORED_GB: f64 = 0.1;
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Cost {
+pub(super) struct Cost {
     pub currency: String,
-    /// When the prices were written down, and where they hold.
+    /// Date of the prices.
     pub prices_of: String,
     pub prices_region: String,
     pub at_rest_month: f64,
@@ -28,8 +29,8 @@ pub struct Cost {
 }
 
 /// # Errors
-/// Where a price is missing.
-pub fn cost(settings: &Settings, stack: &Stack, prices: &Prices) -> Result<Cost, String> {
+/// A price is missing.
+pub(super) fn cost(settings: &Settings, stack: &Stack, prices: &Prices) -> Result<Cost, String> {
     let cpu = stack.bundle.cpu;
     let preferred = settings.worker_types(cpu).remove(0);
     let spot_share = f64::from(settings.spot_percent) / 100.0;
@@ -51,7 +52,7 @@ pub fn cost(settings: &Settings, stack: &Stack, prices: &Prices) -> Result<Cost,
     let processes = f64::from(settings.bounds.min() + settings.web_instances);
     let standing = Standing {
         alarms: alarm_metrics(stack),
-        // Those that CloudWatch makes for target tracking: one out, one in.
+        // Target tracking creates two alarms: one to scale out and one to scale in.
         high_resolution_alarms: if follows_metric { 2 } else { 0 },
         custom_metrics: u32::from(follows_metric),
         dashboards: 1,
@@ -72,7 +73,7 @@ pub fn cost(settings: &Settings, stack: &Stack, prices: &Prices) -> Result<Cost,
     })
 }
 
-/// An alarm is paid for by each metric that it reads.
+/// The number of alarm metrics: an alarm is billed for each metric that it reads.
 fn alarm_metrics(stack: &Stack) -> u32 {
     let alarms = stack.resources.iter().filter(|resource| resource.kind == Kind::Alarm);
     let metrics = alarms.map(|alarm| {
@@ -87,8 +88,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_alarm_on_several_metrics_is_paid_for_by_each() {
-        // One for out, three for in, two for the way from nothing.
+    fn alarms_are_billed_for_each_metric_they_read() {
+        // Scaling out reads one metric, scaling in three, scaling from zero two.
         assert_eq!(alarm_metrics(&Settings::for_tests("imgcls").stack_for_tests()), 6);
     }
 }

@@ -1,73 +1,74 @@
-//! The difference between what is wanted and what is found: a pure function, and a value to print, save and carry out.
+//! The difference between wanted and actual state. Computing it is a pure function; the result can be printed, saved
+//! and applied.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::inventory::{Found, Inventory, Owner};
-use super::resource::{Kind, Resource, label, resolve, target_of};
-use super::stack::{LATEST_VERSION, Stack};
+use super::inventory::{FoundResource, Inventory, Owner};
+use super::resource::{Kind, LATEST_VERSION, Resource, label, resolve, target_of};
+use super::stack::Stack;
 
-/// Of the form of a saved plan.
+/// Version of the file format of saved plans.
 const VERSION: u32 = 1;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Plan {
+pub(super) struct Plan {
     pub version: u32,
     pub stack: Stack,
-    /// Of the inventory that this rests on; a saved plan is carried out on no other.
+    /// Fingerprint of the inventory that this plan was made from. A saved plan is applied to no other.
     pub inventory: String,
-    /// In the order in which they are carried out.
+    /// In the order in which they are applied.
     pub changes: Vec<Change>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Change {
+pub(super) struct Change {
     pub action: Action,
     pub kind: Kind,
     pub name: String,
-    /// Within the stack; what is removed may have none.
+    /// The resource's id within the stack. A deletion has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Of an update.
+    /// The differing properties of an update.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub differences: Vec<Difference>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Action {
+pub(super) enum Action {
     Create,
     Update,
     Delete,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Difference {
+pub(super) struct Difference {
     pub property: String,
     pub found: Option<Value>,
     pub wanted: Value,
 }
 
-/// Why nothing is planned. One line with the way out.
+/// The reason why no plan can be made or applied: one line that says what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Refusal(String);
+pub(super) struct Refusal(String);
 
 impl Change {
-    pub fn label(&self) -> String {
+    pub(super) fn label(&self) -> String {
         label(self.kind, &self.name)
     }
 }
 
 impl Plan {
-    /// What has to change so that the stack stands as wanted. `adopt`: what stands under a wanted name and is nobody's
-    /// becomes the stack's.
+    /// Plans the changes that turn the actual state into the wanted one. With `adopt`, the stack takes over resources
+    /// that have a wanted name and no owner.
     ///
     /// # Errors
-    /// Where a wanted name is taken.
-    pub fn new(stack: Stack, inventory: &Inventory, adopt: bool) -> Result<Plan, Refusal> {
+    /// A wanted name is taken.
+    pub(super) fn new(stack: Stack, inventory: &Inventory, adopt: bool) -> Result<Plan, Refusal> {
         let mut changes: Vec<Change> = Vec::new();
         for resource in &stack.resources {
             let Some(found) = inventory.get(resource.kind, &resource.name) else {
@@ -85,28 +86,28 @@ impl Plan {
         Ok(Plan { version: VERSION, inventory: inventory.fingerprint(), stack, changes })
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }
 
-    pub fn count(&self, action: Action) -> usize {
+    pub(super) fn count(&self, action: Action) -> usize {
         self.changes.iter().filter(|change| change.action == action).count()
     }
 
     /// # Errors
-    /// Where the text is no plan of this program.
-    pub fn parse(text: &str) -> Result<Plan, String> {
-        let plan: Plan = serde_json::from_str(text).map_err(|error| format!("it is no saved plan ({error})"))?;
+    /// The text is not a plan of this version of the program.
+    pub(super) fn parse(text: &str) -> Result<Plan, String> {
+        let plan: Plan = serde_json::from_str(text).map_err(|error| format!("it is not a saved plan ({error})"))?;
         if plan.version == VERSION { Ok(plan) } else { Err("it was saved by another version of imgcls".to_owned()) }
     }
 
     /// # Errors
-    /// Where something has changed since the plan was made.
-    pub fn check_inventory(&self, inventory: &Inventory) -> Result<(), Refusal> {
+    /// The actual state has changed since the plan was made.
+    pub(super) fn check_inventory(&self, inventory: &Inventory) -> Result<(), Refusal> {
         if inventory.fingerprint() == self.inventory {
             return Ok(());
         }
-        Err(Refusal("what stands on AWS has changed since this plan was made; make a new one with `imgcls provision plan --out FILE`".to_owned()))
+        Err(Refusal("the resources on AWS have changed since this plan was made; make a new one with `imgcls provision plan --out FILE`".to_owned()))
     }
 }
 
@@ -116,23 +117,23 @@ impl Change {
         Change { action, kind, name, id: Some(resource.id.clone()), differences }
     }
 
-    fn delete(found: &Found) -> Change {
+    fn delete(found: &FoundResource) -> Change {
         let (kind, name) = (found.kind, found.name.clone());
         Change { action: Action::Delete, kind, name, id: None, differences: Vec::new() }
     }
 }
 
-fn check_owner(stack: &Stack, found: &Found, adopt: bool) -> Result<(), Refusal> {
-    let what = label(found.kind, &found.name);
+fn check_owner(stack: &Stack, found: &FoundResource, adopt: bool) -> Result<(), Refusal> {
+    let resource = label(found.kind, &found.name);
     match &found.owner {
         Owner::This => Ok(()),
         Owner::Nobody if adopt => Ok(()),
         Owner::Nobody => Err(Refusal(format!(
-            "{what} stands already and is no part of stack {:?} (it has no tag imgcls:stack): give another --stack or name, or --adopt to take over everything that stands under the stack's names and change it",
+            "{resource} exists already and is not part of stack {:?} (it has no tag imgcls:stack): give another --stack or name, or --adopt to take over and change all existing resources with the stack's names",
             stack.name
         ))),
         Owner::Other(other) => Err(Refusal(format!(
-            "{what} belongs to stack {other}, not to {:?} in {}: give another --stack or name",
+            "{resource} belongs to stack {other}, not to {:?} in {}: give another --stack or name",
             stack.name, stack.region
         ))),
     }
@@ -141,7 +142,7 @@ fn check_owner(stack: &Stack, found: &Found, adopt: bool) -> Result<(), Refusal>
 fn differences(
     stack: &Stack,
     resource: &Resource,
-    found: &Found,
+    found: &FoundResource,
     inventory: &Inventory,
     changed: &BTreeSet<&str>,
 ) -> Vec<Difference> {
@@ -162,8 +163,8 @@ fn differences(
     differences
 }
 
-/// Where a value differs, by the paths of its members; those that are alike are left out.
-pub fn leaves(difference: &Difference) -> Vec<(String, Option<Value>, Option<Value>)> {
+/// The differing members of a value: path, actual and wanted value of each.
+pub(super) fn leaves(difference: &Difference) -> Vec<(String, Option<Value>, Option<Value>)> {
     let mut found = Vec::new();
     walk(&difference.property, difference.found.as_ref(), Some(&difference.wanted), &mut found);
     found
@@ -189,8 +190,8 @@ fn walk(path: &str, from: Option<&Value>, to: Option<&Value>, found: &mut Vec<(S
     }
 }
 
-/// What has to go so that nothing of the stack is left, machines first.
-pub fn removal(inventory: &Inventory) -> Vec<Change> {
+/// The changes that delete everything of the stack, machines first.
+pub(super) fn removal(inventory: &Inventory) -> Vec<Change> {
     let ours = inventory.found.iter().rev().filter(|found| found.owner == Owner::This);
     let mut changes: Vec<Change> = ours.map(Change::delete).collect();
     let replies = inventory.reply_queues.iter().map(|name| Change {
@@ -213,19 +214,19 @@ mod tests {
     use serde_json::json;
 
     use super::super::resource::Properties;
-    use super::super::stack::Settings;
+    use super::super::settings::Settings;
     use super::super::text;
     use super::*;
     use crate::scaling::{Bounds, Policy, TargetPolicy};
 
-    /// What is found once a stack stands.
-    fn standing(stack: &Stack) -> Inventory {
+    /// The inventory after a stack was applied.
+    fn applied(stack: &Stack) -> Inventory {
         let mut inventory = Inventory::default();
         for resource in &stack.resources {
             let id = resource.id.as_str();
             let attributes =
                 [("Ref", format!("arn:{id}")), ("GroupId", format!("sg-{id}")), (LATEST_VERSION, "1".into())];
-            inventory.found.push(Found {
+            inventory.found.push(FoundResource {
                 kind: resource.kind,
                 name: resource.name.clone(),
                 owner: Owner::This,
@@ -247,7 +248,7 @@ mod tests {
         inventory
     }
 
-    fn found<'a>(inventory: &'a mut Inventory, kind: Kind, name: &str) -> &'a mut Found {
+    fn found<'a>(inventory: &'a mut Inventory, kind: Kind, name: &str) -> &'a mut FoundResource {
         let found = inventory.found.iter_mut().find(|found| found.kind == kind && found.name == name);
         found.expect("a resource of the stack")
     }
@@ -259,11 +260,11 @@ mod tests {
     }
 
     fn planned(stack: &Stack, inventory: &Inventory) -> String {
-        text::plan(&Plan::new(stack.clone(), inventory, false).expect("nothing is taken"))
+        text::plan(&Plan::new(stack.clone(), inventory, false).expect("no name is taken"))
     }
 
     #[test]
-    fn from_nothing_all_is_made_in_the_order_of_dependence() {
+    fn resources_are_created_in_order_of_dependency() {
         let stack = Settings::for_tests("team").stack_for_tests();
         golden(
             &planned(&stack, &Inventory::default()),
@@ -295,24 +296,24 @@ mod tests {
               + launch template    team-WebtierTemplate
               + Auto Scaling group team-webtierAutoscaling
               + dashboard          team-imgcls
-            27 to make, 0 to change, 0 to remove",
+            27 to create, 0 to update, 0 to delete",
         );
     }
 
     #[test]
-    fn what_stands_as_wanted_is_left_alone() {
+    fn unchanged_stack_needs_no_changes() {
         let stack = Settings::for_tests("imgcls").stack_for_tests();
         golden(
-            &planned(&stack, &standing(&stack)),
+            &planned(&stack, &applied(&stack)),
             "stack imgcls in us-east-1, account 123456789012
-            nothing to do: all 27 resources stand as wanted",
+            nothing to do: all 27 resources are as wanted",
         );
     }
 
     #[test]
-    fn what_was_changed_by_hand_is_mended_and_what_is_missing_is_made() {
+    fn drift_is_repaired_and_missing_resources_are_created() {
         let stack = Settings::for_tests("imgcls").stack_for_tests();
-        let mut inventory = standing(&stack);
+        let mut inventory = applied(&stack);
         found(&mut inventory, Kind::Queue, "web-app-image-transport")
             .properties
             .insert("VisibilityTimeout".into(), json!(5));
@@ -328,14 +329,14 @@ mod tests {
               ~ security group     imgcls-app-tier
                   SecurityGroupIngress: [{"CidrIp":"0.0.0.0/0","FromPort":22,"IpProtocol":"tcp","ToPort":22}] → []
               + alarm              ScaleDownAlarm
-            1 to make, 2 to change, 0 to remove"#,
+            1 to create, 2 to update, 0 to delete"#,
         );
     }
 
     #[test]
-    fn another_size_and_a_new_build_change_what_they_must() {
+    fn new_size_and_new_build_update_only_affected_resources() {
         let before = Settings::for_tests("imgcls");
-        let inventory = standing(&before.stack_for_tests());
+        let inventory = applied(&before.stack_for_tests());
         let settings = Settings { bounds: Bounds::new(1, 8).expect("bounds"), spot_percent: 50, ..before };
         let mut stack = settings.stack_for_tests();
         golden(
@@ -346,25 +347,29 @@ mod tests {
                   MaxSize: 4 → 8
                   MinSize: 0 → 1
                   MixedInstancesPolicy.InstancesDistribution.OnDemandPercentageAboveBaseCapacity: 100 → 50
-            0 to make, 1 to change, 0 to remove",
+            0 to create, 1 to update, 0 to delete",
         );
-        // The template's user data names the build.
+        // The user data of the template contains the digest of the build.
         stack = Settings::for_tests("imgcls").stack_for_tests();
         let template = stack.resources.iter_mut().find(|resource| resource.id == "WorkerTemplate").expect("it");
         template.properties.get_mut("LaunchTemplateData").expect("data")["UserData"] = json!("new");
         let text = planned(&stack, &inventory);
         assert!(text.contains("~ launch template    ApptierTemplate") && text.contains("→ new"), "{text}");
-        assert!(text.contains("Version: 1 → (WorkerTemplate.LatestVersionNumber, known once it is made)"), "{text}");
-        assert!(text.ends_with("0 to make, 2 to change, 0 to remove\n"), "{text}");
+        assert!(
+            text.contains("Version: 1 → (WorkerTemplate.LatestVersionNumber, known after it is created)"),
+            "{text}"
+        );
+        assert!(text.ends_with("0 to create, 2 to update, 0 to delete\n"), "{text}");
     }
 
     #[test]
-    fn another_policy_takes_the_alarms_of_the_first_away() {
+    fn switching_the_policy_deletes_alarms_of_the_previous_one() {
         let before = Settings::for_tests("imgcls");
-        let inventory = standing(&before.stack_for_tests());
+        let inventory = applied(&before.stack_for_tests());
         let target = TargetPolicy::with_service_time(Duration::from_millis(20));
         let stack = Settings { policy: Policy::Target(target), ..before }.stack_for_tests();
-        // The web tier's machines run `autoscale`, which is told the policy. How long the script is does not matter here.
+        // The policy is an argument of `autoscale` in the user data of the web tier. The size of the script does not
+        // matter.
         let planned = planned(&stack, &inventory);
         let script = planned.lines().find(|line| line.contains("UserData")).expect("the script changes").to_owned();
         golden(
@@ -374,42 +379,42 @@ mod tests {
               ~ launch template    WebtierTemplate
                   LaunchTemplateData.UserData: (BEFORE) → (AFTER)
               ~ Auto Scaling group webtierAutoscaling
-                  LaunchTemplate.Version: 1 → (WebTemplate.LatestVersionNumber, known once it is made)
+                  LaunchTemplate.Version: 1 → (WebTemplate.LatestVersionNumber, known after it is created)
               − alarm              ScaleUpAlarm
               − alarm              ScaleDownAlarm
               − scaling policy     apptierAutoscaling/ScaleUp
               − scaling policy     apptierAutoscaling/ScaleDown
-            1 to make, 2 to change, 4 to remove",
+            1 to create, 2 to update, 4 to delete",
         );
     }
 
     #[test]
-    fn what_is_not_the_stacks_is_never_changed_unless_it_is_nobodys_and_given() {
+    fn only_unowned_resources_are_adopted_and_only_on_request() {
         let stack = Settings::for_tests("imgcls").stack_for_tests();
-        let mut inventory = standing(&stack);
+        let mut inventory = applied(&stack);
         let queue = found(&mut inventory, Kind::Queue, "app-web-result-queue");
         queue.owner = Owner::Nobody;
         queue.properties.insert("Tags".into(), json!([]));
-        let refusal = Plan::new(stack.clone(), &inventory, false).expect_err("it is nobody's").to_string();
-        assert!(refusal.starts_with("queue \"app-web-result-queue\" stands already") && refusal.contains("--adopt"));
-        let adopted = Plan::new(stack.clone(), &inventory, true).expect("it is given");
+        let refusal = Plan::new(stack.clone(), &inventory, false).expect_err("it has no owner").to_string();
+        assert!(refusal.starts_with("queue \"app-web-result-queue\" exists already") && refusal.contains("--adopt"));
+        let adopted = Plan::new(stack.clone(), &inventory, true).expect("unowned resources are adopted");
         golden(
             &text::plan(&adopted),
             r#"stack imgcls in us-east-1, account 123456789012
               ~ queue              app-web-result-queue
                   Tags: [] → [{"Key":"imgcls:stack","Value":"imgcls"}]
-            0 to make, 1 to change, 0 to remove"#,
+            0 to create, 1 to update, 0 to delete"#,
         );
         found(&mut inventory, Kind::Role, "web-tier-sqs-access-role").owner =
             Owner::Other("imgcls in eu-west-1".into());
-        let refusal = Plan::new(stack, &inventory, true).expect_err("another region's").to_string();
+        let refusal = Plan::new(stack, &inventory, true).expect_err("it belongs to another region").to_string();
         assert!(refusal.contains("belongs to stack imgcls in eu-west-1"), "{refusal}");
     }
 
     #[test]
-    fn all_of_the_stack_goes_machines_first_and_nothing_else() {
+    fn removal_deletes_machines_first_and_only_owned_resources() {
         let stack = Settings::for_tests("imgcls").stack_for_tests();
-        let mut inventory = standing(&stack);
+        let mut inventory = applied(&stack);
         inventory.reply_queues = vec!["app-web-result-queue-0123456789abcdef".to_owned()];
         found(&mut inventory, Kind::Bucket, "imgcls-123456789012-us-east-1-output").owner = Owner::Nobody;
         let changes = removal(&inventory);
@@ -420,20 +425,22 @@ mod tests {
         assert!(
             position(Kind::BucketPolicy) < position(Kind::Bundle) && position(Kind::Bundle) < position(Kind::Bucket)
         );
-        assert_eq!(changes.len(), stack.resources.len(), "a reply queue more, a bucket less");
+        assert_eq!(changes.len(), stack.resources.len(), "one reply queue more, one bucket less");
     }
 
     #[test]
-    fn a_saved_plan_is_the_plan_and_is_for_one_inventory() {
+    fn saved_plan_applies_to_the_inventory_it_was_made_from() {
         let stack = Settings::for_tests("imgcls").stack_for_tests();
-        let mut inventory = standing(&stack);
+        let mut inventory = applied(&stack);
         inventory.found.pop();
-        let plan = Plan::new(stack, &inventory, false).expect("nothing is taken");
+        let plan = Plan::new(stack, &inventory, false).expect("no name is taken");
         let text = serde_json::to_string(&plan).expect("a plain value");
         assert_eq!(Plan::parse(&text).as_ref(), Ok(&plan));
         assert_eq!(plan.check_inventory(&inventory), Ok(()));
         inventory.found.pop();
-        assert!(plan.check_inventory(&inventory).expect_err("it is another").to_string().contains("has changed"));
+        assert!(
+            plan.check_inventory(&inventory).expect_err("the inventory differs").to_string().contains("has changed")
+        );
         assert!(Plan::parse("{}").is_err() && Plan::parse(&text.replace("\"version\":1", "\"version\":2")).is_err());
     }
 }

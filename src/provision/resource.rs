@@ -1,8 +1,8 @@
-//! One resource as a plain value, in the words of CloudFormation: what is wanted, what is found and what is exported are
-//! then the same language, which AWS documents.
+//! A resource as a plain value, in the types and property names of CloudFormation. Wanted state, actual state and
+//! exported template then share one vocabulary, which AWS documents.
 //!
-//! A property may refer to what only exists after another resource was made: `{"Ref": id}` or `{"Fn::GetAtt": [id,
-//! attribute]}`, as in a template. [`resolve`] replaces such references by what is known.
+//! As in a template, a property may refer to an attribute of another resource, which only exists once that resource is
+//! made: `{"Ref": id}` or `{"Fn::GetAtt": [id, attribute]}`. [`resolve`] replaces the references that are known.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,17 +10,19 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// Property → value, as CloudFormation names them. Only what a stack says is here: all else is left as it is.
-pub type Properties = BTreeMap<String, Value>;
+/// Values by property name. Properties that are absent here are left as they are on AWS.
+pub(super) type Properties = BTreeMap<String, Value>;
 
-/// The tag that makes a resource a stack's.
-pub const STACK_TAG: &str = crate::protocol::TAG_STACK;
-/// Roles are the whole account's, whatever region their stack is in.
-pub const REGION_TAG: &str = "imgcls:region";
+/// The tag that names the stack which owns a resource.
+pub(super) const STACK_TAG: &str = crate::protocol::TAG_STACK;
+/// The tag that names the region of the owning stack. IAM resources have it, since IAM is global.
+pub(super) const REGION_TAG: &str = "imgcls:region";
+/// Attribute of a launch template that changes with every version.
+pub(super) const LATEST_VERSION: &str = "LatestVersionNumber";
 
-/// In the order in which they are made; they are removed in the opposite one.
+/// Types of resources, in the order in which they are created. They are deleted in the opposite order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Kind {
+pub(super) enum Kind {
     LogGroup,
     Queue,
     Bucket,
@@ -39,8 +41,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// In a sentence: `queue "requests"`.
-    pub fn word(self) -> &'static str {
+    /// The type as it is written in a sentence.
+    pub(super) fn word(self) -> &'static str {
         match self {
             Kind::LogGroup => "log group",
             Kind::Queue => "queue",
@@ -59,8 +61,9 @@ impl Kind {
         }
     }
 
-    /// The resource type of CloudFormation, and the property that is the name there. None: not part of a template.
-    pub fn cloudformation(self) -> Option<(&'static str, &'static str)> {
+    /// The resource type in CloudFormation, and its property that holds the name. Returns `None` if the resource is not
+    /// part of a template.
+    pub(super) fn cloudformation(self) -> Option<(&'static str, &'static str)> {
         Some(match self {
             Kind::LogGroup => ("AWS::Logs::LogGroup", "LogGroupName"),
             Kind::Queue => ("AWS::SQS::Queue", "QueueName"),
@@ -79,8 +82,8 @@ impl Kind {
         })
     }
 
-    /// What can only be said when it is made, so that no change is planned for it.
-    pub fn is_fixed(self, property: &str) -> bool {
+    /// Returns whether a property can only be set at creation. No update is planned for such a property.
+    pub(super) fn is_fixed(self, property: &str) -> bool {
         matches!(
             (self, property),
             (Kind::Role | Kind::InstanceProfile, "Path") | (Kind::SecurityGroup, "GroupDescription" | "VpcId")
@@ -94,48 +97,48 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A resource that a stack wants.
+/// A resource of the wanted state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Resource {
-    /// Its name within the stack, the same in every stack: `RequestQueue`.
+pub(super) struct Resource {
+    /// Logical name, the same in every stack: `RequestQueue`.
     pub id: String,
     pub kind: Kind,
-    /// Its name on AWS. Of a lifecycle hook or scaling policy `<group>/<name>`.
+    /// Name on AWS. Names of lifecycle hooks and scaling policies have the form `<group>/<name>`.
     pub name: String,
     pub properties: Properties,
 }
 
 impl Resource {
-    /// As in a sentence: `queue "requests"`.
-    pub fn label(&self) -> String {
+    /// Type and name as they are written in a sentence: `queue "requests"`.
+    pub(super) fn label(&self) -> String {
         label(self.kind, &self.name)
     }
 }
 
-pub fn label(kind: Kind, name: &str) -> String {
+pub(super) fn label(kind: Kind, name: &str) -> String {
     format!("{kind} {name:?}")
 }
 
-/// `<group>/<name>` of a lifecycle hook or scaling policy.
-pub fn in_group(group: &str, name: &str) -> String {
+/// The full name of a lifecycle hook or scaling policy: `<group>/<name>`.
+pub(super) fn in_group(group: &str, name: &str) -> String {
     format!("{group}/{name}")
 }
 
-/// Group and own name of a lifecycle hook or scaling policy.
-pub fn split_group(name: &str) -> (&str, &str) {
+/// Splits the full name of a lifecycle hook or scaling policy into group and own name.
+pub(super) fn split_group(name: &str) -> (&str, &str) {
     name.split_once('/').unwrap_or(("", name))
 }
 
-pub fn reference(id: &str) -> Value {
+pub(super) fn reference(id: &str) -> Value {
     json!({ "Ref": id })
 }
 
-pub fn attribute(id: &str, attribute: &str) -> Value {
+pub(super) fn attribute(id: &str, attribute: &str) -> Value {
     json!({ "Fn::GetAtt": [id, attribute] })
 }
 
-/// Id and attribute that a value refers to; of `Ref` the attribute is `Ref`.
-pub fn target_of(value: &Value) -> Option<(&str, &str)> {
+/// The id and attribute that a value refers to, if it is a reference. The attribute of a `Ref` is `Ref`.
+pub(super) fn target_of(value: &Value) -> Option<(&str, &str)> {
     let object = value.as_object().filter(|object| object.len() == 1)?;
     if let Some(id) = object.get("Ref") {
         return Some((id.as_str()?, "Ref"));
@@ -146,8 +149,8 @@ pub fn target_of(value: &Value) -> Option<(&str, &str)> {
     }
 }
 
-/// The value with every reference replaced that `known` knows.
-pub fn resolve(value: &Value, known: &dyn Fn(&str, &str) -> Option<String>) -> Value {
+/// Replaces every reference for which `known` returns a value.
+pub(super) fn resolve(value: &Value, known: &dyn Fn(&str, &str) -> Option<String>) -> Value {
     if let Some((id, attribute)) = target_of(value) {
         return known(id, attribute).map_or_else(|| value.clone(), Value::String);
     }
@@ -162,30 +165,30 @@ pub fn resolve(value: &Value, known: &dyn Fn(&str, &str) -> Option<String>) -> V
     }
 }
 
-/// Properties of a JSON object; whatever is null in it is not said.
-pub fn properties(value: Value) -> Properties {
+/// The properties in a JSON object. Null members are absent.
+pub(super) fn properties(value: Value) -> Properties {
     match value {
         Value::Object(members) => members.into_iter().filter(|(_, value)| !value.is_null()).collect(),
         _ => Properties::new(),
     }
 }
 
-/// Our own tags, as CloudFormation writes them; those of others are left as they are.
-pub fn our_tags<'a>(tags: impl IntoIterator<Item = (&'a str, &'a str)>) -> Value {
+/// The tags of this program, in CloudFormation's form. All other tags are left alone.
+pub(super) fn our_tags<'a>(tags: impl IntoIterator<Item = (&'a str, &'a str)>) -> Value {
     let mut ours: Vec<(&str, &str)> =
         tags.into_iter().filter(|(key, _)| [STACK_TAG, REGION_TAG].contains(key)).collect();
     ours.sort_unstable();
     ours.into_iter().map(|(key, value)| json!({"Key": key, "Value": value})).collect()
 }
 
-/// Key and value of each tag in a property as CloudFormation writes it.
-pub fn tags_of(properties: &Properties) -> Vec<(String, String)> {
+/// Key and value of each tag in the `Tags` property.
+pub(super) fn tags_of(properties: &Properties) -> Vec<(String, String)> {
     let tags = properties.get("Tags").and_then(Value::as_array);
     let text = |tag: &Value, name: &str| tag[name].as_str().unwrap_or_default().to_owned();
     tags.into_iter().flatten().map(|tag| (text(tag, "Key"), text(tag, "Value"))).collect()
 }
 
-/// Numbers of the SDK are floating; in a template and in a plan 25 is 25.
-pub fn number(value: f64) -> Value {
+/// A number of the SDK, which is always a float. Whole numbers become integers, as they are in a template.
+pub(super) fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
 }

@@ -1,22 +1,22 @@
-//! Plans, states and costs as people read them.
+//! Plans, states and costs as text for people.
 
 use std::fmt::Write as _;
 
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::Machines;
 use super::doctor::{Finding, Severity};
 use super::inventory::Inventory;
+use super::machines::{Machines, Outdated};
 use super::money::Cost;
 use super::plan::{Action, Change, Plan, leaves};
 use super::resource::target_of;
-use super::stack::{Outdated, Stack};
+use super::stack::Stack;
 
-/// Longer values are told by size and digest.
+/// Longer values are shown by size and digest.
 const LONGEST_VALUE: usize = 100;
 
-pub fn plan(plan: &Plan) -> String {
+pub(super) fn plan(plan: &Plan) -> String {
     let mut text = header(&plan.stack);
     for change in &plan.changes {
         let _ = writeln!(text, "  {}", self::change(change));
@@ -34,19 +34,19 @@ fn header(stack: &Stack) -> String {
 
 fn totals(plan: &Plan) -> String {
     if plan.is_empty() {
-        return format!("nothing to do: all {} resources stand as wanted\n", plan.stack.resources.len());
+        return format!("nothing to do: all {} resources are as wanted\n", plan.stack.resources.len());
     }
     let count = |action| plan.count(action);
     format!(
-        "{} to make, {} to change, {} to remove\n",
+        "{} to create, {} to update, {} to delete\n",
         count(Action::Create),
         count(Action::Update),
         count(Action::Delete)
     )
 }
 
-/// `+ queue requests`
-pub fn change(change: &Change) -> String {
+/// One line without its end: `+ queue requests`.
+pub(super) fn change(change: &Change) -> String {
     let sign = match change.action {
         Action::Create => '+',
         Action::Update => '~',
@@ -58,7 +58,7 @@ pub fn change(change: &Change) -> String {
 fn value(value: Option<&Value>) -> String {
     let Some(value) = value else { return "(none)".to_owned() };
     if let Some((id, attribute)) = target_of(value) {
-        return format!("({id}.{attribute}, known once it is made)");
+        return format!("({id}.{attribute}, known after it is created)");
     }
     let text = match value {
         Value::String(text) => text.clone(),
@@ -71,7 +71,7 @@ fn value(value: Option<&Value>) -> String {
     format!("({} bytes, sha256 {}…)", text.len(), &digest[..12])
 }
 
-pub fn cost(cost: &Cost) -> String {
+pub(super) fn cost(cost: &Cost) -> String {
     let Cost { currency, prices_of, prices_region, at_rest_month, per_million_images, at_max_day, .. } = cost;
     format!(
         "cost by the prices of {prices_of} ({prices_region}): {at_rest_month:.2} {currency} a month at rest, \
@@ -80,25 +80,25 @@ pub fn cost(cost: &Cost) -> String {
     )
 }
 
-pub fn removal(stack: &Stack, changes: &[Change]) -> String {
+pub(super) fn removal(stack: &Stack, changes: &[Change]) -> String {
     let mut text = header(stack);
     for change in changes {
         let _ = writeln!(text, "  {}", self::change(change));
     }
-    let _ = writeln!(text, "{} to remove", changes.len());
+    let _ = writeln!(text, "{} to delete", changes.len());
     text
 }
 
-pub fn applied(plan: &Plan) -> String {
-    format!("all {} resources stand as wanted\n", plan.stack.resources.len())
+pub(super) fn applied(plan: &Plan) -> String {
+    format!("all {} resources are as wanted\n", plan.stack.resources.len())
 }
 
-pub fn status(plan: &Plan, inventory: &Inventory) -> String {
+pub(super) fn status(plan: &Plan, inventory: &Inventory) -> String {
     let mut text = header(&plan.stack);
     for resource in &plan.stack.resources {
         let change = plan.changes.iter().find(|change| change.id.as_deref() == Some(&resource.id));
         let state = match change.map(|change| change.action) {
-            None => "stands",
+            None => "exists",
             Some(Action::Create) => "missing",
             Some(Action::Update | Action::Delete) => "differs",
         };
@@ -117,15 +117,15 @@ pub fn status(plan: &Plan, inventory: &Inventory) -> String {
     text
 }
 
-pub fn machines(stack: &Stack, machines: &Machines) -> String {
+pub(super) fn machines(stack: &Stack, machines: &Machines) -> String {
     let mut text = String::new();
     for (group, reason) in &machines.failed_starts {
-        let _ = writeln!(text, "{group} could not start a machine, and tries again by itself: {reason}");
+        let _ = writeln!(text, "{group} could not start a machine and retries by itself: {reason}");
     }
     for Outdated { group, machines } in &machines.outdated {
         let _ = writeln!(
             text,
-            "{machines} of {group} still run what they started with; to renew them: \
+            "machines of {group} that run an older version: {machines}; to replace them: \
              aws autoscaling start-instance-refresh --auto-scaling-group-name {group} --region {}",
             stack.region
         );
@@ -134,7 +134,7 @@ pub fn machines(stack: &Stack, machines: &Machines) -> String {
     text
 }
 
-pub fn findings(findings: &[Finding]) -> String {
+pub(super) fn findings(findings: &[Finding]) -> String {
     let mut text = String::new();
     for Finding { severity, on, fault, remedy } in findings {
         let word = match severity {
@@ -144,7 +144,7 @@ pub fn findings(findings: &[Finding]) -> String {
         let _ = writeln!(text, "{word:<7} {on}: {fault}\n        {remedy}");
     }
     if findings.is_empty() {
-        text.push_str("nothing is wrong\n");
+        text.push_str("no problems found\n");
     }
     text
 }
@@ -154,7 +154,7 @@ fn web(stack: &Stack, addresses: &[String]) -> String {
         return String::new();
     }
     if addresses.is_empty() {
-        return "web tier: no machine yet; `imgcls provision status` tells its address\n".to_owned();
+        return "web tier: no machine yet; `imgcls provision status` shows its address\n".to_owned();
     }
     format!("web tier: {} (a machine answers about a minute after its start)\n", addresses.join(" "))
 }

@@ -3,21 +3,14 @@
 //! The template is `user_data.sh`; it is a whole script of its own, with names in `@…@`. What is put in their place has
 //! been checked by form (names, region, digest) and holds no quote.
 
-use serde::Serialize;
-
 use super::bundle::BundleRef;
-use super::stack::{Fleet, Settings, Site};
+use super::names::ResourceNames;
+use super::settings::{Settings, Site};
+use super::tier::Tier;
 use crate::config::Names;
 use crate::scaling::Policy;
 
 const TEMPLATE: &str = include_str!("user_data.sh");
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Tier {
-    Worker,
-    Web,
-}
 
 pub fn render(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRef) -> String {
     let Names { request_queue, result_queue, input_bucket, output_bucket } = &settings.names;
@@ -35,7 +28,7 @@ pub fn render(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRef) 
         ("@DIGEST@", bundle.digest.as_str()),
         ("@BUNDLE_URL@", &format!("{}/{input_bucket}/{}", service("s3"), bundle.key())),
         ("@LOGS_URL@", &service("logs")),
-        ("@LOG_GROUP@", &Fleet::of(&settings.stack).log_group),
+        ("@LOG_GROUP@", &ResourceNames::of(&settings.stack).log_group),
         ("@REGION@", &site.region),
         ("@STACK@", &settings.stack),
         ("@MODEL@", &bundle.model),

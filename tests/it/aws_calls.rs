@@ -1,4 +1,4 @@
-//! What an image costs in calls to AWS when there is load: counted by the tiers themselves, on an emulator.
+//! The number of calls to AWS for each image under load, as the tiers count them, on an emulator.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,11 +10,12 @@ use crate::legacy_tiers::Stage;
 
 const IMAGES: usize = 600;
 const CLIENTS: usize = 40;
-/// One PUT of the image, one GET, one PUT of the result; six operations of SQS in batches of ten would be 0.6.
-const MOST_CALLS_PER_IMAGE: f64 = 4.0;
+/// An image takes one PUT, one GET and one PUT of the result. Its six operations of SQS take 0.6 calls in batches of
+/// ten.
+const MAX_CALLS_PER_IMAGE: f64 = 4.0;
 
 #[test]
-fn an_image_costs_at_most_four_calls_at_load() {
+fn image_takes_at_most_four_calls_under_load() {
     let stage = Stage::new(ministack());
     let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let service = stage.service_with(1, &[], &["--admin-listen", &admin.to_string()]);
@@ -38,16 +39,16 @@ fn an_image_costs_at_most_four_calls_at_load() {
     let after = tiers.map(calls);
     let spent: f64 = after.iter().sum::<f64>() - before.iter().sum::<f64>();
     let per_image = spent / IMAGES as f64;
-    // Fewer than three would mean that calls are not counted.
+    // A number below three would mean that calls are not counted.
     assert!(
-        (3.0..=MOST_CALLS_PER_IMAGE).contains(&per_image),
+        (3.0..=MAX_CALLS_PER_IMAGE).contains(&per_image),
         "{per_image:.2} calls an image\n{}\n{}",
         table(service.address),
         table(admin)
     );
 }
 
-/// Every try of every call that a tier has made.
+/// The number of attempts of all calls of a tier.
 fn calls(tier: SocketAddr) -> f64 {
     counts(tier).iter().map(|(_, count)| count).sum()
 }

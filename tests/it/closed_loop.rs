@@ -83,8 +83,8 @@ fn there_and_back(name: &'static str, policy: &[&str], queue_metrics_late_by: u6
     // Not before the alarms have seen the end of it too.
     let (finished, late) = (Instant::now(), Duration::from_secs(queue_metrics_late_by) / SPEED);
     until("back to nothing", || (finished.elapsed() > late && cloud.count() == 0).then_some(()));
-    let gone = cloud.gone();
-    assert!(gone.iter().all(|machine| machine.exit_code == Some(0) && machine.said_drained), "{gone:?}");
+    let gone = cloud.terminated();
+    assert!(gone.iter().all(|machine| machine.exit_code == Some(0) && machine.has_drained), "{gone:?}");
     watch.resized().into_iter().map(|resized| resized.alarm).collect()
 }
 
@@ -168,10 +168,10 @@ impl Stack {
         metrics.put(group("GroupDesiredCapacity"), 0, f64::from(workers));
         metrics.put(group("GroupInServiceInstances"), 0, f64::from(workers));
         alarms.iter().fold(workers, |desired, alarm| {
-            let Some(value) = alarm.goes_off(&metrics, 60) else { return desired };
+            let Some(value) = alarm.breaching_value(&metrics, 60) else { return desired };
             let policy = policies.iter().find(|policy| alarm.actions.contains(&policy.arn)).unwrap();
             let warming = desired.saturating_sub(workers);
-            let capacity = Capacity { min: 0, max: MOST, desired, warming, leaving: 0 };
+            let capacity = Capacity { min: 0, max: MOST, desired, warming, terminating: 0 };
             policy.desired(&capacity, value, alarm.threshold)
         })
     }

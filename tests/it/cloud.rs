@@ -1,5 +1,6 @@
-//! EC2, as far as no emulator plays it: moto keeps an Auto Scaling group, and here its instances are worker processes,
-//! each with a metadata service of its own. One that is taken away waits until it says that it has drained.
+//! Simulates the parts of EC2 that no emulator has. moto keeps an Auto Scaling group; this module runs its instances as
+//! worker processes, each with an instance metadata service. An instance is terminated after it has completed its
+//! lifecycle hook.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -12,51 +13,51 @@ use crate::emulators::Emulator;
 use crate::harness::{Process, Response, imgcls, request};
 use crate::http_server::{Answer, ReceivedRequest, serve};
 
-/// Of Auto Scaling's answers.
+/// XML namespace of the answers of Auto Scaling.
 pub const NAMESPACE: &str = "http://autoscaling.amazonaws.com/doc/2011-01-01/";
 
-/// The group, and what its processes are told.
+/// The group, and the settings of its processes.
 pub struct Setting {
     pub emulator: &'static Emulator,
     pub group: String,
-    /// Of every process.
+    /// Environment of every process.
     pub environment: Vec<(String, String)>,
-    /// That name the group to workers and to `autoscale`.
+    /// Flags that name the group to workers and to `autoscale`.
     pub flags: Vec<String>,
 }
 
-/// An Auto Scaling group and its instances. A thread carries out what the group says.
+/// An Auto Scaling group and its instances. A thread starts and terminates instances as the group demands.
 pub struct Cloud {
     pub ec2: Arc<Ec2>,
     stop: Arc<AtomicBool>,
-    carrying_out: Option<std::thread::JoinHandle<()>>,
+    reconciling: Option<std::thread::JoinHandle<()>>,
 }
 
 pub struct Ec2 {
     pub group: Arc<Group>,
     environment: Vec<(String, String)>,
     flags: Vec<String>,
-    heard: Arc<Heard>,
+    intercepted: Arc<Intercepted>,
     machines: Mutex<BTreeMap<String, Machine>>,
-    gone: Mutex<Vec<Gone>>,
+    terminated: Mutex<Vec<Terminated>>,
     directory: tempfile::TempDir,
 }
 
-/// What passed by on the way to the emulator.
+/// Calls that were intercepted on the way to the emulator.
 #[derive(Default)]
-struct Heard {
-    /// Instances that said that they have drained.
+struct Intercepted {
+    /// Instances that have completed their lifecycle hook.
     drained: Mutex<BTreeSet<String>>,
-    /// Bodies of `PutMetricData`, until somebody takes them.
+    /// Bodies of `PutMetricData`, until a test takes them.
     metrics: Mutex<Vec<Vec<u8>>>,
 }
 
-/// A group that the emulator plays.
+/// A group on the emulator.
 pub struct Group {
     emulator: &'static Emulator,
     name: String,
-    /// Looked at and changed by one at a time: a real group is, the emulator's is not.
-    turn: Mutex<()>,
+    /// Serializes reads and changes, which the emulator does not do.
+    lock: Mutex<()>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,37 +73,38 @@ struct Machine {
     metadata: Arc<Metadata>,
     metadata_address: SocketAddr,
     started: Instant,
-    is_leaving: bool,
+    is_terminating: bool,
 }
 
-/// How an instance ended.
+/// The end of an instance.
 #[derive(Debug, Clone)]
-pub struct Gone {
+pub struct Terminated {
     pub exit_code: Option<i32>,
-    pub said_drained: bool,
+    /// True if it completed its lifecycle hook before.
+    pub has_drained: bool,
 }
 
 impl Cloud {
     pub fn start(setting: Setting) -> Cloud {
         let Setting { emulator, group, environment, flags } = setting;
-        let group = Arc::new(Group { emulator, name: group, turn: Mutex::default() });
-        let heard = Arc::<Heard>::default();
-        let front = format!("http://{}", front(Arc::clone(&group), Arc::clone(&heard)));
+        let group = Arc::new(Group { emulator, name: group, lock: Mutex::default() });
+        let intercepted = Arc::<Intercepted>::default();
+        let front = format!("http://{}", front(Arc::clone(&group), Arc::clone(&intercepted)));
         let through = ["AWS_ENDPOINT_URL_AUTO_SCALING", "AWS_ENDPOINT_URL_CLOUDWATCH"];
         let through = through.map(|variable| (variable.to_owned(), front.clone()));
         let environment = [environment, through.to_vec()].concat();
         let directory = tempfile::tempdir().unwrap();
-        let (machines, gone) = (Mutex::default(), Mutex::default());
-        let ec2 = Arc::new(Ec2 { group, environment, flags, heard, machines, gone, directory });
+        let (machines, terminated) = (Mutex::default(), Mutex::default());
+        let ec2 = Arc::new(Ec2 { group, environment, flags, intercepted, machines, terminated, directory });
         let stop = Arc::new(AtomicBool::new(false));
-        let (carried, stopped) = (Arc::clone(&ec2), Arc::clone(&stop));
-        let carrying_out = std::thread::spawn(move || {
+        let (reconciled, stopped) = (Arc::clone(&ec2), Arc::clone(&stop));
+        let reconciling = std::thread::spawn(move || {
             while !stopped.load(Ordering::Acquire) {
-                carried.carry_out();
+                reconciled.reconcile();
                 std::thread::sleep(Duration::from_millis(100));
             }
         });
-        Cloud { ec2, stop, carrying_out: Some(carrying_out) }
+        Cloud { ec2, stop, reconciling: Some(reconciling) }
     }
 
     pub fn autoscale(&self, flags: &[&str]) -> Process {
@@ -114,18 +116,19 @@ impl Cloud {
         autoscale
     }
 
-    /// Instances, leaving ones too.
+    /// The number of instances, including those that are terminating.
     pub fn count(&self) -> usize {
         self.ec2.machines.lock().unwrap().len()
     }
 
-    pub fn gone(&self) -> Vec<Gone> {
-        self.ec2.gone.lock().unwrap().clone()
+    pub fn terminated(&self) -> Vec<Terminated> {
+        self.ec2.terminated.lock().unwrap().clone()
     }
 
-    pub fn want_all_back(&self) {
+    /// Announces a Spot interruption to all instances.
+    pub fn interrupt_all(&self) {
         for machine in self.ec2.machines.lock().unwrap().values() {
-            machine.metadata.is_wanted_back.store(true, Ordering::Release);
+            machine.metadata.is_interrupted.store(true, Ordering::Release);
         }
     }
 
@@ -137,27 +140,28 @@ impl Cloud {
 impl Drop for Cloud {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        if let Some(carrying_out) = self.carrying_out.take() {
-            let _ = carrying_out.join();
+        if let Some(reconciling) = self.reconciling.take() {
+            let _ = reconciling.join();
         }
     }
 }
 
 impl Ec2 {
-    /// Of each instance how long ago it started, and whether it is leaving.
+    /// For each instance, the time since its start and whether it is terminating.
     pub fn ages(&self) -> Vec<(Duration, bool)> {
         let machines = self.machines.lock().unwrap();
-        machines.values().map(|machine| (machine.started.elapsed(), machine.is_leaving)).collect()
+        machines.values().map(|machine| (machine.started.elapsed(), machine.is_terminating)).collect()
     }
 
     /// Bodies of `PutMetricData` since the last call.
     pub fn take_metrics(&self) -> Vec<Vec<u8>> {
-        std::mem::take(&mut *self.heard.metrics.lock().unwrap())
+        std::mem::take(&mut *self.intercepted.metrics.lock().unwrap())
     }
 
-    /// One round of EC2: instances that the group has got, and those that it wants no more.
-    fn carry_out(&self) {
-        // As a real group does, and moto does not: what could not be taken away, protected as it was, is tried again.
+    /// Starts the instances that the group has added, and terminates those that it has removed.
+    fn reconcile(&self) {
+        // An instance that was protected from scale-in stays. A real group tries again to remove it, which moto does
+        // not.
         let wanted = self.group.change(|size| (size.instances.len() > size.desired as usize).then_some(size.desired));
         let wanted = wanted.instances;
         let mut machines = self.machines.lock().unwrap();
@@ -166,22 +170,22 @@ impl Ec2 {
         }
         let mut ended = Vec::new();
         for (id, machine) in machines.iter_mut() {
-            if !wanted.contains(id) && !machine.is_leaving {
-                machine.is_leaving = true;
+            if !wanted.contains(id) && !machine.is_terminating {
+                machine.is_terminating = true;
                 *machine.metadata.target_state.lock().unwrap() = "Terminated";
             }
-            let said_drained = self.heard.drained.lock().unwrap().contains(id);
-            if machine.is_leaving && said_drained {
+            let has_drained = self.intercepted.drained.lock().unwrap().contains(id);
+            if machine.is_terminating && has_drained {
                 machine.worker.signal("TERM");
-                ended.push((id.clone(), Gone { exit_code: machine.worker.wait(), said_drained }));
+                ended.push((id.clone(), Terminated { exit_code: machine.worker.wait(), has_drained }));
             } else if machine.worker.has_ended() {
-                // As the service manager of an instance does.
+                // Restarts the worker, as the service manager of an instance does.
                 machine.worker = self.start_worker(id, machine.metadata_address);
             }
         }
-        for (id, gone) in ended {
+        for (id, terminated) in ended {
             machines.remove(&id);
-            self.gone.lock().unwrap().push(gone);
+            self.terminated.lock().unwrap().push(terminated);
         }
     }
 
@@ -189,12 +193,12 @@ impl Ec2 {
         let metadata = Arc::new(Metadata {
             id: id.to_owned(),
             target_state: Mutex::new("InService"),
-            is_wanted_back: AtomicBool::new(false),
+            is_interrupted: AtomicBool::new(false),
         });
         let answering = Arc::clone(&metadata);
         let metadata_address = serve(move |asked| answering.answer(asked));
         let worker = self.start_worker(id, metadata_address);
-        Machine { worker, metadata, metadata_address, started: Instant::now(), is_leaving: false }
+        Machine { worker, metadata, metadata_address, started: Instant::now(), is_terminating: false }
     }
 
     fn start_worker(&self, id: &str, metadata: SocketAddr) -> Process {
@@ -213,16 +217,16 @@ impl Ec2 {
 }
 
 impl Group {
-    /// Looks, and sets the desired capacity to what `decide` says, if anything; the group after that.
+    /// Reads the group, and sets its desired capacity if `decide` returns one. Returns the group after that.
     pub fn change(&self, decide: impl FnOnce(&Size) -> Option<u32>) -> Size {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let size = self.look();
+        let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let size = self.describe();
         let Some(desired) = decide(&size) else { return size };
         self.call("SetDesiredCapacity", &[("DesiredCapacity", &desired.to_string())]);
-        self.look()
+        self.describe()
     }
 
-    fn look(&self) -> Size {
+    fn describe(&self) -> Size {
         let answer = self.call("DescribeAutoScalingGroups", &[("AutoScalingGroupNames.member.1", &self.name)]);
         let document = roxmltree::Document::parse(&answer).unwrap();
         let texts = |name: &str| -> Vec<String> {
@@ -243,7 +247,7 @@ impl Group {
     }
 }
 
-/// One call of Auto Scaling about a group.
+/// Makes one call of Auto Scaling for a group.
 pub fn call(emulator: &Emulator, action: &str, group: &str, arguments: &[(&str, &str)]) -> String {
     let mut body = format!("Action={action}&Version=2011-01-01&AutoScalingGroupName={group}");
     for (name, value) in arguments {
@@ -256,21 +260,21 @@ pub fn call(emulator: &Emulator, action: &str, group: &str, arguments: &[(&str, 
     answer.text()
 }
 
-/// An emulator tells services by the scope of the signature, which it does not check.
+/// An authorization header. The emulator reads the service from its scope, and does not check the signature.
 pub fn scope(service: &str) -> String {
     let key = "123456789012/20260101/us-east-1";
     format!("AWS4-HMAC-SHA256 Credential={key}/{service}/aws4_request, SignedHeaders=host, Signature=0")
 }
 
-/// What an instance hears of itself.
+/// The metadata of an instance.
 struct Metadata {
     id: String,
     target_state: Mutex<&'static str>,
-    is_wanted_back: AtomicBool,
+    is_interrupted: AtomicBool,
 }
 
 impl Metadata {
-    /// Version 2 alone: without a token nothing is said.
+    /// Answers as IMDSv2: requests without a token are refused.
     fn answer(&self, asked: &ReceivedRequest) -> Answer {
         let plain = |text: &str| Answer::text(200, "text/plain", text);
         if asked.method == "PUT" && asked.path == "/latest/api/token" {
@@ -284,7 +288,7 @@ impl Metadata {
         match asked.path.as_str() {
             "/latest/meta-data/instance-id" => plain(&self.id),
             "/latest/meta-data/autoscaling/target-lifecycle-state" => plain(*self.target_state.lock().unwrap()),
-            "/latest/meta-data/spot/instance-action" if self.is_wanted_back.load(Ordering::Acquire) => {
+            "/latest/meta-data/spot/instance-action" if self.is_interrupted.load(Ordering::Acquire) => {
                 plain(r#"{"action": "terminate", "time": "2026-01-01T00:00:00Z"}"#)
             }
             _ => Answer::text(404, "text/plain", ""),
@@ -292,9 +296,9 @@ impl Metadata {
     }
 }
 
-/// Before the emulator's Auto Scaling and CloudWatch: takes the word of an instance that it has drained, which the
-/// emulator does not know, and hears what is put into metrics.
-fn front(group: Arc<Group>, heard: Arc<Heard>) -> SocketAddr {
+/// A proxy in front of the emulator's Auto Scaling and CloudWatch. It answers `CompleteLifecycleAction`, which the
+/// emulator does not have, and records `PutMetricData`.
+fn front(group: Arc<Group>, intercepted: Arc<Intercepted>) -> SocketAddr {
     serve(move |asked| {
         let body = String::from_utf8_lossy(&asked.body);
         let argument = |name: &str| {
@@ -303,21 +307,21 @@ fn front(group: Arc<Group>, heard: Arc<Heard>) -> SocketAddr {
         };
         if argument("Action").as_deref() == Some("CompleteLifecycleAction") {
             assert_eq!(argument("LifecycleHookName").as_deref(), Some("drain"));
-            heard.drained.lock().unwrap().insert(argument("InstanceId").unwrap());
+            intercepted.drained.lock().unwrap().insert(argument("InstanceId").unwrap());
             let done = format!(
                 "<CompleteLifecycleActionResponse xmlns=\"{NAMESPACE}\"><CompleteLifecycleActionResult/></CompleteLifecycleActionResponse>"
             );
             return Answer::text(200, "text/xml", done);
         }
         if asked.path.ends_with("/PutMetricData") {
-            heard.metrics.lock().unwrap().push(asked.body.clone());
+            intercepted.metrics.lock().unwrap().push(asked.body.clone());
         }
-        let _turn = group.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        hand_on(asked, group.emulator)
+        let _guard = group.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        forward(asked, group.emulator)
     })
 }
 
-fn hand_on(asked: &ReceivedRequest, emulator: &Emulator) -> Answer {
+fn forward(asked: &ReceivedRequest, emulator: &Emulator) -> Answer {
     let passed = ["accept", "authorization", "content-encoding", "content-type", "smithy-protocol", "x-amz-date"];
     let headers: Vec<(&str, &str)> = passed.into_iter().filter_map(|name| Some((name, asked.header(name)?))).collect();
     let answer: Response = request(emulator.address, &asked.method, &asked.path, &headers, &asked.body).unwrap();

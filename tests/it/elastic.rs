@@ -38,9 +38,9 @@ fn from_nothing_to_many_and_back_and_no_image_is_lost() {
         assert_eq!((job["status"].as_str(), job["attempt"].as_u64()), (Some("succeeded"), Some(1)), "{id}: {job}");
     }
     until("back to nothing", || (cloud.count() == 0).then_some(()));
-    let gone = cloud.gone();
+    let gone = cloud.terminated();
     assert!(gone.len() >= 2, "{gone:?}");
-    assert!(gone.iter().all(|machine| machine.exit_code == Some(0) && machine.said_drained), "{gone:?}");
+    assert!(gone.iter().all(|machine| machine.exit_code == Some(0) && machine.has_drained), "{gone:?}");
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn a_spot_instance_that_is_wanted_back_drains_and_takes_nothing_more() {
     cloud.ec2.group.change(|_| Some(1));
     let id = service.submit("cat.jpg", &picture("cat.jpg"));
     assert_eq!(service.finished(&id)["status"], "succeeded");
-    cloud.want_all_back();
+    cloud.interrupt_all();
     // As systemd does, the harness starts it again.
     until("a worker that takes nothing", || cloud.logs().contains("nothing is received").then_some(()));
     let waiting = service.submit("cat.jpg", &picture("cat.jpg"));

@@ -1,4 +1,4 @@
-//! Emulators of AWS: one process each for the whole run of this test binary, on a free loopback port.
+//! Emulators of AWS. Each is one process for the whole run of the test binary, on a free loopback port.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,52 +8,52 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{PATIENCE, free_port, request};
 
-/// Where `scripts/emulators/install` puts them, unless this variable names another place.
-const PLACE: &str = "IMGCLS_EMULATORS";
-/// What `scripts/emulators/start` tells SeaweedFS to accept.
+/// Environment variable with the folder of the emulators, if it is not where `scripts/emulators/install` puts them.
+const FOLDER_VARIABLE: &str = "IMGCLS_EMULATORS";
+/// The credentials that `scripts/emulators/start` configures for SeaweedFS.
 pub const ACCESS_KEY: &str = "imgcls-test";
 const SECRET_KEY: &str = "imgcls-test-secret";
 
 pub struct Emulator {
     pub address: SocketAddr,
-    /// Ends when its standard input closes, that is with this process, however that ends.
+    /// Exits when its standard input closes, and so with this process, however that ends.
     _server: Child,
 }
 
-/// SQS, S3 and STS.
+/// moto, for SQS, S3 and STS.
 pub fn moto() -> &'static Emulator {
     static MOTO: OnceLock<Emulator> = OnceLock::new();
     MOTO.get_or_init(|| Emulator::start("moto"))
 }
 
-/// One more, for stacks: it holds few queues, since planning asks each for its tags.
+/// A second moto, for stacks. It holds few queues, since a plan reads the tags of each.
 pub fn moto_of_stacks() -> &'static Emulator {
     static MOTO: OnceLock<Emulator> = OnceLock::new();
     MOTO.get_or_init(|| Emulator::start("moto"))
 }
 
-/// SQS, S3 and STS, from another hand.
+/// ministack, for SQS, S3 and STS.
 pub fn ministack() -> &'static Emulator {
     static MINISTACK: OnceLock<Emulator> = OnceLock::new();
     MINISTACK.get_or_init(|| Emulator::start("ministack"))
 }
 
-/// One more, for stacks, as of moto.
+/// A second ministack, for stacks.
 pub fn ministack_of_stacks() -> &'static Emulator {
     static MINISTACK: OnceLock<Emulator> = OnceLock::new();
     MINISTACK.get_or_init(|| Emulator::start("ministack"))
 }
 
-/// S3 that checks signatures and policies.
+/// SeaweedFS, an S3 that checks signatures and policies.
 pub fn seaweedfs() -> &'static Emulator {
     static SEAWEEDFS: OnceLock<Emulator> = OnceLock::new();
     SEAWEEDFS.get_or_init(|| Emulator::start("seaweedfs"))
 }
 
 impl Emulator {
-    /// For a test of its own; it ends with the value.
+    /// Starts an emulator for one test. It ends when the value is dropped.
     pub fn start(name: &str) -> Emulator {
-        // One after the other: each looks for free ports of its own.
+        // Emulators start one after the other, since each looks for free ports.
         static STARTING: Mutex<()> = Mutex::new(());
         let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -82,7 +82,7 @@ impl Emulator {
         format!("http://{}", self.address)
     }
 
-    /// The environment of a client of this emulator and of nothing else.
+    /// The environment of a client that uses this emulator only.
     pub fn environment(&self) -> Vec<(String, String)> {
         let mut environment = credentials();
         environment.extend(pairs(&[("AWS_ENDPOINT_URL", &self.url()), ("AWS_REGION", "us-east-1")]));
@@ -90,13 +90,13 @@ impl Emulator {
     }
 }
 
-/// The credentials that every emulator accepts; no profile and no instance says others.
+/// Credentials that every emulator accepts, with all other sources of credentials disabled.
 pub fn credentials() -> Vec<(String, String)> {
     let keys = pairs(&[("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)]);
     [keys, nothing_else()].concat()
 }
 
-/// Keeps the AWS configuration of whoever runs the tests away from them.
+/// Hides the AWS configuration of the user who runs the tests.
 pub fn nothing_else() -> Vec<(String, String)> {
     pairs(&[
         ("AWS_CONFIG_FILE", "/dev/null"),
@@ -109,16 +109,16 @@ fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-/// The interpreter that has the emulators, and boto3.
+/// The Python interpreter with the emulators and boto3.
 pub fn python() -> PathBuf {
-    let place = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/emulators");
-    let python = std::env::var_os(PLACE).map_or(place, PathBuf::from).join("bin/python");
+    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/emulators");
+    let python = std::env::var_os(FOLDER_VARIABLE).map_or(default, PathBuf::from).join("bin/python");
     let missing = "run scripts/emulators/install (scripts/test does), or set";
-    assert!(python.exists(), "{} is missing: {missing} {PLACE}", python.display());
+    assert!(python.exists(), "{} is missing: {missing} {FOLDER_VARIABLE}", python.display());
     python
 }
 
-/// Whether something there speaks HTTP; a refusal is an answer.
+/// Returns whether an HTTP server answers there. Client errors count as answers.
 fn answers(address: SocketAddr) -> bool {
     request(address, "GET", "/", &[], b"").is_ok_and(|response| response.status < 500)
 }

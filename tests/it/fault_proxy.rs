@@ -1,8 +1,9 @@
-//! Stands between clients of AWS and an emulator, and does what networks and services do on a bad day.
+//! A proxy between clients of AWS and an emulator that injects faults of networks and services.
 //!
-//! Each client gets a door of its own, an address on a free port, so that what it tries is told from what others try.
-//! Requests pass as they are: they are signed, host name included. What becomes of a call is drawn by chance from a
-//! seed and its operation, so that the n-th call of an operation has the same fate in every run. All calls are kept.
+//! Each client gets a door of its own, an address on a free port, so that calls can be attributed to clients. Requests
+//! are forwarded unchanged, since they are signed, host name included. The disposition of a call is drawn at random
+//! from a seed and its operation, so that the n-th call of an operation has the same disposition in every run. All
+//! calls are recorded.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,41 +25,41 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-/// What the proxy does until told otherwise.
+/// The faults that the proxy injects.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
-    /// Before each call is dealt with.
+    /// Delay before each call.
     pub latency: Duration,
-    /// Shares of all calls, each 0 to 1: the connection is reset and nothing is performed,
+    /// Share of calls whose connection is reset and which are not performed, from 0 to 1.
     pub resets: f64,
-    /// the service refuses by a fault of its own, or for there being too many calls,
+    /// Share of calls that fail with a server error or are throttled.
     pub refusals: f64,
-    /// the call is performed and the connection is cut in place of an answer.
+    /// Share of calls that are performed, but whose connection is closed instead of an answer.
     pub lost_answers: f64,
-    /// Operations whose calls hang as long as this plan holds.
+    /// Operations whose calls hang while this plan is active.
     pub stalled: &'static [&'static str],
-    /// Connections that stand are reset, and so is every new one.
+    /// Existing connections are reset, and so is every new one.
     pub unreachable: bool,
 }
 
-/// What became of a call.
+/// The disposition of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
+pub enum Disposition {
     Passed,
     Reset,
     Refused,
     AnswerLost,
-    /// A connection, while nobody was to be reached.
-    TurnedAway,
+    /// A connection that was reset because the plan says unreachable.
+    Unreachable,
 }
 
 #[derive(Debug, Clone)]
 pub struct Call {
     pub at: Instant,
     pub door: usize,
-    /// As AWS names it; `PutObjectOnce` is a put with `If-None-Match`. Empty for a connection that was turned away.
+    /// The name that AWS uses. `PutObjectOnce` is a put with `If-None-Match`. Empty for a connection that was reset.
     pub operation: String,
-    pub fate: Fate,
+    pub disposition: Disposition,
 }
 
 pub struct FaultProxy {
@@ -67,7 +68,7 @@ pub struct FaultProxy {
     doors: Mutex<usize>,
 }
 
-/// The way in of one client.
+/// The address of one client.
 pub struct Door {
     pub url: String,
     pub number: usize,
@@ -77,7 +78,7 @@ struct Shared {
     emulator: SocketAddr,
     seed: u64,
     plan: watch::Sender<Plan>,
-    /// Chance, by operation.
+    /// Random number generators, by operation.
     dice: Mutex<HashMap<String, StdRng>>,
     calls: Mutex<Vec<Call>>,
 }
@@ -100,13 +101,13 @@ impl FaultProxy {
         Door { url, number }
     }
 
-    /// From now on; when that was.
+    /// Follows another plan from now on. Returns the time of the change.
     pub fn follow(&self, plan: Plan) -> Instant {
         self.shared.plan.send_replace(plan);
         Instant::now()
     }
 
-    /// All calls so far.
+    /// All calls recorded so far.
     pub fn calls(&self) -> Vec<Call> {
         lock(&self.shared.calls).clone()
     }
@@ -120,7 +121,7 @@ impl Shared {
     async fn open(self: Arc<Self>, door: usize, listener: TcpListener) {
         while let Ok((stream, _)) = listener.accept().await {
             if self.plan.borrow().unreachable {
-                self.keep(door, String::new(), Fate::TurnedAway);
+                self.record(door, String::new(), Disposition::Unreachable);
                 let _ = stream.set_zero_linger();
                 continue;
             }
@@ -129,8 +130,8 @@ impl Shared {
     }
 
     async fn serve(self: Arc<Self>, door: usize, stream: TcpStream) {
-        // A second handle on the connection, to reset it when the first has been dropped.
-        let Ok((stream, handle)) = twins(stream) else { return };
+        // A second handle of the connection, which resets it after the first has been dropped.
+        let Ok((stream, handle)) = duplicate(stream) else { return };
         let shared = Arc::clone(&self);
         let service = service_fn(move |request| Arc::clone(&shared).answer(door, request));
         let mut plan = self.plan.subscribe();
@@ -143,32 +144,32 @@ impl Shared {
         }
     }
 
-    async fn answer(self: Arc<Self>, door: usize, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Cut> {
+    async fn answer(self: Arc<Self>, door: usize, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Closed> {
         let operation = operation(&request);
         let plan = self.plan.borrow().clone();
-        let (fate, chance) = self.draw(&plan, &operation);
-        self.keep(door, operation.clone(), fate);
+        let (disposition, chance) = self.draw(&plan, &operation);
+        self.record(door, operation.clone(), disposition);
         let (head, body) = request.into_parts();
-        let body = body.collect().await.map_err(|_| Cut)?.to_bytes();
+        let body = body.collect().await.map_err(|_| Closed)?.to_bytes();
         tokio::time::sleep(plan.latency).await;
         if plan.stalled.contains(&operation.as_str()) {
             let is_over = |plan: &Plan| !plan.stalled.contains(&operation.as_str());
             let _ = self.plan.subscribe().wait_for(is_over).await;
         }
         let request = Request::from_parts(head, Full::new(body));
-        match fate {
-            Fate::Passed => self.forward(request).await,
-            Fate::Refused => Ok(refusal(&request, chance)),
-            Fate::AnswerLost => {
+        match disposition {
+            Disposition::Passed => self.forward(request).await,
+            Disposition::Refused => Ok(refusal(&request, chance)),
+            Disposition::AnswerLost => {
                 self.forward(request).await?;
-                Err(Cut)
+                Err(Closed)
             }
-            Fate::Reset | Fate::TurnedAway => Err(Cut),
+            Disposition::Reset | Disposition::Unreachable => Err(Closed),
         }
     }
 
-    /// A fate, and a number to choose further by.
-    fn draw(&self, plan: &Plan, operation: &str) -> (Fate, u32) {
+    /// Draws a disposition, and a number for further choices.
+    fn draw(&self, plan: &Plan, operation: &str) -> (Disposition, u32) {
         let mut dice = lock(&self.dice);
         let dice = dice.entry(operation.to_owned()).or_insert_with(|| {
             let mut hasher = DefaultHasher::new();
@@ -176,30 +177,30 @@ impl Shared {
             StdRng::seed_from_u64(hasher.finish())
         });
         let (share, chance) = (dice.random::<f64>(), dice.random());
-        let fate = if share < plan.resets {
-            Fate::Reset
+        let disposition = if share < plan.resets {
+            Disposition::Reset
         } else if share < plan.resets + plan.refusals {
-            Fate::Refused
+            Disposition::Refused
         } else if share < plan.resets + plan.refusals + plan.lost_answers {
-            Fate::AnswerLost
+            Disposition::AnswerLost
         } else {
-            Fate::Passed
+            Disposition::Passed
         };
-        (fate, chance)
+        (disposition, chance)
     }
 
-    fn keep(&self, door: usize, operation: String, fate: Fate) {
-        lock(&self.calls).push(Call { at: Instant::now(), door, operation, fate });
+    fn record(&self, door: usize, operation: String, disposition: Disposition) {
+        lock(&self.calls).push(Call { at: Instant::now(), door, operation, disposition });
     }
 
-    async fn forward(&self, request: Request<Full<Bytes>>) -> Result<Response<Full<Bytes>>, Cut> {
-        let stream = TcpStream::connect(self.emulator).await.map_err(|_| Cut)?;
+    async fn forward(&self, request: Request<Full<Bytes>>) -> Result<Response<Full<Bytes>>, Closed> {
+        let stream = TcpStream::connect(self.emulator).await.map_err(|_| Closed)?;
         let (mut emulator, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|_| Cut)?;
-        // Ends with the answer, or when the client has gone.
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|_| Closed)?;
+        // Ends with the answer, or when the emulator closes the connection.
         let answer = async {
-            let (head, body) = emulator.send_request(request).await.map_err(|_| Cut)?.into_parts();
-            let body = body.collect().await.map_err(|_| Cut)?.to_bytes();
+            let (head, body) = emulator.send_request(request).await.map_err(|_| Closed)?.into_parts();
+            let body = body.collect().await.map_err(|_| Closed)?.to_bytes();
             Ok(Response::from_parts(head, Full::new(body)))
         };
         tokio::pin!(answer);
@@ -214,23 +215,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn twins(stream: TcpStream) -> std::io::Result<(TcpStream, TcpStream)> {
+fn duplicate(stream: TcpStream) -> std::io::Result<(TcpStream, TcpStream)> {
     let stream = stream.into_std()?;
-    let twin = stream.try_clone()?;
-    Ok((TcpStream::from_std(stream)?, TcpStream::from_std(twin)?))
+    let second = stream.try_clone()?;
+    Ok((TcpStream::from_std(stream)?, TcpStream::from_std(second)?))
 }
 
-/// In place of an answer: the connection ends.
+/// The connection is closed instead of an answer.
 #[derive(Debug)]
-struct Cut;
+struct Closed;
 
-impl fmt::Display for Cut {
+impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the connection is cut")
+        f.write_str("the connection is closed")
     }
 }
 
-impl std::error::Error for Cut {}
+impl std::error::Error for Closed {}
 
 fn operation<B>(request: &Request<B>) -> String {
     let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
@@ -251,7 +252,7 @@ fn operation<B>(request: &Request<B>) -> String {
     name.to_owned()
 }
 
-/// Each service in its own form.
+/// An error in the protocol of the service.
 fn refusal(request: &Request<Full<Bytes>>, chance: u32) -> Response<Full<Bytes>> {
     let choose = |refusals: &[(u16, &'static str)]| refusals[chance as usize % refusals.len()];
     let (status, content_type, body) = if request.headers().contains_key("x-amz-target") {
@@ -264,7 +265,7 @@ fn refusal(request: &Request<Full<Bytes>>, chance: u32) -> Response<Full<Bytes>>
         let head = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n";
         let body =
             format!("{head}<Error><Code>{code}</Code><Message>a bad day</Message><RequestId>0</RequestId></Error>");
-        // The answer to a HEAD has none.
+        // An answer to HEAD has no body.
         (status, "application/xml", if request.method() == Method::HEAD { String::new() } else { body })
     };
     let response = Response::builder()

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::emulators::{Emulator, ministack, moto};
-use crate::fault_proxy::{Call, Door, Fate, FaultProxy, Plan};
+use crate::fault_proxy::{Call, Disposition, Door, FaultProxy, Plan};
 use crate::harness::{Process, Response, Service, label_of, picture, request, until};
 use crate::legacy_tiers::Stage;
 
@@ -222,8 +222,8 @@ fn five_hundred_jobs_on_a_bad_day_are_each_answered_once() {
     let operations =
         ["SendMessageBatch", "ReceiveMessage", "DeleteMessageBatch", "PutObject", "PutObjectOnce", "GetObject"];
     for operation in operations {
-        let of = |fate| fleet.proxy.count(|call| call.operation == operation && call.fate == fate);
-        let counts = [Fate::Passed, Fate::Reset, Fate::Refused, Fate::AnswerLost].map(of);
+        let of = |fate| fleet.proxy.count(|call| call.operation == operation && call.disposition == fate);
+        let counts = [Disposition::Passed, Disposition::Reset, Disposition::Refused, Disposition::AnswerLost].map(of);
         println!("{operation}: {counts:?}");
         assert!(counts.iter().all(|count| *count > 0), "{operation}: {counts:?}");
     }
@@ -305,7 +305,7 @@ fn expect_few_tries(proxy: &FaultProxy, door: &Door, cut_at: Instant, back_at: I
     let calls = proxy.calls();
     let tries: Vec<Duration> = calls
         .iter()
-        .filter(|call| call.door == door.number && call.fate == Fate::TurnedAway)
+        .filter(|call| call.door == door.number && call.disposition == Disposition::Unreachable)
         .map(|call| call.at - cut_at)
         .collect();
     println!("door {}: {tries:?}", door.number);
@@ -340,7 +340,8 @@ fn a_drain_gives_back_what_is_held(emulator: &'static Emulator) {
     until("a worker that holds all it can", || (fleet.proxy.count(fetched) >= HELD).then_some(()));
     let web = fleet.webs[1];
     let caller = thread::spawn(move || request(web, "POST", "/v1/classify?wait=60", &[], &image).unwrap());
-    let sends = |call: &Call| call.door == 1 && call.operation == "SendMessageBatch" && call.fate == Fate::Passed;
+    let sends =
+        |call: &Call| call.door == 1 && call.operation == "SendMessageBatch" && call.disposition == Disposition::Passed;
     until("a caller that waits", || (fleet.proxy.count(sends) > 0).then_some(()));
     assert_eq!(fleet.reply_queues(), 2);
 

@@ -1,4 +1,4 @@
-//! Two web tiers and two workers on SQS and S3 as an emulator plays them, while one of each is killed.
+//! Two web tiers and two workers on emulated SQS and S3, while one of each is killed.
 
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -10,16 +10,16 @@ use crate::harness::{label_of, picture, request, until};
 use crate::legacy_tiers::Stage;
 
 const IMAGES: usize = 1_000;
-/// These share one file name.
-const NAMESAKES: usize = 100;
+/// Number of images that share one file name.
+const SAME_NAME: usize = 100;
 const CLIENTS: usize = 16;
 const PICTURES: [&str; 5] = ["rocket.jpg", "cup.jpg", "cat.jpg", "rgb.png", "lossy.webp"];
-/// Answers after which a worker and a web tier are killed.
+/// Numbers of answers after which a worker and a web tier are killed.
 const WORKER_DIES_AT: usize = 300;
 const WEB_DIES_AT: usize = 500;
 
 #[test]
-fn every_caller_that_is_still_there_gets_its_own_answer() {
+fn every_remaining_caller_gets_its_own_answer_when_tiers_are_killed() {
     let stage = Stage::new(ministack());
     let mut service = stage.service_with(2, &[], &["--visibility-timeout", "5s"]);
     let webs = [service.address, service.add_web()];
@@ -42,7 +42,7 @@ fn every_caller_that_is_still_there_gets_its_own_answer() {
         until("answers before a web tier dies", || answered(WEB_DIES_AT).then_some(()));
         service.other_webs[0].kill();
     });
-    // At most one request of each client was on its way to the web tier that died.
+    // At most one request of each client was in flight to the web tier that was killed.
     let cut_off = crowd.cut_off.load(Ordering::Acquire);
     assert!((1..=CLIENTS).contains(&cut_off), "{cut_off} callers were cut off");
     let accepted = crowd.accepted.into_inner().unwrap();
@@ -56,7 +56,7 @@ fn every_caller_that_is_still_there_gets_its_own_answer() {
     assert_eq!(dead_letters.unwrap()["visible"], 0, "{depth}");
 }
 
-/// Callers in step: each takes the next image and asks the web tier whose turn it is, as long as that lives.
+/// Concurrent callers. Each takes the next image, and alternates between the web tiers while both live.
 struct Crowd {
     webs: [SocketAddr; 2],
     pictures: [(Vec<u8>, String); 5],
@@ -64,7 +64,7 @@ struct Crowd {
     answered: AtomicUsize,
     cut_off: AtomicUsize,
     both_live: AtomicBool,
-    /// Ids that were told, and the labels that they must get.
+    /// Accepted ids, each with its expected label.
     accepted: Mutex<Vec<(String, String)>>,
 }
 
@@ -85,10 +85,10 @@ impl Crowd {
         }
     }
 
-    /// Whether the web tier lived to answer.
+    /// Returns false if the web tier died before it answered.
     fn ask(&self, web: SocketAddr, index: usize) -> bool {
         let (image, label) = &self.pictures[index % self.pictures.len()];
-        let name = if index < NAMESAKES { "one name.jpg".to_owned() } else { format!("{index}.jpg") };
+        let name = if index < SAME_NAME { "one name.jpg".to_owned() } else { format!("{index}.jpg") };
         let disposition = format!("attachment; filename=\"{name}\"");
         let headers = [("Content-Disposition", disposition.as_str())];
         let waits = index % 4 < 3;

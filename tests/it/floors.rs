@@ -8,7 +8,7 @@ const FLOORS: [(u8, &[&str]); 7] = [
     (0, &["clock", "protocol", "retry", "scaling", "stats", "workload"]),
     (1, &["aws", "config", "readiness", "shutdown", "sqlite", "telemetry"]),
     (2, &["instance", "model", "queue", "store"]),
-    (3, &["autoscale", "loadgen", "provision", "retention", "web", "worker"]),
+    (3, &["autoscaler", "loadgen", "provision", "retention", "web", "worker"]),
     (4, &["classify", "data", "queues", "simulate", "tune", "up"]),
     (5, &["cli"]),
     (6, &["main"]),
@@ -23,7 +23,7 @@ const CRATES: [(&str, &[&str]); 7] = [
     ("plotters", &["simulate/plot.rs"]),
     ("rusqlite", &["sqlite/", "queue/sqlite", "store/sqlite"]),
     ("opentelemetry*", &["telemetry/trace.rs"]),
-    ("aws_*", &["aws/", "queue/sqs/", "store/s3.rs", "instance/aws.rs", "provision/aws", "autoscale/aws.rs"]),
+    ("aws_*", &["aws/", "queue/sqs/", "store/s3.rs", "instance/aws.rs", "provision/aws", "autoscaler/aws.rs"]),
 ];
 
 /// The lints deny unsafe code; whoever allows it has its reasons on one page.

@@ -1,14 +1,12 @@
-//! The pool of worker processes: who starts, who ends, and that none is left over. The workers here are shell scripts
+//! The pool of worker processes: which start, which end, and that none is left over. The workers here are shell scripts
 //! that keep the three-pipe protocol of `imgcls worker`.
 
 use std::fs;
+use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use imgcls::autoscale::{
-    self,
-    local::{DRAIN_TIMEOUT, Pool, WorkerCommand},
-};
+use imgcls::autoscaler::{self, DRAIN_TIMEOUT, WorkerCommand, WorkerPool};
 use imgcls::config::Backend;
 use imgcls::queue::{self, Outgoing, QueueAttributes};
 use imgcls::scaling::{Bounds, Policy, StepPolicy};
@@ -69,9 +67,9 @@ async fn ready(watch: &mut watch::Receiver<usize>, count: usize) {
     reached.expect("in time").expect("the pool holds the sender");
 }
 
-fn pool(command: WorkerCommand) -> (Pool, watch::Receiver<usize>) {
+fn pool(command: WorkerCommand) -> (WorkerPool, watch::Receiver<usize>) {
     let (sender, receiver) = watch::channel(0);
-    (Pool::new(command, DRAIN_TIMEOUT, sender), receiver)
+    (WorkerPool::new(command, DRAIN_TIMEOUT, sender), receiver)
 }
 
 /// Ready at once, ends when its standard input closes.
@@ -129,7 +127,7 @@ async fn what_a_person_must_mend_ends_the_pool_with_one_reason() {
     let (mut refused, _watch) = pool(usage.worker("exit 2"));
     refused.resize(1);
     let error = format!("{:#}", refused.failure().await);
-    assert!(error.contains("refuses its settings") && error.contains("exit status: 2"), "{error}");
+    assert!(error.contains("rejects its settings") && error.contains("exit status: 2"), "{error}");
     assert_eq!(usage.pids().len(), 1);
 
     let broken = Nest::new();
@@ -166,7 +164,7 @@ async fn a_worker_that_does_not_end_is_killed_with_all_it_started() {
     let nest = Nest::new();
     let (sender, mut watch) = watch::channel(0);
     let command = nest.worker("sh -c 'echo $$; exec sleep 1000' >> $nest/pids & echo ready; wait");
-    let mut pool = Pool::new(command, Duration::from_millis(50), sender);
+    let mut pool = WorkerPool::new(command, Duration::from_millis(50), sender);
     pool.resize(1);
     ready(&mut watch, 1).await;
     until("its child lives", || nest.pids().len() == 2).await;
@@ -189,7 +187,7 @@ async fn the_loop_follows_the_queue_out_and_in_and_ends_all() {
     let nest = Nest::new();
     let queues = queue::open(&Backend::Local { data_dir: nest.path().join("data") }).await.expect("a queue file");
     let requests = queues.create("requests", &QueueAttributes::default()).await.expect("a queue");
-    let config = autoscale::Config {
+    let config = autoscaler::Config {
         policy: Policy::Step(StepPolicy {
             scale_out_above: 2,
             scale_out_period: Duration::ZERO,
@@ -202,7 +200,7 @@ async fn the_loop_follows_the_queue_out_and_in_and_ends_all() {
     let shutdown = CancellationToken::new();
     let (pool, mut watch) = pool(nest.worker(OBEDIENT));
     let (stop, messages) = (shutdown.clone(), requests.clone());
-    let looping = tokio::spawn(async move { autoscale::run(config, requests.as_ref(), pool, stop).await });
+    let looping = tokio::spawn(async move { autoscaler::run(config, requests.as_ref(), pending(), pool, stop).await });
 
     messages.send(&[Outgoing::new("one")]).await.expect("sent");
     ready(&mut watch, 1).await;
@@ -224,16 +222,36 @@ async fn requests_that_are_refused_bring_another_worker() {
     let requests = queues.create("requests", &QueueAttributes::default()).await.expect("a queue");
     let policy = StepPolicy { scale_out_period: Duration::ZERO, ..StepPolicy::ORIGINAL };
     let bounds = Bounds::new(1, 2).expect("valid bounds");
-    let config = autoscale::Config { policy: Policy::Step(policy), bounds, service_time: None };
+    let config = autoscaler::Config { policy: Policy::Step(policy), bounds, service_time: None };
     let shutdown = CancellationToken::new();
     let (pool, mut watch) = pool(nest.worker(OBEDIENT));
     let (stop, refused) = (shutdown.clone(), pool.refused());
-    let looping = tokio::spawn(async move { autoscale::run(config, requests.as_ref(), pool, stop).await });
+    let looping = tokio::spawn(async move { autoscaler::run(config, requests.as_ref(), pending(), pool, stop).await });
     ready(&mut watch, 1).await;
     refused.fetch_add(100, std::sync::atomic::Ordering::Relaxed);
     ready(&mut watch, 2).await;
     shutdown.cancel();
     looping.await.expect("no panic").expect("an orderly end");
+}
+
+#[tokio::test]
+async fn failure_of_the_queues_drains_the_pool_and_ends_the_loop_with_the_reason() {
+    let nest = Nest::new();
+    let queues = queue::open(&Backend::Local { data_dir: nest.path().join("data") }).await.expect("a queue file");
+    let requests = queues.create("requests", &QueueAttributes::default()).await.expect("a queue");
+    let bounds = Bounds::new(1, 1).expect("valid bounds");
+    let config = autoscaler::Config { policy: Policy::Step(StepPolicy::ORIGINAL), bounds, service_time: None };
+    let (pool, mut watch) = pool(nest.worker(OBEDIENT));
+    let (fail, failure) = tokio::sync::oneshot::channel::<String>();
+    let failure = async { failure.await.expect("the sender lives until it has sent") };
+    let looping = autoscaler::run(config, requests.as_ref(), failure, pool, CancellationToken::new());
+    let failing = async {
+        ready(&mut watch, 1).await;
+        fail.send("the disk is full".to_owned()).expect("the loop runs");
+    };
+    let (ended, ()) = tokio::join!(looping, failing);
+    assert_eq!(ended.expect_err("the queues have failed").to_string(), "the disk is full");
+    nest.all_gone().await;
 }
 
 /// Else the end of this process would not close it.
@@ -266,11 +284,11 @@ async fn the_service_time_is_what_the_workers_say() {
     let nest = Nest::new();
     let script = "echo ready; echo worked 10 1000000; echo a stray line; exec cat > /dev/null";
     let (mut pool, mut watch) = pool(nest.worker(script));
-    assert_eq!(pool.service_time(), None);
+    assert_eq!(pool.service_time().long_term(), None);
     pool.resize(2);
     ready(&mut watch, 2).await;
     let told = Duration::from_millis(100);
-    until("they have said it", || pool.service_time() == Some(told)).await;
+    until("they have said it", || pool.service_time().long_term() == Some(told)).await;
     pool.drain().await;
     nest.all_gone().await;
 }

@@ -1,4 +1,4 @@
-//! Alarms and the dashboard.
+//! The alarms and the dashboard of a stack.
 
 use std::collections::BTreeSet;
 
@@ -8,31 +8,32 @@ use aws_sdk_cloudwatch::types::{
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
-use super::{Attributes, CONCURRENT_CALLS, Cloud, at, integer, owner_by_tags, text};
-use crate::provision::inventory::{Found, Owner};
+use super::client::{Attributes, CONCURRENT_CALLS, Cloud, integer, member, owner_by_tags, text};
+use crate::provision::arns::Arns;
+use crate::provision::inventory::{FoundResource, Owner};
+use crate::provision::names::{ResourceNames, dashboard_mark};
 use crate::provision::resource::{Kind, Resource, label, number, our_tags, properties, tags_of};
-use crate::provision::roles::Arns;
-use crate::provision::stack::{Fleet, Stack, dashboard_mark};
+use crate::provision::stack::Stack;
 
 impl Cloud {
-    pub(super) async fn observe_watch(&self, stack: &Stack) -> anyhow::Result<Vec<Found>> {
+    pub(super) async fn observe_cloudwatch(&self, stack: &Stack) -> anyhow::Result<Vec<FoundResource>> {
         let mut found = self.observe_alarms(stack).await?;
         found.extend(self.observe_dashboard(stack).await?);
         Ok(found)
     }
 
-    async fn observe_alarms(&self, stack: &Stack) -> anyhow::Result<Vec<Found>> {
+    async fn observe_alarms(&self, stack: &Stack) -> anyhow::Result<Vec<FoundResource>> {
         let alarms = self.alarms().await?;
-        // Tags are a call an alarm: asked only of those that may be the stack's.
+        // Reading tags takes a call for each alarm, so only candidates are read.
         let names: BTreeSet<&str> = stack.resources.iter().map(|resource| resource.name.as_str()).collect();
-        let may_be_ours = |alarm: &&MetricAlarm| {
+        let is_candidate = |alarm: &&MetricAlarm| {
             let name = alarm.alarm_name.as_deref().unwrap_or_default();
-            names.contains(name) || is_about(alarm, &names)
+            names.contains(name) || reads_metric_of(alarm, &names)
         };
-        let looks = alarms.iter().filter(may_be_ours).map(|alarm| self.look_at_alarm(stack, alarm));
-        let looked: Vec<_> = futures::stream::iter(looks).buffer_unordered(CONCURRENT_CALLS).collect().await;
-        let looked: Vec<Option<Found>> = looked.into_iter().collect::<Result<_, _>>()?;
-        Ok(looked.into_iter().flatten().collect())
+        let observed = alarms.iter().filter(is_candidate).map(|alarm| self.observe_alarm(stack, alarm));
+        let observed: Vec<_> = futures::stream::iter(observed).buffer_unordered(CONCURRENT_CALLS).collect().await;
+        let observed: Vec<Option<FoundResource>> = observed.into_iter().collect::<Result<_, _>>()?;
+        Ok(observed.into_iter().flatten().collect())
     }
 
     pub(super) async fn alarms(&self) -> anyhow::Result<Vec<MetricAlarm>> {
@@ -45,7 +46,7 @@ impl Cloud {
         Ok(alarms)
     }
 
-    async fn look_at_alarm(&self, stack: &Stack, alarm: &MetricAlarm) -> anyhow::Result<Option<Found>> {
+    async fn observe_alarm(&self, stack: &Stack, alarm: &MetricAlarm) -> anyhow::Result<Option<FoundResource>> {
         let name = alarm.alarm_name.as_deref().unwrap_or_default();
         let own = Arns::new(&stack.account, &stack.region).alarm(name);
         let arn = alarm.alarm_arn.clone().unwrap_or(own);
@@ -59,11 +60,11 @@ impl Cloud {
         }
         let mut members = alarm_to_json(alarm);
         members["Tags"] = our_tags(pairs());
-        Ok(Some(Found::new(Kind::Alarm, name, owner, members).with("Arn", arn)))
+        Ok(Some(FoundResource::new(Kind::Alarm, name, owner, members).with("Arn", arn)))
     }
 
-    async fn observe_dashboard(&self, stack: &Stack) -> anyhow::Result<Option<Found>> {
-        let name = Fleet::of(&stack.name).dashboard;
+    async fn observe_dashboard(&self, stack: &Stack) -> anyhow::Result<Option<FoundResource>> {
+        let name = ResourceNames::of(&stack.name).dashboard;
         let answer = self.cloudwatch.get_dashboard().dashboard_name(&name).send().await;
         let answer = self.if_there("cloudwatch:GetDashboard", &label(Kind::Dashboard, &name), answer)?;
         Ok(answer.and_then(|answer| answer.dashboard_body).map(|body| {
@@ -72,13 +73,17 @@ impl Cloud {
             let widgets = json["widgets"].as_array();
             let marks = widgets.into_iter().flatten().filter_map(|widget| widget["properties"]["markdown"].as_str());
             let owner = if marks.into_iter().any(|text| text == mark) { Owner::This } else { Owner::Nobody };
-            // Written anew, so that space and order do not count.
+            // Serialized again, so that white space and order do not count as differences.
             let body = if json.is_null() { body } else { json.to_string() };
-            Found::new(Kind::Dashboard, &name, owner, json!({"DashboardBody": body}))
+            FoundResource::new(Kind::Dashboard, &name, owner, json!({"DashboardBody": body}))
         }))
     }
 
-    pub(super) async fn put_alarm(&self, resource: &Resource, found: Option<&Found>) -> anyhow::Result<Attributes> {
+    pub(super) async fn put_alarm(
+        &self,
+        resource: &Resource,
+        found: Option<&FoundResource>,
+    ) -> anyhow::Result<Attributes> {
         let (name, what) = (resource.name.as_str(), resource.label());
         let get = |property: &str| resource.properties.get(property);
         let word = |property: &str| get(property).map(text);
@@ -107,7 +112,7 @@ impl Cloud {
             .set_metrics(metrics)
             .set_tags(Some(tags.clone()));
         self.done("cloudwatch:PutMetricAlarm", &what, call.send().await)?;
-        // Of an alarm that stands the call before does not change the tags.
+        // The call above sets tags on creation only.
         if let Some(arn) = found.and_then(|found| found.attributes.get("Arn")) {
             let call = self.cloudwatch.tag_resource().resource_arn(arn).set_tags(Some(tags)).send();
             self.done("cloudwatch:TagResource", &what, call.await)?;
@@ -116,7 +121,7 @@ impl Cloud {
     }
 
     pub(super) async fn put_dashboard(&self, resource: &Resource) -> anyhow::Result<Attributes> {
-        let body = text(at(resource, &["DashboardBody"])?);
+        let body = text(member(resource, &["DashboardBody"])?);
         let call = self.cloudwatch.put_dashboard().dashboard_name(&resource.name).dashboard_body(body).send();
         self.done("cloudwatch:PutDashboard", &resource.label(), call.await)?;
         Ok(Vec::new())
@@ -133,15 +138,15 @@ impl Cloud {
     }
 }
 
-/// Whether an alarm looks at something of these names.
-fn is_about(alarm: &MetricAlarm, names: &BTreeSet<&str>) -> bool {
+/// Returns whether an alarm reads a metric of a resource with one of these names.
+fn reads_metric_of(alarm: &MetricAlarm, names: &BTreeSet<&str>) -> bool {
     let own = alarm.dimensions().iter();
     let of_metrics = alarm.metrics().iter().filter_map(|query| query.metric_stat.as_ref()?.metric.as_ref());
     let all = own.chain(of_metrics.flat_map(Metric::dimensions));
     all.filter_map(|dimension| dimension.value.as_deref()).any(|value| names.contains(value))
 }
 
-/// As CloudFormation writes it.
+/// The properties of an alarm, in CloudFormation's form.
 pub(super) fn alarm_to_json(alarm: &MetricAlarm) -> Value {
     let metrics: Vec<Value> = alarm.metrics().iter().map(query_to_json).collect();
     let dimensions: Vec<Value> = alarm.dimensions().iter().map(dimension_to_json).collect();

@@ -1,46 +1,52 @@
-//! What the doctor looks at, in a stack of anybody's.
+//! Observes the resources that the doctor examines, whether imgcls or somebody else made them.
 
 use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use serde_json::{Value, json};
 
 use super::autoscaling::{group_to_json, policy_to_json};
+use super::client::{Cloud, text};
 use super::cloudwatch::alarm_to_json;
-use super::{Cloud, iam, text};
+use super::iam;
 use crate::aws::Fault;
-use crate::provision::doctor::{Bucket, Called, Group, Role, Seen};
+use crate::provision::doctor::{Bucket, Group, Observed, Role, Target};
 use crate::provision::resource::{Kind, label};
-use crate::provision::user_data::Tier;
+use crate::provision::tier::Tier;
 
 impl Cloud {
     /// # Errors
-    /// One line, where these credentials may not look.
-    pub async fn examine(&self, called: &Called<'_>, roles: &[(Tier, String)]) -> anyhow::Result<Seen> {
-        let mut seen = Seen { group: self.examine_group(called.group).await?, ..Seen::default() };
-        for name in [&called.names.request_queue, &called.names.result_queue] {
+    /// One line, if these credentials may not read a resource.
+    pub(in crate::provision) async fn examine(
+        &self,
+        target: &Target<'_>,
+        roles: &[(Tier, String)],
+    ) -> anyhow::Result<Observed> {
+        let mut observed = Observed { group: self.examine_group(target.group).await?, ..Observed::default() };
+        for name in [&target.names.request_queue, &target.names.result_queue] {
             if let Some(queue) = self.examine_queue(name).await? {
-                seen.queues.push((name.clone(), queue));
+                observed.queues.push((name.clone(), queue));
             }
         }
-        for name in [&called.names.input_bucket, &called.names.output_bucket] {
-            seen.buckets.extend(self.examine_bucket(name).await?);
+        for name in [&target.names.input_bucket, &target.names.output_bucket] {
+            observed.buckets.extend(self.examine_bucket(name).await?);
         }
         for alarm in self.alarms().await? {
             let name = alarm.alarm_name.clone().unwrap_or_default();
             let members = alarm_to_json(&alarm);
-            // By what it looks at, whatever the dimension is called, or by what it moves.
-            let queue = called.names.request_queue.as_str();
-            let looks = members.to_string().contains(&format!("\"{queue}\""));
-            let moves = members["AlarmActions"].to_string().contains(&format!("autoScalingGroupName/{}", called.group));
-            if looks || moves {
-                seen.alarms.push((name, members));
+            // An alarm is examined if it reads the queue, under whatever dimension name, or acts on the group.
+            let queue = target.names.request_queue.as_str();
+            let reads_queue = members.to_string().contains(&format!("\"{queue}\""));
+            let acts_on_group =
+                members["AlarmActions"].to_string().contains(&format!("autoScalingGroupName/{}", target.group));
+            if reads_queue || acts_on_group {
+                observed.alarms.push((name, members));
             }
         }
         for (tier, name) in roles {
             if let Some(documents) = self.documents_of_role(name).await? {
-                seen.roles.push(Role { name: name.clone(), tier: *tier, documents });
+                observed.roles.push(Role { name: name.clone(), tier: *tier, documents });
             }
         }
-        Ok(seen)
+        Ok(observed)
     }
 
     async fn examine_queue(&self, name: &str) -> anyhow::Result<Option<Value>> {
@@ -64,18 +70,18 @@ impl Cloud {
         let what = label(Kind::Bucket, name);
         let bucket = |is_closed, other_region| Some(Bucket { name: name.to_owned(), is_closed, other_region });
         let answer = self.s3.get_bucket_location().bucket(name).send().await;
-        let place = match answer {
-            Ok(answer) => answer.location_constraint.map(|place| place.as_str().to_owned()),
+        let region = match answer {
+            Ok(answer) => answer.location_constraint.map(|region| region.as_str().to_owned()),
             Err(error) if error.code() == Some("AccessDenied") => return Ok(None),
             Err(error) => match self.fault("s3:GetBucketLocation", &what, &error) {
                 Fault::Missing => return Ok(None),
                 Fault::Unavailable(reason) | Fault::Fatal(reason) => anyhow::bail!(reason),
             },
         };
-        // Of the oldest region nothing is said.
-        let place = place.filter(|place| !place.is_empty()).unwrap_or_else(|| "us-east-1".to_owned());
-        if place != self.aws.region() {
-            return Ok(bucket(true, Some(place)));
+        // S3 returns no location for buckets in us-east-1.
+        let region = region.filter(|region| !region.is_empty()).unwrap_or_else(|| "us-east-1".to_owned());
+        if region != self.aws.region() {
+            return Ok(bucket(true, Some(region)));
         }
         let block = self.public_access_block(name).await?;
         let is_closed = block.is_some_and(|block| {
@@ -118,7 +124,7 @@ impl Cloud {
         }))
     }
 
-    /// Inline policies and attached ones. `None`: the role does not exist.
+    /// The documents of a role's inline and attached policies. Returns `None` if the role does not exist.
     async fn documents_of_role(&self, name: &str) -> anyhow::Result<Option<Vec<Value>>> {
         let what = label(Kind::Role, name);
         let by_name = json!({ "RoleName": name });

@@ -1,22 +1,23 @@
-//! Launch templates, security groups, the default network and the machines, by a dozen calls of EC2.
+//! Launch templates, security groups, the default network and the machines.
 //!
-//! EC2's own SDK crate would take longer to build than the rest of the program (decision 6).
+//! The SDK crate of EC2 would take longer to build than the rest of the program, so its dozen calls are written here
+//! (decision 6).
 
 use serde_json::{Value, json};
 
 use aws_sdk_sqs::error::ProvideErrorMetadata as _;
 
+use super::client::{Attributes, Cloud, member, owner_by_tags, retry_while};
 use super::query::{self, Lists, list, parse};
 use super::signed::{Call, SignedError};
-use super::{Attributes, Cloud, at, owner_by_tags, patiently};
 use crate::provision::bundle::Cpu;
-use crate::provision::inventory::{Found, Instance, Owner};
+use crate::provision::inventory::{FoundResource, Instance, Owner};
 use crate::provision::plan::Change;
 use crate::provision::resource::{Kind, Resource, STACK_TAG, label, our_tags, properties, tags_of};
 use crate::provision::stack::Stack;
 
 const VERSION: &str = "2016-11-15";
-/// Said of what is not there.
+/// Error codes for resources that do not exist.
 const MISSING: [&str; 7] = [
     "InvalidAMIID.NotFound",
     "InvalidAMIID.Unavailable",
@@ -37,7 +38,7 @@ impl Cloud {
         self.signed.call(Call::query("ec2", ENDPOINT_VARIABLE, operation, body)).await
     }
 
-    /// All entries of an answer that may come in pages.
+    /// Reads all pages of a list.
     async fn all(&self, operation: &'static str, what: &str, parameters: Value) -> anyhow::Result<Vec<Value>> {
         let action = format!("ec2:{operation}");
         let mut parameters = parameters;
@@ -57,11 +58,11 @@ impl Cloud {
         }
     }
 
-    /// The default network of the region, and its subnets, sorted.
+    /// The default VPC of the region, and its default subnets, sorted.
     ///
     /// # Errors
-    /// Where the region has none.
-    pub async fn default_network(&self) -> anyhow::Result<(String, Vec<String>)> {
+    /// The region has none.
+    pub(in crate::provision) async fn default_network(&self) -> anyhow::Result<(String, Vec<String>)> {
         let region = self.aws.region();
         let filter = json!({"Filters": [{"Name": "is-default", "Values": ["true"]}]});
         let networks = self.all("DescribeVpcs", "the networks", filter).await?;
@@ -84,7 +85,7 @@ impl Cloud {
         Ok((vpc.to_owned(), subnets))
     }
 
-    pub(super) async fn observe_ec2(&self, stack: &Stack) -> anyhow::Result<(Vec<Found>, Vec<Instance>)> {
+    pub(super) async fn observe_ec2(&self, stack: &Stack) -> anyhow::Result<(Vec<FoundResource>, Vec<Instance>)> {
         let mut found = self.observe_security_groups(stack).await?;
         found.extend(self.observe_launch_templates(stack).await?);
         let filter = json!({"Filters": [{"Name": format!("tag:{STACK_TAG}"), "Values": [stack.name]}]});
@@ -94,7 +95,7 @@ impl Cloud {
         Ok((found, instances))
     }
 
-    async fn observe_security_groups(&self, stack: &Stack) -> anyhow::Result<Vec<Found>> {
+    async fn observe_security_groups(&self, stack: &Stack) -> anyhow::Result<Vec<FoundResource>> {
         let filter = json!({"Filters": [{"Name": "vpc-id", "Values": [stack.vpc_id]}]});
         let groups = self.all("DescribeSecurityGroups", "the security groups", filter).await?;
         let found = groups.iter().filter_map(|group| {
@@ -108,12 +109,12 @@ impl Cloud {
             rules.sort_by_key(ToString::to_string);
             let members = json!({"SecurityGroupIngress": rules, "Tags": our_tags(pairs(&tags))});
             let id = group["groupId"].as_str().unwrap_or_default();
-            Some(Found::new(Kind::SecurityGroup, name, owner, members).with("GroupId", id))
+            Some(FoundResource::new(Kind::SecurityGroup, name, owner, members).with("GroupId", id))
         });
         Ok(found.collect())
     }
 
-    async fn observe_launch_templates(&self, stack: &Stack) -> anyhow::Result<Vec<Found>> {
+    async fn observe_launch_templates(&self, stack: &Stack) -> anyhow::Result<Vec<FoundResource>> {
         let templates = self.all("DescribeLaunchTemplates", "the launch templates", json!({})).await?;
         let mut found = Vec::new();
         for template in &templates {
@@ -129,20 +130,26 @@ impl Cloud {
             let data = versions.first().map(|version| &version["launchTemplateData"]);
             let members = json!({"LaunchTemplateData": data.map(template_data), "Tags": our_tags(pairs(&tags))});
             let version = versions.first().and_then(|version| version["versionNumber"].as_str()).unwrap_or_default();
-            found.push(Found::new(Kind::LaunchTemplate, name, owner, members).with("LatestVersionNumber", version));
+            found.push(
+                FoundResource::new(Kind::LaunchTemplate, name, owner, members).with("LatestVersionNumber", version),
+            );
         }
         Ok(found)
     }
 
-    /// As CloudFormation writes it; none where there is no such template or version.
-    pub async fn template_data_of(&self, name: &str, version: &str) -> anyhow::Result<Option<Value>> {
+    /// The data of a launch template, in CloudFormation's form. Returns `None` if there is no such template or version.
+    pub(in crate::provision) async fn template_data_of(
+        &self,
+        name: &str,
+        version: &str,
+    ) -> anyhow::Result<Option<Value>> {
         let parameters = json!({"LaunchTemplateName": name, "LaunchTemplateVersions": [version]});
         let versions =
             self.all("DescribeLaunchTemplateVersions", &label(Kind::LaunchTemplate, name), parameters).await?;
         Ok(versions.first().map(|version| template_data(&version["launchTemplateData"])))
     }
 
-    /// The processor of a machine image; none where it is not to be seen.
+    /// The processor of an AMI. Returns `None` if it is not visible to this account.
     pub(super) async fn cpu_of_image(&self, image: &str) -> anyhow::Result<Option<Cpu>> {
         if let Some(cpu) = cpu_of_debian(image) {
             return Ok(Some(cpu));
@@ -161,7 +168,7 @@ impl Cloud {
     pub(super) async fn put_security_group(
         &self,
         resource: &Resource,
-        found: Option<&Found>,
+        found: Option<&FoundResource>,
     ) -> anyhow::Result<Attributes> {
         let what = resource.label();
         let id = match found.and_then(|found| found.attributes.get("GroupId")) {
@@ -172,8 +179,8 @@ impl Cloud {
             None => {
                 let parameters = json!({
                     "GroupName": resource.name,
-                    "GroupDescription": at(resource, &["GroupDescription"])?,
-                    "VpcId": at(resource, &["VpcId"])?,
+                    "GroupDescription": member(resource, &["GroupDescription"])?,
+                    "VpcId": member(resource, &["VpcId"])?,
                     "TagSpecifications": [{"ResourceType": "security-group", "Tags": tag_parameters(resource)}],
                 });
                 let answer =
@@ -183,7 +190,7 @@ impl Cloud {
         };
         let there = found.and_then(|found| found.properties.get("SecurityGroupIngress")).cloned().unwrap_or(json!([]));
         let there = there.as_array().cloned().unwrap_or_default();
-        let wanted = at(resource, &["SecurityGroupIngress"])?.as_array().cloned().unwrap_or_default();
+        let wanted = member(resource, &["SecurityGroupIngress"])?.as_array().cloned().unwrap_or_default();
         for rule in wanted.iter().filter(|rule| !there.contains(rule)) {
             let parameters = json!({"GroupId": id, "IpPermissions": [permission(rule)]});
             let answer = self.ec2("AuthorizeSecurityGroupIngress", &parameters).await;
@@ -206,10 +213,10 @@ impl Cloud {
         &self,
         resource: &Resource,
         change: &Change,
-        found: Option<&Found>,
+        found: Option<&FoundResource>,
     ) -> anyhow::Result<Attributes> {
         let what = resource.label();
-        let data = at(resource, &["LaunchTemplateData"])?;
+        let data = member(resource, &["LaunchTemplateData"])?;
         let version = |number: String| vec![("LatestVersionNumber".to_owned(), number)];
         let Some(found) = found else {
             let parameters = json!({
@@ -234,7 +241,7 @@ impl Cloud {
         let answer = self.ec2("CreateLaunchTemplateVersion", &parameters).await;
         let answer = parse(&self.done("ec2:CreateLaunchTemplateVersion", &what, answer)?)?;
         let number = answer["launchTemplateVersion"]["versionNumber"].as_str().unwrap_or_default().to_owned();
-        // The default is what people start by hand.
+        // Machines that people start by hand use the default version.
         let parameters = json!({"LaunchTemplateName": resource.name, "SetDefaultVersion": number});
         self.done("ec2:ModifyLaunchTemplate", &what, self.ec2("ModifyLaunchTemplate", &parameters).await)?;
         Ok(version(number))
@@ -245,12 +252,12 @@ impl Cloud {
         self.gone_from_ec2("ec2:DeleteLaunchTemplate", &label(Kind::LaunchTemplate, name), answer)
     }
 
-    pub(super) async fn delete_security_group(&self, name: &str, found: Option<&Found>) -> anyhow::Result<()> {
+    pub(super) async fn delete_security_group(&self, name: &str, found: Option<&FoundResource>) -> anyhow::Result<()> {
         let Some(id) = found.and_then(|found| found.attributes.get("GroupId")) else { return Ok(()) };
-        // For a while after a machine has ended its network card is still there.
+        // The network interface of a machine exists for a while after the machine has terminated.
         let is_in_use = |error: &SignedError| error.code() == Some("DependencyViolation");
         let parameters = json!({ "GroupId": id });
-        let answer = patiently(is_in_use, async || self.ec2("DeleteSecurityGroup", &parameters).await).await;
+        let answer = retry_while(is_in_use, async || self.ec2("DeleteSecurityGroup", &parameters).await).await;
         self.gone_from_ec2("ec2:DeleteSecurityGroup", &label(Kind::SecurityGroup, name), answer)
     }
 
@@ -262,7 +269,7 @@ impl Cloud {
     }
 }
 
-/// Of Debian's own parameters.
+/// The processor of an AMI that is given as Debian's own parameter.
 fn cpu_of_debian(image: &str) -> Option<Cpu> {
     [Cpu::X86_64, Cpu::Arm64].into_iter().find(|cpu| cpu.debian_image() == image)
 }
@@ -271,7 +278,7 @@ fn tag_parameters(resource: &Resource) -> Vec<Value> {
     tags_of(&resource.properties).into_iter().map(|(key, value)| json!({"Key": key, "Value": value})).collect()
 }
 
-/// A rule as CloudFormation writes it, as the calls take it.
+/// Converts an ingress rule of CloudFormation to a parameter.
 fn permission(rule: &Value) -> Value {
     json!({
         "IpProtocol": rule["IpProtocol"], "FromPort": rule["FromPort"], "ToPort": rule["ToPort"],
@@ -279,7 +286,8 @@ fn permission(rule: &Value) -> Value {
     })
 }
 
-/// The rules of one entry of an answer, as CloudFormation writes them; of other groups' rules only that they are there.
+/// Converts one entry of an answer to ingress rules of CloudFormation. Sources that the stack never uses are included,
+/// so that they show as differences.
 fn rules(entry: &Value) -> Vec<Value> {
     let port = |name: &str| entry[name].as_str().and_then(|text| text.parse::<i64>().ok());
     let rule = |source: (&str, &Value), description: &Value| {
@@ -295,7 +303,7 @@ fn rules(entry: &Value) -> Vec<Value> {
     v4.chain(v6).chain(groups).collect()
 }
 
-/// As CloudFormation writes it.
+/// Converts the data of a launch template to CloudFormation's form.
 fn template_data(data: &Value) -> Value {
     let flag = |value: &Value| value.as_str().map(|text| text == "true");
     let number = |value: &Value| value.as_str().and_then(|text| text.parse::<i64>().ok());
@@ -309,7 +317,7 @@ fn template_data(data: &Value) -> Value {
             }))})
         })
         .collect();
-    // moto mixes in the tags of the template itself.
+    // moto includes the tags of the template itself.
     let own = |specification: &&Value| specification["resourceType"] != "launch-template";
     let tagged: Vec<Value> = list(data, "tagSpecificationSet")
         .filter(own)

@@ -1,25 +1,26 @@
-//! Roles and instance profiles. They belong to the whole account: a tag says which region's stack they are for.
+//! Roles and instance profiles. IAM is global, so a tag names the region of the stack that they belong to.
 //!
-//! IAM's own SDK crate would be the largest of the build, for two dozen calls of the Query protocol (decision 6).
+//! The SDK crate of IAM would be the largest of the build, so its two dozen calls are written here (decision 6).
 
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
+use super::client::{Attributes, Cloud, member, owner_by_tags, text};
 use super::query::{self, Lists, list};
 use super::signed::{Call, Scope, SignedError};
-use super::{Attributes, Cloud, at, owner_by_tags, text};
-use crate::provision::inventory::{Found, Owner};
+use crate::provision::inventory::{FoundResource, Owner};
+use crate::provision::names::role_path;
 use crate::provision::resource::{Kind, Resource, label, our_tags, tags_of};
-use crate::provision::stack::{Stack, role_path};
+use crate::provision::stack::Stack;
 
 const VERSION: &str = "2010-05-08";
 const ENDPOINT_VARIABLE: &str = "AWS_ENDPOINT_URL_IAM";
-/// The inline policy of each role that this program makes.
+/// Name of the inline policy of each role that imgcls creates.
 const POLICY_NAME: &str = "imgcls";
 
 impl Cloud {
-    /// The result of one call, as JSON.
+    /// Makes one call and returns its result as JSON.
     async fn iam(&self, operation: &'static str, parameters: Value) -> Result<Value, SignedError> {
         let body = query::form(operation, VERSION, Lists::Members, &parameters);
         let call = Call { scope: Scope::Partition, ..Call::query("iam", ENDPOINT_VARIABLE, operation, body) };
@@ -28,7 +29,7 @@ impl Cloud {
         Ok(answer[format!("{operation}Result")].clone())
     }
 
-    /// Makes a call about one role or profile. `Ok(None)`: it does not exist.
+    /// Makes a call about one role, profile or policy. Returns `None` if it does not exist.
     pub(super) async fn ask_iam(
         &self,
         operation: &'static str,
@@ -38,12 +39,12 @@ impl Cloud {
         self.if_there(&format!("iam:{operation}"), what, self.iam(operation, parameters).await)
     }
 
-    /// The same, for a call that has to succeed.
-    async fn tell_iam(&self, operation: &'static str, what: &str, parameters: Value) -> anyhow::Result<Value> {
+    /// Makes a call whose subject has to exist.
+    async fn require_iam(&self, operation: &'static str, what: &str, parameters: Value) -> anyhow::Result<Value> {
         self.done(&format!("iam:{operation}"), what, self.iam(operation, parameters).await)
     }
 
-    /// All entries of a list that comes in pages.
+    /// Reads all pages of a list. Returns `None` if the list's owner does not exist.
     pub(super) async fn list_iam(
         &self,
         operation: &'static str,
@@ -62,7 +63,7 @@ impl Cloud {
         }
     }
 
-    pub(super) async fn observe_roles(&self, stack: &Stack) -> anyhow::Result<Vec<Found>> {
+    pub(super) async fn observe_roles(&self, stack: &Stack) -> anyhow::Result<Vec<FoundResource>> {
         let below_path = json!({ "PathPrefix": role_path(&stack.name) });
         let mut roles: BTreeSet<String> = stack.names(Kind::Role).map(str::to_owned).collect();
         let listed = self.list_iam("ListRoles", "the roles", "Roles", below_path.clone()).await?;
@@ -81,7 +82,7 @@ impl Cloud {
         Ok(found)
     }
 
-    async fn observe_role(&self, stack: &Stack, name: &str) -> anyhow::Result<Option<Found>> {
+    async fn observe_role(&self, stack: &Stack, name: &str) -> anyhow::Result<Option<FoundResource>> {
         let what = label(Kind::Role, name);
         let Some(answer) = self.ask_iam("GetRole", &what, json!({ "RoleName": name })).await? else {
             return Ok(None);
@@ -105,10 +106,10 @@ impl Cloud {
             "Policies": policies,
             "Tags": our_tags(pairs(&tags)),
         });
-        Ok(Some(Found::new(Kind::Role, name, owner, members).with("Arn", text(&role["Arn"]))))
+        Ok(Some(FoundResource::new(Kind::Role, name, owner, members).with("Arn", text(&role["Arn"]))))
     }
 
-    async fn observe_profile(&self, stack: &Stack, name: &str) -> anyhow::Result<Option<Found>> {
+    async fn observe_profile(&self, stack: &Stack, name: &str) -> anyhow::Result<Option<FoundResource>> {
         let Some(profile) = self.instance_profile(name).await? else { return Ok(None) };
         let tags = tags(&profile);
         let owner = owner_by_tags(pairs(&tags), stack);
@@ -117,7 +118,7 @@ impl Cloud {
         }
         let roles: Vec<String> = roles_of(&profile).collect();
         let members = json!({"Roles": roles, "Tags": our_tags(pairs(&tags))});
-        Ok(Some(Found::new(Kind::InstanceProfile, name, owner, members).with("Arn", text(&profile["Arn"]))))
+        Ok(Some(FoundResource::new(Kind::InstanceProfile, name, owner, members).with("Arn", text(&profile["Arn"]))))
     }
 
     async fn instance_profile(&self, name: &str) -> anyhow::Result<Option<Value>> {
@@ -126,26 +127,30 @@ impl Cloud {
         Ok(answer.map(|answer| answer["InstanceProfile"].clone()))
     }
 
-    pub(super) async fn put_role(&self, resource: &Resource, found: Option<&Found>) -> anyhow::Result<Attributes> {
+    pub(super) async fn put_role(
+        &self,
+        resource: &Resource,
+        found: Option<&FoundResource>,
+    ) -> anyhow::Result<Attributes> {
         let (name, what) = (resource.name.as_str(), resource.label());
-        let trust = at(resource, &["AssumeRolePolicyDocument"])?.to_string();
+        let trust = member(resource, &["AssumeRolePolicyDocument"])?.to_string();
         let tags = tag_parameters(resource);
         if found.is_none() {
-            let path = text(at(resource, &["Path"])?);
+            let path = text(member(resource, &["Path"])?);
             let role = json!({"RoleName": name, "Path": path, "AssumeRolePolicyDocument": trust, "Tags": tags});
-            self.tell_iam("CreateRole", &what, role).await?;
+            self.require_iam("CreateRole", &what, role).await?;
         } else {
-            self.tell_iam("TagRole", &what, json!({"RoleName": name, "Tags": tags})).await?;
+            self.require_iam("TagRole", &what, json!({"RoleName": name, "Tags": tags})).await?;
             let trust = json!({"RoleName": name, "PolicyDocument": trust});
-            self.tell_iam("UpdateAssumeRolePolicy", &what, trust).await?;
+            self.require_iam("UpdateAssumeRolePolicy", &what, trust).await?;
         }
-        for policy in at(resource, &["Policies"])?.as_array().into_iter().flatten() {
+        for policy in member(resource, &["Policies"])?.as_array().into_iter().flatten() {
             let policy = json!({
                 "RoleName": name,
                 "PolicyName": policy["PolicyName"],
                 "PolicyDocument": policy["PolicyDocument"].to_string(),
             });
-            self.tell_iam("PutRolePolicy", &what, policy).await?;
+            self.require_iam("PutRolePolicy", &what, policy).await?;
         }
         Ok(Vec::new())
     }
@@ -153,27 +158,27 @@ impl Cloud {
     pub(super) async fn put_instance_profile(
         &self,
         resource: &Resource,
-        found: Option<&Found>,
+        found: Option<&FoundResource>,
     ) -> anyhow::Result<Attributes> {
         let (name, what) = (resource.name.as_str(), resource.label());
         let tags = tag_parameters(resource);
         if found.is_none() {
-            let path = text(at(resource, &["Path"])?);
+            let path = text(member(resource, &["Path"])?);
             let profile = json!({"InstanceProfileName": name, "Path": path, "Tags": tags});
-            self.tell_iam("CreateInstanceProfile", &what, profile).await?;
+            self.require_iam("CreateInstanceProfile", &what, profile).await?;
         } else {
             let tags = json!({"InstanceProfileName": name, "Tags": tags});
-            self.tell_iam("TagInstanceProfile", &what, tags).await?;
+            self.require_iam("TagInstanceProfile", &what, tags).await?;
         }
         let existing = found.and_then(|found| found.properties.get("Roles")).cloned().unwrap_or_default();
         let existing: Vec<String> = existing.as_array().into_iter().flatten().map(text).collect();
-        let wanted: Vec<String> = at(resource, &["Roles"])?.as_array().into_iter().flatten().map(text).collect();
+        let wanted: Vec<String> = member(resource, &["Roles"])?.as_array().into_iter().flatten().map(text).collect();
         for role in existing.iter().filter(|role| !wanted.contains(role)) {
             self.remove_role_from_profile(name, role).await?;
         }
         for role in wanted.iter().filter(|role| !existing.contains(role)) {
             let addition = json!({"InstanceProfileName": name, "RoleName": role});
-            self.tell_iam("AddRoleToInstanceProfile", &what, addition).await?;
+            self.require_iam("AddRoleToInstanceProfile", &what, addition).await?;
         }
         Ok(Vec::new())
     }
@@ -228,7 +233,7 @@ fn tag_parameters(resource: &Resource) -> Vec<Value> {
     tags_of(&resource.properties).into_iter().map(|(key, value)| json!({"Key": key, "Value": value})).collect()
 }
 
-/// A policy document, which IAM sends percent-encoded. `Null` when it is not JSON.
+/// Parses a policy document, which IAM returns URL-encoded. Returns `Null` if it is not JSON.
 pub(super) fn document(text: &Value) -> Value {
     let text = percent_encoding::percent_decode_str(text.as_str().unwrap_or_default()).decode_utf8_lossy();
     serde_json::from_str(&text).unwrap_or_default()

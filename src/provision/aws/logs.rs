@@ -1,12 +1,13 @@
-//! The log group, by five calls of CloudWatch Logs.
+//! The log group. Its five calls of CloudWatch Logs do without an SDK crate, as those of EC2.
 
 use serde_json::{Map, Value, json};
 
+use super::client::{Attributes, Cloud, member, owner_by_tags};
 use super::signed::{Call, Scope, SignedError};
-use super::{Attributes, Cloud, at, owner_by_tags};
-use crate::provision::inventory::Found;
+use crate::provision::inventory::FoundResource;
+use crate::provision::names::ResourceNames;
 use crate::provision::resource::{Kind, Resource, label, our_tags, tags_of};
-use crate::provision::stack::{Fleet, Stack};
+use crate::provision::stack::Stack;
 
 const ENDPOINT_VARIABLE: &str = "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS";
 
@@ -30,8 +31,8 @@ impl Cloud {
         Ok(serde_json::from_str(&answer).unwrap_or_default())
     }
 
-    pub(super) async fn observe_logs(&self, stack: &Stack) -> anyhow::Result<Vec<Found>> {
-        let name = Fleet::of(&stack.name).log_group;
+    pub(super) async fn observe_logs(&self, stack: &Stack) -> anyhow::Result<Vec<FoundResource>> {
+        let name = ResourceNames::of(&stack.name).log_group;
         let what = label(Kind::LogGroup, &name);
         let answer = self.logs("DescribeLogGroups", json!({"logGroupNamePrefix": name})).await;
         let answer = self.done("logs:DescribeLogGroups", &what, answer)?;
@@ -45,10 +46,14 @@ impl Cloud {
         let tags = tags["tags"].as_object().cloned().unwrap_or_default();
         let pairs = || tags.iter().filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)));
         let members = json!({"RetentionInDays": group["retentionInDays"], "Tags": our_tags(pairs())});
-        Ok(vec![Found::new(Kind::LogGroup, &name, owner_by_tags(pairs(), stack), members).with("Arn", arn)])
+        Ok(vec![FoundResource::new(Kind::LogGroup, &name, owner_by_tags(pairs(), stack), members).with("Arn", arn)])
     }
 
-    pub(super) async fn put_log_group(&self, resource: &Resource, found: Option<&Found>) -> anyhow::Result<Attributes> {
+    pub(super) async fn put_log_group(
+        &self,
+        resource: &Resource,
+        found: Option<&FoundResource>,
+    ) -> anyhow::Result<Attributes> {
         let (name, what) = (resource.name.as_str(), resource.label());
         let tags: Map<String, Value> =
             tags_of(&resource.properties).into_iter().map(|(key, value)| (key, value.into())).collect();
@@ -63,7 +68,7 @@ impl Cloud {
                 self.done("logs:TagResource", &what, answer)?;
             }
         }
-        let days = at(resource, &["RetentionInDays"])?;
+        let days = member(resource, &["RetentionInDays"])?;
         let answer = self.logs("PutRetentionPolicy", json!({"logGroupName": name, "retentionInDays": days})).await;
         self.done("logs:PutRetentionPolicy", &what, answer)?;
         Ok(Vec::new())

@@ -1,19 +1,19 @@
-//! The Query protocol of EC2 and IAM: parameters as a form (`Tag.1.Key=…`), answers as XML.
+//! The Query protocol of EC2 and IAM: parameters are a form (`Tag.1.Key=…`), answers are XML.
 
 use roxmltree::{Document, Node};
 use serde_json::{Map, Value, json};
 
-/// How a service numbers the entries of a list.
+/// How a service numbers the entries of a list parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lists {
-    /// Under the list's name in the singular: `Tag.1`.
+pub(super) enum Lists {
+    /// Under the singular of the list's name: `Tag.1`.
     Ec2,
     /// As members: `Tags.member.1`.
     Members,
 }
 
-/// The body of a call.
-pub fn form(operation: &str, version: &str, lists: Lists, parameters: &Value) -> String {
+/// Encodes the body of a call.
+pub(super) fn form(operation: &str, version: &str, lists: Lists, parameters: &Value) -> String {
     let mut form = vec![format!("Action={operation}"), format!("Version={version}")];
     flatten("", parameters, lists, &mut form);
     form.join("&")
@@ -39,23 +39,25 @@ fn flatten(path: &str, value: &Value, lists: Lists, form: &mut Vec<String>) {
         }
         Value::Null => {}
         value => {
-            let text = super::text(value);
+            let text = super::client::text(value);
             let encoded = percent_encoding::utf8_percent_encode(&text, percent_encoding::NON_ALPHANUMERIC);
             form.push(format!("{path}={encoded}"));
         }
     }
 }
 
-/// An answer as JSON: an element whose children are called `item` or `member` is a list, one without children a text.
-pub fn parse(xml: &str) -> anyhow::Result<Value> {
-    let document = Document::parse(xml).map_err(|error| anyhow::anyhow!("AWS answered what is no XML: {error}"))?;
+/// Parses an answer to JSON. An element whose children are called `item` or `member` becomes a list, one without children
+/// a string.
+pub(super) fn parse(xml: &str) -> anyhow::Result<Value> {
+    let document = Document::parse(xml).map_err(|error| anyhow::anyhow!("the answer of AWS is not XML: {error}"))?;
     Ok(to_json(document.root_element()))
 }
 
 fn to_json(node: Node<'_, '_>) -> Value {
     let mut children = node.children().filter(Node::is_element).peekable();
     match children.peek() {
-        // EC2 names its lists so. An empty list of IAM becomes an empty text, which `list` reads as no entries.
+        // An empty set of EC2 has no `item` to tell it from an empty string. `list` reads an empty list of IAM, which
+        // becomes an empty string here, as no entries.
         None if node.tag_name().name().ends_with("Set") => json!([]),
         None => node.text().unwrap_or_default().into(),
         Some(first) if ["item", "member"].contains(&first.tag_name().name()) => children.map(to_json).collect(),
@@ -67,8 +69,8 @@ fn to_json(node: Node<'_, '_>) -> Value {
     }
 }
 
-/// The entries of a list in an answer; none where it is missing or empty.
-pub fn list<'a>(value: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+/// The entries of a list in an answer. A missing list is empty.
+pub(super) fn list<'a>(value: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
     value[name].as_array().into_iter().flatten()
 }
 

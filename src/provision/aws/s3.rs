@@ -1,7 +1,7 @@
-//! Buckets, their policies, and the bundle.
+//! The buckets with their policies, and the bundles.
 //!
-//! A bucket that was taken over keeps what others say in it: of the rules of expiry and of the statements of its policy
-//! only ours are compared and changed.
+//! An adopted bucket may have lifecycle rules and policy statements of others. Only those of this program are compared
+//! and changed.
 
 use anyhow::{Context as _, anyhow, bail};
 use aws_sdk_s3::error::ProvideErrorMetadata as _;
@@ -16,35 +16,36 @@ use aws_sdk_s3::types::{
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
-use super::{Attributes, CONCURRENT_CALLS, Cloud, at, integer, owner_by_tags, text};
+use super::client::{Attributes, CONCURRENT_CALLS, Cloud, integer, member, owner_by_tags, text};
 use crate::aws::{Aws, Fault};
 use crate::provision::bundle::{Bundle, FOLDER};
-use crate::provision::inventory::{Found, Owner};
+use crate::provision::inventory::{FoundResource, Owner};
+use crate::provision::permissions::TLS_ONLY;
 use crate::provision::resource::{Kind, Resource, label, our_tags, properties, tags_of};
-use crate::provision::roles::TLS_ONLY;
 use crate::provision::stack::Stack;
 
-/// What the rules that are ours are called.
+/// Prefix of the ids of this program's lifecycle rules.
 const OUR_RULES: &str = "imgcls-";
-/// The one region that a request to make a bucket must not name.
-const REGION_UNNAMED: &str = "us-east-1";
-/// Some tens of megabytes, over a slow line.
-const TIME_FOR_A_BUNDLE: std::time::Duration = std::time::Duration::from_secs(600);
+/// The only region that `CreateBucket` must not name.
+const DEFAULT_REGION: &str = "us-east-1";
+/// Time limit for the upload of some tens of megabytes over a slow connection.
+const UPLOAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(600);
 
 impl Cloud {
-    /// Buckets under the stack's names or with its tag, with their policies and bundles; and which of them hold data.
-    pub(super) async fn observe_buckets(&self, stack: &Stack) -> anyhow::Result<(Vec<Found>, Vec<String>)> {
+    /// Observes the buckets that have the stack's names or its tag, with their policies and bundles. Also returns the
+    /// names of those that contain data.
+    pub(super) async fn observe_buckets(&self, stack: &Stack) -> anyhow::Result<(Vec<FoundResource>, Vec<String>)> {
         let all = self.done("s3:ListAllMyBuckets", "the buckets", self.s3.list_buckets().send().await)?;
         let all: Vec<String> = all.buckets.unwrap_or_default().into_iter().filter_map(|bucket| bucket.name).collect();
         for wanted in stack.names(Kind::Bucket) {
             if !all.iter().any(|name| name == wanted) {
-                self.check_that_bucket_is_free(wanted).await?;
+                self.check_bucket_name_is_free(wanted).await?;
             }
         }
-        let looks = all.iter().map(|name| self.look_at_bucket(stack, name));
-        let looked: Vec<_> = futures::stream::iter(looks).buffer_unordered(CONCURRENT_CALLS).collect().await;
+        let observed = all.iter().map(|name| self.observe_bucket(stack, name));
+        let observed: Vec<_> = futures::stream::iter(observed).buffer_unordered(CONCURRENT_CALLS).collect().await;
         let (mut found, mut with_data) = (Vec::new(), Vec::new());
-        for bucket in looked {
+        for bucket in observed {
             let (bucket, holds_data) = bucket?;
             if holds_data {
                 with_data.extend(bucket.first().map(|bucket| bucket.name.clone()));
@@ -54,32 +55,32 @@ impl Cloud {
         Ok((found, with_data))
     }
 
-    /// Bucket names are the world's.
-    async fn check_that_bucket_is_free(&self, name: &str) -> anyhow::Result<()> {
+    /// Checks that no other account has a bucket of this name: bucket names are globally unique.
+    async fn check_bucket_name_is_free(&self, name: &str) -> anyhow::Result<()> {
         let what = label(Kind::Bucket, name);
         match self.s3.list_objects_v2().bucket(name).max_keys(1).send().await {
             Ok(_) => bail!(
-                "{what} is another account's, which lets you read it: give another --input-bucket or --output-bucket"
+                "{what} belongs to another account, which lets you read it: give another --input-bucket or --output-bucket"
             ),
             Err(error) => match (error.code(), self.fault("s3:ListBucket", &what, &error)) {
                 (_, Fault::Missing) => Ok(()),
                 (Some("AccessDenied"), _) => Err(anyhow!(
-                    "{what} is another account's: give another --input-bucket or --output-bucket, or another --stack"
+                    "{what} belongs to another account: give another --input-bucket or --output-bucket, or another --stack"
                 )),
                 (_, Fault::Fatal(reason) | Fault::Unavailable(reason)) => Err(anyhow!(reason)),
             },
         }
     }
 
-    /// The bucket, its policy and its bundles; nothing where it is neither wanted nor the stack's.
-    async fn look_at_bucket(&self, stack: &Stack, name: &str) -> anyhow::Result<(Vec<Found>, bool)> {
+    /// Observes a bucket, its policy and its bundles. Returns nothing if it is neither wanted nor owned by the stack.
+    async fn observe_bucket(&self, stack: &Stack, name: &str) -> anyhow::Result<(Vec<FoundResource>, bool)> {
         let what = label(Kind::Bucket, name);
         let is_wanted = stack.find(Kind::Bucket, name).is_some();
         let tags = match self.s3.get_bucket_tagging().bucket(name).send().await {
             Ok(answer) => answer.tag_set,
             Err(error) => match self.fault("s3:GetBucketTagging", &what, &error) {
                 Fault::Missing => Vec::new(),
-                // Somebody else's, or in another region.
+                // The bucket belongs to somebody else, or is in another region.
                 Fault::Fatal(_) if !is_wanted => return Ok((Vec::new(), false)),
                 Fault::Fatal(reason) | Fault::Unavailable(reason) => bail!(reason),
             },
@@ -102,11 +103,11 @@ impl Cloud {
             "LifecycleConfiguration": {"Rules": rules.iter().filter(|rule| is_ours(rule)).map(rule_to_json).collect::<Vec<_>>()},
             "Tags": our_tags(pairs()),
         });
-        let mut found = vec![Found::new(Kind::Bucket, name, owner.clone(), members).with("Ref", name)];
+        let mut found = vec![FoundResource::new(Kind::Bucket, name, owner.clone(), members).with("Ref", name)];
         let ours: Vec<&Value> = policy.iter().filter(|statement| statement["Sid"] == TLS_ONLY).collect();
         if !ours.is_empty() {
             let members = json!({"PolicyDocument": {"Version": "2012-10-17", "Statement": ours}});
-            found.push(Found::new(Kind::BucketPolicy, name, owner, members));
+            found.push(FoundResource::new(Kind::BucketPolicy, name, owner, members));
         }
         found.extend(bundles);
         Ok((found, holds_data))
@@ -156,8 +157,8 @@ impl Cloud {
         })
     }
 
-    /// The bundles in a bucket, and whether there is anything else.
-    async fn content(&self, name: &str, owner: &Owner) -> anyhow::Result<(Vec<Found>, bool)> {
+    /// The bundles in a bucket, and whether it contains anything else.
+    async fn content(&self, name: &str, owner: &Owner) -> anyhow::Result<(Vec<FoundResource>, bool)> {
         let what = label(Kind::Bucket, name);
         let top = self.s3.list_objects_v2().bucket(name).delimiter("/").max_keys(2).send().await;
         let top = self.done("s3:ListBucket", &what, top)?;
@@ -170,20 +171,24 @@ impl Cloud {
             let objects = self.done("s3:ListBucket", &what, page)?.contents.unwrap_or_default();
             bundles.extend(objects.into_iter().filter_map(|object| object.key).map(|key| {
                 let digest = key.split('/').nth(1).unwrap_or_default().to_owned();
-                Found::new(Kind::Bundle, key, owner.clone(), json!({"Digest": digest}))
+                FoundResource::new(Kind::Bundle, key, owner.clone(), json!({"Digest": digest}))
             }));
         }
         Ok((bundles, has_data))
     }
 
-    pub(super) async fn put_bucket(&self, resource: &Resource, found: Option<&Found>) -> anyhow::Result<Attributes> {
+    pub(super) async fn put_bucket(
+        &self,
+        resource: &Resource,
+        found: Option<&FoundResource>,
+    ) -> anyhow::Result<Attributes> {
         let (name, what) = (resource.name.as_str(), resource.label());
         if found.is_none() {
-            self.make_bucket(resource).await?;
+            self.create_bucket(resource).await?;
         }
-        // First, so that a bucket that is taken over is the stack's before anything of it changes.
+        // Tags first: an adopted bucket belongs to the stack before anything else of it changes.
         self.tag_bucket(resource).await?;
-        let block = at(resource, &["PublicAccessBlockConfiguration"])?;
+        let block = member(resource, &["PublicAccessBlockConfiguration"])?;
         let is_set = |member: &str| block[member].as_bool();
         let closed = PublicAccessBlockConfiguration::builder()
             .set_block_public_acls(is_set("BlockPublicAcls"))
@@ -202,14 +207,15 @@ impl Cloud {
         Ok(vec![("Ref".to_owned(), name.to_owned())])
     }
 
-    /// With its tags: one that was made and not tagged would be nobody's, and refused by the next run.
-    async fn make_bucket(&self, resource: &Resource) -> anyhow::Result<()> {
+    /// Creates a bucket together with its tags. If this run died between two calls, the next one would refuse a bucket
+    /// without tags.
+    async fn create_bucket(&self, resource: &Resource) -> anyhow::Result<()> {
         let (name, region) = (resource.name.as_str(), self.aws.region());
-        let place = (region != REGION_UNNAMED).then(|| BucketLocationConstraint::from(region));
+        let location = (region != DEFAULT_REGION).then(|| BucketLocationConstraint::from(region));
         let tags = tags_of(&resource.properties).into_iter();
         let tags = tags.map(|(key, value)| Tag::builder().key(key).value(value).build()).collect::<Result<_, _>>()?;
         let configuration =
-            CreateBucketConfiguration::builder().set_location_constraint(place).set_tags(Some(tags)).build();
+            CreateBucketConfiguration::builder().set_location_constraint(location).set_tags(Some(tags)).build();
         let call = self.s3.create_bucket().bucket(name).create_bucket_configuration(configuration).send();
         match call.await {
             Ok(_) => Ok(()),
@@ -218,7 +224,7 @@ impl Cloud {
             }
             Err(error) if error.as_service_error().is_some_and(CreateBucketError::is_bucket_already_exists) => {
                 Err(anyhow!(
-                    "{} is another account's: give another --input-bucket or --output-bucket, or another --stack",
+                    "{} belongs to another account: give another --input-bucket or --output-bucket, or another --stack",
                     label(Kind::Bucket, name)
                 ))
             }
@@ -226,7 +232,8 @@ impl Cloud {
         }
     }
 
-    /// All tags are written together: those of others are read before.
+    /// Sets the tags of this program. `PutBucketTagging` replaces all tags, so those of others are read and written
+    /// again.
     async fn tag_bucket(&self, resource: &Resource) -> anyhow::Result<()> {
         let (name, what) = (resource.name.as_str(), resource.label());
         let ours = tags_of(&resource.properties);
@@ -246,7 +253,7 @@ impl Cloud {
         let name = resource.name.as_str();
         let mut rules = self.lifecycle_rules(name).await?;
         rules.retain(|rule| !is_ours(rule));
-        let ours = at(resource, &["LifecycleConfiguration", "Rules"])?.as_array().cloned().unwrap_or_default();
+        let ours = member(resource, &["LifecycleConfiguration", "Rules"])?.as_array().cloned().unwrap_or_default();
         for rule in &ours {
             rules.push(rule_from_json(rule)?);
         }
@@ -256,12 +263,12 @@ impl Cloud {
     }
 
     pub(super) async fn put_bucket_policy(&self, resource: &Resource) -> anyhow::Result<Attributes> {
-        let ours = at(resource, &["PolicyDocument", "Statement"])?.as_array().cloned().unwrap_or_default();
+        let ours = member(resource, &["PolicyDocument", "Statement"])?.as_array().cloned().unwrap_or_default();
         self.change_policy(&resource.name, ours).await?;
         Ok(Vec::new())
     }
 
-    /// Ours in the place of ours.
+    /// Replaces the statements of this program in a bucket's policy.
     async fn change_policy(&self, name: &str, ours: Vec<Value>) -> anyhow::Result<()> {
         let what = label(Kind::Bucket, name);
         let mut statements = self.policy_statements(name).await?;
@@ -289,7 +296,7 @@ impl Cloud {
         let bundle = bundle.filter(|bundle| bundle.reference == stack.bundle);
         let bundle = bundle.context("the plan was made with another bundle: make a new one")?;
         let body = ByteStream::from(bundle.packed()?);
-        let deadlines = Aws::timeouts_with(TIME_FOR_A_BUNDLE);
+        let deadlines = Aws::timeouts_with(UPLOAD_TIMEOUT);
         let deadlines = aws_sdk_s3::config::Builder::default().timeout_config(deadlines);
         let call = self.s3.put_object().bucket(bucket).key(&resource.name).body(body);
         let call = call.content_type("application/gzip").customize().config_override(deadlines).send();
@@ -303,7 +310,7 @@ impl Cloud {
         self.gone("s3:DeleteObject", &label(Kind::Bucket, bucket), call.await)
     }
 
-    /// With everything in it.
+    /// Deletes a bucket and all objects in it.
     pub(super) async fn delete_bucket(&self, name: &str) -> anyhow::Result<()> {
         let what = label(Kind::Bucket, name);
         loop {

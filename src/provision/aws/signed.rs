@@ -1,5 +1,5 @@
-//! Single calls of services whose SDK crates are too much for what is asked of them: signed, and sent as the SDK sends
-//! its own, with its retries and deadlines, over the same wire.
+//! Signed calls of services whose SDK crates are not built in. They are sent through the SDK's runtime, with the same
+//! retries, deadlines and HTTP client as all other calls.
 
 use std::time::SystemTime;
 
@@ -18,17 +18,17 @@ use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::retry::RetryConfig;
 use serde_json::Value;
 
-pub type SignedError = SdkError<ErrorMetadata, HttpResponse>;
+pub(super) type SignedError = SdkError<ErrorMetadata, HttpResponse>;
 
-pub struct Signed {
+pub(super) struct Signed {
     sdk: SdkConfig,
 }
 
-/// A `POST` to a service's address.
-pub struct Call {
-    /// As signatures and host names have it: `ec2`.
+/// A `POST` to the endpoint of a service.
+pub(super) struct Call {
+    /// Name of the service in signatures and host names: `ec2`.
     pub service: &'static str,
-    /// Which names another address for this service alone.
+    /// Environment variable with the endpoint of this service.
     pub endpoint_variable: &'static str,
     pub scope: Scope,
     pub operation: &'static str,
@@ -38,7 +38,7 @@ pub struct Call {
 
 /// Where a service has its endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
+pub(super) enum Scope {
     /// One in every region.
     Region,
     /// One in every partition of AWS, which also says for which region a call is signed.
@@ -47,7 +47,7 @@ pub enum Scope {
 
 impl Call {
     /// A call in the Query protocol, to a service with an endpoint in every region.
-    pub fn query(
+    pub(super) fn query(
         service: &'static str,
         endpoint_variable: &'static str,
         operation: &'static str,
@@ -59,12 +59,12 @@ impl Call {
 }
 
 impl Signed {
-    pub fn new(sdk: SdkConfig) -> Signed {
+    pub(super) fn new(sdk: SdkConfig) -> Signed {
         Signed { sdk }
     }
 
-    /// The body of the answer.
-    pub async fn call(&self, call: Call) -> Result<String, SignedError> {
+    /// Sends a call and returns the body of its answer.
+    pub(super) async fn call(&self, call: Call) -> Result<String, SignedError> {
         let url = self.url(&call);
         let request = self.sign(&url, &call).await.map_err(SdkError::construction_failure)?;
         let http_client = self.sdk.http_client().ok_or_else(|| SdkError::construction_failure("no HTTP client"))?;
@@ -85,7 +85,7 @@ impl Signed {
         operation.invoke(Request(request)).await
     }
 
-    /// An endpoint for all services or for this one, else AWS's own.
+    /// The endpoint: that of this service if one is set, else that of all services, else AWS's own.
     fn url(&self, call: &Call) -> String {
         let endpoint = std::env::var(call.endpoint_variable).ok().filter(|url| !url.is_empty());
         let endpoint = endpoint.or_else(|| self.sdk.endpoint_url().map(str::to_owned));
@@ -154,13 +154,13 @@ fn answer(response: &HttpResponse) -> Result<String, OrchestratorError<ErrorMeta
     if response.status().is_success() {
         return Ok(body);
     }
-    let (code, message) = refusal(&body);
+    let (code, message) = error_details(&body);
     let metadata = ErrorMetadata::builder().code(code).message(message).build();
     Err(OrchestratorError::operation(metadata))
 }
 
-/// Code and message of a refusal, in the form of either protocol.
-fn refusal(body: &str) -> (String, String) {
+/// Code and message of an error response, in XML or JSON.
+fn error_details(body: &str) -> (String, String) {
     if let Ok(document) = roxmltree::Document::parse(body) {
         let text = |name| {
             let node = document.descendants().find(|node| node.has_tag_name(name));
@@ -180,12 +180,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_of_both_protocols_are_read() {
+    fn error_responses_in_xml_and_json_are_parsed() {
         let xml = "<?xml version=\"1.0\"?><Response><Errors><Error><Code>InvalidGroup.NotFound</Code><Message>no such group</Message></Error></Errors></Response>";
-        assert_eq!(refusal(xml), ("InvalidGroup.NotFound".to_owned(), "no such group".to_owned()));
+        assert_eq!(error_details(xml), ("InvalidGroup.NotFound".to_owned(), "no such group".to_owned()));
         let json = r#"{"__type":"com.amazon#ResourceNotFoundException","message":"none"}"#;
-        assert_eq!(refusal(json), ("ResourceNotFoundException".to_owned(), "none".to_owned()));
-        assert_eq!(refusal("gateway down"), (String::new(), String::new()));
+        assert_eq!(error_details(json), ("ResourceNotFoundException".to_owned(), "none".to_owned()));
+        assert_eq!(error_details("gateway down"), (String::new(), String::new()));
     }
 
     #[test]

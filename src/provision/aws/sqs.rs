@@ -1,33 +1,33 @@
-//! Queues.
+//! The queues of a stack, and the reply queues of its web processes.
 
 use aws_sdk_sqs::error::ProvideErrorMetadata as _;
 use aws_sdk_sqs::types::QueueAttributeName;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
-use super::{Attributes, CONCURRENT_CALLS, Cloud, owner_by_tags, patiently, text};
+use super::client::{Attributes, CONCURRENT_CALLS, Cloud, owner_by_tags, retry_while, text};
 use crate::aws::Fault;
 use crate::protocol;
-use crate::provision::inventory::{Found, Owner};
+use crate::provision::inventory::{FoundResource, Owner};
 use crate::provision::resource::{Kind, Resource, label, our_tags, tags_of};
 use crate::provision::stack::Stack;
 
-/// Numbers that a queue is compared by.
+/// Numeric attributes that are compared with the wanted ones.
 const COMPARED: [&str; 3] = ["VisibilityTimeout", "MessageRetentionPeriod", "MaximumMessageSize"];
 
 impl Cloud {
-    /// Queues under the stack's names or with its tag, and its reply queues.
-    pub(super) async fn observe_queues(&self, stack: &Stack) -> anyhow::Result<(Vec<Found>, Vec<String>)> {
+    /// Observes the queues that have the stack's names or its tag. Its reply queues are returned by name.
+    pub(super) async fn observe_queues(&self, stack: &Stack) -> anyhow::Result<(Vec<FoundResource>, Vec<String>)> {
         let mut urls = self.sqs.list_queues().max_results(1_000).into_paginator().items().send();
         let mut all = Vec::new();
         while let Some(url) = urls.next().await {
             all.push(self.done("sqs:ListQueues", "the queues", url)?);
         }
-        let looks = all.iter().map(|url| self.look_at_queue(stack, url));
-        let looked: Vec<_> = futures::stream::iter(looks).buffer_unordered(CONCURRENT_CALLS).collect().await;
+        let observed = all.iter().map(|url| self.observe_queue(stack, url));
+        let observed: Vec<_> = futures::stream::iter(observed).buffer_unordered(CONCURRENT_CALLS).collect().await;
         let (mut found, mut replies) = (Vec::new(), Vec::new());
         let reply_prefix = protocol::reply_queue(&stack.result_queue, "");
-        for queue in looked {
+        for queue in observed {
             let Some(queue) = queue? else { continue };
             if queue.name.starts_with(&reply_prefix) && stack.find(Kind::Queue, &queue.name).is_none() {
                 replies.push(queue.name);
@@ -38,15 +38,15 @@ impl Cloud {
         Ok((found, replies))
     }
 
-    /// None where it is neither wanted nor the stack's.
-    async fn look_at_queue(&self, stack: &Stack, url: &str) -> anyhow::Result<Option<Found>> {
+    /// Returns `None` if the queue is neither wanted nor owned by the stack.
+    async fn observe_queue(&self, stack: &Stack, url: &str) -> anyhow::Result<Option<FoundResource>> {
         let name = url.rsplit('/').next().unwrap_or_default();
         let resource = label(Kind::Queue, name);
         let is_wanted = stack.find(Kind::Queue, name).is_some();
         let tags = match self.sqs.list_queue_tags().queue_url(url).send().await {
             Ok(answer) => answer.tags.unwrap_or_default(),
             Err(error) => match self.fault("sqs:ListQueueTags", &resource, &error) {
-                // Somebody else's, or removed a moment ago.
+                // It was deleted since the queues were listed.
                 Fault::Missing => return Ok(None),
                 Fault::Fatal(_) if !is_wanted => return Ok(None),
                 _ => return self.done("sqs:ListQueueTags", &resource, Err(error)),
@@ -70,18 +70,22 @@ impl Cloud {
             properties[name] = get(name).and_then(|text| text.parse::<u64>().ok()).map_or(Value::Null, Value::from);
         }
         let arn = get("QueueArn").unwrap_or_default();
-        Ok(Some(Found::new(Kind::Queue, name, owner, properties).with("Arn", arn).with("Ref", url)))
+        Ok(Some(FoundResource::new(Kind::Queue, name, owner, properties).with("Arn", arn).with("Ref", url)))
     }
 
-    pub(super) async fn put_queue(&self, resource: &Resource, found: Option<&Found>) -> anyhow::Result<Attributes> {
+    pub(super) async fn put_queue(
+        &self,
+        resource: &Resource,
+        found: Option<&FoundResource>,
+    ) -> anyhow::Result<Attributes> {
         let what = resource.label();
         let attributes = queue_attributes(resource);
         let tags = tags_of(&resource.properties);
         if found.is_none() {
-            // A name can be used again a minute after its queue was deleted.
-            let is_too_early =
-                |error: &aws_sdk_sqs::error::SdkError<_, _>| error.code().is_some_and(is_deleted_recently);
-            let created = patiently(is_too_early, async || {
+            // SQS accepts the name of a deleted queue again after a minute.
+            let is_transient =
+                |error: &aws_sdk_sqs::error::SdkError<_, _>| error.code().is_some_and(was_deleted_recently);
+            let created = retry_while(is_transient, async || {
                 let call = self.sqs.create_queue().queue_name(&resource.name);
                 let call = call.set_attributes(Some(attributes.clone()));
                 call.set_tags(Some(tags.iter().cloned().collect())).send().await
@@ -98,7 +102,7 @@ impl Cloud {
         Ok(Vec::new())
     }
 
-    pub async fn delete_queue(&self, name: &str) -> anyhow::Result<()> {
+    pub(super) async fn delete_queue(&self, name: &str) -> anyhow::Result<()> {
         let what = label(Kind::Queue, name);
         let url = self.sqs.get_queue_url().queue_name(name).send().await;
         let Some(answer) = self.if_there("sqs:GetQueueUrl", &what, url)? else { return Ok(()) };
@@ -107,16 +111,16 @@ impl Cloud {
     }
 }
 
-fn is_deleted_recently(code: &str) -> bool {
+fn was_deleted_recently(code: &str) -> bool {
     code.contains("QueueDeletedRecently")
 }
 
 fn queue_attributes(resource: &Resource) -> std::collections::HashMap<QueueAttributeName, String> {
-    let said = resource.properties.iter().filter(|(name, _)| *name != "Tags");
-    said.map(|(name, value)| (QueueAttributeName::from(name.as_str()), text(value))).collect()
+    let attributes = resource.properties.iter().filter(|(name, _)| *name != "Tags");
+    attributes.map(|(name, value)| (QueueAttributeName::from(name.as_str()), text(value))).collect()
 }
 
-/// AWS writes the number as a number, others as a text.
+/// Parses a redrive policy. AWS writes the count as a number, emulators as a string.
 fn redrive(text: &str) -> Value {
     let mut policy: Value = serde_json::from_str(text).unwrap_or_default();
     if let Some(count) = policy["maxReceiveCount"].as_str().and_then(|text| text.parse::<u64>().ok()) {

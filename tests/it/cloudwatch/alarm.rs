@@ -1,4 +1,4 @@
-//! An alarm: what it reads, and which state its datapoints put it into.
+//! Alarms: their metrics, and the state that follows from the datapoints.
 
 use std::fmt;
 
@@ -8,10 +8,10 @@ use serde_json::Value;
 use super::math;
 use super::metrics::{Metric, Metrics};
 
-/// Periods beyond those that it evaluates, which CloudWatch looks into where some have no datapoint.
+/// Number of additional periods that CloudWatch reads if some evaluation periods have no datapoint.
 const MORE_PERIODS: u64 = 2;
 
-/// As `DescribeAlarms` tells it.
+/// An alarm in the form of `DescribeAlarms`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Alarm {
@@ -102,7 +102,7 @@ impl Alarm {
         serde_json::from_value(described.clone()).unwrap_or_else(|error| panic!("{error}: {described}"))
     }
 
-    /// One on a metric by itself, for a policy that has its alarms made for it.
+    /// An alarm on a single metric, as AWS creates it for a target tracking policy.
     pub fn of_metric(name: &str, metric: &Metric, statistic: &str, period: u64) -> Alarm {
         let single = Single { metric: metric.clone(), statistic: statistic.to_owned(), period };
         Alarm {
@@ -118,23 +118,23 @@ impl Alarm {
         }
     }
 
-    /// In seconds.
+    /// The period in seconds.
     pub fn period(&self) -> u64 {
         let of_metrics = self.metrics.iter().filter_map(|query| Some(query.metric_stat.as_ref()?.period));
         self.single.iter().map(|single| single.period).chain(of_metrics).max().unwrap()
     }
 
-    /// The state at `now` of an alarm that was in `before`, and the newest datapoint.
+    /// The state at `now` after the state `before`, and the newest datapoint.
     pub fn evaluate(&self, metrics: &Metrics, before: State, now: u64) -> (State, Option<f64>) {
-        let (period, looked_at) = (self.period(), self.evaluation_periods + MORE_PERIODS);
+        let (period, periods) = (self.period(), self.evaluation_periods + MORE_PERIODS);
         let ended = now / period;
-        let starts = (1..=looked_at.min(ended)).map(|back| (ended - back) * period);
+        let starts = (1..=periods.min(ended)).map(|back| (ended - back) * period);
         let datapoints: Vec<Option<f64>> = starts.map(|start| self.datapoint(metrics, start)).collect();
-        (self.judge(&datapoints, before), datapoints.into_iter().flatten().next())
+        (self.state(&datapoints, before), datapoints.into_iter().flatten().next())
     }
 
-    /// The newest datapoint, where that puts it off.
-    pub fn goes_off(&self, metrics: &Metrics, now: u64) -> Option<f64> {
+    /// The newest datapoint, if it puts the alarm into the alarm state.
+    pub fn breaching_value(&self, metrics: &Metrics, now: u64) -> Option<f64> {
         let (state, value) = self.evaluate(metrics, State::Ok, now);
         value.filter(|_| state == State::Alarm)
     }
@@ -148,17 +148,18 @@ impl Alarm {
     }
 
     fn value(&self, metrics: &Metrics, id: &str, start: u64) -> Option<f64> {
-        let query = self.metrics.iter().find(|query| query.id == id).unwrap_or_else(|| panic!("{id:?} is no metric"));
+        let query =
+            self.metrics.iter().find(|query| query.id == id).unwrap_or_else(|| panic!("{id:?} is not a metric"));
         match (&query.metric_stat, &query.expression) {
             (Some(stat), _) => metrics.statistic(&stat.metric, &stat.stat, stat.period, start),
             (None, Some(expression)) => math::value(expression, &|id| self.value(metrics, id, start)),
-            (None, None) => panic!("metric {id:?} says nothing"),
+            (None, None) => panic!("metric {id:?} has neither statistic nor expression"),
         }
     }
 
-    /// By the newest datapoints that there are. Only where they are fewer than it evaluates does it matter how those
-    /// that are missing are treated.
-    fn judge(&self, newest_first: &[Option<f64>], before: State) -> State {
+    /// The state that follows from the newest existing datapoints. The treatment of missing ones only matters if there
+    /// are fewer than the evaluation periods.
+    fn state(&self, newest_first: &[Option<f64>], before: State) -> State {
         let there: Vec<f64> = newest_first.iter().flatten().copied().take(self.evaluation_periods as usize).collect();
         let is_enough = there.len() as u64 == self.evaluation_periods;
         let all_breach = there.iter().all(|value| self.breaches(*value));
@@ -182,9 +183,9 @@ impl Alarm {
     }
 }
 
-/// The table of CloudWatch's manual: three datapoints of three, and five periods looked into. X breaches, - is missing.
+/// The table in CloudWatch's manual for three of three datapoints and five periods. X breaches, - is missing.
 #[test]
-fn missing_datapoints_count_as_the_manual_says() {
+fn missing_datapoints_are_treated_as_documented() {
     use State::{Alarm as InAlarm, InsufficientData, Ok};
     let before = Ok;
     for (oldest_first, of_missing, of_ignored, of_breaching, of_not_breaching) in [
@@ -214,7 +215,7 @@ fn missing_datapoints_count_as_the_manual_says() {
                 treat_missing_data,
                 ..Alarm::of_metric("", &Metric::new("", "", "", ""), "Sum", 60)
             };
-            assert_eq!(alarm.judge(&datapoints, before), expected, "{oldest_first} {treat_missing_data:?}");
+            assert_eq!(alarm.state(&datapoints, before), expected, "{oldest_first} {treat_missing_data:?}");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Metric math, as far as the stack writes it: numbers, names, `IF`, `AND`, `OR`, comparisons, `+ - * /`, brackets.
+//! The part of metric math that the stack uses: numbers, names, `IF`, `AND`, `OR`, comparisons, `+ - * /` and brackets.
 
-/// The value of an expression; None where a name in it has none, as CloudWatch has no datapoint then.
+/// The value of an expression. Returns `None` if a name in it has no value: CloudWatch then has no datapoint.
 pub fn value(expression: &str, named: &dyn Fn(&str) -> Option<f64>) -> Option<f64> {
     let mut reader = Reader { words: words(expression), next: 0, named };
     let value = reader.either();
@@ -32,7 +32,7 @@ struct Reader<'a> {
     named: &'a dyn Fn(&str) -> Option<f64>,
 }
 
-/// From what binds least to what binds most.
+/// A recursive-descent parser, from the lowest to the highest precedence.
 impl Reader<'_> {
     fn either(&mut self) -> Option<f64> {
         self.chain(&["OR"], Self::both, |_, left, right| truth(left != 0.0 || right != 0.0))
@@ -108,7 +108,7 @@ impl Reader<'_> {
     }
 
     fn take(&mut self) -> String {
-        let word = self.words.get(self.next).unwrap_or_else(|| panic!("{:?} breaks off", self.words)).clone();
+        let word = self.words.get(self.next).unwrap_or_else(|| panic!("{:?} ends too early", self.words)).clone();
         self.next += 1;
         word
     }
@@ -119,13 +119,13 @@ impl Reader<'_> {
     }
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "what combines two values may have none to return")]
+#[expect(clippy::unnecessary_wraps, reason = "the functions that combine two values return an option")]
 fn truth(holds: bool) -> Option<f64> {
     Some(if holds { 1.0 } else { 0.0 })
 }
 
 #[test]
-fn expressions_have_the_values_of_their_names() {
+fn expressions_are_evaluated() {
     let named = |name: &str| match name {
         "visible" => Some(3.0),
         "workers" => Some(0.0),

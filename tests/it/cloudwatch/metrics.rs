@@ -1,4 +1,4 @@
-//! What metrics say: values by time, in seconds of the player's clock.
+//! Metrics: values by simulated time in seconds.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,7 +39,7 @@ impl Metrics {
         self.0.entry(metric).or_default().entry(at).or_default().push(value);
     }
 
-    /// Of the period that begins at `start`; None where nothing was put in it.
+    /// The statistic of the period that begins at `start`. Returns `None` if there is no value.
     pub fn statistic(&self, metric: &Metric, statistic: &str, period: u64, start: u64) -> Option<f64> {
         let values: Vec<f64> =
             self.0.get(metric)?.range(start..start + period).flat_map(|(_, values)| values).copied().collect();
@@ -50,7 +50,7 @@ impl Metrics {
             "Minimum" => values.iter().copied().fold(f64::INFINITY, f64::min),
             "Maximum" => values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
             "SampleCount" => values.len() as f64,
-            other => panic!("statistic {other} is not played"),
+            other => panic!("statistic {other} is not supported"),
         };
         (!values.is_empty()).then_some(value)
     }
@@ -68,7 +68,7 @@ pub fn put_metric_data(body: &[u8]) -> Vec<(Metric, f64)> {
     .collect()
 }
 
-/// One value of CBOR, of the kinds that a client of CloudWatch writes.
+/// Reads one CBOR value, of the types that clients of CloudWatch write.
 fn read(decoder: &mut Decoder) -> Value {
     match decoder.datatype().unwrap() {
         Type::Map | Type::MapIndef => {
@@ -96,7 +96,7 @@ fn read(decoder: &mut Decoder) -> Value {
     }
 }
 
-/// Whether another entry follows; of a list without a length its end is passed over.
+/// Returns whether another entry follows. Skips the break at the end of a list without a length.
 fn has_next(decoder: &mut Decoder, length: Option<u64>, read: usize) -> bool {
     if let Some(length) = length {
         return (read as u64) < length;

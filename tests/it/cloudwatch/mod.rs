@@ -1,6 +1,6 @@
-//! Plays CloudWatch, and what Auto Scaling does at its word, since no emulator does: reads the alarms and scaling
-//! policies of a group, evaluates the alarms on metrics, and resizes the group by the policies of those that go off.
-//! Its clock runs faster than time, so that minutes pass in seconds.
+//! Simulates the evaluation of alarms by CloudWatch and the scaling policies of Auto Scaling, which no emulator does.
+//! It reads the alarms and scaling policies of a group, evaluates the alarms on metrics, and resizes the group by the
+//! policies of those in alarm. Its clock is faster than real time, so that minutes pass in seconds.
 
 mod alarm;
 mod math;
@@ -23,39 +23,41 @@ use crate::cloud::{Ec2, scope};
 use crate::emulators::Emulator;
 use crate::harness::request;
 
-/// So many of its seconds pass in one.
+/// Simulated seconds for each real one.
 pub const SPEED: u32 = 60;
 /// Seconds.
 const MINUTE: u64 = 60;
-/// What the clock shows at the start: before that the queue stood empty, and its metrics say so.
+/// Simulated time at the start. The metrics before it say that the queue was empty.
 const START: u64 = 3_600;
-/// Of the group, where a policy says nothing.
+/// Warm-up time of the group, for policies without their own.
 const DEFAULT_WARMUP: u64 = 120;
 
-/// A stack, as the player is told of it.
+/// The stack to simulate.
 pub struct Watched {
     pub ec2: Arc<Ec2>,
-    /// Name of the group and of the queue.
+    /// Name of the group.
     pub group: String,
+    /// Name of the queue.
     pub queue: String,
-    /// Where the queue is, and where the alarms are.
+    /// The emulator with the queue.
     pub queues: &'static Emulator,
+    /// The emulator with the alarms.
     pub alarms: &'static Emulator,
-    /// How late the metrics of the queue are: what an alarm takes for now is so many seconds old.
+    /// Delay of the queue's metrics in seconds: an alarm evaluates values of this age.
     pub queue_metrics_late_by: u64,
 }
 
-/// Plays until it is dropped.
+/// Runs until it is dropped.
 pub struct CloudWatch {
     resized: Arc<Mutex<Vec<Resized>>>,
     stop: Arc<AtomicBool>,
     playing: Option<std::thread::JoinHandle<()>>,
 }
 
-/// What an alarm did to the group.
+/// A change of the group by an alarm.
 #[derive(Debug, Clone)]
 pub struct Resized {
-    /// Of the player's clock.
+    /// Simulated time in seconds.
     pub at: u64,
     pub alarm: String,
     pub value: f64,
@@ -67,23 +69,23 @@ impl CloudWatch {
     pub fn play(watched: Watched) -> CloudWatch {
         let resized = Arc::<Mutex<Vec<Resized>>>::default();
         let stop = Arc::new(AtomicBool::new(false));
-        let mut player = Player::new(watched, Arc::clone(&resized));
+        let mut simulation = Simulation::new(watched, Arc::clone(&resized));
         let stopped = Arc::clone(&stop);
         let playing = std::thread::spawn(move || {
             while !stopped.load(Ordering::Acquire) {
-                player.play();
+                simulation.step();
                 std::thread::sleep(Duration::from_millis(10));
             }
         });
         CloudWatch { resized, stop, playing: Some(playing) }
     }
 
-    /// All that the alarms have done, in its order.
+    /// All changes by alarms, in order.
     pub fn resized(&self) -> Vec<Resized> {
         self.resized.lock().unwrap().clone()
     }
 
-    fn story(&self) -> String {
+    fn history(&self) -> String {
         self.resized().iter().fold(String::new(), |mut text, Resized { at, alarm, value, from, to }| {
             let _ = writeln!(text, "{at} s: {alarm} at {value}: {from} → {to}");
             text
@@ -95,42 +97,42 @@ impl Drop for CloudWatch {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         let fails = self.playing.take().is_some_and(|playing| playing.join().is_err());
-        // Seen where the test fails.
-        println!("the alarms resized the group:\n{}", self.story());
-        assert!(!fails || std::thread::panicking(), "the player of CloudWatch failed");
+        // Shown if the test fails.
+        println!("the alarms resized the group:\n{}", self.history());
+        assert!(!fails || std::thread::panicking(), "the simulation of CloudWatch failed");
     }
 }
 
-struct Player {
+struct Simulation {
     watched: Watched,
     started: Instant,
     queue_url: String,
     metrics: Metrics,
     sampled: u64,
-    alarms: Vec<(Alarm, Turn)>,
+    alarms: Vec<(Alarm, Progress)>,
     policies: Vec<Policy>,
     resized: Arc<Mutex<Vec<Resized>>>,
 }
 
-/// Where an alarm is.
+/// The progress of an alarm.
 #[derive(Debug, Clone, Copy)]
-struct Turn {
+struct Progress {
     state: State,
-    /// The number of the period at whose end it was evaluated last.
+    /// Number of the period at whose end it was last evaluated.
     period: u64,
     acted: Option<u64>,
 }
 
-impl Player {
-    fn new(watched: Watched, resized: Arc<Mutex<Vec<Resized>>>) -> Player {
+impl Simulation {
+    fn new(watched: Watched, resized: Arc<Mutex<Vec<Resized>>>) -> Simulation {
         let policies = Policy::all(&watched.ec2.group.policies());
         let alarms = alarms_of(&watched.group, watched.alarms).into_iter();
         let alarms = alarms.chain(policies.iter().flat_map(Policy::own_alarms));
-        let turn = Turn { state: State::InsufficientData, period: 0, acted: None };
-        let alarms: Vec<(Alarm, Turn)> = alarms.map(|alarm| (alarm, turn)).collect();
+        let progress = Progress { state: State::InsufficientData, period: 0, acted: None };
+        let alarms: Vec<(Alarm, Progress)> = alarms.map(|alarm| (alarm, progress)).collect();
         assert!(!alarms.is_empty() && !policies.is_empty(), "the group {:?} has no policy", watched.group);
         let url = sqs(watched.queues, "GetQueueUrl", &json!({"QueueName": watched.queue}));
-        let mut player = Player {
+        let mut simulation = Simulation {
             queue_url: url["QueueUrl"].as_str().unwrap().to_owned(),
             watched,
             started: Instant::now(),
@@ -140,13 +142,13 @@ impl Player {
             policies,
             resized,
         };
-        for at in (0..START + player.watched.queue_metrics_late_by).step_by(MINUTE as usize) {
-            player.put_queue_metrics(at, 0.0, 0.0);
+        for at in (0..START + simulation.watched.queue_metrics_late_by).step_by(MINUTE as usize) {
+            simulation.put_queue_metrics(at, 0.0, 0.0);
         }
-        player
+        simulation
     }
 
-    fn play(&mut self) {
+    fn step(&mut self) {
         let now = seconds(self.started.elapsed()) + START;
         for body in self.watched.ec2.take_metrics() {
             for (metric, value) in put_metric_data(&body) {
@@ -158,11 +160,11 @@ impl Player {
             self.sample(now);
         }
         for index in 0..self.alarms.len() {
-            self.take_turn(index, now);
+            self.evaluate(index, now);
         }
     }
 
-    /// What SQS and Auto Scaling put into their metrics once a minute.
+    /// Records the metrics that SQS and Auto Scaling publish once a minute.
     fn sample(&mut self, now: u64) {
         let asked = json!({"QueueUrl": self.queue_url, "AttributeNames": ["All"]});
         let answer = sqs(self.watched.queues, "GetQueueAttributes", &asked);
@@ -182,18 +184,17 @@ impl Player {
         self.metrics.put(of_queue("ApproximateNumberOfMessagesNotVisible"), at, in_flight);
     }
 
-    /// Evaluates an alarm at the end of each of its periods. While one of a scaling policy stays on it acts once a
-    /// minute.
-    fn take_turn(&mut self, index: usize, now: u64) {
-        let (alarm, turn) = &mut self.alarms[index];
+    /// Evaluates an alarm at the end of each of its periods. While it remains in alarm, it acts once a minute.
+    fn evaluate(&mut self, index: usize, now: u64) {
+        let (alarm, progress) = &mut self.alarms[index];
         let period = now / alarm.period();
-        if period == turn.period {
+        if period == progress.period {
             return;
         }
-        let (state, value) = alarm.evaluate(&self.metrics, turn.state, now);
+        let (state, value) = alarm.evaluate(&self.metrics, progress.state, now);
         let acts = state == State::Alarm
-            && (turn.state != State::Alarm || turn.acted.is_none_or(|acted| now >= acted + MINUTE));
-        *turn = Turn { state, period, acted: if acts { Some(now) } else { turn.acted } };
+            && (progress.state != State::Alarm || progress.acted.is_none_or(|acted| now >= acted + MINUTE));
+        *progress = Progress { state, period, acted: if acts { Some(now) } else { progress.acted } };
         if acts && let Some(value) = value {
             let alarm = alarm.clone();
             self.act(&alarm, value, now);
@@ -205,13 +206,15 @@ impl Player {
         for policy in self.policies.iter().filter(is_named) {
             let (ages, warmup) = (self.watched.ec2.ages(), policy.warmup.unwrap_or(DEFAULT_WARMUP));
             self.watched.ec2.group.change(|size| {
-                let settled = ages.iter().filter(|(age, leaves)| !leaves && seconds(*age) >= warmup).count() as u32;
+                let warm =
+                    ages.iter().filter(|(age, is_terminating)| !is_terminating && seconds(*age) >= warmup).count()
+                        as u32;
                 let capacity = Capacity {
                     min: size.min,
                     max: size.max,
                     desired: size.desired,
-                    warming: size.desired.saturating_sub(settled),
-                    leaving: ages.iter().filter(|(_, leaves)| *leaves).count() as u32,
+                    warming: size.desired.saturating_sub(warm),
+                    terminating: ages.iter().filter(|(_, is_terminating)| *is_terminating).count() as u32,
                 };
                 let to = policy.desired(&capacity, value, alarm.threshold);
                 let resized = Resized { at: now, alarm: alarm.name.clone(), value, from: size.desired, to };
@@ -224,12 +227,12 @@ impl Player {
     }
 }
 
-/// Of the player's clock.
+/// Simulated seconds.
 fn seconds(passed: Duration) -> u64 {
     (passed * SPEED).as_secs()
 }
 
-/// Alarms that name a policy of the group.
+/// The alarms whose actions are policies of the group.
 pub fn alarms_of(group: &str, emulator: &Emulator) -> Vec<Alarm> {
     let answer = ask(emulator, "monitoring", "GraniteServiceVersion20100801.DescribeAlarms", &json!({}));
     let of_group = format!(":autoScalingGroupName/{group}:");

@@ -1,4 +1,4 @@
-//! Scaling policies: how many instances a group should have once their alarm has gone off.
+//! Scaling policies: the size of a group after their alarm is raised.
 
 use roxmltree::{Document, Node};
 
@@ -6,18 +6,17 @@ use super::alarm::{Alarm, Comparison};
 use super::metrics::{Dimension, Metric};
 use crate::cloud::NAMESPACE;
 
-/// Of the alarms that Auto Scaling makes for a target tracking policy: out after three periods above the target, in
-/// after fifteen below nine tenths of it. So they are made for periods of a minute; for shorter ones nothing else is
-/// documented.
+/// The alarms that Auto Scaling creates for a target tracking policy: it scales out after three periods above the
+/// target, and in after fifteen periods below nine tenths of it. This is documented for periods of a minute only.
 const PERIODS_OUT: u64 = 3;
 const PERIODS_IN: u64 = 15;
 const IN_BELOW: f64 = 0.9;
 
-/// As `DescribePolicies` tells it.
+/// A policy in the form of `DescribePolicies`.
 #[derive(Debug, Clone)]
 pub struct Policy {
     pub arn: String,
-    /// Seconds from the start of an instance until it counts; None: as the group says.
+    /// Seconds from the start of an instance until it counts. If absent, the group's default applies.
     pub warmup: Option<u64>,
     kind: Kind,
 }
@@ -35,20 +34,20 @@ struct Step {
     adjustment: f64,
 }
 
-/// A group, as a policy sees it.
+/// The size of a group.
 #[derive(Debug, Clone, Copy)]
 pub struct Capacity {
     pub min: u32,
     pub max: u32,
     pub desired: u32,
-    /// Of the desired ones, those that have not started or not warmed up: a step out counts them as its own.
+    /// Number of desired instances that have not started or warmed up yet. Scaling out counts them as already added.
     pub warming: u32,
-    /// Not among the desired ones any more, and there until they have drained: a step in counts them as its own.
-    pub leaving: u32,
+    /// Number of instances that are draining and no longer desired. Scaling in counts them as already removed.
+    pub terminating: u32,
 }
 
 impl Policy {
-    /// Of the answer to `DescribePolicies`.
+    /// Parses the answer of `DescribePolicies`.
     pub fn all(answer: &str) -> Vec<Policy> {
         let document = Document::parse(answer).unwrap();
         members(document.root_element(), "ScalingPolicies").map(Policy::read).collect()
@@ -77,13 +76,13 @@ impl Policy {
                 target: number(node, "TargetValue").unwrap(),
                 scales_in: text(node, "DisableScaleIn") != Some("true"),
             },
-            other => panic!("a policy of type {other:?} is not played"),
+            other => panic!("policy type {other:?} is not supported"),
         };
         let warmup = number(node, "EstimatedInstanceWarmup").map(|seconds| seconds as u64);
         Policy { arn: text(node, "PolicyARN").unwrap().to_owned(), warmup, kind }
     }
 
-    /// Alarms that are made for this policy, beside those that name it.
+    /// The alarms that AWS creates for this policy.
     pub fn own_alarms(&self) -> Vec<Alarm> {
         let Kind::Target { metric, statistic, period, target, scales_in } = &self.kind else { return Vec::new() };
         let alarm = |name: &str| Alarm {
@@ -100,18 +99,18 @@ impl Policy {
         if *scales_in { vec![out, back] } else { vec![out] }
     }
 
-    /// How many instances there should be, `value` having put an alarm off that compares with `threshold`.
+    /// The desired capacity after `value` has raised an alarm with `threshold`.
     pub fn desired(&self, capacity: &Capacity, value: f64, threshold: f64) -> u32 {
-        let settled = f64::from(capacity.desired - capacity.warming.min(capacity.desired));
-        let with_leaving = f64::from(capacity.desired + capacity.leaving);
+        let warm = f64::from(capacity.desired - capacity.warming.min(capacity.desired));
+        let with_terminating = f64::from(capacity.desired + capacity.terminating);
         let (wanted_out, wanted_in) = match &self.kind {
             Kind::Step { adjustment_type, steps } => {
                 let Some(step) = steps.iter().find(|step| step.is_for(value - threshold)) else {
                     return capacity.desired;
                 };
-                (step.apply(adjustment_type, settled), step.apply(adjustment_type, with_leaving))
+                (step.apply(adjustment_type, warm), step.apply(adjustment_type, with_terminating))
             }
-            Kind::Target { target, .. } if value > *target => ((settled * value / target).ceil(), f64::INFINITY),
+            Kind::Target { target, .. } if value > *target => ((warm * value / target).ceil(), f64::INFINITY),
             Kind::Target { target, .. } => (0.0, (f64::from(capacity.desired) * value / target).ceil()),
         };
         let desired = f64::from(capacity.desired);
@@ -119,7 +118,7 @@ impl Policy {
         if wanted_out > desired {
             within(wanted_out)
         } else if wanted_in < desired && capacity.warming == 0 {
-            // While instances warm up the group is scaling out, and nothing is taken away.
+            // The group does not scale in while instances warm up.
             within(wanted_in)
         } else {
             capacity.desired
@@ -128,7 +127,8 @@ impl Policy {
 }
 
 impl Step {
-    /// `breach`: from the threshold to the value. The bound nearer to the threshold belongs to the step.
+    /// Returns whether this step applies to `breach`, the difference of value and threshold. The bound that is nearer
+    /// to the threshold is inclusive.
     fn is_for(self, breach: f64) -> bool {
         let (from, to) = (self.from.unwrap_or(f64::NEG_INFINITY), self.to.unwrap_or(f64::INFINITY));
         if from >= 0.0 { from <= breach && breach < to } else { from < breach && breach <= to }
@@ -140,11 +140,11 @@ impl Step {
             "ExactCapacity" => self.adjustment,
             "PercentChangeInCapacity" => {
                 let change = capacity * self.adjustment / 100.0;
-                // Less than one is one; more is rounded towards nothing.
+                // A change of less than one counts as one. Larger changes are rounded towards zero.
                 let change = if change.abs() < 1.0 { change.signum() * change.abs().ceil() } else { change.trunc() };
                 (capacity + change).max(0.0)
             }
-            other => panic!("adjustment {other} is not played"),
+            other => panic!("adjustment {other} is not supported"),
         }
     }
 }
@@ -174,7 +174,7 @@ fn members<'a, 'd>(node: Node<'a, 'd>, name: &str) -> impl Iterator<Item = Node<
 mod tests {
     use super::*;
 
-    const GROUP: Capacity = Capacity { min: 0, max: 20, desired: 10, warming: 0, leaving: 0 };
+    const GROUP: Capacity = Capacity { min: 0, max: 20, desired: 10, warming: 0, terminating: 0 };
 
     fn policy(kind: Kind) -> Policy {
         Policy { arn: String::new(), warmup: None, kind }
@@ -185,33 +185,33 @@ mod tests {
         policy(Kind::Step { adjustment_type: adjustment_type.to_owned(), steps })
     }
 
-    /// The example of Auto Scaling's manual: thresholds of 60 and 40 per cent, ten instances.
+    /// The example in Auto Scaling's manual: thresholds of 60 and 40 per cent, ten instances.
     #[test]
-    fn a_step_policy_steps_as_the_manual_says() {
+    fn step_policy_follows_the_manual() {
         let out = [(Some(0.0), Some(10.0), 0.0), (Some(10.0), Some(20.0), 10.0), (Some(20.0), None, 30.0)];
         let out = steps("PercentChangeInCapacity", &out);
         assert_eq!([60.0, 70.0, 79.0, 80.0].map(|value| out.desired(&GROUP, value, 60.0)), [10, 11, 11, 13]);
-        // While the one that 70 per cent brought warms up, the same brings none, and 80 per cent two more.
+        // While the instance added at 70 per cent warms up, 70 per cent adds none, and 80 per cent two more.
         let warming = Capacity { desired: 11, warming: 1, ..GROUP };
         assert_eq!([70.0, 80.0].map(|value| out.desired(&warming, value, 60.0)), [11, 13]);
         let back = [(Some(-10.0), Some(0.0), 0.0), (Some(-20.0), Some(-10.0), -10.0), (None, Some(-20.0), -30.0)];
         let back = steps("PercentChangeInCapacity", &back);
         assert_eq!([40.0, 30.0, 21.0, 20.0].map(|value| back.desired(&GROUP, value, 40.0)), [10, 9, 9, 7]);
-        assert_eq!(back.desired(&warming, 20.0, 40.0), 11, "not while the group scales out");
+        assert_eq!(back.desired(&warming, 20.0, 40.0), 11, "no scale-in while the group scales out");
     }
 
     #[test]
-    fn a_step_stays_within_the_bounds_and_counts_those_that_leave() {
+    fn step_stays_within_bounds_and_counts_terminating_instances() {
         let one_more = steps("ChangeInCapacity", &[(Some(0.0), None, 1.0)]);
         let one_less = steps("ChangeInCapacity", &[(None, Some(0.0), -1.0)]);
         assert_eq!(one_more.desired(&Capacity { desired: 20, ..GROUP }, 26.0, 25.0), 20);
         assert_eq!(one_less.desired(&Capacity { desired: 0, ..GROUP }, 0.0, 2.0), 0);
-        assert_eq!(one_less.desired(&Capacity { leaving: 1, ..GROUP }, 0.0, 2.0), 10);
+        assert_eq!(one_less.desired(&Capacity { terminating: 1, ..GROUP }, 0.0, 2.0), 10);
         assert_eq!(steps("ExactCapacity", &[(Some(0.0), None, 30.0)]).desired(&GROUP, 26.0, 25.0), 20);
     }
 
     #[test]
-    fn a_target_policy_brings_the_metric_to_its_target() {
+    fn target_policy_moves_the_metric_to_its_target() {
         let metric = Metric::new("", "", "", "");
         let kind = Kind::Target { metric, statistic: "Average".to_owned(), period: 10, target: 50.0, scales_in: true };
         let target = policy(kind);

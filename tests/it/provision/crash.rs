@@ -1,4 +1,4 @@
-//! Applying, killed at every call that changes something.
+//! `imgcls provision` is killed at every call that changes something.
 
 use std::net::SocketAddr;
 use std::process::{Child, Stdio};
@@ -8,13 +8,13 @@ use super::{Stack, environment, proxy};
 use crate::emulators::Emulator;
 use crate::harness::request;
 
-/// Emulators, each with the stack of a lane: two cores have something to do.
+/// Number of emulators, each with a stack of its own, that are tested in parallel.
 const LANES: usize = 2;
-/// Destroying is killed at each `STRIDE`th call only.
+/// `destroy` is killed at every `STRIDE`th call only.
 const STRIDE: usize = 5;
 const APPLY: [&str; 3] = ["apply", "--web-instances", "0"];
 
-/// Hands calls on to the emulator, and kills a process when so many that change something were answered.
+/// Forwards calls to the emulator, and kills a process when a given number of changing calls were answered.
 struct Killer {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -31,7 +31,7 @@ impl Killer {
         let state = Arc::new(Mutex::new(State::default()));
         let shared = Arc::clone(&state);
         let address = proxy::start(move |call| {
-            let answer = call.pass_to(emulator)?;
+            let answer = call.forward_to(emulator)?;
             let mut state = shared.lock().unwrap();
             state.changes += usize::from(call.changes_something());
             let changes = state.changes;
@@ -46,9 +46,9 @@ impl Killer {
         Killer { address, state }
     }
 
-    /// Runs the command, killed at its `nth` call that changes something; false where it ended before.
+    /// Runs the command and kills it at its `nth` changing call. Returns false if it ended before.
     fn kill_at(&self, stack: &Stack, command: &[&str], nth: usize) -> bool {
-        // Held while it starts: no call of it is counted for another.
+        // Held during the start, so that none of its calls is counted for the previous process.
         let mut state = self.state.lock().unwrap();
         let child = stack.command(command).stdout(Stdio::null()).spawn().unwrap();
         *state = State { changes: 0, victim: Some((child, nth)) };
@@ -62,7 +62,7 @@ impl Killer {
                 && let Some(status) = child.try_wait().unwrap()
             {
                 let was_killed = status.code().is_none();
-                assert!(was_killed || status.success(), "before call {nth} it failed by itself: {status}");
+                assert!(was_killed || status.success(), "it failed by itself before call {nth}: {status}");
                 return was_killed;
             }
             std::thread::sleep(std::time::Duration::from_millis(2));
@@ -71,15 +71,16 @@ impl Killer {
 }
 
 #[test]
-fn killed_at_any_call_it_goes_on_and_ends_the_same() {
+fn apply_killed_at_any_call_is_completed_by_the_next_apply() {
     let lanes: Vec<_> = (1..=LANES).map(|first| std::thread::spawn(move || lane(first))).collect();
     let kills: usize = lanes.into_iter().map(|lane| lane.join().unwrap()).sum();
     assert!(kills >= 40, "only {kills} kills");
 }
 
-/// Kills at the `first` call that changes something, and each time at the one `LANES` later; how often it did.
+/// Kills `apply` at its `first` changing call, and in each further round at one that is `LANES` later. Returns the
+/// number of kills.
 fn lane(first: usize) -> usize {
-    // Of its own, since it is emptied again and again.
+    // The emulator is reset between rounds, so it is not shared.
     let emulator = Emulator::start("moto");
     let killer = Killer::start(emulator.address);
     let stack = |address| Stack { environment: environment(&format!("http://{address}")), ..Stack::new("crash") };

@@ -1,4 +1,4 @@
-//! `imgcls provision` against an emulator: what it makes, changes, mends and takes away.
+//! `imgcls provision` against an emulator: creates, changes, repairs and deletes stacks.
 
 mod crash;
 mod export;
@@ -16,7 +16,8 @@ use serde_json::Value;
 use crate::emulators::{self, moto_of_stacks};
 use crate::harness::{Process, Response, free_port, imgcls, request, until};
 
-/// Every service by a variable of its own: so the stack is the one for AWS itself, only spoken to elsewhere.
+/// Each service gets an endpoint variable of its own. The stack is then the same as on AWS itself, whereas one endpoint
+/// for all services would change it.
 const SERVICES: [&str; 8] = ["SQS", "S3", "IAM", "CLOUDWATCH", "AUTO_SCALING", "STS", "EC2", "CLOUDWATCH_LOGS"];
 
 fn environment(url: &str) -> Vec<(String, String)> {
@@ -26,7 +27,7 @@ fn environment(url: &str) -> Vec<(String, String)> {
     environment
 }
 
-/// A bundle of a few bytes: what is in it runs nowhere in these tests.
+/// A bundle of a few bytes. Nothing runs it in these tests.
 pub fn small_bundle() -> &'static Path {
     static BUNDLE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = BUNDLE.get_or_init(|| {
@@ -55,7 +56,7 @@ fn write_bundle(folder: &Path, version: &str) -> PathBuf {
     path
 }
 
-/// One stack of the emulator, by a name of its own.
+/// A stack on the emulator. Each test uses another name.
 struct Stack {
     name: &'static str,
     bundle: PathBuf,
@@ -73,9 +74,9 @@ impl Stack {
         Stack { name, bundle: small_bundle().to_owned(), environment: environment(&moto_of_stacks().url()) }
     }
 
-    /// One whose buckets are used: moto takes a plain line for one that their policy forbids, and a stack at a plain
-    /// address has none.
-    fn on_a_plain_line(name: &'static str) -> Stack {
+    /// A stack whose buckets are used in the test. Its endpoint is plain HTTP, so its buckets have no policy: moto
+    /// would refuse requests without TLS.
+    fn at_plain_http_endpoint(name: &'static str) -> Stack {
         let mut environment = emulators::credentials();
         environment.push(("AWS_REGION".to_owned(), "us-east-1".to_owned()));
         environment.push(("AWS_ENDPOINT_URL".to_owned(), moto_of_stacks().url()));
@@ -101,7 +102,7 @@ impl Stack {
         ran.stdout
     }
 
-    /// The one line that it fails with.
+    /// Runs a command that fails, and returns its one line of error.
     fn fails(&self, command: &[&str]) -> String {
         let ran = self.run(command);
         assert_eq!(ran.code, Some(1), "{command:?}: {}\n{}", ran.stderr, ran.stdout);
@@ -110,16 +111,16 @@ impl Stack {
         ran.stderr
     }
 
-    /// Nothing is left to do.
-    fn stands(&self) {
+    /// Asserts that a plan is empty.
+    fn is_as_wanted(&self) {
         let ran = self.run(&["plan", "--detailed-exitcode"]);
         assert_eq!(ran.code, Some(0), "{}\n{}", ran.stderr, ran.stdout);
         assert!(ran.stdout.contains("nothing to do"), "{}", ran.stdout);
     }
 
     fn destroy(&self) {
-        let said = self.succeeds(&["destroy", "--yes", "--delete-data"]);
-        assert!(said.contains("nothing is left that has the tag imgcls:stack="), "{said}");
+        let output = self.succeeds(&["destroy", "--yes", "--delete-data"]);
+        assert!(output.contains("no resource with the tag imgcls:stack="), "{output}");
     }
 
     fn input_bucket(&self) -> String {
@@ -127,7 +128,8 @@ impl Stack {
     }
 }
 
-/// A call past imgcls: the emulator tells services by the signature's scope, which it does not check.
+/// Calls the emulator without imgcls. The emulator reads the service from the signature's scope, and does not check the
+/// signature.
 fn by_hand(service: &str, form: &str) -> Response {
     let scope = format!("AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/{service}/aws4_request");
     let headers = [("Authorization", scope.as_str()), ("Content-Type", "application/x-www-form-urlencoded")];
@@ -137,26 +139,26 @@ fn by_hand(service: &str, form: &str) -> Response {
 }
 
 #[test]
-fn a_stack_is_made_mended_and_taken_away_beside_another() {
-    let (stack, neighbour) = (Stack::on_a_plain_line("whole"), Stack::new("whole-2"));
+fn stack_is_created_repaired_and_destroyed_beside_another() {
+    let (stack, neighbour) = (Stack::at_plain_http_endpoint("whole"), Stack::new("whole-2"));
     neighbour.succeeds(&["apply"]);
     let plan = stack.run(&["plan", "--detailed-exitcode"]);
     assert_eq!(plan.code, Some(3), "{}", plan.stderr);
-    assert!(plan.stdout.contains("25 to make, 0 to change, 0 to remove") && plan.stdout.contains("a month at rest"));
+    assert!(plan.stdout.contains("25 to create, 0 to update, 0 to delete") && plan.stdout.contains("a month at rest"));
 
     let applied = stack.succeeds(&[]);
     assert!(applied.contains("web tier: http://ec2-"), "{applied}");
-    stack.stands();
+    stack.is_as_wanted();
 
-    // Changed by hand, found and mended.
+    // Manual changes are found and repaired.
     by_hand("autoscaling", "Action=UpdateAutoScalingGroup&AutoScalingGroupName=whole-apptierAutoscaling&MaxSize=9");
     by_hand("monitoring", "Action=DeleteAlarms&AlarmNames.member.1=whole-ScaleDownAlarm");
     let status = stack.succeeds(&["status"]);
     assert!(status.contains("MaxSize: 9, not 4") && status.contains("missing  alarm"), "{status}");
     stack.succeeds(&["apply"]);
-    stack.stands();
+    stack.is_as_wanted();
 
-    // A web process of the stack that died leaves its reply queue.
+    // A web process that is killed leaves its reply queue behind.
     let folder = tempfile::tempdir().unwrap();
     let address = format!("127.0.0.1:{}", free_port());
     let mut web = imgcls();
@@ -166,30 +168,30 @@ fn a_stack_is_made_mended_and_taken_away_beside_another() {
     until("the web tier", || request(port, "GET", "/readyz", &[], b"").ok().filter(|answer| answer.status == 200));
     web.kill();
 
-    // An image stops the destruction, unless it may go.
+    // A bucket with an image is not destroyed unless data may be deleted.
     let path = format!("/{}/images/1", stack.input_bucket());
     let scope = [("Authorization", "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/s3/aws4_request")];
     assert_eq!(request(moto_of_stacks().address, "PUT", &path, &scope, b"an image").unwrap().status, 200);
     let refused = stack.fails(&["destroy", "--yes"]);
     assert!(refused.contains(&stack.input_bucket()) && refused.contains("--delete-data"), "{refused}");
     assert!(stack.fails(&["destroy", "--delete-data"]).contains("give --yes"));
-    stack.stands();
+    stack.is_as_wanted();
 
     let destroyed = stack.succeeds(&["destroy", "--yes", "--delete-data"]);
     assert!(destroyed.contains("− queue              whole-app-web-result-queue-"), "{destroyed}");
-    assert!(destroyed.ends_with("nothing is left that has the tag imgcls:stack=whole\n"), "{destroyed}");
-    assert!(stack.succeeds(&["destroy", "--yes"]).contains("0 to remove"));
-    neighbour.stands();
+    assert!(destroyed.ends_with("no resource with the tag imgcls:stack=whole is left\n"), "{destroyed}");
+    assert!(stack.succeeds(&["destroy", "--yes"]).contains("0 to delete"));
+    neighbour.is_as_wanted();
     neighbour.destroy();
 }
 
 #[test]
-fn a_new_build_rolls_out_and_a_saved_plan_is_carried_out_once() {
-    let mut stack = Stack::on_a_plain_line("rollout");
+fn new_build_updates_the_template_and_a_saved_plan_is_applied_once() {
+    let mut stack = Stack::at_plain_http_endpoint("rollout");
     let flags = ["--web-instances", "0", "--min", "1"];
     let with_flags = |command: &[&'static str]| [command, &flags].concat();
     stack.succeeds(&with_flags(&["apply"]));
-    assert!(!stack.succeeds(&with_flags(&["status"])).contains("to renew them"));
+    assert!(!stack.succeeds(&with_flags(&["status"])).contains("to replace them"));
     let folder = tempfile::tempdir().unwrap();
     stack.bundle = write_bundle(folder.path(), "two");
     let file = folder.path().join("plan.json");
@@ -197,34 +199,34 @@ fn a_new_build_rolls_out_and_a_saved_plan_is_carried_out_once() {
     let plan = stack.succeeds(&[&["plan", "--out", file][..], &flags].concat());
     assert!(plan.contains("+ bundle") && plan.contains("~ launch template    rollout-ApptierTemplate"), "{plan}");
     let applied = stack.succeeds(&["apply", file]);
-    assert!(applied.contains("1 to make, 2 to change, 0 to remove"), "{applied}");
+    assert!(applied.contains("1 to create, 2 to update, 0 to delete"), "{applied}");
     let json = stack.succeeds(&with_flags(&["plan", "--json"]));
     let plan: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(plan["plan"]["changes"], serde_json::json!([]));
     let group = "Action=DescribeAutoScalingGroups&AutoScalingGroupNames.member.1=rollout-apptierAutoscaling";
     assert!(by_hand("autoscaling", group).text().contains("<Version>2</Version>"));
 
-    // The machine that runs is not replaced unasked.
-    let renew = "1 of rollout-apptierAutoscaling still run what they started with; to renew them: aws autoscaling \
+    // A running machine is not replaced automatically.
+    let replace = "machines of rollout-apptierAutoscaling that run an older version: 1; to replace them: aws autoscaling \
         start-instance-refresh --auto-scaling-group-name rollout-apptierAutoscaling --region us-east-1";
-    assert!(applied.contains(renew), "{applied}");
+    assert!(applied.contains(replace), "{applied}");
     let status: Value = serde_json::from_str(&stack.succeeds(&with_flags(&["status", "--json"]))).unwrap();
     let machine = &status["inventory"]["instances"][0];
     assert_eq!(machine["template_version"], "1", "{status}");
     let none = "Action=SetDesiredCapacity&AutoScalingGroupName=rollout-apptierAutoscaling&DesiredCapacity=0";
     by_hand("autoscaling", none);
     let status = stack.succeeds(&with_flags(&["status"]));
-    assert!(!status.contains("machine i-") && !status.contains("to renew them"), "{status}");
+    assert!(!status.contains("machine i-") && !status.contains("to replace them"), "{status}");
 
     let refused = stack.fails(&["apply", file]);
-    assert!(refused.contains("has changed since this plan was made"), "{refused}");
+    assert!(refused.contains("have changed since this plan was made"), "{refused}");
     stack.bundle = small_bundle().to_owned();
     assert!(stack.fails(&["apply", file]).contains("another build"));
     stack.destroy();
 }
 
 #[test]
-fn another_policy_and_a_file_of_flags_change_what_they_say() {
+fn policy_and_settings_file_change_the_stack() {
     let stack = Stack::new("policies");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("stack.toml");
@@ -240,10 +242,10 @@ fn another_policy_and_a_file_of_flags_change_what_they_say() {
 }
 
 #[test]
-fn the_doctor_names_what_is_wrong_and_finds_nothing_in_a_stack_of_its_own() {
+fn doctor_finds_faults_and_nothing_in_a_stack_of_imgcls() {
     let stack = Stack::new("patient");
     stack.succeeds(&["apply", "--web-instances", "0"]);
-    assert_eq!(stack.succeeds(&["doctor"]), "nothing is wrong\n");
+    assert_eq!(stack.succeeds(&["doctor"]), "no problems found\n");
     by_hand(
         "autoscaling",
         "Action=UpdateAutoScalingGroup&AutoScalingGroupName=patient-apptierAutoscaling&MinSize=1&MaxSize=1",
@@ -258,7 +260,7 @@ fn the_doctor_names_what_is_wrong_and_finds_nothing_in_a_stack_of_its_own() {
     let ran = stack.run(&["doctor"]);
     assert_eq!(ran.code, Some(1), "{}", ran.stderr);
     for expected in [
-        "alarm \"patient-hand-made\": it looks at a metric that does not exist",
+        "alarm \"patient-hand-made\": it reads a metric that does not exist",
         "alarm \"patient-hand-made\": it has no action",
         "its smallest and largest size are both 1",
     ] {
@@ -269,7 +271,7 @@ fn the_doctor_names_what_is_wrong_and_finds_nothing_in_a_stack_of_its_own() {
 }
 
 #[test]
-fn a_launch_template_and_a_target_group_that_are_given_are_used_and_left_alone() {
+fn existing_launch_template_and_target_group_are_used_and_not_changed() {
     let stack = Stack::new("given");
     let missing = stack.fails(&["apply", "--existing-launch-template", "nobody-has-it"]);
     assert!(missing.contains("there is no launch template \"nobody-has-it\" in us-east-1"), "{missing}");
@@ -299,14 +301,14 @@ fn a_launch_template_and_a_target_group_that_are_given_are_used_and_left_alone()
     let plan = stack.succeeds(&given("plan", &first));
     assert!(plan.contains("nothing to do") && !plan.contains("ApptierTemplate"), "{plan}");
 
-    // Another one takes its place; without one the web tier stands alone.
+    // Another target group replaces the first. Without one, the web tier leaves it.
     stack.succeeds(&given("apply", &second));
     let web = group_of("webtierAutoscaling");
     assert!(web.contains(&second) && !web.contains(&first), "{web}");
     let applied = stack.succeeds(&["apply"]);
     assert!(applied.contains("+ launch template    given-ApptierTemplate"), "{applied}");
     assert!(!group_of("webtierAutoscaling").contains(&second));
-    stack.stands();
+    stack.is_as_wanted();
 
     stack.destroy();
     by_hand("ec2", "Action=DeleteLaunchTemplate&Version=2016-11-15&LaunchTemplateName=somebodys");

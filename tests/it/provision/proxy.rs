@@ -1,18 +1,18 @@
-//! Stands between a client of AWS and an emulator: a test sees every call, and says what becomes of it.
+//! A proxy between a client of AWS and an emulator. A test sees every call and decides its answer.
 //!
-//! One request a connection; calls pass byte for byte, since they are signed.
+//! Each connection carries one request. Calls are forwarded unchanged, since they are signed.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 
 pub struct Call {
-    /// With the empty line after it.
+    /// Request line and headers, with the empty line after them.
     pub head: String,
     pub body: Vec<u8>,
 }
 
-/// Serves on a free loopback port until the test binary ends. Where there is no answer the connection is cut.
+/// Serves on a free loopback port until the test binary ends. If `answer` returns `None`, the connection is closed.
 pub fn start(answer: impl Fn(&Call) -> Option<Vec<u8>> + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -21,8 +21,8 @@ pub fn start(answer: impl Fn(&Call) -> Option<Vec<u8>> + Send + Sync + 'static) 
         for stream in listener.incoming().flatten() {
             let answer = Arc::clone(&answer);
             std::thread::spawn(move || {
-                if let Some(said) = Call::read(&stream).and_then(|call| answer(&call)) {
-                    let _ = (&stream).write_all(&said);
+                if let Some(response) = Call::read(&stream).and_then(|call| answer(&call)) {
+                    let _ = (&stream).write_all(&response);
                 }
             });
         }
@@ -39,7 +39,7 @@ impl Call {
             if reader.read_line(&mut line).ok()? == 0 {
                 return None;
             }
-            // A client that asks first is told to go on.
+            // The client waits for this before it sends the body.
             if line.to_ascii_lowercase().starts_with("expect:") {
                 (&*stream).write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;
                 continue;
@@ -54,8 +54,8 @@ impl Call {
         Some(call)
     }
 
-    /// The server's answer, as it came.
-    pub fn pass_to(&self, server: SocketAddr) -> Option<Vec<u8>> {
+    /// Forwards the call and returns the server's answer unchanged.
+    pub fn forward_to(&self, server: SocketAddr) -> Option<Vec<u8>> {
         let mut server = TcpStream::connect(server).unwrap();
         let head = self.head.replacen("\r\n", "\r\nConnection: close\r\n", 1);
         server.write_all(head.as_bytes()).and_then(|()| server.write_all(&self.body)).unwrap();
@@ -72,12 +72,12 @@ impl Call {
         self.head.split(' ').next().unwrap_or_default()
     }
 
-    /// With what is asked of it.
+    /// Path and query.
     pub fn path(&self) -> &str {
         self.head.split(' ').nth(1).unwrap_or_default()
     }
 
-    /// By name, where the protocol has one: S3's are methods and paths.
+    /// Name of the operation. Returns `None` for S3, whose protocol has methods and paths only.
     pub fn operation(&self) -> Option<String> {
         let of_path = self.path().split("/operation/").nth(1).map(str::to_owned);
         let of_header = || Some(self.header("x-amz-target")?.rsplit('.').next()?.to_owned());

@@ -1,4 +1,4 @@
-//! What is wrong outside, in one line each with the way out.
+//! Problems outside of the program are reported in one line that says what to do.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,14 +8,14 @@ use crate::emulators::{self, moto_of_stacks};
 use crate::harness::{free_port, imgcls};
 
 #[test]
-fn a_name_that_stands_is_refused_unless_it_is_given() {
+fn existing_name_is_refused_unless_adopted() {
     let stack = Stack::new("taken");
     by_hand("sqs", "Action=CreateQueue&QueueName=taken-web-app-image-transport");
     let refused = stack.fails(&["apply"]);
-    assert!(refused.contains("queue \"taken-web-app-image-transport\" stands already"), "{refused}");
+    assert!(refused.contains("queue \"taken-web-app-image-transport\" exists already"), "{refused}");
     assert!(refused.contains("--adopt"), "{refused}");
     let nothing = stack.succeeds(&["destroy", "--yes"]);
-    assert!(nothing.contains("0 to remove"), "{nothing}");
+    assert!(nothing.contains("0 to delete"), "{nothing}");
     stack.succeeds(&["apply", "--adopt", "--web-instances", "0"]);
     let plan = stack.run(&["plan", "--detailed-exitcode", "--web-instances", "0"]);
     assert_eq!(plan.code, Some(0), "{}{}", plan.stdout, plan.stderr);
@@ -23,25 +23,25 @@ fn a_name_that_stands_is_refused_unless_it_is_given() {
 }
 
 #[test]
-fn machines_of_another_processor_are_refused() {
-    let said = Stack::new("cpu").fails(&["plan", "--instance-type", "c7g.large"]);
-    assert!(said.contains("instance type c7g.large is arm64, the bundle x86_64"), "{said}");
-    assert!(said.contains("--bundle FILE"), "{said}");
+fn instance_types_of_another_processor_are_refused() {
+    let error = Stack::new("cpu").fails(&["plan", "--instance-type", "c7g.large"]);
+    assert!(error.contains("instance type c7g.large is arm64, the bundle x86_64"), "{error}");
+    assert!(error.contains("--bundle FILE"), "{error}");
 }
 
 #[test]
-fn a_plan_that_costs_too_much_is_refused() {
-    let said = Stack::new("money").fails(&["plan", "--max", "100", "--max-hourly", "2"]);
-    assert!(said.contains("more than --max-hourly 2"), "{said}");
+fn plan_above_the_cost_limit_is_refused() {
+    let error = Stack::new("money").fails(&["plan", "--max", "100", "--max-hourly", "2"]);
+    assert!(error.contains("more than --max-hourly 2"), "{error}");
     let folder = tempfile::tempdir().unwrap();
     let prices = folder.path().join("prices.toml");
     std::fs::write(&prices, "date = 1").unwrap();
-    let said = Stack::new("money").fails(&["plan", "--prices", prices.to_str().unwrap()]);
-    assert!(said.contains("prices.toml: line 1"), "{said}");
+    let error = Stack::new("money").fails(&["plan", "--prices", prices.to_str().unwrap()]);
+    assert!(error.contains("prices.toml: line 1"), "{error}");
 }
 
 #[test]
-fn wrong_usage_is_told_as_such() {
+fn wrong_usage_exits_with_2() {
     for (flags, expected) in [
         (&["plan", "--min", "5", "--max", "2"][..], "see --min and --max"),
         (&["plan", "--policy", "target"], "--service-time"),
@@ -56,7 +56,7 @@ fn wrong_usage_is_told_as_such() {
 }
 
 #[test]
-fn without_credentials_or_an_answer_it_says_what_to_do() {
+fn missing_credentials_and_unreachable_endpoints_are_explained() {
     let fails = |environment: Vec<(String, String)>, flags: &[&str]| {
         let mut command = imgcls();
         command.args(["provision", "plan"]).args(flags).envs(environment);
@@ -73,15 +73,15 @@ fn without_credentials_or_an_answer_it_says_what_to_do() {
     let mut no_keys = environment(&nobody);
     no_keys.retain(|(name, _)| !name.contains("ACCESS_KEY"));
     assert!(fails(no_keys, &[]).contains("no AWS credentials"));
-    let said = fails(environment(&nobody), &[]);
-    assert!(said.contains("sts:GetCallerIdentity: no answer from"), "{said}");
-    let said = fails(emulators::credentials(), &["--region", "mars-north-1"]);
-    assert!(said.contains("AWS region mars-north-1"), "{said}");
-    let said = fails(emulators::credentials(), &["--bundle", "/dev/null", "--region", "us-east-1"]);
-    assert!(said.contains("sts:GetCallerIdentity") || said.contains("is no bundle"), "{said}");
+    let error = fails(environment(&nobody), &[]);
+    assert!(error.contains("sts:GetCallerIdentity: no answer from"), "{error}");
+    let error = fails(emulators::credentials(), &["--region", "mars-north-1"]);
+    assert!(error.contains("AWS region mars-north-1"), "{error}");
+    let error = fails(emulators::credentials(), &["--bundle", "/dev/null", "--region", "us-east-1"]);
+    assert!(error.contains("sts:GetCallerIdentity") || error.contains("is not a bundle"), "{error}");
 }
 
-/// Between the program and the emulator: one operation is answered as AWS refuses it.
+/// A proxy that answers one operation with an error of AWS, and forwards all others.
 #[derive(Clone, Default)]
 struct Gate(Arc<Mutex<Option<Refused>>>);
 
@@ -91,13 +91,13 @@ struct Refused {
 }
 
 impl Gate {
-    /// A gate, and the environment of a stack behind it.
+    /// Starts a gate. Returns it with the environment of a stack that uses it.
     fn start() -> (Gate, Vec<(String, String)>) {
         let gate = Gate::default();
         let shared = gate.clone();
         let address = proxy::start(move |call| match &*shared.0.lock().unwrap() {
             Some(refused) if refused.operation == name(call) => Some(refused.answer.clone()),
-            _ => call.pass_to(moto_of_stacks().address),
+            _ => call.forward_to(moto_of_stacks().address),
         });
         (gate, environment(&format!("http://{address}")))
     }
@@ -111,7 +111,7 @@ impl Gate {
     }
 }
 
-/// Operations of S3 have no name on the wire: method and what is meant.
+/// Name of an operation. Those of S3 have none in the protocol, so they are named by method and kind of resource.
 fn name(call: &Call) -> String {
     call.operation().unwrap_or_else(|| {
         let path = call.path().split('?').next().unwrap_or_default().trim_matches('/');
@@ -124,7 +124,7 @@ fn name(call: &Call) -> String {
     })
 }
 
-/// How a service writes a refusal.
+/// The protocol in which a service writes an error.
 #[derive(Clone, Copy)]
 enum Wire {
     S3,
@@ -154,7 +154,7 @@ fn refusal(wire: Wire, status: u16, code: &str, message: &str) -> Vec<u8> {
     [head.into_bytes(), body].concat()
 }
 
-/// A map of texts, each shorter than 64 KiB.
+/// A CBOR map of strings that are shorter than 64 KiB.
 fn cbor(members: &[(&str, &str)]) -> Vec<u8> {
     let text = |text: &str| [&[0x79][..], &u16::try_from(text.len()).unwrap().to_be_bytes(), text.as_bytes()].concat();
     let map = [0xa0 + u8::try_from(members.len()).unwrap()];
@@ -162,13 +162,13 @@ fn cbor(members: &[(&str, &str)]) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_not_permitted_or_too_many_is_named_and_the_next_run_goes_on() {
+fn missing_permissions_and_quotas_are_named_and_the_next_run_continues() {
     use Wire::{Cbor, Ec2, Json, Query, S3};
     let (gate, environment) = Gate::start();
     let stack = Stack { environment, ..Stack::new("refused") };
     let apply = ["apply", "--web-instances", "0"];
     let user = "User: arn:aws:iam::123456789012:user/somebody is not authorized to perform";
-    // In the order in which a stack is made: each run comes one step further.
+    // In the order in which a stack is made, so that each run gets one step further.
     let denied = [
         ("DescribeAlarms", Cbor, 403, "AccessDenied", "cloudwatch:DescribeAlarms on the alarms", None),
         ("CreateLogGroup", Json, 400, "AccessDeniedException", "logs:CreateLogGroup on log group", Some(0)),
@@ -188,17 +188,18 @@ fn what_is_not_permitted_or_too_many_is_named_and_the_next_run_goes_on() {
     ];
     for (operation, wire, status, code, expected, made) in denied {
         gate.answer(operation, refusal(wire, status, code, user));
-        let said = stack.fails(&apply);
-        assert!(said.contains(&format!("no permission for {expected}")) && said.contains(code), "{said}");
+        let error = stack.fails(&apply);
+        assert!(error.contains(&format!("no permission for {expected}")) && error.contains(code), "{error}");
         if let Some(made) = made {
-            let stands = format!("imgcls: {made} of ");
-            let goes_on = said.contains(" changes are made, the next one is + ") && said.contains("the same command");
-            assert!(said.starts_with(&stands) && goes_on, "{said}");
+            let made = format!("imgcls: {made} of ");
+            let continues =
+                error.contains(" changes are made, the next one is + ") && error.contains("the same command");
+            assert!(error.starts_with(&made) && continues, "{error}");
         }
     }
     gate.open();
     let status = stack.succeeds(&["status", "--web-instances", "0"]);
-    assert!(status.contains("stands   Auto Scaling group") && status.contains("missing  alarm"), "{status}");
+    assert!(status.contains("exists   Auto Scaling group") && status.contains("missing  alarm"), "{status}");
     stack.succeeds(&apply);
     let plan = stack.run(&["plan", "--detailed-exitcode", "--web-instances", "0"]);
     assert_eq!(plan.code, Some(0), "{}{}", plan.stdout, plan.stderr);
@@ -214,35 +215,36 @@ fn what_is_not_permitted_or_too_many_is_named_and_the_next_run_goes_on() {
     ];
     for (operation, wire, status, code, action) in too_many {
         gate.answer(operation, refusal(wire, status, code, "the most there may be is 5"));
-        let said = stack.fails(&apply);
-        assert!(said.contains(action) && said.contains("a quota of this account is reached"), "{said}");
-        assert!(said.contains("the most there may be is 5") && said.contains("Service Quotas"), "{said}");
+        let error = stack.fails(&apply);
+        assert!(error.contains(action) && error.contains("a quota of this account is reached"), "{error}");
+        assert!(error.contains("the most there may be is 5") && error.contains("Service Quotas"), "{error}");
     }
     gate.open();
     stack.destroy();
 }
 
 #[test]
-fn a_bucket_of_somebody_else_is_no_place_for_a_stack() {
+fn bucket_of_another_account_is_refused() {
     let (gate, environment) = Gate::start();
     let stack = Stack { environment, ..Stack::new("somebody") };
-    let says_so = |said: &str| {
-        let expected = format!("bucket \"{}\" is another account's: give another --input-bucket", stack.input_bucket());
-        assert!(said.contains(&expected), "{said}");
+    let is_refused = |error: &str| {
+        let expected =
+            format!("bucket \"{}\" belongs to another account: give another --input-bucket", stack.input_bucket());
+        assert!(error.contains(&expected), "{error}");
     };
     gate.answer("GET bucket", refusal(Wire::S3, 403, "AccessDenied", "Access Denied"));
-    says_so(&stack.fails(&["plan"]));
-    // Taken between the plan and its making.
+    is_refused(&stack.fails(&["plan"]));
+    // The name is taken between plan and apply.
     gate.answer("PUT bucket", refusal(Wire::S3, 409, "BucketAlreadyExists", "The requested name is not available."));
-    let said = stack.fails(&["apply", "--web-instances", "0"]);
-    says_so(&said);
-    assert!(said.contains("4 of 25 changes are made, the next one is + bucket"), "{said}");
+    let error = stack.fails(&["apply", "--web-instances", "0"]);
+    is_refused(&error);
+    assert!(error.contains("4 of 25 changes are made, the next one is + bucket"), "{error}");
     gate.open();
     stack.destroy();
 }
 
 #[test]
-fn a_group_that_cannot_start_machines_says_why() {
+fn group_that_cannot_start_machines_reports_the_reason() {
     let (gate, environment) = Gate::start();
     let stack = Stack { environment, ..Stack::new("starved") };
     stack.succeeds(&["apply", "--web-instances", "0"]);
@@ -254,10 +256,10 @@ fn a_group_that_cannot_start_machines_says_why() {
         </DescribeScalingActivitiesResult></DescribeScalingActivitiesResponse>";
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", failed.len());
     gate.answer("DescribeScalingActivities", [head.as_bytes(), failed.as_bytes()].concat());
-    let said = stack.succeeds(&["status", "--web-instances", "0"]);
-    let expected = "starved-apptierAutoscaling could not start a machine, and tries again by itself: You have requested \
+    let status = stack.succeeds(&["status", "--web-instances", "0"]);
+    let expected = "starved-apptierAutoscaling could not start a machine and retries by itself: You have requested \
         more vCPU capacity than your current vCPU limit of 0 allows.";
-    assert!(said.contains(expected), "{said}");
+    assert!(status.contains(expected), "{status}");
     gate.open();
     stack.destroy();
 }

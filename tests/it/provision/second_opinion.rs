@@ -1,29 +1,29 @@
-//! A stack on an emulator from another hand. What that one does not know stands here by name, and has to be so.
+//! A stack on a second emulator. The features that it lacks are listed here, and the list has to be exact.
 
 use serde_json::Value;
 
 use super::{Stack, environment, proxy};
 use crate::emulators::ministack_of_stacks;
 
-/// Members that it takes and forgets: a plan always finds them missing.
+/// Properties that it accepts and does not store, so that a plan always finds them missing.
 const FORGOTTEN: [(&str, &str); 5] = [
     ("second-apptierAutoscaling", "DefaultInstanceWarmup"),
     ("second-apptierAutoscaling", "MetricsCollection"),
     ("second-apptierAutoscaling", "MixedInstancesPolicy"),
-    // Of alarms on more than one metric.
+    // Alarms on more than one metric.
     ("second-ScaleDownAlarm", "Metrics"),
     ("second-ScaleFromZeroAlarm", "Metrics"),
 ];
 
 #[test]
-fn ministack_agrees_but_for_what_it_forgets() {
+fn ministack_agrees_except_for_properties_it_does_not_store() {
     let address = proxy::start(|call| {
-        let answer = call.pass_to(ministack_of_stacks().address)?;
+        let answer = call.forward_to(ministack_of_stacks().address)?;
         if call.operation().as_deref() != Some("EnableMetricsCollection") {
             return Some(answer);
         }
         let answer = String::from_utf8_lossy(&answer).into_owned();
-        assert!(answer.contains("Unknown AutoScaling action"), "it knows it now: {answer}");
+        assert!(answer.contains("Unknown AutoScaling action"), "ministack supports it now: {answer}");
         let done = "<EnableMetricsCollectionResponse/>";
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", done.len());
         Some((head + done).into_bytes())

@@ -51,7 +51,7 @@ fn clean_machines_bring_the_bundle_and_classify() {
     }
     let folder = tempfile::tempdir().unwrap();
     let router = start_router();
-    let stack = Stack { bundle: export_bundle(folder.path()), ..Stack::on_a_plain_line("machine") };
+    let stack = Stack { bundle: export_bundle(folder.path()), ..Stack::at_plain_http_endpoint("machine") };
     let at_router = ["--endpoint-url", router.as_str()];
     stack.succeeds(&[&["apply"][..], &at_router].concat());
 
@@ -222,7 +222,7 @@ fn start_router() -> String {
         if is_for_bundle && asked.fetch_add(1, Ordering::Relaxed) == 0 {
             return Some(said(200, &std::fs::read(small_bundle()).unwrap()));
         }
-        call.pass_to(moto_of_stacks().address)
+        call.forward_to(moto_of_stacks().address)
     });
     format!("http://{address}")
 }

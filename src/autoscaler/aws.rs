@@ -1,9 +1,10 @@
-//! The workers' Auto Scaling group. Its policies move it; this loop does what they cannot: it sees the first image
-//! within seconds, where CloudWatch may be minutes late, and publishes the backlog that target tracking follows. With
-//! `direct` it does all by itself and the group needs no policy.
+//! Scales the workers' Auto Scaling group together with the group's own policies. This loop does what the policies
+//! cannot: it starts the first worker within seconds, whereas metrics of CloudWatch may be minutes late, and it
+//! publishes the backlog that target tracking follows. With `direct` it makes all decisions, and the group needs no
+//! policy.
 //!
-//! Two of these loops do no harm: both read the size of the group just before they set it, to the same value, and the
-//! metric is an average.
+//! Several of these loops may run at the same time: each reads the size of the group just before it sets it, all decide
+//! the same, and the metric is an average.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use aws_sdk_autoscaling::error::ProvideErrorMetadata as _;
 use aws_sdk_cloudwatch::types::{Dimension, MetricDatum, StandardUnit};
 use tokio::time::{Instant, sleep};
 
-use super::Gauge;
+use super::depth::DepthReader;
 use crate::aws::{Aws, Fault};
 use crate::config::Backend;
 use crate::protocol::{BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE};
@@ -20,34 +21,39 @@ use crate::queue::{Depth, Queue, QueueError, Queues as _, SqsQueues};
 use crate::scaling::{self, Bounds, Observation, Policy, QueueDepth, State};
 use crate::shutdown::CancellationToken;
 
-/// The finest that CloudWatch keeps; target tracking may look at it every 10 s.
+/// The finest resolution that CloudWatch keeps. Target tracking may read it every 10 s.
 const RESOLUTION_SECONDS: i32 = 1;
-/// A scaling activity runs; the group takes no new size yet.
+/// Error codes while a scaling activity is in progress.
 const BUSY_CODES: [&str; 2] = ["ScalingActivityInProgress", "ScalingActivityInProgressFault"];
 
+/// Configuration of the loop that scales an Auto Scaling group.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// Region and endpoint.
     pub backend: Backend,
+    /// Name of the request queue.
     pub request_queue: String,
     /// The stack whose backlog is published.
     pub stack: String,
+    /// Name of the Auto Scaling group.
     pub group: String,
+    /// The scaling policy.
     pub policy: Policy,
-    /// What a worker takes for an image.
+    /// The time that a worker needs for an image.
     pub service_time: Option<Duration>,
-    /// Resize the group always, not only from zero.
+    /// Set the size of the group always, not only from zero.
     pub direct: bool,
-    /// How often queue and group are looked at; twice as often where there is no worker.
+    /// Interval between two readings of queue and group. It is halved while there is no worker.
     pub interval: Duration,
 }
 
-/// Watches queue and group until `shutdown`.
+/// Controls the group until `shutdown`.
 ///
 /// # Errors
-/// At start: where there is no such queue or group, or the rights to look at them are missing.
+/// Only at the start: the queue or the group does not exist, or the permission to read them is missing.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let control = Control::open(&config).await?;
-    let group = control.group.look().await?;
+    let controller = Controller::open(&config).await?;
+    let group = controller.group.describe().await?;
     tracing::info!(
         group = config.group,
         queue = config.request_queue,
@@ -58,24 +64,24 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         desired = group.desired,
         "ready"
     );
-    control.run(&config, shutdown).await;
+    controller.run(&config, shutdown).await;
     Ok(())
 }
 
-struct Control {
+struct Controller {
     queue: std::sync::Arc<dyn Queue>,
     group: Group,
     metric: Option<Metric>,
 }
 
-/// The group, as calls name it.
+/// A client of the group.
 struct Group {
     aws: Aws,
     client: aws_sdk_autoscaling::Client,
     name: String,
 }
 
-/// The group, as it is.
+/// The current size of the group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Size {
     min: u32,
@@ -90,21 +96,21 @@ struct Metric {
     stack: String,
 }
 
-impl Control {
-    async fn open(config: &Config) -> anyhow::Result<Control> {
+impl Controller {
+    async fn open(config: &Config) -> anyhow::Result<Controller> {
         let Backend::Aws { region, endpoint_url } = &config.backend else {
-            return Err(anyhow!("a group is resized on AWS only; this is a bug"));
+            return Err(anyhow!("only the AWS backend has a group; this is a bug"));
         };
         let aws = Box::pin(Aws::connect(region.as_deref(), endpoint_url.as_deref())).await?;
         let queue = SqsQueues::over(aws.clone()).open(&config.request_queue).await.map_err(|error| match error {
             QueueError::NotFound(name) => {
                 anyhow!(
-                    "there is no queue {name:?}: `imgcls provision` makes the stack; or give --request-queue or --stack"
+                    "there is no queue {name:?}: make the stack with `imgcls provision`, or give --request-queue or --stack"
                 )
             }
             error => error.into(),
         })?;
-        // Only target tracking reads it, and it costs.
+        // The metric is billed, and only target tracking reads it.
         let is_read = matches!(config.policy, Policy::Target(_)) && !config.direct;
         let metric = is_read.then(|| Metric {
             client: aws_sdk_cloudwatch::Client::new(aws.sdk()),
@@ -112,30 +118,30 @@ impl Control {
             stack: config.stack.clone(),
         });
         let client = aws_sdk_autoscaling::Client::new(aws.sdk());
-        Ok(Control { queue, group: Group { aws, client, name: config.group.clone() }, metric })
+        Ok(Controller { queue, group: Group { aws, client, name: config.group.clone() }, metric })
     }
 
     async fn run(&self, config: &Config, shutdown: CancellationToken) {
         let origin = Instant::now();
         let policy = config.policy.with_service_time(config.service_time.unwrap_or_default());
         let mut state = State::default();
-        let mut gauge = Gauge::default();
+        let mut depth_reader = DepthReader::default();
         loop {
-            let pause = match self.group.look().await {
+            let pause = match self.group.describe().await {
                 Ok(size) => {
-                    let depth = gauge.read(&*self.queue).await;
+                    let depth = depth_reader.read(&*self.queue).await;
                     if let Some(depth) = depth {
                         self.publish(depth, size).await;
                     }
                     let now = origin.elapsed();
                     let depth =
                         depth.map(|Depth { visible, in_flight, .. }| QueueDepth { at: now, visible, in_flight });
-                    state = self.obey(config, &policy, state, size, depth, now).await;
-                    // Where there is no worker, the first image waits for the next look.
+                    state = self.decide_and_resize(config, &policy, state, size, depth, now).await;
+                    // Without a worker, the first image waits until the next reading.
                     if size.desired == 0 { config.interval / 2 } else { config.interval }
                 }
                 Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"), "cannot look at the group; it stays as it is");
+                    tracing::warn!(error = format!("{error:#}"), "cannot read the group; its size is left as it is");
                     config.interval
                 }
             };
@@ -145,7 +151,7 @@ impl Control {
         }
     }
 
-    async fn obey(
+    async fn decide_and_resize(
         &self,
         config: &Config,
         policy: &Policy,
@@ -161,7 +167,7 @@ impl Control {
             tracing::info!(group = self.group.name, from = size.desired, to = decision.desired,
                 reason = %decision.reason, "scaling");
             if let Err(error) = self.group.resize(decision.desired).await {
-                tracing::warn!(error = format!("{error:#}"), "the group was not resized; trying again");
+                tracing::warn!(error = format!("{error:#}"), "cannot resize the group; trying again");
             }
         }
         state
@@ -169,37 +175,38 @@ impl Control {
 
     async fn publish(&self, depth: Depth, size: Size) {
         let work = depth.visible.saturating_add(depth.in_flight);
-        // Nothing follows it while there is nothing, and it costs.
+        // The metric is billed, and not needed while there are neither images nor workers.
         if let Some(metric) = &self.metric
             && (work > 0 || size.desired > 0)
             && let Err(reason) = metric.put(backlog_per_worker(work, size.in_service)).await
         {
-            tracing::warn!(%reason, "the backlog was not published; the policy takes no worker away meanwhile");
+            tracing::warn!(%reason, "cannot publish the backlog; the policy does not scale in meanwhile");
         }
     }
 }
 
-/// Whether this loop sets the size, or the group's policies do: they cannot start from nothing at once.
+/// Returns whether this loop sets the size. Otherwise the group's policies do, but they are too slow to start from
+/// zero.
 fn is_ours_to_set(direct: bool, desired: u32, decided: u32) -> bool {
     decided != desired && (direct || desired == 0)
 }
 
-/// What one worker has to do; of no worker, what the first will.
+/// The images for each worker. Without a worker, the images for the first one.
 fn backlog_per_worker(work: u64, in_service: u32) -> f64 {
     work as f64 / f64::from(in_service.max(1))
 }
 
 impl Group {
-    async fn look(&self) -> anyhow::Result<Size> {
+    async fn describe(&self) -> anyhow::Result<Size> {
         let call = self.client.describe_auto_scaling_groups().auto_scaling_group_names(&self.name);
         let answer = call
             .send()
             .await
-            .map_err(|error| self.aws.fault("autoscaling:DescribeAutoScalingGroups", &self.what(), &error))?;
+            .map_err(|error| self.aws.fault("autoscaling:DescribeAutoScalingGroups", &self.label(), &error))?;
         let group = answer.auto_scaling_groups.unwrap_or_default().into_iter().next().with_context(|| {
             format!(
-                "there is no {}: `imgcls provision` makes the stack; or give --auto-scaling-group or --stack",
-                self.what()
+                "there is no {}: make the stack with `imgcls provision`, or give --auto-scaling-group or --stack",
+                self.label()
             )
         })?;
         let number = |number: Option<i32>| number.and_then(|number| u32::try_from(number).ok()).unwrap_or_default();
@@ -221,13 +228,13 @@ impl Group {
         match call.send().await {
             Ok(_) => Ok(()),
             Err(error) if error.code().is_some_and(|code| BUSY_CODES.contains(&code)) => {
-                Err(anyhow!("{} is being changed just now", self.what()))
+                Err(anyhow!("a scaling activity of {} is in progress", self.label()))
             }
-            Err(error) => Err(self.aws.fault("autoscaling:SetDesiredCapacity", &self.what(), &error).into()),
+            Err(error) => Err(self.aws.fault("autoscaling:SetDesiredCapacity", &self.label(), &error).into()),
         }
     }
 
-    fn what(&self) -> String {
+    fn label(&self) -> String {
         format!("Auto Scaling group {:?}", self.name)
     }
 }
@@ -252,14 +259,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_policies_of_the_group_are_left_alone_unless_there_is_nothing_or_they_are_not_wanted() {
+    fn loop_sets_the_size_only_from_zero_unless_direct() {
         assert!(is_ours_to_set(false, 0, 1));
         assert!(!is_ours_to_set(false, 0, 0) && !is_ours_to_set(false, 1, 2) && !is_ours_to_set(false, 2, 1));
         assert!(is_ours_to_set(true, 1, 2) && is_ours_to_set(true, 2, 1) && !is_ours_to_set(true, 2, 2));
     }
 
     #[test]
-    fn the_backlog_of_an_empty_fleet_is_what_its_first_worker_will_have() {
+    fn backlog_of_an_empty_group_is_that_of_its_first_worker() {
         assert!((backlog_per_worker(30, 0) - 30.0).abs() < 1e-9 && (backlog_per_worker(30, 4) - 7.5).abs() < 1e-9);
     }
 }

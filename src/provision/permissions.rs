@@ -1,73 +1,25 @@
-//! What the machines of a stack may do: no more than they need, each on the resources of its own stack.
+//! IAM policy documents: the permissions of each tier, limited to the actions that it needs and to the resources of its
+//! own stack, and the policy of the buckets.
 
 use serde_json::{Value, json};
 
-use super::stack::role_path;
-use super::user_data::Tier;
+use super::arns::Arns;
+use super::policy_evaluation::listed;
+use super::tier::Tier;
 use crate::config::Names;
+use crate::protocol::BACKLOG_NAMESPACE;
 
-/// Of the policy documents that IAM and S3 know; there is no later one.
+/// Version of the policy language, the newest one.
 const LANGUAGE: &str = "2012-10-17";
-/// Of the statement that this program keeps in a bucket's policy; others are left as they are.
-pub const TLS_ONLY: &str = "ImgclsTlsOnly";
+/// Id of the statement that this program owns in a bucket's policy. It leaves all other statements alone.
+pub(super) const TLS_ONLY: &str = "ImgclsTlsOnly";
 
-/// Names of resources as policies write them, in one account and region.
-pub struct Arns<'a> {
-    account: &'a str,
-    region: &'a str,
-}
-
-/// What the permissions are on.
-pub struct Scope<'a> {
+/// The resources that permissions are granted on.
+pub(super) struct Scope<'a> {
     pub arns: &'a Arns<'a>,
     pub names: &'a Names,
     pub worker_group: &'a str,
     pub log_group: &'a str,
-}
-
-impl<'a> Arns<'a> {
-    pub fn new(account: &'a str, region: &'a str) -> Self {
-        Arns { account, region }
-    }
-
-    fn of(&self, service: &str, rest: &str) -> String {
-        format!("arn:{}:{service}:{}:{}:{rest}", partition(self.region), self.region, self.account)
-    }
-
-    pub fn queue(&self, name: &str) -> String {
-        self.of("sqs", name)
-    }
-
-    /// Bucket names are the world's: their ARN has no account.
-    pub fn bucket(&self, name: &str) -> String {
-        format!("arn:{}:s3:::{name}", partition(self.region))
-    }
-
-    /// A role or profile is no region's.
-    pub fn instance_profile(&self, stack: &str, name: &str) -> String {
-        let (partition, account, path) = (partition(self.region), self.account, role_path(stack));
-        format!("arn:{partition}:iam::{account}:instance-profile{path}{name}")
-    }
-
-    pub fn group(&self, name: &str) -> String {
-        self.of("autoscaling", &format!("autoScalingGroup:*:autoScalingGroupName/{name}"))
-    }
-
-    pub fn log_group(&self, name: &str) -> String {
-        self.of("logs", &format!("log-group:{name}"))
-    }
-
-    pub fn alarm(&self, name: &str) -> String {
-        self.of("cloudwatch", &format!("alarm:{name}"))
-    }
-}
-
-pub fn partition(region: &str) -> &'static str {
-    match region {
-        region if region.starts_with("cn-") => "aws-cn",
-        region if region.starts_with("us-gov-") => "aws-us-gov",
-        _ => "aws",
-    }
 }
 
 fn document(statements: Vec<Value>) -> Value {
@@ -78,13 +30,13 @@ fn allow(actions: &[&str], resources: &[String]) -> Value {
     json!({"Effect": "Allow", "Action": actions, "Resource": resources})
 }
 
-pub fn assumed_by_instances(region: &str) -> Value {
+pub(super) fn assumed_by_instances(region: &str) -> Value {
     let service = if region.starts_with("cn-") { "ec2.amazonaws.com.cn" } else { "ec2.amazonaws.com" };
     document(vec![json!({"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"})])
 }
 
-/// The policy of a bucket: nothing goes over a line that can be listened to.
-pub fn tls_only(bucket_arn: &str) -> Value {
+/// A bucket policy that refuses requests without TLS.
+pub(super) fn tls_only(bucket_arn: &str) -> Value {
     document(vec![json!({
         "Sid": TLS_ONLY,
         "Effect": "Deny",
@@ -95,7 +47,7 @@ pub fn tls_only(bucket_arn: &str) -> Value {
     })])
 }
 
-const LOOK_AT_QUEUE: [&str; 2] = ["sqs:GetQueueAttributes", "sqs:GetQueueUrl"];
+const DESCRIBE_QUEUE: [&str; 2] = ["sqs:GetQueueAttributes", "sqs:GetQueueUrl"];
 const RECEIVE: [&str; 5] = [
     "sqs:ChangeMessageVisibility",
     "sqs:DeleteMessage",
@@ -137,8 +89,8 @@ impl Scope<'_> {
         format!("{}/{keys}", self.arns.bucket(&self.names.output_bucket))
     }
 
-    /// What every machine needs: to say what it does, and not to change the program that the others run.
-    fn of_every_machine(&self) -> [Value; 2] {
+    /// Statements for every machine: it may write its log, and may not replace the program that other machines run.
+    fn common_statements(&self) -> [Value; 2] {
         let logs = format!("{}:*", self.arns.log_group(self.log_group));
         [
             allow(&["logs:CreateLogStream", "logs:PutLogEvents"], &[logs]),
@@ -151,8 +103,8 @@ impl Scope<'_> {
     }
 }
 
-/// Of workers. They put images too: those of the original's messages, under their file names.
-pub fn worker(scope: &Scope<'_>) -> Value {
+/// Permissions of workers. They also store the images of messages in the legacy wire format, under their file names.
+pub(super) fn worker(scope: &Scope<'_>) -> Value {
     let names = scope.names;
     let mut statements = vec![
         allow(&RECEIVE, &[scope.queue(&names.request_queue)]),
@@ -160,11 +112,11 @@ pub fn worker(scope: &Scope<'_>) -> Value {
             &SEND,
             &[scope.queue(&names.dead_letter_queue()), scope.queue(&names.result_queue), scope.reply_queues()],
         ),
-        // Without it S3 says of a missing object that it is forbidden.
+        // Without this permission S3 reports a missing object as forbidden.
         allow(&["s3:ListBucket"], &scope.buckets()),
         allow(&["s3:GetObject"], &[scope.input("bundle/*"), scope.input("images/*"), scope.output("*")]),
         allow(&["s3:PutObject"], &[scope.input("*"), scope.output("*")]),
-        // The marker of a job whose client left before it knew the id.
+        // Deletes the marker of a job whose client disconnected before it received the id.
         allow(&["s3:DeleteObject"], &[scope.input("images/*")]),
         allow(
             &[
@@ -175,20 +127,20 @@ pub fn worker(scope: &Scope<'_>) -> Value {
             &[scope.arns.group(scope.worker_group)],
         ),
     ];
-    statements.extend(scope.of_every_machine());
+    statements.extend(scope.common_statements());
     document(statements)
 }
 
-/// Of the web tier, beside which `imgcls autoscale` runs.
-pub fn web(scope: &Scope<'_>) -> Value {
+/// Permissions of the web tier. `imgcls autoscale` runs beside it under the same role.
+pub(super) fn web(scope: &Scope<'_>) -> Value {
     let names = scope.names;
     let everything = ["*".to_owned()];
     let mut statements = vec![
         allow(&SEND, &[scope.queue(&names.request_queue)]),
-        allow(&LOOK_AT_QUEUE, &[scope.queue(&names.dead_letter_queue())]),
+        allow(&DESCRIBE_QUEUE, &[scope.queue(&names.dead_letter_queue())]),
         allow(&RECEIVE, &[scope.queue(&names.result_queue)]),
         allow(&KEEP_REPLY_QUEUE, &[scope.reply_queues()]),
-        // These know no narrower resource.
+        // These actions do not support resource-level permissions.
         allow(&["autoscaling:DescribeAutoScalingGroups", "sqs:ListQueues"], &everything),
         allow(&["s3:ListBucket"], &scope.buckets()),
         allow(&["s3:GetObject"], &[scope.input("bundle/*"), scope.input("images/*"), scope.output("*")]),
@@ -199,15 +151,15 @@ pub fn web(scope: &Scope<'_>) -> Value {
             "Effect": "Allow",
             "Action": ["cloudwatch:PutMetricData"],
             "Resource": everything,
-            "Condition": {"StringEquals": {"cloudwatch:namespace": crate::protocol::BACKLOG_NAMESPACE}},
+            "Condition": {"StringEquals": {"cloudwatch:namespace": BACKLOG_NAMESPACE}},
         }),
     ];
-    statements.extend(scope.of_every_machine());
+    statements.extend(scope.common_statements());
     document(statements)
 }
 
-/// Every action that a tier's own policy allows, each on one resource that it is allowed on.
-pub fn needed(tier: Tier, scope: &Scope<'_>) -> Vec<(String, String)> {
+/// Every action that a tier's policy allows, each with a resource that it is allowed on.
+pub(super) fn needed(tier: Tier, scope: &Scope<'_>) -> Vec<(String, String)> {
     let document = match tier {
         Tier::Worker => worker(scope),
         Tier::Web => web(scope),
@@ -217,7 +169,7 @@ pub fn needed(tier: Tier, scope: &Scope<'_>) -> Vec<(String, String)> {
         for action in listed(&statement["Action"]) {
             for resource in listed(&statement["Resource"]) {
                 let (action, resource) = (action.as_str().unwrap_or_default(), resource.as_str().unwrap_or_default());
-                // A name in the place of any: `bundle/*` is asked about as `bundle/x`.
+                // Evaluation takes concrete names, so a wildcard becomes one: `bundle/*` is checked as `bundle/x`.
                 needed.push((action.to_owned(), resource.replace('*', "x")));
             }
         }
@@ -225,83 +177,14 @@ pub fn needed(tier: Tier, scope: &Scope<'_>) -> Vec<(String, String)> {
     needed
 }
 
-/// Whether a policy document lets its holder do an action on a resource, conditions taken as met: an explicit refusal
-/// beats every permission.
-pub fn allows(document: &Value, action: &str, resource: &str) -> bool {
-    says(document, "Allow", action, resource) && !refuses(document, action, resource)
-}
-
-/// Whether it refuses that outright, whatever other documents allow.
-pub fn refuses(document: &Value, action: &str, resource: &str) -> bool {
-    says(document, "Deny", action, resource)
-}
-
-fn says(document: &Value, effect: &str, action: &str, resource: &str) -> bool {
-    listed(&document["Statement"]).iter().any(|statement| {
-        statement["Effect"] == effect
-            && applies(statement, "Action", action)
-            && applies(statement, "Resource", resource)
-            && (effect == "Allow" || statement.get("Condition").is_none())
-    })
-}
-
-fn applies(statement: &Value, member: &str, subject: &str) -> bool {
-    let ignores_case = member == "Action";
-    let is_matched = |value: &Value| {
-        listed(value).iter().filter_map(|pattern| pattern.as_str()).any(|pattern| {
-            if ignores_case {
-                matches(pattern.to_ascii_lowercase().as_bytes(), subject.to_ascii_lowercase().as_bytes())
-            } else {
-                matches(pattern.as_bytes(), subject.as_bytes())
-            }
-        })
-    };
-    match (statement.get(member), statement.get(format!("Not{member}"))) {
-        (Some(value), _) => is_matched(value),
-        (None, Some(value)) => !is_matched(value),
-        (None, None) => false,
-    }
-}
-
-/// One or a list: policies write both.
-fn listed(value: &Value) -> Vec<&Value> {
-    match value {
-        Value::Array(values) => values.iter().collect(),
-        Value::Null => Vec::new(),
-        value => vec![value],
-    }
-}
-
-/// `*` stands for anything, `?` for one byte.
-fn matches(pattern: &[u8], subject: &[u8]) -> bool {
-    // Where to go on after a mismatch: past the last star, which then swallows one byte more.
-    let (mut at, mut seen, mut star) = (0, 0, None);
-    while seen < subject.len() {
-        match pattern.get(at) {
-            Some(b'*') => {
-                star = Some((at + 1, seen));
-                at += 1;
-            }
-            Some(&byte) if byte == b'?' || byte == subject[seen] => (at, seen) = (at + 1, seen + 1),
-            _ => match star {
-                Some((after, swallowed)) => {
-                    (at, seen) = (after, swallowed + 1);
-                    star = Some((after, swallowed + 1));
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern[at..].iter().all(|&byte| byte == b'*')
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::policy_evaluation::allows;
     use super::*;
 
     const ACCOUNT: &str = "123456789012";
 
-    /// Who may do what: W the worker, F the web tier.
+    /// Tiers that may perform an action on a resource: W for the worker, F for the web tier.
     const TABLE: [(&str, &str, &str); 44] = [
         ("W", "sqs:ReceiveMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
         ("W", "sqs:DeleteMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
@@ -362,7 +245,7 @@ mod tests {
     ];
 
     #[test]
-    fn both_roles_may_do_what_they_need_and_no_more() {
+    fn roles_allow_what_their_tier_needs_and_nothing_else() {
         let names = Names { input_bucket: "in".to_owned(), output_bucket: "out".to_owned(), ..Names::local("imgcls") };
         let arns = Arns::new(ACCOUNT, "us-east-1");
         let scope = Scope { arns: &arns, names: &names, worker_group: "apptierAutoscaling", log_group: "imgcls" };
@@ -374,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn no_action_is_wild_and_only_what_knows_no_narrower_resource_is_on_all() {
+    fn no_action_is_a_wildcard_and_only_actions_without_resource_level_permissions_apply_to_all() {
         let names = Names::local("imgcls");
         let arns = Arns::new(ACCOUNT, "us-east-1");
         let scope = Scope { arns: &arns, names: &names, worker_group: "group", log_group: "imgcls" };
@@ -383,24 +266,14 @@ mod tests {
                 let actions = listed(&statement["Action"]);
                 assert!(actions.iter().all(|action| !action.as_str().expect("an action").contains('*')), "{statement}");
                 let is_on_all = listed(&statement["Resource"]).iter().any(|resource| **resource == "*");
-                let knows_no_narrower = ["DescribeAutoScalingGroups", "ListQueues", "PutMetricData"];
+                let without_resource_level = ["DescribeAutoScalingGroups", "ListQueues", "PutMetricData"];
                 let is_known = |action: &&Value| {
-                    knows_no_narrower.iter().any(|known| action.as_str().is_some_and(|action| action.ends_with(known)))
+                    without_resource_level
+                        .iter()
+                        .any(|known| action.as_str().is_some_and(|action| action.ends_with(known)))
                 };
                 assert!(!is_on_all || actions.iter().all(is_known), "{statement}");
             }
         }
-    }
-
-    #[test]
-    fn documents_are_read_as_aws_reads_them() {
-        let document = json!({"Statement": [
-            {"Effect": "Allow", "NotAction": "iam:*", "Resource": "*"},
-            {"Effect": "Deny", "Action": "S3:delete?bject", "Resource": ["arn:*:kept/*"]},
-        ]});
-        assert!(allows(&document, "s3:DeleteObject", "arn:aws:s3:::other/1"));
-        assert!(!allows(&document, "s3:DeleteObject", "arn:aws:s3:::kept/1"));
-        assert!(!allows(&document, "iam:CreateUser", "*") && refuses(&document, "s3:DeleteObject", "arn:x:kept/"));
-        assert!(matches(b"a*b*c", b"a--b--b-c") && !matches(b"a*b*c", b"a--c") && matches(b"*", b""));
     }
 }

@@ -1,0 +1,116 @@
+//! Converts the answers of Auto Scaling to properties of CloudFormation.
+
+use aws_sdk_autoscaling::types::{
+    AutoScalingGroup, LaunchTemplate, LaunchTemplateSpecification, LifecycleHook, MetricStatistic,
+    MixedInstancesPolicy, ScalingPolicy,
+};
+use serde_json::{Value, json};
+
+use crate::provision::inventory::{FoundResource, Owner};
+use crate::provision::resource::{Kind, STACK_TAG, in_group, number, properties};
+
+pub(in crate::provision::aws) fn group_to_json(group: &AutoScalingGroup) -> Value {
+    let mut subnets: Vec<&str> = group.vpc_zone_identifier.as_deref().unwrap_or_default().split(',').collect();
+    subnets.sort_unstable();
+    let mut metrics: Vec<&str> = group.enabled_metrics().iter().filter_map(|metric| metric.metric.as_deref()).collect();
+    metrics.sort_unstable();
+    let collection = (!metrics.is_empty()).then(|| json!([{"Granularity": "1Minute", "Metrics": metrics}]));
+    let tags = group.tags().iter().filter(|tag| tag.key.as_deref() == Some(STACK_TAG));
+    let tags: Vec<Value> = tags
+        .map(|tag| json!({"Key": tag.key, "PropagateAtLaunch": tag.propagate_at_launch, "Value": tag.value}))
+        .collect();
+    json!({
+        "MinSize": group.min_size.map(|size| size.to_string()),
+        "MaxSize": group.max_size.map(|size| size.to_string()),
+        "VPCZoneIdentifier": subnets,
+        "MixedInstancesPolicy": group.mixed_instances_policy.as_ref().map(mixed_to_json),
+        "LaunchTemplate": group.launch_template.as_ref().map(specification_to_json),
+        "CapacityRebalance": group.capacity_rebalance.unwrap_or_default(),
+        "DefaultInstanceWarmup": group.default_instance_warmup,
+        "MetricsCollection": collection,
+        "NewInstancesProtectedFromScaleIn": group.new_instances_protected_from_scale_in.unwrap_or_default(),
+        "TargetGroupARNs": group.target_group_arns(),
+        "Tags": tags,
+    })
+}
+
+fn mixed_to_json(policy: &MixedInstancesPolicy) -> Value {
+    let distribution = policy.instances_distribution.as_ref().map(|distribution| {
+        json!({
+            "OnDemandBaseCapacity": distribution.on_demand_base_capacity,
+            "OnDemandPercentageAboveBaseCapacity": distribution.on_demand_percentage_above_base_capacity,
+            "OnDemandAllocationStrategy": distribution.on_demand_allocation_strategy,
+            "SpotAllocationStrategy": distribution.spot_allocation_strategy,
+        })
+    });
+    let template = policy.launch_template.as_ref();
+    let overrides = template.map(LaunchTemplate::overrides).unwrap_or_default();
+    let overrides: Vec<Value> = overrides.iter().map(|entry| json!({"InstanceType": entry.instance_type})).collect();
+    let specification = template.and_then(|template| template.launch_template_specification.as_ref());
+    json!({
+        "InstancesDistribution": distribution,
+        "LaunchTemplate": {
+            "LaunchTemplateSpecification": specification.map(specification_to_json), "Overrides": overrides,
+        },
+    })
+}
+
+fn specification_to_json(specification: &LaunchTemplateSpecification) -> Value {
+    json!({"LaunchTemplateName": specification.launch_template_name, "Version": specification.version})
+}
+
+pub(super) fn policy_found(group: &str, owner: &Owner, policy: &ScalingPolicy) -> FoundResource {
+    let name = in_group(group, policy.policy_name.as_deref().unwrap_or_default());
+    let arn = policy.policy_arn.clone().unwrap_or_default();
+    FoundResource::new(Kind::ScalingPolicy, name, owner.clone(), policy_to_json(group, policy)).with("Ref", arn)
+}
+
+pub(in crate::provision::aws) fn policy_to_json(group: &str, policy: &ScalingPolicy) -> Value {
+    let steps: Vec<Value> = policy
+        .step_adjustments()
+        .iter()
+        .map(|step| {
+            json!(properties(json!({
+                "MetricIntervalLowerBound": step.metric_interval_lower_bound.map(number),
+                "MetricIntervalUpperBound": step.metric_interval_upper_bound.map(number),
+                "ScalingAdjustment": step.scaling_adjustment,
+            })))
+        })
+        .collect();
+    let tracking = policy.target_tracking_configuration.as_ref().map(|tracking| {
+        let metric = tracking.customized_metric_specification.as_ref().map(|metric| {
+            let dimensions = metric.dimensions().iter();
+            let dimensions: Vec<Value> =
+                dimensions.map(|dimension| json!({"Name": dimension.name, "Value": dimension.value})).collect();
+            json!(properties(json!({
+                "Namespace": metric.namespace, "MetricName": metric.metric_name, "Dimensions": dimensions,
+                "Statistic": metric.statistic.as_ref().map(MetricStatistic::as_str), "Period": metric.period,
+            })))
+        });
+        json!({
+            "CustomizedMetricSpecification": metric,
+            "TargetValue": tracking.target_value.map(number),
+            "DisableScaleIn": tracking.disable_scale_in.unwrap_or_default(),
+        })
+    });
+    json!({
+        "AutoScalingGroupName": group,
+        "PolicyType": policy.policy_type,
+        "AdjustmentType": policy.adjustment_type,
+        "MetricAggregationType": policy.metric_aggregation_type,
+        "EstimatedInstanceWarmup": policy.estimated_instance_warmup,
+        "StepAdjustments": (!steps.is_empty()).then_some(steps),
+        "TargetTrackingConfiguration": tracking,
+    })
+}
+
+pub(super) fn hook_found(group: &str, owner: &Owner, hook: &LifecycleHook) -> FoundResource {
+    let name = in_group(group, hook.lifecycle_hook_name.as_deref().unwrap_or_default());
+    let members = json!({
+        "AutoScalingGroupName": group,
+        "LifecycleTransition": hook.lifecycle_transition,
+        "HeartbeatTimeout": hook.heartbeat_timeout,
+        "DefaultResult": hook.default_result,
+    });
+    FoundResource::new(Kind::LifecycleHook, name, owner.clone(), members)
+}

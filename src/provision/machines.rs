@@ -1,0 +1,48 @@
+//! The running machines of a stack: addresses of the web tier, and machines that run an older version.
+
+use serde::Serialize;
+
+use super::inventory::Inventory;
+use super::names::ResourceNames;
+use super::resource::LATEST_VERSION;
+use super::stack::Stack;
+
+/// The state of a stack's machines.
+#[derive(Debug, Serialize)]
+pub(super) struct Machines {
+    /// Addresses of the web tier.
+    pub web: Vec<String>,
+    pub outdated: Vec<Outdated>,
+    /// Groups whose last attempt to start a machine failed, each with the reason.
+    pub failed_starts: Vec<(String, String)>,
+}
+
+/// Machines of a group that were started from an older version of its launch template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Outdated {
+    pub group: String,
+    pub machines: usize,
+}
+
+/// Machines that run an older build or have older settings than the stack. Nothing is known about the versions of a
+/// launch template that the user supplies.
+pub(super) fn outdated(stack: &Stack, inventory: &Inventory) -> Vec<Outdated> {
+    let groups = [("WorkerGroup", "WorkerTemplate"), ("WebGroup", "WebTemplate")];
+    let outdated = groups.iter().filter_map(|(group, template)| {
+        let group = stack.get(group)?.name.clone();
+        let latest = stack.attribute(inventory, template, LATEST_VERSION)?;
+        let is_older = |version: &String| *version != latest;
+        let machines = inventory.instances.iter().filter(|machine| {
+            machine.group == group && machine.is_up() && machine.template_version.as_ref().is_some_and(is_older)
+        });
+        Some(Outdated { machines: machines.count(), group }).filter(|outdated| outdated.machines > 0)
+    });
+    outdated.collect()
+}
+
+/// Addresses of the web tier's machines that are up.
+pub(super) fn web_addresses(stack: &Stack, inventory: &Inventory) -> Vec<String> {
+    let group = ResourceNames::of(&stack.name).web_group;
+    let machines = inventory.instances.iter().filter(|machine| machine.group == group && machine.is_up());
+    machines.filter_map(|instance| instance.address.as_ref()).map(|address| format!("http://{address}/")).collect()
+}

@@ -1,0 +1,62 @@
+//! Names of a stack's resources on AWS beside its queues and buckets. They are those of the legacy system where it has
+//! the resource.
+
+use super::resource::STACK_TAG;
+use crate::protocol;
+
+/// Names of the resources of one stack.
+pub(super) struct ResourceNames {
+    pub log_group: String,
+    pub worker_role: String,
+    pub web_role: String,
+    pub worker_group: String,
+    pub web_group: String,
+    pub worker_template: String,
+    pub web_template: String,
+    pub scale_up_alarm: String,
+    pub scale_down_alarm: String,
+    pub scale_from_zero_alarm: String,
+    pub dashboard: String,
+    pub worker_security_group: String,
+    pub web_security_group: String,
+    prefix: String,
+}
+
+impl ResourceNames {
+    pub(super) fn of(stack: &str) -> ResourceNames {
+        let prefix = protocol::stack_prefix(stack);
+        let name = |name: &str| format!("{prefix}{name}");
+        ResourceNames {
+            log_group: name("imgcls"),
+            worker_role: name("app-tier-sqs-s3-access-role"),
+            web_role: name("web-tier-sqs-access-role"),
+            worker_group: protocol::worker_group(stack),
+            web_group: name("webtierAutoscaling"),
+            worker_template: name("ApptierTemplate"),
+            web_template: name("WebtierTemplate"),
+            scale_up_alarm: name("ScaleUpAlarm"),
+            scale_down_alarm: name("ScaleDownAlarm"),
+            scale_from_zero_alarm: name("ScaleFromZeroAlarm"),
+            dashboard: name("imgcls"),
+            worker_security_group: name("imgcls-app-tier"),
+            web_security_group: name("imgcls-web-tier"),
+            prefix: prefix.clone(),
+        }
+    }
+
+    /// The name of a scaling policy. A name has to be unique within its group only; the prefix also tells the policies
+    /// of several stacks apart in the console.
+    pub(super) fn scaling_policy(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+}
+
+/// The path of a stack's roles and instance profiles. IAM lists them by it.
+pub(super) fn role_path(stack: &str) -> String {
+    format!("/imgcls/{stack}/")
+}
+
+/// The text widget that marks a dashboard as a stack's. Dashboards have no tags.
+pub(super) fn dashboard_mark(stack: &str) -> String {
+    format!("{STACK_TAG}={stack}")
+}

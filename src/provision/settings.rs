@@ -1,0 +1,124 @@
+//! The settings of a stack, and the account and network that it is made in.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::bundle::Cpu;
+use crate::config::Names;
+use crate::scaling::{Bounds, Policy};
+
+/// The settings of a stack, as a user gives them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Name of the stack. Every name but `imgcls` prefixes the names of all resources.
+    pub stack: String,
+    /// Names of queues and buckets.
+    pub names: Names,
+    /// Visibility timeout of the queues.
+    pub visibility_timeout: Duration,
+    /// Number of receives after which a worker moves a message to the dead letters.
+    pub max_receive_count: u32,
+    /// Smallest and largest number of workers.
+    pub bounds: Bounds,
+    /// The scaling policy of the workers.
+    pub policy: Policy,
+    /// Instance types of workers, the preferred one first. If empty, a default for the bundle's processor.
+    pub instance_types: Vec<String>,
+    /// Percentage of workers that run on Spot.
+    pub spot_percent: u32,
+    /// Name of a launch template to use for workers instead of one of the stack's own.
+    pub existing_launch_template: Option<String>,
+    /// Number of machines of the web tier.
+    pub web_instances: u32,
+    /// Instance type of the web tier. If absent, a default for the bundle's processor.
+    pub web_instance_type: Option<String>,
+    /// ARN of a load balancer's target group that the web tier joins.
+    pub target_group: Option<String>,
+    /// Addresses that may reach the web tier, as CIDR.
+    pub allow: String,
+    /// Days until images expire in the input bucket.
+    pub keep_images_days: u32,
+    /// Days until results expire in the output bucket.
+    pub keep_results_days: u32,
+    /// AMI of the machines. If absent, Debian 12.
+    pub image: Option<String>,
+}
+
+/// The account, region and network of a stack.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Site {
+    pub account: String,
+    pub region: String,
+    pub vpc_id: String,
+    pub subnets: Vec<String>,
+    /// Endpoint of all services if it is not AWS's own. The machines use it too.
+    pub endpoint_url: Option<String>,
+}
+
+impl Settings {
+    pub(super) fn worker_types(&self, cpu: Cpu) -> Vec<String> {
+        if self.instance_types.is_empty() {
+            vec![cpu.default_worker_type().to_owned()]
+        } else {
+            self.instance_types.clone()
+        }
+    }
+
+    pub(super) fn web_type(&self, cpu: Cpu) -> &str {
+        self.web_instance_type.as_deref().unwrap_or_else(|| cpu.default_web_type())
+    }
+
+    /// # Errors
+    /// An instance type has another processor than the bundle.
+    pub(super) fn check_cpu(&self, cpu: Cpu) -> Result<(), String> {
+        let workers = self.worker_types(cpu);
+        let mut types = workers.iter().map(String::as_str).chain([self.web_type(cpu)]);
+        match types.find(|name| Cpu::of_instance_type(name) != cpu) {
+            Some(name) => Err(format!(
+                "instance type {name} is {}, the bundle {cpu}: give other types, or --bundle FILE as `imgcls provision export --bundle-to FILE` writes it on an {} machine",
+                Cpu::of_instance_type(name),
+                Cpu::of_instance_type(name),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Site {
+    pub(super) fn for_tests() -> Site {
+        Site {
+            account: "123456789012".to_owned(),
+            region: "us-east-1".to_owned(),
+            vpc_id: "vpc-1".to_owned(),
+            subnets: vec!["subnet-a".to_owned(), "subnet-b".to_owned()],
+            endpoint_url: None,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Settings {
+    /// Settings with the defaults of the command line.
+    pub(super) fn for_tests(stack: &str) -> Settings {
+        Settings {
+            stack: stack.to_owned(),
+            names: Names::aws(stack, "123456789012", "us-east-1"),
+            visibility_timeout: Duration::from_secs(30),
+            max_receive_count: 5,
+            bounds: Bounds::new(0, 4).expect("bounds of the test"),
+            policy: Policy::Step(crate::scaling::StepPolicy::ORIGINAL),
+            instance_types: Vec::new(),
+            spot_percent: 0,
+            existing_launch_template: None,
+            web_instances: 1,
+            web_instance_type: None,
+            target_group: None,
+            allow: "0.0.0.0/0".to_owned(),
+            keep_images_days: 7,
+            keep_results_days: 30,
+            image: None,
+        }
+    }
+}

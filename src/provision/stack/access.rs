@@ -1,0 +1,52 @@
+//! Roles, instance profiles and security groups of a stack.
+
+use serde_json::{Value, json};
+
+use super::builder::Builder;
+use crate::provision::names::{ResourceNames, role_path};
+use crate::provision::permissions;
+use crate::provision::resource::Kind;
+
+impl Builder<'_> {
+    pub(super) fn roles(&mut self) {
+        let ResourceNames { worker_group, log_group, .. } = &self.names;
+        let scope = permissions::Scope { arns: &self.arns, names: &self.settings.names, worker_group, log_group };
+        let (worker, web) = (permissions::worker(&scope), permissions::web(&scope));
+        let (worker_role, web_role) = (self.names.worker_role.clone(), self.names.web_role.clone());
+        self.role("WorkerRole", "WorkerProfile", worker_role, &worker);
+        self.role("WebRole", "WebProfile", web_role, &web);
+    }
+
+    fn role(&mut self, role_id: &str, profile_id: &str, name: String, permissions: &Value) {
+        let path = role_path(&self.settings.stack);
+        let role = json!({
+            "Path": path,
+            "AssumeRolePolicyDocument": permissions::assumed_by_instances(&self.site.region),
+            "Policies": [{"PolicyName": "imgcls", "PolicyDocument": permissions}],
+            "Tags": self.tags_with_region(),
+        });
+        let profile = json!({"Path": path, "Roles": [name], "Tags": self.tags_with_region()});
+        self.add(role_id, Kind::Role, name.clone(), role);
+        self.add(profile_id, Kind::InstanceProfile, name, profile);
+    }
+
+    pub(super) fn security_groups(&mut self) {
+        let http = json!([{
+            "IpProtocol": "tcp", "FromPort": 80, "ToPort": 80, "CidrIp": self.settings.allow,
+            "Description": "HTTP to the web tier",
+        }]);
+        let (workers, web) = (self.names.worker_security_group.clone(), self.names.web_security_group.clone());
+        self.security_group("WorkerSecurityGroup", workers, "imgcls workers: nothing comes in", &json!([]));
+        self.security_group("WebSecurityGroup", web, "imgcls web tier: HTTP comes in", &http);
+    }
+
+    fn security_group(&mut self, id: &str, name: String, description: &str, ingress: &Value) {
+        let members = json!({
+            "GroupDescription": description,
+            "VpcId": self.site.vpc_id,
+            "SecurityGroupIngress": ingress,
+            "Tags": self.tags(),
+        });
+        self.add(id, Kind::SecurityGroup, name, members);
+    }
+}

@@ -1,0 +1,61 @@
+//! Collects the resources of a stack in the order in which they are made.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::provision::arns::Arns;
+use crate::provision::bundle::BundleRef;
+use crate::provision::names::ResourceNames;
+use crate::provision::resource::{Kind, REGION_TAG, Resource, STACK_TAG, properties};
+use crate::provision::settings::{Settings, Site};
+
+/// Time that an instance needs to start: system, bundle and model.
+pub(super) const INSTANCE_WARMUP: Duration = Duration::from_secs(120);
+/// Size of a machine's root volume. System, bundle and model together need less.
+pub(in crate::provision) const VOLUME_GB: u32 = 8;
+/// Seconds.
+pub(super) const MINUTE: u64 = 60;
+
+pub(super) struct Builder<'a> {
+    pub settings: &'a Settings,
+    pub site: &'a Site,
+    pub bundle: &'a BundleRef,
+    pub names: ResourceNames,
+    pub arns: Arns<'a>,
+    resources: Vec<Resource>,
+}
+
+impl<'a> Builder<'a> {
+    pub(super) fn new(settings: &'a Settings, site: &'a Site, bundle: &'a BundleRef) -> Builder<'a> {
+        Builder {
+            settings,
+            site,
+            bundle,
+            names: ResourceNames::of(&settings.stack),
+            arns: Arns::new(&site.account, &site.region),
+            resources: Vec::new(),
+        }
+    }
+
+    pub(super) fn finish(self) -> Vec<Resource> {
+        self.resources
+    }
+
+    pub(super) fn add(&mut self, id: &str, kind: Kind, name: impl Into<String>, members: Value) {
+        self.resources.push(Resource { id: id.to_owned(), kind, name: name.into(), properties: properties(members) });
+    }
+
+    pub(super) fn tags(&self) -> Value {
+        json!([{"Key": STACK_TAG, "Value": self.settings.stack}])
+    }
+
+    /// Tags of IAM resources. They are global, so a second tag names the region of their stack.
+    pub(super) fn tags_with_region(&self) -> Value {
+        json!([{"Key": REGION_TAG, "Value": self.site.region}, {"Key": STACK_TAG, "Value": self.settings.stack}])
+    }
+
+    pub(super) fn group_tags(&self) -> Value {
+        json!([{"Key": STACK_TAG, "PropagateAtLaunch": true, "Value": self.settings.stack}])
+    }
+}

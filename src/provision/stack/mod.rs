@@ -1,0 +1,123 @@
+//! The wanted state: the whole stack as a plain value, made from the settings alone.
+//!
+//! Each child module adds the resources of one area to the [`Builder`].
+
+mod access;
+mod builder;
+mod dashboard;
+mod groups;
+mod scaling;
+mod storage;
+
+use serde::{Deserialize, Serialize};
+
+use super::bundle::BundleRef;
+use super::inventory::{FoundResource, Inventory, Owner};
+use super::resource::{Kind, Resource};
+use super::settings::{Settings, Site};
+use builder::Builder;
+pub(super) use builder::VOLUME_GB;
+
+/// The wanted state of a stack.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Stack {
+    pub name: String,
+    pub region: String,
+    pub account: String,
+    pub vpc_id: String,
+    pub result_queue: String,
+    pub bundle: BundleRef,
+    /// In the order in which they are made.
+    pub resources: Vec<Resource>,
+}
+
+impl Stack {
+    pub(super) fn new(settings: &Settings, site: &Site, bundle: &BundleRef) -> Stack {
+        let mut builder = Builder::new(settings, site, bundle);
+        builder.log_group();
+        builder.queues();
+        builder.buckets();
+        builder.bundle();
+        builder.bucket_policies();
+        builder.roles();
+        builder.security_groups();
+        builder.workers();
+        builder.scaling();
+        builder.web();
+        builder.dashboard();
+        Stack {
+            name: settings.stack.clone(),
+            region: site.region.clone(),
+            account: site.account.clone(),
+            vpc_id: site.vpc_id.clone(),
+            result_queue: settings.names.result_queue.clone(),
+            bundle: bundle.clone(),
+            resources: builder.finish(),
+        }
+    }
+
+    pub(super) fn get(&self, id: &str) -> Option<&Resource> {
+        self.resources.iter().find(|resource| resource.id == id)
+    }
+
+    pub(super) fn find(&self, kind: Kind, name: &str) -> Option<&Resource> {
+        self.resources.iter().find(|resource| resource.kind == kind && resource.name == name)
+    }
+
+    pub(super) fn names(&self, kind: Kind) -> impl Iterator<Item = &str> {
+        self.resources.iter().filter(move |resource| resource.kind == kind).map(|resource| resource.name.as_str())
+    }
+
+    /// The value of an attribute of the resource `id`. Returns `None` if the resource does not exist yet.
+    pub(super) fn attribute(&self, inventory: &Inventory, id: &str, attribute: &str) -> Option<String> {
+        let resource = self.get(id)?;
+        inventory.get(resource.kind, &resource.name)?.attributes.get(attribute).cloned()
+    }
+
+    /// The stack's resources that are no longer wanted. Bundles are never among them: a machine that is starting may
+    /// still need an old one.
+    pub(super) fn unwanted<'a>(&self, inventory: &'a Inventory) -> Vec<&'a FoundResource> {
+        let ours = inventory.found.iter().filter(|found| found.owner == Owner::This && found.kind != Kind::Bundle);
+        ours.filter(|found| self.find(found.kind, &found.name).is_none()).collect()
+    }
+}
+
+#[cfg(test)]
+impl Settings {
+    pub(super) fn stack_for_tests(&self) -> Stack {
+        use super::bundle::Cpu;
+        let bundle = BundleRef { digest: "d".repeat(64), cpu: Cpu::X86_64, model: "efficientnet-lite0".to_owned() };
+        Stack::new(self, &Site::for_tests(), &bundle)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn policies_at(endpoint_url: Option<&str>) -> Vec<Resource> {
+        let site = Site { endpoint_url: endpoint_url.map(str::to_owned), ..Site::for_tests() };
+        let stack = Stack::new(&Settings::for_tests("imgcls"), &site, &BundleRef::unknown());
+        stack.resources.into_iter().filter(|resource| resource.kind == Kind::BucketPolicy).collect()
+    }
+
+    #[test]
+    fn bucket_policies_require_tls_unless_the_endpoint_is_plain_http() {
+        for endpoint_url in [None, Some("https://s3.example.com")] {
+            let policies = policies_at(endpoint_url);
+            for (policy, folder) in policies.iter().zip(["input", "output"]) {
+                let bucket = format!("arn:aws:s3:::imgcls-123456789012-us-east-1-{folder}");
+                let expected = json!([{
+                    "Sid": "ImgclsTlsOnly", "Effect": "Deny", "Principal": "*", "Action": "s3:*",
+                    "Resource": [bucket, format!("{bucket}/*")],
+                    "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+                }]);
+                assert_eq!(policy.properties["PolicyDocument"]["Statement"], expected);
+            }
+            assert_eq!(policies.len(), 2, "{endpoint_url:?}");
+        }
+        assert_eq!(policies_at(Some("http://127.0.0.1:5000")), []);
+    }
+}

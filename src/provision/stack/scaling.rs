@@ -1,0 +1,171 @@
+//! Scaling policies of the workers' group, and their alarms.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::builder::{Builder, INSTANCE_WARMUP, MINUTE};
+use crate::protocol::{BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE};
+use crate::provision::resource::{Kind, in_group, number, reference};
+use crate::scaling::{Policy, StepPolicy, TargetPolicy};
+
+const BACKLOG_PERIOD: u64 = 10;
+
+impl Builder<'_> {
+    pub(super) fn scaling(&mut self) {
+        self.step_policy("ScaleFromZeroPolicy", "ScaleFromZero", 1);
+        let from_zero = self.names.scale_from_zero_alarm.clone();
+        let members = self.alarm_at_zero();
+        match self.settings.policy {
+            Policy::Step(step) => self.step_scaling(&step),
+            Policy::Target(target) => self.target_tracking(&target),
+        }
+        self.add("ScaleFromZeroAlarm", Kind::Alarm, from_zero, members);
+    }
+
+    fn step_scaling(&mut self, step: &StepPolicy) {
+        self.step_policy("ScaleUpPolicy", "ScaleUp", 1);
+        self.step_policy("ScaleDownPolicy", "ScaleDown", -1);
+        let (up, down) = (self.names.scale_up_alarm.clone(), self.names.scale_down_alarm.clone());
+        let up_members = json!({
+            "AlarmDescription": format!("More than {} images wait: one worker more", step.scale_out_above),
+            "Namespace": "AWS/SQS",
+            "MetricName": "ApproximateNumberOfMessagesVisible",
+            "Dimensions": [{"Name": "QueueName", "Value": self.settings.names.request_queue}],
+            "Statistic": "Sum",
+            "Period": whole_minutes(step.scale_out_period),
+            "EvaluationPeriods": 1,
+            "Threshold": number(step.scale_out_above as f64),
+            "ComparisonOperator": "GreaterThanThreshold",
+            "TreatMissingData": "notBreaching",
+            "AlarmActions": [reference("ScaleUpPolicy")],
+            "Tags": self.tags(),
+        });
+        let (below, period) = (step.scale_in_below, whole_minutes(step.scale_in_period));
+        // The last worker stays as long as there is an image, so its work is then reported as just enough for one
+        // worker.
+        let work = format!("IF(workers <= 1 AND visible + in_flight >= 1, {below}, visible + in_flight)");
+        let down_members = json!({
+            "AlarmDescription":
+                format!("Fewer than {below} images wait or are in work: one worker less, the last one at none"),
+            "Metrics": [
+                self.queue_metric("visible", "ApproximateNumberOfMessagesVisible", period),
+                self.queue_metric("in_flight", "ApproximateNumberOfMessagesNotVisible", period),
+                self.workers_metric(period),
+                {"Id": "work", "Label": "work", "Expression": work, "ReturnData": true},
+            ],
+            "EvaluationPeriods": 1,
+            "Threshold": number(below as f64),
+            "ComparisonOperator": "LessThanThreshold",
+            "TreatMissingData": "notBreaching",
+            "AlarmActions": [reference("ScaleDownPolicy")],
+            "Tags": self.tags(),
+        });
+        self.add("ScaleUpAlarm", Kind::Alarm, up, up_members);
+        self.add("ScaleDownAlarm", Kind::Alarm, down, down_members);
+    }
+
+    /// A single policy scales out and in. Auto Scaling creates and owns its alarms.
+    fn target_tracking(&mut self, target: &TargetPolicy) {
+        let group = self.names.worker_group.clone();
+        let members = json!({
+            "AutoScalingGroupName": group,
+            "PolicyType": "TargetTrackingScaling",
+            "EstimatedInstanceWarmup": INSTANCE_WARMUP.as_secs(),
+            "TargetTrackingConfiguration": {
+                "CustomizedMetricSpecification": {
+                    "Namespace": BACKLOG_NAMESPACE,
+                    "MetricName": BACKLOG_METRIC,
+                    "Dimensions": [{"Name": BACKLOG_DIMENSION, "Value": self.settings.stack}],
+                    "Statistic": "Average",
+                    "Period": BACKLOG_PERIOD,
+                },
+                "TargetValue": number(target.backlog_per_worker()),
+                "DisableScaleIn": false,
+            },
+        });
+        self.add(
+            "BacklogPolicy",
+            Kind::ScalingPolicy,
+            in_group(&group, &self.names.scaling_policy("BacklogPerWorker")),
+            members,
+        );
+    }
+
+    /// An alarm that is raised while an image waits and there is no worker. It reads the size of the group too: an
+    /// alarm on the queue alone would add a worker every minute for as long as a single image waits. Its policy adds a
+    /// worker rather than setting the capacity to one, since metrics are a minute old and the group may have grown
+    /// since.
+    fn alarm_at_zero(&self) -> Value {
+        json!({
+            "AlarmDescription": "An image waits and there is no worker: one worker",
+            "Metrics": [
+                self.queue_metric("visible", "ApproximateNumberOfMessagesVisible", MINUTE),
+                self.workers_metric(MINUTE),
+                {
+                    "Id": "needed", "Label": "needed",
+                    "Expression": "IF(visible >= 1 AND workers < 1, 1, 0)", "ReturnData": true,
+                },
+            ],
+            "EvaluationPeriods": 1,
+            "Threshold": 1,
+            "ComparisonOperator": "GreaterThanOrEqualToThreshold",
+            "TreatMissingData": "notBreaching",
+            "AlarmActions": [reference("ScaleFromZeroPolicy")],
+            "Tags": self.tags(),
+        })
+    }
+
+    fn queue_metric(&self, id: &str, name: &str, period: u64) -> Value {
+        json!({
+            "Id": id,
+            "MetricStat": {
+                "Metric": {
+                    "Namespace": "AWS/SQS",
+                    "MetricName": name,
+                    "Dimensions": [{"Name": "QueueName", "Value": self.settings.names.request_queue}],
+                },
+                "Period": period,
+                "Stat": "Sum",
+            },
+            "ReturnData": false,
+        })
+    }
+
+    fn workers_metric(&self, period: u64) -> Value {
+        json!({
+            "Id": "workers",
+            "MetricStat": {
+                "Metric": {
+                    "Namespace": "AWS/AutoScaling",
+                    "MetricName": "GroupDesiredCapacity",
+                    "Dimensions": [{"Name": "AutoScalingGroupName", "Value": self.names.worker_group}],
+                },
+                "Period": period,
+                "Stat": "Average",
+            },
+            "ReturnData": false,
+        })
+    }
+
+    fn step_policy(&mut self, id: &str, name: &str, adjustment: i32) {
+        let bound = if adjustment > 0 { "MetricIntervalLowerBound" } else { "MetricIntervalUpperBound" };
+        let group = self.names.worker_group.clone();
+        let mut members = json!({
+            "AutoScalingGroupName": group,
+            "PolicyType": "StepScaling",
+            "AdjustmentType": "ChangeInCapacity",
+            "MetricAggregationType": "Average",
+            "StepAdjustments": [{bound: 0, "ScalingAdjustment": adjustment}],
+        });
+        if adjustment > 0 {
+            members["EstimatedInstanceWarmup"] = INSTANCE_WARMUP.as_secs().into();
+        }
+        self.add(id, Kind::ScalingPolicy, in_group(&group, &self.names.scaling_policy(name)), members);
+    }
+}
+
+/// Rounds up to whole minutes: CloudWatch has one value a minute of each metric of SQS.
+fn whole_minutes(period: Duration) -> u64 {
+    period.as_secs().div_ceil(MINUTE).max(1) * MINUTE
+}
