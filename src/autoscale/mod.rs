@@ -1,4 +1,4 @@
-//! Observe the request queue, decide how many workers there should be, resize. The thinking is in [`scaling`]; here is
+//! Observe the request queue, decide how many workers there should be, resize. The thinking is in [`scaling_policy`]; here is
 //! the loop that carries it out.
 
 pub mod aws;
@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::queue::{Depth, Queue, QueueError};
-use crate::scaling::{self, Bounds, Observation, Policy, QueueDepth, State};
+use crate::scaling_policy::{self, Bounds, Observation, Policy, QueueDepth, State};
 use crate::shutdown::CancellationToken;
 
 /// How often the queue is looked at: the longest that the first message waits for the first worker to be started.
@@ -60,7 +60,7 @@ pub async fn run(
         let observation = Observation { workers: pool.size(), depth: newest };
         let service_time = config.service_time.or_else(|| pool.service_time()).unwrap_or_default();
         let policy = config.policy.with_service_time(service_time);
-        let (next, decision) = scaling::decide(&policy, config.bounds, state, &observation, origin.elapsed());
+        let (next, decision) = scaling_policy::decide(&policy, config.bounds, state, &observation, origin.elapsed());
         state = next;
         if decision.desired != pool.size() {
             tracing::info!(from = pool.size(), to = decision.desired, reason = %decision.reason, "scaling");

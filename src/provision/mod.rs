@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::aws::Aws;
 use crate::model::ModelChoice;
-use crate::scaling::cost::Prices;
+use crate::scaling_policy::cost::Prices;
 use crate::telemetry::output;
 use aws::{Cloud, Known};
 use bundle::{Bundle, BundleRef};

@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::resource::Kind;
 use super::stack::{Settings, Stack, VOLUME_GB};
-use crate::scaling::Policy;
-use crate::scaling::cost::{CallsPerImage, Machines, Prices, Standing};
+use crate::scaling_policy::Policy;
+use crate::scaling_policy::cost::{CallsPerImage, FixedResources, Machines, Prices};
 
 /// A worker or web process that waits asks its queue three times a minute.
 const LONG_POLLS_PER_HOUR: f64 = 180.0;
@@ -49,7 +49,7 @@ pub fn cost(settings: &Settings, stack: &Stack, prices: &Prices) -> Result<Cost,
     };
     let follows_metric = matches!(settings.policy, Policy::Target(_));
     let processes = f64::from(settings.bounds.min() + settings.web_instances);
-    let standing = Standing {
+    let standing = FixedResources {
         alarms: alarm_metrics(stack),
         // Those that CloudWatch makes for target tracking: one out, one in.
         high_resolution_alarms: if follows_metric { 2 } else { 0 },
@@ -58,12 +58,12 @@ pub fn cost(settings: &Settings, stack: &Stack, prices: &Prices) -> Result<Cost,
         stored_gb: STORED_GB,
         sqs_requests_per_hour: LONG_POLLS_PER_HOUR * processes,
     };
-    let estimate = prices.estimate(&web, (&workers, &most), &standing, &CallsPerImage::ALONE);
+    let estimate = prices.estimate(&web, (&workers, &most), &standing, &CallsPerImage::UNBATCHED);
     Ok(Cost {
         currency: prices.currency.clone(),
         prices_of: prices.date.clone(),
         prices_region: prices.region.clone(),
-        at_rest_month: estimate.at_rest_month,
+        at_rest_month: estimate.idle_month,
         per_million_images: estimate.per_million_images,
         at_max_day: estimate.at_max_day,
         at_max_hour: estimate.at_max_hour,

@@ -216,7 +216,7 @@ mod tests {
     use super::super::stack::Settings;
     use super::super::text;
     use super::*;
-    use crate::scaling::{Bounds, Policy, TargetPolicy};
+    use crate::scaling_policy::{Bounds, Policy, TargetPolicy};
 
     /// What is found once a stack stands.
     fn standing(stack: &Stack) -> Inventory {

@@ -13,7 +13,7 @@ use super::roles::{self, Arns};
 use super::user_data::{self, Tier};
 use crate::config::Names;
 use crate::protocol::{self, BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE, DRAIN_HOOK};
-use crate::scaling::{Bounds, Policy, StepPolicy, TargetPolicy};
+use crate::scaling_policy::{Bounds, Policy, StepPolicy, TargetPolicy};
 
 /// The queue's own redrive is a net below the worker's dead-lettering.
 const REDRIVE_MARGIN: u32 = 5;
@@ -703,7 +703,7 @@ impl Settings {
             visibility_timeout: Duration::from_secs(30),
             max_receive_count: 5,
             bounds: Bounds::new(0, 4).expect("bounds of the test"),
-            policy: Policy::Step(StepPolicy::ORIGINAL),
+            policy: Policy::Step(StepPolicy::LEGACY),
             instance_types: Vec::new(),
             spot_percent: 0,
             existing_launch_template: None,

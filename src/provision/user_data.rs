@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::bundle::BundleRef;
 use super::stack::{Fleet, Settings, Site};
 use crate::config::Names;
-use crate::scaling::Policy;
+use crate::scaling_policy::Policy;
 
 const TEMPLATE: &str = include_str!("user_data.sh");
 

@@ -32,7 +32,7 @@ use super::metrics::METRICS;
 use super::upload;
 use crate::protocol::TimingsMs;
 use crate::queue::Queue;
-use crate::scaling::StepPolicy;
+use crate::scaling_policy::StepPolicy;
 
 /// The share of a caller's wait that the estimate may fill. Under overload the queue stands at this limit, so what is
 /// left has to cover the error of the estimate: without it about half of the callers would be answered too late.
@@ -275,7 +275,7 @@ impl Admission {
                 // keep the fleet at the size that is too small.
                 time_per_job: lock(pace)
                     .time_per_job(Instant::now())
-                    .filter(|_| is_fresh && ledger.visible() > StepPolicy::ORIGINAL.scale_out_above),
+                    .filter(|_| is_fresh && ledger.visible() > StepPolicy::LEGACY.scale_out_above),
             },
         }
     }

@@ -11,7 +11,7 @@ use imgcls::autoscale::{
 };
 use imgcls::config::Backend;
 use imgcls::queue::{self, Outgoing, QueueAttributes};
-use imgcls::scaling::{Bounds, Policy, StepPolicy};
+use imgcls::scaling_policy::{Bounds, Policy, StepPolicy};
 use imgcls::shutdown::CancellationToken;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
@@ -222,7 +222,7 @@ async fn requests_that_are_refused_bring_another_worker() {
     let nest = Nest::new();
     let queues = queue::open(&Backend::Local { data_dir: nest.path().join("data") }).await.expect("a queue file");
     let requests = queues.create("requests", &QueueAttributes::default()).await.expect("a queue");
-    let policy = StepPolicy { scale_out_period: Duration::ZERO, ..StepPolicy::ORIGINAL };
+    let policy = StepPolicy { scale_out_period: Duration::ZERO, ..StepPolicy::LEGACY };
     let bounds = Bounds::new(1, 2).expect("valid bounds");
     let config = autoscale::Config { policy: Policy::Step(policy), bounds, service_time: None };
     let shutdown = CancellationToken::new();
