@@ -227,7 +227,7 @@ fn null_server() -> SocketAddr {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-            address.send(listener.local_addr().expect("bound")).expect("somebody waits");
+            address.send(listener.local_addr().expect("bound")).expect("the receiver waits");
             loop {
                 let (stream, _) = listener.accept().await.expect("a connection");
                 tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)));

@@ -19,7 +19,7 @@ def main() -> None:
     options.add_argument("--jobs", type=int, default=30)
     options.add_argument("--wait", type=float, default=40, help="timeout of the jobs in seconds")
     args = options.parse_args()
-    image = common.PICTURE.read_bytes()
+    image = common.IMAGE.read_bytes()
     for name, step in STEPS.items():
         with common.Service(args.binary, environment=True) as service:
             ids = [json.loads(service.request("POST", "/v1/jobs", image)[1])["id"] for _ in range(args.jobs)]

@@ -13,7 +13,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PICTURE = ROOT / "tests/pictures/cat.jpg"
+IMAGE = ROOT / "tests/pictures/cat.jpg"
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ def main() -> None:
     options.add_argument("--messages", type=int, default=300_000)
     options.add_argument("--limit", type=float, default=180, help="seconds after which the script gives up")
     args = options.parse_args()
-    image = common.PICTURE.read_bytes()
+    image = common.IMAGE.read_bytes()
     with common.Service(args.binary) as service:
         database = sqlite3.connect(service.database(), timeout=60, isolation_level=None)
         (queue,) = database.execute(

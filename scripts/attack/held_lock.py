@@ -16,7 +16,7 @@ import common
 def main() -> None:
     """Holds the lock and measures."""
     args = common.parser(__doc__).parse_args()
-    image = common.PICTURE.read_bytes()
+    image = common.IMAGE.read_bytes()
     with common.Service(args.binary) as service:
         holder = sqlite3.connect(service.database(), isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")

@@ -25,7 +25,7 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PICTURES = ROOT / "tests" / "pictures"
+IMAGES = ROOT / "tests" / "pictures"
 START_SECONDS = 30
 QUANTISATION_TABLES, HUFFMAN_TABLES, START_OF_SCAN = 0xDB, 0xC4, 0xDA
 
@@ -59,8 +59,8 @@ def main() -> int:
 
 def images() -> tuple[dict[str, bytes], dict[str, bytes]]:
     """Images that may leave state in a decoder, and images that reveal such state."""
-    cup = (PICTURES / "cup.jpg").read_bytes()
-    progressive = (PICTURES / "progressive.jpg").read_bytes()
+    cup = (IMAGES / "cup.jpg").read_bytes()
+    progressive = (IMAGES / "progressive.jpg").read_bytes()
     bogus_table = segment(HUFFMAN_TABLES, b"\x00" + b"\xff" * 16 + bytes(40))
     coarse = segment(QUANTISATION_TABLES, b"".join(bytes([table]) + b"\xc8" * 64 for table in range(4)))
     leaders = {

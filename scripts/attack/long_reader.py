@@ -19,7 +19,7 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=45, help="how long jobs are sent")
     options.add_argument("--clients", type=int, default=4)
     args = options.parse_args()
-    image = common.PICTURE.read_bytes()
+    image = common.IMAGE.read_bytes()
     with common.Service(args.binary) as service:
         reader = sqlite3.connect(service.database(), isolation_level=None)
         reader.execute("BEGIN")

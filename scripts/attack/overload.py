@@ -31,7 +31,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PICTURES = ("rocket.jpg", "cup.jpg", "cat.jpg")
+IMAGES = ("rocket.jpg", "cup.jpg", "cat.jpg")
 STARTED = re.compile(r"open http://127\.0\.0\.1:(\d+)/")
 NORMAL_SECONDS = 0.25
 PROBE_PERIOD_SECONDS = 0.25
@@ -56,7 +56,7 @@ class Client:
     def __init__(self, port: int) -> None:
         self.port = port
         self.idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self.images = [(ROOT / "tests" / "pictures" / name).read_bytes() for name in PICTURES]
+        self.images = [(ROOT / "tests" / "pictures" / name).read_bytes() for name in IMAGES]
         self.sent = 0
 
     async def classify(self, wait: float, timeout: float) -> Outcome:
@@ -196,16 +196,16 @@ async def until_normal(client: Client, load_ended: float, usual: float, wait: fl
     """The seconds after the load until three probes in a row were answered about as fast as before it."""
     good, since = 0, None
     while time.monotonic() < load_ended + WATCH_SECONDS:
-        asked = time.monotonic()
+        started = time.monotonic()
         outcome = await client.classify(wait, wait + 60)
         if outcome.status == 200 and outcome.seconds < max(2 * usual, NORMAL_SECONDS):
-            since = asked if good == 0 else since
+            since = started if good == 0 else since
             good += 1
             if good == 3:
                 return max(since - load_ended, 0.0)
         else:
             good = 0
-        await asyncio.sleep(max(PROBE_PERIOD_SECONDS - (time.monotonic() - asked), 0))
+        await asyncio.sleep(max(PROBE_PERIOD_SECONDS - (time.monotonic() - started), 0))
     return None
 
 

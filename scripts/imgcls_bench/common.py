@@ -102,10 +102,10 @@ def submit(port: int, images: list[bytes], count: int) -> None:
     connection.close()
 
 
-def loadgen(port: int, pictures: pathlib.Path, clients: int, requests: int, cores: Iterable[int]) -> dict:
+def loadgen(port: int, images: pathlib.Path, clients: int, requests: int, cores: Iterable[int]) -> dict:
     """Runs a closed loop and returns the report; exits if a request failed."""
     command = [BINARY, "loadgen", "--json", "--url", f"http://127.0.0.1:{port}", "-c", clients]
-    command += ["--image-folder", pictures, "--num-request", requests]
+    command += ["--image-folder", images, "--num-request", requests]
     command = ["taskset", "--cpu-list", ",".join(map(str, cores)), *map(str, command)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:

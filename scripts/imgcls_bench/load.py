@@ -25,7 +25,7 @@ class Target:
 
     binary: Path
     port: int
-    pictures: Path
+    images: Path
 
 
 def closed_loop(target: Target, clients: int, requests: int) -> dict:
@@ -43,7 +43,7 @@ def _measured(target: Target, flags: list) -> dict:
     """The figures of one run of the load generator, and the CPU time and memory of the system during it."""
     clock, cpu_before = machine.Clock(), machine.cpu_seconds(machine.family())
     command = [target.binary, "loadgen", "--json", "--url", f"http://127.0.0.1:{target.port}/"]
-    command += ["--image-folder", target.pictures, *flags]
+    command += ["--image-folder", target.images, *flags]
     generator = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with PeakMemory(exclude=generator.pid) as memory:
         output, errors = generator.communicate()

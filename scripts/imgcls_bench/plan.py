@@ -40,10 +40,10 @@ FULL = Extent(rounds=3, seconds=8.0, clients=CLIENTS, shares=OPEN_LOOP_SHARES)
 QUICK = Extent(rounds=1, seconds=3.0, clients=(1, 8), shares=(0.5,))
 
 
-def workload(extent: Extent, name: str, pictures: object) -> Workload:
+def workload(extent: Extent, name: str, images: object) -> Workload:
     """The workload of one image set."""
     warm_up = WARM_UP_IMAGES.get(name, 60)
-    return Workload(name, pictures, extent.clients, extent.shares, extent.seconds, warm_up)
+    return Workload(name, images, extent.clients, extent.shares, extent.seconds, warm_up)
 
 
 def memory_workload(of: Workload) -> Workload:

@@ -37,7 +37,7 @@ class Workload:
     """The measurements of every system with one image set."""
 
     set: str
-    pictures: Path
+    images: Path
     clients: tuple[int, ...]
     open_loop_shares: tuple[float, ...]
     seconds: float
@@ -46,9 +46,9 @@ class Workload:
 
     def files(self) -> list[Path]:
         """The images in the order in which they are sent."""
-        found = sorted(file for file in self.pictures.iterdir() if file.suffix.lower() in (".jpg", ".jpeg"))
+        found = sorted(file for file in self.images.iterdir() if file.suffix.lower() in (".jpg", ".jpeg"))
         if not found:
-            raise FailedError(f"no .jpg in {self.pictures}")
+            raise FailedError(f"no .jpg in {self.images}")
         return found
 
 
@@ -148,17 +148,17 @@ class HttpSystem:
         command, environment, folder = self.command(bench, port)
         log = bench.log(self.name)
         with _process(command, environment, folder, log) as server:
-            target = Target(bench.binary, port, workload.pictures)
+            target = Target(bench.binary, port, workload.images)
             started = attempt("start", lambda: self._first_answer(server, port, workload, log))
             yield started
             if "failed" not in started:
                 yield from self._loads(target, workload)
 
     def _first_answer(self, server: _Started, port: int, workload: Workload, log: Path) -> Measurement:
-        picture = workload.files()[0].read_bytes()
+        image = workload.files()[0].read_bytes()
         end = server.at + FIRST_ANSWER_SECONDS
         while time.monotonic() < end:
-            if answered(port, picture):
+            if answered(port, image):
                 return {"first_answer_seconds": time.monotonic() - server.at}
             if server.process.poll() is not None:
                 raise FailedError(f"it exited with code {server.process.returncode}: {last_line(log)}")
@@ -243,12 +243,12 @@ class QueueWorkers:
         yield attempt("ready", lambda: self._ready(bench))
 
     def _drain(self, bench: Bench, workload: Workload) -> Measurement:
-        pictures = [file.read_bytes() for file in workload.files()]
+        images = [file.read_bytes() for file in workload.files()]
         data = bench.folder() / "data"
         # The workers cannot be faster than the bare loop, so the queue lasts long enough.
         rate = bare_loop(bench, workload, 1)["images_per_second"]
         count = round(rate * workload.seconds * 1.2) + 2 * WORKERS * QUEUE_MARGIN
-        self._fill(bench, data, pictures, count)
+        self._fill(bench, data, images, count)
         admin = [common.free_port() for _ in range(WORKERS)]
         with contextlib.ExitStack() as stack:
             for port in admin:
@@ -257,12 +257,12 @@ class QueueWorkers:
                 stack.enter_context(_process(command, bench.environment(), data.parent, bench.log(self.name)))
             return self._watch(admin, count)
 
-    def _fill(self, bench: Bench, data: Path, pictures: list[bytes], count: int) -> None:
+    def _fill(self, bench: Bench, data: Path, images: list[bytes], count: int) -> None:
         port = common.free_port()
         command = [bench.binary, "serve-web", *local(data), "--listen", f"127.0.0.1:{port}"]
         with _process(command, bench.environment(), data.parent, bench.log("serve-web")) as web:
             common.wait_until("the web tier", lambda: common.is_ready(port))
-            common.submit(port, pictures, count)
+            common.submit(port, images, count)
             # Killed, so that its reply queue remains and the workers' replies have their usual cost.
             web.process.kill()
 
@@ -395,7 +395,7 @@ SYSTEMS = (Ceiling(), Up(), QueueWorkers(), *map(PeerSystem, peers.PEERS), Fresh
 
 def bare_loop(bench: Bench, workload: Workload, seconds: float) -> dict:
     """The report of benches/ceiling.rs."""
-    command = [bench.ceiling, "--threads", WORKERS, "--seconds", seconds, "--json", "--pictures", workload.pictures]
+    command = [bench.ceiling, "--threads", WORKERS, "--seconds", seconds, "--json", "--pictures", workload.images]
     command += ["--model", bench.package, "--variant", bench.variant]
     run = subprocess.run([*map(str, command)], check=False, capture_output=True, text=True, env=bench.environment())
     if run.returncode:
@@ -413,11 +413,11 @@ def model_flags(bench: Bench) -> list:
     return ["--model", bench.package, "--variant", bench.variant, "--intra-threads", 1]
 
 
-def answered(port: int, picture: bytes) -> bool:
+def answered(port: int, image: bytes) -> bool:
     """Classifies one image. Returns False if the server does not listen or is not ready."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        connection.request("POST", "/v1/classify", body=picture, headers={"Content-Type": "image/jpeg"})
+        connection.request("POST", "/v1/classify", body=image, headers={"Content-Type": "image/jpeg"})
         answer = connection.getresponse()
         answer.read()
         return answer.status == 200

@@ -125,10 +125,10 @@ impl Client {
         let mut head = self.exchange(&Method::POST, &image.uri, &image.headers, &body).await?;
         let mut pauses = POLL_PAUSES.into_iter().chain(std::iter::repeat(Duration::from_secs(1)));
         while let Some(uri) = self.target.dialect.poll_uri(head.status, head.location.as_deref(), &self.answer) {
-            let asked = Instant::now();
+            let started = Instant::now();
             self.counts.polls += 1;
             head = self.exchange(&Method::GET, &uri, &self.target.dialect.poll_headers(), &Bytes::new()).await?;
-            if let Some(early) = pauses.next().and_then(|pause| pause.checked_sub(asked.elapsed()))
+            if let Some(early) = pauses.next().and_then(|pause| pause.checked_sub(started.elapsed()))
                 && self.target.dialect.poll_uri(head.status, None, &self.answer).is_some()
             {
                 tokio::time::sleep(early).await;

@@ -211,8 +211,7 @@ fn read_v1(body: &[u8]) -> Result<Answer<'_>, Failure> {
     }
 }
 
-/// Reads a label as the legacy web tier passes it on: `" bathtub)\
-/// "` stands for bathtub.
+/// Reads a label as the legacy web tier passes it on: `" bathtub)\n"` stands for bathtub.
 fn read_label(body: &[u8]) -> Result<Answer<'_>, Failure> {
     let unreadable = || Failure { reason: Reason::Unreadable, detail: detail_of(body) };
     let text = std::str::from_utf8(body).map_err(|_| unreadable())?.trim();

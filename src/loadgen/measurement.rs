@@ -116,7 +116,7 @@ impl TimingsSum {
         self.sum.total += timings.total;
     }
 
-    /// Returns `None` when no answer held timings.
+    /// Returns `None` when no answer had timings.
     pub(super) fn mean(&self) -> Option<TimingsMs> {
         let count = (self.count > 0).then_some(self.count as f64)?;
         let TimingsMs { queued, fetched, decoded, inferred, total } = self.sum;

@@ -39,8 +39,8 @@ impl Observer for Verbose {
 }
 
 impl Verbose {
-    /// Prints with one write, so that the lines of two images do not mix. A failed write is ignored, because there is
-    /// nobody left to report it to.
+    /// Prints with one write, so that the lines of two images do not mix. A failed write is ignored, because an error
+    /// message could not be written either.
     fn say(&self, lines: &str) {
         let _ = if self.to_stderr {
             io::stderr().write_all(lines.as_bytes())

@@ -63,7 +63,8 @@ impl FromStr for BaseUrl {
             }
             other => return Err(format!("unknown scheme {:?}; use http://", other.unwrap_or_default())),
         }
-        let authority = uri.authority().filter(|authority| !authority.host().is_empty()).ok_or("no host in it")?;
+        let authority =
+            uri.authority().filter(|authority| !authority.host().is_empty()).ok_or("the URL has no host")?;
         if authority.as_str().contains('@') {
             return Err("user names in the URL are not supported".to_owned());
         }

@@ -17,7 +17,7 @@ pub struct Threshold {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Metric {
+pub(crate) enum Metric {
     /// A latency in milliseconds.
     Latency(LatencyMetric),
     /// The share of judged answers whose first prediction is right, 0 to 1.
@@ -31,7 +31,7 @@ pub enum Metric {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum LatencyMetric {
+pub(crate) enum LatencyMetric {
     Min,
     Mean,
     Max,
@@ -50,7 +50,7 @@ enum Operator {
 
 impl Metric {
     /// Returns true if the metric can be computed only with `--expect`.
-    pub fn needs_expectations(self) -> bool {
+    pub(crate) fn needs_expectations(self) -> bool {
         matches!(self, Metric::Accuracy | Metric::Top5)
     }
 }
@@ -81,7 +81,8 @@ impl FromStr for Threshold {
             (">", Operator::Greater),
         ];
         let parts = OPERATORS.into_iter().find_map(|(sign, operator)| Some((text.split_once(sign)?, operator)));
-        let ((metric, limit), operator) = parts.ok_or("a metric, one of < <= > >= ==, and a value: 'p99<500ms'")?;
+        let ((metric, limit), operator) =
+            parts.ok_or("give a metric, one of < <= > >= ==, and a value, such as 'p99<500ms'")?;
         let metric = parse_metric(metric.trim())?;
         let limit = parse_limit(metric, limit.trim())?;
         Ok(Threshold { text: text.trim().to_owned(), metric, operator, limit })
@@ -109,7 +110,7 @@ fn parse_metric(name: &str) -> Result<Metric, String> {
             Some(percentile) => Metric::Latency(LatencyMetric::Quantile(percentile / 100.0)),
             None => {
                 return Err(format!(
-                    "unknown metric {name:?}; there are p50, p90, p99, p99.9 (any percentile), min, mean, max, \
+                    "unknown metric {name:?}; known metrics are p50, p90, p99, p99.9 (any percentile), min, mean, max, \
                      accuracy, top5, failed, ok and rate"
                 ));
             }

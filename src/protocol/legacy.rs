@@ -115,8 +115,7 @@ pub fn read_legacy_output(body: &str) -> &str {
     }
 }
 
-/// Reads the label from an answer. The legacy worker sends `" bathtub)\
-/// "` for bathtub.
+/// Reads the label from an answer. The legacy worker sends `" bathtub)\n"` for bathtub.
 ///
 /// # Errors
 /// The failure, if one of our workers sent it instead of a label.
@@ -174,8 +173,8 @@ mod tests {
         let (_, answer) = read_legacy_reply(&legacy_error_reply("a.jpg", "undecodable: cut: short")).unwrap();
         let error = legacy_answer(&answer).unwrap_err();
         assert_eq!((error.code, error.message.as_str()), (ErrorCode::Undecodable, "cut: short"));
-        let error = legacy_answer("error: nobody knows: why").unwrap_err();
-        assert_eq!((error.code, error.message.as_str()), (ErrorCode::Internal, "nobody knows: why"));
+        let error = legacy_answer("error: unknown: why").unwrap_err();
+        assert_eq!((error.code, error.message.as_str()), (ErrorCode::Internal, "unknown: why"));
     }
 
     #[test]

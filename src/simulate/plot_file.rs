@@ -25,7 +25,7 @@ impl FromStr for PlotFile {
         let format = match extension.to_ascii_lowercase().as_str() {
             "svg" => Format::Svg,
             "png" => Format::Png,
-            _ => return Err("a plot is a file.svg or a file.png".to_owned()),
+            _ => return Err("the plot must be a file.svg or a file.png".to_owned()),
         };
         Ok(PlotFile { path, format })
     }

@@ -305,10 +305,10 @@ fn run_that_cannot_start_fails_with_one_line() {
     fs::write(&csv, "file,label\nother.jpg,tench\n").expect("written");
     let refused =
         std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
-    let nobody = format!("http://{refused}/");
+    let unreachable = format!("http://{refused}/");
     let url = server.url();
     for (url, args, expected) in [
-        (&nobody, &["--num-request", "1000"][..], "connection refused; is \"imgcls up\" running?"),
+        (&unreachable, &["--num-request", "1000"][..], "connection refused; is \"imgcls up\" running?"),
         (&url, &["--image-folder", path(empty.path())], "no image file in"),
         (&url, &["--image-folder", "/nowhere/at/all"], "cannot read the image folder /nowhere/at/all"),
         (&url, &["--expect", path(&csv)], "names none of the images"),
@@ -325,10 +325,10 @@ fn run_that_cannot_start_fails_with_one_line() {
 
 #[test]
 fn unfinished_job_is_polled_until_it_is_final() {
-    let asked = AtomicU64::new(0);
+    let polls = AtomicU64::new(0);
     let server = Server::start(move |seen| match (seen.method.as_str(), seen.target.as_str()) {
         ("POST", "/v1/classify?wait=30") => Answer::json(202, &json!({"id": "0197", "status": "queued"})),
-        ("GET", "/v1/jobs/0197?wait=20") => match asked.fetch_add(1, Ordering::Relaxed) % 3 {
+        ("GET", "/v1/jobs/0197?wait=20") => match polls.fetch_add(1, Ordering::Relaxed) % 3 {
             2 => result(&[(1, "goldfish")]),
             _ => Answer::json(200, &json!({"id": "0197", "status": "queued"})),
         },

@@ -26,7 +26,7 @@ pub(super) enum Event {
         took: Duration,
     },
     Died(WorkerId),
-    /// The visibility timeout of a message that a dead worker held has expired.
+    /// The visibility timeout of a message of a dead worker has expired.
     Redelivered {
         arrived: u64,
     },
@@ -71,7 +71,7 @@ struct Worker {
     state: WorkerState,
     launched: u64,
     /// Arrival times of the messages in work; at most one for each session.
-    held: Vec<u64>,
+    in_work: Vec<u64>,
 }
 
 pub(super) struct Simulation<'a> {
@@ -202,7 +202,7 @@ impl<'a> Simulation<'a> {
     }
 
     fn add_worker(&mut self) -> WorkerId {
-        self.workers.push(Worker { state: WorkerState::Booting, launched: self.now, held: Vec::new() });
+        self.workers.push(Worker { state: WorkerState::Booting, launched: self.now, in_work: Vec::new() });
         let worker = self.workers.len() - 1;
         self.active.push(worker);
         self.run.most_workers = self.run.most_workers.max(self.active.len() as u32);
@@ -225,7 +225,7 @@ impl<'a> Simulation<'a> {
         self.uncount(worker);
         self.workers[worker].state = WorkerState::Draining;
         self.second.draining += 1;
-        if self.workers[worker].held.is_empty() {
+        if self.workers[worker].in_work.is_empty() {
             self.terminate(worker);
         }
     }
@@ -233,7 +233,7 @@ impl<'a> Simulation<'a> {
     fn die(&mut self, worker: WorkerId) {
         self.active.retain(|active| *active != worker);
         self.run.deaths += 1;
-        for arrived in std::mem::take(&mut self.workers[worker].held) {
+        for arrived in std::mem::take(&mut self.workers[worker].in_work) {
             self.schedule(self.scenario.visibility_timeout, Event::Redelivered { arrived });
         }
         self.terminate(worker);
@@ -269,20 +269,20 @@ impl<'a> Simulation<'a> {
             }
             let arrived = self.queue.pop_front().expect("the loop ends when it is empty; this is a bug");
             self.in_flight += 1;
-            self.workers[worker].held.push(arrived);
+            self.workers[worker].in_work.push(arrived);
             let took = Duration::from_micros(self.scenario.service_time.sample(&mut self.random));
             self.schedule(took, Event::Completed { worker, arrived, took });
         }
     }
 
     fn complete(&mut self, worker: WorkerId, arrived: u64) {
-        let held = &mut self.workers[worker].held;
-        let index = held
+        let in_work = &mut self.workers[worker].in_work;
+        let index = in_work
             .iter()
-            .position(|held| *held == arrived)
-            .expect("a worker holds an image until it is completed; this is a bug");
-        held.swap_remove(index);
-        let is_empty = held.is_empty();
+            .position(|it| *it == arrived)
+            .expect("a worker has an image until it is completed; this is a bug");
+        in_work.swap_remove(index);
+        let is_empty = in_work.is_empty();
         self.in_flight -= 1;
         self.last_completion = self.now;
         self.second.completed += 1;

@@ -83,7 +83,7 @@ impl Server {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
                 let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-                bound.send(listener.local_addr().expect("bound")).expect("somebody waits");
+                bound.send(listener.local_addr().expect("bound")).expect("the receiver waits");
                 loop {
                     let (stream, _) = listener.accept().await.expect("a connection");
                     let (script, requests, on_connection) = (script.clone(), counted.clone(), AtomicU64::new(0));
