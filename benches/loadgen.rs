@@ -1,11 +1,11 @@
-//! How many requests a second one core of the load generator makes, against a server that does nothing; and whether it
-//! shows that this server stood still for a second.
+//! Measures how many requests per second the load generator sends with one core to a server that does no work, and
+//! checks that it shows a stall of the server.
 //!
-//! `cargo bench --bench loadgen`; with `wrk` on the PATH it is measured too, with the same body and connections, in
-//! turn, and the ratio is printed. What a core does is requests by CPU second of the client (user and system), since the
-//! server takes the rest of the machine. Exit code 1 where less is reached than was asked: 15,000 requests a core, half
-//! of wrk's requests a second, and a 99.9th percentile of 900 ms where the server, in a process of its own, is stopped
-//! (SIGSTOP) for 1 s of 20 s at 1,000 requests a second.
+//! Run with `cargo bench --bench loadgen`. If `wrk` is on the PATH, it is measured in alternation with the same body
+//! and connections, and the ratio is printed. The rate of a core is requests per CPU second of the client (user and
+//! system), because the server uses the rest of the machine. The exit code is 1 if a target is missed: 15,000 requests
+//! per core, half of wrk's requests per second, and a p99.9 of at least 900 ms when the server, in its own process, is
+//! stopped (SIGSTOP) for 1 s of 20 s at 1,000 requests per second.
 
 use std::convert::Infallible;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -26,22 +26,22 @@ use hyper_util::rt::TokioIo;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::TcpListener;
 
-/// Asked of the load generator: requests a second of one core, and its requests a second by those of wrk.
-const LEAST_PER_CORE: f64 = 15_000.0;
-const LEAST_OF_WRK: f64 = 0.5;
+/// Targets: requests per second of one core, and the ratio to the requests per second of wrk.
+const MIN_PER_CORE: f64 = 15_000.0;
+const MIN_RATIO_TO_WRK: f64 = 0.5;
 const ROUNDS: usize = 3;
 const NUM_REQUEST: u64 = 100_000;
 const CONNECTIONS: &str = "100";
 const WRK_SECONDS: &str = "5";
-/// The load with the stall in it: requests, and requests a second.
+/// The load during the stall: the number of requests and their rate.
 const STALLED_NUM_REQUEST: u64 = 20_000;
 const STALLED_RATE: &str = "1000";
 const STALL_BEGINS_AFTER: Duration = Duration::from_secs(8);
 const STALL: Duration = Duration::from_secs(1);
-const LEAST_STALLED_P99_9_MS: f64 = 900.0;
-/// In the environment of this program: be the server, until standard input closes.
+const MIN_STALLED_P99_9_MS: f64 = 900.0;
+/// If this variable is set, the program is the server until standard input closes.
 const IS_SERVER: &str = "IMGCLS_BENCH_IS_SERVER";
-/// As large as the original's sample images are.
+/// The size of the sample images of the legacy system.
 const SMALL_IMAGE_BYTES: usize = 2_000;
 /// Linux counts CPU time in hundredths of a second in /proc.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     let server = null_server();
     let images = folder.path().display().to_string();
 
-    loadgen("closed loop, carried pictures (29 KB)", server, &[]);
+    loadgen("closed loop, built-in images (29 KB)", server, &[]);
     for (rate, num_request) in [("5000", "25000"), ("20000", "100000")] {
         let open_loop = ["--image-folder", &images, "--rate", rate, "--num-request", num_request];
         loadgen(&format!("open loop, 2 KB images, {rate}/s"), server, &open_loop);
@@ -74,21 +74,21 @@ fn main() -> ExitCode {
         })
         .collect();
     let fast = judge(&rounds);
-    let honest = shows_a_stall(&images);
-    if fast && honest { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let stall_is_shown = shows_a_stall(&images);
+    if fast && stall_is_shown { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What one command did.
-struct Pace {
+/// The speed of one command.
+struct Speed {
     per_core: f64,
     per_second: f64,
 }
 
-/// Prints the medians and says whether they are what was asked for.
-fn judge(rounds: &[(Pace, Option<Pace>)]) -> bool {
+/// Prints the medians and returns true if the targets are met.
+fn judge(rounds: &[(Speed, Option<Speed>)]) -> bool {
     let per_core = median(rounds.iter().map(|(ours, _)| ours.per_core));
-    let enough = per_core >= LEAST_PER_CORE;
-    println!("loadgen: {per_core:.0} requests/s a core; {LEAST_PER_CORE} were asked: {}", reached(enough));
+    let enough = per_core >= MIN_PER_CORE;
+    println!("loadgen: {per_core:.0} requests/s per core; the target is {MIN_PER_CORE}: {}", reached(enough));
     let compared: Vec<_> = rounds.iter().filter_map(|(ours, wrk)| Some((ours, wrk.as_ref()?))).collect();
     if compared.is_empty() {
         println!("loadgen / wrk: not compared; wrk is not on the PATH (Debian, Ubuntu: apt-get install wrk)");
@@ -96,16 +96,16 @@ fn judge(rounds: &[(Pace, Option<Pace>)]) -> bool {
     }
     let by_cpu = median(compared.iter().map(|(ours, wrk)| ours.per_core / wrk.per_core));
     let ratio = median(compared.iter().map(|(ours, wrk)| ours.per_second / wrk.per_second));
-    let fast = ratio >= LEAST_OF_WRK;
+    let fast = ratio >= MIN_RATIO_TO_WRK;
     println!(
-        "loadgen / wrk: {ratio:.2} by requests/s, {by_cpu:.2} by CPU; {LEAST_OF_WRK} was asked: {}",
+        "loadgen / wrk: {ratio:.2} of requests/s, {by_cpu:.2} of requests per CPU second; the target is {MIN_RATIO_TO_WRK}: {}",
         reached(fast)
     );
     enough && fast
 }
 
 fn reached(holds: bool) -> &'static str {
-    if holds { "reached" } else { "NOT reached" }
+    if holds { "reached" } else { "MISSED" }
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -114,7 +114,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     sorted[sorted.len() / 2]
 }
 
-fn loadgen(what: &str, server: SocketAddr, more: &[&str]) -> Pace {
+fn loadgen(what: &str, server: SocketAddr, more: &[&str]) -> Speed {
     let num_request = NUM_REQUEST.to_string();
     let mut command = Command::new(env!("CARGO_BIN_EXE_imgcls"));
     command.args(["loadgen", "--json", "--concurrency", CONNECTIONS, "--url", &format!("http://{server}/")]);
@@ -125,7 +125,7 @@ fn loadgen(what: &str, server: SocketAddr, more: &[&str]) -> Pace {
     let report: serde_json::Value = serde_json::from_str(&output).expect("a report");
     let ok = report["requests"]["ok"].as_f64().expect("a number");
     assert_eq!(report["requests"]["failed"], 0, "{output}");
-    let pace = line(what, ok, cpu, wall);
+    let speed = line(what, ok, cpu, wall);
     println!(
         "    latency p50 {} ms, p99 {} ms, max {} ms; longest lag {} ms",
         report["latency_ms"]["p50"],
@@ -133,10 +133,10 @@ fn loadgen(what: &str, server: SocketAddr, more: &[&str]) -> Pace {
         report["latency_ms"]["max"],
         report["generator"]["longest_lag_ms"]
     );
-    pace
+    speed
 }
 
-/// Stops the server for a second under an open loop, and says whether the report shows it.
+/// Stops the server for a second under an open loop, and returns true if the report shows it.
 fn shows_a_stall(images: &str) -> bool {
     let program = std::env::current_exe().expect("this program");
     let mut command = Command::new(program);
@@ -162,9 +162,9 @@ fn shows_a_stall(images: &str) -> bool {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a report");
     assert_eq!(report["requests"]["ok"], STALLED_NUM_REQUEST, "{report}");
     let p99_9 = report["latency_ms"]["p99_9"].as_f64().expect("of so many requests there is one");
-    let is_shown = p99_9 >= LEAST_STALLED_P99_9_MS;
+    let is_shown = p99_9 >= MIN_STALLED_P99_9_MS;
     println!(
-        "server stopped for {} s of {} s: p50 {} ms, p99.9 {p99_9} ms; {LEAST_STALLED_P99_9_MS} were asked: {}",
+        "server stopped for {} s of {} s: p50 {} ms, p99.9 {p99_9} ms; the target is {MIN_STALLED_P99_9_MS}: {}",
         STALL.as_secs(),
         report["wall_seconds"],
         report["latency_ms"]["p50"],
@@ -173,9 +173,9 @@ fn shows_a_stall(images: &str) -> bool {
     is_shown
 }
 
-/// None where there is no wrk.
-fn wrk(server: SocketAddr, folder: &Path, image: &Path) -> Option<Pace> {
-    // Not among the images.
+/// Returns `None` if wrk is not installed.
+fn wrk(server: SocketAddr, folder: &Path, image: &Path) -> Option<Speed> {
+    // A subfolder, so that loadgen does not send it.
     let scripts = folder.join("wrk");
     std::fs::create_dir_all(&scripts).expect("made");
     let script = scripts.join("post.lua");
@@ -196,10 +196,10 @@ fn wrk(server: SocketAddr, folder: &Path, image: &Path) -> Option<Pace> {
     Some(line("wrk, one thread, 2 KB images, answers not read", requests, cpu, wall))
 }
 
-fn line(what: &str, requests: f64, cpu: Duration, wall: Duration) -> Pace {
+fn line(what: &str, requests: f64, cpu: Duration, wall: Duration) -> Speed {
     let (per_core, per_second) = (requests / cpu.as_secs_f64(), requests / wall.as_secs_f64());
-    println!("{what}: {per_core:.0} requests by CPU second, {per_second:.0} requests/s");
-    Pace { per_core, per_second }
+    println!("{what}: {per_core:.0} requests per CPU second, {per_second:.0} requests/s");
+    Speed { per_core, per_second }
 }
 
 /// Standard output, CPU time and wall time of a command.
@@ -211,7 +211,7 @@ fn measured(command: &mut Command) -> (String, Duration, Duration) {
     (text, children_cpu().saturating_sub(cpu_before), began.elapsed())
 }
 
-/// User and system time of the children that have ended: fields 16 and 17 of /proc/self/stat.
+/// User and system time of all terminated child processes: fields 16 and 17 of /proc/self/stat.
 fn children_cpu() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux");
     let after_name = stat.rsplit_once(')').expect("the name is in brackets").1;
@@ -220,14 +220,14 @@ fn children_cpu() -> Duration {
     Duration::from_secs_f64(ticks / TICKS_PER_SECOND)
 }
 
-/// Reads each request to its end and answers it, on a thread of its own.
+/// Starts a server on its own thread that reads each request to its end and answers it.
 fn null_server() -> SocketAddr {
     let (address, bound) = mpsc::channel();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-            address.send(listener.local_addr().expect("bound")).expect("somebody waits");
+            address.send(listener.local_addr().expect("bound")).expect("the receiver waits");
             loop {
                 let (stream, _) = listener.accept().await.expect("a connection");
                 tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)));

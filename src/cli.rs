@@ -29,7 +29,7 @@ use crate::aws::Aws;
 use crate::config::{self, Backend, BackendKind, Limits, Names};
 use crate::model::{self, ModelChoice, Tuning};
 use crate::queue::MAX_BATCH;
-use crate::scaling::{Bounds, Policy};
+use crate::scaling_policy::{Bounds, Policy};
 use crate::store::Space;
 use crate::telemetry::LogFormat;
 use crate::{autoscaler, classify, loadgen, protocol, queues, tune, up, web, worker};
@@ -870,7 +870,7 @@ impl LoadgenArgs {
             url: self.url.clone(),
             api: match self.api {
                 ApiArg::V1 => loadgen::Api::V1,
-                ApiArg::Original => loadgen::Api::Original,
+                ApiArg::Original => loadgen::Api::Legacy,
             },
             num_request: match &arrivals {
                 Some(arrivals) => self.arrivals.count(arrivals, Unbounded::Requests(DEFAULT_NUM_REQUEST))?,

@@ -7,7 +7,7 @@
 pub mod clock; // the time that decisions are made by: no step of the wall clock moves it
 pub mod protocol; // the wire contract: requests, results, names
 pub mod retry; // delays between the tries of something that failed
-pub mod scaling; // (policy, observation, now) → how many workers; the same on a virtual clock; what it costs
+pub mod scaling_policy; // (policy, observation, now) → how many workers; the same on a virtual clock; what it costs
 pub mod stats; // latency histogram, quantiles, summaries
 pub mod workload; // arrival processes, seeded
 

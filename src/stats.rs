@@ -1,48 +1,49 @@
-//! Latencies and what is said about them: a histogram, its quantiles, a summary, bars.
+//! Statistics of latencies: a histogram, its quantiles, a summary, and the rows of a text histogram.
 
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// What does not fit is recorded as this; a request that takes longer than an hour is as slow as one that takes one.
-const LONGEST: Duration = Duration::from_hours(1);
+/// Longer latencies are recorded as this one. A request that takes longer than an hour is as slow as one that takes an
+/// hour.
+const MAX_LATENCY: Duration = Duration::from_hours(1);
 const SIGNIFICANT_DIGITS: u8 = 3;
 
-/// Latencies at a resolution of one microsecond, three digits, up to an hour, in bounded memory.
+/// A latency histogram in bounded memory: a resolution of one microsecond, three significant digits, up to an hour.
 ///
-/// Quantiles come from the histogram; minimum, mean and maximum are exact.
+/// Quantiles come from the histogram. Minimum, mean and maximum are exact.
 #[derive(Debug, Clone)]
-pub struct Latencies {
+pub(crate) struct Latencies {
     micros: Histogram<u64>,
     min: Duration,
     max: Duration,
     sum: Duration,
 }
 
-/// The figures that a report shows.
+/// The figures of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Summary {
-    pub count: u64,
-    pub min: Duration,
-    pub mean: Duration,
-    pub p50: Duration,
-    pub p90: Duration,
-    pub p99: Duration,
-    pub p99_9: Duration,
-    pub max: Duration,
+pub(crate) struct Summary {
+    pub(crate) count: u64,
+    pub(crate) min: Duration,
+    pub(crate) mean: Duration,
+    pub(crate) p50: Duration,
+    pub(crate) p90: Duration,
+    pub(crate) p99: Duration,
+    pub(crate) p99_9: Duration,
+    pub(crate) max: Duration,
 }
 
-/// One row of a text histogram: how many latencies lay in `from..to`.
+/// One row of a text histogram: the number of latencies in `from..to`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bar {
-    pub from: Duration,
-    pub to: Duration,
-    pub count: u64,
+pub(crate) struct Bar {
+    pub(crate) from: Duration,
+    pub(crate) to: Duration,
+    pub(crate) count: u64,
 }
 
 impl Default for Latencies {
     fn default() -> Self {
-        let longest = u64::try_from(LONGEST.as_micros()).expect("an hour in µs fits in 64 bits; this is a bug");
+        let longest = u64::try_from(MAX_LATENCY.as_micros()).expect("an hour in µs fits in 64 bits; this is a bug");
         let mut micros = Histogram::new_with_bounds(1, longest, SIGNIFICANT_DIGITS)
             .expect("the bounds and the precision are constants in range; this is a bug");
         micros.auto(false);
@@ -51,35 +52,27 @@ impl Default for Latencies {
 }
 
 impl Latencies {
-    pub fn record(&mut self, latency: Duration) {
-        let latency = latency.min(LONGEST);
+    pub(crate) fn record(&mut self, latency: Duration) {
+        let latency = latency.min(MAX_LATENCY);
         self.micros.saturating_record(latency.as_micros() as u64);
         self.min = self.min.min(latency);
         self.max = self.max.max(latency);
         self.sum += latency;
     }
 
-    /// Adds what another one recorded, as if it had been recorded here.
-    pub fn merge(&mut self, other: &Latencies) {
-        self.micros.add(&other.micros).expect("all histograms have the same bounds; this is a bug");
-        self.min = self.min.min(other.min);
-        self.max = self.max.max(other.max);
-        self.sum += other.sum;
-    }
-
-    pub fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.micros.len()
     }
 
-    /// The latency that the share `quantile` (0..=1) of all did not exceed. None where nothing was recorded.
-    pub fn quantile(&self, quantile: f64) -> Option<Duration> {
+    /// The latency at `quantile` (0 to 1). Returns `None` when nothing was recorded.
+    pub(crate) fn quantile(&self, quantile: f64) -> Option<Duration> {
         (self.count() > 0).then(|| {
             Duration::from_micros(self.micros.value_at_quantile(quantile.clamp(0.0, 1.0))).clamp(self.min, self.max)
         })
     }
 
-    /// None where nothing was recorded.
-    pub fn summary(&self) -> Option<Summary> {
+    /// Returns `None` when nothing was recorded.
+    pub(crate) fn summary(&self) -> Option<Summary> {
         Some(Summary {
             count: self.count(),
             min: self.min,
@@ -92,10 +85,10 @@ impl Latencies {
         })
     }
 
-    /// The distribution in at most about a dozen rows with round edges: equal steps where all latencies are of one
-    /// order, else steps of 1, 2, 5, so that neither a narrow body nor a long tail ends in a single row. Rows without
-    /// any stand between the first and the last with some.
-    pub fn bars(&self) -> Vec<Bar> {
+    /// The distribution in about a dozen rows with round edges. The steps are equal if all latencies have the same
+    /// order of magnitude, and 1, 2, 5 otherwise, so that neither a narrow peak nor a long tail collapses into one row.
+    /// Empty rows between the first and the last are included.
+    pub(crate) fn bars(&self) -> Vec<Bar> {
         if self.count() == 0 {
             return Vec::new();
         }
@@ -106,7 +99,7 @@ impl Latencies {
             .map(|edge| Bar { from: Duration::from_micros(edge[0]), to: Duration::from_micros(edge[1]), count: 0 })
             .collect();
         for recorded in self.micros.iter_recorded() {
-            // The lowest value that this count may stand for; clamped, so that no count is lost at either end.
+            // The lowest value that this count may represent, clamped so that no count is lost at either end.
             let value = self.micros.lowest_equivalent(recorded.value_iterated_to()).clamp(min, max);
             let row = edges.partition_point(|&edge| edge <= value).saturating_sub(1).min(bars.len() - 1);
             bars[row].count += recorded.count_since_last_iteration();
@@ -144,13 +137,13 @@ mod tests {
         latencies
     }
 
-    /// Within the three digits that are kept.
+    /// Compares with the precision of the histogram.
     fn close(measured: Duration, expected_millis: u64) -> bool {
         (measured.as_secs_f64() * 1e3 / expected_millis as f64 - 1.0).abs() < 0.002
     }
 
     #[test]
-    fn a_summary_of_one_to_a_thousand() {
+    fn summary_has_exact_extremes_and_close_quantiles() {
         let summary = latencies(1..=1000).summary().expect("recorded");
         assert_eq!(summary.count, 1000);
         assert_eq!(summary.min, Duration::from_millis(1));
@@ -161,39 +154,30 @@ mod tests {
     }
 
     #[test]
-    fn nothing_recorded_has_no_summary() {
+    fn empty_histogram_has_no_summary() {
         let none = Latencies::default();
         assert_eq!((none.summary(), none.quantile(0.5), none.bars()), (None, None, vec![]));
     }
 
     #[test]
-    fn a_quantile_never_leaves_what_was_recorded() {
+    fn quantiles_are_within_the_recorded_range() {
         let one = latencies([1234]);
         assert_eq!(one.quantile(0.0), Some(Duration::from_millis(1234)));
         assert_eq!(one.quantile(1.0), Some(Duration::from_millis(1234)));
     }
 
     #[test]
-    fn longer_than_an_hour_counts_as_an_hour_and_nothing_as_zero() {
+    fn latencies_are_clamped_to_an_hour() {
         let mut extremes = Latencies::default();
         extremes.record(Duration::from_secs(100_000));
         extremes.record(Duration::ZERO);
         let summary = extremes.summary().expect("recorded");
-        assert_eq!((summary.count, summary.min, summary.max), (2, Duration::ZERO, LONGEST));
+        assert_eq!((summary.count, summary.min, summary.max), (2, Duration::ZERO, MAX_LATENCY));
         assert_eq!(extremes.bars().iter().map(|bar| bar.count).sum::<u64>(), 2);
     }
 
     #[test]
-    fn merging_equals_recording_in_one() {
-        let mut merged = latencies(1..=500);
-        merged.merge(&latencies(501..=1000));
-        merged.merge(&Latencies::default());
-        assert_eq!(merged.summary(), latencies(1..=1000).summary());
-        assert_eq!(merged.bars(), latencies(1..=1000).bars());
-    }
-
-    #[test]
-    fn bars_lose_no_count_and_have_round_edges() {
+    fn bars_count_everything_and_have_round_edges() {
         let narrow = latencies(11..=19).bars();
         assert_eq!(narrow.iter().map(|bar| bar.count).sum::<u64>(), 9);
         assert!(narrow.len() >= 5 && narrow.len() <= 12, "{narrow:?}");

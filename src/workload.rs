@@ -1,6 +1,5 @@
-//! Arrival processes: when requests are meant to start, seeded, so that two runs see the same. The load generator sends
-//! by them and the simulator counts by them, so that what was measured and what was simulated can be laid over each
-//! other.
+//! Arrival processes: the intended starts of requests, seeded, so that runs are reproducible. The load generator and
+//! the simulator share them, so that measured and simulated runs can be compared.
 
 use std::f64::consts::TAU;
 use std::sync::Arc;
@@ -9,53 +8,62 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-/// More arrivals than this are more than a run can hold in memory.
+/// Maximum number of arrivals of a run; more would not fit in memory.
 pub const MAX_ARRIVALS: u64 = 20_000_000;
-/// No run lasts longer; where the rate changes with time, what would come after it does not come.
-pub const LONGEST: Duration = Duration::from_hours(40 * 24);
+/// Arrivals with a changing rate end after this time.
+pub const MAX_RUN_TIME: Duration = Duration::from_hours(40 * 24);
 
-/// How the starts of an open loop are spread. Rates are a second.
+/// How the starts of an open loop are distributed. Rates are per second.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Arrivals {
-    /// Every 1/rate seconds.
-    Constant { rate: f64 },
-    /// Independent of each other, as people are: gaps are exponential with mean 1/rate.
-    Poisson { rate: f64 },
-    /// Independent of each other, many for a while and few in between; it begins with a burst.
+    /// A start every 1/rate seconds.
+    Constant {
+        /// Starts per second.
+        rate: f64,
+    },
+    /// A Poisson process, like independent users: gaps are exponential with mean 1/rate.
+    Poisson {
+        /// Mean starts per second.
+        rate: f64,
+    },
+    /// A Poisson process that alternates between a high and a low rate. It starts with a burst.
     Burst(Bursts),
-    /// Independent of each other, few at night and many by day; it begins at midnight.
+    /// A Poisson process whose rate follows a day, from midnight on.
     Day(Day),
-    /// As they were written down.
+    /// Recorded arrivals.
     Trace(Trace),
 }
 
+/// A burst rate for a while, then another rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bursts {
-    /// Between bursts; may be 0.
+    /// The rate between bursts; may be 0.
     pub rate: f64,
+    /// The rate during a burst.
     pub burst_rate: f64,
-    /// How long a burst lasts.
+    /// The length of a burst.
     pub length: Duration,
-    /// From the beginning of one burst to that of the next, longer than `length`; None for a single one.
+    /// From the start of one burst to the start of the next, longer than `length`; `None` is a single burst.
     pub every: Option<Duration>,
 }
 
-/// A day's curve: a cosine from a fifth of the mean at midnight to nine fifths at noon.
+/// The rate over a day: a cosine from a fifth of the mean at midnight to nine fifths at noon.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Day {
-    /// The mean of the day.
+    /// The mean rate of the day.
     pub rate: f64,
-    /// 24 hours, or less to see a day pass in less.
+    /// The length of the day: 24 hours, or less to compress it.
     pub length: Duration,
 }
 
-/// Arrivals as somebody wrote them down, sorted.
+/// Recorded arrivals, sorted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trace {
     offsets: Arc<[Duration]>,
 }
 
 impl Arrivals {
+    /// The name of the process, as flags and reports spell it.
     pub fn as_str(&self) -> &'static str {
         match self {
             Arrivals::Constant { .. } => "constant",
@@ -66,7 +74,7 @@ impl Arrivals {
         }
     }
 
-    /// The mean rate a second, where there is one that does not depend on how long one looks.
+    /// The mean rate per second, if it does not depend on the observed interval.
     pub fn rate(&self) -> Option<f64> {
         match self {
             Arrivals::Constant { rate } | Arrivals::Poisson { rate } | Arrivals::Day(Day { rate, .. }) => Some(*rate),
@@ -74,7 +82,7 @@ impl Arrivals {
         }
     }
 
-    /// Whether they end by themselves: a trace, and a single burst with nothing after it.
+    /// Returns true if the arrivals end by themselves, as for a trace or a single burst with nothing after it.
     pub fn is_finite(&self) -> bool {
         match self {
             Arrivals::Constant { .. } | Arrivals::Poisson { .. } | Arrivals::Day(_) => false,
@@ -83,11 +91,11 @@ impl Arrivals {
         }
     }
 
-    /// The intended starts, as offsets from the beginning; never decreasing. Without end where the rate is constant,
-    /// else within [`LONGEST`].
+    /// The intended starts, as offsets from the start of the run; they never decrease. They are unlimited for a
+    /// constant rate and end within [`MAX_RUN_TIME`] otherwise.
     ///
     /// # Panics
-    /// Where a rate is not above 0, but for the one between bursts: the command line has checked it.
+    /// If a rate other than the one between bursts is not above 0. The command line has checked it.
     pub fn offsets(&self, seed: u64) -> Offsets {
         let (Arrivals::Constant { rate }
         | Arrivals::Poisson { rate }
@@ -96,25 +104,25 @@ impl Arrivals {
         else {
             return Offsets::new(self.clone(), seed);
         };
-        assert!(*rate > 0.0, "a rate is above 0; this is a bug");
+        assert!(*rate > 0.0, "a rate must be above 0; this is a bug");
         Offsets::new(self.clone(), seed)
     }
 
-    /// How many starts lie before `duration`; at most `limit` and at most [`MAX_ARRIVALS`] are counted.
+    /// The number of starts before `duration`, counted up to `limit` and [`MAX_ARRIVALS`].
     pub fn count_within(&self, limit: u64, duration: Duration, seed: u64) -> u64 {
         let limit = usize::try_from(limit.min(MAX_ARRIVALS)).unwrap_or(usize::MAX);
         self.offsets(seed).take(limit).take_while(|&at| at < duration).count() as u64
     }
 }
 
-/// A stretch of time with one rate.
+/// An interval of constant rate.
 struct Piece {
     rate: f64,
     ends_at_seconds: f64,
 }
 
 impl Bursts {
-    /// Bursts have even numbers, what follows each an odd one.
+    /// Bursts have even numbers, and the intervals after them odd ones.
     fn piece(&self, number: u64) -> Piece {
         let every = self.every.map_or(f64::INFINITY, |every| every.as_secs_f64());
         let begins = if number < 2 { 0.0 } else { (number / 2) as f64 * every };
@@ -126,7 +134,7 @@ impl Bursts {
 }
 
 impl Day {
-    /// Five minutes of a day of 24 hours: the curve is flat within one.
+    /// Five minutes of a day of 24 hours; the curve is nearly flat within one.
     const PIECES: u64 = 288;
     const AMPLITUDE: f64 = 0.8;
 
@@ -140,11 +148,11 @@ impl Day {
 }
 
 impl Trace {
-    /// Reads lines of `seconds`, one arrival each, or of `second,count`: so many, spread evenly over that second.
-    /// Empty lines, lines that begin with `#` and a heading are passed over; the order of lines does not matter.
+    /// Reads lines of `seconds`, one arrival each, or of `second,count`: that many arrivals, evenly distributed over
+    /// the second. Empty lines, lines that start with `#` and a header are skipped. The order of lines does not matter.
     ///
     /// # Errors
-    /// One line that names the first bad line by its number, or says that there are no or too many arrivals.
+    /// One line that names the first bad line by its number, or says that there are no arrivals or too many.
     pub fn parse(text: &str) -> Result<Trace, String> {
         let mut offsets = Vec::new();
         let mut is_first = true;
@@ -153,9 +161,9 @@ impl Trace {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let is_heading = is_first && line.starts_with(|c: char| c.is_alphabetic());
+            let is_header = is_first && line.starts_with(|c: char| c.is_alphabetic());
             is_first = false;
-            if is_heading {
+            if is_header {
                 continue;
             }
             let (seconds, count) = trace_line(line)
@@ -169,12 +177,13 @@ impl Trace {
             );
         }
         if offsets.is_empty() {
-            return Err("it holds no arrivals".to_owned());
+            return Err("the trace has no arrivals".to_owned());
         }
         offsets.sort_unstable();
         Ok(Trace { offsets: offsets.into() })
     }
 
+    /// The number of arrivals.
     pub fn count(&self) -> u64 {
         self.offsets.len() as u64
     }
@@ -185,12 +194,12 @@ fn trace_line(line: &str) -> Option<(Duration, Option<u64>)> {
         Some((seconds, count)) => (seconds, Some(count.trim().parse().ok()?)),
         None => (line, None),
     };
-    // A year: far beyond what anybody waits for, far below what a Duration holds.
+    // A year: longer than any run, and far below the maximum of a `Duration`.
     let seconds = seconds.trim().parse::<f64>().ok().filter(|seconds| (0.0..=366.0 * 86_400.0).contains(seconds))?;
     Some((Duration::from_secs_f64(seconds), count))
 }
 
-/// Intended starts as offsets from the beginning; see [`Arrivals::offsets`].
+/// Intended starts as offsets from the start of the run; see [`Arrivals::offsets`].
 #[derive(Debug, Clone)]
 pub struct Offsets {
     arrivals: Arrivals,
@@ -205,13 +214,13 @@ impl Offsets {
         Offsets { arrivals, random: StdRng::seed_from_u64(seed), count: 0, seconds: 0.0, piece: 0 }
     }
 
-    /// A gap of the process with rate 1.
+    /// A random gap of a Poisson process with rate 1.
     fn gap(&mut self) -> f64 {
         -(1.0 - self.random.random::<f64>()).ln()
     }
 
-    /// The next arrival where the rate changes with time: a gap of rate 1 is used up at the rate of each piece. None
-    /// where nothing comes any more.
+    /// The next arrival of a process whose rate changes with time: a gap at rate 1 is consumed at the rate of each
+    /// piece. Returns `None` when no more arrivals follow.
     fn next_in_pieces(&mut self, piece: impl Fn(u64) -> Piece) -> Option<f64> {
         let mut gap = self.gap();
         loop {
@@ -220,7 +229,7 @@ impl Offsets {
             if expected > gap {
                 return Some(self.seconds + gap / rate);
             }
-            if ends_at_seconds > LONGEST.as_secs_f64() {
+            if ends_at_seconds > MAX_RUN_TIME.as_secs_f64() {
                 return None;
             }
             gap -= expected.max(0.0);
@@ -235,7 +244,7 @@ impl Iterator for Offsets {
 
     fn next(&mut self) -> Option<Duration> {
         self.seconds = match self.arrivals {
-            // From the count, not by adding gaps up: rounding errors do not pile up over a long run.
+            // Computed from the count, because added gaps would accumulate rounding errors over a long run.
             Arrivals::Constant { rate } => self.count as f64 / rate,
             Arrivals::Poisson { rate } => self.seconds + self.gap() / rate,
             Arrivals::Burst(bursts) => self.next_in_pieces(|number| bursts.piece(number))?,
@@ -247,7 +256,7 @@ impl Iterator for Offsets {
             }
         };
         self.count += 1;
-        // Centuries away is for ever.
+        // An offset that does not fit is never reached.
         Some(Duration::try_from_secs_f64(self.seconds).unwrap_or(Duration::MAX))
     }
 }
@@ -265,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_gives_the_same_arrivals_and_another_seed_others() {
+    fn arrivals_depend_only_on_the_seed() {
         let burst = Bursts { rate: 1.0, burst_rate: 50.0, length: Duration::from_secs(5), every: None };
         let day = Day { rate: 50.0, length: Duration::from_secs(100) };
         for arrivals in [Arrivals::Poisson { rate: 50.0 }, Arrivals::Burst(burst), Arrivals::Day(day)] {
@@ -275,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn constant_arrivals_are_even_from_zero_on_and_do_not_drift() {
+    fn constant_arrivals_start_at_zero_and_do_not_drift() {
         let mut offsets = Arrivals::Constant { rate: 1000.0 }.offsets(1);
         assert_eq!(offsets.next(), Some(Duration::ZERO));
         assert_eq!(offsets.next(), Some(Duration::from_millis(1)));
@@ -283,19 +292,19 @@ mod tests {
     }
 
     #[test]
-    fn poisson_arrivals_have_the_rate_and_the_spread_of_their_process() {
+    fn poisson_arrivals_have_the_right_rate_and_deviation() {
         let offsets = seconds(&Arrivals::Poisson { rate: 200.0 }, 1, 100_000);
         assert!(offsets.is_sorted());
         let gaps: Vec<f64> = offsets.windows(2).map(|pair| pair[1] - pair[0]).collect();
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
         let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
         assert!((mean * 200.0 - 1.0).abs() < 0.02, "mean gap {mean}");
-        // Exponential gaps: the standard deviation equals the mean.
+        // The standard deviation of exponential gaps equals their mean.
         assert!((variance.sqrt() / mean - 1.0).abs() < 0.02, "deviation {}", variance.sqrt());
     }
 
     #[test]
-    fn bursts_come_when_they_should_and_as_many_as_they_should() {
+    fn bursts_have_the_right_times_and_rates() {
         let bursts = Bursts {
             rate: 10.0,
             burst_rate: 1000.0,
@@ -316,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_day_has_its_mean_its_night_and_its_noon() {
+    fn day_has_the_right_mean_night_and_noon() {
         let day = Day { rate: 100.0, length: Duration::from_secs(1000) };
         let offsets = seconds(&Arrivals::Day(day), 5, 210_000);
         assert!((count(&offsets, 0.0, 2000.0) / 200_000.0 - 1.0).abs() < 0.02);
@@ -329,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_is_replayed_as_it_stands_and_a_bad_line_is_named() {
+    fn trace_is_replayed_exactly_and_a_bad_line_is_named() {
         let trace = Trace::parse("second,count\n2.5\n# a comment\n\n0,4\n1, 1\n3,0\n").expect("a trace");
         assert_eq!(seconds(&Arrivals::Trace(trace.clone()), 1, 99), [0.0, 0.25, 0.5, 0.75, 1.0, 2.5]);
         assert_eq!(trace.count(), 6);
@@ -349,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vanishing_rate_ends_in_for_ever_not_in_a_panic() {
+    fn tiny_rate_gives_the_maximum_offset() {
         assert_eq!(Arrivals::Constant { rate: 1e-300 }.offsets(1).nth(1), Some(Duration::MAX));
     }
 }

@@ -8,7 +8,7 @@ use imgcls::cli::Cli;
 use imgcls::config;
 use imgcls::model::{ModelChoice, ModelPackage};
 use imgcls::protocol::{self, ClassifyResult, Incoming};
-use imgcls::scaling::cost::Prices;
+use imgcls::scaling_policy::cost::Prices;
 use libfuzzer_sys::Corpus;
 use uuid::Uuid;
 

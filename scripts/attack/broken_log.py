@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Run `imgcls up` with a log that cannot be written, in four ways, and tell what becomes of the service.
+"""Runs `imgcls up` with a log that cannot be written and reports whether the service survives.
 
-For each way: whether an image is answered, the exit code after SIGTERM and how long that took (40 s at most), and how
-many workers were left without a parent. Ends by itself and kills what it started.
+For each kind of broken log it prints whether an image is answered, the exit code after SIGTERM, how long the exit took
+(40 s at most), and how many workers were orphaned. It ends by itself and kills what it started.
 """
 
 import argparse
@@ -22,6 +22,7 @@ DRAIN_LIMIT = 40
 
 
 def main() -> None:
+    """Prints a line for each kind of broken log."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", type=Path, default=ROOT / "target/release/imgcls", help="the program to run")
     arguments = parser.parse_args()
@@ -31,25 +32,28 @@ def main() -> None:
         ("closed", lambda: attempt_with(arguments.binary, "closed")),
         ("/dev/full", lambda: attempt_with(arguments.binary, "full disk")),
         ("| head -1", lambda: attempt_with(arguments.binary, "head")),
-        ("a pipe nobody reads", lambda: attempt_with(arguments.binary, "unread")),
+        ("a pipe without a reader", lambda: attempt_with(arguments.binary, "unread")),
     ]:
         image, code, seconds, left = attempt()
         print(f"{name:<24}{image:<12}{code:<12}{seconds:<10}{left}", flush=True)
 
 
 def attempt_with(binary: Path, kind: str) -> tuple[str, str, str, int]:
+    """Runs the service in a temporary directory."""
     with tempfile.TemporaryDirectory(prefix="imgcls-log-") as directory:
         return in_directory(binary, kind, Path(directory))
 
 
 def in_directory(binary: Path, kind: str, directory: Path) -> tuple[str, str, str, int]:
+    """The answer to an image, the exit code, the seconds until the exit, and the number of orphaned workers."""
     reader, stderr = standard_error(kind, directory)
     command = [binary, "up", "--backend", "local", "--listen", "127.0.0.1:0", "--data-dir", directory / "data"]
     if kind == "closed":
         command = ["sh", "-c", 'exec "$0" "$@" 2>&-', *command]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment["IMGCLS_LOG"] = "info"
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env={**environment, "IMGCLS_LOG": "info"}
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=environment
     )
     os.close(stderr)
     if kind == "head":
@@ -81,7 +85,7 @@ def in_directory(binary: Path, kind: str, directory: Path) -> tuple[str, str, st
 
 
 def standard_error(kind: str, directory: Path) -> tuple[int, int]:
-    """The end that is read, where there is one, and the end that is written."""
+    """The read end (-1 if there is none) and the write end of standard error."""
     if kind == "full disk":
         return -1, os.open("/dev/full", os.O_WRONLY)
     if kind in ("file", "closed"):
@@ -101,7 +105,7 @@ def standard_error(kind: str, directory: Path) -> tuple[int, int]:
 
 
 def classify(process: subprocess.Popen, workers: set[int]) -> str:
-    """What one image is answered; fills in the worker processes that there are."""
+    """The answer to one image; adds the worker processes to `workers`."""
     selector = selectors.DefaultSelector()
     selector.register(process.stdout, selectors.EVENT_READ)
     if not selector.select(START_LIMIT):
@@ -123,6 +127,7 @@ def classify(process: subprocess.Popen, workers: set[int]) -> str:
 
 
 def children(parent: int) -> set[int]:
+    """The child processes of all threads of a process."""
     found: set[int] = set()
     for task in Path(f"/proc/{parent}/task").glob("*/children"):
         try:
@@ -133,6 +138,7 @@ def children(parent: int) -> set[int]:
 
 
 def is_worker(pid: int) -> bool:
+    """Returns true if the process is a worker of imgcls."""
     try:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Small files that cost a decoder much: what each takes in time and memory, with the binary that is given.
+"""Measures the time and memory that small, expensive files cost the decoders of a binary.
 
     scripts/attack/decode_bombs.py --binary target/release/imgcls [--only tiff] [--timeout 60] [--keep FOLDER]
 
-Makes the files, classifies each in a process of its own (`imgcls classify`) that may use 8 GB of address space, and
-prints for each: its size, CPU time, the most resident memory, and the answer. Sends nothing anywhere. Ends by itself
-after at most --timeout seconds a file. Exit code 0: every file was answered in time.
+Creates the files, classifies each with its own `imgcls classify` process, whose address space is limited to 8 GB, and
+prints its size, CPU time, maximum resident memory and answer. It sends nothing over the network and ends by itself
+after at most --timeout seconds per file. The exit code is 0 if every file was answered in time.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ ADDRESS_SPACE_BYTES = 8 << 30
 
 
 def main() -> int:
+    """Attacks with each file; the exit code is 1 if one was not answered."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", type=Path, default=Path("target/release/imgcls"), help="the imgcls to attack")
     parser.add_argument("--only", default="", help="only files whose name contains this")
@@ -47,12 +48,12 @@ def main() -> int:
 
 
 def attack(binary: Path, path: Path, timeout: float) -> bool:
-    """Classifies one file; whether it was answered in time."""
+    """Classifies one file; returns true if it was answered in time."""
     process = subprocess.Popen(
         [binary, "classify", "--json", "--top-k", "1", path],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES)),  # noqa: PLW1509
     )
     deadline = time.monotonic() + timeout
     pid, status, usage = 0, 0, None
@@ -65,14 +66,13 @@ def attack(binary: Path, path: Path, timeout: float) -> bool:
     process.returncode = os.waitstatus_to_exitcode(status)
     output = process.stdout.read() if process.stdout else b""
     cpu = usage.ru_utime + usage.ru_stime
-    print(
-        f"{path.name:34} {path.stat().st_size:>10} {cpu:>8.2f} {usage.ru_maxrss / 1000:>8.0f}  {answer(output, timeout)}",
-        flush=True,
-    )
+    size, peak = path.stat().st_size, usage.ru_maxrss / 1000
+    print(f"{path.name:34} {size:>10} {cpu:>8.2f} {peak:>8.0f}  {answer(output, timeout)}", flush=True)
     return bool(output)
 
 
 def answer(output: bytes, timeout: float) -> str:
+    """The answer in one line."""
     if not output:
         return f"none within {timeout:.0f} s, or the process died"
     line = json.loads(output)
@@ -85,8 +85,9 @@ def answer(output: bytes, timeout: float) -> str:
 
 
 def tiff(width: int, height: int, strips: list[tuple[int, int]], body: bytes, **tags: list[int]) -> bytes:
-    """A TIFF whose strips are places in `body`; `tags` by the names below."""
-    numbers = {"bits": 258, "compression": 259, "photometric": 262, "samples": 277, "rows": 278, "planar": 284, "extra": 338, "format": 339}
+    """A TIFF whose strips are (offset, length) in `body`; `tags` have the names below."""
+    numbers = {"bits": 258, "compression": 259, "photometric": 262, "samples": 277, "rows": 278, "planar": 284}
+    numbers |= {"extra": 338, "format": 339}
     values = {256: [width], 257: [height]} | {numbers[name]: value for name, value in tags.items()}
     values[273] = [8 + offset for offset, _ in strips]
     values[279] = [length for _, length in strips]
@@ -105,16 +106,20 @@ def tiff(width: int, height: int, strips: list[tuple[int, int]], body: bytes, **
 
 
 def empty_blocks(count: int) -> bytes:
-    """A zlib stream of so many empty stored blocks, and then one byte."""
-    return b"\x78\x01" + b"\0\0\0\xff\xff" * count + b"\x01\x01\0\xfe\xff\x11" + struct.pack(">I", zlib.adler32(b"\x11"))
+    """A zlib stream of `count` empty stored blocks, and then one byte."""
+    checksum = struct.pack(">I", zlib.adler32(b"\x11"))
+    return b"\x78\x01" + b"\0\0\0\xff\xff" * count + b"\x01\x01\0\xfe\xff\x11" + checksum
 
 
 def tiff_one_stream(blocks: int, strips: int) -> bytes:
+    """All strips share one stream that is expensive to inflate."""
     stream = empty_blocks(blocks)
-    return tiff(1, strips, [(0, len(stream))] * strips, stream, bits=[8], compression=[8], photometric=[1], samples=[1], rows=[1])
+    tags = {"bits": [8], "compression": [8], "photometric": [1], "samples": [1], "rows": [1]}
+    return tiff(1, strips, [(0, len(stream))] * strips, stream, **tags)
 
 
 def tiff_many_strips() -> bytes:
+    """A TIFF with 1.2 million strips."""
     stream = zlib.compress(b"\x11" * 40)
     count = 1_200_000
     return tiff(
@@ -124,7 +129,7 @@ def tiff_many_strips() -> bytes:
 
 
 def tiff_rgba(bits: int, is_float: bool, rows: int = 100) -> bytes:
-    """8000 × 6200 pixels of one value."""
+    """8000 x 6200 pixels of one value."""
     width, height = 8000, 6200
     row = b"\x11" * (width * 4 * bits // 8)
     compressor = zlib.compressobj(9)
@@ -141,59 +146,71 @@ def tiff_rgba(bits: int, is_float: bool, rows: int = 100) -> bytes:
 # PNG
 
 
-def png(width: int, height: int, depth: int, colour: int, interlaced: int, raw: Callable[[], bytes]) -> bytes:
+def png(width: int, height: int, depth: int, colour: int, *, interlaced: int, raw: Callable[[], bytes]) -> bytes:
+    """A PNG with this compressed data."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", raw()) + chunk(b"IEND", b"")
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def zeros(count: int) -> bytes:
+    """A zlib stream of zeros."""
     compressor = zlib.compressobj(9)
     piece = bytes(1 << 20)
-    return b"".join(compressor.compress(piece) for _ in range(count >> 20)) + compressor.compress(
-        bytes(count & ((1 << 20) - 1))
-    ) + compressor.flush()
+    return (
+        b"".join(compressor.compress(piece) for _ in range(count >> 20))
+        + compressor.compress(bytes(count & ((1 << 20) - 1)))
+        + compressor.flush()
+    )
 
 
 def png_one_wide(interlaced: int) -> bytes:
-    return png(1, 49_000_000, 8, 0, interlaced, lambda: zeros(2 * 49_000_000))
+    """A PNG that is one pixel wide and 49 million high."""
+    return png(1, 49_000_000, 8, 0, interlaced=interlaced, raw=lambda: zeros(2 * 49_000_000))
 
 
 def png_rgba16() -> bytes:
-    return png(8000, 6200, 16, 6, 0, lambda: zeros(6200 * (1 + 8 * 8000)))
+    """A PNG with four 16-bit channels."""
+    return png(8000, 6200, 16, 6, interlaced=0, raw=lambda: zeros(6200 * (1 + 8 * 8000)))
 
 
 # JPEG
 
 
 def segment(marker: int, data: bytes) -> bytes:
+    """A segment of a JPEG."""
     return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
 
 
 def huffman(kind: int, codes: dict[int, list[int]]) -> bytes:
+    """A Huffman table with these codes by length."""
     lengths = bytes(len(codes.get(bits, [])) for bits in range(1, 17))
     return segment(0xC4, bytes([kind]) + lengths + b"".join(bytes(codes[bits]) for bits in sorted(codes)))
 
 
 def scan(first: int, last: int, high: int, low: int, data: bytes) -> bytes:
+    """A scan of a progressive JPEG."""
     return segment(0xDA, bytes([1, 1, 0, first, last, high << 4 | low])) + data
 
 
 def jpeg_progressive(side: int, bands: int, refinements: int) -> bytes:
-    """Grey, progressive: in each block `bands` coefficients that are refined again and again; the last scan is damaged,
-    so that one decoder gives it up after all that work and another starts again."""
+    """A grey progressive JPEG with `bands` coefficients in each block that are refined repeatedly.
+
+    The last scan is damaged, so that one decoder gives up after all that work and another one starts over.
+    """
     blocks = (side // 8) ** 2
     out = b"\xff\xd8" + segment(0xDB, bytes([0]) + b"\1" * 64)
     out += segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
-    # DC: every difference 0, the code is one bit.
+    # DC: every difference is 0, with a code of one bit.
     out += huffman(0x00, {1: [0]}) + scan(0, 0, 0, 0, bytes(blocks // 8))
-    # AC: the code 0 is a coefficient of one bit, which follows: 01 is +1.
+    # AC: the code 0 is followed by a coefficient of one bit, so 01 is +1.
     out += huffman(0x10, {1: [0x01], 2: [0x00]})
     out += scan(1, bands, 0, refinements, b"\x55" * (blocks * bands * 2 // 8))
-    # AC again: the code 0 ends a block; a correction bit follows for each coefficient that is not 0.
+    # AC again: the code 0 ends a block and is followed by a correction bit for each nonzero coefficient.
     out += huffman(0x10, {1: [0x00]})
     for low in reversed(range(refinements)):
         out += scan(1, bands, low + 1, low, bytes(blocks * (bands + 1) // 8))
@@ -201,8 +218,10 @@ def jpeg_progressive(side: int, bands: int, refinements: int) -> bytes:
 
 
 def jpeg_many_scans(side: int, scans: int) -> bytes:
-    """Grey, progressive: every scan goes through all 63 coefficients of every block and finds none. The same scan again
-    and again is against the rules, so that one decoder complains at the end and another starts again."""
+    """A grey progressive JPEG in which every scan visits all 63 coefficients of every block and finds none.
+
+    Repeating a scan violates the standard, so that one decoder fails at the end and another one starts over.
+    """
     blocks = (side // 8) ** 2
     out = b"\xff\xd8" + segment(0xDB, bytes([0]) + b"\1" * 64)
     out += segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
@@ -215,7 +234,7 @@ def jpeg_many_scans(side: int, scans: int) -> bytes:
 
 
 def webp_lossless() -> bytes:
-    """16,000 × 3,000 pixels of one colour: five trees of one symbol each, so that a pixel takes no bit."""
+    """16,000 x 3,000 pixels of one colour: five trees with one symbol each, so that a pixel takes no bits."""
     width, height = 16_000, 3_000
     bits = [(0x2F, 8), (width - 1, 14), (height - 1, 14), (0, 1), (0, 3), (0, 1), (0, 1), (0, 1)]
     for _ in range(5):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Hundreds of thousands of messages expire at once.
+"""Makes hundreds of thousands of messages expire at once.
 
-Prints the slowest accept while they are removed, and how long the removal takes.
+Prints the slowest accepted job while they are removed, and how long the removal takes.
 """
 
 import sqlite3
@@ -10,12 +10,13 @@ import time
 import common
 
 
-def main():
+def main() -> None:
+    """Adds the messages, starts a worker and sends jobs meanwhile."""
     options = common.parser(__doc__)
     options.add_argument("--messages", type=int, default=300_000)
     options.add_argument("--limit", type=float, default=180, help="seconds after which the script gives up")
     args = options.parse_args()
-    image = common.PICTURE.read_bytes()
+    image = common.IMAGE.read_bytes()
     with common.Service(args.binary) as service:
         database = sqlite3.connect(service.database(), timeout=60, isolation_level=None)
         (queue,) = database.execute(
@@ -27,7 +28,7 @@ def main():
             " SELECT ?, n, 0, n, randomblob(16), hex(randomblob(300)) FROM numbers",
             (args.messages, queue),
         )
-        # Its receive meets them.
+        # Its receive calls remove the expired messages.
         service.start("worker", "--sessions", "1")
         started, slowest, refused, left = time.monotonic(), 0.0, 0, args.messages
         while left and time.monotonic() - started < args.limit:
@@ -39,7 +40,8 @@ def main():
             slowest = max(slowest, seconds)
             (left,) = database.execute("SELECT count(*) FROM messages WHERE sent_at_ms < 1000000000").fetchone()
             time.sleep(0.2)
-        print(f"{left} left after {time.monotonic() - started:.0f} s; slowest accept {slowest:.2f} s; {refused} refused")
+        elapsed = time.monotonic() - started
+        print(f"{left} left after {elapsed:.0f} s; slowest accepted job {slowest:.2f} s; {refused} refused")
 
 
 if __name__ == "__main__":

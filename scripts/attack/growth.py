@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""How much disk each image leaves: sends rounds of images to `imgcls up` on a directory of its own and prints, after each
-round, what the data directory takes by the blocks of its files.
+"""Measures how much disk space each image leaves behind.
 
-Old and new build: run it once with each --binary; flags that only one of them has go into --flags.
+Sends rounds of images to `imgcls up` on a temporary directory and prints the disk usage of the data directory after
+each round. To compare two builds, run it once with each --binary; give flags that only one of them has in --flags.
 
     growth.py --binary OLD
     growth.py --binary NEW --flags '--keep-images 5s --keep-results 10s'
     growth.py --binary NEW --flags '--max-data-bytes 16MiB'
 
-With --due N it also writes N small old results into the file before it starts, so that they are all due at once, and the
-latencies of the first rounds tell what deleting them costs others.
+With --due N it also writes N small old results to the database before it starts, so that all of them are due for
+deletion at once. The latencies of the first rounds then show what their deletion costs other requests.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from pathlib import Path
 
 
 def noise_png(side: int, seed: int) -> bytes:
-    """A PNG of noise, which no compression makes smaller: about 3 * side * side bytes."""
+    """A PNG of incompressible noise, about 3 * side * side bytes."""
     source = random.Random(seed)
     rows = b"".join(b"\0" + source.randbytes(3 * side) for _ in range(side))
 
@@ -43,16 +43,18 @@ def noise_png(side: int, seed: int) -> bytes:
 
 
 def disk_bytes(directory: Path) -> int:
+    """Disk usage of a directory."""
     total = 0
     for path in directory.rglob("*"):
         try:
             total += path.lstat().st_blocks * 512
         except FileNotFoundError:
-            continue  # A segment that was removed meanwhile.
+            continue  # The segment was removed meanwhile.
     return total
 
 
 def add_old_results(data_dir: Path, count: int) -> None:
+    """Adds results that are due for deletion."""
     with sqlite3.connect(data_dir / "imgcls.sqlite3", timeout=30) as database:
         database.execute(
             "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < ?) "
@@ -63,7 +65,7 @@ def add_old_results(data_dir: Path, count: int) -> None:
 
 
 def send_round(address: tuple[str, int], images: list[bytes], clients: int) -> tuple[list[float], dict[int, int]]:
-    """Latencies in seconds, and how often each status was answered."""
+    """Sends the images; returns the latencies in seconds and the count of each status."""
     latencies: list[float] = []
     statuses: dict[int, int] = {}
     left = iter(images)
@@ -93,6 +95,7 @@ def send_round(address: tuple[str, int], images: list[bytes], clients: int) -> t
 
 
 def start(binary: str, data_dir: Path, flags: list[str], log: Path) -> tuple[subprocess.Popen, tuple[str, int]]:
+    """Starts the service; returns its process and address."""
     command = [binary, "up", "--listen", "127.0.0.1:0", "--data-dir", str(data_dir), *flags]
     with log.open("ab") as sink:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=sink, text=True)
@@ -105,6 +108,7 @@ def start(binary: str, data_dir: Path, flags: list[str], log: Path) -> tuple[sub
 
 
 def stop(process: subprocess.Popen) -> None:
+    """Terminates the service."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(30)
@@ -114,16 +118,17 @@ def stop(process: subprocess.Popen) -> None:
 
 
 def main() -> None:
+    """Runs the rounds and prints a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", required=True, help="the imgcls to run")
-    parser.add_argument("--flags", default="", help="more flags of `up`, in one text")
+    parser.add_argument("--flags", default="", help="more flags for `up`, as one argument")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--images", type=int, default=150, help="images a round")
-    parser.add_argument("--side", type=int, default=165, help="pixels an image; 165 makes 80 KB")
+    parser.add_argument("--images", type=int, default=150, help="images per round")
+    parser.add_argument("--side", type=int, default=165, help="side of an image in pixels; 165 makes 80 KB")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--pause", type=float, default=3.0, help="seconds between rounds")
     parser.add_argument("--due", type=int, default=0, help="old results that are due at the start")
-    parser.add_argument("--json", action="store_true", help="one JSON object a round")
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each round")
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory(prefix="imgcls-growth-") as folder:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Another process holds the write lock of the database, as one that was stopped in a transaction does.
+"""Holds the write lock of the database, as a process that was stopped in a transaction does.
 
-Prints how long a send waits for its refusal, how long a read takes meanwhile, and how long the web tier takes to end after
-SIGTERM.
+Prints how long a send waits until it is refused, how long a read takes meanwhile, and how long the web tier takes to
+exit after SIGTERM.
 """
 
 import signal
@@ -13,9 +13,10 @@ import time
 import common
 
 
-def main():
+def main() -> None:
+    """Holds the lock and measures."""
     args = common.parser(__doc__).parse_args()
-    image = common.PICTURE.read_bytes()
+    image = common.IMAGE.read_bytes()
     with common.Service(args.binary) as service:
         holder = sqlite3.connect(service.database(), isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")

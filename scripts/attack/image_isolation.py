@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Sends pairs of images to one worker and shows where the first changes the answer to the second.
+"""Sends pairs of images to one worker and reports pairs in which the first changes the answer to the second.
 
     scripts/attack/image_isolation.py --binary target/release/imgcls
 
-Each second image is first classified by a fresh process (`imgcls classify`). Then a web tier and a worker with one
+Each second image is first classified by a new process (`imgcls classify`). Then a web tier and a worker with one
 session are started on a temporary directory, and each pair is sent to them, one image after the other. Every answer to
-a second image must have the same scores as in the fresh process. Ends with status 1 where one differs.
+a second image must have the same scores as from the new process. The exit code is 1 if one differs.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PICTURES = ROOT / "tests" / "pictures"
+IMAGES = ROOT / "tests" / "pictures"
 START_SECONDS = 30
 QUANTISATION_TABLES, HUFFMAN_TABLES, START_OF_SCAN = 0xDB, 0xC4, 0xDA
 
 
 def main() -> int:
-    """Runs the pairs and prints a line for each; the exit status."""
+    """Sends the pairs and prints a line for each; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", type=Path, default=ROOT / "target/release/imgcls", help="the imgcls to attack")
     binary = parser.parse_args().binary.resolve()
     leaders, followers = images()
     with tempfile.TemporaryDirectory() as folder:
-        fresh = {name: classify_afresh(binary, Path(folder), name, content) for name, content in followers.items()}
+        fresh = {
+            name: classify_in_new_process(binary, Path(folder), name, content) for name, content in followers.items()
+        }
         service = Service(binary, Path(folder))
         try:
             differing = 0
@@ -56,16 +58,16 @@ def main() -> int:
 
 
 def images() -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Images that leave something behind in a decoder, and images that show it."""
-    cup = (PICTURES / "cup.jpg").read_bytes()
-    progressive = (PICTURES / "progressive.jpg").read_bytes()
+    """Images that may leave state in a decoder, and images that reveal such state."""
+    cup = (IMAGES / "cup.jpg").read_bytes()
+    progressive = (IMAGES / "progressive.jpg").read_bytes()
     bogus_table = segment(HUFFMAN_TABLES, b"\x00" + b"\xff" * 16 + bytes(40))
     coarse = segment(QUANTISATION_TABLES, b"".join(bytes([table]) + b"\xc8" * 64 for table in range(4)))
     leaders = {
         "cup.jpg": cup,
         "coarse-tables.jpg": cup[:2] + coarse + without(cup, QUANTISATION_TABLES)[2:],
         "progressive.jpg": progressive,
-        # From here on a decoder that outlives its image may stay in the middle of a header.
+        # After the next images, a decoder that is reused may be left in the middle of a header.
         "bad-header.jpg": cup[:2] + bogus_table + cup[2:],
         "two-starts.jpg": cup[:2] + cup,
     }
@@ -94,8 +96,8 @@ def without(jpeg: bytes, marker: int) -> bytes:
     return kept + jpeg[position:]
 
 
-def classify_afresh(binary: Path, folder: Path, name: str, content: bytes) -> object:
-    """The answer of a process that has seen no other image."""
+def classify_in_new_process(binary: Path, folder: Path, name: str, content: bytes) -> object:
+    """The answer of a process that has processed no other image."""
     path = folder / name
     path.write_bytes(content)
     command = [binary, "classify", "--json", "--top-k", "1000", path]
@@ -104,18 +106,18 @@ def classify_afresh(binary: Path, folder: Path, name: str, content: bytes) -> ob
 
 
 def answer_of(report: dict) -> object:
-    """What must not differ: the scores of all classes, or the code of the error."""
+    """The part of an answer that must not differ: the scores of all classes, or the error code."""
     predictions = report.get("predictions")
     return predictions or report["error"]["code"]
 
 
 def short(answer: object) -> str:
-    """An answer for a line of text."""
+    """An answer in a few words."""
     return answer if isinstance(answer, str) else f"{answer[0]['label']} {answer[0]['score']:.4f}"
 
 
 class Service:
-    """A web tier and a worker with one session, on a data directory of their own."""
+    """A web tier and a worker with one session, on a temporary data directory."""
 
     def __init__(self, binary: Path, folder: Path) -> None:
         with socket.socket() as probe:
@@ -130,14 +132,14 @@ class Service:
                 subprocess.Popen([binary, *command], stdout=log, stderr=log, env=environment) for command in commands
             ]
         end = time.monotonic() + START_SECONDS
-        while self.status("/readyz") != 200:  # noqa: PLR2004
+        while self.status("/readyz") != 200:
             if time.monotonic() > end:
                 self.stop()
                 sys.exit(f"the service is not ready after {START_SECONDS} s: {(folder / 'log').read_text()}")
             time.sleep(0.1)
 
     def status(self, path: str) -> int:
-        """The status of a GET; 0 where nobody listens yet."""
+        """The status of a GET; 0 if the service does not listen yet."""
         try:
             return urllib.request.urlopen(self.address + path, timeout=5).status
         except urllib.error.HTTPError as error:
@@ -154,7 +156,7 @@ class Service:
         return answer_of(job)
 
     def stop(self) -> None:
-        """Ends both processes."""
+        """Terminates both processes."""
         for process in self.processes:
             process.send_signal(signal.SIGTERM)
         for process in self.processes:

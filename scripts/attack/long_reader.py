@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""A reader of the database file (as a backup is) keeps a transaction open while jobs are accepted.
+"""Keeps a read transaction open on the database, as a backup does, while jobs are submitted.
 
-Prints how many jobs were accepted within the time, the slowest answer, and the length of the log. Before the fix all
-answers stop in blocks of 30 s once the log has 8 MiB.
+Prints how many jobs were accepted, the slowest answer, and the size of the write-ahead log. Releases with the old bug
+stop answering for 30 s at a time once the log has 8 MiB.
 """
 
-import os
+import pathlib
 import sqlite3
 import threading
 import time
@@ -13,12 +13,13 @@ import time
 import common
 
 
-def main():
+def main() -> None:
+    """Holds the transaction and submits jobs meanwhile."""
     options = common.parser(__doc__)
     options.add_argument("--seconds", type=float, default=45, help="how long jobs are sent")
     options.add_argument("--clients", type=int, default=4)
     args = options.parse_args()
-    image = common.PICTURE.read_bytes()
+    image = common.IMAGE.read_bytes()
     with common.Service(args.binary) as service:
         reader = sqlite3.connect(service.database(), isolation_level=None)
         reader.execute("BEGIN")
@@ -26,7 +27,7 @@ def main():
         end = time.monotonic() + args.seconds
         answers = []
 
-        def send():
+        def send() -> None:
             while time.monotonic() < end:
                 try:
                     status, _, seconds = service.request("POST", "/v1/jobs", image)
@@ -41,7 +42,7 @@ def main():
             client.join()
         accepted = sum(status == 202 for status, _ in answers)
         slowest = max(seconds for _, seconds in answers)
-        log = os.path.getsize(service.database() + "-wal") / 2**20
+        log = pathlib.Path(service.database() + "-wal").stat().st_size / 2**20
         print(f"accepted {accepted} of {len(answers)}; slowest answer {slowest:.2f} s; log {log:.0f} MiB")
 
 

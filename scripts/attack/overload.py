@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Overload: sends three times what a service can do, and measures how many callers get their answer in time.
+"""Offers a service three times its capacity and measures how many callers get an answer in time.
 
     scripts/attack/overload.py --binary target/release/imgcls
-    scripts/attack/overload.py --binary OLD --binary NEW        both, in turn
+    scripts/attack/overload.py --binary OLD --binary NEW        both, in alternation
 
-Each run starts `imgcls up --max-workers 1` in a data directory of its own, measures the capacity in a closed loop,
-then offers `--factor` times that rate in an open loop (Poisson) for `--seconds`, whatever the answers are. A caller
-waits `--wait` seconds: an answer counts as good when it is a 200 within that time. Goodput is good answers a second
-while the load lasts. Afterwards one request each 250 ms
-shows when the service is back to normal: answered, and in less than twice the time it took before the load or 250 ms.
+Each run starts `imgcls up --max-workers 1` in a temporary data directory, measures the capacity in a closed loop, then
+offers `--factor` times that rate in an open loop (Poisson) for `--seconds`, regardless of the answers. A caller waits
+`--wait` seconds, and an answer is good if it is a 200 within that time. Goodput is the rate of good answers during the
+load. Afterwards, one request every 250 ms shows when the service is back to normal: it answers in less than 250 ms or
+twice the latency before the load.
 
-The same client, on the same machine, does all of it, so that only shares can be compared. Traffic goes to 127.0.0.1
-only. It ends by itself. Exit codes: 0 measured, 1 a service did not start, 99 --min-goodput was missed.
+One client on the same machine sends all requests, so only shares can be compared. Traffic goes only to 127.0.0.1, and
+the script ends by itself. Exit codes: 0 measured, 1 a service did not start, 99 --min-goodput was missed.
 """
 
 import argparse
@@ -31,18 +31,18 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PICTURES = ("rocket.jpg", "cup.jpg", "cat.jpg")
+IMAGES = ("rocket.jpg", "cup.jpg", "cat.jpg")
 STARTED = re.compile(r"open http://127\.0\.0\.1:(\d+)/")
 NORMAL_SECONDS = 0.25
 PROBE_PERIOD_SECONDS = 0.25
-# The longest that the service is watched after the load.
+# How long the service is watched after the load at most.
 WATCH_SECONDS = 90
 FAST_SECONDS = 0.010
 
 
 @dataclasses.dataclass
 class Outcome:
-    """One request: its status, or 0 where no answer came, and the seconds it took."""
+    """One request: its status, or 0 if there was no answer, and the seconds it took."""
 
     status: int
     seconds: float
@@ -56,13 +56,13 @@ class Client:
     def __init__(self, port: int) -> None:
         self.port = port
         self.idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self.pictures = [(ROOT / "tests" / "pictures" / name).read_bytes() for name in PICTURES]
+        self.images = [(ROOT / "tests" / "pictures" / name).read_bytes() for name in IMAGES]
         self.sent = 0
 
     async def classify(self, wait: float, timeout: float) -> Outcome:
-        """One picture; connecting counts."""
+        """Classifies one image. The time to connect counts."""
         self.sent += 1
-        body = self.pictures[self.sent % len(self.pictures)]
+        body = self.images[self.sent % len(self.images)]
         started = time.monotonic()
         try:
             status, headers = await asyncio.wait_for(self._request(f"/v1/classify?wait={wait}", body), timeout)
@@ -99,7 +99,7 @@ class Client:
 
 
 class Service:
-    """`imgcls up` with one worker, in a data directory of its own."""
+    """`imgcls up` with one worker, in a temporary data directory."""
 
     def __init__(self, binary: pathlib.Path, flags: list[str]) -> None:
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="imgcls-overload-"))
@@ -114,7 +114,7 @@ class Service:
         started = STARTED.search(line)
         if started is None:
             self.stop()
-            raise SystemExit(f"{binary} did not start; it said {line!r}")
+            raise SystemExit(f"{binary} did not start; its first line is {line!r}")
         self.port = int(started.group(1))
 
     def memory_mib(self) -> float:
@@ -130,7 +130,7 @@ class Service:
         return requests["visible"] + requests["in_flight"]
 
     def stop(self) -> None:
-        """Ends it and removes its data."""
+        """Terminates the service and removes its data."""
         self.process.terminate()
         try:
             self.process.wait(20)
@@ -140,7 +140,7 @@ class Service:
 
 
 async def measure(service: Service, options: argparse.Namespace, wait: float) -> dict:
-    """The figures of one run."""
+    """Runs the measurement; returns its figures."""
     client = Client(service.port)
     await closed_loop(client, 2.0)
     capacity, usual = await closed_loop(client, options.capacity_seconds)
@@ -163,7 +163,7 @@ async def measure(service: Service, options: argparse.Namespace, wait: float) ->
 
 
 async def closed_loop(client: Client, seconds: float, clients: int = 8) -> tuple[float, float]:
-    """Answers a second with so many callers, each with one request; and the median latency of one caller alone."""
+    """The rate of answers with `clients` callers, and the median latency of a single caller."""
     ends = time.monotonic() + seconds
 
     async def caller() -> list[Outcome]:
@@ -173,14 +173,15 @@ async def closed_loop(client: Client, seconds: float, clients: int = 8) -> tuple
         return outcomes
 
     started = time.monotonic()
-    answered = [outcome for outcomes in await asyncio.gather(*(caller() for _ in range(clients))) for outcome in outcomes]
+    by_caller = await asyncio.gather(*(caller() for _ in range(clients)))
+    answered = [outcome for outcomes in by_caller for outcome in outcomes]
     rate = sum(outcome.status == 200 for outcome in answered) / (time.monotonic() - started)
     alone = [(await client.classify(30, 60)).seconds for _ in range(20)]
     return rate, statistics.median(alone)
 
 
 async def open_loop(client: Client, rate: float, seconds: float, wait: float) -> tuple[float, list[asyncio.Task]]:
-    """Sends at this rate whatever comes back. When the load ended, and the requests."""
+    """Sends at this rate regardless of the answers; returns the time when the load ended, and the requests."""
     loop, rng, tasks = asyncio.get_running_loop(), random.Random(1), []
     started = loop.time()
     due = 0.0
@@ -192,25 +193,25 @@ async def open_loop(client: Client, rate: float, seconds: float, wait: float) ->
 
 
 async def until_normal(client: Client, load_ended: float, usual: float, wait: float) -> float | None:
-    """Seconds after the load until three probes in a row were answered about as fast as before it."""
+    """The seconds after the load until three probes in a row were answered about as fast as before it."""
     good, since = 0, None
     while time.monotonic() < load_ended + WATCH_SECONDS:
-        asked = time.monotonic()
+        started = time.monotonic()
         outcome = await client.classify(wait, wait + 60)
         if outcome.status == 200 and outcome.seconds < max(2 * usual, NORMAL_SECONDS):
-            since = asked if good == 0 else since
+            since = started if good == 0 else since
             good += 1
             if good == 3:
                 return max(since - load_ended, 0.0)
         else:
             good = 0
-        await asyncio.sleep(max(PROBE_PERIOD_SECONDS - (time.monotonic() - asked), 0))
+        await asyncio.sleep(max(PROBE_PERIOD_SECONDS - (time.monotonic() - started), 0))
     return None
 
 
 @contextlib.asynccontextmanager
 async def sampling(service: Service, memory: list[float]):  # noqa: ANN201
-    """Reads the memory while the body runs."""
+    """Samples the memory during the block."""
 
     async def sample() -> None:
         while True:
@@ -225,7 +226,7 @@ async def sampling(service: Service, memory: list[float]):  # noqa: ANN201
 
 
 def report(outcomes: list[Outcome], load_ended: float, seconds: float, wait: float, capacity: float) -> dict:
-    """Counts and shares. Goodput is what was answered in time while the load lasted."""
+    """Counts and shares of the outcomes. Goodput is the rate of answers in time during the load."""
     in_time = [outcome for outcome in outcomes if outcome.status == 200 and outcome.seconds <= wait]
     good = len(in_time)
     goodput = sum(outcome.ended <= load_ended for outcome in in_time) / seconds
@@ -254,13 +255,13 @@ def report(outcomes: list[Outcome], load_ended: float, seconds: float, wait: flo
 
 
 def show(binary: pathlib.Path, figures: dict) -> None:
-    """One paragraph a run."""
+    """Prints a paragraph about a run."""
     normal = figures["normal_after"]
     before, most = figures["memory"]
     print(f"{binary}, callers wait {figures['wait']:g} s")
     print(f"  capacity {figures['capacity']:.1f}/s, offered {figures['rate']:.1f}/s, sent {figures['sent']}")
     print(
-        f"  in time {figures['good']} (under load {figures['goodput']:.1f}/s, {figures['goodput_share']:.0%} of capacity; "
+        f"  in time {figures['good']} (in load {figures['goodput']:.1f}/s, {figures['goodput_share']:.0%} of capacity; "
         f"median {figures['answered_p50_s']:.2f} s), late or 202 {figures['late']}, refused {figures['refused']}, "
         f"failed {figures['failed']}"
     )
@@ -274,17 +275,19 @@ def show(binary: pathlib.Path, figures: dict) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = ROOT / "target" / "release" / "imgcls"
-    parser.add_argument("--binary", type=pathlib.Path, action="append", help=f"may be given again [default: {default}]")
-    parser.add_argument("--wait", type=float, action="append", help="seconds a caller waits; may be given again [2]")
-    parser.add_argument("--factor", type=float, default=3.0, help="times the capacity that is offered [3]")
-    parser.add_argument("--rate", type=float, help="offer this many a second instead")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of load [20]")
-    parser.add_argument("--capacity-seconds", type=float, default=6.0, help="of the closed loop [6]")
-    parser.add_argument("--rounds", type=int, default=1, help="how often each is measured, in turn [1]")
-    parser.add_argument("--min-goodput", type=float, help="exit with 99 where the last binary's share is below [none]")
+    parser.add_argument("--binary", type=pathlib.Path, action="append", help=f"repeatable [default: {default}]")
+    parser.add_argument("--wait", type=float, action="append", help="seconds a caller waits; repeatable [2]")
+    parser.add_argument("--factor", type=float, default=3.0, help="offered rate as a multiple of the capacity [3]")
+    parser.add_argument("--rate", type=float, help="offered rate per second, instead of --factor")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of the load [20]")
+    parser.add_argument("--capacity-seconds", type=float, default=6.0, help="length of the closed loop [6]")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each binary is measured, in alternation [1]")
+    parser.add_argument(
+        "--min-goodput", type=float, help="exit with 99 if the share of the last binary is lower [none]"
+    )
     parser.add_argument("flags", nargs="*", help="more flags for `imgcls up`, after --")
     options = parser.parse_args()
     options.binary = options.binary or [default]
@@ -293,7 +296,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Exit code."""
+    """Runs the measurements; returns the exit code."""
     options = arguments()
     missed = False
     for _ in range(options.rounds):

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Slow, silent and greedy clients against a service of its own on a loopback port: what they take, and who is served.
+"""Attacks a service with slow, silent and greedy clients; measures their cost and whether other clients are served.
 
-Run it with an old and a new binary (--binary) to compare. Each attack lasts at most about a minute, sends traffic only to
-127.0.0.1, and stops by itself. Only the standard library is used.
+Run it with an old and a new binary (--binary) to compare them. Each attack lasts at most about a minute, sends traffic
+only to 127.0.0.1, and ends by itself. Only the standard library is used.
 """
+
+from __future__ import annotations
 
 import argparse
 import contextlib
@@ -20,9 +22,9 @@ IMAGE = (ROOT / "tests/pictures/cat.jpg").read_bytes()
 
 
 class Service:
-    """A web tier without workers, with flags of its own; killed at the end of a `with`."""
+    """A web tier without workers, killed at the end of the `with` block."""
 
-    def __init__(self, binary, *flags, files=None):
+    def __init__(self, binary: str, *flags: str, files: int | None = None) -> None:
         self.scratch = tempfile.TemporaryDirectory(prefix="imgcls-attack-")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -30,12 +32,11 @@ class Service:
         command = [binary, "serve-web", "--backend", "local", "--listen", f"127.0.0.1:{self.port}", *flags]
         if files:
             command = ["sh", "-c", f'ulimit -Sn {files} && exec "$0" "$@"', *command]
-        log = open(pathlib.Path(self.scratch.name) / "log", "wb")
-        self.process = subprocess.Popen(
-            [*command, "--data-dir", f"{self.scratch.name}/data"], stdout=log, stderr=log, stdin=subprocess.DEVNULL
-        )
+        command += ["--data-dir", f"{self.scratch.name}/data"]
+        with (pathlib.Path(self.scratch.name) / "log").open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
-    def __enter__(self):
+    def __enter__(self) -> Service:
         deadline = time.monotonic() + 30
         while self.request("GET", "/healthz")[0] != 200:
             if time.monotonic() > deadline:
@@ -43,27 +44,30 @@ class Service:
             time.sleep(0.05)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
         self.scratch.cleanup()
 
-    def memory_mib(self):
+    def memory_mib(self) -> int:
+        """Resident memory of the service."""
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) // 1024
 
-    def cpu_seconds(self):
+    def cpu_seconds(self) -> float:
+        """CPU time of the service."""
         fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / 100
 
-    def connect(self, data=b"", timeout=5):
+    def connect(self, data: bytes = b"", timeout: float = 5) -> socket.socket:
+        """A connection on which `data` was sent."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
         with contextlib.suppress(OSError):
             connection.sendall(data)
         return connection
 
-    def request(self, method, path, body=None, timeout=5):
-        """Status (0 where none came) and body."""
+    def request(self, method: str, path: str, body: bytes | None = None, timeout: float = 5) -> tuple[int, bytes]:
+        """Sends a request; returns status (0 without an answer) and body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             connection.request(method, path, body)
@@ -74,8 +78,8 @@ class Service:
         finally:
             connection.close()
 
-    def statuses(self, seconds, *request):
-        """How often each status came to one request after the other."""
+    def statuses(self, seconds: float, *request: object) -> str:
+        """Repeats a request; returns the count of each status as text."""
         counts, until = {}, time.monotonic() + seconds
         while time.monotonic() < until:
             status = self.request(*request)[0]
@@ -84,15 +88,16 @@ class Service:
         return " ".join(f"{count} x {status or 'no answer'}" for status, count in sorted(counts.items()))
 
 
-def upload_head(announced, content_type="image/jpeg"):
+def upload_head(announced: int, content_type: str = "image/jpeg") -> bytes:
+    """The head of an upload."""
     return (
         f"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n"
         f"Content-Length: {announced}\r\n\r\n"
     ).encode()
 
 
-def readers(binary):
-    """120 connections ask for an image of 19 MiB and read nothing."""
+def readers(binary: str) -> None:
+    """120 connections request an image of 19 MiB and read nothing."""
     with Service(binary) as service:
         image = b"\xff\xd8\xff" + bytes(19 << 20)
         answer = service.request("POST", "/v1/jobs", image, 30)[1].decode()
@@ -108,17 +113,17 @@ def readers(binary):
             most = max(most, service.memory_mib())
             time.sleep(0.1)
         status, body = service.request("GET", f"/v1/jobs/{job}/image", timeout=30)
-        print(f"readers: memory {before} MiB before, {most} MiB at most, {service.memory_mib()} MiB after 30 s; ", end="")
-        print(f"somebody else's read: {status}, {'whole' if body == image else 'not whole'}")
+        print(f"readers: memory {before} MiB before, {most} MiB at most, {service.memory_mib()} MiB after 30 s")
+        print(f"readers: read of another client: {status}, {'complete' if body == image else 'incomplete'}")
 
 
-def uploads(binary):
-    """Sixteen bodies of 16 MiB at one byte a second, for 30 s."""
+def uploads(binary: str) -> None:
+    """Sixteen bodies of 16 MiB are sent at one byte per second for 30 s."""
     with Service(binary) as service:
         held = [service.connect(upload_head(16 << 20) + b"\xff\xd8\xff") for _ in range(16)]
         stopped = threading.Event()
 
-        def drip():
+        def drip() -> None:
             while not stopped.wait(1):
                 for connection in held:
                     with contextlib.suppress(OSError):
@@ -126,13 +131,13 @@ def uploads(binary):
 
         thread = threading.Thread(target=drip)
         thread.start()
-        print(f"uploads: others in 30 s: {service.statuses(30, 'POST', '/v1/jobs', IMAGE)}")
+        print(f"uploads: other clients in 30 s: {service.statuses(30, 'POST', '/v1/jobs', IMAGE)}")
         stopped.set()
         thread.join()
 
 
-def silent(binary):
-    """1,100 connections that say nothing."""
+def silent(binary: str) -> None:
+    """1,100 connections send nothing."""
     with Service(binary) as service:
         held = [service.connect() for _ in range(1_100)]
         health = service.statuses(10, "GET", "/healthz")
@@ -140,8 +145,8 @@ def silent(binary):
         print(f"silent: {len(held)} connections; /healthz in 10 s: {health}; then uploads in 10 s: {uploads}")
 
 
-def files(binary):
-    """1,100 connections that idle after a request, under a soft limit of 1,024 files."""
+def files(binary: str) -> None:
+    """1,100 connections idle after a request, under a soft limit of 1,024 files."""
     with Service(binary, files=1_024) as service:
         held = []
         for _ in range(1_100):
@@ -151,8 +156,8 @@ def files(binary):
         print(f"files: {len(held)} idle connections under a soft limit of 1,024 files; /healthz in 10 s: {health}")
 
 
-def headers(binary):
-    """Heads of form parts that never end, a few bytes at a time: processor time of the service."""
+def headers(binary: str) -> None:
+    """The head of a form part that never ends, a few bytes at a time; measures the CPU time of the service."""
     with Service(binary) as service:
         head = upload_head(2 << 20, "multipart/form-data; boundary=b") + b"--b\r\nX: "
         connection = service.connect(head)
@@ -162,7 +167,7 @@ def headers(binary):
             while sent < 1_900_000 and time.monotonic() < until:
                 connection.sendall(b"x" * 64)
                 sent += 64
-                # So that the service reads each piece by itself.
+                # A pause, so that the service reads each piece separately.
                 time.sleep(0.0002)
         except OSError:
             pass
@@ -171,16 +176,19 @@ def headers(binary):
         with contextlib.suppress(OSError):
             answer = connection.recv(64)
             print(f"headers: answered {answer[9:12].decode() or 'nothing'}; ", end="")
-        print(f"headers: {sent} bytes sent in pieces of 64; {service.cpu_seconds() - before:.2f} s of processor time")
+        print(f"headers: {sent} bytes sent in pieces of 64; {service.cpu_seconds() - before:.2f} s of CPU time")
 
 
 ATTACKS = {attack.__name__: attack for attack in (readers, uploads, silent, files, headers)}
 
 
-def main():
+def main() -> None:
+    """Runs the attacks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", default=str(ROOT / "target/release/imgcls"), help="the imgcls to attack")
-    parser.add_argument("attack", nargs="*", choices=[*ATTACKS, []], help="which (all): " + ", ".join(ATTACKS))
+    parser.add_argument(
+        "attack", nargs="*", choices=[*ATTACKS, []], help="some of (default: all): " + ", ".join(ATTACKS)
+    )
     arguments = parser.parse_args()
     for name in arguments.attack or ATTACKS:
         ATTACKS[name](arguments.binary)

@@ -12,12 +12,12 @@ from classifier import Classifier
 
 @bentoml.service(workers=2, resources={"cpu": "1"}, traffic={"timeout": 600, "max_concurrency": 1024})
 class Service:
-    """Two worker processes, a session each."""
+    """Two worker processes with one session each."""
 
     def __init__(self) -> None:
         self.classifier = Classifier()
 
     @bentoml.api(route="/v1/classify")
     def classify(self, image: Annotated[Path, ContentType("image/*")], /) -> dict:
-        """Raw bytes in (BentoML lays them into a file), the best classes out."""
+        """Takes raw bytes, which BentoML writes to a file, and returns the best classes."""
         return self.classifier(image.read_bytes())

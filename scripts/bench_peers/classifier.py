@@ -1,8 +1,8 @@
-"""What every peer serves: the same ONNX file behind the same preprocessing, as a careful Python engineer writes it.
+"""The classifier of every peer: the same ONNX file and preprocessing, as a careful Python engineer writes it.
 
 Pillow decodes; large JPEGs are scaled inside the decoder (`draft`), never below what the resize needs, and only the
-pixels of the crop are computed. One session with one thread a process. The answer has the members of imgcls's that the
-load generator reads.
+pixels of the crop are computed. Each process has one session with one thread. The answer has those members of imgcls's
+result objects that the load generator reads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOP_K = 5
 
 
 class Classifier:
-    """A session and its labels; one a process."""
+    """A session and its labels; one in each process."""
 
     def __init__(self) -> None:
         options = onnxruntime.SessionOptions()
@@ -42,7 +42,7 @@ class Classifier:
         self(content.getvalue())
 
     def __call__(self, content: bytes) -> dict:
-        """The best classes of an image file."""
+        """Returns the best classes of an image file."""
         scores = softmax(self.session.run(None, {self.input: self.prepare(content)})[0][0])
         best = np.argpartition(scores, -TOP_K)[-TOP_K:]
         best = best[np.argsort(-scores[best])]
@@ -53,20 +53,20 @@ class Classifier:
 
 
 def tensor(content: bytes) -> np.ndarray:
-    """The input of a model of floats, with its batch axis."""
+    """The input of a model that takes floats, with its batch axis."""
     values = np.asarray(cropped(content), np.float32)
     return np.ascontiguousarray(((values - MEAN) / STD).transpose(2, 0, 1)[None])
 
 
 def pixels(content: bytes) -> np.ndarray:
-    """The input of a model of pixels, red, green, blue and a byte that means nothing, with its batch axis."""
+    """The input of a model that takes pixels (red, green, blue and an unused byte), with its batch axis."""
     return np.asarray(cropped(content).convert("RGBX"))[None]
 
 
 def cropped(content: bytes) -> Image.Image:
-    """What the model sees of a picture."""
+    """The part of an image that the model sees."""
     image = Image.open(io.BytesIO(content))
-    # Takes 1/2, 1/4 or 1/8 of a JPEG, and never less than asked; other formats ignore it.
+    # Decodes a JPEG at 1/2, 1/4 or 1/8 of its size, but never smaller than requested. Other formats ignore this.
     image.draft("RGB", resized_size(*image.size))
     image = ImageOps.exif_transpose(image).convert("RGB")
     width, height = resized_size(*image.size)
@@ -77,13 +77,13 @@ def cropped(content: bytes) -> Image.Image:
 
 
 def resized_size(width: int, height: int) -> tuple[int, int]:
-    """Width and height once the short side is SHORT_SIDE."""
+    """Width and height after the short side is resized to SHORT_SIDE."""
     if width <= height:
         return SHORT_SIDE, SHORT_SIDE * height // width
     return SHORT_SIDE * width // height, SHORT_SIDE
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of logits."""
+    """The probabilities for logits."""
     powers = np.exp(logits - logits.max())
     return powers / powers.sum()

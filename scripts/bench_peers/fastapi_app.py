@@ -10,8 +10,8 @@ classifier = Classifier()
 
 @app.post("/v1/classify")
 async def classify(request: Request) -> JSONResponse:
-    """Raw bytes in, the best classes out.
+    """Takes raw bytes and returns the best classes.
 
-    In the event loop on purpose: a process can do one image at a time, and a hop to a thread only adds to it.
+    It blocks the event loop on purpose: a process classifies one image at a time, and a thread would only add overhead.
     """
     return JSONResponse(classifier(await request.body()))

@@ -9,5 +9,5 @@ classifier = Classifier()
 
 @app.post("/v1/classify")
 def classify() -> Response:
-    """Raw bytes in, the best classes out."""
+    """Takes raw bytes and returns the best classes."""
     return jsonify(classifier(request.get_data(cache=False)))

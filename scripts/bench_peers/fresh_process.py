@@ -1,9 +1,9 @@
-"""The original's shape: a new Python process that loads torch and a ResNet-18 for one image, and ends.
+"""The design of the legacy system: a new Python process that loads torch and a ResNet-18 for each image.
 
     /usr/bin/python3 fresh_process.py FILE
 
-Debian's python3-torch and python3-torchvision. The weights are random: no package registry has the genuine ones, and
-what they are does not change what they cost. Preprocessing as in the original: native size, values from 0 to 1.
+Uses Debian's python3-torch and python3-torchvision. The weights are random, because no package registry has the genuine
+ones; their values do not change the cost. Preprocessing is that of the legacy system: native size, values from 0 to 1.
 """
 
 import sys

@@ -7,27 +7,27 @@ import litserve
 from classifier import Classifier
 from fastapi import Body
 
-# What FastAPI takes as the raw body. LitServe reads the annotation itself, not as text.
+# The raw body, as FastAPI declares it. LitServe evaluates the annotation, so it must not be a string.
 Image = Annotated[bytes, Body(media_type="image/jpeg")]
 
 
 class ClassifierApi(litserve.LitAPI):
-    """LitServe's steps; two worker processes, a session each."""
+    """The steps of LitServe. Two worker processes run them with one session each."""
 
     def setup(self, device: str) -> None:
-        """Once a worker process."""
+        """Runs once in each worker process."""
         self.classifier = Classifier()
 
     def decode_request(self, request: Image) -> bytes:
-        """The body as it is."""
+        """Returns the body unchanged."""
         return request
 
     def predict(self, content: bytes) -> dict:
-        """The best classes."""
+        """Returns the best classes."""
         return self.classifier(content)
 
     def encode_response(self, output: dict) -> dict:
-        """As it is."""
+        """Returns the output unchanged."""
         return output
 
 

@@ -13,13 +13,13 @@ from starlette.requests import Request
 
 @serve.deployment(num_replicas=2, ray_actor_options={"num_cpus": 1}, max_ongoing_requests=8)
 class Service:
-    """Two replicas, a session each."""
+    """Two replicas with one session each."""
 
     def __init__(self) -> None:
         self.classifier = Classifier()
 
     async def __call__(self, request: Request) -> dict:
-        """Raw bytes in, the best classes out."""
+        """Takes raw bytes and returns the best classes."""
         return self.classifier(await request.body())
 
 

@@ -1,6 +1,6 @@
-"""The benchmarks' own parts, standard library only.
+"""The parts of scripts/bench. They use only the standard library.
 
-`machine` reads this machine and what processes cost on it; `systems` starts imgcls, and `peers` the others;
-`load` drives them; `plan` decides what is measured in which order; `summary` turns the measurements into medians and
-ratios; `report` and `chart` show them. `common` is what scripts/bench-aws shares.
+`machine` describes this machine and measures processes on it. `systems` starts imgcls and `peers` the other servers.
+`load` sends requests. `plan` decides what is measured in which order. `summary` computes medians and ratios. `report`
+and `chart` show them. `common` holds the helpers that scripts/bench-aws and scripts/bench-simulation share.
 """

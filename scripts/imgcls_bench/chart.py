@@ -24,7 +24,7 @@ class Bar:
 
 
 def svg(summary: Summary, titles: dict[str, str], set_: str = DEFAULT_SET) -> str:
-    """Three panels over the same systems. What has no figure has no bar."""
+    """An SVG with three panels over the same systems. A system without a figure has no bar."""
     panels = [
         ("images a second, 8 clients (more is better)", _bars(summary, titles, set_, "images_per_second"), "{:.0f}"),
         ("CPU time an image, ms (less is better)", _cost(_bars(summary, titles, set_, "cpu_ms_per_image")), "{:.1f}"),
@@ -49,7 +49,7 @@ def _bars(summary: Summary, titles: dict[str, str], set_: str, key: str) -> list
 
 
 def _cost(bars: list[Bar]) -> list[Bar]:
-    """Without the one that is hundreds of times as long, beside which the others would vanish."""
+    """Leaves out the bar that is hundreds of times as long as the others, which would make them invisible."""
     return [bar for bar in bars if bar.system != "fresh-process"]
 
 
@@ -60,10 +60,10 @@ def _memory(summary: Summary, titles: dict[str, str], set_: str) -> list[Bar]:
 
 def _panel(title: str, bars: list[Bar], form: str, top: int) -> list[str]:
     parts = [f'<text x="12" y="{top + 22}" font-size="14">{escape(title)}</text>']
-    most = max((bar.value for bar in bars), default=1.0)
+    longest = max((bar.value for bar in bars), default=1.0)
     for number, bar in enumerate(bars):
         y = top + PANEL_HEAD - 6 + number * ROW_HEIGHT
-        width = bar.value / most * (WIDTH - LABEL_WIDTH - 80)
+        width = bar.value / longest * (WIDTH - LABEL_WIDTH - 80)
         colour = COLOURS["ours" if bar.system in OURS else "ceiling" if bar.system == "ceiling" else "others"]
         parts.append(f'<text x="{LABEL_WIDTH - 8}" y="{y + 12}" text-anchor="end">{escape(bar.title)}</text>')
         parts.append(f'<rect x="{LABEL_WIDTH}" y="{y}" width="{width:.1f}" height="{BAR_HEIGHT}" fill="{colour}"/>')

@@ -1,4 +1,4 @@
-"""Load on an HTTP system, all by the same `imgcls loadgen`; a run with errors is a failure, not a figure."""
+"""Load on HTTP systems, always sent by the same `imgcls loadgen`. A run with errors is a failure, not a result."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pathlib import Path
 
 from . import machine
 
-# Connections of an open loop: what finds none free waits, and its wait counts.
+# Connections of an open loop. A request that finds none idle waits, and the wait counts as latency.
 OPEN_LOOP_CONNECTIONS = 256
 MEMORY_PERIOD_SECONDS = 1.0
 
 
 class FailedError(Exception):
-    """A measurement that did not come about; says why in one line."""
+    """A measurement failed; the message is the reason in one line."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is loaded, with what."""
+    """The server under load and the images to send."""
 
     binary: Path
     port: int
-    pictures: Path
+    images: Path
 
 
 def closed_loop(target: Target, clients: int, requests: int) -> dict:
-    """So many clients, each with one request in flight."""
+    """A fixed number of clients, each with one request in flight."""
     return _measured(target, ["--concurrency", clients, "--num-request", max(requests, clients)])
 
 
@@ -40,16 +40,16 @@ def open_loop(target: Target, rate: float, seconds: float, seed: int) -> dict:
 
 
 def _measured(target: Target, flags: list) -> dict:
-    """The figures of one run of the load generator, and what it cost the system meanwhile."""
+    """The figures of one run of the load generator, and the CPU time and memory of the system during it."""
     clock, cpu_before = machine.Clock(), machine.cpu_seconds(machine.family())
     command = [target.binary, "loadgen", "--json", "--url", f"http://127.0.0.1:{target.port}/"]
-    command += ["--image-folder", target.pictures, *flags]
+    command += ["--image-folder", target.images, *flags]
     generator = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with PeakMemory(but=generator.pid) as memory:
-        output, complaints = generator.communicate()
+    with PeakMemory(exclude=generator.pid) as memory:
+        output, errors = generator.communicate()
     cpu = machine.cpu_seconds(machine.family()) - cpu_before
     others = clock.share()
-    report = _report(generator.returncode, output, complaints)
+    report = _report(generator.returncode, output, errors)
     latency = report["latency_ms"]
     return {
         "images": report["requests"]["ok"],
@@ -63,26 +63,26 @@ def _measured(target: Target, flags: list) -> dict:
     }
 
 
-def _report(code: int, output: str, complaints: str) -> dict:
+def _report(code: int, output: str, errors: str) -> dict:
     try:
         report = json.loads(output)
     except ValueError:
-        said = (complaints.strip() or "no report").splitlines()[-1]
-        raise FailedError(f"the load generator failed: {said}") from None
+        last = (errors.strip() or "no report").splitlines()[-1]
+        raise FailedError(f"the load generator failed: {last}") from None
     failures = "; ".join(
         f"{it['count']} × {it['reason']}" + (f" ({it['example']})" if it.get("example") else "")
         for it in report["failures"]
     )
     if failures or code:
-        raise FailedError(failures or f"the load generator ended with {code}")
+        raise FailedError(failures or f"the load generator exited with {code}")
     return report
 
 
 class PeakMemory:
-    """The most memory that the family but the load generator had, looked at now and then while the block runs."""
+    """Samples the memory of all descendants except the load generator during the block and keeps the maximum."""
 
-    def __init__(self, but: int | None = None) -> None:
-        self.but = but
+    def __init__(self, exclude: int | None = None) -> None:
+        self.exclude = exclude
         self.peak_mb = 0.0
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch)
@@ -94,12 +94,12 @@ class PeakMemory:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._watcher.join()
-        self._look()
+        self._sample()
 
     def _watch(self) -> None:
         while not self._stop.wait(MEMORY_PERIOD_SECONDS):
-            self._look()
+            self._sample()
 
-    def _look(self) -> None:
-        processes = [process for process in machine.family() if process.pid != self.but]
+    def _sample(self) -> None:
+        processes = [process for process in machine.family() if process.pid != self.exclude]
         self.peak_mb = max(self.peak_mb, machine.pss_mb(processes))

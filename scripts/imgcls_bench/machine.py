@@ -1,4 +1,4 @@
-"""The machine: what it is, what else runs on it, and what a family of processes costs on it."""
+"""Describes this machine and measures its load, and the CPU time and memory of a tree of processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORK_FIELDS = (0, 1, 2, 5, 6, 7)
 
 
 def description() -> dict:
-    """What results depend on; names nobody and no place."""
+    """The properties that results depend on, without host or user names."""
     cpu = _first_value(Path("/proc/cpuinfo"), ("model name", "Model", "CPU part")) or platform.machine()
     memory = int((_first_value(Path("/proc/meminfo"), ("MemTotal",)) or "0 kB").split()[0])
     return {
@@ -31,7 +31,7 @@ def description() -> dict:
 
 
 def has_int8_dot_product() -> bool:
-    """Whether 8-bit sums are exact and fast here: VNNI on x86-64, the dot product extension on aarch64."""
+    """Returns true if 8-bit dot products are exact and fast: VNNI on x86-64, the dot product extension on aarch64."""
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     return bool({"avx512_vnni", "avx_vnni", "asimddp"} & set(flags))
 
@@ -48,13 +48,13 @@ def _first_value(path: Path, names: tuple[str, ...]) -> str | None:
 
 
 def adopt_orphans() -> None:
-    """Makes daemons of the systems under test stay descendants of this process, so that they are counted and ended."""
+    """Keeps daemons of the systems under test as descendants of this process, to measure and terminate them."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Process:
-    """A line of /proc/<pid>/stat. CPU time includes that of its children that have ended and were waited for."""
+    """A line of /proc/<pid>/stat. The CPU time includes that of terminated and reaped children."""
 
     pid: int
     parent: int
@@ -62,53 +62,53 @@ class Process:
 
     @classmethod
     def read(cls, pid: int) -> Process | None:
-        """None where it has gone."""
+        """Returns None if the process has terminated."""
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
-        # The name in brackets may hold anything; after it come state, parent, …, four times from the 12th on.
+        # The name in parentheses may contain anything. After it come state, parent, …, and from the 12th on four times.
         fields = stat.rpartition(")")[2].split()
         return cls(pid, int(fields[1]), sum(map(int, fields[11:15])) / TICKS_PER_SECOND)
 
 
 def family() -> list[Process]:
     """All descendants of this process."""
-    everybody = [Process.read(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    processes = [Process.read(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     children: dict[int, list[Process]] = {}
-    for process in filter(None, everybody):
+    for process in filter(None, processes):
         children.setdefault(process.parent, []).append(process)
-    found, open_ends = [], [os.getpid()]
-    while open_ends:
-        born = children.get(open_ends.pop(), [])
-        found += born
-        open_ends += [process.pid for process in born]
+    found, pending = [], [os.getpid()]
+    while pending:
+        offspring = children.get(pending.pop(), [])
+        found += offspring
+        pending += [process.pid for process in offspring]
     return found
 
 
 def cpu_seconds(processes: list[Process]) -> float:
-    """User and system time of all of them since they began."""
+    """The sum of their user and system time since they started."""
     return sum(process.cpu_seconds for process in processes)
 
 
 def pss_mb(processes: list[Process]) -> float:
-    """Memory of all of them together, in MB of 10^6 bytes; what they share is counted once (proportional set size)."""
+    """Their total memory in MB of 10^6 bytes. Shared memory is counted once (proportional set size)."""
     kib = 0
     for process in processes:
-        # A process that ends meanwhile has no memory any more.
+        # The process may terminate meanwhile.
         with contextlib.suppress(OSError):
             rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="utf-8")
             kib += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
     return kib * 1024 / 1e6
 
 
-def end_family(patience_seconds: float = 10) -> None:
-    """Ends whatever a system left behind: asked first, then killed. Only descendants of this process."""
+def end_family(timeout_seconds: float = 10) -> None:
+    """Terminates all remaining descendants of this process, first with SIGTERM, then with SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in family():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, number)
-        end = time.monotonic() + patience_seconds
+        end = time.monotonic() + timeout_seconds
         while family() and time.monotonic() < end:
             _reap()
             time.sleep(0.02)
@@ -120,18 +120,18 @@ def _reap() -> None:
             pass
 
 
-# --- others --------------------------------------------------------------------------------------------------------
+# --- other processes -------------------------------------------------------------------------------------------------
 
 
 class Clock:
-    """CPU time that others than this process and its family take, as a share of the machine."""
+    """CPU time of all other processes than this one and its descendants, as a share of the machine."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.others = _others_cpu_seconds()
 
     def share(self) -> float:
-        """Since this clock was made; 1.0 is every core."""
+        """The share since the clock was created; 1.0 is all cores."""
         elapsed = time.monotonic() - self.began
         cores = os.cpu_count() or 1
         return max(0.0, (_others_cpu_seconds() - self.others) / elapsed / cores)
@@ -145,7 +145,7 @@ def _others_cpu_seconds() -> float:
 
 
 def others_share(seconds: float) -> float:
-    """How busy others keep this machine, watched for so long."""
+    """The share of the machine that other processes use during the next seconds."""
     clock = Clock()
     time.sleep(seconds)
     return clock.share()

@@ -1,4 +1,4 @@
-"""The others: what each is, how its virtual environment is made, how it is started. Apps: scripts/bench_peers/."""
+"""The Python servers to compare with: how each is installed and started. Their code is in scripts/bench_peers/."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .common import ROOT, say
 
 APPS = ROOT / "scripts" / "bench_peers"
 ENVIRONMENTS = ROOT / ".cache" / "bench" / "envs"
-# The distribution's Python where there is one: built with profile-guided optimisation, and it sees python3-torch.
+# Preferred because it is built with profile-guided optimisation and finds python3-torch.
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 
 
 class NotInstalledError(Exception):
-    """A peer could not be installed; says why."""
+    """A peer could not be installed; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A Python server with two workers. `command` takes the environment's bin folder and the port."""
+    """A Python server with two workers. `command` takes the bin folder of its virtual environment and the port."""
 
     name: str
     title: str
@@ -31,28 +31,28 @@ class Peer:
 
     @property
     def requirements(self) -> Path:
-        """Every version pinned."""
+        """The requirements file, with every version pinned."""
         return APPS / f"{self.name}_requirements.txt"
 
     @property
     def bin(self) -> Path:
-        """Of its virtual environment."""
+        """The bin folder of its virtual environment."""
         return ENVIRONMENTS / self.name / "bin"
 
     def install(self) -> None:
-        """Makes the virtual environment, once; anew when the requirements change."""
-        place = ENVIRONMENTS / self.name
-        wanted = self.requirements.read_bytes()
-        # A copy of the requirements, laid down last: an interrupted run leaves none.
-        stamp = place / "requirements.stamp"
-        if stamp.exists() and stamp.read_bytes() == wanted:
+        """Creates the virtual environment, and recreates it when the requirements change."""
+        folder = ENVIRONMENTS / self.name
+        required = self.requirements.read_bytes()
+        # A copy of the requirements, written last, so that an interrupted installation is repeated.
+        stamp = folder / "requirements.stamp"
+        if stamp.exists() and stamp.read_bytes() == required:
             return
         say(f"installing {self.title} into .cache/bench/envs/{self.name} (once)")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _run([python(), "-m", "venv", "--clear", place], "no venv (Debian: apt-get install python3-venv)")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _run([python(), "-m", "venv", "--clear", folder], "no venv (Debian: apt-get install python3-venv)")
         pip = [self.bin / "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
         _run([*pip, "--requirement", self.requirements], f"pip could not install {self.requirements.name}")
-        stamp.write_bytes(wanted)
+        stamp.write_bytes(required)
 
 
 def python() -> str:
@@ -68,7 +68,7 @@ def _run(command: list, failure: str) -> None:
 
 
 def environment(model: Path, labels: Path, home: Path) -> dict:
-    """Of every peer: the files to serve, one thread for any library that asks, and nothing sent home."""
+    """The environment of every peer: the files to serve, one thread in each library, and no telemetry."""
     return os.environ | {
         "IMGCLS_BENCH_MODEL": str(model),
         "IMGCLS_BENCH_LABELS": str(labels),

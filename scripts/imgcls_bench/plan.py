@@ -1,4 +1,4 @@
-"""What is measured in which order: every system once a round, so that a machine drifts under all of them alike."""
+"""The order of measurements: every system once in each round, so that drift of the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .common import say
 from .peers import NotInstalledError
 from .systems import Bench, HttpSystem, Measurement, Up, Workload
 
-# Others may take so much of the machine before a measurement; beyond it the run is refused.
+# If other processes use more of the machine before a measurement, the run is refused.
 BUSY_SHARE = 0.05
 WATCH_SECONDS = 2.0
-QUIET_PATIENCE_SECONDS = 60
+QUIET_TIMEOUT_SECONDS = 60
 CLIENTS = (1, 2, 8, 32)
 OPEN_LOOP_SHARES = (0.3, 0.5, 0.7, 0.9)
 WARM_UP_IMAGES = {"64x64": 300, "500x375": 150, "1080p": 60, "12mp": 16}
@@ -23,7 +23,7 @@ MEMORY_CLIENTS = 32
 
 
 class BusyError(Exception):
-    """Others use this machine."""
+    """Other processes use this machine."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,19 @@ FULL = Extent(rounds=3, seconds=8.0, clients=CLIENTS, shares=OPEN_LOOP_SHARES)
 QUICK = Extent(rounds=1, seconds=3.0, clients=(1, 8), shares=(0.5,))
 
 
-def workload(extent: Extent, name: str, pictures: object) -> Workload:
-    """Of one set of pictures."""
+def workload(extent: Extent, name: str, images: object) -> Workload:
+    """The workload of one image set."""
     warm_up = WARM_UP_IMAGES.get(name, 60)
-    return Workload(name, pictures, extent.clients, extent.shares, extent.seconds, warm_up)
+    return Workload(name, images, extent.clients, extent.shares, extent.seconds, warm_up)
 
 
 def memory_workload(of: Workload) -> Workload:
-    """Web tier and workers under many clients with large pictures."""
+    """Many clients with large images, to measure the memory of web tier and workers."""
     return replace(of, clients=(MEMORY_CLIENTS,), open_loop_shares=())
 
 
 def estimate_seconds(systems: Iterable, workloads: list[Workload], rounds: int) -> float:
-    """Roughly, without installations."""
+    """A rough estimate without installations."""
     one = 0.0
     for system in systems:
         for load in workloads:
@@ -62,7 +62,7 @@ def estimate_seconds(systems: Iterable, workloads: list[Workload], rounds: int) 
 
 
 def prepare(systems: Iterable, bench: Bench) -> tuple[list, dict[str, str]]:
-    """The systems that can be measured here, and why the others cannot."""
+    """The systems that can be measured here, and the reasons why the others cannot."""
     ready, missing = [], {}
     for system in systems:
         try:
@@ -77,9 +77,9 @@ def prepare(systems: Iterable, bench: Bench) -> tuple[list, dict[str, str]]:
 def run(
     systems: list, bench: Bench, workloads: list[Workload], large: Workload | None, *, rounds: int, busy_ok: bool
 ) -> Iterable[Measurement]:
-    """Measures; each measurement says system, set and round. `large`: for the memory of `up`, once.
+    """Yields measurements with their system, set and round. `large` is run once, for the memory of `up`.
 
-    Raises BusyError before a system is started while others use the machine.
+    Raises BusyError if other processes use the machine before a system is started.
     """
     for number in range(1, rounds + 1):
         for load in workloads:
@@ -104,25 +104,25 @@ def _one(system: object, bench: Bench, load: Workload, number: int, busy_ok: boo
 
 
 def wait_for_quiet(busy_ok: bool) -> float:
-    """The share of the machine that others take."""
-    end = time.monotonic() + QUIET_PATIENCE_SECONDS
-    said = False
+    """Waits until the machine is quiet; returns the share that other processes use."""
+    end = time.monotonic() + QUIET_TIMEOUT_SECONDS
+    reported = False
     while True:
         share = machine.others_share(WATCH_SECONDS)
         if share <= BUSY_SHARE or busy_ok:
             return share
         if time.monotonic() > end:
             raise BusyError(
-                f"others take {share:.0%} of this machine; figures would mislead. Wait until it is idle, "
-                "or give --busy-ok to measure nevertheless"
+                f"other processes use {share:.0%} of this machine, so results would mislead. Wait until it is idle, "
+                "or give --busy-ok to measure anyway"
             )
-        if not said:
-            say(f"others take {share:.0%} of this machine; waiting up to {QUIET_PATIENCE_SECONDS} s for them")
-            said = True
+        if not reported:
+            say(f"other processes use {share:.0%} of this machine; waiting up to {QUIET_TIMEOUT_SECONDS} s")
+            reported = True
 
 
 def line(measurement: Measurement) -> str:
-    """For whoever watches."""
+    """A measurement in one line, for progress output."""
     what = measurement["kind"]
     what += f", {measurement['clients']} clients" if "clients" in measurement else ""
     what += f", {measurement['share']:.0%} of the capacity" if "share" in measurement else ""
@@ -132,12 +132,12 @@ def line(measurement: Measurement) -> str:
         "images_per_second": "{:.1f} images/s",
         "p50_ms": "p50 {:.1f} ms",
         "p99_ms": "p99 {:.1f} ms",
-        "cpu_ms_per_image": "{:.2f} ms CPU an image",
+        "cpu_ms_per_image": "{:.2f} ms CPU per image",
         "memory_mb": "{:.0f} MB",
         "first_answer_seconds": "first answer after {:.2f} s",
         "exec_to_ready_ms": "ready after {:.0f} ms",
     }
     parts = [form.format(measurement[key]) for key, form in shown.items() if measurement.get(key) is not None]
     if measurement.get("others_cpu_share", 0) > BUSY_SHARE:
-        parts.append(f"DISTURBED: others took {measurement['others_cpu_share']:.0%} of the machine")
+        parts.append(f"DISTURBED: other processes used {measurement['others_cpu_share']:.0%} of the machine")
     return f"{what}: {', '.join(parts)}"

@@ -1,4 +1,4 @@
-"""Tables in Markdown, which also read well in a terminal."""
+"""Tables in Markdown, which are also readable in a terminal."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ PERCENTILES = ("p50_ms", "p99_ms", "p99_9_ms")
 
 
 def tables(summary: Summary, titles: dict[str, str], sets: list[str], figures: list[Figure]) -> str:
-    """Everything: for each set its systems, then the figures that were asked for."""
+    """For each image set the table of the systems, then the table of targets."""
     parts = []
     for set_ in sets:
         parts += [f"### {SET_TITLES.get(set_, set_)}", closed_table(summary, titles, set_)]
         if any(it["kind"] == "open" and it["set"] == set_ for it in summary.measurements):
             parts.append(open_table(summary, titles, set_))
     if figures:
-        parts += ["### What was asked for", figure_table(figures)]
+        parts += ["### Targets", figure_table(figures)]
     return "\n\n".join(parts)
 
 
 @dataclass(frozen=True)
 class Cells:
-    """What a table shows of one system with one set of pictures."""
+    """The table cells of one system with one image set."""
 
     summary: Summary
     system: str
     set_: str
 
     def value(self, form: str, key: str, kind: str, **labels: object) -> str:
-        """A median."""
+        """A median as text."""
         if self.summary.failed(self.system, self.set_, kind, **labels):
             return "failed"
         return _shown(form, self.summary.value(key, self.system, self.set_, kind, **labels))
 
     def main(self, form: str, key: str) -> str:
-        """Of the measurement that stands for the system."""
+        """A median of the main measurement of the system."""
         kind, labels = self.summary.main_kind(self.system)
         return self.value(form, key, kind, **labels)
 
     def latency(self, kind: str, **labels: object) -> str:
-        """Three percentiles."""
+        """Three percentiles as text."""
         return " / ".join(self.value("{:.1f}", key, kind, **labels) for key in PERCENTILES)
 
 
 def closed_table(summary: Summary, titles: dict[str, str], set_: str) -> str:
-    """Rates by clients, latency, cost."""
+    """Rates by number of clients, latency, CPU time and memory."""
     here = [it for it in summary.measurements if it["set"] == set_]
     clients = sorted({it["clients"] for it in here if "clients" in it})
     head = ["", *(f"{number} client{'s' * (number > 1)}, images/s" for number in clients)]
-    head += [f"p50 / p99 / p99.9 at {COMPARED_CLIENTS}, ms", "CPU an image, ms", "efficiency"]
+    head += [f"p50 / p99 / p99.9 at {COMPARED_CLIENTS}, ms", "CPU per image, ms", "efficiency"]
     head += ["memory, MB", "first answer, s"]
     measured = {it["system"] for it in here}
     rows = [
@@ -68,7 +68,7 @@ def _row(cells: Cells, title: str, clients: list[int]) -> list[str]:
         latency = cells.latency("closed", clients=COMPARED_CLIENTS)
         first = cells.value("{:.2f}", "first_answer_seconds", "start")
     else:
-        # It has no clients: its one rate stands in the last column of them.
+        # The system has no clients, so its only rate is shown in the last of their columns.
         rates = ["" for _ in clients[1:]] + [cells.main("{:.3g}", "images_per_second")]
         latency = first = ""
     efficiency = summary.efficiency(system, set_)
@@ -85,7 +85,7 @@ def _row(cells: Cells, title: str, clients: list[int]) -> list[str]:
 
 
 def max_memory(summary: Summary, system: str, set_: str) -> float | None:
-    """Of the closed loop with most clients, or of the one measurement that a system has."""
+    """The memory in the closed loop with most clients, or in the only measurement of the system."""
     kind, labels = summary.main_kind(system)
     if kind == "closed":
         here = [it for it in summary.measurements if (it["system"], it["set"]) == (system, set_)]
@@ -94,7 +94,7 @@ def max_memory(summary: Summary, system: str, set_: str) -> float | None:
 
 
 def open_table(summary: Summary, titles: dict[str, str], set_: str) -> str:
-    """Latency by load."""
+    """Latency by load in open loops."""
     opened = [it for it in summary.measurements if it["set"] == set_ and it["kind"] == "open"]
     shares = sorted({it["share"] for it in opened})
     measured = {it["system"] for it in opened}
@@ -108,7 +108,7 @@ def open_table(summary: Summary, titles: dict[str, str], set_: str) -> str:
 
 
 def figure_table(figures: list[Figure]) -> str:
-    """What was asked for, and what came."""
+    """The targets and the measured values."""
     rows = [
         [
             it.name,
@@ -118,11 +118,11 @@ def figure_table(figures: list[Figure]) -> str:
         ]
         for it in figures
     ]
-    return _table(["", "measured", "asked", "reached"], rows)
+    return _table(["", "measured", "target", "reached"], rows)
 
 
 def machine_line(machine: dict) -> str:
-    """One line for the docs."""
+    """The machine in one line, for the docs."""
     return f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['kernel']}"
 
 

@@ -1,4 +1,4 @@
-"""The systems that are measured: each knows how it is started, and what of the plan it can answer."""
+"""The systems to measure: how each is started and which measurements it supports."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from .peers import Peer
 WORKERS = 2
 FIRST_ANSWER_SECONDS = 90
 START_POLL_SECONDS = 0.005
-# Clients of the warm-up, which also tells how many requests fill a measurement.
+# Clients of the warm-up, whose rate gives the number of requests of a measurement.
 WARM_UP_CLIENTS = 8
-# Images that each worker has done before its clock starts, and that still wait when it stops.
+# Images that each worker completes before the measurement starts, and that are left in the queue when it stops.
 QUEUE_MARGIN = 60
 QUEUE_POLL_SECONDS = 0.25
 FRESH_PROCESSES = 4
 READY_STARTS = 5
 # Labels of imgcls_worker_endings_total.
-SUCCEEDED, OTHER_ENDING = 'ending="succeeded"', 'ending="(?!succeeded")'
+SUCCEEDED, OTHER_OUTCOME = 'ending="succeeded"', 'ending="(?!succeeded")'
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked of every system with one set of pictures."""
+    """The measurements of every system with one image set."""
 
     set: str
-    pictures: Path
+    images: Path
     clients: tuple[int, ...]
     open_loop_shares: tuple[float, ...]
     seconds: float
@@ -45,16 +45,16 @@ class Workload:
     seed: int = 1
 
     def files(self) -> list[Path]:
-        """In the order in which they are sent."""
-        found = sorted(file for file in self.pictures.iterdir() if file.suffix.lower() in (".jpg", ".jpeg"))
+        """The images in the order in which they are sent."""
+        found = sorted(file for file in self.images.iterdir() if file.suffix.lower() in (".jpg", ".jpeg"))
         if not found:
-            raise FailedError(f"no .jpg in {self.pictures}")
+            raise FailedError(f"no .jpg in {self.images}")
         return found
 
 
 @dataclass
 class Bench:
-    """Where everything is; the scratch folder is kept until the end (`common.scratch` says why)."""
+    """Paths of the programs, the model and the scratch folder, which is kept until the end (see `common.scratch`)."""
 
     binary: Path
     ceiling: Path
@@ -65,20 +65,20 @@ class Bench:
 
     @property
     def model(self) -> Path:
-        """The ONNX file that all of them serve."""
+        """The ONNX file that all systems serve."""
         return self.package / f"{self.package.name}-{self.variant}.onnx"
 
     def environment(self) -> dict:
-        """Of imgcls: this checkout's library, whatever lies near the binary."""
+        """The environment of imgcls, with the ONNX Runtime library of this checkout."""
         library = sorted((common.ROOT / "lib" / "imgcls").glob("libonnxruntime.so.*"))
         return os.environ | ({"ORT_DYLIB_PATH": str(library[-1])} if library else {})
 
     def folder(self) -> Path:
-        """A new one."""
+        """A new folder."""
         return Path(tempfile.mkdtemp(dir=self.scratch))
 
     def log(self, name: str) -> Path:
-        """A new file for what a system says."""
+        """A new log file of a system."""
         return self.scratch / f"{name}-{next(self.numbers)}.log"
 
 
@@ -87,7 +87,7 @@ Measured = Iterator[Measurement]
 
 
 def attempt(kind: str, measure: Callable[[], Measurement], **labels: object) -> Measurement:
-    """A measurement, or why there is none."""
+    """Runs a measurement; returns its figures or why it failed."""
     try:
         return {"kind": kind, **labels, **measure()}
     except FailedError as error:
@@ -99,13 +99,13 @@ def attempt(kind: str, measure: Callable[[], Measurement], **labels: object) -> 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """Decode, preprocess, infer in a bare loop of two threads: benches/ceiling.rs."""
+    """Decoding, preprocessing and inference in a bare loop with two threads: benches/ceiling.rs."""
 
     name: str = "ceiling"
     title: str = "bare loop (the ceiling)"
 
     def prepare(self, bench: Bench) -> None:
-        """It is built already."""
+        """Does nothing: it is already built."""
 
     def measure(self, bench: Bench, workload: Workload) -> Measured:
         """One measurement."""
@@ -126,42 +126,42 @@ class Ceiling:
         }
 
 
-# --- what speaks HTTP ----------------------------------------------------------------------------------------------
+# --- HTTP servers ----------------------------------------------------------------------------------------------
 
 
 class HttpSystem:
-    """A server that takes an image's bytes at POST /v1/classify."""
+    """A server that takes an image at POST /v1/classify."""
 
     name: str
     title: str
 
     def prepare(self, bench: Bench) -> None:
-        """Installs what it needs."""
+        """Installs the dependencies."""
 
     def command(self, bench: Bench, port: int) -> tuple[list, dict, Path]:
-        """Command line, environment, working directory."""
+        """The command line, environment and working directory."""
         raise NotImplementedError
 
     def measure(self, bench: Bench, workload: Workload) -> Measured:
-        """From its start to its end: first answer, closed loops, open loops at shares of what those reached."""
+        """Measures the first answer, then closed loops, then open loops at shares of their capacity."""
         port = common.free_port()
         command, environment, folder = self.command(bench, port)
         log = bench.log(self.name)
         with _process(command, environment, folder, log) as server:
-            target = Target(bench.binary, port, workload.pictures)
+            target = Target(bench.binary, port, workload.images)
             started = attempt("start", lambda: self._first_answer(server, port, workload, log))
             yield started
             if "failed" not in started:
                 yield from self._loads(target, workload)
 
     def _first_answer(self, server: _Started, port: int, workload: Workload, log: Path) -> Measurement:
-        picture = workload.files()[0].read_bytes()
+        image = workload.files()[0].read_bytes()
         end = server.at + FIRST_ANSWER_SECONDS
         while time.monotonic() < end:
-            if answered(port, picture):
+            if answered(port, image):
                 return {"first_answer_seconds": time.monotonic() - server.at}
             if server.process.poll() is not None:
-                raise FailedError(f"it ended with {server.process.returncode}: {last_line(log)}")
+                raise FailedError(f"it exited with code {server.process.returncode}: {last_line(log)}")
             time.sleep(START_POLL_SECONDS)
         raise FailedError(f"no answer within {FIRST_ANSWER_SECONDS} s: {last_line(log)}")
 
@@ -184,13 +184,13 @@ class HttpSystem:
 
 
 class Up(HttpSystem):
-    """imgcls, the full path: HTTP, queue, worker, store, reply."""
+    """The full path of imgcls: HTTP, queue, worker, store, reply."""
 
     name = "up"
     title = "imgcls up"
 
     def command(self, bench: Bench, port: int) -> tuple[list, dict, Path]:
-        """Two workers, one thread each."""
+        """Two workers with one thread each."""
         folder = bench.folder()
         flags = ["--listen", f"127.0.0.1:{port}", "--data-dir", folder / "data", *model_flags(bench)]
         workers = ["--min-workers", WORKERS, "--max-workers", WORKERS]
@@ -199,56 +199,56 @@ class Up(HttpSystem):
 
 @dataclass(frozen=True)
 class PeerSystem(HttpSystem):
-    """One of scripts/bench_peers."""
+    """A peer in scripts/bench_peers."""
 
     peer: Peer
 
     @property
     def name(self) -> str:
-        """As the command line names it."""
+        """The name on the command line."""
         return self.peer.name
 
     @property
     def title(self) -> str:
-        """As tables name it."""
+        """The name in tables."""
         return self.peer.title
 
     def prepare(self, bench: Bench) -> None:
-        """Its virtual environment."""
+        """Creates the virtual environment."""
         self.peer.install()
 
     def command(self, bench: Bench, port: int) -> tuple[list, dict, Path]:
-        """Two workers, one thread each."""
-        # The scratch folder itself: Ray makes sockets deep below it, whose paths may have 107 bytes.
+        """Two workers with one thread each."""
+        # The scratch folder itself, because Ray creates sockets deep below it and socket paths are at most 107 bytes.
         environment = peers.environment(bench.model, bench.package / "labels.txt", bench.scratch)
         return self.peer.command(self.peer.bin, port), environment, peers.APPS
 
 
-# --- imgcls's worker alone -----------------------------------------------------------------------------------------
+# --- workers without a web tier --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class QueueWorkers:
-    """Two worker processes that empty a full local queue; no web tier runs meanwhile."""
+    """Two worker processes that empty a full local queue while no web tier runs."""
 
     name: str = "worker"
     title: str = "imgcls worker, full queue"
 
     def prepare(self, bench: Bench) -> None:
-        """It is built already."""
+        """Does nothing: it is already built."""
 
     def measure(self, bench: Bench, workload: Workload) -> Measured:
-        """How fast they are, and how soon one is ready."""
+        """Measures their rate, and the time until a worker is ready."""
         yield attempt("queue", lambda: self._drain(bench, workload))
         yield attempt("ready", lambda: self._ready(bench))
 
     def _drain(self, bench: Bench, workload: Workload) -> Measurement:
-        pictures = [file.read_bytes() for file in workload.files()]
+        images = [file.read_bytes() for file in workload.files()]
         data = bench.folder() / "data"
-        # The workers cannot be faster than the bare loop: the queue lasts as long as is asked.
+        # The workers cannot be faster than the bare loop, so the queue lasts long enough.
         rate = bare_loop(bench, workload, 1)["images_per_second"]
         count = round(rate * workload.seconds * 1.2) + 2 * WORKERS * QUEUE_MARGIN
-        self._fill(bench, data, pictures, count)
+        self._fill(bench, data, images, count)
         admin = [common.free_port() for _ in range(WORKERS)]
         with contextlib.ExitStack() as stack:
             for port in admin:
@@ -257,35 +257,35 @@ class QueueWorkers:
                 stack.enter_context(_process(command, bench.environment(), data.parent, bench.log(self.name)))
             return self._watch(admin, count)
 
-    def _fill(self, bench: Bench, data: Path, pictures: list[bytes], count: int) -> None:
+    def _fill(self, bench: Bench, data: Path, images: list[bytes], count: int) -> None:
         port = common.free_port()
         command = [bench.binary, "serve-web", *local(data), "--listen", f"127.0.0.1:{port}"]
         with _process(command, bench.environment(), data.parent, bench.log("serve-web")) as web:
             common.wait_until("the web tier", lambda: common.is_ready(port))
-            common.submit(port, pictures, count)
-            # Killed, so that its reply queue stands and the workers' replies cost what they always do.
+            common.submit(port, images, count)
+            # Killed, so that its reply queue remains and the workers' replies have their usual cost.
             web.process.kill()
 
     def _watch(self, admin: list[int], count: int) -> Measurement:
-        """From when every worker is warm to when the queue runs dry."""
-        ended = [0.0 for _ in admin]
-        while min(ended) < QUEUE_MARGIN:
+        """Measures from the time when every worker is warm until the queue is almost empty."""
+        completed = [0.0 for _ in admin]
+        while min(completed) < QUEUE_MARGIN:
             time.sleep(QUEUE_POLL_SECONDS)
-            ended = self._ended(admin)
+            completed = self._completed(admin)
         clock, cpu_before = machine.Clock(), machine.cpu_seconds(machine.family())
-        begun, before = time.monotonic(), sum(ended)
+        started, before = time.monotonic(), sum(completed)
         elapsed = after = cpu = 0.0
         while True:
             time.sleep(QUEUE_POLL_SECONDS)
-            total = sum(self._ended(admin))
+            total = sum(self._completed(admin))
             if total > count - WORKERS * QUEUE_MARGIN / 2:
                 break
-            elapsed, after = time.monotonic() - begun, total
+            elapsed, after = time.monotonic() - started, total
             cpu = machine.cpu_seconds(machine.family()) - cpu_before
         images = after - before
         if images <= 0:
-            raise FailedError("the queue ran dry before anything was measured")
-        if others := sum(self._ended(admin, OTHER_ENDING)):
+            raise FailedError("the queue was empty before anything was measured")
+        if others := sum(self._completed(admin, OTHER_OUTCOME)):
             raise FailedError(f"{others:.0f} images were not classified")
         return {
             "images": images,
@@ -295,17 +295,17 @@ class QueueWorkers:
             "others_cpu_share": clock.share(),
         }
 
-    def _ended(self, admin: list[int], labels: str = SUCCEEDED) -> list[float]:
+    def _completed(self, admin: list[int], labels: str = SUCCEEDED) -> list[float]:
         found = []
         for port in admin:
             try:
                 found.append(common.metric_sum(port, "imgcls_worker_endings_total", labels))
             except OSError:
-                found.append(0.0)  # it is still opening its session
+                found.append(0.0)  # The worker is still loading the model.
         return found
 
     def _ready(self, bench: Bench) -> Measurement:
-        """From exec to the line `ready`, several times, on a data directory that stands."""
+        """The median time from exec to the line `ready`, on an existing data directory."""
         data = bench.folder() / "data"
         times = []
         for _ in range(READY_STARTS):
@@ -322,29 +322,29 @@ class QueueWorkers:
             times.append(time.monotonic() - began)
             worker.communicate()
             if line.strip() != b"ready":
-                raise FailedError(f"the worker said {line!r}, not ready")
+                raise FailedError(f"the worker printed {line!r} instead of ready")
         return {"exec_to_ready_ms": sorted(times)[len(times) // 2] * 1e3}
 
 
-# --- the original's shape ------------------------------------------------------------------------------------------
+# --- the design of the legacy system ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class FreshProcess:
-    """A Python process with torch for every image, two at a time. Few images: each takes seconds."""
+    """A Python process with torch for every image, two at a time. Only a few images, because each takes seconds."""
 
     name: str = "fresh-process"
-    title: str = "a Python process with torch an image"
+    title: str = "a Python process with torch per image"
 
     def prepare(self, bench: Bench) -> None:
-        """Only looks whether torch is here."""
+        """Checks that torch is installed."""
         check = [peers.python(), "-c", "import torch, torchvision, PIL"]
         if subprocess.run(check, capture_output=True, check=False).returncode:
             hint = "Debian: apt-get install python3-torch python3-torchvision python3-pil"
             raise peers.NotInstalledError(f"{peers.python()} has no torch, torchvision or PIL ({hint})")
 
     def measure(self, bench: Bench, workload: Workload) -> Measured:
-        """One measurement, after one process that fills the page cache."""
+        """Makes one measurement, after one process that fills the page cache."""
         yield attempt("fresh", lambda: self._run(bench, workload))
 
     def _run(self, bench: Bench, workload: Workload) -> Measurement:
@@ -379,11 +379,11 @@ class FreshProcess:
         ]
         latencies = []
         for process in running:
-            _, complaints = process.communicate()
+            _, errors = process.communicate()
             latencies.append(time.monotonic() - began)
             if process.returncode:
-                said = complaints.decode(errors="replace").strip() or "no reason given"
-                raise FailedError(f"a process failed: {said.splitlines()[-1]}")
+                text = errors.decode(errors="replace").strip() or "no reason given"
+                raise FailedError(f"a process failed: {text.splitlines()[-1]}")
         return latencies
 
 
@@ -395,7 +395,7 @@ SYSTEMS = (Ceiling(), Up(), QueueWorkers(), *map(PeerSystem, peers.PEERS), Fresh
 
 def bare_loop(bench: Bench, workload: Workload, seconds: float) -> dict:
     """The report of benches/ceiling.rs."""
-    command = [bench.ceiling, "--threads", WORKERS, "--seconds", seconds, "--json", "--pictures", workload.pictures]
+    command = [bench.ceiling, "--threads", WORKERS, "--seconds", seconds, "--json", "--pictures", workload.images]
     command += ["--model", bench.package, "--variant", bench.variant]
     run = subprocess.run([*map(str, command)], check=False, capture_output=True, text=True, env=bench.environment())
     if run.returncode:
@@ -404,20 +404,20 @@ def bare_loop(bench: Bench, workload: Workload, seconds: float) -> dict:
 
 
 def local(data: Path) -> list:
-    """Flags of the local backend."""
+    """The flags of the local backend."""
     return ["--backend", "local", "--data-dir", data]
 
 
 def model_flags(bench: Bench) -> list:
-    """The same file for everybody, one thread a session."""
+    """The flags that select the model file and one thread per session."""
     return ["--model", bench.package, "--variant", bench.variant, "--intra-threads", 1]
 
 
-def answered(port: int, picture: bytes) -> bool:
-    """Whether one image is classified; False where nobody listens or the server is not ready."""
+def answered(port: int, image: bytes) -> bool:
+    """Classifies one image. Returns False if the server does not listen or is not ready."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        connection.request("POST", "/v1/classify", body=picture, headers={"Content-Type": "image/jpeg"})
+        connection.request("POST", "/v1/classify", body=image, headers={"Content-Type": "image/jpeg"})
         answer = connection.getresponse()
         answer.read()
         return answer.status == 200
@@ -428,9 +428,9 @@ def answered(port: int, picture: bytes) -> bool:
 
 
 def last_line(log: Path) -> str:
-    """What a system said last."""
+    """The last line of a log."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "the log is empty"
 
 
 @dataclass(frozen=True)
@@ -441,7 +441,7 @@ class _Started:
 
 @contextlib.contextmanager
 def _process(command: list, environment: dict, folder: Path, log: Path) -> Iterator[_Started]:
-    """A process until the block ends; then it is asked to end. Daemons that it leaves: `machine.end_family`."""
+    """Runs a process and terminates it at the end of the block. `machine.end_family` terminates its daemons."""
     folder.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
         began = time.monotonic()

@@ -18,7 +18,7 @@ use crate::aws::{Aws, Fault};
 use crate::config::Backend;
 use crate::protocol::{BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE};
 use crate::queue::{Depth, Queue, QueueError, Queues as _, SqsQueues};
-use crate::scaling::{self, Bounds, Observation, Policy, QueueDepth, State};
+use crate::scaling_policy::{self, Bounds, Observation, Policy, QueueDepth, State};
 use crate::shutdown::CancellationToken;
 
 /// The finest resolution that CloudWatch keeps. Target tracking may read it every 10 s.
@@ -162,7 +162,7 @@ impl Controller {
     ) -> State {
         let Ok(bounds) = Bounds::new(size.min, size.max) else { return state };
         let observation = Observation { workers: size.desired, depth };
-        let (state, decision) = scaling::decide(policy, bounds, state, &observation, now);
+        let (state, decision) = scaling_policy::decide(policy, bounds, state, &observation, now);
         if is_ours_to_set(config.direct, size.desired, decision.desired) {
             tracing::info!(group = self.group.name, from = size.desired, to = decision.desired,
                 reason = %decision.reason, "scaling");

@@ -1,6 +1,6 @@
 //! Control loops that scale workers: observe the request queue, decide how many workers there should be, resize.
 //!
-//! The decision is made by [`scaling`]. [`run`] applies it to worker processes on this machine, [`aws`] to an Auto
+//! The decision is made by [`scaling_policy`]. [`run`] applies it to worker processes on this machine, [`aws`] to an Auto
 //! Scaling group.
 
 pub mod aws;
@@ -20,7 +20,7 @@ pub use self::pool::{DRAIN_TIMEOUT, WorkerPool};
 pub use self::process::WorkerCommand;
 pub use self::service_time::ServiceTime;
 use crate::queue::Queue;
-use crate::scaling::{self, Bounds, Observation, Policy, QueueDepth, State};
+use crate::scaling_policy::{self, Bounds, Observation, Policy, QueueDepth, State};
 use crate::shutdown::CancellationToken;
 
 /// Interval between two readings of the queue, and so the longest wait of the first message for the start of a worker.
@@ -76,7 +76,7 @@ pub async fn run(
         let observation = Observation { workers: pool.size(), depth: newest };
         let service_time = config.service_time.or_else(|| pool.service_time().long_term()).unwrap_or_default();
         let policy = config.policy.with_service_time(service_time);
-        let (next, decision) = scaling::decide(&policy, config.bounds, state, &observation, origin.elapsed());
+        let (next, decision) = scaling_policy::decide(&policy, config.bounds, state, &observation, origin.elapsed());
         state = next;
         if decision.desired != pool.size() {
             tracing::info!(from = pool.size(), to = decision.desired, reason = %decision.reason, "scaling");

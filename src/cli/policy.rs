@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use crate::config;
-use crate::scaling::{Policy, StepPolicy, TargetPolicy};
+use crate::scaling_policy::{Policy, StepPolicy, TargetPolicy};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PolicyKind {
@@ -51,7 +51,7 @@ pub struct Defaults {
 impl Defaults {
     /// Where workers are instances.
     pub const INSTANCES: Defaults = Defaults {
-        scale_out_period: StepPolicy::ORIGINAL.scale_out_period,
+        scale_out_period: StepPolicy::LEGACY.scale_out_period,
         scale_in_stabilization: TargetPolicy::DEFAULT_SCALE_IN_STABILIZATION,
     };
 }

@@ -12,7 +12,7 @@ use super::{BackendArg, Cli, Command, KeepArgs, OutputArgs, SharedArgs, positive
 use crate::config::{Backend, Names};
 use crate::model::ModelChoice;
 use crate::provision::{self, Action};
-use crate::scaling::{Bounds, Policy};
+use crate::scaling_policy::{Bounds, Policy};
 
 /// Both are longer than any bucket's rules need.
 const MOST_DAYS: i64 = 36_500;

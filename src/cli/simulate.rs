@@ -10,7 +10,7 @@ use super::arrivals::{ArrivalArgs, Unbounded};
 use super::policy::{Defaults, PolicyArgs, PolicyKind, percent};
 use super::{positive_duration, usage, visibility_timeout};
 use crate::config;
-use crate::scaling::Bounds;
+use crate::scaling_policy::Bounds;
 use crate::simulate::{self, PlotFile, Variant};
 
 /// What is simulated where nothing says how much.

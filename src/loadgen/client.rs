@@ -1,4 +1,4 @@
-//! One connection that is kept, and one classification on it.
+//! One kept-alive connection and the classification of one image over it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,9 +18,9 @@ use tokio::net::TcpStream;
 use super::dialect::{Answer, Dialect, Prepared};
 use super::failure::{Failure, Reason};
 
-/// A result object takes about a kilobyte; what is much longer is not one.
-const LONGEST_ANSWER_BYTES: usize = 1 << 20;
-/// A server that does not hold questions about jobs back is not asked in a tight loop.
+/// Maximum size of an answer. A result object takes about a kilobyte.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// Minimum delays between polls of a job, for servers that answer a long poll at once.
 const POLL_PAUSES: [Duration; 5] = [
     Duration::from_millis(25),
     Duration::from_millis(50),
@@ -29,46 +29,46 @@ const POLL_PAUSES: [Duration; 5] = [
     Duration::from_millis(500),
 ];
 
-/// What all clients of a run share.
+/// Shared by all clients of a run.
 #[derive(Debug)]
-pub struct Target {
+pub(super) struct Target {
     pub dialect: Dialect,
-    /// What the host's name resolved to, once.
+    /// The addresses that the host's name resolved to at the start.
     pub addresses: Vec<SocketAddr>,
     /// From the start of a request to the end of its answer.
     pub timeout: Duration,
 }
 
-/// Sends one request at a time over a connection that is kept alive, and made again when it was closed.
-pub struct Client {
+/// Sends one request at a time over a kept-alive connection and reconnects if the server has closed it.
+pub(super) struct Client {
     target: Arc<Target>,
-    /// Which address is tried first: clients spread over them.
+    /// Index of the address to try first, so that clients spread over the addresses.
     first_address: usize,
     connection: Option<Connection>,
-    /// The last answer's body; its memory is used again.
+    /// The body of the last answer; the buffer is reused.
     answer: Vec<u8>,
     pub counts: Counts,
 }
 
-/// What one client did beside the requests themselves.
+/// Counts of what one client did besides the requests themselves.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Counts {
+pub(super) struct Counts {
     pub connections: u64,
-    /// Requests sent a second time because a kept connection had been closed under them.
+    /// Requests that were sent again because the server had closed the kept-alive connection.
     pub retries: u64,
-    /// Questions about jobs that were not final with the first answer.
+    /// Polls of jobs that were not final in the first answer.
     pub polls: u64,
 }
 
-/// hyper's two halves, polled by one task: a request costs no wake-up of another task.
+/// Both halves of a hyper connection, polled by one task, so that a request wakes no second task.
 struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
     io: Io,
-    /// Answers received; after the first, the server may close at any time.
+    /// Answers received. After the first, the server may close the connection at any time.
     answers: u64,
 }
 
-/// The half that reads and writes; gone once the connection has ended.
+/// The half that reads and writes; `None` once the connection has ended.
 struct Io(Option<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>);
 
 struct Head {
@@ -77,26 +77,26 @@ struct Head {
 }
 
 impl Client {
-    pub fn new(target: Arc<Target>, number: usize) -> Self {
+    pub(super) fn new(target: Arc<Target>, number: usize) -> Self {
         Client { target, first_address: number, connection: None, answer: Vec::new(), counts: Counts::default() }
     }
 
-    /// Connects, so that the first request need not.
-    pub async fn connect(&mut self) -> io::Result<()> {
+    /// Connects in advance of the first request.
+    pub(super) async fn connect(&mut self) -> io::Result<()> {
         self.connection = Some(Connection::open(&self.target.addresses, self.first_address).await?);
         self.counts.connections += 1;
         Ok(())
     }
 
-    /// Sends one picture and reads the end of its job.
-    pub async fn classify(&mut self, picture: &Prepared) -> Result<Answer<'_>, Failure> {
-        let status = match tokio::time::timeout(self.target.timeout, self.until_final(picture)).await {
+    /// Sends one image and waits for the final state of its job.
+    pub(super) async fn classify(&mut self, image: &Prepared) -> Result<Answer<'_>, Failure> {
+        let status = match tokio::time::timeout(self.target.timeout, self.until_final(image)).await {
             Ok(Ok(status)) => status,
             Ok(Err(failure)) => {
                 self.connection = None;
                 return Err(failure);
             }
-            // The answer may still come, to nobody: the connection cannot be used again.
+            // A late answer may still arrive on this connection, so it cannot be reused.
             Err(_elapsed) => {
                 self.connection = None;
                 return Err(Failure::new(Reason::TimedOut));
@@ -105,8 +105,8 @@ impl Client {
         self.target.dialect.read(status, &self.answer)
     }
 
-    /// Waits for `event`, and meanwhile notices when the server closes the idle connection.
-    pub async fn idle_until<T>(&mut self, event: impl Future<Output = T>) -> T {
+    /// Waits for `event` and meanwhile notices when the server closes the idle connection.
+    pub(super) async fn idle_until<T>(&mut self, event: impl Future<Output = T>) -> T {
         let mut event = pin!(event);
         std::future::poll_fn(|cx| {
             if self.connection.as_mut().is_some_and(|connection| connection.io.poll(cx).is_ready()) {
@@ -117,18 +117,18 @@ impl Client {
         .await
     }
 
-    async fn until_final(&mut self, picture: &Prepared) -> Result<StatusCode, Failure> {
-        let body = picture
+    async fn until_final(&mut self, image: &Prepared) -> Result<StatusCode, Failure> {
+        let body = image
             .body()
             .await
-            .map_err(|error| Failure { reason: Reason::PictureGone, said: Some(error.to_string()) })?;
-        let mut head = self.exchange(&Method::POST, &picture.uri, &picture.headers, &body).await?;
+            .map_err(|error| Failure { reason: Reason::ImageUnreadable, detail: Some(error.to_string()) })?;
+        let mut head = self.exchange(&Method::POST, &image.uri, &image.headers, &body).await?;
         let mut pauses = POLL_PAUSES.into_iter().chain(std::iter::repeat(Duration::from_secs(1)));
         while let Some(uri) = self.target.dialect.poll_uri(head.status, head.location.as_deref(), &self.answer) {
-            let asked = Instant::now();
+            let started = Instant::now();
             self.counts.polls += 1;
             head = self.exchange(&Method::GET, &uri, &self.target.dialect.poll_headers(), &Bytes::new()).await?;
-            if let Some(early) = pauses.next().and_then(|pause| pause.checked_sub(asked.elapsed()))
+            if let Some(early) = pauses.next().and_then(|pause| pause.checked_sub(started.elapsed()))
                 && self.target.dialect.poll_uri(head.status, None, &self.answer).is_some()
             {
                 tokio::time::sleep(early).await;
@@ -137,12 +137,12 @@ impl Client {
         Ok(head.status)
     }
 
-    /// One request and its answer, whose body is then in `self.answer`.
+    /// Sends one request and reads its answer; the body is left in `self.answer`.
     ///
-    /// A server may close a kept connection at any time, also while a request is on its way; the client cannot know
-    /// whether it was read (RFC 9112, 9.3.1). Classifying again has no effect but the same answer, so such a request
-    /// is sent once more, on a new connection, and counted: a server that closes idle connections is not broken.
-    /// On a connection that has answered nothing yet, the same is a failure.
+    /// A server may close a kept-alive connection at any time, even while a request is on its way, and the client
+    /// cannot know whether the request was read (RFC 9112, 9.3.1). Classification is idempotent, so such a request is
+    /// sent once more on a new connection and counted: closing idle connections is correct behaviour of a server. If
+    /// the connection has not answered anything yet, the same error is a failure.
     async fn exchange(
         &mut self,
         method: &Method,
@@ -173,7 +173,7 @@ impl Client {
     }
 }
 
-/// Whether a failure came before or after the head of the answer.
+/// Says if a failure came before or after the head of the answer.
 enum Fault {
     BeforeAnswer(Failure),
     InAnswer(Failure),
@@ -210,9 +210,9 @@ impl Connection {
             while let Some(frame) = response.body_mut().frame().await {
                 let frame = frame.map_err(|error| Fault::InAnswer(Failure::connection(&error)))?;
                 let Some(data) = frame.data_ref() else { continue };
-                if answer.len() + data.len() > LONGEST_ANSWER_BYTES {
-                    let said = Some(format!("longer than {LONGEST_ANSWER_BYTES} bytes"));
-                    return Err(Fault::InAnswer(Failure { reason: Reason::Unreadable, said }));
+                if answer.len() + data.len() > MAX_ANSWER_BYTES {
+                    let detail = Some(format!("longer than {MAX_ANSWER_BYTES} bytes"));
+                    return Err(Fault::InAnswer(Failure { reason: Reason::Unreadable, detail }));
                 }
                 answer.extend_from_slice(data);
             }
@@ -224,12 +224,12 @@ impl Connection {
 }
 
 impl Io {
-    /// Reads and writes until `exchange` is done.
+    /// Reads and writes until `exchange` completes.
     async fn drive<T>(&mut self, exchange: impl Future<Output = T>) -> T {
         let mut exchange = pin!(exchange);
         std::future::poll_fn(|cx| {
-            // First the exchange, which hands the request over; then the connection, which writes it, or reads the
-            // answer; then the exchange again, which takes the answer.
+            // Poll the exchange first, which hands over the request, then the connection, which writes it or reads the
+            // answer, then the exchange again, which takes the answer.
             if let Poll::Ready(done) = exchange.as_mut().poll(cx) {
                 return Poll::Ready(done);
             }
@@ -239,7 +239,7 @@ impl Io {
         .await
     }
 
-    /// Ready once the connection has ended, for whatever reason: whoever waits for an answer is told it by hyper.
+    /// Ready once the connection has ended. The reason is not needed here: hyper reports it to the exchange.
     fn poll(&mut self, cx: &mut std::task::Context<'_>) -> Poll<()> {
         match &mut self.0 {
             None => Poll::Ready(()),

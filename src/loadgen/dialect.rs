@@ -1,4 +1,4 @@
-//! How a picture becomes a request and an answer becomes predictions, in each API.
+//! How an image becomes a request and an answer becomes predictions, for each API.
 
 use std::borrow::Cow;
 use std::io;
@@ -11,30 +11,30 @@ use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
-use super::failure::{Failure, Reason, printable, said};
-use super::pictures::{Content, Picture};
+use super::failure::{Failure, Reason, detail_of, printable};
+use super::images::{Content, Image};
 use super::target::{Api, BaseUrl};
 use crate::protocol::{Status, TimingsMs};
 
-/// Longest wait asked for in one request: proxies in front often end a silent request after 60 s.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// Separates the parts of a form; long enough that no image holds it.
+/// Maximum `wait` of one request. Proxies often close a silent request after 60 s.
+const MAX_WAIT_PER_REQUEST: Duration = Duration::from_secs(30);
+/// Separates the parts of a form. It is long enough not to occur in an image.
 const BOUNDARY: &str = "imgcls-loadgen-7MA4YWxkTrZu0gWq4k3Vd9pXb2Lc8sJf";
 
-/// All but RFC 3986's unreserved characters, which may stand as they are in a path and in `filename*`.
+/// Everything except the unreserved characters of RFC 3986, which are allowed in a path and in `filename*`.
 const NOT_UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Where and how every picture is posted.
+/// How images are posted in one API to one server.
 #[derive(Debug, Clone)]
-pub struct Dialect {
+pub(super) struct Dialect {
     pub api: Api,
     uri: Uri,
     host: HeaderValue,
 }
 
-/// A picture, ready to be sent any number of times.
+/// An image, ready to be sent any number of times.
 #[derive(Debug, Clone)]
-pub struct Prepared {
+pub(super) struct Prepared {
     pub uri: Uri,
     pub headers: HeaderMap,
     body: Body,
@@ -43,7 +43,7 @@ pub struct Prepared {
 #[derive(Debug, Clone)]
 enum Body {
     Whole(Bytes),
-    /// Read at its turn, between the two halves of its form.
+    /// Read when it is sent, between the two halves of its form.
     OnDisk {
         head: Bytes,
         path: PathBuf,
@@ -51,17 +51,17 @@ enum Body {
     },
 }
 
-/// A job's end as the answer tells it.
+/// The final answer for an image.
 #[derive(Debug)]
-pub struct Answer<'a> {
-    /// Best first, at least one.
+pub(super) struct Answer<'a> {
+    /// The best first; at least one.
     pub predictions: Vec<Predicted<'a>>,
     pub timings: Option<TimingsMs>,
 }
 
-/// One prediction. A web tier in front of original workers knows labels only.
+/// One prediction. The legacy system returns labels only.
 #[derive(Debug, Deserialize)]
-pub struct Predicted<'a> {
+pub(super) struct Predicted<'a> {
     #[serde(default)]
     pub class_index: Option<u32>,
     #[serde(borrow)]
@@ -71,50 +71,50 @@ pub struct Predicted<'a> {
 }
 
 impl Dialect {
-    pub fn new(api: Api, url: &BaseUrl, timeout: Duration) -> anyhow::Result<Self> {
+    pub(super) fn new(api: Api, url: &BaseUrl, timeout: Duration) -> anyhow::Result<Self> {
         let path_and_query = match api {
             Api::V1 if url.is_server() => {
-                format!("/v1/classify?wait={}", timeout.min(LONGEST_WAIT).as_secs().max(1))
+                format!("/v1/classify?wait={}", timeout.min(MAX_WAIT_PER_REQUEST).as_secs().max(1))
             }
             _ => url.path_and_query.clone(),
         };
         Ok(Dialect { api, uri: path_and_query.parse()?, host: HeaderValue::from_str(&url.authority)? })
     }
 
-    pub fn prepare(&self, picture: &Picture) -> Prepared {
+    pub(super) fn prepare(&self, image: &Image) -> Prepared {
         let mut headers = self.common_headers();
         let (head, tail) = match self.api {
             Api::V1 => {
-                headers.insert(CONTENT_TYPE, HeaderValue::from_static(picture.content_type));
-                headers.insert(CONTENT_DISPOSITION, attachment(&picture.name));
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static(image.content_type));
+                headers.insert(CONTENT_DISPOSITION, attachment(&image.name));
                 (Bytes::new(), Bytes::new())
             }
-            Api::Original => {
+            Api::Legacy => {
                 let form = format!("multipart/form-data; boundary={BOUNDARY}");
                 headers.insert(CONTENT_TYPE, HeaderValue::from_str(&form).expect("ASCII; this is a bug"));
-                form_around(picture)
+                form_around(image)
             }
         };
-        let body = match &picture.content {
-            Content::Held(image) => Body::Whole(joined(head, image, &tail)),
+        let body = match &image.content {
+            Content::InMemory(image) => Body::Whole(joined(head, image, &tail)),
             Content::OnDisk(path) => Body::OnDisk { head, path: path.clone(), tail },
         };
         Prepared { uri: self.uri.clone(), headers, body }
     }
 
-    /// Headers of a question about a job.
-    pub fn poll_headers(&self) -> HeaderMap {
+    /// Headers of a poll for a job.
+    pub(super) fn poll_headers(&self) -> HeaderMap {
         self.common_headers()
     }
 
-    /// Where to ask for the end of a job, where the answer says that there is none yet.
-    pub fn poll_uri(&self, status: StatusCode, location: Option<&str>, body: &[u8]) -> Option<Uri> {
-        let asked_already = status == StatusCode::OK;
-        if self.api != Api::V1 || !(asked_already || status == StatusCode::ACCEPTED) {
+    /// The URI to poll for the result, or `None` if the answer is final.
+    pub(super) fn poll_uri(&self, status: StatusCode, location: Option<&str>, body: &[u8]) -> Option<Uri> {
+        let is_job_state = status == StatusCode::OK;
+        if self.api != Api::V1 || !(is_job_state || status == StatusCode::ACCEPTED) {
             return None;
         }
         let text: V1Answer = serde_json::from_slice(body).ok()?;
-        if asked_already && (text.end().is_some() || text.status.is_none()) {
+        if is_job_state && (text.final_status().is_some() || text.status.is_none()) {
             return None;
         }
         let path = match (location, text.id) {
@@ -126,21 +126,21 @@ impl Dialect {
         format!("{path}{separator}wait=20").parse().ok()
     }
 
-    /// The predictions of a final answer.
-    pub fn read<'a>(&self, status: StatusCode, body: &'a [u8]) -> Result<Answer<'a>, Failure> {
+    /// Reads the predictions of a final answer.
+    pub(super) fn read<'a>(&self, status: StatusCode, body: &'a [u8]) -> Result<Answer<'a>, Failure> {
         if status != StatusCode::OK {
-            return Err(Failure { reason: Reason::Status(status.as_u16()), said: said(body) });
+            return Err(Failure { reason: Reason::Status(status.as_u16()), detail: detail_of(body) });
         }
         match self.api {
             Api::V1 => read_v1(body),
-            Api::Original => read_label(body),
+            Api::Legacy => read_label(body),
         }
     }
 
     fn common_headers(&self) -> HeaderMap {
         let accept = match self.api {
             Api::V1 => "application/json",
-            Api::Original => "text/plain, */*",
+            Api::Legacy => "text/plain, */*",
         };
         let agent = concat!("imgcls-loadgen/", env!("CARGO_PKG_VERSION"));
         HeaderMap::from_iter([
@@ -152,8 +152,8 @@ impl Dialect {
 }
 
 impl Prepared {
-    /// The bytes to send; shared, not copied, unless they are on disk.
-    pub async fn body(&self) -> io::Result<Bytes> {
+    /// The bytes to send. They are shared, not copied, unless the image is on disk.
+    pub(super) async fn body(&self) -> io::Result<Bytes> {
         match &self.body {
             Body::Whole(bytes) => Ok(bytes.clone()),
             Body::OnDisk { head, path, tail } => Ok(joined(head.clone(), &tokio::fs::read(path).await?.into(), tail)),
@@ -161,7 +161,7 @@ impl Prepared {
     }
 }
 
-/// What is read of a result object or of the state of a job; everything else is left alone.
+/// The members of a result object or job state that are used; all others are ignored.
 #[derive(Debug, Deserialize)]
 struct V1Answer<'a> {
     #[serde(borrow, default)]
@@ -185,33 +185,35 @@ struct V1Error<'a> {
 }
 
 impl V1Answer<'_> {
-    fn end(&self) -> Option<Status> {
+    fn final_status(&self) -> Option<Status> {
         let status = self.status.as_deref()?;
-        [Status::Succeeded, Status::Failed, Status::Expired].into_iter().find(|end| end.as_str() == status)
+        [Status::Succeeded, Status::Failed, Status::Expired]
+            .into_iter()
+            .find(|final_status| final_status.as_str() == status)
     }
 }
 
 fn read_v1(body: &[u8]) -> Result<Answer<'_>, Failure> {
-    let unreadable = || Failure { reason: Reason::Unreadable, said: said(body) };
+    let unreadable = || Failure { reason: Reason::Unreadable, detail: detail_of(body) };
     let answer: V1Answer = serde_json::from_slice(body).map_err(|_| unreadable())?;
-    match answer.end() {
+    match answer.final_status() {
         Some(Status::Succeeded) if !answer.predictions.is_empty() => {
             Ok(Answer { predictions: answer.predictions, timings: answer.timings_ms })
         }
-        Some(end @ (Status::Failed | Status::Expired)) => {
-            let (code, said) = match answer.error {
+        Some(final_status @ (Status::Failed | Status::Expired)) => {
+            let (code, detail) = match answer.error {
                 Some(error) => (printable(&error.code), Some(printable(&error.message))),
-                None => (end.as_str().to_owned(), None),
+                None => (final_status.as_str().to_owned(), None),
             };
-            Err(Failure { reason: Reason::Job(code), said })
+            Err(Failure { reason: Reason::Job(code), detail })
         }
         _ => Err(unreadable()),
     }
 }
 
-/// The original's web tier passes on what its workers send: `" bathtub)\n"` for bathtub.
+/// Reads a label as the legacy web tier passes it on: `" bathtub)\n"` stands for bathtub.
 fn read_label(body: &[u8]) -> Result<Answer<'_>, Failure> {
-    let unreadable = || Failure { reason: Reason::Unreadable, said: said(body) };
+    let unreadable = || Failure { reason: Reason::Unreadable, detail: detail_of(body) };
     let text = std::str::from_utf8(body).map_err(|_| unreadable())?.trim();
     let label = match text.strip_suffix(')') {
         Some(rest) if !rest.contains('(') => rest.trim_end(),
@@ -224,18 +226,18 @@ fn read_label(body: &[u8]) -> Result<Answer<'_>, Failure> {
     Ok(Answer { predictions: vec![only], timings: None })
 }
 
-/// RFC 6266 with RFC 8187's encoding: any name fits in a header.
+/// A header that holds any file name (RFC 6266 with the encoding of RFC 8187).
 fn attachment(name: &str) -> HeaderValue {
     let value = format!("attachment; filename*=UTF-8''{}", utf8_percent_encode(name, NOT_UNRESERVED));
     HeaderValue::from_str(&value).expect("percent-encoded text is ASCII; this is a bug")
 }
 
-/// What stands before and after the image in a form, the name written as browsers write it.
-fn form_around(picture: &Picture) -> (Bytes, Bytes) {
-    let name = picture.name.replace('"', "%22").replace('\r', "%0D").replace('\n', "%0A");
+/// The form before and after the image. The file name is escaped as browsers do it.
+fn form_around(image: &Image) -> (Bytes, Bytes) {
+    let name = image.name.replace('"', "%22").replace('\r', "%0D").replace('\n', "%0A");
     let head = format!(
         "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"myfile\"; filename=\"{name}\"\r\nContent-Type: {}\r\n\r\n",
-        picture.content_type
+        image.content_type
     );
     (Bytes::from(head), Bytes::from(format!("\r\n--{BOUNDARY}--\r\n")))
 }
@@ -258,33 +260,33 @@ mod tests {
         Dialect::new(api, &url.parse().expect("a URL"), Duration::from_mins(10)).expect("a dialect")
     }
 
-    fn picture(name: &str) -> Picture {
-        let content = Content::Held(Bytes::from_static(b"JPEG"));
-        Picture { name: name.to_owned(), content_type: "image/jpeg", content }
+    fn image(name: &str) -> Image {
+        let content = Content::InMemory(Bytes::from_static(b"JPEG"));
+        Image { name: name.to_owned(), content_type: "image/jpeg", content }
     }
 
     #[test]
-    fn the_path_is_the_apis_unless_the_url_names_one() {
+    fn path_of_the_url_overrides_that_of_the_api() {
         assert_eq!(dialect(Api::V1, "http://a").uri, "/v1/classify?wait=30");
-        assert_eq!(dialect(Api::Original, "http://a").uri, "/");
+        assert_eq!(dialect(Api::Legacy, "http://a").uri, "/");
         assert_eq!(dialect(Api::V1, "http://a/x?y=1").uri, "/x?y=1");
     }
 
     #[test]
-    fn hostile_names_are_data_in_both_apis() {
+    fn hostile_file_names_are_escaped_in_both_apis() {
         let name = "a\"\r\nX-Evil: 1; ü/..";
-        let v1 = dialect(Api::V1, "http://a").prepare(&picture(name));
+        let v1 = dialect(Api::V1, "http://a").prepare(&image(name));
         let expected = "attachment; filename*=UTF-8''a%22%0D%0AX-Evil%3A%201%3B%20%C3%BC%2F..";
         assert_eq!(v1.headers[CONTENT_DISPOSITION], expected);
-        let original = dialect(Api::Original, "http://a").prepare(&picture(name));
-        let Body::Whole(form) = original.body else { panic!("on disk") };
+        let legacy = dialect(Api::Legacy, "http://a").prepare(&image(name));
+        let Body::Whole(form) = legacy.body else { panic!("on disk") };
         let form = String::from_utf8(form.to_vec()).expect("text");
         assert!(form.contains("name=\"myfile\"; filename=\"a%22%0D%0AX-Evil: 1; ü/..\"\r\n"), "{form}");
         assert!(form.ends_with(&format!("\r\n\r\nJPEG\r\n--{BOUNDARY}--\r\n")), "{form}");
     }
 
     #[test]
-    fn the_originals_label_is_cleaned_and_a_clean_one_kept() {
+    fn label_of_the_legacy_system_is_cleaned() {
         let label = |text: &'static str| read_label(text.as_bytes()).map(|it| it.predictions[0].label.to_string());
         assert_eq!(label(" bathtub)\n"), Ok("bathtub".to_owned()));
         assert_eq!(label("tabby, tabby cat"), Ok("tabby, tabby cat".to_owned()));
@@ -293,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_job_is_asked_for_and_a_finished_one_is_not() {
+    fn only_unfinished_jobs_are_polled() {
         let v1 = dialect(Api::V1, "http://a");
         let ask =
             |status, location, body: &str| v1.poll_uri(status, location, body.as_bytes()).map(|it| it.to_string());
@@ -311,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_object_is_read_and_every_other_end_is_a_failure_with_a_reason() {
+    fn every_answer_is_a_result_or_a_failure_with_a_reason() {
         let v1 = dialect(Api::V1, "http://a");
         let good = r#"{"status":"succeeded","predictions":[{"class_index":3,"label":"a\"b","score":0.5}],
             "timings_ms":{"queued":1,"fetched":2,"decoded":3,"inferred":4,"total":10.5},"more":[]}"#;
@@ -321,9 +323,9 @@ mod tests {
 
         let failure = |status, body: &str| v1.read(status, body.as_bytes()).expect_err("no answer");
         let failed = failure(StatusCode::OK, r#"{"status":"failed","error":{"code":"undecodable","message":"cut"}}"#);
-        assert_eq!(failed, Failure { reason: Reason::Job("undecodable".to_owned()), said: Some("cut".to_owned()) });
+        assert_eq!(failed, Failure { reason: Reason::Job("undecodable".to_owned()), detail: Some("cut".to_owned()) });
         let full = failure(StatusCode::SERVICE_UNAVAILABLE, r#"{"title":"full","detail":"come again"}"#);
-        assert_eq!(full, Failure { reason: Reason::Status(503), said: Some("come again".to_owned()) });
+        assert_eq!(full, Failure { reason: Reason::Status(503), detail: Some("come again".to_owned()) });
         for odd in ["", "<html>", "{}", r#"{"status":"succeeded"}"#, r#"{"status":"queued"}"#] {
             assert_eq!(failure(StatusCode::OK, odd).reason, Reason::Unreadable, "{odd}");
         }

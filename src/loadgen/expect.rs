@@ -1,4 +1,4 @@
-//! The answers that are expected, and whether an answer is one of them.
+//! Compares answers with the expected ones.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,35 +8,35 @@ use anyhow::{Context as _, bail, ensure};
 use super::dialect::Predicted;
 use super::failure::printable;
 
-/// What is expected of each picture, by its place among the pictures that are sent.
+/// The expected answer of each image, by the index of the image; `None` if no expectations were given.
 #[derive(Debug, Default)]
-pub struct Expectations(Option<Vec<Option<Expected>>>);
+pub(super) struct Expectations(Option<Vec<Option<Expected>>>);
 
-/// A class by its index, its label, or both; an index is preferred where the answer has one.
+/// A class by its index, its label or both. The index is preferred if the answer has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Expected {
     class_index: Option<u32>,
-    /// As it is shown.
+    /// The label as it is shown.
     label: Option<String>,
-    /// As it is compared.
+    /// The label as it is compared.
     folded: Option<String>,
 }
 
 #[derive(Debug)]
-pub enum Verdict {
+pub(super) enum Verdict {
     /// No expectations were given.
-    NotAsked,
+    NoExpectations,
     WithoutExpectation,
-    /// Held against the expectation; `wrong` is none where the first prediction is the expected one.
+    /// The answer was compared; `wrong` is `None` if the first prediction is the expected one.
     Judged {
         top5: bool,
-        wrong: Option<Wrong>,
+        wrong: Option<Mismatch>,
     },
 }
 
-/// A first prediction that was not the expected one.
+/// A first prediction that is not the expected one.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Wrong {
+pub(super) struct Mismatch {
     pub expected: String,
     pub got: String,
     pub score: Option<f32>,
@@ -46,31 +46,31 @@ impl Expectations {
     /// Reads a CSV file with a header that has `file` and `class_index` or `label` (or both).
     ///
     /// # Errors
-    /// Where it cannot be read, lacks columns, contradicts itself, or knows none of the pictures.
-    pub fn read<'a>(path: &Path, names: impl Iterator<Item = &'a str>) -> anyhow::Result<Self> {
+    /// If the file cannot be read, lacks columns, contradicts itself, or names none of the images.
+    pub(super) fn read<'a>(path: &Path, names: impl Iterator<Item = &'a str>) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let by_name = parse(&text).with_context(|| format!("in {}", path.display()))?;
         let expected: Vec<_> = names.map(|name| by_name.get(base_name(name)).cloned()).collect();
         ensure!(
             expected.iter().any(Option::is_some),
-            "{} names none of the pictures that are sent: its column `file` must hold their file names",
+            "{} names none of the images that are sent; its column `file` must hold their file names",
             path.display()
         );
         Ok(Expectations(Some(expected)))
     }
 
-    /// Whether answers without a class index cannot be judged: the column `label` is missing somewhere.
-    pub fn lack_labels(&self) -> bool {
+    /// Returns true if a label is missing, so that answers without a class index cannot be judged.
+    pub(super) fn lack_labels(&self) -> bool {
         self.0.iter().flatten().flatten().any(|expected| expected.label.is_none())
     }
 
-    pub fn judge(&self, picture: usize, predictions: &[Predicted<'_>]) -> Verdict {
-        let Some(expected) = &self.0 else { return Verdict::NotAsked };
-        let Some(expected) = &expected[picture] else { return Verdict::WithoutExpectation };
+    pub(super) fn judge(&self, image: usize, predictions: &[Predicted<'_>]) -> Verdict {
+        let Some(expected) = &self.0 else { return Verdict::NoExpectations };
+        let Some(expected) = &expected[image] else { return Verdict::WithoutExpectation };
         let top1 = predictions.first().is_some_and(|best| expected.is(best));
         Verdict::Judged {
             top5: top1 || predictions.iter().take(5).any(|predicted| expected.is(predicted)),
-            wrong: (!top1).then(|| expected.missed(predictions.first())),
+            wrong: (!top1).then(|| expected.mismatch(predictions.first())),
         }
     }
 }
@@ -84,7 +84,7 @@ impl Expected {
         }
     }
 
-    fn missed(&self, best: Option<&Predicted<'_>>) -> Wrong {
+    fn mismatch(&self, best: Option<&Predicted<'_>>) -> Mismatch {
         let expected = match (&self.label, self.class_index) {
             (Some(label), _) => printable(label),
             (None, Some(class_index)) => format!("class {class_index}"),
@@ -94,7 +94,7 @@ impl Expected {
             (None, Some(class_index)) => format!("class {class_index}, {}", printable(&best.label)),
             _ => printable(&best.label),
         });
-        Wrong { expected, got, score: best.and_then(|best| best.score) }
+        Mismatch { expected, got, score: best.and_then(|best| best.score) }
     }
 }
 
@@ -129,7 +129,7 @@ fn parse(text: &str) -> anyhow::Result<HashMap<String, Expected>> {
     Ok(by_name)
 }
 
-/// CSV files come from every system: both separators end a folder.
+/// The last path component. Both separators are accepted, because CSV files come from every operating system.
 fn base_name(path: &str) -> &str {
     path.rsplit(['/', '\\']).next().unwrap_or(path)
 }
@@ -154,10 +154,10 @@ mod tests {
     }
 
     #[test]
-    fn columns_in_any_order_quoted_fields_and_folders() {
+    fn columns_may_have_any_order_and_files_may_have_folders() {
         let csv = "\u{feff}Label, file ,note\r\n\"tabby, tabby cat\",data/set/a.jpg,x\r\nTench,\"b\"\"1.jpg\",\r\n";
         let expected = expectations(csv, &["a.jpg", "b\"1.jpg", "c.jpg"]);
-        let judged = |picture, label| match expected.judge(picture, &[predicted(Some(1), label)]) {
+        let judged = |image, label| match expected.judge(image, &[predicted(Some(1), label)]) {
             Verdict::Judged { wrong, .. } => Some(wrong.is_none()),
             _ => None,
         };
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_decides_where_both_know_it_and_the_first_five_count() {
+    fn index_is_preferred_to_label_and_first_five_predictions_count() {
         let expected = expectations("file,class_index,label\na.jpg,134,crane\n", &["a.jpg"]);
         let judge = |predictions: &[Predicted<'_>]| match expected.judge(0, predictions) {
             Verdict::Judged { top5, wrong } => (wrong, top5),
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_file_is_said_with_its_line() {
+    fn error_in_a_file_names_its_line() {
         let wrong = |csv: &str| format!("{:#}", parse(csv).expect_err(csv));
         assert!(wrong("name,label\n").contains("it has `name`, `label`"));
         assert!(wrong("file,label\na.jpg,x\na.jpg,y\n").contains("line 3: a second"));

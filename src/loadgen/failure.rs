@@ -1,42 +1,42 @@
-//! Why a request failed, as the report groups and counts it.
+//! Why a request failed, as the report groups and counts failures.
 
 use std::fmt;
 use std::io;
 
 use serde::Deserialize;
 
-/// How much of an answer's text is shown where it explains a failure.
-const SHOWN_CHARS: usize = 160;
+/// Maximum length of the text of an answer that is shown to explain a failure.
+const MAX_SHOWN_CHARS: usize = 160;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
+pub(super) struct Failure {
     pub reason: Reason,
-    /// What the server or the system said about it, made safe to print.
-    pub said: Option<String>,
+    /// The explanation of the server or the system, safe to print.
+    pub detail: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reason {
+pub(super) enum Reason {
     Refused,
     Unreachable,
     Reset,
-    /// Closed by the server in the middle of an answer, or twice before one.
+    /// The server closed the connection in the middle of an answer, or twice before one.
     Closed,
-    /// Not HTTP, or another fault of the connection.
+    /// The answer was not HTTP, or the connection failed in another way.
     Broken,
     TimedOut,
     Status(u16),
-    /// The job ended, but not well: its error code, or its status where no code was told.
+    /// The job failed or expired: its error code, or its status if there is no code.
     Job(String),
-    /// Neither a result nor the state of a job.
+    /// The answer is neither a result nor the state of a job.
     Unreadable,
-    /// The picture's file could not be read when its turn came.
-    PictureGone,
+    /// The file of the image could not be read when it was to be sent.
+    ImageUnreadable,
 }
 
 impl Reason {
-    /// Whether no connection could be made: the next attempt would most likely end the same way.
-    pub fn is_connect(&self) -> bool {
+    /// Returns true if no connection could be made, so that the next attempt would most likely fail too.
+    pub(super) fn is_connect(&self) -> bool {
         matches!(self, Reason::Refused | Reason::Unreachable)
     }
 }
@@ -53,41 +53,41 @@ impl fmt::Display for Reason {
             Reason::Status(status) => write!(f, "status {status}"),
             Reason::Job(code) => write!(f, "job failed: {code}"),
             Reason::Unreadable => write!(f, "unreadable answer"),
-            Reason::PictureGone => write!(f, "picture cannot be read"),
+            Reason::ImageUnreadable => write!(f, "image cannot be read"),
         }
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.said {
-            Some(said) => write!(f, "{}: {said}", self.reason),
+        match &self.detail {
+            Some(detail) => write!(f, "{}: {detail}", self.reason),
             None => write!(f, "{}", self.reason),
         }
     }
 }
 
 impl Failure {
-    pub fn new(reason: Reason) -> Self {
-        Failure { reason, said: None }
+    pub(super) fn new(reason: Reason) -> Self {
+        Failure { reason, detail: None }
     }
 
-    /// No connection was made.
-    pub fn connect(error: &io::Error) -> Self {
+    /// A failure to connect.
+    pub(super) fn connect(error: &io::Error) -> Self {
         let reason =
             if error.kind() == io::ErrorKind::ConnectionRefused { Reason::Refused } else { Reason::Unreachable };
-        Failure { said: (reason == Reason::Unreachable).then(|| printable(&error.to_string())), reason }
+        Failure { detail: (reason == Reason::Unreachable).then(|| printable(&error.to_string())), reason }
     }
 
-    /// A connection was made and failed.
-    pub fn connection(error: &hyper::Error) -> Self {
+    /// A failure of an established connection.
+    pub(super) fn connection(error: &hyper::Error) -> Self {
         let reason = match io_kind(error) {
             Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => Reason::Reset,
             Some(io::ErrorKind::UnexpectedEof) => Reason::Closed,
             _ if error.is_incomplete_message() || error.is_canceled() || error.is_closed() => Reason::Closed,
             _ => Reason::Broken,
         };
-        Failure { said: (reason == Reason::Broken).then(|| printable(&error.to_string())), reason }
+        Failure { detail: (reason == Reason::Broken).then(|| printable(&error.to_string())), reason }
     }
 }
 
@@ -102,8 +102,8 @@ fn io_kind(error: &hyper::Error) -> Option<io::ErrorKind> {
     None
 }
 
-/// What a refusal says: the detail or title of problem+json, else the beginning of the text.
-pub fn said(body: &[u8]) -> Option<String> {
+/// The explanation in a refusal: the detail or title of problem+json, otherwise the start of the text.
+pub(super) fn detail_of(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Problem {
         #[serde(default)]
@@ -119,10 +119,11 @@ pub fn said(body: &[u8]) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// Text from outside in one line without control characters, so that it cannot drive the terminal.
-pub fn printable(text: &str) -> String {
-    let clean: String = text.chars().take(SHOWN_CHARS).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    if text.chars().nth(SHOWN_CHARS).is_some() { clean + "…" } else { clean }
+/// Text from outside on one line without control characters, so that it cannot control the terminal.
+pub(super) fn printable(text: &str) -> String {
+    let clean: String =
+        text.chars().take(MAX_SHOWN_CHARS).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if text.chars().nth(MAX_SHOWN_CHARS).is_some() { clean + "…" } else { clean }
 }
 
 #[cfg(test)]
@@ -130,10 +131,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_refusal_says_is_short_and_cannot_drive_the_terminal() {
-        assert_eq!(said(br#"{"title":"too big","status":413}"#).as_deref(), Some("too big"));
-        assert_eq!(said(b" \n"), None);
-        assert_eq!(said(b"a\x1b[2Jb\nc").as_deref(), Some("a\u{fffd}[2Jb\u{fffd}c"));
-        assert_eq!(said("ü".repeat(1000).as_bytes()).map(|text| text.chars().count()), Some(SHOWN_CHARS + 1));
+    fn explanation_is_short_and_has_no_control_characters() {
+        assert_eq!(detail_of(br#"{"title":"too big","status":413}"#).as_deref(), Some("too big"));
+        assert_eq!(detail_of(b" \n"), None);
+        assert_eq!(detail_of(b"a\x1b[2Jb\nc").as_deref(), Some("a\u{fffd}[2Jb\u{fffd}c"));
+        assert_eq!(detail_of("ü".repeat(1000).as_bytes()).map(|text| text.chars().count()), Some(MAX_SHOWN_CHARS + 1));
     }
 }

@@ -1,98 +1,105 @@
-//! What is measured while the load runs; what it means is worked out afterwards, in `report`.
+//! The measurements of a run; `report` computes the figures from them afterwards.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::client::Counts;
-use super::expect::{Verdict, Wrong};
+use super::expect::{Mismatch, Verdict};
 use super::failure::{Failure, Reason};
 use crate::protocol::TimingsMs;
 use crate::stats::Latencies;
 
-/// A start that is late by more than this through no fault of the target is reported.
-pub const LATE: Duration = Duration::from_millis(10);
+/// A start that is later than this without any fault of the target is reported.
+pub(super) const MAX_LAG: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Clone, Default)]
-pub struct Measurement {
-    /// Of the requests that were answered well, from their intended starts.
+pub(super) struct Measurement {
+    /// Latencies of the successful requests, from their intended starts.
     pub latencies: Latencies,
     pub failed: BTreeMap<Reason, Failures>,
     pub started: u64,
     pub timings: TimingsSum,
     pub top1: u64,
     pub top5: u64,
-    /// Answers that were held against an expectation.
+    /// Answers that were compared with an expectation.
     pub judged: u64,
-    /// Good answers to pictures that nothing is expected of.
+    /// Successful answers for images without an expectation.
     pub without_expectation: u64,
-    /// By the picture's place, so that a picture that is sent again and again is listed once.
-    pub wrong: BTreeMap<usize, Wrong>,
+    /// By the index of the image, so that an image that is sent repeatedly is listed once.
+    pub wrong: BTreeMap<usize, Mismatch>,
     pub lag: Lag,
     pub counts: Counts,
-    /// End of the last request.
+    /// When the last request ended.
     pub last_end: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Default)]
-pub struct Failures {
+pub(super) struct Failures {
     pub count: u64,
-    /// What was said about the first of them.
+    /// The explanation of the first failure.
     pub example: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-pub struct TimingsSum {
+pub(super) struct TimingsSum {
     pub count: u64,
     pub sum: TimingsMs,
 }
 
-/// How late requests left, in an open loop.
+/// How late requests of an open loop were sent.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Lag {
-    /// Starts that found every connection busy: the target is slower than the load.
-    pub capped: u64,
-    /// Starts that were more than [`LATE`] behind although a connection was free: this machine is too slow or too busy.
+pub(super) struct Lag {
+    /// Starts that found every connection busy, because the target is slower than the load.
+    pub waited: u64,
+    /// Starts that were later than [`MAX_LAG`] although a connection was idle, because this machine is too slow or too
+    /// busy.
     pub late: u64,
     pub longest: Duration,
 }
 
 impl Measurement {
-    pub fn ok(&self) -> u64 {
+    pub(super) fn ok(&self) -> u64 {
         self.latencies.count()
     }
 
-    pub fn failures(&self) -> u64 {
+    pub(super) fn failures(&self) -> u64 {
         self.failed.values().map(|failures| failures.count).sum()
     }
 
-    pub fn record_answer(&mut self, latency: Duration, timings: Option<TimingsMs>, verdict: Verdict, picture: usize) {
+    pub(super) fn record_answer(
+        &mut self,
+        latency: Duration,
+        timings: Option<TimingsMs>,
+        verdict: Verdict,
+        image: usize,
+    ) {
         self.latencies.record(latency);
         if let Some(timings) = timings {
             self.timings.add(timings);
         }
         match verdict {
-            Verdict::NotAsked => {}
+            Verdict::NoExpectations => {}
             Verdict::WithoutExpectation => self.without_expectation += 1,
             Verdict::Judged { top5, wrong } => {
                 self.judged += 1;
                 self.top1 += u64::from(wrong.is_none());
                 self.top5 += u64::from(top5);
                 if let Some(wrong) = wrong {
-                    self.wrong.entry(picture).or_insert(wrong);
+                    self.wrong.entry(image).or_insert(wrong);
                 }
             }
         }
     }
 
-    pub fn record_failure(&mut self, failure: Failure) {
+    pub(super) fn record_failure(&mut self, failure: Failure) {
         let failures = self.failed.entry(failure.reason).or_default();
         failures.count += 1;
         if failures.example.is_none() {
-            failures.example = failure.said;
+            failures.example = failure.detail;
         }
     }
 
-    pub fn add_counts(&mut self, counts: Counts) {
+    pub(super) fn add_counts(&mut self, counts: Counts) {
         self.counts.connections += counts.connections;
         self.counts.retries += counts.retries;
         self.counts.polls += counts.polls;
@@ -109,8 +116,8 @@ impl TimingsSum {
         self.sum.total += timings.total;
     }
 
-    /// None where no answer told its timings.
-    pub fn mean(&self) -> Option<TimingsMs> {
+    /// Returns `None` when no answer had timings.
+    pub(super) fn mean(&self) -> Option<TimingsMs> {
         let count = (self.count > 0).then_some(self.count as f64)?;
         let TimingsMs { queued, fetched, decoded, inferred, total } = self.sum;
         Some(TimingsMs {
@@ -124,12 +131,12 @@ impl TimingsSum {
 }
 
 impl Lag {
-    /// `behind`: how late a start was that a free connection waited for; none where none was free.
-    pub fn record(&mut self, behind: Option<Duration>) {
+    /// Records how late a start was. `behind` is `None` if no connection was idle when it became due.
+    pub(super) fn record(&mut self, behind: Option<Duration>) {
         match behind {
-            None => self.capped += 1,
+            None => self.waited += 1,
             Some(behind) => {
-                self.late += u64::from(behind > LATE);
+                self.late += u64::from(behind > MAX_LAG);
                 self.longest = self.longest.max(behind);
             }
         }

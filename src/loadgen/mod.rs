@@ -1,29 +1,31 @@
-//! `imgcls loadgen`: load, measure, check answers, report.
+//! `imgcls loadgen`: sends load, measures, checks the answers and reports.
 //!
-//! `target` and `pictures` say what is sent where; `dialect` makes requests of it and reads answers; `client` sends
-//! one over a kept connection; `driver` sends them all, in a closed or an open loop, into a `measurement`; `expect`
-//! judges answers; `report` works out the figures, holds them against each `threshold`, and shows them.
+//! `target` and `images` say what is sent where. `dialect` makes the requests of an API and reads its answers. `client`
+//! sends one request over a kept-alive connection. `driver` sends all of them, in a closed or an open loop, and records
+//! into a `measurement`. `expect` judges the answers. `report` computes the figures, checks each `threshold` and shows
+//! them.
 
 mod client;
+mod config;
 mod dialect;
 mod driver;
 mod expect;
 mod failure;
+mod images;
 mod measurement;
-mod pictures;
 mod progress;
 mod report;
 mod target;
 mod threshold;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
+pub use self::config::Config;
 pub use self::target::{Api, BaseUrl};
 pub use self::threshold::Threshold;
 pub use crate::workload::Arrivals;
@@ -33,50 +35,30 @@ use self::dialect::Dialect;
 use self::driver::{Load, Observer, Pace};
 use self::expect::Expectations;
 use self::failure::Failure;
-use self::pictures::Picture;
+use self::images::Image;
 use self::report::Report;
 use crate::telemetry::{self, output};
 
-/// How long the first connection may take; the others are part of their requests.
+/// Timeout of the first connection. The time of the others is part of their requests.
 const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// So many names of skipped files are said; the rest is a number.
-const SKIPPED_SHOWN: usize = 3;
+/// How many names of skipped files are printed.
+const MAX_SKIPPED_NAMES: usize = 3;
 
-/// What to send, how fast, and what to hold the answers against.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Base URL of a web tier, `http://host:port/`; a path other than `/` is posted to as it is.
-    pub url: BaseUrl,
-    pub api: Api,
-    pub num_request: u64,
-    /// Closed loop: requests in flight. Open loop: the most that may be in flight.
-    pub concurrency: usize,
-    /// None: pictures carried in the binary.
-    pub image_folder: Option<PathBuf>,
-    /// None: a closed loop. Some: an open one, of no more arrivals than `num_request`.
-    pub arrivals: Option<Arrivals>,
-    pub seed: u64,
-    /// CSV with columns `file` and `class_index` or `label`.
-    pub expect: Option<PathBuf>,
-    pub thresholds: Vec<Threshold>,
-    pub timeout: Duration,
-    pub json: bool,
-    /// The original's two lines for each image.
-    pub verbose: bool,
-}
-
-/// How a run ended, the worst first.
+/// The outcome of a run, the worst first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The flags contradict each other; said on standard error, nothing was sent.
+    /// The flags contradict each other. The reason was printed on standard error and nothing was sent.
     Usage,
+    /// A threshold was missed.
     ThresholdMissed,
-    /// A request failed, or the run was interrupted before its end.
+    /// A request failed, or the run was interrupted.
     Failed,
+    /// Every request was answered and every threshold was met.
     Passed,
 }
 
 impl Outcome {
+    /// The exit code of the process.
     pub fn exit_code(self) -> u8 {
         match self {
             Outcome::Passed => 0,
@@ -87,22 +69,22 @@ impl Outcome {
     }
 }
 
-/// Sends the load and prints the report on standard output. When `shutdown` is cancelled nothing more is sent, answers
-/// are waited for briefly, and what was measured is reported.
+/// Sends the load and prints the report on standard output. When `shutdown` is cancelled, no more requests are sent,
+/// outstanding answers are awaited briefly, and the results so far are reported.
 ///
 /// # Errors
-/// Where there is nothing to send, nothing to hold it against, or nobody to send it to.
+/// If there is no image to send, an input file is invalid, or the target cannot be reached.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<Outcome> {
     if let Some(contradiction) = contradiction(&config) {
         telemetry::stderr_line(&format!("error: {contradiction}"));
         return Ok(Outcome::Usage);
     }
-    let pictures = pictures(&config)?;
-    let expectations = expectations(&config, &pictures)?;
+    let images = images(&config)?;
+    let expectations = expectations(&config, &images)?;
     let dialect = Dialect::new(config.api, &config.url, config.timeout)?;
-    let prepared = pictures.into_iter().map(|picture| {
-        let request = dialect.prepare(&picture);
-        (picture.name, request)
+    let prepared = images.into_iter().map(|image| {
+        let request = dialect.prepare(&image);
+        (image.name, request)
     });
     let load = Load::new(prepared.collect(), expectations, observer(&config));
 
@@ -115,10 +97,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     };
     let size = (config.num_request, config.concurrency);
     let work = driver::drive(&load, &target, first, size, pace, &shutdown);
-    let driven = progress::watched(&load, config.num_request, config.verbose, work).await;
+    let result = progress::watched(&load, config.num_request, config.verbose, work).await;
 
-    let report = Report::new(&config, &driven, |picture| load.pictures[picture].0.clone());
-    output::print(&if config.json { report.to_json() } else { report.to_text() }).context("cannot print the report")?;
+    let report = Report::new(&config, &result, |image| load.images[image].0.clone());
+    let text = if config.json { report.to_json() } else { report::render(&report) };
+    output::print(&text).context("cannot print the report")?;
     Ok(if report.threshold_missed() {
         Outcome::ThresholdMissed
     } else if report.requests.failed > 0 || report.interrupted {
@@ -128,27 +111,25 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     })
 }
 
-/// Flags that make no sense together, each of them fine alone.
+/// Returns an error text if flags that are valid alone contradict each other.
 fn contradiction(config: &Config) -> Option<String> {
     let unexpected = config.thresholds.iter().find(|it| config.expect.is_none() && it.metric.needs_expectations());
     if let Some(threshold) = unexpected {
-        return Some(format!(
-            "the threshold '{threshold}' needs --expect CSV, the answers to hold the results against"
-        ));
+        return Some(format!("the threshold '{threshold}' needs the expected answers: give --expect CSV"));
     }
-    let top5 = config.thresholds.iter().find(|it| config.api == Api::Original && it.metric == threshold::Metric::Top5);
+    let top5 = config.thresholds.iter().find(|it| config.api == Api::Legacy && it.metric == threshold::Metric::Top5);
     top5.map(|threshold| {
-        format!("the threshold '{threshold}' cannot be measured: the original's API answers one label")
+        format!("the threshold '{threshold}' cannot be measured: the API of the legacy system returns only one label")
     })
 }
 
-fn pictures(config: &Config) -> anyhow::Result<Vec<Picture>> {
-    let Some(folder) = &config.image_folder else { return Ok(pictures::samples()) };
-    let found = pictures::folder(folder, config.num_request)?;
+fn images(config: &Config) -> anyhow::Result<Vec<Image>> {
+    let Some(folder) = &config.image_folder else { return Ok(images::samples()) };
+    let found = images::folder(folder, config.num_request)?;
     let skipped = &found.skipped;
     if !skipped.is_empty() {
-        let names: Vec<_> = skipped.iter().take(SKIPPED_SHOWN).map(|name| failure::printable(name)).collect();
-        let more = if skipped.len() > SKIPPED_SHOWN { ", …" } else { "" };
+        let names: Vec<_> = skipped.iter().take(MAX_SKIPPED_NAMES).map(|name| failure::printable(name)).collect();
+        let more = if skipped.len() > MAX_SKIPPED_NAMES { ", …" } else { "" };
         telemetry::stderr_line(&format!(
             "{} files of {} are not images and are not sent: {}{more}",
             skipped.len(),
@@ -156,15 +137,15 @@ fn pictures(config: &Config) -> anyhow::Result<Vec<Picture>> {
             names.join(", ")
         ));
     }
-    Ok(found.pictures)
+    Ok(found.images)
 }
 
-fn expectations(config: &Config, pictures: &[Picture]) -> anyhow::Result<Expectations> {
+fn expectations(config: &Config, images: &[Image]) -> anyhow::Result<Expectations> {
     let Some(path) = &config.expect else { return Ok(Expectations::default()) };
-    let expectations = Expectations::read(path, pictures.iter().map(|picture| picture.name.as_str()))?;
+    let expectations = Expectations::read(path, images.iter().map(|image| image.name.as_str()))?;
     anyhow::ensure!(
         config.api == Api::V1 || !expectations.lack_labels(),
-        "{} needs a column `label`: the original's API answers labels, not class indices",
+        "{} needs a column `label`: the API of the legacy system returns labels, not class indices",
         path.display()
     );
     Ok(expectations)
@@ -175,12 +156,12 @@ fn observer(config: &Config) -> Box<dyn Observer> {
 }
 
 async fn resolve(url: &BaseUrl) -> anyhow::Result<Vec<SocketAddr>> {
-    let context = || format!("cannot find the host {:?} of {url}; is its name right?", url.host);
+    let context = || format!("cannot resolve the host {:?} of {url}; check its name", url.host);
     let addresses = tokio::net::lookup_host((url.host.as_str(), url.port)).await.with_context(context)?;
     Ok(addresses.collect())
 }
 
-/// Where nobody listens, one line says so instead of as many failures as there are requests.
+/// Connects before any request is sent, so that an unreachable target is one error and not one failure per request.
 async fn first_client(config: &Config, target: &Arc<Target>) -> anyhow::Result<Client> {
     let mut client = Client::new(target.clone(), 0);
     let limit = FIRST_CONNECT_TIMEOUT.min(config.timeout);

@@ -1,4 +1,5 @@
-//! What is seen while the load runs: a bar on a terminal; with `--verbose` the original's two lines an image.
+//! Progress of a run: a bar on a terminal, or with `--verbose` the two lines for each image that the legacy system
+//! prints.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::Arc;
@@ -12,12 +13,12 @@ use super::failure::{Failure, printable};
 
 const REDRAW: Duration = Duration::from_millis(100);
 
-/// Says nothing per image.
-pub struct Silent;
+/// Prints nothing for an image.
+pub(super) struct Silent;
 
-/// Says what the original says per image.
-pub struct Verbose {
-    /// Standard output belongs to the report.
+/// Prints the lines of the legacy system for each image.
+pub(super) struct Verbose {
+    /// Set if standard output is reserved for the report.
     pub to_stderr: bool,
 }
 
@@ -38,7 +39,8 @@ impl Observer for Verbose {
 }
 
 impl Verbose {
-    /// In one write, so that lines of two images do not mix. Nobody is left to tell where it fails.
+    /// Prints with one write, so that the lines of two images do not mix. A failed write is ignored, because an error
+    /// message could not be written either.
     fn say(&self, lines: &str) {
         let _ = if self.to_stderr {
             io::stderr().write_all(lines.as_bytes())
@@ -48,8 +50,8 @@ impl Verbose {
     }
 }
 
-/// Draws a bar while `work` runs, where somebody watches.
-pub async fn watched<T>(load: &Arc<Load>, num_request: u64, verbose: bool, work: impl Future<Output = T>) -> T {
+/// Draws a progress bar while `work` runs, if standard error is a terminal.
+pub(super) async fn watched<T>(load: &Arc<Load>, num_request: u64, verbose: bool, work: impl Future<Output = T>) -> T {
     if verbose || !io::stderr().is_terminal() {
         return work.await;
     }

@@ -1,44 +1,46 @@
-//! Where requests go: the base URL and the API that is spoken there.
+//! The target of the load: its base URL and its API.
 
 use std::fmt;
 use std::str::FromStr;
 
 use http::Uri;
 
-/// `http://host:port/path`.
+/// A base URL, `http://host:port/path`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseUrl {
-    /// Without brackets.
+    /// The host without brackets.
     pub host: String,
+    /// The port; 80 if the URL has none.
     pub port: u16,
-    /// Value of the `Host` header: the host, and the port where it was given.
+    /// Value of the `Host` header: the host, and the port if the URL has one.
     pub authority: String,
-    /// `/` where none was given.
+    /// The path and query; `/` if the URL has none.
     pub path_and_query: String,
 }
 
-/// Which API the target speaks.
+/// The API of the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Api {
-    /// `POST /v1/classify`, JSON answers.
+    /// `POST /v1/classify` with JSON answers.
     #[default]
     V1,
-    /// `POST /` with the form field `myfile`, answered by a label as plain text: the system that imgcls replaces, and
-    /// imgcls itself.
-    Original,
+    /// `POST /` with the form field `myfile`, answered by a label as plain text. The legacy system has this API, and
+    /// imgcls has it too.
+    Legacy,
 }
 
 impl Api {
+    /// The name in the report.
     pub fn as_str(self) -> &'static str {
         match self {
             Api::V1 => "v1",
-            Api::Original => "original",
+            Api::Legacy => "original",
         }
     }
 }
 
 impl BaseUrl {
-    /// Whether only the server was named and the API decides the path.
+    /// Returns true if the URL names only the server, so that the API decides the path.
     pub fn is_server(&self) -> bool {
         self.path_and_query == "/"
     }
@@ -50,18 +52,19 @@ impl FromStr for BaseUrl {
     fn from_str(text: &str) -> Result<Self, String> {
         let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let uri: Uri =
-            with_scheme.parse().map_err(|error| format!("{error}; a URL such as http://127.0.0.1:8080/ is wanted"))?;
+            with_scheme.parse().map_err(|error| format!("{error}; use a URL such as http://127.0.0.1:8080/"))?;
         match uri.scheme_str() {
             Some("http") => {}
             Some("https") => {
                 return Err(
-                    "only http:// is spoken here: TLS ends in front of the service, give the http address behind it"
+                    "https:// is not supported: TLS ends in front of the service, so give the http:// address behind it"
                         .to_owned(),
                 );
             }
-            other => return Err(format!("unknown scheme {:?}, http:// is wanted", other.unwrap_or_default())),
+            other => return Err(format!("unknown scheme {:?}; use http://", other.unwrap_or_default())),
         }
-        let authority = uri.authority().filter(|authority| !authority.host().is_empty()).ok_or("no host in it")?;
+        let authority =
+            uri.authority().filter(|authority| !authority.host().is_empty()).ok_or("the URL has no host")?;
         if authority.as_str().contains('@') {
             return Err("user names in the URL are not supported".to_owned());
         }
@@ -85,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_is_taken_with_and_without_its_parts() {
+    fn scheme_port_and_path_of_a_url_are_optional() {
         let url: BaseUrl = "http://127.0.0.1:8080".parse().expect("valid");
         assert_eq!((url.host.as_str(), url.port, url.path_and_query.as_str()), ("127.0.0.1", 8080, "/"));
         assert!(url.is_server());
@@ -97,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_refused_with_the_way_out() {
+    fn unsupported_urls_are_refused_with_advice() {
         let refused = |text: &str| text.parse::<BaseUrl>().expect_err(text);
         assert!(refused("https://web.example/").contains("TLS ends in front"));
         assert!(refused("ftp://web.example/").contains("http://"));

@@ -1,4 +1,4 @@
-//! What must hold for a run to pass: `p99<500ms`, `accuracy>=0.8`, `failed==0`, `rate>=100`.
+//! Conditions that a run must meet: `p99<500ms`, `accuracy>=0.8`, `failed==0`, `rate>=100`.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -9,33 +9,33 @@ use crate::config;
 /// One condition, parsed before anything is sent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Threshold {
-    /// As it was given.
+    /// The condition as the user wrote it.
     text: String,
-    pub metric: Metric,
+    pub(crate) metric: Metric,
     operator: Operator,
     limit: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Metric {
-    /// Milliseconds.
+pub(crate) enum Metric {
+    /// A latency in milliseconds.
     Latency(LatencyMetric),
-    /// Share of judged answers, 0..=1.
+    /// The share of judged answers whose first prediction is right, 0 to 1.
     Accuracy,
     Top5,
-    /// Requests.
+    /// The number of failed requests.
     Failed,
     Ok,
-    /// Images a second.
+    /// Images per second.
     Rate,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum LatencyMetric {
+pub(crate) enum LatencyMetric {
     Min,
     Mean,
     Max,
-    /// 0..=1.
+    /// A quantile, 0 to 1.
     Quantile(f64),
 }
 
@@ -49,14 +49,14 @@ enum Operator {
 }
 
 impl Metric {
-    /// Whether it says how many answers were right, which only `--expect` can tell.
-    pub fn needs_expectations(self) -> bool {
+    /// Returns true if the metric can be computed only with `--expect`.
+    pub(crate) fn needs_expectations(self) -> bool {
         matches!(self, Metric::Accuracy | Metric::Top5)
     }
 }
 
 impl Threshold {
-    /// Whether the measured value meets it. What was not measured does not.
+    /// Returns true if the measured value meets the condition. A missing value does not.
     pub fn holds(&self, measured: Option<f64>) -> bool {
         let Some(order) = measured.and_then(|measured| measured.partial_cmp(&self.limit)) else { return false };
         match self.operator {
@@ -81,7 +81,8 @@ impl FromStr for Threshold {
             (">", Operator::Greater),
         ];
         let parts = OPERATORS.into_iter().find_map(|(sign, operator)| Some((text.split_once(sign)?, operator)));
-        let ((metric, limit), operator) = parts.ok_or("a metric, one of < <= > >= ==, and a value: 'p99<500ms'")?;
+        let ((metric, limit), operator) =
+            parts.ok_or("give a metric, one of < <= > >= ==, and a value, such as 'p99<500ms'")?;
         let metric = parse_metric(metric.trim())?;
         let limit = parse_limit(metric, limit.trim())?;
         Ok(Threshold { text: text.trim().to_owned(), metric, operator, limit })
@@ -109,7 +110,7 @@ fn parse_metric(name: &str) -> Result<Metric, String> {
             Some(percentile) => Metric::Latency(LatencyMetric::Quantile(percentile / 100.0)),
             None => {
                 return Err(format!(
-                    "unknown metric {name:?}; there are p50, p90, p99, p99.9 (any percentile), min, mean, max, \
+                    "unknown metric {name:?}; known metrics are p50, p90, p99, p99.9 (any percentile), min, mean, max, \
                      accuracy, top5, failed, ok and rate"
                 ));
             }
@@ -120,7 +121,7 @@ fn parse_metric(name: &str) -> Result<Metric, String> {
 fn parse_limit(metric: Metric, text: &str) -> Result<f64, String> {
     let number = |text: &str| text.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0);
     match metric {
-        // A bare number would be seconds in every other flag and milliseconds in the reader's mind.
+        // A bare number is refused: it would mean seconds in every other flag, but readers expect milliseconds.
         Metric::Latency(_) if number(text).is_some() => Err(format!("{text:?} lacks its unit: {text}ms or {text}s")),
         Metric::Latency(_) => config::duration(text).map(|duration| duration.as_secs_f64() * 1e3),
         Metric::Accuracy | Metric::Top5 => match text.strip_suffix('%') {
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn each_operator_and_unit() {
+    fn every_operator_and_unit_is_supported() {
         assert!(holds("p99<500ms", 499.9) && !holds("p99<500ms", 500.0));
         assert!(holds("p99.9 <= 1.5s", 1500.0) && !holds("p99.9<=1.5s", 1500.1));
         assert!(holds("accuracy>=0.8", 0.8) && !holds("top1>=80%", 0.79));
@@ -153,14 +154,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_does_not_pass() {
+    fn missing_value_does_not_pass() {
         let threshold: Threshold = "p50<1s".parse().expect("valid");
         assert!(!threshold.holds(None) && !threshold.holds(Some(f64::NAN)));
         assert_eq!(threshold.to_string(), "p50<1s");
     }
 
     #[test]
-    fn nonsense_is_refused_before_anything_is_sent() {
+    fn invalid_thresholds_are_refused() {
         for bad in
             ["", "p99", "p99<", "p99<500", "p101<1s", "p<1s", "speed>1", "accuracy>=8", "failed==-1", "rate>NaN", "=1"]
         {

@@ -1,68 +1,76 @@
-//! The messages: request, result and reply, and the original's two forms.
+//! Requests, results and replies, and the parser of incoming requests.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::LegacyRequest;
+use super::error::{ErrorCode, ErrorInfo};
+use super::legacy::LegacyRequest;
 
-/// A result object larger than this is none of ours.
+/// Maximum size of a result object; larger objects are not ours.
 pub const MAX_RESULT_BYTES: u64 = 1 << 20;
 
-/// The version of the wire that this build speaks. A worker hands back what it does not know, so that a rolling
-/// upgrade works in either order.
+/// The version of the wire format that this build speaks. A worker releases requests of an unknown version, so that a
+/// rolling upgrade works in either order.
 pub const WIRE_VERSION: u32 = 1;
 
-/// One image to classify. Sent by a web process, read by a worker. Unknown fields are ignored.
+/// One image to classify, sent by a web process to a worker. Unknown fields are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClassifyRequest {
     /// [`WIRE_VERSION`].
     pub v: u32,
-    /// Made by the web tier (UUIDv7: its time is the time of submission); names the image and its result for ever.
+    /// Created by the web tier as a UUIDv7, whose time is the time of submission. It names the image and its result.
     pub id: Uuid,
     /// The client's name for the file: data to show, never a path or a key. At most 255 bytes.
     #[serde(default)]
     pub filename: String,
-    /// The media type that the client said; a hint, the bytes decide.
+    /// The media type that the client declared. It is a hint; the content decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
-    /// Where the bytes are. Exactly one of `image` and `image_data` is given.
+    /// A reference to the image. Exactly one of `image` and `image_data` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageRef>,
-    /// The bytes themselves, base64, where they fit the queue.
+    /// The image itself as base64, if it fits in the message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_data: Option<String>,
-    /// How many predictions are wanted, best first.
+    /// The number of predictions to return, best first.
     #[serde(default = "default_top_k")]
     pub top_k: u32,
+    /// When the web tier accepted the image.
     pub submitted_at: Timestamp,
-    /// After this instant the job ends as `expired` instead of being worked on.
+    /// The job expires at this instant if no worker has started it.
     pub expires_at: Timestamp,
-    /// Name of the queue that the reply goes to; none: nobody waits.
+    /// The queue for the reply; `None` if no process waits for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<String>,
-    /// W3C trace context of the HTTP request.
+    /// The W3C trace context of the HTTP request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
 }
 
-/// A pointer into the input store (the claim check).
+/// A reference to an object in the input store (claim check).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRef {
+    /// The bucket of the input store.
     pub bucket: String,
+    /// The key of the image.
     pub key: String,
 }
 
-/// How a job ended.
+/// The outcome of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
+    /// The image was classified.
     Succeeded,
+    /// The image could not be classified; see `error`.
     Failed,
+    /// No worker reached the job in time.
     Expired,
 }
 
 impl Status {
+    /// The name on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Status::Succeeded => "succeeded",
@@ -72,133 +80,73 @@ impl Status {
     }
 }
 
-/// The end of a job: the object under `results/<id>.json`, the reply, and the HTTP answer are this same text.
+/// The outcome of a job. The object `results/<id>.json`, the reply and the HTTP answer are the same text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClassifyResult {
+    /// [`WIRE_VERSION`].
     pub v: u32,
+    /// The job.
     pub id: Uuid,
+    /// The file name in the request.
     pub filename: String,
+    /// The outcome of the job.
     pub status: Status,
-    /// Best first; empty unless `status` is `succeeded`.
+    /// The best first; empty unless `status` is `succeeded`.
     pub predictions: Vec<Prediction>,
-    /// None where no model was reached.
+    /// `None` if no model was run.
     pub model: Option<ModelRef>,
+    /// How long each stage took.
     pub timings_ms: TimingsMs,
-    /// The receive count of the delivery that ended the job; 0 where a web process ended it.
+    /// The receive count of the delivery that completed the job; 0 if a web process did.
     pub attempt: u32,
-    /// Which process ended it.
+    /// The process that completed the job.
     pub worker: String,
+    /// Why the job failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorInfo>,
 }
 
+/// One class with its probability.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
-    /// Index into the model's classes, 0-based. None from a worker of the original, which tells only the label.
+    /// The 0-based index of the class. `None` from a legacy worker, which returns only the label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class_index: Option<u32>,
+    /// The name of the class.
     pub label: String,
-    /// Softmax probability, 0..1. None as above.
+    /// The softmax probability, 0 to 1; `None` from a legacy worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub score: Option<f32>,
 }
 
-/// Which model answered.
+/// The model that produced a result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelRef {
+    /// The name of the model package.
     pub name: String,
+    /// The version of the model package.
     pub version: String,
     /// `sha256:<hex>` of the model file.
     pub digest: String,
 }
 
-/// Where the time went, milliseconds. A stage that was not reached is 0.
+/// The duration of each stage in milliseconds; 0 for a stage that was not reached.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct TimingsMs {
-    /// Submission to receipt by the worker (two clocks), and there until a session is free.
+    /// From submission until a session is free. Web tier and worker have different clocks.
     pub queued: f64,
     /// Reading the image from the store.
     pub fetched: f64,
     /// Decoding and preprocessing.
     pub decoded: f64,
-    /// Inference of its batch.
+    /// Inference of the batch.
     pub inferred: f64,
-    /// Submission to the end.
+    /// From submission to completion.
     pub total: f64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ErrorInfo {
-    pub code: ErrorCode,
-    pub message: String,
-}
-
-/// Why a job failed. Stable: clients match on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ErrorCode {
-    /// An image type we know, damaged beyond use.
-    Undecodable,
-    /// An image type, or a coding of one, that we do not decode.
-    UnsupportedType,
-    /// More pixels than `--max-pixels`, by the header alone.
-    TooManyPixels,
-    /// Decoding takes more CPU time than `--decode-timeout`.
-    DecodeTimeout,
-    /// Decoding takes more memory than `--max-decode-bytes`.
-    TooLargeDecoded,
-    /// The message points at an object that is not there.
-    InputMissing,
-    /// More bytes than `--max-upload-bytes`.
-    InputTooLarge,
-    /// The message breaks the wire contract.
-    Malformed,
-    /// A fault of ours, again and again; the last reason is in the message.
-    AttemptsExhausted,
-    /// Not reached before `expires_at`.
-    Expired,
-    /// A fault of ours that no retry mends.
-    Internal,
-}
-
-impl ErrorCode {
-    /// Whether sending the same image again cannot help: the client's fault, answered 422 and never retried.
-    pub fn is_client_fault(self) -> bool {
-        matches!(
-            self,
-            ErrorCode::Undecodable
-                | ErrorCode::UnsupportedType
-                | ErrorCode::TooManyPixels
-                | ErrorCode::DecodeTimeout
-                | ErrorCode::TooLargeDecoded
-                | ErrorCode::InputTooLarge
-        )
-    }
-
-    /// The code of that spelling.
-    pub fn from_wire(text: &str) -> Option<Self> {
-        serde_json::from_value(text.into()).ok()
-    }
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ErrorCode::Undecodable => "undecodable",
-            ErrorCode::UnsupportedType => "unsupported_type",
-            ErrorCode::TooManyPixels => "too_many_pixels",
-            ErrorCode::DecodeTimeout => "decode_timeout",
-            ErrorCode::TooLargeDecoded => "too_large_decoded",
-            ErrorCode::InputMissing => "input_missing",
-            ErrorCode::InputTooLarge => "input_too_large",
-            ErrorCode::Malformed => "malformed",
-            ErrorCode::AttemptsExhausted => "attempts_exhausted",
-            ErrorCode::Expired => "expired",
-            ErrorCode::Internal => "internal",
-        }
-    }
-}
-
 impl ClassifyResult {
-    /// A job that ended without predictions.
+    /// A job that completed without predictions.
     pub fn ended(id: Uuid, filename: &str, status: Status, code: ErrorCode, message: impl Into<String>) -> Self {
         ClassifyResult {
             v: WIRE_VERSION,
@@ -214,54 +162,66 @@ impl ClassifyResult {
         }
     }
 
-    /// The one text that is stored, replied and answered.
+    /// The text that is stored, sent as the reply and returned over HTTP.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("a result holds only strings and finite numbers; this is a bug")
     }
 }
 
-/// What a web process reads of a reply before it decides who gets it.
+/// The members of a reply that a web process needs to find the waiter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplyHead {
+    /// [`WIRE_VERSION`].
     pub v: u32,
+    /// The job.
     pub id: Uuid,
+    /// The outcome of the job.
     pub status: Status,
-    /// Absent in a cut reply, and only there.
+    /// Absent in a truncated reply, and only there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filename: Option<String>,
 }
 
-/// The reply for a queue that does not take the whole result: who waits reads the store. None for what is no result.
+/// A truncated reply for a queue that cannot take the whole result; the waiter then reads the store. Returns `None`
+/// when `result` is not a result.
 pub fn cut_reply(result: &str) -> Option<String> {
     let head = ReplyHead { filename: None, ..serde_json::from_str(result).ok()? };
     serde_json::to_string(&head).ok()
 }
 
 impl ReplyHead {
+    /// Returns true if the reply is truncated.
     pub fn is_cut(&self) -> bool {
         self.filename.is_none()
     }
 }
 
-/// What a message on the request queue turned out to be.
+/// A parsed message of the request queue.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Incoming {
+    /// A request.
     Job(Box<ClassifyRequest>),
+    /// A request of the legacy system.
     Legacy(LegacyRequest),
-    /// A newer wire; handed back for a newer worker.
+    /// A newer version of the wire; released for a newer worker.
     UnknownVersion {
+        /// The version in the message.
         v: u64,
     },
-    /// Breaks the contract. With an id, the job is told so; without one, only the dead-letter queue is.
+    /// The message breaks the contract. If it has an id, the job fails; otherwise the message only goes to the dead
+    /// letters.
     Malformed {
+        /// The job, if the message names one.
         id: Option<Uuid>,
+        /// The queue for the reply, if the message names one.
         reply_to: Option<String>,
+        /// What is wrong with the message.
         reason: String,
     },
 }
 
 impl Incoming {
-    /// The job that the message is about, where it tells.
+    /// The job of the message, if it names one.
     pub fn id(&self) -> Option<Uuid> {
         match self {
             Incoming::Job(request) => Some(request.id),
@@ -270,7 +230,7 @@ impl Incoming {
         }
     }
 
-    /// The trace that a request belongs to.
+    /// The trace that the request belongs to.
     pub fn traceparent(&self) -> Option<&str> {
         match self {
             Incoming::Job(request) => request.traceparent.as_deref(),
@@ -278,7 +238,7 @@ impl Incoming {
         }
     }
 
-    /// Reads the body of a message on the request queue. Never fails: whatever it is, it has an end.
+    /// Parses the body of a message of the request queue. Every body parses to some variant.
     pub fn parse(body: &str) -> Incoming {
         let malformed = |reason: String| Incoming::Malformed { id: None, reply_to: None, reason };
         let value: serde_json::Value = match serde_json::from_str(body) {
@@ -290,8 +250,8 @@ impl Incoming {
         };
         if !object.contains_key("id") {
             return match serde_json::from_value(value) {
-                Ok(seed) => Incoming::Legacy(seed),
-                Err(error) => malformed(format!("neither a request with an id nor the original's form: {error}")),
+                Ok(legacy) => Incoming::Legacy(legacy),
+                Err(error) => malformed(format!("neither a request with an id nor a legacy request: {error}")),
             };
         }
         match object.get("v").and_then(serde_json::Value::as_u64) {
@@ -314,16 +274,6 @@ fn parse_job(value: serde_json::Value) -> Incoming {
         Err(error) => error.to_string(),
     };
     Incoming::Malformed { id, reply_to, reason }
-}
-
-/// A file name cut to the wire's 255 bytes, at a character's edge.
-pub fn cut_filename(name: &str) -> &str {
-    const LIMIT_BYTES: usize = 255;
-    if name.len() <= LIMIT_BYTES {
-        return name;
-    }
-    let end = (0..=LIMIT_BYTES).rev().find(|&at| name.is_char_boundary(at)).unwrap_or(0);
-    &name[..end]
 }
 
 fn default_top_k() -> u32 {

@@ -1,30 +1,33 @@
-//! The claim check: when an image travels in the message, and when by reference.
+//! Claim check: when a message contains the image and when it contains a reference.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use uuid::Uuid;
 
-use super::{ClassifyRequest, ImageRef, image_key};
+use super::legacy::LegacyRequest;
+use super::message::{ClassifyRequest, ImageRef};
+use super::names::image_key;
 
-/// How the worker gets at the bytes.
+/// How the worker gets the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Payload {
-    /// Decoded from the message.
+    /// The image, decoded from the message.
     Inline(Vec<u8>),
-    /// To be read from the input store.
+    /// The job whose image is to be read from the input store.
     Stored(Uuid),
 }
 
-/// Stands in the input store where the image of a job was whose client left before it was told the id. A worker that finds
-/// it ends the message without a result. No image starts like this, so that no upload can be mistaken for it.
+/// Replaces the image in the input store if the client disconnected before it received the id. A worker that reads it
+/// completes the message without a result. No image format starts like this, so no upload can be mistaken for it.
 pub const WITHDRAWN_IMAGE: &[u8] = b"withdrawn\n";
 
-/// Room that a request without its image takes in a message: ids, times, a file name of 255 bytes that JSON may
-/// escape to six bytes each, a reply queue.
+/// Maximum size of a request without its image: ids, times, a file name of 255 bytes that JSON may escape to six bytes
+/// each, and a reply queue.
 const ENVELOPE_BYTES: usize = 2_304;
 
-/// The bytes inline when they were asked to be (`inline_bytes` > 0), are within it, and fit the queue's limit
-/// together with the envelope; else a reference to where the web tier has put them anyway.
+/// Returns the image as base64 if inlining is enabled (`inline_bytes` > 0), the image is within that size, and it fits
+/// the queue's limit together with the envelope. Otherwise returns a reference to the object that the web tier writes
+/// in any case.
 pub fn inline_or_reference(
     image: &[u8],
     id: Uuid,
@@ -39,14 +42,15 @@ pub fn inline_or_reference(
     }
 }
 
-/// What a queue must take for an image of that size to travel inline.
+/// The message size that a queue must allow for an inline image of this size.
 pub fn inline_request_bytes(image_bytes: usize) -> usize {
     image_bytes.div_ceil(3) * 4 + ENVELOPE_BYTES
 }
 
 impl ClassifyRequest {
-    /// The message's text, for a queue that takes `limit_bytes`: where it would be larger, the image goes by reference,
-    /// then the file name gets shorter. What is left then has about 500 bytes, and no queue of SQS takes less than 1,024.
+    /// The body of the message for a queue that takes `limit_bytes`. If it would be larger, the image is replaced by a
+    /// reference, then the file name is truncated. The remaining message has about 500 bytes, and every SQS queue takes
+    /// at least 1,024.
     pub fn into_message(mut self, bucket: &str, limit_bytes: usize) -> String {
         loop {
             let text = serde_json::to_string(&self).expect("a request is strings and numbers; this is a bug");
@@ -61,11 +65,11 @@ impl ClassifyRequest {
         }
     }
 
-    /// Where this request's bytes are, checked against what a message may name: its own image in the configured
-    /// bucket and nothing else, so that a message cannot make a worker read other objects.
+    /// Locates the image of this request. A message may only name its own image in the configured bucket, so that it
+    /// cannot make a worker read other objects.
     ///
     /// # Errors
-    /// A reason for `malformed`.
+    /// The reason for `malformed`.
     pub fn payload(&self, input_bucket: &str) -> Result<Payload, String> {
         match (&self.image, &self.image_data) {
             (Some(image), None) if image.bucket != input_bucket => {
@@ -81,18 +85,18 @@ impl ClassifyRequest {
     }
 }
 
-impl super::LegacyRequest {
-    /// The image of the original's form.
+impl LegacyRequest {
+    /// The image of a legacy request.
     ///
     /// # Errors
-    /// A reason for `malformed`.
+    /// The reason for `malformed`.
     pub fn image_bytes(&self) -> Result<Vec<u8>, String> {
         decode_base64(&self.image_data)
     }
 }
 
-/// White space is skipped: many encoders break lines (the `base64` of coreutils, MIME encoders), and the decoder of the
-/// legacy system takes that.
+/// Decodes base64 with white space. Many encoders insert line breaks (`base64` of coreutils, MIME encoders), and the
+/// decoder of the legacy system accepts them.
 fn decode_base64(data: &str) -> Result<Vec<u8>, String> {
     let decode = |data: &[u8]| STANDARD.decode(data).map_err(|error| format!("image_data is not base64: {error}"));
     if !data.bytes().any(is_white_space) {

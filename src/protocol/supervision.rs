@@ -1,34 +1,37 @@
-//! What a worker says to the process that started it, on standard output, a line each: that it is ready, and then each
-//! second in which it worked how much it did. Other lines mean nothing.
+//! The lines that a worker prints on standard output for the process that started it: one when it is ready, then one
+//! for each second in which it completed images. Other lines are ignored.
 
 use std::fmt;
 use std::time::Duration;
 
+/// One line of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WorkerLine {
-    /// It takes messages.
+    /// The worker receives messages.
     Ready,
+    /// The worker completed images.
     Worked(Worked),
 }
 
-/// Images that a worker was done with since the last line, and how long it was busy with them: the time of all its
-/// sessions together by their number.
+/// The images that a worker completed since the last line, and how long it was busy: the total time of its sessions
+/// divided by their number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Worked {
+    /// The number of images.
     pub images: u64,
-    /// To the microsecond.
+    /// The busy time, rounded to a microsecond.
     pub busy: Duration,
 }
 
 impl Worked {
-    /// How long an image takes whoever was busy, a session or a whole worker; none where there was no image.
+    /// The mean time for an image. Returns `None` when there was no image.
     pub fn service_time(self) -> Option<Duration> {
         (self.images > 0).then(|| self.busy.div_f64(self.images as f64))
     }
 }
 
 impl WorkerLine {
-    /// None for a line that means nothing.
+    /// Returns `None` for any other line.
     pub fn parse(line: &str) -> Option<WorkerLine> {
         if line == "ready" {
             return Some(WorkerLine::Ready);
@@ -53,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_read_as_they_are_written() {
+    fn lines_round_trip() {
         let worked = WorkerLine::Worked(Worked { images: 250, busy: Duration::from_micros(1_300_500) });
         for (line, text) in [(WorkerLine::Ready, "ready"), (worked, "worked 250 1300500")] {
             assert_eq!((line.to_string().as_str(), WorkerLine::parse(text)), (text, Some(line)));

@@ -44,7 +44,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::aws::Aws;
 use crate::model::ModelChoice;
-use crate::scaling::cost::Prices;
+use crate::scaling_policy::cost::Prices;
 use crate::telemetry::output;
 use aws::{Cloud, KnownAttributes};
 use bundle::{Bundle, BundleRef};

@@ -6,8 +6,8 @@ use serde_json::Value;
 use super::resource::Kind;
 use super::settings::Settings;
 use super::stack::{Stack, VOLUME_GB};
-use crate::scaling::Policy;
-use crate::scaling::cost::{CallsPerImage, Machines, Prices, Standing};
+use crate::scaling_policy::Policy;
+use crate::scaling_policy::cost::{CallsPerImage, FixedResources, Machines, Prices};
 
 /// A waiting worker or web process polls its queue three times a minute.
 const LONG_POLLS_PER_HOUR: f64 = 180.0;
@@ -50,7 +50,7 @@ pub(super) fn cost(settings: &Settings, stack: &Stack, prices: &Prices) -> Resul
     };
     let follows_metric = matches!(settings.policy, Policy::Target(_));
     let processes = f64::from(settings.bounds.min() + settings.web_instances);
-    let standing = Standing {
+    let standing = FixedResources {
         alarms: alarm_metrics(stack),
         // Target tracking creates two alarms: one to scale out and one to scale in.
         high_resolution_alarms: if follows_metric { 2 } else { 0 },
@@ -59,12 +59,12 @@ pub(super) fn cost(settings: &Settings, stack: &Stack, prices: &Prices) -> Resul
         stored_gb: STORED_GB,
         sqs_requests_per_hour: LONG_POLLS_PER_HOUR * processes,
     };
-    let estimate = prices.estimate(&web, (&workers, &most), &standing, &CallsPerImage::ALONE);
+    let estimate = prices.estimate(&web, (&workers, &most), &standing, &CallsPerImage::UNBATCHED);
     Ok(Cost {
         currency: prices.currency.clone(),
         prices_of: prices.date.clone(),
         prices_region: prices.region.clone(),
-        at_rest_month: estimate.at_rest_month,
+        at_rest_month: estimate.idle_month,
         per_million_images: estimate.per_million_images,
         at_max_day: estimate.at_max_day,
         at_max_hour: estimate.at_max_hour,

@@ -217,7 +217,7 @@ mod tests {
     use super::super::settings::Settings;
     use super::super::text;
     use super::*;
-    use crate::scaling::{Bounds, Policy, TargetPolicy};
+    use crate::scaling_policy::{Bounds, Policy, TargetPolicy};
 
     /// The inventory after a stack was applied.
     fn applied(stack: &Stack) -> Inventory {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bundle::Cpu;
 use crate::config::Names;
-use crate::scaling::{Bounds, Policy};
+use crate::scaling_policy::{Bounds, Policy};
 
 /// The settings of a stack, as a user gives them.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,7 +108,7 @@ impl Settings {
             visibility_timeout: Duration::from_secs(30),
             max_receive_count: 5,
             bounds: Bounds::new(0, 4).expect("bounds of the test"),
-            policy: Policy::Step(crate::scaling::StepPolicy::ORIGINAL),
+            policy: Policy::Step(crate::scaling_policy::StepPolicy::LEGACY),
             instance_types: Vec::new(),
             spot_percent: 0,
             existing_launch_template: None,

@@ -8,7 +8,7 @@ use super::names::ResourceNames;
 use super::settings::{Settings, Site};
 use super::tier::Tier;
 use crate::config::Names;
-use crate::scaling::Policy;
+use crate::scaling_policy::Policy;
 
 const TEMPLATE: &str = include_str!("user_data.sh");
 

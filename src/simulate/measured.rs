@@ -1,8 +1,8 @@
 //! Service time and overhead from a report of the load generator.
 //!
-//! In a closed loop that keeps every session busy, a session takes the number of sessions divided by the rate for an
-//! image: whatever happens between two images is in it, as it should be. What an answer took beside the time until its
-//! result was written is the overhead.
+//! In a closed loop that keeps every session busy, the service time is the number of sessions divided by the rate. It
+//! includes the work between two images, as it should. The overhead is the time of an answer beyond the time until its
+//! result was written.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use serde::Deserialize;
 
-pub struct Measured {
+pub(super) struct Measured {
     pub service_time: Duration,
     pub overhead: Duration,
 }
@@ -34,12 +34,12 @@ struct Timings {
     total: f64,
 }
 
-/// `sessions`: of all workers that were busy in that run.
+/// Reads a report of a run in which `sessions` sessions, of all workers together, were busy.
 ///
 /// # Errors
-/// One line where the file is no report, or one of a run that did not keep the sessions busy.
-pub fn read(path: &Path, sessions: u32) -> anyhow::Result<Measured> {
-    let context = || format!("the report {}", path.display());
+/// One line if the file is not a report, or the run did not keep the sessions busy.
+pub(super) fn read(path: &Path, sessions: u32) -> anyhow::Result<Measured> {
+    let context = || format!("cannot read the report {}", path.display());
     let text = std::fs::read_to_string(path).with_context(context)?;
     let report =
         serde_json::from_str(&text).context("not a report of `imgcls loadgen --json`").with_context(context)?;
@@ -49,7 +49,7 @@ pub fn read(path: &Path, sessions: u32) -> anyhow::Result<Measured> {
 fn measured(report: &Report, sessions: u32) -> anyhow::Result<Measured> {
     ensure!(
         report.r#loop == "closed" && report.concurrency >= sessions.saturating_mul(2),
-        "only a closed loop with twice as many requests in flight as sessions keeps {sessions} busy: measure with \
+        "only a closed loop with twice as many requests in flight as sessions keeps {sessions} sessions busy; measure with \
          `imgcls loadgen --json --concurrency {}`, without --rate",
         sessions.saturating_mul(4)
     );
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn the_service_time_is_the_sessions_by_the_rate() {
+    fn service_time_is_sessions_divided_by_rate() {
         let text = r#"{"loop": "closed", "concurrency": 8, "images_per_second": 250.0, "latency_ms": {"mean": 32.0},
             "server_timings_ms": {"total": 30.5}}"#;
         let measured = read_text(text).expect("a report");
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_left_sessions_idle_says_nothing() {
+    fn run_with_idle_sessions_is_refused() {
         for text in [
             r#"{"loop": "open", "concurrency": 100, "images_per_second": 1.0}"#,
             r#"{"loop": "closed", "concurrency": 3, "images_per_second": 1.0}"#,

@@ -1,8 +1,7 @@
-//! The timeline as a picture: arrivals, queue, workers and latency over time, a colour a policy. One drawing, as SVG or
-//! as PNG; for PNG it is drawn at twice the size and made smaller, which smooths its lines.
+//! The timeline as a chart: arrivals, queue, workers and latency over time, with one colour for each policy. SVG and
+//! PNG are the same drawing; a PNG is drawn at twice the size and scaled down, which smooths its lines.
 
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
 use std::sync::Once;
 
 use anyhow::{Context as _, anyhow};
@@ -17,56 +16,29 @@ use plotters::prelude::{
 };
 use plotters::style::register_font;
 
-use super::Simulated;
-use super::report::columns;
-use crate::scaling::simulate::Second;
-
-/// A file whose name says what it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PlotFile {
-    path: PathBuf,
-    format: Format,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Svg,
-    Png,
-}
-
-impl FromStr for PlotFile {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let path = PathBuf::from(text);
-        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-        let format = match extension.to_ascii_lowercase().as_str() {
-            "svg" => Format::Svg,
-            "png" => Format::Png,
-            _ => return Err("a plot is a file.svg or a file.png".to_owned()),
-        };
-        Ok(PlotFile { path, format })
-    }
-}
+use super::columns::columns;
+use super::plot_file::{Format, PlotFile};
+use super::simulated::Simulated;
+use crate::scaling_policy::discrete_events::Second;
 
 const WIDTH: u32 = 1100;
 const HEAD_HEIGHT: u32 = 44;
 const PANEL_HEIGHT: u32 = 190;
-/// For the labels of the time axis, which the last panel has for all.
+/// Height of the labels of the time axis, which only the last panel has.
 const FOOT_HEIGHT: u32 = 22;
 const TITLE_HEIGHT: u32 = 26;
 const AXIS_WIDTH: u32 = 60;
 const HEIGHT: u32 = HEAD_HEIGHT + 4 * PANEL_HEIGHT + FOOT_HEIGHT;
 const SMOOTHING: u32 = 2;
-/// A screen shows no more; what lies between two points is told by the worst of it.
-const MOST_POINTS: usize = 900;
+/// Maximum number of points of a line. A screen shows no more; each point shows the worst value of its bucket.
+const MAX_POINTS: usize = 900;
 
 const FONT: &[u8] = include_bytes!("font/DejaVuSans-latin.ttf");
 const FONT_FAMILY: &str = "sans-serif";
 const INK: RGBColor = RGBColor(60, 60, 60);
 const GRID: RGBColor = RGBColor(228, 228, 228);
 const ARRIVALS: RGBColor = RGBColor(150, 150, 150);
-/// Told apart by colour-blind people too (Okabe and Ito).
+/// A palette for colour-blind readers (Okabe and Ito).
 const COLOURS: [RGBColor; 6] = [
     RGBColor(213, 94, 0),
     RGBColor(0, 114, 178),
@@ -77,11 +49,11 @@ const COLOURS: [RGBColor; 6] = [
 ];
 
 /// # Errors
-/// Where the file cannot be written.
-pub fn write(file: &PlotFile, simulated: &[Simulated]) -> anyhow::Result<()> {
+/// If the file cannot be written.
+pub(super) fn write(file: &PlotFile, simulated: &[Simulated]) -> anyhow::Result<()> {
     static REGISTERED: Once = Once::new();
     REGISTERED.call_once(|| {
-        // What is measured with it is drawn with it; only a font that cannot be read is refused.
+        // Registering fails only for a font that cannot be parsed, and this one is built in.
         let _ = register_font(FONT_FAMILY, FontStyle::Normal, FONT);
     });
     match file.format {
@@ -124,7 +96,7 @@ impl Drawing<'_> {
         self.draw_all(root).map_err(|error| anyhow!("{error}"))
     }
 
-    fn draw_all<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>) -> Result<(), Trouble<DB>> {
+    fn draw_all<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>) -> Result<(), DrawError<DB>> {
         root.fill(&WHITE)?;
         let (head, rest) = root.split_vertically(self.px(HEAD_HEIGHT));
         self.draw_head(&head)?;
@@ -151,8 +123,8 @@ impl Drawing<'_> {
         self.draw_latency(&latency)
     }
 
-    /// Latencies differ by orders of magnitude: the scale is logarithmic, in seconds.
-    fn draw_latency<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Result<(), Trouble<DB>> {
+    /// Latencies differ by orders of magnitude, so the axis is logarithmic.
+    fn draw_latency<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Result<(), DrawError<DB>> {
         let latencies = self.each(|timeline| {
             worst_of(timeline, |second| second.latency.map_or(f64::NAN, |it| it.p90.as_secs_f64().max(1e-4)))
         });
@@ -177,7 +149,7 @@ impl Drawing<'_> {
         self.simulated.iter().map(|it| it.run.timeline.len()).max().unwrap_or(1) as f64
     }
 
-    fn draw_head<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Result<(), Trouble<DB>> {
+    fn draw_head<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Result<(), DrawError<DB>> {
         let (mut x, y) = (self.px(AXIS_WIDTH), self.px(14));
         for (name, colour) in columns(self.simulated).into_iter().zip(COLOURS.iter().cycle()) {
             let corners = [(x, y + self.px(3)), (x + self.px(22), y + self.px(9))];
@@ -190,16 +162,16 @@ impl Drawing<'_> {
         Ok(())
     }
 
-    /// One chart over the whole time, with its title, axes and grid. Points are in seconds, the axis in a unit that
-    /// makes round labels.
+    /// Draws one chart over the whole time, with title, axes and grid. The unit of the time axis is chosen to give
+    /// round labels.
     fn panel<DB, Y>(
         &self,
         area: &DrawingArea<DB, Shift>,
         title: &str,
         y: Y,
         is_last: bool,
-        series: impl FnOnce(&mut ChartContext<'_, DB, Cartesian2d<Seconds, Y::CoordDescType>>) -> Result<(), Trouble<DB>>,
-    ) -> Result<(), Trouble<DB>>
+        series: impl FnOnce(&mut ChartContext<'_, DB, Cartesian2d<Seconds, Y::CoordDescType>>) -> Result<(), DrawError<DB>>,
+    ) -> Result<(), DrawError<DB>>
     where
         DB: DrawingBackend,
         Y: AsRangedCoord<Value = f64>,
@@ -234,15 +206,15 @@ impl Drawing<'_> {
         chart: &mut ChartContext<'_, DB, Cartesian2d<Seconds, Y>>,
         lines: &[Points],
         opacity: f64,
-    ) -> Result<(), Trouble<DB>> {
+    ) -> Result<(), DrawError<DB>> {
         let dot = 1.0 / TimeUnit::of(self.end_seconds()).seconds();
         for (points, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
             let style = colour.mix(opacity).stroke_width(2 * self.scale);
-            // A second without an answer has no latency: a gap, not a line across it.
+            // A second without an answer has no latency: leave a gap instead of drawing a line across it.
             for piece in points.split(|(_, value)| value.is_nan()) {
                 match piece {
                     [] => {}
-                    // A line of one point would not be seen.
+                    // A line with a single point would be invisible.
                     &[(x, y)] => {
                         chart.draw_series([PathElement::new([(x, y), (x + dot, y)], style)])?;
                     }
@@ -261,19 +233,19 @@ impl Drawing<'_> {
 }
 
 type Seconds = plotters::coord::types::RangedCoordf64;
-type Trouble<DB> = plotters::drawing::DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorType>;
+type DrawError<DB> = plotters::drawing::DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorType>;
 
 fn linear(lines: &[Points]) -> std::ops::Range<f64> {
     let most = lines.iter().flatten().map(|(_, value)| *value).fold(0.0, f64::max);
     0.0..(most * 1.1).max(1.0)
 }
 
-/// Seconds that share a point.
+/// The number of seconds that share a point.
 fn bucket(timeline: &[Second]) -> usize {
-    timeline.len().div_ceil(MOST_POINTS).max(1)
+    timeline.len().div_ceil(MAX_POINTS).max(1)
 }
 
-/// The highest value of each bucket; NaN where there is none.
+/// The highest value of each bucket; NaN if it has none.
 fn worst_of(timeline: &[Second], value: impl Fn(&Second) -> f64) -> Points {
     buckets(timeline, |bucket| bucket.iter().map(&value).fold(f64::NAN, f64::max))
 }
@@ -284,10 +256,10 @@ fn mean_of(timeline: &[Second], value: impl Fn(&Second) -> u32) -> Points {
 
 fn buckets(timeline: &[Second], value: impl Fn(&[Second]) -> f64) -> Points {
     let size = bucket(timeline);
-    timeline.chunks(size).enumerate().map(|(place, bucket)| ((place * size) as f64, value(bucket))).collect()
+    timeline.chunks(size).enumerate().map(|(index, bucket)| ((index * size) as f64, value(bucket))).collect()
 }
 
-/// Workers come and go at once, not along a slope.
+/// Draws changes of the number of workers as steps, not as slopes.
 fn steps(points: &[(f64, f64)]) -> Points {
     let mut steps = Points::new();
     for &(x, y) in points {
@@ -334,7 +306,7 @@ impl TimeUnit {
     }
 }
 
-/// Without zeros that say nothing.
+/// Without trailing zeros.
 fn number(value: f64) -> String {
     let digits = if value.abs() < 0.1 { 3 } else { 1 };
     let text = format!("{value:.digits$}");
@@ -346,14 +318,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plot_is_named_for_what_it_is() {
-        let format = |name: &str| name.parse::<PlotFile>().map(|file| file.format);
-        assert_eq!((format("a.svg"), format("b/c.PNG")), (Ok(Format::Svg), Ok(Format::Png)));
-        assert!(format("a").is_err() && format("a.gif").is_err() && format("svg").is_err());
-    }
-
-    #[test]
-    fn points_tell_the_worst_of_their_bucket_and_workers_step() {
+    fn points_show_the_worst_of_their_bucket_and_workers_change_in_steps() {
         let timeline: Vec<Second> = (0..1800).map(|visible| Second { visible, ..Second::default() }).collect();
         let points = worst_of(&timeline, |second| f64::from(second.visible));
         assert_eq!((points.len(), points[0], points[899]), (900, (0.0, 1.0), (1798.0, 1799.0)));

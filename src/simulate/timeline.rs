@@ -1,11 +1,11 @@
-//! The timeline as CSV: a line a second and policy. The columns are a stable interface.
+//! The timeline as CSV: one line for each second and policy. The columns are a stable interface.
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::Simulated;
+use super::simulated::Simulated;
 
 const COLUMNS: [&str; 13] = [
     "policy",
@@ -23,7 +23,7 @@ const COLUMNS: [&str; 13] = [
     "max_ms",
 ];
 
-pub fn write(path: &Path, simulated: &[Simulated]) -> anyhow::Result<()> {
+pub(super) fn write(path: &Path, simulated: &[Simulated]) -> anyhow::Result<()> {
     let context = || format!("cannot write the timeline {}", path.display());
     let mut out = csv::Writer::from_path(path).with_context(context)?;
     out.write_record(COLUMNS).with_context(context)?;

@@ -1,11 +1,12 @@
-//! The loop closed: `provision` makes a stack, the alarms and policies of that stack move its group, and an image that
-//! comes to no worker is answered by one that was started for it. ministack has the stack's queues and buckets, moto
-//! the rest; `cloudwatch/` plays what neither does, `cloud.rs` the machines.
+//! The whole control loop: `provision` creates a stack, the alarms and policies of that stack resize its group, and an
+//! image that arrives while there is no worker is answered by a worker that was started for it. ministack emulates the
+//! queues and buckets of the stack, moto the other services. `cloudwatch/` evaluates alarms, which neither does, and
+//! `cloud.rs` plays the machines.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use imgcls::scaling::{self, Bounds, Observation, QueueDepth, StepPolicy};
+use imgcls::scaling_policy::{self, Bounds, Observation, QueueDepth, StepPolicy};
 
 use crate::cloud::{Cloud, Setting};
 use crate::cloudwatch::{Alarm, Capacity, CloudWatch, Metric, Metrics, Policy, SPEED, Watched, alarms_of};
@@ -14,49 +15,51 @@ use crate::emulators::{self, ministack, moto_of_stacks};
 use crate::harness::{Service, imgcls, picture, until};
 use crate::provision::small_bundle;
 
-/// The account that both emulators take from a key of twelve digits.
+/// Both emulators take a key of twelve digits as the account.
 const ACCOUNT: &str = "123456789012";
-/// From the first image in the queue to the first worker that is asked for.
+/// From the first image in the queue to the first worker.
 const FIRST_WORKER_WITHIN: Duration = Duration::from_secs(10);
 const MOST: u32 = 2;
 const IMAGES: usize = 80;
-/// So many where one worker would be too quick for an alarm to see images wait.
+/// Sent while one worker is too quick for an alarm to see a backlog.
 const MOST_IMAGES: usize = 400;
-/// A worker's share under `--policy target` is four images: of these a second worker is needed.
+/// With `--policy target` one worker may have a backlog of four images, so these need a second worker.
 const TARGET: [&str; 6] = ["--policy", "target", "--slo", "1s", "--service-time", "250ms"];
 const STEP: [&str; 2] = ["--policy", "step"];
-/// `autoscale` looks every ten seconds. The backlog that it publishes has to come so often by the clock of CloudWatch.
+/// `autoscale` reads the depth every ten seconds. On the accelerated clock of CloudWatch it has to publish the backlog
+/// this often.
 const PUBLISHES: [&str; 2] = ["--interval", "166ms"];
 const FIFTEEN_MINUTES: u64 = 900;
 
 #[test]
-fn the_step_alarms_move_the_fleet() {
-    let moved = there_and_back("loop-step", &STEP, 0);
-    assert!(moved.contains("loop-step-ScaleUpAlarm"), "{moved:?}");
-    assert!(moved.contains("loop-step-ScaleDownAlarm"), "{moved:?}");
+fn step_alarms_resize_the_fleet() {
+    let alarms = scale_out_and_back("loop-step", &STEP, 0);
+    assert!(alarms.contains("loop-step-ScaleUpAlarm"), "{alarms:?}");
+    assert!(alarms.contains("loop-step-ScaleDownAlarm"), "{alarms:?}");
 }
 
 #[test]
-fn target_tracking_moves_the_fleet() {
-    let moved = there_and_back("loop-target", &TARGET, 0);
-    assert!(moved.contains("AlarmHigh"), "{moved:?}");
-    assert!(moved.contains("AlarmLow"), "{moved:?}");
+fn target_tracking_resizes_the_fleet() {
+    let alarms = scale_out_and_back("loop-target", &TARGET, 0);
+    assert!(alarms.contains("AlarmHigh"), "{alarms:?}");
+    assert!(alarms.contains("AlarmLow"), "{alarms:?}");
 }
 
 #[test]
-fn step_alarms_that_are_a_quarter_of_an_hour_late_lose_nothing() {
-    let moved = there_and_back("loop-step-late", &STEP, FIFTEEN_MINUTES);
-    assert!(moved.contains("loop-step-late-ScaleDownAlarm"), "{moved:?}");
+fn step_alarms_that_are_15_minutes_late_lose_no_image() {
+    let alarms = scale_out_and_back("loop-step-late", &STEP, FIFTEEN_MINUTES);
+    assert!(alarms.contains("loop-step-late-ScaleDownAlarm"), "{alarms:?}");
 }
 
 #[test]
-fn target_tracking_beside_an_alarm_that_is_a_quarter_of_an_hour_late_loses_nothing() {
-    let moved = there_and_back("loop-target-late", &TARGET, FIFTEEN_MINUTES);
-    assert!(moved.contains("AlarmLow"), "{moved:?}");
+fn target_tracking_with_an_alarm_that_is_15_minutes_late_loses_no_image() {
+    let alarms = scale_out_and_back("loop-target-late", &TARGET, FIFTEEN_MINUTES);
+    assert!(alarms.contains("AlarmLow"), "{alarms:?}");
 }
 
-/// Load comes to no worker, is worked off, and the fleet goes back to none; which alarms moved it.
-fn there_and_back(name: &'static str, policy: &[&str], queue_metrics_late_by: u64) -> BTreeSet<String> {
+/// Sends load while there is no worker, waits until it is completed and the fleet is back at zero, and returns the
+/// alarms that resized the group.
+fn scale_out_and_back(name: &'static str, policy: &[&str], queue_metrics_late_by: u64) -> BTreeSet<String> {
     let stack = Stack::apply(name, policy);
     let service = stack.serve();
     let cloud = stack.cloud();
@@ -70,27 +73,27 @@ fn there_and_back(name: &'static str, policy: &[&str], queue_metrics_late_by: u6
     assert!(submitted.elapsed() < FIRST_WORKER_WITHIN, "{:?}", submitted.elapsed());
     let image = slow_picture();
     let mut ids = Vec::new();
-    // What comes late brings no second worker in time.
-    let feeds = || queue_metrics_late_by == 0 && cloud.count() < 2;
-    while ids.len() < IMAGES || feeds() && ids.len() < MOST_IMAGES {
+    // With late metrics a second worker would come too late.
+    let needs_more_images = || queue_metrics_late_by == 0 && cloud.count() < 2;
+    while ids.len() < IMAGES || needs_more_images() && ids.len() < MOST_IMAGES {
         ids.push(service.submit("gradient.png", &image));
     }
     for id in ids.iter().chain([&first]) {
         let job = service.finished(id);
-        // A second attempt would be that of an image whose worker was taken away.
+        // A second attempt would mean that the worker was removed while it had the image.
         assert_eq!((job["status"].as_str(), job["attempt"].as_u64()), (Some("succeeded"), Some(1)), "{id}: {job}");
     }
-    // Not before the alarms have seen the end of it too.
+    // Late alarms must see the empty queue too.
     let (finished, late) = (Instant::now(), Duration::from_secs(queue_metrics_late_by) / SPEED);
-    until("back to nothing", || (finished.elapsed() > late && cloud.count() == 0).then_some(()));
+    until("the fleet to scale in to zero", || (finished.elapsed() > late && cloud.count() == 0).then_some(()));
     let gone = cloud.terminated();
     assert!(gone.iter().all(|machine| machine.exit_code == Some(0) && machine.has_drained), "{gone:?}");
     watch.resized().into_iter().map(|resized| resized.alarm).collect()
 }
 
-/// What the alarms of a stack do is what the policy decides, whatever is in the queue.
+/// The alarms of a stack resize the group as the policy decides, for any depth of the queue.
 #[test]
-fn the_step_alarms_do_what_the_policy_decides() {
+fn step_alarms_match_the_policy() {
     let stack = Stack::apply("loop-decides", &STEP);
     let cloud = stack.cloud();
     let policies = Policy::all(&cloud.ec2.group.policies());
@@ -98,7 +101,7 @@ fn the_step_alarms_do_what_the_policy_decides() {
     for workers in 0..=MOST {
         for visible in [0, 1, 2, 25, 26, 1_000] {
             for in_flight in [0, 1, 2, 30] {
-                // An alarm sees no worker's images come back before they do: until then nothing is visible.
+                // If there is no worker, an alarm sees messages in flight only after they become visible again.
                 if (workers, visible) == (0, 0) {
                     continue;
                 }
@@ -158,7 +161,7 @@ impl Stack {
         })
     }
 
-    /// By the alarms that a minute with these numbers puts off, one after the other.
+    /// The number of workers after the alarms that go off in a minute with these metrics, one after the other.
     fn alarmed(&self, alarms: &[Alarm], policies: &[Policy], workers: u32, visible: u64, in_flight: u64) -> u32 {
         let mut metrics = Metrics::default();
         let queue = |name: &str| Metric::new("AWS/SQS", name, "QueueName", &self.queue());
@@ -177,18 +180,19 @@ impl Stack {
     }
 }
 
-/// By the policy itself, a minute after it began to look.
+/// The decision of the policy, a minute after its first observation.
 fn decided(workers: u32, visible: u64, in_flight: u64) -> u32 {
-    let policy = scaling::Policy::Step(StepPolicy::ORIGINAL);
+    let policy = scaling_policy::Policy::Step(StepPolicy::LEGACY);
     let bounds = Bounds::new(0, MOST).unwrap();
-    let blind = Observation { workers, depth: None };
-    let (state, _) = scaling::decide(&policy, bounds, scaling::State::default(), &blind, Duration::ZERO);
+    let unknown = Observation { workers, depth: None };
+    let (state, _) =
+        scaling_policy::decide(&policy, bounds, scaling_policy::State::default(), &unknown, Duration::ZERO);
     let now = Duration::from_secs(60);
     let seen = Observation { workers, depth: Some(QueueDepth { at: now, visible, in_flight }) };
-    scaling::decide(&policy, bounds, state, &seen, now).1.desired
+    scaling_policy::decide(&policy, bounds, state, &seen, now).1.desired
 }
 
-/// Each service by a variable of its own, so that the stack is the one for AWS itself.
+/// Sets a separate endpoint variable for each service, so that the stack is the same as on AWS.
 fn environment() -> Vec<(String, String)> {
     let mut environment = emulators::credentials();
     let at = |service: &str, url: String| (format!("AWS_ENDPOINT_URL_{service}"), url);

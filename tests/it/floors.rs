@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// Every room under `src/`, by floor. A room that is not built yet may stand here; one that is built must.
 const FLOORS: [(u8, &[&str]); 7] = [
-    (0, &["clock", "protocol", "retry", "scaling", "stats", "workload"]),
+    (0, &["clock", "protocol", "retry", "scaling_policy", "stats", "workload"]),
     (1, &["aws", "config", "readiness", "shutdown", "sqlite", "telemetry"]),
     (2, &["instance", "model", "queue", "store"]),
     (3, &["autoscaler", "loadgen", "provision", "retention", "web", "worker"]),
@@ -342,7 +342,7 @@ mod checker {
             ("queue/mod.rs", "mod tests { use super::super::store::Put; }"),
             ("web/mod.rs", "use crate::worker::Config;"),
             ("up.rs", "use crate::cli;"),
-            ("scaling/mod.rs", "type T = fn() -> crate::shutdown::CancellationToken;"),
+            ("scaling_policy/mod.rs", "type T = fn() -> crate::shutdown::CancellationToken;"),
             ("queue/mod.rs", "use crate::{ /* { */ config, worker };"),
             ("queue/mod.rs", "const Q: char = '\"'; use crate::worker; const R: char = '\"';"),
             ("queue/mod.rs", "use crate::*;"),

@@ -1,4 +1,4 @@
-//! `imgcls loadgen` as a command, against a server that speaks the documented HTTP by script.
+//! `imgcls loadgen` as a command, against a scripted server that speaks the documented HTTP API.
 
 mod scripted;
 
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::children::{self, Worker};
 use crate::harness::imgcls;
 
-/// Runs the command without whatever the environment says.
+/// Runs the command without settings from the environment.
 fn loadgen(server: &Server, args: &[&str]) -> Output {
     command(&server.url(), args).output().expect("it starts")
 }
@@ -43,7 +43,7 @@ fn code(output: &Output) -> Option<i32> {
     output.status.code()
 }
 
-/// A folder of small images of one colour each; the colour is the picture's number.
+/// A folder of small images of one colour each; the colour encodes the number of the image.
 fn folder(names: &[&str]) -> TempDir {
     let folder = tempfile::tempdir().expect("a directory");
     for (number, name) in names.iter().enumerate() {
@@ -53,14 +53,14 @@ fn folder(names: &[&str]) -> TempDir {
 }
 
 fn jpeg(number: usize) -> Vec<u8> {
-    let shade = u8::try_from(number * 40).expect("few pictures");
+    let shade = u8::try_from(number * 40).expect("few images");
     let mut bytes = std::io::Cursor::new(Vec::new());
-    let picture = image::RgbImage::from_pixel(8, 8, image::Rgb([shade, 255 - shade, 7]));
-    picture.write_to(&mut bytes, image::ImageFormat::Jpeg).expect("encoded");
+    let image = image::RgbImage::from_pixel(8, 8, image::Rgb([shade, 255 - shade, 7]));
+    image.write_to(&mut bytes, image::ImageFormat::Jpeg).expect("encoded");
     bytes.into_inner()
 }
 
-/// A result object whose predictions are these classes, best first.
+/// A result object with these classes as predictions, best first.
 fn result(classes: &[(u32, &str)]) -> Answer {
     let predictions: Vec<_> = classes
         .iter()
@@ -88,14 +88,14 @@ fn path(path: &Path) -> &str {
 }
 
 #[test]
-fn answers_are_counted_and_held_against_what_is_expected() {
+fn answers_are_counted_and_compared_with_expectations() {
     let folder = folder(&["a.jpg", "b.jpg", "c.jpg", "d.jpg"]);
     fs::write(folder.path().join("notes.txt"), "not an image").expect("written");
     let csv = folder.path().join("expected.csv");
     fs::write(&csv, "file,label\nx/a.jpg,\"Tabby, tabby cat\"\nb.jpg,tench\nc.jpg,goldfish\n").expect("written");
-    let pictures: Vec<_> = (0..4).map(jpeg).collect();
+    let images: Vec<_> = (0..4).map(jpeg).collect();
     let server = Server::start(move |seen| {
-        let number = pictures.iter().position(|picture| *picture == seen.body).expect("the bytes as they are");
+        let number = images.iter().position(|image| *image == seen.body).expect("one of the images, unchanged");
         match number {
             0 => result(&[(281, "tabby, tabby cat"), (282, "tiger cat")]),
             1 => result(&[(1, "goldfish"), (0, "tench")]),
@@ -142,7 +142,7 @@ fn answers_are_counted_and_held_against_what_is_expected() {
 }
 
 #[test]
-fn the_json_report_keeps_its_names() {
+fn json_report_keys_are_stable() {
     let output =
         loadgen(&always_cat(), &["--json", "--num-request", "3", "--rate", "1000", "--threshold", "failed==0"]);
     let report = report(&output);
@@ -161,7 +161,7 @@ fn the_json_report_keeps_its_names() {
 }
 
 #[test]
-fn the_originals_spelling_and_lines() {
+fn spelling_and_output_of_the_legacy_system_are_supported() {
     let folder = folder(&["test_0.JPEG", "test_1.JPEG"]);
     let with_slash = format!("{}/", folder.path().display());
     let output = loadgen(
@@ -172,7 +172,7 @@ fn the_originals_spelling_and_lines() {
                     test_1.JPEG uploaded!\nClassification result: tabby\n";
     assert!(stdout(&output).starts_with(expected), "{output:?}");
 
-    // With --json, standard output is the report's alone.
+    // With --json, standard output holds only the report.
     let args = ["--num_request", "2", "--image_folder", &with_slash, "--verbose", "--json"];
     let output = loadgen(&always_cat(), &args);
     assert_eq!(report(&output)["requests"]["ok"], 2);
@@ -180,20 +180,20 @@ fn the_originals_spelling_and_lines() {
 }
 
 #[test]
-fn the_original_system_is_spoken_to_in_its_own_form() {
+fn legacy_api_sends_the_form_of_the_legacy_system() {
     let folder = folder(&["a\"b.JPEG"]);
     let csv = folder.path().join("expected.csv");
     fs::write(&csv, "file,label\n\"a\"\"b.JPEG\",bathtub\n").expect("written");
-    let picture = jpeg(0);
+    let image = jpeg(0);
     let server = Server::start(move |seen| {
         let form = String::from_utf8_lossy(&seen.body);
-        let well = seen.method == "POST"
+        let is_valid = seen.method == "POST"
             && seen.target == "/"
             && seen.header("content-type").starts_with("multipart/form-data; boundary=")
             && form.contains("form-data; name=\"myfile\"; filename=\"a%22b.JPEG\"\r\n")
-            && seen.body.windows(picture.len()).any(|window| window == picture);
-        // As it arrives from an original worker.
-        if well { Answer::text(200, " bathtub)\n") } else { Answer::text(500, &form) }
+            && seen.body.windows(image.len()).any(|window| window == image);
+        // A label as a legacy worker sends it.
+        if is_valid { Answer::text(200, " bathtub)\n") } else { Answer::text(500, &form) }
     });
     let args = ["--api", "original", "--json", "--image-folder", path(folder.path()), "--expect", path(&csv)];
     let output = loadgen(&server, &[&args[..], &["--num-request", "5", "--threshold", "accuracy==1"]].concat());
@@ -205,7 +205,7 @@ fn the_original_system_is_spoken_to_in_its_own_form() {
 }
 
 #[test]
-fn a_target_that_knows_only_the_original_api_is_recognised() {
+fn report_suggests_the_legacy_api_if_the_target_lacks_v1() {
     let server = Server::start(|_| Answer::text(404, "<h1>Not Found</h1>"));
     let output = loadgen(&server, &["--num-request", "3"]);
     assert_eq!(code(&output), Some(1));
@@ -214,7 +214,7 @@ fn a_target_that_knows_only_the_original_api_is_recognised() {
 }
 
 #[test]
-fn hostile_file_names_reach_the_server_as_data_and_the_terminal_without_teeth() {
+fn hostile_file_names_are_escaped_for_server_and_terminal() {
     let names = ["..%2f\\x.jpg", "a\nX-Evil: 1\r\n.jpg", "c\x1b[2J.jpg", "ü \"q\".jpg"];
     let folder = folder(&names);
     let seen_names = Arc::new(Mutex::new(Vec::new()));
@@ -234,7 +234,7 @@ fn hostile_file_names_reach_the_server_as_data_and_the_terminal_without_teeth() 
 }
 
 #[test]
-fn failures_are_grouped_counted_and_change_the_exit_code() {
+fn failures_are_grouped_and_change_the_exit_code() {
     let count = AtomicU64::new(0);
     let server = Server::start(move |_| match count.fetch_add(1, Ordering::Relaxed) % 5 {
         0 => Answer::json(503, &json!({"title": "Too much at once", "detail": "full"})).header("retry-after", "1"),
@@ -256,14 +256,14 @@ fn failures_are_grouped_counted_and_change_the_exit_code() {
             json!({"reason": "unreadable answer", "count": 10, "example": "<html>"}),
         ]
     );
-    // A missed threshold says more than a failed request.
+    // The exit code of a missed threshold takes precedence over that of a failed request.
     let output = loadgen(&server, &["--num-request", "50", "--threshold", "failed==0"]);
     assert_eq!(code(&output), Some(99));
     assert!(stdout(&output).contains("MISS  failed==0"), "{output:?}");
 }
 
 #[test]
-fn thresholds_pass_and_miss_with_what_was_measured() {
+fn thresholds_are_compared_with_measured_values() {
     let server = always_cat();
     let output = loadgen(&server, &["--threshold", "p99<1h", "--threshold", "failed==0,rate>0"]);
     assert_eq!(code(&output), Some(0), "{output:?}");
@@ -275,7 +275,7 @@ fn thresholds_pass_and_miss_with_what_was_measured() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused_before_anything_is_sent() {
+fn invalid_flags_are_refused_before_anything_is_sent() {
     let server = always_cat();
     for args in [
         &["--threshold", "p99<500"][..],
@@ -298,20 +298,20 @@ fn what_makes_no_sense_is_refused_before_anything_is_sent() {
 }
 
 #[test]
-fn a_run_that_cannot_start_says_why_in_one_line() {
+fn run_that_cannot_start_fails_with_one_line() {
     let server = always_cat();
     let empty = tempfile::tempdir().expect("a directory");
     let csv = empty.path().join("expected.csv");
     fs::write(&csv, "file,label\nother.jpg,tench\n").expect("written");
     let refused =
         std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
-    let nobody = format!("http://{refused}/");
+    let unreachable = format!("http://{refused}/");
     let url = server.url();
     for (url, args, expected) in [
-        (&nobody, &["--num-request", "1000"][..], "connection refused; is \"imgcls up\" running?"),
+        (&unreachable, &["--num-request", "1000"][..], "connection refused; is \"imgcls up\" running?"),
         (&url, &["--image-folder", path(empty.path())], "no image file in"),
         (&url, &["--image-folder", "/nowhere/at/all"], "cannot read the image folder /nowhere/at/all"),
-        (&url, &["--expect", path(&csv)], "names none of the pictures"),
+        (&url, &["--expect", path(&csv)], "names none of the images"),
         (&url, &["--expect", "/nowhere.csv"], "cannot read /nowhere.csv"),
     ] {
         let output = command(url, args).output().expect("it starts");
@@ -324,11 +324,11 @@ fn a_run_that_cannot_start_says_why_in_one_line() {
 }
 
 #[test]
-fn a_job_that_is_not_final_is_asked_for_until_it_is() {
-    let asked = AtomicU64::new(0);
+fn unfinished_job_is_polled_until_it_is_final() {
+    let polls = AtomicU64::new(0);
     let server = Server::start(move |seen| match (seen.method.as_str(), seen.target.as_str()) {
         ("POST", "/v1/classify?wait=30") => Answer::json(202, &json!({"id": "0197", "status": "queued"})),
-        ("GET", "/v1/jobs/0197?wait=20") => match asked.fetch_add(1, Ordering::Relaxed) % 3 {
+        ("GET", "/v1/jobs/0197?wait=20") => match polls.fetch_add(1, Ordering::Relaxed) % 3 {
             2 => result(&[(1, "goldfish")]),
             _ => Answer::json(200, &json!({"id": "0197", "status": "queued"})),
         },
@@ -345,7 +345,7 @@ fn a_job_that_is_not_final_is_asked_for_until_it_is() {
 }
 
 #[test]
-fn an_answer_that_does_not_come_in_time_is_a_failure() {
+fn late_answer_is_a_failure() {
     let server = Server::start(|seen| result(&[]).after(Duration::from_secs(u64::from(seen.number == 0) * 60)));
     let output = loadgen(&server, &["--num-request", "1", "--timeout", "200ms", "--json"]);
     assert_eq!(code(&output), Some(1));
@@ -353,7 +353,7 @@ fn an_answer_that_does_not_come_in_time_is_a_failure() {
 }
 
 #[test]
-fn a_stall_of_the_server_is_never_hidden_by_an_open_loop() {
+fn open_loop_never_hides_a_stall_of_the_server() {
     const STALL: Duration = Duration::from_secs(1);
     let until: Mutex<Option<Instant>> = Mutex::new(None);
     let server = Server::start(move |seen| {
@@ -365,20 +365,20 @@ fn a_stall_of_the_server_is_never_hidden_by_an_open_loop() {
         result(&[(1, "goldfish")])
             .after(until.map_or(Duration::ZERO, |it| it.saturating_duration_since(Instant::now())))
     });
-    // With two connections, two requests see the stall itself; the hundreds that should have started meanwhile must
-    // be counted from when they should have.
+    // With two connections, only two requests see the stall itself. The hundreds that should have started meanwhile
+    // must count from their intended starts.
     let args = ["--num-request", "600", "--rate", "300", "--arrivals", "constant", "-c", "2", "--json"];
     let output = loadgen(&server, &args);
     assert_eq!(code(&output), Some(0), "{output:?}");
     let report = report(&output);
     let latency = |name: &str| report["latency_ms"][name].as_f64().expect("a number");
     assert!(latency("max") >= 900.0 && latency("p99") >= 900.0, "{report}");
-    // A stall of 1 s at 300/s: half of the 600 starts waited, from 1 s down to nothing.
+    // A stall of 1 s at 300/s delays half of the 600 starts, by 1 s down to 0.
     assert!(latency("mean") >= 200.0, "{report}");
     assert!(report["generator"]["waited_for_connection"].as_u64() >= Some(100), "{report}");
 }
 
-/// The server of the test below: a process of its own, so that it can be stopped.
+/// The server of the next test, in a process of its own, so that it can be stopped.
 #[test]
 fn server_in_another_process() {
     if children::data_dir().is_none() {
@@ -394,9 +394,10 @@ fn server_in_another_process() {
     children::wait_for_go();
 }
 
-/// `IMGCLS_TEST_LONG`: 20 s of load instead of 5; of fewer requests, a smaller number makes up the last thousandth.
+/// With `IMGCLS_TEST_LONG` the load lasts 20 s instead of 5. With fewer requests, fewer of them make up the last
+/// thousandth.
 #[test]
-fn a_server_that_stands_still_for_a_second_is_seen_in_the_last_thousandth() {
+fn stopped_server_shows_in_the_p99_9() {
     const RATE: u32 = 1_000;
     const STALL: Duration = Duration::from_secs(1);
     let num_request = RATE * if std::env::var_os("IMGCLS_TEST_LONG").is_some() { 20 } else { 5 };
@@ -419,15 +420,15 @@ fn a_server_that_stands_still_for_a_second_is_seen_in_the_last_thousandth() {
     assert_eq!(report["requests"]["ok"], num_request);
     let latency = |name: &str| report["latency_ms"][name].as_f64().expect("a number");
     assert!(latency("p99_9") >= 900.0, "{report}");
-    // A thousand starts waited, from 1 s down to nothing: half a second each in the mean.
+    // A thousand starts are delayed by 1 s down to 0, by half a second on average.
     assert!(latency("mean") * f64::from(num_request) >= 0.9 * f64::from(RATE) * 500.0, "{report}");
-    // All but those that found one of the 100 connections free.
+    // All delayed starts except those that found one of the 100 connections idle.
     assert!(report["generator"]["waited_for_connection"].as_u64() >= Some(800), "{report}");
     server.expect_success();
 }
 
 #[test]
-fn an_open_loop_keeps_its_rate_and_a_closed_one_its_connections() {
+fn open_loop_keeps_its_rate_and_closed_loop_its_connections() {
     let output = loadgen(&always_cat(), &["--num-request", "100", "--rate", "200", "--arrivals", "constant", "--json"]);
     let wall = report(&output)["wall_seconds"].as_f64().expect("a number");
     assert!((0.49..2.0).contains(&wall), "{wall}");
@@ -437,8 +438,8 @@ fn an_open_loop_keeps_its_rate_and_a_closed_one_its_connections() {
 }
 
 #[test]
-fn a_request_on_a_kept_connection_that_was_closed_is_sent_again_once() {
-    // Every connection answers one request and drops the next, as a server does that closes idle connections.
+fn request_on_a_closed_keep_alive_connection_is_retried_once() {
+    // Every connection answers one request and drops the next, like a server that closes idle connections.
     let server = Server::start(|seen| match seen.on_connection {
         0 => result(&[(1, "goldfish")]),
         _ => Answer::hang_up(),
@@ -448,7 +449,7 @@ fn a_request_on_a_kept_connection_that_was_closed_is_sent_again_once() {
     let report = report(&output);
     assert_eq!((&report["requests"]["ok"], &report["requests"]["retried"]), (&json!(10), &json!(9)));
 
-    // A connection that never answered anything is a failure, not retried.
+    // A connection that never answered is a failure and is not retried.
     let server = Server::start(|_| Answer::hang_up());
     let output = loadgen(&server, &["--num-request", "4", "-c", "1", "--json"]);
     assert_eq!(code(&output), Some(1));
@@ -456,7 +457,7 @@ fn a_request_on_a_kept_connection_that_was_closed_is_sent_again_once() {
 }
 
 #[test]
-fn an_interrupt_stops_sending_and_reports_what_was_measured() {
+fn interrupt_stops_sending_and_reports_partial_results() {
     let server =
         Server::start(|seen| result(&[(1, "x")]).after(Duration::from_secs(if seen.number < 5 { 0 } else { 60 })));
     let child = command(&server.url(), &["--num-request", "1000", "-c", "1", "--json"])
@@ -476,7 +477,7 @@ fn an_interrupt_stops_sending_and_reports_what_was_measured() {
 }
 
 #[test]
-fn the_load_that_is_sent_is_the_load_that_is_simulated() {
+fn loadgen_and_simulate_share_the_arrivals() {
     let folder = tempfile::tempdir().expect("a directory");
     let trace = folder.path().join("trace.csv");
     fs::write(&trace, "second,count\n0,3\n0.3,2\n").expect("written");

@@ -1,4 +1,4 @@
-//! `imgcls simulate` as a command: what it prints, what it writes, what it refuses.
+//! `imgcls simulate` as a command: its output, its files and its errors.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::harness::imgcls;
 
-/// Two bursts of a minute, as the docs have them.
+/// The bursts of a minute that the docs use as an example.
 const BURSTS: [&str; 14] = [
     "--arrivals",
     "burst",
@@ -35,16 +35,16 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("text")
 }
 
-/// The last line on standard error of a run that failed with this code.
+/// Standard error of a run that must fail with this exit code.
 fn refusal(arguments: &[&str], code: i32) -> String {
     let output = simulate(arguments);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
     assert!(output.stdout.is_empty(), "{arguments:?}");
     if code == 1 {
-        assert_eq!(said.lines().count(), 1, "{said}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
     }
-    said
+    stderr
 }
 
 fn path(path: &Path) -> &str {
@@ -52,7 +52,7 @@ fn path(path: &Path) -> &str {
 }
 
 #[test]
-fn policies_are_laid_side_by_side() {
+fn policies_are_compared_side_by_side() {
     let policies =
         ["--sessions", "1", "--policy", "step:metric-period=60s,metric-delay=60s", "--policy", "target:max=8"];
     let text = stdout(&simulate(&[&BURSTS[..], &policies[..]].concat()));
@@ -61,7 +61,7 @@ fn policies_are_laid_side_by_side() {
 }
 
 #[test]
-fn the_json_has_every_figure_and_a_timeline() {
+fn json_has_every_figure_and_a_timeline() {
     let policies = ["--policy", "step", "--policy", "target:slo=20s", "--deaths-per-hour", "6", "--json"];
     let text = stdout(&simulate(&[&BURSTS[..], &policies[..]].concat()));
     let report: Value = serde_json::from_str(&text).expect("JSON");
@@ -99,7 +99,7 @@ fn the_json_has_every_figure_and_a_timeline() {
 }
 
 #[test]
-fn a_seed_is_a_load_and_another_seed_another() {
+fn load_depends_only_on_the_seed() {
     let run =
         |seed| stdout(&simulate(&["--rate", "5", "--service-time", "1s", "--service-time-p99", "3s", "--seed", seed]));
     assert_eq!(run("7"), run("7"));
@@ -107,7 +107,7 @@ fn a_seed_is_a_load_and_another_seed_another() {
 }
 
 #[test]
-fn the_timeline_is_a_csv_and_the_plot_a_picture() {
+fn timeline_is_valid_csv_and_plot_a_valid_image() {
     let folder = tempfile::tempdir().expect("a directory");
     let (csv, svg, png) = (folder.path().join("t.csv"), folder.path().join("t.svg"), folder.path().join("t.png"));
     let policies = ["--policy", "step", "--policy", "target", "--csv", path(&csv), "--plot"];
@@ -121,17 +121,17 @@ fn the_timeline_is_a_csv_and_the_plot_a_picture() {
     let of = |policy: &str| rows.iter().filter(|row| &row[0] == policy).count();
     assert!(of("step") >= 1800 && of("step") == of("target") && of("step") * 2 == rows.len(), "{}", rows.len());
 
-    let picture = fs::read_to_string(&svg).expect("an SVG");
-    assert!(picture.contains("images waiting") && picture.contains(">\ntarget\n<"), "no titles");
-    assert_well_formed(&picture);
-    let picture = image::open(&png).expect("a PNG").into_rgb8();
+    let plot = fs::read_to_string(&svg).expect("an SVG");
+    assert!(plot.contains("images waiting") && plot.contains(">\ntarget\n<"), "no titles");
+    assert_well_formed(&plot);
+    let plot = image::open(&png).expect("a PNG").into_rgb8();
     assert!(
-        picture.width() > 800 && picture.pixels().any(|pixel| pixel[0] > 180 && pixel[2] < 60),
+        plot.width() > 800 && plot.pixels().any(|pixel| pixel[0] > 180 && pixel[2] < 60),
         "no line of the first colour"
     );
 }
 
-/// Every element is closed, in order, and attributes are quoted.
+/// Checks that every element is closed in order and that attributes are quoted.
 fn assert_well_formed(xml: &str) {
     let mut open = Vec::new();
     let mut rest = xml;
@@ -152,7 +152,7 @@ fn assert_well_formed(xml: &str) {
 }
 
 #[test]
-fn a_trace_and_a_report_of_loadgen_are_taken_as_they_are() {
+fn trace_and_loadgen_report_are_accepted() {
     let folder = tempfile::tempdir().expect("a directory");
     let (trace, report) = (folder.path().join("trace.csv"), folder.path().join("report.json"));
     fs::write(&trace, "second,count\n0,40\n30,2\n").expect("written");
@@ -167,7 +167,8 @@ fn a_trace_and_a_report_of_loadgen_are_taken_as_they_are() {
     let text = stdout(&simulate(&[&measured[..], &load[..]].concat()));
     let report: Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!((&report["requests"], &report["service_time_seconds"]), (&json!(42), &json!(0.5)));
-    // Forty images in the first second and one worker: the last of them is done after 20 s, the two at 30 s in 1 s.
+    // Forty images arrive in the first second at one worker, so the last of them completes after 20 s. The two at 30 s
+    // complete in 1 s.
     assert_eq!(report["overhead_seconds"], 0.05);
     let run = &report["runs"][0];
     assert_eq!(run["drained_at_seconds"], 31.0);
@@ -175,7 +176,7 @@ fn a_trace_and_a_report_of_loadgen_are_taken_as_they_are() {
 }
 
 #[test]
-fn what_is_wrong_is_said_in_one_line() {
+fn invalid_input_is_refused_with_one_line() {
     let folder = tempfile::tempdir().expect("a directory");
     let file = |name: &str, text: &str| {
         let file = folder.path().join(name);
@@ -200,8 +201,8 @@ fn what_is_wrong_is_said_in_one_line() {
         ([&service[..], &["--rate", "0.001", "--duration", "1s"]].concat(), "no request starts within"),
         ([&service[..], &["--rate", "1000000", "--duration", "1h"]].concat(), "more than 20000000 requests"),
     ] {
-        let said = refusal(&arguments, 1);
-        assert!(said.contains(expected), "{arguments:?}: {said}");
+        let stderr = refusal(&arguments, 1);
+        assert!(stderr.contains(expected), "{arguments:?}: {stderr}");
     }
 
     for (arguments, expected) in [
@@ -219,7 +220,7 @@ fn what_is_wrong_is_said_in_one_line() {
         ([&service[..], &["--arrivals", "day"]].concat(), "--rate"),
         ([&service[..], &["--arrivals", "trace"]].concat(), "--trace FILE"),
     ] {
-        let said = refusal(&arguments, 2);
-        assert!(said.contains(expected), "{arguments:?}: {said}");
+        let stderr = refusal(&arguments, 2);
+        assert!(stderr.contains(expected), "{arguments:?}: {stderr}");
     }
 }

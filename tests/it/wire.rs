@@ -1,4 +1,4 @@
-//! The wire by golden text: what other processes, other versions and the original's scripts rely on.
+//! Golden tests of the wire format, on which other processes, other versions and the scripts of legacy users rely.
 
 use imgcls::protocol::{
     ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageRef, Incoming, LegacyRequest, ModelRef, Payload,
@@ -54,13 +54,13 @@ fn result() -> ClassifyResult {
 }
 
 #[test]
-fn a_request_reads_and_writes_as_pinned() {
+fn request_format_is_pinned() {
     assert_eq!(serde_json::to_string(&request()).unwrap(), REQUEST);
     assert_eq!(Incoming::parse(REQUEST), Incoming::Job(Box::new(request())));
 }
 
 #[test]
-fn a_newer_writer_may_add_fields_and_leave_optional_ones_out() {
+fn unknown_fields_are_ignored_and_optional_ones_may_be_missing() {
     let extended = REQUEST.replacen('{', r#"{"priority":9,"#, 1);
     assert_eq!(Incoming::parse(&extended), Incoming::Job(Box::new(request())));
     let least = format!(
@@ -72,7 +72,7 @@ fn a_newer_writer_may_add_fields_and_leave_optional_ones_out() {
 }
 
 #[test]
-fn results_read_and_write_as_pinned() {
+fn result_format_is_pinned() {
     assert_eq!(result().to_json(), RESULT);
     assert_eq!(serde_json::from_str::<ClassifyResult>(RESULT).unwrap(), result());
     let failed = ClassifyResult::ended(id(), "cat.jpg", Status::Failed, ErrorCode::Undecodable, "broken");
@@ -82,7 +82,7 @@ fn results_read_and_write_as_pinned() {
 }
 
 #[test]
-fn a_reply_is_the_result_or_its_head() {
+fn reply_is_the_result_or_its_head() {
     let cut = cut_reply(&result().to_json()).unwrap();
     assert_eq!(cut, format!(r#"{{"v":1,"id":"{ID}","status":"succeeded"}}"#));
     assert!(serde_json::from_str::<ReplyHead>(&cut).unwrap().is_cut());
@@ -90,39 +90,43 @@ fn a_reply_is_the_result_or_its_head() {
 }
 
 #[test]
-fn the_originals_forms_are_as_its_scripts_have_them() {
+fn legacy_messages_have_the_format_of_the_legacy_scripts() {
     let body = r#"{"image_data": "aGVsbG8=", "filename": "test_0.JPEG"}"#;
-    let Incoming::Legacy(seed) = Incoming::parse(body) else { panic!("not the original's form") };
-    assert_eq!((seed.filename.as_str(), seed.image_bytes().unwrap().as_slice()), ("test_0.JPEG", b"hello".as_slice()));
+    let Incoming::Legacy(legacy) = Incoming::parse(body) else { panic!("not a legacy request") };
+    assert_eq!(
+        (legacy.filename.as_str(), legacy.image_bytes().unwrap().as_slice()),
+        ("test_0.JPEG", b"hello".as_slice())
+    );
     assert_eq!(legacy_reply("test_0.JPEG", "bathtub"), r#"{"test_0.JPEG":"bathtub"}"#);
     assert_eq!(legacy_output("test_0.JPEG", "bathtub"), "((test_0.JPEG, bathtub))");
 }
 
 #[test]
-fn a_request_in_the_originals_form_carries_no_name_of_a_user() {
+fn legacy_request_of_a_web_tier_has_no_user_file_name() {
     let request = LegacyRequest::new(b"hello", legacy_name(id(), "image/jpeg"));
     let text = format!(r#"{{"image_data":"aGVsbG8=","filename":"{ID}.jpg"}}"#);
     assert_eq!(request.to_json(), text);
 }
 
 #[test]
-fn a_prediction_may_have_a_label_alone() {
-    let seed = RESULT.replace(r#"{"class_index":281,"label":"tabby cat","score":0.5}"#, r#"{"label":"tabby cat"}"#);
-    let read: ClassifyResult = serde_json::from_str(&seed).unwrap();
+fn prediction_may_have_only_a_label() {
+    let label_only =
+        RESULT.replace(r#"{"class_index":281,"label":"tabby cat","score":0.5}"#, r#"{"label":"tabby cat"}"#);
+    let read: ClassifyResult = serde_json::from_str(&label_only).unwrap();
     let expected = Prediction { class_index: None, label: "tabby cat".to_owned(), score: None };
     assert_eq!(read.predictions, [expected]);
-    assert_eq!(read.to_json(), seed);
+    assert_eq!(read.to_json(), label_only);
 }
 
 #[test]
-fn a_request_is_made_to_fit_the_queue() {
-    let inside = ClassifyRequest { image: None, image_data: Some("aGk=".repeat(1_000)), ..request() };
-    assert!(inside.clone().into_message("input", 1 << 20).contains("aGk=aGk="));
-    assert_eq!(inside.into_message("input", 1_024), REQUEST);
+fn request_is_shrunk_to_fit_the_queue() {
+    let inline = ClassifyRequest { image: None, image_data: Some("aGk=".repeat(1_000)), ..request() };
+    assert!(inline.clone().into_message("input", 1 << 20).contains("aGk=aGk="));
+    assert_eq!(inline.into_message("input", 1_024), REQUEST);
 
     let long = ClassifyRequest { filename: "\"".repeat(255), ..request() };
     let whole = long.clone().into_message("input", 1_024);
-    assert!(whole.contains(&"\\\"".repeat(255)), "it fits as it is");
+    assert!(whole.contains(&"\\\"".repeat(255)), "it fits unchanged");
     let hostile = ClassifyRequest { filename: "\u{1}".repeat(255), ..request() };
     let text = hostile.into_message("input", 1_024);
     let Incoming::Job(read) = Incoming::parse(&text) else { panic!("not a request") };
@@ -132,20 +136,19 @@ fn a_request_is_made_to_fit_the_queue() {
 }
 
 #[test]
-fn an_image_travels_inside_only_where_asked_and_where_it_fits() {
+fn image_is_inline_only_if_enabled_and_small_enough() {
     let image = vec![7; 3_000];
-    let travels_inside =
-        |inline_bytes, limit| inline_or_reference(&image, id(), "input", inline_bytes, limit).1.is_some();
-    assert!(travels_inside(3_000, 1 << 20));
-    assert!(!travels_inside(0, 1 << 20), "not asked for");
-    assert!(!travels_inside(2_999, 1 << 20), "larger than asked for");
-    assert!(!travels_inside(3_000, 6_144), "4,000 characters and their envelope do not fit");
+    let is_inline = |inline_bytes, limit| inline_or_reference(&image, id(), "input", inline_bytes, limit).1.is_some();
+    assert!(is_inline(3_000, 1 << 20));
+    assert!(!is_inline(0, 1 << 20), "not enabled");
+    assert!(!is_inline(2_999, 1 << 20), "larger than enabled");
+    assert!(!is_inline(3_000, 6_144), "4,000 characters and their envelope do not fit");
     let (reference, _) = inline_or_reference(&image, id(), "input", 0, 1 << 20);
     assert_eq!(reference.unwrap().key, format!("images/{ID}"));
 }
 
 #[test]
-fn every_error_code_is_spelled_as_documented() {
+fn error_codes_are_spelled_as_documented() {
     let codes = [
         (ErrorCode::Undecodable, "undecodable"),
         (ErrorCode::UnsupportedType, "unsupported_type"),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use imgcls::autoscaler::{self, DRAIN_TIMEOUT, WorkerCommand, WorkerPool};
 use imgcls::config::Backend;
 use imgcls::queue::{self, Outgoing, QueueAttributes};
-use imgcls::scaling::{Bounds, Policy, StepPolicy};
+use imgcls::scaling_policy::{Bounds, Policy, StepPolicy};
 use imgcls::shutdown::CancellationToken;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
@@ -220,7 +220,7 @@ async fn requests_that_are_refused_bring_another_worker() {
     let nest = Nest::new();
     let queues = queue::open(&Backend::Local { data_dir: nest.path().join("data") }).await.expect("a queue file");
     let requests = queues.create("requests", &QueueAttributes::default()).await.expect("a queue");
-    let policy = StepPolicy { scale_out_period: Duration::ZERO, ..StepPolicy::ORIGINAL };
+    let policy = StepPolicy { scale_out_period: Duration::ZERO, ..StepPolicy::LEGACY };
     let bounds = Bounds::new(1, 2).expect("valid bounds");
     let config = autoscaler::Config { policy: Policy::Step(policy), bounds, service_time: None };
     let shutdown = CancellationToken::new();
@@ -240,7 +240,7 @@ async fn failure_of_the_queues_drains_the_pool_and_ends_the_loop_with_the_reason
     let queues = queue::open(&Backend::Local { data_dir: nest.path().join("data") }).await.expect("a queue file");
     let requests = queues.create("requests", &QueueAttributes::default()).await.expect("a queue");
     let bounds = Bounds::new(1, 1).expect("valid bounds");
-    let config = autoscaler::Config { policy: Policy::Step(StepPolicy::ORIGINAL), bounds, service_time: None };
+    let config = autoscaler::Config { policy: Policy::Step(StepPolicy::LEGACY), bounds, service_time: None };
     let (pool, mut watch) = pool(nest.worker(OBEDIENT));
     let (fail, failure) = tokio::sync::oneshot::channel::<String>();
     let failure = async { failure.await.expect("the sender lives until it has sent") };

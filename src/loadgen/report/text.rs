@@ -1,13 +1,14 @@
-//! The report as people read it.
+//! The report as text for people.
 
 use std::fmt::{self, Write as _};
 
-use super::{Accuracy, Checked, HistogramRow, LatencyMs, Metric, Report};
+use super::figures::{Accuracy, HistogramRow, LatencyMs, Report, ThresholdResult};
+use crate::loadgen::threshold::Metric;
 use crate::protocol::TimingsMs;
 
-const BAR_CELLS: u64 = 40;
+const BAR_WIDTH: u64 = 40;
 
-pub fn render(report: &Report) -> String {
+pub(crate) fn render(report: &Report) -> String {
     let mut text = String::new();
     write(&mut text, report).expect("a String takes everything; this is a bug");
     text
@@ -26,18 +27,14 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
     )?;
     writeln!(out, "  {:<12}{} ok, {} failed", "requests", requests.ok, requests.failed)?;
     for group in &report.failures {
-        let example = group.example.as_ref().map(|said| format!(" ({said})")).unwrap_or_default();
+        let example = group.example.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default();
         writeln!(out, "  {:<12}{} × {}{example}", "", group.count, group.reason)?;
     }
     if requests.abandoned > 0 {
-        writeln!(out, "  {:<12}{} sent, but given up at the interruption", "", requests.abandoned)?;
+        writeln!(out, "  {:<12}{} sent, but given up when the run was interrupted", "", requests.abandoned)?;
     }
     if requests.retried > 0 {
-        writeln!(
-            out,
-            "  {:<12}{} sent again: the server had closed the connection they were sent on",
-            "", requests.retried
-        )?;
+        writeln!(out, "  {:<12}{} sent again, because the server had closed the connection", "", requests.retried)?;
     }
     writeln!(out, "  {:<12}{:.1}", "images/s", report.images_per_second)?;
     if let Some(latency) = &report.latency_ms {
@@ -125,15 +122,15 @@ fn write_histogram(out: &mut String, rows: &[HistogramRow]) -> fmt::Result {
     let Some(most) = rows.iter().map(|row| row.count).max() else { return Ok(()) };
     writeln!(out, "\nlatency histogram")?;
     for row in rows {
-        // A row with a single request among thousands is seen too.
-        let cells = (row.count * BAR_CELLS).div_ceil(most.max(1));
-        let bar = "■".repeat(cells as usize);
+        // Round up, so that a row with a single request among thousands is visible.
+        let width = (row.count * BAR_WIDTH).div_ceil(most.max(1));
+        let bar = "■".repeat(width as usize);
         writeln!(out, "  {:>9} to {:>9}  {:>8}  {bar}", ms(row.from_ms), ms(row.to_ms), row.count)?;
     }
     Ok(())
 }
 
-fn write_thresholds(out: &mut String, thresholds: &[Checked]) -> fmt::Result {
+fn write_thresholds(out: &mut String, thresholds: &[ThresholdResult]) -> fmt::Result {
     if thresholds.is_empty() {
         return Ok(());
     }
@@ -145,7 +142,7 @@ fn write_thresholds(out: &mut String, thresholds: &[Checked]) -> fmt::Result {
     Ok(())
 }
 
-fn measured(checked: &Checked) -> String {
+fn measured(checked: &ThresholdResult) -> String {
     let Some(value) = checked.measured else { return "nothing".to_owned() };
     match checked.metric {
         Metric::Latency(_) => ms(value),
@@ -164,13 +161,13 @@ fn write_wrong(out: &mut String, accuracy: &Accuracy) -> fmt::Result {
         let score = wrong.score.map(|score| format!(" ({score:.3})")).unwrap_or_default();
         writeln!(out, "  {}: expected {}, got {}{score}", wrong.file, wrong.expected, wrong.got)?;
     }
-    if accuracy.wrong_pictures > accuracy.wrong.len() {
-        writeln!(out, "  and {} more pictures", accuracy.wrong_pictures - accuracy.wrong.len())?;
+    if accuracy.wrong_images > accuracy.wrong.len() {
+        writeln!(out, "  and {} more images", accuracy.wrong_images - accuracy.wrong.len())?;
     }
     Ok(())
 }
 
-/// Three digits are what was measured.
+/// Formats with three significant digits, the precision of the histogram.
 fn ms(value: f64) -> String {
     match value {
         _ if value >= 10_000.0 => format!("{:.1} s", value / 1e3),

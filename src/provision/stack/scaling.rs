@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::builder::{Builder, INSTANCE_WARMUP, MINUTE};
 use crate::protocol::{BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE};
 use crate::provision::resource::{Kind, in_group, number, reference};
-use crate::scaling::{Policy, StepPolicy, TargetPolicy};
+use crate::scaling_policy::{Policy, StepPolicy, TargetPolicy};
 
 const BACKLOG_PERIOD: u64 = 10;
 

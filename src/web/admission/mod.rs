@@ -39,7 +39,7 @@ use super::http::drain_body;
 use super::metrics::METRICS;
 use crate::protocol::TimingsMs;
 use crate::queue::Queue;
-use crate::scaling::StepPolicy;
+use crate::scaling_policy::StepPolicy;
 
 /// Time between two readings of the depth while requests come. A local reading is cheap; a call to SQS costs money.
 const LOCAL_READING_INTERVAL: Duration = Duration::from_millis(500);
@@ -213,7 +213,7 @@ impl Admission {
                 // them would keep the fleet too small.
                 time_per_job: lock(pace)
                     .time_per_job(Instant::now())
-                    .filter(|_| is_fresh && ledger.visible() > StepPolicy::ORIGINAL.scale_out_above),
+                    .filter(|_| is_fresh && ledger.visible() > StepPolicy::LEGACY.scale_out_above),
             },
         }
     }

@@ -1,4 +1,4 @@
-//! A small real HTTP server that answers by script.
+//! A small HTTP server whose answers are scripted.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,17 +16,17 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpListener;
 
-/// Runs on a thread of its own until the process ends.
+/// Runs on its own thread until the process ends.
 pub struct Server {
     address: SocketAddr,
     requests: Arc<AtomicU64>,
 }
 
-/// A request as it arrived.
+/// A received request.
 pub struct Seen {
-    /// Of all, from 0.
+    /// The number of the request, from 0.
     pub number: u64,
-    /// Of its connection, from 0.
+    /// The number of the request on its connection, from 0.
     pub on_connection: u64,
     pub method: String,
     pub target: String,
@@ -57,7 +57,7 @@ impl Answer {
         Answer::text(status, &body.to_string()).header("content-type", "application/json")
     }
 
-    /// Closes the connection without a word.
+    /// Closes the connection without an answer.
     pub fn hang_up() -> Self {
         Answer { hang_up: true, ..Answer::text(200, "") }
     }
@@ -83,7 +83,7 @@ impl Server {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
                 let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-                bound.send(listener.local_addr().expect("bound")).expect("somebody waits");
+                bound.send(listener.local_addr().expect("bound")).expect("the receiver waits");
                 loop {
                     let (stream, _) = listener.accept().await.expect("a connection");
                     let (script, requests, on_connection) = (script.clone(), counted.clone(), AtomicU64::new(0));
@@ -93,7 +93,7 @@ impl Server {
                             let on_connection = on_connection.fetch_add(1, Ordering::SeqCst);
                             answer(request, number, on_connection, script.clone())
                         });
-                        // A client that goes away is what some tests are about.
+                        // Ignore clients that disconnect; some tests do that on purpose.
                         let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
                     });
                 }
@@ -106,7 +106,7 @@ impl Server {
         format!("http://{}/", self.address)
     }
 
-    /// How many have arrived.
+    /// The number of requests received so far.
     pub fn requests(&self) -> u64 {
         self.requests.load(Ordering::SeqCst)
     }

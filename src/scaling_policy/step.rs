@@ -1,35 +1,37 @@
-//! The original's two alarms, with their actions attached: more than 25 messages visible → one worker more; fewer
-//! than 2 → one worker less.
+//! The two alarms of the legacy system: more than 25 visible messages add a worker, fewer than 2 remove one.
 //!
-//! The alarms read `ApproximateNumberOfMessagesVisible` with statistic Sum and period 1 minute. SQS publishes that
-//! metric once a minute, as the queue stands at that moment; so a period holds one datapoint, and the sum of one
-//! datapoint is that datapoint. "Sum over 1 minute" is therefore *one reading a minute*: not an average, and not a sum
-//! of several readings, which would fire at a fifth of the load over a period of five minutes. The same is done here:
-//! the datapoint of a period is the first reading taken at or after its end, and the next period starts with it. One
-//! reading thus moves the number of workers by one at most, and an alarm that stays on takes one step a period, as
+//! The alarms read `ApproximateNumberOfMessagesVisible` with the statistic Sum and a period of 1 minute. SQS publishes
+//! this metric once a minute with the depth at that moment, so a period holds one datapoint, and the sum is that
+//! datapoint. "Sum over 1 minute" therefore means *one reading each minute*. It is neither an average nor a sum of
+//! several readings, which would trigger at a fifth of the load over a period of five minutes. This policy does the
+//! same: the datapoint of a period is the first reading at or after its end, and the next period starts with it. One
+//! reading changes the number of workers by at most one, and an alarm that stays on takes one step each period, as
 //! CloudWatch repeats an Auto Scaling action.
 //!
-//! Two things differ from the bare alarms. The lower one counts messages in flight too, else it takes workers away
-//! from a queue that is being worked on; and every step out starts its period anew, so that the new worker is given
-//! that long to show what it does.
+//! The policy differs from the bare alarms in two points. The lower threshold counts messages in flight too, because
+//! otherwise it would remove workers from a queue that is being processed. Each step out restarts the scale-in period,
+//! so that the new worker has that long to take effect.
 
 use std::time::Duration;
 
-use super::{Bounds, QueueDepth, Reason};
+use super::decision::{Bounds, QueueDepth, Reason};
 
+/// Thresholds and periods of the step policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepPolicy {
-    /// More visible messages than this: one worker more.
+    /// Above this number of visible messages, one worker is added.
     pub scale_out_above: u64,
+    /// Minimum time between two steps out.
     pub scale_out_period: Duration,
-    /// Fewer messages, visible or in flight, than this: one worker less.
+    /// Below this number of messages, visible or in flight, one worker is removed.
     pub scale_in_below: u64,
+    /// Minimum time between two steps in.
     pub scale_in_period: Duration,
 }
 
 impl StepPolicy {
-    /// The original's, as CloudWatch evaluates it.
-    pub const ORIGINAL: StepPolicy = StepPolicy {
+    /// The alarms of the legacy system, as CloudWatch evaluates them.
+    pub const LEGACY: StepPolicy = StepPolicy {
         scale_out_above: 25,
         scale_out_period: Duration::from_mins(1),
         scale_in_below: 2,
@@ -78,7 +80,7 @@ impl StepPolicy {
     }
 }
 
-/// When the running period of each alarm ends; None before the first decision.
+/// When the current period of each alarm ends; `None` before the first decision.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Periods {
     scale_out_ends: Option<Duration>,
@@ -95,7 +97,7 @@ impl Periods {
         self.scale_in_ends = Some(now.saturating_add(policy.scale_in_period));
     }
 
-    /// Whether a reading taken at `at` is the datapoint of the running period; if so the next period begins.
+    /// Returns true if a reading taken at `at` is the datapoint of the current period, and then starts the next period.
     fn end(ends: &mut Option<Duration>, period: Duration, at: Duration) -> bool {
         let due = ends.is_some_and(|ends| at >= ends);
         if due {
@@ -112,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_originals_alarms_step_once_a_minute() {
+    fn legacy_alarms_step_once_a_minute() {
         let readings = [
             (0, Some((0, 0))),
             (30, Some((100, 0))),
@@ -127,7 +129,7 @@ mod tests {
             (420, Some((0, 0))),
             (480, Some((1, 0))),
         ];
-        let text = replay(Policy::Step(StepPolicy::ORIGINAL), (1, 3), 1, &readings);
+        let text = replay(Policy::Step(StepPolicy::LEGACY), (1, 3), 1, &readings);
         golden(
             &text,
             "0s 0+0: 1 → 1 (steady)
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn from_zero_the_first_message_brings_a_worker_at_once_and_the_last_work_keeps_it() {
+    fn first_message_starts_a_worker_at_once_and_the_last_one_keeps_it() {
         let readings = [
             (0, Some((0, 0))),
             (1, Some((1, 0))),
@@ -156,7 +158,7 @@ mod tests {
             (121, Some((0, 0))),
             (122, Some((0, 1))),
         ];
-        let text = replay(Policy::Step(StepPolicy::ORIGINAL), (0, 3), 0, &readings);
+        let text = replay(Policy::Step(StepPolicy::LEGACY), (0, 3), 0, &readings);
         golden(
             &text,
             "0s 0+0: 0 → 0 (steady)
@@ -170,9 +172,9 @@ mod tests {
     }
 
     #[test]
-    fn blindness_takes_no_worker_away_and_still_fills_up_to_the_minimum() {
+    fn unknown_depth_removes_no_worker_and_still_fills_to_the_minimum() {
         let readings = [(0, None), (60, None), (120, None), (180, Some((0, 0))), (181, None), (300, Some((0, 0)))];
-        let text = replay(Policy::Step(StepPolicy::ORIGINAL), (2, 4), 0, &readings);
+        let text = replay(Policy::Step(StepPolicy::LEGACY), (2, 4), 0, &readings);
         golden(
             &text,
             "0s ?: 0 → 2 (fewer workers than the minimum)
@@ -183,7 +185,7 @@ mod tests {
              300s 0+0: 2 → 2 (steady)",
         );
         let text = replay(
-            Policy::Step(StepPolicy::ORIGINAL),
+            Policy::Step(StepPolicy::LEGACY),
             (0, 4),
             3,
             &[(0, None), (60, None), (600, Some((0, 0))), (660, None)],
@@ -198,8 +200,8 @@ mod tests {
     }
 
     #[test]
-    fn a_step_out_gives_the_new_worker_a_full_period_before_a_step_in() {
-        let policy = StepPolicy { scale_out_period: Duration::from_secs(1), ..StepPolicy::ORIGINAL };
+    fn step_out_restarts_the_scale_in_period() {
+        let policy = StepPolicy { scale_out_period: Duration::from_secs(1), ..StepPolicy::LEGACY };
         let readings = [
             (0, Some((30, 0))),
             (1, Some((30, 1))),
@@ -224,8 +226,8 @@ mod tests {
     }
 
     #[test]
-    fn one_reading_is_one_datapoint_and_an_old_one_is_none() {
-        let policy = Policy::Step(StepPolicy { scale_out_period: Duration::from_secs(1), ..StepPolicy::ORIGINAL });
+    fn reading_counts_once_and_a_stale_one_not_at_all() {
+        let policy = Policy::Step(StepPolicy { scale_out_period: Duration::from_secs(1), ..StepPolicy::LEGACY });
         let bounds = Bounds::new(0, 9).expect("bounds of the test");
         let depth = |second| Some(QueueDepth { at: Duration::from_secs(second), visible: 99, in_flight: 0 });
         let at = |state, workers, depth, second| {
@@ -239,11 +241,12 @@ mod tests {
         assert_eq!(old.reason, Reason::DepthUnknown);
     }
 
-    /// Every small world: bounds kept, one step at a time, never in while blind or busy.
+    /// Every small state: the bounds hold, each decision is one step at most, and no worker is removed while the depth
+    /// is unknown or messages are in work.
     #[test]
-    fn what_holds_in_every_world() {
-        let worlds = (0..4u32).flat_map(|min| (min.max(1)..5).map(move |max| (min, max)));
-        for (min, max) in worlds {
+    fn every_decision_keeps_the_invariants() {
+        let ranges = (0..4u32).flat_map(|min| (min.max(1)..5).map(move |max| (min, max)));
+        for (min, max) in ranges {
             let bounds = Bounds::new(min, max).expect("bounds of the test");
             for workers in 0..7 {
                 for depth in
@@ -251,20 +254,20 @@ mod tests {
                 {
                     for (second, age) in [(60, 0), (60, 5), (60, 6), (59, 0), (u64::MAX, 0)] {
                         let start = Observation { workers, depth: None };
-                        let policy = Policy::Step(StepPolicy::ORIGINAL);
+                        let policy = Policy::Step(StepPolicy::LEGACY);
                         let (state, _) = decide(&policy, bounds, State::default(), &start, Duration::ZERO);
                         let now = Duration::from_secs(second);
                         let at = now.saturating_sub(Duration::from_secs(age));
                         let depth = depth.map(|(visible, in_flight)| QueueDepth { at, visible, in_flight });
                         let (_, decision) = decide(&policy, bounds, state, &Observation { workers, depth }, now);
                         let desired = decision.desired;
-                        let world = format!("{min}..{max}, {workers} workers, {depth:?} at {second}: {decision:?}");
-                        assert!((min..=max).contains(&desired), "{world}");
+                        let context = format!("{min}..{max}, {workers} workers, {depth:?} at {second}: {decision:?}");
+                        assert!((min..=max).contains(&desired), "{context}");
                         if (min..=max).contains(&workers) {
-                            assert!(desired.abs_diff(workers) <= 1, "{world}");
+                            assert!(desired.abs_diff(workers) <= 1, "{context}");
                             let seen = depth.filter(|_| age <= 5);
-                            assert!(desired >= workers || seen.is_some_and(|depth| depth.work() < 2), "{world}");
-                            assert!(desired >= 1 || seen.is_none_or(|depth| depth.work() == 0), "{world}");
+                            assert!(desired >= workers || seen.is_some_and(|depth| depth.work() < 2), "{context}");
+                            assert!(desired >= 1 || seen.is_none_or(|depth| depth.work() == 0), "{context}");
                         }
                     }
                 }

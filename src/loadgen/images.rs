@@ -1,4 +1,4 @@
-//! What is sent: the image files of a folder, or the pictures that the binary carries.
+//! The images to send: the image files of a folder, or the built-in images.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -9,36 +9,36 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use image::ImageFormat;
 
-/// Pictures are held in memory up to this much together; the rest is read when its turn comes.
-const HELD_BYTES: u64 = 512 << 20;
-/// Enough to tell every type.
+/// Images are kept in memory up to this total size; the others are read when they are sent.
+const MAX_MEMORY_BYTES: u64 = 512 << 20;
+/// Long enough to recognize every format.
 const SIGNATURE_BYTES: u64 = 16;
 
 #[derive(Debug, Clone)]
-pub struct Picture {
-    /// The file's base name as it is, for the request; it may hold anything.
+pub(super) struct Image {
+    /// The base name of the file, unchanged; it may contain any character.
     pub name: String,
     pub content_type: &'static str,
     pub content: Content,
 }
 
 #[derive(Debug, Clone)]
-pub enum Content {
-    Held(Bytes),
+pub(super) enum Content {
+    InMemory(Bytes),
     OnDisk(PathBuf),
 }
 
-/// The pictures of a folder, and what was passed over.
+/// The images of a folder, and the files that were skipped.
 #[derive(Debug)]
-pub struct Folder {
+pub(super) struct Folder {
     /// Sorted by name.
-    pub pictures: Vec<Picture>,
+    pub images: Vec<Image>,
     /// Names of files that are not images.
     pub skipped: Vec<String>,
 }
 
-/// Photographs under free licences; where they come from: `samples/SOURCES.md`.
-pub fn samples() -> Vec<Picture> {
+/// Photographs under free licences; `samples/SOURCES.md` names their sources.
+pub(super) fn samples() -> Vec<Image> {
     const SAMPLES: [(&str, &[u8]); 6] = [
         ("astronaut.jpg", include_bytes!("samples/astronaut.jpg")),
         ("camera.jpg", include_bytes!("samples/camera.jpg")),
@@ -47,23 +47,22 @@ pub fn samples() -> Vec<Picture> {
         ("coffee.jpg", include_bytes!("samples/coffee.jpg")),
         ("rocket.jpg", include_bytes!("samples/rocket.jpg")),
     ];
-    let picture = |(name, bytes): (&str, &'static [u8])| Picture {
+    let image = |(name, bytes): (&str, &'static [u8])| Image {
         name: name.to_owned(),
         content_type: "image/jpeg",
-        content: Content::Held(Bytes::from_static(bytes)),
+        content: Content::InMemory(Bytes::from_static(bytes)),
     };
-    SAMPLES.into_iter().map(picture).collect()
+    SAMPLES.into_iter().map(image).collect()
 }
 
-/// The image files directly in `folder`, told by signature, not by name. At most `limit`: what is never sent need not
-/// be read.
+/// Finds the image files directly in `folder`, by signature and not by name. At most `limit` are read.
 ///
 /// # Errors
-/// Where the folder cannot be read or holds no image.
-pub fn folder(folder: &Path, limit: u64) -> anyhow::Result<Folder> {
-    let mut pictures = Vec::new();
+/// If the folder cannot be read or holds no image.
+pub(super) fn folder(folder: &Path, limit: u64) -> anyhow::Result<Folder> {
+    let mut images = Vec::new();
     let mut skipped = Vec::new();
-    let mut held_bytes = 0;
+    let mut memory_bytes = 0;
     for name in sorted_names(folder)? {
         let path = folder.join(&name);
         let name = name.to_string_lossy().into_owned();
@@ -72,21 +71,21 @@ pub fn folder(folder: &Path, limit: u64) -> anyhow::Result<Folder> {
         }
         match content_type(&path).with_context(|| format!("cannot read {}", path.display()))? {
             None => skipped.push(name),
-            Some(_) if pictures.len() as u64 >= limit => {}
+            Some(_) if images.len() as u64 >= limit => {}
             Some(content_type) => {
-                let content = hold(path, &mut held_bytes)?;
-                pictures.push(Picture { name, content_type, content });
+                let content = load(path, &mut memory_bytes)?;
+                images.push(Image { name, content_type, content });
             }
         }
     }
-    if pictures.is_empty() {
+    if images.is_empty() {
         bail!(
-            "no image file in {}: JPEG, PNG, GIF, BMP, TIFF or WebP files directly in the folder are sent; leave \
-             --image-folder out to send the pictures that imgcls carries",
+            "no image file in {}: JPEG, PNG, GIF, BMP, TIFF or WebP files directly in the folder are sent; omit \
+             --image-folder to send the built-in images",
             folder.display()
         );
     }
-    Ok(Folder { pictures, skipped })
+    Ok(Folder { images, skipped })
 }
 
 fn sorted_names(folder: &Path) -> anyhow::Result<Vec<OsString>> {
@@ -118,13 +117,13 @@ fn is_classified(format: ImageFormat) -> bool {
     )
 }
 
-fn hold(path: PathBuf, held_bytes: &mut u64) -> anyhow::Result<Content> {
-    if *held_bytes >= HELD_BYTES {
+fn load(path: PathBuf, memory_bytes: &mut u64) -> anyhow::Result<Content> {
+    if *memory_bytes >= MAX_MEMORY_BYTES {
         return Ok(Content::OnDisk(path));
     }
     let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    *held_bytes += bytes.len() as u64;
-    Ok(Content::Held(bytes.into()))
+    *memory_bytes += bytes.len() as u64;
+    Ok(Content::InMemory(bytes.into()))
 }
 
 #[cfg(test)]
@@ -132,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_gives_its_images_by_signature_in_order_of_name() {
+    fn images_of_a_folder_are_found_by_signature_and_sorted_by_name() {
         let directory = tempfile::tempdir().expect("a directory");
         let write = |name: &str, bytes: &[u8]| fs::write(directory.path().join(name), bytes).expect("written");
         write("b.txt", b"\xff\xd8\xff\xe0 a JPEG by another name");
@@ -142,14 +141,14 @@ mod tests {
         write("icon.ico", b"\0\0\x01\0");
         fs::create_dir(directory.path().join("more")).expect("made");
         let found = folder(directory.path(), 100).expect("images");
-        let names: Vec<_> = found.pictures.iter().map(|it| (it.name.as_str(), it.content_type)).collect();
+        let names: Vec<_> = found.images.iter().map(|it| (it.name.as_str(), it.content_type)).collect();
         assert_eq!(names, [("a.png", "image/png"), ("b.txt", "image/jpeg")]);
         assert_eq!(found.skipped, ["empty.jpg", "icon.ico", "notes.jpg"]);
-        assert_eq!(folder(directory.path(), 1).expect("images").pictures.len(), 1);
+        assert_eq!(folder(directory.path(), 1).expect("images").images.len(), 1);
     }
 
     #[test]
-    fn a_folder_without_images_says_what_is_wanted() {
+    fn folder_without_images_is_refused_with_advice() {
         let directory = tempfile::tempdir().expect("a directory");
         let error = folder(directory.path(), 1).expect_err("empty").to_string();
         assert!(error.contains("no image file in") && error.contains("--image-folder"), "{error}");
@@ -158,10 +157,10 @@ mod tests {
     }
 
     #[test]
-    fn the_carried_pictures_are_images() {
-        for picture in samples() {
-            let Content::Held(bytes) = picture.content else { panic!("on disk") };
-            assert_eq!(image::guess_format(&bytes).ok(), Some(ImageFormat::Jpeg), "{}", picture.name);
+    fn built_in_images_are_jpeg() {
+        for image in samples() {
+            let Content::InMemory(bytes) = image.content else { panic!("on disk") };
+            assert_eq!(image::guess_format(&bytes).ok(), Some(ImageFormat::Jpeg), "{}", image.name);
         }
     }
 }

@@ -1,15 +1,16 @@
-//! Readings played to a policy, as golden text; for tests of the policies.
+//! Replays readings to a policy and formats the decisions, for golden tests.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::{Bounds, Observation, Policy, QueueDepth, State, decide};
 
-/// Second, and the reading at it: visible and in flight, or none.
-pub type Reading = (u64, Option<(u64, u64)>);
+/// The second of a reading, and the numbers of visible messages and messages in flight; `None` is a missing reading.
+pub(super) type Reading = (u64, Option<(u64, u64)>);
 
-/// One line a reading: what was seen, and workers before → after. Each decision is carried out at once.
-pub fn replay(policy: Policy, (min, max): (u32, u32), workers: u32, readings: &[Reading]) -> String {
+/// One line for each reading: what was read, and the number of workers before → after. Each decision is applied at
+/// once.
+pub(super) fn replay(policy: Policy, (min, max): (u32, u32), workers: u32, readings: &[Reading]) -> String {
     let bounds = Bounds::new(min, max).expect("bounds of the test");
     let (mut state, mut workers, mut text) = (State::default(), workers, String::new());
     for &(second, reading) in readings {
@@ -24,7 +25,7 @@ pub fn replay(policy: Policy, (min, max): (u32, u32), workers: u32, readings: &[
     text
 }
 
-pub fn golden(actual: &str, expected: &str) {
+pub(super) fn golden(actual: &str, expected: &str) {
     let expected: String =
         expected.lines().map(str::trim).filter(|line| !line.is_empty()).fold(String::new(), |mut text, line| {
             text.push_str(line);

@@ -1,46 +1,49 @@
-//! As many workers as bring the last message in the queue to its answer within an acceptable latency: the backlog that
-//! one worker may have is that latency divided by its time an image, and the work is divided by that.
+//! As many workers as keep the last message in the queue within an acceptable latency. The backlog that one worker may
+//! have is that latency divided by its service time, and the number of workers is the work divided by that backlog.
 //!
-//! The work is what waits and what is in flight: what is in flight is not done, and a policy that forgets it takes
-//! workers away from a queue that is being worked on. Out goes at once and all the way, from zero as well: too few
-//! workers cost latency now, too many cost money later. In goes only after the lower number has sufficed for the whole
-//! of the stabilisation window, and then to the highest number that was needed in it; so a pause between two bursts
-//! costs one window of workers and not a start of each.
+//! The work is the visible messages plus those in flight: a message in flight is not completed, and a policy that
+//! ignores it removes workers from a queue that is being processed. Scaling out happens at once and to the full number,
+//! also from zero, because too few workers cost latency now and too many cost money later. Scaling in happens only
+//! after fewer workers have sufficed for the whole stabilization window, and then to the highest number that was needed
+//! in it. A pause between two bursts thus costs one window of workers and not a restart of each.
 //!
-//! A backlog alone says nothing about a fleet that keeps up: there is none, whether one worker has something to do or
-//! all. What is in flight does say it, being in the mean as many as sessions are busy (Little's law), so no worker is
-//! taken away that the images in flight keep busy. Without that the fleet would shrink until a backlog stood, grow until
-//! it was gone, and so on.
+//! The backlog alone says nothing about a fleet that keeps up: it is empty whether one worker is busy or all are. The
+//! messages in flight do say it, because on average there are as many as busy sessions (Little's law). The policy
+//! therefore keeps the workers that the messages in flight occupy. Otherwise the fleet would shrink until a backlog
+//! built up, grow until it was gone, and so on.
 //!
-//! A worker that is on its way counts as one that is there, else each decision until it is ready would ask for it
-//! again.
+//! A worker that is starting counts like a ready one. Otherwise each decision until it is ready would start another.
 
 use std::time::Duration;
 
-use super::{Bounds, QueueDepth, Reason};
+use super::decision::{Bounds, QueueDepth, Reason};
 
+/// Settings of the target policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetPolicy {
-    /// From sent to answered, for the last message in the queue.
+    /// From submission to answer, for the last message in the queue.
     pub acceptable_latency: Duration,
-    /// Time one worker takes for one image where it always has the next, which is 1 / its throughput: for a worker
-    /// with several sessions side by side, the time of one divided by their number.
+    /// The time that a busy worker takes for one image: the inverse of its throughput. For a worker with several
+    /// parallel sessions it is the time of one session divided by their number.
     pub service_time: Duration,
-    /// Images that a worker has in work side by side: its sessions; at least 1.
+    /// The number of images that a worker processes in parallel (its sessions); at least 1.
     pub concurrency: u32,
-    /// How far off, in percent of the workers there are, the number needed may be before anything changes.
+    /// If the needed number of workers deviates from the current number by at most this percentage, nothing changes.
     pub tolerance_percent: u32,
-    /// How long fewer workers have to suffice before any is taken away.
+    /// How long fewer workers must suffice before any is removed.
     pub scale_in_stabilization: Duration,
 }
 
 impl TargetPolicy {
+    /// Default of `acceptable_latency`.
     pub const DEFAULT_ACCEPTABLE_LATENCY: Duration = Duration::from_secs(10);
+    /// Default of `tolerance_percent`.
     pub const DEFAULT_TOLERANCE_PERCENT: u32 = 10;
-    /// An instance takes a minute or more to come; those that are there are kept for a few.
+    /// Default of `scale_in_stabilization`. An instance takes a minute or more to start, so a running one is kept for a
+    /// few.
     pub const DEFAULT_SCALE_IN_STABILIZATION: Duration = Duration::from_mins(5);
 
-    /// With the defaults for all that a user may leave alone.
+    /// The policy with the defaults for all other settings.
     pub const fn with_service_time(service_time: Duration) -> Self {
         TargetPolicy {
             acceptable_latency: Self::DEFAULT_ACCEPTABLE_LATENCY,
@@ -51,31 +54,31 @@ impl TargetPolicy {
         }
     }
 
-    /// How many messages, waiting or in flight, one worker can have and still be in time. Below 1 where even one image
-    /// takes longer than is acceptable; without end where an image takes no time.
+    /// The number of messages, visible or in flight, that one worker can have within the acceptable latency. It is
+    /// below 1 if even one image takes longer, and infinite if an image takes no time.
     pub fn backlog_per_worker(&self) -> f64 {
         self.acceptable_latency.as_secs_f64() / self.service_time.as_secs_f64()
     }
 
-    /// How many workers the work is for, whatever the bounds: never more than there are messages, since a worker
-    /// without one helps nobody.
+    /// The number of workers that the work needs, regardless of the bounds. It is never more than the number of
+    /// messages, because a worker without one would be idle.
     fn needed(&self, work: u64) -> u64 {
         let (time, latency) = self.times(work);
         u64::try_from(time.div_ceil(latency)).unwrap_or(u64::MAX).clamp(u64::from(work > 0), work)
     }
 
-    /// How many of `workers` the images in flight keep busy. No more than there are: what a worker has taken ahead is in
-    /// flight too, and is no reason to want another.
+    /// The number of workers that the messages in flight occupy. At most `workers`: prefetched messages are in flight
+    /// too, and are no reason to add a worker.
     fn busy(&self, in_flight: u64, workers: u32) -> u64 {
         in_flight.div_ceil(u64::from(self.concurrency.max(1))).min(u64::from(workers))
     }
 
-    /// What one worker would need for the work, and what it may take; never zero.
+    /// The time that one worker would need for the work, and the time that it may take; the latter is never zero.
     fn times(&self, work: u64) -> (u128, u128) {
         (self.service_time.as_nanos().saturating_mul(u128::from(work)), self.acceptable_latency.as_nanos().max(1))
     }
 
-    /// Whether `workers` are off by no more than the tolerance.
+    /// Returns true if `workers` deviates from the needed number by no more than the tolerance.
     fn is_about_right(&self, work: u64, workers: u32) -> bool {
         let (time, latency) = self.times(work);
         let time_percent = time.saturating_mul(100);
@@ -93,7 +96,8 @@ impl TargetPolicy {
         depth: Option<QueueDepth>,
     ) -> (u32, Reason) {
         if depth.is_none() {
-            // That few sufficed before is no sign that few suffice now: the window begins again with sight.
+            // A gap in the readings restarts the window: what sufficed before the gap says nothing about the time
+            // during it.
             window.close();
         }
         if workers < bounds.min() {
@@ -131,7 +135,7 @@ impl TargetPolicy {
     }
 }
 
-/// Since when fewer workers would have sufficed, and the most that were needed since; None while all are needed.
+/// Since when fewer workers would have sufficed, and the most that were needed since then; `None` while all are needed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Window {
     open: Option<(Duration, u32)>,
@@ -142,7 +146,8 @@ impl Window {
         self.open = None;
     }
 
-    /// Fewer are enough at `at`; the number to go down to if that has lasted, and then the next window begins.
+    /// Records that `within` workers suffice at `at`. If the window is over, returns the highest number that was needed
+    /// in it and starts the next window.
     fn lowest_safe(&mut self, within: u32, at: Duration, stabilization: Duration) -> Option<u32> {
         let (since, highest) = self.open.map_or((at, within), |(since, highest)| (since, highest.max(within)));
         let is_over = at.saturating_sub(since) >= stabilization;
@@ -160,12 +165,12 @@ mod tests {
     use super::super::{Observation, Policy, State, decide};
     use super::*;
 
-    /// Ten images of a second each are a worker's share.
+    /// The share of one worker is ten images of a second each.
     const POLICY: TargetPolicy =
         TargetPolicy { concurrency: 10, ..TargetPolicy::with_service_time(Duration::from_secs(1)) };
 
     #[test]
-    fn from_zero_to_what_is_needed_at_once_and_back_after_the_window() {
+    fn scale_out_is_immediate_and_scale_in_waits_for_the_window() {
         let readings = [
             (0, Some((0, 0))),
             (1, Some((75, 0))),
@@ -196,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_burst_or_blindness_begins_the_window_again() {
+    fn burst_or_unknown_depth_restarts_the_window() {
         let readings = [
             (0, Some((0, 0))),
             (200, Some((35, 4))),
@@ -221,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn within_the_tolerance_nothing_changes_and_at_the_most_it_is_said() {
+    fn nothing_changes_within_the_tolerance_and_the_maximum_is_reported() {
         let readings = [
             (0, Some((100, 10))),
             (1, Some((101, 10))),
@@ -240,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fleet_that_keeps_up_keeps_those_that_are_busy() {
+    fn fleet_that_keeps_up_keeps_its_busy_workers() {
         let policy = TargetPolicy { concurrency: 2, scale_in_stabilization: Duration::from_secs(60), ..POLICY };
         let readings =
             [(0, Some((0, 9))), (30, Some((0, 6))), (60, Some((0, 5))), (120, Some((0, 6))), (180, Some((1, 20)))];
@@ -255,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn never_more_workers_than_messages_however_slow_one_is() {
+    fn workers_never_exceed_messages() {
         let slow = TargetPolicy { service_time: Duration::from_mins(5), ..POLICY };
         assert_eq!((slow.needed(0), slow.needed(1), slow.needed(3)), (0, 1, 3));
         assert_eq!((POLICY.needed(10), POLICY.needed(11), POLICY.needed(u64::MAX)), (1, 2, u64::MAX.div_ceil(10)));
@@ -263,14 +268,14 @@ mod tests {
         assert_eq!((instant.needed(0), instant.needed(u64::MAX)), (0, 1));
     }
 
-    /// Any policy and any observation: bounds kept, never in while blind or before the window is over, the last worker
-    /// stays with work, and more work never asks for fewer workers.
+    /// Random policies and observations: the bounds hold, no worker is removed while the depth is unknown or before the
+    /// window is over, the last worker stays while there is work, and more work never means fewer workers.
     #[test]
-    fn what_holds_in_every_world() {
+    fn every_decision_keeps_the_invariants() {
         let mut random = StdRng::seed_from_u64(4);
         for _ in 0..20_000 {
             let max = random.random_range(1..=20);
-            let bounds = Bounds::new(random.random_range(0..=max), max).expect("at most the most");
+            let bounds = Bounds::new(random.random_range(0..=max), max).expect("min is at most max");
             let magnitude = |random: &mut StdRng| random.random_range(0..=u64::MAX) >> random.random_range(0..64);
             let policy = TargetPolicy {
                 acceptable_latency: Duration::from_micros(magnitude(&mut random)),
@@ -279,7 +284,7 @@ mod tests {
                 tolerance_percent: random.random_range(0..150),
                 scale_in_stabilization: Duration::from_secs(random.random_range(0..600)),
             };
-            let (mut state, mut now, mut sighted_since) = (State::default(), Duration::ZERO, None);
+            let (mut state, mut now, mut readings_since) = (State::default(), Duration::ZERO, None);
             for _ in 0..8 {
                 now += Duration::from_secs(random.random_range(0..300));
                 let age = Duration::from_secs(random.random_range(0..=6));
@@ -287,24 +292,24 @@ mod tests {
                 let at = now.saturating_sub(age);
                 let depth = random.random_bool(0.9).then_some(QueueDepth { at, visible, in_flight });
                 let fresh = depth.filter(|depth| now.saturating_sub(depth.at) <= super::super::MAX_DEPTH_AGE);
-                sighted_since = fresh.map(|depth| sighted_since.unwrap_or(depth.at));
+                readings_since = fresh.map(|depth| readings_since.unwrap_or(depth.at));
                 let workers = random.random_range(0..=24);
                 let seen = Observation { workers, depth };
                 let (next, decision) = decide(&Policy::Target(policy), bounds, state, &seen, now);
                 let desired = decision.desired;
-                let world = format!("{policy:?}, {bounds:?}, {seen:?} at {now:?}: {decision:?}");
-                assert!((bounds.min()..=bounds.max()).contains(&desired), "{world}");
+                let context = format!("{policy:?}, {bounds:?}, {seen:?} at {now:?}: {decision:?}");
+                assert!((bounds.min()..=bounds.max()).contains(&desired), "{context}");
                 if (bounds.min()..=bounds.max()).contains(&workers) && desired < workers {
-                    let since = sighted_since.unwrap_or_else(|| panic!("in while blind: {world}"));
-                    assert!(now.saturating_sub(since) >= policy.scale_in_stabilization, "{world}");
+                    let since = readings_since.unwrap_or_else(|| panic!("scale-in with unknown depth: {context}"));
+                    assert!(now.saturating_sub(since) >= policy.scale_in_stabilization, "{context}");
                     let in_flight = fresh.map_or(0, |depth| depth.in_flight);
-                    assert!(u64::from(desired) * u64::from(policy.concurrency.max(1)) >= in_flight, "{world}");
-                    assert!(desired >= 1 || fresh.is_none_or(|depth| depth.work() == 0), "{world}");
+                    assert!(u64::from(desired) * u64::from(policy.concurrency.max(1)) >= in_flight, "{context}");
+                    assert!(desired >= 1 || fresh.is_none_or(|depth| depth.work() == 0), "{context}");
                 }
                 let deeper = QueueDepth { at, visible: visible.saturating_add(magnitude(&mut random)), in_flight };
                 let deeper = Observation { workers, depth: depth.map(|_| deeper) };
                 let (_, more) = decide(&Policy::Target(policy), bounds, state, &deeper, now);
-                assert!(more.desired >= desired, "{world}; with more: {deeper:?}: {more:?}");
+                assert!(more.desired >= desired, "{context}; with more: {deeper:?}: {more:?}");
                 state = next;
             }
         }

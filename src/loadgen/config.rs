@@ -1,0 +1,37 @@
+//! The settings of a run.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::target::{Api, BaseUrl};
+use super::threshold::Threshold;
+use crate::workload::Arrivals;
+
+/// What to send, how fast, and what to check the answers against.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Base URL of a web tier, `http://host:port/`. A path other than `/` is used instead of the path of the API.
+    pub url: BaseUrl,
+    /// The API of the target.
+    pub api: Api,
+    /// How many requests to send.
+    pub num_request: u64,
+    /// The maximum number of requests in flight. A closed loop always has this many.
+    pub concurrency: usize,
+    /// The images to send; `None` sends the built-in ones.
+    pub image_folder: Option<PathBuf>,
+    /// `None` is a closed loop; otherwise an open loop with these arrivals, at most `num_request` of them.
+    pub arrivals: Option<Arrivals>,
+    /// Seed of random arrivals.
+    pub seed: u64,
+    /// The expected answers: a CSV file with the columns `file` and `class_index` or `label`.
+    pub expect: Option<PathBuf>,
+    /// The conditions that the run must meet.
+    pub thresholds: Vec<Threshold>,
+    /// Maximum time from the start of a request to the end of its answer.
+    pub timeout: Duration,
+    /// Print the report as JSON.
+    pub json: bool,
+    /// Print two lines for each image, as the legacy system does.
+    pub verbose: bool,
+}

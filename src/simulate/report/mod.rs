@@ -1,0 +1,8 @@
+//! The report: one set of figures, shown as JSON for programs or as text for people.
+
+mod figures;
+mod phrases;
+mod text;
+
+pub(super) use self::figures::Report;
+pub(super) use self::text::render;
