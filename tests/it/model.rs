@@ -390,14 +390,14 @@ fn the_cached_graph_gives_the_same_answers_and_a_broken_one_is_made_again() {
     let mut plain = Session::open(&package, &ModelChoice::default()).unwrap();
     let mut answers = vec![plain.infer(&[&tensor]).unwrap()];
     let damages: [(&str, Damage); 5] = [
-        ("start and cached", |graph| graph),
+        ("start-up and cached", |graph| graph),
         ("from the cache", |graph| graph[..graph.len() / 2].to_vec()),
         // Whoever can write into the directory, but has no key, can add no more than a digest.
-        ("start and cached", |graph| {
+        ("start-up and cached", |graph| {
             let graph = &graph[..graph.len() - 32];
             [graph, &Sha256::digest(graph)].concat()
         }),
-        ("start and cached", |graph| graph),
+        ("start-up and cached", |graph| graph),
         ("from the cache", |graph| graph),
     ];
     for (expected, damage) in damages {
