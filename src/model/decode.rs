@@ -27,6 +27,11 @@ pub fn sniff(bytes: &[u8]) -> Option<&'static str> {
     find(bytes).map(|format| format.media_type)
 }
 
+/// The names of the supported formats, for messages.
+pub fn format_names() -> String {
+    FORMATS.each_ref().map(|format| format.name).join(", ")
+}
+
 /// Decodes one image; see [`super::format::Decode`].
 pub(super) fn decode(
     bytes: &[u8],
@@ -35,8 +40,7 @@ pub(super) fn decode(
     budget: &Budget,
 ) -> Result<Pixels, PrepareError> {
     let Some(format) = find(bytes) else {
-        let names = FORMATS.each_ref().map(|format| format.name).join(", ");
-        let message = format!("the file is not an image of a supported format ({names})");
+        let message = format!("the file is not an image of a supported format ({})", format_names());
         return Err(PrepareError::new(ErrorCode::UnsupportedType, message));
     };
     (format.decode)(bytes, limits, geometry, budget)

@@ -1,4 +1,4 @@
-//! What the program has to know about an image format.
+//! The type that describes an image format.
 
 use super::budget::Budget;
 use super::error::PrepareError;

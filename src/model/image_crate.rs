@@ -15,7 +15,7 @@ pub(super) struct ImageCrate {
     /// The format's name in messages.
     pub name: &'static str,
     pub format: ImageFormat,
-    /// What the decoder holds at its peak in addition to the pixels that it returns, per pixel; as measured.
+    /// Peak memory of the decoder in addition to the pixels that it returns, in bytes per pixel, as measured.
     pub scratch_bytes_per_pixel: u64,
     /// Corrects the decoded pixels before they are converted.
     pub correct: fn(&mut [u8], ColorType),

@@ -57,7 +57,7 @@ use crate::protocol::{ErrorCode, Prediction};
 
 pub(crate) use self::budget::{thread_cpu_time, timeout_message};
 pub use self::choice::ModelChoice;
-pub use self::decode::sniff;
+pub use self::decode::{format_names, sniff};
 pub use self::error::PrepareError;
 pub(crate) use self::find::model_folder;
 pub use self::jpeg::DECODER as JPEG_DECODER;

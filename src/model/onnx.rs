@@ -368,7 +368,8 @@ fn check_shapes(session: &ort::session::Session, package: &ModelPackage) -> anyh
     Ok(usize::try_from(batch).ok().filter(|&batch| batch > 0))
 }
 
-/// A free axis (negative) accepts any size. A fixed one accepts only the wanted size, and not the wish for any size.
+/// A free axis (negative) accepts any size. A fixed axis accepts only the wanted size, so it does not fit a model that
+/// takes any size.
 fn accepts(axis: i64, wanted: Option<i64>) -> bool {
     axis < 0 || wanted == Some(axis)
 }

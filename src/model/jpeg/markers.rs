@@ -1,4 +1,4 @@
-//! The markers of a JPEG: what they say without decoding it.
+//! Reads the markers of a JPEG without decoding it.
 
 use crate::model::exif::Metadata;
 use crate::model::orientation::Orientation;
@@ -18,7 +18,7 @@ const JPEG_LS: u8 = 0xf7;
 const APPLICATION_1: u8 = 0xe1;
 pub(super) const APPLICATION_14: u8 = 0xee;
 
-/// What the markers of a JPEG say.
+/// The information in the markers of a JPEG.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Markers {
     /// Number of scans; counting stops beyond [`MAX_SCANS`].

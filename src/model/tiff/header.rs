@@ -11,7 +11,7 @@ use crate::model::pixels::blend;
 /// Maximum number of samples per pixel.
 const MAX_SAMPLES: usize = 32;
 
-/// What the pixels of the file mean.
+/// The meaning of the pixels of the file.
 pub(super) struct Header {
     pub width: usize,
     pub height: usize,
