@@ -1,7 +1,7 @@
 //! The upper bound of throughput: decode, preprocess and infer in a loop, with one session per thread and without a queue.
 //! The difference between this and the full path is the overhead of the full path.
 //!
-//! `cargo bench --bench ceiling -- --threads 2 --seconds 5 --pictures DIR --json`
+//! `cargo bench --bench ceiling -- --threads 2 --seconds 5 --images DIR --json`
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -47,7 +47,7 @@ impl Options {
                     let seconds = value()?.parse().context("--seconds takes a number")?;
                     options.duration = Duration::try_from_secs_f64(seconds)?;
                 }
-                "--pictures" => options.image_folder = Some(value()?.into()),
+                "--images" | "--pictures" => options.image_folder = Some(value()?.into()),
                 "--model" => options.choice.model = Some(value()?),
                 "--variant" => options.choice.variant = Some(value()?),
                 "--json" => options.json = true,
@@ -81,7 +81,7 @@ fn read_images(folder: Option<&Path>) -> anyhow::Result<Vec<Vec<u8>>> {
             images.push(bytes);
         }
     }
-    ensure!(!images.is_empty(), "there are no images to measure with; give --pictures a folder of images");
+    ensure!(!images.is_empty(), "there are no images to measure with; give --images a folder of images");
     Ok(images)
 }
 

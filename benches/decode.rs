@@ -111,7 +111,7 @@ fn bare_ms(jpeg: &[u8], reduction: usize, duration: Duration) -> anyhow::Result<
     median_ms(duration, || {
         let format = turbojpeg::PixelFormat::RGB;
         let raw = turbojpeg::Image { pixels: pixels.as_mut_slice(), width, pitch: width * 3, height, format };
-        decompressor.decompress(jpeg, image)
+        decompressor.decompress(jpeg, raw)
     })
 }
 

@@ -41,7 +41,7 @@ def main() -> None:
     head = json.dumps({"model": description["name"], "version": description["version"], "grid": GRID})
     GOLDEN.parent.mkdir(parents=True, exist_ok=True)
     # One image per line, so that a diff shows which images changed.
-    GOLDEN.write_text(f'{head[:-1]}, "pictures": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
+    GOLDEN.write_text(f'{head[:-1]}, "images": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
     print(f"make_golden_tensors: wrote {len(lines)} images to {GOLDEN.relative_to(ROOT)}")
 
 

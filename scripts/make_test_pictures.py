@@ -181,8 +181,8 @@ def hostile_images() -> tuple[Files, dict[str, dict[str, str]]]:
         ("half.png", png_file[: len(png_file) // 2], "undecodable", "the second half is missing"),
         ("head-only.jpg", jpeg[:20], "undecodable", "20 bytes of a JPEG"),
         ("empty.jpg", b"", "unsupported_type", "no bytes"),
-        ("text.jpg", b"This is not a picture.\n" * 20, "unsupported_type", "text under a picture's name"),
-        ("vector.svg", SVG, "unsupported_type", "a vector picture"),
+        ("text.jpg", b"This is not an image.\n" * 20, "unsupported_type", "text under the name of an image"),
+        ("vector.svg", SVG, "unsupported_type", "a vector image"),
         ("document.pdf", PDF, "unsupported_type", "the beginning of a PDF"),
         ("huge-header.png", huge_png(), "too_many_pixels", "65500 x 65500 in the header, few bytes"),
         ("huge-header.jpg", huge_jpeg(), "too_many_pixels", "65500 x 65500 in the header, few bytes"),
@@ -281,11 +281,11 @@ def samples_sources(samples: Files) -> str:
         for photograph, name in zip(SAMPLE_PHOTOGRAPHS, samples, strict=True)
     ]
     head = [
-        "# Where the samples come from",
+        "# Sources of the samples",
         "",
         f"Photographs of the wheel `{SCIKIT_IMAGE.name}` {SCIKIT_IMAGE.version} (sha256 `{SCIKIT_IMAGE.sha256}`),",
-        "made smaller by `scripts/make_test_pictures.py`. The licence is what the picture's docstring in",
-        "`skimage/data/_fetchers.py` states.",
+        "made smaller by `scripts/make_test_pictures.py`. The docstring of each photograph in",
+        "`skimage/data/_fetchers.py` states its licence.",
         "",
         "| file | shows | licence | from | sha256 |",
         "|---|---|---|---|---|",
@@ -299,12 +299,12 @@ def image_sources(good: Files, hostile: Files) -> str:
     rows = [f"| {photograph.shows} | {photograph.licence} | `{photograph.member}` |" for photograph in used]
     named = {**good, **{f"hostile/{name}": content for name, content in hostile.items()}}
     head = [
-        "# Where the test pictures come from",
+        "# Sources of the test images",
         "",
         "All are written by `scripts/make_test_pictures.py`: from three photographs of the wheel",
         f"`{SCIKIT_IMAGE.name}` {SCIKIT_IMAGE.version} (sha256 `{SCIKIT_IMAGE.sha256}`), or drawn.",
-        "The licence is what the picture's docstring in `skimage/data/_fetchers.py` states.",
-        "`hostile/expected.json` says what must become of each hostile file; `any` means: soon, in little memory.",
+        "The docstring of each photograph in `skimage/data/_fetchers.py` states its licence.",
+        "`hostile/expected.json` states the expected error code of each hostile file; `any`: only time and memory are checked.",
         "",
         "| shows | licence | from |",
         "|---|---|---|",

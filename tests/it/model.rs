@@ -29,7 +29,7 @@ struct Golden {
 #[derive(Deserialize)]
 struct Goldens {
     grid: usize,
-    pictures: Vec<Golden>,
+    images: Vec<Golden>,
 }
 
 #[derive(Deserialize)]
@@ -77,7 +77,7 @@ fn tensors_agree_with_the_reference() {
     let package = floats_package();
     let pixels_package = pixels_package();
     let mut failures = Vec::new();
-    for golden in &goldens.pictures {
+    for golden in &goldens.images {
         let bytes = std::fs::read(repository().join(&golden.file)).unwrap();
         let tensor = prepare(&bytes, &package, &Limits::default()).unwrap();
         assert_eq!(
@@ -177,7 +177,7 @@ fn top_class_agrees_with_the_reference_for_every_variant() {
         let package = ModelPackage::load(&choice).unwrap();
         let mut session = Session::open(&package, &choice).unwrap();
         let mut agreed = 0;
-        for golden in &goldens.pictures {
+        for golden in &goldens.images {
             let bytes = std::fs::read(repository().join(&golden.file)).unwrap();
             let tensor = prepare(&bytes, &package, &Limits::default()).unwrap();
             let probabilities = session.infer(&[&tensor]).unwrap().remove(0);
@@ -188,8 +188,8 @@ fn top_class_agrees_with_the_reference_for_every_variant() {
                 reference.iter().any(|&(class, score)| Some(class) == best.class_index && reference[0].1 - score < TIE);
             assert!(is_close, "{variant}, {}: {best:?} is not among {reference:?}", golden.file);
         }
-        println!("{variant}: {agreed} of {}", goldens.pictures.len());
-        assert!(agreed * 100 >= goldens.pictures.len() * 85, "{variant}: only {agreed} agree");
+        println!("{variant}: {agreed} of {}", goldens.images.len());
+        assert!(agreed * 100 >= goldens.images.len() * 85, "{variant}: only {agreed} agree");
     }
 }
 
