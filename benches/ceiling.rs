@@ -1,5 +1,5 @@
-//! The upper bound of throughput: decode, preprocess and infer in a loop, with one session per thread and without a queue.
-//! The difference between this and the full path is the overhead of the full path.
+//! The upper bound of throughput: decode, preprocess and infer in a loop, with one session per thread and without a
+//! queue. The difference between this and the full path is the overhead of the full path.
 //!
 //! `cargo bench --bench ceiling -- --threads 2 --seconds 5 --images DIR --json`
 

@@ -1,9 +1,8 @@
-//! Bytes → tensor: milliseconds per image on one thread, by size: with reduction in the JPEG decoder, from every pixel, and
-//! for comparison the decoder alone.
+//! Bytes → tensor: milliseconds per image on one thread, by size: with reduction in the JPEG decoder, from every pixel,
+//! and for comparison the decoder alone.
 //!
-//! `cargo bench --bench decode -- --seconds 2`
-//! `cargo bench --bench decode -- --agreement DIR`: enlarges the photographs of a folder to the sizes of cameras, and counts
-//! how often both ways give the same first class.
+//! `cargo bench --bench decode -- --seconds 2` `cargo bench --bench decode -- --agreement DIR`: enlarges the
+//! photographs of a folder to the sizes of cameras, and counts how often both ways give the same first class.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -39,7 +38,8 @@ const SIZES: [Size; 4] = [
     Size { width: 4000, height: 3000, reduction: 4, target_ms: 27.0 },
 ];
 
-/// The short sides to which photographs are resized: just above the limits of the reductions, and common sizes of cameras.
+/// The short sides to which photographs are resized: just above the limits of the reductions, and common sizes of
+/// cameras.
 const SHORT_SIDES: [u32; 8] = [375, 513, 720, 1025, 1080, 2049, 2160, 3000];
 
 /// The fraction of the photographs on which both ways must agree.

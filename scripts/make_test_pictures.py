@@ -304,7 +304,7 @@ def image_sources(good: Files, hostile: Files) -> str:
         "All are written by `scripts/make_test_pictures.py`: from three photographs of the wheel",
         f"`{SCIKIT_IMAGE.name}` {SCIKIT_IMAGE.version} (sha256 `{SCIKIT_IMAGE.sha256}`), or drawn.",
         "The docstring of each photograph in `skimage/data/_fetchers.py` states its licence.",
-        "`hostile/expected.json` states the expected error code of each hostile file; `any`: only time and memory are checked.",
+        "`hostile/expected.json` states the expected error code of each hostile file; `any`: only the cost is checked.",
         "",
         "| shows | licence | from |",
         "|---|---|---|",

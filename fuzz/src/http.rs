@@ -46,7 +46,8 @@ pub fn scratch_directory() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory")
 }
 
-/// Sends a request. The server may have closed the persistent connection since the last request, but a new one must work.
+/// Sends a request. The server may have closed the persistent connection since the last request, but a new one must
+/// work.
 fn send(request: &[u8]) {
     static CONNECTION: Mutex<Option<BufReader<TcpStream>>> = Mutex::new(None);
     let mut kept = CONNECTION.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,8 +1,8 @@
 //! All fuzz targets in one executable. `IMGCLS_FUZZ_TARGET` selects the target; `scripts/fuzz` runs it.
 //!
-//! A target calls the functions that the program calls, and panics if an invariant is violated. Overflows, aborts, timeouts
-//! and exceeded memory limits are failures too. A target must not require that hostile bytes are accepted: an error is a
-//! correct result.
+//! A target calls the functions that the program calls, and panics if an invariant is violated. Overflows, aborts,
+//! timeouts and exceeded memory limits are failures too. A target must not require that hostile bytes are accepted: an
+//! error is a correct result.
 
 #![no_main]
 

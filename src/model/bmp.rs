@@ -1,6 +1,6 @@
-//! BMP, decoded by the crate `image` after a repair of files that viewers show and the crate refuses: headers of OS/2, a
-//! wrong number of planes, a wrong offset of the pixels, too many palette colours, masks at uncommon offsets, and an alpha
-//! channel of zeros.
+//! BMP, decoded by the crate `image` after a repair of files that viewers show and the crate refuses: headers of OS/2,
+//! a wrong number of planes, a wrong offset of the pixels, too many palette colours, masks at uncommon offsets, and an
+//! alpha channel of zeros.
 
 use std::borrow::Cow;
 
@@ -44,7 +44,8 @@ fn is_header_size(bytes: u32) -> bool {
     matches!(bytes, 12 | 108 | 124 | 42 | 46) || ((16..=64).contains(&bytes) && bytes.is_multiple_of(4))
 }
 
-/// Replaces the header by one that the decoder supports. Returns the file unchanged if it has one or cannot be repaired.
+/// Replaces the header by one that the decoder supports. Returns the file unchanged if it has one or cannot be
+/// repaired.
 fn repair(bytes: &[u8]) -> Cow<'_, [u8]> {
     match Header::parse(bytes) {
         Some(header) if !header.is_common(bytes.len()) => Cow::Owned(header.rewrite(bytes)),

@@ -1,10 +1,10 @@
 //! Limits on the cost of one image: CPU time of the thread that decodes it, and memory of this process.
 //!
 //! No decoder is trusted to respect these limits by itself:
-//! - A decoder reads the file through a [`Source`], which checks the clock every few kilobytes and fails the read once the
-//!   time is spent. Our own loops call [`Budget::check`].
-//! - The memory that a decoder needs is estimated from the header and reserved before it starts. The reservations of all
-//!   threads share one limit, and a thread whose image does not fit waits until others have finished.
+//! - A decoder reads the file through a [`Source`], which checks the clock every few kilobytes and fails the read once
+//!   the time is spent. Our own loops call [`Budget::check`].
+//! - The memory that a decoder needs is estimated from the header and reserved before it starts. The reservations of
+//!   all threads share one limit, and a thread whose image does not fit waits until others have finished.
 //!
 //! A decoder that neither reads nor returns is handled by the worker's watchdog, because a thread cannot be stopped.
 
@@ -22,8 +22,8 @@ use crate::protocol::ErrorCode;
 /// Decoders get the file in pieces of at most this size, and the clock is checked once per piece.
 pub(super) const PIECE_BYTES: usize = 16 << 10;
 
-/// How many times the size of the file a decoder may read. Well-formed files have directories and blocks that are read two
-/// or three times.
+/// How many times the size of the file a decoder may read. Well-formed files have directories and blocks that are read
+/// two or three times.
 const MAX_READS_OF_A_FILE: u64 = 16;
 
 /// The budget of one image, used only by the thread that decodes it.
@@ -60,8 +60,8 @@ impl Budget {
         Err(self.stop(PrepareError::new(ErrorCode::DecodeTimeout, message)))
     }
 
-    /// Reserves memory, in place of what this budget reserved before. Waits while the reservations of other threads leave
-    /// too little. The reservation ends with the budget.
+    /// Reserves memory, in place of what this budget reserved before. Waits while the reservations of other threads
+    /// leave too little. The reservation ends with the budget.
     ///
     /// # Errors
     /// `TooLargeDecoded` if `bytes` exceeds the limit.
@@ -106,8 +106,8 @@ pub(crate) fn thread_cpu_time() -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// A reader of a file in memory that is subject to a [`Budget`]. Every read fails once the budget is spent or the file was
-/// read too often.
+/// A reader of a file in memory that is subject to a [`Budget`]. Every read fails once the budget is spent or the file
+/// was read too often.
 pub(super) struct Source<'a> {
     budget: &'a Budget,
     /// The file, and what is appended to it so that a decoder reads it to its end.

@@ -7,8 +7,8 @@ use super::orientation::Orientation;
 /// Radius of the resize filter, in target pixels.
 const FILTER_RADIUS: f64 = 2.0;
 
-/// Additional columns and rows around those that the filter reads. The decoder smooths colours over two pixels, and cannot
-/// do so at a cut; the rest allows for rounding.
+/// Additional columns and rows around those that the filter reads. The decoder smooths colours over two pixels, and
+/// cannot do so at a cut; the rest allows for rounding.
 const MARGIN: f64 = 4.0;
 
 /// The rectangle of the stored image that the crop shows, in fractions of pixels.
@@ -30,8 +30,8 @@ pub(super) struct PixelRect {
 }
 
 impl CropRect {
-    /// The crop of an image that is stored as `width` × `height`: the short side is resized to `short_side`, then `crop` ×
-    /// `crop` pixels are cut from the centre.
+    /// The crop of an image that is stored as `width` × `height`: the short side is resized to `short_side`, then
+    /// `crop` × `crop` pixels are cut from the centre.
     pub(super) fn new(
         (width, height): (usize, usize),
         orientation: Orientation,
@@ -158,7 +158,8 @@ mod tests {
     #[test]
     fn pixels_far_from_the_crop_are_not_needed() {
         let rect = CropRect::new((4000, 3000), Orientation::default(), 256, 224).reduced(4);
-        // The crop is 656 × 656 pixels in the middle of 1000 × 750, shrunk by a factor of 2.93: the filter reads 6 pixels more.
+        // The crop is 656 × 656 pixels in the middle of 1000 × 750, shrunk by a factor of 2.93: the filter reads 6
+        // pixels more.
         assert_eq!(rect.pixels_needed((1000, 750), 224), PixelRect { left: 160, top: 37, width: 677, height: 676 });
         let tiny = CropRect::new((64, 64), Orientation::default(), 256, 224);
         assert_eq!(tiny.pixels_needed((64, 64), 224), PixelRect { left: 0, top: 0, width: 64, height: 64 });

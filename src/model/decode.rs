@@ -6,8 +6,8 @@
 //! - size limits are checked by the header, before memory for pixels is allocated;
 //! - memory is reserved and CPU time is measured for every decoder (`budget`);
 //! - JPEG has further guards (`jpeg`); PNG and TIFF are converted a few rows at a time (`png`, `tiff`);
-//! - a truncated file is refused, as Pillow does: a prediction for half an image looks like any other, and the client can
-//!   send the whole image.
+//! - a truncated file is refused, as Pillow does: a prediction for half an image looks like any other, and the client
+//!   can send the whole image.
 
 use super::budget::Budget;
 use super::error::PrepareError;
@@ -19,17 +19,17 @@ use crate::config::Limits;
 use crate::protocol::ErrorCode;
 
 /// All formats that are decoded.
-static FORMATS: [Format; 6] = [jpeg::FORMAT, png::FORMAT, webp::FORMAT, gif::FORMAT, bmp::FORMAT, tiff::FORMAT];
+static FORMATS: &[Format] = &[jpeg::FORMAT, png::FORMAT, webp::FORMAT, gif::FORMAT, bmp::FORMAT, tiff::FORMAT];
 
-/// Returns the media type by the file's signature, which takes the first 18 bytes. Returns `None` when the format is not
-/// supported.
+/// Returns the media type by the file's signature, which takes the first 18 bytes. Returns `None` when the format is
+/// not supported.
 pub fn sniff(bytes: &[u8]) -> Option<&'static str> {
     find(bytes).map(|format| format.media_type)
 }
 
 /// The names of the supported formats, for messages.
 pub fn format_names() -> String {
-    FORMATS.each_ref().map(|format| format.name).join(", ")
+    FORMATS.iter().map(|format| format.name).collect::<Vec<_>>().join(", ")
 }
 
 /// Decodes one image; see [`super::format::Decode`].

@@ -1,5 +1,5 @@
-//! The orientation in an image's metadata, read as Pillow's `ImageOps.exif_transpose` reads it: from EXIF, and from XMP if
-//! EXIF contains no orientation.
+//! The orientation in an image's metadata, read as Pillow's `ImageOps.exif_transpose` reads it: from EXIF, and from XMP
+//! if EXIF contains no orientation.
 //!
 //! The bytes are untrusted: every offset is checked. Metadata that cannot be read means upright.
 
@@ -82,8 +82,8 @@ impl<'a> Tiff<'a> {
         Some(Tiff { bytes, is_big_endian, has_wide_offsets })
     }
 
-    /// The value of the orientation field of the first directory, 0 if it has no meaning. Returns `None` when there is no
-    /// such field.
+    /// The value of the orientation field of the first directory, 0 if it has no meaning. Returns `None` when there is
+    /// no such field.
     fn orientation(&self) -> Option<u8> {
         let Field { kind, begin, .. } = self.field(ORIENTATION_TAG)?;
         let value = match kind {
@@ -115,7 +115,8 @@ impl<'a> Tiff<'a> {
             .find_map(|(begin, _)| self.content(begin))
     }
 
-    /// The field of the entry at `begin`. Its content lies in the entry if it fits, otherwise at the offset in the entry.
+    /// The field of the entry at `begin`. Its content lies in the entry if it fits, otherwise at the offset in the
+    /// entry.
     fn content(&self, begin: usize) -> Option<Field> {
         let kind = self.number(begin + 2, 2)? as u16;
         let unit_bytes = match kind {

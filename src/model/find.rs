@@ -36,13 +36,15 @@ pub(crate) fn model_folder(choice: &ModelChoice) -> anyhow::Result<PathBuf> {
     }
     if Path::new(wanted).components().count() != 1 {
         bail!(
-            "there is no model in {wanted}: it contains no {DESCRIPTION}; give --model the folder of a model, or a name under models/"
+            "there is no model in {wanted}: it contains no {DESCRIPTION}; give --model the folder of a model, or a name \
+             under models/"
         );
     }
     let candidates = model_candidates(&executable()?, wanted, &|path| path.is_dir());
     first(&candidates, exists).with_context(|| {
         format!(
-            "model {wanted:?} is not found: there is no {DESCRIPTION} in {}; give --model a folder, or copy models/ from the repository",
+            "model {wanted:?} is not found: there is no {DESCRIPTION} in {}; give --model a folder, or copy models/ from \
+             the repository",
             listed(&candidates)
         )
     })
@@ -78,8 +80,8 @@ pub(super) fn runtime(choice: &ModelChoice) -> anyhow::Result<RuntimeLibrary> {
     Ok(RuntimeLibrary { path, is_named: false })
 }
 
-/// In order: the folder of the executable, `../lib/imgcls` and `../share/imgcls` relative to it, and the nearest ancestor
-/// that contains `models/`.
+/// In order: the folder of the executable, `../lib/imgcls` and `../share/imgcls` relative to it, and the nearest
+/// ancestor that contains `models/`.
 fn model_candidates(executable: &Path, name: &str, is_folder: &dyn Fn(&Path) -> bool) -> Vec<PathBuf> {
     let ancestor = ancestor_with_models(executable, is_folder);
     install_folders(executable).into_iter().chain(ancestor).map(|root| root.join("models").join(name)).collect()

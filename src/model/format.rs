@@ -18,8 +18,8 @@ pub(super) struct Format {
 
 /// Decodes the first frame of a file.
 ///
-/// The geometry says what the model uses of the image: a decoder may return the image at a fraction of its size and leave
-/// out what lies outside the crop. With [`Geometry::Native`] it returns all pixels.
+/// The geometry says what the model uses of the image: a decoder may return the image at a fraction of its size and
+/// leave out what lies outside the crop. With [`Geometry::Native`] it returns all pixels.
 ///
 /// # Errors
 /// Those of the limits on size; `DecodeTimeout` and `TooLargeDecoded` if decoding costs more than the budget allows;

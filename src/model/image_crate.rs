@@ -64,8 +64,8 @@ impl ImageCrate {
     }
 }
 
-/// Converts pixels of any colour type to opaque grey or RGB in place. Returns the number of channels, or `None` when the
-/// colour type is not supported.
+/// Converts pixels of any colour type to opaque grey or RGB in place. Returns the number of channels, or `None` when
+/// the colour type is not supported.
 fn to_opaque_8_bit(data: &mut Vec<u8>, color_type: ColorType, width: usize) -> Option<usize> {
     match color_type {
         ColorType::L8 => return Some(1),

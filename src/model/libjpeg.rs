@@ -13,8 +13,9 @@ use super::crop::PixelRect;
 /// A decoder that has read the header of one JPEG.
 ///
 /// Each image gets a new decoder. A used one keeps the quantisation and Huffman tables of its last image, and after an
-/// error in a header it stays in the middle of that header, so the next image could be decoded with leftovers of the last
-/// one. Creating and destroying one takes 0.4 µs (`tj3Init` to `tj3Destroy`, including the allocations of the first image).
+/// error in a header it stays in the middle of that header, so the next image could be decoded with leftovers of the
+/// last one. Creating and destroying one takes 0.4 µs (`tj3Init` to `tj3Destroy`, including the allocations of the
+/// first image).
 pub(super) struct JpegDecoder<'a> {
     handle: Handle,
     jpeg: &'a [u8],
@@ -54,8 +55,8 @@ impl Layout {
 }
 
 impl JpegDecoder<'_> {
-    /// Reads the header. Returns `None` when it is damaged, when the colour space is not grey, YCbCr or RGB, or when memory
-    /// is exhausted.
+    /// Reads the header. Returns `None` when it is damaged, when the colour space is not grey, YCbCr or RGB, or when
+    /// memory is exhausted.
     pub(super) fn new(jpeg: &[u8]) -> Option<JpegDecoder<'_>> {
         let handle = Handle::new()?;
         // SAFETY: the handle is a valid decoder; the bytes are read only during the call.
@@ -84,9 +85,9 @@ impl JpegDecoder<'_> {
         Some(JpegDecoder { handle, jpeg, width, height, is_grey, bits, is_lossless, column_width })
     }
 
-    /// Decodes a region of the image at 1 / `reduction` (1, 2, 4 or 8) of its size into `pixels`, in rows without padding
-    /// and 8 bits per sample. Returns false when libjpeg-turbo reports a warning or an error; `pixels` must then be
-    /// discarded.
+    /// Decodes a region of the image at 1 / `reduction` (1, 2, 4 or 8) of its size into `pixels`, in rows without
+    /// padding and 8 bits per sample. Returns false when libjpeg-turbo reports a warning or an error; `pixels` must
+    /// then be discarded.
     ///
     /// # Panics
     /// If `region` is empty or exceeds the reduced image, or `pixels` does not have the size of the region.

@@ -7,8 +7,8 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::config::MIN_DECODE_BYTES;
 
-/// The default of `--max-decode-bytes`: a quarter of the available memory, divided among `workers` processes, but at least
-/// [`MIN_DECODE_BYTES`].
+/// The default of `--max-decode-bytes`: a quarter of the available memory, divided among `workers` processes, but at
+/// least [`MIN_DECODE_BYTES`].
 pub(crate) fn default_decode_bytes(workers: u32) -> u64 {
     let quarter = available_bytes(Path::new("/")) / 4;
     (quarter / u64::from(workers.max(1))).max(MIN_DECODE_BYTES)

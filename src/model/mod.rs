@@ -2,8 +2,8 @@
 //!
 //! From a file to pixels:
 //! - `decode`: the list of image formats, and the choice among them; `format`: what a format declares
-//! - `jpeg` (with `turbo` and `libjpeg`), `png`, `tiff`, `webp`, `gif`, `bmp`: one module for each format; `image_crate`: the
-//!   decoder of the last three
+//! - `jpeg` (with `turbo` and `libjpeg`), `png`, `tiff`, `webp`, `gif`, `bmp`: one module for each format;
+//!   `image_crate`: the decoder of the last three
 //! - `exif`: the orientation in the metadata; `orientation`, `pixels`: the types that decoders return
 //! - `budget`: CPU time and memory that one image may use; `memory`: how much memory the process may use
 //!

@@ -248,8 +248,8 @@ impl Options<'_> {
     }
 
     fn try_builder(&self, optimisation: GraphOptimizationLevel) -> ort::Result<SessionBuilder> {
-        // With a fixed image size, inferences reuse the arena. Otherwise it would keep the largest buffers forever. A memory
-        // pattern would need additional memory for each batch size, and is not faster.
+        // With a fixed image size, inferences reuse the arena. Otherwise it would keep the largest buffers forever. A
+        // memory pattern would need additional memory for each batch size, and is not faster.
         let has_fixed_size = matches!(self.geometry, Geometry::ShortSide { .. });
         Ok(ort::session::Session::builder(self.environment)?
             .with_auto_device(AutoDevicePolicy::PreferCPU)?
@@ -280,7 +280,9 @@ fn open_cached(package: &ModelPackage, options: &Options, folder: &Path) -> anyh
         Err(error) => {
             // This is logged once, not for each session.
             static WARNED: std::sync::Once = std::sync::Once::new();
-            WARNED.call_once(|| tracing::warn!(folder = %folder.display(), %error, "cannot cache the optimised graph: the cache directory is not usable"));
+            WARNED.call_once(|| {
+                tracing::warn!(folder = %folder.display(), %error, "cannot use the cache directory for optimised graphs");
+            });
             return Ok((optimise(), "graph optimised at start-up"));
         }
     };

@@ -1,7 +1,7 @@
 //! How a stored image is turned upright.
 
-/// The transformation from a stored image to the upright one: the upright pixel (x, y) is stored at (x, y), or at (y, x)
-/// if `swapped`; then each stored axis is mirrored if its flag is set.
+/// The transformation from a stored image to the upright one: the upright pixel (x, y) is stored at (x, y), or at (y,
+/// x) if `swapped`; then each stored axis is mirrored if its flag is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Orientation {
     pub swapped: bool,

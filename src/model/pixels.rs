@@ -11,7 +11,8 @@ use crate::protocol::ErrorCode;
 /// pixel wide pays the overhead of a row for every pixel.
 const MAX_SIDE: u64 = 1_000_000;
 
-/// Largest buffer that a thread keeps for its next image: 1080p in RGB. Larger images are rare, and their buffers are freed.
+/// Largest buffer that a thread keeps for its next image: 1080p in RGB. Larger images are rare, and their buffers are
+/// freed.
 const MAX_KEPT_BYTES: usize = 1920 * 1080 * 3;
 
 thread_local! {
@@ -68,8 +69,8 @@ impl Origin {
     }
 }
 
-/// Returns a buffer of zeros for the pixels of an image. It is cleared because a decoder may leave bytes unwritten, which
-/// must not show the previous image.
+/// Returns a buffer of zeros for the pixels of an image. It is cleared because a decoder may leave bytes unwritten,
+/// which must not show the previous image.
 pub(super) fn zeroed_buffer(bytes: usize) -> Vec<u8> {
     let mut buffer = KEPT.take();
     if buffer.capacity() < bytes {

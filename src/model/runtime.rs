@@ -28,8 +28,8 @@ pub(super) enum Checked {
     Other { sha256: String },
 }
 
-/// Checks the library before its code runs. A library that was found under the name of the pinned one must have the pinned
-/// digest. Any other library is the operator's choice.
+/// Checks the library before its code runs. A library that was found under the name of the pinned one must have the
+/// pinned digest. Any other library is the operator's choice.
 ///
 /// # Errors
 /// If the library cannot be read, or has the name of the pinned one and another digest.
@@ -75,7 +75,8 @@ fn pinned_sha256<'a>(pins: &'a str, machine: &str) -> Option<&'a str> {
     })
 }
 
-/// The digest of the file, from the cache if the file has not changed since. Hashing would take 20 to 120 ms at every start.
+/// The digest of the file, from the cache if the file has not changed since. Hashing would take 20 to 120 ms at every
+/// start.
 fn digest(path: &Path, cache: Option<&Path>) -> std::io::Result<String> {
     let canonical = std::fs::canonicalize(path)?;
     let state = state(&canonical)?;
@@ -100,7 +101,8 @@ fn digest(path: &Path, cache: Option<&Path>) -> std::io::Result<String> {
     Ok(sha256)
 }
 
-/// The attributes that change when the file changes. The ctime of an inode cannot be set back without setting the clock.
+/// The attributes that change when the file changes. The ctime of an inode cannot be set back without setting the
+/// clock.
 struct State {
     text: String,
     is_settled: bool,

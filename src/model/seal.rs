@@ -1,5 +1,5 @@
-//! Sealed files of the cache directory, which are trusted only if this user wrote them: each ends with an HMAC-SHA256 of
-//! its name and content. The random key is in the same directory, and only this user can read it.
+//! Sealed files of the cache directory, which are trusted only if this user wrote them: each ends with an HMAC-SHA256
+//! of its name and content. The random key is in the same directory, and only this user can read it.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read as _, Write as _};
@@ -20,8 +20,8 @@ const TAG_BYTES: usize = 32;
 pub(super) struct Key([u8; KEY_BYTES]);
 
 impl Key {
-    /// Reads the key, or creates one if there is none that only this user can read. A new key invalidates all files that
-    /// were sealed with the old one.
+    /// Reads the key, or creates one if there is none that only this user can read. A new key invalidates all files
+    /// that were sealed with the old one.
     ///
     /// # Errors
     /// If the directory cannot be written, or its file system does not support private files.
@@ -47,15 +47,18 @@ impl Key {
         }
     }
 
-    /// The content of a sealed file. Returns `None` when there is no such file, or it was not sealed with this key and under
-    /// this name.
+    /// The content of a sealed file. Returns `None` when there is no such file, or it was not sealed with this key and
+    /// under this name.
     pub(super) fn read(&self, path: &Path) -> Option<Vec<u8>> {
         let mut content = Vec::new();
         read_large(std::fs::File::open(path).ok()?, &mut content).ok()?;
         let tag = content.split_off(content.len().checked_sub(TAG_BYTES)?);
         let is_valid = is_equal(&tag, &self.tag(path, &content));
         if !is_valid && is_first_warning(path) {
-            tracing::warn!(path = %path.display(), "a cached file was not sealed with the key of this cache, or is damaged; it is recreated");
+            tracing::warn!(
+                path = %path.display(),
+                "a cached file was not sealed with the key of this cache, or is damaged; it is recreated"
+            );
         }
         is_valid.then_some(content)
     }

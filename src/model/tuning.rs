@@ -20,7 +20,8 @@ pub(crate) struct Tuning {
     pub intra_threads: usize,
     /// Sessions that run in parallel.
     pub sessions: usize,
-    /// Images per inference. `None` means that batches do not make inference faster, so that the queue's default is used.
+    /// Images per inference. `None` means that batches do not make inference faster, so that the queue's default is
+    /// used.
     pub max_batch_size: Option<usize>,
 }
 
@@ -28,8 +29,8 @@ pub(crate) struct Tuning {
 const MAX_NUMBER: usize = 4096;
 
 impl Tuning {
-    /// Reads the result for this model, runtime, CPU and number of cores. Returns it with its path, or `None` when there is
-    /// none. A damaged file is logged and ignored.
+    /// Reads the result for this model, runtime, CPU and number of cores. Returns it with its path, or `None` when
+    /// there is none. A damaged file is logged and ignored.
     pub(crate) fn read(choice: &ModelChoice) -> Option<(Tuning, PathBuf)> {
         let path = path(choice).ok()?;
         let text = std::fs::read(&path).ok()?;
@@ -76,8 +77,8 @@ fn path(choice: &ModelChoice) -> anyhow::Result<PathBuf> {
     Ok(folder.join(format!("tune-{}.json", key(&model, &runtime, cores())?)))
 }
 
-/// Identifies the model by its description, which contains the digest of each file, and the runtime by its versioned name
-/// and its size.
+/// Identifies the model by its description, which contains the digest of each file, and the runtime by its versioned
+/// name and its size.
 fn key(model: &[u8], runtime: &Path, cores: usize) -> anyhow::Result<String> {
     let runtime = std::fs::canonicalize(runtime)?;
     let name = runtime.file_name().unwrap_or_default().to_string_lossy().into_owned();

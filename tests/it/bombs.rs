@@ -13,7 +13,8 @@ use crate::tiff_file::{
     BITS, COMPRESSION, EXTRA_SAMPLES, PLANAR, ROWS_PER_STRIP, SAMPLE_FORMAT, Tiff, empty_blocks, zlib, zlib_of,
 };
 
-/// More than any file here takes on a busy machine and without optimisation. Without limits they take 5 s to 20 minutes.
+/// More than any file here takes on a busy machine and without optimisation. Without limits they take 5 s to 20
+/// minutes.
 const MAX_DURATION: Duration = Duration::from_secs(10);
 
 const MIB: u64 = 1 << 20;
@@ -247,8 +248,8 @@ fn tiff_of_many_samples() -> Vec<u8> {
     tiff.file()
 }
 
-/// A grey progressive JPEG in which every scan visits all 63 coefficients of every block. Repeating a scan is invalid, so
-/// libjpeg-turbo reports an error in the end.
+/// A grey progressive JPEG in which every scan visits all 63 coefficients of every block. Repeating a scan is invalid,
+/// so libjpeg-turbo reports an error in the end.
 fn jpeg_of_many_scans(side: u16, scans: usize) -> Vec<u8> {
     let segment = |marker: u8, data: &[u8]| {
         let length = (data.len() as u16 + 2).to_be_bytes();

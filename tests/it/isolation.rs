@@ -1,5 +1,5 @@
-//! No image affects the result of the next: whatever a worker classified before, a result equals that of a fresh process,
-//! bit for bit.
+//! No image affects the result of the next: whatever a worker classified before, a result equals that of a fresh
+//! process, bit for bit.
 
 use std::path::Path;
 

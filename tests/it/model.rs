@@ -63,10 +63,10 @@ const STEP: f64 = 1.0 / 128.0;
 
 /// The largest and the mean difference that the means of the squares may have from the reference.
 ///
-/// The two pipelines run the passes of the resize in a different order (vertical first here, horizontal first there) and
-/// round in between, which averages out over a square. For JPEG the upsampling of chroma differs too, because no standard
-/// prescribes it. Both limits are about twice the measured difference; a wrong offset, orientation or filter exceeds them
-/// many times over.
+/// The two pipelines run the passes of the resize in a different order (vertical first here, horizontal first there)
+/// and round in between, which averages out over a square. For JPEG the upsampling of chroma differs too, because no
+/// standard prescribes it. Both limits are about twice the measured difference; a wrong offset, orientation or filter
+/// exceeds them many times over.
 fn tolerance(file: &str) -> (f64, f64) {
     if file.ends_with(".jpg") { (2.0 * STEP, 0.7 * STEP) } else { (0.4 * STEP, 0.06 * STEP) }
 }
@@ -164,7 +164,8 @@ fn moment_difference(tensor: &Tensor, golden: &Golden) -> f64 {
     largest
 }
 
-/// Scores of int8 change in steps. If two scores of the reference differ by less than this, either class may come first.
+/// Scores of int8 change in steps. If two scores of the reference differ by less than this, either class may come
+/// first.
 const TIE: f64 = 0.12;
 
 #[test]

@@ -1,5 +1,5 @@
-//! Unusual images that are valid or nearly valid, which viewers show and few decoders support: each gets the predictions
-//! of an equivalent plain image. If the coding is not supported, the error names it.
+//! Unusual images that are valid or nearly valid, which viewers show and few decoders support: each gets the
+//! predictions of an equivalent plain image. If the coding is not supported, the error names it.
 
 use std::path::Path;
 

@@ -3,8 +3,8 @@
 use crate::model::exif::Metadata;
 use crate::model::orientation::Orientation;
 
-/// Maximum number of scans in one JPEG. Encoders write about ten (the scripts of libjpeg and mozjpeg); tools that search
-/// for the smallest file write fewer than twenty.
+/// Maximum number of scans in one JPEG. Encoders write about ten (the scripts of libjpeg and mozjpeg); tools that
+/// search for the smallest file write fewer than twenty.
 pub(super) const MAX_SCANS: usize = 64;
 
 const START_OF_IMAGE: u8 = 0xd8;
@@ -74,8 +74,8 @@ impl Frame {
 }
 
 impl Markers {
-    /// Reports whether required tables are missing. A sequential image without Huffman tables uses the standard ones; there
-    /// are no standard quantisation tables, and the tables of another image must not be used.
+    /// Reports whether required tables are missing. A sequential image without Huffman tables uses the standard ones;
+    /// there are no standard quantisation tables, and the tables of another image must not be used.
     pub(super) fn lacks_tables(&self) -> bool {
         self.scans > 0
             && match self.frame.marker {
@@ -139,8 +139,8 @@ pub(super) struct RareCoding {
     pub is_supported_by_libjpeg_turbo: bool,
 }
 
-/// Memory that a decoder holds in addition to the pixels: two bytes for each coefficient of the image, unless all of them
-/// are in one scan.
+/// Memory that a decoder holds in addition to the pixels: two bytes for each coefficient of the image, unless all of
+/// them are in one scan.
 pub(super) fn coefficient_bytes(bytes: &[u8], markers: &Markers) -> u64 {
     let Frame { marker, content_at, .. } = markers.frame;
     let Some(header) = bytes.get(content_at..).filter(|header| content_at > 0 && header.len() >= 6) else { return 0 };
@@ -189,7 +189,8 @@ mod tests {
         let jpeg = |frame: u8| {
             let mut jpeg = b"\xff\xd8\xff\xe0\x00\x04ab\xff".to_vec();
             jpeg.extend_from_slice(&[0xff, frame]);
-            // 17 × 16 pixels, the first of three components with twice the resolution on both axes: 2 × 1 units of 6 blocks.
+            // 17 × 16 pixels, the first of three components with twice the resolution on both axes: 2 × 1 units of 6
+            // blocks.
             jpeg.extend_from_slice(b"\x00\x11\x08\x00\x10\x00\x11\x03\x01\x22\x00\x02\x11\x00\x03\x11\x00");
             jpeg
         };

@@ -1,14 +1,14 @@
 //! JPEG → pixels: the guards, and the choice between two decoders.
 //!
-//! - libjpeg-turbo (`turbo`, feature `turbojpeg`) is twice as fast, decodes large images at a fraction of their size, and
-//!   decodes only the part that the model uses. It gets every complete file. If it reports any warning or error, its
-//!   result is discarded.
-//! - zune-jpeg decides about everything else, so that a damaged file has the same outcome in every build. A file with an
-//!   end marker is decoded as far as its data make sense, as in browsers. A file without one must contain every pixel,
-//!   which only zune-jpeg's strict mode verifies.
+//! - libjpeg-turbo (`turbo`, feature `turbojpeg`) is twice as fast, decodes large images at a fraction of their size,
+//!   and decodes only the part that the model uses. It gets every complete file. If it reports any warning or error,
+//!   its result is discarded.
+//! - zune-jpeg decides about everything else, so that a damaged file has the same outcome in every build. A file with
+//!   an end marker is decoded as far as its data make sense, as in browsers. A file without one must contain every
+//!   pixel, which only zune-jpeg's strict mode verifies.
 //!
-//! A JPEG may contain any number of scans over the whole image, each as expensive as a full decode. So scans × pixels is
-//! limited; the scans are counted by walking the markers before either decoder sees the file.
+//! A JPEG may contain any number of scans over the whole image, each as expensive as a full decode. So scans × pixels
+//! is limited; the scans are counted by walking the markers before either decoder sees the file.
 
 mod markers;
 mod repair;

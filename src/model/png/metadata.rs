@@ -11,7 +11,8 @@ use crate::model::exif::Metadata;
 /// Maximum size of a compressed text once inflated; Pillow's limit for one.
 const MAX_INFLATED_BYTES: u64 = 1 << 20;
 
-/// Reads the metadata. The last chunk of each kind counts, and EXIF in its own chunk takes precedence over EXIF in text.
+/// Reads the metadata. The last chunk of each kind counts, and EXIF in its own chunk takes precedence over EXIF in
+/// text.
 pub(super) fn read(bytes: &[u8]) -> Metadata<'_> {
     let (mut exif, mut raw_profile, mut xmp) = (None, None, None);
     let mut position = SIGNATURE.len();

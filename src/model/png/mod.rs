@@ -106,8 +106,8 @@ fn read_rows(
             reader.read_row(&mut row).map_err(&refused)?;
             layout.to_pixels(&row, target);
         }
-        // One piece of the file may contain many rows (a black image compresses a thousandfold), so the clock is checked
-        // here too.
+        // One piece of the file may contain many rows (a black image compresses a thousandfold), so the clock is
+        // checked here too.
         if y % 64 == 63 {
             budget.check()?;
         }

@@ -125,7 +125,8 @@ impl<'a> ImageBuilder<'a> {
     /// Applies the extra plane and returns the image.
     pub(super) fn finish(mut self) -> Result<Pixels, PrepareError> {
         let header = self.header;
-        // A few floats above 1 are highlights. Many of them mean that white is not 1, and the file does not say what it is.
+        // A few floats above 1 are highlights. Many of them mean that white is not 1, and the file does not say what it
+        // is.
         if self.above_one * 50 > (header.width * header.height * header.colours.samples()) as u64 {
             return Err(undecodable("the TIFF stores its colours as floats above 1; store them from 0 to 1"));
         }

@@ -7,8 +7,8 @@ use super::tag;
 use super::unpack::Compression;
 use crate::model::error::{PrepareError, undecodable};
 
-/// Maximum number of strips or tiles in one image: each costs about two microseconds in addition to its pixels. A scan of
-/// 65,500 rows in strips of one row each, in four planes, has as many.
+/// Maximum number of strips or tiles in one image: each costs about two microseconds in addition to its pixels. A scan
+/// of 65,500 rows in strips of one row each, in four planes, has as many.
 const MAX_CHUNKS: usize = 262_000;
 
 /// By how much chunks of a small file may overlap.

@@ -128,8 +128,8 @@ impl<'a> Directory<'a> {
         self.entry_of(at, count, at.saturating_add(12), 8)
     }
 
-    /// Reads an entry. Its values lie in the entry if they fit, otherwise at the offset in it. Returns `None` when its type
-    /// is not an integer or its values lie outside the file; such a tag counts as absent.
+    /// Reads an entry. Its values lie in the entry if they fit, otherwise at the offset in it. Returns `None` when its
+    /// type is not an integer or its values lie outside the file; such a tag counts as absent.
     fn entry_of(&self, at: u64, count: u64, field: u64, field_bytes: u64) -> Result<Option<Entry<'a>>, PrepareError> {
         let tag = self.u16_at(at)?;
         let size = match self.u16_at(at.saturating_add(2))? {

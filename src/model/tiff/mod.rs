@@ -40,8 +40,8 @@ pub(super) const FORMAT: Format = Format {
     decode: |bytes, limits, _, budget| decode(bytes, limits, budget),
 };
 
-/// Maximum number of bytes that are unpacked, in units of the largest allowed image: RGB and alpha in floats have as many.
-/// Samples that are not used, and the parts of tiles outside the image, take time like all others.
+/// Maximum number of bytes that are unpacked, in units of the largest allowed image: RGB and alpha in floats have as
+/// many. Samples that are not used, and the parts of tiles outside the image, take time like all others.
 const MAX_BYTES_AT_MAX_PIXELS: u64 = 16;
 
 fn decode(bytes: &[u8], limits: &Limits, budget: &Budget) -> Result<Pixels, PrepareError> {

@@ -51,8 +51,8 @@ impl Samples {
         self.bits <= 8 && !self.is_float
     }
 
-    /// Fills `target` from the samples at the beginning of `row`. `is_big_endian` overrides the byte order of the file. With
-    /// `is_index`, values are copied without scaling. Returns the number of floats above 1.
+    /// Fills `target` from the samples at the beginning of `row`. `is_big_endian` overrides the byte order of the file.
+    /// With `is_index`, values are copied without scaling. Returns the number of floats above 1.
     pub(super) fn to_8_bit(self, row: &[u8], is_big_endian: bool, is_index: bool, target: &mut [u8]) -> u64 {
         let order = if is_big_endian { ByteOrder::Big } else { self.order };
         match (self.is_float, self.bits) {
@@ -140,8 +140,8 @@ impl Predictor {
         }
     }
 
-    /// Restores a row in place. `samples` is the number of samples per pixel in this row. Returns whether the row is now
-    /// big-endian, regardless of the file.
+    /// Restores a row in place. `samples` is the number of samples per pixel in this row. Returns whether the row is
+    /// now big-endian, regardless of the file.
     pub(super) fn undo(self, row: &mut [u8], samples: usize, format: Samples) -> bool {
         let order = format.order;
         match (self, format.bits) {

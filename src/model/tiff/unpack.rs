@@ -26,8 +26,8 @@ use crate::model::error::PrepareError;
 /// component.
 const MAX_SCANS: usize = 4;
 
-/// Maximum size of the tables that JPEGs share, which are read for each strip or tile. All possible tables together take
-/// less than 2 KiB.
+/// Maximum size of the tables that JPEGs share, which are read for each strip or tile. All possible tables together
+/// take less than 2 KiB.
 const MAX_TABLES_BYTES: usize = 64 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,8 +183,8 @@ impl<'a> Unpacker<'a> {
     }
 }
 
-/// Calls `step` with pieces of `input` from `at` on until `rows` are full. `step` returns how much it read and wrote, and
-/// whether the stream has ended.
+/// Calls `step` with pieces of `input` from `at` on until `rows` are full. `step` returns how much it read and wrote,
+/// and whether the stream has ended.
 fn fill(
     input: &[u8],
     at: &mut usize,
@@ -251,7 +251,8 @@ fn unpack_bits(
 fn decode_jpeg(chunk: &Chunk, tables: Option<&[u8]>, is_ycbcr: bool) -> Result<Vec<u8>, PrepareError> {
     const END_OF_IMAGE: &[u8] = b"\xff\xd9";
     let jpeg = match tables {
-        // The tables are a JPEG without an image. Its end marker and the start marker of the chunk are removed to join them.
+        // The tables are a JPEG without an image. Its end marker and the start marker of the chunk are removed to join
+        // them.
         Some(tables) if tables.len() > MAX_TABLES_BYTES => return Err(damaged()),
         Some(tables) => {
             let tables = tables.strip_suffix(END_OF_IMAGE).unwrap_or(tables);
@@ -290,8 +291,8 @@ struct Fax {
     has_ended: bool,
 }
 
-/// The input of the fax decoder. It ends when one row reads more bytes than any valid row has, because the decoder keeps
-/// what it reads in memory.
+/// The input of the fax decoder. It ends when one row reads more bytes than any valid row has, because the decoder
+/// keeps what it reads in memory.
 struct FaxBytes {
     bytes: Vec<u8>,
     at: usize,
