@@ -36,15 +36,15 @@ pub(crate) fn model_folder(choice: &ModelChoice) -> anyhow::Result<PathBuf> {
     }
     if Path::new(wanted).components().count() != 1 {
         bail!(
-            "there is no model in {wanted}: it contains no {DESCRIPTION}; give --model the folder of a model, or a name \
-             under models/"
+            "there is no model in {wanted}: it contains no {DESCRIPTION}; give --model the folder of a model, or a \
+             name under models/"
         );
     }
     let candidates = model_candidates(&executable()?, wanted, &|path| path.is_dir());
     first(&candidates, exists).with_context(|| {
         format!(
-            "model {wanted:?} is not found: there is no {DESCRIPTION} in {}; give --model a folder, or copy models/ from \
-             the repository",
+            "model {wanted:?} is not found: there is no {DESCRIPTION} in {}; give --model a folder, or copy models/ \
+             from the repository",
             listed(&candidates)
         )
     })

@@ -221,7 +221,7 @@ fn environment(library: &RuntimeLibrary, cache: Option<&Path>) -> anyhow::Result
         .build()?;
     environment.set_log_level(LogLevel::Warning);
     if let Some(Checked::Other { sha256 }) = checked {
-        tracing::info!(path = %library.display(), sha256, "ONNX Runtime is not the library that scripts/setup installs");
+        tracing::info!(path = %library.display(), sha256, "this ONNX Runtime is not the one of scripts/setup");
     }
     *loaded = Some((library.to_owned(), environment.clone()));
     Ok(environment)
@@ -281,7 +281,7 @@ fn open_cached(package: &ModelPackage, options: &Options, folder: &Path) -> anyh
             // This is logged once, not for each session.
             static WARNED: std::sync::Once = std::sync::Once::new();
             WARNED.call_once(|| {
-                tracing::warn!(folder = %folder.display(), %error, "cannot use the cache directory for optimised graphs");
+                tracing::warn!(folder = %folder.display(), %error, "cannot use the cache directory for graphs");
             });
             return Ok((optimise(), "graph optimised at start-up"));
         }

@@ -248,8 +248,8 @@ impl FileInput {
             ("float32", "NCHW", "RGB") => Ok(Form::Floats),
             ("uint8", "NHWC", "RGBX") => Ok(Form::Pixels),
             (element, layout, channels) => bail!(
-                "a file's input of {element}, {layout}, {channels} is not supported; supported are float32, NCHW, RGB and \
-                 uint8, NHWC, RGBX"
+                "a file's input of {element}, {layout}, {channels} is not supported; float32, NCHW, RGB and uint8, \
+                 NHWC, RGBX are"
             ),
         }
     }

@@ -37,7 +37,7 @@ impl Tuning {
         match parse(&text, choice) {
             Ok(tuning) => Some((tuning, path)),
             Err(error) => {
-                tracing::warn!(path = %path.display(), "the result of `imgcls tune` is ignored: {error:#}; run `imgcls tune` again");
+                tracing::warn!(path = %path.display(), "the `imgcls tune` result is ignored, run it again: {error:#}");
                 None
             }
         }
