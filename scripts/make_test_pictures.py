@@ -1,9 +1,9 @@
-"""Makes the pictures of tests/pictures/ and src/loadgen/samples/ out of free photographs.
+"""Creates the images of tests/pictures/ and src/loadgen/samples/ from free photographs.
 
     scripts/in-export-env scripts/make_test_pictures.py
 
-The photographs come from the scikit-image wheel, pinned by sha256; everything else is drawn or damaged here. With the
-pinned Pillow, two runs write the same bytes.
+The photographs come from the scikit-image wheel, pinned by sha256. Everything else is drawn or damaged by this script.
+With the pinned Pillow, two runs write the same bytes.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from imgcls_models import pictures
+from imgcls_models import photographs
 from imgcls_models.registry import SCIKIT_IMAGE
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURES = ROOT / "tests" / "pictures"
+IMAGES = ROOT / "tests" / "pictures"
 SAMPLES = ROOT / "src" / "loadgen" / "samples"
 
 SAMPLE_PHOTOGRAPHS = (
-    pictures.ASTRONAUT,
-    pictures.CAMERA,
-    pictures.CHELSEA,
-    pictures.CLOCK,
-    pictures.COFFEE,
-    pictures.ROCKET,
+    photographs.ASTRONAUT,
+    photographs.CAMERA,
+    photographs.CHELSEA,
+    photographs.CLOCK,
+    photographs.COFFEE,
+    photographs.ROCKET,
 )
 SAMPLE_SIDE = 480
 SAMPLE_BYTES = 40_000
 
 ADOBE_MARKER = b"\xff\xee"
 EXIF_ORIENTATION = 0x0112
-# What was done to the upright picture so that a reader undoes it on meeting the orientation.
+# The operation on the upright image that a reader undoes because of the orientation.
 STORED_AS = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -55,38 +55,38 @@ Files = dict[str, bytes]
 
 
 def main() -> None:
-    """Writes both folders anew, each with its SOURCES.md."""
+    """Writes both folders, each with its SOURCES.md."""
     samples = {f"{photograph.stem}.jpg": sample(photograph) for photograph in SAMPLE_PHOTOGRAPHS}
     write_folder(SAMPLES, samples)
     (SAMPLES / "SOURCES.md").write_text(samples_sources(samples), encoding="utf-8")
 
-    good, (hostile, expected) = good_pictures(), hostile_pictures()
-    write_folder(PICTURES, good)
-    write_folder(PICTURES / "hostile", hostile)
-    (PICTURES / "hostile" / "expected.json").write_text(f"{json.dumps(expected, indent=2)}\n", encoding="utf-8")
-    (PICTURES / "SOURCES.md").write_text(pictures_sources(good, hostile), encoding="utf-8")
+    good, (hostile, expected) = good_images(), hostile_images()
+    write_folder(IMAGES, good)
+    write_folder(IMAGES / "hostile", hostile)
+    (IMAGES / "hostile" / "expected.json").write_text(f"{json.dumps(expected, indent=2)}\n", encoding="utf-8")
+    (IMAGES / "SOURCES.md").write_text(image_sources(good, hostile), encoding="utf-8")
 
 
 # --- samples -------------------------------------------------------------------------------------------------------
 
 
-def sample(photograph: pictures.Photograph) -> bytes:
-    """A photograph as a small JPEG: the best quality that fits."""
+def sample(photograph: photographs.Photograph) -> bytes:
+    """Encodes a photograph as a small JPEG, with the best quality that fits."""
     image = photograph.open()
     image.thumbnail((SAMPLE_SIDE, SAMPLE_SIDE), Image.Resampling.LANCZOS)
     encoded = (encode(image, "JPEG", quality=quality, optimize=True) for quality in range(88, 40, -4))
     return next(content for content in encoded if len(content) <= SAMPLE_BYTES)
 
 
-# --- pictures that decode ------------------------------------------------------------------------------------------
+# --- valid images --------------------------------------------------------------------------------------------------
 
 
-def good_pictures() -> Files:
+def good_images() -> Files:
     """One photograph, which the model names with confidence, in every form that is read; and two more for the eye."""
-    cup = pictures.COFFEE.open().resize((300, 200), Image.Resampling.LANCZOS)
+    cup = photographs.COFFEE.open().resize((300, 200), Image.Resampling.LANCZOS)
     small = cup.resize((150, 100), Image.Resampling.LANCZOS)
-    cat = pictures.CHELSEA.open().resize((300, 200), Image.Resampling.LANCZOS)
-    rocket = pictures.ROCKET.open().resize((320, 214), Image.Resampling.LANCZOS)
+    cat = photographs.CHELSEA.open().resize((300, 200), Image.Resampling.LANCZOS)
+    rocket = photographs.ROCKET.open().resize((320, 214), Image.Resampling.LANCZOS)
     veiled = with_alpha(cup)
     few_colours = cup.quantize(64)
     cmyk = encode(cup.convert("CMYK"), "JPEG", quality=85)
@@ -98,7 +98,7 @@ def good_pictures() -> Files:
         "grey.jpg": encode(cup.convert("L"), "JPEG", quality=85),
         "full-chroma.jpg": encode(cup, "JPEG", quality=85, subsampling="4:4:4"),
         "odd-size.jpg": encode(cup.resize((201, 133), Image.Resampling.LANCZOS), "JPEG", quality=85),
-        # Pillow writes CMYK inverted and with Adobe's marker, as everybody does; some lose the marker on the way.
+        # Pillow writes inverted CMYK with an Adobe marker, as is usual. Some tools remove the marker.
         "cmyk-adobe.jpg": cmyk,
         "cmyk-without-marker.jpg": b"".join(part for part in jpeg_segments(cmyk) if not part.startswith(ADOBE_MARKER)),
         "rgb.png": encode(cup, "PNG", optimize=True),
@@ -121,7 +121,7 @@ def good_pictures() -> Files:
 
 
 def with_alpha(image: Image.Image) -> Image.Image:
-    """Opaque in the middle column, fading out to the left and right, gone in one corner."""
+    """Adds an alpha channel: opaque in the middle column, fading out to both sides, transparent in one corner."""
     columns = np.arange(image.width)
     ramp = 255 * np.minimum(columns, columns[::-1]) // (image.width // 2)
     alpha = np.tile(ramp.astype(np.uint8), (image.height, 1))
@@ -132,7 +132,7 @@ def with_alpha(image: Image.Image) -> Image.Image:
 
 
 def most_used(image: Image.Image) -> int:
-    """The palette index that most pixels have."""
+    """The most frequent palette index."""
     return int(np.bincount(np.asarray(image).ravel()).argmax())
 
 
@@ -143,7 +143,7 @@ def stripe(height: int) -> Image.Image:
 
 
 def oriented(image: Image.Image, value: int) -> bytes:
-    """A JPEG stored turned or mirrored, with the EXIF orientation that says so."""
+    """A JPEG that is stored rotated or mirrored, with the matching EXIF orientation."""
     operation = STORED_AS[value]
     stored = image if operation is None else image.transpose(operation)
     exif = Image.Exif()
@@ -158,7 +158,7 @@ def animated_gif(frames: list[Image.Image]) -> bytes:
 
 
 def png16(image: Image.Image) -> bytes:
-    """A PNG of 16 bits a sample whose low bytes differ from the high ones."""
+    """A PNG with 16 bits per sample, whose low bytes differ from the high ones."""
     high = np.asarray(image).astype(np.uint16)
     samples = (high << 8) | ((high * 37 + 11) & 0xFF)
     colour_type = 2 if samples.ndim == 3 else 0
@@ -168,12 +168,12 @@ def png16(image: Image.Image) -> bytes:
     return png([(b"IHDR", header), (b"IDAT", zlib.compress(raw, 9)), (b"IEND", b"")])
 
 
-# --- pictures that do not, or that cost ----------------------------------------------------------------------------
+# --- hostile images ------------------------------------------------------------------------------------------------
 
 
-def hostile_pictures() -> tuple[Files, dict[str, dict[str, str]]]:
-    """The files, and by name what must become of each: an error code, or `any` where only time and memory count."""
-    cup = pictures.COFFEE.open().resize((300, 200), Image.Resampling.LANCZOS)
+def hostile_images() -> tuple[Files, dict[str, dict[str, str]]]:
+    """The files, and the expected error code of each by name; `any` if only time and memory are checked."""
+    cup = photographs.COFFEE.open().resize((300, 200), Image.Resampling.LANCZOS)
     jpeg = encode(cup, "JPEG", quality=85)
     png_file = encode(cup.resize((150, 100)), "PNG", optimize=True)
     cases: list[tuple[str, bytes, str, str]] = [
@@ -181,8 +181,8 @@ def hostile_pictures() -> tuple[Files, dict[str, dict[str, str]]]:
         ("half.png", png_file[: len(png_file) // 2], "undecodable", "the second half is missing"),
         ("head-only.jpg", jpeg[:20], "undecodable", "20 bytes of a JPEG"),
         ("empty.jpg", b"", "unsupported_type", "no bytes"),
-        ("text.jpg", b"This is not a picture.\n" * 20, "unsupported_type", "text under a picture's name"),
-        ("vector.svg", SVG, "unsupported_type", "a vector picture"),
+        ("text.jpg", b"This is not an image.\n" * 20, "unsupported_type", "text under the name of an image"),
+        ("vector.svg", SVG, "unsupported_type", "a vector image"),
         ("document.pdf", PDF, "unsupported_type", "the beginning of a PDF"),
         ("huge-header.png", huge_png(), "too_many_pixels", "65500 x 65500 in the header, few bytes"),
         ("huge-header.jpg", huge_jpeg(), "too_many_pixels", "65500 x 65500 in the header, few bytes"),
@@ -200,13 +200,13 @@ HUGE = 65_500
 
 
 def huge_png() -> bytes:
-    """A header of four billion pixels before next to no pixels."""
+    """A header of four billion pixels with almost no data."""
     header = struct.pack(">IIBBBBB", HUGE, HUGE, 8, 2, 0, 0, 0)
     return png([(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")])
 
 
 def zero_size_png() -> bytes:
-    """A header without extent."""
+    """A header of zero width and height."""
     return png([(b"IHDR", struct.pack(">IIBBBBB", 0, 0, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")])
 
 
@@ -219,7 +219,7 @@ def huge_jpeg() -> bytes:
 
 
 def many_scans_jpeg() -> bytes:
-    """A large progressive JPEG with one scan repeated: each costs a decoder a walk over every block, and few bytes."""
+    """A large progressive JPEG with one repeated scan: each copy visits every block and takes few bytes."""
     segments = jpeg_segments(encode(Image.new("L", (4000, 4000), 128), "JPEG", progressive=True, optimize=True))
     scans = [index for index, segment in enumerate(segments) if segment[:2] == b"\xff\xda"]
     cheapest = min(scans, key=lambda index: len(segments[index]))
@@ -227,7 +227,7 @@ def many_scans_jpeg() -> bytes:
 
 
 def flip_byte(content: bytes, position: int) -> bytes:
-    """The same bytes but one."""
+    """Inverts one byte."""
     return content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :]
 
 
@@ -235,7 +235,7 @@ def flip_byte(content: bytes, position: int) -> bytes:
 
 
 def encode(image: Image.Image, form: str, **options: object) -> bytes:
-    """A picture as the bytes of a file."""
+    """Encodes an image to the bytes of a file."""
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
@@ -250,7 +250,7 @@ def png(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 def jpeg_segments(content: bytes) -> list[bytes]:
-    """Cuts a JPEG before each marker; a scan's entropy-coded bytes stay with its header."""
+    """Splits a JPEG before each marker. The entropy-coded bytes of a scan stay with its header."""
     cuts, position = [0, 2], 2
     while content[position : position + 2] != b"\xff\xd9":
         scan = content[position + 1] == 0xDA
@@ -265,7 +265,7 @@ def jpeg_segments(content: bytes) -> list[bytes]:
 
 
 def write_folder(folder: Path, files: Files) -> None:
-    """Makes the folder hold these files; ones from an earlier run that are no longer made are removed."""
+    """Writes the files to the folder, and removes files of an earlier run that are no longer created."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         if old.is_file() and old.name not in files:
@@ -281,11 +281,11 @@ def samples_sources(samples: Files) -> str:
         for photograph, name in zip(SAMPLE_PHOTOGRAPHS, samples, strict=True)
     ]
     head = [
-        "# Where the samples come from",
+        "# Sources of the samples",
         "",
         f"Photographs of the wheel `{SCIKIT_IMAGE.name}` {SCIKIT_IMAGE.version} (sha256 `{SCIKIT_IMAGE.sha256}`),",
-        "made smaller by `scripts/make_test_pictures.py`. The licence is what the picture's docstring in",
-        "`skimage/data/_fetchers.py` states.",
+        "made smaller by `scripts/make_test_pictures.py`. The docstring of each photograph in",
+        "`skimage/data/_fetchers.py` states its licence.",
         "",
         "| file | shows | licence | from | sha256 |",
         "|---|---|---|---|---|",
@@ -293,18 +293,18 @@ def samples_sources(samples: Files) -> str:
     return "\n".join([*head, *rows]) + "\n"
 
 
-def pictures_sources(good: Files, hostile: Files) -> str:
-    """The SOURCES.md of the test pictures."""
-    used = (pictures.COFFEE, pictures.CHELSEA, pictures.ROCKET)
+def image_sources(good: Files, hostile: Files) -> str:
+    """The SOURCES.md of the test images."""
+    used = (photographs.COFFEE, photographs.CHELSEA, photographs.ROCKET)
     rows = [f"| {photograph.shows} | {photograph.licence} | `{photograph.member}` |" for photograph in used]
     named = {**good, **{f"hostile/{name}": content for name, content in hostile.items()}}
     head = [
-        "# Where the test pictures come from",
+        "# Sources of the test images",
         "",
         "All are written by `scripts/make_test_pictures.py`: from three photographs of the wheel",
         f"`{SCIKIT_IMAGE.name}` {SCIKIT_IMAGE.version} (sha256 `{SCIKIT_IMAGE.sha256}`), or drawn.",
-        "The licence is what the picture's docstring in `skimage/data/_fetchers.py` states.",
-        "`hostile/expected.json` says what must become of each hostile file; `any` means: soon, in little memory.",
+        "The docstring of each photograph in `skimage/data/_fetchers.py` states its licence.",
+        "`hostile/expected.json` states the expected error code of each hostile file; `any`: only the cost is checked.",
         "",
         "| shows | licence | from |",
         "|---|---|---|",

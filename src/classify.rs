@@ -1,4 +1,4 @@
-//! `imgcls classify FILE…`: the model alone, no queue.
+//! `imgcls classify FILE…`: classifies files in this process, without a queue.
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _};
@@ -11,19 +11,25 @@ use crate::config::Limits;
 use crate::model::{self, ModelChoice, ModelPackage, Session};
 use crate::protocol::{ErrorCode, ErrorInfo, ModelRef, Prediction};
 
+/// The configuration of the command.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// Files to classify, in this order.
     pub files: Vec<PathBuf>,
+    /// The model to run.
     pub model: ModelChoice,
+    /// Limits on the cost of one image.
     pub limits: Limits,
+    /// Number of predictions per file.
     pub top_k: u32,
+    /// Prints one line of JSON per file instead of a table.
     pub json: bool,
 }
 
-/// Classifies each file and prints what was found; true where every file was classified.
+/// Classifies each file and prints its predictions or its error. Returns whether every file was classified.
 ///
 /// # Errors
-/// Where there is no model to run, or standard output cannot be written (a reader that went away is no error).
+/// If the model cannot be loaded, or standard output cannot be written. A closed pipe is not an error.
 pub fn run(config: &Config) -> anyhow::Result<bool> {
     let package = ModelPackage::load(&config.model)?;
     let mut session = Session::open(&package, &config.model)?;
@@ -42,7 +48,7 @@ pub fn run(config: &Config) -> anyhow::Result<bool> {
     Ok(all_classified)
 }
 
-/// One file's line of JSON; the table shows the same.
+/// The result for one file: a line of JSON, also printed as a table.
 #[derive(Serialize)]
 struct Report {
     file: String,
@@ -79,8 +85,10 @@ fn classify(
     session: &mut Session,
     config: &Config,
 ) -> Result<(Vec<Prediction>, Timings), ErrorInfo> {
-    let bytes = std::fs::read(file)
-        .map_err(|error| ErrorInfo { code: ErrorCode::InputMissing, message: format!("cannot be read: {error}") })?;
+    let bytes = std::fs::read(file).map_err(|error| ErrorInfo {
+        code: ErrorCode::InputMissing,
+        message: format!("cannot read the file: {error}"),
+    })?;
     let begun = Instant::now();
     let tensor = model::prepare(&bytes, package, &config.limits)
         .map_err(|error| ErrorInfo { code: error.code, message: error.message })?;
@@ -89,7 +97,7 @@ fn classify(
         .infer(&[&tensor])
         .map_err(|error| ErrorInfo { code: ErrorCode::Internal, message: format!("{error:#}") })?
         .pop()
-        .expect("one list a tensor; this is a bug");
+        .expect("infer returns one list per tensor; this is a bug");
     let total = begun.elapsed();
     let timings = Timings {
         decoded: milliseconds(decoded),
@@ -104,7 +112,7 @@ fn milliseconds(duration: Duration) -> f64 {
 }
 
 fn json_line(report: &Report) -> String {
-    let mut line = serde_json::to_string(report).expect("strings and finite numbers; this is a bug");
+    let mut line = serde_json::to_string(report).expect("strings and finite numbers serialise; this is a bug");
     line.push('\n');
     line
 }
@@ -121,7 +129,7 @@ fn table(report: &Report) -> String {
     text
 }
 
-/// Filled to the score, in eighths of a column.
+/// A bar whose length is proportional to the score, in steps of an eighth of a column.
 fn bar(score: f32, columns: usize) -> String {
     const PART: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let eighths = (score.clamp(0.0, 1.0) * columns as f32 * 8.0).round() as usize;
@@ -133,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bar_is_as_long_as_the_score() {
+    fn bar_length_is_proportional_to_the_score() {
         assert_eq!(bar(0.0, 4), "");
         assert_eq!(bar(1.0, 4), "████");
         assert_eq!(bar(0.5, 4), "██");
@@ -142,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_failed_says_why_in_both_forms() {
+    fn failed_file_reports_its_error_in_both_formats() {
         let error = ErrorInfo { code: ErrorCode::Undecodable, message: "the PNG is damaged".to_owned() };
         let report = Report {
             file: "a.png".to_owned(),

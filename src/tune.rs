@@ -1,5 +1,5 @@
-//! `imgcls tune`: which variant, threads, sessions and batch size classify the most images a second on this machine;
-//! workers that start later take what was found.
+//! `imgcls tune`: measures which variant, threads, sessions and batch size classify the most images per second on this
+//! machine, and stores the result for workers that start later.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -13,26 +13,29 @@ use crate::config::Limits;
 use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor, Tuning};
 use crate::telemetry::{self, output};
 
+/// The configuration of the command.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The model to measure.
     pub model: ModelChoice,
-    /// For all measurements together; opening sessions comes on top, less than a second each.
+    /// Duration of all measurements together. Opening a session takes less than a second more for each.
     pub duration: Duration,
+    /// Prints JSON instead of a table.
     pub json: bool,
 }
 
-/// What is classified: a photograph of the size that most are sent in.
+/// The image that is classified: a photograph of a common size.
 const PHOTOGRAPH: &[u8] = include_bytes!("loadgen/samples/coffee.jpg");
 
 const BATCH_SIZES: [usize; 3] = [2, 4, 8];
 
-/// A faster setting has to be faster by this much: less is noise, and the first ones measured are the defaults.
-const WORTH_IT: f64 = 1.03;
+/// The minimum speedup over an earlier setting. Less is noise, and the first settings are the defaults.
+const MIN_SPEEDUP: f64 = 1.03;
 
-/// Measures, prints, and keeps what was found in the cache directory.
+/// Measures, prints the result and stores it in the cache directory.
 ///
 /// # Errors
-/// Where there is no model to run, or what was found cannot be kept; it is printed all the same.
+/// If the model cannot be loaded, or the result cannot be stored. It is printed even if it cannot be stored.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     let begun = Instant::now();
     let cores = model::cores();
@@ -41,12 +44,12 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         None => ModelPackage::variants(&config.model)?,
     };
     let trials = measure(config, &first_round(&variants, cores))?;
-    let found = find(&trials).context("nothing was measured; this is a bug")?;
+    let found = fastest_tuning(&trials).context("at least one setting is measured; this is a bug")?;
     let kept = found.write(&config.model);
     let report = Report { cores, seconds: begun.elapsed().as_secs_f64(), trials, found, kept: kept.as_ref().ok() };
     let text = if config.json { report.json() } else { report.table() };
-    output::print(&text).context("cannot print what was found")?;
-    kept.map(drop).context("what was found is not kept")
+    output::print(&text).context("cannot print the result")?;
+    kept.map(drop).context("cannot store the result")
 }
 
 /// One way to run the model.
@@ -63,11 +66,11 @@ struct Trial {
     #[serde(flatten)]
     setting: Setting,
     images_per_second: f64,
-    /// From the first image of a batch to the answers.
+    /// Time to decode and infer one batch.
     batch_ms: f64,
 }
 
-/// Every variant with the cores shared out among sessions in every way; the first is what runs untuned.
+/// Every variant with every division of the cores among sessions. The first setting is the default.
 fn first_round(variants: &[String], cores: usize) -> Vec<Setting> {
     let threads = std::iter::successors(Some(1), |threads| Some(threads * 2)).take_while(|threads| *threads <= cores);
     let setting = |variant: &String, intra_threads: usize| Setting {
@@ -79,7 +82,7 @@ fn first_round(variants: &[String], cores: usize) -> Vec<Setting> {
     variants.iter().flat_map(|variant| threads.clone().map(move |threads| setting(variant, threads))).collect()
 }
 
-/// The first round, then the best of it with batches.
+/// Measures the first round, then its fastest setting with batches.
 fn measure(config: &Config, first_round: &[Setting]) -> anyhow::Result<Vec<Trial>> {
     let count = first_round.len() + BATCH_SIZES.len();
     let duration = config.duration / count as u32;
@@ -102,7 +105,7 @@ fn measure(config: &Config, first_round: &[Setting]) -> anyhow::Result<Vec<Trial
     Ok(trials)
 }
 
-/// Decodes and infers as the sessions of a worker do: each with a thread of its own, as fast as it can.
+/// Measures one setting. Each session decodes and infers in its own thread, as in a worker.
 fn trial(choice: &ModelChoice, setting: Setting, duration: Duration) -> anyhow::Result<Trial> {
     let choice = ModelChoice {
         variant: Some(setting.variant.clone()),
@@ -121,7 +124,7 @@ fn trial(choice: &ModelChoice, setting: Setting, duration: Duration) -> anyhow::
                 let begin = &begin;
                 scope.spawn(move || -> anyhow::Result<(u32, Duration)> {
                     let warm = classify(session, package, setting.batch_size);
-                    begin.wait(); // also where it failed: the others wait for this one
+                    begin.wait(); // after a failure too, because the other threads wait for this one
                     warm?;
                     let begun = Instant::now();
                     let mut batches = 0;
@@ -133,7 +136,7 @@ fn trial(choice: &ModelChoice, setting: Setting, duration: Duration) -> anyhow::
                 })
             })
             .collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic in a trial; this is a bug")).collect()
+        threads.into_iter().map(|thread| thread.join().expect("a trial does not panic; this is a bug")).collect()
     });
     let (mut images_per_second, mut batch_seconds) = (0.0, 0.0);
     for outcome in outcomes {
@@ -153,12 +156,12 @@ fn classify(session: &mut Session, package: &ModelPackage, batch_size: usize) ->
     Ok(())
 }
 
-/// The first that no other beats by more than noise.
+/// The first trial that no later one beats by [`MIN_SPEEDUP`].
 fn fastest<'a>(trials: impl Iterator<Item = &'a Trial>) -> Option<&'a Trial> {
-    trials.reduce(|best, next| if next.images_per_second > best.images_per_second * WORTH_IT { next } else { best })
+    trials.reduce(|best, next| if next.images_per_second > best.images_per_second * MIN_SPEEDUP { next } else { best })
 }
 
-fn find(trials: &[Trial]) -> Option<Tuning> {
+fn fastest_tuning(trials: &[Trial]) -> Option<Tuning> {
     let Setting { variant, intra_threads, sessions, batch_size } = fastest(trials.iter())?.setting.clone();
     let max_batch_size = (batch_size > 1).then_some(batch_size);
     Some(Tuning { variant, intra_threads, sessions, max_batch_size })
@@ -170,7 +173,7 @@ struct Report<'a> {
     seconds: f64,
     trials: Vec<Trial>,
     found: Tuning,
-    /// The file; none where it could not be written.
+    /// The file with the result. `None` if it could not be written.
     kept: Option<&'a PathBuf>,
 }
 
@@ -186,24 +189,24 @@ impl Trial {
 
 impl Report<'_> {
     fn json(&self) -> String {
-        let mut text = serde_json::to_string(self).expect("strings and finite numbers; this is a bug");
+        let mut text = serde_json::to_string(self).expect("strings and finite numbers serialise; this is a bug");
         text.push('\n');
         text
     }
 
     fn table(&self) -> String {
-        let mut text = String::from("variant   sessions  threads  batch  images/s  ms a batch\n");
+        let mut text = String::from("variant   sessions  threads  batch  images/s  ms/batch\n");
         for Trial { setting, images_per_second, batch_ms } in &self.trials {
             let Setting { variant, intra_threads, sessions, batch_size } = setting;
             let mark = if self.is_found(setting) { "  ←" } else { "" };
             let _ = writeln!(
                 text,
                 "{variant:<8}  {sessions:>8}  {intra_threads:>7}  {batch_size:>5}  {images_per_second:>8.1}  \
-                 {batch_ms:>10.2}{mark}"
+                 {batch_ms:>8.2}{mark}"
             );
         }
         if let Some(path) = self.kept {
-            let _ = writeln!(text, "kept in {}; workers that start from now on take it", path.display());
+            let _ = writeln!(text, "stored in {}; workers that start from now on use it", path.display());
         }
         text
     }
@@ -225,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn every_variant_gets_the_cores_in_every_way() {
+    fn first_round_divides_the_cores_in_every_way_for_every_variant() {
         let names = ["int8".to_owned(), "fp16".to_owned()];
         let shares = |cores| -> Vec<(String, usize, usize)> {
             let settings = first_round(&names, cores).into_iter();
@@ -237,12 +240,12 @@ mod tests {
     }
 
     #[test]
-    fn noise_beats_nothing() {
+    fn setting_that_is_faster_by_noise_is_not_chosen() {
         let trials = [trial("int8", 2, 1, 100.0), trial("int8", 1, 1, 102.0), trial("fp16", 2, 1, 50.0)];
-        let found = find(&trials).unwrap();
+        let found = fastest_tuning(&trials).unwrap();
         assert_eq!((found.variant.as_str(), found.sessions, found.max_batch_size), ("int8", 2, None));
         let trials = [trial("int8", 2, 1, 100.0), trial("int8", 2, 2, 110.0), trial("int8", 2, 4, 111.0)];
-        assert_eq!(find(&trials).unwrap().max_batch_size, Some(2));
-        assert!(find(&[]).is_none());
+        assert_eq!(fastest_tuning(&trials).unwrap().max_batch_size, Some(2));
+        assert!(fastest_tuning(&[]).is_none());
     }
 }

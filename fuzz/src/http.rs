@@ -1,4 +1,4 @@
-//! The web tier in this process, on a data directory in memory, spoken to over one kept connection.
+//! The web tier in this process, with a data directory in memory, accessed through one persistent connection.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -13,8 +13,8 @@ use imgcls::web;
 use libfuzzer_sys::Corpus;
 use tempfile::TempDir;
 
-/// Far more than an answer takes; what takes longer hangs.
-const ANSWER_WITHIN: Duration = Duration::from_secs(8);
+/// A response that takes longer than this counts as a hang.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The first line is the value of `Content-Type`, the rest is the body.
 pub fn multipart(input: &[u8]) -> Corpus {
@@ -35,46 +35,48 @@ pub fn multipart(input: &[u8]) -> Corpus {
     Corpus::Keep
 }
 
-/// Asks for the job of that id.
+/// Requests the job with this id.
 pub fn get_job(id: &str) {
     let encoded: String = id.bytes().map(|byte| format!("%{byte:02x}")).collect();
     send(format!("GET /v1/jobs/{encoded} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
 }
 
-/// In memory where there is such a file system.
+/// A temporary directory, in memory if possible.
 pub fn scratch_directory() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory")
 }
 
-/// A kept connection may have ended between two requests; a new one must serve.
+/// Sends a request. The server may have closed the persistent connection since the last request, but a new one must
+/// work.
 fn send(request: &[u8]) {
     static CONNECTION: Mutex<Option<BufReader<TcpStream>>> = Mutex::new(None);
     let mut kept = CONNECTION.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(mut connection) = kept.take()
-        && let Some(is_kept) = answer(&mut connection, request)
+        && let Some(is_kept) = exchange(&mut connection, request)
     {
         *kept = is_kept.then_some(connection);
         return;
     }
     let mut connection = BufReader::new(TcpStream::connect(address()).expect("the web tier listens"));
-    connection.get_ref().set_read_timeout(Some(ANSWER_WITHIN)).expect("a timeout");
-    let is_kept = answer(&mut connection, request).expect("a new connection is served");
+    connection.get_ref().set_read_timeout(Some(RESPONSE_TIMEOUT)).expect("a read timeout can be set");
+    let is_kept = exchange(&mut connection, request).expect("a new connection gets a response");
     *kept = is_kept.then_some(connection);
 }
 
-/// Whether the connection may be used again; None where it ended without an answer.
-fn answer(connection: &mut BufReader<TcpStream>, request: &[u8]) -> Option<bool> {
-    // It may be refused before all is sent.
+/// Sends a request and reads the response. Returns whether the connection may be reused, or `None` when it was closed
+/// without a response.
+fn exchange(connection: &mut BufReader<TcpStream>, request: &[u8]) -> Option<bool> {
+    // The server may refuse the request before all of it is sent.
     let _ = connection.get_mut().write_all(request);
     let mut line = String::new();
     match connection.read_line(&mut line) {
         Ok(0) => return None,
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
-        Err(error) => panic!("no answer: {error}"),
+        Err(error) => panic!("cannot read the response: {error}"),
     }
     let status: u16 = line.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status line");
-    assert!(status < 500 || status == 503, "the web tier fails: {line}");
+    assert!(status < 500 || status == 503, "the web tier failed: {line}");
     let (mut length, mut is_kept) = (0, true);
     loop {
         line.clear();
@@ -98,18 +100,20 @@ fn address() -> SocketAddr {
 /// Serves until the process ends.
 fn serve(data_dir: &Path) -> SocketAddr {
     let data_dir = data_dir.to_str().expect("a path in UTF-8").to_owned();
-    let (told, address) = std::sync::mpsc::channel();
+    let (sender, address) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let line = ["imgcls", "serve-web", "--backend", "local", "--data-dir", &data_dir];
-        let Command::ServeWeb(args) = Cli::parse_from(line).command else { unreachable!("that is the command") };
+        let Command::ServeWeb(args) = Cli::parse_from(line).command else {
+            unreachable!("the command line names this command")
+        };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         runtime.expect("a runtime").block_on(async {
             let (backend, _) = args.shared.backend();
             let names = args.shared.names(&backend).await.expect("names");
             let config = args.config(backend, names).expect("a configuration");
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-            told.send(listener.local_addr().expect("an address")).expect("somebody asks");
-            web::run(listener, config, None, CancellationToken::new()).await.expect("it serves");
+            sender.send(listener.local_addr().expect("an address")).expect("the receiver waits");
+            web::run(listener, config, None, CancellationToken::new()).await.expect("the web tier runs");
         });
         panic!("the web tier ended");
     });

@@ -1,4 +1,4 @@
-//! Text from outside: messages, identifiers, settings.
+//! Untrusted text: messages, identifiers, settings.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::http;
 
 const BUCKET: &str = "input";
-/// The least that a queue of SQS takes.
+/// The lowest message size limit of an SQS queue.
 const QUEUE_LIMIT_BYTES: usize = 1 << 10;
 
 /// A message on the request queue or on a reply queue.
@@ -26,7 +26,9 @@ pub fn message(input: &[u8]) -> Corpus {
             let _ = request.payload(BUCKET);
             let (id, reply_to) = (request.id, request.reply_to.clone());
             let sent = request.into_message(BUCKET, QUEUE_LIMIT_BYTES);
-            let Incoming::Job(again) = Incoming::parse(&sent) else { panic!("what is sent is no request: {sent}") };
+            let Incoming::Job(again) = Incoming::parse(&sent) else {
+                panic!("a sent message does not parse as a request: {sent}")
+            };
             assert_eq!((again.id, again.reply_to), (id, reply_to));
         }
         Incoming::Legacy(request) => {
@@ -38,13 +40,13 @@ pub fn message(input: &[u8]) -> Corpus {
     let _ = protocol::read_legacy_reply(text);
     let _ = protocol::legacy_answer(protocol::read_legacy_output(text));
     if let Some(cut) = protocol::cut_reply(text) {
-        assert!(protocol::cut_reply(&cut).is_some(), "a cut reply is none: {cut}");
+        assert!(protocol::cut_reply(&cut).is_some(), "a truncated reply does not parse: {cut}");
     }
     let _ = text.parse::<ClassifyResultText>();
     Corpus::Keep
 }
 
-/// What a store gives back as a result.
+/// A result as it is read from a store.
 struct ClassifyResultText;
 
 impl std::str::FromStr for ClassifyResultText {
@@ -53,13 +55,13 @@ impl std::str::FromStr for ClassifyResultText {
     fn from_str(text: &str) -> Result<Self, ()> {
         let result: ClassifyResult = serde_json::from_str(text).map_err(drop)?;
         let written = result.to_json();
-        let again: ClassifyResult = serde_json::from_str(&written).expect("what was written is read");
+        let again: ClassifyResult = serde_json::from_str(&written).expect("a written result can be read");
         assert_eq!(again.to_json(), written);
         Ok(ClassifyResultText)
     }
 }
 
-/// Identifiers and names, by the functions that read them and as a path of a request.
+/// Identifiers and names, parsed directly and as the path of a request.
 pub fn ids(input: &[u8]) -> Corpus {
     let Ok(text) = std::str::from_utf8(input) else { return Corpus::Reject };
     if let Ok(id) = text.parse::<Uuid>() {
@@ -74,7 +76,7 @@ pub fn ids(input: &[u8]) -> Corpus {
     Corpus::Keep
 }
 
-/// A name of the original's form becomes part of a key.
+/// A file name of the legacy protocol becomes part of an object key.
 fn legacy_name(name: &str) {
     let safe = protocol::legacy_safe_name(name);
     assert!(!safe.is_empty() && safe.len() <= 255 && safe != "." && safe != "..", "{safe:?}");
@@ -82,7 +84,7 @@ fn legacy_name(name: &str) {
     assert!(!protocol::legacy_output_key(&safe).is_empty());
 }
 
-/// A command line, one argument a line; and the files that hold settings.
+/// A command line with one argument per line, and the contents of configuration files.
 pub fn config(input: &[u8]) -> Corpus {
     let Ok(text) = std::str::from_utf8(input) else { return Corpus::Reject };
     let _ = Cli::try_parse_from(std::iter::once("imgcls").chain(text.lines()));
@@ -104,7 +106,7 @@ fn model_folder() -> &'static PathBuf {
     FOLDER.get_or_init(|| {
         let folder = http::scratch_directory().keep();
         std::fs::write(folder.join("labels.txt"), "a\nb\n").expect("a file");
-        std::fs::write(folder.join("model.onnx"), "no model").expect("a file");
+        std::fs::write(folder.join("model.onnx"), "not a model").expect("a file");
         folder
     })
 }

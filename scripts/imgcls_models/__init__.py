@@ -1,7 +1,7 @@
-"""Makes model packages: a folder with ONNX files, `labels.txt` and `model.toml`.
+"""Creates model packages: folders with ONNX files, `labels.txt` and `model.toml`.
 
-Read in this order: `registry` (pinned downloads), `checkpoint` (weights out of a PyTorch file without
+The modules in reading order: `registry` (pinned downloads), `checkpoint` (reads weights of a PyTorch file without
 PyTorch), `network` (a small ONNX graph writer), `efficientnet_lite` and `resnet` (the two architectures),
-`preprocess` (the reference pipeline that the Rust side must agree with), `calibration` and `variants`
-(8-bit and half-precision files), `labels`, `package` (the folder itself).
+`preprocess` (the reference pipeline that the Rust code must agree with), `calibration` and `variants`
+(8-bit and half-precision files), `labels`, `package` (writes the folder).
 """

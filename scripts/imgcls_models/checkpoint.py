@@ -1,12 +1,12 @@
 """Reads the tensors of a PyTorch state dict, in the legacy and in the zip format, without PyTorch.
 
-A checkpoint is a pickle, and a pickle is a program. This reader runs only what a plain state dict is made of
-(see `_ALLOWED`); the first other name ends it with a `CheckpointError`, before anything of it is called.
+A checkpoint is a pickle, and a pickle can run any code. This reader allows only the names that a plain state dict needs
+(see `_ALLOWED`). Any other name raises `CheckpointError` before it is called.
 
-Both formats hold one pickle that describes the tensors and, apart from it, the raw storages that they view:
+Both formats contain one pickle that describes the tensors, and separately the raw storages that they view:
 
-* legacy: the pickles magic number, protocol version, system information, state dict, storage keys, one after
-  the other; then for each key an int64 count of elements and the elements;
+* legacy: the pickles magic number, protocol version, system information, state dict and storage keys, in
+  this order; then for each key an int64 count of elements and the elements;
 * zip: `<name>/data.pkl`, and each storage as `<name>/data/<key>`.
 """
 
@@ -27,7 +27,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
 
-# What the readers below raise on bytes that are no pickle, or another one.
+# The exceptions that the readers below raise on bytes that are not a pickle of the expected form.
 _DAMAGE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -46,7 +46,7 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True)
 class _Storage:
-    """A storage named by the pickle; its bytes come later."""
+    """A storage that the pickle names. Its bytes are read later."""
 
     key: str
     dtype: np.dtype[Any]
@@ -55,7 +55,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A view of a storage, counted in elements."""
+    """A view of a storage. Offset and strides are in elements."""
 
     storage: _Storage
     offset: int
@@ -63,7 +63,7 @@ class _Tensor:
     strides: tuple[int, ...]
 
     def resolve(self, storages: Mapping[str, bytes]) -> np.ndarray:
-        """Copies the view out of its storage, refusing one that reaches outside."""
+        """Copies the view from its storage. Refuses a view that exceeds it."""
         raw = storages.get(self.storage.key)
         if raw is None or len(raw) != self.storage.elements * self.storage.dtype.itemsize:
             raise CheckpointError(f"storage {self.storage.key!r} is missing or has another size than announced")
@@ -87,7 +87,7 @@ def _rebuild_parameter(tensor: _Tensor, *_ignored: object) -> _Tensor:
     return tensor
 
 
-# The types of storages arrive as their element types.
+# A storage type is represented by the type of its elements.
 _STORAGE_TYPES = {
     "DoubleStorage": np.dtype("<f8"),
     "FloatStorage": np.dtype("<f4"),
@@ -105,14 +105,14 @@ _ALLOWED: dict[tuple[str, str], object] = {
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """An unpickler that knows the names of a state dict and no others."""
+    """An unpickler that allows only the names of a state dict."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
         except KeyError:
             raise CheckpointError(
-                f"the file asks for {module}.{name}, which no plain state dict needs; "
+                f"the file uses {module}.{name}, which is not part of a plain state dict; "
                 "save the weights alone: torch.save(model.state_dict(), FILE)"
             ) from None
 
@@ -122,7 +122,7 @@ class _TensorUnpickler(pickle.Unpickler):
                 return _Storage(key, dtype, elements)
             case ("storage", np.dtype() as dtype, str() as key, str(), int() as elements, None):
                 return _Storage(key, dtype, elements)
-        raise CheckpointError("the file names a storage in an unknown way")
+        raise CheckpointError("the file names a storage in an unknown form")
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
@@ -133,7 +133,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     except _DAMAGE as error:
         raise CheckpointError(f"{path} is not a readable PyTorch file: {error}") from error
     if not isinstance(described, dict) or not all(isinstance(tensor, _Tensor) for tensor in described.values()):
-        raise CheckpointError(f"{path} holds something else than a state dict of tensors")
+        raise CheckpointError(f"{path} is not a state dict of tensors")
     return {str(name): tensor.resolve(storages) for name, tensor in described.items()}
 
 
@@ -142,7 +142,7 @@ def _read_zip(path: Path) -> tuple[Any, dict[str, bytes]]:
         names = archive.namelist()
         pickles = [name for name in names if name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise CheckpointError(f"{path} holds no data.pkl, so it is no PyTorch file")
+            raise CheckpointError(f"{path} contains no data.pkl, so it is not a PyTorch file")
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder").strip() != b"little":
             raise CheckpointError(f"{path} was written on a big-endian machine")
@@ -155,7 +155,7 @@ def _read_zip(path: Path) -> tuple[Any, dict[str, bytes]]:
 def _read_legacy(path: Path) -> tuple[Any, dict[str, bytes]]:
     with path.open("rb") as file:
         if _load(file) != _LEGACY_MAGIC or _load(file) != _LEGACY_PROTOCOL:
-            raise CheckpointError(f"{path} is no PyTorch file")
+            raise CheckpointError(f"{path} is not a PyTorch file")
         system = _load(file)
         if not system.get("little_endian", True):
             raise CheckpointError(f"{path} was written on a big-endian machine")

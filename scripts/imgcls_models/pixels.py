@@ -1,11 +1,11 @@
-"""Takes the 8 bits of a picture into an 8-bit graph as they are.
+"""Changes an 8-bit graph to take the 8-bit pixels of an image directly.
 
-A quantized graph begins by turning normalised floats into 8 bits again. Where scale and zero point undo the
-normalisation exactly, those are the bits of the pixels: then the graph takes them itself, without a float in between.
+A quantized graph begins by quantizing normalised floats to 8 bits. If scale and zero point exactly invert the
+normalisation, the quantized values equal the pixels, so the graph can take the pixels without the detour over floats.
 
-The input becomes uint8, batch x height x width x 4: red, green, blue and a byte that means nothing, since the first
-convolution has zeros there. Four channels, because ONNX Runtime multiplies 8-bit numbers in groups of four, and rows of
-3 x 3 x 3 take it twice as long as rows of 3 x 3 x 4.
+The input becomes uint8, batch x height x width x 4: red, green, blue and an unused byte, for which the first
+convolution has zeros. There are four channels because ONNX Runtime multiplies 8-bit numbers in groups of four: rows of
+3 x 3 x 3 take twice as long as rows of 3 x 3 x 4.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NHWC_TO_NCHW = (0, 3, 1, 2)
 
 
 def take_pixels(model: onnx.ModelProto, preprocess: Preprocess) -> bool:
-    """Changes the graph's input to pixels and returns True; False, and no change, where that were not exact."""
+    """Changes the input of the graph to pixels. Returns False and changes nothing if that would not be exact."""
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     first = _reader(graph, graph.input[0].name)
@@ -37,18 +37,18 @@ def take_pixels(model: onnx.ModelProto, preprocess: Preprocess) -> bool:
     )
     first.CopyFrom(transpose)
     _declare(graph.input[0])
-    # Their shapes are of three channels; they are inferred again.
+    # The recorded shapes have three channels; they are inferred again.
     del graph.value_info[:]
     return True
 
 
 def takes_pixels(model: onnx.ModelProto) -> bool:
-    """Whether the input is pixels."""
+    """Reports whether the input is pixels."""
     return bool(model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8)
 
 
 def as_input(tensor: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """The pixels that `Preprocess.tensor` made this of, as such a graph takes them, without the batch axis."""
+    """Converts the result of `Preprocess.tensor` to the pixel input of such a graph, without the batch axis."""
     values = np.rint(tensor * np.float32(preprocess.std) + np.float32(preprocess.mean)).astype(np.uint8)
     return np.concatenate([values, np.zeros_like(values[:1])]).transpose(1, 2, 0).copy()
 
@@ -62,7 +62,7 @@ def _writer(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
 
 
 def _undoes(quantize: onnx.NodeProto, weights: dict[str, onnx.TensorProto], preprocess: Preprocess) -> bool:
-    """Whether every pixel comes out as it went in."""
+    """Reports whether quantization exactly inverts the normalisation for every pixel value."""
     scale, zero = (numpy_helper.to_array(weights[name]) for name in quantize.input[1:3])
     pixels = np.arange(256)
     normalised = (pixels.astype(np.float32) - np.float32(preprocess.mean)) / np.float32(preprocess.std)
@@ -71,7 +71,7 @@ def _undoes(quantize: onnx.NodeProto, weights: dict[str, onnx.TensorProto], prep
 
 
 def _widen(kernel: onnx.TensorProto) -> None:
-    """A fourth channel of zeros."""
+    """Adds a fourth channel of zeros to a kernel."""
     values = numpy_helper.to_array(kernel)
     wider = np.zeros((values.shape[0], CHANNELS, *values.shape[2:]), values.dtype)
     wider[:, : values.shape[1]] = values

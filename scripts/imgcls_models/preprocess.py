@@ -1,21 +1,21 @@
-"""The reference pipeline from an encoded picture to the model's input; the Rust side must agree with it.
+"""The reference pipeline from an encoded image to the model's input. The Rust code must agree with it.
 
 Decoding (`decode`):
     1. the first frame of an animation; EXIF orientation applied;
-    2. samples of 16 bits keep their high byte;
-    3. CMYK becomes RGB as (255 - C) * (255 - K) / 255. JPEGs hold it inverted, so there that is c * k / 255 of the
-       stored values; as in Pillow, with and without Adobe's marker. No colour profile is applied; grey is spread over
-       the three channels;
-    4. what is transparent is laid over white.
+    2. 16-bit samples keep their high byte;
+    3. CMYK becomes RGB as (255 - C) * (255 - K) / 255. JPEGs store CMYK inverted, so there it is c * k / 255 of
+       the stored values, as in Pillow, with and without the Adobe marker. No colour profile is applied; grey is copied
+       to all three channels;
+    4. transparency is blended over white.
 
 Sizes, for `resize = "short-side"` (`resized_size`, `crop_offset`; the same as torchvision's):
     short side := short_side, long side := floor(short_side * long / short);
     offset of the crop := (extent - crop) / 2, a half rounded to the even neighbour.
 
 Resampling is Pillow's: cubic convolution with a = -0.5, widened by the scale when shrinking (antialiased), rounded
-and clipped to 8 bits after each of its two passes. Only the pixels of the crop are computed, so that a picture of
-1 x 3000 costs no more than another; against resizing the whole and then cropping, hardly a pixel differs by more
-than one step.
+and clipped to 8 bits after each of its two passes. Only the pixels of the crop are computed, so an image of
+1 x 3000 costs no more than another. Compared with resizing the whole image and then cropping, hardly any pixel differs
+by more than one step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WHITE = (255, 255, 255, 255)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The `[input]` table of `model.toml`. Without a `crop` a picture keeps its own size."""
+    """The `[input]` table of `model.toml`. Without a `crop` an image keeps its size."""
 
     mean: float
     std: float
@@ -45,11 +45,11 @@ class Preprocess:
 
     @classmethod
     def native(cls) -> Preprocess:
-        """The picture as it is, values from 0 to 1."""
+        """The image at its own size, values from 0 to 1."""
         return cls(mean=0.0, std=255.0)
 
     def tensor(self, image: Image.Image) -> np.ndarray:
-        """The model's input for one picture: float32, channels first, without the batch axis."""
+        """The model's input for one image: float32, channels first, without the batch axis."""
         if self.short_side and self.crop:
             image = resize_and_crop(image, self.short_side, self.crop)
         pixels = np.asarray(image, np.float32).transpose(2, 0, 1)
@@ -57,7 +57,7 @@ class Preprocess:
 
 
 def decode(path: Path) -> Image.Image:
-    """Opens a picture as upright 8-bit RGB."""
+    """Decodes an image to upright 8-bit RGB."""
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I"):
@@ -69,19 +69,19 @@ def decode(path: Path) -> Image.Image:
 
 
 def resized_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height after the short side became `short_side`."""
+    """Width and height after the short side is resized to `short_side`."""
     if width <= height:
         return short_side, short_side * height // width
     return short_side * width // height, short_side
 
 
 def crop_offset(extent: int, crop: int) -> int:
-    """Where the centre crop begins; Python rounds a half to the even neighbour."""
+    """The offset of the centre crop. Python rounds halves to even."""
     return round((extent - crop) / 2)
 
 
 def resize_and_crop(image: Image.Image, short_side: int, crop: int) -> Image.Image:
-    """Resizes the short side, cuts the centre out; computes no pixel outside of it."""
+    """Resizes the short side and crops the centre, without computing pixels outside it."""
     width, height = resized_size(*image.size, short_side)
     left, top = crop_offset(width, crop), crop_offset(height, crop)
     across, down = image.width / width, image.height / height

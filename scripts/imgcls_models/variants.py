@@ -1,4 +1,4 @@
-"""The files made of one float32 graph: as it is, with weights stored in half precision, and with 8-bit arithmetic."""
+"""The variants of a float32 graph: unchanged, with weights in half precision, and with 8-bit arithmetic."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ Samples = Callable[[], Iterable[np.ndarray]]
 
 
 def fp32(model: onnx.ModelProto, _samples: Samples, _preprocess: Preprocess) -> onnx.ModelProto:
-    """The graph as it is."""
+    """The unchanged graph."""
     return model
 
 
 def fp16(model: onnx.ModelProto, _samples: Samples, _preprocess: Preprocess) -> onnx.ModelProto:
-    """Half the size on disk and the same arithmetic.
+    """The same arithmetic with half the size on disk.
 
-    Weights of convolutions and of the linear layer are stored as float16 and cast to float32; ONNX Runtime folds the
-    casts when it loads the file, so that nothing is slower. Biases and bounds stay as they are.
+    The weights of convolutions and of the linear layer are stored as float16 and cast to float32. ONNX Runtime folds
+    the casts when it loads the file, so inference is not slower. Biases and bounds are unchanged.
     """
     half = onnx.ModelProto()
     half.CopyFrom(model)
@@ -57,10 +57,10 @@ def int8(model: onnx.ModelProto, samples: Samples, preprocess: Preprocess) -> on
     """8-bit arithmetic, quantized statically.
 
     Signed weights with a scale per output channel; unsigned activations whose range is the smallest and largest value
-    met in calibration; QuantizeLinear and DequantizeLinear nodes around float operators. Takes pixels where it can.
+    met in calibration; QuantizeLinear and DequantizeLinear nodes around float operators. Takes pixels if possible.
     """
     with tempfile.TemporaryDirectory() as folder:
-        # By file: handed a model in memory, the quantizer changes it.
+        # The model is passed as a file, because the quantizer changes a model in memory.
         original, path = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
         onnx.save(model, original)
         quantize_static(
@@ -82,11 +82,11 @@ def int8(model: onnx.ModelProto, samples: Samples, preprocess: Preprocess) -> on
 
 
 ALL = {"int8": int8, "fp16": fp16, "fp32": fp32}
-"""By name, in the order in which `model.toml` lists them."""
+"""The variants by name, in the order of `model.toml`."""
 
 
 class _Samples(CalibrationDataReader):
-    """Hands samples to the quantizer one after the other."""
+    """Passes samples to the quantizer one by one."""
 
     def __init__(self, name: str, samples: Iterable[np.ndarray]) -> None:
         self._feeds = iter([{name: sample} for sample in samples])

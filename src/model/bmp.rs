@@ -1,7 +1,23 @@
-//! BMP files that every viewer shows and the decoder does not take: headers of OS/2, a wrong number of planes, a wrong
-//! offset of the pixels, more colours than there can be, masks in uncommon places, and an alpha channel of zeros.
+//! BMP, decoded by the crate `image` after a repair of files that viewers show and the crate refuses: headers of OS/2,
+//! a wrong number of planes, a wrong offset of the pixels, too many palette colours, masks at uncommon offsets, and an
+//! alpha channel of zeros.
 
 use std::borrow::Cow;
+
+use image::{ColorType, ImageFormat};
+
+use super::format::Format;
+use super::image_crate::ImageCrate;
+
+pub(super) const FORMAT: Format = Format {
+    name: "BMP",
+    media_type: "image/bmp",
+    has_signature,
+    decode: |bytes, limits, _, budget| DECODER.decode(&repair(bytes), limits, budget),
+};
+
+const DECODER: ImageCrate =
+    ImageCrate { name: "BMP", format: ImageFormat::Bmp, scratch_bytes_per_pixel: 0, correct: ignore_empty_alpha };
 
 const FILE_HEADER_BYTES: usize = 14;
 const CORE_HEADER_BYTES: usize = 12;
@@ -14,24 +30,34 @@ const RLE4: u32 = 2;
 const BIT_FIELDS: u32 = 3;
 const ALPHA_BIT_FIELDS: u32 = 6;
 
-/// Where no mask is said: blue in the lowest byte, alpha in the highest.
+/// The masks if the file has none: blue in the lowest byte, alpha in the highest.
 const BGRA_MASKS: [u32; 4] = [0x00ff_0000, 0x0000_ff00, 0x0000_00ff, 0xff00_0000];
 
-/// Whether a header may have this size. Those of OS/2 2 end after any field from the sixteenth byte on.
-pub fn is_header_size(bytes: u32) -> bool {
+/// Two letters are too short a signature: any text may begin with BM. So the size of the header is checked too.
+fn has_signature(bytes: &[u8]) -> bool {
+    let header_size = bytes.get(FILE_HEADER_BYTES..).and_then(|header| header.first_chunk()).copied();
+    bytes.starts_with(b"BM") && header_size.is_some_and(|size| is_header_size(u32::from_le_bytes(size)))
+}
+
+/// Reports whether a header may have this size. Headers of OS/2 version 2 may end after any field from byte 16 on.
+fn is_header_size(bytes: u32) -> bool {
     matches!(bytes, 12 | 108 | 124 | 42 | 46) || ((16..=64).contains(&bytes) && bytes.is_multiple_of(4))
 }
 
-/// The same image under a header that the decoder takes. Borrowed: it has one, or is beyond repair.
-pub fn repair(bytes: &[u8]) -> Cow<'_, [u8]> {
+/// Replaces the header by one that the decoder supports. Returns the file unchanged if it has one or cannot be
+/// repaired.
+fn repair(bytes: &[u8]) -> Cow<'_, [u8]> {
     match Header::parse(bytes) {
         Some(header) if !header.is_common(bytes.len()) => Cow::Owned(header.rewrite(bytes)),
         _ => Cow::Borrowed(bytes),
     }
 }
 
-/// Makes RGBA pixels opaque where no pixel has any alpha: such a channel was never filled in.
-pub fn ignore_empty_alpha(pixels: &mut [u8]) {
+/// Makes RGBA pixels opaque if all have an alpha of zero: some writers do not fill that channel.
+fn ignore_empty_alpha(pixels: &mut [u8], color_type: ColorType) {
+    if color_type != ColorType::Rgba8 {
+        return;
+    }
     let (pixels, _) = pixels.as_chunks_mut::<4>();
     if pixels.iter().all(|pixel| pixel[3] == 0) {
         for pixel in pixels {
@@ -44,24 +70,24 @@ pub fn ignore_empty_alpha(pixels: &mut [u8]) {
 struct Header {
     size_bytes: usize,
     width: i32,
-    /// Negative: rows go from top to bottom.
+    /// Negative if rows are stored from top to bottom.
     height: i32,
     planes: u16,
     bits: u16,
     compression: u32,
     /// Red, green, blue, alpha.
     masks: Option<[u32; 4]>,
-    /// After the header and the masks that follow it.
+    /// Offset after the header and the masks that follow it.
     palette_begin: usize,
-    /// Of colours in the file, which may be more than pixels can name.
+    /// Number of colours in the file, which may exceed what pixels can address.
     palette_colours: usize,
     bytes_per_colour: usize,
-    /// As the file states it.
+    /// The offset of the pixels that the file states.
     pixels_begin: usize,
 }
 
 impl Header {
-    /// None: too short, or compressed in a way that only the decoder can refuse.
+    /// Returns `None` when the file is too short or has an unknown compression, which is left to the decoder to refuse.
     fn parse(bytes: &[u8]) -> Option<Header> {
         let field = |at: usize| Some(u32::from_le_bytes(*bytes.get(FILE_HEADER_BYTES + at..)?.first_chunk()?));
         let half = |at: usize| Some(u16::from_le_bytes(*bytes.get(FILE_HEADER_BYTES + at..)?.first_chunk()?));
@@ -85,7 +111,7 @@ impl Header {
                 pixels_begin,
             });
         }
-        // A header of OS/2 that ends early says nothing about what would follow.
+        // The fields after the end of a short OS/2 header are zero.
         let optional = |at: usize| if size_bytes >= at + 4 { field(at) } else { Some(0) };
         let (bits, compression, colours) = (half(14)?, optional(16)?, optional(32)? as usize);
         let is_windows = is_windows_header(size_bytes);
@@ -114,7 +140,7 @@ impl Header {
         })
     }
 
-    /// Whether the decoder takes it as it is.
+    /// Reports whether the decoder supports the header as it is.
     fn is_common(&self, file_bytes: usize) -> bool {
         let has_usable_masks = self.masks.is_none_or(|masks| masks[..3] != [0; 3]);
         is_windows_header(self.size_bytes)
@@ -126,7 +152,7 @@ impl Header {
             && (self.masks.is_none() || self.bits != 24)
     }
 
-    /// Where the pixels begin: where the file says so, unless that cannot be.
+    /// The offset of the pixels: the stated one, unless it is impossible.
     fn real_pixels_begin(&self, file_bytes: usize) -> usize {
         let stated = self.pixels_begin;
         let palette_end = self.palette_colours.saturating_mul(self.bytes_per_colour).saturating_add(self.palette_begin);
@@ -134,7 +160,7 @@ impl Header {
         let is_stated_wrong = if stated < self.palette_begin {
             true
         } else if stated < palette_end {
-            // A palette may be shorter than its number of colours says, but not empty.
+            // A palette may be shorter than the stated number of colours, but not empty.
             stated == self.palette_begin || end_from(palette_end) == file_bytes
         } else {
             end_from(stated) > file_bytes && end_from(palette_end) <= file_bytes
@@ -142,7 +168,7 @@ impl Header {
         if is_stated_wrong { palette_end } else { stated }
     }
 
-    /// 0 where compression leaves it open.
+    /// Size of the pixels; 0 if it depends on the compressed data.
     fn pixel_bytes(&self) -> usize {
         if matches!(self.compression, RLE8 | RLE4) {
             return 0;
@@ -177,7 +203,7 @@ impl Header {
         file
     }
 
-    /// The colours that pixels can name, as far as they lie before the pixels; black for those that are missing.
+    /// The colours that pixels can address. Those that the file does not contain are black.
     fn palette(&self, bytes: &[u8], pixels_begin: usize) -> Vec<[u8; 4]> {
         let colours = self.palette_colours.min(default_colours(self.bits));
         let stored = bytes.get(self.palette_begin..pixels_begin.min(bytes.len())).unwrap_or_default();
@@ -200,7 +226,7 @@ fn default_colours(bits: u16) -> usize {
 mod tests {
     use super::*;
 
-    /// Two by two pixels of a palette, under a header of this size.
+    /// A file of two by two palette pixels with a header of this size.
     fn palette_file(size_bytes: usize, pixels_begin: u32) -> Vec<u8> {
         let mut file = b"BM\0\0\0\0\0\0\0\0".to_vec();
         file.extend_from_slice(&pixels_begin.to_le_bytes());
@@ -218,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn common_files_are_left_alone() {
+    fn common_files_are_unchanged() {
         let file = palette_file(40, 62);
         assert!(matches!(repair(&file), Cow::Borrowed(_)));
         for length in 0..file.len() {
@@ -227,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_offset_of_the_pixels_is_corrected() {
+    fn wrong_offset_of_the_pixels_is_corrected() {
         let right = palette_file(40, 62);
         for wrong in [0, 14, 54, 1000, u32::MAX] {
             let repaired = repair(&palette_file(40, wrong)).into_owned();
@@ -237,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_os2_become_common_ones() {
+    fn os2_headers_are_replaced_by_common_ones() {
         for size_bytes in [16, 20, 32, 36, 44, 64] {
             let colours = if size_bytes >= 36 { 2 } else { 16 };
             let begin = (FILE_HEADER_BYTES + size_bytes + 4 * colours) as u32;
@@ -249,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn absurd_numbers_are_survived() {
+    fn absurd_header_fields_do_not_panic_or_allocate_much() {
         let file = palette_file(40, 62);
         for at in (10..file.len() - 4).step_by(2) {
             for number in [u32::MAX, i32::MIN.cast_unsigned(), 0, 0x0001_0000] {
@@ -261,12 +287,12 @@ mod tests {
     }
 
     #[test]
-    fn only_an_empty_alpha_channel_is_ignored() {
+    fn alpha_channel_is_ignored_only_if_all_zero() {
         let mut empty = [1, 2, 3, 0, 4, 5, 6, 0];
-        ignore_empty_alpha(&mut empty);
+        ignore_empty_alpha(&mut empty, ColorType::Rgba8);
         assert_eq!(empty, [1, 2, 3, 255, 4, 5, 6, 255]);
         let mut used = [1, 2, 3, 0, 4, 5, 6, 1];
-        ignore_empty_alpha(&mut used);
+        ignore_empty_alpha(&mut used, ColorType::Rgba8);
         assert_eq!(used, [1, 2, 3, 0, 4, 5, 6, 1]);
     }
 }

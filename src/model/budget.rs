@@ -1,12 +1,12 @@
-//! What one image may cost: CPU time of the thread that decodes it, and memory of this process.
+//! Limits on the cost of one image: CPU time of the thread that decodes it, and memory of this process.
 //!
-//! No decoder is trusted to keep these limits by itself:
-//! - A decoder reads the file through a [`Source`], which looks at the clock every few kilobytes and fails the read once
+//! No decoder is trusted to respect these limits by itself:
+//! - A decoder reads the file through a [`Source`], which checks the clock every few kilobytes and fails the read once
 //!   the time is spent. Our own loops call [`Budget::check`].
-//! - What a decoder will need is estimated from the header and reserved before it starts. Reservations of all threads
-//!   share one limit: a thread whose image fits only when another is done waits for it.
+//! - The memory that a decoder needs is estimated from the header and reserved before it starts. The reservations of
+//!   all threads share one limit, and a thread whose image does not fit waits until others have finished.
 //!
-//! A decoder that neither reads nor returns is left to the worker's watchdog, since a thread cannot be ended.
+//! A decoder that neither reads nor returns is handled by the worker's watchdog, because a thread cannot be stopped.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
@@ -15,29 +15,30 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::PrepareError;
+use super::error::PrepareError;
 use crate::config::Limits;
 use crate::protocol::ErrorCode;
 
-/// A decoder is given the file in pieces of at most this size, and the clock is looked at once a piece.
-pub const PIECE_BYTES: usize = 16 << 10;
+/// Decoders get the file in pieces of at most this size, and the clock is checked once per piece.
+pub(super) const PIECE_BYTES: usize = 16 << 10;
 
-/// How often a decoder may read a file over. Directories and blocks are read two or three times at most.
+/// How many times the size of the file a decoder may read. Well-formed files have directories and blocks that are read
+/// two or three times.
 const MAX_READS_OF_A_FILE: u64 = 16;
 
-/// The budget of one image. Belongs to the thread that decodes it.
-pub struct Budget {
+/// The budget of one image, used only by the thread that decodes it.
+pub(super) struct Budget {
     started_at: Duration,
     decode_timeout: Duration,
     max_decode_bytes: u64,
-    /// Why the decoder was stopped, once it was.
+    /// The reason why the decoder was stopped, if it was.
     stopped: RefCell<Option<PrepareError>>,
     reserved: Cell<Option<Reservation<'static>>>,
 }
 
 impl Budget {
-    /// The time starts now.
-    pub fn new(limits: &Limits) -> Budget {
+    /// Creates a budget. Its time starts now.
+    pub(super) fn new(limits: &Limits) -> Budget {
         Budget {
             started_at: thread_cpu_time(),
             decode_timeout: limits.decode_timeout,
@@ -47,9 +48,11 @@ impl Budget {
         }
     }
 
+    /// Checks the clock.
+    ///
     /// # Errors
     /// `DecodeTimeout` once the time is spent.
-    pub fn check(&self) -> Result<(), PrepareError> {
+    pub(super) fn check(&self) -> Result<(), PrepareError> {
         if thread_cpu_time().saturating_sub(self.started_at) <= self.decode_timeout {
             return Ok(());
         }
@@ -57,32 +60,33 @@ impl Budget {
         Err(self.stop(PrepareError::new(ErrorCode::DecodeTimeout, message)))
     }
 
-    /// Reserves memory for what is decoded next, in place of what this budget had reserved before. Waits while other
-    /// threads have reserved so much that it does not fit beside them. The reservation ends with the budget.
+    /// Reserves memory, in place of what this budget reserved before. Waits while the reservations of other threads
+    /// leave too little. The reservation ends with the budget.
     ///
     /// # Errors
-    /// `TooLargeDecoded` where it would not fit alone.
-    pub fn reserve(&self, bytes: u64) -> Result<(), PrepareError> {
-        // Given up first: a thread that waits holds nothing that another could be waiting for.
+    /// `TooLargeDecoded` if `bytes` exceeds the limit.
+    pub(super) fn reserve(&self, bytes: u64) -> Result<(), PrepareError> {
+        // Releasing first prevents a deadlock: a waiting thread holds nothing that another could wait for.
         drop(self.reserved.take());
         if bytes > self.max_decode_bytes {
             let limit = self.max_decode_bytes;
-            let message =
-                format!("decoding needs {bytes} bytes of memory, more than the limit of {limit} (--max-decode-bytes)");
+            let message = format!(
+                "decoding the image needs {bytes} bytes of memory, more than the limit of {limit} (--max-decode-bytes)"
+            );
             return Err(PrepareError::new(ErrorCode::TooLargeDecoded, message));
         }
         self.reserved.set(Some(MEMORY.reserve(bytes, self.max_decode_bytes)));
         Ok(())
     }
 
-    /// The file, as a decoder may read it.
-    pub fn source<'a>(&'a self, parts: [&'a [u8]; 2]) -> Source<'a> {
+    /// A reader of the concatenated parts that is subject to this budget.
+    pub(super) fn source<'a>(&'a self, parts: [&'a [u8]; 2]) -> Source<'a> {
         let length = parts.iter().map(|part| part.len() as u64).sum();
         Source { budget: self, parts, length, position: 0, unchecked: 0, read: 0 }
     }
 
-    /// The reason why this budget stopped a decoder, whose own error says less; else `error`.
-    pub fn reason(&self, error: PrepareError) -> PrepareError {
+    /// The reason why this budget stopped a decoder, whose own error says less. Returns `error` if it did not.
+    pub(super) fn reason(&self, error: PrepareError) -> PrepareError {
         self.stopped.borrow().clone().unwrap_or(error)
     }
 
@@ -91,28 +95,28 @@ impl Budget {
     }
 }
 
-/// What a client is told whose image took too long.
-pub fn timeout_message(decode_timeout: Duration) -> String {
-    format!("decoding takes longer than {decode_timeout:?} of CPU time (--decode-timeout)")
+/// The message for a client whose image exceeded the decode timeout.
+pub(crate) fn timeout_message(decode_timeout: Duration) -> String {
+    format!("decoding the image takes longer than {decode_timeout:?} of CPU time (--decode-timeout)")
 }
 
-/// CPU time that this thread has used.
-pub fn thread_cpu_time() -> Duration {
+/// The CPU time that this thread has used.
+pub(crate) fn thread_cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// A file in memory, read within a [`Budget`]. Fails every read once the budget is spent or the file was read over too
-/// often.
-pub struct Source<'a> {
+/// A reader of a file in memory that is subject to a [`Budget`]. Every read fails once the budget is spent or the file
+/// was read too often.
+pub(super) struct Source<'a> {
     budget: &'a Budget,
-    /// One after the other; the second holds what is added to a file so that a decoder reads it to its end.
+    /// The file, and what is appended to it so that a decoder reads it to its end.
     parts: [&'a [u8]; 2],
     length: u64,
     position: u64,
-    /// Bytes since the clock was looked at.
+    /// Bytes read since the clock was last checked.
     unchecked: usize,
-    /// Bytes in all.
+    /// Bytes read in total.
     read: u64,
 }
 
@@ -133,7 +137,7 @@ impl Source<'_> {
         }
         self.unchecked = 0;
         if self.read > self.length.saturating_mul(MAX_READS_OF_A_FILE).saturating_add(PIECE_BYTES as u64) {
-            let message = "the file makes its decoder read the same bytes again and again";
+            let message = "the image makes its decoder read the same bytes too often";
             self.budget.stop(PrepareError::new(ErrorCode::DecodeTimeout, message));
             return Err(io::Error::other(message));
         }
@@ -167,7 +171,7 @@ impl BufRead for Source<'_> {
 
 impl Seek for Source<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        // A seek costs as much as a small read, so that a decoder cannot seek for ever.
+        // A seek counts as a small read, so that a decoder cannot seek forever.
         self.account(64)?;
         let (base, offset) = match to {
             SeekFrom::Start(position) => (position, 0),
@@ -180,7 +184,7 @@ impl Seek for Source<'_> {
     }
 }
 
-/// Memory that is reserved for decoding, of the whole process: that is what memory belongs to.
+/// Memory that all threads of the process have reserved for decoding.
 static MEMORY: Memory =
     Memory { state: Mutex::new(MemoryState { reserved: 0, tickets: 0, served: 0 }), changed: Condvar::new() };
 
@@ -191,19 +195,19 @@ struct Memory {
 
 struct MemoryState {
     reserved: u64,
-    /// Threads are served in the order in which they came, so that none who needs much waits behind many who need little.
+    /// Threads are served in order of arrival, so that small images cannot starve a large one.
     tickets: u64,
     served: u64,
 }
 
-/// Given back when it is dropped.
+/// Reserved memory; dropping it releases the memory.
 struct Reservation<'a> {
     memory: &'a Memory,
     bytes: u64,
 }
 
 impl Memory {
-    /// `bytes` is at most `limit`.
+    /// Waits for `bytes`, which must not exceed `limit`.
     fn reserve(&self, bytes: u64, limit: u64) -> Reservation<'_> {
         let mut state = self.state();
         let ticket = state.tickets;
@@ -218,7 +222,7 @@ impl Memory {
         Reservation { memory: self, bytes }
     }
 
-    /// Each change is complete before the lock is released, so a poisoned lock still guards a whole state.
+    /// Each change is complete before the lock is released, so the state is valid even if the lock is poisoned.
     fn state(&self) -> MutexGuard<'_, MemoryState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -252,12 +256,12 @@ mod tests {
         while budget.check().is_ok() {}
         source.rewind().unwrap();
         assert!(source.read_to_end(&mut all).is_err());
-        let reason = budget.reason(PrepareError::new(ErrorCode::Undecodable, "the decoder's own words"));
+        let reason = budget.reason(PrepareError::new(ErrorCode::Undecodable, "the decoder's own message"));
         assert_eq!(reason.code, ErrorCode::DecodeTimeout);
     }
 
     #[test]
-    fn a_file_is_read_over_only_so_often() {
+    fn reading_a_file_too_often_fails() {
         let budget = Budget::new(&limits(Duration::MAX, 0));
         let bytes = vec![7; 3 * PIECE_BYTES];
         let mut source = budget.source([&bytes, b""]);
@@ -270,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_together_reserve_no_more_than_the_limit_and_all_are_served() {
+    fn reservations_of_all_threads_stay_within_the_limit_and_all_are_served() {
         let memory =
             Memory { state: Mutex::new(MemoryState { reserved: 0, tickets: 0, served: 0 }), changed: Condvar::new() };
         let (held, most) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -293,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_not_fit_alone_is_refused_by_name() {
+    fn reservation_above_the_limit_is_refused() {
         let budget = Budget::new(&limits(Duration::MAX, 1_000));
         budget.reserve(1_000).unwrap();
         let error = budget.reserve(1_001).unwrap_err();

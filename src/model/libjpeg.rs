@@ -1,5 +1,6 @@
-//! libjpeg-turbo's decoder by its own interface, since the crate's safe one cannot leave out what lies beside a region.
-//! The only unsafe code of the program; what must hold for it is checked here, on this page.
+//! libjpeg-turbo's decoder through its C interface, because the safe interface of the crate cannot decode a region.
+//!
+//! This is the only unsafe code of the program. Everything that it relies on is checked in this file.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_uchar, c_void};
@@ -7,41 +8,44 @@ use std::ptr::NonNull;
 
 use turbojpeg::raw;
 
-use super::window::Region;
+use super::crop::PixelRect;
 
-/// A JPEG whose header was read, and the decoder that read it.
+/// A decoder that has read the header of one JPEG.
 ///
-/// Each image has a decoder of its own. One that decoded an image keeps the quantisation and Huffman tables of it, and
-/// after an error in a header it stays in the middle of that header: the next image would be answered by what the last
-/// one left. Making one takes 0.4 µs (`tj3Init` to `tj3Destroy`, with what the first image allocates).
-pub struct Opened<'a> {
-    decoder: Decoder,
+/// Each image gets a new decoder. A used one keeps the quantisation and Huffman tables of its last image, and after an
+/// error in a header it stays in the middle of that header, so the next image could be decoded with leftovers of the
+/// last one. Creating and destroying one takes 0.4 µs (`tj3Init` to `tj3Destroy`, including the allocations of the
+/// first image).
+pub(super) struct JpegDecoder<'a> {
+    handle: Handle,
     jpeg: &'a [u8],
     pub width: usize,
     pub height: usize,
     pub is_grey: bool,
-    /// Of a sample, as it is stored: 8, or 12, and 2 to 16 where the image is lossless.
+    /// Bits of a stored sample: 8 or 12, and 2 to 16 in a lossless image.
     pub bits: u32,
-    /// Decoded whole and at full size only.
+    /// A lossless image can only be decoded whole and at full size.
     pub is_lossless: bool,
-    /// A region begins at a multiple of so many pixels of the whole picture. None: no region can be decoded.
+    /// A region must begin at a multiple of this many pixels of the full-size image. `None` means that no region can be
+    /// decoded.
     pub column_width: Option<usize>,
 }
 
-struct Decoder(NonNull<c_void>);
+/// An owned handle of libjpeg-turbo.
+struct Handle(NonNull<c_void>);
 
-/// How pixels are written.
+/// The layout of the decoded pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layout {
+pub(super) enum Layout {
     Grey,
     Rgb,
-    /// And a byte that means nothing.
+    /// RGB and an unused byte.
     Rgbx,
 }
 
 impl Layout {
-    /// Bytes a pixel.
-    pub fn channels(self) -> usize {
+    /// Bytes per pixel.
+    pub(super) fn channels(self) -> usize {
         match self {
             Layout::Grey => 1,
             Layout::Rgb => 3,
@@ -50,25 +54,26 @@ impl Layout {
     }
 }
 
-impl Opened<'_> {
-    /// Reads the header. None: it is damaged, or the colours are none of grey, YCbCr and RGB, or there is no memory.
-    pub fn new(jpeg: &[u8]) -> Option<Opened<'_>> {
-        let decoder = Decoder::new()?;
-        // SAFETY: the handle is a decoder's; the bytes are read only during the call.
-        let failed = unsafe { raw::tj3DecompressHeader(decoder.0.as_ptr(), jpeg.as_ptr(), jpeg.len() as raw::size_t) };
+impl JpegDecoder<'_> {
+    /// Reads the header. Returns `None` when it is damaged, when the colour space is not grey, YCbCr or RGB, or when
+    /// memory is exhausted.
+    pub(super) fn new(jpeg: &[u8]) -> Option<JpegDecoder<'_>> {
+        let handle = Handle::new()?;
+        // SAFETY: the handle is a valid decoder; the bytes are read only during the call.
+        let failed = unsafe { raw::tj3DecompressHeader(handle.0.as_ptr(), jpeg.as_ptr(), jpeg.len() as raw::size_t) };
         if failed != 0 {
             return None;
         }
-        let is_grey = match decoder.parameter(raw::TJPARAM_TJPARAM_COLORSPACE) as raw::TJCS {
+        let is_grey = match handle.parameter(raw::TJPARAM_TJPARAM_COLORSPACE) as raw::TJCS {
             raw::TJCS_TJCS_GRAY => true,
             raw::TJCS_TJCS_YCbCr | raw::TJCS_TJCS_RGB => false,
             _ => return None,
         };
-        let width = usize::try_from(decoder.parameter(raw::TJPARAM_TJPARAM_JPEGWIDTH)).ok()?;
-        let height = usize::try_from(decoder.parameter(raw::TJPARAM_TJPARAM_JPEGHEIGHT)).ok()?;
-        let bits = u32::try_from(decoder.parameter(raw::TJPARAM_TJPARAM_PRECISION)).ok()?;
-        let is_lossless = decoder.parameter(raw::TJPARAM_TJPARAM_LOSSLESS) != 0;
-        let column_width = match decoder.parameter(raw::TJPARAM_TJPARAM_SUBSAMP) as raw::TJSAMP {
+        let width = usize::try_from(handle.parameter(raw::TJPARAM_TJPARAM_JPEGWIDTH)).ok()?;
+        let height = usize::try_from(handle.parameter(raw::TJPARAM_TJPARAM_JPEGHEIGHT)).ok()?;
+        let bits = u32::try_from(handle.parameter(raw::TJPARAM_TJPARAM_PRECISION)).ok()?;
+        let is_lossless = handle.parameter(raw::TJPARAM_TJPARAM_LOSSLESS) != 0;
+        let column_width = match handle.parameter(raw::TJPARAM_TJPARAM_SUBSAMP) as raw::TJSAMP {
             _ if is_lossless => None,
             raw::TJSAMP_TJSAMP_444 | raw::TJSAMP_TJSAMP_GRAY | raw::TJSAMP_TJSAMP_440 | raw::TJSAMP_TJSAMP_441 => {
                 Some(8)
@@ -77,15 +82,16 @@ impl Opened<'_> {
             raw::TJSAMP_TJSAMP_411 => Some(32),
             _ => None,
         };
-        Some(Opened { decoder, jpeg, width, height, is_grey, bits, is_lossless, column_width })
+        Some(JpegDecoder { handle, jpeg, width, height, is_grey, bits, is_lossless, column_width })
     }
 
-    /// Decodes a region of the picture at 1 / `reduction` (1, 2, 4, 8) of its size into `pixels`, rows without padding,
-    /// 8 bits a sample. False where libjpeg-turbo complains about anything; what it left is then of no use.
+    /// Decodes a region of the image at 1 / `reduction` (1, 2, 4 or 8) of its size into `pixels`, in rows without
+    /// padding and 8 bits per sample. Returns false when libjpeg-turbo reports a warning or an error; `pixels` must
+    /// then be discarded.
     ///
     /// # Panics
-    /// Where `region` is empty or leaves the reduced picture, or `pixels` is not of its size.
-    pub fn decode(self, reduction: usize, region: Region, layout: Layout, pixels: &mut [u8]) -> bool {
+    /// If `region` is empty or exceeds the reduced image, or `pixels` does not have the size of the region.
+    pub(super) fn decode(self, reduction: usize, region: PixelRect, layout: Layout, pixels: &mut [u8]) -> bool {
         self.select(reduction, region)
             && match self.bits {
                 8 => self.read(raw::tj3Decompress8, region, layout, pixels),
@@ -95,25 +101,25 @@ impl Opened<'_> {
             }
     }
 
-    /// Says what to decode. False where that is refused.
-    fn select(&self, reduction: usize, region: Region) -> bool {
-        let Region { left, top, width, height } = region;
+    /// Selects the region to decode. Returns false when libjpeg-turbo refuses it.
+    fn select(&self, reduction: usize, region: PixelRect) -> bool {
+        let PixelRect { left, top, width, height } = region;
         let (all_width, all_height) = (self.width.div_ceil(reduction), self.height.div_ceil(reduction));
         assert!(width > 0 && height > 0 && left + width <= all_width && top + height <= all_height, "{region:?}");
         let is_all = (width, height) == (all_width, all_height);
         assert!(!self.is_lossless || (reduction == 1 && is_all), "a lossless JPEG is decoded whole; this is a bug");
         let scale = raw::tjscalingfactor { num: 1, denom: int(reduction) };
         let [x, y, w, h] = if is_all { [0; 4] } else { [left, top, width, height].map(int) };
-        let handle = self.decoder.0.as_ptr();
-        // SAFETY: the handle is a decoder's; both calls take their arguments by value.
+        let handle = self.handle.0.as_ptr();
+        // SAFETY: the handle is a valid decoder; both calls take their arguments by value.
         unsafe {
             raw::tj3SetScalingFactor(handle, scale) == 0
                 && raw::tj3SetCroppingRegion(handle, raw::tjregion { x, y, w, h }) == 0
         }
     }
 
-    /// Decodes what was selected, samples as they are stored.
-    fn read<T>(&self, decompress: Decompress<T>, region: Region, layout: Layout, samples: &mut [T]) -> bool {
+    /// Decodes the selected region without converting its samples.
+    fn read<T>(&self, decompress: Decompress<T>, region: PixelRect, layout: Layout, samples: &mut [T]) -> bool {
         let row = region.width * layout.channels();
         assert_eq!(samples.len(), row * region.height);
         let format = match layout {
@@ -121,10 +127,10 @@ impl Opened<'_> {
             Layout::Rgb => raw::TJPF_TJPF_RGB,
             Layout::Rgbx => raw::TJPF_TJPF_RGBX,
         };
-        let (handle, jpeg) = (self.decoder.0.as_ptr(), self.jpeg);
-        // SAFETY: the handle is a decoder's, and the function is libjpeg-turbo's for samples of type `T`. It writes
-        // `height` rows of `width` pixels, `row` samples apart, and `samples` has room for just that: the region was
-        // selected before, and lies inside the picture whose size was read from the same bytes.
+        let (handle, jpeg) = (self.handle.0.as_ptr(), self.jpeg);
+        // SAFETY: the handle is a valid decoder, and the function is libjpeg-turbo's for samples of type `T`. It writes
+        // `height` rows of `width` pixels, `row` samples apart, which is exactly the size of `samples`: the region was
+        // selected before, and lies inside the image whose size was read from the same bytes.
         unsafe {
             let size = jpeg.len() as raw::size_t;
             decompress(handle, jpeg.as_ptr(), size, samples.as_mut_ptr(), int(row), format as c_int) == 0
@@ -135,7 +141,7 @@ impl Opened<'_> {
     fn read_wide<T: Copy + Default + Into<i32>>(
         &self,
         decompress: Decompress<T>,
-        region: Region,
+        region: PixelRect,
         layout: Layout,
         pixels: &mut [u8],
     ) -> bool {
@@ -149,40 +155,40 @@ impl Opened<'_> {
         true
     }
 
-    /// Brings samples of fewer than 8 bits to the whole range.
+    /// Scales samples of fewer than 8 bits to the full range.
     fn widen(&self, pixels: &mut [u8]) -> bool {
-        let most = (1 << self.bits) - 1;
+        let max = (1 << self.bits) - 1;
         for pixel in pixels {
-            *pixel = (u32::from(*pixel).min(most) * 255 / most) as u8;
+            *pixel = (u32::from(*pixel).min(max) * 255 / max) as u8;
         }
         true
     }
 }
 
-/// One of libjpeg-turbo's functions that decode to samples of type `T`.
+/// A function of libjpeg-turbo that decodes to samples of type `T`.
 type Decompress<T> =
     unsafe extern "C" fn(*mut c_void, *const c_uchar, raw::size_t, *mut T, pitch: c_int, format: c_int) -> c_int;
 
-impl Decoder {
-    /// None: no memory.
-    fn new() -> Option<Decoder> {
-        // SAFETY: takes no pointer; null is an error.
-        let handle = unsafe { raw::tj3Init(raw::TJINIT_TJINIT_DECOMPRESS.cast_signed()) };
-        let decoder = NonNull::new(handle).map(Decoder)?;
-        // SAFETY: the handle is a decoder's. Colour profiles are not looked at, so they need not be copied.
-        let refused = unsafe { raw::tj3Set(handle, raw::TJPARAM_TJPARAM_SAVEMARKERS.cast_signed(), 0) };
-        (refused == 0).then_some(decoder)
+impl Handle {
+    /// Returns `None` when memory is exhausted.
+    fn new() -> Option<Handle> {
+        // SAFETY: the call takes no pointer, and returns null on failure.
+        let pointer = unsafe { raw::tj3Init(raw::TJINIT_TJINIT_DECOMPRESS.cast_signed()) };
+        let handle = NonNull::new(pointer).map(Handle)?;
+        // SAFETY: the handle is a valid decoder. Colour profiles are not used, so they need not be copied.
+        let refused = unsafe { raw::tj3Set(pointer, raw::TJPARAM_TJPARAM_SAVEMARKERS.cast_signed(), 0) };
+        (refused == 0).then_some(handle)
     }
 
     fn parameter(&self, parameter: raw::TJPARAM) -> c_int {
-        // SAFETY: the handle is a decoder's; an unknown parameter is answered with -1.
+        // SAFETY: the handle is a valid decoder; an unknown parameter returns -1.
         unsafe { raw::tj3Get(self.0.as_ptr(), parameter.cast_signed()) }
     }
 }
 
-impl Drop for Decoder {
+impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: made by `tj3Init`, and nobody has it any more.
+        // SAFETY: the handle comes from `tj3Init` and is not used after this.
         unsafe { raw::tj3Destroy(self.0.as_ptr()) }
     }
 }

@@ -1,4 +1,4 @@
-//! How much memory this process may use, as far as the system tells.
+//! How much memory this process may use, according to the system.
 
 use std::fs;
 use std::path::Path;
@@ -7,15 +7,15 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::config::MIN_DECODE_BYTES;
 
-/// The default of `--max-decode-bytes`: a quarter of the memory that is available to this process and the `workers`
-/// processes beside which a worker runs, shared by them; at least [`MIN_DECODE_BYTES`].
-pub fn default_decode_bytes(workers: u32) -> u64 {
+/// The default of `--max-decode-bytes`: a quarter of the available memory, divided among `workers` processes, but at
+/// least [`MIN_DECODE_BYTES`].
+pub(crate) fn default_decode_bytes(workers: u32) -> u64 {
     let quarter = available_bytes(Path::new("/")) / 4;
     (quarter / u64::from(workers.max(1))).max(MIN_DECODE_BYTES)
 }
 
-/// The least of what the machine has left, what the cgroups of this process allow, and its own limit. `u64::MAX` where
-/// nothing is told.
+/// The minimum of the available memory of the machine, the limits of the cgroups of this process, and its own limit.
+/// Returns `u64::MAX` when nothing is known.
 fn available_bytes(root: &Path) -> u64 {
     let machine = fs::read_to_string(root.join("proc/meminfo")).ok().and_then(|text| mem_available(&text));
     let own = getrlimit(Resource::As).current;
@@ -28,13 +28,13 @@ fn mem_available(meminfo: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// The least limit of the cgroups that this process is in, of version 1 or 2: a limit of a parent holds for its children.
+/// The lowest limit of the cgroups (version 1 or 2) of this process. The limit of a parent applies to its children.
 fn cgroup_limit(root: &Path) -> Option<u64> {
     let memberships = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     memberships.lines().filter_map(|line| membership_limit(root, line)).min()
 }
 
-/// A line is `ID:CONTROLLERS:PATH`; version 2 has the id 0 and names no controller.
+/// Reads a line of the form `ID:CONTROLLERS:PATH`. Version 2 has the id 0 and names no controller.
 fn membership_limit(root: &Path, line: &str) -> Option<u64> {
     let mut fields = line.splitn(3, ':');
     let (id, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
@@ -47,7 +47,7 @@ fn membership_limit(root: &Path, line: &str) -> Option<u64> {
     let own = base.join(path.trim_start_matches('/'));
     let folders = own.ancestors().take_while(|folder| folder.starts_with(&base));
     let limits = folders.filter_map(|folder| fs::read_to_string(folder.join(file)).ok());
-    // "max" is no number: no limit.
+    // "max" means that there is no limit, and does not parse as a number.
     limits.filter_map(|text| text.trim().parse().ok()).min()
 }
 
@@ -69,7 +69,7 @@ mod tests {
         ("proc/meminfo", "MemTotal:       8000000 kB\nMemFree:  1 kB\nMemAvailable:    4000000 kB\n");
 
     #[test]
-    fn the_least_limit_of_machine_and_cgroups_counts() {
+    fn lowest_limit_of_machine_and_cgroups_counts() {
         let free = machine(&[MEMINFO]);
         assert_eq!(available_bytes(free.path()), 4_096_000_000);
         let version_2 = machine(&[
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn more_workers_share_the_same_memory_down_to_the_least() {
+    fn workers_share_the_memory_down_to_a_minimum() {
         assert!(default_decode_bytes(1) >= default_decode_bytes(4));
         assert_eq!(default_decode_bytes(u32::MAX), MIN_DECODE_BYTES);
     }

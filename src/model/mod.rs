@@ -1,116 +1,88 @@
-//! The model: a folder under `models/`, bytes → pixels → tensor → predictions.
+//! The model: a folder under `models/`; bytes → pixels → tensor → predictions.
 //!
-//! - `find`: where the model and the ONNX Runtime library are looked for
+//! From a file to pixels:
+//! - `decode`: the list of image formats, and the choice among them; `format`: what a format declares
+//! - `jpeg` (with `turbo` and `libjpeg`), `png`, `tiff`, `webp`, `gif`, `bmp`: one module for each format;
+//!   `image_crate`: the decoder of the last three
+//! - `exif`: the orientation in the metadata; `orientation`, `pixels`: the types that decoders return
+//! - `budget`: CPU time and memory that one image may use; `memory`: how much memory the process may use
+//!
+//! From pixels to predictions:
+//! - `crop`: the part of an image that the model uses
+//! - `preprocess`: pixels → `tensor`, the model's input
+//! - `onnx`: the session; `runtime`: which library it runs on
+//!
+//! Files:
+//! - `choice`: what the flags choose; `find`: where the model and the ONNX Runtime library are searched for
 //! - `package`: `model.toml`, the variant for this CPU, digests, labels
-//! - `decode`: bytes → 8-bit pixels, within limits; `jpeg`, `turbo`, `libjpeg`: those of a JPEG; `png`, `tiff`
-//! - `exif`: which way up an image is
-//! - `bmp`, `repair`: files that every viewer shows, made such that the decoders take them
-//! - `budget`: the time and memory that one image may cost; `memory`: how much of it there is
-//! - `window`: what of a picture the model's crop shows
-//! - `preprocess`: pixels → the model's input
-//! - `onnx`: the session; `runtime`: which library it runs on; `seal`: files of the cache that can be believed
-//! - `tuning`: what `imgcls tune` found
+//! - `seal`: files of the cache that can be trusted; `tuning`: the result of `imgcls tune`; `file`: reading and digests
 
 mod bmp;
 mod budget;
+mod choice;
+mod crop;
 mod decode;
+mod error;
 mod exif;
+mod file;
 mod find;
+mod format;
+mod gif;
+mod image_crate;
 mod jpeg;
 #[cfg(feature = "turbojpeg")]
 mod libjpeg;
 mod memory;
 mod onnx;
+mod orientation;
 mod package;
+mod pixels;
 mod png;
 mod preprocess;
-mod repair;
 mod runtime;
 mod seal;
+mod tensor;
 mod tiff;
 mod tuning;
 #[cfg(feature = "turbojpeg")]
 mod turbo;
-mod window;
+mod webp;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 
 use self::budget::Budget;
 use self::package::Geometry;
 use crate::config::Limits;
 use crate::protocol::{ErrorCode, Prediction};
 
-pub use budget::{thread_cpu_time, timeout_message};
-pub use decode::sniff;
-pub use find::model_folder;
-pub use jpeg::DECODER as JPEG_DECODER;
-pub use memory::default_decode_bytes;
-pub use onnx::Session;
-pub use package::ModelPackage;
-pub use runtime::portable_runtime;
-pub use tuning::{Tuning, cores};
+pub(crate) use self::budget::{thread_cpu_time, timeout_message};
+pub use self::choice::ModelChoice;
+pub use self::decode::{format_names, sniff};
+pub use self::error::PrepareError;
+pub(crate) use self::find::model_folder;
+pub use self::jpeg::DECODER as JPEG_DECODER;
+pub(crate) use self::memory::default_decode_bytes;
+pub use self::onnx::Session;
+pub use self::package::ModelPackage;
+pub(crate) use self::runtime::portable_runtime;
+pub use self::tensor::{Tensor, Values};
+pub(crate) use self::tuning::Tuning;
+pub use self::tuning::cores;
 
-/// Which model to run and how, as the flags say it.
-#[derive(Debug, Clone, Default)]
-pub struct ModelChoice {
-    /// A folder with a `model.toml`, or a name under a `models/` folder. None: `efficientnet-lite0`.
-    pub model: Option<String>,
-    /// A variant of model.toml (`int8`, `fp16`). None: by what this CPU can do.
-    pub variant: Option<String>,
-    /// The ONNX Runtime library. None: searched for.
-    pub ort_dylib: Option<PathBuf>,
-    /// Threads inside one inference. None: 1.
-    pub intra_threads: Option<usize>,
-    /// Where optimised graphs and what `tune` found are kept. None: nowhere.
-    pub cache_dir: Option<PathBuf>,
-}
-
-/// One image as the model takes it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Tensor {
-    pub values: Values,
-    pub height: usize,
-    pub width: usize,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub enum Values {
-    /// 3 × height × width, normalised.
-    Floats(Vec<f32>),
-    /// Height × width × 4, red, green, blue and a byte that means nothing; the model normalises them itself.
-    Pixels(Vec<u8>),
-}
-
-/// Why bytes did not become a tensor; always the client's fault, so never worth a retry.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct PrepareError {
-    pub code: ErrorCode,
-    /// For a person; holds no byte of the image.
-    pub message: String,
-}
-
-impl PrepareError {
-    fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        PrepareError { code, message: message.into() }
-    }
-}
-
-/// Decodes and preprocesses one image. Blocks on the CPU; any thread may call it. It waits while other threads of the
-/// process decode what leaves too little of `max_decode_bytes` for this image.
+/// Decodes and preprocesses one image. This blocks the calling thread, which may be any thread. While other threads of
+/// the process use so much of `max_decode_bytes` that this image does not fit, it waits for them.
 ///
 /// # Errors
-/// `InputTooLarge`, `UnsupportedType`, `TooManyPixels` and `TooLargeDecoded` before any pixel is decoded, `Undecodable` and
-/// `DecodeTimeout` after.
+/// `InputTooLarge`, `UnsupportedType`, `TooManyPixels` and `TooLargeDecoded` before any pixel is decoded; `Undecodable`
+/// and `DecodeTimeout` afterwards.
 pub fn prepare(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Result<Tensor, PrepareError> {
     prepare_from(bytes, package, limits, package.input().geometry)
 }
 
-/// As [`prepare`], but from every pixel, however large the picture: what decoding less is held against.
+/// Like [`prepare`], but decodes every pixel at full size. Tests and benchmarks compare partial decoding with it.
 ///
 /// # Errors
-/// As [`prepare`].
+/// Those of [`prepare`].
 pub fn prepare_unscaled(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Result<Tensor, PrepareError> {
     prepare_from(bytes, package, limits, Geometry::Native)
 }
@@ -122,10 +94,11 @@ fn prepare_from(
     decoded: Geometry,
 ) -> Result<Tensor, PrepareError> {
     if bytes.len() as u64 > limits.max_upload_bytes {
-        let message = format!("{} bytes are more than the limit of {}", bytes.len(), limits.max_upload_bytes);
+        let message =
+            format!("the image has {} bytes, more than the limit of {}", bytes.len(), limits.max_upload_bytes);
         return Err(PrepareError::new(ErrorCode::InputTooLarge, message));
     }
-    // Decoders have panicked on malformed input before; what they leave behind is dropped with the closure.
+    // Decoders have panicked on malformed input before. Their state is dropped with the closure.
     catch_unwind(AssertUnwindSafe(|| {
         let budget = Budget::new(limits);
         let pixels = decode::decode(bytes, limits, decoded, &budget)?;
@@ -136,7 +109,7 @@ fn prepare_from(
     })
 }
 
-/// The `k` most probable classes, best first; of equals the lower class index.
+/// The `k` most probable classes, best first. Among equal scores the lower class index comes first.
 pub fn top_k(package: &ModelPackage, probabilities: &[f32], k: u32) -> Vec<Prediction> {
     let mut classes: Vec<u32> = (0..probabilities.len() as u32).collect();
     let probability = |class: u32| probabilities[class as usize];
@@ -162,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_best_come_first_and_of_equals_the_lower_index() {
+    fn best_classes_come_first_and_ties_are_broken_by_index() {
         let package = ModelPackage::for_tests(&["a", "b", "c", "d"]);
         let best: Vec<(Option<u32>, String)> = top_k(&package, &[0.1, 0.4, 0.1, 0.4], 3)
             .into_iter()

@@ -14,32 +14,34 @@ use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBui
 use ort::value::{Outlet, TensorElementType, TensorRef};
 use sha2::{Digest as _, Sha256};
 
-use super::find::RuntimeLibrary;
-use super::package::{self, Form, Geometry, Input, ModelPackage, Output};
+use super::choice::ModelChoice;
+use super::file::hex;
+use super::find::{self, RuntimeLibrary};
+use super::package::{Form, Geometry, Input, ModelPackage, Output};
 use super::runtime::{self, Checked};
 use super::seal::{self, Key};
-use super::{ModelChoice, Tensor, Values, find};
+use super::tensor::{Tensor, Values};
 
-/// A session, owned by one thread. Two sessions of one thread beat one session of two.
+/// A session, owned by one thread. Two sessions with one thread each are faster than one session with two threads.
 pub struct Session {
     inner: ort::session::Session,
     input_name: String,
     form: Form,
     classes: usize,
     output: Output,
-    /// The batch size that the file fixes, if it does.
+    /// The batch size, if the model file fixes it.
     fixed_batch: Option<usize>,
-    /// Tensors of a batch, one after the other; kept from one batch to the next. One of the two stays empty.
+    /// Buffers for the concatenated tensors of a batch, reused for the next batch. One of the two stays empty.
     floats: Vec<f32>,
     pixels: Vec<u8>,
     description: String,
 }
 
 impl Session {
-    /// Loads the library (once a process), builds the session, checks it against model.toml and runs it once.
+    /// Loads the library (once per process), builds the session, checks it against model.toml and runs it once.
     ///
     /// # Errors
-    /// One line that says what is wrong, with which file, and what to do.
+    /// A message of one line that says what is wrong, with which file, and what to do.
     pub fn open(package: &ModelPackage, choice: &ModelChoice) -> anyhow::Result<Session> {
         let begun = Instant::now();
         let library = find::runtime(choice)?;
@@ -48,10 +50,9 @@ impl Session {
         let options = Options { environment: &environment, threads, geometry: package.input().geometry };
         let (session, graph) = match &choice.cache_dir {
             Some(folder) => open_cached(package, &options, folder)?,
-            None => (commit(package, options.builder(GraphOptimizationLevel::All)), "graph optimised at start"),
+            None => (commit(package, options.builder(GraphOptimizationLevel::All)), "graph optimised at start-up"),
         };
-        let session =
-            session.with_context(|| format!("{} is no model that ONNX Runtime takes", package.file().display()))?;
+        let session = session.with_context(|| format!("ONNX Runtime cannot load {}", package.file().display()))?;
         let fixed_batch = check_shapes(&session, package)
             .with_context(|| format!("{} does not fit its model.toml", package.file().display()))?;
         let mut session = Session {
@@ -71,14 +72,17 @@ impl Session {
         Ok(session)
     }
 
-    /// Probabilities of the classes, one list a tensor. The tensors are of equal height and width.
+    /// The class probabilities of each tensor. All tensors must have the same height and width.
     ///
     /// # Errors
-    /// Where the runtime fails, or the tensors differ in size.
+    /// If the runtime fails, or the tensors differ in size.
     pub fn infer(&mut self, batch: &[&Tensor]) -> anyhow::Result<Vec<Vec<f32>>> {
         let Some(first) = batch.first() else { return Ok(Vec::new()) };
         let size = (first.height, first.width);
-        ensure!(batch.iter().all(|tensor| (tensor.height, tensor.width) == size), "a batch mixes sizes");
+        ensure!(
+            batch.iter().all(|tensor| (tensor.height, tensor.width) == size),
+            "the tensors of a batch differ in size"
+        );
         let mut probabilities = Vec::with_capacity(batch.len());
         for part in batch.chunks(self.fixed_batch.unwrap_or(batch.len())) {
             self.run(part, self.fixed_batch.unwrap_or(part.len()), size, &mut probabilities)?;
@@ -86,7 +90,7 @@ impl Session {
         Ok(probabilities)
     }
 
-    /// Execution provider, threads, version of the runtime, what the start took.
+    /// Execution provider, threads, runtime version and start-up time, for the log.
     pub fn describe(&self) -> String {
         self.description.clone()
     }
@@ -101,12 +105,12 @@ impl Session {
         let input: SessionInputValue = match self.form {
             Form::Floats => {
                 let shape = [batch_size, 3, height, width];
-                let data = side_by_side(part, shape.iter().product(), &mut self.floats, floats)?;
+                let data = concatenate(part, shape.iter().product(), &mut self.floats, floats)?;
                 TensorRef::from_array_view((shape, data))?.into()
             }
             Form::Pixels => {
                 let shape = [batch_size, height, width, 4];
-                let data = side_by_side(part, shape.iter().product(), &mut self.pixels, pixels)?;
+                let data = concatenate(part, shape.iter().product(), &mut self.pixels, pixels)?;
                 TensorRef::from_array_view((shape, data))?.into()
             }
         };
@@ -128,7 +132,7 @@ impl Session {
         Ok(())
     }
 
-    /// The first inference allocates and touches everything; it is not to be some image's wait.
+    /// Runs one inference, because the first one allocates memory and no image should wait for it.
     fn warm_up(&mut self, input: &Input) -> anyhow::Result<()> {
         let side = match input.geometry {
             Geometry::ShortSide { crop, .. } => crop as usize,
@@ -139,7 +143,7 @@ impl Session {
             Form::Pixels => Values::Pixels(vec![0; 4 * side * side]),
         };
         let tensor = Tensor { values, height: side, width: side };
-        self.infer(&[&tensor]).context("the model does not run")?;
+        self.infer(&[&tensor]).context("the model cannot run")?;
         Ok(())
     }
 }
@@ -152,23 +156,23 @@ fn pixels(values: &Values) -> Option<&[u8]> {
     if let Values::Pixels(pixels) = values { Some(pixels) } else { None }
 }
 
-/// The `length` values of a batch, in `kept`; one image is read where it lies.
-fn side_by_side<'a, T: Copy + Default>(
+/// Concatenates the tensors of a batch in `kept` and pads them to `length` values. A batch of one tensor is not copied.
+fn concatenate<'a, T: Copy + Default>(
     part: &[&'a Tensor],
     length: usize,
     kept: &'a mut Vec<T>,
     values: fn(&Values) -> Option<&[T]>,
 ) -> anyhow::Result<&'a [T]> {
-    const OTHER: &str = "a tensor was prepared for another kind of model";
+    const MISMATCH: &str = "a tensor was prepared for another kind of model";
     if let &[tensor] = part {
-        let values = values(&tensor.values).context(OTHER)?;
+        let values = values(&tensor.values).context(MISMATCH)?;
         if values.len() == length {
             return Ok(values);
         }
     }
     kept.clear();
     for tensor in part {
-        kept.extend_from_slice(values(&tensor.values).context(OTHER)?);
+        kept.extend_from_slice(values(&tensor.values).context(MISMATCH)?);
     }
     kept.resize(length, T::default());
     Ok(kept)
@@ -184,25 +188,30 @@ fn softmax(scores: &[f32]) -> Vec<f32> {
     exponentials
 }
 
-/// The library and its one environment; a process can have only one.
+/// The environment of the loaded library. A process can have only one.
 fn environment(library: &RuntimeLibrary, cache: Option<&Path>) -> anyhow::Result<Environment> {
     static LOADED: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     let (checked, library) = (loaded.is_none().then(|| runtime::check(library, cache)).transpose()?, &library.path);
     if let Some((path, environment)) = loaded.as_ref() {
-        ensure!(path == library, "this process runs on {} and cannot load {} too", path.display(), library.display());
+        ensure!(
+            path == library,
+            "this process has loaded {} and cannot load {} too",
+            path.display(),
+            library.display()
+        );
         return Ok(environment.clone());
     }
     let builder = ort::init_from(library).map_err(|error| match error {
         ort::LoadDynamicError::BadVersion { version_str, .. } => anyhow!(
-            "{} is ONNX Runtime {version_str}; 1.{} or newer is needed, scripts/setup brings {}",
+            "{} is ONNX Runtime {version_str}; 1.{} or newer is required, scripts/setup installs {}",
             library.display(),
             ort::MINOR_VERSION,
             find::RUNTIME_VERSION
         ),
         error => {
             let error = error.to_string().replace('\n', " ");
-            anyhow!("{} is no ONNX Runtime library ({error}); scripts/setup brings one", library.display())
+            anyhow!("{} is not an ONNX Runtime library ({error}); scripts/setup installs one", library.display())
         }
     })?;
     let environment = builder
@@ -212,7 +221,7 @@ fn environment(library: &RuntimeLibrary, cache: Option<&Path>) -> anyhow::Result
         .build()?;
     environment.set_log_level(LogLevel::Warning);
     if let Some(Checked::Other { sha256 }) = checked {
-        tracing::info!(path = %library.display(), sha256, "ONNX Runtime is not the one that scripts/setup installs");
+        tracing::info!(path = %library.display(), sha256, "this ONNX Runtime is not the one of scripts/setup");
     }
     *loaded = Some((library.to_owned(), environment.clone()));
     Ok(environment)
@@ -226,7 +235,7 @@ fn log(level: LogLevel, category: &str, message: &str) {
     }
 }
 
-/// How every session of a package is built.
+/// The options of every session of a package.
 struct Options<'a> {
     environment: &'a Environment,
     threads: usize,
@@ -239,12 +248,12 @@ impl Options<'_> {
     }
 
     fn try_builder(&self, optimisation: GraphOptimizationLevel) -> ort::Result<SessionBuilder> {
-        // Images of one size reuse an arena; where each has its own, it would keep the largest of each for ever. A plan
-        // of memory on top of it takes more, a plan a batch size, and is not faster.
-        let one_size = matches!(self.geometry, Geometry::ShortSide { .. });
+        // With a fixed image size, inferences reuse the arena. Otherwise it would keep the largest buffers forever. A
+        // memory pattern would need additional memory for each batch size, and is not faster.
+        let has_fixed_size = matches!(self.geometry, Geometry::ShortSide { .. });
         Ok(ort::session::Session::builder(self.environment)?
             .with_auto_device(AutoDevicePolicy::PreferCPU)?
-            .with_execution_providers([ep::CPU::default().with_arena_allocator(one_size).build()])?
+            .with_execution_providers([ep::CPU::default().with_arena_allocator(has_fixed_size).build()])?
             .with_memory_pattern(false)?
             .with_parallel_execution(false)?
             .with_intra_threads(self.threads)?
@@ -262,17 +271,19 @@ fn commit(package: &ModelPackage, builder: anyhow::Result<SessionBuilder>) -> an
 
 type Opened = (anyhow::Result<ort::session::Session>, &'static str);
 
-/// From the graph as an earlier start optimised it, where it was sealed with the key of the cache directory; otherwise it
-/// is made again. A cache that cannot be written costs time, not the start.
+/// Builds the session from the optimised graph in the cache, if it is sealed with the key of the cache directory.
+/// Otherwise optimises the graph and stores it. A cache that cannot be written only costs time at the next start.
 fn open_cached(package: &ModelPackage, options: &Options, folder: &Path) -> anyhow::Result<Opened> {
     let optimise = || commit(package, options.builder(GraphOptimizationLevel::All));
     let key = match Key::of(folder) {
         Ok(key) => key,
         Err(error) => {
-            // Once, not for each session.
-            static SAID: std::sync::Once = std::sync::Once::new();
-            SAID.call_once(|| tracing::warn!(folder = %folder.display(), %error, "no graph can be cached here"));
-            return Ok((optimise(), "graph optimised at start"));
+            // This is logged once, not for each session.
+            static WARNED: std::sync::Once = std::sync::Once::new();
+            WARNED.call_once(|| {
+                tracing::warn!(folder = %folder.display(), %error, "cannot use the cache directory for graphs");
+            });
+            return Ok((optimise(), "graph optimised at start-up"));
         }
     };
     let path = folder.join(format!("{}.onnx", cache_key(package)));
@@ -281,12 +292,12 @@ fn open_cached(package: &ModelPackage, options: &Options, folder: &Path) -> anyh
         if let Ok(session) = cached {
             return Ok((Ok(session), "graph from the cache"));
         }
-        tracing::warn!(path = %path.display(), "the cached graph does not load; it is made again");
+        tracing::warn!(path = %path.display(), "cannot load the cached graph; it is recreated");
     }
     let fresh = folder.join(seal::unique("graph"));
     if let Err(error) = seal::write_private(&fresh, &[]) {
-        tracing::warn!(folder = %folder.display(), %error, "the graph is not cached");
-        return Ok((optimise(), "graph optimised at start"));
+        tracing::warn!(folder = %folder.display(), %error, "cannot cache the optimised graph");
+        return Ok((optimise(), "graph optimised at start-up"));
     }
     let builder = options.builder(GraphOptimizationLevel::All)?;
     let builder = builder.with_optimized_model_path(&fresh).map_err(|error| anyhow!("{error}"));
@@ -294,22 +305,23 @@ fn open_cached(package: &ModelPackage, options: &Options, folder: &Path) -> anyh
     if session.is_ok()
         && let Err(error) = std::fs::read(&fresh).and_then(|graph| key.write(&path, graph))
     {
-        tracing::warn!(path = %path.display(), %error, "the graph is not cached");
+        tracing::warn!(path = %path.display(), %error, "cannot cache the optimised graph");
     }
     let _ = std::fs::remove_file(&fresh);
-    Ok((session, "graph optimised at start and cached"))
+    Ok((session, "graph optimised at start-up and cached"))
 }
 
-/// An optimised graph holds for the file it was made from, by this runtime, on a CPU that can do the same.
+/// An optimised graph depends on the model file, the runtime and the CPU features.
 fn cache_key(package: &ModelPackage) -> String {
     let mut hash = Sha256::new();
     for part in [&package.digest(), ort::info(), &cpu_features()] {
         hash.update(part.as_bytes());
         hash.update([0]);
     }
-    package::hex(&hash.finalize()[..16])
+    hex(&hash.finalize()[..16])
 }
 
+/// The architecture and the CPU features that optimised graphs and `imgcls tune` depend on.
 pub(super) fn cpu_features() -> String {
     let mut features = String::from(std::env::consts::ARCH);
     macro_rules! note {
@@ -325,10 +337,10 @@ pub(super) fn cpu_features() -> String {
     features
 }
 
-/// Holds the file's inputs and outputs against the package; returns the batch size that the file fixes, if it does.
+/// Checks the inputs and outputs of the model file against the package. Returns the batch size, if the file fixes it.
 fn check_shapes(session: &ort::session::Session, package: &ModelPackage) -> anyhow::Result<Option<usize>> {
     let input = package.input();
-    let [found_input] = session.inputs() else { bail!("{} inputs where one is known", session.inputs().len()) };
+    let [found_input] = session.inputs() else { bail!("it has {} inputs, not 1", session.inputs().len()) };
     ensure!(found_input.name() == input.name, "the input is {:?}, not {:?}", found_input.name(), input.name);
     let side = match input.geometry {
         Geometry::ShortSide { crop, .. } => Some(i64::from(crop)),
@@ -347,7 +359,7 @@ fn check_shapes(session: &ort::session::Session, package: &ModelPackage) -> anyh
     ensure!(accepts(channels, Some(planes)), "the input has {channels} channels, not {planes}");
     let wanted = side.map_or_else(|| "any size".to_owned(), |side| format!("{side} × {side}"));
     ensure!(accepts(height, side) && accepts(width, side), "the input is {height} × {width}, not {wanted}");
-    let Some(found_output) = session.outputs().first() else { bail!("no output") };
+    let Some(found_output) = session.outputs().first() else { bail!("it has no output") };
     let shape = shape_of(found_output, TensorElementType::Float32)?;
     let classes = shape.last().copied().unwrap_or(0);
     ensure!(
@@ -358,7 +370,8 @@ fn check_shapes(session: &ort::session::Session, package: &ModelPackage) -> anyh
     Ok(usize::try_from(batch).ok().filter(|&batch| batch > 0))
 }
 
-/// A free axis (negative) takes anything; a fixed one only what is wanted, and nothing where any size is.
+/// A free axis (negative) accepts any size. A fixed axis accepts only the wanted size, so it does not fit a model that
+/// takes any size.
 fn accepts(axis: i64, wanted: Option<i64>) -> bool {
     axis < 0 || wanted == Some(axis)
 }
@@ -378,7 +391,7 @@ fn describe(threads: usize, runtime: &str, graph: &str, built: Duration, ready: 
     )
 }
 
-/// The library tells its version only to unsafe code; its name ends with it, and else there is the build it names.
+/// The library returns its version only to unsafe code, so it is taken from the file name, or else from the build info.
 fn runtime_version(library: &Path) -> String {
     let name = library.file_name().unwrap_or_default().to_string_lossy().into_owned();
     match name.split_once(".so.") {
@@ -392,14 +405,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn softmax_sums_to_one_whatever_the_size_of_the_scores() {
+    fn softmax_sums_to_one_for_scores_of_any_size() {
         let probabilities = softmax(&[1000.0, 1001.0, -1000.0]);
         assert!((probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-6);
         assert!(probabilities[1] > probabilities[0] && probabilities[2] < 1e-6);
     }
 
     #[test]
-    fn a_fixed_axis_must_be_the_one_that_is_wanted() {
+    fn fixed_axis_must_have_the_wanted_size() {
         assert!(accepts(-1, Some(224)) && accepts(-1, None) && accepts(224, Some(224)));
         assert!(!accepts(240, Some(224)) && !accepts(224, None));
     }

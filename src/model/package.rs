@@ -1,25 +1,26 @@
-//! A model package: `model.toml` read, the variant for this CPU picked, its file and the labels checked against their
+//! A model package: reads `model.toml`, picks the variant for this CPU, and verifies its file and the labels by their
 //! digests.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::{ModelChoice, find};
+use super::choice::ModelChoice;
+use super::file::{hex, read_large, sha256_hex};
+use super::find;
 use crate::protocol::ModelRef;
 
-/// A model that may be run: described, found whole, labelled.
+/// A model whose description, file and labels were read and verified.
 pub struct ModelPackage {
     name: String,
     version: String,
     variant: String,
     reason: String,
     file: PathBuf,
-    /// In hexadecimal.
+    /// The digest of `file` in hexadecimal.
     sha256: String,
     labels: Vec<String>,
     output: Output,
@@ -27,10 +28,10 @@ pub struct ModelPackage {
 }
 
 impl ModelPackage {
-    /// Reads, picks and checks.
+    /// Reads the description, picks a variant and verifies its files.
     ///
     /// # Errors
-    /// One line that says what is wrong, with which file, and what to do.
+    /// A message of one line that says what is wrong, with which file, and what to do.
     pub fn load(choice: &ModelChoice) -> anyhow::Result<ModelPackage> {
         let folder = find::model_folder(choice)?;
         let description = Description::read(&description_file(choice)?)?;
@@ -60,37 +61,40 @@ impl ModelPackage {
         })
     }
 
-    /// The variants that are right on this CPU, the one that runs unless told otherwise first.
+    /// The variants that run correctly on this CPU, the default one first.
     ///
     /// # Errors
-    /// As [`ModelPackage::load`].
+    /// Those of [`ModelPackage::load`].
     pub fn variants(choice: &ModelChoice) -> anyhow::Result<Vec<String>> {
         let files = Description::read(&description_file(choice)?)?.files;
         let int8_dot_product = cpu_has_int8_dot_product();
         let (first, _) = pick_variant(&files, None, int8_dot_product)?;
-        let right = |entry: &FileEntry| match entry.requires.as_deref() {
+        let is_supported = |entry: &FileEntry| match entry.requires.as_deref() {
             None => true,
             Some(requirement) => requirement == INT8_DOT_PRODUCT && int8_dot_product,
         };
-        let others = files.iter().filter(|(name, entry)| **name != first && right(entry)).map(|(name, _)| name.clone());
+        let others =
+            files.iter().filter(|(name, entry)| **name != first && is_supported(entry)).map(|(name, _)| name.clone());
         Ok(std::iter::once(first.clone()).chain(others).collect())
     }
 
+    /// Name, version and digest, as results report them.
     pub fn model_ref(&self) -> ModelRef {
         ModelRef { name: self.name.clone(), version: self.version.clone(), digest: self.digest() }
     }
 
-    /// Which file runs and why, for the log.
+    /// The variant, the reason for it, and its file; for the log.
     pub fn summary(&self) -> String {
         let (name, version, variant, reason) = (&self.name, &self.version, &self.variant, &self.reason);
         format!("{name} {version}, variant {variant} ({reason}), {}", self.file.display())
     }
 
-    /// The label of a class, without its `WordNet` id.
+    /// The label of a class, without its WordNet id. Empty if there is no such class.
     pub fn label(&self, class_index: u32) -> &str {
         self.labels.get(class_index as usize).map_or("", String::as_str)
     }
 
+    /// The number of classes.
     pub fn classes(&self) -> usize {
         self.labels.len()
     }
@@ -103,11 +107,11 @@ impl ModelPackage {
         self.output
     }
 
-    /// The model file, checked once more: what runs is what the digest names, whatever happened to the file meanwhile.
-    /// It is read when it is needed, since most sessions are built from a cached graph, and none needs it afterwards.
+    /// Reads the model file and verifies it again, because it may have changed since it was loaded. It is not kept in
+    /// memory: most sessions are built from a cached graph and do not need it.
     ///
     /// # Errors
-    /// Where it cannot be read, or is another by now.
+    /// If it cannot be read or has changed.
     pub(super) fn read(&self) -> anyhow::Result<Vec<u8>> {
         read_checked(&self.file, &self.sha256)
     }
@@ -141,42 +145,44 @@ impl ModelPackage {
     }
 }
 
-/// What the model's output means.
+/// The meaning of the model's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Output {
-    /// Softmax is still to be applied.
+    /// Softmax has to be applied.
     Logits,
     Probabilities,
 }
 
-/// What the model takes.
+/// The input that the model takes.
 pub(super) struct Input {
     pub name: String,
     pub form: Form,
     pub geometry: Geometry,
-    /// `(x - mean) / std` of every 8-bit value, a table a channel.
+    /// `(x - mean) / std` of every 8-bit value, one table per channel.
     pub normalised: [[f32; 256]; 3],
 }
 
+/// The type and layout of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
-    /// float32, NCHW, RGB: normalised here.
+    /// float32, NCHW, RGB, normalised by `preprocess`.
     Floats,
-    /// uint8, NHWC, RGBX: mean and std are in the model's first scale.
+    /// uint8, NHWC, RGBX. The scale of the model's first layer includes mean and std.
     Pixels,
 }
 
+/// The size of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Geometry {
-    /// Short side to `short_side`, then the centre `crop` × `crop`.
+    /// The short side is resized to `short_side`, then `crop` × `crop` pixels are cut from the centre.
     ShortSide { short_side: u32, crop: u32 },
-    /// The image as it is.
+    /// The image keeps its size.
     Native,
 }
 
 impl Input {
-    fn new(description: &InputDescription, of_the_file: Option<&FileInput>) -> anyhow::Result<Input> {
+    fn new(description: &InputDescription, file_input: Option<&FileInput>) -> anyhow::Result<Input> {
         let InputDescription { name, layout, channels, resize, short_side, filter, crop, mean, std } = description;
         ensure!(layout == "NCHW", "layout {layout:?} is not supported; NCHW is");
         ensure!(channels == "RGB", "channels {channels:?} are not supported; RGB is");
@@ -197,7 +203,7 @@ impl Input {
             }
             other => bail!("resize {other:?} is not supported; \"short-side\" and \"none\" are"),
         };
-        let form = of_the_file.map_or(Ok(Form::Floats), FileInput::form)?;
+        let form = file_input.map_or(Ok(Form::Floats), FileInput::form)?;
         Ok(Input { name: name.clone(), form, geometry, normalised: normalisation_table(*mean, *std) })
     }
 }
@@ -206,7 +212,7 @@ fn normalisation_table(mean: [f32; 3], std: [f32; 3]) -> [[f32; 256]; 3] {
     std::array::from_fn(|channel| std::array::from_fn(|value| (value as f32 - mean[channel]) / std[channel]))
 }
 
-/// `model.toml`. Keys not named here are for people (`task`, `[provenance]`).
+/// `model.toml`. Keys that are not listed here are informational (`task`, `[provenance]`).
 #[derive(Deserialize)]
 struct Description {
     name: String,
@@ -222,9 +228,9 @@ struct Description {
 struct FileEntry {
     path: String,
     sha256: String,
-    /// What the CPU must have for this file to be right and fast.
+    /// The CPU feature that this file needs to be correct and fast.
     requires: Option<String>,
-    /// Where it takes something else than `[input]` says.
+    /// The input of this file if it differs from `[input]`.
     input: Option<FileInput>,
 }
 
@@ -242,8 +248,8 @@ impl FileInput {
             ("float32", "NCHW", "RGB") => Ok(Form::Floats),
             ("uint8", "NHWC", "RGBX") => Ok(Form::Pixels),
             (element, layout, channels) => bail!(
-                "a file's input of {element}, {layout}, {channels} is not supported; float32, NCHW, RGB and uint8, NHWC, \
-                 RGBX are"
+                "a file's input of {element}, {layout}, {channels} is not supported; float32, NCHW, RGB and uint8, \
+                 NHWC, RGBX are"
             ),
         }
     }
@@ -270,7 +276,7 @@ struct InputDescription {
 impl Description {
     fn read(path: &Path) -> anyhow::Result<Description> {
         let text = String::from_utf8(read(path)?).ok().with_context(|| format!("{} is not text", path.display()))?;
-        // The error's own text draws the line over several lines.
+        // The error's own text spans several lines.
         toml::from_str(&text).map_err(|error: toml::de::Error| {
             let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
             anyhow::anyhow!("{}, line {line}: {}", path.display(), error.message().replace('\n', " "))
@@ -278,17 +284,17 @@ impl Description {
     }
 }
 
-/// The file that says what a model is.
+/// The path of the `model.toml` of the chosen model.
 ///
 /// # Errors
-/// Where there is no such model.
+/// If there is no such model.
 pub(super) fn description_file(choice: &ModelChoice) -> anyhow::Result<PathBuf> {
     Ok(find::model_folder(choice)?.join("model.toml"))
 }
 
 const INT8_DOT_PRODUCT: &str = "int8-dot-product";
 
-/// The variant to run, and why.
+/// Picks the variant to run. Returns its name and the reason.
 fn pick_variant(
     files: &BTreeMap<String, FileEntry>,
     wanted: Option<&str>,
@@ -297,7 +303,7 @@ fn pick_variant(
     let names = || files.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
     if let Some(wanted) = wanted {
         ensure!(files.contains_key(wanted), "no variant {wanted:?}; there are: {}", names());
-        return Ok((wanted.to_owned(), "as asked".to_owned()));
+        return Ok((wanted.to_owned(), "as requested".to_owned()));
     }
     let requiring = |requirement: Option<&str>| {
         files.iter().find(|(_, entry)| entry.requires.as_deref() == requirement).map(|(name, _)| name.clone())
@@ -308,11 +314,14 @@ fn pick_variant(
     let reason = if int8_dot_product { "it runs on every CPU" } else { "this CPU has no 8-bit dot products" };
     match requiring(None) {
         Some(name) => Ok((name, reason.to_owned())),
-        None => bail!("no variant for this CPU, which has no 8-bit dot products; --variant takes one: {}", names()),
+        None => bail!(
+            "the model has no variant for this CPU, which has no 8-bit dot products; choose one with --variant: {}",
+            names()
+        ),
     }
 }
 
-/// Without these instructions 8-bit sums can saturate, and are slow.
+/// Without these instructions 8-bit sums are slow and can saturate.
 fn cpu_has_int8_dot_product() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::is_x86_feature_detected!("avx512vnni") || std::is_x86_feature_detected!("avxvnni");
@@ -322,7 +331,7 @@ fn cpu_has_int8_dot_product() -> bool {
     return false;
 }
 
-/// `wnid name` a line, in class order; the name is the label.
+/// Reads lines of `wnid name` in class order. The name is the label.
 fn parse_labels(bytes: &[u8]) -> anyhow::Result<Vec<String>> {
     let text = std::str::from_utf8(bytes).ok().context("is not text")?;
     let labels = text
@@ -343,13 +352,13 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
 
 fn read_checked(path: &Path, expected_sha256: &str) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let whole = std::fs::File::open(path).and_then(|file| read_untaught(file, &mut bytes));
-    whole.with_context(|| format!("cannot read {}", path.display()))?;
+    let result = std::fs::File::open(path).and_then(|file| read_large(file, &mut bytes));
+    result.with_context(|| format!("cannot read {}", path.display()))?;
     expect(path, &sha256_hex(&bytes), expected_sha256)?;
     Ok(bytes)
 }
 
-/// As [`read_checked`], without holding the file.
+/// Verifies a file without keeping it in memory.
 fn check(path: &Path, expected_sha256: &str) -> anyhow::Result<()> {
     let mut hash = Sha256::new();
     std::fs::File::open(path)
@@ -358,32 +367,13 @@ fn check(path: &Path, expected_sha256: &str) -> anyhow::Result<()> {
     expect(path, &hex(&hash.finalize()), expected_sha256)
 }
 
-/// Reads a large file that is let go again soon. glibc keeps memory of its own up to the size of the largest block that
-/// was freed, if that was no larger than 32 MiB: it would keep what building a session leaves behind, a third more than
-/// the session itself. So the block is larger; what is not written to takes no memory.
-pub(super) fn read_untaught(mut file: impl std::io::Read, bytes: &mut Vec<u8>) -> std::io::Result<()> {
-    bytes.reserve_exact((32 << 20) + 4096);
-    file.read_to_end(bytes).map(drop)
-}
-
 fn expect(path: &Path, actual: &str, expected_sha256: &str) -> anyhow::Result<()> {
     ensure!(
         actual == expected_sha256,
-        "{} is not the file that model.toml names: its sha256 is {actual}, not {expected_sha256}; restore it",
+        "{} is not the file that model.toml describes: its sha256 is {actual}, not {expected_sha256}; restore it",
         path.display()
     );
     Ok(())
-}
-
-pub(super) fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-        text
-    })
 }
 
 #[cfg(test)]
@@ -401,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cpu_chooses_the_variant_unless_one_is_asked_for() {
+    fn cpu_determines_the_variant_unless_one_is_requested() {
         let both = files(&[("int8", Some(INT8_DOT_PRODUCT)), ("fp16", None)]);
         assert_eq!(pick_variant(&both, None, true).unwrap().0, "int8");
         assert_eq!(pick_variant(&both, None, false).unwrap().0, "fp16");
@@ -413,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_is_the_name_without_its_wordnet_id() {
+    fn label_is_the_name_without_its_wordnet_id() {
         let labels = parse_labels(b"n01440764 tench\nn01484850 great white shark\n").unwrap();
         assert_eq!(labels, ["tench", "great white shark"]);
         assert!(parse_labels(b"").is_err());
@@ -421,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_preprocessing_cannot_do_is_refused() {
+    fn unsupported_preprocessing_is_refused() {
         let good = r#"name = "x"
             layout = "NCHW"
             channels = "RGB"
@@ -438,13 +428,13 @@ mod tests {
         {
             assert!(parse(&good.replace(from, to)).is_err(), "{to}");
         }
-        let of_the_file = |element: &str, layout: &str| FileInput {
+        let file_input = |element: &str, layout: &str| FileInput {
             element: element.to_owned(),
             layout: layout.to_owned(),
             channels: "RGBX".to_owned(),
         };
-        assert_eq!(of_the_file("uint8", "NHWC").form().unwrap(), Form::Pixels);
-        assert!(of_the_file("uint8", "NCHW").form().unwrap_err().to_string().contains("uint8, NCHW, RGBX"));
-        assert!(of_the_file("float32", "NHWC").form().is_err());
+        assert_eq!(file_input("uint8", "NHWC").form().unwrap(), Form::Pixels);
+        assert!(file_input("uint8", "NCHW").form().unwrap_err().to_string().contains("uint8, NCHW, RGBX"));
+        assert!(file_input("float32", "NHWC").form().is_err());
     }
 }

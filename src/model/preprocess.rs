@@ -1,23 +1,25 @@
 //! Pixels → the model's input, in agreement with Pillow's resize: cubic convolution with a = -0.5, widened by the scale
-//! when shrinking, in 8 bits. Only the pixels of the crop are computed, so a picture of 1 × 3000 costs no more than
-//! another; the picture is turned upright on the way into the tensor, when it is small.
+//! when shrinking, in 8 bits. Only the pixels of the crop are computed, so an image of 1 × 3000 costs no more than
+//! another. The image is turned upright while it is written to the tensor, when it is small.
 
 use std::cell::RefCell;
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
-use super::decode::{Orientation, Origin, Pixels};
+use super::crop::{CropRect, PixelRect};
+use super::orientation::Orientation;
 use super::package::{Form, Geometry, Input};
-use super::window::{Region, Window};
-use super::{Tensor, Values};
+use super::pixels::{Origin, Pixels};
+use super::tensor::{Tensor, Values};
 
 thread_local! {
-    /// The resizer's buffers and the resized picture, kept from one image to the next.
+    /// The resizer's buffers and the resized image, reused for the next image.
     static SCRATCH: RefCell<(Resizer, Vec<u8>)> = RefCell::default();
 }
 
-pub fn tensor(pixels: &Pixels, input: &Input) -> Tensor {
+/// Resizes, crops and converts an image to the form that the model takes.
+pub(super) fn tensor(pixels: &Pixels, input: &Input) -> Tensor {
     match input.geometry {
         Geometry::Native => {
             let Pixels { data, width, height, channels, orientation, origin: _ } = pixels;
@@ -32,7 +34,7 @@ pub fn tensor(pixels: &Pixels, input: &Input) -> Tensor {
     }
 }
 
-/// The crop, still as the picture is stored.
+/// Resizes the crop into `small`, in the stored orientation.
 fn resize_crop(resizer: &mut Resizer, pixels: &Pixels, short_side: u32, crop: u32, small: &mut [u8]) {
     let pixel_type = match pixels.channels {
         1 => PixelType::U8,
@@ -42,24 +44,25 @@ fn resize_crop(resizer: &mut Resizer, pixels: &Pixels, short_side: u32, crop: u3
     let source = ImageRef::new(pixels.width as u32, pixels.height as u32, &pixels.data, pixel_type)
         .expect("a decoder returns width × height × channels bytes; this is a bug");
     let mut target = Image::from_slice_u8(crop, crop, small, pixel_type)
-        .expect("the caller made room for crop × crop × channels bytes; this is a bug");
-    let window = window(pixels, short_side, crop);
+        .expect("the caller passes crop × crop × channels bytes; this is a bug");
+    let rect = crop_rect(pixels, short_side, crop);
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
-        .crop(window.left, window.top, window.width, window.height)
+        .crop(rect.left, rect.top, rect.width, rect.height)
         .use_alpha(false);
-    resizer.resize(&source, &mut target, &options).expect("a window lies inside its picture; this is a bug");
+    resizer.resize(&source, &mut target, &options).expect("the crop lies inside the image; this is a bug");
 }
 
-/// What of the decoded pixels the crop shows.
-fn window(pixels: &Pixels, short_side: u32, crop: u32) -> Window {
+/// The rectangle of the decoded pixels that the crop shows.
+fn crop_rect(pixels: &Pixels, short_side: u32, crop: u32) -> CropRect {
     let &Pixels { width, height, orientation, origin: Origin { left, top, reduction, .. }, .. } = pixels;
-    // By the size in the file, so that a reduced picture is cut where the whole one is: its own size is rounded up.
+    // The size in the file is used, so that a reduced image is cropped like the full one: its own size is rounded up.
     let size = (pixels.origin.width, pixels.origin.height);
-    Window::of_crop(size, orientation, short_side, crop).reduced(reduction).within(Region { left, top, width, height })
+    let region = PixelRect { left, top, width, height };
+    CropRect::new(size, orientation, short_side, crop).reduced(reduction).relative_to(region)
 }
 
-/// In the form that the model takes, upright.
+/// Converts stored pixels to an upright tensor in the form that the model takes.
 fn values(
     data: &[u8],
     width: usize,
@@ -70,12 +73,12 @@ fn values(
 ) -> Tensor {
     match input.form {
         Form::Floats => normalise(data, width, height, channels, orientation, &input.normalised),
-        Form::Pixels => four_bytes_a_pixel(data, width, height, channels, orientation),
+        Form::Pixels => rgbx(data, width, height, channels, orientation),
     }
 }
 
-/// Pixel after pixel, upright.
-fn four_bytes_a_pixel(data: &[u8], width: usize, height: usize, channels: usize, orientation: Orientation) -> Tensor {
+/// Four bytes per pixel, upright.
+fn rgbx(data: &[u8], width: usize, height: usize, channels: usize, orientation: Orientation) -> Tensor {
     let stored: Vec<[u8; 4]> = match channels {
         1 => data.iter().map(|&grey| [grey, grey, grey, 0]).collect(),
         3 => data.as_chunks::<3>().0.iter().map(|&[red, green, blue]| [red, green, blue, 0]).collect(),
@@ -84,12 +87,12 @@ fn four_bytes_a_pixel(data: &[u8], width: usize, height: usize, channels: usize,
     if orientation == Orientation::default() {
         return Tensor { values: Values::Pixels(stored.into_flattened()), height, width };
     }
-    let pixels: Vec<[u8; 4]> = orientation.stored_places(width, height).map(|place| stored[place]).collect();
+    let pixels: Vec<[u8; 4]> = orientation.stored_indices(width, height).map(|index| stored[index]).collect();
     let (width, height) = orientation.upright_size(width, height);
     Tensor { values: Values::Pixels(pixels.into_flattened()), height, width }
 }
 
-/// Into planes of normalised values, upright.
+/// Planes of normalised values, upright.
 fn normalise(
     data: &[u8],
     width: usize,
@@ -98,7 +101,7 @@ fn normalise(
     orientation: Orientation,
     tables: &[[f32; 256]; 3],
 ) -> Tensor {
-    // Plane after plane, each written once and in order.
+    // Each plane is written once and in order.
     let mut planes = Vec::with_capacity(3 * width * height);
     for (channel, table) in tables.iter().enumerate() {
         if orientation == Orientation::default() {
@@ -110,8 +113,8 @@ fn normalise(
             continue;
         }
         let channel = channel.min(channels - 1);
-        let places = orientation.stored_places(width, height);
-        planes.extend(places.map(|place| table[usize::from(data[place * channels + channel])]));
+        let indices = orientation.stored_indices(width, height);
+        planes.extend(indices.map(|index| table[usize::from(data[index * channels + channel])]));
     }
     let (width, height) = orientation.upright_size(width, height);
     Tensor { values: Values::Floats(planes), height, width }
@@ -121,9 +124,9 @@ fn normalise(
 mod tests {
     use super::*;
 
-    /// A picture of 3 × 2 whose pixels are numbered, stored as each orientation stores it, comes out upright.
+    /// An image of 3 × 2 numbered pixels, stored in each orientation, is turned upright.
     #[test]
-    fn every_orientation_comes_out_upright() {
+    fn every_orientation_is_turned_upright() {
         let stored: [(u8, usize, [u8; 6]); 8] = [
             (1, 3, [0, 1, 2, 3, 4, 5]),
             (2, 3, [2, 1, 0, 5, 4, 3]),
@@ -140,7 +143,7 @@ mod tests {
             assert_eq!((tensor.width, tensor.height), (3, 2), "orientation {exif}");
             let Values::Floats(planes) = tensor.values else { panic!("floats were asked for") };
             assert_eq!(planes[..6], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], "orientation {exif}");
-            let tensor = four_bytes_a_pixel(&data, width, 6 / width, 1, Orientation::from_exif(exif));
+            let tensor = rgbx(&data, width, 6 / width, 1, Orientation::from_exif(exif));
             assert_eq!((tensor.width, tensor.height), (3, 2), "orientation {exif}");
             let upright: Vec<u8> = (0..6).flat_map(|pixel| [pixel, pixel, pixel, 0]).collect();
             assert_eq!(tensor.values, Values::Pixels(upright), "orientation {exif}");

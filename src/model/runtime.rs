@@ -1,4 +1,4 @@
-//! Which ONNX Runtime library this is: its sha256 against the one that `scripts/setup` installs.
+//! Verifies the ONNX Runtime library: compares its sha256 with that of the one that `scripts/setup` installs.
 
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -8,31 +8,32 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, ensure};
 use sha2::{Digest as _, Sha256};
 
+use super::choice::ModelChoice;
+use super::file::{hex, sha256_hex};
 use super::find::{self, RuntimeLibrary};
 use super::seal::Key;
-use super::{ModelChoice, package};
 
-/// What `scripts/setup` installs, by machine.
+/// The digests of the libraries that `scripts/setup` installs, by machine.
 const PINS: &str = include_str!("../../scripts/onnxruntime.pins");
 
-/// A file that changed so recently may change again without looking changed.
+/// A file that changed less than this long ago may change again with the same timestamp.
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 
-/// How the library that was checked is named in the log.
+/// The result of the check.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Checked {
-    /// The one that `scripts/setup` installs.
+pub(super) enum Checked {
+    /// The library that `scripts/setup` installs.
     Pinned,
-    /// Another one, which somebody named or put there.
+    /// Another library, which the operator named or installed.
     Other { sha256: String },
 }
 
-/// Checks the library before its code runs. A library in the place and under the name of the pinned one must be it; any
-/// other is the choice of whoever named it.
+/// Checks the library before its code runs. A library that was found under the name of the pinned one must have the
+/// pinned digest. Any other library is the operator's choice.
 ///
 /// # Errors
-/// It cannot be read, or pretends to be the pinned one.
-pub fn check(library: &RuntimeLibrary, cache: Option<&Path>) -> anyhow::Result<Checked> {
+/// If the library cannot be read, or has the name of the pinned one and another digest.
+pub(super) fn check(library: &RuntimeLibrary, cache: Option<&Path>) -> anyhow::Result<Checked> {
     let RuntimeLibrary { path, is_named } = library;
     let sha256 = digest(path, cache).with_context(|| format!("cannot read {}", path.display()))?;
     let pinned = pinned_sha256(PINS, std::env::consts::ARCH);
@@ -43,18 +44,18 @@ pub fn check(library: &RuntimeLibrary, cache: Option<&Path>) -> anyhow::Result<C
     ensure!(
         *is_named || !has_pinned_name || pinned.is_none(),
         "{} is not the library that scripts/setup installs: its sha256 is {sha256}, not {}; run scripts/setup, or name \
-         the library with --ort-dylib to run it all the same",
+         the library with --ort-dylib to use it anyway",
         path.display(),
         pinned.unwrap_or_default()
     );
     Ok(Checked::Other { sha256 })
 }
 
-/// The library to load, and the file name under which another machine finds and takes it without being told.
+/// The library to load, and the file name under which another machine finds and accepts it without a flag.
 ///
 /// # Errors
-/// There is none, it cannot be read, or it pretends to be the pinned one.
-pub fn portable_runtime(choice: &ModelChoice) -> anyhow::Result<(PathBuf, String)> {
+/// If there is no library, and those of [`check`].
+pub(crate) fn portable_runtime(choice: &ModelChoice) -> anyhow::Result<(PathBuf, String)> {
     let library = find::runtime(choice)?;
     let name = match check(&library, choice.cache_dir.as_deref())? {
         Checked::Pinned => find::PINNED_LIBRARY,
@@ -63,7 +64,7 @@ pub fn portable_runtime(choice: &ModelChoice) -> anyhow::Result<(PathBuf, String
     Ok((library.path, name.to_owned()))
 }
 
-/// The digest of a library for Linux on this machine. None: none is pinned.
+/// The pinned digest for a Linux machine of this architecture, if there is one.
 fn pinned_sha256<'a>(pins: &'a str, machine: &str) -> Option<&'a str> {
     if !cfg!(target_os = "linux") {
         return None;
@@ -74,32 +75,34 @@ fn pinned_sha256<'a>(pins: &'a str, machine: &str) -> Option<&'a str> {
     })
 }
 
-/// The digest, from the cache where the file has not changed since: hashing takes 20 to 120 ms of every start.
+/// The digest of the file, from the cache if the file has not changed since. Hashing would take 20 to 120 ms at every
+/// start.
 fn digest(path: &Path, cache: Option<&Path>) -> std::io::Result<String> {
     let canonical = std::fs::canonicalize(path)?;
     let state = state(&canonical)?;
-    let known = cache.and_then(|folder| {
-        let name = format!("runtime-{}.digest", &package::sha256_hex(canonical.as_os_str().as_encoded_bytes())[..32]);
+    let record_file = cache.and_then(|folder| {
+        let name = format!("runtime-{}.digest", &sha256_hex(canonical.as_os_str().as_encoded_bytes())[..32]);
         Some((folder.join(name), Key::of(folder).ok()?))
     });
-    if let Some((known, key)) = &known
-        && let Some(record) = key.read(known).and_then(|record| String::from_utf8(record).ok())
-        && let Some((of_state, sha256)) = record.split_once('\n')
-        && of_state == state.text
+    if let Some((path, key)) = &record_file
+        && let Some(record) = key.read(path).and_then(|record| String::from_utf8(record).ok())
+        && let Some((recorded_state, sha256)) = record.split_once('\n')
+        && recorded_state == state.text
     {
         return Ok(sha256.to_owned());
     }
     let sha256 = hash(&canonical)?;
-    // A cache that cannot be written costs time, not the start.
-    if let Some((known, key)) = known
+    // A cache that cannot be written only costs time at the next start.
+    if let Some((path, key)) = record_file
         && state.is_settled
     {
-        let _ = key.write(&known, format!("{}\n{sha256}", state.text).into_bytes());
+        let _ = key.write(&path, format!("{}\n{sha256}", state.text).into_bytes());
     }
     Ok(sha256)
 }
 
-/// What changes when a file does. The time of the change of an inode cannot be set back without setting the clock.
+/// The attributes that change when the file changes. The ctime of an inode cannot be set back without setting the
+/// clock.
 struct State {
     text: String,
     is_settled: bool,
@@ -128,7 +131,7 @@ fn hash(path: &Path) -> std::io::Result<String> {
     loop {
         let read = file.read(&mut block)?;
         if read == 0 {
-            return Ok(package::hex(&hash.finalize()));
+            return Ok(hex(&hash.finalize()));
         }
         hash.update(&block[..read]);
     }
@@ -139,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_list_pins_the_release_that_is_looked_for() {
+    fn pins_are_those_of_the_expected_release() {
         assert!(PINS.lines().any(|line| line == format!("version {}", find::RUNTIME_VERSION)));
         for machine in ["x86_64", "aarch64"] {
             let sha256 = pinned_sha256(PINS, machine).unwrap();
@@ -150,28 +153,28 @@ mod tests {
     }
 
     #[test]
-    fn a_library_under_the_pinned_name_must_be_the_pinned_one() {
+    fn library_under_the_pinned_name_must_have_the_pinned_digest() {
         let folder = tempfile::tempdir().unwrap();
         let library = |name: &str, is_named| {
             let path = folder.path().join(name);
             std::fs::write(&path, "something else").unwrap();
             RuntimeLibrary { path, is_named }
         };
-        let other = Checked::Other { sha256: package::sha256_hex(b"something else") };
+        let other = Checked::Other { sha256: sha256_hex(b"something else") };
         assert_eq!(check(&library(find::PINNED_LIBRARY, true), None).unwrap(), other);
         assert_eq!(check(&library("libonnxruntime.so", false), None).unwrap(), other);
         let error = check(&library(find::PINNED_LIBRARY, false), None).unwrap_err().to_string();
         assert!(error.contains(find::PINNED_LIBRARY) && error.contains("scripts/setup"), "{error}");
-        assert!(error.contains(&package::sha256_hex(b"something else")) && !error.contains('\n'), "{error}");
+        assert!(error.contains(&sha256_hex(b"something else")) && !error.contains('\n'), "{error}");
     }
 
     #[test]
-    fn a_remembered_digest_holds_for_the_unchanged_file_only() {
+    fn cached_digest_is_used_only_for_an_unchanged_file() {
         let folder = tempfile::tempdir().unwrap();
         let (path, cache) = (folder.path().join("library.so"), folder.path().join("cache"));
         std::fs::write(&path, "one").unwrap();
-        assert_eq!(digest(&path, Some(&cache)).unwrap(), package::sha256_hex(b"one"));
-        // Changed just now, so nothing is remembered yet; what is remembered is believed.
+        assert_eq!(digest(&path, Some(&cache)).unwrap(), sha256_hex(b"one"));
+        // The file changed just now, so nothing is cached yet. A record in the cache is trusted.
         let records = || {
             let files = std::fs::read_dir(&cache).unwrap().map(|file| file.unwrap().path());
             files.filter(|file| file.extension().is_some_and(|extension| extension == "digest")).collect::<Vec<_>>()
@@ -179,16 +182,17 @@ mod tests {
         assert!(records().is_empty());
         let name = format!(
             "runtime-{}.digest",
-            &package::sha256_hex(std::fs::canonicalize(&path).unwrap().as_os_str().as_encoded_bytes())[..32]
+            &sha256_hex(std::fs::canonicalize(&path).unwrap().as_os_str().as_encoded_bytes())[..32]
         );
-        let remember = |text: String| Key::of(&cache).unwrap().write(&cache.join(&name), text.into_bytes()).unwrap();
-        remember(format!("{}\nremembered", state(&path).unwrap().text));
-        assert_eq!(digest(&path, Some(&cache)).unwrap(), "remembered");
+        let write_record =
+            |text: String| Key::of(&cache).unwrap().write(&cache.join(&name), text.into_bytes()).unwrap();
+        write_record(format!("{}\ncached", state(&path).unwrap().text));
+        assert_eq!(digest(&path, Some(&cache)).unwrap(), "cached");
         std::fs::write(&path, "two").unwrap();
-        assert_eq!(digest(&path, Some(&cache)).unwrap(), package::sha256_hex(b"two"));
-        // A record that somebody else wrote is not believed.
+        assert_eq!(digest(&path, Some(&cache)).unwrap(), sha256_hex(b"two"));
+        // A record that was not written with the key is not trusted.
         let state = state(&path).unwrap().text;
         std::fs::write(cache.join(&name), format!("{state}\nforged").into_bytes()).unwrap();
-        assert_eq!(digest(&path, Some(&cache)).unwrap(), package::sha256_hex(b"two"));
+        assert_eq!(digest(&path, Some(&cache)).unwrap(), sha256_hex(b"two"));
     }
 }

@@ -1,5 +1,5 @@
-//! Files of the cache directory that are believed only where this user wrote them: each ends with an HMAC-SHA256 of its
-//! name and content, under a random key that lies beside them and that only this user can read.
+//! Sealed files of the cache directory, which are trusted only if this user wrote them: each ends with an HMAC-SHA256
+//! of its name and content. The random key is in the same directory, and only this user can read it.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read as _, Write as _};
@@ -10,22 +10,22 @@ use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
-use super::package;
+use super::file::read_large;
 
 const KEY_FILE: &str = "cache.key";
 const KEY_BYTES: usize = 32;
 const TAG_BYTES: usize = 32;
 
 /// The key of a cache directory.
-pub struct Key([u8; KEY_BYTES]);
+pub(super) struct Key([u8; KEY_BYTES]);
 
 impl Key {
-    /// Reads the key, or makes one where there is none that only this user can read. A new key makes every file worthless
-    /// that was sealed with another.
+    /// Reads the key, or creates one if there is none that only this user can read. A new key invalidates all files
+    /// that were sealed with the old one.
     ///
     /// # Errors
-    /// The directory cannot be written, or keeps no file private.
-    pub fn of(folder: &Path) -> io::Result<Key> {
+    /// If the directory cannot be written, or its file system does not support private files.
+    pub(super) fn of(folder: &Path) -> io::Result<Key> {
         let path = folder.join(KEY_FILE);
         if let Some(key) = read_key(&path) {
             return Ok(Key(key));
@@ -33,7 +33,7 @@ impl Key {
         create_folder(folder)?;
         let fresh = folder.join(unique("key"));
         write_private(&fresh, &rand::random::<[u8; KEY_BYTES]>())?;
-        // Where several processes start at once, the key of the first counts. One that is not private is replaced.
+        // If several processes start at once, the first key counts. A key that is not private is replaced.
         let placed = if path.symlink_metadata().is_ok() && read_key(&path).is_none() {
             std::fs::rename(&fresh, &path)
         } else {
@@ -47,23 +47,27 @@ impl Key {
         }
     }
 
-    /// The content of a sealed file. None: there is no such file, or this key did not seal it under this name.
-    pub fn read(&self, path: &Path) -> Option<Vec<u8>> {
+    /// The content of a sealed file. Returns `None` when there is no such file, or it was not sealed with this key and
+    /// under this name.
+    pub(super) fn read(&self, path: &Path) -> Option<Vec<u8>> {
         let mut content = Vec::new();
-        package::read_untaught(std::fs::File::open(path).ok()?, &mut content).ok()?;
+        read_large(std::fs::File::open(path).ok()?, &mut content).ok()?;
         let tag = content.split_off(content.len().checked_sub(TAG_BYTES)?);
-        let is_right = is_equal(&tag, &self.tag(path, &content));
-        if !is_right && is_first_complaint(path) {
-            tracing::warn!(path = %path.display(), "this cached file was not written with this cache's key, or is damaged; it is made again");
+        let is_valid = is_equal(&tag, &self.tag(path, &content));
+        if !is_valid && is_first_warning(path) {
+            tracing::warn!(
+                path = %path.display(),
+                "a cached file was not sealed with the key of this cache, or is damaged; it is recreated"
+            );
         }
-        is_right.then_some(content)
+        is_valid.then_some(content)
     }
 
-    /// Writes a sealed file. Another process sees the whole of it or nothing.
+    /// Writes a sealed file atomically.
     ///
     /// # Errors
-    /// The directory cannot be written.
-    pub fn write(&self, path: &Path, mut content: Vec<u8>) -> io::Result<()> {
+    /// If the directory cannot be written.
+    pub(super) fn write(&self, path: &Path, mut content: Vec<u8>) -> io::Result<()> {
         let tag = self.tag(path, &content);
         content.extend_from_slice(&tag);
         let fresh = path.with_file_name(unique("sealed"));
@@ -74,14 +78,14 @@ impl Key {
         written
     }
 
-    /// Of name and content, so that no sealed file can take the place of another.
+    /// The tag covers the name too, so that one sealed file cannot replace another.
     fn tag(&self, path: &Path, content: &[u8]) -> [u8; TAG_BYTES] {
         let name = path.file_name().unwrap_or_default().as_encoded_bytes();
         hmac_sha256(&self.0, &[&(name.len() as u64).to_le_bytes(), name, content])
     }
 }
 
-/// HMAC (RFC 2104) of the parts, one after the other. The key is no longer than a block of SHA-256.
+/// HMAC (RFC 2104) of the concatenated parts. The key must not be longer than a block of SHA-256.
 fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; TAG_BYTES] {
     let padded = |pad: u8| {
         let mut block = [pad; 64];
@@ -92,18 +96,18 @@ fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; TAG_BYTES] {
     padded(0x5c).chain_update(inner.finalize()).finalize().into()
 }
 
-/// Takes as long whichever byte differs.
+/// Compares in constant time.
 fn is_equal(one: &[u8], other: &[u8]) -> bool {
     one.len() == other.len() && one.iter().zip(other).fold(0, |differing, (a, b)| differing | (a ^ b)) == 0
 }
 
-/// Sessions are opened side by side and read the same files; one line of the log says what is wrong with one.
-fn is_first_complaint(path: &Path) -> bool {
-    static SAID: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-    SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned())
+/// Sessions are opened in parallel and read the same files, so a problem with a file is logged only once.
+fn is_first_warning(path: &Path) -> bool {
+    static WARNED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned())
 }
 
-/// None: no file of this user that nobody else can read.
+/// Reads the key. Returns `None` unless it is a file that belongs to this user and that nobody else can read.
 fn read_key(path: &Path) -> Option<[u8; KEY_BYTES]> {
     let no_links = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
     let mut file = std::fs::OpenOptions::new().read(true).custom_flags(no_links).open(path).ok()?;
@@ -116,18 +120,18 @@ fn read_key(path: &Path) -> Option<[u8; KEY_BYTES]> {
     (is_private && file.read_exact(&mut key).is_ok()).then_some(key)
 }
 
-/// A directory that is made here is this user's alone; one that existed keeps its mode.
+/// Creates a directory that only this user can read. An existing directory keeps its mode.
 fn create_folder(folder: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
 /// Writes a new file that only this user can read.
-pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(super) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(content)
 }
 
-/// A name of this process and this call: the sessions of a worker are opened side by side.
-pub fn unique(purpose: &str) -> String {
+/// A file name that is unique to this process and call, because sessions are opened in parallel.
+pub(super) fn unique(purpose: &str) -> String {
     static CALLS: AtomicUsize = AtomicUsize::new(0);
     format!("{purpose}-{}-{}.tmp", std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed))
 }
@@ -139,15 +143,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hmac_is_that_of_rfc_4231() {
+    fn hmac_equals_the_test_vectors_of_rfc_4231() {
         let tag = hmac_sha256(b"Jefe", &[b"what do ya want ", b"for nothing?"]);
-        assert_eq!(package::hex(&tag), "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
+        assert_eq!(crate::model::file::hex(&tag), "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
         let tag = hmac_sha256(&[0x0b; 20], &[b"Hi There"]);
-        assert_eq!(package::hex(&tag), "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7");
+        assert_eq!(crate::model::file::hex(&tag), "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7");
     }
 
     #[test]
-    fn a_sealed_file_is_read_only_under_its_key_and_name() {
+    fn sealed_file_is_valid_only_under_its_key_and_name() {
         let folder = tempfile::tempdir().unwrap();
         let (path, other) = (folder.path().join("graph"), folder.path().join("other"));
         let key = Key::of(folder.path()).unwrap();
@@ -164,16 +168,16 @@ mod tests {
             std::fs::write(&path, &changed).unwrap();
             assert_eq!(key.read(&path), None, "byte {at} changed");
             std::fs::write(&path, &whole[..at]).unwrap();
-            assert_eq!(key.read(&path), None, "cut to {at} bytes");
+            assert_eq!(key.read(&path), None, "truncated to {at} bytes");
         }
-        // Who has no key can only make the digest that this cache once trusted.
+        // Without the key, an attacker can only append a plain digest.
         let forged = [b"a graph".as_slice(), &Sha256::digest(b"a graph")].concat();
         std::fs::write(&path, forged).unwrap();
         assert_eq!(key.read(&path), None);
     }
 
     #[test]
-    fn a_key_is_private_or_replaced() {
+    fn key_that_is_not_private_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let cache = folder.path().join("cache");
         let first = Key::of(&cache).unwrap();
@@ -183,13 +187,13 @@ mod tests {
         assert_eq!(Key::of(&cache).unwrap().0, first.0);
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         let second = Key::of(&cache).unwrap();
-        assert_ne!(second.0, first.0, "others may have read the first");
+        assert_ne!(second.0, first.0, "others may have read the first key");
         assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
         let known = folder.path().join("known");
         write_private(&known, &[1; KEY_BYTES]).unwrap();
         std::fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink(&known, &path).unwrap();
-        assert_ne!(Key::of(&cache).unwrap().0, [1; KEY_BYTES], "a link is no key");
+        assert_ne!(Key::of(&cache).unwrap().0, [1; KEY_BYTES], "a symbolic link is not accepted as a key");
         let names: Vec<_> = std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, [KEY_FILE], "nothing is left behind");
     }

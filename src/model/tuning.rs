@@ -1,4 +1,4 @@
-//! What `imgcls tune` found about this machine, kept beside the optimised graphs.
+//! The result of `imgcls tune` on this machine, stored in the cache directory.
 
 use std::path::{Path, PathBuf};
 
@@ -6,52 +6,56 @@ use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{ModelChoice, ModelPackage, find, onnx, package};
+use super::choice::ModelChoice;
+use super::file::hex;
+use super::package::{self, ModelPackage};
+use super::{find, onnx};
 
-/// How the model runs fastest here.
+/// The fastest way to run the model on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tuning {
-    /// File of the model, as model.toml names it.
+pub(crate) struct Tuning {
+    /// The variant, as model.toml names it.
     pub variant: String,
     /// Threads inside one inference.
     pub intra_threads: usize,
-    /// Sessions side by side.
+    /// Sessions that run in parallel.
     pub sessions: usize,
-    /// Images inferred together. None: more than one gains nothing, so that what the queue gains by decides.
+    /// Images per inference. `None` means that batches do not make inference faster, so that the queue's default is
+    /// used.
     pub max_batch_size: Option<usize>,
 }
 
-/// More is no finding about a machine, but a damaged file.
-const MOST: usize = 4096;
+/// Larger numbers in a file mean that it is damaged.
+const MAX_NUMBER: usize = 4096;
 
 impl Tuning {
-    /// What was found for this model, runtime, CPU and number of cores, and the file that says it. None where nothing
-    /// was; a file that is damaged is named in the log and counts as nothing.
-    pub fn read(choice: &ModelChoice) -> Option<(Tuning, PathBuf)> {
+    /// Reads the result for this model, runtime, CPU and number of cores. Returns it with its path, or `None` when
+    /// there is none. A damaged file is logged and ignored.
+    pub(crate) fn read(choice: &ModelChoice) -> Option<(Tuning, PathBuf)> {
         let path = path(choice).ok()?;
         let text = std::fs::read(&path).ok()?;
         match parse(&text, choice) {
             Ok(tuning) => Some((tuning, path)),
             Err(error) => {
-                tracing::warn!(path = %path.display(), "what `imgcls tune` wrote is not taken: {error:#}");
+                tracing::warn!(path = %path.display(), "the `imgcls tune` result is ignored, run it again: {error:#}");
                 None
             }
         }
     }
 
-    /// Keeps it for the workers that start from now on; the file's path.
+    /// Stores the result for workers that start later. Returns the path of the file.
     ///
     /// # Errors
-    /// Where there is no cache directory, or it cannot be written.
-    pub fn write(&self, choice: &ModelChoice) -> anyhow::Result<PathBuf> {
+    /// If there is no cache directory, or it cannot be written.
+    pub(crate) fn write(&self, choice: &ModelChoice) -> anyhow::Result<PathBuf> {
         let path = path(choice)?;
-        let folder = path.parent().context("a file in a folder; this is a bug")?;
+        let folder = path.parent().context("the file has a parent folder; this is a bug")?;
         let fresh = path.with_extension(format!("{}.tmp", std::process::id()));
         let text = serde_json::to_vec_pretty(self)?;
         std::fs::create_dir_all(folder)
             .and_then(|()| std::fs::write(&fresh, text))
             .and_then(|()| std::fs::rename(&fresh, &path))
-            .with_context(|| format!("{} cannot be written; give another --cache-dir", path.display()))?;
+            .with_context(|| format!("cannot write {}; give another --cache-dir", path.display()))?;
         Ok(path)
     }
 }
@@ -60,8 +64,8 @@ fn parse(text: &[u8], choice: &ModelChoice) -> anyhow::Result<Tuning> {
     let tuning: Tuning = serde_json::from_slice(text)?;
     let Tuning { variant, intra_threads, sessions, max_batch_size } = &tuning;
     let numbers = [*intra_threads, *sessions, max_batch_size.unwrap_or(1)];
-    ensure!(numbers.iter().all(|number| (1..=MOST).contains(number)), "its numbers are out of range");
-    ensure!(ModelPackage::variants(choice)?.contains(variant), "it names a variant that is not there");
+    ensure!(numbers.iter().all(|number| (1..=MAX_NUMBER).contains(number)), "a number is out of range");
+    ensure!(ModelPackage::variants(choice)?.contains(variant), "the model has no variant of that name");
     Ok(tuning)
 }
 
@@ -73,7 +77,8 @@ fn path(choice: &ModelChoice) -> anyhow::Result<PathBuf> {
     Ok(folder.join(format!("tune-{}.json", key(&model, &runtime, cores())?)))
 }
 
-/// The description names the digest of each file of the model; a runtime is told by its versioned name and its length.
+/// Identifies the model by its description, which contains the digest of each file, and the runtime by its versioned
+/// name and its size.
 fn key(model: &[u8], runtime: &Path, cores: usize) -> anyhow::Result<String> {
     let runtime = std::fs::canonicalize(runtime)?;
     let name = runtime.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -81,10 +86,10 @@ fn key(model: &[u8], runtime: &Path, cores: usize) -> anyhow::Result<String> {
     let mut hash = Sha256::new();
     hash.update(Sha256::digest(model));
     hash.update(machine);
-    Ok(package::hex(&hash.finalize()[..16]))
+    Ok(hex(&hash.finalize()[..16]))
 }
 
-/// What this process may use: affinity and the limits of its control group count.
+/// The number of cores that this process may use, according to its CPU affinity and the limits of its cgroup.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
@@ -94,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_model_runtime_or_number_of_cores_has_findings_of_its_own() {
+    fn results_are_separate_for_each_model_runtime_and_number_of_cores() {
         let folder = tempfile::tempdir().unwrap();
         let library = |name: &str, content: &str| {
             let path = folder.path().join(name);

@@ -1,78 +1,82 @@
-//! The common JPEG by libjpeg-turbo: at the smallest of its sizes that preprocessing can do with, and of that only what
-//! the model's crop shows.
+//! JPEG by libjpeg-turbo: at the smallest size that preprocessing can use, and only the part inside the model's crop.
 
-use super::PrepareError;
-use super::decode::{Orientation, Origin, Pixels, room};
-use super::libjpeg::{Layout, Opened};
+use super::crop::{CropRect, PixelRect};
+use super::error::PrepareError;
+use super::libjpeg::{JpegDecoder, Layout};
+use super::orientation::Orientation;
 use super::package::Geometry;
-use super::window::{Region, Window};
+use super::pixels::{Origin, Pixels, zeroed_buffer};
 
-/// The decoded picture, or None where its colours are none of grey, YCbCr and RGB, or libjpeg-turbo complains about
-/// anything. What lies beside the crop is not read for its own sake: damage there may go unnoticed, and changes no answer.
+/// Decodes the image. Returns `None` when its colour space is not grey, YCbCr or RGB, or when libjpeg-turbo reports a
+/// warning or an error. Pixels outside the crop are not decoded: damage there may go unnoticed, and changes no
+/// prediction.
 ///
-/// `guard` is asked with width and height before anything is decoded, `reserve` with the bytes of the pixels.
+/// `guard` is called with width and height before anything is decoded, and `reserve` with the size of the pixels in
+/// bytes.
 ///
 /// # Errors
 /// Those of `guard` and `reserve`.
-pub fn decode(
+pub(super) fn decode(
     bytes: &[u8],
     geometry: Geometry,
     orientation: Orientation,
     guard: impl Fn(usize, usize) -> Result<(), PrepareError>,
     reserve: impl Fn(usize) -> Result<(), PrepareError>,
 ) -> Result<Option<Pixels>, PrepareError> {
-    let Some(picture) = Opened::new(bytes) else { return Ok(None) };
-    guard(picture.width, picture.height)?;
-    let (reduction, region) = part(&picture, geometry, orientation);
-    let Region { left, top, width, height } = region;
-    let layout = layout(&picture, geometry);
+    let Some(image) = JpegDecoder::new(bytes) else { return Ok(None) };
+    guard(image.width, image.height)?;
+    let (reduction, region) = part(&image, geometry, orientation);
+    let PixelRect { left, top, width, height } = region;
+    let layout = layout(&image, geometry);
     let channels = layout.channels();
-    let origin = Origin { width: picture.width, height: picture.height, reduction, left, top };
+    let origin = Origin { width: image.width, height: image.height, reduction, left, top };
     let pixel_bytes = width * height * channels;
-    // Samples of more than 8 bits are decoded into two bytes each first.
-    reserve(if picture.bits > 8 { 3 * pixel_bytes } else { pixel_bytes })?;
-    let data = room(pixel_bytes);
+    // Samples of more than 8 bits are first decoded into two bytes each.
+    reserve(if image.bits > 8 { 3 * pixel_bytes } else { pixel_bytes })?;
+    let data = zeroed_buffer(pixel_bytes);
     let mut pixels = Pixels { data, width, height, channels, orientation, origin };
-    Ok(picture.decode(reduction, region, layout, &mut pixels.data).then_some(pixels))
+    Ok(image.decode(reduction, region, layout, &mut pixels.data).then_some(pixels))
 }
 
-/// What of the picture is decoded, and at which fraction of its size.
-fn part(picture: &Opened, geometry: Geometry, orientation: Orientation) -> (usize, Region) {
-    let &Opened { width, height, column_width, .. } = picture;
-    let all = Region { left: 0, top: 0, width, height };
+/// The reduction and the part of the reduced image that are decoded.
+fn part(image: &JpegDecoder, geometry: Geometry, orientation: Orientation) -> (usize, PixelRect) {
+    let &JpegDecoder { width, height, column_width, .. } = image;
+    let all = PixelRect { left: 0, top: 0, width, height };
     let Geometry::ShortSide { short_side, crop } = geometry else { return (1, all) };
-    if picture.is_lossless {
+    if image.is_lossless {
         return (1, all);
     }
     let reduction = reduction(width.min(height), short_side);
     let (reduced_width, reduced_height) = (width.div_ceil(reduction), height.div_ceil(reduction));
     let Some(column_width) = column_width else {
-        return (reduction, Region { width: reduced_width, height: reduced_height, ..all });
+        return (reduction, PixelRect { width: reduced_width, height: reduced_height, ..all });
     };
-    let window = Window::of_crop((width, height), orientation, short_side, crop).reduced(reduction);
-    (reduction, window.looked_at((reduced_width, reduced_height), crop).aligned_to(column_width / reduction))
+    let rect = CropRect::new((width, height), orientation, short_side, crop).reduced(reduction);
+    (reduction, rect.pixels_needed((reduced_width, reduced_height), crop).aligned_to(column_width / reduction))
 }
 
-/// What is resized goes faster in four bytes a pixel; a picture that stays as large as it is takes less room in three.
-fn layout(picture: &Opened, geometry: Geometry) -> Layout {
+/// Resizing is faster with four bytes per pixel. An image that keeps its size takes less memory with three.
+fn layout(image: &JpegDecoder, geometry: Geometry) -> Layout {
     match geometry {
-        _ if picture.is_grey => Layout::Grey,
+        _ if image.is_grey => Layout::Grey,
         Geometry::ShortSide { .. } => Layout::Rgbx,
         Geometry::Native => Layout::Rgb,
     }
 }
 
-/// The fractions that libjpeg-turbo has fast code for; the others take longer than the whole.
+/// The reductions for which libjpeg-turbo has fast code. Others take longer than decoding at full size.
 const REDUCTIONS: [usize; 3] = [8, 4, 2];
 
-/// A reduced picture has its frequencies cut off by block, where the resize rolls them off: with this many times the
-/// pixels that are wanted, the resize has the last word, and the first class is the same on 98.7 of 100 photographs
-/// that are reduced (on fewer with just as many as are wanted). Less would save little: most of the time goes to reading
-/// the blocks.
-const TIMES_WANTED: usize = 2;
+/// How many times the target size a reduced image must have along its short side.
+///
+/// Reduction cuts off frequencies per block, while the resize rolls them off smoothly. With this margin the resize
+/// determines the result, and the first class agrees with that of a full decode on 98.7 % of the photographs that are
+/// reduced (fewer with a factor of 1). A smaller factor would save little, because most time is spent reading the
+/// blocks.
+const MIN_OVERSAMPLING: usize = 2;
 
-fn reduction(short_side: usize, wanted: u32) -> usize {
-    let enough = |reduction: &usize| short_side.div_ceil(*reduction) >= TIMES_WANTED * wanted as usize;
+fn reduction(short_side: usize, target: u32) -> usize {
+    let enough = |reduction: &usize| short_side.div_ceil(*reduction) >= MIN_OVERSAMPLING * target as usize;
     REDUCTIONS.into_iter().find(enough).unwrap_or(1)
 }
 
@@ -85,15 +89,15 @@ mod tests {
     const GEOMETRY: Geometry = Geometry::ShortSide { short_side: 256, crop: 224 };
 
     #[test]
-    fn a_reduced_picture_keeps_twice_the_wanted_pixels() {
+    fn reduced_image_keeps_twice_the_target_size() {
         let reductions = [375, 1022, 1023, 1080, 2160, 3000, 4089].map(|short_side| reduction(short_side, 256));
         assert_eq!(reductions, [1, 1, 2, 2, 4, 4, 8]);
     }
 
-    /// Beside a cut, colours are smoothed without what was left out: two pixels may differ. The resize looks at none of
-    /// them (`window::MARGIN`).
+    /// Next to a cut, colours are smoothed without the pixels that were left out, so two pixels may differ. The resize
+    /// does not read them (`crop::MARGIN`).
     #[test]
-    fn what_is_left_out_changes_no_pixel_that_is_looked_at() {
+    fn partial_decode_equals_full_decode_except_at_the_cut() {
         let subsamplings =
             [Subsamp::None, Subsamp::Sub2x1, Subsamp::Sub2x2, Subsamp::Sub1x2, Subsamp::Sub4x1, Subsamp::Gray];
         for (width, height) in [(500, 375), (375, 501), (1300, 1025), (2111, 1024), (64, 1000)] {
@@ -113,8 +117,8 @@ mod tests {
         assert!(part.width < width || part.height < height, "{size:?}: nothing was left out");
         let mut whole = vec![0; width * height * part.channels];
         let layout = if part.channels == 1 { Layout::Grey } else { Layout::Rgbx };
-        let all = Region { left: 0, top: 0, width, height };
-        assert!(Opened::new(&jpeg).unwrap().decode(reduction, all, layout, &mut whole));
+        let all = PixelRect { left: 0, top: 0, width, height };
+        assert!(JpegDecoder::new(&jpeg).unwrap().decode(reduction, all, layout, &mut whole));
         let is_cut_near = |at: usize, part: usize, first: usize, all: usize| {
             (first > 0 && at < 2) || (first + part < all && at + 2 >= part)
         };
@@ -132,7 +136,7 @@ mod tests {
         }
     }
 
-    /// No two blocks and no two neighbours are alike.
+    /// A JPEG in which no two blocks and no two neighbouring pixels are alike.
     fn noisy((width, height): (usize, usize), subsampling: Subsamp, progressive: bool) -> Vec<u8> {
         let mut state = 1_u32;
         let noise = |_| {

@@ -1,5 +1,5 @@
-//! Small files that cost a decoder much. Each ends soon, within the memory that decoding may use, and the worker that met
-//! it goes on.
+//! Decompression bombs: small files that are expensive to decode. Each ends fast and within the memory limit, and the
+//! worker continues.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -13,24 +13,25 @@ use crate::tiff_file::{
     BITS, COMPRESSION, EXTRA_SAMPLES, PLANAR, ROWS_PER_STRIP, SAMPLE_FORMAT, Tiff, empty_blocks, zlib, zlib_of,
 };
 
-/// Longer than any file here takes, on a busy machine and without optimisation; before, they took 5 s to 20 minutes.
-const SOON: Duration = Duration::from_secs(10);
+/// More than any file here takes on a busy machine and without optimisation. Without limits they take 5 s to 20
+/// minutes.
+const MAX_DURATION: Duration = Duration::from_secs(10);
 
 const MIB: u64 = 1 << 20;
 
-/// Name, file, code of the answer (none: it is classified).
+/// Name, file, and the code of its error, or `None` if it is classified.
 type Bomb = (&'static str, Vec<u8>, Option<&'static str>);
 
 fn slow_bombs() -> Vec<Bomb> {
     vec![
-        ("strips that all name one stream of empty blocks", tiff_of_one_stream(280_000, 40_000), Some("undecodable")),
+        ("strips that share one stream of empty blocks", tiff_of_one_stream(280_000, 40_000), Some("undecodable")),
         ("1.2 million strips", tiff_of_many_strips(), Some("undecodable")),
         ("an interlaced PNG one pixel wide", png(1, 49_000_000, 8, 0, 1, &black(98_000_000)), Some("too_many_pixels")),
-        ("many scans, then a complaint", jpeg_of_many_scans(7_000, 12), Some("undecodable")),
+        ("many scans, then an error", jpeg_of_many_scans(7_000, 12), Some("undecodable")),
     ]
 }
 
-/// 12 megapixels each, so that a file holds up to sixteen times what is kept of it.
+/// Images of 12 megapixels. A file contains up to sixteen times the bytes that are kept in memory.
 fn large_bombs() -> Vec<Bomb> {
     let flat = |bits: u32, format: u32, rows: usize| {
         let strip = zlib(&vec![0x11; 4_000 * rows * 4 * bits as usize / 8]);
@@ -55,19 +56,19 @@ fn large_bombs() -> Vec<Bomb> {
 }
 
 #[test]
-fn bombs_end_soon_and_the_same_worker_answers_good_images_at_once() {
+fn bombs_end_fast_and_the_same_worker_classifies_the_next_image() {
     let service = Service::start(1, &[], &[]);
     let label = label_of("cup.jpg");
     for (name, file, code) in slow_bombs() {
         expect_answer(&service, name, &file, code);
         expect_label(&service, &label);
     }
-    // Restarted workers would have other ids.
+    // A worker that was replaced would have drained.
     assert!(!service.workers[0].log().contains("drained"), "{}", service.workers[0].log());
 }
 
 #[test]
-fn a_worker_stays_within_the_memory_that_decoding_may_use() {
+fn worker_stays_within_the_memory_limit_of_decoding() {
     let mut service = Service::start(1, &[], &["--max-decode-bytes", "64MiB"]);
     let label = label_of("cup.jpg");
     expect_label(&service, &label);
@@ -76,15 +77,15 @@ fn a_worker_stays_within_the_memory_that_decoding_may_use() {
         expect_answer(&service, name, &file, code);
         expect_label(&service, &label);
         let grown = service.workers[0].peak_memory_bytes() - before;
-        println!("{name}: {} MiB more", grown / MIB);
-        // Beside pixels: the file itself, and what the allocator keeps.
-        assert!(grown <= (64 + 24) * MIB, "{name}: {} MiB more", grown / MIB);
+        println!("{name}: {} MiB in addition", grown / MIB);
+        // The margin covers the file itself and memory that the allocator keeps.
+        assert!(grown <= (64 + 24) * MIB, "{name}: {} MiB in addition", grown / MIB);
     }
     assert!(!service.workers[0].has_ended());
 }
 
 #[test]
-fn an_image_that_takes_too_long_is_the_client_s_fault() {
+fn decode_timeout_is_a_client_error_and_is_not_retried() {
     let service = Service::start(1, &[], &["--decode-timeout", "60ms"]);
     let label = label_of("cup.jpg");
     let large = png(8_000, 6_000, 8, 2, 0, &black(6_000 * (1 + 3 * 8_000)));
@@ -95,9 +96,9 @@ fn an_image_that_takes_too_long_is_the_client_s_fault() {
     expect_label(&service, &label);
 }
 
-/// libjpeg-turbo gets the whole file at once, so nothing but the watchdog can stop it.
+/// libjpeg-turbo gets the whole file at once, so only the watchdog can stop it.
 #[test]
-fn a_decoder_that_does_not_stop_costs_one_worker_and_no_other_image() {
+fn decoder_that_does_not_stop_ends_its_worker_and_fails_only_its_image() {
     let mut service = Service::start(1, &[], &["--decode-timeout", "30ms"]);
     let label = label_of("cup.jpg");
     let bomb = service.submit("bomb.jpg", &jpeg_of_many_scans(7_000, 12));
@@ -138,7 +139,7 @@ fn up_address(up: &Process) -> Option<std::net::SocketAddr> {
 }
 
 #[test]
-fn a_lease_that_ran_out_leaves_the_message_to_others_and_ends_as_a_dead_letter_that_says_so() {
+fn message_whose_lease_expired_becomes_a_dead_letter_with_that_reason() {
     let flags =
         "--max-lease 300ms --decode-timeout 1h --max-pixels 1000000000 --max-batch-size 1 --max-receive-count 1";
     let flags: Vec<&str> = flags.split(' ').collect();
@@ -150,20 +151,20 @@ fn a_lease_that_ran_out_leaves_the_message_to_others_and_ends_as_a_dead_letter_t
     assert!(message.contains("the lease of 300ms (--max-lease) ran out while decoding"), "{message}");
     let mut command = imgcls();
     command.args(["queue", "dead", "--json", "--backend", "local", "--data-dir"]).arg(service.data_dir());
-    let letters = String::from_utf8(command.stderr(Stdio::null()).output().unwrap().stdout).unwrap();
-    assert!(letters.contains(&id) && letters.contains("ran out while decoding"), "{letters}");
-    // While its one session still decodes, what waits for that is given up too.
+    let dead_letters = String::from_utf8(command.stderr(Stdio::null()).output().unwrap().stdout).unwrap();
+    assert!(dead_letters.contains(&id) && dead_letters.contains("ran out while decoding"), "{dead_letters}");
+    // While the only session still decodes, jobs that wait for it expire too.
     let answer = until("the session is free again", || {
         let answer = service.request("POST", "/v1/classify?wait=60", &[], &picture("cup.jpg"));
         (answer.status == 200).then_some(answer)
     });
     assert_eq!(answer.json()["predictions"][0]["label"], label_of("cup.jpg"));
-    // What the worker still did with it changed nothing.
+    // The late outcome of the worker did not change the result.
     assert_eq!(service.finished(&id), job);
 }
 
 #[test]
-fn classify_tells_the_codes_too() {
+fn classify_reports_the_same_codes() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str, file: &[u8]| {
         let path = dir.path().join(name);
@@ -182,13 +183,13 @@ fn code_of(file: &Path, flags: &[&str]) -> String {
     line["error"]["code"].as_str().unwrap_or("none").to_owned()
 }
 
-/// Asks and checks; the answer.
+/// Classifies a file, and checks the duration and the code. Returns the response body.
 fn expect_answer(service: &Service, name: &str, file: &[u8], code: Option<&str>) -> Value {
     let begun = Instant::now();
     let answer = service.request("POST", "/v1/classify?wait=60", &[], file);
     let took = begun.elapsed();
     println!("{name}: {} bytes, {took:?}, {}", file.len(), answer.text());
-    assert!(took < SOON, "{name} took {took:?}");
+    assert!(took < MAX_DURATION, "{name} took {took:?}");
     match code {
         None => assert_eq!(answer.status, 200, "{name}: {}", answer.text()),
         Some(code) => {
@@ -218,7 +219,7 @@ fn tiff_of_many_strips() -> Vec<u8> {
     tiff.file_of(&strip, &vec![(0, strip.len() as u32); 1_200_000])
 }
 
-/// So many zero bytes, compressed.
+/// A zlib stream of `bytes` zero bytes.
 fn black(bytes: usize) -> Vec<u8> {
     let piece = vec![0; 1 << 20];
     let whole = std::iter::repeat_n(piece.as_slice(), bytes >> 20);
@@ -237,7 +238,7 @@ fn png(width: u32, height: u32, depth: u8, colour: u8, interlaced: u8, data: &[u
     file
 }
 
-/// Fifteen megapixels of 32 samples of 64 bits each: four gigabytes, of which three bytes a pixel are kept.
+/// Fifteen megapixels of 32 samples of 64 bits: four gigabytes, of which three bytes per pixel are kept.
 fn tiff_of_many_samples() -> Vec<u8> {
     let mut block = Vec::with_capacity(1 << 16);
     let mut compressor = Compress::new(Compression::best(), false);
@@ -247,15 +248,15 @@ fn tiff_of_many_samples() -> Vec<u8> {
     tiff.file()
 }
 
-/// Grey, progressive: every scan goes through all 63 coefficients of every block and finds none. The same scan again and
-/// again is against the rules, so that libjpeg-turbo complains in the end.
+/// A grey progressive JPEG in which every scan visits all 63 coefficients of every block. Repeating a scan is invalid,
+/// so libjpeg-turbo reports an error in the end.
 fn jpeg_of_many_scans(side: u16, scans: usize) -> Vec<u8> {
     let segment = |marker: u8, data: &[u8]| {
         let length = (data.len() as u16 + 2).to_be_bytes();
         [&[0xff, marker][..], &length, data].concat()
     };
     let blocks = usize::from(side / 8) * usize::from(side / 8);
-    // One code, a zero bit: of a difference of 0, or the end of a block.
+    // The only code is a zero bit: a difference of 0, or the end of a block.
     let table = |kind: u8| segment(0xc4, &[&[kind, 1][..], &[0; 15], &[0]].concat());
     let scan = |first: u8, last: u8, bits: u8| {
         [segment(0xda, &[1, 1, 0, first, last, bits]), vec![0; blocks.div_ceil(8)]].concat()
@@ -273,7 +274,7 @@ fn jpeg_of_many_scans(side: u16, scans: usize) -> Vec<u8> {
     file
 }
 
-/// Lossless, of one colour: each of five trees has one symbol, so that a pixel takes no bit.
+/// A lossless WebP of one colour: each of the five prefix codes has one symbol, so a pixel takes no bits.
 fn webp_of_one_colour(width: u64, height: u64) -> Vec<u8> {
     let mut fields = vec![(0x2f, 8), (width - 1, 14), (height - 1, 14), (0, 1), (0, 3), (0, 1), (0, 1), (0, 1)];
     fields.extend([(1, 1), (0, 1), (0, 1), (0, 1)].repeat(5));

@@ -1,5 +1,4 @@
-//! Image files that no common encoder writes, made from the pictures of the repository, for tests of odd and damaged
-//! input.
+//! Makes unusual and damaged image files, which no common encoder writes, from the images of the repository.
 
 use std::io::{Cursor, Write as _};
 
@@ -9,12 +8,12 @@ use image::{ImageFormat, RgbImage};
 
 use crate::harness::picture;
 
-/// The cup of `tests/pictures`, small: what tests do with it is quick.
+/// The cup of `tests/pictures` at a small size, so that tests are fast.
 pub fn small() -> RgbImage {
     resize(&image::load_from_memory(&picture("rgb.png")).unwrap().into_rgb8(), 96, 64, FilterType::Triangle)
 }
 
-/// The same, stored such that orientation 6 turns it upright.
+/// The image of [`small`], stored so that orientation 6 turns it upright.
 pub fn turned() -> RgbImage {
     rotate270(&small())
 }
@@ -37,12 +36,12 @@ pub fn jpeg_segment(marker: u8, content: &[u8]) -> Vec<u8> {
     [&[0xff, marker], length.as_slice(), content].concat()
 }
 
-/// The JPEG with segments behind its first marker.
+/// Inserts segments after the first marker.
 pub fn with_segments(jpeg: &[u8], segments: &[Vec<u8>]) -> Vec<u8> {
     [&jpeg[..2], &segments.concat(), &jpeg[2..]].concat()
 }
 
-/// The segments before the first scan, each with its marker, and what follows them.
+/// The segments before the first scan, each with its marker, and the rest of the file.
 pub fn split_jpeg(jpeg: &[u8]) -> (Vec<&[u8]>, &[u8]) {
     let (mut segments, mut position) = (Vec::new(), 2);
     while jpeg[position + 1] != 0xda {
@@ -53,21 +52,21 @@ pub fn split_jpeg(jpeg: &[u8]) -> (Vec<&[u8]>, &[u8]) {
     (segments, &jpeg[position..])
 }
 
-/// The JPEG without its segments of one kind before the first scan.
+/// Removes the segments with a marker before the first scan.
 pub fn without_segments(jpeg: &[u8], marker: u8) -> Vec<u8> {
     let (segments, rest) = split_jpeg(jpeg);
     let kept: Vec<u8> = segments.into_iter().filter(|segment| segment[1] != marker).flatten().copied().collect();
     [&jpeg[..2], &kept, rest].concat()
 }
 
-/// A grey JPEG of 16 × 16 flat blocks, Huffman-coded, of 8 or 12 bits a sample, with or without restart markers.
+/// A Huffman-coded grey JPEG of 16 × 16 flat blocks, with 8 or 12 bits per sample, with or without restart markers.
 pub fn mosaic_jpeg(bits: u8, restart_interval: u16) -> Vec<u8> {
     const SIDE: u16 = 16 * 8;
     let mut file = vec![0xff, 0xd8];
     file.extend(jpeg_segment(0xdb, &[&[0], [1; 64].as_slice()].concat()));
     let [high, low] = SIDE.to_be_bytes();
     file.extend(jpeg_segment(0xc1, &[bits, high, low, high, low, 1, 1, 0x11, 0]));
-    // Sixteen categories of differences, five bits each; of other coefficients only their end, in one bit.
+    // DC has sixteen categories of five bits each. AC has only the end of the block, in one bit.
     let differences: Vec<u8> = (0..16).collect();
     file.extend(jpeg_segment(0xc4, &[&[0x00, 0, 0, 0, 0, 16], [0; 11].as_slice(), &differences].concat()));
     file.extend(jpeg_segment(0xc4, &[&[0x10, 1], [0; 15].as_slice(), &[0]].concat()));
@@ -106,14 +105,14 @@ impl Bits {
         self.0.extend((0..count).rev().map(|bit| value >> bit & 1 == 1));
     }
 
-    /// Filled up with ones; a byte of ones is followed by a zero.
+    /// Pads with ones and stuffs a zero after each byte of ones.
     fn finish(self) -> Vec<u8> {
         let byte = |bits: &[bool]| (0..8).fold(0, |byte, bit| byte << 1 | u8::from(*bits.get(bit).unwrap_or(&true)));
         self.0.chunks(8).map(byte).flat_map(|byte| if byte == 0xff { vec![0xff, 0] } else { vec![byte] }).collect()
     }
 }
 
-/// A block of EXIF with one field, without a prefix. `behind` lies at offset 26.
+/// A block of EXIF with one field, without a prefix. `behind` follows at offset 26.
 pub fn exif(is_big_endian: bool, tag: u16, kind: u16, count: u32, value: [u8; 4], behind: &[u8]) -> Vec<u8> {
     let short = |number: u16| if is_big_endian { number.to_be_bytes() } else { number.to_le_bytes() };
     let long = |number: u32| if is_big_endian { number.to_be_bytes() } else { number.to_le_bytes() };
@@ -129,7 +128,7 @@ pub fn exif(is_big_endian: bool, tag: u16, kind: u16, count: u32, value: [u8; 4]
     block
 }
 
-/// As most cameras write it.
+/// The block that most cameras write.
 pub fn exif_orientation(orientation: u8) -> Vec<u8> {
     exif(false, 0x0112, 3, 1, [orientation, 0, 0, 0], b"")
 }
@@ -143,7 +142,7 @@ pub fn png_chunk(kind: &[u8], data: &[u8]) -> Vec<u8> {
     [&(data.len() as u32).to_be_bytes(), named.as_slice(), &crc32fast::hash(&named).to_be_bytes()].concat()
 }
 
-/// The PNG with a chunk behind its header, or before its end.
+/// Inserts a chunk after the header of a PNG, or before its end.
 pub fn with_png_chunk(png: &[u8], chunk: &[u8], is_before_pixels: bool) -> Vec<u8> {
     let at = if is_before_pixels { 33 } else { png.len() - 12 };
     [&png[..at], chunk, &png[at..]].concat()
@@ -155,7 +154,7 @@ pub fn zlib(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A block of EXIF as ImageMagick and GIMP put it into a text chunk.
+/// A block of EXIF in the text form of ImageMagick and GIMP.
 pub fn raw_profile(block: &[u8]) -> Vec<u8> {
     let block = [b"Exif\0\0", block].concat();
     let digits: String = block.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -163,7 +162,7 @@ pub fn raw_profile(block: &[u8]) -> Vec<u8> {
     format!("\nexif\n{:8}\n{}\n", block.len(), lines.join("\n")).into_bytes()
 }
 
-/// A WebP file of these chunks behind a header with these flags.
+/// A WebP file with these flags in its header, followed by these chunks.
 pub fn webp(flags: u8, (width, height): (u32, u32), chunks: &[(&[u8; 4], &[u8])]) -> Vec<u8> {
     let mut body = b"WEBP".to_vec();
     let mut add = |kind: &[u8], data: &[u8]| {
@@ -181,14 +180,14 @@ pub fn webp(flags: u8, (width, height): (u32, u32), chunks: &[(&[u8; 4], &[u8])]
     [b"RIFF", (body.len() as u32).to_le_bytes().as_slice(), &body].concat()
 }
 
-/// A BMP: header, what lies between it and the pixels, the stated offset of the pixels, the pixels.
+/// A BMP of a header, bytes between it and the pixels, a stated offset of the pixels, and the pixels.
 pub fn bmp(header: &[u8], between: &[u8], offset: usize, pixels: &[u8]) -> Vec<u8> {
     let length = (14 + header.len() + between.len() + pixels.len()) as u32;
     let stated = u32::try_from(offset).unwrap().to_le_bytes();
     [b"BM", length.to_le_bytes().as_slice(), &[0; 4], &stated, header, between, pixels].concat()
 }
 
-/// The header of a BMP of [`small`], of Windows or OS/2 2: size, planes, bits, compression, colours, masks.
+/// The header of a BMP of [`small`], of Windows or OS/2 version 2.
 pub fn bmp_header(size: usize, planes: u16, bits: u16, compression: u32, colours: u32, masks: &[u32]) -> Vec<u8> {
     let mut header = (size as u32).to_le_bytes().to_vec();
     header.extend([96_u32, 64].into_iter().flat_map(u32::to_le_bytes));
@@ -199,13 +198,13 @@ pub fn bmp_header(size: usize, planes: u16, bits: u16, compression: u32, colours
     header
 }
 
-/// Pixels of a BMP, blue first, from the last row; with a fourth byte where one is given.
+/// The pixels of a BMP in the order blue, green, red, from the last row on, with the fourth byte if one is given.
 pub fn bmp_pixels(image: &RgbImage, fourth: Option<u8>) -> Vec<u8> {
     let pixel = |pixel: &image::Rgb<u8>| [pixel[2], pixel[1], pixel[0]].into_iter().chain(fourth).collect::<Vec<_>>();
     image.rows().rev().flat_map(|row| row.flat_map(pixel).collect::<Vec<_>>()).collect()
 }
 
-/// Indices of a BMP into a palette of 64 greys, from the last row, and the image that they show.
+/// Indices of a BMP into a palette of 64 greys, from the last row on, and the image that they represent.
 pub fn bmp_indices(image: &RgbImage) -> (Vec<u8>, RgbImage) {
     let index = |pixel: &image::Rgb<u8>| pixel[1] / 4;
     let indices = image.rows().rev().flat_map(|row| row.map(index)).collect();

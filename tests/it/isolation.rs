@@ -1,5 +1,5 @@
-//! Nothing of one image is visible in the answer to the next: whatever came before, an answer is the one that a fresh
-//! process gives, bit for bit.
+//! No image affects the result of the next: whatever a worker classified before, a result equals that of a fresh
+//! process, bit for bit.
 
 use std::path::Path;
 
@@ -35,7 +35,7 @@ const FROM_THE_REPOSITORY: [&str; 17] = [
     "hostile/text.jpg",
 ];
 
-/// Good, odd and damaged images of every format, by name.
+/// Valid, unusual and damaged images of every format, by name.
 fn corpus() -> Vec<(String, Vec<u8>)> {
     let mut corpus: Vec<_> = FROM_THE_REPOSITORY.map(|name| (name.to_owned(), picture(name))).into();
     corpus.extend(odd_jpegs().into_iter().map(|(name, bytes)| (name.to_owned(), bytes)));
@@ -55,13 +55,13 @@ fn corpus() -> Vec<(String, Vec<u8>)> {
     corpus
 }
 
-/// What leaves a decoder of JPEGs in an unusual state, or needs what an earlier image may have left.
+/// JPEGs that leave a decoder in an unusual state, or that need what an earlier image may have left in it.
 fn odd_jpegs() -> Vec<(&'static str, Vec<u8>)> {
     let whole = jpeg(&small());
     let (segments, scan) = split_jpeg(&whole);
     let tables: Vec<u8> =
         segments.iter().filter(|segment| matches!(segment[1], 0xdb | 0xc4)).copied().flatten().copied().collect();
-    // Codes that do not fit into their lengths.
+    // More codes than fit into their lengths.
     let bogus_table = jpeg_segment(0xc4, &[&[0x00], [0xff; 16].as_slice(), &[0; 40]].concat());
     let other_quantisation = jpeg_segment(0xdb, &[[0].as_slice(), &[200; 64], &[1], &[3; 64], &[2], &[9; 64]].concat());
     let without_both = without_segments(&without_segments(&whole, 0xc4), 0xdb);
@@ -110,19 +110,19 @@ fn coded_jpegs() -> Vec<(String, Vec<u8>)> {
 
 type Prepared = Result<Tensor, PrepareError>;
 
-/// On a thread that has seen no image.
-fn prepared_afresh(package: &ModelPackage, bytes: &[u8]) -> Prepared {
+/// The result on a new thread.
+fn prepared_on_new_thread(package: &ModelPackage, bytes: &[u8]) -> Prepared {
     std::thread::scope(|scope| scope.spawn(|| prepare(bytes, package, &Limits::default())).join().unwrap())
 }
 
 #[test]
-fn an_image_is_decoded_alike_after_every_other_image() {
+fn image_is_decoded_the_same_after_every_other_image() {
     let package = ModelPackage::load(&ModelChoice::default()).unwrap();
     let corpus = corpus();
-    let fresh: Vec<Prepared> = corpus.iter().map(|(_, bytes)| prepared_afresh(&package, bytes)).collect();
+    let fresh: Vec<Prepared> = corpus.iter().map(|(_, bytes)| prepared_on_new_thread(&package, bytes)).collect();
     let decoded = fresh.iter().filter(|prepared| prepared.is_ok()).count();
     assert!(decoded >= 25 && fresh.len() - decoded >= 12, "{decoded} of {} are decoded", fresh.len());
-    // One thread for each image that comes first, so that a difference names the pair.
+    // Each preceding image gets its own thread, so that a failure names the pair.
     let after =
         |first| std::thread::scope(|scope| scope.spawn(|| differing_after(first, &corpus, &fresh, &package)).join());
     let differing: Vec<String> = corpus.iter().flat_map(|first| after(first).unwrap()).collect();
@@ -144,7 +144,7 @@ fn differing_after(
     images.map(|((name, _), _)| format!("{name} after {}", first.0)).collect()
 }
 
-/// Files of one directory, classified by one process; predictions or the error of each.
+/// Classifies files of a directory in one process. Returns the predictions or the error of each.
 fn classified(directory: &Path, names: &[&str], variables: &[(&str, &str)]) -> Vec<Value> {
     let output = imgcls()
         .args(["classify", "--json", "--top-k", "1000"])
@@ -159,13 +159,13 @@ fn classified(directory: &Path, names: &[&str], variables: &[(&str, &str)]) -> V
     answers
 }
 
-/// Without what differs from run to run.
+/// The part of a report that does not differ between runs.
 fn answer(report: &Value) -> Value {
     let predictions = report["predictions"].as_array().filter(|predictions| !predictions.is_empty());
     json!({ "predictions": predictions, "error": report["error"] })
 }
 
-/// Files that leave something behind, and files that show it.
+/// Files that leave state behind, and files whose result would reveal it.
 const LEADERS: [&str; 6] =
     ["bad-header.jpg", "two-starts.jpg", "other-quantisation.jpg", "mosaic.jpg", "cut-in-scan.jpg", "tables-only.jpg"];
 const FOLLOWERS: [&str; 6] = [
@@ -178,7 +178,7 @@ const FOLLOWERS: [&str; 6] = [
 ];
 
 #[test]
-fn a_worker_answers_like_a_fresh_process_whatever_came_before() {
+fn worker_gives_the_result_of_a_fresh_process_after_any_image() {
     let directory = tempfile::tempdir().unwrap();
     let corpus: Vec<(String, Vec<u8>)> = corpus();
     let bytes = |name: &str| &corpus.iter().find(|(of, _)| of == name).unwrap().1;
@@ -201,9 +201,9 @@ fn a_worker_answers_like_a_fresh_process_whatever_came_before() {
     }
 }
 
-/// What memory held before it was given to a decoder is not seen either. (Has an effect with glibc only.)
+/// `MALLOC_PERTURB_` fills allocated memory; it is a feature of glibc.
 #[test]
-fn answers_do_not_depend_on_what_memory_held() {
+fn results_do_not_depend_on_the_previous_content_of_memory() {
     let directory = tempfile::tempdir().unwrap();
     let corpus = corpus();
     let names: Vec<String> = corpus.iter().map(|(name, _)| name.replace('/', "-")).collect();
@@ -221,7 +221,7 @@ fn answers_do_not_depend_on_what_memory_held() {
 }
 
 #[test]
-fn companions_in_a_batch_change_no_answer() {
+fn other_images_of_a_batch_do_not_affect_a_result() {
     let package = ModelPackage::load(&ModelChoice::default()).unwrap();
     let mut session = Session::open(&package, &ModelChoice::default()).unwrap();
     let tensor = |name: &str| prepare(&picture(name), &package, &Limits::default()).unwrap();
@@ -234,12 +234,15 @@ fn companions_in_a_batch_change_no_answer() {
         ..image
     };
     let companions = [tensor("cat.jpg"), plain, extreme];
-    let beside = |companion: &Tensor, session: &mut Session| {
+    let result_with = |companion: &Tensor, session: &mut Session| {
         let [first, last] = [[&image, companion], [companion, &image]].map(|batch| session.infer(&batch).unwrap());
         [first[0].clone(), last[1].clone()]
     };
-    let expected = beside(&companions[0], &mut session);
+    let expected = result_with(&companions[0], &mut session);
     for companion in &companions[1..] {
-        assert!(beside(companion, &mut session) == expected, "the answer to an image follows from its companion");
+        assert!(
+            result_with(companion, &mut session) == expected,
+            "the result of an image depends on another image of the batch"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! The model from the outside: agreement with the reference pipeline, every picture of `tests/pictures`, limits, what a
-//! broken installation says, and `imgcls classify`.
+//! The public interface of `model` and `imgcls classify`: agreement with the reference pipeline, the images of
+//! `tests/pictures`, limits, and the messages of a broken installation.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ use imgcls::protocol::ErrorCode;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-/// What the reference makes of a picture; written by `scripts/make_test_pictures.py`.
+/// The result of the reference pipeline for an image, written by `scripts/make_golden_tensors.py`.
 #[derive(Deserialize)]
 struct Golden {
     file: String,
     shape: [usize; 3],
     mean: [f64; 3],
     std: [f64; 3],
-    /// Averages of the 14 × 14 squares of each channel.
+    /// Means of a 14 × 14 grid of squares of each channel.
     grid: Vec<Vec<Vec<f64>>>,
     top5: BTreeMap<String, Vec<(u32, f64)>>,
 }
@@ -29,7 +29,7 @@ struct Golden {
 #[derive(Deserialize)]
 struct Goldens {
     grid: usize,
-    pictures: Vec<Golden>,
+    images: Vec<Golden>,
 }
 
 #[derive(Deserialize)]
@@ -41,7 +41,7 @@ fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn picture(name: &str) -> Vec<u8> {
+fn test_image(name: &str) -> Vec<u8> {
     let path = repository().join("tests/pictures").join(name);
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
@@ -58,13 +58,15 @@ fn code(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Option<ErrorCo
     prepare(bytes, package, limits).err().map(|error| error.code)
 }
 
-/// One step of the 8 bits that the tensor was made from: (x - 127) / 128.
+/// The effect of one step of an 8-bit value on the tensor: (x - 127) / 128.
 const STEP: f64 = 1.0 / 128.0;
 
-/// How far the squares' averages may be from the reference's: the largest and the average difference. The two round
-/// after the other pass (vertical first here, horizontal first there), which averages out over a square. A JPEG adds the
-/// upsampling of its chroma, which no standard fixes: the reference's decoder blends neighbours, ours in another way.
-/// Both limits are about twice what was measured; a wrong offset, orientation or filter is past them many times over.
+/// The largest and the mean difference that the means of the squares may have from the reference.
+///
+/// The two pipelines run the passes of the resize in a different order (vertical first here, horizontal first there)
+/// and round in between, which averages out over a square. For JPEG the upsampling of chroma differs too, because no
+/// standard prescribes it. Both limits are about twice the measured difference; a wrong offset, orientation or filter
+/// exceeds them many times over.
 fn tolerance(file: &str) -> (f64, f64) {
     if file.ends_with(".jpg") { (2.0 * STEP, 0.7 * STEP) } else { (0.4 * STEP, 0.06 * STEP) }
 }
@@ -72,14 +74,14 @@ fn tolerance(file: &str) -> (f64, f64) {
 #[test]
 fn tensors_agree_with_the_reference() {
     let goldens: Goldens = json("tests/golden/preprocess.json");
-    let package = of_floats();
-    let pixels = of_pixels();
+    let package = floats_package();
+    let pixels_package = pixels_package();
     let mut failures = Vec::new();
-    for golden in &goldens.pictures {
+    for golden in &goldens.images {
         let bytes = std::fs::read(repository().join(&golden.file)).unwrap();
         let tensor = prepare(&bytes, &package, &Limits::default()).unwrap();
         assert_eq!(
-            colours(prepare(&bytes, &pixels, &Limits::default()).unwrap()),
+            without_unused_byte(prepare(&bytes, &pixels_package, &Limits::default()).unwrap()),
             as_pixels(&tensor),
             "{}",
             golden.file
@@ -100,22 +102,24 @@ fn package_of(variant: &str) -> ModelPackage {
     ModelPackage::load(&ModelChoice { variant: Some(variant.to_owned()), ..ModelChoice::default() }).unwrap()
 }
 
-/// The variant that normalises in the model.
-fn of_pixels() -> ModelPackage {
+/// The variant whose input is pixels, which the model normalises.
+fn pixels_package() -> ModelPackage {
     package_of("int8")
 }
 
-/// The variant that is normalised before the model.
-fn of_floats() -> ModelPackage {
+/// The variant whose input is normalised floats.
+fn floats_package() -> ModelPackage {
     package_of("fp16")
 }
 
 fn floats(tensor: &Tensor) -> &[f32] {
-    let Values::Floats(floats) = &tensor.values else { panic!("prepared for a model that takes pixels") };
+    let Values::Floats(floats) = &tensor.values else {
+        panic!("the tensor was prepared for a model that takes pixels")
+    };
     floats
 }
 
-/// The 8 bits that normalised values were made from, four bytes a pixel.
+/// Converts normalised floats back to the pixels from which they were computed.
 fn as_pixels(tensor: &Tensor) -> Tensor {
     let (planes, area) = (floats(tensor), tensor.height * tensor.width);
     let value = |channel: usize, pixel: usize| (planes[channel * area + pixel] * 128.0 + 127.0) as u8;
@@ -123,15 +127,15 @@ fn as_pixels(tensor: &Tensor) -> Tensor {
     Tensor { values: Values::Pixels(pixels), ..*tensor }
 }
 
-/// Without what the fourth byte of a pixel happens to be, which means nothing.
-fn colours(mut tensor: Tensor) -> Tensor {
+/// Clears the unused fourth byte of each pixel.
+fn without_unused_byte(mut tensor: Tensor) -> Tensor {
     if let Values::Pixels(pixels) = &mut tensor.values {
-        pixels.iter_mut().skip(3).step_by(4).for_each(|nothing| *nothing = 0);
+        pixels.iter_mut().skip(3).step_by(4).for_each(|unused| *unused = 0);
     }
     tensor
 }
 
-/// The largest and the average difference of the squares' averages.
+/// The largest and the mean difference of the means of the squares.
 fn differences(tensor: &Tensor, golden: &Golden, grid: usize) -> (f64, f64) {
     let (area, side) = (tensor.height * tensor.width, tensor.height / grid);
     let mut differences = Vec::new();
@@ -160,88 +164,90 @@ fn moment_difference(tensor: &Tensor, golden: &Golden) -> f64 {
     largest
 }
 
-/// Scores of int8 move in steps; where the reference's best two are nearer than this, either may come first.
+/// Scores of int8 change in steps. If two scores of the reference differ by less than this, either class may come
+/// first.
 const TIE: f64 = 0.12;
 
 #[test]
-fn the_best_class_is_the_reference_s_best_for_every_variant() {
+fn top_class_agrees_with_the_reference_for_every_variant() {
     let goldens: Goldens = json("tests/golden/preprocess.json");
-    // Without 8-bit dot products int8 may saturate: it is not what such a CPU runs.
+    // Without 8-bit dot products int8 may saturate, so such a CPU runs another variant.
     let int8 = package().summary().contains("variant int8").then_some("int8");
     for variant in int8.into_iter().chain(["fp16"]) {
         let choice = ModelChoice { variant: Some(variant.to_owned()), ..ModelChoice::default() };
         let package = ModelPackage::load(&choice).unwrap();
         let mut session = Session::open(&package, &choice).unwrap();
         let mut agreed = 0;
-        for golden in &goldens.pictures {
+        for golden in &goldens.images {
             let bytes = std::fs::read(repository().join(&golden.file)).unwrap();
             let tensor = prepare(&bytes, &package, &Limits::default()).unwrap();
             let probabilities = session.infer(&[&tensor]).unwrap().remove(0);
             let best = top_k(&package, &probabilities, 1).remove(0);
             let reference = &golden.top5[variant];
             agreed += usize::from(best.class_index == Some(reference[0].0));
-            let near =
+            let is_close =
                 reference.iter().any(|&(class, score)| Some(class) == best.class_index && reference[0].1 - score < TIE);
-            assert!(near, "{variant}, {}: {best:?} is not among {reference:?}", golden.file);
+            assert!(is_close, "{variant}, {}: {best:?} is not among {reference:?}", golden.file);
         }
-        println!("{variant}: {agreed} of {}", goldens.pictures.len());
-        assert!(agreed * 100 >= goldens.pictures.len() * 85, "{variant}: only {agreed} agree");
+        println!("{variant}: {agreed} of {}", goldens.images.len());
+        assert!(agreed * 100 >= goldens.images.len() * 85, "{variant}: only {agreed} agree");
     }
 }
 
-/// Just above a size where a decoder may reduce more, and what a camera gives.
+/// Sizes just above those at which the decoder uses a larger reduction, and common sizes of cameras.
 const LARGE_SHORT_SIDES: [u32; 4] = [513, 1025, 1080, 2160];
 
 #[test]
-fn a_large_photograph_is_answered_as_all_its_pixels_would_be() {
-    let (package, of_floats) = (package(), of_floats());
+fn large_photograph_gets_the_prediction_of_a_full_size_decode() {
+    let (package, floats_package) = (package(), floats_package());
     let choice = ModelChoice::default();
     let mut session = Session::open(&package, &choice).unwrap();
     for name in ["cat.jpg", "cup.jpg", "rocket.jpg"] {
-        let photograph = image::load_from_memory(&picture(name)).unwrap().into_rgb8();
+        let photograph = image::load_from_memory(&test_image(name)).unwrap().into_rgb8();
         let (width, height) = photograph.dimensions();
         for short_side in LARGE_SHORT_SIDES {
             let side = |side: u32| side * short_side / width.min(height);
             let large = resize(&photograph, side(width), side(height), FilterType::CatmullRom);
             let mut jpeg = Vec::new();
             JpegEncoder::new_with_quality(&mut jpeg, 90).encode_image(&large).unwrap();
-            let tensors = [prepare, prepare_unscaled].map(|way| way(&jpeg, &package, &Limits::default()).unwrap());
-            let [scaled, whole] = [prepare, prepare_unscaled]
-                .map(|way| way(&jpeg, &of_floats, &Limits::default()).unwrap())
+            let tensors =
+                [prepare, prepare_unscaled].map(|function| function(&jpeg, &package, &Limits::default()).unwrap());
+            let [scaled, full] = [prepare, prepare_unscaled]
+                .map(|function| function(&jpeg, &floats_package, &Limits::default()).unwrap())
                 .map(|tensor| floats(&tensor).to_vec());
-            let apart: f32 = scaled.iter().zip(&whole).map(|(one, other)| (one - other).abs()).sum();
-            let apart = f64::from(apart) / scaled.len() as f64;
-            println!("{name}, {short_side}: {:.2} steps apart", apart / STEP);
-            assert!(apart < 2.0 * STEP, "{name}, {short_side}: {} steps apart", apart / STEP);
-            let [scaled, whole] = tensors.map(|tensor| session.infer(&[&tensor]).unwrap().remove(0));
+            let difference: f32 = scaled.iter().zip(&full).map(|(one, other)| (one - other).abs()).sum();
+            let difference = f64::from(difference) / scaled.len() as f64;
+            println!("{name}, {short_side}: a difference of {:.2} steps", difference / STEP);
+            assert!(difference < 2.0 * STEP, "{name}, {short_side}: a difference of {} steps", difference / STEP);
+            let [scaled, full] = tensors.map(|tensor| session.infer(&[&tensor]).unwrap().remove(0));
             let best = top_k(&package, &scaled, 1).remove(0).class_index.unwrap() as usize;
-            let behind = whole.iter().copied().fold(0.0, f32::max) - whole[best];
-            assert!(f64::from(behind) < TIE, "{name}, {short_side}: {behind} behind");
+            let margin = full.iter().copied().fold(0.0, f32::max) - full[best];
+            assert!(f64::from(margin) < TIE, "{name}, {short_side}: a margin of {margin}");
         }
     }
 }
 
-/// Where nothing is reduced, what lies beside the crop may be left out, and that is all.
+/// Images that are decoded without reduction differ only by the pixels outside the crop.
 #[test]
-fn what_the_crop_leaves_out_changes_nothing() {
-    let packages = [of_pixels(), of_floats()];
+fn pixels_outside_the_crop_do_not_affect_the_tensor() {
+    let packages = [pixels_package(), floats_package()];
     let names = (1..=8).map(|orientation| format!("orientation-{orientation}.jpg"));
     let others = ["cat", "cup", "full-chroma", "grey", "odd-size", "progressive", "rocket"];
     for name in names.chain(others.map(|name| format!("{name}.jpg"))) {
         for package in &packages {
-            let [seen, all] =
-                [prepare, prepare_unscaled].map(|way| way(&picture(&name), package, &Limits::default()).unwrap());
-            assert!(colours(seen) == colours(all), "{name}");
+            let [partial, full] = [prepare, prepare_unscaled]
+                .map(|function| function(&test_image(&name), package, &Limits::default()).unwrap());
+            assert!(without_unused_byte(partial) == without_unused_byte(full), "{name}");
         }
     }
 }
 
 #[test]
-fn a_batch_answers_as_its_images_one_by_one() {
+fn batch_gives_the_same_predictions_as_its_images_alone() {
     let package = package();
     let mut session = Session::open(&package, &ModelChoice::default()).unwrap();
-    let tensors =
-        ["cat.jpg", "cup.jpg", "rocket.jpg"].map(|name| prepare(&picture(name), &package, &Limits::default()).unwrap());
+    let tensors = ["cat.jpg", "cup.jpg", "rocket.jpg"]
+        .map(|name| prepare(&test_image(name), &package, &Limits::default()).unwrap());
     let together = session.infer(&tensors.each_ref()).unwrap();
     for (tensor, probabilities) in tensors.iter().zip(&together) {
         let alone = session.infer(&[tensor]).unwrap().remove(0);
@@ -259,14 +265,14 @@ fn a_batch_answers_as_its_images_one_by_one() {
 }
 
 #[test]
-fn hostile_pictures_end_soon_with_the_right_code() {
+fn hostile_images_fail_fast_with_the_right_code() {
     let package = package();
     let expected: BTreeMap<String, Expected> = json("tests/pictures/hostile/expected.json");
     for (name, Expected { code: expected }) in &expected {
-        let bytes = picture(&format!("hostile/{name}"));
+        let bytes = test_image(&format!("hostile/{name}"));
         let begun = Instant::now();
         let error = prepare(&bytes, &package, &Limits::default()).err();
-        // 200 ms on an idle machine; the tests share it.
+        // On an idle machine each takes less than 200 ms. The limit allows for tests that run in parallel.
         assert!(begun.elapsed() < Duration::from_secs(1), "{name} took {:?}", begun.elapsed());
         let Some(error) = error else {
             assert_eq!(expected, "any", "{name} was decoded");
@@ -278,14 +284,14 @@ fn hostile_pictures_end_soon_with_the_right_code() {
 }
 
 #[test]
-fn a_picture_cut_anywhere_is_refused() {
+fn truncated_image_is_refused() {
     let package = package();
     for name in ["cup.jpg", "progressive.jpg", "rgba.png", "lossy.webp", "animated.gif", "rgb.bmp", "rgb-lzw.tiff"] {
-        let whole = picture(name);
+        let complete = test_image(name);
         let first_frame_only = name == "animated.gif";
         for tenths in 0..if first_frame_only { 2 } else { 9 } {
-            let cut = &whole[..whole.len() * tenths / 10];
-            let code = code(cut, &package, &Limits::default());
+            let truncated = &complete[..complete.len() * tenths / 10];
+            let code = code(truncated, &package, &Limits::default());
             let expected = if tenths == 0 { ErrorCode::UnsupportedType } else { ErrorCode::Undecodable };
             assert_eq!(code, Some(expected), "{name}, {tenths} tenths");
         }
@@ -293,18 +299,18 @@ fn a_picture_cut_anywhere_is_refused() {
 }
 
 #[test]
-fn damage_anywhere_never_brings_the_process_down() {
+fn damaged_image_never_ends_the_process() {
     let package = package();
     let names = ["cup.jpg", "progressive.jpg", "cmyk-adobe.jpg", "rgba.png", "palette.png", "lossy.webp"];
     for name in names.into_iter().chain(["lossless-alpha.webp", "animated.gif", "rgb.bmp", "rgb-lzw.tiff"]) {
-        let whole = picture(name);
-        // A fixed sequence (linear congruential), so that a failure can be had again.
+        let whole = test_image(name);
+        // The sequence is fixed (linear congruential), so that a failure can be reproduced.
         let mut state: u32 = 1;
         for _ in 0..60 {
             let mut damaged = whole.clone();
             for _ in 0..4 {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                // Headers are where the damage tells: half of it goes there.
+                // Damage has more effect in headers, so half of it goes there.
                 let reach = if state & 1 == 0 { damaged.len() } else { damaged.len().min(700) };
                 damaged[(state >> 8) as usize % reach] ^= (state >> 3) as u8 | 1;
             }
@@ -316,20 +322,24 @@ fn damage_anywhere_never_brings_the_process_down() {
 }
 
 #[test]
-fn limits_are_held_against_size_and_header() {
+fn limits_are_checked_against_file_size_and_header() {
     let package = package();
-    let bytes = picture("cup.jpg"); // 300 × 200
+    let bytes = test_image("cup.jpg"); // 300 × 200
     let limits = |max_upload_bytes, max_pixels| Limits { max_upload_bytes, max_pixels, ..Limits::default() };
     assert_eq!(code(&bytes, &package, &limits(u64::MAX, 60_000)), None);
     assert_eq!(code(&bytes, &package, &limits(u64::MAX, 59_999)), Some(ErrorCode::TooManyPixels));
     assert_eq!(code(&bytes, &package, &limits(bytes.len() as u64, 60_000)), None);
     assert_eq!(code(&bytes, &package, &limits(bytes.len() as u64 - 1, 60_000)), Some(ErrorCode::InputTooLarge));
     for name in ["rgb.png", "lossy.webp", "rgb-lzw.tiff"] {
-        assert_eq!(code(&picture(name), &package, &limits(u64::MAX, 59_999)), Some(ErrorCode::TooManyPixels), "{name}");
+        assert_eq!(
+            code(&test_image(name), &package, &limits(u64::MAX, 59_999)),
+            Some(ErrorCode::TooManyPixels),
+            "{name}"
+        );
     }
 }
 
-/// A model folder of links to the repository's, with one file of the test's own.
+/// A model folder of links to the files of the repository, with one file replaced.
 fn model_with(file: &str, content: &[u8]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(repository().join("models/efficientnet-lite0")).unwrap() {
@@ -349,13 +359,13 @@ fn choice_of(folder: &Path) -> ModelChoice {
 }
 
 fn load_error(choice: &ModelChoice) -> String {
-    let error = ModelPackage::load(choice).err().map(|error| format!("{error:#}")).expect("it must not load");
+    let error = ModelPackage::load(choice).err().map(|error| format!("{error:#}")).expect("the package must not load");
     assert!(!error.contains('\n'), "{error}");
     error
 }
 
 #[test]
-fn a_model_that_is_not_the_one_described_is_refused_in_one_line() {
+fn model_that_differs_from_its_description_is_refused_in_one_line() {
     let folder = model_with("efficientnet-lite0-int8.onnx", b"something else");
     let error = load_error(&choice_of(folder.path()));
     assert!(error.contains("efficientnet-lite0-int8.onnx") && error.contains("sha256"), "{error}");
@@ -378,32 +388,32 @@ fn a_model_that_is_not_the_one_described_is_refused_in_one_line() {
     assert!(load_error(&choice).contains("there are: fp16, int8"));
 }
 
-/// What happens to a cached graph.
+/// A change of a cached graph.
 type Damage = fn(Vec<u8>) -> Vec<u8>;
 
 #[test]
-fn the_cached_graph_gives_the_same_answers_and_a_broken_one_is_made_again() {
+fn cached_graph_gives_the_same_predictions_and_a_damaged_one_is_recreated() {
     let folder = tempfile::tempdir().unwrap();
     let cached = ModelChoice { cache_dir: Some(folder.path().join("cache")), ..ModelChoice::default() };
     let package = package();
-    let tensor = prepare(&picture("cup.jpg"), &package, &Limits::default()).unwrap();
+    let tensor = prepare(&test_image("cup.jpg"), &package, &Limits::default()).unwrap();
     let mut plain = Session::open(&package, &ModelChoice::default()).unwrap();
-    let mut answers = vec![plain.infer(&[&tensor]).unwrap()];
+    let mut predictions = vec![plain.infer(&[&tensor]).unwrap()];
     let damages: [(&str, Damage); 5] = [
-        ("start and cached", |graph| graph),
+        ("start-up and cached", |graph| graph),
         ("from the cache", |graph| graph[..graph.len() / 2].to_vec()),
-        // Whoever can write into the directory, but has no key, can add no more than a digest.
-        ("start and cached", |graph| {
+        // An attacker who can write into the directory but has no key can only append a digest.
+        ("start-up and cached", |graph| {
             let graph = &graph[..graph.len() - 32];
             [graph, &Sha256::digest(graph)].concat()
         }),
-        ("start and cached", |graph| graph),
+        ("start-up and cached", |graph| graph),
         ("from the cache", |graph| graph),
     ];
     for (expected, damage) in damages {
         let mut session = Session::open(&package, &cached).unwrap();
         assert!(session.describe().contains(expected), "{}", session.describe());
-        answers.push(session.infer(&[&tensor]).unwrap());
+        predictions.push(session.infer(&[&tensor]).unwrap());
         let files = std::fs::read_dir(folder.path().join("cache")).unwrap().map(Result::unwrap);
         let is_graph = |file: &std::fs::DirEntry| file.path().extension().is_some_and(|kind| kind == "onnx");
         let files: Vec<_> = files.filter(is_graph).collect();
@@ -411,7 +421,7 @@ fn the_cached_graph_gives_the_same_answers_and_a_broken_one_is_made_again() {
         let bytes = std::fs::read(files[0].path()).unwrap();
         std::fs::write(files[0].path(), damage(bytes)).unwrap();
     }
-    assert!(answers.windows(2).all(|pair| pair[0] == pair[1]));
+    assert!(predictions.windows(2).all(|pair| pair[0] == pair[1]));
 }
 
 fn imgcls(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
@@ -424,7 +434,7 @@ fn imgcls(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
 }
 
 #[test]
-fn classify_reports_each_file_and_goes_on_after_a_bad_one() {
+fn classify_reports_each_file_and_continues_after_a_failure() {
     let output =
         imgcls(&["classify", "--json", "--top-k", "2", "cup.jpg", "hostile/text.jpg", "none.jpg", "cat.jpg"], &[]);
     assert_eq!(output.status.code(), Some(1));
@@ -456,31 +466,31 @@ fn a_cache_that_cannot_be_written_costs_no_answer() {
 }
 
 #[test]
-fn classify_without_library_or_model_says_the_way_out() {
-    let said = |output: &Output| {
+fn broken_installation_is_reported_in_one_line_with_a_remedy() {
+    let error_line = |output: &Output| {
         assert_eq!(output.status.code(), Some(1));
         assert!(output.stdout.is_empty());
         let text = String::from_utf8(output.stderr.clone()).unwrap();
         assert_eq!(text.trim_end().lines().count(), 1, "{text}");
         text
     };
-    let text = said(&imgcls(&["classify", "cup.jpg"], &[("ORT_DYLIB_PATH", "/no/such/library.so")]));
+    let text = error_line(&imgcls(&["classify", "cup.jpg"], &[("ORT_DYLIB_PATH", "/no/such/library.so")]));
     assert!(text.contains("ORT_DYLIB_PATH") && text.contains("scripts/setup"), "{text}");
-    let text = said(&imgcls(&["classify", "cup.jpg", "--ort-dylib", env!("CARGO_BIN_EXE_imgcls")], &[]));
-    assert!(text.contains("no ONNX Runtime library"), "{text}");
-    let text = said(&imgcls(&["classify", "cup.jpg"], &[("IMGCLS_MODEL", "no-such-model")]));
+    let text = error_line(&imgcls(&["classify", "cup.jpg", "--ort-dylib", env!("CARGO_BIN_EXE_imgcls")], &[]));
+    assert!(text.contains("not an ONNX Runtime library"), "{text}");
+    let text = error_line(&imgcls(&["classify", "cup.jpg"], &[("IMGCLS_MODEL", "no-such-model")]));
     assert!(text.contains("no-such-model") && text.contains("--model"), "{text}");
 }
 
-/// The program and a library of the name that it looks for, in one directory.
+/// The executable and a library under the pinned name are in one directory.
 #[test]
-fn the_runtime_library_is_the_installed_one_or_is_named_in_the_log() {
+fn runtime_library_is_the_pinned_one_or_is_logged() {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("imgcls");
     std::fs::copy(env!("CARGO_BIN_EXE_imgcls"), &program).unwrap();
     let installed = repository().join("lib/imgcls/libonnxruntime.so.1.32.0");
     let library = folder.path().join("libonnxruntime.so.1.32.0");
-    // Loads and works as the installed one does, but is another file.
+    // This library works like the installed one, but has another digest.
     std::fs::write(&library, [std::fs::read(&installed).unwrap(), b"another".to_vec()].concat()).unwrap();
     let sha256: String =
         Sha256::digest(std::fs::read(&library).unwrap()).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -499,10 +509,10 @@ fn the_runtime_library_is_the_installed_one_or_is_named_in_the_log() {
     };
     for _ in 0..2 {
         let output = run(&[]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
-        assert!(said.contains(&sha256) && said.contains("scripts/setup"), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
+        assert!(stderr.contains(&sha256) && stderr.contains("scripts/setup"), "{stderr}");
     }
     let output = run(&["--ort-dylib", library.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
@@ -519,7 +529,7 @@ fn the_runtime_library_is_the_installed_one_or_is_named_in_the_log() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
+fn closed_pipe_is_not_an_error() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_imgcls"))
         .args(["classify", "cup.jpg", "cat.jpg", "rocket.jpg"])
         .current_dir(repository().join("tests/pictures"))

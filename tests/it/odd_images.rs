@@ -1,5 +1,5 @@
-//! Images that are right or nearly right, that every viewer shows, and that few decoders take: each gets the answer of
-//! the plain image that it stands for. Where no decoder takes the coding, the refusal names it.
+//! Unusual images that are valid or nearly valid, which viewers show and few decoders support: each gets the
+//! predictions of an equivalent plain image. If the coding is not supported, the error names it.
 
 use std::path::Path;
 
@@ -13,10 +13,10 @@ use crate::image_files::{
     without_segments, zlib,
 };
 
-/// Name, the odd image, the plain one.
+/// Name, unusual image, equivalent plain image.
 type Pair = (String, Vec<u8>, Vec<u8>);
 
-/// Classifies the files of a directory in one process; a line of JSON each, in order.
+/// Classifies files of a directory in one process. Returns the line of JSON of each, in order.
 fn classified(directory: &Path, names: &[String]) -> Vec<Value> {
     let output = imgcls().args(["classify", "--json", "--top-k", "1000"]).args(names).current_dir(directory).output();
     let output = output.unwrap();
@@ -26,7 +26,7 @@ fn classified(directory: &Path, names: &[String]) -> Vec<Value> {
     lines
 }
 
-/// Each odd image has the scores of its plain one, to the last bit.
+/// Asserts that each unusual image has exactly the scores of its plain image.
 fn assert_alike(pairs: &[Pair]) {
     let directory = tempfile::tempdir().unwrap();
     let mut names = Vec::new();
@@ -50,7 +50,7 @@ fn assert_alike(pairs: &[Pair]) {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// What the decoder says to each image: code and message.
+/// The code and the message of the error of each image.
 fn refusals(images: &[(&str, Vec<u8>)]) -> Vec<(String, String)> {
     let directory = tempfile::tempdir().unwrap();
     let names: Vec<String> = images.iter().map(|(name, _)| (*name).to_owned()).collect();
@@ -62,7 +62,7 @@ fn refusals(images: &[(&str, Vec<u8>)]) -> Vec<(String, String)> {
 }
 
 #[test]
-fn the_orientation_of_a_jpeg_is_read_as_pillow_reads_it() {
+fn jpeg_orientation_is_read_as_in_pillow() {
     let stored = jpeg(&turned());
     let with = |blocks: &[Vec<u8>]| with_segments(&stored, blocks);
     let plain = with(&[exif_segment(&exif_orientation(6))]);
@@ -98,7 +98,7 @@ fn the_orientation_of_a_jpeg_is_read_as_pillow_reads_it() {
 }
 
 #[test]
-fn the_orientation_of_a_png_is_read_wherever_it_lies() {
+fn png_orientation_is_read_from_every_kind_of_chunk() {
     let stored = encode(&turned(), ImageFormat::Png);
     let block = exif_orientation(6);
     let plain = with_png_chunk(&stored, &png_chunk(b"eXIf", &block), true);
@@ -126,7 +126,7 @@ fn the_orientation_of_a_png_is_read_wherever_it_lies() {
 }
 
 #[test]
-fn a_webp_is_read_as_browsers_read_it() {
+fn webp_is_read_as_in_browsers() {
     let upright = picture("lossy.webp");
     let (vp8, size) = (&upright[20..], (300, 200));
     let file = |flags, others: &[(&[u8; 4], &[u8])]| webp(flags, size, &[&[(b"VP8 ", vp8)], others].concat());
@@ -144,7 +144,7 @@ fn a_webp_is_read_as_browsers_read_it() {
 }
 
 #[test]
-fn a_bmp_is_shown_whatever_its_header_says() {
+fn bmp_with_an_unusual_header_is_decoded() {
     let image = small();
     let colours = bmp_pixels(&image, None);
     let plain = encode(&image, ImageFormat::Png);
@@ -197,7 +197,7 @@ fn a_bmp_is_shown_whatever_its_header_says() {
 }
 
 #[test]
-fn a_gif_with_too_small_a_screen_shows_its_frame() {
+fn gif_with_too_small_a_screen_is_decoded() {
     let plain = encode(&small(), ImageFormat::Gif);
     let with_screen = |version: &[u8; 6], width: u16, height: u16| {
         let mut gif = plain.clone();
@@ -217,7 +217,7 @@ fn a_gif_with_too_small_a_screen_shows_its_frame() {
 }
 
 #[test]
-fn a_jpeg_with_a_short_adobe_segment_or_without_huffman_tables_is_shown() {
+fn jpeg_with_a_short_adobe_segment_or_without_huffman_tables_is_decoded() {
     let (plain, cmyk) = (jpeg(&small()), picture("cmyk-without-marker.jpg"));
     let adobe = |content: &[u8]| jpeg_segment(0xee, content);
     let short = [b"Adobe".as_slice(), b"Adobe\0\x64", b"Adobe\0\x64\0\0\0\0"];
@@ -236,7 +236,7 @@ fn a_jpeg_with_a_short_adobe_segment_or_without_huffman_tables_is_shown() {
 }
 
 #[test]
-fn codings_that_are_not_decoded_are_named() {
+fn error_names_an_unsupported_coding() {
     let plain = jpeg(&small());
     let frame = plain.windows(2).position(|marker| marker == b"\xff\xc0").unwrap();
     let with = |marker: u8, bits: u8| {
@@ -265,7 +265,7 @@ fn codings_that_are_not_decoded_are_named() {
 }
 
 #[test]
-fn a_jpeg_without_the_tables_it_needs_is_refused() {
+fn jpeg_without_required_tables_is_refused() {
     let plain = jpeg(&small());
     let images = [
         ("no-quantisation", without_segments(&plain, 0xdb)),
@@ -277,9 +277,9 @@ fn a_jpeg_without_the_tables_it_needs_is_refused() {
     }
 }
 
-/// The photograph of a phone: 8160 × 6144.
+/// 8160 × 6144 is the size of a photograph of a phone.
 #[test]
-fn fifty_megapixels_are_within_the_limit() {
+fn default_limit_allows_fifty_megapixels() {
     let mut header = jpeg(&small());
     let frame = header.windows(2).position(|marker| marker == b"\xff\xc0").unwrap();
     header[frame + 5..frame + 7].copy_from_slice(&6144_u16.to_be_bytes());
@@ -287,12 +287,12 @@ fn fifty_megapixels_are_within_the_limit() {
     let mut beyond = header.clone();
     beyond[frame + 5..frame + 7].copy_from_slice(&8000_u16.to_be_bytes());
     let refusals = refusals(&[("within", header), ("beyond", beyond)]);
-    assert_eq!(refusals[0].0, "undecodable", "the rest is missing, and no more is wrong: {}", refusals[0].1);
+    assert_eq!(refusals[0].0, "undecodable", "the file must only be truncated: {}", refusals[0].1);
     assert_eq!(refusals[1].0, "too_many_pixels", "{}", refusals[1].1);
     assert!(refusals[1].1.contains("64000000"), "{}", refusals[1].1);
 }
 
-/// How libjpeg-turbo codes a JPEG.
+/// A coding of JPEG that libjpeg-turbo can write.
 #[cfg(feature = "turbojpeg")]
 #[derive(Debug, Clone, Copy)]
 pub enum Coding {
@@ -323,7 +323,7 @@ impl Coding {
 
 #[cfg(feature = "turbojpeg")]
 #[test]
-fn rare_codings_of_jpeg_are_decoded() {
+fn rare_jpeg_codings_are_decoded() {
     let image = small();
     let baseline = Coding::Baseline.encode(&image);
     let same = [Coding::Optimised, Coding::Progressive, Coding::Arithmetic, Coding::ArithmeticProgressive];
@@ -336,11 +336,13 @@ fn rare_codings_of_jpeg_are_decoded() {
 
 #[cfg(feature = "turbojpeg")]
 #[test]
-fn a_rare_coding_that_is_damaged_is_said_to_be_damaged() {
+fn error_tells_damage_of_a_rare_coding_from_lack_of_support() {
     let whole = Coding::Arithmetic.encode(&small());
     let conditioning_of_no_table = jpeg_segment(0xcc, &[0xff, 0x00]);
-    let images =
-        [("ends", whole[..whole.len() / 2].to_vec()), ("damaged", with_segments(&whole, &[conditioning_of_no_table]))];
+    let images = [
+        ("truncated", whole[..whole.len() / 2].to_vec()),
+        ("damaged", with_segments(&whole, &[conditioning_of_no_table])),
+    ];
     for ((name, _), (code, message)) in images.iter().zip(refusals(&images)) {
         assert_eq!(code, "undecodable", "{message}");
         assert!(message.contains("arithmetic-coded") && message.contains(name), "{message}");

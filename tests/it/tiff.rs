@@ -1,4 +1,4 @@
-//! TIFF, however it is stored: the same pixels give the same tensor, and what is not understood is refused by name.
+//! TIFF: the same pixels give the same tensor however they are stored, and unsupported features are refused by name.
 
 use imgcls::config::Limits;
 use imgcls::model::{ModelChoice, ModelPackage, Tensor, prepare};
@@ -12,18 +12,21 @@ use crate::tiff_file::{
 const WIDTH: usize = 61;
 const HEIGHT: usize = 47;
 
-struct Lab(ModelPackage);
+/// A model with a float input, so that tensors can be compared.
+struct TestModel(ModelPackage);
 
-impl Lab {
-    fn new() -> Lab {
-        Lab(ModelPackage::load(&ModelChoice { variant: Some("fp16".to_owned()), ..ModelChoice::default() }).unwrap())
+impl TestModel {
+    fn new() -> TestModel {
+        TestModel(
+            ModelPackage::load(&ModelChoice { variant: Some("fp16".to_owned()), ..ModelChoice::default() }).unwrap(),
+        )
     }
 
     fn tensor(&self, name: &str, file: &[u8]) -> Tensor {
         prepare(file, &self.0, &Limits::default()).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    /// The message of the refusal.
+    /// The message of the error.
     fn refusal(&self, name: &str, file: &[u8]) -> String {
         let error = prepare(file, &self.0, &Limits::default()).err().unwrap_or_else(|| panic!("{name} was decoded"));
         assert_eq!(error.code.as_str(), "undecodable", "{name}: {error}");
@@ -32,7 +35,7 @@ impl Lab {
     }
 }
 
-/// A picture without symmetry.
+/// An image without symmetry.
 fn rgb() -> Vec<u8> {
     let pixel = |at: usize| {
         let (x, y) = (at % WIDTH, at / WIDTH);
@@ -49,13 +52,13 @@ fn plain(samples: u32, pixels: &[u8]) -> Tiff {
     Tiff::new(WIDTH as u32, HEIGHT as u32, samples, pixels)
 }
 
-/// In strips of so many rows.
+/// Splits the image into strips of `rows` rows.
 fn strips(mut tiff: Tiff, rows: usize, row_bytes: usize) -> Tiff {
     tiff.chunks = tiff.chunks.iter().flat_map(|plane| plane.chunks(rows * row_bytes).map(<[u8]>::to_vec)).collect();
     tiff.with(ROWS_PER_STRIP, [rows as u32])
 }
 
-/// Each plane in tiles of 16 × 32 pixels, the last of which reach beyond the picture.
+/// Splits each plane into tiles of 16 × 32 pixels. The last ones extend beyond the image.
 fn tiles(mut tiff: Tiff, pixel_bytes: usize) -> Tiff {
     let tile = |plane: &[u8], left: usize, top: usize| {
         let mut tile = vec![0xee; 16 * 32 * pixel_bytes];
@@ -81,7 +84,7 @@ fn lzw(bytes: &[u8]) -> Vec<u8> {
     weezl::encode::Encoder::with_tiff_size_switch(BitOrder::Msb, 8).encode(bytes).unwrap()
 }
 
-/// Literals and runs, and a byte that means nothing before each.
+/// Compresses to literals and runs, each after a no-op byte.
 fn pack_bits(bytes: &[u8]) -> Vec<u8> {
     let mut packed = Vec::new();
     for piece in bytes.chunks(100) {
@@ -109,10 +112,10 @@ fn differences(bytes: &[u8], samples: usize) -> Vec<u8> {
 }
 
 #[test]
-fn the_same_pixels_give_the_same_tensor_however_they_are_stored() {
-    let lab = Lab::new();
+fn same_pixels_give_the_same_tensor_however_they_are_stored() {
+    let model = TestModel::new();
     let rgb = rgb();
-    let expected = lab.tensor("plain", &plain(3, &rgb).file());
+    let expected = model.tensor("plain", &plain(3, &rgb).file());
     let wide = |scale: fn(u8) -> Vec<u8>, bits: u32, format: u32| {
         let pixels: Vec<u8> = rgb.iter().flat_map(|value| scale(*value)).collect();
         plain(3, &pixels).with(BITS, [bits; 3]).with(SAMPLE_FORMAT, [format; 3])
@@ -123,7 +126,7 @@ fn the_same_pixels_give_the_same_tensor_however_they_are_stored() {
     };
     let opaque: Vec<u8> = rgb.chunks(3).flat_map(|pixel| [pixel[0], pixel[1], pixel[2], 255]).collect();
     let infrared: Vec<u8> = rgb.chunks(3).flat_map(|pixel| [pixel[0], pixel[1], pixel[2], 0]).collect();
-    let stored = |mut tiff: Tiff| {
+    let bigtiff = |mut tiff: Tiff| {
         tiff.is_bigtiff = true;
         tiff
     };
@@ -133,7 +136,7 @@ fn the_same_pixels_give_the_same_tensor_however_they_are_stored() {
         ("strips, Deflate", strips(plain(3, &rgb), 5, 3 * WIDTH).compressed(8, zlib)),
         ("strips, PackBits", strips(plain(3, &rgb), 5, 3 * WIDTH).compressed(32_773, pack_bits)),
         ("differences", strips(plain(3, &differences(&rgb, 3)), 7, 3 * WIDTH).compressed(8, zlib).with(PREDICTOR, [2])),
-        ("a predictor where there is none", plain(3, &rgb).with(PREDICTOR, [2])),
+        ("a predictor without compression", plain(3, &rgb).with(PREDICTOR, [2])),
         ("tiles", tiles(plain(3, &rgb), 3)),
         ("tiles, LZW", tiles(plain(3, &rgb), 3).compressed(5, lzw)),
         ("planes", planes(plain(3, &rgb), 3)),
@@ -141,8 +144,8 @@ fn the_same_pixels_give_the_same_tensor_however_they_are_stored() {
         ("planes in tiles", tiles(planes(plain(3, &rgb), 3), 1)),
         ("planes in tiles, Deflate", tiles(planes(plain(3, &rgb), 3), 1).compressed(8, zlib)),
         ("big-endian", big(plain(3, &rgb))),
-        ("BigTIFF", stored(plain(3, &rgb))),
-        ("BigTIFF, big-endian", stored(big(strips(plain(3, &rgb), 5, 3 * WIDTH)))),
+        ("BigTIFF", bigtiff(plain(3, &rgb))),
+        ("BigTIFF, big-endian", bigtiff(big(strips(plain(3, &rgb), 5, 3 * WIDTH)))),
         ("bits reversed", plain(3, &reversed(&rgb)).with(FILL_ORDER, [2])),
         ("bits reversed, LZW", plain(3, &rgb).compressed(5, |bytes| reversed(&lzw(bytes))).with(FILL_ORDER, [2])),
         ("16 bits", wide(|value| vec![0x77, value], 16, 1)),
@@ -154,15 +157,15 @@ fn the_same_pixels_give_the_same_tensor_however_they_are_stored() {
         ("opaque alpha", plain(4, &opaque).with(EXTRA_SAMPLES, [2])),
         ("opaque alpha, premultiplied", plain(4, &opaque).with(EXTRA_SAMPLES, [1])),
         ("opaque alpha in planes", planes(plain(4, &opaque).with(EXTRA_SAMPLES, [2]), 4)),
-        ("a fourth sample of which nothing is said", plain(4, &infrared)),
-        ("a fourth sample that is said to be no alpha", plain(4, &infrared).with(EXTRA_SAMPLES, [0])),
+        ("an undeclared fourth sample", plain(4, &infrared)),
+        ("a fourth sample that is declared not to be alpha", plain(4, &infrared).with(EXTRA_SAMPLES, [0])),
     ];
     for (name, tiff) in kinds {
-        assert!(lab.tensor(name, &tiff.file()) == expected, "{name}");
+        assert!(model.tensor(name, &tiff.file()) == expected, "{name}");
     }
 }
 
-/// The float of 16 bits next to value / 255.
+/// The 16-bit float nearest to value / 255.
 fn half(value: u8) -> u16 {
     let target = f32::from(value) / 255.0;
     let exponent = target.max(f32::MIN_POSITIVE).log2().floor().clamp(-14.0, 0.0);
@@ -171,10 +174,10 @@ fn half(value: u8) -> u16 {
 }
 
 #[test]
-fn grey_and_palettes_are_what_they_say() {
-    let lab = Lab::new();
+fn grey_and_palette_images_equal_their_plain_forms() {
+    let model = TestModel::new();
     let grey = grey();
-    let expected = lab.tensor("plain", &plain(1, &grey).file());
+    let expected = model.tensor("plain", &plain(1, &grey).file());
     let inverted: Vec<u8> = grey.iter().map(|value| 255 - value).collect();
     let with_alpha: Vec<u8> = grey.iter().flat_map(|value| [*value, 255]).collect();
     let words: Vec<u8> = grey.iter().flat_map(|value| [0, 0, 0, *value]).collect();
@@ -186,9 +189,9 @@ fn grey_and_palettes_are_what_they_say() {
         ("floats", plain(1, &floats).with(BITS, [32]).with(SAMPLE_FORMAT, [3])),
     ];
     for (name, tiff) in same {
-        assert!(lab.tensor(name, &tiff.file()) == expected, "{name}");
+        assert!(model.tensor(name, &tiff.file()) == expected, "{name}");
     }
-    // Twelve bits: the high eight are those of the others.
+    // With twelve bits, the high eight are those of the plain image.
     let twelve: Vec<u8> = grey
         .chunks(WIDTH)
         .flat_map(|row| {
@@ -196,24 +199,24 @@ fn grey_and_palettes_are_what_they_say() {
             nibbles.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect::<Vec<u8>>()
         })
         .collect();
-    assert!(lab.tensor("12 bits", &plain(1, &twelve).with(BITS, [12]).file()) == expected, "12 bits");
+    assert!(model.tensor("12 bits", &plain(1, &twelve).with(BITS, [12]).file()) == expected, "12 bits");
 
     let colours = |shift: u32| {
         (0..3).flat_map(move |channel| (0..256).map(move |index| ((index * (channel + 3)) & 255) << shift))
     };
     let shown: Vec<u8> = grey.iter().flat_map(|&index| [3, 4, 5].map(|factor| index.wrapping_mul(factor))).collect();
-    let expected = lab.tensor("plain", &plain(3, &shown).file());
+    let expected = model.tensor("plain", &plain(3, &shown).file());
     for (name, shift) in [("a palette of 16 bits", 8), ("a palette that fills only the lower 8", 0)] {
         let tiff = plain(1, &grey).with(PHOTOMETRIC, [3]).with(COLOR_MAP, colours(shift));
-        assert!(lab.tensor(name, &tiff.file()) == expected, "{name}");
+        assert!(model.tensor(name, &tiff.file()) == expected, "{name}");
     }
 }
 
 #[test]
-fn bits_are_read_from_the_side_that_the_file_says() {
-    let lab = Lab::new();
+fn bits_are_read_in_the_fill_order_of_the_file() {
+    let model = TestModel::new();
     let pixels: Vec<u8> = grey().iter().map(|value| if *value > 99 { 255 } else { 0 }).collect();
-    let expected = lab.tensor("bytes", &plain(1, &pixels).file());
+    let expected = model.tensor("bytes", &plain(1, &pixels).file());
     let packed: Vec<u8> = pixels
         .chunks(WIDTH)
         .flat_map(|row| {
@@ -221,14 +224,14 @@ fn bits_are_read_from_the_side_that_the_file_says() {
         })
         .collect();
     let bits = plain(1, &packed).with(BITS, [1]);
-    assert!(lab.tensor("bits", &bits.file()) == expected);
+    assert!(model.tensor("bits", &bits.file()) == expected);
     let mirrored = plain(1, &reversed(&packed)).with(BITS, [1]).with(FILL_ORDER, [2]);
-    assert!(lab.tensor("bits reversed", &mirrored.file()) == expected);
+    assert!(model.tensor("bits reversed", &mirrored.file()) == expected);
 }
 
 #[test]
-fn what_is_transparent_lies_over_white_whether_colours_were_multiplied_or_not() {
-    let lab = Lab::new();
+fn straight_and_premultiplied_alpha_are_blended_over_white() {
+    let model = TestModel::new();
     let alpha = |at: usize| if at % WIDTH < WIDTH / 2 { 90 } else { 255 };
     let with = |pixel: fn(u32, u32) -> u32, has_alpha: bool| -> Vec<u8> {
         let values = rgb();
@@ -241,47 +244,47 @@ fn what_is_transparent_lies_over_white_whether_colours_were_multiplied_or_not() 
             .collect()
     };
     let shown = |value: u32, alpha: u32| (value * alpha + 255 * (255 - alpha) + 127) / 255;
-    let expected = lab.tensor("opaque", &plain(3, &with(shown, false)).file());
+    let expected = model.tensor("opaque", &plain(3, &with(shown, false)).file());
     let straight = plain(4, &with(|value, _| value, true)).with(EXTRA_SAMPLES, [2]);
     let multiplied = plain(4, &with(|value, alpha| (value * alpha + 127) / 255, true)).with(EXTRA_SAMPLES, [1]);
-    assert!(lab.tensor("straight", &straight.file()) == expected);
-    assert!(lab.tensor("straight, planes", &planes(straight, 4).file()) == expected);
+    assert!(model.tensor("straight", &straight.file()) == expected);
+    assert!(model.tensor("straight, planes", &planes(straight, 4).file()) == expected);
     assert!(
-        lab.tensor("multiplied, planes", &planes(multiplied.clone(), 4).file())
-            == lab.tensor("multiplied", &multiplied.file())
+        model.tensor("multiplied, planes", &planes(multiplied.clone(), 4).file())
+            == model.tensor("multiplied", &multiplied.file())
     );
-    // Rounded twice, so that single values may differ by one of 255 steps.
-    let apart = difference(&lab.tensor("multiplied", &multiplied.file()), &expected);
-    assert!(apart <= 2.0 / 128.0, "{apart}");
+    // Values are rounded twice, so single ones may differ by one of 255 steps.
+    let difference = difference(&model.tensor("multiplied", &multiplied.file()), &expected);
+    assert!(difference <= 2.0 / 128.0, "{difference}");
 }
 
 fn difference(one: &Tensor, other: &Tensor) -> f32 {
     let [one, other] = [one, other].map(|tensor| match &tensor.values {
         imgcls::model::Values::Floats(floats) => floats,
-        imgcls::model::Values::Pixels(_) => panic!("floats were asked for"),
+        imgcls::model::Values::Pixels(_) => panic!("the variant takes floats"),
     });
     one.iter().zip(other).map(|(one, other)| (one - other).abs()).fold(0.0, f32::max)
 }
 
 #[test]
-fn floats_beyond_1_are_refused_unless_they_are_highlights() {
-    let lab = Lab::new();
+fn floats_above_1_are_refused_unless_they_are_few() {
+    let model = TestModel::new();
     let floats =
         |scale: f32| -> Vec<u8> { rgb().iter().flat_map(|&value| (f32::from(value) * scale).to_le_bytes()).collect() };
     let tiff = |pixels: &[u8]| plain(3, pixels).with(BITS, [32; 3]).with(SAMPLE_FORMAT, [3; 3]).file();
-    let message = lab.refusal("0 to 255", &tiff(&floats(1.0)));
+    let message = model.refusal("0 to 255", &tiff(&floats(1.0)));
     assert!(message.contains("floats above 1"), "{message}");
-    let good = lab.tensor("0 to 1", &tiff(&floats(1.0 / 255.0)));
+    let good = model.tensor("0 to 1", &tiff(&floats(1.0 / 255.0)));
     let mut odd = floats(1.0 / 255.0);
     for (at, value) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.5, -1.0].into_iter().enumerate() {
         odd[4 * at..4 * at + 4].copy_from_slice(&value.to_le_bytes());
     }
-    assert!(difference(&lab.tensor("odd values", &tiff(&odd)), &good) < 3.0);
+    assert!(difference(&model.tensor("odd values", &tiff(&odd)), &good) < 3.0);
 }
 
 #[test]
-fn what_is_not_understood_is_refused_by_name() {
-    let lab = Lab::new();
+fn unsupported_features_are_refused_by_name() {
+    let model = TestModel::new();
     let (rgb, grey) = (rgb(), grey());
     let kinds = [
         (plain(3, &rgb).with(PHOTOMETRIC, [6]), "YCbCr"),
@@ -300,14 +303,14 @@ fn what_is_not_understood_is_refused_by_name() {
         (plain(3, &rgb).with(SAMPLES, [99]), "99 samples"),
     ];
     for (tiff, named) in kinds {
-        let message = lab.refusal(named, &tiff.file());
+        let message = model.refusal(named, &tiff.file());
         assert!(message.contains(named), "{named}: {message}");
     }
 }
 
 #[test]
-fn a_damaged_or_cut_tiff_is_refused_and_nothing_panics() {
-    let lab = Lab::new();
+fn damaged_or_truncated_tiff_is_refused_without_a_panic() {
+    let model = TestModel::new();
     let rgb = rgb();
     let tiffs = [
         strips(plain(3, &rgb), 5, 3 * WIDTH).compressed(5, lzw),
@@ -319,7 +322,7 @@ fn a_damaged_or_cut_tiff_is_refused_and_nothing_panics() {
     for tiff in tiffs {
         let whole = tiff.file();
         for tenths in 1..10 {
-            lab.refusal("cut", &whole[..whole.len() * tenths / 10]);
+            model.refusal("truncated", &whole[..whole.len() * tenths / 10]);
         }
         for _ in 0..400 {
             let mut damaged = whole.clone();
@@ -330,13 +333,13 @@ fn a_damaged_or_cut_tiff_is_refused_and_nothing_panics() {
                 let at = damaged.len() - 1 - (state >> 8) as usize % reach;
                 damaged[at] ^= (state >> 3) as u8 | 1;
             }
-            if let Err(error) = prepare(&damaged, &lab.0, &Limits::default()) {
+            if let Err(error) = prepare(&damaged, &model.0, &Limits::default()) {
                 assert!(error.code.is_client_fault(), "{error:?}");
                 assert!(!error.message.contains("stopped the decoder"), "{error:?}");
             }
         }
     }
     for (width, height) in [(0, 5), (5, 0), (0, 0)] {
-        lab.refusal("no pixels", &Tiff::new(width, height, 1, b"").file());
+        model.refusal("no pixels", &Tiff::new(width, height, 1, b"").file());
     }
 }

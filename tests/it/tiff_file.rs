@@ -1,4 +1,4 @@
-//! Writes TIFFs of any kind, good and bad: tags are numbers, as in the file.
+//! Writes TIFF files of any kind, valid and invalid. Tags are numbers, as in the file.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -29,7 +29,7 @@ pub const SAMPLE_FORMAT: u16 = 339;
 const LARGE: [u16; 8] =
     [WIDTH, HEIGHT, STRIP_OFFSETS, ROWS_PER_STRIP, STRIP_BYTE_COUNTS, TILE_OFFSETS, TILE_BYTE_COUNTS, TILE_WIDTH];
 
-/// Tags and chunks, before they are a file.
+/// The tags and chunks of a file.
 #[derive(Clone)]
 pub struct Tiff {
     pub tags: BTreeMap<u16, Vec<u32>>,
@@ -40,7 +40,7 @@ pub struct Tiff {
 }
 
 impl Tiff {
-    /// An uncompressed picture of 8-bit samples in one strip.
+    /// An uncompressed image of 8-bit samples in one strip.
     pub fn new(width: u32, height: u32, samples: u32, pixels: &[u8]) -> Tiff {
         let tags = [
             (WIDTH, vec![width]),
@@ -54,35 +54,36 @@ impl Tiff {
         Tiff { tags: tags.into(), chunks: vec![pixels.to_vec()], is_big_endian: false, is_bigtiff: false }
     }
 
+    /// Sets a tag.
     pub fn with(mut self, tag: u16, values: impl IntoIterator<Item = u32>) -> Tiff {
         self.tags.insert(tag, values.into_iter().collect());
         self
     }
 
-    /// The same with each chunk compressed.
+    /// Compresses each chunk.
     pub fn compressed(mut self, number: u32, compress: impl Fn(&[u8]) -> Vec<u8>) -> Tiff {
         self.chunks = self.chunks.iter().map(|chunk| compress(chunk)).collect();
         self.with(COMPRESSION, [number])
     }
 
     pub fn file(&self) -> Vec<u8> {
-        let (mut body, mut places) = (Vec::new(), Vec::new());
+        let (mut body, mut ranges) = (Vec::new(), Vec::new());
         for chunk in &self.chunks {
-            places.push((body.len() as u32, chunk.len() as u32));
+            ranges.push((body.len() as u32, chunk.len() as u32));
             body.extend_from_slice(chunk);
         }
-        self.file_of(&body, &places)
+        self.file_of(&body, &ranges)
     }
 
-    /// With chunks at any places of `body`.
-    pub fn file_of(&self, body: &[u8], places: &[(u32, u32)]) -> Vec<u8> {
+    /// The file with its chunks at the given ranges (offset and length) of `body`.
+    pub fn file_of(&self, body: &[u8], ranges: &[(u32, u32)]) -> Vec<u8> {
         let header = if self.is_bigtiff { 16 } else { 8 };
         let mut tags = self.tags.clone();
         let is_tiled = tags.contains_key(&TILE_WIDTH);
         let (offsets, counts) =
             if is_tiled { (TILE_OFFSETS, TILE_BYTE_COUNTS) } else { (STRIP_OFFSETS, STRIP_BYTE_COUNTS) };
-        tags.insert(offsets, places.iter().map(|(offset, _)| offset + header).collect());
-        tags.insert(counts, places.iter().map(|(_, length)| *length).collect());
+        tags.insert(offsets, ranges.iter().map(|(offset, _)| offset + header).collect());
+        tags.insert(counts, ranges.iter().map(|(_, length)| *length).collect());
         let mut file = vec![0; header as usize];
         file.extend_from_slice(body);
         let field = if self.is_bigtiff { 8 } else { 4 };
@@ -132,18 +133,18 @@ pub fn zlib(bytes: &[u8]) -> Vec<u8> {
     zlib_of(std::iter::once(bytes))
 }
 
-/// Of pieces, so that a bomb takes no memory here.
+/// Compresses the concatenated pieces, so that a decompression bomb takes little memory here.
 pub fn zlib_of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
     pieces.into_iter().for_each(|piece| encoder.write_all(piece).unwrap());
     encoder.finish().unwrap()
 }
 
-/// A zlib stream of so many empty stored blocks, then one of one byte.
+/// A zlib stream of `count` empty stored blocks, then one of one byte.
 pub fn empty_blocks(count: usize) -> Vec<u8> {
     let mut stream = b"\x78\x01".to_vec();
     stream.extend(b"\0\0\0\xff\xff".repeat(count));
-    // Its checksum is not read: a row is full before.
+    // The checksum is wrong but not read, because a row is full before.
     stream.extend(b"\x01\x01\0\xfe\xff\x11\0\x12\0\x12");
     stream
 }

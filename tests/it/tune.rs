@@ -1,4 +1,4 @@
-//! `imgcls tune`, and the workers that take what it found.
+//! `imgcls tune`, and the workers that use its result.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Process, imgcls};
 
-/// Runs `tune`; its report and the file that it kept.
+/// Runs `tune`. Returns its report and the path of the stored result.
 fn tune(cache: &Path) -> (Value, PathBuf) {
     let output = imgcls().args(["tune", "--json", "--seconds", "0.5", "--cache-dir"]).arg(cache).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -16,7 +16,7 @@ fn tune(cache: &Path) -> (Value, PathBuf) {
     (report, kept)
 }
 
-/// The log of a worker, from its start until it is ready.
+/// The log of a worker from its start until it is ready.
 fn worker_log(dir: &Path, cache: &Path, flags: &[&str]) -> String {
     log_of(imgcls(), dir, cache, flags)
 }
@@ -32,7 +32,7 @@ fn log_of(mut command: Command, dir: &Path, cache: &Path, flags: &[&str]) -> Str
 }
 
 #[test]
-fn a_worker_takes_what_tune_found_unless_told_otherwise() {
+fn worker_uses_the_result_of_tune_unless_a_flag_overrides_it() {
     let dir = tempfile::tempdir().unwrap();
     let cache = dir.path().join("cache");
     let (report, kept) = tune(&cache);
@@ -42,7 +42,7 @@ fn a_worker_takes_what_tune_found_unless_told_otherwise() {
     let found: Value = serde_json::from_slice(&std::fs::read(&kept).unwrap()).unwrap();
     assert_eq!(found, report["found"]);
 
-    // Nothing that is measured or a default.
+    // These numbers are neither measured nor defaults.
     let found = json!({"variant": "fp16", "intra_threads": 2, "sessions": 3, "max_batch_size": null});
     std::fs::write(&kept, found.to_string()).unwrap();
     let log = worker_log(dir.path(), &cache, &[]);
@@ -52,12 +52,12 @@ fn a_worker_takes_what_tune_found_unless_told_otherwise() {
 
     std::fs::write(&kept, &found.to_string()[..20]).unwrap();
     let log = worker_log(dir.path(), &cache, &["--sessions", "1", "--variant", "fp16"]);
-    assert!(log.contains("is not taken"), "{log}");
+    assert!(log.contains("is ignored"), "{log}");
 }
 
-/// Of a machine that it shares, a worker takes what it was given.
+/// On a shared machine a worker uses only the cores of its CPU affinity.
 #[test]
-fn a_worker_opens_a_session_for_each_core_that_it_may_use() {
+fn worker_opens_one_session_for_each_core_it_may_use() {
     let dir = tempfile::tempdir().unwrap();
     let cache = dir.path().join("cache");
     let cores = std::thread::available_parallelism().unwrap();
@@ -73,7 +73,7 @@ fn a_worker_opens_a_session_for_each_core_that_it_may_use() {
 }
 
 #[test]
-fn what_cannot_be_kept_is_printed_and_said() {
+fn result_that_cannot_be_stored_is_printed_and_reported() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, b"").unwrap();
@@ -83,7 +83,7 @@ fn what_cannot_be_kept_is_printed_and_said() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let (table, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (table, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(table.contains("images/s") && table.contains('←'), "{table}");
-    assert!(said.lines().last().unwrap().contains("--cache-dir"), "{said}");
+    assert!(error.lines().last().unwrap().contains("--cache-dir"), "{error}");
 }

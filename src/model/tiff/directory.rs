@@ -1,34 +1,33 @@
-//! The first directory of a TIFF: what is stored where. Every number in it is checked against the file.
+//! The first directory of a TIFF: its tags and their values. Every offset is checked against the file.
 
-use crate::model::PrepareError;
+use super::error::{damaged, truncated};
+use crate::model::error::PrepareError;
 
-use super::{damaged, ends};
-
-/// Entries that are read of a directory. Cameras write some fifty.
+/// Maximum number of entries in a directory. Cameras write about fifty.
 const MAX_ENTRIES: u64 = 4096;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ByteOrder {
+pub(super) enum ByteOrder {
     Little,
     Big,
 }
 
 impl ByteOrder {
-    pub fn u16(self, bytes: [u8; 2]) -> u16 {
+    pub(super) fn u16(self, bytes: [u8; 2]) -> u16 {
         match self {
             ByteOrder::Little => u16::from_le_bytes(bytes),
             ByteOrder::Big => u16::from_be_bytes(bytes),
         }
     }
 
-    pub fn u32(self, bytes: [u8; 4]) -> u32 {
+    pub(super) fn u32(self, bytes: [u8; 4]) -> u32 {
         match self {
             ByteOrder::Little => u32::from_le_bytes(bytes),
             ByteOrder::Big => u32::from_be_bytes(bytes),
         }
     }
 
-    pub fn u64(self, bytes: [u8; 8]) -> u64 {
+    pub(super) fn u64(self, bytes: [u8; 8]) -> u64 {
         match self {
             ByteOrder::Little => u64::from_le_bytes(bytes),
             ByteOrder::Big => u64::from_be_bytes(bytes),
@@ -36,22 +35,22 @@ impl ByteOrder {
     }
 }
 
-pub struct Directory<'a> {
+pub(super) struct Directory<'a> {
     file: &'a [u8],
-    pub order: ByteOrder,
+    pub(super) order: ByteOrder,
     entries: Vec<Entry<'a>>,
 }
 
 struct Entry<'a> {
     tag: u16,
     size: usize,
-    /// Whole values of `size` bytes.
+    /// Complete values of `size` bytes each.
     values: &'a [u8],
 }
 
 impl<'a> Directory<'a> {
     /// Reads the first directory of a TIFF or BigTIFF.
-    pub fn read(file: &'a [u8]) -> Result<Directory<'a>, PrepareError> {
+    pub(super) fn read(file: &'a [u8]) -> Result<Directory<'a>, PrepareError> {
         let order = if file.starts_with(b"II") { ByteOrder::Little } else { ByteOrder::Big };
         let mut directory = Directory { file, order, entries: Vec::new() };
         let is_big = directory.u16_at(2)? == 43;
@@ -76,34 +75,36 @@ impl<'a> Directory<'a> {
         Ok(directory)
     }
 
-    /// The bytes of the file from `offset` on, at most `length` of them.
-    pub fn bytes(&self, offset: u64, length: u64) -> &'a [u8] {
+    /// The bytes of the file from `offset` on, at most `length`; fewer at the end of the file.
+    pub(super) fn bytes(&self, offset: u64, length: u64) -> &'a [u8] {
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(self.file.len());
         let rest = &self.file[start..];
         &rest[..usize::try_from(length).unwrap_or(usize::MAX).min(rest.len())]
     }
 
-    pub fn file_bytes(&self) -> u64 {
+    /// The size of the file.
+    pub(super) fn file_bytes(&self) -> u64 {
         self.file.len() as u64
     }
 
-    /// How many values a tag has; none where it is not there.
-    pub fn count(&self, tag: u16) -> usize {
+    /// The number of values of a tag; 0 if the tag is absent.
+    pub(super) fn count(&self, tag: u16) -> usize {
         self.find(tag).map_or(0, |entry| entry.values.len() / entry.size)
     }
 
-    /// The only or first value.
-    pub fn number(&self, tag: u16) -> Option<u64> {
+    /// The first value of a tag.
+    pub(super) fn number(&self, tag: u16) -> Option<u64> {
         self.numbers(tag).next()
     }
 
-    /// The values of a tag, none where it is not there.
-    pub fn numbers(&self, tag: u16) -> impl Iterator<Item = u64> {
+    /// The values of a tag; none if the tag is absent.
+    pub(super) fn numbers(&self, tag: u16) -> impl Iterator<Item = u64> {
         let (size, values) = self.find(tag).map_or((1, &[][..]), |entry| (entry.size, entry.values));
         values.chunks_exact(size).map(|value| self.value(value))
     }
 
-    pub fn raw(&self, tag: u16) -> Option<&'a [u8]> {
+    /// The values of a tag as bytes.
+    pub(super) fn raw(&self, tag: u16) -> Option<&'a [u8]> {
         self.find(tag).map(|entry| entry.values)
     }
 
@@ -127,8 +128,8 @@ impl<'a> Directory<'a> {
         self.entry_of(at, count, at.saturating_add(12), 8)
     }
 
-    /// Values that fit lie in the entry itself, others where it points. None: of a type that holds no whole numbers, or
-    /// values that lie outside of the file; such a tag counts as absent.
+    /// Reads an entry. Its values lie in the entry if they fit, otherwise at the offset in it. Returns `None` when its
+    /// type is not an integer or its values lie outside the file; such a tag counts as absent.
     fn entry_of(&self, at: u64, count: u64, field: u64, field_bytes: u64) -> Result<Option<Entry<'a>>, PrepareError> {
         let tag = self.u16_at(at)?;
         let size = match self.u16_at(at.saturating_add(2))? {
@@ -163,6 +164,6 @@ impl<'a> Directory<'a> {
     }
 
     fn array_at<const N: usize>(&self, at: u64) -> Result<[u8; N], PrepareError> {
-        self.bytes(at, N as u64).first_chunk().copied().ok_or_else(ends)
+        self.bytes(at, N as u64).first_chunk().copied().ok_or_else(truncated)
     }
 }

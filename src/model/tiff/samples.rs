@@ -1,19 +1,20 @@
-//! Samples of any size → 8 bits. Of whole numbers the high byte stays, floats are taken from 0 to 1.
+//! Samples of any size → 8 bits. Integers keep their high byte; floats are scaled from the range 0 to 1.
 
 use super::directory::{ByteOrder, Directory};
-use super::{damaged, tag, unsupported};
-use crate::model::PrepareError;
+use super::error::{damaged, unsupported};
+use super::tag;
+use crate::model::error::PrepareError;
 
-/// How samples are stored.
+/// The stored form of samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Samples {
+pub(super) struct Samples {
     bits: u32,
     is_float: bool,
     order: ByteOrder,
 }
 
 impl Samples {
-    pub fn read(directory: &Directory) -> Result<Samples, PrepareError> {
+    pub(super) fn read(directory: &Directory) -> Result<Samples, PrepareError> {
         let bits = directory.number(tag::BITS_PER_SAMPLE).unwrap_or(1);
         if directory.numbers(tag::BITS_PER_SAMPLE).take(64).any(|other| other != bits) {
             return Err(unsupported("samples of different sizes"));
@@ -25,7 +26,7 @@ impl Samples {
         let is_float = match format {
             1 | 4 => false,
             3 => true,
-            2 => return Err(unsupported("samples with a sign")),
+            2 => return Err(unsupported("signed samples")),
             5 | 6 => return Err(unsupported("complex samples")),
             _ => return Err(damaged()),
         };
@@ -37,22 +38,22 @@ impl Samples {
         Ok(Samples { bits: bits as u32, is_float, order: directory.order })
     }
 
-    pub fn bits(self) -> u32 {
+    pub(super) fn bits(self) -> u32 {
         self.bits
     }
 
-    pub fn are_bytes(self) -> bool {
+    pub(super) fn are_bytes(self) -> bool {
         self.bits == 8
     }
 
-    /// Whether a sample may be the number of a colour in a palette.
-    pub fn is_index(self) -> bool {
+    /// Reports whether a sample can be an index into a palette.
+    pub(super) fn is_index(self) -> bool {
         self.bits <= 8 && !self.is_float
     }
 
-    /// Fills `target` from the samples at the beginning of `row`. `is_big_endian`: whatever the file's order is.
-    /// `is_index`: values are kept as they are. Returns how many floats were above 1.
-    pub fn to_8_bit(self, row: &[u8], is_big_endian: bool, is_index: bool, target: &mut [u8]) -> u64 {
+    /// Fills `target` from the samples at the beginning of `row`. `is_big_endian` overrides the byte order of the file.
+    /// With `is_index`, values are copied without scaling. Returns the number of floats above 1.
+    pub(super) fn to_8_bit(self, row: &[u8], is_big_endian: bool, is_index: bool, target: &mut [u8]) -> u64 {
         let order = if is_big_endian { ByteOrder::Big } else { self.order };
         match (self.is_float, self.bits) {
             (true, 16) => floats(row, target, |value| half(order.u16(value))),
@@ -75,17 +76,17 @@ impl Samples {
 }
 
 fn floats<const N: usize>(row: &[u8], target: &mut [u8], value: impl Fn([u8; N]) -> f32) -> u64 {
-    let mut too_bright = 0;
+    let mut above_one = 0;
     for (bytes, target) in row.as_chunks::<N>().0.iter().zip(target) {
         let value = value(*bytes);
-        too_bright += u64::from(value > 1.0);
-        // What is not a number becomes 0.
+        above_one += u64::from(value > 1.0);
+        // NaN becomes 0.
         *target = (value.clamp(0.0, 1.0) * 255.0).round() as u8;
     }
-    too_bright
+    above_one
 }
 
-/// A float of 16 bits.
+/// Converts a 16-bit float.
 fn half(bits: u16) -> f32 {
     let magnitude = f32::from(bits & 0x3ff);
     let value = match bits >> 10 & 0x1f {
@@ -97,7 +98,7 @@ fn half(bits: u16) -> f32 {
     if bits >> 15 == 1 { -value } else { value }
 }
 
-/// Samples of less than a byte, or of one and some bits, one after the other from the highest bit.
+/// Unpacks samples whose size is not a multiple of 8 bits, starting with the highest bit.
 fn packed(row: &[u8], bits: u32, is_index: bool, target: &mut [u8]) {
     let largest = (1_u64 << bits) - 1;
     let (mut buffer, mut available) = (0_u64, 0);
@@ -117,31 +118,31 @@ fn packed(row: &[u8], bits: u32, is_index: bool, target: &mut [u8]) {
     }
 }
 
-/// What was done to rows before they were compressed.
+/// The transformation that was applied to rows before compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Predictor {
+pub(super) enum Predictor {
     None,
-    /// Each sample is stored as its difference to the one on its left.
+    /// Each sample is stored as its difference from the one to its left.
     Horizontal,
-    /// The bytes of floats are sorted by their place in the number, then stored as differences.
+    /// The bytes of floats are grouped by significance, then stored as differences.
     Float,
 }
 
 impl Predictor {
-    pub fn read(number: u64, format: Samples) -> Result<Predictor, PrepareError> {
+    pub(super) fn read(number: u64, format: Samples) -> Result<Predictor, PrepareError> {
         match number {
             1 => Ok(Predictor::None),
             2 if matches!(format.bits, 8 | 16 | 32 | 64) => Ok(Predictor::Horizontal),
             3 if format.is_float => Ok(Predictor::Float),
-            2 => Err(unsupported(format_args!("differences of {} bits", format.bits))),
-            3 => Err(unsupported("the predictor of floats for whole numbers")),
+            2 => Err(unsupported(format_args!("a predictor for samples of {} bits", format.bits))),
+            3 => Err(unsupported("the floating-point predictor for integers")),
             _ => Err(damaged()),
         }
     }
 
-    /// Brings a row back. `samples`: of a pixel, in this row. Returns whether the row is big-endian now, whatever the
-    /// file is.
-    pub fn undo(self, row: &mut [u8], samples: usize, format: Samples) -> bool {
+    /// Restores a row in place. `samples` is the number of samples per pixel in this row. Returns whether the row is
+    /// now big-endian, regardless of the file.
+    pub(super) fn undo(self, row: &mut [u8], samples: usize, format: Samples) -> bool {
         let order = format.order;
         match (self, format.bits) {
             (Predictor::None, _) => return false,
@@ -160,8 +161,8 @@ impl Predictor {
                 let (sorted, bytes) = (row.to_vec(), bits as usize / 8);
                 let values = row.len() / bytes;
                 for (index, value) in row.chunks_exact_mut(bytes).enumerate() {
-                    for (place, byte) in value.iter_mut().enumerate() {
-                        *byte = sorted[place * values + index];
+                    for (significance, byte) in value.iter_mut().enumerate() {
+                        *byte = sorted[significance * values + index];
                     }
                 }
                 return true;
@@ -171,7 +172,7 @@ impl Predictor {
     }
 }
 
-/// Adds to each value the one so many `samples` before it.
+/// Adds to each value the one `samples` positions before it.
 fn sum<const N: usize>(row: &mut [u8], samples: usize, add: impl Fn([u8; N], [u8; N]) -> [u8; N]) {
     let values = row.as_chunks_mut::<N>().0;
     for at in samples..values.len() {
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn the_high_bits_of_whole_numbers_stay() {
+    fn integers_keep_their_high_bits() {
         let of = |bits, order| Samples { bits, is_float: false, order };
         let (little, big) = (ByteOrder::Little, ByteOrder::Big);
         assert_eq!(bytes_of(of(1, big), &[0b1010_0000], 3), [255, 0, 255]);
@@ -214,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn floats_are_taken_from_0_to_1_and_others_are_counted() {
+    fn floats_are_clamped_to_0_to_1_and_those_above_1_are_counted() {
         let format = Samples { bits: 32, is_float: true, order: ByteOrder::Big };
         let row: Vec<u8> = [0.0_f32, 0.5, 1.0, 2.0, -1.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY]
             .iter()
@@ -230,12 +231,12 @@ mod tests {
     }
 
     #[test]
-    fn differences_are_added_up_again() {
+    fn predictors_are_undone() {
         let format = Samples { bits: 16, is_float: false, order: ByteOrder::Little };
         let mut row = [255, 0, 2, 0, 1, 0, 254, 255];
         assert!(!Predictor::Horizontal.undo(&mut row, 2, format));
         assert_eq!(row, [255, 0, 2, 0, 0, 1, 0, 0]);
-        // Two floats, 1.0 and 2.0 (0x3f800000, 0x40000000): high bytes first, then differences.
+        // The floats 1.0 and 2.0 (0x3f800000, 0x40000000), grouped from the high byte on, then stored as differences.
         let format = Samples { bits: 32, is_float: true, order: ByteOrder::Little };
         let mut row = [0x3f, 1, 0x40, 0x80, 0, 0, 0, 0];
         assert!(Predictor::Float.undo(&mut row, 1, format));

@@ -1,5 +1,5 @@
-//! Compressed bytes of a strip or tile → rows. Nothing is unpacked before it is asked for, but for JPEG, whose decoder
-//! gives a whole picture.
+//! Compressed bytes of a strip or tile → rows. Rows are unpacked on demand, except for JPEG, whose decoder returns the
+//! whole strip or tile.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -17,19 +17,21 @@ use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::directory::Directory;
-use super::{damaged, ends, tag, unsupported};
-use crate::model::PrepareError;
+use super::error::{damaged, truncated, unsupported};
+use super::tag;
 use crate::model::budget::{Budget, PIECE_BYTES};
+use crate::model::error::PrepareError;
 
-/// Scans of one JPEG in a strip or tile. TIFF knows only sequential ones, which have one for each component at most.
+/// Maximum number of scans of a JPEG in a strip or tile. TIFF allows only sequential ones, with at most one scan per
+/// component.
 const MAX_SCANS: usize = 4;
 
-/// Most bytes of the tables that JPEGs share: they are read again for each strip or tile. All tables there can be take
-/// less than 2 KiB.
+/// Maximum size of the tables that JPEGs share, which are read for each strip or tile. All possible tables together
+/// take less than 2 KiB.
 const MAX_TABLES_BYTES: usize = 64 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
+pub(super) enum Compression {
     None,
     Fax4,
     Lzw,
@@ -39,7 +41,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    pub fn read(directory: &Directory) -> Result<Compression, PrepareError> {
+    pub(super) fn read(directory: &Directory) -> Result<Compression, PrepareError> {
         match directory.number(tag::COMPRESSION).unwrap_or(1) {
             1 => Ok(Compression::None),
             4 => bilevel(directory),
@@ -49,7 +51,7 @@ impl Compression {
             7 => jpeg(directory),
             2 => Err(unsupported("CCITT RLE compression")),
             3 => Err(unsupported("CCITT Group 3 compression")),
-            6 => Err(unsupported("JPEG compression of the old kind")),
+            6 => Err(unsupported("old-style JPEG compression")),
             34_712 => Err(unsupported("JPEG 2000 compression")),
             34_887 => Err(unsupported("LERC compression")),
             34_925 => Err(unsupported("LZMA compression")),
@@ -60,7 +62,8 @@ impl Compression {
         }
     }
 
-    pub fn takes_predictor(self) -> bool {
+    /// Reports whether a predictor may be combined with this compression.
+    pub(super) fn supports_predictor(self) -> bool {
         matches!(self, Compression::Lzw | Compression::Deflate)
     }
 }
@@ -77,23 +80,23 @@ fn jpeg(directory: &Directory) -> Result<Compression, PrepareError> {
     Ok(Compression::Jpeg { is_ycbcr: directory.number(tag::PHOTOMETRIC) == Some(6) })
 }
 
-/// A strip or tile as it lies in the file.
-pub struct Chunk<'a> {
-    pub bytes: &'a [u8],
-    pub is_bit_reversed: bool,
-    /// In pixels.
-    pub width: usize,
-    pub height: usize,
-    /// Of a pixel.
-    pub samples: usize,
+/// A strip or tile as it is stored in the file.
+pub(super) struct Chunk<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) is_bit_reversed: bool,
+    /// Width and height in pixels.
+    pub(super) width: usize,
+    pub(super) height: usize,
+    /// Samples per pixel.
+    pub(super) samples: usize,
 }
 
-/// Unpacks one chunk after the other. What a method needs for each is made once.
-pub struct Unpacker<'a> {
+/// Unpacks one chunk after another, and reuses the state of its method.
+pub(super) struct Unpacker<'a> {
     method: Method,
     input: Cow<'a, [u8]>,
     at: usize,
-    /// Tables that all JPEGs of the file share.
+    /// The tables that all JPEGs of the file share.
     tables: Option<&'a [u8]>,
 }
 
@@ -108,16 +111,16 @@ enum Method {
     Jpeg {
         is_ycbcr: bool,
     },
-    /// None before the first chunk.
+    /// `None` before the first chunk.
     Fax4(Option<Fax>),
 }
 
 impl<'a> Unpacker<'a> {
-    pub fn new(compression: Compression, tables: Option<&'a [u8]>) -> Unpacker<'a> {
+    pub(super) fn new(compression: Compression, tables: Option<&'a [u8]>) -> Unpacker<'a> {
         let method = match compression {
             Compression::None => Method::None,
             Compression::PackBits => Method::PackBits { literal: 0, repeat: (0, 0) },
-            // Yields where the rows are full: what follows need not make sense.
+            // Decoding stops when the rows are full, because the bytes that follow may be garbage.
             Compression::Lzw => {
                 let configuration = Configuration::with_tiff_size_switch(weezl::BitOrder::Msb, 8);
                 Method::Lzw(Box::new(configuration.with_yield_on_full_buffer(true).build()))
@@ -129,8 +132,8 @@ impl<'a> Unpacker<'a> {
         Unpacker { method, input: Cow::Borrowed(&[]), at: 0, tables }
     }
 
-    /// Takes up another chunk.
-    pub fn begin(&mut self, chunk: &Chunk<'a>, budget: &Budget) -> Result<(), PrepareError> {
+    /// Starts another chunk.
+    pub(super) fn begin(&mut self, chunk: &Chunk<'a>, budget: &Budget) -> Result<(), PrepareError> {
         self.at = 0;
         self.input = match &self.method {
             Method::Jpeg { is_ycbcr } => Cow::Owned(decode_jpeg(chunk, self.tables, *is_ycbcr)?),
@@ -147,15 +150,15 @@ impl<'a> Unpacker<'a> {
         budget.check()
     }
 
-    /// Fills `rows`, whole rows of the chunk.
+    /// Fills `rows` with the next complete rows of the chunk.
     ///
     /// # Errors
-    /// The chunk is damaged or ends before, or the budget is spent.
-    pub fn read(&mut self, rows: &mut [u8], budget: &Budget) -> Result<(), PrepareError> {
+    /// The chunk is damaged or truncated, or the budget is spent.
+    pub(super) fn read(&mut self, rows: &mut [u8], budget: &Budget) -> Result<(), PrepareError> {
         let Unpacker { method, input, at, .. } = self;
         match method {
             Method::None | Method::Jpeg { .. } => {
-                let bytes = input.get(*at..*at + rows.len()).ok_or_else(ends)?;
+                let bytes = input.get(*at..*at + rows.len()).ok_or_else(truncated)?;
                 rows.copy_from_slice(bytes);
                 *at += rows.len();
                 Ok(())
@@ -180,8 +183,8 @@ impl<'a> Unpacker<'a> {
     }
 }
 
-/// Has `step` turn pieces of `input` from `at` on into `rows` until they are full. It returns how much it read and wrote,
-/// and whether nothing more can come.
+/// Calls `step` with pieces of `input` from `at` on until `rows` are full. `step` returns how much it read and wrote,
+/// and whether the stream has ended.
 fn fill(
     input: &[u8],
     at: &mut usize,
@@ -196,9 +199,9 @@ fn fill(
         *at += read;
         filled += written;
         if filled < rows.len() && (is_done || (read == 0 && written == 0)) {
-            return Err(ends());
+            return Err(truncated());
         }
-        // A piece may hold nothing but empty blocks: then only the clock tells that it cost something.
+        // A piece may contain nothing but empty blocks, so the clock is checked even if nothing was written.
         if filled < rows.len() {
             budget.check()?;
         }
@@ -223,19 +226,19 @@ fn unpack_bits(
             filled += length;
         } else if *literal > 0 {
             let length = (*literal).min(left);
-            rows[filled..filled + length].copy_from_slice(input.get(*at..*at + length).ok_or_else(ends)?);
+            rows[filled..filled + length].copy_from_slice(input.get(*at..*at + length).ok_or_else(truncated)?);
             *literal -= length;
             *at += length;
             filled += length;
         } else {
-            let header = *input.get(*at).ok_or_else(ends)?;
+            let header = *input.get(*at).ok_or_else(truncated)?;
             *at += 1;
             match header {
                 0..128 => *literal = usize::from(header) + 1,
-                // Nothing: some writers align by it.
+                // A no-op that some writers use for alignment.
                 128 => {}
                 129.. => {
-                    *repeat = (257 - usize::from(header), *input.get(*at).ok_or_else(ends)?);
+                    *repeat = (257 - usize::from(header), *input.get(*at).ok_or_else(truncated)?);
                     *at += 1;
                 }
             }
@@ -244,25 +247,26 @@ fn unpack_bits(
     Ok(())
 }
 
-/// All rows of a JPEG, in the samples that the file has, or in RGB where they are YCbCr.
+/// Decodes all rows of a JPEG, to RGB if it is YCbCr, otherwise without converting colours.
 fn decode_jpeg(chunk: &Chunk, tables: Option<&[u8]>, is_ycbcr: bool) -> Result<Vec<u8>, PrepareError> {
     const END_OF_IMAGE: &[u8] = b"\xff\xd9";
     let jpeg = match tables {
-        // Tables are a JPEG of their own without a picture: its end and the beginning of the chunk's are left out.
+        // The tables are a JPEG without an image. Its end marker and the start marker of the chunk are removed to join
+        // them.
         Some(tables) if tables.len() > MAX_TABLES_BYTES => return Err(damaged()),
         Some(tables) => {
             let tables = tables.strip_suffix(END_OF_IMAGE).unwrap_or(tables);
-            [tables, chunk.bytes.get(2..).ok_or_else(ends)?].concat()
+            [tables, chunk.bytes.get(2..).ok_or_else(truncated)?].concat()
         }
         None => chunk.bytes.to_vec(),
     };
     let last = &jpeg[jpeg.len().saturating_sub(16)..];
-    let is_whole = last.windows(2).any(|marker| marker == END_OF_IMAGE);
+    let is_complete = last.windows(2).any(|marker| marker == END_OF_IMAGE);
     let options = DecoderOptions::default()
         .set_max_width(chunk.width)
         .set_max_height(chunk.height)
         .jpeg_set_max_scans(MAX_SCANS)
-        .set_strict_mode(!is_whole);
+        .set_strict_mode(!is_complete);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&jpeg), options);
     decoder.decode_headers().map_err(|_| damaged())?;
     let colours = decoder.input_colorspace().ok_or_else(damaged)?;
@@ -270,24 +274,25 @@ fn decode_jpeg(chunk: &Chunk, tables: Option<&[u8]>, is_ycbcr: bool) -> Result<V
     if size != (chunk.width, chunk.height) || colours.num_components() != chunk.samples {
         return Err(damaged());
     }
-    // Colours of the file are left as they are, but for the one kind that only a JPEG has.
+    // Only YCbCr is converted; other colour spaces are those of the TIFF.
     let colours = if is_ycbcr { ColorSpace::RGB } else { colours };
     decoder.set_options(options.jpeg_set_out_colorspace(colours));
-    let pixels = decoder.decode().map_err(|_| if is_whole { damaged() } else { ends() })?;
+    let pixels = decoder.decode().map_err(|_| if is_complete { damaged() } else { truncated() })?;
     if pixels.len() == chunk.width * chunk.height * chunk.samples { Ok(pixels) } else { Err(damaged()) }
 }
 
-/// CCITT Group 4: each row by its difference to the one above.
+/// A decoder of CCITT Group 4, which codes each row relative to the one above.
 struct Fax {
     decoder: Group4Decoder<FaxBytes>,
-    /// How many bytes the decoder may read for this row.
+    /// Number of bytes that the decoder may still read for this row.
     allowance: Rc<Cell<usize>>,
     width: u16,
-    /// The data said that it has no more rows; those that are left are white.
+    /// The data declared its end; the remaining rows are white.
     has_ended: bool,
 }
 
-/// Ends early where one row takes more bytes than any row can: the decoder keeps what it reads.
+/// The input of the fax decoder. It ends when one row reads more bytes than any valid row has, because the decoder
+/// keeps what it reads in memory.
 struct FaxBytes {
     bytes: Vec<u8>,
     at: usize,
@@ -314,7 +319,7 @@ impl Fax {
         Ok(Fax { decoder, allowance, width, has_ended: false })
     }
 
-    /// More than the longest code for each pixel.
+    /// An upper bound on the size of a coded row: more than the longest code for each pixel.
     fn row_bytes(width: u16) -> usize {
         2 * usize::from(width) + 64
     }

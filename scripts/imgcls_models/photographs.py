@@ -1,7 +1,7 @@
-"""Free photographs for calibration, tests and samples, out of the scikit-image wheel.
+"""Free photographs for calibration, tests and samples, from the scikit-image wheel.
 
-Each one's docstring in skimage/data/_fetchers.py says that it is CC0 or in the public domain; pictures of that wheel
-whose docstring says nothing, or only "no known restrictions", are not used.
+The docstring of each one in skimage/data/_fetchers.py states that it is CC0 or in the public domain. Images of that
+wheel whose docstring states nothing, or only "no known restrictions", are not used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .registry import SCIKIT_IMAGE
 
 @dataclass(frozen=True)
 class Photograph:
-    """A picture of the wheel, and what its docstring says about rights."""
+    """An image of the wheel, and the licence that its docstring states."""
 
     member: str
     shows: str
@@ -28,11 +28,11 @@ class Photograph:
         return self.member.rsplit("/", 1)[-1].split(".")[0]
 
     def encoded(self) -> bytes:
-        """The file as the wheel holds it."""
+        """The encoded file in the wheel."""
         return SCIKIT_IMAGE.read(self.member)
 
     def open(self) -> Image.Image:
-        """The picture in RGB."""
+        """The decoded image in RGB."""
         return Image.open(io.BytesIO(self.encoded())).convert("RGB")
 
 

@@ -1,4 +1,4 @@
-//! Bytes to tensor, as a worker and `imgcls classify` do it.
+//! Bytes → tensor, by the functions that workers and `imgcls classify` call.
 
 use std::sync::OnceLock;
 
@@ -8,12 +8,8 @@ use imgcls::cli::{Cli, Command};
 use imgcls::model::{self, ModelPackage, Tensor};
 use libfuzzer_sys::Corpus;
 
-pub fn jpeg(input: &[u8]) -> Corpus {
-    decode(input, "image/jpeg")
-}
-
-/// Once as it is, and once with right checksums: a decoder stops at the first wrong one.
-pub fn png(input: &[u8]) -> Corpus {
+/// Decodes the input as it is, and with corrected checksums, because the decoder stops at the first wrong one.
+pub fn decode_png(input: &[u8]) -> Corpus {
     let kept = decode(input, "image/png");
     if let Corpus::Keep = kept {
         decode(&with_checksums(input), "image/png");
@@ -21,44 +17,27 @@ pub fn png(input: &[u8]) -> Corpus {
     kept
 }
 
-pub fn webp(input: &[u8]) -> Corpus {
-    decode(input, "image/webp")
-}
-
-pub fn gif(input: &[u8]) -> Corpus {
-    decode(input, "image/gif")
-}
-
-pub fn bmp(input: &[u8]) -> Corpus {
-    decode(input, "image/bmp")
-}
-
-pub fn tiff(input: &[u8]) -> Corpus {
-    decode(input, "image/tiff")
-}
-
-/// An EXIF block in good pictures: whatever it says, the picture is decoded.
+/// A valid image must be decoded whatever its EXIF block contains.
 pub fn exif(input: &[u8]) -> Corpus {
     let block = &input[..input.len().min(60_000)];
-    for picture in [jpeg_with(block), png_with(block)] {
-        if let Err(error) = prepare(&picture) {
-            panic!("a good picture is refused for its EXIF block: {error}");
+    for image in [jpeg_with(block), png_with(block)] {
+        if let Err(error) = prepare(&image) {
+            panic!("a valid image is refused because of its EXIF block: {error}");
         }
     }
     Corpus::Keep
 }
 
-/// Where the signature is another format's, the input is another target's.
-fn decode(input: &[u8], media_type: &str) -> Corpus {
+/// Decodes an input of this media type. Inputs of other formats belong to other targets.
+pub fn decode(input: &[u8], media_type: &str) -> Corpus {
     if model::sniff(input) != Some(media_type) {
         return Corpus::Reject;
     }
     let (first, again) = (prepare(input), prepare(input));
-    // Nothing of a picture is left behind for the next one.
-    assert_eq!(first, again, "the same bytes are decoded another way the second time");
+    // An image must not affect the next one.
+    assert_eq!(first, again, "the same bytes give another result the second time");
     if let Ok(tensor) = &first {
-        let size = good_size();
-        assert_eq!((tensor.width, tensor.height), size, "the model takes another size");
+        assert_eq!((tensor.width, tensor.height), input_size(), "the model takes another size");
     }
     Corpus::Keep
 }
@@ -68,45 +47,45 @@ fn prepare(bytes: &[u8]) -> Result<Tensor, model::PrepareError> {
     model::prepare(bytes, package, &config.limits)
 }
 
-/// Limits and model as the flags' defaults have them.
+/// The default limits and the default model.
 fn set_up() -> &'static (Config, ModelPackage) {
     static SET_UP: OnceLock<(Config, ModelPackage)> = OnceLock::new();
     SET_UP.get_or_init(|| {
         let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/efficientnet-lite0");
         let Command::Classify(args) = Cli::parse_from(["imgcls", "classify", "--model", model, "x.jpg"]).command else {
-            unreachable!("that is the command")
+            unreachable!("the command line names this command")
         };
         let config = args.config();
-        let package = ModelPackage::load(&config.model).expect("the model; scripts/setup brings it");
+        let package = ModelPackage::load(&config.model).expect("the model; scripts/setup installs it");
         (config, package)
     })
 }
 
-/// Width and height of every tensor, by a good picture.
-fn good_size() -> (usize, usize) {
+/// Width and height of every tensor.
+fn input_size() -> (usize, usize) {
     static SIZE: OnceLock<(usize, usize)> = OnceLock::new();
     *SIZE.get_or_init(|| {
-        let tensor = prepare(GOOD_JPEG).expect("a good picture");
+        let tensor = prepare(VALID_JPEG).expect("a valid image");
         (tensor.width, tensor.height)
     })
 }
 
-const GOOD_JPEG: &[u8] = include_bytes!("../../tests/pictures/rocket.jpg");
-const GOOD_PNG: &[u8] = include_bytes!("../../tests/pictures/one-pixel.png");
+const VALID_JPEG: &[u8] = include_bytes!("../../tests/pictures/rocket.jpg");
+const VALID_PNG: &[u8] = include_bytes!("../../tests/pictures/one-pixel.png");
 const PNG_SIGNATURE_BYTES: usize = 8;
-/// Length, name and checksum.
+/// Size of the length, name and checksum of a chunk.
 const PNG_CHUNK_FRAME_BYTES: usize = 12;
 
 fn jpeg_with(exif: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(exif.len() + 8).expect("cut to less");
-    let (start, rest) = GOOD_JPEG.split_at(2);
+    let length = u16::try_from(exif.len() + 8).expect("the block was truncated");
+    let (start, rest) = VALID_JPEG.split_at(2);
     [start, b"\xff\xe1", &length.to_be_bytes(), b"Exif\0\0", exif, rest].concat()
 }
 
 fn png_with(exif: &[u8]) -> Vec<u8> {
     let header_end = PNG_SIGNATURE_BYTES + PNG_CHUNK_FRAME_BYTES + 13;
-    let (start, rest) = GOOD_PNG.split_at(header_end);
-    let length = u32::try_from(exif.len()).expect("cut to less");
+    let (start, rest) = VALID_PNG.split_at(header_end);
+    let length = u32::try_from(exif.len()).expect("the block was truncated");
     with_checksums(&[start, &length.to_be_bytes(), b"eXIf", exif, b"\0\0\0\0", rest].concat())
 }
 
