@@ -176,11 +176,11 @@ struct Start {
     index: u64,
     intended: Instant,
     /// How late an open loop sent it; `None` in a closed loop.
-    lag: Option<Behind>,
+    lag: Option<Lateness>,
 }
 
 /// How late a start was when an idle sender took it; `None` if all senders were busy when it became due.
-struct Behind(Option<Duration>);
+struct Lateness(Option<Duration>);
 
 impl Starts {
     fn new(
@@ -223,7 +223,7 @@ impl Starts {
             }
         };
         let (index, intended) = self.intended().next()?;
-        let lag = self.open.then(|| Behind(waited.then(|| intended.elapsed())));
+        let lag = self.open.then(|| Lateness(waited.then(|| intended.elapsed())));
         Some(Start { index, intended, lag })
     }
 
@@ -256,7 +256,7 @@ impl Starts {
 
 impl Start {
     fn record_lag(&self, measurement: &mut Measurement) {
-        if let Some(Behind(behind)) = self.lag {
+        if let Some(Lateness(behind)) = self.lag {
             measurement.lag.record(behind);
         }
     }
