@@ -61,10 +61,10 @@ def int8(model: onnx.ModelProto, samples: Samples, preprocess: Preprocess) -> on
     """
     with tempfile.TemporaryDirectory() as folder:
         # The model is passed as a file, because the quantizer changes a model in memory.
-        original, path = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
-        onnx.save(model, original)
+        float_path, path = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
+        onnx.save(model, float_path)
         quantize_static(
-            original,
+            float_path,
             path,
             _Samples(model.graph.input[0].name, samples()),
             quant_format=QuantFormat.QDQ,

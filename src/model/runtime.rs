@@ -17,7 +17,7 @@ use super::seal::Key;
 const PINS: &str = include_str!("../../scripts/onnxruntime.pins");
 
 /// A file that changed less than this long ago may change again with the same timestamp.
-const SETTLED_AFTER: Duration = Duration::from_secs(2);
+const STABLE_AFTER: Duration = Duration::from_secs(2);
 
 /// The result of the check.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +94,7 @@ fn digest(path: &Path, cache: Option<&Path>) -> std::io::Result<String> {
     let sha256 = hash(&canonical)?;
     // A cache that cannot be written only costs time at the next start.
     if let Some((path, key)) = record_file
-        && state.is_settled
+        && state.is_stable
     {
         let _ = key.write(&path, format!("{}\n{sha256}", state.text).into_bytes());
     }
@@ -105,7 +105,7 @@ fn digest(path: &Path, cache: Option<&Path>) -> std::io::Result<String> {
 /// clock.
 struct State {
     text: String,
-    is_settled: bool,
+    is_stable: bool,
 }
 
 fn state(path: &Path) -> std::io::Result<State> {
@@ -121,8 +121,8 @@ fn state(path: &Path) -> std::io::Result<State> {
         file.ctime_nsec()
     );
     let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(file.ctime()).unwrap_or_default());
-    let is_settled = SystemTime::now().duration_since(changed).is_ok_and(|age| age > SETTLED_AFTER);
-    Ok(State { text, is_settled })
+    let is_stable = SystemTime::now().duration_since(changed).is_ok_and(|age| age > STABLE_AFTER);
+    Ok(State { text, is_stable })
 }
 
 fn hash(path: &Path) -> std::io::Result<String> {
