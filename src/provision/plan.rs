@@ -439,7 +439,7 @@ mod tests {
         assert_eq!(plan.check_inventory(&inventory), Ok(()));
         inventory.found.pop();
         assert!(
-            plan.check_inventory(&inventory).expect_err("the inventory differs").to_string().contains("has changed")
+            plan.check_inventory(&inventory).expect_err("the inventory differs").to_string().contains("have changed")
         );
         assert!(Plan::parse("{}").is_err() && Plan::parse(&text.replace("\"version\":1", "\"version\":2")).is_err());
     }
