@@ -9,10 +9,11 @@
 //! - `window`: what of a picture the model's crop shows
 //! - `preprocess`: pixels → the model's input
 //! - `onnx`: the session; `runtime`: which library it runs on; `seal`: files of the cache that can be believed
-//! - `tuning`: what `imgcls tune` found
+//! - `tuning`: what `imgcls tune` found; `choice`: a choice of the model completed by it
 
 mod bmp;
 mod budget;
+mod choice;
 mod decode;
 mod exif;
 mod find;
@@ -42,6 +43,7 @@ use crate::config::Limits;
 use crate::protocol::{ErrorCode, Prediction};
 
 pub use budget::{thread_cpu_time, timeout_message};
+pub use choice::{TunedChoice, default_cache_dir};
 pub use decode::sniff;
 pub use find::model_folder;
 pub use jpeg::DECODER as JPEG_DECODER;

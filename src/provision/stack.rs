@@ -11,7 +11,7 @@ use super::inventory::{Found, Inventory, Owner};
 use super::resource::{Kind, REGION_TAG, Resource, STACK_TAG, attribute, in_group, number, properties, reference};
 use super::roles::{self, Arns};
 use super::user_data::{self, Tier};
-use crate::config::Names;
+use crate::config::{Machines, Names};
 use crate::protocol::{self, BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE, DRAIN_HOOK};
 use crate::scaling::{Bounds, Policy, StepPolicy, TargetPolicy};
 
@@ -37,6 +37,8 @@ pub const LATEST_VERSION: &str = "LatestVersionNumber";
 pub struct Settings {
     pub stack: String,
     pub names: Names,
+    /// Settings of the processes on the machines that the user gave.
+    pub machines: Machines,
     pub visibility_timeout: Duration,
     pub max_receive_count: u32,
     pub bounds: Bounds,
@@ -700,6 +702,7 @@ impl Settings {
         Settings {
             stack: stack.to_owned(),
             names: Names::aws(stack, "123456789012", "us-east-1"),
+            machines: Machines::default(),
             visibility_timeout: Duration::from_secs(30),
             max_receive_count: 5,
             bounds: Bounds::new(0, 4).expect("bounds of the test"),
