@@ -684,7 +684,7 @@ fn whole_minutes(period: Duration) -> u64 {
 
 #[cfg(test)]
 impl Site {
-    fn for_tests() -> Site {
+    pub fn for_tests() -> Site {
         Site {
             account: "123456789012".to_owned(),
             region: "us-east-1".to_owned(),

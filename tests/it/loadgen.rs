@@ -210,7 +210,7 @@ fn a_target_that_knows_only_the_original_api_is_recognised() {
     let output = loadgen(&server, &["--num-request", "3"]);
     assert_eq!(code(&output), Some(1));
     assert!(stdout(&output).contains("3 × status 404"), "{output:?}");
-    assert!(stdout(&output).contains("--api original"), "{output:?}");
+    assert!(stdout(&output).contains("--api legacy"), "{output:?}");
 }
 
 #[test]
