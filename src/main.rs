@@ -5,8 +5,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use imgcls::cli::{Cli, Command, ConfigCommand, Invocation, SettingsError, SharedArgs, UsageError};
-use imgcls::config::{Backend, Document, Names};
+use imgcls::cli::{
+    AutoscaleArgs, Cli, Command, ConfigCommand, DataArgs, Invocation, ProvisionArgs, QueueArgs, ServeWebArgs,
+    SettingsError, SharedArgs, UpArgs, UsageError, WorkerArgs,
+};
+use imgcls::config::{Backend, Document, Machines, Names};
 use imgcls::model::TunedChoice;
 use imgcls::telemetry::output;
 use imgcls::{
@@ -25,7 +28,7 @@ const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let outcome = Cli::read(arguments).and_then(|invocation| {
+    let outcome = Cli::read(&arguments).and_then(|invocation| {
         telemetry::init(invocation.command.log_format());
         run(invocation)
     });
@@ -51,97 +54,16 @@ fn report(error: &anyhow::Error) -> ExitCode {
 fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
     let Invocation { command, settings, machines } = invocation;
     match command {
-        Command::Up(args) => {
-            block_on(many_threads()?, async {
-                let config = args.config(&settings, &TunedChoice::read(args.model.choice()))?;
-                let shutdown = on_signals()?;
-                shutdown::end_within(&shutdown, args.http.drain_delay + MAX_DRAIN);
-                let listener = bind(args.http.listen)?;
-                Box::pin(traced("imgcls-web", up::run(listener, config, shutdown))).await
-            })?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::ServeWeb(args) => {
-            let backend = logged_backend(&args.shared, &settings, "serve-web");
-            block_on(many_threads()?, async {
-                let names = names::resolve(args.shared.names(), &backend).await?;
-                let retention = args.retention.config(backend.clone(), names.clone());
-                let config = args.config(backend, names)?;
-                let shutdown = on_signals()?;
-                shutdown::end_within(&shutdown, args.http.drain_delay + MAX_DRAIN);
-                let listener = bind(args.http.listen)?;
-                traced("imgcls-web", up::serve_web(listener, config, retention, None, shutdown)).await
-            })?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Worker(args) => {
-            let backend = logged_backend(&args.shared, &settings, "worker");
-            block_on(one_thread()?, async {
-                let names = names::resolve(args.shared.names(), &backend).await?;
-                let config = args.config(backend, names, TunedChoice::read(args.model.choice()));
-                Box::pin(traced("imgcls-worker", worker::run(config, on_signals()?))).await
-            })?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Autoscale(args) => {
-            let backend = logged_backend(&args.shared, &settings, "autoscale");
-            block_on(one_thread()?, async {
-                let shutdown = on_signals()?;
-                match backend {
-                    Backend::Local { .. } => {
-                        let model = TunedChoice::read(args.model.choice());
-                        up::run_workers(args.process_config(&settings, &model)?, shutdown).await
-                    }
-                    Backend::Aws { .. } => autoscale::aws::run(args.group_config(backend)?, shutdown).await,
-                }
-            })?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Queue(args) => {
-            let is_done = block_on(one_thread()?, async {
-                let shared = args.command.shared();
-                let (backend, _) = shared.backend(&settings);
-                let names = names::resolve(shared.names(), &backend).await?;
-                queues::run(args.config(backend, names)?, on_signals()?).await
-            })?;
-            Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-        }
-        Command::Data(args) => {
-            block_on(one_thread()?, async {
-                let (backend, selected_by) = args.command.shared().backend(&settings);
-                data::run(args.config(&backend, &selected_by)?, on_signals()?).await
-            })?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Provision(args) => {
-            let backend = args.backend()?;
-            let ending = block_on(one_thread()?, async {
-                let shared = &args.stack().shared;
-                let names = if args.needs_names() {
-                    Box::pin(names::resolve(shared.names(), &backend)).await?
-                } else {
-                    Names::local(&shared.stack)
-                };
-                Box::pin(provision::run(args.config(names, machines)?, on_signals()?)).await
-            })?;
-            Ok(match ending {
-                provision::Ending::Done => ExitCode::SUCCESS,
-                provision::Ending::Declined | provision::Ending::Faults => ExitCode::FAILURE,
-                provision::Ending::Changes => EXIT_CHANGES.into(),
-            })
-        }
-        Command::Classify(args) => {
-            let all_classified = classify::run(&args.config())?;
-            Ok(if all_classified { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-        }
-        Command::Tune(args) => {
-            tune::run(&args.config())?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Simulate(args) => {
-            simulate::run(&args.config()?)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Up(args) => run_up(&args, &settings),
+        Command::ServeWeb(args) => run_web(&args, &settings),
+        Command::Worker(args) => run_worker(&args, &settings),
+        Command::Autoscale(args) => run_autoscale(&args, &settings),
+        Command::Queue(args) => run_queue(&args, &settings),
+        Command::Data(args) => run_data(&args, &settings),
+        Command::Provision(args) => run_provision(&args, machines),
+        Command::Classify(args) => Ok(code_of(classify::run(&args.config())?)),
+        Command::Tune(args) => tune::run(&args.config()).map(|()| ExitCode::SUCCESS),
+        Command::Simulate(args) => simulate::run(&args.config()?).map(|()| ExitCode::SUCCESS),
         Command::Loadgen(args) => {
             let config = args.config()?;
             let outcome = block_on(many_threads()?, async { loadgen::run(config, on_signals()?).await })?;
@@ -153,6 +75,96 @@ fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn run_up(args: &UpArgs, settings: &Document) -> anyhow::Result<ExitCode> {
+    block_on(many_threads()?, async {
+        let config = args.config(settings, &TunedChoice::read(args.model.choice()))?;
+        let shutdown = on_signals()?;
+        shutdown::end_within(&shutdown, args.http.drain_delay + MAX_DRAIN);
+        let listener = bind(args.http.listen)?;
+        Box::pin(traced("imgcls-web", up::run(listener, config, shutdown))).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_web(args: &ServeWebArgs, settings: &Document) -> anyhow::Result<ExitCode> {
+    let backend = logged_backend(&args.shared, settings, "serve-web");
+    block_on(many_threads()?, async {
+        let names = names::resolve(args.shared.names(), &backend).await?;
+        let retention = args.retention.config(backend.clone(), names.clone());
+        let config = args.config(backend, names)?;
+        let shutdown = on_signals()?;
+        shutdown::end_within(&shutdown, args.http.drain_delay + MAX_DRAIN);
+        let listener = bind(args.http.listen)?;
+        traced("imgcls-web", up::serve_web(listener, config, retention, None, shutdown)).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_worker(args: &WorkerArgs, settings: &Document) -> anyhow::Result<ExitCode> {
+    let backend = logged_backend(&args.shared, settings, "worker");
+    block_on(one_thread()?, async {
+        let names = names::resolve(args.shared.names(), &backend).await?;
+        let config = args.config(backend, names, TunedChoice::read(args.model.choice()));
+        Box::pin(traced("imgcls-worker", worker::run(config, on_signals()?))).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_autoscale(args: &AutoscaleArgs, settings: &Document) -> anyhow::Result<ExitCode> {
+    let backend = logged_backend(&args.shared, settings, "autoscale");
+    block_on(one_thread()?, async {
+        let shutdown = on_signals()?;
+        match backend {
+            Backend::Local { .. } => {
+                let model = TunedChoice::read(args.model.choice());
+                up::run_workers(args.process_config(settings, &model)?, shutdown).await
+            }
+            Backend::Aws { .. } => autoscale::aws::run(args.group_config(backend)?, shutdown).await,
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_queue(args: &QueueArgs, settings: &Document) -> anyhow::Result<ExitCode> {
+    let is_done = block_on(one_thread()?, async {
+        let shared = args.command.shared();
+        let (backend, _) = shared.backend(settings);
+        let names = names::resolve(shared.names(), &backend).await?;
+        queues::run(args.config(backend, names)?, on_signals()?).await
+    })?;
+    Ok(code_of(is_done))
+}
+
+fn run_data(args: &DataArgs, settings: &Document) -> anyhow::Result<ExitCode> {
+    block_on(one_thread()?, async {
+        let (backend, selected_by) = args.command.shared().backend(settings);
+        data::run(args.config(&backend, &selected_by)?, on_signals()?).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_provision(args: &ProvisionArgs, machines: Machines) -> anyhow::Result<ExitCode> {
+    let backend = args.backend()?;
+    let ending = block_on(one_thread()?, async {
+        let shared = &args.stack().shared;
+        let names = if args.needs_names() {
+            Box::pin(names::resolve(shared.names(), &backend)).await?
+        } else {
+            Names::local(&shared.stack)
+        };
+        Box::pin(provision::run(args.config(names, machines)?, on_signals()?)).await
+    })?;
+    Ok(match ending {
+        provision::Ending::Done => ExitCode::SUCCESS,
+        provision::Ending::Declined | provision::Ending::Faults => ExitCode::FAILURE,
+        provision::Ending::Changes => EXIT_CHANGES.into(),
+    })
+}
+
+fn code_of(is_done: bool) -> ExitCode {
+    if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// The backend of a tier, which is the first line of its log.

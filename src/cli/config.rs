@@ -52,7 +52,7 @@ impl ShowArgs {
 
     /// Whether `--json` stands before or after the command.
     pub(super) fn is_json(&self) -> bool {
-        self.json || self.words.iter().any(|word| is_json_flag(word))
+        self.json || self.words.iter().any(is_json_flag)
     }
 }
 

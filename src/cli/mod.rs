@@ -120,8 +120,8 @@ impl Cli {
     ///
     /// # Errors
     /// A [`clap::Error`] if a flag is wrong or help is asked for; a [`SettingsError`] if a variable or the file is.
-    pub fn read(arguments: Vec<OsString>) -> anyhow::Result<Invocation> {
-        let read = settings::read(Cli::command(), &arguments)?;
+    pub fn read(arguments: &[OsString]) -> anyhow::Result<Invocation> {
+        let read = settings::read(Cli::command(), arguments)?;
         let cli = Cli::from_arg_matches(&read.matches)?;
         Ok(Invocation { command: cli.command, settings: read.document, machines: read.machines })
     }
@@ -131,7 +131,7 @@ impl Cli {
     /// # Errors
     /// As [`Cli::read`] for the command that is shown.
     pub fn show(args: &ShowArgs) -> anyhow::Result<String> {
-        let shown = Cli::read(args.command_line()?)?;
+        let shown = Cli::read(&args.command_line()?)?;
         if args.is_json() {
             return Ok(format!("{:#}\n", shown.settings.to_json(&shown.machines)));
         }

@@ -10,7 +10,7 @@ use super::retention::RetentionArgs;
 use super::shared::{BackendArg, SharedArgs};
 use super::usage::usage;
 use super::workers::{Supervisor, WorkersArgs};
-use crate::config::{Backend, Document};
+use crate::config::{Backend, Document, Setting};
 use crate::model::TunedChoice;
 use crate::up;
 
@@ -43,7 +43,7 @@ impl UpArgs {
             _ => self.shared.aws_flag(),
         };
         if let Some(flag) = aws_setting {
-            let source = settings.get(&flag[2..]).map_or(flag.to_owned(), |setting| setting.source_text());
+            let source = settings.get(&flag[2..]).map_or(flag.to_owned(), Setting::source_text);
             let message = format!("{source}: `up` always runs on this machine; on AWS run `serve-web` and `worker`");
             return Err(usage("up", message));
         }

@@ -126,7 +126,10 @@ fn a_wrong_value_is_reported_with_its_source() {
     let bad = file("[up]\nstack = \"ok\"\nlisten = \"nowhere\"\n");
     let error = refused(&["up", "--config", &bad.path], &[]);
     assert!(error.contains("service.toml:3: listen = \"nowhere\": invalid socket address"), "{error}");
-    let error = refused(&["up", "--config", &file("backend = \"aws\"\n").path], &[]);
+    let aws = file("backend = \"aws\"\n");
+    let output = run(&["up", "--config", &aws.path], &[]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{error}");
     assert!(error.contains("service.toml:1: `up` always runs on this machine"), "{error}");
 
     // A flag hides a wrong variable, and is named itself where it is wrong.
@@ -217,7 +220,9 @@ fn settings_for_machines_are_checked_when_provision_starts() {
     assert_eq!(names("web"), ["allowed-host", "job-ttl"]);
     assert_eq!(names("worker"), ["max-pixels"]);
     assert_eq!(names("autoscale"), ["interval"]);
+    let long = format!("[worker]\ncache-dir = \"/{}\"\n", "x".repeat(4_000));
     for (text, expected) in [
+        (long.as_str(), ":2: the settings of [worker] take more than 3072 bytes"),
         ("[worker]\nmax-pixels = \"many\"\n", ":2: max-pixels = \"many\": invalid digit"),
         ("[worker]\nvisibility-timeout = \"60s\"\n", ":2: visibility-timeout in [worker] is set by `imgcls provision`"),
         ("[web]\nlisten = \"0.0.0.0:80\"\n", ":2: listen in [web] is set by `imgcls provision`"),

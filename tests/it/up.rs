@@ -177,7 +177,7 @@ const DECIDED_BY_UP: [&str; 4] = ["data-dir", "max-decode-bytes", "sessions", "d
 
 fn read(arguments: impl IntoIterator<Item = OsString>) -> Invocation {
     let line = std::iter::once("imgcls".into()).chain(arguments);
-    Cli::read(line.collect()).expect("a valid command line")
+    Cli::read(&line.collect::<Vec<_>>()).expect("a valid command line")
 }
 
 /// The arguments that `up` with these flags gives to its workers.

@@ -6,12 +6,8 @@ use std::ffi::{OsStr, OsString};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command};
 
+use super::error::SettingsError;
 use super::file::{Entry, File};
-
-/// A variable or a file gives a wrong value, or a file cannot be used: one line. It is an error of usage (exit code 2).
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct SettingsError(pub(super) String);
 
 /// clap blames the flag whatever gave the value. Returns the error to report when it was a variable.
 pub(super) fn of_variable(cli: &Command, arguments: &[OsString], error: &clap::Error) -> Option<SettingsError> {

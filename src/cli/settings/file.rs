@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::fault::SettingsError;
+use super::error::SettingsError;
 
 pub(super) struct File {
     pub path: PathBuf,

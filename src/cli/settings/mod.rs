@@ -5,22 +5,25 @@
 //! built-in defaults, and every value passes the same parser. The sources of all values are collected into a
 //! [`Document`].
 
+mod error;
 mod fault;
 mod file;
+mod flags;
 mod tables;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 
 use self::file::{Entry, File};
+use self::flags::{find_setting, is_set, is_switch, settings_of};
 use super::parse::switch;
 use super::shared::LEGACY_VARIABLES;
 use crate::config::{Document, Machines, Setting, Source};
 
-pub use self::fault::SettingsError;
+pub use self::error::SettingsError;
 
 /// The result of [`read`].
 pub(super) struct Read {
@@ -106,24 +109,6 @@ fn named_file(command: &Command, leaf: &ArgMatches) -> Option<PathBuf> {
     leaf.get_one::<PathBuf>("config").cloned()
 }
 
-/// The settings of a command: flags that also have a variable, but the one that names the file.
-fn settings_of(command: &Command) -> impl Iterator<Item = &Arg> {
-    let arguments = command.get_arguments();
-    arguments.filter(|arg| arg.get_env().is_some() && arg.get_long().is_some_and(|long| long != "config"))
-}
-
-fn find_setting<'a>(command: &'a Command, name: &str) -> &'a Arg {
-    settings_of(command).find(|arg| arg.get_long() == Some(name)).expect("the keys were checked; this is a bug")
-}
-
-fn is_switch(arg: &Arg) -> bool {
-    matches!(arg.get_action(), ArgAction::SetTrue)
-}
-
-fn is_set(arg: &Arg) -> bool {
-    arg.get_env().is_some_and(|name| std::env::var_os(name).is_some())
-}
-
 /// The command line with the values of the file as defaults of the command that runs.
 fn with_defaults(command: Command, path: &[String], entries: &[&Entry]) -> Command {
     if let Some((name, rest)) = path.split_first() {
@@ -133,7 +118,7 @@ fn with_defaults(command: Command, path: &[String], entries: &[&Entry]) -> Comma
         let entry = entries.iter().find(|entry| arg.get_long() == Some(&entry.key));
         match entry {
             Some(entry) if arg.get_env().is_some() && !entry.values.is_empty() => {
-                arg.default_values(entry.values.iter().cloned().collect::<Vec<OsString>>())
+                arg.default_values(entry.values.clone())
             }
             _ => arg,
         }

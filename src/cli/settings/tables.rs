@@ -5,9 +5,10 @@ use std::path::Path;
 
 use clap::Command;
 
-use super::fault::{self, SettingsError};
+use super::error::SettingsError;
+use super::fault;
 use super::file::{Entry, File};
-use super::{find_setting, settings_of};
+use super::flags::{find_setting, settings_of};
 use crate::config::{Document, Machines, Setting, Source};
 
 pub(super) const PROVISION: &str = "provision";
@@ -41,6 +42,9 @@ const SET_BY_PROVISION: [&str; 19] = [
 ];
 /// The same for the loop beside the web tier, whose policy is that of the stack.
 const SET_BY_PROVISION_FOR_AUTOSCALE: [&str; 3] = ["policy", "slo", "service-time"];
+
+/// EC2 accepts 16 KiB of user data. The script takes half of that, and the web tier's has two tables.
+const MAX_MACHINE_BYTES: usize = 3072;
 
 /// The names of settings by command.
 pub(super) struct Tables {
@@ -88,7 +92,7 @@ impl Tables {
 
     fn machine_document(&self, cli: &Command, file: &File, name: &str) -> Result<Document, SettingsError> {
         let command = cli.find_subcommand(name).expect("a command of this program; this is a bug");
-        let mut settings = Vec::new();
+        let (mut settings, mut bytes) = (Vec::new(), 0);
         for entry in self.entries_for(name, file) {
             let key = entry.key.as_str();
             let is_fixed = SET_BY_PROVISION.contains(&key)
@@ -107,9 +111,20 @@ impl Tables {
             }
             let arg = find_setting(command, key);
             fault::check_value(file, entry, arg, name)?;
-            if !entry.values.is_empty() {
-                settings.push(setting(entry, &file.path));
+            if entry.values.is_empty() {
+                continue;
             }
+            let setting = setting(entry, &file.path);
+            bytes += setting.to_toml().len();
+            if bytes > MAX_MACHINE_BYTES {
+                let table = table_of(name).unwrap_or(name);
+                let message = format!(
+                    "the settings of [{table}] take more than {MAX_MACHINE_BYTES} bytes, which is what the user data of a \
+                     machine has space for: shorten or remove some"
+                );
+                return Err(file.error(entry.line, &message));
+            }
+            settings.push(setting);
         }
         Ok(Document { command: name.to_owned(), settings })
     }
