@@ -1,9 +1,14 @@
-//! Validated names, limits and the choice of the backend: what every command shares, without I/O.
+//! Validated names, limits, the choice of the backend and the settings of a command: shared by every command, without
+//! I/O.
+
+mod document;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use self::document::{Document, Machines, Setting, Source, toml_text};
 
 use crate::protocol;
 
@@ -16,18 +21,18 @@ pub enum Backend {
     Aws { region: Option<String>, endpoint_url: Option<String> },
 }
 
-/// Which backend the flags and the environment ask for.
+/// The backend that the settings and the environment select.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendKind {
     Local,
     Aws,
 }
 
-/// What speaks for AWS when `--backend` says nothing. A profile's region does not count: who has the AWS command line
-/// set up for other work still gets the local backend.
+/// Variables that select AWS when `--backend` is absent. The region of a profile does not: someone who has the AWS
+/// command line set up for other work still gets the local backend.
 pub const AWS_VARIABLES: [&str; 3] = ["AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"];
 
-/// The backend and why, for the first log line.
+/// The backend, and the flag or variable that selected it, for the first log line.
 pub fn choose_backend(
     explicit: Option<BackendKind>,
     aws_flag_given: Option<&'static str>,
@@ -66,7 +71,7 @@ impl Names {
         }
     }
 
-    /// The defaults on AWS. Bucket names are the world's, so they carry account and region.
+    /// The defaults on AWS. Bucket names are global, so they contain account and region.
     pub fn aws(stack: &str, account: &str, region: &str) -> Self {
         let bucket = |purpose| protocol::aws_bucket(stack, account, region, purpose);
         Names {
@@ -81,19 +86,50 @@ impl Names {
     }
 }
 
-/// Limits on what comes from outside, checked before anything is parsed.
+/// The stack, and the names that the settings give; the others have defaults.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NameChoice {
+    pub stack: String,
+    pub request_queue: Option<String>,
+    pub result_queue: Option<String>,
+    pub input_bucket: Option<String>,
+    pub output_bucket: Option<String>,
+}
+
+impl NameChoice {
+    /// Whether a bucket has its default name, which on AWS contains the account.
+    pub fn has_default_bucket(&self) -> bool {
+        self.input_bucket.is_none() || self.output_bucket.is_none()
+    }
+
+    pub fn with_local_defaults(self) -> Names {
+        let defaults = Names::local(&self.stack);
+        self.with_defaults(defaults)
+    }
+
+    pub fn with_defaults(self, defaults: Names) -> Names {
+        Names {
+            request_queue: self.request_queue.unwrap_or(defaults.request_queue),
+            result_queue: self.result_queue.unwrap_or(defaults.result_queue),
+            input_bucket: self.input_bucket.unwrap_or(defaults.input_bucket),
+            output_bucket: self.output_bucket.unwrap_or(defaults.output_bucket),
+        }
+    }
+}
+
+/// Limits on input, checked before anything is parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     pub max_upload_bytes: u64,
-    /// Width × height by the header of the image.
+    /// Width × height, as the header of the image says.
     pub max_pixels: u64,
     /// CPU time that decoding one image may take.
     pub decode_timeout: Duration,
-    /// Memory that a process may use for decoding, all of its sessions together.
+    /// Memory that all sessions of a process together may use for decoding.
     pub max_decode_bytes: u64,
 }
 
-/// The least that `--max-decode-bytes` is by default: the pixels of the largest allowed image fit.
+/// The smallest default of `--max-decode-bytes`: enough for the pixels of the largest allowed image.
 pub const MIN_DECODE_BYTES: u64 = 192 << 20;
 
 impl Default for Limits {
@@ -162,7 +198,7 @@ pub fn host_name(name: &str) -> Result<String, String> {
     }
 }
 
-/// Checks a region by form: it becomes part of host names. Which regions there are changes every year.
+/// Checks the form of a region, which becomes part of host names. The list of regions changes every year.
 pub fn region(name: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if (1..=32).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with('-') && !name.ends_with('-') {
@@ -172,7 +208,7 @@ pub fn region(name: &str) -> Result<String, String> {
     }
 }
 
-/// Checks the address of an endpoint by form.
+/// Checks the form of an endpoint's address.
 pub fn endpoint_url(url: &str) -> Result<String, String> {
     let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
     match host {
@@ -181,7 +217,7 @@ pub fn endpoint_url(url: &str) -> Result<String, String> {
     }
 }
 
-/// Checks a bucket name by S3's rule, which also makes it a safe folder name.
+/// Checks a bucket name by S3's rule, which also makes it a safe directory name.
 pub fn bucket_name(name: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
     let edges = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
@@ -218,7 +254,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(parsed).map_err(|_| "a duration cannot be negative".to_owned())
 }
 
-/// How long something is kept: `7d`, `12h`, `1d 12h`; a plain number is seconds. At least a second.
+/// The time for which something is kept: `7d`, `12h`, `1d 12h`; a plain number is seconds. At least a second.
 pub fn keep(text: &str) -> Result<Duration, String> {
     match duration_or_days(text)? {
         keep if (Duration::from_secs(1)..=LONGEST_KEPT).contains(&keep) => Ok(keep),
@@ -238,7 +274,7 @@ pub fn duration_or_days(text: &str) -> Result<Duration, String> {
 /// A hundred years.
 const LONGEST_KEPT: Duration = Duration::from_secs(36_500 * 86_400);
 
-/// The most that may be stored. An empty database alone takes a tenth of the least.
+/// A limit on stored data. An empty database alone takes a tenth of the smallest limit.
 pub fn data_bytes(text: &str) -> Result<u64, String> {
     bytes(text).and_then(|bytes| if bytes < 1 << 20 { Err("at least 1MiB".to_owned()) } else { Ok(bytes) })
 }
@@ -268,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_environment_speaks_for_aws_and_a_flag_beats_it() {
+    fn variables_of_aws_select_it_unless_the_backend_is_given() {
         let aws: BTreeMap<String, String> = [("AWS_REGION".to_owned(), "us-east-1".to_owned())].into();
         let empty: BTreeMap<String, String> = [("AWS_REGION".to_owned(), String::new())].into();
         assert_eq!(choose_backend(None, None, &aws), (BackendKind::Aws, "AWS_REGION".to_owned()));
@@ -278,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn bucket_names_on_aws_carry_account_and_region() {
+    fn bucket_names_on_aws_contain_account_and_region() {
         let names = Names::aws("imgcls", "123456789012", "us-east-1");
         assert_eq!(names.input_bucket, "imgcls-123456789012-us-east-1-input");
         assert_eq!(names.request_queue, "web-app-image-transport");
@@ -287,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_and_sizes_read_as_people_write_them() {
+    fn durations_and_sizes_have_units() {
         assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("1h 30m"), Ok(Duration::from_secs(5400)));
@@ -305,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_of_addresses_contain_what_they_say() {
+    fn address_ranges_contain_their_addresses_only() {
         let contains = |range: &str, address: &str| {
             range.parse::<Cidr>().expect("range of the test").contains(address.parse().expect("address of the test"))
         };
@@ -321,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_could_be_paths_are_refused() {
+    fn names_that_could_be_paths_are_rejected() {
         for bad in ["", "..", "a/b", "a..b", "UPPER", "-x-", "a"] {
             assert!(bucket_name(bad).is_err(), "{bad}");
         }

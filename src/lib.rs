@@ -22,6 +22,7 @@ pub mod telemetry; // logs and metrics
 // Floor 2: ports and machines.
 pub mod instance; // this EC2 instance: protected while it works, drained before it ends
 pub mod model; // bytes → pixels → tensor → predictions
+pub mod names; // names of queues and buckets; default ones on AWS contain the account
 pub mod queue; // the queue port: SQLite with sockets for replies beside it, SQS
 pub mod store; // the object store port: SQLite with segments beside it, S3
 

@@ -1,150 +1,193 @@
-//! Parse → telemetry → runtime → one match → exit code.
+//! Parse the command line, start the log and the runtime, run one command, exit.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use imgcls::cli::{Cli, Command};
-use imgcls::config::Backend;
+use imgcls::cli::{
+    AutoscaleArgs, Cli, Command, ConfigCommand, DataArgs, Invocation, ProvisionArgs, QueueArgs, ServeWebArgs,
+    SettingsError, SharedArgs, UpArgs, UsageError, WorkerArgs,
+};
+use imgcls::config::{Backend, Document, Machines, Names};
+use imgcls::model::TunedChoice;
+use imgcls::telemetry::output;
 use imgcls::{
-    autoscaler, classify, data, loadgen, model, provision, queues, shutdown, simulate, telemetry, tune, up, web, worker,
+    autoscaler, classify, data, loadgen, model, names, provision, queues, shutdown, simulate, telemetry, tune, up, web,
+    worker,
 };
 use tokio::runtime::Runtime;
 
+/// A drain ends within this time after the drain delay, even if something hangs. All unfinished work is durable.
+const MAX_DRAIN: Duration = Duration::from_secs(10);
+/// How long a second signal waits for the log, which may have no reader.
+const FLUSH_LIMIT_ON_SECOND_SIGNAL: Duration = Duration::from_millis(200);
+/// The exit code of `provision plan --detailed-exitcode` if there are changes.
+const EXIT_CHANGES: u8 = 3;
+const EXIT_USAGE: u8 = 2;
+
 fn main() -> ExitCode {
-    let ending = Cli::read().and_then(|cli| {
-        telemetry::init(cli.command.log_format());
-        run(&cli.command)
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let outcome = Cli::read(&arguments).and_then(|invocation| {
+        telemetry::init(invocation.command.log_format());
+        run(invocation)
     });
-    let code = match ending {
-        Ok(code) => code,
-        Err(error) => match error.downcast::<clap::Error>() {
-            Ok(wrong_usage) => {
-                telemetry::flush(telemetry::FLUSH_LIMIT);
-                wrong_usage.exit()
-            }
-            Err(error) => {
-                telemetry::stderr_line(&format!("imgcls: {error:#}"));
-                ExitCode::FAILURE
-            }
-        },
-    };
+    let code = outcome.unwrap_or_else(|error| report(&error));
     telemetry::flush(telemetry::FLUSH_LIMIT);
     code
 }
 
-/// The token that the first signal cancels. Who sends a second one does not want to wait for a log that nobody reads.
-fn on_signals() -> std::io::Result<shutdown::CancellationToken> {
-    shutdown::on_signals(|| telemetry::flush(std::time::Duration::from_millis(200)))
+/// Prints an error, and returns the exit code. Wrong usage ends the process here, in the form that clap gives it.
+fn report(error: &anyhow::Error) -> ExitCode {
+    if let Some(usage) = error.downcast_ref::<clap::Error>() {
+        telemetry::flush(telemetry::FLUSH_LIMIT);
+        usage.exit()
+    }
+    if let Some(usage) = error.downcast_ref::<UsageError>() {
+        telemetry::flush(telemetry::FLUSH_LIMIT);
+        usage.exit()
+    }
+    telemetry::stderr_line(&format!("imgcls: {error:#}"));
+    if error.is::<SettingsError>() { EXIT_USAGE.into() } else { ExitCode::FAILURE }
 }
 
-/// A drain ends within this time, and the delay before it, whatever hangs. What is not finished then is durable.
-const MAX_DRAIN: Duration = Duration::from_secs(10);
-/// Of `provision plan --detailed-exitcode`.
-const CHANGES: u8 = 3;
-
-/// Runs a command to its end. What it has started it has waited for; but a name that is being looked up, whoever gave up
-/// on it, cannot be stopped, and keeps no process from ending.
-fn block_on<T>(runtime: Runtime, command: impl Future<Output = T>) -> T {
-    let ended = runtime.block_on(command);
-    runtime.shutdown_background();
-    ended
-}
-
-fn run(command: &Command) -> anyhow::Result<ExitCode> {
+fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
+    let Invocation { command, settings, machines } = invocation;
     match command {
-        Command::Up(args) => {
-            block_on(many_threads()?, async {
-                let config = args.config().await?;
-                let shutdown = on_signals()?;
-                shutdown::end_within(&shutdown, args.http.drain_delay + MAX_DRAIN);
-                let listener = bind(args.http.listen)?;
-                Box::pin(traced("imgcls-web", up::run(listener, config, shutdown))).await
-            })?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::ServeWeb(args) => {
-            let (backend, said_by) = args.shared.backend();
-            tracing::info!(?backend, said_by, "serve-web");
-            block_on(many_threads()?, async {
-                let names = args.shared.names(&backend).await?;
-                let retention = args.retention.config(backend.clone(), names.clone());
-                let config = args.config(backend, names)?;
-                let shutdown = on_signals()?;
-                shutdown::end_within(&shutdown, args.http.drain_delay + MAX_DRAIN);
-                let listener = bind(args.http.listen)?;
-                traced("imgcls-web", up::serve_web(listener, config, retention, None, shutdown)).await
-            })?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Worker(args) => {
-            let (backend, said_by) = args.shared.backend();
-            tracing::info!(?backend, said_by, "worker");
-            block_on(one_thread()?, async {
-                let names = args.shared.names(&backend).await?;
-                let config = args.config(backend, names);
-                Box::pin(traced("imgcls-worker", worker::run(config, on_signals()?))).await
-            })?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Autoscale(args) => {
-            block_on(one_thread()?, async {
-                let (backend, said_by) = args.shared.backend();
-                tracing::info!(?backend, said_by, "autoscale");
-                let shutdown = on_signals()?;
-                match backend {
-                    Backend::Local { .. } => up::run_workers(args.of_processes().await?, shutdown).await,
-                    Backend::Aws { .. } => autoscaler::aws::run(args.of_group(backend)?, shutdown).await,
-                }
-            })?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Queue(args) => {
-            let is_done = block_on(one_thread()?, async {
-                let config = args.config().await?;
-                queues::run(config, on_signals()?).await
-            })?;
-            Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-        }
-        Command::Data(args) => {
-            block_on(one_thread()?, async {
-                let config = args.config().await?;
-                data::run(config, on_signals()?).await
-            })?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Provision(args) => {
-            let ending = block_on(one_thread()?, async {
-                let config = Box::pin(args.config()).await?;
-                Box::pin(provision::run(config, on_signals()?)).await
-            })?;
-            Ok(match ending {
-                provision::Outcome::Done => ExitCode::SUCCESS,
-                provision::Outcome::Declined | provision::Outcome::Faults => ExitCode::FAILURE,
-                provision::Outcome::Changes => CHANGES.into(),
-            })
-        }
-        Command::Classify(args) => {
-            let all_classified = classify::run(&args.config())?;
-            Ok(if all_classified { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-        }
-        Command::Tune(args) => {
-            tune::run(&args.config())?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Simulate(args) => {
-            simulate::run(&args.config()?)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Up(args) => run_up(&args, &settings),
+        Command::ServeWeb(args) => run_web(&args, &settings),
+        Command::Worker(args) => run_worker(&args, &settings),
+        Command::Autoscale(args) => run_autoscale(&args, &settings),
+        Command::Queue(args) => run_queue(&args, &settings),
+        Command::Data(args) => run_data(&args, &settings),
+        Command::Provision(args) => run_provision(&args, machines),
+        Command::Classify(args) => Ok(code_of(classify::run(&args.config())?)),
+        Command::Tune(args) => tune::run(&args.config()).map(|()| ExitCode::SUCCESS),
+        Command::Simulate(args) => simulate::run(&args.config()?).map(|()| ExitCode::SUCCESS),
         Command::Loadgen(args) => {
             let config = args.config()?;
             let outcome = block_on(many_threads()?, async { loadgen::run(config, on_signals()?).await })?;
             Ok(outcome.exit_code().into())
         }
+        Command::Config(args) => {
+            let ConfigCommand::Show(show) = &args.command;
+            output::print(&Cli::show(show)?).context("cannot print the settings")?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
-/// Runs a tier; its spans are exported where the environment asks for it, to the last one.
+fn run_up(args: &UpArgs, settings: &Document) -> anyhow::Result<ExitCode> {
+    block_on(many_threads()?, async {
+        let config = args.config(settings, &TunedChoice::read(args.model.choice()))?;
+        let shutdown = on_signals()?;
+        shutdown::end_within(&shutdown, args.http.drain_delay + MAX_DRAIN);
+        let listener = bind(args.http.listen)?;
+        Box::pin(traced("imgcls-web", up::run(listener, config, shutdown))).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_web(args: &ServeWebArgs, settings: &Document) -> anyhow::Result<ExitCode> {
+    let backend = logged_backend(&args.shared, settings, "serve-web");
+    block_on(many_threads()?, async {
+        let names = names::resolve(args.shared.names(), &backend).await?;
+        let retention = args.retention.config(backend.clone(), names.clone());
+        let config = args.config(backend, names)?;
+        let shutdown = on_signals()?;
+        shutdown::end_within(&shutdown, args.http.drain_delay + MAX_DRAIN);
+        let listener = bind(args.http.listen)?;
+        traced("imgcls-web", up::serve_web(listener, config, retention, None, shutdown)).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_worker(args: &WorkerArgs, settings: &Document) -> anyhow::Result<ExitCode> {
+    let backend = logged_backend(&args.shared, settings, "worker");
+    block_on(one_thread()?, async {
+        let names = names::resolve(args.shared.names(), &backend).await?;
+        let config = args.config(backend, names, TunedChoice::read(args.model.choice()));
+        Box::pin(traced("imgcls-worker", worker::run(config, on_signals()?))).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_autoscale(args: &AutoscaleArgs, settings: &Document) -> anyhow::Result<ExitCode> {
+    let backend = logged_backend(&args.shared, settings, "autoscale");
+    block_on(one_thread()?, async {
+        let shutdown = on_signals()?;
+        match backend {
+            Backend::Local { .. } => {
+                let model = TunedChoice::read(args.model.choice());
+                up::run_workers(args.process_config(settings, &model)?, shutdown).await
+            }
+            Backend::Aws { .. } => autoscaler::aws::run(args.group_config(backend)?, shutdown).await,
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_queue(args: &QueueArgs, settings: &Document) -> anyhow::Result<ExitCode> {
+    let is_done = block_on(one_thread()?, async {
+        let shared = args.command.shared();
+        let (backend, _) = shared.backend(settings);
+        let names = names::resolve(shared.names(), &backend).await?;
+        queues::run(args.config(backend, names)?, on_signals()?).await
+    })?;
+    Ok(code_of(is_done))
+}
+
+fn run_data(args: &DataArgs, settings: &Document) -> anyhow::Result<ExitCode> {
+    block_on(one_thread()?, async {
+        let (backend, selected_by) = args.command.shared().backend(settings);
+        data::run(args.config(&backend, &selected_by)?, on_signals()?).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_provision(args: &ProvisionArgs, machines: Machines) -> anyhow::Result<ExitCode> {
+    let backend = args.backend()?;
+    let ending = block_on(one_thread()?, async {
+        let shared = &args.stack().shared;
+        let names = if args.needs_names() {
+            Box::pin(names::resolve(shared.names(), &backend)).await?
+        } else {
+            Names::local(&shared.stack)
+        };
+        Box::pin(provision::run(args.config(names, machines)?, on_signals()?)).await
+    })?;
+    Ok(match ending {
+        provision::Outcome::Done => ExitCode::SUCCESS,
+        provision::Outcome::Declined | provision::Outcome::Faults => ExitCode::FAILURE,
+        provision::Outcome::Changes => EXIT_CHANGES.into(),
+    })
+}
+
+fn code_of(is_done: bool) -> ExitCode {
+    if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The backend of a tier, which is the first line of its log.
+fn logged_backend(shared: &SharedArgs, settings: &Document, tier: &str) -> Backend {
+    let (backend, said_by) = shared.backend(settings);
+    tracing::info!(?backend, said_by, "{tier}");
+    backend
+}
+
+/// The token that the first signal cancels. The second signal ends the process.
+fn on_signals() -> std::io::Result<shutdown::CancellationToken> {
+    shutdown::on_signals(|| telemetry::flush(FLUSH_LIMIT_ON_SECOND_SIGNAL))
+}
+
+/// Runs a command to its end. The command has waited for everything that it started, except for name look-ups that it
+/// gave up on: these cannot be stopped, and must not delay the exit.
+fn block_on<T>(runtime: Runtime, command: impl Future<Output = T>) -> T {
+    let outcome = runtime.block_on(command);
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Runs a tier, and exports its spans, down to the last one, if the environment names a collector.
 async fn traced(service: &'static str, tier: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let export = telemetry::trace::start(service)?;
     let outcome = tier.await;
@@ -157,8 +200,8 @@ fn bind(address: std::net::SocketAddr) -> anyhow::Result<tokio::net::TcpListener
         .with_context(|| format!("cannot listen on {address}; stop what listens there or choose another --listen"))
 }
 
-/// For the tiers that serve many clients. Half the cores: handlers only pass bytes on, and threads that wake each other
-/// take the cores from decoding and inference (on two cores, nine images in a hundred).
+/// The runtime of tiers with many clients. Half the cores are enough, since handlers only pass bytes on, and threads that
+/// wake each other would take cores from decoding and inference (on two cores, nine images in a hundred).
 fn many_threads() -> anyhow::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(model::cores().div_ceil(2))
@@ -167,7 +210,7 @@ fn many_threads() -> anyhow::Result<Runtime> {
         .context("cannot start the runtime")
 }
 
-/// For the worker, whose threads are busy elsewhere: decoding and inferring.
+/// The runtime of a worker, whose own threads decode and infer, and of short commands.
 fn one_thread() -> anyhow::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
 }

@@ -1,4 +1,4 @@
-//! When requests start: the same flags for the load that is sent and the load that is simulated.
+//! Arrival times of requests: the same flags for the load that is sent and the load that is simulated.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,45 +6,45 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 
-use super::usage;
+use super::usage::usage;
 use crate::config;
 use crate::workload::{Arrivals, Bursts, Day, MAX_ARRIVALS, Trace};
 
-/// A day that passes faster than this is a burst.
+/// A shorter day would be a burst.
 const SHORTEST_DAY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub struct ArrivalArgs {
-    /// How many requests [default: all within --duration, in the trace or in a single burst; else `loadgen` 100,
+    /// Number of requests [default: all within --duration, in the trace or in a single burst; else `loadgen` 100,
     /// `simulate` those of 10 minutes]
     #[arg(long, alias = "num_request", env = "IMGCLS_NUM_REQUEST", value_parser = clap::value_parser!(u64).range(1..))]
     pub num_request: Option<u64>,
-    /// Open loop: requests a second, started on time whether answers come or not; latency counts from the intended
+    /// Open loop: requests per second, sent on time whether answers come or not; latency counts from the intended
     /// start. With `burst` the rate between bursts, with `day` the mean of the day
     #[arg(long, env = "IMGCLS_RATE", value_parser = rate)]
     pub rate: Option<f64>,
-    /// Open loop: how the starts are spread
+    /// Open loop: distribution of the starts
     #[arg(long, env = "IMGCLS_ARRIVALS", default_value = "poisson")]
     pub arrivals: ArrivalsArg,
     /// Open loop: no request starts later than this
     #[arg(long, env = "IMGCLS_DURATION", value_parser = config::duration)]
     pub duration: Option<Duration>,
-    /// `burst`: requests a second in a burst; the first begins at once
+    /// `burst`: requests per second in a burst; the first begins at once
     #[arg(long, env = "IMGCLS_BURST_RATE", value_parser = rate)]
     pub burst_rate: Option<f64>,
-    /// `burst`: how long each lasts
+    /// `burst`: length of each burst
     #[arg(long, env = "IMGCLS_BURST_LENGTH", value_parser = config::duration)]
     pub burst_length: Option<Duration>,
-    /// `burst`: from one beginning to the next [default: a single burst]
+    /// `burst`: time between the starts of two bursts [default: a single burst]
     #[arg(long, env = "IMGCLS_BURST_EVERY", value_parser = config::duration)]
     pub burst_every: Option<Duration>,
-    /// `day`: how long a day takes, from midnight to midnight
+    /// `day`: length of a day, from midnight to midnight
     #[arg(long, env = "IMGCLS_DAY_LENGTH", default_value = "24h", value_parser = config::duration)]
     pub day_length: Duration,
-    /// `trace`: file with a line for each request, its offset in seconds, or lines `second,count`
+    /// `trace`: file with one line per request, its offset in seconds, or with lines `second,count`
     #[arg(long, env = "IMGCLS_TRACE")]
     pub trace: Option<PathBuf>,
-    /// Seed of the arrivals, so that two runs see the same
+    /// Seed of the random arrivals; two runs with one seed have the same arrivals
     #[arg(long, env = "IMGCLS_SEED", default_value_t = 1)]
     pub seed: u64,
 }
@@ -58,18 +58,18 @@ pub enum ArrivalsArg {
     Trace,
 }
 
-/// What to take of arrivals without end where neither --num-request nor --duration says it.
+/// The part of endless arrivals that is used if neither --num-request nor --duration is given.
 pub enum Unbounded {
     Requests(u64),
     Duration(Duration),
 }
 
 impl ArrivalArgs {
-    /// None where nothing says how fast: a closed loop.
+    /// Returns `None` for a closed loop, when no flag gives a rate.
     ///
     /// # Errors
-    /// A [`clap::Error`] where the flags contradict each other; one line where a trace cannot be read.
-    pub fn arrivals(&self, command: &str) -> anyhow::Result<Option<Arrivals>> {
+    /// A [`super::UsageError`] if the flags contradict each other; one line if a trace cannot be read.
+    pub fn arrivals(&self, command: &'static str) -> anyhow::Result<Option<Arrivals>> {
         let wrong = |message: &str| Err(usage(command, message));
         if self.arrivals != ArrivalsArg::Trace && self.trace.is_some() {
             return wrong("--trace is for --arrivals trace");
@@ -107,10 +107,10 @@ impl ArrivalArgs {
         }))
     }
 
-    /// How many requests an open loop has.
+    /// The number of requests of an open loop.
     ///
     /// # Errors
-    /// One line where there is none, or more than a run can hold.
+    /// One line if there is none, or more than a run can hold.
     pub fn count(&self, arrivals: &Arrivals, unbounded: Unbounded) -> anyhow::Result<u64> {
         let (num_request, duration) = match (self.num_request, self.duration, unbounded) {
             (None, None, _) if arrivals.is_finite() => (MAX_ARRIVALS, Duration::MAX),
@@ -127,13 +127,14 @@ impl ArrivalArgs {
         }
     }
 
-    /// How many requests a closed loop has, where it is said.
+    /// The number of requests of a closed loop, if it is given.
     ///
     /// # Errors
-    /// A [`clap::Error`]: a closed loop starts the next request when an answer comes, so only their number bounds it.
-    pub fn closed_loop_count(&self, command: &str) -> anyhow::Result<Option<u64>> {
+    /// A [`super::UsageError`] if a duration is given: a closed loop sends the next request when an answer arrives, so that
+    /// only their number bounds it.
+    pub fn closed_loop_count(&self, command: &'static str) -> anyhow::Result<Option<u64>> {
         match self.duration {
-            Some(_) => Err(usage(command, "--duration needs --rate: without it, say --num-request")),
+            Some(_) => Err(usage(command, "--duration needs --rate; without --rate give --num-request")),
             None => Ok(self.num_request),
         }
     }
@@ -144,10 +145,10 @@ fn read_trace(path: &std::path::Path) -> anyhow::Result<Trace> {
     Trace::parse(&text).map_err(anyhow::Error::msg).with_context(|| format!("the trace {}", path.display()))
 }
 
-/// Requests a second; beyond a million one generator cannot keep its times.
+/// One generator cannot send more than a million requests per second on time.
 fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate > 0.0 && rate <= 1e6 => Ok(rate),
-        _ => Err("requests a second, above 0 and at most 1000000".to_owned()),
+        _ => Err("give requests per second, above 0 and at most 1000000".to_owned()),
     }
 }

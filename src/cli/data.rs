@@ -1,11 +1,11 @@
-//! The flags of `data`.
+//! `imgcls data`.
 
 use std::time::Duration;
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
 
-use super::{OutputArgs, SharedArgs};
+use super::shared::{OutputArgs, SharedArgs};
 use crate::config::{self, Backend};
 use crate::data;
 
@@ -22,7 +22,7 @@ pub struct DataArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
-    /// Say what is stored, how old it is, what limits it and what may be deleted
+    /// Print what is stored, how old it is, what limits it and what may be deleted
     #[command(after_help = "Examples:\n  imgcls data status\n  imgcls data status --json --data-dir /var/lib/imgcls")]
     Status {
         #[command(flatten)]
@@ -32,7 +32,7 @@ pub enum DataCommand {
     },
     /// Delete images and results of finished jobs now, oldest first
     ///
-    /// What waits is never deleted, nor what a dead letter needs. A result goes only once its image is gone.
+    /// Waiting jobs keep their images, and so do dead letters. A result is deleted only after its image.
     #[command(
         after_help = "Examples:\n  imgcls data prune --older-than 1d --dry-run\n  imgcls data prune --images --older-than 12h"
     )]
@@ -41,38 +41,38 @@ pub enum DataCommand {
         shared: SharedArgs,
         #[command(flatten)]
         output: OutputArgs,
-        /// Only what was stored longer ago [default: what --keep-images and --keep-results of the service say]
+        /// Delete only what was stored longer ago [default: what --keep-images and --keep-results of the service say]
         #[arg(long, env = "IMGCLS_OLDER_THAN", value_parser = config::duration_or_days)]
         older_than: Option<Duration>,
-        /// Only images [default: images and results]
+        /// Delete only images [default: images and results]
         #[arg(long, env = "IMGCLS_IMAGES")]
         images: bool,
-        /// Only results, of jobs whose images are gone
+        /// Delete only results, of jobs whose images are deleted
         #[arg(long, env = "IMGCLS_RESULTS")]
         results: bool,
-        /// Say what would be deleted, and delete nothing
+        /// Print what would be deleted, and delete nothing
         #[arg(long, env = "IMGCLS_DRY_RUN")]
         dry_run: bool,
     },
 }
 
 impl DataArgs {
+    /// `selected_by` names the setting that selected the backend.
+    ///
     /// # Errors
-    /// On AWS, and where there is no data directory: a typing error would make one.
-    pub async fn config(&self) -> anyhow::Result<data::Config> {
-        let shared = self.command.shared();
-        let (backend, said_by) = shared.backend();
-        let Backend::Local { data_dir } = &backend else {
+    /// On AWS, and if there is no data directory: with a mistyped one, this would create it.
+    pub fn config(&self, backend: &Backend, selected_by: &str) -> anyhow::Result<data::Config> {
+        let Backend::Local { data_dir } = backend else {
             bail!(
                 "on AWS the lifecycle rules of the buckets delete images and results; `imgcls provision --keep-images 7d \
-                 --keep-results 30d` sets them (AWS was chosen by {said_by}; --backend local looks at this machine)"
+                 --keep-results 30d` sets them (AWS was selected by {selected_by}; give --backend local for this machine)"
             );
         };
         if !data_dir.is_dir() {
             bail!("there is no data directory {}: nothing ran there; see --data-dir", data_dir.display());
         }
         Ok(data::Config {
-            names: shared.names(&backend).await?,
+            names: self.command.shared().names().with_local_defaults(),
             data_dir: data_dir.clone(),
             json: self.command.output().json,
             action: self.command.action(),

@@ -1,47 +1,48 @@
-//! How the number of workers follows the queue: the same flags wherever a policy decides.
+//! Scaling policies: the same flags for every command that has one.
 
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use super::parse::{percent, positive_duration};
 use crate::config;
 use crate::scaling_policy::{Policy, StepPolicy, TargetPolicy};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PolicyKind {
-    /// One worker more above a threshold, one less below another: the original's two alarms
+    /// One worker more above a threshold, one less below another: the two alarms of the legacy system
     Step,
-    /// As many as keep the last image in the queue within an acceptable latency
+    /// As many workers as keep the latency of the last image in the queue acceptable
     Target,
 }
 
 #[derive(Debug, Clone, Args)]
 pub struct PolicyArgs {
-    /// `target`: acceptable latency, from sent to answered
-    #[arg(long, env = "IMGCLS_SLO", default_value = "10s", value_parser = super::positive_duration)]
+    /// `target`: acceptable latency, from request to answer
+    #[arg(long, env = "IMGCLS_SLO", default_value = "10s", value_parser = positive_duration)]
     pub slo: Duration,
-    /// `target`: how far off the number of workers may be, in percent of them, before anything changes
+    /// `target`: how far the number of workers may deviate, in percent, before it changes
     #[arg(long, env = "IMGCLS_TOLERANCE", default_value = "10", value_parser = percent)]
     pub tolerance: u32,
-    /// `target`: how long fewer workers have to suffice before any is taken away [default: 5 minutes; `up` 30 s]
+    /// `target`: how long fewer workers must be enough before any is removed [default: 5 minutes; `up` 30 s]
     #[arg(long, env = "IMGCLS_SCALE_IN_STABILIZATION", value_parser = config::duration)]
     pub scale_in_stabilization: Option<Duration>,
-    /// `step`: more images waiting than this: one worker more
+    /// `step`: add a worker when more images than this are waiting
     #[arg(long, env = "IMGCLS_SCALE_OUT_ABOVE", default_value_t = 25)]
     pub scale_out_above: u64,
-    /// `step`: how often to look whether a worker is to be added, one at a time [default: 1 minute, as the original's
-    /// alarm; `up` 1 s, since a process starts in less than a second]
+    /// `step`: time between two additions of a worker [default: 1 minute, as the alarm of the legacy system; `up` 1 s,
+    /// since a process starts in less than a second]
     #[arg(long, env = "IMGCLS_SCALE_OUT_PERIOD", value_parser = config::duration)]
     pub scale_out_period: Option<Duration>,
-    /// `step`: fewer images waiting or in work than this: one worker less
+    /// `step`: remove a worker when fewer images than this are waiting or being classified
     #[arg(long, env = "IMGCLS_SCALE_IN_BELOW", default_value_t = 2)]
     pub scale_in_below: u64,
-    /// `step`: how often to look whether a worker is to be ended, one at a time, and how long after the last was added
+    /// `step`: time between two removals of a worker, and between an addition and a removal
     #[arg(long, env = "IMGCLS_SCALE_IN_PERIOD", default_value = "60s", value_parser = config::duration)]
     pub scale_in_period: Duration,
 }
 
-/// What depends on how long a worker takes to come.
+/// Defaults that depend on how long a worker takes to start.
 #[derive(Debug, Clone, Copy)]
 pub struct Defaults {
     pub scale_out_period: Duration,
@@ -49,7 +50,7 @@ pub struct Defaults {
 }
 
 impl Defaults {
-    /// Where workers are instances.
+    /// The defaults for instances.
     pub const INSTANCES: Defaults = Defaults {
         scale_out_period: StepPolicy::LEGACY.scale_out_period,
         scale_in_stabilization: TargetPolicy::DEFAULT_SCALE_IN_STABILIZATION,
@@ -74,13 +75,5 @@ impl PolicyArgs {
                 scale_in_stabilization: self.scale_in_stabilization.unwrap_or(defaults.scale_in_stabilization),
             }),
         }
-    }
-}
-
-/// `10` or `10%`.
-pub fn percent(text: &str) -> Result<u32, String> {
-    match text.strip_suffix('%').unwrap_or(text).trim().parse() {
-        Ok(percent) if percent <= 100 => Ok(percent),
-        _ => Err("a percentage from 0 to 100".to_owned()),
     }
 }

@@ -1,4 +1,4 @@
-//! The flags of `simulate`.
+//! `imgcls simulate`.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -7,74 +7,73 @@ use std::time::Duration;
 use clap::Args;
 
 use super::arrivals::{ArrivalArgs, Unbounded};
-use super::policy::{Defaults, PolicyArgs, PolicyKind, percent};
-use super::{positive_duration, usage, visibility_timeout};
+use super::parse::{percent, positive_duration, visibility_timeout};
+use super::policy::{Defaults, PolicyArgs, PolicyKind};
+use super::usage::usage;
 use crate::config;
 use crate::scaling_policy::Bounds;
 use crate::simulate::{self, PlotFile, Variant};
 
-/// What is simulated where nothing says how much.
+/// The simulated time unless a flag limits it.
 const DEFAULT_DURATION: Duration = Duration::from_mins(10);
-/// A finer clock than any metric has.
+/// No metric has a shorter period.
 const SHORTEST_METRIC_PERIOD: Duration = Duration::from_millis(100);
-/// More than any account may have; each takes memory.
+/// More than any account may have. Each worker takes memory.
 const MOST_WORKERS: u32 = 10_000;
 
 const DEFAULT_INSTANCE_TYPE: &str = "c6i.large";
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Several policies: --policy step --policy target. One may differ from the others in what follows \
+#[command(after_help = "Several policies: --policy step --policy target. A policy may have settings of its own after \
     its name: --policy step:metric-period=60s,metric-delay=60s --policy target:slo=5s,max=8. Keys: slo, tolerance, \
     scale-in-stabilization, scale-out-above, scale-out-period, scale-in-below, scale-in-period, min, max, boot-time, \
     metric-period, metric-delay.\n\
-    Exit codes: 0 done, 1 a file cannot be read or written, 2 usage."
-)]
+    Exit codes: 0 done, 1 a file cannot be read or written, 2 usage.")]
 pub struct SimulateArgs {
     #[command(flatten)]
     pub arrivals: ArrivalArgs,
-    /// Policy, `step` or `target`; given again, policies are laid side by side; see below
+    /// Policy, `step` or `target`; may be repeated to compare policies, see below
     #[arg(long = "policy", env = "IMGCLS_POLICY", default_value = "step", value_parser = |text: &str| text.parse::<PolicySpec>())]
     pub policies: Vec<PolicySpec>,
     #[command(flatten)]
     pub scaling: PolicyArgs,
-    /// Fewest workers; they are ready at the beginning
+    /// Fewest workers; they are ready at the start
     #[arg(long, env = "IMGCLS_MIN", default_value_t = 0)]
     pub min: u32,
     /// Most workers
     #[arg(long, env = "IMGCLS_MAX", default_value_t = 4)]
     pub max: u32,
-    /// Time one session of a worker takes for an image, in the mean
+    /// Mean time that one session of a worker takes for an image
     #[arg(long, env = "IMGCLS_SERVICE_TIME", value_parser = positive_duration)]
     pub service_time: Option<Duration>,
-    /// Time that 99 % of the images take no longer than [default: each takes the mean]
+    /// 99th percentile of that time [default: every image takes the mean]
     #[arg(long, env = "IMGCLS_SERVICE_TIME_P99", value_parser = positive_duration)]
     pub service_time_p99: Option<Duration>,
     /// Service time and overhead from a report of `loadgen --json`: a closed loop that kept all workers busy
     #[arg(long, env = "IMGCLS_FROM_LOADGEN", conflicts_with_all = ["service_time", "service_time_p99"])]
     pub from_loadgen: Option<PathBuf>,
-    /// How many workers were busy in that report, with as many sessions as are simulated
+    /// Number of busy workers in that report, each with as many sessions as are simulated
     #[arg(long, env = "IMGCLS_MEASURED_WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub measured_workers: u32,
-    /// Time each image takes beside queue and service: HTTP, store, reply [default: 0s, or that of --from-loadgen]
+    /// Time that each image takes besides queue and service: HTTP, store, reply [default: 0s, or that of --from-loadgen]
     #[arg(long, env = "IMGCLS_OVERHEAD", value_parser = config::duration)]
     pub overhead: Option<Duration>,
-    /// Sessions of the model side by side in a worker [default: one a vCPU of the instance type]
+    /// Sessions of the model side by side in a worker [default: one per vCPU of the instance type]
     #[arg(long, env = "IMGCLS_SESSIONS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub sessions: Option<u32>,
-    /// From asking for a worker until it is ready
+    /// Time from requesting a worker until it is ready
     #[arg(long, env = "IMGCLS_BOOT_TIME", default_value = "60s", value_parser = config::duration)]
     pub boot_time: Duration,
-    /// How often the depth of the queue is measured: 10 s is what `imgcls autoscale` does, 60 s what CloudWatch does
+    /// How often the depth of the queue is measured: every 10 s by `imgcls autoscale`, every 60 s by CloudWatch
     #[arg(long, env = "IMGCLS_METRIC_PERIOD", default_value = "10s", value_parser = config::duration)]
     pub metric_period: Duration,
-    /// How late the policy sees what was measured: CloudWatch takes a minute, and up to 15 after a quiet time
+    /// Delay until the policy sees a measurement: a minute with CloudWatch, up to 15 after a time without messages
     #[arg(long, env = "IMGCLS_METRIC_DELAY", default_value = "0s", value_parser = config::duration)]
     pub metric_delay: Duration,
-    /// How long what a dead worker held stays hidden
+    /// How long the messages of a dead worker stay invisible
     #[arg(long, env = "IMGCLS_VISIBILITY_TIMEOUT", default_value = "30s", value_parser = visibility_timeout)]
     pub visibility_timeout: Duration,
-    /// Crashes and Spot interruptions an hour of each worker, in the mean
+    /// Mean number of crashes and Spot interruptions of each worker per hour
     #[arg(long, env = "IMGCLS_DEATHS_PER_HOUR", default_value_t = 0.0, value_parser = deaths)]
     pub deaths_per_hour: f64,
     /// Instance type of a worker, for its price and its vCPUs [default: c6i.large]
@@ -83,21 +82,21 @@ pub struct SimulateArgs {
     /// Share of the workers that are Spot, in percent
     #[arg(long, env = "IMGCLS_SPOT_SHARE", default_value = "0", value_parser = percent)]
     pub spot_share: u32,
-    /// Prices to use, a TOML file [default: those carried in the binary, of us-east-1, dated]
+    /// A TOML file of prices [default: dated prices of us-east-1 in the binary]
     #[arg(long, env = "IMGCLS_PRICES")]
     pub prices: Option<PathBuf>,
     /// Print the result as JSON on standard output
     #[arg(long, env = "IMGCLS_JSON")]
     pub json: bool,
-    /// Write the timeline, a line a second and policy, to this file
+    /// Write the timeline to this file, one line per second and policy
     #[arg(long, env = "IMGCLS_CSV")]
     pub csv: Option<PathBuf>,
-    /// Draw arrivals, queue, workers and latency over time into this file, .svg or .png
+    /// Plot arrivals, queue, workers and latency over time to this file, .svg or .png
     #[arg(long, env = "IMGCLS_PLOT", value_parser = |text: &str| text.parse::<PlotFile>())]
     pub plot: Option<PlotFile>,
 }
 
-/// A policy and what it does otherwise than the flags say: `target:slo=5s,max=8`.
+/// A policy with settings that take precedence over the flags: `target:slo=5s,max=8`.
 #[derive(Debug, Clone)]
 pub struct PolicySpec {
     text: String,
@@ -118,16 +117,16 @@ impl FromStr for PolicySpec {
         let settings = settings.split(',').filter(|setting| !setting.is_empty());
         let overrides = settings.map(|setting| match setting.split_once('=') {
             Some((key, value)) => Ok((key.trim().to_owned(), value.trim().to_owned())),
-            None => Err(format!("{setting:?} is no setting such as slo=5s")),
+            None => Err(format!("{setting:?} is not a setting such as slo=5s")),
         });
         let spec = PolicySpec { text: text.to_owned(), kind, overrides: overrides.collect::<Result<_, _>>()? };
-        // Only whether it can be read; what it is laid over comes later.
+        // This only checks that the settings can be read: the flags that they override are not known yet.
         spec.overrides.iter().try_for_each(|(key, value)| Settings::any().set(key, value))?;
         Ok(spec)
     }
 }
 
-/// What may differ between policies.
+/// Settings that may differ between policies.
 #[derive(Debug, Clone)]
 struct Settings {
     scaling: PolicyArgs,
@@ -178,19 +177,19 @@ impl Settings {
 
 impl SimulateArgs {
     /// # Errors
-    /// A [`clap::Error`] where the flags contradict each other; one line where a trace cannot be read.
+    /// A [`super::UsageError`] if the flags contradict each other; one line if a trace cannot be read.
     pub fn config(&self) -> anyhow::Result<simulate::Config> {
         let Some(arrivals) = self.arrivals.arrivals("simulate")? else {
-            return Err(usage("simulate", "how many images arrive? Say --rate, requests a second"));
+            return Err(usage("simulate", "give --rate, the requests per second that arrive"));
         };
         let service = match (&self.from_loadgen, self.service_time) {
             (Some(path), _) => {
                 simulate::Service::Measured { report: path.clone(), busy_workers: self.measured_workers }
             }
             (None, Some(mean)) => simulate::Service::given(mean, self.service_time_p99)
-                .map_err(|error| usage("simulate", &format!("--service-time-p99: {error}")))?,
+                .map_err(|error| usage("simulate", format!("--service-time-p99: {error}")))?,
             (None, None) => {
-                let message = "how long does an image take? Say --service-time, or --from-loadgen with a report";
+                let message = "give --service-time, the time that an image takes, or --from-loadgen with a report";
                 return Err(usage("simulate", message));
             }
         };
@@ -214,7 +213,7 @@ impl SimulateArgs {
     }
 
     fn variant(&self, spec: &PolicySpec) -> anyhow::Result<Variant> {
-        let wrong = |message: String| usage("simulate", &message);
+        let wrong = |message: String| usage("simulate", message);
         let mut settings = Settings {
             scaling: self.scaling.clone(),
             min: self.min,
@@ -246,6 +245,6 @@ impl SimulateArgs {
 fn deaths(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(deaths) if (0.0..=3600.0).contains(&deaths) => Ok(deaths),
-        _ => Err("deaths an hour, from 0 to 3600".to_owned()),
+        _ => Err("give deaths per hour, from 0 to 3600".to_owned()),
     }
 }

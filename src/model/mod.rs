@@ -13,7 +13,7 @@
 //! - `onnx`: the session; `runtime`: which library it runs on
 //!
 //! Files:
-//! - `choice`: what the flags choose; `find`: where the model and the ONNX Runtime library are searched for
+//! - `choice`: what the settings choose, completed by the result of `imgcls tune`; `find`: where the model and the ONNX Runtime library are searched for
 //! - `package`: `model.toml`, the variant for this CPU, digests, labels
 //! - `seal`: files of the cache that can be trusted; `tuning`: the result of `imgcls tune`; `file`: reading and digests
 
@@ -56,7 +56,7 @@ use crate::config::Limits;
 use crate::protocol::{ErrorCode, Prediction};
 
 pub(crate) use self::budget::{thread_cpu_time, timeout_message};
-pub use self::choice::ModelChoice;
+pub use self::choice::{ModelChoice, TunedChoice, default_cache_dir};
 pub use self::decode::{format_names, sniff};
 pub use self::error::PrepareError;
 pub(crate) use self::find::model_folder;
@@ -66,8 +66,7 @@ pub use self::onnx::Session;
 pub use self::package::ModelPackage;
 pub(crate) use self::runtime::portable_runtime;
 pub use self::tensor::{Tensor, Values};
-pub(crate) use self::tuning::Tuning;
-pub use self::tuning::cores;
+pub use self::tuning::{Tuning, cores};
 
 /// Decodes and preprocesses one image. This blocks the calling thread, which may be any thread. While other threads of
 /// the process use so much of `max_decode_bytes` that this image does not fit, it waits for them.

@@ -13,7 +13,7 @@ use super::{find, onnx};
 
 /// The fastest way to run the model on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Tuning {
+pub struct Tuning {
     /// The variant, as model.toml names it.
     pub variant: String,
     /// Threads inside one inference.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::bundle::Cpu;
-use crate::config::Names;
+use crate::config::{Machines, Names};
 use crate::scaling_policy::{Bounds, Policy};
 
 /// The settings of a stack, as a user gives them.
@@ -43,6 +43,8 @@ pub struct Settings {
     pub keep_results_days: u32,
     /// AMI of the machines. If absent, Debian 12.
     pub image: Option<String>,
+    /// Settings of the processes on the machines that the user gave.
+    pub machines: Machines,
 }
 
 /// The account, region and network of a stack.
@@ -119,6 +121,7 @@ impl Settings {
             keep_images_days: 7,
             keep_results_days: 30,
             image: None,
+            machines: Machines::default(),
         }
     }
 }

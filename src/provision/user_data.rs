@@ -1,60 +1,150 @@
-//! The script that a machine runs at its first start: it brings the bundle and starts the tier.
+//! The script that a machine runs at its first start: it downloads the bundle and starts the tier.
 //!
-//! The template is `user_data.sh`; it is a whole script of its own, with names in `@…@`. What is put in their place has
-//! been checked by form (names, region, digest) and holds no quote.
+//! The template is `user_data.sh`, a complete script with names in `@…@`. Their values have a checked form (names, region,
+//! digest) and contain no quote, except for the file of settings, which is written through a quoted here-document.
 
 use super::bundle::BundleRef;
 use super::names::ResourceNames;
 use super::settings::{Settings, Site};
 use super::tier::Tier;
-use crate::config::Names;
+use crate::config::{Document, Names, toml_text};
 use crate::scaling_policy::Policy;
 
 const TEMPLATE: &str = include_str!("user_data.sh");
+/// The file of settings on a machine, as the units name it.
+const SETTINGS_FILE: &str = "--config /etc/imgcls/config.toml";
+/// How long a web tier that drains keeps its port open, so that a load balancer notices.
+const DEFAULT_DRAIN_DELAY: &str = "5s";
+const DEFAULT_LOG_FORMAT: &str = "json";
 
 pub fn render(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRef) -> String {
-    let Names { request_queue, result_queue, input_bucket, output_bucket } = &settings.names;
     let (command, capability) = match tier {
-        Tier::Worker => ("worker --admin-listen 127.0.0.1:9090", ""),
-        Tier::Web => ("serve-web --listen 0.0.0.0:80 --drain-delay 5s", "CAP_NET_BIND_SERVICE"),
+        Tier::Worker => (format!("worker {SETTINGS_FILE} --admin-listen 127.0.0.1:9090"), ""),
+        Tier::Web => (format!("serve-web {SETTINGS_FILE} --listen 0.0.0.0:80"), "CAP_NET_BIND_SERVICE"),
     };
     let suffix = if site.region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
     let service = |service: &str| match &site.endpoint_url {
         Some(url) => url.trim_end_matches('/').to_owned(),
         None => format!("https://{service}.{}.{suffix}", site.region),
     };
-    let endpoint = site.endpoint_url.as_ref().map(|url| format!("\nIMGCLS_ENDPOINT_URL={url}")).unwrap_or_default();
-    let places = [
+    let bucket = &settings.names.input_bucket;
+    // The file of settings comes last: it may contain any text, names in `@…@` too.
+    let values = [
         ("@DIGEST@", bundle.digest.as_str()),
-        ("@BUNDLE_URL@", &format!("{}/{input_bucket}/{}", service("s3"), bundle.key())),
+        ("@BUNDLE_URL@", &format!("{}/{bucket}/{}", service("s3"), bundle.key())),
         ("@LOGS_URL@", &service("logs")),
         ("@LOG_GROUP@", &ResourceNames::of(&settings.stack).log_group),
         ("@REGION@", &site.region),
-        ("@STACK@", &settings.stack),
-        ("@MODEL@", &bundle.model),
-        ("@REQUEST_QUEUE@", request_queue),
-        ("@RESULT_QUEUE@", result_queue),
-        ("@INPUT_BUCKET@", input_bucket),
-        ("@OUTPUT_BUCKET@", output_bucket),
-        ("@VISIBILITY_TIMEOUT@", &settings.visibility_timeout.as_secs().to_string()),
-        ("@MAX_RECEIVE_COUNT@", &settings.max_receive_count.to_string()),
-        ("@ENDPOINT@", &endpoint),
-        ("@COMMAND@", command),
+        ("@COMMAND@", &command),
         ("@CAPABILITY@", capability),
         ("@AUTOSCALE@", &autoscale(tier, settings.policy)),
+        ("@SETTINGS@", &settings_file(tier, settings, site, bundle)),
     ];
-    places.iter().fold(TEMPLATE.to_owned(), |script, (name, value)| script.replace(name, value))
+    values.iter().fold(TEMPLATE.to_owned(), |script, (name, value)| script.replace(name, value))
 }
 
-/// What runs beside the web tier. The group's name follows from the stack's.
+/// What a machine of the tier is told: the names and limits of the stack, and the user's own settings for the tier.
+fn settings_file(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRef) -> String {
+    let Names { request_queue, result_queue, input_bucket, output_bucket } = &settings.names;
+    let visibility_timeout = format!("{}s", settings.visibility_timeout.as_secs());
+    let max_receive_count = settings.max_receive_count.to_string();
+    let mut shared = vec![
+        ("backend", "aws"),
+        ("region", &site.region),
+        ("stack", &settings.stack),
+        ("model", &bundle.model),
+        ("request-queue", request_queue),
+        ("result-queue", result_queue),
+        ("input-bucket", input_bucket),
+        ("output-bucket", output_bucket),
+        ("visibility-timeout", &visibility_timeout),
+        ("max-receive-count", &max_receive_count),
+        ("log-format", DEFAULT_LOG_FORMAT),
+    ];
+    shared.extend(site.endpoint_url.as_deref().map(|url| ("endpoint-url", url)));
+    let machines = &settings.machines;
+    let tables = match tier {
+        Tier::Worker => table("worker", &[], &machines.worker),
+        Tier::Web => {
+            let web = table("web", &[("drain-delay", DEFAULT_DRAIN_DELAY)], &machines.web);
+            web + &table("autoscale", &[], &machines.autoscale)
+        }
+    };
+    shared.into_iter().map(line).collect::<String>() + &tables
+}
+
+/// A table of the file. A setting of `document` takes precedence over one of `defaults`.
+fn table(name: &str, defaults: &[(&str, &str)], document: &Document) -> String {
+    let defaults = defaults.iter().filter(|(key, _)| document.get(key).is_none()).copied().map(line);
+    let given = document.settings.iter().map(|setting| setting.to_toml() + "\n");
+    let lines: String = defaults.chain(given).collect();
+    if lines.is_empty() { lines } else { format!("\n[{name}]\n{lines}") }
+}
+
+fn line((key, value): (&str, &str)) -> String {
+    format!("{key} = {}\n", toml_text(value))
+}
+
+/// The command beside the web tier; empty for a worker. The group's name follows from that of the stack.
 fn autoscale(tier: Tier, policy: Policy) -> String {
     match (tier, policy) {
         (Tier::Worker, _) => String::new(),
-        (Tier::Web, Policy::Step(_)) => "autoscale --policy step".to_owned(),
+        (Tier::Web, Policy::Step(_)) => format!("autoscale {SETTINGS_FILE} --policy step"),
         (Tier::Web, Policy::Target(target)) => format!(
-            "autoscale --policy target --slo {}s --service-time {}s",
+            "autoscale {SETTINGS_FILE} --policy target --slo {}s --service-time {}s",
             target.acceptable_latency.as_secs_f64(),
             target.service_time.as_secs_f64()
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::config::{Machines, Setting, Source};
+
+    fn given(name: &str, values: &[&str]) -> Document {
+        let setting = Setting {
+            name: name.to_owned(),
+            values: values.iter().map(OsString::from).collect(),
+            source: Source::File { path: PathBuf::from("stack.toml"), line: 1 },
+            default_text: None,
+            is_secret: false,
+        };
+        Document { command: String::new(), settings: vec![setting] }
+    }
+
+    fn rendered(tier: Tier, machines: Machines) -> String {
+        let settings = Settings { machines, ..Settings::for_tests("imgcls") };
+        render(tier, &settings, &Site::for_tests(), &BundleRef::unknown())
+    }
+
+    #[test]
+    fn settings_of_a_tier_reach_its_machines_alone() {
+        let machines = Machines {
+            web: given("allowed-host", &["a.example", "b.example"]),
+            worker: given("max-pixels", &["1000"]),
+            autoscale: given("interval", &["5s"]),
+        };
+        let (web, worker) = (rendered(Tier::Web, machines.clone()), rendered(Tier::Worker, machines));
+        assert!(
+            web.contains("\n[web]\ndrain-delay = \"5s\"\nallowed-host = [\"a.example\", \"b.example\"]\n"),
+            "{web}"
+        );
+        assert!(web.contains("\n[autoscale]\ninterval = \"5s\"\n") && !web.contains("max-pixels"), "{web}");
+        assert!(worker.contains("\n[worker]\nmax-pixels = \"1000\"\n") && !worker.contains("[web]"), "{worker}");
+        let delayed = rendered(Tier::Web, Machines { web: given("drain-delay", &["9s"]), ..Machines::default() });
+        assert!(delayed.contains("drain-delay = \"9s\"") && !delayed.contains("drain-delay = \"5s\""), "{delayed}");
+    }
+
+    #[test]
+    fn a_value_of_a_setting_is_never_part_of_the_script() {
+        let hostile = given("cache-dir", &["x\nSETTINGS\nrm -rf /\n@REGION@"]);
+        let script = rendered(Tier::Worker, Machines { worker: hostile, ..Machines::default() });
+        assert!(script.contains(r"x\nSETTINGS\nrm -rf /\n@REGION@"), "{script}");
+        assert_eq!(script.lines().filter(|line| *line == "SETTINGS").count(), 1, "{script}");
     }
 }

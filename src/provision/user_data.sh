@@ -1,7 +1,7 @@
 #!/bin/bash
-# Brings imgcls from its stack's bucket and starts it. Written by `imgcls provision`; runs once, at the first start.
+# Downloads imgcls from the bucket of its stack and starts it. Written by `imgcls provision`; runs once, at the first start.
 #
-# Nothing is installed: the system's own curl signs its request with the role of this machine.
+# Nothing is installed: the curl of the system signs its request with the role of this machine.
 set -euo pipefail
 
 digest=@DIGEST@
@@ -14,7 +14,7 @@ say() { echo "imgcls: $*"; }
 
 mkdir -p /opt/imgcls /etc/imgcls
 
-# Sourced here and by the service that sends logs.
+# This script and the service that sends logs source the file.
 cat >/opt/imgcls/role.sh <<'ROLE'
 # Instance metadata, version 2 of its protocol.
 read_metadata() {
@@ -23,7 +23,8 @@ read_metadata() {
   curl -sSf --retry 3 -H "X-aws-ec2-metadata-token: $token" "$metadata/latest/meta-data/$1"
 }
 
-# curl, signed for a service with the role of this machine. Keys go through standard input: arguments are for all to see.
+# curl, with a request that is signed for a service with the role of this machine. Keys go through standard input, since
+# every user can read arguments.
 as_role() {
   local service=$1 role answer
   shift
@@ -38,9 +39,9 @@ CONFIG
 ROLE
 . /opt/imgcls/role.sh
 
-bring() {
+download() {
   local work
-  work=$(mktemp -d /opt/imgcls/.bringing.XXXXXX)
+  work=$(mktemp -d /opt/imgcls/.download.XXXXXX)
   as_role s3 -H 'X-Amz-Content-Sha256: UNSIGNED-PAYLOAD' -o "$work/bundle.tar.gz" "$bundle_url" &&
     gzip -dc "$work/bundle.tar.gz" >"$work/bundle.tar" &&
     echo "$digest  $work/bundle.tar" | sha256sum --check --status &&
@@ -51,28 +52,19 @@ bring() {
   return $code
 }
 
-# A role made a moment ago is not known everywhere yet.
+# A new role takes a moment until every service knows it.
 for try in $(seq 60); do
   [ -d "$home" ] && break
-  if (set +e; bring); then break; fi
-  say "the bundle $bundle_url did not come, or is not the one with digest $digest (try $try of 60)"
+  if (set +e; download); then break; fi
+  say "cannot download the bundle $bundle_url, or it is not the one with digest $digest (try $try of 60)"
   sleep 5
 done
-[ -d "$home" ] || { say "giving up; may the role of this machine read the bundle?"; exit 1; }
+[ -d "$home" ] || { say "giving up: check that the role of this machine may read the bundle"; exit 1; }
 
-cat >/etc/imgcls/environment <<'ENVIRONMENT'
-IMGCLS_BACKEND=aws
-IMGCLS_REGION=@REGION@
-IMGCLS_STACK=@STACK@
-IMGCLS_MODEL=@MODEL@
-IMGCLS_REQUEST_QUEUE=@REQUEST_QUEUE@
-IMGCLS_RESULT_QUEUE=@RESULT_QUEUE@
-IMGCLS_INPUT_BUCKET=@INPUT_BUCKET@
-IMGCLS_OUTPUT_BUCKET=@OUTPUT_BUCKET@
-IMGCLS_VISIBILITY_TIMEOUT=@VISIBILITY_TIMEOUT@s
-IMGCLS_MAX_RECEIVE_COUNT=@MAX_RECEIVE_COUNT@
-IMGCLS_LOG_FORMAT=json@ENDPOINT@
-ENVIRONMENT
+# Readable by everybody: the services run as users without rights, and the file holds no secret.
+cat >/etc/imgcls/config.toml <<'SETTINGS'
+@SETTINGS@SETTINGS
+chmod 644 /etc/imgcls/config.toml
 
 # write_unit NAME DESCRIPTION COMMAND [CAPABILITY [GROUP]]
 write_unit() {
@@ -84,7 +76,6 @@ After=network-online.target
 StartLimitIntervalSec=0
 
 [Service]
-EnvironmentFile=/etc/imgcls/environment
 ExecStart=$3
 Restart=always
 RestartSec=2
@@ -122,11 +113,11 @@ UNIT
 }
 
 write_unit imgcls 'imgcls @COMMAND@' "$home/bin/imgcls @COMMAND@" '@CAPABILITY@'
-# Beside the web tier: it starts the first worker within seconds, where an alarm takes minutes.
+# The loop beside the web tier starts the first worker within seconds; an alarm would take minutes.
 autoscale='@AUTOSCALE@'
 [ -z "$autoscale" ] || write_unit imgcls-autoscale "imgcls $autoscale" "$home/bin/imgcls $autoscale"
 
-# What the service logs goes to CloudWatch Logs, at the latest after five seconds.
+# The service's log goes to CloudWatch Logs within five seconds.
 cat >/opt/imgcls/send-logs <<'SEND'
 #!/bin/bash
 set -uo pipefail
@@ -142,7 +133,7 @@ call() {
 body=$(mktemp)
 where='"logGroupName":"@LOG_GROUP@","logStreamName":"'$stream'"'
 echo "{$where}" >"$body"
-call CreateLogStream "$body" 2>/dev/null # it may stand already
+call CreateLogStream "$body" 2>/dev/null # the stream may exist already
 
 journalctl --unit imgcls.service --unit imgcls-autoscale.service --follow --lines all --output cat | while true; do
   events= ended=

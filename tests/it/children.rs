@@ -1,14 +1,14 @@
-//! Tests with many processes: this test binary starts itself again, running one test that is a worker.
+//! Tests with many processes: this test binary starts itself again to run one test, which acts as a worker.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 const DATA_DIR: &str = "IMGCLS_TEST_DATA_DIR";
-/// Before each line that a worker says: the test harness prints lines of its own.
+/// The prefix of each line of a worker, since the test harness prints lines of its own.
 const MARK: &str = "worker: ";
 
-/// Another process that runs the worker of that (full) test name. Killed when dropped.
+/// Another process, which runs the test with the given full name. Killed when dropped.
 pub struct Worker {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -25,14 +25,14 @@ impl Worker {
         Worker { child, stdin, stdout }
     }
 
-    /// The next line that the worker says; none once it has ended.
+    /// The next line of the worker. Returns `None` once it has ended.
     pub fn line(&mut self) -> Option<String> {
         loop {
             let mut line = String::new();
             if self.stdout.read_line(&mut line).expect("text") == 0 {
                 return None;
             }
-            // A killed process may have said half a line: that does not count as said.
+            // A killed process may have written half a line, which does not count.
             if let Some((_, said)) = line.strip_suffix('\n').and_then(|line| line.split_once(MARK)) {
                 return Some(said.to_owned());
             }
@@ -43,23 +43,23 @@ impl Worker {
         assert_eq!(self.line().as_deref(), Some(expected));
     }
 
-    /// Closes its standard input, which it waits for.
+    /// Closes its standard input, which ends [`wait_for_go`].
     pub fn go(&mut self) {
         self.stdin = None;
     }
 
-    /// A signal by its name, such as `STOP`.
+    /// Sends a signal, by its name such as `STOP`.
     pub fn signal(&self, name: &str) {
         let done = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
         assert!(done.expect("kill").success(), "cannot signal {}", self.child.id());
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub fn kill(&mut self) {
         self.child.kill().expect("killed");
     }
 
-    /// All that it still says.
+    /// The lines until it ends.
     pub fn rest(&mut self) -> Vec<String> {
         std::iter::from_fn(|| self.line()).collect()
     }
@@ -77,17 +77,17 @@ impl Drop for Worker {
     }
 }
 
-/// In a worker: its data directory. None where the test harness runs it as a test, which then does nothing.
+/// The data directory of a worker. Returns `None` when the test harness runs the test, which then does nothing.
 pub fn data_dir() -> Option<PathBuf> {
     std::env::var_os(DATA_DIR).map(PathBuf::from)
 }
 
 pub fn say(text: &str) {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{MARK}{text}").and_then(|()| out.flush()).expect("told the parent");
+    writeln!(out, "{MARK}{text}").and_then(|()| out.flush()).expect("written to the parent");
 }
 
-/// Until the parent says [`Worker::go`].
+/// Waits until the parent calls [`Worker::go`].
 pub fn wait_for_go() {
     let _ = std::io::stdin().lines().count();
 }

@@ -1,11 +1,11 @@
-//! The command line as a person or a script meets it, through the real binary.
+//! The command line as a person or a script uses it, through the real binary.
 
 use std::process::{Command, Output};
 
 use clap::{Arg, CommandFactory as _};
 use imgcls::cli::Cli;
 
-/// Runs to the end, in an environment where nobody has set anything.
+/// Runs the program to its end, with no variable set but the given ones.
 fn imgcls(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_imgcls"));
     for (name, _) in std::env::vars_os() {
@@ -27,7 +27,10 @@ fn flags(command: &clap::Command) -> impl Iterator<Item = (&str, &Arg)> {
         .filter(|(long, _)| !["help", "version"].contains(long))
 }
 
-/// Every command that does something, with the words that call it.
+/// Flags that confirm or delete: a variable that is set for another reason must not do that.
+const WITHOUT_VARIABLE: [&str; 2] = ["yes", "delete-data"];
+
+/// Every command that has no subcommands, with its words.
 fn commands() -> Vec<(Vec<String>, clap::Command)> {
     let mut found = Vec::new();
     for command in Cli::command().get_subcommands() {
@@ -45,18 +48,19 @@ fn commands() -> Vec<(Vec<String>, clap::Command)> {
 }
 
 #[test]
-fn every_flag_is_also_a_variable_of_its_name() {
+fn every_flag_has_a_variable_of_its_name_unless_it_confirms_or_deletes() {
     for (words, command) in commands() {
         for (long, argument) in flags(&command) {
             let variable = format!("IMGCLS_{}", long.to_uppercase().replace('-', "_"));
+            let expected = (!WITHOUT_VARIABLE.contains(&long)).then_some(variable);
             let env = argument.get_env().map(|name| name.to_string_lossy().into_owned());
-            assert_eq!(env.as_ref(), Some(&variable), "{} --{long}", words.join(" "));
+            assert_eq!(env, expected, "{} --{long}", words.join(" "));
         }
     }
 }
 
 #[test]
-fn one_flag_means_the_same_to_every_command() {
+fn a_flag_has_the_same_default_in_every_command() {
     let commands = commands();
     let all: Vec<(&str, &Arg)> = commands.iter().flat_map(|(_, command)| flags(command)).collect();
     for (long, argument) in &all {
@@ -71,19 +75,20 @@ fn help_names_every_flag_and_its_variable() {
         let name = words.join(" ");
         let arguments: Vec<&str> = words.iter().map(String::as_str).chain(["--help"]).collect();
         let output = imgcls(&arguments, &[]);
-        // Long lines are wrapped anywhere between words.
+        // Long lines are wrapped between words.
         let help = String::from_utf8_lossy(&output.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
         assert_eq!(output.status.code(), Some(0));
         for (long, argument) in flags(&command) {
-            let variable = argument.get_env().expect("held by a test of its own").to_string_lossy();
             assert!(help.contains(&format!("--{long}")), "{name} --{long}");
-            assert!(help.contains(&format!("[env: {variable}=")), "{name} --{long}\n{help}");
+            if let Some(variable) = argument.get_env() {
+                assert!(help.contains(&format!("[env: {}=", variable.to_string_lossy())), "{name} --{long}\n{help}");
+            }
         }
     }
 }
 
 #[test]
-fn wrong_usage_is_exit_code_2_and_a_way_out_on_standard_error() {
+fn wrong_usage_has_exit_code_2_and_names_the_help_on_standard_error() {
     for arguments in [
         vec!["up", "--frobnicate"],
         vec!["frobnicate"],
@@ -92,6 +97,7 @@ fn wrong_usage_is_exit_code_2_and_a_way_out_on_standard_error() {
         vec!["up", "--max-workers", "0", "--min-workers", "0"],
         vec!["up", "--backend", "aws"],
         vec!["worker", "--request-queue", "a/b"],
+        vec!["serve-web", "--wire", "legacy", "--result-queue-mode", "own"],
         vec!["serve-web", "--wire", "seed", "--result-queue-mode", "own"],
         vec!["queue", "redrive"],
         vec!["queue", "redrive", "--all", "01936d5c-7e00-7abc-8def-0123456789ab"],
@@ -108,7 +114,7 @@ fn wrong_usage_is_exit_code_2_and_a_way_out_on_standard_error() {
 }
 
 #[test]
-fn what_speaks_for_aws_is_said_first_and_what_is_missing_last() {
+fn the_first_log_line_names_what_selected_aws_and_the_last_what_is_missing() {
     let url = "http://127.0.0.1:1";
     for command in ["serve-web", "worker"] {
         for (variable, value) in
@@ -125,7 +131,7 @@ fn what_speaks_for_aws_is_said_first_and_what_is_missing_last() {
 }
 
 #[test]
-fn an_address_in_use_is_said_in_one_line_with_the_way_out() {
+fn an_address_in_use_is_one_line_that_names_the_flag() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("a bound address").to_string();
     let data_dir = tempfile::tempdir().expect("a directory");

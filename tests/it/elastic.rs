@@ -1,5 +1,5 @@
-//! `autoscale` moves an Auto Scaling group whose instances are worker processes (`cloud.rs`). moto plays the group,
-//! ministack queue and store. How it moves by its alarms and policies: `closed_loop.rs`.
+//! `autoscale` resizes an Auto Scaling group whose instances are worker processes (`cloud.rs`). moto emulates the group,
+//! ministack queue and store. `closed_loop.rs` tests the group's alarms and policies.
 
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,11 @@ use crate::harness::{Service, imgcls, picture, until};
 use crate::legacy_tiers::Stage;
 
 const IMAGES: usize = 60;
-/// From the first image in the queue to the first worker that is asked for.
+/// Time from the first image in the queue until the first worker is requested.
 const FIRST_WORKER_WITHIN: Duration = Duration::from_secs(10);
 
 #[test]
-fn from_nothing_to_many_and_back_and_no_image_is_lost() {
+fn a_group_grows_from_zero_and_shrinks_again_without_losing_an_image() {
     let stage = Stage::new(ministack());
     let service = stage.service_with(0, &[], &[]);
     let cloud = cloud(&stage, 2);
@@ -34,7 +34,7 @@ fn from_nothing_to_many_and_back_and_no_image_is_lost() {
     until("the second worker", || (cloud.count() > 1).then_some(()));
     for id in &ids {
         let job = service.finished(id);
-        // A second attempt would be that of an image whose worker was taken away.
+        // A second attempt means that the worker of the image was removed.
         assert_eq!((job["status"].as_str(), job["attempt"].as_u64()), (Some("succeeded"), Some(1)), "{id}: {job}");
     }
     until("back to nothing", || (cloud.count() == 0).then_some(()));
@@ -44,7 +44,7 @@ fn from_nothing_to_many_and_back_and_no_image_is_lost() {
 }
 
 #[test]
-fn a_group_that_stands_at_zero_is_started_and_then_left_to_its_policies() {
+fn a_group_of_size_zero_is_started_and_then_left_to_its_policies() {
     let stage = Stage::new(ministack());
     let service = stage.service_with(0, &[], &[]);
     let cloud = cloud(&stage, 2);
@@ -54,7 +54,7 @@ fn a_group_that_stands_at_zero_is_started_and_then_left_to_its_policies() {
     for id in &ids {
         assert_eq!(service.finished(id)["status"], "succeeded");
     }
-    // More waited than one worker more is for, and afterwards nothing: no policy of the group says so, so nothing moves.
+    // First enough images waited for another worker, then none. The group has no policies, so its size does not change.
     assert_eq!(cloud.count(), 1);
     for autoscale in &mut autoscales {
         autoscale.signal("TERM");
@@ -63,7 +63,7 @@ fn a_group_that_stands_at_zero_is_started_and_then_left_to_its_policies() {
 }
 
 #[test]
-fn a_spot_instance_that_is_wanted_back_drains_and_takes_nothing_more() {
+fn a_spot_instance_that_is_reclaimed_drains_and_receives_nothing_more() {
     let stage = Stage::new(ministack());
     let service = stage.service_with(0, &[], &[]);
     let cloud = cloud(&stage, 1);
@@ -71,7 +71,7 @@ fn a_spot_instance_that_is_wanted_back_drains_and_takes_nothing_more() {
     let id = service.submit("cat.jpg", &picture("cat.jpg"));
     assert_eq!(service.finished(&id)["status"], "succeeded");
     cloud.interrupt_all();
-    // As systemd does, the harness starts it again.
+    // The harness starts it again, as systemd does.
     until("a worker that takes nothing", || cloud.logs().contains("nothing is received").then_some(()));
     let waiting = service.submit("cat.jpg", &picture("cat.jpg"));
     let depth = until("the request in the queue", || {
@@ -84,7 +84,7 @@ fn a_spot_instance_that_is_wanted_back_drains_and_takes_nothing_more() {
 }
 
 #[test]
-fn what_autoscale_cannot_find_is_one_line() {
+fn a_missing_queue_or_group_is_one_line_that_names_it() {
     let stage = Stage::new(ministack());
     let no_queue = imgcls().args(["autoscale", "--backend", "aws"]).envs(stage.environment()).output().unwrap();
     let said = String::from_utf8_lossy(&no_queue.stderr).into_owned();
@@ -100,8 +100,8 @@ fn what_autoscale_cannot_find_is_one_line() {
     assert!(said.lines().last().is_some_and(|line| line.contains("nobody-s") && line.contains("provision")), "{said}");
 }
 
-/// A small file and a large picture, so that images wait however fast they are sent. No JPEG: of a large one only a part
-/// is decoded.
+/// A large image in a small file, so that images wait however fast they are sent. It is no JPEG, since a large JPEG is
+/// decoded only in part.
 pub fn slow_picture() -> Vec<u8> {
     let gradient = image::RgbImage::from_fn(6_000, 4_000, |x, y| image::Rgb([(x / 32) as u8, (y / 32) as u8, 90]));
     let mut file = std::io::Cursor::new(Vec::new());
@@ -109,7 +109,7 @@ pub fn slow_picture() -> Vec<u8> {
     file.into_inner()
 }
 
-/// A group of the stage's name, without policies.
+/// A group with the name of the stage, without policies.
 fn cloud(stage: &Stage, most: u32) -> Cloud {
     let name = stage.name.as_str();
     let launch = [("LaunchConfigurationName", name), ("ImageId", "ami-12c6146b"), ("InstanceType", "c7i.large")];

@@ -7,7 +7,7 @@ use std::path::Path;
 const FLOORS: [(u8, &[&str]); 7] = [
     (0, &["clock", "protocol", "retry", "scaling_policy", "stats", "workload"]),
     (1, &["aws", "config", "readiness", "shutdown", "sqlite", "telemetry"]),
-    (2, &["instance", "model", "queue", "store"]),
+    (2, &["instance", "model", "names", "queue", "store"]),
     (3, &["autoscaler", "loadgen", "provision", "retention", "web", "worker"]),
     (4, &["classify", "data", "queues", "simulate", "tune", "up"]),
     (5, &["cli"]),
@@ -19,7 +19,7 @@ const FLOORS: [(u8, &[&str]); 7] = [
 const CRATES: [(&str, &[&str]); 7] = [
     ("ort", &["model/"]),
     ("turbojpeg", &["model/libjpeg.rs", "model/turbo.rs"]),
-    ("clap", &["cli.rs", "cli/", "main.rs"]),
+    ("clap", &["cli/", "main.rs"]),
     ("plotters", &["simulate/plot.rs"]),
     ("rusqlite", &["sqlite/", "queue/sqlite", "store/sqlite"]),
     ("opentelemetry*", &["telemetry/trace.rs"]),

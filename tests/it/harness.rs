@@ -1,4 +1,4 @@
-//! What the tests share: the real binary, its processes, and plain HTTP.
+//! Shared by the tests: the real binary, its processes, and plain HTTP.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// Longer than anything takes on a busy machine, shorter than a person's patience.
+/// A timeout that only a failing test reaches, even on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn imgcls() -> Command {
@@ -18,7 +18,7 @@ pub fn imgcls() -> Command {
             command.env_remove(name);
         }
     }
-    // What a person has cached or tuned is neither used nor changed.
+    // The tests neither use nor change the cache of the person who runs them.
     command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
@@ -28,7 +28,7 @@ pub fn picture(name: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The label that the model gives a picture of `tests/pictures`, through the command that has no queue.
+/// The label of an image in `tests/pictures`, by the command that has no queue.
 pub fn label_of(name: &str) -> String {
     let path = format!("{}/tests/pictures/{name}", env!("CARGO_MANIFEST_DIR"));
     let output = imgcls().args(["classify", "--json", &path]).output().unwrap();
@@ -36,7 +36,7 @@ pub fn label_of(name: &str) -> String {
     line["predictions"][0]["label"].as_str().unwrap().to_owned()
 }
 
-/// A process of the program; killed with the test. Its log is kept for failures.
+/// A process of the program, killed when dropped. Its log is printed when the test fails.
 pub struct Process {
     child: Child,
     pub log: PathBuf,
@@ -58,21 +58,21 @@ impl Process {
         assert!(done.success(), "cannot signal {}", self.id());
     }
 
-    /// The most memory that it has had resident.
+    /// The peak of its resident memory.
     pub fn peak_memory_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1_024
     }
 
-    /// Waits for the end; its exit code.
+    /// Waits until the process ends, and returns its exit code.
     pub fn wait(&mut self) -> Option<i32> {
         let until = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
             }
-            assert!(Instant::now() < until, "process {} does not end; log:\n{}", self.id(), self.log());
+            assert!(Instant::now() < until, "process {} has not ended; log:\n{}", self.id(), self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -90,7 +90,7 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Where a worker that was told `--admin-listen 127.0.0.1:0` listens.
+    /// The address of a worker that was started with `--admin-listen 127.0.0.1:0`.
     pub fn admin_address(&self) -> SocketAddr {
         let log = self.log();
         let line = log.lines().find(|line| line.contains("admin address=")).expect("a worker with --admin-listen");
@@ -123,26 +123,26 @@ pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A port that was free a moment ago; for processes that have to come back at the same address.
+/// A port that was free a moment ago, for processes that are restarted at the same address.
 pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A web tier and workers on one data directory, or on what the backend's flags name.
+/// A web tier and workers on one data directory, or on the backend that the flags name.
 pub struct Service {
     pub dir: tempfile::TempDir,
     backend: Backend,
     pub address: SocketAddr,
     pub web: Process,
     pub workers: Vec<Process>,
-    /// Web tiers beside `web`, with the same flags.
+    /// More web tiers with the flags of `web`.
     pub other_webs: Vec<Process>,
     web_flags: Vec<String>,
     worker_flags: Vec<String>,
     started: usize,
 }
 
-/// What says to each process where queues and objects are.
+/// Flags and variables that name the queues and objects to each process.
 struct Backend {
     flags: Vec<String>,
     environment: Vec<(String, String)>,
@@ -153,7 +153,7 @@ impl Service {
         Service::start_in(tempfile::tempdir().unwrap(), worker_count, web_flags, worker_flags)
     }
 
-    /// The same where something lies in the data directory already, which is `data` in `dir`.
+    /// The same with an existing data directory, which is `data` in `dir`.
     pub fn start_in(dir: tempfile::TempDir, worker_count: usize, web_flags: &[&str], worker_flags: &[&str]) -> Service {
         let backend = Backend { flags: vec!["--backend".to_owned(), "local".to_owned()], environment: Vec::new() };
         Service::start_with(dir, backend, worker_count, web_flags, worker_flags)
@@ -190,12 +190,12 @@ impl Service {
         service
     }
 
-    /// What processes that are started from now on find in their environment, on AWS.
+    /// Sets the environment of the processes that are started from now on, on AWS.
     pub fn start_next_with(&mut self, environment: Vec<(String, String)>) {
         self.backend.environment = environment;
     }
 
-    /// Starts another web tier beside the first; its address.
+    /// Starts another web tier, and returns its address.
     pub fn add_web(&mut self) -> SocketAddr {
         let address = free_address();
         self.other_webs.push(start_web(self.dir.path(), &self.backend, address, &self.web_flags));
@@ -209,7 +209,7 @@ impl Service {
         self.workers.push(worker);
     }
 
-    /// Starts a worker without waiting for it.
+    /// Starts a worker without waiting until it is ready.
     pub fn spawn_worker(&mut self) -> Process {
         self.started += 1;
         let mut command = imgcls();
@@ -234,7 +234,7 @@ impl Service {
         self.dir.path().join("data")
     }
 
-    /// The file of the local backend, to look into.
+    /// A connection to the database of the local backend.
     pub fn database(&self) -> rusqlite::Connection {
         rusqlite::Connection::open(self.data_dir().join("imgcls.sqlite3")).unwrap()
     }
@@ -253,7 +253,7 @@ impl Service {
         request(self.address, method, path, headers, body)
     }
 
-    /// Submits an image under a name without waiting for it; its id.
+    /// Submits an image with a file name, and returns the id without waiting for the result.
     pub fn submit(&self, name: &str, image: &[u8]) -> String {
         let disposition = format!("attachment; filename=\"{name}\"");
         let response = self.request("POST", "/v1/jobs", &[("Content-Disposition", &disposition)], image);
@@ -261,30 +261,30 @@ impl Service {
         response.json()["id"].as_str().unwrap().to_owned()
     }
 
-    /// The keys of all images that the local store has.
+    /// The keys of all images in the local store.
     pub fn images(&self) -> Vec<String> {
         let database = self.database();
         let mut select = database.prepare("SELECT key FROM objects WHERE bucket = 'input' ORDER BY key").unwrap();
         select.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
     }
 
-    /// Waits for the end of a job.
+    /// Waits until a job has ended.
     pub fn finished(&self, id: &str) -> Value {
         until(&format!("the end of {id}"), || {
             let job = self.request("GET", &format!("/v1/jobs/{id}?wait=10"), &[], b"").json();
-            // A problem's status is a number: of a job that the web tier does not know (yet).
+            // A problem document has a number as status: the web tier does not know the job (yet).
             job["status"].as_str().is_some_and(|status| status != "queued").then_some(job)
         })
     }
 }
 
-/// How many results stand. One a job: the key is unique.
+/// The number of stored results; there is one per job, since the key is unique.
 pub fn count_results(database: &rusqlite::Connection) -> usize {
     let sql = "SELECT count(*) FROM objects WHERE bucket = 'output' AND key GLOB 'results/*'";
     database.query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
-/// The result of a job, as it is stored.
+/// The stored result of a job.
 pub fn result_text(database: &rusqlite::Connection, id: &str) -> String {
     let sql = "SELECT CAST(body AS TEXT) FROM objects WHERE bucket = 'output' AND key = ?1";
     database.query_row(sql, [format!("results/{id}.json")], |row| row.get(0)).unwrap()
@@ -337,21 +337,21 @@ impl Response {
     }
 }
 
-/// The value of a line of `/metrics`, as `name{label="value"}`; 0 where it was never counted.
+/// The value of a line of `/metrics`, such as `name{label="value"}`; 0 if there is no such line.
 pub fn metric(address: SocketAddr, line: &str) -> f64 {
     let text = request(address, "GET", "/metrics", &[], b"").unwrap().text();
     let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
     value.map_or(0.0, |value| value.parse().unwrap())
 }
 
-/// Every line of `/metrics` with this name: labels and value.
+/// The labels and values of every line of `/metrics` with this name.
 pub fn metrics(address: SocketAddr, name: &str) -> Vec<(String, f64)> {
     let text = request(address, "GET", "/metrics", &[], b"").unwrap().text();
     let lines = text.lines().filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '));
     lines.map(|(labels, value)| (labels.to_owned(), value.parse().unwrap())).collect()
 }
 
-/// One request on a connection of its own, byte for byte as given.
+/// Sends one request on a connection of its own, byte for byte as given.
 pub fn request(
     address: SocketAddr,
     method: &str,
@@ -368,7 +368,7 @@ pub fn request(
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(head.as_bytes())?;
-    // A server that refuses early may close before everything is sent; its answer is there to read all the same.
+    // A server that refuses early may close before everything is sent; its answer can be read nevertheless.
     let _ = stream.write_all(body);
     read_response(&mut BufReader::new(stream))
 }

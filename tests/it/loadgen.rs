@@ -210,7 +210,7 @@ fn report_suggests_the_legacy_api_if_the_target_lacks_v1() {
     let output = loadgen(&server, &["--num-request", "3"]);
     assert_eq!(code(&output), Some(1));
     assert!(stdout(&output).contains("3 × status 404"), "{output:?}");
-    assert!(stdout(&output).contains("--api original"), "{output:?}");
+    assert!(stdout(&output).contains("--api legacy"), "{output:?}");
 }
 
 #[test]

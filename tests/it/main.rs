@@ -1,4 +1,4 @@
-//! Every test that runs the program or reads the repository: one binary, linked once.
+//! Every test that runs the program or reads the repository, in one binary that is linked once.
 
 mod cloud;
 mod cloudwatch;
@@ -44,6 +44,7 @@ mod queue_conformance;
 mod requests;
 mod retention;
 mod serve;
+mod settings;
 mod shared_replies;
 mod simulate;
 mod store_conformance;

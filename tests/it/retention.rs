@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Parser as _;
 use imgcls::cli::{self, Cli};
-use imgcls::config::{Backend, Names};
+use imgcls::config::{Backend, Machines, Names};
 use imgcls::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, ImageRef, Status};
 use imgcls::queue::{self, Outgoing, ServiceQueues};
 use imgcls::store::{LocalData, ObjectStore as _, PutOptions, SeenSegments, SqliteStore};
@@ -349,8 +349,8 @@ fn data_commands_refuse_aws_and_missing_directories() {
     }
 }
 
-#[tokio::test]
-async fn deprecated_retention_flags_count_in_days_on_aws() {
+#[test]
+fn deprecated_retention_flags_count_in_days_on_aws() {
     let names = "--request-queue q --result-queue r --input-bucket in-1 --output-bucket out-1";
     for (flags, days) in [
         ("", (7, 30)),
@@ -361,7 +361,7 @@ async fn deprecated_retention_flags_count_in_days_on_aws() {
         let cli::Command::Provision(provision) = Cli::parse_from(line.split_whitespace()).command else {
             panic!("{line}")
         };
-        let settings = provision.config().await.unwrap().settings;
+        let settings = provision.config(Names::local("imgcls"), Machines::default()).unwrap().settings;
         assert_eq!((settings.keep_images_days, settings.keep_results_days), days, "{line}");
     }
 }

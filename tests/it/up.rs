@@ -1,5 +1,6 @@
-//! `imgcls up` as a whole, with real workers: it needs the model and ONNX Runtime, which `scripts/setup` brings.
+//! `imgcls up` as a whole, with real workers: it needs the model and ONNX Runtime, which `scripts/setup` installs.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -7,16 +8,16 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use clap::Parser as _;
-use imgcls::cli::{self, Cli};
-use imgcls::up::worker_arguments;
+use imgcls::cli::{Cli, Command as CliCommand, Invocation, NOT_PASSED_TO_WORKERS};
+use imgcls::config::Source;
+use imgcls::model::TunedChoice;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
 
-/// Far beyond what any step takes; only a failing test waits that long.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Far longer than any step takes; only a failing test waits that long.
+const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A running `imgcls up`, at a free port and in a directory of its own.
+/// A running `imgcls up` with a free port and a data directory of its own.
 struct Up {
     process: Child,
     address: String,
@@ -31,7 +32,7 @@ fn command(data_dir: &Path, arguments: &[&str]) -> Command {
 }
 
 impl Up {
-    /// Waits until it says where the page is.
+    /// Waits until `up` prints the address of the page.
     fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Up {
         let data_dir = tempfile::tempdir().expect("a directory");
         let mut process =
@@ -61,19 +62,19 @@ impl Up {
 }
 
 impl Drop for Up {
-    /// Of a test that failed halfway; its workers end by themselves.
+    /// Ends `up` when a test fails; the workers end by themselves.
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// The living children of a process: those that are waiting to be waited for do not count.
+/// The live children of a process, without zombies.
 pub fn children(parent: Pid) -> Vec<Pid> {
     let processes = fs::read_dir("/proc").expect("a Linux system").flatten();
     let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let is_child = |number: &i32| {
-        // `<pid> (<name>) <state> <parent> …`; the name may hold anything.
+        // `<pid> (<name>) <state> <parent> …`; the name may contain any character.
         let stat = fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
         let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
         let (state, its_parent) = (fields.next(), fields.next());
@@ -85,7 +86,7 @@ pub fn children(parent: Pid) -> Vec<Pid> {
 fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
-        assert!(started.elapsed() < PATIENCE, "still not so: {what}");
+        assert!(started.elapsed() < TIMEOUT, "timed out: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -116,7 +117,7 @@ fn a_killed_worker_is_replaced_and_sigterm_ends_all_in_time() {
 }
 
 #[test]
-fn workers_end_when_up_is_killed_and_had_only_the_settings_it_gave_them() {
+fn workers_end_when_up_is_killed_and_have_only_the_settings_that_up_gave_them() {
     // Two workers that both listened there would not both start.
     let set = [("IMGCLS_ADMIN_LISTEN", "127.0.0.1:1"), ("IMGCLS_LOG", "info"), ("AWS_REGION", "us-east-1")];
     let mut up = Up::start(&["--min-workers", "2"], &set);
@@ -145,36 +146,90 @@ fn workers_that_cannot_start_end_up_with_one_line() {
     assert!(said.contains("nonesuch"), "{said}");
 }
 
-#[tokio::test]
-async fn the_command_line_of_a_worker_says_all_that_up_was_told() {
-    let lines = [
-        "imgcls up",
-        "imgcls up --stack team-a --data-dir some/where --visibility-timeout 1500ms --max-receive-count 3 \
-         --max-upload-bytes 1MiB --max-pixels 1000 --model m --variant int8 --ort-dylib /x/y.so --intra-threads 2 \
-         --cache-dir /c --max-batch-size 4 --max-batch-delay 2ms --log-format json --decode-timeout 3s \
-         --max-decode-bytes 256MiB --max-lease 90s",
-        "imgcls up --request-queue q --result-queue r --input-bucket in-1 --output-bucket out-1",
-    ];
-    for line in lines {
-        let cli::Command::Up(up) = Cli::parse_from(line.split_whitespace()).command else { panic!("{line}") };
-        let config = up.config().await.expect("a valid line");
-        let arguments = worker_arguments(&config.workers.worker, config.workers.log_format);
-        let line: Vec<_> = std::iter::once("imgcls".into()).chain(arguments).collect();
-        let cli::Command::Worker(worker) = Cli::try_parse_from(&line).expect("a valid line").command else {
-            panic!("{line:?}")
-        };
-        let (backend, _) = worker.shared.backend();
-        let names = worker.shared.names(&backend).await.expect("names that need nobody");
-        let parsed = worker.config(backend, names);
-        assert_eq!(format!("{parsed:?}"), format!("{:?}", config.workers.worker), "{line:?}");
-        assert_eq!(worker.shared.log_format, config.workers.log_format);
-        assert_eq!(parsed.sessions, Some(1));
-        assert!(line.windows(2).any(|pair| pair[0] == "--data-dir" && Path::new(&pair[1]).is_absolute()));
+/// Values of worker settings that `up` has too. One that is not listed is tested with its default.
+const SAMPLES: [(&str, &str); 23] = [
+    ("backend", "local"),
+    ("data-dir", "some/where"),
+    ("stack", "team-a"),
+    ("request-queue", "q"),
+    ("result-queue", "r"),
+    ("input-bucket", "in-1"),
+    ("output-bucket", "out-1"),
+    ("visibility-timeout", "1500ms"),
+    ("max-receive-count", "3"),
+    ("log-format", "json"),
+    ("model", "m"),
+    ("variant", "int8"),
+    ("ort-dylib", "/x/y.so"),
+    ("intra-threads", "2"),
+    ("cache-dir", "/c"),
+    ("max-upload-bytes", "1MiB"),
+    ("max-pixels", "1000"),
+    ("decode-timeout", "3s"),
+    ("max-decode-bytes", "256MiB"),
+    ("max-batch-size", "4"),
+    ("max-batch-delay", "2ms"),
+    ("max-lease", "90s"),
+    ("drain-on-stdin-close", "true"),
+];
+/// Settings that `up` decides itself, or passes on in another form.
+const DECIDED_BY_UP: [&str; 4] = ["data-dir", "max-decode-bytes", "sessions", "drain-on-stdin-close"];
+
+fn read(arguments: impl IntoIterator<Item = OsString>) -> Invocation {
+    let line = std::iter::once("imgcls".into()).chain(arguments);
+    Cli::read(&line.collect::<Vec<_>>()).expect("a valid command line")
+}
+
+/// The arguments that `up` with these flags gives to its workers.
+fn worker_arguments(flags: impl IntoIterator<Item = String>) -> Vec<OsString> {
+    let invocation = read(std::iter::once("up".to_owned()).chain(flags).map(OsString::from));
+    let CliCommand::Up(up) = invocation.command else { panic!("not `up`") };
+    let model = TunedChoice { choice: up.model.choice(), tuning: None };
+    up.config(&invocation.settings, &model).expect("a valid configuration").workers.arguments
+}
+
+#[test]
+fn up_passes_every_setting_of_a_worker_on() {
+    let all = read(["worker".into()]).settings;
+    let of_up = read(["up".into()]).settings;
+    let is_passed = |name: &str| NOT_PASSED_TO_WORKERS.iter().all(|(left_out, _)| *left_out != name);
+    let sample = |name: &str| -> String {
+        let listed = SAMPLES.iter().find(|(sample, _)| *sample == name).map(|(_, value)| (*value).to_owned());
+        let default = || all.get(name)?.values.first()?.clone().into_string().ok();
+        listed.or_else(default).unwrap_or_else(|| panic!("list a sample of --{name}"))
+    };
+    let shared = all.settings.iter().filter(|setting| is_passed(&setting.name) && of_up.get(&setting.name).is_some());
+    let flags = shared.map(|setting| format!("--{}={}", setting.name, sample(&setting.name)));
+    let passed = read(worker_arguments(flags)).settings;
+    for setting in all.settings.iter().filter(|setting| is_passed(&setting.name)) {
+        let name = setting.name.as_str();
+        let passed = passed.get(name).expect("a setting of `worker`");
+        assert_eq!(passed.source, Source::Flag, "`up` does not pass --{name} on to its workers");
+        if !DECIDED_BY_UP.contains(&name) {
+            assert_eq!(passed.values, [OsString::from(sample(name))], "--{name}");
+        }
+    }
+    assert_eq!(passed.get("sessions").expect("it").values, ["1"]);
+    assert_eq!(passed.get("max-decode-bytes").expect("it").values, ["268435456"]);
+    assert!(Path::new(&passed.get("data-dir").expect("it").values[0]).is_absolute());
+}
+
+#[test]
+fn settings_without_a_value_are_left_to_the_worker() {
+    let passed = read(worker_arguments([])).settings;
+    for (name, value) in
+        [("model", None), ("max-batch-size", Some("3")), ("request-queue", Some("web-app-image-transport"))]
+    {
+        let values = &passed.get(name).expect("a setting of `worker`").values;
+        assert_eq!(values.first().and_then(|value| value.to_str()), value, "--{name}");
+    }
+    for (name, _) in NOT_PASSED_TO_WORKERS {
+        assert!(!passed.get(name).is_some_and(|setting| setting.source == Source::Flag), "--{name}");
     }
 }
 
 #[test]
-fn the_target_policy_brings_all_needed_workers_at_once_and_takes_them_away_after_its_window() {
+fn the_target_policy_starts_all_needed_workers_at_once_and_removes_them_after_its_window() {
     let data_dir = tempfile::tempdir().expect("a directory");
     let log = data_dir.path().join("log");
     let flags = ["--policy", "target", "--service-time", "1s", "--slo", "2s", "--scale-in-stabilization", "1s"];
@@ -191,7 +246,7 @@ fn the_target_policy_brings_all_needed_workers_at_once_and_takes_them_away_after
         .output()
         .expect("it starts");
     let said = || fs::read_to_string(&log).expect("a log");
-    // Two messages are a worker's share, so forty are the work of more than there may be; then of none.
+    // Two messages are the share of one worker, so forty need more workers than are allowed; afterwards none is needed.
     until("two came and went", || said().contains("from=0 to=2") && said().contains("to=0 reason=0 waiting"));
     kill_process(Pid::from_child(&process), Signal::TERM).expect("it lives");
     assert_eq!(process.wait().expect("ours").code(), Some(0));

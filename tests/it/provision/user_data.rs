@@ -1,11 +1,11 @@
-//! The very script that machines start with, in a clean Debian 12: it brings the bundle that `apply` uploaded, with the
-//! role of a made-up metadata service, checks it, and the units that it writes start a worker and a web tier, which
+//! The user data of machines, run in a clean Debian 12: it downloads the bundle that `apply` uploaded, with the role of a
+//! simulated metadata service, checks its digest, and the units that it writes start a worker and a web tier, which
 //! classify an image.
 //!
-//! A machine has systemd, and this has not: in its place `systemctl` writes down what it is told, systemd's own checker
-//! reads the units, and the test runs what they say, as a user without rights. Calls go to moto, which checks no
-//! signature: that of curl is checked here. Without root and a clean Debian 12 the test is skipped, and both it and
-//! `scripts/test` say so.
+//! There is no systemd here: a `systemctl` script records its arguments, systemd's own checker reads the units, and the
+//! test runs their commands as a user without rights. Calls go to moto, which checks no signatures, so that the signature
+//! of curl is checked here. Without root and a clean Debian 12 the test is skipped, and both it and `scripts/test` report
+//! that.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -42,7 +42,38 @@ const SECRET_KEY: &str = "secret/of+the=role";
 const SESSION_TOKEN: &str = "IQoJb3JpZ2luX2VjE//////////wEaCXVzLWVhc3QtMSJ+a+session==";
 
 #[test]
-fn clean_machines_bring_the_bundle_and_classify() {
+fn settings_for_machines_change_the_launch_template_of_their_tier() {
+    let stack = Stack::new("settings");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("service.toml");
+    let write = |text: &str| std::fs::write(&file, text).unwrap();
+    let with_file = |command: &'static str| [command, "--config", file.to_str().unwrap()].map(str::to_owned);
+    let run = |command: &'static str| {
+        let words = with_file(command);
+        stack.succeeds(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    write("[worker]\nmax-pixels = 1000000\n");
+    run("apply");
+    assert!(run("plan").contains("nothing to do"));
+    let script = String::from_utf8(user_data_of("settings-ApptierTemplate")).unwrap();
+    assert!(script.contains("[worker]\nmax-pixels = \"1000000\"\n"), "{script}");
+    write("[worker]\nmax-pixels = 2000000\n");
+    let plan = run("plan");
+    assert!(
+        plan.contains("~ launch template    settings-ApptierTemplate") && !plan.contains("WebtierTemplate"),
+        "{plan}"
+    );
+    write("[worker]\nmax-pixels = 1000000\n[web]\njob-ttl = \"2h\"\n");
+    let plan = run("plan");
+    assert!(
+        plan.contains("~ launch template    settings-WebtierTemplate") && !plan.contains("ApptierTemplate"),
+        "{plan}"
+    );
+    stack.destroy();
+}
+
+#[test]
+fn clean_machines_download_the_bundle_and_classify() {
     if !Machine::can_be_played() {
         eprintln!(
             "SKIPPED: no root, or no clean Debian 12 (scripts/clean-root); the user data of machines was not run"
@@ -145,17 +176,13 @@ impl Machine {
         command
     }
 
-    /// What a unit starts, with what it says is in the environment; words of its command may be replaced.
+    /// Starts the command of a unit; words of it may be replaced.
     fn run(&self, unit: &str, replaced: &[(&str, &str)]) -> Process {
         let text = std::fs::read_to_string(self.root.join(&UNITS[1..]).join(unit)).unwrap();
         let unit_says = settings(&text);
         let mut command = self.inside(Some(NOBODY));
         for word in unit_says["ExecStart"].split(' ') {
             command.arg(replaced.iter().find(|(from, _)| *from == word).map_or(word, |(_, to)| to));
-        }
-        if let Some(file) = unit_says.get("EnvironmentFile") {
-            let text = std::fs::read_to_string(self.root.join(&file[1..])).unwrap();
-            command.envs(settings(&text));
         }
         command.env(METADATA, &self.metadata);
         Process::start(command, &self.root.join("var/log").join(unit.replace(".service", ".log")))
@@ -170,7 +197,7 @@ fn clean_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/debian-12")
 }
 
-/// Lines of the form `name=value`, as units and files of their environment have them.
+/// The lines of a unit of the form `name=value`.
 fn settings(text: &str) -> BTreeMap<&str, &str> {
     text.lines().filter_map(|line| line.split_once('=')).collect()
 }

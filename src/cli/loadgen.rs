@@ -1,0 +1,87 @@
+//! `imgcls loadgen`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use super::arrivals::{ArrivalArgs, Unbounded};
+use super::parse::positive;
+use crate::{config, loadgen};
+
+/// Requests that are sent unless a flag limits them.
+const DEFAULT_NUM_REQUEST: u64 = 100;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes: 0 all requests were answered and all thresholds hold; 99 a threshold was missed, \
+    whatever else happened; 1 a request failed, or the run could not start or was interrupted; 2 usage.\n\
+    Latency is that of good answers, counted from the intended start. A threshold is METRIC OPERATOR VALUE; metrics: \
+    p50 p90 p99 p99.9 (any percentile) min mean max, with a unit; accuracy top5, as 0.8 or 80%; failed ok; rate, in \
+    images/s. Operators: < <= > >= ==")]
+pub struct LoadgenArgs {
+    /// Address to send requests to; a path other than / is posted to as it is
+    #[arg(long, env = "IMGCLS_URL", default_value = "http://127.0.0.1:8080/", value_parser = |text: &str| text.parse::<loadgen::BaseUrl>())]
+    pub url: loadgen::BaseUrl,
+    /// API of the target: v1 is POST /v1/classify with JSON answers, legacy is the form and the plain-text label of the
+    /// legacy system
+    #[arg(long, env = "IMGCLS_API", default_value = "v1")]
+    pub api: ApiArg,
+    /// Folder of image files, sent in sorted order and then again from the first [default: images in the binary]
+    #[arg(long, alias = "image_folder", env = "IMGCLS_IMAGE_FOLDER")]
+    pub image_folder: Option<PathBuf>,
+    /// Most requests in flight, each on a connection of its own that is kept open
+    #[arg(long, short = 'c', env = "IMGCLS_CONCURRENCY", default_value_t = 100, value_parser = positive)]
+    pub concurrency: usize,
+    #[command(flatten)]
+    pub arrivals: ArrivalArgs,
+    /// CSV file with columns `file` and `class_index` or `label`; answers are compared with it (top-1 and top-5)
+    #[arg(long, env = "IMGCLS_EXPECT")]
+    pub expect: Option<PathBuf>,
+    /// Exit with 99 unless it holds: 'p99<500ms', 'accuracy>=0.8', 'failed==0', 'rate>=100'; may be repeated
+    #[arg(long = "threshold", env = "IMGCLS_THRESHOLD", value_delimiter = ',', value_parser = |text: &str| text.parse::<loadgen::Threshold>())]
+    pub thresholds: Vec<loadgen::Threshold>,
+    /// How long one request may take, until its job has ended
+    #[arg(long, env = "IMGCLS_TIMEOUT", default_value = "600s", value_parser = config::duration)]
+    pub timeout: Duration,
+    /// Print the report as JSON on standard output
+    #[arg(long, env = "IMGCLS_JSON")]
+    pub json: bool,
+    /// Print each image and its label as answers arrive, as the legacy load generator does
+    #[arg(long, short = 'v', env = "IMGCLS_VERBOSE")]
+    pub verbose: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ApiArg {
+    V1,
+    #[value(alias = "original")]
+    Legacy,
+}
+
+impl LoadgenArgs {
+    /// # Errors
+    /// A [`super::UsageError`] if the flags contradict each other; one line if a trace cannot be read.
+    pub fn config(&self) -> anyhow::Result<loadgen::Config> {
+        let arrivals = self.arrivals.arrivals("loadgen")?;
+        Ok(loadgen::Config {
+            url: self.url.clone(),
+            api: match self.api {
+                ApiArg::V1 => loadgen::Api::V1,
+                ApiArg::Legacy => loadgen::Api::Legacy,
+            },
+            num_request: match &arrivals {
+                Some(arrivals) => self.arrivals.count(arrivals, Unbounded::Requests(DEFAULT_NUM_REQUEST))?,
+                None => self.arrivals.closed_loop_count("loadgen")?.unwrap_or(DEFAULT_NUM_REQUEST),
+            },
+            concurrency: self.concurrency,
+            image_folder: self.image_folder.clone(),
+            arrivals,
+            seed: self.arrivals.seed,
+            expect: self.expect.clone(),
+            thresholds: self.thresholds.clone(),
+            timeout: self.timeout,
+            json: self.json,
+            verbose: self.verbose,
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! The command line: every flag and variable, as clap types, with one file per command.
+//!
+//! A setting is declared once, as a field of an `Args` struct. [`settings`] takes its value from a flag, a variable or a
+//! file alike, and remembers which. Each command turns its arguments into the `Config` of its room. Nothing here acts:
+//! what has to be looked up first (the AWS account, the result of `imgcls tune`) is passed in by `main`.
+
+mod arrivals;
+mod autoscale;
+mod classify;
+mod config;
+mod data;
+mod http;
+mod limits;
+mod loadgen;
+mod model;
+mod parse;
+mod policy;
+mod provision;
+mod queue;
+mod retention;
+mod serve_web;
+mod settings;
+mod shared;
+mod simulate;
+mod tune;
+mod up;
+mod usage;
+mod worker;
+mod workers;
+
+use std::ffi::OsString;
+use std::sync::LazyLock;
+
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+pub use self::arrivals::ArrivalArgs;
+pub use self::autoscale::AutoscaleArgs;
+pub use self::classify::ClassifyArgs;
+pub use self::config::{ConfigArgs, ConfigCommand, ShowArgs};
+pub use self::data::DataArgs;
+pub use self::http::HttpArgs;
+pub use self::limits::{BatchArgs, LeaseArgs, LimitArgs};
+pub use self::loadgen::LoadgenArgs;
+pub use self::model::ModelArgs;
+pub use self::policy::{PolicyArgs, PolicyKind};
+pub use self::provision::ProvisionArgs;
+pub use self::queue::{QueueArgs, QueueCommand};
+pub use self::retention::{KeepArgs, RetentionArgs};
+pub use self::serve_web::ServeWebArgs;
+pub use self::settings::SettingsError;
+pub use self::shared::{BackendArg, OutputArgs, SharedArgs};
+pub use self::simulate::SimulateArgs;
+pub use self::tune::TuneArgs;
+pub use self::up::UpArgs;
+pub use self::usage::UsageError;
+pub use self::worker::{GroupArg, WorkerArgs};
+pub use self::workers::{NOT_PASSED_TO_WORKERS, WorkersArgs};
+
+use crate::config::{Document, Machines};
+use crate::model::JPEG_DECODER;
+use crate::telemetry::LogFormat;
+
+/// The version, and the library that decodes JPEGs.
+static LONG_VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{}\nJPEG: {JPEG_DECODER}", env!("CARGO_PKG_VERSION")));
+
+/// Elastic image classification through a queue: one binary, on one machine or on AWS.
+#[derive(Debug, Parser)]
+#[command(name = "imgcls", version, long_version = LONG_VERSION.as_str(), arg_required_else_help = true, max_term_width = 100)]
+#[command(after_help = "Start with `imgcls up`, open http://127.0.0.1:8080/, drop a photograph on the page.\n\
+    Every setting is a flag, a variable IMGCLS_<FLAG>, and for services a key in the file that --config names.\n\
+    A flag takes precedence over a variable, a variable over the file. `imgcls config show` prints all of them.\n\
+    Exit codes: 0 done, 1 failed, 2 usage, 99 a loadgen threshold was missed; `provision plan\n\
+    --detailed-exitcode`: 0 nothing to do, 3 changes.")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run everything on this machine: web tier, queue, store and an elastic set of workers
+    Up(UpArgs),
+    /// Run the web tier alone
+    ServeWeb(ServeWebArgs),
+    /// Run one worker: images from the queue, results to the store and back to the web tier
+    Worker(WorkerArgs),
+    /// Keep the number of workers at what the queue needs: the Auto Scaling group, or processes on this machine
+    Autoscale(AutoscaleArgs),
+    /// Send load, measure it, check the answers
+    Loadgen(LoadgenArgs),
+    /// Run scaling policies against a virtual clock: latency and cost of a fleet under a load
+    Simulate(SimulateArgs),
+    /// Create and update the AWS side: queues, buckets, instances, alarms; plan, inspect and remove it
+    Provision(Box<ProvisionArgs>),
+    /// Inspect queues; list, show and resend dead letters
+    Queue(QueueArgs),
+    /// Inspect what is stored on this machine; delete images and results of finished jobs
+    Data(DataArgs),
+    /// Classify files with the model alone: no queue, no server
+    Classify(ClassifyArgs),
+    /// Measure how the model runs fastest on this machine; workers that start later use the result
+    Tune(TuneArgs),
+    /// Show the settings of a command
+    Config(ConfigArgs),
+}
+
+/// A parsed command line, with the value and the source of every setting.
+#[derive(Debug)]
+pub struct Invocation {
+    pub command: Command,
+    pub settings: Document,
+    /// Settings of the web tier, the workers and `autoscale` on the machines of a stack, from the file that `provision`
+    /// was given.
+    pub machines: Machines,
+}
+
+impl Cli {
+    /// Parses the command line (the program's name first), the variables, and the file that `--config` names.
+    ///
+    /// # Errors
+    /// A [`clap::Error`] if a flag is wrong or help is asked for; a [`SettingsError`] if a variable or the file is.
+    pub fn read(arguments: &[OsString]) -> anyhow::Result<Invocation> {
+        let read = settings::read(Cli::command(), arguments)?;
+        let cli = Cli::from_arg_matches(&read.matches)?;
+        Ok(Invocation { command: cli.command, settings: read.document, machines: read.machines })
+    }
+
+    /// The text that `imgcls config show` prints.
+    ///
+    /// # Errors
+    /// As [`Cli::read`] for the command that is shown.
+    pub fn show(args: &ShowArgs) -> anyhow::Result<String> {
+        let shown = Cli::read(&args.command_line()?)?;
+        if args.is_json() {
+            return Ok(format!("{:#}\n", shown.settings.to_json(&shown.machines)));
+        }
+        Ok(shown.settings.to_text(&shown.machines))
+    }
+}
+
+impl Command {
+    pub fn log_format(&self) -> LogFormat {
+        match self {
+            Command::Up(args) => args.shared.log_format,
+            Command::ServeWeb(args) => args.shared.log_format,
+            Command::Worker(args) => args.shared.log_format,
+            Command::Autoscale(args) => args.shared.log_format,
+            Command::Queue(args) => args.command.shared().log_format,
+            Command::Data(args) => args.command.shared().log_format,
+            Command::Provision(args) => args.stack().shared.log_format,
+            Command::Loadgen(_)
+            | Command::Simulate(_)
+            | Command::Classify(_)
+            | Command::Tune(_)
+            | Command::Config(_) => LogFormat::Text,
+        }
+    }
+}
+
+impl UsageError {
+    /// Ends the process as a wrong flag does: a line, the usage of the command, exit code 2.
+    pub fn exit(&self) -> ! {
+        let mut cli = Cli::command();
+        cli.build();
+        let command = cli.find_subcommand_mut(self.command).expect("the name of a command; this is a bug");
+        command.error(clap::error::ErrorKind::ValueValidation, &self.message).exit()
+    }
+}

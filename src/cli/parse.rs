@@ -1,0 +1,46 @@
+//! Parsers of values that several commands take.
+
+use std::time::Duration;
+
+use crate::config;
+
+pub(super) fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("give a whole number of at least 1".to_owned()),
+        Ok(number) => Ok(number),
+    }
+}
+
+pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
+    config::duration(text).and_then(|duration| match duration {
+        Duration::ZERO => Err("give a duration above 0".to_owned()),
+        more => Ok(more),
+    })
+}
+
+/// SQS allows up to 12 h. Below a second a lease could not be renewed in time.
+pub(super) fn visibility_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = config::duration(text)?;
+    if (Duration::from_secs(1)..=Duration::from_secs(12 * 3600)).contains(&timeout) {
+        Ok(timeout)
+    } else {
+        Err("give a duration between 1s and 12h".to_owned())
+    }
+}
+
+/// `10` or `10%`.
+pub(super) fn percent(text: &str) -> Result<u32, String> {
+    match text.strip_suffix('%').unwrap_or(text).trim().parse() {
+        Ok(percent) if percent <= 100 => Ok(percent),
+        _ => Err("give a percentage from 0 to 100".to_owned()),
+    }
+}
+
+/// A switch in a variable or a file; on the command line the flag alone turns it on.
+pub(super) fn switch(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("give 1 or 0, true or false, yes or no, on or off".to_owned()),
+    }
+}

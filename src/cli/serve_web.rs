@@ -1,0 +1,64 @@
+//! `imgcls serve-web`.
+
+use clap::{Args, ValueEnum};
+
+use super::http::HttpArgs;
+use super::limits::LimitArgs;
+use super::retention::RetentionArgs;
+use super::shared::SharedArgs;
+use super::usage::usage;
+use crate::config::{Backend, Names};
+use crate::web;
+
+#[derive(Debug, Args)]
+pub struct ServeWebArgs {
+    #[command(flatten)]
+    pub shared: SharedArgs,
+    #[command(flatten)]
+    pub http: HttpArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub retention: RetentionArgs,
+    /// Format of messages to workers: v1, or that of the legacy system, for its workers; then images travel inside the
+    /// messages, whose size the queue limits, and answers are labels without scores
+    #[arg(long, env = "IMGCLS_WIRE", default_value = "v1")]
+    pub wire: WireArg,
+    /// Queue that workers reply to: one of this process, or the result queue, shared by all web processes
+    /// [default: own, or shared with --wire legacy and without permission to create queues]
+    #[arg(long, env = "IMGCLS_RESULT_QUEUE_MODE")]
+    pub result_queue_mode: Option<ResultQueueModeArg>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WireArg {
+    V1,
+    #[value(alias = "seed")]
+    Legacy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ResultQueueModeArg {
+    Own,
+    Shared,
+}
+
+impl ServeWebArgs {
+    /// # Errors
+    /// A [`super::UsageError`] if the flags contradict each other.
+    pub fn config(&self, backend: Backend, names: Names) -> anyhow::Result<web::Config> {
+        let (wire, result_queue_mode) = match (self.wire, self.result_queue_mode) {
+            (WireArg::Legacy, Some(ResultQueueModeArg::Own)) => {
+                return Err(usage(
+                    "serve-web",
+                    "with --wire legacy replies arrive in the shared result queue: leave --result-queue-mode out",
+                ));
+            }
+            (WireArg::Legacy, _) => (web::Wire::Legacy, web::ResultQueueMode::Shared),
+            (WireArg::V1, Some(ResultQueueModeArg::Shared)) => (web::Wire::V1, web::ResultQueueMode::Shared),
+            (WireArg::V1, _) => (web::Wire::V1, web::ResultQueueMode::Own),
+        };
+        let web = self.http.config(&self.shared, &self.limits, backend, names);
+        Ok(web::Config { wire, result_queue_mode, ..web })
+    }
+}

@@ -1,0 +1,147 @@
+//! The worker processes of `up` and of `autoscale` on this machine.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+
+use clap::{ArgAction, Args};
+
+use super::limits::{BatchArgs, LimitArgs};
+use super::parse::positive_duration;
+use super::policy::{Defaults, PolicyArgs, PolicyKind};
+use super::shared::SharedArgs;
+use super::usage::usage;
+use super::worker::WorkerArgs;
+use crate::config::{Backend, Document, Names};
+use crate::model::{self, TunedChoice, Tuning};
+use crate::scaling_policy::Bounds;
+use crate::{autoscaler, up};
+
+/// A process starts in less than a second, an instance in minutes.
+const LOCAL_POLICY: Defaults =
+    Defaults { scale_out_period: Duration::from_secs(1), scale_in_stabilization: Duration::from_secs(30) };
+
+/// Flags of `worker` that its supervisor never passes on, with the reason.
+pub const NOT_PASSED_TO_WORKERS: [(&str, &str); 5] = [
+    ("config", "the values of the file are passed as flags"),
+    ("region", "the backend is local"),
+    ("endpoint-url", "the backend is local"),
+    ("auto-scaling-group", "processes belong to no group"),
+    ("admin-listen", "several workers cannot listen at one address"),
+];
+
+/// How many worker processes run.
+#[derive(Debug, Args)]
+pub struct WorkersArgs {
+    /// Fewest worker processes; with 0 the first image waits until a worker has loaded the model
+    #[arg(long, env = "IMGCLS_MIN_WORKERS", default_value_t = 1)]
+    pub min_workers: u32,
+    /// Most worker processes [default: the number of sessions that `imgcls tune` found, else one per core]
+    #[arg(long, env = "IMGCLS_MAX_WORKERS")]
+    pub max_workers: Option<u32>,
+    /// How their number follows the queue: one at a time at thresholds, or as many as an acceptable latency needs
+    #[arg(long, env = "IMGCLS_POLICY", default_value = "step")]
+    pub policy: PolicyKind,
+    #[command(flatten)]
+    pub scaling: PolicyArgs,
+    /// `target`: time that a worker takes for an image [default: as the workers of `up` measure it while they work]
+    #[arg(long, env = "IMGCLS_SERVICE_TIME", value_parser = positive_duration)]
+    pub service_time: Option<Duration>,
+}
+
+impl WorkersArgs {
+    fn config(&self, command: &'static str, tuning: Option<&Tuning>) -> anyhow::Result<autoscaler::Config> {
+        let most = tuning.map_or_else(model::cores, |tuning| tuning.sessions) as u32;
+        let max_workers = self.max_workers.unwrap_or_else(|| most.max(self.min_workers));
+        let bounds = Bounds::new(self.min_workers, max_workers)
+            .map_err(|error| usage(command, format!("{error}: see --min-workers and --max-workers")))?;
+        Ok(autoscaler::Config {
+            policy: self.scaling.policy(self.policy, LOCAL_POLICY),
+            bounds,
+            service_time: self.service_time,
+        })
+    }
+}
+
+/// The arguments of a command that starts workers on this machine.
+pub(super) struct Supervisor<'a> {
+    pub command: &'static str,
+    pub shared: &'a SharedArgs,
+    pub limits: &'a LimitArgs,
+    pub batch: &'a BatchArgs,
+    pub workers: &'a WorkersArgs,
+}
+
+impl Supervisor<'_> {
+    /// Each worker process gets every setting of `settings` that `worker` has too, and what only its supervisor knows.
+    ///
+    /// # Errors
+    /// A [`super::UsageError`] if the flags contradict each other.
+    pub fn workers(
+        &self,
+        settings: &Document,
+        data_dir: &Path,
+        names: Names,
+        model: &TunedChoice,
+    ) -> anyhow::Result<up::Workers> {
+        let TunedChoice { choice, tuning } = model;
+        let autoscale = self.workers.config(self.command, tuning.as_ref())?;
+        let backend = Backend::Local { data_dir: data_dir.to_owned() };
+        let limits = self.limits.limits(autoscale.bounds.max());
+        let max_batch_size = self.batch.max_batch_size(&backend, tuning.as_ref());
+        let mut decided: Vec<(&str, OsString)> = vec![
+            ("backend", "local".into()),
+            ("data-dir", data_dir.into()),
+            ("request-queue", names.request_queue.clone().into()),
+            ("result-queue", names.result_queue.clone().into()),
+            ("input-bucket", names.input_bucket.clone().into()),
+            ("output-bucket", names.output_bucket.clone().into()),
+            ("max-decode-bytes", limits.max_decode_bytes.to_string().into()),
+            ("max-batch-size", max_batch_size.to_string().into()),
+            ("sessions", "1".into()),
+            ("drain-on-stdin-close", "true".into()),
+        ];
+        decided.extend(choice.variant.as_ref().map(|variant| ("variant", variant.into())));
+        decided.extend(choice.intra_threads.map(|threads| ("intra-threads", threads.to_string().into())));
+        decided.extend(choice.cache_dir.as_ref().map(|folder| ("cache-dir", folder.into())));
+        Ok(up::Workers {
+            backend,
+            names,
+            visibility_timeout: self.shared.visibility_timeout,
+            max_receive_count: self.shared.max_receive_count,
+            arguments: worker_arguments(settings, &decided),
+            autoscale,
+        })
+    }
+}
+
+/// The command line of a worker, complete, so that neither the environment nor a file changes it. A value of `decided`
+/// takes precedence over that of `settings`.
+fn worker_arguments(settings: &Document, decided: &[(&str, OsString)]) -> Vec<OsString> {
+    let worker = WorkerArgs::augment_args(clap::Command::new("worker"));
+    let mut arguments = vec![OsString::from("worker")];
+    for flag in worker.get_arguments() {
+        let Some(name) = flag.get_long() else { continue };
+        if NOT_PASSED_TO_WORKERS.iter().any(|(left_out, _)| *left_out == name) {
+            continue;
+        }
+        let values = match decided.iter().find(|(decided, _)| *decided == name) {
+            Some((_, value)) => std::slice::from_ref(value),
+            None => settings.get(name).map_or(&[][..], |setting| &setting.values),
+        };
+        let is_switch = matches!(flag.get_action(), ArgAction::SetTrue);
+        for value in values {
+            let mut argument = OsString::from(format!("--{name}"));
+            match (is_switch, value == "true") {
+                (true, false) => continue,
+                (true, true) => {}
+                (false, _) => {
+                    argument.push("=");
+                    argument.push(value);
+                }
+            }
+            arguments.push(argument);
+        }
+    }
+    arguments
+}
