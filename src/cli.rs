@@ -28,11 +28,10 @@ use self::policy::Defaults;
 use crate::aws::Aws;
 use crate::config::{self, Backend, BackendKind, Limits, Names};
 use crate::model::{self, ModelChoice, Tuning};
-use crate::queue::MAX_BATCH;
 use crate::scaling::{Bounds, Policy};
-use crate::store::Space;
 use crate::telemetry::LogFormat;
-use crate::{autoscale, classify, loadgen, protocol, queues, tune, up, web, worker};
+use crate::transport::{MAX_BATCH, Space};
+use crate::{autoscale, classify, loadgen, protocol, queue_command, tune, up, web, worker};
 
 /// Where much waits; of little a worker takes one or two (`queue::fair_share`). Each image of a batch waits for the
 /// others, and more than three gain next to nothing (decision 13).
@@ -641,7 +640,7 @@ impl BatchArgs {
     /// What was found for the model counts where it is more than what the queue gains by.
     fn max_batch_size(&self, backend: &Backend, tuning: Option<&Tuning>) -> usize {
         let of_the_queue = match backend {
-            Backend::Local { .. } => LOCAL_MAX_BATCH_SIZE,
+            Backend::Local { .. } | Backend::Named { .. } => LOCAL_MAX_BATCH_SIZE,
             Backend::Aws { .. } => AWS_MAX_BATCH_SIZE,
         };
         let of_the_model = tuning.and_then(|tuning| tuning.max_batch_size).unwrap_or(1);
@@ -892,7 +891,7 @@ impl LoadgenArgs {
 impl QueueArgs {
     /// # Errors
     /// Where the local backend has no data directory: a typing error would make one.
-    pub async fn config(&self) -> anyhow::Result<queues::Config> {
+    pub async fn config(&self) -> anyhow::Result<queue_command::Config> {
         let shared = self.command.shared();
         let (backend, _) = shared.backend();
         if matches!(backend, Backend::Local { .. }) && !shared.data_dir.is_dir() {
@@ -901,7 +900,7 @@ impl QueueArgs {
                 shared.data_dir.display()
             );
         }
-        Ok(queues::Config {
+        Ok(queue_command::Config {
             names: shared.names(&backend).await?,
             backend,
             json: self.command.output().json,
@@ -929,15 +928,15 @@ impl QueueCommand {
         }
     }
 
-    fn action(&self) -> queues::Action {
+    fn action(&self) -> queue_command::Action {
         match self {
-            QueueCommand::Depth { .. } => queues::Action::Depth,
-            QueueCommand::Dead { limit, .. } => queues::Action::Dead { limit: *limit },
-            QueueCommand::Show { id, save, .. } => queues::Action::Show { id: id.clone(), save: save.clone() },
-            QueueCommand::Redrive { all: true, .. } => queues::Action::Redrive(queues::Which::All),
-            QueueCommand::Redrive { ids, .. } => queues::Action::Redrive(queues::Which::Ids(ids.clone())),
+            QueueCommand::Depth { .. } => queue_command::Action::Depth,
+            QueueCommand::Dead { limit, .. } => queue_command::Action::Dead { limit: *limit },
+            QueueCommand::Show { id, save, .. } => queue_command::Action::Show { id: id.clone(), save: save.clone() },
+            QueueCommand::Redrive { all: true, .. } => queue_command::Action::Redrive(queue_command::Which::All),
+            QueueCommand::Redrive { ids, .. } => queue_command::Action::Redrive(queue_command::Which::Ids(ids.clone())),
             QueueCommand::Purge { queue, yes, .. } => {
-                queues::Action::Purge { queue: queue.clone(), is_confirmed: *yes }
+                queue_command::Action::Purge { queue: queue.clone(), is_confirmed: *yes }
             }
         }
     }

@@ -7,7 +7,8 @@ use anyhow::Context as _;
 use imgcls::cli::{Cli, Command};
 use imgcls::config::Backend;
 use imgcls::{
-    autoscale, classify, data, loadgen, model, provision, queues, shutdown, simulate, telemetry, tune, up, web, worker,
+    autoscale, classify, data, loadgen, model, provision, queue_command, shutdown, simulate, telemetry, tune, up, web,
+    worker,
 };
 use tokio::runtime::Runtime;
 
@@ -93,7 +94,9 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
                 tracing::info!(?backend, said_by, "autoscale");
                 let shutdown = on_signals()?;
                 match backend {
-                    Backend::Local { .. } => up::run_workers(args.of_processes().await?, shutdown).await,
+                    Backend::Local { .. } | Backend::Named { .. } => {
+                        up::run_workers(args.of_processes().await?, shutdown).await
+                    }
                     Backend::Aws { .. } => autoscale::aws::run(args.of_group(backend)?, shutdown).await,
                 }
             })?;
@@ -102,7 +105,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Queue(args) => {
             let is_done = block_on(one_thread()?, async {
                 let config = args.config().await?;
-                queues::run(config, on_signals()?).await
+                queue_command::run(config, on_signals()?).await
             })?;
             Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }

@@ -14,10 +14,10 @@ use tokio::sync::watch;
 use crate::autoscale::local::{DRAIN_TIMEOUT, Pool, WorkerCommand};
 use crate::config::{Backend, Limits, Names};
 use crate::model::ModelChoice;
-use crate::queue::{Queue, ServiceQueues};
 use crate::shutdown::CancellationToken;
 use crate::telemetry::{LogFormat, output};
-use crate::{autoscale, queue, retention, web, worker};
+use crate::transport::{self, ServiceOptions, Transport};
+use crate::{autoscale, retention, web, worker};
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -130,7 +130,7 @@ const RETENTION_DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
 struct Fleet {
     config: autoscale::Config,
-    requests: Arc<dyn Queue>,
+    transport: Arc<dyn Transport>,
     pool: Pool,
 }
 
@@ -141,17 +141,15 @@ impl Fleet {
             program: std::env::current_exe().context("cannot find this program itself, to start workers with")?,
             arguments: worker_arguments(&worker, log_format),
         };
-        let queues = queue::open(&worker.backend).await?;
+        let transport = transport::open(&worker.backend, &worker.names).await?;
         let (visibility_timeout, max_receive_count) = (worker.visibility_timeout, worker.max_receive_count);
-        let service =
-            ServiceQueues::open_or_create(queues.as_ref(), &worker.names, visibility_timeout, max_receive_count)
-                .await?;
-        let pool = Pool::new(command, DRAIN_TIMEOUT, ready).releasing(Arc::clone(&service.requests)).killed_by(give_up);
-        Ok(Fleet { config: autoscale, requests: service.requests, pool })
+        transport.prepare(ServiceOptions { visibility_timeout, max_receive_count }).await?;
+        let pool = Pool::new(command, DRAIN_TIMEOUT, ready).releasing(Arc::clone(&transport)).killed_by(give_up);
+        Ok(Fleet { config: autoscale, transport, pool })
     }
 
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        autoscale::run(self.config, self.requests.as_ref(), self.pool, shutdown).await
+        autoscale::run(self.config, self.transport.as_ref(), self.pool, shutdown).await
     }
 }
 
@@ -197,6 +195,7 @@ pub fn worker_arguments(config: &worker::Config, log_format: LogFormat) -> Vec<O
     let (data_dir, region, endpoint_url) = match backend {
         Backend::Local { data_dir } => (Some(data_dir), None, None),
         Backend::Aws { region, endpoint_url } => (None, region.as_ref(), endpoint_url.as_ref()),
+        Backend::Named { .. } => (None, None, None),
     };
     flag("--backend", if data_dir.is_some() { "local" } else { "aws" }.into());
     flag("--request-queue", request_queue.into());

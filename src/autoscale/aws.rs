@@ -14,11 +14,11 @@ use tokio::time::{Instant, sleep};
 
 use super::Gauge;
 use crate::aws::{Aws, Fault};
-use crate::config::Backend;
+use crate::config::{Backend, Names};
 use crate::protocol::{BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE};
-use crate::queue::{Depth, Queue, QueueError, Queues as _, SqsQueues};
 use crate::scaling::{self, Bounds, Observation, Policy, QueueDepth, State};
 use crate::shutdown::CancellationToken;
+use crate::transport::{self, Depth, Transport, TransportError};
 
 /// The finest that CloudWatch keeps; target tracking may look at it every 10 s.
 const RESOLUTION_SECONDS: i32 = 1;
@@ -63,7 +63,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 }
 
 struct Control {
-    queue: std::sync::Arc<dyn Queue>,
+    transport: std::sync::Arc<dyn Transport>,
     group: Group,
     metric: Option<Metric>,
 }
@@ -96,14 +96,17 @@ impl Control {
             return Err(anyhow!("a group is resized on AWS only; this is a bug"));
         };
         let aws = Box::pin(Aws::connect(region.as_deref(), endpoint_url.as_deref())).await?;
-        let queue = SqsQueues::over(aws.clone()).open(&config.request_queue).await.map_err(|error| match error {
-            QueueError::NotFound(name) => {
-                anyhow!(
+        // Only the request queue is used here.
+        let names = Names { request_queue: config.request_queue.clone(), ..Names::local(&config.stack) };
+        let transport = transport::open(&config.backend, &names).await?;
+        match transport.depth().await {
+            Err(TransportError::Missing(name)) => {
+                return Err(anyhow!(
                     "there is no queue {name:?}: `imgcls provision` makes the stack; or give --request-queue or --stack"
-                )
+                ));
             }
-            error => error.into(),
-        })?;
+            depth => drop(depth?),
+        }
         // Only target tracking reads it, and it costs.
         let is_read = matches!(config.policy, Policy::Target(_)) && !config.direct;
         let metric = is_read.then(|| Metric {
@@ -112,7 +115,7 @@ impl Control {
             stack: config.stack.clone(),
         });
         let client = aws_sdk_autoscaling::Client::new(aws.sdk());
-        Ok(Control { queue, group: Group { aws, client, name: config.group.clone() }, metric })
+        Ok(Control { transport, group: Group { aws, client, name: config.group.clone() }, metric })
     }
 
     async fn run(&self, config: &Config, shutdown: CancellationToken) {
@@ -123,7 +126,7 @@ impl Control {
         loop {
             let pause = match self.group.look().await {
                 Ok(size) => {
-                    let depth = gauge.read(&*self.queue).await;
+                    let depth = gauge.read(&*self.transport).await;
                     if let Some(depth) = depth {
                         self.publish(depth, size).await;
                     }

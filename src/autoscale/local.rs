@@ -31,8 +31,8 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::protocol::{Worked, WorkerLine};
-use crate::queue::{Queue, ReceivingProcess};
 use crate::shutdown::CancellationToken;
+use crate::transport::{ReceivingProcess, Transport};
 
 /// How long a worker that was asked to end may take, before it is killed. What it had not finished comes again after
 /// its visibility timeout. A worker takes 5 s and a moment to release the rest; with the 4 s of the web tier before it,
@@ -92,7 +92,7 @@ pub struct Pool {
     readiness: Readiness,
     pace: Pace,
     /// Where the workers receive from: what a dead one held is released there.
-    requests: Option<Arc<dyn Queue>>,
+    requests: Option<Arc<dyn Transport>>,
     /// Cancelled when workers that drain are to be killed.
     give_up: CancellationToken,
     refused: Arc<AtomicU64>,
@@ -116,7 +116,7 @@ impl Pool {
 
     /// What a worker that died had received becomes visible in `requests` at once.
     #[must_use]
-    pub fn releasing(self, requests: Arc<dyn Queue>) -> Self {
+    pub fn releasing(self, requests: Arc<dyn Transport>) -> Self {
         Pool { requests: Some(requests), ..self }
     }
 
@@ -281,7 +281,7 @@ struct Keeper {
     drain_timeout: Duration,
     readiness: Readiness,
     pace: Pace,
-    requests: Option<Arc<dyn Queue>>,
+    requests: Option<Arc<dyn Transport>>,
     give_up: CancellationToken,
     leave: CancellationToken,
 }

@@ -10,9 +10,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use crate::queue::{Depth, Queue, QueueError};
 use crate::scaling::{self, Bounds, Observation, Policy, QueueDepth, State};
 use crate::shutdown::CancellationToken;
+use crate::transport::{Depth, Transport, TransportError};
 
 /// How often the queue is looked at: the longest that the first message waits for the first worker to be started.
 const TICK: Duration = Duration::from_millis(250);
@@ -34,7 +34,7 @@ pub struct Config {
 /// Where the workers fail for a reason that starting them again does not mend. The others have drained by then.
 pub async fn run(
     config: Config,
-    queue: &dyn Queue,
+    queue: &dyn Transport,
     mut pool: local::Pool,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -102,10 +102,10 @@ struct Gauge {
 }
 
 impl Gauge {
-    async fn read(&mut self, queue: &dyn Queue) -> Option<Depth> {
+    async fn read(&mut self, queue: &dyn Transport) -> Option<Depth> {
         let read = match timeout(DEPTH_TIMEOUT, queue.depth()).await {
             Ok(read) => read,
-            Err(_) => Err(QueueError::Unavailable(format!("no answer within {DEPTH_TIMEOUT:?}"))),
+            Err(_) => Err(TransportError::Unavailable(format!("no answer within {DEPTH_TIMEOUT:?}"))),
         };
         match read {
             Ok(depth) => {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Names;
 use crate::retention::{self, Deletion, Freed, Pace};
 use crate::sqlite::millis;
-use crate::store::{Kind, LocalData, SeenSegments, Totals, Usage};
+use crate::transport::local::{Kind, LocalData, SeenSegments, Totals, Usage};
 
 /// What a service keeps that never noted its limits: the defaults of --keep-images and --keep-results.
 const DEFAULT_KEEP: [Duration; 2] = [Duration::from_secs(7 * 86_400), Duration::from_secs(30 * 86_400)];

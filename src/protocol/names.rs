@@ -1,5 +1,7 @@
 //! Every literal that the outside sees: queue names, buckets, object keys, tags.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -19,6 +21,14 @@ pub const DRAIN_HOOK: &str = "drain";
 pub const BACKLOG_NAMESPACE: &str = "imgcls";
 pub const BACKLOG_METRIC: &str = "BacklogPerWorker";
 pub const BACKLOG_DIMENSION: &str = "Stack";
+
+/// How many deliveries the request queue's own redrive policy allows beyond the workers' limit. It only catches messages of
+/// workers that die: a worker that gives a message up says why, and the queue cannot.
+pub const REDRIVE_MARGIN: u32 = 5;
+/// How long dead letters are kept for an operator: the longest that SQS offers.
+pub const DEAD_LETTER_RETENTION: Duration = Duration::from_secs(14 * 24 * 3600);
+/// The queue may remove a message somewhat before its retention is over, so no job lives that long.
+pub const RETENTION_MARGIN: Duration = Duration::from_secs(60);
 
 /// Tag on everything that belongs to a stack on AWS: its name.
 pub const TAG_STACK: &str = "imgcls:stack";

@@ -13,11 +13,9 @@ use super::roles::{self, Arns};
 use super::user_data::{self, Tier};
 use crate::config::Names;
 use crate::protocol::{self, BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE, DRAIN_HOOK};
+use crate::protocol::{DEAD_LETTER_RETENTION, REDRIVE_MARGIN};
 use crate::scaling::{Bounds, Policy, StepPolicy, TargetPolicy};
 
-/// The queue's own redrive is a net below the worker's dead-lettering.
-const REDRIVE_MARGIN: u32 = 5;
-const DEAD_LETTER_RETENTION: Duration = Duration::from_secs(14 * 24 * 3600);
 const RETENTION: Duration = Duration::from_secs(4 * 24 * 3600);
 /// An instance that starts: system, bundle, model.
 const INSTANCE_WARMUP: Duration = Duration::from_secs(120);

@@ -31,8 +31,8 @@ use super::error::Problem;
 use super::metrics::METRICS;
 use super::upload;
 use crate::protocol::TimingsMs;
-use crate::queue::Queue;
 use crate::scaling::StepPolicy;
+use crate::transport::Transport;
 
 /// The share of a caller's wait that the estimate may fill. Under overload the queue stands at this limit, so what is
 /// left has to cover the error of the estimate: without it about half of the callers would be answered too late.
@@ -40,9 +40,6 @@ const USABLE_SHARE: f64 = 0.85;
 /// What is left for noise is at least this, or a tenth of the wait where that is less: of a short wait a pause of the machine
 /// takes a larger share.
 const NOISE: Duration = Duration::from_millis(250);
-/// Time between two reads of the depth while requests come. A local read is cheap; a call to SQS costs money.
-const LOOK_EVERY_LOCAL: Duration = Duration::from_millis(500);
-const LOOK_EVERY_REMOTE: Duration = Duration::from_secs(5);
 /// A depth that was read longer ago than this many periods says nothing about now.
 const FRESH_PERIODS: u32 = 4;
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -124,7 +121,7 @@ pub struct AdmissionLimits {
 
 /// Lets requests in or refuses them.
 pub struct Admission {
-    requests: Arc<dyn Queue>,
+    transport: Arc<dyn Transport>,
     max_queue_depth: u64,
     max_waiting: u64,
     look_every: Duration,
@@ -159,11 +156,11 @@ pub struct Place {
 
 impl Admission {
     /// `fleet` is None where the workers are not this process's own.
-    pub fn new(requests: Arc<dyn Queue>, limits: AdmissionLimits, fleet: Option<Fleet>) -> Self {
-        let look_every = if requests.is_cheap_to_look() { LOOK_EVERY_LOCAL } else { LOOK_EVERY_REMOTE };
+    pub fn new(transport: Arc<dyn Transport>, limits: AdmissionLimits, fleet: Option<Fleet>) -> Self {
+        let look_every = transport.depth_interval();
         let max_waiting = limits.max_connections - limits.max_connections / RESERVED_SHARE;
         Admission {
-            requests,
+            transport,
             max_queue_depth: limits.max_queue_depth,
             max_waiting: max_waiting as u64,
             look_every,
@@ -328,7 +325,7 @@ impl Admission {
     async fn look(&self) {
         let _one_at_a_time = self.looking.lock().await;
         let Some((sent, ended)) = self.ledger().begin_look(self.look_every) else { return };
-        match tokio::time::timeout(LOOK_TIMEOUT, self.requests.depth()).await {
+        match tokio::time::timeout(LOOK_TIMEOUT, self.transport.depth()).await {
             Ok(Ok(depth)) => {
                 let jobs = depth.visible + depth.in_flight + depth.delayed;
                 let reading = Reading { at: Instant::now(), jobs, visible: depth.visible, sent, ended };

@@ -45,21 +45,21 @@ use self::admission::{Admission, AdmissionLimits};
 use self::budget::Budget;
 use self::connections::Connections;
 use self::gate::Gate;
+use self::jobs::Jobs;
 pub use self::jobs::Wire;
-use self::jobs::{Jobs, MessageLimit};
 use self::metrics::METRICS;
 use self::pending::Pending;
 use self::readiness::Readiness;
 use self::replies::Replies;
-pub use self::replies::ResultQueueMode;
 use self::results::Results;
 use self::routes::Site;
 use self::serve::ServeRules;
 pub use self::serve::listen;
 use self::upload::UploadRules;
 use crate::config::{Backend, Cidr, Limits, Names};
-use crate::queue::{self, ServiceQueues};
-use crate::store::{self, Space};
+use crate::protocol::RETENTION_MARGIN;
+pub use crate::transport::InboxMode as ResultQueueMode;
+use crate::transport::{self, ServiceOptions, Space};
 
 /// How long a drain lets callers wait for their answers; then they are told where to ask.
 const WAIT_AT_DRAIN: Duration = Duration::from_secs(3);
@@ -71,8 +71,6 @@ const LAST_STEPS_TIMEOUT: Duration = Duration::from_secs(4);
 const IMAGE_READ_BYTES: u64 = 64 << 20;
 /// How long a drain may take to withdraw the jobs of clients that left.
 const WITHDRAW_AT_DRAIN: Duration = Duration::from_secs(1);
-/// A message is never kept by the queue to the very end of its retention.
-const RETENTION_MARGIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -129,34 +127,28 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     keep_freed_memory();
-    // On AWS a request also holds a connection to S3 or SQS.
-    let files_each = if matches!(config.backend, Backend::Aws { .. }) { 2 } else { 1 };
+    // Elsewhere than on this machine, a request also holds a connection to the backend.
+    let files_each = if !matches!(config.backend, Backend::Local { .. }) { 2 } else { 1 };
     let max_connections = descriptors::max_connections(config.max_connections, descriptors::raise_limit(), files_each);
     let address = listener.local_addr()?;
-    let queues = queue::open(&config.backend).await?;
-    let names = &config.names;
-    let service =
-        ServiceQueues::open_or_create(&*queues, names, config.visibility_timeout, config.max_receive_count).await?;
-    let attributes = service.requests.attributes().await?;
-    let input = store::open(&config.backend, &names.input_bucket).await?;
-    let output = store::open(&config.backend, &names.output_bucket).await?;
-    let broken = Arc::clone(&queues);
+    let transport = transport::open(&config.backend, &config.names).await?;
+    let Config { visibility_timeout, max_receive_count, .. } = config;
+    transport.prepare(ServiceOptions { visibility_timeout, max_receive_count }).await?;
+    let retention = transport.retention().await?;
     let pending = Pending::default();
-    let results = Arc::new(Results { output: Arc::clone(&output), signature: format!("web-{}", std::process::id()) });
+    let signature = format!("web-{}", std::process::id());
+    let results = Arc::new(Results { transport: Arc::clone(&transport), signature });
     let workers_ready = fleet.as_ref().filter(|fleet| fleet.is_awaited).map(|fleet| fleet.ready.clone());
     let limits = AdmissionLimits { max_queue_depth: config.max_queue_depth, max_connections };
-    let admission = Arc::new(Admission::new(Arc::clone(&service.requests), limits, fleet));
+    let admission = Arc::new(Admission::new(Arc::clone(&transport), limits, fleet));
     let (withdrawals, withdrawn) = withdrawal::channel();
-    let replies = Replies::open(
-        queues,
-        Arc::clone(&service.results),
-        config.result_queue_mode,
-        pending.clone(),
-        Arc::clone(&results),
-        Arc::clone(&admission),
-        config.stack.clone(),
-    );
-    let replies = Arc::new(replies.await.context("no reply queue")?);
+    let inbox = transport.open_inbox(config.result_queue_mode, &config.stack).await.context("no reply queue")?;
+    let replies = Arc::new(Replies {
+        inbox,
+        pending: pending.clone(),
+        results: Arc::clone(&results),
+        admission: Arc::clone(&admission),
+    });
     let give_up = CancellationToken::new();
     let uploads = UploadRules {
         max_upload_bytes: config.limits.max_upload_bytes,
@@ -168,18 +160,15 @@ pub async fn run(
         allowed_hosts: config.allowed_hosts,
         uploads: uploads.clone(),
     };
-    let (marked_input, marked_output) = (Arc::clone(&input), Arc::clone(&output));
     let site = Site {
         jobs: Jobs {
             wire: config.wire,
-            requests: Arc::clone(&service.requests),
-            input: Arc::clone(&input),
+            transport: Arc::clone(&transport),
             results,
             pending,
             replies: Arc::clone(&replies),
-            job_ttl: config.job_ttl.min(attributes.retention.saturating_sub(RETENTION_MARGIN)),
+            job_ttl: config.job_ttl.min(retention.saturating_sub(RETENTION_MARGIN)),
             inline_bytes: config.inline_bytes,
-            limit: MessageLimit::new(attributes.max_message_bytes),
             admission: Arc::clone(&admission),
             withdrawals,
             give_up: give_up.clone(),
@@ -189,9 +178,7 @@ pub async fn run(
         image_reads: Budget::new(IMAGE_READ_BYTES, METRICS.read_memory.clone()),
         sync_timeout: config.sync_timeout,
         readiness: Readiness {
-            requests: service.requests,
-            input,
-            output,
+            transport: Arc::clone(&transport),
             workers_ready,
             space: config.space,
             shutdown: shutdown.clone(),
@@ -203,7 +190,7 @@ pub async fn run(
     let of_task = Arc::clone(&admission);
     let stop = stop_load.clone();
     let looking = tokio::spawn(async move { of_task.run(stop).await });
-    let withdrawing = tokio::spawn(withdrawn.run(marked_input, marked_output, stop_load.clone()));
+    let withdrawing = tokio::spawn(withdrawn.run(Arc::clone(&transport), stop_load.clone()));
     let receiving = tokio::spawn(Arc::clone(&replies).run(stop_replies.clone()));
     tracing::info!(%address, replies = replies.reply_to(), max_connections, "web tier listens");
 
@@ -217,7 +204,7 @@ pub async fn run(
             tracing::warn!("not drained in time; open connections are cut off");
             None
         }
-        failure = broken.failure() => Some(failure),
+        failure = transport.failure() => Some(failure),
     };
     stop_load.cancel();
     end_load_tasks(looking, withdrawing).await?;
@@ -256,7 +243,7 @@ async fn end_replies(receiving: JoinHandle<()>) -> anyhow::Result<()> {
     match tokio::time::timeout(LAST_STEPS_TIMEOUT, receiving).await {
         Ok(ended) => ended.context("the reply loop ended early"),
         Err(_) => {
-            tracing::warn!("the reply queue was not let go in time; it is swept within two hours");
+            tracing::warn!("the inbox was not closed in time; another web process deletes its queue within two hours");
             Ok(())
         }
     }

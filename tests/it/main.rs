@@ -48,6 +48,7 @@ mod simulate;
 mod store_conformance;
 mod storm;
 mod tiff;
+mod toy_backend;
 mod traces;
 mod tune;
 mod up;
