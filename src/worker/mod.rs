@@ -1,6 +1,6 @@
-//! The app tier: one delivery → one result.
+//! The worker: one delivery → one result.
 //!
-//! Three stages on bounded channels, in the order of an image's life:
+//! Three stages, connected by bounded channels:
 //!
 //! ```text
 //! prepare: receive → fetch
