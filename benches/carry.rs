@@ -11,8 +11,10 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use futures::future::{join_all, try_join_all};
 use imgcls::config::Backend;
-use imgcls::queue::{self, Delivery, MAX_BATCH, Outgoing, Queue, QueueAttributes, Queues, ReceiveOptions};
-use imgcls::store::{self, ObjectStore, PutOptions};
+use imgcls::transport;
+use imgcls::transport::queued::object::{ObjectStore, PutOptions};
+use imgcls::transport::queued::queue::{self, Outgoing, Queue, QueueAttributes, Queues, ReceiveOptions};
+use imgcls::transport::{Delivery, MAX_BATCH};
 use tokio::sync::Semaphore;
 
 /// A request or a reply, and a result object.
@@ -80,14 +82,14 @@ enum Work {
 impl Course {
     async fn open(options: Options) -> anyhow::Result<Course> {
         let backend = Backend::Aws { region: None, endpoint_url: None };
-        let queues = queue::open(&backend).await?;
+        let queues = transport::open_queues(&backend).await?;
         let name = |what: &str| format!("carry-{}-{what}", std::process::id());
         let attributes = QueueAttributes::default();
         Ok(Course {
             requests: queues.create(&name("requests"), &attributes).await?,
             replies: queues.create(&name("replies"), &attributes).await?,
-            images: store::open(&backend, &name("images")).await?,
-            results: store::open(&backend, &name("results")).await?,
+            images: transport::open_bucket(&backend, &name("images")).await?,
+            results: transport::open_bucket(&backend, &name("results")).await?,
             room: Semaphore::new(options.in_flight),
             answered: AtomicUsize::new(0),
             queues,
@@ -120,7 +122,6 @@ impl Course {
             max: MAX_BATCH,
             wait: Duration::from_secs(1),
             visibility_timeout: Duration::from_secs(30),
-            is_fair: false,
         };
         while self.answered.load(Ordering::Acquire) < self.options.images {
             let deliveries = queue.receive(options).await?;
@@ -142,7 +143,7 @@ impl Course {
             self.images.get(key, u64::MAX).await?.context("the image is gone")?;
             let options = PutOptions { if_none_match: true, ..PutOptions::default() };
             let _ = self.results.put(key, Bytes::from(vec![7; MESSAGE_BYTES]), options).await?;
-            anyhow::Ok(Outgoing::transient(delivery.body.clone()))
+            anyhow::Ok(Outgoing::new(delivery.body.clone()))
         });
         let replies = try_join_all(jobs).await?;
         if !replies.is_empty() {

@@ -16,8 +16,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures::future::join_all;
-use imgcls::queue::{MAX_BATCH, Outgoing, Queue, QueueAttributes, Queues as _, ReceiveOptions, SqliteQueues};
-use imgcls::store::{ObjectStore, PutOptions, SqliteStore};
+use imgcls::transport::MAX_BATCH;
+use imgcls::transport::local::SqliteQueues;
+use imgcls::transport::local::SqliteStore;
+use imgcls::transport::queued::object::{ObjectStore, PutOptions};
+use imgcls::transport::queued::queue::{Outgoing, Queue, QueueAttributes, Queues as _, ReceiveOptions};
 
 const ROLE: &str = "IMGCLS_BENCH_ROLE";
 const DATA_DIR: &str = "IMGCLS_BENCH_DATA_DIR";
@@ -440,7 +443,7 @@ fn cpu(process: &str) -> Duration {
 }
 
 fn options(wait: Duration) -> ReceiveOptions {
-    ReceiveOptions { max: MAX_BATCH, wait, visibility_timeout: Duration::from_secs(30), is_fair: false }
+    ReceiveOptions { max: MAX_BATCH, wait, visibility_timeout: Duration::from_secs(30) }
 }
 
 fn print_quantiles(label: &str, mut sample: Vec<f64>) {

@@ -12,13 +12,39 @@ pub use self::document::{Document, Machines, Setting, Source, toml_text};
 
 use crate::protocol;
 
-/// What carries queues and objects.
+/// The backend of the transport, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Backend {
-    /// SQLite and files under one directory; any number of processes on this machine.
-    Local { data_dir: PathBuf },
-    /// SQS and S3, or what speaks like them. None: as the environment and the profile say.
-    Aws { region: Option<String>, endpoint_url: Option<String> },
+    /// SQLite and files under one directory, for any number of processes on this machine.
+    Local {
+        /// The directory.
+        data_dir: PathBuf,
+    },
+    /// SQS and S3, or services that speak like them. `None` leaves a setting to the environment and the profile.
+    Aws {
+        /// The region.
+        region: Option<String>,
+        /// Where the services are, when they are not AWS's own.
+        endpoint_url: Option<String>,
+    },
+    /// Another backend that the registry of transports knows by name.
+    Named {
+        /// Its name in the registry.
+        name: String,
+        /// Where it is; the backend says what form that has.
+        address: Option<String>,
+    },
+}
+
+impl Backend {
+    /// The name of the backend in the registry of transports.
+    pub fn name(&self) -> &str {
+        match self {
+            Backend::Local { .. } => "local",
+            Backend::Aws { .. } => "aws",
+            Backend::Named { name, .. } => name,
+        }
+    }
 }
 
 /// The backend that the settings and the environment select.

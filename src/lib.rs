@@ -23,8 +23,7 @@ pub mod telemetry; // logs and metrics
 pub mod instance; // this EC2 instance: protected while it works, drained before it ends
 pub mod model; // bytes → pixels → tensor → predictions
 pub mod names; // names of queues and buckets; default ones on AWS contain the account
-pub mod queue; // the queue port: SQLite with sockets for replies beside it, SQS
-pub mod store; // the object store port: SQLite with segments beside it, S3
+pub mod transport; // jobs to workers and results back: a port, SQLite and segments, SQS and S3
 
 // Floor 3: the tiers.
 pub mod autoscaler; // observe → decide → resize worker processes or an Auto Scaling group
@@ -37,7 +36,7 @@ pub mod worker; // one delivery → one result
 // Floor 4: the commands.
 pub mod classify; // the model alone
 pub mod data; // how much is stored; deleting what has ended
-pub mod queues; // look at queues; dead letters listed, shown, sent again
+pub mod queue_command; // depths; dead letters listed, shown, sent again
 pub mod simulate; // policies against a virtual clock: latency, cost, plots
 pub mod tune; // how the model runs fastest on this machine
 pub mod up; // everything on this machine

@@ -13,8 +13,8 @@ use imgcls::config::{Backend, Document, Machines, Names};
 use imgcls::model::TunedChoice;
 use imgcls::telemetry::output;
 use imgcls::{
-    autoscaler, classify, data, loadgen, model, names, provision, queues, shutdown, simulate, telemetry, tune, up, web,
-    worker,
+    autoscaler, classify, data, loadgen, model, names, provision, queue_command, shutdown, simulate, telemetry, tune,
+    up, web, worker,
 };
 use tokio::runtime::Runtime;
 
@@ -117,7 +117,7 @@ fn run_autoscale(args: &AutoscaleArgs, settings: &Document) -> anyhow::Result<Ex
     block_on(one_thread()?, async {
         let shutdown = on_signals()?;
         match backend {
-            Backend::Local { .. } => {
+            Backend::Local { .. } | Backend::Named { .. } => {
                 let model = TunedChoice::read(args.model.choice());
                 up::run_workers(args.process_config(settings, &model)?, shutdown).await
             }
@@ -132,7 +132,7 @@ fn run_queue(args: &QueueArgs, settings: &Document) -> anyhow::Result<ExitCode> 
         let shared = args.command.shared();
         let (backend, _) = shared.backend(settings);
         let names = names::resolve(shared.names(), &backend).await?;
-        queues::run(args.config(backend, names)?, on_signals()?).await
+        queue_command::run(args.config(backend, names)?, on_signals()?).await
     })?;
     Ok(code_of(is_done))
 }

@@ -13,10 +13,10 @@ use tokio::sync::watch;
 
 use crate::autoscaler::{DRAIN_TIMEOUT, WorkerCommand, WorkerPool};
 use crate::config::{Backend, Names};
-use crate::queue::{Queue, Queues, ServiceQueues};
 use crate::shutdown::CancellationToken;
 use crate::telemetry::output;
-use crate::{autoscaler, queue, retention, web};
+use crate::transport::{self, ServiceOptions, Transport};
+use crate::{autoscaler, retention, web};
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -132,8 +132,7 @@ const RETENTION_DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
 struct Fleet {
     config: autoscaler::Config,
-    queues: Arc<dyn Queues>,
-    requests: Arc<dyn Queue>,
+    transport: Arc<dyn Transport>,
     pool: WorkerPool,
 }
 
@@ -145,16 +144,15 @@ impl Fleet {
                 .context("cannot find the file of this program, to start workers from it")?,
             arguments,
         };
-        let queues = queue::open(&backend).await?;
-        let service =
-            ServiceQueues::open_or_create(queues.as_ref(), &names, visibility_timeout, max_receive_count).await?;
-        let pool =
-            WorkerPool::new(command, DRAIN_TIMEOUT, ready).releasing(Arc::clone(&service.requests)).killed_by(give_up);
-        Ok(Fleet { config: autoscale, queues, requests: service.requests, pool })
+        let transport = transport::open(&backend, &names).await?;
+        transport.prepare(ServiceOptions { visibility_timeout, max_receive_count }).await?;
+        let pool = WorkerPool::new(command, DRAIN_TIMEOUT, ready).releasing(Arc::clone(&transport)).killed_by(give_up);
+        Ok(Fleet { config: autoscale, transport, pool })
     }
 
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        autoscaler::run(self.config, self.requests.as_ref(), self.queues.failure(), self.pool, shutdown).await
+        let failure = self.transport.failure();
+        autoscaler::run(self.config, self.transport.as_ref(), failure, self.pool, shutdown).await
     }
 }
 

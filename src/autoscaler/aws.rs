@@ -15,11 +15,11 @@ use tokio::time::{Instant, sleep};
 
 use super::depth::DepthReader;
 use crate::aws::{Aws, Fault};
-use crate::config::Backend;
+use crate::config::{Backend, Names};
 use crate::protocol::{BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE};
-use crate::queue::{Depth, Queue, QueueError, Queues as _, SqsQueues};
 use crate::scaling_policy::{self, Bounds, Observation, Policy, QueueDepth, State};
 use crate::shutdown::CancellationToken;
+use crate::transport::{self, Depth, Transport, TransportError};
 
 /// The finest resolution that CloudWatch keeps. Target tracking may read it every 10 s.
 const RESOLUTION_SECONDS: i32 = 1;
@@ -69,7 +69,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 }
 
 struct Controller {
-    queue: std::sync::Arc<dyn Queue>,
+    transport: std::sync::Arc<dyn Transport>,
     group: Group,
     metric: Option<Metric>,
 }
@@ -102,14 +102,17 @@ impl Controller {
             return Err(anyhow!("only the AWS backend has a group; this is a bug"));
         };
         let aws = Box::pin(Aws::connect(region.as_deref(), endpoint_url.as_deref())).await?;
-        let queue = SqsQueues::over(aws.clone()).open(&config.request_queue).await.map_err(|error| match error {
-            QueueError::NotFound(name) => {
-                anyhow!(
-                    "there is no queue {name:?}: make the stack with `imgcls provision`, or give --request-queue or --stack"
-                )
+        // Only the request queue is used here.
+        let names = Names { request_queue: config.request_queue.clone(), ..Names::local(&config.stack) };
+        let transport = transport::open(&config.backend, &names).await?;
+        match transport.depth().await {
+            Err(TransportError::Missing(name)) => {
+                return Err(anyhow!(
+                    "there is no queue {name:?}: `imgcls provision` makes the stack; or give --request-queue or --stack"
+                ));
             }
-            error => error.into(),
-        })?;
+            depth => drop(depth?),
+        }
         // The metric is billed, and only target tracking reads it.
         let is_read = matches!(config.policy, Policy::Target(_)) && !config.direct;
         let metric = is_read.then(|| Metric {
@@ -118,7 +121,7 @@ impl Controller {
             stack: config.stack.clone(),
         });
         let client = aws_sdk_autoscaling::Client::new(aws.sdk());
-        Ok(Controller { queue, group: Group { aws, client, name: config.group.clone() }, metric })
+        Ok(Controller { transport, group: Group { aws, client, name: config.group.clone() }, metric })
     }
 
     async fn run(&self, config: &Config, shutdown: CancellationToken) {
@@ -129,7 +132,7 @@ impl Controller {
         loop {
             let pause = match self.group.describe().await {
                 Ok(size) => {
-                    let depth = depth_reader.read(&*self.queue).await;
+                    let depth = depth_reader.read(&*self.transport).await;
                     if let Some(depth) = depth {
                         self.publish(depth, size).await;
                     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::queue::{Depth, Queue, QueueError};
+use crate::transport::{Depth, Transport, TransportError};
 
 /// Time limit of a reading. The loop has to remain able to restart and to drain workers meanwhile.
 const DEPTH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -16,10 +16,10 @@ pub(super) struct DepthReader {
 }
 
 impl DepthReader {
-    pub(super) async fn read(&mut self, queue: &dyn Queue) -> Option<Depth> {
+    pub(super) async fn read(&mut self, queue: &dyn Transport) -> Option<Depth> {
         let read = match timeout(DEPTH_TIMEOUT, queue.depth()).await {
             Ok(read) => read,
-            Err(_) => Err(QueueError::Unavailable(format!("no answer within {DEPTH_TIMEOUT:?}"))),
+            Err(_) => Err(TransportError::Unavailable(format!("no answer within {DEPTH_TIMEOUT:?}"))),
         };
         match read {
             Ok(depth) => {

@@ -19,9 +19,9 @@ use self::depth::DepthReader;
 pub use self::pool::{DRAIN_TIMEOUT, WorkerPool};
 pub use self::process::WorkerCommand;
 pub use self::service_time::ServiceTime;
-use crate::queue::Queue;
 use crate::scaling_policy::{self, Bounds, Observation, Policy, QueueDepth, State};
 use crate::shutdown::CancellationToken;
+use crate::transport::Transport;
 
 /// Interval between two readings of the queue, and so the longest wait of the first message for the start of a worker.
 const TICK: Duration = Duration::from_millis(250);
@@ -47,7 +47,7 @@ pub struct Config {
 /// then.
 pub async fn run(
     config: Config,
-    queue: &dyn Queue,
+    queue: &dyn Transport,
     queue_failure: impl Future<Output = String>,
     mut pool: WorkerPool,
     shutdown: CancellationToken,

@@ -16,9 +16,9 @@ use tokio::time::sleep;
 
 use super::process::{Process, WorkerCommand};
 use super::service_time::ServiceTime;
-use crate::queue::{Queue, ReceivingProcess};
 use crate::retry::Schedule;
 use crate::shutdown::CancellationToken;
+use crate::transport::{ReceivingProcess, Transport};
 
 /// Longest time that a worker may drain before it is killed. A killed worker's messages are redelivered after their
 /// visibility timeout. A worker drains for 5 s and then releases its messages; with the 4 s of the web tier before
@@ -47,7 +47,7 @@ pub struct WorkerPool {
     readiness: Readiness,
     service_time: ServiceTime,
     /// The queue in which the messages of a dead worker are released.
-    requests: Option<Arc<dyn Queue>>,
+    requests: Option<Arc<dyn Transport>>,
     /// Cancelled when draining workers are to be killed.
     kill: CancellationToken,
     refused: Arc<AtomicU64>,
@@ -72,7 +72,7 @@ impl WorkerPool {
 
     /// Makes the messages of a dead worker visible in `requests` at once.
     #[must_use]
-    pub fn releasing(self, requests: Arc<dyn Queue>) -> Self {
+    pub fn releasing(self, requests: Arc<dyn Transport>) -> Self {
         WorkerPool { requests: Some(requests), ..self }
     }
 
@@ -181,7 +181,7 @@ struct Supervisor {
     drain_timeout: Duration,
     readiness: Readiness,
     service_time: ServiceTime,
-    requests: Option<Arc<dyn Queue>>,
+    requests: Option<Arc<dyn Transport>>,
     kill: CancellationToken,
     drain: CancellationToken,
 }

@@ -9,7 +9,7 @@ use super::limits::LimitArgs;
 use super::parse::{positive, positive_duration};
 use super::shared::SharedArgs;
 use crate::config::{self, Backend, Names};
-use crate::store::Space;
+use crate::transport::Space;
 use crate::web;
 
 #[derive(Debug, Args)]

@@ -7,10 +7,10 @@ use clap::Args;
 use super::parse::{positive, positive_duration};
 use crate::config::{self, Backend, Limits};
 use crate::model::{self, Tuning};
-use crate::queue::MAX_BATCH;
+use crate::transport::MAX_BATCH;
 
 /// The default where the queue is local. Each image of a batch waits for the others, and a batch of more than three
-/// gains next to nothing (decision 13). With little work a worker takes one or two (`queue::fair_share`).
+/// gains next to nothing (decision 13). With little work a worker takes one or two (`transport::local`).
 const LOCAL_MAX_BATCH_SIZE: usize = 3;
 /// The default on SQS: as many messages as one call carries, so that calls are full under load.
 const AWS_MAX_BATCH_SIZE: usize = MAX_BATCH;
@@ -70,7 +70,7 @@ impl BatchArgs {
     /// The larger of the queue's default and the batch size that `imgcls tune` found, unless the flag is given.
     pub(super) fn max_batch_size(&self, backend: &Backend, tuning: Option<&Tuning>) -> usize {
         let for_queue = match backend {
-            Backend::Local { .. } => LOCAL_MAX_BATCH_SIZE,
+            Backend::Local { .. } | Backend::Named { .. } => LOCAL_MAX_BATCH_SIZE,
             Backend::Aws { .. } => AWS_MAX_BATCH_SIZE,
         };
         let for_model = tuning.and_then(|tuning| tuning.max_batch_size).unwrap_or(1);

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use super::parse::positive;
 use super::shared::{OutputArgs, SharedArgs};
 use crate::config::{Backend, Names};
-use crate::queues;
+use crate::queue_command;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes: 0 done, 1 a part of the request could not be done, 2 usage.")]
@@ -85,7 +85,7 @@ pub enum QueueCommand {
 impl QueueArgs {
     /// # Errors
     /// If the local backend has no data directory: with a mistyped one, this would create it.
-    pub fn config(&self, backend: Backend, names: Names) -> anyhow::Result<queues::Config> {
+    pub fn config(&self, backend: Backend, names: Names) -> anyhow::Result<queue_command::Config> {
         match &backend {
             Backend::Local { data_dir } if !data_dir.is_dir() => {
                 bail!("there is no data directory {}: nothing ran there; see --data-dir", data_dir.display())
@@ -93,7 +93,7 @@ impl QueueArgs {
             _ => {}
         }
         let json = self.command.output().json;
-        Ok(queues::Config { names, backend, json, action: self.command.action() })
+        Ok(queue_command::Config { names, backend, json, action: self.command.action() })
     }
 }
 
@@ -116,15 +116,15 @@ impl QueueCommand {
         }
     }
 
-    fn action(&self) -> queues::Action {
+    fn action(&self) -> queue_command::Action {
         match self {
-            QueueCommand::Depth { .. } => queues::Action::Depth,
-            QueueCommand::Dead { limit, .. } => queues::Action::Dead { limit: *limit },
-            QueueCommand::Show { id, save, .. } => queues::Action::Show { id: id.clone(), save: save.clone() },
-            QueueCommand::Redrive { all: true, .. } => queues::Action::Redrive(queues::Which::All),
-            QueueCommand::Redrive { ids, .. } => queues::Action::Redrive(queues::Which::Ids(ids.clone())),
+            QueueCommand::Depth { .. } => queue_command::Action::Depth,
+            QueueCommand::Dead { limit, .. } => queue_command::Action::Dead { limit: *limit },
+            QueueCommand::Show { id, save, .. } => queue_command::Action::Show { id: id.clone(), save: save.clone() },
+            QueueCommand::Redrive { all: true, .. } => queue_command::Action::Redrive(queue_command::Which::All),
+            QueueCommand::Redrive { ids, .. } => queue_command::Action::Redrive(queue_command::Which::Ids(ids.clone())),
             QueueCommand::Purge { queue, yes, .. } => {
-                queues::Action::Purge { queue: queue.clone(), is_confirmed: *yes }
+                queue_command::Action::Purge { queue: queue.clone(), is_confirmed: *yes }
             }
         }
     }

@@ -17,7 +17,7 @@ pub use self::report::{Counted, Limits, Pages, Pruned, Report, Segments, Stored}
 use crate::config::Names;
 use crate::retention::{self, Deletion, Freed, Keep, Pace};
 use crate::sqlite::millis;
-use crate::store::{Kind, LocalData, SeenSegments, Totals, Usage};
+use crate::transport::local::{Kind, LocalData, SeenSegments, Totals, Usage};
 
 /// What the command does, and where.
 #[derive(Debug, Clone)]

@@ -30,7 +30,7 @@ impl Instance {
     /// is the Auto Scaling group that this worker belongs to if it is one.
     pub async fn find(backend: &Backend, group: &str) -> Instance {
         match backend {
-            Backend::Local { .. } => Instance(None),
+            Backend::Local { .. } | Backend::Named { .. } => Instance(None),
             Backend::Aws { region, endpoint_url } => {
                 Instance(Box::pin(Ec2::find(region.as_deref(), endpoint_url.as_deref(), group)).await)
             }

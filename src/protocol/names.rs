@@ -26,11 +26,13 @@ pub const BACKLOG_METRIC: &str = "BacklogPerWorker";
 /// The only dimension of the metric: the stack.
 pub const BACKLOG_DIMENSION: &str = "Stack";
 
-/// A queue's own redrive policy acts this many receives later than the worker, which moves a message to the dead letters
-/// itself and tells the client why. It only catches messages whose workers never get that far.
+/// How many deliveries the request queue's own redrive policy allows beyond the workers' limit. It only catches messages of
+/// workers that die: a worker that gives a message up says why, and the queue cannot.
 pub const REDRIVE_MARGIN: u32 = 5;
-/// Retention of dead letters: the longest that SQS offers, so that operators have time to look at them.
+/// How long dead letters are kept for an operator: the longest that SQS offers.
 pub const DEAD_LETTER_RETENTION: Duration = Duration::from_secs(14 * 24 * 3600);
+/// The queue may remove a message somewhat before its retention is over, so no job lives that long.
+pub const RETENTION_MARGIN: Duration = Duration::from_secs(60);
 
 /// Tag with the name of the stack, on every AWS resource that belongs to it.
 pub const TAG_STACK: &str = "imgcls:stack";

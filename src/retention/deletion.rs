@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::queue::{self, QueueAttributes};
 use crate::sqlite::{Fault, millis};
-use crate::store::{Candidate, Kind, LocalData, Page, Position, Walk};
+use crate::transport::local::{self, Candidate, Kind, LocalData, Page, Position, Walk};
+use crate::transport::queued::queue::QueueAttributes;
 
 /// Objects that one snapshot reads.
 const PAGE_OBJECTS: usize = 1_000;
@@ -130,7 +130,7 @@ impl Deletion<'_> {
                 if conditions().next().is_some() {
                     let any_request = conditions().any(|named| named.any_request);
                     let dead_letters = names.dead_letter_queue();
-                    let named = queue::named_jobs(snapshot, &names.request_queue, &dead_letters, any_request)?;
+                    let named = local::named_jobs(snapshot, &names.request_queue, &dead_letters, any_request)?;
                     page.candidates.retain(|candidate| is_free(candidate, &named));
                 }
                 Ok(page)

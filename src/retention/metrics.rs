@@ -7,7 +7,7 @@ use prometheus::{
     register_int_gauge, register_int_gauge_vec,
 };
 
-use crate::store::{Kind, Usage};
+use crate::transport::local::{Kind, Usage};
 
 /// The metrics of this module.
 pub(super) struct Metrics {

@@ -25,7 +25,8 @@ pub use self::deletion::{Deletion, Freed, Pace};
 use self::metrics::METRICS;
 use crate::config::{Backend, Names};
 use crate::sqlite::Fault;
-use crate::store::{Kind, LocalData, SeenSegments, Space, Usage};
+use crate::transport::local::{Kind, LocalData, SeenSegments, Usage};
+use crate::transport::{Space, SpaceState};
 
 /// The limit is enforced at least this often, and sooner if an image would exceed it.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(5);
@@ -253,7 +254,7 @@ impl Retention {
         METRICS.set_usage(&usage, self.state().limit_bytes);
     }
 
-    fn state(&self) -> crate::store::SpaceState {
+    fn state(&self) -> SpaceState {
         self.space.state().expect("this space is bounded; this is a bug")
     }
 

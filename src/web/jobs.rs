@@ -1,9 +1,8 @@
-//! Jobs: accepting one, waiting for its end, telling its state. Any web process can do each for any id.
+//! Jobs: submitting one, waiting for its result, reading its state. Any web process can do each for any id.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -17,90 +16,49 @@ use super::pending::{Pending, Waiter, Wake};
 use super::replies::Replies;
 use super::results::Results;
 use super::upload::Upload;
-use super::withdrawal::{Untold, Withdrawals};
+use super::withdrawal::{UntoldJob, Withdrawals};
 use crate::clock;
-use crate::protocol::{self, ClassifyRequest, LegacyRequest, WIRE_VERSION};
-use crate::queue::{self, Outgoing, Queue, QueueError};
-use crate::store::{NoSpace, ObjectReader, ObjectStore, PutOptions, Space, StoreError};
+use crate::protocol::{self, ClassifyRequest, WIRE_VERSION};
+use crate::retry::Schedule;
+use crate::transport::{Acknowledge, JobForm, NewJob, NoSpace, ObjectReader, Space, Transport, TransportError};
 
-/// When a waiter looks in the store first, in case its reply was lost; then with back-off.
-const FIRST_LOOK: Duration = Duration::from_secs(2);
-const LONGEST_LOOK: Duration = Duration::from_secs(10);
-/// Of a caller whose patience has ended: it hears of an end that nobody told it.
-const LAST_LOOK_PATIENCE: Duration = Duration::from_millis(500);
-/// How long the image of a job that was refused is tried to be deleted, while its client waits for the refusal.
-const CLEAN_UP_PATIENCE: Duration = Duration::from_secs(1);
-/// How long an image does not fit by what the queue said once.
-const LIMIT_KEPT_FOR: Duration = Duration::from_secs(10);
-/// A worker that holds the message at its expiry still has the first word for so long.
+/// When a waiter reads the result although no reply came, in case the reply was lost.
+const READS: Schedule = Schedule::new(Duration::from_secs(2), Duration::from_secs(10));
+/// How long the result is read once more for a caller whose deadline has passed: it learns of a result without a reply.
+const LAST_READ_TIMEOUT: Duration = Duration::from_millis(500);
+/// For so long after the expiry, a worker that holds the message may still complete the job.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
 
-/// How much later a job whose caller waits for its end may be on disk: many share a sync, and most ends come sooner.
-const SHARED_SYNC: Duration = Duration::from_millis(50);
-
-/// What the web tier says to workers.
+/// The form in which the web tier talks to workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wire {
     /// Requests with an id, by reference.
     V1,
-    /// The original's form, for its workers: the whole image in the message, under a name made of the id.
+    /// The legacy form, for legacy workers: the whole image in the message, under a name made of the id.
     Legacy,
 }
 
 pub struct Jobs {
     pub wire: Wire,
-    pub requests: Arc<dyn Queue>,
-    pub input: Arc<dyn ObjectStore>,
+    pub transport: Arc<dyn Transport>,
     pub results: Arc<Results>,
     pub pending: Pending,
     pub replies: Arc<Replies>,
-    /// At most what the queue keeps a message, less a minute.
+    /// At most the time for which the transport keeps a message, less a minute.
     pub job_ttl: Duration,
     pub inline_bytes: usize,
-    pub limit: MessageLimit,
     pub admission: Arc<Admission>,
     pub withdrawals: Withdrawals,
-    /// Cancelled when a drain has no more patience: who waits is told to ask again.
+    /// Cancelled when a drain waits no longer: waiters are told to ask again.
     pub give_up: CancellationToken,
-    /// Whether there is space for another image.
+    /// Admits images as long as there is space for them.
     pub space: Space,
 }
 
-/// The largest message that the request queue takes, as far as this process knows: learnt anew when the queue refuses
-/// one, and now and then while an image does not fit.
-pub struct MessageLimit {
-    bytes: AtomicUsize,
-    asked_at: Mutex<Instant>,
-}
-
-impl MessageLimit {
-    pub fn new(bytes: usize) -> Self {
-        MessageLimit { bytes: bytes.into(), asked_at: Mutex::new(Instant::now()) }
-    }
-
-    fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    fn learn(&self, bytes: usize) {
-        self.bytes.store(bytes, Ordering::Relaxed);
-    }
-
-    /// Whether it is time to ask the queue; tells one caller, who then does.
-    fn is_to_be_asked(&self) -> bool {
-        let mut asked_at = self.asked_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = asked_at.elapsed() >= LIMIT_KEPT_FOR;
-        if is_due {
-            *asked_at = Instant::now();
-        }
-        is_due
-    }
-}
-
-/// What a job is at the moment.
+/// The state of a job at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// The result object's text.
+    /// The job has this result.
     Final(Bytes),
     Queued,
     Unknown,
@@ -109,47 +67,52 @@ pub enum State {
 /// A job that was accepted.
 pub struct Classified {
     pub id: Uuid,
-    /// The result object's text, where it came in time.
+    /// The result, when it came in time.
     pub result: Option<Bytes>,
 }
 
-/// What a client may say about its job beside the image.
+/// What a client may ask for beside the image.
 #[derive(Debug, Clone)]
-pub struct Wishes {
+pub struct JobOptions {
     pub top_k: u32,
     pub traceparent: Option<String>,
 }
 
 impl Jobs {
-    /// Accepts an image: once this returns, the job has an end, whatever dies.
+    /// Accepts an image. Once this returns, the job will have a result, whatever dies.
     ///
-    /// Dropped, which means that the client left, the job is withdrawn: nobody was told its id.
-    pub async fn submit(&self, upload: Upload, wishes: Wishes) -> Result<Uuid, Problem> {
+    /// When the future is dropped, which means that the client left, the job is withdrawn: nobody was told its id.
+    pub async fn submit(&self, upload: Upload, options: JobOptions) -> Result<Uuid, Problem> {
         let place = self.admission.admit(Duration::ZERO)?;
         let id = clock::new_id();
         let mut caller = self.caller(id, &place, &upload);
-        let accepted = self.accept(id, &upload, &wishes, Duration::ZERO, &caller.untold).await;
+        let accepted = self.accept(id, &upload, &options, Acknowledge::WhenDurable).await;
         caller.answered(accepted.is_ok());
         accepted?;
         count(upload.bytes.len());
         Ok(id)
     }
 
-    /// Accepts an image and waits for its end; only the id when `patience` ends first. An end that comes before the image
-    /// and its message are on disk is told without them: it stands, and until now nobody knew the id.
+    /// Accepts an image and waits for its result. Returns only the id when `timeout` passes first. A result that comes
+    /// before image and message are durable is returned without waiting for them: nobody knew the id until now.
     ///
-    /// Dropped, as [`Jobs::submit`].
-    pub async fn classify(&self, upload: Upload, wishes: Wishes, patience: Duration) -> Result<Classified, Problem> {
-        let place = self.admission.admit(patience)?;
+    /// A dropped future withdraws the job, as in [`Jobs::submit`].
+    pub async fn classify(
+        &self,
+        upload: Upload,
+        options: JobOptions,
+        timeout: Duration,
+    ) -> Result<Classified, Problem> {
+        let place = self.admission.admit(timeout)?;
         let id = clock::new_id();
         let mut caller = self.caller(id, &place, &upload);
-        let classified = self.classify_as(id, upload, wishes, patience, &caller.untold).await;
+        let classified = self.classify_as(id, upload, options, timeout).await;
         caller.answered(classified.is_ok());
         classified
     }
 
-    /// Workers see that a job was withdrawn when they read its image from the store, so that one whose message carries the
-    /// image is classified for nobody.
+    /// Workers find out that a job was withdrawn when they read its image, so that a job whose message carries the image
+    /// is classified for nobody.
     fn caller<'a>(&'a self, id: Uuid, place: &'a JobPermit, upload: &Upload) -> Caller<'a> {
         let mut untold = self.withdrawals.untold(id);
         if self.wire == Wire::Legacy || upload.bytes.len() <= self.inline_bytes {
@@ -162,25 +125,24 @@ impl Jobs {
         &self,
         id: Uuid,
         upload: Upload,
-        wishes: Wishes,
-        patience: Duration,
-        untold: &Untold<'_>,
+        options: JobOptions,
+        timeout: Duration,
     ) -> Result<Classified, Problem> {
         let waiter = self.pending.wait_for(id);
         let image_bytes = upload.bytes.len();
         let mut accepting = pin!(async {
-            // Its memory is given back to other uploads once the image is stored, not when the answer is there.
+            // The memory of the upload is free for others once the image is stored, not when the result is there.
             let upload = upload;
-            self.accept(id, &upload, &wishes, SHARED_SYNC.min(patience), untold).await
+            self.accept(id, &upload, &options, Acknowledge::WithResult(timeout)).await
         });
-        let mut waiting = pin!(self.wait(waiter, patience));
-        let ended = tokio::select! {
+        let mut waiting = pin!(self.wait(waiter, timeout));
+        let result = tokio::select! {
             biased;
-            ended = &mut waiting => {
-                if ended.is_none() {
+            result = &mut waiting => {
+                if result.is_none() {
                     accepting.await?;
                 }
-                ended
+                result
             }
             accepted = &mut accepting => {
                 accepted?;
@@ -188,206 +150,117 @@ impl Jobs {
             }
         };
         count(image_bytes);
-        Ok(Classified { id, result: ended })
+        Ok(Classified { id, result })
     }
 
-    /// Once this returns, the job has an end, whatever dies. `durable_within`: how much later that may be, for others to
-    /// share the way to the disk.
     async fn accept(
         &self,
         id: Uuid,
         upload: &Upload,
-        wishes: &Wishes,
-        durable_within: Duration,
-        untold: &Untold<'_>,
+        options: &JobOptions,
+        acknowledge: Acknowledge,
     ) -> Result<(), Problem> {
         // Held until the image is stored.
         let _space = self.space.admit(upload.bytes.len() as u64).await.map_err(|full| no_space(&full))?;
-        self.look_at_limit(id, upload).await;
-        // First: what does not fit the queue in the original's form is refused before anything is stored.
-        let message = self.message(id, upload, wishes)?;
-        let send = async {
-            untold.sends();
-            let sent = self.send(message, id, upload, wishes, durable_within).await;
-            if sent.is_err() {
-                self.forget_image(id).await;
-            }
-            sent
-        };
-        if self.input.is_put_in_line_with_sends(upload.bytes.len()) {
-            // Polled in this order. Should the image alone fail, nobody was told the id of the message.
-            futures::try_join!(self.store(id, upload, durable_within), send).map(drop)
-        } else {
-            // The message waits for it.
-            self.store(id, upload, Duration::ZERO).await?;
-            send.await
-        }
+        let form = self.form(id, upload, options);
+        let job = NewJob { id, image: &upload.bytes, content_type: upload.content_type, form, acknowledge };
+        let times = self.transport.submit(job).await.map_err(submit_problem)?;
+        METRICS.stage("stored").observe(times.stored.as_secs_f64());
+        METRICS.stage("sent").observe(times.sent.as_secs_f64());
+        Ok(())
     }
 
-    async fn store(&self, id: Uuid, upload: &Upload, durable_within: Duration) -> Result<(), Problem> {
-        let _timer = METRICS.stage("stored").start_timer();
-        let options = PutOptions { if_none_match: false, content_type: Some(upload.content_type), durable_within };
-        let put = self.input.put(&protocol::image_key(id), upload.bytes.clone(), options).await;
-        put.map(drop).map_err(|error| store_problem(&error))
-    }
-
-    /// Nobody was told the id; the image would only take room.
-    async fn forget_image(&self, id: Uuid) {
-        match tokio::time::timeout(CLEAN_UP_PATIENCE, self.input.delete(&protocol::image_key(id))).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, %id, "image of a refused job not deleted"),
-            Err(_) => tracing::debug!(%id, "image of a refused job not deleted in time"),
+    fn form(&self, id: Uuid, upload: &Upload, options: &JobOptions) -> JobForm {
+        if self.wire == Wire::Legacy {
+            return JobForm::Legacy;
         }
-    }
-
-    /// Somebody may have raised the queue's limit: asked when that would change how this image travels.
-    async fn look_at_limit(&self, id: Uuid, upload: &Upload) {
-        let wished_bytes = match self.wire {
-            Wire::V1 if upload.bytes.len() <= self.inline_bytes => protocol::inline_request_bytes(upload.bytes.len()),
-            Wire::V1 => 0,
-            Wire::Legacy => {
-                protocol::legacy_request_bytes(upload.bytes.len(), &protocol::legacy_name(id, upload.content_type))
-            }
-        };
-        if wished_bytes <= self.limit.bytes() || !self.limit.is_to_be_asked() {
-            return;
-        }
-        match self.requests.attributes().await {
-            Ok(attributes) => self.limit.learn(attributes.max_message_bytes),
-            Err(error) => tracing::debug!(%error, "the queue's limit is taken to be what it was"),
-        }
-    }
-
-    async fn send(
-        &self,
-        message: String,
-        id: Uuid,
-        upload: &Upload,
-        wishes: &Wishes,
-        durable_within: Duration,
-    ) -> Result<(), Problem> {
-        let _timer = METRICS.stage("sent").start_timer();
-        let outgoing = |body| Outgoing { durable_within, ..Outgoing::new(body) };
-        match queue::send_one(&*self.requests, outgoing(message)).await {
-            Ok(()) => Ok(()),
-            // Somebody lowered the queue's limit.
-            Err(QueueError::TooLarge { limit, .. }) => {
-                tracing::info!(queue = self.requests.name(), limit, "the queue takes less than it did");
-                self.limit.learn(limit);
-                let smaller = self.message(id, upload, wishes)?;
-                let sent = queue::send_one(&*self.requests, outgoing(smaller)).await;
-                sent.map_err(|error| queue_problem(&error))
-            }
-            Err(error) => Err(queue_problem(&error)),
-        }
-    }
-
-    /// What is sent for an image, of a size that the queue takes.
-    ///
-    /// # Errors
-    /// Only in the original's form, which has no references: 413.
-    fn message(&self, id: Uuid, upload: &Upload, wishes: &Wishes) -> Result<String, Problem> {
-        let limit = self.limit.bytes();
-        match self.wire {
-            Wire::V1 => Ok(self.request(id, upload, wishes, limit).into_message(self.input.bucket(), limit)),
-            Wire::Legacy => {
-                let filename = protocol::legacy_name(id, upload.content_type);
-                let size = protocol::legacy_request_bytes(upload.bytes.len(), &filename);
-                if size > limit {
-                    return Err(Problem::too_large_for_queue(self.requests.name(), size, limit));
-                }
-                Ok(LegacyRequest::new(&upload.bytes, filename).to_json())
-            }
-        }
-    }
-
-    fn request(&self, id: Uuid, upload: &Upload, wishes: &Wishes, limit: usize) -> ClassifyRequest {
-        let bucket = self.input.bucket();
-        let (image, image_data) = protocol::inline_or_reference(&upload.bytes, id, bucket, self.inline_bytes, limit);
         let submitted_at = clock::now();
-        ClassifyRequest {
+        let request = ClassifyRequest {
             v: WIRE_VERSION,
             id,
             filename: upload.filename.clone(),
             content_type: Some(upload.content_type.to_owned()),
-            image,
-            image_data,
-            top_k: wishes.top_k,
+            image: None,
+            image_data: None,
+            top_k: options.top_k,
             submitted_at,
             expires_at: submitted_at.saturating_add(self.job_ttl).unwrap_or(Timestamp::MAX),
             reply_to: Some(self.replies.reply_to()),
-            traceparent: wishes.traceparent.clone(),
-        }
+            traceparent: options.traceparent.clone(),
+        };
+        JobForm::Request { request: Box::new(request), inline_bytes: self.inline_bytes }
     }
 
-    /// Waits for the end of a job: the reply wakes, the store is the truth. None when `patience` ends first.
-    async fn wait(&self, mut waiter: Waiter, patience: Duration) -> Option<Bytes> {
+    /// Waits for the result of a job: the reply wakes the waiter, the stored result is the truth. Returns `None` when
+    /// `timeout` passes first.
+    async fn wait(&self, mut waiter: Waiter, timeout: Duration) -> Option<Bytes> {
         METRICS.waiting.inc();
         let _timer = METRICS.stage("waited").start_timer();
         let _counted = Counted;
         let id = waiter.id();
         tokio::select! {
             result = self.until_result(&mut waiter) => return Some(result),
-            () = tokio::time::sleep(patience) => {}
+            () = tokio::time::sleep(timeout) => {}
             () = self.give_up.cancelled() => {}
         }
-        let last_look = tokio::time::timeout(LAST_LOOK_PATIENCE, self.result(id)).await;
-        last_look.ok()?.ok()?
+        let last_read = tokio::time::timeout(LAST_READ_TIMEOUT, self.result(id)).await;
+        last_read.ok()?.ok()?
     }
 
-    /// A look that finds the store out of order keeps no reply waiting.
+    /// A read that hangs delays no reply.
     async fn until_result(&self, waiter: &mut Waiter) -> Bytes {
         let id = waiter.id();
-        let mut look_after = FIRST_LOOK;
+        let mut backoff = READS.start();
+        let mut read_after = backoff.next_delay();
         loop {
-            let look = async {
-                tokio::time::sleep(look_after).await;
+            let read = async {
+                tokio::time::sleep(read_after).await;
                 self.result(id).await
             };
             let found = tokio::select! {
                 wake = waiter.woken() => match wake {
                     Wake::Result(result) => return result,
-                    Wake::Look => {
-                        look_after = Duration::ZERO;
+                    Wake::ReadResult => {
+                        read_after = Duration::ZERO;
                         continue;
                     }
                 },
-                found = look => found,
+                found = read => found,
             };
             match found {
                 Ok(Some(result)) => return result,
                 Ok(None) => {}
-                Err(error) => tracing::warn!(%error, %id, "cannot look for a result"),
+                Err(error) => tracing::warn!(%error, %id, "cannot read a result"),
             }
-            look_after = (look_after * 2).clamp(FIRST_LOOK, LONGEST_LOOK);
+            read_after = backoff.next_delay();
         }
     }
 
-    /// The state of any id, waiting up to `patience` for its end.
-    pub async fn state(&self, id: Uuid, patience: Duration) -> Result<State, Problem> {
-        // Before the first look: an end between look and wait would go unnoticed.
+    /// The state of any id, waiting up to `timeout` for its result.
+    pub async fn state(&self, id: Uuid, timeout: Duration) -> Result<State, Problem> {
+        // Before the first read: a result between read and wait would go unnoticed.
         let waiter = self.pending.wait_for(id);
-        let state = self.look(id).await?;
-        if state != State::Queued || patience.is_zero() {
+        let state = self.read_state(id).await?;
+        if state != State::Queued || timeout.is_zero() {
             return Ok(state);
         }
-        Ok(self.wait(waiter, patience).await.map_or(State::Queued, State::Final))
+        Ok(self.wait(waiter, timeout).await.map_or(State::Queued, State::Final))
     }
 
-    async fn look(&self, id: Uuid) -> Result<State, Problem> {
+    async fn read_state(&self, id: Uuid) -> Result<State, Problem> {
         // In either form, whatever this process speaks: the job may be of a time when the other one was spoken.
-        if let Some(result) = self.results.get_or_adopt(id).await.map_err(|error| store_problem(&error))? {
+        if let Some(result) = self.results.get_or_adopt(id).await.map_err(|error| read_problem(&error))? {
             return Ok(State::Final(result));
         }
-        let image = self.input.head(&protocol::image_key(id)).await.map_err(|error| store_problem(&error))?;
+        let image = self.transport.image_info(id).await.map_err(|error| read_problem(&error))?;
         let Some(image) = image else {
-            // The job may have finished since the first look, and its image be deleted already.
-            let result = self.results.get(id).await.map_err(|error| store_problem(&error))?;
+            // The job may have finished since the first read, and its image may be deleted already.
+            let result = self.results.get(id).await.map_err(|error| read_problem(&error))?;
             return Ok(result.map_or(State::Unknown, State::Final));
         };
         match self.expires_at(id, image.modified) {
             Some(expires_at) if clock::now() > expires_at => {
-                self.results.expire(id).await.map(State::Final).map_err(|error| store_problem(&error))
+                self.results.expire(id).await.map(State::Final).map_err(|error| read_problem(&error))
             }
             _ => Ok(State::Queued),
         }
@@ -395,28 +268,28 @@ impl Jobs {
 
     /// The image of a job, as it was uploaded, to be read in pieces.
     pub async fn image(&self, id: Uuid, max_bytes: u64) -> Result<Option<ObjectReader>, Problem> {
-        self.input.read(&protocol::image_key(id), max_bytes).await.map_err(|error| store_problem(&error))
+        self.transport.open_image(id, max_bytes).await.map_err(|error| read_problem(&error))
     }
 
-    /// Why there is no image of that id.
+    /// The reason why there is no image of that id.
     pub async fn no_image(&self, id: Uuid) -> Problem {
         match self.results.get(id).await {
             Ok(Some(_)) => Problem::image_not_kept(id),
             Ok(None) => Problem::no_such_job(&id.to_string()),
-            Err(error) => store_problem(&error),
+            Err(error) => read_problem(&error),
         }
     }
 
-    /// What a waiter looks for.
-    async fn result(&self, id: Uuid) -> Result<Option<Bytes>, StoreError> {
+    /// The result that a waiter reads.
+    async fn result(&self, id: Uuid) -> Result<Option<Bytes>, TransportError> {
         match self.wire {
             Wire::V1 => self.results.get(id).await,
             Wire::Legacy => self.results.get_or_adopt(id).await,
         }
     }
 
-    /// From when on this process may say itself that a job expired. Who sends a job again writes its image anew, and its
-    /// time runs from then on.
+    /// From when on this process may expire a job itself. Submitting a job again writes its image again, and its time runs
+    /// from then on.
     fn expires_at(&self, id: Uuid, stored_at: SystemTime) -> Option<Timestamp> {
         let submitted_at = protocol::submitted_at(id)?;
         let runs_from = Timestamp::try_from(stored_at).map_or(submitted_at, |stored_at| stored_at.max(submitted_at));
@@ -429,14 +302,14 @@ fn count(image_bytes: usize) {
     METRICS.upload_bytes.inc_by(image_bytes as u64);
 }
 
-/// A caller that was not answered yet. When its future is dropped, no reply will tell the end of its job.
+/// A caller that was not answered yet. When its future is dropped, nobody is told the result of its job.
 struct Caller<'a> {
-    untold: Untold<'a>,
+    untold: UntoldJob<'a>,
     place: &'a JobPermit,
 }
 
 impl Caller<'_> {
-    /// To be called before the answer leaves, which tells the id unless the job was refused.
+    /// Call this before the answer leaves. The answer has the id unless the job was refused.
     fn answered(&mut self, is_accepted: bool) {
         self.untold.disarm();
         if !is_accepted {
@@ -453,7 +326,7 @@ impl Drop for Caller<'_> {
     }
 }
 
-/// Counts a waiter down, however it leaves.
+/// Takes a waiter off the gauge, for whatever reason it leaves.
 struct Counted;
 
 impl Drop for Counted {
@@ -467,16 +340,20 @@ fn no_space(full: &NoSpace) -> Problem {
     Problem::no_space(full.to_string())
 }
 
-pub fn store_problem(error: &StoreError) -> Problem {
-    if let StoreError::Damaged { key, .. } = error {
-        tracing::error!(%error, "store");
-        return Problem::damaged(key);
+fn submit_problem(error: TransportError) -> Problem {
+    if let TransportError::MessageTooLarge { queue, size, limit } = error {
+        return Problem::too_large_for_queue(&queue, size, limit);
     }
-    tracing::warn!(%error, "store");
-    Problem::unavailable("images cannot be stored or read at the moment; send it again shortly")
+    tracing::warn!(%error, "a job cannot be submitted");
+    Problem::unavailable("images cannot be stored and queued at the moment; send it again shortly")
 }
 
-fn queue_problem(error: &QueueError) -> Problem {
-    tracing::warn!(%error, "queue");
-    Problem::unavailable("the queue takes nothing at the moment; send the image again shortly")
+/// The answer when an image or a result cannot be read.
+pub fn read_problem(error: &TransportError) -> Problem {
+    if let TransportError::Damaged { key, .. } = error {
+        tracing::error!(%error, "a stored object is damaged");
+        return Problem::damaged(key);
+    }
+    tracing::warn!(%error, "a stored object cannot be read");
+    Problem::unavailable("images and results cannot be read at the moment; try again shortly")
 }

@@ -1,15 +1,16 @@
-//! The web tier: HTTP in, answers out.
+//! The web tier: HTTP requests in, answers out.
 //!
-//! A request's way: [`serve`] (connection) → [`gate`] (may it come in) → [`routes`] (address) → [`upload`] (bytes) →
-//! [`jobs`] (store, queue, wait) ← [`replies`] (the reply queue) through [`pending`] (who waits for which id). [`results`]
-//! reads and writes the ends of jobs, [`error`] says every refusal.
+//! The way of a request: [`serve`] (connection) → [`gate`] (is it allowed) → [`routes`] (address) → [`upload`] (bytes) →
+//! [`jobs`] (submit, wait) ← [`replies`] (the inbox) through [`pending`] (the waiting callers by id). [`results`] reads and
+//! writes the results of jobs, [`error`] has every refusal.
 //!
-//! What one client takes is bounded: [`connections`] by number, [`budget`] by memory, [`stream`] and [`upload`] by time.
+//! The resources of one client are bounded: by number in [`connections`], by memory in [`budget`], by time in [`stream`] and
+//! [`upload`].
 //!
-//! Before a request is read, [`admission`] decides whether its answer would come in time; [`withdrawal`] drops the job of a
-//! client that left before it was told an id.
+//! Before a request is read, [`admission`] decides whether its answer would come in time; [`withdrawal`] withdraws the
+//! job of a client that left before it was told the id.
 //!
-//! Nothing here remembers a job: any web process answers for any id, from the stores alone.
+//! No job is kept in memory: any web process answers for any id, from what the transport has stored.
 
 mod admission;
 mod assets;
@@ -39,56 +40,54 @@ use self::admission::{Admission, AdmissionLimits};
 use self::budget::Budget;
 pub use self::http::listen;
 use self::http::{Connections, HostPolicy, RequestGuard, ServeRules};
+use self::jobs::Jobs;
 pub use self::jobs::Wire;
-use self::jobs::{Jobs, MessageLimit};
 use self::metrics::METRICS;
 use self::pending::Pending;
 use self::readiness::Readiness;
 use self::replies::Replies;
-pub use self::replies::ResultQueueMode;
 use self::results::Results;
 use self::routes::Site;
 use self::upload::UploadRules;
 use crate::config::{Backend, Cidr, Limits, Names};
-use crate::queue::{self, ServiceQueues};
-use crate::store::{self, Space};
+use crate::protocol::RETENTION_MARGIN;
+pub use crate::transport::InboxMode as ResultQueueMode;
+use crate::transport::{self, ServiceOptions, Space};
 
-/// How long a drain lets callers wait for their answers; then they are told where to ask.
+/// How long a drain lets callers wait for their answers. Then they are told where to ask.
 const WAIT_AT_DRAIN: Duration = Duration::from_secs(3);
-/// And then, how long connections may take to carry that away.
+/// How long connections may take to deliver that.
 const CUT_OFF_AFTER: Duration = Duration::from_secs(1);
-/// How long the end of a drain may take, after all connections have ended: the reply queue is deleted.
+/// How long closing the inbox may take, after all connections have ended.
 const LAST_STEPS_TIMEOUT: Duration = Duration::from_secs(4);
-/// Memory for images that are sent to those who ask for them.
+/// Memory for images that are being sent to clients.
 const IMAGE_READ_BYTES: u64 = 64 << 20;
-/// How long a drain may take to withdraw the jobs of clients that left.
+/// How long withdrawing the jobs of clients that left may take during a drain.
 const WITHDRAW_AT_DRAIN: Duration = Duration::from_secs(1);
-/// A message is never kept by the queue to the very end of its retention.
-const RETENTION_MARGIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone)]
 pub struct Config {
     pub backend: Backend,
-    /// The stack that this belongs to.
+    /// The stack that this process belongs to.
     pub stack: String,
     pub names: Names,
     pub limits: Limits,
     pub wire: Wire,
-    /// With [`Wire::Legacy`] always shared: the original's workers know one queue.
+    /// Always shared with [`Wire::Legacy`]: legacy workers know one queue.
     pub result_queue_mode: ResultQueueMode,
     pub job_ttl: Duration,
     /// How long `POST /` waits for its answer.
     pub sync_timeout: Duration,
-    /// Connections at a time; more are told so, or replace one that idles. None: 1024, or what the limit of open files
+    /// Connections at a time. More are refused, or replace an idle one. `None` means 1024, or what the limit of open files
     /// allows.
     pub max_connections: Option<usize>,
     /// Connections of one client at a time, except from this machine and from `trusted_proxies`.
     pub max_connections_per_address: usize,
-    /// Whose `X-Forwarded-For` tells the client.
+    /// The proxies whose `X-Forwarded-For` names the client.
     pub trusted_proxies: Vec<Cidr>,
-    /// Names that requests may be for, beside addresses and names of this machine.
+    /// Host names that requests may have, beside addresses and names of this machine.
     pub allowed_hosts: Vec<String>,
-    /// Bytes of image bodies held at a time; more are answered 503.
+    /// Bytes of image bodies held at a time. More are answered with 503.
     pub max_buffered_bytes: u64,
     /// Jobs in the queue, waiting or in work, beyond which nothing is accepted.
     pub max_queue_depth: u64,
@@ -96,7 +95,7 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// Longest pause between two pieces of a body.
     pub body_timeout: Duration,
-    /// How long a client may take none of its answer.
+    /// How long a client may read nothing of its answer.
     pub write_timeout: Duration,
     /// How long the port stays open once a drain has begun, so that a load balancer sees it.
     pub drain_delay: Duration,
@@ -104,16 +103,16 @@ pub struct Config {
     pub inline_bytes: usize,
     pub max_receive_count: u32,
     pub visibility_timeout: Duration,
-    /// Whether there is space for another image.
+    /// Admits images as long as there is space for them.
     pub space: Space,
 }
 
-/// Serves on `listener` until `shutdown`, then drains: what waits gets its answer or is told where to ask for it.
+/// Serves on `listener` until `shutdown`, then drains: waiting callers get their answer or are told where to ask for it.
 ///
-/// `fleet`: the workers of `up`; None where the workers are somebody else's.
+/// `fleet` is the workers of `up`. `None` when another process starts the workers.
 ///
 /// # Errors
-/// At start, where queue or store cannot be used.
+/// At start, when the transport cannot be used; later, when this process cannot go on with it.
 pub async fn run(
     listener: TcpListener,
     config: Config,
@@ -121,34 +120,28 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     keep_freed_memory();
-    // On AWS a request also holds a connection to S3 or SQS.
-    let files_each = if matches!(config.backend, Backend::Aws { .. }) { 2 } else { 1 };
+    // Elsewhere than on this machine, a request also holds a connection to the backend.
+    let files_each = if matches!(config.backend, Backend::Local { .. }) { 1 } else { 2 };
     let max_connections = http::max_connections(config.max_connections, http::raise_limit(), files_each);
     let address = listener.local_addr()?;
-    let queues = queue::open(&config.backend).await?;
-    let names = &config.names;
-    let service =
-        ServiceQueues::open_or_create(&*queues, names, config.visibility_timeout, config.max_receive_count).await?;
-    let attributes = service.requests.attributes().await?;
-    let input = store::open(&config.backend, &names.input_bucket).await?;
-    let output = store::open(&config.backend, &names.output_bucket).await?;
-    let broken = Arc::clone(&queues);
+    let transport = transport::open(&config.backend, &config.names).await?;
+    let Config { visibility_timeout, max_receive_count, .. } = config;
+    transport.prepare(ServiceOptions { visibility_timeout, max_receive_count }).await?;
+    let retention = transport.retention().await?;
     let pending = Pending::default();
-    let results = Arc::new(Results { output: Arc::clone(&output), signature: format!("web-{}", std::process::id()) });
+    let signature = format!("web-{}", std::process::id());
+    let results = Arc::new(Results { transport: Arc::clone(&transport), signature });
     let workers_ready = fleet.as_ref().filter(|fleet| fleet.is_awaited).map(|fleet| fleet.ready.clone());
     let limits = AdmissionLimits { max_queue_depth: config.max_queue_depth, max_connections };
-    let admission = Arc::new(Admission::new(Arc::clone(&service.requests), limits, fleet));
+    let admission = Arc::new(Admission::new(Arc::clone(&transport), limits, fleet));
     let (withdrawals, withdrawn) = withdrawal::channel();
-    let replies = Replies::open(
-        queues,
-        Arc::clone(&service.results),
-        config.result_queue_mode,
-        pending.clone(),
-        Arc::clone(&results),
-        Arc::clone(&admission),
-        config.stack.clone(),
-    );
-    let replies = Arc::new(replies.await.context("no reply queue")?);
+    let inbox = transport.open_inbox(config.result_queue_mode, &config.stack).await.context("no reply queue")?;
+    let replies = Arc::new(Replies {
+        inbox,
+        pending: pending.clone(),
+        results: Arc::clone(&results),
+        admission: Arc::clone(&admission),
+    });
     let give_up = CancellationToken::new();
     let uploads = UploadRules {
         max_upload_bytes: config.limits.max_upload_bytes,
@@ -160,18 +153,15 @@ pub async fn run(
         hosts: HostPolicy { is_loopback, allowed_hosts: config.allowed_hosts },
         max_upload_bytes: config.limits.max_upload_bytes,
     };
-    let (marked_input, marked_output) = (Arc::clone(&input), Arc::clone(&output));
     let site = Site {
         jobs: Jobs {
             wire: config.wire,
-            requests: Arc::clone(&service.requests),
-            input: Arc::clone(&input),
+            transport: Arc::clone(&transport),
             results,
             pending,
             replies: Arc::clone(&replies),
-            job_ttl: config.job_ttl.min(attributes.retention.saturating_sub(RETENTION_MARGIN)),
+            job_ttl: config.job_ttl.min(retention.saturating_sub(RETENTION_MARGIN)),
             inline_bytes: config.inline_bytes,
-            limit: MessageLimit::new(attributes.max_message_bytes),
             admission: Arc::clone(&admission),
             withdrawals,
             give_up: give_up.clone(),
@@ -181,9 +171,7 @@ pub async fn run(
         image_reads: Budget::new(IMAGE_READ_BYTES, METRICS.read_memory.clone()),
         sync_timeout: config.sync_timeout,
         readiness: Readiness {
-            requests: service.requests,
-            input,
-            output,
+            transport: Arc::clone(&transport),
             workers_ready,
             space: config.space,
             shutdown: shutdown.clone(),
@@ -194,8 +182,8 @@ pub async fn run(
     let (stop_replies, stop_load) = (CancellationToken::new(), CancellationToken::new());
     let of_task = Arc::clone(&admission);
     let stop = stop_load.clone();
-    let looking = tokio::spawn(async move { of_task.run(stop).await });
-    let withdrawing = tokio::spawn(withdrawn.run(marked_input, marked_output, stop_load.clone()));
+    let reading = tokio::spawn(async move { of_task.run(stop).await });
+    let withdrawing = tokio::spawn(withdrawn.run(Arc::clone(&transport), stop_load.clone()));
     let receiving = tokio::spawn(Arc::clone(&replies).run(stop_replies.clone()));
     tracing::info!(%address, replies = replies.reply_to(), max_connections, "web tier listens");
 
@@ -209,17 +197,17 @@ pub async fn run(
             tracing::warn!("not drained in time; open connections are cut off");
             None
         }
-        failure = broken.failure() => Some(failure),
+        failure = transport.failure() => Some(failure),
     };
     stop_load.cancel();
-    end_load_tasks(looking, withdrawing).await?;
+    end_load_tasks(reading, withdrawing).await?;
     stop_replies.cancel();
     end_replies(receiving).await?;
     failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))
 }
 
-/// From the request to end until connections that are still open are cut off. `stop`: no more are accepted. `give_up`: who
-/// waits for an answer is told to ask again.
+/// Runs from the shutdown until connections that are still open are cut off. `stop` is cancelled when no more are accepted,
+/// `give_up` when waiting callers are told to ask again.
 async fn drain(
     shutdown: CancellationToken,
     drain_delay: Duration,
@@ -227,7 +215,7 @@ async fn drain(
     give_up: CancellationToken,
 ) {
     shutdown.cancelled().await;
-    // `/readyz` says so from now on.
+    // From now on `/readyz` answers that this process drains.
     tokio::time::sleep(drain_delay).await;
     stop.cancel();
     tokio::time::sleep(WAIT_AT_DRAIN).await;
@@ -235,28 +223,28 @@ async fn drain(
     tokio::time::sleep(CUT_OFF_AFTER).await;
 }
 
-/// Waits for the tasks of admission and withdrawal, which were told to stop.
-async fn end_load_tasks(looking: JoinHandle<()>, withdrawing: JoinHandle<()>) -> anyhow::Result<()> {
-    let (looked, withdrew) = tokio::join!(looking, tokio::time::timeout(WITHDRAW_AT_DRAIN, withdrawing));
-    looked.context("the reading of the queue's depth ended early")?;
-    // What was not withdrawn in time is classified for nobody.
+/// Waits for the tasks of admission and withdrawal, which were asked to stop.
+async fn end_load_tasks(reading: JoinHandle<()>, withdrawing: JoinHandle<()>) -> anyhow::Result<()> {
+    let (read, withdrew) = tokio::join!(reading, tokio::time::timeout(WITHDRAW_AT_DRAIN, withdrawing));
+    read.context("the reading of the queue's depth ended early")?;
+    // A job that was not withdrawn in time is classified for nobody.
     withdrew.unwrap_or(Ok(())).context("the withdrawal of jobs ended early")
 }
 
-/// Waits for the loop of replies, which was told to stop.
+/// Waits for the loop of replies, which was asked to stop.
 async fn end_replies(receiving: JoinHandle<()>) -> anyhow::Result<()> {
     match tokio::time::timeout(LAST_STEPS_TIMEOUT, receiving).await {
         Ok(ended) => ended.context("the reply loop ended early"),
         Err(_) => {
-            tracing::warn!("the reply queue was not let go in time; it is swept within two hours");
+            tracing::warn!("the inbox was not closed in time; another web process deletes its queue within two hours");
             Ok(())
         }
     }
 }
 
-/// Bodies come and go. glibc gives memory at the end of a heap back to the system once it is more than twice the largest
-/// block that was mapped by itself and freed, at first 128 KiB: the end of nearly every image, whose successor would take
-/// the same pages again, one page fault each. From here on it keeps 2 MiB. Other allocators notice nothing.
+/// Lets glibc keep 2 MiB of freed memory. By default it returns memory at the end of a heap to the system once that is more
+/// than twice the largest block that was mapped separately and freed, at first 128 KiB. That would happen after nearly every
+/// image, and the next one would get the same pages back, with one page fault each. Other allocators are not affected.
 fn keep_freed_memory() {
     drop(std::hint::black_box(Vec::<u8>::with_capacity(1 << 20)));
 }

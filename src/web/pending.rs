@@ -1,4 +1,4 @@
-//! Who waits for which id.
+//! The callers that wait for results, by the id of their job.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,10 +10,10 @@ use uuid::Uuid;
 /// What wakes a waiter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wake {
-    /// The whole result, as it stands in the store.
+    /// The whole result.
     Result(Bytes),
-    /// It stands in the store; the reply was too small to carry it.
-    Look,
+    /// The result is stored. The reply was too small to carry it, so the waiter reads it.
+    ReadResult,
 }
 
 /// The waiters of one web process, by id. Bounded by the connections that wait.
@@ -25,7 +25,7 @@ struct Entry {
     wake: mpsc::Sender<Wake>,
 }
 
-/// One caller's place; given up when it is dropped, however the caller left.
+/// One waiting caller. Dropping it removes the caller, for whatever reason the caller left.
 pub struct Waiter {
     id: Uuid,
     ticket: u64,
@@ -34,9 +34,9 @@ pub struct Waiter {
 }
 
 impl Pending {
-    /// Registers a caller. To be called before the job can end: before it is sent, or before the store is read.
+    /// Registers a caller. Call it before the job can have a result: before it is submitted, or before its result is read.
     pub fn wait_for(&self, id: Uuid) -> Waiter {
-        // One place: a second wake for the same waiter says nothing new.
+        // Capacity for one: a second wake tells the same waiter nothing new.
         let (wake, woken) = mpsc::channel(1);
         let ticket = rand::random();
         self.lock().entry(id).or_default().push(Entry { ticket, wake });
@@ -47,7 +47,7 @@ impl Pending {
         self.lock().contains_key(&id)
     }
 
-    /// Wakes all who wait for `id`.
+    /// Wakes all that wait for `id`.
     pub fn wake(&self, id: Uuid, wake: &Wake) {
         for entry in self.lock().remove(&id).unwrap_or_default() {
             // Full: woken already. Closed: just left.
@@ -55,7 +55,7 @@ impl Pending {
         }
     }
 
-    /// Each change of the map is one call that cannot fail half-way, so a poisoned lock still guards a whole map.
+    /// Each change of the map is one call that cannot fail half-way, so a poisoned lock still guards a consistent map.
     fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Vec<Entry>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,13 +92,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn everybody_who_waits_for_an_id_is_woken_and_nobody_else() {
+    async fn all_waiters_of_an_id_and_no_others_are_woken() {
         let pending = Pending::default();
         let (one, other) = (Uuid::now_v7(), Uuid::now_v7());
         let (mut first, mut second, third) = (pending.wait_for(one), pending.wait_for(one), pending.wait_for(other));
         assert!(pending.is_waited_for(one));
-        pending.wake(one, &Wake::Look);
-        assert_eq!((first.woken().await, second.woken().await), (Wake::Look, Wake::Look));
+        pending.wake(one, &Wake::ReadResult);
+        assert_eq!((first.woken().await, second.woken().await), (Wake::ReadResult, Wake::ReadResult));
         assert!(!pending.is_waited_for(one), "nobody waits any more");
         assert_eq!(pending.lock().len(), 1);
         drop(third);

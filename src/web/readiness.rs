@@ -5,24 +5,20 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::queue::{self, Queue};
-use crate::readiness;
-use crate::store::{self, ObjectStore, Space};
+use crate::transport::{Space, Transport};
 
 pub struct Readiness {
-    pub requests: Arc<dyn Queue>,
-    pub input: Arc<dyn ObjectStore>,
-    pub output: Arc<dyn ObjectStore>,
-    /// Of `up`: how many of its workers are ready. None: workers are somebody else's.
+    pub transport: Arc<dyn Transport>,
+    /// How many workers of `up` are ready. `None` when the workers are not started by this process.
     pub workers_ready: Option<watch::Receiver<usize>>,
-    /// Where it is full, images are refused.
+    /// When it is full, images are refused.
     pub space: Space,
     pub shutdown: CancellationToken,
 }
 
 impl Readiness {
     /// # Errors
-    /// Why not, in a sentence.
+    /// The reason why this process is not ready, in one line.
     pub async fn check(&self) -> Result<(), String> {
         if self.shutdown.is_cancelled() {
             return Err("draining".to_owned());
@@ -33,11 +29,10 @@ impl Readiness {
         if let Some(no_space) = self.space.refusal() {
             return Err(no_space.to_string());
         }
-        let probes = vec![queue::probe(&*self.requests), store::probe(&*self.input), store::probe(&*self.output)];
-        readiness::all_answer(probes).await
+        self.transport.check().await
     }
 
-    /// What an operator should know although all is well.
+    /// What an operator should know although this process is ready.
     pub fn warning(&self) -> Option<String> {
         self.space.state()?.warning()
     }

@@ -24,13 +24,13 @@ use super::assets;
 use super::budget::Budget;
 use super::error::Problem;
 use super::http::{self, RequestGuard};
-use super::jobs::{self, Classified, Jobs, State, Wishes};
+use super::jobs::{self, Classified, JobOptions, Jobs, State};
 use super::metrics::METRICS;
 use super::readiness::Readiness;
 use super::upload::{self, PathName, UploadRules};
 use crate::protocol::{self, ClassifyResult, Status};
-use crate::store::StoreError;
 use crate::telemetry::trace::{Side, Span, TRACEPARENT};
+use crate::transport::TransportError;
 use crate::{config, model, telemetry};
 
 const DEFAULT_WAIT: Duration = Duration::from_secs(30);
@@ -122,7 +122,7 @@ impl Query {
         })
     }
 
-    fn wishes(&self, headers: &HeaderMap) -> Result<Wishes, Problem> {
+    fn job_options(&self, headers: &HeaderMap) -> Result<JobOptions, Problem> {
         let top_k = match &self.top_k {
             None => DEFAULT_TOP_K,
             Some(text) => text
@@ -132,7 +132,7 @@ impl Query {
                 .ok_or_else(|| Problem::malformed(format!("top_k={text:?} is not between 1 and {MAX_TOP_K}")))?,
         };
         let traceparent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        Ok(Wishes { top_k, traceparent })
+        Ok(JobOptions { top_k, traceparent })
     }
 }
 
@@ -146,10 +146,10 @@ fn query_text(text: &str) -> Option<String> {
 /// result when the client accepts JSON.
 async fn classify_form(Shared(site): Shared<Arc<Site>>, request: Request) -> Result<Response, Problem> {
     let wants_json = accepts_json(request.headers());
-    let wishes = Query::default().wishes(request.headers())?;
+    let options = Query::default().job_options(request.headers())?;
     let request = site.jobs.admission.check_request(request, site.sync_timeout).await?;
     let upload = upload::receive(request, &site.uploads).await?;
-    let Classified { id, result } = site.jobs.classify(upload, wishes, site.sync_timeout).await?;
+    let Classified { id, result } = site.jobs.classify(upload, options, site.sync_timeout).await?;
     let Some(text) = result else { return Err(Problem::not_in_time(id)) };
     let result = parse(&text)?;
     if result.status != Status::Succeeded {
@@ -165,10 +165,10 @@ async fn classify_form(Shared(site): Shared<Arc<Site>>, request: Request) -> Res
 /// `POST /v1/classify`: waits for the result. When it does not come in time, answers with the address of the job.
 async fn classify(Shared(site): Shared<Arc<Site>>, query: Query, request: Request) -> Result<Response, Problem> {
     let wait = query.wait(DEFAULT_WAIT)?;
-    let wishes = query.wishes(request.headers())?;
+    let options = query.job_options(request.headers())?;
     let request = site.jobs.admission.check_request(request, wait).await?;
     let upload = upload::receive(request, &site.uploads).await?;
-    let Classified { id, result } = site.jobs.classify(upload, wishes, wait).await?;
+    let Classified { id, result } = site.jobs.classify(upload, options, wait).await?;
     let Some(text) = result else { return Ok(accepted(id)) };
     // A success is passed on as it is, and only a failure is parsed completely.
     let head: ResultHead = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
@@ -198,10 +198,10 @@ struct ResultHead {
 
 /// `POST /v1/jobs`: accepts an image and does not wait for the result.
 async fn create_job(Shared(site): Shared<Arc<Site>>, query: Query, request: Request) -> Result<Response, Problem> {
-    let wishes = query.wishes(request.headers())?;
+    let options = query.job_options(request.headers())?;
     let request = site.jobs.admission.check_request(request, Duration::ZERO).await?;
     let upload = upload::receive(request, &site.uploads).await?;
-    Ok(accepted(site.jobs.submit(upload, wishes).await?))
+    Ok(accepted(site.jobs.submit(upload, options).await?))
 }
 
 /// `GET /v1/jobs/{id}`: the state of any job. With `?wait=` the answer comes when the job has ended or the time is up.
@@ -242,7 +242,7 @@ async fn job_image(Shared(site): Shared<Arc<Site>>, JobId(id): JobId) -> Result<
     let reservation = site.image_reads.try_reserve(IMAGE_READ_BYTES).map_err(no_memory)?;
     let image = site.jobs.image(id, site.uploads.max_upload_bytes).await?;
     let Some(mut image) = image else { return Err(site.jobs.no_image(id).await) };
-    let first = image.next().await.transpose().map_err(|error| jobs::store_problem(&error))?.unwrap_or_default();
+    let first = image.next().await.transpose().map_err(|error| jobs::read_problem(&error))?.unwrap_or_default();
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static(model::sniff(&first).unwrap_or("application/octet-stream"))),
         (header::CONTENT_LENGTH, HeaderValue::from(image.size_bytes)),
@@ -255,10 +255,9 @@ async fn job_image(Shared(site): Shared<Arc<Site>>, JobId(id): JobId) -> Result<
     let pieces = stream::unfold((Some(first), image, reservation), move |(first, mut image, reservation)| async move {
         let piece = match first {
             Some(first) => Ok(first),
-            None if Instant::now() > deadline => Err(StoreError::Unavailable {
-                bucket: "of images".to_owned(),
-                reason: "its client reads too slowly".to_owned(),
-            }),
+            None if Instant::now() > deadline => {
+                Err(TransportError::Unavailable("its client reads too slowly".to_owned()))
+            }
             None => image.next().await?,
         };
         if let Err(error) = &piece {

@@ -1,4 +1,4 @@
-//! The worker's own HTTP: whether it lives, whether it is ready, what it counted. For operators, not for clients.
+//! The worker's own HTTP: liveness, readiness and metrics. For operators, not for clients.
 
 use std::sync::Arc;
 
@@ -11,24 +11,15 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::queue::{self, Queue};
-use crate::store::{self, ObjectStore};
-use crate::{readiness, telemetry};
+use crate::telemetry;
+use crate::transport::Transport;
 
 #[derive(Clone)]
 pub enum Readiness {
     Starting,
-    /// As long as what it stands on answers.
-    Ready(Grounds),
+    /// As long as the transport answers.
+    Ready(Arc<dyn Transport>),
     Draining,
-}
-
-/// What a worker stands on.
-#[derive(Clone)]
-pub struct Grounds {
-    pub requests: Arc<dyn Queue>,
-    pub input: Arc<dyn ObjectStore>,
-    pub output: Arc<dyn ObjectStore>,
 }
 
 /// Serves until cancelled.
@@ -52,19 +43,12 @@ async fn readyz(State(readiness): State<Arc<watch::Receiver<Readiness>>>) -> imp
     let now = readiness.borrow().clone();
     let checked = match now {
         Readiness::Starting => Err("the model is being loaded".to_owned()),
-        Readiness::Ready(grounds) => grounds.check().await,
+        Readiness::Ready(transport) => transport.check().await,
         Readiness::Draining => Err("draining".to_owned()),
     };
     match checked {
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
-    }
-}
-
-impl Grounds {
-    async fn check(&self) -> Result<(), String> {
-        let probes = vec![queue::probe(&*self.requests), store::probe(&*self.input), store::probe(&*self.output)];
-        readiness::all_answer(probes).await
     }
 }
 

@@ -1,6 +1,6 @@
-//! The inference threads: one OS thread owns one session of the model, without a mutex, and decodes what it infers.
-//! So as many threads compute as there are sessions, a tensor is read by the core that made it, and however hostile the
-//! images, no more are decoded at a time than there are sessions.
+//! The inference threads: one OS thread owns one session of the model, without a mutex, and decodes the images that it
+//! classifies. So as many threads compute as there are sessions, a tensor is read by the core that made it, and no more
+//! images are decoded at a time than there are sessions, however hostile they are.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -8,14 +8,15 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::batch::Line;
-use super::job::{Ending, Origin, Rules, Work, millis};
+use super::batch_queue::BatchQueue;
+use super::job::{Origin, Outcome, Rules, Work, millis};
 use super::lease::{Lease, Stage};
 use super::metrics::METRICS;
-use super::tally::Tally;
+use super::stages::{Fetched, Finished};
+use super::statistics::Statistics;
 use super::watchdog::{Slot, Watchdog};
 use crate::clock;
 use crate::config::Limits;
@@ -23,22 +24,7 @@ use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor};
 use crate::protocol::{ErrorCode, Worked};
 use crate::telemetry::trace::Span;
 
-/// An image that waits for a session.
-pub struct Fetched {
-    pub work: Work,
-    pub lease: Lease,
-    pub span: Span,
-    /// The message, for the dead letters.
-    pub body: String,
-    pub image: Bytes,
-    /// A place among those that wait. Given up when a session begins with it, so that the next image is fetched
-    /// meanwhile.
-    pub place: OwnedSemaphorePermit,
-    /// Since when it waits.
-    pub since: Instant,
-}
-
-/// What has to be ended for an image while it is decoded.
+/// What is needed to give an image an outcome while it is decoded.
 pub struct Held {
     work: Work,
     lease: Lease,
@@ -51,21 +37,14 @@ struct Decoded {
     work: Work,
     lease: Lease,
     span: Span,
-    /// The file; kept for the original's form, which stores it. Empty otherwise.
+    /// The file, for the legacy form, which stores it. Empty otherwise.
     image: Bytes,
     tensor: Tensor,
 }
 
-/// What leaves the model: a lease and how it ends.
-pub struct Finished {
-    pub lease: Lease,
-    pub span: Span,
-    pub ending: Ending,
-}
-
 /// Opens `count` sessions at the same time, each on its own thread, and returns when all are warm.
 ///
-/// A thread ends when its [`Line`] has; it drops its sender of `finished` then.
+/// A thread ends when its [`BatchQueue`] has ended. It drops its sender of `finished` then.
 pub async fn start(count: usize, choice: &ModelChoice, shared: Shared) -> anyhow::Result<Vec<InferenceThread>> {
     let (opened_tx, mut opened) = mpsc::channel::<anyhow::Result<String>>(count);
     let mut threads = Vec::new();
@@ -95,25 +74,25 @@ pub struct InferenceThread {
 }
 
 impl InferenceThread {
-    /// Returns once it has ended.
+    /// Returns once the thread has ended.
     ///
     /// # Errors
-    /// It panicked.
+    /// When it panicked.
     pub async fn join(self) -> anyhow::Result<()> {
-        // Said last, or dropped by a panic: joining it is a matter of microseconds.
+        // Sent last, or dropped by a panic: joining the thread takes microseconds.
         let _ = self.ended.await;
         self.handle.join().map_err(|_| anyhow::anyhow!("an inference thread panicked"))
     }
 }
 
-/// What all inference threads work with.
+/// What all inference threads share.
 #[derive(Clone)]
 pub struct Shared {
     pub package: Arc<ModelPackage>,
     pub limits: Limits,
     pub rules: Arc<Rules>,
-    pub tally: Arc<Tally>,
-    pub line: Arc<Line>,
+    pub statistics: Arc<Statistics>,
+    pub batches: Arc<BatchQueue>,
     pub watchdog: Arc<Watchdog<Held>>,
     pub finished: mpsc::Sender<Vec<Finished>>,
 }
@@ -126,11 +105,11 @@ impl Shared {
         tracing::error!("a decoder does not stop; its image fails as `decode_timeout`, and this worker ends");
         let Held { work, lease, span, body } = held;
         let message = model::timeout_message(self.limits.decode_timeout);
-        let ending = work.failed(ErrorCode::DecodeTimeout, message, &body, clock::now(), &self.rules);
+        let outcome = work.failed(ErrorCode::DecodeTimeout, message, &body, clock::now(), &self.rules);
         lease.enter(Stage::Publishing);
         // First, since the next step may wait for an outage to end.
         shutdown.cancel();
-        if self.finished.send(vec![Finished { lease, span, ending }]).await.is_err() {
+        if self.finished.send(vec![Finished { lease, span, outcome }]).await.is_err() {
             tracing::debug!("the publisher has ended; the message comes again");
         }
     }
@@ -146,19 +125,19 @@ impl Shared {
         let _ = opened.blocking_send(Ok(session.describe()));
         drop(opened);
         let slot = self.watchdog.slot();
-        while let Some(batch) = self.line.next() {
+        while let Some(batch) = self.batches.next() {
             let (began, images) = (Instant::now(), batch.len() as u64);
             if self.run_batch(&mut session, &slot, batch).is_err() {
                 return;
             }
             let worked = Worked { images, busy: began.elapsed() };
-            self.line.measured(worked);
-            self.tally.add(worked);
+            self.batches.measured(worked);
+            self.statistics.add(worked);
         }
     }
 
     /// # Errors
-    /// When nobody takes what is finished any more, or the watchdog has given this thread up.
+    /// When nobody takes finished images any more, or the watchdog has given this thread up.
     fn run_batch(&self, session: &mut Session, slot: &Slot<Held>, batch: Vec<Fetched>) -> Result<(), ()> {
         let started = Instant::now();
         let mut decoded = Vec::with_capacity(batch.len());
@@ -183,10 +162,10 @@ impl Shared {
     }
 
     /// # Errors
-    /// How the image ended that has no tensor. None: the watchdog has ended it.
+    /// The outcome of an image that has no tensor. `None` when the watchdog has given it one.
     fn decode(&self, fetched: Fetched, slot: &Slot<Held>, started: Instant) -> Result<Decoded, Option<Box<Finished>>> {
-        let Fetched { work, lease, span, body, image, place, since } = fetched;
-        drop(place);
+        let Fetched { work, lease, span, body, image, permit, since } = fetched;
+        drop(permit);
         lease.enter(Stage::Decoding);
         slot.begin(Held { work, lease, span, body });
         let decoding = Instant::now();
@@ -203,8 +182,8 @@ impl Shared {
                 Ok(Decoded { work, lease, span, image, tensor })
             }
             Err(error) => {
-                let ending = work.failed(error.code, error.message, &body, clock::now(), &self.rules);
-                Err(Some(Box::new(Finished { lease, span, ending })))
+                let outcome = work.failed(error.code, error.message, &body, clock::now(), &self.rules);
+                Err(Some(Box::new(Finished { lease, span, outcome })))
             }
         }
     }
@@ -225,16 +204,16 @@ impl Shared {
         let finished = batch.into_iter().map(|Decoded { mut work, lease, span, image, .. }| {
             work.timings_ms.inferred = millis(inferred);
             span.stage("inferred", inferred);
-            let ending = match &mut probabilities {
+            let outcome = match &mut probabilities {
                 Ok(rows) => self.conclude(work, image, rows.next().as_deref()),
                 Err(reason) => work.faulted(reason.clone()),
             };
-            Finished { lease, span, ending }
+            Finished { lease, span, outcome }
         });
         self.finish(finished.collect())
     }
 
-    /// What ends together is published together.
+    /// Images that finish together are published together.
     fn finish(&self, finished: Vec<Finished>) -> Result<(), ()> {
         for image in &finished {
             image.lease.enter(Stage::Publishing);
@@ -242,7 +221,7 @@ impl Shared {
         self.finished.blocking_send(finished).map_err(|_| ())
     }
 
-    fn conclude(&self, work: Work, image: Bytes, row: Option<&[f32]>) -> Ending {
+    fn conclude(&self, work: Work, image: Bytes, row: Option<&[f32]>) -> Outcome {
         let Some(row) = row else { return work.faulted("the model gave fewer answers than images".to_owned()) };
         let predictions = model::top_k(&self.package, row, work.top_k);
         work.succeeded(predictions, image, self.package.model_ref(), clock::now(), &self.rules)

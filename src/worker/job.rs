@@ -1,4 +1,4 @@
-//! What a delivery asks for, and how it can end. Decisions only: no I/O, no clock.
+//! What a delivery asks for, and which outcomes it can have. Decisions only: no I/O, no clock.
 
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use crate::protocol::{
     self, ClassifyRequest, ClassifyResult, ErrorCode, Incoming, LegacyRequest, ModelRef, Payload, Prediction, Status,
     TimingsMs,
 };
+use crate::retry::Schedule;
 
 /// From this attempt on a message is processed alone: if it is what kills workers, it takes no other along.
 pub const ALONE_FROM_ATTEMPT: u32 = 3;
@@ -19,11 +20,11 @@ pub const ALONE_FROM_ATTEMPT: u32 = 3;
 pub struct Rules {
     pub input_bucket: String,
     pub max_receive_count: u32,
-    /// Who signs results: host and process.
+    /// The signature of results: host and process.
     pub worker: String,
 }
 
-/// An image to classify, whoever's form it came in.
+/// An image to classify, in whichever form it came.
 #[derive(Debug)]
 pub struct Work {
     pub origin: Origin,
@@ -36,28 +37,28 @@ pub struct Work {
 #[derive(Debug)]
 pub enum Origin {
     Ours(Box<ClassifyRequest>),
-    /// The original's form; the name is safe to be a key.
+    /// The legacy form. The name is safe to be a key.
     Legacy {
         name: String,
     },
 }
 
-/// How a delivery ends. [`super::publish`] carries it out.
+/// The outcome of a delivery. [`super::publish`] carries it out.
 #[derive(Debug)]
-pub enum Ending {
-    /// Write the result once, send it to `reply_to`, ack.
+pub enum Outcome {
+    /// The result is written once, and sent to `reply_to`.
     Result { result: ClassifyResult, reply_to: Option<String> },
-    /// The result stands since an earlier attempt: send that one again, ack.
-    Again { stored: Bytes, reply_to: Option<String> },
-    /// The original's form: store image and output under the file's name, reply by name, ack.
+    /// An earlier attempt wrote the result: that one is sent again.
+    AlreadyCompleted { stored: Bytes, reply_to: Option<String> },
+    /// The legacy form: image and output are stored under the file's name, and the reply names the file.
     Legacy { name: String, image: Bytes, label: String },
-    /// No worker can or should end it: write the result where there is an id, reply, keep the message with its
-    /// reason in the dead-letter queue, ack.
+    /// No worker can or should process it: a job with an id gets a failed result, and the message becomes a dead letter
+    /// with its reason.
     DeadLetter { letter: DeadLetter, result: Option<ClassifyResult>, reply_to: Option<String> },
-    /// The client left before anybody was told the id: delete what stands for the image, ack. There is no result.
+    /// The client left before it was told the id: the marker in place of the image is deleted. There is no result.
     Withdrawn { id: Uuid },
-    /// A fault of ours, or a newer wire: somebody tries again after this long.
-    HandBack { id: Option<Uuid>, after: Duration, reason: String },
+    /// An internal fault, or a newer wire version: the message is visible to all workers after this long.
+    Release { id: Option<Uuid>, after: Duration, reason: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +67,7 @@ pub struct DeadLetter {
     pub body: String,
     pub reason: String,
     pub attempts: u32,
-    /// The original's web tier waits under this name; it is told the reason in place of a label.
+    /// A legacy web tier waits for this name. It is sent the reason in place of a label.
     pub legacy_name: Option<String>,
 }
 
@@ -74,47 +75,47 @@ pub struct DeadLetter {
 #[derive(Debug)]
 pub enum Triage {
     Classify(Work),
-    /// An earlier attempt may have ended it: read its result first, then [`settle`].
+    /// An earlier attempt may have completed it: its result is read first, then [`decide`].
     LookUp(Box<ClassifyRequest>),
-    End(Ending),
+    Done(Outcome),
 }
 
-impl From<Result<Work, Box<Ending>>> for Triage {
-    fn from(settled: Result<Work, Box<Ending>>) -> Self {
-        settled.map_or_else(|ending| Triage::End(*ending), Triage::Classify)
+impl From<Result<Work, Box<Outcome>>> for Triage {
+    fn from(decided: Result<Work, Box<Outcome>>) -> Self {
+        decided.map_or_else(|outcome| Triage::Done(*outcome), Triage::Classify)
     }
 }
 
-/// Decides on what came. `body`: of the message, for the dead letters.
+/// Decides on what came. `body` is the message, for a dead letter.
 pub fn triage(incoming: Incoming, body: &str, attempt: u32, now: Timestamp, rules: &Rules) -> Triage {
     match incoming {
         Incoming::Job(request) if attempt > 1 => Triage::LookUp(request),
-        Incoming::Job(request) => settle(request, body, attempt, None, now, rules).into(),
+        Incoming::Job(request) => decide(request, body, attempt, None, now, rules).into(),
         Incoming::Legacy(request) => triage_legacy(&request, body, attempt, rules),
         Incoming::UnknownVersion { v } if attempt > rules.max_receive_count => {
             let reason = format!("no worker knows wire version {v}");
-            Triage::End(dead_letter(None, body, reason, attempt))
+            Triage::Done(dead_letter(None, body, reason, attempt))
         }
         Incoming::UnknownVersion { v } => {
             let reason = format!("wire version {v}, this worker speaks {}", protocol::WIRE_VERSION);
-            Triage::End(hand_back(None, attempt, reason))
+            Triage::Done(release(None, attempt, reason))
         }
         Incoming::Malformed { id, reply_to, reason } => {
-            Triage::End(malformed(id, reply_to, "", body, &reason, attempt, rules))
+            Triage::Done(malformed(id, reply_to, "", body, &reason, attempt, rules))
         }
     }
 }
 
-/// Decides on a request of ours that no earlier attempt has ended. `last_fault`: why the attempt before failed, where
-/// this worker knows.
-pub fn settle(
+/// Decides on a request that no earlier attempt has completed. `last_fault` is why the attempt before failed, if this
+/// worker knows.
+pub fn decide(
     request: Box<ClassifyRequest>,
     body: &str,
     attempt: u32,
     last_fault: Option<&str>,
     now: Timestamp,
     rules: &Rules,
-) -> Result<Work, Box<Ending>> {
+) -> Result<Work, Box<Outcome>> {
     if attempt > rules.max_receive_count {
         return Err(Box::new(exhausted(&request, body, attempt, last_fault, now, rules)));
     }
@@ -136,7 +137,7 @@ pub fn settle(
 
 fn triage_legacy(request: &LegacyRequest, body: &str, attempt: u32, rules: &Rules) -> Triage {
     let name = protocol::legacy_safe_name(&request.filename);
-    let refuse = |reason: String| Triage::End(legacy_dead_letter(name.clone(), body, reason, attempt));
+    let refuse = |reason: String| Triage::Done(legacy_dead_letter(name.clone(), body, reason, attempt));
     if attempt > rules.max_receive_count {
         return refuse(exhausted_reason(None));
     }
@@ -153,7 +154,7 @@ fn triage_legacy(request: &LegacyRequest, body: &str, attempt: u32, rules: &Rule
 }
 
 impl Work {
-    /// The end of an image that was classified.
+    /// The outcome of an image that was classified.
     pub fn succeeded(
         self,
         predictions: Vec<Prediction>,
@@ -161,7 +162,7 @@ impl Work {
         model: ModelRef,
         now: Timestamp,
         rules: &Rules,
-    ) -> Ending {
+    ) -> Outcome {
         match self.origin {
             Origin::Ours(request) => {
                 let result = ClassifyResult {
@@ -176,25 +177,25 @@ impl Work {
                     worker: rules.worker.clone(),
                     error: None,
                 };
-                Ending::Result { result, reply_to: request.reply_to }
+                Outcome::Result { result, reply_to: request.reply_to }
             }
             Origin::Legacy { name } => {
                 let label = predictions.into_iter().next().map(|best| best.label).unwrap_or_default();
-                Ending::Legacy { name, image, label }
+                Outcome::Legacy { name, image, label }
             }
         }
     }
 
-    /// The end of an image that no retry would mend.
-    pub fn failed(self, code: ErrorCode, message: String, body: &str, now: Timestamp, rules: &Rules) -> Ending {
+    /// The outcome of an image that fails again at every retry.
+    pub fn failed(self, code: ErrorCode, message: String, body: &str, now: Timestamp, rules: &Rules) -> Outcome {
         match self.origin {
             Origin::Ours(request) => {
-                let mut ending = ended(&request, Status::Failed, code, message, self.attempt, now, rules);
-                if let Ending::Result { result, .. } = &mut ending {
+                let mut outcome = ended(&request, Status::Failed, code, message, self.attempt, now, rules);
+                if let Outcome::Result { result, .. } = &mut outcome {
                     let total = result.timings_ms.total;
                     result.timings_ms = TimingsMs { total, ..self.timings_ms };
                 }
-                ending
+                outcome
             }
             Origin::Legacy { name } => {
                 legacy_dead_letter(name, body, format!("{}: {message}", code.as_str()), self.attempt)
@@ -202,8 +203,8 @@ impl Work {
         }
     }
 
-    /// The end of an image whose stored bytes are damaged: told to the client, and kept for an operator to look at.
-    pub fn damaged(self, reason: &str, body: &str, now: Timestamp, rules: &Rules) -> Ending {
+    /// The outcome of an image whose stored bytes are damaged: the client is told, and an operator can look at it.
+    pub fn damaged(self, reason: &str, body: &str, now: Timestamp, rules: &Rules) -> Outcome {
         let attempt = self.attempt;
         let message = format!("the stored image is damaged, send it again ({reason})");
         let letter = |id| DeadLetter {
@@ -214,53 +215,54 @@ impl Work {
             legacy_name: None,
         };
         match self.failed(ErrorCode::Internal, message, body, now, rules) {
-            Ending::Result { result, reply_to } => {
-                Ending::DeadLetter { letter: letter(Some(result.id)), result: Some(result), reply_to }
+            Outcome::Result { result, reply_to } => {
+                Outcome::DeadLetter { letter: letter(Some(result.id)), result: Some(result), reply_to }
             }
-            ending => ending,
+            outcome => outcome,
         }
     }
 
-    /// The end of an attempt that failed by a fault of ours.
-    pub fn faulted(&self, reason: String) -> Ending {
+    /// The outcome of an attempt that failed by an internal fault.
+    pub fn faulted(&self, reason: String) -> Outcome {
         let id = match &self.origin {
             Origin::Ours(request) => Some(request.id),
             Origin::Legacy { .. } => None,
         };
-        hand_back(id, self.attempt, reason)
+        release(id, self.attempt, reason)
     }
 }
 
-impl Ending {
-    /// For the log and the counter of endings.
+impl Outcome {
+    /// The name in the log and the label of the counter.
     pub fn name(&self) -> &'static str {
         match self {
-            Ending::Result { result, .. } => result.status.as_str(),
-            Ending::Again { .. } => "again",
-            Ending::Legacy { .. } => "seed",
-            Ending::DeadLetter { .. } => "dead_letter",
-            Ending::Withdrawn { .. } => "withdrawn",
-            Ending::HandBack { .. } => "handed_back",
+            Outcome::Result { result, .. } => result.status.as_str(),
+            Outcome::AlreadyCompleted { .. } => "again",
+            Outcome::Legacy { .. } => "seed",
+            Outcome::DeadLetter { .. } => "dead_letter",
+            Outcome::Withdrawn { .. } => "withdrawn",
+            Outcome::Release { .. } => "handed_back",
         }
     }
 }
 
-/// Gives a message up for another attempt.
-pub fn hand_back(id: Option<Uuid>, attempt: u32, reason: String) -> Ending {
-    Ending::HandBack { id, after: retry_delay(attempt), reason }
+/// Leaves a message to another attempt.
+pub fn release(id: Option<Uuid>, attempt: u32, reason: String) -> Outcome {
+    Outcome::Release { id, after: retry_delay(attempt), reason }
 }
 
-/// The end of a job that an earlier attempt has ended, and whose result is damaged since: what it said cannot be told any
-/// more, and another result must not take its place unasked.
-pub fn damaged_result(request: &ClassifyRequest, body: &str, attempts: u32, reason: &str) -> Ending {
+/// The outcome of a job whose result was written by an earlier attempt and is damaged: its content is lost, and another
+/// result must not replace it without an operator.
+pub fn damaged_result(request: &ClassifyRequest, body: &str, attempts: u32, reason: &str) -> Outcome {
     let reason = format!("{reason}; `imgcls queue redrive {}` classifies the image again", request.id);
     dead_letter(Some(request.id), body, reason, attempts)
 }
 
-/// How long a message rests after a fault of ours: 1 s doubling to a minute, so that an outage of seconds does not
-/// use up its attempts.
+/// How long a message stays invisible after an internal fault: 1 s doubling to a minute, so that an outage of seconds does
+/// not use up its attempts.
 fn retry_delay(attempt: u32) -> Duration {
-    Duration::from_secs(1 << attempt.saturating_sub(1).min(6)).min(Duration::from_secs(60))
+    const SCHEDULE: Schedule = Schedule::new(Duration::from_secs(1), Duration::from_secs(60));
+    SCHEDULE.delay_after(attempt)
 }
 
 fn ended(
@@ -271,13 +273,13 @@ fn ended(
     attempt: u32,
     now: Timestamp,
     rules: &Rules,
-) -> Ending {
+) -> Outcome {
     let mut result = ClassifyResult::ended(request.id, &request.filename, status, code, message);
     result.attempt = attempt;
     result.worker.clone_from(&rules.worker);
     result.timings_ms.total = millis_between(request.submitted_at, now);
     result.timings_ms.queued = result.timings_ms.total;
-    Ending::Result { result, reply_to: request.reply_to.clone() }
+    Outcome::Result { result, reply_to: request.reply_to.clone() }
 }
 
 fn exhausted(
@@ -287,14 +289,14 @@ fn exhausted(
     last_fault: Option<&str>,
     now: Timestamp,
     rules: &Rules,
-) -> Ending {
+) -> Outcome {
     let reason = exhausted_reason(last_fault);
     let attempts = attempt - 1;
     let message = format!("given up after {attempts} attempts: {reason}");
-    let ending = ended(request, Status::Failed, ErrorCode::AttemptsExhausted, message, attempts, now, rules);
-    let Ending::Result { result, reply_to } = ending else { return ending };
+    let outcome = ended(request, Status::Failed, ErrorCode::AttemptsExhausted, message, attempts, now, rules);
+    let Outcome::Result { result, reply_to } = outcome else { return outcome };
     let letter = DeadLetter { id: Some(request.id), body: body.to_owned(), reason, attempts, legacy_name: None };
-    Ending::DeadLetter { letter, result: Some(result), reply_to }
+    Outcome::DeadLetter { letter, result: Some(result), reply_to }
 }
 
 fn exhausted_reason(last_fault: Option<&str>) -> String {
@@ -313,7 +315,7 @@ fn malformed(
     reason: &str,
     attempt: u32,
     rules: &Rules,
-) -> Ending {
+) -> Outcome {
     let result = id.map(|id| {
         let mut result = ClassifyResult::ended(id, filename, Status::Failed, ErrorCode::Malformed, reason);
         result.attempt = attempt;
@@ -322,25 +324,25 @@ fn malformed(
     });
     let reason = format!("malformed: {reason}");
     let letter = DeadLetter { id, body: body.to_owned(), reason, attempts: attempt, legacy_name: None };
-    Ending::DeadLetter { letter, result, reply_to }
+    Outcome::DeadLetter { letter, result, reply_to }
 }
 
-fn dead_letter(id: Option<Uuid>, body: &str, reason: String, attempts: u32) -> Ending {
+fn dead_letter(id: Option<Uuid>, body: &str, reason: String, attempts: u32) -> Outcome {
     let letter = DeadLetter { id, body: body.to_owned(), reason, attempts, legacy_name: None };
-    Ending::DeadLetter { letter, result: None, reply_to: None }
+    Outcome::DeadLetter { letter, result: None, reply_to: None }
 }
 
-fn legacy_dead_letter(name: String, body: &str, reason: String, attempts: u32) -> Ending {
+fn legacy_dead_letter(name: String, body: &str, reason: String, attempts: u32) -> Outcome {
     let letter = DeadLetter { id: None, body: body.to_owned(), reason, attempts, legacy_name: Some(name) };
-    Ending::DeadLetter { letter, result: None, reply_to: None }
+    Outcome::DeadLetter { letter, result: None, reply_to: None }
 }
 
-/// As the wire has times.
+/// Milliseconds, as the wire has times.
 pub fn millis(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1e3
 }
 
-/// Never negative: two machines' clocks may disagree. Microsecond steps: a nanosecond of a wait in a queue is noise.
+/// Never negative, since the clocks of two machines may disagree. In steps of microseconds.
 fn millis_between(from: Timestamp, to: Timestamp) -> f64 {
     let micros = (to.as_microsecond() - from.as_microsecond()).max(0);
     micros as f64 / 1_000.0
@@ -384,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_delivery_is_classified_and_a_second_is_looked_up_first() {
+    fn first_delivery_is_classified_and_second_is_looked_up_first() {
         let request = request(Uuid::now_v7());
         let Triage::Classify(work) = triage_of(&request, 1, "00:00:01.5") else { panic!("not classified") };
         assert_eq!(work.payload, Payload::Stored(request.id));
@@ -393,19 +395,19 @@ mod tests {
     }
 
     #[test]
-    fn a_message_past_its_time_ends_as_expired() {
-        let Triage::End(Ending::Result { result, reply_to }) = triage_of(&request(Uuid::now_v7()), 1, "01:00:00")
+    fn message_past_its_time_expires() {
+        let Triage::Done(Outcome::Result { result, reply_to }) = triage_of(&request(Uuid::now_v7()), 1, "01:00:00")
         else {
-            panic!("not ended")
+            panic!("no outcome")
         };
         assert_eq!((result.status, reply_to.as_deref()), (Status::Expired, Some("results-a")));
     }
 
     #[test]
-    fn one_attempt_too_many_ends_in_the_dead_letters_with_the_last_reason() {
+    fn one_attempt_too_many_becomes_a_dead_letter_with_the_last_reason() {
         let request = request(Uuid::now_v7());
-        let settled = settle(Box::new(request.clone()), "body", 6, Some("store down"), at("00:01:00"), &rules());
-        let Ending::DeadLetter { letter, result, .. } = *settled.unwrap_err() else { panic!("not ended") };
+        let decided = decide(Box::new(request.clone()), "body", 6, Some("store down"), at("00:01:00"), &rules());
+        let Outcome::DeadLetter { letter, result, .. } = *decided.unwrap_err() else { panic!("no outcome") };
         assert_eq!((letter.attempts, letter.reason.as_str(), letter.id), (5, "store down", Some(request.id)));
         let error = result.unwrap().error.unwrap();
         assert_eq!(error.code, ErrorCode::AttemptsExhausted);
@@ -418,7 +420,7 @@ mod tests {
             let mut foreign = request(Uuid::now_v7());
             let key = key.map_or_else(|| protocol::image_key(foreign.id), str::to_owned);
             foreign.image = Some(ImageRef { bucket: bucket.to_owned(), key });
-            let Triage::End(Ending::DeadLetter { result, .. }) = triage_of(&foreign, 1, "00:00:01") else {
+            let Triage::Done(Outcome::DeadLetter { result, .. }) = triage_of(&foreign, 1, "00:00:01") else {
                 panic!("{bucket} was accepted")
             };
             assert_eq!(result.unwrap().error.unwrap().code, ErrorCode::Malformed);
@@ -426,18 +428,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_goes_to_the_dead_letters_and_a_newer_wire_is_handed_back() {
+    fn malformed_messages_become_dead_letters_and_a_newer_wire_is_released() {
         for body in ["", "{", "[1]", "7", "{\"filename\": 3}", "{\"id\": \"x\"}", "null"] {
             let triage = read(body, 1, "00:00:00");
-            assert!(matches!(triage, Triage::End(Ending::DeadLetter { .. })), "{body}: {triage:?}");
+            assert!(matches!(triage, Triage::Done(Outcome::DeadLetter { .. })), "{body}: {triage:?}");
         }
         let newer = r#"{"v": 2, "id": "whatever"}"#;
-        assert!(matches!(read(newer, 1, "00:00:00"), Triage::End(Ending::HandBack { .. })));
-        assert!(matches!(read(newer, 6, "00:00:00"), Triage::End(Ending::DeadLetter { .. })));
+        assert!(matches!(read(newer, 1, "00:00:00"), Triage::Done(Outcome::Release { .. })));
+        assert!(matches!(read(newer, 6, "00:00:00"), Triage::Done(Outcome::DeadLetter { .. })));
     }
 
     #[test]
-    fn the_originals_form_is_work_under_a_safe_name() {
+    fn legacy_form_is_work_under_a_safe_name() {
         let body = r#"{"image_data": "aGk=", "filename": "../x/test_0.JPEG"}"#;
         let Triage::Classify(work) = read(body, 2, "00:00:00") else { panic!("not classified") };
         assert_eq!(work.payload, Payload::Inline(b"hi".to_vec()));
@@ -445,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn rests_grow_with_the_attempts() {
+    fn retry_delays_grow_with_the_attempts() {
         let seconds: Vec<u64> = (1..=9).map(|attempt| retry_delay(attempt).as_secs()).collect();
         assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
     }

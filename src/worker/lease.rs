@@ -1,32 +1,29 @@
-//! Leases: the right to end a message, held by moving it. Renewed while held, spent by ending it.
+//! Leases: the right to complete a message, held by moving it. A lease is renewed while it is held.
 //!
 //! A lease is not renewed for ever: from the moment its image is fetched until it is classified it has `max_lease`. After
 //! that the message is visible to every worker again, and what is still done with it here ends at a stale receipt. Two
-//! stages do not count: an image that waits for others to end before it is begun, and one whose end is decided and only
-//! has to be published, however long an outage of the store keeps it from being.
+//! stages do not count: an image that waits for others before it is begun, and one whose outcome only has to be
+//! published, however long an outage delays that.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::future::join_all;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Config;
-use super::prepare::LastFaults;
-use super::publish::Published;
-use crate::queue::{MAX_BATCH, Queue, QueueError, Receipt};
+use super::last_faults::LastFaults;
+use crate::transport::{Receipt, Transport, TransportError};
 
-/// However short a lease may be.
+/// Renewals are not more frequent, however short a lease is.
 const SHORTEST_TICK: Duration = Duration::from_millis(100);
 
 /// Every lease of this worker. Renews all of them at a third of the visibility timeout, so that a renewal may fail
 /// twice before a message comes to another worker.
 #[derive(Clone)]
 pub struct Keeper {
-    queue: Arc<dyn Queue>,
+    transport: Arc<dyn Transport>,
     visibility_timeout: Duration,
     max_lease: Duration,
     last_faults: Arc<LastFaults>,
@@ -44,10 +41,10 @@ pub enum Stage {
     /// Nothing is done with it yet.
     Waiting,
     Fetching,
-    InLine,
+    Queued,
     Decoding,
     Inferring,
-    /// Its end is decided.
+    /// Its outcome is decided.
     Publishing,
 }
 
@@ -59,28 +56,32 @@ struct Progress {
     began: Option<Instant>,
 }
 
-/// One delivery that this worker may end. Dropped unspent, it is renewed no more: the message comes again when its
-/// visibility timeout ends.
+/// One delivery that this worker may complete. Once it is dropped it is renewed no more: a message that was not completed
+/// comes again when its visibility timeout ends.
 pub struct Lease {
     receipt: Receipt,
     held: Arc<Held>,
 }
 
 impl Keeper {
-    /// `last_faults` is told of leases that ran out.
-    pub fn new(queue: Arc<dyn Queue>, config: &Config, last_faults: Arc<LastFaults>) -> Self {
-        let &Config { visibility_timeout, max_lease, .. } = config;
+    /// Leases that run out are recorded in `last_faults`.
+    pub fn new(
+        transport: Arc<dyn Transport>,
+        visibility_timeout: Duration,
+        max_lease: Duration,
+        last_faults: Arc<LastFaults>,
+    ) -> Self {
         let held = Arc::new(Held { leases: Mutex::default(), count: watch::Sender::new(0) });
-        Keeper { queue, visibility_timeout, max_lease, last_faults, held }
+        Keeper { transport, visibility_timeout, max_lease, last_faults, held }
     }
 
-    /// Takes charge of a delivery.
+    /// Holds a delivery from now on.
     pub fn hold(&self, receipt: Receipt) -> Lease {
         self.held.insert(receipt.clone());
         Lease { receipt, held: Arc::clone(&self.held) }
     }
 
-    /// How many leases are held, as it changes.
+    /// Watches how many leases are held.
     pub fn held_count(&self) -> watch::Receiver<usize> {
         self.held.count.subscribe()
     }
@@ -100,7 +101,7 @@ impl Keeper {
             loop {
                 ticks.tick().await;
                 self.release_overdue(Instant::now()).await;
-                if let Err(error) = self.set_visibility(&self.held(), self.visibility_timeout).await {
+                if let Err(error) = self.transport.extend(&self.held(), self.visibility_timeout).await {
                     tracing::warn!(%error, "leases not renewed; trying again at the next tick");
                 }
             }
@@ -108,7 +109,7 @@ impl Keeper {
         let _: Option<()> = stop.run_until_cancelled(renewing).await;
     }
 
-    /// What this worker may still end.
+    /// The receipts that this worker may still complete.
     pub fn held(&self) -> Vec<Receipt> {
         self.held.lock().keys().cloned().collect()
     }
@@ -127,38 +128,22 @@ impl Keeper {
             }
         }
         let receipts: Vec<Receipt> = overdue.into_iter().map(|(receipt, _)| receipt).collect();
-        if let Err(error) = self.hand_back_all(&receipts).await {
+        if let Err(error) = self.release_all(&receipts).await {
             tracing::warn!(%error, "messages whose lease ran out come again after their visibility timeout");
         }
     }
 
     /// Makes messages visible to other workers at once.
-    pub async fn hand_back_all(&self, receipts: &[Receipt]) -> Result<(), QueueError> {
-        self.set_visibility(receipts, Duration::ZERO).await
+    pub async fn release_all(&self, receipts: &[Receipt]) -> Result<(), TransportError> {
+        self.transport.release(receipts, Duration::ZERO).await
     }
 
-    /// Deletes messages whose end is published.
-    pub async fn ack(&self, leases: &[(Lease, Published)]) -> Result<(), QueueError> {
-        let receipts: Vec<Receipt> = leases.iter().map(|(lease, _)| lease.receipt.clone()).collect();
-        for batch in receipts.chunks(MAX_BATCH) {
-            self.queue.ack_soon(batch).await?;
-        }
-        Ok(())
-    }
-
-    /// Gives one message up: it is visible to every worker after this long.
-    pub async fn hand_back(&self, lease: Lease, after: Duration) -> Result<(), QueueError> {
+    /// Gives one message up: it is visible to every worker after `delay`.
+    pub async fn release(&self, lease: Lease, delay: Duration) -> Result<(), TransportError> {
         let receipt = lease.receipt.clone();
-        // Spent first: a renewal that came in between would hide the message for its whole timeout.
+        // Before the release: a renewal that came in between would hide the message for its whole timeout.
         drop(lease);
-        self.queue.set_visibility(&[(receipt, after)]).await
-    }
-
-    /// Batches go at the same time; of those that failed, the first error.
-    async fn set_visibility(&self, receipts: &[Receipt], timeout: Duration) -> Result<(), QueueError> {
-        let changes: Vec<_> = receipts.iter().map(|receipt| (receipt.clone(), timeout)).collect();
-        let batches = changes.chunks(MAX_BATCH).map(|batch| self.queue.set_visibility(batch));
-        join_all(batches).await.into_iter().collect()
+        self.transport.release(&[receipt], delay).await
     }
 }
 
@@ -172,7 +157,7 @@ impl Stage {
         match self {
             Stage::Waiting => "waiting for its turn",
             Stage::Fetching => "fetching",
-            Stage::InLine => "waiting for a session",
+            Stage::Queued => "waiting for a session",
             Stage::Decoding => "decoding",
             Stage::Inferring => "inferring",
             Stage::Publishing => "publishing",
@@ -181,7 +166,7 @@ impl Stage {
 }
 
 impl Held {
-    /// Each change of the map is one call that cannot fail half-way, so a poisoned lock still guards a whole map.
+    /// Each change of the map is one call that cannot fail half-way, so a poisoned lock still guards a consistent map.
     fn lock(&self) -> MutexGuard<'_, HashMap<Receipt, Progress>> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -213,14 +198,19 @@ impl Held {
 }
 
 impl Lease {
-    /// Says whose image it is, for the log.
+    /// The receipt, to complete the message with.
+    pub fn receipt(&self) -> Receipt {
+        self.receipt.clone()
+    }
+
+    /// Sets whose image it is, for the log.
     pub fn belongs_to(&self, id: Option<Uuid>) {
         if let Some(progress) = self.held.lock().get_mut(&self.receipt) {
             progress.id = id;
         }
     }
 
-    /// Says how far the worker is. The time of the lease begins with the first stage that counts.
+    /// Sets how far the worker is. The time of the lease begins with the first stage that counts.
     pub fn enter(&self, stage: Stage) {
         if let Some(progress) = self.held.lock().get_mut(&self.receipt) {
             progress.stage = stage;
@@ -230,7 +220,7 @@ impl Lease {
         }
     }
 
-    /// The message is another worker's by now: nothing that is done with it here is of use.
+    /// Whether the message is another worker's by now, so that nothing that is done with it here is of use.
     pub fn has_run_out(&self) -> bool {
         !self.held.lock().contains_key(&self.receipt)
     }
@@ -256,12 +246,12 @@ mod tests {
     }
 
     #[test]
-    fn only_the_stages_between_fetching_and_classifying_count() {
+    fn only_stages_between_fetching_and_classifying_count() {
         let held = held();
         let leases = ["waiting", "fetching", "line", "published"].map(|receipt| lease(&held, receipt));
         leases[1].enter(Stage::Fetching);
         leases[2].enter(Stage::Fetching);
-        leases[2].enter(Stage::InLine);
+        leases[2].enter(Stage::Queued);
         leases[3].enter(Stage::Fetching);
         leases[3].enter(Stage::Publishing);
         let max_lease = Duration::from_secs(120);
@@ -270,7 +260,7 @@ mod tests {
         let mut overdue = held.take_overdue(max_lease, now + Duration::from_secs(121));
         overdue.sort_by(|one, other| one.0.0.cmp(&other.0.0));
         let overdue: Vec<_> = overdue.iter().map(|(receipt, progress)| (receipt.0.as_str(), progress.stage)).collect();
-        assert_eq!(overdue, [("fetching", Stage::Fetching), ("line", Stage::InLine)]);
+        assert_eq!(overdue, [("fetching", Stage::Fetching), ("line", Stage::Queued)]);
         assert_eq!(leases.each_ref().map(Lease::has_run_out), [false, true, true, false]);
         assert_eq!(*held.count.borrow(), 2);
         drop(leases);

@@ -1,26 +1,29 @@
-//! The app tier: one delivery → one result.
+//! The worker: one delivery → one result.
 //!
-//! Three stages on bounded channels, in the order of an image's life:
+//! Three stages, connected by bounded channels:
 //!
 //! ```text
 //! prepare: receive → fetch
-//! infer:   a batch → decode → infer, a thread a session
-//! publish: result → reply → ack
+//! infer:   a batch → decode → infer, one thread for each session
+//! publish: result → reply → deletion of the message
 //! ```
 //!
 //! A stage ends when the one before it has ended and its channel is empty: draining is closing the first. Between
-//! two stages travels a [`lease::Lease`], the right to end one message; it is renewed while anyone holds it.
+//! two stages travels a [`lease::Lease`], the right to complete one message; it is renewed while anyone holds it.
 
 mod admin;
-mod batch;
+mod batch_queue;
 mod infer;
 mod job;
+mod last_faults;
 mod lease;
 mod metrics;
-mod patience;
 mod prepare;
 mod publish;
-mod tally;
+mod retrying;
+mod session_load;
+mod stages;
+mod statistics;
 mod watchdog;
 
 use std::io::Read as _;
@@ -35,26 +38,28 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use self::admin::{Grounds, Readiness};
-use self::batch::{BatchRule, Line};
+use self::admin::Readiness;
+use self::batch_queue::{BatchQueue, BatchRule};
+use self::infer::InferenceThread;
 use self::job::Rules;
+use self::last_faults::LastFaults;
 use self::lease::Keeper;
-use self::prepare::{Intake, LastFaults};
-use self::publish::{Publisher, ReplyQueues};
-use self::tally::Tally;
+use self::prepare::Intake;
+use self::publish::Publisher;
+use self::session_load::LoadWatch;
+use self::stages::Finished;
 use self::watchdog::Watchdog;
 use crate::config::{Backend, Limits, Names};
 use crate::instance::Instance;
 use crate::model::{self, ModelChoice, ModelPackage};
 use crate::protocol::WorkerLine;
-use crate::queue::{self, Queues, ServiceQueues};
-use crate::store;
 use crate::telemetry::output;
+use crate::transport::{self, MAX_BATCH, ServiceOptions, Transport};
 
-/// How long a drain may take before what is left is handed back. `up` drains its web tier (4 s) and then its workers,
+/// How long a drain may take before what is left is released. `up` drains its web tier (4 s) and then its workers,
 /// all within the 10 s that supervisors commonly allow.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
-const HAND_BACK_PATIENCE: Duration = Duration::from_secs(1);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -120,111 +125,128 @@ async fn work(
         shutdown.cancelled().await;
         return Ok(());
     }
-    let queues = queue::open(&config.backend).await?;
-    let service =
-        ServiceQueues::open_or_create(&*queues, &config.names, config.visibility_timeout, config.max_receive_count)
-            .await?;
-    let input = store::open(&config.backend, &config.names.input_bucket).await?;
-    let output = store::open(&config.backend, &config.names.output_bucket).await?;
-    let rules = Arc::new(Rules {
-        input_bucket: config.names.input_bucket.clone(),
-        max_receive_count: config.max_receive_count,
-        worker: worker_name(),
-    });
-    let session_count = config.sessions.unwrap_or_else(model::cores);
-    let places = session_count * config.max_batch_size;
-
-    let rule = BatchRule { max_size: config.max_batch_size, max_delay: config.max_batch_delay };
-    let (fetched, line) = Line::new(rule, places);
-    let activity = line.activity();
-    let (finished_tx, finished_rx) = mpsc::channel(2 * session_count);
-    let tally = Arc::new(Tally::default());
-    let shared = infer::Shared {
-        package: Arc::clone(&package),
-        limits: config.limits,
-        rules: Arc::clone(&rules),
-        tally: Arc::clone(&tally),
-        line: Arc::new(line),
-        watchdog: Arc::new(Watchdog::new(config.limits.decode_timeout)),
-        finished: finished_tx.clone(),
-    };
-    let (stuck, watchdog) = (shared.clone(), Arc::clone(&shared.watchdog));
-    let threads = infer::start(session_count, &config.model, shared).await?;
-
-    let last_faults = Arc::new(LastFaults::default());
-    let keeper = Keeper::new(Arc::clone(&service.requests), config, Arc::clone(&last_faults));
-    let intake = Intake {
-        requests: Arc::clone(&service.requests),
-        input: Arc::clone(&input),
-        output: Arc::clone(&output),
-        limits: config.limits,
-        rules: Arc::clone(&rules),
-        keeper: keeper.clone(),
-        last_faults: Arc::clone(&last_faults),
-        visibility_timeout: config.visibility_timeout,
-        places: Arc::new(Semaphore::new(places)),
-        activity,
-        sessions: session_count as u32,
-        places_for_a_receive: config.max_batch_size.min(queue::MAX_BATCH) as u32,
-        fetched,
-        finished: finished_tx,
-    };
-    let mut stages = JoinSet::new();
-    stages.spawn(end_at_failure(Arc::clone(&queues), shutdown.clone()));
-    let grounds =
-        Grounds { requests: Arc::clone(&service.requests), input: Arc::clone(&input), output: Arc::clone(&output) };
-    let publisher = Publisher {
-        queues,
-        service,
-        input,
-        output,
-        keeper: keeper.clone(),
-        last_faults,
-        reply_queues: ReplyQueues::default(),
-    };
+    let transport = transport::open(&config.backend, &config.names).await?;
+    transport.prepare(config.service_options()).await?;
+    let pipeline = Pipeline::open(config, package, Arc::clone(&transport)).await?;
+    pipeline.log_ready(started);
+    let Pipeline { keeper, shared, session_count, .. } = &pipeline;
+    let (keeper, watchdog, statistics) = (keeper.clone(), Arc::clone(&shared.watchdog), Arc::clone(&shared.statistics));
+    let sessions = *session_count as u32;
 
     let stop_renewing = CancellationToken::new();
     let renewing = tokio::spawn(keeper.clone().renew(stop_renewing.clone()));
     let watching = Watch::start(instance, keeper.held_count(), shutdown.clone());
-    stages.spawn(intake.run(shutdown.clone()).map(Ok));
-    for thread in threads {
-        stages.spawn(thread.join());
-    }
-    stages.spawn(publisher.run(finished_rx).map(Ok));
-    stages.spawn(stuck.end_stuck(shutdown.clone()).map(Ok));
-    log_ready(&package, &rules, session_count, started);
+    let mut stages = pipeline.start(&shutdown);
+    stages.spawn(end_at_failure(Arc::clone(&transport), shutdown.clone()));
     if config.drain_on_stdin_close {
         // A parent that does not read it must not hold up the worker; one that died closes standard input too.
         output::announce(&WorkerLine::Ready.to_string());
         let stop = shutdown.clone();
-        stages.spawn(async move {
-            tally.say(session_count as u32, stop).await;
-            Ok(())
-        });
+        stages.spawn(async move { statistics.report(sessions, stop).await }.map(Ok));
     }
-    readiness.send_replace(Readiness::Ready(grounds));
+    readiness.send_replace(Readiness::Ready(transport));
 
     let outcome = supervise(&mut stages, &keeper, &stop_renewing, readiness, &shutdown).await;
     stop_renewing.cancel();
     renewing.await.context("the renewal of leases ended early")?;
     watching.end().await?;
-    outcome.and_then(|()| say_how_it_ended(&watchdog))
+    outcome.and_then(|()| report_end(&watchdog))
 }
 
-fn log_ready(package: &ModelPackage, rules: &Rules, sessions: usize, started: Instant) {
-    tracing::info!(
-        model = package.summary(),
-        worker = rules.worker,
-        sessions,
-        jpeg = model::JPEG_DECODER,
-        after_ms = started.elapsed().as_millis(),
-        "ready"
-    );
+/// The three stages, before they start.
+struct Pipeline {
+    package: Arc<ModelPackage>,
+    session_count: usize,
+    threads: Vec<InferenceThread>,
+    shared: infer::Shared,
+    keeper: Keeper,
+    intake: Intake,
+    publisher: Publisher,
+    finished: mpsc::Receiver<Vec<Finished>>,
+}
+
+impl Pipeline {
+    /// Opens the sessions of the model, and connects the stages.
+    async fn open(
+        config: &Config,
+        package: Arc<ModelPackage>,
+        transport: Arc<dyn Transport>,
+    ) -> anyhow::Result<Pipeline> {
+        let rules = Arc::new(Rules {
+            input_bucket: config.names.input_bucket.clone(),
+            max_receive_count: config.max_receive_count,
+            worker: worker_name(),
+        });
+        let session_count = config.sessions.unwrap_or_else(model::cores);
+        let capacity = session_count * config.max_batch_size;
+        let rule = BatchRule { max_size: config.max_batch_size, max_delay: config.max_batch_delay };
+        let (fetched, batches) = BatchQueue::new(rule, capacity);
+        let load = LoadWatch { load: batches.load(), sessions: session_count as u32 };
+        let (finished_tx, finished) = mpsc::channel(2 * session_count);
+        let shared = infer::Shared {
+            package: Arc::clone(&package),
+            limits: config.limits,
+            rules: Arc::clone(&rules),
+            statistics: Arc::default(),
+            batches: Arc::new(batches),
+            watchdog: Arc::new(Watchdog::new(config.limits.decode_timeout)),
+            finished: finished_tx.clone(),
+        };
+        let threads = infer::start(session_count, &config.model, shared.clone()).await?;
+        let last_faults = Arc::new(LastFaults::default());
+        let keeper =
+            Keeper::new(Arc::clone(&transport), config.visibility_timeout, config.max_lease, Arc::clone(&last_faults));
+        let intake = Intake {
+            transport: Arc::clone(&transport),
+            limits: config.limits,
+            rules,
+            keeper: keeper.clone(),
+            last_faults: Arc::clone(&last_faults),
+            visibility_timeout: config.visibility_timeout,
+            permits: Arc::new(Semaphore::new(capacity)),
+            permits_for_a_receive: config.max_batch_size.min(MAX_BATCH) as u32,
+            load,
+            fetched,
+            finished: finished_tx,
+        };
+        let publisher = Publisher { transport, keeper: keeper.clone(), last_faults };
+        Ok(Pipeline { package, session_count, threads, shared, keeper, intake, publisher, finished })
+    }
+
+    /// Starts the stages. Each ends when the one before it has ended and its channel is empty.
+    fn start(self, shutdown: &CancellationToken) -> JoinSet<anyhow::Result<()>> {
+        let mut stages = JoinSet::new();
+        stages.spawn(self.intake.run(shutdown.clone()).map(Ok));
+        for thread in self.threads {
+            stages.spawn(thread.join());
+        }
+        stages.spawn(self.publisher.run(self.finished).map(Ok));
+        stages.spawn(self.shared.end_stuck(shutdown.clone()).map(Ok));
+        stages
+    }
+
+    fn log_ready(&self, started: Instant) {
+        tracing::info!(
+            model = self.package.summary(),
+            worker = self.shared.rules.worker,
+            sessions = self.session_count,
+            jpeg = model::JPEG_DECODER,
+            after_ms = started.elapsed().as_millis(),
+            "ready"
+        );
+    }
+}
+
+impl Config {
+    fn service_options(&self) -> ServiceOptions {
+        let &Config { visibility_timeout, max_receive_count, .. } = self;
+        ServiceOptions { visibility_timeout, max_receive_count }
+    }
 }
 
 /// # Errors
 /// A decoder is stuck: its thread ends only with this process.
-fn say_how_it_ended(watchdog: &Watchdog<infer::Held>) -> anyhow::Result<()> {
+fn report_end(watchdog: &Watchdog<infer::Held>) -> anyhow::Result<()> {
     if watchdog.has_found_one() {
         bail!("a decoder did not stop within its time, and its thread cannot be ended without this process");
     }
@@ -232,9 +254,9 @@ fn say_how_it_ended(watchdog: &Watchdog<infer::Held>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Ends with an error where this process cannot go on with its queues.
-async fn end_at_failure(queues: Arc<dyn Queues>, stop: CancellationToken) -> anyhow::Result<()> {
-    match stop.run_until_cancelled(queues.failure()).await {
+/// Ends with an error when this process cannot go on with its transport.
+async fn end_at_failure(transport: Arc<dyn Transport>, stop: CancellationToken) -> anyhow::Result<()> {
+    match stop.run_until_cancelled(transport.failure()).await {
         Some(failure) => Err(anyhow!(failure)),
         None => Ok(()),
     }
@@ -297,14 +319,14 @@ async fn supervise(
         }
         Ok(())
     };
-    if let Ok(ended) = tokio::time::timeout(DRAIN_PATIENCE, all_ended).await {
+    if let Ok(ended) = tokio::time::timeout(DRAIN_TIMEOUT, all_ended).await {
         return ended;
     }
-    // A renewal after the handing back would hide the messages again.
+    // A renewal after the release would hide the messages again.
     stop_renewing.cancel();
     let held = keeper.held();
     stages.abort_all();
-    match tokio::time::timeout(HAND_BACK_PATIENCE, keeper.hand_back_all(&held)).await {
+    match tokio::time::timeout(RELEASE_TIMEOUT, keeper.release_all(&held)).await {
         Ok(Ok(())) => tracing::warn!(count = held.len(), "not drained in time; handed back"),
         Ok(Err(error)) => tracing::warn!(%error, "not drained in time; messages come again by themselves"),
         Err(_) => tracing::warn!("not drained in time; messages come again by themselves"),

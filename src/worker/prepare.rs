@@ -1,70 +1,64 @@
-//! The intake: receive, fetch.
+//! The first stage: messages are received, and their images fetched.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::batch::Activity;
-use super::infer::{Fetched, Finished};
-use super::job::{self, ALONE_FROM_ATTEMPT, Ending, Rules, Triage, Work, millis};
+use super::job::{self, ALONE_FROM_ATTEMPT, Outcome, Rules, Triage, Work, millis};
+use super::last_faults::LastFaults;
 use super::lease::{Keeper, Lease, Stage};
 use super::metrics::METRICS;
-use super::patience::{Rests, patiently, unless_final};
+use super::retrying::{BACKOFF, retry_for, unless_final};
+use super::session_load::LoadWatch;
+use super::stages::{Fetched, Finished};
 use crate::clock;
 use crate::config::Limits;
 use crate::protocol::{self, ClassifyRequest, ErrorCode, Incoming, Payload};
-use crate::queue::{Delivery, LONGEST_POLL, MAX_BATCH, Queue, QueueError, ReceiveOptions};
-use crate::store::{ObjectStore, StoreError};
 use crate::telemetry::trace::{Side, Span};
+use crate::transport::{Delivery, MAX_BATCH, Transport, TransportError, Wanted};
 
-/// How long a fetch is tried in place before it costs an attempt. The lease is renewed meanwhile.
-const FETCH_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a fetch is retried before it costs an attempt. The lease is renewed meanwhile.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub struct Intake {
-    pub requests: Arc<dyn Queue>,
-    pub input: Arc<dyn ObjectStore>,
-    pub output: Arc<dyn ObjectStore>,
+    pub transport: Arc<dyn Transport>,
     pub limits: Limits,
     pub rules: Arc<Rules>,
     pub keeper: Keeper,
     pub last_faults: Arc<LastFaults>,
     pub visibility_timeout: Duration,
-    /// One permit for each image that may wait for a session; those that run have given theirs back.
-    pub places: Arc<Semaphore>,
-    /// So many places have to be free before more is received: those of one batch, which are free as soon as a session
-    /// begins with one. While that runs the next is received and fetched, and one call brings several messages.
-    pub places_for_a_receive: u32,
-    pub activity: watch::Receiver<Activity>,
-    pub sessions: u32,
+    /// One permit for each image that may wait for a session; images that a session has begun have released theirs.
+    pub permits: Arc<Semaphore>,
+    /// So many permits have to be free before more is received: those of one batch, which are free as soon as a session
+    /// begins with one. While that runs the next is received and fetched, and one call returns several messages.
+    pub permits_for_a_receive: u32,
+    pub load: LoadWatch,
     pub fetched: mpsc::Sender<Fetched>,
     pub finished: mpsc::Sender<Vec<Finished>>,
 }
 
 impl Intake {
-    /// Receives until shut down, then lets what it took go through.
+    /// Receives until shutdown. Then what it received goes through.
     pub async fn run(self, shutdown: CancellationToken) {
         let intake = Arc::new(self);
         let mut jobs = JoinSet::new();
-        let mut rests = Rests::default();
-        let mut left_more = false;
-        while let Some(received) = shutdown.run_until_cancelled(intake.receive(left_more)).await {
+        let mut backoff = BACKOFF.start();
+        while let Some(received) = shutdown.run_until_cancelled(intake.receive()).await {
             match received {
-                Ok((deliveries, places)) => {
-                    rests = Rests::default();
-                    // A fair share of two or more leaves some.
-                    left_more = deliveries.len() >= places.len().min(2);
-                    intake.dispatch(deliveries, places, &mut jobs, &shutdown).await;
+                Ok((deliveries, permits)) => {
+                    backoff.reset();
+                    intake.dispatch(deliveries, permits, &mut jobs, &shutdown).await;
                 }
                 Err(error) => {
                     METRICS.faults.with_label_values(&["receive"]).inc();
                     tracing::warn!(%error, "cannot receive; trying again");
-                    let _ = shutdown.run_until_cancelled(rests.rest()).await;
+                    let pause = tokio::time::sleep(backoff.next_delay_with_jitter());
+                    let _ = shutdown.run_until_cancelled(pause).await;
                 }
             }
             while jobs.try_join_next().is_some() {}
@@ -72,77 +66,50 @@ impl Intake {
         while jobs.join_next().await.is_some() {}
     }
 
-    /// Takes at most as many messages as there are places for, so that this worker never holds what an idle one could
-    /// do: what runs, plus one batch a session.
-    ///
-    /// `left_more`: whether the last receive left messages there, as far as can be told.
-    async fn receive(&self, left_more: bool) -> Result<(Vec<Delivery>, Vec<OwnedSemaphorePermit>), QueueError> {
-        let places = take_places(&self.places, self.places_for_a_receive).await;
-        let mut may_look = left_more;
-        loop {
-            let wait = self.until_it_is_our_turn(may_look).await;
-            let options =
-                ReceiveOptions { max: places.len(), wait, visibility_timeout: self.visibility_timeout, is_fair: true };
-            let deliveries = self.requests.receive(options).await?;
-            if !deliveries.is_empty() || wait == LONGEST_POLL {
-                METRICS.received.inc_by(deliveries.len() as u64);
-                return Ok((deliveries, places));
-            }
-            may_look = false;
-        }
-    }
-
-    /// While the sessions of this worker are busy, what arrives is first of all an idle worker's: this one only looks
-    /// halfway to its next free session, so that what it finds is fetched by then, unless it `may_look` at once. Who looks
-    /// earlier takes what another may be free for sooner. Returns how long to wait for a message.
-    async fn until_it_is_our_turn(&self, may_look: bool) -> Duration {
-        if !self.requests.is_cheap_to_look() {
-            return LONGEST_POLL;
-        }
-        let mut activity = self.activity.clone();
-        let free_in = activity.borrow().next_is_free_in(self.sessions);
-        let rest = if may_look { Duration::ZERO } else { free_in / 2 };
-        tokio::select! {
-            biased;
-            _ = activity.wait_for(|activity| activity.is_idle()) => LONGEST_POLL,
-            () = tokio::time::sleep(rest) => Duration::ZERO,
-        }
+    /// Receives at most as many messages as there are permits, so that this worker never holds what an idle one could do:
+    /// what runs, plus one batch a session.
+    async fn receive(&self) -> Result<(Vec<Delivery>, Vec<OwnedSemaphorePermit>), TransportError> {
+        let permits = take_permits(&self.permits, self.permits_for_a_receive).await;
+        let wanted = Wanted { max: permits.len(), visibility_timeout: self.visibility_timeout };
+        let deliveries = self.transport.receive(wanted, &self.load).await?;
+        METRICS.received.inc_by(deliveries.len() as u64);
+        Ok((deliveries, permits))
     }
 
     async fn dispatch(
         self: &Arc<Self>,
         deliveries: Vec<Delivery>,
-        places: Vec<OwnedSemaphorePermit>,
+        permits: Vec<OwnedSemaphorePermit>,
         jobs: &mut JoinSet<()>,
         shutdown: &CancellationToken,
     ) {
-        // All leases first: those that have to wait for their turn below are renewed too.
+        // All leases first: those that wait below are renewed too.
         let held: Vec<_> = deliveries
             .into_iter()
-            .zip(places)
-            .map(|(delivery, place)| (self.keeper.hold(delivery.receipt.clone()), delivery, place))
+            .zip(permits)
+            .map(|(delivery, permit)| (self.keeper.hold(delivery.receipt.clone()), delivery, permit))
             .collect();
         let (alone, together): (Vec<_>, Vec<_>) =
             held.into_iter().partition(|(_, delivery, _)| delivery.receive_count >= ALONE_FROM_ATTEMPT);
-        for (lease, delivery, place) in together {
-            jobs.spawn(Arc::clone(self).prepare(lease, delivery, place));
+        for (lease, delivery, permit) in together {
+            jobs.spawn(Arc::clone(self).prepare(lease, delivery, permit));
         }
         let mut left = alone.len();
-        for (lease, delivery, place) in alone {
+        for (lease, delivery, permit) in alone {
             if shutdown.run_until_cancelled(self.keeper.until_held_at_most(left)).await.is_none() {
-                let ending = Ending::HandBack { id: None, after: Duration::ZERO, reason: "draining".to_owned() };
-                self.finish(lease, Span::default(), ending).await;
+                let outcome = Outcome::Release { id: None, after: Duration::ZERO, reason: "draining".to_owned() };
+                self.finish(lease, Span::default(), outcome).await;
                 continue;
             }
-            jobs.spawn(Arc::clone(self).prepare(lease, delivery, place));
+            jobs.spawn(Arc::clone(self).prepare(lease, delivery, permit));
             left -= 1;
             // While the last one runs, nothing is received either: it is alone.
             let _ = shutdown.run_until_cancelled(self.keeper.until_held_at_most(left)).await;
         }
     }
 
-    /// One delivery, from its body to an image or to its end.
-    async fn prepare(self: Arc<Self>, lease: Lease, delivery: Delivery, place: OwnedSemaphorePermit) {
+    /// One delivery, from its body to an image or to its outcome.
+    async fn prepare(self: Arc<Self>, lease: Lease, delivery: Delivery, permit: OwnedSemaphorePermit) {
         lease.enter(Stage::Fetching);
         let incoming = Incoming::parse(&delivery.body);
         lease.belongs_to(incoming.id());
@@ -151,24 +118,24 @@ impl Intake {
         match self.image_of(incoming, &delivery, &span).await {
             Ok((work, image)) => {
                 let body = delivery.body;
-                lease.enter(Stage::InLine);
-                let fetched = Fetched { work, lease, span, body, image, place, since: Instant::now() };
+                lease.enter(Stage::Queued);
+                let fetched = Fetched { work, lease, span, body, image, permit, since: Instant::now() };
                 if self.fetched.send(fetched).await.is_err() {
                     tracing::debug!("the inference threads have ended; the message comes again");
                 }
             }
-            Err(ending) => self.finish(lease, span, ending).await,
+            Err(outcome) => self.finish(lease, span, outcome).await,
         }
     }
 
-    async fn finish(&self, lease: Lease, span: Span, ending: Ending) {
+    async fn finish(&self, lease: Lease, span: Span, outcome: Outcome) {
         lease.enter(Stage::Publishing);
-        if self.finished.send(vec![Finished { lease, span, ending }]).await.is_err() {
+        if self.finished.send(vec![Finished { lease, span, outcome }]).await.is_err() {
             tracing::debug!("the publisher has ended; the message comes again");
         }
     }
 
-    async fn image_of(&self, incoming: Incoming, delivery: &Delivery, span: &Span) -> Result<(Work, Bytes), Ending> {
+    async fn image_of(&self, incoming: Incoming, delivery: &Delivery, span: &Span) -> Result<(Work, Bytes), Outcome> {
         let mut work = self.triage(incoming, delivery).await?;
         let fetching = Instant::now();
         let image = match self.fetch(&mut work).await {
@@ -179,7 +146,7 @@ impl Intake {
             Err(Fetch::Damaged(reason)) => {
                 return Err(work.damaged(&reason, &delivery.body, clock::now(), &self.rules));
             }
-            Err(Fetch::Withdrawn(id)) => return Err(Ending::Withdrawn { id }),
+            Err(Fetch::Withdrawn(id)) => return Err(Outcome::Withdrawn { id }),
             Err(Fetch::Fault(reason)) => return Err(work.faulted(reason)),
         };
         let fetched = fetching.elapsed();
@@ -189,42 +156,41 @@ impl Intake {
         Ok((work, image))
     }
 
-    async fn triage(&self, incoming: Incoming, delivery: &Delivery) -> Result<Work, Ending> {
+    async fn triage(&self, incoming: Incoming, delivery: &Delivery) -> Result<Work, Outcome> {
         let attempt = delivery.receive_count;
         if attempt > 1 {
             METRICS.redelivered.inc();
         }
         match job::triage(incoming, &delivery.body, attempt, clock::now(), &self.rules) {
             Triage::Classify(work) => Ok(work),
-            Triage::End(ending) => Err(ending),
+            Triage::Done(outcome) => Err(outcome),
             Triage::LookUp(request) => self.look_up(request, delivery).await,
         }
     }
 
-    /// Of a request that was delivered before: the result that stands, else what is to be done with it.
-    async fn look_up(&self, request: Box<ClassifyRequest>, delivery: &Delivery) -> Result<Work, Ending> {
+    /// For a request that was delivered before: the result that exists, else what is to be done with it.
+    async fn look_up(&self, request: Box<ClassifyRequest>, delivery: &Delivery) -> Result<Work, Outcome> {
         let (id, attempt) = (request.id, delivery.receive_count);
         match self.stored_result(id).await {
             Ok(Ok(Some(stored))) => {
                 tracing::info!(%id, attempt, "delivered again after its end; answered again");
-                return Err(Ending::Again { stored, reply_to: request.reply_to });
+                return Err(Outcome::AlreadyCompleted { stored, reply_to: request.reply_to });
             }
             Ok(Ok(None)) => {}
             Ok(Err(error)) => {
                 return Err(job::damaged_result(&request, &delivery.body, attempt, &error.to_string()));
             }
-            Err(error) => return Err(job::hand_back(Some(id), attempt, error.to_string())),
+            Err(error) => return Err(job::release(Some(id), attempt, error.to_string())),
         }
         let last_fault = self.last_faults.of(id);
-        job::settle(request, &delivery.body, attempt, last_fault.as_deref(), clock::now(), &self.rules)
-            .map_err(|ending| *ending)
+        job::decide(request, &delivery.body, attempt, last_fault.as_deref(), clock::now(), &self.rules)
+            .map_err(|outcome| *outcome)
     }
 
-    /// The inner error is of this result alone, the outer one of the store.
-    async fn stored_result(&self, id: Uuid) -> Result<Result<Option<Bytes>, StoreError>, StoreError> {
-        let key = protocol::result_key(id);
-        let read = || async { unless_final(self.output.get(&key, protocol::MAX_RESULT_BYTES).await) };
-        patiently("look_up", FETCH_PATIENCE, read).await
+    /// The inner error is one of this result, the outer one of the transport.
+    async fn stored_result(&self, id: Uuid) -> Result<Result<Option<Bytes>, TransportError>, TransportError> {
+        let read = || async { unless_final(self.transport.result(id).await) };
+        retry_for("look_up", FETCH_TIMEOUT, read).await
     }
 
     async fn fetch(&self, work: &mut Work) -> Result<Bytes, Fetch> {
@@ -236,13 +202,14 @@ impl Intake {
             Payload::Inline(bytes) => return Ok(Bytes::from(std::mem::take(bytes))),
             Payload::Stored(id) => *id,
         };
-        let key = protocol::image_key(id);
-        let read = || async { unless_final(self.input.get(&key, limit).await) };
-        match patiently("fetch", FETCH_PATIENCE, read).await {
+        let read = || async { unless_final(self.transport.image(id, limit).await) };
+        match retry_for("fetch", FETCH_TIMEOUT, read).await {
             Ok(Ok(Some(image))) if image == protocol::WITHDRAWN_IMAGE => Err(Fetch::Withdrawn(id)),
             Ok(Ok(Some(image))) => Ok(image),
-            Ok(Ok(None)) => Err(Fetch::Failed(ErrorCode::InputMissing, format!("no object {key}"))),
-            Ok(Err(StoreError::TooLarge { size, .. })) => {
+            Ok(Ok(None)) => {
+                Err(Fetch::Failed(ErrorCode::InputMissing, format!("no object {}", protocol::image_key(id))))
+            }
+            Ok(Err(TransportError::ObjectTooLarge { size, .. })) => {
                 Err(Fetch::Failed(ErrorCode::InputTooLarge, format!("{size} bytes, at most {limit}")))
             }
             Ok(Err(error)) => Err(Fetch::Damaged(error.to_string())),
@@ -251,41 +218,21 @@ impl Intake {
     }
 }
 
-/// Why there is no image.
+/// The reason why there is no image.
 enum Fetch {
     Failed(ErrorCode, String),
-    /// Not the bytes that were stored; no retry brings them back.
+    /// Not the bytes that were stored. No retry brings them back.
     Damaged(String),
-    /// The client left before anybody was told the id.
+    /// The client left before it was told the id.
     Withdrawn(Uuid),
     Fault(String),
 }
 
-/// Waits for so many places, then takes all that are free, at most a batch.
-async fn take_places(places: &Arc<Semaphore>, at_least: u32) -> Vec<OwnedSemaphorePermit> {
-    let Ok(mut first) = Arc::clone(places).acquire_many_owned(at_least).await else {
+/// Waits for so many permits, then takes all that are free, at most a batch.
+async fn take_permits(permits: &Arc<Semaphore>, at_least: u32) -> Vec<OwnedSemaphorePermit> {
+    let Ok(mut first) = Arc::clone(permits).acquire_many_owned(at_least).await else {
         return std::future::pending().await;
     };
-    let more = std::iter::from_fn(|| Arc::clone(places).try_acquire_owned().ok());
+    let more = std::iter::from_fn(|| Arc::clone(permits).try_acquire_owned().ok());
     std::iter::from_fn(|| first.split(1)).chain(more).take(MAX_BATCH).collect()
-}
-
-/// Why jobs were handed back, for the dead letter that may follow. A help for people, so it may forget.
-#[derive(Default)]
-pub struct LastFaults(Mutex<HashMap<Uuid, String>>);
-
-impl LastFaults {
-    const REMEMBERED: usize = 1_000;
-
-    pub fn record(&self, id: Uuid, reason: String) {
-        let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if faults.len() >= Self::REMEMBERED {
-            faults.clear();
-        }
-        faults.insert(id, reason);
-    }
-
-    fn of(&self, id: Uuid) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
-    }
 }

@@ -1,8 +1,8 @@
-//! The last resort against a decoder that neither reads nor returns: a thread cannot be ended, a process can.
+//! The last resort against a decoder that does not return: a thread cannot be killed, a process can.
 //!
-//! A decoder is stopped from inside once it has spent its time (`model::prepare`). One that does not notice is found here
-//! after twice as long. Its image fails as `decode_timeout` like any other, so that no worker takes it again; then this
-//! worker drains and ends with an error, and whoever watches over it starts another.
+//! A decoder is stopped from inside once it has used its CPU time (`model::prepare`). A decoder that does not stop is found
+//! here after twice as long. Its image fails as `decode_timeout` like any other, so that no worker takes it again. Then this
+//! worker drains and ends with an error, and its supervisor starts another.
 
 use std::fs;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -16,14 +16,14 @@ use crate::model;
 /// How many times its own limit a decoder may take before it counts as stuck.
 const TIMES_THE_LIMIT: u32 = 2;
 
-/// Watches over the decoders of all inference threads. `T` is what has to be ended for an image.
+/// Watches the decoders of all inference threads. `T` is what is needed to give an image an outcome.
 pub struct Watchdog<T> {
     decode_timeout: Duration,
     slots: Mutex<Vec<Arc<Slot<T>>>>,
     stuck: OnceLock<()>,
 }
 
-/// What one thread decodes at the moment.
+/// The image that one thread decodes at the moment.
 pub struct Slot<T>(Mutex<Option<Decoding<T>>>);
 
 struct Decoding<T> {
@@ -45,7 +45,7 @@ impl<T> Watchdog<T> {
         slot
     }
 
-    /// Waits for a thread that is stuck, and takes from it what it holds. None: `stop` came first.
+    /// Waits for a thread that is stuck, and takes what it holds. `None` when `stop` came first.
     pub async fn wait(&self, stop: &CancellationToken) -> Option<T> {
         let often = (self.decode_timeout / 4).clamp(Duration::from_millis(5), Duration::from_secs(1));
         let mut ticks = tokio::time::interval(often);
@@ -61,7 +61,7 @@ impl<T> Watchdog<T> {
         }
     }
 
-    /// Whether a thread was ever found stuck.
+    /// Whether a stuck thread was ever found.
     pub fn has_found_one(&self) -> bool {
         self.stuck.get().is_some()
     }
@@ -83,7 +83,7 @@ impl<T> Slot<T> {
         *self.state() = Some(decoding);
     }
 
-    /// This thread has decoded. None: the watchdog took what it held, and somebody else has ended it.
+    /// This thread has decoded. `None` when the watchdog took what it held, and has given the image its outcome.
     pub fn end(&self) -> Option<T> {
         self.state().take().map(|decoding| decoding.item)
     }
@@ -91,7 +91,7 @@ impl<T> Slot<T> {
     fn take_if_beyond(&self, limit: Duration) -> Option<T> {
         let mut state = self.state();
         let decoding = state.as_ref()?;
-        // A thread never has more CPU time than has passed, so that the system is asked only about slow images.
+        // A thread has never more CPU time than has passed, so the system is asked only about slow images.
         if decoding.began.elapsed() < limit {
             return None;
         }
@@ -102,13 +102,13 @@ impl<T> Slot<T> {
         state.take().map(|decoding| decoding.item)
     }
 
-    /// Each change is one assignment, so a poisoned lock still guards a whole state.
+    /// Each change is one assignment, so a poisoned lock still guards a consistent state.
     fn state(&self) -> MutexGuard<'_, Option<Decoding<T>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// CPU time that another thread of this process has used. None where the system does not tell.
+/// CPU time that another thread of this process has used. `None` when the system does not report it.
 fn cpu_time(thread: Pid) -> Option<Duration> {
     let folder = format!("/proc/self/task/{}", thread.as_raw_nonzero());
     let nanoseconds = fs::read_to_string(format!("{folder}/schedstat")).ok().and_then(|text| first_number(&text));
@@ -132,9 +132,9 @@ mod tests {
 
     use super::*;
 
-    /// A decoder that does not end by itself, beside one that waits for something and uses no time.
+    /// One decoder does not end by itself, and one waits for something and uses no CPU time.
     #[tokio::test]
-    async fn a_decoder_that_neither_reads_nor_returns_loses_its_image() {
+    async fn decoder_that_does_not_return_loses_its_image() {
         let watchdog: Watchdog<&str> = Watchdog::new(Duration::from_millis(20));
         let (spinning, waiting) = (watchdog.slot(), watchdog.slot());
         let give_up = Arc::new(AtomicBool::new(false));
@@ -154,12 +154,12 @@ mod tests {
         assert_eq!(watchdog.wait(&CancellationToken::new()).await, Some("bomb"));
         assert!(watchdog.has_found_one());
         give_up.store(true, Ordering::Relaxed);
-        // The thread that lost its image must not end it a second time.
+        // The thread that lost its image must not give it a second outcome.
         assert_eq!(threads.map(|thread| thread.join().unwrap()), [None, Some("good")]);
     }
 
     #[tokio::test]
-    async fn a_slot_that_is_empty_again_is_left_alone() {
+    async fn slot_that_is_empty_again_is_ignored() {
         let watchdog: Watchdog<u8> = Watchdog::new(Duration::ZERO);
         let slot = watchdog.slot();
         slot.begin(7);

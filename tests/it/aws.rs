@@ -12,12 +12,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::future::join_all;
 use imgcls::aws::Aws;
-use imgcls::queue::{self, Outgoing, QueueAttributes, QueueError, Queues as _, ReceiveOptions, SqsQueues};
-use imgcls::store::{ObjectStore, Put, PutOptions, S3Store, StoreError};
+use imgcls::config::Backend;
+use imgcls::transport::aws::S3Store;
+use imgcls::transport::aws::SqsQueues;
+use imgcls::transport::queued::object::{ObjectStore, Put, PutOptions, StoreError};
+use imgcls::transport::queued::queue::{self, Outgoing, QueueAttributes, QueueError, Queues as _, ReceiveOptions};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
-use crate::conformance::Exception;
+use crate::conformance::{self, Exception};
 use crate::emulators::{self, Emulator, ministack, moto, seaweedfs};
 use crate::harness::{PATIENCE, Service, free_port, imgcls, label_of, picture};
 use crate::{queue_conformance, store_conformance};
@@ -26,10 +29,35 @@ use crate::{queue_conformance, store_conformance};
 const INSIDE: &str = "IMGCLS_TEST_INSIDE";
 
 #[test]
-fn the_queues_of_moto_conform() {
+fn transport_on_moto_conforms() {
     let exceptions = [
         Exception::Fails {
-            check: "a_stale_receipt_does_nothing",
+            check: "stale_receipt_does_nothing",
+            why: "moto deletes by any receipt that the message ever had",
+        },
+        Exception::NotRun {
+            check: "receivers_share_without_doubles",
+            why: "now and then two of moto's threads deliver one message",
+        },
+    ];
+    within(moto, "aws::transport_on_moto_conforms", async || conformance::transport::all(&aws(), &exceptions).await);
+}
+
+#[test]
+fn transport_on_ministack_conforms() {
+    within(ministack, "aws::transport_on_ministack_conforms", async || conformance::transport::all(&aws(), &[]).await);
+}
+
+/// As the environment says.
+fn aws() -> Backend {
+    Backend::Aws { region: None, endpoint_url: None }
+}
+
+#[test]
+fn queues_of_moto_conform() {
+    let exceptions = [
+        Exception::Fails {
+            check: "stale_receipt_does_nothing",
             why: "moto deletes by any receipt that the message ever had",
         },
         // It looks for visible messages and hides them without a lock.
@@ -38,39 +66,42 @@ fn the_queues_of_moto_conform() {
             why: "now and then two of moto's threads deliver one message",
         },
     ];
-    within(moto, "aws::the_queues_of_moto_conform", async || queues(&exceptions).await);
+    within(moto, "aws::queues_of_moto_conform", async || queues(&exceptions).await);
 }
 
 #[test]
-fn the_queues_of_ministack_conform() {
-    within(ministack, "aws::the_queues_of_ministack_conform", async || queues(&[]).await);
+fn queues_of_ministack_conform() {
+    within(ministack, "aws::queues_of_ministack_conform", async || queues(&[]).await);
 }
 
 #[test]
-fn the_store_of_moto_conforms() {
-    within(moto, "aws::the_store_of_moto_conforms", async || drop(store(&[]).await));
+fn store_of_moto_conforms() {
+    within(moto, "aws::store_of_moto_conforms", async || drop(store(&[]).await));
 }
 
 #[test]
-fn the_store_of_ministack_conforms() {
-    within(ministack, "aws::the_store_of_ministack_conforms", async || drop(store(&[]).await));
+fn store_of_ministack_conforms() {
+    within(ministack, "aws::store_of_ministack_conforms", async || drop(store(&[]).await));
 }
 
 #[test]
-fn the_store_of_seaweedfs_conforms() {
-    within(seaweedfs, "aws::the_store_of_seaweedfs_conforms", async || drop(store(&[]).await));
+fn store_of_seaweedfs_conforms() {
+    within(seaweedfs, "aws::store_of_seaweedfs_conforms", async || drop(store(&[]).await));
 }
 
 /// Against AWS itself, with the credentials and the region of the environment. About 600 calls of SQS: nothing within
 /// the free million a month, else less than a cent.
 #[test]
 #[ignore = "needs an AWS account: IMGCLS_E2E_AWS=1 scripts/test"]
-fn the_queues_of_aws_conform() {
+fn queues_of_aws_conform() {
     let exceptions = [
-        Exception::NotRun { check: "queues_are_made_found_listed_and_removed", why: "a deletion shows within 60 s" },
-        Exception::NotRun { check: "a_missing_queue_is_not_found", why: "a deletion shows within 60 s" },
-        Exception::NotRun { check: "purge_empties", why: "a purge takes up to 60 s" },
-        Exception::NotRun { check: "depth_tells_visible_from_in_flight", why: "counts settle within minutes" },
+        Exception::NotRun {
+            check: "queues_are_created_opened_listed_and_deleted",
+            why: "a deletion shows within 60 s",
+        },
+        Exception::NotRun { check: "missing_queue_is_not_found", why: "a deletion shows within 60 s" },
+        Exception::NotRun { check: "purge_deletes_all_messages", why: "a purge takes up to 60 s" },
+        Exception::NotRun { check: "depth_counts_visible_and_in_flight", why: "counts settle within minutes" },
     ];
     runtime().block_on(queues(&exceptions));
 }
@@ -78,7 +109,7 @@ fn the_queues_of_aws_conform() {
 /// About 150 calls of S3: a tenth of a cent. The bucket is removed again.
 #[test]
 #[ignore = "needs an AWS account: IMGCLS_E2E_AWS=1 scripts/test"]
-fn the_store_of_aws_conforms() {
+fn store_of_aws_conforms() {
     runtime().block_on(async {
         let bucket = store(&[]).await;
         let aws = Aws::connect(None, None).await.expect("a region");
@@ -125,12 +156,12 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 #[test]
-fn a_web_tier_and_a_worker_on_moto_answer() {
+fn web_tier_and_worker_on_moto_answer() {
     answers(moto());
 }
 
 #[test]
-fn a_web_tier_and_a_worker_on_ministack_answer() {
+fn web_tier_and_worker_on_ministack_answer() {
     answers(ministack());
 }
 
@@ -163,8 +194,7 @@ fn sends_and_acks_of_many_callers_share_calls() {
         join_all(sends).await.into_iter().collect::<Result<(), _>>().expect("sent");
         let mut receipts = Vec::new();
         while receipts.len() < 200 {
-            let options =
-                ReceiveOptions { max: 10, wait: Duration::from_secs(5), visibility_timeout: PATIENCE, is_fair: false };
+            let options = ReceiveOptions { max: 10, wait: Duration::from_secs(5), visibility_timeout: PATIENCE };
             receipts.extend(queue.receive(options).await.expect("received").into_iter().map(|got| got.receipt));
         }
         let acks = receipts.iter().map(|receipt| queue.ack(std::slice::from_ref(receipt)));
@@ -179,17 +209,17 @@ fn sends_and_acks_of_many_callers_share_calls() {
 }
 
 #[test]
-fn a_limit_of_moto_that_changed_is_learnt() {
-    within(moto, "aws::a_limit_of_moto_that_changed_is_learnt", a_limit_that_changed_is_learnt);
+fn changed_limit_of_moto_is_learned() {
+    within(moto, "aws::changed_limit_of_moto_is_learned", changed_limit_is_learned);
 }
 
 #[test]
-fn a_limit_of_ministack_that_changed_is_learnt() {
-    within(ministack, "aws::a_limit_of_ministack_that_changed_is_learnt", a_limit_that_changed_is_learnt);
+fn changed_limit_of_ministack_is_learned() {
+    within(ministack, "aws::changed_limit_of_ministack_is_learned", changed_limit_is_learned);
 }
 
 /// moto refuses a whole call for the sake of one message, ministack that message, as SQS does.
-async fn a_limit_that_changed_is_learnt() {
+async fn changed_limit_is_learned() {
     let queues = SqsQueues::connect(None, None).await.expect("a region");
     let name = format!("limited-{}", Uuid::now_v7().simple());
     let queue = queues.create(&name, &QueueAttributes::default()).await.expect("a queue");
@@ -237,8 +267,8 @@ fn calls(operation: &str) -> u64 {
 
 /// Thirty tasks want something of a queue that is out of reach, and then is not.
 #[test]
-fn an_outage_costs_few_calls_and_ends_soon() {
-    within(moto, "aws::an_outage_costs_few_calls_and_ends_soon", async || {
+fn outage_costs_few_calls_and_ends_soon() {
+    within(moto, "aws::outage_costs_few_calls_and_ends_soon", async || {
         let name = format!("outage-{}", Uuid::now_v7().simple());
         let direct = SqsQueues::connect(None, None).await.expect("a region");
         direct.create(&name, &QueueAttributes::default()).await.expect("a queue");
@@ -310,8 +340,8 @@ impl Door {
 }
 
 #[test]
-fn what_a_policy_denies_is_named() {
-    within(seaweedfs, "aws::what_a_policy_denies_is_named", async || {
+fn denied_permission_is_named() {
+    within(seaweedfs, "aws::denied_permission_is_named", async || {
         let bucket = format!("imgcls-test-{}", Uuid::now_v7());
         let store = S3Store::open(None, None, &bucket).await.expect("a bucket");
         let put = store.put("images/1", Bytes::from_static(b"image"), PutOptions::default()).await.expect("put");
@@ -338,7 +368,7 @@ async fn deny(bucket: &str, actions: &[&str]) {
 
 /// The queues are moto's, which takes any credentials; the store is SeaweedFS, which does not.
 #[test]
-fn credentials_that_nobody_knows_are_told_from_a_missing_permission() {
+fn unknown_credentials_are_distinguished_from_a_missing_permission() {
     let mut environment = emulators::credentials();
     let strange = [
         ("AWS_ACCESS_KEY_ID", "stranger"),
@@ -352,13 +382,13 @@ fn credentials_that_nobody_knows_are_told_from_a_missing_permission() {
 }
 
 #[test]
-fn without_credentials_the_web_tier_says_where_to_put_them() {
+fn web_tier_without_credentials_says_where_to_put_them() {
     let said = refusal(&["--endpoint-url", &moto().url()], emulators::nothing_else());
     assert!(said.contains("no AWS credentials") && said.contains("AWS_ACCESS_KEY_ID"), "{said}");
 }
 
 #[test]
-fn an_endpoint_where_nobody_listens_is_named() {
+fn endpoint_without_a_listener_is_named() {
     let url = format!("http://127.0.0.1:{}", free_port());
     let buckets = ["--input-bucket", "some-input", "--output-bucket", "some-output"];
     let said = refusal(&[&["--endpoint-url", url.as_str()][..], &buckets].concat(), emulators::credentials());
@@ -366,19 +396,19 @@ fn an_endpoint_where_nobody_listens_is_named() {
 }
 
 #[test]
-fn a_region_that_is_none_is_named() {
+fn invalid_region_is_named() {
     let said = refusal(&["--region", "mars-north-1"], emulators::credentials());
     assert!(said.contains("AWS region mars-north-1") && said.contains("check"), "{said}");
 }
 
 #[test]
-fn without_a_region_the_web_tier_asks_for_one() {
+fn web_tier_without_a_region_asks_for_one() {
     let said = refusal(&["--backend", "aws"], emulators::credentials());
     assert!(said.contains("--region"), "{said}");
 }
 
 #[test]
-fn a_worker_says_it_too() {
+fn worker_says_the_same() {
     let mut command = imgcls();
     command.args(["worker", "--endpoint-url", &moto().url()]).envs(emulators::nothing_else());
     let said = last_line(command);

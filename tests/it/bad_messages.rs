@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use imgcls::config::{Backend, Names};
 use imgcls::protocol::reply_queue;
-use imgcls::queue::{self, Delivery, Outgoing, Queue, QueueAttributes, Queues, ReceiveOptions};
-use imgcls::store::{ObjectStore as _, Put, PutOptions, SqliteStore};
+use imgcls::transport;
+use imgcls::transport::Delivery;
+use imgcls::transport::local::SqliteStore;
+use imgcls::transport::queued::object::{ObjectStore as _, Put, PutOptions};
+use imgcls::transport::queued::queue::{self, Outgoing, Queue, QueueAttributes, Queues, ReceiveOptions};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -30,7 +33,7 @@ impl Clinic {
         let service = Service::start(workers, &[], &flags);
         let names = Names::local("imgcls");
         let (queues, requests, dead_letters) = run(async {
-            let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
+            let queues = transport::open_queues(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
             let requests = queues.open(&names.request_queue).await.unwrap();
             let dead_letters = queues.open(&names.dead_letter_queue()).await.unwrap();
             (queues, requests, dead_letters)
@@ -83,12 +86,12 @@ fn request(id: Uuid) -> Value {
 }
 
 fn receive(queue: &dyn Queue, visibility_timeout: Duration) -> Delivery {
-    let options = ReceiveOptions { max: 1, wait: Duration::from_secs(1), visibility_timeout, is_fair: false };
+    let options = ReceiveOptions { max: 1, wait: Duration::from_secs(1), visibility_timeout };
     until(&format!("a message on {}", queue.name()), || run(queue.receive(options)).unwrap().pop())
 }
 
 #[test]
-fn what_leads_to_no_image_ends_as_failed() {
+fn messages_without_an_image_fail() {
     let clinic = Clinic::start(1, &["--max-upload-bytes", "100000"]);
     let too_large = Uuid::now_v7();
     clinic.store(too_large, &[picture("cup.jpg"), vec![0; 200_000]].concat());
@@ -117,7 +120,7 @@ fn what_leads_to_no_image_ends_as_failed() {
 }
 
 #[test]
-fn a_reply_goes_to_no_queue_that_is_not_ours() {
+fn replies_go_only_to_queues_of_the_service() {
     let clinic = Clinic::start(1, &[]);
     let foreign = run(clinic.queues.create("somebody-elses", &QueueAttributes::default())).unwrap();
     let id = Uuid::now_v7();
@@ -134,7 +137,7 @@ fn a_reply_goes_to_no_queue_that_is_not_ours() {
 }
 
 #[test]
-fn a_message_delivered_twice_has_one_end_and_two_equal_replies() {
+fn message_delivered_twice_has_one_result_and_two_equal_replies() {
     let mut clinic = Clinic::start(0, &[]);
     let reply_to = reply_queue("app-web-result-queue", "test");
     let replies = run(clinic.queues.create(&reply_to, &QueueAttributes::default())).unwrap();
@@ -163,7 +166,7 @@ fn a_message_delivered_twice_has_one_end_and_two_equal_replies() {
 
 /// A worker that was stopped while it held a message, for longer than it may hold one.
 #[test]
-fn a_worker_that_slept_through_its_lease_spoils_nothing() {
+fn worker_that_slept_through_its_lease_changes_nothing() {
     let clinic = Clinic::start(1, &["--visibility-timeout", "1s"]);
     // Takes long enough to decode to be caught in the act.
     let id = clinic.service.submit("black.png", &picture("black-49-megapixels.png"));
@@ -187,7 +190,7 @@ fn a_worker_that_slept_through_its_lease_spoils_nothing() {
 }
 
 #[test]
-fn a_reply_that_nobody_waits_for_is_deleted_and_counted() {
+fn reply_without_a_waiter_is_deleted_and_counted() {
     let clinic = Clinic::start(0, &[]);
     let own = run(clinic.queues.list("app-web-result-queue-")).unwrap().pop().expect("the web tier's own queue");
     let own = run(clinic.queues.open(&own)).unwrap();
@@ -205,7 +208,7 @@ fn a_reply_that_nobody_waits_for_is_deleted_and_counted() {
 }
 
 #[test]
-fn a_newer_wire_is_handed_back_until_it_is_a_dead_letter() {
+fn newer_wire_is_released_until_it_is_a_dead_letter() {
     let clinic = Clinic::start(1, &["--max-receive-count", "1"]);
     clinic.send(&json!({"v": 2, "id": Uuid::now_v7(), "image": "in a form to come"}));
     let letter = receive(&*clinic.dead_letters, PATIENCE);

@@ -196,7 +196,7 @@ fn expect_all_ended(fleet: &Fleet, told: &Told) {
 }
 
 #[test]
-fn five_hundred_jobs_on_a_bad_day_are_each_answered_once() {
+fn five_hundred_jobs_among_faults_are_each_answered_once() {
     let fleet = Fleet::start(ministack(), 2, &["--visibility-timeout", "5s", "--max-batch-size", "10"]);
     let (told, pictures, next) = (Told::default(), pictures(), AtomicUsize::new(0));
     fleet.proxy.follow(BAD_DAY);
@@ -319,12 +319,12 @@ fn expect_few_tries(proxy: &FaultProxy, door: &Door, cut_at: Instant, back_at: I
 }
 
 #[test]
-fn a_drain_on_ministack_gives_back_what_is_held() {
+fn drain_on_ministack_releases_held_messages() {
     a_drain_gives_back_what_is_held(ministack());
 }
 
 #[test]
-fn a_drain_on_moto_gives_back_what_is_held() {
+fn drain_on_moto_releases_held_messages() {
     a_drain_gives_back_what_is_held(moto());
 }
 
@@ -366,7 +366,7 @@ fn a_drain_gives_back_what_is_held(emulator: &'static Emulator) {
 }
 
 #[test]
-fn a_drain_in_an_outage_ends_in_time() {
+fn drain_during_an_outage_ends_in_time() {
     let mut fleet = Fleet::start(ministack(), 2, &["--visibility-timeout", "5s"]);
     fleet.proxy.follow(Plan { stalled: &["PutObjectOnce"], ..Plan::default() });
     let (image, label) = (picture("cat.jpg"), label_of("cat.jpg"));

@@ -7,9 +7,9 @@ use std::path::Path;
 const FLOORS: [(u8, &[&str]); 7] = [
     (0, &["clock", "protocol", "retry", "scaling_policy", "stats", "workload"]),
     (1, &["aws", "config", "readiness", "shutdown", "sqlite", "telemetry"]),
-    (2, &["instance", "model", "names", "queue", "store"]),
+    (2, &["instance", "model", "names", "transport"]),
     (3, &["autoscaler", "loadgen", "provision", "retention", "web", "worker"]),
-    (4, &["classify", "data", "queues", "simulate", "tune", "up"]),
+    (4, &["classify", "data", "queue_command", "simulate", "tune", "up"]),
     (5, &["cli"]),
     (6, &["main"]),
 ];
@@ -21,9 +21,9 @@ const CRATES: [(&str, &[&str]); 7] = [
     ("turbojpeg", &["model/libjpeg.rs", "model/turbo.rs"]),
     ("clap", &["cli/", "main.rs"]),
     ("plotters", &["simulate/plot.rs"]),
-    ("rusqlite", &["sqlite/", "queue/sqlite", "store/sqlite"]),
+    ("rusqlite", &["sqlite/", "transport/local/"]),
     ("opentelemetry*", &["telemetry/trace.rs"]),
-    ("aws_*", &["aws/", "queue/sqs/", "store/s3.rs", "instance/aws.rs", "provision/aws", "autoscaler/aws.rs"]),
+    ("aws_*", &["aws/", "transport/aws/", "instance/aws.rs", "provision/aws", "autoscaler/aws.rs"]),
 ];
 
 /// The lints deny unsafe code; whoever allows it has its reasons on one page.
@@ -332,21 +332,21 @@ mod checker {
     #[test]
     fn a_room_above_or_beside_is_found_however_it_is_named() {
         for (path, text) in [
-            ("queue/mod.rs", "use crate::worker;"),
-            ("queue/mod.rs", "use crate::{config, worker::Config};"),
-            ("queue/mod.rs", "use crate::{\n    config::{self, Names},\n    worker::{Config, run},\n};"),
-            ("queue/sqlite.rs", "fn f() { let x = crate::worker::run(); }"),
-            ("queue/mod.rs", "pub use crate::store::Put;"),
-            ("queue/mod.rs", "pub(crate) use super::store::Put;"),
-            ("queue/sqlite.rs", "use super::super::store::Put;"),
-            ("queue/mod.rs", "mod tests { use super::super::store::Put; }"),
+            ("transport/mod.rs", "use crate::worker;"),
+            ("transport/mod.rs", "use crate::{config, worker::Config};"),
+            ("transport/mod.rs", "use crate::{\n    config::{self, Names},\n    worker::{Config, run},\n};"),
+            ("transport/local.rs", "fn f() { let x = crate::worker::run(); }"),
+            ("transport/mod.rs", "pub use crate::model::Put;"),
+            ("transport/mod.rs", "pub(crate) use super::model::Put;"),
+            ("transport/local.rs", "use super::super::model::Put;"),
+            ("transport/mod.rs", "mod tests { use super::super::model::Put; }"),
             ("web/mod.rs", "use crate::worker::Config;"),
             ("up.rs", "use crate::cli;"),
             ("scaling_policy/mod.rs", "type T = fn() -> crate::shutdown::CancellationToken;"),
-            ("queue/mod.rs", "use crate::{ /* { */ config, worker };"),
-            ("queue/mod.rs", "const Q: char = '\"'; use crate::worker; const R: char = '\"';"),
-            ("queue/mod.rs", "use crate::*;"),
-            ("queue/mod.rs", "use crate::nowhere::X;"),
+            ("transport/mod.rs", "use crate::{ /* { */ config, worker };"),
+            ("transport/mod.rs", "const Q: char = '\"'; use crate::worker; const R: char = '\"';"),
+            ("transport/mod.rs", "use crate::*;"),
+            ("transport/mod.rs", "use crate::nowhere::X;"),
             ("cellar.rs", "use crate::config;"),
         ] {
             assert_eq!(violations(path, text).len(), 1, "{path}: {text}");
@@ -356,18 +356,18 @@ mod checker {
     #[test]
     fn lower_floors_own_room_and_what_is_no_code_are_left_alone() {
         for (path, text) in [
-            ("worker/mod.rs", "use crate::{config::Names, model, queue::{self, Queue}, store};"),
-            ("queue/sqlite.rs", "use super::Queue; use crate::queue::Depth; mod tests { use super::*; }"),
-            ("queue/mod.rs", "//! See crate::worker.\n/// [`crate::worker::run`]\n// use crate::web;\nfn f() {}"),
-            ("queue/mod.rs", "/* use crate::worker; /* crate::web */ crate::up */ fn f<'a>(x: &'a str) {}"),
-            ("queue/mod.rs", r##"const S: &str = "crate::worker \" crate::web"; const T: &str = r#"crate::up"#;"##),
-            ("queue/mod.rs", "pub(crate) fn f() {}\nmod worker { }\nfn g() { worker::run(); }"),
+            ("worker/mod.rs", "use crate::{config::Names, model, transport::{self, Transport}};"),
+            ("transport/local.rs", "use super::Queue; use crate::transport::Depth; mod tests { use super::*; }"),
+            ("transport/mod.rs", "//! See crate::worker.\n/// [`crate::worker::run`]\n// use crate::web;\nfn f() {}"),
+            ("transport/mod.rs", "/* use crate::worker; /* crate::web */ crate::up */ fn f<'a>(x: &'a str) {}"),
+            ("transport/mod.rs", r##"const S: &str = "crate::worker \" crate::web"; const T: &str = r#"crate::up"#;"##),
+            ("transport/mod.rs", "pub(crate) fn f() {}\nmod worker { }\nfn g() { worker::run(); }"),
             ("main.rs", "use imgcls::cli::Cli; use clap::Parser;"),
             ("model/onnx.rs", "use ort::session::Session;"),
-            ("queue/sqlite/schema.rs", "use rusqlite::Connection;"),
+            ("transport/local/schema.rs", "use rusqlite::Connection;"),
             ("up.rs", "fn f(ort: u8, clap: u8) -> u8 { ort + clap }"),
             ("aws/mod.rs", "use aws_config::Region;"),
-            ("queue/sqs/mod.rs", "use aws_sdk_sqs::Client;"),
+            ("transport/aws/sqs.rs", "use aws_sdk_sqs::Client;"),
         ] {
             assert_eq!(violations(path, text), Vec::<String>::new(), "{path}: {text}");
         }
@@ -381,10 +381,10 @@ mod checker {
             ("worker/infer.rs", "use {bytes::Bytes, ort::Session};"),
             ("worker/infer.rs", "let e = ::ort::init();"),
             ("up.rs", "#[derive(clap::Parser)] struct Args;"),
-            ("store/dir.rs", "fn f() -> rusqlite::Result<()> { Ok(()) }"),
+            ("transport/queued/dir.rs", "fn f() -> rusqlite::Result<()> { Ok(()) }"),
             ("web/mod.rs", "use aws_sdk_s3::Client;"),
-            ("queue/mod.rs", "use aws_sdk_sqs::Client;"),
-            ("store/mod.rs", "use aws_smithy_types::DateTime;"),
+            ("transport/mod.rs", "use aws_sdk_sqs::Client;"),
+            ("transport/mod.rs", "use aws_smithy_types::DateTime;"),
         ] {
             assert_eq!(violations(path, text).len(), 1, "{path}: {text}");
         }
@@ -392,11 +392,11 @@ mod checker {
 
     #[test]
     fn a_legend_that_lacks_or_misplaces_a_room_is_found() {
-        let good = "// Floor 1: words.\npub mod config; // names\n// Floor 2: ports.\npub mod queue; // the port\n";
-        assert_eq!(legend_faults(good, &["config", "main", "queue"]), Vec::<String>::new());
-        assert_eq!(legend_faults(good, &["config", "queue", "store"]).len(), 1);
-        assert_eq!(legend_faults(&good.replace("Floor 2", "Floor 3"), &["config", "queue"]).len(), 1);
-        assert_eq!(legend_faults(&good.replace(" // the port", ""), &["config", "queue"]).len(), 1);
-        assert_eq!(legend_faults(good, &["cellar", "config", "queue"]).len(), 2);
+        let good = "// Floor 1: words.\npub mod config; // names\n// Floor 2: ports.\npub mod transport; // the port\n";
+        assert_eq!(legend_faults(good, &["config", "main", "transport"]), Vec::<String>::new());
+        assert_eq!(legend_faults(good, &["config", "model", "transport"]).len(), 1);
+        assert_eq!(legend_faults(&good.replace("Floor 2", "Floor 3"), &["config", "transport"]).len(), 1);
+        assert_eq!(legend_faults(&good.replace(" // the port", ""), &["config", "transport"]).len(), 1);
+        assert_eq!(legend_faults(good, &["cellar", "config", "transport"]).len(), 2);
     }
 }

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use imgcls::config::{Backend, Names};
-use imgcls::queue::{self, Outgoing, Queue, QueueAttributes, ReceiveOptions};
-use imgcls::store::{self, ObjectStore, PutOptions};
+use imgcls::transport;
+use imgcls::transport::queued::object::{ObjectStore, PutOptions};
+use imgcls::transport::queued::queue::{self, Outgoing, Queue, QueueAttributes, ReceiveOptions};
 use serde_json::{Value, json};
 
 use crate::harness::{PATIENCE, Service, form, label_of, picture, request};
@@ -26,12 +27,12 @@ struct LegacyWorker {
 
 impl LegacyWorker {
     async fn on(backend: &Backend) -> LegacyWorker {
-        let (queues, names) = (queue::open(backend).await.unwrap(), Names::local("imgcls"));
+        let (queues, names) = (transport::open_queues(backend).await.unwrap(), Names::local("imgcls"));
         LegacyWorker {
             requests: queues.open(&names.request_queue).await.unwrap(),
             results: queues.open(&names.result_queue).await.unwrap(),
-            input: store::open(backend, &names.input_bucket).await.unwrap(),
-            output: store::open(backend, &names.output_bucket).await.unwrap(),
+            input: transport::open_bucket(backend, &names.input_bucket).await.unwrap(),
+            output: transport::open_bucket(backend, &names.output_bucket).await.unwrap(),
             writes_output: true,
             replies: true,
         }
@@ -39,8 +40,7 @@ impl LegacyWorker {
 
     /// Serves one message and returns its file name.
     async fn serve_one(&self) -> String {
-        let options =
-            ReceiveOptions { max: 1, wait: Duration::from_secs(5), visibility_timeout: PATIENCE, is_fair: false };
+        let options = ReceiveOptions { max: 1, wait: Duration::from_secs(5), visibility_timeout: PATIENCE };
         let started = Instant::now();
         let delivery = loop {
             if let Some(delivery) = self.requests.receive(options).await.unwrap().pop() {
@@ -171,7 +171,7 @@ fn current_workers_and_web_tiers_understand_the_legacy_wire() {
 fn image_that_does_not_fit_the_queue_is_refused_with_its_limit() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
-        let queues = queue::open(&Backend::Local { data_dir: dir.path().join("data") }).await.unwrap();
+        let queues = transport::open_queues(&Backend::Local { data_dir: dir.path().join("data") }).await.unwrap();
         let attributes = QueueAttributes { max_message_bytes: 6_144, ..QueueAttributes::default() };
         queues.create(&Names::local("imgcls").request_queue, &attributes).await.unwrap();
     });

@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use imgcls::clock::{Reading, Source};
 use imgcls::config::Names;
-use imgcls::queue::{
-    MAX_BATCH, Outgoing, Queue, QueueAttributes, Queues, ReceiveOptions, Redrive, ServiceQueues, SqliteQueues,
-};
-use imgcls::store::{ObjectStore as _, PutOptions, SqliteStore};
+use imgcls::transport::MAX_BATCH;
+use imgcls::transport::local::SqliteQueues;
+use imgcls::transport::local::SqliteStore;
+use imgcls::transport::queued::ServiceQueues;
+use imgcls::transport::queued::object::{ObjectStore as _, PutOptions};
+use imgcls::transport::queued::queue::{Outgoing, Queue, QueueAttributes, Queues, ReceiveOptions, Redrive};
 use serde_json::Value;
 
 use crate::harness::{Service, imgcls, picture, request, until};
@@ -557,5 +559,5 @@ async fn send(queue: &dyn Queue, body: &str) {
 }
 
 fn options(visibility_timeout: Duration) -> ReceiveOptions {
-    ReceiveOptions { max: MAX_BATCH, wait: Duration::ZERO, visibility_timeout, is_fair: false }
+    ReceiveOptions { max: MAX_BATCH, wait: Duration::ZERO, visibility_timeout }
 }

@@ -6,10 +6,11 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
-use imgcls::queue::{
-    Depth, MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, Queues as _, Receipt, ReceiveOptions, Redrive,
-    SqliteQueues,
+use imgcls::transport::local::{Sending, SqliteQueue, SqliteQueues};
+use imgcls::transport::queued::queue::{
+    Outgoing, Queue, QueueAttributes, QueueError, Queues as _, ReceiveOptions, Redrive,
 };
+use imgcls::transport::{Depth, MAX_BATCH, Receipt};
 use rand::Rng as _;
 
 use crate::children::{self, Worker, say};
@@ -78,7 +79,7 @@ async fn worker_sends_receives_and_acks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_sender_loses_nothing_that_was_acknowledged() {
+async fn killed_sender_loses_no_acknowledged_message() {
     let directory = tempfile::tempdir().unwrap();
     let queue = open(directory.path()).await;
     let mut acknowledged = BTreeSet::new();
@@ -215,7 +216,7 @@ async fn worker_sends_receives_and_acks_until_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_send_wakes_a_receive_in_another_process() {
+async fn send_wakes_a_receive_in_another_process() {
     let directory = tempfile::tempdir().unwrap();
     let queue = open(directory.path()).await;
     let mut worker = Worker::start("local_queue::worker_receives_some", directory.path());
@@ -261,7 +262,7 @@ async fn many_waiting_receives_share_a_batch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_waiting_receive_sees_a_message_fall_due_and_one_handed_back() {
+async fn waiting_receive_gets_delayed_and_released_messages() {
     let directory = tempfile::tempdir().unwrap();
     let (here, there) = (open(directory.path()).await, open(directory.path()).await);
     let millis = Duration::from_millis;
@@ -280,7 +281,7 @@ async fn a_waiting_receive_sees_a_message_fall_due_and_one_handed_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dropped_receive_hands_back_at_once_and_counts_no_delivery() {
+async fn dropped_receive_releases_at_once_and_counts_no_delivery() {
     let directory = tempfile::tempdir().unwrap();
     let queue = open(directory.path()).await;
     for round in 0..200 {
@@ -306,7 +307,7 @@ async fn a_dropped_receive_hands_back_at_once_and_counts_no_delivery() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_removed_elsewhere_is_not_found_until_it_is_made_again() {
+async fn queue_deleted_elsewhere_is_not_found_until_it_is_created_again() {
     let directory = tempfile::tempdir().unwrap();
     let queues = SqliteQueues::open(directory.path()).unwrap();
     let here = queues.create(QUEUE, &QueueAttributes::default()).await.unwrap();
@@ -326,11 +327,11 @@ async fn a_queue_removed_elsewhere_is_not_found_until_it_is_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transient_message_to_its_owner_goes_past_the_file() {
+async fn transient_message_to_its_owner_bypasses_the_database() {
     let directory = tempfile::tempdir().unwrap();
     let queues = SqliteQueues::open(directory.path()).unwrap();
     let owner = queues.create_own(QUEUE, &QueueAttributes::default()).await.unwrap();
-    let elsewhere = SqliteQueues::open(directory.path()).unwrap().open(QUEUE).await.unwrap();
+    let elsewhere = open(directory.path()).await;
     // Waited for: the receive has looked at the file and waits.
     let (received, ()) = tokio::join!(owner.receive(options(LONG_POLL)), send_transient(&*elsewhere, "direct"));
     let delivery = received.unwrap().remove(0);
@@ -351,12 +352,12 @@ async fn a_transient_message_to_its_owner_goes_past_the_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_go_past_the_file_goes_into_it() {
+async fn messages_that_cannot_be_datagrams_go_into_the_database() {
     const MANY: usize = 100;
     let directory = tempfile::tempdir().unwrap();
     let queues = SqliteQueues::open(directory.path()).unwrap();
     let owner = queues.create_own(QUEUE, &QueueAttributes::default()).await.unwrap();
-    let elsewhere = SqliteQueues::open(directory.path()).unwrap().open(QUEUE).await.unwrap();
+    let elsewhere = open(directory.path()).await;
     // More than a socket keeps, what is too long for it, what is empty, and what is to survive a power loss.
     let mut expected: Vec<String> = (0..MANY).map(|index| index.to_string()).collect();
     expected.extend(["long ".repeat(40_000), String::new()]);
@@ -385,7 +386,7 @@ async fn what_cannot_go_past_the_file_goes_into_it() {
 
 /// Its owner waits at the socket, the message comes by the file.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_owner_who_waits_hears_of_both_ways() {
+async fn waiting_owner_is_woken_by_datagrams_and_notifications() {
     let directory = tempfile::tempdir().unwrap();
     let queues = SqliteQueues::open(directory.path()).unwrap();
     let owner = queues.create_own(QUEUE, &QueueAttributes::default()).await.unwrap();
@@ -393,7 +394,7 @@ async fn an_owner_who_waits_hears_of_both_ways() {
         let body = index.to_string();
         let start = Instant::now();
         let send_either = async {
-            if index.is_multiple_of(2) { send(&*owner, &body).await } else { send_transient(&*owner, &body).await }
+            if index.is_multiple_of(2) { send(&owner, &body).await } else { send_transient(&owner, &body).await }
         };
         let (received, ()) = tokio::join!(owner.receive(options(LONG_POLL)), send_either);
         let delivery = received.unwrap().remove(0);
@@ -407,28 +408,28 @@ async fn an_owner_who_waits_hears_of_both_ways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fair_receive_leaves_some_to_others() {
+async fn receive_of_a_share_leaves_some_to_others() {
     let directory = tempfile::tempdir().unwrap();
     let queue = open(directory.path()).await;
     for index in 0..17 {
         send(&*queue, &index.to_string()).await;
     }
-    let fair = ReceiveOptions { is_fair: true, ..options(Duration::ZERO) };
-    let mut taken = vec![queue.receive(ReceiveOptions { max: 3, ..fair }).await.unwrap().len()];
+    let now = options(Duration::ZERO);
+    let mut taken = vec![queue.receive_share(ReceiveOptions { max: 3, ..now }).await.unwrap().len()];
     for _ in 0..9 {
-        taken.push(queue.receive(fair).await.unwrap().len());
+        taken.push(queue.receive_share(now).await.unwrap().len());
     }
     assert_eq!(taken, [3, 3, 2, 2, 2, 2, 2, 1, 0, 0], "of 17, 14, 11, 9, 7, 5, 3, 1 and none");
 }
 
 /// Who bears to hear of it later shares a sync: with the next that does not, here.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_send_that_can_wait_is_received_at_once_and_durable_with_the_next() {
+async fn send_with_a_flush_delay_is_received_at_once_and_durable_with_the_next() {
     let directory = tempfile::tempdir().unwrap();
     let queue = open(directory.path()).await;
-    let patient = Outgoing { durable_within: LONG, ..Outgoing::new("patient") };
     let sender = Arc::clone(&queue);
-    let sending = tokio::spawn(async move { sender.send(&[patient]).await });
+    let later = Sending::Durable { within: LONG };
+    let sending = tokio::spawn(async move { sender.send_as(&[Outgoing::new("patient")], later).await });
     let delivery = queue.receive(options(LONG_POLL)).await.unwrap().remove(0);
     assert_eq!(delivery.body, "patient");
     assert!(!sending.is_finished(), "it is not on disk yet");
@@ -438,7 +439,7 @@ async fn a_send_that_can_wait_is_received_at_once_and_durable_with_the_next() {
 }
 
 #[test]
-fn an_ack_does_not_linger() {
+fn acknowledgement_is_not_deferred() {
     let directory = tempfile::tempdir().unwrap();
     // Without a clock: what waits for a moment panics.
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -452,7 +453,7 @@ fn an_ack_does_not_linger() {
 }
 
 #[tokio::test]
-async fn an_ack_that_can_wait_stands_alone_with_the_next_call_or_at_the_end_of_its_process() {
+async fn deferred_acknowledgement_is_committed_alone_with_the_next_call_or_at_the_end_of_its_process() {
     let directory = tempfile::tempdir().unwrap();
     let queue = open(directory.path()).await;
     for body in ["alone", "with the next call", "at the end"] {
@@ -479,7 +480,7 @@ async fn an_ack_that_can_wait_stands_alone_with_the_next_call_or_at_the_end_of_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_receipt_does_nothing() {
+async fn invalid_receipts_do_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let queues = SqliteQueues::open(directory.path()).unwrap();
     let queue = queues.create(QUEUE, &QueueAttributes::default()).await.unwrap();
@@ -494,7 +495,7 @@ async fn what_is_no_receipt_does_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn too_old_messages_are_gone_and_dead_letters_keep_their_age() {
+async fn expired_messages_are_gone_and_dead_letters_keep_their_age() {
     let directory = tempfile::tempdir().unwrap();
     let queues = SqliteQueues::open(directory.path()).unwrap();
     let retention = Duration::from_secs(1);
@@ -521,7 +522,7 @@ async fn too_old_messages_are_gone_and_dead_letters_keep_their_age() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_dead_letter_queue_loses_no_message() {
+async fn missing_dead_letter_queue_loses_no_message() {
     let directory = tempfile::tempdir().unwrap();
     let queues = SqliteQueues::open(directory.path()).unwrap();
     let redrive = Some(Redrive { dead_letter_queue: "never-made".to_owned(), max_receive_count: 1 });
@@ -534,7 +535,7 @@ async fn a_missing_dead_letter_queue_loses_no_message() {
 }
 
 #[test]
-fn a_file_that_cannot_be_used_is_refused_with_what_to_do() {
+fn unusable_file_is_refused_with_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let refusal = |data_dir: &Path| match SqliteQueues::open(data_dir) {
         Err(QueueError::Fatal(text)) => {
@@ -584,19 +585,19 @@ async fn worker_opens() {
     say("opened");
 }
 
-async fn open(data_dir: &Path) -> Arc<dyn Queue> {
+async fn open(data_dir: &Path) -> Arc<SqliteQueue> {
     let queues = SqliteQueues::open(data_dir).unwrap();
-    queues.create(QUEUE, &QueueAttributes::default()).await.unwrap()
+    Arc::new(queues.create_queue(QUEUE, &QueueAttributes::default()).await.unwrap())
 }
 
 async fn send(queue: &dyn Queue, body: &str) {
     queue.send(&[Outgoing::new(body)]).await.unwrap().remove(0).unwrap();
 }
 
-async fn send_transient(queue: &dyn Queue, body: &str) {
-    queue.send(&[Outgoing::transient(body)]).await.unwrap().remove(0).unwrap();
+async fn send_transient(queue: &SqliteQueue, body: &str) {
+    queue.send_as(&[Outgoing::new(body)], Sending::Transient).await.unwrap().remove(0).unwrap();
 }
 
 fn options(wait: Duration) -> ReceiveOptions {
-    ReceiveOptions { max: MAX_BATCH, wait, visibility_timeout: LONG, is_fair: false }
+    ReceiveOptions { max: MAX_BATCH, wait, visibility_timeout: LONG }
 }

@@ -5,10 +5,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use imgcls::store::{ObjectStore as _, Put, PutOptions, SqliteStore, StoreError};
+use imgcls::transport::local::SqliteStore;
+use imgcls::transport::queued::object::{ObjectStore as _, Put, PutOptions, StoreError};
 use rand::Rng as _;
 use sha2::{Digest as _, Sha256};
 
@@ -17,11 +17,11 @@ use crate::children::{self, Worker, say};
 const BUCKET: &str = "bucket";
 const RACES: usize = 50;
 const MANY: u64 = 1 << 30;
-const ONCE: PutOptions = PutOptions { if_none_match: true, content_type: None, durable_within: Duration::ZERO };
-const PLAIN: PutOptions = PutOptions { if_none_match: false, content_type: None, durable_within: Duration::ZERO };
+const ONCE: PutOptions = PutOptions { if_none_match: true, content_type: None };
+const PLAIN: PutOptions = PutOptions { if_none_match: false, content_type: None };
 
 #[test]
-fn of_racing_processes_exactly_one_creates() {
+fn exactly_one_of_racing_processes_creates_an_object() {
     let directory = tempfile::tempdir().unwrap();
     let mut workers: Vec<Worker> =
         (0..4).map(|_| Worker::start("local_store::worker_races", directory.path())).collect();
@@ -52,7 +52,7 @@ async fn worker_races() {
 }
 
 #[test]
-fn a_killed_process_leaves_whole_objects_and_all_that_were_acknowledged() {
+fn killed_process_leaves_whole_objects_and_all_acknowledged_ones() {
     let directory = tempfile::tempdir().unwrap();
     let mut acknowledged = BTreeSet::new();
     for _ in 0..5 {
@@ -74,7 +74,7 @@ fn a_killed_process_leaves_whole_objects_and_all_that_were_acknowledged() {
 
 /// Nobody pauses, so no copy of the log ever catches up by itself.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_log_stays_short_while_objects_keep_coming() {
+async fn log_stays_short_while_objects_are_put() {
     /// Small enough for a row.
     const BYTES: usize = 4_000;
     const PUTS: usize = 3_000;
@@ -133,7 +133,7 @@ async fn keys_are_never_paths() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nothing_names_any_more_takes_no_room() {
+async fn deleted_objects_take_no_space() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path());
     let room = || segments(directory.path()).iter().map(|path| fs::metadata(path).unwrap().blocks() * 512).sum::<u64>();
@@ -158,7 +158,7 @@ async fn what_nothing_names_any_more_takes_no_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readers_see_one_body_or_the_other_while_it_is_replaced() {
+async fn readers_see_one_body_or_the_other_during_a_replacement() {
     let directory = tempfile::tempdir().unwrap();
     let store = Arc::new(open(directory.path()));
     for size in [20_000, 200_000] {
@@ -207,7 +207,7 @@ async fn bytes_that_changed_on_disk_are_an_error() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_used_is_refused_with_what_to_do() {
+fn unusable_directory_is_refused_with_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("file"), "").unwrap();
     for (data_dir, bucket) in [("file", BUCKET), ("fine", ".."), ("fine", "a/b")] {

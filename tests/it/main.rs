@@ -50,6 +50,7 @@ mod simulate;
 mod store_conformance;
 mod storm;
 mod tiff;
+mod toy_backend;
 mod traces;
 mod tune;
 mod up;

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use image::{ImageFormat, RgbImage, imageops};
 use imgcls::config::{Backend, Names};
-use imgcls::queue::{self, QueueAttributes};
+use imgcls::transport;
+use imgcls::transport::queued::queue::QueueAttributes;
 use serde_json::Value;
 
 use crate::harness::{Service, free_port, imgcls, label_of, metric, picture, until};
@@ -35,7 +36,7 @@ fn with_small_queues(max_message_bytes: usize) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let queues = queue::open(&Backend::Local { data_dir: dir.path().join("data") }).await.unwrap();
+        let queues = transport::open_queues(&Backend::Local { data_dir: dir.path().join("data") }).await.unwrap();
         let names = Names::local("imgcls");
         let attributes = QueueAttributes { max_message_bytes, ..QueueAttributes::default() };
         for name in [&names.request_queue, &names.result_queue, &names.dead_letter_queue()] {
@@ -46,7 +47,7 @@ fn with_small_queues(max_message_bytes: usize) -> tempfile::TempDir {
 }
 
 #[test]
-fn a_photograph_of_megabytes_is_answered_through_queues_that_take_a_kilobyte() {
+fn photograph_of_megabytes_passes_queues_that_take_a_kilobyte() {
     let image = photograph();
     assert!(image.len() > 3_000_000, "{} bytes", image.len());
     for limit in [1_024, 6_144] {
@@ -77,7 +78,7 @@ fn a_photograph_of_megabytes_is_answered_through_queues_that_take_a_kilobyte() {
 }
 
 #[test]
-fn a_limit_that_was_lowered_meanwhile_is_learnt() {
+fn lowered_limit_is_learned() {
     let service = Service::start(1, &["--inline-bytes", "1MiB"], &[]);
     let file = rusqlite::Connection::open(service.data_dir().join("imgcls.sqlite3")).unwrap();
     file.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
@@ -91,7 +92,7 @@ fn a_limit_that_was_lowered_meanwhile_is_learnt() {
 }
 
 #[test]
-fn a_limit_that_was_raised_meanwhile_is_learnt() {
+fn raised_limit_is_learned() {
     let service = Service::start_in(with_small_queues(1_024), 0, &["--inline-bytes", "1MiB"], &[]);
     let queue = "web-app-image-transport";
     let file = service.database();

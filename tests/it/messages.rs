@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use imgcls::config::{Backend, Names};
-use imgcls::queue::{self, DEFAULT_MAX_MESSAGE_BYTES, Delivery, Outgoing, Queue, ReceiveOptions};
-use imgcls::store;
+use imgcls::transport;
+use imgcls::transport::Delivery;
+use imgcls::transport::queued::queue::{self, DEFAULT_MAX_MESSAGE_BYTES, Outgoing, Queue, ReceiveOptions};
 use serde_json::json;
 
 use crate::harness::{PATIENCE, Service, label_of, picture};
@@ -22,7 +23,7 @@ struct Queues {
 
 impl Queues {
     async fn open(service: &Service) -> Queues {
-        let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
+        let queues = transport::open_queues(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
         let names = Names::local("imgcls");
         Queues {
             requests: queues.open(&names.request_queue).await.unwrap(),
@@ -37,7 +38,7 @@ impl Queues {
 }
 
 async fn next(queue: &dyn Queue) -> Delivery {
-    let options = ReceiveOptions { max: 1, wait: Duration::from_secs(5), visibility_timeout: PATIENCE, is_fair: false };
+    let options = ReceiveOptions { max: 1, wait: Duration::from_secs(5), visibility_timeout: PATIENCE };
     let started = std::time::Instant::now();
     loop {
         if let Some(delivery) = queue.receive(options).await.unwrap().pop() {
@@ -53,7 +54,7 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 #[test]
-fn the_originals_messages_are_answered_in_the_originals_form() {
+fn legacy_messages_are_answered_in_the_legacy_form() {
     let service = Service::start(1, &[], &[]);
     let image = picture("rocket.jpg");
     let label = label_of("rocket.jpg");
@@ -63,8 +64,8 @@ fn the_originals_messages_are_answered_in_the_originals_form() {
         queues.send(json!({"image_data": encode(&image), "filename": "../../test_0.x.JPEG"}).to_string()).await;
         assert_eq!(next(&*queues.results).await.body, json!({"test_0.x.JPEG": label}).to_string());
         let backend = Backend::Local { data_dir: service.data_dir() };
-        let input = store::open(&backend, "input").await.unwrap();
-        let output = store::open(&backend, "output").await.unwrap();
+        let input = transport::open_bucket(&backend, "input").await.unwrap();
+        let output = transport::open_bucket(&backend, "output").await.unwrap();
         assert_eq!(input.get("test_0.x.JPEG", MANY).await.unwrap().unwrap(), image);
         let stored = output.get("test_0", MANY).await.unwrap().unwrap();
         assert_eq!(stored, format!("((test_0.x.JPEG, {label}))"));
@@ -78,7 +79,7 @@ fn the_originals_messages_are_answered_in_the_originals_form() {
 }
 
 #[test]
-fn what_is_no_request_is_kept_with_its_reason_and_stops_no_worker() {
+fn malformed_messages_are_kept_with_their_reason_and_stop_no_worker() {
     let service = Service::start(1, &[], &[]);
     run(async {
         let queues = Queues::open(&service).await;

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use imgcls::config::{Backend, Names};
 use imgcls::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, ImageRef, LegacyRequest, Status};
-use imgcls::queue::{self, Outgoing, ReceiveOptions, ServiceQueues};
-use imgcls::store::{self, ObjectStore, PutOptions};
+use imgcls::transport;
+use imgcls::transport::queued::ServiceQueues;
+use imgcls::transport::queued::object::{ObjectStore, PutOptions};
+use imgcls::transport::queued::queue::{self, Outgoing, ReceiveOptions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::{NoContext, Timestamp, Uuid};
@@ -31,10 +33,10 @@ impl Ward {
     async fn new() -> Ward {
         let dir = tempfile::tempdir().unwrap();
         let (backend, names) = (Backend::Local { data_dir: dir.path().join("data") }, Names::local("imgcls"));
-        let queues = queue::open(&backend).await.unwrap();
+        let queues = transport::open_queues(&backend).await.unwrap();
         let service = ServiceQueues::open_or_create(&*queues, &names, Duration::from_secs(30), 5).await.unwrap();
-        let input = store::open(&backend, &names.input_bucket).await.unwrap();
-        let output = store::open(&backend, &names.output_bucket).await.unwrap();
+        let input = transport::open_bucket(&backend, &names.input_bucket).await.unwrap();
+        let output = transport::open_bucket(&backend, &names.output_bucket).await.unwrap();
         Ward { dir, service, input, output }
     }
 
@@ -124,7 +126,7 @@ fn ids(report: &Value) -> BTreeSet<String> {
 }
 
 #[test]
-fn depth_tells_of_every_queue_and_receives_nothing() {
+fn depth_lists_every_queue_and_receives_nothing() {
     let service = Service::start(0, &[], &[]);
     for _ in 0..2 {
         service.submit("x.jpg", &picture("cup.jpg"));
@@ -144,10 +146,9 @@ fn depth_tells_of_every_queue_and_receives_nothing() {
     let row = text.lines().find(|line| line.starts_with(LETTERS)).unwrap_or_else(|| panic!("{text}"));
     assert_eq!(row.split_whitespace().collect::<Vec<_>>(), [LETTERS, "dead", "letters", "0", "0", "0", "-"]);
     run(async {
-        let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
+        let queues = transport::open_queues(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
         let requests = queues.open(REQUESTS).await.unwrap();
-        let options =
-            ReceiveOptions { max: 1, wait: Duration::ZERO, visibility_timeout: Duration::from_secs(1), is_fair: false };
+        let options = ReceiveOptions { max: 1, wait: Duration::ZERO, visibility_timeout: Duration::from_secs(1) };
         assert_eq!(requests.receive(options).await.unwrap()[0].receive_count, 1, "it was received before");
     });
 
@@ -157,10 +158,10 @@ fn depth_tells_of_every_queue_and_receives_nothing() {
 }
 
 #[test]
-fn dead_letters_are_listed_and_shown_and_stay_where_they_are() {
+fn dead_letters_are_listed_and_shown_and_stay() {
     let service = Service::start(1, &[], &[]);
     run(async {
-        let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
+        let queues = transport::open_queues(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
         let requests = queues.open(REQUESTS).await.unwrap();
         let image_data =
             base64::Engine::encode(&base64::engine::general_purpose::STANDARD, picture("hostile/half.jpg"));
@@ -202,7 +203,7 @@ fn dead_letters_are_listed_and_shown_and_stay_where_they_are() {
 }
 
 #[test]
-fn what_is_sent_again_gets_its_time_anew_and_ends_once_more() {
+fn redriven_job_gets_new_time_and_a_new_result() {
     let ward = run(Ward::new());
     let (old, young, gone, succeeded, seed) = run(async {
         let old = ward.failed_job("rocket.jpg", 30).await;
@@ -262,7 +263,7 @@ fn failed(id: Uuid) -> ClassifyResult {
 }
 
 #[test]
-fn a_redrive_that_is_killed_again_and_again_loses_nothing() {
+fn redrive_that_is_killed_repeatedly_loses_nothing() {
     let ward = run(Ward::new());
     let ids: Vec<Uuid> = run(async {
         let mut ids = Vec::new();
@@ -290,7 +291,7 @@ fn a_redrive_that_is_killed_again_and_again_loses_nothing() {
 }
 
 #[test]
-fn nothing_is_purged_unless_somebody_means_it() {
+fn nothing_is_purged_without_confirmation() {
     let ward = run(Ward::new());
     run(ward.failed_job("rocket.jpg", 0));
     let left = || run(ward.service.dead_letters.depth()).unwrap().visible;

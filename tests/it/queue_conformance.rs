@@ -1,4 +1,5 @@
-//! What every queue backend does, whatever it is made of. A new backend calls [`all`] with its queues.
+//! What the queues do that the local transport and the one on AWS are made of. The contract of transports is in
+//! `conformance`; this suite is one floor below.
 //!
 //! Times are whole seconds, since SQS knows no others; waiting for a timeout is a receive that waits for its message.
 
@@ -6,10 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use imgcls::queue::{
-    Delivery, MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, Queues, Receipt, ReceiveOptions, Redrive,
-    SqliteQueues,
-};
+use imgcls::transport::local::SqliteQueues;
+use imgcls::transport::queued::queue::{Outgoing, Queue, QueueAttributes, QueueError, Queues, ReceiveOptions, Redrive};
+use imgcls::transport::{Delivery, MAX_BATCH, Receipt};
 use uuid::Uuid;
 
 use crate::conformance::{self, Exception, checks};
@@ -31,29 +31,29 @@ pub async fn all(queues: Arc<dyn Queues>, exceptions: &[Exception]) {
     let queues = &*queues;
     let checks = checks![
         queues:
-        a_message_comes_as_it_was_sent,
+        message_is_delivered_as_sent,
         a_batch_is_answered_one_by_one,
-        an_empty_queue_answers_after_the_wait,
-        a_waiting_receive_gets_what_is_sent,
-        a_received_message_is_hidden_then_comes_again,
-        a_handed_back_message_comes_at_once,
-        an_extended_message_stays_hidden,
-        a_stale_receipt_does_nothing,
-        a_delayed_message_comes_later,
-        a_message_received_too_often_goes_to_the_dead_letters,
-        depth_tells_visible_from_in_flight,
-        purge_empties,
-        a_dropped_receive_loses_nothing,
+        receive_on_an_empty_queue_returns_after_the_wait,
+        waiting_receive_gets_a_new_message,
+        received_message_is_invisible_then_redelivered,
+        released_message_is_visible_at_once,
+        extended_message_stays_invisible,
+        stale_receipt_does_nothing,
+        delayed_message_is_delivered_later,
+        message_received_too_often_becomes_a_dead_letter,
+        depth_counts_visible_and_in_flight,
+        purge_deletes_all_messages,
+        dropped_receive_loses_nothing,
         receivers_share_without_doubles,
-        queues_are_made_found_listed_and_removed,
+        queues_are_created_opened_listed_and_deleted,
         tags_are_kept,
         attributes_are_kept,
-        a_missing_queue_is_not_found,
+        missing_queue_is_not_found,
     ];
     conformance::run(checks, exceptions).await;
 }
 
-async fn a_message_comes_as_it_was_sent(queues: &dyn Queues) {
+async fn message_is_delivered_as_sent(queues: &dyn Queues) {
     let scratch = Scratch::new(queues, "as-sent", QueueAttributes::default()).await;
     let attributes: BTreeMap<String, String> =
         [("reason", "it's \"bad\" — ünïcode"), ("id", "1")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
@@ -92,7 +92,7 @@ async fn a_batch_is_answered_one_by_one(queues: &dyn Queues) {
     scratch.remove().await;
 }
 
-async fn an_empty_queue_answers_after_the_wait(queues: &dyn Queues) {
+async fn receive_on_an_empty_queue_returns_after_the_wait(queues: &dyn Queues) {
     let scratch = Scratch::new(queues, "empty", QueueAttributes::default()).await;
     assert!(scratch.receive(MAX_BATCH, Duration::ZERO, LONG).await.is_empty());
     let start = Instant::now();
@@ -101,7 +101,7 @@ async fn an_empty_queue_answers_after_the_wait(queues: &dyn Queues) {
     scratch.remove().await;
 }
 
-async fn a_waiting_receive_gets_what_is_sent(queues: &dyn Queues) {
+async fn waiting_receive_gets_a_new_message(queues: &dyn Queues) {
     let scratch = Scratch::new(queues, "waiting", QueueAttributes::default()).await;
     let message = [Outgoing::new("late")];
     let (delivery, ()) = tokio::join!(scratch.receive_one(LONG), scratch.send(&message));
@@ -109,7 +109,7 @@ async fn a_waiting_receive_gets_what_is_sent(queues: &dyn Queues) {
     scratch.remove().await;
 }
 
-async fn a_received_message_is_hidden_then_comes_again(queues: &dyn Queues) {
+async fn received_message_is_invisible_then_redelivered(queues: &dyn Queues) {
     let scratch = Scratch::new(queues, "hidden", QueueAttributes::default()).await;
     scratch.send(&[Outgoing::new("again")]).await;
     let first = scratch.receive_one(SECOND * 2).await;
@@ -121,7 +121,7 @@ async fn a_received_message_is_hidden_then_comes_again(queues: &dyn Queues) {
     scratch.remove().await;
 }
 
-async fn a_handed_back_message_comes_at_once(queues: &dyn Queues) {
+async fn released_message_is_visible_at_once(queues: &dyn Queues) {
     let scratch = Scratch::new(queues, "handed-back", QueueAttributes::default()).await;
     scratch.send(&[Outgoing::new("back")]).await;
     let first = scratch.receive_one(LONG).await;
@@ -130,7 +130,7 @@ async fn a_handed_back_message_comes_at_once(queues: &dyn Queues) {
     scratch.remove().await;
 }
 
-async fn an_extended_message_stays_hidden(queues: &dyn Queues) {
+async fn extended_message_stays_invisible(queues: &dyn Queues) {
     let scratch = Scratch::new(queues, "extended", QueueAttributes::default()).await;
     scratch.send(&[Outgoing::new("kept")]).await;
     let delivery = scratch.receive_one(SECOND * 2).await;
@@ -140,7 +140,7 @@ async fn an_extended_message_stays_hidden(queues: &dyn Queues) {
     scratch.remove().await;
 }
 
-async fn a_stale_receipt_does_nothing(queues: &dyn Queues) {
+async fn stale_receipt_does_nothing(queues: &dyn Queues) {
     let scratch = Scratch::new(queues, "stale", QueueAttributes::default()).await;
     scratch.send(&[Outgoing::new("mine")]).await;
     let stale = scratch.receive_one(SECOND).await;
@@ -157,7 +157,7 @@ async fn a_stale_receipt_does_nothing(queues: &dyn Queues) {
     scratch.remove().await;
 }
 
-async fn a_delayed_message_comes_later(queues: &dyn Queues) {
+async fn delayed_message_is_delivered_later(queues: &dyn Queues) {
     let scratch = Scratch::new(queues, "delayed", QueueAttributes::default()).await;
     let start = Instant::now();
     scratch.send(&[Outgoing { delay: SECOND * 2, ..Outgoing::new("later") }]).await;
@@ -167,7 +167,7 @@ async fn a_delayed_message_comes_later(queues: &dyn Queues) {
     scratch.remove().await;
 }
 
-async fn a_message_received_too_often_goes_to_the_dead_letters(queues: &dyn Queues) {
+async fn message_received_too_often_becomes_a_dead_letter(queues: &dyn Queues) {
     let dead = Scratch::new(queues, "dead", QueueAttributes::default()).await;
     let redrive = Redrive { dead_letter_queue: dead.queue.name().to_owned(), max_receive_count: 2 };
     let attributes = QueueAttributes { redrive: Some(redrive), ..QueueAttributes::default() };
@@ -189,7 +189,7 @@ async fn a_message_received_too_often_goes_to_the_dead_letters(queues: &dyn Queu
     dead.remove().await;
 }
 
-async fn depth_tells_visible_from_in_flight(queues: &dyn Queues) {
+async fn depth_counts_visible_and_in_flight(queues: &dyn Queues) {
     let scratch = Scratch::new(queues, "depth", QueueAttributes::default()).await;
     assert_eq!(scratch.counts().await, (0, 0, 0));
     let later = Outgoing { delay: LONG, ..Outgoing::new("later") };
@@ -202,7 +202,7 @@ async fn depth_tells_visible_from_in_flight(queues: &dyn Queues) {
     scratch.remove().await;
 }
 
-async fn purge_empties(queues: &dyn Queues) {
+async fn purge_deletes_all_messages(queues: &dyn Queues) {
     let scratch = Scratch::new(queues, "purge", QueueAttributes::default()).await;
     scratch.send(&[Outgoing::new("a"), Outgoing::new("b")]).await;
     let delivery = scratch.receive_one(LONG).await;
@@ -214,7 +214,7 @@ async fn purge_empties(queues: &dyn Queues) {
     scratch.remove().await;
 }
 
-async fn a_dropped_receive_loses_nothing(queues: &dyn Queues) {
+async fn dropped_receive_loses_nothing(queues: &dyn Queues) {
     let scratch = Scratch::new(queues, "dropped", QueueAttributes::default()).await;
     let bodies: BTreeSet<String> = (0..30).map(|index| format!("message {index}")).collect();
     let mut received = BTreeSet::new();
@@ -261,7 +261,7 @@ async fn receivers_share_without_doubles(queues: &dyn Queues) {
     scratch.remove().await;
 }
 
-async fn queues_are_made_found_listed_and_removed(queues: &dyn Queues) {
+async fn queues_are_created_opened_listed_and_deleted(queues: &dyn Queues) {
     let prefix = format!("list-{}", Uuid::now_v7().simple());
     let name = |suffix: &str| format!("{prefix}-{suffix}");
     for suffix in ["b", "a", "a"] {
@@ -313,7 +313,7 @@ async fn attributes_are_kept(queues: &dyn Queues) {
     dead.remove().await;
 }
 
-async fn a_missing_queue_is_not_found(queues: &dyn Queues) {
+async fn missing_queue_is_not_found(queues: &dyn Queues) {
     let scratch = Scratch::new(queues, "missing", QueueAttributes::default()).await;
     scratch.send(&[Outgoing::new("lost with the queue")]).await;
     let receipt = scratch.receive_one(LONG).await.receipt;
@@ -403,7 +403,7 @@ impl<'a> Scratch<'a> {
 }
 
 fn options(max: usize, wait: Duration, visibility_timeout: Duration) -> ReceiveOptions {
-    ReceiveOptions { max, wait, visibility_timeout, is_fair: false }
+    ReceiveOptions { max, wait, visibility_timeout }
 }
 
 fn now_ms() -> i64 {

@@ -5,7 +5,8 @@ use std::net::TcpStream;
 
 use base64::Engine as _;
 use imgcls::config::{Backend, Names};
-use imgcls::queue::{self, Outgoing, ReceiveOptions};
+use imgcls::transport;
+use imgcls::transport::queued::queue::{self, Outgoing, ReceiveOptions};
 use serde_json::{Value, json};
 
 use crate::harness::{PATIENCE, Response, Service, label_of, picture, read_response, until};
@@ -308,18 +309,13 @@ fn legacy_message_may_contain_base64_with_line_breaks() {
     let names = Names::local("imgcls");
     let backend = Backend::Local { data_dir: service.data_dir() };
     let (requests, results) = runtime.block_on(async {
-        let queues = queue::open(&backend).await.unwrap();
+        let queues = transport::open_queues(&backend).await.unwrap();
         (queues.open(&names.request_queue).await.unwrap(), queues.open(&names.result_queue).await.unwrap())
     });
     for (name, end) in [("lf", "\n"), ("crlf", "\r\n"), ("space", " "), ("tab", "\t\n")] {
         let message = json!({"filename": format!("{name}.jpg"), "image_data": broken(end)}).to_string();
         runtime.block_on(queue::send_one(&*requests, Outgoing::new(message))).unwrap();
-        let options = ReceiveOptions {
-            max: 1,
-            wait: std::time::Duration::from_secs(1),
-            visibility_timeout: PATIENCE,
-            is_fair: false,
-        };
+        let options = ReceiveOptions { max: 1, wait: std::time::Duration::from_secs(1), visibility_timeout: PATIENCE };
         let reply = until("the reply", || {
             let mut received = runtime.block_on(results.receive(options)).unwrap();
             received.pop().map(|delivery| delivery.body)

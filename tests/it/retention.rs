@@ -11,8 +11,11 @@ use clap::Parser as _;
 use imgcls::cli::{self, Cli};
 use imgcls::config::{Backend, Machines, Names};
 use imgcls::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, ImageRef, Status};
-use imgcls::queue::{self, Outgoing, ServiceQueues};
-use imgcls::store::{LocalData, ObjectStore as _, PutOptions, SeenSegments, SqliteStore};
+use imgcls::transport;
+use imgcls::transport::local::{LocalData, SeenSegments, SqliteStore};
+use imgcls::transport::queued::ServiceQueues;
+use imgcls::transport::queued::object::{ObjectStore as _, PutOptions};
+use imgcls::transport::queued::queue::{self, Outgoing};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -80,7 +83,7 @@ fn image_and_result_are_kept_as_long_as_a_dead_letter_names_them() {
             let body = result.to_json().into();
             let _ = output.put(&protocol::result_key(id), body, PutOptions::default()).await.unwrap();
         }
-        let queues = queue::open(&Backend::Local { data_dir: dir.path().join("data") }).await.unwrap();
+        let queues = transport::open_queues(&Backend::Local { data_dir: dir.path().join("data") }).await.unwrap();
         let service = ServiceQueues::open_or_create(&*queues, &names, Duration::from_secs(30), 5).await.unwrap();
         let dead_letter = Outgoing::new(serde_json::to_string(&request(with_dead_letter)).unwrap());
         queue::send_one(&*service.dead_letters, dead_letter).await.unwrap();

@@ -5,7 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use imgcls::config::{Backend, Names};
-use imgcls::queue::{self, Depth, Outgoing, Queue};
+use imgcls::transport;
+use imgcls::transport::Depth;
+use imgcls::transport::queued::queue::{self, Outgoing, Queue};
 use serde_json::json;
 
 use crate::harness::{PATIENCE, Service, form, label_of, metric, picture, request, until};
@@ -13,7 +15,7 @@ use crate::harness::{PATIENCE, Service, form, label_of, metric, picture, request
 const PICTURES: [&str; 5] = ["rocket.jpg", "cup.jpg", "cat.jpg", "rgb.png", "lossy.webp"];
 
 #[test]
-fn two_web_processes_share_a_queue_and_every_caller_gets_its_own_answer() {
+fn two_web_processes_share_an_inbox_and_every_caller_gets_its_answer() {
     let mut service = Service::start(2, &["--result-queue-mode", "shared"], &[]);
     let addresses = [service.address, service.add_web()];
     let labels = PICTURES.map(label_of);
@@ -36,7 +38,7 @@ fn two_web_processes_share_a_queue_and_every_caller_gets_its_own_answer() {
 }
 
 #[test]
-fn a_reply_for_another_is_handed_back_and_goes_once_nobody_can_wait_for_it() {
+fn reply_for_another_process_is_released_and_deleted_once_nobody_can_wait_for_it() {
     let mut service = Service::start(0, &["--result-queue-mode", "shared"], &[]);
     let addresses = [service.address, service.add_web()];
     let id = service.submit("x.jpg", &picture("cup.jpg"));
@@ -69,7 +71,7 @@ fn a_reply_for_another_is_handed_back_and_goes_once_nobody_can_wait_for_it() {
 }
 
 #[test]
-fn without_a_queue_of_its_own_a_web_process_shares_and_says_so() {
+fn web_process_without_an_own_inbox_shares_and_logs_it() {
     // The name of a reply queue would be longer than queue names may be: it cannot be made.
     let long = "r".repeat(70);
     let service = Service::start(1, &["--result-queue", &long], &["--result-queue", &long]);
@@ -80,7 +82,7 @@ fn without_a_queue_of_its_own_a_web_process_shares_and_says_so() {
 }
 
 async fn result_queue(service: &Service) -> Arc<dyn Queue> {
-    let queues = queue::open(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
+    let queues = transport::open_queues(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
     queues.open(&Names::local("imgcls").result_queue).await.unwrap()
 }
 

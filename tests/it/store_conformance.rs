@@ -1,22 +1,23 @@
-//! What every object store does, whatever it is made of. A new backend calls [`all`] with a store.
+//! What the buckets do that the local transport and the one on AWS are made of. The contract of transports is in
+//! `conformance`; this suite is one floor below.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::future::join_all;
-use imgcls::store::{ObjectStore, Put, PutOptions, SqliteStore, StoreError};
+use imgcls::transport::local::SqliteStore;
+use imgcls::transport::queued::object::{ObjectStore, Put, PutOptions, StoreError};
 use uuid::Uuid;
 
 use crate::conformance::{self, Exception, checks};
 
 const MANY: u64 = 64 << 20;
-const ONCE: PutOptions =
-    PutOptions { if_none_match: true, content_type: Some("application/json"), durable_within: Duration::ZERO };
-const PLAIN: PutOptions = PutOptions { if_none_match: false, content_type: None, durable_within: Duration::ZERO };
+const ONCE: PutOptions = PutOptions { if_none_match: true, content_type: Some("application/json") };
+const PLAIN: PutOptions = PutOptions { if_none_match: false, content_type: None };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_local_store_conforms() {
+async fn local_store_conforms() {
     let directory = tempfile::tempdir().unwrap();
     all(|| Arc::new(SqliteStore::open(directory.path(), "bucket").unwrap()), &[]).await;
 }
@@ -26,23 +27,22 @@ pub async fn all(store: impl Fn() -> Arc<dyn ObjectStore>, exceptions: &[Excepti
     let store: &Handles<'_> = &store;
     let checks = checks![
         store:
-        what_was_put_is_got,
-        another_handle_sees_it,
-        a_missing_object_is_none,
-        a_put_replaces,
+        object_is_read_as_written,
+        other_handles_see_a_put,
+        missing_object_is_none,
+        put_replaces_an_object,
         only_one_conditional_put_creates,
-        several_are_put_at_a_time,
-        a_get_refuses_what_is_too_large,
-        what_was_put_is_read_in_pieces,
-        head_tells_size_and_time,
-        odd_keys_are_keys,
+        get_refuses_objects_that_are_too_large,
+        object_is_read_in_pieces,
+        head_returns_size_and_time,
+        odd_keys_are_valid,
     ];
     conformance::run(checks, exceptions).await;
 }
 
 type Handles<'a> = dyn Fn() -> Arc<dyn ObjectStore> + 'a;
 
-async fn what_was_put_is_got(handles: &Handles<'_>) {
+async fn object_is_read_as_written(handles: &Handles<'_>) {
     let store = handles();
     for size in [0, 1, 600, 92_000, 3 << 20] {
         let key = new_key("images");
@@ -54,7 +54,7 @@ async fn what_was_put_is_got(handles: &Handles<'_>) {
     }
 }
 
-async fn another_handle_sees_it(handles: &Handles<'_>) {
+async fn other_handles_see_a_put(handles: &Handles<'_>) {
     let (one, other) = (handles(), handles());
     let key = new_key("images");
     let _ = one.put(&key, Bytes::from_static(b"seen"), PLAIN).await.unwrap();
@@ -63,7 +63,7 @@ async fn another_handle_sees_it(handles: &Handles<'_>) {
     assert_eq!(one.get(&key, MANY).await.unwrap(), None);
 }
 
-async fn a_missing_object_is_none(handles: &Handles<'_>) {
+async fn missing_object_is_none(handles: &Handles<'_>) {
     let store = handles();
     for key in [new_key("images"), new_key("no/such/prefix"), Uuid::now_v7().to_string()] {
         assert_eq!(store.get(&key, MANY).await.unwrap(), None);
@@ -81,7 +81,7 @@ async fn a_missing_object_is_none(handles: &Handles<'_>) {
     store.delete(&key).await.unwrap();
 }
 
-async fn a_put_replaces(handles: &Handles<'_>) {
+async fn put_replaces_an_object(handles: &Handles<'_>) {
     let store = handles();
     let key = new_key("results");
     let large = |byte: u8| Bytes::from(vec![byte; 300_000]);
@@ -114,23 +114,7 @@ async fn only_one_conditional_put_creates(handles: &Handles<'_>) {
     handles().delete(&key).await.unwrap();
 }
 
-async fn several_are_put_at_a_time(handles: &Handles<'_>) {
-    let store = handles();
-    let keys: Vec<String> = (0..4).map(|_| new_key("results")).collect();
-    assert_eq!(store.put(&keys[1], Bytes::from_static(b"stands"), PLAIN).await.unwrap(), Put::Created);
-    let bodies = [1, 2, 30_000, 300_000].map(|size| Bytes::from(vec![7; size]));
-    let objects = keys.iter().cloned().zip(bodies.clone()).collect();
-    let puts: Vec<Put> = store.put_all(objects, ONCE).await.into_iter().map(Result::unwrap).collect();
-    assert_eq!(puts, [Put::Created, Put::AlreadyExists, Put::Created, Put::Created]);
-    let stand = [bodies[0].clone(), Bytes::from_static(b"stands"), bodies[2].clone(), bodies[3].clone()];
-    for (key, body) in keys.iter().zip(stand) {
-        assert!(store.get(key, MANY).await.unwrap() == Some(body), "{key}");
-        store.delete(key).await.unwrap();
-    }
-    assert!(store.put_all(Vec::new(), ONCE).await.is_empty());
-}
-
-async fn a_get_refuses_what_is_too_large(handles: &Handles<'_>) {
+async fn get_refuses_objects_that_are_too_large(handles: &Handles<'_>) {
     let store = handles();
     let key = new_key("images");
     for length in [1_000, 400_000] {
@@ -145,7 +129,7 @@ async fn a_get_refuses_what_is_too_large(handles: &Handles<'_>) {
     store.delete(&key).await.unwrap();
 }
 
-async fn what_was_put_is_read_in_pieces(handles: &Handles<'_>) {
+async fn object_is_read_in_pieces(handles: &Handles<'_>) {
     let store = handles();
     let key = new_key("images");
     for size in [0, 1, 600, 92_000, 131_072, 131_073, 3 << 20] {
@@ -166,7 +150,7 @@ async fn what_was_put_is_read_in_pieces(handles: &Handles<'_>) {
     assert!(store.read(&key, MANY).await.unwrap().is_none());
 }
 
-async fn head_tells_size_and_time(handles: &Handles<'_>) {
+async fn head_returns_size_and_time(handles: &Handles<'_>) {
     let store = handles();
     for size in [1_234, 500_000] {
         let key = new_key("images");
@@ -180,7 +164,7 @@ async fn head_tells_size_and_time(handles: &Handles<'_>) {
     }
 }
 
-async fn odd_keys_are_keys(handles: &Handles<'_>) {
+async fn odd_keys_are_valid(handles: &Handles<'_>) {
     let store = handles();
     let unique = Uuid::now_v7();
     for name in ["test 0.JPEG", "ünï-漢字", "a\\b", "..a", "a..b", "#?%&+", "-rf", ".hidden"] {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use imgcls::config::{Backend, Names};
-use imgcls::queue;
+use imgcls::transport;
 use serde_json::Value;
 
 use crate::harness::{Service, count_results, picture, until};
@@ -31,7 +31,7 @@ fn storm() -> Storm {
 }
 
 #[test]
-fn nothing_accepted_is_lost_and_nothing_is_answered_twice() {
+fn no_accepted_job_is_lost_or_answered_twice() {
     let storm = storm();
     let mut service = Service::start(storm.workers, &[], &["--visibility-timeout", "1s"]);
     let images: Vec<Vec<u8>> = PICTURES.iter().map(|name| picture(name)).collect();
@@ -120,7 +120,7 @@ fn depth_of_dead_letters(service: &Service) -> u64 {
     let backend = Backend::Local { data_dir: service.data_dir() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let queues = queue::open(&backend).await.unwrap();
+        let queues = transport::open_queues(&backend).await.unwrap();
         let letters = queues.open(&Names::local("imgcls").dead_letter_queue()).await.unwrap();
         letters.depth().await.unwrap().visible
     })

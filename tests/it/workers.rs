@@ -4,13 +4,15 @@
 use std::fs;
 use std::future::pending;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use imgcls::autoscaler::{self, DRAIN_TIMEOUT, WorkerCommand, WorkerPool};
-use imgcls::config::Backend;
-use imgcls::queue::{self, Outgoing, QueueAttributes};
+use imgcls::config::{Backend, Names};
 use imgcls::scaling_policy::{Bounds, Policy, StepPolicy};
 use imgcls::shutdown::CancellationToken;
+use imgcls::transport::queued::queue::{Outgoing, Queue};
+use imgcls::transport::{self, ServiceOptions, Transport};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -76,7 +78,7 @@ fn pool(command: WorkerCommand) -> (WorkerPool, watch::Receiver<usize>) {
 const OBEDIENT: &str = "echo ready; exec cat > /dev/null";
 
 #[tokio::test]
-async fn the_pool_grows_shrinks_and_leaves_nobody_behind() {
+async fn pool_grows_and_shrinks_and_leaves_no_process_behind() {
     let nest = Nest::new();
     let (mut pool, mut watch) = pool(nest.worker(OBEDIENT));
     pool.resize(3);
@@ -94,7 +96,7 @@ async fn the_pool_grows_shrinks_and_leaves_nobody_behind() {
 }
 
 #[tokio::test]
-async fn a_killed_worker_is_replaced() {
+async fn killed_worker_is_replaced() {
     let nest = Nest::new();
     let (mut pool, mut watch) = pool(nest.worker(OBEDIENT));
     pool.resize(1);
@@ -109,7 +111,7 @@ async fn a_killed_worker_is_replaced() {
 }
 
 #[tokio::test]
-async fn death_after_ready_is_followed_by_a_start_at_once_however_often() {
+async fn worker_that_dies_after_ready_is_restarted_at_once_every_time() {
     let nest = Nest::new();
     let (mut pool, _watch) = pool(nest.worker("echo ready; [ $(wc -l < $nest/pids) -lt 12 ] && exit 1; exec cat"));
     pool.resize(1);
@@ -122,7 +124,7 @@ async fn death_after_ready_is_followed_by_a_start_at_once_however_often() {
 }
 
 #[tokio::test]
-async fn what_a_person_must_mend_ends_the_pool_with_one_reason() {
+async fn permanent_failure_ends_the_pool_with_one_reason() {
     let usage = Nest::new();
     let (mut refused, _watch) = pool(usage.worker("exit 2"));
     refused.resize(1);
@@ -147,7 +149,7 @@ async fn what_a_person_must_mend_ends_the_pool_with_one_reason() {
 }
 
 #[tokio::test]
-async fn all_drain_at_the_same_time() {
+async fn all_workers_drain_at_the_same_time() {
     let nest = Nest::new();
     let script = "echo ready; cat > /dev/null; : > $nest/draining.$$\n\
         while [ $(ls $nest | grep -c draining) -lt 3 ]; do sleep 0.01; done; : > $nest/ended.$$";
@@ -160,7 +162,7 @@ async fn all_drain_at_the_same_time() {
 }
 
 #[tokio::test]
-async fn a_worker_that_does_not_end_is_killed_with_all_it_started() {
+async fn worker_that_does_not_end_is_killed_with_its_children() {
     let nest = Nest::new();
     let (sender, mut watch) = watch::channel(0);
     let command = nest.worker("sh -c 'echo $$; exec sleep 1000' >> $nest/pids & echo ready; wait");
@@ -173,7 +175,7 @@ async fn a_worker_that_does_not_end_is_killed_with_all_it_started() {
 }
 
 #[tokio::test]
-async fn a_worker_is_drained_while_it_starts() {
+async fn worker_is_drained_while_it_starts() {
     let nest = Nest::new();
     let (mut pool, _watch) = pool(nest.worker("exec cat > /dev/null"));
     pool.resize(1);
@@ -182,11 +184,22 @@ async fn a_worker_is_drained_while_it_starts() {
     nest.all_gone().await;
 }
 
+/// The transport of a service whose workers are played here, and its request queue.
+async fn service(nest: &Nest) -> (Arc<dyn Transport>, Arc<dyn Queue>) {
+    let backend = Backend::Local { data_dir: nest.path().join("data") };
+    let names = Names::local("imgcls");
+    let transport = transport::open(&backend, &names).await.expect("a data directory");
+    let options = ServiceOptions { visibility_timeout: Duration::from_secs(30), max_receive_count: 5 };
+    transport.prepare(options).await.expect("queues");
+    let queues = transport::open_queues(&backend).await.expect("a queue file");
+    let requests = queues.open(&names.request_queue).await.expect("made by prepare");
+    (transport, requests)
+}
+
 #[tokio::test]
-async fn the_loop_follows_the_queue_out_and_in_and_ends_all() {
+async fn loop_follows_the_queue_and_ends_all_workers() {
     let nest = Nest::new();
-    let queues = queue::open(&Backend::Local { data_dir: nest.path().join("data") }).await.expect("a queue file");
-    let requests = queues.create("requests", &QueueAttributes::default()).await.expect("a queue");
+    let (transport, requests) = service(&nest).await;
     let config = autoscaler::Config {
         policy: Policy::Step(StepPolicy {
             scale_out_above: 2,
@@ -199,8 +212,8 @@ async fn the_loop_follows_the_queue_out_and_in_and_ends_all() {
     };
     let shutdown = CancellationToken::new();
     let (pool, mut watch) = pool(nest.worker(OBEDIENT));
-    let (stop, messages) = (shutdown.clone(), requests.clone());
-    let looping = tokio::spawn(async move { autoscaler::run(config, requests.as_ref(), pending(), pool, stop).await });
+    let (stop, messages) = (shutdown.clone(), requests);
+    let looping = tokio::spawn(async move { autoscaler::run(config, transport.as_ref(), pending(), pool, stop).await });
 
     messages.send(&[Outgoing::new("one")]).await.expect("sent");
     ready(&mut watch, 1).await;
@@ -216,17 +229,16 @@ async fn the_loop_follows_the_queue_out_and_in_and_ends_all() {
 }
 
 #[tokio::test]
-async fn requests_that_are_refused_bring_another_worker() {
+async fn refused_requests_add_a_worker() {
     let nest = Nest::new();
-    let queues = queue::open(&Backend::Local { data_dir: nest.path().join("data") }).await.expect("a queue file");
-    let requests = queues.create("requests", &QueueAttributes::default()).await.expect("a queue");
+    let (transport, _) = service(&nest).await;
     let policy = StepPolicy { scale_out_period: Duration::ZERO, ..StepPolicy::LEGACY };
     let bounds = Bounds::new(1, 2).expect("valid bounds");
     let config = autoscaler::Config { policy: Policy::Step(policy), bounds, service_time: None };
     let shutdown = CancellationToken::new();
     let (pool, mut watch) = pool(nest.worker(OBEDIENT));
     let (stop, refused) = (shutdown.clone(), pool.refused());
-    let looping = tokio::spawn(async move { autoscaler::run(config, requests.as_ref(), pending(), pool, stop).await });
+    let looping = tokio::spawn(async move { autoscaler::run(config, transport.as_ref(), pending(), pool, stop).await });
     ready(&mut watch, 1).await;
     refused.fetch_add(100, std::sync::atomic::Ordering::Relaxed);
     ready(&mut watch, 2).await;
@@ -237,14 +249,13 @@ async fn requests_that_are_refused_bring_another_worker() {
 #[tokio::test]
 async fn failure_of_the_queues_drains_the_pool_and_ends_the_loop_with_the_reason() {
     let nest = Nest::new();
-    let queues = queue::open(&Backend::Local { data_dir: nest.path().join("data") }).await.expect("a queue file");
-    let requests = queues.create("requests", &QueueAttributes::default()).await.expect("a queue");
+    let (transport, _) = service(&nest).await;
     let bounds = Bounds::new(1, 1).expect("valid bounds");
     let config = autoscaler::Config { policy: Policy::Step(StepPolicy::LEGACY), bounds, service_time: None };
     let (pool, mut watch) = pool(nest.worker(OBEDIENT));
     let (fail, failure) = tokio::sync::oneshot::channel::<String>();
     let failure = async { failure.await.expect("the sender lives until it has sent") };
-    let looping = autoscaler::run(config, requests.as_ref(), failure, pool, CancellationToken::new());
+    let looping = autoscaler::run(config, transport.as_ref(), failure, pool, CancellationToken::new());
     let failing = async {
         ready(&mut watch, 1).await;
         fail.send("the disk is full".to_owned()).expect("the loop runs");
@@ -280,7 +291,7 @@ async fn no_worker_holds_the_pipe_of_another() {
 }
 
 #[tokio::test]
-async fn the_service_time_is_what_the_workers_say() {
+async fn service_time_is_what_the_workers_report() {
     let nest = Nest::new();
     let script = "echo ready; echo worked 10 1000000; echo a stray line; exec cat > /dev/null";
     let (mut pool, mut watch) = pool(nest.worker(script));

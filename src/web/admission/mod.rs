@@ -38,12 +38,9 @@ use super::error::Problem;
 use super::http::drain_body;
 use super::metrics::METRICS;
 use crate::protocol::TimingsMs;
-use crate::queue::Queue;
 use crate::scaling_policy::StepPolicy;
+use crate::transport::Transport;
 
-/// Time between two readings of the depth while requests come. A local reading is cheap; a call to SQS costs money.
-const LOCAL_READING_INTERVAL: Duration = Duration::from_millis(500);
-const REMOTE_READING_INTERVAL: Duration = Duration::from_secs(5);
 /// A reading that is older than this many intervals is not used.
 const FRESH_INTERVALS: u32 = 4;
 const READING_TIMEOUT: Duration = Duration::from_secs(2);
@@ -67,7 +64,7 @@ pub(super) struct AdmissionLimits {
 
 /// Admits or refuses requests.
 pub(super) struct Admission {
-    requests: Arc<dyn Queue>,
+    transport: Arc<dyn Transport>,
     max_queue_depth: u64,
     max_waiting: u64,
     reading_interval: Duration,
@@ -96,12 +93,11 @@ pub(super) struct JobPermit {
 
 impl Admission {
     /// `fleet` is `None` when the workers belong to another process.
-    pub(super) fn new(requests: Arc<dyn Queue>, limits: AdmissionLimits, fleet: Option<Fleet>) -> Self {
-        let reading_interval =
-            if requests.is_cheap_to_look() { LOCAL_READING_INTERVAL } else { REMOTE_READING_INTERVAL };
+    pub(super) fn new(transport: Arc<dyn Transport>, limits: AdmissionLimits, fleet: Option<Fleet>) -> Self {
+        let reading_interval = transport.depth_interval();
         let max_waiting = limits.max_connections - limits.max_connections / RESERVED_SHARE;
         Admission {
-            requests,
+            transport,
             max_queue_depth: limits.max_queue_depth,
             max_waiting: max_waiting as u64,
             reading_interval,
@@ -266,7 +262,7 @@ impl Admission {
     async fn read_depth(&self) {
         let _one_at_a_time = self.reading.lock().await;
         let Some(counts) = self.ledger().begin_reading(self.reading_interval) else { return };
-        match tokio::time::timeout(READING_TIMEOUT, self.requests.depth()).await {
+        match tokio::time::timeout(READING_TIMEOUT, self.transport.depth()).await {
             Ok(Ok(depth)) => {
                 let jobs = depth.visible + depth.in_flight + depth.delayed;
                 self.ledger().end_reading(jobs, depth.visible, counts);

@@ -1,0 +1,88 @@
+//! Dead letters and what they say.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::explained;
+use crate::clock;
+use crate::protocol::{self, Incoming};
+use crate::transport::{Delivery, Transport};
+
+/// What is known about a dead letter.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    /// The id of the job. `None` for messages of legacy clients, and for what is no request.
+    pub id: Option<Uuid>,
+    pub message_id: String,
+    pub filename: Option<String>,
+    /// `None` when the queue itself moved the message, and for a message that was too large to carry it.
+    pub reason: Option<String>,
+    pub attempts: Option<u32>,
+    /// When it became a dead letter.
+    pub dead_since: Option<Timestamp>,
+    pub age_seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct DeadLetters {
+    pub dead_letters: Vec<Summary>,
+    /// Whether there may be more: the limit was reached, or the command was interrupted.
+    pub is_cut: bool,
+}
+
+/// The dead letters, at most `limit` of them, oldest first.
+pub async fn list(
+    transport: &dyn Transport,
+    limit: usize,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<DeadLetters> {
+    let mut scan = transport.dead_letters().await.map_err(explained)?;
+    let mut dead_letters = Vec::new();
+    while dead_letters.len() < limit && !shutdown.is_cancelled() {
+        let letters = scan.next(limit - dead_letters.len()).await?;
+        if letters.is_empty() {
+            break;
+        }
+        for letter in letters {
+            dead_letters.push(Summary::of(&letter, clock::now()));
+            scan.keep(letter);
+        }
+    }
+    scan.close().await?;
+    dead_letters.sort_by_key(|letter| letter.dead_since);
+    Ok(DeadLetters { is_cut: dead_letters.len() == limit || shutdown.is_cancelled(), dead_letters })
+}
+
+impl Summary {
+    pub fn of(letter: &Delivery, now: Timestamp) -> Summary {
+        let (id, filename) = match Incoming::parse(&letter.body) {
+            Incoming::Job(request) => (Some(request.id), Some(request.filename)),
+            Incoming::Legacy(request) => (protocol::legacy_job_id(&request.filename), Some(request.filename)),
+            Incoming::Malformed { id, .. } => (id, None),
+            Incoming::UnknownVersion { .. } => (None, None),
+        };
+        let attribute = |name: &str| letter.attributes.get(name);
+        let age_ms = now.as_millisecond().saturating_sub(letter.sent_at_ms).max(0);
+        Summary {
+            id: id.or_else(|| attribute("id")?.parse().ok()),
+            message_id: letter.message_id.clone(),
+            filename,
+            reason: attribute("reason").cloned(),
+            attempts: attribute("attempts").and_then(|attempts| attempts.parse().ok()),
+            dead_since: Timestamp::from_millisecond(letter.sent_at_ms).ok(),
+            age_seconds: age_ms as f64 / 1e3,
+        }
+    }
+
+    /// Whether this is the letter of that id: of the job, or of the message.
+    pub fn has_id(&self, id: &str) -> bool {
+        self.message_id == id || self.id.is_some_and(|job| id.parse() == Ok(job))
+    }
+
+    /// The id that people use.
+    pub fn name(&self) -> String {
+        self.id.map_or_else(|| self.message_id.clone(), |id| id.to_string())
+    }
+}

@@ -1,0 +1,117 @@
+//! `imgcls queue …`: what operators do with queues. Read how deep they are, list dead letters and why they are dead, submit
+//! them again, and purge.
+//!
+//! Nothing here makes a queue or a bucket.
+
+mod dead_letters;
+mod depth;
+mod purge;
+mod redrive;
+mod show;
+mod text;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, anyhow};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Backend, Names};
+use crate::telemetry::output;
+use crate::transport::{self, TransportError};
+
+/// The largest image that is read; far more than any web tier accepts.
+const MAX_IMAGE_BYTES: u64 = 1 << 30;
+/// Dead letters that are read at once.
+const PAGE: usize = 10;
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub backend: Backend,
+    pub names: Names,
+    pub json: bool,
+    pub action: Action,
+}
+
+#[derive(Debug, Clone)]
+pub enum Action {
+    Depth,
+    /// At most `limit` dead letters.
+    Dead {
+        limit: usize,
+    },
+    /// `id`: of a job, or of a message.
+    Show {
+        id: String,
+        save: Option<PathBuf>,
+    },
+    Redrive(Which),
+    /// `is_confirmed`: nobody is asked.
+    Purge {
+        queue: String,
+        is_confirmed: bool,
+    },
+}
+
+/// Which dead letters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Which {
+    All,
+    /// Ids of jobs or of messages.
+    Ids(Vec<String>),
+}
+
+/// Does it; false where something that was asked for could not be done, and was said.
+///
+/// # Errors
+/// Where queue or store cannot be used, or what was asked for is not there.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<bool> {
+    let transport = transport::open(&config.backend, &config.names).await?;
+    let transport = &*transport;
+    match config.action {
+        Action::Depth => {
+            let report = depth::read(transport).await?;
+            print(config.json, &report, || text::depths(&report))?;
+            Ok(true)
+        }
+        Action::Dead { limit } => {
+            let report = dead_letters::list(transport, limit, &shutdown).await?;
+            print(config.json, &report, || text::dead_letters(&report))?;
+            Ok(true)
+        }
+        Action::Show { id, save } => {
+            let report = show::show(transport, &config.names, &id, save.as_deref(), &shutdown).await?;
+            print(config.json, &report, || text::dead_letter(&report))?;
+            Ok(true)
+        }
+        Action::Redrive(which) => {
+            let report = redrive::redrive(transport, &config.names, &which, &shutdown).await?;
+            print(config.json, &report, || text::redriven(&report))?;
+            Ok(report.is_complete())
+        }
+        Action::Purge { queue, is_confirmed } => {
+            let Some(report) = purge::purge(transport, &queue, is_confirmed).await? else { return Ok(false) };
+            print(config.json, &report, || text::purged(&report))?;
+            Ok(true)
+        }
+    }
+}
+
+/// What an operator can do about an error.
+fn explained(error: TransportError) -> anyhow::Error {
+    match error {
+        TransportError::Missing(name) => {
+            anyhow!("there is no queue {name:?}: start the service once, or check --stack and the names of the queues")
+        }
+        error => error.into(),
+    }
+}
+
+/// Prints a result for programs or for people.
+fn print(json: bool, report: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+    let mut out = if json { serde_json::to_string(report)? } else { text() };
+    if !out.ends_with('\n') {
+        out.push('\n');
+    }
+    output::print(&out).context("cannot print the result")
+}

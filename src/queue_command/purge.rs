@@ -1,0 +1,58 @@
+//! Deleting all messages of a queue, once somebody has confirmed it.
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+
+use anyhow::bail;
+use serde::Serialize;
+
+use super::explained;
+use crate::transport::{Depth, QueueRole, Transport, TransportError};
+
+#[derive(Debug, Serialize)]
+pub struct Purged {
+    pub queue: String,
+    /// How many there were; approximate on AWS.
+    pub messages: u64,
+}
+
+/// Returns `None` when the person said no.
+///
+/// # Errors
+/// Also when the queue is none of the service's, and when nobody can be asked.
+pub async fn purge(transport: &dyn Transport, name: &str, is_confirmed: bool) -> anyhow::Result<Option<Purged>> {
+    let queues = transport.queues().await?;
+    let Some((_, role)) = queues.iter().find(|(known, _)| known == name) else {
+        let known: Vec<&str> = queues.iter().map(|(name, _)| name.as_str()).collect();
+        bail!("{name:?} is no queue of this service; it has {}", known.join(", "));
+    };
+    let depth = transport.queue_depth(name).await?;
+    let Some(Depth { visible, in_flight, delayed }) = depth else {
+        return Err(explained(TransportError::Missing(name.to_owned())));
+    };
+    let messages = visible + in_flight + delayed;
+    if !is_confirmed && !ask(name, *role, messages)? {
+        return Ok(None);
+    }
+    transport.purge(name).await?;
+    Ok(Some(Purged { queue: name.to_owned(), messages }))
+}
+
+fn ask(name: &str, role: QueueRole, messages: u64) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        bail!("{name:?} was not purged: nobody can be asked here; give --yes if you mean it");
+    }
+    let mut stderr = std::io::stderr();
+    write!(stderr, "Delete {messages} messages from {name} for ever? {}. [y/N] ", consequence(role))?;
+    stderr.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}
+
+fn consequence(role: QueueRole) -> &'static str {
+    match role {
+        QueueRole::Requests => "Their jobs will end as expired",
+        QueueRole::DeadLetters => "They cannot be sent again then; their jobs have ended as failed",
+        QueueRole::Results | QueueRole::Replies => "Waiting callers get the stored results, a few seconds later",
+    }
+}

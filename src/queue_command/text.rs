@@ -1,0 +1,170 @@
+//! The reports as text for people.
+
+use std::fmt::Write as _;
+
+use super::dead_letters::{DeadLetters, Summary};
+use super::depth::{Depths, role_name};
+use super::purge::Purged;
+use super::redrive::{Outcome, Redriven};
+use super::show::Shown;
+
+pub fn depths(report: &Depths) -> String {
+    let mut rows = vec![["QUEUE", "ROLE", "VISIBLE", "IN FLIGHT", "DELAYED", "OLDEST"].map(str::to_owned).to_vec()];
+    for queue in &report.queues {
+        let mut row = vec![queue.name.clone(), role_name(queue.role).to_owned()];
+        match &queue.depth {
+            Some(depth) => {
+                row.extend([depth.visible, depth.in_flight, depth.delayed].map(|count| count.to_string()));
+                row.push(depth.oldest_age_seconds.map_or_else(|| "-".to_owned(), age));
+            }
+            None => row.push("does not exist".to_owned()),
+        }
+        rows.push(row);
+    }
+    table(&rows)
+}
+
+pub fn dead_letters(report: &DeadLetters) -> String {
+    if report.dead_letters.is_empty() {
+        return "no dead letters\n".to_owned();
+    }
+    let mut rows = vec![["ID", "ATTEMPTS", "AGE", "FILE", "REASON"].map(str::to_owned).to_vec()];
+    rows.extend(report.dead_letters.iter().map(|letter| {
+        vec![letter.name(), attempts(letter), age(letter.age_seconds), filename(letter), reason(letter)]
+    }));
+    let mut text = table(&rows);
+    if report.is_cut {
+        text.push_str("there may be more: see --limit\n");
+    }
+    text
+}
+
+pub fn dead_letter(report: &Shown) -> String {
+    let Shown { summary, message, result, image } = report;
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<11} {value}");
+    };
+    line("id", summary.id.map_or_else(|| "-".to_owned(), |id| id.to_string()));
+    line("message id", summary.message_id.clone());
+    line("file", filename(summary));
+    line("reason", reason(summary));
+    line("attempts", attempts(summary));
+    line("age", age(summary.age_seconds));
+    line(
+        "result",
+        match result {
+            None => "none".to_owned(),
+            Some(result) => {
+                let member = |value: &serde_json::Value| printable(value.as_str().unwrap_or("-"));
+                let (code, message) = (&result["error"]["code"], &result["error"]["message"]);
+                match result.get("error") {
+                    Some(_) => format!("{}: {}: {}", member(&result["status"]), member(code), member(message)),
+                    None => member(&result["status"]),
+                }
+            }
+        },
+    );
+    line(
+        "image",
+        image.as_ref().map_or_else(
+            || "none".to_owned(),
+            |image| {
+                let saved = image.saved_to.as_ref().map(|path| format!(", saved to {}", path.display()));
+                let kind = image.content_type.unwrap_or("no image type that is known");
+                format!("{} bytes, {kind}{}", image.size_bytes, saved.unwrap_or_default())
+            },
+        ),
+    );
+    let mut message = message.clone();
+    if let Some(data) = message.get_mut("image_data") {
+        let length = data.as_str().map_or(0, str::len);
+        *data = format!("… {length} characters; --save writes the image, --json has them").into();
+    }
+    let message = serde_json::to_string_pretty(&message).unwrap_or_default();
+    let _ = writeln!(text, "message\n{}", message.lines().map(printable).collect::<Vec<_>>().join("\n"));
+    text
+}
+
+pub fn redriven(report: &Redriven) -> String {
+    let mut text = String::new();
+    for letter in &report.letters {
+        let outcome = match &letter.outcome {
+            Outcome::SentAgain => "sent again".to_owned(),
+            Outcome::AlreadySucceeded => "has succeeded meanwhile; the letter is deleted".to_owned(),
+            Outcome::Kept(why) => format!("stays: {}", printable(why)),
+        };
+        let _ = writeln!(text, "{}  {}  {outcome}", letter.summary.name(), filename(&letter.summary));
+    }
+    for id in &report.not_found {
+        let _ = writeln!(text, "{}  no such dead letter", printable(id));
+    }
+    if report.is_interrupted {
+        text.push_str("interrupted; what was not reached is where it was\n");
+    }
+    let sent = report.letters.iter().filter(|letter| letter.outcome == Outcome::SentAgain).count();
+    let _ = writeln!(text, "{sent} sent again");
+    text
+}
+
+pub fn purged(report: &Purged) -> String {
+    format!("{} messages deleted from {}\n", report.messages, report.queue)
+}
+
+fn filename(letter: &Summary) -> String {
+    letter.filename.as_deref().filter(|name| !name.is_empty()).map_or_else(|| "-".to_owned(), printable)
+}
+
+fn attempts(letter: &Summary) -> String {
+    letter.attempts.map_or_else(|| "-".to_owned(), |attempts| attempts.to_string())
+}
+
+fn reason(letter: &Summary) -> String {
+    letter.reason.as_deref().map_or_else(|| "none was recorded".to_owned(), printable)
+}
+
+/// File names and reasons come from outside: nothing in them moves a terminal's cursor.
+fn printable(text: impl AsRef<str>) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.as_ref().chars().map(escape).collect()
+}
+
+/// As `3d 4h`, `12m 5s`, `7s`.
+fn age(seconds: f64) -> String {
+    let seconds = seconds as u64;
+    match (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60) {
+        (0, 0, 0, seconds) => format!("{seconds}s"),
+        (0, 0, minutes, seconds) => format!("{minutes}m {seconds}s"),
+        (0, hours, minutes, _) => format!("{hours}h {minutes}m"),
+        (days, hours, _, _) => format!("{days}d {hours}h"),
+    }
+}
+
+/// Columns as wide as they must be; the last one is not filled up.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| Some(row.get(column)?.chars().count())).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_read_as_people_say_them() {
+        let ages: Vec<String> = [0.4, 61.0, 7_260.0, 180_000.0].into_iter().map(age).collect();
+        assert_eq!(ages, ["0s", "1m 1s", "2h 1m", "2d 2h"]);
+    }
+
+    #[test]
+    fn nothing_from_outside_moves_the_cursor() {
+        assert_eq!(printable("\u{1b}[2Jcat\n.jpg"), "\\u{1b}[2Jcat\\n.jpg");
+    }
+}

@@ -1,0 +1,281 @@
+//! Buckets on AWS: S3.
+//!
+//! Beyond the contract of [`ObjectStore`]:
+//!
+//! - A conditional put is S3's own `If-None-Match: *`. A put whose answer was lost is sent again and may then find its
+//!   own object: that is [`Put::AlreadyExists`], which callers treat as success.
+//! - Checksums are the SDK's defaults: CRC32 of uploads, checked by S3; CRC of downloads, checked here. Bodies are in memory,
+//!   so the checksum is a header, and not a chunked framing that a server would have to know.
+//! - Opening checks that the bucket exists and may be listed: without `s3:ListBucket` a missing object is 403, not 404, and
+//!   a job without a result could not be distinguished from a forbidden one.
+
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::create_bucket::CreateBucketError;
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{BucketLocationConstraint, CreateBucketConfiguration, PublicAccessBlockConfiguration};
+use bytes::Bytes;
+use futures::stream::{self, StreamExt as _};
+
+use crate::aws::{Aws, Fault, jittered};
+use crate::transport::error::TransportError;
+use crate::transport::queued::object::{ObjectInfo, ObjectStore, Put, PutOptions, StoreError, check_key_length};
+use crate::transport::reader::ObjectReader;
+
+/// The slowest connection that is supported: 4 Mbit/s. A large body may take longer than a call without one, but a small
+/// one must not hang for as long.
+const LEAST_BYTES_PER_SECOND: u64 = 500_000;
+/// Timeout for reading any body, after the head of the answer came.
+const LEAST_BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Tries of a conditional put that met another one of the same key.
+const TRIES_AT_CONFLICT: u32 = 5;
+const REST_AT_CONFLICT: Duration = Duration::from_millis(50);
+/// The one region that a request to make a bucket must not name.
+const REGION_UNNAMED: &str = "us-east-1";
+
+/// One bucket.
+pub struct S3Store {
+    aws: Aws,
+    client: Client,
+    bucket: String,
+}
+
+impl S3Store {
+    /// Opens the bucket. When it does not exist it is created without public access.
+    ///
+    /// # Errors
+    /// [`StoreError::Fatal`] when it cannot be used; it says what to do.
+    pub async fn open(region: Option<&str>, endpoint_url: Option<&str>, bucket: &str) -> Result<S3Store, StoreError> {
+        let fatal = |reason| StoreError::Fatal { bucket: bucket.to_owned(), reason };
+        let aws = Aws::connect(region, endpoint_url).await.map_err(|refusal| fatal(refusal.to_string()))?;
+        // An emulator has one host name for all buckets.
+        let config = aws_sdk_s3::config::Builder::from(aws.sdk()).force_path_style(aws.has_endpoint("S3")).build();
+        let store = S3Store { aws, client: Client::from_conf(config), bucket: bucket.to_owned() };
+        if !store.is_there().await? {
+            store.make().await?;
+        }
+        Ok(store)
+    }
+
+    /// Lists the bucket instead of a HEAD request, whose answer has no body and so would not say what is wrong.
+    async fn is_there(&self) -> Result<bool, StoreError> {
+        match self.client.list_objects_v2().bucket(&self.bucket).max_keys(1).send().await {
+            Ok(_) => Ok(true),
+            Err(error) => match self.aws.fault("s3:ListBucket", &self.resource(), &error) {
+                Fault::Missing => Ok(false),
+                fault => Err(self.error(fault)),
+            },
+        }
+    }
+
+    async fn make(&self) -> Result<(), StoreError> {
+        let region = self.aws.region();
+        let place = (region != REGION_UNNAMED).then(|| {
+            let region = BucketLocationConstraint::from(region);
+            CreateBucketConfiguration::builder().location_constraint(region).build()
+        });
+        let call = self.client.create_bucket().bucket(&self.bucket).set_create_bucket_configuration(place);
+        match call.send().await {
+            Ok(_) => tracing::info!(bucket = self.bucket, region, "bucket made"),
+            // Another tier has created it meanwhile.
+            Err(error) if error.as_service_error().is_some_and(CreateBucketError::is_bucket_already_owned_by_you) => {}
+            Err(error) if error.as_service_error().is_some_and(CreateBucketError::is_bucket_already_exists) => {
+                let reason = "the name is taken by another account; give another --input-bucket or --output-bucket";
+                return Err(self.error(Fault::Fatal(reason.to_owned())));
+            }
+            Err(error) => {
+                let fault = match self.aws.fault("s3:CreateBucket", &self.resource(), &error) {
+                    Fault::Fatal(reason) => Fault::Fatal(format!(
+                        "it is not there and cannot be made ({reason}); make it with `aws s3 mb s3://{} --region {region}`",
+                        self.bucket
+                    )),
+                    fault => fault,
+                };
+                return Err(self.error(fault));
+            }
+        }
+        self.close_to_the_public().await;
+        Ok(())
+    }
+
+    /// AWS does this by itself for new buckets. This call is for accounts with another setting.
+    async fn close_to_the_public(&self) {
+        let closed = PublicAccessBlockConfiguration::builder()
+            .block_public_acls(true)
+            .ignore_public_acls(true)
+            .block_public_policy(true)
+            .restrict_public_buckets(true)
+            .build();
+        let call = self.client.put_public_access_block().bucket(&self.bucket).public_access_block_configuration(closed);
+        if let Err(error) = call.send().await {
+            let fault = self.fault("s3:PutBucketPublicAccessBlock", &error);
+            tracing::warn!(error = %fault, "the new bucket has AWS's default: no public access");
+        }
+    }
+
+    async fn put_once(&self, key: &str, body: Bytes, options: PutOptions) -> Result<Once, StoreError> {
+        let deadlines = Aws::timeouts_with(time_for(body.len() as u64));
+        let deadlines = aws_sdk_s3::config::Builder::default().timeout_config(deadlines);
+        let call = self.client.put_object().bucket(&self.bucket).key(key).body(ByteStream::from(body));
+        let call = call
+            .set_content_type(options.content_type.map(str::to_owned))
+            .set_if_none_match(options.if_none_match.then(|| "*".to_owned()));
+        match call.customize().config_override(deadlines).send().await {
+            Ok(_) => Ok(Once::Done(Put::Created)),
+            Err(error) => match (status(&error), options.if_none_match) {
+                (Some(412), true) => Ok(Once::Done(Put::AlreadyExists)),
+                (Some(409), true) => Ok(Once::Conflict),
+                _ => Err(self.fault("s3:PutObject", &error)),
+            },
+        }
+    }
+
+    /// The error of a call on an object of this bucket. Callers have handled a missing object, so here the bucket is missing.
+    fn fault<E>(&self, action: &str, error: &SdkError<E, HttpResponse>) -> StoreError
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        self.error(self.aws.fault(action, &self.resource(), error))
+    }
+
+    fn error(&self, fault: Fault) -> StoreError {
+        let bucket = self.bucket.clone();
+        match fault {
+            Fault::Missing => StoreError::Fatal { bucket, reason: "the bucket does not exist".to_owned() },
+            Fault::Unavailable(reason) => StoreError::Unavailable { bucket, reason },
+            Fault::Fatal(reason) => StoreError::Fatal { bucket, reason },
+        }
+    }
+
+    fn resource(&self) -> String {
+        format!("bucket {:?}", self.bucket)
+    }
+
+    fn check_key(&self, key: &str) -> Result<(), StoreError> {
+        check_key_length(key)
+            .map_err(|why| StoreError::Fatal { bucket: self.bucket.clone(), reason: format!("the key {why}") })
+    }
+
+    fn broken_off(&self, reason: &dyn std::fmt::Display) -> StoreError {
+        broken_off(&self.bucket, reason)
+    }
+
+    /// Size and body of an object of at most `max_bytes`.
+    async fn open_body(&self, key: &str, max_bytes: u64) -> Result<Option<(u64, ByteStream)>, StoreError> {
+        self.check_key(key)?;
+        let found = match self.client.get_object().bucket(&self.bucket).key(key).send().await {
+            Ok(found) => found,
+            Err(error) if is_missing(&error) => return Ok(None),
+            Err(error) => return Err(self.fault("s3:GetObject", &error)),
+        };
+        // Every answer of S3 has a length. One without is not read.
+        let size = found.content_length.and_then(|length| u64::try_from(length).ok()).unwrap_or(u64::MAX);
+        if size > max_bytes {
+            return Err(StoreError::TooLarge { key: key.to_owned(), size, limit: max_bytes });
+        }
+        Ok(Some((size, found.body)))
+    }
+}
+
+fn broken_off(bucket: &str, reason: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Unavailable { bucket: bucket.to_owned(), reason: format!("s3:GetObject broke off: {reason}") }
+}
+
+/// The outcome of one try of a put.
+enum Once {
+    Done(Put),
+    /// Another conditional put of this key was in flight. The next try shows its outcome.
+    Conflict,
+}
+
+#[async_trait]
+impl ObjectStore for S3Store {
+    fn bucket(&self) -> &str {
+        &self.bucket
+    }
+
+    async fn put(&self, key: &str, body: Bytes, options: PutOptions) -> Result<Put, StoreError> {
+        self.check_key(key)?;
+        for tried in 1..=TRIES_AT_CONFLICT {
+            if let Once::Done(put) = self.put_once(key, body.clone(), options).await? {
+                return Ok(put);
+            }
+            let rest = REST_AT_CONFLICT * tried;
+            tokio::time::sleep(jittered(rest)).await;
+        }
+        let reason = format!("s3:PutObject of {key:?} met other puts of that key {TRIES_AT_CONFLICT} times");
+        Err(StoreError::Unavailable { bucket: self.bucket.clone(), reason })
+    }
+
+    async fn get(&self, key: &str, max_bytes: u64) -> Result<Option<Bytes>, StoreError> {
+        let Some((size, body)) = self.open_body(key, max_bytes).await? else { return Ok(None) };
+        match tokio::time::timeout(LEAST_BODY_TIMEOUT + time_for(size), body.collect()).await {
+            Ok(Ok(body)) => Ok(Some(body.into_bytes())),
+            Ok(Err(error)) => Err(self.broken_off(&error)),
+            Err(_) => Err(self.broken_off(&"it took too long")),
+        }
+    }
+
+    /// However slow the reader is: what it has not asked for yet stays at S3 or in the buffers of the connection.
+    async fn read(&self, key: &str, max_bytes: u64) -> Result<Option<ObjectReader>, StoreError> {
+        let Some((size, body)) = self.open_body(key, max_bytes).await? else { return Ok(None) };
+        let bucket = self.bucket.clone();
+        let pieces = stream::unfold(Some(body), move |body| {
+            let bucket = bucket.clone();
+            async move {
+                let mut body = body?;
+                let error = match tokio::time::timeout(LEAST_BODY_TIMEOUT, body.next()).await {
+                    Ok(Some(Ok(piece))) => return Some((Ok(piece), Some(body))),
+                    Ok(Some(Err(error))) => broken_off(&bucket, &error),
+                    Ok(None) => return None,
+                    Err(_) => broken_off(&bucket, &"it took too long"),
+                };
+                Some((Err(error), None))
+            }
+        });
+        Ok(Some(ObjectReader::new(size, pieces.map(|piece| piece.map_err(TransportError::from)).boxed())))
+    }
+
+    async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StoreError> {
+        self.check_key(key)?;
+        match self.client.head_object().bucket(&self.bucket).key(key).send().await {
+            Ok(found) => Ok(Some(ObjectInfo {
+                size_bytes: found.content_length.and_then(|length| u64::try_from(length).ok()).unwrap_or_default(),
+                modified: found
+                    .last_modified
+                    .and_then(|at| SystemTime::try_from(at).ok())
+                    .unwrap_or(SystemTime::UNIX_EPOCH),
+            })),
+            Err(error) if is_missing(&error) => Ok(None),
+            // A HEAD request needs the permission of a GET: there is no s3:HeadObject.
+            Err(error) => Err(self.fault("s3:GetObject", &error)),
+        }
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.check_key(key)?;
+        match self.client.delete_object().bucket(&self.bucket).key(key).send().await {
+            Ok(_) => Ok(()),
+            Err(error) if is_missing(&error) => Ok(()),
+            Err(error) => Err(self.fault("s3:DeleteObject", &error)),
+        }
+    }
+}
+
+fn time_for(bytes: u64) -> Duration {
+    Duration::from_secs(bytes / LEAST_BYTES_PER_SECOND)
+}
+
+/// Whether the object is missing, and not the bucket. The answer to a HEAD request has no body and so no code, only a
+/// status.
+fn is_missing<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
+    status(error) == Some(404) && error.code() != Some("NoSuchBucket")
+}
+
+fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
+    error.raw_response().map(|response| response.status().as_u16())
+}

@@ -1,0 +1,692 @@
+//! Queues on AWS: SQS.
+//!
+//! Beyond the contract of [`Queue`]:
+//!
+//! - A handle keeps the queue's URL. It follows from region, account and name, so a queue that was deleted and created
+//!   again has the same one. AWS lets a name be used again after 60 s.
+//! - The message limit is read from the attributes, and only when a message is larger than the smallest limit that a queue
+//!   can have; so most handles cost no call for it. It is read again when SQS refuses a message (somebody lowered
+//!   the limit), and now and then while messages are too large (somebody may have raised it).
+//! - Sends and acknowledgements of many callers share calls (`coalesce`).
+//! - Counts are SQS's, and approximate. Only CloudWatch knows how old the oldest message is (`age`).
+
+mod age;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use aws_sdk_sqs::Client;
+use aws_sdk_sqs::config::http::HttpResponse;
+use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_sqs::types::{
+    BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, Message,
+    MessageAttributeValue, MessageSystemAttributeName, QueueAttributeName, SendMessageBatchRequestEntry,
+};
+use tokio::sync::Mutex;
+
+use super::coalesce::{BatchCall, Coalescer, Pace};
+use crate::aws::{Aws, Fault};
+use crate::config;
+use crate::retry::Schedule;
+use crate::transport::message::{Delivery, Depth, Receipt};
+use crate::transport::queued::queue::{
+    DEFAULT_MAX_MESSAGE_BYTES, LONGEST_POLL, MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, Queues,
+    ReceiveOptions, Redrive,
+};
+
+/// The most bytes of one call, whatever the limit of the queue.
+const MAX_BATCH_BYTES: usize = 1 << 20;
+/// The smallest limit that a queue can have.
+const LEAST_MAX_MESSAGE_BYTES: usize = 1_024;
+/// How long messages are refused by a limit that was read before.
+const LIMIT_KEPT_FOR: Duration = Duration::from_secs(10);
+/// A caller waits for its send. Under load it waits up to this long for others to share a call with.
+const SEND_PACE: Pace =
+    Pace { interval: Duration::from_millis(25), max_in_flight: 8, max_batch_bytes: MAX_BATCH_BYTES };
+/// No client waits for an acknowledgement.
+const ACK_PACE: Pace = Pace { interval: Duration::from_millis(50), max_in_flight: 8, max_batch_bytes: usize::MAX };
+/// Tries of single entries of a batch that SQS could not process by a fault of its own.
+const TRIES_OF_ENTRIES: u32 = 3;
+const BACKOFF: Schedule = Schedule::new(Duration::from_millis(100), Duration::from_secs(1));
+/// Names that one call of ListQueues returns.
+const LIST_PAGE: i32 = 1_000;
+
+/// The queues of one account in one region.
+pub struct SqsQueues {
+    service: Arc<Service>,
+}
+
+struct Service {
+    aws: Aws,
+    client: Client,
+}
+
+struct SqsQueue {
+    name: String,
+    queue: Arc<Address>,
+    sends: Coalescer<Sends>,
+    acks: Coalescer<Acks>,
+}
+
+/// A queue, as calls name it.
+struct Address {
+    service: Arc<Service>,
+    name: String,
+    url: String,
+    limit: Mutex<Option<MessageLimit>>,
+}
+
+/// The message limit, when the attributes were last read.
+#[derive(Clone, Copy)]
+struct MessageLimit {
+    bytes: usize,
+    read_at: Instant,
+}
+
+impl SqsQueues {
+    /// Connects with the credentials and settings of the environment.
+    ///
+    /// # Errors
+    /// [`QueueError::Fatal`] when no region is found.
+    pub async fn connect(region: Option<&str>, endpoint_url: Option<&str>) -> Result<SqsQueues, QueueError> {
+        let aws = Aws::connect(region, endpoint_url).await.map_err(|refusal| QueueError::Fatal(refusal.to_string()))?;
+        Ok(SqsQueues::over(aws))
+    }
+
+    pub fn over(aws: Aws) -> SqsQueues {
+        let client = Client::new(aws.sdk());
+        SqsQueues { service: Arc::new(Service { aws, client }) }
+    }
+
+    async fn address(&self, name: &str) -> Result<Arc<Address>, QueueError> {
+        Address::find(&self.service, name).await
+    }
+}
+
+#[async_trait]
+impl Queues for SqsQueues {
+    async fn create(&self, name: &str, attributes: &QueueAttributes) -> Result<Arc<dyn Queue>, QueueError> {
+        let name = config::queue_name(name).map_err(|why| QueueError::Fatal(format!("{why}: not {name:?}")))?;
+        let dead_letters = match &attributes.redrive {
+            Some(redrive) => Some(self.address(&redrive.dead_letter_queue).await?.arn().await?),
+            None => None,
+        };
+        let attributes = to_sqs(attributes, dead_letters.as_deref());
+        let call = self.service.client.create_queue().queue_name(&name).set_attributes(Some(attributes)).send();
+        match call.await {
+            Ok(created) => {
+                let url = created.queue_url.ok_or_else(|| nothing_said("sqs:CreateQueue", &name))?;
+                tracing::info!(queue = name, "queue created");
+                Ok(SqsQueue::of(Address::of(&self.service, &name, url)))
+            }
+            // It exists with other attributes.
+            Err(error) if exists_already(&error) => self.open(&name).await,
+            Err(error) => Err(self.service.fault("sqs:CreateQueue", &name, &error)),
+        }
+    }
+
+    async fn open(&self, name: &str) -> Result<Arc<dyn Queue>, QueueError> {
+        let address = self.address(name).await?;
+        Ok(SqsQueue::of(address))
+    }
+
+    async fn delete(&self, name: &str) -> Result<(), QueueError> {
+        let deleted = async {
+            let url = &self.address(name).await?.url;
+            let call = self.service.client.delete_queue().queue_url(url).send();
+            call.await.map_err(|error| self.service.fault("sqs:DeleteQueue", name, &error))
+        };
+        match deleted.await {
+            Ok(_) | Err(QueueError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<String>, QueueError> {
+        let call = self.service.client.list_queues().max_results(LIST_PAGE);
+        let call = if prefix.is_empty() { call } else { call.queue_name_prefix(prefix) };
+        let mut urls = call.into_paginator().items().send();
+        let mut names = Vec::new();
+        while let Some(url) = urls.next().await {
+            let url = url.map_err(|error| self.service.fault("sqs:ListQueues", prefix, &error))?;
+            names.extend(url.rsplit('/').next().map(str::to_owned));
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    async fn tags(&self, name: &str) -> Result<BTreeMap<String, String>, QueueError> {
+        let url = &self.address(name).await?.url;
+        let call = self.service.client.list_queue_tags().queue_url(url).send();
+        let found = call.await.map_err(|error| self.service.fault("sqs:ListQueueTags", name, &error))?;
+        Ok(found.tags.unwrap_or_default().into_iter().collect())
+    }
+
+    async fn set_tag(&self, name: &str, key: &str, value: &str) -> Result<(), QueueError> {
+        let url = &self.address(name).await?.url;
+        let call = self.service.client.tag_queue().queue_url(url).tags(key, value).send();
+        call.await.map(drop).map_err(|error| self.service.fault("sqs:TagQueue", name, &error))
+    }
+}
+
+impl SqsQueue {
+    fn of(queue: Arc<Address>) -> Arc<dyn Queue> {
+        Arc::new(SqsQueue {
+            name: queue.name.clone(),
+            sends: Coalescer::new(Sends(Arc::clone(&queue)), SEND_PACE),
+            acks: Coalescer::new(Acks(Arc::clone(&queue)), ACK_PACE),
+            queue,
+        })
+    }
+}
+
+#[async_trait]
+impl Queue for SqsQueue {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn send(&self, messages: &[Outgoing]) -> Result<Vec<Result<(), QueueError>>, QueueError> {
+        let mut answers = Vec::with_capacity(messages.len());
+        for message in messages {
+            match self.queue.check_size(message.size_bytes()).await {
+                Err(error) if !matches!(error, QueueError::TooLarge { .. }) => return Err(error),
+                checked => answers.push(checked),
+            }
+        }
+        let fitting = messages.iter().zip(&answers).filter(|(_, answer)| answer.is_ok());
+        let sent = self.sends.submit(fitting.map(|(message, _)| message.clone()).collect()).await;
+        for (answer, sent) in answers.iter_mut().filter(|answer| answer.is_ok()).zip(sent) {
+            *answer = sent;
+        }
+        match answers.first() {
+            // The error is one of the queue or of the way to it, and not of a single message.
+            Some(Err(error)) if !matches!(error, QueueError::TooLarge { .. }) && answers.iter().all(Result::is_err) => {
+                Err(error.clone())
+            }
+            _ => Ok(answers),
+        }
+    }
+
+    async fn receive(&self, options: ReceiveOptions) -> Result<Vec<Delivery>, QueueError> {
+        let wait = options.wait.min(LONGEST_POLL);
+        let deadlines = aws_sdk_sqs::config::Builder::default().timeout_config(Aws::timeouts_with(wait));
+        let call = self
+            .queue
+            .service
+            .client
+            .receive_message()
+            .queue_url(&self.queue.url)
+            .max_number_of_messages(i32::try_from(options.max.clamp(1, MAX_BATCH)).unwrap_or(1))
+            .wait_time_seconds(whole_seconds(wait))
+            .visibility_timeout(whole_seconds(options.visibility_timeout))
+            .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount)
+            .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
+            .message_attribute_names("All")
+            .customize()
+            .config_override(deadlines)
+            .send();
+        let received = call.await.map_err(|error| self.queue.fault("sqs:ReceiveMessage", &error))?;
+        Ok(received.messages.unwrap_or_default().into_iter().filter_map(to_delivery).collect())
+    }
+
+    async fn ack(&self, receipts: &[Receipt]) -> Result<(), QueueError> {
+        self.acks.submit(receipts.to_vec()).await.into_iter().collect()
+    }
+
+    async fn set_visibility(&self, changes: &[(Receipt, Duration)]) -> Result<(), QueueError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let answers = try_entries(changes.len(), |left| self.queue.change_visibility(changes, left)).await;
+        answers.into_iter().collect()
+    }
+
+    async fn depth(&self) -> Result<Depth, QueueError> {
+        use QueueAttributeName as Name;
+        let names = [
+            Name::ApproximateNumberOfMessages,
+            Name::ApproximateNumberOfMessagesNotVisible,
+            Name::ApproximateNumberOfMessagesDelayed,
+        ];
+        let found = self.queue.read_attributes(&names).await?;
+        let count = |name: &Name| found.get(name).and_then(|text| text.parse().ok()).unwrap_or_default();
+        let [visible, in_flight, delayed] = names.each_ref().map(count);
+        Ok(Depth { visible, in_flight, delayed })
+    }
+
+    async fn oldest_age(&self) -> Result<Option<Duration>, QueueError> {
+        age::of_oldest(&self.queue.service.aws, &self.name).await
+    }
+
+    async fn attributes(&self) -> Result<QueueAttributes, QueueError> {
+        self.queue.attributes().await
+    }
+
+    async fn set_redrive(&self, redrive: &Redrive) -> Result<(), QueueError> {
+        let arn = Address::find(&self.queue.service, &redrive.dead_letter_queue).await?.arn().await?;
+        let call = self.queue.service.client.set_queue_attributes().queue_url(&self.queue.url);
+        let call = call.attributes(QueueAttributeName::RedrivePolicy, redrive_policy(redrive, &arn)).send();
+        call.await.map(drop).map_err(|error| self.queue.fault("sqs:SetQueueAttributes", &error))
+    }
+
+    async fn purge(&self) -> Result<(), QueueError> {
+        let call = self.queue.service.client.purge_queue().queue_url(&self.queue.url).send();
+        call.await.map(drop).map_err(|error| match error.code() {
+            Some("PurgeQueueInProgress" | "AWS.SimpleQueueService.PurgeQueueInProgress") => {
+                QueueError::Unavailable(format!("queue {:?} was purged within the last 60 s", self.name))
+            }
+            _ => self.queue.fault("sqs:PurgeQueue", &error),
+        })
+    }
+}
+
+impl Address {
+    fn of(service: &Arc<Service>, name: &str, url: String) -> Arc<Address> {
+        Arc::new(Address { service: Arc::clone(service), name: name.to_owned(), url, limit: Mutex::default() })
+    }
+
+    async fn find(service: &Arc<Service>, name: &str) -> Result<Arc<Address>, QueueError> {
+        let call = service.client.get_queue_url().queue_name(name).send();
+        let found = call.await.map_err(|error| service.fault("sqs:GetQueueUrl", name, &error))?;
+        let url = found.queue_url.ok_or_else(|| nothing_said("sqs:GetQueueUrl", name))?;
+        Ok(Address::of(service, name, url))
+    }
+
+    /// Whether the queue takes a message of that size, as far as is known. A send may still be refused.
+    async fn check_size(&self, size: usize) -> Result<(), QueueError> {
+        if size <= LEAST_MAX_MESSAGE_BYTES {
+            return Ok(());
+        }
+        // Locked while it is read: other callers would only ask the same.
+        let mut known = self.limit.lock().await;
+        let limit = match *known {
+            Some(limit) if size <= limit.bytes || limit.read_at.elapsed() < LIMIT_KEPT_FOR => limit.bytes,
+            _ => {
+                let bytes = self.read_all_attributes().await?.max_message_bytes;
+                *known = Some(MessageLimit { bytes, read_at: Instant::now() });
+                bytes
+            }
+        };
+        self.fits(size, limit)
+    }
+
+    fn fits(&self, size: usize, limit: usize) -> Result<(), QueueError> {
+        if size <= limit { Ok(()) } else { Err(QueueError::TooLarge { queue: self.name.clone(), size, limit }) }
+    }
+
+    /// Reads the attributes. From here on messages are checked against this limit.
+    async fn attributes(&self) -> Result<QueueAttributes, QueueError> {
+        let attributes = self.read_all_attributes().await?;
+        *self.limit.lock().await = Some(MessageLimit { bytes: attributes.max_message_bytes, read_at: Instant::now() });
+        Ok(attributes)
+    }
+
+    fn fault<E>(&self, action: &str, error: &SdkError<E, HttpResponse>) -> QueueError
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        self.service.fault(action, &self.name, error)
+    }
+
+    async fn read_attributes(
+        &self,
+        names: &[QueueAttributeName],
+    ) -> Result<HashMap<QueueAttributeName, String>, QueueError> {
+        let call = self.service.client.get_queue_attributes().queue_url(&self.url);
+        let call = call.set_attribute_names(Some(names.to_vec())).send();
+        let found = call.await.map_err(|error| self.fault("sqs:GetQueueAttributes", &error))?;
+        Ok(found.attributes.unwrap_or_default())
+    }
+
+    async fn read_all_attributes(&self) -> Result<QueueAttributes, QueueError> {
+        let names = [
+            QueueAttributeName::VisibilityTimeout,
+            QueueAttributeName::MessageRetentionPeriod,
+            QueueAttributeName::MaximumMessageSize,
+            QueueAttributeName::RedrivePolicy,
+        ];
+        from_sqs(&self.read_attributes(&names).await?)
+            .map_err(|what| QueueError::Unavailable(format!("queue {:?} returned no {what}", self.name)))
+    }
+
+    async fn arn(&self) -> Result<String, QueueError> {
+        let mut found = self.read_attributes(&[QueueAttributeName::QueueArn]).await?;
+        found
+            .remove(&QueueAttributeName::QueueArn)
+            .ok_or_else(|| QueueError::Unavailable(format!("queue {:?} returned no ARN", self.name)))
+    }
+
+    /// Sends the messages at those indices.
+    async fn send(&self, messages: &[Outgoing], places: &[usize]) -> Result<Vec<EntryFault>, QueueError> {
+        let entries = places.iter().map(|&at| send_entry(at, &messages[at])).collect();
+        let call = self.service.client.send_message_batch().queue_url(&self.url).set_entries(Some(entries)).send();
+        let answer = call.await.map_err(|error| self.fault("sqs:SendMessage", &error))?;
+        Ok(self.entry_faults("sqs:SendMessage", answer.failed))
+    }
+
+    /// Deletes by the receipts at those indices.
+    async fn delete(&self, receipts: &[Receipt], places: &[usize]) -> Result<Vec<EntryFault>, QueueError> {
+        let entry = |&at: &usize| {
+            let entry = DeleteMessageBatchRequestEntry::builder().id(at.to_string()).receipt_handle(&receipts[at].0);
+            entry.build().expect("id and receipt are set; this is a bug")
+        };
+        let entries = places.iter().map(entry).collect();
+        let call = self.service.client.delete_message_batch().queue_url(&self.url).set_entries(Some(entries)).send();
+        let answer = call.await.map_err(|error| self.fault("sqs:DeleteMessage", &error))?;
+        Ok(self.faults_but_stale("sqs:DeleteMessage", answer.failed))
+    }
+
+    async fn change_visibility(
+        &self,
+        changes: &[(Receipt, Duration)],
+        places: Vec<usize>,
+    ) -> Result<Vec<EntryFault>, QueueError> {
+        let entry = |&at: &usize| {
+            let (receipt, timeout) = &changes[at];
+            let entry = ChangeMessageVisibilityBatchRequestEntry::builder().id(at.to_string());
+            let entry = entry.receipt_handle(&receipt.0).visibility_timeout(whole_seconds(*timeout));
+            entry.build().expect("id and receipt are set; this is a bug")
+        };
+        let entries = places.iter().map(entry).collect();
+        let call = self.service.client.change_message_visibility_batch().queue_url(&self.url);
+        let answer = call.set_entries(Some(entries)).send().await;
+        let answer = answer.map_err(|error| self.fault("sqs:ChangeMessageVisibility", &error))?;
+        Ok(self.faults_but_stale("sqs:ChangeMessageVisibility", answer.failed))
+    }
+
+    /// The faults of a call with receipts. A stale receipt does nothing, which is no error.
+    fn faults_but_stale(&self, action: &str, failed: Vec<BatchResultErrorEntry>) -> Vec<EntryFault> {
+        let failed = failed.into_iter().filter(|entry| !is_stale_receipt(&entry.code));
+        self.entry_faults(action, failed.collect())
+    }
+
+    fn entry_faults(&self, action: &str, failed: Vec<BatchResultErrorEntry>) -> Vec<EntryFault> {
+        let fault = |entry: BatchResultErrorEntry| {
+            let said = format!("{}: {}", entry.code, entry.message.unwrap_or_default());
+            let error = if entry.sender_fault {
+                QueueError::Fatal(format!("{action} on queue {:?} was refused: {said}", self.name))
+            } else {
+                QueueError::Unavailable(format!("{action} on queue {:?}: {said}", self.name))
+            };
+            Some((entry.id.parse().ok()?, error))
+        };
+        failed.into_iter().filter_map(fault).collect()
+    }
+}
+
+impl Service {
+    fn fault<E>(&self, action: &str, queue: &str, error: &SdkError<E, HttpResponse>) -> QueueError
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        if matches!(error.code(), Some("QueueDeletedRecently" | "AWS.SimpleQueueService.QueueDeletedRecently")) {
+            let reason =
+                format!("queue {queue:?} was removed within the last 60 s; AWS makes it again only after them");
+            return QueueError::Unavailable(reason);
+        }
+        as_queue_error(self.aws.fault(action, &format!("queue {queue:?}"), error), queue)
+    }
+}
+
+fn as_queue_error(fault: Fault, queue: &str) -> QueueError {
+    match fault {
+        Fault::Missing => QueueError::NotFound(queue.to_owned()),
+        Fault::Unavailable(reason) => QueueError::Unavailable(reason),
+        Fault::Fatal(reason) => QueueError::Fatal(reason),
+    }
+}
+
+struct Sends(Arc<Address>);
+
+#[async_trait]
+impl BatchCall for Sends {
+    type Item = Outgoing;
+
+    fn size_bytes(item: &Outgoing) -> usize {
+        item.size_bytes()
+    }
+
+    async fn call(&self, items: Vec<Outgoing>) -> Vec<Result<(), QueueError>> {
+        let mut answers = self.send(&items).await;
+        let refused: Vec<usize> =
+            (0..items.len()).filter(|&at| matches!(answers[at], Err(QueueError::Fatal(_)))).collect();
+        // Somebody may have lowered the queue's limit since it was read.
+        if refused.iter().all(|&at| items[at].size_bytes() <= LEAST_MAX_MESSAGE_BYTES) {
+            return answers;
+        }
+        let Ok(attributes) = self.0.attributes().await else { return answers };
+        let mut fitting = Vec::new();
+        for &at in &refused {
+            match self.0.fits(items[at].size_bytes(), attributes.max_message_bytes) {
+                Ok(()) => fitting.push(at),
+                too_large => answers[at] = too_large,
+            }
+        }
+        // SQS may refuse all entries of a call because of one.
+        if !fitting.is_empty() && fitting.len() < refused.len() {
+            let again: Vec<Outgoing> = fitting.iter().map(|&at| items[at].clone()).collect();
+            for (at, answer) in fitting.into_iter().zip(self.send(&again).await) {
+                answers[at] = answer;
+            }
+        }
+        answers
+    }
+}
+
+impl Sends {
+    async fn send(&self, items: &[Outgoing]) -> Vec<Result<(), QueueError>> {
+        try_entries(items.len(), |places| async move { self.0.send(items, &places).await }).await
+    }
+}
+
+struct Acks(Arc<Address>);
+
+#[async_trait]
+impl BatchCall for Acks {
+    type Item = Receipt;
+
+    fn size_bytes(_: &Receipt) -> usize {
+        0
+    }
+
+    async fn call(&self, items: Vec<Receipt>) -> Vec<Result<(), QueueError>> {
+        let items = &items;
+        try_entries(items.len(), |places| async move { self.0.delete(items, &places).await }).await
+    }
+}
+
+/// The error of one entry of a batch, with the index of the entry.
+type EntryFault = (usize, QueueError);
+
+/// Makes a call with entries and repeats it for those that SQS could not process by a fault of its own. The SDK has
+/// retried calls that failed as a whole.
+async fn try_entries<F>(count: usize, mut call: impl FnMut(Vec<usize>) -> F) -> Vec<Result<(), QueueError>>
+where
+    F: Future<Output = Result<Vec<EntryFault>, QueueError>>,
+{
+    let mut answers: Vec<Result<(), QueueError>> = vec![Ok(()); count];
+    let mut left: Vec<usize> = (0..count).collect();
+    let mut backoff = BACKOFF.start();
+    for tried in 1..=TRIES_OF_ENTRIES {
+        let faults = match call(left.clone()).await {
+            Ok(faults) => faults,
+            Err(error) => {
+                for &at in &left {
+                    answers[at] = Err(error.clone());
+                }
+                break;
+            }
+        };
+        for &at in &left {
+            answers[at] = Ok(());
+        }
+        left.clear();
+        for (at, error) in faults {
+            if matches!(error, QueueError::Unavailable(_)) {
+                left.push(at);
+            }
+            if let Some(answer) = answers.get_mut(at) {
+                *answer = Err(error);
+            }
+        }
+        if left.is_empty() || tried == TRIES_OF_ENTRIES {
+            break;
+        }
+        tokio::time::sleep(backoff.next_delay_with_jitter()).await;
+    }
+    answers
+}
+
+fn send_entry(at: usize, message: &Outgoing) -> SendMessageBatchRequestEntry {
+    let attributes = message.attributes.iter().map(|(name, value)| {
+        let value = MessageAttributeValue::builder().data_type("String").string_value(value).build();
+        (name.clone(), value.expect("the type is set; this is a bug"))
+    });
+    SendMessageBatchRequestEntry::builder()
+        .id(at.to_string())
+        .message_body(&message.body)
+        .set_message_attributes(Some(attributes.collect()).filter(|attributes: &HashMap<_, _>| !attributes.is_empty()))
+        .set_delay_seconds(Some(whole_seconds(message.delay)).filter(|delay| *delay > 0))
+        .build()
+        .expect("id and body are set; this is a bug")
+}
+
+/// `None` for a message without a receipt, which SQS does not send.
+fn to_delivery(message: Message) -> Option<Delivery> {
+    let system = message.attributes.unwrap_or_default();
+    let number = |name: &MessageSystemAttributeName| system.get(name).map(String::as_str);
+    let attributes = message.message_attributes.unwrap_or_default();
+    Some(Delivery {
+        receipt: Receipt(message.receipt_handle?),
+        message_id: message.message_id.unwrap_or_default(),
+        body: message.body.unwrap_or_default(),
+        attributes: attributes.into_iter().filter_map(|(name, value)| Some((name, value.string_value?))).collect(),
+        receive_count: number(&MessageSystemAttributeName::ApproximateReceiveCount)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(1),
+        sent_at_ms: number(&MessageSystemAttributeName::SentTimestamp)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or_default(),
+    })
+}
+
+fn to_sqs(attributes: &QueueAttributes, dead_letters_arn: Option<&str>) -> HashMap<QueueAttributeName, String> {
+    let mut found = HashMap::from([
+        (QueueAttributeName::VisibilityTimeout, whole_seconds(attributes.visibility_timeout).to_string()),
+        (QueueAttributeName::MessageRetentionPeriod, whole_seconds(attributes.retention).to_string()),
+        (QueueAttributeName::MaximumMessageSize, attributes.max_message_bytes.to_string()),
+    ]);
+    if let (Some(redrive), Some(arn)) = (&attributes.redrive, dead_letters_arn) {
+        found.insert(QueueAttributeName::RedrivePolicy, redrive_policy(redrive, arn));
+    }
+    found
+}
+
+fn redrive_policy(redrive: &Redrive, dead_letters_arn: &str) -> String {
+    let policy = serde_json::json!({
+        "deadLetterTargetArn": dead_letters_arn,
+        "maxReceiveCount": redrive.max_receive_count,
+    });
+    policy.to_string()
+}
+
+/// # Errors
+/// The name of the attribute that is missing or is no number.
+fn from_sqs(found: &HashMap<QueueAttributeName, String>) -> Result<QueueAttributes, &'static str> {
+    let seconds = |name, what| found.get(&name).and_then(|text| text.parse().ok()).map(Duration::from_secs).ok_or(what);
+    let max_message_bytes = found.get(&QueueAttributeName::MaximumMessageSize);
+    Ok(QueueAttributes {
+        visibility_timeout: seconds(QueueAttributeName::VisibilityTimeout, "visibility timeout")?,
+        retention: seconds(QueueAttributeName::MessageRetentionPeriod, "retention")?,
+        max_message_bytes: max_message_bytes.and_then(|text| text.parse().ok()).unwrap_or(DEFAULT_MAX_MESSAGE_BYTES),
+        redrive: found.get(&QueueAttributeName::RedrivePolicy).and_then(|policy| to_redrive(policy)),
+    })
+}
+
+/// AWS writes the count as a number. A count that was set as a string comes back as a string.
+fn to_redrive(policy: &str) -> Option<Redrive> {
+    let policy: serde_json::Value = serde_json::from_str(policy).ok()?;
+    let count = &policy["maxReceiveCount"];
+    let count = count.as_u64().or_else(|| count.as_str()?.parse().ok())?;
+    Some(Redrive {
+        dead_letter_queue: policy["deadLetterTargetArn"].as_str()?.rsplit(':').next()?.to_owned(),
+        max_receive_count: u32::try_from(count).unwrap_or(u32::MAX),
+    })
+}
+
+/// SQS has no shorter times. Rounded up, so that a short wait is a wait and a short timeout does not end at once.
+fn whole_seconds(duration: Duration) -> i32 {
+    let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
+    i32::try_from(seconds).unwrap_or(i32::MAX)
+}
+
+fn exists_already<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
+    matches!(error.code(), Some("QueueNameExists" | "QueueAlreadyExists"))
+}
+
+/// Whether the message was received again since, was deleted, or is visible.
+fn is_stale_receipt(code: &str) -> bool {
+    let code = code.strip_prefix("AWS.SimpleQueueService.").unwrap_or(code);
+    matches!(code, "ReceiptHandleIsInvalid" | "MessageNotInflight" | "InvalidParameterValue")
+}
+
+fn nothing_said(action: &str, queue: &str) -> QueueError {
+    QueueError::Unavailable(format!("{action}: no URL of queue {queue:?} in the answer"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn short_times_are_rounded_up() {
+        assert_eq!(whole_seconds(Duration::ZERO), 0);
+        assert_eq!(whole_seconds(Duration::from_millis(1)), 1);
+        assert_eq!(whole_seconds(Duration::from_secs(20)), 20);
+        assert_eq!(whole_seconds(Duration::from_millis(20_001)), 21);
+    }
+
+    #[test]
+    fn redrive_policy_is_read_in_both_spellings() {
+        let expected = Some(Redrive { dead_letter_queue: "dead".to_owned(), max_receive_count: 7 });
+        for count in ["7", "\"7\""] {
+            let policy = format!("{{\"deadLetterTargetArn\":\"arn:aws:sqs:r:1:dead\",\"maxReceiveCount\":{count}}}");
+            assert_eq!(to_redrive(&policy), expected, "{policy}");
+        }
+        assert_eq!(to_redrive("{}"), None);
+    }
+
+    #[tokio::test]
+    async fn only_entries_that_may_succeed_are_retried() {
+        let calls = Mutex::new(Vec::new());
+        let fault = |text: &str| QueueError::Unavailable(text.to_owned());
+        let call = |places: Vec<usize>| {
+            calls.lock().unwrap().push(places.clone());
+            let answer = match calls.lock().unwrap().len() {
+                1 => vec![(1, fault("busy")), (2, QueueError::Fatal("bad".to_owned()))],
+                _ => vec![],
+            };
+            async move { Ok(answer) }
+        };
+        let answers = try_entries(4, call).await;
+        assert_eq!(*calls.lock().unwrap(), [vec![0, 1, 2, 3], vec![1]]);
+        assert!(answers[1].is_ok() && matches!(answers[2], Err(QueueError::Fatal(_))), "{answers:?}");
+    }
+
+    #[tokio::test]
+    async fn call_that_failed_as_a_whole_is_left_to_the_caller() {
+        let mut calls = 0;
+        let call = |_| {
+            calls += 1;
+            async { Err(QueueError::NotFound("q".to_owned())) }
+        };
+        let answers = try_entries(2, call).await;
+        assert!(answers.iter().all(|answer| matches!(answer, Err(QueueError::NotFound(_)))));
+        assert_eq!(calls, 1);
+    }
+}

@@ -1,0 +1,62 @@
+//! The transport on one machine: queues and objects in one SQLite file and its segments, shared by any number of processes.
+//!
+//! A submission is one transaction, and so is the completion of a batch ([`steps`]). Everything that makes that fast is
+//! private to this folder and to `crate::sqlite`: calls share transactions and syncs, replies bypass the database as
+//! datagrams, and a worker that is busy leaves messages to one that is idle.
+
+mod complete;
+mod queue;
+mod segments;
+mod steps;
+mod store;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::FutureExt as _;
+
+pub use self::queue::{Sending, SqliteQueue, SqliteQueues, named_jobs};
+use self::steps::LocalSteps;
+pub use self::store::{
+    Candidate, Deleted, Kind, LocalData, Page, Position, SeenSegments, SqliteStore, Swept, Totals, Usage, Walk,
+};
+use super::error::TransportError;
+use super::port::{Opener, Transport};
+use super::queued::QueuedTransport;
+use super::queued::object::{ObjectStore, StoreError};
+use super::queued::parts::Parts;
+use super::queued::queue::Queues;
+use crate::config::{Backend, Names};
+use crate::sqlite::Fault;
+
+impl From<Fault> for TransportError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Unavailable(reason) => TransportError::Unavailable(reason),
+            Fault::Fatal(reason) => TransportError::Fatal(reason),
+        }
+    }
+}
+
+/// Opens the local backend.
+pub(super) struct LocalOpener;
+
+#[async_trait]
+impl Opener for LocalOpener {
+    async fn open(&self, backend: &Backend, names: &Names) -> Result<Arc<dyn Transport>, TransportError> {
+        let Backend::Local { data_dir } = backend else {
+            return Err(TransportError::Fatal("the local backend needs a data directory; this is a bug".to_owned()));
+        };
+        let queues = Arc::new(SqliteQueues::open(data_dir)?);
+        let input = SqliteStore::open(data_dir, &names.input_bucket)?;
+        let output = SqliteStore::open(data_dir, &names.output_bucket)?;
+        let (bucket_dir, all) = (data_dir.clone(), Arc::clone(&queues) as Arc<dyn Queues>);
+        let open_bucket = move |name: String| {
+            let opened = SqliteStore::open(&bucket_dir, &name);
+            async move { Ok::<_, StoreError>(Arc::new(opened?) as Arc<dyn ObjectStore>) }.boxed()
+        };
+        let parts = Arc::new(Parts::new(names.clone(), all, Box::new(open_bucket)));
+        let steps = LocalSteps::new(queues, input, output, names.clone());
+        Ok(Arc::new(QueuedTransport::new(parts, Arc::new(steps))))
+    }
+}

@@ -1,0 +1,768 @@
+//! The local queue's protocol against a small model of it, on a virtual clock.
+//!
+//! Several processes send, receive, acknowledge, extend and release messages in transactions of one to three calls, by
+//! the code of `messages` on a real file with a connection per process. At any step a process may crash: before its
+//! transaction, inside it, or after the commit and before it hears of it. The clock jumps, mostly a little, sometimes by
+//! hours, by the real service clock on a virtual source: steps of the wall clock must change nothing, and a reboot may only
+//! let time pass. After every call the rows of the file are
+//! held against what the call may have changed, and at the end of a run every accepted message is received.
+//!
+//! A run is made from its seed alone. `IMGCLS_QUEUE_SEED=7` replays seed 7 and prints its steps; `IMGCLS_TEST_LONG=1`
+//! runs 10,000 seeds instead of a few hundred.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use super::messages::{Taking, fair_share};
+use super::{expiry, messages};
+use crate::clock::{ADJUST_EVERY, Anchor, LONGEST_ABSENCE, Reading, ServiceClock, Source};
+use crate::sqlite::{self, Failure, Session, millis};
+use crate::transport::message::{Delivery, Depth, Receipt};
+use crate::transport::queued::queue::{Outgoing, QueueAttributes, ReceiveOptions, Redrive};
+
+const MAIN: &str = "jobs";
+const DEAD: &str = "jobs-dead";
+const RETENTION: Duration = Duration::from_hours(1);
+const DEAD_RETENTION: Duration = Duration::from_hours(4);
+const MAX_RECEIVE_COUNT: u32 = 3;
+const MAX_MESSAGE_BYTES: usize = 64;
+
+const PROCESSES: usize = 3;
+const STEPS: usize = 60;
+const SEEDS: u64 = 300;
+const SEEDS_LONG: u64 = 10_000;
+
+#[test]
+fn the_queue_keeps_its_protocol_whatever_crashes_and_whatever_the_clock_does() {
+    let directory = memory_directory();
+    let mut processes: Vec<Process> = (0..PROCESSES).map(|_| Process::open(directory.path())).collect();
+    if let Some(seed) = std::env::var("IMGCLS_QUEUE_SEED").ok().and_then(|text| text.parse().ok()) {
+        Run::new(seed, directory.path(), &mut processes, true).run();
+        return;
+    }
+    let seeds = if std::env::var_os("IMGCLS_TEST_LONG").is_some() { SEEDS_LONG } else { SEEDS };
+    let mut seen = Seen::default();
+    for seed in 0..seeds {
+        let mut run = Run::new(seed, directory.path(), &mut processes, false);
+        run.run();
+        seen.add(&run.seen);
+    }
+    // A model that never gets there would hold for any queue.
+    assert!(seen.are_all(), "the runs did not reach everything: {seen:?}");
+    println!("{seeds} seeds: {seen:?}");
+}
+
+/// On a file system in memory where there is one: syncs are not what is tested.
+fn memory_directory() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let in_memory = tempfile::tempdir_in(memory);
+    in_memory.or_else(|_| tempfile::tempdir()).expect("a directory")
+}
+
+/// One process: its connection, and the deliveries that it was told of.
+struct Process {
+    connection: Connection,
+    held: Vec<Held>,
+}
+
+/// A delivery that a process knows.
+#[derive(Debug, Clone)]
+struct Held {
+    queue: &'static str,
+    receipt: Receipt,
+    body: u64,
+    receive_count: u32,
+}
+
+impl Process {
+    fn open(data_dir: &Path) -> Process {
+        let connection = sqlite::open_connection(data_dir).unwrap_or_else(|fault| panic!("{fault}"));
+        connection.execute_batch("PRAGMA synchronous = OFF").expect("a pragma");
+        Process { connection, held: Vec::new() }
+    }
+}
+
+/// A message as the model and the file have it. Bodies are numbers, each sent once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Row {
+    queue: &'static str,
+    visible_at_ms: i64,
+    receive_count: u32,
+    sent_at_ms: i64,
+}
+
+type Rows = BTreeMap<u64, Row>;
+
+/// How an accepted message ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Acknowledged,
+    Expired,
+    Purged,
+}
+
+/// What the runs reached, so that a test that tests nothing is noticed.
+#[derive(Debug, Default)]
+struct Seen {
+    sent: u64,
+    redelivered: u64,
+    acknowledged: u64,
+    expired: u64,
+    moved_to_dead_letters: u64,
+    released: u64,
+    extended: u64,
+    stale_receipts: u64,
+    purged: u64,
+    rolled_back: u64,
+    lost_answers: u64,
+    clock_steps: u64,
+}
+
+impl Seen {
+    fn fields(&mut self) -> [&mut u64; 12] {
+        [
+            &mut self.sent,
+            &mut self.redelivered,
+            &mut self.acknowledged,
+            &mut self.expired,
+            &mut self.moved_to_dead_letters,
+            &mut self.released,
+            &mut self.extended,
+            &mut self.stale_receipts,
+            &mut self.purged,
+            &mut self.rolled_back,
+            &mut self.lost_answers,
+            &mut self.clock_steps,
+        ]
+    }
+
+    fn add(&mut self, other: &Seen) {
+        let Seen { sent, redelivered, acknowledged, expired, moved_to_dead_letters, released, .. } = *other;
+        let Seen { extended, stale_receipts, purged, rolled_back, lost_answers, clock_steps, .. } = *other;
+        let first = [sent, redelivered, acknowledged, expired, moved_to_dead_letters, released];
+        let last = [extended, stale_receipts, purged, rolled_back, lost_answers, clock_steps];
+        self.fields().into_iter().zip(first.into_iter().chain(last)).for_each(|(sum, more)| *sum += more);
+    }
+
+    fn are_all(&mut self) -> bool {
+        self.fields().into_iter().all(|count| *count > 0)
+    }
+}
+
+/// A machine's clocks, as the test turns them.
+struct VirtualSource(Mutex<(Reading, u64)>);
+
+impl Source for VirtualSource {
+    fn read(&self) -> Reading {
+        self.0.lock().expect("no panic").0
+    }
+
+    fn boot_id(&self) -> String {
+        self.0.lock().expect("no panic").1.to_string()
+    }
+}
+
+/// The service clock of a data directory, on virtual clocks; adjusted as the file's owner does it.
+struct Clock {
+    source: Arc<VirtualSource>,
+    anchor: Anchor,
+    service: ServiceClock,
+}
+
+impl Clock {
+    fn new() -> Clock {
+        let start = Reading { wall_us: 1_700_000_000_000_000, boot_us: 5_000_000 };
+        let source = Arc::new(VirtualSource(Mutex::new((start, 0))));
+        let anchor = Anchor::first(source.boot_id(), source.read());
+        let service = ServiceClock::new(source.clone(), &anchor);
+        Clock { source, anchor, service }
+    }
+
+    /// Time passes for all clocks; by a thousandth more or less for the service, which follows the wall clock.
+    fn pass(&mut self, time: Duration) {
+        let before_ms = self.now_ms();
+        self.set(|reading| {
+            reading.wall_us += millis(time) * 1_000;
+            reading.boot_us += millis(time) * 1_000;
+        });
+        if self.anchor.is_due(self.source.read()) {
+            self.anchor = self.anchor.adjusted(&self.source.boot_id(), self.source.read());
+            self.service.follow(&self.anchor);
+        }
+        let passed_ms = self.now_ms() - before_ms;
+        let slewed_ms = (millis(time) + millis(ADJUST_EVERY)) / 1_000 + 1;
+        assert!((passed_ms - millis(time)).abs() <= slewed_ms, "{time:?} passed and the clock tells {passed_ms} ms");
+    }
+
+    fn step(&mut self, by_ms: i64) {
+        let before_ms = self.now_ms();
+        self.set(|reading| reading.wall_us += by_ms * 1_000);
+        assert_eq!(self.now_ms(), before_ms, "the service time follows a step");
+    }
+
+    /// The time since boot begins again, and the wall clock may tell anything.
+    fn reboot(&mut self, wall_by_ms: i64) {
+        let before_ms = self.now_ms();
+        {
+            let mut clocks = self.source.0.lock().expect("no panic");
+            clocks.0 = Reading { wall_us: clocks.0.wall_us + wall_by_ms * 1_000, boot_us: 1_000 };
+            clocks.1 += 1;
+        }
+        self.anchor = self.anchor.adjusted(&self.source.boot_id(), self.source.read());
+        self.service = ServiceClock::new(self.source.clone(), &self.anchor);
+        // What passed since the last adjustment is not known any more.
+        let passed_ms = self.now_ms() - before_ms;
+        assert!(passed_ms >= -2 * millis(ADJUST_EVERY) - 1, "a reboot turns the clock back by {passed_ms} ms");
+        assert!(passed_ms <= millis(LONGEST_ABSENCE), "a reboot lets {passed_ms} ms pass");
+    }
+
+    fn now_ms(&self) -> i64 {
+        self.service.now_ms()
+    }
+
+    fn set(&mut self, change: impl FnOnce(&mut Reading)) {
+        change(&mut self.source.0.lock().expect("no panic").0);
+    }
+}
+
+/// A small generator of our own: what a seed does must not change with a dependency.
+struct Random(u64);
+
+impl Random {
+    /// SplitMix64.
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+
+    fn one_in(&mut self, bound: usize) -> bool {
+        self.below(bound) == 0
+    }
+
+    fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+}
+
+/// One seed.
+struct Run<'a> {
+    seed: u64,
+    data_dir: &'a Path,
+    processes: &'a mut Vec<Process>,
+    random: Random,
+    clock: Clock,
+    /// What is committed.
+    rows: Rows,
+    fates: BTreeMap<u64, Fate>,
+    next_body: u64,
+    seen: Seen,
+    steps: Vec<String>,
+    is_loud: bool,
+}
+
+/// What a transaction did so far; forgotten if it is rolled back.
+#[derive(Default)]
+struct Pending {
+    rows: Rows,
+    fates: BTreeMap<u64, Fate>,
+    /// What the caller will hear of once the transaction is committed.
+    received: Vec<Held>,
+    spent: Vec<Receipt>,
+    seen: Seen,
+}
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.steps.join("\n"));
+            eprintln!("seed {0} fails; IMGCLS_QUEUE_SEED={0} replays it", self.seed);
+        }
+    }
+}
+
+impl<'a> Run<'a> {
+    fn new(seed: u64, data_dir: &'a Path, processes: &'a mut Vec<Process>, is_loud: bool) -> Run<'a> {
+        Run {
+            seed,
+            data_dir,
+            processes,
+            random: Random(seed),
+            clock: Clock::new(),
+            rows: Rows::new(),
+            fates: BTreeMap::new(),
+            next_body: 0,
+            seen: Seen::default(),
+            steps: Vec::new(),
+            is_loud,
+        }
+    }
+
+    fn run(&mut self) {
+        self.make_queues();
+        for _ in 0..STEPS {
+            self.pass_time();
+            let process = self.random.below(PROCESSES);
+            match self.random.below(20) {
+                0 => self.crash(process),
+                1 => self.step_clock(),
+                2 => self.remove_expired(process),
+                _ => self.transact(process),
+            }
+        }
+        self.receive_all();
+        for process in &mut *self.processes {
+            process.held.clear();
+        }
+    }
+
+    /// New ones under the names of the seed before, whose receipts must fit nothing.
+    fn make_queues(&mut self) {
+        let now_ms = self.clock.now_ms();
+        let connection = &self.processes[0].connection;
+        begin(connection);
+        let mut session = Session::at(connection, now_ms);
+        for name in [MAIN, DEAD] {
+            ok(messages::delete(&mut session, name));
+            ok(messages::create(&session, name, &attributes(name)));
+        }
+        commit(connection);
+        assert_eq!(rows(connection), Rows::new());
+    }
+
+    fn note(&mut self, text: impl FnOnce() -> String) {
+        let text = text();
+        if self.is_loud {
+            println!("{text}");
+        }
+        self.steps.push(text);
+    }
+
+    fn pass_time(&mut self) {
+        let millis = match self.random.below(40) {
+            0..20 => self.random.below(50),
+            20..38 => self.random.below(20_000),
+            38 => self.random.below(600_000),
+            _ => self.random.below(2 * 3_600_000),
+        };
+        self.clock.pass(Duration::from_millis(millis as u64));
+    }
+
+    fn step_clock(&mut self) {
+        let hours = (self.random.next() % 240).cast_signed() - 120;
+        let is_reboot = self.random.one_in(20);
+        self.note(|| format!("the wall clock steps by {hours} h, with a reboot {is_reboot}"));
+        if is_reboot {
+            self.clock.reboot(hours * 3_600_000);
+        } else {
+            self.clock.step(hours * 3_600_000);
+        }
+        self.seen.clock_steps += 1;
+        self.check_committed();
+    }
+
+    /// What runs beside the work.
+    fn remove_expired(&mut self, process: usize) {
+        let now_ms = self.clock.now_ms();
+        expiry::remove_some(&mut self.processes[process].connection, now_ms).expect("the lock is free");
+        let expired: Vec<u64> =
+            self.rows.iter().filter(|(_, row)| is_expired(row, now_ms)).map(|(body, _)| *body).collect();
+        self.note(|| format!("at {now_ms}: process {process} removes what is too old: {expired:?}"));
+        let left = rows(&self.processes[process].connection);
+        for body in expired {
+            // All of one queue, and of the next one when it comes again.
+            if !left.contains_key(&body) {
+                self.rows.remove(&body);
+                self.seen.expired += 1;
+                assert_eq!(self.fates.insert(body, Fate::Expired), None, "message {body} ended twice");
+            }
+        }
+        self.check_committed();
+    }
+
+    /// All that the process knew is gone.
+    fn crash(&mut self, process: usize) {
+        self.note(|| format!("process {process} crashes"));
+        self.processes[process] = Process::open(self.data_dir);
+        self.check_committed();
+    }
+
+    /// Up to three calls of one process in one transaction, which may crash at any place.
+    fn transact(&mut self, process: usize) {
+        let calls = 1 + self.random.below(3);
+        let crashes_before_commit = self.random.one_in(10);
+        let crashes_after_commit = self.random.one_in(10);
+        let now_ms = self.clock.now_ms();
+        let mut pending = Pending { rows: self.rows.clone(), ..Pending::default() };
+        self.note(|| format!("at {now_ms}: process {process} begins"));
+        begin(&self.processes[process].connection);
+        for _ in 0..calls {
+            self.call(process, now_ms, &mut pending);
+        }
+        if crashes_before_commit {
+            self.note(|| "it crashes before the commit".to_owned());
+            self.seen.rolled_back += 1;
+            self.processes[process] = Process::open(self.data_dir);
+            return self.check_committed();
+        }
+        commit(&self.processes[process].connection);
+        self.rows = pending.rows;
+        for (body, fate) in pending.fates {
+            assert_eq!(self.fates.insert(body, fate), None, "message {body} ended twice");
+        }
+        self.seen.add(&pending.seen);
+        if crashes_after_commit {
+            self.note(|| "it commits and crashes before it hears of that".to_owned());
+            self.seen.lost_answers += 1;
+            self.processes[process] = Process::open(self.data_dir);
+        } else {
+            let held = &mut self.processes[process].held;
+            held.extend(pending.received);
+            held.retain(|held| !pending.spent.contains(&held.receipt));
+            // Whoever holds many forgets some: a worker that hangs.
+            while held.len() > 12 {
+                held.remove(0);
+            }
+        }
+        self.check_committed();
+    }
+
+    fn call(&mut self, process: usize, now_ms: i64, pending: &mut Pending) {
+        let queue = if self.random.one_in(5) { DEAD } else { MAIN };
+        match self.random.below(40) {
+            0..10 => self.send(process, now_ms, pending),
+            10..22 => self.receive(process, now_ms, queue, pending),
+            22..28 => self.acknowledge(process, now_ms, pending),
+            28..33 => self.set_visibility(process, now_ms, pending),
+            33..35 => self.release(process, now_ms, pending),
+            39 if self.random.one_in(4) => self.purge(process, now_ms, queue, pending),
+            _ => self.depth(process, now_ms, queue, pending),
+        }
+        assert_eq!(rows(&self.processes[process].connection), pending.rows, "what the call left");
+    }
+
+    fn send(&mut self, process: usize, now_ms: i64, pending: &mut Pending) {
+        let count = 1 + self.random.below(4);
+        let mut batch = Vec::new();
+        let mut expected = Vec::new();
+        for _ in 0..count {
+            let body = self.next_body;
+            self.next_body += 1;
+            let is_too_large = self.random.one_in(12);
+            let delay = Duration::from_millis(self.random.pick(&[0, 0, 0, 500, 1_500, 15_000]));
+            let text =
+                if is_too_large { format!("{body:0>width$}", width = MAX_MESSAGE_BYTES + 1) } else { body.to_string() };
+            batch.push(Outgoing { delay, ..Outgoing::new(text) });
+            expected.push(!is_too_large);
+            if !is_too_large {
+                let row =
+                    Row { queue: MAIN, visible_at_ms: now_ms + millis(delay), receive_count: 0, sent_at_ms: now_ms };
+                pending.rows.insert(body, row);
+                pending.seen.sent += 1;
+            }
+        }
+        let until = self.next_body;
+        self.note(|| format!("  send up to {until}: accepted {expected:?}"));
+        let mut session = Session::at(&self.processes[process].connection, now_ms);
+        let answers = ok(messages::send(&mut session, MAIN, &batch));
+        assert_eq!(answers.iter().map(Result::is_ok).collect::<Vec<_>>(), expected);
+    }
+
+    fn receive(&mut self, process: usize, now_ms: i64, queue: &'static str, pending: &mut Pending) {
+        let max = 1 + self.random.below(10);
+        let visibility_timeout = Duration::from_millis(self.random.pick(&[0, 1_000, 30_000, 30_000, 30_000]));
+        let taking = if self.random.one_in(3) { Taking::Share } else { Taking::UpToMax };
+        let options = ReceiveOptions { max, wait: Duration::ZERO, visibility_timeout };
+        let connection = &self.processes[process].connection;
+        let mut session = Session::at(connection, now_ms);
+        let taken = ok(messages::receive(&mut session, queue, options, taking));
+        let left = rows(connection);
+        let bodies: Vec<String> = taken.deliveries.iter().map(|delivery| delivery.body.clone()).collect();
+        self.note(|| format!("  receive {max} from {queue} for {visibility_timeout:?}, {taking:?}: {bodies:?}"));
+
+        Self::check_count(&taken.deliveries, now_ms, queue, options, taking, pending);
+        for delivery in &taken.deliveries {
+            let held = deliver(delivery, now_ms, queue, visibility_timeout, pending);
+            pending.received.push(held);
+        }
+        move_dead_letters(now_ms, queue, &left, pending);
+        let waits = |row: &&Row| row.queue == queue && !is_expired(row, now_ms);
+        let due = pending.rows.values().filter(waits).map(|row| row.visible_at_ms).min();
+        assert_eq!(taken.next_due_ms, due, "when the next message is due");
+    }
+
+    /// How many come: all that can, where the receiver asks for them and is not to share.
+    fn check_count(
+        deliveries: &[Delivery],
+        now_ms: i64,
+        queue: &str,
+        options: ReceiveOptions,
+        taking: Taking,
+        pending: &Pending,
+    ) {
+        let can_be_received = |row: &&Row| {
+            row.queue == queue && row.visible_at_ms <= now_ms && !is_expired(row, now_ms) && !is_dead_letter(row)
+        };
+        let eligible = pending.rows.values().filter(can_be_received).count();
+        let most = eligible.min(options.max);
+        assert!(deliveries.len() <= most, "{} of at most {most}", deliveries.len());
+        if options.visibility_timeout.is_zero() {
+            return;
+        }
+        let least = match taking {
+            Taking::Share => fair_share(eligible, options.max).min(most),
+            Taking::UpToMax => most,
+        };
+        assert!(deliveries.len() >= least, "{} of at least {least}", deliveries.len());
+    }
+
+    fn acknowledge(&mut self, process: usize, now_ms: i64, pending: &mut Pending) {
+        let Some(held) = self.some_held(process) else { return };
+        let is_current = is_current(&held, pending);
+        self.note(|| format!("  acknowledge {} of {}, current {is_current}", held.body, held.queue));
+        let session = Session::at(&self.processes[process].connection, now_ms);
+        ok(messages::ack(&session, held.queue, std::slice::from_ref(&held.receipt)));
+        if is_current {
+            pending.rows.remove(&held.body);
+            end(held.body, Fate::Acknowledged, pending);
+        } else {
+            pending.seen.stale_receipts += 1;
+        }
+        // It stays with the process now and then: who did not hear of the first one acknowledges again.
+        if !self.random.one_in(4) {
+            pending.spent.push(held.receipt);
+        }
+    }
+
+    fn set_visibility(&mut self, process: usize, now_ms: i64, pending: &mut Pending) {
+        let Some(held) = self.some_held(process) else { return };
+        let timeout = Duration::from_millis(self.random.pick(&[0, 2_000, 30_000, 120_000]));
+        let is_current = is_current(&held, pending);
+        self.note(|| format!("  extend {} of {} by {timeout:?}, current {is_current}", held.body, held.queue));
+        let mut session = Session::at(&self.processes[process].connection, now_ms);
+        ok(messages::set_visibility(&mut session, held.queue, &[(held.receipt.clone(), timeout)]));
+        if is_current && let Some(row) = pending.rows.get_mut(&held.body) {
+            row.visible_at_ms = now_ms + millis(timeout);
+            pending.seen.extended += 1;
+        }
+    }
+
+    /// What happens with a delivery whose receiver went away before it heard of it.
+    fn release(&mut self, process: usize, now_ms: i64, pending: &mut Pending) {
+        let Some(held) = self.some_held(process) else { return };
+        let is_current = is_current(&held, pending);
+        self.note(|| format!("  release {} of {}, current {is_current}", held.body, held.queue));
+        let mut session = Session::at(&self.processes[process].connection, now_ms);
+        ok(messages::undo_receive(&mut session, held.queue, std::slice::from_ref(&held.receipt)));
+        if is_current && let Some(row) = pending.rows.get_mut(&held.body) {
+            row.visible_at_ms = now_ms;
+            row.receive_count -= 1;
+            pending.seen.released += 1;
+        }
+        pending.spent.push(held.receipt);
+    }
+
+    fn depth(&mut self, process: usize, now_ms: i64, queue: &'static str, pending: &mut Pending) {
+        let connection = &self.processes[process].connection;
+        let depth = ok(messages::depth(&Session::at(connection, now_ms), queue));
+        self.note(|| format!("  depth of {queue}: {depth:?}"));
+        let mut expected = Depth::default();
+        for row in pending.rows.values().filter(|row| row.queue == queue && !is_expired(row, now_ms)) {
+            match row.receive_count {
+                _ if row.visible_at_ms <= now_ms => expected.visible += 1,
+                0 => expected.delayed += 1,
+                _ => expected.in_flight += 1,
+            }
+        }
+        assert_eq!(depth, expected);
+    }
+
+    fn purge(&mut self, process: usize, now_ms: i64, queue: &'static str, pending: &mut Pending) {
+        let makes_again = self.random.one_in(2);
+        self.note(|| format!("  purge {queue}, made again {makes_again}"));
+        let mut session = Session::at(&self.processes[process].connection, now_ms);
+        if makes_again {
+            ok(messages::delete(&mut session, queue));
+            ok(messages::create(&session, queue, &attributes(queue)));
+        } else {
+            while let Some(last) = ok(messages::last_row(&session, queue)) {
+                ok(messages::purge_some(&session, queue, last));
+            }
+        }
+        let gone: Vec<u64> = bodies_in(queue, &pending.rows);
+        for body in gone {
+            pending.rows.remove(&body);
+            end(body, Fate::Purged, pending);
+        }
+    }
+
+    fn some_held(&mut self, process: usize) -> Option<Held> {
+        let count = self.processes[process].held.len();
+        (count > 0).then(|| self.random.below(count)).map(|at| self.processes[process].held[at].clone())
+    }
+
+    /// What other processes see.
+    fn check_committed(&self) {
+        let witness = &self.processes[self.steps.len() % PROCESSES].connection;
+        assert_eq!(rows(witness), self.rows, "what is committed");
+    }
+
+    /// Nothing accepted is lost: what has not ended can be received, all of it, and then the queues are empty.
+    fn receive_all(&mut self) {
+        self.note(|| "all that is left is received".to_owned());
+        let mut left: BTreeSet<u64> = self.rows.keys().copied().collect();
+        // The longest that anything is invisible; what expires by then ends by that.
+        self.clock.pass(Duration::from_mins(3));
+        for _ in 0..4 * (left.len() + 2) {
+            let now_ms = self.clock.now_ms();
+            for queue in [MAIN, DEAD] {
+                let mut pending = Pending { rows: self.rows.clone(), ..Pending::default() };
+                begin(&self.processes[0].connection);
+                self.receive(0, now_ms, queue, &mut pending);
+                for held in std::mem::take(&mut pending.received) {
+                    let session = Session::at(&self.processes[0].connection, now_ms);
+                    ok(messages::ack(&session, queue, &[held.receipt]));
+                    pending.rows.remove(&held.body);
+                    end(held.body, Fate::Acknowledged, &mut pending);
+                }
+                self.depth(0, now_ms, queue, &mut pending);
+                commit(&self.processes[0].connection);
+                self.rows = pending.rows;
+                for (body, fate) in pending.fates {
+                    assert!(left.remove(&body), "message {body} was not left");
+                    assert_eq!(self.fates.insert(body, fate), None, "message {body} ended twice");
+                }
+                self.seen.add(&pending.seen);
+            }
+            self.remove_expired(0);
+            left.retain(|body| self.rows.contains_key(body));
+            self.clock.pass(Duration::from_secs(1));
+        }
+        assert_eq!((self.rows.len(), left), (0, BTreeSet::new()), "messages that cannot be received");
+        self.check_committed();
+    }
+}
+
+/// What one delivery must be, and what it changes.
+fn deliver(
+    delivery: &Delivery,
+    now_ms: i64,
+    queue: &'static str,
+    visibility_timeout: Duration,
+    pending: &mut Pending,
+) -> Held {
+    let body: u64 = delivery.body.parse().expect("bodies are numbers");
+    let row = pending.rows.get_mut(&body).unwrap_or_else(|| panic!("message {body} ended and is delivered"));
+    assert_eq!(row.queue, queue, "message {body} is in another queue");
+    assert!(row.visible_at_ms <= now_ms, "message {body} is invisible until {}", row.visible_at_ms);
+    assert!(!is_expired(row, now_ms), "message {body} is too old");
+    assert!(!is_dead_letter(row), "message {body} was received {} times", row.receive_count);
+    row.visible_at_ms = now_ms + millis(visibility_timeout);
+    row.receive_count += 1;
+    assert_eq!((delivery.receive_count, delivery.sent_at_ms), (row.receive_count, row.sent_at_ms), "message {body}");
+    pending.seen.redelivered += u64::from(row.receive_count > 1);
+    Held { queue, receipt: delivery.receipt.clone(), body, receive_count: row.receive_count }
+}
+
+/// What a receive may do beside delivering.
+fn move_dead_letters(now_ms: i64, queue: &str, left: &Rows, pending: &mut Pending) {
+    for body in bodies_in(queue, &pending.rows) {
+        let row = pending.rows.get_mut(&body).expect("just listed");
+        let is_moved = left.get(&body).is_some_and(|left| left.queue == DEAD && row.queue == MAIN);
+        if is_moved {
+            let may_move = row.visible_at_ms <= now_ms && is_dead_letter(row) && !is_expired(row, now_ms);
+            assert!(may_move, "message {body} is no dead letter: {row:?}");
+            (row.queue, row.visible_at_ms) = (DEAD, now_ms);
+            pending.seen.moved_to_dead_letters += 1;
+        }
+    }
+}
+
+fn end(body: u64, fate: Fate, pending: &mut Pending) {
+    match fate {
+        Fate::Acknowledged => pending.seen.acknowledged += 1,
+        Fate::Expired => pending.seen.expired += 1,
+        Fate::Purged => pending.seen.purged += 1,
+    }
+    assert_eq!(pending.fates.insert(body, fate), None, "message {body} ended twice");
+}
+
+/// A receipt is good until its message is delivered again, moved or removed.
+fn is_current(held: &Held, pending: &Pending) -> bool {
+    let row = pending.rows.get(&held.body);
+    row.is_some_and(|row| row.queue == held.queue && row.receive_count == held.receive_count)
+}
+
+fn is_expired(row: &Row, now_ms: i64) -> bool {
+    let retention = if row.queue == MAIN { RETENTION } else { DEAD_RETENTION };
+    row.sent_at_ms < now_ms - millis(retention)
+}
+
+fn is_dead_letter(row: &Row) -> bool {
+    row.queue == MAIN && row.receive_count >= MAX_RECEIVE_COUNT
+}
+
+fn bodies_in(queue: &str, rows: &Rows) -> Vec<u64> {
+    rows.iter().filter(|(_, row)| row.queue == queue).map(|(body, _)| *body).collect()
+}
+
+fn attributes(queue: &str) -> QueueAttributes {
+    let redrive = Redrive { dead_letter_queue: DEAD.to_owned(), max_receive_count: MAX_RECEIVE_COUNT };
+    QueueAttributes {
+        visibility_timeout: Duration::from_secs(30),
+        retention: if queue == MAIN { RETENTION } else { DEAD_RETENTION },
+        max_message_bytes: MAX_MESSAGE_BYTES,
+        redrive: (queue == MAIN).then_some(redrive),
+    }
+}
+
+/// Every message of the file. A body that is there twice was copied.
+fn rows(connection: &Connection) -> Rows {
+    let sql = "SELECT CAST(m.body AS INTEGER), q.name, m.visible_at_ms, m.receive_count, m.sent_at_ms
+               FROM messages m LEFT JOIN queues q ON q.id = m.queue_id";
+    let mut select = connection.prepare_cached(sql).expect("a statement");
+    let mut found = Rows::new();
+    let mut cursor = select.query([]).expect("rows");
+    while let Some(row) = cursor.next().expect("a row") {
+        let body: u64 = row.get(0).expect("a number");
+        let queue: Option<String> = row.get(1).expect("a name");
+        let queue = match queue.as_deref() {
+            Some(MAIN) => MAIN,
+            Some(DEAD) => DEAD,
+            other => panic!("message {body} is in queue {other:?}"),
+        };
+        let row = Row {
+            queue,
+            visible_at_ms: row.get(2).expect("a time"),
+            receive_count: row.get(3).expect("a count"),
+            sent_at_ms: row.get(4).expect("a time"),
+        };
+        assert_eq!(found.insert(body, row), None, "message {body} is there twice");
+    }
+    found
+}
+
+fn begin(connection: &Connection) {
+    connection.prepare_cached("BEGIN IMMEDIATE").and_then(|mut begin| begin.execute([])).expect("the lock is free");
+}
+
+fn commit(connection: &Connection) {
+    connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([])).expect("it commits");
+}
+
+fn ok<T, E: std::fmt::Display>(answer: Result<T, Failure<E>>) -> T {
+    answer.unwrap_or_else(|failure| match failure {
+        Failure::Call(error) => panic!("{error}"),
+        Failure::Sql(error) => panic!("{error}"),
+    })
+}

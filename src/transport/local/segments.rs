@@ -1,0 +1,516 @@
+//! The bodies of objects, one after the other in files `<data_dir>/objects/<name>`: an image costs neither an inode nor a
+//! name, and many share one sync. Each segment is written by one process and read by all. The rows of `super::store` have
+//! the place of each body, and a checksum to verify it.
+//!
+//! Bytes that no row names any more become a hole, which takes no space on the disk. Each body begins at a block of the
+//! file system, so that the hole of a deleted body leaves none of its blocks allocated.
+//!
+//! The writer of a segment holds a lock (`flock`) on it as long as a put into it may still be committed; the kernel
+//! releases the lock however the process ends. So a process that gets the lock knows that no row will be added any more:
+//! bytes that no row names are those of failed or killed puts, and their space can be freed ([`Unwritten`]).
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{self, BoxStream, StreamExt as _};
+use rustix::buffer::spare_capacity;
+use rustix::fs::{FallocateFlags, FlockOperation, flock};
+use rustix::io::Errno;
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+use crate::sqlite::{self, Database, Fault};
+use crate::transport::error::TransportError;
+use crate::transport::reader::MAX_PIECE_BYTES;
+
+const DIRECTORY: &str = "objects";
+/// Once a segment is as long as this, a new one follows (256 MiB).
+const SEGMENT_BYTES: u64 = 256 << 20;
+/// Concurrent operations outside of the thread of the database. Each holds a thread of tokio's blocking pool.
+const MAX_CONCURRENT: usize = 32;
+/// Segments that stay open for reading: the current ones of a few web tiers.
+const KEPT_OPEN: usize = 8;
+/// Bodies begin at multiples of this, the block size of most file systems. When blocks are larger, a hole leaves the
+/// blocks at its edges allocated until the segment is removed.
+const BLOCK_BYTES: u64 = 4 << 10;
+/// The suffix of segments whose bodies begin at blocks and whose writer holds a lock. Releases before 0.2 wrote segments
+/// without it.
+const SUFFIX: &str = ".seg";
+/// A segment of an earlier release has no lock. It counts as unwritten when it was not modified for so long.
+const UNLOCKED_IS_UNWRITTEN_AFTER: Duration = Duration::from_secs(3600);
+/// Names that are tried for a new segment when each is deleted by a concurrent garbage collection of empty segments.
+const MAX_BEGINNINGS: usize = 16;
+/// Places of failed puts that are remembered until it is known whether a row names them. The space of more than these is
+/// freed when this process has ended.
+const MAX_DOUBTFUL: usize = 4_096;
+
+pub(super) struct Segments {
+    directory: PathBuf,
+    database: Arc<Database>,
+    current: Mutex<Option<Current>>,
+    open: Mutex<HashMap<String, Arc<File>>>,
+    room: Semaphore,
+    /// Bodies whose put did not report success. A row may name them or not.
+    doubtful: Mutex<Vec<Place>>,
+    /// Whether the file system has refused to punch a hole.
+    cannot_punch: AtomicBool,
+}
+
+/// The segment that this process writes.
+struct Current {
+    name: String,
+    file: Arc<File>,
+    end: u64,
+}
+
+/// Where a body is, and its checksum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub segment: String,
+    pub offset: u64,
+    pub size_bytes: u64,
+    pub checksum: u32,
+}
+
+/// A body that was appended and that no committed row names yet. It keeps the segment's lock. Dropped without
+/// [`Appended::commit`], its place is in doubt: the row may have been committed although the put failed afterwards.
+pub(super) struct Appended {
+    place: Place,
+    file: Arc<File>,
+    segments: Arc<Segments>,
+    is_committed: bool,
+}
+
+impl Appended {
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The file. It has to be synced before anybody is told that the object exists.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// The place is not in doubt any more: a committed row names it, or the caller releases it.
+    pub fn commit(mut self) {
+        self.is_committed = true;
+    }
+}
+
+impl Drop for Appended {
+    fn drop(&mut self) {
+        if self.is_committed {
+            return;
+        }
+        let mut doubtful = self.segments.doubtful.lock().unwrap_or_else(PoisonError::into_inner);
+        if doubtful.len() < MAX_DOUBTFUL {
+            doubtful.push(self.place.clone());
+        }
+    }
+}
+
+/// A segment that no process writes any more. It holds the lock, so that one process at a time works on it.
+pub(super) struct Unwritten {
+    pub name: String,
+    path: PathBuf,
+    file: File,
+    pub length_bytes: u64,
+    /// Bytes that the file system has allocated.
+    pub allocated_bytes: u64,
+}
+
+/// The space of all segments.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct SegmentsUsage {
+    pub files: u64,
+    pub allocated_bytes: u64,
+}
+
+impl Segments {
+    /// `database` is that of the same directory. It fails when a segment cannot be synced.
+    pub fn open(data_dir: &Path, database: Arc<Database>) -> Result<Segments, Fault> {
+        let directory = data_dir.join(DIRECTORY);
+        make_directory(data_dir, &directory)?;
+        database.watch(&directory);
+        Ok(Segments {
+            directory,
+            database,
+            current: Mutex::default(),
+            open: Mutex::default(),
+            room: Semaphore::new(MAX_CONCURRENT),
+            doubtful: Mutex::default(),
+            cannot_punch: AtomicBool::new(false),
+        })
+    }
+
+    /// Appends a body.
+    pub fn append(self: &Arc<Self>, body: &[u8]) -> Result<Appended, Fault> {
+        let size_bytes = body.len() as u64;
+        let (segment, file, offset) = self.reserve(size_bytes).map_err(|error| fault(&self.directory, &error))?;
+        let place = Place { segment, offset, size_bytes, checksum: crc32fast::hash(body) };
+        if let Err(error) = file.write_all_at(body, offset) {
+            // No row will ever name the part that was written.
+            if let Err(error) = self.punch(&file, &[extent(&place)]) {
+                tracing::debug!(%error, segment = place.segment, "cannot free the space of a failed put");
+            }
+            return Err(fault(&self.directory.join(&place.segment), &error));
+        }
+        Ok(Appended { place, file, segments: Arc::clone(self), is_committed: false })
+    }
+
+    /// Reads a body. `None` when something else is there by now.
+    pub fn read(&self, place: &Place) -> Result<Option<Bytes>, Fault> {
+        match self.reader(&place.segment).and_then(|file| read_at(&file, place)) {
+            Ok(body) => Ok((crc32fast::hash(&body) == place.checksum).then(|| body.into())),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => Ok(None),
+            Err(error) => Err(fault(&self.directory.join(&place.segment), &error)),
+        }
+    }
+
+    /// As [`Segments::append`], outside of the thread of the database.
+    pub async fn append_aside(self: &Arc<Self>, body: Bytes) -> Result<Appended, Fault> {
+        self.blocking(move |segments| segments.append(&body)).await
+    }
+
+    /// As [`Segments::append`], synced, and outside of the thread of the database: for a body that takes a while.
+    pub async fn append_synced(self: &Arc<Self>, body: Bytes) -> Result<Appended, Fault> {
+        self.blocking(move |segments| {
+            let appended = segments.append(&body)?;
+            if let Err(error) = appended.file.sync_data() {
+                // The system reports this once, and others wait for the same file: nothing in it may count as durable.
+                return Err(segments
+                    .database
+                    .fail(&format!("a segment of images cannot be synced to the disk: {error}")));
+            }
+            if sqlite::is_deleted(&appended.file) {
+                segments.abandon(&appended.file);
+                return Err(fault(&segments.directory.join(&appended.place.segment), &ErrorKind::NotFound.into()));
+            }
+            Ok(appended)
+        })
+        .await
+    }
+
+    /// As [`Segments::read`], outside of the thread of the database.
+    pub async fn read_aside(self: &Arc<Self>, place: Place) -> Result<Option<Bytes>, Fault> {
+        self.blocking(move |segments| segments.read(&place)).await
+    }
+
+    /// As [`Segments::read_aside`], in pieces. The last one is withheld unless the checksum of all of them is right.
+    pub fn pieces(
+        self: &Arc<Self>,
+        place: Place,
+        error: impl Fn(Fault) -> TransportError + Send + 'static,
+    ) -> BoxStream<'static, Result<Bytes, TransportError>> {
+        let pieces = Pieces { segments: Arc::clone(self), place, read_bytes: 0, checksum: crc32fast::Hasher::new() };
+        let next = |mut pieces: Pieces| async {
+            let next = pieces.next().await.transpose()?;
+            Some((next, pieces))
+        };
+        stream::unfold(pieces, next).map(move |piece| piece.map_err(&error)).boxed()
+    }
+
+    /// Frees the space of bodies that no row names any more, if the file system can.
+    pub async fn release(self: &Arc<Self>, places: Vec<Place>) {
+        if places.is_empty() {
+            return;
+        }
+        let released = self.blocking(move |segments| {
+            let mut by_segment: BTreeMap<&str, Vec<(u64, u64)>> = BTreeMap::new();
+            for place in &places {
+                by_segment.entry(&place.segment).or_default().push(extent(place));
+            }
+            for (segment, extents) in by_segment {
+                let path = segments.directory.join(segment);
+                match OpenOptions::new().write(true).open(&path) {
+                    Ok(file) => segments.punch(&file, &joined(extents)).map_err(|error| fault(&path, &error))?,
+                    // It was removed with everything in it.
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
+                    Err(error) => return Err(fault(&path, &error)),
+                }
+            }
+            Ok(())
+        });
+        if let Err(error) = released.await {
+            tracing::debug!(%error, "cannot free the space of deleted objects yet");
+        }
+    }
+
+    /// Takes the places of failed puts. The caller finds out whether rows name them.
+    pub fn take_doubtful(&self) -> Vec<Place> {
+        std::mem::take(&mut *self.doubtful.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Returns places that are still in doubt.
+    pub fn return_doubtful(&self, places: Vec<Place>) {
+        self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).extend(places);
+    }
+
+    /// Whether deleted bodies keep their blocks until their segment is removed.
+    pub fn cannot_punch(&self) -> bool {
+        self.cannot_punch.load(Ordering::Relaxed)
+    }
+
+    pub fn usage(&self) -> io::Result<SegmentsUsage> {
+        let mut usage = SegmentsUsage::default();
+        for entry in std::fs::read_dir(&self.directory)? {
+            match entry?.metadata() {
+                Ok(metadata) => {
+                    usage.files += 1;
+                    usage.allocated_bytes += allocated_bytes(&metadata);
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(usage)
+    }
+
+    /// The names of all segments, oldest first.
+    pub fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.directory)? {
+            names.extend(entry?.file_name().into_string().ok().filter(|name| is_segment(name)));
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Claims the segment, if no process writes it or works on it.
+    pub fn claim(&self, name: &str) -> io::Result<Option<Unwritten>> {
+        let path = self.directory.join(name);
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            // Or the file system has no locks, so that it cannot be known.
+            Err(Errno::WOULDBLOCK | Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        let metadata = file.metadata()?;
+        let was_modified_lately =
+            || metadata.modified().map_or(true, |at| at.elapsed().unwrap_or_default() < UNLOCKED_IS_UNWRITTEN_AFTER);
+        if metadata.nlink() == 0 || (!name.ends_with(SUFFIX) && was_modified_lately()) {
+            return Ok(None);
+        }
+        let (length_bytes, allocated_bytes) = (metadata.len(), allocated_bytes(&metadata));
+        Ok(Some(Unwritten { name: name.to_owned(), path, file, length_bytes, allocated_bytes }))
+    }
+
+    /// Frees everything of a segment but the given bodies: all that rows name, by ascending offset.
+    pub fn punch_outside(&self, segment: &Unwritten, live: &[Place]) -> io::Result<()> {
+        let mut gaps = Vec::new();
+        let mut end = 0;
+        for place in live {
+            gaps.push((end, place.offset / BLOCK_BYTES * BLOCK_BYTES));
+            end = end.max((place.offset + place.size_bytes).next_multiple_of(BLOCK_BYTES));
+        }
+        gaps.push((end, segment.length_bytes.next_multiple_of(BLOCK_BYTES)));
+        gaps.retain(|(begin, end)| begin < end);
+        self.punch(&segment.file, &gaps)
+    }
+
+    /// Punches holes, given by their begin and end.
+    fn punch(&self, file: &File, extents: &[(u64, u64)]) -> io::Result<()> {
+        for (begin, end) in extents {
+            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            match rustix::fs::fallocate(file, hole, *begin, end - begin) {
+                Ok(()) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                    self.cannot_punch.store(true, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reserves space at the end of the current segment, or of a new one when there is none or it is long enough.
+    fn reserve(&self, size_bytes: u64) -> io::Result<(String, Arc<File>, u64)> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_none_or(|current| current.end >= SEGMENT_BYTES || sqlite::is_deleted(&current.file)) {
+            *current = Some(self.begin()?);
+        }
+        let Current { name, file, end } = current.as_mut().expect("it was made; this is a bug");
+        let offset = *end;
+        *end = (offset + size_bytes).next_multiple_of(BLOCK_BYTES);
+        Ok((name.clone(), Arc::clone(file), offset))
+    }
+
+    /// The current segment was deleted, and what is put there is lost: the next bodies go into another.
+    fn abandon(&self, file: &Arc<File>) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(&current.file, file)) {
+            *current = None;
+        }
+    }
+
+    /// Its name is on disk before anything in it is, and it is locked. Garbage collection that finds it before it is
+    /// locked may delete it; then another one is created.
+    fn begin(&self) -> io::Result<Current> {
+        for _ in 0..MAX_BEGINNINGS {
+            let name = format!("{}{SUFFIX}", Uuid::now_v7());
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.directory.join(&name))?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => continue,
+                Err(error) => {
+                    tracing::debug!(%error, "no locks on this file system: the space of killed puts is not freed");
+                }
+                Ok(()) if file.metadata()?.nlink() == 0 => continue,
+                Ok(()) => {}
+            }
+            File::open(&self.directory)?.sync_all()?;
+            return Ok(Current { name, file: Arc::new(file), end: 0 });
+        }
+        Err(io::Error::other("each new segment was removed at once; this is a bug"))
+    }
+
+    fn reader(&self, segment: &str) -> io::Result<Arc<File>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = open.get(segment) {
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(File::open(self.directory.join(segment))?);
+        if open.len() >= KEPT_OPEN {
+            open.clear();
+        }
+        open.insert(segment.to_owned(), Arc::clone(&file));
+        Ok(file)
+    }
+
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Arc<Segments>) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let _permit = self.room.acquire().await.expect("never closed; this is a bug");
+        let segments = Arc::clone(self);
+        let task = tokio::task::spawn_blocking(move || work(&segments));
+        task.await.unwrap_or_else(|error| Err(Fault::Unavailable(format!("the operation ended early: {error}"))))
+    }
+}
+
+impl Unwritten {
+    /// Removes the segment, whose bodies are all deleted or moved. Its blocks are freed first: a reader of another process
+    /// may keep the file open.
+    pub fn remove(self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        std::fs::remove_file(&self.path)
+    }
+}
+
+fn is_segment(name: &str) -> bool {
+    name.strip_suffix(SUFFIX).unwrap_or(name).parse::<Uuid>().is_ok()
+}
+
+fn allocated_bytes(metadata: &Metadata) -> u64 {
+    metadata.blocks() * 512
+}
+
+/// The begin and end of a body: up to the end of its last block when the next body begins at a block.
+fn extent(place: &Place) -> (u64, u64) {
+    let end = place.offset + place.size_bytes;
+    (place.offset, if place.segment.ends_with(SUFFIX) { end.next_multiple_of(BLOCK_BYTES) } else { end })
+}
+
+/// Joins neighbours to one hole, which includes the blocks that bodies share that do not begin at blocks.
+fn joined(mut extents: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    extents.sort_unstable();
+    let mut joined: Vec<(u64, u64)> = Vec::with_capacity(extents.len());
+    for (begin, end) in extents {
+        match joined.last_mut() {
+            Some(last) if last.1 >= begin => last.1 = last.1.max(end),
+            _ => joined.push((begin, end)),
+        }
+    }
+    joined
+}
+
+/// A body that is being read from its beginning.
+struct Pieces {
+    segments: Arc<Segments>,
+    place: Place,
+    read_bytes: u64,
+    checksum: crc32fast::Hasher,
+}
+
+impl Pieces {
+    /// `None` at the end, and after an error.
+    async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
+        let left = self.place.size_bytes - self.read_bytes;
+        if left == 0 {
+            return Ok(None);
+        }
+        let offset = self.place.offset + self.read_bytes;
+        let piece = Place { offset, size_bytes: left.min(MAX_PIECE_BYTES), ..self.place.clone() };
+        // Nothing follows an error: the place is set again only after a successful read.
+        self.read_bytes = self.place.size_bytes;
+        let bytes = self.segments.blocking(move |segments| {
+            let read = segments.reader(&piece.segment).and_then(|file| read_at(&file, &piece));
+            read.map(Bytes::from).map_err(|error| fault(&segments.directory.join(&piece.segment), &error))
+        });
+        let bytes = bytes.await?;
+        self.checksum.update(&bytes);
+        self.read_bytes = self.place.size_bytes - left + bytes.len() as u64;
+        if self.read_bytes == self.place.size_bytes && self.checksum.clone().finalize() != self.place.checksum {
+            let Place { segment, offset, size_bytes, .. } = &self.place;
+            return Err(Fault::Unavailable(format!(
+                "the {size_bytes} bytes at {offset} of {segment} are not those of the object that is read: it was \
+                 replaced or deleted meanwhile, or the disk is damaged"
+            )));
+        }
+        Ok(Some(bytes))
+    }
+}
+
+/// Reads into memory that is not cleared first, since clearing takes as long as reading.
+fn read_at(file: &File, place: &Place) -> io::Result<Vec<u8>> {
+    let size = usize::try_from(place.size_bytes).map_err(|_| ErrorKind::OutOfMemory)?;
+    let mut body = Vec::new();
+    body.try_reserve_exact(size)?;
+    while body.len() < size {
+        let offset = place.offset + body.len() as u64;
+        match rustix::io::pread(file, spare_capacity(&mut body), offset) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // There may have been more capacity than requested.
+    body.truncate(size);
+    Ok(body)
+}
+
+/// Its name is on disk before any body in it is.
+fn make_directory(data_dir: &Path, directory: &Path) -> Result<(), Fault> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    sqlite::make_directory(directory)?;
+    File::open(data_dir).and_then(|data_dir| data_dir.sync_all()).map_err(|error| fault(data_dir, &error))
+}
+
+pub(super) fn fault(path: &Path, error: &io::Error) -> Fault {
+    let path = path.display();
+    match error.kind() {
+        ErrorKind::PermissionDenied
+        | ErrorKind::ReadOnlyFilesystem
+        | ErrorKind::NotADirectory
+        | ErrorKind::AlreadyExists => Fault::Fatal(format!(
+            "{path} is not writable or readable ({error}): allow it for this user, or give another directory with --data-dir"
+        )),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            Fault::Unavailable(format!("{path}: {error}: free some space there"))
+        }
+        _ => Fault::Unavailable(format!("{path}: {error}")),
+    }
+}

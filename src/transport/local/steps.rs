@@ -1,0 +1,296 @@
+//! Submission and completion as one transaction each, and the turns of workers that share one machine.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::complete::{self, Planned, PlannedReply};
+use super::queue::{Sending, SqliteQueue, SqliteQueues, messages};
+use super::store::SqliteStore;
+use crate::config::Names;
+use crate::protocol;
+use crate::sqlite::{Durability, Failure, Session};
+use crate::transport::completion::{Completed, Completion, ReplyOutcome, ReplyTo, ResultWrite};
+use crate::transport::error::{CompletionError, TransportError};
+use crate::transport::job::{Acknowledge, NewJob, SubmitTimes};
+use crate::transport::message::{Delivery, Receipt, ReceivingProcess};
+use crate::transport::port::{Wanted, WorkerLoad};
+use crate::transport::queued::object::{PutOptions, StoreError};
+use crate::transport::queued::queue::{
+    LONGEST_POLL, MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, ReceiveOptions,
+};
+use crate::transport::queued::replies;
+use crate::transport::queued::steps::Steps;
+
+/// How much later a job may be on disk whose caller waits for its result: many share one sync, and most results come sooner.
+const SHARED_SYNC: Duration = Duration::from_millis(50);
+/// A marker that a power loss undoes costs one inference for nobody.
+const MARKER_FLUSH_DELAY: Duration = Duration::from_secs(1);
+/// A local read takes microseconds.
+const DEPTH_INTERVAL: Duration = Duration::from_millis(500);
+
+pub struct LocalSteps {
+    queues: Arc<SqliteQueues>,
+    requests: SqliteQueue,
+    input: SqliteStore,
+    output: SqliteStore,
+    names: Names,
+    /// Whether the last receive left messages there, as far as can be told.
+    left_more: AtomicBool,
+}
+
+impl LocalSteps {
+    pub fn new(queues: Arc<SqliteQueues>, input: SqliteStore, output: SqliteStore, names: Names) -> LocalSteps {
+        let requests = queues.handle(&names.request_queue);
+        LocalSteps { queues, requests, input, output, names, left_more: AtomicBool::new(false) }
+    }
+
+    async fn plan(&self, completion: &Completion) -> Result<Planned, CompletionError> {
+        let failed = |step| move |error: StoreError| CompletionError { step, error: error.into() };
+        let mut planned = Planned { receipt: completion.receipt.clone(), ..Planned::default() };
+        if let Some(id) = completion.withdrawn {
+            planned.marker = Some(self.input.existing(&protocol::image_key(id)).map_err(failed("ack"))?);
+        }
+        if let Some(result) = &completion.result {
+            let key = protocol::result_key(result.id);
+            let new = self.output.prepare(&key, result.text.clone()).await.map_err(failed("put_result"))?;
+            planned.result = Some((new, self.output.existing(&key).map_err(failed("put_result"))?));
+        }
+        if let Some(legacy) = &completion.legacy_output {
+            let image = self.input.prepare(&legacy.name, legacy.image.clone()).await;
+            let key = protocol::legacy_output_key(&legacy.name);
+            let output = self.output.prepare(key, legacy.output.clone()).await;
+            planned.legacy = Some((image.map_err(failed("put_image"))?, output.map_err(failed("put_output"))?));
+        }
+        if let Some(letter) = &completion.dead_letter {
+            planned.dead_letter = Some((letter.to_message(), letter.to_short_message()));
+        }
+        planned.reply = self.plan_reply(completion);
+        Ok(planned)
+    }
+
+    fn plan_reply(&self, completion: &Completion) -> Option<PlannedReply> {
+        let reply = completion.reply.as_ref()?;
+        let text = reply.text.clone();
+        Some(match &reply.to {
+            ReplyTo::LegacyWebTier => PlannedReply::InTransaction { queue: self.names.result_queue.clone(), text },
+            ReplyTo::Inbox(address) => match replies::own_queue(&self.names.result_queue, address) {
+                None => PlannedReply::Foreign,
+                Some(queue) if self.queues.may_send_direct(queue, &text) => {
+                    PlannedReply::AfterCommit { queue: queue.to_owned(), text }
+                }
+                Some(queue) => PlannedReply::InTransaction { queue: queue.to_owned(), text },
+            },
+        })
+    }
+
+    async fn commit(&self, planned: Vec<Planned>) -> Result<Vec<complete::Outcome>, TransportError> {
+        let durability = durability_of(&planned);
+        let (requests, dead_letters) = (self.names.request_queue.clone(), self.names.dead_letter_queue());
+        let work = move |session: &mut Session| complete::carry_out(session, planned, &requests, &dead_letters);
+        self.queues.database().engine.write(durability, work).await
+    }
+
+    /// Replies that bypass the database are sent once the results are on disk. One that is lost is no harm: its receiver
+    /// reads the result.
+    async fn reply(&self, replies: Vec<(usize, String, String)>) -> Vec<(usize, ReplyOutcome)> {
+        let mut by_queue: BTreeMap<String, Vec<(usize, String)>> = BTreeMap::new();
+        for (at, queue, text) in replies {
+            by_queue.entry(queue).or_default().push((at, text));
+        }
+        let mut outcomes = Vec::new();
+        for (queue, replies) in by_queue {
+            let handle = self.queues.handle(&queue);
+            for batch in replies.chunks(MAX_BATCH) {
+                let messages: Vec<Outgoing> = batch.iter().map(|(_, text)| Outgoing::new(text.clone())).collect();
+                let answers = handle.send_as(&messages, Sending::Transient).await;
+                let answers = answers.unwrap_or_else(|error| vec![Err(error); batch.len()]);
+                for ((at, text), answer) in batch.iter().zip(answers) {
+                    outcomes.push((*at, transient_outcome(&handle, text, answer).await));
+                }
+            }
+        }
+        outcomes
+    }
+}
+
+/// What a power loss must not undo is synced before anybody hears of it. A deletion alone may wait for others: undone, it
+/// means one more delivery.
+fn durability_of(planned: &[Planned]) -> Durability {
+    let is_kept = |planned: &Planned| {
+        let is_reply_kept = matches!(planned.reply, Some(PlannedReply::InTransaction { .. }));
+        planned.result.is_some() || planned.legacy.is_some() || planned.dead_letter.is_some() || is_reply_kept
+    };
+    if planned.iter().any(is_kept) {
+        Durability::FULL
+    } else if planned.iter().any(|planned| planned.reply.is_some()) {
+        Durability::Normal
+    } else {
+        Durability::Deferred
+    }
+}
+
+async fn transient_outcome(queue: &SqliteQueue, text: &str, answer: Result<(), QueueError>) -> ReplyOutcome {
+    if matches!(answer, Err(QueueError::TooLarge { .. })) {
+        let Some(cut) = protocol::cut_reply(text) else { return ReplyOutcome::Cut };
+        let sent = queue.send_as(&[Outgoing::new(cut)], Sending::Transient).await;
+        let sent = sent.and_then(|answers| answers.into_iter().next().unwrap_or(Ok(())));
+        return if sent.is_ok() { ReplyOutcome::Cut } else { ReplyOutcome::Failed };
+    }
+    replies::outcome(answer).unwrap_or_else(|error| {
+        tracing::debug!(%error, "a reply is lost; its receiver reads the result");
+        ReplyOutcome::Failed
+    })
+}
+
+/// While the sessions of a worker are busy, what arrives is left to an idle worker: this one looks halfway to its next free
+/// session, so that what it finds is fetched by then, or at once when it may. Returns how long to wait for a message.
+async fn until_our_turn(load: &dyn WorkerLoad, may_look: bool) -> Duration {
+    let Some(free_in) = load.next_free_in() else { return LONGEST_POLL };
+    let delay = if may_look { Duration::ZERO } else { free_in / 2 };
+    tokio::select! {
+        biased;
+        () = load.until_idle() => LONGEST_POLL,
+        () = tokio::time::sleep(delay) => Duration::ZERO,
+    }
+}
+
+#[async_trait]
+impl Steps for LocalSteps {
+    async fn submit(&self, job: &NewJob<'_>, message: String) -> Result<SubmitTimes, TransportError> {
+        let started = Instant::now();
+        let within = match job.acknowledge {
+            Acknowledge::WhenDurable => Duration::ZERO,
+            Acknowledge::WithResult(timeout) => SHARED_SYNC.min(timeout),
+        };
+        let image = self.input.prepare(&protocol::image_key(job.id), job.image.clone()).await?;
+        let requests = self.names.request_queue.clone();
+        let work = move |session: &mut Session| {
+            let image = image.append(session)?;
+            // Before the row of the image: a message that is too large is refused while nothing is written.
+            let sent = messages::send(session, &requests, &[Outgoing::new(message)]).map_err(complete::lift)?;
+            if let Some(Err(error)) = sent.into_iter().next() {
+                return Err(Failure::Call(TransportError::from(error)));
+            }
+            image.insert(session, false)
+        };
+        let done = self.queues.database().engine.write(Durability::FullWithin(within), work).await;
+        let done = match done {
+            Ok(done) => done,
+            Err(error) => {
+                // The space of the image is in doubt.
+                self.input.settle_doubtful().await;
+                return Err(error);
+            }
+        };
+        let _ = self.input.finish(done).await;
+        self.input.settle_doubtful().await;
+        let both = started.elapsed();
+        Ok(SubmitTimes { stored: both, sent: both })
+    }
+
+    async fn receive(&self, wanted: Wanted, load: &dyn WorkerLoad) -> Result<Vec<Delivery>, TransportError> {
+        let Wanted { max, visibility_timeout } = wanted;
+        let max = max.min(MAX_BATCH);
+        let mut may_look = self.left_more.load(Ordering::Relaxed);
+        loop {
+            let wait = until_our_turn(load, may_look).await;
+            let deliveries = self.requests.receive_share(ReceiveOptions { max, wait, visibility_timeout }).await?;
+            if !deliveries.is_empty() || wait == LONGEST_POLL {
+                // A share of two or more leaves some.
+                self.left_more.store(deliveries.len() >= max.min(2), Ordering::Relaxed);
+                return Ok(deliveries);
+            }
+            may_look = false;
+        }
+    }
+
+    async fn complete(&self, batch: &mut [Completion]) -> Vec<Result<Completed, CompletionError>> {
+        if batch.iter().all(Completion::is_bare) {
+            return self.acknowledge(batch).await;
+        }
+        let mut answers: Vec<Option<Result<Completed, CompletionError>>> = Vec::with_capacity(batch.len());
+        let (mut planned, mut places) = (Vec::new(), Vec::new());
+        for (at, completion) in batch.iter().enumerate() {
+            match self.plan(completion).await {
+                Ok(plan) => {
+                    planned.push(plan);
+                    places.push(at);
+                    answers.push(None);
+                }
+                Err(error) => answers.push(Some(Err(error))),
+            }
+        }
+        let outcomes = match self.commit(planned).await {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                let failed = |answer: Option<_>| {
+                    answer.unwrap_or_else(|| Err(CompletionError { step: "put_result", error: error.clone() }))
+                };
+                return answers.into_iter().map(failed).collect();
+            }
+        };
+        let mut after_commit = Vec::new();
+        for (at, outcome) in places.into_iter().zip(outcomes) {
+            let complete::Outcome { stored, freed, written } = outcome;
+            for (is_input, done) in stored {
+                let store = if is_input { &self.input } else { &self.output };
+                let _ = store.finish(done).await;
+            }
+            self.input.release(freed).await;
+            answers[at] = Some(written.map(|written| {
+                if let Some((queue, text)) = written.reply_after_commit {
+                    after_commit.push((at, queue, text));
+                }
+                Completed { result: written.result, reply: written.reply }
+            }));
+        }
+        for (at, reply) in self.reply(after_commit).await {
+            if let Some(Ok(completed)) = &mut answers[at] {
+                completed.reply = Some(reply);
+            }
+        }
+        self.output.settle_doubtful().await;
+        let none = || Err(CompletionError { step: "ack", error: TransportError::Unavailable("no answer".to_owned()) });
+        answers.into_iter().map(|answer| answer.unwrap_or_else(none)).collect()
+    }
+
+    async fn mark_withdrawn(&self, id: Uuid, marker: Bytes) -> Result<(), StoreError> {
+        let options = PutOptions::default();
+        let put = self.input.put_within(&protocol::image_key(id), marker, options, MARKER_FLUSH_DELAY).await;
+        put.map(drop)
+    }
+
+    async fn create_inbox(&self, name: &str, attributes: &QueueAttributes) -> Result<Arc<dyn Queue>, QueueError> {
+        Ok(Arc::new(self.queues.create_own(name, attributes).await?))
+    }
+
+    async fn release_held_by(&self, process: ReceivingProcess) -> Result<(), TransportError> {
+        Ok(self.requests.release_held_by(process).await?)
+    }
+
+    fn depth_interval(&self) -> Duration {
+        DEPTH_INTERVAL
+    }
+}
+
+impl LocalSteps {
+    /// Nothing but deletions.
+    async fn acknowledge(&self, batch: &[Completion]) -> Vec<Result<Completed, CompletionError>> {
+        let receipts: Vec<Receipt> = batch.iter().map(|completion| completion.receipt.clone()).collect();
+        let mut answers = Vec::with_capacity(batch.len());
+        for chunk in receipts.chunks(MAX_BATCH) {
+            let acknowledged = self.requests.ack_soon(chunk).await;
+            answers.extend(chunk.iter().map(|_| match &acknowledged {
+                Ok(()) => Ok(Completed { result: ResultWrite::Nothing, reply: None }),
+                Err(error) => Err(CompletionError { step: "ack", error: error.clone().into() }),
+            }));
+        }
+        answers
+    }
+}

@@ -1,0 +1,248 @@
+//! A transport that is made of queues and buckets: images and results are objects, jobs, replies and dead letters are
+//! messages. The local backend and AWS are made so, and differ only in [`steps`]. A backend that is not made of queues
+//! implements [`Transport`] itself and needs nothing of this.
+
+mod dead_letters;
+mod inbox;
+mod limit;
+pub mod object;
+pub(in crate::transport) mod parts;
+pub mod queue;
+pub(in crate::transport) mod replies;
+mod service;
+pub(in crate::transport) mod steps;
+pub(in crate::transport) mod stepwise;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use uuid::Uuid;
+
+use self::dead_letters::Scan;
+use self::inbox::QueueInbox;
+use self::limit::MessageLimit;
+use self::object::{Put, PutOptions};
+use self::parts::Parts;
+use self::queue::{MAX_BATCH, Outgoing, Queue, QueueError, send_one};
+pub use self::service::ServiceQueues;
+use self::steps::Steps;
+use crate::protocol::{self, MAX_LEGACY_OUTPUT_BYTES, MAX_RESULT_BYTES};
+use crate::readiness;
+use crate::transport::completion::{Completed, Completion};
+use crate::transport::error::{CompletionError, TransportError};
+use crate::transport::job::{MessageTooLarge, NewJob, SubmitTimes};
+use crate::transport::message::{Delivery, Depth, Receipt, ReceivingProcess};
+use crate::transport::port::{
+    DeadLetterScan, ImageInfo, Inbox, InboxMode, QueueRole, Resubmission, ServiceOptions, Transport, Wanted,
+    Withdrawal, WorkerLoad,
+};
+use crate::transport::reader::ObjectReader;
+
+/// A transport that is made of queues and buckets.
+pub(in crate::transport) struct QueuedTransport {
+    parts: Arc<Parts>,
+    steps: Arc<dyn Steps>,
+    limit: MessageLimit,
+}
+
+impl QueuedTransport {
+    pub fn new(parts: Arc<Parts>, steps: Arc<dyn Steps>) -> QueuedTransport {
+        QueuedTransport { parts, steps, limit: MessageLimit::default() }
+    }
+
+    /// Somebody may have raised the queue's limit. It is read when that would change how this image travels.
+    async fn read_limit_for(&self, job: &NewJob<'_>) {
+        if job.wanted_limit_bytes() <= self.limit.bytes() || !self.limit.is_due() {
+            return;
+        }
+        let attributes = async { self.parts.requests().await?.attributes().await };
+        match attributes.await {
+            Ok(attributes) => self.limit.learn(attributes.max_message_bytes),
+            Err(error) => tracing::debug!(%error, "the queue's limit is taken to be what it was"),
+        }
+    }
+
+    fn message(&self, job: &NewJob<'_>) -> Result<String, TransportError> {
+        let names = &self.parts.names;
+        let message = job.message(&names.input_bucket, self.limit.bytes());
+        message.map_err(|MessageTooLarge { size, limit }| TransportError::MessageTooLarge {
+            queue: names.request_queue.clone(),
+            size,
+            limit,
+        })
+    }
+
+    /// Calls that take at most [`MAX_BATCH`] receipts, at the same time. Returns the first error.
+    async fn set_visibility(&self, receipts: &[Receipt], timeout: Duration) -> Result<(), TransportError> {
+        let requests = self.parts.requests().await?;
+        let changes: Vec<_> = receipts.iter().map(|receipt| (receipt.clone(), timeout)).collect();
+        let calls = changes.chunks(MAX_BATCH).map(|batch| requests.set_visibility(batch));
+        let answers = futures::future::join_all(calls).await;
+        Ok(answers.into_iter().collect::<Result<(), QueueError>>()?)
+    }
+}
+
+#[async_trait]
+impl Transport for QueuedTransport {
+    fn name(&self) -> &str {
+        &self.parts.names.request_queue
+    }
+
+    async fn prepare(&self, service: ServiceOptions) -> Result<(), TransportError> {
+        self.parts.prepare(service).await
+    }
+
+    async fn check(&self) -> Result<(), String> {
+        let said = |error: TransportError| error.to_string();
+        let requests = self.parts.requests().await.map_err(|error| said(error.into()))?;
+        let input = self.parts.input().await.map_err(|error| said(error.into()))?;
+        let output = self.parts.output().await.map_err(|error| said(error.into()))?;
+        let probes = vec![queue::probe(&**requests), object::probe(&**input), object::probe(&**output)];
+        readiness::all_answer(probes).await
+    }
+
+    async fn failure(&self) -> String {
+        self.parts.queues.failure().await
+    }
+
+    async fn result(&self, id: Uuid) -> Result<Option<Bytes>, TransportError> {
+        Ok(self.parts.output().await?.get(&protocol::result_key(id), MAX_RESULT_BYTES).await?)
+    }
+
+    async fn image(&self, id: Uuid, max_bytes: u64) -> Result<Option<Bytes>, TransportError> {
+        Ok(self.parts.input().await?.get(&protocol::image_key(id), max_bytes).await?)
+    }
+
+    async fn depth(&self) -> Result<Depth, TransportError> {
+        Ok(self.parts.requests().await?.depth().await?)
+    }
+
+    async fn submit(&self, job: NewJob<'_>) -> Result<SubmitTimes, TransportError> {
+        self.read_limit_for(&job).await;
+        match self.steps.submit(&job, self.message(&job)?).await {
+            // Somebody lowered the queue's limit.
+            Err(TransportError::MessageTooLarge { queue, limit, .. }) => {
+                tracing::info!(queue, limit, "the queue takes less than it did");
+                self.limit.learn(limit);
+                self.steps.submit(&job, self.message(&job)?).await
+            }
+            submitted => submitted,
+        }
+    }
+
+    async fn withdraw(&self, id: Uuid) -> Result<Withdrawal, TransportError> {
+        if self.parts.output().await?.head(&protocol::result_key(id)).await?.is_some() {
+            return Ok(Withdrawal::AlreadyCompleted);
+        }
+        if self.parts.input().await?.head(&protocol::image_key(id)).await?.is_none() {
+            return Ok(Withdrawal::NotStored);
+        }
+        self.steps.mark_withdrawn(id, Bytes::from_static(protocol::WITHDRAWN_IMAGE)).await?;
+        Ok(Withdrawal::Withdrawn)
+    }
+
+    async fn write_result(&self, id: Uuid, text: Bytes) -> Result<Bytes, TransportError> {
+        let (output, key) = (self.parts.output().await?, protocol::result_key(id));
+        let options = PutOptions { if_none_match: true, content_type: Some("application/json") };
+        match output.put(&key, text.clone(), options).await? {
+            Put::Created => Ok(text),
+            Put::AlreadyExists => Ok(output.get(&key, MAX_RESULT_BYTES).await?.unwrap_or(text)),
+        }
+    }
+
+    async fn legacy_output(&self, id: Uuid) -> Result<Option<Bytes>, TransportError> {
+        let name = id.to_string();
+        let key = protocol::legacy_output_key(&name);
+        Ok(self.parts.output().await?.get(key, MAX_LEGACY_OUTPUT_BYTES).await?)
+    }
+
+    async fn image_info(&self, id: Uuid) -> Result<Option<ImageInfo>, TransportError> {
+        let info = self.parts.input().await?.head(&protocol::image_key(id)).await?;
+        Ok(info.map(|info| ImageInfo { size_bytes: info.size_bytes, modified: info.modified }))
+    }
+
+    async fn open_image(&self, id: Uuid, max_bytes: u64) -> Result<Option<ObjectReader>, TransportError> {
+        Ok(self.parts.input().await?.read(&protocol::image_key(id), max_bytes).await?)
+    }
+
+    async fn open_inbox(&self, mode: InboxMode, stack: &str) -> Result<Box<dyn Inbox>, TransportError> {
+        let (parts, steps) = (Arc::clone(&self.parts), Arc::clone(&self.steps));
+        Ok(Box::new(QueueInbox::open(parts, steps, mode, stack).await?))
+    }
+
+    async fn retention(&self) -> Result<Duration, TransportError> {
+        let attributes = self.parts.requests().await?.attributes().await?;
+        self.limit.set(attributes.max_message_bytes);
+        Ok(attributes.retention)
+    }
+
+    fn depth_interval(&self) -> Duration {
+        self.steps.depth_interval()
+    }
+
+    async fn receive(&self, wanted: Wanted, load: &dyn WorkerLoad) -> Result<Vec<Delivery>, TransportError> {
+        self.steps.receive(wanted, load).await
+    }
+
+    async fn extend(&self, receipts: &[Receipt], visibility_timeout: Duration) -> Result<(), TransportError> {
+        self.set_visibility(receipts, visibility_timeout).await
+    }
+
+    async fn release(&self, receipts: &[Receipt], delay: Duration) -> Result<(), TransportError> {
+        self.set_visibility(receipts, delay).await
+    }
+
+    async fn complete(&self, batch: &mut [Completion]) -> Vec<Result<Completed, CompletionError>> {
+        self.steps.complete(batch).await
+    }
+
+    async fn queues(&self) -> Result<Vec<(String, QueueRole)>, TransportError> {
+        let names = &self.parts.names;
+        let mut found = vec![
+            (names.request_queue.clone(), QueueRole::Requests),
+            (names.dead_letter_queue(), QueueRole::DeadLetters),
+            (names.result_queue.clone(), QueueRole::Results),
+        ];
+        let inboxes = self.parts.queues.list(&protocol::reply_queue(&names.result_queue, "")).await?;
+        found.extend(inboxes.into_iter().map(|name| (name, QueueRole::Replies)));
+        Ok(found)
+    }
+
+    async fn queue_depth(&self, queue: &str) -> Result<Option<Depth>, TransportError> {
+        let depth = async { self.parts.queues.open(queue).await?.depth().await };
+        match depth.await {
+            Ok(depth) => Ok(Some(depth)),
+            Err(QueueError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn oldest_age(&self, queue: &str) -> Result<Option<Duration>, TransportError> {
+        Ok(self.parts.queues.open(queue).await?.oldest_age().await?)
+    }
+
+    async fn purge(&self, queue: &str) -> Result<(), TransportError> {
+        Ok(self.parts.queues.open(queue).await?.purge().await?)
+    }
+
+    async fn dead_letters(&self) -> Result<Box<dyn DeadLetterScan>, TransportError> {
+        let queue: Arc<dyn Queue> = Arc::clone(self.parts.dead_letters().await?);
+        Ok(Box::new(Scan::of(queue)))
+    }
+
+    async fn resubmit(&self, job: Resubmission) -> Result<(), TransportError> {
+        let Resubmission { job, message } = job;
+        if let Some((id, image, content_type)) = job {
+            let options = PutOptions { if_none_match: false, content_type };
+            let _ = self.parts.input().await?.put(&protocol::image_key(id), image, options).await?;
+            self.parts.output().await?.delete(&protocol::result_key(id)).await?;
+        }
+        Ok(send_one(&**self.parts.requests().await?, Outgoing::new(message)).await?)
+    }
+
+    async fn release_held_by(&self, process: ReceivingProcess) -> Result<(), TransportError> {
+        self.steps.release_held_by(process).await
+    }
+}

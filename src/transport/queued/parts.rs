@@ -1,0 +1,77 @@
+//! The queues and buckets of one service.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use tokio::sync::OnceCell;
+
+use super::object::{ObjectStore, StoreError};
+use super::queue::{Queue, QueueError, Queues};
+use super::service::ServiceQueues;
+use crate::config::Names;
+use crate::transport::port::ServiceOptions;
+
+/// Opens a bucket by name, and makes it when it is missing.
+pub type OpenBucket = Box<dyn Fn(String) -> BoxFuture<'static, Result<Arc<dyn ObjectStore>, StoreError>> + Send + Sync>;
+
+/// Opened when they are needed: who only reads a depth must not make a bucket.
+pub struct Parts {
+    pub names: Names,
+    pub queues: Arc<dyn Queues>,
+    open_bucket: OpenBucket,
+    input: OnceCell<Arc<dyn ObjectStore>>,
+    output: OnceCell<Arc<dyn ObjectStore>>,
+    requests: OnceCell<Arc<dyn Queue>>,
+    results: OnceCell<Arc<dyn Queue>>,
+    dead_letters: OnceCell<Arc<dyn Queue>>,
+}
+
+impl Parts {
+    pub fn new(names: Names, queues: Arc<dyn Queues>, open_bucket: OpenBucket) -> Parts {
+        Parts {
+            names,
+            queues,
+            open_bucket,
+            input: OnceCell::new(),
+            output: OnceCell::new(),
+            requests: OnceCell::new(),
+            results: OnceCell::new(),
+            dead_letters: OnceCell::new(),
+        }
+    }
+
+    /// Makes what is missing.
+    pub async fn prepare(&self, options: ServiceOptions) -> Result<(), crate::transport::error::TransportError> {
+        let ServiceOptions { visibility_timeout, max_receive_count } = options;
+        let service =
+            ServiceQueues::open_or_create(&*self.queues, &self.names, visibility_timeout, max_receive_count).await?;
+        // Handles that are open already are as good.
+        let _ = self.requests.set(service.requests);
+        let _ = self.results.set(service.results);
+        let _ = self.dead_letters.set(service.dead_letters);
+        self.input().await?;
+        self.output().await?;
+        Ok(())
+    }
+
+    pub async fn input(&self) -> Result<&Arc<dyn ObjectStore>, StoreError> {
+        self.input.get_or_try_init(|| (self.open_bucket)(self.names.input_bucket.clone())).await
+    }
+
+    pub async fn output(&self) -> Result<&Arc<dyn ObjectStore>, StoreError> {
+        self.output.get_or_try_init(|| (self.open_bucket)(self.names.output_bucket.clone())).await
+    }
+
+    pub async fn requests(&self) -> Result<&Arc<dyn Queue>, QueueError> {
+        self.requests.get_or_try_init(|| self.queues.open(&self.names.request_queue)).await
+    }
+
+    pub async fn results(&self) -> Result<&Arc<dyn Queue>, QueueError> {
+        self.results.get_or_try_init(|| self.queues.open(&self.names.result_queue)).await
+    }
+
+    pub async fn dead_letters(&self) -> Result<&Arc<dyn Queue>, QueueError> {
+        let open = || async { self.queues.open(&self.names.dead_letter_queue()).await };
+        self.dead_letters.get_or_try_init(open).await
+    }
+}

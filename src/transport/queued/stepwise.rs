@@ -1,0 +1,226 @@
+//! Submission and completion one step after the other, for backends whose queues and buckets know nothing of each other:
+//! the image is stored before its message is sent, a result is written before its reply is sent, and the message is deleted
+//! last.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::future::join_all;
+use uuid::Uuid;
+
+use super::object::{Put, PutOptions, StoreError};
+use super::parts::Parts;
+use super::queue::{LONGEST_POLL, MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, ReceiveOptions, send_one};
+use super::replies::{self, ReplySender};
+use super::steps::Steps;
+use crate::protocol::{self, MAX_RESULT_BYTES};
+use crate::transport::completion::{
+    Completed, Completion, LegacyOutput, NewResult, ReplyOutcome, ReplyTo, ResultWrite,
+};
+use crate::transport::error::{CompletionError, TransportError};
+use crate::transport::job::{NewJob, SubmitTimes};
+use crate::transport::message::Delivery;
+use crate::transport::port::{Wanted, WorkerLoad};
+
+/// How long the image of a job that was refused is tried to be deleted, while its client waits for the refusal.
+const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the marker of a withdrawn job is tried to be deleted.
+const DELETE_MARKER_TIMEOUT: Duration = Duration::from_secs(2);
+/// A call to a remote queue takes milliseconds and is billed.
+const DEPTH_INTERVAL: Duration = Duration::from_secs(5);
+
+pub struct Stepwise {
+    parts: Arc<Parts>,
+    replies: ReplySender,
+}
+
+impl Stepwise {
+    pub fn new(parts: Arc<Parts>) -> Stepwise {
+        Stepwise { replies: ReplySender::new(Arc::clone(&parts)), parts }
+    }
+
+    /// Nobody was told the id, so the image would only take space.
+    async fn delete_image(&self, id: Uuid) {
+        let delete = async { self.parts.input().await?.delete(&protocol::image_key(id)).await };
+        match tokio::time::timeout(CLEAN_UP_TIMEOUT, delete).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, %id, "image of a refused job not deleted"),
+            Err(_) => tracing::debug!(%id, "image of a refused job not deleted in time"),
+        }
+    }
+
+    /// The steps that concern objects.
+    async fn write(&self, completion: &mut Completion) -> Result<(), CompletionError> {
+        if let Some(id) = completion.withdrawn {
+            self.delete_marker(id).await;
+        }
+        if let Some(result) = &completion.result
+            && completion.progress.result.is_none()
+        {
+            completion.progress.result = Some(self.write_result(result).await?);
+        }
+        if let Some(output) = &completion.legacy_output
+            && !completion.progress.legacy_output
+        {
+            self.write_legacy_output(output).await?;
+            completion.progress.legacy_output = true;
+        }
+        Ok(())
+    }
+
+    /// Before the message is deleted, so that mostly no marker is left without a message. One that stays costs a few bytes
+    /// until images of its age are deleted.
+    async fn delete_marker(&self, id: Uuid) {
+        let delete = async { self.parts.input().await?.delete(&protocol::image_key(id)).await };
+        match tokio::time::timeout(DELETE_MARKER_TIMEOUT, delete).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, %id, "the marker of a withdrawn job is not deleted"),
+            Err(_) => tracing::debug!(%id, "the marker of a withdrawn job is not deleted in time"),
+        }
+    }
+
+    async fn write_result(&self, result: &NewResult) -> Result<ResultWrite, CompletionError> {
+        let failed = |step| move |error: StoreError| CompletionError { step, error: error.into() };
+        let key = protocol::result_key(result.id);
+        let options = PutOptions { if_none_match: true, content_type: Some("application/json") };
+        let output = self.parts.output().await.map_err(failed("put_result"))?;
+        match output.put(&key, result.text.clone(), options).await.map_err(failed("put_result"))? {
+            Put::Created => Ok(ResultWrite::Created),
+            Put::AlreadyExists => match output.get(&key, MAX_RESULT_BYTES).await {
+                Ok(stored) => Ok(ResultWrite::AlreadyCompleted(stored)),
+                Err(error @ (StoreError::TooLarge { .. } | StoreError::Damaged { .. })) => {
+                    tracing::error!(%error, "the result of an earlier attempt cannot be read; this one is replied");
+                    Ok(ResultWrite::AlreadyCompleted(None))
+                }
+                Err(error) => Err(failed("get_result")(error)),
+            },
+        }
+    }
+
+    async fn write_legacy_output(&self, output: &LegacyOutput) -> Result<(), CompletionError> {
+        let failed = |step| move |error: StoreError| CompletionError { step, error: error.into() };
+        let options = PutOptions::default();
+        let image = async {
+            let input = self.parts.input().await?;
+            input.put(&output.name, output.image.clone(), options).await.map(drop)
+        };
+        let label = async {
+            let bucket = self.parts.output().await?;
+            bucket.put(protocol::legacy_output_key(&output.name), output.output.clone(), options).await.map(drop)
+        };
+        let (image, label) = tokio::join!(image, label);
+        image.map_err(failed("put_image"))?;
+        label.map_err(failed("put_output"))
+    }
+
+    async fn reply(&self, batch: &mut [Completion], failures: &mut [Option<CompletionError>]) {
+        let mut by_queue: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for (at, completion) in batch.iter_mut().enumerate() {
+            let Some(reply) = &completion.reply else { continue };
+            if failures[at].is_some() || completion.progress.reply.is_some() {
+                continue;
+            }
+            let queue = match &reply.to {
+                ReplyTo::LegacyWebTier => Some(self.parts.names.result_queue.as_str()),
+                ReplyTo::Inbox(address) => replies::own_queue(&self.parts.names.result_queue, address),
+            };
+            match queue {
+                Some(queue) => by_queue.entry(queue.to_owned()).or_default().push(at),
+                None => completion.progress.reply = Some(ReplyOutcome::Foreign),
+            }
+        }
+        for (queue, indices) in by_queue {
+            let texts: Vec<String> = indices.iter().map(|&at| batch[at].reply_text()).collect();
+            for (at, outcome) in indices.into_iter().zip(self.replies.send(&queue, &texts).await) {
+                match outcome {
+                    Ok(outcome) => batch[at].progress.reply = Some(outcome),
+                    Err(error) => failures[at] = Some(error),
+                }
+            }
+        }
+    }
+
+    /// One by one, so that a failure of one letter doubles no other; dead letters are rare.
+    async fn keep_dead_letter(&self, completion: &mut Completion) -> Result<(), CompletionError> {
+        let Some(letter) = &completion.dead_letter else { return Ok(()) };
+        if completion.progress.dead_letter {
+            return Ok(());
+        }
+        let send = async {
+            let queue = self.parts.dead_letters().await?;
+            match send_one(&**queue, letter.to_message()).await {
+                Err(QueueError::TooLarge { .. }) => send_one(&**queue, letter.to_short_message()).await,
+                sent => sent,
+            }
+        };
+        send.await.map_err(|error| CompletionError { step: "send_dead_letter", error: error.into() })?;
+        completion.progress.dead_letter = true;
+        Ok(())
+    }
+
+    async fn acknowledge(&self, batch: &[Completion], failures: &mut [Option<CompletionError>]) {
+        let done: Vec<usize> = (0..batch.len()).filter(|&at| failures[at].is_none()).collect();
+        for chunk in done.chunks(MAX_BATCH) {
+            let receipts: Vec<_> = chunk.iter().map(|&at| batch[at].receipt.clone()).collect();
+            let acknowledged = async { self.parts.requests().await?.ack(&receipts).await };
+            if let Err(error) = acknowledged.await {
+                for &at in chunk {
+                    failures[at] = Some(CompletionError { step: "ack", error: error.clone().into() });
+                }
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Steps for Stepwise {
+    async fn submit(&self, job: &NewJob<'_>, message: String) -> Result<SubmitTimes, TransportError> {
+        let storing = Instant::now();
+        let options = PutOptions { if_none_match: false, content_type: Some(job.content_type) };
+        let key = protocol::image_key(job.id);
+        let _ = self.parts.input().await?.put(&key, job.image.clone(), options).await?;
+        let (stored, sending) = (storing.elapsed(), Instant::now());
+        if let Err(error) = send_one(&**self.parts.requests().await?, Outgoing::new(message)).await {
+            self.delete_image(job.id).await;
+            return Err(error.into());
+        }
+        Ok(SubmitTimes { stored, sent: sending.elapsed() })
+    }
+
+    /// The queue does not know who is idle: whoever asks first gets the message, and a wait costs nothing.
+    async fn receive(&self, wanted: Wanted, _load: &dyn WorkerLoad) -> Result<Vec<Delivery>, TransportError> {
+        let Wanted { max, visibility_timeout } = wanted;
+        let options = ReceiveOptions { max: max.min(MAX_BATCH), wait: LONGEST_POLL, visibility_timeout };
+        Ok(self.parts.requests().await?.receive(options).await?)
+    }
+
+    async fn complete(&self, batch: &mut [Completion]) -> Vec<Result<Completed, CompletionError>> {
+        let written = join_all(batch.iter_mut().map(|completion| self.write(completion))).await;
+        let mut failures: Vec<Option<CompletionError>> = written.into_iter().map(Result::err).collect();
+        self.reply(batch, &mut failures).await;
+        for (completion, failure) in batch.iter_mut().zip(&mut failures) {
+            if failure.is_none() {
+                *failure = self.keep_dead_letter(completion).await.err();
+            }
+        }
+        self.acknowledge(batch, &mut failures).await;
+        let answers = batch.iter().zip(failures);
+        answers.map(|(completion, failure)| failure.map_or_else(|| Ok(completion.completed()), Err)).collect()
+    }
+
+    async fn mark_withdrawn(&self, id: Uuid, marker: Bytes) -> Result<(), StoreError> {
+        let put = self.parts.input().await?.put(&protocol::image_key(id), marker, PutOptions::default()).await;
+        put.map(drop)
+    }
+
+    async fn create_inbox(&self, name: &str, attributes: &QueueAttributes) -> Result<Arc<dyn Queue>, QueueError> {
+        self.parts.queues.create(name, attributes).await
+    }
+
+    fn depth_interval(&self) -> Duration {
+        DEPTH_INTERVAL
+    }
+}

@@ -1,0 +1,74 @@
+//! Which backends there are, by name.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::aws::{AwsOpener, S3Store, SqsQueues};
+use super::error::TransportError;
+use super::local::{LocalOpener, SqliteQueues, SqliteStore};
+use super::port::{Opener, Transport};
+use super::queued::object::{ObjectStore, StoreError};
+use super::queued::queue::{QueueError, Queues};
+use crate::config::{Backend, Names};
+
+/// A new backend adds its line here.
+const BACKENDS: [(&str, &dyn Opener); 2] = [("local", &LocalOpener), ("aws", &AwsOpener)];
+
+/// Backends of this process that are not part of the program.
+static REGISTERED: Mutex<BTreeMap<String, Arc<dyn Opener>>> = Mutex::new(BTreeMap::new());
+
+/// Makes a backend known under a name, for [`Backend::Named`]: for tests, and for programs that use this crate.
+pub fn register(name: &str, opener: Arc<dyn Opener>) {
+    REGISTERED.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), opener);
+}
+
+/// Opens the transport of a service on the backend that the configuration names.
+///
+/// # Errors
+/// [`TransportError::Fatal`] when there is no such backend or it cannot be used; it says what to do.
+pub async fn open(backend: &Backend, names: &Names) -> Result<Arc<dyn Transport>, TransportError> {
+    let name = backend.name();
+    if let Some((_, opener)) = BACKENDS.iter().find(|(known, _)| *known == name) {
+        return opener.open(backend, names).await;
+    }
+    let registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+    match registered {
+        Some(opener) => opener.open(backend, names).await,
+        None => {
+            let known: Vec<&str> = BACKENDS.iter().map(|(name, _)| *name).collect();
+            let known = known.join(", ");
+            Err(TransportError::Fatal(format!("there is no backend {name:?}; choose one of {known} (--backend)")))
+        }
+    }
+}
+
+/// The queues below the transport of a backend that is made of queues: for tests and benchmarks that look below it.
+///
+/// # Errors
+/// [`QueueError::Fatal`] when they cannot be used.
+pub async fn open_queues(backend: &Backend) -> Result<Arc<dyn Queues>, QueueError> {
+    match backend {
+        Backend::Local { data_dir } => Ok(Arc::new(SqliteQueues::open(data_dir)?)),
+        Backend::Aws { region, endpoint_url } => {
+            Ok(Arc::new(Box::pin(SqsQueues::connect(region.as_deref(), endpoint_url.as_deref())).await?))
+        }
+        Backend::Named { name, .. } => Err(QueueError::Fatal(format!("backend {name:?} is not made of queues"))),
+    }
+}
+
+/// A bucket below the transport, as [`open_queues`]. It is made when it is missing.
+///
+/// # Errors
+/// [`StoreError::Fatal`] when it cannot be used.
+pub async fn open_bucket(backend: &Backend, bucket: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    match backend {
+        Backend::Local { data_dir } => Ok(Arc::new(SqliteStore::open(data_dir, bucket)?)),
+        Backend::Aws { region, endpoint_url } => {
+            Ok(Arc::new(Box::pin(S3Store::open(region.as_deref(), endpoint_url.as_deref(), bucket)).await?))
+        }
+        Backend::Named { name, .. } => {
+            let reason = format!("backend {name:?} is not made of buckets");
+            Err(StoreError::Fatal { bucket: bucket.to_owned(), reason })
+        }
+    }
+}

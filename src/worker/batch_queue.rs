@@ -1,0 +1,131 @@
+//! Dynamic batching: a batch closes when it is full or has waited long enough, and only a free session begins one. So it
+//! grows while the model is busy, and a single image waits for nothing.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+
+use super::session_load::SessionLoad;
+use super::stages::Fetched;
+use crate::protocol::Worked;
+
+#[derive(Debug, Clone, Copy)]
+pub struct BatchRule {
+    pub max_size: usize,
+    pub max_delay: Duration,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Decision {
+    Close,
+    /// More may come until then.
+    WaitUntil(Instant),
+}
+
+impl BatchRule {
+    /// Whether a batch of `size` images is closed whose first came at `opened_at`.
+    pub fn decide(self, size: usize, opened_at: Instant, now: Instant) -> Decision {
+        let until = opened_at + self.max_delay;
+        if size >= self.max_size || now >= until { Decision::Close } else { Decision::WaitUntil(until) }
+    }
+}
+
+/// The images that wait for a session. Sessions take batches themselves: no other thread has to be woken for that.
+pub struct BatchQueue {
+    rule: BatchRule,
+    fetched: Mutex<mpsc::Receiver<Fetched>>,
+    load: watch::Sender<SessionLoad>,
+    runtime: Handle,
+}
+
+impl BatchQueue {
+    /// The sender and the queue, with capacity for so many images. The queue ends when the sender is dropped and it is
+    /// empty.
+    ///
+    /// # Panics
+    /// Outside of a runtime, whose clock measures how long a batch has waited.
+    pub fn new(rule: BatchRule, capacity: usize) -> (mpsc::Sender<Fetched>, BatchQueue) {
+        let (sender, fetched) = mpsc::channel(capacity);
+        let load = watch::Sender::new(SessionLoad::NOTHING_YET);
+        (sender, BatchQueue { rule, fetched: Mutex::new(fetched), load, runtime: Handle::current() })
+    }
+
+    pub fn load(&self) -> watch::Receiver<SessionLoad> {
+        self.load.subscribe()
+    }
+
+    /// Waits for the next batch. Returns `None` when no more comes. Blocks, so a thread of the runtime must not call it.
+    pub fn next(&self) -> Option<Vec<Fetched>> {
+        // Another waiting session holds the lock until it has its batch.
+        let mut fetched = self.fetched();
+        let batch = self.runtime.block_on(self.fill(&mut fetched))?;
+        self.set_quietly(|load| load.images = batch.len());
+        Some(batch)
+    }
+
+    /// Reports how long a batch took.
+    pub fn measured(&self, worked: Worked) {
+        self.set_quietly(|load| *load = load.measured(worked));
+    }
+
+    async fn fill(&self, fetched: &mut mpsc::Receiver<Fetched>) -> Option<Vec<Fetched>> {
+        let first = match fetched.try_recv() {
+            Ok(first) => first,
+            Err(_) => self.waiting(fetched.recv()).await?,
+        };
+        let opened_at = Instant::now();
+        let mut batch = vec![first];
+        loop {
+            while batch.len() < self.rule.max_size
+                && let Ok(next) = fetched.try_recv()
+            {
+                batch.push(next);
+            }
+            let decision = self.rule.decide(batch.len(), opened_at, Instant::now());
+            let Decision::WaitUntil(until) = decision else { return Some(batch) };
+            match self.waiting(tokio::time::timeout_at(until.into(), fetched.recv())).await {
+                Ok(Some(next)) => batch.push(next),
+                Ok(None) | Err(_) => return Some(batch),
+            }
+        }
+    }
+
+    /// Waits for an image, and reports that a session is free. When an image is there already, nobody has to be told.
+    async fn waiting<T>(&self, image: impl Future<Output = T>) -> T {
+        self.load.send_modify(|load| load.waiting += 1);
+        let image = image.await;
+        self.set_quietly(|load| load.waiting -= 1);
+        image
+    }
+
+    /// Nobody waits for a session to become busy, so nobody is woken.
+    fn set_quietly(&self, change: impl FnOnce(&mut SessionLoad)) {
+        self.load.send_if_modified(|load| {
+            change(load);
+            false
+        });
+    }
+
+    /// A session that panicked held no image of others.
+    fn fetched(&self) -> MutexGuard<'_, mpsc::Receiver<Fetched>> {
+        self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_closes_when_full_or_late() {
+        let rule = BatchRule { max_size: 4, max_delay: Duration::from_millis(5) };
+        let opened = Instant::now();
+        assert_eq!(rule.decide(4, opened, opened), Decision::Close);
+        assert_eq!(rule.decide(1, opened, opened), Decision::WaitUntil(opened + rule.max_delay));
+        assert_eq!(rule.decide(1, opened, opened + rule.max_delay), Decision::Close);
+        let eager = BatchRule { max_delay: Duration::ZERO, ..rule };
+        assert_eq!(eager.decide(1, opened, opened), Decision::Close);
+    }
+}

@@ -1,0 +1,26 @@
+//! Why messages were released, for the dead letter that may follow.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use uuid::Uuid;
+
+/// The last faults by job. Only a help for people, so it may forget.
+#[derive(Default)]
+pub struct LastFaults(Mutex<HashMap<Uuid, String>>);
+
+impl LastFaults {
+    const REMEMBERED: usize = 1_000;
+
+    pub fn record(&self, id: Uuid, reason: String) {
+        let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if faults.len() >= Self::REMEMBERED {
+            faults.clear();
+        }
+        faults.insert(id, reason);
+    }
+
+    pub fn of(&self, id: Uuid) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+}

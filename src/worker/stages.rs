@@ -1,0 +1,31 @@
+//! What travels between the stages of a worker.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::job::{Outcome, Work};
+use super::lease::Lease;
+use crate::telemetry::trace::Span;
+
+/// An image that waits for a session.
+pub struct Fetched {
+    pub work: Work,
+    pub lease: Lease,
+    pub span: Span,
+    /// The message, for a dead letter.
+    pub body: String,
+    pub image: Bytes,
+    /// A permit to wait. Released when a session begins with the image, so that the next one is fetched meanwhile.
+    pub permit: OwnedSemaphorePermit,
+    /// When it began to wait.
+    pub since: Instant,
+}
+
+/// A delivery that has its outcome.
+pub struct Finished {
+    pub lease: Lease,
+    pub span: Span,
+    pub outcome: Outcome,
+}

@@ -1,0 +1,721 @@
+//! The contract of a transport. A new backend calls [`all`] with its configuration, once from a test of its own.
+//!
+//! Every check has a service of its own, with names that no other has. Times are whole seconds, since some backends know
+//! no others.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::future::join_all;
+use imgcls::config::{Backend, Names};
+use imgcls::protocol::{ClassifyRequest, Incoming, REDRIVE_MARGIN, WIRE_VERSION, WITHDRAWN_IMAGE, reply_queue};
+use imgcls::transport::{
+    self, Acknowledge, Completed, Completion, DeadLetter, Delivery, Idle, Inbox, InboxMode, JobForm, MAX_BATCH, NewJob,
+    NewResult, QueueRole, Receipt, Reply, ReplyOutcome, ReplyTo, Resubmission, ResultWrite, ServiceOptions, Transport,
+    TransportError, Wanted, Withdrawal, WorkerLoad,
+};
+use uuid::Uuid;
+
+use super::{Exception, checks};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Longer than any test.
+const LONG: Duration = Duration::from_secs(300);
+/// How long a message may take that must come.
+const TIMEOUT: Duration = Duration::from_secs(30);
+const MANY: u64 = 64 << 20;
+const MAX_RECEIVE_COUNT: u32 = 1;
+
+/// Runs the suite on a backend that the registry knows.
+pub async fn all(backend: &Backend, exceptions: &[Exception]) {
+    let checks = checks![
+        backend:
+        submitted_job_is_received_with_its_image,
+        image_travels_in_the_message_when_it_may,
+        job_of_a_waiting_caller_is_received,
+        legacy_message_that_is_too_large_stores_nothing,
+        images_of_all_sizes_are_read_as_they_were_written,
+        what_does_not_exist_is_none,
+        held_message_is_invisible_and_comes_again,
+        extended_message_stays_invisible,
+        released_message_comes_at_once_or_later,
+        stale_receipt_does_nothing,
+        dropped_receive_loses_nothing,
+        receivers_share_without_doubles,
+        busy_worker_receives_too,
+        completion_writes_replies_and_deletes,
+        first_result_of_a_job_is_kept,
+        racing_completions_agree_on_one_result,
+        batch_is_answered_one_by_one,
+        replies_go_only_to_inboxes_of_the_service,
+        completion_twice_is_harmless,
+        late_writer_of_a_result_gets_the_first,
+        withdrawn_image_is_replaced_by_a_marker,
+        job_with_a_result_is_not_withdrawn,
+        dead_letter_keeps_message_and_reason,
+        message_delivered_too_often_becomes_a_dead_letter,
+        resubmitted_job_loses_its_failed_result,
+        reply_on_a_shared_inbox_reaches_its_process,
+        depth_counts_visible_and_in_flight,
+        purged_queue_is_empty,
+        preparing_twice_changes_nothing,
+        nothing_exists_before_it_is_prepared,
+    ];
+    super::run(checks, exceptions).await;
+}
+
+async fn submitted_job_is_received_with_its_image(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let id = service.submit(b"image bytes", 0).await;
+    let delivery = service.receive_one(LONG).await;
+    let request = request_of(&delivery);
+    assert_eq!((request.id, request.image_data.is_none(), delivery.receive_count), (id, true, 1));
+    assert_eq!(request.filename, "it's \"a\" ünïcode 🦀.jpg");
+    assert!(request.payload(&service.names.input_bucket).is_ok(), "the worker finds the image: {request:?}");
+    assert_eq!(service.transport.image(id, MANY).await.unwrap().unwrap(), "image bytes");
+    let info = service.transport.image_info(id).await.unwrap().unwrap();
+    let age = SystemTime::now().duration_since(info.modified).unwrap_or_default();
+    assert!(info.size_bytes == 11 && age < Duration::from_secs(60), "{info:?}");
+    let age_ms = now_ms() - delivery.sent_at_ms;
+    assert!((-5_000..60_000).contains(&age_ms), "sent {age_ms} ms ago");
+}
+
+async fn image_travels_in_the_message_when_it_may(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let id = service.submit(b"small", 100).await;
+    let request = request_of(&service.receive_one(LONG).await);
+    assert_eq!(request.image_data.as_deref(), Some("c21hbGw="));
+    assert_eq!(service.transport.image(id, MANY).await.unwrap().unwrap(), "small", "it is stored too");
+}
+
+async fn job_of_a_waiting_caller_is_received(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let acknowledge = Acknowledge::WithResult(SECOND);
+    let (id, image) = (Uuid::now_v7(), Bytes::from_static(b"waiting"));
+    let form = service.form(id, 0);
+    let job = NewJob { id, image: &image, content_type: "image/png", form, acknowledge };
+    let (submitted, delivery) = tokio::join!(service.transport.submit(job), service.receive_one(LONG));
+    submitted.unwrap();
+    assert_eq!(request_of(&delivery).id, id);
+    assert_eq!(service.transport.image(id, MANY).await.unwrap().unwrap(), "waiting");
+}
+
+async fn legacy_message_that_is_too_large_stores_nothing(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let (id, image) = (Uuid::now_v7(), Bytes::from(vec![7; 1 << 20]));
+    let job = |image| NewJob {
+        id,
+        image,
+        content_type: "image/jpeg",
+        form: JobForm::Legacy,
+        acknowledge: Acknowledge::WhenDurable,
+    };
+    match service.transport.submit(job(&image)).await {
+        Err(TransportError::MessageTooLarge { size, limit, .. }) => assert!(size > limit, "{size} {limit}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(service.transport.image(id, MANY).await.unwrap(), None);
+    let small = Bytes::from_static(b"hi");
+    service.transport.submit(job(&small)).await.unwrap();
+    let delivery = service.receive_one(LONG).await;
+    let Incoming::Legacy(request) = Incoming::parse(&delivery.body) else { panic!("{}", delivery.body) };
+    assert_eq!(request.image_bytes().unwrap(), b"hi");
+}
+
+async fn images_of_all_sizes_are_read_as_they_were_written(backend: &Backend) {
+    let service = Service::start(backend).await;
+    for size in [1, 600, 92_000, 131_072, 131_073, 3 << 20] {
+        let body: Vec<u8> = (0..size).map(|index: u32| (index % 251) as u8).collect();
+        let id = service.submit(&body, 0).await;
+        assert!(service.transport.image(id, MANY).await.unwrap().unwrap() == body, "{size} bytes");
+        let mut reader = service.transport.open_image(id, MANY).await.unwrap().unwrap();
+        assert_eq!(reader.size_bytes, u64::from(size));
+        let mut read = Vec::new();
+        while let Some(piece) = reader.next().await {
+            read.extend_from_slice(&piece.unwrap());
+        }
+        assert!(read == body, "{size} bytes in pieces");
+        let limit = u64::from(size) - 1;
+        for refused in [
+            service.transport.image(id, limit).await.map(drop),
+            service.transport.open_image(id, limit).await.map(drop),
+        ] {
+            match refused {
+                Err(TransportError::ObjectTooLarge { size: found, .. }) => assert_eq!(found, u64::from(size)),
+                other => panic!("{size} bytes: {other:?}"),
+            }
+        }
+    }
+}
+
+async fn what_does_not_exist_is_none(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let (id, transport) = (Uuid::now_v7(), &service.transport);
+    assert_eq!(transport.result(id).await.unwrap(), None);
+    assert_eq!(transport.image(id, MANY).await.unwrap(), None);
+    assert_eq!(transport.image_info(id).await.unwrap(), None);
+    assert_eq!(transport.legacy_output(id).await.unwrap(), None);
+    assert!(transport.open_image(id, MANY).await.unwrap().is_none());
+    assert_eq!(transport.withdraw(id).await.unwrap(), Withdrawal::NotStored);
+}
+
+async fn held_message_is_invisible_and_comes_again(backend: &Backend) {
+    let service = Service::start(backend).await;
+    service.submit(b"again", 0).await;
+    let first = service.receive_one(SECOND * 2).await;
+    service.expect_nothing().await;
+    let second = service.receive_one(LONG).await;
+    assert_eq!((second.receive_count, &second.message_id), (2, &first.message_id));
+    assert_eq!(second.sent_at_ms, first.sent_at_ms);
+    assert_ne!(second.receipt, first.receipt);
+}
+
+async fn extended_message_stays_invisible(backend: &Backend) {
+    let service = Service::start(backend).await;
+    service.submit(b"kept", 0).await;
+    let delivery = service.receive_one(SECOND * 2).await;
+    service.transport.extend(&[delivery.receipt], LONG).await.unwrap();
+    tokio::time::sleep(SECOND * 2).await;
+    service.expect_nothing().await;
+    service.transport.extend(&[], LONG).await.unwrap();
+}
+
+async fn released_message_comes_at_once_or_later(backend: &Backend) {
+    let service = Service::start(backend).await;
+    service.submit(b"back", 0).await;
+    let first = service.receive_one(LONG).await;
+    service.transport.release(&[first.receipt], Duration::ZERO).await.unwrap();
+    let second = service.receive_one(LONG).await;
+    assert_eq!(second.receive_count, 2);
+    let released = Instant::now();
+    service.transport.release(&[second.receipt], SECOND * 2).await.unwrap();
+    assert_eq!(service.receive_one(LONG).await.receive_count, 3);
+    assert!(released.elapsed() >= SECOND, "it came after {:?}", released.elapsed());
+    service.transport.release(&[], Duration::ZERO).await.unwrap();
+}
+
+async fn stale_receipt_does_nothing(backend: &Backend) {
+    let service = Service::start(backend).await;
+    service.submit(b"mine", 0).await;
+    let stale = service.receive_one(SECOND).await.receipt;
+    let fresh = service.receive_one(LONG).await.receipt;
+    service.complete(vec![Completion::new(stale.clone())]).await;
+    service.transport.release(std::slice::from_ref(&stale), Duration::ZERO).await.unwrap();
+    service.expect_nothing().await;
+    service.transport.release(&[fresh], Duration::ZERO).await.unwrap();
+    let last = service.receive_one(LONG).await;
+    assert_eq!(last.receive_count, 3, "it was not deleted");
+    service.complete(vec![Completion::new(last.receipt.clone())]).await;
+    service.complete(vec![Completion::new(last.receipt.clone())]).await;
+    service.transport.extend(&[last.receipt, stale], LONG).await.unwrap();
+    service.expect_depth((0, 0)).await;
+}
+
+async fn dropped_receive_loses_nothing(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let (mut ids, mut received) = (BTreeSet::new(), BTreeSet::new());
+    for _ in 0..20 {
+        ids.insert(service.submit(b"x", 0).await);
+        // Two receives race, and the loser is dropped wherever it is.
+        let deliveries = tokio::select! {
+            deliveries = service.receive(MAX_BATCH, SECOND * 3, &Idle) => deliveries,
+            deliveries = service.receive(MAX_BATCH, SECOND * 3, &Idle) => deliveries,
+        };
+        received.extend(service.delete(deliveries).await);
+    }
+    let start = Instant::now();
+    while received.len() < ids.len() && start.elapsed() < TIMEOUT {
+        let received_now = tokio::time::timeout(SECOND, service.receive(MAX_BATCH, SECOND * 3, &Idle)).await;
+        received.extend(service.delete(received_now.unwrap_or_default()).await);
+    }
+    assert_eq!(received, ids);
+}
+
+async fn receivers_share_without_doubles(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let mut ids = BTreeSet::new();
+    for _ in 0..30 {
+        ids.insert(service.submit(b"x", 0).await);
+    }
+    let receiver = || async {
+        let mut received = Vec::new();
+        while let Ok(deliveries) = tokio::time::timeout(SECOND * 2, service.receive(3, LONG, &Idle)).await {
+            received.extend(service.delete(deliveries).await);
+        }
+        received
+    };
+    let (a, b, c) = tokio::join!(receiver(), receiver(), receiver());
+    let all = [a, b, c].concat();
+    assert_eq!((all.len(), all.iter().copied().collect::<BTreeSet<_>>()), (ids.len(), ids));
+}
+
+async fn busy_worker_receives_too(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let id = service.submit(b"x", 0).await;
+    let mut deliveries = Vec::new();
+    let start = Instant::now();
+    while deliveries.is_empty() && start.elapsed() < TIMEOUT {
+        deliveries = service.receive(MAX_BATCH, LONG, &Busy).await;
+    }
+    assert_eq!(service.delete(deliveries).await, [id]);
+}
+
+async fn completion_writes_replies_and_deletes(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let inbox = service.inbox(InboxMode::Own).await;
+    let id = service.submit(b"x", 0).await;
+    let delivery = service.receive_one(LONG).await;
+    let text = result_text(id, "first");
+    let completed = service.complete_one(completion(&delivery, id, &text, &inbox.address())).await;
+    let expected = Completed { result: ResultWrite::Created, reply: Some(ReplyOutcome::Sent) };
+    assert_eq!(completed, expected);
+    assert_eq!(service.transport.result(id).await.unwrap().unwrap(), text);
+    let replies = receive_replies(&*inbox, 1).await;
+    assert_eq!(replies, [text]);
+    service.expect_depth((0, 0)).await;
+    inbox.close().await;
+}
+
+async fn first_result_of_a_job_is_kept(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let inbox = service.inbox(InboxMode::Own).await;
+    let id = service.submit(b"x", 0).await;
+    let first = service.receive_one(SECOND).await;
+    let second = service.receive_one(LONG).await;
+    // The first worker is late: its receipt is stale, and its result counts all the same.
+    let text = result_text(id, "first");
+    service.complete_one(completion(&first, id, &text, &inbox.address())).await;
+    let other = result_text(id, "second, longer than the first");
+    let completed = service.complete_one(completion(&second, id, &other, &inbox.address())).await;
+    assert_eq!(completed.result, ResultWrite::AlreadyCompleted(Some(Bytes::from(text.clone()))));
+    assert_eq!(service.transport.result(id).await.unwrap().unwrap(), text);
+    assert_eq!(receive_replies(&*inbox, 2).await, [text.clone(), text], "both replies are the result");
+    service.expect_depth((0, 0)).await;
+    inbox.close().await;
+}
+
+async fn racing_completions_agree_on_one_result(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let id = Uuid::now_v7();
+    let mut deliveries = Vec::new();
+    for _ in 0..8 {
+        service.submit(b"x", 0).await;
+        deliveries.push(service.receive_one(LONG).await);
+    }
+    // Small ones and large ones, which a backend may keep apart.
+    let text_of =
+        |racer: usize| result_text(id, &format!("racer {racer} ").repeat(if racer % 2 == 0 { 1 } else { 20_000 }));
+    let racers = deliveries.iter().enumerate().map(|(racer, delivery)| {
+        let mut completion = Completion::new(delivery.receipt.clone());
+        completion.result = Some(NewResult { id, text: text_of(racer).into() });
+        service.complete_one(completion)
+    });
+    let answers = join_all(racers).await;
+    let created: Vec<usize> = (0..8).filter(|&racer| answers[racer].result == ResultWrite::Created).collect();
+    assert_eq!(created.len(), 1, "{created:?}");
+    let winner = Bytes::from(text_of(created[0]));
+    for (racer, answer) in answers.into_iter().enumerate().filter(|(racer, _)| *racer != created[0]) {
+        assert!(answer.result == ResultWrite::AlreadyCompleted(Some(winner.clone())), "racer {racer}");
+    }
+    assert!(service.transport.result(id).await.unwrap() == Some(winner), "the losers left it as it is");
+}
+
+async fn batch_is_answered_one_by_one(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let (mut batch, mut expected) = (Vec::new(), Vec::new());
+    for size in [1, 2, 30_000, 300_000] {
+        let id = service.submit(b"x", 0).await;
+        let delivery = service.receive_one(LONG).await;
+        let text = Bytes::from(result_text(id, &"y".repeat(size)));
+        if size == 2 {
+            service.transport.write_result(id, Bytes::from_static(b"earlier")).await.unwrap();
+        }
+        let mut completion = Completion::new(delivery.receipt);
+        completion.result = Some(NewResult { id, text: text.clone() });
+        batch.push(completion);
+        expected.push((id, if size == 2 { Bytes::from_static(b"earlier") } else { text }));
+    }
+    let answers = service.complete(batch).await;
+    let already = ResultWrite::AlreadyCompleted(Some(Bytes::from_static(b"earlier")));
+    let results: Vec<_> = answers.into_iter().map(|completed| completed.result).collect();
+    assert_eq!(results, [ResultWrite::Created, already, ResultWrite::Created, ResultWrite::Created]);
+    for (id, text) in expected {
+        assert!(service.transport.result(id).await.unwrap() == Some(text));
+    }
+    assert!(service.transport.complete(&mut []).await.is_empty());
+    service.expect_depth((0, 0)).await;
+}
+
+async fn replies_go_only_to_inboxes_of_the_service(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let gone = reply_queue(&service.names.result_queue, "0123456789abcdef");
+    for (address, expected) in [("somebody-elses", ReplyOutcome::Foreign), (gone.as_str(), ReplyOutcome::Gone)] {
+        let id = service.submit(b"x", 0).await;
+        let delivery = service.receive_one(LONG).await;
+        let completed = service.complete_one(completion(&delivery, id, &result_text(id, "a"), address)).await;
+        assert_eq!((completed.result, completed.reply), (ResultWrite::Created, Some(expected)), "{address}");
+    }
+    service.expect_depth((0, 0)).await;
+}
+
+/// A caller that did not hear of the first answer.
+async fn completion_twice_is_harmless(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let id = service.submit(b"x", 0).await;
+    let delivery = service.receive_one(LONG).await;
+    let text = result_text(id, "once");
+    let once = || {
+        let mut completion = Completion::new(delivery.receipt.clone());
+        completion.result = Some(NewResult { id, text: text.clone().into() });
+        completion
+    };
+    assert_eq!(service.complete_one(once()).await.result, ResultWrite::Created);
+    let again = service.complete_one(once()).await;
+    assert_eq!(again.result, ResultWrite::AlreadyCompleted(Some(text.clone().into())));
+    assert_eq!(service.transport.result(id).await.unwrap().unwrap(), text);
+}
+
+async fn late_writer_of_a_result_gets_the_first(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let (id, transport) = (Uuid::now_v7(), &service.transport);
+    assert_eq!(transport.write_result(id, Bytes::from_static(b"first")).await.unwrap(), "first");
+    assert_eq!(transport.write_result(id, Bytes::from_static(b"second")).await.unwrap(), "first");
+    assert_eq!(transport.result(id).await.unwrap().unwrap(), "first");
+}
+
+async fn withdrawn_image_is_replaced_by_a_marker(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let id = service.submit(b"nobody waits", 0).await;
+    assert_eq!(service.transport.withdraw(id).await.unwrap(), Withdrawal::Withdrawn);
+    assert_eq!(service.transport.image(id, MANY).await.unwrap().unwrap(), WITHDRAWN_IMAGE);
+    let delivery = service.receive_one(LONG).await;
+    let mut completion = Completion::new(delivery.receipt);
+    completion.withdrawn = Some(id);
+    service.complete_one(completion).await;
+    assert_eq!(service.transport.image(id, MANY).await.unwrap(), None, "the marker is gone");
+    service.expect_depth((0, 0)).await;
+}
+
+async fn job_with_a_result_is_not_withdrawn(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let id = service.submit(b"done", 0).await;
+    service.transport.write_result(id, Bytes::from_static(b"result")).await.unwrap();
+    assert_eq!(service.transport.withdraw(id).await.unwrap(), Withdrawal::AlreadyCompleted);
+    assert_eq!(service.transport.image(id, MANY).await.unwrap().unwrap(), "done");
+}
+
+async fn dead_letter_keeps_message_and_reason(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let id = service.submit(b"x", 0).await;
+    let delivery = service.receive_one(LONG).await;
+    let mut completion = Completion::new(delivery.receipt);
+    completion.result = Some(NewResult { id, text: result_text(id, "failed").into() });
+    let reason = "it's \"bad\" — ünïcode".to_owned();
+    completion.dead_letter =
+        Some(DeadLetter { id: Some(id), body: delivery.body.clone(), reason: reason.clone(), attempts: 3 });
+    service.complete_one(completion).await;
+    service.expect_depth((0, 0)).await;
+    let letter = service.dead_letter().await;
+    assert_eq!(letter.body, delivery.body);
+    let attribute = |name: &str| letter.attributes.get(name).cloned();
+    assert_eq!(attribute("reason"), Some(reason));
+    assert_eq!((attribute("attempts"), attribute("id")), (Some("3".to_owned()), Some(id.to_string())));
+    // It was kept, so that it is there again; then it is deleted.
+    let mut scan = service.transport.dead_letters().await.unwrap();
+    let letters = until_some(async || scan.next(MAX_BATCH).await.unwrap()).await;
+    assert_eq!(letters[0].message_id, letter.message_id);
+    scan.delete(&[letters[0].receipt.clone()]).await.unwrap();
+    assert!(scan.next(MAX_BATCH).await.unwrap().is_empty(), "each comes once");
+    scan.close().await.unwrap();
+    let depth = service.transport.queue_depth(&service.names.dead_letter_queue()).await.unwrap().unwrap();
+    assert_eq!(depth.visible + depth.in_flight, 0);
+}
+
+async fn message_delivered_too_often_becomes_a_dead_letter(backend: &Backend) {
+    let service = Service::start(backend).await;
+    service.submit(b"poison", 0).await;
+    let mut poison = None;
+    for count in 1..=MAX_RECEIVE_COUNT + REDRIVE_MARGIN {
+        let delivery = service.receive_one(LONG).await;
+        assert_eq!(delivery.receive_count, count);
+        service.transport.release(std::slice::from_ref(&delivery.receipt), Duration::ZERO).await.unwrap();
+        poison = Some(delivery);
+    }
+    let healthy = service.submit(b"healthy", 0).await;
+    assert_eq!(request_of(&service.receive_one(LONG).await).id, healthy, "it is not in the way of others");
+    let (letter, poison) = (service.dead_letter().await, poison.unwrap());
+    assert_eq!((letter.body, letter.sent_at_ms), (poison.body, poison.sent_at_ms));
+}
+
+async fn resubmitted_job_loses_its_failed_result(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let id = service.submit(b"image", 0).await;
+    let delivery = service.receive_one(LONG).await;
+    let mut completion = Completion::new(delivery.receipt);
+    completion.result = Some(NewResult { id, text: result_text(id, "failed").into() });
+    service.complete_one(completion).await;
+    let job = Some((id, Bytes::from_static(b"image"), Some("image/jpeg")));
+    service.transport.resubmit(Resubmission { job, message: delivery.body.clone() }).await.unwrap();
+    assert_eq!(service.transport.result(id).await.unwrap(), None);
+    assert_eq!(service.transport.image(id, MANY).await.unwrap().unwrap(), "image");
+    let again = service.receive_one(LONG).await;
+    assert_eq!((again.body, again.receive_count), (delivery.body, 1));
+}
+
+async fn reply_on_a_shared_inbox_reaches_its_process(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let (here, there) = (service.inbox(InboxMode::Shared).await, service.inbox(InboxMode::Shared).await);
+    assert!(here.is_shared() && here.address() == there.address());
+    let id = service.submit(b"x", 0).await;
+    let delivery = service.receive_one(LONG).await;
+    let text = result_text(id, "shared");
+    service.complete_one(completion(&delivery, id, &text, &here.address())).await;
+    let replies = until_some(async || here.receive().await.unwrap()).await;
+    // Nobody waits here for it.
+    here.settle(&[], &[replies[0].receipt.clone()]).await;
+    assert_eq!(receive_replies(&*there, 1).await, [text]);
+}
+
+async fn depth_counts_visible_and_in_flight(backend: &Backend) {
+    let service = Service::start(backend).await;
+    service.expect_depth((0, 0)).await;
+    for _ in 0..3 {
+        service.submit(b"x", 0).await;
+    }
+    service.expect_depth((3, 0)).await;
+    let delivery = service.receive_one(LONG).await;
+    service.expect_depth((2, 1)).await;
+    service.complete(vec![Completion::new(delivery.receipt)]).await;
+    service.expect_depth((2, 0)).await;
+    let depth = service.transport.queue_depth(service.transport.name()).await.unwrap().unwrap();
+    assert_eq!((depth.visible, depth.in_flight), (2, 0));
+    assert!(!service.transport.depth_interval().is_zero() && service.transport.retention().await.unwrap() > LONG);
+}
+
+async fn purged_queue_is_empty(backend: &Backend) {
+    let service = Service::start(backend).await;
+    for _ in 0..2 {
+        service.submit(b"x", 0).await;
+    }
+    let delivery = service.receive_one(LONG).await;
+    service.transport.purge(service.transport.name()).await.unwrap();
+    service.expect_depth((0, 0)).await;
+    service.complete(vec![Completion::new(delivery.receipt)]).await;
+    let after = service.submit(b"after", 0).await;
+    assert_eq!(request_of(&service.receive_one(LONG).await).id, after);
+}
+
+async fn preparing_twice_changes_nothing(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let id = service.submit(b"x", 0).await;
+    let again = transport::open(backend, &service.names).await.unwrap();
+    again.prepare(options()).await.unwrap();
+    again.check().await.unwrap();
+    let roles: BTreeSet<String> =
+        again.queues().await.unwrap().into_iter().map(|(_, role)| format!("{role:?}")).collect();
+    let expected = [QueueRole::Requests, QueueRole::DeadLetters, QueueRole::Results];
+    assert!(expected.iter().all(|role| roles.contains(&format!("{role:?}"))), "{roles:?}");
+    let delivery = service.receive_one(LONG).await;
+    assert_eq!(request_of(&delivery).id, id);
+    // What another process has open sees it too.
+    assert_eq!(again.image(id, MANY).await.unwrap().unwrap(), "x");
+}
+
+async fn nothing_exists_before_it_is_prepared(backend: &Backend) {
+    let names = names();
+    let transport = transport::open(backend, &names).await.unwrap();
+    assert!(matches!(transport.depth().await, Err(TransportError::Missing(_))));
+    assert!(matches!(transport.dead_letters().await.map(drop), Err(TransportError::Missing(_))));
+    assert_eq!(transport.queue_depth(&names.request_queue).await.unwrap(), None);
+    assert!(transport.check().await.is_err());
+    transport.prepare(options()).await.unwrap();
+    assert!(transport.queue_depth(&names.request_queue).await.unwrap().is_some());
+    transport.check().await.unwrap();
+}
+
+/// The service of one check.
+struct Service {
+    names: Names,
+    transport: Arc<dyn Transport>,
+}
+
+impl Service {
+    async fn start(backend: &Backend) -> Service {
+        let names = names();
+        let transport = transport::open(backend, &names).await.unwrap();
+        transport.prepare(options()).await.unwrap();
+        Service { names, transport }
+    }
+
+    fn form(&self, id: Uuid, inline_bytes: usize) -> JobForm {
+        let now = jiff::Timestamp::now();
+        let request = ClassifyRequest {
+            v: WIRE_VERSION,
+            id,
+            filename: "it's \"a\" ünïcode 🦀.jpg".to_owned(),
+            content_type: Some("image/jpeg".to_owned()),
+            image: None,
+            image_data: None,
+            top_k: 5,
+            submitted_at: now,
+            expires_at: now.saturating_add(LONG).unwrap(),
+            reply_to: None,
+            traceparent: None,
+        };
+        JobForm::Request { request: Box::new(request), inline_bytes }
+    }
+
+    async fn submit(&self, image: &[u8], inline_bytes: usize) -> Uuid {
+        let (id, image) = (Uuid::now_v7(), Bytes::copy_from_slice(image));
+        let form = self.form(id, inline_bytes);
+        let acknowledge = Acknowledge::WhenDurable;
+        let job = NewJob { id, image: &image, content_type: "image/jpeg", form, acknowledge };
+        self.transport.submit(job).await.unwrap();
+        id
+    }
+
+    async fn receive(&self, max: usize, visibility_timeout: Duration, load: &dyn WorkerLoad) -> Vec<Delivery> {
+        let deliveries = self.transport.receive(Wanted { max, visibility_timeout }, load).await.unwrap();
+        assert!(deliveries.len() <= max);
+        deliveries
+    }
+
+    async fn receive_one(&self, visibility_timeout: Duration) -> Delivery {
+        let mut deliveries = until_some(async || self.receive(1, visibility_timeout, &Idle).await).await;
+        deliveries.remove(0)
+    }
+
+    async fn expect_nothing(&self) {
+        let received = tokio::time::timeout(SECOND, self.receive(MAX_BATCH, SECOND, &Idle)).await;
+        assert!(received.unwrap_or_default().is_empty());
+    }
+
+    async fn complete(&self, mut batch: Vec<Completion>) -> Vec<Completed> {
+        let answers = self.transport.complete(&mut batch).await;
+        assert_eq!(answers.len(), batch.len());
+        answers.into_iter().map(Result::unwrap).collect()
+    }
+
+    async fn complete_one(&self, completion: Completion) -> Completed {
+        self.complete(vec![completion]).await.remove(0)
+    }
+
+    /// Deletes the messages, and returns their jobs.
+    async fn delete(&self, deliveries: Vec<Delivery>) -> Vec<Uuid> {
+        let ids = deliveries.iter().map(|delivery| request_of(delivery).id).collect();
+        self.complete(deliveries.into_iter().map(|delivery| Completion::new(delivery.receipt)).collect()).await;
+        ids
+    }
+
+    async fn inbox(&self, mode: InboxMode) -> Box<dyn Inbox> {
+        self.transport.open_inbox(mode, "stack").await.unwrap()
+    }
+
+    /// The only dead letter. It is kept.
+    async fn dead_letter(&self) -> Delivery {
+        let mut scan = self.transport.dead_letters().await.unwrap();
+        let mut letters = until_some(async || scan.next(MAX_BATCH).await.unwrap()).await;
+        let letter = letters.remove(0);
+        scan.keep(letter.clone());
+        scan.close().await.unwrap();
+        letter
+    }
+
+    /// Counts are approximate on some backends: they come to be right.
+    async fn expect_depth(&self, expected: (u64, u64)) {
+        let start = Instant::now();
+        loop {
+            let depth = self.transport.depth().await.unwrap();
+            let found = (depth.visible, depth.in_flight);
+            if found == expected {
+                return;
+            }
+            assert!(start.elapsed() < TIMEOUT, "{found:?} visible and in flight, not {expected:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// A worker whose sessions are busy.
+struct Busy;
+
+#[async_trait]
+impl WorkerLoad for Busy {
+    fn next_free_in(&self) -> Option<Duration> {
+        Some(Duration::from_millis(50))
+    }
+
+    async fn until_idle(&self) {
+        std::future::pending().await
+    }
+}
+
+fn names() -> Names {
+    let unique = Uuid::now_v7().simple().to_string();
+    Names {
+        request_queue: format!("requests-{unique}"),
+        result_queue: format!("r-{unique}"),
+        input_bucket: format!("input-{unique}"),
+        output_bucket: format!("output-{unique}"),
+    }
+}
+
+fn options() -> ServiceOptions {
+    ServiceOptions { visibility_timeout: Duration::from_secs(30), max_receive_count: MAX_RECEIVE_COUNT }
+}
+
+fn completion(delivery: &Delivery, id: Uuid, text: &str, reply_to: &str) -> Completion {
+    let mut completion = Completion::new(Receipt(delivery.receipt.0.clone()));
+    completion.result = Some(NewResult { id, text: Bytes::from(text.to_owned()) });
+    completion.reply = Some(Reply { to: ReplyTo::Inbox(reply_to.to_owned()), text: text.to_owned() });
+    completion
+}
+
+fn request_of(delivery: &Delivery) -> ClassifyRequest {
+    match Incoming::parse(&delivery.body) {
+        Incoming::Job(request) => *request,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn result_text(id: Uuid, filename: &str) -> String {
+    serde_json::json!({"v": 1, "id": id, "status": "failed", "filename": filename}).to_string()
+}
+
+/// The texts of the next replies, which are deleted.
+async fn receive_replies(inbox: &dyn Inbox, count: usize) -> Vec<String> {
+    let mut texts = Vec::new();
+    while texts.len() < count {
+        let replies = until_some(async || inbox.receive().await.unwrap()).await;
+        let receipts: Vec<Receipt> = replies.iter().map(|reply| reply.receipt.clone()).collect();
+        inbox.settle(&receipts, &[]).await;
+        texts.extend(replies.into_iter().map(|reply| reply.text));
+    }
+    texts
+}
+
+/// Calls until something comes.
+async fn until_some<T>(mut call: impl AsyncFnMut() -> Vec<T>) -> Vec<T> {
+    let start = Instant::now();
+    loop {
+        let found = tokio::time::timeout(TIMEOUT, call()).await.unwrap_or_default();
+        if !found.is_empty() {
+            return found;
+        }
+        assert!(start.elapsed() < TIMEOUT, "nothing came");
+    }
+}
+
+fn now_ms() -> i64 {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    i64::try_from(since_epoch.as_millis()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn local_transport_conforms() {
+    let directory = tempfile::tempdir().unwrap();
+    all(&Backend::Local { data_dir: directory.path().to_owned() }, &[]).await;
+}

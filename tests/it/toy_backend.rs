@@ -1,0 +1,521 @@
+//! A third backend in one file: everything in the memory of one process. It passes the suite of the contract, and carries
+//! a web tier and a worker with the real model.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use imgcls::config::{Backend, Limits, Names};
+use imgcls::model::ModelChoice;
+use imgcls::protocol::{REDRIVE_MARGIN, WITHDRAWN_IMAGE, is_reply_queue_of, reply_queue};
+use imgcls::shutdown::CancellationToken;
+use imgcls::transport::{
+    self, Completed, Completion, CompletionError, DeadLetterScan, Delivery, Depth, ImageInfo, Inbox, InboxMode,
+    MessageTooLarge, NewJob, ObjectReader, Opener, QueueRole, Receipt, ReceivedReply, ReplyOutcome, ReplyTo,
+    Resubmission, ResultWrite, ServiceOptions, Space, SubmitTimes, Transport, TransportError, Wanted, Withdrawal,
+    WorkerLoad,
+};
+use imgcls::{web, worker};
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use crate::conformance;
+use crate::harness::{label_of, picture, request};
+
+const MESSAGE_LIMIT: usize = 1 << 20;
+const WAIT: Duration = Duration::from_secs(5);
+/// How long a reply that another process may wait for is left to it.
+const RELEASE_FOR: Duration = Duration::from_millis(200);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn toy_backend_conforms() {
+    conformance::transport::all(&toy("toy"), &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn web_tier_and_worker_answer_on_the_toy_backend() {
+    let (backend, names) = (toy("toy-service"), Names::local("imgcls"));
+    let stop = CancellationToken::new();
+    let working = tokio::spawn(worker::run(worker_config(&backend, &names), stop.clone()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(web::run(listener, web_config(&backend, &names), None, stop.clone()));
+    let asking = tokio::task::spawn_blocking(move || {
+        for name in ["cat.jpg", "rocket.jpg"] {
+            let answer = request(address, "POST", "/v1/classify", &[], &picture(name)).unwrap();
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            let result: Value = serde_json::from_str(&answer.text()).unwrap();
+            assert_eq!(result["predictions"][0]["label"], label_of(name).as_str());
+            let id = result["id"].as_str().unwrap().to_owned();
+            let image = request(address, "GET", &format!("/v1/jobs/{id}/image"), &[], b"").unwrap();
+            assert!(image.status == 200 && image.body == picture(name));
+        }
+        let broken = request(address, "POST", "/v1/classify", &[], b"\xff\xd8\xff no image").unwrap();
+        assert_eq!(broken.status, 422, "{}", broken.text());
+        assert_eq!(request(address, "GET", "/readyz", &[], b"").unwrap().status, 200);
+    });
+    asking.await.unwrap();
+    stop.cancel();
+    serving.await.unwrap().unwrap();
+    working.await.unwrap().unwrap();
+}
+
+fn toy(name: &str) -> Backend {
+    transport::register(name, Arc::new(ToyOpener::default()));
+    Backend::Named { name: name.to_owned(), address: None }
+}
+
+/// The services of this backend, by their names.
+#[derive(Default)]
+struct ToyOpener(Mutex<HashMap<String, Arc<Toy>>>);
+
+#[async_trait]
+impl Opener for ToyOpener {
+    async fn open(&self, _backend: &Backend, names: &Names) -> Result<Arc<dyn Transport>, TransportError> {
+        let mut services = self.0.lock().unwrap();
+        let service = services.entry(names.request_queue.clone()).or_insert_with(|| Arc::new(Toy::new(names.clone())));
+        Ok(Arc::new(Handle(Arc::clone(service))))
+    }
+}
+
+struct Toy {
+    names: Names,
+    state: Mutex<State>,
+    /// A message may have become visible.
+    sent: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    max_receive_count: u32,
+    queues: BTreeMap<String, Vec<Message>>,
+    images: HashMap<Uuid, (Bytes, SystemTime)>,
+    results: HashMap<Uuid, Bytes>,
+    next_inbox: u64,
+}
+
+#[derive(Clone)]
+struct Message {
+    id: String,
+    body: String,
+    attributes: BTreeMap<String, String>,
+    receive_count: u32,
+    sent_at_ms: i64,
+    visible_at: Instant,
+}
+
+impl Toy {
+    fn new(names: Names) -> Toy {
+        Toy { names, state: Mutex::default(), sent: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// What is visible now; what was received too often becomes a dead letter.
+    fn take(&self, queue: &str, max: usize, visibility_timeout: Duration) -> Result<Vec<Delivery>, TransportError> {
+        let mut state = self.state();
+        let (now, limit) = (Instant::now(), state.max_receive_count + REDRIVE_MARGIN);
+        let is_dead = |message: &Message| queue == self.names.request_queue && message.receive_count >= limit;
+        let messages = state.queue(queue)?;
+        let dead: Vec<Message> =
+            messages.extract_if(.., |message| message.visible_at <= now && is_dead(message)).collect();
+        let mut deliveries = Vec::new();
+        for message in messages.iter_mut().filter(|message| message.visible_at <= now).take(max) {
+            message.receive_count += 1;
+            message.visible_at = now + visibility_timeout;
+            deliveries.push(message.delivery());
+        }
+        state.queue(&self.names.dead_letter_queue())?.extend(dead);
+        Ok(deliveries)
+    }
+
+    async fn receive(&self, queue: &str, max: usize, timeout: Duration) -> Result<Vec<Delivery>, TransportError> {
+        let deadline = Instant::now() + WAIT;
+        loop {
+            let notified = self.sent.notified();
+            let deliveries = self.take(queue, max, timeout)?;
+            if !deliveries.is_empty() || Instant::now() >= deadline {
+                return Ok(deliveries);
+            }
+            // Sooner than any visibility timeout of a test matters.
+            let _ = tokio::time::timeout(Duration::from_millis(20), notified).await;
+        }
+    }
+
+    fn change(&self, queue: &str, receipts: &[Receipt], delay: Duration) -> Result<(), TransportError> {
+        let mut state = self.state();
+        for message in state.queue(queue)?.iter_mut().filter(|message| receipts.contains(&message.receipt())) {
+            message.visible_at = Instant::now() + delay;
+        }
+        drop(state);
+        self.sent.notify_waiters();
+        Ok(())
+    }
+}
+
+impl State {
+    fn queue(&mut self, name: &str) -> Result<&mut Vec<Message>, TransportError> {
+        self.queues.get_mut(name).ok_or_else(|| TransportError::Missing(name.to_owned()))
+    }
+
+    fn send(&mut self, queue: &str, body: String, attributes: BTreeMap<String, String>) -> Result<(), TransportError> {
+        let sent_at_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as i64;
+        let (id, visible_at) = (Uuid::now_v7().to_string(), Instant::now());
+        self.queue(queue)?.push(Message { id, body, attributes, receive_count: 0, sent_at_ms, visible_at });
+        Ok(())
+    }
+
+    fn delete(&mut self, queue: &str, receipts: &[Receipt]) -> Result<(), TransportError> {
+        self.queue(queue)?.retain(|message| !receipts.contains(&message.receipt()));
+        Ok(())
+    }
+
+    fn depth(&mut self, queue: &str) -> Result<Depth, TransportError> {
+        let now = Instant::now();
+        let mut depth = Depth::default();
+        for message in self.queue(queue)? {
+            match message.receive_count {
+                _ if message.visible_at <= now => depth.visible += 1,
+                0 => depth.delayed += 1,
+                _ => depth.in_flight += 1,
+            }
+        }
+        Ok(depth)
+    }
+}
+
+impl Message {
+    fn receipt(&self) -> Receipt {
+        Receipt(format!("{} {}", self.id, self.receive_count))
+    }
+
+    fn delivery(&self) -> Delivery {
+        Delivery {
+            message_id: self.id.clone(),
+            receipt: self.receipt(),
+            body: self.body.clone(),
+            attributes: self.attributes.clone(),
+            receive_count: self.receive_count,
+            sent_at_ms: self.sent_at_ms,
+        }
+    }
+}
+
+struct Handle(Arc<Toy>);
+
+impl Handle {
+    fn names(&self) -> &Names {
+        &self.0.names
+    }
+
+    /// All steps under one lock.
+    fn complete_one(&self, completion: &Completion) -> Result<Completed, TransportError> {
+        let names = self.names().clone();
+        let mut state = self.0.state();
+        if let Some(id) = completion.withdrawn {
+            state.images.remove(&id);
+        }
+        let mut completed = Completed { result: ResultWrite::Nothing, reply: None };
+        let mut text = completion.reply.as_ref().map(|reply| reply.text.clone());
+        if let Some(new) = &completion.result {
+            completed.result = match state.results.get(&new.id).cloned() {
+                None => {
+                    state.results.insert(new.id, new.text.clone());
+                    ResultWrite::Created
+                }
+                Some(stored) => {
+                    text = text.map(|_| String::from_utf8_lossy(&stored).into_owned());
+                    ResultWrite::AlreadyCompleted(Some(stored))
+                }
+            };
+        }
+        if let (Some(reply), Some(text)) = (&completion.reply, text) {
+            let queue = match &reply.to {
+                ReplyTo::Inbox(address) => address,
+                ReplyTo::LegacyWebTier => &names.result_queue,
+            };
+            completed.reply = Some(if !is_reply_queue_of(&names.result_queue, queue) {
+                ReplyOutcome::Foreign
+            } else if state.send(queue, text, BTreeMap::new()).is_ok() {
+                ReplyOutcome::Sent
+            } else {
+                ReplyOutcome::Gone
+            });
+        }
+        if let Some(letter) = &completion.dead_letter {
+            let mut attributes = BTreeMap::from([
+                ("reason".to_owned(), letter.reason.clone()),
+                ("attempts".to_owned(), letter.attempts.to_string()),
+            ]);
+            attributes.extend(letter.id.map(|id| ("id".to_owned(), id.to_string())));
+            state.send(&names.dead_letter_queue(), letter.body.clone(), attributes)?;
+        }
+        state.delete(&names.request_queue, std::slice::from_ref(&completion.receipt))?;
+        Ok(completed)
+    }
+}
+
+#[async_trait]
+impl Transport for Handle {
+    fn name(&self) -> &str {
+        &self.names().request_queue
+    }
+
+    async fn prepare(&self, service: ServiceOptions) -> Result<(), TransportError> {
+        let names = self.names();
+        let mut state = self.0.state();
+        state.max_receive_count = service.max_receive_count;
+        for queue in [names.request_queue.clone(), names.dead_letter_queue(), names.result_queue.clone()] {
+            state.queues.entry(queue).or_default();
+        }
+        Ok(())
+    }
+
+    async fn check(&self) -> Result<(), String> {
+        self.0.state().queue(&self.names().request_queue).map(drop).map_err(|error| error.to_string())
+    }
+
+    async fn result(&self, id: Uuid) -> Result<Option<Bytes>, TransportError> {
+        Ok(self.0.state().results.get(&id).cloned())
+    }
+
+    async fn image(&self, id: Uuid, max_bytes: u64) -> Result<Option<Bytes>, TransportError> {
+        match self.0.state().images.get(&id) {
+            Some((image, _)) if image.len() as u64 > max_bytes => {
+                Err(TransportError::ObjectTooLarge { key: id.to_string(), size: image.len() as u64, limit: max_bytes })
+            }
+            found => Ok(found.map(|(image, _)| image.clone())),
+        }
+    }
+
+    async fn depth(&self) -> Result<Depth, TransportError> {
+        self.0.state().depth(&self.names().request_queue)
+    }
+
+    async fn submit(&self, job: NewJob<'_>) -> Result<SubmitTimes, TransportError> {
+        let queue = &self.names().request_queue;
+        let too_large =
+            |MessageTooLarge { size, limit }| TransportError::MessageTooLarge { queue: queue.clone(), size, limit };
+        let message = job.message(&self.names().input_bucket, MESSAGE_LIMIT).map_err(too_large)?;
+        let mut state = self.0.state();
+        state.send(queue, message, BTreeMap::new())?;
+        state.images.insert(job.id, (job.image.clone(), SystemTime::now()));
+        drop(state);
+        self.0.sent.notify_waiters();
+        Ok(SubmitTimes::default())
+    }
+
+    async fn withdraw(&self, id: Uuid) -> Result<Withdrawal, TransportError> {
+        let mut state = self.0.state();
+        if state.results.contains_key(&id) {
+            return Ok(Withdrawal::AlreadyCompleted);
+        }
+        let Some((image, _)) = state.images.get_mut(&id) else { return Ok(Withdrawal::NotStored) };
+        *image = Bytes::from_static(WITHDRAWN_IMAGE);
+        Ok(Withdrawal::Withdrawn)
+    }
+
+    async fn write_result(&self, id: Uuid, text: Bytes) -> Result<Bytes, TransportError> {
+        Ok(self.0.state().results.entry(id).or_insert(text).clone())
+    }
+
+    async fn image_info(&self, id: Uuid) -> Result<Option<ImageInfo>, TransportError> {
+        let info =
+            |(image, modified): &(Bytes, SystemTime)| ImageInfo { size_bytes: image.len() as u64, modified: *modified };
+        Ok(self.0.state().images.get(&id).map(info))
+    }
+
+    async fn open_image(&self, id: Uuid, max_bytes: u64) -> Result<Option<ObjectReader>, TransportError> {
+        Ok(self.image(id, max_bytes).await?.map(ObjectReader::whole))
+    }
+
+    async fn open_inbox(&self, mode: InboxMode, _stack: &str) -> Result<Box<dyn Inbox>, TransportError> {
+        let mut state = self.0.state();
+        let queue = match mode {
+            InboxMode::Shared => self.names().result_queue.clone(),
+            InboxMode::Own => {
+                state.next_inbox += 1;
+                reply_queue(&self.names().result_queue, &format!("toy{}", state.next_inbox))
+            }
+        };
+        state.queues.entry(queue.clone()).or_default();
+        Ok(Box::new(ToyInbox { toy: Arc::clone(&self.0), queue, mode }))
+    }
+
+    async fn retention(&self) -> Result<Duration, TransportError> {
+        Ok(Duration::from_secs(3600))
+    }
+
+    fn depth_interval(&self) -> Duration {
+        Duration::from_millis(100)
+    }
+
+    async fn receive(&self, wanted: Wanted, _load: &dyn WorkerLoad) -> Result<Vec<Delivery>, TransportError> {
+        self.0.receive(&self.names().request_queue, wanted.max, wanted.visibility_timeout).await
+    }
+
+    async fn extend(&self, receipts: &[Receipt], visibility_timeout: Duration) -> Result<(), TransportError> {
+        self.0.change(&self.names().request_queue, receipts, visibility_timeout)
+    }
+
+    async fn release(&self, receipts: &[Receipt], delay: Duration) -> Result<(), TransportError> {
+        self.0.change(&self.names().request_queue, receipts, delay)
+    }
+
+    async fn complete(&self, batch: &mut [Completion]) -> Vec<Result<Completed, CompletionError>> {
+        let failed = |error| CompletionError { step: "put_result", error };
+        let answers = batch.iter().map(|completion| self.complete_one(completion).map_err(failed)).collect();
+        self.0.sent.notify_waiters();
+        answers
+    }
+
+    async fn queues(&self) -> Result<Vec<(String, QueueRole)>, TransportError> {
+        let names = self.names();
+        let role = |queue: &String| match queue {
+            queue if *queue == names.request_queue => QueueRole::Requests,
+            queue if *queue == names.dead_letter_queue() => QueueRole::DeadLetters,
+            queue if *queue == names.result_queue => QueueRole::Results,
+            _ => QueueRole::Replies,
+        };
+        Ok(self.0.state().queues.keys().map(|queue| (queue.clone(), role(queue))).collect())
+    }
+
+    async fn queue_depth(&self, queue: &str) -> Result<Option<Depth>, TransportError> {
+        Ok(self.0.state().depth(queue).ok())
+    }
+
+    async fn oldest_age(&self, _queue: &str) -> Result<Option<Duration>, TransportError> {
+        Ok(None)
+    }
+
+    async fn purge(&self, queue: &str) -> Result<(), TransportError> {
+        self.0.state().queue(queue)?.clear();
+        Ok(())
+    }
+
+    async fn dead_letters(&self) -> Result<Box<dyn DeadLetterScan>, TransportError> {
+        let letters = self.0.state().queue(&self.names().dead_letter_queue())?.clone();
+        Ok(Box::new(ToyScan { toy: Arc::clone(&self.0), letters }))
+    }
+
+    async fn resubmit(&self, job: Resubmission) -> Result<(), TransportError> {
+        let mut state = self.0.state();
+        state.send(&self.names().request_queue, job.message, BTreeMap::new())?;
+        if let Some((id, image, _)) = job.job {
+            state.images.insert(id, (image, SystemTime::now()));
+            state.results.remove(&id);
+        }
+        drop(state);
+        self.0.sent.notify_waiters();
+        Ok(())
+    }
+}
+
+struct ToyInbox {
+    toy: Arc<Toy>,
+    queue: String,
+    mode: InboxMode,
+}
+
+#[async_trait]
+impl Inbox for ToyInbox {
+    fn address(&self) -> String {
+        self.queue.clone()
+    }
+
+    fn is_shared(&self) -> bool {
+        self.mode == InboxMode::Shared
+    }
+
+    async fn receive(&self) -> Result<Vec<ReceivedReply>, TransportError> {
+        let deliveries = self.toy.receive(&self.queue, 10, WAIT).await?;
+        let reply = |Delivery { receipt, body, sent_at_ms, .. }| ReceivedReply { receipt, text: body, sent_at_ms };
+        Ok(deliveries.into_iter().map(reply).collect())
+    }
+
+    async fn settle(&self, handled: &[Receipt], released: &[Receipt]) {
+        let _ = self.toy.state().delete(&self.queue, handled);
+        let _ = self.toy.change(&self.queue, released, RELEASE_FOR);
+    }
+
+    async fn close(&self) {
+        if self.mode == InboxMode::Own {
+            self.toy.state().queues.remove(&self.queue);
+        }
+    }
+}
+
+struct ToyScan {
+    toy: Arc<Toy>,
+    letters: Vec<Message>,
+}
+
+#[async_trait]
+impl DeadLetterScan for ToyScan {
+    async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, TransportError> {
+        let max = max.min(self.letters.len());
+        Ok(self.letters.drain(..max).map(|letter| letter.delivery()).collect())
+    }
+
+    fn keep(&mut self, _letter: Delivery) {}
+
+    async fn delete(&mut self, letters: &[Receipt]) -> Result<(), TransportError> {
+        self.toy.state().delete(&self.toy.names.dead_letter_queue(), letters)
+    }
+
+    async fn close(self: Box<Self>) -> Result<(), TransportError> {
+        Ok(())
+    }
+}
+
+fn worker_config(backend: &Backend, names: &Names) -> worker::Config {
+    worker::Config {
+        backend: backend.clone(),
+        names: names.clone(),
+        limits: Limits::default(),
+        model: ModelChoice::default(),
+        visibility_timeout: Duration::from_secs(30),
+        max_lease: Duration::from_secs(120),
+        max_receive_count: 5,
+        sessions: Some(1),
+        max_batch_size: 2,
+        max_batch_delay: Duration::ZERO,
+        auto_scaling_group: String::new(),
+        admin_listen: None,
+        drain_on_stdin_close: false,
+    }
+}
+
+fn web_config(backend: &Backend, names: &Names) -> web::Config {
+    let minute = Duration::from_secs(60);
+    web::Config {
+        backend: backend.clone(),
+        stack: "imgcls".to_owned(),
+        names: names.clone(),
+        limits: Limits::default(),
+        wire: web::Wire::V1,
+        result_queue_mode: web::ResultQueueMode::Own,
+        job_ttl: minute,
+        sync_timeout: minute,
+        max_connections: Some(16),
+        max_connections_per_address: 16,
+        trusted_proxies: Vec::new(),
+        allowed_hosts: Vec::new(),
+        max_buffered_bytes: 64 << 20,
+        max_queue_depth: 100,
+        idle_timeout: minute,
+        body_timeout: minute,
+        write_timeout: minute,
+        drain_delay: Duration::ZERO,
+        inline_bytes: 0,
+        max_receive_count: 5,
+        visibility_timeout: Duration::from_secs(30),
+        space: Space::unbounded(),
+    }
+}
