@@ -16,8 +16,10 @@
 //! "lazy", "hang", "direct", "end", "pull", "turn", "line", "activity", "asked", "said", "called", "carry", "ring" and
 //! "tells". Reviews catch those.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 
 /// A home-made word or phrase and what to write instead.
 struct Word {
@@ -35,7 +37,7 @@ const fn word(phrases: &'static str, standard: &'static str) -> Word {
     Word { phrases, standard, unless_after: &[], unless_before: &[] }
 }
 
-const WORDS: &[Word] = &[
+static WORDS: &[Word] = &[
     word("bell|bells|doorbell|doorbells|rang|rung", "notification, notifier, notify"),
     word("ear|ears|deaf", "subscription, subscribe; polling fallback"),
     word("strike|strikes|struck", "notify"),
@@ -178,9 +180,8 @@ fn findings<'a>(path: &'a str, text: &'a str) -> Vec<Finding<'a>> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();
     for (first_line, words) in [(0, words(path, 0)), (1, words(text, 1))] {
-        for (at, (_, line)) in words.iter().enumerate() {
-            for word in WORDS {
-                let Some(length) = longest_match(&words[at..], word.phrases) else { continue };
+        for (at, (first, line)) in words.iter().enumerate() {
+            for (word, length) in longest_matches(first, &words[at..]) {
                 let neighbour = |at: Option<usize>| at.and_then(|at| words.get(at)).map_or("", |(word, _)| word);
                 if word.unless_after.contains(&neighbour(at.checked_sub(1)))
                     || word.unless_before.contains(&neighbour(Some(at + length)))
@@ -196,19 +197,34 @@ fn findings<'a>(path: &'a str, text: &'a str) -> Vec<Finding<'a>> {
     found
 }
 
-/// Returns how many words the longest of the phrases covers at the start of `words`.
-fn longest_match(words: &[(String, usize)], phrases: &str) -> Option<usize> {
-    let covers = |phrase: &str| {
-        let mut length = 0;
-        for part in phrase.split_whitespace() {
-            if words.get(length).is_none_or(|(word, _)| word != part) {
-                return None;
-            }
-            length += 1;
+/// A phrase, cut into its words, and the entry that it belongs to.
+type Phrase = (Vec<&'static str>, &'static Word);
+
+/// Every phrase by its first word, the longest first.
+static PHRASES: LazyLock<HashMap<&str, Vec<Phrase>>> = LazyLock::new(|| {
+    let mut by_first: HashMap<&str, Vec<Phrase>> = HashMap::new();
+    for word in WORDS {
+        for phrase in word.phrases.split('|') {
+            let parts: Vec<&str> = phrase.split_whitespace().collect();
+            by_first.entry(parts[0]).or_default().push((parts, word));
         }
-        Some(length)
-    };
-    phrases.split('|').filter_map(covers).max()
+    }
+    for phrases in by_first.values_mut() {
+        phrases.sort_by_key(|(parts, _)| std::cmp::Reverse(parts.len()));
+    }
+    by_first
+});
+
+/// Returns the entries that have a phrase at the start of `words`, each with the length of its longest one.
+fn longest_matches(first: &str, words: &[(String, usize)]) -> Vec<(&'static Word, usize)> {
+    let mut found: Vec<(&'static Word, usize)> = Vec::new();
+    for (parts, word) in PHRASES.get(first).into_iter().flatten() {
+        let matches = parts.len() <= words.len() && parts.iter().zip(words).all(|(part, (word, _))| part == word);
+        if matches && found.iter().all(|(earlier, _)| !std::ptr::eq(*earlier, *word)) {
+            found.push((word, parts.len()));
+        }
+    }
+    found
 }
 
 /// Cuts a text into lower-case words with their lines. `snake_case` and `CamelCase` names are several words.

@@ -17,6 +17,7 @@
 //! - Port 8080 is replaced by a free one, in the text and by the variables `IMGCLS_LISTEN` and `IMGCLS_URL`.
 //! - The cache directory is the tests' own (`XDG_CACHE_HOME`).
 
+use std::collections::HashSet;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -87,6 +88,75 @@ fn images_of_the_readme_show_their_labels() {
         assert_eq!(label, harness::label_of(name), "README.md: alternative text of {name}");
         assert!(readme.contains(&format!("@tests/pictures/{name}")), "README.md shows {name} and does not classify it");
     }
+}
+
+/// Flags of other programs that the docs name.
+const OTHER_FLAGS: [(&str, &[&str]); 4] = [
+    ("cargo", &["--bench", "--lib", "--locked", "--no-default-features", "--nocapture", "--release", "--test"]),
+    ("curl and aws", &["--attributes", "--data-binary", "--queue-url"]),
+    (
+        "scripts/up, test, soak, fuzz, attack",
+        &["--binary", "--long", "--minutes", "--replay", "--setup-only", "--wait"],
+    ),
+    (
+        "scripts/bench, cargo bench",
+        &["--agreement", "--busy-ok", "--clients", "--docs", "--only", "--quick", "--rounds", "--sets", "--svg"],
+    ),
+];
+
+/// Spellings of the legacy load generator, which are accepted and not in the help.
+const LEGACY_FLAGS: [&str; 2] = ["--image_folder", "--num_request"];
+
+/// Every flag that README.md and the pages of docs/ name is a flag of the program, or of another that is listed above.
+#[test]
+fn flags_in_the_docs_exist() {
+    let mut known = HashSet::new();
+    collect_flags(&[], &mut known);
+    assert!(known.contains("--data-dir"), "no flags in the help: {known:?}");
+    known.extend(OTHER_FLAGS.iter().flat_map(|(_, flags)| flags.iter().map(|flag| (*flag).to_owned())));
+    known.extend(LEGACY_FLAGS.map(str::to_owned));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let pages = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let pages = pages.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let pages =
+        pages.chain(["README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root.join(name)));
+    let mut unknown = Vec::new();
+    for page in pages {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for (line, number) in text.lines().zip(1..) {
+            let flags = flags(line).into_iter().filter(|flag| !known.contains(flag));
+            unknown.extend(flags.map(|flag| format!("{}:{number}: {flag}", page.display())));
+        }
+    }
+    assert!(unknown.is_empty(), "these flags do not exist:\n{}", unknown.join("\n"));
+}
+
+/// Collects the flags of a command and of its subcommands from their help.
+fn collect_flags(command: &[&str], known: &mut HashSet<String>) {
+    let output =
+        without_settings(Command::new(env!("CARGO_BIN_EXE_imgcls"))).args(command).arg("--help").output().unwrap();
+    let help = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "imgcls {command:?} --help");
+    known.extend(help.lines().flat_map(flags));
+    let subcommands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    // A line of a subcommand is indented by two; a longer indent continues the text before it.
+    let subcommands = subcommands.filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
+    for subcommand in subcommands.filter(|name| !name.is_empty() && *name != "help") {
+        collect_flags(&[command, &[subcommand]].concat(), known);
+    }
+}
+
+/// Returns the flags that a line names.
+fn flags(line: &str) -> Vec<String> {
+    let starts =
+        line.match_indices("--").filter(|(at, _)| !line[..*at].ends_with(|c: char| c == '-' || c.is_alphanumeric()));
+    let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
+    let flag = |(at, _): (usize, &str)| {
+        let name: String = line[at + 2..].chars().take_while(|c| is_part(*c)).collect();
+        let name = name.trim_end_matches('-');
+        name.starts_with(|c: char| c.is_ascii_lowercase()).then(|| format!("--{name}"))
+    };
+    starts.filter_map(flag).collect()
 }
 
 /// A fenced block of shell commands.
@@ -284,6 +354,12 @@ mod checker {
             let error = blocks(text).unwrap_err();
             assert!(error.starts_with(line), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn flags_are_found_in_prose_and_commands() {
+        let line = "`--wire seed` and --no-x, a--b, `IMGCLS_X`, <!-- note -->, ---, --min-workers=2 (`--yes`)";
+        assert_eq!(flags(line), ["--wire", "--no-x", "--min-workers", "--yes"]);
     }
 
     #[test]
