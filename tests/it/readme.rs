@@ -1,4 +1,4 @@
-//! Every command in README.md works when it is pasted in order into one terminal.
+//! Every command in README.md works when it is pasted in order into one terminal, and what the pages of docs/ name exists.
 //!
 //! How the README is read:
 //! - A fenced block of the language `sh` is pasted as it is. All blocks run in one shell, in order, and stop at the first
@@ -129,6 +129,44 @@ fn flags_in_the_docs_exist() {
         }
     }
     assert!(unknown.is_empty(), "these flags do not exist:\n{}", unknown.join("\n"));
+}
+
+/// Every link in README.md, docs/ and docs/decisions/ to a file of the repository leads somewhere, also within the file.
+#[test]
+fn links_in_the_docs_resolve() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let broken: Vec<String> = [root.to_owned(), root.join("docs"), root.join("docs/decisions")]
+        .iter()
+        .flat_map(|folder| std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+        .flat_map(|page| broken_links(&page))
+        .collect();
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+/// Returns the links of a page that lead nowhere.
+fn broken_links(page: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(page).unwrap();
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+    let leads_nowhere = |target: &&str| {
+        let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+        let linked = if path.is_empty() { page.to_owned() } else { page.with_file_name("").join(path) };
+        let Ok(linked_text) = std::fs::read(&linked).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()) else {
+            return !linked.is_dir();
+        };
+        !anchor.is_empty() && !anchors(&linked_text).iter().any(|known| known == anchor)
+    };
+    let local = targets.filter(|target| !target.contains("://"));
+    local.filter(leads_nowhere).map(|target| format!("{}: link to {target}", page.display())).collect()
+}
+
+/// Returns the anchors of a page's headings, as GitHub makes them.
+fn anchors(text: &str) -> Vec<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    let is_kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+    headings
+        .map(|heading| heading.to_lowercase().chars().filter(is_kept).collect::<String>().replace(' ', "-"))
+        .collect()
 }
 
 /// Collects the flags of a command and of its subcommands from their help.
@@ -360,6 +398,14 @@ mod checker {
     fn flags_are_found_in_prose_and_commands() {
         let line = "`--wire seed` and --no-x, a--b, `IMGCLS_X`, <!-- note -->, ---, --min-workers=2 (`--yes`)";
         assert_eq!(flags(line), ["--wire", "--no-x", "--min-workers", "--yes"]);
+    }
+
+    #[test]
+    fn anchors_are_those_of_headings() {
+        let page =
+            "# A stack on AWS\n## On AWS: `autoscale`\n### From the Flask and boto3 system, tier by tier\ntext\n";
+        let expected = ["a-stack-on-aws", "on-aws-autoscale", "from-the-flask-and-boto3-system-tier-by-tier"];
+        assert_eq!(anchors(page), expected);
     }
 
     #[test]
