@@ -349,10 +349,7 @@ fn check_syntax(block: &Block) {
 /// Returns whether an output is as shown. `…` in what is shown stands for any text; what follows a final `…` is not compared.
 fn matches_output(shown: &str, output: &str) -> bool {
     let mut parts = shown.trim_end().split('…');
-    let mut rest = match output.trim_end().strip_prefix(parts.next().unwrap_or("")) {
-        Some(rest) => rest,
-        None => return false,
-    };
+    let Some(mut rest) = output.trim_end().strip_prefix(parts.next().unwrap_or("")) else { return false };
     let mut is_open = false;
     for part in parts {
         is_open = part.is_empty();
