@@ -19,7 +19,7 @@
 
 use std::collections::HashSet;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::harness;
@@ -115,13 +115,8 @@ fn flags_in_the_docs_exist() {
     assert!(known.contains("--data-dir"), "no flags in the help: {known:?}");
     known.extend(OTHER_FLAGS.iter().flat_map(|(_, flags)| flags.iter().map(|flag| (*flag).to_owned())));
     known.extend(LEGACY_FLAGS.map(str::to_owned));
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let pages = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    let pages = pages.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
-    let pages =
-        pages.chain(["README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root.join(name)));
     let mut unknown = Vec::new();
-    for page in pages {
+    for page in pages() {
         let text = std::fs::read_to_string(&page).unwrap();
         for (line, number) in text.lines().zip(1..) {
             let flags = flags(line).into_iter().filter(|flag| !known.contains(flag));
@@ -142,6 +137,34 @@ fn links_in_the_docs_resolve() {
         .flat_map(|page| broken_links(&page))
         .collect();
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+/// Every source file that a page names with its folder exists: in the repository, in src/, or in tests/it/.
+#[test]
+fn source_files_in_the_docs_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut missing = Vec::new();
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        let spans = text.split('`').skip(1).step_by(2);
+        let is_source = |span: &&str| {
+            let has_ending = [".rs", ".py", ".sh", ".toml", ".md"].iter().any(|ending| span.ends_with(ending));
+            let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "/._-".contains(c);
+            has_ending && span.contains('/') && span.chars().all(is_plain)
+        };
+        let exists = |span: &&str| ["", "src", "tests/it"].iter().any(|folder| root.join(folder).join(span).exists());
+        let found = spans.filter(is_source).filter(|span| !exists(span));
+        missing.extend(found.map(|span| format!("{} names {span}, which does not exist", page.display())));
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+/// Returns README.md and the other pages that describe the present state. Decision records and the changelog do not.
+fn pages() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let docs = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    docs.chain(["README.md", "SECURITY.md", "CONTRIBUTING.md", "STYLE.md"].map(|name| root.join(name))).collect()
 }
 
 /// Returns the links of a page that lead nowhere.
