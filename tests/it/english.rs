@@ -49,9 +49,13 @@ static WORDS: &[Word] = &[
         "hand back|hands back|handed back|handing back|hand it back|hands it back|hand them back|hands them back",
         "release (the message becomes visible again)",
     ),
-    Word { unless_before: &["in", "with", "at"], ..word("ending|endings", "outcome") },
+    Word {
+        unless_after: &["is", "are", "was", "were"],
+        unless_before: &["in", "with", "at"],
+        ..word("ending|endings", "outcome")
+    },
     word("settle|settles|settling", "complete"),
-    Word { unless_before: &["for"], ..word("stands|stood", "exists, is committed, is durable") },
+    Word { unless_before: &["for", "still"], ..word("stands|stood", "exists, is committed, is durable") },
     word("patience", "deadline"),
     word("rests|rested", "backoff"),
     word("brake|brakes", "circuit breaker"),
@@ -90,6 +94,11 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("", "imgcls.ending", "trace attribute that dashboards use"),
     ("", "handed_back", "metric label value that dashboards use"),
     ("", "--wire seed", "flag value that users have in their units"),
+    ("tests/it/", "\"--wire\", \"seed\"", "the same flag value"),
+    ("", "set_zero_linger", "socket option"),
+    ("", "starts with a letter", "a letter of the alphabet"),
+    ("", "counts settle", "they stop changing"),
+    ("src/web/assets/", "letter-spacing", "CSS property"),
     ("", "tests/pictures", "directory of the test images, named in package lists and by users"),
     ("", "make_test_pictures", "script that writes that directory"),
     ("", "make_bench_pictures", "script that writes the images of the benchmark"),
@@ -128,6 +137,9 @@ fn home_made_words_are_replaced_by_the_standard_ones() {
         .collect();
     assert!(findings.is_empty(), "{}\n{} home-made words (STYLE.md)", findings.join("\n"), findings.len());
 }
+
+/// First words of comments that are mostly half a sentence. Write "Returns `None` when ...", "True if ...", "The ...".
+const FRAGMENT_STARTS: [&str; 9] = ["What", "Whatever", "Where", "Whether", "Who", "Whose", "Whoever", "None", "Of"];
 
 /// A comment states something in whole sentences. One that begins with these words is mostly half a sentence: "What is
 /// asked for", "None where it is missing".
@@ -262,8 +274,7 @@ fn fragments(path: &str, text: &str) -> Vec<String> {
         if let Some(comment) = comment
             && !follows_comment
             && let Some(first) = comment.split_whitespace().next()
-            && ["What", "Whatever", "Where", "Whether", "Who", "Whose", "Whoever", "None", "Of"]
-                .contains(&first.trim_matches(|c: char| !c.is_alphabetic()))
+            && FRAGMENT_STARTS.contains(&first.trim_matches(|c: char| !c.is_alphabetic()))
             && !comment.ends_with('?')
         {
             found.push(format!("{path}:{}: comment begins with \"{first}\"; write a whole sentence", at + 1));
