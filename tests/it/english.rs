@@ -102,6 +102,8 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("", "tests/pictures", "directory of the test images, named in package lists and by users"),
     ("", "make_test_pictures", "script that writes that directory"),
     ("", "make_bench_pictures", "script that writes the images of the benchmark"),
+    ("", "wrong_pictures", "key of the load generator's JSON report, which programs read"),
+    ("", "--pictures", "flag of scripts/bench and of a benchmark"),
     ("tests/it/floors.rs", "is no room", "a room is a top-level module (docs/GLOSSARY.md)"),
 ];
 
