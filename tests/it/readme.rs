@@ -94,10 +94,7 @@ fn images_of_the_readme_show_their_labels() {
 const OTHER_FLAGS: [(&str, &[&str]); 4] = [
     ("cargo", &["--bench", "--lib", "--locked", "--no-default-features", "--nocapture", "--release", "--test"]),
     ("curl and aws", &["--attributes", "--data-binary", "--queue-url"]),
-    (
-        "scripts/up, test, soak, fuzz, attack",
-        &["--binary", "--long", "--minutes", "--replay", "--setup-only", "--wait"],
-    ),
+    ("other scripts", &["--advisories", "--binary", "--long", "--minutes", "--replay", "--setup-only", "--wait"]),
     (
         "scripts/bench, cargo bench",
         &["--agreement", "--busy-ok", "--clients", "--docs", "--only", "--quick", "--rounds", "--sets", "--svg"],
