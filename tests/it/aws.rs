@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::conformance::{self, Exception};
 use crate::emulators::{self, Emulator, ministack, moto, seaweedfs};
-use crate::harness::{PATIENCE, Service, free_port, imgcls, label_of, picture};
+use crate::harness::{DEADLINE, Service, free_port, imgcls, label_of, test_image};
 use crate::{queue_conformance, store_conformance};
 
 /// Set in the process that a test starts to run its suite in.
@@ -172,11 +172,11 @@ fn answers(emulator: &Emulator) {
     let service = Service::start_on(&flags, emulators::credentials(), 1, &[], &[]);
     assert!(service.web.log().contains("said_by=\"--region\""), "{}", service.web.log());
     for name in ["cat.jpg", "rocket.jpg"] {
-        let response = service.request("POST", "/v1/classify", &[], &picture(name));
+        let response = service.request("POST", "/v1/classify", &[], &test_image(name));
         assert_eq!(response.status, 200, "{}", response.text());
         assert_eq!(response.json()["predictions"][0]["label"], label_of(name));
     }
-    let id = service.submit("cat.jpg", &picture("cat.jpg"));
+    let id = service.submit("cat.jpg", &test_image("cat.jpg"));
     assert_eq!(service.finished(&id)["predictions"][0]["label"], label_of("cat.jpg"));
     assert_eq!(service.request("GET", "/readyz", &[], b"").status, 200);
     service.web.signal("TERM");
@@ -194,7 +194,7 @@ fn sends_and_acks_of_many_callers_share_calls() {
         join_all(sends).await.into_iter().collect::<Result<(), _>>().expect("sent");
         let mut receipts = Vec::new();
         while receipts.len() < 200 {
-            let options = ReceiveOptions { max: 10, wait: Duration::from_secs(5), visibility_timeout: PATIENCE };
+            let options = ReceiveOptions { max: 10, wait: Duration::from_secs(5), visibility_timeout: DEADLINE };
             receipts.extend(queue.receive(options).await.expect("received").into_iter().map(|got| got.receipt));
         }
         let acks = receipts.iter().map(|receipt| queue.ack(std::slice::from_ref(receipt)));
@@ -238,7 +238,7 @@ async fn changed_limit_is_learned() {
     assert!(matches!(answer, Err(QueueError::TooLarge { .. })), "{answer:?}");
     assert_eq!(calls("SendMessageBatch"), sends);
     set_max_message_bytes(&name, 1 << 20).await;
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + DEADLINE;
     while let Err(error) = queue::send_one(&*queue, large()).await {
         assert!(matches!(error, QueueError::TooLarge { .. }) && Instant::now() < end, "{error}");
         tokio::time::sleep(Duration::from_millis(100)).await;

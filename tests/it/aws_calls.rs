@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use crate::emulators::ministack;
-use crate::harness::{free_port, label_of, metrics, picture, request};
+use crate::harness::{free_port, label_of, metrics, request, test_image};
 use crate::legacy_tiers::Stage;
 
 const IMAGES: usize = 600;
@@ -21,7 +21,7 @@ fn image_takes_at_most_four_calls_under_load() {
     let service = stage.service_with(1, &[], &["--admin-listen", &admin.to_string()]);
     let tiers = [service.address, admin];
     let before = tiers.map(calls);
-    let (image, label) = (picture("cat.jpg"), label_of("cat.jpg"));
+    let (image, label) = (test_image("cat.jpg"), label_of("cat.jpg"));
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..CLIENTS {

@@ -14,7 +14,7 @@ use imgcls::transport::queued::queue::{self, Outgoing, Queue, QueueAttributes, Q
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{PATIENCE, Service, free_port, metric, picture, result_text, until};
+use crate::harness::{DEADLINE, Service, free_port, metric, result_text, test_image, until};
 
 /// A service with one worker, whose counters can be read, and the service's queues.
 struct Clinic {
@@ -94,7 +94,7 @@ fn receive(queue: &dyn Queue, visibility_timeout: Duration) -> Delivery {
 fn messages_without_an_image_fail() {
     let clinic = Clinic::start(1, &["--max-upload-bytes", "100000"]);
     let too_large = Uuid::now_v7();
-    clinic.store(too_large, &[picture("cup.jpg"), vec![0; 200_000]].concat());
+    clinic.store(too_large, &[test_image("cup.jpg"), vec![0; 200_000]].concat());
     for (id, code) in [(too_large, "input_too_large"), (Uuid::now_v7(), "input_missing")] {
         clinic.send(&request(id));
         let job = clinic.service.finished(&id.to_string());
@@ -113,10 +113,10 @@ fn messages_without_an_image_fail() {
     until("both to be dead letters", || (clinic.endings("dead_letter") > 1.5).then_some(()));
     clinic.says("image_data is not base64");
     for _ in 0..2 {
-        let letter = receive(&*clinic.dead_letters, PATIENCE);
+        let letter = receive(&*clinic.dead_letters, DEADLINE);
         assert!(letter.attributes["reason"].contains("image_data is not base64"), "{:?}", letter.attributes);
     }
-    assert_eq!(clinic.service.request("POST", "/v1/classify", &[], &picture("rocket.jpg")).status, 200);
+    assert_eq!(clinic.service.request("POST", "/v1/classify", &[], &test_image("rocket.jpg")).status, 200);
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn replies_go_only_to_queues_of_the_service() {
     let clinic = Clinic::start(1, &[]);
     let foreign = run(clinic.queues.create("somebody-elses", &QueueAttributes::default())).unwrap();
     let id = Uuid::now_v7();
-    clinic.store(id, &picture("rocket.jpg"));
+    clinic.store(id, &test_image("rocket.jpg"));
     let mut body = request(id);
     body["reply_to"] = "somebody-elses".into();
     clinic.send(&body);
@@ -142,15 +142,15 @@ fn message_delivered_twice_has_one_result_and_two_equal_replies() {
     let reply_to = reply_queue("app-web-result-queue", "test");
     let replies = run(clinic.queues.create(&reply_to, &QueueAttributes::default())).unwrap();
     let id = Uuid::now_v7();
-    clinic.store(id, &picture("rocket.jpg"));
+    clinic.store(id, &test_image("rocket.jpg"));
     let mut body = request(id);
     body["reply_to"] = reply_to.into();
     // Twice sent: the two may be worked on at the same time.
     clinic.send(&body);
     clinic.send(&body);
     clinic.service.add_worker();
-    let first = receive(&*replies, PATIENCE).body;
-    assert_eq!(receive(&*replies, PATIENCE).body, first);
+    let first = receive(&*replies, DEADLINE).body;
+    assert_eq!(receive(&*replies, DEADLINE).body, first);
     assert_eq!(result_text(&clinic.service.database(), &id.to_string()), first);
 
     // And delivered again, after a worker died between reply and ack.
@@ -159,7 +159,7 @@ fn message_delivered_twice_has_one_result_and_two_equal_replies() {
     let once = receive(&*clinic.requests, Duration::from_secs(30));
     run(clinic.requests.set_visibility(&[(once.receipt, Duration::ZERO)])).unwrap();
     clinic.service.add_worker();
-    assert_eq!(receive(&*replies, PATIENCE).body, first);
+    assert_eq!(receive(&*replies, DEADLINE).body, first);
     assert!((clinic.endings("again") - 1.0).abs() < 0.5);
     clinic.says("delivered again after its end");
 }
@@ -169,7 +169,7 @@ fn message_delivered_twice_has_one_result_and_two_equal_replies() {
 fn worker_that_slept_through_its_lease_changes_nothing() {
     let clinic = Clinic::start(1, &["--visibility-timeout", "1s"]);
     // Takes long enough to decode to be caught in the act.
-    let id = clinic.service.submit("black.png", &picture("black-49-megapixels.png"));
+    let id = clinic.service.submit("black.png", &test_image("black-49-megapixels.png"));
     until("the worker to hold it", || (run(clinic.requests.depth()).unwrap().in_flight == 1).then_some(()));
     clinic.stop_worker();
     let held = clinic.service.try_request("GET", &format!("/v1/jobs/{id}"), &[], b"").unwrap().json();
@@ -186,7 +186,7 @@ fn worker_that_slept_through_its_lease_changes_nothing() {
     let depth = run(clinic.requests.depth()).unwrap();
     assert_eq!((depth.visible, depth.in_flight), (0, 0));
     drop(second);
-    assert_eq!(clinic.service.request("POST", "/v1/classify", &[], &picture("rocket.jpg")).status, 200);
+    assert_eq!(clinic.service.request("POST", "/v1/classify", &[], &test_image("rocket.jpg")).status, 200);
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn reply_without_a_waiter_is_deleted_and_counted() {
 fn newer_wire_is_released_until_it_is_a_dead_letter() {
     let clinic = Clinic::start(1, &["--max-receive-count", "1"]);
     clinic.send(&json!({"v": 2, "id": Uuid::now_v7(), "image": "in a form to come"}));
-    let letter = receive(&*clinic.dead_letters, PATIENCE);
+    let letter = receive(&*clinic.dead_letters, DEADLINE);
     assert_eq!(
         (letter.attributes["reason"].as_str(), letter.attributes["attempts"].as_str()),
         ("no worker knows wire version 2", "2")

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use flate2::{Compress, Compression, FlushCompress};
 use serde_json::Value;
 
-use crate::harness::{Process, Service, imgcls, label_of, picture, request, until};
+use crate::harness::{Process, Service, imgcls, label_of, request, test_image, until};
 use crate::tiff_file::{
     BITS, COMPRESSION, EXTRA_SAMPLES, PLANAR, ROWS_PER_STRIP, SAMPLE_FORMAT, Tiff, empty_blocks, zlib, zlib_of,
 };
@@ -102,7 +102,7 @@ fn decoder_that_does_not_stop_ends_its_worker_and_fails_only_its_image() {
     let mut service = Service::start(1, &[], &["--decode-timeout", "30ms"]);
     let label = label_of("cup.jpg");
     let bomb = service.submit("bomb.jpg", &jpeg_of_many_scans(7_000, 12));
-    let good: Vec<String> = (0..4).map(|_| service.submit("cup.jpg", &picture("cup.jpg"))).collect();
+    let good: Vec<String> = (0..4).map(|_| service.submit("cup.jpg", &test_image("cup.jpg"))).collect();
     let job = service.finished(&bomb);
     assert_eq!(job["error"]["code"], "decode_timeout", "{job}");
     assert_eq!(job["attempt"], 1, "{job}");
@@ -128,7 +128,7 @@ fn up_replaces_a_worker_whose_decoder_does_not_stop() {
     let answer = classify(&jpeg_of_many_scans(7_000, 12));
     assert_eq!(answer.status, 422, "{}", answer.text());
     assert!(answer.text().contains("decode-timeout"), "{}", answer.text());
-    let answer = classify(&picture("cup.jpg"));
+    let answer = classify(&test_image("cup.jpg"));
     assert_eq!(answer.status, 200, "{}", answer.text());
 }
 
@@ -155,7 +155,7 @@ fn message_whose_lease_expired_becomes_a_dead_letter_with_that_reason() {
     assert!(dead_letters.contains(&id) && dead_letters.contains("ran out while decoding"), "{dead_letters}");
     // While the only session still decodes, jobs that wait for it expire too.
     let answer = until("the session is free again", || {
-        let answer = service.request("POST", "/v1/classify?wait=60", &[], &picture("cup.jpg"));
+        let answer = service.request("POST", "/v1/classify?wait=60", &[], &test_image("cup.jpg"));
         (answer.status == 200).then_some(answer)
     });
     assert_eq!(answer.json()["predictions"][0]["label"], label_of("cup.jpg"));
@@ -202,7 +202,7 @@ fn expect_answer(service: &Service, name: &str, file: &[u8], code: Option<&str>)
 }
 
 fn expect_label(service: &Service, label: &str) {
-    let answer = service.request("POST", "/v1/classify?wait=60", &[], &picture("cup.jpg"));
+    let answer = service.request("POST", "/v1/classify?wait=60", &[], &test_image("cup.jpg"));
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.json()["predictions"][0]["label"], label);
 }

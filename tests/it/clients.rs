@@ -6,13 +6,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::harness::{
-    PATIENCE, Process, Response, Service, free_port, imgcls, metric, metrics, picture, read_response, request, until,
+    DEADLINE, Process, Response, Service, free_port, imgcls, metric, metrics, read_response, request, test_image, until,
 };
 
 /// Opens a connection and sends some bytes.
 fn begin(address: SocketAddr, text: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.write_all(text).unwrap();
     stream
 }
@@ -155,7 +155,7 @@ fn silent_connections_are_closed_for_those_with_a_request() {
         (0..100).map(|at| begin(service.address, if at % 2 == 0 { b"" } else { half })).collect();
     assert_eq!(service.request("GET", "/healthz", &[], b"").status, 200);
     until("an upload", || {
-        let answer = service.try_request("POST", "/v1/jobs", &[], &picture("cup.jpg")).ok()?;
+        let answer = service.try_request("POST", "/v1/jobs", &[], &test_image("cup.jpg")).ok()?;
         (answer.status == 202).then_some(())
     });
     // The idle timeout is a minute.
@@ -170,7 +170,7 @@ fn silent_connections_are_closed_for_those_with_a_request() {
 #[test]
 fn service_full_of_requests_answers_health_checks() {
     let service = Service::start(0, &["--max-connections", "4"], &[]);
-    let id = service.submit("a.jpg", &picture("cup.jpg"));
+    let id = service.submit("a.jpg", &test_image("cup.jpg"));
     let wait = format!("GET /v1/jobs/{id}?wait=600 HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let waiting: Vec<TcpStream> = (0..4).map(|_| begin(service.address, wait.as_bytes())).collect();
     until("all permits to be taken", || {
@@ -194,7 +194,7 @@ fn service_full_of_requests_answers_health_checks() {
 fn client_behind_a_trusted_proxy_has_its_own_limit() {
     let flags = ["--trusted-proxy", "127.0.0.0/8", "--max-connections-per-address", "2"];
     let service = Service::start(0, &flags, &[]);
-    let id = service.submit("a.jpg", &picture("cup.jpg"));
+    let id = service.submit("a.jpg", &test_image("cup.jpg"));
     let path = format!("/v1/jobs/{id}");
     let get = |client: &str| service.request("GET", &path, &[("X-Forwarded-For", client)], b"").status;
     let wait =
@@ -252,7 +252,7 @@ fn drain_delay_keeps_the_port_open_and_readyz_reports_the_drain() {
         Some(service.request("GET", "/readyz", &[], b"")).filter(|answer| answer.status == 503)
     });
     assert!(draining.text().contains("draining"), "{}", draining.text());
-    let accepted = service.request("POST", "/v1/jobs", &[], &picture("cup.jpg"));
+    let accepted = service.request("POST", "/v1/jobs", &[], &test_image("cup.jpg"));
     assert!(accepted.status == 202 || began.elapsed() > Duration::from_secs(3), "{}", accepted.text());
     assert_eq!(service.web.wait(), Some(0));
     assert!(began.elapsed() < Duration::from_secs(13), "{:?}", began.elapsed());
@@ -265,7 +265,7 @@ fn drain_ends_while_another_process_holds_the_database_lock() {
     database.execute_batch("BEGIN IMMEDIATE").unwrap();
     // The request waits for the lock.
     let address = service.address;
-    let waiting = thread::spawn(move || request(address, "POST", "/v1/jobs", &[], &picture("cup.jpg")));
+    let waiting = thread::spawn(move || request(address, "POST", "/v1/jobs", &[], &test_image("cup.jpg")));
     until("the request", || {
         let open = metrics(address, "imgcls_web_connections");
         open.iter().any(|(_, count)| *count >= 2.0).then_some(())

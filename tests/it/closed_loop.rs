@@ -12,7 +12,7 @@ use crate::cloud::{Cloud, Setting};
 use crate::cloudwatch::{Alarm, Capacity, CloudWatch, Metric, Metrics, Policy, SPEED, Watched, alarms_of};
 use crate::elastic::slow_picture;
 use crate::emulators::{self, ministack, moto_of_stacks};
-use crate::harness::{Service, imgcls, picture, until};
+use crate::harness::{Service, imgcls, test_image, until};
 use crate::provision::small_bundle;
 
 /// Both emulators take a key of twelve digits as the account.
@@ -68,7 +68,7 @@ fn scale_out_and_back(name: &'static str, policy: &[&str], queue_metrics_late_by
     let watch = stack.watch(&cloud, queue_metrics_late_by);
 
     let submitted = Instant::now();
-    let first = service.submit("cat.jpg", &picture("cat.jpg"));
+    let first = service.submit("cat.jpg", &test_image("cat.jpg"));
     until("the first worker", || (cloud.count() > 0).then_some(()));
     assert!(submitted.elapsed() < FIRST_WORKER_WITHIN, "{:?}", submitted.elapsed());
     let image = slow_picture();

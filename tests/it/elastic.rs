@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::cloud::{Cloud, Setting, call};
 use crate::emulators::{ministack, moto};
-use crate::harness::{Service, imgcls, picture, until};
+use crate::harness::{Service, imgcls, test_image, until};
 use crate::legacy_tiers::Stage;
 
 const IMAGES: usize = 60;
@@ -68,12 +68,12 @@ fn a_spot_instance_that_is_reclaimed_drains_and_receives_nothing_more() {
     let service = stage.service_with(0, &[], &[]);
     let cloud = cloud(&stage, 1);
     cloud.ec2.group.change(|_| Some(1));
-    let id = service.submit("cat.jpg", &picture("cat.jpg"));
+    let id = service.submit("cat.jpg", &test_image("cat.jpg"));
     assert_eq!(service.finished(&id)["status"], "succeeded");
     cloud.interrupt_all();
     // The harness starts it again, as systemd does.
     until("a worker that takes nothing", || cloud.logs().contains("nothing is received").then_some(()));
-    let waiting = service.submit("cat.jpg", &picture("cat.jpg"));
+    let waiting = service.submit("cat.jpg", &test_image("cat.jpg"));
     let depth = until("the request in the queue", || {
         let depth = stage.queue_json(&["depth"]);
         let requests = depth["queues"].as_array().unwrap().iter().find(|queue| queue["role"] == "requests").cloned();

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::harness::{PATIENCE, free_port, request};
+use crate::harness::{DEADLINE, free_port, request};
 
 /// Environment variable with the folder of the emulators, if it is not where `scripts/emulators/install` puts them.
 const FOLDER_VARIABLE: &str = "IMGCLS_EMULATORS";
@@ -67,7 +67,7 @@ impl Emulator {
             .stderr(Stdio::null())
             .spawn()
             .expect("an interpreter that starts");
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + DEADLINE;
         while !answers(address) {
             if let Some(status) = server.try_wait().expect("a child of this process") {
                 panic!("{name} ended by itself: {status}");

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::emulators::{Emulator, ministack, moto};
 use crate::fault_proxy::{Call, Disposition, Door, FaultProxy, Plan};
-use crate::harness::{Process, Response, Service, label_of, picture, request, until};
+use crate::harness::{Process, Response, Service, label_of, request, test_image, until};
 use crate::legacy_tiers::Stage;
 
 const SEED: u64 = 3;
@@ -163,7 +163,7 @@ impl Told {
 }
 
 fn pictures() -> Vec<(Vec<u8>, String)> {
-    PICTURES.iter().map(|name| (picture(name), label_of(name))).collect()
+    PICTURES.iter().map(|name| (test_image(name), label_of(name))).collect()
 }
 
 /// Every accepted id has its own end, the same at both web tiers and in the store.
@@ -333,7 +333,7 @@ fn a_drain_gives_back_what_is_held(emulator: &'static Emulator) {
     // What is not given back is not seen again for longer than anything here waits.
     let mut fleet = Fleet::start(emulator, 1, &["--visibility-timeout", "10m"]);
     fleet.proxy.follow(Plan { stalled: &["GetObject"], ..Plan::default() });
-    let (image, label) = (picture("cat.jpg"), label_of("cat.jpg"));
+    let (image, label) = (test_image("cat.jpg"), label_of("cat.jpg"));
     let mut ids: Vec<String> = (0..5).map(|index| fleet.service.submit(&format!("{index}.jpg"), &image)).collect();
     let worker = fleet.doors[2].number;
     let fetched = |call: &Call| call.door == worker && call.operation == "GetObject";
@@ -369,7 +369,7 @@ fn a_drain_gives_back_what_is_held(emulator: &'static Emulator) {
 fn drain_during_an_outage_ends_in_time() {
     let mut fleet = Fleet::start(ministack(), 2, &["--visibility-timeout", "5s"]);
     fleet.proxy.follow(Plan { stalled: &["PutObjectOnce"], ..Plan::default() });
-    let (image, label) = (picture("cat.jpg"), label_of("cat.jpg"));
+    let (image, label) = (test_image("cat.jpg"), label_of("cat.jpg"));
     let ids: Vec<String> = (0..10).map(|index| fleet.service.submit(&format!("{index}.jpg"), &image)).collect();
     let at_work = |call: &Call| call.operation == "PutObjectOnce";
     until("workers with something to say", || (fleet.proxy.count(at_work) >= 2).then_some(()));

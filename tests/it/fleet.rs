@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::emulators::ministack;
-use crate::harness::{label_of, picture, request, until};
+use crate::harness::{label_of, request, test_image, until};
 use crate::legacy_tiers::Stage;
 
 const IMAGES: usize = 1_000;
@@ -25,7 +25,7 @@ fn every_remaining_caller_gets_its_own_answer_when_tiers_are_killed() {
     let webs = [service.address, service.add_web()];
     let crowd = Crowd {
         webs,
-        pictures: PICTURES.map(|name| (picture(name), label_of(name))),
+        pictures: PICTURES.map(|name| (test_image(name), label_of(name))),
         next: AtomicUsize::new(0),
         answered: AtomicUsize::new(0),
         cut_off: AtomicUsize::new(0),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// A timeout that only a failing test reaches, even on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 pub fn imgcls() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_imgcls"));
@@ -23,7 +23,7 @@ pub fn imgcls() -> Command {
     command
 }
 
-pub fn picture(name: &str) -> Vec<u8> {
+pub fn test_image(name: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pictures").join(name);
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
@@ -67,7 +67,7 @@ impl Process {
 
     /// Waits until the process ends, and returns its exit code.
     pub fn wait(&mut self) -> Option<i32> {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + DEADLINE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
@@ -113,12 +113,12 @@ impl Drop for Process {
 
 /// Polls a condition until it holds.
 pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + DEADLINE;
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(Instant::now() < end, "waited {PATIENCE:?} for {what}");
+        assert!(Instant::now() < end, "waited {DEADLINE:?} for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -366,7 +366,7 @@ pub fn request(
     }
     let _ = write!(head, "Content-Length: {}\r\n\r\n", body.len());
     let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(DEADLINE))?;
     stream.write_all(head.as_bytes())?;
     // A server that refuses early may close before everything is sent; its answer can be read nevertheless.
     let _ = stream.write_all(body);

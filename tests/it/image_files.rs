@@ -6,11 +6,11 @@ use image::codecs::jpeg::JpegEncoder;
 use image::imageops::{FilterType, resize, rotate270};
 use image::{ImageFormat, RgbImage};
 
-use crate::harness::picture;
+use crate::harness::test_image;
 
 /// The cup of `tests/pictures` at a small size, so that tests are fast.
 pub fn small() -> RgbImage {
-    resize(&image::load_from_memory(&picture("rgb.png")).unwrap().into_rgb8(), 96, 64, FilterType::Triangle)
+    resize(&image::load_from_memory(&test_image("rgb.png")).unwrap().into_rgb8(), 96, 64, FilterType::Triangle)
 }
 
 /// The image of [`small`], stored so that orientation 6 turns it upright.

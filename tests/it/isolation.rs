@@ -8,7 +8,7 @@ use imgcls::config::Limits;
 use imgcls::model::{ModelChoice, ModelPackage, PrepareError, Session, Tensor, Values, prepare};
 use serde_json::{Value, json};
 
-use crate::harness::{Service, imgcls, picture};
+use crate::harness::{Service, imgcls, test_image};
 use crate::image_files::{
     bmp, bmp_header, bmp_pixels, encode, exif_orientation, exif_segment, jpeg, jpeg_segment, mosaic_jpeg, small,
     split_jpeg, webp, with_segments, without_segments,
@@ -37,7 +37,7 @@ const FROM_THE_REPOSITORY: [&str; 17] = [
 
 /// Valid, unusual and damaged images of every format, by name.
 fn corpus() -> Vec<(String, Vec<u8>)> {
-    let mut corpus: Vec<_> = FROM_THE_REPOSITORY.map(|name| (name.to_owned(), picture(name))).into();
+    let mut corpus: Vec<_> = FROM_THE_REPOSITORY.map(|name| (name.to_owned(), test_image(name))).into();
     corpus.extend(odd_jpegs().into_iter().map(|(name, bytes)| (name.to_owned(), bytes)));
     corpus.extend(coded_jpegs());
     let image = small();
@@ -75,8 +75,8 @@ fn odd_jpegs() -> Vec<(&'static str, Vec<u8>)> {
         ("no-quantisation-tables.jpg", without_segments(&whole, 0xdb)),
         ("no-tables.jpg", without_both),
         ("one-segment-less.jpg", one_table_less),
-        ("no-huffman-tables-progressive.jpg", without_segments(&picture("progressive.jpg"), 0xc4)),
-        ("no-huffman-tables-cmyk.jpg", without_segments(&picture("cmyk-adobe.jpg"), 0xc4)),
+        ("no-huffman-tables-progressive.jpg", without_segments(&test_image("progressive.jpg"), 0xc4)),
+        ("no-huffman-tables-cmyk.jpg", without_segments(&test_image("cmyk-adobe.jpg"), 0xc4)),
         ("tables-only.jpg", [&whole[..2], &tables, &[0xff, 0xd9]].concat()),
         ("bad-header.jpg", with_segments(&whole, &[bogus_table])),
         ("two-starts.jpg", [&whole[..2], &whole].concat()),
@@ -224,7 +224,7 @@ fn results_do_not_depend_on_the_previous_content_of_memory() {
 fn other_images_of_a_batch_do_not_affect_a_result() {
     let package = ModelPackage::load(&ModelChoice::default()).unwrap();
     let mut session = Session::open(&package, &ModelChoice::default()).unwrap();
-    let tensor = |name: &str| prepare(&picture(name), &package, &Limits::default()).unwrap();
+    let tensor = |name: &str| prepare(&test_image(name), &package, &Limits::default()).unwrap();
     let (image, plain) = (tensor("cup.jpg"), tensor("one-pixel.png"));
     let extreme = Tensor {
         values: match &image.values {

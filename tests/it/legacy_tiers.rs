@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::emulators::{self, Emulator, ministack, moto};
-use crate::harness::{Service, form, imgcls, label_of, metric, picture, request, until};
+use crate::harness::{Service, form, imgcls, label_of, metric, request, test_image, until};
 use crate::message_size::photograph;
 
 /// The queues and buckets of one test.
@@ -98,7 +98,7 @@ fn legacy_worker_answers_our_web_tier(emulator: &'static Emulator) {
     let stage = Stage::new(emulator);
     let service = stage.service(0, &["--wire", "seed"]);
     let worker = stage.legacy(&["worker", "2"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
-    let image = picture("cup.jpg");
+    let image = test_image("cup.jpg");
     let (content_type, body) = form("myfile", "../secret.jpg", &image);
     let answer = service.request("POST", "/", &[("Content-Type", &content_type)], &body);
     let label = format!("bathtub {}", image.len());
@@ -127,7 +127,7 @@ fn our_worker_answers_the_legacy_web_tier(emulator: &'static Emulator, mode: &st
     let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pictures/rocket.jpg");
     let label = stdout_of(&stage.legacy(&["ask", image.to_str().unwrap()]).output().unwrap());
     assert_eq!(label, label_of("rocket.jpg"));
-    let ours = service.request("POST", "/v1/classify", &[], &picture("cat.jpg"));
+    let ours = service.request("POST", "/v1/classify", &[], &test_image("cat.jpg"));
     assert_eq!(ours.json()["predictions"][0]["label"], label_of("cat.jpg"), "{}", ours.text());
 }
 
@@ -205,7 +205,7 @@ fn queue_command_shows_and_redrives_dead_letters(emulator: &'static Emulator) {
 
     // A message that can succeed now is sent again: a legacy request that failed for a temporary reason.
     drop(service);
-    let message = json!({"filename": "again.jpg", "image_data": base64(&picture("rocket.jpg"))}).to_string();
+    let message = json!({"filename": "again.jpg", "image_data": base64(&test_image("rocket.jpg"))}).to_string();
     let to_dead_letters = [("REQUEST_QUEUE_NAME", dead.as_str())];
     stdout_of(&stage.legacy(&["send", &message]).envs(to_dead_letters).output().unwrap());
     let redriven = stage.queue_json(&["redrive", "--all"]);
@@ -221,7 +221,7 @@ fn base64(bytes: &[u8]) -> String {
 fn age_of_the_oldest_message_comes_from_cloudwatch_if_it_reports_one() {
     let stage = Stage::new(moto());
     let service = stage.service(0, &[]);
-    service.submit("x.jpg", &picture("cup.jpg"));
+    service.submit("x.jpg", &test_image("cup.jpg"));
     let requests = |depth: &Value| depth["queues"][0].clone();
     let unreported = requests(&stage.queue_json(&["depth"]));
     assert_eq!((&unreported["visible"], &unreported["oldest_age_seconds"]), (&1.into(), &Value::Null), "{unreported}");

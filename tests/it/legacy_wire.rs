@@ -12,7 +12,7 @@ use imgcls::transport::queued::object::{ObjectStore, PutOptions};
 use imgcls::transport::queued::queue::{self, Outgoing, Queue, QueueAttributes, ReceiveOptions};
 use serde_json::{Value, json};
 
-use crate::harness::{PATIENCE, Service, form, label_of, picture, request};
+use crate::harness::{DEADLINE, Service, form, label_of, request, test_image};
 
 /// A legacy worker. It stores the image under its file name and the answer under the name up to its first dot, replies
 /// with the text after the first comma of its own output, and deletes the message. Its label contains the image's size.
@@ -40,13 +40,13 @@ impl LegacyWorker {
 
     /// Serves one message and returns its file name.
     async fn serve_one(&self) -> String {
-        let options = ReceiveOptions { max: 1, wait: Duration::from_secs(5), visibility_timeout: PATIENCE };
+        let options = ReceiveOptions { max: 1, wait: Duration::from_secs(5), visibility_timeout: DEADLINE };
         let started = Instant::now();
         let delivery = loop {
             if let Some(delivery) = self.requests.receive(options).await.unwrap().pop() {
                 break delivery;
             }
-            assert!(started.elapsed() < PATIENCE, "no request came");
+            assert!(started.elapsed() < DEADLINE, "no request came");
         };
         let body: Value = serde_json::from_str(&delivery.body).unwrap();
         assert_eq!(body.as_object().unwrap().len(), 2, "a legacy request has two members: {body}");
@@ -84,7 +84,7 @@ fn backend(service: &Service) -> Backend {
 #[test]
 fn legacy_worker_answers_clients_of_the_current_interface() {
     let service = Service::start(0, &["--wire", "seed"], &[]);
-    let image = picture("cup.jpg");
+    let image = test_image("cup.jpg");
     let (content_type, body) = form("myfile", "../secret.jpg", &image);
     thread::scope(|scope| {
         let worker = scope.spawn(|| {
@@ -99,11 +99,11 @@ fn legacy_worker_answers_clients_of_the_current_interface() {
             "POST",
             "/v1/classify",
             &[("Content-Disposition", "attachment; filename=\"../secret.jpg\"")],
-            &picture("rocket.jpg"),
+            &test_image("rocket.jpg"),
         );
         assert_eq!(answer.status, 200, "{}", answer.text());
         let result = answer.json();
-        assert_eq!(result["predictions"], json!([{"label": label(&picture("rocket.jpg"))}]));
+        assert_eq!(result["predictions"], json!([{"label": label(&test_image("rocket.jpg"))}]));
         let form = form.join().unwrap();
         assert_eq!((form.status, form.text()), (200, label(&image)));
         for name in worker.join().unwrap() {
@@ -123,7 +123,7 @@ fn legacy_worker_answers_clients_of_the_current_interface() {
 fn output_or_reply_alone_is_enough_for_every_web_process() {
     let mut service = Service::start(0, &["--wire", "seed"], &[]);
     let other = service.add_web();
-    let image = picture("cup.jpg");
+    let image = test_image("cup.jpg");
     for (writes_output, replies) in [(true, false), (false, true)] {
         let id = service.submit("x.jpg", &image);
         let queued = request(other, "GET", &format!("/v1/jobs/{id}"), &[], b"").unwrap().json();
@@ -153,13 +153,13 @@ fn output_or_reply_alone_is_enough_for_every_web_process() {
 #[test]
 fn current_workers_and_web_tiers_understand_the_legacy_wire() {
     let mut service = Service::start(1, &["--wire", "seed"], &[]);
-    let answer = service.request("POST", "/v1/classify", &[], &picture("rocket.jpg"));
+    let answer = service.request("POST", "/v1/classify", &[], &test_image("rocket.jpg"));
     assert_eq!(answer.json()["predictions"], json!([{"label": label_of("rocket.jpg")}]));
-    let refused = service.request("POST", "/v1/classify", &[], &picture("hostile/half.jpg"));
+    let refused = service.request("POST", "/v1/classify", &[], &test_image("hostile/half.jpg"));
     assert_eq!((refused.status, &refused.json()["type"]), (422, &"urn:imgcls:problem:undecodable".into()));
 
     service.workers.clear();
-    let id = service.submit("x.jpg", &picture("cup.jpg"));
+    let id = service.submit("x.jpg", &test_image("cup.jpg"));
     let mut plain = Service::start_in(service.dir, 0, &[], &[]);
     service.web.kill();
     assert_eq!(plain.request("GET", &format!("/v1/jobs/{id}"), &[], b"").json()["status"], "queued");
@@ -176,7 +176,7 @@ fn image_that_does_not_fit_the_queue_is_refused_with_its_limit() {
         queues.create(&Names::local("imgcls").request_queue, &attributes).await.unwrap();
     });
     let service = Service::start_in(dir, 0, &["--wire", "seed"], &[]);
-    let image = picture("one-pixel.png");
+    let image = test_image("one-pixel.png");
     // An image may be followed by any bytes. With 4,527 bytes, the message in base64 just fits.
     let padded = |len: usize| [image.as_slice(), &vec![0; len - image.len()]].concat();
     let envelope = format!(r#"{{"image_data":"","filename":"{}.png"}}"#, uuid::Uuid::nil()).len();

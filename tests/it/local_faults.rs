@@ -20,7 +20,7 @@ use imgcls::transport::queued::object::{ObjectStore as _, PutOptions};
 use imgcls::transport::queued::queue::{Outgoing, Queue, QueueAttributes, Queues, ReceiveOptions, Redrive};
 use serde_json::Value;
 
-use crate::harness::{Service, imgcls, picture, request, until};
+use crate::harness::{Service, imgcls, request, test_image, until};
 use crate::shim::Shim;
 
 const QUEUE: &str = "requests";
@@ -79,7 +79,7 @@ fn files_are_private_and_existing_directory_keeps_its_mode() {
     fs::write(data.join("imgcls.sqlite3"), "").unwrap();
     fs::set_permissions(data.join("imgcls.sqlite3"), fs::Permissions::from_mode(0o644)).unwrap();
     let service = Service::start_in(directory, 0, &[], &[]);
-    service.submit("cat.jpg", &picture("cat.jpg"));
+    service.submit("cat.jpg", &test_image("cat.jpg"));
     assert_eq!(mode(&data), 0o755);
     let mut seen = Vec::new();
     for path in tree(&data) {
@@ -104,13 +104,13 @@ fn created_directory_is_private() {
 #[test]
 fn held_write_lock_fails_sends_within_seconds_and_blocks_no_shutdown() {
     let mut service = Service::start(1, &[], &[]);
-    let id = service.submit("cat.jpg", &picture("cat.jpg"));
+    let id = service.submit("cat.jpg", &test_image("cat.jpg"));
     service.finished(&id);
     let holder = service.database();
     holder.execute_batch("BEGIN IMMEDIATE").unwrap();
 
     let start = Instant::now();
-    let refused = service.request("POST", "/v1/jobs", &[], &picture("cat.jpg"));
+    let refused = service.request("POST", "/v1/jobs", &[], &test_image("cat.jpg"));
     assert_eq!(refused.status, 503, "{}", refused.text());
     assert!(refused.header("Retry-After").is_some());
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
@@ -218,9 +218,9 @@ fn jobs_accepted_before_clock_step_finish_after_it() {
     for step in [5 * 86_400, -3_600] {
         let shim = Shim::new();
         let mut service = Service::start_on(&["--backend", "local"], shim.environment(), 0, &[], &[]);
-        let before: Vec<String> = (0..5).map(|_| service.submit("cat.jpg", &picture("cat.jpg"))).collect();
+        let before: Vec<String> = (0..5).map(|_| service.submit("cat.jpg", &test_image("cat.jpg"))).collect();
         shim.step(step);
-        let after = service.submit("cat.jpg", &picture("cat.jpg"));
+        let after = service.submit("cat.jpg", &test_image("cat.jpg"));
         for id in &before {
             let job = service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").json();
             assert_eq!(job["status"], "queued", "{job}");
@@ -237,7 +237,7 @@ fn jobs_accepted_before_clock_step_finish_after_it() {
 fn messages_of_killed_worker_are_redelivered_before_visibility_timeout() {
     const JOBS: usize = 30;
     let up = Up::start(&["--min-workers", "1", "--max-workers", "1", "--visibility-timeout", "300s"]);
-    let image = picture("cat.jpg");
+    let image = test_image("cat.jpg");
     let worker = up.workers()[0];
     signal(worker, "STOP");
     let ids: Vec<String> = (0..JOBS).map(|_| up.submit(&image)).collect();
@@ -264,8 +264,8 @@ fn messages_of_killed_worker_are_redelivered_before_visibility_timeout() {
 #[test]
 fn damaged_image_fails_at_once_and_alone() {
     let mut service = Service::start(0, &[], &[]);
-    let damaged = service.submit("damaged.jpg", &picture("cat.jpg"));
-    let intact = service.submit("intact.jpg", &picture("cat.jpg"));
+    let damaged = service.submit("damaged.jpg", &test_image("cat.jpg"));
+    let intact = service.submit("intact.jpg", &test_image("cat.jpg"));
     let (segment, offset): (String, u64) = service
         .database()
         .query_row("SELECT segment, offset FROM objects WHERE key = ?1", [format!("images/{damaged}")], |row| {
@@ -287,7 +287,7 @@ fn damaged_image_fails_at_once_and_alone() {
 #[test]
 fn damaged_result_is_answered_with_an_error() {
     let service = Service::start(1, &[], &[]);
-    let id = service.submit("cat.jpg", &picture("cat.jpg"));
+    let id = service.submit("cat.jpg", &test_image("cat.jpg"));
     service.finished(&id);
     let sql =
         "UPDATE objects SET body = CAST(replace(CAST(body AS TEXT), 'succeeded', 'succeedex') AS BLOB) WHERE key = ?1";
@@ -319,9 +319,9 @@ async fn opening_queue_for_more_attempts_raises_its_limit() {
 fn process_accepts_nothing_and_ends_after_a_failed_sync() {
     let shim = Shim::new();
     let mut service = Service::start_on(&["--backend", "local"], shim.environment(), 0, &[], &[]);
-    service.submit("cat.jpg", &picture("cat.jpg"));
+    service.submit("cat.jpg", &test_image("cat.jpg"));
     shim.fail_syncs();
-    let refused = service.try_request("POST", "/v1/jobs", &[], &picture("cat.jpg"));
+    let refused = service.try_request("POST", "/v1/jobs", &[], &test_image("cat.jpg"));
     assert!(refused.is_err() || refused.as_ref().is_ok_and(|response| response.status == 503), "{refused:?}");
     assert_eq!(service.web.wait(), Some(1), "{}", service.web.log());
     assert!(service.web.log().contains("cannot be synced to disk"), "{}", service.web.log());
@@ -330,9 +330,9 @@ fn process_accepts_nothing_and_ends_after_a_failed_sync() {
 #[test]
 fn removed_data_directory_is_reported_and_accepts_nothing() {
     let service = Service::start(0, &[], &[]);
-    service.submit("cat.jpg", &picture("cat.jpg"));
+    service.submit("cat.jpg", &test_image("cat.jpg"));
     fs::remove_dir_all(service.data_dir()).unwrap();
-    let refused = service.request("POST", "/v1/jobs", &[], &picture("cat.jpg"));
+    let refused = service.request("POST", "/v1/jobs", &[], &test_image("cat.jpg"));
     assert_eq!(refused.status, 503, "{}", refused.text());
     let ready = until("an unready web tier", || {
         let ready = service.request("GET", "/readyz", &[], b"");
@@ -360,10 +360,10 @@ fn restored_data_directory_is_used_again() {
     let objects = service.data_dir().join("objects");
     fs::rename(&objects, &away).unwrap();
     readiness(503);
-    assert_eq!(service.request("POST", "/v1/jobs", &[], &picture("cat.jpg")).status, 503);
+    assert_eq!(service.request("POST", "/v1/jobs", &[], &test_image("cat.jpg")).status, 503);
     fs::rename(&away, &objects).unwrap();
     readiness(200);
-    service.submit("cat.jpg", &picture("cat.jpg"));
+    service.submit("cat.jpg", &test_image("cat.jpg"));
 }
 
 /// The CPU time of a process so far, in hundredths of a second.

@@ -11,7 +11,7 @@ use imgcls::telemetry;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use crate::harness::{PATIENCE, free_port, imgcls, label_of, picture, request, until};
+use crate::harness::{DEADLINE, free_port, imgcls, label_of, request, test_image, until};
 use crate::up::children;
 
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -48,7 +48,7 @@ impl Up {
     /// Checks that an image is classified, that SIGTERM ends the process with exit code 0 in time, and that no worker
     /// is left.
     fn assert_works_and_drains(mut self) {
-        let answer = request(self.address, "POST", "/v1/classify?wait=60", &[], &picture("rocket.jpg")).unwrap();
+        let answer = request(self.address, "POST", "/v1/classify?wait=60", &[], &test_image("rocket.jpg")).unwrap();
         assert_eq!(answer.status, 200, "{}", answer.text());
         assert_eq!(answer.json()["predictions"][0]["label"], label_of("rocket.jpg"));
         let workers = children(self.pid());
@@ -81,7 +81,7 @@ fn first_line(output: ChildStdout) -> Option<String> {
         let read = BufReader::new(output).read_line(&mut line);
         sender.send(read.ok().filter(|bytes| *bytes > 0).map(|_| line))
     });
-    line.recv_timeout(PATIENCE).ok().flatten()
+    line.recv_timeout(DEADLINE).ok().flatten()
 }
 
 /// Returns both ends of a pipe that is full to the last byte.
@@ -142,7 +142,7 @@ fn worker_drains_when_its_parent_does_not_read_its_output() {
     drop(command);
     until("the worker is ready", || std::fs::read_to_string(&log).unwrap().contains(" ready ").then_some(()));
     drop(worker.stdin.take());
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + DEADLINE;
     let status = loop {
         if let Some(status) = worker.try_wait().unwrap() {
             break status;
@@ -238,7 +238,7 @@ fn panic_of_a_thread_is_logged_like_any_other_event() {
         telemetry::init(telemetry::LogFormat::Json);
         let thread = std::thread::Builder::new().name("session".to_owned()).spawn(|| panic!("out of cheese"));
         assert!(thread.unwrap().join().is_err());
-        telemetry::flush(PATIENCE);
+        telemetry::flush(DEADLINE);
         return;
     }
     let mut command = Command::new(std::env::current_exe().unwrap());

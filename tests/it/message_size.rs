@@ -9,11 +9,11 @@ use imgcls::transport;
 use imgcls::transport::queued::queue::QueueAttributes;
 use serde_json::Value;
 
-use crate::harness::{Service, free_port, imgcls, label_of, metric, picture, until};
+use crate::harness::{Service, free_port, imgcls, label_of, metric, test_image, until};
 
 /// A photograph as cameras make them: a picture of ours, enlarged, with a sensor's noise.
 pub fn photograph() -> Vec<u8> {
-    let small = image::load_from_memory(&picture("cat.jpg")).unwrap().to_rgb8();
+    let small = image::load_from_memory(&test_image("cat.jpg")).unwrap().to_rgb8();
     let mut large: RgbImage = imageops::resize(&small, 1_600, 1_200, imageops::FilterType::Triangle);
     let mut random = 0x9e37_79b9_u64;
     for channel in large.iter_mut() {
@@ -60,7 +60,7 @@ fn photograph_of_megabytes_passes_queues_that_take_a_kilobyte() {
         let web_flags = ["--result-queue-mode", "shared", "--inline-bytes", "20MiB"];
         let service = Service::start_in(dir, 1, &web_flags, &["--admin-listen", &admin]);
         let name = format!("attachment; filename*=UTF-8''{}", "%01".repeat(255));
-        for (sent, label) in [(image.clone(), label), (picture("rocket.jpg"), label_of("rocket.jpg"))] {
+        for (sent, label) in [(image.clone(), label), (test_image("rocket.jpg"), label_of("rocket.jpg"))] {
             let headers = [("Content-Disposition", name.as_str())];
             let answer = service.request("POST", "/v1/classify?top_k=200", &headers, &sent);
             assert_eq!(answer.status, 200, "limit {limit}: {}", answer.text());
@@ -85,7 +85,7 @@ fn lowered_limit_is_learned() {
     let changed = file.execute("UPDATE queues SET max_message_bytes = 1024 WHERE name = 'web-app-image-transport'", []);
     assert_eq!(changed, Ok(1));
     for _ in 0..2 {
-        let answer = service.request("POST", "/v1/classify", &[], &picture("rocket.jpg"));
+        let answer = service.request("POST", "/v1/classify", &[], &test_image("rocket.jpg"));
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
     assert_eq!(service.web.log().matches("the queue takes less than it did").count(), 1);
@@ -101,12 +101,12 @@ fn raised_limit_is_learned() {
         let sql = "SELECT count(*) FROM messages WHERE CAST(body AS TEXT) LIKE '%\"image_data\":%'";
         file.query_row(sql, [], |row| row.get(0)).unwrap()
     };
-    service.submit("rocket.jpg", &picture("rocket.jpg"));
+    service.submit("rocket.jpg", &test_image("rocket.jpg"));
     assert_eq!(inline(), 0, "it does not fit");
     let changed = file.execute("UPDATE queues SET max_message_bytes = 1048576 WHERE name = ?1", [queue]);
     assert_eq!(changed, Ok(1));
     until("an image in its message", || {
-        service.submit("rocket.jpg", &picture("rocket.jpg"));
+        service.submit("rocket.jpg", &test_image("rocket.jpg"));
         (inline() > 0).then_some(())
     });
 }

@@ -10,7 +10,7 @@ use imgcls::transport::Delivery;
 use imgcls::transport::queued::queue::{self, DEFAULT_MAX_MESSAGE_BYTES, Outgoing, Queue, ReceiveOptions};
 use serde_json::json;
 
-use crate::harness::{PATIENCE, Service, label_of, picture};
+use crate::harness::{DEADLINE, Service, label_of, test_image};
 
 const MANY: u64 = 1 << 30;
 
@@ -38,14 +38,14 @@ impl Queues {
 }
 
 async fn next(queue: &dyn Queue) -> Delivery {
-    let options = ReceiveOptions { max: 1, wait: Duration::from_secs(5), visibility_timeout: PATIENCE };
+    let options = ReceiveOptions { max: 1, wait: Duration::from_secs(5), visibility_timeout: DEADLINE };
     let started = std::time::Instant::now();
     loop {
         if let Some(delivery) = queue.receive(options).await.unwrap().pop() {
             queue.ack(std::slice::from_ref(&delivery.receipt)).await.unwrap();
             return delivery;
         }
-        assert!(started.elapsed() < PATIENCE, "nothing comes on {}", queue.name());
+        assert!(started.elapsed() < DEADLINE, "nothing comes on {}", queue.name());
     }
 }
 
@@ -56,7 +56,7 @@ fn run(test: impl Future<Output = ()>) {
 #[test]
 fn legacy_messages_are_answered_in_the_legacy_form() {
     let service = Service::start(1, &[], &[]);
-    let image = picture("rocket.jpg");
+    let image = test_image("rocket.jpg");
     let label = label_of("rocket.jpg");
     run(async {
         let queues = Queues::open(&service).await;
@@ -106,5 +106,5 @@ fn malformed_messages_are_kept_with_their_reason_and_stop_no_worker() {
         queues.send(format!(r#"{{"v":1,"id":"{id}",{image},{times},"reply_to":"somebody-elses"}}"#)).await;
         assert_eq!(service.finished(id)["error"]["code"], "input_missing");
     });
-    assert_eq!(service.request("POST", "/v1/classify", &[], &picture("rocket.jpg")).status, 200);
+    assert_eq!(service.request("POST", "/v1/classify", &[], &test_image("rocket.jpg")).status, 200);
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use image::ImageFormat;
 use serde_json::Value;
 
-use crate::harness::{imgcls, picture};
+use crate::harness::{imgcls, test_image};
 use crate::image_files::{
     bmp, bmp_header, bmp_indices, bmp_palette, bmp_pixels, encode, exif, exif_orientation, exif_segment, jpeg,
     jpeg_segment, mosaic_jpeg, png_chunk, raw_profile, small, turned, webp, with_png_chunk, with_segments,
@@ -127,7 +127,7 @@ fn png_orientation_is_read_from_every_kind_of_chunk() {
 
 #[test]
 fn webp_is_read_as_in_browsers() {
-    let upright = picture("lossy.webp");
+    let upright = test_image("lossy.webp");
     let (vp8, size) = (&upright[20..], (300, 200));
     let file = |flags, others: &[(&[u8; 4], &[u8])]| webp(flags, size, &[&[(b"VP8 ", vp8)], others].concat());
     let block = exif_orientation(6);
@@ -218,7 +218,7 @@ fn gif_with_too_small_a_screen_is_decoded() {
 
 #[test]
 fn jpeg_with_a_short_adobe_segment_or_without_huffman_tables_is_decoded() {
-    let (plain, cmyk) = (jpeg(&small()), picture("cmyk-without-marker.jpg"));
+    let (plain, cmyk) = (jpeg(&small()), test_image("cmyk-without-marker.jpg"));
     let adobe = |content: &[u8]| jpeg_segment(0xee, content);
     let short = [b"Adobe".as_slice(), b"Adobe\0\x64", b"Adobe\0\x64\0\0\0\0"];
     let mut pairs: Vec<Pair> = short
@@ -269,8 +269,8 @@ fn jpeg_without_required_tables_is_refused() {
     let plain = jpeg(&small());
     let images = [
         ("no-quantisation", without_segments(&plain, 0xdb)),
-        ("no-quantisation-progressive", without_segments(&picture("progressive.jpg"), 0xdb)),
-        ("no-huffman-progressive", without_segments(&picture("progressive.jpg"), 0xc4)),
+        ("no-quantisation-progressive", without_segments(&test_image("progressive.jpg"), 0xdb)),
+        ("no-huffman-progressive", without_segments(&test_image("progressive.jpg"), 0xc4)),
     ];
     for ((name, _), (code, message)) in images.iter().zip(refusals(&images)) {
         assert_eq!((code.as_str(), message.contains("tables")), ("undecodable", true), "{name}: {message}");

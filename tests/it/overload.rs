@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{PATIENCE, Response, Service, imgcls, metric, picture, read_response, request, until};
+use crate::harness::{DEADLINE, Response, Service, imgcls, metric, read_response, request, test_image, until};
 
 const EXPECTED_WAIT: &str = "imgcls_web_expected_wait_seconds";
 const SHED: &str = "imgcls_web_shed_total{reason=\"expected_wait\"}";
@@ -77,7 +77,7 @@ fn fill_until_expected_wait(address: SocketAddr, image: &[u8], seconds: f64) {
 #[test]
 fn caller_with_a_short_wait_is_refused_at_once_and_one_with_a_long_wait_is_served() {
     let up = Up::start(&["--min-workers", "1", "--max-workers", "1"]);
-    let image = picture("rocket.jpg");
+    let image = test_image("rocket.jpg");
     assert_eq!(up.post("/v1/classify", &image).status, 200);
     // A worker is ready now. Wait until its service time is measured.
     until("a measured service time", || {
@@ -96,7 +96,7 @@ fn caller_with_a_short_wait_is_refused_at_once_and_one_with_a_long_wait_is_serve
     // The answer comes before the body: the client has sent only the head.
     let asked = Instant::now();
     let mut early = TcpStream::connect(up.address).unwrap();
-    early.set_read_timeout(Some(PATIENCE)).unwrap();
+    early.set_read_timeout(Some(DEADLINE)).unwrap();
     let head = format!("POST /v1/classify?wait=3 HTTP/1.1\r\nHost: {}\r\nContent-Length: 1000000\r\n\r\n", up.address);
     early.write_all(head.as_bytes()).unwrap();
     assert_refused(&read_response(&mut BufReader::new(early)).unwrap());
@@ -122,7 +122,7 @@ fn caller_with_a_short_wait_is_refused_at_once_and_one_with_a_long_wait_is_serve
 #[test]
 fn every_caller_is_admitted_before_the_first_worker_is_ready() {
     let up = Up::start(&["--min-workers", "0", "--max-workers", "1"]);
-    let image = picture("rocket.jpg");
+    let image = test_image("rocket.jpg");
     thread::scope(|scope| {
         let callers: Vec<_> = (0..16).map(|_| scope.spawn(|| up.post("/v1/classify?wait=60", &image).status)).collect();
         assert!(callers.into_iter().all(|caller| caller.join().unwrap() == 200));
@@ -132,7 +132,7 @@ fn every_caller_is_admitted_before_the_first_worker_is_ready() {
 #[test]
 fn callers_of_a_web_tier_alone_are_refused_by_the_pace_of_its_replies() {
     let service = Service::start(1, &[], &[]);
-    let image = picture("rocket.jpg");
+    let image = test_image("rocket.jpg");
     let worker = &service.workers[0];
     // The worker first works on a backlog, so that the pace is measured. Then it stops and a backlog remains.
     let ids: Vec<String> = (0..60).map(|_| service.submit("rocket.jpg", &image)).collect();
@@ -158,7 +158,7 @@ fn callers_of_a_web_tier_alone_are_refused_by_the_pace_of_its_replies() {
 #[test]
 fn full_queue_refuses_jobs_until_work_is_done() {
     let mut service = Service::start(0, &["--max-queue-depth", "3"], &[]);
-    let image = picture("rocket.jpg");
+    let image = test_image("rocket.jpg");
     let ids: Vec<String> = (0..3).map(|_| service.submit("rocket.jpg", &image)).collect();
     for path in ["/v1/jobs", "/v1/classify?wait=0", "/v1/classify?wait=60"] {
         assert_refused(&service.request("POST", path, &[], &image));
@@ -189,7 +189,7 @@ fn send(address: SocketAddr, path: &str, image: &[u8]) -> TcpStream {
 fn job_of_a_client_that_left_is_classified_only_if_the_client_knew_its_id() {
     const LEFT: usize = 6;
     let mut service = Service::start(0, &[], &["--admin-listen", "127.0.0.1:0"]);
-    let (image, large) = (picture("rocket.jpg"), picture("rgb.bmp"));
+    let (image, large) = (test_image("rocket.jpg"), test_image("rgb.bmp"));
     let known = [
         service.submit("jobs.jpg", &image),
         service.request("POST", "/v1/classify?wait=0.1", &[], &image).json()["id"].as_str().unwrap().to_owned(),
@@ -228,7 +228,7 @@ fn job_of_a_client_that_left_is_classified_only_if_the_client_knew_its_id() {
 fn clients_that_leave_at_any_moment_harm_no_other_client() {
     const ROUNDS: u64 = 40;
     let service = Service::start(1, &[], &["--admin-listen", "127.0.0.1:0"]);
-    let image = picture("rocket.jpg");
+    let image = test_image("rocket.jpg");
     let label = crate::harness::label_of("rocket.jpg");
     let known: Vec<String> = thread::scope(|scope| {
         let leaving = (0..2).map(|lane| {
@@ -277,7 +277,7 @@ fn clients_that_leave_at_any_moment_harm_no_other_client() {
 #[test]
 fn one_connection_is_reserved_for_refusals_when_all_others_wait() {
     let service = Service::start(0, &["--max-connections", "64"], &[]);
-    let image = picture("rgb.png");
+    let image = test_image("rgb.png");
     let waiting: Vec<TcpStream> = (0..63).map(|_| send(service.address, "/v1/classify?wait=120", &image)).collect();
     until("all but one connection wait", || {
         (metric(service.address, "imgcls_web_waiting") >= waiting.len() as f64).then_some(())

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::{NoContext, Timestamp, Uuid};
 
-use crate::harness::{Process, Service, imgcls, label_of, picture, until};
+use crate::harness::{Process, Service, imgcls, label_of, test_image, until};
 
 const LETTERS: &str = "web-app-image-transport-dead";
 const REQUESTS: &str = "web-app-image-transport";
@@ -45,7 +45,7 @@ impl Ward {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         let submitted = now.saturating_sub(Duration::from_secs(hours_ago * 3_600));
         let id = Uuid::new_v7(Timestamp::from_unix(NoContext, submitted.as_secs(), submitted.subsec_nanos()));
-        let _ = self.input.put(&protocol::image_key(id), picture(name).into(), PutOptions::default()).await.unwrap();
+        let _ = self.input.put(&protocol::image_key(id), test_image(name).into(), PutOptions::default()).await.unwrap();
         let message = "given up after 5 attempts: store down";
         let result = ClassifyResult::ended(id, name, Status::Failed, ErrorCode::AttemptsExhausted, message);
         self.store(id, &result).await;
@@ -129,7 +129,7 @@ fn ids(report: &Value) -> BTreeSet<String> {
 fn depth_lists_every_queue_and_receives_nothing() {
     let service = Service::start(0, &[], &[]);
     for _ in 0..2 {
-        service.submit("x.jpg", &picture("cup.jpg"));
+        service.submit("x.jpg", &test_image("cup.jpg"));
     }
     let report = json_of(&queue_command(&service.dir, &["depth", "--json"]).output().unwrap());
     let queues = report["queues"].as_array().unwrap();
@@ -164,7 +164,7 @@ fn dead_letters_are_listed_and_shown_and_stay() {
         let queues = transport::open_queues(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
         let requests = queues.open(REQUESTS).await.unwrap();
         let image_data =
-            base64::Engine::encode(&base64::engine::general_purpose::STANDARD, picture("hostile/half.jpg"));
+            base64::Engine::encode(&base64::engine::general_purpose::STANDARD, test_image("hostile/half.jpg"));
         let seed = json!({"image_data": image_data, "filename": "\u{1b}[2Jbad.jpg"}).to_string();
         for body in ["{".to_owned(), seed] {
             queue::send_one(&*requests, Outgoing::new(body)).await.unwrap();
@@ -192,7 +192,7 @@ fn dead_letters_are_listed_and_shown_and_stay() {
     let show = ["show", id, "--json", "--save", saved.to_str().unwrap()];
     let shown = json_of(&queue_command(&service.dir, &show).output().unwrap());
     assert_eq!(shown["image"]["content_type"], "image/jpeg");
-    assert_eq!(std::fs::read(&saved).unwrap(), picture("hostile/half.jpg"));
+    assert_eq!(std::fs::read(&saved).unwrap(), test_image("hostile/half.jpg"));
     let again = queue_command(&service.dir, &show).output().unwrap();
     assert_eq!(again.status.code(), Some(1), "a file that stood was written over");
     let text = text_of(&queue_command(&service.dir, &["show", id]).output().unwrap());
@@ -217,7 +217,7 @@ fn redriven_job_gets_new_time_and_a_new_result() {
         // Of a web tier that speaks the original's form.
         let seed = Uuid::now_v7();
         ward.store(seed, &failed(seed)).await;
-        let body = LegacyRequest::new(&picture("cup.jpg"), protocol::legacy_name(seed, "image/jpeg")).to_json();
+        let body = LegacyRequest::new(&test_image("cup.jpg"), protocol::legacy_name(seed, "image/jpeg")).to_json();
         ward.letter(body, None).await;
         (old, young, gone, succeeded, seed)
     });

@@ -18,7 +18,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Longer than any test.
 const LONG: Duration = Duration::from_secs(300);
 /// How long a message may take that must come.
-const PATIENCE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn local_queues_conform() {
@@ -228,7 +228,7 @@ async fn dropped_receive_loses_nothing(queues: &dyn Queues) {
         scratch.ack_all(deliveries, &mut received).await;
     }
     let start = Instant::now();
-    while received.len() < bodies.len() && start.elapsed() < PATIENCE {
+    while received.len() < bodies.len() && start.elapsed() < DEADLINE {
         let deliveries = scratch.receive(MAX_BATCH, SECOND, LONG).await;
         scratch.ack_all(deliveries, &mut received).await;
     }
@@ -359,7 +359,7 @@ impl<'a> Scratch<'a> {
     }
 
     async fn receive_one(&self, visibility_timeout: Duration) -> Delivery {
-        let mut deliveries = self.receive(1, PATIENCE, visibility_timeout).await;
+        let mut deliveries = self.receive(1, DEADLINE, visibility_timeout).await;
         deliveries.pop().expect("a message comes")
     }
 
@@ -374,7 +374,7 @@ impl<'a> Scratch<'a> {
     async fn drain(&self, count: usize) -> BTreeSet<String> {
         let mut bodies = BTreeSet::new();
         while bodies.len() < count {
-            let deliveries = self.receive(MAX_BATCH, PATIENCE, LONG).await;
+            let deliveries = self.receive(MAX_BATCH, DEADLINE, LONG).await;
             assert!(!deliveries.is_empty(), "only {bodies:?} came");
             self.ack_all(deliveries, &mut bodies).await;
         }
@@ -390,7 +390,7 @@ impl<'a> Scratch<'a> {
     async fn expect_counts(&self, expected: (u64, u64, u64)) {
         let start = Instant::now();
         let mut counts = self.counts().await;
-        while counts != expected && start.elapsed() < PATIENCE {
+        while counts != expected && start.elapsed() < DEADLINE {
             tokio::time::sleep(Duration::from_millis(50)).await;
             counts = self.counts().await;
         }

@@ -9,14 +9,14 @@ use imgcls::transport;
 use imgcls::transport::queued::queue::{self, Outgoing, ReceiveOptions};
 use serde_json::{Value, json};
 
-use crate::harness::{PATIENCE, Response, Service, label_of, picture, read_response, until};
+use crate::harness::{DEADLINE, Response, Service, label_of, read_response, test_image, until};
 
 const BOUNDARY: &str = "XBOUND";
 
 /// Sends a head and a body. Only the length of the body and `Connection: close` are added.
 fn send(service: &Service, head: &str, body: &[u8]) -> Response {
     let mut stream = TcpStream::connect(service.address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.write_all(format!("{head}Connection: close\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes()).unwrap();
     let _ = stream.write_all(body);
     read_response(&mut BufReader::new(stream)).unwrap()
@@ -64,7 +64,7 @@ fn assert_problem(response: &Response, status: u16, says: &str) {
 #[test]
 fn every_form_that_clients_send_is_read() {
     let service = Service::start(1, &[], &[]);
-    let (image, label) = (picture("cup.jpg"), label_of("cup.jpg"));
+    let (image, label) = (test_image("cup.jpg"), label_of("cup.jpg"));
     let assert_named = |response: &Response, expected: &str| {
         let answer = response.json();
         assert_eq!((&answer["status"], &answer["filename"]), (&"succeeded".into(), &expected.into()), "{answer}");
@@ -112,10 +112,14 @@ fn every_form_that_clients_send_is_read() {
 #[test]
 fn form_without_exactly_one_image_is_refused() {
     let service = Service::start(0, &["--max-upload-bytes", "1MiB"], &[]);
-    let image = picture("cup.jpg");
+    let image = test_image("cup.jpg");
     let (first, second) =
         (&b"Content-Disposition: form-data; name=a; filename=1.jpg"[..], &b"Content-Type: image/png"[..]);
-    assert_problem(&post_form(&service, &[(first, &image), (second, &picture("rgb.png"))]), 400, "more than one image");
+    assert_problem(
+        &post_form(&service, &[(first, &image), (second, &test_image("rgb.png"))]),
+        400,
+        "more than one image",
+    );
     let note =
         (&b"Content-Disposition: form-data; name=n; filename=note.txt\r\nContent-Type: text/plain"[..], &b"hello"[..]);
     let empty = (&b"Content-Disposition: form-data; name=e; filename=empty.jpg"[..], &b""[..]);
@@ -134,7 +138,7 @@ fn form_without_exactly_one_image_is_refused() {
 fn endless_part_head_is_refused_while_it_arrives() {
     let service = Service::start(0, &[], &[]);
     let mut stream = TcpStream::connect(service.address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let head = "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n\
         Content-Length: 1000000\r\n\r\n--b\r\nX: ";
     stream.write_all(head.as_bytes()).unwrap();
@@ -145,7 +149,7 @@ fn endless_part_head_is_refused_while_it_arrives() {
 #[test]
 fn put_requests_and_gzip_bodies_are_accepted() {
     let service = Service::start(1, &["--max-upload-bytes", "1MiB"], &[]);
-    let (image, label) = (picture("cup.jpg"), label_of("cup.jpg"));
+    let (image, label) = (test_image("cup.jpg"), label_of("cup.jpg"));
     let assert_answered = |response: Response, filename: &str| {
         let answer = response.json();
         assert_eq!(
@@ -181,21 +185,22 @@ fn put_requests_and_gzip_bodies_are_accepted() {
 #[test]
 fn body_that_is_not_an_image_is_refused_with_advice() {
     let service = Service::start(0, &[], &[]);
-    let base64 = base64::engine::general_purpose::STANDARD.encode(picture("cup.jpg"));
+    let base64 = base64::engine::general_purpose::STANDARD.encode(test_image("cup.jpg"));
     let json = json!({"image": base64}).to_string();
     assert_problem(&post(&service, &[("Content-Type", "application/json")], json.as_bytes()), 415, "send the bytes");
     assert_problem(&post(&service, &[], json.as_bytes()), 415, "send the bytes");
     assert_problem(&post(&service, &[], base64.as_bytes()), 415, "send the bytes");
     assert_problem(&post(&service, &[], format!("data:image/jpeg;base64,{base64}").as_bytes()), 415, "send the bytes");
     assert_problem(&post(&service, &[], b"hello"), 415, "is text");
-    let form = form_of(BOUNDARY, &[(b"Content-Disposition: form-data; name=f; filename=a.jpg", &picture("cup.jpg"))]);
+    let form =
+        form_of(BOUNDARY, &[(b"Content-Disposition: form-data; name=f; filename=a.jpg", &test_image("cup.jpg"))]);
     assert_problem(&post(&service, &[], &form), 415, "multipart/form-data");
 }
 
 #[test]
 fn every_refusal_is_a_problem_document() {
     let service = Service::start(0, &[], &[]);
-    let image = picture("cup.jpg");
+    let image = test_image("cup.jpg");
     let id = "0198c0de-0000-7000-8000-000000000000";
     let at = |method: &str, path: &str| service.request(method, path, &[], &image);
     assert_problem(&at("POST", "/v1/classify?wait=5&wait=6"), 400, "wait twice");
@@ -249,7 +254,7 @@ fn loopback_server_answers_only_to_names_of_this_machine() {
 #[test]
 fn pages_of_other_sites_cannot_submit() {
     let service = Service::start(0, &[], &[]);
-    let image = picture("cup.jpg");
+    let image = test_image("cup.jpg");
     let own = format!("http://{}", service.address);
     let submit = |method: &str, path: &str, headers: &[(&str, &str)]| service.request(method, path, headers, &image);
     for (headers, is_taken) in [
@@ -286,7 +291,7 @@ fn pages_of_other_sites_cannot_submit() {
 #[test]
 fn answers_forbid_caching_and_type_guessing() {
     let service = Service::start(0, &[], &[]);
-    let id = service.submit("a.jpg", &picture("cup.jpg"));
+    let id = service.submit("a.jpg", &test_image("cup.jpg"));
     for path in [format!("/v1/jobs/{id}"), "/readyz".to_owned(), "/metrics".to_owned()] {
         let answer = service.request("GET", &path, &[], b"");
         assert_eq!(answer.header("cache-control"), Some("no-store"), "{path}");
@@ -300,7 +305,7 @@ fn answers_forbid_caching_and_type_guessing() {
 #[test]
 fn legacy_message_may_contain_base64_with_line_breaks() {
     let service = Service::start(1, &[], &[]);
-    let encoded = base64::engine::general_purpose::STANDARD.encode(picture("cup.jpg"));
+    let encoded = base64::engine::general_purpose::STANDARD.encode(test_image("cup.jpg"));
     let broken = |end: &str| {
         let lines: Vec<&str> = encoded.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap()).collect();
         lines.join(end) + end
@@ -315,7 +320,7 @@ fn legacy_message_may_contain_base64_with_line_breaks() {
     for (name, end) in [("lf", "\n"), ("crlf", "\r\n"), ("space", " "), ("tab", "\t\n")] {
         let message = json!({"filename": format!("{name}.jpg"), "image_data": broken(end)}).to_string();
         runtime.block_on(queue::send_one(&*requests, Outgoing::new(message))).unwrap();
-        let options = ReceiveOptions { max: 1, wait: std::time::Duration::from_secs(1), visibility_timeout: PATIENCE };
+        let options = ReceiveOptions { max: 1, wait: std::time::Duration::from_secs(1), visibility_timeout: DEADLINE };
         let reply = until("the reply", || {
             let mut received = runtime.block_on(results.receive(options)).unwrap();
             received.pop().map(|delivery| delivery.body)

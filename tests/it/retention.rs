@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::children::{self, Worker, say};
-use crate::harness::{Service, count_results, imgcls, metric, picture, until};
+use crate::harness::{Service, count_results, imgcls, metric, test_image, until};
 
 const MIB: u64 = 1 << 20;
 const FULL_MIB: &str = "1MiB";
@@ -29,7 +29,7 @@ const FULL_MIB: &str = "1MiB";
 #[test]
 fn images_and_then_results_are_deleted_by_age() {
     let service = Service::start(1, &["--keep-images", "2s", "--keep-results", "8s"], &[]);
-    let ids: Vec<String> = (0..5).map(|_| service.submit("cup.jpg", &picture("cup.jpg"))).collect();
+    let ids: Vec<String> = (0..5).map(|_| service.submit("cup.jpg", &test_image("cup.jpg"))).collect();
     for id in &ids {
         assert_eq!(service.finished(id)["status"], "succeeded");
     }
@@ -56,7 +56,7 @@ fn images_and_then_results_are_deleted_by_age() {
 #[test]
 fn waiting_image_is_never_deleted_by_age() {
     let mut service = Service::start(0, &["--keep-images", "1s", "--keep-results", "1s"], &[]);
-    let id = service.submit("cup.jpg", &picture("cup.jpg"));
+    let id = service.submit("cup.jpg", &test_image("cup.jpg"));
     until_younger_objects_are_deleted(&service);
     let job = service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").json();
     assert_eq!(job["status"], "queued");
@@ -76,7 +76,7 @@ fn image_and_result_are_kept_as_long_as_a_dead_letter_names_them() {
         let store = |bucket: &str| SqliteStore::open(&dir.path().join("data"), bucket).unwrap();
         let (input, output) = (store(&names.input_bucket), store(&names.output_bucket));
         for id in [with_dead_letter, without_dead_letter] {
-            let image = Bytes::from(picture("cup.jpg"));
+            let image = Bytes::from(test_image("cup.jpg"));
             let _ = input.put(&protocol::image_key(id), image, PutOptions::default()).await.unwrap();
             let result =
                 ClassifyResult::ended(id, "cup.jpg", Status::Failed, ErrorCode::AttemptsExhausted, "store down");
@@ -108,7 +108,7 @@ fn image_and_result_are_kept_as_long_as_a_dead_letter_names_them() {
 fn stored_bytes_stay_within_the_limit_and_oldest_images_go_first() {
     let limit = 2 * MIB;
     let service = Service::start(1, &["--max-data-bytes", &limit.to_string()], &[]);
-    let image = picture("grey-16bit.png");
+    let image = test_image("grey-16bit.png");
     let mut ids = Vec::new();
     for _ in 0..60 {
         let response = service.request("POST", "/v1/classify", &[], &image);
@@ -131,7 +131,7 @@ fn stored_bytes_stay_within_the_limit_and_oldest_images_go_first() {
 #[test]
 fn images_are_refused_while_unfinished_jobs_take_the_whole_limit() {
     let mut service = Service::start(0, &["--max-data-bytes", FULL_MIB], &[]);
-    let image = picture("grey-16bit.png");
+    let image = test_image("grey-16bit.png");
     let mut accepted = Vec::new();
     let refused = loop {
         let response = service.request("POST", "/v1/jobs", &[], &image);
@@ -163,7 +163,7 @@ fn second_web_tier_takes_over_retention_when_the_first_ends() {
     let second = service.add_web();
     for address in [service.address, second] {
         service.address = address;
-        service.submit("cup.jpg", &picture("cup.jpg"));
+        service.submit("cup.jpg", &test_image("cup.jpg"));
         until("its image is deleted", || service.images().is_empty().then_some(()));
         until("its result is deleted", || (count_results(&service.database()) == 0).then_some(()));
         // The first one held the lock.
@@ -178,7 +178,7 @@ fn second_web_tier_takes_over_retention_when_the_first_ends() {
 fn empty_segments_of_ended_processes_are_removed() {
     let mut service = Service::start(1, &["--keep-images", "1s", "--keep-results", "1s"], &[]);
     for _ in 0..3 {
-        service.submit("cup.jpg", &picture("cup.jpg"));
+        service.submit("cup.jpg", &test_image("cup.jpg"));
         until("its image is deleted", || service.images().is_empty().then_some(()));
         service.restart_web();
     }
@@ -285,7 +285,7 @@ fn deleting_many_old_objects_fails_no_request() {
     };
     let mut answered = 0;
     until("all of them are deleted", || {
-        let response = service.request("POST", "/v1/classify", &[], &picture("cup.jpg"));
+        let response = service.request("POST", "/v1/classify", &[], &test_image("cup.jpg"));
         assert_eq!(response.status, 200, "{}", response.text());
         answered += 1;
         (left() == 0).then_some(())
@@ -299,7 +299,7 @@ fn deleting_many_old_objects_fails_no_request() {
 fn data_status_and_prune_report_stored_and_deleted_data() {
     let mut service = Service::start(1, &["--keep-images", "3d", "--max-data-bytes", "64MiB"], &[]);
     for _ in 0..3 {
-        let id = service.submit("cup.jpg", &picture("cup.jpg"));
+        let id = service.submit("cup.jpg", &test_image("cup.jpg"));
         service.finished(&id);
     }
     // A result is kept while its message may be delivered again.
@@ -307,7 +307,7 @@ fn data_status_and_prune_report_stored_and_deleted_data() {
         || -> usize { service.database().query_row("SELECT count(*) FROM messages", [], |row| row.get(0)).unwrap() };
     until("all messages are deleted", || (unacknowledged() == 0).then_some(()));
     service.workers.clear();
-    let waiting = service.submit("cup.jpg", &picture("cup.jpg"));
+    let waiting = service.submit("cup.jpg", &test_image("cup.jpg"));
     let status = json(&command(&service, &["data", "status", "--json"]));
     assert_eq!((&status["images"]["count"], &status["results"]["count"]), (&4.into(), &3.into()), "{status}");
     assert_eq!(status["images"]["bytes"], 4 * 17_437);

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{PATIENCE, Response, Service, form, imgcls, label_of, picture, read_response, request, until};
+use crate::harness::{DEADLINE, Response, Service, form, imgcls, label_of, read_response, request, test_image, until};
 
 fn problem(response: &Response) -> (u16, String) {
     assert_eq!(response.header("content-type"), Some("application/problem+json"), "{}", response.text());
@@ -19,7 +19,7 @@ fn problem(response: &Response) -> (u16, String) {
 #[test]
 fn every_endpoint_classifies_an_image() {
     let service = Service::start(1, &[], &[]);
-    let image = picture("rocket.jpg");
+    let image = test_image("rocket.jpg");
     let label = label_of("rocket.jpg");
 
     let (content_type, body) = form("myfile", "rocket.jpg", &image);
@@ -82,9 +82,9 @@ fn invalid_requests_get_a_problem_of_their_kind() {
 #[test]
 fn hostile_images_are_refused_and_harm_no_other_image() {
     let service = Service::start(1, &[], &["--max-batch-size", "4"]);
-    let good = picture("rocket.jpg");
+    let good = test_image("rocket.jpg");
     let label = label_of("rocket.jpg");
-    let expected: serde_json::Value = serde_json::from_slice(&picture("hostile/expected.json")).unwrap();
+    let expected: serde_json::Value = serde_json::from_slice(&test_image("hostile/expected.json")).unwrap();
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -95,12 +95,12 @@ fn hostile_images_are_refused_and_harm_no_other_image() {
             });
         }
         for name in expected.as_object().unwrap().keys() {
-            let bytes = picture(&format!("hostile/{name}"));
+            let bytes = test_image(&format!("hostile/{name}"));
             let answer = service.request("POST", "/v1/classify", &[], &bytes);
             assert!(matches!(answer.status, 200 | 415 | 422), "{name}: {} {}", answer.status, answer.text());
         }
     });
-    let refused = service.request("POST", "/v1/classify", &[], &picture("hostile/half.jpg"));
+    let refused = service.request("POST", "/v1/classify", &[], &test_image("hostile/half.jpg"));
     assert_eq!(problem(&refused), (422, "undecodable".to_owned()));
     // The refusal is a stored result like any other.
     let id = refused.json()["id"].as_str().unwrap().to_owned();
@@ -112,10 +112,10 @@ fn hostile_images_are_refused_and_harm_no_other_image() {
 fn refused_image_costs_little_memory() {
     let service = Service::start(1, &[], &[]);
     let classify = |image: &[u8]| service.request("POST", "/v1/classify", &[], image).status;
-    assert_eq!(classify(&picture("rocket.jpg")), 200);
+    assert_eq!(classify(&test_image("rocket.jpg")), 200);
     let before = service.workers[0].peak_memory_bytes();
     for name in ["huge-header.jpg", "huge-header.png", "many-scans.jpg", "half.jpg", "empty.jpg", "text.jpg"] {
-        let status = classify(&picture(&format!("hostile/{name}")));
+        let status = classify(&test_image(&format!("hostile/{name}")));
         assert!(matches!(status, 400 | 415 | 422), "{name}: {status}");
     }
     let more = service.workers[0].peak_memory_bytes() - before;
@@ -126,7 +126,7 @@ fn refused_image_costs_little_memory() {
 fn first_frame_of_fifty_thousand_is_classified() {
     let service = Service::start(1, &[], &[]);
     let mut gif = Vec::new();
-    let photograph = image::load_from_memory(&picture("cup.jpg")).unwrap().into_rgba8();
+    let photograph = image::load_from_memory(&test_image("cup.jpg")).unwrap().into_rgba8();
     image::codecs::gif::GifEncoder::new(&mut gif).encode_frame(image::Frame::new(photograph)).unwrap();
     let one = service.request("POST", "/v1/classify", &[], &gif).json();
     assert_eq!(gif.pop(), Some(b';'), "the trailer");
@@ -143,7 +143,7 @@ fn first_frame_of_fifty_thousand_is_classified() {
 #[test]
 fn file_names_never_become_keys() {
     let service = Service::start(1, &[], &[]);
-    let image = picture("cup.jpg");
+    let image = test_image("cup.jpg");
     let long = "x".repeat(2000);
     let encoded = "attachment; filename*=UTF-8''..%2F..%2Fetc%2Fpasswd%00%0A%3Cscript%3E";
     for (header, expected) in [
@@ -174,7 +174,7 @@ fn uploads_with_the_same_name_get_their_own_answers() {
         for at in 0..50 {
             let (service, expected, name) = (&service, &labels[at % pictures.len()], pictures[at % pictures.len()]);
             scope.spawn(move || {
-                let (content_type, body) = form("myfile", "same.jpg", &picture(name));
+                let (content_type, body) = form("myfile", "same.jpg", &test_image(name));
                 let answer = service.request("POST", "/", &[("Content-Type", &content_type)], &body);
                 assert_eq!((answer.status, &answer.text()), (200, expected));
             });
@@ -185,7 +185,7 @@ fn uploads_with_the_same_name_get_their_own_answers() {
 #[test]
 fn every_web_process_answers_for_every_id_and_jobs_wait_for_a_worker() {
     let mut service = Service::start(0, &[], &[]);
-    let image = picture("rocket.jpg");
+    let image = test_image("rocket.jpg");
     let early = service.request("POST", "/v1/classify?wait=0", &[], &image);
     assert_eq!((early.status, early.json()["status"].as_str()), (202, Some("queued")));
     let id = early.json()["id"].as_str().unwrap().to_owned();
@@ -200,7 +200,7 @@ fn every_web_process_answers_for_every_id_and_jobs_wait_for_a_worker() {
 #[test]
 fn job_that_no_worker_reaches_in_time_expires() {
     let mut service = Service::start(0, &["--job-ttl", "1s"], &[]);
-    let id = service.submit("late.jpg", &picture("rocket.jpg"));
+    let id = service.submit("late.jpg", &test_image("rocket.jpg"));
     until("its expiry", || {
         let submitted_at = imgcls::protocol::submitted_at(id.parse().unwrap()).unwrap();
         (jiff::Timestamp::now().duration_since(submitted_at).as_millis() > 1_100).then_some(())
@@ -219,14 +219,14 @@ fn slow_clients_are_disconnected_and_full_memory_is_answered_with_503() {
     // Headers that never end and a silent connection are closed.
     for text in ["POST / HTTP/1.1\r\nHost: localhost\r\n", ""] {
         let mut stream = TcpStream::connect(service.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.write_all(text.as_bytes()).unwrap();
         let mut rest = Vec::new();
         let _ = std::io::Read::read_to_end(&mut stream, &mut rest);
     }
     // A body that stops is refused.
     let mut stalled = TcpStream::connect(service.address).unwrap();
-    stalled.set_read_timeout(Some(PATIENCE)).unwrap();
+    stalled.set_read_timeout(Some(DEADLINE)).unwrap();
     stalled.write_all(b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc").unwrap();
     let answer = read_response(&mut BufReader::new(stalled)).unwrap();
     assert_eq!(problem(&answer), (408, "body-timeout".to_owned()));
@@ -244,7 +244,7 @@ fn slow_clients_are_disconnected_and_full_memory_is_answered_with_503() {
 #[test]
 fn drain_answers_waiting_callers_and_a_worker_finishes_its_jobs() {
     let mut service = Service::start(0, &[], &[]);
-    let image = picture("rocket.jpg");
+    let image = test_image("rocket.jpg");
     let address = service.address;
     let waiting = thread::spawn(move || request(address, "POST", "/v1/classify?wait=600", &[], &image).unwrap());
     until("the job", || service.images().pop().map(drop));
@@ -257,7 +257,7 @@ fn drain_answers_waiting_callers_and_a_worker_finishes_its_jobs() {
 
     service.restart_web();
     service.add_worker();
-    let ids: Vec<String> = (0..20).map(|_| service.submit("x.jpg", &picture("cup.jpg"))).collect();
+    let ids: Vec<String> = (0..20).map(|_| service.submit("x.jpg", &test_image("cup.jpg"))).collect();
     service.workers[0].signal("TERM");
     assert_eq!(service.workers[0].wait(), Some(0));
     service.add_worker();

@@ -10,7 +10,7 @@ use imgcls::transport::Depth;
 use imgcls::transport::queued::queue::{self, Outgoing, Queue};
 use serde_json::json;
 
-use crate::harness::{PATIENCE, Service, form, label_of, metric, picture, request, until};
+use crate::harness::{DEADLINE, Service, form, label_of, metric, request, test_image, until};
 
 const PICTURES: [&str; 5] = ["rocket.jpg", "cup.jpg", "cat.jpg", "rgb.png", "lossy.webp"];
 
@@ -25,7 +25,7 @@ fn two_web_processes_share_an_inbox_and_every_caller_gets_its_answer() {
             scope.spawn(move || {
                 for at in (client..100).step_by(10) {
                     let (name, label) = (PICTURES[at % PICTURES.len()], &labels[at % PICTURES.len()]);
-                    let (content_type, body) = form("myfile", "same.jpg", &picture(name));
+                    let (content_type, body) = form("myfile", "same.jpg", &test_image(name));
                     let headers = [("Content-Type", content_type.as_str())];
                     let answer = request(addresses[at / 5 % 2], "POST", "/", &headers, &body).unwrap();
                     assert_eq!((answer.status, &answer.text()), (200, label));
@@ -41,7 +41,7 @@ fn two_web_processes_share_an_inbox_and_every_caller_gets_its_answer() {
 fn reply_for_another_process_is_released_and_deleted_once_nobody_can_wait_for_it() {
     let mut service = Service::start(0, &["--result-queue-mode", "shared"], &[]);
     let addresses = [service.address, service.add_web()];
-    let id = service.submit("x.jpg", &picture("cup.jpg"));
+    let id = service.submit("x.jpg", &test_image("cup.jpg"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let results = result_queue(&service).await;
@@ -62,7 +62,7 @@ fn reply_for_another_process_is_released_and_deleted_once_nobody_can_wait_for_it
         file.execute("UPDATE messages SET sent_at_ms = sent_at_ms - 61000 WHERE body LIKE '%bathtub%'", []).unwrap();
         let started = Instant::now();
         while count(results.depth().await.unwrap()) > 0 {
-            assert!(started.elapsed() < PATIENCE, "the replies do not go");
+            assert!(started.elapsed() < DEADLINE, "the replies do not go");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });
@@ -76,7 +76,7 @@ fn web_process_without_an_own_inbox_shares_and_logs_it() {
     let long = "r".repeat(70);
     let service = Service::start(1, &["--result-queue", &long], &["--result-queue", &long]);
     service.web.wait_for_log("sharing the result queue");
-    let answer = service.request("POST", "/v1/classify", &[], &picture("rocket.jpg"));
+    let answer = service.request("POST", "/v1/classify", &[], &test_image("rocket.jpg"));
     assert_eq!(answer.json()["predictions"][0]["label"], label_of("rocket.jpg").as_str());
     assert!(metric(service.address, r#"imgcls_web_replies_total{outcome="waited_for"}"#) > 0.0);
 }

@@ -10,7 +10,7 @@ use imgcls::config::{Backend, Names};
 use imgcls::transport;
 use serde_json::Value;
 
-use crate::harness::{Service, count_results, picture, until};
+use crate::harness::{Service, count_results, test_image, until};
 
 const PICTURES: [&str; 5] = ["rocket.jpg", "cup.jpg", "cat.jpg", "rgb.png", "lossy.webp"];
 
@@ -34,7 +34,7 @@ fn storm() -> Storm {
 fn no_accepted_job_is_lost_or_answered_twice() {
     let storm = storm();
     let mut service = Service::start(storm.workers, &[], &["--visibility-timeout", "1s"]);
-    let images: Vec<Vec<u8>> = PICTURES.iter().map(|name| picture(name)).collect();
+    let images: Vec<Vec<u8>> = PICTURES.iter().map(|name| test_image(name)).collect();
     let expected: Vec<Value> = images
         .iter()
         .map(|image| service.request("POST", "/v1/classify", &[], image).json()["predictions"].clone())

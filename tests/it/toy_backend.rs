@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::conformance;
-use crate::harness::{label_of, picture, request};
+use crate::harness::{label_of, request, test_image};
 
 const MESSAGE_LIMIT: usize = 1 << 20;
 const WAIT: Duration = Duration::from_secs(5);
@@ -46,13 +46,13 @@ async fn web_tier_and_worker_answer_on_the_toy_backend() {
     let serving = tokio::spawn(web::run(listener, web_config(&backend, &names), None, stop.clone()));
     let asking = tokio::task::spawn_blocking(move || {
         for name in ["cat.jpg", "rocket.jpg"] {
-            let answer = request(address, "POST", "/v1/classify", &[], &picture(name)).unwrap();
+            let answer = request(address, "POST", "/v1/classify", &[], &test_image(name)).unwrap();
             assert_eq!(answer.status, 200, "{}", answer.text());
             let result: Value = serde_json::from_str(&answer.text()).unwrap();
             assert_eq!(result["predictions"][0]["label"], label_of(name).as_str());
             let id = result["id"].as_str().unwrap().to_owned();
             let image = request(address, "GET", &format!("/v1/jobs/{id}/image"), &[], b"").unwrap();
-            assert!(image.status == 200 && image.body == picture(name));
+            assert!(image.status == 200 && image.body == test_image(name));
         }
         let broken = request(address, "POST", "/v1/classify", &[], b"\xff\xd8\xff no image").unwrap();
         assert_eq!(broken.status, 422, "{}", broken.text());

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
-use crate::harness::{Service, picture, until};
+use crate::harness::{Service, test_image, until};
 use crate::http_server::{Answer, serve};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -18,7 +18,7 @@ fn request_and_its_job_belong_to_one_trace() {
     let mut service = traced_service(&collector);
     let traceparent = format!("00-{TRACE}-{CALLER}-01");
     let headers = [("traceparent", traceparent.as_str())];
-    let answer = service.request("POST", "/v1/classify", &headers, &picture("cat.jpg"));
+    let answer = service.request("POST", "/v1/classify", &headers, &test_image("cat.jpg"));
     assert_eq!(answer.status, 200, "{}", answer.text());
     let id = answer.json()["id"].as_str().unwrap().to_owned();
     // The last spans are sent while the tiers drain.
@@ -51,7 +51,7 @@ fn log_line_of_a_job_names_its_trace_without_a_collector() {
     let service = Service::start(1, &[], &[]);
     let traceparent = format!("00-{TRACE}-{CALLER}-01");
     let headers = [("traceparent", traceparent.as_str())];
-    let mut broken = picture("cat.jpg");
+    let mut broken = test_image("cat.jpg");
     broken.truncate(broken.len() / 4);
     let answer = service.request("POST", "/v1/classify", &headers, &broken);
     assert_eq!(answer.status, 422, "{}", answer.text());
@@ -62,7 +62,7 @@ fn log_line_of_a_job_names_its_trace_without_a_collector() {
 fn missing_collector_costs_no_answer() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut service = service_exporting_to(nobody);
-    let answer = service.request("POST", "/v1/classify", &[], &picture("cat.jpg"));
+    let answer = service.request("POST", "/v1/classify", &[], &test_image("cat.jpg"));
     assert_eq!(answer.status, 200, "{}", answer.text());
     service.web.signal("TERM");
     assert_eq!(service.web.wait(), Some(0), "{}", service.web.log());

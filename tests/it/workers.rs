@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 /// Far beyond what any step takes; only a failing test waits that long.
-const PATIENCE: Duration = Duration::from_mins(1);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// A folder where scripted workers leave their process ids (`pids`), and whatever else their script writes.
 struct Nest(TempDir);
@@ -59,13 +59,13 @@ impl Nest {
 async fn until(what: &str, condition: impl Fn() -> bool) {
     let started = Instant::now();
     while !condition() {
-        assert!(started.elapsed() < PATIENCE, "still not so: {what}");
+        assert!(started.elapsed() < DEADLINE, "still not so: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
 async fn ready(watch: &mut watch::Receiver<usize>, count: usize) {
-    let reached = tokio::time::timeout(PATIENCE, watch.wait_for(|ready| *ready == count)).await;
+    let reached = tokio::time::timeout(DEADLINE, watch.wait_for(|ready| *ready == count)).await;
     reached.expect("in time").expect("the pool holds the sender");
 }
 

@@ -25,7 +25,7 @@ use base64::Engine as _;
 use super::proxy::{self, Call};
 use super::{Stack, between, by_hand, small_bundle};
 use crate::emulators::moto_of_stacks;
-use crate::harness::{Process, free_port, imgcls, label_of, picture, request, until};
+use crate::harness::{Process, free_port, imgcls, label_of, request, test_image, until};
 use crate::http_server::{self, Answer, ReceivedRequest};
 
 const SYSTEMCTL: &str = "#!/bin/bash\necho \"$@\" >>/systemctl\n";
@@ -103,7 +103,7 @@ fn clean_machines_download_the_bundle_and_classify() {
     let _web = web.run("imgcls.service", &[("0.0.0.0:80", &address.to_string())]);
     let autoscale = web.run("imgcls-autoscale.service", &[]);
     until("the web tier", || request(address, "GET", "/readyz", &[], b"").ok().filter(|answer| answer.status == 200));
-    let answer = request(address, "POST", "/v1/classify?wait=50", &[], &picture("cat.jpg")).unwrap();
+    let answer = request(address, "POST", "/v1/classify?wait=50", &[], &test_image("cat.jpg")).unwrap();
     assert_eq!(answer.status, 200, "{}\n{}\n{}", answer.text(), worker.log(), web.log());
     assert_eq!(answer.json()["predictions"][0]["label"], label_of("cat.jpg").as_str());
     until("the log of the worker in CloudWatch Logs", || logged().contains("ready").then_some(()));
