@@ -129,7 +129,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     keep_freed_memory();
     // Elsewhere than on this machine, a request also holds a connection to the backend.
-    let files_each = if !matches!(config.backend, Backend::Local { .. }) { 2 } else { 1 };
+    let files_each = if matches!(config.backend, Backend::Local { .. }) { 1 } else { 2 };
     let max_connections = descriptors::max_connections(config.max_connections, descriptors::raise_limit(), files_each);
     let address = listener.local_addr()?;
     let transport = transport::open(&config.backend, &config.names).await?;
