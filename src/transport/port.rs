@@ -138,7 +138,7 @@ pub trait Transport: Send + Sync {
     /// Walks through the dead letters.
     async fn dead_letters(&self) -> Result<Box<dyn DeadLetterScan>, TransportError>;
 
-    /// Submits a dead letter again: the image is written anew, since a job's time runs from then on, the failed result is
+    /// Submits a dead letter again: the image is written again, since a job's time runs from then on, the failed result is
     /// deleted, and the message is sent. In that order; a caller that is not sure of the outcome may repeat the call.
     async fn resubmit(&self, job: Resubmission) -> Result<(), TransportError>;
 

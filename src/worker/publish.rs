@@ -164,7 +164,7 @@ fn log(outcome: &Outcome, span: &mut Span) {
     let mut set_id = |id: &Uuid| span.set("imgcls.id", id.to_string());
     match outcome {
         Outcome::Release { id, after, reason } => {
-            tracing::warn!(?id, trace_id, reason, after_seconds = after.as_secs(), "handed back");
+            tracing::warn!(?id, trace_id, reason, after_seconds = after.as_secs(), "released");
             span.fail(reason.clone());
         }
         Outcome::Result { result, .. } => {

@@ -1,4 +1,4 @@
-//! Queues that take little: nobody outside hears of it.
+//! Queues with a small message limit, which no client notices.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::harness::{Service, free_port, imgcls, label_of, metric, picture, until};
 
-/// A photograph as cameras make them: a picture of ours, enlarged, with a sensor's noise.
+/// A photograph like those of cameras: a test image, enlarged, with the noise of a sensor.
 pub fn photograph() -> Vec<u8> {
     let small = image::load_from_memory(&picture("cat.jpg")).unwrap().to_rgb8();
     let mut large: RgbImage = imageops::resize(&small, 1_600, 1_200, imageops::FilterType::Triangle);
