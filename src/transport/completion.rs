@@ -11,13 +11,13 @@ use super::message::Receipt;
 pub struct Completion {
     /// Of the delivery.
     pub receipt: Receipt,
-    /// The job was withdrawn: the marker that stands in place of its image is deleted.
+    /// The job was withdrawn: the marker in place of its image is deleted.
     pub withdrawn: Option<Uuid>,
     /// Written once: a result that exists stays as it is.
     pub result: Option<NewResult>,
     /// Files of the legacy form.
     pub legacy_output: Option<LegacyOutput>,
-    /// Sent to whoever waits for the job.
+    /// Sent to the process that waits for the job.
     pub reply: Option<Reply>,
     /// Kept for operators.
     pub dead_letter: Option<DeadLetter>,
@@ -48,13 +48,13 @@ pub struct LegacyOutput {
 /// A reply to send.
 #[derive(Debug, Clone)]
 pub struct Reply {
-    /// Who gets it.
+    /// Its receiver.
     pub to: ReplyTo,
     /// Its text. When the completion has a result and an earlier result exists, that one is sent instead.
     pub text: String,
 }
 
-/// Who gets a reply.
+/// The receiver of a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReplyTo {
     /// The inbox of that address. The reply may be lost: the result says the same.

@@ -11,7 +11,7 @@
 //! - A message is delivered at least once. While a worker holds a delivery the message is invisible to others, until its
 //!   visibility timeout has passed. A receipt belongs to one delivery; a stale one does nothing.
 //! - A completion writes the result, then replies, then deletes the message, in that order. A job has one result: the first
-//!   that was written, whoever writes. A completion after that reports the stored one and replies with it.
+//!   that was written, whichever process wrote it. A completion after that reports the stored one and replies with it.
 //! - The result is the truth. A reply only wakes a waiter; it may be lost, doubled or cut, except in the legacy form.
 //! - A message delivered too often becomes a dead letter. It keeps its text, and a worker says why.
 //! - Reads never return bytes other than those that were written; they return `Damaged`.

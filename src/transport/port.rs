@@ -138,7 +138,7 @@ pub trait Transport: Send + Sync {
     /// Walks through the dead letters.
     async fn dead_letters(&self) -> Result<Box<dyn DeadLetterScan>, TransportError>;
 
-    /// Submits a dead letter again: the image is written anew, since a job's time runs from then on, the failed result is
+    /// Submits a dead letter again: the image is written again, since a job's time runs from then on, the failed result is
     /// deleted, and the message is sent. In that order; a caller that is not sure of the outcome may repeat the call.
     async fn resubmit(&self, job: Resubmission) -> Result<(), TransportError>;
 
@@ -180,7 +180,7 @@ pub trait Inbox: Send + Sync {
 
     /// What has to be done now and then for as long as the inbox is used. Runs until it is dropped.
     async fn maintain(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// The process ends: an own inbox is removed.

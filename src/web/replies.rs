@@ -68,7 +68,7 @@ impl Replies {
         self.inbox.address()
     }
 
-    /// Hands replies to those who wait until `stop`, then closes the inbox.
+    /// Hands replies to waiting callers until `stop`, then closes the inbox.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}

@@ -1,4 +1,4 @@
-//! The results of jobs: read by whoever asks for them, and written once, whichever process writes.
+//! The results of jobs. They are written once, whichever process writes.
 
 use std::sync::Arc;
 

@@ -67,28 +67,28 @@ pub struct Config {
     pub names: Names,
     pub limits: Limits,
     pub model: ModelChoice,
-    /// How long a received message stays with this worker unless renewed (at a third of it).
+    /// How long a received message stays with this worker. It is renewed at a third of that.
     pub visibility_timeout: Duration,
     /// How long a lease may be renewed in all until its image is classified.
     pub max_lease: Duration,
     /// A message received more often than this is dead-lettered by the worker.
     pub max_receive_count: u32,
-    /// Sessions of the model side by side. None: one a core.
+    /// Parallel sessions of the model. `None` means one for each core.
     pub sessions: Option<usize>,
     pub max_batch_size: usize,
     pub max_batch_delay: Duration,
-    /// The Auto Scaling group that this worker is in, where it is an EC2 instance.
+    /// The Auto Scaling group of this worker, when it is an EC2 instance.
     pub auto_scaling_group: String,
     /// Serves /healthz, /readyz and /metrics.
     pub admin_listen: Option<SocketAddr>,
-    /// Drain when standard input closes: how a worker outlives no `up`.
+    /// Drain when standard input closes, so that no worker outlives its `up`.
     pub drain_on_stdin_close: bool,
 }
 
 /// Works until `shutdown`, then drains.
 ///
 /// # Errors
-/// At start: the model, the data directory or the admin address cannot be used. Later: a stage ended early.
+/// At start, when the model, the transport or the admin address cannot be used; later, when a stage ends early.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let started = Instant::now();
     if config.drain_on_stdin_close {
@@ -119,7 +119,7 @@ async fn work(
     let (loaded, instance) = tokio::join!(loading, Instance::find(&config.backend, &config.auto_scaling_group));
     let package = Arc::new(loaded??);
     if let Some(notice) = instance.notice().await {
-        // Started again after it drained, since whoever watches over it knows no better.
+        // A supervisor that does not know this starts the worker again after it drained.
         tracing::info!(?notice, "this instance is to end; nothing is received");
         readiness.send_replace(Readiness::Draining);
         shutdown.cancelled().await;
@@ -139,7 +139,7 @@ async fn work(
     let mut stages = pipeline.start(&shutdown);
     stages.spawn(end_at_failure(Arc::clone(&transport), shutdown.clone()));
     if config.drain_on_stdin_close {
-        // A parent that does not read it must not hold up the worker; one that died closes standard input too.
+        // Ignores errors: a parent that does not read must not block the worker, and one that died closes standard input too.
         output::announce(&WorkerLine::Ready.to_string());
         let stop = shutdown.clone();
         stages.spawn(async move { statistics.report(sessions, stop).await }.map(Ok));
@@ -245,7 +245,7 @@ impl Config {
 }
 
 /// # Errors
-/// A decoder is stuck: its thread ends only with this process.
+/// When a decoder is stuck: its thread ends only with this process.
 fn report_end(watchdog: &Watchdog<infer::Held>) -> anyhow::Result<()> {
     if watchdog.has_found_one() {
         bail!("a decoder did not stop within its time, and its thread cannot be ended without this process");
@@ -262,7 +262,7 @@ async fn end_at_failure(transport: Arc<dyn Transport>, stop: CancellationToken) 
     }
 }
 
-/// Drains when this instance is to end, and keeps it from being taken away while it works.
+/// Drains when this instance is to end, and protects it from scale-in while it works.
 struct Watch {
     stop: CancellationToken,
     task: JoinHandle<Instance>,
@@ -285,7 +285,7 @@ impl Watch {
         Watch { stop, task }
     }
 
-    /// Nothing is held any more: a group that waits for that may go on.
+    /// Reports that nothing is held any more: a group that waits for that may go on.
     async fn end(self) -> anyhow::Result<()> {
         self.stop.cancel();
         self.task.await.context("the watch over this instance ended early")?.drained().await;
@@ -293,7 +293,7 @@ impl Watch {
     }
 }
 
-/// Waits for the stages: until shutdown none may end; after it all have to, in time.
+/// Waits for the stages. Before the shutdown none may end; after it all have to end in time.
 async fn supervise(
     stages: &mut JoinSet<anyhow::Result<()>>,
     keeper: &Keeper,
@@ -327,14 +327,14 @@ async fn supervise(
     let held = keeper.held();
     stages.abort_all();
     match tokio::time::timeout(RELEASE_TIMEOUT, keeper.release_all(&held)).await {
-        Ok(Ok(())) => tracing::warn!(count = held.len(), "not drained in time; handed back"),
+        Ok(Ok(())) => tracing::warn!(count = held.len(), "not drained in time; messages released"),
         Ok(Err(error)) => tracing::warn!(%error, "not drained in time; messages come again by themselves"),
         Err(_) => tracing::warn!("not drained in time; messages come again by themselves"),
     }
     Ok(())
 }
 
-/// Cancels `shutdown` when the other end of standard input is gone, however it died.
+/// Cancels `shutdown` when the other end of standard input is closed, for whatever reason.
 fn drain_when_stdin_closes(shutdown: CancellationToken) -> anyhow::Result<()> {
     // Ends with standard input or with the process; a read cannot be interrupted, so nothing waits for it.
     std::thread::Builder::new()
@@ -355,7 +355,7 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("cannot listen on {address}; choose another --admin-listen"))
 }
 
-/// Host and process: tells an operator where to look, and nothing secret.
+/// Host and process, so that an operator knows where to look. Nothing of it is secret.
 fn worker_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "host" } else { host.trim() };

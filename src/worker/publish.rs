@@ -2,7 +2,7 @@
 //! Whatever dies in between, the message comes again and the result is found.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -68,10 +68,11 @@ impl Publisher {
         // Nothing but success ends this, and the end of the drain.
         while !batch.is_empty() {
             let answers = self.transport.complete(&mut batch).await;
+            let published_after = started.elapsed();
             let mut left = Vec::new();
             for ((published, completion), answer) in publishing.into_iter().zip(batch).zip(answers) {
                 match answer {
-                    Ok(completed) => count(&published, &completed, started),
+                    Ok(completed) => count(&published, &completed, published_after),
                     Err(error) => {
                         METRICS.faults.with_label_values(&[error.step]).inc();
                         tracing::warn!(error = %error.error, what = error.step, "trying again");
@@ -80,7 +81,9 @@ impl Publisher {
                 }
             }
             (publishing, batch) = left.into_iter().unzip();
-            if !batch.is_empty() {
+            if batch.is_empty() {
+                METRICS.stage("published").observe(published_after.as_secs_f64());
+            } else {
                 tokio::time::sleep(backoff.next_delay_with_jitter()).await;
             }
         }
@@ -148,22 +151,20 @@ fn reply(reply_to: Option<String>, text: String) -> Option<Reply> {
     reply_to.map(|address| Reply { to: ReplyTo::Inbox(address), text })
 }
 
-fn count(published: &Publishing, completed: &Completed, started: Instant) {
+fn count(published: &Publishing, completed: &Completed, took: Duration) {
     if let Some(reply) = completed.reply {
         METRICS.replies.with_label_values(&[reply.as_str()]).inc();
     }
-    let took = started.elapsed();
-    METRICS.stage("published").observe(took.as_secs_f64());
     published.span.stage("published", took);
 }
 
 fn log(outcome: &Outcome, span: &mut Span) {
     let trace_id = span.trace_id().map(|id| id.to_string());
-    let trace_id = trace_id.as_deref();
+    let trace_id = trace_id.as_deref().map(tracing::field::display);
     let mut set_id = |id: &Uuid| span.set("imgcls.id", id.to_string());
     match outcome {
         Outcome::Release { id, after, reason } => {
-            tracing::warn!(?id, trace_id, reason, after_seconds = after.as_secs(), "handed back");
+            tracing::warn!(?id, trace_id, reason, after_seconds = after.as_secs(), "released");
             span.fail(reason.clone());
         }
         Outcome::Result { result, .. } => {

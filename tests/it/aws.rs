@@ -1,5 +1,5 @@
-//! The AWS backend, against emulators from three hands: the suites of both ports, the service from end to end, and
-//! what it says where AWS cannot be used.
+//! The AWS backend against three emulators: the conformance suites, the service from end to end, and the errors when AWS
+//! cannot be used.
 //!
 //! The SDK reads its credentials from the environment of the process, so each suite runs in a process of its own: the
 //! test starts itself again.
@@ -48,7 +48,7 @@ fn transport_on_ministack_conforms() {
     within(ministack, "aws::transport_on_ministack_conforms", async || conformance::transport::all(&aws(), &[]).await);
 }
 
-/// As the environment says.
+/// With the settings of the environment.
 fn aws() -> Backend {
     Backend::Aws { region: None, endpoint_url: None }
 }
@@ -299,7 +299,7 @@ fn outage_costs_few_calls_and_ends_soon() {
     });
 }
 
-/// Stands between a client and an emulator, and can be shut.
+/// A proxy between a client and an emulator, which can be shut.
 struct Door {
     url: String,
     is_open: Arc<AtomicBool>,
@@ -327,7 +327,7 @@ impl Door {
                             tokio::time::sleep(Duration::from_millis(10)).await;
                         }
                     };
-                    // A connection that stood is cut when the door is shut.
+                    // Open connections are cut when the door is shut.
                     tokio::select! {
                         _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
                         () = shut => {}
@@ -422,7 +422,7 @@ fn refusal(flags: &[&str], environment: Vec<(String, String)>) -> String {
     last_line(command)
 }
 
-/// The one line that is no log, of a process that has to exit with 1.
+/// The one line that is not a log line, of a process that must exit with 1.
 fn last_line(mut command: Command) -> String {
     let output = command.output().expect("the program starts");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -1,4 +1,4 @@
-//! Messages and replies that should not be: each has its end, is counted and logged, and stops nobody.
+//! Bad messages and replies: each has an outcome, is counted and logged, and stops no process.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::harness::{DEADLINE, Service, free_port, metric, result_text, test_image, until};
 
-/// A service with one worker, whose counters can be read, and the service's queues.
+/// A service with one worker, the address of its metrics, and the queues of the service.
 struct Clinic {
     service: Service,
     admin: SocketAddr,
@@ -145,7 +145,7 @@ fn message_delivered_twice_has_one_result_and_two_equal_replies() {
     clinic.store(id, &test_image("rocket.jpg"));
     let mut body = request(id);
     body["reply_to"] = reply_to.into();
-    // Twice sent: the two may be worked on at the same time.
+    // Sent twice, so that both may be processed at the same time.
     clinic.send(&body);
     clinic.send(&body);
     clinic.service.add_worker();
@@ -153,7 +153,7 @@ fn message_delivered_twice_has_one_result_and_two_equal_replies() {
     assert_eq!(receive(&*replies, DEADLINE).body, first);
     assert_eq!(result_text(&clinic.service.database(), &id.to_string()), first);
 
-    // And delivered again, after a worker died between reply and ack.
+    // And delivered again, as after the death of a worker between result and deletion.
     clinic.service.workers.clear();
     clinic.send(&body);
     let once = receive(&*clinic.requests, Duration::from_secs(30));
@@ -164,7 +164,7 @@ fn message_delivered_twice_has_one_result_and_two_equal_replies() {
     clinic.says("delivered again after its end");
 }
 
-/// A worker that was stopped while it held a message, for longer than it may hold one.
+/// The worker is stopped while it holds a message, for longer than its lease.
 #[test]
 fn worker_that_slept_through_its_lease_changes_nothing() {
     let clinic = Clinic::start(1, &["--visibility-timeout", "1s"]);

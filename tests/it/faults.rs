@@ -75,7 +75,7 @@ impl Fleet {
         })
     }
 
-    /// The job as a web tier tells it, once it has an end.
+    /// The job as a web tier reports it, once it has a result.
     fn ended(&self, web: usize, id: &str) -> Value {
         let path = format!("/v1/jobs/{id}?wait=10");
         until(&format!("the end of {id}"), || {
@@ -88,7 +88,7 @@ impl Fleet {
         })
     }
 
-    /// Ids of the results that stand, asked of the emulator itself.
+    /// Ids of the stored results, read from the emulator itself.
     fn stored_results(&self) -> BTreeSet<String> {
         let path = format!("/{}?list-type=2&prefix=results/&max-keys=1000", self.stage.name_of("out"));
         let listing = request(self.emulator.address, "GET", &path, &[], b"").unwrap().text();
@@ -150,7 +150,7 @@ impl Told {
         }
     }
 
-    /// None where the client has to come again; it has waited as long as it was told to.
+    /// `None` when the client has to retry. It has waited as long as the answer said.
     fn read(&self, answer: &Response) -> Option<Value> {
         if answer.status != 503 {
             return Some(answer.json());
@@ -166,7 +166,7 @@ fn pictures() -> Vec<(Vec<u8>, String)> {
     PICTURES.iter().map(|name| (test_image(name), label_of(name))).collect()
 }
 
-/// Every accepted id has its own end, the same at both web tiers and in the store.
+/// Every accepted id has its own result, the same at both web tiers and in the store.
 fn expect_all_ended(fleet: &Fleet, told: &Told) {
     let accepted = told.accepted.lock().unwrap().clone();
     let next = AtomicUsize::new(0);
@@ -328,9 +328,9 @@ fn drain_on_moto_releases_held_messages() {
     a_drain_gives_back_what_is_held(moto());
 }
 
-/// A web tier that somebody waits at, and a worker that cannot finish what it holds.
+/// A web tier with a waiting caller, and a worker that cannot finish its messages.
 fn a_drain_gives_back_what_is_held(emulator: &'static Emulator) {
-    // What is not given back is not seen again for longer than anything here waits.
+    // A message that is not released is invisible for longer than this test waits.
     let mut fleet = Fleet::start(emulator, 1, &["--visibility-timeout", "10m"]);
     fleet.proxy.follow(Plan { stalled: &["GetObject"], ..Plan::default() });
     let (image, label) = (test_image("cat.jpg"), label_of("cat.jpg"));

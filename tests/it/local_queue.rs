@@ -1,4 +1,4 @@
-//! What only the local queue promises: many processes on one file, kill -9, its doorbells, its errors.
+//! The promises of the local queue alone: many processes on one file, kill -9, notifications, errors.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -18,10 +18,10 @@ use crate::children::{self, Worker, say};
 const QUEUE: &str = "local";
 const LONG: Duration = Duration::from_secs(300);
 const LONG_POLL: Duration = Duration::from_secs(20);
-/// Far longer than a bell takes, far shorter than a long poll.
+/// Far longer than a notification takes, far shorter than a long poll.
 const SOON: Duration = Duration::from_secs(5);
 
-/// Far longer than a message takes; what a killed process held is back after it.
+/// Far longer than a message takes. Messages that a killed process held are visible again after it.
 const SHORT: Duration = Duration::from_secs(10);
 
 const MESSAGES_EACH: usize = 200;
@@ -63,7 +63,7 @@ async fn worker_sends_receives_and_acks() {
             }
         }
     });
-    // Two seconds of nothing: all have sent, or the test fails.
+    // After two seconds without a message all have sent, or the test fails.
     loop {
         let deliveries = queue.receive(options(Duration::from_secs(2))).await.unwrap();
         if deliveries.is_empty() {
@@ -123,8 +123,8 @@ async fn worker_sends_until_killed() {
     futures::future::join_all(lanes).await;
 }
 
-/// Four processes send, receive and acknowledge, and are killed in the midst of it, twice on the same file. Whatever
-/// was sent and not yet to be acknowledged is there; what was acknowledged never comes again.
+/// Four processes send, receive and acknowledge, and are killed meanwhile, twice on the same file. Every message
+/// that was sent and not acknowledged is there, and an acknowledged message is never delivered again.
 #[tokio::test(flavor = "multi_thread")]
 async fn four_killed_processes_lose_and_double_nothing() {
     const PROCESSES: usize = 4;
@@ -169,7 +169,7 @@ async fn four_killed_processes_lose_and_double_nothing() {
     assert!(again.is_empty(), "{again:?}");
 }
 
-/// The next message, acknowledged; none once nothing is visible or held by anybody.
+/// Takes and acknowledges the next message. `None` once no message is visible or held.
 async fn take_next(queue: &dyn Queue) -> Option<String> {
     loop {
         let depth = queue.depth().await.unwrap();
@@ -226,7 +226,7 @@ async fn send_wakes_a_receive_in_another_process() {
         send(&*queue, &index.to_string()).await;
         worker.expect_line(&index.to_string());
     }
-    // Without a bell each would take the second until the receive looks again.
+    // Without notifications each would take the second until the receive polls again.
     assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
     worker.expect_success();
 }
@@ -257,7 +257,7 @@ async fn many_waiting_receives_share_a_batch() {
             received.into_iter().flat_map(Result::unwrap).map(|delivery| delivery.body).collect();
         assert_eq!(bodies, batch.into_iter().map(|message| message.body).collect());
     }
-    // One bell a batch. Where each who was woken did not wake the next, the rest would look again after a second.
+    // One notification for each batch. If a woken waiter did not wake the next one, the others would poll after a second.
     assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
 }
 
@@ -332,17 +332,17 @@ async fn transient_message_to_its_owner_bypasses_the_database() {
     let queues = SqliteQueues::open(directory.path()).unwrap();
     let owner = queues.create_own(QUEUE, &QueueAttributes::default()).await.unwrap();
     let elsewhere = open(directory.path()).await;
-    // Waited for: the receive has looked at the file and waits.
-    let (received, ()) = tokio::join!(owner.receive(options(LONG_POLL)), send_transient(&*elsewhere, "direct"));
+    // The receive has read the database and waits.
+    let (received, ()) = tokio::join!(owner.receive(options(LONG_POLL)), send_transient(&elsewhere, "direct"));
     let delivery = received.unwrap().remove(0);
     assert_eq!((delivery.body.as_str(), delivery.receive_count), ("direct", 1));
     assert_eq!(owner.depth().await.unwrap(), Depth::default(), "nothing of it is in the file");
     owner.ack(std::slice::from_ref(&delivery.receipt)).await.unwrap();
-    // Too late: it is acknowledged.
+    // Too late, since it is acknowledged.
     owner.set_visibility(&[(delivery.receipt, Duration::ZERO)]).await.unwrap();
     assert_eq!(owner.depth().await.unwrap(), Depth::default());
 
-    send_transient(&*elsewhere, "handed back").await;
+    send_transient(&elsewhere, "handed back").await;
     let delivery = owner.receive(options(LONG_POLL)).await.unwrap().remove(0);
     owner.set_visibility(&[(delivery.receipt, Duration::ZERO)]).await.unwrap();
     let delivery = owner.receive(options(LONG_POLL)).await.unwrap().remove(0);
@@ -358,11 +358,11 @@ async fn messages_that_cannot_be_datagrams_go_into_the_database() {
     let queues = SqliteQueues::open(directory.path()).unwrap();
     let owner = queues.create_own(QUEUE, &QueueAttributes::default()).await.unwrap();
     let elsewhere = open(directory.path()).await;
-    // More than a socket keeps, what is too long for it, what is empty, and what is to survive a power loss.
+    // More messages than a socket buffers, one that is too long, an empty one, and one that must survive a power loss.
     let mut expected: Vec<String> = (0..MANY).map(|index| index.to_string()).collect();
     expected.extend(["long ".repeat(40_000), String::new()]);
     for body in &expected {
-        send_transient(&*elsewhere, body).await;
+        send_transient(&elsewhere, body).await;
     }
     send(&*elsewhere, "durable").await;
     expected.push("durable".to_owned());
@@ -380,11 +380,11 @@ async fn messages_that_cannot_be_datagrams_go_into_the_database() {
     assert!(received == expected, "each once");
 
     drop(owner);
-    send_transient(&*elsewhere, "nobody is there").await;
+    send_transient(&elsewhere, "nobody is there").await;
     assert_eq!(elsewhere.receive(options(Duration::ZERO)).await.unwrap()[0].body, "nobody is there");
 }
 
-/// Its owner waits at the socket, the message comes by the file.
+/// The owner waits at the socket, and the message comes through the database.
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_owner_is_woken_by_datagrams_and_notifications() {
     let directory = tempfile::tempdir().unwrap();
@@ -422,7 +422,7 @@ async fn receive_of_a_share_leaves_some_to_others() {
     assert_eq!(taken, [3, 3, 2, 2, 2, 2, 2, 1, 0, 0], "of 17, 14, 11, 9, 7, 5, 3, 1 and none");
 }
 
-/// Who bears to hear of it later shares a sync: with the next that does not, here.
+/// A send with a flush delay shares the sync of another call, here of the next send without one.
 #[tokio::test(flavor = "multi_thread")]
 async fn send_with_a_flush_delay_is_received_at_once_and_durable_with_the_next() {
     let directory = tempfile::tempdir().unwrap();
@@ -441,7 +441,7 @@ async fn send_with_a_flush_delay_is_received_at_once_and_durable_with_the_next()
 #[test]
 fn acknowledgement_is_not_deferred() {
     let directory = tempfile::tempdir().unwrap();
-    // Without a clock: what waits for a moment panics.
+    // Without a timer, so that a call that waits panics.
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let queue = open(directory.path()).await;

@@ -1,4 +1,4 @@
-//! What only the local store promises: many processes in one directory, kill -9, room given back, its errors.
+//! The promises of the local store alone: many processes in one directory, kill -9, freed space, errors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -72,7 +72,7 @@ fn killed_process_leaves_whole_objects_and_all_acknowledged_ones() {
     assert!(lost.is_empty(), "{lost:?}");
 }
 
-/// Nobody pauses, so no copy of the log ever catches up by itself.
+/// No writer pauses, so that no checkpoint catches up by itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn log_stays_short_while_objects_are_put() {
     /// Small enough for a row.
@@ -137,7 +137,7 @@ async fn deleted_objects_take_no_space() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path());
     let room = || segments(directory.path()).iter().map(|path| fs::metadata(path).unwrap().blocks() * 512).sum::<u64>();
-    // One size that is written in line with other calls, and one that is not; both of whole blocks.
+    // One size that is written in the thread of the database, and one that is not. Both are whole blocks.
     for large in [vec![7; 64 << 10], vec![7; 256 << 10]].map(Bytes::from) {
         let once = room() + large.len() as u64;
         let _ = store.put("a", large.clone(), PLAIN).await.unwrap();
@@ -183,7 +183,7 @@ async fn readers_see_one_body_or_the_other_during_a_replacement() {
     }
 }
 
-/// The disk's fault, or a power loss's before the put had returned: an error that names the object, never other bytes.
+/// After a fault of the disk, or a power loss before the put returned: an error that names the object, never other bytes.
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_changed_on_disk_are_an_error() {
     for size in [20_000, 200_000] {

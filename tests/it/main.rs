@@ -32,6 +32,7 @@ mod loadgen;
 mod local_faults;
 mod local_queue;
 mod local_store;
+mod local_transport;
 mod log_faults;
 mod message_size;
 mod messages;

@@ -1,4 +1,4 @@
-//! What a worker makes of messages that no web tier of ours sent: the original's form, and what is none.
+//! Messages that were not sent by this web tier: the legacy form, and malformed ones.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,7 +86,7 @@ fn malformed_messages_are_kept_with_their_reason_and_stop_no_worker() {
         let id = "01936d5c-7e00-7abc-8def-0123456789ab";
         let times = r#""submitted_at":"2026-01-01T00:00:00Z","expires_at":"2100-01-01T00:00:00Z""#;
         let foreign = format!(r#"{{"v":1,"id":"{id}","image":{{"bucket":"other","key":"images/{id}"}},{times}}}"#);
-        // As large as the queue takes: the reason beside it does not fit the dead letters any more.
+        // As large as the queue takes, so that the reason beside it does not fit the dead-letter queue.
         let largest = "x".repeat(DEFAULT_MAX_MESSAGE_BYTES);
         for body in ["{", "[1]", "\u{1f4a3}", foreign.as_str(), largest.as_str()] {
             queues.send(body.to_owned()).await;
@@ -100,7 +100,7 @@ fn malformed_messages_are_kept_with_their_reason_and_stop_no_worker() {
         let job = service.finished(id);
         assert_eq!((&job["status"], &job["error"]["code"]), (&"failed".into(), &"malformed".into()));
 
-        // An image that is not there, and a reply that is not ours to send.
+        // A missing image, and a reply address that is none of the service.
         let id = "01936d5c-7e00-7abc-8def-0123456789ac";
         let image = format!(r#""image":{{"bucket":"input","key":"images/{id}"}}"#);
         queues.send(format!(r#"{{"v":1,"id":"{id}",{image},{times},"reply_to":"somebody-elses"}}"#)).await;

@@ -1,4 +1,4 @@
-//! `imgcls queue …`, through the real binary: depth, dead letters, sending them again, emptying.
+//! `imgcls queue …` through the real binary: depth, dead letters, redrive, purge.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -77,7 +77,7 @@ impl Ward {
         json_of(&self.run(arguments))
     }
 
-    /// What every receiver waits for, now: nothing is held by a command that was killed.
+    /// Makes all messages visible now, also those that a killed command holds.
     fn let_holds_end(&self) {
         let file = rusqlite::Connection::open(self.dir.path().join("data/imgcls.sqlite3")).unwrap();
         file.busy_timeout(Duration::from_secs(10)).unwrap();
@@ -214,7 +214,7 @@ fn redriven_job_gets_new_time_and_a_new_result() {
         let result = ClassifyResult { status: Status::Succeeded, error: None, ..failed(succeeded) };
         ward.store(succeeded, &result).await;
         ward.letter("{".to_owned(), None).await;
-        // Of a web tier that speaks the original's form.
+        // From a web tier that speaks the legacy form.
         let seed = Uuid::now_v7();
         ward.store(seed, &failed(seed)).await;
         let body = LegacyRequest::new(&test_image("cup.jpg"), protocol::legacy_name(seed, "image/jpeg")).to_json();
@@ -243,7 +243,7 @@ fn redriven_job_gets_new_time_and_a_new_result() {
     assert_eq!(outcome(succeeded), "already_succeeded");
     assert_eq!(ids(&ward.json(&["dead", "--json"])), ["-".to_owned(), gone.to_string()].into());
 
-    // No worker yet: the job of yesterday is not said to have expired.
+    // There is no worker yet, and the job of yesterday has not expired.
     let mut service = Service::start_in(ward.dir, 0, &[], &[]);
     for id in [old, young, seed] {
         let job = service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").json();
@@ -303,7 +303,7 @@ fn nothing_is_purged_without_confirmation() {
     assert_eq!(foreign.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&foreign.stderr).contains(REQUESTS), "it says which there are");
 
-    // On a terminal it asks.
+    // On a terminal the command asks.
     assert_eq!((on_a_terminal(&ward, "n\n"), left()), (Some(1), 1));
     assert_eq!((on_a_terminal(&ward, "y\n"), left()), (Some(0), 0));
 

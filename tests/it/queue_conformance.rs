@@ -26,7 +26,7 @@ async fn local_queues_conform() {
     all(Arc::new(SqliteQueues::open(directory.path()).unwrap()), &[]).await;
 }
 
-/// The suite. Queues that it makes have new random names, and it removes them.
+/// Runs the suite. It creates queues with new random names, and deletes them.
 pub async fn all(queues: Arc<dyn Queues>, exceptions: &[Exception]) {
     let queues = &*queues;
     let checks = checks![
@@ -220,7 +220,7 @@ async fn dropped_receive_loses_nothing(queues: &dyn Queues) {
     let mut received = BTreeSet::new();
     for body in &bodies {
         scratch.send(&[Outgoing::new(body.clone())]).await;
-        // Two receives race, and the loser is dropped wherever it stands.
+        // Two receives race, and the loser is dropped wherever it is.
         let deliveries = tokio::select! {
             deliveries = scratch.receive(MAX_BATCH, Duration::ZERO, SECOND * 3) => deliveries,
             deliveries = scratch.receive(MAX_BATCH, Duration::ZERO, SECOND * 3) => deliveries,
@@ -370,7 +370,7 @@ impl<'a> Scratch<'a> {
         bodies.extend(received);
     }
 
-    /// The bodies of the next messages, acked.
+    /// The bodies of the next messages, which are acknowledged.
     async fn drain(&self, count: usize) -> BTreeSet<String> {
         let mut bodies = BTreeSet::new();
         while bodies.len() < count {

@@ -1,4 +1,4 @@
-//! One result queue for all web processes, the original's form of sharing: each reply finds its own.
+//! One result queue for all web processes, as in the legacy system: each reply reaches its process.
 
 use std::sync::Arc;
 use std::thread;
@@ -45,7 +45,7 @@ fn reply_for_another_process_is_released_and_deleted_once_nobody_can_wait_for_it
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let results = result_queue(&service).await;
-        // Of a web process of the original, and to a job that somebody else's web process may wait for.
+        // A reply to a legacy web process, and one to a job that another web process may wait for.
         queue::send_one(&*results, Outgoing::new(json!({"test_0.JPEG": "bathtub"}).to_string())).await.unwrap();
         let adopted = json!({ format!("{id}.jpg"): " bathtub)\n" }).to_string();
         queue::send_one(&*results, Outgoing::new(adopted)).await.unwrap();
@@ -56,7 +56,7 @@ fn reply_for_another_process_is_released_and_deleted_once_nobody_can_wait_for_it
         until("both to be handed back more than once", || (handed_back() >= 6.0).then_some(()));
         assert_eq!(count(results.depth().await.unwrap()), 2);
 
-        // A minute later: nobody waits any more, so they go; what says how a job ended is kept first.
+        // A minute later nobody waits any more, so they are deleted. The answer to a job is stored before that.
         let file = rusqlite::Connection::open(service.data_dir().join("imgcls.sqlite3")).unwrap();
         file.busy_timeout(Duration::from_secs(10)).unwrap();
         file.execute("UPDATE messages SET sent_at_ms = sent_at_ms - 61000 WHERE body LIKE '%bathtub%'", []).unwrap();
@@ -72,7 +72,7 @@ fn reply_for_another_process_is_released_and_deleted_once_nobody_can_wait_for_it
 
 #[test]
 fn web_process_without_an_own_inbox_shares_and_logs_it() {
-    // The name of a reply queue would be longer than queue names may be: it cannot be made.
+    // The name of a reply queue would be longer than queue names may be, so it cannot be created.
     let long = "r".repeat(70);
     let service = Service::start(1, &["--result-queue", &long], &["--result-queue", &long]);
     service.web.wait_for_log("sharing the result queue");

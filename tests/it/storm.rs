@@ -65,12 +65,12 @@ fn no_accepted_job_is_lost_or_answered_twice() {
         assert_eq!(job["predictions"], expected[*picture], "{id} has another's answer");
     }
     let results = count_results(&service.database());
-    // Jobs whose web process died before it could say the id are accepted by nobody; they may have results too.
+    // Jobs whose web process died before it could return the id were accepted by no client. They may have results too.
     assert!(results >= before + storm.jobs, "{results} results");
     assert_eq!(depth_of_dead_letters(&service), 0);
 }
 
-/// Submits until there were `jobs` accepted ones; a request that a dying web process left unanswered is none.
+/// Submits until there were `jobs` accepted ones; a request without an answer from a dying web process does not count.
 fn submit(
     address: std::net::SocketAddr,
     images: &[Vec<u8>],

@@ -1,4 +1,4 @@
-//! The pool of worker processes: which start, which end, and that none is left over. The workers here are shell scripts
+//! The pool of worker processes: it starts and ends them, and leaves none behind. The workers here are shell scripts
 //! that keep the three-pipe protocol of `imgcls worker`.
 
 use std::fs;
@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-/// Far beyond what any step takes; only a failing test waits that long.
+/// Far longer than any step takes. Only a failing test waits that long.
 const DEADLINE: Duration = Duration::from_mins(1);
 
 /// A folder where scripted workers leave their process ids (`pids`), and whatever else their script writes.
@@ -184,7 +184,7 @@ async fn worker_is_drained_while_it_starts() {
     nest.all_gone().await;
 }
 
-/// The transport of a service whose workers are played here, and its request queue.
+/// The transport of a service whose workers are scripts, and its request queue.
 async fn service(nest: &Nest) -> (Arc<dyn Transport>, Arc<dyn Queue>) {
     let backend = Backend::Local { data_dir: nest.path().join("data") };
     let names = Names::local("imgcls");
@@ -265,7 +265,7 @@ async fn failure_of_the_queues_drains_the_pool_and_ends_the_loop_with_the_reason
     nest.all_gone().await;
 }
 
-/// Else the end of this process would not close it.
+/// Otherwise the end of this process would not close it.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn no_worker_holds_the_pipe_of_another() {

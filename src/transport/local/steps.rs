@@ -119,8 +119,8 @@ impl LocalSteps {
     }
 }
 
-/// What a power loss must not undo is synced before anybody hears of it. A deletion alone may wait for others: undone, it
-/// means one more delivery.
+/// Rows that a power loss must not undo are synced before the call returns. A deletion alone may wait for other calls: when
+/// it is undone, it means one more delivery.
 fn durability_of(planned: &[Planned]) -> Durability {
     let is_kept = |planned: &Planned| {
         let is_reply_kept = matches!(planned.reply, Some(PlannedReply::InTransaction { .. }));

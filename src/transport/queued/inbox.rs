@@ -36,7 +36,7 @@ const RANDOM_DIGITS: usize = 16;
 pub struct QueueInbox {
     parts: Arc<Parts>,
     steps: Arc<dyn Steps>,
-    /// Its name goes onto the queue, so that whoever removes the stack finds it.
+    /// A tag of the queue, so that the command that removes the stack finds it.
     stack: String,
     current: RwLock<Current>,
 }

@@ -14,7 +14,7 @@ use crate::transport::port::ServiceOptions;
 /// Opens a bucket by name, and makes it when it is missing.
 pub type OpenBucket = Box<dyn Fn(String) -> BoxFuture<'static, Result<Arc<dyn ObjectStore>, StoreError>> + Send + Sync>;
 
-/// Opened when they are needed: who only reads a depth must not make a bucket.
+/// Opened when they are needed: a command that only reads a depth must not create a bucket.
 pub struct Parts {
     pub names: Names,
     pub queues: Arc<dyn Queues>,

@@ -24,7 +24,7 @@ impl ReplySender {
     }
 
     /// Sends replies to one queue; one answer for each, in order. A queue that is gone belonged to a web process that is
-    /// gone: nobody waits there, and whoever asks another web process gets the result.
+    /// gone: nobody waits there, and a client that asks another web process gets the result.
     pub async fn send(&self, to: &str, texts: &[String]) -> Vec<Result<ReplyOutcome, CompletionError>> {
         let queue = match self.open(to).await {
             Ok(queue) => queue,

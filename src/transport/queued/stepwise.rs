@@ -190,7 +190,7 @@ impl Steps for Stepwise {
         Ok(SubmitTimes { stored, sent: sending.elapsed() })
     }
 
-    /// The queue does not know who is idle: whoever asks first gets the message, and a wait costs nothing.
+    /// The queue does not know who is idle: the first receiver gets the message, and a waiting receive costs nothing.
     async fn receive(&self, wanted: Wanted, _load: &dyn WorkerLoad) -> Result<Vec<Delivery>, TransportError> {
         let Wanted { max, visibility_timeout } = wanted;
         let options = ReceiveOptions { max: max.min(MAX_BATCH), wait: LONGEST_POLL, visibility_timeout };

@@ -11,6 +11,8 @@
 //! - Counts are SQS's, and approximate. Only CloudWatch knows how old the oldest message is (`age`).
 
 mod age;
+mod attributes;
+mod batches;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -26,14 +28,14 @@ use aws_sdk_sqs::types::{
 };
 use tokio::sync::Mutex;
 
-use super::coalesce::{BatchCall, Coalescer, Pace};
+use self::attributes::{from_sqs, redrive_policy, to_sqs};
+use self::batches::{Acks, EntryFault, Sends, try_entries};
+use super::coalesce::{Coalescer, Pace};
 use crate::aws::{Aws, Fault};
 use crate::config;
-use crate::retry::Schedule;
 use crate::transport::message::{Delivery, Depth, Receipt};
 use crate::transport::queued::queue::{
-    DEFAULT_MAX_MESSAGE_BYTES, LONGEST_POLL, MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, Queues,
-    ReceiveOptions, Redrive,
+    LONGEST_POLL, MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, Queues, ReceiveOptions, Redrive,
 };
 
 /// The most bytes of one call, whatever the limit of the queue.
@@ -47,9 +49,6 @@ const SEND_PACE: Pace =
     Pace { interval: Duration::from_millis(25), max_in_flight: 8, max_batch_bytes: MAX_BATCH_BYTES };
 /// No client waits for an acknowledgement.
 const ACK_PACE: Pace = Pace { interval: Duration::from_millis(50), max_in_flight: 8, max_batch_bytes: usize::MAX };
-/// Tries of single entries of a batch that SQS could not process by a fault of its own.
-const TRIES_OF_ENTRIES: u32 = 3;
-const BACKOFF: Schedule = Schedule::new(Duration::from_millis(100), Duration::from_secs(1));
 /// Names that one call of ListQueues returns.
 const LIST_PAGE: i32 = 1_000;
 
@@ -439,107 +438,6 @@ fn as_queue_error(fault: Fault, queue: &str) -> QueueError {
     }
 }
 
-struct Sends(Arc<Address>);
-
-#[async_trait]
-impl BatchCall for Sends {
-    type Item = Outgoing;
-
-    fn size_bytes(item: &Outgoing) -> usize {
-        item.size_bytes()
-    }
-
-    async fn call(&self, items: Vec<Outgoing>) -> Vec<Result<(), QueueError>> {
-        let mut answers = self.send(&items).await;
-        let refused: Vec<usize> =
-            (0..items.len()).filter(|&at| matches!(answers[at], Err(QueueError::Fatal(_)))).collect();
-        // Somebody may have lowered the queue's limit since it was read.
-        if refused.iter().all(|&at| items[at].size_bytes() <= LEAST_MAX_MESSAGE_BYTES) {
-            return answers;
-        }
-        let Ok(attributes) = self.0.attributes().await else { return answers };
-        let mut fitting = Vec::new();
-        for &at in &refused {
-            match self.0.fits(items[at].size_bytes(), attributes.max_message_bytes) {
-                Ok(()) => fitting.push(at),
-                too_large => answers[at] = too_large,
-            }
-        }
-        // SQS may refuse all entries of a call because of one.
-        if !fitting.is_empty() && fitting.len() < refused.len() {
-            let again: Vec<Outgoing> = fitting.iter().map(|&at| items[at].clone()).collect();
-            for (at, answer) in fitting.into_iter().zip(self.send(&again).await) {
-                answers[at] = answer;
-            }
-        }
-        answers
-    }
-}
-
-impl Sends {
-    async fn send(&self, items: &[Outgoing]) -> Vec<Result<(), QueueError>> {
-        try_entries(items.len(), |places| async move { self.0.send(items, &places).await }).await
-    }
-}
-
-struct Acks(Arc<Address>);
-
-#[async_trait]
-impl BatchCall for Acks {
-    type Item = Receipt;
-
-    fn size_bytes(_: &Receipt) -> usize {
-        0
-    }
-
-    async fn call(&self, items: Vec<Receipt>) -> Vec<Result<(), QueueError>> {
-        let items = &items;
-        try_entries(items.len(), |places| async move { self.0.delete(items, &places).await }).await
-    }
-}
-
-/// The error of one entry of a batch, with the index of the entry.
-type EntryFault = (usize, QueueError);
-
-/// Makes a call with entries and repeats it for those that SQS could not process by a fault of its own. The SDK has
-/// retried calls that failed as a whole.
-async fn try_entries<F>(count: usize, mut call: impl FnMut(Vec<usize>) -> F) -> Vec<Result<(), QueueError>>
-where
-    F: Future<Output = Result<Vec<EntryFault>, QueueError>>,
-{
-    let mut answers: Vec<Result<(), QueueError>> = vec![Ok(()); count];
-    let mut left: Vec<usize> = (0..count).collect();
-    let mut backoff = BACKOFF.start();
-    for tried in 1..=TRIES_OF_ENTRIES {
-        let faults = match call(left.clone()).await {
-            Ok(faults) => faults,
-            Err(error) => {
-                for &at in &left {
-                    answers[at] = Err(error.clone());
-                }
-                break;
-            }
-        };
-        for &at in &left {
-            answers[at] = Ok(());
-        }
-        left.clear();
-        for (at, error) in faults {
-            if matches!(error, QueueError::Unavailable(_)) {
-                left.push(at);
-            }
-            if let Some(answer) = answers.get_mut(at) {
-                *answer = Err(error);
-            }
-        }
-        if left.is_empty() || tried == TRIES_OF_ENTRIES {
-            break;
-        }
-        tokio::time::sleep(backoff.next_delay_with_jitter()).await;
-    }
-    answers
-}
-
 fn send_entry(at: usize, message: &Outgoing) -> SendMessageBatchRequestEntry {
     let attributes = message.attributes.iter().map(|(name, value)| {
         let value = MessageAttributeValue::builder().data_type("String").string_value(value).build();
@@ -573,50 +471,6 @@ fn to_delivery(message: Message) -> Option<Delivery> {
     })
 }
 
-fn to_sqs(attributes: &QueueAttributes, dead_letters_arn: Option<&str>) -> HashMap<QueueAttributeName, String> {
-    let mut found = HashMap::from([
-        (QueueAttributeName::VisibilityTimeout, whole_seconds(attributes.visibility_timeout).to_string()),
-        (QueueAttributeName::MessageRetentionPeriod, whole_seconds(attributes.retention).to_string()),
-        (QueueAttributeName::MaximumMessageSize, attributes.max_message_bytes.to_string()),
-    ]);
-    if let (Some(redrive), Some(arn)) = (&attributes.redrive, dead_letters_arn) {
-        found.insert(QueueAttributeName::RedrivePolicy, redrive_policy(redrive, arn));
-    }
-    found
-}
-
-fn redrive_policy(redrive: &Redrive, dead_letters_arn: &str) -> String {
-    let policy = serde_json::json!({
-        "deadLetterTargetArn": dead_letters_arn,
-        "maxReceiveCount": redrive.max_receive_count,
-    });
-    policy.to_string()
-}
-
-/// # Errors
-/// The name of the attribute that is missing or is no number.
-fn from_sqs(found: &HashMap<QueueAttributeName, String>) -> Result<QueueAttributes, &'static str> {
-    let seconds = |name, what| found.get(&name).and_then(|text| text.parse().ok()).map(Duration::from_secs).ok_or(what);
-    let max_message_bytes = found.get(&QueueAttributeName::MaximumMessageSize);
-    Ok(QueueAttributes {
-        visibility_timeout: seconds(QueueAttributeName::VisibilityTimeout, "visibility timeout")?,
-        retention: seconds(QueueAttributeName::MessageRetentionPeriod, "retention")?,
-        max_message_bytes: max_message_bytes.and_then(|text| text.parse().ok()).unwrap_or(DEFAULT_MAX_MESSAGE_BYTES),
-        redrive: found.get(&QueueAttributeName::RedrivePolicy).and_then(|policy| to_redrive(policy)),
-    })
-}
-
-/// AWS writes the count as a number. A count that was set as a string comes back as a string.
-fn to_redrive(policy: &str) -> Option<Redrive> {
-    let policy: serde_json::Value = serde_json::from_str(policy).ok()?;
-    let count = &policy["maxReceiveCount"];
-    let count = count.as_u64().or_else(|| count.as_str()?.parse().ok())?;
-    Some(Redrive {
-        dead_letter_queue: policy["deadLetterTargetArn"].as_str()?.rsplit(':').next()?.to_owned(),
-        max_receive_count: u32::try_from(count).unwrap_or(u32::MAX),
-    })
-}
-
 /// SQS has no shorter times. Rounded up, so that a short wait is a wait and a short timeout does not end at once.
 fn whole_seconds(duration: Duration) -> i32 {
     let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
@@ -639,8 +493,6 @@ fn nothing_said(action: &str, queue: &str) -> QueueError {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
 
     #[test]
@@ -649,44 +501,5 @@ mod tests {
         assert_eq!(whole_seconds(Duration::from_millis(1)), 1);
         assert_eq!(whole_seconds(Duration::from_secs(20)), 20);
         assert_eq!(whole_seconds(Duration::from_millis(20_001)), 21);
-    }
-
-    #[test]
-    fn redrive_policy_is_read_in_both_spellings() {
-        let expected = Some(Redrive { dead_letter_queue: "dead".to_owned(), max_receive_count: 7 });
-        for count in ["7", "\"7\""] {
-            let policy = format!("{{\"deadLetterTargetArn\":\"arn:aws:sqs:r:1:dead\",\"maxReceiveCount\":{count}}}");
-            assert_eq!(to_redrive(&policy), expected, "{policy}");
-        }
-        assert_eq!(to_redrive("{}"), None);
-    }
-
-    #[tokio::test]
-    async fn only_entries_that_may_succeed_are_retried() {
-        let calls = Mutex::new(Vec::new());
-        let fault = |text: &str| QueueError::Unavailable(text.to_owned());
-        let call = |places: Vec<usize>| {
-            calls.lock().unwrap().push(places.clone());
-            let answer = match calls.lock().unwrap().len() {
-                1 => vec![(1, fault("busy")), (2, QueueError::Fatal("bad".to_owned()))],
-                _ => vec![],
-            };
-            async move { Ok(answer) }
-        };
-        let answers = try_entries(4, call).await;
-        assert_eq!(*calls.lock().unwrap(), [vec![0, 1, 2, 3], vec![1]]);
-        assert!(answers[1].is_ok() && matches!(answers[2], Err(QueueError::Fatal(_))), "{answers:?}");
-    }
-
-    #[tokio::test]
-    async fn call_that_failed_as_a_whole_is_left_to_the_caller() {
-        let mut calls = 0;
-        let call = |_| {
-            calls += 1;
-            async { Err(QueueError::NotFound("q".to_owned())) }
-        };
-        let answers = try_entries(2, call).await;
-        assert!(answers.iter().all(|answer| matches!(answer, Err(QueueError::NotFound(_)))));
-        assert_eq!(calls, 1);
     }
 }

@@ -14,6 +14,7 @@
 //!   as a datagram that bypasses the database when that is possible (`direct`). It is not part of the depth, and is lost
 //!   with the process that received it.
 
+mod claim;
 mod direct;
 mod expiry;
 pub(in crate::transport::local) mod messages;
@@ -32,13 +33,14 @@ use tokio::time::Instant;
 
 use crate::clock::Source;
 use crate::config;
-use crate::sqlite::{self, Calls, Database, Durability, Fault, RECHECK, ReadPhase, Session, WakeToken};
+use crate::sqlite::{self, Database, Durability, Fault, RECHECK, ReadPhase, Session, WakeToken};
 use crate::transport::message::{Delivery, Depth, Receipt, ReceivingProcess};
 use crate::transport::queued::queue::{
     LONGEST_POLL, MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, Queues, ReceiveOptions, Redrive,
 };
+use claim::Claim;
 use direct::{Direct, Inbox};
-use messages::{Taken, Taking};
+use messages::Taking;
 pub use named::named_jobs;
 
 /// The queues of one data directory.
@@ -406,7 +408,7 @@ impl SqliteQueue {
         loop {
             let claim = self.take(options, taking).await?;
             claim.settle(wake_token.take());
-            if !claim.deliveries.is_empty() || Instant::now() >= deadline {
+            if !claim.is_empty() || Instant::now() >= deadline {
                 return Ok(claim.accept());
             }
             wake_token = self.notified(claim.next_due, deadline).await;
@@ -491,59 +493,6 @@ impl Own {
 
     fn set_file_due(&self, at: Instant) {
         *self.file_due.lock().unwrap_or_else(PoisonError::into_inner) = at;
-    }
-}
-
-/// Messages on their way from the thread to the caller. When the caller's future is dropped they are dropped on the way:
-/// they are visible again at once, and the delivery does not count.
-struct Claim {
-    queue: String,
-    deliveries: Vec<Delivery>,
-    /// How long until the next message is visible.
-    next_due: Option<Duration>,
-    /// Whether the transaction is committed; otherwise nothing was taken.
-    committed: Arc<AtomicBool>,
-    calls: Calls,
-}
-
-impl Claim {
-    fn new(queue: &str, taken: Taken, session: &Session, calls: Calls) -> Claim {
-        Claim {
-            queue: queue.to_owned(),
-            deliveries: taken.deliveries,
-            next_due: taken.next_due_ms.map(|due_ms| duration(due_ms.saturating_sub(session.now_ms))),
-            committed: Arc::clone(&session.committed),
-            calls,
-        }
-    }
-
-    /// Whether messages were left that can be received now.
-    fn has_more(&self) -> bool {
-        self.next_due.is_some_and(|due| due.is_zero())
-    }
-
-    /// Releases the wake token when no message is left. Otherwise dropping it wakes the next waiter.
-    fn settle(&self, wake_token: Option<WakeToken>) {
-        if let Some(wake_token) = wake_token
-            && !self.has_more()
-        {
-            wake_token.release();
-        }
-    }
-
-    fn accept(mut self) -> Vec<Delivery> {
-        std::mem::take(&mut self.deliveries)
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        if self.deliveries.is_empty() || !self.committed.load(Ordering::Acquire) {
-            return;
-        }
-        let queue = std::mem::take(&mut self.queue);
-        let receipts: Vec<Receipt> = self.deliveries.drain(..).map(|delivery| delivery.receipt).collect();
-        self.calls.post_write(move |session| messages::undo_receive(session, &queue, &receipts));
     }
 }
 
