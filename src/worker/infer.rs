@@ -24,7 +24,7 @@ use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor};
 use crate::protocol::{ErrorCode, Worked};
 use crate::telemetry::trace::Span;
 
-/// What is needed to give an image an outcome while it is decoded.
+/// A delivery during its classification, with everything that its outcome needs.
 pub struct Held {
     work: Work,
     lease: Lease,
@@ -44,7 +44,7 @@ struct Decoded {
 
 /// Opens `count` sessions at the same time, each on its own thread, and returns when all are warm.
 ///
-/// A thread ends when its [`BatchQueue`] has ended. It drops its sender of `finished` then.
+/// A thread ends when its [`BatchQueue`] has ended, and then drops its sender of `finished`.
 pub async fn start(count: usize, choice: &ModelChoice, shared: Shared) -> anyhow::Result<Vec<InferenceThread>> {
     let (opened_tx, mut opened) = mpsc::channel::<anyhow::Result<String>>(count);
     let mut threads = Vec::new();
@@ -85,7 +85,7 @@ impl InferenceThread {
     }
 }
 
-/// What all inference threads share.
+/// State that all inference threads share.
 #[derive(Clone)]
 pub struct Shared {
     pub package: Arc<ModelPackage>,
@@ -137,7 +137,7 @@ impl Shared {
     }
 
     /// # Errors
-    /// When nobody takes finished images any more, or the watchdog has given this thread up.
+    /// The receiver of finished images is gone, or the watchdog has given this thread up.
     fn run_batch(&self, session: &mut Session, slot: &Slot<Held>, batch: Vec<Fetched>) -> Result<(), ()> {
         let started = Instant::now();
         let mut decoded = Vec::with_capacity(batch.len());
