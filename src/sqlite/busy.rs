@@ -56,7 +56,7 @@ pub(super) fn waiting_at_most<T>(limit: Duration, operation: impl FnOnce() -> T)
     done
 }
 
-/// Whether an operation failed because another process holds a lock.
+/// Returns true if an operation failed because another process holds a lock.
 pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }

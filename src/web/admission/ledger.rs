@@ -1,4 +1,4 @@
-//! What this process knows about the depth of the queue.
+//! Estimates the depth of the queue from what this process knows.
 
 use std::time::{Duration, Instant};
 

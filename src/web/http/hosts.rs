@@ -16,7 +16,7 @@ const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
 /// The hosts that a server answers for.
 pub(crate) struct HostPolicy {
-    /// Whether the server listens on a loopback address.
+    /// True if the server listens on a loopback address.
     pub(crate) is_loopback: bool,
     /// Names beside those of this machine, in lower case.
     pub(crate) allowed_hosts: Vec<String>,
