@@ -1,4 +1,4 @@
-//! The last resort against a decoder that does not return: a thread cannot be killed, a process can.
+//! The last resort against a decoder that does not return: a thread cannot be killed, but a process can.
 //!
 //! A decoder is stopped from inside once it has used its CPU time (`model::prepare`). A decoder that does not stop is found
 //! here after twice as long. Its image fails as `decode_timeout` like any other, so that no worker takes it again. Then this
@@ -108,7 +108,7 @@ impl<T> Slot<T> {
     }
 }
 
-/// CPU time that another thread of this process has used. `None` when the system does not report it.
+/// Returns the CPU time that another thread of this process has used, or `None` if the system does not report it.
 fn cpu_time(thread: Pid) -> Option<Duration> {
     let folder = format!("/proc/self/task/{}", thread.as_raw_nonzero());
     let nanoseconds = fs::read_to_string(format!("{folder}/schedstat")).ok().and_then(|text| first_number(&text));

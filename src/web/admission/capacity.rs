@@ -1,4 +1,4 @@
-//! How fast jobs are worked off.
+//! Measures how fast jobs are completed.
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;

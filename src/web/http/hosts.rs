@@ -1,4 +1,4 @@
-//! Which hosts a server answers for, and which sites may send it requests that change something.
+//! Checks the host of a request, and refuses requests of other sites that change something.
 //!
 //! A server on a loopback address has no password. Only programs on this machine reach it, but every page that a user
 //! opens reaches it too, through the browser. Two kinds of requests are therefore refused there: those whose `Host` is
