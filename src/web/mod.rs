@@ -112,7 +112,7 @@ pub struct Config {
 /// `fleet` is the workers of `up`. `None` when another process starts the workers.
 ///
 /// # Errors
-/// At start, when the transport cannot be used; later, when this process cannot go on with it.
+/// The transport cannot be used at the start, or this process cannot go on with it later.
 pub async fn run(
     listener: TcpListener,
     config: Config,
