@@ -1,8 +1,8 @@
 //! The clock that decisions are based on. It advances like the wall clock and does not follow its steps.
 //!
 //! If the wall clock is set five days ahead, or NTP corrects it by an hour, messages would suddenly be too old by that
-//! clock, or invisible for an hour. The *service time* is therefore the time since boot (`CLOCK_BOOTTIME`, which cannot be set)
-//! plus an offset. The offset is fixed when it is first needed. Afterwards it moves toward the wall clock by at most a
+//! clock, or invisible for an hour. The *service time* is therefore the time since boot (`CLOCK_BOOTTIME`, which cannot
+//! be set) plus an offset. The offset is fixed when it is first needed. Afterwards it moves toward the wall clock by at most a
 //! thousandth of the time that passes.
 //!
 //! - Local backend: the offset is stored in the database of the data directory, together with the id of the boot that it

@@ -44,7 +44,8 @@ impl Backoff {
         self.schedule.delay_after(self.failures)
     }
 
-    /// Returns the next delay, shortened at random by up to half, so that many clients that failed together do not retry together.
+    /// Returns the next delay, shortened at random by up to half, so that many clients that failed together do not retry
+    /// together.
     pub fn next_delay_with_jitter(&mut self) -> Duration {
         self.next_delay().mul_f64(rand::rng().random_range(0.5..=1.0))
     }

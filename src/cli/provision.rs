@@ -49,7 +49,7 @@ pub enum ProvisionCommand {
         #[command(flatten)]
         stack: StackArgs,
     },
-    /// Remove everything that has the stack's tag, after a question
+    /// Remove everything that has the stack's tag, after a confirmation
     Destroy {
         #[command(flatten)]
         stack: StackArgs,
@@ -110,10 +110,10 @@ pub struct StackArgs {
     /// `target`: time that one busy worker takes for an image, as `loadgen` measures it
     #[arg(long, env = "IMGCLS_SERVICE_TIME", value_parser = positive_duration)]
     pub service_time: Option<Duration>,
-    /// Fewest workers
+    /// Minimum number of workers
     #[arg(long, env = "IMGCLS_MIN", default_value_t = 0)]
     pub min: u32,
-    /// Most workers
+    /// Maximum number of workers
     #[arg(long, env = "IMGCLS_MAX", default_value_t = 4)]
     pub max: u32,
     /// Instance type of workers, the preferred one first; may be repeated [default: c7i.large, for arm64 c7g.large]

@@ -37,10 +37,10 @@ pub struct SimulateArgs {
     pub policies: Vec<PolicySpec>,
     #[command(flatten)]
     pub scaling: PolicyArgs,
-    /// Fewest workers; they are ready at the start
+    /// Minimum number of workers; they are ready at the start
     #[arg(long, env = "IMGCLS_MIN", default_value_t = 0)]
     pub min: u32,
-    /// Most workers
+    /// Maximum number of workers
     #[arg(long, env = "IMGCLS_MAX", default_value_t = 4)]
     pub max: u32,
     /// Mean time that one session of a worker takes for an image

@@ -1,4 +1,4 @@
-//! Waiting for the locks of other processes.
+//! Waits for the locks of other processes.
 //!
 //! SQLite's own busy handler sleeps for 1 ms at first and up to 100 ms later, much longer than our transactions last, so
 //! that processes would sleep beside a free lock most of the time.

@@ -66,7 +66,7 @@ impl Waiter {
         self.id
     }
 
-    /// The next wake. After one, nothing more comes.
+    /// Waits for the wake. There is only one.
     pub async fn woken(&mut self) -> Wake {
         match self.woken.recv().await {
             Some(wake) => wake,

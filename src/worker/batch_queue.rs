@@ -41,8 +41,8 @@ pub struct BatchQueue {
 }
 
 impl BatchQueue {
-    /// Returns the sender and the queue, with capacity for `capacity` images. The queue ends when the sender is dropped and it is
-    /// empty.
+    /// Returns the sender and the queue, with capacity for `capacity` images. The queue ends when the sender is dropped
+    /// and it is empty.
     ///
     /// # Panics
     /// Panics outside of a Tokio runtime, whose clock measures how long a batch has waited.

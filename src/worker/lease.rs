@@ -35,10 +35,10 @@ struct Held {
     count: watch::Sender<usize>,
 }
 
-/// How far a worker is with an image.
+/// The progress of a worker with an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Nothing is done with it yet.
+    /// No work on it has begun.
     Waiting,
     Fetching,
     Queued,
@@ -56,8 +56,8 @@ struct Progress {
     began: Option<Instant>,
 }
 
-/// One delivery that this worker may complete. Once it is dropped it is renewed no more: a message that was not completed
-/// comes again when its visibility timeout ends.
+/// One delivery that this worker may complete. After it is dropped it is not renewed any more, and a message
+/// that was not completed is delivered again after its visibility timeout.
 pub struct Lease {
     receipt: Receipt,
     held: Arc<Held>,
@@ -75,7 +75,7 @@ impl Keeper {
         Keeper { transport, visibility_timeout, max_lease, last_faults, held }
     }
 
-    /// Holds a delivery from now on.
+    /// Begins to hold a delivery.
     pub fn hold(&self, receipt: Receipt) -> Lease {
         self.held.insert(receipt.clone());
         Lease { receipt, held: Arc::clone(&self.held) }
@@ -114,7 +114,7 @@ impl Keeper {
         self.held.lock().keys().cloned().collect()
     }
 
-    /// Gives up the leases that were renewed for long enough: their messages are visible to every worker at once.
+    /// Releases the leases that have reached `max_lease`, so that their messages are visible to every worker at once.
     async fn release_overdue(&self, now: Instant) {
         let overdue = self.held.take_overdue(self.max_lease, now);
         if overdue.is_empty() {
