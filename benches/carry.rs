@@ -1,7 +1,7 @@
-//! What queues and stores carry without a model: the calls of an image and nothing else.
+//! Measures queues and stores on AWS without a model: it makes the calls that an image costs and nothing else.
 //!
-//! `cargo bench --bench carry -- --images 2000 --in-flight 64 --image-bytes 60000`, with the endpoint, region and
-//! credentials in the environment, as the SDK reads them. Prints images a second.
+//! Run it with `cargo bench --bench carry -- --images 2000 --in-flight 64 --image-bytes 60000`, with the endpoint, region
+//! and credentials in the environment, as the SDK reads them. It prints images per second.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,9 +17,9 @@ use imgcls::transport::queued::queue::{self, Outgoing, Queue, QueueAttributes, Q
 use imgcls::transport::{Delivery, MAX_BATCH};
 use tokio::sync::Semaphore;
 
-/// A request or a reply, and a result object.
+/// The size of a request, of a reply and of a result object.
 const MESSAGE_BYTES: usize = 600;
-/// Receivers of each queue.
+/// The number of receivers of each queue.
 const RECEIVERS: usize = 4;
 
 struct Options {
@@ -35,7 +35,7 @@ struct Course {
     replies: Arc<dyn Queue>,
     images: Arc<dyn ObjectStore>,
     results: Arc<dyn ObjectStore>,
-    room: Semaphore,
+    permits: Semaphore,
     answered: AtomicUsize,
 }
 
@@ -62,7 +62,7 @@ impl Options {
                 "--images" => options.images = number()?,
                 "--in-flight" => options.in_flight = number()?,
                 "--image-bytes" => options.image_bytes = number()?,
-                "--bench" => {} // cargo bench says it
+                "--bench" => {} // `cargo bench` adds it
                 other => bail!("unknown argument {other}; see the head of benches/carry.rs"),
             }
         }
@@ -70,12 +70,12 @@ impl Options {
     }
 }
 
-/// What a receiver does with what it gets.
+/// The role of a receiver.
 #[derive(Clone, Copy)]
 enum Work {
-    /// As a worker, without the model.
+    /// Acts as a worker without a model.
     Classify,
-    /// As a web tier.
+    /// Acts as a web tier.
     Answer,
 }
 
@@ -90,7 +90,7 @@ impl Course {
             replies: queues.create(&name("replies"), &attributes).await?,
             images: transport::open_bucket(&backend, &name("images")).await?,
             results: transport::open_bucket(&backend, &name("results")).await?,
-            room: Semaphore::new(options.in_flight),
+            permits: Semaphore::new(options.in_flight),
             answered: AtomicUsize::new(0),
             queues,
             options,
@@ -102,8 +102,8 @@ impl Course {
         let submissions = (0..self.options.images).map(|index| {
             let image = image.clone();
             async move {
-                // Given back when the answer is there.
-                self.room.acquire().await?.forget();
+                // `answer` returns the permit.
+                self.permits.acquire().await?.forget();
                 let key = index.to_string();
                 let _ = self.images.put(&key, image, PutOptions::default()).await?;
                 let body = format!("{key} {}", "x".repeat(MESSAGE_BYTES));
@@ -156,10 +156,10 @@ impl Course {
 
     fn answer(&self, deliveries: &[Delivery]) {
         self.answered.fetch_add(deliveries.len(), Ordering::AcqRel);
-        self.room.add_permits(deliveries.len());
+        self.permits.add_permits(deliveries.len());
     }
 
-    /// The objects stay: the emulators forget them.
+    /// Deletes the queues. The objects stay, since the emulators keep them in memory only.
     async fn clean_up(&self) -> anyhow::Result<()> {
         let queues = [&self.requests, &self.replies];
         let gone = join_all(queues.map(|queue| self.queues.delete(queue.name()))).await;

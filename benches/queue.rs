@@ -1,9 +1,9 @@
-//! What the local backend does on this machine: `cargo bench --bench queue`.
+//! Measures the local backend on this machine: `cargo bench --bench queue`.
 //!
-//! Four processes share one queue file; this program starts itself again for each, with its role in the environment.
-//! `TMPDIR` chooses the disk. Exit code 1 where less is reached than was asked: 5,000 messages a second sent, received
-//! and acknowledged, one by one and in batches; and none lost, or received again after its ack, when all processes are
-//! killed (SIGKILL) while they do it.
+//! Four processes share one database; this program starts itself again for each, with its role in the environment.
+//! `TMPDIR` chooses the disk. The exit code is 1 unless these goals are reached: 5,000 messages per second are sent,
+//! received and acknowledged, one by one and in batches; and when all processes are killed (SIGKILL) meanwhile, no message
+//! is lost, and none is received again after its ack.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -28,15 +28,15 @@ const QUEUE: &str = "bench";
 
 const PROCESSES: usize = 4;
 const MESSAGES: usize = 10_000;
-/// Asked of them, a second; the median of the rounds.
+/// The goal in messages per second, for the median of the rounds.
 const LEAST_RATE: f64 = 5_000.0;
 const ROUNDS: usize = 3;
 const MESSAGE_BYTES: usize = 600;
-/// Sends under way at a time in each process.
+/// Concurrent sends in each process.
 const SENDERS: usize = 16;
-/// About half of the time that so many messages take.
+/// About half of the time that this many messages take.
 const KILLED_AFTER: Duration = Duration::from_millis(700);
-/// What a killed process held comes back after it; far longer than a message takes.
+/// The messages of a killed process become visible again after this long. It is far longer than a message takes.
 const SHORT_VISIBILITY: Duration = Duration::from_secs(5);
 const WAKES: usize = 500;
 const IDLE: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints all tables, and says whether what was asked for was reached.
+/// Prints all tables. Returns true if every goal was reached.
 async fn report() -> bool {
     println!("{:<58} {:>12} {:>12} {:>12}", "local queue", "messages/s", "least", "most");
     let mut is_enough = true;
@@ -118,7 +118,7 @@ async fn open(data_dir: &Path) -> Arc<dyn Queue> {
 
 // Throughput.
 
-/// Messages a second from the start to the last ack.
+/// Returns the messages per second from the start to the last ack.
 async fn throughput(role: &str) -> f64 {
     let directory = tempfile::tempdir().expect("a directory");
     open(directory.path()).await;
@@ -135,7 +135,7 @@ async fn throughput(role: &str) -> f64 {
     MESSAGES as f64 / Duration::from_nanos(end - start).as_secs_f64()
 }
 
-/// Sends its share and at the same time receives whatever comes.
+/// Sends its share, and at the same time receives and acknowledges messages.
 async fn exchange(queue: Arc<dyn Queue>, batch: usize) {
     say("ready");
     wait_for_go();
@@ -174,13 +174,13 @@ struct Killed {
     acked: usize,
     /// Received after the kill.
     left: usize,
-    /// Of those that were sent and whose ack nobody had asked for.
+    /// Sent, not received after the kill, and no process had begun to acknowledge it.
     lost: usize,
     /// Received although their ack had returned, or received twice after the kill.
     again: usize,
 }
 
-/// Kills all processes at work, and holds what the queue then has against what they had written down.
+/// Kills all processes while they work, and compares the queue with their journals.
 async fn kill_all(role: &str) -> Killed {
     let directory = tempfile::tempdir().expect("a directory");
     let queue = open(directory.path()).await;
@@ -193,7 +193,7 @@ async fn kill_all(role: &str) -> Killed {
     for worker in &mut children {
         worker.child.kill().expect("killed");
     }
-    // Waits for each, so that none writes any more.
+    // Dropping them waits for their exits, so that none writes any more.
     let pids: Vec<u32> = children.iter().map(|worker| worker.child.id()).collect();
     drop(children);
     let (mut sent, mut acking, mut acked) = (HashSet::new(), HashSet::new(), HashSet::new());
@@ -218,7 +218,7 @@ async fn kill_all(role: &str) -> Killed {
     }
 }
 
-/// The names of all messages, until nothing is visible or in flight.
+/// Receives until nothing is visible or in flight. Returns the names of the messages.
 async fn receive_all(queue: &dyn Queue) -> Vec<String> {
     let mut names = Vec::new();
     loop {
@@ -233,7 +233,8 @@ async fn receive_all(queue: &dyn Queue) -> Vec<String> {
     }
 }
 
-/// Sends and receives for ever, and writes down what it did, one write a call: a kill does not halve it.
+/// Sends and receives until it is killed, and records each call in its journal by a single write, so that a kill leaves no
+/// half of a line.
 async fn exchange_until_killed(queue: Arc<dyn Queue>, data_dir: &Path, batch: usize) {
     let pid = std::process::id();
     let journal = Arc::new(File::create(journal_path(data_dir, pid)).expect("a journal"));
@@ -271,14 +272,14 @@ fn write_down<'a>(mut journal: &File, what: &str, bodies: impl Iterator<Item = &
     journal.write_all(lines.as_bytes()).expect("written down");
 }
 
-/// What tells a message apart: the rest of its body is dots.
+/// Returns the name of a message. It is followed by dots up to the size of the body.
 fn name_of(body: &str) -> &str {
     body.trim_end_matches('.')
 }
 
-// Waking.
+// Notifications.
 
-/// From the call and from the return of each send to its receipt in another process, milliseconds.
+/// Returns the milliseconds until another process has received a message, from the call and from the return of each send.
 async fn wakes() -> (Vec<f64>, Vec<f64>) {
     let directory = tempfile::tempdir().expect("a directory");
     let queue = open(directory.path()).await;
@@ -287,7 +288,7 @@ async fn wakes() -> (Vec<f64>, Vec<f64>) {
     receiver.go();
     let (mut from_call, mut from_return) = (Vec::new(), Vec::new());
     for _ in 0..WAKES {
-        // Long enough that the receiver waits again.
+        // The receiver needs this long until it waits again.
         tokio::time::sleep(Duration::from_millis(10)).await;
         let called = nanos();
         queue.send(&[Outgoing::new("x".repeat(MESSAGE_BYTES))]).await.expect("sent");
@@ -432,7 +433,7 @@ fn nanos() -> u64 {
     u64::try_from(since_epoch.as_nanos()).expect("before 2554")
 }
 
-/// CPU time of all living threads of a process.
+/// Returns the CPU time of all living threads of a process.
 fn cpu(process: &str) -> Duration {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).expect("the threads");
     let nanos = tasks.flatten().filter_map(|task| {

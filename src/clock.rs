@@ -1,8 +1,8 @@
 //! The clock that decisions are based on. It advances like the wall clock and does not follow its steps.
 //!
-//! If somebody sets the wall clock five days ahead, or NTP corrects it by an hour, messages would suddenly be too old by it,
-//! or invisible for an hour. The *service time* is therefore the time since boot (`CLOCK_BOOTTIME`, which nobody can set)
-//! plus an offset. The offset is fixed when it is first needed. Afterwards it moves toward the wall clock by at most a
+//! If the wall clock is set five days ahead, or NTP corrects it by an hour, messages would suddenly be too old by that
+//! clock, or invisible for an hour. The *service time* is therefore the time since boot (`CLOCK_BOOTTIME`, which cannot
+//! be set) plus an offset. The offset is fixed when it is first needed. Afterwards it moves toward the wall clock by at most a
 //! thousandth of the time that passes.
 //!
 //! - Local backend: the offset is stored in the database of the data directory, together with the id of the boot that it
@@ -97,12 +97,12 @@ impl Anchor {
         reading.boot_us.saturating_add(self.offset_us)
     }
 
-    /// Whether this anchor is valid for a reading of that boot.
+    /// Returns true if this anchor is valid for a reading of that boot.
     pub fn is_of(&self, boot_id: &str, reading: Reading) -> bool {
         self.boot_id == boot_id && self.now_us(reading) >= self.seen_us.saturating_sub(TOLERANCE_US)
     }
 
-    /// Whether the anchor should be adjusted ([`Anchor::adjusted`]).
+    /// Returns true if the anchor should be adjusted ([`Anchor::adjusted`]).
     pub fn is_due(&self, reading: Reading) -> bool {
         self.now_us(reading).saturating_sub(self.seen_us) >= ADJUST_EVERY.as_micros() as i64
     }

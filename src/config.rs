@@ -24,14 +24,14 @@ pub enum Backend {
     Aws {
         /// The region.
         region: Option<String>,
-        /// Where the services are, when they are not AWS's own.
+        /// The URL of the services. `None` for those of AWS itself.
         endpoint_url: Option<String>,
     },
     /// Another backend that the registry of transports knows by name.
     Named {
         /// Its name in the registry.
         name: String,
-        /// Where it is; the backend says what form that has.
+        /// The address of the service, in a form that the backend defines.
         address: Option<String>,
     },
 }
@@ -123,7 +123,7 @@ pub struct NameChoice {
 }
 
 impl NameChoice {
-    /// Whether a bucket has its default name, which on AWS contains the account.
+    /// Returns true if a bucket has its default name, which on AWS contains the account.
     pub fn has_default_bucket(&self) -> bool {
         self.input_bucket.is_none() || self.output_bucket.is_none()
     }

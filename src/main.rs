@@ -147,7 +147,7 @@ fn run_data(args: &DataArgs, settings: &Document) -> anyhow::Result<ExitCode> {
 
 fn run_provision(args: &ProvisionArgs, machines: Machines) -> anyhow::Result<ExitCode> {
     let backend = args.backend()?;
-    let ending = block_on(one_thread()?, async {
+    let outcome = block_on(one_thread()?, async {
         let shared = &args.stack().shared;
         let names = if args.needs_names() {
             Box::pin(names::resolve(shared.names(), &backend)).await?
@@ -156,7 +156,7 @@ fn run_provision(args: &ProvisionArgs, machines: Machines) -> anyhow::Result<Exi
         };
         Box::pin(provision::run(args.config(names, machines)?, on_signals()?)).await
     })?;
-    Ok(match ending {
+    Ok(match outcome {
         provision::Outcome::Done => ExitCode::SUCCESS,
         provision::Outcome::Declined | provision::Outcome::Faults => ExitCode::FAILURE,
         provision::Outcome::Changes => EXIT_CHANGES.into(),

@@ -44,12 +44,13 @@ impl Backoff {
         self.schedule.delay_after(self.failures)
     }
 
-    /// The same, shortened at random by up to half, so that many clients that failed together do not retry together.
+    /// Returns the next delay, shortened at random by up to half, so that many clients that failed together do not retry
+    /// together.
     pub fn next_delay_with_jitter(&mut self) -> Duration {
         self.next_delay().mul_f64(rand::rng().random_range(0.5..=1.0))
     }
 
-    /// The operation succeeded: the next failure waits for the first delay again.
+    /// Call this after a success. The next failure then waits for the first delay again.
     pub fn reset(&mut self) {
         self.failures = 0;
     }

@@ -33,7 +33,7 @@ pub fn on_signals(before_exit: fn()) -> std::io::Result<CancellationToken> {
 }
 
 /// Exits the process with code 0 if its drain takes longer than `limit`: a disk that hangs, or a lock that another process
-/// holds, must not keep a service from stopping. For processes whose work is durable at any moment.
+/// holds, must not keep a service from stopping. Use it only in processes whose work is durable at any moment.
 pub fn end_within(shutdown: &CancellationToken, limit: Duration) {
     let shutdown = shutdown.clone();
     // It lives as long as the process, which it may end; nothing waits for it.

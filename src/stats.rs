@@ -108,7 +108,8 @@ impl Latencies {
     }
 }
 
-/// `edges[i] <= value < edges[i + 1]` for each value from `min` to `max`, in steps of 1, 2, 5 × 10ⁿ.
+/// Returns the edges of buckets for all values from `min` to `max`, in steps of 1, 2, 5 × 10ⁿ. A value is in the bucket
+/// with `edges[i] <= value < edges[i + 1]`.
 fn decade_edges(min: u64, max: u64) -> Vec<u64> {
     let steps = (0..12u32).flat_map(|power| [1, 2, 5].map(|digit| digit * 10u64.pow(power)));
     let all: Vec<u64> = std::iter::once(0).chain(steps).collect();
@@ -117,7 +118,7 @@ fn decade_edges(min: u64, max: u64) -> Vec<u64> {
     all[first..=last.min(all.len() - 1)].to_vec()
 }
 
-/// The same in about ten equal steps of a round width.
+/// Returns the edges of about ten buckets of equal, round width.
 fn equal_edges(min: u64, max: u64) -> Vec<u64> {
     let wanted = (max - min).div_ceil(10).max(1);
     let power = 10u64.pow(wanted.ilog10());

@@ -50,7 +50,7 @@ pub struct Config {
 /// Controls the group until `shutdown`.
 ///
 /// # Errors
-/// Only at the start: the queue or the group does not exist, or the permission to read them is missing.
+/// The queue or the group does not exist, or the permission to read them is missing. Later failures are only logged.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let controller = Controller::open(&config).await?;
     let group = controller.group.describe().await?;

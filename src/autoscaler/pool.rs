@@ -28,7 +28,7 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_millis(5_500);
 const START_TIMEOUT: Duration = Duration::from_mins(2);
 /// Time limit for releasing the messages of a dead worker before the next one is started.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(6);
-/// The same time limit while the whole process ends.
+/// Time limit for releasing them while the whole process ends.
 const RELEASE_TIMEOUT_AT_SHUTDOWN: Duration = Duration::from_millis(300);
 /// Delays between failed starts. The first failure is retried at once.
 const RESTART_DELAYS: Schedule = Schedule::new(Duration::from_millis(100), Duration::from_secs(2));

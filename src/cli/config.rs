@@ -50,7 +50,7 @@ impl ShowArgs {
         Ok(line)
     }
 
-    /// Whether `--json` stands before or after the command.
+    /// Returns true if `--json` is given, before or after the command.
     pub(super) fn is_json(&self) -> bool {
         self.json || self.words.iter().any(is_json_flag)
     }

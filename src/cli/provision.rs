@@ -49,7 +49,7 @@ pub enum ProvisionCommand {
         #[command(flatten)]
         stack: StackArgs,
     },
-    /// Remove everything that has the stack's tag, after a question
+    /// Remove everything that has the stack's tag, after a confirmation
     Destroy {
         #[command(flatten)]
         stack: StackArgs,
@@ -110,10 +110,10 @@ pub struct StackArgs {
     /// `target`: time that one busy worker takes for an image, as `loadgen` measures it
     #[arg(long, env = "IMGCLS_SERVICE_TIME", value_parser = positive_duration)]
     pub service_time: Option<Duration>,
-    /// Fewest workers
+    /// Minimum number of workers
     #[arg(long, env = "IMGCLS_MIN", default_value_t = 0)]
     pub min: u32,
-    /// Most workers
+    /// Maximum number of workers
     #[arg(long, env = "IMGCLS_MAX", default_value_t = 4)]
     pub max: u32,
     /// Instance type of workers, the preferred one first; may be repeated [default: c7i.large, for arm64 c7g.large]
@@ -147,7 +147,7 @@ pub struct StackArgs {
     pub keep_results_days: Option<u32>,
     /// AMI of the machines, an id or resolve:ssm:PARAMETER; its C library must be that of Debian 12 or newer [default:
     /// Debian 12]
-    #[arg(long, env = "IMGCLS_IMAGE", value_parser = machine_image)]
+    #[arg(long, env = "IMGCLS_IMAGE", value_parser = ami)]
     pub image: Option<String>,
     /// Bundle that machines run: an archive that `provision export --bundle-to FILE` wrote [default: this program]
     #[arg(long, env = "IMGCLS_BUNDLE")]
@@ -196,7 +196,8 @@ impl ProvisionArgs {
         Ok(Backend::Aws { region: region.clone(), endpoint_url: endpoint_url.clone() })
     }
 
-    /// Whether the names of queues and buckets matter: a bundle belongs to no stack, so that writing one needs no AWS.
+    /// Returns true if the command uses the names of queues and buckets. A bundle belongs to no stack, so that writing one
+    /// needs no AWS account.
     pub fn needs_names(&self) -> bool {
         !matches!(self.action(), Action::Export { bundle_to: Some(_) })
     }
@@ -330,7 +331,7 @@ fn cidr(text: &str) -> Result<String, String> {
     }
 }
 
-fn machine_image(text: &str) -> Result<String, String> {
+fn ami(text: &str) -> Result<String, String> {
     let is_id = text.strip_prefix("ami-").is_some_and(|rest| rest.chars().all(|c| c.is_ascii_hexdigit()));
     let is_parameter = text.strip_prefix("resolve:ssm:").is_some_and(|rest| !rest.contains(char::is_whitespace));
     if is_id || is_parameter { Ok(text.to_owned()) } else { Err("give ami-… or resolve:ssm:PARAMETER".to_owned()) }
@@ -355,8 +356,6 @@ mod tests {
         assert!(
             instance_type("c7i.large").is_ok() && instance_type("c7i").is_err() && instance_type("c7'i.l").is_err()
         );
-        assert!(
-            machine_image("ami-0abc").is_ok() && machine_image("resolve:ssm:/a").is_ok() && machine_image("x").is_err()
-        );
+        assert!(ami("ami-0abc").is_ok() && ami("resolve:ssm:/a").is_ok() && ami("x").is_err());
     }
 }

@@ -37,7 +37,7 @@ pub enum QueueCommand {
         shared: SharedArgs,
         #[command(flatten)]
         output: OutputArgs,
-        /// Most dead letters to list
+        /// Maximum number of dead letters to list
         #[arg(long, env = "IMGCLS_LIMIT", default_value_t = 100, value_parser = positive)]
         limit: usize,
     },
@@ -68,7 +68,7 @@ pub enum QueueCommand {
         #[arg(long, env = "IMGCLS_ALL", conflicts_with = "ids")]
         all: bool,
     },
-    /// Delete every message of one queue, after a question
+    /// Delete every message of one queue, after a confirmation
     Purge {
         #[command(flatten)]
         shared: SharedArgs,

@@ -16,9 +16,9 @@ use crate::simulate::{self, PlotFile, Variant};
 
 /// The simulated time unless a flag limits it.
 const DEFAULT_DURATION: Duration = Duration::from_mins(10);
-/// No metric has a shorter period.
+/// The shortest period of a metric.
 const SHORTEST_METRIC_PERIOD: Duration = Duration::from_millis(100);
-/// More than any account may have. Each worker takes memory.
+/// The largest number of workers. It is more than any account may have, and each worker takes memory.
 const MOST_WORKERS: u32 = 10_000;
 
 const DEFAULT_INSTANCE_TYPE: &str = "c6i.large";
@@ -37,10 +37,10 @@ pub struct SimulateArgs {
     pub policies: Vec<PolicySpec>,
     #[command(flatten)]
     pub scaling: PolicyArgs,
-    /// Fewest workers; they are ready at the start
+    /// Minimum number of workers; they are ready at the start
     #[arg(long, env = "IMGCLS_MIN", default_value_t = 0)]
     pub min: u32,
-    /// Most workers
+    /// Maximum number of workers
     #[arg(long, env = "IMGCLS_MAX", default_value_t = 4)]
     pub max: u32,
     /// Mean time that one session of a worker takes for an image

@@ -1,7 +1,7 @@
 //! The settings of a command, each with the place where its value was given.
 //!
-//! Values are text, as they were given: whoever reads a document parses it with the parsers of the command line. So a
-//! new setting needs no code here.
+//! Values are kept as the text that was given. The parsers of the command line interpret them, so that a new setting
+//! needs no code here.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -38,7 +38,7 @@ pub struct Setting {
     pub is_secret: bool,
 }
 
-/// Where a value was given.
+/// The origin of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     Flag,

@@ -19,7 +19,7 @@ use crate::retention::{self, Deletion, Freed, Keep, Pace};
 use crate::sqlite::millis;
 use crate::transport::local::{Kind, LocalData, SeenSegments, Totals, Usage};
 
-/// What the command does, and where.
+/// The configuration of the command.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The data directory.
@@ -28,11 +28,11 @@ pub struct Config {
     pub names: Names,
     /// Print JSON.
     pub json: bool,
-    /// What to do.
+    /// The action that was asked for.
     pub action: Action,
 }
 
-/// What the command does.
+/// The actions of the command.
 #[derive(Debug, Clone)]
 pub enum Action {
     /// Report what is stored.
@@ -41,7 +41,7 @@ pub enum Action {
     Prune(Prune),
 }
 
-/// What is deleted.
+/// Selects the objects to delete.
 #[derive(Debug, Clone)]
 pub struct Prune {
     /// The least age of deleted objects. `None` means how long the service keeps them.

@@ -1,4 +1,4 @@
-//! What the commands report. The fields are those of the JSON output.
+//! The reports of the commands. The fields are those of the JSON output.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::retention::Freed;
 
-/// What is stored: the output of `imgcls data status`.
+/// The stored data: the output of `imgcls data status`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// The data directory.
@@ -87,7 +87,7 @@ pub struct Limits {
     pub are_of_the_service: bool,
 }
 
-/// What was deleted or would be: the output of `imgcls data prune`.
+/// The deleted data, or with `--dry-run` the data that would be deleted: the output of `imgcls data prune`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Pruned {
     /// Deleted images.

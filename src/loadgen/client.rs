@@ -35,7 +35,7 @@ pub(super) struct Target {
     pub dialect: Dialect,
     /// The addresses that the host's name resolved to at the start.
     pub addresses: Vec<SocketAddr>,
-    /// From the start of a request to the end of its answer.
+    /// The longest time from the start of a request to the end of its answer.
     pub timeout: Duration,
 }
 

@@ -7,7 +7,7 @@ use super::target::{Api, BaseUrl};
 use super::threshold::Threshold;
 use crate::workload::Arrivals;
 
-/// What to send, how fast, and what to check the answers against.
+/// The load to send, its rate, and the expected answers.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Base URL of a web tier, `http://host:port/`. A path other than `/` is used instead of the path of the API.
@@ -20,7 +20,7 @@ pub struct Config {
     pub concurrency: usize,
     /// The images to send; `None` sends the built-in ones.
     pub image_folder: Option<PathBuf>,
-    /// `None` is a closed loop; otherwise an open loop with these arrivals, at most `num_request` of them.
+    /// Arrivals of an open loop, at most `num_request` of them. `None` means a closed loop.
     pub arrivals: Option<Arrivals>,
     /// Seed of random arrivals.
     pub seed: u64,

@@ -11,7 +11,7 @@ use image::ImageFormat;
 
 /// Images are kept in memory up to this total size; the others are read when they are sent.
 const MAX_MEMORY_BYTES: u64 = 512 << 20;
-/// Long enough to recognize every format.
+/// So many bytes of a file are enough to recognize every format.
 const SIGNATURE_BYTES: u64 = 16;
 
 #[derive(Debug, Clone)]

@@ -25,7 +25,7 @@ pub(super) struct Measurement {
     pub judged: u64,
     /// Successful answers for images without an expectation.
     pub without_expectation: u64,
-    /// By the index of the image, so that an image that is sent repeatedly is listed once.
+    /// Wrong answers by the index of the image, so that an image that is sent repeatedly is listed once.
     pub wrong: BTreeMap<usize, Mismatch>,
     pub lag: Lag,
     pub counts: Counts,

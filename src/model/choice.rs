@@ -1,10 +1,10 @@
-//! Which model to run and how: what the settings say, completed by what `imgcls tune` found.
+//! The choice of the model and of how to run it: the settings, completed by the results of `imgcls tune`.
 
 use std::path::PathBuf;
 
 use super::Tuning;
 
-/// Which model to run and how, as the flags say.
+/// The model to run and its settings, from the flags.
 #[derive(Debug, Clone, Default)]
 pub struct ModelChoice {
     /// A folder with a `model.toml`, or a name under a `models/` folder. `None` means `efficientnet-lite0`.

@@ -80,8 +80,8 @@ pub(super) fn runtime(choice: &ModelChoice) -> anyhow::Result<RuntimeLibrary> {
     Ok(RuntimeLibrary { path, is_named: false })
 }
 
-/// In order: the folder of the executable, `../lib/imgcls` and `../share/imgcls` relative to it, and the nearest
-/// ancestor that contains `models/`.
+/// Folders that are searched, in this order: the folder of the executable, `../lib/imgcls` and `../share/imgcls` relative
+/// to it, and the nearest ancestor that contains `models/`.
 fn model_candidates(executable: &Path, name: &str, is_folder: &dyn Fn(&Path) -> bool) -> Vec<PathBuf> {
     let ancestor = ancestor_with_models(executable, is_folder);
     install_folders(executable).into_iter().chain(ancestor).map(|root| root.join("models").join(name)).collect()

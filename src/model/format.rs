@@ -22,6 +22,6 @@ pub(super) struct Format {
 /// leave out what lies outside the crop. With [`Geometry::Native`] it returns all pixels.
 ///
 /// # Errors
-/// Those of the limits on size; `DecodeTimeout` and `TooLargeDecoded` if decoding costs more than the budget allows;
+/// The errors of the limits on size; `DecodeTimeout` and `TooLargeDecoded` if decoding costs more than the budget allows;
 /// `Undecodable` for a damaged file, and `UnsupportedType` for a coding that no decoder supports.
 pub(super) type Decode = fn(&[u8], &Limits, Geometry, &Budget) -> Result<Pixels, PrepareError>;

@@ -81,7 +81,7 @@ pub fn prepare(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Result<
 /// Like [`prepare`], but decodes every pixel at full size. Tests and benchmarks compare partial decoding with it.
 ///
 /// # Errors
-/// Those of [`prepare`].
+/// The errors of [`prepare`].
 pub fn prepare_unscaled(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Result<Tensor, PrepareError> {
     prepare_from(bytes, package, limits, Geometry::Native)
 }

@@ -30,7 +30,7 @@ impl Orientation {
         if self.swapped { (height, width) } else { (width, height) }
     }
 
-    /// For each pixel of the upright image, row by row, its index in the stored image of `width` × `height`.
+    /// Returns for each pixel of the upright image, row by row, its index in the stored image of `width` × `height`.
     pub(super) fn stored_indices(self, width: usize, height: usize) -> impl Iterator<Item = usize> {
         let Orientation { swapped, mirror_x, mirror_y } = self;
         let (upright_width, upright_height) = self.upright_size(width, height);

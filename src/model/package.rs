@@ -64,7 +64,7 @@ impl ModelPackage {
     /// The variants that run correctly on this CPU, the default one first.
     ///
     /// # Errors
-    /// Those of [`ModelPackage::load`].
+    /// The errors of [`ModelPackage::load`].
     pub fn variants(choice: &ModelChoice) -> anyhow::Result<Vec<String>> {
         let files = Description::read(&description_file(choice)?)?.files;
         let int8_dot_product = cpu_has_int8_dot_product();

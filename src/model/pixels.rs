@@ -30,7 +30,7 @@ pub(super) struct Pixels {
     /// 1: grey, 3: RGB, 4: RGB and an unused byte.
     pub channels: usize,
     pub orientation: Orientation,
-    /// Which part of the image in the file these pixels are.
+    /// The part of the image in the file that these pixels show.
     pub origin: Origin,
 }
 

@@ -15,7 +15,7 @@ use super::pixels::{Origin, Pixels, zeroed_buffer};
 /// bytes.
 ///
 /// # Errors
-/// Those of `guard` and `reserve`.
+/// The errors of `guard` and `reserve`.
 pub(super) fn decode(
     bytes: &[u8],
     geometry: Geometry,

@@ -215,7 +215,7 @@ pub enum Incoming {
         id: Option<Uuid>,
         /// The queue for the reply, if the message names one.
         reply_to: Option<String>,
-        /// What is wrong with the message.
+        /// The fault of the message.
         reason: String,
     },
 }

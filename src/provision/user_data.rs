@@ -43,7 +43,7 @@ pub fn render(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRef) 
     values.iter().fold(TEMPLATE.to_owned(), |script, (name, value)| script.replace(name, value))
 }
 
-/// What a machine of the tier is told: the names and limits of the stack, and the user's own settings for the tier.
+/// Returns the settings file of a machine: the names and limits of the stack, and the user's own settings for the tier.
 fn settings_file(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRef) -> String {
     let Names { request_queue, result_queue, input_bucket, output_bucket } = &settings.names;
     let visibility_timeout = format!("{}s", settings.visibility_timeout.as_secs());

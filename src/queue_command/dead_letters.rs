@@ -1,4 +1,4 @@
-//! Dead letters and what they say.
+//! Lists dead letters and summarizes each one.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -10,17 +10,17 @@ use crate::clock;
 use crate::protocol::{self, Incoming};
 use crate::transport::{Delivery, Transport};
 
-/// What is known about a dead letter.
+/// Summary of a dead dead_letter.
 #[derive(Debug, Clone, Serialize)]
 pub struct Summary {
-    /// The id of the job. `None` for messages of legacy clients, and for what is no request.
+    /// The id of the job. `None` for messages of legacy clients and for messages that are no requests.
     pub id: Option<Uuid>,
     pub message_id: String,
     pub filename: Option<String>,
-    /// `None` when the queue itself moved the message, and for a message that was too large to carry it.
+    /// `None` if the queue itself moved the message, or if the message was too large to carry its reason.
     pub reason: Option<String>,
     pub attempts: Option<u32>,
-    /// When it became a dead letter.
+    /// When the message became a dead dead_letter.
     pub dead_since: Option<Timestamp>,
     pub age_seconds: f64,
 }
@@ -28,11 +28,11 @@ pub struct Summary {
 #[derive(Debug, Serialize)]
 pub struct DeadLetters {
     pub dead_letters: Vec<Summary>,
-    /// Whether there may be more: the limit was reached, or the command was interrupted.
+    /// True if there may be more: the limit was reached, or the command was interrupted.
     pub is_cut: bool,
 }
 
-/// The dead letters, at most `limit` of them, oldest first.
+/// Returns the dead letters, at most `limit` of them, oldest first.
 pub async fn list(
     transport: &dyn Transport,
     limit: usize,
@@ -41,47 +41,47 @@ pub async fn list(
     let mut scan = transport.dead_letters().await.map_err(explained)?;
     let mut dead_letters = Vec::new();
     while dead_letters.len() < limit && !shutdown.is_cancelled() {
-        let letters = scan.next(limit - dead_letters.len()).await?;
-        if letters.is_empty() {
+        let page = scan.next(limit - dead_letters.len()).await?;
+        if page.is_empty() {
             break;
         }
-        for letter in letters {
-            dead_letters.push(Summary::of(&letter, clock::now()));
-            scan.keep(letter);
+        for dead_letter in page {
+            dead_letters.push(Summary::of(&dead_letter, clock::now()));
+            scan.keep(dead_letter);
         }
     }
     scan.close().await?;
-    dead_letters.sort_by_key(|letter| letter.dead_since);
+    dead_letters.sort_by_key(|summary| summary.dead_since);
     Ok(DeadLetters { is_cut: dead_letters.len() == limit || shutdown.is_cancelled(), dead_letters })
 }
 
 impl Summary {
-    pub fn of(letter: &Delivery, now: Timestamp) -> Summary {
-        let (id, filename) = match Incoming::parse(&letter.body) {
+    pub fn of(dead_letter: &Delivery, now: Timestamp) -> Summary {
+        let (id, filename) = match Incoming::parse(&dead_letter.body) {
             Incoming::Job(request) => (Some(request.id), Some(request.filename)),
             Incoming::Legacy(request) => (protocol::legacy_job_id(&request.filename), Some(request.filename)),
             Incoming::Malformed { id, .. } => (id, None),
             Incoming::UnknownVersion { .. } => (None, None),
         };
-        let attribute = |name: &str| letter.attributes.get(name);
-        let age_ms = now.as_millisecond().saturating_sub(letter.sent_at_ms).max(0);
+        let attribute = |name: &str| dead_letter.attributes.get(name);
+        let age_ms = now.as_millisecond().saturating_sub(dead_letter.sent_at_ms).max(0);
         Summary {
             id: id.or_else(|| attribute("id")?.parse().ok()),
-            message_id: letter.message_id.clone(),
+            message_id: dead_letter.message_id.clone(),
             filename,
             reason: attribute("reason").cloned(),
             attempts: attribute("attempts").and_then(|attempts| attempts.parse().ok()),
-            dead_since: Timestamp::from_millisecond(letter.sent_at_ms).ok(),
+            dead_since: Timestamp::from_millisecond(dead_letter.sent_at_ms).ok(),
             age_seconds: age_ms as f64 / 1e3,
         }
     }
 
-    /// Whether this is the letter of that id: of the job, or of the message.
+    /// Returns true if `id` is the id of the job or of the message.
     pub fn has_id(&self, id: &str) -> bool {
         self.message_id == id || self.id.is_some_and(|job| id.parse() == Ok(job))
     }
 
-    /// The id that people use.
+    /// Returns the id to show to people: that of the job, or else that of the message.
     pub fn name(&self) -> String {
         self.id.map_or_else(|| self.message_id.clone(), |id| id.to_string())
     }

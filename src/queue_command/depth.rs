@@ -25,7 +25,7 @@ pub struct Messages {
     pub visible: u64,
     pub in_flight: u64,
     pub delayed: u64,
-    /// `None` when the backend does not know it, or there is no message.
+    /// `None` if the backend does not know it, or if there is no message.
     pub oldest_age_seconds: Option<f64>,
 }
 

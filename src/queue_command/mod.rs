@@ -1,7 +1,6 @@
-//! `imgcls queue …`: what operators do with queues. Read how deep they are, list dead letters and why they are dead, submit
-//! them again, and purge.
+//! `imgcls queue …`: reads the depth of queues, lists and shows dead letters, submits them again, and purges queues.
 //!
-//! Nothing here makes a queue or a bucket.
+//! No command here creates a queue or a bucket.
 
 mod dead_letters;
 mod depth;
@@ -20,9 +19,9 @@ use crate::config::{Backend, Names};
 use crate::telemetry::output;
 use crate::transport::{self, TransportError};
 
-/// The largest image that is read; far more than any web tier accepts.
+/// The largest image that is read. It is far above the limit of any web tier.
 const MAX_IMAGE_BYTES: u64 = 1 << 30;
-/// Dead letters that are read at once.
+/// The number of dead letters that are read at once.
 const PAGE: usize = 10;
 
 #[derive(Debug, Clone)]
@@ -40,20 +39,20 @@ pub enum Action {
     Dead {
         limit: usize,
     },
-    /// `id`: of a job, or of a message.
+    /// Shows the dead letter with this id, which is that of a job or of a message.
     Show {
         id: String,
         save: Option<PathBuf>,
     },
     Redrive(Which),
-    /// `is_confirmed`: nobody is asked.
+    /// Deletes all messages of a queue. Asks for confirmation unless `is_confirmed`.
     Purge {
         queue: String,
         is_confirmed: bool,
     },
 }
 
-/// Which dead letters.
+/// Selects dead letters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Which {
     All,
@@ -61,10 +60,10 @@ pub enum Which {
     Ids(Vec<String>),
 }
 
-/// Does it; false where something that was asked for could not be done, and was said.
+/// Runs the command. Returns false if a part of it was not done; the output says which.
 ///
 /// # Errors
-/// Where queue or store cannot be used, or what was asked for is not there.
+/// The queue or the store cannot be used, or the named dead letter does not exist.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<bool> {
     let transport = transport::open(&config.backend, &config.names).await?;
     let transport = &*transport;
@@ -97,7 +96,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     }
 }
 
-/// What an operator can do about an error.
+/// Adds advice for the operator to an error.
 fn explained(error: TransportError) -> anyhow::Error {
     match error {
         TransportError::Missing(name) => {

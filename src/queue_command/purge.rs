@@ -1,4 +1,4 @@
-//! Deleting all messages of a queue, once somebody has confirmed it.
+//! Deletes all messages of a queue, after a confirmation.
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
@@ -11,14 +11,14 @@ use crate::transport::{Depth, QueueRole, Transport, TransportError};
 #[derive(Debug, Serialize)]
 pub struct Purged {
     pub queue: String,
-    /// How many there were; approximate on AWS.
+    /// The number of messages that were deleted. It is approximate on AWS.
     pub messages: u64,
 }
 
-/// Returns `None` when the person said no.
+/// Purges a queue. Returns `None` if the user did not confirm it.
 ///
 /// # Errors
-/// Also when the queue is none of the service's, and when nobody can be asked.
+/// The queue does not belong to the service, or confirmation is needed and standard input is no terminal.
 pub async fn purge(transport: &dyn Transport, name: &str, is_confirmed: bool) -> anyhow::Result<Option<Purged>> {
     let queues = transport.queues().await?;
     let Some((_, role)) = queues.iter().find(|(known, _)| known == name) else {
@@ -39,10 +39,12 @@ pub async fn purge(transport: &dyn Transport, name: &str, is_confirmed: bool) ->
 
 fn ask(name: &str, role: QueueRole, messages: u64) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
-        bail!("{name:?} was not purged: nobody can be asked here; give --yes if you mean it");
+        bail!(
+            "{name:?} was not purged: standard input is no terminal, so that you cannot confirm it here; give --yes if you mean it"
+        );
     }
     let mut stderr = std::io::stderr();
-    write!(stderr, "Delete {messages} messages from {name} for ever? {}. [y/N] ", consequence(role))?;
+    write!(stderr, "Delete {messages} messages from {name} forever? {}. [y/N] ", consequence(role))?;
     stderr.flush()?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
@@ -51,8 +53,8 @@ fn ask(name: &str, role: QueueRole, messages: u64) -> anyhow::Result<bool> {
 
 fn consequence(role: QueueRole) -> &'static str {
     match role {
-        QueueRole::Requests => "Their jobs will end as expired",
-        QueueRole::DeadLetters => "They cannot be sent again then; their jobs have ended as failed",
+        QueueRole::Requests => "Their jobs will expire",
+        QueueRole::DeadLetters => "They cannot be sent again; their jobs stay failed",
         QueueRole::Results | QueueRole::Replies => "Waiting callers get the stored results, a few seconds later",
     }
 }

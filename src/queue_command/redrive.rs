@@ -1,10 +1,10 @@
-//! Submitting dead letters again.
+//! Submits dead letters again.
 //!
-//! The order lets the process die anywhere. The transport writes the image again, since a job's time runs from then on (a web
-//! process that is asked in between would otherwise say that the job expired), deletes the failed result, and sends the
-//! message with a new `expires_at`. The letter is deleted last, so that a second run finds it and does what is left. Done
-//! twice, a job runs twice and still has one result, since results are written once. A job that has succeeded is not
-//! submitted again; only its letter is deleted.
+//! The process may die at any step. The transport first writes the image again, because the time of a job runs from
+//! that moment (a web process that is asked in between would otherwise answer that the job has expired). It then deletes
+//! the failed result and sends the message with a new `expires_at`. The dead letter is deleted last, so that a second run
+//! finds it and does the remaining steps. A job that is submitted twice runs twice and still has one result, because
+//! results are written once. A job that has succeeded is not submitted again; only its dead letter is deleted.
 
 use std::collections::{HashMap, HashSet};
 
@@ -26,15 +26,16 @@ use crate::transport::{DeadLetterScan, Delivery, Resubmission, Transport, Transp
 
 #[derive(Debug, Default, Serialize)]
 pub struct Redriven {
-    pub letters: Vec<LetterOutcome>,
-    /// Ids of the command line that no letter has.
+    #[serde(rename = "letters")]
+    pub dead_letters: Vec<RedrivenDeadLetter>,
+    /// Ids of the command line that no dead letter has.
     pub not_found: Vec<String>,
-    /// By a signal. Letters that were not reached are where they were.
+    /// True if a signal stopped the command. The dead letters that were not reached are unchanged.
     pub is_interrupted: bool,
 }
 
 #[derive(Debug, Serialize)]
-pub struct LetterOutcome {
+pub struct RedrivenDeadLetter {
     #[serde(flatten)]
     pub summary: Summary,
     #[serde(flatten)]
@@ -45,23 +46,23 @@ pub struct LetterOutcome {
 #[serde(tag = "outcome", content = "why", rename_all = "snake_case")]
 pub enum Outcome {
     SentAgain,
-    /// The job has succeeded meanwhile: nothing was sent, and the letter is deleted.
+    /// The job has succeeded meanwhile: nothing was sent, and the dead letter is deleted.
     AlreadySucceeded,
-    /// The letter stays.
+    /// The dead letter was not submitted again and stays in its queue, for this reason.
     Kept(String),
 }
 
 impl Redriven {
-    /// Whether everything is done that the command line asked for.
+    /// Returns true if everything is done that the command line asked for.
     pub fn is_complete(&self) -> bool {
         !self.is_interrupted
             && self.not_found.is_empty()
-            && !self.letters.iter().any(|letter| matches!(letter.outcome, Outcome::Kept(_)))
+            && !self.dead_letters.iter().any(|redriven| matches!(redriven.outcome, Outcome::Kept(_)))
     }
 }
 
-/// Submits dead letters again. With `Which::All` those that were there when this began, since a job that fails again comes
-/// back.
+/// Submits dead letters again. With `Which::All`, only those that exist when this begins, because a job that fails again
+/// becomes a dead letter again.
 pub async fn redrive(
     transport: &dyn Transport,
     names: &Names,
@@ -84,7 +85,7 @@ pub async fn redrive(
     ended?;
     report.is_interrupted = shutdown.is_cancelled();
     if let Which::Ids(ids) = which {
-        let is_found = |id: &&String| report.letters.iter().any(|letter| letter.summary.has_id(id));
+        let is_found = |id: &&String| report.dead_letters.iter().any(|redriven| redriven.summary.has_id(id));
         report.not_found = ids.iter().filter(|id| !is_found(id)).cloned().collect();
     }
     Ok(report)
@@ -102,34 +103,35 @@ impl Redrive<'_> {
     async fn scan(&self, scan: &mut dyn DeadLetterScan, which: &Which, report: &mut Redriven) -> anyhow::Result<()> {
         let mut jobs = HashMap::new();
         while !self.shutdown.is_cancelled() {
-            let letters = scan.next(PAGE).await?;
-            if letters.is_empty() {
+            let page = scan.next(PAGE).await?;
+            if page.is_empty() {
                 break;
             }
-            let mut meant = Vec::new();
-            for letter in letters {
-                let summary = Summary::of(&letter, self.began_at);
-                if self.is_meant(&summary, which) {
-                    meant.push((letter, summary));
+            let mut selected = Vec::new();
+            for dead_letter in page {
+                let summary = Summary::of(&dead_letter, self.began_at);
+                if self.is_selected(&summary, which) {
+                    selected.push((dead_letter, summary));
                 } else {
-                    scan.keep(letter);
+                    scan.keep(dead_letter);
                 }
             }
-            let outcomes = self.send_batch(&meant, &mut jobs).await;
+            let outcomes = self.send_batch(&selected, &mut jobs).await;
             let mut done = Vec::new();
             let mut failure = None;
-            for ((letter, summary), outcome) in meant.into_iter().zip(outcomes) {
+            for ((dead_letter, summary), outcome) in selected.into_iter().zip(outcomes) {
                 match outcome {
                     Ok(outcome) => {
                         match outcome {
-                            Outcome::Kept(_) => scan.keep(letter),
-                            Outcome::SentAgain | Outcome::AlreadySucceeded => done.push(letter.receipt),
+                            Outcome::Kept(_) => scan.keep(dead_letter),
+                            Outcome::SentAgain | Outcome::AlreadySucceeded => done.push(dead_letter.receipt),
                         }
-                        report.letters.push(LetterOutcome { summary, outcome });
+                        report.dead_letters.push(RedrivenDeadLetter { summary, outcome });
                     }
                     Err(error) => {
-                        scan.keep(letter);
-                        failure = Some(error.context(format!("dead letter {} stays", summary.name())));
+                        scan.keep(dead_letter);
+                        failure =
+                            Some(error.context(format!("dead letter {} was not submitted again", summary.name())));
                     }
                 }
             }
@@ -143,54 +145,54 @@ impl Redrive<'_> {
         Ok(())
     }
 
-    /// Submits letters again. Two letters of one job are one job: the second shares the outcome of the first.
+    /// Submits dead letters again. If several belong to one job, only the first is sent and all share its outcome.
     async fn send_batch(
         &self,
-        letters: &[(Delivery, Summary)],
+        dead_letters: &[(Delivery, Summary)],
         jobs: &mut HashMap<Uuid, Outcome>,
     ) -> Vec<anyhow::Result<Outcome>> {
         let mut in_batch = HashSet::new();
         let mut is_first = |id: Uuid| !jobs.contains_key(&id) && in_batch.insert(id);
-        let firsts: Vec<bool> = letters.iter().map(|(_, summary)| summary.id.is_none_or(&mut is_first)).collect();
-        let sending = letters
-            .iter()
-            .zip(&firsts)
-            .map(|((letter, _), &first)| async move { if first { Some(self.send_again(letter).await) } else { None } });
+        let firsts: Vec<bool> = dead_letters.iter().map(|(_, summary)| summary.id.is_none_or(&mut is_first)).collect();
+        let sending = dead_letters.iter().zip(&firsts).map(|((dead_letter, _), &first)| async move {
+            if first { Some(self.send_again(dead_letter).await) } else { None }
+        });
         let sent = join_all(sending).await;
-        for ((_, summary), outcome) in letters.iter().zip(&sent) {
+        for ((_, summary), outcome) in dead_letters.iter().zip(&sent) {
             if let (Some(id), Some(Ok(outcome))) = (summary.id, outcome) {
                 jobs.insert(id, outcome.clone());
             }
         }
         let shared = |summary: &Summary| summary.id.and_then(|id| jobs.get(&id).cloned());
-        let outcomes = letters.iter().zip(sent).map(|((_, summary), outcome)| {
-            outcome.unwrap_or_else(|| shared(summary).context("another letter of the job could not be sent"))
+        let outcomes = dead_letters.iter().zip(sent).map(|((_, summary), outcome)| {
+            outcome.unwrap_or_else(|| shared(summary).context("another dead letter of the job could not be sent"))
         });
         outcomes.collect()
     }
 
-    fn is_meant(&self, summary: &Summary, which: &Which) -> bool {
+    fn is_selected(&self, summary: &Summary, which: &Which) -> bool {
         match which {
             Which::All => summary.dead_since.is_none_or(|since| since <= self.began_at),
             Which::Ids(ids) => ids.iter().any(|id| summary.has_id(id)),
         }
     }
 
-    async fn send_again(&self, letter: &Delivery) -> anyhow::Result<Outcome> {
+    async fn send_again(&self, dead_letter: &Delivery) -> anyhow::Result<Outcome> {
         let bucket = &self.names.input_bucket;
-        let (job, message) = match Incoming::parse(&letter.body) {
+        let (job, message) = match Incoming::parse(&dead_letter.body) {
             Incoming::Job(request) => {
-                let message = renewed(&letter.body, &request, clock::now(), self.longest_ttl)?;
+                let message = renewed(&dead_letter.body, &request, clock::now(), self.longest_ttl)?;
                 (self.job(request.id, request.payload(bucket)).await?.map(Some), message)
             }
-            // From a web tier that speaks the legacy form, or from legacy clients, which have no jobs.
+            // A web tier that speaks the legacy form has a job for it; a legacy client has none.
             Incoming::Legacy(request) => match protocol::legacy_job_id(&request.filename) {
-                Some(id) => {
-                    (self.job(id, request.image_bytes().map(Payload::Inline)).await?.map(Some), letter.body.clone())
-                }
-                None => (Ok(None), letter.body.clone()),
+                Some(id) => (
+                    self.job(id, request.image_bytes().map(Payload::Inline)).await?.map(Some),
+                    dead_letter.body.clone(),
+                ),
+                None => (Ok(None), dead_letter.body.clone()),
             },
-            Incoming::UnknownVersion { .. } => (Ok(None), letter.body.clone()),
+            Incoming::UnknownVersion { .. } => (Ok(None), dead_letter.body.clone()),
             Incoming::Malformed { reason, .. } => {
                 return Ok(Outcome::Kept(format!("no worker would take it: {reason}")));
             }
@@ -202,11 +204,11 @@ impl Redrive<'_> {
         Ok(Outcome::SentAgain)
     }
 
-    /// The job of a letter with its image, or the outcome when it is not to be submitted again.
+    /// Returns the job of a dead letter with its image, or the outcome if it must not be submitted again.
     async fn job(&self, id: Uuid, payload: Result<Payload, String>) -> anyhow::Result<Result<Job, Outcome>> {
         let kept = |why: String| Ok(Err(Outcome::Kept(why)));
         let result = match self.transport.result(id).await {
-            // Nobody can read it: another result takes its place.
+            // A damaged result is lost anyway, so that another one may replace it.
             Err(TransportError::Damaged { .. }) => None,
             read => read?,
         };
@@ -231,11 +233,11 @@ impl Redrive<'_> {
     }
 }
 
-/// Its id, its image, and the media type of that.
+/// Id, image and media type of the image.
 type Job = (Uuid, Bytes, Option<&'static str>);
 
-/// The message with as much time from now as it had at first. Everything else is as it was, members that this build does
-/// not know too.
+/// Returns the message with an `expires_at` that leaves it as much time from now as it had at first, at most
+/// `longest_ttl`. All other members stay, also those that this build does not know.
 fn renewed(
     body: &str,
     request: &ClassifyRequest,
@@ -253,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_gets_the_time_that_it_had_and_keeps_the_rest() {
+    fn a_redriven_message_gets_its_time_again_and_keeps_its_other_members() {
         let id = "01936d5c-7e00-7abc-8def-0123456789ab";
         let body = format!(
             r#"{{"v":1,"id":"{id}","image_data":"aGk=","priority":9,"submitted_at":"2026-01-01T00:00:00Z","expires_at":"2026-01-01T01:00:00Z"}}"#

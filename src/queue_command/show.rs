@@ -1,4 +1,4 @@
-//! One dead letter: the message, why it is dead, the result of its job, and its image.
+//! Shows one dead letter: the message, the reason why it is dead, the result of its job, and its image.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -21,24 +21,24 @@ use crate::transport::{DeadLetterScan, Delivery, Transport};
 pub struct Shown {
     #[serde(flatten)]
     pub summary: Summary,
-    /// The message as JSON, or its text when it is no JSON.
+    /// The message as JSON, or as a string if it is no JSON.
     pub message: Value,
-    /// The result of the job, when it has one.
+    /// The result of the job, if it has one.
     pub result: Option<Value>,
-    /// `None` when there is none, or the message does not lead to one.
+    /// `None` if the image is gone, or if the message names none.
     pub image: Option<ImageFound>,
 }
 
 #[derive(Debug, Serialize)]
 pub struct ImageFound {
     pub size_bytes: usize,
-    /// By its signature.
+    /// The media type by the signature of the bytes.
     pub content_type: Option<&'static str>,
     pub saved_to: Option<PathBuf>,
 }
 
 /// # Errors
-/// Also when there is no such letter, or its image cannot be saved.
+/// There is no such dead letter, its image cannot be saved, or the backend fails.
 pub async fn show(
     transport: &dyn Transport,
     names: &Names,
@@ -49,7 +49,7 @@ pub async fn show(
     let mut scan = transport.dead_letters().await.map_err(explained)?;
     let found = find(&mut *scan, id, shutdown).await;
     scan.close().await?;
-    let Some((letter, summary)) = found? else {
+    let Some((dead_letter, summary)) = found? else {
         bail!(
             "no dead letter has the id {id:?}; `imgcls queue dead` lists them (one that another command holds comes back within 30 s)"
         )
@@ -58,7 +58,7 @@ pub async fn show(
         Some(id) => transport.result(id).await?,
         None => None,
     };
-    let image = image(transport, names, &letter).await?;
+    let image = image(transport, names, &dead_letter).await?;
     let saved_to = match (save, &image) {
         (Some(path), Some(image)) => Some(save_new(path, image)?),
         (Some(_), None) => bail!("there is no image to save: the message carries none and the store has none"),
@@ -66,7 +66,7 @@ pub async fn show(
     };
     Ok(Shown {
         summary,
-        message: serde_json::from_str(&letter.body).unwrap_or(Value::String(letter.body)),
+        message: serde_json::from_str(&dead_letter.body).unwrap_or(Value::String(dead_letter.body)),
         result: result.and_then(|result| serde_json::from_slice(&result).ok()),
         image: image.map(|image| ImageFound { size_bytes: image.len(), content_type: model::sniff(&image), saved_to }),
     })
@@ -78,17 +78,17 @@ async fn find(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Option<(Delivery, Summary)>> {
     while !shutdown.is_cancelled() {
-        let letters = scan.next(PAGE).await?;
-        if letters.is_empty() {
+        let page = scan.next(PAGE).await?;
+        if page.is_empty() {
             return Ok(None);
         }
         let mut found = None;
-        for letter in letters {
-            let summary = Summary::of(&letter, clock::now());
+        for dead_letter in page {
+            let summary = Summary::of(&dead_letter, clock::now());
             if summary.has_id(id) {
-                found = Some((letter.clone(), summary));
+                found = Some((dead_letter.clone(), summary));
             }
-            scan.keep(letter);
+            scan.keep(dead_letter);
         }
         if found.is_some() {
             return Ok(found);
@@ -97,9 +97,9 @@ async fn find(
     Ok(None)
 }
 
-/// The image of a letter: in the message, or where the message says.
-async fn image(transport: &dyn Transport, names: &Names, letter: &Delivery) -> anyhow::Result<Option<Bytes>> {
-    let payload = match Incoming::parse(&letter.body) {
+/// Returns the image of a dead letter, from the message itself or from the store.
+async fn image(transport: &dyn Transport, names: &Names, dead_letter: &Delivery) -> anyhow::Result<Option<Bytes>> {
+    let payload = match Incoming::parse(&dead_letter.body) {
         Incoming::Job(request) => request.payload(&names.input_bucket),
         Incoming::Legacy(request) => request.image_bytes().map(Payload::Inline),
         Incoming::UnknownVersion { .. } | Incoming::Malformed { .. } => return Ok(None),
@@ -114,7 +114,7 @@ async fn image(transport: &dyn Transport, names: &Names, letter: &Delivery) -> a
     }
 }
 
-/// Overwrites no file.
+/// Saves the image to a new file. Fails if the file exists.
 fn save_new(path: &Path, image: &[u8]) -> anyhow::Result<PathBuf> {
     let shown = path.display();
     let mut file = std::fs::OpenOptions::new()

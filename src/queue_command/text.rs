@@ -29,8 +29,8 @@ pub fn dead_letters(report: &DeadLetters) -> String {
         return "no dead letters\n".to_owned();
     }
     let mut rows = vec![["ID", "ATTEMPTS", "AGE", "FILE", "REASON"].map(str::to_owned).to_vec()];
-    rows.extend(report.dead_letters.iter().map(|letter| {
-        vec![letter.name(), attempts(letter), age(letter.age_seconds), filename(letter), reason(letter)]
+    rows.extend(report.dead_letters.iter().map(|summary| {
+        vec![summary.name(), attempts(summary), age(summary.age_seconds), filename(summary), reason(summary)]
     }));
     let mut text = table(&rows);
     if report.is_cut {
@@ -88,21 +88,21 @@ pub fn dead_letter(report: &Shown) -> String {
 
 pub fn redriven(report: &Redriven) -> String {
     let mut text = String::new();
-    for letter in &report.letters {
-        let outcome = match &letter.outcome {
+    for redriven in &report.dead_letters {
+        let outcome = match &redriven.outcome {
             Outcome::SentAgain => "sent again".to_owned(),
-            Outcome::AlreadySucceeded => "has succeeded meanwhile; the letter is deleted".to_owned(),
+            Outcome::AlreadySucceeded => "has succeeded meanwhile; the dead letter is deleted".to_owned(),
             Outcome::Kept(why) => format!("stays: {}", printable(why)),
         };
-        let _ = writeln!(text, "{}  {}  {outcome}", letter.summary.name(), filename(&letter.summary));
+        let _ = writeln!(text, "{}  {}  {outcome}", redriven.summary.name(), filename(&redriven.summary));
     }
     for id in &report.not_found {
         let _ = writeln!(text, "{}  no such dead letter", printable(id));
     }
     if report.is_interrupted {
-        text.push_str("interrupted; what was not reached is where it was\n");
+        text.push_str("interrupted; the dead letters that were not reached are unchanged\n");
     }
-    let sent = report.letters.iter().filter(|letter| letter.outcome == Outcome::SentAgain).count();
+    let sent = report.dead_letters.iter().filter(|redriven| redriven.outcome == Outcome::SentAgain).count();
     let _ = writeln!(text, "{sent} sent again");
     text
 }
@@ -111,25 +111,25 @@ pub fn purged(report: &Purged) -> String {
     format!("{} messages deleted from {}\n", report.messages, report.queue)
 }
 
-fn filename(letter: &Summary) -> String {
-    letter.filename.as_deref().filter(|name| !name.is_empty()).map_or_else(|| "-".to_owned(), printable)
+fn filename(summary: &Summary) -> String {
+    summary.filename.as_deref().filter(|name| !name.is_empty()).map_or_else(|| "-".to_owned(), printable)
 }
 
-fn attempts(letter: &Summary) -> String {
-    letter.attempts.map_or_else(|| "-".to_owned(), |attempts| attempts.to_string())
+fn attempts(summary: &Summary) -> String {
+    summary.attempts.map_or_else(|| "-".to_owned(), |attempts| attempts.to_string())
 }
 
-fn reason(letter: &Summary) -> String {
-    letter.reason.as_deref().map_or_else(|| "none was recorded".to_owned(), printable)
+fn reason(summary: &Summary) -> String {
+    summary.reason.as_deref().map_or_else(|| "none was recorded".to_owned(), printable)
 }
 
-/// File names and reasons come from outside: nothing in them moves a terminal's cursor.
+/// Escapes control characters. File names and reasons come from outside and must not move the cursor of a terminal.
 fn printable(text: impl AsRef<str>) -> String {
     let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     text.as_ref().chars().map(escape).collect()
 }
 
-/// As `3d 4h`, `12m 5s`, `7s`.
+/// Formats an age as `3d 4h`, `12m 5s` or `7s`.
 fn age(seconds: f64) -> String {
     let seconds = seconds as u64;
     match (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60) {
@@ -140,7 +140,7 @@ fn age(seconds: f64) -> String {
     }
 }
 
-/// Columns as wide as they must be; the last one is not filled up.
+/// Formats rows as a table whose columns are as wide as their widest cell. Lines have no trailing spaces.
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| Some(row.get(column)?.chars().count())).max().unwrap_or(0);

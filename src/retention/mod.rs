@@ -48,7 +48,7 @@ const DEFAULT_SHARE_PERCENT: u64 = 50;
 /// The process that holds the lock on this file does the regular work.
 const LOCK_FILE: &str = "retention.lock";
 
-/// What is kept, and where.
+/// The configuration of retention.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The backend; there is nothing to do on AWS.
@@ -128,7 +128,7 @@ pub async fn open(config: &Config) -> anyhow::Result<Option<Retention>> {
     Ok(Some(retention))
 }
 
-/// What the loop keeps from one pass to the next.
+/// State that the loop keeps from one pass to the next.
 struct Progress {
     age_due: Instant,
     collection_due: Instant,
@@ -333,7 +333,7 @@ impl Retention {
         })
     }
 
-    /// Whether this process does the regular work. If the file system has no locks, every process does.
+    /// Returns true if this process does the regular work. If the file system has no locks, every process does.
     fn has_lock(&mut self) -> bool {
         if self.lock.is_none() {
             match take_lock(&self.lock_path) {

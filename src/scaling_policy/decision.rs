@@ -34,7 +34,7 @@ impl Bounds {
     }
 }
 
-/// What the caller knows about workers and queue.
+/// The state of the workers and the queue, as far as the caller knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Observation {
     /// Workers that are ready, starting or being replaced. Draining workers do not count.

@@ -21,7 +21,7 @@ use super::decision::{Bounds, QueueDepth, Reason};
 /// Settings of the target policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetPolicy {
-    /// From submission to answer, for the last message in the queue.
+    /// The acceptable latency of the last message in the queue, from submission to answer.
     pub acceptable_latency: Duration,
     /// The time that a busy worker takes for one image: the inverse of its throughput. For a worker with several
     /// parallel sessions it is the time of one session divided by their number.

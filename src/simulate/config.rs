@@ -46,9 +46,9 @@ pub struct Config {
 /// How long a session takes for an image.
 #[derive(Debug, Clone)]
 pub enum Service {
-    /// As the user says.
+    /// The user gave it.
     Given(ServiceTime),
-    /// As a report of the load generator says.
+    /// It is taken from a report of the load generator.
     Measured {
         /// The report, as JSON.
         report: PathBuf,
@@ -75,10 +75,10 @@ pub struct Variant {
     pub policy: Policy,
     /// The minimum and maximum number of workers.
     pub bounds: Bounds,
-    /// From the launch of a worker until it is ready.
+    /// The time from the launch of a worker until it is ready.
     pub boot_time: Duration,
     /// How often the queue is measured.
     pub metric_period: Duration,
-    /// How late a measurement reaches the policy.
+    /// The delay after which a measurement reaches the policy.
     pub metric_delay: Duration,
 }

@@ -1,4 +1,4 @@
-//! `imgcls simulate`: what a fleet under a policy does with a load, before anybody pays for it.
+//! `imgcls simulate`: simulates how a fleet serves a load under a scaling policy, and what that costs.
 //!
 //! The model is [`discrete_events`](crate::scaling_policy::discrete_events), and the prices are in
 //! [`cost`](crate::scaling_policy::cost). This command reads the files, runs every variant under the same arrivals and

@@ -306,7 +306,7 @@ impl TimeUnit {
     }
 }
 
-/// Without trailing zeros.
+/// Formats a number without trailing zeros.
 fn number(value: f64) -> String {
     let digits = if value.abs() < 0.1 { 3 } else { 1 };
     let text = format!("{value:.digits$}");

@@ -1,4 +1,4 @@
-//! Waiting for the locks of other processes.
+//! Waits for the locks of other processes.
 //!
 //! SQLite's own busy handler sleeps for 1 ms at first and up to 100 ms later, much longer than our transactions last, so
 //! that processes would sleep beside a free lock most of the time.
@@ -56,7 +56,7 @@ pub(super) fn waiting_at_most<T>(limit: Duration, operation: impl FnOnce() -> T)
     done
 }
 
-/// Whether an operation failed because another process holds a lock.
+/// Returns true if an operation failed because another process holds a lock.
 pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }

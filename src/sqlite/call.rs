@@ -12,13 +12,13 @@ pub(super) trait Job: Send {
     fn durability(&self) -> Durability;
     /// When the caller began to wait.
     fn since(&self) -> Instant;
-    /// Whether the call has a read phase that has not run.
+    /// Returns true if the call has a read phase that has not run.
     fn has_read_phase(&self) -> bool;
     /// Runs the read phase. Returns whether that completed the call.
     fn read(&mut self, session: &Session) -> bool;
     /// Runs the write phase.
     fn write(&mut self, session: &mut Session) -> rusqlite::Result<()>;
-    /// Whether the call failed for a reason of its own, so that it needs no sync.
+    /// Returns true if the call failed for a reason of its own, so that it needs no sync.
     fn has_failed(&self) -> bool;
     /// Answers the caller with the outcome of the call, or with the failure of its transaction.
     fn answer(self: Box<Self>, failure: Option<&Fault>);

@@ -1,11 +1,11 @@
 //! Copies the write-ahead log into the database beside the calls. SQLite by itself would do it inside a commit, which then
-//! lasts until megabytes are synced and delays everybody who waits for the database.
+//! lasts until megabytes are synced and delays every caller of the database.
 //!
 //! Others write during a copy, so the log restarts from its beginning only if a commit comes after a copy that has caught
 //! up. If commits follow each other too closely for that, they are delayed once, for the little that is left.
 //!
 //! A reader with an open transaction (a backup, a `sqlite3` shell) keeps the pages that it may still read in the log.
-//! Nobody waits for it: the log grows meanwhile, and restarts once the reader is gone.
+//! Writers do not wait for it: the log grows until the reader is gone, and restarts then.
 
 use std::time::{Duration, Instant};
 
@@ -101,8 +101,8 @@ impl Checkpointer {
         Ok(())
     }
 
-    /// Restarts the log. `copied` is the progress of the copy before; if it is incomplete, a reader is in the way, and nobody
-    /// waits for that.
+    /// Restarts the log. `copied` is the progress of the copy before; if it is incomplete, a reader is in the way, and
+    /// the restart is postponed.
     fn restart(&mut self, connection: &Connection, copied: Progress) -> rusqlite::Result<()> {
         if copied.is_complete() {
             let restarted =

@@ -1,4 +1,4 @@
-//! How calls reach the database.
+//! Passes calls to the database.
 //!
 //! A call has a read phase, a write phase or both. If the connection is free, the read phase runs on the caller's thread:
 //! waking the writer thread and being woken by it takes longer than the read. Everything else goes to the writer thread
@@ -117,7 +117,7 @@ impl Engine {
         self.submit(durability, Some(Box::new(read)), write).await
     }
 
-    /// The way to post writes that nobody waits for.
+    /// Returns the sender of writes that no caller waits for.
     pub fn calls(&self) -> &Calls {
         self.calls.as_ref().expect("taken only by drop; this is a bug")
     }
@@ -176,7 +176,7 @@ impl Drop for Engine {
 }
 
 impl Calls {
-    /// Posts a write that nobody waits for. A failure is only logged.
+    /// Posts a write that no caller waits for. A failure is only logged.
     pub fn post_write<E: From<Fault> + Send + 'static>(
         &self,
         write: impl FnOnce(&mut Session) -> Result<(), Failure<E>> + Send + 'static,

@@ -8,7 +8,7 @@ pub enum Fault {
     /// The operation may succeed later.
     #[error("{0}")]
     Unavailable(String),
-    /// The operation will fail again until somebody does what the message says.
+    /// The operation will fail again until an operator does what the message says.
     #[error("{0}")]
     Fatal(String),
 }

@@ -16,10 +16,10 @@ use super::fault::Fault;
 use super::file;
 use super::thread::lock;
 
-/// Whether this process may serve calls.
+/// Decides if this process may serve calls.
 pub(super) struct Health {
     files: Mutex<Vec<OpenFile>>,
-    /// Whether there is a `fault`. Every call asks this.
+    /// True if there is a `fault`. Every call reads this.
     has_fault: AtomicBool,
     fault: Mutex<Option<Fault>>,
     /// The reason why this process cannot go on.
@@ -113,7 +113,7 @@ impl OpenFile {
     }
 }
 
-/// Whether an open file was deleted, so that its content is lost when the last process closes it.
+/// Returns true if an open file was deleted, so that its content is lost when the last process closes it.
 pub fn is_deleted(file: &File) -> bool {
     file.metadata().is_ok_and(|found| found.nlink() == 0)
 }

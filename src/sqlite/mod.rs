@@ -1,8 +1,8 @@
 //! The database of the local backend, `<data_dir>/imgcls.sqlite3`: queues and small objects of all processes of this
-//! machine. What is done in it is said where it is used, in `queue/sqlite` and `store/sqlite`.
+//! machine. `transport/local` has the calls that use it.
 //!
 //! - `engine` takes calls, `writer` is the one thread of a process that writes, and `sync` makes its commits durable.
-//! - `reader` is for reads that take long.
+//! - `reader` serves reads that take long.
 //! - `notifier` wakes waiters in other processes.
 //! - `upkeep` is a second thread: it copies the write-ahead log into the database (`checkpoint`), keeps the clock of the data
 //!   directory (`anchor`) and checks that the files are still there (`health`).

@@ -1,4 +1,4 @@
-//! What is in the database: its identity, its tables, and the migrations from earlier releases.
+//! The schema of the database: its identity, its tables, and the migrations from earlier releases.
 
 use rusqlite::{Connection, TransactionBehavior};
 

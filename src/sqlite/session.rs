@@ -1,4 +1,4 @@
-//! What the callers of the database and the thread that serves them agree on.
+//! The types that the callers of the database share with the thread that serves them.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -28,7 +28,7 @@ impl Durability {
     pub const FULL: Durability = Durability::FullWithin(Duration::ZERO);
 }
 
-/// What a call sees of the database.
+/// The view that a call has of the database.
 pub struct Session<'a> {
     /// The connection, in the snapshot or the transaction of the call.
     pub connection: &'a Connection,

@@ -1,4 +1,4 @@
-//! Calls whose transaction is committed and not on disk yet. They share one fsync.
+//! Syncs the log for calls whose transaction is committed but not yet durable. They share one fsync.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use super::call::Job;
 use super::fault::Fault;
 use super::health::{Health, is_deleted};
 
-/// Calls that may wait for one sync: a fraction of the calls that may wait for the writer thread, so that others find
-/// capacity.
+/// Calls that may wait for one sync. They are a fraction of the calls that may wait for the writer thread, so that other
+/// calls still find capacity.
 const MAX_UNSYNCED: usize = 256;
 
 /// The calls that wait for the next sync, and the files that it covers.
@@ -32,7 +32,7 @@ impl Unsynced {
         }
     }
 
-    /// Has a call answered after a sync within this time.
+    /// Adds a call, which is answered after a sync that begins within this time.
     pub(super) fn add(&mut self, job: Box<dyn Job>, within: Duration) {
         let due = Instant::now() + within;
         self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));

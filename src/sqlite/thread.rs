@@ -36,7 +36,7 @@ impl OwnedThread {
     pub(super) fn join(&mut self) {
         let Some(handle) = self.handle.take() else { return };
         if lock(&self.ended).recv_timeout(JOIN_LIMIT) == Err(RecvTimeoutError::Timeout) {
-            tracing::warn!(thread = self.name, "a thread of the local backend did not end in time; ending without it");
+            tracing::warn!(thread = self.name, "a thread of the local backend did not end in time; exiting without it");
         } else if handle.join().is_err() {
             tracing::error!(thread = self.name, "a thread of the local backend panicked; this is a bug");
         }

@@ -5,9 +5,9 @@
 //! wait are complete after that and do not delay a writer. The write phases of the others run in one `BEGIN IMMEDIATE`.
 //!
 //! If a call of the transaction asks for it, this thread syncs the log to disk after the commit. SQLite would sync inside
-//! the commit and delay all other processes meanwhile. Other processes may therefore see what a power loss can still undo.
-//! What they derive from it comes later in the log and is lost with it. Only a caller that was told that its call is
-//! durable relies on it, and it is told after the sync.
+//! the commit and delay all other processes meanwhile. Other processes may therefore see a change that a power loss can
+//! still undo. Their own changes that depend on it come later in the log and are lost with it. A caller that asked
+//! for durability is answered only after the sync.
 //!
 //! A call that fails for a reason of its own must not have written anything; the others continue. If SQL fails, the
 //! transaction is rolled back and all its calls fail.
@@ -33,7 +33,7 @@ use super::sync::{Unsynced, fail};
 use super::thread::lock;
 use crate::clock::ServiceClock;
 
-/// Calls in one transaction, so that other processes get their turn.
+/// The largest number of calls in one transaction, so that other processes get the lock too.
 const MAX_GROUP: usize = 128;
 /// How long a call waits for the lock on the database when this process ends: a process that was stopped may hold it.
 const LOCK_LIMIT_AT_END: Duration = Duration::from_millis(300);
@@ -41,7 +41,7 @@ const LOCK_LIMIT_AT_END: Duration = Duration::from_millis(300);
 /// Calls that join the next transaction and do not wake the thread.
 pub(super) type Deferred = Arc<Mutex<Vec<Box<dyn Job>>>>;
 
-/// The thread, and what it works with.
+/// The state of the thread.
 pub(super) struct Writer {
     /// Locked during the phases of calls, not during a sync.
     pub connection: Arc<Mutex<Connection>>,
@@ -52,7 +52,7 @@ pub(super) struct Writer {
     pub clock: Arc<ServiceClock>,
     pub health: Arc<Health>,
     pub is_ending: Arc<AtomicBool>,
-    /// Whether calls have failed for want of the lock since the last transaction, so that it is logged once.
+    /// True if calls have failed because they did not get the lock since the last transaction, so that it is logged once.
     pub is_locked_out: Cell<bool>,
 }
 
@@ -184,7 +184,7 @@ fn read_phases(connection: &Connection, clock: &ServiceClock, group: Vec<Box<dyn
     done
 }
 
-/// What is left to do for a committed transaction.
+/// The work that is left to do for a committed transaction.
 struct Committed {
     notify: BTreeSet<String>,
     removed: BTreeSet<String>,

@@ -47,14 +47,14 @@ struct Shared {
 struct State {
     queue: VecDeque<Vec<u8>>,
     queued_bytes: usize,
-    /// Whether the thread is writing a line that it took out of the queue.
+    /// True while the thread is writing a line that it took out of the queue.
     is_writing: bool,
-    /// Whether the thread could not be started, so that nothing would take a line out of the queue.
+    /// True if the thread could not be started, so that nothing would take a line out of the queue.
     has_no_thread: bool,
     lost: LostLines,
 }
 
-/// What the thread writes next.
+/// The lines that the thread writes next.
 struct Task {
     /// `None` when only the report of lost lines is due.
     line: Option<Vec<u8>>,
@@ -171,7 +171,7 @@ impl Task {
 /// A sink and its state.
 struct Output<W> {
     sink: W,
-    /// Whether an error cut off the last line.
+    /// True if an error cut off the last line.
     is_torn: bool,
 }
 

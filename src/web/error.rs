@@ -7,14 +7,14 @@ use uuid::Uuid;
 
 use crate::protocol::{ClassifyResult, ErrorCode, Status};
 
-/// What went wrong with a request.
+/// The failure of a request, as the client sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Problem {
     pub(super) status: StatusCode,
     /// The last part of the stable `type`.
     pub(super) kind: &'static str,
     pub(super) title: &'static str,
-    /// What is wrong, with what, and what to do.
+    /// One sentence: what is wrong, with what, and what to do.
     pub(super) detail: String,
     /// The job of the request, if it has one.
     pub(super) id: Option<Uuid>,
@@ -22,7 +22,7 @@ pub(super) struct Problem {
     pub(super) retry_after_seconds: Option<u32>,
     /// The accepted codings, for a body that came in another one.
     pub(super) accept_encoding: Option<&'static str>,
-    /// Whether the connection is closed after this answer.
+    /// True if the connection is closed after this answer.
     pub(super) closes_connection: bool,
 }
 

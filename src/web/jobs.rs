@@ -1,4 +1,4 @@
-//! Jobs: submitting one, waiting for its result, reading its state. Any web process can do each for any id.
+//! Submits jobs, waits for their results and reads their states. Any web process can do so for any id.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -22,11 +22,12 @@ use crate::protocol::{self, ClassifyRequest, WIRE_VERSION};
 use crate::retry::Schedule;
 use crate::transport::{Acknowledge, JobForm, NewJob, NoSpace, ObjectReader, Space, Transport, TransportError};
 
-/// When a waiter reads the result although no reply came, in case the reply was lost.
+/// Delays after which a waiter reads the result without a reply, in case the reply was lost.
 const READS: Schedule = Schedule::new(Duration::from_secs(2), Duration::from_secs(10));
-/// How long the result is read once more for a caller whose deadline has passed: it learns of a result without a reply.
+/// The time limit of one last read of the result after a caller's deadline has passed. It finds a result whose reply was
+/// lost.
 const LAST_READ_TIMEOUT: Duration = Duration::from_millis(500);
-/// For so long after the expiry, a worker that holds the message may still complete the job.
+/// A worker that holds the message may still complete the job for this long after its expiry.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
 
 /// The form in which the web tier talks to workers.
@@ -44,12 +45,12 @@ pub struct Jobs {
     pub results: Arc<Results>,
     pub pending: Pending,
     pub replies: Arc<Replies>,
-    /// At most the time for which the transport keeps a message, less a minute.
+    /// The time from submission to expiry. It is at most the message retention of the transport, less a minute.
     pub job_ttl: Duration,
     pub inline_bytes: usize,
     pub admission: Arc<Admission>,
     pub withdrawals: Withdrawals,
-    /// Cancelled when a drain waits no longer: waiters are told to ask again.
+    /// Cancelled when a drain no longer waits for results. Callers then get an answer without the result.
     pub give_up: CancellationToken,
     /// Admits images as long as there is space for them.
     pub space: Space,
@@ -67,11 +68,11 @@ pub enum State {
 /// A job that was accepted.
 pub struct Classified {
     pub id: Uuid,
-    /// The result, when it came in time.
+    /// The result, if it came in time.
     pub result: Option<Bytes>,
 }
 
-/// What a client may ask for beside the image.
+/// The options that a client may send with the image.
 #[derive(Debug, Clone)]
 pub struct JobOptions {
     pub top_k: u32,
@@ -79,13 +80,13 @@ pub struct JobOptions {
 }
 
 impl Jobs {
-    /// Accepts an image. Once this returns, the job will have a result, whatever dies.
+    /// Accepts an image. Once this returns, the job will have a result, even if this process or a worker dies.
     ///
-    /// When the future is dropped, which means that the client left, the job is withdrawn: nobody was told its id.
+    /// If the future is dropped, which means that the client left, the job is withdrawn, since no client knows its id.
     pub async fn submit(&self, upload: Upload, options: JobOptions) -> Result<Uuid, Problem> {
-        let place = self.admission.admit(Duration::ZERO)?;
+        let permit = self.admission.admit(Duration::ZERO)?;
         let id = clock::new_id();
-        let mut caller = self.caller(id, &place, &upload);
+        let mut caller = self.caller(id, &permit, &upload);
         let accepted = self.accept(id, &upload, &options, Acknowledge::WhenDurable).await;
         caller.answered(accepted.is_ok());
         accepted?;
@@ -93,8 +94,8 @@ impl Jobs {
         Ok(id)
     }
 
-    /// Accepts an image and waits for its result. Returns only the id when `timeout` passes first. A result that comes
-    /// before image and message are durable is returned without waiting for them: nobody knew the id until now.
+    /// Accepts an image and waits for its result. Returns only the id if `timeout` passes first. A result that comes
+    /// before image and message are durable is returned without waiting for them, because no client knew the id yet.
     ///
     /// A dropped future withdraws the job, as in [`Jobs::submit`].
     pub async fn classify(
@@ -103,22 +104,22 @@ impl Jobs {
         options: JobOptions,
         timeout: Duration,
     ) -> Result<Classified, Problem> {
-        let place = self.admission.admit(timeout)?;
+        let permit = self.admission.admit(timeout)?;
         let id = clock::new_id();
-        let mut caller = self.caller(id, &place, &upload);
+        let mut caller = self.caller(id, &permit, &upload);
         let classified = self.classify_as(id, upload, options, timeout).await;
         caller.answered(classified.is_ok());
         classified
     }
 
-    /// Workers find out that a job was withdrawn when they read its image, so that a job whose message carries the image
-    /// is classified for nobody.
-    fn caller<'a>(&'a self, id: Uuid, place: &'a JobPermit, upload: &Upload) -> Caller<'a> {
+    /// Workers find out that a job was withdrawn when they read its image. A job whose message contains the image is
+    /// therefore never withdrawn, and is classified even if its client has left.
+    fn caller<'a>(&'a self, id: Uuid, permit: &'a JobPermit, upload: &Upload) -> Caller<'a> {
         let mut untold = self.withdrawals.untold(id);
         if self.wire == Wire::Legacy || upload.bytes.len() <= self.inline_bytes {
             untold.disarm();
         }
-        Caller { untold, place }
+        Caller { untold, permit }
     }
 
     async fn classify_as(
@@ -131,7 +132,7 @@ impl Jobs {
         let waiter = self.pending.wait_for(id);
         let image_bytes = upload.bytes.len();
         let mut accepting = pin!(async {
-            // The memory of the upload is free for others once the image is stored, not when the result is there.
+            // The upload is dropped as soon as the image is stored, so that its memory is not held until the result.
             let upload = upload;
             self.accept(id, &upload, &options, Acknowledge::WithResult(timeout)).await
         });
@@ -191,7 +192,7 @@ impl Jobs {
         JobForm::Request { request: Box::new(request), inline_bytes: self.inline_bytes }
     }
 
-    /// Waits for the result of a job: the reply wakes the waiter, the stored result is the truth. Returns `None` when
+    /// Waits for the result of a job: the reply wakes the waiter, the stored result is the truth. Returns `None` if
     /// `timeout` passes first.
     async fn wait(&self, mut waiter: Waiter, timeout: Duration) -> Option<Bytes> {
         METRICS.waiting.inc();
@@ -207,7 +208,7 @@ impl Jobs {
         last_read.ok()?.ok()?
     }
 
-    /// A read that hangs delays no reply.
+    /// Waits for a reply, and reads the result from time to time. A read that hangs delays no reply.
     async fn until_result(&self, waiter: &mut Waiter) -> Bytes {
         let id = waiter.id();
         let mut backoff = READS.start();
@@ -236,7 +237,7 @@ impl Jobs {
         }
     }
 
-    /// The state of any id, waiting up to `timeout` for its result.
+    /// Returns the state of any id, after waiting up to `timeout` for its result.
     pub async fn state(&self, id: Uuid, timeout: Duration) -> Result<State, Problem> {
         // Before the first read: a result between read and wait would go unnoticed.
         let waiter = self.pending.wait_for(id);
@@ -248,7 +249,7 @@ impl Jobs {
     }
 
     async fn read_state(&self, id: Uuid) -> Result<State, Problem> {
-        // In either form, whatever this process speaks: the job may be of a time when the other one was spoken.
+        // Reads the results of both wire forms: the job may be older than the last change of `--wire`.
         if let Some(result) = self.results.get_or_adopt(id).await.map_err(|error| read_problem(&error))? {
             return Ok(State::Final(result));
         }
@@ -266,12 +267,12 @@ impl Jobs {
         }
     }
 
-    /// The image of a job, as it was uploaded, to be read in pieces.
+    /// Opens the image of a job, as it was uploaded, for reading in pieces.
     pub async fn image(&self, id: Uuid, max_bytes: u64) -> Result<Option<ObjectReader>, Problem> {
         self.transport.open_image(id, max_bytes).await.map_err(|error| read_problem(&error))
     }
 
-    /// The reason why there is no image of that id.
+    /// Returns the reason why there is no image with this id.
     pub async fn no_image(&self, id: Uuid) -> Problem {
         match self.results.get(id).await {
             Ok(Some(_)) => Problem::image_not_kept(id),
@@ -280,7 +281,7 @@ impl Jobs {
         }
     }
 
-    /// The result that a waiter reads.
+    /// Reads the result of a job in the wire form of this process.
     async fn result(&self, id: Uuid) -> Result<Option<Bytes>, TransportError> {
         match self.wire {
             Wire::V1 => self.results.get(id).await,
@@ -288,8 +289,8 @@ impl Jobs {
         }
     }
 
-    /// From when on this process may expire a job itself. Submitting a job again writes its image again, and its time runs
-    /// from then on.
+    /// Returns the time after which this process may expire a job itself. A redrive writes the image again, and the time of
+    /// the job then runs from that moment.
     fn expires_at(&self, id: Uuid, stored_at: SystemTime) -> Option<Timestamp> {
         let submitted_at = protocol::submitted_at(id)?;
         let runs_from = Timestamp::try_from(stored_at).map_or(submitted_at, |stored_at| stored_at.max(submitted_at));
@@ -302,18 +303,18 @@ fn count(image_bytes: usize) {
     METRICS.upload_bytes.inc_by(image_bytes as u64);
 }
 
-/// A caller that was not answered yet. When its future is dropped, nobody is told the result of its job.
+/// A caller that was not answered yet. If it is dropped before, the client has left and the job is withdrawn.
 struct Caller<'a> {
     untold: UntoldJob<'a>,
-    place: &'a JobPermit,
+    permit: &'a JobPermit,
 }
 
 impl Caller<'_> {
-    /// Call this before the answer leaves. The answer has the id unless the job was refused.
+    /// Call this before the answer is sent. The answer contains the id unless the job was refused.
     fn answered(&mut self, is_accepted: bool) {
         self.untold.disarm();
         if !is_accepted {
-            self.place.forget_job();
+            self.permit.forget_job();
         }
     }
 }
@@ -321,12 +322,12 @@ impl Caller<'_> {
 impl Drop for Caller<'_> {
     fn drop(&mut self) {
         if self.untold.is_armed() {
-            self.place.forget_job();
+            self.permit.forget_job();
         }
     }
 }
 
-/// Takes a waiter off the gauge, for whatever reason it leaves.
+/// Counts a waiter in the gauge until it is dropped.
 struct Counted;
 
 impl Drop for Counted {

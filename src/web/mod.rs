@@ -1,16 +1,16 @@
 //! The web tier: HTTP requests in, answers out.
 //!
-//! The way of a request: [`serve`] (connection) → [`gate`] (is it allowed) → [`routes`] (address) → [`upload`] (bytes) →
+//! The path of a request: [`serve`] (connection) → [`gate`] (checks) → [`routes`] (address) → [`upload`] (bytes) →
 //! [`jobs`] (submit, wait) ← [`replies`] (the inbox) through [`pending`] (the waiting callers by id). [`results`] reads and
-//! writes the results of jobs, [`error`] has every refusal.
+//! writes the results of jobs, [`error`] has the error responses.
 //!
 //! The resources of one client are bounded: by number in [`connections`], by memory in [`budget`], by time in [`stream`] and
 //! [`upload`].
 //!
 //! Before a request is read, [`admission`] decides whether its answer would come in time; [`withdrawal`] withdraws the
-//! job of a client that left before it was told the id.
+//! job of a client that left before it got the id.
 //!
-//! No job is kept in memory: any web process answers for any id, from what the transport has stored.
+//! No job is kept in memory: any web process can answer for any id, because the transport has stored its state.
 
 mod admission;
 mod assets;
@@ -54,9 +54,9 @@ use crate::protocol::RETENTION_MARGIN;
 pub use crate::transport::InboxMode as ResultQueueMode;
 use crate::transport::{self, ServiceOptions, Space};
 
-/// How long a drain lets callers wait for their answers. Then they are told where to ask.
+/// How long a drain lets callers wait for their results. Then they get the address of the result instead.
 const WAIT_AT_DRAIN: Duration = Duration::from_secs(3);
-/// How long connections may take to deliver that.
+/// How long connections may take to send these last answers.
 const CUT_OFF_AFTER: Duration = Duration::from_secs(1);
 /// How long closing the inbox may take, after all connections have ended.
 const LAST_STEPS_TIMEOUT: Duration = Duration::from_secs(4);
@@ -73,12 +73,12 @@ pub struct Config {
     pub names: Names,
     pub limits: Limits,
     pub wire: Wire,
-    /// Always shared with [`Wire::Legacy`]: legacy workers know one queue.
+    /// Always shared with [`Wire::Legacy`], because legacy workers know only one queue.
     pub result_queue_mode: ResultQueueMode,
     pub job_ttl: Duration,
     /// How long `POST /` waits for its answer.
     pub sync_timeout: Duration,
-    /// Connections at a time. More are refused, or replace an idle one. `None` means 1024, or what the limit of open files
+    /// Concurrent connections. Further ones are refused, or replace an idle one. `None` means 1024, or what the limit of open files
     /// allows.
     pub max_connections: Option<usize>,
     /// Connections of one client at a time, except from this machine and from `trusted_proxies`.
@@ -87,17 +87,17 @@ pub struct Config {
     pub trusted_proxies: Vec<Cidr>,
     /// Host names that requests may have, beside addresses and names of this machine.
     pub allowed_hosts: Vec<String>,
-    /// Bytes of image bodies held at a time. More are answered with 503.
+    /// Bytes of image bodies in memory. Requests beyond that are answered with 503.
     pub max_buffered_bytes: u64,
-    /// Jobs in the queue, waiting or in work, beyond which nothing is accepted.
+    /// Jobs in the queue, visible or in flight, beyond which no job is accepted.
     pub max_queue_depth: u64,
     /// How long a client may take for its headers or idle between requests.
     pub idle_timeout: Duration,
     /// Longest pause between two pieces of a body.
     pub body_timeout: Duration,
-    /// How long a client may read nothing of its answer.
+    /// How long a client may stop reading its answer.
     pub write_timeout: Duration,
-    /// How long the port stays open once a drain has begun, so that a load balancer sees it.
+    /// How long the port stays open after a drain has begun, so that a load balancer notices the drain.
     pub drain_delay: Duration,
     /// Images up to this size also travel inside the message.
     pub inline_bytes: usize,
@@ -107,12 +107,12 @@ pub struct Config {
     pub space: Space,
 }
 
-/// Serves on `listener` until `shutdown`, then drains: waiting callers get their answer or are told where to ask for it.
+/// Serves on `listener` until `shutdown`, then drains: waiting callers get their result or its address.
 ///
 /// `fleet` is the workers of `up`. `None` when another process starts the workers.
 ///
 /// # Errors
-/// At start, when the transport cannot be used; later, when this process cannot go on with it.
+/// The transport cannot be used at the start, or this process cannot go on with it later.
 pub async fn run(
     listener: TcpListener,
     config: Config,
@@ -206,8 +206,8 @@ pub async fn run(
     failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))
 }
 
-/// Runs from the shutdown until connections that are still open are cut off. `stop` is cancelled when no more are accepted,
-/// `give_up` when waiting callers are told to ask again.
+/// Runs from the shutdown until open connections are closed. Cancels `stop` to accept no more connections, and later
+/// `give_up` to answer waiting callers without their results.
 async fn drain(
     shutdown: CancellationToken,
     drain_delay: Duration,
@@ -227,7 +227,7 @@ async fn drain(
 async fn end_load_tasks(reading: JoinHandle<()>, withdrawing: JoinHandle<()>) -> anyhow::Result<()> {
     let (read, withdrew) = tokio::join!(reading, tokio::time::timeout(WITHDRAW_AT_DRAIN, withdrawing));
     read.context("the reading of the queue's depth ended early")?;
-    // A job that was not withdrawn in time is classified for nobody.
+    // A job that was not withdrawn in time is classified although its client has left.
     withdrew.unwrap_or(Ok(())).context("the withdrawal of jobs ended early")
 }
 

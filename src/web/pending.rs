@@ -7,12 +7,12 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-/// What wakes a waiter.
+/// The reason for which a waiter is woken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wake {
     /// The whole result.
     Result(Bytes),
-    /// The result is stored. The reply was too small to carry it, so the waiter reads it.
+    /// The result is stored. It was too large for the reply, so that the waiter has to read it.
     ReadResult,
 }
 
@@ -36,7 +36,7 @@ pub struct Waiter {
 impl Pending {
     /// Registers a caller. Call it before the job can have a result: before it is submitted, or before its result is read.
     pub fn wait_for(&self, id: Uuid) -> Waiter {
-        // Capacity for one: a second wake tells the same waiter nothing new.
+        // One wake is enough, since the waiter reads the result after it.
         let (wake, woken) = mpsc::channel(1);
         let ticket = rand::random();
         self.lock().entry(id).or_default().push(Entry { ticket, wake });
@@ -47,10 +47,10 @@ impl Pending {
         self.lock().contains_key(&id)
     }
 
-    /// Wakes all that wait for `id`.
+    /// Wakes all callers that wait for `id`.
     pub fn wake(&self, id: Uuid, wake: &Wake) {
         for entry in self.lock().remove(&id).unwrap_or_default() {
-            // Full: woken already. Closed: just left.
+            // If the channel is full, the waiter was woken already. If it is closed, the waiter has just left.
             let _ = entry.wake.try_send(wake.clone());
         }
     }
@@ -66,7 +66,7 @@ impl Waiter {
         self.id
     }
 
-    /// The next wake. After one, nothing more comes.
+    /// Waits for the wake. There is only one.
     pub async fn woken(&mut self) -> Wake {
         match self.woken.recv().await {
             Some(wake) => wake,

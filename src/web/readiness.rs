@@ -1,4 +1,4 @@
-//! Whether this process should be given work.
+//! Decides if this process should be given work.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ impl Readiness {
         self.transport.check().await
     }
 
-    /// What an operator should know although this process is ready.
+    /// Returns a warning for operators that does not make this process unready.
     pub fn warning(&self) -> Option<String> {
         self.space.state()?.warning()
     }

@@ -44,7 +44,7 @@ const IMAGE_READ_BYTES: u64 = 256 << 10;
 const MIN_IMAGE_BYTES_PER_SECOND: u64 = 64 << 10;
 const IMAGE_READ_GRACE: Duration = Duration::from_secs(30);
 
-/// What the handlers share.
+/// The state that the handlers share.
 pub(super) struct Site {
     pub(super) jobs: Jobs,
     pub(super) uploads: UploadRules,

@@ -1,11 +1,11 @@
-//! Withdrawal of jobs whose clients left before they were told the id, so that nobody can ever ask for the result.
+//! Withdraws jobs whose clients left before they got the id, so that no client can ever ask for the result.
 //!
 //! The message of the job stays in the queue, and its image is replaced by a marker. A worker that finds the marker deletes
 //! it and the message, without inference and without a result. The image is replaced rather than deleted so that a worker
-//! can distinguish a withdrawn job from an image that was lost: the latter ends as `input_missing`, because somebody may
+//! can distinguish a withdrawn job from an image that was lost: the latter fails with `input_missing`, because a client may
 //! know its id.
 //!
-//! A job whose id was told is never withdrawn: [`UntoldJob`] is disarmed before the answer leaves. A job that has a result
+//! A job whose id a client knows is never withdrawn: [`UntoldJob`] is disarmed before the answer is sent. A job that has a result
 //! stays as it is.
 
 use std::sync::Arc;
@@ -19,19 +19,19 @@ use uuid::Uuid;
 use super::metrics::METRICS;
 use crate::transport::{Transport, Withdrawal};
 
-/// Withdrawals that wait. More are given up: their jobs are classified for nobody.
+/// Capacity of the queue of withdrawals. Further ones are dropped, and their jobs are classified in vain.
 const MAX_WAITING: usize = 1_024;
 const CONCURRENCY: usize = 8;
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where callers leave the jobs that they withdraw.
+/// The queue into which callers put the jobs that they withdraw.
 #[derive(Clone)]
 pub struct Withdrawals(mpsc::Sender<Uuid>);
 
-/// The other end, for the one task that carries withdrawals out.
+/// The receiver, for the one task that carries withdrawals out.
 pub struct WithdrawalTask(mpsc::Receiver<Uuid>);
 
-/// A job whose id nobody was told yet. Dropped while it is armed, the job is withdrawn.
+/// A job whose id no client knows yet. Dropping it while it is armed withdraws the job.
 pub struct UntoldJob<'a> {
     id: Uuid,
     withdrawals: &'a Withdrawals,
@@ -50,7 +50,7 @@ impl Withdrawals {
 }
 
 impl UntoldJob<'_> {
-    /// The id is about to be told, or the job was refused.
+    /// Call this before the id is sent to the client, and if the job was refused.
     pub fn disarm(&mut self) {
         self.is_armed = false;
     }

@@ -1,4 +1,4 @@
-//! The worker's own HTTP: liveness, readiness and metrics. For operators, not for clients.
+//! The HTTP server of a worker for its operators: liveness, readiness and metrics.
 
 use std::sync::Arc;
 
@@ -17,12 +17,12 @@ use crate::transport::Transport;
 #[derive(Clone)]
 pub enum Readiness {
     Starting,
-    /// As long as the transport answers.
+    /// Ready as long as the transport answers.
     Ready(Arc<dyn Transport>),
     Draining,
 }
 
-/// Serves until cancelled.
+/// Serves until `stop`.
 pub async fn serve(
     listener: TcpListener,
     readiness: watch::Receiver<Readiness>,

@@ -25,7 +25,7 @@ pub enum Decision {
 }
 
 impl BatchRule {
-    /// Whether a batch of `size` images is closed whose first came at `opened_at`.
+    /// Decides if a batch is closed that has `size` images and whose first one came at `opened_at`.
     pub fn decide(self, size: usize, opened_at: Instant, now: Instant) -> Decision {
         let until = opened_at + self.max_delay;
         if size >= self.max_size || now >= until { Decision::Close } else { Decision::WaitUntil(until) }
@@ -41,11 +41,11 @@ pub struct BatchQueue {
 }
 
 impl BatchQueue {
-    /// The sender and the queue, with capacity for so many images. The queue ends when the sender is dropped and it is
-    /// empty.
+    /// Returns the sender and the queue, with capacity for `capacity` images. The queue ends when the sender is dropped
+    /// and it is empty.
     ///
     /// # Panics
-    /// Outside of a runtime, whose clock measures how long a batch has waited.
+    /// Panics outside of a Tokio runtime, whose clock measures how long a batch has waited.
     pub fn new(rule: BatchRule, capacity: usize) -> (mpsc::Sender<Fetched>, BatchQueue) {
         let (sender, fetched) = mpsc::channel(capacity);
         let load = watch::Sender::new(SessionLoad::NOTHING_YET);
@@ -92,7 +92,7 @@ impl BatchQueue {
         }
     }
 
-    /// Waits for an image, and reports that a session is free. When an image is there already, nobody has to be told.
+    /// Waits for an image, and reports meanwhile that a session is free.
     async fn waiting<T>(&self, image: impl Future<Output = T>) -> T {
         self.load.send_modify(|load| load.waiting += 1);
         let image = image.await;
@@ -100,7 +100,7 @@ impl BatchQueue {
         image
     }
 
-    /// Nobody waits for a session to become busy, so nobody is woken.
+    /// Changes the load without waking its watchers: they wait only for a session to become free.
     fn set_quietly(&self, change: impl FnOnce(&mut SessionLoad)) {
         self.load.send_if_modified(|load| {
             change(load);
@@ -108,7 +108,7 @@ impl BatchQueue {
         });
     }
 
-    /// A session that panicked held no image of others.
+    /// Locks the queue, also after a panic: a session that panicked held no image of others.
     fn fetched(&self) -> MutexGuard<'_, mpsc::Receiver<Fetched>> {
         self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -24,7 +24,7 @@ use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor};
 use crate::protocol::{ErrorCode, Worked};
 use crate::telemetry::trace::Span;
 
-/// What is needed to give an image an outcome while it is decoded.
+/// A delivery during its classification, with everything that its outcome needs.
 pub struct Held {
     work: Work,
     lease: Lease,
@@ -44,7 +44,7 @@ struct Decoded {
 
 /// Opens `count` sessions at the same time, each on its own thread, and returns when all are warm.
 ///
-/// A thread ends when its [`BatchQueue`] has ended. It drops its sender of `finished` then.
+/// A thread ends when its [`BatchQueue`] has ended, and then drops its sender of `finished`.
 pub async fn start(count: usize, choice: &ModelChoice, shared: Shared) -> anyhow::Result<Vec<InferenceThread>> {
     let (opened_tx, mut opened) = mpsc::channel::<anyhow::Result<String>>(count);
     let mut threads = Vec::new();
@@ -77,15 +77,15 @@ impl InferenceThread {
     /// Returns once the thread has ended.
     ///
     /// # Errors
-    /// When it panicked.
+    /// The thread panicked.
     pub async fn join(self) -> anyhow::Result<()> {
-        // Sent last, or dropped by a panic: joining the thread takes microseconds.
+        // The thread sends this last, or drops it in a panic, so that joining it takes microseconds.
         let _ = self.ended.await;
         self.handle.join().map_err(|_| anyhow::anyhow!("an inference thread panicked"))
     }
 }
 
-/// What all inference threads share.
+/// State that all inference threads share.
 #[derive(Clone)]
 pub struct Shared {
     pub package: Arc<ModelPackage>,
@@ -98,8 +98,8 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Waits for the first decoder that is stuck until `shutdown`, fails its image and then has this worker drain: the
-    /// other sessions finish what they have.
+    /// Waits until `shutdown` for a decoder that is stuck. Then fails its image and drains this worker: the other sessions
+    /// finish their images.
     pub async fn end_stuck(self, shutdown: CancellationToken) {
         let Some(held) = self.watchdog.wait(&shutdown).await else { return };
         tracing::error!("a decoder does not stop; its image fails as `decode_timeout`, and this worker ends");
@@ -107,7 +107,7 @@ impl Shared {
         let message = model::timeout_message(self.limits.decode_timeout);
         let outcome = work.failed(ErrorCode::DecodeTimeout, message, &body, clock::now(), &self.rules);
         lease.enter(Stage::Publishing);
-        // First, since the next step may wait for an outage to end.
+        // Drain first, because the next step may wait for an outage to end.
         shutdown.cancel();
         if self.finished.send(vec![Finished { lease, span, outcome }]).await.is_err() {
             tracing::debug!("the publisher has ended; the message comes again");
@@ -137,7 +137,7 @@ impl Shared {
     }
 
     /// # Errors
-    /// When nobody takes finished images any more, or the watchdog has given this thread up.
+    /// The receiver of finished images is gone, or the watchdog has given this thread up.
     fn run_batch(&self, session: &mut Session, slot: &Slot<Held>, batch: Vec<Fetched>) -> Result<(), ()> {
         let started = Instant::now();
         let mut decoded = Vec::with_capacity(batch.len());
@@ -162,7 +162,7 @@ impl Shared {
     }
 
     /// # Errors
-    /// The outcome of an image that has no tensor. `None` when the watchdog has given it one.
+    /// The outcome of an image that could not be decoded, or `None` if the watchdog has decided it.
     fn decode(&self, fetched: Fetched, slot: &Slot<Held>, started: Instant) -> Result<Decoded, Option<Box<Finished>>> {
         let Fetched { work, lease, span, body, image, permit, since } = fetched;
         drop(permit);

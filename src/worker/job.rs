@@ -1,4 +1,4 @@
-//! What a delivery asks for, and which outcomes it can have. Decisions only: no I/O, no clock.
+//! The job in a delivery, and the outcomes that it can have. These are pure decisions: no I/O, no clock.
 
 use std::time::Duration;
 
@@ -12,19 +12,19 @@ use crate::protocol::{
 };
 use crate::retry::Schedule;
 
-/// From this attempt on a message is processed alone: if it is what kills workers, it takes no other along.
+/// From this attempt on a message is processed alone. If it crashes the worker, no other message is affected.
 pub const ALONE_FROM_ATTEMPT: u32 = 3;
 
-/// What a worker accepts, from its configuration.
+/// The rules by which a worker accepts messages, from its configuration.
 #[derive(Debug, Clone)]
 pub struct Rules {
     pub input_bucket: String,
     pub max_receive_count: u32,
-    /// The signature of results: host and process.
+    /// The name of the worker in results: host and process.
     pub worker: String,
 }
 
-/// An image to classify, in whichever form it came.
+/// An image to classify, from a message of either wire form.
 #[derive(Debug)]
 pub struct Work {
     pub origin: Origin,
@@ -37,7 +37,7 @@ pub struct Work {
 #[derive(Debug)]
 pub enum Origin {
     Ours(Box<ClassifyRequest>),
-    /// The legacy form. The name is safe to be a key.
+    /// A message of the legacy form. The name is safe as an object key.
     Legacy {
         name: String,
     },
@@ -48,14 +48,14 @@ pub enum Origin {
 pub enum Outcome {
     /// The result is written once, and sent to `reply_to`.
     Result { result: ClassifyResult, reply_to: Option<String> },
-    /// An earlier attempt wrote the result: that one is sent again.
+    /// An earlier attempt wrote the result, which is sent again.
     AlreadyCompleted { stored: Bytes, reply_to: Option<String> },
     /// The legacy form: image and output are stored under the file's name, and the reply names the file.
     Legacy { name: String, image: Bytes, label: String },
     /// No worker can or should process it: a job with an id gets a failed result, and the message becomes a dead letter
     /// with its reason.
-    DeadLetter { letter: DeadLetter, result: Option<ClassifyResult>, reply_to: Option<String> },
-    /// The client left before it was told the id: the marker in place of the image is deleted. There is no result.
+    DeadLetter { dead_letter: DeadLetter, result: Option<ClassifyResult>, reply_to: Option<String> },
+    /// The client left before it got the id. The marker that replaced the image is deleted. There is no result.
     Withdrawn { id: Uuid },
     /// An internal fault, or a newer wire version: the message is visible to all workers after this long.
     Release { id: Option<Uuid>, after: Duration, reason: String },
@@ -67,11 +67,11 @@ pub struct DeadLetter {
     pub body: String,
     pub reason: String,
     pub attempts: u32,
-    /// A legacy web tier waits for this name. It is sent the reason in place of a label.
+    /// The file name that a legacy web tier waits for. The reply has the reason instead of a label.
     pub legacy_name: Option<String>,
 }
 
-/// What to do with a delivery before its image is touched.
+/// The decision on a delivery before its image is read.
 #[derive(Debug)]
 pub enum Triage {
     Classify(Work),
@@ -86,7 +86,7 @@ impl From<Result<Work, Box<Outcome>>> for Triage {
     }
 }
 
-/// Decides on what came. `body` is the message, for a dead letter.
+/// Decides on a message before its image is read. `body` is its text, which a dead letter keeps.
 pub fn triage(incoming: Incoming, body: &str, attempt: u32, now: Timestamp, rules: &Rules) -> Triage {
     match incoming {
         Incoming::Job(request) if attempt > 1 => Triage::LookUp(request),
@@ -106,8 +106,8 @@ pub fn triage(incoming: Incoming, body: &str, attempt: u32, now: Timestamp, rule
     }
 }
 
-/// Decides on a request that no earlier attempt has completed. `last_fault` is why the attempt before failed, if this
-/// worker knows.
+/// Decides on a request that no earlier attempt has completed. `last_fault` is the reason why the
+/// attempt before failed, if this worker knows it.
 pub fn decide(
     request: Box<ClassifyRequest>,
     body: &str,
@@ -203,11 +203,12 @@ impl Work {
         }
     }
 
-    /// The outcome of an image whose stored bytes are damaged: the client is told, and an operator can look at it.
+    /// The outcome of an image whose stored bytes are damaged: the client gets an error, and the message becomes a
+    /// dead letter.
     pub fn damaged(self, reason: &str, body: &str, now: Timestamp, rules: &Rules) -> Outcome {
         let attempt = self.attempt;
         let message = format!("the stored image is damaged, send it again ({reason})");
-        let letter = |id| DeadLetter {
+        let dead_letter = |id| DeadLetter {
             id,
             body: body.to_owned(),
             reason: reason.to_owned(),
@@ -216,7 +217,7 @@ impl Work {
         };
         match self.failed(ErrorCode::Internal, message, body, now, rules) {
             Outcome::Result { result, reply_to } => {
-                Outcome::DeadLetter { letter: letter(Some(result.id)), result: Some(result), reply_to }
+                Outcome::DeadLetter { dead_letter: dead_letter(Some(result.id)), result: Some(result), reply_to }
             }
             outcome => outcome,
         }
@@ -246,7 +247,7 @@ impl Outcome {
     }
 }
 
-/// Leaves a message to another attempt.
+/// The outcome of a message that is left to another attempt.
 pub fn release(id: Option<Uuid>, attempt: u32, reason: String) -> Outcome {
     Outcome::Release { id, after: retry_delay(attempt), reason }
 }
@@ -295,8 +296,8 @@ fn exhausted(
     let message = format!("given up after {attempts} attempts: {reason}");
     let outcome = ended(request, Status::Failed, ErrorCode::AttemptsExhausted, message, attempts, now, rules);
     let Outcome::Result { result, reply_to } = outcome else { return outcome };
-    let letter = DeadLetter { id: Some(request.id), body: body.to_owned(), reason, attempts, legacy_name: None };
-    Outcome::DeadLetter { letter, result: Some(result), reply_to }
+    let dead_letter = DeadLetter { id: Some(request.id), body: body.to_owned(), reason, attempts, legacy_name: None };
+    Outcome::DeadLetter { dead_letter, result: Some(result), reply_to }
 }
 
 fn exhausted_reason(last_fault: Option<&str>) -> String {
@@ -323,26 +324,27 @@ fn malformed(
         result
     });
     let reason = format!("malformed: {reason}");
-    let letter = DeadLetter { id, body: body.to_owned(), reason, attempts: attempt, legacy_name: None };
-    Outcome::DeadLetter { letter, result, reply_to }
+    let dead_letter = DeadLetter { id, body: body.to_owned(), reason, attempts: attempt, legacy_name: None };
+    Outcome::DeadLetter { dead_letter, result, reply_to }
 }
 
 fn dead_letter(id: Option<Uuid>, body: &str, reason: String, attempts: u32) -> Outcome {
-    let letter = DeadLetter { id, body: body.to_owned(), reason, attempts, legacy_name: None };
-    Outcome::DeadLetter { letter, result: None, reply_to: None }
+    let dead_letter = DeadLetter { id, body: body.to_owned(), reason, attempts, legacy_name: None };
+    Outcome::DeadLetter { dead_letter, result: None, reply_to: None }
 }
 
 fn legacy_dead_letter(name: String, body: &str, reason: String, attempts: u32) -> Outcome {
-    let letter = DeadLetter { id: None, body: body.to_owned(), reason, attempts, legacy_name: Some(name) };
-    Outcome::DeadLetter { letter, result: None, reply_to: None }
+    let dead_letter = DeadLetter { id: None, body: body.to_owned(), reason, attempts, legacy_name: Some(name) };
+    Outcome::DeadLetter { dead_letter, result: None, reply_to: None }
 }
 
-/// Milliseconds, as the wire has times.
+/// Converts a duration to milliseconds, the unit of times on the wire.
 pub fn millis(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1e3
 }
 
-/// Never negative, since the clocks of two machines may disagree. In steps of microseconds.
+/// Returns the milliseconds between two times, with a resolution of microseconds. The result is never negative, since the
+/// clocks of two machines may disagree.
 fn millis_between(from: Timestamp, to: Timestamp) -> f64 {
     let micros = (to.as_microsecond() - from.as_microsecond()).max(0);
     micros as f64 / 1_000.0
@@ -407,8 +409,11 @@ mod tests {
     fn one_attempt_too_many_becomes_a_dead_letter_with_the_last_reason() {
         let request = request(Uuid::now_v7());
         let decided = decide(Box::new(request.clone()), "body", 6, Some("store down"), at("00:01:00"), &rules());
-        let Outcome::DeadLetter { letter, result, .. } = *decided.unwrap_err() else { panic!("no outcome") };
-        assert_eq!((letter.attempts, letter.reason.as_str(), letter.id), (5, "store down", Some(request.id)));
+        let Outcome::DeadLetter { dead_letter, result, .. } = *decided.unwrap_err() else { panic!("no outcome") };
+        assert_eq!(
+            (dead_letter.attempts, dead_letter.reason.as_str(), dead_letter.id),
+            (5, "store down", Some(request.id))
+        );
         let error = result.unwrap().error.unwrap();
         assert_eq!(error.code, ErrorCode::AttemptsExhausted);
         assert!(error.message.contains("store down"));

@@ -1,11 +1,11 @@
-//! Why messages were released, for the dead letter that may follow.
+//! Remembers why messages were released, for the dead letters that may follow.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use uuid::Uuid;
 
-/// The last faults by job. Only a help for people, so it may forget.
+/// The last faults by job. It only informs people, so that it may forget the oldest.
 #[derive(Default)]
 pub struct LastFaults(Mutex<HashMap<Uuid, String>>);
 

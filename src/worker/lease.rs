@@ -1,9 +1,9 @@
-//! Leases: the right to complete a message, held by moving it. A lease is renewed while it is held.
+//! Leases. A lease is the right to complete a message, and is renewed while it is held.
 //!
-//! A lease is not renewed for ever: from the moment its image is fetched until it is classified it has `max_lease`. After
-//! that the message is visible to every worker again, and what is still done with it here ends at a stale receipt. Two
-//! stages do not count: an image that waits for others before it is begun, and one whose outcome only has to be
-//! published, however long an outage delays that.
+//! A lease is not renewed forever: fetching and classifying an image may take at most `max_lease`. After that the message is
+//! visible to every worker again, and this worker can no longer complete it because its receipt is stale. Two stages do
+//! not count: waiting for other images before the first stage, and publishing the outcome, however long an outage delays
+//! that.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,10 +35,10 @@ struct Held {
     count: watch::Sender<usize>,
 }
 
-/// How far a worker is with an image.
+/// The progress of a worker with an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Nothing is done with it yet.
+    /// No work on it has begun.
     Waiting,
     Fetching,
     Queued,
@@ -56,8 +56,8 @@ struct Progress {
     began: Option<Instant>,
 }
 
-/// One delivery that this worker may complete. Once it is dropped it is renewed no more: a message that was not completed
-/// comes again when its visibility timeout ends.
+/// One delivery that this worker may complete. After it is dropped it is not renewed any more, and a message
+/// that was not completed is delivered again after its visibility timeout.
 pub struct Lease {
     receipt: Receipt,
     held: Arc<Held>,
@@ -75,7 +75,7 @@ impl Keeper {
         Keeper { transport, visibility_timeout, max_lease, last_faults, held }
     }
 
-    /// Holds a delivery from now on.
+    /// Begins to hold a delivery.
     pub fn hold(&self, receipt: Receipt) -> Lease {
         self.held.insert(receipt.clone());
         Lease { receipt, held: Arc::clone(&self.held) }
@@ -114,7 +114,7 @@ impl Keeper {
         self.held.lock().keys().cloned().collect()
     }
 
-    /// Gives up the leases that were renewed for long enough: their messages are visible to every worker at once.
+    /// Releases the leases that have reached `max_lease`, so that their messages are visible to every worker at once.
     async fn release_overdue(&self, now: Instant) {
         let overdue = self.held.take_overdue(self.max_lease, now);
         if overdue.is_empty() {
@@ -138,17 +138,17 @@ impl Keeper {
         self.transport.release(receipts, Duration::ZERO).await
     }
 
-    /// Gives one message up: it is visible to every worker after `delay`.
+    /// Releases one message, so that it is visible to every worker after `delay`.
     pub async fn release(&self, lease: Lease, delay: Duration) -> Result<(), TransportError> {
         let receipt = lease.receipt.clone();
-        // Before the release: a renewal that came in between would hide the message for its whole timeout.
+        // Dropped before the release, because a renewal after it would hide the message for its whole timeout.
         drop(lease);
         self.transport.release(&[receipt], delay).await
     }
 }
 
 impl Stage {
-    /// Whether the time of a lease goes on in it.
+    /// Returns true if the time in this stage counts against the lease.
     fn counts(self) -> bool {
         !matches!(self, Stage::Waiting | Stage::Publishing)
     }
@@ -203,7 +203,7 @@ impl Lease {
         self.receipt.clone()
     }
 
-    /// Sets whose image it is, for the log.
+    /// Sets the id of the job, for the log.
     pub fn belongs_to(&self, id: Option<Uuid>) {
         if let Some(progress) = self.held.lock().get_mut(&self.receipt) {
             progress.id = id;
@@ -220,7 +220,7 @@ impl Lease {
         }
     }
 
-    /// Whether the message is another worker's by now, so that nothing that is done with it here is of use.
+    /// Returns true if the lease has run out, so that another worker may have the message and work on it here is useless.
     pub fn has_run_out(&self) -> bool {
         !self.held.lock().contains_key(&self.receipt)
     }

@@ -10,7 +10,7 @@ use prometheus::{
 pub struct Metrics {
     pub received: IntCounter,
     pub redelivered: IntCounter,
-    pub endings: IntCounterVec,
+    pub outcomes: IntCounterVec,
     pub replies: IntCounterVec,
     pub faults: IntCounterVec,
     pub batch_size: Histogram,
@@ -31,7 +31,7 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         received: register_int_counter!("imgcls_worker_received_total", "Messages received").expect(registered),
         redelivered: register_int_counter!("imgcls_worker_redelivered_total", "Messages received again")
             .expect(registered),
-        endings: register_int_counter_vec!("imgcls_worker_endings_total", "How deliveries ended", &["ending"])
+        outcomes: register_int_counter_vec!("imgcls_worker_endings_total", "How deliveries ended", &["ending"])
             .expect(registered),
         replies: register_int_counter_vec!("imgcls_worker_replies_total", "What became of replies", &["outcome"])
             .expect(registered),

@@ -1,4 +1,4 @@
-//! The first stage: messages are received, and their images fetched.
+//! The first stage: receives messages and fetches their images.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,8 +34,8 @@ pub struct Intake {
     pub visibility_timeout: Duration,
     /// One permit for each image that may wait for a session; images that a session has begun have released theirs.
     pub permits: Arc<Semaphore>,
-    /// So many permits have to be free before more is received: those of one batch, which are free as soon as a session
-    /// begins with one. While that runs the next is received and fetched, and one call returns several messages.
+    /// The number of permits that have to be free before the next receive: those of one batch, which are released when a
+    /// session begins with it. While it runs, the next batch is received and fetched, and one call returns several messages.
     pub permits_for_a_receive: u32,
     pub load: LoadWatch,
     pub fetched: mpsc::Sender<Fetched>,
@@ -43,7 +43,7 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// Receives until shutdown. Then what it received goes through.
+    /// Receives until `shutdown`, then waits until all received messages have left this stage.
     pub async fn run(self, shutdown: CancellationToken) {
         let intake = Arc::new(self);
         let mut jobs = JoinSet::new();
@@ -66,8 +66,8 @@ impl Intake {
         while jobs.join_next().await.is_some() {}
     }
 
-    /// Receives at most as many messages as there are permits, so that this worker never holds what an idle one could do:
-    /// what runs, plus one batch a session.
+    /// Receives at most as many messages as there are free permits. A worker thus holds the images that its sessions
+    /// process and one batch per session, and leaves the others to idle workers.
     async fn receive(&self) -> Result<(Vec<Delivery>, Vec<OwnedSemaphorePermit>), TransportError> {
         let permits = take_permits(&self.permits, self.permits_for_a_receive).await;
         let wanted = Wanted { max: permits.len(), visibility_timeout: self.visibility_timeout };
@@ -83,7 +83,7 @@ impl Intake {
         jobs: &mut JoinSet<()>,
         shutdown: &CancellationToken,
     ) {
-        // All leases first: those that wait below are renewed too.
+        // Take all leases first, so that the messages that wait below are renewed too.
         let held: Vec<_> = deliveries
             .into_iter()
             .zip(permits)
@@ -103,12 +103,12 @@ impl Intake {
             }
             jobs.spawn(Arc::clone(self).prepare(lease, delivery, permit));
             left -= 1;
-            // While the last one runs, nothing is received either: it is alone.
+            // This also waits for the last one, so that nothing is received while it runs.
             let _ = shutdown.run_until_cancelled(self.keeper.until_held_at_most(left)).await;
         }
     }
 
-    /// One delivery, from its body to an image or to its outcome.
+    /// Takes one delivery from its body to an image or to its outcome.
     async fn prepare(self: Arc<Self>, lease: Lease, delivery: Delivery, permit: OwnedSemaphorePermit) {
         lease.enter(Stage::Fetching);
         let incoming = Incoming::parse(&delivery.body);
@@ -168,12 +168,12 @@ impl Intake {
         }
     }
 
-    /// For a request that was delivered before: the result that exists, else what is to be done with it.
+    /// Decides on a request that was delivered before: it is completed already if its result exists.
     async fn look_up(&self, request: Box<ClassifyRequest>, delivery: &Delivery) -> Result<Work, Outcome> {
         let (id, attempt) = (request.id, delivery.receive_count);
         match self.stored_result(id).await {
             Ok(Ok(Some(stored))) => {
-                tracing::info!(%id, attempt, "delivered again after its end; answered again");
+                tracing::info!(%id, attempt, "delivered again after its end; sending its stored result again");
                 return Err(Outcome::AlreadyCompleted { stored, reply_to: request.reply_to });
             }
             Ok(Ok(None)) => {}
@@ -187,7 +187,7 @@ impl Intake {
             .map_err(|outcome| *outcome)
     }
 
-    /// The inner error is one of this result, the outer one of the transport.
+    /// Reads a stored result. The inner error is a fault of this result, the outer one a fault of the transport.
     async fn stored_result(&self, id: Uuid) -> Result<Result<Option<Bytes>, TransportError>, TransportError> {
         let read = || async { unless_final(self.transport.result(id).await) };
         retry_for("look_up", FETCH_TIMEOUT, read).await
@@ -218,17 +218,17 @@ impl Intake {
     }
 }
 
-/// The reason why there is no image.
+/// The reason why an image could not be fetched.
 enum Fetch {
     Failed(ErrorCode, String),
-    /// Not the bytes that were stored. No retry brings them back.
+    /// The bytes differ from those that were stored. A retry would not help.
     Damaged(String),
-    /// The client left before it was told the id.
+    /// The client left before it got the id.
     Withdrawn(Uuid),
     Fault(String),
 }
 
-/// Waits for so many permits, then takes all that are free, at most a batch.
+/// Waits for `at_least` permits, then takes all that are free, at most a batch.
 async fn take_permits(permits: &Arc<Semaphore>, at_least: u32) -> Vec<OwnedSemaphorePermit> {
     let Ok(mut first) = Arc::clone(permits).acquire_many_owned(at_least).await else {
         return std::future::pending().await;

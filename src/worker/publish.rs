@@ -92,7 +92,7 @@ impl Publisher {
     /// What the transport has to do. `None` when the message was released.
     async fn begin(&self, finished: Finished) -> Option<(Publishing, Completion)> {
         let Finished { lease, mut span, outcome } = finished;
-        METRICS.endings.with_label_values(&[outcome.name()]).inc();
+        METRICS.outcomes.with_label_values(&[outcome.name()]).inc();
         span.set("imgcls.ending", outcome.name());
         log(&outcome, &mut span);
         let mut completion = Completion::new(lease.receipt());
@@ -117,8 +117,8 @@ impl Publisher {
                 completion.legacy_output = Some(LegacyOutput { name, image, output });
             }
             Outcome::Withdrawn { id } => completion.withdrawn = Some(id),
-            Outcome::DeadLetter { letter, result, reply_to } => {
-                set_dead_letter(&mut completion, letter, result.as_ref(), reply_to);
+            Outcome::DeadLetter { dead_letter, result, reply_to } => {
+                set_dead_letter(&mut completion, dead_letter, result.as_ref(), reply_to);
             }
         }
         Some((Publishing { _lease: lease, span }, completion))
@@ -133,11 +133,11 @@ fn set_result(completion: &mut Completion, result: &ClassifyResult, reply_to: Op
 
 fn set_dead_letter(
     completion: &mut Completion,
-    letter: DeadLetter,
+    dead_letter: DeadLetter,
     result: Option<&ClassifyResult>,
     reply_to: Option<String>,
 ) {
-    let DeadLetter { id, body, reason, attempts, legacy_name } = letter;
+    let DeadLetter { id, body, reason, attempts, legacy_name } = dead_letter;
     if let Some(result) = result {
         set_result(completion, result, reply_to);
     } else if let Some(name) = legacy_name {
@@ -180,8 +180,8 @@ fn log(outcome: &Outcome, span: &mut Span) {
             set_id(id);
             tracing::debug!(%id, trace_id, "withdrawn: its client left before it was told the id");
         }
-        Outcome::DeadLetter { letter, .. } => {
-            let DeadLetter { id, reason, attempts, .. } = letter;
+        Outcome::DeadLetter { dead_letter, .. } => {
+            let DeadLetter { id, reason, attempts, .. } = dead_letter;
             tracing::warn!(?id, trace_id, reason, attempts, "dead letter");
             span.fail(reason.clone());
         }

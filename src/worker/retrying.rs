@@ -7,10 +7,10 @@ use super::metrics::METRICS;
 use crate::retry::Schedule;
 use crate::transport::TransportError;
 
-/// Delays between tries, each shortened at random by up to half, so that many workers do not come back at the same instant.
+/// Delays between attempts, each shortened at random by up to half, so that many workers do not retry at the same instant.
 pub const BACKOFF: Schedule = Schedule::new(Duration::from_millis(100), Duration::from_secs(2));
 
-/// Tries until it succeeds or `timeout` has passed. Returns the last error then.
+/// Retries until an attempt succeeds or `timeout` has passed, and then returns the last error.
 pub async fn retry_for<T, E, F>(what: &'static str, timeout: Duration, mut attempt: impl FnMut() -> F) -> Result<T, E>
 where
     E: Display,
@@ -31,7 +31,7 @@ where
     }
 }
 
-/// For an attempt that reads one object: makes an answer of an error of that object, which no further attempt changes.
+/// Turns an error of the object itself into an answer, because no further attempt would change it.
 pub fn unless_final<T>(read: Result<T, TransportError>) -> Result<Result<T, TransportError>, TransportError> {
     match read {
         Err(error) if error.is_of_object() => Ok(Err(error)),

@@ -1,4 +1,4 @@
-//! How busy the sessions of a worker are.
+//! Measures how busy the sessions of a worker are.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use crate::transport::WorkerLoad;
 
 /// The service time, until one was measured.
 const FIRST_GUESS: Duration = Duration::from_millis(5);
-/// The weight of one batch in the moving average is one in so many, since images differ.
+/// The weight of one batch in the moving average is one divided by this, since images differ.
 const SMOOTHING: u32 = 4;
 
-/// What the sessions of a worker do at the moment.
+/// The load of a worker's sessions at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionLoad {
     /// Sessions that wait for an image.
@@ -31,7 +31,7 @@ impl SessionLoad {
         self.waiting > 0 || self.images == 0
     }
 
-    /// How long after one of so many busy sessions has begun, the next is likely to be free.
+    /// Returns the expected time until the next session is free, if all `sessions` are busy.
     pub fn next_is_free_in(self, sessions: u32) -> Duration {
         self.service_time * self.images as u32 / sessions
     }

@@ -1,4 +1,4 @@
-//! What travels between the stages of a worker.
+//! The values that the stages of a worker send to each other.
 
 use std::time::Instant;
 
@@ -17,9 +17,9 @@ pub struct Fetched {
     /// The message, for a dead letter.
     pub body: String,
     pub image: Bytes,
-    /// A permit to wait. Released when a session begins with the image, so that the next one is fetched meanwhile.
+    /// A permit to wait. It is released when a session begins with the image, so that the next one can be fetched.
     pub permit: OwnedSemaphorePermit,
-    /// When it began to wait.
+    /// When the image began to wait.
     pub since: Instant,
 }
 

@@ -1,4 +1,4 @@
-//! How much the sessions did, reported to the process that started this worker, which decides on the number of workers.
+//! Reports the work of the sessions to the process that started this worker, which decides on the number of workers.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::telemetry::output;
 
 const EVERY: Duration = Duration::from_secs(1);
 
-/// What all sessions did since the last report.
+/// The sum of the work of all sessions since the last report.
 #[derive(Debug, Default)]
 pub struct Statistics(Mutex<Worked>);
 
@@ -25,7 +25,7 @@ impl Statistics {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reports on standard output every second what was done, until `stop`. A second without work is not reported.
+    /// Reports the work of each second on standard output, until `stop`. A second without work is not reported.
     pub async fn report(&self, sessions: u32, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(EVERY);
         loop {

@@ -1,4 +1,4 @@
-//! The last resort against a decoder that does not return: a thread cannot be killed, a process can.
+//! The last resort against a decoder that does not return: a thread cannot be killed, but a process can.
 //!
 //! A decoder is stopped from inside once it has used its CPU time (`model::prepare`). A decoder that does not stop is found
 //! here after twice as long. Its image fails as `decode_timeout` like any other, so that no worker takes it again. Then this
@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::model;
 
-/// How many times its own limit a decoder may take before it counts as stuck.
+/// A decoder counts as stuck after this many times its own limit.
 const TIMES_THE_LIMIT: u32 = 2;
 
-/// Watches the decoders of all inference threads. `T` is what is needed to give an image an outcome.
+/// Watches the decoders of all inference threads. `T` is the delivery that a decoder works on.
 pub struct Watchdog<T> {
     decode_timeout: Duration,
     slots: Mutex<Vec<Arc<Slot<T>>>>,
@@ -45,7 +45,7 @@ impl<T> Watchdog<T> {
         slot
     }
 
-    /// Waits for a thread that is stuck, and takes what it holds. `None` when `stop` came first.
+    /// Waits for a thread that is stuck, and takes its delivery. Returns `None` if `stop` came first.
     pub async fn wait(&self, stop: &CancellationToken) -> Option<T> {
         let often = (self.decode_timeout / 4).clamp(Duration::from_millis(5), Duration::from_secs(1));
         let mut ticks = tokio::time::interval(often);
@@ -61,7 +61,7 @@ impl<T> Watchdog<T> {
         }
     }
 
-    /// Whether a stuck thread was ever found.
+    /// Returns true if a stuck thread was ever found.
     pub fn has_found_one(&self) -> bool {
         self.stuck.get().is_some()
     }
@@ -76,14 +76,14 @@ impl<T> Watchdog<T> {
 }
 
 impl<T> Slot<T> {
-    /// This thread begins to decode.
+    /// Records that this thread begins to decode.
     pub fn begin(&self, item: T) {
         let cpu_time_at_begin = model::thread_cpu_time();
         let decoding = Decoding { item, thread: gettid(), began: Instant::now(), cpu_time_at_begin };
         *self.state() = Some(decoding);
     }
 
-    /// This thread has decoded. `None` when the watchdog took what it held, and has given the image its outcome.
+    /// Records that this thread has decoded. Returns `None` if the watchdog has taken the delivery and decided its outcome.
     pub fn end(&self) -> Option<T> {
         self.state().take().map(|decoding| decoding.item)
     }
@@ -108,7 +108,7 @@ impl<T> Slot<T> {
     }
 }
 
-/// CPU time that another thread of this process has used. `None` when the system does not report it.
+/// Returns the CPU time that another thread of this process has used, or `None` if the system does not report it.
 fn cpu_time(thread: Pid) -> Option<Duration> {
     let folder = format!("/proc/self/task/{}", thread.as_raw_nonzero());
     let nanoseconds = fs::read_to_string(format!("{folder}/schedstat")).ok().and_then(|text| first_number(&text));

@@ -101,6 +101,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("", "starts with a letter", "a letter of the alphabet"),
     ("", "counts settle", "they stop changing"),
     ("src/web/assets/", "letter-spacing", "CSS property"),
+    ("src/queue_command/redrive.rs", "rename = \"letters\"", "key of the JSON output of `queue redrive`"),
     ("", "tests/pictures", "directory of the test images, named in package lists and by users"),
     ("", "make_test_pictures", "script that writes that directory"),
     ("", "make_bench_pictures", "script that writes the images of the benchmark"),
@@ -146,6 +147,11 @@ fn home_made_words_are_replaced_by_the_standard_ones() {
 
 /// First words of comments that are mostly half a sentence. Write "Returns `None` when ...", "True if ...", "The ...".
 const FRAGMENT_STARTS: [&str; 9] = ["What", "Whatever", "Where", "Whether", "Who", "Whose", "Whoever", "None", "Of"];
+
+/// The usual doc of a field that is an `Option`: "`None` if the part does not name a file". It has no verb of its own, but
+/// the field is its subject, and Rust code everywhere is documented like this.
+const OPTION_STARTS: [&str; 7] =
+    ["`None` if ", "`None` when ", "`None` while ", "`None` until ", "`None` before ", "`None` after ", "`None` once "];
 
 /// A comment states something in whole sentences. One that begins with these words is mostly half a sentence: "What is
 /// asked for", "None where it is missing".
@@ -282,6 +288,7 @@ fn fragments(path: &str, text: &str) -> Vec<String> {
             && !follows_comment
             && let Some(first) = comment.split_whitespace().next()
             && FRAGMENT_STARTS.contains(&first.trim_matches(|c: char| !c.is_alphabetic()))
+            && !OPTION_STARTS.iter().any(|start| comment.starts_with(start))
             && !comment.ends_with('?')
         {
             found.push(format!("{path}:{}: comment begins with \"{first}\"; write a whole sentence", at + 1));
@@ -373,5 +380,11 @@ mod checker {
         let text = "/// What is asked for.\nfn a() {}\n// The reply names\n// None of them.\n//! `None` when missing";
         assert_eq!(fragments("a.rs", text), ["a.rs:1: comment begins with \"What\"; write a whole sentence"]);
         assert_eq!(fragments("a.md", text), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_option_may_say_when_it_is_none() {
+        assert_eq!(fragments("a.rs", "/// `None` if the part names no file."), Vec::<String>::new());
+        assert_eq!(fragments("a.rs", "/// None where it is missing.").len(), 1);
     }
 }

@@ -70,7 +70,7 @@ fn command_of<'a>(cli: &'a Command, arguments: &[OsString]) -> (&'a Command, Str
     (command, words.join(" "))
 }
 
-/// Whether a word of the command line gives the flag, by its name or one of its other spellings.
+/// Returns true if a word of the command line gives the flag, by its name or by one of its aliases.
 fn gives(argument: &OsStr, arg: &Arg) -> bool {
     let argument = argument.to_string_lossy();
     let is_short = arg.get_short().is_some_and(|short| argument.starts_with(&format!("-{short}")));

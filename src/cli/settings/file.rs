@@ -10,7 +10,7 @@ use super::error::SettingsError;
 
 pub(super) struct File {
     pub path: PathBuf,
-    /// In the order of the file.
+    /// The settings, in the order of the file.
     pub entries: Vec<Entry>,
 }
 

@@ -17,7 +17,7 @@ pub(super) fn is_switch(arg: &Arg) -> bool {
     matches!(arg.get_action(), ArgAction::SetTrue)
 }
 
-/// Whether the flag's own variable is set.
+/// Returns true if the environment variable of the flag is set.
 pub(super) fn is_set(arg: &Arg) -> bool {
     arg.get_env().is_some_and(|name| std::env::var_os(name).is_some())
 }

@@ -40,7 +40,7 @@ const SET_BY_PROVISION: [&str; 19] = [
     "keep-images",
     "keep-results",
 ];
-/// The same for the loop beside the web tier, whose policy is that of the stack.
+/// Settings that `provision` also sets for the autoscaler beside the web tier, whose policy is that of the stack.
 const SET_BY_PROVISION_FOR_AUTOSCALE: [&str; 3] = ["policy", "slo", "service-time"];
 
 /// EC2 accepts 16 KiB of user data. The script takes half of that, and the web tier's has two tables.
@@ -105,7 +105,7 @@ impl Tables {
                     );
                     return Err(file.error(entry.line, &message));
                 }
-                // At the top level it is a setting of `provision` itself.
+                // A key at the top level is a setting of `provision` itself.
                 None if is_fixed || self.has(PROVISION, key) => continue,
                 _ => {}
             }

@@ -81,7 +81,7 @@ pub(crate) struct LatencyMs {
     pub p50: f64,
     pub p90: f64,
     pub p99: f64,
-    /// `None` below a thousand requests.
+    /// `None` if there were fewer than a thousand requests.
     pub p99_9: Option<f64>,
     pub max: f64,
 }
@@ -106,7 +106,7 @@ pub(crate) struct Generator {
 #[derive(Debug, Serialize)]
 pub(crate) struct Accuracy {
     pub top1: Option<f64>,
-    /// `None` for the API of the legacy system, which returns one label.
+    /// `None` if the target has the API of the legacy system, which returns one label.
     pub top5: Option<f64>,
     pub judged: u64,
     pub top1_correct: u64,

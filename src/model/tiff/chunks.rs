@@ -11,7 +11,7 @@ use crate::model::error::{PrepareError, undecodable};
 /// of 65,500 rows in strips of one row each, in four planes, has as many.
 const MAX_CHUNKS: usize = 262_000;
 
-/// By how much chunks of a small file may overlap.
+/// The number of bytes by which chunks of a small file may overlap.
 const OVERLAP_BYTES: u64 = 64 << 10;
 
 /// The chunks of an image: rectangles of one size, row by row and plane by plane.

@@ -36,7 +36,7 @@ pub(super) struct Call {
     pub body: String,
 }
 
-/// Where a service has its endpoints.
+/// The area that one endpoint of a service covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
     /// One in every region.

@@ -42,12 +42,12 @@ pub(crate) struct Run {
     pub(crate) redelivered: u64,
     /// Sum over all workers of the time from launch to termination.
     pub(crate) worker_time: Duration,
-    /// The same, with at least a minute for each worker, as AWS bills.
+    /// The worker time with at least a minute for each worker, as AWS bills.
     pub(crate) billed_time: Duration,
     /// Sum over all sessions of the time spent on images that were completed.
     pub(crate) busy_time: Duration,
     pub(super) sessions: u32,
-    /// In microseconds; sorted once the run has ended.
+    /// Latencies in microseconds, sorted once the run has ended.
     pub(super) latencies: Vec<u64>,
 }
 

@@ -119,7 +119,7 @@ pub(super) struct LatencyMs {
     pub(super) max: f64,
 }
 
-/// In the currency of the prices.
+/// Costs in the currency of the prices.
 #[derive(Debug, Serialize)]
 pub(super) struct Cost {
     pub(super) workers: f64,

@@ -1,4 +1,4 @@
-//! Waiting at FIFOs with epoll.
+//! Waits for notifications with epoll.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,8 +16,8 @@ use tokio::sync::Notify;
 use super::fifo;
 use crate::sqlite::thread::lock;
 
-/// The one thread of a process that waits at FIFOs. It waits only at those of queues that have a waiter in this process;
-/// notifications of the others are for other processes.
+/// The one thread of a process that waits for bytes in the FIFOs. It watches only the FIFOs of queues that have a waiter in
+/// this process; bytes in the others are for other processes.
 pub(super) struct Listener {
     epoll: Arc<OwnedFd>,
     subscribers: Arc<Mutex<Subscribers>>,
@@ -47,7 +47,7 @@ pub(super) struct Subscriber {
 #[derive(Default)]
 struct Waiters {
     count: usize,
-    /// Whether the FIFO is in epoll.
+    /// True if epoll watches the FIFO.
     is_registered: bool,
 }
 
@@ -125,7 +125,7 @@ fn listen(epoll: &OwnedFd, subscribers: &Mutex<Subscribers>) -> io::Result<()> {
 }
 
 impl Subscriber {
-    /// Whether this path is still the FIFO of this subscriber, and not that of a queue that was created again.
+    /// Returns true if the FIFO of this subscriber is still at this path, and not that of a queue that was created again.
     pub(super) fn is_at(&self, path: &Path) -> bool {
         rustix::fs::stat(path).is_ok_and(|found| found.st_ino == self.inode)
     }
@@ -174,7 +174,7 @@ impl Subscriber {
     }
 }
 
-/// One waiter. The FIFO is in epoll while there are waiters and none of them is being woken.
+/// One waiter. Epoll watches the FIFO while there are waiters and none of them is being woken.
 struct Waiter<'a> {
     subscriber: &'a Subscriber,
     is_woken: bool,

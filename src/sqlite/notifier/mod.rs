@@ -1,10 +1,10 @@
 //! Notifications between processes: how a send in one process wakes a receive in another without polling.
 //!
-//! Each queue that somebody waits for has a FIFO, `bells/<queue>`. A process that made a message receivable writes a byte
-//! into it, and the kernel wakes one of the waiters, whichever process it is in; the others sleep on. Nothing is written to
-//! disk. If there is no FIFO, or no process has it open, nobody waits.
+//! Each queue that has waiters has a FIFO, `bells/<queue>`. A process that made a message receivable writes a byte into it,
+//! and the kernel wakes one of the waiters of all processes; the others sleep on. Nothing is written to disk. If there is
+//! no FIFO, or no process has it open, the queue has no waiter.
 //!
-//! A notification only says that it is worth looking again. A missed one costs at most [`RECHECK`].
+//! A notification is only a hint to read the queue again. A lost one delays a waiter by at most [`RECHECK`].
 
 mod fifo;
 #[cfg_attr(target_os = "linux", path = "epoll.rs")]
@@ -22,10 +22,10 @@ use super::fault::Fault;
 use super::file;
 use super::thread::lock;
 
-/// How often a waiting receive looks without a notification. A message that becomes receivable later than that from now
-/// needs no notification: the next look finds out when it is due.
+/// How often a waiting receive polls the queue without a notification. A message that becomes receivable later than that
+/// needs no notification: the next poll finds out when it is due.
 pub const RECHECK: Duration = Duration::from_secs(1);
-/// The same for a receive that cannot be notified.
+/// How often a receive polls that cannot be notified.
 const RECHECK_WITHOUT_NOTIFICATIONS: Duration = Duration::from_millis(10);
 
 /// Wakes waiters of queues, in this process and in others.
@@ -37,13 +37,13 @@ pub struct Notifier {
     listener: Option<Listener>,
 }
 
-/// What a waiter of a queue waits on.
+/// The subscription of a waiter to the notifications of a queue.
 pub struct Subscription {
     /// `None` if this waiter cannot be notified.
     subscriber: Option<Arc<Subscriber>>,
-    /// Whether this process did not subscribe to the queue before, so that it was not notified of earlier messages.
+    /// True if this process had not subscribed to the queue before, so that it was not notified of earlier messages.
     pub is_new: bool,
-    /// How often the waiter has to look without a notification.
+    /// How often the waiter has to poll without a notification.
     pub recheck: Duration,
 }
 
@@ -125,7 +125,7 @@ impl Subscription {
 }
 
 impl WakeToken {
-    /// Gives the token up without waking another waiter.
+    /// Releases the token without waking another waiter.
     pub fn release(mut self) {
         self.0 = None;
     }

@@ -1,4 +1,4 @@
-//! How fast jobs are worked off.
+//! Measures how fast jobs are completed.
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
@@ -13,7 +13,7 @@ use crate::protocol::TimingsMs;
 pub struct Fleet {
     /// How many workers are ready.
     pub ready: watch::Receiver<usize>,
-    /// Whether the service is ready only once a worker is. `false` when the fleet may be empty.
+    /// True if the service is ready only once a worker is; false if the fleet may be empty.
     pub is_awaited: bool,
     /// Returns how long a worker takes for an image, measured over the last seconds, or `None` when nothing was
     /// measured.

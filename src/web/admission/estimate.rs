@@ -1,4 +1,4 @@
-//! Whether a caller's answer would come in time: a pure decision.
+//! Decides if the answer of a caller would come in time. The decision is pure: no clock, no I/O.
 
 use std::time::Duration;
 

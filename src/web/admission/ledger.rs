@@ -1,4 +1,4 @@
-//! What this process knows about the depth of the queue.
+//! Estimates the depth of the queue from what this process knows.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 pub(super) struct Ledger {
     sent: u64,
     ended: u64,
-    /// Jobs that this process sent and whose end it has not seen.
+    /// Jobs that this process sent and whose completion it has not seen.
     pub(super) outstanding: u64,
     /// Callers that wait for an answer.
     pub(super) waiting: u64,

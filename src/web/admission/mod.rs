@@ -57,7 +57,7 @@ const MAX_DRAINS: usize = 256;
 /// How much may be admitted.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AdmissionLimits {
-    /// The most jobs in the queue, waiting or in work.
+    /// The largest number of jobs in the queue, visible or in flight.
     pub(super) max_queue_depth: u64,
     pub(super) max_connections: usize,
 }

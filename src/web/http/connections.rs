@@ -1,4 +1,4 @@
-//! How many connections there may be, whose they are, and which of them are closed for others.
+//! Limits the number of connections, in total and per client address, and closes idle ones to admit new ones.
 //!
 //! An idle connection (one that waits for its first request, or for the next one) costs its client nothing, so it must
 //! not cost other clients anything. While most permits are taken, connections that have been idle for
@@ -27,7 +27,7 @@ const MAX_IDLE_UNDER_PRESSURE: Duration = Duration::from_secs(2);
 /// Only a connection that has been idle for this long is replaced by a new one: clients send their first request at
 /// once.
 const MIN_IDLE_BEFORE_REPLACED: Duration = Duration::from_millis(100);
-/// A connection that was asked to close releases its permit within this time.
+/// An idle connection releases its permit within this time after it was asked to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The permits of all connections of this process.
@@ -44,13 +44,13 @@ pub(crate) struct Connections {
     epoch: Instant,
 }
 
-/// What a connection may do.
+/// The requests that a connection may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Slot {
     Regular,
     /// Beyond the limit: only health checks are answered, unless a regular permit becomes free.
     Spare,
-    /// The client has too many connections and is only told so.
+    /// The client has too many connections: the only answer is an error that says so.
     Refused,
 }
 

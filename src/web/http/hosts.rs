@@ -1,4 +1,4 @@
-//! Which hosts a server answers for, and which sites may send it requests that change something.
+//! Checks the host of a request, and refuses requests of other sites that change something.
 //!
 //! A server on a loopback address has no password. Only programs on this machine reach it, but every page that a user
 //! opens reaches it too, through the browser. Two kinds of requests are therefore refused there: those whose `Host` is
@@ -16,7 +16,7 @@ const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
 /// The hosts that a server answers for.
 pub(crate) struct HostPolicy {
-    /// Whether the server listens on a loopback address.
+    /// True if the server listens on a loopback address.
     pub(crate) is_loopback: bool,
     /// Names beside those of this machine, in lower case.
     pub(crate) allowed_hosts: Vec<String>,

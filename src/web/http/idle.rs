@@ -1,4 +1,4 @@
-//! Whether a connection waits for a request, and since when.
+//! Tracks whether a connection waits for a request, and since when.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};

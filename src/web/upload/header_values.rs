@@ -179,7 +179,7 @@ mod tests {
             (b"attachment", ""),
             (b"", ""),
             (b"attachment; filename=\"unterminated", "unterminated"),
-            (b"attachment; filename=\"C:\\pictures\\cat.jpg\"", "C:\\pictures\\cat.jpg"),
+            (b"attachment; filename=\"C:\\photos\\cat.jpg\"", "C:\\photos\\cat.jpg"),
             (b"attachment; filename=\"Gr\xf6\xdfe.jpg\"", "Gr\u{f6}\u{df}e.jpg"),
             (b"attachment; filename=\"\xc9t\xe9.jpg\"", "\u{c9}t\u{e9}.jpg"),
             (b"attachment; filename=\"caf\xe9\"", "caf\u{e9}"),

@@ -30,7 +30,7 @@ use super::metrics::METRICS;
 use crate::model;
 use crate::protocol::cut_filename;
 
-/// What a multipart body may contain besides the image: boundaries, part headers, small fields.
+/// The limit for the parts of a multipart body besides the image: boundaries, part headers, small fields.
 const MULTIPART_ENVELOPE_BYTES: u64 = 64 << 10;
 
 /// A received file that is within the limits and begins like an image.

@@ -72,7 +72,7 @@ enum State {
     End,
 }
 
-/// What follows the bytes of a delimiter.
+/// The content that follows the bytes of a delimiter.
 enum Follows {
     /// The head of a part, after this many bytes.
     Part(usize),
