@@ -166,8 +166,8 @@ impl Simulation {
 
     /// Records the metrics that SQS and Auto Scaling publish once a minute.
     fn sample(&mut self, now: u64) {
-        let asked = json!({"QueueUrl": self.queue_url, "AttributeNames": ["All"]});
-        let answer = sqs(self.watched.queues, "GetQueueAttributes", &asked);
+        let parameters = json!({"QueueUrl": self.queue_url, "AttributeNames": ["All"]});
+        let answer = sqs(self.watched.queues, "GetQueueAttributes", &parameters);
         let number = |name: &str| answer["Attributes"][name].as_str().unwrap().parse().unwrap();
         let (visible, in_flight) =
             (number("ApproximateNumberOfMessages"), number("ApproximateNumberOfMessagesNotVisible"));
@@ -234,7 +234,7 @@ fn seconds(passed: Duration) -> u64 {
 
 /// The alarms whose actions are policies of the group.
 pub fn alarms_of(group: &str, emulator: &Emulator) -> Vec<Alarm> {
-    let answer = ask(emulator, "monitoring", "GraniteServiceVersion20100801.DescribeAlarms", &json!({}));
+    let answer = call(emulator, "monitoring", "GraniteServiceVersion20100801.DescribeAlarms", &json!({}));
     let of_group = format!(":autoScalingGroupName/{group}:");
     let is_of_group = |action: &Value| action.as_str().is_some_and(|arn| arn.contains(&of_group));
     let alarms = answer["MetricAlarms"].as_array().unwrap().iter();
@@ -242,15 +242,15 @@ pub fn alarms_of(group: &str, emulator: &Emulator) -> Vec<Alarm> {
     alarms.map(Alarm::read).collect()
 }
 
-fn sqs(emulator: &Emulator, action: &str, asked: &Value) -> Value {
-    ask(emulator, "sqs", &format!("AmazonSQS.{action}"), asked)
+fn sqs(emulator: &Emulator, action: &str, parameters: &Value) -> Value {
+    call(emulator, "sqs", &format!("AmazonSQS.{action}"), parameters)
 }
 
-fn ask(emulator: &Emulator, service: &str, target: &str, asked: &Value) -> Value {
+fn call(emulator: &Emulator, service: &str, target: &str, parameters: &Value) -> Value {
     let scope = scope(service);
     let headers =
         [("Authorization", scope.as_str()), ("Content-Type", "application/x-amz-json-1.0"), ("X-Amz-Target", target)];
-    let answer = request(emulator.address, "POST", "/", &headers, asked.to_string().as_bytes()).unwrap();
+    let answer = request(emulator.address, "POST", "/", &headers, parameters.to_string().as_bytes()).unwrap();
     assert_eq!(answer.status, 200, "{target}: {}", answer.text());
     answer.json()
 }
