@@ -151,7 +151,7 @@ impl Stack {
     }
 
     fn watch(&self, cloud: &Cloud, queue_metrics_late_by: u64) -> CloudWatch {
-        CloudWatch::play(Watched {
+        CloudWatch::start(Watched {
             ec2: std::sync::Arc::clone(&cloud.ec2),
             group: self.group(),
             queue: self.queue(),

@@ -120,11 +120,7 @@ fn held_write_lock_fails_sends_within_seconds_and_blocks_no_shutdown() {
     let started = Instant::now();
     let status = imgcls().args(["data", "status", "--data-dir"]).arg(service.data_dir()).output().unwrap();
     assert!(status.status.success(), "{status:?}");
-    assert!(
-        started.elapsed() < Duration::from_secs(3),
-        "a read-only command needs no lock: {:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(3), "a read-only command needs no lock: {:?}", started.elapsed());
 
     for process in [&mut service.workers[0], &mut service.web] {
         let started = Instant::now();
@@ -216,7 +212,7 @@ async fn reboot_with_wrong_clock_ages_messages_by_a_day_at_most() {
     }
 }
 
-/// The web tier runs before and after the step, the worker only after it.
+/// The web tier runs before and after the clock step, the worker only after it.
 #[test]
 fn jobs_accepted_before_clock_step_finish_after_it() {
     for step in [5 * 86_400, -3_600] {
@@ -251,7 +247,7 @@ fn messages_of_killed_worker_are_redelivered_before_visibility_timeout() {
                    (SELECT queue_id FROM messages GROUP BY queue_id ORDER BY count(*) DESC LIMIT 1)";
         database.query_row(sql, [], |row| row.get::<_, usize>(0)).unwrap()
     };
-    // The worker runs for moments only, so that it still holds the messages that are counted.
+    // The worker runs only for short intervals, so that it still holds the messages when they are counted.
     let killed = until("a worker that holds a message", || {
         signal(worker, "CONT");
         std::thread::sleep(Duration::from_millis(10));

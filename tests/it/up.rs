@@ -1,4 +1,4 @@
-//! `imgcls up` as a whole, with real workers: it needs the model and ONNX Runtime, which `scripts/setup` installs.
+//! `imgcls up` with real workers. The tests need the model and ONNX Runtime, which `scripts/setup` installs.
 
 use std::ffi::OsString;
 use std::fs;

@@ -25,7 +25,7 @@ use crate::harness::request;
 
 /// Simulated seconds for each real one.
 pub const SPEED: u32 = 60;
-/// Seconds.
+/// A minute in seconds.
 const MINUTE: u64 = 60;
 /// Simulated time at the start. The metrics before it say that the queue was empty.
 const START: u64 = 3_600;
@@ -51,7 +51,7 @@ pub struct Watched {
 pub struct CloudWatch {
     resized: Arc<Mutex<Vec<Resized>>>,
     stop: Arc<AtomicBool>,
-    playing: Option<std::thread::JoinHandle<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
 }
 
 /// A change of the group by an alarm.
@@ -66,18 +66,19 @@ pub struct Resized {
 }
 
 impl CloudWatch {
-    pub fn play(watched: Watched) -> CloudWatch {
+    /// Starts a thread that runs the simulation.
+    pub fn start(watched: Watched) -> CloudWatch {
         let resized = Arc::<Mutex<Vec<Resized>>>::default();
         let stop = Arc::new(AtomicBool::new(false));
         let mut simulation = Simulation::new(watched, Arc::clone(&resized));
         let stopped = Arc::clone(&stop);
-        let playing = std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Acquire) {
                 simulation.step();
                 std::thread::sleep(Duration::from_millis(10));
             }
         });
-        CloudWatch { resized, stop, playing: Some(playing) }
+        CloudWatch { resized, stop, thread: Some(thread) }
     }
 
     /// All changes by alarms, in order.
@@ -96,7 +97,7 @@ impl CloudWatch {
 impl Drop for CloudWatch {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        let fails = self.playing.take().is_some_and(|playing| playing.join().is_err());
+        let fails = self.thread.take().is_some_and(|thread| thread.join().is_err());
         // Shown if the test fails.
         println!("the alarms resized the group:\n{}", self.history());
         assert!(!fails || std::thread::panicking(), "the simulation of CloudWatch failed");
