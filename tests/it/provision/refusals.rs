@@ -8,7 +8,7 @@ use crate::emulators::{self, moto_of_stacks};
 use crate::harness::{free_port, imgcls};
 
 #[test]
-fn existing_name_assert_refused_unless_adopted() {
+fn existing_name_is_refused_unless_adopted() {
     let stack = Stack::new("taken");
     call_emulator("sqs", "Action=CreateQueue&QueueName=taken-web-app-image-transport");
     let refused = stack.fails(&["apply"]);
@@ -30,7 +30,7 @@ fn instance_types_of_another_processor_are_refused() {
 }
 
 #[test]
-fn plan_above_the_cost_limit_assert_refused() {
+fn plan_above_the_cost_limit_is_refused() {
     let error = Stack::new("money").fails(&["plan", "--max", "100", "--max-hourly", "2"]);
     assert!(error.contains("more than --max-hourly 2"), "{error}");
     let folder = tempfile::tempdir().unwrap();
@@ -225,7 +225,7 @@ fn missing_permissions_and_quotas_are_named_and_the_next_run_continues() {
 }
 
 #[test]
-fn bucket_of_another_account_assert_refused() {
+fn bucket_of_another_account_is_refused() {
     let (proxy, environment) = ErrorProxy::start();
     let stack = Stack { environment, ..Stack::new("somebody") };
     let assert_refused = |error: &str| {
