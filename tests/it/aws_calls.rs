@@ -6,7 +6,7 @@ use std::thread;
 
 use crate::emulators::ministack;
 use crate::harness::{free_port, label_of, metrics, request, test_image};
-use crate::legacy_tiers::Stage;
+use crate::legacy_tiers::AwsFixture;
 
 const IMAGES: usize = 600;
 const CLIENTS: usize = 40;
@@ -16,9 +16,9 @@ const MAX_CALLS_PER_IMAGE: f64 = 4.0;
 
 #[test]
 fn image_takes_at_most_four_calls_under_load() {
-    let stage = Stage::new(ministack());
+    let fixture = AwsFixture::new(ministack());
     let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let service = stage.service_with(1, &[], &["--admin-listen", &admin.to_string()]);
+    let service = fixture.service_with(1, &[], &["--admin-listen", &admin.to_string()]);
     let tiers = [service.address, admin];
     let before = tiers.map(calls);
     let (image, label) = (test_image("cat.jpg"), label_of("cat.jpg"));

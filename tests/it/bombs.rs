@@ -13,8 +13,8 @@ use crate::tiff_file::{
     BITS, COMPRESSION, EXTRA_SAMPLES, PLANAR, ROWS_PER_STRIP, SAMPLE_FORMAT, Tiff, empty_blocks, zlib, zlib_of,
 };
 
-/// More than any file here takes on a busy machine and without optimisation. Without limits they take 5 s to 20
-/// minutes.
+/// Limit that no file here reaches, even on a busy machine and without optimisation. Without limits on decoding they take
+/// 5 s to 20 minutes.
 const MAX_DURATION: Duration = Duration::from_secs(10);
 
 const MIB: u64 = 1 << 20;

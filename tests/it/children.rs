@@ -33,8 +33,8 @@ impl Worker {
                 return None;
             }
             // A killed process may have written half a line, which does not count.
-            if let Some((_, said)) = line.strip_suffix('\n').and_then(|line| line.split_once(MARK)) {
-                return Some(said.to_owned());
+            if let Some((_, text)) = line.strip_suffix('\n').and_then(|line| line.split_once(MARK)) {
+                return Some(text.to_owned());
             }
         }
     }

@@ -121,9 +121,9 @@ fn the_first_log_line_names_what_selected_aws_and_the_last_what_is_missing() {
             [("AWS_REGION", "us-east-1"), ("AWS_DEFAULT_REGION", "us-east-1"), ("AWS_ENDPOINT_URL", url)]
         {
             let output = imgcls(&[command], &[(variable, value), ("AWS_EC2_METADATA_DISABLED", "true")]);
-            let said = stderr(&output);
-            assert_eq!(output.status.code(), Some(1), "{said}");
-            let [first, last] = said.lines().collect::<Vec<_>>()[..] else { panic!("{said}") };
+            let text = stderr(&output);
+            assert_eq!(output.status.code(), Some(1), "{text}");
+            let [first, last] = text.lines().collect::<Vec<_>>()[..] else { panic!("{text}") };
             assert!(first.contains(&format!("said_by=\"{variable}\"")), "{first}");
             assert!(last.contains("no AWS credentials") && last.contains("--backend local"), "{last}");
         }
@@ -137,8 +137,8 @@ fn an_address_in_use_is_one_line_that_names_the_flag() {
     let data_dir = tempfile::tempdir().expect("a directory");
     let data_dir = data_dir.path().to_str().expect("a path in UTF-8");
     let output = imgcls(&["up", "--listen", &address, "--data-dir", data_dir], &[]);
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(said.contains(&address) && said.contains("--listen"), "{said}");
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains(&address) && text.contains("--listen"), "{text}");
 }

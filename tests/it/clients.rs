@@ -1,4 +1,4 @@
-//! Slow, silent and greedy clients: each can take only a bounded share, and others are served meanwhile.
+//! Slow, silent and greedy clients: each takes only a bounded share of the resources, and others are still served.
 
 use std::io::{BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};

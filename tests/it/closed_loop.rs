@@ -1,7 +1,7 @@
 //! The whole control loop: `provision` creates a stack, the alarms and policies of that stack resize its group, and an
 //! image that arrives while there is no worker is answered by a worker that was started for it. ministack emulates the
 //! queues and buckets of the stack, moto the other services. `cloudwatch/` evaluates alarms, which neither does, and
-//! `cloud.rs` plays the machines.
+//! `cloud.rs` simulates the machines.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -10,18 +10,18 @@ use imgcls::scaling_policy::{self, Bounds, Observation, QueueDepth, StepPolicy};
 
 use crate::cloud::{Cloud, Setting};
 use crate::cloudwatch::{Alarm, Capacity, CloudWatch, Metric, Metrics, Policy, SPEED, Watched, alarms_of};
-use crate::elastic::slow_picture;
+use crate::elastic::slow_image;
 use crate::emulators::{self, ministack, moto_of_stacks};
 use crate::harness::{Service, imgcls, test_image, until};
 use crate::provision::small_bundle;
 
 /// Both emulators take a key of twelve digits as the account.
 const ACCOUNT: &str = "123456789012";
-/// From the first image in the queue to the first worker.
+/// Maximum time from the first image in the queue to the first worker.
 const FIRST_WORKER_WITHIN: Duration = Duration::from_secs(10);
 const MOST: u32 = 2;
 const IMAGES: usize = 80;
-/// Sent while one worker is too quick for an alarm to see a backlog.
+/// Limit of the images that are sent while one worker is too fast for an alarm to see a backlog.
 const MOST_IMAGES: usize = 400;
 /// With `--policy target` one worker may have a backlog of four images, so these need a second worker.
 const TARGET: [&str; 6] = ["--policy", "target", "--slo", "1s", "--service-time", "250ms"];
@@ -71,7 +71,7 @@ fn scale_out_and_back(name: &'static str, policy: &[&str], queue_metrics_late_by
     let first = service.submit("cat.jpg", &test_image("cat.jpg"));
     until("the first worker", || (cloud.count() > 0).then_some(()));
     assert!(submitted.elapsed() < FIRST_WORKER_WITHIN, "{:?}", submitted.elapsed());
-    let image = slow_picture();
+    let image = slow_image();
     let mut ids = Vec::new();
     // With late metrics a second worker would come too late.
     let needs_more_images = || queue_metrics_late_by == 0 && cloud.count() < 2;
@@ -151,7 +151,7 @@ impl Stack {
     }
 
     fn watch(&self, cloud: &Cloud, queue_metrics_late_by: u64) -> CloudWatch {
-        CloudWatch::play(Watched {
+        CloudWatch::start(Watched {
             ec2: std::sync::Arc::clone(&cloud.ec2),
             group: self.group(),
             queue: self.queue(),

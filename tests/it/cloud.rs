@@ -76,7 +76,7 @@ struct Machine {
     is_terminating: bool,
 }
 
-/// The end of an instance.
+/// A terminated instance.
 #[derive(Debug, Clone)]
 pub struct Terminated {
     pub exit_code: Option<i32>,
@@ -89,10 +89,10 @@ impl Cloud {
         let Setting { emulator, group, environment, flags } = setting;
         let group = Arc::new(Group { emulator, name: group, lock: Mutex::default() });
         let intercepted = Arc::<Intercepted>::default();
-        let front = format!("http://{}", front(Arc::clone(&group), Arc::clone(&intercepted)));
-        let through = ["AWS_ENDPOINT_URL_AUTO_SCALING", "AWS_ENDPOINT_URL_CLOUDWATCH"];
-        let through = through.map(|variable| (variable.to_owned(), front.clone()));
-        let environment = [environment, through.to_vec()].concat();
+        let proxy = format!("http://{}", start_proxy(Arc::clone(&group), Arc::clone(&intercepted)));
+        let proxied = ["AWS_ENDPOINT_URL_AUTO_SCALING", "AWS_ENDPOINT_URL_CLOUDWATCH"];
+        let proxied = proxied.map(|variable| (variable.to_owned(), proxy.clone()));
+        let environment = [environment, proxied.to_vec()].concat();
         let directory = tempfile::tempdir().unwrap();
         let (machines, terminated) = (Mutex::default(), Mutex::default());
         let ec2 = Arc::new(Ec2 { group, environment, flags, intercepted, machines, terminated, directory });
@@ -196,7 +196,7 @@ impl Ec2 {
             is_interrupted: AtomicBool::new(false),
         });
         let answering = Arc::clone(&metadata);
-        let metadata_address = serve(move |asked| answering.answer(asked));
+        let metadata_address = serve(move |received| answering.answer(received));
         let worker = self.start_worker(id, metadata_address);
         Machine { worker, metadata, metadata_address, started: Instant::now(), is_terminating: false }
     }
@@ -275,17 +275,17 @@ struct Metadata {
 
 impl Metadata {
     /// Answers as IMDSv2: requests without a token are refused.
-    fn answer(&self, asked: &ReceivedRequest) -> Answer {
+    fn answer(&self, received: &ReceivedRequest) -> Answer {
         let plain = |text: &str| Answer::text(200, "text/plain", text);
-        if asked.method == "PUT" && asked.path == "/latest/api/token" {
+        if received.method == "PUT" && received.path == "/latest/api/token" {
             let mut answer = plain("a token");
             answer.headers.push(("x-aws-ec2-metadata-token-ttl-seconds", "21600".to_owned()));
             return answer;
         }
-        if asked.header("x-aws-ec2-metadata-token") != Some("a token") {
+        if received.header("x-aws-ec2-metadata-token") != Some("a token") {
             return Answer::text(401, "text/plain", "");
         }
-        match asked.path.as_str() {
+        match received.path.as_str() {
             "/latest/meta-data/instance-id" => plain(&self.id),
             "/latest/meta-data/autoscaling/target-lifecycle-state" => plain(*self.target_state.lock().unwrap()),
             "/latest/meta-data/spot/instance-action" if self.is_interrupted.load(Ordering::Acquire) => {
@@ -298,9 +298,9 @@ impl Metadata {
 
 /// A proxy in front of the emulator's Auto Scaling and CloudWatch. It answers `CompleteLifecycleAction`, which the
 /// emulator does not have, and records `PutMetricData`.
-fn front(group: Arc<Group>, intercepted: Arc<Intercepted>) -> SocketAddr {
-    serve(move |asked| {
-        let body = String::from_utf8_lossy(&asked.body);
+fn start_proxy(group: Arc<Group>, intercepted: Arc<Intercepted>) -> SocketAddr {
+    serve(move |received| {
+        let body = String::from_utf8_lossy(&received.body);
         let argument = |name: &str| {
             let mut pairs = body.split('&').filter_map(|pair| pair.split_once('='));
             pairs.find(|(key, _)| *key == name).map(|(_, value)| value.to_owned())
@@ -313,18 +313,20 @@ fn front(group: Arc<Group>, intercepted: Arc<Intercepted>) -> SocketAddr {
             );
             return Answer::text(200, "text/xml", done);
         }
-        if asked.path.ends_with("/PutMetricData") {
-            intercepted.metrics.lock().unwrap().push(asked.body.clone());
+        if received.path.ends_with("/PutMetricData") {
+            intercepted.metrics.lock().unwrap().push(received.body.clone());
         }
         let _guard = group.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        forward(asked, group.emulator)
+        forward(received, group.emulator)
     })
 }
 
-fn forward(asked: &ReceivedRequest, emulator: &Emulator) -> Answer {
+fn forward(received: &ReceivedRequest, emulator: &Emulator) -> Answer {
     let passed = ["accept", "authorization", "content-encoding", "content-type", "smithy-protocol", "x-amz-date"];
-    let headers: Vec<(&str, &str)> = passed.into_iter().filter_map(|name| Some((name, asked.header(name)?))).collect();
-    let answer: Response = request(emulator.address, &asked.method, &asked.path, &headers, &asked.body).unwrap();
+    let headers: Vec<(&str, &str)> =
+        passed.into_iter().filter_map(|name| Some((name, received.header(name)?))).collect();
+    let answer: Response =
+        request(emulator.address, &received.method, &received.path, &headers, &received.body).unwrap();
     let returned = ["Content-Type", "smithy-protocol"];
     let headers = returned.into_iter().filter_map(|name| Some((name, answer.header(name)?.to_owned()))).collect();
     Answer { status: answer.status, headers, body: answer.body }

@@ -6,17 +6,17 @@ use std::time::{Duration, Instant};
 use crate::cloud::{Cloud, Setting, call};
 use crate::emulators::{ministack, moto};
 use crate::harness::{Service, imgcls, test_image, until};
-use crate::legacy_tiers::Stage;
+use crate::legacy_tiers::AwsFixture;
 
 const IMAGES: usize = 60;
-/// Time from the first image in the queue until the first worker is requested.
+/// Maximum time from the first image in the queue until the first worker is requested.
 const FIRST_WORKER_WITHIN: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_group_grows_from_zero_and_shrinks_again_without_losing_an_image() {
-    let stage = Stage::new(ministack());
-    let service = stage.service_with(0, &[], &[]);
-    let cloud = cloud(&stage, 2);
+    let fixture = AwsFixture::new(ministack());
+    let service = fixture.service_with(0, &[], &[]);
+    let cloud = cloud(&fixture, 2);
     let _autoscale = cloud.autoscale(&[
         "--direct",
         "--interval",
@@ -26,7 +26,7 @@ fn a_group_grows_from_zero_and_shrinks_again_without_losing_an_image() {
         "--scale-in-period",
         "500ms",
     ]);
-    let image = slow_picture();
+    let image = slow_image();
     let submitted = Instant::now();
     let ids: Vec<String> = (0..IMAGES).map(|index| service.submit(&format!("{index}.png"), &image)).collect();
     until("the first worker", || (cloud.count() > 0).then_some(()));
@@ -37,7 +37,7 @@ fn a_group_grows_from_zero_and_shrinks_again_without_losing_an_image() {
         // A second attempt means that the worker of the image was removed.
         assert_eq!((job["status"].as_str(), job["attempt"].as_u64()), (Some("succeeded"), Some(1)), "{id}: {job}");
     }
-    until("back to nothing", || (cloud.count() == 0).then_some(()));
+    until("the group to shrink to zero", || (cloud.count() == 0).then_some(()));
     let gone = cloud.terminated();
     assert!(gone.len() >= 2, "{gone:?}");
     assert!(gone.iter().all(|machine| machine.exit_code == Some(0) && machine.has_drained), "{gone:?}");
@@ -45,16 +45,16 @@ fn a_group_grows_from_zero_and_shrinks_again_without_losing_an_image() {
 
 #[test]
 fn a_group_of_size_zero_is_started_and_then_left_to_its_policies() {
-    let stage = Stage::new(ministack());
-    let service = stage.service_with(0, &[], &[]);
-    let cloud = cloud(&stage, 2);
+    let fixture = AwsFixture::new(ministack());
+    let service = fixture.service_with(0, &[], &[]);
+    let cloud = cloud(&fixture, 2);
     let mut autoscales = [cloud.autoscale(&["--interval", "1s"]), cloud.autoscale(&["--interval", "1s"])];
-    let image = slow_picture();
+    let image = slow_image();
     let ids: Vec<String> = (0..IMAGES).map(|index| service.submit(&format!("{index}.png"), &image)).collect();
     for id in &ids {
         assert_eq!(service.finished(id)["status"], "succeeded");
     }
-    // First enough images waited for another worker, then none. The group has no policies, so its size does not change.
+    // The backlog first called for a worker and then for none. The group has no policies, so its size does not change.
     assert_eq!(cloud.count(), 1);
     for autoscale in &mut autoscales {
         autoscale.signal("TERM");
@@ -64,18 +64,18 @@ fn a_group_of_size_zero_is_started_and_then_left_to_its_policies() {
 
 #[test]
 fn a_spot_instance_that_is_reclaimed_drains_and_receives_nothing_more() {
-    let stage = Stage::new(ministack());
-    let service = stage.service_with(0, &[], &[]);
-    let cloud = cloud(&stage, 1);
+    let fixture = AwsFixture::new(ministack());
+    let service = fixture.service_with(0, &[], &[]);
+    let cloud = cloud(&fixture, 1);
     cloud.ec2.group.change(|_| Some(1));
     let id = service.submit("cat.jpg", &test_image("cat.jpg"));
     assert_eq!(service.finished(&id)["status"], "succeeded");
     cloud.interrupt_all();
     // The harness starts it again, as systemd does.
-    until("a worker that takes nothing", || cloud.logs().contains("nothing is received").then_some(()));
+    until("a worker that receives nothing", || cloud.logs().contains("nothing is received").then_some(()));
     let waiting = service.submit("cat.jpg", &test_image("cat.jpg"));
     let depth = until("the request in the queue", || {
-        let depth = stage.queue_json(&["depth"]);
+        let depth = fixture.queue_json(&["depth"]);
         let requests = depth["queues"].as_array().unwrap().iter().find(|queue| queue["role"] == "requests").cloned();
         requests.filter(|requests| requests["visible"] == 1)
     });
@@ -85,33 +85,40 @@ fn a_spot_instance_that_is_reclaimed_drains_and_receives_nothing_more() {
 
 #[test]
 fn a_missing_queue_or_group_is_one_line_that_names_it() {
-    let stage = Stage::new(ministack());
-    let no_queue = imgcls().args(["autoscale", "--backend", "aws"]).envs(stage.environment()).output().unwrap();
-    let said = String::from_utf8_lossy(&no_queue.stderr).into_owned();
-    assert_eq!(no_queue.status.code(), Some(1), "{said}");
-    assert!(said.lines().last().is_some_and(|line| line.contains("no queue") && line.contains("provision")), "{said}");
+    let fixture = AwsFixture::new(ministack());
+    let no_queue = imgcls().args(["autoscale", "--backend", "aws"]).envs(fixture.environment()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&no_queue.stderr).into_owned();
+    assert_eq!(no_queue.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.lines().last().is_some_and(|line| line.contains("no queue") && line.contains("provision")),
+        "{stderr}"
+    );
 
-    let _service: Service = stage.service_with(0, &[], &[]);
-    let group = ["autoscale", "--backend", "aws", "--auto-scaling-group", "nobody-s"];
-    let environment = [stage.environment(), vec![("AWS_ENDPOINT_URL_AUTO_SCALING".to_owned(), moto().url())]].concat();
+    let _service: Service = fixture.service_with(0, &[], &[]);
+    let group = ["autoscale", "--backend", "aws", "--auto-scaling-group", "no-such-group"];
+    let environment =
+        [fixture.environment(), vec![("AWS_ENDPOINT_URL_AUTO_SCALING".to_owned(), moto().url())]].concat();
     let no_group = imgcls().args(group).envs(environment).output().unwrap();
-    let said = String::from_utf8_lossy(&no_group.stderr).into_owned();
-    assert_eq!(no_group.status.code(), Some(1), "{said}");
-    assert!(said.lines().last().is_some_and(|line| line.contains("nobody-s") && line.contains("provision")), "{said}");
+    let stderr = String::from_utf8_lossy(&no_group.stderr).into_owned();
+    assert_eq!(no_group.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.lines().last().is_some_and(|line| line.contains("no-such-group") && line.contains("provision")),
+        "{stderr}"
+    );
 }
 
-/// A large image in a small file, so that images wait however fast they are sent. It is no JPEG, since a large JPEG is
-/// decoded only in part.
-pub fn slow_picture() -> Vec<u8> {
+/// Returns a large image in a small file, which a worker decodes more slowly than a test sends it. It is not a JPEG,
+/// since a large JPEG is decoded only in part.
+pub fn slow_image() -> Vec<u8> {
     let gradient = image::RgbImage::from_fn(6_000, 4_000, |x, y| image::Rgb([(x / 32) as u8, (y / 32) as u8, 90]));
     let mut file = std::io::Cursor::new(Vec::new());
     gradient.write_to(&mut file, image::ImageFormat::Png).unwrap();
     file.into_inner()
 }
 
-/// A group with the name of the stage, without policies.
-fn cloud(stage: &Stage, most: u32) -> Cloud {
-    let name = stage.name.as_str();
+/// Creates a group without policies. It has the name of the fixture.
+fn cloud(fixture: &AwsFixture, most: u32) -> Cloud {
+    let name = fixture.name.as_str();
     let launch = [("LaunchConfigurationName", name), ("ImageId", "ami-12c6146b"), ("InstanceType", "c7i.large")];
     call(moto(), "CreateLaunchConfiguration", name, &launch);
     let most = most.to_string();
@@ -126,7 +133,7 @@ fn cloud(stage: &Stage, most: u32) -> Cloud {
     Cloud::start(Setting {
         emulator: moto(),
         group: name.to_owned(),
-        environment: stage.environment(),
+        environment: fixture.environment(),
         flags: ["--auto-scaling-group", name].map(str::to_owned).to_vec(),
     })
 }

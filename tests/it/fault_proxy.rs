@@ -1,6 +1,6 @@
 //! A proxy between clients of AWS and an emulator that injects faults of networks and services.
 //!
-//! Each client gets a door of its own, an address on a free port, so that calls can be attributed to clients. Requests
+//! Each client gets an address of its own (a door), so that calls can be attributed to clients. Requests
 //! are forwarded unchanged, since they are signed, host name included. The disposition of a call is drawn at random
 //! from a seed and its operation, so that the n-th call of an operation has the same disposition in every run. All
 //! calls are recorded.
@@ -79,7 +79,7 @@ struct Shared {
     seed: u64,
     plan: watch::Sender<Plan>,
     /// Random number generators, by operation.
-    dice: Mutex<HashMap<String, StdRng>>,
+    generators: Mutex<HashMap<String, StdRng>>,
     calls: Mutex<Vec<Call>>,
 }
 
@@ -87,7 +87,7 @@ impl FaultProxy {
     pub fn before(emulator: SocketAddr, seed: u64) -> FaultProxy {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let plan = watch::Sender::new(Plan::default());
-        let shared = Arc::new(Shared { emulator, seed, plan, dice: Mutex::default(), calls: Mutex::default() });
+        let shared = Arc::new(Shared { emulator, seed, plan, generators: Mutex::default(), calls: Mutex::default() });
         FaultProxy { runtime, shared, doors: Mutex::default() }
     }
 
@@ -170,13 +170,13 @@ impl Shared {
 
     /// Draws a disposition, and a number for further choices.
     fn draw(&self, plan: &Plan, operation: &str) -> (Disposition, u32) {
-        let mut dice = lock(&self.dice);
-        let dice = dice.entry(operation.to_owned()).or_insert_with(|| {
+        let mut generators = lock(&self.generators);
+        let generator = generators.entry(operation.to_owned()).or_insert_with(|| {
             let mut hasher = DefaultHasher::new();
             (self.seed, operation).hash(&mut hasher);
             StdRng::seed_from_u64(hasher.finish())
         });
-        let (share, chance) = (dice.random::<f64>(), dice.random());
+        let (share, chance) = (generator.random::<f64>(), generator.random());
         let disposition = if share < plan.resets {
             Disposition::Reset
         } else if share < plan.resets + plan.refusals {
@@ -258,13 +258,14 @@ fn refusal(request: &Request<Full<Bytes>>, chance: u32) -> Response<Full<Bytes>>
     let (status, content_type, body) = if request.headers().contains_key("x-amz-target") {
         let (status, code) =
             choose(&[(500, "InternalFailure"), (503, "ServiceUnavailable"), (400, "RequestThrottled")]);
-        let body = format!(r#"{{"__type":"com.amazonaws.sqs#{code}","message":"a bad day"}}"#);
+        let body = format!(r#"{{"__type":"com.amazonaws.sqs#{code}","message":"an injected fault"}}"#);
         (status, "application/x-amz-json-1.0", body)
     } else {
         let (status, code) = choose(&[(500, "InternalError"), (503, "SlowDown")]);
         let head = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n";
-        let body =
-            format!("{head}<Error><Code>{code}</Code><Message>a bad day</Message><RequestId>0</RequestId></Error>");
+        let body = format!(
+            "{head}<Error><Code>{code}</Code><Message>an injected fault</Message><RequestId>0</RequestId></Error>"
+        );
         // An answer to HEAD has no body.
         (status, "application/xml", if request.method() == Method::HEAD { String::new() } else { body })
     };

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::emulators::{Emulator, ministack, moto};
 use crate::fault_proxy::{Call, Disposition, Door, FaultProxy, Plan};
 use crate::harness::{Process, Response, Service, label_of, request, test_image, until};
-use crate::legacy_tiers::Stage;
+use crate::legacy_tiers::AwsFixture;
 
 const SEED: u64 = 3;
 const JOBS: usize = 500;
@@ -40,7 +40,7 @@ const WORKS_AGAIN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Two web tiers and some workers, each behind a door of its own, in the order in which they were started.
 struct Fleet {
-    stage: Stage,
+    stage: AwsFixture,
     emulator: &'static Emulator,
     proxy: FaultProxy,
     doors: Vec<Door>,
@@ -50,7 +50,7 @@ struct Fleet {
 
 impl Fleet {
     fn start(emulator: &'static Emulator, workers: usize, worker_flags: &[&str]) -> Fleet {
-        let stage = Stage::new(emulator);
+        let stage = AwsFixture::new(emulator);
         let proxy = FaultProxy::before(emulator.address, SEED);
         let doors: Vec<Door> = (0..2 + workers).map(|_| proxy.door()).collect();
         let worker_flags = [&["--admin-listen", "127.0.0.1:0"], worker_flags].concat();

@@ -7,25 +7,25 @@ use std::thread;
 
 use crate::emulators::ministack;
 use crate::harness::{label_of, request, test_image, until};
-use crate::legacy_tiers::Stage;
+use crate::legacy_tiers::AwsFixture;
 
 const IMAGES: usize = 1_000;
 /// Number of images that share one file name.
 const SAME_NAME: usize = 100;
 const CLIENTS: usize = 16;
-const PICTURES: [&str; 5] = ["rocket.jpg", "cup.jpg", "cat.jpg", "rgb.png", "lossy.webp"];
+const IMAGE_NAMES: [&str; 5] = ["rocket.jpg", "cup.jpg", "cat.jpg", "rgb.png", "lossy.webp"];
 /// Numbers of answers after which a worker and a web tier are killed.
 const WORKER_DIES_AT: usize = 300;
 const WEB_DIES_AT: usize = 500;
 
 #[test]
 fn every_remaining_caller_gets_its_own_answer_when_tiers_are_killed() {
-    let stage = Stage::new(ministack());
-    let mut service = stage.service_with(2, &[], &["--visibility-timeout", "5s"]);
+    let fixture = AwsFixture::new(ministack());
+    let mut service = fixture.service_with(2, &[], &["--visibility-timeout", "5s"]);
     let webs = [service.address, service.add_web()];
-    let crowd = Crowd {
+    let clients = Clients {
         webs,
-        pictures: PICTURES.map(|name| (test_image(name), label_of(name))),
+        images: IMAGE_NAMES.map(|name| (test_image(name), label_of(name))),
         next: AtomicUsize::new(0),
         answered: AtomicUsize::new(0),
         cut_off: AtomicUsize::new(0),
@@ -34,32 +34,34 @@ fn every_remaining_caller_gets_its_own_answer_when_tiers_are_killed() {
     };
     thread::scope(|scope| {
         for _ in 0..CLIENTS {
-            scope.spawn(|| crowd.ask_until_all_are_asked());
+            scope.spawn(|| clients.send_until_all_are_sent());
         }
-        let answered = |count| crowd.answered.load(Ordering::Acquire) >= count;
+        let answered = |count| clients.answered.load(Ordering::Acquire) >= count;
         until("answers before a worker dies", || answered(WORKER_DIES_AT).then_some(()));
         service.workers[0].kill();
         until("answers before a web tier dies", || answered(WEB_DIES_AT).then_some(()));
         service.other_webs[0].kill();
     });
     // At most one request of each client was in flight to the web tier that was killed.
-    let cut_off = crowd.cut_off.load(Ordering::Acquire);
+    let cut_off = clients.cut_off.load(Ordering::Acquire);
     assert!((1..=CLIENTS).contains(&cut_off), "{cut_off} callers were cut off");
-    let accepted = crowd.accepted.into_inner().unwrap();
+    let accepted = clients.accepted.into_inner().unwrap();
     assert!(accepted.len() > IMAGES / 5, "{} ids", accepted.len());
     for (id, label) in &accepted {
         let job = service.finished(id);
         assert_eq!(job["predictions"][0]["label"], label.as_str(), "{id}: {job}");
     }
-    let depth = stage.queue_json(&["depth"]);
+    let depth = fixture.queue_json(&["depth"]);
     let dead_letters = depth["queues"].as_array().unwrap().iter().find(|queue| queue["role"] == "dead_letters");
     assert_eq!(dead_letters.unwrap()["visible"], 0, "{depth}");
 }
 
-/// Concurrent callers. Each takes the next image, and alternates between the web tiers while both live.
-struct Crowd {
+/// The state that the concurrent clients share. Each client takes the next image, and alternates between the web tiers
+/// while both live.
+struct Clients {
     webs: [SocketAddr; 2],
-    pictures: [(Vec<u8>, String); 5],
+    /// The images and their labels.
+    images: [(Vec<u8>, String); 5],
     next: AtomicUsize,
     answered: AtomicUsize,
     cut_off: AtomicUsize,
@@ -68,26 +70,26 @@ struct Crowd {
     accepted: Mutex<Vec<(String, String)>>,
 }
 
-impl Crowd {
-    fn ask_until_all_are_asked(&self) {
+impl Clients {
+    fn send_until_all_are_sent(&self) {
         loop {
             let index = self.next.fetch_add(1, Ordering::AcqRel);
             if index >= IMAGES {
                 return;
             }
             let second = index % 2 == 1 && self.both_live.load(Ordering::Acquire);
-            if !self.ask(self.webs[usize::from(second)], index) {
+            if !self.send(self.webs[usize::from(second)], index) {
                 assert!(second, "the surviving web tier cut a caller off");
                 self.both_live.store(false, Ordering::Release);
                 self.cut_off.fetch_add(1, Ordering::AcqRel);
-                assert!(self.ask(self.webs[0], index), "the surviving web tier cut a caller off");
+                assert!(self.send(self.webs[0], index), "the surviving web tier cut a caller off");
             }
         }
     }
 
-    /// Returns false if the web tier died before it answered.
-    fn ask(&self, web: SocketAddr, index: usize) -> bool {
-        let (image, label) = &self.pictures[index % self.pictures.len()];
+    /// Sends an image and checks the answer. Returns false if the web tier died before it answered.
+    fn send(&self, web: SocketAddr, index: usize) -> bool {
+        let (image, label) = &self.images[index % self.images.len()];
         let name = if index < SAME_NAME { "one name.jpg".to_owned() } else { format!("{index}.jpg") };
         let disposition = format!("attachment; filename=\"{name}\"");
         let headers = [("Content-Disposition", disposition.as_str())];

@@ -1,9 +1,10 @@
-//! Who may import whom. A room uses rooms on lower floors: never one beside it on its own floor, never one above.
+//! Which modules may import which. The rooms (the top-level modules) are arranged on floors, and a room uses only rooms
+//! on lower floors, never another one on its own floor.
 
 use std::fs;
 use std::path::Path;
 
-/// Every room under `src/`, by floor. A room that is not built yet may stand here; one that is built must.
+/// Every room under `src/`, by floor. A room that does not exist yet may be listed; every existing room must be.
 const FLOORS: [(u8, &[&str]); 7] = [
     (0, &["clock", "protocol", "retry", "scaling_policy", "stats", "workload"]),
     (1, &["aws", "config", "readiness", "shutdown", "sqlite", "telemetry"]),
@@ -14,8 +15,8 @@ const FLOORS: [(u8, &[&str]); 7] = [
     (6, &["main"]),
 ];
 
-/// Crates that are named in few places, and those places under `src/`, as the beginnings of their paths. A name that
-/// ends in `*` stands for all crates that begin so.
+/// Crates that may be named only in the listed places, each of which is the beginning of a path under `src/`. A crate
+/// name that ends in `*` matches every crate that begins like it.
 const CRATES: [(&str, &[&str]); 7] = [
     ("ort", &["model/"]),
     ("turbojpeg", &["model/libjpeg.rs", "model/turbo.rs"]),
@@ -26,15 +27,15 @@ const CRATES: [(&str, &[&str]); 7] = [
     ("aws_*", &["aws/", "transport/aws/", "instance/aws.rs", "provision/aws", "autoscaler/aws.rs"]),
 ];
 
-/// The lints deny unsafe code; whoever allows it has its reasons on one page.
+/// The lints deny unsafe code, so a file that needs it has to allow it. All of it belongs in one file.
 #[test]
-fn unsafe_code_has_one_place() {
+fn unsafe_code_is_allowed_in_one_file_only() {
     let allowed = |(path, text): (String, String)| text.contains("allow(unsafe_code)").then_some(path);
     assert_eq!(sources().into_iter().filter_map(allowed).collect::<Vec<_>>(), ["model/libjpeg.rs"]);
 }
 
 #[test]
-fn every_room_uses_only_lower_floors() {
+fn every_room_uses_only_rooms_on_lower_floors() {
     let sources = sources();
     assert!(sources.iter().any(|(path, _)| path == "main.rs"), "no sources found: {sources:?}");
     let violations: Vec<String> = sources.iter().flat_map(|(path, text)| violations(path, text)).collect();
@@ -52,7 +53,7 @@ fn the_legend_names_every_room_on_its_floor() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// Path under `src/` and text of every source file.
+/// Returns the path under `src/` and the text of every source file.
 fn sources() -> Vec<(String, String)> {
     fn walk(folder: &Path, root: &Path, found: &mut Vec<(String, String)>) {
         for entry in fs::read_dir(folder).expect("a readable folder") {
@@ -72,7 +73,7 @@ fn sources() -> Vec<(String, String)> {
     found
 }
 
-/// What the source at `path` (under `src/`) uses and may not, one line each.
+/// Returns one line for each name that the source at `path` (under `src/`) uses and may not use.
 fn violations(path: &str, text: &str) -> Vec<String> {
     let tokens = tokens(text);
     let own = room(path);
@@ -80,9 +81,9 @@ fn violations(path: &str, text: &str) -> Vec<String> {
     for (line, used) in rooms_used(path, &tokens) {
         match (floor(own), floor(&used)) {
             _ if used == own => {}
-            (_, None) => found.push(format!("src/{path}:{line}: `{used}` is no room in the table of floors")),
+            (_, None) => found.push(format!("src/{path}:{line}: `{used}` is not in the table of floors")),
             (None, _) if own == "lib" => {}
-            (None, _) => found.push(format!("src/{path}: `{own}` is no room in the table of floors")),
+            (None, _) => found.push(format!("src/{path}: `{own}` is not in the table of floors")),
             (Some(mine), Some(its)) if its >= mine => {
                 found.push(format!("src/{path}:{line}: `{own}` (floor {mine}) uses `{used}` (floor {its})"));
             }
@@ -103,7 +104,8 @@ fn violations(path: &str, text: &str) -> Vec<String> {
     found
 }
 
-/// What is wrong with the legend in `lib.rs`: each room stands in it, on its floor, with a word on what it is.
+/// Returns one line for each mistake in the legend of `lib.rs`, which must list every room, on its floor, with a
+/// description.
 fn legend_faults(lib: &str, rooms: &[&str]) -> Vec<String> {
     let mut faults = Vec::new();
     let mut listed = Vec::new();
@@ -111,10 +113,10 @@ fn legend_faults(lib: &str, rooms: &[&str]) -> Vec<String> {
     for line in lib.lines() {
         if let Some(rest) = line.strip_prefix("// Floor ") {
             heading = rest.split(':').next().and_then(|number| number.parse::<u8>().ok());
-        } else if let Some((name, legend)) = line.strip_prefix("pub mod ").and_then(|rest| rest.split_once(';')) {
+        } else if let Some((name, description)) = line.strip_prefix("pub mod ").and_then(|rest| rest.split_once(';')) {
             listed.push(name);
-            if legend.trim().trim_start_matches('/').trim().is_empty() {
-                faults.push(format!("lib.rs says nothing about `{name}`"));
+            if description.trim().trim_start_matches('/').trim().is_empty() {
+                faults.push(format!("lib.rs does not describe `{name}`"));
             }
             if floor(name) != heading {
                 faults.push(format!("lib.rs lists `{name}` on floor {heading:?}, the table on {:?}", floor(name)));
@@ -123,7 +125,7 @@ fn legend_faults(lib: &str, rooms: &[&str]) -> Vec<String> {
     }
     for room in rooms {
         if floor(room).is_none() {
-            faults.push(format!("`{room}` is no room in the table of floors"));
+            faults.push(format!("`{room}` is not in the table of floors"));
         }
         if *room != "main" && !listed.contains(room) {
             faults.push(format!("lib.rs does not list `{room}`"));
@@ -154,7 +156,7 @@ impl Token {
     }
 }
 
-/// Tokens with their lines; comments, strings, characters and lifetimes are left out.
+/// Returns the tokens, each with its line number. Comments, strings, characters and lifetimes are left out.
 fn tokens(text: &str) -> Vec<(usize, Token)> {
     let mut found = Vec::new();
     let mut rest = text;
@@ -186,7 +188,7 @@ fn tokens(text: &str) -> Vec<(usize, Token)> {
     found
 }
 
-/// Length of the block comment that `text` begins with; they nest.
+/// Returns the length of the block comment at the beginning of `text`. Block comments nest.
 fn block_comment(text: &str) -> usize {
     let (mut depth, mut at) = (0, 0);
     while at < text.len() {
@@ -207,7 +209,7 @@ fn block_comment(text: &str) -> usize {
     at
 }
 
-/// Length of the string literal that `text` begins with, of any kind.
+/// Returns the length of the string literal of any kind at the beginning of `text`.
 fn string(text: &str) -> Option<usize> {
     let prefix = ["br", "cr", "r", "b", "c", ""].into_iter().find(|prefix| text.starts_with(prefix))?;
     let body = &text[prefix.len()..];
@@ -227,7 +229,7 @@ fn string(text: &str) -> Option<usize> {
     Some(end.map_or(text.len(), |at| opened + at + 1))
 }
 
-/// Length of the character literal that `text` begins with, or of the quote of a lifetime.
+/// Returns the length of the character literal at the beginning of `text`, or of the quote of a lifetime.
 fn character(text: &str) -> usize {
     let mut chars = text.char_indices().skip(1);
     match (chars.next(), chars.next()) {
@@ -240,10 +242,10 @@ fn character(text: &str) -> usize {
     }
 }
 
-/// Line and name of whatever is used of the crate's root: `crate::x`, `crate::{x, y::z}`, and `super::` that leads up
-/// to it; from `main.rs`, `imgcls::x`.
+/// Returns line and name of every use of a module in the crate's root: `crate::x`, `crate::{x, y::z}`, `super::x` if it
+/// leads to the root, and `imgcls::x` in `main.rs`.
 fn rooms_used(path: &str, tokens: &[(usize, Token)]) -> Vec<(usize, String)> {
-    // How deep the module of the file lies below the root.
+    // Number of modules between the root and the code at the current token.
     let mut depth = match path {
         "lib.rs" | "main.rs" => 0,
         _ => path.split('/').filter(|part| *part != "mod.rs").count(),
@@ -280,7 +282,7 @@ fn rooms_used(path: &str, tokens: &[(usize, Token)]) -> Vec<(usize, String)> {
     found
 }
 
-/// The first names of the use tree that begins at `at`.
+/// Collects the first name of every path in the use tree that begins at `at`.
 fn heads(tokens: &[(usize, Token)], at: usize, found: &mut Vec<(usize, String)>) {
     match tokens.get(at) {
         Some((line, Token::Ident(name))) => found.push((*line, name.clone())),
@@ -308,7 +310,8 @@ fn heads(tokens: &[(usize, Token)], at: usize, found: &mut Vec<(usize, String)>)
     }
 }
 
-/// Line and name of every identifier that may be a crate: the first of a path, or what `use` and `extern crate` name.
+/// Returns line and name of every identifier that may be a crate: the first one of a path, and every one after `use` or
+/// `extern crate`.
 fn crates_named(tokens: &[(usize, Token)]) -> Vec<(usize, &str)> {
     let token = |at: Option<usize>| at.and_then(|at| tokens.get(at)).map(|(_, token)| token);
     let mut found = Vec::new();
@@ -325,12 +328,12 @@ fn crates_named(tokens: &[(usize, Token)]) -> Vec<(usize, &str)> {
     found
 }
 
-/// The checker itself, on made-up sources: it must be able to fail, and must not see what is not there.
+/// Runs the checker on made-up sources: it has to find every violation, and nothing else.
 mod checker {
     use super::*;
 
     #[test]
-    fn a_room_above_or_beside_is_found_however_it_is_named() {
+    fn use_of_a_room_on_the_same_or_a_higher_floor_is_found_in_every_notation() {
         for (path, text) in [
             ("transport/mod.rs", "use crate::worker;"),
             ("transport/mod.rs", "use crate::{config, worker::Config};"),
@@ -354,7 +357,7 @@ mod checker {
     }
 
     #[test]
-    fn lower_floors_own_room_and_what_is_no_code_are_left_alone() {
+    fn lower_floors_the_own_room_comments_and_strings_are_allowed() {
         for (path, text) in [
             ("worker/mod.rs", "use crate::{config::Names, model, transport::{self, Transport}};"),
             ("transport/local.rs", "use super::Queue; use crate::transport::Depth; mod tests { use super::*; }"),
@@ -374,7 +377,7 @@ mod checker {
     }
 
     #[test]
-    fn a_crate_outside_its_places_is_found() {
+    fn crate_named_outside_its_places_is_found() {
         for (path, text) in [
             ("worker/infer.rs", "use ort::session::Session;"),
             ("worker/infer.rs", "use ort as onnx;"),
@@ -391,7 +394,7 @@ mod checker {
     }
 
     #[test]
-    fn a_legend_that_lacks_or_misplaces_a_room_is_found() {
+    fn legend_without_a_room_or_with_one_on_a_wrong_floor_is_found() {
         let good = "// Floor 1: words.\npub mod config; // names\n// Floor 2: ports.\npub mod transport; // the port\n";
         assert_eq!(legend_faults(good, &["config", "main", "transport"]), Vec::<String>::new());
         assert_eq!(legend_faults(good, &["config", "model", "transport"]).len(), 1);

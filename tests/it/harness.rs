@@ -1,4 +1,4 @@
-//! Shared by the tests: the real binary, its processes, and plain HTTP.
+//! Helpers that the tests share. They start processes of the real binary and speak plain HTTP.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -18,7 +18,7 @@ pub fn imgcls() -> Command {
             command.env_remove(name);
         }
     }
-    // The tests neither use nor change the cache of the person who runs them.
+    // The tests neither use nor change the cache directory of the user who runs them.
     command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
@@ -28,7 +28,7 @@ pub fn test_image(name: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The label of an image in `tests/pictures`, by the command that has no queue.
+/// Returns the label of an image in `tests/pictures`, which `imgcls classify` finds without a queue.
 pub fn label_of(name: &str) -> String {
     let path = format!("{}/tests/pictures/{name}", env!("CARGO_MANIFEST_DIR"));
     let output = imgcls().args(["classify", "--json", &path]).output().unwrap();
@@ -123,7 +123,7 @@ pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A port that was free a moment ago, for processes that are restarted at the same address.
+/// Returns a port that was free a moment ago, for processes that are restarted at the same address.
 pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -214,7 +214,7 @@ impl Service {
         self.started += 1;
         let mut command = imgcls();
         command.args(["worker", "--sessions", "1", "--data-dir"]).arg(self.data_dir());
-        self.backend.say_to(&mut command);
+        self.backend.configure(&mut command);
         command.args(&self.worker_flags);
         Process::start(command, &self.dir.path().join(format!("worker-{}.log", self.started)))
     }
@@ -268,9 +268,9 @@ impl Service {
         select.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
     }
 
-    /// Waits until a job has ended.
+    /// Waits until a job is complete, and returns it.
     pub fn finished(&self, id: &str) -> Value {
-        until(&format!("the end of {id}"), || {
+        until(&format!("the outcome of {id}"), || {
             let job = self.request("GET", &format!("/v1/jobs/{id}?wait=10"), &[], b"").json();
             // A problem document has a number as status: the web tier does not know the job (yet).
             job["status"].as_str().is_some_and(|status| status != "queued").then_some(job)
@@ -303,7 +303,7 @@ fn until_serving(address: SocketAddr) {
 }
 
 impl Backend {
-    fn say_to(&self, command: &mut Command) {
+    fn configure(&self, command: &mut Command) {
         command.args(&self.flags).envs(self.environment.iter().map(|(name, value)| (name, value)));
     }
 }
@@ -311,7 +311,7 @@ impl Backend {
 fn start_web(dir: &Path, backend: &Backend, address: SocketAddr, flags: &[String]) -> Process {
     let mut command = imgcls();
     command.args(["serve-web", "--listen", &address.to_string(), "--data-dir"]).arg(dir.join("data"));
-    backend.say_to(&mut command);
+    backend.configure(&mut command);
     command.args(flags);
     Process::start(command, &dir.join("web.log"))
 }

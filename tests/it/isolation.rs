@@ -61,7 +61,7 @@ fn odd_jpegs() -> Vec<(&'static str, Vec<u8>)> {
     let (segments, scan) = split_jpeg(&whole);
     let tables: Vec<u8> =
         segments.iter().filter(|segment| matches!(segment[1], 0xdb | 0xc4)).copied().flatten().copied().collect();
-    // More codes than fit into their lengths.
+    // The table has more codes than fit into their lengths.
     let bogus_table = jpeg_segment(0xc4, &[&[0x00], [0xff; 16].as_slice(), &[0; 40]].concat());
     let other_quantisation = jpeg_segment(0xdb, &[[0].as_slice(), &[200; 64], &[1], &[3; 64], &[2], &[9; 64]].concat());
     let without_both = without_segments(&without_segments(&whole, 0xc4), 0xdb);
@@ -110,7 +110,7 @@ fn coded_jpegs() -> Vec<(String, Vec<u8>)> {
 
 type Prepared = Result<Tensor, PrepareError>;
 
-/// The result on a new thread.
+/// Decodes an image on a new thread.
 fn prepared_on_new_thread(package: &ModelPackage, bytes: &[u8]) -> Prepared {
     std::thread::scope(|scope| scope.spawn(|| prepare(bytes, package, &Limits::default())).join().unwrap())
 }
@@ -129,7 +129,7 @@ fn image_is_decoded_the_same_after_every_other_image() {
     assert!(differing.is_empty(), "{} pairs differ: {}", differing.len(), differing.join(", "));
 }
 
-/// The images that are decoded differently right after `first`.
+/// Returns the names of the images whose result differs when they are decoded right after `first`.
 fn differing_after(
     first: &(String, Vec<u8>),
     corpus: &[(String, Vec<u8>)],
@@ -165,7 +165,7 @@ fn answer(report: &Value) -> Value {
     json!({ "predictions": predictions, "error": report["error"] })
 }
 
-/// Files that leave state behind, and files whose result would reveal it.
+/// Files that may leave state in a decoder. `FOLLOWERS` are files whose result would reveal it.
 const LEADERS: [&str; 6] =
     ["bad-header.jpg", "two-starts.jpg", "other-quantisation.jpg", "mosaic.jpg", "cut-in-scan.jpg", "tables-only.jpg"];
 const FOLLOWERS: [&str; 6] = [

@@ -1,4 +1,4 @@
-//! The legacy tiers, played by a boto3 script, together with ours on SQS and S3; and `imgcls queue` there.
+//! Our tiers on SQS and S3 together with the legacy tiers, which a boto3 script simulates, and `imgcls queue` on SQS.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -10,15 +10,15 @@ use crate::emulators::{self, Emulator, ministack, moto};
 use crate::harness::{Service, form, imgcls, label_of, metric, request, test_image, until};
 use crate::message_size::photograph;
 
-/// The queues and buckets of one test.
-pub struct Stage {
+/// The queues and buckets of one test on an emulator.
+pub struct AwsFixture {
     emulator: &'static Emulator,
     pub name: String,
 }
 
-impl Stage {
-    pub fn new(emulator: &'static Emulator) -> Stage {
-        Stage { emulator, name: format!("t-{}", Uuid::now_v7()) }
+impl AwsFixture {
+    pub fn new(emulator: &'static Emulator) -> AwsFixture {
+        AwsFixture { emulator, name: format!("t-{}", Uuid::now_v7()) }
     }
 
     /// Returns the variables that both the legacy tiers and ours read.
@@ -95,9 +95,9 @@ fn legacy_worker_answers_our_web_tier_on_ministack() {
 }
 
 fn legacy_worker_answers_our_web_tier(emulator: &'static Emulator) {
-    let stage = Stage::new(emulator);
-    let service = stage.service(0, &["--wire", "seed"]);
-    let worker = stage.legacy(&["worker", "2"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let fixture = AwsFixture::new(emulator);
+    let service = fixture.service(0, &["--wire", "seed"]);
+    let worker = fixture.legacy(&["worker", "2"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
     let image = test_image("cup.jpg");
     let (content_type, body) = form("myfile", "../secret.jpg", &image);
     let answer = service.request("POST", "/", &[("Content-Type", &content_type)], &body);
@@ -111,7 +111,7 @@ fn legacy_worker_answers_our_web_tier(emulator: &'static Emulator) {
 
 #[test]
 fn our_worker_answers_the_legacy_web_tier_on_moto() {
-    // moto may give the same message to two readers of one queue.
+    // moto may deliver the same message to two readers of one queue.
     our_worker_answers_the_legacy_web_tier(moto(), "own");
 }
 
@@ -122,10 +122,10 @@ fn our_worker_answers_the_legacy_web_tier_on_ministack() {
 
 /// A web tier of ours runs as well. In `shared` mode it reads the same result queue and releases foreign replies.
 fn our_worker_answers_the_legacy_web_tier(emulator: &'static Emulator, mode: &str) {
-    let stage = Stage::new(emulator);
-    let service = stage.service(1, &["--result-queue-mode", mode]);
+    let fixture = AwsFixture::new(emulator);
+    let service = fixture.service(1, &["--result-queue-mode", mode]);
     let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pictures/rocket.jpg");
-    let label = stdout_of(&stage.legacy(&["ask", image.to_str().unwrap()]).output().unwrap());
+    let label = stdout_of(&fixture.legacy(&["ask", image.to_str().unwrap()]).output().unwrap());
     assert_eq!(label, label_of("rocket.jpg"));
     let ours = service.request("POST", "/v1/classify", &[], &test_image("cat.jpg"));
     assert_eq!(ours.json()["predictions"][0]["label"], label_of("cat.jpg"), "{}", ours.text());
@@ -145,9 +145,9 @@ fn photograph_is_classified_through_small_queues_on_ministack() {
 fn photograph_is_classified_through_small_queues(emulator: &'static Emulator) {
     let image = photograph();
     for limit in ["1024", "6144"] {
-        let stage = Stage::new(emulator);
-        stdout_of(&stage.legacy(&["make", limit]).output().unwrap());
-        let service = stage.service(1, &["--result-queue-mode", "shared", "--inline-bytes", "20MiB"]);
+        let fixture = AwsFixture::new(emulator);
+        stdout_of(&fixture.legacy(&["make", limit]).output().unwrap());
+        let service = fixture.service(1, &["--result-queue-mode", "shared", "--inline-bytes", "20MiB"]);
         let name = format!("attachment; filename*=UTF-8''{}", "%01".repeat(255));
         let answer =
             service.request("POST", "/v1/classify?top_k=200", &[("Content-Disposition", name.as_str())], &image);
@@ -169,36 +169,36 @@ fn queue_command_shows_and_redrives_dead_letters_on_ministack() {
 }
 
 fn queue_command_shows_and_redrives_dead_letters(emulator: &'static Emulator) {
-    let stage = Stage::new(emulator);
-    let service = stage.service(1, &[]);
+    let fixture = AwsFixture::new(emulator);
+    let service = fixture.service(1, &[]);
     // The message refers to an image in a bucket that does not belong to the service.
     let id = Uuid::now_v7();
     let times = json!({"submitted_at": "2026-01-01T00:00:00Z", "expires_at": "2100-01-01T00:00:00Z"});
     let mut body = json!({"v": 1, "id": id, "image": {"bucket": "foreign", "key": format!("images/{id}")}});
     body.as_object_mut().unwrap().extend(times.as_object().unwrap().clone());
     for body in [body.to_string(), "{".to_owned()] {
-        stdout_of(&stage.legacy(&["send", &body]).output().unwrap());
+        stdout_of(&fixture.legacy(&["send", &body]).output().unwrap());
     }
     let dead_letters = until("both dead letters", || {
-        let report = stage.queue_json(&["dead"]);
+        let report = fixture.queue_json(&["dead"]);
         (report["dead_letters"].as_array().unwrap().len() == 2).then_some(report)
     });
     assert!(dead_letters.to_string().contains("foreign"), "{dead_letters}");
-    assert_eq!(stage.queue_json(&["dead"])["dead_letters"].as_array().unwrap().len(), 2, "the command releases them");
-    let depth = stage.queue_json(&["depth"]);
+    assert_eq!(fixture.queue_json(&["dead"])["dead_letters"].as_array().unwrap().len(), 2, "the command releases them");
+    let depth = fixture.queue_json(&["depth"]);
     let of = |role: &str| depth["queues"].as_array().unwrap().iter().find(|q| q["role"] == role).unwrap().clone();
     assert_eq!((&of("dead_letters")["visible"], &of("requests")["visible"]), (&2.into(), &0.into()), "{depth}");
-    assert_eq!(of("replies")["name"].as_str().unwrap().len(), stage.name.len() + "-results-".len() + 16);
+    assert_eq!(of("replies")["name"].as_str().unwrap().len(), fixture.name.len() + "-results-".len() + 16);
 
-    let shown = stage.queue_json(&["show", &id.to_string()]);
+    let shown = fixture.queue_json(&["show", &id.to_string()]);
     assert_eq!((&shown["result"]["status"], &shown["attempts"]), (&"failed".into(), &1.into()));
-    let redriven = stage.queue(&["redrive", "--all", "--json"]);
+    let redriven = fixture.queue(&["redrive", "--all", "--json"]);
     assert_eq!(redriven.status.code(), Some(1), "no worker would accept them: {redriven:?}");
     let dead = of("dead_letters")["name"].as_str().unwrap().to_owned();
-    assert_eq!(stage.queue(&["purge", &dead]).status.code(), Some(1), "there is no confirmation");
-    assert_eq!(stage.queue(&["purge", &dead, "--yes"]).status.code(), Some(0));
+    assert_eq!(fixture.queue(&["purge", &dead]).status.code(), Some(1), "there is no confirmation");
+    assert_eq!(fixture.queue(&["purge", &dead, "--yes"]).status.code(), Some(0));
     until("an empty queue", || {
-        let depth = stage.queue_json(&["depth"]);
+        let depth = fixture.queue_json(&["depth"]);
         let queues = depth["queues"].as_array().unwrap();
         (queues.iter().find(|queue| queue["role"] == "dead_letters").unwrap()["visible"] == 0).then_some(())
     });
@@ -207,10 +207,10 @@ fn queue_command_shows_and_redrives_dead_letters(emulator: &'static Emulator) {
     drop(service);
     let message = json!({"filename": "again.jpg", "image_data": base64(&test_image("rocket.jpg"))}).to_string();
     let to_dead_letters = [("REQUEST_QUEUE_NAME", dead.as_str())];
-    stdout_of(&stage.legacy(&["send", &message]).envs(to_dead_letters).output().unwrap());
-    let redriven = stage.queue_json(&["redrive", "--all"]);
+    stdout_of(&fixture.legacy(&["send", &message]).envs(to_dead_letters).output().unwrap());
+    let redriven = fixture.queue_json(&["redrive", "--all"]);
     assert_eq!(redriven["letters"][0]["outcome"], "sent_again", "{redriven}");
-    assert_eq!(stage.queue_json(&["dead"])["dead_letters"], json!([]));
+    assert_eq!(fixture.queue_json(&["dead"])["dead_letters"], json!([]));
 }
 
 fn base64(bytes: &[u8]) -> String {
@@ -219,28 +219,28 @@ fn base64(bytes: &[u8]) -> String {
 
 #[test]
 fn age_of_the_oldest_message_comes_from_cloudwatch_if_it_reports_one() {
-    let stage = Stage::new(moto());
-    let service = stage.service(0, &[]);
+    let fixture = AwsFixture::new(moto());
+    let service = fixture.service(0, &[]);
     service.submit("x.jpg", &test_image("cup.jpg"));
     let requests = |depth: &Value| depth["queues"][0].clone();
-    let unreported = requests(&stage.queue_json(&["depth"]));
+    let unreported = requests(&fixture.queue_json(&["depth"]));
     assert_eq!((&unreported["visible"], &unreported["oldest_age_seconds"]), (&1.into(), &Value::Null), "{unreported}");
 
     let minutes = |ago: u64| jiff::Timestamp::now().as_second() as u64 - 60 * ago;
     for (timestamp, age) in [(minutes(3), 10), (minutes(1), 130), (minutes(2), 70)] {
-        let dimensions = json!([{"Name": "QueueName", "Value": stage.name_of("requests")}]);
+        let dimensions = json!([{"Name": "QueueName", "Value": fixture.name_of("requests")}]);
         let name = "ApproximateAgeOfOldestMessage";
         let datum = json!({"MetricName": name, "Dimensions": dimensions, "Timestamp": timestamp, "Value": age});
         cloudwatch("PutMetricData", &json!({"Namespace": "AWS/SQS", "MetricData": [datum]}));
     }
-    assert_eq!(requests(&stage.queue_json(&["depth"]))["oldest_age_seconds"], 130.0);
-    let text = stdout_of(&stage.queue(&["depth"]));
+    assert_eq!(requests(&fixture.queue_json(&["depth"]))["oldest_age_seconds"], 130.0);
+    let text = stdout_of(&fixture.queue(&["depth"]));
     let row = text.lines().find(|line| line.contains("requests")).unwrap_or_else(|| panic!("{text}"));
     assert!(row.ends_with("2m 10s"), "{text}");
 
     let elsewhere = imgcls()
         .args(["queue", "depth"])
-        .envs(stage.environment())
+        .envs(fixture.environment())
         .env("AWS_ENDPOINT_URL_CLOUDWATCH", "http://127.0.0.1:1")
         .output()
         .unwrap();

@@ -100,7 +100,7 @@ fn created_directory_is_private() {
     assert!(!service.web.log().contains("chmod"));
 }
 
-/// A process that was stopped in a transaction holds the lock like this.
+/// A process that is stopped during a transaction holds the write lock like this.
 #[test]
 fn held_write_lock_fails_sends_within_seconds_and_blocks_no_shutdown() {
     let mut service = Service::start(1, &[], &[]);
@@ -117,16 +117,16 @@ fn held_write_lock_fails_sends_within_seconds_and_blocks_no_shutdown() {
     let read = Instant::now();
     assert_eq!(service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").status, 200);
     assert!(read.elapsed() < Duration::from_secs(2), "reads need no lock: {:?}", read.elapsed());
-    let asked = Instant::now();
+    let started = Instant::now();
     let status = imgcls().args(["data", "status", "--data-dir"]).arg(service.data_dir()).output().unwrap();
     assert!(status.status.success(), "{status:?}");
-    assert!(asked.elapsed() < Duration::from_secs(3), "a read-only command needs no lock: {:?}", asked.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(3), "a read-only command needs no lock: {:?}", started.elapsed());
 
     for process in [&mut service.workers[0], &mut service.web] {
-        let asked = Instant::now();
+        let started = Instant::now();
         process.signal("TERM");
         process.wait();
-        assert!(asked.elapsed() < Duration::from_secs(10), "{:?}; log:\n{}", asked.elapsed(), process.log());
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}; log:\n{}", started.elapsed(), process.log());
     }
 }
 
@@ -138,11 +138,11 @@ fn up_ends_in_time_despite_stopped_worker_and_held_write_lock() {
     for worker in up.workers() {
         signal(worker, "STOP");
     }
-    let asked = Instant::now();
+    let started = Instant::now();
     signal(up.process.id(), "TERM");
     let mut up = up;
     up.process.wait().unwrap();
-    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}; log:\n{}", asked.elapsed(), up.log());
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}; log:\n{}", started.elapsed(), up.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -212,7 +212,7 @@ async fn reboot_with_wrong_clock_ages_messages_by_a_day_at_most() {
     }
 }
 
-/// The web tier runs before and after the step, the worker only after it.
+/// The web tier runs before and after the clock step, the worker only after it.
 #[test]
 fn jobs_accepted_before_clock_step_finish_after_it() {
     for step in [5 * 86_400, -3_600] {
@@ -247,7 +247,7 @@ fn messages_of_killed_worker_are_redelivered_before_visibility_timeout() {
                    (SELECT queue_id FROM messages GROUP BY queue_id ORDER BY count(*) DESC LIMIT 1)";
         database.query_row(sql, [], |row| row.get::<_, usize>(0)).unwrap()
     };
-    // The worker runs for moments only, so that it still holds the messages that are counted.
+    // The worker runs only for short intervals, so that it still holds the messages when they are counted.
     let killed = until("a worker that holds a message", || {
         signal(worker, "CONT");
         std::thread::sleep(Duration::from_millis(10));
@@ -345,8 +345,8 @@ fn removed_data_directory_is_reported_and_accepts_nothing() {
 #[test]
 fn restored_data_directory_is_used_again() {
     let service = Service::start(0, &[], &[]);
-    let away = service.dir.path().join("away");
-    fs::rename(service.data_dir(), &away).unwrap();
+    let renamed = service.dir.path().join("renamed");
+    fs::rename(service.data_dir(), &renamed).unwrap();
     let readiness = |status| {
         until("another readiness", || (service.request("GET", "/readyz", &[], b"").status == status).then_some(()));
     };
@@ -355,13 +355,13 @@ fn restored_data_directory_is_used_again() {
     let (before, since) = (ticks(), Instant::now());
     until("three seconds", || (since.elapsed() >= Duration::from_secs(3)).then_some(()));
     assert!(ticks() - before < 100, "it spins while the files are missing: {} ticks of 10 ms", ticks() - before);
-    fs::rename(&away, service.data_dir()).unwrap();
+    fs::rename(&renamed, service.data_dir()).unwrap();
     readiness(200);
     let objects = service.data_dir().join("objects");
-    fs::rename(&objects, &away).unwrap();
+    fs::rename(&objects, &renamed).unwrap();
     readiness(503);
     assert_eq!(service.request("POST", "/v1/jobs", &[], &test_image("cat.jpg")).status, 503);
-    fs::rename(&away, &objects).unwrap();
+    fs::rename(&renamed, &objects).unwrap();
     readiness(200);
     service.submit("cat.jpg", &test_image("cat.jpg"));
 }
@@ -542,7 +542,7 @@ fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-/// Everything below a directory.
+/// Returns every path below a directory.
 fn tree(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     entries

@@ -54,11 +54,11 @@ impl Up {
         let workers = children(self.pid());
         assert!(!workers.is_empty());
 
-        let asked = Instant::now();
+        let signalled = Instant::now();
         kill_process(self.pid(), Signal::TERM).unwrap();
         let status = until("the end of `up`", || self.process.try_wait().unwrap());
         assert_eq!(status.code(), Some(0), "{status}");
-        assert!(asked.elapsed() < DRAIN_LIMIT, "{:?}", asked.elapsed());
+        assert!(signalled.elapsed() < DRAIN_LIMIT, "{:?}", signalled.elapsed());
         for worker in workers {
             assert!(test_kill_process(worker).is_err(), "worker {worker:?} is left");
         }

@@ -1,5 +1,4 @@
-//! More load than the workers can handle: which callers are refused or admitted, and which jobs are dropped before
-//! inference.
+//! Overload: which callers are refused or admitted, and which jobs are dropped before inference.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -88,19 +87,19 @@ fn caller_with_a_short_wait_is_refused_at_once_and_one_with_a_long_wait_is_serve
     up.signal_workers("STOP");
     fill_until_expected_wait(up.address, &image, 4.0);
 
-    let asked = Instant::now();
+    let started = Instant::now();
     assert_refused(&up.post("/v1/classify?wait=3", &image));
-    assert!(asked.elapsed() < AT_ONCE, "refused after {:?}", asked.elapsed());
+    assert!(started.elapsed() < AT_ONCE, "refused after {:?}", started.elapsed());
     assert!((metric(up.address, SHED) - 1.0).abs() < 0.1);
 
     // The answer comes before the body: the client has sent only the head.
-    let asked = Instant::now();
+    let started = Instant::now();
     let mut early = TcpStream::connect(up.address).unwrap();
     early.set_read_timeout(Some(DEADLINE)).unwrap();
     let head = format!("POST /v1/classify?wait=3 HTTP/1.1\r\nHost: {}\r\nContent-Length: 1000000\r\n\r\n", up.address);
     early.write_all(head.as_bytes()).unwrap();
     assert_refused(&read_response(&mut BufReader::new(early)).unwrap());
-    assert!(asked.elapsed() < AT_ONCE, "refused after {:?}", asked.elapsed());
+    assert!(started.elapsed() < AT_ONCE, "refused after {:?}", started.elapsed());
 
     assert_eq!(
         request(up.address, "GET", "/readyz", &[], b"").unwrap().status,
@@ -134,7 +133,7 @@ fn callers_of_a_web_tier_alone_are_refused_by_the_pace_of_its_replies() {
     let service = Service::start(1, &[], &[]);
     let image = test_image("rocket.jpg");
     let worker = &service.workers[0];
-    // The worker first works on a backlog, so that the pace is measured. Then it stops and a backlog remains.
+    // The worker first completes a backlog, so that its pace is measured. Then it stops while another backlog grows.
     let ids: Vec<String> = (0..60).map(|_| service.submit("rocket.jpg", &image)).collect();
     for id in &ids {
         assert_eq!(service.finished(id)["status"], "succeeded");
@@ -142,9 +141,9 @@ fn callers_of_a_web_tier_alone_are_refused_by_the_pace_of_its_replies() {
     worker.signal("STOP");
     fill_until_expected_wait(service.address, &image, 4.0);
 
-    let asked = Instant::now();
+    let started = Instant::now();
     assert_refused(&service.request("POST", "/v1/classify?wait=3", &[], &image));
-    assert!(asked.elapsed() < AT_ONCE, "refused after {:?}", asked.elapsed());
+    assert!(started.elapsed() < AT_ONCE, "refused after {:?}", started.elapsed());
     thread::scope(|scope| {
         let long_wait = scope.spawn(|| service.request("POST", "/v1/classify?wait=120", &[], &image));
         until("the caller with a long wait is waiting", || {
@@ -214,7 +213,7 @@ fn job_of_a_client_that_left_is_classified_only_if_the_client_knew_its_id() {
         assert_eq!(service.finished(id)["status"], "succeeded");
     }
     let admin = service.workers[0].admin_address();
-    let ended = |ending: &str| metric(admin, &format!("imgcls_worker_endings_total{{ending=\"{ending}\"}}")) as usize;
+    let ended = |outcome: &str| metric(admin, &format!("imgcls_worker_endings_total{{ending=\"{outcome}\"}}")) as usize;
     until("all messages are done", || (ended("withdrawn") + ended("succeeded") >= LEFT + known.len()).then_some(()));
     assert_eq!((ended("withdrawn"), ended("succeeded"), ended("failed")), (LEFT, known.len(), 0));
     let mut kept: Vec<String> = known.iter().map(|id| format!("images/{id}")).collect();

@@ -1,5 +1,5 @@
 //! The page in a real Chromium. Without `chromium` and `chromedriver` on the path the test is skipped, and both this
-//! test and `scripts/test` say so.
+//! test and `scripts/test` report that.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -61,10 +61,9 @@ fn page_shows_labels_failures_and_hostile_names() {
     let service = Service::start(1, &[], &[]);
     let dir = tempfile::tempdir().unwrap();
     let hostile = dir.path().join("<img src=x onerror=alert(1)>.jpg");
-    let pictures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pictures");
-    std::fs::copy(format!("{pictures}/cup.jpg"), &hostile).unwrap();
-    let files =
-        [format!("{pictures}/rocket.jpg"), hostile.display().to_string(), format!("{pictures}/hostile/half.jpg")];
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pictures");
+    std::fs::copy(format!("{folder}/cup.jpg"), &hostile).unwrap();
+    let files = [format!("{folder}/rocket.jpg"), hostile.display().to_string(), format!("{folder}/hostile/half.jpg")];
     let label = label_of("rocket.jpg");
 
     let browser = driver.open(&dir.path().join("profile"));

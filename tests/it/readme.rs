@@ -10,7 +10,7 @@
 //! - `<!-- test: skip, REASON -->` says why a block cannot run here. The test checks its syntax and prints the reason.
 //! - Any other mark, and a block of another language, fails the test.
 //!
-//! What the test adapts, and nothing else:
+//! The test adapts only this:
 //! - The working directory is empty except for what a pasted command names: `tests` and `models` are those of the
 //!   repository, `target/release/imgcls` is the binary under test, and `scripts/up` runs `imgcls up` without setting up and
 //!   building first.
@@ -145,9 +145,9 @@ fn source_files_in_the_docs_exist() {
         let text = std::fs::read_to_string(&page).unwrap();
         let spans = text.split('`').skip(1).step_by(2);
         let is_source = |span: &&str| {
-            let has_ending = [".rs", ".py", ".sh", ".toml", ".md"].iter().any(|ending| span.ends_with(ending));
+            let has_extension = [".rs", ".py", ".sh", ".toml", ".md"].iter().any(|extension| span.ends_with(extension));
             let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "/._-".contains(c);
-            has_ending && span.contains('/') && !span.starts_with('/') && span.chars().all(is_plain)
+            has_extension && span.contains('/') && !span.starts_with('/') && span.chars().all(is_plain)
         };
         let exists = |span: &&str| ["", "src", "tests/it"].iter().any(|folder| root.join(folder).join(span).exists());
         let found = spans.filter(is_source).filter(|span| !exists(span));

@@ -1,4 +1,5 @@
-//! How long and how much the local backend keeps, what it never deletes, `imgcls data`, and bytes that belong to no object.
+//! Retention on the local backend: limits by age and size, data that is never deleted, `imgcls data`, and bytes that
+//! belong to no object.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -166,7 +167,7 @@ fn second_web_tier_takes_over_retention_when_the_first_ends() {
         service.submit("cup.jpg", &test_image("cup.jpg"));
         until("its image is deleted", || service.images().is_empty().then_some(()));
         until("its result is deleted", || (count_results(&service.database()) == 0).then_some(()));
-        // The first one held the lock.
+        // The first web tier held the lock, so the second takes over.
         service.web.kill();
     }
     for web in [&service.web, &service.other_webs[0]] {
@@ -185,7 +186,7 @@ fn empty_segments_of_ended_processes_are_removed() {
     until("at most the segment of the last web tier", || (segments(&service.data_dir()).len() <= 1).then_some(()));
 }
 
-/// While the test holds the write lock, the transaction of the put cannot commit, but its bytes are on disk.
+/// The test holds the write lock, so that the bytes of the put are on disk while its transaction cannot commit.
 #[test]
 fn bytes_of_a_killed_put_are_freed() {
     let directory = tempfile::tempdir().unwrap();
@@ -369,7 +370,8 @@ fn deprecated_retention_flags_count_in_days_on_aws() {
     }
 }
 
-/// Stores an image and a result of no job, after everything else, and waits until they are deleted by age.
+/// Stores an image and a result that belong to no job, and waits until they are deleted by age. Everything older that may
+/// be deleted is then deleted too.
 fn until_younger_objects_are_deleted(service: &Service) {
     run(async {
         for (bucket, key) in [("input", "younger.jpg"), ("output", "younger")] {

@@ -168,11 +168,11 @@ fn file_names_never_become_keys() {
 #[test]
 fn uploads_with_the_same_name_get_their_own_answers() {
     let service = Service::start(2, &[], &[]);
-    let pictures = ["rocket.jpg", "cup.jpg", "cat.jpg", "rgb.png", "lossy.webp"];
-    let labels: Vec<String> = pictures.iter().map(|name| label_of(name)).collect();
+    let names = ["rocket.jpg", "cup.jpg", "cat.jpg", "rgb.png", "lossy.webp"];
+    let labels: Vec<String> = names.iter().map(|name| label_of(name)).collect();
     thread::scope(|scope| {
         for at in 0..50 {
-            let (service, expected, name) = (&service, &labels[at % pictures.len()], pictures[at % pictures.len()]);
+            let (service, expected, name) = (&service, &labels[at % names.len()], names[at % names.len()]);
             scope.spawn(move || {
                 let (content_type, body) = form("myfile", "same.jpg", &test_image(name));
                 let answer = service.request("POST", "/", &[("Content-Type", &content_type)], &body);
@@ -248,12 +248,12 @@ fn drain_answers_waiting_callers_and_a_worker_finishes_its_jobs() {
     let address = service.address;
     let waiting = thread::spawn(move || request(address, "POST", "/v1/classify?wait=600", &[], &image).unwrap());
     until("the job", || service.images().pop().map(drop));
-    let asked = Instant::now();
+    let started = Instant::now();
     service.web.signal("TERM");
     let answer = waiting.join().unwrap();
     assert_eq!((answer.status, answer.json()["status"].as_str()), (202, Some("queued")));
     assert_eq!(service.web.wait(), Some(0));
-    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
 
     service.restart_web();
     service.add_worker();

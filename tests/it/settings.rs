@@ -11,7 +11,7 @@ fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     imgcls().args(arguments).envs(environment.iter().copied()).output().unwrap()
 }
 
-/// The settings that `config show` prints.
+/// Returns the settings that `config show` prints.
 fn shown(command: &[&str], environment: &[(&str, &str)]) -> Value {
     let output = run(&[&["config", "show", "--json"], command].concat(), environment);
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
@@ -23,7 +23,7 @@ fn setting<'a>(shown: &'a Value, name: &str) -> &'a Value {
     settings.iter().find(|setting| setting["name"] == name).unwrap_or_else(|| panic!("no {name} in {shown}"))
 }
 
-/// The one line of an error of usage.
+/// Runs a command that fails because of its usage, and returns the single line of the error.
 fn refused(arguments: &[&str], environment: &[(&str, &str)]) -> String {
     let output = run(arguments, environment);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -132,7 +132,7 @@ fn a_wrong_value_is_reported_with_its_source() {
     assert_eq!(output.status.code(), Some(2), "{error}");
     assert!(error.contains("service.toml:1: `up` always runs on this machine"), "{error}");
 
-    // A flag hides a wrong variable, and is named itself where it is wrong.
+    // A flag hides a wrong variable. If the flag is wrong too, the error names the flag.
     let environment = [("IMGCLS_MAX_PIXELS", "many")];
     assert_eq!(setting(&shown(&["worker", "--max-pixels", "5"], &environment), "max-pixels")["value"], "5");
     let output = run(&["worker", "--max-pixels", "none"], &environment);
@@ -216,7 +216,7 @@ fn settings_for_machines_are_checked_when_provision_starts() {
         let settings = shown["machines"][table].as_array().unwrap();
         settings.iter().map(|setting| setting["name"].as_str().unwrap().to_owned()).collect()
     };
-    // What stands at the top level and is a setting of `provision` itself reaches machines through it.
+    // A setting at the top level that `provision` has too reaches machines through `provision`, so it is not listed here.
     assert_eq!(names("web"), ["allowed-host", "job-ttl"]);
     assert_eq!(names("worker"), ["max-pixels"]);
     assert_eq!(names("autoscale"), ["interval"]);

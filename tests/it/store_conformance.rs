@@ -1,5 +1,5 @@
-//! What the buckets do that the local transport and the one on AWS are made of. The contract of transports is in
-//! `conformance`; this suite is one floor below.
+//! The contract of the buckets on which the local transport and the one on AWS are built. The contract of transports is
+//! in `conformance`.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,7 +22,7 @@ async fn local_store_conforms() {
     all(|| Arc::new(SqliteStore::open(directory.path(), "bucket").unwrap()), &[]).await;
 }
 
-/// The suite. `store` makes one more handle on one bucket. Keys that the suite makes are new.
+/// Runs the suite. Each call of `store` opens another handle of the same bucket. The suite uses only new keys.
 pub async fn all(store: impl Fn() -> Arc<dyn ObjectStore>, exceptions: &[Exception]) {
     let store: &Handles<'_> = &store;
     let checks = checks![
@@ -70,14 +70,14 @@ async fn missing_object_is_none(handles: &Handles<'_>) {
         assert_eq!(store.head(&key).await.unwrap(), None);
         store.delete(&key).await.unwrap();
     }
-    // A prefix of keys is no object.
+    // The prefix of a key is not an object.
     let key = new_key("prefix");
     let _ = store.put(&key, Bytes::new(), PLAIN).await.unwrap();
     assert_eq!(store.get("prefix", MANY).await.unwrap(), None);
     assert_eq!(store.head("prefix").await.unwrap(), None);
     store.delete("prefix").await.unwrap();
     assert!(store.head(&key).await.unwrap().is_some());
-    assert_eq!(store.get(&format!("{key}/below"), MANY).await.unwrap(), None, "below an object is nothing");
+    assert_eq!(store.get(&format!("{key}/below"), MANY).await.unwrap(), None, "there is no object below another");
     store.delete(&key).await.unwrap();
 }
 
@@ -95,7 +95,7 @@ async fn put_replaces_an_object(handles: &Handles<'_>) {
 
 async fn only_one_conditional_put_creates(handles: &Handles<'_>) {
     let key = new_key("results");
-    // Small ones and large ones, which a store may keep apart.
+    // The bodies are small and large, since a store may keep the two kinds in different ways.
     let body_of =
         |racer: usize| Bytes::from(format!("racer {racer} ").repeat(if racer.is_multiple_of(2) { 1 } else { 30_000 }));
     let racers = (0..16).map(|racer| {
@@ -106,7 +106,10 @@ async fn only_one_conditional_put_creates(handles: &Handles<'_>) {
         join_all(racers).await.into_iter().filter(|(_, put)| *put == Put::Created).map(|(racer, _)| racer).collect();
     assert_eq!(created.len(), 1, "{created:?}");
     let winner = body_of(created[0]);
-    assert!(handles().get(&key, MANY).await.unwrap() == Some(winner.clone()), "the losers left it as it is");
+    assert!(
+        handles().get(&key, MANY).await.unwrap() == Some(winner.clone()),
+        "a put that lost the race changed the object"
+    );
     assert_eq!(handles().put(&key, Bytes::from_static(b"late"), ONCE).await.unwrap(), Put::AlreadyExists);
     assert!(handles().get(&key, MANY).await.unwrap() == Some(winner));
     handles().delete(&key).await.unwrap();

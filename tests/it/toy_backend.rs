@@ -1,5 +1,5 @@
-//! A third backend in one file: everything in the memory of one process. It passes the suite of the contract, and carries
-//! a web tier and a worker with the real model.
+//! A third backend in one file, which keeps everything in the memory of one process. It passes the conformance suite of
+//! transports, and a web tier and a worker with the real model run on it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -28,11 +28,11 @@ use crate::harness::{label_of, request, test_image};
 
 const MESSAGE_LIMIT: usize = 1 << 20;
 const WAIT: Duration = Duration::from_secs(5);
-/// How long a reply that another process may wait for is left to it.
+/// Delay until a released reply becomes visible again, so that the same process does not receive it at once.
 const RELEASE_FOR: Duration = Duration::from_millis(200);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn toy_backend_conforms() {
+async fn toy_backend_passes_the_conformance_suite() {
     conformance::transport::all(&toy("toy"), &[]).await;
 }
 
@@ -69,7 +69,7 @@ fn toy(name: &str) -> Backend {
     Backend::Named { name: name.to_owned(), address: None }
 }
 
-/// The services of this backend, by their names.
+/// The services of this backend, by the names of their request queues.
 #[derive(Default)]
 struct ToyOpener(Mutex<HashMap<String, Arc<Toy>>>);
 
@@ -85,7 +85,7 @@ impl Opener for ToyOpener {
 struct Toy {
     names: Names,
     state: Mutex<State>,
-    /// A message may have become visible.
+    /// Notified when a message may have become visible.
     sent: Notify,
 }
 
@@ -117,7 +117,7 @@ impl Toy {
         self.state.lock().unwrap()
     }
 
-    /// What is visible now; what was received too often becomes a dead letter.
+    /// Receives visible messages. Requests that were received too often become dead letters instead.
     fn take(&self, queue: &str, max: usize, visibility_timeout: Duration) -> Result<Vec<Delivery>, TransportError> {
         let mut state = self.state();
         let (now, limit) = (Instant::now(), state.max_receive_count + REDRIVE_MARGIN);
@@ -143,7 +143,7 @@ impl Toy {
             if !deliveries.is_empty() || Instant::now() >= deadline {
                 return Ok(deliveries);
             }
-            // Sooner than any visibility timeout of a test matters.
+            // The limit is shorter than any visibility timeout of a test.
             let _ = tokio::time::timeout(Duration::from_millis(20), notified).await;
         }
     }
@@ -214,7 +214,7 @@ impl Handle {
         &self.0.names
     }
 
-    /// All steps under one lock.
+    /// Does all steps under one lock, so that they are atomic.
     fn complete_one(&self, completion: &Completion) -> Result<Completed, TransportError> {
         let names = self.names().clone();
         let mut state = self.0.state();
@@ -248,13 +248,13 @@ impl Handle {
                 ReplyOutcome::Gone
             });
         }
-        if let Some(letter) = &completion.dead_letter {
+        if let Some(dead_letter) = &completion.dead_letter {
             let mut attributes = BTreeMap::from([
-                ("reason".to_owned(), letter.reason.clone()),
-                ("attempts".to_owned(), letter.attempts.to_string()),
+                ("reason".to_owned(), dead_letter.reason.clone()),
+                ("attempts".to_owned(), dead_letter.attempts.to_string()),
             ]);
-            attributes.extend(letter.id.map(|id| ("id".to_owned(), id.to_string())));
-            state.send(&names.dead_letter_queue(), letter.body.clone(), attributes)?;
+            attributes.extend(dead_letter.id.map(|id| ("id".to_owned(), id.to_string())));
+            state.send(&names.dead_letter_queue(), dead_letter.body.clone(), attributes)?;
         }
         state.delete(&names.request_queue, std::slice::from_ref(&completion.receipt))?;
         Ok(completed)
@@ -400,8 +400,8 @@ impl Transport for Handle {
     }
 
     async fn dead_letters(&self) -> Result<Box<dyn DeadLetterScan>, TransportError> {
-        let letters = self.0.state().queue(&self.names().dead_letter_queue())?.clone();
-        Ok(Box::new(ToyScan { toy: Arc::clone(&self.0), letters }))
+        let messages = self.0.state().queue(&self.names().dead_letter_queue())?.clone();
+        Ok(Box::new(ToyScan { toy: Arc::clone(&self.0), messages }))
     }
 
     async fn resubmit(&self, job: Resubmission) -> Result<(), TransportError> {
@@ -453,20 +453,20 @@ impl Inbox for ToyInbox {
 
 struct ToyScan {
     toy: Arc<Toy>,
-    letters: Vec<Message>,
+    messages: Vec<Message>,
 }
 
 #[async_trait]
 impl DeadLetterScan for ToyScan {
     async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, TransportError> {
-        let max = max.min(self.letters.len());
-        Ok(self.letters.drain(..max).map(|letter| letter.delivery()).collect())
+        let max = max.min(self.messages.len());
+        Ok(self.messages.drain(..max).map(|message| message.delivery()).collect())
     }
 
-    fn keep(&mut self, _letter: Delivery) {}
+    fn keep(&mut self, _message: Delivery) {}
 
-    async fn delete(&mut self, letters: &[Receipt]) -> Result<(), TransportError> {
-        self.toy.state().delete(&self.toy.names.dead_letter_queue(), letters)
+    async fn delete(&mut self, receipts: &[Receipt]) -> Result<(), TransportError> {
+        self.toy.state().delete(&self.toy.names.dead_letter_queue(), receipts)
     }
 
     async fn close(self: Box<Self>) -> Result<(), TransportError> {

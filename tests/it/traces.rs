@@ -60,8 +60,8 @@ fn log_line_of_a_job_names_its_trace_without_a_collector() {
 
 #[test]
 fn missing_collector_costs_no_answer() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mut service = service_exporting_to(nobody);
+    let unused_address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut service = service_exporting_to(unused_address);
     let answer = service.request("POST", "/v1/classify", &[], &test_image("cat.jpg"));
     assert_eq!(answer.status, 200, "{}", answer.text());
     service.web.signal("TERM");

@@ -1,4 +1,4 @@
-//! `imgcls up` as a whole, with real workers: it needs the model and ONNX Runtime, which `scripts/setup` installs.
+//! `imgcls up` with real workers. The tests need the model and ONNX Runtime, which `scripts/setup` installs.
 
 use std::ffi::OsString;
 use std::fs;
@@ -91,8 +91,8 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn all_gone(pids: &[Pid]) {
-    until("every worker is gone", || pids.iter().all(|pid| test_kill_process(*pid).is_err()));
+fn wait_until_ended(pids: &[Pid]) {
+    until("every worker has ended", || pids.iter().all(|pid| test_kill_process(*pid).is_err()));
 }
 
 #[test]
@@ -106,11 +106,11 @@ fn a_killed_worker_is_replaced_and_sigterm_ends_all_in_time() {
     until("it is ready", || up.get("/readyz").starts_with("HTTP/1.1 200"));
 
     let last = up.workers();
-    let asked = Instant::now();
+    let started = Instant::now();
     kill_process(up.pid(), Signal::TERM).expect("it lives");
     let status = up.process.wait().expect("ours");
     assert_eq!(status.code(), Some(0));
-    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     for pid in first.into_iter().chain(last) {
         assert!(test_kill_process(pid).is_err(), "{pid:?} is left");
     }
@@ -118,7 +118,7 @@ fn a_killed_worker_is_replaced_and_sigterm_ends_all_in_time() {
 
 #[test]
 fn workers_end_when_up_is_killed_and_have_only_the_settings_that_up_gave_them() {
-    // Two workers that both listened there would not both start.
+    // If the variable reached the workers, both would listen on this address, and one of them would not start.
     let set = [("IMGCLS_ADMIN_LISTEN", "127.0.0.1:1"), ("IMGCLS_LOG", "info"), ("AWS_REGION", "us-east-1")];
     let mut up = Up::start(&["--min-workers", "2"], &set);
     until("two workers live", || up.workers().len() == 2);
@@ -131,19 +131,19 @@ fn workers_end_when_up_is_killed_and_have_only_the_settings_that_up_gave_them() 
     }
     up.process.kill().expect("it lives");
     up.process.wait().expect("ours");
-    all_gone(&workers);
+    wait_until_ended(&workers);
 }
 
 #[test]
-fn workers_that_cannot_start_end_up_with_one_line() {
+fn up_ends_with_one_line_when_its_workers_cannot_start() {
     let data_dir = tempfile::tempdir().expect("a directory");
     let Output { status, stderr, .. } =
         command(data_dir.path(), &["--model", "nonesuch"]).stderr(Stdio::piped()).output().expect("it starts");
-    let said = String::from_utf8_lossy(&stderr);
-    assert_eq!(status.code(), Some(1), "{said}");
-    let last = said.lines().last().unwrap_or_default();
-    assert!(last.contains("5 starts failed"), "{said}");
-    assert!(said.contains("nonesuch"), "{said}");
+    let stderr = String::from_utf8_lossy(&stderr);
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    let last = stderr.lines().last().unwrap_or_default();
+    assert!(last.contains("5 starts failed"), "{stderr}");
+    assert!(stderr.contains("nonesuch"), "{stderr}");
 }
 
 /// Values of worker settings that `up` has too. One that is not listed is tested with its default.
@@ -245,10 +245,12 @@ fn the_target_policy_starts_all_needed_workers_at_once_and_removes_them_after_it
         .args(["loadgen", "--url", &url, "--num-request", "40", "--concurrency", "40"])
         .output()
         .expect("it starts");
-    let said = || fs::read_to_string(&log).expect("a log");
-    // Two messages are the share of one worker, so forty need more workers than are allowed; afterwards none is needed.
-    until("two came and went", || said().contains("from=0 to=2") && said().contains("to=0 reason=0 waiting"));
+    let log_text = || fs::read_to_string(&log).expect("a log");
+    // One worker may have a backlog of two messages, so forty need more workers than are allowed. Afterwards none is needed.
+    until("two workers started and ended", || {
+        log_text().contains("from=0 to=2") && log_text().contains("to=0 reason=0 waiting")
+    });
     kill_process(Pid::from_child(&process), Signal::TERM).expect("it lives");
     assert_eq!(process.wait().expect("ours").code(), Some(0));
-    assert_eq!(sent.status.code(), Some(0), "{sent:?}\n{}", said());
+    assert_eq!(sent.status.code(), Some(0), "{sent:?}\n{}", log_text());
 }

@@ -1,7 +1,7 @@
 //! A client of the WebDriver protocol (https://www.w3.org/TR/webdriver2/) with the few commands that the tests need.
 //!
-//! The crates for it bring features of shared dependencies with them, so that everything would be built twice: once for
-//! the program and once for its tests.
+//! Existing crates for it enable more features of dependencies that the program also has, so that these would be built
+//! twice: once for the program and once for its tests.
 
 use std::net::SocketAddr;
 

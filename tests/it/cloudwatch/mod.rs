@@ -25,7 +25,7 @@ use crate::harness::request;
 
 /// Simulated seconds for each real one.
 pub const SPEED: u32 = 60;
-/// Seconds.
+/// A minute in seconds.
 const MINUTE: u64 = 60;
 /// Simulated time at the start. The metrics before it say that the queue was empty.
 const START: u64 = 3_600;
@@ -51,7 +51,7 @@ pub struct Watched {
 pub struct CloudWatch {
     resized: Arc<Mutex<Vec<Resized>>>,
     stop: Arc<AtomicBool>,
-    playing: Option<std::thread::JoinHandle<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
 }
 
 /// A change of the group by an alarm.
@@ -66,18 +66,19 @@ pub struct Resized {
 }
 
 impl CloudWatch {
-    pub fn play(watched: Watched) -> CloudWatch {
+    /// Starts a thread that runs the simulation.
+    pub fn start(watched: Watched) -> CloudWatch {
         let resized = Arc::<Mutex<Vec<Resized>>>::default();
         let stop = Arc::new(AtomicBool::new(false));
         let mut simulation = Simulation::new(watched, Arc::clone(&resized));
         let stopped = Arc::clone(&stop);
-        let playing = std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Acquire) {
                 simulation.step();
                 std::thread::sleep(Duration::from_millis(10));
             }
         });
-        CloudWatch { resized, stop, playing: Some(playing) }
+        CloudWatch { resized, stop, thread: Some(thread) }
     }
 
     /// All changes by alarms, in order.
@@ -96,7 +97,7 @@ impl CloudWatch {
 impl Drop for CloudWatch {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        let fails = self.playing.take().is_some_and(|playing| playing.join().is_err());
+        let fails = self.thread.take().is_some_and(|thread| thread.join().is_err());
         // Shown if the test fails.
         println!("the alarms resized the group:\n{}", self.history());
         assert!(!fails || std::thread::panicking(), "the simulation of CloudWatch failed");
@@ -166,8 +167,8 @@ impl Simulation {
 
     /// Records the metrics that SQS and Auto Scaling publish once a minute.
     fn sample(&mut self, now: u64) {
-        let asked = json!({"QueueUrl": self.queue_url, "AttributeNames": ["All"]});
-        let answer = sqs(self.watched.queues, "GetQueueAttributes", &asked);
+        let parameters = json!({"QueueUrl": self.queue_url, "AttributeNames": ["All"]});
+        let answer = sqs(self.watched.queues, "GetQueueAttributes", &parameters);
         let number = |name: &str| answer["Attributes"][name].as_str().unwrap().parse().unwrap();
         let (visible, in_flight) =
             (number("ApproximateNumberOfMessages"), number("ApproximateNumberOfMessagesNotVisible"));
@@ -234,7 +235,7 @@ fn seconds(passed: Duration) -> u64 {
 
 /// The alarms whose actions are policies of the group.
 pub fn alarms_of(group: &str, emulator: &Emulator) -> Vec<Alarm> {
-    let answer = ask(emulator, "monitoring", "GraniteServiceVersion20100801.DescribeAlarms", &json!({}));
+    let answer = call(emulator, "monitoring", "GraniteServiceVersion20100801.DescribeAlarms", &json!({}));
     let of_group = format!(":autoScalingGroupName/{group}:");
     let is_of_group = |action: &Value| action.as_str().is_some_and(|arn| arn.contains(&of_group));
     let alarms = answer["MetricAlarms"].as_array().unwrap().iter();
@@ -242,15 +243,15 @@ pub fn alarms_of(group: &str, emulator: &Emulator) -> Vec<Alarm> {
     alarms.map(Alarm::read).collect()
 }
 
-fn sqs(emulator: &Emulator, action: &str, asked: &Value) -> Value {
-    ask(emulator, "sqs", &format!("AmazonSQS.{action}"), asked)
+fn sqs(emulator: &Emulator, action: &str, parameters: &Value) -> Value {
+    call(emulator, "sqs", &format!("AmazonSQS.{action}"), parameters)
 }
 
-fn ask(emulator: &Emulator, service: &str, target: &str, asked: &Value) -> Value {
+fn call(emulator: &Emulator, service: &str, target: &str, parameters: &Value) -> Value {
     let scope = scope(service);
     let headers =
         [("Authorization", scope.as_str()), ("Content-Type", "application/x-amz-json-1.0"), ("X-Amz-Target", target)];
-    let answer = request(emulator.address, "POST", "/", &headers, asked.to_string().as_bytes()).unwrap();
+    let answer = request(emulator.address, "POST", "/", &headers, parameters.to_string().as_bytes()).unwrap();
     assert_eq!(answer.status, 200, "{target}: {}", answer.text());
     answer.json()
 }

@@ -63,7 +63,8 @@ struct Stack {
     environment: Vec<(String, String)>,
 }
 
-struct Ran {
+/// The outcome of a command.
+struct Finished {
     code: Option<i32>,
     stdout: String,
     stderr: String,
@@ -90,10 +91,10 @@ impl Stack {
         process
     }
 
-    fn run(&self, command: &[&str]) -> Ran {
+    fn run(&self, command: &[&str]) -> Finished {
         let output = self.command(command).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        Finished { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
 
     fn succeeds(&self, command: &[&str]) -> String {
@@ -112,7 +113,7 @@ impl Stack {
     }
 
     /// Asserts that a plan is empty.
-    fn is_as_wanted(&self) {
+    fn assert_plan_is_empty(&self) {
         let ran = self.run(&["plan", "--detailed-exitcode"]);
         assert_eq!(ran.code, Some(0), "{}\n{}", ran.stderr, ran.stdout);
         assert!(ran.stdout.contains("nothing to do"), "{}", ran.stdout);
@@ -130,7 +131,7 @@ impl Stack {
 
 /// Calls the emulator without imgcls. The emulator reads the service from the signature's scope, and does not check the
 /// signature.
-fn by_hand(service: &str, form: &str) -> Response {
+fn call_emulator(service: &str, form: &str) -> Response {
     let scope = format!("AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/{service}/aws4_request");
     let headers = [("Authorization", scope.as_str()), ("Content-Type", "application/x-www-form-urlencoded")];
     let response = request(moto_of_stacks().address, "POST", "/", &headers, form.as_bytes()).unwrap();
@@ -148,15 +149,18 @@ fn stack_is_created_repaired_and_destroyed_beside_another() {
 
     let applied = stack.succeeds(&[]);
     assert!(applied.contains("web tier: http://ec2-"), "{applied}");
-    stack.is_as_wanted();
+    stack.assert_plan_is_empty();
 
     // Manual changes are found and repaired.
-    by_hand("autoscaling", "Action=UpdateAutoScalingGroup&AutoScalingGroupName=whole-apptierAutoscaling&MaxSize=9");
-    by_hand("monitoring", "Action=DeleteAlarms&AlarmNames.member.1=whole-ScaleDownAlarm");
+    call_emulator(
+        "autoscaling",
+        "Action=UpdateAutoScalingGroup&AutoScalingGroupName=whole-apptierAutoscaling&MaxSize=9",
+    );
+    call_emulator("monitoring", "Action=DeleteAlarms&AlarmNames.member.1=whole-ScaleDownAlarm");
     let status = stack.succeeds(&["status"]);
     assert!(status.contains("MaxSize: 9, not 4") && status.contains("missing  alarm"), "{status}");
     stack.succeeds(&["apply"]);
-    stack.is_as_wanted();
+    stack.assert_plan_is_empty();
 
     // A web process that is killed leaves its reply queue behind.
     let folder = tempfile::tempdir().unwrap();
@@ -175,13 +179,13 @@ fn stack_is_created_repaired_and_destroyed_beside_another() {
     let refused = stack.fails(&["destroy", "--yes"]);
     assert!(refused.contains(&stack.input_bucket()) && refused.contains("--delete-data"), "{refused}");
     assert!(stack.fails(&["destroy", "--delete-data"]).contains("give --yes"));
-    stack.is_as_wanted();
+    stack.assert_plan_is_empty();
 
     let destroyed = stack.succeeds(&["destroy", "--yes", "--delete-data"]);
     assert!(destroyed.contains("− queue              whole-app-web-result-queue-"), "{destroyed}");
     assert!(destroyed.ends_with("no resource with the tag imgcls:stack=whole is left\n"), "{destroyed}");
     assert!(stack.succeeds(&["destroy", "--yes"]).contains("0 to delete"));
-    neighbour.is_as_wanted();
+    neighbour.assert_plan_is_empty();
     neighbour.destroy();
 }
 
@@ -204,7 +208,7 @@ fn new_build_updates_the_template_and_a_saved_plan_is_applied_once() {
     let plan: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(plan["plan"]["changes"], serde_json::json!([]));
     let group = "Action=DescribeAutoScalingGroups&AutoScalingGroupNames.member.1=rollout-apptierAutoscaling";
-    assert!(by_hand("autoscaling", group).text().contains("<Version>2</Version>"));
+    assert!(call_emulator("autoscaling", group).text().contains("<Version>2</Version>"));
 
     // A running machine is not replaced automatically.
     let replace = "machines of rollout-apptierAutoscaling that run an older version: 1; to replace them: aws autoscaling \
@@ -214,7 +218,7 @@ fn new_build_updates_the_template_and_a_saved_plan_is_applied_once() {
     let machine = &status["inventory"]["instances"][0];
     assert_eq!(machine["template_version"], "1", "{status}");
     let none = "Action=SetDesiredCapacity&AutoScalingGroupName=rollout-apptierAutoscaling&DesiredCapacity=0";
-    by_hand("autoscaling", none);
+    call_emulator("autoscaling", none);
     let status = stack.succeeds(&with_flags(&["status"]));
     assert!(!status.contains("machine i-") && !status.contains("to replace them"), "{status}");
 
@@ -242,81 +246,86 @@ fn policy_and_settings_file_change_the_stack() {
 }
 
 #[test]
-fn doctor_finds_faults_and_nothing_in_a_stack_of_imgcls() {
-    let stack = Stack::new("patient");
+fn doctor_finds_faults_of_manual_changes_and_none_in_a_new_stack() {
+    let stack = Stack::new("faulty");
     stack.succeeds(&["apply", "--web-instances", "0"]);
     assert_eq!(stack.succeeds(&["doctor"]), "no problems found\n");
-    by_hand(
+    call_emulator(
         "autoscaling",
-        "Action=UpdateAutoScalingGroup&AutoScalingGroupName=patient-apptierAutoscaling&MinSize=1&MaxSize=1",
+        "Action=UpdateAutoScalingGroup&AutoScalingGroupName=faulty-apptierAutoscaling&MinSize=1&MaxSize=1",
     );
-    by_hand(
+    call_emulator(
         "monitoring",
-        "Action=PutMetricAlarm&AlarmName=patient-hand-made&Namespace=AWS%2FSQS\
+        "Action=PutMetricAlarm&AlarmName=faulty-hand-made&Namespace=AWS%2FSQS\
          &MetricName=ApproximateNumberOfMessagesVisible&Statistic=Sum&Period=60&EvaluationPeriods=1&Threshold=25\
          &ComparisonOperator=GreaterThanThreshold&Dimensions.member.1.Name=SQSQueueName\
-         &Dimensions.member.1.Value=patient-web-app-image-transport",
+         &Dimensions.member.1.Value=faulty-web-app-image-transport",
     );
     let ran = stack.run(&["doctor"]);
     assert_eq!(ran.code, Some(1), "{}", ran.stderr);
     for expected in [
-        "alarm \"patient-hand-made\": it reads a metric that does not exist",
-        "alarm \"patient-hand-made\": it has no action",
+        "alarm \"faulty-hand-made\": it reads a metric that does not exist",
+        "alarm \"faulty-hand-made\": it has no action",
         "its smallest and largest size are both 1",
     ] {
         assert!(ran.stdout.contains(expected), "{expected}\n{}", ran.stdout);
     }
-    by_hand("monitoring", "Action=DeleteAlarms&AlarmNames.member.1=patient-hand-made");
+    call_emulator("monitoring", "Action=DeleteAlarms&AlarmNames.member.1=faulty-hand-made");
     stack.destroy();
 }
 
 #[test]
 fn existing_launch_template_and_target_group_are_used_and_not_changed() {
     let stack = Stack::new("given");
-    let missing = stack.fails(&["apply", "--existing-launch-template", "nobody-has-it"]);
-    assert!(missing.contains("there is no launch template \"nobody-has-it\" in us-east-1"), "{missing}");
-    by_hand(
+    let missing = stack.fails(&["apply", "--existing-launch-template", "no-such-template"]);
+    assert!(missing.contains("there is no launch template \"no-such-template\" in us-east-1"), "{missing}");
+    call_emulator(
         "ec2",
-        "Action=CreateLaunchTemplate&Version=2016-11-15&LaunchTemplateName=somebodys\
+        "Action=CreateLaunchTemplate&Version=2016-11-15&LaunchTemplateName=existing\
          &LaunchTemplateData.ImageId=ami-12c6146b&LaunchTemplateData.InstanceType=c7i.large",
     );
-    let network = by_hand("ec2", "Action=DescribeVpcs&Version=2016-11-15").text();
+    let network = call_emulator("ec2", "Action=DescribeVpcs&Version=2016-11-15").text();
     let target_group = |name: &str| {
         let form = format!(
             "Action=CreateTargetGroup&Version=2015-12-01&Name={name}&Protocol=HTTP&Port=80&VpcId={}",
             between(&network, "<vpcId>", "</vpcId>")
         );
-        between(&by_hand("elasticloadbalancing", &form).text(), "<TargetGroupArn>", "</TargetGroupArn>").to_owned()
+        between(&call_emulator("elasticloadbalancing", &form).text(), "<TargetGroupArn>", "</TargetGroupArn>")
+            .to_owned()
     };
     let (first, second) = (target_group("given-first"), target_group("given-second"));
     let group_of = |name: &str| {
         let form = format!("Action=DescribeAutoScalingGroups&AutoScalingGroupNames.member.1=given-{name}");
-        by_hand("autoscaling", &form).text()
+        call_emulator("autoscaling", &form).text()
     };
 
-    stack.succeeds(&given("apply", &first));
+    stack.succeeds(&with_existing("apply", &first));
     let workers = group_of("apptierAutoscaling");
-    assert!(workers.contains("<LaunchTemplateName>somebodys<") && workers.contains("<Version>$Default<"), "{workers}");
+    assert!(workers.contains("<LaunchTemplateName>existing<") && workers.contains("<Version>$Default<"), "{workers}");
     assert!(group_of("webtierAutoscaling").contains(&first));
-    let plan = stack.succeeds(&given("plan", &first));
+    let plan = stack.succeeds(&with_existing("plan", &first));
     assert!(plan.contains("nothing to do") && !plan.contains("ApptierTemplate"), "{plan}");
 
     // Another target group replaces the first. Without one, the web tier leaves it.
-    stack.succeeds(&given("apply", &second));
+    stack.succeeds(&with_existing("apply", &second));
     let web = group_of("webtierAutoscaling");
     assert!(web.contains(&second) && !web.contains(&first), "{web}");
     let applied = stack.succeeds(&["apply"]);
     assert!(applied.contains("+ launch template    given-ApptierTemplate"), "{applied}");
     assert!(!group_of("webtierAutoscaling").contains(&second));
-    stack.is_as_wanted();
+    stack.assert_plan_is_empty();
 
     stack.destroy();
-    by_hand("ec2", "Action=DeleteLaunchTemplate&Version=2016-11-15&LaunchTemplateName=somebodys");
-    by_hand("elasticloadbalancing", &format!("Action=DeleteTargetGroup&Version=2015-12-01&TargetGroupArn={first}"));
+    call_emulator("ec2", "Action=DeleteLaunchTemplate&Version=2016-11-15&LaunchTemplateName=existing");
+    call_emulator(
+        "elasticloadbalancing",
+        &format!("Action=DeleteTargetGroup&Version=2015-12-01&TargetGroupArn={first}"),
+    );
 }
 
-fn given<'a>(command: &'a str, target_group: &'a str) -> [&'a str; 5] {
-    [command, "--existing-launch-template", "somebodys", "--target-group", target_group]
+/// Returns a command with the flags that name the existing resources.
+fn with_existing<'a>(command: &'a str, target_group: &'a str) -> [&'a str; 5] {
+    [command, "--existing-launch-template", "existing", "--target-group", target_group]
 }
 
 fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {

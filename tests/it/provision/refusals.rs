@@ -1,16 +1,16 @@
-//! Problems outside of the program are reported in one line that says what to do.
+//! Problems outside of the program are reported in one line that names what to do.
 
 use std::sync::{Arc, Mutex};
 
 use super::proxy::{self, Call};
-use super::{Stack, by_hand, environment, small_bundle};
+use super::{Stack, call_emulator, environment, small_bundle};
 use crate::emulators::{self, moto_of_stacks};
 use crate::harness::{free_port, imgcls};
 
 #[test]
 fn existing_name_is_refused_unless_adopted() {
     let stack = Stack::new("taken");
-    by_hand("sqs", "Action=CreateQueue&QueueName=taken-web-app-image-transport");
+    call_emulator("sqs", "Action=CreateQueue&QueueName=taken-web-app-image-transport");
     let refused = stack.fails(&["apply"]);
     assert!(refused.contains("queue \"taken-web-app-image-transport\" exists already"), "{refused}");
     assert!(refused.contains("--adopt"), "{refused}");
@@ -69,11 +69,11 @@ fn missing_credentials_and_unreachable_endpoints_are_explained() {
         assert_eq!(text.lines().count(), 1, "{text}");
         text
     };
-    let nobody = format!("http://127.0.0.1:{}", free_port());
-    let mut no_keys = environment(&nobody);
+    let unused_address = format!("http://127.0.0.1:{}", free_port());
+    let mut no_keys = environment(&unused_address);
     no_keys.retain(|(name, _)| !name.contains("ACCESS_KEY"));
     assert!(fails(no_keys, &[]).contains("no AWS credentials"));
-    let error = fails(environment(&nobody), &[]);
+    let error = fails(environment(&unused_address), &[]);
     assert!(error.contains("sts:GetCallerIdentity: no answer from"), "{error}");
     let error = fails(emulators::credentials(), &["--region", "mars-north-1"]);
     assert!(error.contains("AWS region mars-north-1"), "{error}");
@@ -81,37 +81,38 @@ fn missing_credentials_and_unreachable_endpoints_are_explained() {
     assert!(error.contains("sts:GetCallerIdentity") || error.contains("is not a bundle"), "{error}");
 }
 
-/// A proxy that answers one operation with an error of AWS, and forwards all others.
+/// A proxy that answers one operation itself, mostly with an error, and forwards all others.
 #[derive(Clone, Default)]
-struct Gate(Arc<Mutex<Option<Refused>>>);
+struct ErrorProxy(Arc<Mutex<Option<Intercepted>>>);
 
-struct Refused {
+struct Intercepted {
     operation: String,
     answer: Vec<u8>,
 }
 
-impl Gate {
-    /// Starts a gate. Returns it with the environment of a stack that uses it.
-    fn start() -> (Gate, Vec<(String, String)>) {
-        let gate = Gate::default();
-        let shared = gate.clone();
+impl ErrorProxy {
+    /// Starts a proxy that forwards every operation. Returns it with the environment of a stack that uses it.
+    fn start() -> (ErrorProxy, Vec<(String, String)>) {
+        let proxy = ErrorProxy::default();
+        let shared = proxy.clone();
         let address = proxy::start(move |call| match &*shared.0.lock().unwrap() {
-            Some(refused) if refused.operation == name(call) => Some(refused.answer.clone()),
+            Some(intercepted) if intercepted.operation == name(call) => Some(intercepted.answer.clone()),
             _ => call.forward_to(moto_of_stacks().address),
         });
-        (gate, environment(&format!("http://{address}")))
+        (proxy, environment(&format!("http://{address}")))
     }
 
-    fn answer(&self, operation: &str, answer: Vec<u8>) {
-        *self.0.lock().unwrap() = Some(Refused { operation: operation.to_owned(), answer });
+    /// Answers an operation itself from now on, and forwards all others.
+    fn intercept(&self, operation: &str, answer: Vec<u8>) {
+        *self.0.lock().unwrap() = Some(Intercepted { operation: operation.to_owned(), answer });
     }
 
-    fn open(&self) {
+    fn forward_all(&self) {
         *self.0.lock().unwrap() = None;
     }
 }
 
-/// Name of an operation. Those of S3 have none in the protocol, so they are named by method and kind of resource.
+/// Returns the name of an operation. The protocol of S3 has no names, so they consist of method and kind of resource.
 fn name(call: &Call) -> String {
     call.operation().unwrap_or_else(|| {
         let path = call.path().split('?').next().unwrap_or_default().trim_matches('/');
@@ -164,11 +165,11 @@ fn cbor(members: &[(&str, &str)]) -> Vec<u8> {
 #[test]
 fn missing_permissions_and_quotas_are_named_and_the_next_run_continues() {
     use Wire::{Cbor, Ec2, Json, Query, S3};
-    let (gate, environment) = Gate::start();
+    let (proxy, environment) = ErrorProxy::start();
     let stack = Stack { environment, ..Stack::new("refused") };
     let apply = ["apply", "--web-instances", "0"];
     let user = "User: arn:aws:iam::123456789012:user/somebody is not authorized to perform";
-    // In the order in which a stack is made, so that each run gets one step further.
+    // The order is that of the creation of a stack, so that each run proceeds further than the one before.
     let denied = [
         ("DescribeAlarms", Cbor, 403, "AccessDenied", "cloudwatch:DescribeAlarms on the alarms", None),
         ("CreateLogGroup", Json, 400, "AccessDeniedException", "logs:CreateLogGroup on log group", Some(0)),
@@ -187,7 +188,7 @@ fn missing_permissions_and_quotas_are_named_and_the_next_run_continues() {
         ("PutMetricAlarm", Cbor, 403, "AccessDenied", "cloudwatch:PutMetricAlarm on alarm", Some(5)),
     ];
     for (operation, wire, status, code, expected, made) in denied {
-        gate.answer(operation, refusal(wire, status, code, user));
+        proxy.intercept(operation, refusal(wire, status, code, user));
         let error = stack.fails(&apply);
         assert!(error.contains(&format!("no permission for {expected}")) && error.contains(code), "{error}");
         if let Some(made) = made {
@@ -197,7 +198,7 @@ fn missing_permissions_and_quotas_are_named_and_the_next_run_continues() {
             assert!(error.starts_with(&made) && continues, "{error}");
         }
     }
-    gate.open();
+    proxy.forward_all();
     let status = stack.succeeds(&["status", "--web-instances", "0"]);
     assert!(status.contains("exists   Auto Scaling group") && status.contains("missing  alarm"), "{status}");
     stack.succeeds(&apply);
@@ -214,38 +215,39 @@ fn missing_permissions_and_quotas_are_named_and_the_next_run_continues() {
         ("PutMetricAlarm", Cbor, 400, "LimitExceededFault", "cloudwatch:PutMetricAlarm"),
     ];
     for (operation, wire, status, code, action) in too_many {
-        gate.answer(operation, refusal(wire, status, code, "the most there may be is 5"));
+        proxy.intercept(operation, refusal(wire, status, code, "the most there may be is 5"));
         let error = stack.fails(&apply);
         assert!(error.contains(action) && error.contains("a quota of this account is reached"), "{error}");
         assert!(error.contains("the most there may be is 5") && error.contains("Service Quotas"), "{error}");
     }
-    gate.open();
+    proxy.forward_all();
     stack.destroy();
 }
 
 #[test]
 fn bucket_of_another_account_is_refused() {
-    let (gate, environment) = Gate::start();
+    let (proxy, environment) = ErrorProxy::start();
     let stack = Stack { environment, ..Stack::new("somebody") };
-    let is_refused = |error: &str| {
+    let assert_refused = |error: &str| {
         let expected =
             format!("bucket \"{}\" belongs to another account: give another --input-bucket", stack.input_bucket());
         assert!(error.contains(&expected), "{error}");
     };
-    gate.answer("GET bucket", refusal(Wire::S3, 403, "AccessDenied", "Access Denied"));
-    is_refused(&stack.fails(&["plan"]));
+    proxy.intercept("GET bucket", refusal(Wire::S3, 403, "AccessDenied", "Access Denied"));
+    assert_refused(&stack.fails(&["plan"]));
     // The name is taken between plan and apply.
-    gate.answer("PUT bucket", refusal(Wire::S3, 409, "BucketAlreadyExists", "The requested name is not available."));
+    proxy
+        .intercept("PUT bucket", refusal(Wire::S3, 409, "BucketAlreadyExists", "The requested name is not available."));
     let error = stack.fails(&["apply", "--web-instances", "0"]);
-    is_refused(&error);
+    assert_refused(&error);
     assert!(error.contains("4 of 25 changes are made, the next one is + bucket"), "{error}");
-    gate.open();
+    proxy.forward_all();
     stack.destroy();
 }
 
 #[test]
 fn group_that_cannot_start_machines_reports_the_reason() {
-    let (gate, environment) = Gate::start();
+    let (proxy, environment) = ErrorProxy::start();
     let stack = Stack { environment, ..Stack::new("starved") };
     stack.succeeds(&["apply", "--web-instances", "0"]);
     let failed = "<DescribeScalingActivitiesResponse><DescribeScalingActivitiesResult><Activities><member>\
@@ -255,11 +257,11 @@ fn group_that_cannot_start_machines_reports_the_reason() {
         limit of 0 allows. Launching EC2 instance failed.</StatusMessage></member></Activities>\
         </DescribeScalingActivitiesResult></DescribeScalingActivitiesResponse>";
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", failed.len());
-    gate.answer("DescribeScalingActivities", [head.as_bytes(), failed.as_bytes()].concat());
+    proxy.intercept("DescribeScalingActivities", [head.as_bytes(), failed.as_bytes()].concat());
     let status = stack.succeeds(&["status", "--web-instances", "0"]);
     let expected = "starved-apptierAutoscaling could not start a machine and retries by itself: You have requested \
         more vCPU capacity than your current vCPU limit of 0 allows.";
     assert!(status.contains(expected), "{status}");
-    gate.open();
+    proxy.forward_all();
     stack.destroy();
 }

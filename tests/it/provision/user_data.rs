@@ -23,20 +23,20 @@ use aws_smithy_types::date_time::{DateTime, Format};
 use base64::Engine as _;
 
 use super::proxy::{self, Call};
-use super::{Stack, between, by_hand, small_bundle};
+use super::{Stack, between, call_emulator, small_bundle};
 use crate::emulators::moto_of_stacks;
 use crate::harness::{Process, free_port, imgcls, label_of, request, test_image, until};
 use crate::http_server::{self, Answer, ReceivedRequest};
 
 const SYSTEMCTL: &str = "#!/bin/bash\necho \"$@\" >>/systemctl\n";
 const JOURNALCTL: &str = "#!/bin/bash\nexec tail --lines=+1 --follow=name --retry /var/log/imgcls.log\n";
-/// systemd's own mark for a unit, from 0 to 100; what it calls OK ends at 4.9.
-const MOST_EXPOSED: &str = "20";
+/// Highest exposure level of a unit, as `systemd-analyze security` measures it: from 0 to 100, and OK up to 49.
+const MAX_EXPOSURE: &str = "20";
 const UNITS: &str = "/etc/systemd/system";
-/// What stands behind `DynamicUser`, as far as this test goes: nobody.
+/// The user that runs the units here, instead of one that `DynamicUser` creates.
 const NOBODY: &str = "--userspec=65534:65534";
 const METADATA: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
-/// Of the role that the machines have.
+/// Credentials of the machines' role.
 const ACCESS_KEY: &str = "ASIAROLEOFTHEMACHINE";
 const SECRET_KEY: &str = "secret/of+the=role";
 const SESSION_TOKEN: &str = "IQoJb3JpZ2luX2VjE//////////wEaCXVzLWVhc3QtMSJ+a+session==";
@@ -74,7 +74,7 @@ fn settings_for_machines_change_the_launch_template_of_their_tier() {
 
 #[test]
 fn clean_machines_download_the_bundle_and_classify() {
-    if !Machine::can_be_played() {
+    if !Machine::can_be_simulated() {
         eprintln!(
             "SKIPPED: no root, or no clean Debian 12 (scripts/clean-root); the user data of machines was not run"
         );
@@ -87,15 +87,15 @@ fn clean_machines_download_the_bundle_and_classify() {
     stack.succeeds(&[&["apply"][..], &at_router].concat());
 
     let worker = Machine::start(folder.path(), "machine-ApptierTemplate", "i-0123456789abcdef0");
-    assert!(worker.said().contains("is not the one with digest"), "the first answer was another: {}", worker.said());
+    assert!(worker.output.contains("is not the one with digest"), "the wrong bundle was accepted: {}", worker.output);
     assert_eq!(worker.systemctl("start"), ["--no-block imgcls-logs.service imgcls.service"]);
     assert_eq!(worker.systemctl("enable"), ["imgcls-logs.service imgcls.service"]);
     assert_eq!(worker.systemctl("daemon-reload"), [""]);
     let web = Machine::start(folder.path(), "machine-WebtierTemplate", "i-0123456789abcdef1");
-    let of_web = "imgcls-logs.service imgcls.service imgcls-autoscale.service";
-    assert_eq!(web.systemctl("enable"), [of_web]);
+    let web_units = "imgcls-logs.service imgcls.service imgcls-autoscale.service";
+    assert_eq!(web.systemctl("enable"), [web_units]);
 
-    // Ports of their own: this machine's 9090 and 80 may be taken.
+    // The ports are replaced, since 9090 and 80 may be taken on this machine.
     let admin = format!("127.0.0.1:{}", free_port());
     let _worker = worker.run("imgcls.service", &[("127.0.0.1:9090", &admin)]);
     let _logs = worker.run("imgcls-logs.service", &[]);
@@ -106,56 +106,55 @@ fn clean_machines_download_the_bundle_and_classify() {
     let answer = request(address, "POST", "/v1/classify?wait=50", &[], &test_image("cat.jpg")).unwrap();
     assert_eq!(answer.status, 200, "{}\n{}\n{}", answer.text(), worker.log(), web.log());
     assert_eq!(answer.json()["predictions"][0]["label"], label_of("cat.jpg").as_str());
-    until("the log of the worker in CloudWatch Logs", || logged().contains("ready").then_some(()));
-    until("a look at the queue", || autoscale.log().contains("machine-apptierAutoscaling").then_some(()));
+    until("the log of the worker in CloudWatch Logs", || worker_log_in_cloudwatch().contains("ready").then_some(()));
+    until("the first observation of the queue", || {
+        autoscale.log().contains("machine-apptierAutoscaling").then_some(())
+    });
     stack.succeeds(&[&["destroy", "--yes", "--delete-data"][..], &at_router].concat());
 }
 
-/// A root that has started with a template's user data.
+/// A simulated machine: the root directory of a clean Debian that has run a template's user data.
 struct Machine {
     root: PathBuf,
     metadata: String,
-    said: String,
+    /// Output of the user data.
+    output: String,
 }
 
 impl Machine {
-    fn can_be_played() -> bool {
+    fn can_be_simulated() -> bool {
         let id = Command::new("id").arg("--user").output().unwrap();
         clean_root().with_file_name("debian-12.complete").exists() && id.stdout == b"0\n"
     }
 
-    /// The script runs to its end.
+    /// Runs the user data of a template to its end, and has systemd check the units.
     fn start(folder: &Path, template: &str, id: &'static str) -> Machine {
         let root = folder.join(id);
-        done(Command::new("cp").arg("--archive").arg(clean_root()).arg(&root));
+        run_to_success(Command::new("cp").arg("--archive").arg(clean_root()).arg(&root));
         for (name, text) in [("systemctl", SYSTEMCTL), ("journalctl", JOURNALCTL)] {
             let path = root.join("usr/local/bin").join(name);
             std::fs::write(&path, text).unwrap();
-            done(Command::new("chmod").arg("755").arg(path));
+            run_to_success(Command::new("chmod").arg("755").arg(path));
         }
         std::fs::write(root.join("user-data"), user_data_of(template)).unwrap();
-        let mut machine = Machine { root, metadata: start_metadata_service(id), said: String::new() };
+        let mut machine = Machine { root, metadata: start_metadata_service(id), output: String::new() };
         let mut script = machine.inside(None);
         script.args(["/bin/bash", "/user-data"]).env(METADATA, &machine.metadata);
-        machine.said = done(&mut script);
+        machine.output = run_to_success(&mut script);
         for unit in machine.units() {
             let path = format!("{UNITS}/{unit}");
-            done(machine.inside(None).args(["systemd-analyze", "verify", "--man=no", &path]));
-            let security = ["systemd-analyze", "security", "--offline=yes", "--threshold", MOST_EXPOSED, &path];
-            done(machine.inside(None).args(security));
+            run_to_success(machine.inside(None).args(["systemd-analyze", "verify", "--man=no", &path]));
+            let security = ["systemd-analyze", "security", "--offline=yes", "--threshold", MAX_EXPOSURE, &path];
+            run_to_success(machine.inside(None).args(security));
         }
         machine
     }
 
-    fn said(&self) -> &str {
-        &self.said
-    }
-
-    /// What it was told with this verb.
+    /// Returns the arguments of each recorded call of `systemctl` with this verb.
     fn systemctl(&self, verb: &str) -> Vec<String> {
         let text = std::fs::read_to_string(self.root.join("systemctl")).unwrap();
-        let told = text.lines().map(|line| line.split_once(' ').unwrap_or((line, "")));
-        told.filter(|(said, _)| *said == verb).map(|(_, rest)| rest.to_owned()).collect()
+        let calls = text.lines().map(|line| line.split_once(' ').unwrap_or((line, "")));
+        calls.filter(|(called, _)| *called == verb).map(|(_, arguments)| arguments.to_owned()).collect()
     }
 
     fn units(&self) -> Vec<String> {
@@ -164,24 +163,25 @@ impl Machine {
         names.filter(|name| name.starts_with("imgcls") && name.ends_with(".service")).collect()
     }
 
-    /// A command in the root, which takes all that it started with it when it is killed.
+    /// Returns a command that runs in the root. When it is killed, every process that it started ends as well.
     fn inside(&self, user: Option<&str>) -> Command {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--pid", "--fork", "--kill-child"]);
         command.arg(format!("--mount-proc={}", self.root.join("proc").display()));
-        // The kernel forgets to kill a child that has become another user: a shell that stays root is killed, and all with it.
+        // The kernel does not kill a child that has changed its user. The shell stays root, so it is killed, and every
+        // process in its PID namespace with it.
         command.args(["/bin/sh", "-c", "chroot \"$@\"; exit $?", "sh"]);
         command.args(user).arg(&self.root).env_clear();
         command.env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin");
         command
     }
 
-    /// Starts the command of a unit; words of it may be replaced.
+    /// Starts the command of a unit. `replaced` lists words of the command and their replacements.
     fn run(&self, unit: &str, replaced: &[(&str, &str)]) -> Process {
         let text = std::fs::read_to_string(self.root.join(&UNITS[1..]).join(unit)).unwrap();
-        let unit_says = settings(&text);
+        let unit_settings = settings(&text);
         let mut command = self.inside(Some(NOBODY));
-        for word in unit_says["ExecStart"].split(' ') {
+        for word in unit_settings["ExecStart"].split(' ') {
             command.arg(replaced.iter().find(|(from, _)| *from == word).map_or(word, |(_, to)| to));
         }
         command.env(METADATA, &self.metadata);
@@ -197,13 +197,13 @@ fn clean_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/debian-12")
 }
 
-/// The lines of a unit of the form `name=value`.
+/// Returns the lines of a unit that have the form `name=value`.
 fn settings(text: &str) -> BTreeMap<&str, &str> {
     text.lines().filter_map(|line| line.split_once('=')).collect()
 }
 
-/// What it said, on both streams.
-fn done(command: &mut Command) -> String {
+/// Runs a command that has to succeed, and returns its output on both streams.
+fn run_to_success(command: &mut Command) -> String {
     let output = command.output().unwrap();
     let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(output.status.success(), "{command:?}: {text}");
@@ -212,22 +212,22 @@ fn done(command: &mut Command) -> String {
 
 fn export_bundle(folder: &Path) -> PathBuf {
     let path = folder.join("bundle.tar.gz");
-    done(imgcls().args(["provision", "export", "--backend", "aws", "--bundle-to"]).arg(&path));
+    run_to_success(imgcls().args(["provision", "export", "--backend", "aws", "--bundle-to"]).arg(&path));
     path
 }
 
-/// As a machine gets it.
+/// Returns the user data in a launch template, decoded as a machine receives it.
 fn user_data_of(template: &str) -> Vec<u8> {
     let form = format!(
         "Action=DescribeLaunchTemplateVersions&Version=2016-11-15\
          &LaunchTemplateName={template}&LaunchTemplateVersion.1=$Latest"
     );
-    let answer = by_hand("ec2", &form).text();
+    let answer = call_emulator("ec2", &form).text();
     let encoded = between(&answer, "<userData>", "</userData>");
     base64::engine::general_purpose::STANDARD.decode(encoded).unwrap()
 }
 
-fn logged() -> String {
+fn worker_log_in_cloudwatch() -> String {
     let scope = "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/logs/aws4_request";
     let headers = [
         ("Authorization", scope),
@@ -238,28 +238,28 @@ fn logged() -> String {
     request(moto_of_stacks().address, "POST", "/", &headers, body.as_bytes()).unwrap().text()
 }
 
-/// Hands calls on to moto. A machine that asks for the bundle has to sign it, and who asks first gets another.
+/// Forwards calls to moto. A request for the bundle has to be signed, and the first one is answered with another bundle.
 fn start_router() -> String {
-    let asked = AtomicUsize::new(0);
+    let bundle_requests = AtomicUsize::new(0);
     let address = proxy::start(move |call| {
         let is_for_bundle = call.method() == "GET" && call.path().contains("/bundle/");
         if is_for_bundle && !is_signed_by_role(call) {
-            return Some(said(403, b""));
+            return Some(http_answer(403, b""));
         }
-        if is_for_bundle && asked.fetch_add(1, Ordering::Relaxed) == 0 {
-            return Some(said(200, &std::fs::read(small_bundle()).unwrap()));
+        if is_for_bundle && bundle_requests.fetch_add(1, Ordering::Relaxed) == 0 {
+            return Some(http_answer(200, &std::fs::read(small_bundle()).unwrap()));
         }
         call.forward_to(moto_of_stacks().address)
     });
     format!("http://{address}")
 }
 
-fn said(status: u16, body: &[u8]) -> Vec<u8> {
-    let head = format!("HTTP/1.1 {status} Said\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+fn http_answer(status: u16, body: &[u8]) -> Vec<u8> {
+    let head = format!("HTTP/1.1 {status} Answer\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
     [head.as_bytes(), body].concat()
 }
 
-/// As S3 finds out: by signing the same call with the same keys at the time that it says.
+/// Checks the signature as S3 does: signs the same call with the same keys and the time in its headers, and compares.
 fn is_signed_by_role(call: &Call) -> bool {
     let (Some(date), Some(host)) = (call.header("x-amz-date"), call.header("host")) else { return false };
     let (day, time) = date.split_at(8);
@@ -276,22 +276,22 @@ fn is_signed_by_role(call: &Call) -> bool {
     let request = SignableRequest::new("GET", &url, no_headers, SignableBody::UnsignedPayload).unwrap();
     let signature = sign(request, &parameters).unwrap().signature().to_owned();
     let age = SystemTime::now().duration_since(time).unwrap_or_default();
-    let says = call.header("authorization").unwrap_or_default();
-    age.as_secs() < 300 && says.ends_with(&format!("Signature={signature}"))
+    let authorization = call.header("authorization").unwrap_or_default();
+    age.as_secs() < 300 && authorization.ends_with(&format!("Signature={signature}"))
 }
 
-/// Version 2 of the protocol alone: without a token it says nothing.
+/// Starts a metadata service that speaks only version 2 of the protocol: it refuses requests without a token.
 fn start_metadata_service(id: &'static str) -> String {
     let text = |status: u16, body: &str| Answer::text(status, "text/plain", body.to_owned());
-    let answer = move |asked: &ReceivedRequest| {
-        let path = asked.path.strip_prefix("/latest/").unwrap_or_default();
-        if asked.method == "PUT" && path == "api/token" {
-            let ttl = asked.header("x-aws-ec2-metadata-token-ttl-seconds").unwrap_or("0").to_owned();
+    let answer = move |received: &ReceivedRequest| {
+        let path = received.path.strip_prefix("/latest/").unwrap_or_default();
+        if received.method == "PUT" && path == "api/token" {
+            let ttl = received.header("x-aws-ec2-metadata-token-ttl-seconds").unwrap_or("0").to_owned();
             let mut token = text(200, "a-token");
             token.headers.push(("X-aws-ec2-metadata-token-ttl-seconds", ttl));
             return token;
         }
-        match (asked.header("x-aws-ec2-metadata-token"), path) {
+        match (received.header("x-aws-ec2-metadata-token"), path) {
             (Some("a-token"), "meta-data/instance-id") => text(200, id),
             (Some("a-token"), "meta-data/iam/security-credentials/") => text(200, "the-role"),
             (Some("a-token"), "meta-data/iam/security-credentials/the-role") => text(200, &role_credentials()),
@@ -302,7 +302,7 @@ fn start_metadata_service(id: &'static str) -> String {
     format!("http://{}", http_server::serve(answer))
 }
 
-/// As the service writes them: several lines.
+/// Returns the credentials on several lines, as the metadata service of EC2 writes them.
 fn role_credentials() -> String {
     format!(
         "{{\n  \"Code\" : \"Success\",\n  \"LastUpdated\" : \"2026-01-01T00:00:00Z\",\n  \"Type\" : \"AWS-HMAC\",\n  \
