@@ -1,45 +1,87 @@
 //! imgcls classifies images through a queue: on one machine with nothing else installed, and on AWS.
 //!
-//! The rooms in reading order, from thought to action. A room uses rooms on lower floors, never one beside it on its
-//! own floor, never one above (`tests/it/floors.rs` holds it; `docs/architecture.md` says why).
+//! The modules are listed in reading order, from pure functions to commands. A module uses modules of lower floors only,
+//! never one of its own floor or of a higher one. `tests/it/floors.rs` checks this, and `docs/architecture.md` gives the
+//! reasons.
+//!
+//! # Floor 0: pure functions without I/O
+//!
+//! - [`clock`]: the monotonic time that decisions use, which no change of the wall clock moves.
+//! - [`protocol`]: the wire contract, with requests, results and names.
+//! - [`retry`]: delays between the tries of an operation that failed.
+//! - [`scaling_policy`]: the number of workers for an observation, its simulation on a virtual clock, and its cost.
+//! - [`stats`]: latency histograms, quantiles and summaries.
+//! - [`workload`]: arrival processes with a random seed.
+//!
+//! # Floor 1: the base of every process
+//!
+//! - [`aws`]: the configuration of the SDK, and the meaning of its errors.
+//! - [`config`]: validated names, limits and the choice of the backend.
+//! - [`readiness`]: whether the dependencies of a process answer.
+//! - [`shutdown`]: the first signal drains the process, the second ends it.
+//! - [`sqlite`]: the file of the local backend, with its transactions, group commit and notifications.
+//! - [`telemetry`]: logs, metrics, traces and standard output.
+//!
+//! # Floor 2: the transport, the model and the machine
+//!
+//! - [`instance`]: this EC2 instance, which is protected while it works and drained before it ends.
+//! - [`model`]: image bytes to pixels, to a tensor, to predictions.
+//! - [`names`]: names of queues and buckets; the defaults on AWS contain the account.
+//! - [`transport`]: the port that carries jobs to workers and results back, with its backends.
+//!
+//! # Floor 3: the tiers
+//!
+//! - [`autoscaler`]: observes the queue, decides, and resizes worker processes or an Auto Scaling group.
+//! - [`loadgen`]: sends load, measures it, checks the answers and reports.
+//! - [`provision`]: compares the AWS resources of a stack with the wanted ones, and applies the difference.
+//! - [`retention`]: how much the local backend keeps, and for how long.
+//! - [`web`]: the HTTP API and the page.
+//! - [`worker`]: receives jobs, classifies their images and completes them.
+//!
+//! # Floor 4: the commands
+//!
+//! - [`classify`]: classifies files with the model alone.
+//! - [`data`]: reports how much is stored, and deletes what is no longer needed.
+//! - [`queue_command`]: shows depths and dead letters, sends dead letters again and purges queues.
+//! - [`simulate`]: runs scaling policies on a virtual clock, and reports latency and cost.
+//! - [`tune`]: finds the fastest settings of the model on this machine.
+//! - [`up`]: runs a whole service on this machine.
+//!
+//! # Floor 5: the command line
+//!
+//! - [`cli`]: every flag and environment variable, and the configuration of each command.
 
-// Floor 0: words and pure thought; no I/O, no async, and no clock but the one.
-pub mod clock; // the time that decisions are made by: no step of the wall clock moves it
-pub mod protocol; // the wire contract: requests, results, names
-pub mod retry; // delays between the tries of something that failed
-pub mod scaling_policy; // (policy, observation, now) → how many workers; the same on a virtual clock; what it costs
-pub mod stats; // latency histogram, quantiles, summaries
-pub mod workload; // arrival processes, seeded
+pub mod clock;
+pub mod protocol;
+pub mod retry;
+pub mod scaling_policy;
+pub mod stats;
+pub mod workload;
 
-// Floor 1: what every process needs.
-pub mod aws; // the SDK's configuration, and what its errors mean
-pub mod config; // validated names, limits, the choice of the backend
-pub mod readiness; // whether what a process stands on answers
-pub mod shutdown; // first signal drains, second ends
-pub mod sqlite; // the one file of the local backend: transactions, group commit, doorbells
-pub mod telemetry; // logs and metrics
+pub mod aws;
+pub mod config;
+pub mod readiness;
+pub mod shutdown;
+pub mod sqlite;
+pub mod telemetry;
 
-// Floor 2: ports and machines.
-pub mod instance; // this EC2 instance: protected while it works, drained before it ends
-pub mod model; // bytes → pixels → tensor → predictions
-pub mod names; // names of queues and buckets; default ones on AWS contain the account
-pub mod transport; // jobs to workers and results back: a port, SQLite and segments, SQS and S3
+pub mod instance;
+pub mod model;
+pub mod names;
+pub mod transport;
 
-// Floor 3: the tiers.
-pub mod autoscaler; // observe → decide → resize worker processes or an Auto Scaling group
-pub mod loadgen; // load, measure, check answers, report
-pub mod provision; // the AWS side: wanted, found, the difference
-pub mod retention; // what the local backend keeps: how long, how much
-pub mod web; // HTTP in, answers out
-pub mod worker; // one delivery → one result
+pub mod autoscaler;
+pub mod loadgen;
+pub mod provision;
+pub mod retention;
+pub mod web;
+pub mod worker;
 
-// Floor 4: the commands.
-pub mod classify; // the model alone
-pub mod data; // how much is stored; deleting what has ended
-pub mod queue_command; // depths; dead letters listed, shown, sent again
-pub mod simulate; // policies against a virtual clock: latency, cost, plots
-pub mod tune; // how the model runs fastest on this machine
-pub mod up; // everything on this machine
+pub mod classify;
+pub mod data;
+pub mod queue_command;
+pub mod simulate;
+pub mod tune;
+pub mod up;
 
-// Floor 5: what makes each command's configuration.
-pub mod cli; // every flag and variable
+pub mod cli;
