@@ -5,6 +5,8 @@
 //! and acknowledged, one by one and in batches; and none lost, or received again after its ack, when all processes are
 //! killed (SIGKILL) while they do it.
 
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "a benchmark prints its measurements")]
+
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::File;

@@ -12,7 +12,7 @@ use crate::transport::{Delivery, Transport};
 
 /// What is known about a dead letter.
 #[derive(Debug, Clone, Serialize)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// The id of the job. `None` for messages of legacy clients, and for what is no request.
     pub id: Option<Uuid>,
     pub message_id: String,
@@ -26,14 +26,14 @@ pub struct Summary {
 }
 
 #[derive(Debug, Serialize)]
-pub struct DeadLetters {
+pub(crate) struct DeadLetters {
     pub dead_letters: Vec<Summary>,
     /// Whether there may be more: the limit was reached, or the command was interrupted.
     pub is_cut: bool,
 }
 
 /// The dead letters, at most `limit` of them, oldest first.
-pub async fn list(
+pub(crate) async fn list(
     transport: &dyn Transport,
     limit: usize,
     shutdown: &CancellationToken,
@@ -56,7 +56,7 @@ pub async fn list(
 }
 
 impl Summary {
-    pub fn of(letter: &Delivery, now: Timestamp) -> Summary {
+    pub(crate) fn of(letter: &Delivery, now: Timestamp) -> Summary {
         let (id, filename) = match Incoming::parse(&letter.body) {
             Incoming::Job(request) => (Some(request.id), Some(request.filename)),
             Incoming::Legacy(request) => (protocol::legacy_job_id(&request.filename), Some(request.filename)),
@@ -77,12 +77,12 @@ impl Summary {
     }
 
     /// Whether this is the letter of that id: of the job, or of the message.
-    pub fn has_id(&self, id: &str) -> bool {
+    pub(crate) fn has_id(&self, id: &str) -> bool {
         self.message_id == id || self.id.is_some_and(|job| id.parse() == Ok(job))
     }
 
     /// The id that people use.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.id.map_or_else(|| self.message_id.clone(), |id| id.to_string())
     }
 }

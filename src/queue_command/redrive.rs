@@ -25,7 +25,7 @@ use crate::protocol::{self, ClassifyRequest, Incoming, Payload, RETENTION_MARGIN
 use crate::transport::{DeadLetterScan, Delivery, Resubmission, Transport, TransportError};
 
 #[derive(Debug, Default, Serialize)]
-pub struct Redriven {
+pub(crate) struct Redriven {
     pub letters: Vec<LetterOutcome>,
     /// Ids of the command line that no letter has.
     pub not_found: Vec<String>,
@@ -34,7 +34,7 @@ pub struct Redriven {
 }
 
 #[derive(Debug, Serialize)]
-pub struct LetterOutcome {
+pub(crate) struct LetterOutcome {
     #[serde(flatten)]
     pub summary: Summary,
     #[serde(flatten)]
@@ -43,7 +43,7 @@ pub struct LetterOutcome {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "outcome", content = "why", rename_all = "snake_case")]
-pub enum Outcome {
+pub(crate) enum Outcome {
     SentAgain,
     /// The job has succeeded meanwhile: nothing was sent, and the letter is deleted.
     AlreadySucceeded,
@@ -53,7 +53,7 @@ pub enum Outcome {
 
 impl Redriven {
     /// Whether everything is done that the command line asked for.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         !self.is_interrupted
             && self.not_found.is_empty()
             && !self.letters.iter().any(|letter| matches!(letter.outcome, Outcome::Kept(_)))
@@ -62,7 +62,7 @@ impl Redriven {
 
 /// Submits dead letters again. With `Which::All` those that were there when this began, since a job that fails again comes
 /// back.
-pub async fn redrive(
+pub(crate) async fn redrive(
     transport: &dyn Transport,
     names: &Names,
     which: &Which,

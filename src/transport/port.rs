@@ -180,7 +180,7 @@ pub trait Inbox: Send + Sync {
 
     /// What has to be done now and then for as long as the inbox is used. Runs until it is dropped.
     async fn maintain(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// The process ends: an own inbox is removed.

@@ -8,10 +8,14 @@ use crate::retry::Schedule;
 use crate::transport::TransportError;
 
 /// Delays between tries, each shortened at random by up to half, so that many workers do not come back at the same instant.
-pub const BACKOFF: Schedule = Schedule::new(Duration::from_millis(100), Duration::from_secs(2));
+pub(crate) const BACKOFF: Schedule = Schedule::new(Duration::from_millis(100), Duration::from_secs(2));
 
 /// Tries until it succeeds or `timeout` has passed. Returns the last error then.
-pub async fn retry_for<T, E, F>(what: &'static str, timeout: Duration, mut attempt: impl FnMut() -> F) -> Result<T, E>
+pub(crate) async fn retry_for<T, E, F>(
+    what: &'static str,
+    timeout: Duration,
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, E>
 where
     E: Display,
     F: Future<Output = Result<T, E>>,
@@ -32,7 +36,7 @@ where
 }
 
 /// For an attempt that reads one object: makes an answer of an error of that object, which no further attempt changes.
-pub fn unless_final<T>(read: Result<T, TransportError>) -> Result<Result<T, TransportError>, TransportError> {
+pub(crate) fn unless_final<T>(read: Result<T, TransportError>) -> Result<Result<T, TransportError>, TransportError> {
     match read {
         Err(error) if error.is_of_object() => Ok(Err(error)),
         Err(error) => Err(error),

@@ -333,7 +333,7 @@ async fn transient_message_to_its_owner_bypasses_the_database() {
     let owner = queues.create_own(QUEUE, &QueueAttributes::default()).await.unwrap();
     let elsewhere = open(directory.path()).await;
     // Waited for: the receive has looked at the file and waits.
-    let (received, ()) = tokio::join!(owner.receive(options(LONG_POLL)), send_transient(&*elsewhere, "direct"));
+    let (received, ()) = tokio::join!(owner.receive(options(LONG_POLL)), send_transient(&elsewhere, "direct"));
     let delivery = received.unwrap().remove(0);
     assert_eq!((delivery.body.as_str(), delivery.receive_count), ("direct", 1));
     assert_eq!(owner.depth().await.unwrap(), Depth::default(), "nothing of it is in the file");
@@ -342,7 +342,7 @@ async fn transient_message_to_its_owner_bypasses_the_database() {
     owner.set_visibility(&[(delivery.receipt, Duration::ZERO)]).await.unwrap();
     assert_eq!(owner.depth().await.unwrap(), Depth::default());
 
-    send_transient(&*elsewhere, "handed back").await;
+    send_transient(&elsewhere, "handed back").await;
     let delivery = owner.receive(options(LONG_POLL)).await.unwrap().remove(0);
     owner.set_visibility(&[(delivery.receipt, Duration::ZERO)]).await.unwrap();
     let delivery = owner.receive(options(LONG_POLL)).await.unwrap().remove(0);
@@ -362,7 +362,7 @@ async fn messages_that_cannot_be_datagrams_go_into_the_database() {
     let mut expected: Vec<String> = (0..MANY).map(|index| index.to_string()).collect();
     expected.extend(["long ".repeat(40_000), String::new()]);
     for body in &expected {
-        send_transient(&*elsewhere, body).await;
+        send_transient(&elsewhere, body).await;
     }
     send(&*elsewhere, "durable").await;
     expected.push("durable".to_owned());
@@ -380,7 +380,7 @@ async fn messages_that_cannot_be_datagrams_go_into_the_database() {
     assert!(received == expected, "each once");
 
     drop(owner);
-    send_transient(&*elsewhere, "nobody is there").await;
+    send_transient(&elsewhere, "nobody is there").await;
     assert_eq!(elsewhere.receive(options(Duration::ZERO)).await.unwrap()[0].body, "nobody is there");
 }
 

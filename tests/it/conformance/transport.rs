@@ -95,7 +95,7 @@ async fn job_of_a_waiting_caller_is_received(backend: &Backend) {
     let service = Service::start(backend).await;
     let acknowledge = Acknowledge::WithResult(SECOND);
     let (id, image) = (Uuid::now_v7(), Bytes::from_static(b"waiting"));
-    let form = service.form(id, 0);
+    let form = Service::form(id, 0);
     let job = NewJob { id, image: &image, content_type: "image/png", form, acknowledge };
     let (submitted, delivery) = tokio::join!(service.transport.submit(job), service.receive_one(LONG));
     submitted.unwrap();
@@ -306,8 +306,9 @@ async fn racing_completions_agree_on_one_result(backend: &Backend) {
         deliveries.push(service.receive_one(LONG).await);
     }
     // Small ones and large ones, which a backend may keep apart.
-    let text_of =
-        |racer: usize| result_text(id, &format!("racer {racer} ").repeat(if racer % 2 == 0 { 1 } else { 20_000 }));
+    let text_of = |racer: usize| {
+        result_text(id, &format!("racer {racer} ").repeat(if racer.is_multiple_of(2) { 1 } else { 20_000 }))
+    };
     let racers = deliveries.iter().enumerate().map(|(racer, delivery)| {
         let mut completion = Completion::new(delivery.receipt.clone());
         completion.result = Some(NewResult { id, text: text_of(racer).into() });
@@ -550,7 +551,7 @@ impl Service {
         Service { names, transport }
     }
 
-    fn form(&self, id: Uuid, inline_bytes: usize) -> JobForm {
+    fn form(id: Uuid, inline_bytes: usize) -> JobForm {
         let now = jiff::Timestamp::now();
         let request = ClassifyRequest {
             v: WIRE_VERSION,
@@ -570,7 +571,7 @@ impl Service {
 
     async fn submit(&self, image: &[u8], inline_bytes: usize) -> Uuid {
         let (id, image) = (Uuid::now_v7(), Bytes::copy_from_slice(image));
-        let form = self.form(id, inline_bytes);
+        let form = Service::form(id, inline_bytes);
         let acknowledge = Acknowledge::WhenDurable;
         let job = NewJob { id, image: &image, content_type: "image/jpeg", form, acknowledge };
         self.transport.submit(job).await.unwrap();
@@ -649,7 +650,7 @@ impl WorkerLoad for Busy {
     }
 
     async fn until_idle(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
