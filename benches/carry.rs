@@ -3,6 +3,8 @@
 //! Run it with `cargo bench --bench carry -- --images 2000 --in-flight 64 --image-bytes 60000`, with the endpoint, region
 //! and credentials in the environment, as the SDK reads them. It prints images per second.
 
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "a benchmark prints its measurements")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};

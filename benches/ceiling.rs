@@ -3,6 +3,8 @@
 //!
 //! `cargo bench --bench ceiling -- --threads 2 --seconds 5 --images DIR --json`
 
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "a benchmark prints its measurements")]
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};

@@ -4,6 +4,8 @@
 //! `cargo bench --bench decode -- --seconds 2` `cargo bench --bench decode -- --agreement DIR`: enlarges the
 //! photographs of a folder to the sizes of cameras, and counts how often both ways give the same first class.
 
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "a benchmark prints its measurements")]
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 

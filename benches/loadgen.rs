@@ -7,6 +7,8 @@
 //! per core, half of wrk's requests per second, and a p99.9 of at least 900 ms when the server, in its own process, is
 //! stopped (SIGSTOP) for 1 s of 20 s at 1,000 requests per second.
 
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "a benchmark prints its measurements")]
+
 use std::convert::Infallible;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;

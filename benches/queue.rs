@@ -5,6 +5,8 @@
 //! received and acknowledged, one by one and in batches; and when all processes are killed (SIGKILL) meanwhile, no message
 //! is lost, and none is received again after its ack.
 
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "a benchmark prints its measurements")]
+
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::File;

@@ -50,7 +50,9 @@ impl Backend {
 /// The backend that the settings and the environment select.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendKind {
+    /// SQLite and files on this machine.
     Local,
+    /// SQS and S3.
     Aws,
 }
 
@@ -79,9 +81,13 @@ pub fn choose_backend(
 /// Names of the queues and buckets of one stack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
+    /// The queue of requests to workers.
     pub request_queue: String,
+    /// The queue of results that all web processes share.
     pub result_queue: String,
+    /// The bucket of images.
     pub input_bucket: String,
+    /// The bucket of results.
     pub output_bucket: String,
 }
 
@@ -107,6 +113,7 @@ impl Names {
         }
     }
 
+    /// Returns the name of the dead-letter queue of the request queue.
     pub fn dead_letter_queue(&self) -> String {
         protocol::dead_letter_queue(&self.request_queue)
     }
@@ -115,10 +122,15 @@ impl Names {
 /// The stack, and the names that the settings give; the others have defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NameChoice {
+    /// The name of the stack.
     pub stack: String,
+    /// The queue of requests, if a setting names it.
     pub request_queue: Option<String>,
+    /// The queue of results, if a setting names it.
     pub result_queue: Option<String>,
+    /// The bucket of images, if a setting names it.
     pub input_bucket: Option<String>,
+    /// The bucket of results, if a setting names it.
     pub output_bucket: Option<String>,
 }
 
@@ -128,11 +140,13 @@ impl NameChoice {
         self.input_bucket.is_none() || self.output_bucket.is_none()
     }
 
+    /// Completes the names with the defaults of the local backend.
     pub fn with_local_defaults(self) -> Names {
         let defaults = Names::local(&self.stack);
         self.with_defaults(defaults)
     }
 
+    /// Completes the names with `defaults`.
     pub fn with_defaults(self, defaults: Names) -> Names {
         Names {
             request_queue: self.request_queue.unwrap_or(defaults.request_queue),
@@ -146,6 +160,7 @@ impl NameChoice {
 /// Limits on input, checked before anything is parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
+    /// The largest image file that is accepted.
     pub max_upload_bytes: u64,
     /// Width × height, as the header of the image says.
     pub max_pixels: u64,
@@ -187,6 +202,7 @@ pub struct Cidr {
 }
 
 impl Cidr {
+    /// Returns whether the network contains `address`. An IPv4 address is in no IPv6 network.
     pub fn contains(&self, address: IpAddr) -> bool {
         let shift = |width: u8| u32::from(width - self.prefix_bits);
         match (self.network, address) {

@@ -1,46 +1,87 @@
 //! imgcls classifies images through a queue: on one machine with nothing else installed, and on AWS.
 //!
-//! The rooms (top-level modules) are listed in reading order, from pure logic to the command line. A room uses only rooms
-//! on lower floors, never one on its own floor or above. `tests/it/floors.rs` checks this, and `docs/architecture.md`
-//! gives the reasons.
+//! The modules are listed in reading order, from pure functions to commands. A module uses modules of lower floors only,
+//! never one of its own floor or of a higher one. `tests/it/floors.rs` checks this, and `docs/architecture.md` gives the
+//! reasons.
+//!
+//! # Floor 0: pure functions without I/O
+//!
+//! - [`clock`]: the monotonic time that decisions use, which no change of the wall clock moves.
+//! - [`protocol`]: the wire contract, with requests, results and names.
+//! - [`retry`]: delays between the tries of an operation that failed.
+//! - [`scaling_policy`]: the number of workers for an observation, its simulation on a virtual clock, and its cost.
+//! - [`stats`]: latency histograms, quantiles and summaries.
+//! - [`workload`]: arrival processes with a random seed.
+//!
+//! # Floor 1: the base of every process
+//!
+//! - [`aws`]: the configuration of the SDK, and the meaning of its errors.
+//! - [`config`]: validated names, limits and the choice of the backend.
+//! - [`readiness`]: whether the dependencies of a process answer.
+//! - [`shutdown`]: the first signal drains the process, the second ends it.
+//! - [`sqlite`]: the file of the local backend, with its transactions, group commit and notifications.
+//! - [`telemetry`]: logs, metrics, traces and standard output.
+//!
+//! # Floor 2: the transport, the model and the machine
+//!
+//! - [`instance`]: this EC2 instance, which is protected while it works and drained before it ends.
+//! - [`model`]: image bytes to pixels, to a tensor, to predictions.
+//! - [`names`]: names of queues and buckets; the defaults on AWS contain the account.
+//! - [`transport`]: the port that carries jobs to workers and results back, with its backends.
+//!
+//! # Floor 3: the tiers
+//!
+//! - [`autoscaler`]: observes the queue, decides, and resizes worker processes or an Auto Scaling group.
+//! - [`loadgen`]: sends load, measures it, checks the answers and reports.
+//! - [`provision`]: compares the AWS resources of a stack with the wanted ones, and applies the difference.
+//! - [`retention`]: how much the local backend keeps, and for how long.
+//! - [`web`]: the HTTP API and the page.
+//! - [`worker`]: receives jobs, classifies their images and completes them.
+//!
+//! # Floor 4: the commands
+//!
+//! - [`classify`]: classifies files with the model alone.
+//! - [`data`]: reports how much is stored, and deletes what is no longer needed.
+//! - [`queue_command`]: shows depths and dead letters, sends dead letters again and purges queues.
+//! - [`simulate`]: runs scaling policies on a virtual clock, and reports latency and cost.
+//! - [`tune`]: finds the fastest settings of the model on this machine.
+//! - [`up`]: runs a whole service on this machine.
+//!
+//! # Floor 5: the command line
+//!
+//! - [`cli`]: every flag and environment variable, and the configuration of each command.
 
-// Floor 0: data types and pure logic, without I/O, async code, or any clock except `clock`.
-pub mod clock; // the service time, which does not follow steps of the wall clock
-pub mod protocol; // the wire contract: requests, results, names
-pub mod retry; // delays between attempts
-pub mod scaling_policy; // how many workers to run: the policies, and a simulation with its costs
-pub mod stats; // latency histogram, quantiles, summaries
-pub mod workload; // arrival processes
+pub mod clock;
+pub mod protocol;
+pub mod retry;
+pub mod scaling_policy;
+pub mod stats;
+pub mod workload;
 
-// Floor 1: what every process needs.
-pub mod aws; // the configuration of the AWS SDK, and the meaning of its errors
-pub mod config; // validated names and limits, and the choice of the backend
-pub mod readiness; // whether the dependencies of a process answer
-pub mod shutdown; // signals: the first one drains, the second one ends the process
-pub mod sqlite; // the database of the local backend: transactions, group commit, notifications
-pub mod telemetry; // logs, metrics, traces
+pub mod aws;
+pub mod config;
+pub mod readiness;
+pub mod shutdown;
+pub mod sqlite;
+pub mod telemetry;
 
-// Floor 2: the transport, the model and the machine.
-pub mod instance; // protects this EC2 instance while it works, and drains it before it terminates
-pub mod model; // from bytes to pixels, tensor and predictions
-pub mod names; // names of queues and buckets; the default ones on AWS contain the account
-pub mod transport; // jobs to workers and results back: a port, and its backends on SQLite and on SQS with S3
+pub mod instance;
+pub mod model;
+pub mod names;
+pub mod transport;
 
-// Floor 3: the tiers.
-pub mod autoscaler; // observes the load and resizes worker processes or an Auto Scaling group
-pub mod loadgen; // sends load, measures, checks answers
-pub mod provision; // plans and applies the AWS resources of a stack
-pub mod retention; // limits the age and size of the data of the local backend
-pub mod web; // the web tier: HTTP requests and answers
-pub mod worker; // the worker tier: from a delivery to a result
+pub mod autoscaler;
+pub mod loadgen;
+pub mod provision;
+pub mod retention;
+pub mod web;
+pub mod worker;
 
-// Floor 4: the commands.
-pub mod classify; // runs the model alone
-pub mod data; // shows how much is stored, and deletes data of finished jobs
-pub mod queue_command; // shows depths and dead letters, redrives and purges
-pub mod simulate; // simulates policies: latency, cost, charts
-pub mod tune; // measures how the model runs fastest on this machine
-pub mod up; // runs all tiers on this machine
+pub mod classify;
+pub mod data;
+pub mod queue_command;
+pub mod simulate;
+pub mod tune;
+pub mod up;
 
-// Floor 5: the configuration of every command.
-pub mod cli; // every flag and environment variable
+pub mod cli;

@@ -9,11 +9,14 @@ use rand::Rng as _;
 /// The rule for the delays: `first`, doubled after each try, at most `longest`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Schedule {
+    /// The delay after the first failure.
     pub first: Duration,
+    /// The longest delay.
     pub longest: Duration,
 }
 
 impl Schedule {
+    /// Makes a schedule from its shortest and longest delay.
     pub const fn new(first: Duration, longest: Duration) -> Self {
         Schedule { first, longest }
     }

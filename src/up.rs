@@ -18,9 +18,12 @@ use crate::telemetry::output;
 use crate::transport::{self, ServiceOptions, Transport};
 use crate::{autoscaler, retention, web};
 
+/// Settings of a local service: a web tier and its workers.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// Settings of the web tier.
     pub web: web::Config,
+    /// How long images and results are kept.
     pub retention: retention::Config,
     /// Workers on the same backend and names as `web`.
     pub workers: Workers,
@@ -29,12 +32,17 @@ pub struct Config {
 /// The worker processes of a local service.
 #[derive(Debug, Clone)]
 pub struct Workers {
+    /// The backend that the workers use.
     pub backend: Backend,
+    /// The names of the queues and buckets.
     pub names: Names,
+    /// How long a received message is invisible to other workers.
     pub visibility_timeout: Duration,
+    /// How often a message is received before it becomes a dead letter.
     pub max_receive_count: u32,
     /// The command line of each worker, without the program. It is complete: a worker gets no setting from elsewhere.
     pub arguments: Vec<OsString>,
+    /// How many workers run, and when that changes.
     pub autoscale: autoscaler::Config,
 }
 

@@ -4,6 +4,11 @@
 //! file alike, and remembers which. Each command turns its arguments into the `Config` of its room. Nothing here acts:
 //! what has to be looked up first (the AWS account, the result of `imgcls tune`) is passed in by `main`.
 
+#![allow(
+    missing_docs,
+    reason = "docs of these items are help texts, and a flattened group of flags has none of its own"
+)]
+
 mod arrivals;
 mod autoscale;
 mod classify;

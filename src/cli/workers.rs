@@ -77,7 +77,7 @@ impl Supervisor<'_> {
     ///
     /// # Errors
     /// A [`super::UsageError`] if the flags contradict each other.
-    pub fn workers(
+    pub(crate) fn workers(
         &self,
         settings: &Document,
         data_dir: &Path,

@@ -14,23 +14,29 @@ use serde_json::{Value, json};
 pub struct Document {
     /// The words of the command, such as `serve-web`.
     pub command: String,
+    /// Its settings, in the order of the help text.
     pub settings: Vec<Setting>,
 }
 
 /// Settings of the processes on the machines of a stack, as far as a file gives them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Machines {
+    /// Settings of `serve-web`.
     pub web: Document,
+    /// Settings of `worker`.
     pub worker: Document,
+    /// Settings of `autoscale`.
     pub autoscale: Document,
 }
 
+/// One setting of a command, with its value and where the value was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
     /// The name of the flag without its dashes; also the key in a file.
     pub name: String,
     /// More than one for a flag that may be repeated; none if the setting has no value.
     pub values: Vec<OsString>,
+    /// Where the value was given.
     pub source: Source,
     /// The default in words, for a setting whose default is found at run time.
     pub default_text: Option<String>,
@@ -41,19 +47,25 @@ pub struct Setting {
 /// The origin of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
+    /// The command line.
     Flag,
     /// An environment variable, by its name.
     Variable(String),
+    /// A file of settings, at a line of it.
     File {
+        /// The file.
         path: PathBuf,
+        /// The line, counted from 1.
         line: usize,
     },
+    /// Nowhere: the value is the default.
     Default,
 }
 
 const SECRET: &str = "(secret)";
 
 impl Document {
+    /// Returns the setting with this name, if the command has it.
     pub fn get(&self, name: &str) -> Option<&Setting> {
         self.settings.iter().find(|setting| setting.name == name)
     }

@@ -22,7 +22,9 @@ pub struct ModelChoice {
 /// A choice of the model, with the result of `imgcls tune` where the choice leaves something open.
 #[derive(Debug, Clone)]
 pub struct TunedChoice {
+    /// The choice that the settings make.
     pub choice: ModelChoice,
+    /// The result of `imgcls tune`, if there is one for this machine.
     pub tuning: Option<Tuning>,
 }
 

@@ -17,7 +17,7 @@ const SETTINGS_FILE: &str = "--config /etc/imgcls/config.toml";
 const DEFAULT_DRAIN_DELAY: &str = "5s";
 const DEFAULT_LOG_FORMAT: &str = "json";
 
-pub fn render(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRef) -> String {
+pub(crate) fn render(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRef) -> String {
     let (command, capability) = match tier {
         Tier::Worker => (format!("worker {SETTINGS_FILE} --admin-listen 127.0.0.1:9090"), ""),
         Tier::Web => (format!("serve-web {SETTINGS_FILE} --listen 0.0.0.0:80"), "CAP_NET_BIND_SERVICE"),

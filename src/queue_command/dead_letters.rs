@@ -10,9 +10,9 @@ use crate::clock;
 use crate::protocol::{self, Incoming};
 use crate::transport::{Delivery, Transport};
 
-/// Summary of a dead dead_letter.
+/// Summary of a dead letter.
 #[derive(Debug, Clone, Serialize)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// The id of the job. `None` for messages of legacy clients and for messages that are no requests.
     pub id: Option<Uuid>,
     pub message_id: String,
@@ -20,20 +20,20 @@ pub struct Summary {
     /// `None` if the queue itself moved the message, or if the message was too large to carry its reason.
     pub reason: Option<String>,
     pub attempts: Option<u32>,
-    /// When the message became a dead dead_letter.
+    /// When the message became a dead letter.
     pub dead_since: Option<Timestamp>,
     pub age_seconds: f64,
 }
 
 #[derive(Debug, Serialize)]
-pub struct DeadLetters {
+pub(crate) struct DeadLetters {
     pub dead_letters: Vec<Summary>,
     /// True if there may be more: the limit was reached, or the command was interrupted.
     pub is_cut: bool,
 }
 
 /// Returns the dead letters, at most `limit` of them, oldest first.
-pub async fn list(
+pub(crate) async fn list(
     transport: &dyn Transport,
     limit: usize,
     shutdown: &CancellationToken,
@@ -56,7 +56,7 @@ pub async fn list(
 }
 
 impl Summary {
-    pub fn of(dead_letter: &Delivery, now: Timestamp) -> Summary {
+    pub(crate) fn of(dead_letter: &Delivery, now: Timestamp) -> Summary {
         let (id, filename) = match Incoming::parse(&dead_letter.body) {
             Incoming::Job(request) => (Some(request.id), Some(request.filename)),
             Incoming::Legacy(request) => (protocol::legacy_job_id(&request.filename), Some(request.filename)),
@@ -77,12 +77,12 @@ impl Summary {
     }
 
     /// Returns true if `id` is the id of the job or of the message.
-    pub fn has_id(&self, id: &str) -> bool {
+    pub(crate) fn has_id(&self, id: &str) -> bool {
         self.message_id == id || self.id.is_some_and(|job| id.parse() == Ok(job))
     }
 
     /// Returns the id to show to people: that of the job, or else that of the message.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.id.map_or_else(|| self.message_id.clone(), |id| id.to_string())
     }
 }

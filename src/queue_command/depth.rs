@@ -7,12 +7,12 @@ use serde::Serialize;
 use crate::transport::{Depth, QueueRole, Transport};
 
 #[derive(Debug, Serialize)]
-pub struct Depths {
+pub(crate) struct Depths {
     pub queues: Vec<QueueDepth>,
 }
 
 #[derive(Debug, Serialize)]
-pub struct QueueDepth {
+pub(crate) struct QueueDepth {
     pub name: String,
     pub role: QueueRole,
     /// `None` when the queue does not exist.
@@ -21,7 +21,7 @@ pub struct QueueDepth {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Messages {
+pub(crate) struct Messages {
     pub visible: u64,
     pub in_flight: u64,
     pub delayed: u64,
@@ -30,7 +30,7 @@ pub struct Messages {
 }
 
 /// The name of a role for people.
-pub fn role_name(role: QueueRole) -> &'static str {
+pub(crate) fn role_name(role: QueueRole) -> &'static str {
     match role {
         QueueRole::Requests => "requests",
         QueueRole::DeadLetters => "dead letters",
@@ -39,7 +39,7 @@ pub fn role_name(role: QueueRole) -> &'static str {
     }
 }
 
-pub async fn read(transport: &dyn Transport) -> anyhow::Result<Depths> {
+pub(crate) async fn read(transport: &dyn Transport) -> anyhow::Result<Depths> {
     let mut queues = Vec::new();
     for (name, role) in transport.queues().await? {
         let depth = match transport.queue_depth(&name).await? {

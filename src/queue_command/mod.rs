@@ -24,30 +24,43 @@ const MAX_IMAGE_BYTES: u64 = 1 << 30;
 /// The number of dead letters that are read at once.
 const PAGE: usize = 10;
 
+/// Settings of one `imgcls queue` command.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The backend of the queues.
     pub backend: Backend,
+    /// The names of the queues and buckets.
     pub names: Names,
+    /// Print JSON instead of text.
     pub json: bool,
+    /// The command.
     pub action: Action,
 }
 
+/// The commands under `imgcls queue`.
 #[derive(Debug, Clone)]
 pub enum Action {
+    /// Print how many messages each queue has.
     Depth,
-    /// At most `limit` dead letters.
+    /// List dead letters.
     Dead {
+        /// How many are listed.
         limit: usize,
     },
     /// Shows the dead letter with this id, which is that of a job or of a message.
     Show {
+        /// The id of a job or of a message.
         id: String,
+        /// Write the image to this file.
         save: Option<PathBuf>,
     },
+    /// Send dead letters to the request queue again.
     Redrive(Which),
     /// Deletes all messages of a queue. Asks for confirmation unless `is_confirmed`.
     Purge {
+        /// The queue that is emptied.
         queue: String,
+        /// Do not ask for confirmation.
         is_confirmed: bool,
     },
 }
@@ -55,6 +68,7 @@ pub enum Action {
 /// Selects dead letters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Which {
+    /// Every dead letter.
     All,
     /// Ids of jobs or of messages.
     Ids(Vec<String>),

@@ -9,7 +9,7 @@ use super::explained;
 use crate::transport::{Depth, QueueRole, Transport, TransportError};
 
 #[derive(Debug, Serialize)]
-pub struct Purged {
+pub(crate) struct Purged {
     pub queue: String,
     /// The number of messages that were deleted. It is approximate on AWS.
     pub messages: u64,
@@ -19,7 +19,7 @@ pub struct Purged {
 ///
 /// # Errors
 /// The queue does not belong to the service, or confirmation is needed and standard input is no terminal.
-pub async fn purge(transport: &dyn Transport, name: &str, is_confirmed: bool) -> anyhow::Result<Option<Purged>> {
+pub(crate) async fn purge(transport: &dyn Transport, name: &str, is_confirmed: bool) -> anyhow::Result<Option<Purged>> {
     let queues = transport.queues().await?;
     let Some((_, role)) = queues.iter().find(|(known, _)| known == name) else {
         let known: Vec<&str> = queues.iter().map(|(name, _)| name.as_str()).collect();

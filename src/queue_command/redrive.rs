@@ -25,7 +25,7 @@ use crate::protocol::{self, ClassifyRequest, Incoming, Payload, RETENTION_MARGIN
 use crate::transport::{DeadLetterScan, Delivery, Resubmission, Transport, TransportError};
 
 #[derive(Debug, Default, Serialize)]
-pub struct Redriven {
+pub(crate) struct Redriven {
     #[serde(rename = "letters")]
     pub dead_letters: Vec<RedrivenDeadLetter>,
     /// Ids of the command line that no dead letter has.
@@ -35,7 +35,7 @@ pub struct Redriven {
 }
 
 #[derive(Debug, Serialize)]
-pub struct RedrivenDeadLetter {
+pub(super) struct RedrivenDeadLetter {
     #[serde(flatten)]
     pub summary: Summary,
     #[serde(flatten)]
@@ -44,7 +44,7 @@ pub struct RedrivenDeadLetter {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "outcome", content = "why", rename_all = "snake_case")]
-pub enum Outcome {
+pub(crate) enum Outcome {
     SentAgain,
     /// The job has succeeded meanwhile: nothing was sent, and the dead letter is deleted.
     AlreadySucceeded,
@@ -54,7 +54,7 @@ pub enum Outcome {
 
 impl Redriven {
     /// Returns true if everything is done that the command line asked for.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         !self.is_interrupted
             && self.not_found.is_empty()
             && !self.dead_letters.iter().any(|redriven| matches!(redriven.outcome, Outcome::Kept(_)))
@@ -63,7 +63,7 @@ impl Redriven {
 
 /// Submits dead letters again. With `Which::All`, only those that exist when this begins, because a job that fails again
 /// becomes a dead letter again.
-pub async fn redrive(
+pub(crate) async fn redrive(
     transport: &dyn Transport,
     names: &Names,
     which: &Which,

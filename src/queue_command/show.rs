@@ -18,7 +18,7 @@ use crate::protocol::{Incoming, Payload};
 use crate::transport::{DeadLetterScan, Delivery, Transport};
 
 #[derive(Debug, Serialize)]
-pub struct Shown {
+pub(crate) struct Shown {
     #[serde(flatten)]
     pub summary: Summary,
     /// The message as JSON, or as a string if it is no JSON.
@@ -30,7 +30,7 @@ pub struct Shown {
 }
 
 #[derive(Debug, Serialize)]
-pub struct ImageFound {
+pub(crate) struct ImageFound {
     pub size_bytes: usize,
     /// The media type by the signature of the bytes.
     pub content_type: Option<&'static str>,
@@ -39,7 +39,7 @@ pub struct ImageFound {
 
 /// # Errors
 /// There is no such dead letter, its image cannot be saved, or the backend fails.
-pub async fn show(
+pub(crate) async fn show(
     transport: &dyn Transport,
     names: &Names,
     id: &str,

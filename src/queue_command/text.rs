@@ -8,7 +8,7 @@ use super::purge::Purged;
 use super::redrive::{Outcome, Redriven};
 use super::show::Shown;
 
-pub fn depths(report: &Depths) -> String {
+pub(crate) fn depths(report: &Depths) -> String {
     let mut rows = vec![["QUEUE", "ROLE", "VISIBLE", "IN FLIGHT", "DELAYED", "OLDEST"].map(str::to_owned).to_vec()];
     for queue in &report.queues {
         let mut row = vec![queue.name.clone(), role_name(queue.role).to_owned()];
@@ -24,7 +24,7 @@ pub fn depths(report: &Depths) -> String {
     table(&rows)
 }
 
-pub fn dead_letters(report: &DeadLetters) -> String {
+pub(crate) fn dead_letters(report: &DeadLetters) -> String {
     if report.dead_letters.is_empty() {
         return "no dead letters\n".to_owned();
     }
@@ -39,7 +39,7 @@ pub fn dead_letters(report: &DeadLetters) -> String {
     text
 }
 
-pub fn dead_letter(report: &Shown) -> String {
+pub(crate) fn dead_letter(report: &Shown) -> String {
     let Shown { summary, message, result, image } = report;
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
@@ -86,7 +86,7 @@ pub fn dead_letter(report: &Shown) -> String {
     text
 }
 
-pub fn redriven(report: &Redriven) -> String {
+pub(crate) fn redriven(report: &Redriven) -> String {
     let mut text = String::new();
     for redriven in &report.dead_letters {
         let outcome = match &redriven.outcome {
@@ -107,7 +107,7 @@ pub fn redriven(report: &Redriven) -> String {
     text
 }
 
-pub fn purged(report: &Purged) -> String {
+pub(crate) fn purged(report: &Purged) -> String {
     format!("{} messages deleted from {}\n", report.messages, report.queue)
 }
 

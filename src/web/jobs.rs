@@ -39,7 +39,7 @@ pub enum Wire {
     Legacy,
 }
 
-pub struct Jobs {
+pub(crate) struct Jobs {
     pub wire: Wire,
     pub transport: Arc<dyn Transport>,
     pub results: Arc<Results>,
@@ -58,7 +58,7 @@ pub struct Jobs {
 
 /// The state of a job at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     /// The job has this result.
     Final(Bytes),
     Queued,
@@ -66,7 +66,7 @@ pub enum State {
 }
 
 /// A job that was accepted.
-pub struct Classified {
+pub(crate) struct Classified {
     pub id: Uuid,
     /// The result, if it came in time.
     pub result: Option<Bytes>,
@@ -74,7 +74,7 @@ pub struct Classified {
 
 /// The options that a client may send with the image.
 #[derive(Debug, Clone)]
-pub struct JobOptions {
+pub(crate) struct JobOptions {
     pub top_k: u32,
     pub traceparent: Option<String>,
 }
@@ -83,7 +83,7 @@ impl Jobs {
     /// Accepts an image. Once this returns, the job will have a result, even if this process or a worker dies.
     ///
     /// If the future is dropped, which means that the client left, the job is withdrawn, since no client knows its id.
-    pub async fn submit(&self, upload: Upload, options: JobOptions) -> Result<Uuid, Problem> {
+    pub(crate) async fn submit(&self, upload: Upload, options: JobOptions) -> Result<Uuid, Problem> {
         let permit = self.admission.admit(Duration::ZERO)?;
         let id = clock::new_id();
         let mut caller = self.caller(id, &permit, &upload);
@@ -98,7 +98,7 @@ impl Jobs {
     /// before image and message are durable is returned without waiting for them, because no client knew the id yet.
     ///
     /// A dropped future withdraws the job, as in [`Jobs::submit`].
-    pub async fn classify(
+    pub(crate) async fn classify(
         &self,
         upload: Upload,
         options: JobOptions,
@@ -238,7 +238,7 @@ impl Jobs {
     }
 
     /// Returns the state of any id, after waiting up to `timeout` for its result.
-    pub async fn state(&self, id: Uuid, timeout: Duration) -> Result<State, Problem> {
+    pub(crate) async fn state(&self, id: Uuid, timeout: Duration) -> Result<State, Problem> {
         // Before the first read: a result between read and wait would go unnoticed.
         let waiter = self.pending.wait_for(id);
         let state = self.read_state(id).await?;
@@ -268,12 +268,12 @@ impl Jobs {
     }
 
     /// Opens the image of a job, as it was uploaded, for reading in pieces.
-    pub async fn image(&self, id: Uuid, max_bytes: u64) -> Result<Option<ObjectReader>, Problem> {
+    pub(crate) async fn image(&self, id: Uuid, max_bytes: u64) -> Result<Option<ObjectReader>, Problem> {
         self.transport.open_image(id, max_bytes).await.map_err(|error| read_problem(&error))
     }
 
     /// Returns the reason why there is no image with this id.
-    pub async fn no_image(&self, id: Uuid) -> Problem {
+    pub(crate) async fn no_image(&self, id: Uuid) -> Problem {
         match self.results.get(id).await {
             Ok(Some(_)) => Problem::image_not_kept(id),
             Ok(None) => Problem::no_such_job(&id.to_string()),
@@ -350,7 +350,7 @@ fn submit_problem(error: TransportError) -> Problem {
 }
 
 /// The answer when an image or a result cannot be read.
-pub fn read_problem(error: &TransportError) -> Problem {
+pub(crate) fn read_problem(error: &TransportError) -> Problem {
     if let TransportError::Damaged { key, .. } = error {
         tracing::error!(%error, "a stored object is damaged");
         return Problem::damaged(key);

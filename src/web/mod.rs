@@ -27,6 +27,7 @@ mod routes;
 mod upload;
 mod withdrawal;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ use self::upload::UploadRules;
 use crate::config::{Backend, Cidr, Limits, Names};
 use crate::protocol::RETENTION_MARGIN;
 pub use crate::transport::InboxMode as ResultQueueMode;
-use crate::transport::{self, ServiceOptions, Space};
+use crate::transport::{self, ServiceOptions, Space, Transport};
 
 /// How long a drain lets callers wait for their results. Then they get the address of the result instead.
 const WAIT_AT_DRAIN: Duration = Duration::from_secs(3);
@@ -65,16 +66,22 @@ const IMAGE_READ_BYTES: u64 = 64 << 20;
 /// How long withdrawing the jobs of clients that left may take during a drain.
 const WITHDRAW_AT_DRAIN: Duration = Duration::from_secs(1);
 
+/// Settings of the web tier.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The backend that holds jobs and results.
     pub backend: Backend,
     /// The stack that this process belongs to.
     pub stack: String,
+    /// The names of the queues and buckets.
     pub names: Names,
+    /// Limits on images, checked before anything is decoded.
     pub limits: Limits,
+    /// The format of the messages to workers.
     pub wire: Wire,
     /// Always shared with [`Wire::Legacy`], because legacy workers know only one queue.
     pub result_queue_mode: ResultQueueMode,
+    /// How long a job may wait. Workers do not classify it after that.
     pub job_ttl: Duration,
     /// How long `POST /` waits for its answer.
     pub sync_timeout: Duration,
@@ -101,7 +108,9 @@ pub struct Config {
     pub drain_delay: Duration,
     /// Images up to this size also travel inside the message.
     pub inline_bytes: usize,
+    /// How often a message is received before it becomes a dead letter.
     pub max_receive_count: u32,
+    /// How long a received message is invisible to other workers.
     pub visibility_timeout: Duration,
     /// Admits images as long as there is space for them.
     pub space: Space,
@@ -143,16 +152,8 @@ pub async fn run(
         admission: Arc::clone(&admission),
     });
     let give_up = CancellationToken::new();
-    let uploads = UploadRules {
-        max_upload_bytes: config.limits.max_upload_bytes,
-        body_timeout: config.body_timeout,
-        budget: Budget::new(config.max_buffered_bytes, METRICS.upload_memory.clone()),
-    };
-    let is_loopback = address.ip().to_canonical().is_loopback();
-    let guard = RequestGuard {
-        hosts: HostPolicy { is_loopback, allowed_hosts: config.allowed_hosts },
-        max_upload_bytes: config.limits.max_upload_bytes,
-    };
+    let uploads = upload_rules(&config);
+    let guard = request_guard(address, &config);
     let site = Site {
         jobs: Jobs {
             wire: config.wire,
@@ -191,19 +192,45 @@ pub async fn run(
     let router = routes::router(Arc::new(site), Arc::new(guard));
     let serving = http::serve(listener, router, rules, Arc::new(connections), stop.clone());
     let drain = drain(shutdown, config.drain_delay, stop, give_up);
-    let failure = tokio::select! {
+    let failure = serve_until_drained(serving, drain, &*transport).await;
+    stop_load.cancel();
+    end_load_tasks(reading, withdrawing).await?;
+    stop_replies.cancel();
+    end_replies(receiving).await?;
+    failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))
+}
+
+fn upload_rules(config: &Config) -> UploadRules {
+    UploadRules {
+        max_upload_bytes: config.limits.max_upload_bytes,
+        body_timeout: config.body_timeout,
+        budget: Budget::new(config.max_buffered_bytes, METRICS.upload_memory.clone()),
+    }
+}
+
+fn request_guard(address: SocketAddr, config: &Config) -> RequestGuard {
+    let is_loopback = address.ip().to_canonical().is_loopback();
+    RequestGuard {
+        hosts: HostPolicy { is_loopback, allowed_hosts: config.allowed_hosts.clone() },
+        max_upload_bytes: config.limits.max_upload_bytes,
+    }
+}
+
+/// Waits until all connections have ended, the drain has taken too long, or the transport has failed. Returns the failure
+/// of the transport.
+async fn serve_until_drained(
+    serving: impl Future<Output = ()>,
+    drain: impl Future<Output = ()>,
+    transport: &dyn Transport,
+) -> Option<String> {
+    tokio::select! {
         () = serving => None,
         () = drain => {
             tracing::warn!("not drained in time; open connections are cut off");
             None
         }
         failure = transport.failure() => Some(failure),
-    };
-    stop_load.cancel();
-    end_load_tasks(reading, withdrawing).await?;
-    stop_replies.cancel();
-    end_replies(receiving).await?;
-    failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))
+    }
 }
 
 /// Runs from the shutdown until open connections are closed. Cancels `stop` to accept no more connections, and later

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 /// The reason for which a waiter is woken.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wake {
+pub(crate) enum Wake {
     /// The whole result.
     Result(Bytes),
     /// The result is stored. It was too large for the reply, so that the waiter has to read it.
@@ -18,7 +18,7 @@ pub enum Wake {
 
 /// The waiters of one web process, by id. Bounded by the connections that wait.
 #[derive(Clone, Default)]
-pub struct Pending(Arc<Mutex<HashMap<Uuid, Vec<Entry>>>>);
+pub(crate) struct Pending(Arc<Mutex<HashMap<Uuid, Vec<Entry>>>>);
 
 struct Entry {
     ticket: u64,
@@ -26,7 +26,7 @@ struct Entry {
 }
 
 /// One waiting caller. Dropping it removes the caller, for whatever reason the caller left.
-pub struct Waiter {
+pub(crate) struct Waiter {
     id: Uuid,
     ticket: u64,
     woken: mpsc::Receiver<Wake>,
@@ -35,7 +35,7 @@ pub struct Waiter {
 
 impl Pending {
     /// Registers a caller. Call it before the job can have a result: before it is submitted, or before its result is read.
-    pub fn wait_for(&self, id: Uuid) -> Waiter {
+    pub(crate) fn wait_for(&self, id: Uuid) -> Waiter {
         // One wake is enough, since the waiter reads the result after it.
         let (wake, woken) = mpsc::channel(1);
         let ticket = rand::random();
@@ -43,12 +43,12 @@ impl Pending {
         Waiter { id, ticket, woken, pending: self.clone() }
     }
 
-    pub fn is_waited_for(&self, id: Uuid) -> bool {
+    pub(crate) fn is_waited_for(&self, id: Uuid) -> bool {
         self.lock().contains_key(&id)
     }
 
     /// Wakes all callers that wait for `id`.
-    pub fn wake(&self, id: Uuid, wake: &Wake) {
+    pub(crate) fn wake(&self, id: Uuid, wake: &Wake) {
         for entry in self.lock().remove(&id).unwrap_or_default() {
             // If the channel is full, the waiter was woken already. If it is closed, the waiter has just left.
             let _ = entry.wake.try_send(wake.clone());
@@ -62,12 +62,12 @@ impl Pending {
 }
 
 impl Waiter {
-    pub fn id(&self) -> Uuid {
+    pub(crate) fn id(&self) -> Uuid {
         self.id
     }
 
     /// Waits for the wake. There is only one.
-    pub async fn woken(&mut self) -> Wake {
+    pub(crate) async fn woken(&mut self) -> Wake {
         match self.woken.recv().await {
             Some(wake) => wake,
             None => std::future::pending().await,

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::transport::{Space, Transport};
 
-pub struct Readiness {
+pub(crate) struct Readiness {
     pub transport: Arc<dyn Transport>,
     /// How many workers of `up` are ready. `None` when the workers are not started by this process.
     pub workers_ready: Option<watch::Receiver<usize>>,
@@ -19,7 +19,7 @@ pub struct Readiness {
 impl Readiness {
     /// # Errors
     /// The reason why this process is not ready, in one line.
-    pub async fn check(&self) -> Result<(), String> {
+    pub(crate) async fn check(&self) -> Result<(), String> {
         if self.shutdown.is_cancelled() {
             return Err("draining".to_owned());
         }
@@ -33,7 +33,7 @@ impl Readiness {
     }
 
     /// Returns a warning for operators that does not make this process unready.
-    pub fn warning(&self) -> Option<String> {
+    pub(crate) fn warning(&self) -> Option<String> {
         self.space.state()?.warning()
     }
 }

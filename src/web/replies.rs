@@ -26,7 +26,7 @@ const FOREIGN_KEPT_FOR: Duration = Duration::from_secs(60);
 /// After a receive that failed.
 const BACKOFF: Schedule = Schedule::new(Duration::from_secs(1), Duration::from_secs(1));
 
-pub struct Replies {
+pub(crate) struct Replies {
     pub inbox: Box<dyn Inbox>,
     pub pending: Pending,
     pub results: Arc<Results>,
@@ -64,12 +64,12 @@ struct Settled {
 
 impl Replies {
     /// What a request says in `reply_to`.
-    pub fn reply_to(&self) -> String {
+    pub(crate) fn reply_to(&self) -> String {
         self.inbox.address()
     }
 
     /// Hands replies to waiting callers until `stop`, then closes the inbox.
-    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+    pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}
             () = self.receive() => {}

@@ -10,7 +10,7 @@ use crate::clock;
 use crate::protocol::{self, ClassifyResult, ErrorCode, ErrorInfo, Prediction, Status, TimingsMs, WIRE_VERSION};
 use crate::transport::{Transport, TransportError};
 
-pub struct Results {
+pub(crate) struct Results {
     pub transport: Arc<dyn Transport>,
     /// Signs the results that this process writes itself.
     pub signature: String,
@@ -18,12 +18,12 @@ pub struct Results {
 
 impl Results {
     /// The result of a job, as text.
-    pub async fn get(&self, id: Uuid) -> Result<Option<Bytes>, TransportError> {
+    pub(crate) async fn get(&self, id: Uuid) -> Result<Option<Bytes>, TransportError> {
         self.transport.result(id).await
     }
 
     /// The same. When there is none, the output of a legacy worker is adopted.
-    pub async fn get_or_adopt(&self, id: Uuid) -> Result<Option<Bytes>, TransportError> {
+    pub(crate) async fn get_or_adopt(&self, id: Uuid) -> Result<Option<Bytes>, TransportError> {
         if let Some(result) = self.get(id).await? {
             return Ok(Some(result));
         }
@@ -38,12 +38,12 @@ impl Results {
 
     /// Makes an answer in the legacy form the result of its job. Legacy workers write no result, and a reply is gone once
     /// it is read: only from then on does every web process give the same answer. Returns the job's result.
-    pub async fn adopt(&self, id: Uuid, filename: &str, answer: &str) -> Result<Bytes, TransportError> {
+    pub(crate) async fn adopt(&self, id: Uuid, filename: &str, answer: &str) -> Result<Bytes, TransportError> {
         self.write_once(adopted(id, filename, protocol::legacy_answer(answer), clock::now())).await
     }
 
     /// Writes the result of a job that no worker reached in time.
-    pub async fn expire(&self, id: Uuid) -> Result<Bytes, TransportError> {
+    pub(crate) async fn expire(&self, id: Uuid) -> Result<Bytes, TransportError> {
         let message = "no worker reached it in time";
         self.write_once(ClassifyResult::ended(id, "", Status::Expired, ErrorCode::Expired, message)).await
     }

@@ -26,36 +26,36 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The queue into which callers put the jobs that they withdraw.
 #[derive(Clone)]
-pub struct Withdrawals(mpsc::Sender<Uuid>);
+pub(crate) struct Withdrawals(mpsc::Sender<Uuid>);
 
 /// The receiver, for the one task that carries withdrawals out.
-pub struct WithdrawalTask(mpsc::Receiver<Uuid>);
+pub(crate) struct WithdrawalTask(mpsc::Receiver<Uuid>);
 
 /// A job whose id no client knows yet. Dropping it while it is armed withdraws the job.
-pub struct UntoldJob<'a> {
+pub(crate) struct UntoldJob<'a> {
     id: Uuid,
     withdrawals: &'a Withdrawals,
     is_armed: bool,
 }
 
-pub fn channel() -> (Withdrawals, WithdrawalTask) {
+pub(crate) fn channel() -> (Withdrawals, WithdrawalTask) {
     let (sender, receiver) = mpsc::channel(MAX_WAITING);
     (Withdrawals(sender), WithdrawalTask(receiver))
 }
 
 impl Withdrawals {
-    pub fn untold(&self, id: Uuid) -> UntoldJob<'_> {
+    pub(crate) fn untold(&self, id: Uuid) -> UntoldJob<'_> {
         UntoldJob { id, withdrawals: self, is_armed: true }
     }
 }
 
 impl UntoldJob<'_> {
     /// Call this before the id is sent to the client, and if the job was refused.
-    pub fn disarm(&mut self) {
+    pub(crate) fn disarm(&mut self) {
         self.is_armed = false;
     }
 
-    pub fn is_armed(&self) -> bool {
+    pub(crate) fn is_armed(&self) -> bool {
         self.is_armed
     }
 }
@@ -70,7 +70,7 @@ impl Drop for UntoldJob<'_> {
 
 impl WithdrawalTask {
     /// Carries withdrawals out until `stop`, then those that are left.
-    pub async fn run(self, transport: Arc<dyn Transport>, stop: CancellationToken) {
+    pub(crate) async fn run(self, transport: Arc<dyn Transport>, stop: CancellationToken) {
         let (transport, stop) = (&*transport, &stop);
         let next = |mut task: WithdrawalTask| async move {
             let id = tokio::select! {

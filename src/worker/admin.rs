@@ -15,7 +15,7 @@ use crate::telemetry;
 use crate::transport::Transport;
 
 #[derive(Clone)]
-pub enum Readiness {
+pub(crate) enum Readiness {
     Starting,
     /// Ready as long as the transport answers.
     Ready(Arc<dyn Transport>),
@@ -23,7 +23,7 @@ pub enum Readiness {
 }
 
 /// Serves until `stop`.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     readiness: watch::Receiver<Readiness>,
     stop: CancellationToken,

@@ -12,13 +12,13 @@ use super::stages::Fetched;
 use crate::protocol::Worked;
 
 #[derive(Debug, Clone, Copy)]
-pub struct BatchRule {
+pub(crate) struct BatchRule {
     pub max_size: usize,
     pub max_delay: Duration,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub enum Decision {
+pub(crate) enum Decision {
     Close,
     /// More may come until then.
     WaitUntil(Instant),
@@ -26,14 +26,14 @@ pub enum Decision {
 
 impl BatchRule {
     /// Decides if a batch is closed that has `size` images and whose first one came at `opened_at`.
-    pub fn decide(self, size: usize, opened_at: Instant, now: Instant) -> Decision {
+    pub(crate) fn decide(self, size: usize, opened_at: Instant, now: Instant) -> Decision {
         let until = opened_at + self.max_delay;
         if size >= self.max_size || now >= until { Decision::Close } else { Decision::WaitUntil(until) }
     }
 }
 
 /// The images that wait for a session. Sessions take batches themselves: no other thread has to be woken for that.
-pub struct BatchQueue {
+pub(crate) struct BatchQueue {
     rule: BatchRule,
     fetched: Mutex<mpsc::Receiver<Fetched>>,
     load: watch::Sender<SessionLoad>,
@@ -46,18 +46,18 @@ impl BatchQueue {
     ///
     /// # Panics
     /// Panics outside of a Tokio runtime, whose clock measures how long a batch has waited.
-    pub fn new(rule: BatchRule, capacity: usize) -> (mpsc::Sender<Fetched>, BatchQueue) {
+    pub(crate) fn new(rule: BatchRule, capacity: usize) -> (mpsc::Sender<Fetched>, BatchQueue) {
         let (sender, fetched) = mpsc::channel(capacity);
         let load = watch::Sender::new(SessionLoad::NOTHING_YET);
         (sender, BatchQueue { rule, fetched: Mutex::new(fetched), load, runtime: Handle::current() })
     }
 
-    pub fn load(&self) -> watch::Receiver<SessionLoad> {
+    pub(crate) fn load(&self) -> watch::Receiver<SessionLoad> {
         self.load.subscribe()
     }
 
     /// Waits for the next batch. Returns `None` when no more comes. Blocks, so a thread of the runtime must not call it.
-    pub fn next(&self) -> Option<Vec<Fetched>> {
+    pub(crate) fn next(&self) -> Option<Vec<Fetched>> {
         // Another waiting session holds the lock until it has its batch.
         let mut fetched = self.fetched();
         let batch = self.runtime.block_on(self.fill(&mut fetched))?;
@@ -66,7 +66,7 @@ impl BatchQueue {
     }
 
     /// Reports how long a batch took.
-    pub fn measured(&self, worked: Worked) {
+    pub(crate) fn measured(&self, worked: Worked) {
         self.set_quietly(|load| *load = load.measured(worked));
     }
 

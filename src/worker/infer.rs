@@ -25,7 +25,7 @@ use crate::protocol::{ErrorCode, Worked};
 use crate::telemetry::trace::Span;
 
 /// A delivery during its classification, with everything that its outcome needs.
-pub struct Held {
+pub(crate) struct Held {
     work: Work,
     lease: Lease,
     span: Span,
@@ -45,7 +45,7 @@ struct Decoded {
 /// Opens `count` sessions at the same time, each on its own thread, and returns when all are warm.
 ///
 /// A thread ends when its [`BatchQueue`] has ended, and then drops its sender of `finished`.
-pub async fn start(count: usize, choice: &ModelChoice, shared: Shared) -> anyhow::Result<Vec<InferenceThread>> {
+pub(crate) async fn start(count: usize, choice: &ModelChoice, shared: Shared) -> anyhow::Result<Vec<InferenceThread>> {
     let (opened_tx, mut opened) = mpsc::channel::<anyhow::Result<String>>(count);
     let mut threads = Vec::new();
     for index in 0..count {
@@ -68,7 +68,7 @@ pub async fn start(count: usize, choice: &ModelChoice, shared: Shared) -> anyhow
     Ok(threads)
 }
 
-pub struct InferenceThread {
+pub(crate) struct InferenceThread {
     handle: JoinHandle<()>,
     ended: oneshot::Receiver<()>,
 }
@@ -78,7 +78,7 @@ impl InferenceThread {
     ///
     /// # Errors
     /// The thread panicked.
-    pub async fn join(self) -> anyhow::Result<()> {
+    pub(crate) async fn join(self) -> anyhow::Result<()> {
         // The thread sends this last, or drops it in a panic, so that joining it takes microseconds.
         let _ = self.ended.await;
         self.handle.join().map_err(|_| anyhow::anyhow!("an inference thread panicked"))
@@ -87,7 +87,7 @@ impl InferenceThread {
 
 /// State that all inference threads share.
 #[derive(Clone)]
-pub struct Shared {
+pub(crate) struct Shared {
     pub package: Arc<ModelPackage>,
     pub limits: Limits,
     pub rules: Arc<Rules>,
@@ -100,7 +100,7 @@ pub struct Shared {
 impl Shared {
     /// Waits until `shutdown` for a decoder that is stuck. Then fails its image and drains this worker: the other sessions
     /// finish their images.
-    pub async fn end_stuck(self, shutdown: CancellationToken) {
+    pub(crate) async fn end_stuck(self, shutdown: CancellationToken) {
         let Some(held) = self.watchdog.wait(&shutdown).await else { return };
         tracing::error!("a decoder does not stop; its image fails as `decode_timeout`, and this worker ends");
         let Held { work, lease, span, body } = held;

@@ -13,11 +13,11 @@ use crate::protocol::{
 use crate::retry::Schedule;
 
 /// From this attempt on a message is processed alone. If it crashes the worker, no other message is affected.
-pub const ALONE_FROM_ATTEMPT: u32 = 3;
+pub(crate) const ALONE_FROM_ATTEMPT: u32 = 3;
 
 /// The rules by which a worker accepts messages, from its configuration.
 #[derive(Debug, Clone)]
-pub struct Rules {
+pub(crate) struct Rules {
     pub input_bucket: String,
     pub max_receive_count: u32,
     /// The name of the worker in results: host and process.
@@ -26,7 +26,7 @@ pub struct Rules {
 
 /// An image to classify, from a message of either wire form.
 #[derive(Debug)]
-pub struct Work {
+pub(crate) struct Work {
     pub origin: Origin,
     pub payload: Payload,
     pub top_k: u32,
@@ -35,7 +35,7 @@ pub struct Work {
 }
 
 #[derive(Debug)]
-pub enum Origin {
+pub(crate) enum Origin {
     Ours(Box<ClassifyRequest>),
     /// A message of the legacy form. The name is safe as an object key.
     Legacy {
@@ -45,7 +45,7 @@ pub enum Origin {
 
 /// The outcome of a delivery. [`super::publish`] carries it out.
 #[derive(Debug)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// The result is written once, and sent to `reply_to`.
     Result { result: ClassifyResult, reply_to: Option<String> },
     /// An earlier attempt wrote the result, which is sent again.
@@ -62,7 +62,7 @@ pub enum Outcome {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeadLetter {
+pub(crate) struct DeadLetter {
     pub id: Option<Uuid>,
     pub body: String,
     pub reason: String,
@@ -73,7 +73,7 @@ pub struct DeadLetter {
 
 /// The decision on a delivery before its image is read.
 #[derive(Debug)]
-pub enum Triage {
+pub(crate) enum Triage {
     Classify(Work),
     /// An earlier attempt may have completed it: its result is read first, then [`decide`].
     LookUp(Box<ClassifyRequest>),
@@ -87,7 +87,7 @@ impl From<Result<Work, Box<Outcome>>> for Triage {
 }
 
 /// Decides on a message before its image is read. `body` is its text, which a dead letter keeps.
-pub fn triage(incoming: Incoming, body: &str, attempt: u32, now: Timestamp, rules: &Rules) -> Triage {
+pub(crate) fn triage(incoming: Incoming, body: &str, attempt: u32, now: Timestamp, rules: &Rules) -> Triage {
     match incoming {
         Incoming::Job(request) if attempt > 1 => Triage::LookUp(request),
         Incoming::Job(request) => decide(request, body, attempt, None, now, rules).into(),
@@ -108,7 +108,7 @@ pub fn triage(incoming: Incoming, body: &str, attempt: u32, now: Timestamp, rule
 
 /// Decides on a request that no earlier attempt has completed. `last_fault` is the reason why the
 /// attempt before failed, if this worker knows it.
-pub fn decide(
+pub(crate) fn decide(
     request: Box<ClassifyRequest>,
     body: &str,
     attempt: u32,
@@ -155,7 +155,7 @@ fn triage_legacy(request: &LegacyRequest, body: &str, attempt: u32, rules: &Rule
 
 impl Work {
     /// The outcome of an image that was classified.
-    pub fn succeeded(
+    pub(crate) fn succeeded(
         self,
         predictions: Vec<Prediction>,
         image: Bytes,
@@ -187,7 +187,7 @@ impl Work {
     }
 
     /// The outcome of an image that fails again at every retry.
-    pub fn failed(self, code: ErrorCode, message: String, body: &str, now: Timestamp, rules: &Rules) -> Outcome {
+    pub(crate) fn failed(self, code: ErrorCode, message: String, body: &str, now: Timestamp, rules: &Rules) -> Outcome {
         match self.origin {
             Origin::Ours(request) => {
                 let mut outcome = ended(&request, Status::Failed, code, message, self.attempt, now, rules);
@@ -205,7 +205,7 @@ impl Work {
 
     /// The outcome of an image whose stored bytes are damaged: the client gets an error, and the message becomes a
     /// dead letter.
-    pub fn damaged(self, reason: &str, body: &str, now: Timestamp, rules: &Rules) -> Outcome {
+    pub(crate) fn damaged(self, reason: &str, body: &str, now: Timestamp, rules: &Rules) -> Outcome {
         let attempt = self.attempt;
         let message = format!("the stored image is damaged, send it again ({reason})");
         let dead_letter = |id| DeadLetter {
@@ -224,7 +224,7 @@ impl Work {
     }
 
     /// The outcome of an attempt that failed by an internal fault.
-    pub fn faulted(&self, reason: String) -> Outcome {
+    pub(crate) fn faulted(&self, reason: String) -> Outcome {
         let id = match &self.origin {
             Origin::Ours(request) => Some(request.id),
             Origin::Legacy { .. } => None,
@@ -235,7 +235,7 @@ impl Work {
 
 impl Outcome {
     /// The name in the log and the label of the counter.
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Outcome::Result { result, .. } => result.status.as_str(),
             Outcome::AlreadyCompleted { .. } => "again",
@@ -248,13 +248,13 @@ impl Outcome {
 }
 
 /// The outcome of a message that is left to another attempt.
-pub fn release(id: Option<Uuid>, attempt: u32, reason: String) -> Outcome {
+pub(crate) fn release(id: Option<Uuid>, attempt: u32, reason: String) -> Outcome {
     Outcome::Release { id, after: retry_delay(attempt), reason }
 }
 
 /// The outcome of a job whose result was written by an earlier attempt and is damaged: its content is lost, and another
 /// result must not replace it without an operator.
-pub fn damaged_result(request: &ClassifyRequest, body: &str, attempts: u32, reason: &str) -> Outcome {
+pub(crate) fn damaged_result(request: &ClassifyRequest, body: &str, attempts: u32, reason: &str) -> Outcome {
     let reason = format!("{reason}; `imgcls queue redrive {}` classifies the image again", request.id);
     dead_letter(Some(request.id), body, reason, attempts)
 }
@@ -339,7 +339,7 @@ fn legacy_dead_letter(name: String, body: &str, reason: String, attempts: u32) -
 }
 
 /// Converts a duration to milliseconds, the unit of times on the wire.
-pub fn millis(duration: Duration) -> f64 {
+pub(crate) fn millis(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1e3
 }
 

@@ -7,12 +7,12 @@ use uuid::Uuid;
 
 /// The last faults by job. It only informs people, so that it may forget the oldest.
 #[derive(Default)]
-pub struct LastFaults(Mutex<HashMap<Uuid, String>>);
+pub(crate) struct LastFaults(Mutex<HashMap<Uuid, String>>);
 
 impl LastFaults {
     const REMEMBERED: usize = 1_000;
 
-    pub fn record(&self, id: Uuid, reason: String) {
+    pub(crate) fn record(&self, id: Uuid, reason: String) {
         let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if faults.len() >= Self::REMEMBERED {
             faults.clear();
@@ -20,7 +20,7 @@ impl LastFaults {
         faults.insert(id, reason);
     }
 
-    pub fn of(&self, id: Uuid) -> Option<String> {
+    pub(crate) fn of(&self, id: Uuid) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 }

@@ -22,7 +22,7 @@ const SHORTEST_TICK: Duration = Duration::from_millis(100);
 /// Every lease of this worker. Renews all of them at a third of the visibility timeout, so that a renewal may fail
 /// twice before a message comes to another worker.
 #[derive(Clone)]
-pub struct Keeper {
+pub(crate) struct Keeper {
     transport: Arc<dyn Transport>,
     visibility_timeout: Duration,
     max_lease: Duration,
@@ -37,7 +37,7 @@ struct Held {
 
 /// The progress of a worker with an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
+pub(crate) enum Stage {
     /// No work on it has begun.
     Waiting,
     Fetching,
@@ -58,14 +58,14 @@ struct Progress {
 
 /// One delivery that this worker may complete. After it is dropped it is not renewed any more, and a message
 /// that was not completed is delivered again after its visibility timeout.
-pub struct Lease {
+pub(crate) struct Lease {
     receipt: Receipt,
     held: Arc<Held>,
 }
 
 impl Keeper {
     /// Leases that run out are recorded in `last_faults`.
-    pub fn new(
+    pub(crate) fn new(
         transport: Arc<dyn Transport>,
         visibility_timeout: Duration,
         max_lease: Duration,
@@ -76,25 +76,25 @@ impl Keeper {
     }
 
     /// Begins to hold a delivery.
-    pub fn hold(&self, receipt: Receipt) -> Lease {
+    pub(crate) fn hold(&self, receipt: Receipt) -> Lease {
         self.held.insert(receipt.clone());
         Lease { receipt, held: Arc::clone(&self.held) }
     }
 
     /// Watches how many leases are held.
-    pub fn held_count(&self) -> watch::Receiver<usize> {
+    pub(crate) fn held_count(&self) -> watch::Receiver<usize> {
         self.held.count.subscribe()
     }
 
     /// Returns once at most `count` leases are held.
-    pub async fn until_held_at_most(&self, count: usize) {
+    pub(crate) async fn until_held_at_most(&self, count: usize) {
         let mut held = self.held.count.subscribe();
         // Fails only when the sender is gone, and `self` owns it.
         let _ = held.wait_for(|held| *held <= count).await;
     }
 
     /// Renews until cancelled.
-    pub async fn renew(self, stop: CancellationToken) {
+    pub(crate) async fn renew(self, stop: CancellationToken) {
         let mut ticks = tokio::time::interval((self.visibility_timeout / 3).min(self.max_lease).max(SHORTEST_TICK));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let renewing = async {
@@ -110,7 +110,7 @@ impl Keeper {
     }
 
     /// The receipts that this worker may still complete.
-    pub fn held(&self) -> Vec<Receipt> {
+    pub(crate) fn held(&self) -> Vec<Receipt> {
         self.held.lock().keys().cloned().collect()
     }
 
@@ -134,12 +134,12 @@ impl Keeper {
     }
 
     /// Makes messages visible to other workers at once.
-    pub async fn release_all(&self, receipts: &[Receipt]) -> Result<(), TransportError> {
+    pub(crate) async fn release_all(&self, receipts: &[Receipt]) -> Result<(), TransportError> {
         self.transport.release(receipts, Duration::ZERO).await
     }
 
     /// Releases one message, so that it is visible to every worker after `delay`.
-    pub async fn release(&self, lease: Lease, delay: Duration) -> Result<(), TransportError> {
+    pub(crate) async fn release(&self, lease: Lease, delay: Duration) -> Result<(), TransportError> {
         let receipt = lease.receipt.clone();
         // Dropped before the release, because a renewal after it would hide the message for its whole timeout.
         drop(lease);
@@ -199,19 +199,19 @@ impl Held {
 
 impl Lease {
     /// The receipt, to complete the message with.
-    pub fn receipt(&self) -> Receipt {
+    pub(crate) fn receipt(&self) -> Receipt {
         self.receipt.clone()
     }
 
     /// Sets the id of the job, for the log.
-    pub fn belongs_to(&self, id: Option<Uuid>) {
+    pub(crate) fn belongs_to(&self, id: Option<Uuid>) {
         if let Some(progress) = self.held.lock().get_mut(&self.receipt) {
             progress.id = id;
         }
     }
 
     /// Sets how far the worker is. The time of the lease begins with the first stage that counts.
-    pub fn enter(&self, stage: Stage) {
+    pub(crate) fn enter(&self, stage: Stage) {
         if let Some(progress) = self.held.lock().get_mut(&self.receipt) {
             progress.stage = stage;
             if stage.counts() {
@@ -221,7 +221,7 @@ impl Lease {
     }
 
     /// Returns true if the lease has run out, so that another worker may have the message and work on it here is useless.
-    pub fn has_run_out(&self) -> bool {
+    pub(crate) fn has_run_out(&self) -> bool {
         !self.held.lock().contains_key(&self.receipt)
     }
 }

@@ -7,7 +7,7 @@ use prometheus::{
     register_histogram_vec, register_int_counter, register_int_counter_vec,
 };
 
-pub struct Metrics {
+pub(crate) struct Metrics {
     pub received: IntCounter,
     pub redelivered: IntCounter,
     pub outcomes: IntCounterVec,
@@ -19,12 +19,12 @@ pub struct Metrics {
 
 impl Metrics {
     /// Seconds in one stage: `fetched`, `decoded`, `inferred`, `published`.
-    pub fn stage(&self, stage: &str) -> Histogram {
+    pub(crate) fn stage(&self, stage: &str) -> Histogram {
         self.stages.with_label_values(&[stage])
     }
 }
 
-pub static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     let registered = "names are given once, here; this is a bug";
     let seconds = exponential_buckets(0.000_25, 2.0, 16).expect(registered);
     Metrics {

@@ -61,11 +61,16 @@ use crate::transport::{self, MAX_BATCH, ServiceOptions, Transport};
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Settings of a worker.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The backend that holds jobs and results.
     pub backend: Backend,
+    /// The names of the queues and buckets.
     pub names: Names,
+    /// Limits on images, checked before anything is decoded.
     pub limits: Limits,
+    /// The model to classify with.
     pub model: ModelChoice,
     /// How long a received message stays with this worker. It is renewed at a third of that.
     pub visibility_timeout: Duration,
@@ -75,7 +80,9 @@ pub struct Config {
     pub max_receive_count: u32,
     /// Parallel sessions of the model. `None` means one for each core.
     pub sessions: Option<usize>,
+    /// The largest number of images in one inference.
     pub max_batch_size: usize,
+    /// How long an image may wait for others to join its batch.
     pub max_batch_delay: Duration,
     /// The Auto Scaling group of this worker, when it is an EC2 instance.
     pub auto_scaling_group: String,

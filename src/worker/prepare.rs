@@ -25,7 +25,7 @@ use crate::transport::{Delivery, MAX_BATCH, Transport, TransportError, Wanted};
 /// How long a fetch is retried before it costs an attempt. The lease is renewed meanwhile.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(20);
 
-pub struct Intake {
+pub(crate) struct Intake {
     pub transport: Arc<dyn Transport>,
     pub limits: Limits,
     pub rules: Arc<Rules>,
@@ -44,7 +44,7 @@ pub struct Intake {
 
 impl Intake {
     /// Receives until `shutdown`, then waits until all received messages have left this stage.
-    pub async fn run(self, shutdown: CancellationToken) {
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
         let intake = Arc::new(self);
         let mut jobs = JoinSet::new();
         let mut backoff = BACKOFF.start();

@@ -23,7 +23,7 @@ use crate::transport::{self, Completed, Completion, LegacyOutput, MAX_BATCH, New
 /// Groups that are published at the same time. While one waits for the disk or for AWS, the next are written.
 const MAX_GROUPS: usize = 16;
 
-pub struct Publisher {
+pub(crate) struct Publisher {
     pub transport: Arc<dyn Transport>,
     pub keeper: Keeper,
     pub last_faults: Arc<LastFaults>,
@@ -37,7 +37,7 @@ struct Publishing {
 
 impl Publisher {
     /// Publishes until `finished` is closed and empty.
-    pub async fn run(self, mut finished: mpsc::Receiver<Vec<Finished>>) {
+    pub(crate) async fn run(self, mut finished: mpsc::Receiver<Vec<Finished>>) {
         let publisher = Arc::new(self);
         let groups = Arc::new(Semaphore::new(MAX_GROUPS));
         let mut running = JoinSet::new();

@@ -8,10 +8,14 @@ use crate::retry::Schedule;
 use crate::transport::TransportError;
 
 /// Delays between attempts, each shortened at random by up to half, so that many workers do not retry at the same instant.
-pub const BACKOFF: Schedule = Schedule::new(Duration::from_millis(100), Duration::from_secs(2));
+pub(crate) const BACKOFF: Schedule = Schedule::new(Duration::from_millis(100), Duration::from_secs(2));
 
 /// Retries until an attempt succeeds or `timeout` has passed, and then returns the last error.
-pub async fn retry_for<T, E, F>(what: &'static str, timeout: Duration, mut attempt: impl FnMut() -> F) -> Result<T, E>
+pub(crate) async fn retry_for<T, E, F>(
+    what: &'static str,
+    timeout: Duration,
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, E>
 where
     E: Display,
     F: Future<Output = Result<T, E>>,
@@ -32,7 +36,7 @@ where
 }
 
 /// Turns an error of the object itself into an answer, because no further attempt would change it.
-pub fn unless_final<T>(read: Result<T, TransportError>) -> Result<Result<T, TransportError>, TransportError> {
+pub(crate) fn unless_final<T>(read: Result<T, TransportError>) -> Result<Result<T, TransportError>, TransportError> {
     match read {
         Err(error) if error.is_of_object() => Ok(Err(error)),
         Err(error) => Err(error),

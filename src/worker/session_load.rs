@@ -15,7 +15,7 @@ const SMOOTHING: u32 = 4;
 
 /// The load of a worker's sessions at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SessionLoad {
+pub(crate) struct SessionLoad {
     /// Sessions that wait for an image.
     pub waiting: usize,
     /// The images of the batch that a session began last; zero before the first.
@@ -25,25 +25,25 @@ pub struct SessionLoad {
 }
 
 impl SessionLoad {
-    pub const NOTHING_YET: SessionLoad = SessionLoad { waiting: 0, images: 0, service_time: FIRST_GUESS };
+    pub(crate) const NOTHING_YET: SessionLoad = SessionLoad { waiting: 0, images: 0, service_time: FIRST_GUESS };
 
-    pub fn is_idle(self) -> bool {
+    pub(crate) fn is_idle(self) -> bool {
         self.waiting > 0 || self.images == 0
     }
 
     /// Returns the expected time until the next session is free, if all `sessions` are busy.
-    pub fn next_is_free_in(self, sessions: u32) -> Duration {
+    pub(crate) fn next_is_free_in(self, sessions: u32) -> Duration {
         self.service_time * self.images as u32 / sessions
     }
 
-    pub fn measured(self, worked: Worked) -> SessionLoad {
+    pub(crate) fn measured(self, worked: Worked) -> SessionLoad {
         let service_time = worked.service_time().unwrap_or(self.service_time);
         SessionLoad { service_time: (self.service_time * (SMOOTHING - 1) + service_time) / SMOOTHING, ..self }
     }
 }
 
 /// The load, as the transport asks for it.
-pub struct LoadWatch {
+pub(crate) struct LoadWatch {
     pub load: watch::Receiver<SessionLoad>,
     pub sessions: u32,
 }

@@ -10,7 +10,7 @@ use super::lease::Lease;
 use crate::telemetry::trace::Span;
 
 /// An image that waits for a session.
-pub struct Fetched {
+pub(crate) struct Fetched {
     pub work: Work,
     pub lease: Lease,
     pub span: Span,
@@ -24,7 +24,7 @@ pub struct Fetched {
 }
 
 /// A delivery that has its outcome.
-pub struct Finished {
+pub(crate) struct Finished {
     pub lease: Lease,
     pub span: Span,
     pub outcome: Outcome,

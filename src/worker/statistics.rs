@@ -12,10 +12,10 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// The sum of the work of all sessions since the last report.
 #[derive(Debug, Default)]
-pub struct Statistics(Mutex<Worked>);
+pub(crate) struct Statistics(Mutex<Worked>);
 
 impl Statistics {
-    pub fn add(&self, worked: Worked) {
+    pub(crate) fn add(&self, worked: Worked) {
         let mut sum = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         sum.images += worked.images;
         sum.busy += worked.busy;
@@ -26,7 +26,7 @@ impl Statistics {
     }
 
     /// Reports the work of each second on standard output, until `stop`. A second without work is not reported.
-    pub async fn report(&self, sessions: u32, stop: CancellationToken) {
+    pub(crate) async fn report(&self, sessions: u32, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(EVERY);
         loop {
             tokio::select! {

@@ -17,14 +17,14 @@ use crate::model;
 const TIMES_THE_LIMIT: u32 = 2;
 
 /// Watches the decoders of all inference threads. `T` is the delivery that a decoder works on.
-pub struct Watchdog<T> {
+pub(crate) struct Watchdog<T> {
     decode_timeout: Duration,
     slots: Mutex<Vec<Arc<Slot<T>>>>,
     stuck: OnceLock<()>,
 }
 
 /// The image that one thread decodes at the moment.
-pub struct Slot<T>(Mutex<Option<Decoding<T>>>);
+pub(crate) struct Slot<T>(Mutex<Option<Decoding<T>>>);
 
 struct Decoding<T> {
     item: T,
@@ -34,19 +34,19 @@ struct Decoding<T> {
 }
 
 impl<T> Watchdog<T> {
-    pub fn new(decode_timeout: Duration) -> Watchdog<T> {
+    pub(crate) fn new(decode_timeout: Duration) -> Watchdog<T> {
         Watchdog { decode_timeout, slots: Mutex::default(), stuck: OnceLock::new() }
     }
 
     /// A slot for one more thread.
-    pub fn slot(&self) -> Arc<Slot<T>> {
+    pub(crate) fn slot(&self) -> Arc<Slot<T>> {
         let slot = Arc::new(Slot(Mutex::new(None)));
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&slot));
         slot
     }
 
     /// Waits for a thread that is stuck, and takes its delivery. Returns `None` if `stop` came first.
-    pub async fn wait(&self, stop: &CancellationToken) -> Option<T> {
+    pub(crate) async fn wait(&self, stop: &CancellationToken) -> Option<T> {
         let often = (self.decode_timeout / 4).clamp(Duration::from_millis(5), Duration::from_secs(1));
         let mut ticks = tokio::time::interval(often);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -62,7 +62,7 @@ impl<T> Watchdog<T> {
     }
 
     /// Returns true if a stuck thread was ever found.
-    pub fn has_found_one(&self) -> bool {
+    pub(crate) fn has_found_one(&self) -> bool {
         self.stuck.get().is_some()
     }
 
@@ -77,14 +77,14 @@ impl<T> Watchdog<T> {
 
 impl<T> Slot<T> {
     /// Records that this thread begins to decode.
-    pub fn begin(&self, item: T) {
+    pub(crate) fn begin(&self, item: T) {
         let cpu_time_at_begin = model::thread_cpu_time();
         let decoding = Decoding { item, thread: gettid(), began: Instant::now(), cpu_time_at_begin };
         *self.state() = Some(decoding);
     }
 
     /// Records that this thread has decoded. Returns `None` if the watchdog has taken the delivery and decided its outcome.
-    pub fn end(&self) -> Option<T> {
+    pub(crate) fn end(&self) -> Option<T> {
         self.state().take().map(|decoding| decoding.item)
     }
 

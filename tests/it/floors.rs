@@ -1,6 +1,7 @@
 //! Which modules may import which. The rooms (the top-level modules) are arranged on floors, and a room uses only rooms
 //! on lower floors, never another one on its own floor.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -27,6 +28,9 @@ const CRATES: [(&str, &[&str]); 7] = [
     ("aws_*", &["aws/", "transport/aws/", "instance/aws.rs", "provision/aws", "autoscaler/aws.rs"]),
 ];
 
+/// The length of a source file above which it is cut.
+const MAX_LINES: usize = 700;
+
 /// The lints deny unsafe code, so a file that needs it has to allow it. All of it belongs in one file.
 #[test]
 fn unsafe_code_is_allowed_in_one_file_only() {
@@ -51,6 +55,20 @@ fn the_legend_names_every_room_on_its_floor() {
     rooms.dedup();
     let faults = legend_faults(lib, &rooms);
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn no_source_file_has_more_than_700_lines() {
+    let long = sources().into_iter().filter_map(|(path, text)| {
+        let lines = text.lines().count();
+        (lines > MAX_LINES).then(|| format!("src/{path} has {lines} lines"))
+    });
+    assert_eq!(long.collect::<Vec<_>>(), Vec::<String>::new());
+}
+
+#[test]
+fn no_files_of_a_room_use_each_other_in_a_circle() {
+    assert_eq!(circles(&sources()), Vec::<String>::new());
 }
 
 /// Returns the path under `src/` and the text of every source file.
@@ -104,22 +122,28 @@ fn violations(path: &str, text: &str) -> Vec<String> {
     found
 }
 
-/// Returns one line for each mistake in the legend of `lib.rs`, which must list every room, on its floor, with a
-/// description.
+/// Returns what is wrong with the legend in the docs of `lib.rs`: it names each room once, under the heading of its
+/// floor, with a text that says what the room is, and names nothing else.
 fn legend_faults(lib: &str, rooms: &[&str]) -> Vec<String> {
     let mut faults = Vec::new();
     let mut listed = Vec::new();
     let mut heading = None;
     for line in lib.lines() {
-        if let Some(rest) = line.strip_prefix("// Floor ") {
+        if let Some(rest) = line.strip_prefix("//! # Floor ") {
             heading = rest.split(':').next().and_then(|number| number.parse::<u8>().ok());
-        } else if let Some((name, description)) = line.strip_prefix("pub mod ").and_then(|rest| rest.split_once(';')) {
+        } else if let Some((name, legend)) = line.strip_prefix("//! - [`").and_then(|rest| rest.split_once("`]")) {
+            if listed.contains(&name) {
+                faults.push(format!("the docs of lib.rs list `{name}` twice"));
+            }
             listed.push(name);
-            if description.trim().trim_start_matches('/').trim().is_empty() {
-                faults.push(format!("lib.rs does not describe `{name}`"));
+            if legend.trim_start_matches(':').trim().is_empty() {
+                faults.push(format!("the docs of lib.rs say nothing about `{name}`"));
             }
             if floor(name) != heading {
                 faults.push(format!("lib.rs lists `{name}` on floor {heading:?}, the table on {:?}", floor(name)));
+            }
+            if !rooms.contains(&name) {
+                faults.push(format!("the docs of lib.rs list `{name}`, which is not a room"));
             }
         }
     }
@@ -128,10 +152,142 @@ fn legend_faults(lib: &str, rooms: &[&str]) -> Vec<String> {
             faults.push(format!("`{room}` is not in the table of floors"));
         }
         if *room != "main" && !listed.contains(room) {
-            faults.push(format!("lib.rs does not list `{room}`"));
+            faults.push(format!("the docs of lib.rs do not list `{room}`"));
         }
     }
     faults
+}
+
+/// Returns the circles of files inside rooms, each as a line that names its files. A file uses another file of its room
+/// when a path leads to the module of that file, or to an item in it. A path that ends in a folder's `mod.rs` counts for
+/// that file. `mod.rs` itself is left out: it declares the modules of its folder and re-exports what they offer, so that
+/// all of them may use what it defines.
+fn circles(sources: &[(String, String)]) -> Vec<String> {
+    let modules: BTreeMap<Vec<&str>, &str> =
+        sources.iter().map(|(path, _)| (module_path(path), path.as_str())).collect();
+    let mut uses: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (path, text) in sources {
+        let own = module_path(path);
+        let is_parent = modules.keys().any(|module| module.len() > own.len() && module.starts_with(&own));
+        if own.len() < 2 || is_parent {
+            continue;
+        }
+        for used in paths_used(&own, &tokens(text)) {
+            // The longest beginning of the path that is a module. What follows it is an item in that module.
+            let module = (2..=used.len()).rev().find_map(|length| {
+                let beginning: Vec<&str> = used[..length].iter().map(String::as_str).collect();
+                modules.get(&beginning).copied()
+            });
+            if let Some(module) = module
+                && used.first().map(String::as_str) == own.first().copied()
+                && module != path
+            {
+                uses.entry(path).or_default().insert(module);
+            }
+        }
+    }
+    // What each file reaches, over any number of steps.
+    let mut reaches = uses.clone();
+    loop {
+        let before: usize = reaches.values().map(BTreeSet::len).sum();
+        let next: BTreeMap<&str, BTreeSet<&str>> = reaches
+            .iter()
+            .map(|(file, used)| {
+                let further = used.iter().filter_map(|used| reaches.get(used)).flatten();
+                (*file, used.iter().chain(further).copied().collect())
+            })
+            .collect();
+        reaches = next;
+        if reaches.values().map(BTreeSet::len).sum::<usize>() == before {
+            break;
+        }
+    }
+    let found: BTreeSet<String> = reaches
+        .iter()
+        .filter(|(file, reached)| reached.contains(*file))
+        .map(|(file, reached)| {
+            let back = |other: &&&str| reaches.get(**other).is_some_and(|further| further.contains(file));
+            let circle: Vec<&str> = reached.iter().filter(back).copied().collect();
+            circle.join(", ")
+        })
+        .collect();
+    found.into_iter().collect()
+}
+
+/// The module path of the file at `path` under `src/`: `web/http/mod.rs` is `web::http`.
+fn module_path(path: &str) -> Vec<&str> {
+    let mut parts: Vec<&str> = path.trim_end_matches(".rs").split('/').collect();
+    if parts.len() > 1 && parts.last() == Some(&"mod") {
+        parts.pop();
+    }
+    parts
+}
+
+/// Returns the paths that begin with `crate`, `super` or `self` in the module at `own`, counted from the crate's root.
+/// Use trees are expanded. Unit tests are left out: they may use a file that uses theirs, such as the one that prints its
+/// results.
+fn paths_used(own: &[&str], tokens: &[(usize, Token)]) -> Vec<Vec<String>> {
+    let mut module: Vec<String> = own.iter().map(ToString::to_string).collect();
+    let mut opened = Vec::new();
+    let mut found = Vec::new();
+    for (at, (_, current)) in tokens.iter().enumerate() {
+        let before = at.checked_sub(1).map(|before| &tokens[before].1);
+        match current {
+            Token::Other('{') => {
+                let inline = match (at.checked_sub(2).map(|keyword| &tokens[keyword].1), before) {
+                    (Some(keyword), Some(Token::Ident(name))) if keyword.is("mod") => Some(name.clone()),
+                    _ => None,
+                };
+                opened.push(inline.is_some());
+                module.extend(inline);
+            }
+            Token::Other('}') if opened.pop() == Some(true) => {
+                module.pop();
+            }
+            Token::Ident(name)
+                if before != Some(&Token::Sep)
+                    && ["crate", "super", "self"].contains(&name.as_str())
+                    && !module[own.len()..].iter().any(|inline| inline == "tests") =>
+            {
+                expand(tokens, at, &module, &mut found);
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Adds every path of the use tree that begins at `at`, each after `prefix`. Returns the index after the tree.
+fn expand(tokens: &[(usize, Token)], mut at: usize, prefix: &[String], found: &mut Vec<Vec<String>>) -> usize {
+    let mut path = prefix.to_vec();
+    loop {
+        match tokens.get(at).map(|(_, token)| token) {
+            Some(token) if token.is("crate") => path.clear(),
+            Some(token) if token.is("super") => drop(path.pop()),
+            Some(token) if token.is("self") => {}
+            Some(Token::Ident(name)) => path.push(name.clone()),
+            Some(Token::Other('{')) => {
+                at += 1;
+                while !matches!(tokens.get(at), None | Some((_, Token::Other('}')))) {
+                    // At least one token is consumed each time, so the loop ends.
+                    at = expand(tokens, at, &path, found).max(at + 1);
+                    while !matches!(tokens.get(at), None | Some((_, Token::Other('}' | ',')))) {
+                        at += 1;
+                    }
+                    at += usize::from(matches!(tokens.get(at), Some((_, Token::Other(',')))));
+                }
+                return at + 1;
+            }
+            _ => break,
+        }
+        at += 1;
+        if !matches!(tokens.get(at), Some((_, Token::Sep))) {
+            break;
+        }
+        at += 1;
+    }
+    found.push(path);
+    at
 }
 
 fn room(path: &str) -> &str {
@@ -395,11 +551,61 @@ mod checker {
 
     #[test]
     fn legend_without_a_room_or_with_one_on_a_wrong_floor_is_found() {
-        let good = "// Floor 1: words.\npub mod config; // names\n// Floor 2: ports.\npub mod transport; // the port\n";
+        let good =
+            "//! # Floor 1: words\n//! - [`config`]: names\n//! # Floor 2: ports\n//! - [`transport`]: the port\n";
         assert_eq!(legend_faults(good, &["config", "main", "transport"]), Vec::<String>::new());
         assert_eq!(legend_faults(good, &["config", "model", "transport"]).len(), 1);
         assert_eq!(legend_faults(&good.replace("Floor 2", "Floor 3"), &["config", "transport"]).len(), 1);
-        assert_eq!(legend_faults(&good.replace(" // the port", ""), &["config", "transport"]).len(), 1);
+        assert_eq!(legend_faults(&good.replace(": the port", ""), &["config", "transport"]).len(), 1);
         assert_eq!(legend_faults(good, &["cellar", "config", "transport"]).len(), 2);
+        assert_eq!(legend_faults(good, &["config"]).len(), 1);
+        let twice = format!("{good}//! - [`transport`]: again\n");
+        assert_eq!(legend_faults(&twice, &["config", "transport"]).len(), 1);
+    }
+
+    fn circles_of(files: &[(&str, &str)]) -> usize {
+        let files: Vec<(String, String)> =
+            files.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect();
+        circles(&files).len()
+    }
+
+    #[test]
+    fn a_circle_of_files_is_found_however_its_paths_are_written() {
+        for (job, lease) in [
+            ("use super::lease::Lease;", "use super::job::Job;"),
+            ("use crate::worker::lease;", "fn f() { crate::worker::job::run(); }"),
+            ("use super::{admin::X, lease::{self, Lease}};", "use crate::{config, worker::{admin, job::Job}};"),
+            ("use super::{\n    admin,\n    lease,\n};", "mod inner { use super::super::job::Job; }"),
+            ("use super::admin::X;", "use super::job::Job;"),
+        ] {
+            let files = [
+                ("worker/mod.rs", "mod admin;\nmod job;\nmod lease;"),
+                ("worker/admin.rs", "use super::lease as other;"),
+                ("worker/job.rs", job),
+                ("worker/lease.rs", lease),
+            ];
+            assert!(circles_of(&files) > 0, "{job} {lease}");
+        }
+        let nested =
+            [("web/http/idle.rs", "use crate::web::jobs::Job;"), ("web/jobs.rs", "use super::http::idle::{Idle};")];
+        assert_eq!(circles_of(&nested), 1);
+    }
+
+    #[test]
+    fn files_that_use_each_other_one_way_are_no_circle() {
+        let files = [
+            ("worker/mod.rs", "mod job; use job::Job; use self::lease::Lease;"),
+            ("worker/admin.rs", "use super::{job::Job, lease::Lease};"),
+            (
+                "worker/job.rs",
+                "use super::{Config, lease::Lease};\n// use super::admin;\nfn f(&self) { self.admin(); }",
+            ),
+            (
+                "worker/lease.rs",
+                "use crate::transport::job::Job; mod tests { use super::*; use super::super::Config; }",
+            ),
+            ("transport/job.rs", "pub struct Job;"),
+        ];
+        assert_eq!(circles_of(&files), 0);
     }
 }

@@ -1,5 +1,13 @@
 //! Every test that runs the program or reads the repository, in one binary that is linked once.
 
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "tests have no public API, and print what they measured or skipped"
+)]
+
 mod cloud;
 mod cloudwatch;
 mod conformance;

@@ -25,7 +25,7 @@ pub(super) struct Entry {
 }
 
 impl File {
-    pub fn read(path: &Path) -> Result<File, SettingsError> {
+    pub(crate) fn read(path: &Path) -> Result<File, SettingsError> {
         let text = std::fs::read_to_string(path).map_err(|error| {
             SettingsError(format!("cannot read the settings in {}: {error}; see --config", path.display()))
         })?;
@@ -50,7 +50,7 @@ impl File {
     }
 
     /// An error that names the line.
-    pub fn error(&self, line: usize, message: &str) -> SettingsError {
+    pub(crate) fn error(&self, line: usize, message: &str) -> SettingsError {
         SettingsError(format!("{}:{line}: {message}", self.path.display()))
     }
 

@@ -52,14 +52,14 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    pub fn of(cli: &Command) -> Tables {
+    pub(crate) fn of(cli: &Command) -> Tables {
         let commands = cli.get_subcommands().map(|command| (command.get_name().to_owned(), names_of(command)));
         Tables { settings: commands.collect() }
     }
 
     /// # Errors
     /// If the file has a table that no command reads, or a key that its table does not have.
-    pub fn check_keys(&self, file: &File) -> Result<(), SettingsError> {
+    pub(crate) fn check_keys(&self, file: &File) -> Result<(), SettingsError> {
         file.entries.iter().try_for_each(|entry| match &entry.table {
             None => self.check_top_level(file, entry),
             Some(table) => self.check_table(file, entry, table),
@@ -68,7 +68,7 @@ impl Tables {
 
     /// The entries that a command reads: those of its table, and of the top level those that it has and that its table
     /// does not give.
-    pub fn entries_for<'a>(&self, command: &str, file: &'a File) -> Vec<&'a Entry> {
+    pub(crate) fn entries_for<'a>(&self, command: &str, file: &'a File) -> Vec<&'a Entry> {
         let table = table_of(command);
         let in_table = |entry: &&Entry| table.is_some() && entry.table.as_deref() == table;
         let mut entries: Vec<&Entry> = file.entries.iter().filter(in_table).collect();
@@ -85,7 +85,7 @@ impl Tables {
     ///
     /// # Errors
     /// If a value is wrong, or belongs to `provision`.
-    pub fn machines(&self, cli: &Command, file: &File) -> Result<Machines, SettingsError> {
+    pub(crate) fn machines(&self, cli: &Command, file: &File) -> Result<Machines, SettingsError> {
         let document = |command: &str| self.machine_document(cli, file, command);
         Ok(Machines { web: document("serve-web")?, worker: document("worker")?, autoscale: document("autoscale")? })
     }

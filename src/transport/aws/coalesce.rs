@@ -19,7 +19,7 @@ const MAX_ITEMS: usize = 1_000;
 
 /// How often calls depart.
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
+pub(crate) struct Pace {
     /// Between two calls that are not full.
     pub interval: Duration,
     /// Calls in flight at a time.
@@ -30,14 +30,14 @@ pub struct Pace {
 
 /// The call that coalesced items share.
 #[async_trait]
-pub trait BatchCall: Send + Sync + 'static {
+pub(crate) trait BatchCall: Send + Sync + 'static {
     type Item: Send + 'static;
     fn size_bytes(item: &Self::Item) -> usize;
     /// One answer for each of the at most [`MAX_BATCH`] items, in order.
     async fn call(&self, items: Vec<Self::Item>) -> Vec<Result<(), QueueError>>;
 }
 
-pub struct Coalescer<C: BatchCall> {
+pub(crate) struct Coalescer<C: BatchCall> {
     shared: Arc<Shared<C>>,
 }
 
@@ -86,7 +86,7 @@ impl Pace {
 }
 
 impl<C: BatchCall> Coalescer<C> {
-    pub fn new(call: C, pace: Pace) -> Self {
+    pub(crate) fn new(call: C, pace: Pace) -> Self {
         let state = State { waiting: VecDeque::new(), in_flight: 0, last_departure: None, timer_runs: false };
         let capacity = Arc::new(Semaphore::new(MAX_ITEMS));
         Coalescer { shared: Arc::new(Shared { call, pace, capacity, state: Mutex::new(state) }) }
@@ -94,7 +94,7 @@ impl<C: BatchCall> Coalescer<C> {
 
     /// One answer for each of the at most [`MAX_BATCH`] items, in order. Submitted items are sent even when this
     /// future is dropped.
-    pub async fn submit(&self, items: Vec<C::Item>) -> Vec<Result<(), QueueError>> {
+    pub(crate) async fn submit(&self, items: Vec<C::Item>) -> Vec<Result<(), QueueError>> {
         let count = u32::try_from(items.len()).expect("at most ten; this is a bug");
         let permits = Arc::clone(&self.shared.capacity).acquire_many_owned(count).await;
         let answers = self.shared.enqueue(items, permits.expect("never closed; this is a bug"));

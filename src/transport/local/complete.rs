@@ -15,7 +15,7 @@ use crate::transport::queued::queue::{Outgoing, QueueError};
 use crate::transport::queued::replies;
 
 /// A completion, with its bodies prepared.
-pub struct Planned {
+pub(crate) struct Planned {
     pub receipt: Receipt,
     pub marker: Option<ExistingObject>,
     pub result: Option<(NewObject, ExistingObject)>,
@@ -27,7 +27,7 @@ pub struct Planned {
 }
 
 /// Where a reply goes.
-pub enum PlannedReply {
+pub(crate) enum PlannedReply {
     /// As a message, in the transaction.
     InTransaction { queue: String, text: String },
     /// As a datagram, once the transaction is on disk.
@@ -37,7 +37,7 @@ pub enum PlannedReply {
 }
 
 /// What the transaction did for one completion.
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Objects whose puts are to be finished once the transaction is committed; true for those of the input bucket.
     pub stored: Vec<(bool, Done)>,
     /// Where a deleted object was.
@@ -45,7 +45,7 @@ pub struct Outcome {
     pub written: Result<Written, CompletionError>,
 }
 
-pub struct Written {
+pub(crate) struct Written {
     pub result: ResultWrite,
     pub reply: Option<ReplyOutcome>,
     pub reply_after_commit: Option<(String, String)>,
@@ -72,7 +72,7 @@ impl Default for Planned {
 }
 
 /// Carries out a batch. An error of one completion is its own; one of the database is returned for all.
-pub fn carry_out(
+pub(crate) fn carry_out(
     session: &mut Session,
     batch: Vec<Planned>,
     requests: &str,
@@ -110,7 +110,7 @@ pub fn carry_out(
 }
 
 /// The same failure with the error of the port.
-pub fn lift<E: Into<TransportError>>(failure: Failure<E>) -> Failure<TransportError> {
+pub(crate) fn lift<E: Into<TransportError>>(failure: Failure<E>) -> Failure<TransportError> {
     match failure {
         Failure::Call(error) => Failure::Call(error.into()),
         Failure::Sql(error) => Failure::Sql(error),

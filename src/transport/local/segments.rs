@@ -89,17 +89,17 @@ pub(super) struct Appended {
 }
 
 impl Appended {
-    pub fn place(&self) -> &Place {
+    pub(crate) fn place(&self) -> &Place {
         &self.place
     }
 
     /// The file. It has to be synced before anybody is told that the object exists.
-    pub fn file(&self) -> &Arc<File> {
+    pub(crate) fn file(&self) -> &Arc<File> {
         &self.file
     }
 
     /// The place is not in doubt any more: a committed row names it, or the caller releases it.
-    pub fn commit(mut self) {
+    pub(crate) fn commit(mut self) {
         self.is_committed = true;
     }
 }
@@ -135,7 +135,7 @@ pub(super) struct SegmentsUsage {
 
 impl Segments {
     /// `database` is that of the same directory. It fails when a segment cannot be synced.
-    pub fn open(data_dir: &Path, database: Arc<Database>) -> Result<Segments, Fault> {
+    pub(crate) fn open(data_dir: &Path, database: Arc<Database>) -> Result<Segments, Fault> {
         let directory = data_dir.join(DIRECTORY);
         make_directory(data_dir, &directory)?;
         database.watch(&directory);
@@ -151,7 +151,7 @@ impl Segments {
     }
 
     /// Appends a body.
-    pub fn append(self: &Arc<Self>, body: &[u8]) -> Result<Appended, Fault> {
+    pub(crate) fn append(self: &Arc<Self>, body: &[u8]) -> Result<Appended, Fault> {
         let size_bytes = body.len() as u64;
         let (segment, file, offset) = self.reserve(size_bytes).map_err(|error| fault(&self.directory, &error))?;
         let place = Place { segment, offset, size_bytes, checksum: crc32fast::hash(body) };
@@ -166,7 +166,7 @@ impl Segments {
     }
 
     /// Reads a body. `None` when something else is there by now.
-    pub fn read(&self, place: &Place) -> Result<Option<Bytes>, Fault> {
+    pub(crate) fn read(&self, place: &Place) -> Result<Option<Bytes>, Fault> {
         match self.reader(&place.segment).and_then(|file| read_at(&file, place)) {
             Ok(body) => Ok((crc32fast::hash(&body) == place.checksum).then(|| body.into())),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => Ok(None),
@@ -175,12 +175,12 @@ impl Segments {
     }
 
     /// As [`Segments::append`], outside of the thread of the database.
-    pub async fn append_aside(self: &Arc<Self>, body: Bytes) -> Result<Appended, Fault> {
+    pub(crate) async fn append_aside(self: &Arc<Self>, body: Bytes) -> Result<Appended, Fault> {
         self.blocking(move |segments| segments.append(&body)).await
     }
 
     /// As [`Segments::append`], synced, and outside of the thread of the database: for a body that takes a while.
-    pub async fn append_synced(self: &Arc<Self>, body: Bytes) -> Result<Appended, Fault> {
+    pub(crate) async fn append_synced(self: &Arc<Self>, body: Bytes) -> Result<Appended, Fault> {
         self.blocking(move |segments| {
             let appended = segments.append(&body)?;
             if let Err(error) = appended.file.sync_data() {
@@ -199,12 +199,12 @@ impl Segments {
     }
 
     /// As [`Segments::read`], outside of the thread of the database.
-    pub async fn read_aside(self: &Arc<Self>, place: Place) -> Result<Option<Bytes>, Fault> {
+    pub(crate) async fn read_aside(self: &Arc<Self>, place: Place) -> Result<Option<Bytes>, Fault> {
         self.blocking(move |segments| segments.read(&place)).await
     }
 
     /// As [`Segments::read_aside`], in pieces. The last one is withheld unless the checksum of all of them is right.
-    pub fn pieces(
+    pub(crate) fn pieces(
         self: &Arc<Self>,
         place: Place,
         error: impl Fn(Fault) -> TransportError + Send + 'static,
@@ -218,7 +218,7 @@ impl Segments {
     }
 
     /// Frees the space of bodies that no row names any more, if the file system can.
-    pub async fn release(self: &Arc<Self>, places: Vec<Place>) {
+    pub(crate) async fn release(self: &Arc<Self>, places: Vec<Place>) {
         if places.is_empty() {
             return;
         }
@@ -244,21 +244,21 @@ impl Segments {
     }
 
     /// Takes the places of failed puts. The caller finds out whether rows name them.
-    pub fn take_doubtful(&self) -> Vec<Place> {
+    pub(crate) fn take_doubtful(&self) -> Vec<Place> {
         std::mem::take(&mut *self.doubtful.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Returns places that are still in doubt.
-    pub fn return_doubtful(&self, places: Vec<Place>) {
+    pub(crate) fn return_doubtful(&self, places: Vec<Place>) {
         self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).extend(places);
     }
 
     /// Whether deleted bodies keep their blocks until their segment is removed.
-    pub fn cannot_punch(&self) -> bool {
+    pub(crate) fn cannot_punch(&self) -> bool {
         self.cannot_punch.load(Ordering::Relaxed)
     }
 
-    pub fn usage(&self) -> io::Result<SegmentsUsage> {
+    pub(crate) fn usage(&self) -> io::Result<SegmentsUsage> {
         let mut usage = SegmentsUsage::default();
         for entry in std::fs::read_dir(&self.directory)? {
             match entry?.metadata() {
@@ -274,7 +274,7 @@ impl Segments {
     }
 
     /// The names of all segments, oldest first.
-    pub fn names(&self) -> io::Result<Vec<String>> {
+    pub(crate) fn names(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(&self.directory)? {
             names.extend(entry?.file_name().into_string().ok().filter(|name| is_segment(name)));
@@ -284,7 +284,7 @@ impl Segments {
     }
 
     /// Claims the segment, if no process writes it or works on it.
-    pub fn claim(&self, name: &str) -> io::Result<Option<Unwritten>> {
+    pub(crate) fn claim(&self, name: &str) -> io::Result<Option<Unwritten>> {
         let path = self.directory.join(name);
         let file = match OpenOptions::new().read(true).write(true).open(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -307,7 +307,7 @@ impl Segments {
     }
 
     /// Frees everything of a segment but the given bodies: all that rows name, by ascending offset.
-    pub fn punch_outside(&self, segment: &Unwritten, live: &[Place]) -> io::Result<()> {
+    pub(crate) fn punch_outside(&self, segment: &Unwritten, live: &[Place]) -> io::Result<()> {
         let mut gaps = Vec::new();
         let mut end = 0;
         for place in live {
@@ -402,7 +402,7 @@ impl Segments {
 impl Unwritten {
     /// Removes the segment, whose bodies are all deleted or moved. Its blocks are freed first: a reader of another process
     /// may keep the file open.
-    pub fn remove(self) -> io::Result<()> {
+    pub(crate) fn remove(self) -> io::Result<()> {
         self.file.set_len(0)?;
         std::fs::remove_file(&self.path)
     }

@@ -34,7 +34,7 @@ const MARKER_FLUSH_DELAY: Duration = Duration::from_secs(1);
 /// A local read takes microseconds.
 const DEPTH_INTERVAL: Duration = Duration::from_millis(500);
 
-pub struct LocalSteps {
+pub(crate) struct LocalSteps {
     queues: Arc<SqliteQueues>,
     requests: SqliteQueue,
     input: SqliteStore,
@@ -45,7 +45,7 @@ pub struct LocalSteps {
 }
 
 impl LocalSteps {
-    pub fn new(queues: Arc<SqliteQueues>, input: SqliteStore, output: SqliteStore, names: Names) -> LocalSteps {
+    pub(crate) fn new(queues: Arc<SqliteQueues>, input: SqliteStore, output: SqliteStore, names: Names) -> LocalSteps {
         let requests = queues.handle(&names.request_queue);
         LocalSteps { queues, requests, input, output, names, left_more: AtomicBool::new(false) }
     }

@@ -189,7 +189,7 @@ pub(super) struct ExistingObject {
 }
 
 impl NewObject {
-    pub fn append<E: From<Fault>>(self, session: &mut Session) -> Result<AppendedObject, sqlite::Failure<E>> {
+    pub(crate) fn append<E: From<Fault>>(self, session: &mut Session) -> Result<AppendedObject, sqlite::Failure<E>> {
         let (bytes, appended) = match self.body {
             NewBody::Row(bytes) => (bytes, None),
             NewBody::ToAppend(segments, body) => {
@@ -204,7 +204,7 @@ impl NewObject {
 }
 
 impl AppendedObject {
-    pub fn insert<E>(self, session: &mut Session, if_none_match: bool) -> Result<Done, sqlite::Failure<E>> {
+    pub(crate) fn insert<E>(self, session: &mut Session, if_none_match: bool) -> Result<Done, sqlite::Failure<E>> {
         Ok(insert(session, self, if_none_match)?)
     }
 }
@@ -214,7 +214,7 @@ impl ExistingObject {
     ///
     /// # Errors
     /// The inner error is one of this object: it is too large, or damaged.
-    pub fn get<E: From<Fault>>(
+    pub(crate) fn get<E: From<Fault>>(
         &self,
         session: &Session,
         max_bytes: u64,
@@ -240,7 +240,7 @@ impl ExistingObject {
     }
 
     /// Returns where its body was.
-    pub fn delete<E>(&self, session: &Session) -> Result<Option<Place>, sqlite::Failure<E>> {
+    pub(crate) fn delete<E>(&self, session: &Session) -> Result<Option<Place>, sqlite::Failure<E>> {
         Ok(delete(session, &self.names)?)
     }
 }

@@ -19,14 +19,14 @@ const HIDDEN_FOR: Duration = Duration::from_secs(30);
 const WAIT: Duration = Duration::from_secs(1);
 
 /// A scan of a dead-letter queue. Each letter comes once, although the queue may deliver it again meanwhile.
-pub struct Scan {
+pub(crate) struct Scan {
     queue: Arc<dyn Queue>,
     /// Every letter that came, by message id, with the receipt when it is to be released.
     seen: HashMap<String, Option<Receipt>>,
 }
 
 impl Scan {
-    pub fn of(queue: Arc<dyn Queue>) -> Self {
+    pub(crate) fn of(queue: Arc<dyn Queue>) -> Self {
         Scan { queue, seen: HashMap::new() }
     }
 }

@@ -33,7 +33,7 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Random part of an inbox's name, in hexadecimal digits. Garbage collection deletes no queue whose name ends otherwise.
 const RANDOM_DIGITS: usize = 16;
 
-pub struct QueueInbox {
+pub(crate) struct QueueInbox {
     parts: Arc<Parts>,
     steps: Arc<dyn Steps>,
     /// A tag of the queue, so that the command that removes the stack finds it.
@@ -48,7 +48,7 @@ struct Current {
 }
 
 impl QueueInbox {
-    pub async fn open(
+    pub(crate) async fn open(
         parts: Arc<Parts>,
         steps: Arc<dyn Steps>,
         mode: InboxMode,

@@ -10,7 +10,7 @@ use super::queue::DEFAULT_MAX_MESSAGE_BYTES;
 const LIMIT_KEPT_FOR: Duration = Duration::from_secs(10);
 
 /// Learned when the queue refuses a message, and read again now and then while images do not fit.
-pub struct MessageLimit {
+pub(crate) struct MessageLimit {
     bytes: AtomicUsize,
     read_at: Mutex<Option<Instant>>,
 }
@@ -22,23 +22,23 @@ impl Default for MessageLimit {
 }
 
 impl MessageLimit {
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
     /// The queue refused a message, and named its limit.
-    pub fn learn(&self, bytes: usize) {
+    pub(crate) fn learn(&self, bytes: usize) {
         self.bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// The limit was read.
-    pub fn set(&self, bytes: usize) {
+    pub(crate) fn set(&self, bytes: usize) {
         self.learn(bytes);
         *self.read_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// Whether it is time to read the limit. Returns true to one caller, which then reads it.
-    pub fn is_due(&self) -> bool {
+    pub(crate) fn is_due(&self) -> bool {
         let mut read_at = self.read_at.lock().unwrap_or_else(PoisonError::into_inner);
         let is_due = read_at.is_none_or(|read_at| read_at.elapsed() >= LIMIT_KEPT_FOR);
         if is_due {

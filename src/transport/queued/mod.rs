@@ -48,7 +48,7 @@ pub(in crate::transport) struct QueuedTransport {
 }
 
 impl QueuedTransport {
-    pub fn new(parts: Arc<Parts>, steps: Arc<dyn Steps>) -> QueuedTransport {
+    pub(crate) fn new(parts: Arc<Parts>, steps: Arc<dyn Steps>) -> QueuedTransport {
         QueuedTransport { parts, steps, limit: MessageLimit::default() }
     }
 

@@ -90,6 +90,7 @@ pub struct ObjectInfo {
 
 /// Why a call failed, by what the caller must do.
 #[derive(Debug, Clone, thiserror::Error)]
+#[expect(missing_docs, reason = "the error texts name the fields")]
 pub enum StoreError {
     /// Refuse the object.
     #[error("object {key:?} has {size} bytes, at most {limit} are read")]

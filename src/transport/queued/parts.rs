@@ -12,10 +12,11 @@ use crate::config::Names;
 use crate::transport::port::ServiceOptions;
 
 /// Opens a bucket by name, and makes it when it is missing.
-pub type OpenBucket = Box<dyn Fn(String) -> BoxFuture<'static, Result<Arc<dyn ObjectStore>, StoreError>> + Send + Sync>;
+pub(crate) type OpenBucket =
+    Box<dyn Fn(String) -> BoxFuture<'static, Result<Arc<dyn ObjectStore>, StoreError>> + Send + Sync>;
 
 /// Opened when they are needed: a command that only reads a depth must not create a bucket.
-pub struct Parts {
+pub(crate) struct Parts {
     pub names: Names,
     pub queues: Arc<dyn Queues>,
     open_bucket: OpenBucket,
@@ -27,7 +28,7 @@ pub struct Parts {
 }
 
 impl Parts {
-    pub fn new(names: Names, queues: Arc<dyn Queues>, open_bucket: OpenBucket) -> Parts {
+    pub(crate) fn new(names: Names, queues: Arc<dyn Queues>, open_bucket: OpenBucket) -> Parts {
         Parts {
             names,
             queues,
@@ -41,7 +42,7 @@ impl Parts {
     }
 
     /// Makes what is missing.
-    pub async fn prepare(&self, options: ServiceOptions) -> Result<(), crate::transport::error::TransportError> {
+    pub(crate) async fn prepare(&self, options: ServiceOptions) -> Result<(), crate::transport::error::TransportError> {
         let ServiceOptions { visibility_timeout, max_receive_count } = options;
         let service =
             ServiceQueues::open_or_create(&*self.queues, &self.names, visibility_timeout, max_receive_count).await?;
@@ -54,23 +55,23 @@ impl Parts {
         Ok(())
     }
 
-    pub async fn input(&self) -> Result<&Arc<dyn ObjectStore>, StoreError> {
+    pub(crate) async fn input(&self) -> Result<&Arc<dyn ObjectStore>, StoreError> {
         self.input.get_or_try_init(|| (self.open_bucket)(self.names.input_bucket.clone())).await
     }
 
-    pub async fn output(&self) -> Result<&Arc<dyn ObjectStore>, StoreError> {
+    pub(crate) async fn output(&self) -> Result<&Arc<dyn ObjectStore>, StoreError> {
         self.output.get_or_try_init(|| (self.open_bucket)(self.names.output_bucket.clone())).await
     }
 
-    pub async fn requests(&self) -> Result<&Arc<dyn Queue>, QueueError> {
+    pub(crate) async fn requests(&self) -> Result<&Arc<dyn Queue>, QueueError> {
         self.requests.get_or_try_init(|| self.queues.open(&self.names.request_queue)).await
     }
 
-    pub async fn results(&self) -> Result<&Arc<dyn Queue>, QueueError> {
+    pub(crate) async fn results(&self) -> Result<&Arc<dyn Queue>, QueueError> {
         self.results.get_or_try_init(|| self.queues.open(&self.names.result_queue)).await
     }
 
-    pub async fn dead_letters(&self) -> Result<&Arc<dyn Queue>, QueueError> {
+    pub(crate) async fn dead_letters(&self) -> Result<&Arc<dyn Queue>, QueueError> {
         let open = || async { self.queues.open(&self.names.dead_letter_queue()).await };
         self.dead_letters.get_or_try_init(open).await
     }

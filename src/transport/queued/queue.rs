@@ -164,6 +164,7 @@ pub struct ReceiveOptions {
 
 /// Why a call failed, by what the caller must do.
 #[derive(Debug, Clone, thiserror::Error)]
+#[expect(missing_docs, reason = "the error texts name the fields")]
 pub enum QueueError {
     /// Create the queue again, or report it: it was never created, or somebody deleted it.
     #[error("queue {0:?} does not exist")]

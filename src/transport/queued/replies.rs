@@ -13,19 +13,19 @@ use crate::transport::error::CompletionError;
 const KEPT_REPLY_QUEUES: usize = 256;
 
 /// Sends replies, and keeps the handles of the queues that they go to.
-pub struct ReplySender {
+pub(crate) struct ReplySender {
     parts: Arc<Parts>,
     kept: Mutex<HashMap<String, Arc<dyn Queue>>>,
 }
 
 impl ReplySender {
-    pub fn new(parts: Arc<Parts>) -> ReplySender {
+    pub(crate) fn new(parts: Arc<Parts>) -> ReplySender {
         ReplySender { parts, kept: Mutex::default() }
     }
 
     /// Sends replies to one queue; one answer for each, in order. A queue that is gone belonged to a web process that is
     /// gone: nobody waits there, and a client that asks another web process gets the result.
-    pub async fn send(&self, to: &str, texts: &[String]) -> Vec<Result<ReplyOutcome, CompletionError>> {
+    pub(crate) async fn send(&self, to: &str, texts: &[String]) -> Vec<Result<ReplyOutcome, CompletionError>> {
         let queue = match self.open(to).await {
             Ok(queue) => queue,
             Err(QueueError::NotFound(_)) => return texts.iter().map(|_| Ok(ReplyOutcome::Gone)).collect(),
@@ -78,7 +78,7 @@ async fn send_cut(queue: &dyn Queue, text: &str) -> Result<ReplyOutcome, Complet
 }
 
 /// What one answer of a queue means for a reply.
-pub fn outcome(answer: Result<(), QueueError>) -> Result<ReplyOutcome, CompletionError> {
+pub(crate) fn outcome(answer: Result<(), QueueError>) -> Result<ReplyOutcome, CompletionError> {
     match answer {
         Ok(()) => Ok(ReplyOutcome::Sent),
         Err(QueueError::NotFound(_)) => Ok(ReplyOutcome::Gone),
@@ -92,7 +92,7 @@ pub fn outcome(answer: Result<(), QueueError>) -> Result<ReplyOutcome, Completio
 }
 
 /// The queue of an address in `reply_to`. `None` when it is no reply queue of this service.
-pub fn own_queue<'a>(result_queue: &str, address: &'a str) -> Option<&'a str> {
+pub(crate) fn own_queue<'a>(result_queue: &str, address: &'a str) -> Option<&'a str> {
     if protocol::is_reply_queue_of(result_queue, address) {
         return Some(address);
     }

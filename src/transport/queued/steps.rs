@@ -19,7 +19,7 @@ use crate::transport::queued::queue::Outgoing;
 
 /// See [`crate::transport::Transport`] for the contract of the calls of the same name.
 #[async_trait]
-pub trait Steps: Send + Sync {
+pub(crate) trait Steps: Send + Sync {
     /// Stores the image and sends the message. When the message is too large, no image is left.
     async fn submit(&self, job: &NewJob<'_>, message: String) -> Result<SubmitTimes, TransportError>;
 

@@ -32,13 +32,13 @@ const DELETE_MARKER_TIMEOUT: Duration = Duration::from_secs(2);
 /// A call to a remote queue takes milliseconds and is billed.
 const DEPTH_INTERVAL: Duration = Duration::from_secs(5);
 
-pub struct Stepwise {
+pub(crate) struct Stepwise {
     parts: Arc<Parts>,
     replies: ReplySender,
 }
 
 impl Stepwise {
-    pub fn new(parts: Arc<Parts>) -> Stepwise {
+    pub(crate) fn new(parts: Arc<Parts>) -> Stepwise {
         Stepwise { replies: ReplySender::new(Arc::clone(&parts)), parts }
     }
 

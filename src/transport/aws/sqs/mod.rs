@@ -94,6 +94,7 @@ impl SqsQueues {
         Ok(SqsQueues::over(aws))
     }
 
+    /// Uses a configuration that is already loaded.
     pub fn over(aws: Aws) -> SqsQueues {
         let client = Client::new(aws.sdk());
         SqsQueues { service: Arc::new(Service { aws, client }) }

@@ -22,7 +22,7 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    pub fn new(queue: &str, taken: Taken, session: &Session, calls: Calls) -> Claim {
+    pub(super) fn new(queue: &str, taken: Taken, session: &Session, calls: Calls) -> Claim {
         Claim {
             queue: queue.to_owned(),
             deliveries: taken.deliveries,
@@ -33,17 +33,17 @@ impl Claim {
     }
 
     /// Whether no message was taken.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.deliveries.is_empty()
     }
 
     /// Whether messages were left that can be received now.
-    pub fn has_more(&self) -> bool {
+    pub(super) fn has_more(&self) -> bool {
         self.next_due.is_some_and(|due| due.is_zero())
     }
 
     /// Releases the wake token when no message is left. Otherwise dropping it wakes the next waiter.
-    pub fn settle(&self, wake_token: Option<WakeToken>) {
+    pub(super) fn settle(&self, wake_token: Option<WakeToken>) {
         if let Some(wake_token) = wake_token
             && !self.has_more()
         {
@@ -51,7 +51,7 @@ impl Claim {
         }
     }
 
-    pub fn accept(mut self) -> Vec<Delivery> {
+    pub(super) fn accept(mut self) -> Vec<Delivery> {
         std::mem::take(&mut self.deliveries)
     }
 }

@@ -45,7 +45,7 @@ pub(super) struct Inbox {
 
 impl Direct {
     /// `None`, with a line in the log, when this system has no such sockets: all messages then go through the database.
-    pub fn open(data_dir: &Path) -> Option<Direct> {
+    pub(crate) fn open(data_dir: &Path) -> Option<Direct> {
         let directory = data_dir.join(DIRECTORY);
         let open = || {
             sqlite::make_directory(&directory)?;
@@ -60,14 +60,14 @@ impl Direct {
     }
 
     /// Sends messages. Returns the indices of those that cannot go this way.
-    pub fn send(&self, queue: &str, messages: &[Outgoing]) -> Vec<usize> {
+    pub(crate) fn send(&self, queue: &str, messages: &[Outgoing]) -> Vec<usize> {
         let path = self.short_path(queue);
         let goes = |message: &Outgoing| may_go(message) && self.send_one(&path, message);
         (0..messages.len()).filter(|&at| !goes(&messages[at])).collect()
     }
 
     /// Whether a message of that text is likely to go this way: the socket exists, though it may be full.
-    pub fn may_reach(&self, queue: &str, body: &str) -> bool {
+    pub(crate) fn may_reach(&self, queue: &str, body: &str) -> bool {
         is_datagram(body) && self.short_path(queue).exists()
     }
 
@@ -85,7 +85,7 @@ impl Direct {
     }
 
     /// Creates the socket of a queue that this process alone receives from. `None` when it cannot be created.
-    pub fn own(&self, queue: &str, clock: &Arc<ServiceClock>) -> Option<Inbox> {
+    pub(crate) fn own(&self, queue: &str, clock: &Arc<ServiceClock>) -> Option<Inbox> {
         let path = self.directory.join(queue);
         let bind = || {
             // The socket of an owner that died.
@@ -108,7 +108,7 @@ impl Direct {
     }
 
     /// Removes the socket that a dead owner left. It is no error when there is none.
-    pub fn remove(&self, queue: &str) {
+    pub(crate) fn remove(&self, queue: &str) {
         let _ = std::fs::remove_file(self.directory.join(queue));
     }
 
@@ -127,7 +127,7 @@ fn is_datagram(body: &str) -> bool {
 
 impl Inbox {
     /// Takes the messages that are there now, at most `max`.
-    pub fn take(&self, max: usize) -> Vec<Delivery> {
+    pub(crate) fn take(&self, max: usize) -> Vec<Delivery> {
         let mut buffer = Vec::new();
         std::iter::from_fn(|| self.take_one(&mut buffer)).take(max).collect()
     }
@@ -153,14 +153,14 @@ impl Inbox {
     }
 
     /// Waits until there may be something.
-    pub async fn filled(&self) {
+    pub(crate) async fn filled(&self) {
         if self.socket.readable().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
     /// Takes the message of a receipt. `None` when it was acknowledged or released already.
-    pub fn end(&self, receipt: &Receipt) -> Option<String> {
+    pub(crate) fn end(&self, receipt: &Receipt) -> Option<String> {
         self.held().remove(receipt)
     }
 

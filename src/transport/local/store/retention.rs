@@ -36,7 +36,9 @@ const KEPT_FREE_PAGES: u64 = 256;
 /// Images or results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// Uploaded images.
     Images,
+    /// Results of jobs.
     Results,
 }
 
@@ -52,7 +54,9 @@ pub struct LocalData {
 /// How much is stored, in bytes as the file system allocates them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
+    /// The number of segment files.
     pub segment_files: u64,
+    /// The size of the segment files.
     pub segment_bytes: u64,
     /// Pages of the database that hold something.
     pub database_bytes: u64,
@@ -74,7 +78,9 @@ impl Usage {
 /// The objects of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Totals {
+    /// The number of objects.
     pub objects: u64,
+    /// Their size.
     pub bytes: u64,
     /// Milliseconds since the Unix epoch. `None` when there is no object.
     pub oldest_ms: Option<i64>,
@@ -83,6 +89,7 @@ pub struct Totals {
 /// A part of a walk through the objects of one kind, oldest first.
 #[derive(Debug, Clone, Copy)]
 pub struct Walk {
+    /// Whether images or results are meant.
     pub kind: Kind,
     /// Objects written before this.
     pub before_ms: i64,
@@ -104,6 +111,7 @@ pub struct Position {
 
 /// The objects of a part of a walk that may be deleted.
 pub struct Page {
+    /// Objects that may be deleted, oldest first.
     pub candidates: Vec<Candidate>,
     /// Where the next part begins. `None` at the end.
     pub next: Option<Position>,
@@ -115,7 +123,9 @@ pub struct Candidate {
     row: i64,
     key: String,
     modified_ms: i64,
+    /// The size of the object.
     pub size_bytes: u64,
+    /// Whether images or results are meant.
     pub kind: Kind,
     /// `None` when no message can need it.
     pub unless_named: Option<NamedIn>,
@@ -133,7 +143,9 @@ pub struct NamedIn {
 /// What a transaction of deletions did.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Deleted {
+    /// The number of objects.
     pub objects: u64,
+    /// Their size.
     pub bytes: u64,
     /// How many candidates it reached. The others are left for the next transaction.
     pub visited: usize,
@@ -148,7 +160,9 @@ pub struct SeenSegments(HashMap<String, u64>);
 /// What a garbage collection of the segments did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
+    /// The number of segment files that were deleted.
     pub removed_segments: u64,
+    /// The number of bodies that were copied into another segment.
     pub moved_bodies: u64,
 }
 
@@ -234,6 +248,7 @@ impl LocalData {
         task.await.unwrap_or_else(|error| Err(Fault::Unavailable(format!("the operation ended early: {error}"))))
     }
 
+    /// Returns the names of the queues and buckets of this data directory.
     pub fn names(&self) -> &Names {
         &self.names
     }

@@ -7,7 +7,7 @@ use crate::clock::{ADJUST_EVERY, Anchor, LONGEST_ABSENCE, Reading, ServiceClock,
 use crate::sqlite::millis;
 
 /// A machine's clocks, as the test turns them.
-pub struct VirtualSource(Mutex<(Reading, u64)>);
+pub(super) struct VirtualSource(Mutex<(Reading, u64)>);
 
 impl Source for VirtualSource {
     fn read(&self) -> Reading {
@@ -20,14 +20,14 @@ impl Source for VirtualSource {
 }
 
 /// The service clock of a data directory, on virtual clocks; adjusted as the file's owner does it.
-pub struct Clock {
+pub(super) struct Clock {
     source: Arc<VirtualSource>,
     anchor: Anchor,
     service: ServiceClock,
 }
 
 impl Clock {
-    pub fn new() -> Clock {
+    pub(super) fn new() -> Clock {
         let start = Reading { wall_us: 1_700_000_000_000_000, boot_us: 5_000_000 };
         let source = Arc::new(VirtualSource(Mutex::new((start, 0))));
         let anchor = Anchor::first(source.boot_id(), source.read());
@@ -36,7 +36,7 @@ impl Clock {
     }
 
     /// Time passes for all clocks; by a thousandth more or less for the service, which follows the wall clock.
-    pub fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         let before_ms = self.now_ms();
         self.set(|reading| {
             reading.wall_us += millis(time) * 1_000;
@@ -51,14 +51,14 @@ impl Clock {
         assert!((passed_ms - millis(time)).abs() <= slewed_ms, "{time:?} passed and the clock tells {passed_ms} ms");
     }
 
-    pub fn step(&mut self, by_ms: i64) {
+    pub(super) fn step(&mut self, by_ms: i64) {
         let before_ms = self.now_ms();
         self.set(|reading| reading.wall_us += by_ms * 1_000);
         assert_eq!(self.now_ms(), before_ms, "the service time follows a step");
     }
 
     /// The time since boot begins again, and the wall clock may tell anything.
-    pub fn reboot(&mut self, wall_by_ms: i64) {
+    pub(super) fn reboot(&mut self, wall_by_ms: i64) {
         let before_ms = self.now_ms();
         {
             let mut clocks = self.source.0.lock().expect("no panic");
@@ -73,7 +73,7 @@ impl Clock {
         assert!(passed_ms <= millis(LONGEST_ABSENCE), "a reboot lets {passed_ms} ms pass");
     }
 
-    pub fn now_ms(&self) -> i64 {
+    pub(super) fn now_ms(&self) -> i64 {
         self.service.now_ms()
     }
 
@@ -83,11 +83,11 @@ impl Clock {
 }
 
 /// A small generator of our own: what a seed does must not change with a dependency.
-pub struct Random(pub u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
     /// SplitMix64.
-    pub fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -95,15 +95,15 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, bound: usize) -> usize {
+    pub(super) fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
     }
 
-    pub fn one_in(&mut self, bound: usize) -> bool {
+    pub(super) fn one_in(&mut self, bound: usize) -> bool {
         self.below(bound) == 0
     }
 
-    pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+    pub(super) fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())]
     }
 }
