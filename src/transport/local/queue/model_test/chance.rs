@@ -83,7 +83,7 @@ impl Clock {
 }
 
 /// A small generator of our own: what a seed does must not change with a dependency.
-pub(super) struct Random(pub u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
     /// SplitMix64.

@@ -10,6 +10,8 @@
 //! A run is made from its seed alone. `IMGCLS_QUEUE_SEED=7` replays seed 7 and prints its steps; `IMGCLS_TEST_LONG=1`
 //! runs 10,000 seeds instead of a few hundred.
 
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "a failed test prints the steps that led to it")]
+
 mod chance;
 
 use std::collections::{BTreeMap, BTreeSet};
