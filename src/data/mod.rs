@@ -141,7 +141,7 @@ async fn prune_data(prune: &Prune, data: &LocalData, shutdown: &CancellationToke
     }
     let mut removed_segments = 0;
     if !prune.is_dry_run {
-        removed_segments = data.sweep(&mut SeenSegments::default(), shutdown).await?.removed_segments;
+        removed_segments = data.collect_garbage(&mut SeenSegments::default(), shutdown).await?.removed_segments;
         while !shutdown.is_cancelled() && data.vacuum_some().await? {}
     }
     let after = data.usage().await.context("cannot measure the data directory")?;

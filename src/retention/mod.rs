@@ -213,7 +213,7 @@ impl Retention {
         }
         if Instant::now() >= progress.collection_due {
             let began = Instant::now();
-            let collected = self.data.sweep(&mut progress.seen_segments, shutdown).await?;
+            let collected = self.data.collect_garbage(&mut progress.seen_segments, shutdown).await?;
             METRICS.removed_segments.inc_by(collected.removed_segments);
             for _ in 0..MAX_VACUUM_BATCHES {
                 if !self.data.vacuum_some().await? || shutdown.is_cancelled() {

@@ -241,11 +241,11 @@ fn live_bodies_of_mostly_dead_segment_are_moved_and_segment_is_removed() {
         let data = LocalData::open(&data_dir, Names::local("imgcls")).unwrap();
         let mut seen = SeenSegments::default();
         assert_eq!(
-            data.sweep(&mut seen, &CancellationToken::new()).await.unwrap().moved_bodies,
+            data.collect_garbage(&mut seen, &CancellationToken::new()).await.unwrap().moved_bodies,
             0,
             "bodies that may soon be deleted are not moved"
         );
-        let moved = data.sweep(&mut seen, &CancellationToken::new()).await.unwrap();
+        let moved = data.collect_garbage(&mut seen, &CancellationToken::new()).await.unwrap();
         assert_eq!(moved.moved_bodies, 4);
         assert!(!segments(&data_dir).contains(first), "the old segment is removed");
         for number in [0, 10, 20, 30] {

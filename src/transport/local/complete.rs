@@ -19,28 +19,28 @@ pub(crate) struct Planned {
     pub receipt: Receipt,
     pub marker: Option<ExistingObject>,
     pub result: Option<(NewObject, ExistingObject)>,
-    /// Image and output.
+    /// The image and the output of a legacy job.
     pub legacy: Option<(NewObject, NewObject)>,
-    /// With its reason beside it, and without.
+    /// The dead letter with its reason, and a shorter form without it in case the first is too large.
     pub dead_letter: Option<(Outgoing, Outgoing)>,
     pub reply: Option<PlannedReply>,
 }
 
-/// Where a reply goes.
+/// How a reply is sent.
 pub(crate) enum PlannedReply {
-    /// As a message, in the transaction.
+    /// The reply is a message that is written in the transaction.
     InTransaction { queue: String, text: String },
-    /// As a datagram, once the transaction is on disk.
+    /// The reply is a datagram that is sent once the transaction is on disk.
     AfterCommit { queue: String, text: String },
-    /// Nowhere.
+    /// The reply queue is not one of this service, so nothing is sent.
     Foreign,
 }
 
-/// What the transaction did for one completion.
+/// The outcome of one completion in the transaction.
 pub(crate) struct Outcome {
     /// Objects whose puts are to be finished once the transaction is committed; true for those of the input bucket.
     pub stored: Vec<(bool, Done)>,
-    /// Where a deleted object was.
+    /// The place of the body of the deleted marker, which can be freed after the commit.
     pub freed: Option<Place>,
     pub written: Result<Written, CompletionError>,
 }
@@ -51,7 +51,7 @@ pub(crate) struct Written {
     pub reply_after_commit: Option<(String, String)>,
 }
 
-/// The same with the bodies appended to segments.
+/// A [`Planned`] completion whose bodies are appended to segments.
 struct Appended {
     planned: Planned,
     result: Option<(AppendedObject, ExistingObject)>,
@@ -71,14 +71,14 @@ impl Default for Planned {
     }
 }
 
-/// Carries out a batch. An error of one completion is its own; one of the database is returned for all.
+/// Carries out a batch. An error of one completion is reported in its outcome; an error of the database fails the batch.
 pub(crate) fn carry_out(
     session: &mut Session,
     batch: Vec<Planned>,
     requests: &str,
     dead_letters: &str,
 ) -> Result<Vec<Outcome>, Failure<TransportError>> {
-    // First everything that can fail for a reason of its own: what follows writes rows.
+    // The bodies are appended before any row is written, so that a completion that fails leaves no rows behind.
     let batch: Vec<_> = batch.into_iter().map(|planned| append(session, planned)).collect();
     let mut outcomes = Vec::with_capacity(batch.len());
     let (mut receipts, mut done) = (Vec::new(), Vec::new());
@@ -109,7 +109,7 @@ pub(crate) fn carry_out(
     Ok(outcomes)
 }
 
-/// The same failure with the error of the port.
+/// Converts the error of a failure to the error of the port.
 pub(crate) fn lift<E: Into<TransportError>>(failure: Failure<E>) -> Failure<TransportError> {
     match failure {
         Failure::Call(error) => Failure::Call(error.into()),
@@ -176,7 +176,10 @@ fn write_result(
     let written = match existing.get::<Fault>(session, MAX_RESULT_BYTES) {
         Ok(Ok(stored)) => Ok(ResultWrite::AlreadyCompleted(stored)),
         Ok(Err(reason)) => {
-            tracing::error!(reason, "the result of an earlier attempt cannot be read; this one is replied");
+            tracing::error!(
+                reason,
+                "cannot read the result of an earlier attempt; replying with the result of this one"
+            );
             Ok(ResultWrite::AlreadyCompleted(None))
         }
         Err(Failure::Call(fault)) => Err(CompletionError { step: "get_result", error: fault.into() }),
@@ -185,7 +188,7 @@ fn write_result(
     Ok((done, written))
 }
 
-/// Dead letter and reply.
+/// Sends the dead letter and the reply.
 fn finish(
     session: &mut Session,
     result: ResultWrite,
@@ -193,8 +196,8 @@ fn finish(
     reply: Option<PlannedReply>,
     dead_letters: &str,
 ) -> Result<Result<Written, CompletionError>, Failure<TransportError>> {
-    if let Some((letter, short)) = dead_letter {
-        let sent = match send(session, dead_letters, letter)? {
+    if let Some((full, short)) = dead_letter {
+        let sent = match send(session, dead_letters, full)? {
             Err(QueueError::TooLarge { .. }) => send(session, dead_letters, short)?,
             sent => sent,
         };
@@ -220,7 +223,7 @@ fn finish(
     Ok(Ok(written))
 }
 
-/// The result that counts for the job.
+/// Returns the text to reply: the stored result if an earlier attempt completed the job, else that of this attempt.
 fn counting_text(result: &ResultWrite, own: String) -> String {
     match result {
         ResultWrite::AlreadyCompleted(Some(stored)) => text_of(stored),
@@ -246,7 +249,7 @@ fn send_reply(
     Ok(sent.map(|outcome| if outcome == ReplyOutcome::Sent { ReplyOutcome::Cut } else { outcome }))
 }
 
-/// The inner error is the queue's, which has written nothing.
+/// Sends one message. The inner error is that of the queue, and nothing was written then.
 fn send(
     session: &mut Session,
     queue: &str,

@@ -56,10 +56,10 @@ pub(super) struct Segments {
     database: Arc<Database>,
     current: Mutex<Option<Current>>,
     open: Mutex<HashMap<String, Arc<File>>>,
-    room: Semaphore,
+    permits: Semaphore,
     /// Bodies whose put did not report success. A row may name them or not.
     doubtful: Mutex<Vec<Place>>,
-    /// Whether the file system has refused to punch a hole.
+    /// True once the file system has refused to punch a hole.
     cannot_punch: AtomicBool,
 }
 
@@ -70,7 +70,7 @@ struct Current {
     end: u64,
 }
 
-/// Where a body is, and its checksum.
+/// The position of a body in a segment, and its checksum.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
     pub segment: String,
@@ -134,7 +134,8 @@ pub(super) struct SegmentsUsage {
 }
 
 impl Segments {
-    /// `database` is that of the same directory. It fails when a segment cannot be synced.
+    /// Opens the segments of a data directory. `database` is that of the same directory, and refuses all calls after a segment
+    /// cannot be synced.
     pub(crate) fn open(data_dir: &Path, database: Arc<Database>) -> Result<Segments, Fault> {
         let directory = data_dir.join(DIRECTORY);
         make_directory(data_dir, &directory)?;
@@ -144,7 +145,7 @@ impl Segments {
             database,
             current: Mutex::default(),
             open: Mutex::default(),
-            room: Semaphore::new(MAX_CONCURRENT),
+            permits: Semaphore::new(MAX_CONCURRENT),
             doubtful: Mutex::default(),
             cannot_punch: AtomicBool::new(false),
         })
@@ -165,7 +166,7 @@ impl Segments {
         Ok(Appended { place, file, segments: Arc::clone(self), is_committed: false })
     }
 
-    /// Reads a body. `None` when something else is there by now.
+    /// Reads a body. Returns `None` when the place holds other bytes by now.
     pub(crate) fn read(&self, place: &Place) -> Result<Option<Bytes>, Fault> {
         match self.reader(&place.segment).and_then(|file| read_at(&file, place)) {
             Ok(body) => Ok((crc32fast::hash(&body) == place.checksum).then(|| body.into())),
@@ -184,7 +185,8 @@ impl Segments {
         self.blocking(move |segments| {
             let appended = segments.append(&body)?;
             if let Err(error) = appended.file.sync_data() {
-                // The system reports this once, and others wait for the same file: nothing in it may count as durable.
+                // The system reports this error only once although other calls wait for the same file, so nothing in it may
+                // count as durable.
                 return Err(segments
                     .database
                     .fail(&format!("a segment of images cannot be synced to the disk: {error}")));
@@ -253,7 +255,7 @@ impl Segments {
         self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).extend(places);
     }
 
-    /// Whether deleted bodies keep their blocks until their segment is removed.
+    /// Returns true if deleted bodies keep their blocks until their segment is removed.
     pub(crate) fn cannot_punch(&self) -> bool {
         self.cannot_punch.load(Ordering::Relaxed)
     }
@@ -273,7 +275,7 @@ impl Segments {
         Ok(usage)
     }
 
-    /// The names of all segments, oldest first.
+    /// Returns the names of all segments, oldest first.
     pub(crate) fn names(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(&self.directory)? {
@@ -292,7 +294,7 @@ impl Segments {
         };
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            // Or the file system has no locks, so that it cannot be known.
+            // A process writes the segment, or the file system has no locks, so that this cannot be known.
             Err(Errno::WOULDBLOCK | Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP) => return Ok(None),
             Err(error) => return Err(error.into()),
         }
@@ -306,7 +308,7 @@ impl Segments {
         Ok(Some(Unwritten { name: name.to_owned(), path, file, length_bytes, allocated_bytes }))
     }
 
-    /// Frees everything of a segment but the given bodies: all that rows name, by ascending offset.
+    /// Frees all space of a segment except that of `live`, which are all bodies that rows name, by ascending offset.
     pub(crate) fn punch_outside(&self, segment: &Unwritten, live: &[Place]) -> io::Result<()> {
         let mut gaps = Vec::new();
         let mut end = 0;
@@ -347,7 +349,7 @@ impl Segments {
         Ok((name.clone(), Arc::clone(file), offset))
     }
 
-    /// The current segment was deleted, and what is put there is lost: the next bodies go into another.
+    /// Stops writing to the current segment because it was deleted. The next bodies go into a new one.
     fn abandon(&self, file: &Arc<File>) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(&current.file, file)) {
@@ -355,8 +357,8 @@ impl Segments {
         }
     }
 
-    /// Its name is on disk before anything in it is, and it is locked. Garbage collection that finds it before it is
-    /// locked may delete it; then another one is created.
+    /// Creates a segment and locks it. Its name is on disk before any body in it. Garbage collection may delete the file
+    /// before it is locked; then another one is created.
     fn begin(&self) -> io::Result<Current> {
         for _ in 0..MAX_BEGINNINGS {
             let name = format!("{}{SUFFIX}", Uuid::now_v7());
@@ -392,7 +394,7 @@ impl Segments {
         self: &Arc<Self>,
         work: impl FnOnce(&Arc<Segments>) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
-        let _permit = self.room.acquire().await.expect("never closed; this is a bug");
+        let _permit = self.permits.acquire().await.expect("never closed; this is a bug");
         let segments = Arc::clone(self);
         let task = tokio::task::spawn_blocking(move || work(&segments));
         task.await.unwrap_or_else(|error| Err(Fault::Unavailable(format!("the operation ended early: {error}"))))
@@ -416,7 +418,7 @@ fn allocated_bytes(metadata: &Metadata) -> u64 {
     metadata.blocks() * 512
 }
 
-/// The begin and end of a body: up to the end of its last block when the next body begins at a block.
+/// Returns the begin and end of the space of a body, which includes its last block when the next body begins at a block.
 fn extent(place: &Place) -> (u64, u64) {
     let end = place.offset + place.size_bytes;
     (place.offset, if place.segment.ends_with(SUFFIX) { end.next_multiple_of(BLOCK_BYTES) } else { end })
@@ -444,7 +446,7 @@ struct Pieces {
 }
 
 impl Pieces {
-    /// `None` at the end, and after an error.
+    /// Reads the next piece. Returns `None` at the end and after an error.
     async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
         let left = self.place.size_bytes - self.read_bytes;
         if left == 0 {
@@ -490,7 +492,7 @@ fn read_at(file: &File, place: &Place) -> io::Result<Vec<u8>> {
     Ok(body)
 }
 
-/// Its name is on disk before any body in it is.
+/// Creates the directory of the segments. Its name is on disk when this returns.
 fn make_directory(data_dir: &Path, directory: &Path) -> Result<(), Fault> {
     if directory.is_dir() {
         return Ok(());

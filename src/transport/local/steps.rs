@@ -1,4 +1,4 @@
-//! Submission and completion as one transaction each, and the turns of workers that share one machine.
+//! Submission and completion as one transaction each, and the polling of workers that share one machine.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,11 +27,12 @@ use crate::transport::queued::queue::{
 use crate::transport::queued::replies;
 use crate::transport::queued::steps::Steps;
 
-/// How much later a job may be on disk whose caller waits for its result: many share one sync, and most results come sooner.
+/// Maximum delay of the sync of a job whose caller waits for its result. Many jobs share one sync, and most results come
+/// sooner.
 const SHARED_SYNC: Duration = Duration::from_millis(50);
-/// A marker that a power loss undoes costs one inference for nobody.
+/// A marker may be flushed this late: if a power loss undoes it, one inference is wasted.
 const MARKER_FLUSH_DELAY: Duration = Duration::from_secs(1);
-/// A local read takes microseconds.
+/// The depth is read often, since a local read takes microseconds.
 const DEPTH_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(crate) struct LocalSteps {
@@ -40,7 +41,7 @@ pub(crate) struct LocalSteps {
     input: SqliteStore,
     output: SqliteStore,
     names: Names,
-    /// Whether the last receive left messages there, as far as can be told.
+    /// True if the last receive probably left messages in the queue.
     left_more: AtomicBool,
 }
 
@@ -67,8 +68,8 @@ impl LocalSteps {
             let output = self.output.prepare(key, legacy.output.clone()).await;
             planned.legacy = Some((image.map_err(failed("put_image"))?, output.map_err(failed("put_output"))?));
         }
-        if let Some(letter) = &completion.dead_letter {
-            planned.dead_letter = Some((letter.to_message(), letter.to_short_message()));
+        if let Some(dead_letter) = &completion.dead_letter {
+            planned.dead_letter = Some((dead_letter.to_message(), dead_letter.to_short_message()));
         }
         planned.reply = self.plan_reply(completion);
         Ok(planned)
@@ -96,8 +97,8 @@ impl LocalSteps {
         self.queues.database().engine.write(durability, work).await
     }
 
-    /// Replies that bypass the database are sent once the results are on disk. One that is lost is no harm: its receiver
-    /// reads the result.
+    /// Sends the replies that bypass the database, once the results are on disk. A lost reply does no harm: its receiver reads
+    /// the result.
     async fn reply(&self, replies: Vec<(usize, String, String)>) -> Vec<(usize, ReplyOutcome)> {
         let mut by_queue: BTreeMap<String, Vec<(usize, String)>> = BTreeMap::new();
         for (at, queue, text) in replies {
@@ -148,11 +149,11 @@ async fn transient_outcome(queue: &SqliteQueue, text: &str, answer: Result<(), Q
     })
 }
 
-/// While the sessions of a worker are busy, what arrives is left to an idle worker: this one looks halfway to its next free
-/// session, so that what it finds is fetched by then, or at once when it may. Returns how long to wait for a message.
-async fn until_our_turn(load: &dyn WorkerLoad, may_look: bool) -> Duration {
+/// A busy worker delays its poll by half of the estimated time until a session is free, so that idle workers are served first
+/// and the message is fetched by then. It polls at once if `polls_now`. Returns how long the receive waits for a message.
+async fn defer_to_idle_workers(load: &dyn WorkerLoad, polls_now: bool) -> Duration {
     let Some(free_in) = load.next_free_in() else { return LONGEST_POLL };
-    let delay = if may_look { Duration::ZERO } else { free_in / 2 };
+    let delay = if polls_now { Duration::ZERO } else { free_in / 2 };
     tokio::select! {
         biased;
         () = load.until_idle() => LONGEST_POLL,
@@ -172,7 +173,7 @@ impl Steps for LocalSteps {
         let requests = self.names.request_queue.clone();
         let work = move |session: &mut Session| {
             let image = image.append(session)?;
-            // Before the row of the image: a message that is too large is refused while nothing is written.
+            // The message is sent before the row of the image is written, so that one that is too large leaves no row behind.
             let sent = messages::send(session, &requests, &[Outgoing::new(message)]).map_err(complete::lift)?;
             if let Some(Err(error)) = sent.into_iter().next() {
                 return Err(Failure::Call(TransportError::from(error)));
@@ -183,13 +184,13 @@ impl Steps for LocalSteps {
         let done = match done {
             Ok(done) => done,
             Err(error) => {
-                // The space of the image is in doubt.
-                self.input.settle_doubtful().await;
+                // It is not known whether a row names the image, so its space is freed only if none does.
+                self.input.release_doubtful().await;
                 return Err(error);
             }
         };
         let _ = self.input.finish(done).await;
-        self.input.settle_doubtful().await;
+        self.input.release_doubtful().await;
         let both = started.elapsed();
         Ok(SubmitTimes { stored: both, sent: both })
     }
@@ -197,16 +198,16 @@ impl Steps for LocalSteps {
     async fn receive(&self, wanted: Wanted, load: &dyn WorkerLoad) -> Result<Vec<Delivery>, TransportError> {
         let Wanted { max, visibility_timeout } = wanted;
         let max = max.min(MAX_BATCH);
-        let mut may_look = self.left_more.load(Ordering::Relaxed);
+        let mut polls_now = self.left_more.load(Ordering::Relaxed);
         loop {
-            let wait = until_our_turn(load, may_look).await;
+            let wait = defer_to_idle_workers(load, polls_now).await;
             let deliveries = self.requests.receive_share(ReceiveOptions { max, wait, visibility_timeout }).await?;
             if !deliveries.is_empty() || wait == LONGEST_POLL {
-                // A share of two or more leaves some.
+                // A share of two or more messages leaves at least as many in the queue.
                 self.left_more.store(deliveries.len() >= max.min(2), Ordering::Relaxed);
                 return Ok(deliveries);
             }
-            may_look = false;
+            polls_now = false;
         }
     }
 
@@ -255,7 +256,7 @@ impl Steps for LocalSteps {
                 completed.reply = Some(reply);
             }
         }
-        self.output.settle_doubtful().await;
+        self.output.release_doubtful().await;
         let none = || Err(CompletionError { step: "ack", error: TransportError::Unavailable("no answer".to_owned()) });
         answers.into_iter().map(|answer| answer.unwrap_or_else(none)).collect()
     }
@@ -280,7 +281,7 @@ impl Steps for LocalSteps {
 }
 
 impl LocalSteps {
-    /// Nothing but deletions.
+    /// Completes a batch that has nothing to write: its messages are only acknowledged.
     async fn acknowledge(&self, batch: &[Completion]) -> Vec<Result<Completed, CompletionError>> {
         let receipts: Vec<Receipt> = batch.iter().map(|completion| completion.receipt.clone()).collect();
         let mut answers = Vec::with_capacity(batch.len());

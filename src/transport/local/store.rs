@@ -17,7 +17,7 @@ use bytes::Bytes;
 use rusqlite::{OptionalExtension as _, Row, params};
 
 pub use self::retention::{
-    Candidate, Deleted, Kind, LocalData, Page, Position, SeenSegments, Swept, Totals, Usage, Walk,
+    Candidate, Collected, Deleted, Kind, LocalData, Page, Position, SeenSegments, Totals, Usage, Walk,
 };
 
 use super::segments::{Appended, Place, Segments};
@@ -27,7 +27,7 @@ use crate::transport::error::TransportError;
 use crate::transport::queued::object::{ObjectInfo, ObjectStore, Put, PutOptions, StoreError, check_key_length};
 use crate::transport::reader::ObjectReader;
 
-/// Larger bodies are in segments.
+/// Larger bodies are stored in segments.
 const MAX_ROW_BYTES: usize = 4 << 10;
 /// Larger bodies are written and read outside of the thread of the database, so that no call waits for them there.
 const MAX_BYTES_IN_LINE: usize = 128 << 10;
@@ -85,7 +85,7 @@ impl SqliteStore {
         }
     }
 
-    /// Stores an object. The call may return `within` later than it could, so that several share one sync.
+    /// Stores an object. `within` is the maximum delay of the return, so that several puts can share one sync.
     ///
     /// # Errors
     /// As [`ObjectStore::put`].
@@ -103,12 +103,12 @@ impl SqliteStore {
     async fn put_prepared(&self, new: NewObject, options: PutOptions, within: Duration) -> Result<Put, Error> {
         let work = move |session: &mut Session| new.append::<Error>(session)?.insert(session, options.if_none_match);
         let put = self.finish(self.database.engine.write(Durability::FullWithin(within), work).await?).await;
-        self.settle_doubtful().await;
+        self.release_doubtful().await;
         Ok(put)
     }
 
-    /// An object that a transaction is to store. A large body is on disk when this returns, so that nobody waits for it on
-    /// the thread of the database.
+    /// Prepares an object that a transaction is to store. A large body is on disk when this returns, so that no call waits for
+    /// it on the thread of the database.
     pub(super) async fn prepare(&self, key: &str, body: Bytes) -> Result<NewObject, StoreError> {
         let names = self.names(key)?;
         let body = if body.len() <= MAX_ROW_BYTES {
@@ -122,12 +122,12 @@ impl SqliteStore {
         Ok(NewObject { names, body })
     }
 
-    /// An object that a transaction is to read or delete.
+    /// Names an object that a transaction is to read or delete.
     pub(super) fn existing(&self, key: &str) -> Result<ExistingObject, StoreError> {
         Ok(ExistingObject { names: self.names(key)?, segments: Arc::clone(&self.segments) })
     }
 
-    /// After the transaction of a put was committed.
+    /// Finishes a put after its transaction was committed.
     pub(super) async fn finish(&self, Done { put, unused, appended }: Done) -> Put {
         if let Some(appended) = appended {
             appended.commit();
@@ -143,8 +143,8 @@ impl SqliteStore {
 
     /// Frees the space of puts that failed. Only the rows say which those are: a put may report an error although its
     /// transaction was committed.
-    pub(super) async fn settle_doubtful(&self) {
-        settle_doubtful(&self.database, &self.segments).await;
+    pub(super) async fn release_doubtful(&self) {
+        release_doubtful(&self.database, &self.segments).await;
     }
 
     async fn find(&self, key: &str, max_bytes: u64) -> Result<Option<Found>, StoreError> {
@@ -174,8 +174,8 @@ pub(super) struct NewObject {
     body: NewBody,
 }
 
-/// The same once its body is where its row will say. A transaction appends first, and inserts rows afterwards: a call that
-/// fails must not have written rows.
+/// A [`NewObject`] whose body is stored where its row will say. A transaction appends first and inserts rows afterwards: a
+/// call that fails must not have written rows.
 pub(super) struct AppendedObject {
     names: Names,
     bytes: Bytes,
@@ -210,7 +210,7 @@ impl AppendedObject {
 }
 
 impl ExistingObject {
-    /// The whole body. `None` when there is no such object.
+    /// Returns the whole body, or `None` when there is no such object.
     ///
     /// # Errors
     /// The inner error is one of this object: it is too large, or damaged.
@@ -245,7 +245,7 @@ impl ExistingObject {
     }
 }
 
-/// What a put did.
+/// The outcome of a put.
 pub(super) struct Done {
     pub put: Put,
     /// A place in a segment that no row names any more: of the object that was replaced, or of one that came too late.
@@ -288,7 +288,7 @@ impl ObjectStore for SqliteStore {
                     if let Some(body) = read.map_err(|fault| named(&self.bucket, fault))? {
                         return Ok(Some(body));
                     }
-                    // It was replaced or deleted meanwhile: the object of now is elsewhere.
+                    // The object was replaced or deleted meanwhile, so its row is read again.
                     unread = Some(place);
                 }
             }
@@ -303,7 +303,7 @@ impl ObjectStore for SqliteStore {
                     self.segments.pieces(place.clone(), move |fault| TransportError::from(named(&bucket, fault)));
                 Ok(Some(ObjectReader::new(place.size_bytes, pieces)))
             }
-            // A small object that is not where it was: `get` reads the row again.
+            // A small object is no longer at its place: `get` reads the row again.
             Some(Found::At(_)) => Ok(self.get(key, max_bytes).await?.map(ObjectReader::whole)),
             None => Ok(None),
             Some(Found::Body(body)) => Ok(Some(ObjectReader::whole(body))),
@@ -327,13 +327,13 @@ impl ObjectStore for SqliteStore {
 }
 
 /// Frees the space of failed puts, unless a row names it.
-async fn settle_doubtful(database: &Database, segments: &Arc<Segments>) {
+async fn release_doubtful(database: &Database, segments: &Arc<Segments>) {
     let doubtful = segments.take_doubtful();
     if doubtful.is_empty() {
         return;
     }
-    let asked = doubtful.clone();
-    match database.engine.read::<_, Fault>(move |session: &Session| unnamed(session, asked)).await {
+    let places = doubtful.clone();
+    match database.engine.read::<_, Fault>(move |session: &Session| unnamed(session, places)).await {
         Ok(unnamed) => segments.release(unnamed).await,
         Err(_) => segments.return_doubtful(doubtful),
     }
@@ -365,7 +365,7 @@ fn insert(session: &mut Session, new: AppendedObject, if_none_match: bool) -> ru
     })
 }
 
-/// The places that no row names.
+/// Returns the places that no row names.
 fn unnamed(session: &Session, places: Vec<Place>) -> Result<Vec<Place>, sqlite::Failure<Fault>> {
     let sql = "SELECT 1 FROM objects WHERE segment = ?1 AND offset = ?2";
     let mut select = session.connection.prepare_cached(sql)?;
@@ -378,14 +378,14 @@ fn unnamed(session: &Session, places: Vec<Place>) -> Result<Vec<Place>, sqlite::
     Ok(unnamed)
 }
 
-/// Where the body of an object is that is about to be replaced or deleted.
+/// Returns the place of the body of an object that is about to be replaced or deleted.
 fn place_of(session: &Session, names: &Names) -> rusqlite::Result<Option<Place>> {
     let sql = "SELECT size_bytes, segment, offset, checksum FROM objects WHERE bucket = ?1 AND key = ?2";
     let mut select = session.connection.prepare_cached(sql)?;
     Ok(select.query_row(params![&*names.bucket, names.key], place).optional()?.flatten())
 }
 
-/// From the columns `size_bytes, segment, offset, checksum`.
+/// Reads a place from the columns `size_bytes, segment, offset, checksum`.
 fn place(row: &Row) -> rusqlite::Result<Option<Place>> {
     let Some(segment) = row.get(1)? else { return Ok(None) };
     Ok(Some(Place { size_bytes: row.get(0)?, segment, offset: row.get(2)?, checksum: row.get(3)? }))
@@ -414,7 +414,7 @@ fn get(session: &Session, names: &Names, segments: &Segments, max_bytes: u64) ->
     }
 }
 
-/// The body of a row. A row that an earlier release wrote has no checksum.
+/// Verifies the body of a row. A row that an earlier release wrote has no checksum.
 fn whole_row(size: u64, checksum: Option<u32>, body: Vec<u8>) -> Result<Bytes, Failure> {
     let is_whole = body.len() as u64 == size && checksum.is_none_or(|checksum| checksum == crc32fast::hash(&body));
     if is_whole {

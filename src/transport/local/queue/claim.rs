@@ -1,4 +1,4 @@
-//! Messages that a receive has taken and that no caller has yet.
+//! Messages that a receive has taken and that its caller has not yet got.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,14 +9,14 @@ use super::messages::{self, Taken};
 use crate::sqlite::{Calls, Session, WakeToken};
 use crate::transport::message::{Delivery, Receipt};
 
-/// Messages on their way from the thread to the caller. When the caller's future is dropped they are dropped on the way:
-/// they are visible again at once, and the delivery does not count.
+/// Messages on their way from the thread of the database to the caller. When the caller's future is dropped, they become
+/// visible again at once, and the delivery does not count.
 pub(super) struct Claim {
     queue: String,
     deliveries: Vec<Delivery>,
-    /// How long until the next message is visible.
+    /// Time until the next message is visible.
     pub next_due: Option<Duration>,
-    /// Whether the transaction is committed; otherwise nothing was taken.
+    /// True once the transaction is committed. Before that, nothing was taken.
     committed: Arc<AtomicBool>,
     calls: Calls,
 }
@@ -32,18 +32,18 @@ impl Claim {
         }
     }
 
-    /// Whether no message was taken.
+    /// Returns true if no message was taken.
     pub(super) fn is_empty(&self) -> bool {
         self.deliveries.is_empty()
     }
 
-    /// Whether messages were left that can be received now.
+    /// Returns true if more messages can be received now.
     pub(super) fn has_more(&self) -> bool {
         self.next_due.is_some_and(|due| due.is_zero())
     }
 
     /// Releases the wake token when no message is left. Otherwise dropping it wakes the next waiter.
-    pub(super) fn settle(&self, wake_token: Option<WakeToken>) {
+    pub(super) fn release_wake_token(&self, wake_token: Option<WakeToken>) {
         if let Some(wake_token) = wake_token
             && !self.has_more()
         {

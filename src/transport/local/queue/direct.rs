@@ -38,13 +38,14 @@ pub(super) struct Direct {
 pub(super) struct Inbox {
     path: PathBuf,
     socket: UnixDatagram,
-    /// Messages that were delivered and not acknowledged, for a release.
+    /// Messages that were delivered and not acknowledged. A release sends them again.
     held: Mutex<HashMap<Receipt, String>>,
     clock: Arc<ServiceClock>,
 }
 
 impl Direct {
-    /// `None`, with a line in the log, when this system has no such sockets: all messages then go through the database.
+    /// Opens the sending side. Returns `None` and logs the reason when this system has no such sockets: all messages then go
+    /// through the database.
     pub(crate) fn open(data_dir: &Path) -> Option<Direct> {
         let directory = data_dir.join(DIRECTORY);
         let open = || {
@@ -59,14 +60,15 @@ impl Direct {
             .ok()
     }
 
-    /// Sends messages. Returns the indices of those that cannot go this way.
+    /// Sends messages. Returns the indices of those that must go through the database.
     pub(crate) fn send(&self, queue: &str, messages: &[Outgoing]) -> Vec<usize> {
         let path = self.short_path(queue);
         let goes = |message: &Outgoing| may_go(message) && self.send_one(&path, message);
         (0..messages.len()).filter(|&at| !goes(&messages[at])).collect()
     }
 
-    /// Whether a message of that text is likely to go this way: the socket exists, though it may be full.
+    /// Returns true if a message with this text is likely to be sent as a datagram: the socket exists, though its buffer may
+    /// be full.
     pub(crate) fn may_reach(&self, queue: &str, body: &str) -> bool {
         is_datagram(body) && self.short_path(queue).exists()
     }
@@ -84,11 +86,11 @@ impl Direct {
         }
     }
 
-    /// Creates the socket of a queue that this process alone receives from. `None` when it cannot be created.
+    /// Creates the socket of a queue that only this process receives from. Returns `None` when it cannot be created.
     pub(crate) fn own(&self, queue: &str, clock: &Arc<ServiceClock>) -> Option<Inbox> {
         let path = self.directory.join(queue);
         let bind = || {
-            // The socket of an owner that died.
+            // An owner that died may have left its socket.
             if let Err(error) = std::fs::remove_file(&path)
                 && error.kind() != ErrorKind::NotFound
             {
@@ -152,14 +154,14 @@ impl Inbox {
         Delivery { message_id, receipt, body, attributes: BTreeMap::new(), receive_count: 1, sent_at_ms }
     }
 
-    /// Waits until there may be something.
+    /// Waits until there may be a message.
     pub(crate) async fn filled(&self) {
         if self.socket.readable().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// Takes the message of a receipt. `None` when it was acknowledged or released already.
+    /// Takes the message of a receipt. Returns `None` when it was acknowledged or released already.
     pub(crate) fn end(&self, receipt: &Receipt) -> Option<String> {
         self.held().remove(receipt)
     }

@@ -5,21 +5,21 @@ use std::time::Duration;
 
 use rusqlite::{Connection, TransactionBehavior, params};
 
-/// Rows and bytes of bodies that one transaction removes: a few milliseconds.
+/// Limits of rows and bytes that one transaction removes, which keep it to a few milliseconds.
 const MAX_ROWS: usize = 500;
 const MAX_BYTES: u64 = 1 << 20;
 /// How often a queue without expired messages is searched.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const SEARCH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A row, and the size of its body.
 type Expired = (i64, u64);
 
-/// Removes some. Returns when to run again.
+/// Removes some expired messages. Returns the delay until the next run.
 pub(super) fn remove_some(connection: &mut Connection, now_ms: i64) -> rusqlite::Result<Duration> {
     // Searched outside of the transaction, since that takes longer the more messages there are, and blocks nobody.
     let found = expired(connection, now_ms)?;
     if found.is_empty() {
-        return Ok(LOOK_EVERY);
+        return Ok(SEARCH_INTERVAL);
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     {
@@ -49,7 +49,7 @@ fn expired(connection: &Connection, now_ms: i64) -> rusqlite::Result<Vec<Expired
     Ok(Vec::new())
 }
 
-/// Some expired messages of one queue; at least one if there is any.
+/// Returns some expired messages of one queue, at least one if there is any.
 fn expired_in(connection: &Connection, queue_id: i64, expiry_ms: i64) -> rusqlite::Result<Vec<Expired>> {
     let mut select = connection.prepare_cached(
         "SELECT id, octet_length(body) FROM messages WHERE queue_id = ?1 AND sent_at_ms < ?2 LIMIT ?3",

@@ -41,17 +41,17 @@ pub(super) enum Taking {
     Share,
 }
 
-/// What one receiver of several takes of `visible` messages: a quarter; of few messages up to two, as long as that is no
-/// more than half. At least one, at most `max`.
+/// Returns how many of `visible` messages one of several receivers takes: a quarter of many; up to two of few, if that is at
+/// most half of them. The share is at least one and at most `max`.
 pub(super) fn fair_share(visible: usize, max: usize) -> usize {
     let of_few = visible.div_ceil(2).min(2);
     of_few.max(visible / 4).clamp(1, max)
 }
 
-/// What a receive found.
+/// The result of a receive.
 pub(super) struct Taken {
     pub deliveries: Vec<Delivery>,
-    /// When the next message is visible, if there is any.
+    /// Time at which the next message is visible, if there is any.
     pub next_due_ms: Option<i64>,
 }
 
@@ -202,13 +202,13 @@ fn share_of_visible(session: &Session, queue: &QueueRow, max: usize) -> Result<u
     let mut count = session.connection.prepare_cached(
         "SELECT count(*) FROM (SELECT 1 FROM messages WHERE queue_id = ?1 AND visible_at_ms <= ?2 AND sent_at_ms >= ?4 LIMIT ?3)",
     )?;
-    // Of more messages than these the share is `max` too.
+    // The share of more messages than these is `max` too, so they need not be counted.
     let parameters = params![queue.id, session.now_ms, 4 * max, expiry_ms(session, queue)];
     let visible: usize = count.query_row(parameters, |row| row.get(0))?;
     Ok(fair_share(visible, max))
 }
 
-/// Undoes a receive whose messages reached no caller.
+/// Undoes a receive whose messages were not passed to a caller.
 pub(super) fn undo_receive(session: &mut Session, name: &str, receipts: &[Receipt]) -> Result<(), Failure> {
     let queue = find(session, name)?;
     let mut update = session.connection.prepare_cached(
@@ -371,7 +371,8 @@ struct DeadLetters {
     max_receive_count: u32,
 }
 
-/// `None` also when the dead-letter queue is missing: a message is rather delivered once more than lost.
+/// Returns the dead-letter queue of a queue. Returns `None` too when that queue is missing: delivering a message once more is
+/// better than losing it.
 fn dead_letter_target(session: &Session, queue: &QueueRow) -> rusqlite::Result<Option<DeadLetters>> {
     let Some(redrive) = &queue.attributes.redrive else { return Ok(None) };
     let target = find_optional(session, &redrive.dead_letter_queue)?;
@@ -382,7 +383,7 @@ fn dead_letter_target(session: &Session, queue: &QueueRow) -> rusqlite::Result<O
     }))
 }
 
-/// Visible messages, the longest visible first. They have no receipts yet.
+/// Returns visible messages, the longest visible first. They have no receipts yet.
 fn visible(session: &Session, queue: &QueueRow, limit: usize) -> Result<Vec<(i64, Uuid, Delivery)>, Failure> {
     let mut select = session.connection.prepare_cached(
         "SELECT id, message_id, body, attributes, receive_count, sent_at_ms FROM messages
@@ -401,7 +402,7 @@ fn delivery(row: &Row) -> rusqlite::Result<Delivery> {
         message_id: row.get::<_, Uuid>(1)?.to_string(),
         receipt: Receipt(String::new()),
         body: row.get(2)?,
-        // Written by `attributes_json`; only another program could write anything else.
+        // The column is written by `attributes_json`, so it is valid unless another program wrote it.
         attributes: attributes.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default(),
         receive_count: row.get(4)?,
         sent_at_ms: row.get(5)?,
@@ -437,7 +438,7 @@ fn attributes_json(attributes: &BTreeMap<String, String>) -> Option<String> {
 }
 
 impl DeliveryKey {
-    /// `None` for what is no receipt of this queue: it belongs to no delivery, so it does nothing.
+    /// Returns `None` when the text is not a receipt of this queue. Such a receipt identifies no delivery and has no effect.
     fn parse(receipt: &Receipt) -> Option<DeliveryKey> {
         receipt.0.parse().ok()
     }

@@ -6,8 +6,8 @@
 //!
 //! - A send returns when the message is synced to disk. A power loss may undo a receive, an extension or an
 //!   acknowledgement; each only means one more delivery. A killed process undoes nothing that had returned.
-//! - A handle is a name. When the queue was removed every call answers `NotFound`; when it was made again under that name,
-//!   the same handle works on the new queue, and receipts of the old one do nothing.
+//! - A handle is a name. When the queue was removed, every call returns `NotFound`. When it is created again under that
+//!   name, the same handle works on the new queue, and receipts of the old one do nothing.
 //! - Messages come by the time at which they became visible, which is the order of sending unless one is redelivered.
 //! - Time is the service time of the data directory ([`crate::clock`]), which no step of the wall clock moves.
 //! - A transient message ([`Sending::Transient`]) to a queue that one process owns ([`SqliteQueues::create_own`]) is sent
@@ -49,13 +49,12 @@ pub struct SqliteQueues {
     direct: Option<Arc<Direct>>,
 }
 
-/// What a send promises when it returns.
+/// The guarantee that a send gives when it returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sending {
-    /// The messages are on disk. The call may return so much later, so that several sends share one sync. The messages can
-    /// be received before.
+    /// The messages are on disk. They can be received before the call returns.
     Durable {
-        /// How much later.
+        /// Maximum delay of the return, so that several sends can share one sync.
         within: Duration,
     },
     /// A power loss, or the death of the process that received a message, may lose it.
@@ -66,7 +65,7 @@ pub enum Sending {
 pub struct SqliteQueue {
     name: String,
     database: Arc<Database>,
-    /// Whether the last receive left visible messages, so that the next can skip the read phase. Only a hint.
+    /// True if the last receive left visible messages, so that the next one can skip the read phase. This is only a hint.
     has_more: AtomicBool,
     direct: Option<Arc<Direct>>,
     own: Option<Own>,
@@ -75,7 +74,7 @@ pub struct SqliteQueue {
 /// The parts of a handle on a queue that this process alone receives from.
 struct Own {
     inbox: Inbox,
-    /// When the database is read next, unless a notification comes before.
+    /// Time of the next read of the database, unless a notification comes before.
     file_due: Mutex<Instant>,
 }
 
@@ -97,7 +96,7 @@ impl SqliteQueues {
         Ok(SqliteQueues::over(sqlite::open(data_dir)?, data_dir))
     }
 
-    /// The same with another clock than the machine's, for tests.
+    /// As [`SqliteQueues::open`], with another clock than that of the machine. Meant for tests.
     ///
     /// # Errors
     /// As [`SqliteQueues::open`].
@@ -110,7 +109,7 @@ impl SqliteQueues {
         SqliteQueues { database, direct: Direct::open(data_dir).map(Arc::new) }
     }
 
-    /// Makes the queue, or leaves it as it is when it exists.
+    /// Creates the queue, or leaves it as it is when it exists.
     ///
     /// # Errors
     /// [`QueueError::Fatal`] when the name is not valid.
@@ -119,8 +118,8 @@ impl SqliteQueues {
         Ok(self.queue(name, None))
     }
 
-    /// The same, and only this handle receives from the queue: transient messages reach it as datagrams for as long as the
-    /// handle lives.
+    /// As [`SqliteQueues::create_queue`], for a queue that only this handle receives from. Transient messages reach it as
+    /// datagrams for as long as the handle lives.
     ///
     /// # Errors
     /// As [`SqliteQueues::create_queue`].
@@ -130,7 +129,7 @@ impl SqliteQueues {
         Ok(self.queue(name, inbox))
     }
 
-    /// A handle on a queue, whether it exists or not.
+    /// Returns a handle on a queue, whether the queue exists or not.
     pub(in crate::transport::local) fn handle(&self, name: &str) -> SqliteQueue {
         self.queue(name.to_owned(), None)
     }
@@ -139,7 +138,7 @@ impl SqliteQueues {
         &self.database
     }
 
-    /// Whether a transient message of that text is likely to reach its queue as a datagram.
+    /// Returns true if a transient message with this text is likely to reach its queue as a datagram.
     pub(in crate::transport::local) fn may_send_direct(&self, queue: &str, body: &str) -> bool {
         self.direct.as_ref().is_some_and(|direct| direct.may_reach(queue, body))
     }
@@ -193,7 +192,7 @@ impl Queues for SqliteQueues {
             messages::delete(session, &deleted)?;
             Ok(session.removed.contains(&deleted))
         };
-        // Only for a queue that existed: its name was checked when it was created, so it is no path.
+        // Only the socket of a queue that existed is removed: its name was checked at creation, so it cannot be a path.
         if self.database.engine.write::<_, QueueError>(Durability::FULL, work).await?
             && let Some(direct) = &self.direct
         {
@@ -260,7 +259,7 @@ impl Queue for SqliteQueue {
         let (mut in_file, mut released) = (Vec::new(), Vec::new());
         for (receipt, delay) in changes {
             match self.end_direct(receipt) {
-                // It is visible again by way of the database.
+                // The message becomes visible again through the database.
                 Some(body) => released.push(Outgoing { delay: *delay, ..Outgoing::new(body) }),
                 None => in_file.push((receipt.clone(), *delay)),
             }
@@ -303,7 +302,7 @@ impl Queue for SqliteQueue {
 }
 
 impl SqliteQueue {
-    /// Sends messages, with what they promise when the call returns.
+    /// Sends messages with the guarantee that `sending` names.
     ///
     /// # Errors
     /// As [`Queue::send`].
@@ -323,7 +322,7 @@ impl SqliteQueue {
         self.send_by_file(messages.to_vec(), Durability::FullWithin(within)).await
     }
 
-    /// Receives a share of the messages, so that other workers have some too.
+    /// Receives a share of the messages, so that other workers get some too.
     ///
     /// # Errors
     /// As [`Queue::receive`].
@@ -339,7 +338,7 @@ impl SqliteQueue {
         self.delete(receipts, Durability::Deferred).await
     }
 
-    /// Makes messages visible that a process holds which is dead.
+    /// Makes the messages that a dead process held visible again.
     ///
     /// # Errors
     /// [`QueueError::NotFound`] when there is no such queue.
@@ -407,7 +406,7 @@ impl SqliteQueue {
         let mut wake_token: Option<WakeToken> = None;
         loop {
             let claim = self.take(options, taking).await?;
-            claim.settle(wake_token.take());
+            claim.release_wake_token(wake_token.take());
             if !claim.is_empty() || Instant::now() >= deadline {
                 return Ok(claim.accept());
             }
@@ -469,7 +468,7 @@ impl Own {
             let mut deliveries = Vec::new();
             if Instant::now() >= self.file_due() {
                 let claim = queue.take(options, taking).await?;
-                claim.settle(wake_token.take());
+                claim.release_wake_token(wake_token.take());
                 self.set_file_due(Instant::now() + claim.next_due.map_or(RECHECK, |due| due.min(RECHECK)));
                 deliveries = claim.accept();
             }

@@ -1,9 +1,9 @@
-//! What the local backend stores, for the loop that bounds it: how much that is, which objects of finished jobs are oldest,
-//! and how their space is freed.
+//! The data of the local backend, for the retention loop: it measures how much is stored, lists the oldest objects of
+//! finished jobs, and frees their space.
 //!
-//! Nothing here decides what is to be deleted. It decides what *may* be: an image may go once its job has a result, a
-//! result once its image is gone. A dead letter or an unacknowledged message that names the job keeps both; messages
-//! are the queue's, and the caller asks it ([`Candidate::unless_named`]).
+//! This module decides what *may* be deleted; the caller decides what is. An image may be deleted once its job has a result,
+//! and a result once its image is gone. A dead letter or an unacknowledged message that names the job keeps both. Messages
+//! belong to the queue, which the caller queries ([`Candidate::unless_named`]).
 
 use std::collections::HashMap;
 use std::fs;
@@ -16,7 +16,7 @@ use rusqlite::{OptionalExtension as _, params};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{delete, place, settle_doubtful};
+use super::{delete, place, release_doubtful};
 use crate::config::Names;
 use crate::protocol::{self, ReplyHead, Status};
 use crate::sqlite::{self, Database, Durability, FILE_NAME, Fault, Reader, Session, Snapshot};
@@ -33,7 +33,7 @@ const VACUUMED_AT_ONCE: u32 = 64;
 /// Free pages that are kept for new rows (1 MiB).
 const KEPT_FREE_PAGES: u64 = 256;
 
-/// Images or results.
+/// The kind of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Uploaded images.
@@ -58,18 +58,18 @@ pub struct Usage {
     pub segment_files: u64,
     /// The size of the segment files.
     pub segment_bytes: u64,
-    /// Pages of the database that hold something.
+    /// The size of the pages of the database that are in use.
     pub database_bytes: u64,
-    /// Pages of the database that are free for new rows.
+    /// The size of the pages of the database that are free for new rows.
     pub database_free_bytes: u64,
-    /// The write-ahead log. It is bounded by itself and not counted.
+    /// The size of the write-ahead log. It has its own limit and does not count.
     pub log_bytes: u64,
-    /// What this user may still write to the file system.
+    /// The bytes that this user may still write to the file system.
     pub disk_free_bytes: u64,
 }
 
 impl Usage {
-    /// The bytes that count against the limit.
+    /// Returns the bytes that count against the limit.
     pub fn counted_bytes(&self) -> u64 {
         self.segment_bytes + self.database_bytes
     }
@@ -89,15 +89,15 @@ pub struct Totals {
 /// A part of a walk through the objects of one kind, oldest first.
 #[derive(Debug, Clone, Copy)]
 pub struct Walk {
-    /// Whether images or results are meant.
+    /// The kind of the objects.
     pub kind: Kind,
-    /// Objects written before this.
+    /// The walk visits objects written before this.
     pub before_ms: i64,
     /// An image without a result, written before this, may belong to no job any more.
     pub orphaned_before_ms: i64,
-    /// Where the last part ended.
+    /// The end of the previous part. `None` at the start of the walk.
     pub after: Option<Position>,
-    /// How many objects are read.
+    /// The number of objects that are read.
     pub limit: usize,
 }
 
@@ -113,7 +113,7 @@ pub struct Position {
 pub struct Page {
     /// Objects that may be deleted, oldest first.
     pub candidates: Vec<Candidate>,
-    /// Where the next part begins. `None` at the end.
+    /// The end of this part, from which the next one continues. `None` at the end of the walk.
     pub next: Option<Position>,
 }
 
@@ -125,7 +125,7 @@ pub struct Candidate {
     modified_ms: i64,
     /// The size of the object.
     pub size_bytes: u64,
-    /// Whether images or results are meant.
+    /// The kind of the object.
     pub kind: Kind,
     /// `None` when no message can need it.
     pub unless_named: Option<NamedIn>,
@@ -135,21 +135,21 @@ pub struct Candidate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NamedIn {
     pub job: Uuid,
-    /// Whether requests that no worker has received yet count too: the job has no result. Otherwise dead letters count, and
-    /// requests that were received and not deleted yet.
+    /// True if requests that no worker has received yet count too, because the job has no result. Otherwise dead letters count,
+    /// and requests that were received and not deleted yet.
     pub any_request: bool,
 }
 
-/// What a transaction of deletions did.
+/// The outcome of a transaction of deletions.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Deleted {
     /// The number of objects.
     pub objects: u64,
     /// Their size.
     pub bytes: u64,
-    /// How many candidates it reached. The others are left for the next transaction.
+    /// The number of candidates that it visited. The others are left for the next transaction.
     pub visited: usize,
-    /// How long it held the write lock.
+    /// The time for which it held the write lock.
     pub held: Duration,
 }
 
@@ -157,9 +157,9 @@ pub struct Deleted {
 #[derive(Debug, Default)]
 pub struct SeenSegments(HashMap<String, u64>);
 
-/// What a garbage collection of the segments did.
+/// The outcome of a garbage collection of the segments.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Swept {
+pub struct Collected {
     /// The number of segment files that were deleted.
     pub removed_segments: u64,
     /// The number of bodies that were copied into another segment.
@@ -182,12 +182,12 @@ impl LocalData {
         })
     }
 
-    /// Milliseconds since the Unix epoch, as objects are dated.
+    /// Returns the service time, which dates objects, in milliseconds since the Unix epoch.
     pub async fn now_ms(&self) -> Result<i64, Fault> {
         self.database.engine.read(|session| Ok::<_, Failure>(session.now_ms)).await
     }
 
-    /// How much is stored. Costs a few system calls, however much it is.
+    /// Measures how much is stored. This costs a few system calls, however much that is.
     pub async fn usage(&self) -> Result<Usage, Fault> {
         let (data_dir, segments) = (self.data_dir.clone(), Arc::clone(&self.segments));
         self.read_aside(move |reader| {
@@ -214,7 +214,7 @@ impl LocalData {
         .await
     }
 
-    /// Count, bytes and age of all objects of a kind.
+    /// Returns count, bytes and age of all objects of a kind.
     pub async fn totals(&self, kind: Kind) -> Result<Totals, Fault> {
         let bucket = self.bucket(kind).to_owned();
         self.read(move |snapshot| {
@@ -284,10 +284,14 @@ impl LocalData {
     ///
     /// # Errors
     /// Those of the database or the directory. The call may be repeated.
-    pub async fn sweep(&self, seen: &mut SeenSegments, shutdown: &CancellationToken) -> Result<Swept, Fault> {
+    pub async fn collect_garbage(
+        &self,
+        seen: &mut SeenSegments,
+        shutdown: &CancellationToken,
+    ) -> Result<Collected, Fault> {
         let SeenSegments(seen) = seen;
-        let mut swept = Swept::default();
-        settle_doubtful(&self.database, &self.segments).await;
+        let mut collected = Collected::default();
+        release_doubtful(&self.database, &self.segments).await;
         let names = self.beside(Segments::names).await?;
         seen.retain(|name, _| names.contains(name));
         for name in names {
@@ -295,38 +299,38 @@ impl LocalData {
                 break;
             }
             // A segment that cannot be read does not keep the others from being collected.
-            if let Err(error) = self.sweep_one(&name, seen, &mut swept, shutdown).await {
+            if let Err(error) = self.collect_segment(&name, seen, &mut collected, shutdown).await {
                 tracing::debug!(%error, segment = name, "cannot free the dead space of a segment yet");
             }
         }
-        Ok(swept)
+        Ok(collected)
     }
 
-    async fn sweep_one(
+    async fn collect_segment(
         &self,
         name: &str,
         seen: &mut HashMap<String, u64>,
-        swept: &mut Swept,
+        collected: &mut Collected,
         shutdown: &CancellationToken,
     ) -> Result<(), Fault> {
         let claimed_name = name.to_owned();
         let claimed = self.beside(move |segments| segments.claim(&claimed_name)).await?;
         let Some(segment) = claimed else { return Ok(()) };
-        // Only now, when no process can add a row any more.
+        // The rows are read only now, when no process can add one any more.
         let live = self.live(name).await?;
         let live_bytes: u64 = live.iter().map(|place| place.size_bytes.next_multiple_of(4 << 10)).sum();
         if live.is_empty() {
             self.on_disk().await?;
             self.beside(move |_| segment.remove()).await?;
             seen.remove(name);
-            swept.removed_segments += 1;
+            collected.removed_segments += 1;
             return Ok(());
         }
         let is_mostly_dead = live_bytes * 2 <= segment.length_bytes;
         // Bodies that are soon deleted anyway are not worth moving when their holes take no space.
         let is_stuck = self.segments.cannot_punch() || seen.get(name) == Some(&live_bytes);
         if is_mostly_dead && is_stuck {
-            swept.moved_bodies += self.move_bodies(segment, live, shutdown).await?;
+            collected.moved_bodies += self.move_bodies(segment, live, shutdown).await?;
             return Ok(());
         }
         if !seen.contains_key(name) || segment.allocated_bytes > live_bytes + live_bytes / 8 {
@@ -343,7 +347,7 @@ impl LocalData {
         self.database.engine.write::<_, Fault>(Durability::FULL, |_| Ok::<_, Failure>(())).await
     }
 
-    /// The bodies of a segment that rows name, by offset.
+    /// Returns the bodies of a segment that rows name, by offset.
     async fn live(&self, segment: &str) -> Result<Vec<Place>, Fault> {
         let segment = segment.to_owned();
         self.read(move |snapshot| {
@@ -413,7 +417,7 @@ impl LocalData {
         self.database.engine.write(Durability::Normal, work).await
     }
 
-    /// Notes the limits that the service runs with, for commands that look at its data.
+    /// Stores the limits that the service runs with, for commands that inspect its data.
     ///
     /// # Errors
     /// Those of the database.
@@ -432,7 +436,7 @@ impl LocalData {
         self.database.engine.write(Durability::Normal, work).await
     }
 
-    /// The limits that the service last ran with: how long images and results are kept, and how many bytes at most.
+    /// Returns the limits that the service last ran with: how long images and results are kept, and how many bytes at most.
     ///
     /// # Errors
     /// Those of the database.
@@ -468,7 +472,7 @@ impl LocalData {
 }
 
 impl Walk {
-    /// Reads the next part: the objects in it that may be deleted.
+    /// Reads the next part, and returns the objects in it that may be deleted.
     ///
     /// # Errors
     /// Those of the database.
@@ -485,9 +489,9 @@ impl Walk {
         )?;
         let bounds = params![bucket, self.before_ms, after.modified_ms, after.size_bytes, after.row, self.limit as u64];
         let mut rows = select.query(bounds)?;
-        let (mut page, mut looked_at) = (Page { candidates: Vec::new(), next: None }, 0);
+        let (mut page, mut visited) = (Page { candidates: Vec::new(), next: None }, 0);
         while let Some(row) = rows.next()? {
-            looked_at += 1;
+            visited += 1;
             let mut candidate = Candidate {
                 row: row.get(0)?,
                 key: row.get(1)?,
@@ -502,13 +506,14 @@ impl Walk {
                 page.candidates.push(candidate);
             }
         }
-        if looked_at < self.limit {
+        if visited < self.limit {
             page.next = None;
         }
         Ok(page)
     }
 
-    /// `None` when the object is to be kept. An object of the legacy form belongs to no job.
+    /// Returns `None` when the object must be kept, and otherwise the messages that may still need it. An object of the legacy
+    /// form belongs to no job.
     #[allow(clippy::option_option, reason = "kept, free, or free under a condition")]
     fn condition(
         &self,
@@ -519,18 +524,18 @@ impl Walk {
         match self.kind {
             Kind::Images => {
                 let Some(job) = protocol::job_of_image_key(&candidate.key) else { return Ok(Some(None)) };
-                Ok(match end_of(snapshot, &names.output_bucket, job)? {
-                    End::Complete => Some(None),
-                    End::Failed => Some(Some(NamedIn { job, any_request: false })),
-                    End::None if candidate.modified_ms < self.orphaned_before_ms => {
+                Ok(match outcome_of(snapshot, &names.output_bucket, job)? {
+                    Outcome::Complete => Some(None),
+                    Outcome::Failed => Some(Some(NamedIn { job, any_request: false })),
+                    Outcome::None if candidate.modified_ms < self.orphaned_before_ms => {
                         Some(Some(NamedIn { job, any_request: true }))
                     }
-                    End::None => None,
+                    Outcome::None => None,
                 })
             }
             Kind::Results => {
                 let Some(job) = protocol::job_of_result_key(&candidate.key) else { return Ok(Some(None)) };
-                // Without its result a job with an image would count as waiting.
+                // A job that has an image and no result would count as waiting, so the image is deleted first.
                 let has_image = exists(snapshot, &names.input_bucket, &protocol::image_key(job))?;
                 Ok((!has_image).then_some(Some(NamedIn { job, any_request: false })))
             }
@@ -545,15 +550,15 @@ impl Candidate {
 }
 
 /// The outcome of a job.
-enum End {
-    /// It succeeded or expired: there is no dead letter of it.
+enum Outcome {
+    /// The job succeeded or expired, so there is no dead letter of it.
     Complete,
-    /// There may be a dead letter.
+    /// The job failed, so there may be a dead letter.
     Failed,
     None,
 }
 
-fn end_of(snapshot: &Snapshot, output_bucket: &str, job: Uuid) -> rusqlite::Result<End> {
+fn outcome_of(snapshot: &Snapshot, output_bucket: &str, job: Uuid) -> rusqlite::Result<Outcome> {
     let sql = "SELECT body FROM objects WHERE bucket = ?1 AND key = ?2";
     let mut select = snapshot.connection.prepare_cached(sql)?;
     let head = select
@@ -564,11 +569,11 @@ fn end_of(snapshot: &Snapshot, output_bucket: &str, job: Uuid) -> rusqlite::Resu
         })
         .optional()?;
     Ok(match head {
-        Some(Status::Succeeded | Status::Expired) => End::Complete,
-        Some(Status::Failed) => End::Failed,
-        // The answer of a legacy worker, which no web tier has adopted yet.
-        None if exists(snapshot, output_bucket, protocol::legacy_output_key(&job.to_string()))? => End::Failed,
-        None => End::None,
+        Some(Status::Succeeded | Status::Expired) => Outcome::Complete,
+        Some(Status::Failed) => Outcome::Failed,
+        // A legacy worker stored an output that no web tier has adopted yet.
+        None if exists(snapshot, output_bucket, protocol::legacy_output_key(&job.to_string()))? => Outcome::Failed,
+        None => Outcome::None,
     })
 }
 
@@ -612,7 +617,7 @@ fn move_rows(session: &mut Session, moves: Vec<(Place, Appended)>) -> Result<(Ve
         if update.execute(params![to.segment, to.offset, from.segment, from.offset, from.checksum])? == 0 {
             unused.push(to);
         }
-        // All of them share the sync of the transaction.
+        // All bodies share the sync of the transaction.
         session.sync(appended.file());
         moved.push(appended);
     }

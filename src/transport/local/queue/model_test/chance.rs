@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::clock::{ADJUST_EVERY, Anchor, LONGEST_ABSENCE, Reading, ServiceClock, Source};
 use crate::sqlite::millis;
 
-/// A machine's clocks, as the test turns them.
+/// The clocks of a machine, which the test sets.
 pub(super) struct VirtualSource(Mutex<(Reading, u64)>);
 
 impl Source for VirtualSource {
@@ -19,7 +19,7 @@ impl Source for VirtualSource {
     }
 }
 
-/// The service clock of a data directory, on virtual clocks; adjusted as the file's owner does it.
+/// The service clock of a data directory on virtual clocks. It is adjusted as the owner of the file does it.
 pub(super) struct Clock {
     source: Arc<VirtualSource>,
     anchor: Anchor,
@@ -35,7 +35,7 @@ impl Clock {
         Clock { source, anchor, service }
     }
 
-    /// Time passes for all clocks; by a thousandth more or less for the service, which follows the wall clock.
+    /// Lets time pass for all clocks. The service clock may run a thousandth faster or slower, since it follows the wall clock.
     pub(super) fn pass(&mut self, time: Duration) {
         let before_ms = self.now_ms();
         self.set(|reading| {
@@ -48,7 +48,10 @@ impl Clock {
         }
         let passed_ms = self.now_ms() - before_ms;
         let slewed_ms = (millis(time) + millis(ADJUST_EVERY)) / 1_000 + 1;
-        assert!((passed_ms - millis(time)).abs() <= slewed_ms, "{time:?} passed and the clock tells {passed_ms} ms");
+        assert!(
+            (passed_ms - millis(time)).abs() <= slewed_ms,
+            "{time:?} passed and the clock advanced by {passed_ms} ms"
+        );
     }
 
     pub(super) fn step(&mut self, by_ms: i64) {
@@ -57,7 +60,7 @@ impl Clock {
         assert_eq!(self.now_ms(), before_ms, "the service time follows a step");
     }
 
-    /// The time since boot begins again, and the wall clock may tell anything.
+    /// Reboots the machine: the time since boot starts at zero, and the wall clock may show any time.
     pub(super) fn reboot(&mut self, wall_by_ms: i64) {
         let before_ms = self.now_ms();
         {
@@ -67,7 +70,7 @@ impl Clock {
         }
         self.anchor = self.anchor.adjusted(&self.source.boot_id(), self.source.read());
         self.service = ServiceClock::new(self.source.clone(), &self.anchor);
-        // What passed since the last adjustment is not known any more.
+        // The time that passed since the last adjustment is no longer known.
         let passed_ms = self.now_ms() - before_ms;
         assert!(passed_ms >= -2 * millis(ADJUST_EVERY) - 1, "a reboot turns the clock back by {passed_ms} ms");
         assert!(passed_ms <= millis(LONGEST_ABSENCE), "a reboot lets {passed_ms} ms pass");
@@ -82,11 +85,11 @@ impl Clock {
     }
 }
 
-/// A small generator of our own: what a seed does must not change with a dependency.
+/// A small generator of random numbers. It is not a dependency, so that an update never changes the run of a seed.
 pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    /// SplitMix64.
+    /// Returns the next number of the SplitMix64 sequence.
     pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

@@ -1,11 +1,11 @@
-//! The local queue's protocol against a small model of it, on a virtual clock.
+//! Tests the protocol of the local queue against a small model of it, on a virtual clock.
 //!
-//! Several processes send, receive, acknowledge, extend and release messages in transactions of one to three calls, by
-//! the code of `messages` on a real file with a connection per process. At any step a process may crash: before its
-//! transaction, inside it, or after the commit and before it hears of it. The clock jumps, mostly a little, sometimes by
-//! hours, by the real service clock on a virtual source: steps of the wall clock must change nothing, and a reboot may only
-//! let time pass. After every call the rows of the file are
-//! held against what the call may have changed, and at the end of a run every accepted message is received.
+//! Several processes send, receive, acknowledge, extend and release messages in transactions of one to three calls. They
+//! run the code of `messages` on a real file with a connection per process. At any step a process may crash: before its
+//! transaction, inside it, or after the commit and before the process learns of it. The clock is the real service clock on
+//! a virtual source, and it jumps, mostly a little, sometimes by hours: steps of the wall clock must change nothing, and a
+//! reboot may only let time pass. After every call the rows of the file are compared with the model, and at the end of a
+//! run every accepted message is received.
 //!
 //! A run is made from its seed alone. `IMGCLS_QUEUE_SEED=7` replays seed 7 and prints its steps; `IMGCLS_TEST_LONG=1`
 //! runs 10,000 seeds instead of a few hundred.
@@ -54,19 +54,19 @@ fn the_queue_keeps_its_protocol_whatever_crashes_and_whatever_the_clock_does() {
         run.run();
         seen.add(&run.seen);
     }
-    // A model that never gets there would hold for any queue.
+    // Runs that never reach an operation would pass with any queue.
     assert!(seen.are_all(), "the runs did not reach everything: {seen:?}");
     println!("{seeds} seeds: {seen:?}");
 }
 
-/// On a file system in memory where there is one: syncs are not what is tested.
+/// Returns a directory in memory if the system has such a file system, since the test does not depend on syncs.
 fn memory_directory() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let in_memory = tempfile::tempdir_in(memory);
     in_memory.or_else(|_| tempfile::tempdir()).expect("a directory")
 }
 
-/// One process: its connection, and the deliveries that it was told of.
+/// One process: its connection, and the deliveries that it received.
 struct Process {
     connection: Connection,
     held: Vec<Held>,
@@ -89,7 +89,7 @@ impl Process {
     }
 }
 
-/// A message as the model and the file have it. Bodies are numbers, each sent once.
+/// A message in the model or in the file. Bodies are numbers, and each is sent once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Row {
     queue: &'static str,
@@ -102,13 +102,13 @@ type Rows = BTreeMap<u64, Row>;
 
 /// How an accepted message ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum Outcome {
     Acknowledged,
     Expired,
     Purged,
 }
 
-/// What the runs reached, so that a test that tests nothing is noticed.
+/// Counts of the operations that the runs reached. The test fails if one of them is zero.
 #[derive(Debug, Default)]
 struct Seen {
     sent: u64,
@@ -156,28 +156,28 @@ impl Seen {
     }
 }
 
-/// One seed.
+/// The run of one seed.
 struct Run<'a> {
     seed: u64,
     data_dir: &'a Path,
     processes: &'a mut Vec<Process>,
     random: Random,
     clock: Clock,
-    /// What is committed.
+    /// The committed rows.
     rows: Rows,
-    fates: BTreeMap<u64, Fate>,
+    outcomes: BTreeMap<u64, Outcome>,
     next_body: u64,
     seen: Seen,
     steps: Vec<String>,
     is_loud: bool,
 }
 
-/// What a transaction did so far; forgotten if it is rolled back.
+/// The effects of an open transaction, which are discarded if it is rolled back.
 #[derive(Default)]
 struct Pending {
     rows: Rows,
-    fates: BTreeMap<u64, Fate>,
-    /// What the caller will hear of once the transaction is committed.
+    outcomes: BTreeMap<u64, Outcome>,
+    /// Deliveries that the caller gets once the transaction is committed.
     received: Vec<Held>,
     spent: Vec<Receipt>,
     seen: Seen,
@@ -201,7 +201,7 @@ impl<'a> Run<'a> {
             random: Random(seed),
             clock: Clock::new(),
             rows: Rows::new(),
-            fates: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
             next_body: 0,
             seen: Seen::default(),
             steps: Vec::new(),
@@ -210,7 +210,7 @@ impl<'a> Run<'a> {
     }
 
     fn run(&mut self) {
-        self.make_queues();
+        self.create_queues();
         for _ in 0..STEPS {
             self.pass_time();
             let process = self.random.below(PROCESSES);
@@ -227,8 +227,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// New ones under the names of the seed before, whose receipts must fit nothing.
-    fn make_queues(&mut self) {
+    /// Creates the queues again under the same names. Receipts of the previous seed must have no effect on them.
+    fn create_queues(&mut self) {
         let now_ms = self.clock.now_ms();
         let connection = &self.processes[0].connection;
         begin(connection);
@@ -272,7 +272,7 @@ impl<'a> Run<'a> {
         self.check_committed();
     }
 
-    /// What runs beside the work.
+    /// Runs the background removal of expired messages.
     fn remove_expired(&mut self, process: usize) {
         let now_ms = self.clock.now_ms();
         expiry::remove_some(&mut self.processes[process].connection, now_ms).expect("the lock is free");
@@ -281,24 +281,24 @@ impl<'a> Run<'a> {
         self.note(|| format!("at {now_ms}: process {process} removes what is too old: {expired:?}"));
         let left = rows(&self.processes[process].connection);
         for body in expired {
-            // All of one queue, and of the next one when it comes again.
+            // One call removes the messages of one queue; the next call removes those of the other.
             if !left.contains_key(&body) {
                 self.rows.remove(&body);
                 self.seen.expired += 1;
-                assert_eq!(self.fates.insert(body, Fate::Expired), None, "message {body} ended twice");
+                assert_eq!(self.outcomes.insert(body, Outcome::Expired), None, "message {body} ended twice");
             }
         }
         self.check_committed();
     }
 
-    /// All that the process knew is gone.
+    /// Restarts a process, which loses everything that it had in memory.
     fn crash(&mut self, process: usize) {
         self.note(|| format!("process {process} crashes"));
         self.processes[process] = Process::open(self.data_dir);
         self.check_committed();
     }
 
-    /// Up to three calls of one process in one transaction, which may crash at any place.
+    /// Up to three calls of one process in one transaction, which may crash at any point.
     fn transact(&mut self, process: usize) {
         let calls = 1 + self.random.below(3);
         let crashes_before_commit = self.random.one_in(10);
@@ -318,19 +318,19 @@ impl<'a> Run<'a> {
         }
         commit(&self.processes[process].connection);
         self.rows = pending.rows;
-        for (body, fate) in pending.fates {
-            assert_eq!(self.fates.insert(body, fate), None, "message {body} ended twice");
+        for (body, outcome) in pending.outcomes {
+            assert_eq!(self.outcomes.insert(body, outcome), None, "message {body} ended twice");
         }
         self.seen.add(&pending.seen);
         if crashes_after_commit {
-            self.note(|| "it commits and crashes before it hears of that".to_owned());
+            self.note(|| "it commits and crashes before it learns of that".to_owned());
             self.seen.lost_answers += 1;
             self.processes[process] = Process::open(self.data_dir);
         } else {
             let held = &mut self.processes[process].held;
             held.extend(pending.received);
             held.retain(|held| !pending.spent.contains(&held.receipt));
-            // Whoever holds many forgets some: a worker that hangs.
+            // A process that holds many deliveries forgets some of them, as a hanging worker does.
             while held.len() > 12 {
                 held.remove(0);
             }
@@ -402,7 +402,7 @@ impl<'a> Run<'a> {
         assert_eq!(taken.next_due_ms, due, "when the next message is due");
     }
 
-    /// How many come: all that can, where the receiver asks for them and is not to share.
+    /// Checks the number of deliveries: as many as possible up to `max`, or at least the fair share for [`Taking::Share`].
     fn check_count(
         deliveries: &[Delivery],
         now_ms: i64,
@@ -435,11 +435,11 @@ impl<'a> Run<'a> {
         ok(messages::ack(&session, held.queue, std::slice::from_ref(&held.receipt)));
         if is_current {
             pending.rows.remove(&held.body);
-            end(held.body, Fate::Acknowledged, pending);
+            end(held.body, Outcome::Acknowledged, pending);
         } else {
             pending.seen.stale_receipts += 1;
         }
-        // It stays with the process now and then: who did not hear of the first one acknowledges again.
+        // The process sometimes keeps the receipt and acknowledges twice, as a client does that got no response.
         if !self.random.one_in(4) {
             pending.spent.push(held.receipt);
         }
@@ -458,7 +458,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// What happens with a delivery whose receiver went away before it heard of it.
+    /// Undoes a receive, as for a receiver that went away before it got the delivery.
     fn release(&mut self, process: usize, now_ms: i64, pending: &mut Pending) {
         let Some(held) = self.some_held(process) else { return };
         let is_current = is_current(&held, pending);
@@ -503,7 +503,7 @@ impl<'a> Run<'a> {
         let gone: Vec<u64> = bodies_in(queue, &pending.rows);
         for body in gone {
             pending.rows.remove(&body);
-            end(body, Fate::Purged, pending);
+            end(body, Outcome::Purged, pending);
         }
     }
 
@@ -512,17 +512,17 @@ impl<'a> Run<'a> {
         (count > 0).then(|| self.random.below(count)).map(|at| self.processes[process].held[at].clone())
     }
 
-    /// What other processes see.
+    /// Checks that another process sees exactly the committed rows.
     fn check_committed(&self) {
         let witness = &self.processes[self.steps.len() % PROCESSES].connection;
         assert_eq!(rows(witness), self.rows, "what is committed");
     }
 
-    /// Nothing accepted is lost: what has not ended can be received, all of it, and then the queues are empty.
+    /// Checks that no accepted message is lost: every message that is left can be received, and then the queues are empty.
     fn receive_all(&mut self) {
         self.note(|| "all that is left is received".to_owned());
         let mut left: BTreeSet<u64> = self.rows.keys().copied().collect();
-        // The longest that anything is invisible; what expires by then ends by that.
+        // No message is invisible for longer than this. Messages that expire meanwhile count as expired.
         self.clock.pass(Duration::from_mins(3));
         for _ in 0..4 * (left.len() + 2) {
             let now_ms = self.clock.now_ms();
@@ -534,14 +534,14 @@ impl<'a> Run<'a> {
                     let session = Session::at(&self.processes[0].connection, now_ms);
                     ok(messages::ack(&session, queue, &[held.receipt]));
                     pending.rows.remove(&held.body);
-                    end(held.body, Fate::Acknowledged, &mut pending);
+                    end(held.body, Outcome::Acknowledged, &mut pending);
                 }
                 self.depth(0, now_ms, queue, &mut pending);
                 commit(&self.processes[0].connection);
                 self.rows = pending.rows;
-                for (body, fate) in pending.fates {
+                for (body, outcome) in pending.outcomes {
                     assert!(left.remove(&body), "message {body} was not left");
-                    assert_eq!(self.fates.insert(body, fate), None, "message {body} ended twice");
+                    assert_eq!(self.outcomes.insert(body, outcome), None, "message {body} ended twice");
                 }
                 self.seen.add(&pending.seen);
             }
@@ -554,7 +554,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// What one delivery must be, and what it changes.
+/// Checks one delivery and applies its effect to the model.
 fn deliver(
     delivery: &Delivery,
     now_ms: i64,
@@ -575,7 +575,7 @@ fn deliver(
     Held { queue, receipt: delivery.receipt.clone(), body, receive_count: row.receive_count }
 }
 
-/// What a receive may do beside delivering.
+/// Checks the dead letters that a receive moved and applies the moves to the model.
 fn move_dead_letters(now_ms: i64, queue: &str, left: &Rows, pending: &mut Pending) {
     for body in bodies_in(queue, &pending.rows) {
         let row = pending.rows.get_mut(&body).expect("just listed");
@@ -589,16 +589,16 @@ fn move_dead_letters(now_ms: i64, queue: &str, left: &Rows, pending: &mut Pendin
     }
 }
 
-fn end(body: u64, fate: Fate, pending: &mut Pending) {
-    match fate {
-        Fate::Acknowledged => pending.seen.acknowledged += 1,
-        Fate::Expired => pending.seen.expired += 1,
-        Fate::Purged => pending.seen.purged += 1,
+fn end(body: u64, outcome: Outcome, pending: &mut Pending) {
+    match outcome {
+        Outcome::Acknowledged => pending.seen.acknowledged += 1,
+        Outcome::Expired => pending.seen.expired += 1,
+        Outcome::Purged => pending.seen.purged += 1,
     }
-    assert_eq!(pending.fates.insert(body, fate), None, "message {body} ended twice");
+    assert_eq!(pending.outcomes.insert(body, outcome), None, "message {body} ended twice");
 }
 
-/// A receipt is good until its message is delivered again, moved or removed.
+/// Returns true if the receipt is valid: its message was not delivered again, moved or removed.
 fn is_current(held: &Held, pending: &Pending) -> bool {
     let row = pending.rows.get(&held.body);
     row.is_some_and(|row| row.queue == held.queue && row.receive_count == held.receive_count)
@@ -627,7 +627,7 @@ fn attributes(queue: &str) -> QueueAttributes {
     }
 }
 
-/// Every message of the file. A body that is there twice was copied.
+/// Returns every message of the file. Fails if a body is there twice.
 fn rows(connection: &Connection) -> Rows {
     let sql = "SELECT CAST(m.body AS INTEGER), q.name, m.visible_at_ms, m.receive_count, m.sent_at_ms
                FROM messages m LEFT JOIN queues q ON q.id = m.queue_id";
