@@ -36,7 +36,7 @@ pub struct Setting {
     pub name: String,
     /// More than one for a flag that may be repeated; none if the setting has no value.
     pub values: Vec<OsString>,
-    /// Where the value was given.
+    /// The place that set the value.
     pub source: Source,
     /// The default in words, for a setting whose default is found at run time.
     pub default_text: Option<String>,

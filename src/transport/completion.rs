@@ -1,27 +1,27 @@
-//! What a worker wants done when a delivery has its outcome.
+//! The steps that complete a delivery, and their results.
 
 use bytes::Bytes;
 use uuid::Uuid;
 
 use super::message::Receipt;
 
-/// The outcome of one delivery. [`super::Transport::complete`] does the steps that are set: first what is stored, then what is
-/// sent. It deletes the message last.
+/// The outcome of one delivery. [`super::Transport::complete`] carries out the steps that are set: it stores first, then
+/// sends, and deletes the message last.
 #[derive(Debug)]
 pub struct Completion {
-    /// Of the delivery.
+    /// The receipt of the delivery.
     pub receipt: Receipt,
-    /// The job was withdrawn: the marker in place of its image is deleted.
+    /// The job, if it was withdrawn. The marker that replaced its image is deleted.
     pub withdrawn: Option<Uuid>,
-    /// Written once: a result that exists stays as it is.
+    /// The result to write. An existing result is not overwritten.
     pub result: Option<NewResult>,
-    /// Files of the legacy form.
+    /// The files to write for a message of the legacy form.
     pub legacy_output: Option<LegacyOutput>,
-    /// Sent to the process that waits for the job.
+    /// The reply to send to the process that waits for the job.
     pub reply: Option<Reply>,
-    /// Kept for operators.
+    /// The dead letter to keep for operators.
     pub dead_letter: Option<DeadLetter>,
-    /// What a backend that does one step at a time has done already.
+    /// The steps that a backend that runs them one at a time has already done.
     pub(super) progress: Progress,
 }
 
@@ -34,14 +34,14 @@ pub struct NewResult {
     pub text: Bytes,
 }
 
-/// What a worker stores for a message of the legacy form.
+/// The files that a worker stores for a message of the legacy form.
 #[derive(Debug, Clone)]
 pub struct LegacyOutput {
     /// The file name of the message, safe to be a key. The image is stored under it.
     pub name: String,
     /// The image.
     pub image: Bytes,
-    /// Stored under the file name up to its first dot.
+    /// The output, stored under the file name up to its first dot.
     pub output: Bytes,
 }
 
@@ -50,16 +50,16 @@ pub struct LegacyOutput {
 pub struct Reply {
     /// Its receiver.
     pub to: ReplyTo,
-    /// Its text. When the completion has a result and an earlier result exists, that one is sent instead.
+    /// Its text. If the completion has a result and an earlier result exists, the earlier one is sent instead.
     pub text: String,
 }
 
 /// The receiver of a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReplyTo {
-    /// The inbox of that address. The reply may be lost: the result says the same.
+    /// The inbox with this address. The reply may be lost, because the stored result has the same content.
     Inbox(String),
-    /// The shared inbox, durably: a legacy web tier reads no results.
+    /// The shared inbox. The reply is durable, because a legacy web tier does not read results.
     LegacyWebTier,
 }
 
@@ -70,48 +70,48 @@ pub struct DeadLetter {
     pub id: Option<Uuid>,
     /// The message.
     pub body: String,
-    /// Why it is dead.
+    /// The reason why it cannot be processed.
     pub reason: String,
     /// How often it was delivered.
     pub attempts: u32,
 }
 
-/// A completion that is done.
+/// The answer to a completion that succeeded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completed {
-    /// What became of the result.
+    /// The outcome of the result step.
     pub result: ResultWrite,
-    /// What became of the reply, when there was one.
+    /// The outcome of the reply step. `None` if the completion had no reply.
     pub reply: Option<ReplyOutcome>,
 }
 
-/// What became of a result that was to be written.
+/// The outcome of writing a result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResultWrite {
-    /// There was none to write.
+    /// The completion had no result.
     Nothing,
-    /// It is the job's result now.
+    /// The result was written.
     Created,
-    /// The job had a result already. It is returned, unless it cannot be read.
+    /// The job already had a result. It is returned unless it cannot be read.
     AlreadyCompleted(Option<Bytes>),
 }
 
-/// What became of a reply.
+/// The outcome of sending a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplyOutcome {
     /// It was sent.
     Sent,
-    /// It was sent without the result, which did not fit: the receiver reads the result.
+    /// It was sent without the result, which did not fit. The receiver reads the stored result.
     Cut,
-    /// Its inbox does not exist any more: the web process has ended.
+    /// Its inbox no longer exists, because the web process has ended.
     Gone,
-    /// The address is none of this service, so nothing was sent.
+    /// The address does not belong to this service, so nothing was sent.
     Foreign,
-    /// It cannot be sent, and a retry does not help: the waiter reads the result.
+    /// It cannot be sent, and a retry does not help. The waiter reads the stored result.
     Failed,
 }
 
-/// Which steps are done.
+/// The steps of a completion that are done.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     pub result: Option<ResultWrite>,
@@ -121,7 +121,7 @@ pub(super) struct Progress {
 }
 
 impl Completion {
-    /// A completion that only deletes the message.
+    /// Creates a completion that only deletes the message.
     pub fn new(receipt: Receipt) -> Self {
         Completion {
             receipt,
@@ -136,7 +136,7 @@ impl Completion {
 }
 
 impl ReplyOutcome {
-    /// As the worker's counter of replies names it.
+    /// Returns the label of the worker's reply counter.
     pub fn as_str(self) -> &'static str {
         match self {
             ReplyOutcome::Sent => "sent",
@@ -149,13 +149,13 @@ impl ReplyOutcome {
 }
 
 impl Completion {
-    /// Whether it only deletes the message.
+    /// Returns true if the completion only deletes the message.
     pub(super) fn is_bare(&self) -> bool {
         let Completion { withdrawn, result, legacy_output, reply, dead_letter, .. } = self;
         withdrawn.is_none() && result.is_none() && legacy_output.is_none() && reply.is_none() && dead_letter.is_none()
     }
 
-    /// The text of the reply: the result that counts for the job.
+    /// Returns the text of the reply, which is the result that counts for the job.
     pub(super) fn reply_text(&self) -> String {
         if let Some(ResultWrite::AlreadyCompleted(Some(stored))) = &self.progress.result {
             return String::from_utf8_lossy(stored).into_owned();
@@ -163,7 +163,7 @@ impl Completion {
         self.reply.as_ref().map(|reply| reply.text.clone()).unwrap_or_default()
     }
 
-    /// The answer when all steps are done.
+    /// Returns the answer to the caller. Call it when all steps are done.
     pub(super) fn completed(&self) -> Completed {
         let result = self.progress.result.clone().unwrap_or(ResultWrite::Nothing);
         Completed { result, reply: self.progress.reply }

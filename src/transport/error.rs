@@ -1,60 +1,62 @@
-//! Errors of a transport, by what the caller must do.
+//! Errors of a transport, classified by what the caller must do.
 
-/// Why a call failed.
+/// The reason why a call failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum TransportError {
-    /// A queue was never made, or somebody removed it. [`super::Transport::prepare`] makes it again.
+    /// A queue was never created, or it was removed. [`super::Transport::prepare`] creates it again.
     #[error("queue {0:?} does not exist")]
     Missing(String),
-    /// Refuse the job: its message must carry the image, and the queue does not take a message of that size.
+    /// The caller must refuse the job: its message must carry the image, and the queue does not accept a message of this
+    /// size.
     #[error("the message has {size} bytes, queue {queue:?} takes {limit}")]
     MessageTooLarge {
         /// The queue that refused it.
         queue: String,
-        /// Bytes of the message.
+        /// The size of the message in bytes.
         size: usize,
-        /// Bytes that the queue takes.
+        /// The largest message that the queue accepts, in bytes.
         limit: usize,
     },
-    /// Refuse the object: it is larger than the caller reads.
+    /// The object is larger than the caller is willing to read.
     #[error("object {key:?} has {size} bytes, at most {limit} are read")]
     ObjectTooLarge {
         /// The object.
         key: String,
-        /// Its bytes.
+        /// Its size in bytes.
         size: u64,
-        /// The caller's limit.
+        /// The caller's limit in bytes.
         limit: u64,
     },
-    /// Retry later.
+    /// The backend cannot be reached at the moment. The caller retries later.
     #[error("{0}")]
     Unavailable(String),
-    /// The stored bytes are not those that were written. A retry does not help, and other objects are not affected.
+    /// The stored bytes differ from the bytes that were written. A retry does not help, and other objects are not affected.
     #[error("{reason}")]
     Damaged {
         /// The object.
         key: String,
-        /// What is wrong with it.
+        /// The damage that was found.
         reason: String,
     },
-    /// A retry does not help: a bad name, no permission, a broken file.
+    /// A retry does not help, for example because of a bad name, a missing permission or a broken file.
     #[error("{0}")]
     Fatal(String),
 }
 
 impl TransportError {
-    /// Whether the error is one of the object that was read, so that reading it again gives the same.
+    /// Returns true if the error is caused by the object itself, so that reading it again fails in the same way.
     pub fn is_of_object(&self) -> bool {
         matches!(self, TransportError::ObjectTooLarge { .. } | TransportError::Damaged { .. })
     }
 }
 
-/// A completion that is not done. The caller calls `complete` with it again; steps that are done are not repeated.
+/// The error of a completion that is not done. The caller passes the completion to `complete` again; the steps that are
+/// already done are not repeated.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{step}: {error}")]
 pub struct CompletionError {
-    /// The step that failed, as the worker's counter of faults names it.
+    /// The step that failed, as a label of the worker's fault counter.
     pub step: &'static str,
-    /// Why it failed.
+    /// The reason why it failed.
     pub error: TransportError,
 }

@@ -1,4 +1,4 @@
-//! The port: what the tiers want of a transport.
+//! The port: the calls that the tiers make to a transport.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,136 +14,141 @@ use super::message::{Delivery, Depth, Receipt, ReceivingProcess};
 use super::reader::ObjectReader;
 use crate::config::{Backend, Names};
 
-/// The transport of one service: its jobs on their way from a web process to a worker and back.
+/// The transport of one service. It carries jobs from web processes to workers, and their results back.
 ///
 /// The contract of each call is part of the conformance suite (`tests/it/conformance/`), which every backend passes.
-/// Every future may be dropped: a job is then submitted or completed as a whole or not at all, and a message that a
-/// dropped receive had taken is visible again at once or after its visibility timeout.
+/// Every future may be dropped. A job is then submitted or completed either as a whole or not at all, and a message that a
+/// dropped receive had taken becomes visible again, at once or after its visibility timeout.
 #[async_trait]
 pub trait Transport: Send + Sync {
-    /// The service's request queue, as log lines name it.
+    /// Returns the name of the service's request queue for log lines.
     fn name(&self) -> &str;
 
-    /// Makes the queues and buckets that are missing. Any tier may be the first to start. Nothing else makes anything, so
-    /// that an operator who only looks changes nothing.
+    /// Creates the queues and buckets that are missing. Each tier calls this, since any tier may be the first to start. No
+    /// other call creates a queue or a bucket, so that an operator's read-only commands change nothing.
     ///
     /// # Errors
-    /// [`TransportError::Fatal`] when they cannot be made; it says what to do.
+    /// [`TransportError::Fatal`] if they cannot be created. Its message says what to do.
     async fn prepare(&self, service: ServiceOptions) -> Result<(), TransportError>;
 
-    /// Whether everything that a tier needs answers, for readiness.
+    /// Checks for the readiness probe that everything that a tier needs can be reached.
     ///
     /// # Errors
-    /// Why not, in one line.
+    /// Returns the reason in one line if it cannot.
     async fn check(&self) -> Result<(), String>;
 
-    /// Resolves with the reason when this process cannot go on with the backend and must end. Otherwise never.
+    /// Resolves with the reason when the backend is no longer usable and this process must exit. Otherwise it never
+    /// resolves.
     async fn failure(&self) -> String {
         std::future::pending().await
     }
 
-    // Read by several tiers.
+    // Calls of several tiers.
 
-    /// The result of a job, as text. `None` when the job has none (yet), or is unknown.
+    /// Returns the result of a job as text, or `None` if the job has no result yet or is unknown.
     ///
     /// # Errors
-    /// [`TransportError::Damaged`] instead of bytes that were not written.
+    /// [`TransportError::Damaged`] if the stored bytes differ from the bytes that were written.
     async fn result(&self, id: Uuid) -> Result<Option<Bytes>, TransportError>;
 
-    /// The whole image of a job. `None` when there is none.
+    /// Returns the whole image of a job, or `None` if there is none.
     ///
     /// # Errors
-    /// [`TransportError::ObjectTooLarge`] before more than `max_bytes` are read.
+    /// [`TransportError::ObjectTooLarge`] if it has more than `max_bytes`. Never reads more than that.
     async fn image(&self, id: Uuid, max_bytes: u64) -> Result<Option<Bytes>, TransportError>;
 
-    /// How many requests there are. Found without receiving; approximate on some backends.
+    /// Counts the requests without receiving them. The numbers are approximate on some backends.
     async fn depth(&self) -> Result<Depth, TransportError>;
 
-    // For the web tier.
+    // Calls of the web tier.
 
-    /// Makes a job durable: its image and its message. The message can be received only when the image can be read. A job
-    /// whose submission failed has no message, or at most one that nobody was told of.
+    /// Makes the image and the message of a job durable. The message can be received only after the image can be read. If
+    /// the submission fails, the job usually has no message; a message that does exist belongs to a job that no client
+    /// learned of.
     ///
     /// # Errors
-    /// [`TransportError::MessageTooLarge`] in the legacy form, before anything is stored.
+    /// [`TransportError::MessageTooLarge`] in the legacy form. Nothing is stored then.
     async fn submit(&self, job: NewJob<'_>) -> Result<SubmitTimes, TransportError>;
 
-    /// Replaces the image of a job that nobody will ask for by the marker [`crate::protocol::WITHDRAWN_IMAGE`], so that no
-    /// worker classifies it. A job that has a result stays as it is.
+    /// Replaces the image of an abandoned job with the marker [`crate::protocol::WITHDRAWN_IMAGE`], so that no worker
+    /// classifies it. A job that has a result is not changed.
     async fn withdraw(&self, id: Uuid) -> Result<Withdrawal, TransportError>;
 
-    /// Writes the result of a job that no worker completed. A result that exists stays as it is. Returns the job's result.
+    /// Writes the result of a job that no worker completed. An existing result is not overwritten. Returns the result that
+    /// the job has afterwards.
     async fn write_result(&self, id: Uuid, text: Bytes) -> Result<Bytes, TransportError>;
 
-    /// What a legacy worker stored for a job. `None` also on a backend that legacy workers do not know.
+    /// Returns the output that a legacy worker stored for a job. Always `None` on a backend that legacy workers cannot use.
     async fn legacy_output(&self, _id: Uuid) -> Result<Option<Bytes>, TransportError> {
         Ok(None)
     }
 
-    /// Size and time of a job's image.
+    /// Returns the size and time of a job's image, or `None` if there is none.
     async fn image_info(&self, id: Uuid) -> Result<Option<ImageInfo>, TransportError>;
 
-    /// Opens a job's image, to read it in pieces, so that a slow reader holds one piece and not the whole.
+    /// Opens a job's image to read it in pieces, so that a slow reader holds one piece in memory and not the whole image.
     ///
     /// # Errors
-    /// [`TransportError::ObjectTooLarge`] when it has more than `max_bytes`.
+    /// [`TransportError::ObjectTooLarge`] if it has more than `max_bytes`.
     async fn open_image(&self, id: Uuid, max_bytes: u64) -> Result<Option<ObjectReader>, TransportError>;
 
-    /// Opens the inbox that replies to this process come to. With [`InboxMode::Own`] the backend falls back to the shared
-    /// inbox when this process may not make one.
+    /// Opens the inbox that receives the replies to this process. With [`InboxMode::Own`] the backend falls back to the
+    /// shared inbox if this process is not permitted to create one.
     async fn open_inbox(&self, mode: InboxMode, stack: &str) -> Result<Box<dyn Inbox>, TransportError>;
 
-    /// How long the transport keeps a request that nobody receives.
+    /// Returns how long the transport keeps a request that nobody receives.
     async fn retention(&self) -> Result<Duration, TransportError>;
 
-    /// How often a process may read the depth: a read that is billed, or goes over a network, is worth fewer of them.
+    /// Returns how long a process waits between reads of the depth. It is longer if reads are billed or cross a network.
     fn depth_interval(&self) -> Duration;
 
-    // For workers.
+    // Calls of workers.
 
-    /// Receives up to `wanted.max` requests. Returns none when none came for a while.
+    /// Receives up to `wanted.max` requests. Returns an empty list if none arrived for a while.
     ///
-    /// While the sessions of the worker are busy ([`WorkerLoad`]), the backend may leave messages to workers that are idle,
-    /// and may leave a share of the messages to others. A message is invisible to others until its visibility timeout has
-    /// passed; then it is delivered again with a higher receive count.
+    /// While the sessions of the worker are busy ([`WorkerLoad`]), the backend may leave some or all messages to idle
+    /// workers. A received message is invisible to others until its visibility timeout has passed; then it is delivered
+    /// again with a higher receive count.
     async fn receive(&self, wanted: Wanted, load: &dyn WorkerLoad) -> Result<Vec<Delivery>, TransportError>;
 
-    /// Keeps messages invisible for this long from now.
+    /// Sets the visibility timeout of received messages, counted from now.
     async fn extend(&self, receipts: &[Receipt], visibility_timeout: Duration) -> Result<(), TransportError>;
 
-    /// Gives messages up: they are visible to every worker after `delay`.
+    /// Releases messages: they are visible to every worker after `delay`.
     async fn release(&self, receipts: &[Receipt], delay: Duration) -> Result<(), TransportError>;
 
-    /// Carries out the outcomes of deliveries, each in the order of [`Completion`]: the result is written, then the reply is
-    /// sent, then the message is deleted. Whatever dies in between, the message is delivered again, or the result is there.
-    /// Of several results for one job the first is kept.
+    /// Carries out the outcomes of deliveries. For each, the result is written first, then the reply is sent, and the
+    /// message is deleted last. If a process fails in between, the message is delivered again or the result exists already. If a job
+    /// gets several results, the first is kept.
     ///
-    /// Returns one answer for each, in order. A completion that failed is to be passed again.
+    /// Returns one answer for each completion, in order. The caller passes a completion that failed again.
     async fn complete(&self, batch: &mut [Completion]) -> Vec<Result<Completed, CompletionError>>;
 
-    // For operators.
+    // Calls of operators' commands.
 
-    /// The queues of the service, whether they exist or not.
+    /// Returns the names and roles of the service's queues, including those that do not exist.
     async fn queues(&self) -> Result<Vec<(String, QueueRole)>, TransportError>;
 
-    /// How many messages one of its queues has. `None` when the queue does not exist.
+    /// Counts the messages of a queue of the service. Returns `None` if the queue does not exist.
     async fn queue_depth(&self, queue: &str) -> Result<Option<Depth>, TransportError>;
 
-    /// How old the oldest message of a queue is. `None` when there is no message, or the backend does not know.
+    /// Returns the age of the oldest message of a queue, or `None` if there is no message or the backend does not know.
     async fn oldest_age(&self, queue: &str) -> Result<Option<Duration>, TransportError>;
 
     /// Deletes all messages of a queue.
     async fn purge(&self, queue: &str) -> Result<(), TransportError>;
 
-    /// Walks through the dead letters.
+    /// Opens a scan of the dead letters.
     async fn dead_letters(&self) -> Result<Box<dyn DeadLetterScan>, TransportError>;
 
-    /// Submits a dead letter again: the image is written again, since a job's time runs from then on, the failed result is
-    /// deleted, and the message is sent. In that order; a caller that is not sure of the outcome may repeat the call.
+    /// Submits a dead letter again. It first writes the image again, because the retention time of a job starts with its
+    /// image, then deletes the failed result, and sends the message last. A caller that does not know the outcome may repeat
+    /// the call.
     async fn resubmit(&self, job: Resubmission) -> Result<(), TransportError>;
 
-    /// Makes the requests visible that a process received and neither completed nor released. Called when the process is
-    /// dead. Their receive counts stay. Does nothing on a backend that does not know which process received what.
+    /// Makes the requests visible that a process received and neither completed nor released. The caller has made sure that
+    /// the process is dead. The receive counts do not change. Does nothing on a backend that does not record which process
+    /// received a message.
     async fn release_held_by(&self, _process: ReceivingProcess) -> Result<(), TransportError> {
         Ok(())
     }
@@ -152,61 +157,61 @@ pub trait Transport: Send + Sync {
 /// Opens the transports of one kind of backend.
 #[async_trait]
 pub trait Opener: Send + Sync {
-    /// Opens the transport of a service. Makes no queue and no bucket: [`Transport::prepare`] does.
+    /// Opens the transport of a service. It creates no queue and no bucket; [`Transport::prepare`] does.
     ///
     /// # Errors
-    /// [`TransportError::Fatal`] when the backend cannot be used; it says what to do.
+    /// [`TransportError::Fatal`] if the backend cannot be used. Its message says what to do.
     async fn open(&self, backend: &Backend, names: &Names) -> Result<Arc<dyn Transport>, TransportError>;
 }
 
-/// Where the replies to one web process come in.
+/// The inbox that receives the replies to one web process.
 #[async_trait]
 pub trait Inbox: Send + Sync {
-    /// What requests say in `reply_to`. It may change when somebody removed the inbox and it was made again.
+    /// Returns the address for the member `reply_to` of requests. It may change if the inbox was removed and recreated.
     fn address(&self) -> String;
 
-    /// Whether other processes receive from it too.
+    /// Returns true if other processes receive from it too.
     fn is_shared(&self) -> bool;
 
-    /// Waits for replies, and returns none when none came for a while.
+    /// Waits for replies. Returns an empty list if none arrived for a while.
     ///
     /// # Errors
-    /// The caller waits a moment and calls again. An inbox that was removed is made again by then.
+    /// The caller waits a moment and calls again. An inbox that was removed is recreated by then.
     async fn receive(&self) -> Result<Vec<ReceivedReply>, TransportError>;
 
-    /// Deletes replies that were handled, and releases those that another process may wait for. A failure is logged: the
-    /// replies come again.
-    async fn settle(&self, handled: &[Receipt], released: &[Receipt]);
+    /// Deletes replies that were handled, and releases those that another process may wait for. A failure is only logged,
+    /// because the replies are then delivered again.
+    async fn acknowledge(&self, handled: &[Receipt], released: &[Receipt]);
 
-    /// What has to be done now and then for as long as the inbox is used. Runs until it is dropped.
+    /// Does the periodic work that keeps the inbox usable. The future runs until it is dropped.
     async fn maintain(&self) {
         std::future::pending::<()>().await;
     }
 
-    /// The process ends: an own inbox is removed.
+    /// Closes the inbox when the process ends. An inbox that only this process uses is removed.
     async fn close(&self);
 }
 
-/// A walk through the dead letters. Each comes once.
+/// A scan of the dead letters. It returns each of them once.
 #[async_trait]
 pub trait DeadLetterScan: Send {
-    /// The next dead letters, at most `max`; none at the end.
+    /// Returns the next dead letters, at most `max`. An empty list ends the scan.
     async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, TransportError>;
 
-    /// The letter stays where it is.
-    fn keep(&mut self, letter: Delivery);
+    /// Keeps a dead letter in the queue.
+    fn keep(&mut self, dead_letter: Delivery);
 
-    /// Deletes letters.
-    async fn delete(&mut self, letters: &[Receipt]) -> Result<(), TransportError>;
+    /// Deletes dead letters.
+    async fn delete(&mut self, dead_letters: &[Receipt]) -> Result<(), TransportError>;
 
-    /// Ends the walk: letters that were kept are visible to others again.
+    /// Ends the scan. The dead letters that were kept are visible to others again.
     async fn close(self: Box<Self>) -> Result<(), TransportError>;
 }
 
-/// How busy a worker is. A transport may ask while a receive waits.
+/// The load of a worker. A transport may query it while a receive waits.
 #[async_trait]
 pub trait WorkerLoad: Send + Sync {
-    /// In how long a session is likely to be free. `None` when one is free now.
+    /// Returns the estimated time until a session is free, or `None` if one is free now.
     fn next_free_in(&self) -> Option<Duration>;
 
     /// Resolves when a session is free.
@@ -226,65 +231,65 @@ impl WorkerLoad for Idle {
     async fn until_idle(&self) {}
 }
 
-/// What a worker wants to receive.
+/// The parameters of a worker's receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
     /// At most this many messages; at least one.
     pub max: usize,
-    /// How long they stay with this worker unless it extends that.
+    /// How long the messages stay invisible to others, unless this worker extends that.
     pub visibility_timeout: Duration,
 }
 
-/// What the tiers of a service agree on.
+/// The options that all tiers of a service share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServiceOptions {
-    /// Of queues that are made.
+    /// The visibility timeout of queues that are created.
     pub visibility_timeout: Duration,
-    /// Workers give a message up after so many deliveries. The queue's own limit is higher.
+    /// Workers give up on a message after this many deliveries. The queue's own limit is higher.
     pub max_receive_count: u32,
 }
 
-/// Size and time of an image.
+/// The size and time of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageInfo {
-    /// Bytes of the file.
+    /// The size of the file in bytes.
     pub size_bytes: u64,
     /// When it was written.
     pub modified: SystemTime,
 }
 
-/// Which inbox the replies to a process come to.
+/// The kind of inbox that a process uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InboxMode {
-    /// One of its own.
+    /// An inbox that only this process uses.
     Own,
-    /// The one that all web processes share.
+    /// The inbox that all web processes share.
     Shared,
 }
 
-/// A reply that came.
+/// A reply that an inbox received.
 #[derive(Debug, Clone)]
 pub struct ReceivedReply {
-    /// Of this delivery.
+    /// The receipt of this delivery.
     pub receipt: Receipt,
-    /// What was sent.
+    /// The text of the reply.
     pub text: String,
     /// When it was sent, in milliseconds since the Unix epoch.
     pub sent_at_ms: i64,
 }
 
-/// What a withdrawal did.
+/// The outcome of a withdrawal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Withdrawal {
     /// No worker will classify the image.
     Withdrawn,
     /// The job has a result.
     AlreadyCompleted,
-    /// There is no image: it was not stored yet, or the message carries it.
+    /// There is no stored image: it is not stored yet, or the message carries it.
     NotStored,
 }
 
-/// What a queue is for.
+/// The role of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QueueRole {
@@ -301,7 +306,7 @@ pub enum QueueRole {
 /// A dead letter to submit again.
 #[derive(Debug, Clone)]
 pub struct Resubmission {
-    /// The job, its image and the image's media type. `None` for a message that has no job.
+    /// The job, its image and the media type of the image. `None` if the message has no job.
     pub job: Option<(Uuid, Bytes, Option<&'static str>)>,
     /// The message.
     pub message: String,

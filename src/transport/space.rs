@@ -1,5 +1,6 @@
-//! Whether there is space for another image. A process that takes images asks, and the loop that bounds what is stored
-//! answers. A backend whose space is not bounded by this program has space for all.
+//! Admission of images by the space that they need. A process that accepts images calls [`Space::admit`]; the loop that
+//! enforces the limit measures the use and frees space. A backend whose space this program does not limit admits
+//! every image.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,14 +9,14 @@ use tokio::sync::{Notify, watch};
 
 /// How long a submission that would exceed the limit waits for space to be freed.
 const ADMISSION_TIMEOUT: Duration = Duration::from_secs(1);
-/// The space of a job beside its image: message, result, rows.
+/// The space that a job needs besides its image, for its message, its result and its rows.
 const BESIDE_IMAGE_BYTES: u64 = 8 << 10;
 const BLOCK_BYTES: u64 = 4 << 10;
-/// A warning is given from this share of the limit on, in percent.
+/// A warning is logged when the use reaches this share of the limit, in percent.
 const WARN_FROM_PERCENT: u64 = 90;
-/// It is given again only after the use was below this share in between, in percent.
+/// The warning is logged again only after the use was below this share in between, in percent.
 const WARN_AGAIN_BELOW_PERCENT: u64 = 80;
-/// From this share of the limit on, space is freed without waiting for the next regular round, in percent.
+/// When the use reaches this share of the limit, space is freed before the next regular round, in percent.
 const FREE_FROM_PERCENT: u64 = 95;
 /// Space is freed down to this share, in percent.
 const FREE_TO_PERCENT: u64 = 90;
@@ -47,20 +48,20 @@ struct State {
     disk_free_bytes: u64,
 }
 
-/// What is known about the space, for readiness.
+/// The state of the space, for readiness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpaceState {
     /// The measured use.
     pub used_bytes: u64,
-    /// The same with what was admitted since then, and the largest image that waits for space.
+    /// The measured use, plus the images admitted since then and the largest image that waits for space.
     pub wanted_bytes: u64,
-    /// The most that may be used.
+    /// The limit of the use.
     pub limit_bytes: u64,
-    /// What the disk has left.
+    /// The free space of the disk.
     pub disk_free_bytes: u64,
 }
 
-/// There is no space until jobs finish or the limit is raised.
+/// The error of an image that was not admitted. There is no space until jobs finish or the limit is raised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the stored images and results take {used_bytes} of {limit_bytes} bytes (--max-data-bytes) and none of them can be \
@@ -73,35 +74,35 @@ pub struct NoSpace {
     pub limit_bytes: u64,
 }
 
-/// The space of one image. Dropped when the image is stored or given up.
+/// The space reserved for one image. The caller drops it when the image is stored or given up.
 #[must_use]
 pub struct Admitted {
     space: Space,
     bytes: u64,
 }
 
-/// A measurement that has begun.
+/// A measurement that is in progress.
 #[must_use]
 pub struct Measuring {
     stored_before: u64,
 }
 
 impl Space {
-    /// Space of a backend that this program does not bound.
+    /// Returns the space of a backend that this program does not limit.
     pub fn unbounded() -> Space {
         Space(None)
     }
 
-    /// Space of at most that much. Until the first measurement nothing counts as used.
+    /// Returns a space of at most `limit_bytes`. Until the first measurement nothing counts as used.
     pub fn bounded(limit_bytes: u64) -> Space {
         let state = Mutex::new(State { limit_bytes, ..State::default() });
         Space(Some(Arc::new(Shared { state, wanted: Notify::new(), measured: watch::Sender::new(0) })))
     }
 
-    /// Admits an image of that size. When there is no space, waits a moment for some to be freed.
+    /// Admits an image of this size. If there is no space, it waits a moment for some to be freed.
     ///
     /// # Errors
-    /// When none was freed.
+    /// [`NoSpace`] if not enough was freed in time.
     pub async fn admit(&self, image_bytes: u64) -> Result<Admitted, NoSpace> {
         let Some(shared) = &self.0 else { return Ok(Admitted { space: self.clone(), bytes: 0 }) };
         let bytes = image_bytes.saturating_add(BESIDE_IMAGE_BYTES).div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES);
@@ -113,7 +114,7 @@ impl Space {
             return Err(shared.no_space());
         }
         let freed = async {
-            // The measurement that runs right now may have begun before the request.
+            // A measurement that is already running may have begun before this call, so one change may not be enough.
             while measured.changed().await.is_ok() {
                 if let Some(admitted) = self.try_admit(shared, bytes) {
                     return Some(admitted);
@@ -142,7 +143,7 @@ impl Space {
         })
     }
 
-    /// The reason why an image would be refused at the moment.
+    /// Returns the reason why an image would be refused now, or `None` if it would be admitted.
     pub fn refusal(&self) -> Option<NoSpace> {
         let shared = self.0.as_ref()?;
         let state = shared.lock();
@@ -150,7 +151,7 @@ impl Space {
             .then(|| NoSpace { used_bytes: state.used_bytes, limit_bytes: state.limit_bytes })
     }
 
-    /// `None` when the space is not bounded.
+    /// Returns the current state, or `None` if the space is not limited.
     pub fn state(&self) -> Option<SpaceState> {
         let state = self.0.as_ref()?.lock();
         Some(SpaceState {
@@ -183,7 +184,7 @@ impl Space {
         Measuring { stored_before: self.0.as_ref().map_or(0, |shared| shared.lock().stored_bytes) }
     }
 
-    /// The measurement failed: what was stored since counts as before, and waiting callers check again.
+    /// Ends a measurement that failed. The images stored since the last one still count, and waiting callers check again.
     pub fn fail_measuring(&self) {
         if let Some(shared) = &self.0 {
             shared.measured.send_modify(|count| *count += 1);
@@ -203,7 +204,7 @@ impl Space {
 }
 
 impl SpaceState {
-    /// The use at which everything that waits for space fits, and the next few images too. `None` when it fits already.
+    /// Returns the use at which all waiting images and the next few fit, or `None` if they fit already.
     pub fn target_bytes(&self) -> Option<u64> {
         if self.wanted_bytes <= percent(self.limit_bytes, FREE_FROM_PERCENT) {
             return None;
@@ -212,12 +213,12 @@ impl SpaceState {
         Some(percent(self.limit_bytes, FREE_TO_PERCENT).min(self.limit_bytes.saturating_sub(coming)))
     }
 
-    /// Whether the reason of an earlier warning has passed.
+    /// Returns true if the use is so low that a later warning is logged again.
     pub fn is_far_from_warning(&self) -> bool {
         self.used_bytes < percent(self.limit_bytes, WARN_AGAIN_BELOW_PERCENT)
     }
 
-    /// The warning for an operator before space runs out.
+    /// Returns a warning for operators if space will run out soon.
     pub fn warning(&self) -> Option<String> {
         let SpaceState { used_bytes, limit_bytes, disk_free_bytes, .. } = self;
         if *used_bytes >= percent(*limit_bytes, WARN_FROM_PERCENT) {

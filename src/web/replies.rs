@@ -1,8 +1,8 @@
-//! The answers of workers: they come in at the inbox of this process, which may be shared with other web processes.
+//! Replies of workers. They arrive in the inbox of this process, which other web processes may share.
 //!
-//! On a shared inbox (the legacy form) a reply that nobody here waits for is released, so that another process gets it, and
-//! deleted once nobody can be waiting for it any more. No reply is lost that way: before it is deleted, its job has a stored
-//! result.
+//! In a shared inbox (the legacy form), a reply that no caller of this process waits for is released, so that another
+//! process receives it. It is deleted once nobody can be waiting for it any more. No answer is lost that way, because the result of
+//! the job is stored before the reply is deleted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,9 +21,9 @@ use crate::protocol::{self, ReplyHead, TimingsMs};
 use crate::retry::Schedule;
 use crate::transport::{Inbox, Receipt, ReceivedReply, TransportError};
 
-/// Waiters have looked for the result by then.
+/// How long a reply that nobody here waits for is kept. Waiters have read the stored result by then.
 const FOREIGN_KEPT_FOR: Duration = Duration::from_secs(60);
-/// After a receive that failed.
+/// The delay after a receive that failed.
 const BACKOFF: Schedule = Schedule::new(Duration::from_secs(1), Duration::from_secs(1));
 
 pub(crate) struct Replies {
@@ -33,21 +33,21 @@ pub(crate) struct Replies {
     pub admission: Arc<Admission>,
 }
 
-/// What a message in the inbox is.
+/// A message of the inbox.
 #[derive(Debug, PartialEq, Eq)]
 enum Reply {
     Ours(ReplyHead),
-    /// In the legacy form, to a job of a web tier that speaks it.
+    /// A reply in the legacy form to a job of a web tier that speaks it.
     Legacy {
         id: Uuid,
         filename: String,
         answer: String,
     },
-    /// A reply to a legacy web tier, or no reply at all.
+    /// A reply to a legacy web tier, or a message that is not a reply.
     Foreign,
 }
 
-/// What is done with a reply.
+/// The disposition of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Disposition {
     HandOver,
@@ -55,15 +55,15 @@ enum Disposition {
     Remove,
 }
 
-/// Replies that were dealt with and that the inbox does not know of yet.
+/// Replies that were processed and are not acknowledged to the inbox yet.
 #[derive(Default)]
-struct Settled {
+struct Processed {
     handled: Vec<Receipt>,
     released: Vec<Receipt>,
 }
 
 impl Replies {
-    /// What a request says in `reply_to`.
+    /// Returns the address for the member `reply_to` of requests.
     pub(crate) fn reply_to(&self) -> String {
         self.inbox.address()
     }
@@ -79,39 +79,39 @@ impl Replies {
     }
 
     async fn receive(&self) {
-        let mut settled = Settled::default();
+        let mut processed = Processed::default();
         let mut backoff = BACKOFF.start();
         loop {
-            // The inbox is told what was dealt with while the next replies are waited for.
-            let settling = self.inbox.settle(&settled.handled, &settled.released);
-            let ((), received) = tokio::join!(settling, self.inbox.receive());
-            settled = match received {
+            // Replies are acknowledged while the next ones are awaited.
+            let acknowledgement = self.inbox.acknowledge(&processed.handled, &processed.released);
+            let ((), received) = tokio::join!(acknowledgement, self.inbox.receive());
+            processed = match received {
                 Ok(replies) => self.handle(replies).await,
                 Err(error) => {
-                    // Meanwhile callers find their answers in the results.
+                    // Callers read the stored results in the meantime.
                     tracing::warn!(%error, "cannot receive replies");
                     tokio::time::sleep(backoff.next_delay()).await;
-                    Settled::default()
+                    Processed::default()
                 }
             };
         }
     }
 
-    async fn handle(&self, replies: Vec<ReceivedReply>) -> Settled {
+    async fn handle(&self, replies: Vec<ReceivedReply>) -> Processed {
         let now = clock::now();
-        let mut settled = Settled::default();
-        let dealt_with = replies.into_iter().map(|reply| self.deal_with(reply, now));
-        for (receipt, disposition) in join_all(dealt_with).await {
+        let mut processed = Processed::default();
+        let processing = replies.into_iter().map(|reply| self.process(reply, now));
+        for (receipt, disposition) in join_all(processing).await {
             match disposition {
-                Disposition::HandOver | Disposition::Remove => settled.handled.push(receipt),
-                Disposition::Release => settled.released.push(receipt),
+                Disposition::HandOver | Disposition::Remove => processed.handled.push(receipt),
+                Disposition::Release => processed.released.push(receipt),
             }
         }
-        settled
+        processed
     }
 
-    /// Decides on a reply and carries that out.
-    async fn deal_with(&self, received: ReceivedReply, now: Timestamp) -> (Receipt, Disposition) {
+    /// Decides what to do with a reply, and does it except for the acknowledgement.
+    async fn process(&self, received: ReceivedReply, now: Timestamp) -> (Receipt, Disposition) {
         let ReceivedReply { receipt, text, sent_at_ms } = received;
         let is_shared = self.inbox.is_shared();
         let reply = Reply::read(&text);
@@ -145,8 +145,8 @@ impl Replies {
         self.admission.record_end(timed.map(|timed| timed.timings_ms).as_ref());
     }
 
-    /// Wakes the waiters of a job. Its result is stored before that: our workers have written it, legacy workers may not
-    /// have.
+    /// Wakes the waiters of a job. The result of the job is stored before that: our workers have already written it, and for
+    /// legacy workers it is written here.
     async fn hand_over(&self, reply: &Reply, body: String) -> Result<(), TransportError> {
         let (id, wake) = match reply {
             Reply::Ours(head) if head.is_cut() => (head.id, Wake::ReadResult),
@@ -184,7 +184,7 @@ impl Reply {
     }
 }
 
-/// What to do with a reply that was sent `age` ago.
+/// Decides what to do with a reply that was sent `age` ago.
 fn decide(is_shared: bool, is_waited_for: bool, age: Duration) -> Disposition {
     if is_waited_for {
         Disposition::HandOver
@@ -195,7 +195,7 @@ fn decide(is_shared: bool, is_waited_for: bool, age: Duration) -> Disposition {
     }
 }
 
-/// The label for the counter of replies.
+/// Returns the label for the counter of replies.
 fn outcome(reply: &Reply, disposition: Disposition) -> &'static str {
     match disposition {
         Disposition::HandOver => "waited_for",

@@ -89,7 +89,7 @@ impl Publisher {
         }
     }
 
-    /// What the transport has to do. `None` when the message was released.
+    /// Returns the completion for the transport, or `None` if the message was released.
     async fn begin(&self, finished: Finished) -> Option<(Publishing, Completion)> {
         let Finished { lease, mut span, outcome } = finished;
         METRICS.outcomes.with_label_values(&[outcome.name()]).inc();

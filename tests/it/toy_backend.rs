@@ -439,7 +439,7 @@ impl Inbox for ToyInbox {
         Ok(deliveries.into_iter().map(reply).collect())
     }
 
-    async fn settle(&self, handled: &[Receipt], released: &[Receipt]) {
+    async fn acknowledge(&self, handled: &[Receipt], released: &[Receipt]) {
         let _ = self.toy.state().delete(&self.queue, handled);
         let _ = self.toy.change(&self.queue, released, RELEASE_FOR);
     }

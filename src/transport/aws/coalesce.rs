@@ -52,7 +52,7 @@ struct State<T> {
     waiting: VecDeque<Entry<T>>,
     in_flight: usize,
     last_departure: Option<Instant>,
-    /// Whether a task will check again when the interval has passed.
+    /// True if a task will check again when the interval has passed.
     timer_runs: bool,
 }
 

@@ -270,8 +270,8 @@ fn time_for(bytes: u64) -> Duration {
     Duration::from_secs(bytes / LEAST_BYTES_PER_SECOND)
 }
 
-/// Whether the object is missing, and not the bucket. The answer to a HEAD request has no body and so no code, only a
-/// status.
+/// Returns true if the object is missing, and not the bucket. The answer to a HEAD request has no body and therefore no
+/// error code, only a status.
 fn is_missing<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
     status(error) == Some(404) && error.code() != Some("NoSuchBucket")
 }

@@ -1,6 +1,6 @@
-//! Dead letters of a queue: found by receiving, read, and released.
+//! A scan of a dead-letter queue: it receives the messages, and releases those that are kept.
 //!
-//! Receiving raises the receive counts. The dead-letter queue has no redrive of its own, so that this does no harm.
+//! Receiving raises the receive counts. That does no harm, because the dead-letter queue has no redrive policy of its own.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use crate::transport::error::TransportError;
 use crate::transport::message::{Delivery, Receipt};
 use crate::transport::port::DeadLetterScan;
 
-/// How long a letter that was received is hidden from others, unless it is released before.
+/// How long a received dead letter is hidden from others, unless it is released earlier.
 const HIDDEN_FOR: Duration = Duration::from_secs(30);
-/// SQS asks all of its servers only when a receive waits.
+/// SQS queries all of its servers only if a receive waits.
 const WAIT: Duration = Duration::from_secs(1);
 
-/// A scan of a dead-letter queue. Each letter comes once, although the queue may deliver it again meanwhile.
+/// A scan of a dead-letter queue. It returns each message once, although the queue may deliver it again in the meantime.
 pub(crate) struct Scan {
     queue: Arc<dyn Queue>,
-    /// Every letter that came, by message id, with the receipt when it is to be released.
+    /// The dead letters received so far, by message id. A receipt is set if the dead letter has to be released.
     seen: HashMap<String, Option<Receipt>>,
 }
 
@@ -36,25 +36,25 @@ impl DeadLetterScan for Scan {
     async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, TransportError> {
         let options = ReceiveOptions { max: max.min(MAX_BATCH), wait: WAIT, visibility_timeout: HIDDEN_FOR };
         let received = self.queue.receive(options).await?;
-        let mut letters = Vec::new();
-        for letter in received {
-            if self.seen.contains_key(&letter.message_id) {
-                // An earlier delivery is visible again: the scan has come round.
-                self.keep(letter);
+        let mut dead_letters = Vec::new();
+        for dead_letter in received {
+            if self.seen.contains_key(&dead_letter.message_id) {
+                // Its earlier delivery is visible again, so it was returned before.
+                self.keep(dead_letter);
             } else {
-                self.seen.insert(letter.message_id.clone(), None);
-                letters.push(letter);
+                self.seen.insert(dead_letter.message_id.clone(), None);
+                dead_letters.push(dead_letter);
             }
         }
-        Ok(letters)
+        Ok(dead_letters)
     }
 
-    fn keep(&mut self, letter: Delivery) {
-        self.seen.insert(letter.message_id, Some(letter.receipt));
+    fn keep(&mut self, dead_letter: Delivery) {
+        self.seen.insert(dead_letter.message_id, Some(dead_letter.receipt));
     }
 
-    async fn delete(&mut self, letters: &[Receipt]) -> Result<(), TransportError> {
-        for batch in letters.chunks(MAX_BATCH) {
+    async fn delete(&mut self, dead_letters: &[Receipt]) -> Result<(), TransportError> {
+        for batch in dead_letters.chunks(MAX_BATCH) {
             self.queue.ack(batch).await?;
         }
         Ok(())

@@ -109,11 +109,11 @@ impl Inbox for QueueInbox {
         Ok(received?.into_iter().map(reply).collect())
     }
 
-    async fn settle(&self, handled: &[Receipt], released: &[Receipt]) {
+    async fn acknowledge(&self, handled: &[Receipt], released: &[Receipt]) {
         let queue = self.current().queue;
         for batch in handled.chunks(MAX_BATCH) {
             if let Err(error) = queue.ack(batch).await {
-                tracing::debug!(%error, "replies not deleted; they come again and are deleted then");
+                tracing::debug!(%error, "cannot delete replies; they are delivered again and deleted then");
             }
         }
         let released: Vec<_> = released.iter().map(|receipt| (receipt.clone(), RELEASE_FOR)).collect();

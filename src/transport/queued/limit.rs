@@ -37,7 +37,7 @@ impl MessageLimit {
         *self.read_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Whether it is time to read the limit. Returns true to one caller, which then reads it.
+    /// Returns true if it is time to read the limit. Only one caller gets true; it then reads the limit.
     pub(crate) fn is_due(&self) -> bool {
         let mut read_at = self.read_at.lock().unwrap_or_else(PoisonError::into_inner);
         let is_due = read_at.is_none_or(|read_at| read_at.elapsed() >= LIMIT_KEPT_FOR);

@@ -69,7 +69,7 @@ pub struct PutOptions {
     pub content_type: Option<&'static str>,
 }
 
-/// What a put did.
+/// The outcome of a put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Put {

@@ -103,7 +103,7 @@ pub struct QueueAttributes {
     pub retention: Duration,
     /// Larger messages are refused.
     pub max_message_bytes: usize,
-    /// Where messages go that were received too often.
+    /// The policy that moves messages that were received too often to another queue.
     pub redrive: Option<Redrive>,
 }
 
@@ -151,7 +151,7 @@ impl Outgoing {
     }
 }
 
-/// What a receive asks for.
+/// The parameters of a receive.
 #[derive(Debug, Clone, Copy)]
 pub struct ReceiveOptions {
     /// At most this many messages.

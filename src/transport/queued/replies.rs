@@ -77,7 +77,7 @@ async fn send_cut(queue: &dyn Queue, text: &str) -> Result<ReplyOutcome, Complet
     }
 }
 
-/// What one answer of a queue means for a reply.
+/// Converts the answer of a queue to the outcome of a reply.
 pub(crate) fn outcome(answer: Result<(), QueueError>) -> Result<ReplyOutcome, CompletionError> {
     match answer {
         Ok(()) => Ok(ReplyOutcome::Sent),

@@ -28,14 +28,14 @@ impl ServiceQueues {
     ) -> Result<Self, QueueError> {
         let dead_letter_queue = names.dead_letter_queue();
         let standard = QueueAttributes { visibility_timeout, ..QueueAttributes::default() };
-        let letters = QueueAttributes { retention: DEAD_LETTER_RETENTION, ..standard.clone() };
+        let dead_letter_attributes = QueueAttributes { retention: DEAD_LETTER_RETENTION, ..standard.clone() };
         let redrive = Redrive {
             dead_letter_queue: dead_letter_queue.clone(),
             max_receive_count: max_receive_count.saturating_add(REDRIVE_MARGIN),
         };
         let attributes = QueueAttributes { redrive: Some(redrive.clone()), ..standard.clone() };
-        // First, since a redrive policy may only name a queue that exists.
-        let dead_letters = open_or_create(queues, &dead_letter_queue, &letters).await?;
+        // The dead-letter queue is created first, because a redrive policy may only name a queue that exists.
+        let dead_letters = open_or_create(queues, &dead_letter_queue, &dead_letter_attributes).await?;
         let requests = open_or_create(queues, &names.request_queue, &attributes).await?;
         raise_redrive(&*requests, &redrive).await?;
         Ok(ServiceQueues {

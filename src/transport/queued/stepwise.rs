@@ -143,16 +143,17 @@ impl Stepwise {
         }
     }
 
-    /// One by one, so that a failure of one letter doubles no other; dead letters are rare.
+    /// Sends the dead letter of a completion. They are sent one by one, so that the failure of one duplicates no other; dead
+    /// letters are rare.
     async fn keep_dead_letter(&self, completion: &mut Completion) -> Result<(), CompletionError> {
-        let Some(letter) = &completion.dead_letter else { return Ok(()) };
+        let Some(dead_letter) = &completion.dead_letter else { return Ok(()) };
         if completion.progress.dead_letter {
             return Ok(());
         }
         let send = async {
             let queue = self.parts.dead_letters().await?;
-            match send_one(&**queue, letter.to_message()).await {
-                Err(QueueError::TooLarge { .. }) => send_one(&**queue, letter.to_short_message()).await,
+            match send_one(&**queue, dead_letter.to_message()).await {
+                Err(QueueError::TooLarge { .. }) => send_one(&**queue, dead_letter.to_short_message()).await,
                 sent => sent,
             }
         };

@@ -476,7 +476,7 @@ async fn reply_on_a_shared_inbox_reaches_its_process(backend: &Backend) {
     service.complete_one(completion(&delivery, id, &text, &here.address())).await;
     let replies = until_some(async || here.receive().await.unwrap()).await;
     // Nobody waits here for it.
-    here.settle(&[], &[replies[0].receipt.clone()]).await;
+    here.acknowledge(&[], &[replies[0].receipt.clone()]).await;
     assert_eq!(receive_replies(&*there, 1).await, [text]);
 }
 
@@ -692,7 +692,7 @@ async fn receive_replies(inbox: &dyn Inbox, count: usize) -> Vec<String> {
     while texts.len() < count {
         let replies = until_some(async || inbox.receive().await.unwrap()).await;
         let receipts: Vec<Receipt> = replies.iter().map(|reply| reply.receipt.clone()).collect();
-        inbox.settle(&receipts, &[]).await;
+        inbox.acknowledge(&receipts, &[]).await;
         texts.extend(replies.into_iter().map(|reply| reply.text));
     }
     texts

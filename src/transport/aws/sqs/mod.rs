@@ -295,12 +295,12 @@ impl Address {
         Ok(Address::of(service, name, url))
     }
 
-    /// Whether the queue takes a message of that size, as far as is known. A send may still be refused.
+    /// Fails if the queue is known to refuse messages of this size. A send may still be refused.
     async fn check_size(&self, size: usize) -> Result<(), QueueError> {
         if size <= LEAST_MAX_MESSAGE_BYTES {
             return Ok(());
         }
-        // Locked while it is read: other callers would only ask the same.
+        // The lock is held during the read, because other callers would only repeat the same query.
         let mut known = self.limit.lock().await;
         let limit = match *known {
             Some(limit) if size <= limit.bytes || limit.read_at.elapsed() < LIMIT_KEPT_FOR => limit.bytes,
@@ -453,7 +453,7 @@ fn send_entry(at: usize, message: &Outgoing) -> SendMessageBatchRequestEntry {
         .expect("id and body are set; this is a bug")
 }
 
-/// `None` for a message without a receipt, which SQS does not send.
+/// Returns `None` if the message has no receipt, which SQS never sends.
 fn to_delivery(message: Message) -> Option<Delivery> {
     let system = message.attributes.unwrap_or_default();
     let number = |name: &MessageSystemAttributeName| system.get(name).map(String::as_str);
@@ -482,7 +482,7 @@ fn exists_already<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) ->
     matches!(error.code(), Some("QueueNameExists" | "QueueAlreadyExists"))
 }
 
-/// Whether the message was received again since, was deleted, or is visible.
+/// Returns true if the error code means that the message was received again, was deleted, or is visible.
 fn is_stale_receipt(code: &str) -> bool {
     let code = code.strip_prefix("AWS.SimpleQueueService.").unwrap_or(code);
     matches!(code, "ReceiptHandleIsInvalid" | "MessageNotInflight" | "InvalidParameterValue")
