@@ -86,7 +86,7 @@ fn malformed_messages_are_kept_with_their_reason_and_stop_no_worker() {
         let id = "01936d5c-7e00-7abc-8def-0123456789ab";
         let times = r#""submitted_at":"2026-01-01T00:00:00Z","expires_at":"2100-01-01T00:00:00Z""#;
         let foreign = format!(r#"{{"v":1,"id":"{id}","image":{{"bucket":"other","key":"images/{id}"}},{times}}}"#);
-        // This body is as large as the queue accepts, so the dead dead_letter has no space for a reason.
+        // This body is as large as the queue accepts, so the dead letter has no space for a reason.
         let largest = "x".repeat(DEFAULT_MAX_MESSAGE_BYTES);
         for body in ["{", "[1]", "\u{1f4a3}", foreign.as_str(), largest.as_str()] {
             queues.send(body.to_owned()).await;
