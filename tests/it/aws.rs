@@ -246,7 +246,7 @@ async fn changed_limit_is_learned() {
     queues.delete(&name).await.expect("removed");
 }
 
-/// What an operator does.
+/// Changes the message size of a queue directly in SQS, as an operator would.
 async fn set_max_message_bytes(name: &str, bytes: usize) {
     let aws = Aws::connect(None, None).await.expect("a region");
     let client = aws_sdk_sqs::Client::new(aws.sdk());
@@ -284,7 +284,7 @@ fn outage_costs_few_calls_and_ends_soon() {
             Instant::now()
         };
         let outage = async {
-            // What comes together at first is under way before any of it has failed.
+            // Requests that start together are sent before the first of them fails, so they do not count.
             tokio::time::sleep(Duration::from_secs(3)).await;
             let before = door.turned_away.load(Ordering::SeqCst);
             tokio::time::sleep(Duration::from_secs(6)).await;
@@ -415,14 +415,14 @@ fn worker_says_the_same() {
     assert!(said.contains("no AWS credentials"), "{said}");
 }
 
-/// What the web tier says before it exits with 1.
+/// Returns the error of a web tier that must exit with 1.
 fn refusal(flags: &[&str], environment: Vec<(String, String)>) -> String {
     let mut command = imgcls();
     command.args(["serve-web", "--listen", "127.0.0.1:0"]).args(flags).envs(environment);
     last_line(command)
 }
 
-/// The one line that is not a log line, of a process that must exit with 1.
+/// Runs a process that must exit with 1, and returns its only line on stderr that is not a log line.
 fn last_line(mut command: Command) -> String {
     let output = command.output().expect("the program starts");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

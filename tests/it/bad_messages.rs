@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::harness::{DEADLINE, Service, free_port, metric, result_text, test_image, until};
 
 /// A service with one worker, the address of its metrics, and the queues of the service.
-struct Clinic {
+struct Fixture {
     service: Service,
     admin: SocketAddr,
     queues: Arc<dyn Queues>,
@@ -25,8 +25,8 @@ struct Clinic {
     dead_letters: Arc<dyn Queue>,
 }
 
-impl Clinic {
-    fn start(workers: usize, worker_flags: &[&str]) -> Clinic {
+impl Fixture {
+    fn start(workers: usize, worker_flags: &[&str]) -> Fixture {
         let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let address = admin.to_string();
         let flags: Vec<&str> = worker_flags.iter().copied().chain(["--admin-listen", address.as_str()]).collect();
@@ -38,22 +38,22 @@ impl Clinic {
             let dead_letters = queues.open(&names.dead_letter_queue()).await.unwrap();
             (queues, requests, dead_letters)
         });
-        Clinic { service, admin, queues, requests, dead_letters }
+        Fixture { service, admin, queues, requests, dead_letters }
     }
 
     fn send(&self, body: &Value) {
         run(queue::send_one(&*self.requests, Outgoing::new(body.to_string()))).unwrap();
     }
 
-    fn endings(&self, ending: &str) -> f64 {
-        metric(self.admin, &format!("imgcls_worker_endings_total{{ending=\"{ending}\"}}"))
+    fn completed(&self, outcome: &str) -> f64 {
+        metric(self.admin, &format!("imgcls_worker_endings_total{{ending=\"{outcome}\"}}"))
     }
 
-    fn says(&self, text: &str) {
+    fn wait_for_worker_log(&self, text: &str) {
         self.service.workers[0].wait_for_log(text);
     }
 
-    /// Stops the worker with SIGSTOP, though not within a transaction, where it would stop all others too.
+    /// Stops the worker with SIGSTOP, but never within a transaction, because that would block all other processes.
     fn stop_worker(&self) {
         loop {
             self.service.workers[0].signal("STOP");
@@ -92,130 +92,134 @@ fn receive(queue: &dyn Queue, visibility_timeout: Duration) -> Delivery {
 
 #[test]
 fn messages_without_an_image_fail() {
-    let clinic = Clinic::start(1, &["--max-upload-bytes", "100000"]);
+    let fixture = Fixture::start(1, &["--max-upload-bytes", "100000"]);
     let too_large = Uuid::now_v7();
-    clinic.store(too_large, &[test_image("cup.jpg"), vec![0; 200_000]].concat());
+    fixture.store(too_large, &[test_image("cup.jpg"), vec![0; 200_000]].concat());
     for (id, code) in [(too_large, "input_too_large"), (Uuid::now_v7(), "input_missing")] {
-        clinic.send(&request(id));
-        let job = clinic.service.finished(&id.to_string());
+        fixture.send(&request(id));
+        let job = fixture.service.finished(&id.to_string());
         assert_eq!((&job["status"], &job["error"]["code"]), (&"failed".into(), &code.into()));
-        clinic.says(code);
+        fixture.wait_for_worker_log(code);
     }
-    assert!((clinic.endings("failed") - 2.0).abs() < 0.5);
+    assert!((fixture.completed("failed") - 2.0).abs() < 0.5);
 
     let inline = Uuid::now_v7();
     let mut body = request(inline);
     body.as_object_mut().unwrap().remove("image");
     body["image_data"] = "no base64 !".into();
-    clinic.send(&body);
-    assert_eq!(clinic.service.finished(&inline.to_string())["error"]["code"], "malformed");
-    clinic.send(&json!({"filename": "seed.jpg", "image_data": "no base64 !"}));
-    until("both to be dead letters", || (clinic.endings("dead_letter") > 1.5).then_some(()));
-    clinic.says("image_data is not base64");
+    fixture.send(&body);
+    assert_eq!(fixture.service.finished(&inline.to_string())["error"]["code"], "malformed");
+    fixture.send(&json!({"filename": "legacy.jpg", "image_data": "no base64 !"}));
+    until("both to be dead letters", || (fixture.completed("dead_letter") > 1.5).then_some(()));
+    fixture.wait_for_worker_log("image_data is not base64");
     for _ in 0..2 {
-        let letter = receive(&*clinic.dead_letters, DEADLINE);
-        assert!(letter.attributes["reason"].contains("image_data is not base64"), "{:?}", letter.attributes);
+        let dead_letter = receive(&*fixture.dead_letters, DEADLINE);
+        assert!(dead_letter.attributes["reason"].contains("image_data is not base64"), "{:?}", dead_letter.attributes);
     }
-    assert_eq!(clinic.service.request("POST", "/v1/classify", &[], &test_image("rocket.jpg")).status, 200);
+    assert_eq!(fixture.service.request("POST", "/v1/classify", &[], &test_image("rocket.jpg")).status, 200);
 }
 
 #[test]
 fn replies_go_only_to_queues_of_the_service() {
-    let clinic = Clinic::start(1, &[]);
-    let foreign = run(clinic.queues.create("somebody-elses", &QueueAttributes::default())).unwrap();
+    let fixture = Fixture::start(1, &[]);
+    let foreign = run(fixture.queues.create("somebody-elses", &QueueAttributes::default())).unwrap();
     let id = Uuid::now_v7();
-    clinic.store(id, &test_image("rocket.jpg"));
+    fixture.store(id, &test_image("rocket.jpg"));
     let mut body = request(id);
     body["reply_to"] = "somebody-elses".into();
-    clinic.send(&body);
-    assert_eq!(clinic.service.finished(&id.to_string())["status"], "succeeded");
+    fixture.send(&body);
+    assert_eq!(fixture.service.finished(&id.to_string())["status"], "succeeded");
     until("the reply to be counted", || {
-        (metric(clinic.admin, r#"imgcls_worker_replies_total{outcome="foreign"}"#) > 0.5).then_some(())
+        (metric(fixture.admin, r#"imgcls_worker_replies_total{outcome="foreign"}"#) > 0.5).then_some(())
     });
-    clinic.says("not a reply queue of this service");
+    fixture.wait_for_worker_log("not a reply queue of this service");
     assert_eq!(run(foreign.depth()).unwrap().visible, 0);
 }
 
 #[test]
 fn message_delivered_twice_has_one_result_and_two_equal_replies() {
-    let mut clinic = Clinic::start(0, &[]);
+    let mut fixture = Fixture::start(0, &[]);
     let reply_to = reply_queue("app-web-result-queue", "test");
-    let replies = run(clinic.queues.create(&reply_to, &QueueAttributes::default())).unwrap();
+    let replies = run(fixture.queues.create(&reply_to, &QueueAttributes::default())).unwrap();
     let id = Uuid::now_v7();
-    clinic.store(id, &test_image("rocket.jpg"));
+    fixture.store(id, &test_image("rocket.jpg"));
     let mut body = request(id);
     body["reply_to"] = reply_to.into();
     // Sent twice, so that both may be processed at the same time.
-    clinic.send(&body);
-    clinic.send(&body);
-    clinic.service.add_worker();
+    fixture.send(&body);
+    fixture.send(&body);
+    fixture.service.add_worker();
     let first = receive(&*replies, DEADLINE).body;
     assert_eq!(receive(&*replies, DEADLINE).body, first);
-    assert_eq!(result_text(&clinic.service.database(), &id.to_string()), first);
+    assert_eq!(result_text(&fixture.service.database(), &id.to_string()), first);
 
-    // And delivered again, as after the death of a worker between result and deletion.
-    clinic.service.workers.clear();
-    clinic.send(&body);
-    let once = receive(&*clinic.requests, Duration::from_secs(30));
-    run(clinic.requests.set_visibility(&[(once.receipt, Duration::ZERO)])).unwrap();
-    clinic.service.add_worker();
+    // The message is delivered once more, as if a worker had died between the result and the deletion.
+    fixture.service.workers.clear();
+    fixture.send(&body);
+    let once = receive(&*fixture.requests, Duration::from_secs(30));
+    run(fixture.requests.set_visibility(&[(once.receipt, Duration::ZERO)])).unwrap();
+    fixture.service.add_worker();
     assert_eq!(receive(&*replies, DEADLINE).body, first);
-    assert!((clinic.endings("again") - 1.0).abs() < 0.5);
-    clinic.says("delivered again after its end");
+    assert!((fixture.completed("again") - 1.0).abs() < 0.5);
+    fixture.wait_for_worker_log("delivered again after its end");
 }
 
 /// The worker is stopped while it holds a message, for longer than its lease.
 #[test]
 fn worker_that_slept_through_its_lease_changes_nothing() {
-    let clinic = Clinic::start(1, &["--visibility-timeout", "1s"]);
-    // Takes long enough to decode to be caught in the act.
-    let id = clinic.service.submit("black.png", &test_image("black-49-megapixels.png"));
-    until("the worker to hold it", || (run(clinic.requests.depth()).unwrap().in_flight == 1).then_some(()));
-    clinic.stop_worker();
-    let held = clinic.service.try_request("GET", &format!("/v1/jobs/{id}"), &[], b"").unwrap().json();
-    assert_eq!(held["status"], "queued", "it was not caught in the act");
-    // The admin address is the first worker's, so this one has flags of its own.
+    let fixture = Fixture::start(1, &["--visibility-timeout", "1s"]);
+    // This image takes so long to decode that the worker is stopped before it has finished.
+    let id = fixture.service.submit("black.png", &test_image("black-49-megapixels.png"));
+    until("the worker to receive it", || (run(fixture.requests.depth()).unwrap().in_flight == 1).then_some(()));
+    fixture.stop_worker();
+    let held = fixture.service.try_request("GET", &format!("/v1/jobs/{id}"), &[], b"").unwrap().json();
+    assert_eq!(held["status"], "queued", "the worker had finished before it was stopped");
+    // The first worker uses the admin address, so the second one is started without it.
     let mut second = crate::harness::imgcls();
-    second.args(["worker", "--backend", "local", "--sessions", "1", "--data-dir"]).arg(clinic.service.data_dir());
-    let second = crate::harness::Process::start(second, &clinic.service.dir.path().join("second.log"));
-    let job = clinic.service.finished(&id);
+    second.args(["worker", "--backend", "local", "--sessions", "1", "--data-dir"]).arg(fixture.service.data_dir());
+    let second = crate::harness::Process::start(second, &fixture.service.dir.path().join("second.log"));
+    let job = fixture.service.finished(&id);
     assert_eq!((&job["status"], &job["attempt"]), (&"succeeded".into(), &2.into()));
-    clinic.service.workers[0].signal("CONT");
-    until("the first to end it too", || (clinic.endings("succeeded") > 0.5).then_some(()));
-    assert_eq!(clinic.service.finished(&id), job, "the first end stands");
-    let depth = run(clinic.requests.depth()).unwrap();
+    fixture.service.workers[0].signal("CONT");
+    until("the first worker to complete it too", || (fixture.completed("succeeded") > 0.5).then_some(()));
+    assert_eq!(fixture.service.finished(&id), job, "the first result is kept");
+    let depth = run(fixture.requests.depth()).unwrap();
     assert_eq!((depth.visible, depth.in_flight), (0, 0));
     drop(second);
-    assert_eq!(clinic.service.request("POST", "/v1/classify", &[], &test_image("rocket.jpg")).status, 200);
+    assert_eq!(fixture.service.request("POST", "/v1/classify", &[], &test_image("rocket.jpg")).status, 200);
 }
 
 #[test]
 fn reply_without_a_waiter_is_deleted_and_counted() {
-    let clinic = Clinic::start(0, &[]);
-    let own = run(clinic.queues.list("app-web-result-queue-")).unwrap().pop().expect("the web tier's own queue");
-    let own = run(clinic.queues.open(&own)).unwrap();
+    let fixture = Fixture::start(0, &[]);
+    let own = run(fixture.queues.list("app-web-result-queue-")).unwrap().pop().expect("the web tier's own queue");
+    let own = run(fixture.queues.open(&own)).unwrap();
     let id = Uuid::now_v7();
     for body in [json!({"v": 1, "id": id, "status": "succeeded"}).to_string(), "{".to_owned()] {
         run(queue::send_one(&*own, Outgoing::new(body))).unwrap();
     }
     let count =
-        |outcome: &str| metric(clinic.service.address, &format!("imgcls_web_replies_total{{outcome=\"{outcome}\"}}"));
+        |outcome: &str| metric(fixture.service.address, &format!("imgcls_web_replies_total{{outcome=\"{outcome}\"}}"));
     until("both to be counted", || (count("nobody_waits") > 0.5 && count("foreign") > 0.5).then_some(()));
-    clinic.service.web.wait_for_log("not a reply to any job; deleted");
+    fixture.service.web.wait_for_log("not a reply to any job; deleted");
     let depth = || run(own.depth()).unwrap();
     until("both to be deleted", || (depth().visible + depth().in_flight == 0).then_some(()));
-    assert_eq!(clinic.service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").status, 404, "nothing came of it");
+    assert_eq!(
+        fixture.service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").status,
+        404,
+        "the reply created a job"
+    );
 }
 
 #[test]
 fn newer_wire_is_released_until_it_is_a_dead_letter() {
-    let clinic = Clinic::start(1, &["--max-receive-count", "1"]);
-    clinic.send(&json!({"v": 2, "id": Uuid::now_v7(), "image": "in a form to come"}));
-    let letter = receive(&*clinic.dead_letters, DEADLINE);
+    let fixture = Fixture::start(1, &["--max-receive-count", "1"]);
+    fixture.send(&json!({"v": 2, "id": Uuid::now_v7(), "image": "in a form to come"}));
+    let dead_letter = receive(&*fixture.dead_letters, DEADLINE);
     assert_eq!(
-        (letter.attributes["reason"].as_str(), letter.attributes["attempts"].as_str()),
+        (dead_letter.attributes["reason"].as_str(), dead_letter.attributes["attempts"].as_str()),
         ("no worker knows wire version 2", "2")
     );
-    assert!((clinic.endings("handed_back") - 1.0).abs() < 0.5);
-    clinic.says("wire version 2, this worker speaks 1");
+    assert!((fixture.completed("handed_back") - 1.0).abs() < 0.5);
+    fixture.wait_for_worker_log("wire version 2, this worker speaks 1");
 }

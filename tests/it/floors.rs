@@ -186,7 +186,7 @@ fn circles(sources: &[(String, String)]) -> Vec<String> {
             }
         }
     }
-    // What each file reaches, over any number of steps.
+    // `reaches` holds the files that each file uses, directly or through others.
     let mut reaches = uses.clone();
     loop {
         let before: usize = reaches.values().map(BTreeSet::len).sum();

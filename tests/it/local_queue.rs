@@ -273,8 +273,8 @@ async fn waiting_receive_gets_delayed_and_released_messages() {
     let second = there.receive(options(LONG_POLL)).await.unwrap().pop().unwrap();
     assert_eq!((first[0].receive_count, second.receive_count), (1, 2));
     assert!((millis(400)..SOON).contains(&start.elapsed()), "{:?}", start.elapsed());
-    let hand_back = [(second.receipt, Duration::ZERO)];
-    let (third, back) = tokio::join!(here.receive(options(LONG_POLL)), there.set_visibility(&hand_back));
+    let release = [(second.receipt, Duration::ZERO)];
+    let (third, back) = tokio::join!(here.receive(options(LONG_POLL)), there.set_visibility(&release));
     back.unwrap();
     assert_eq!(third.unwrap()[0].receive_count, 3);
     assert!(start.elapsed() < SOON * 2, "{:?}", start.elapsed());
@@ -317,7 +317,7 @@ async fn queue_deleted_elsewhere_is_not_found_until_it_is_created_again() {
     let start = Instant::now();
     let (received, removed) = tokio::join!(here.receive(options(LONG_POLL)), elsewhere.delete(QUEUE));
     removed.unwrap();
-    assert!(matches!(received, Err(QueueError::NotFound(_))), "a waiting receive hears of it");
+    assert!(matches!(received, Err(QueueError::NotFound(_))), "a waiting receive fails when its queue is deleted");
     assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
     let there = elsewhere.create(QUEUE, &QueueAttributes::default()).await.unwrap();
     send(&*there, "new").await;
@@ -342,11 +342,11 @@ async fn transient_message_to_its_owner_bypasses_the_database() {
     owner.set_visibility(&[(delivery.receipt, Duration::ZERO)]).await.unwrap();
     assert_eq!(owner.depth().await.unwrap(), Depth::default());
 
-    send_transient(&elsewhere, "handed back").await;
+    send_transient(&elsewhere, "released").await;
     let delivery = owner.receive(options(LONG_POLL)).await.unwrap().remove(0);
     owner.set_visibility(&[(delivery.receipt, Duration::ZERO)]).await.unwrap();
     let delivery = owner.receive(options(LONG_POLL)).await.unwrap().remove(0);
-    assert_eq!(delivery.body, "handed back");
+    assert_eq!(delivery.body, "released");
     owner.ack(&[delivery.receipt]).await.unwrap();
     assert_eq!(owner.depth().await.unwrap(), Depth::default());
 }
@@ -563,8 +563,8 @@ fn unusable_file_is_refused_with_what_to_do() {
     });
     assert!(refusal(&newer).contains("schema 99"));
     assert!(refusal(&text_file.join("imgcls.sqlite3").join("below-a-file")).contains("cannot be made"));
-    let no_place_for_bells = with_file("bells", &|path| std::fs::write(path.with_file_name("bells"), "").unwrap());
-    assert!(refusal(&no_place_for_bells).contains("cannot be made"));
+    let blocked_directory = with_file("bells", &|path| std::fs::write(path.with_file_name("bells"), "").unwrap());
+    assert!(refusal(&blocked_directory).contains("cannot be made"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

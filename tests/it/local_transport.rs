@@ -1,4 +1,4 @@
-//! What only the local transport promises: a submission and a completion are one transaction each.
+//! Only the local transport promises this: a submission and a completion are one transaction each.
 
 use std::path::Path;
 use std::time::Duration;

@@ -14,7 +14,7 @@ use crate::harness::{DEADLINE, Service, label_of, test_image};
 
 const MANY: u64 = 1 << 30;
 
-/// The service's queues, opened by this process beside its own.
+/// The queues of the service, opened a second time by this process.
 struct Queues {
     requests: Arc<dyn Queue>,
     results: Arc<dyn Queue>,
@@ -73,8 +73,8 @@ fn legacy_messages_are_answered_in_the_legacy_form() {
         queues.send(json!({"image_data": encode(b"no image"), "filename": "bad.JPEG"}).to_string()).await;
         let reply: serde_json::Value = serde_json::from_str(&next(&*queues.results).await.body).unwrap();
         assert!(reply["bad.JPEG"].as_str().unwrap().starts_with("error: "), "{reply}");
-        let letter = next(&*queues.dead_letters).await;
-        assert!(letter.attributes["reason"].starts_with("unsupported_type"), "{:?}", letter.attributes);
+        let dead_letter = next(&*queues.dead_letters).await;
+        assert!(dead_letter.attributes["reason"].starts_with("unsupported_type"), "{:?}", dead_letter.attributes);
     });
 }
 
@@ -86,21 +86,21 @@ fn malformed_messages_are_kept_with_their_reason_and_stop_no_worker() {
         let id = "01936d5c-7e00-7abc-8def-0123456789ab";
         let times = r#""submitted_at":"2026-01-01T00:00:00Z","expires_at":"2100-01-01T00:00:00Z""#;
         let foreign = format!(r#"{{"v":1,"id":"{id}","image":{{"bucket":"other","key":"images/{id}"}},{times}}}"#);
-        // As large as the queue takes, so that the reason beside it does not fit the dead-letter queue.
+        // This body is as large as the queue accepts, so the dead letter has no space for a reason.
         let largest = "x".repeat(DEFAULT_MAX_MESSAGE_BYTES);
         for body in ["{", "[1]", "\u{1f4a3}", foreign.as_str(), largest.as_str()] {
             queues.send(body.to_owned()).await;
-            let letter = next(&*queues.dead_letters).await;
-            assert!(letter.body == body, "another message is in the dead letters: {:?}", letter.attributes);
+            let dead_letter = next(&*queues.dead_letters).await;
+            assert!(dead_letter.body == body, "another message is in the dead letters: {:?}", dead_letter.attributes);
             if body.len() < largest.len() {
-                assert!(letter.attributes["reason"].starts_with("malformed: "), "{:?}", letter.attributes);
-                assert_eq!(letter.attributes["attempts"], "1");
+                assert!(dead_letter.attributes["reason"].starts_with("malformed: "), "{:?}", dead_letter.attributes);
+                assert_eq!(dead_letter.attributes["attempts"], "1");
             }
         }
         let job = service.finished(id);
         assert_eq!((&job["status"], &job["error"]["code"]), (&"failed".into(), &"malformed".into()));
 
-        // A missing image, and a reply address that is none of the service.
+        // The image is missing, and the reply address does not belong to the service.
         let id = "01936d5c-7e00-7abc-8def-0123456789ac";
         let image = format!(r#""image":{{"bucket":"input","key":"images/{id}"}}"#);
         queues.send(format!(r#"{{"v":1,"id":"{id}",{image},{times},"reply_to":"somebody-elses"}}"#)).await;

@@ -18,29 +18,29 @@ use uuid::{NoContext, Timestamp, Uuid};
 
 use crate::harness::{Process, Service, imgcls, label_of, test_image, until};
 
-const LETTERS: &str = "web-app-image-transport-dead";
+const DEAD_LETTERS: &str = "web-app-image-transport-dead";
 const REQUESTS: &str = "web-app-image-transport";
 
-/// A data directory in which jobs have failed, as workers leave them.
-struct Ward {
+/// A data directory with failed jobs. Each has a stored result and a dead letter, as a worker writes them.
+struct Fixture {
     dir: TempDir,
     service: ServiceQueues,
     input: Arc<dyn ObjectStore>,
     output: Arc<dyn ObjectStore>,
 }
 
-impl Ward {
-    async fn new() -> Ward {
+impl Fixture {
+    async fn new() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let (backend, names) = (Backend::Local { data_dir: dir.path().join("data") }, Names::local("imgcls"));
         let queues = transport::open_queues(&backend).await.unwrap();
         let service = ServiceQueues::open_or_create(&*queues, &names, Duration::from_secs(30), 5).await.unwrap();
         let input = transport::open_bucket(&backend, &names.input_bucket).await.unwrap();
         let output = transport::open_bucket(&backend, &names.output_bucket).await.unwrap();
-        Ward { dir, service, input, output }
+        Fixture { dir, service, input, output }
     }
 
-    /// A job of `hours_ago` that was given up after five attempts.
+    /// Stores a job that was submitted `hours_ago` and has failed after five attempts.
     async fn failed_job(&self, name: &str, hours_ago: u64) -> Uuid {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         let submitted = now.saturating_sub(Duration::from_secs(hours_ago * 3_600));
@@ -49,7 +49,7 @@ impl Ward {
         let message = "given up after 5 attempts: store down";
         let result = ClassifyResult::ended(id, name, Status::Failed, ErrorCode::AttemptsExhausted, message);
         self.store(id, &result).await;
-        self.letter(serde_json::to_string(&request(id, name, submitted)).unwrap(), Some(id)).await;
+        self.send_dead_letter(serde_json::to_string(&request(id, name, submitted)).unwrap(), Some(id)).await;
         id
     }
 
@@ -58,11 +58,12 @@ impl Ward {
         let _ = self.output.put(&protocol::result_key(id), body, PutOptions::default()).await.unwrap();
     }
 
-    async fn letter(&self, body: String, id: Option<Uuid>) {
-        let mut letter = Outgoing::new(body);
-        letter.attributes = [("reason", "store down"), ("attempts", "5")].map(|(k, v)| (k.into(), v.into())).into();
-        letter.attributes.extend(id.map(|id| ("id".to_owned(), id.to_string())));
-        queue::send_one(&*self.service.dead_letters, letter).await.unwrap();
+    async fn send_dead_letter(&self, body: String, id: Option<Uuid>) {
+        let mut dead_letter = Outgoing::new(body);
+        dead_letter.attributes =
+            [("reason", "store down"), ("attempts", "5")].map(|(k, v)| (k.into(), v.into())).into();
+        dead_letter.attributes.extend(id.map(|id| ("id".to_owned(), id.to_string())));
+        queue::send_one(&*self.service.dead_letters, dead_letter).await.unwrap();
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -77,12 +78,13 @@ impl Ward {
         json_of(&self.run(arguments))
     }
 
-    /// Makes all messages visible now, also those that a killed command holds.
-    fn let_holds_end(&self) {
+    /// Makes all dead letters visible now, including those that a killed command has received.
+    fn make_dead_letters_visible(&self) {
         let file = rusqlite::Connection::open(self.dir.path().join("data/imgcls.sqlite3")).unwrap();
         file.busy_timeout(Duration::from_secs(10)).unwrap();
         let queue = "(SELECT id FROM queues WHERE name = ?1)";
-        file.execute(&format!("UPDATE messages SET visible_at_ms = 0 WHERE queue_id = {queue}"), [LETTERS]).unwrap();
+        file.execute(&format!("UPDATE messages SET visible_at_ms = 0 WHERE queue_id = {queue}"), [DEAD_LETTERS])
+            .unwrap();
     }
 }
 
@@ -143,13 +145,14 @@ fn depth_lists_every_queue_and_receives_nothing() {
     assert!(requests["oldest_age_seconds"].as_f64().unwrap() >= 0.0);
     assert_eq!((&queues[1]["visible"], &queues[1]["oldest_age_seconds"]), (&0.into(), &Value::Null));
     let text = text_of(&queue_command(&service.dir, &["depth"]).output().unwrap());
-    let row = text.lines().find(|line| line.starts_with(LETTERS)).unwrap_or_else(|| panic!("{text}"));
-    assert_eq!(row.split_whitespace().collect::<Vec<_>>(), [LETTERS, "dead", "letters", "0", "0", "0", "-"]);
+    let row = text.lines().find(|line| line.starts_with(DEAD_LETTERS)).unwrap_or_else(|| panic!("{text}"));
+    let row = row.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(row, format!("{DEAD_LETTERS} dead letters 0 0 0 -"));
     run(async {
         let queues = transport::open_queues(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
         let requests = queues.open(REQUESTS).await.unwrap();
         let options = ReceiveOptions { max: 1, wait: Duration::ZERO, visibility_timeout: Duration::from_secs(1) };
-        assert_eq!(requests.receive(options).await.unwrap()[0].receive_count, 1, "it was received before");
+        assert_eq!(requests.receive(options).await.unwrap()[0].receive_count, 1, "`queue depth` received a message");
     });
 
     let nowhere = imgcls().args(["queue", "depth", "--data-dir", "/nonexistent/data"]).output().unwrap();
@@ -165,22 +168,30 @@ fn dead_letters_are_listed_and_shown_and_stay() {
         let requests = queues.open(REQUESTS).await.unwrap();
         let image_data =
             base64::Engine::encode(&base64::engine::general_purpose::STANDARD, test_image("hostile/half.jpg"));
-        let seed = json!({"image_data": image_data, "filename": "\u{1b}[2Jbad.jpg"}).to_string();
-        for body in ["{".to_owned(), seed] {
+        let legacy = json!({"image_data": image_data, "filename": "\u{1b}[2Jbad.jpg"}).to_string();
+        for body in ["{".to_owned(), legacy] {
             queue::send_one(&*requests, Outgoing::new(body)).await.unwrap();
         }
     });
     let list = || json_of(&queue_command(&service.dir, &["dead", "--json"]).output().unwrap());
-    let report = until("both letters", || Some(list()).filter(|r| r["dead_letters"].as_array().unwrap().len() == 2));
-    assert_eq!(list()["dead_letters"].as_array().unwrap().len(), 2, "they were handed back");
+    let report =
+        until("both dead letters", || Some(list()).filter(|r| r["dead_letters"].as_array().unwrap().len() == 2));
+    assert_eq!(list()["dead_letters"].as_array().unwrap().len(), 2, "listing them released them");
     assert_eq!(report["is_cut"], false);
-    let letter = |reason: &str| {
-        let letters = report["dead_letters"].as_array().unwrap();
-        letters.iter().find(|letter| letter["reason"].as_str().unwrap().starts_with(reason)).unwrap().clone()
+    let dead_letter = |reason: &str| {
+        let dead_letters = report["dead_letters"].as_array().unwrap();
+        dead_letters
+            .iter()
+            .find(|dead_letter| dead_letter["reason"].as_str().unwrap().starts_with(reason))
+            .unwrap()
+            .clone()
     };
-    assert_eq!((&letter("malformed")["filename"], &letter("malformed")["attempts"]), (&Value::Null, &1.into()));
-    let bad = letter("undecodable");
-    assert_eq!(bad["filename"], "\u{1b}[2Jbad.jpg", "data, as it came");
+    assert_eq!(
+        (&dead_letter("malformed")["filename"], &dead_letter("malformed")["attempts"]),
+        (&Value::Null, &1.into())
+    );
+    let bad = dead_letter("undecodable");
+    assert_eq!(bad["filename"], "\u{1b}[2Jbad.jpg", "JSON output keeps the filename unchanged");
 
     let text = text_of(&queue_command(&service.dir, &["list"]).output().unwrap());
     assert!(!text.contains('\u{1b}') && text.contains("bad.jpg") && text.contains("malformed: not JSON"), "{text}");
@@ -194,7 +205,7 @@ fn dead_letters_are_listed_and_shown_and_stay() {
     assert_eq!(shown["image"]["content_type"], "image/jpeg");
     assert_eq!(std::fs::read(&saved).unwrap(), test_image("hostile/half.jpg"));
     let again = queue_command(&service.dir, &show).output().unwrap();
-    assert_eq!(again.status.code(), Some(1), "a file that stood was written over");
+    assert_eq!(again.status.code(), Some(1), "an existing file was overwritten");
     let text = text_of(&queue_command(&service.dir, &["show", id]).output().unwrap());
     assert!(text.contains("undecodable") && text.contains("characters; --save") && text.len() < 2_000, "{text}");
     let unknown = queue_command(&service.dir, &["show", "nobody"]).output().unwrap();
@@ -204,53 +215,53 @@ fn dead_letters_are_listed_and_shown_and_stay() {
 
 #[test]
 fn redriven_job_gets_new_time_and_a_new_result() {
-    let ward = run(Ward::new());
-    let (old, young, gone, succeeded, seed) = run(async {
-        let old = ward.failed_job("rocket.jpg", 30).await;
-        let young = ward.failed_job("cup.jpg", 0).await;
-        let gone = ward.failed_job("cat.jpg", 0).await;
-        ward.input.delete(&protocol::image_key(gone)).await.unwrap();
-        let succeeded = ward.failed_job("cat.jpg", 0).await;
+    let fixture = run(Fixture::new());
+    let (old, young, gone, succeeded, legacy) = run(async {
+        let old = fixture.failed_job("rocket.jpg", 30).await;
+        let young = fixture.failed_job("cup.jpg", 0).await;
+        let gone = fixture.failed_job("cat.jpg", 0).await;
+        fixture.input.delete(&protocol::image_key(gone)).await.unwrap();
+        let succeeded = fixture.failed_job("cat.jpg", 0).await;
         let result = ClassifyResult { status: Status::Succeeded, error: None, ..failed(succeeded) };
-        ward.store(succeeded, &result).await;
-        ward.letter("{".to_owned(), None).await;
-        // From a web tier that speaks the legacy form.
-        let seed = Uuid::now_v7();
-        ward.store(seed, &failed(seed)).await;
-        let body = LegacyRequest::new(&test_image("cup.jpg"), protocol::legacy_name(seed, "image/jpeg")).to_json();
-        ward.letter(body, None).await;
-        (old, young, gone, succeeded, seed)
+        fixture.store(succeeded, &result).await;
+        fixture.send_dead_letter("{".to_owned(), None).await;
+        // This job comes from a web tier that sends the legacy form.
+        let legacy = Uuid::now_v7();
+        fixture.store(legacy, &failed(legacy)).await;
+        let body = LegacyRequest::new(&test_image("cup.jpg"), protocol::legacy_name(legacy, "image/jpeg")).to_json();
+        fixture.send_dead_letter(body, None).await;
+        (old, young, gone, succeeded, legacy)
     });
 
-    let one = ward.run(&["redrive", &young.to_string(), "nobody", "--json"]);
-    assert_eq!(one.status.code(), Some(1), "one of both is not there");
+    let one = fixture.run(&["redrive", &young.to_string(), "nobody", "--json"]);
+    assert_eq!(one.status.code(), Some(1), "one of the two does not exist");
     let one = json_of(&one);
     assert_eq!(one["not_found"], json!(["nobody"]));
     assert_eq!(
         (&one["letters"][0]["id"], &one["letters"][0]["outcome"]),
         (&young.to_string().into(), &"sent_again".into())
     );
-    assert_eq!(ids(&ward.json(&["dead", "--json"])).len(), 5, "the others stay");
+    assert_eq!(ids(&fixture.json(&["dead", "--json"])).len(), 5, "the others are kept");
 
-    let all = ward.run(&["redrive", "--all", "--json"]);
+    let all = fixture.run(&["redrive", "--all", "--json"]);
     assert_eq!(all.status.code(), Some(1), "two cannot be sent");
     let all = json_of(&all);
     let outcome = |id: Uuid| {
-        let letters = all["letters"].as_array().unwrap();
-        letters.iter().find(|letter| letter["id"] == id.to_string()).unwrap()["outcome"].clone()
+        let redriven = all["letters"].as_array().unwrap();
+        redriven.iter().find(|redriven| redriven["id"] == id.to_string()).unwrap()["outcome"].clone()
     };
-    assert_eq!([outcome(old), outcome(seed), outcome(gone)], ["sent_again", "sent_again", "kept"]);
+    assert_eq!([outcome(old), outcome(legacy), outcome(gone)], ["sent_again", "sent_again", "kept"]);
     assert_eq!(outcome(succeeded), "already_succeeded");
-    assert_eq!(ids(&ward.json(&["dead", "--json"])), ["-".to_owned(), gone.to_string()].into());
+    assert_eq!(ids(&fixture.json(&["dead", "--json"])), ["-".to_owned(), gone.to_string()].into());
 
-    // There is no worker yet, and the job of yesterday has not expired.
-    let mut service = Service::start_in(ward.dir, 0, &[], &[]);
-    for id in [old, young, seed] {
+    // No worker runs yet, and yesterday's job has not expired, because a redrive sets a new submission time.
+    let mut service = Service::start_in(fixture.dir, 0, &[], &[]);
+    for id in [old, young, legacy] {
         let job = service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").json();
         assert_eq!(job, json!({"id": id, "status": "queued"}));
     }
     service.add_worker();
-    for (id, name) in [(old, "rocket.jpg"), (young, "cup.jpg"), (seed, "cup.jpg")] {
+    for (id, name) in [(old, "rocket.jpg"), (young, "cup.jpg"), (legacy, "cup.jpg")] {
         let job = service.finished(&id.to_string());
         assert_eq!((&job["status"], &job["predictions"][0]["label"]), (&"succeeded".into(), &label_of(name).into()));
     }
@@ -264,26 +275,27 @@ fn failed(id: Uuid) -> ClassifyResult {
 
 #[test]
 fn redrive_that_is_killed_repeatedly_loses_nothing() {
-    let ward = run(Ward::new());
+    let fixture = run(Fixture::new());
     let ids: Vec<Uuid> = run(async {
         let mut ids = Vec::new();
         for _ in 0..60 {
-            ids.push(ward.failed_job("rocket.jpg", 2).await);
+            ids.push(fixture.failed_job("rocket.jpg", 2).await);
         }
         ids
     });
-    let sent = || run(ward.service.requests.depth()).unwrap().visible;
+    let sent = || run(fixture.service.requests.depth()).unwrap().visible;
     for kill in 1..=5_u64 {
-        let mut redrive = Process::start(ward.command(&["redrive", "--all"]), &ward.dir.path().join("redrive.log"));
-        until("some to be sent", || (sent() >= kill * 10 - 5).then_some(()));
+        let mut redrive =
+            Process::start(fixture.command(&["redrive", "--all"]), &fixture.dir.path().join("redrive.log"));
+        until("some jobs to be sent", || (sent() >= kill * 10 - 5).then_some(()));
         redrive.kill();
-        ward.let_holds_end();
+        fixture.make_dead_letters_visible();
     }
-    let last = ward.run(&["redrive", "--all", "--json"]);
+    let last = fixture.run(&["redrive", "--all", "--json"]);
     assert_eq!(last.status.code(), Some(0), "{last:?}");
-    assert_eq!(ward.json(&["dead", "--json"])["dead_letters"], json!([]));
+    assert_eq!(fixture.json(&["dead", "--json"])["dead_letters"], json!([]));
 
-    let service = Service::start_in(ward.dir, 1, &[], &[]);
+    let service = Service::start_in(fixture.dir, 1, &[], &[]);
     for id in ids {
         let job = service.finished(&id.to_string());
         assert_eq!(job["status"], "succeeded", "{job}");
@@ -292,29 +304,32 @@ fn redrive_that_is_killed_repeatedly_loses_nothing() {
 
 #[test]
 fn nothing_is_purged_without_confirmation() {
-    let ward = run(Ward::new());
-    run(ward.failed_job("rocket.jpg", 0));
-    let left = || run(ward.service.dead_letters.depth()).unwrap().visible;
+    let fixture = run(Fixture::new());
+    run(fixture.failed_job("rocket.jpg", 0));
+    let left = || run(fixture.service.dead_letters.depth()).unwrap().visible;
 
-    let unattended = ward.command(&["purge", LETTERS]).stdin(Stdio::null()).output().unwrap();
+    let unattended = fixture.command(&["purge", DEAD_LETTERS]).stdin(Stdio::null()).output().unwrap();
     assert_eq!((unattended.status.code(), left()), (Some(1), 1));
     assert!(String::from_utf8_lossy(&unattended.stderr).contains("--yes"));
-    let foreign = ward.run(&["purge", "somebody-elses", "--yes"]);
+    let foreign = fixture.run(&["purge", "somebody-elses", "--yes"]);
     assert_eq!(foreign.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&foreign.stderr).contains(REQUESTS), "it says which there are");
+    assert!(String::from_utf8_lossy(&foreign.stderr).contains(REQUESTS), "the error names the queues of the service");
 
-    // On a terminal the command asks.
-    assert_eq!((on_a_terminal(&ward, "n\n"), left()), (Some(1), 1));
-    assert_eq!((on_a_terminal(&ward, "y\n"), left()), (Some(0), 0));
+    // On a terminal, the command asks for confirmation.
+    assert_eq!((on_a_terminal(&fixture, "n\n"), left()), (Some(1), 1));
+    assert_eq!((on_a_terminal(&fixture, "y\n"), left()), (Some(0), 0));
 
-    run(ward.failed_job("rocket.jpg", 0));
-    assert_eq!(ward.json(&["purge", LETTERS, "--yes", "--json"]), json!({"queue": LETTERS, "messages": 1}));
+    run(fixture.failed_job("rocket.jpg", 0));
+    assert_eq!(
+        fixture.json(&["purge", DEAD_LETTERS, "--yes", "--json"]),
+        json!({"queue": DEAD_LETTERS, "messages": 1})
+    );
     assert_eq!(left(), 0);
 }
 
-/// Runs the purge with a terminal as its standard input, on which a person types; its exit code.
-fn on_a_terminal(ward: &Ward, typed: &str) -> Option<i32> {
-    let purge = ward.command(&["purge", LETTERS]);
+/// Runs the purge with a terminal as its standard input and types `typed` there. Returns the exit code.
+fn on_a_terminal(fixture: &Fixture, typed: &str) -> Option<i32> {
+    let purge = fixture.command(&["purge", DEAD_LETTERS]);
     let script = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
     let mut python = Command::new("python3");
     python.args(["-c", script]).arg(purge.get_program()).args(purge.get_args());

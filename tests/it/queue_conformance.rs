@@ -1,7 +1,8 @@
-//! What the queues do that the local transport and the one on AWS are made of. The contract of transports is in
-//! `conformance`; this suite is one floor below.
+//! Checks the contract of queues, which the local transport and the AWS transport are built on. The contract of
+//! transports is checked in `conformance`.
 //!
-//! Times are whole seconds, since SQS knows no others; waiting for a timeout is a receive that waits for its message.
+//! Times are whole seconds, because SQS accepts no others. A check that waits for a timeout receives until its message
+//! comes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -122,7 +123,7 @@ async fn received_message_is_invisible_then_redelivered(queues: &dyn Queues) {
 }
 
 async fn released_message_is_visible_at_once(queues: &dyn Queues) {
-    let scratch = Scratch::new(queues, "handed-back", QueueAttributes::default()).await;
+    let scratch = Scratch::new(queues, "released", QueueAttributes::default()).await;
     scratch.send(&[Outgoing::new("back")]).await;
     let first = scratch.receive_one(LONG).await;
     scratch.queue.set_visibility(&[(first.receipt, Duration::ZERO)]).await.unwrap();
@@ -183,8 +184,8 @@ async fn message_received_too_often_becomes_a_dead_letter(queues: &dyn Queues) {
     scratch.send(&[Outgoing::new("healthy")]).await;
     assert_eq!(scratch.receive_one(LONG).await.body, "healthy", "dead letters do not stand in the way");
     assert!(scratch.receive(MAX_BATCH, SECOND, LONG).await.is_empty());
-    let letter = dead.receive_one(LONG).await;
-    assert_eq!((letter.body.as_str(), letter.sent_at_ms), ("poison", sent_at_ms));
+    let dead_letter = dead.receive_one(LONG).await;
+    assert_eq!((dead_letter.body.as_str(), dead_letter.sent_at_ms), ("poison", sent_at_ms));
     scratch.remove().await;
     dead.remove().await;
 }

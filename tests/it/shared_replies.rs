@@ -12,19 +12,19 @@ use serde_json::json;
 
 use crate::harness::{DEADLINE, Service, form, label_of, metric, request, test_image, until};
 
-const PICTURES: [&str; 5] = ["rocket.jpg", "cup.jpg", "cat.jpg", "rgb.png", "lossy.webp"];
+const IMAGES: [&str; 5] = ["rocket.jpg", "cup.jpg", "cat.jpg", "rgb.png", "lossy.webp"];
 
 #[test]
 fn two_web_processes_share_an_inbox_and_every_caller_gets_its_answer() {
     let mut service = Service::start(2, &["--result-queue-mode", "shared"], &[]);
     let addresses = [service.address, service.add_web()];
-    let labels = PICTURES.map(label_of);
+    let labels = IMAGES.map(label_of);
     thread::scope(|scope| {
         for client in 0..10 {
             let labels = &labels;
             scope.spawn(move || {
                 for at in (client..100).step_by(10) {
-                    let (name, label) = (PICTURES[at % PICTURES.len()], &labels[at % PICTURES.len()]);
+                    let (name, label) = (IMAGES[at % IMAGES.len()], &labels[at % IMAGES.len()]);
                     let (content_type, body) = form("myfile", "same.jpg", &test_image(name));
                     let headers = [("Content-Type", content_type.as_str())];
                     let answer = request(addresses[at / 5 % 2], "POST", "/", &headers, &body).unwrap();
@@ -49,20 +49,20 @@ fn reply_for_another_process_is_released_and_deleted_once_nobody_can_wait_for_it
         queue::send_one(&*results, Outgoing::new(json!({"test_0.JPEG": "bathtub"}).to_string())).await.unwrap();
         let adopted = json!({ format!("{id}.jpg"): " bathtub)\n" }).to_string();
         queue::send_one(&*results, Outgoing::new(adopted)).await.unwrap();
-        let handed_back = || -> f64 {
+        let released = || -> f64 {
             let line = r#"imgcls_web_replies_total{outcome="handed_back"}"#;
             addresses.iter().map(|address| metric(*address, line)).sum()
         };
-        until("both to be handed back more than once", || (handed_back() >= 6.0).then_some(()));
+        until("both to be released more than once", || (released() >= 6.0).then_some(()));
         assert_eq!(count(results.depth().await.unwrap()), 2);
 
-        // A minute later nobody waits any more, so they are deleted. The answer to a job is stored before that.
+        // After a minute no process can wait for them, so they are deleted. The reply to the job is stored before.
         let file = rusqlite::Connection::open(service.data_dir().join("imgcls.sqlite3")).unwrap();
         file.busy_timeout(Duration::from_secs(10)).unwrap();
         file.execute("UPDATE messages SET sent_at_ms = sent_at_ms - 61000 WHERE body LIKE '%bathtub%'", []).unwrap();
         let started = Instant::now();
         while count(results.depth().await.unwrap()) > 0 {
-            assert!(started.elapsed() < DEADLINE, "the replies do not go");
+            assert!(started.elapsed() < DEADLINE, "the replies are not deleted");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::harness::{Service, count_results, test_image, until};
 
-const PICTURES: [&str; 5] = ["rocket.jpg", "cup.jpg", "cat.jpg", "rgb.png", "lossy.webp"];
+const IMAGES: [&str; 5] = ["rocket.jpg", "cup.jpg", "cat.jpg", "rgb.png", "lossy.webp"];
 
 struct Storm {
     jobs: usize,
@@ -21,7 +21,7 @@ struct Storm {
     web_kills: usize,
 }
 
-/// 10,000 jobs and 200 kills with `scripts/test --long`; a twentieth of it otherwise.
+/// Returns 10,000 jobs and 200 kills for `scripts/test --long`, and a twentieth of that otherwise.
 fn storm() -> Storm {
     if std::env::var_os("IMGCLS_TEST_LONG").is_some() {
         Storm { jobs: 10_000, workers: 4, worker_kills: 200, web_kills: 20 }
@@ -34,12 +34,12 @@ fn storm() -> Storm {
 fn no_accepted_job_is_lost_or_answered_twice() {
     let storm = storm();
     let mut service = Service::start(storm.workers, &[], &["--visibility-timeout", "1s"]);
-    let images: Vec<Vec<u8>> = PICTURES.iter().map(|name| test_image(name)).collect();
+    let images: Vec<Vec<u8>> = IMAGES.iter().map(|name| test_image(name)).collect();
     let expected: Vec<Value> = images
         .iter()
         .map(|image| service.request("POST", "/v1/classify", &[], image).json()["predictions"].clone())
         .collect();
-    let before = PICTURES.len();
+    let before = IMAGES.len();
 
     let accepted = Mutex::new(BTreeMap::new());
     let submitted = AtomicUsize::new(0);
@@ -59,18 +59,18 @@ fn no_accepted_job_is_lost_or_answered_twice() {
 
     let accepted = accepted.into_inner().unwrap();
     assert_eq!(accepted.len(), storm.jobs);
-    for (id, picture) in &accepted {
+    for (id, image) in &accepted {
         let job = service.finished(id);
         assert_eq!(job["status"], "succeeded", "{job}");
-        assert_eq!(job["predictions"], expected[*picture], "{id} has another's answer");
+        assert_eq!(job["predictions"], expected[*image], "{id} has the answer to another job");
     }
     let results = count_results(&service.database());
-    // Jobs whose web process died before it could return the id were accepted by no client. They may have results too.
+    // A web process may die after it has queued a job and before it has returned the id, so there may be more results.
     assert!(results >= before + storm.jobs, "{results} results");
     assert_eq!(depth_of_dead_letters(&service), 0);
 }
 
-/// Submits until there were `jobs` accepted ones; a request without an answer from a dying web process does not count.
+/// Submits jobs until `jobs` of them are accepted. A request that a dying web process does not answer is repeated.
 fn submit(
     address: std::net::SocketAddr,
     images: &[Vec<u8>],
@@ -83,16 +83,16 @@ fn submit(
         if at >= jobs {
             return;
         }
-        let picture = at % images.len();
+        let image = at % images.len();
         let id = until("a web tier that accepts", || {
-            let response = crate::harness::request(address, "POST", "/v1/jobs", &[], &images[picture]).ok()?;
+            let response = crate::harness::request(address, "POST", "/v1/jobs", &[], &images[image]).ok()?;
             (response.status == 202).then(|| response.json()["id"].as_str().unwrap().to_owned())
         });
-        assert!(accepted.lock().unwrap().insert(id, picture).is_none(), "an id was given twice");
+        assert!(accepted.lock().unwrap().insert(id, image).is_none(), "two jobs got the same id");
     }
 }
 
-/// Kills in step with the results, so that on any machine the kills fall among the work.
+/// Kills processes as results appear, so that the kills are spread over the run on a machine of any speed.
 fn kill(service: &mut Service, storm: &Storm, all_submitted: &AtomicBool) {
     let file = service.database();
     let finished = || count_results(&file);
@@ -121,7 +121,7 @@ fn depth_of_dead_letters(service: &Service) -> u64 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let queues = transport::open_queues(&backend).await.unwrap();
-        let letters = queues.open(&Names::local("imgcls").dead_letter_queue()).await.unwrap();
-        letters.depth().await.unwrap().visible
+        let dead_letters = queues.open(&Names::local("imgcls").dead_letter_queue()).await.unwrap();
+        dead_letters.depth().await.unwrap().visible
     })
 }

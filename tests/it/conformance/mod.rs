@@ -9,15 +9,15 @@ use std::pin::Pin;
 use futures::FutureExt as _;
 use futures::future::join_all;
 
-/// A check by its name, and what it does; it panics where the backend does not conform.
+/// The name of a check and its future, which panics if the backend does not conform.
 pub type Check<'a> = (&'static str, Pin<Box<dyn Future<Output = ()> + 'a>>);
 
-/// Where a backend and a check do not fit: each stands in the test of that backend, with its reason.
+/// A check that a backend does not pass. The test of that backend lists it with the reason.
 #[derive(Debug, Clone, Copy)]
 pub enum Exception {
-    /// It does not conform. It has to fail: once it passes, the exception goes.
+    /// The backend does not conform. The check must fail: once it passes, the exception has to be removed.
     Fails { check: &'static str, why: &'static str },
-    /// It cannot be asked for.
+    /// The check cannot run with this backend.
     NotRun { check: &'static str, why: &'static str },
 }
 
@@ -54,7 +54,7 @@ fn is_left_out(name: &str, exceptions: &[Exception]) -> bool {
     })
 }
 
-/// What is wrong with how a check ended.
+/// Returns a description of the fault if the outcome of a check is not the expected one.
 fn fault(name: &str, outcome: Result<(), Box<dyn Any + Send>>, exceptions: &[Exception]) -> Option<String> {
     let known = exceptions.iter().find_map(|exception| match exception {
         Exception::Fails { check, why } if *check == name => Some(why),

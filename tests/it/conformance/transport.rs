@@ -362,7 +362,7 @@ async fn replies_go_only_to_inboxes_of_the_service(backend: &Backend) {
     service.expect_depth((0, 0)).await;
 }
 
-/// A caller that did not hear of the first answer.
+/// A caller that has lost the first answer completes its message a second time.
 async fn completion_twice_is_harmless(backend: &Backend) {
     let service = Service::start(backend).await;
     let id = service.submit(b"x", 0).await;
@@ -419,16 +419,16 @@ async fn dead_letter_keeps_message_and_reason(backend: &Backend) {
         Some(DeadLetter { id: Some(id), body: delivery.body.clone(), reason: reason.clone(), attempts: 3 });
     service.complete_one(completion).await;
     service.expect_depth((0, 0)).await;
-    let letter = service.dead_letter().await;
-    assert_eq!(letter.body, delivery.body);
-    let attribute = |name: &str| letter.attributes.get(name).cloned();
+    let dead_letter = service.dead_letter().await;
+    assert_eq!(dead_letter.body, delivery.body);
+    let attribute = |name: &str| dead_letter.attributes.get(name).cloned();
     assert_eq!(attribute("reason"), Some(reason));
     assert_eq!((attribute("attempts"), attribute("id")), (Some("3".to_owned()), Some(id.to_string())));
-    // It was kept, so that it is there again; then it is deleted.
+    // The scan kept the dead letter, so the next scan receives it again and deletes it.
     let mut scan = service.transport.dead_letters().await.unwrap();
-    let letters = until_some(async || scan.next(MAX_BATCH).await.unwrap()).await;
-    assert_eq!(letters[0].message_id, letter.message_id);
-    scan.delete(&[letters[0].receipt.clone()]).await.unwrap();
+    let dead_letters = until_some(async || scan.next(MAX_BATCH).await.unwrap()).await;
+    assert_eq!(dead_letters[0].message_id, dead_letter.message_id);
+    scan.delete(&[dead_letters[0].receipt.clone()]).await.unwrap();
     assert!(scan.next(MAX_BATCH).await.unwrap().is_empty(), "each comes once");
     scan.close().await.unwrap();
     let depth = service.transport.queue_depth(&service.names.dead_letter_queue()).await.unwrap().unwrap();
@@ -446,9 +446,9 @@ async fn message_delivered_too_often_becomes_a_dead_letter(backend: &Backend) {
         poison = Some(delivery);
     }
     let healthy = service.submit(b"healthy", 0).await;
-    assert_eq!(request_of(&service.receive_one(LONG).await).id, healthy, "it is not in the way of others");
-    let (letter, poison) = (service.dead_letter().await, poison.unwrap());
-    assert_eq!((letter.body, letter.sent_at_ms), (poison.body, poison.sent_at_ms));
+    assert_eq!(request_of(&service.receive_one(LONG).await).id, healthy, "a dead letter does not block other messages");
+    let (dead_letter, poison) = (service.dead_letter().await, poison.unwrap());
+    assert_eq!((dead_letter.body, dead_letter.sent_at_ms), (poison.body, poison.sent_at_ms));
 }
 
 async fn resubmitted_job_loses_its_failed_result(backend: &Backend) {
@@ -475,7 +475,7 @@ async fn reply_on_a_shared_inbox_reaches_its_process(backend: &Backend) {
     let text = result_text(id, "shared");
     service.complete_one(completion(&delivery, id, &text, &here.address())).await;
     let replies = until_some(async || here.receive().await.unwrap()).await;
-    // Nobody waits here for it.
+    // No caller waits for this reply here, so it is released.
     here.acknowledge(&[], &[replies[0].receipt.clone()]).await;
     assert_eq!(receive_replies(&*there, 1).await, [text]);
 }
@@ -521,7 +521,7 @@ async fn preparing_twice_changes_nothing(backend: &Backend) {
     assert!(expected.iter().all(|role| roles.contains(&format!("{role:?}"))), "{roles:?}");
     let delivery = service.receive_one(LONG).await;
     assert_eq!(request_of(&delivery).id, id);
-    // What another process has open sees it too.
+    // A transport that is already open sees the image too.
     assert_eq!(again.image(id, MANY).await.unwrap().unwrap(), "x");
 }
 
@@ -615,17 +615,17 @@ impl Service {
         self.transport.open_inbox(mode, "stack").await.unwrap()
     }
 
-    /// The only dead letter. It is kept.
+    /// Receives the only dead letter and keeps it in its queue.
     async fn dead_letter(&self) -> Delivery {
         let mut scan = self.transport.dead_letters().await.unwrap();
-        let mut letters = until_some(async || scan.next(MAX_BATCH).await.unwrap()).await;
-        let letter = letters.remove(0);
-        scan.keep(letter.clone());
+        let mut dead_letters = until_some(async || scan.next(MAX_BATCH).await.unwrap()).await;
+        let dead_letter = dead_letters.remove(0);
+        scan.keep(dead_letter.clone());
         scan.close().await.unwrap();
-        letter
+        dead_letter
     }
 
-    /// Counts are approximate on some backends: they come to be right.
+    /// Waits until the depth is as expected, because some backends count only approximately.
     async fn expect_depth(&self, expected: (u64, u64)) {
         let start = Instant::now();
         loop {
