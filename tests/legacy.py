@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import boto3
 
@@ -56,9 +57,8 @@ def serve_one(requests, results):
 
 
 def ask(requests, results, path):
-    with open(path, "rb") as file:
-        image_data = base64.b64encode(file.read()).decode()
-    name = os.path.basename(path)
+    image_data = base64.b64encode(Path(path).read_bytes()).decode()
+    name = Path(path).name
     requests.send_message(MessageBody=json.dumps({"image_data": image_data, "filename": name}))
     while True:
         message = receive(results)

@@ -210,7 +210,7 @@ async def until_normal(client: Client, load_ended: float, usual: float, wait: fl
 
 
 @contextlib.asynccontextmanager
-async def sampling(service: Service, memory: list[float]):  # noqa: ANN201
+async def sampling(service: Service, memory: list[float]):
     """Samples the memory during the block."""
 
     async def sample() -> None:

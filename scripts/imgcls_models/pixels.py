@@ -81,6 +81,4 @@ def _widen(kernel: onnx.TensorProto) -> None:
 def _declare(value: onnx.ValueInfoProto) -> None:
     tensor = value.type.tensor_type
     batch, _, height, width = (axis.dim_param or axis.dim_value for axis in tensor.shape.dim)
-    value.CopyFrom(
-        helper.make_tensor_value_info(value.name, TensorProto.UINT8, [batch, height, width, CHANNELS])
-    )
+    value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.UINT8, [batch, height, width, CHANNELS]))

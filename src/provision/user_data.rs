@@ -38,7 +38,7 @@ pub(crate) fn render(tier: Tier, settings: &Settings, site: &Site, bundle: &Bund
         ("@COMMAND@", &command),
         ("@CAPABILITY@", capability),
         ("@AUTOSCALE@", &autoscale(tier, settings.policy)),
-        ("@SETTINGS@", &settings_file(tier, settings, site, bundle)),
+        ("@SETTINGS@", settings_file(tier, settings, site, bundle).trim_end()),
     ];
     values.iter().fold(TEMPLATE.to_owned(), |script, (name, value)| script.replace(name, value))
 }

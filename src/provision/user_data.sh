@@ -2,6 +2,7 @@
 # Downloads imgcls from the bucket of its stack and starts it. Written by `imgcls provision`; runs once, at the first start.
 #
 # Nothing is installed: the curl of the system signs its request with the role of this machine.
+# shellcheck disable=SC2034,SC1091 # role.sh, which is written below, uses the variables
 set -euo pipefail
 
 digest=@DIGEST@
@@ -63,7 +64,8 @@ done
 
 # Readable by everybody: the services run as users without rights, and the file holds no secret.
 cat >/etc/imgcls/config.toml <<'SETTINGS'
-@SETTINGS@SETTINGS
+@SETTINGS@
+SETTINGS
 chmod 644 /etc/imgcls/config.toml
 
 # write_unit NAME DESCRIPTION COMMAND [CAPABILITY [GROUP]]
@@ -153,7 +155,7 @@ chmod 755 /opt/imgcls/send-logs
 write_unit imgcls-logs 'Sends the log of imgcls to CloudWatch Logs' /opt/imgcls/send-logs '' systemd-journal
 
 systemctl daemon-reload
-services="imgcls-logs.service imgcls.service${autoscale:+ imgcls-autoscale.service}"
-systemctl enable $services
+services=(imgcls-logs.service imgcls.service ${autoscale:+imgcls-autoscale.service})
+systemctl enable "${services[@]}"
 say "bundle $digest is here; starting @COMMAND@"
-systemctl start --no-block $services
+systemctl start --no-block "${services[@]}"
