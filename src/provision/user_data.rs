@@ -28,6 +28,7 @@ pub(crate) fn render(tier: Tier, settings: &Settings, site: &Site, bundle: &Bund
         None => format!("https://{service}.{}.{suffix}", site.region),
     };
     let bucket = &settings.names.input_bucket;
+    let settings_file = settings_file(tier, settings, site, bundle);
     // The file of settings comes last: it may contain any text, names in `@…@` too.
     let values = [
         ("@DIGEST@", bundle.digest.as_str()),
@@ -38,7 +39,7 @@ pub(crate) fn render(tier: Tier, settings: &Settings, site: &Site, bundle: &Bund
         ("@COMMAND@", &command),
         ("@CAPABILITY@", capability),
         ("@AUTOSCALE@", &autoscale(tier, settings.policy)),
-        ("@SETTINGS@", settings_file(tier, settings, site, bundle).trim_end()),
+        ("@SETTINGS@", settings_file.trim_end()),
     ];
     values.iter().fold(TEMPLATE.to_owned(), |script, (name, value)| script.replace(name, value))
 }
