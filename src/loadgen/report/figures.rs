@@ -275,7 +275,7 @@ fn hints(config: &Config, measurement: &Measurement) -> Vec<String> {
     let mut hints = Vec::new();
     if config.api == Api::V1 && measurement.ok() == 0 && [404, 405].into_iter().any(|it| failed(&Reason::Status(it))) {
         hints.push(
-            "the target does not know POST /v1/classify: if it is the legacy system, give `--api original`".to_owned(),
+            "the target does not know POST /v1/classify: if it is the legacy system, give `--api legacy`".to_owned(),
         );
     }
     if failed(&Reason::Status(503)) {
