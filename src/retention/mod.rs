@@ -226,15 +226,19 @@ impl Retention {
         Ok(())
     }
 
-    /// Measures what is stored, publishes it, and warns when the space runs out.
-    async fn measure(&self, progress: &mut Progress) -> Result<(), Fault> {
+    /// Measures what is stored, publishes it, and warns when the space runs out. Returns by how much the images that
+    /// arrived since the last measurement may have raised it.
+    async fn measure(&self, progress: &mut Progress) -> Result<u64, Fault> {
         let measuring = self.space.begin_measuring();
         let usage = self.data.usage().await;
         // Also after a failure, since an image may wait for the measurement.
-        match &usage {
+        let arrived_bytes = match &usage {
             Ok(usage) => self.space.end_measuring(measuring, usage.counted_bytes(), usage.disk_free_bytes),
-            Err(_) => self.space.fail_measuring(),
-        }
+            Err(_) => {
+                self.space.fail_measuring();
+                0
+            }
+        };
         METRICS.set_usage(&usage?, self.state().limit_bytes);
         match self.state().warning() {
             Some(warning) if !progress.has_warned => {
@@ -245,7 +249,7 @@ impl Retention {
             None if self.state().is_far_from_warning() => progress.has_warned = false,
             Some(_) | None => {}
         }
-        Ok(())
+        Ok(arrived_bytes)
     }
 
     fn publish(&self, usage: Usage) {
@@ -283,11 +287,11 @@ impl Retention {
                 freed += some;
             }
             let used_before = self.state().used_bytes;
-            self.measure(progress).await?;
+            let arrived_bytes = self.measure(progress).await?;
             if freed_now == 0 {
                 break;
             }
-            if self.state().used_bytes >= used_before {
+            if self.state().used_bytes >= used_before + arrived_bytes {
                 // The file system frees the space later, or together with the whole segment. Deleting more meanwhile would
                 // delete objects that can be kept.
                 progress.freeing_due = Instant::now() + LONGEST_INTERVAL;

@@ -191,15 +191,18 @@ impl Space {
         }
     }
 
-    /// Ends a measurement with its result.
-    pub fn end_measuring(&self, Measuring { stored_before }: Measuring, used_bytes: u64, disk_free_bytes: u64) {
-        let Some(shared) = &self.0 else { return };
+    /// Ends a measurement with its result. Returns by how much the images that arrived since the last measurement may
+    /// have raised it.
+    pub fn end_measuring(&self, Measuring { stored_before }: Measuring, used_bytes: u64, disk_free_bytes: u64) -> u64 {
+        let Some(shared) = &self.0 else { return 0 };
         let mut state = shared.lock();
         state.used_bytes = used_bytes;
         state.disk_free_bytes = disk_free_bytes;
+        let arrived_bytes = state.stored_bytes + state.pending_bytes;
         state.stored_bytes -= stored_before;
         drop(state);
         shared.measured.send_modify(|count| *count += 1);
+        arrived_bytes
     }
 }
 
