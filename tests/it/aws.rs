@@ -45,7 +45,14 @@ fn transport_on_moto_conforms() {
 
 #[test]
 fn transport_on_ministack_conforms() {
-    within(ministack, "aws::transport_on_ministack_conforms", async || conformance::transport::all(&aws(), &[]).await);
+    let exceptions = [Exception::NotRun {
+        check: "dropped_receive_loses_nothing",
+        why: "on a busy machine ministack now and then loses a message to long polls whose clients have left; its queues \
+              pass the check of that name below the port, whose polls are short",
+    }];
+    within(ministack, "aws::transport_on_ministack_conforms", async || {
+        conformance::transport::all(&aws(), &exceptions).await;
+    });
 }
 
 /// With the settings of the environment.
