@@ -42,20 +42,21 @@ impl Stepwise {
         Stepwise { replies: ReplySender::new(Arc::clone(&parts)), parts }
     }
 
-    /// Nobody was told the id, so the image would only take space.
-    async fn delete_image(&self, id: Uuid) {
+    /// Deletes what is stored as the image of a job. A failure is only logged, since images of its age are deleted later.
+    async fn delete_image(&self, id: Uuid, timeout: Duration, content: &'static str) {
         let delete = async { self.parts.input().await?.delete(&protocol::image_key(id)).await };
-        match tokio::time::timeout(CLEAN_UP_TIMEOUT, delete).await {
+        match tokio::time::timeout(timeout, delete).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, %id, "image of a refused job not deleted"),
-            Err(_) => tracing::debug!(%id, "image of a refused job not deleted in time"),
+            Ok(Err(error)) => tracing::debug!(%error, %id, "{content} is not deleted"),
+            Err(_) => tracing::debug!(%id, "{content} is not deleted in time"),
         }
     }
 
     /// The steps that concern objects.
     async fn write(&self, completion: &mut Completion) -> Result<(), CompletionError> {
         if let Some(id) = completion.withdrawn {
-            self.delete_marker(id).await;
+            // Before the message is deleted, so that mostly no marker is left without a message.
+            self.delete_image(id, DELETE_MARKER_TIMEOUT, "the marker of a withdrawn job").await;
         }
         if let Some(result) = &completion.result
             && completion.progress.result.is_none()
@@ -69,17 +70,6 @@ impl Stepwise {
             completion.progress.legacy_output = true;
         }
         Ok(())
-    }
-
-    /// Before the message is deleted, so that mostly no marker is left without a message. One that stays costs a few bytes
-    /// until images of its age are deleted.
-    async fn delete_marker(&self, id: Uuid) {
-        let delete = async { self.parts.input().await?.delete(&protocol::image_key(id)).await };
-        match tokio::time::timeout(DELETE_MARKER_TIMEOUT, delete).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, %id, "the marker of a withdrawn job is not deleted"),
-            Err(_) => tracing::debug!(%id, "the marker of a withdrawn job is not deleted in time"),
-        }
     }
 
     async fn write_result(&self, result: &NewResult) -> Result<ResultWrite, CompletionError> {
@@ -185,7 +175,7 @@ impl Steps for Stepwise {
         let _ = self.parts.input().await?.put(&key, job.image.clone(), options).await?;
         let (stored, sending) = (storing.elapsed(), Instant::now());
         if let Err(error) = send_one(&**self.parts.requests().await?, Outgoing::new(message)).await {
-            self.delete_image(job.id).await;
+            self.delete_image(job.id, CLEAN_UP_TIMEOUT, "the image of a refused job").await;
             return Err(error.into());
         }
         Ok(SubmitTimes { stored, sent: sending.elapsed() })
