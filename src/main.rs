@@ -117,11 +117,14 @@ fn run_autoscale(args: &AutoscaleArgs, settings: &Document) -> anyhow::Result<Ex
     block_on(one_thread()?, async {
         let shutdown = on_signals()?;
         match backend {
-            Backend::Local { .. } | Backend::Named { .. } => {
+            Backend::Local { .. } => {
                 let model = TunedChoice::read(args.model.choice());
                 up::run_workers(args.process_config(settings, &model)?, shutdown).await
             }
             Backend::Aws { .. } => autoscaler::aws::run(args.group_config(backend)?, shutdown).await,
+            Backend::Named { name, .. } => anyhow::bail!(
+                "`autoscale` cannot start workers of the backend {name:?}; start `imgcls worker` processes yourself"
+            ),
         }
     })?;
     Ok(ExitCode::SUCCESS)
