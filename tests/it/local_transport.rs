@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use imgcls::config::{Backend, Names};
-use imgcls::protocol::{ClassifyRequest, Incoming, WIRE_VERSION};
+use imgcls::protocol::Incoming;
 use imgcls::transport::{
     self, Acknowledge, Completion, Idle, JobForm, MAX_BATCH, NewJob, NewResult, ServiceOptions, Transport, Wanted,
 };
@@ -14,6 +14,7 @@ use rusqlite::Connection;
 use uuid::Uuid;
 
 use crate::children::{self, Worker, say};
+use crate::harness::classify_request;
 
 const LONG: Duration = Duration::from_secs(300);
 /// Rows, segments below and above what is written outside of the transaction.
@@ -93,21 +94,8 @@ async fn open(data_dir: &Path) -> std::sync::Arc<dyn Transport> {
 }
 
 async fn submit(transport: &dyn Transport, image_bytes: usize) {
-    let (id, image, now) = (Uuid::now_v7(), Bytes::from(vec![7; image_bytes]), jiff::Timestamp::now());
-    let request = ClassifyRequest {
-        v: WIRE_VERSION,
-        id,
-        filename: String::new(),
-        content_type: None,
-        image: None,
-        image_data: None,
-        top_k: 5,
-        submitted_at: now,
-        expires_at: now.saturating_add(LONG).unwrap(),
-        reply_to: None,
-        traceparent: None,
-    };
-    let form = JobForm::Request { request: Box::new(request), inline_bytes: 0 };
+    let (id, image) = (Uuid::now_v7(), Bytes::from(vec![7; image_bytes]));
+    let form = JobForm::Request { request: Box::new(classify_request(id)), inline_bytes: 0 };
     let acknowledge = Acknowledge::WhenDurable;
     let job = NewJob { id, image: &image, content_type: "image/jpeg", form, acknowledge };
     transport.submit(job).await.unwrap();
