@@ -1,4 +1,5 @@
-//! Only the local transport promises this: a submission and a completion are one transaction each.
+//! What only the local transport promises: a submission and a completion are one transaction each, and the death of a worker
+//! of this machine releases its messages.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,7 +8,8 @@ use bytes::Bytes;
 use imgcls::config::{Backend, Names};
 use imgcls::protocol::Incoming;
 use imgcls::transport::{
-    self, Acknowledge, Completion, Idle, JobForm, MAX_BATCH, NewJob, NewResult, ServiceOptions, Transport, Wanted,
+    self, Acknowledge, Completion, Idle, JobForm, MAX_BATCH, NewJob, NewResult, ReceivingProcess, ServiceOptions,
+    Transport, Wanted,
 };
 use rand::Rng as _;
 use rusqlite::Connection;
@@ -84,6 +86,26 @@ async fn worker_submits_and_completes_until_killed() {
         }
     };
     futures::future::join(submitting, completing).await;
+}
+
+#[tokio::test]
+async fn death_of_a_worker_releases_what_it_held_and_keeps_the_delay_of_what_it_had_released() {
+    let directory = tempfile::tempdir().unwrap();
+    let transport = open(directory.path()).await;
+    let mut deliveries = Vec::new();
+    for _ in 0..2 {
+        submit(&*transport, IMAGE_BYTES[0]).await;
+        deliveries.extend(transport.receive(Wanted { max: 1, visibility_timeout: LONG }, &Idle).await.unwrap());
+    }
+    let [released, held] = &deliveries[..] else { panic!("{deliveries:?}") };
+    transport.release(std::slice::from_ref(&released.receipt), LONG).await.unwrap();
+    // As the supervisor of this process would do after its death.
+    transport.release_held_by(ReceivingProcess::current()).await.unwrap();
+    let again = transport.receive(Wanted { max: MAX_BATCH, visibility_timeout: LONG }, &Idle).await.unwrap();
+    let again: Vec<&str> = again.iter().map(|delivery| delivery.message_id.as_str()).collect();
+    assert_eq!(again, [held.message_id.as_str()]);
+    let depth = transport.depth().await.unwrap();
+    assert_eq!((depth.visible, depth.in_flight), (0, 2));
 }
 
 async fn open(data_dir: &Path) -> std::sync::Arc<dyn Transport> {

@@ -158,6 +158,18 @@ impl SqliteQueue {
         self.delete(receipts, Durability::Deferred).await
     }
 
+    /// Makes deliveries visible again after `delay`. This process does not hold them any more, so its death does not change
+    /// the delay.
+    ///
+    /// # Errors
+    /// As [`Queue::set_visibility`].
+    pub async fn release(&self, receipts: &[Receipt], delay: Duration) -> Result<(), QueueError> {
+        check_batch(receipts.len())?;
+        let (name, receipts) = (self.name.clone(), receipts.to_vec());
+        let work = move |session: &mut Session| messages::release(session, &name, &receipts, delay);
+        self.database.engine.write(Durability::Normal, work).await
+    }
+
     /// Makes the messages that a dead process held visible again.
     ///
     /// # Errors
