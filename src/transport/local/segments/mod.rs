@@ -39,7 +39,7 @@ const MAX_CONCURRENT: usize = 32;
 const KEPT_OPEN: usize = 8;
 /// Bodies begin at multiples of this, the block size of most file systems. When blocks are larger, a hole leaves the
 /// blocks at its edges allocated until the segment is removed.
-const BLOCK_BYTES: u64 = 4 << 10;
+pub(super) const BLOCK_BYTES: u64 = 4 << 10;
 /// The suffix of segments whose bodies begin at blocks and whose writer holds a lock. Releases before 0.2 wrote segments
 /// without it.
 const SUFFIX: &str = ".seg";

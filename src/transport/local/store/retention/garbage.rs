@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Failure, LocalData};
 use crate::sqlite::{Durability, Fault, Session};
-use crate::transport::local::segments::{self, Appended, Place, Segments, Unwritten};
+use crate::transport::local::segments::{self, Appended, BLOCK_BYTES, Place, Segments, Unwritten};
 use crate::transport::local::store::{place, release_doubtful};
 
 /// Bodies that are moved to another segment in one transaction.
@@ -67,9 +67,8 @@ impl LocalData {
         let claimed = self.beside(move |segments| segments.claim(&claimed_name)).await?;
         let Some(segment) = claimed else { return Ok(()) };
         // The rows are read only now, when no process can add one any more.
-        let live = self.live(name).await?;
-        let live_bytes: u64 = live.iter().map(|place| place.size_bytes.next_multiple_of(4 << 10)).sum();
-        if live.is_empty() {
+        let live_bytes = self.live_bytes(name).await?;
+        if live_bytes == 0 {
             self.on_disk().await?;
             self.beside(move |_| segment.remove()).await?;
             seen.remove(name);
@@ -80,10 +79,11 @@ impl LocalData {
         // Bodies that are soon deleted anyway are not worth moving when their holes take no space.
         let is_stuck = self.segments.cannot_punch() || seen.get(name) == Some(&live_bytes);
         if is_mostly_dead && is_stuck {
-            collected.moved_bodies += self.move_bodies(segment, live, shutdown).await?;
+            collected.moved_bodies += self.move_bodies(segment, shutdown).await?;
             return Ok(());
         }
         if !seen.contains_key(name) || segment.allocated_bytes > live_bytes + live_bytes / 8 {
+            let live = self.live(name).await?;
             self.on_disk().await?;
             self.beside(move |segments| segments.punch_outside(&segment, &live)).await?;
         }
@@ -95,6 +95,17 @@ impl LocalData {
     /// were freed.
     async fn on_disk(&self) -> Result<(), Fault> {
         self.database.engine.write::<_, Fault>(Durability::FULL, |_| Ok::<_, Failure>(())).await
+    }
+
+    /// Returns the bytes of the blocks of all bodies of a segment that rows name. The index alone answers this, so that a pass
+    /// over segments that nothing was deleted from reads no row.
+    async fn live_bytes(&self, segment: &str) -> Result<u64, Fault> {
+        let segment = segment.to_owned();
+        self.read(move |snapshot| {
+            let sql = "SELECT coalesce(sum((size_bytes + ?2 - 1) / ?2 * ?2), 0) FROM objects WHERE segment = ?1";
+            snapshot.connection.prepare_cached(sql)?.query_row(params![segment, BLOCK_BYTES], |row| row.get(0))
+        })
+        .await
     }
 
     /// Returns the bodies of a segment that rows name, by offset.
@@ -111,12 +122,8 @@ impl LocalData {
 
     /// Moves bodies to the segment of this process and removes the segment that they came from. A damaged body stays, and its
     /// segment with it.
-    async fn move_bodies(
-        &self,
-        segment: Unwritten,
-        live: Vec<Place>,
-        shutdown: &CancellationToken,
-    ) -> Result<u64, Fault> {
+    async fn move_bodies(&self, segment: Unwritten, shutdown: &CancellationToken) -> Result<u64, Fault> {
+        let live = self.live(&segment.name).await?;
         let mut moved_bodies = 0;
         for places in live.chunks(MOVED_AT_ONCE) {
             if shutdown.is_cancelled() {
@@ -135,7 +142,7 @@ impl LocalData {
             moved.into_iter().for_each(Appended::commit);
             self.segments.release(unused).await;
         }
-        if self.live(&segment.name).await?.is_empty() {
+        if self.live_bytes(&segment.name).await? == 0 {
             self.on_disk().await?;
             self.beside(move |_| segment.remove()).await?;
         }
