@@ -433,7 +433,7 @@ pub fn classify_request(id: Uuid) -> ClassifyRequest {
     }
 }
 
-/// Where the local backend stores the image of a job.
+/// The place of the image of a job on the local backend.
 pub fn stored_image(id: Uuid) -> ImageRef {
     ImageRef { bucket: "input".to_owned(), key: protocol::image_key(id) }
 }

@@ -1,4 +1,4 @@
-//! What only the local transport promises: a submission and a completion are one transaction each, and the death of a worker
+//! Promises of the local transport alone: a submission and a completion are one transaction each, and the death of a worker
 //! of this machine releases its messages.
 
 use std::path::Path;
