@@ -194,7 +194,7 @@ async fn released_message_comes_at_once_or_later(backend: &Backend) {
 }
 
 async fn stale_receipt_does_nothing(backend: &Backend) {
-    let service = Service::start(backend).await;
+    let service = Service::start_with(backend, MANY_DELIVERIES).await;
     service.submit(b"mine", 0).await;
     let stale = service.receive_one(SECOND).await.receipt;
     let fresh = service.receive_one(LONG).await.receipt;
@@ -203,7 +203,8 @@ async fn stale_receipt_does_nothing(backend: &Backend) {
     service.expect_nothing().await;
     service.transport.release(&[fresh], Duration::ZERO).await.unwrap();
     let last = service.receive_one(LONG).await;
-    assert_eq!(last.receive_count, 3, "it was not deleted");
+    // It came, so it was not deleted. The poll that found nothing may have received it once more after its client had left.
+    assert!(last.receive_count >= 3, "{last:?}");
     service.complete(vec![Completion::new(last.receipt.clone())]).await;
     service.complete(vec![Completion::new(last.receipt.clone())]).await;
     service.transport.extend(&[last.receipt, stale], LONG).await.unwrap();
