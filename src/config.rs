@@ -27,24 +27,13 @@ pub enum Backend {
         /// The URL of the services. `None` for those of AWS itself.
         endpoint_url: Option<String>,
     },
-    /// Another backend that the registry of transports knows by name.
+    /// A backend that is not part of the program: the process registered it by name. No value of `--backend` selects it.
     Named {
-        /// Its name in the registry.
+        /// The name under which it was registered.
         name: String,
         /// The address of the service, in a form that the backend defines.
         address: Option<String>,
     },
-}
-
-impl Backend {
-    /// The name of the backend in the registry of transports.
-    pub fn name(&self) -> &str {
-        match self {
-            Backend::Local { .. } => "local",
-            Backend::Aws { .. } => "aws",
-            Backend::Named { name, .. } => name,
-        }
-    }
 }
 
 /// The backend that the settings and the environment select.

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use imgcls::cli::{
-    AutoscaleArgs, Cli, Command, ConfigCommand, DataArgs, Invocation, ProvisionArgs, QueueArgs, ServeWebArgs,
-    SettingsError, SharedArgs, UpArgs, UsageError, WorkerArgs,
+    ArrivalArgs, AutoscaleArgs, Cli, Command, ConfigCommand, DataArgs, Invocation, ProvisionArgs, QueueArgs,
+    ServeWebArgs, SettingsError, SharedArgs, UpArgs, UsageError, WorkerArgs,
 };
 use imgcls::config::{Backend, Document, Machines, Names};
 use imgcls::model::TunedChoice;
 use imgcls::telemetry::output;
+use imgcls::workload::Trace;
 use imgcls::{
     autoscaler, classify, data, loadgen, model, names, provision, queue_command, shutdown, simulate, telemetry, tune,
     up, web, worker,
@@ -63,9 +64,11 @@ fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
         Command::Provision(args) => run_provision(&args, machines),
         Command::Classify(args) => Ok(code_of(classify::run(&args.config())?)),
         Command::Tune(args) => tune::run(&args.config()).map(|()| ExitCode::SUCCESS),
-        Command::Simulate(args) => simulate::run(&args.config()?).map(|()| ExitCode::SUCCESS),
+        Command::Simulate(args) => {
+            simulate::run(&args.config(trace(&args.arrivals, "simulate")?)?).map(|()| ExitCode::SUCCESS)
+        }
         Command::Loadgen(args) => {
-            let config = args.config()?;
+            let config = args.config(trace(&args.arrivals, "loadgen")?)?;
             let outcome = block_on(many_threads()?, async { loadgen::run(config, on_signals()?).await })?;
             Ok(outcome.exit_code().into())
         }
@@ -117,11 +120,14 @@ fn run_autoscale(args: &AutoscaleArgs, settings: &Document) -> anyhow::Result<Ex
     block_on(one_thread()?, async {
         let shutdown = on_signals()?;
         match backend {
-            Backend::Local { .. } | Backend::Named { .. } => {
+            Backend::Local { .. } => {
                 let model = TunedChoice::read(args.model.choice());
                 up::run_workers(args.process_config(settings, &model)?, shutdown).await
             }
             Backend::Aws { .. } => autoscaler::aws::run(args.group_config(backend)?, shutdown).await,
+            Backend::Named { name, .. } => anyhow::bail!(
+                "`autoscale` cannot start workers of the backend {name:?}; start `imgcls worker` processes yourself"
+            ),
         }
     })?;
     Ok(ExitCode::SUCCESS)
@@ -132,7 +138,7 @@ fn run_queue(args: &QueueArgs, settings: &Document) -> anyhow::Result<ExitCode> 
         let shared = args.command.shared();
         let (backend, _) = shared.backend(settings);
         let names = names::resolve(shared.names(), &backend).await?;
-        queue_command::run(args.config(backend, names)?, on_signals()?).await
+        queue_command::run(args.config(backend, names), on_signals()?).await
     })?;
     Ok(code_of(is_done))
 }
@@ -161,6 +167,11 @@ fn run_provision(args: &ProvisionArgs, machines: Machines) -> anyhow::Result<Exi
         provision::Outcome::Declined | provision::Outcome::Faults => ExitCode::FAILURE,
         provision::Outcome::Changes => EXIT_CHANGES.into(),
     })
+}
+
+/// Recorded arrivals, if the command line names a file of them.
+fn trace(arrivals: &ArrivalArgs, command: &'static str) -> anyhow::Result<Option<Trace>> {
+    arrivals.trace_file(command)?.map(loadgen::read_trace).transpose()
 }
 
 fn code_of(is_done: bool) -> ExitCode {

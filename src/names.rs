@@ -15,6 +15,6 @@ pub async fn resolve(choice: NameChoice, backend: &Backend) -> anyhow::Result<Na
             let defaults = Names::aws(&choice.stack, &account, aws.region());
             Ok(choice.with_defaults(defaults))
         }
-        _ => Ok(choice.with_local_defaults()),
+        Backend::Local { .. } | Backend::Aws { .. } | Backend::Named { .. } => Ok(choice.with_local_defaults()),
     }
 }

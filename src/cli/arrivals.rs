@@ -1,9 +1,9 @@
 //! Arrival times of requests: the same flags for the load that is sent and the load that is simulated.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 
 use super::usage::usage;
@@ -65,14 +65,28 @@ pub enum Unbounded {
 }
 
 impl ArrivalArgs {
-    /// Returns `None` for a closed loop, when no flag gives a rate.
+    /// The file of recorded arrivals, for [`ArrivalArgs::arrivals`]. `None` if the arrivals are computed.
     ///
     /// # Errors
-    /// A [`super::UsageError`] if the flags contradict each other; one line if a trace cannot be read.
-    pub fn arrivals(&self, command: &'static str) -> anyhow::Result<Option<Arrivals>> {
+    /// A [`super::UsageError`] if there is a file for other arrivals, or none for recorded ones.
+    pub fn trace_file(&self, command: &'static str) -> anyhow::Result<Option<&Path>> {
+        match (self.arrivals, &self.trace) {
+            (ArrivalsArg::Trace, Some(path)) => Ok(Some(path)),
+            (ArrivalsArg::Trace, None) => Err(usage(command, "--arrivals trace needs --trace FILE")),
+            (_, Some(_)) => Err(usage(command, "--trace is for --arrivals trace")),
+            (_, None) => Ok(None),
+        }
+    }
+
+    /// Returns `None` for a closed loop, when no flag gives a rate. `trace` is the content of the file of
+    /// [`ArrivalArgs::trace_file`], if that names one.
+    ///
+    /// # Errors
+    /// A [`super::UsageError`] if the flags contradict each other.
+    pub fn arrivals(&self, command: &'static str, trace: Option<Trace>) -> anyhow::Result<Option<Arrivals>> {
         let wrong = |message: &str| Err(usage(command, message));
-        if self.arrivals != ArrivalsArg::Trace && self.trace.is_some() {
-            return wrong("--trace is for --arrivals trace");
+        if let Some(trace) = trace {
+            return Ok(Some(Arrivals::Trace(trace)));
         }
         Ok(Some(match self.arrivals {
             ArrivalsArg::Constant => match self.rate {
@@ -100,10 +114,7 @@ impl ArrivalArgs {
                 Some(rate) => Arrivals::Day(Day { rate, length: self.day_length }),
                 None => return wrong("--arrivals day needs --rate, the mean of the day"),
             },
-            ArrivalsArg::Trace => match &self.trace {
-                Some(path) => Arrivals::Trace(read_trace(path)?),
-                None => return wrong("--arrivals trace needs --trace FILE"),
-            },
+            ArrivalsArg::Trace => return wrong("--arrivals trace needs --trace FILE"),
         }))
     }
 
@@ -138,11 +149,6 @@ impl ArrivalArgs {
             None => Ok(self.num_request),
         }
     }
-}
-
-fn read_trace(path: &std::path::Path) -> anyhow::Result<Trace> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the trace {}", path.display()))?;
-    Trace::parse(&text).map_err(anyhow::Error::msg).with_context(|| format!("the trace {}", path.display()))
 }
 
 /// One generator cannot send more than a million requests per second on time.

@@ -60,17 +60,18 @@ impl DataArgs {
     /// `selected_by` names the setting that selected the backend.
     ///
     /// # Errors
-    /// On AWS, and if there is no data directory: with a mistyped one, this would create it.
+    /// If the backend has no data directory.
     pub fn config(&self, backend: &Backend, selected_by: &str) -> anyhow::Result<data::Config> {
-        let Backend::Local { data_dir } = backend else {
-            bail!(
+        let data_dir = match backend {
+            Backend::Local { data_dir } => data_dir,
+            Backend::Aws { .. } => bail!(
                 "on AWS the lifecycle rules of the buckets delete images and results; `imgcls provision --keep-images 7d \
                  --keep-results 30d` sets them (AWS was selected by {selected_by}; give --backend local for this machine)"
-            );
+            ),
+            Backend::Named { name, .. } => {
+                bail!("the backend {name:?} has no data directory; give --backend local for this machine")
+            }
         };
-        if !data_dir.is_dir() {
-            bail!("there is no data directory {}: nothing ran there; see --data-dir", data_dir.display());
-        }
         Ok(data::Config {
             names: self.command.shared().names().with_local_defaults(),
             data_dir: data_dir.clone(),

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::arrivals::{ArrivalArgs, Unbounded};
 use super::parse::positive;
+use crate::workload::Trace;
 use crate::{config, loadgen};
 
 /// Requests that are sent unless a flag limits them.
@@ -59,10 +60,12 @@ pub enum ApiArg {
 }
 
 impl LoadgenArgs {
+    /// `trace` is the content of the file that `arrivals` names, if any.
+    ///
     /// # Errors
-    /// A [`super::UsageError`] if the flags contradict each other; one line if a trace cannot be read.
-    pub fn config(&self) -> anyhow::Result<loadgen::Config> {
-        let arrivals = self.arrivals.arrivals("loadgen")?;
+    /// A [`super::UsageError`] if the flags contradict each other; one line if no request or too many would start.
+    pub fn config(&self, trace: Option<Trace>) -> anyhow::Result<loadgen::Config> {
+        let arrivals = self.arrivals.arrivals("loadgen", trace)?;
         Ok(loadgen::Config {
             url: self.url.clone(),
             api: match self.api {

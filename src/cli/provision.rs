@@ -190,10 +190,14 @@ impl ProvisionArgs {
     /// A [`super::UsageError`] if the local backend was asked for.
     pub fn backend(&self) -> anyhow::Result<Backend> {
         let SharedArgs { backend, region, endpoint_url, .. } = &self.stack().shared;
-        if *backend == Some(BackendArg::Local) {
-            return Err(usage("provision", "`provision` is for AWS; on this machine `up` needs no provisioning"));
+        match backend {
+            Some(BackendArg::Local) => {
+                Err(usage("provision", "`provision` is for AWS; on this machine `up` needs no provisioning"))
+            }
+            Some(BackendArg::Aws) | None => {
+                Ok(Backend::Aws { region: region.clone(), endpoint_url: endpoint_url.clone() })
+            }
         }
-        Ok(Backend::Aws { region: region.clone(), endpoint_url: endpoint_url.clone() })
     }
 
     /// Returns true if the command uses the names of queues and buckets. A bundle belongs to no stack, so that writing one

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use anyhow::bail;
 use clap::{Args, Subcommand};
 
 use super::parse::positive;
@@ -83,17 +82,9 @@ pub enum QueueCommand {
 }
 
 impl QueueArgs {
-    /// # Errors
-    /// If the local backend has no data directory: with a mistyped one, this would create it.
-    pub fn config(&self, backend: Backend, names: Names) -> anyhow::Result<queue_command::Config> {
-        match &backend {
-            Backend::Local { data_dir } if !data_dir.is_dir() => {
-                bail!("there is no data directory {}: nothing ran there; see --data-dir", data_dir.display())
-            }
-            _ => {}
-        }
+    pub fn config(&self, backend: Backend, names: Names) -> queue_command::Config {
         let json = self.command.output().json;
-        Ok(queue_command::Config { names, backend, json, action: self.command.action() })
+        queue_command::Config { names, backend, json, action: self.command.action() }
     }
 }
 

@@ -1,12 +1,12 @@
 //! Arguments that every tier and every command about a service has.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
 use super::parse::visibility_timeout;
+use super::settings::aws_variables;
 use crate::config::{self, Backend, BackendKind, Document, NameChoice};
 use crate::telemetry::LogFormat;
 
@@ -87,8 +87,7 @@ impl SharedArgs {
             BackendArg::Local => BackendKind::Local,
             BackendArg::Aws => BackendKind::Aws,
         });
-        let environment: BTreeMap<String, String> = std::env::vars().collect();
-        let (kind, selected_by) = config::choose_backend(explicit, self.aws_flag(), &environment);
+        let (kind, selected_by) = config::choose_backend(explicit, self.aws_flag(), &aws_variables());
         let selected_by = match selected_by.strip_prefix("--").and_then(|name| settings.get(name)) {
             Some(setting) => setting.source_text(),
             None => selected_by,

@@ -13,6 +13,7 @@ use super::usage::usage;
 use crate::config;
 use crate::scaling_policy::Bounds;
 use crate::simulate::{self, PlotFile, Variant};
+use crate::workload::Trace;
 
 /// The simulated time unless a flag limits it.
 const DEFAULT_DURATION: Duration = Duration::from_mins(10);
@@ -176,10 +177,12 @@ impl Settings {
 }
 
 impl SimulateArgs {
+    /// `trace` is the content of the file that `arrivals` names, if any.
+    ///
     /// # Errors
-    /// A [`super::UsageError`] if the flags contradict each other; one line if a trace cannot be read.
-    pub fn config(&self) -> anyhow::Result<simulate::Config> {
-        let Some(arrivals) = self.arrivals.arrivals("simulate")? else {
+    /// A [`super::UsageError`] if the flags contradict each other; one line if no request or too many would start.
+    pub fn config(&self, trace: Option<Trace>) -> anyhow::Result<simulate::Config> {
+        let Some(arrivals) = self.arrivals.arrivals("simulate", trace)? else {
             return Err(usage("simulate", "give --rate, the requests per second that arrive"));
         };
         let service = match (&self.from_loadgen, self.service_time) {

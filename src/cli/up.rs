@@ -40,7 +40,7 @@ impl UpArgs {
     pub fn config(&self, settings: &Document, model: &TunedChoice) -> anyhow::Result<up::Config> {
         let aws_setting = match self.shared.backend {
             Some(BackendArg::Aws) => Some("--backend"),
-            _ => self.shared.aws_flag(),
+            Some(BackendArg::Local) | None => self.shared.aws_flag(),
         };
         if let Some(flag) = aws_setting {
             let source = settings.get(&flag[2..]).map_or(flag.to_owned(), Setting::source_text);

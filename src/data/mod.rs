@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -57,8 +57,10 @@ pub struct Prune {
 /// Runs the command.
 ///
 /// # Errors
-/// The data directory cannot be used.
+/// The data directory does not exist or cannot be used. The name may be mistyped, so it is not made.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let folder = &config.data_dir;
+    ensure!(folder.is_dir(), "there is no data directory {}: nothing ran there; see --data-dir", folder.display());
     let data = LocalData::open(&config.data_dir, config.names.clone())?;
     match &config.action {
         Action::Status => {

@@ -17,6 +17,7 @@ mod progress;
 mod report;
 mod target;
 mod threshold;
+mod trace_file;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::config::Config;
 pub use self::target::{Api, BaseUrl};
 pub use self::threshold::Threshold;
+pub use self::trace_file::read_trace;
 pub use crate::workload::Arrivals;
 
 use self::client::{Client, Target};

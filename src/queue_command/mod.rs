@@ -11,7 +11,7 @@ mod text;
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, ensure};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -77,8 +77,19 @@ pub enum Which {
 /// Runs the command. Returns false if a part of it was not done; the output says which.
 ///
 /// # Errors
-/// The queue or the store cannot be used, or the named dead letter does not exist.
+/// The queue or the store cannot be used, or the named dead letter does not exist. A data directory is not made, since its
+/// name may be mistyped.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<bool> {
+    match &config.backend {
+        Backend::Local { data_dir: folder } => {
+            ensure!(
+                folder.is_dir(),
+                "there is no data directory {}: nothing ran there; see --data-dir",
+                folder.display()
+            );
+        }
+        Backend::Aws { .. } | Backend::Named { .. } => {}
+    }
     let transport = transport::open(&config.backend, &config.names).await?;
     let transport = &*transport;
     match config.action {

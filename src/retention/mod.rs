@@ -99,12 +99,16 @@ pub fn default_limit(usage: &Usage) -> u64 {
     usage.counted_bytes().saturating_add(usage.disk_free_bytes / 100 * DEFAULT_SHARE_PERCENT)
 }
 
-/// Opens the data of the local backend and measures it. Returns `None` on AWS.
+/// Opens the data of the local backend and measures it. Returns `None` on other backends, which bound their data
+/// themselves.
 ///
 /// # Errors
 /// The data directory cannot be used.
 pub async fn open(config: &Config) -> anyhow::Result<Option<Retention>> {
-    let Backend::Local { data_dir } = &config.backend else { return Ok(None) };
+    let data_dir = match &config.backend {
+        Backend::Local { data_dir } => data_dir,
+        Backend::Aws { .. } | Backend::Named { .. } => return Ok(None),
+    };
     let data = LocalData::open(data_dir, config.names.clone())?;
     let usage = data.usage().await.context("cannot measure the data directory")?;
     let limit_bytes = config.max_data_bytes.unwrap_or_else(|| default_limit(&usage));

@@ -39,7 +39,8 @@ pub struct Depth {
 }
 
 /// A process of this machine that receives messages. The start time distinguishes it from a later process with the same
-/// number.
+/// number. Where the system does not report it, messages of that later process may be released too, which costs another
+/// delivery of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReceivingProcess {
     /// The process id.

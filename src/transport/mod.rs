@@ -18,8 +18,8 @@
 //!
 //! **The backends.** [`local`]: a SQLite file and segments on one machine; submission and completion are one transaction
 //! each. [`aws`]: SQS and S3; one step after the other. Both are made of queues and buckets, and share what follows from
-//! that ([`queued`]). A third backend is a folder here that implements [`Transport`] (or the private steps of [`queued`]),
-//! an [`Opener`], one line in `registry.rs`, and a test that runs the suite. `tests/it/toy_backend.rs` is the smallest.
+//! that ([`queued`]). A third backend is a folder here that implements [`Transport`] (or the private steps of [`queued`]), a
+//! variant of [`Backend`](crate::config::Backend), and a test that runs the suite. `tests/it/toy_backend.rs` is the smallest.
 
 pub mod aws;
 mod completion;

@@ -154,7 +154,7 @@ pub trait Transport: Send + Sync {
     }
 }
 
-/// Opens the transports of one kind of backend.
+/// Opens the transports of a backend that a process registers ([`register`](super::register)).
 #[async_trait]
 pub trait Opener: Send + Sync {
     /// Opens the transport of a service. It creates no queue and no bucket; [`Transport::prepare`] does.

@@ -1,18 +1,15 @@
-//! Which backends there are, by name.
+//! Which backends there are. One that is part of the program is a variant of [`Backend`]; a process can register others.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::aws::{AwsOpener, S3Store, SqsQueues};
+use super::aws::{self, S3Store, SqsQueues};
 use super::error::TransportError;
-use super::local::{LocalOpener, SqliteQueues, SqliteStore};
+use super::local::{self, SqliteQueues, SqliteStore};
 use super::port::{Opener, Transport};
 use super::queued::object::{ObjectStore, StoreError};
 use super::queued::queue::{QueueError, Queues};
 use crate::config::{Backend, Names};
-
-/// A new backend adds its line here.
-const BACKENDS: [(&str, &dyn Opener); 2] = [("local", &LocalOpener), ("aws", &AwsOpener)];
 
 /// Backends of this process that are not part of the program.
 static REGISTERED: Mutex<BTreeMap<String, Arc<dyn Opener>>> = Mutex::new(BTreeMap::new());
@@ -22,24 +19,27 @@ pub fn register(name: &str, opener: Arc<dyn Opener>) {
     REGISTERED.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), opener);
 }
 
-/// Opens the transport of a service on the backend that the configuration names.
+/// Opens the transport of a service on the backend that the configuration selects.
 ///
 /// # Errors
 /// [`TransportError::Fatal`] when there is no such backend or it cannot be used; it says what to do.
 pub async fn open(backend: &Backend, names: &Names) -> Result<Arc<dyn Transport>, TransportError> {
-    let name = backend.name();
-    if let Some((_, opener)) = BACKENDS.iter().find(|(known, _)| *known == name) {
-        return opener.open(backend, names).await;
-    }
-    let registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
-    match registered {
-        Some(opener) => opener.open(backend, names).await,
-        None => {
-            let known: Vec<&str> = BACKENDS.iter().map(|(name, _)| *name).collect();
-            let known = known.join(", ");
-            Err(TransportError::Fatal(format!("there is no backend {name:?}; choose one of {known} (--backend)")))
+    match backend {
+        Backend::Local { data_dir } => local::open(data_dir, names),
+        Backend::Aws { region, endpoint_url } => {
+            Box::pin(aws::open(region.as_deref(), endpoint_url.as_deref(), names)).await
         }
+        Backend::Named { name, .. } => match registered(name) {
+            Some(opener) => opener.open(backend, names).await,
+            None => Err(TransportError::Fatal(format!(
+                "no backend is registered as {name:?}; register it before you open it"
+            ))),
+        },
     }
+}
+
+fn registered(name: &str) -> Option<Arc<dyn Opener>> {
+    REGISTERED.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
 }
 
 /// The queues below the transport of a backend that is made of queues: for tests and benchmarks that look below it.

@@ -130,7 +130,10 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     keep_freed_memory();
     // Elsewhere than on this machine, a request also holds a connection to the backend.
-    let files_each = if matches!(config.backend, Backend::Local { .. }) { 1 } else { 2 };
+    let files_each = match config.backend {
+        Backend::Local { .. } => 1,
+        Backend::Aws { .. } | Backend::Named { .. } => 2,
+    };
     let max_connections = http::max_connections(config.max_connections, http::raise_limit(), files_each);
     let address = listener.local_addr()?;
     let transport = transport::open(&config.backend, &config.names).await?;

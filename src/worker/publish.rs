@@ -33,6 +33,8 @@ pub(crate) struct Publisher {
 struct Publishing {
     _lease: Lease,
     span: Span,
+    /// The name of its outcome, which is counted once the completion is carried out.
+    outcome: &'static str,
 }
 
 impl Publisher {
@@ -92,8 +94,8 @@ impl Publisher {
     /// Returns the completion for the transport, or `None` if the message was released.
     async fn begin(&self, finished: Finished) -> Option<(Publishing, Completion)> {
         let Finished { lease, mut span, outcome } = finished;
-        METRICS.outcomes.with_label_values(&[outcome.name()]).inc();
-        span.set("imgcls.ending", outcome.name());
+        let name = outcome.name();
+        span.set("imgcls.ending", name);
         log(&outcome, &mut span);
         let mut completion = Completion::new(lease.receipt());
         match outcome {
@@ -104,6 +106,7 @@ impl Publisher {
                 if let Err(error) = self.keeper.release(lease, after).await {
                     tracing::warn!(%error, "cannot release a message; it comes again after its visibility timeout");
                 }
+                METRICS.outcomes.with_label_values(&[name]).inc();
                 return None;
             }
             Outcome::Result { result, reply_to } => set_result(&mut completion, &result, reply_to),
@@ -121,7 +124,7 @@ impl Publisher {
                 set_dead_letter(&mut completion, dead_letter, result.as_ref(), reply_to);
             }
         }
-        Some((Publishing { _lease: lease, span }, completion))
+        Some((Publishing { _lease: lease, span, outcome: name }, completion))
     }
 }
 
@@ -152,6 +155,7 @@ fn reply(reply_to: Option<String>, text: String) -> Option<Reply> {
 }
 
 fn count(published: &Publishing, completed: &Completed, took: Duration) {
+    METRICS.outcomes.with_label_values(&[published.outcome]).inc();
     if let Some(reply) = completed.reply {
         METRICS.replies.with_label_values(&[reply.as_str()]).inc();
     }

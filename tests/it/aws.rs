@@ -45,14 +45,7 @@ fn transport_on_moto_conforms() {
 
 #[test]
 fn transport_on_ministack_conforms() {
-    let exceptions = [Exception::NotRun {
-        check: "dropped_receive_loses_nothing",
-        why: "on a busy machine ministack now and then loses a message to long polls whose clients have left; its queues \
-              pass the check of that name below the port, whose polls are short",
-    }];
-    within(ministack, "aws::transport_on_ministack_conforms", async || {
-        conformance::transport::all(&aws(), &exceptions).await;
-    });
+    within(ministack, "aws::transport_on_ministack_conforms", async || conformance::transport::all(&aws(), &[]).await);
 }
 
 /// With the settings of the environment.
@@ -272,7 +265,7 @@ fn calls(operation: &str) -> u64 {
     counts.map(|line| line.rsplit(' ').next().and_then(|count| count.parse::<u64>().ok()).expect("a count")).sum()
 }
 
-/// Thirty tasks want something of a queue that is out of reach, and then is not.
+/// Thirty tasks read the depth of a queue that cannot be reached for a while.
 #[test]
 fn outage_costs_few_calls_and_ends_soon() {
     within(moto, "aws::outage_costs_few_calls_and_ends_soon", async || {

@@ -14,7 +14,7 @@ use imgcls::transport::queued::queue::{self, Outgoing, Queue, QueueAttributes, Q
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{DEADLINE, Service, free_port, metric, result_text, test_image, until};
+use crate::harness::{DEADLINE, Service, block_on, free_port, metric, result_text, test_image, until};
 
 /// A service with one worker, the address of its metrics, and the queues of the service.
 struct Fixture {
@@ -32,7 +32,7 @@ impl Fixture {
         let flags: Vec<&str> = worker_flags.iter().copied().chain(["--admin-listen", address.as_str()]).collect();
         let service = Service::start(workers, &[], &flags);
         let names = Names::local("imgcls");
-        let (queues, requests, dead_letters) = run(async {
+        let (queues, requests, dead_letters) = block_on(async {
             let queues = transport::open_queues(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
             let requests = queues.open(&names.request_queue).await.unwrap();
             let dead_letters = queues.open(&names.dead_letter_queue()).await.unwrap();
@@ -42,11 +42,18 @@ impl Fixture {
     }
 
     fn send(&self, body: &Value) {
-        run(queue::send_one(&*self.requests, Outgoing::new(body.to_string()))).unwrap();
+        block_on(queue::send_one(&*self.requests, Outgoing::new(body.to_string()))).unwrap();
     }
 
     fn completed(&self, outcome: &str) -> f64 {
         metric(self.admin, &format!("imgcls_worker_endings_total{{ending=\"{outcome}\"}}"))
+    }
+
+    /// Outcomes are counted after results and replies were written.
+    fn wait_for_completed(&self, outcome: &str, count: f64) {
+        until(&format!("{count} deliveries to be {outcome}"), || {
+            ((self.completed(outcome) - count).abs() < 0.5).then_some(())
+        });
     }
 
     fn wait_for_worker_log(&self, text: &str) {
@@ -58,7 +65,8 @@ impl Fixture {
         loop {
             self.service.workers[0].signal("STOP");
             let tag = self.queues.set_tag(self.requests.name(), "probe", "1");
-            if run(async { tokio::time::timeout(Duration::from_secs(1), tag).await }).is_ok_and(|tagged| tagged.is_ok())
+            if block_on(async { tokio::time::timeout(Duration::from_secs(1), tag).await })
+                .is_ok_and(|tagged| tagged.is_ok())
             {
                 return;
             }
@@ -69,13 +77,9 @@ impl Fixture {
     fn store(&self, id: Uuid, image: &[u8]) {
         let input = SqliteStore::open(&self.service.data_dir(), "input").unwrap();
         let key = format!("images/{id}");
-        let put = run(input.put(&key, image.to_vec().into(), PutOptions::default()));
+        let put = block_on(input.put(&key, image.to_vec().into(), PutOptions::default()));
         assert_eq!(put.unwrap(), Put::Created);
     }
-}
-
-fn run<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
 fn request(id: Uuid) -> Value {
@@ -87,7 +91,7 @@ fn request(id: Uuid) -> Value {
 
 fn receive(queue: &dyn Queue, visibility_timeout: Duration) -> Delivery {
     let options = ReceiveOptions { max: 1, wait: Duration::from_secs(1), visibility_timeout };
-    until(&format!("a message on {}", queue.name()), || run(queue.receive(options)).unwrap().pop())
+    until(&format!("a message on {}", queue.name()), || block_on(queue.receive(options)).unwrap().pop())
 }
 
 #[test]
@@ -101,7 +105,7 @@ fn messages_without_an_image_fail() {
         assert_eq!((&job["status"], &job["error"]["code"]), (&"failed".into(), &code.into()));
         fixture.wait_for_worker_log(code);
     }
-    assert!((fixture.completed("failed") - 2.0).abs() < 0.5);
+    fixture.wait_for_completed("failed", 2.0);
 
     let inline = Uuid::now_v7();
     let mut body = request(inline);
@@ -122,7 +126,7 @@ fn messages_without_an_image_fail() {
 #[test]
 fn replies_go_only_to_queues_of_the_service() {
     let fixture = Fixture::start(1, &[]);
-    let foreign = run(fixture.queues.create("somebody-elses", &QueueAttributes::default())).unwrap();
+    let foreign = block_on(fixture.queues.create("somebody-elses", &QueueAttributes::default())).unwrap();
     let id = Uuid::now_v7();
     fixture.store(id, &test_image("rocket.jpg"));
     let mut body = request(id);
@@ -133,14 +137,14 @@ fn replies_go_only_to_queues_of_the_service() {
         (metric(fixture.admin, r#"imgcls_worker_replies_total{outcome="foreign"}"#) > 0.5).then_some(())
     });
     fixture.wait_for_worker_log("not a reply queue of this service");
-    assert_eq!(run(foreign.depth()).unwrap().visible, 0);
+    assert_eq!(block_on(foreign.depth()).unwrap().visible, 0);
 }
 
 #[test]
 fn message_delivered_twice_has_one_result_and_two_equal_replies() {
     let mut fixture = Fixture::start(0, &[]);
     let reply_to = reply_queue("app-web-result-queue", "test");
-    let replies = run(fixture.queues.create(&reply_to, &QueueAttributes::default())).unwrap();
+    let replies = block_on(fixture.queues.create(&reply_to, &QueueAttributes::default())).unwrap();
     let id = Uuid::now_v7();
     fixture.store(id, &test_image("rocket.jpg"));
     let mut body = request(id);
@@ -157,10 +161,10 @@ fn message_delivered_twice_has_one_result_and_two_equal_replies() {
     fixture.service.workers.clear();
     fixture.send(&body);
     let once = receive(&*fixture.requests, Duration::from_secs(30));
-    run(fixture.requests.set_visibility(&[(once.receipt, Duration::ZERO)])).unwrap();
+    block_on(fixture.requests.set_visibility(&[(once.receipt, Duration::ZERO)])).unwrap();
     fixture.service.add_worker();
     assert_eq!(receive(&*replies, DEADLINE).body, first);
-    assert!((fixture.completed("again") - 1.0).abs() < 0.5);
+    fixture.wait_for_completed("again", 1.0);
     fixture.wait_for_worker_log("delivered again after its end");
 }
 
@@ -170,7 +174,7 @@ fn worker_that_slept_through_its_lease_changes_nothing() {
     let fixture = Fixture::start(1, &["--visibility-timeout", "1s"]);
     // This image takes so long to decode that the worker is stopped before it has finished.
     let id = fixture.service.submit("black.png", &test_image("black-49-megapixels.png"));
-    until("the worker to receive it", || (run(fixture.requests.depth()).unwrap().in_flight == 1).then_some(()));
+    until("the worker to receive it", || (block_on(fixture.requests.depth()).unwrap().in_flight == 1).then_some(()));
     fixture.stop_worker();
     let held = fixture.service.try_request("GET", &format!("/v1/jobs/{id}"), &[], b"").unwrap().json();
     assert_eq!(held["status"], "queued", "the worker had finished before it was stopped");
@@ -183,7 +187,7 @@ fn worker_that_slept_through_its_lease_changes_nothing() {
     fixture.service.workers[0].signal("CONT");
     until("the first worker to complete it too", || (fixture.completed("succeeded") > 0.5).then_some(()));
     assert_eq!(fixture.service.finished(&id), job, "the first result is kept");
-    let depth = run(fixture.requests.depth()).unwrap();
+    let depth = block_on(fixture.requests.depth()).unwrap();
     assert_eq!((depth.visible, depth.in_flight), (0, 0));
     drop(second);
     assert_eq!(fixture.service.request("POST", "/v1/classify", &[], &test_image("rocket.jpg")).status, 200);
@@ -192,17 +196,17 @@ fn worker_that_slept_through_its_lease_changes_nothing() {
 #[test]
 fn reply_without_a_waiter_is_deleted_and_counted() {
     let fixture = Fixture::start(0, &[]);
-    let own = run(fixture.queues.list("app-web-result-queue-")).unwrap().pop().expect("the web tier's own queue");
-    let own = run(fixture.queues.open(&own)).unwrap();
+    let own = block_on(fixture.queues.list("app-web-result-queue-")).unwrap().pop().expect("the web tier's own queue");
+    let own = block_on(fixture.queues.open(&own)).unwrap();
     let id = Uuid::now_v7();
     for body in [json!({"v": 1, "id": id, "status": "succeeded"}).to_string(), "{".to_owned()] {
-        run(queue::send_one(&*own, Outgoing::new(body))).unwrap();
+        block_on(queue::send_one(&*own, Outgoing::new(body))).unwrap();
     }
     let count =
         |outcome: &str| metric(fixture.service.address, &format!("imgcls_web_replies_total{{outcome=\"{outcome}\"}}"));
     until("both to be counted", || (count("nobody_waits") > 0.5 && count("foreign") > 0.5).then_some(()));
     fixture.service.web.wait_for_log("not a reply to any job; deleted");
-    let depth = || run(own.depth()).unwrap();
+    let depth = || block_on(own.depth()).unwrap();
     until("both to be deleted", || (depth().visible + depth().in_flight == 0).then_some(()));
     assert_eq!(
         fixture.service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").status,
@@ -220,6 +224,6 @@ fn newer_wire_is_released_until_it_is_a_dead_letter() {
         (dead_letter.attributes["reason"].as_str(), dead_letter.attributes["attempts"].as_str()),
         ("no worker knows wire version 2", "2")
     );
-    assert!((fixture.completed("handed_back") - 1.0).abs() < 0.5);
+    fixture.wait_for_completed("handed_back", 1.0);
     fixture.wait_for_worker_log("wire version 2, this worker speaks 1");
 }

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use imgcls::protocol::{self, ClassifyRequest, ImageRef, WIRE_VERSION};
+use jiff::Timestamp;
 use serde_json::Value;
+use uuid::Uuid;
 
 /// A timeout that only a failing test reaches, even on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -410,4 +413,32 @@ pub fn form(field: &str, filename: &str, bytes: &[u8]) -> (String, Vec<u8>) {
     body.extend_from_slice(bytes);
     body.extend_from_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
     (format!("multipart/form-data; boundary={boundary}"), body)
+}
+
+/// A request that was submitted now and names no image. A test replaces the fields that it is about.
+pub fn classify_request(id: Uuid) -> ClassifyRequest {
+    let submitted_at = Timestamp::now();
+    ClassifyRequest {
+        v: WIRE_VERSION,
+        id,
+        filename: String::new(),
+        content_type: None,
+        image: None,
+        image_data: None,
+        top_k: 5,
+        submitted_at,
+        expires_at: submitted_at + Duration::from_secs(3_600),
+        reply_to: None,
+        traceparent: None,
+    }
+}
+
+/// The place of the image of a job on the local backend.
+pub fn stored_image(id: Uuid) -> ImageRef {
+    ImageRef { bucket: "input".to_owned(), key: protocol::image_key(id) }
+}
+
+/// Runs a future to its end on this thread.
+pub fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }

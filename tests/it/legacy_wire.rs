@@ -12,7 +12,7 @@ use imgcls::transport::queued::object::{ObjectStore, PutOptions};
 use imgcls::transport::queued::queue::{self, Outgoing, Queue, QueueAttributes, ReceiveOptions};
 use serde_json::{Value, json};
 
-use crate::harness::{DEADLINE, Service, form, label_of, request, test_image};
+use crate::harness::{DEADLINE, Service, block_on, form, label_of, request, test_image};
 
 /// A legacy worker. It stores the image under its file name and the answer under the name up to its first dot, replies
 /// with the text after the first comma of its own output, and deletes the message. Its label contains the image's size.
@@ -71,10 +71,6 @@ impl LegacyWorker {
 
 fn label(image: &[u8]) -> String {
     format!("bathtub, {} bytes (large)", image.len())
-}
-
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
 fn backend(service: &Service) -> Backend {

@@ -1,19 +1,22 @@
-//! Only the local transport promises this: a submission and a completion are one transaction each.
+//! Promises of the local transport alone: a submission and a completion are one transaction each, and the death of a worker
+//! of this machine releases its messages.
 
 use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use imgcls::config::{Backend, Names};
-use imgcls::protocol::{ClassifyRequest, Incoming, WIRE_VERSION};
+use imgcls::protocol::Incoming;
 use imgcls::transport::{
-    self, Acknowledge, Completion, Idle, JobForm, MAX_BATCH, NewJob, NewResult, ServiceOptions, Transport, Wanted,
+    self, Acknowledge, Completion, Idle, JobForm, MAX_BATCH, NewJob, NewResult, ReceivingProcess, ServiceOptions,
+    Transport, Wanted,
 };
 use rand::Rng as _;
 use rusqlite::Connection;
 use uuid::Uuid;
 
 use crate::children::{self, Worker, say};
+use crate::harness::classify_request;
 
 const LONG: Duration = Duration::from_secs(300);
 /// Rows, segments below and above what is written outside of the transaction.
@@ -85,6 +88,26 @@ async fn worker_submits_and_completes_until_killed() {
     futures::future::join(submitting, completing).await;
 }
 
+#[tokio::test]
+async fn death_of_a_worker_releases_what_it_held_and_keeps_the_delay_of_what_it_had_released() {
+    let directory = tempfile::tempdir().unwrap();
+    let transport = open(directory.path()).await;
+    let mut deliveries = Vec::new();
+    for _ in 0..2 {
+        submit(&*transport, IMAGE_BYTES[0]).await;
+        deliveries.extend(transport.receive(Wanted { max: 1, visibility_timeout: LONG }, &Idle).await.unwrap());
+    }
+    let [released, held] = &deliveries[..] else { panic!("{deliveries:?}") };
+    transport.release(std::slice::from_ref(&released.receipt), LONG).await.unwrap();
+    // As the supervisor of this process would do after its death.
+    transport.release_held_by(ReceivingProcess::current()).await.unwrap();
+    let again = transport.receive(Wanted { max: MAX_BATCH, visibility_timeout: LONG }, &Idle).await.unwrap();
+    let again: Vec<&str> = again.iter().map(|delivery| delivery.message_id.as_str()).collect();
+    assert_eq!(again, [held.message_id.as_str()]);
+    let depth = transport.depth().await.unwrap();
+    assert_eq!((depth.visible, depth.in_flight), (0, 2));
+}
+
 async fn open(data_dir: &Path) -> std::sync::Arc<dyn Transport> {
     let backend = Backend::Local { data_dir: data_dir.to_owned() };
     let transport = transport::open(&backend, &Names::local("imgcls")).await.unwrap();
@@ -93,21 +116,8 @@ async fn open(data_dir: &Path) -> std::sync::Arc<dyn Transport> {
 }
 
 async fn submit(transport: &dyn Transport, image_bytes: usize) {
-    let (id, image, now) = (Uuid::now_v7(), Bytes::from(vec![7; image_bytes]), jiff::Timestamp::now());
-    let request = ClassifyRequest {
-        v: WIRE_VERSION,
-        id,
-        filename: String::new(),
-        content_type: None,
-        image: None,
-        image_data: None,
-        top_k: 5,
-        submitted_at: now,
-        expires_at: now.saturating_add(LONG).unwrap(),
-        reply_to: None,
-        traceparent: None,
-    };
-    let form = JobForm::Request { request: Box::new(request), inline_bytes: 0 };
+    let (id, image) = (Uuid::now_v7(), Bytes::from(vec![7; image_bytes]));
+    let form = JobForm::Request { request: Box::new(classify_request(id)), inline_bytes: 0 };
     let acknowledge = Acknowledge::WhenDurable;
     let job = NewJob { id, image: &image, content_type: "image/jpeg", form, acknowledge };
     transport.submit(job).await.unwrap();

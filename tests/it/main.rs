@@ -16,6 +16,7 @@ mod fault_proxy;
 mod harness;
 mod http_server;
 mod image_files;
+mod rust_tokens;
 mod shim;
 mod tiff_file;
 mod webdriver;

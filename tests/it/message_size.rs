@@ -91,7 +91,7 @@ fn lowered_limit_is_learned() {
         let answer = service.request("POST", "/v1/classify", &[], &test_image("rocket.jpg"));
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
-    assert_eq!(service.web.log().matches("the queue takes less than it did").count(), 1);
+    assert_eq!(service.web.log().matches("the message limit of the queue was lowered").count(), 1);
 }
 
 #[test]

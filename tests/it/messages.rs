@@ -10,7 +10,7 @@ use imgcls::transport::Delivery;
 use imgcls::transport::queued::queue::{self, DEFAULT_MAX_MESSAGE_BYTES, Outgoing, Queue, ReceiveOptions};
 use serde_json::json;
 
-use crate::harness::{DEADLINE, Service, label_of, test_image};
+use crate::harness::{DEADLINE, Service, block_on, label_of, test_image};
 
 const MANY: u64 = 1 << 30;
 
@@ -49,16 +49,12 @@ async fn next(queue: &dyn Queue) -> Delivery {
     }
 }
 
-fn run(test: impl Future<Output = ()>) {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
-}
-
 #[test]
 fn legacy_messages_are_answered_in_the_legacy_form() {
     let service = Service::start(1, &[], &[]);
     let image = test_image("rocket.jpg");
     let label = label_of("rocket.jpg");
-    run(async {
+    block_on(async {
         let queues = Queues::open(&service).await;
         let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
         queues.send(json!({"image_data": encode(&image), "filename": "../../test_0.x.JPEG"}).to_string()).await;
@@ -81,7 +77,7 @@ fn legacy_messages_are_answered_in_the_legacy_form() {
 #[test]
 fn malformed_messages_are_kept_with_their_reason_and_stop_no_worker() {
     let service = Service::start(1, &[], &[]);
-    run(async {
+    block_on(async {
         let queues = Queues::open(&service).await;
         let id = "01936d5c-7e00-7abc-8def-0123456789ab";
         let times = r#""submitted_at":"2026-01-01T00:00:00Z","expires_at":"2100-01-01T00:00:00Z""#;

@@ -218,7 +218,7 @@ fn job_of_a_client_that_left_is_classified_only_if_the_client_knew_its_id() {
     assert_eq!((ended("withdrawn"), ended("succeeded"), ended("failed")), (LEFT, known.len(), 0));
     let mut kept: Vec<String> = known.iter().map(|id| format!("images/{id}")).collect();
     kept.sort();
-    until("neither image nor marker of a withdrawn job is left", || (service.images() == kept).then_some(()));
+    assert_eq!(service.images(), kept, "neither image nor marker of a withdrawn job is left");
     assert_eq!(crate::harness::count_results(&service.database()), known.len());
     assert!(!service.workers[0].log().contains("ended without an answer"), "{}", service.workers[0].log());
 }

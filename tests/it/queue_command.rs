@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imgcls::config::{Backend, Names};
-use imgcls::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, ImageRef, LegacyRequest, Status};
+use imgcls::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, LegacyRequest, Status};
 use imgcls::transport;
 use imgcls::transport::queued::ServiceQueues;
 use imgcls::transport::queued::object::{ObjectStore, PutOptions};
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::{NoContext, Timestamp, Uuid};
 
-use crate::harness::{Process, Service, imgcls, label_of, test_image, until};
+use crate::harness::{Process, Service, block_on, classify_request, imgcls, label_of, stored_image, test_image, until};
 
 const DEAD_LETTERS: &str = "web-app-image-transport-dead";
 const REQUESTS: &str = "web-app-image-transport";
@@ -49,7 +49,16 @@ impl Fixture {
         let message = "given up after 5 attempts: store down";
         let result = ClassifyResult::ended(id, name, Status::Failed, ErrorCode::AttemptsExhausted, message);
         self.store(id, &result).await;
-        self.send_dead_letter(serde_json::to_string(&request(id, name, submitted)).unwrap(), Some(id)).await;
+        let submitted_at = jiff::Timestamp::from_second(submitted.as_secs().cast_signed()).unwrap();
+        let request = ClassifyRequest {
+            filename: name.to_owned(),
+            image: Some(stored_image(id)),
+            submitted_at,
+            expires_at: submitted_at + Duration::from_secs(3_600),
+            reply_to: Some("app-web-result-queue-0123456789abcdef".to_owned()),
+            ..classify_request(id)
+        };
+        self.send_dead_letter(serde_json::to_string(&request).unwrap(), Some(id)).await;
         id
     }
 
@@ -88,23 +97,6 @@ impl Fixture {
     }
 }
 
-fn request(id: Uuid, name: &str, submitted: Duration) -> ClassifyRequest {
-    let submitted_at = jiff::Timestamp::from_second(submitted.as_secs().cast_signed()).unwrap();
-    ClassifyRequest {
-        v: 1,
-        id,
-        filename: name.to_owned(),
-        content_type: None,
-        image: Some(ImageRef { bucket: "input".to_owned(), key: protocol::image_key(id) }),
-        image_data: None,
-        top_k: 3,
-        submitted_at,
-        expires_at: submitted_at + Duration::from_secs(3_600),
-        reply_to: Some("app-web-result-queue-0123456789abcdef".to_owned()),
-        traceparent: None,
-    }
-}
-
 fn queue_command(dir: &TempDir, arguments: &[&str]) -> Command {
     let mut command = imgcls();
     command.arg("queue").args(arguments).args(["--backend", "local", "--data-dir"]).arg(dir.path().join("data"));
@@ -117,10 +109,6 @@ fn json_of(output: &Output) -> Value {
 
 fn text_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn run<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
 fn ids(report: &Value) -> BTreeSet<String> {
@@ -148,7 +136,7 @@ fn depth_lists_every_queue_and_receives_nothing() {
     let row = text.lines().find(|line| line.starts_with(DEAD_LETTERS)).unwrap_or_else(|| panic!("{text}"));
     let row = row.split_whitespace().collect::<Vec<_>>().join(" ");
     assert_eq!(row, format!("{DEAD_LETTERS} dead letters 0 0 0 -"));
-    run(async {
+    block_on(async {
         let queues = transport::open_queues(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
         let requests = queues.open(REQUESTS).await.unwrap();
         let options = ReceiveOptions { max: 1, wait: Duration::ZERO, visibility_timeout: Duration::from_secs(1) };
@@ -163,7 +151,7 @@ fn depth_lists_every_queue_and_receives_nothing() {
 #[test]
 fn dead_letters_are_listed_and_shown_and_stay() {
     let service = Service::start(1, &[], &[]);
-    run(async {
+    block_on(async {
         let queues = transport::open_queues(&Backend::Local { data_dir: service.data_dir() }).await.unwrap();
         let requests = queues.open(REQUESTS).await.unwrap();
         let image_data =
@@ -215,8 +203,8 @@ fn dead_letters_are_listed_and_shown_and_stay() {
 
 #[test]
 fn redriven_job_gets_new_time_and_a_new_result() {
-    let fixture = run(Fixture::new());
-    let (old, young, gone, succeeded, legacy) = run(async {
+    let fixture = block_on(Fixture::new());
+    let (old, young, gone, succeeded, legacy) = block_on(async {
         let old = fixture.failed_job("rocket.jpg", 30).await;
         let young = fixture.failed_job("cup.jpg", 0).await;
         let gone = fixture.failed_job("cat.jpg", 0).await;
@@ -275,15 +263,15 @@ fn failed(id: Uuid) -> ClassifyResult {
 
 #[test]
 fn redrive_that_is_killed_repeatedly_loses_nothing() {
-    let fixture = run(Fixture::new());
-    let ids: Vec<Uuid> = run(async {
+    let fixture = block_on(Fixture::new());
+    let ids: Vec<Uuid> = block_on(async {
         let mut ids = Vec::new();
         for _ in 0..60 {
             ids.push(fixture.failed_job("rocket.jpg", 2).await);
         }
         ids
     });
-    let sent = || run(fixture.service.requests.depth()).unwrap().visible;
+    let sent = || block_on(fixture.service.requests.depth()).unwrap().visible;
     for kill in 1..=5_u64 {
         let mut redrive =
             Process::start(fixture.command(&["redrive", "--all"]), &fixture.dir.path().join("redrive.log"));
@@ -304,9 +292,9 @@ fn redrive_that_is_killed_repeatedly_loses_nothing() {
 
 #[test]
 fn nothing_is_purged_without_confirmation() {
-    let fixture = run(Fixture::new());
-    run(fixture.failed_job("rocket.jpg", 0));
-    let left = || run(fixture.service.dead_letters.depth()).unwrap().visible;
+    let fixture = block_on(Fixture::new());
+    block_on(fixture.failed_job("rocket.jpg", 0));
+    let left = || block_on(fixture.service.dead_letters.depth()).unwrap().visible;
 
     let unattended = fixture.command(&["purge", DEAD_LETTERS]).stdin(Stdio::null()).output().unwrap();
     assert_eq!((unattended.status.code(), left()), (Some(1), 1));
@@ -319,7 +307,7 @@ fn nothing_is_purged_without_confirmation() {
     assert_eq!((on_a_terminal(&fixture, "n\n"), left()), (Some(1), 1));
     assert_eq!((on_a_terminal(&fixture, "y\n"), left()), (Some(0), 0));
 
-    run(fixture.failed_job("rocket.jpg", 0));
+    block_on(fixture.failed_job("rocket.jpg", 0));
     assert_eq!(
         fixture.json(&["purge", DEAD_LETTERS, "--yes", "--json"]),
         json!({"queue": DEAD_LETTERS, "messages": 1})

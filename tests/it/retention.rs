@@ -11,7 +11,7 @@ use bytes::Bytes;
 use clap::Parser as _;
 use imgcls::cli::{self, Cli};
 use imgcls::config::{Backend, Machines, Names};
-use imgcls::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, ImageRef, Status};
+use imgcls::protocol::{self, ClassifyRequest, ClassifyResult, ErrorCode, Status};
 use imgcls::transport;
 use imgcls::transport::local::{LocalData, SeenSegments, SqliteStore};
 use imgcls::transport::queued::ServiceQueues;
@@ -22,7 +22,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::children::{self, Worker, say};
-use crate::harness::{Service, count_results, imgcls, metric, test_image, until};
+use crate::harness::{
+    Service, block_on, classify_request, count_results, imgcls, metric, stored_image, test_image, until,
+};
 
 const MIB: u64 = 1 << 20;
 const FULL_MIB: &str = "1MiB";
@@ -73,7 +75,7 @@ fn image_and_result_are_kept_as_long_as_a_dead_letter_names_them() {
     let dir = tempfile::tempdir().unwrap();
     let names = Names::local("imgcls");
     let (with_dead_letter, without_dead_letter) = (Uuid::now_v7(), Uuid::now_v7());
-    run(async {
+    block_on(async {
         let store = |bucket: &str| SqliteStore::open(&dir.path().join("data"), bucket).unwrap();
         let (input, output) = (store(&names.input_bucket), store(&names.output_bucket));
         for id in [with_dead_letter, without_dead_letter] {
@@ -86,7 +88,9 @@ fn image_and_result_are_kept_as_long_as_a_dead_letter_names_them() {
         }
         let queues = transport::open_queues(&Backend::Local { data_dir: dir.path().join("data") }).await.unwrap();
         let service = ServiceQueues::open_or_create(&*queues, &names, Duration::from_secs(30), 5).await.unwrap();
-        let dead_letter = Outgoing::new(serde_json::to_string(&request(with_dead_letter)).unwrap());
+        let image = Some(stored_image(with_dead_letter));
+        let request = ClassifyRequest { image, ..classify_request(with_dead_letter) };
+        let dead_letter = Outgoing::new(serde_json::to_string(&request).unwrap());
         queue::send_one(&*service.dead_letters, dead_letter).await.unwrap();
     });
     let mut service = Service::start_in(dir, 0, &["--keep-images", "1s", "--keep-results", "1s"], &[]);
@@ -206,7 +210,7 @@ fn bytes_of_a_killed_put_are_freed() {
     assert_eq!(pruned.status.code(), Some(0), "{pruned:?}");
     let blocks = segment_blocks(&data_dir);
     assert!((400_000..500_000).contains(&blocks), "{blocks} bytes for one object of 400,000");
-    run(async {
+    block_on(async {
         let store = SqliteStore::open(&data_dir, "input").unwrap();
         assert_eq!(store.get("first", MIB).await.unwrap().unwrap(), vec![7; 400_000]);
         assert_eq!(store.get("second", MIB).await.unwrap(), None);
@@ -231,7 +235,7 @@ fn live_bodies_of_mostly_dead_segment_are_moved_and_segment_is_removed() {
     worker.expect_line("stored");
     worker.expect_success();
     let [first] = &segments(&data_dir)[..] else { panic!("one segment") };
-    run(async {
+    block_on(async {
         let store = SqliteStore::open(&data_dir, "input").unwrap();
         for number in 0..40 {
             if number % 10 != 0 {
@@ -373,7 +377,7 @@ fn deprecated_retention_flags_count_in_days_on_aws() {
 /// Stores an image and a result that belong to no job, and waits until they are deleted by age. Everything older that may
 /// be deleted is then deleted too.
 fn until_younger_objects_are_deleted(service: &Service) {
-    run(async {
+    block_on(async {
         for (bucket, key) in [("input", "younger.jpg"), ("output", "younger")] {
             let store = Arc::new(SqliteStore::open(&service.data_dir(), bucket).unwrap());
             let _ = store.put(key, Bytes::from_static(b"x"), PutOptions::default()).await.unwrap();
@@ -384,23 +388,6 @@ fn until_younger_objects_are_deleted(service: &Service) {
         service.database().query_row(sql, [], |row| row.get(0)).unwrap()
     };
     until("younger objects are deleted", || (left() == 0).then_some(()));
-}
-
-fn request(id: Uuid) -> ClassifyRequest {
-    let submitted_at = jiff::Timestamp::now();
-    ClassifyRequest {
-        v: 1,
-        id,
-        filename: "cup.jpg".to_owned(),
-        content_type: None,
-        image: Some(ImageRef { bucket: "input".to_owned(), key: protocol::image_key(id) }),
-        image_data: None,
-        top_k: 3,
-        submitted_at,
-        expires_at: submitted_at + Duration::from_secs(3_600),
-        reply_to: None,
-        traceparent: None,
-    }
 }
 
 fn command(service: &Service, arguments: &[&str]) -> Output {
@@ -416,10 +403,6 @@ fn text(output: &Output) -> String {
 
 fn json(output: &Output) -> Value {
     serde_json::from_str(&text(output)).unwrap()
-}
-
-fn run<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
 fn segments(data_dir: &Path) -> Vec<String> {

@@ -1,5 +1,7 @@
 //! Settings from flags, variables and files, through the real binary.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::Output;
 
@@ -231,6 +233,15 @@ fn settings_for_machines_are_checked_when_provision_starts() {
         let error = refused(&["provision", "plan", "--config", &file(text).path], &[]);
         assert!(error.contains(&format!("service.toml{expected}")), "{text}: {error}");
     }
+}
+
+#[test]
+fn variable_that_is_not_text_disturbs_no_command() {
+    let arguments = ["queue", "depth", "--data-dir", "nowhere"];
+    let output = imgcls().args(arguments).env("SOME_VARIABLE", OsStr::from_bytes(b"\xff\xfe")).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("there is no data directory nowhere"), "{error}");
 }
 
 #[test]

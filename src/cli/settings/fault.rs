@@ -6,6 +6,7 @@ use std::ffi::{OsStr, OsString};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command};
 
+use super::environment;
 use super::error::SettingsError;
 use super::file::{Entry, File};
 
@@ -17,7 +18,7 @@ pub(super) fn of_variable(cli: &Command, arguments: &[OsString], error: &clap::E
     let (command, words) = command_of(cli, arguments);
     let arg = command.get_arguments().find(|arg| arg.get_long() == Some(name))?;
     let variable = arg.get_env()?;
-    let value = std::env::var_os(variable)?;
+    let value = environment::value(variable)?;
     if arguments.iter().any(|argument| gives(argument, arg)) {
         return None;
     }

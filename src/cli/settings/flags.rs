@@ -2,6 +2,8 @@
 
 use clap::{Arg, ArgAction, Command};
 
+use super::environment::value;
+
 /// The settings of a command: flags that also have a variable, except for the one that names the file.
 pub(super) fn settings_of(command: &Command) -> impl Iterator<Item = &Arg> {
     let arguments = command.get_arguments();
@@ -19,5 +21,5 @@ pub(super) fn is_switch(arg: &Arg) -> bool {
 
 /// Returns true if the environment variable of the flag is set.
 pub(super) fn is_set(arg: &Arg) -> bool {
-    arg.get_env().is_some_and(|name| std::env::var_os(name).is_some())
+    arg.get_env().is_some_and(|name| value(name).is_some())
 }

@@ -5,6 +5,7 @@
 //! built-in defaults, and every value passes the same parser. The sources of all values are collected into a
 //! [`Document`].
 
+mod environment;
 mod error;
 mod fault;
 mod file;
@@ -23,6 +24,7 @@ use super::parse::switch;
 use super::shared::LEGACY_VARIABLES;
 use crate::config::{Document, Machines, Setting, Source};
 
+pub(super) use self::environment::aws_variables;
 pub use self::error::SettingsError;
 
 /// The result of [`read`].
@@ -69,7 +71,7 @@ fn prepared(command: Command) -> Command {
         let legacy = LEGACY_VARIABLES.iter().find(|(flag, _)| arg.get_long() == Some(flag));
         match legacy {
             Some((_, variable))
-                if !is_set(&arg) && std::env::var_os(variable).is_some_and(|value| !value.is_empty()) =>
+                if !is_set(&arg) && environment::value(variable).is_some_and(|value| !value.is_empty()) =>
             {
                 arg.env(*variable)
             }

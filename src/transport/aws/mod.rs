@@ -9,44 +9,40 @@ mod sqs;
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use futures::FutureExt as _;
 
 pub use self::s3::S3Store;
 pub use self::sqs::SqsQueues;
 use super::error::TransportError;
-use super::port::{Opener, Transport};
+use super::port::Transport;
 use super::queued::QueuedTransport;
 use super::queued::object::{ObjectStore, StoreError};
 use super::queued::parts::Parts;
 use super::queued::stepwise::Stepwise;
 use crate::clock;
-use crate::config::{Backend, Names};
+use crate::config::Names;
 
-/// Opens SQS and S3.
-pub(super) struct AwsOpener;
-
-#[async_trait]
-impl Opener for AwsOpener {
-    async fn open(&self, backend: &Backend, names: &Names) -> Result<Arc<dyn Transport>, TransportError> {
-        let Backend::Aws { region, endpoint_url } = backend else {
-            return Err(TransportError::Fatal(
-                "AWS was asked for with another backend's settings; this is a bug".to_owned(),
-            ));
-        };
-        // From here on the clock of this process follows no step of the wall clock.
-        clock::now();
-        let queues = Box::pin(SqsQueues::connect(region.as_deref(), endpoint_url.as_deref())).await?;
+/// Opens the transport of a service on SQS and S3. `None` leaves a setting to the environment and the profile.
+///
+/// # Errors
+/// [`TransportError::Fatal`] if there is no region, or AWS cannot be used.
+pub(super) async fn open(
+    region: Option<&str>,
+    endpoint_url: Option<&str>,
+    names: &Names,
+) -> Result<Arc<dyn Transport>, TransportError> {
+    // From here on the clock of this process follows no step of the wall clock.
+    clock::now();
+    let queues = Box::pin(SqsQueues::connect(region, endpoint_url)).await?;
+    let (region, endpoint_url) = (region.map(str::to_owned), endpoint_url.map(str::to_owned));
+    let open_bucket = move |name: String| {
         let (region, endpoint_url) = (region.clone(), endpoint_url.clone());
-        let open_bucket = move |name: String| {
-            let (region, endpoint_url) = (region.clone(), endpoint_url.clone());
-            async move {
-                let store = S3Store::open(region.as_deref(), endpoint_url.as_deref(), &name).await?;
-                Ok::<_, StoreError>(Arc::new(store) as Arc<dyn ObjectStore>)
-            }
-            .boxed()
-        };
-        let parts = Arc::new(Parts::new(names.clone(), Arc::new(queues), Box::new(open_bucket)));
-        Ok(Arc::new(QueuedTransport::new(Arc::clone(&parts), Arc::new(Stepwise::new(parts)))))
-    }
+        async move {
+            let store = S3Store::open(region.as_deref(), endpoint_url.as_deref(), &name).await?;
+            Ok::<_, StoreError>(Arc::new(store) as Arc<dyn ObjectStore>)
+        }
+        .boxed()
+    };
+    let parts = Arc::new(Parts::new(names.clone(), Arc::new(queues), Box::new(open_bucket)));
+    Ok(Arc::new(QueuedTransport::new(Arc::clone(&parts), Arc::new(Stepwise::new(parts)))))
 }

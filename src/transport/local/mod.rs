@@ -10,9 +10,9 @@ mod segments;
 mod steps;
 mod store;
 
+use std::path::Path;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use futures::FutureExt as _;
 
 pub use self::queue::{Sending, SqliteQueue, SqliteQueues, named_jobs};
@@ -21,12 +21,12 @@ pub use self::store::{
     Candidate, Collected, Deleted, Kind, LocalData, Page, Position, SeenSegments, SqliteStore, Totals, Usage, Walk,
 };
 use super::error::TransportError;
-use super::port::{Opener, Transport};
+use super::port::Transport;
 use super::queued::QueuedTransport;
 use super::queued::object::{ObjectStore, StoreError};
 use super::queued::parts::Parts;
 use super::queued::queue::Queues;
-use crate::config::{Backend, Names};
+use crate::config::Names;
 use crate::sqlite::Fault;
 
 impl From<Fault> for TransportError {
@@ -38,25 +38,20 @@ impl From<Fault> for TransportError {
     }
 }
 
-/// Opens the local backend.
-pub(super) struct LocalOpener;
-
-#[async_trait]
-impl Opener for LocalOpener {
-    async fn open(&self, backend: &Backend, names: &Names) -> Result<Arc<dyn Transport>, TransportError> {
-        let Backend::Local { data_dir } = backend else {
-            return Err(TransportError::Fatal("the local backend needs a data directory; this is a bug".to_owned()));
-        };
-        let queues = Arc::new(SqliteQueues::open(data_dir)?);
-        let input = SqliteStore::open(data_dir, &names.input_bucket)?;
-        let output = SqliteStore::open(data_dir, &names.output_bucket)?;
-        let (bucket_dir, all) = (data_dir.clone(), Arc::clone(&queues) as Arc<dyn Queues>);
-        let open_bucket = move |name: String| {
-            let opened = SqliteStore::open(&bucket_dir, &name);
-            async move { Ok::<_, StoreError>(Arc::new(opened?) as Arc<dyn ObjectStore>) }.boxed()
-        };
-        let parts = Arc::new(Parts::new(names.clone(), all, Box::new(open_bucket)));
-        let steps = LocalSteps::new(queues, input, output, names.clone());
-        Ok(Arc::new(QueuedTransport::new(parts, Arc::new(steps))))
-    }
+/// Opens the transport of a service in a data directory, which is made if it does not exist.
+///
+/// # Errors
+/// [`TransportError::Fatal`] if the directory cannot be used.
+pub(super) fn open(data_dir: &Path, names: &Names) -> Result<Arc<dyn Transport>, TransportError> {
+    let queues = Arc::new(SqliteQueues::open(data_dir)?);
+    let input = SqliteStore::open(data_dir, &names.input_bucket)?;
+    let output = SqliteStore::open(data_dir, &names.output_bucket)?;
+    let (bucket_dir, all) = (data_dir.to_owned(), Arc::clone(&queues) as Arc<dyn Queues>);
+    let open_bucket = move |name: String| {
+        let opened = SqliteStore::open(&bucket_dir, &name);
+        async move { Ok::<_, StoreError>(Arc::new(opened?) as Arc<dyn ObjectStore>) }.boxed()
+    };
+    let parts = Arc::new(Parts::new(names.clone(), all, Box::new(open_bucket)));
+    let steps = LocalSteps::new(queues, input, output, names.clone());
+    Ok(Arc::new(QueuedTransport::new(parts, Arc::new(steps))))
 }

@@ -211,6 +211,13 @@ impl Steps for LocalSteps {
         }
     }
 
+    async fn release(&self, receipts: &[Receipt], delay: Duration) -> Result<(), TransportError> {
+        for batch in receipts.chunks(MAX_BATCH) {
+            self.requests.release(batch, delay).await?;
+        }
+        Ok(())
+    }
+
     async fn complete(&self, batch: &mut [Completion]) -> Vec<Result<Completed, CompletionError>> {
         if batch.iter().all(Completion::is_bare) {
             return self.acknowledge(batch).await;

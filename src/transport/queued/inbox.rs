@@ -77,7 +77,7 @@ impl QueueInbox {
         };
         match created {
             Ok(current) => {
-                tracing::info!(queue = current.queue.name(), "reply queue made again");
+                tracing::info!(queue = current.queue.name(), "the reply queue was missing and is created again");
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = current;
                 true
             }
@@ -119,7 +119,7 @@ impl Inbox for QueueInbox {
         let released: Vec<_> = released.iter().map(|receipt| (receipt.clone(), RELEASE_FOR)).collect();
         for batch in released.chunks(MAX_BATCH) {
             if let Err(error) = queue.set_visibility(batch).await {
-                tracing::debug!(%error, "replies not released; they come again after their visibility timeout");
+                tracing::debug!(%error, "cannot release replies; they are delivered again after their visibility timeout");
             }
         }
     }
@@ -150,7 +150,7 @@ impl Inbox for QueueInbox {
         tracing::warn!(
             reason,
             queue = queue.name(),
-            "reply queue not deleted; another web process deletes it within two hours"
+            "cannot delete the reply queue; another web process deletes it within two hours"
         );
     }
 }
@@ -164,7 +164,7 @@ async fn open_own(parts: &Parts, steps: &dyn Steps, stack: &str) -> Result<Curre
             tracing::warn!(
                 reason,
                 queue = queue.name(),
-                "no reply queue of its own can be made; sharing the result queue (--result-queue-mode shared)"
+                "cannot make a reply queue for this process; sharing the result queue (--result-queue-mode shared)"
             );
             Ok(Current { mode: InboxMode::Shared, queue })
         }

@@ -25,7 +25,7 @@ use self::inbox::QueueInbox;
 use self::limit::MessageLimit;
 use self::object::{Put, PutOptions};
 use self::parts::Parts;
-use self::queue::{MAX_BATCH, Outgoing, Queue, QueueError, send_one};
+use self::queue::{Outgoing, Queue, QueueError, send_one};
 pub use self::service::ServiceQueues;
 use self::steps::Steps;
 use crate::protocol::{self, MAX_LEGACY_OUTPUT_BYTES, MAX_RESULT_BYTES};
@@ -60,7 +60,9 @@ impl QueuedTransport {
         let attributes = async { self.parts.requests().await?.attributes().await };
         match attributes.await {
             Ok(attributes) => self.limit.learn(attributes.max_message_bytes),
-            Err(error) => tracing::debug!(%error, "the queue's limit is taken to be what it was"),
+            Err(error) => {
+                tracing::debug!(%error, "cannot read the message limit of the queue; assuming that it has not changed")
+            }
         }
     }
 
@@ -72,15 +74,6 @@ impl QueuedTransport {
             size,
             limit,
         })
-    }
-
-    /// Calls that take at most [`MAX_BATCH`] receipts, at the same time. Returns the first error.
-    async fn set_visibility(&self, receipts: &[Receipt], timeout: Duration) -> Result<(), TransportError> {
-        let requests = self.parts.requests().await?;
-        let changes: Vec<_> = receipts.iter().map(|receipt| (receipt.clone(), timeout)).collect();
-        let calls = changes.chunks(MAX_BATCH).map(|batch| requests.set_visibility(batch));
-        let answers = futures::future::join_all(calls).await;
-        Ok(answers.into_iter().collect::<Result<(), QueueError>>()?)
     }
 }
 
@@ -124,7 +117,7 @@ impl Transport for QueuedTransport {
         match self.steps.submit(&job, self.message(&job)?).await {
             // Somebody lowered the queue's limit.
             Err(TransportError::MessageTooLarge { queue, limit, .. }) => {
-                tracing::info!(queue, limit, "the queue takes less than it did");
+                tracing::info!(queue, limit, "the message limit of the queue was lowered");
                 self.limit.learn(limit);
                 self.steps.submit(&job, self.message(&job)?).await
             }
@@ -187,11 +180,11 @@ impl Transport for QueuedTransport {
     }
 
     async fn extend(&self, receipts: &[Receipt], visibility_timeout: Duration) -> Result<(), TransportError> {
-        self.set_visibility(receipts, visibility_timeout).await
+        self.parts.set_visibility(receipts, visibility_timeout).await
     }
 
     async fn release(&self, receipts: &[Receipt], delay: Duration) -> Result<(), TransportError> {
-        self.set_visibility(receipts, delay).await
+        self.steps.release(receipts, delay).await
     }
 
     async fn complete(&self, batch: &mut [Completion]) -> Vec<Result<Completed, CompletionError>> {

@@ -1,14 +1,17 @@
 //! The queues and buckets of one service.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use tokio::sync::OnceCell;
 
 use super::object::{ObjectStore, StoreError};
-use super::queue::{Queue, QueueError, Queues};
+use super::queue::{MAX_BATCH, Queue, QueueError, Queues};
 use super::service::ServiceQueues;
 use crate::config::Names;
+use crate::transport::error::TransportError;
+use crate::transport::message::Receipt;
 use crate::transport::port::ServiceOptions;
 
 /// Opens a bucket by name, and makes it when it is missing.
@@ -42,7 +45,7 @@ impl Parts {
     }
 
     /// Makes what is missing.
-    pub(crate) async fn prepare(&self, options: ServiceOptions) -> Result<(), crate::transport::error::TransportError> {
+    pub(crate) async fn prepare(&self, options: ServiceOptions) -> Result<(), TransportError> {
         let ServiceOptions { visibility_timeout, max_receive_count } = options;
         let service =
             ServiceQueues::open_or_create(&*self.queues, &self.names, visibility_timeout, max_receive_count).await?;
@@ -65,6 +68,15 @@ impl Parts {
 
     pub(crate) async fn requests(&self) -> Result<&Arc<dyn Queue>, QueueError> {
         self.requests.get_or_try_init(|| self.queues.open(&self.names.request_queue)).await
+    }
+
+    /// Sets how long from now deliveries of requests stay invisible, in calls at the same time that take at most
+    /// [`MAX_BATCH`] receipts. Returns the first error.
+    pub(crate) async fn set_visibility(&self, receipts: &[Receipt], timeout: Duration) -> Result<(), TransportError> {
+        let requests = self.requests().await?;
+        let changes: Vec<_> = receipts.iter().map(|receipt| (receipt.clone(), timeout)).collect();
+        let calls = changes.chunks(MAX_BATCH).map(|batch| requests.set_visibility(batch));
+        Ok(join_all(calls).await.into_iter().collect::<Result<(), QueueError>>()?)
     }
 
     pub(crate) async fn results(&self) -> Result<&Arc<dyn Queue>, QueueError> {

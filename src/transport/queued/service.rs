@@ -53,7 +53,7 @@ async fn raise_redrive(requests: &dyn Queue, wanted: &Redrive) -> Result<(), Que
     let found = match requests.attributes().await {
         Ok(attributes) => attributes.redrive,
         Err(QueueError::Fatal(reason)) => {
-            tracing::info!(queue = requests.name(), reason, "cannot read after how many receives the queue gives up");
+            tracing::info!(queue = requests.name(), reason, "cannot read the maximum receive count of the queue");
             None
         }
         Err(error) => return Err(error),
@@ -69,7 +69,7 @@ async fn raise_redrive(requests: &dyn Queue, wanted: &Redrive) -> Result<(), Que
                 queue = requests.name(),
                 from = found.max_receive_count,
                 to = raised.max_receive_count,
-                "the queue's own redrive now comes after the workers'"
+                "raised the maximum receive count of the queue, so that workers give a message up before the queue does"
             );
             Ok(())
         }

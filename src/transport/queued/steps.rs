@@ -13,7 +13,7 @@ use super::queue::{Queue, QueueAttributes, QueueError};
 use crate::transport::completion::{Completed, Completion, DeadLetter};
 use crate::transport::error::{CompletionError, TransportError};
 use crate::transport::job::{NewJob, SubmitTimes};
-use crate::transport::message::{Delivery, ReceivingProcess};
+use crate::transport::message::{Delivery, Receipt, ReceivingProcess};
 use crate::transport::port::{Wanted, WorkerLoad};
 use crate::transport::queued::queue::Outgoing;
 
@@ -24,6 +24,8 @@ pub(crate) trait Steps: Send + Sync {
     async fn submit(&self, job: &NewJob<'_>, message: String) -> Result<SubmitTimes, TransportError>;
 
     async fn receive(&self, wanted: Wanted, load: &dyn WorkerLoad) -> Result<Vec<Delivery>, TransportError>;
+
+    async fn release(&self, receipts: &[Receipt], delay: Duration) -> Result<(), TransportError>;
 
     async fn complete(&self, batch: &mut [Completion]) -> Vec<Result<Completed, CompletionError>>;
 

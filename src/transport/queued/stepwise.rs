@@ -22,7 +22,7 @@ use crate::transport::completion::{
 };
 use crate::transport::error::{CompletionError, TransportError};
 use crate::transport::job::{NewJob, SubmitTimes};
-use crate::transport::message::Delivery;
+use crate::transport::message::{Delivery, Receipt};
 use crate::transport::port::{Wanted, WorkerLoad};
 
 /// How long the image of a job that was refused is tried to be deleted, while its client waits for the refusal.
@@ -47,8 +47,8 @@ impl Stepwise {
         let delete = async { self.parts.input().await?.delete(&protocol::image_key(id)).await };
         match tokio::time::timeout(timeout, delete).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, %id, "{content} is not deleted"),
-            Err(_) => tracing::debug!(%id, "{content} is not deleted in time"),
+            Ok(Err(error)) => tracing::debug!(%error, %id, "cannot delete {content}"),
+            Err(_) => tracing::debug!(%id, "cannot delete {content} in time"),
         }
     }
 
@@ -82,7 +82,7 @@ impl Stepwise {
             Put::AlreadyExists => match output.get(&key, MAX_RESULT_BYTES).await {
                 Ok(stored) => Ok(ResultWrite::AlreadyCompleted(stored)),
                 Err(error @ (StoreError::TooLarge { .. } | StoreError::Damaged { .. })) => {
-                    tracing::error!(%error, "the result of an earlier attempt cannot be read; this one is replied");
+                    tracing::error!(%error, "cannot read the result of an earlier attempt; replying with the result of this one");
                     Ok(ResultWrite::AlreadyCompleted(None))
                 }
                 Err(error) => Err(failed("get_result")(error)),
@@ -186,6 +186,10 @@ impl Steps for Stepwise {
         let Wanted { max, visibility_timeout } = wanted;
         let options = ReceiveOptions { max: max.min(MAX_BATCH), wait: LONGEST_POLL, visibility_timeout };
         Ok(self.parts.requests().await?.receive(options).await?)
+    }
+
+    async fn release(&self, receipts: &[Receipt], delay: Duration) -> Result<(), TransportError> {
+        self.parts.set_visibility(receipts, delay).await
     }
 
     async fn complete(&self, batch: &mut [Completion]) -> Vec<Result<Completed, CompletionError>> {

@@ -1,5 +1,6 @@
 //! Runs the checks of a suite, and knows what a backend is known not to do. [`transport`] is the contract of transports.
 
+mod service;
 pub mod transport;
 
 use std::any::Any;

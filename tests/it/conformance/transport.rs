@@ -4,30 +4,26 @@
 //! no others.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::join_all;
-use imgcls::config::{Backend, Names};
-use imgcls::protocol::{ClassifyRequest, Incoming, REDRIVE_MARGIN, WIRE_VERSION, WITHDRAWN_IMAGE, reply_queue};
+use imgcls::config::Backend;
+use imgcls::protocol::{Incoming, REDRIVE_MARGIN, WITHDRAWN_IMAGE, reply_queue};
 use imgcls::transport::{
-    self, Acknowledge, Completed, Completion, DeadLetter, Delivery, Idle, Inbox, InboxMode, JobForm, MAX_BATCH, NewJob,
-    NewResult, QueueRole, Receipt, Reply, ReplyOutcome, ReplyTo, Resubmission, ResultWrite, ServiceOptions, Transport,
-    TransportError, Wanted, Withdrawal, WorkerLoad,
+    self, Acknowledge, Completed, Completion, DeadLetter, Idle, InboxMode, JobForm, MAX_BATCH, NewJob, NewResult,
+    QueueRole, ReplyOutcome, Resubmission, ResultWrite, TransportError, Withdrawal,
 };
 use uuid::Uuid;
 
+use super::service::{
+    Busy, LONG, MANY, MAX_RECEIVE_COUNT, SECOND, Service, TIMEOUT, completion, names, now_ms, options, receive_replies,
+    request_of, result_text, until_some,
+};
 use super::{Exception, checks};
 
-const SECOND: Duration = Duration::from_secs(1);
-/// Longer than any test.
-const LONG: Duration = Duration::from_secs(300);
-/// How long a message may take that must come.
-const TIMEOUT: Duration = Duration::from_secs(30);
-const MANY: u64 = 64 << 20;
-const MAX_RECEIVE_COUNT: u32 = 1;
+/// More deliveries than a server can make to receivers that have left.
+const MANY_DELIVERIES: u32 = 900;
 
 /// Runs the suite on a backend that the registry knows.
 pub async fn all(backend: &Backend, exceptions: &[Exception]) {
@@ -198,7 +194,7 @@ async fn released_message_comes_at_once_or_later(backend: &Backend) {
 }
 
 async fn stale_receipt_does_nothing(backend: &Backend) {
-    let service = Service::start(backend).await;
+    let service = Service::start_with(backend, MANY_DELIVERIES).await;
     service.submit(b"mine", 0).await;
     let stale = service.receive_one(SECOND).await.receipt;
     let fresh = service.receive_one(LONG).await.receipt;
@@ -207,7 +203,8 @@ async fn stale_receipt_does_nothing(backend: &Backend) {
     service.expect_nothing().await;
     service.transport.release(&[fresh], Duration::ZERO).await.unwrap();
     let last = service.receive_one(LONG).await;
-    assert_eq!(last.receive_count, 3, "it was not deleted");
+    // It came, so it was not deleted. The poll that found nothing may have received it once more after its client had left.
+    assert!(last.receive_count >= 3, "{last:?}");
     service.complete(vec![Completion::new(last.receipt.clone())]).await;
     service.complete(vec![Completion::new(last.receipt.clone())]).await;
     service.transport.extend(&[last.receipt, stale], LONG).await.unwrap();
@@ -215,7 +212,8 @@ async fn stale_receipt_does_nothing(backend: &Backend) {
 }
 
 async fn dropped_receive_loses_nothing(backend: &Backend) {
-    let service = Service::start(backend).await;
+    // A long poll whose client has left may count as a delivery, and none of these messages may become a dead letter.
+    let service = Service::start_with(backend, MANY_DELIVERIES).await;
     let (mut ids, mut received) = (BTreeSet::new(), BTreeSet::new());
     for _ in 0..20 {
         ids.insert(service.submit(b"x", 0).await);
@@ -536,184 +534,6 @@ async fn nothing_exists_before_it_is_prepared(backend: &Backend) {
     transport.prepare(options()).await.unwrap();
     assert!(transport.queue_depth(&names.request_queue).await.unwrap().is_some());
     transport.check().await.unwrap();
-}
-
-/// The service of one check.
-struct Service {
-    names: Names,
-    transport: Arc<dyn Transport>,
-}
-
-impl Service {
-    async fn start(backend: &Backend) -> Service {
-        let names = names();
-        let transport = transport::open(backend, &names).await.unwrap();
-        transport.prepare(options()).await.unwrap();
-        Service { names, transport }
-    }
-
-    fn form(id: Uuid, inline_bytes: usize) -> JobForm {
-        let now = jiff::Timestamp::now();
-        let request = ClassifyRequest {
-            v: WIRE_VERSION,
-            id,
-            filename: "it's \"a\" ünïcode 🦀.jpg".to_owned(),
-            content_type: Some("image/jpeg".to_owned()),
-            image: None,
-            image_data: None,
-            top_k: 5,
-            submitted_at: now,
-            expires_at: now.saturating_add(LONG).unwrap(),
-            reply_to: None,
-            traceparent: None,
-        };
-        JobForm::Request { request: Box::new(request), inline_bytes }
-    }
-
-    async fn submit(&self, image: &[u8], inline_bytes: usize) -> Uuid {
-        let (id, image) = (Uuid::now_v7(), Bytes::copy_from_slice(image));
-        let form = Service::form(id, inline_bytes);
-        let acknowledge = Acknowledge::WhenDurable;
-        let job = NewJob { id, image: &image, content_type: "image/jpeg", form, acknowledge };
-        self.transport.submit(job).await.unwrap();
-        id
-    }
-
-    async fn receive(&self, max: usize, visibility_timeout: Duration, load: &dyn WorkerLoad) -> Vec<Delivery> {
-        let deliveries = self.transport.receive(Wanted { max, visibility_timeout }, load).await.unwrap();
-        assert!(deliveries.len() <= max);
-        deliveries
-    }
-
-    async fn receive_one(&self, visibility_timeout: Duration) -> Delivery {
-        let mut deliveries = until_some(async || self.receive(1, visibility_timeout, &Idle).await).await;
-        deliveries.remove(0)
-    }
-
-    async fn expect_nothing(&self) {
-        let received = tokio::time::timeout(SECOND, self.receive(MAX_BATCH, SECOND, &Idle)).await;
-        assert!(received.unwrap_or_default().is_empty());
-    }
-
-    async fn complete(&self, mut batch: Vec<Completion>) -> Vec<Completed> {
-        let answers = self.transport.complete(&mut batch).await;
-        assert_eq!(answers.len(), batch.len());
-        answers.into_iter().map(Result::unwrap).collect()
-    }
-
-    async fn complete_one(&self, completion: Completion) -> Completed {
-        self.complete(vec![completion]).await.remove(0)
-    }
-
-    /// Deletes the messages, and returns their jobs.
-    async fn delete(&self, deliveries: Vec<Delivery>) -> Vec<Uuid> {
-        let ids = deliveries.iter().map(|delivery| request_of(delivery).id).collect();
-        self.complete(deliveries.into_iter().map(|delivery| Completion::new(delivery.receipt)).collect()).await;
-        ids
-    }
-
-    async fn inbox(&self, mode: InboxMode) -> Box<dyn Inbox> {
-        self.transport.open_inbox(mode, "stack").await.unwrap()
-    }
-
-    /// Receives the only dead letter and keeps it in its queue.
-    async fn dead_letter(&self) -> Delivery {
-        let mut scan = self.transport.dead_letters().await.unwrap();
-        let mut dead_letters = until_some(async || scan.next(MAX_BATCH).await.unwrap()).await;
-        let dead_letter = dead_letters.remove(0);
-        scan.keep(dead_letter.clone());
-        scan.close().await.unwrap();
-        dead_letter
-    }
-
-    /// Waits until the depth is as expected, because some backends count only approximately.
-    async fn expect_depth(&self, expected: (u64, u64)) {
-        let start = Instant::now();
-        loop {
-            let depth = self.transport.depth().await.unwrap();
-            let found = (depth.visible, depth.in_flight);
-            if found == expected {
-                return;
-            }
-            assert!(start.elapsed() < TIMEOUT, "{found:?} visible and in flight, not {expected:?}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-}
-
-/// A worker whose sessions are busy.
-struct Busy;
-
-#[async_trait]
-impl WorkerLoad for Busy {
-    fn next_free_in(&self) -> Option<Duration> {
-        Some(Duration::from_millis(50))
-    }
-
-    async fn until_idle(&self) {
-        std::future::pending::<()>().await;
-    }
-}
-
-fn names() -> Names {
-    let unique = Uuid::now_v7().simple().to_string();
-    Names {
-        request_queue: format!("requests-{unique}"),
-        result_queue: format!("r-{unique}"),
-        input_bucket: format!("input-{unique}"),
-        output_bucket: format!("output-{unique}"),
-    }
-}
-
-fn options() -> ServiceOptions {
-    ServiceOptions { visibility_timeout: Duration::from_secs(30), max_receive_count: MAX_RECEIVE_COUNT }
-}
-
-fn completion(delivery: &Delivery, id: Uuid, text: &str, reply_to: &str) -> Completion {
-    let mut completion = Completion::new(Receipt(delivery.receipt.0.clone()));
-    completion.result = Some(NewResult { id, text: Bytes::from(text.to_owned()) });
-    completion.reply = Some(Reply { to: ReplyTo::Inbox(reply_to.to_owned()), text: text.to_owned() });
-    completion
-}
-
-fn request_of(delivery: &Delivery) -> ClassifyRequest {
-    match Incoming::parse(&delivery.body) {
-        Incoming::Job(request) => *request,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn result_text(id: Uuid, filename: &str) -> String {
-    serde_json::json!({"v": 1, "id": id, "status": "failed", "filename": filename}).to_string()
-}
-
-/// The texts of the next replies, which are deleted.
-async fn receive_replies(inbox: &dyn Inbox, count: usize) -> Vec<String> {
-    let mut texts = Vec::new();
-    while texts.len() < count {
-        let replies = until_some(async || inbox.receive().await.unwrap()).await;
-        let receipts: Vec<Receipt> = replies.iter().map(|reply| reply.receipt.clone()).collect();
-        inbox.acknowledge(&receipts, &[]).await;
-        texts.extend(replies.into_iter().map(|reply| reply.text));
-    }
-    texts
-}
-
-/// Calls until something comes.
-async fn until_some<T>(mut call: impl AsyncFnMut() -> Vec<T>) -> Vec<T> {
-    let start = Instant::now();
-    loop {
-        let found = tokio::time::timeout(TIMEOUT, call()).await.unwrap_or_default();
-        if !found.is_empty() {
-            return found;
-        }
-        assert!(start.elapsed() < TIMEOUT, "nothing came");
-    }
-}
-
-fn now_ms() -> i64 {
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    i64::try_from(since_epoch.as_millis()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

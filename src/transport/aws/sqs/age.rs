@@ -10,8 +10,9 @@ use aws_sdk_cloudwatch::config::timeout::TimeoutConfig;
 use aws_sdk_cloudwatch::primitives::DateTime;
 use aws_sdk_cloudwatch::types::{Datapoint, Dimension, Statistic};
 
-use super::{QueueError, as_queue_error};
+use super::address::as_queue_error;
 use crate::aws::Aws;
+use crate::transport::queued::queue::QueueError;
 
 const NAMESPACE: &str = "AWS/SQS";
 const METRIC: &str = "ApproximateAgeOfOldestMessage";

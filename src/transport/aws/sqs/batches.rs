@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Address, LEAST_MAX_MESSAGE_BYTES};
+use super::address::{Address, EntryFault, LEAST_MAX_MESSAGE_BYTES};
 use crate::retry::Schedule;
 use crate::transport::aws::coalesce::BatchCall;
 use crate::transport::message::Receipt;
@@ -75,9 +75,6 @@ impl BatchCall for Acks {
         try_entries(items.len(), |places| async move { self.0.delete(items, &places).await }).await
     }
 }
-
-/// The error of one entry of a batch, with the index of the entry.
-pub(super) type EntryFault = (usize, QueueError);
 
 /// Makes a call with entries and repeats it for those that SQS could not process by a fault of its own. The SDK has
 /// retried calls that failed as a whole.

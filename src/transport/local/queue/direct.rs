@@ -56,7 +56,7 @@ impl Direct {
         };
         let opened = open();
         opened
-            .inspect_err(|error| tracing::info!(%error, "replies go through the database of the local backend only"))
+            .inspect_err(|error| tracing::info!(%error, "cannot use datagrams; replies are sent through the database of the local backend"))
             .ok()
     }
 
@@ -79,7 +79,7 @@ impl Direct {
             Err(error) => {
                 // Nobody listens, or the buffer is full.
                 if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::WouldBlock) {
-                    tracing::debug!(%error, "a message goes through the database");
+                    tracing::debug!(%error, "cannot send a datagram; sending the message through the database");
                 }
                 false
             }
@@ -103,7 +103,7 @@ impl Direct {
         match bind() {
             Ok(socket) => Some(Inbox { path, socket, held: Mutex::default(), clock: Arc::clone(clock) }),
             Err(error) => {
-                tracing::info!(queue, %error, "replies go through the database of the local backend only");
+                tracing::info!(queue, %error, "cannot use datagrams; replies are sent through the database of the local backend");
                 None
             }
         }

@@ -254,6 +254,24 @@ pub(super) fn set_visibility(
     Ok(())
 }
 
+/// Makes deliveries visible again after `delay`, which no process holds any more from here on.
+pub(super) fn release(session: &mut Session, name: &str, receipts: &[Receipt], delay: Duration) -> Result<(), Failure> {
+    let queue = find(session, name)?;
+    let mut update = session.connection.prepare_cached(
+        "UPDATE messages SET visible_at_ms = ?1, receiver_pid = NULL, receiver_started = NULL
+         WHERE id = ?2 AND queue_id = ?3 AND receive_count = ?4 AND message_id = ?5",
+    )?;
+    let visible_at_ms = session.now_ms.saturating_add(millis(delay));
+    let mut released = 0;
+    for key in receipts.iter().filter_map(DeliveryKey::parse) {
+        released += update.execute(params![visible_at_ms, key.row, queue.id, key.receive_count, key.message_id])?;
+    }
+    if released > 0 && delay < RECHECK {
+        session.notify.insert(name.to_owned());
+    }
+    Ok(())
+}
+
 /// Rows that one transaction of a purge deletes.
 const PURGED_AT_ONCE: usize = 500;
 

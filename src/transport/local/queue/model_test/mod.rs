@@ -13,6 +13,7 @@
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "a failed test prints the steps that led to it")]
 
 mod chance;
+mod model;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -21,18 +22,15 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use self::chance::{Clock, Random};
+use self::model::{
+    DEAD, Held, MAIN, MAX_MESSAGE_BYTES, Outcome, Pending, Row, Rows, Seen, attributes, bodies_in, deliver, end,
+    is_current, is_dead_letter, is_expired, move_dead_letters, rows,
+};
 use super::messages::{Taking, fair_share};
 use super::{expiry, messages};
 use crate::sqlite::{self, Failure, Session, millis};
-use crate::transport::message::{Delivery, Depth, Receipt};
-use crate::transport::queued::queue::{Outgoing, QueueAttributes, ReceiveOptions, Redrive};
-
-const MAIN: &str = "jobs";
-const DEAD: &str = "jobs-dead";
-const RETENTION: Duration = Duration::from_hours(1);
-const DEAD_RETENTION: Duration = Duration::from_hours(4);
-const MAX_RECEIVE_COUNT: u32 = 3;
-const MAX_MESSAGE_BYTES: usize = 64;
+use crate::transport::message::{Delivery, Depth};
+use crate::transport::queued::queue::{Outgoing, ReceiveOptions};
 
 const PROCESSES: usize = 3;
 const STEPS: usize = 60;
@@ -72,87 +70,11 @@ struct Process {
     held: Vec<Held>,
 }
 
-/// A delivery that a process knows.
-#[derive(Debug, Clone)]
-struct Held {
-    queue: &'static str,
-    receipt: Receipt,
-    body: u64,
-    receive_count: u32,
-}
-
 impl Process {
     fn open(data_dir: &Path) -> Process {
         let connection = sqlite::open_connection(data_dir).unwrap_or_else(|fault| panic!("{fault}"));
         connection.execute_batch("PRAGMA synchronous = OFF").expect("a pragma");
         Process { connection, held: Vec::new() }
-    }
-}
-
-/// A message in the model or in the file. Bodies are numbers, and each is sent once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Row {
-    queue: &'static str,
-    visible_at_ms: i64,
-    receive_count: u32,
-    sent_at_ms: i64,
-}
-
-type Rows = BTreeMap<u64, Row>;
-
-/// How an accepted message ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    Acknowledged,
-    Expired,
-    Purged,
-}
-
-/// Counts of the operations that the runs reached. The test fails if one of them is zero.
-#[derive(Debug, Default)]
-struct Seen {
-    sent: u64,
-    redelivered: u64,
-    acknowledged: u64,
-    expired: u64,
-    moved_to_dead_letters: u64,
-    released: u64,
-    extended: u64,
-    stale_receipts: u64,
-    purged: u64,
-    rolled_back: u64,
-    lost_answers: u64,
-    clock_steps: u64,
-}
-
-impl Seen {
-    fn fields(&mut self) -> [&mut u64; 12] {
-        [
-            &mut self.sent,
-            &mut self.redelivered,
-            &mut self.acknowledged,
-            &mut self.expired,
-            &mut self.moved_to_dead_letters,
-            &mut self.released,
-            &mut self.extended,
-            &mut self.stale_receipts,
-            &mut self.purged,
-            &mut self.rolled_back,
-            &mut self.lost_answers,
-            &mut self.clock_steps,
-        ]
-    }
-
-    fn add(&mut self, other: &Seen) {
-        let Seen { sent, redelivered, acknowledged, expired, moved_to_dead_letters, released, .. } = *other;
-        let Seen { extended, stale_receipts, purged, rolled_back, lost_answers, clock_steps, .. } = *other;
-        let first = [sent, redelivered, acknowledged, expired, moved_to_dead_letters, released];
-        let last = [extended, stale_receipts, purged, rolled_back, lost_answers, clock_steps];
-        self.fields().into_iter().zip(first.into_iter().chain(last)).for_each(|(sum, more)| *sum += more);
-    }
-
-    fn are_all(&mut self) -> bool {
-        self.fields().into_iter().all(|count| *count > 0)
     }
 }
 
@@ -170,17 +92,6 @@ struct Run<'a> {
     seen: Seen,
     steps: Vec<String>,
     is_loud: bool,
-}
-
-/// The effects of an open transaction, which are discarded if it is rolled back.
-#[derive(Default)]
-struct Pending {
-    rows: Rows,
-    outcomes: BTreeMap<u64, Outcome>,
-    /// Deliveries that the caller gets once the transaction is committed.
-    received: Vec<Held>,
-    spent: Vec<Receipt>,
-    seen: Seen,
 }
 
 impl Drop for Run<'_> {
@@ -449,9 +360,17 @@ impl<'a> Run<'a> {
         let Some(held) = self.some_held(process) else { return };
         let timeout = Duration::from_millis(self.random.pick(&[0, 2_000, 30_000, 120_000]));
         let is_current = is_current(&held, pending);
-        self.note(|| format!("  extend {} of {} by {timeout:?}, current {is_current}", held.body, held.queue));
+        let is_released = self.random.one_in(3);
+        self.note(|| {
+            let verb = if is_released { "release" } else { "extend" };
+            format!("  {verb} {} of {} for {timeout:?}, current {is_current}", held.body, held.queue)
+        });
         let mut session = Session::at(&self.processes[process].connection, now_ms);
-        ok(messages::set_visibility(&mut session, held.queue, &[(held.receipt.clone(), timeout)]));
+        if is_released {
+            ok(messages::release(&mut session, held.queue, std::slice::from_ref(&held.receipt), timeout));
+        } else {
+            ok(messages::set_visibility(&mut session, held.queue, &[(held.receipt.clone(), timeout)]));
+        }
         if is_current && let Some(row) = pending.rows.get_mut(&held.body) {
             row.visible_at_ms = now_ms + millis(timeout);
             pending.seen.extended += 1;
@@ -462,7 +381,7 @@ impl<'a> Run<'a> {
     fn release(&mut self, process: usize, now_ms: i64, pending: &mut Pending) {
         let Some(held) = self.some_held(process) else { return };
         let is_current = is_current(&held, pending);
-        self.note(|| format!("  release {} of {}, current {is_current}", held.body, held.queue));
+        self.note(|| format!("  undo the receive of {} of {}, current {is_current}", held.body, held.queue));
         let mut session = Session::at(&self.processes[process].connection, now_ms);
         ok(messages::undo_receive(&mut session, held.queue, std::slice::from_ref(&held.receipt)));
         if is_current && let Some(row) = pending.rows.get_mut(&held.body) {
@@ -552,105 +471,6 @@ impl<'a> Run<'a> {
         assert_eq!((self.rows.len(), left), (0, BTreeSet::new()), "messages that cannot be received");
         self.check_committed();
     }
-}
-
-/// Checks one delivery and applies its effect to the model.
-fn deliver(
-    delivery: &Delivery,
-    now_ms: i64,
-    queue: &'static str,
-    visibility_timeout: Duration,
-    pending: &mut Pending,
-) -> Held {
-    let body: u64 = delivery.body.parse().expect("bodies are numbers");
-    let row = pending.rows.get_mut(&body).unwrap_or_else(|| panic!("message {body} ended and is delivered"));
-    assert_eq!(row.queue, queue, "message {body} is in another queue");
-    assert!(row.visible_at_ms <= now_ms, "message {body} is invisible until {}", row.visible_at_ms);
-    assert!(!is_expired(row, now_ms), "message {body} is too old");
-    assert!(!is_dead_letter(row), "message {body} was received {} times", row.receive_count);
-    row.visible_at_ms = now_ms + millis(visibility_timeout);
-    row.receive_count += 1;
-    assert_eq!((delivery.receive_count, delivery.sent_at_ms), (row.receive_count, row.sent_at_ms), "message {body}");
-    pending.seen.redelivered += u64::from(row.receive_count > 1);
-    Held { queue, receipt: delivery.receipt.clone(), body, receive_count: row.receive_count }
-}
-
-/// Checks the dead letters that a receive moved and applies the moves to the model.
-fn move_dead_letters(now_ms: i64, queue: &str, left: &Rows, pending: &mut Pending) {
-    for body in bodies_in(queue, &pending.rows) {
-        let row = pending.rows.get_mut(&body).expect("just listed");
-        let is_moved = left.get(&body).is_some_and(|left| left.queue == DEAD && row.queue == MAIN);
-        if is_moved {
-            let may_move = row.visible_at_ms <= now_ms && is_dead_letter(row) && !is_expired(row, now_ms);
-            assert!(may_move, "message {body} is no dead letter: {row:?}");
-            (row.queue, row.visible_at_ms) = (DEAD, now_ms);
-            pending.seen.moved_to_dead_letters += 1;
-        }
-    }
-}
-
-fn end(body: u64, outcome: Outcome, pending: &mut Pending) {
-    match outcome {
-        Outcome::Acknowledged => pending.seen.acknowledged += 1,
-        Outcome::Expired => pending.seen.expired += 1,
-        Outcome::Purged => pending.seen.purged += 1,
-    }
-    assert_eq!(pending.outcomes.insert(body, outcome), None, "message {body} ended twice");
-}
-
-/// Returns true if the receipt is valid: its message was not delivered again, moved or removed.
-fn is_current(held: &Held, pending: &Pending) -> bool {
-    let row = pending.rows.get(&held.body);
-    row.is_some_and(|row| row.queue == held.queue && row.receive_count == held.receive_count)
-}
-
-fn is_expired(row: &Row, now_ms: i64) -> bool {
-    let retention = if row.queue == MAIN { RETENTION } else { DEAD_RETENTION };
-    row.sent_at_ms < now_ms - millis(retention)
-}
-
-fn is_dead_letter(row: &Row) -> bool {
-    row.queue == MAIN && row.receive_count >= MAX_RECEIVE_COUNT
-}
-
-fn bodies_in(queue: &str, rows: &Rows) -> Vec<u64> {
-    rows.iter().filter(|(_, row)| row.queue == queue).map(|(body, _)| *body).collect()
-}
-
-fn attributes(queue: &str) -> QueueAttributes {
-    let redrive = Redrive { dead_letter_queue: DEAD.to_owned(), max_receive_count: MAX_RECEIVE_COUNT };
-    QueueAttributes {
-        visibility_timeout: Duration::from_secs(30),
-        retention: if queue == MAIN { RETENTION } else { DEAD_RETENTION },
-        max_message_bytes: MAX_MESSAGE_BYTES,
-        redrive: (queue == MAIN).then_some(redrive),
-    }
-}
-
-/// Returns every message of the file. Fails if a body is there twice.
-fn rows(connection: &Connection) -> Rows {
-    let sql = "SELECT CAST(m.body AS INTEGER), q.name, m.visible_at_ms, m.receive_count, m.sent_at_ms
-               FROM messages m LEFT JOIN queues q ON q.id = m.queue_id";
-    let mut select = connection.prepare_cached(sql).expect("a statement");
-    let mut found = Rows::new();
-    let mut cursor = select.query([]).expect("rows");
-    while let Some(row) = cursor.next().expect("a row") {
-        let body: u64 = row.get(0).expect("a number");
-        let queue: Option<String> = row.get(1).expect("a name");
-        let queue = match queue.as_deref() {
-            Some(MAIN) => MAIN,
-            Some(DEAD) => DEAD,
-            other => panic!("message {body} is in queue {other:?}"),
-        };
-        let row = Row {
-            queue,
-            visible_at_ms: row.get(2).expect("a time"),
-            receive_count: row.get(3).expect("a count"),
-            sent_at_ms: row.get(4).expect("a time"),
-        };
-        assert_eq!(found.insert(body, row), None, "message {body} is there twice");
-    }
-    found
 }
 
 fn begin(connection: &Connection) {

@@ -9,6 +9,9 @@
 //! releases the lock however the process ends. So a process that gets the lock knows that no row will be added any more:
 //! bytes that no row names are those of failed or killed puts, and their space can be freed ([`Unwritten`]).
 
+mod pieces;
+mod unwritten;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -16,19 +19,16 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{self, BoxStream, StreamExt as _};
 use rustix::buffer::spare_capacity;
 use rustix::fs::{FallocateFlags, FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+pub(super) use self::unwritten::Unwritten;
 use crate::sqlite::{self, Database, Fault};
-use crate::transport::error::TransportError;
-use crate::transport::reader::MAX_PIECE_BYTES;
 
 const DIRECTORY: &str = "objects";
 /// Once a segment is as long as this, a new one follows (256 MiB).
@@ -39,12 +39,10 @@ const MAX_CONCURRENT: usize = 32;
 const KEPT_OPEN: usize = 8;
 /// Bodies begin at multiples of this, the block size of most file systems. When blocks are larger, a hole leaves the
 /// blocks at its edges allocated until the segment is removed.
-const BLOCK_BYTES: u64 = 4 << 10;
+pub(super) const BLOCK_BYTES: u64 = 4 << 10;
 /// The suffix of segments whose bodies begin at blocks and whose writer holds a lock. Releases before 0.2 wrote segments
 /// without it.
 const SUFFIX: &str = ".seg";
-/// A segment of an earlier release has no lock. It counts as unwritten when it was not modified for so long.
-const UNLOCKED_IS_UNWRITTEN_AFTER: Duration = Duration::from_secs(3600);
 /// Names that are tried for a new segment when each is deleted by a concurrent garbage collection of empty segments.
 const MAX_BEGINNINGS: usize = 16;
 /// Places of failed puts that are remembered until it is known whether a row names them. The space of more than these is
@@ -114,16 +112,6 @@ impl Drop for Appended {
             doubtful.push(self.place.clone());
         }
     }
-}
-
-/// A segment that no process writes any more. It holds the lock, so that one process at a time works on it.
-pub(super) struct Unwritten {
-    pub name: String,
-    path: PathBuf,
-    file: File,
-    pub length_bytes: u64,
-    /// Bytes that the file system has allocated.
-    pub allocated_bytes: u64,
 }
 
 /// The space of all segments.
@@ -205,20 +193,6 @@ impl Segments {
         self.blocking(move |segments| segments.read(&place)).await
     }
 
-    /// As [`Segments::read_aside`], in pieces. The last one is withheld unless the checksum of all of them is right.
-    pub(crate) fn pieces(
-        self: &Arc<Self>,
-        place: Place,
-        error: impl Fn(Fault) -> TransportError + Send + 'static,
-    ) -> BoxStream<'static, Result<Bytes, TransportError>> {
-        let pieces = Pieces { segments: Arc::clone(self), place, read_bytes: 0, checksum: crc32fast::Hasher::new() };
-        let next = |mut pieces: Pieces| async {
-            let next = pieces.next().await.transpose()?;
-            Some((next, pieces))
-        };
-        stream::unfold(pieces, next).map(move |piece| piece.map_err(&error)).boxed()
-    }
-
     /// Frees the space of bodies that no row names any more, if the file system can.
     pub(crate) async fn release(self: &Arc<Self>, places: Vec<Place>) {
         if places.is_empty() {
@@ -273,52 +247,6 @@ impl Segments {
             }
         }
         Ok(usage)
-    }
-
-    /// Returns the names of all segments, oldest first.
-    pub(crate) fn names(&self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.directory)? {
-            names.extend(entry?.file_name().into_string().ok().filter(|name| is_segment(name)));
-        }
-        names.sort_unstable();
-        Ok(names)
-    }
-
-    /// Claims the segment, if no process writes it or works on it.
-    pub(crate) fn claim(&self, name: &str) -> io::Result<Option<Unwritten>> {
-        let path = self.directory.join(name);
-        let file = match OpenOptions::new().read(true).write(true).open(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            opened => opened?,
-        };
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            // A process writes the segment, or the file system has no locks, so that this cannot be known.
-            Err(Errno::WOULDBLOCK | Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        }
-        let metadata = file.metadata()?;
-        let was_modified_lately =
-            || metadata.modified().map_or(true, |at| at.elapsed().unwrap_or_default() < UNLOCKED_IS_UNWRITTEN_AFTER);
-        if metadata.nlink() == 0 || (!name.ends_with(SUFFIX) && was_modified_lately()) {
-            return Ok(None);
-        }
-        let (length_bytes, allocated_bytes) = (metadata.len(), allocated_bytes(&metadata));
-        Ok(Some(Unwritten { name: name.to_owned(), path, file, length_bytes, allocated_bytes }))
-    }
-
-    /// Frees all space of a segment except that of `live`, which are all bodies that rows name, by ascending offset.
-    pub(crate) fn punch_outside(&self, segment: &Unwritten, live: &[Place]) -> io::Result<()> {
-        let mut gaps = Vec::new();
-        let mut end = 0;
-        for place in live {
-            gaps.push((end, place.offset / BLOCK_BYTES * BLOCK_BYTES));
-            end = end.max((place.offset + place.size_bytes).next_multiple_of(BLOCK_BYTES));
-        }
-        gaps.push((end, segment.length_bytes.next_multiple_of(BLOCK_BYTES)));
-        gaps.retain(|(begin, end)| begin < end);
-        self.punch(&segment.file, &gaps)
     }
 
     /// Punches holes, given by their begin and end.
@@ -401,19 +329,6 @@ impl Segments {
     }
 }
 
-impl Unwritten {
-    /// Removes the segment, whose bodies are all deleted or moved. Its blocks are freed first: a reader of another process
-    /// may keep the file open.
-    pub(crate) fn remove(self) -> io::Result<()> {
-        self.file.set_len(0)?;
-        std::fs::remove_file(&self.path)
-    }
-}
-
-fn is_segment(name: &str) -> bool {
-    name.strip_suffix(SUFFIX).unwrap_or(name).parse::<Uuid>().is_ok()
-}
-
 fn allocated_bytes(metadata: &Metadata) -> u64 {
     metadata.blocks() * 512
 }
@@ -435,43 +350,6 @@ fn joined(mut extents: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
         }
     }
     joined
-}
-
-/// A body that is being read from its beginning.
-struct Pieces {
-    segments: Arc<Segments>,
-    place: Place,
-    read_bytes: u64,
-    checksum: crc32fast::Hasher,
-}
-
-impl Pieces {
-    /// Reads the next piece. Returns `None` at the end and after an error.
-    async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
-        let left = self.place.size_bytes - self.read_bytes;
-        if left == 0 {
-            return Ok(None);
-        }
-        let offset = self.place.offset + self.read_bytes;
-        let piece = Place { offset, size_bytes: left.min(MAX_PIECE_BYTES), ..self.place.clone() };
-        // Nothing follows an error: the place is set again only after a successful read.
-        self.read_bytes = self.place.size_bytes;
-        let bytes = self.segments.blocking(move |segments| {
-            let read = segments.reader(&piece.segment).and_then(|file| read_at(&file, &piece));
-            read.map(Bytes::from).map_err(|error| fault(&segments.directory.join(&piece.segment), &error))
-        });
-        let bytes = bytes.await?;
-        self.checksum.update(&bytes);
-        self.read_bytes = self.place.size_bytes - left + bytes.len() as u64;
-        if self.read_bytes == self.place.size_bytes && self.checksum.clone().finalize() != self.place.checksum {
-            let Place { segment, offset, size_bytes, .. } = &self.place;
-            return Err(Fault::Unavailable(format!(
-                "the {size_bytes} bytes at {offset} of {segment} are not those of the object that is read: it was \
-                 replaced or deleted meanwhile, or the disk is damaged"
-            )));
-        }
-        Ok(Some(bytes))
-    }
 }
 
 /// Reads into memory that is not cleared first, since clearing takes as long as reading.
