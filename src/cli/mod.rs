@@ -46,7 +46,7 @@ pub use self::data::DataArgs;
 pub use self::http::HttpArgs;
 pub use self::limits::{BatchArgs, LeaseArgs, LimitArgs};
 pub use self::loadgen::LoadgenArgs;
-pub use self::model::ModelArgs;
+pub use self::model::{ModelArgs, ModelNamesArgs, RunArgs, ServiceModelArgs};
 pub use self::policy::{PolicyArgs, PolicyKind};
 pub use self::provision::ProvisionArgs;
 pub use self::queue::{QueueArgs, QueueCommand};

@@ -6,11 +6,37 @@ use clap::Args;
 
 use crate::model::{self, ModelChoice};
 
+/// The model of a command that runs one.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
     /// A folder with a model.toml, or a name under models/ [default: efficientnet-lite0]
     #[arg(long, env = "IMGCLS_MODEL")]
     pub model: Option<String>,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// The models of a service, the first of which is that of requests that name none.
+#[derive(Debug, Args)]
+pub struct ModelNamesArgs {
+    /// A folder with a model.toml, or a name under models/; may be repeated: then requests choose one by its name, and
+    /// the first classifies those that name none [default: efficientnet-lite0]
+    #[arg(long = "model", env = "IMGCLS_MODEL", value_name = "MODEL", value_delimiter = ',')]
+    pub models: Vec<String>,
+}
+
+/// The models of a service that runs them.
+#[derive(Debug, Args)]
+pub struct ServiceModelArgs {
+    #[command(flatten)]
+    pub names: ModelNamesArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// How a model runs.
+#[derive(Debug, Args)]
+pub struct RunArgs {
     /// File of the model to use, as model.toml names it (int8, fp16) [default: as `imgcls tune` found,
     /// else by the features of this CPU]
     #[arg(long, env = "IMGCLS_VARIANT")]
@@ -29,8 +55,29 @@ pub struct ModelArgs {
 
 impl ModelArgs {
     pub fn choice(&self) -> ModelChoice {
+        self.run.choice(self.model.as_ref())
+    }
+}
+
+impl ServiceModelArgs {
+    /// The models of the service, at least one. The first classifies images of requests that name none.
+    pub fn choices(&self) -> Vec<ModelChoice> {
+        if self.names.models.is_empty() {
+            return vec![self.run.choice(None)];
+        }
+        self.names.models.iter().map(|model| self.run.choice(Some(model))).collect()
+    }
+
+    /// The first of [`ServiceModelArgs::choices`].
+    pub fn choice(&self) -> ModelChoice {
+        self.run.choice(self.names.models.first())
+    }
+}
+
+impl RunArgs {
+    fn choice(&self, model: Option<&String>) -> ModelChoice {
         ModelChoice {
-            model: self.model.clone(),
+            model: model.cloned(),
             variant: self.variant.clone(),
             ort_dylib: self.ort_dylib.clone(),
             intra_threads: self.intra_threads,

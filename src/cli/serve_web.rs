@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 
 use super::http::HttpArgs;
 use super::limits::LimitArgs;
+use super::model::ModelNamesArgs;
 use super::retention::RetentionArgs;
 use super::shared::SharedArgs;
 use super::usage::usage;
@@ -20,6 +21,8 @@ pub struct ServeWebArgs {
     pub limits: LimitArgs,
     #[command(flatten)]
     pub retention: RetentionArgs,
+    #[command(flatten)]
+    pub model: ModelNamesArgs,
     /// Format of messages to workers: v1, or that of the legacy system, for its workers; then images travel inside the
     /// messages, whose size the queue limits, and answers are labels without scores
     #[arg(long, env = "IMGCLS_WIRE", default_value = "v1")]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use clap::Args;
 
 use super::limits::{BatchArgs, LeaseArgs, LimitArgs};
-use super::model::ModelArgs;
+use super::model::ServiceModelArgs;
 use super::parse::positive;
 use super::shared::SharedArgs;
 use crate::config::{Backend, Names};
@@ -17,7 +17,7 @@ pub struct WorkerArgs {
     #[command(flatten)]
     pub shared: SharedArgs,
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub model: ServiceModelArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
     #[command(flatten)]

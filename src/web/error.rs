@@ -170,6 +170,7 @@ impl Problem {
         };
         let status = match (result.status, code.is_client_fault()) {
             (Status::Expired, _) => StatusCode::GATEWAY_TIMEOUT,
+            _ if code == ErrorCode::UnknownModel => StatusCode::NOT_FOUND,
             (_, true) => StatusCode::UNPROCESSABLE_ENTITY,
             (_, false) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -182,6 +183,7 @@ impl Problem {
             ErrorCode::InputTooLarge => "The image file is too large",
             ErrorCode::InputMissing => "The image is missing from the store",
             ErrorCode::Malformed => "The message to the worker was malformed",
+            ErrorCode::UnknownModel => "There is no such model",
             ErrorCode::AttemptsExhausted => "Failed after several attempts",
             ErrorCode::Expired => "Not classified in time",
             ErrorCode::Internal => "An internal error",
@@ -202,6 +204,7 @@ fn kind_of(code: ErrorCode) -> &'static str {
         ErrorCode::InputMissing => "input-missing",
         ErrorCode::InputTooLarge => "too-large",
         ErrorCode::Malformed => "malformed-message",
+        ErrorCode::UnknownModel => "unknown-model",
         ErrorCode::AttemptsExhausted => "attempts-exhausted",
         ErrorCode::Expired => "expired",
         ErrorCode::Internal => "internal",

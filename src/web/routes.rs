@@ -132,7 +132,7 @@ impl Query {
                 .ok_or_else(|| Problem::malformed(format!("top_k={text:?} is not between 1 and {MAX_TOP_K}")))?,
         };
         let traceparent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        Ok(JobOptions { top_k, traceparent })
+        Ok(JobOptions { top_k, model: None, traceparent })
     }
 }
 
