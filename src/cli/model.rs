@@ -59,13 +59,24 @@ impl ModelArgs {
     }
 }
 
+impl ModelNamesArgs {
+    /// The models of a tier that does not run them.
+    pub fn choices(&self) -> Vec<ModelChoice> {
+        self.each(|model| ModelChoice { model: model.cloned(), ..ModelChoice::default() })
+    }
+
+    fn each(&self, choice: impl Fn(Option<&String>) -> ModelChoice) -> Vec<ModelChoice> {
+        match &self.models[..] {
+            [] => vec![choice(None)],
+            models => models.iter().map(|model| choice(Some(model))).collect(),
+        }
+    }
+}
+
 impl ServiceModelArgs {
     /// The models of the service, at least one. The first classifies images of requests that name none.
     pub fn choices(&self) -> Vec<ModelChoice> {
-        if self.names.models.is_empty() {
-            return vec![self.run.choice(None)];
-        }
-        self.names.models.iter().map(|model| self.run.choice(Some(model))).collect()
+        self.names.each(|model| self.run.choice(model))
     }
 
     /// The first of [`ServiceModelArgs::choices`].

@@ -14,7 +14,7 @@
 //!
 //! Files:
 //! - `choice`: what the settings choose, completed by the result of `imgcls tune`; `find`: where the model and the ONNX Runtime library are searched for
-//! - `package`: `model.toml`, the variant for this CPU, digests, labels
+//! - `package`: `model.toml`, the variant for this CPU, digests, labels; `summary`: what a listing shows of it
 //! - `seal`: files of the cache that can be trusted; `tuning`: the result of `imgcls tune`; `file`: reading and digests
 
 mod bmp;
@@ -41,6 +41,7 @@ mod png;
 mod preprocess;
 mod runtime;
 mod seal;
+mod summary;
 mod tensor;
 mod tiff;
 mod tuning;
@@ -65,6 +66,7 @@ pub(crate) use self::memory::default_decode_bytes;
 pub use self::onnx::Session;
 pub use self::package::ModelPackage;
 pub(crate) use self::runtime::portable_runtime;
+pub use self::summary::{FileSummary, ModelSummary, model_name};
 pub use self::tensor::{Tensor, Values};
 pub use self::tuning::{Tuning, cores};
 
