@@ -8,9 +8,11 @@ use crate::model::{self, ModelChoice};
 
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// A folder with a model.toml, or a name under models/ [default: efficientnet-lite0]
+    /// A name or NAME@VERSION that `imgcls model list` shows, or a folder with a model.toml [default: efficientnet-lite0]
     #[arg(long, env = "IMGCLS_MODEL")]
     pub model: Option<String>,
+    #[command(flatten)]
+    pub models_dir: ModelsDirArgs,
     /// File of the model to use, as model.toml names it (int8, fp16) [default: as `imgcls tune` found,
     /// else by the features of this CPU]
     #[arg(long, env = "IMGCLS_VARIANT")]
@@ -31,10 +33,26 @@ impl ModelArgs {
     pub fn choice(&self) -> ModelChoice {
         ModelChoice {
             model: self.model.clone(),
+            models_dir: self.models_dir.folder(),
             variant: self.variant.clone(),
             ort_dylib: self.ort_dylib.clone(),
             intra_threads: self.intra_threads,
             cache_dir: self.cache_dir.clone().or_else(model::default_cache_dir),
         }
+    }
+}
+
+/// The directory of added models.
+#[derive(Debug, Clone, Args)]
+pub struct ModelsDirArgs {
+    /// Directory of the models that `imgcls model add` added; a name is looked up there first [default:
+    /// $XDG_DATA_HOME/imgcls/models, or ~/.local/share/imgcls/models]
+    #[arg(long, env = "IMGCLS_MODELS_DIR")]
+    pub models_dir: Option<PathBuf>,
+}
+
+impl ModelsDirArgs {
+    pub fn folder(&self) -> Option<PathBuf> {
+        self.models_dir.clone().or_else(model::default_models_dir)
     }
 }
