@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use super::model::ModelsDirArgs;
 use super::parse::{percent, positive_duration};
 use super::policy::{Defaults, PolicyArgs, PolicyKind};
 use super::retention::KeepArgs;
@@ -156,6 +157,8 @@ pub struct StackArgs {
     /// running machines switch to it [default: efficientnet-lite0, as part of the bundle]
     #[arg(long = "model", env = "IMGCLS_MODEL", value_name = "MODEL", value_delimiter = ',')]
     pub models: Vec<String>,
+    #[command(flatten)]
+    pub models_dir: ModelsDirArgs,
     /// ONNX Runtime library in the bundle [default: $ORT_DYLIB_PATH, else searched for near the binary]
     #[arg(long, env = "IMGCLS_ORT_DYLIB")]
     pub ort_dylib: Option<PathBuf>,
@@ -172,7 +175,7 @@ pub struct StackArgs {
 
 impl StackArgs {
     fn model_choice(&self, model: &str) -> ModelChoice {
-        ModelChoice { model: Some(model.to_owned()), ..ModelChoice::default() }
+        ModelChoice { model: Some(model.to_owned()), models_dir: self.models_dir.folder(), ..ModelChoice::default() }
     }
 }
 

@@ -104,6 +104,7 @@ impl Supervisor<'_> {
         decided.extend(choice.variant.as_ref().map(|variant| ("variant", variant.into())));
         decided.extend(choice.intra_threads.map(|threads| ("intra-threads", threads.to_string().into())));
         decided.extend(choice.cache_dir.as_ref().map(|folder| ("cache-dir", folder.into())));
+        decided.extend(choice.models_dir.as_ref().map(|folder| ("models-dir", folder.into())));
         Ok(up::Workers {
             backend,
             names,
