@@ -27,10 +27,9 @@ impl Artifacts {
         }
         let in_bundle = if packages.is_empty() { vec![ModelChoice::default()] } else { Vec::new() };
         let bundle = bundle(config, &in_bundle)?;
-        ensure!(
-            !packages.is_empty() || !bundle.reference.models.is_empty(),
-            "the bundle has no model: give --model, or a bundle that `imgcls provision export --bundle-to FILE` wrote"
-        );
+        if packages.is_empty() {
+            check_has_model(&bundle)?;
+        }
         Ok(Artifacts { bundle, packages })
     }
 
@@ -42,7 +41,9 @@ impl Artifacts {
     pub(super) fn in_one_bundle(config: &Config) -> anyhow::Result<Artifacts> {
         let default = [ModelChoice::default()];
         let models = if config.models.is_empty() { &default[..] } else { &config.models };
-        Ok(Artifacts { bundle: bundle(config, models)?, packages: Vec::new() })
+        let bundle = bundle(config, models)?;
+        check_has_model(&bundle)?;
+        Ok(Artifacts { bundle, packages: Vec::new() })
     }
 
     pub(super) fn package_refs(&self) -> Vec<PackageRef> {
@@ -60,6 +61,14 @@ impl Artifacts {
         );
         Ok(())
     }
+}
+
+fn check_has_model(bundle: &Bundle) -> anyhow::Result<()> {
+    ensure!(
+        !bundle.reference.models.is_empty(),
+        "the bundle has no model: give one that `imgcls provision export --bundle-to FILE` wrote"
+    );
+    Ok(())
 }
 
 fn bundle(config: &Config, models: &[ModelChoice]) -> anyhow::Result<Bundle> {
