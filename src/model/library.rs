@@ -101,13 +101,13 @@ fn sorted(table: toml::Table) -> toml::Table {
     entries.into_iter().map(|(key, value)| (key, nested(value))).collect()
 }
 
-/// Says whether an installed version becomes the current one.
+/// Says whether the pointer to the current version moves when a version is installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// Services that name the model switch to it.
-    Current,
-    /// It waits for `imgcls model use`. The first version of a model becomes current anyhow.
-    Later,
+pub enum Pointer {
+    /// The installed version becomes the current one, and services that name the model switch to it.
+    Move,
+    /// It waits for `imgcls model use`. The first version of a model becomes the current one anyhow.
+    Keep,
 }
 
 /// The models directory.
@@ -264,7 +264,7 @@ impl Library {
         staging: Staging,
         name: &str,
         version: &str,
-        activation: Activation,
+        pointer: Pointer,
     ) -> anyhow::Result<PathBuf> {
         check_part("name of a model", name)?;
         check_part("version of a model", version)?;
@@ -280,7 +280,7 @@ impl Library {
             sync_folder(&model).and_then(|()| sync_folder(&self.folder)).with_context(cannot_write)?;
         }
         let history = self.history(name)?;
-        if activation == Activation::Current || history.is_empty() {
+        if pointer == Pointer::Move || history.is_empty() {
             self.write_history(name, &put_first(history, version))?;
         }
         Ok(package)
@@ -463,7 +463,7 @@ fn sync_folder(folder: &Path) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
-    fn install(library: &Library, name: &str, version: &str, activation: Activation) -> PathBuf {
+    fn install(library: &Library, name: &str, version: &str, pointer: Pointer) -> PathBuf {
         let staging = library.stage().unwrap();
         fs::write(staging.path().join(DESCRIPTION), format!("version = {version:?}\n")).unwrap();
         library.install(staging, name, version, activation).unwrap()
@@ -489,10 +489,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let library = Library::new(folder.path().join("models"));
         assert_eq!(library.resolve(&Reference::parse("m").unwrap()).unwrap(), None);
-        let first = install(&library, "m", "1", Activation::Later);
+        let first = install(&library, "m", "1", Pointer::Keep);
         assert_eq!(current(&library, "m"), "1", "the first version is in use at once");
-        install(&library, "m", "2", Activation::Current);
-        install(&library, "m", "3", Activation::Later);
+        install(&library, "m", "2", Pointer::Move);
+        install(&library, "m", "3", Pointer::Keep);
         assert_eq!(current(&library, "m"), "2");
         assert_eq!(library.use_version("m", "3").unwrap().as_deref(), Some("2"));
         assert_eq!(library.rollback("m").unwrap(), ("3".to_owned(), "2".to_owned()));
@@ -511,13 +511,13 @@ mod tests {
     fn version_in_use_is_removed_only_by_force_or_with_the_whole_model() {
         let folder = tempfile::tempdir().unwrap();
         let library = Library::new(folder.path());
-        install(&library, "m", "1", Activation::Current);
-        install(&library, "m", "2", Activation::Current);
+        install(&library, "m", "1", Pointer::Move);
+        install(&library, "m", "2", Pointer::Move);
         let remove = |text: &str, force| library.remove(&Reference::parse(text).unwrap(), force);
         assert!(remove("m@2", false).unwrap_err().to_string().contains("is in use"));
         assert_eq!(remove("m@2", true).unwrap(), ["2"]);
         assert_eq!(current(&library, "m"), "1");
-        install(&library, "m", "3", Activation::Later);
+        install(&library, "m", "3", Pointer::Keep);
         assert!(remove("m@1", true).unwrap_err().to_string().contains("no earlier version"));
         assert_eq!(remove("m@3", false).unwrap(), ["3"]);
         assert_eq!(remove("m", false).unwrap(), ["1"]);
@@ -535,7 +535,7 @@ mod tests {
                 let library = &library;
                 scope.spawn(move || {
                     for round in 0..5 {
-                        install(library, "m", &format!("v{}", (thread + round) % 3), Activation::Current);
+                        install(library, "m", &format!("v{}", (thread + round) % 3), Pointer::Move);
                         let _ = library.rollback("m");
                         let used = library.resolve(&Reference::parse("m").unwrap()).unwrap();
                         assert!(used.unwrap().join(DESCRIPTION).is_file());

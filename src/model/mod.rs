@@ -67,7 +67,7 @@ pub use self::decode::{format_names, sniff};
 pub use self::error::PrepareError;
 pub(crate) use self::find::{model_folder, shipped_models};
 pub use self::jpeg::DECODER as JPEG_DECODER;
-pub use self::library::{Activation, Installed, Library, Reference, Staging, content_version};
+pub use self::library::{Installed, Library, Pointer, Reference, Staging, content_version};
 pub(crate) use self::memory::default_decode_bytes;
 pub use self::onnx::Session;
 pub use self::onnx_file::{OnnxFile, TensorInfo, field as onnx_field};
