@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::limits::{BatchArgs, LeaseArgs, LimitArgs};
-use super::model::ModelArgs;
+use super::model::ServiceModelArgs;
 use super::parse::positive_duration;
 use super::policy::Defaults;
 use super::shared::SharedArgs;
@@ -40,7 +40,7 @@ pub struct AutoscaleArgs {
     #[command(flatten)]
     pub limits: LimitArgs,
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub model: ServiceModelArgs,
     #[command(flatten)]
     pub batch: BatchArgs,
     #[command(flatten)]

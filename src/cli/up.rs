@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::http::HttpArgs;
 use super::limits::{BatchArgs, LeaseArgs, LimitArgs};
-use super::model::ModelArgs;
+use super::model::ServiceModelArgs;
 use super::retention::RetentionArgs;
 use super::shared::{BackendArg, SharedArgs};
 use super::usage::usage;
@@ -25,7 +25,7 @@ pub struct UpArgs {
     #[command(flatten)]
     pub limits: LimitArgs,
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub model: ServiceModelArgs,
     #[command(flatten)]
     pub batch: BatchArgs,
     #[command(flatten)]
@@ -58,7 +58,7 @@ impl UpArgs {
             workers: &self.workers,
         };
         Ok(up::Config {
-            web: self.http.config(&self.shared, &self.limits, backend.clone(), names.clone()),
+            web: self.http.config(&self.shared, &self.limits, backend.clone(), names.clone(), self.model.choices()),
             retention: self.retention.config(backend, names.clone()),
             workers: supervisor.workers(settings, &data_dir, names, model)?,
         })

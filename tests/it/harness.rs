@@ -21,8 +21,9 @@ pub fn imgcls() -> Command {
             command.env_remove(name);
         }
     }
-    // The tests neither use nor change the cache directory of the user who runs them.
+    // The tests neither use nor change the cache and models directories of the user who runs them.
     command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+    command.env("XDG_DATA_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 
@@ -426,6 +427,7 @@ pub fn classify_request(id: Uuid) -> ClassifyRequest {
         image: None,
         image_data: None,
         top_k: 5,
+        model: None,
         submitted_at,
         expires_at: submitted_at + Duration::from_secs(3_600),
         reply_to: None,

@@ -46,6 +46,7 @@ mod log_faults;
 mod message_size;
 mod messages;
 mod model;
+mod model_requests;
 mod odd_images;
 mod overload;
 mod page;
