@@ -114,7 +114,7 @@ fn run_worker(args: &WorkerArgs, settings: &Document) -> anyhow::Result<ExitCode
         if let Some(models) = &mut models {
             models.download().await?;
         }
-        let config = args.config(backend, names, TunedChoice::read(args.model.choice()));
+        let config = args.config(backend, names, TunedChoice::read(args.model.choice()).tuning);
         let tier = worker::run(config, on_signals()?);
         Box::pin(traced("imgcls-worker", beside_models(models, tier))).await
     })?;

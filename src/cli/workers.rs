@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args};
 
 use super::limits::{BatchArgs, LimitArgs};
+use super::model_run::ModelRunArgs;
 use super::parse::positive_duration;
 use super::policy::{Defaults, PolicyArgs, PolicyKind};
 use super::shared::SharedArgs;
@@ -69,6 +70,7 @@ pub(super) struct Supervisor<'a> {
     pub command: &'static str,
     pub shared: &'a SharedArgs,
     pub limits: &'a LimitArgs,
+    pub model_run: &'a ModelRunArgs,
     pub batch: &'a BatchArgs,
     pub workers: &'a WorkersArgs,
 }
@@ -98,12 +100,13 @@ impl Supervisor<'_> {
             ("input-bucket", names.input_bucket.clone().into()),
             ("output-bucket", names.output_bucket.clone().into()),
             ("max-decode-bytes", limits.max_decode_bytes.to_string().into()),
+            ("model-memory", self.model_run.max_model_bytes(autoscale.bounds.max()).to_string().into()),
             ("max-batch-size", max_batch_size.to_string().into()),
             ("sessions", "1".into()),
             ("drain-on-stdin-close", "true".into()),
         ];
-        decided.extend(choice.variant.as_ref().map(|variant| ("variant", variant.into())));
-        decided.extend(choice.intra_threads.map(|threads| ("intra-threads", threads.to_string().into())));
+        // Variant and threads that `imgcls tune` found are those of one model, and each worker reads them for each of its
+        // models.
         decided.extend(choice.cache_dir.as_ref().map(|folder| ("cache-dir", folder.into())));
         decided.extend(choice.models_dir.as_ref().map(|folder| ("models-dir", folder.into())));
         Ok(up::Workers {

@@ -68,7 +68,7 @@ pub use self::error::PrepareError;
 pub(crate) use self::find::{model_folder, shipped_models};
 pub use self::jpeg::DECODER as JPEG_DECODER;
 pub use self::library::{Activation, Installed, Library, Reference, Staging, content_version};
-pub(crate) use self::memory::default_decode_bytes;
+pub(crate) use self::memory::{default_decode_bytes, default_model_bytes, resident_bytes};
 pub use self::onnx::Session;
 pub use self::onnx_file::{OnnxFile, TensorInfo, field as onnx_field};
 pub use self::package::ModelPackage;

@@ -1,6 +1,7 @@
 //! Dynamic batching: a batch closes when it is full or has waited long enough, and only a free session begins one. So it
 //! grows while the model is busy, and a single image waits for nothing.
 
+use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,7 +36,7 @@ impl BatchRule {
 /// The images that wait for a session. Sessions take batches themselves: no other thread has to be woken for that.
 pub(crate) struct BatchQueue {
     rule: BatchRule,
-    fetched: Mutex<mpsc::Receiver<Fetched>>,
+    fetched: Mutex<ByModel>,
     load: watch::Sender<SessionLoad>,
     runtime: Handle,
 }
@@ -49,7 +50,8 @@ impl BatchQueue {
     pub(crate) fn new(rule: BatchRule, capacity: usize) -> (mpsc::Sender<Fetched>, BatchQueue) {
         let (sender, fetched) = mpsc::channel(capacity);
         let load = watch::Sender::new(SessionLoad::NOTHING_YET);
-        (sender, BatchQueue { rule, fetched: Mutex::new(fetched), load, runtime: Handle::current() })
+        let fetched = Mutex::new(ByModel { fetched, others: VecDeque::new() });
+        (sender, BatchQueue { rule, fetched, load, runtime: Handle::current() })
     }
 
     pub(crate) fn load(&self) -> watch::Receiver<SessionLoad> {
@@ -70,23 +72,29 @@ impl BatchQueue {
         self.set_quietly(|load| *load = load.measured(worked));
     }
 
-    async fn fill(&self, fetched: &mut mpsc::Receiver<Fetched>) -> Option<Vec<Fetched>> {
-        let first = match fetched.try_recv() {
-            Ok(first) => first,
-            Err(_) => self.waiting(fetched.recv()).await?,
+    async fn fill(&self, images: &mut ByModel) -> Option<Vec<Fetched>> {
+        let first = match images.oldest() {
+            Some(first) => first,
+            None => self.waiting(images.fetched.recv()).await?,
         };
         let opened_at = Instant::now();
+        let model = first.model;
         let mut batch = vec![first];
         loop {
             while batch.len() < self.rule.max_size
-                && let Ok(next) = fetched.try_recv()
+                && let Some(next) = images.oldest_of(model)
             {
                 batch.push(next);
             }
             let decision = self.rule.decide(batch.len(), opened_at, Instant::now());
             let Decision::WaitUntil(until) = decision else { return Some(batch) };
-            match self.waiting(tokio::time::timeout_at(until.into(), fetched.recv())).await {
-                Ok(Some(next)) => batch.push(next),
+            // An image of another model does not wait until this batch is full.
+            if !images.others.is_empty() {
+                return Some(batch);
+            }
+            match self.waiting(tokio::time::timeout_at(until.into(), images.fetched.recv())).await {
+                Ok(Some(next)) if next.model == model => batch.push(next),
+                Ok(Some(next)) => images.others.push_back(next),
                 Ok(None) | Err(_) => return Some(batch),
             }
         }
@@ -109,8 +117,36 @@ impl BatchQueue {
     }
 
     /// Locks the queue, also after a panic: a session that panicked held no image of others.
-    fn fetched(&self) -> MutexGuard<'_, mpsc::Receiver<Fetched>> {
+    fn fetched(&self) -> MutexGuard<'_, ByModel> {
         self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The images that wait, for batches of one model each. A batch begins with the oldest image, so that no model waits
+/// longer because another one gets more images.
+struct ByModel {
+    fetched: mpsc::Receiver<Fetched>,
+    /// Images that were passed over because a batch was of another model, the oldest first. All are older than those in
+    /// `fetched`. Their number is bounded, because each holds its permit to wait.
+    others: VecDeque<Fetched>,
+}
+
+impl ByModel {
+    fn oldest(&mut self) -> Option<Fetched> {
+        self.others.pop_front().or_else(|| self.fetched.try_recv().ok())
+    }
+
+    fn oldest_of(&mut self, model: usize) -> Option<Fetched> {
+        if let Some(at) = self.others.iter().position(|image| image.model == model) {
+            return self.others.remove(at);
+        }
+        while let Ok(next) = self.fetched.try_recv() {
+            if next.model == model {
+                return Some(next);
+            }
+            self.others.push_back(next);
+        }
+        None
     }
 }
 
