@@ -79,13 +79,8 @@ impl AutoscaleArgs {
     /// A [`super::UsageError`] if the flags contradict each other.
     pub fn process_config(&self, settings: &Document, model: &TunedChoice) -> anyhow::Result<up::Workers> {
         let data_dir = std::path::absolute(&self.shared.data_dir).context("--data-dir")?;
-        let supervisor = Supervisor {
-            command: "autoscale",
-            shared: &self.shared,
-            limits: &self.limits,
-            batch: &self.batch,
-            workers: &self.workers,
-        };
+        let supervisor =
+            Supervisor { command: "autoscale", shared: &self.shared, limits: &self.limits, workers: &self.workers };
         supervisor.workers(settings, &data_dir, self.shared.names().with_local_defaults(), model)
     }
 }

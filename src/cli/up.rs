@@ -50,13 +50,8 @@ impl UpArgs {
         let data_dir = std::path::absolute(&self.shared.data_dir).context("--data-dir")?;
         let backend = Backend::Local { data_dir: data_dir.clone() };
         let names = self.shared.names().with_local_defaults();
-        let supervisor = Supervisor {
-            command: "up",
-            shared: &self.shared,
-            limits: &self.limits,
-            batch: &self.batch,
-            workers: &self.workers,
-        };
+        let supervisor =
+            Supervisor { command: "up", shared: &self.shared, limits: &self.limits, workers: &self.workers };
         Ok(up::Config {
             web: self.http.config(&self.shared, &self.limits, backend.clone(), names.clone()),
             retention: self.retention.config(backend, names.clone()),

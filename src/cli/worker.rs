@@ -56,7 +56,7 @@ impl WorkerArgs {
     pub fn config(&self, backend: Backend, names: Names, model: TunedChoice) -> worker::Config {
         let TunedChoice { choice, tuning } = model;
         worker::Config {
-            max_batch_size: self.batch.max_batch_size(&backend, tuning.as_ref()),
+            batching: self.batch.batching(&backend, tuning.as_ref()),
             backend,
             names,
             limits: self.limits.limits(1),

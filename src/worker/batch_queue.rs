@@ -1,15 +1,18 @@
 //! Dynamic batching: a batch closes when it is full or has waited long enough, and only a free session begins one. So it
 //! grows while the model is busy, and a single image waits for nothing.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::session_load::SessionLoad;
 use super::stages::Fetched;
 use crate::protocol::Worked;
+
+/// The place of the only model in the list of models.
+const MODEL: usize = 0;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BatchRule {
@@ -34,78 +37,64 @@ impl BatchRule {
 
 /// The images that wait for a session. Sessions take batches themselves: no other thread has to be woken for that.
 pub(crate) struct BatchQueue {
-    rule: BatchRule,
+    max_delay: Duration,
     fetched: Mutex<mpsc::Receiver<Fetched>>,
-    load: watch::Sender<SessionLoad>,
+    load: Arc<SessionLoad>,
     runtime: Handle,
 }
 
 impl BatchQueue {
-    /// Returns the sender and the queue, with capacity for `capacity` images. The queue ends when the sender is dropped
-    /// and it is empty.
+    /// Returns the sender and the queue. The queue ends when the sender is dropped and it is empty.
     ///
     /// # Panics
     /// Panics outside of a Tokio runtime, whose clock measures how long a batch has waited.
-    pub(crate) fn new(rule: BatchRule, capacity: usize) -> (mpsc::Sender<Fetched>, BatchQueue) {
-        let (sender, fetched) = mpsc::channel(capacity);
-        let load = watch::Sender::new(SessionLoad::NOTHING_YET);
-        (sender, BatchQueue { rule, fetched: Mutex::new(fetched), load, runtime: Handle::current() })
-    }
-
-    pub(crate) fn load(&self) -> watch::Receiver<SessionLoad> {
-        self.load.subscribe()
+    pub(crate) fn new(max_delay: Duration, load: Arc<SessionLoad>) -> (mpsc::Sender<Fetched>, BatchQueue) {
+        let (sender, fetched) = mpsc::channel(load.most_ahead());
+        (sender, BatchQueue { max_delay, fetched: Mutex::new(fetched), load, runtime: Handle::current() })
     }
 
     /// Waits for the next batch. Returns `None` when no more comes. Blocks, so a thread of the runtime must not call it.
     pub(crate) fn next(&self) -> Option<Vec<Fetched>> {
+        self.load.wants_batch();
         // Another waiting session holds the lock until it has its batch.
         let mut fetched = self.fetched();
-        let batch = self.runtime.block_on(self.fill(&mut fetched))?;
-        self.set_quietly(|load| load.images = batch.len());
+        let (batch, at_once) = self.runtime.block_on(self.fill(&mut fetched))?;
+        self.load.begin(MODEL, batch.len(), at_once);
         Some(batch)
     }
 
     /// Reports how long a batch took.
     pub(crate) fn measured(&self, worked: Worked) {
-        self.set_quietly(|load| *load = load.measured(worked));
+        self.load.measured(worked);
     }
 
-    async fn fill(&self, fetched: &mut mpsc::Receiver<Fetched>) -> Option<Vec<Fetched>> {
-        let first = match fetched.try_recv() {
-            Ok(first) => first,
-            Err(_) => self.waiting(fetched.recv()).await?,
+    /// Reports how long images of a batch took the model with this digest.
+    pub(crate) fn inferred(&self, digest: &str, images: usize, time: Duration) {
+        self.load.inferred(digest, images, time);
+    }
+
+    /// Returns a batch, and true if its first image was there already.
+    async fn fill(&self, fetched: &mut mpsc::Receiver<Fetched>) -> Option<(Vec<Fetched>, bool)> {
+        let (first, at_once) = match fetched.try_recv() {
+            Ok(first) => (first, true),
+            Err(_) => (self.load.waiting(fetched.recv()).await?, false),
         };
         let opened_at = Instant::now();
+        let rule = BatchRule { max_size: self.load.max_batch_size(MODEL), max_delay: self.max_delay };
         let mut batch = vec![first];
         loop {
-            while batch.len() < self.rule.max_size
+            while batch.len() < rule.max_size
                 && let Ok(next) = fetched.try_recv()
             {
                 batch.push(next);
             }
-            let decision = self.rule.decide(batch.len(), opened_at, Instant::now());
-            let Decision::WaitUntil(until) = decision else { return Some(batch) };
-            match self.waiting(tokio::time::timeout_at(until.into(), fetched.recv())).await {
+            let Decision::WaitUntil(until) = rule.decide(batch.len(), opened_at, Instant::now()) else { break };
+            match self.load.waiting(tokio::time::timeout_at(until.into(), fetched.recv())).await {
                 Ok(Some(next)) => batch.push(next),
-                Ok(None) | Err(_) => return Some(batch),
+                Ok(None) | Err(_) => break,
             }
         }
-    }
-
-    /// Waits for an image, and reports meanwhile that a session is free.
-    async fn waiting<T>(&self, image: impl Future<Output = T>) -> T {
-        self.load.send_modify(|load| load.waiting += 1);
-        let image = image.await;
-        self.set_quietly(|load| load.waiting -= 1);
-        image
-    }
-
-    /// Changes the load without waking its watchers: they wait only for a session to become free.
-    fn set_quietly(&self, change: impl FnOnce(&mut SessionLoad)) {
-        self.load.send_if_modified(|load| {
-            change(load);
-            false
-        });
+        Some((batch, at_once))
     }
 
     /// Locks the queue, also after a panic: a session that panicked held no image of others.
