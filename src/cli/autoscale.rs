@@ -87,7 +87,6 @@ impl AutoscaleArgs {
             shared: &self.shared,
             limits: &self.limits,
             model_run: &self.model_run,
-            batch: &self.batch,
             workers: &self.workers,
         };
         supervisor.workers(settings, &data_dir, self.shared.names().with_local_defaults(), model)

@@ -58,7 +58,6 @@ impl UpArgs {
             shared: &self.shared,
             limits: &self.limits,
             model_run: &self.model_run,
-            batch: &self.batch,
             workers: &self.workers,
         };
         Ok(up::Config {

@@ -70,7 +70,7 @@ impl WorkerArgs {
     /// `tuning` is the result of `imgcls tune` for the first model.
     pub fn config(&self, backend: Backend, names: Names, tuning: Option<Tuning>) -> worker::Config {
         worker::Config {
-            max_batch_size: self.batch.max_batch_size(&backend, tuning.as_ref()),
+            batching: self.batch.batching(&backend, tuning.as_ref()),
             backend,
             names,
             limits: self.limits.limits(1),

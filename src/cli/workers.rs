@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
-use super::limits::{BatchArgs, LimitArgs};
+use super::limits::LimitArgs;
 use super::model_run::ModelRunArgs;
 use super::parse::positive_duration;
 use super::policy::{Defaults, PolicyArgs, PolicyKind};
@@ -71,7 +71,6 @@ pub(super) struct Supervisor<'a> {
     pub shared: &'a SharedArgs,
     pub limits: &'a LimitArgs,
     pub model_run: &'a ModelRunArgs,
-    pub batch: &'a BatchArgs,
     pub workers: &'a WorkersArgs,
 }
 
@@ -91,7 +90,6 @@ impl Supervisor<'_> {
         let autoscale = self.workers.config(self.command, tuning.as_ref())?;
         let backend = Backend::Local { data_dir: data_dir.to_owned() };
         let limits = self.limits.limits(autoscale.bounds.max());
-        let max_batch_size = self.batch.max_batch_size(&backend, tuning.as_ref());
         let mut decided: Vec<(&str, OsString)> = vec![
             ("backend", "local".into()),
             ("data-dir", data_dir.into()),
@@ -101,7 +99,6 @@ impl Supervisor<'_> {
             ("output-bucket", names.output_bucket.clone().into()),
             ("max-decode-bytes", limits.max_decode_bytes.to_string().into()),
             ("model-memory", self.model_run.max_model_bytes(autoscale.bounds.max()).to_string().into()),
-            ("max-batch-size", max_batch_size.to_string().into()),
             ("sessions", "1".into()),
             ("drain-on-stdin-close", "true".into()),
         ];

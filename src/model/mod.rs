@@ -76,7 +76,8 @@ pub use self::protobuf::{Field, Message, Value as FieldValue};
 pub(crate) use self::runtime::portable_runtime;
 pub use self::summary::{FileSummary, ModelSummary, model_name};
 pub use self::tensor::{Tensor, Values};
-pub use self::tuning::{Tuning, cores};
+pub(crate) use self::tuning::reference_variant;
+pub use self::tuning::{BATCH_SIZES, BatchTime, MIN_BATCH_GAIN, Tuning, cores, worthwhile_batch_size};
 
 /// Decodes and preprocesses one image. This blocks the calling thread, which may be any thread. While other threads of
 /// the process use so much of `max_decode_bytes` that this image does not fit, it waits for them.

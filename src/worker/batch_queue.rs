@@ -2,11 +2,11 @@
 //! grows while the model is busy, and a single image waits for nothing.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::session_load::SessionLoad;
 use super::stages::Fetched;
@@ -35,85 +35,70 @@ impl BatchRule {
 
 /// The images that wait for a session. Sessions take batches themselves: no other thread has to be woken for that.
 pub(crate) struct BatchQueue {
-    rule: BatchRule,
+    max_delay: Duration,
     fetched: Mutex<ByModel>,
-    load: watch::Sender<SessionLoad>,
+    load: Arc<SessionLoad>,
     runtime: Handle,
 }
 
 impl BatchQueue {
-    /// Returns the sender and the queue, with capacity for `capacity` images. The queue ends when the sender is dropped
-    /// and it is empty.
+    /// Returns the sender and the queue. The queue ends when the sender is dropped and it is empty.
     ///
     /// # Panics
     /// Panics outside of a Tokio runtime, whose clock measures how long a batch has waited.
-    pub(crate) fn new(rule: BatchRule, capacity: usize) -> (mpsc::Sender<Fetched>, BatchQueue) {
-        let (sender, fetched) = mpsc::channel(capacity);
-        let load = watch::Sender::new(SessionLoad::NOTHING_YET);
+    pub(crate) fn new(max_delay: Duration, load: Arc<SessionLoad>) -> (mpsc::Sender<Fetched>, BatchQueue) {
+        let (sender, fetched) = mpsc::channel(load.most_ahead());
         let fetched = Mutex::new(ByModel { fetched, others: VecDeque::new() });
-        (sender, BatchQueue { rule, fetched, load, runtime: Handle::current() })
-    }
-
-    pub(crate) fn load(&self) -> watch::Receiver<SessionLoad> {
-        self.load.subscribe()
+        (sender, BatchQueue { max_delay, fetched, load, runtime: Handle::current() })
     }
 
     /// Waits for the next batch. Returns `None` when no more comes. Blocks, so a thread of the runtime must not call it.
     pub(crate) fn next(&self) -> Option<Vec<Fetched>> {
+        self.load.wants_batch();
         // Another waiting session holds the lock until it has its batch.
         let mut fetched = self.fetched();
-        let batch = self.runtime.block_on(self.fill(&mut fetched))?;
-        self.set_quietly(|load| load.images = batch.len());
+        let (batch, at_once) = self.runtime.block_on(self.fill(&mut fetched))?;
+        self.load.begin(batch.first()?.model, batch.len(), at_once);
         Some(batch)
     }
 
     /// Reports how long a batch took.
     pub(crate) fn measured(&self, worked: Worked) {
-        self.set_quietly(|load| *load = load.measured(worked));
+        self.load.measured(worked);
     }
 
-    async fn fill(&self, images: &mut ByModel) -> Option<Vec<Fetched>> {
-        let first = match images.oldest() {
-            Some(first) => first,
-            None => self.waiting(images.fetched.recv()).await?,
+    /// Reports how long images of a batch took the model with this digest.
+    pub(crate) fn inferred(&self, digest: &str, images: usize, time: Duration) {
+        self.load.inferred(digest, images, time);
+    }
+
+    /// Returns a batch, and true if its first image was there already.
+    async fn fill(&self, images: &mut ByModel) -> Option<(Vec<Fetched>, bool)> {
+        let (first, at_once) = match images.oldest() {
+            Some(first) => (first, true),
+            None => (self.load.waiting(images.fetched.recv()).await?, false),
         };
-        let opened_at = Instant::now();
-        let model = first.model;
+        let (opened_at, model) = (Instant::now(), first.model);
+        let rule = BatchRule { max_size: self.load.max_batch_size(model), max_delay: self.max_delay };
         let mut batch = vec![first];
         loop {
-            while batch.len() < self.rule.max_size
+            while batch.len() < rule.max_size
                 && let Some(next) = images.oldest_of(model)
             {
                 batch.push(next);
             }
-            let decision = self.rule.decide(batch.len(), opened_at, Instant::now());
-            let Decision::WaitUntil(until) = decision else { return Some(batch) };
+            let Decision::WaitUntil(until) = rule.decide(batch.len(), opened_at, Instant::now()) else { break };
             // An image of another model does not wait until this batch is full.
             if !images.others.is_empty() {
-                return Some(batch);
+                break;
             }
-            match self.waiting(tokio::time::timeout_at(until.into(), images.fetched.recv())).await {
+            match self.load.waiting(tokio::time::timeout_at(until.into(), images.fetched.recv())).await {
                 Ok(Some(next)) if next.model == model => batch.push(next),
                 Ok(Some(next)) => images.others.push_back(next),
-                Ok(None) | Err(_) => return Some(batch),
+                Ok(None) | Err(_) => break,
             }
         }
-    }
-
-    /// Waits for an image, and reports meanwhile that a session is free.
-    async fn waiting<T>(&self, image: impl Future<Output = T>) -> T {
-        self.load.send_modify(|load| load.waiting += 1);
-        let image = image.await;
-        self.set_quietly(|load| load.waiting -= 1);
-        image
-    }
-
-    /// Changes the load without waking its watchers: they wait only for a session to become free.
-    fn set_quietly(&self, change: impl FnOnce(&mut SessionLoad)) {
-        self.load.send_if_modified(|load| {
-            change(load);
-            false
-        });
+        Some((batch, at_once))
     }
 
     /// Locks the queue, also after a panic: a session that panicked held no image of others.

@@ -12,6 +12,7 @@
 //! two stages travels a [`lease::Lease`], the right to complete one message; it is renewed while anyone holds it.
 
 mod admin;
+mod batch_policy;
 mod batch_queue;
 mod infer;
 mod job;
@@ -45,14 +46,15 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::admin::Readiness;
-use self::batch_queue::{BatchQueue, BatchRule};
+pub use self::batch_policy::Batching;
+use self::batch_queue::BatchQueue;
 use self::job::Rules;
 use self::last_faults::LastFaults;
 use self::lease::Keeper;
 use self::models::{Models, Versions};
 use self::prepare::Intake;
 use self::publish::Publisher;
-use self::session_load::LoadWatch;
+use self::session_load::SessionLoad;
 use self::shadow::ShadowShare;
 use self::stages::Finished;
 use self::thread::WorkerThread;
@@ -62,7 +64,7 @@ use crate::instance::Instance;
 use crate::model::{self, ModelChoice};
 use crate::protocol::WorkerLine;
 use crate::telemetry::output;
-use crate::transport::{self, MAX_BATCH, ServiceOptions, Transport};
+use crate::transport::{self, ServiceOptions, Transport};
 
 /// How long a drain may take before what is left is released. `up` drains its web tier (4 s) and then its workers,
 /// all within the 10 s that supervisors commonly allow.
@@ -92,8 +94,8 @@ pub struct Config {
     pub max_receive_count: u32,
     /// Inference threads, each with a session of every model. `None` means one for each core.
     pub sessions: Option<usize>,
-    /// The largest number of images in one inference.
-    pub max_batch_size: usize,
+    /// How images are grouped for an inference, and how many are taken ahead.
+    pub batching: Batching,
     /// How long an image may wait for others to join its batch.
     pub max_batch_delay: Duration,
     /// The Auto Scaling group of this worker, when it is an EC2 instance.
@@ -211,10 +213,9 @@ impl Pipeline {
         let max_bytes = config.max_model_bytes;
         let opening = tokio::task::spawn_blocking(move || versions.open(session_count, max_bytes));
         let models = Arc::new(opening.await??);
-        let capacity = session_count * config.max_batch_size;
-        let rule = BatchRule { max_size: config.max_batch_size, max_delay: config.max_batch_delay };
-        let (fetched, batches) = BatchQueue::new(rule, capacity);
-        let load = LoadWatch { load: batches.load(), sessions: session_count as u32 };
+        let digest = models.first_digest();
+        let load = Arc::new(SessionLoad::new(config.batching.clone(), session_count, &digest));
+        let (fetched, batches) = BatchQueue::new(config.max_batch_delay, Arc::clone(&load));
         let (finished_tx, finished) = mpsc::channel(2 * session_count);
         let shared = infer::Shared {
             models: Arc::clone(&models),
@@ -244,8 +245,7 @@ impl Pipeline {
             keeper: keeper.clone(),
             last_faults: Arc::clone(&last_faults),
             visibility_timeout: config.visibility_timeout,
-            permits: Arc::new(Semaphore::new(capacity)),
-            permits_for_a_receive: config.max_batch_size.min(MAX_BATCH) as u32,
+            permits: Arc::new(Semaphore::new(load.most_ahead())),
             load,
             fetched,
             finished: finished_tx,

@@ -165,6 +165,11 @@ impl Models {
         })
     }
 
+    /// The digest of the model that classifies images of requests that name none.
+    pub(crate) fn first_digest(&self) -> String {
+        self.served[0].current().reference.digest.clone()
+    }
+
     /// Locks the session of a thread for a batch of images of one model.
     pub(crate) fn begin_batch(&self, model: usize, thread: usize) -> MutexGuard<'_, Active> {
         self.served[model].begin_batch(thread)

@@ -24,6 +24,7 @@ mod webdriver;
 mod aws;
 mod aws_calls;
 mod bad_messages;
+mod batching;
 mod bombs;
 mod children;
 mod cli;

@@ -17,6 +17,7 @@ use imgcls::transport::{
     Resubmission, ResultWrite, ServiceOptions, Space, SubmitTimes, Transport, TransportError, Wanted, Withdrawal,
     WorkerLoad,
 };
+use imgcls::worker::Batching;
 use imgcls::{web, worker};
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -486,7 +487,7 @@ fn worker_config(backend: &Backend, names: &Names) -> worker::Config {
         max_lease: Duration::from_secs(120),
         max_receive_count: 5,
         sessions: Some(1),
-        max_batch_size: 2,
+        batching: Batching::Fixed(2),
         max_batch_delay: Duration::ZERO,
         auto_scaling_group: String::new(),
         admin_listen: None,

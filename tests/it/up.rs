@@ -219,8 +219,7 @@ fn up_passes_every_setting_of_a_worker_on() {
 #[test]
 fn settings_without_a_value_are_left_to_the_worker() {
     let passed = read(worker_arguments([])).settings;
-    for (name, value) in
-        [("model", None), ("max-batch-size", Some("3")), ("request-queue", Some("web-app-image-transport"))]
+    for (name, value) in [("model", None), ("max-batch-size", None), ("request-queue", Some("web-app-image-transport"))]
     {
         let values = &passed.get(name).expect("a setting of `worker`").values;
         assert_eq!(values.first().and_then(|value| value.to_str()), value, "--{name}");
