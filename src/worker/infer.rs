@@ -147,7 +147,7 @@ impl Shared {
             let outcome = work.failed(ErrorCode::UnknownModel, message, &body, clock::now(), &self.rules);
             return Err(Some(Box::new(Finished::new(lease, span, outcome))));
         }
-        // Only images of the first model, with which the shadow model is compared.
+        // The shadow model is compared with the first one only.
         let is_for_shadow = model == 0 && self.is_for_shadow(&work);
         lease.enter(Stage::Decoding);
         slot.begin(Held { work, lease, span, body });

@@ -60,7 +60,7 @@ impl Version {
     pub(crate) fn load(choice: &ModelChoice, folder: &Path) -> anyhow::Result<Version> {
         let absolute = std::path::absolute(folder)?;
         let named = absolute.to_str().with_context(|| format!("{} is not UTF-8; rename it", folder.display()))?;
-        // The folder and not the name, which may mean another version in the next moment.
+        // The name may mean another version in the next moment; the folder does not.
         let choice = ModelChoice { model: Some(named.to_owned()), ..choice.clone() };
         let TunedChoice { choice, .. } = TunedChoice::read(choice);
         let package = Arc::new(ModelPackage::load(&choice)?);
@@ -124,7 +124,7 @@ impl Versions {
     /// A message of one line, if a session cannot be opened or the models take more than `max_bytes`.
     pub(crate) fn open(self, sessions: usize, max_bytes: u64) -> anyhow::Result<Models> {
         let Versions { served, shadow } = self;
-        // Before anything is opened, so that models that cannot fit do not use up the memory of the machine.
+        // This comes before anything is opened, so that models that cannot fit do not use up the memory of the machine.
         let served_shares = served.iter().map(|(_, version)| version.least_share(sessions));
         let shadow_shares = shadow.iter().map(|(_, version)| version.least_share(1));
         model_memory::check(&served_shares.chain(shadow_shares).collect::<Vec<_>>(), max_bytes)?;
@@ -195,7 +195,7 @@ impl Models {
         let beside: Vec<Share> = self.shares().into_iter().chain([share.clone()]).collect();
         model_memory::check(&beside, self.max_bytes).context("it does not fit beside the version in use")?;
         let opened = model.seats.iter().map(|_| next.open()).collect::<anyhow::Result<Vec<_>>>()?;
-        // First to the threads, so that a request that names this version finds it in use.
+        // The threads get it first, so that a request that names this version finds it in use.
         for (seat, active) in model.seats.iter().zip(opened) {
             seat.offer(active);
         }

@@ -302,7 +302,7 @@ async fn shadow_model_reports_how_often_it_agrees() {
         let result = bench.result(bench.submit(image, None).await).await;
         assert_eq!(result.model.as_ref().unwrap().name, "tiny");
         assert!(first.is_answered_by(image, &result), "{result:?}");
-        // One after the other, so that the shadow model is never busy.
+        // The images come one after the other, so that the shadow model is never busy.
         let compared = image as u64 + 1;
         until("the comparison", || (bench.metric("imgcls_worker_shadow_compared_total") == compared).then_some(()));
     }

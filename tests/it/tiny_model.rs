@@ -24,7 +24,7 @@ pub fn write_package(folder: &Path, name: &str, version: &str, seed: u32) -> Pat
     );
     fs::write(folder.join("model.onnx"), model).unwrap();
     fs::write(folder.join("labels.txt"), labels).unwrap();
-    // Last, since a folder is a package once it has this file.
+    // This file comes last, since a folder is a package once it has it.
     fs::write(folder.join("model.toml"), description).unwrap();
     folder.to_owned()
 }
