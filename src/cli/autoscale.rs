@@ -6,7 +6,8 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::limits::{BatchArgs, LeaseArgs, LimitArgs};
-use super::model::ModelArgs;
+use super::model::ServiceModelArgs;
+use super::model_run::ModelRunArgs;
 use super::parse::positive_duration;
 use super::policy::Defaults;
 use super::shared::SharedArgs;
@@ -40,7 +41,9 @@ pub struct AutoscaleArgs {
     #[command(flatten)]
     pub limits: LimitArgs,
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub model: ServiceModelArgs,
+    #[command(flatten)]
+    pub model_run: ModelRunArgs,
     #[command(flatten)]
     pub batch: BatchArgs,
     #[command(flatten)]
@@ -79,8 +82,13 @@ impl AutoscaleArgs {
     /// A [`super::UsageError`] if the flags contradict each other.
     pub fn process_config(&self, settings: &Document, model: &TunedChoice) -> anyhow::Result<up::Workers> {
         let data_dir = std::path::absolute(&self.shared.data_dir).context("--data-dir")?;
-        let supervisor =
-            Supervisor { command: "autoscale", shared: &self.shared, limits: &self.limits, workers: &self.workers };
+        let supervisor = Supervisor {
+            command: "autoscale",
+            shared: &self.shared,
+            limits: &self.limits,
+            model_run: &self.model_run,
+            workers: &self.workers,
+        };
         supervisor.workers(settings, &data_dir, self.shared.names().with_local_defaults(), model)
     }
 }

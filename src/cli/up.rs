@@ -5,7 +5,8 @@ use clap::Args;
 
 use super::http::HttpArgs;
 use super::limits::{BatchArgs, LeaseArgs, LimitArgs};
-use super::model::ModelArgs;
+use super::model::ServiceModelArgs;
+use super::model_run::ModelRunArgs;
 use super::retention::RetentionArgs;
 use super::shared::{BackendArg, SharedArgs};
 use super::usage::usage;
@@ -25,7 +26,9 @@ pub struct UpArgs {
     #[command(flatten)]
     pub limits: LimitArgs,
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub model: ServiceModelArgs,
+    #[command(flatten)]
+    pub model_run: ModelRunArgs,
     #[command(flatten)]
     pub batch: BatchArgs,
     #[command(flatten)]
@@ -50,10 +53,15 @@ impl UpArgs {
         let data_dir = std::path::absolute(&self.shared.data_dir).context("--data-dir")?;
         let backend = Backend::Local { data_dir: data_dir.clone() };
         let names = self.shared.names().with_local_defaults();
-        let supervisor =
-            Supervisor { command: "up", shared: &self.shared, limits: &self.limits, workers: &self.workers };
+        let supervisor = Supervisor {
+            command: "up",
+            shared: &self.shared,
+            limits: &self.limits,
+            model_run: &self.model_run,
+            workers: &self.workers,
+        };
         Ok(up::Config {
-            web: self.http.config(&self.shared, &self.limits, backend.clone(), names.clone()),
+            web: self.http.config(&self.shared, &self.limits, backend.clone(), names.clone(), self.model.choices()),
             retention: self.retention.config(backend, names.clone()),
             workers: supervisor.workers(settings, &data_dir, names, model)?,
         })

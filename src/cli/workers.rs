@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args};
 
 use super::limits::LimitArgs;
+use super::model_run::ModelRunArgs;
 use super::parse::positive_duration;
 use super::policy::{Defaults, PolicyArgs, PolicyKind};
 use super::shared::SharedArgs;
@@ -22,11 +23,12 @@ const LOCAL_POLICY: Defaults =
     Defaults { scale_out_period: Duration::from_secs(1), scale_in_stabilization: Duration::from_secs(30) };
 
 /// Flags of `worker` that its supervisor never passes on, with the reason.
-pub const NOT_PASSED_TO_WORKERS: [(&str, &str); 5] = [
+pub const NOT_PASSED_TO_WORKERS: [(&str, &str); 6] = [
     ("config", "the values of the file are passed as flags"),
     ("region", "the backend is local"),
     ("endpoint-url", "the backend is local"),
     ("auto-scaling-group", "processes belong to no group"),
+    ("sync-models", "the models are on this machine"),
     ("admin-listen", "several workers cannot listen at one address"),
 ];
 
@@ -68,6 +70,7 @@ pub(super) struct Supervisor<'a> {
     pub command: &'static str,
     pub shared: &'a SharedArgs,
     pub limits: &'a LimitArgs,
+    pub model_run: &'a ModelRunArgs,
     pub workers: &'a WorkersArgs,
 }
 
@@ -95,12 +98,14 @@ impl Supervisor<'_> {
             ("input-bucket", names.input_bucket.clone().into()),
             ("output-bucket", names.output_bucket.clone().into()),
             ("max-decode-bytes", limits.max_decode_bytes.to_string().into()),
+            ("model-memory", self.model_run.max_model_bytes(autoscale.bounds.max()).to_string().into()),
             ("sessions", "1".into()),
             ("drain-on-stdin-close", "true".into()),
         ];
-        decided.extend(choice.variant.as_ref().map(|variant| ("variant", variant.into())));
-        decided.extend(choice.intra_threads.map(|threads| ("intra-threads", threads.to_string().into())));
+        // Variant and threads that `imgcls tune` found are those of one model, and each worker reads them for each of its
+        // models.
         decided.extend(choice.cache_dir.as_ref().map(|folder| ("cache-dir", folder.into())));
+        decided.extend(choice.models_dir.as_ref().map(|folder| ("models-dir", folder.into())));
         Ok(up::Workers {
             backend,
             names,

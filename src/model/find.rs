@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 use super::choice::ModelChoice;
+use super::library::{Library, Reference};
 
-const DEFAULT_MODEL: &str = "efficientnet-lite0";
-const DESCRIPTION: &str = "model.toml";
+pub(super) const DEFAULT_MODEL: &str = "efficientnet-lite0";
+pub(super) const DESCRIPTION: &str = "model.toml";
 
 /// The release of ONNX Runtime that `scripts/setup` installs.
 pub(super) const RUNTIME_VERSION: &str = "1.32.0";
@@ -27,27 +28,51 @@ pub(super) struct RuntimeLibrary {
     pub is_named: bool,
 }
 
-/// The folder of the chosen model.
+/// The folder of the chosen model. A name is looked up in the models directory, then in the working directory, then
+/// beside the executable. A worker calls this again to notice that another version is in use: it reads one small file.
 pub(crate) fn model_folder(choice: &ModelChoice) -> anyhow::Result<PathBuf> {
     let wanted = choice.model.as_deref().unwrap_or(DEFAULT_MODEL);
     let exists = |path: &Path| path.join(DESCRIPTION).is_file();
+    if let Some(models_dir) = &choice.models_dir
+        && let Ok(reference) = Reference::parse(wanted)
+        && let Some(folder) = Library::new(models_dir).resolve(&reference)?
+    {
+        return Ok(folder);
+    }
     if exists(Path::new(wanted)) {
         return Ok(PathBuf::from(wanted));
     }
     if Path::new(wanted).components().count() != 1 {
         bail!(
             "there is no model in {wanted}: it contains no {DESCRIPTION}; give --model the folder of a model, or a \
-             name under models/"
+             name that `imgcls model list` shows"
         );
     }
-    let candidates = model_candidates(&executable()?, wanted, &|path| path.is_dir());
-    first(&candidates, exists).with_context(|| {
-        format!(
-            "model {wanted:?} is not found: there is no {DESCRIPTION} in {}; give --model a folder, or copy models/ \
-             from the repository",
-            listed(&candidates)
-        )
-    })
+    let mut candidates = model_candidates(&executable()?, wanted, &|path| path.is_dir());
+    if let Some(folder) = first(&candidates, exists) {
+        return Ok(folder);
+    }
+    candidates.splice(0..0, choice.models_dir.iter().map(|folder| folder.join(wanted)));
+    bail!(
+        "model {wanted:?} is not found: there is no {DESCRIPTION} in {}; `imgcls model list` shows the models, \
+         `imgcls model add` adds one, and --model takes a folder too",
+        listed(&candidates)
+    )
+}
+
+/// The models beside the executable: their names and folders, in the order of the search.
+pub(crate) fn shipped_models() -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let executable = executable()?;
+    let mut found: Vec<(String, PathBuf)> = Vec::new();
+    let roots = model_candidates(&executable, "", &|path| path.is_dir());
+    for entry in roots.iter().filter_map(|root| std::fs::read_dir(root).ok()).flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.path().join(DESCRIPTION).is_file() && !found.iter().any(|(known, _)| *known == name) {
+            found.push((name, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// The path of the ONNX Runtime library; see [`runtime`].

@@ -14,7 +14,9 @@
 //!
 //! Files:
 //! - `choice`: what the settings choose, completed by the result of `imgcls tune`; `find`: where the model and the ONNX Runtime library are searched for
-//! - `package`: `model.toml`, the variant for this CPU, digests, labels
+//! - `library`: the models directory, with versions and the pointer to the current one
+//! - `package`: `model.toml`, the variant for this CPU, digests, labels; `summary`: what a listing shows of it
+//! - `onnx_file`: facts of an ONNX file that are read without the runtime; `protobuf`: its encoding
 //! - `seal`: files of the cache that can be trusted; `tuning`: the result of `imgcls tune`; `file`: reading and digests
 
 mod bmp;
@@ -32,15 +34,19 @@ mod image_crate;
 mod jpeg;
 #[cfg(feature = "turbojpeg")]
 mod libjpeg;
+mod library;
 mod memory;
 mod onnx;
+mod onnx_file;
 mod orientation;
 mod package;
 mod pixels;
 mod png;
 mod preprocess;
+mod protobuf;
 mod runtime;
 mod seal;
+mod summary;
 mod tensor;
 mod tiff;
 mod tuning;
@@ -56,15 +62,19 @@ use crate::config::Limits;
 use crate::protocol::{ErrorCode, Prediction};
 
 pub(crate) use self::budget::{thread_cpu_time, timeout_message};
-pub use self::choice::{ModelChoice, TunedChoice, default_cache_dir};
+pub use self::choice::{ModelChoice, TunedChoice, default_cache_dir, default_models_dir};
 pub use self::decode::{format_names, sniff};
 pub use self::error::PrepareError;
-pub(crate) use self::find::model_folder;
+pub(crate) use self::find::{model_folder, shipped_models};
 pub use self::jpeg::DECODER as JPEG_DECODER;
-pub(crate) use self::memory::default_decode_bytes;
+pub use self::library::{Activation, Installed, Library, Reference, Staging, content_version};
+pub(crate) use self::memory::{default_decode_bytes, default_model_bytes, resident_bytes};
 pub use self::onnx::Session;
+pub use self::onnx_file::{OnnxFile, TensorInfo, field as onnx_field};
 pub use self::package::ModelPackage;
+pub use self::protobuf::{Field, Message, Value as FieldValue};
 pub(crate) use self::runtime::portable_runtime;
+pub use self::summary::{FileSummary, ModelSummary, model_name};
 pub use self::tensor::{Tensor, Values};
 pub(crate) use self::tuning::reference_variant;
 pub use self::tuning::{BATCH_SIZES, BatchTime, MIN_BATCH_GAIN, Tuning, cores, worthwhile_batch_size};

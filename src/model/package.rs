@@ -124,6 +124,11 @@ impl ModelPackage {
         &self.file
     }
 
+    /// The size of the model file in bytes. Returns 0 if it cannot be read any more.
+    pub fn file_bytes(&self) -> u64 {
+        std::fs::metadata(&self.file).map_or(0, |file| file.len())
+    }
+
     #[cfg(test)]
     pub(super) fn for_tests(labels: &[&str]) -> ModelPackage {
         ModelPackage {

@@ -31,6 +31,8 @@ pub enum ErrorCode {
     InputTooLarge,
     /// The message breaks the wire contract.
     Malformed,
+    /// The request names a model that the worker does not have. HTTP answers it with 404.
+    UnknownModel,
     /// Every attempt failed through a fault of the service; the message holds the last reason.
     AttemptsExhausted,
     /// No worker started the job before `expires_at`.
@@ -70,6 +72,7 @@ impl ErrorCode {
             ErrorCode::InputMissing => "input_missing",
             ErrorCode::InputTooLarge => "input_too_large",
             ErrorCode::Malformed => "malformed",
+            ErrorCode::UnknownModel => "unknown_model",
             ErrorCode::AttemptsExhausted => "attempts_exhausted",
             ErrorCode::Expired => "expired",
             ErrorCode::Internal => "internal",

@@ -36,6 +36,10 @@ pub struct ClassifyRequest {
     /// The number of predictions to return, best first.
     #[serde(default = "default_top_k")]
     pub top_k: u32,
+    /// The name of the model package that classifies the image. `None` means the first model of the service. A worker
+    /// of a release without this field ignores it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// When the web tier accepted the image.
     pub submitted_at: Timestamp,
     /// The job expires at this instant if no worker has started it.
@@ -93,6 +97,10 @@ pub struct ClassifyResult {
     pub status: Status,
     /// The best first; empty unless `status` is `succeeded`.
     pub predictions: Vec<Prediction>,
+    /// The classes at or above their thresholds, the best first, if the model gives an image several labels; otherwise
+    /// empty and absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<Prediction>,
     /// `None` if no model was run.
     pub model: Option<ModelRef>,
     /// How long each stage took.
@@ -114,7 +122,7 @@ pub struct Prediction {
     pub class_index: Option<u32>,
     /// The name of the class.
     pub label: String,
-    /// The softmax probability, 0 to 1; `None` from a legacy worker.
+    /// The score of the class, 0 to 1: with softmax its probability. `None` from a legacy worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub score: Option<f32>,
 }
@@ -154,6 +162,7 @@ impl ClassifyResult {
             filename: filename.to_owned(),
             status,
             predictions: Vec::new(),
+            labels: Vec::new(),
             model: None,
             timings_ms: TimingsMs::default(),
             attempt: 0,

@@ -22,8 +22,8 @@ pub enum Payload {
 pub const WITHDRAWN_IMAGE: &[u8] = b"withdrawn\n";
 
 /// Maximum size of a request without its image: ids, times, a file name of 255 bytes that JSON may escape to six bytes
-/// each, and a reply queue.
-const ENVELOPE_BYTES: usize = 2_304;
+/// each, a reply queue, and the name of a model.
+const ENVELOPE_BYTES: usize = 2_432;
 
 /// Returns the image as base64 if inlining is enabled (`inline_bytes` > 0), the image is within that size, and it fits
 /// the queue's limit together with the envelope. Otherwise returns a reference to the object that the web tier writes

@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::protocol::{ClassifyResult, ErrorCode, Status};
+use crate::protocol::{ClassifyResult, ErrorCode, Status, cut_filename};
 
 /// The failure of a request, as the client sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +63,12 @@ impl Problem {
         let detail = "the image is no longer kept (--keep-images, --max-data-bytes); the result of its job still is";
         let problem = Problem::new(StatusCode::NOT_FOUND, "image-not-kept", "The image is no longer kept", detail);
         Problem { id: Some(id), ..problem }
+    }
+
+    pub(super) fn unknown_model(name: &str, names: &[&str]) -> Self {
+        let name = cut_filename(name);
+        let detail = format!("there is no model {name:?}; choose one of: {}", names.join(", "));
+        Problem::new(StatusCode::NOT_FOUND, "unknown-model", "There is no such model", detail)
     }
 
     pub(super) fn no_such_page(path: &str) -> Self {
@@ -170,6 +176,7 @@ impl Problem {
         };
         let status = match (result.status, code.is_client_fault()) {
             (Status::Expired, _) => StatusCode::GATEWAY_TIMEOUT,
+            _ if code == ErrorCode::UnknownModel => StatusCode::NOT_FOUND,
             (_, true) => StatusCode::UNPROCESSABLE_ENTITY,
             (_, false) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -182,6 +189,7 @@ impl Problem {
             ErrorCode::InputTooLarge => "The image file is too large",
             ErrorCode::InputMissing => "The image is missing from the store",
             ErrorCode::Malformed => "The message to the worker was malformed",
+            ErrorCode::UnknownModel => "There is no such model",
             ErrorCode::AttemptsExhausted => "Failed after several attempts",
             ErrorCode::Expired => "Not classified in time",
             ErrorCode::Internal => "An internal error",
@@ -202,6 +210,7 @@ fn kind_of(code: ErrorCode) -> &'static str {
         ErrorCode::InputMissing => "input-missing",
         ErrorCode::InputTooLarge => "too-large",
         ErrorCode::Malformed => "malformed-message",
+        ErrorCode::UnknownModel => "unknown-model",
         ErrorCode::AttemptsExhausted => "attempts-exhausted",
         ErrorCode::Expired => "expired",
         ErrorCode::Internal => "internal",

@@ -76,6 +76,8 @@ pub(crate) struct Classified {
 #[derive(Debug, Clone)]
 pub(crate) struct JobOptions {
     pub top_k: u32,
+    /// The model that classifies the image; `None` means the first of the service.
+    pub model: Option<String>,
     pub traceparent: Option<String>,
 }
 
@@ -184,6 +186,7 @@ impl Jobs {
             image: None,
             image_data: None,
             top_k: options.top_k,
+            model: options.model.clone(),
             submitted_at,
             expires_at: submitted_at.saturating_add(self.job_ttl).unwrap_or(Timestamp::MAX),
             reply_to: Some(self.replies.reply_to()),

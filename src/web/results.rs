@@ -63,6 +63,7 @@ fn adopted(id: Uuid, filename: &str, answer: Result<String, ErrorInfo>, now: Tim
         filename: filename.to_owned(),
         status: Status::Succeeded,
         predictions: Vec::new(),
+        labels: Vec::new(),
         model: None,
         timings_ms: TimingsMs { total: total as f64 / 1e3, ..TimingsMs::default() },
         attempt: 0,

@@ -1,6 +1,7 @@
 //! Dynamic batching: a batch closes when it is full or has waited long enough, and only a free session begins one. So it
 //! grows while the model is busy, and a single image waits for nothing.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,9 +11,6 @@ use tokio::sync::mpsc;
 use super::session_load::SessionLoad;
 use super::stages::Fetched;
 use crate::protocol::Worked;
-
-/// The place of the only model in the list of models.
-const MODEL: usize = 0;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BatchRule {
@@ -38,7 +36,7 @@ impl BatchRule {
 /// The images that wait for a session. Sessions take batches themselves: no other thread has to be woken for that.
 pub(crate) struct BatchQueue {
     max_delay: Duration,
-    fetched: Mutex<mpsc::Receiver<Fetched>>,
+    fetched: Mutex<ByModel>,
     load: Arc<SessionLoad>,
     runtime: Handle,
 }
@@ -50,7 +48,8 @@ impl BatchQueue {
     /// Panics outside of a Tokio runtime, whose clock measures how long a batch has waited.
     pub(crate) fn new(max_delay: Duration, load: Arc<SessionLoad>) -> (mpsc::Sender<Fetched>, BatchQueue) {
         let (sender, fetched) = mpsc::channel(load.most_ahead());
-        (sender, BatchQueue { max_delay, fetched: Mutex::new(fetched), load, runtime: Handle::current() })
+        let fetched = Mutex::new(ByModel { fetched, others: VecDeque::new() });
+        (sender, BatchQueue { max_delay, fetched, load, runtime: Handle::current() })
     }
 
     /// Waits for the next batch. Returns `None` when no more comes. Blocks, so a thread of the runtime must not call it.
@@ -59,7 +58,7 @@ impl BatchQueue {
         // Another waiting session holds the lock until it has its batch.
         let mut fetched = self.fetched();
         let (batch, at_once) = self.runtime.block_on(self.fill(&mut fetched))?;
-        self.load.begin(MODEL, batch.len(), at_once);
+        self.load.begin(batch[0].model, batch.len(), at_once);
         Some(batch)
     }
 
@@ -68,29 +67,35 @@ impl BatchQueue {
         self.load.measured(worked);
     }
 
-    /// Reports how long images of a batch took the model with this digest.
+    /// Reports how long images of a batch took the version of the model that has this digest.
     pub(crate) fn inferred(&self, digest: &str, images: usize, time: Duration) {
         self.load.inferred(digest, images, time);
     }
 
-    /// Returns a batch, and true if its first image was there already.
-    async fn fill(&self, fetched: &mut mpsc::Receiver<Fetched>) -> Option<(Vec<Fetched>, bool)> {
-        let (first, at_once) = match fetched.try_recv() {
-            Ok(first) => (first, true),
-            Err(_) => (self.load.waiting(fetched.recv()).await?, false),
+    /// Returns a batch of one model, and true if its first image was there already.
+    async fn fill(&self, images: &mut ByModel) -> Option<(Vec<Fetched>, bool)> {
+        let (first, at_once) = match images.oldest() {
+            Some(first) => (first, true),
+            None => (self.load.waiting(images.fetched.recv()).await?, false),
         };
         let opened_at = Instant::now();
-        let rule = BatchRule { max_size: self.load.max_batch_size(MODEL), max_delay: self.max_delay };
+        let model = first.model;
+        let rule = BatchRule { max_size: self.load.max_batch_size(model), max_delay: self.max_delay };
         let mut batch = vec![first];
         loop {
             while batch.len() < rule.max_size
-                && let Ok(next) = fetched.try_recv()
+                && let Some(next) = images.oldest_of(model)
             {
                 batch.push(next);
             }
             let Decision::WaitUntil(until) = rule.decide(batch.len(), opened_at, Instant::now()) else { break };
-            match self.load.waiting(tokio::time::timeout_at(until.into(), fetched.recv())).await {
-                Ok(Some(next)) => batch.push(next),
+            // An image of another model does not wait until this batch is full.
+            if !images.others.is_empty() {
+                break;
+            }
+            match self.load.waiting(tokio::time::timeout_at(until.into(), images.fetched.recv())).await {
+                Ok(Some(next)) if next.model == model => batch.push(next),
+                Ok(Some(next)) => images.others.push_back(next),
                 Ok(None) | Err(_) => break,
             }
         }
@@ -98,8 +103,36 @@ impl BatchQueue {
     }
 
     /// Locks the queue, also after a panic: a session that panicked held no image of others.
-    fn fetched(&self) -> MutexGuard<'_, mpsc::Receiver<Fetched>> {
+    fn fetched(&self) -> MutexGuard<'_, ByModel> {
         self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The images that wait, for batches of one model each. A batch begins with the oldest image, so that no model waits
+/// longer because another one gets more images.
+struct ByModel {
+    fetched: mpsc::Receiver<Fetched>,
+    /// Images that were passed over because a batch was of another model, the oldest first. All are older than those in
+    /// `fetched`. Their number is bounded, because each holds its permit to wait.
+    others: VecDeque<Fetched>,
+}
+
+impl ByModel {
+    fn oldest(&mut self) -> Option<Fetched> {
+        self.others.pop_front().or_else(|| self.fetched.try_recv().ok())
+    }
+
+    fn oldest_of(&mut self, model: usize) -> Option<Fetched> {
+        if let Some(at) = self.others.iter().position(|image| image.model == model) {
+            return self.others.remove(at);
+        }
+        while let Ok(next) = self.fetched.try_recv() {
+            if next.model == model {
+                return Some(next);
+            }
+            self.others.push_back(next);
+        }
+        None
     }
 }
 

@@ -14,6 +14,7 @@ use super::job::{self, ALONE_FROM_ATTEMPT, Outcome, Rules, Triage, Work, millis}
 use super::last_faults::LastFaults;
 use super::lease::{Keeper, Lease, Stage};
 use super::metrics::METRICS;
+use super::models::Models;
 use super::retrying::{BACKOFF, retry_for, unless_final};
 use super::session_load::SessionLoad;
 use super::stages::{Fetched, Finished};
@@ -30,6 +31,7 @@ pub(crate) struct Intake {
     pub transport: Arc<dyn Transport>,
     pub limits: Limits,
     pub rules: Arc<Rules>,
+    pub models: Arc<Models>,
     pub keeper: Keeper,
     pub last_faults: Arc<LastFaults>,
     pub visibility_timeout: Duration,
@@ -115,10 +117,10 @@ impl Intake {
         let mut span = Span::begin(Side::Consumer, incoming.traceparent(), || "classify".into());
         span.set("imgcls.attempt", i64::from(delivery.receive_count));
         match self.image_of(incoming, &delivery, &span).await {
-            Ok((work, image)) => {
+            Ok((work, model, image)) => {
                 let body = delivery.body;
                 lease.enter(Stage::Queued);
-                let fetched = Fetched { work, lease, span, body, image, permit, since: Instant::now() };
+                let fetched = Fetched { work, lease, span, model, body, image, permit, since: Instant::now() };
                 if self.fetched.send(fetched).await.is_err() {
                     tracing::debug!("the inference threads have ended; the message comes again");
                 }
@@ -129,13 +131,25 @@ impl Intake {
 
     async fn finish(&self, lease: Lease, span: Span, outcome: Outcome) {
         lease.enter(Stage::Publishing);
-        if self.finished.send(vec![Finished { lease, span, outcome }]).await.is_err() {
+        if self.finished.send(vec![Finished::new(lease, span, outcome)]).await.is_err() {
             tracing::debug!("the publisher has ended; the message comes again");
         }
     }
 
-    async fn image_of(&self, incoming: Incoming, delivery: &Delivery, span: &Span) -> Result<(Work, Bytes), Outcome> {
+    /// Returns the work with the place of its model in the list, and the image.
+    async fn image_of(
+        &self,
+        incoming: Incoming,
+        delivery: &Delivery,
+        span: &Span,
+    ) -> Result<(Work, usize, Bytes), Outcome> {
         let mut work = self.triage(incoming, delivery).await?;
+        let model = match self.models.select(work.wanted_model()) {
+            Ok(model) => model,
+            Err(message) => {
+                return Err(work.failed(ErrorCode::UnknownModel, message, &delivery.body, clock::now(), &self.rules));
+            }
+        };
         let fetching = Instant::now();
         let image = match self.fetch(&mut work).await {
             Ok(image) => image,
@@ -153,7 +167,7 @@ impl Intake {
         span.stage("fetched", fetched);
         self.load.fetched(fetched);
         work.timings_ms.fetched = millis(fetched);
-        Ok((work, image))
+        Ok((work, model, image))
     }
 
     async fn triage(&self, incoming: Incoming, delivery: &Delivery) -> Result<Work, Outcome> {

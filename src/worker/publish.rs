@@ -15,6 +15,7 @@ use super::last_faults::LastFaults;
 use super::lease::{Keeper, Lease};
 use super::metrics::METRICS;
 use super::retrying::BACKOFF;
+use super::shadow::{ShadowImage, ShadowQueue};
 use super::stages::Finished;
 use crate::protocol::{self, ClassifyResult};
 use crate::telemetry::trace::Span;
@@ -27,12 +28,15 @@ pub(crate) struct Publisher {
     pub transport: Arc<dyn Transport>,
     pub keeper: Keeper,
     pub last_faults: Arc<LastFaults>,
+    /// The queue of the shadow model, if there is one.
+    pub shadow: Option<ShadowQueue>,
 }
 
 /// A delivery whose completion is under way. Its lease is renewed until it is done.
 struct Publishing {
     _lease: Lease,
     span: Span,
+    shadow: Option<ShadowImage>,
 }
 
 impl Publisher {
@@ -72,7 +76,12 @@ impl Publisher {
             let mut left = Vec::new();
             for ((published, completion), answer) in publishing.into_iter().zip(batch).zip(answers) {
                 match answer {
-                    Ok(completed) => count(&published, &completed, published_after),
+                    Ok(completed) => {
+                        count(&published, &completed, published_after);
+                        if let (Some(shadow), Some(image)) = (&self.shadow, published.shadow) {
+                            shadow.offer(image);
+                        }
+                    }
                     Err(error) => {
                         METRICS.faults.with_label_values(&[error.step]).inc();
                         tracing::warn!(error = %error.error, what = error.step, "trying again");
@@ -91,7 +100,7 @@ impl Publisher {
 
     /// Returns the completion for the transport, or `None` if the message was released.
     async fn begin(&self, finished: Finished) -> Option<(Publishing, Completion)> {
-        let Finished { lease, mut span, outcome } = finished;
+        let Finished { lease, mut span, outcome, shadow } = finished;
         METRICS.outcomes.with_label_values(&[outcome.name()]).inc();
         span.set("imgcls.ending", outcome.name());
         log(&outcome, &mut span);
@@ -121,7 +130,7 @@ impl Publisher {
                 set_dead_letter(&mut completion, dead_letter, result.as_ref(), reply_to);
             }
         }
-        Some((Publishing { _lease: lease, span }, completion))
+        Some((Publishing { _lease: lease, span, shadow }, completion))
     }
 }
 

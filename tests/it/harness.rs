@@ -18,8 +18,9 @@ pub fn imgcls() -> Command {
             command.env_remove(name);
         }
     }
-    // The tests neither use nor change the cache directory of the user who runs them.
+    // The tests neither use nor change the cache and models directories of the user who runs them.
     command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+    command.env("XDG_DATA_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 

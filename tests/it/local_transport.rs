@@ -102,6 +102,7 @@ async fn submit(transport: &dyn Transport, image_bytes: usize) {
         image: None,
         image_data: None,
         top_k: 5,
+        model: None,
         submitted_at: now,
         expires_at: now.saturating_add(LONG).unwrap(),
         reply_to: None,

@@ -18,6 +18,7 @@ mod http_server;
 mod image_files;
 mod shim;
 mod tiff_file;
+mod tiny_model;
 mod webdriver;
 
 mod aws;
@@ -46,6 +47,8 @@ mod log_faults;
 mod message_size;
 mod messages;
 mod model;
+mod model_requests;
+mod models;
 mod odd_images;
 mod overload;
 mod page;

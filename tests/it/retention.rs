@@ -396,6 +396,7 @@ fn request(id: Uuid) -> ClassifyRequest {
         image: Some(ImageRef { bucket: "input".to_owned(), key: protocol::image_key(id) }),
         image_data: None,
         top_k: 3,
+        model: None,
         submitted_at,
         expires_at: submitted_at + Duration::from_secs(3_600),
         reply_to: None,

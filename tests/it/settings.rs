@@ -234,6 +234,23 @@ fn settings_for_machines_are_checked_when_provision_starts() {
 }
 
 #[test]
+fn services_take_a_list_of_models_and_other_commands_take_one() {
+    let list = file("model = [\"a\", \"b\"]\n");
+    for command in ["up", "worker", "serve-web", "autoscale"] {
+        for (arguments, environment) in [
+            (vec![command, "--model", "a", "--model", "b"], vec![]),
+            (vec![command], vec![("IMGCLS_MODEL", "a,b")]),
+            (vec![command, "--config", list.path.as_str()], vec![]),
+        ] {
+            let shown = shown(&arguments, &environment);
+            assert_eq!(setting(&shown, "model")["value"], serde_json::json!(["a", "b"]), "{arguments:?}");
+        }
+    }
+    let twice = run(&["classify", "--model", "a", "--model", "b", "x.jpg"], &[]);
+    assert_eq!(twice.status.code(), Some(2), "{twice:?}");
+}
+
+#[test]
 fn no_file_is_read_unless_it_is_named() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["config.toml", "imgcls.toml", "stack.toml"] {

@@ -147,7 +147,7 @@ fn up_ends_with_one_line_when_its_workers_cannot_start() {
 }
 
 /// Values of worker settings that `up` has too. One that is not listed is tested with its default.
-const SAMPLES: [(&str, &str); 23] = [
+const SAMPLES: [(&str, &str); 25] = [
     ("backend", "local"),
     ("data-dir", "some/where"),
     ("stack", "team-a"),
@@ -159,6 +159,8 @@ const SAMPLES: [(&str, &str); 23] = [
     ("max-receive-count", "3"),
     ("log-format", "json"),
     ("model", "m"),
+    ("model-memory", "1GiB"),
+    ("shadow", "s"),
     ("variant", "int8"),
     ("ort-dylib", "/x/y.so"),
     ("intra-threads", "2"),
@@ -173,7 +175,7 @@ const SAMPLES: [(&str, &str); 23] = [
     ("drain-on-stdin-close", "true"),
 ];
 /// Settings that `up` decides itself, or passes on in another form.
-const DECIDED_BY_UP: [&str; 4] = ["data-dir", "max-decode-bytes", "sessions", "drain-on-stdin-close"];
+const DECIDED_BY_UP: [&str; 5] = ["data-dir", "max-decode-bytes", "model-memory", "sessions", "drain-on-stdin-close"];
 
 fn read(arguments: impl IntoIterator<Item = OsString>) -> Invocation {
     let line = std::iter::once("imgcls".into()).chain(arguments);

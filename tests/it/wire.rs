@@ -27,6 +27,7 @@ fn request() -> ClassifyRequest {
         image: Some(ImageRef { bucket: "input".to_owned(), key: format!("images/{ID}") }),
         image_data: None,
         top_k: 5,
+        model: None,
         submitted_at: "2026-01-01T00:00:00Z".parse().unwrap(),
         expires_at: "2026-01-01T01:00:00Z".parse().unwrap(),
         reply_to: Some("app-web-result-queue-0123456789abcdef".to_owned()),
@@ -41,6 +42,7 @@ fn result() -> ClassifyResult {
         filename: "cat.jpg".to_owned(),
         status: Status::Succeeded,
         predictions: vec![Prediction { class_index: Some(281), label: "tabby cat".to_owned(), score: Some(0.5) }],
+        labels: Vec::new(),
         model: Some(ModelRef {
             name: "efficientnet-lite0".to_owned(),
             version: "1".to_owned(),
@@ -57,6 +59,22 @@ fn result() -> ClassifyResult {
 fn request_format_is_pinned() {
     assert_eq!(serde_json::to_string(&request()).unwrap(), REQUEST);
     assert_eq!(Incoming::parse(REQUEST), Incoming::Job(Box::new(request())));
+}
+
+/// The fields of the first release are those of [`REQUEST`] and [`RESULT`]: without a choice of the model and without
+/// labels, a message has exactly these.
+#[test]
+fn model_and_labels_are_optional_additions_to_the_first_wire_version() {
+    let named = ClassifyRequest { model: Some("birds".to_owned()), ..request() };
+    let text = serde_json::to_string(&named).unwrap();
+    assert_eq!(text, REQUEST.replace(r#""top_k":5"#, r#""top_k":5,"model":"birds""#));
+    assert_eq!(Incoming::parse(&text), Incoming::Job(Box::new(named)));
+
+    let label = Prediction { class_index: Some(2), label: "wading".to_owned(), score: Some(0.75) };
+    let labelled = ClassifyResult { labels: vec![label], ..result() };
+    let labels = r#""labels":[{"class_index":2,"label":"wading","score":0.75}],"model":{"#;
+    assert_eq!(labelled.to_json(), RESULT.replace(r#""model":{"#, labels));
+    assert_eq!(serde_json::from_str::<ClassifyResult>(&labelled.to_json()).unwrap(), labelled);
 }
 
 #[test]
@@ -158,6 +176,7 @@ fn error_codes_are_spelled_as_documented() {
         (ErrorCode::InputMissing, "input_missing"),
         (ErrorCode::InputTooLarge, "input_too_large"),
         (ErrorCode::Malformed, "malformed"),
+        (ErrorCode::UnknownModel, "unknown_model"),
         (ErrorCode::AttemptsExhausted, "attempts_exhausted"),
         (ErrorCode::Expired, "expired"),
         (ErrorCode::Internal, "internal"),

@@ -562,6 +562,7 @@ impl Service {
             image: None,
             image_data: None,
             top_k: 5,
+            model: None,
             submitted_at: now,
             expires_at: now.saturating_add(LONG).unwrap(),
             reply_to: None,

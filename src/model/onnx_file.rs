@@ -1,0 +1,370 @@
+//! Facts of an ONNX file that are read without ONNX Runtime: inputs, outputs, operator sets, metadata and the files that
+//! contain its weights. No code of a model is run, and no tensor is copied.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path};
+
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+
+use super::file::read_large;
+use super::protobuf::Message;
+
+/// Protobuf cannot hold more.
+const MAX_BYTES: u64 = 2 << 30;
+/// Subgraphs of subgraphs. ONNX Runtime refuses deeper ones too.
+const MAX_DEPTH: usize = 8;
+/// Nodes between the output and the operator that makes it, such as casts.
+const MAX_FINAL_NODES: usize = 8;
+
+/// The numbers of the fields of ONNX messages, by message.
+pub mod field {
+    /// `ModelProto`.
+    pub mod model {
+        /// The version of the file format.
+        pub const IR_VERSION: u32 = 1;
+        /// The program that wrote the file.
+        pub const PRODUCER: u32 = 2;
+        /// The graph.
+        pub const GRAPH: u32 = 7;
+        /// The operator sets.
+        pub const OPSET: u32 = 8;
+        /// Texts of the exporter.
+        pub const METADATA: u32 = 14;
+    }
+    /// `GraphProto`.
+    pub mod graph {
+        /// The nodes.
+        pub const NODE: u32 = 1;
+        /// The name.
+        pub const NAME: u32 = 2;
+        /// The weights.
+        pub const INITIALIZER: u32 = 5;
+        /// The inputs.
+        pub const INPUT: u32 = 11;
+        /// The outputs.
+        pub const OUTPUT: u32 = 12;
+    }
+    /// `NodeProto`.
+    pub mod node {
+        /// The names of the inputs.
+        pub const INPUT: u32 = 1;
+        /// The names of the outputs.
+        pub const OUTPUT: u32 = 2;
+        /// The name.
+        pub const NAME: u32 = 3;
+        /// The operator.
+        pub const OP_TYPE: u32 = 4;
+        /// The attributes.
+        pub const ATTRIBUTE: u32 = 5;
+    }
+    /// `AttributeProto`.
+    pub mod attribute {
+        /// The name.
+        pub const NAME: u32 = 1;
+        /// The value if it is a tensor.
+        pub const TENSOR: u32 = 5;
+        /// The value if it is a graph.
+        pub const GRAPH: u32 = 6;
+    }
+    /// `TensorProto`.
+    pub mod tensor {
+        /// The axes.
+        pub const DIMENSIONS: u32 = 1;
+        /// The element type.
+        pub const DATA_TYPE: u32 = 2;
+        /// The name.
+        pub const NAME: u32 = 8;
+        /// The elements as bytes.
+        pub const RAW_DATA: u32 = 9;
+        /// The file that contains the elements.
+        pub const EXTERNAL_DATA: u32 = 13;
+        /// 1 if the data is external.
+        pub const DATA_LOCATION: u32 = 14;
+    }
+}
+
+/// The facts of an ONNX file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OnnxFile {
+    /// The inputs that a caller has to give.
+    pub inputs: Vec<TensorInfo>,
+    /// The outputs.
+    pub outputs: Vec<TensorInfo>,
+    /// The version of each operator set, by its domain. The domain of ONNX itself is empty.
+    pub opsets: BTreeMap<String, u64>,
+    /// The program that wrote the file.
+    pub producer: String,
+    /// Texts that the exporter added, by their names.
+    pub metadata: BTreeMap<String, String>,
+    /// Paths, relative to the folder of the file, of the files that contain weights.
+    pub external: Vec<String>,
+}
+
+/// An input or an output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// The name in the graph.
+    pub name: String,
+    /// The element type as ONNX numbers it.
+    pub element: u64,
+    /// The axes. `None` means any size.
+    pub shape: Vec<Option<u64>>,
+    /// The operator that makes this output, behind casts and the like. Empty for an input.
+    pub operator: String,
+}
+
+impl OnnxFile {
+    /// Reads a file. Its size is checked first, so that at most 2 GiB are read.
+    ///
+    /// # Errors
+    /// A message of one line that says what is wrong and what to do.
+    pub fn read(path: &Path) -> anyhow::Result<OnnxFile> {
+        let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let size = file.metadata().with_context(|| format!("cannot read {}", path.display()))?.len();
+        ensure!(
+            size <= MAX_BYTES,
+            "{} has {size} bytes, and an ONNX file has at most {MAX_BYTES}; export it with external data, which keeps \
+             the weights in a file beside it",
+            path.display()
+        );
+        let mut bytes = Vec::new();
+        read_large(file, &mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
+        OnnxFile::parse(&bytes.into()).with_context(|| {
+            format!("{} is not an ONNX file, or is damaged; export or download it again", path.display())
+        })
+    }
+
+    /// Parses the bytes of a file.
+    ///
+    /// # Errors
+    /// If they are not an ONNX model.
+    pub fn parse(bytes: &Bytes) -> anyhow::Result<OnnxFile> {
+        let model = Message::parse(bytes)?;
+        let graph = model.message(field::model::GRAPH)?.context("it has no graph")?;
+        let nodes = graph.messages(field::graph::NODE)?;
+        ensure!(!nodes.is_empty(), "its graph is empty");
+        let mut external = BTreeSet::new();
+        let initializers = collect_weights(&graph, &nodes, &mut external, 0)?;
+        let mut inputs =
+            graph.messages(field::graph::INPUT)?.iter().map(tensor_info).collect::<anyhow::Result<Vec<_>>>()?;
+        inputs.retain(|input| !initializers.contains(&input.name));
+        let mut outputs =
+            graph.messages(field::graph::OUTPUT)?.iter().map(tensor_info).collect::<anyhow::Result<Vec<_>>>()?;
+        let producers = producers(&nodes);
+        for output in &mut outputs {
+            output.operator = final_operator(&producers, &output.name);
+        }
+        let mut opsets = BTreeMap::new();
+        for opset in model.messages(field::model::OPSET)? {
+            opsets.insert(opset.text(1).unwrap_or_default(), opset.varint(2).unwrap_or_default());
+        }
+        let mut metadata = BTreeMap::new();
+        for entry in model.messages(field::model::METADATA)? {
+            metadata.insert(entry.text(1).unwrap_or_default(), entry.text(2).unwrap_or_default());
+        }
+        let producer = model.text(field::model::PRODUCER).unwrap_or_default();
+        Ok(OnnxFile { inputs, outputs, opsets, producer, metadata, external: external.into_iter().collect() })
+    }
+}
+
+impl TensorInfo {
+    /// The name of the element type, as `model.toml` writes it.
+    pub fn element_name(&self) -> &'static str {
+        match self.element {
+            1 => "float32",
+            2 => "uint8",
+            3 => "int8",
+            6 => "int32",
+            7 => "int64",
+            8 => "string",
+            9 => "bool",
+            10 => "float16",
+            11 => "float64",
+            16 => "bfloat16",
+            _ => "another type",
+        }
+    }
+
+    /// The axes for a person, such as `[?, 3, 224, 224]`.
+    pub fn shape_text(&self) -> String {
+        let axes: Vec<String> =
+            self.shape.iter().map(|axis| axis.map_or_else(|| "?".to_owned(), |axis| axis.to_string())).collect();
+        format!("[{}]", axes.join(", "))
+    }
+}
+
+/// Adds the files of external weights of a graph and its subgraphs. Returns the names of its initializers.
+fn collect_weights(
+    graph: &Message,
+    nodes: &[Message],
+    external: &mut BTreeSet<String>,
+    depth: usize,
+) -> anyhow::Result<BTreeSet<String>> {
+    ensure!(depth <= MAX_DEPTH, "its graphs are nested more than {MAX_DEPTH} times");
+    let mut names = BTreeSet::new();
+    for tensor in graph.messages(field::graph::INITIALIZER)? {
+        external.extend(external_file(&tensor)?);
+        names.extend(tensor.text(field::tensor::NAME));
+    }
+    for attribute in nodes.iter().flat_map(|node| node.bytes(field::node::ATTRIBUTE)) {
+        let attribute = Message::parse(attribute)?;
+        if let Some(tensor) = attribute.message(field::attribute::TENSOR)? {
+            external.extend(external_file(&tensor)?);
+        }
+        if let Some(graph) = attribute.message(field::attribute::GRAPH)? {
+            collect_weights(&graph, &graph.messages(field::graph::NODE)?, external, depth + 1)?;
+        }
+    }
+    Ok(names)
+}
+
+/// The file of a tensor whose data is external.
+fn external_file(tensor: &Message) -> anyhow::Result<Option<String>> {
+    if tensor.varint(field::tensor::DATA_LOCATION) != Some(1) {
+        return Ok(None);
+    }
+    let entries = tensor.messages(field::tensor::EXTERNAL_DATA)?;
+    let location = entries.iter().find(|entry| entry.text(1).as_deref() == Some("location"));
+    let location = location.and_then(|entry| entry.text(2)).context("a tensor with external data names no file")?;
+    let is_inside = Path::new(&location).components().all(|part| matches!(part, Component::Normal(_)));
+    ensure!(is_inside && !location.is_empty(), "its external data {location:?} is not inside its folder");
+    Ok(Some(location))
+}
+
+fn tensor_info(value: &Message) -> anyhow::Result<TensorInfo> {
+    let name = value.text(1).unwrap_or_default();
+    let tensor = value.message(2)?.map(|kind| kind.message(1)).transpose()?.flatten().unwrap_or_default();
+    let shape = tensor.message(2)?.unwrap_or_default();
+    let axes = shape.messages(1)?.iter().map(|axis| axis.varint(1).filter(|size| *size > 0)).collect();
+    Ok(TensorInfo { name, element: tensor.varint(1).unwrap_or_default(), shape: axes, operator: String::new() })
+}
+
+/// The operator and the first input of the node that makes each value.
+fn producers(nodes: &[Message]) -> BTreeMap<String, (String, String)> {
+    let mut producers = BTreeMap::new();
+    for node in nodes {
+        let operator = node.text(field::node::OP_TYPE).unwrap_or_default();
+        let input = node.bytes(field::node::INPUT).next();
+        let input = input.map(|name| String::from_utf8_lossy(name).into_owned()).unwrap_or_default();
+        for output in node.bytes(field::node::OUTPUT) {
+            producers.insert(String::from_utf8_lossy(output).into_owned(), (operator.clone(), input.clone()));
+        }
+    }
+    producers
+}
+
+/// The operator that makes a value, behind those that only change its form.
+fn final_operator(producers: &BTreeMap<String, (String, String)>, name: &str) -> String {
+    const FORM_ONLY: [&str; 8] =
+        ["Identity", "Cast", "Squeeze", "Flatten", "Reshape", "QuantizeLinear", "DequantizeLinear", "Unsqueeze"];
+    let mut name = name;
+    for _ in 0..MAX_FINAL_NODES {
+        let Some((operator, input)) = producers.get(name) else { return String::new() };
+        if !FORM_ONLY.contains(&operator.as_str()) {
+            return operator.clone();
+        }
+        name = input;
+    }
+    String::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::protobuf::Value;
+    use super::*;
+
+    fn value(name: &str, element: u64, axes: &[Option<u64>]) -> Message {
+        let mut shape = Message::default();
+        for axis in axes {
+            let mut dimension = Message::default();
+            match axis {
+                Some(size) => dimension.push(1, Value::Varint(*size)),
+                None => dimension.push_bytes(2, "batch"),
+            }
+            shape.push_message(1, &dimension);
+        }
+        let mut tensor = Message::default();
+        tensor.push(1, Value::Varint(element));
+        tensor.push_message(2, &shape);
+        let mut kind = Message::default();
+        kind.push_message(1, &tensor);
+        let mut value = Message::default();
+        value.push_bytes(1, name.to_owned());
+        value.push_message(2, &kind);
+        value
+    }
+
+    fn node(operator: &str, input: &str, output: &str) -> Message {
+        let mut node = Message::default();
+        node.push_bytes(field::node::INPUT, input.to_owned());
+        node.push_bytes(field::node::OUTPUT, output.to_owned());
+        node.push_bytes(field::node::OP_TYPE, operator.to_owned());
+        node
+    }
+
+    fn entry(key: &str, value: &str) -> Message {
+        let mut entry = Message::default();
+        entry.push_bytes(1, key.to_owned());
+        entry.push_bytes(2, value.to_owned());
+        entry
+    }
+
+    fn model(location: &str) -> Vec<u8> {
+        let mut weights = Message::default();
+        weights.push_bytes(field::tensor::NAME, "weights");
+        weights.push_message(field::tensor::EXTERNAL_DATA, &entry("location", location));
+        weights.push(field::tensor::DATA_LOCATION, Value::Varint(1));
+        let mut graph = Message::default();
+        graph.push_message(field::graph::NODE, &node("Softmax", "x", "y"));
+        graph.push_message(field::graph::NODE, &node("Cast", "y", "scores"));
+        graph.push_message(field::graph::INITIALIZER, &weights);
+        graph.push_message(field::graph::INPUT, &value("x", 1, &[None, Some(3), Some(8), Some(8)]));
+        graph.push_message(field::graph::INPUT, &value("weights", 1, &[Some(3)]));
+        graph.push_message(field::graph::OUTPUT, &value("scores", 10, &[None, Some(3)]));
+        let mut opset = Message::default();
+        opset.push(2, Value::Varint(17));
+        let mut model = Message::default();
+        model.push_bytes(field::model::PRODUCER, "a test");
+        model.push_message(field::model::GRAPH, &graph);
+        model.push_message(field::model::OPSET, &opset);
+        model.push_message(field::model::METADATA, &entry("task", "classify"));
+        model.encode()
+    }
+
+    #[test]
+    fn facts_of_a_file_are_read() {
+        let facts = OnnxFile::parse(&model("weights.bin").into()).unwrap();
+        let [input] = facts.inputs.as_slice() else { panic!("{facts:?}") };
+        assert_eq!((input.name.as_str(), input.element_name()), ("x", "float32"));
+        assert_eq!(input.shape_text(), "[?, 3, 8, 8]");
+        assert_eq!((facts.outputs[0].operator.as_str(), facts.outputs[0].element_name()), ("Softmax", "float16"));
+        assert_eq!(facts.external, ["weights.bin"]);
+        assert_eq!((facts.opsets[""], facts.metadata["task"].as_str()), (17, "classify"));
+    }
+
+    #[test]
+    fn external_data_outside_of_the_folder_is_refused() {
+        for location in ["../weights.bin", "/etc/passwd", "a/../../b", ""] {
+            let error = format!("{:#}", OnnxFile::parse(&model(location).into()).unwrap_err());
+            assert!(error.contains("is not inside its folder"), "{location}: {error}");
+        }
+    }
+
+    #[test]
+    fn damaged_file_is_an_error_of_one_line() {
+        let bytes = model("weights.bin");
+        for at in 0..bytes.len() {
+            let _ = OnnxFile::parse(&bytes[..at].to_vec().into());
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.onnx");
+        std::fs::write(&path, b"not a model at all").unwrap();
+        let error = format!("{:#}", OnnxFile::read(&path).unwrap_err());
+        assert!(error.contains("is not an ONNX file") && !error.contains('\n'), "{error}");
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(MAX_BYTES + 1).unwrap();
+        let error = format!("{:#}", OnnxFile::read(&path).unwrap_err());
+        assert!(error.contains("external data") && !error.contains('\n'), "{error}");
+    }
+}
