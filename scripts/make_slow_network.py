@@ -3,8 +3,8 @@
     scripts/in-export-env scripts/make_slow_network.py --layers 6 .cache/bench/slow-6
     scripts/bench --package .cache/bench/slow-6 --variant fp32 --only up,fastapi,flask
 
-The network is a stack of convolutions with random weights; its answers mean nothing. A layer takes 2 to 4 ms on one core,
-and a batch saves nothing.
+The network is a stack of convolutions with random weights; its answers mean nothing. A layer takes 2 to 4 ms on one
+core, and a batch saves nothing.
 """
 
 from __future__ import annotations

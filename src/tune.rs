@@ -28,7 +28,7 @@ pub struct Config {
     /// Duration of all measurements together. Opening a session takes less than a second more for each.
     pub duration: Duration,
     /// A folder of images on which the answers of the variants are compared. `None` means the built-in samples.
-    pub pictures: Option<PathBuf>,
+    pub images: Option<PathBuf>,
     /// Measures even if other processes use this machine.
     pub busy_ok: bool,
     /// Prints JSON instead of a table.
@@ -51,7 +51,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         Some(variant) => vec![variant.clone()],
         None => ModelPackage::variants(&config.model)?,
     };
-    let agreement = agreement::compare(&config.model, &variants, config.pictures.as_deref())?;
+    let agreement = agreement::compare(&config.model, &variants, config.images.as_deref())?;
     // A variant that is named is used, whatever it answers.
     let is_allowed = |variant: &str| config.model.variant.is_some() || agreement.agrees(variant);
     let trials = measure(config, &first_round(&variants, cores), is_allowed)?;

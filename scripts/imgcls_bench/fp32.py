@@ -1,4 +1,4 @@
-"""The network in single precision, as people have it before they prepare it for their CPU. Peers are shown with it too."""
+"""The network in single precision, as people have it before they prepare it for their CPU."""
 
 from __future__ import annotations
 
@@ -29,4 +29,3 @@ def export() -> None:
         last = (done.stderr.strip() or "no reason given").splitlines()[-1]
         raise NotInstalledError(f"the network in single precision could not be exported: {last}")
     stamp.write_text(wanted, encoding="utf-8")
-

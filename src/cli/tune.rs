@@ -16,8 +16,8 @@ pub struct TuneArgs {
     #[arg(long, env = "IMGCLS_SECONDS", default_value = "20", value_parser = seconds)]
     pub seconds: Duration,
     /// A folder of images on which the answers of the model's files are compared [default: six built-in photographs]
-    #[arg(long, env = "IMGCLS_PICTURES", value_name = "DIR")]
-    pub pictures: Option<PathBuf>,
+    #[arg(long, env = "IMGCLS_IMAGES", value_name = "DIR")]
+    pub images: Option<PathBuf>,
     /// Measure even if other processes use more than 5 % of this machine
     #[arg(long, env = "IMGCLS_BUSY_OK")]
     pub busy_ok: bool,
@@ -31,7 +31,7 @@ impl TuneArgs {
         tune::Config {
             model: self.model.choice(),
             duration: self.seconds,
-            pictures: self.pictures.clone(),
+            images: self.images.clone(),
             busy_ok: self.busy_ok,
             json: self.json,
         }

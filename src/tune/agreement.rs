@@ -28,7 +28,7 @@ pub(super) struct Agreement {
     /// The variant that the others are compared with.
     pub reference: String,
     /// Images on which they were compared.
-    pub pictures: usize,
+    pub images: usize,
     pub variants: Vec<Compared>,
 }
 
@@ -58,26 +58,26 @@ impl Agreement {
 pub(super) fn compare(choice: &ModelChoice, variants: &[String], folder: Option<&Path>) -> anyhow::Result<Agreement> {
     let reference = model::reference_variant(&ModelChoice { variant: None, ..choice.clone() })?;
     let others: Vec<&String> = variants.iter().filter(|variant| **variant != reference).collect();
-    let pictures = match folder {
+    let images = match folder {
         Some(folder) => read_folder(folder)?,
         None => SAMPLES.iter().map(|sample| sample.to_vec()).collect(),
     };
-    let mut agreement = Agreement { reference, pictures: 0, variants: Vec::new() };
+    let mut agreement = Agreement { reference, images: 0, variants: Vec::new() };
     if others.is_empty() {
         return Ok(agreement);
     }
-    let expected = first_classes(choice, &agreement.reference, &pictures)?;
-    agreement.pictures = expected.iter().flatten().count();
-    ensure!(agreement.pictures > 0, "none of the {} images can be decoded; give other --pictures", pictures.len());
+    let expected = first_classes(choice, &agreement.reference, &images)?;
+    agreement.images = expected.iter().flatten().count();
+    ensure!(agreement.images > 0, "none of the {} images can be decoded; give other --images", images.len());
     for variant in others {
-        let found = first_classes(choice, variant, &pictures)?;
+        let found = first_classes(choice, variant, &images)?;
         let equal = expected.iter().zip(&found).filter(|(expected, found)| expected.is_some() && expected == found);
-        let share = equal.count() as f64 / agreement.pictures as f64;
+        let share = equal.count() as f64 / agreement.images as f64;
         telemetry::stderr_line(&format!(
             "tune: {variant} agrees with {} on {:.1} % of {} images",
             agreement.reference,
             share * 100.0,
-            agreement.pictures
+            agreement.images
         ));
         agreement.variants.push(Compared { variant: variant.clone(), agreement: share });
     }
@@ -85,15 +85,15 @@ pub(super) fn compare(choice: &ModelChoice, variants: &[String], folder: Option<
 }
 
 /// The first class of each image, or `None` for one that cannot be decoded.
-fn first_classes(choice: &ModelChoice, variant: &str, pictures: &[Vec<u8>]) -> anyhow::Result<Vec<Option<u32>>> {
+fn first_classes(choice: &ModelChoice, variant: &str, images: &[Vec<u8>]) -> anyhow::Result<Vec<Option<u32>>> {
     let choice = ModelChoice { variant: Some(variant.to_owned()), ..choice.clone() };
     let package = ModelPackage::load(&choice)?;
     let mut session = Session::open(&package, &choice)?;
     let limits = Limits::default();
-    pictures
+    images
         .iter()
-        .map(|picture| {
-            let Ok(tensor) = model::prepare(picture, &package, &limits) else { return Ok(None) };
+        .map(|image| {
+            let Ok(tensor) = model::prepare(image, &package, &limits) else { return Ok(None) };
             let rows = session.infer(&[&tensor])?;
             let row = rows.first().context("the model returned no answer for an image")?;
             Ok(model::top_k(&package, row, 1).first().and_then(|best| best.class_index))
@@ -102,17 +102,17 @@ fn first_classes(choice: &ModelChoice, variant: &str, pictures: &[Vec<u8>]) -> a
 }
 
 fn read_folder(folder: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
-    let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read --pictures {}", folder.display()))?;
+    let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read --images {}", folder.display()))?;
     let mut files = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
     files.retain(|file| file.is_file());
     files.sort();
-    let mut pictures = Vec::new();
+    let mut images = Vec::new();
     for file in files {
         let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         if model::sniff(&bytes).is_some() {
-            pictures.push(bytes);
+            images.push(bytes);
         }
     }
-    ensure!(!pictures.is_empty(), "--pictures {} has no image", folder.display());
-    Ok(pictures)
+    ensure!(!images.is_empty(), "--images {} has no image", folder.display());
+    Ok(images)
 }

@@ -50,15 +50,15 @@ impl Report<'_> {
     }
 
     fn explain(&self, text: &mut String) {
-        let Agreement { reference, pictures, variants } = &self.agreement;
+        let Agreement { reference, images, variants } = &self.agreement;
         if !variants.is_empty() {
-            let _ = writeln!(text, "agrees: share of {pictures} images whose first class is that of {reference}");
+            let _ = writeln!(text, "agrees: share of {images} images whose first class is that of {reference}");
         }
         for variant in &self.left_out {
             let _ = writeln!(
                 text,
-                "{variant} is left out: it agrees with {reference} on {} of {pictures} images, less than {:.0} %; \
-                 --variant {variant} uses it nevertheless, and --pictures DIR compares them on your own images",
+                "{variant} is left out: it agrees with {reference} on {} of {images} images, less than {:.0} %; \
+                 --variant {variant} uses it nevertheless, and --images DIR compares them on your own images",
                 self.agrees(variant),
                 LEAST * 100.0
             );
@@ -72,7 +72,7 @@ impl Report<'_> {
         self.agreement.share(variant).map_or("–".to_owned(), |share| format!("{:.0} %", share * 100.0))
     }
 
-    /// What a batch saves, for the setting that was found.
+    /// Returns the gain of a batch with the setting that was found, and `None` for other settings.
     fn gain(&self, setting: &Setting) -> Option<f64> {
         let is_of_found = self.is_found(&Setting { batch_size: self.found_batch_size(), ..setting.clone() });
         let time = self.found.batches.iter().find(|time| time.size == setting.batch_size)?;

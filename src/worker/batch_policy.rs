@@ -18,7 +18,7 @@ pub enum Batching {
     Fixed(usize),
     /// As the measurements of the worker say.
     Learned {
-        /// What `imgcls tune` measured of the first model. May be empty.
+        /// The measurements of `imgcls tune` for the first model. May be empty.
         known: Vec<BatchTime>,
         /// Each call to the queue is billed, so that images share calls as long as that adds little to their wait.
         calls_are_billed: bool,
@@ -111,7 +111,7 @@ impl Batching {
     }
 }
 
-/// What was measured of one model.
+/// The measurements of one model.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct BatchCosts {
     /// Inference of one batch, by the position of its size in [`SIZES`].
@@ -200,7 +200,7 @@ impl BatchCosts {
     }
 
     fn least_tried(&self) -> (usize, u32) {
-        // What is in use is measured without trials.
+        // The size in use is measured without trials.
         let others = (0..SIZES.len()).filter(|place| SIZES[*place] != self.decided.max(1));
         others.map(|place| (place, self.trials[place])).min_by_key(|(_, tried)| *tried).unwrap_or((0, 0))
     }

@@ -58,7 +58,7 @@ impl BatchQueue {
         // Another waiting session holds the lock until it has its batch.
         let mut fetched = self.fetched();
         let (batch, at_once) = self.runtime.block_on(self.fill(&mut fetched))?;
-        self.load.begin(batch.first()?.model, batch.len(), at_once);
+        self.load.begin(batch[0].model, batch.len(), at_once);
         Some(batch)
     }
 
@@ -67,18 +67,19 @@ impl BatchQueue {
         self.load.measured(worked);
     }
 
-    /// Reports how long images of a batch took the model with this digest.
+    /// Reports how long images of a batch took the version of the model that has this digest.
     pub(crate) fn inferred(&self, digest: &str, images: usize, time: Duration) {
         self.load.inferred(digest, images, time);
     }
 
-    /// Returns a batch, and true if its first image was there already.
+    /// Returns a batch of one model, and true if its first image was there already.
     async fn fill(&self, images: &mut ByModel) -> Option<(Vec<Fetched>, bool)> {
         let (first, at_once) = match images.oldest() {
             Some(first) => (first, true),
             None => (self.load.waiting(images.fetched.recv()).await?, false),
         };
-        let (opened_at, model) = (Instant::now(), first.model);
+        let opened_at = Instant::now();
+        let model = first.model;
         let rule = BatchRule { max_size: self.load.max_batch_size(model), max_delay: self.max_delay };
         let mut batch = vec![first];
         loop {

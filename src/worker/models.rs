@@ -165,14 +165,14 @@ impl Models {
         })
     }
 
-    /// The digest of the model that classifies images of requests that name none.
-    pub(crate) fn first_digest(&self) -> String {
-        self.served[0].current().reference.digest.clone()
-    }
-
     /// Locks the session of a thread for a batch of images of one model.
     pub(crate) fn begin_batch(&self, model: usize, thread: usize) -> MutexGuard<'_, Active> {
         self.served[model].begin_batch(thread)
+    }
+
+    /// The digest of the first model, which results of `imgcls tune` belong to.
+    pub(crate) fn first_digest(&self) -> String {
+        self.served.first().map(|model| model.version().reference.digest).unwrap_or_default()
     }
 
     /// The model that is compared with the first of the list.

@@ -24,7 +24,7 @@ pub(crate) struct SessionLoad {
     batching: Batching,
     sessions: usize,
     state: watch::Sender<State>,
-    /// What was measured of each model, by its place in the list of models.
+    /// The measurements of each model, by its place in the list of models.
     costs: Mutex<HashMap<usize, Measured>>,
 }
 

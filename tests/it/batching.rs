@@ -37,7 +37,7 @@ fn tuned(cache: &Path, times: [f64; 4]) -> PathBuf {
 fn single_and_all(cache: &Path, flags: &[&str]) -> (f64, f64) {
     let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let (admin_text, cache) = (admin.to_string(), cache.to_str().unwrap());
-    let own = ["--sessions", "1", "--variant", "fp16", "--cache-dir", cache, "--admin-listen", &admin_text];
+    let own = ["--variant", "fp16", "--cache-dir", cache, "--admin-listen", &admin_text];
     let service = Service::start(1, &[], &[&own[..], flags].concat());
     let (image, next) = (test_image("cat.jpg"), AtomicUsize::new(0));
     thread::scope(|scope| {

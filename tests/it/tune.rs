@@ -105,7 +105,7 @@ fn tune_compares_the_answers_of_each_variant_with_the_widest() {
     let dir = tempfile::tempdir().unwrap();
     let (report, _) = tune(&dir.path().join("cache"), &[]);
     let agreement = &report["agreement"];
-    assert_eq!((&agreement["reference"], &agreement["pictures"]), (&json!("fp16"), &json!(6)), "{report}");
+    assert_eq!((&agreement["reference"], &agreement["images"]), (&json!("fp16"), &json!(6)), "{report}");
     let int8 = agreement["variants"].as_array().unwrap().iter().find(|compared| compared["variant"] == "int8");
     if let Some(share) = int8.map(|int8| int8["agreement"].as_f64().unwrap()) {
         let is_left_out = report["left_out"].as_array().unwrap().contains(&json!("int8"));
@@ -159,23 +159,23 @@ fn file_that_disagrees_is_chosen_only_by_its_name() {
 fn answers_are_compared_on_the_images_of_a_folder() {
     let dir = tempfile::tempdir().unwrap();
     let package = package_with_a_wrong_file(dir.path());
-    let pictures = dir.path().join("pictures");
-    std::fs::create_dir(&pictures).unwrap();
+    let images = dir.path().join("images");
+    std::fs::create_dir(&images).unwrap();
     let run = || {
         let mut command = imgcls();
         command.args(["tune", "--busy-ok", "--json", "--seconds", "0.2", "--model"]).arg(&package);
-        command.arg("--cache-dir").arg(dir.path().join("cache")).arg("--pictures").arg(&pictures).output().unwrap()
+        command.arg("--cache-dir").arg(dir.path().join("cache")).arg("--images").arg(&images).output().unwrap()
     };
     let output = run();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && error.contains("has no image"), "{error}");
     for name in ["cat.jpg", "cup.jpg"] {
-        std::fs::write(pictures.join(name), test_image(name)).unwrap();
+        std::fs::write(images.join(name), test_image(name)).unwrap();
     }
-    std::fs::write(pictures.join("notes.txt"), "not an image").unwrap();
+    std::fs::write(images.join("notes.txt"), "not an image").unwrap();
     let output = run();
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(report["agreement"]["pictures"], 2, "{report}");
+    assert_eq!(report["agreement"]["images"], 2, "{report}");
 }
 
 #[test]
