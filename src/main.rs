@@ -13,8 +13,8 @@ use imgcls::config::{Backend, Document, Machines, Names};
 use imgcls::model::TunedChoice;
 use imgcls::telemetry::output;
 use imgcls::{
-    autoscaler, classify, data, loadgen, model, names, provision, queue_command, shutdown, simulate, telemetry, tune,
-    up, web, worker,
+    autoscaler, classify, data, loadgen, model, model_command, names, provision, queue_command, shutdown, simulate,
+    telemetry, tune, up, web, worker,
 };
 use tokio::runtime::Runtime;
 
@@ -62,6 +62,7 @@ fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
         Command::Data(args) => run_data(&args, &settings),
         Command::Provision(args) => run_provision(&args, machines),
         Command::Classify(args) => Ok(code_of(classify::run(&args.config())?)),
+        Command::Model(args) => Ok(code_of(model_command::run(&args.config())?)),
         Command::Tune(args) => tune::run(&args.config()).map(|()| ExitCode::SUCCESS),
         Command::Simulate(args) => simulate::run(&args.config()?).map(|()| ExitCode::SUCCESS),
         Command::Loadgen(args) => {

@@ -54,7 +54,9 @@ fn class_names(text: &str) -> anyhow::Result<Vec<String>> {
     };
     let mut names = BTreeMap::new();
     for (index, name) in entries {
-        let (Literal::Number(index), Literal::Text(name)) = (index, name) else { bail!("an entry is not `index: name`") };
+        let (Literal::Number(index), Literal::Text(name)) = (index, name) else {
+            bail!("an entry is not `index: name`")
+        };
         ensure!(index >= 0.0 && index.fract() == 0.0, "{index} is not the index of a class");
         ensure!(names.insert(index as u64, name).is_none(), "class {index} is there twice");
     }
