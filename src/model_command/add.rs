@@ -205,7 +205,7 @@ fn name_of(add: &Add, candidates: &[String]) -> anyhow::Result<String> {
 /// A label that two classes have. Frameworks' own configurations may have such names: two classes of ImageNet are called
 /// crane.
 fn refuse_repeated_label(choice: &ModelChoice, labels: &Sourced<Labels>) -> anyhow::Result<()> {
-    let is_of_a_framework = labels.source.starts_with("config.json") || labels.value == Labels::ImageNet;
+    let is_of_a_framework = !matches!(labels.value, Labels::File(_));
     match trial::repeated_label(choice)? {
         Some(repeated) if !is_of_a_framework => bail!(
             "{repeated} ({}), so that answers could not be told apart; give each class a name of its own, or lines of an id and a \

@@ -66,7 +66,8 @@ impl Text {
         if let Some(name) = &model.output_name {
             self.pair("name", &quoted(name), "");
         }
-        if let Some(threshold) = &model.threshold {
+        let is_multi_label = model.head.as_ref().is_some_and(|head| head.value.is_multi_label());
+        if let Some(threshold) = model.threshold.as_ref().filter(|_| is_multi_label) {
             self.sourced("threshold", threshold, |threshold| number(*threshold));
         }
     }

@@ -98,6 +98,10 @@ pub(super) fn head(known: Option<Sourced<Head>>, outputs: &[Vec<f32>]) -> anyhow
             Head::None,
             format!("the outputs for {} photographs already sum to 1, so nothing is applied again", outputs.len()),
         )),
+        (Some(Sourced { value: Head::Sigmoid, .. }), model::Head::Independent) if !is_flag => Ok(Sourced::new(
+            Head::MultiLabel,
+            format!("the outputs for {} photographs are all from 0 to 1, so nothing is applied again", outputs.len()),
+        )),
         (Some(Sourced { value: Head::None, source }), model::Head::Logits) if !is_flag => bail!(
             "{source}, but the outputs for photographs are not probabilities; give --activation softmax or --activation sigmoid"
         ),
@@ -193,6 +197,9 @@ mod tests {
         assert_eq!(decide(None, &probabilities).unwrap(), Head::None);
         assert_eq!(decide(said(Head::Softmax), &logits).unwrap(), Head::Softmax);
         assert_eq!(decide(flag(Head::None), &logits).unwrap(), Head::None);
+        let independent = vec![vec![0.9, 0.75], vec![0.5, 0.1]];
+        assert_eq!(decide(said(Head::Sigmoid), &independent).unwrap(), Head::MultiLabel);
+        assert_eq!(decide(flag(Head::Sigmoid), &independent).unwrap(), Head::Sigmoid);
         for (known, outputs, expected) in [
             (flag(Head::Softmax), &probabilities, "twice"),
             (None, &logits, "--activation"),
