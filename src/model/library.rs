@@ -17,7 +17,7 @@ use super::seal::unique;
 
 const CURRENT: &str = "current";
 const LOCK: &str = ".lock";
-const STAGING: &str = ".staging-";
+const STAGING: &str = ".imgcls-staging-";
 const DESCRIPTION: &str = "model.toml";
 /// File systems allow 255 bytes, and a name is part of paths, logs and metrics.
 const MAX_NAME: usize = 64;

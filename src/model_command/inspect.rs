@@ -81,7 +81,7 @@ fn listed(version: Installed, origin: &'static str) -> Listed {
     };
     let measured = table.get("measured").and_then(|measured| measured.get("memory_bytes"));
     let measured = measured.and_then(toml::Value::as_integer).and_then(|bytes| u64::try_from(bytes).ok());
-    let labels = text(&table, "labels").and_then(|file| std::fs::read_to_string(folder.join(file)).ok());
+    let labels = text(&table, "labels").and_then(|file| package::read_text(&folder.join(file)).ok());
     Listed {
         name,
         version,
@@ -139,7 +139,7 @@ pub(super) fn show(config: &Config, reference: &Reference) -> anyhow::Result<boo
     }
     let folder = folder_of(config, reference)?;
     let path = folder.join(package::DESCRIPTION);
-    let toml = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let toml = package::read_text(&path)?;
     let description = package::parse(&toml).with_context(|| format!("{}", path.display()))?;
     let versions: Vec<Installed> = match &config.models_dir {
         Some(models_dir) => crate::model::Library::new(models_dir).versions(&reference.name)?,
@@ -241,7 +241,7 @@ fn choice(config: &Config, folder: &Path) -> anyhow::Result<ModelChoice> {
 
 fn description(folder: &Path) -> anyhow::Result<toml::Table> {
     let path = folder.join(package::DESCRIPTION);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = package::read_text(&path)?;
     package::parse(&text).with_context(|| format!("{}", path.display()))
 }
 

@@ -16,6 +16,21 @@ use crate::model::{self, OnnxFile, content_version};
 pub(super) const DESCRIPTION: &str = "model.toml";
 const MODEL: &str = "model.onnx";
 const LABELS: &str = "labels.txt";
+/// A name takes less than a hundred bytes, and no network has a hundred thousand classes.
+const MAX_TEXT_BYTES: u64 = 16 << 20;
+
+/// Reads a text file of a package.
+///
+/// # Errors
+/// If it cannot be read, is too large, or is not text.
+pub(super) fn read_text(path: &Path) -> anyhow::Result<String> {
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_TEXT_BYTES + 1).read_to_string(&mut text))
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    ensure!(text.len() as u64 <= MAX_TEXT_BYTES, "{} has more than {MAX_TEXT_BYTES} bytes", path.display());
+    Ok(text)
+}
 
 /// Copies a file and returns the digest of what was copied.
 ///
@@ -81,7 +96,7 @@ pub(super) fn write_files(folder: &Path, export: &Export, onnx: &OnnxFile, label
     }
     let path = folder.join(LABELS);
     match labels {
-        Labels::File(source) => drop(copy(source, &path)?),
+        Labels::File(source) => write(&path, &read_text(source)?)?,
         Labels::ImageNet => drop(copy(&imagenet_labels()?, &path)?),
         Labels::Names(names) => write(&path, &lines(names.iter().enumerate())?)?,
         Labels::IdsAndNames(labels) => write(&path, &lines(labels.iter().map(|(id, name)| (id, name)))?)?,
@@ -124,7 +139,7 @@ pub(super) fn copy_package(
     notices: &[std::path::PathBuf],
 ) -> anyhow::Result<(String, String, String)> {
     let path = from.join(DESCRIPTION);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = read_text(&path)?;
     let mut table = parse(&text).with_context(|| format!("{}", path.display()))?;
     for (file, sha256) in described_files(&table)? {
         let found = copy(&from.join(&file), &to.join(&file))?;

@@ -43,6 +43,11 @@ pub(super) fn find(source: &Path) -> anyhow::Result<Source> {
     let metadata = std::fs::metadata(source)
         .with_context(|| format!("cannot read {}; give an ONNX file or a folder", source.display()))?;
     if !metadata.is_dir() {
+        ensure!(
+            metadata.is_file(),
+            "{} is neither a file nor a folder; give an ONNX file or a folder",
+            source.display()
+        );
         return Ok(Source::Export(Box::new(of_file(source)?)));
     }
     if source.join(DESCRIPTION).is_file() {
