@@ -475,7 +475,7 @@ mod tests {
     fn install(library: &Library, name: &str, version: &str, pointer: Pointer) -> PathBuf {
         let staging = library.stage().unwrap();
         fs::write(staging.path().join(DESCRIPTION), format!("version = {version:?}\n")).unwrap();
-        library.install(staging, name, version, activation).unwrap()
+        library.install(staging, name, version, pointer).unwrap()
     }
 
     fn current(library: &Library, name: &str) -> String {

@@ -72,7 +72,7 @@ pub(super) fn complete(draft: Draft, onnx: &OnnxFile) -> anyhow::Result<Complete
     }
     let exported = layout.as_ref().and_then(|layout| axes(input, layout.value)).and_then(|(_, size)| size);
     let resize = missing.need(draft.resize, "--resize shortest-edge|squash|letterbox|none");
-    let geometry = Geometry::complete(&resize, draft.size, draft.crop, exported, &mut missing)?;
+    let geometry = Geometry::complete(resize.as_ref(), draft.size, draft.crop, exported, &mut missing)?;
     let keeps_size = resize.as_ref().is_some_and(|resize| resize.value == Resize::None);
     let filter = match draft.filter {
         _ if keeps_size => None,
@@ -173,7 +173,7 @@ struct Geometry {
 
 impl Geometry {
     fn complete(
-        resize: &Option<Sourced<Resize>>,
+        resize: Option<&Sourced<Resize>>,
         size: Option<Sourced<Size>>,
         crop: Option<Sourced<Option<Size>>>,
         exported: Option<Size>,

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use serde::Serialize;
 
 use super::{Config, package, trial};
-use crate::model::{self, Installed, ModelChoice, ModelPackage, Reference};
+use crate::model::{self, Installed, Library, ModelChoice, ModelPackage, ModelSummary, Reference};
 
 /// A version of a model, as `list` prints it.
 #[derive(Debug, Serialize)]
@@ -23,7 +23,7 @@ struct Listed {
     memory_bytes: Option<u64>,
     is_memory_measured: bool,
     /// Height and width, or nothing if images keep their size.
-    input_size: Option<(u32, u32)>,
+    input_size: Option<[u32; 2]>,
     classes: Option<usize>,
     /// What is wrong with the package, if it cannot be read.
     error: Option<String>,
@@ -33,13 +33,13 @@ struct Listed {
 pub(super) fn list(config: &Config) -> anyhow::Result<bool> {
     let mut models: Vec<Listed> = Vec::new();
     if let Some(folder) = &config.models_dir {
-        let installed = crate::model::Library::new(folder).list()?;
-        models.extend(installed.into_iter().map(|version| listed(version, "added")));
+        let installed = Library::new(folder).list()?;
+        models.extend(installed.into_iter().map(|version| listed(config, version, "added")));
     }
     for (name, folder) in model::shipped_models()? {
         let is_hidden = models.iter().any(|model| model.name == name && model.is_current);
         let version = description(&folder).ok().and_then(|table| text(&table, "version")).unwrap_or_default();
-        models.push(listed(Installed { name, version, is_current: !is_hidden, folder }, "shipped"));
+        models.push(listed(config, Installed { name, version, is_current: !is_hidden, folder }, "shipped"));
     }
     let mut out = format!(
         "{:<28} {:<12} {:<7} {:>9} {:>9} {:>11} {:>7}\n",
@@ -54,7 +54,7 @@ pub(super) fn list(config: &Config) -> anyhow::Result<bool> {
         let memory = model.memory_bytes.map_or_else(String::new, |bytes| {
             format!("{}{}", if model.is_memory_measured { "" } else { "≈" }, size(bytes))
         });
-        let input = model.input_size.map_or_else(|| "any".to_owned(), |(height, width)| format!("{height} × {width}"));
+        let input = model.input_size.map_or_else(|| "any".to_owned(), |[height, width]| format!("{height} × {width}"));
         let classes = model.classes.map_or_else(String::new, |classes| classes.to_string());
         let _ = write!(
             out,
@@ -72,60 +72,31 @@ pub(super) fn list(config: &Config) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Describes a version from its description alone: digests are for `check`.
-fn listed(version: Installed, origin: &'static str) -> Listed {
+/// Describes a version by its small files alone: digests are for `check`.
+fn listed(config: &Config, version: Installed, origin: &'static str) -> Listed {
     let Installed { name, version, is_current, folder } = version;
-    let (table, error) = match description(&folder) {
-        Ok(table) => (table, None),
-        Err(error) => (toml::Table::new(), Some(format!("{error:#}"))),
+    let (summary, error) = match choice(config, &folder).and_then(|choice| ModelSummary::read(&choice)) {
+        Ok(summary) => (Some(summary), None),
+        Err(error) => (None, Some(format!("{error:#}"))),
     };
+    let table = description(&folder).unwrap_or_default();
     let measured = table.get("measured").and_then(|measured| measured.get("memory_bytes"));
     let measured = measured.and_then(toml::Value::as_integer).and_then(|bytes| u64::try_from(bytes).ok());
-    let labels = text(&table, "labels").and_then(|file| package::read_text(&folder.join(file)).ok());
+    // A session keeps the weights in float32, partly twice. The largest variant counts.
+    let largest = summary.iter().flat_map(|summary| &summary.files).map(|file| file.bytes).max();
     Listed {
         name,
         version,
         is_current,
         origin,
         disk_bytes: folder_bytes(&folder),
-        memory_bytes: measured.or_else(|| estimated_memory(&table, &folder)),
+        memory_bytes: measured.or_else(|| largest.map(|bytes| bytes.saturating_mul(3))),
         is_memory_measured: measured.is_some(),
-        input_size: input_size(&table),
-        classes: labels.map(|labels| labels.trim_end().lines().count()),
+        input_size: summary.as_ref().and_then(|summary| summary.input_size),
+        classes: summary.map(|summary| summary.classes),
         error,
         folder,
     }
-}
-
-/// A session keeps the weights in float32, partly twice. The largest variant counts.
-fn estimated_memory(table: &toml::Table, folder: &Path) -> Option<u64> {
-    let bytes = |path: Option<&toml::Value>| {
-        let path = path.and_then(toml::Value::as_str)?;
-        Some(folder.join(path).metadata().ok()?.len())
-    };
-    let variant = |file: &toml::Value| {
-        let external = file.get("external").and_then(toml::Value::as_array).into_iter().flatten();
-        let external: u64 = external.filter_map(|file| bytes(file.get("path"))).sum();
-        Some(bytes(file.get("path"))? + external)
-    };
-    let files = table.get("files")?.as_table()?;
-    files.values().filter_map(variant).max().map(|bytes| bytes.saturating_mul(3))
-}
-
-/// Height and width of the input, or `None` if images keep their size.
-fn input_size(table: &toml::Table) -> Option<(u32, u32)> {
-    let input = table.get("input")?.as_table()?;
-    let size = |value: &toml::Value| match value {
-        toml::Value::Array(sides) => Some((side(sides.first()?)?, side(sides.get(1)?)?)),
-        value => side(value).map(|side| (side, side)),
-    };
-    let is_whole = matches!(text(input, "resize").as_deref(), Some("squash" | "letterbox"));
-    let resized = input.get("size").or_else(|| input.get("short_side")).filter(|_| is_whole);
-    input.get("crop").or(resized).and_then(size)
-}
-
-fn side(value: &toml::Value) -> Option<u32> {
-    value.as_integer().and_then(|side| u32::try_from(side).ok())
 }
 
 /// Prints what is known about one model.
@@ -142,14 +113,14 @@ pub(super) fn show(config: &Config, reference: &Reference) -> anyhow::Result<boo
     let toml = package::read_text(&path)?;
     let description = package::parse(&toml).with_context(|| format!("{}", path.display()))?;
     let versions: Vec<Installed> = match &config.models_dir {
-        Some(models_dir) => crate::model::Library::new(models_dir).versions(&reference.name)?,
+        Some(models_dir) => Library::new(models_dir).versions(&reference.name)?,
         None => Vec::new(),
     };
     let version = text(&description, "version").unwrap_or_default();
     let is_added = versions.iter().any(|known| known.folder == folder);
     let is_current = !is_added || versions.first().is_some_and(|first| first.is_current && first.version == version);
     let installed = Installed { name: reference.name.clone(), version, is_current, folder };
-    let listed = listed(installed, if is_added { "added" } else { "shipped" });
+    let listed = listed(config, installed, if is_added { "added" } else { "shipped" });
     let mut out = format!("{}@{} in {}\n", listed.name, listed.version, listed.folder.display());
     let names: Vec<String> = versions.iter().map(|known| known.version.clone()).collect();
     if !names.is_empty() {

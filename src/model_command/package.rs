@@ -1,5 +1,6 @@
 //! Writes a package into a folder, and runs it before anybody else can.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::{Component, Path};
@@ -175,7 +176,7 @@ pub(super) fn copy_package(
 pub(super) fn described_files(table: &toml::Table) -> anyhow::Result<Vec<(String, Option<String>)>> {
     let text = |value: Option<&toml::Value>| value.and_then(toml::Value::as_str).map(str::to_owned);
     let mut files = Vec::new();
-    let mut add = |path: Option<String>, sha256| {
+    let mut add = |path: Option<String>, sha256| -> anyhow::Result<()> {
         let path = path.context("a file has no path")?;
         let is_inside = Path::new(&path).components().all(|part| matches!(part, Component::Normal(_)));
         ensure!(
@@ -217,7 +218,7 @@ fn lines<'a>(labels: impl Iterator<Item = (impl std::fmt::Display, &'a String)>)
     for (index, (key, name)) in labels.enumerate() {
         let name = name.split_whitespace().collect::<Vec<_>>().join(" ");
         ensure!(!name.is_empty(), "class {index} has no name; give --labels FILE");
-        text.push_str(&format!("{key} {name}\n"));
+        let _ = writeln!(text, "{key} {name}");
     }
     Ok(text)
 }

@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn other_tasks_and_damaged_metadata_are_refused() {
         assert_eq!(recognise(&metadata(&[("producer", "torch")])).unwrap(), None);
-        let error = |entries| format!("{:#}", recognise(&metadata(entries)).unwrap_err());
+        let error = |entries: &[(&str, &str)]| format!("{:#}", recognise(&metadata(entries)).unwrap_err());
         assert!(error(&[("task", "detect"), ("names", "{}")]).contains("-cls"));
         for names in ["{0: 'a', 2: 'b'}", "{}", "{0: 1}", "{0: 'a', 0: 'b'}", "nonsense", "{0.5: 'a'}"] {
             assert!(error(&[("task", "classify"), ("names", names)]).contains("--labels"), "{names}");
