@@ -192,7 +192,7 @@ fn check_one(config: &Config, folder: &Path) -> anyhow::Result<String> {
         let choice = ModelChoice { variant: Some(variant.clone()), ..choice.clone() };
         let outputs = trial::outputs(&choice, None).with_context(|| format!("variant {variant}"))?;
         if model::head_of(&outputs.values).is_none() {
-            bail!("variant {variant} returns values that are not numbers (NaN or infinity) for photographs");
+            bail!("variant {variant} returns values that are not finite (NaN or infinity) for photographs");
         }
         trial::classify(&choice, None).with_context(|| format!("variant {variant}"))?;
     }

@@ -65,7 +65,7 @@ pub(super) fn classify(choice: &ModelChoice, image: Option<&Path>) -> anyhow::Re
     };
     let tensor = prepare(&name, &bytes, &package)?;
     let scores = session.infer(&[&tensor]).map_err(one_line)?.pop().context("infer returns one list per tensor")?;
-    ensure!(scores.iter().all(|score| score.is_finite()), "the network returns values that are no numbers");
+    ensure!(scores.iter().all(|score| score.is_finite()), "the network returns values that are not finite");
     Ok(Sample { image: name, predictions: model::top_k(&package, &scores, SHOWN), classes: package.classes() })
 }
 
@@ -83,7 +83,7 @@ pub(super) struct Sample {
 pub(super) fn head(known: Option<Sourced<Head>>, outputs: &[Vec<f32>]) -> anyhow::Result<Sourced<Head>> {
     let Some(seen) = model::head_of(outputs) else {
         bail!(
-            "the network returns values that are not numbers (NaN or infinity) for photographs; check the export, for example \
+            "the network returns values that are not finite (NaN or infinity) for photographs; check the export, for example \
              without half precision, and --mean, --std and --rescale"
         );
     };
@@ -158,7 +158,9 @@ fn one_line(error: anyhow::Error) -> anyhow::Error {
         line.push('…');
     }
     let lower = message.to_lowercase();
-    let hint = if lower.contains("not a registered function") || lower.contains("no op registered") {
+    let hint = if lower.contains("not finite") {
+        " (NaN or infinity); check the export, for example without half precision"
+    } else if lower.contains("not a registered function") || lower.contains("no op registered") {
         "; the network uses an operator that ONNX Runtime does not have: export it with operators of ONNX alone"
     } else if lower.contains("opset") || lower.contains("ir version") || lower.contains("ir_version") {
         "; export the network again with an older operator set, such as opset_version=17"
