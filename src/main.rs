@@ -14,8 +14,8 @@ use imgcls::model::TunedChoice;
 use imgcls::model_sync::ModelSync;
 use imgcls::telemetry::output;
 use imgcls::{
-    autoscaler, classify, data, loadgen, model, model_sync, names, provision, queue_command, shutdown, simulate,
-    telemetry, tune, up, web, worker,
+    autoscaler, classify, data, loadgen, model, model_command, model_sync, names, provision, queue_command, shutdown,
+    simulate, telemetry, tune, up, web, worker,
 };
 use tokio::runtime::Runtime;
 
@@ -63,6 +63,7 @@ fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
         Command::Data(args) => run_data(&args, &settings),
         Command::Provision(args) => run_provision(&args, machines),
         Command::Classify(args) => Ok(code_of(classify::run(&args.config())?)),
+        Command::Model(args) => Ok(code_of(model_command::run(&args.config())?)),
         Command::Tune(args) => tune::run(&args.config()).map(|()| ExitCode::SUCCESS),
         Command::Simulate(args) => simulate::run(&args.config()?).map(|()| ExitCode::SUCCESS),
         Command::Loadgen(args) => {

@@ -17,7 +17,7 @@ use anyhow::{Context as _, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
 use crate::config::Backend;
-use crate::model::{Activation, Library, Reference, Staging};
+use crate::model::{Library, Pointer, Reference, Staging};
 use crate::protocol::{MAX_POINTER_BYTES, ModelPointer, model_package_key, model_pointer_key};
 use crate::transport::queued::object::ObjectStore;
 use crate::transport::{self};
@@ -113,7 +113,7 @@ impl Followed {
         if !is_here {
             let staging = download(store, library, &self.name, &pointer).await?;
             let (library, name, version) = (library.clone(), self.name.clone(), pointer.version.clone());
-            let install = move || library.install(staging, &name, &version, Activation::Current).map(drop);
+            let install = move || library.install(staging, &name, &version, Pointer::Move).map(drop);
             tokio::task::spawn_blocking(install).await.context("the installation of a model ended early")??;
         }
         self.make_current(library, &pointer.version).await?;

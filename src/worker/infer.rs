@@ -219,7 +219,8 @@ impl Shared {
     fn conclude(&self, work: Work, package: &ModelPackage, image: Bytes, row: Option<&[f32]>) -> Outcome {
         let Some(row) = row else { return work.faulted("the model gave fewer answers than images".to_owned()) };
         let predictions = model::top_k(package, row, work.top_k);
-        let answer = Answer { predictions, labels: Vec::new(), model: package.model_ref() };
+        let labels = model::labels_above(package, row);
+        let answer = Answer { predictions, labels, model: package.model_ref() };
         work.succeeded(answer, image, clock::now(), &self.rules)
     }
 }

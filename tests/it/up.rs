@@ -147,7 +147,7 @@ fn up_ends_with_one_line_when_its_workers_cannot_start() {
 }
 
 /// Values of worker settings that `up` has too. One that is not listed is tested with its default.
-const SAMPLES: [(&str, &str); 25] = [
+const SAMPLES: [(&str, &str); 26] = [
     ("backend", "local"),
     ("data-dir", "some/where"),
     ("stack", "team-a"),
@@ -162,6 +162,7 @@ const SAMPLES: [(&str, &str); 25] = [
     ("model-memory", "1GiB"),
     ("shadow", "s"),
     ("variant", "int8"),
+    ("label-set", "original"),
     ("ort-dylib", "/x/y.so"),
     ("intra-threads", "2"),
     ("cache-dir", "/c"),
