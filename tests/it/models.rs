@@ -16,7 +16,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::harness::{DEADLINE, Process, imgcls, metric, test_image, until};
-use crate::tiny_model::write_package;
+use crate::tiny_model::{write_package, write_package_with};
 
 const IMAGES: [&str; 8] =
     ["cat.jpg", "cup.jpg", "rocket.jpg", "grey.jpg", "rgb.png", "lossy.webp", "odd-size.jpg", "palette.png"];
@@ -191,6 +191,23 @@ async fn each_image_gets_the_answer_of_the_model_that_its_request_names() {
         assert!(result.labels.is_empty(), "only heads with several labels have them");
     }
     assert!(bench.metric("imgcls_worker_batch_size_bucket{le=\"1\"}") < 96, "no images were inferred together");
+}
+
+#[tokio::test]
+async fn model_that_gives_several_labels_names_those_above_its_threshold() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = "[output]\nactivation = \"sigmoid\"\nmulti_label = true\nthreshold = 0.6\n";
+    let tiny = write_package_with(dir.path(), "tiny", "v1", 1, output);
+    let bench = Bench::start(&["--model", tiny.to_str().unwrap(), "--sessions", "1"]).await;
+    let mut counts = BTreeSet::new();
+    for image in 0..IMAGES.len() {
+        let result = bench.result(bench.submit(image, None).await).await;
+        let above: Vec<Prediction> =
+            result.predictions.iter().filter(|prediction| prediction.score.unwrap() >= 0.6).cloned().collect();
+        assert_eq!(result.labels, above, "{result:?}");
+        counts.insert(result.labels.len());
+    }
+    assert!(counts.len() > 1, "each image has {counts:?} labels, which shows nothing");
 }
 
 #[tokio::test]

@@ -11,11 +11,16 @@ const SIDE: u64 = 8;
 
 /// Writes the package `name` of a version into `folder`, and returns the folder.
 pub fn write_package(folder: &Path, name: &str, version: &str, seed: u32) -> PathBuf {
+    write_package_with(folder, name, version, seed, "output = \"logits\"\n")
+}
+
+/// The same with the lines of `model.toml` that describe the output.
+pub fn write_package_with(folder: &Path, name: &str, version: &str, seed: u32, output: &str) -> PathBuf {
     fs::create_dir_all(folder).unwrap();
     let model = onnx(seed);
     let labels: String = (0..CLASSES).map(|class| format!("n0000000{class} colour {class}\n")).collect();
     let description = format!(
-        "name = \"{name}\"\nversion = \"{version}\"\nlabels = \"labels.txt\"\noutput = \"logits\"\n\
+        "name = \"{name}\"\nversion = \"{version}\"\nlabels = \"labels.txt\"\n{output}\
          [files.fp32]\npath = \"model.onnx\"\nsha256 = \"{}\"\n[labels_file]\nsha256 = \"{}\"\n\
          [input]\nname = \"input\"\nlayout = \"NCHW\"\nchannels = \"RGB\"\nresize = \"short-side\"\nshort_side = {SIDE}\n\
          filter = \"bicubic\"\ncrop = {SIDE}\nmean = [127.0, 127.0, 127.0]\nstd = [64.0, 64.0, 64.0]\n",
