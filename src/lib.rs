@@ -43,6 +43,7 @@
 //!
 //! - [`classify`]: classifies files with the model alone.
 //! - [`data`]: reports how much is stored, and deletes what is no longer needed.
+//! - [`model_command`]: adds models, lists and checks them, and chooses the versions in use.
 //! - [`queue_command`]: shows depths and dead letters, sends dead letters again and purges queues.
 //! - [`simulate`]: runs scaling policies on a virtual clock, and reports latency and cost.
 //! - [`tune`]: finds the fastest settings of the model on this machine.
@@ -81,6 +82,7 @@ pub mod worker;
 
 pub mod classify;
 pub mod data;
+pub mod model_command;
 pub mod queue_command;
 pub mod simulate;
 pub mod tune;

@@ -15,8 +15,8 @@ use imgcls::model_sync::ModelSync;
 use imgcls::telemetry::output;
 use imgcls::workload::Trace;
 use imgcls::{
-    autoscaler, classify, data, loadgen, model, model_sync, names, provision, queue_command, shutdown, simulate,
-    telemetry, tune, up, web, worker,
+    autoscaler, classify, data, loadgen, model, model_command, model_sync, names, provision, queue_command, shutdown,
+    simulate, telemetry, tune, up, web, worker,
 };
 use tokio::runtime::Runtime;
 
@@ -64,6 +64,7 @@ fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
         Command::Data(args) => run_data(&args, &settings),
         Command::Provision(args) => run_provision(&args, machines),
         Command::Classify(args) => Ok(code_of(classify::run(&args.config())?)),
+        Command::Model(args) => Ok(code_of(model_command::run(&args.config())?)),
         Command::Tune(args) => tune::run(&args.config()).map(|()| ExitCode::SUCCESS),
         Command::Simulate(args) => {
             simulate::run(&args.config(trace(&args.arrivals, "simulate")?)?).map(|()| ExitCode::SUCCESS)
@@ -117,7 +118,7 @@ fn run_worker(args: &WorkerArgs, settings: &Document) -> anyhow::Result<ExitCode
         if let Some(models) = &mut models {
             models.download().await?;
         }
-        let config = args.config(backend, names, TunedChoice::read(args.model.choice()));
+        let config = args.config(backend, names, TunedChoice::read(args.model.choice()).tuning);
         let tier = worker::run(config, on_signals()?);
         Box::pin(traced("imgcls-worker", beside_models(models, tier))).await
     })?;

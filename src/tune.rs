@@ -1,16 +1,23 @@
 //! `imgcls tune`: measures which variant, threads, sessions and batch size classify the most images per second on this
 //! machine, and stores the result for workers that start later.
+//!
+//! `quiet` refuses a machine that others use. `agreement` compares the answers of the variants. `trial` measures one
+//! setting. `report` prints everything.
 
-use std::fmt::Write as _;
+mod agreement;
+mod quiet;
+mod report;
+mod trial;
+
 use std::path::PathBuf;
-use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use serde::Serialize;
 
-use crate::config::Limits;
-use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor, Tuning};
+use self::quiet::Others;
+use self::report::Report;
+use self::trial::{Setting, Trial};
+use crate::model::{self, BATCH_SIZES, BatchTime, ModelChoice, ModelPackage, Tuning};
 use crate::telemetry::{self, output};
 
 /// The configuration of the command.
@@ -20,14 +27,13 @@ pub struct Config {
     pub model: ModelChoice,
     /// Duration of all measurements together. Opening a session takes less than a second more for each.
     pub duration: Duration,
+    /// A folder of images on which the answers of the variants are compared. `None` means the built-in samples.
+    pub images: Option<PathBuf>,
+    /// Measures even if other processes use this machine.
+    pub busy_ok: bool,
     /// Prints JSON instead of a table.
     pub json: bool,
 }
-
-/// The image that is classified: a photograph of a common size.
-const PHOTOGRAPH: &[u8] = include_bytes!("loadgen/samples/coffee.jpg");
-
-const BATCH_SIZES: [usize; 3] = [2, 4, 8];
 
 /// The minimum speedup over an earlier setting. Less is noise, and the first settings are the defaults.
 const MIN_SPEEDUP: f64 = 1.03;
@@ -35,39 +41,35 @@ const MIN_SPEEDUP: f64 = 1.03;
 /// Measures, prints the result and stores it in the cache directory.
 ///
 /// # Errors
-/// If the model cannot be loaded, or the result cannot be stored. It is printed even if it cannot be stored.
+/// If other processes use the machine, the model cannot be loaded, or the result cannot be stored. It is printed even if
+/// it cannot be stored.
 pub fn run(config: &Config) -> anyhow::Result<()> {
+    quiet::check(config.busy_ok)?;
     let begun = Instant::now();
-    let cores = model::cores();
+    let (cores, others) = (model::cores(), Others::begin());
     let variants = match &config.model.variant {
         Some(variant) => vec![variant.clone()],
         None => ModelPackage::variants(&config.model)?,
     };
-    let trials = measure(config, &first_round(&variants, cores))?;
-    let found = fastest_tuning(&trials).context("at least one setting is measured; this is a bug")?;
+    let agreement = agreement::compare(&config.model, &variants, config.images.as_deref())?;
+    // A variant that is named is used, whatever it answers.
+    let is_allowed = |variant: &str| config.model.variant.is_some() || agreement.agrees(variant);
+    let trials = measure(config, &first_round(&variants, cores), is_allowed)?;
+    let found = fastest_tuning(&trials, is_allowed).context("no setting was measured; this is a bug")?;
     let kept = found.write(&config.model);
-    let report = Report { cores, seconds: begun.elapsed().as_secs_f64(), trials, found, kept: kept.as_ref().ok() };
+    let report = Report {
+        cores,
+        seconds: begun.elapsed().as_secs_f64(),
+        others_cpu_share: others.share(),
+        left_out: variants.iter().filter(|variant| !is_allowed(variant)).cloned().collect(),
+        agreement,
+        trials,
+        found,
+        kept: kept.as_ref().ok(),
+    };
     let text = if config.json { report.json() } else { report.table() };
     output::print(&text).context("cannot print the result")?;
     kept.map(drop).context("cannot store the result")
-}
-
-/// One way to run the model.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Setting {
-    variant: String,
-    intra_threads: usize,
-    sessions: usize,
-    batch_size: usize,
-}
-
-#[derive(Debug, Clone, Serialize)]
-struct Trial {
-    #[serde(flatten)]
-    setting: Setting,
-    images_per_second: f64,
-    /// Time to decode and infer one batch.
-    batch_ms: f64,
 }
 
 /// Every variant with every division of the cores among sessions. The first setting is the default.
@@ -83,12 +85,13 @@ fn first_round(variants: &[String], cores: usize) -> Vec<Setting> {
 }
 
 /// Measures the first round, then its fastest setting with batches.
-fn measure(config: &Config, first_round: &[Setting]) -> anyhow::Result<Vec<Trial>> {
-    let count = first_round.len() + BATCH_SIZES.len();
+fn measure(config: &Config, first_round: &[Setting], is_allowed: impl Fn(&str) -> bool) -> anyhow::Result<Vec<Trial>> {
+    let batch_sizes = BATCH_SIZES.into_iter().filter(|size| *size > 1);
+    let count = first_round.len() + batch_sizes.clone().count();
     let duration = config.duration / count as u32;
     let mut trials: Vec<Trial> = Vec::with_capacity(count);
     let measure = |setting: Setting, trials: &mut Vec<Trial>| {
-        let trial = trial(&config.model, setting, duration)?;
+        let trial = trial::measure(&config.model, setting, duration)?;
         telemetry::stderr_line(&format!("tune: {} of {count}: {}", trials.len() + 1, trial.line()));
         trials.push(trial);
         anyhow::Ok(())
@@ -96,126 +99,28 @@ fn measure(config: &Config, first_round: &[Setting]) -> anyhow::Result<Vec<Trial
     for setting in first_round {
         measure(setting.clone(), &mut trials)?;
     }
-    let fastest = fastest(trials.iter()).map(|trial| trial.setting.clone());
-    for batch_size in BATCH_SIZES {
-        if let Some(fastest) = &fastest {
+    if let Some(fastest) = fastest(&trials, is_allowed).map(|trial| trial.setting.clone()) {
+        for batch_size in batch_sizes {
             measure(Setting { batch_size, ..fastest.clone() }, &mut trials)?;
         }
     }
     Ok(trials)
 }
 
-/// Measures one setting. Each session decodes and infers in its own thread, as in a worker.
-fn trial(choice: &ModelChoice, setting: Setting, duration: Duration) -> anyhow::Result<Trial> {
-    let choice = ModelChoice {
-        variant: Some(setting.variant.clone()),
-        intra_threads: Some(setting.intra_threads),
-        ..choice.clone()
-    };
-    let package = ModelPackage::load(&choice)?;
-    let mut sessions =
-        (0..setting.sessions).map(|_| Session::open(&package, &choice)).collect::<anyhow::Result<Vec<_>>>()?;
-    let begin = Barrier::new(sessions.len());
-    let package = &package;
-    let outcomes: Vec<anyhow::Result<(u32, Duration)>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = sessions
-            .iter_mut()
-            .map(|session| {
-                let begin = &begin;
-                scope.spawn(move || -> anyhow::Result<(u32, Duration)> {
-                    let warm = classify(session, package, setting.batch_size);
-                    begin.wait(); // after a failure too, because the other threads wait for this one
-                    warm?;
-                    let begun = Instant::now();
-                    let mut batches = 0;
-                    while batches == 0 || begun.elapsed() < duration {
-                        classify(session, package, setting.batch_size)?;
-                        batches += 1;
-                    }
-                    Ok((batches, begun.elapsed()))
-                })
-            })
-            .collect();
-        threads.into_iter().map(|thread| thread.join().expect("a trial does not panic; this is a bug")).collect()
-    });
-    let (mut images_per_second, mut batch_seconds) = (0.0, 0.0);
-    for outcome in outcomes {
-        let (batches, elapsed) = outcome?;
-        let seconds = elapsed.as_secs_f64() / f64::from(batches);
-        images_per_second += setting.batch_size as f64 / seconds;
-        batch_seconds += seconds / setting.sessions as f64;
-    }
-    Ok(Trial { setting, images_per_second, batch_ms: batch_seconds * 1e3 })
+/// The first trial without batches that no later one beats by [`MIN_SPEEDUP`].
+fn fastest(trials: &[Trial], is_allowed: impl Fn(&str) -> bool) -> Option<&Trial> {
+    let single = trials.iter().filter(|trial| trial.setting.batch_size == 1 && is_allowed(&trial.setting.variant));
+    single.reduce(|best, next| if next.images_per_second > best.images_per_second * MIN_SPEEDUP { next } else { best })
 }
 
-fn classify(session: &mut Session, package: &ModelPackage, batch_size: usize) -> anyhow::Result<()> {
-    let limits = Limits::default();
-    let tensors =
-        (0..batch_size).map(|_| model::prepare(PHOTOGRAPH, package, &limits)).collect::<Result<Vec<Tensor>, _>>()?;
-    session.infer(&tensors.iter().collect::<Vec<_>>())?;
-    Ok(())
-}
-
-/// The first trial that no later one beats by [`MIN_SPEEDUP`].
-fn fastest<'a>(trials: impl Iterator<Item = &'a Trial>) -> Option<&'a Trial> {
-    trials.reduce(|best, next| if next.images_per_second > best.images_per_second * MIN_SPEEDUP { next } else { best })
-}
-
-fn fastest_tuning(trials: &[Trial]) -> Option<Tuning> {
-    let Setting { variant, intra_threads, sessions, batch_size } = fastest(trials.iter())?.setting.clone();
-    let max_batch_size = (batch_size > 1).then_some(batch_size);
-    Some(Tuning { variant, intra_threads, sessions, max_batch_size })
-}
-
-#[derive(Serialize)]
-struct Report<'a> {
-    cores: usize,
-    seconds: f64,
-    trials: Vec<Trial>,
-    found: Tuning,
-    /// The file with the result. `None` if it could not be written.
-    kept: Option<&'a PathBuf>,
-}
-
-impl Trial {
-    fn line(&self) -> String {
-        let Setting { variant, intra_threads, sessions, batch_size } = &self.setting;
-        format!(
-            "{variant}, {sessions} × {intra_threads} threads, batches of {batch_size}: {:.1} images/s",
-            self.images_per_second
-        )
-    }
-}
-
-impl Report<'_> {
-    fn json(&self) -> String {
-        let mut text = serde_json::to_string(self).expect("strings and finite numbers serialise; this is a bug");
-        text.push('\n');
-        text
-    }
-
-    fn table(&self) -> String {
-        let mut text = String::from("variant   sessions  threads  batch  images/s  ms/batch\n");
-        for Trial { setting, images_per_second, batch_ms } in &self.trials {
-            let Setting { variant, intra_threads, sessions, batch_size } = setting;
-            let mark = if self.is_found(setting) { "  ←" } else { "" };
-            let _ = writeln!(
-                text,
-                "{variant:<8}  {sessions:>8}  {intra_threads:>7}  {batch_size:>5}  {images_per_second:>8.1}  \
-                 {batch_ms:>8.2}{mark}"
-            );
-        }
-        if let Some(path) = self.kept {
-            let _ = writeln!(text, "stored in {}; workers that start from now on use it", path.display());
-        }
-        text
-    }
-
-    fn is_found(&self, setting: &Setting) -> bool {
-        let Tuning { variant, intra_threads, sessions, max_batch_size } = &self.found;
-        (variant, intra_threads, sessions, max_batch_size.unwrap_or(1))
-            == (&setting.variant, &setting.intra_threads, &setting.sessions, setting.batch_size)
-    }
+fn fastest_tuning(trials: &[Trial], is_allowed: impl Fn(&str) -> bool) -> Option<Tuning> {
+    let single = fastest(trials, is_allowed)?;
+    let is_of_same = |trial: &&Trial| Setting { batch_size: 1, ..trial.setting.clone() } == single.setting;
+    let batches: Vec<BatchTime> =
+        trials.iter().filter(is_of_same).map(|trial| trial.batch_time(single.batch_ms)).collect();
+    let worthwhile = model::worthwhile_batch_size(batches.iter().map(|time| (time.size, time.gain)));
+    let Setting { variant, intra_threads, sessions, .. } = single.setting.clone();
+    Some(Tuning { variant, intra_threads, sessions, max_batch_size: (worthwhile > 1).then_some(worthwhile), batches })
 }
 
 #[cfg(test)]
@@ -224,7 +129,8 @@ mod tests {
 
     fn trial(variant: &str, sessions: usize, batch_size: usize, images_per_second: f64) -> Trial {
         let setting = Setting { variant: variant.to_owned(), intra_threads: 2 / sessions, sessions, batch_size };
-        Trial { setting, images_per_second, batch_ms: 1.0 }
+        let batch_ms = 1e3 * (sessions * batch_size) as f64 / images_per_second;
+        Trial { setting, images_per_second, batch_ms, infer_ms: batch_ms / 2.0 }
     }
 
     #[test]
@@ -242,10 +148,25 @@ mod tests {
     #[test]
     fn setting_that_is_faster_by_noise_is_not_chosen() {
         let trials = [trial("int8", 2, 1, 100.0), trial("int8", 1, 1, 102.0), trial("fp16", 2, 1, 50.0)];
-        let found = fastest_tuning(&trials).unwrap();
+        let found = fastest_tuning(&trials, |_| true).unwrap();
         assert_eq!((found.variant.as_str(), found.sessions, found.max_batch_size), ("int8", 2, None));
-        let trials = [trial("int8", 2, 1, 100.0), trial("int8", 2, 2, 110.0), trial("int8", 2, 4, 111.0)];
-        assert_eq!(fastest_tuning(&trials).unwrap().max_batch_size, Some(2));
-        assert!(fastest_tuning(&[]).is_none());
+        assert!(fastest_tuning(&[], |_| true).is_none());
+    }
+
+    #[test]
+    fn batch_is_chosen_only_if_it_saves_a_twentieth_and_its_gain_is_recorded() {
+        let rates = |two: f64, four: f64| [trial("a", 2, 1, 100.0), trial("a", 2, 2, two), trial("a", 2, 4, four)];
+        assert_eq!(fastest_tuning(&rates(103.0, 104.0), |_| true).unwrap().max_batch_size, None);
+        let found = fastest_tuning(&rates(110.0, 111.0), |_| true).unwrap();
+        assert_eq!(found.max_batch_size, Some(2));
+        let gains: Vec<(usize, f64)> = found.batches.iter().map(|time| (time.size, time.gain)).collect();
+        assert!(matches!(gains[..], [(1, 0.0), (2, two), (4, _)] if (0.08..0.10).contains(&two)), "{gains:?}");
+    }
+
+    #[test]
+    fn variant_that_disagrees_is_not_chosen_however_fast() {
+        let trials = [trial("int8", 2, 1, 200.0), trial("fp16", 2, 1, 100.0), trial("fp16", 2, 2, 120.0)];
+        let found = fastest_tuning(&trials, |variant| variant != "int8").unwrap();
+        assert_eq!((found.variant.as_str(), found.max_batch_size, found.batches.len()), ("fp16", Some(2), 2));
     }
 }

@@ -15,9 +15,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-# As in models/efficientnet-lite0/model.toml.
-SHORT_SIDE = 256
-CROP = 224
+# As in models/efficientnet-lite0/model.toml. The crop is the size of the model's input.
+MARGIN = 32
 MEAN = 127.0
 STD = 128.0
 TOP_K = 5
@@ -33,17 +32,19 @@ class Classifier:
         model = os.environ["IMGCLS_BENCH_MODEL"]
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self.input = self.session.get_inputs()[0].name
-        self.prepare = pixels if self.session.get_inputs()[0].type == "tensor(uint8)" else tensor
+        takes_pixels = self.session.get_inputs()[0].type == "tensor(uint8)"
+        self.prepare = pixels if takes_pixels else tensor
+        self.crop = self.session.get_inputs()[0].shape[1 if takes_pixels else 2]
         lines = Path(os.environ["IMGCLS_BENCH_LABELS"]).read_text(encoding="utf-8").splitlines()
         self.labels = [line.split(maxsplit=1)[1] for line in lines]
-        blank = Image.new("RGB", (CROP, CROP))
+        blank = Image.new("RGB", (self.crop, self.crop))
         content = io.BytesIO()
         blank.save(content, "PNG")
         self(content.getvalue())
 
     def __call__(self, content: bytes) -> dict:
         """Returns the best classes of an image file."""
-        scores = softmax(self.session.run(None, {self.input: self.prepare(content)})[0][0])
+        scores = softmax(self.session.run(None, {self.input: self.prepare(content, self.crop)})[0][0])
         best = np.argpartition(scores, -TOP_K)[-TOP_K:]
         best = best[np.argsort(-scores[best])]
         predictions = [
@@ -52,35 +53,35 @@ class Classifier:
         return {"status": "succeeded", "predictions": predictions}
 
 
-def tensor(content: bytes) -> np.ndarray:
+def tensor(content: bytes, crop: int) -> np.ndarray:
     """The input of a model that takes floats, with its batch axis."""
-    values = np.asarray(cropped(content), np.float32)
+    values = np.asarray(cropped(content, crop), np.float32)
     return np.ascontiguousarray(((values - MEAN) / STD).transpose(2, 0, 1)[None])
 
 
-def pixels(content: bytes) -> np.ndarray:
+def pixels(content: bytes, crop: int) -> np.ndarray:
     """The input of a model that takes pixels (red, green, blue and an unused byte), with its batch axis."""
-    return np.asarray(cropped(content).convert("RGBX"))[None]
+    return np.asarray(cropped(content, crop).convert("RGBX"))[None]
 
 
-def cropped(content: bytes) -> Image.Image:
+def cropped(content: bytes, crop: int) -> Image.Image:
     """The part of an image that the model sees."""
     image = Image.open(io.BytesIO(content))
     # Decodes a JPEG at 1/2, 1/4 or 1/8 of its size, but never smaller than requested. Other formats ignore this.
-    image.draft("RGB", resized_size(*image.size))
+    image.draft("RGB", resized_size(*image.size, crop + MARGIN))
     image = ImageOps.exif_transpose(image).convert("RGB")
-    width, height = resized_size(*image.size)
-    left, top = round((width - CROP) / 2), round((height - CROP) / 2)
+    width, height = resized_size(*image.size, crop + MARGIN)
+    left, top = round((width - crop) / 2), round((height - crop) / 2)
     across, down = image.width / width, image.height / height
-    box = (left * across, top * down, (left + CROP) * across, (top + CROP) * down)
-    return image.resize((CROP, CROP), Image.Resampling.BICUBIC, box=box)
+    box = (left * across, top * down, (left + crop) * across, (top + crop) * down)
+    return image.resize((crop, crop), Image.Resampling.BICUBIC, box=box)
 
 
-def resized_size(width: int, height: int) -> tuple[int, int]:
-    """Width and height after the short side is resized to SHORT_SIDE."""
+def resized_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Width and height after the short side is resized."""
     if width <= height:
-        return SHORT_SIDE, SHORT_SIDE * height // width
-    return SHORT_SIDE * width // height, SHORT_SIDE
+        return short_side, short_side * height // width
+    return short_side * width // height, short_side
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -127,6 +127,14 @@ def figures(summary: Summary, peers: list[str], set_: str = DEFAULT_SET) -> list
     compare(
         "a process per image (legacy) / up, CPU per image", cpu, ("fresh-process", "up"), "≥ 150", lambda it: it >= 150
     )
+    for share in (0.5, 0.7):
+        ours = summary.rounds("p99_ms", "up", set_, "open", share=share)
+        others = {peer: summary.rounds("p99_ms", peer, set_, "open", share=share) for peer in peers}
+        ratios = {peer: it for peer in peers if (it := summary.ratio(ours, others[peer])) is not None}
+        if ratios:
+            best = max(ratios, key=ratios.__getitem__)
+            name = f"up / peer with the best p99 ({best}), p99 at {share:.0%} of the capacity of each"
+            add(name, ratios[best], "≤ 1.0", lambda it: it <= 1.0)
     idle = summary.rounds("p50_ms", "up", set_, "closed", clients=1)
     for share, most in ((0.5, 3), (0.7, 5)):
         loaded = summary.rounds("p99_ms", "up", set_, "open", share=share)

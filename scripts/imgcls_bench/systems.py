@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import common, machine, peers
+from . import common, fp32, machine, peers
 from .load import FailedError, PeakMemory, Target, closed_loop, open_loop
 from .peers import Peer
 
@@ -28,6 +28,7 @@ QUEUE_MARGIN = 60
 QUEUE_POLL_SECONDS = 0.25
 FRESH_PROCESSES = 4
 READY_STARTS = 5
+FP32_SUFFIX = "-fp32"
 # Labels of imgcls_worker_endings_total.
 SUCCEEDED, OTHER_OUTCOME = 'ending="succeeded"', 'ending="(?!succeeded")'
 
@@ -103,6 +104,7 @@ class Ceiling:
 
     name: str = "ceiling"
     title: str = "bare loop (the ceiling)"
+    is_fp32: bool = False
 
     def prepare(self, bench: Bench) -> None:
         """Does nothing: it is already built."""
@@ -134,6 +136,8 @@ class HttpSystem:
 
     name: str
     title: str
+    # True if it serves the network in single precision instead of the file of the others.
+    is_fp32: bool = False
 
     def prepare(self, bench: Bench) -> None:
         """Installs the dependencies."""
@@ -199,28 +203,32 @@ class Up(HttpSystem):
 
 @dataclass(frozen=True)
 class PeerSystem(HttpSystem):
-    """A peer in scripts/bench_peers."""
+    """A peer in scripts/bench_peers, with the file of imgcls or with the network in single precision."""
 
     peer: Peer
+    is_fp32: bool = False
 
     @property
     def name(self) -> str:
         """The name on the command line."""
-        return self.peer.name
+        return f"{self.peer.name}{FP32_SUFFIX}" if self.is_fp32 else self.peer.name
 
     @property
     def title(self) -> str:
         """The name in tables."""
-        return self.peer.title
+        return f"{self.peer.title}, fp32" if self.is_fp32 else self.peer.title
 
     def prepare(self, bench: Bench) -> None:
-        """Creates the virtual environment."""
+        """Creates the virtual environment, and the network in single precision."""
         self.peer.install()
+        if self.is_fp32:
+            fp32.export()
 
     def command(self, bench: Bench, port: int) -> tuple[list, dict, Path]:
         """Two workers with one thread each."""
         # The scratch folder itself, because Ray creates sockets deep below it and socket paths are at most 107 bytes.
-        environment = peers.environment(bench.model, bench.package / "labels.txt", bench.scratch)
+        model = fp32.MODEL if self.is_fp32 else bench.model
+        environment = peers.environment(model, bench.package / "labels.txt", bench.scratch)
         return self.peer.command(self.peer.bin, port), environment, peers.APPS
 
 
@@ -233,6 +241,7 @@ class QueueWorkers:
 
     name: str = "worker"
     title: str = "imgcls worker, full queue"
+    is_fp32: bool = False
 
     def prepare(self, bench: Bench) -> None:
         """Does nothing: it is already built."""
@@ -335,6 +344,7 @@ class FreshProcess:
 
     name: str = "fresh-process"
     title: str = "a Python process with torch per image"
+    is_fp32: bool = False
 
     def prepare(self, bench: Bench) -> None:
         """Checks that torch is installed."""
@@ -387,7 +397,13 @@ class FreshProcess:
         return latencies
 
 
-SYSTEMS = (Ceiling(), Up(), QueueWorkers(), *map(PeerSystem, peers.PEERS), FreshProcess())
+SYSTEMS = (
+    Ceiling(),
+    Up(),
+    QueueWorkers(),
+    *(PeerSystem(peer, is_fp32) for peer in peers.PEERS for is_fp32 in (False, True)),
+    FreshProcess(),
+)
 
 
 # --- helpers -------------------------------------------------------------------------------------------------------

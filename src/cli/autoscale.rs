@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::limits::{BatchArgs, LeaseArgs, LimitArgs};
 use super::model::ServiceModelArgs;
+use super::model_run::ModelRunArgs;
 use super::parse::positive_duration;
 use super::policy::Defaults;
 use super::shared::SharedArgs;
@@ -41,6 +42,8 @@ pub struct AutoscaleArgs {
     pub limits: LimitArgs,
     #[command(flatten)]
     pub model: ServiceModelArgs,
+    #[command(flatten)]
+    pub model_run: ModelRunArgs,
     #[command(flatten)]
     pub batch: BatchArgs,
     #[command(flatten)]
@@ -83,7 +86,7 @@ impl AutoscaleArgs {
             command: "autoscale",
             shared: &self.shared,
             limits: &self.limits,
-            batch: &self.batch,
+            model_run: &self.model_run,
             workers: &self.workers,
         };
         supervisor.workers(settings, &data_dir, self.shared.names().with_local_defaults(), model)

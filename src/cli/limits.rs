@@ -7,13 +7,7 @@ use clap::Args;
 use super::parse::{positive, positive_duration};
 use crate::config::{self, Backend, Limits};
 use crate::model::{self, Tuning};
-use crate::transport::MAX_BATCH;
-
-/// The default where the queue is local. Each image of a batch waits for the others, and a batch of more than three
-/// gains next to nothing (decision 13). With little work a worker takes one or two (`transport::local`).
-const LOCAL_MAX_BATCH_SIZE: usize = 3;
-/// The default on SQS: as many messages as one call carries, so that calls are full under load.
-const AWS_MAX_BATCH_SIZE: usize = MAX_BATCH;
+use crate::worker::Batching;
 
 /// Limits on what comes from outside.
 #[derive(Debug, Args)]
@@ -45,8 +39,9 @@ pub struct LeaseArgs {
 /// How images are grouped for inference.
 #[derive(Debug, Args)]
 pub struct BatchArgs {
-    /// Most images inferred together; each session receives as many ahead. On a CPU the model gains little from it, but
-    /// more images share a call to the queue, and images received ahead hide its latency [default: 3, on AWS 10]
+    /// Most images inferred together; each session receives as many ahead. Where a batch saves less than 5 % of the time,
+    /// it only makes its images wait [default: as measured of the model; on AWS, where calls are billed, at least as
+    /// many as take 50 ms, at most 10]
     #[arg(long, env = "IMGCLS_MAX_BATCH_SIZE", value_parser = positive)]
     pub max_batch_size: Option<usize>,
     /// How long a batch that is not full waits for more images once a session is free
@@ -67,13 +62,12 @@ impl LimitArgs {
 }
 
 impl BatchArgs {
-    /// The larger of the queue's default and the batch size that `imgcls tune` found, unless the flag is given.
-    pub(super) fn max_batch_size(&self, backend: &Backend, tuning: Option<&Tuning>) -> usize {
-        let for_queue = match backend {
-            Backend::Local { .. } | Backend::Named { .. } => LOCAL_MAX_BATCH_SIZE,
-            Backend::Aws { .. } => AWS_MAX_BATCH_SIZE,
+    /// The size of the flag, or else what is measured.
+    pub(super) fn batching(&self, backend: &Backend, tuning: Option<&Tuning>) -> Batching {
+        let learned = || Batching::Learned {
+            known: tuning.map(|tuning| tuning.batches.clone()).unwrap_or_default(),
+            calls_are_billed: matches!(backend, Backend::Aws { .. }),
         };
-        let for_model = tuning.and_then(|tuning| tuning.max_batch_size).unwrap_or(1);
-        self.max_batch_size.unwrap_or(for_queue.max(for_model))
+        self.max_batch_size.map_or_else(learned, Batching::Fixed)
     }
 }

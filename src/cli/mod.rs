@@ -18,6 +18,8 @@ mod http;
 mod limits;
 mod loadgen;
 mod model;
+mod model_command;
+mod model_run;
 mod model_sync;
 mod parse;
 mod policy;
@@ -48,6 +50,8 @@ pub use self::http::HttpArgs;
 pub use self::limits::{BatchArgs, LeaseArgs, LimitArgs};
 pub use self::loadgen::LoadgenArgs;
 pub use self::model::{ModelArgs, ModelNamesArgs, ModelsDirArgs, RunArgs, ServiceModelArgs};
+pub use self::model_command::{ModelCommand, ModelCommandArgs};
+pub use self::model_run::ModelRunArgs;
 pub use self::model_sync::ModelSyncArgs;
 pub use self::policy::{PolicyArgs, PolicyKind};
 pub use self::provision::ProvisionArgs;
@@ -106,6 +110,8 @@ pub enum Command {
     Data(DataArgs),
     /// Classify files with the model alone: no queue, no server
     Classify(ClassifyArgs),
+    /// Add models as they were exported, check them, and choose the versions that services use
+    Model(ModelCommandArgs),
     /// Measure how the model runs fastest on this machine; workers that start later use the result
     Tune(TuneArgs),
     /// Show the settings of a command
@@ -159,6 +165,7 @@ impl Command {
             Command::Loadgen(_)
             | Command::Simulate(_)
             | Command::Classify(_)
+            | Command::Model(_)
             | Command::Tune(_)
             | Command::Config(_) => LogFormat::Text,
         }

@@ -45,6 +45,9 @@ pub struct RunArgs {
     /// else by the features of this CPU]
     #[arg(long, env = "IMGCLS_VARIANT")]
     pub variant: Option<String>,
+    /// Set of labels to answer with, as model.toml names it [default: the labels of the model]
+    #[arg(long, env = "IMGCLS_LABEL_SET")]
+    pub label_set: Option<String>,
     /// The ONNX Runtime library [default: $ORT_DYLIB_PATH, else searched for near the binary]
     #[arg(long, env = "IMGCLS_ORT_DYLIB")]
     pub ort_dylib: Option<PathBuf>,
@@ -100,6 +103,7 @@ impl RunArgs {
             model: model.cloned(),
             models_dir: models_dir.folder(),
             variant: self.variant.clone(),
+            label_set: self.label_set.clone(),
             ort_dylib: self.ort_dylib.clone(),
             intra_threads: self.intra_threads,
             cache_dir: self.cache_dir.clone().or_else(model::default_cache_dir),

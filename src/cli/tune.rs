@@ -1,5 +1,6 @@
 //! `imgcls tune`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -14,6 +15,12 @@ pub struct TuneArgs {
     /// Seconds for all measurements together
     #[arg(long, env = "IMGCLS_SECONDS", default_value = "20", value_parser = seconds)]
     pub seconds: Duration,
+    /// A folder of images on which the answers of the model's files are compared [default: six built-in photographs]
+    #[arg(long, env = "IMGCLS_IMAGES", value_name = "DIR")]
+    pub images: Option<PathBuf>,
+    /// Measure even if other processes use more than 5 % of this machine
+    #[arg(long, env = "IMGCLS_BUSY_OK")]
+    pub busy_ok: bool,
     /// Print the report as JSON on standard output
     #[arg(long, env = "IMGCLS_JSON")]
     pub json: bool,
@@ -21,7 +28,13 @@ pub struct TuneArgs {
 
 impl TuneArgs {
     pub fn config(&self) -> tune::Config {
-        tune::Config { model: self.model.choice(), duration: self.seconds, json: self.json }
+        tune::Config {
+            model: self.model.choice(),
+            duration: self.seconds,
+            images: self.images.clone(),
+            busy_ok: self.busy_ok,
+            json: self.json,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use clap::Args;
 use super::http::HttpArgs;
 use super::limits::{BatchArgs, LeaseArgs, LimitArgs};
 use super::model::ServiceModelArgs;
+use super::model_run::ModelRunArgs;
 use super::retention::RetentionArgs;
 use super::shared::{BackendArg, SharedArgs};
 use super::usage::usage;
@@ -26,6 +27,8 @@ pub struct UpArgs {
     pub limits: LimitArgs,
     #[command(flatten)]
     pub model: ServiceModelArgs,
+    #[command(flatten)]
+    pub model_run: ModelRunArgs,
     #[command(flatten)]
     pub batch: BatchArgs,
     #[command(flatten)]
@@ -54,7 +57,7 @@ impl UpArgs {
             command: "up",
             shared: &self.shared,
             limits: &self.limits,
-            batch: &self.batch,
+            model_run: &self.model_run,
             workers: &self.workers,
         };
         Ok(up::Config {

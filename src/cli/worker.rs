@@ -6,11 +6,12 @@ use clap::Args;
 
 use super::limits::{BatchArgs, LeaseArgs, LimitArgs};
 use super::model::ServiceModelArgs;
+use super::model_run::ModelRunArgs;
 use super::model_sync::ModelSyncArgs;
 use super::parse::positive;
 use super::shared::SharedArgs;
 use crate::config::{Backend, Names};
-use crate::model::TunedChoice;
+use crate::model::Tuning;
 use crate::{model_sync, protocol, worker};
 
 #[derive(Debug, Args)]
@@ -19,6 +20,8 @@ pub struct WorkerArgs {
     pub shared: SharedArgs,
     #[command(flatten)]
     pub model: ServiceModelArgs,
+    #[command(flatten)]
+    pub model_run: ModelRunArgs,
     #[command(flatten)]
     pub model_sync: ModelSyncArgs,
     #[command(flatten)]
@@ -64,14 +67,16 @@ impl WorkerArgs {
         self.model_sync.config("worker", &self.model.names, backend, names)
     }
 
-    pub fn config(&self, backend: Backend, names: Names, model: TunedChoice) -> worker::Config {
-        let TunedChoice { choice, tuning } = model;
+    /// `tuning` is the result of `imgcls tune` for the first model.
+    pub fn config(&self, backend: Backend, names: Names, tuning: Option<Tuning>) -> worker::Config {
         worker::Config {
-            max_batch_size: self.batch.max_batch_size(&backend, tuning.as_ref()),
+            batching: self.batch.batching(&backend, tuning.as_ref()),
             backend,
             names,
             limits: self.limits.limits(1),
-            model: choice,
+            models: self.model.choices(),
+            max_model_bytes: self.model_run.max_model_bytes(1),
+            shadow: self.model_run.shadow(&self.model),
             visibility_timeout: self.shared.visibility_timeout,
             max_lease: self.lease.max_lease,
             max_receive_count: self.shared.max_receive_count,

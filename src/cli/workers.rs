@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
-use super::limits::{BatchArgs, LimitArgs};
+use super::limits::LimitArgs;
+use super::model_run::ModelRunArgs;
 use super::parse::positive_duration;
 use super::policy::{Defaults, PolicyArgs, PolicyKind};
 use super::shared::SharedArgs;
@@ -69,7 +70,7 @@ pub(super) struct Supervisor<'a> {
     pub command: &'static str,
     pub shared: &'a SharedArgs,
     pub limits: &'a LimitArgs,
-    pub batch: &'a BatchArgs,
+    pub model_run: &'a ModelRunArgs,
     pub workers: &'a WorkersArgs,
 }
 
@@ -89,7 +90,6 @@ impl Supervisor<'_> {
         let autoscale = self.workers.config(self.command, tuning.as_ref())?;
         let backend = Backend::Local { data_dir: data_dir.to_owned() };
         let limits = self.limits.limits(autoscale.bounds.max());
-        let max_batch_size = self.batch.max_batch_size(&backend, tuning.as_ref());
         let mut decided: Vec<(&str, OsString)> = vec![
             ("backend", "local".into()),
             ("data-dir", data_dir.into()),
@@ -98,12 +98,12 @@ impl Supervisor<'_> {
             ("input-bucket", names.input_bucket.clone().into()),
             ("output-bucket", names.output_bucket.clone().into()),
             ("max-decode-bytes", limits.max_decode_bytes.to_string().into()),
-            ("max-batch-size", max_batch_size.to_string().into()),
+            ("model-memory", self.model_run.max_model_bytes(autoscale.bounds.max()).to_string().into()),
             ("sessions", "1".into()),
             ("drain-on-stdin-close", "true".into()),
         ];
-        decided.extend(choice.variant.as_ref().map(|variant| ("variant", variant.into())));
-        decided.extend(choice.intra_threads.map(|threads| ("intra-threads", threads.to_string().into())));
+        // Variant and threads that `imgcls tune` found are those of one model, and each worker reads them for each of its
+        // models.
         decided.extend(choice.cache_dir.as_ref().map(|folder| ("cache-dir", folder.into())));
         decided.extend(choice.models_dir.as_ref().map(|folder| ("models-dir", folder.into())));
         Ok(up::Workers {

@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use sha2::{Digest as _, Sha256};
@@ -16,10 +17,12 @@ use super::seal::unique;
 
 const CURRENT: &str = "current";
 const LOCK: &str = ".lock";
-const STAGING: &str = ".staging-";
+const STAGING: &str = ".imgcls-staging-";
 const DESCRIPTION: &str = "model.toml";
-/// File systems allow 255 bytes, and a name is part of paths, queues' logs and metrics.
+/// File systems allow 255 bytes, and a name is part of paths, logs and metrics.
 const MAX_NAME: usize = 64;
+/// A folder in which nothing was written for so long belongs to a command that was killed.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 /// The number of earlier versions that `rollback` can return to.
 const MAX_HISTORY: usize = 50;
 
@@ -248,10 +251,22 @@ impl Library {
     /// # Errors
     /// If the models directory cannot be written.
     pub fn stage(&self) -> anyhow::Result<Staging> {
+        self.remove_abandoned();
         let path = self.folder.join(format!("{STAGING}{}", unique("package")));
         let created = fs::create_dir_all(&self.folder).and_then(|()| fs::create_dir(&path));
         created.with_context(|| format!("cannot write {}; give another --models-dir", self.folder.display()))?;
         Ok(Staging { path })
+    }
+
+    /// Deletes folders that killed commands left behind.
+    fn remove_abandoned(&self) {
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let is_staging = entry.file_name().to_string_lossy().starts_with(STAGING);
+            let age = entry.metadata().and_then(|folder| folder.modified()).ok().and_then(|time| time.elapsed().ok());
+            if is_staging && age.is_some_and(|age| age > ABANDONED) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
     }
 
     /// Moves a complete package to its place, durably and at once. A version that exists is kept: it has the same content.

@@ -7,6 +7,9 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::config::MIN_DECODE_BYTES;
 
+/// The shipped model must run on any machine.
+const MIN_MODEL_BYTES: u64 = 256 << 20;
+
 /// The default of `--max-decode-bytes`: a quarter of the available memory, divided among `workers` processes, but at
 /// least [`MIN_DECODE_BYTES`].
 pub(crate) fn default_decode_bytes(workers: u32) -> u64 {
@@ -14,16 +17,30 @@ pub(crate) fn default_decode_bytes(workers: u32) -> u64 {
     (quarter / u64::from(workers.max(1))).max(MIN_DECODE_BYTES)
 }
 
+/// The default of `--model-memory`: half of the available memory, divided among `workers` processes, but at least
+/// [`MIN_MODEL_BYTES`].
+pub(crate) fn default_model_bytes(workers: u32) -> u64 {
+    let half = available_bytes(Path::new("/")) / 2;
+    (half / u64::from(workers.max(1))).max(MIN_MODEL_BYTES)
+}
+
+/// The memory of this process that is not backed by files. Returns 0 on a system that does not report it.
+pub(crate) fn resident_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    kibibytes(&status, "RssAnon:").unwrap_or(0)
+}
+
 /// The minimum of the available memory of the machine, the limits of the cgroups of this process, and its own limit.
 /// Returns `u64::MAX` when nothing is known.
 fn available_bytes(root: &Path) -> u64 {
-    let machine = fs::read_to_string(root.join("proc/meminfo")).ok().and_then(|text| mem_available(&text));
+    let machine = fs::read_to_string(root.join("proc/meminfo")).ok().and_then(|text| kibibytes(&text, "MemAvailable:"));
     let own = getrlimit(Resource::As).current;
     [machine, cgroup_limit(root), own].into_iter().flatten().min().unwrap_or(u64::MAX)
 }
 
-fn mem_available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+/// Reads the bytes of a line such as `MemAvailable:    4000000 kB`.
+fn kibibytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }

@@ -9,10 +9,17 @@ use sha2::{Digest as _, Sha256};
 use super::choice::ModelChoice;
 use super::file::hex;
 use super::package::{self, ModelPackage};
-use super::{find, onnx};
+use super::{find, graph};
+
+/// The batch sizes that are measured.
+pub const BATCH_SIZES: [usize; 4] = [1, 2, 4, 8];
+/// A batch is worth the wait of its images only if it saves this share of their time.
+pub const MIN_BATCH_GAIN: f64 = 0.05;
+/// A smaller batch is preferred if it saves at most this much less.
+const NEGLIGIBLE_GAIN: f64 = 0.02;
 
 /// The fastest way to run the model on this machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tuning {
     /// The variant, as model.toml names it.
     pub variant: String,
@@ -20,13 +27,59 @@ pub struct Tuning {
     pub intra_threads: usize,
     /// Sessions that run in parallel.
     pub sessions: usize,
-    /// Images per inference. `None` means that batches do not make inference faster, so that the queue's default is
-    /// used.
+    /// Images per inference. `None` means that batches save less than [`MIN_BATCH_GAIN`].
     pub max_batch_size: Option<usize>,
+    /// The time of batches by their size. Empty in files of older releases.
+    #[serde(default)]
+    pub batches: Vec<BatchTime>,
+}
+
+/// How long a session takes for a batch, while the other sessions work too.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct BatchTime {
+    /// Images in the batch.
+    pub size: usize,
+    /// Milliseconds to decode and classify the batch.
+    pub batch_ms: f64,
+    /// Milliseconds of that inside the model.
+    pub infer_ms: f64,
+    /// The share of the time of an image that the batch saves.
+    pub gain: f64,
+}
+
+/// The smallest batch that saves about as much as the best one, or 1 if none saves [`MIN_BATCH_GAIN`].
+pub fn worthwhile_batch_size(gains: impl Iterator<Item = (usize, f64)> + Clone) -> usize {
+    let best = gains.clone().map(|(_, gain)| gain).fold(0.0, f64::max);
+    if best < MIN_BATCH_GAIN {
+        return 1;
+    }
+    gains.filter(|(_, gain)| *gain >= best - NEGLIGIBLE_GAIN).map(|(size, _)| size).min().unwrap_or(1)
+}
+
+/// The variant that the others are compared with: fp32 if there is one, else that with the largest file.
+///
+/// # Errors
+/// The errors of [`ModelPackage::load`].
+pub(crate) fn reference_variant(choice: &ModelChoice) -> anyhow::Result<String> {
+    let mut widest: Option<(u64, String)> = None;
+    // Reversed, because of files of one size the last is found, and the first is the default.
+    for variant in ModelPackage::variants(choice)?.into_iter().rev() {
+        if variant == "fp32" {
+            return Ok(variant);
+        }
+        let package = ModelPackage::load(&ModelChoice { variant: Some(variant.clone()), ..choice.clone() })?;
+        let bytes = std::fs::metadata(package.file()).map_or(0, |metadata| metadata.len());
+        if widest.as_ref().is_none_or(|(most, _)| bytes >= *most) {
+            widest = Some((bytes, variant));
+        }
+    }
+    widest.map(|(_, variant)| variant).context("the model has no variant for this CPU")
 }
 
 /// Larger numbers in a file mean that it is damaged.
 const MAX_NUMBER: usize = 4096;
+/// A batch that takes an hour was not measured.
+const MAX_BATCH_MS: f64 = 3.6e6;
 
 impl Tuning {
     /// Reads the result for this model, runtime, CPU and number of cores. Returns it with its path, or `None` when
@@ -62,9 +115,12 @@ impl Tuning {
 
 fn parse(text: &[u8], choice: &ModelChoice) -> anyhow::Result<Tuning> {
     let tuning: Tuning = serde_json::from_slice(text)?;
-    let Tuning { variant, intra_threads, sessions, max_batch_size } = &tuning;
+    let Tuning { variant, intra_threads, sessions, max_batch_size, batches } = &tuning;
     let numbers = [*intra_threads, *sessions, max_batch_size.unwrap_or(1)];
     ensure!(numbers.iter().all(|number| (1..=MAX_NUMBER).contains(number)), "a number is out of range");
+    let is_time = |ms: f64| (0.0..MAX_BATCH_MS).contains(&ms);
+    let is_measured = |time: &BatchTime| time.size > 0 && is_time(time.batch_ms) && is_time(time.infer_ms);
+    ensure!(batches.iter().all(is_measured), "the time of a batch is out of range");
     ensure!(ModelPackage::variants(choice)?.contains(variant), "the model has no variant of that name");
     Ok(tuning)
 }
@@ -82,7 +138,7 @@ fn path(choice: &ModelChoice) -> anyhow::Result<PathBuf> {
 fn key(model: &[u8], runtime: &Path, cores: usize) -> anyhow::Result<String> {
     let runtime = std::fs::canonicalize(runtime)?;
     let name = runtime.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let machine = format!("{name} {} {} {cores}", runtime.metadata()?.len(), onnx::cpu_features());
+    let machine = format!("{name} {} {} {cores}", runtime.metadata()?.len(), graph::cpu_features());
     let mut hash = Sha256::new();
     hash.update(Sha256::digest(model));
     hash.update(machine);

@@ -2,7 +2,7 @@
 
 use anyhow::{bail, ensure};
 
-use super::draft::{Channels, Draft, Filter, Head, Labels, Layout, Position, Resize, Size, Sourced};
+use super::draft::{Channels, Draft, Filter, Head, Labels, Layout, Position, Resize, Rounding, Size, Sourced};
 use crate::model::{OnnxFile, TensorInfo};
 
 /// The side of an image that is accepted. `model.toml` allows no more.
@@ -25,6 +25,7 @@ pub(super) struct Complete {
     pub filter: Option<Sourced<Filter>>,
     pub fill: Option<Sourced<[u8; 3]>>,
     pub position: Option<Sourced<Position>>,
+    pub rounding: Option<Sourced<Rounding>>,
     /// `None` for an input of bytes, which the model normalises itself.
     pub normalisation: Option<Normalisation>,
     pub output_name: Option<String>,
@@ -71,7 +72,7 @@ pub(super) fn complete(draft: Draft, onnx: &OnnxFile) -> anyhow::Result<Complete
     }
     let exported = layout.as_ref().and_then(|layout| axes(input, layout.value)).and_then(|(_, size)| size);
     let resize = missing.need(draft.resize, "--resize shortest-edge|squash|letterbox|none");
-    let geometry = Geometry::complete(&resize, draft.size, draft.crop, exported, &mut missing)?;
+    let geometry = Geometry::complete(resize.as_ref(), draft.size, draft.crop, exported, &mut missing)?;
     let keeps_size = resize.as_ref().is_some_and(|resize| resize.value == Resize::None);
     let filter = match draft.filter {
         _ if keeps_size => None,
@@ -110,6 +111,7 @@ pub(super) fn complete(draft: Draft, onnx: &OnnxFile) -> anyhow::Result<Complete
         filter,
         fill,
         position,
+        rounding: draft.rounding.filter(|_| is_letterbox),
         normalisation,
         output_name: (onnx.outputs.len() > 1).then(|| output(onnx).map(|output| output.name.clone())).transpose()?,
         head: None,
@@ -171,7 +173,7 @@ struct Geometry {
 
 impl Geometry {
     fn complete(
-        resize: &Option<Sourced<Resize>>,
+        resize: Option<&Sourced<Resize>>,
         size: Option<Sourced<Size>>,
         crop: Option<Sourced<Option<Size>>>,
         exported: Option<Size>,
@@ -303,7 +305,13 @@ fn head(
         "Softmax" if is_multi_label && !is_flag => Head::MultiLabel,
         "Softmax" => Head::None,
         "Sigmoid" => Head::MultiLabel,
-        _ => return Ok(given),
+        // A threshold says that several classes can be right.
+        _ => {
+            return Ok(given.map(|given| match given.value {
+                Head::None if has_threshold => Sourced::new(Head::MultiLabel, format!("{}; --threshold", given.source)),
+                _ => given,
+            }));
+        }
     };
     if let Some(given) = given.filter(|given| is_flag && matches!(given.value, Head::Softmax | Head::Sigmoid)) {
         bail!(
@@ -378,7 +386,8 @@ mod tests {
 
     #[test]
     fn contradictions_with_the_file_are_refused() {
-        let error = |draft: Draft, shape: &[Option<u64>]| complete(draft, &onnx(shape, "Gemm")).unwrap_err().to_string();
+        let error =
+            |draft: Draft, shape: &[Option<u64>]| complete(draft, &onnx(shape, "Gemm")).unwrap_err().to_string();
         let crop = Draft { crop: flag(Some(Size::square(240))), ..full() };
         assert!(error(crop, &NCHW).contains("has 224 × 224 pixels"));
         assert!(error(Draft { layout: flag(Layout::Nhwc), ..full() }, &NCHW).contains("which is NCHW"));
@@ -393,7 +402,8 @@ mod tests {
     #[test]
     fn scores_are_never_normalised_twice() {
         let head = |given: Option<Sourced<Head>>, operator: &str| {
-            complete(Draft { activation: given, ..full() }, &onnx(&NCHW, operator)).map(|complete| complete.head.map(|head| head.value))
+            complete(Draft { activation: given, ..full() }, &onnx(&NCHW, operator))
+                .map(|complete| complete.head.map(|head| head.value))
         };
         let said = |head| Some(Sourced::new(head, "config.json"));
         assert_eq!(head(said(Head::Softmax), "Softmax").unwrap(), Some(Head::None));

@@ -30,7 +30,8 @@ pub(super) struct Provenance {
 
 /// The text of `model.toml`.
 pub(super) fn render(name: &str, version: &str, model: &Complete, files: &Files, provenance: &Provenance) -> String {
-    let mut text = Text(String::from("# Written by `imgcls model add`. The comments say where each value came from.\n"));
+    let mut text =
+        Text(String::from("# Written by `imgcls model add`. The comments say where each value came from.\n"));
     text.pair("name", &quoted(name), "");
     text.pair("version", &quoted(version), "the beginning of a digest over the content");
     text.pair("task", "\"image-classification\"", "");
@@ -53,8 +54,11 @@ struct Text(String);
 impl Text {
     fn output(&mut self, model: &Complete) {
         self.table("output");
+        if model.head.is_none() {
+            self.pair("activation", "\"none\"", "until the outputs for an image were seen");
+        }
         if let Some(head) = &model.head {
-            self.pair("activation", &quoted(head.value.as_str()), &head.source);
+            self.pair("activation", &quoted(head.value.activation()), &head.source);
             if head.value.is_multi_label() {
                 self.pair("multi_label", "true", &head.source);
             }
@@ -62,7 +66,8 @@ impl Text {
         if let Some(name) = &model.output_name {
             self.pair("name", &quoted(name), "");
         }
-        if let Some(threshold) = &model.threshold {
+        let is_multi_label = model.head.as_ref().is_some_and(|head| head.value.is_multi_label());
+        if let Some(threshold) = model.threshold.as_ref().filter(|_| is_multi_label) {
             self.sourced("threshold", threshold, |threshold| number(*threshold));
         }
     }
@@ -102,6 +107,9 @@ impl Text {
         }
         if let Some(position) = &model.position {
             self.sourced("position", position, |position| quoted(position.as_str()));
+        }
+        if let Some(rounding) = &model.rounding {
+            self.sourced("rounding", rounding, |rounding| quoted(rounding.as_str()));
         }
         if let Some(normalisation) = &model.normalisation {
             let three = |numbers: &[f64; 3]| format!("[{}]", numbers.map(number).join(", "));

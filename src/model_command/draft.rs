@@ -36,6 +36,8 @@ pub struct Draft {
     pub fill: Option<Sourced<[u8; 3]>>,
     /// The place of a letterboxed image.
     pub position: Option<Sourced<Position>>,
+    /// How the size of a letterboxed image becomes whole numbers.
+    pub rounding: Option<Sourced<Rounding>>,
     /// What values from 0 to 255 are multiplied with.
     pub rescale: Option<Sourced<f64>>,
     /// What is subtracted from each channel after that.
@@ -64,6 +66,7 @@ impl Draft {
             filter: self.filter.or(other.filter),
             fill: self.fill.or(other.fill),
             position: self.position.or(other.position),
+            rounding: self.rounding.or(other.rounding),
             rescale: self.rescale.or(other.rescale),
             mean: self.mean.or(other.mean),
             std: self.std.or(other.std),
@@ -156,6 +159,17 @@ pub enum Position {
     TopLeft,
 }
 
+/// How the size of a letterboxed image becomes whole numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rounding {
+    /// To the nearest number, halves to the even one, as Python's `round`.
+    HalfEven,
+    /// Up.
+    Up,
+    /// Down.
+    Down,
+}
+
 /// The order of the channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Channels {
@@ -195,6 +209,19 @@ macro_rules! words {
                 match self { $($kind::$variant => $word),* }
             }
         }
+
+        impl std::str::FromStr for $kind {
+            type Err = String;
+
+            fn from_str(text: &str) -> Result<$kind, String> {
+                let words = [$(($word, $kind::$variant)),*];
+                let found = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(text));
+                found.map(|(_, value)| *value).ok_or_else(|| {
+                    let words: Vec<String> = words.iter().map(|(word, _)| word.to_lowercase()).collect();
+                    format!("give {}", words.join(", "))
+                })
+            }
+        }
     };
 }
 
@@ -202,11 +229,17 @@ words!(Resize: ShortestEdge "shortest-edge", Squash "squash", Letterbox "letterb
 words!(Filter: Nearest "nearest", Box "box", Bilinear "bilinear", Hamming "hamming", Bicubic "bicubic",
     Lanczos "lanczos", OpencvBilinear "opencv-bilinear");
 words!(Position: Centre "centre", TopLeft "top-left");
+words!(Rounding: HalfEven "half-even", Up "up", Down "down");
 words!(Channels: Rgb "RGB", Bgr "BGR");
 words!(Layout: Nchw "NCHW", Nhwc "NHWC");
-words!(Head: Softmax "softmax", Sigmoid "sigmoid", None "none", MultiLabel "none");
+words!(Head: Softmax "softmax", Sigmoid "sigmoid", None "none", MultiLabel "none, multi-label");
 
 impl Head {
+    /// The activation in `model.toml`.
+    pub fn activation(self) -> &'static str {
+        if self == Head::MultiLabel { Head::None.as_str() } else { self.as_str() }
+    }
+
     /// Returns true if several classes can be right.
     pub fn is_multi_label(self) -> bool {
         matches!(self, Head::Sigmoid | Head::MultiLabel)

@@ -211,8 +211,9 @@ pub trait DeadLetterScan: Send {
 /// The load of a worker. A transport may query it while a receive waits.
 #[async_trait]
 pub trait WorkerLoad: Send + Sync {
-    /// Returns the estimated time until a session is free, or `None` if one is free now.
-    fn next_free_in(&self) -> Option<Duration>;
+    /// Returns how long this worker can leave messages to idle workers and still have the next one in time, or `None` if a
+    /// session is free now.
+    fn deferral(&self) -> Option<Duration>;
 
     /// Resolves when a session is free.
     async fn until_idle(&self);
@@ -224,7 +225,7 @@ pub struct Idle;
 
 #[async_trait]
 impl WorkerLoad for Idle {
-    fn next_free_in(&self) -> Option<Duration> {
+    fn deferral(&self) -> Option<Duration> {
         None
     }
 

@@ -1,11 +1,12 @@
 //! Dynamic batching: a batch closes when it is full or has waited long enough, and only a free session begins one. So it
 //! grows while the model is busy, and a single image waits for nothing.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::session_load::SessionLoad;
 use super::stages::Fetched;
@@ -34,83 +35,104 @@ impl BatchRule {
 
 /// The images that wait for a session. Sessions take batches themselves: no other thread has to be woken for that.
 pub(crate) struct BatchQueue {
-    rule: BatchRule,
-    fetched: Mutex<mpsc::Receiver<Fetched>>,
-    load: watch::Sender<SessionLoad>,
+    max_delay: Duration,
+    fetched: Mutex<ByModel>,
+    load: Arc<SessionLoad>,
     runtime: Handle,
 }
 
 impl BatchQueue {
-    /// Returns the sender and the queue, with capacity for `capacity` images. The queue ends when the sender is dropped
-    /// and it is empty.
+    /// Returns the sender and the queue. The queue ends when the sender is dropped and it is empty.
     ///
     /// # Panics
     /// Panics outside of a Tokio runtime, whose clock measures how long a batch has waited.
-    pub(crate) fn new(rule: BatchRule, capacity: usize) -> (mpsc::Sender<Fetched>, BatchQueue) {
-        let (sender, fetched) = mpsc::channel(capacity);
-        let load = watch::Sender::new(SessionLoad::NOTHING_YET);
-        (sender, BatchQueue { rule, fetched: Mutex::new(fetched), load, runtime: Handle::current() })
-    }
-
-    pub(crate) fn load(&self) -> watch::Receiver<SessionLoad> {
-        self.load.subscribe()
+    pub(crate) fn new(max_delay: Duration, load: Arc<SessionLoad>) -> (mpsc::Sender<Fetched>, BatchQueue) {
+        let (sender, fetched) = mpsc::channel(load.most_ahead());
+        let fetched = Mutex::new(ByModel { fetched, others: VecDeque::new() });
+        (sender, BatchQueue { max_delay, fetched, load, runtime: Handle::current() })
     }
 
     /// Waits for the next batch. Returns `None` when no more comes. Blocks, so a thread of the runtime must not call it.
     pub(crate) fn next(&self) -> Option<Vec<Fetched>> {
+        self.load.wants_batch();
         // Another waiting session holds the lock until it has its batch.
         let mut fetched = self.fetched();
-        let batch = self.runtime.block_on(self.fill(&mut fetched))?;
-        self.set_quietly(|load| load.images = batch.len());
+        let (batch, at_once) = self.runtime.block_on(self.fill(&mut fetched))?;
+        self.load.begin(batch[0].model, batch.len(), at_once);
         Some(batch)
     }
 
     /// Reports how long a batch took.
     pub(crate) fn measured(&self, worked: Worked) {
-        self.set_quietly(|load| *load = load.measured(worked));
+        self.load.measured(worked);
     }
 
-    async fn fill(&self, fetched: &mut mpsc::Receiver<Fetched>) -> Option<Vec<Fetched>> {
-        let first = match fetched.try_recv() {
-            Ok(first) => first,
-            Err(_) => self.waiting(fetched.recv()).await?,
+    /// Reports how long images of a batch took the version of the model that has this digest.
+    pub(crate) fn inferred(&self, digest: &str, images: usize, time: Duration) {
+        self.load.inferred(digest, images, time);
+    }
+
+    /// Returns a batch of one model, and true if its first image was there already.
+    async fn fill(&self, images: &mut ByModel) -> Option<(Vec<Fetched>, bool)> {
+        let (first, at_once) = match images.oldest() {
+            Some(first) => (first, true),
+            None => (self.load.waiting(images.fetched.recv()).await?, false),
         };
         let opened_at = Instant::now();
+        let model = first.model;
+        let rule = BatchRule { max_size: self.load.max_batch_size(model), max_delay: self.max_delay };
         let mut batch = vec![first];
         loop {
-            while batch.len() < self.rule.max_size
-                && let Ok(next) = fetched.try_recv()
+            while batch.len() < rule.max_size
+                && let Some(next) = images.oldest_of(model)
             {
                 batch.push(next);
             }
-            let decision = self.rule.decide(batch.len(), opened_at, Instant::now());
-            let Decision::WaitUntil(until) = decision else { return Some(batch) };
-            match self.waiting(tokio::time::timeout_at(until.into(), fetched.recv())).await {
-                Ok(Some(next)) => batch.push(next),
-                Ok(None) | Err(_) => return Some(batch),
+            let Decision::WaitUntil(until) = rule.decide(batch.len(), opened_at, Instant::now()) else { break };
+            // An image of another model does not wait until this batch is full.
+            if !images.others.is_empty() {
+                break;
+            }
+            match self.load.waiting(tokio::time::timeout_at(until.into(), images.fetched.recv())).await {
+                Ok(Some(next)) if next.model == model => batch.push(next),
+                Ok(Some(next)) => images.others.push_back(next),
+                Ok(None) | Err(_) => break,
             }
         }
-    }
-
-    /// Waits for an image, and reports meanwhile that a session is free.
-    async fn waiting<T>(&self, image: impl Future<Output = T>) -> T {
-        self.load.send_modify(|load| load.waiting += 1);
-        let image = image.await;
-        self.set_quietly(|load| load.waiting -= 1);
-        image
-    }
-
-    /// Changes the load without waking its watchers: they wait only for a session to become free.
-    fn set_quietly(&self, change: impl FnOnce(&mut SessionLoad)) {
-        self.load.send_if_modified(|load| {
-            change(load);
-            false
-        });
+        Some((batch, at_once))
     }
 
     /// Locks the queue, also after a panic: a session that panicked held no image of others.
-    fn fetched(&self) -> MutexGuard<'_, mpsc::Receiver<Fetched>> {
+    fn fetched(&self) -> MutexGuard<'_, ByModel> {
         self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The images that wait, for batches of one model each. A batch begins with the oldest image, so that no model waits
+/// longer because another one gets more images.
+struct ByModel {
+    fetched: mpsc::Receiver<Fetched>,
+    /// Images that were passed over because a batch was of another model, the oldest first. All are older than those in
+    /// `fetched`. Their number is bounded, because each holds its permit to wait.
+    others: VecDeque<Fetched>,
+}
+
+impl ByModel {
+    fn oldest(&mut self) -> Option<Fetched> {
+        self.others.pop_front().or_else(|| self.fetched.try_recv().ok())
+    }
+
+    fn oldest_of(&mut self, model: usize) -> Option<Fetched> {
+        if let Some(at) = self.others.iter().position(|image| image.model == model) {
+            return self.others.remove(at);
+        }
+        while let Ok(next) = self.fetched.try_recv() {
+            if next.model == model {
+                return Some(next);
+            }
+            self.others.push_back(next);
+        }
+        None
     }
 }
 

@@ -1,26 +1,28 @@
-//! The inference threads: one OS thread owns one session of the model, without a mutex, and decodes the images that it
-//! classifies. So as many threads compute as there are sessions, a tensor is read by the core that made it, and no more
-//! images are decoded at a time than there are sessions, however hostile they are.
+//! The inference threads: one OS thread has a session of each model, which no other thread runs, and decodes the images
+//! that it classifies. So as many threads compute as the settings say, a tensor is read by the core that made it, and no
+//! more images are decoded at a time than there are threads, however hostile they are.
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Instant;
 
-use anyhow::Context as _;
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::batch_queue::BatchQueue;
-use super::job::{Origin, Outcome, Rules, Work, millis};
+use super::job::{Answer, Origin, Outcome, Rules, Work, millis};
 use super::lease::{Lease, Stage};
 use super::metrics::METRICS;
+use super::models::{self, Models};
+use super::seat::Active;
+use super::shadow::{ShadowImage, ShadowShare};
 use super::stages::{Fetched, Finished};
 use super::statistics::Statistics;
+use super::thread::WorkerThread;
 use super::watchdog::{Slot, Watchdog};
 use crate::clock;
 use crate::config::Limits;
-use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor};
+use crate::model::{self, ModelPackage, Tensor};
 use crate::protocol::{ErrorCode, Worked};
 use crate::telemetry::trace::Span;
 
@@ -37,58 +39,29 @@ struct Decoded {
     work: Work,
     lease: Lease,
     span: Span,
-    /// The file, for the legacy form, which stores it. Empty otherwise.
+    /// The file, for the legacy form, which stores it, and for the shadow model. Empty otherwise.
     image: Bytes,
+    is_for_shadow: bool,
     tensor: Tensor,
 }
 
-/// Opens `count` sessions at the same time, each on its own thread, and returns when all are warm.
+/// Starts `count` threads, each of which has a seat in every model.
 ///
 /// A thread ends when its [`BatchQueue`] has ended, and then drops its sender of `finished`.
-pub(crate) async fn start(count: usize, choice: &ModelChoice, shared: Shared) -> anyhow::Result<Vec<InferenceThread>> {
-    let (opened_tx, mut opened) = mpsc::channel::<anyhow::Result<String>>(count);
-    let mut threads = Vec::new();
-    for index in 0..count {
-        let (end, ended) = oneshot::channel();
-        let (shared, choice, opened) = (shared.clone(), choice.clone(), opened_tx.clone());
-        let handle = std::thread::Builder::new()
-            .name(format!("infer-{index}"))
-            .spawn(move || {
-                shared.run(&choice, opened);
-                let _ = end.send(());
-            })
-            .context("cannot start an inference thread")?;
-        threads.push(InferenceThread { handle, ended });
-    }
-    drop(opened_tx);
-    for _ in 0..count {
-        let description = opened.recv().await.context("an inference thread ended while it opened its session")??;
-        tracing::debug!(session = description, "session open");
-    }
-    Ok(threads)
-}
-
-pub(crate) struct InferenceThread {
-    handle: JoinHandle<()>,
-    ended: oneshot::Receiver<()>,
-}
-
-impl InferenceThread {
-    /// Returns once the thread has ended.
-    ///
-    /// # Errors
-    /// The thread panicked.
-    pub(crate) async fn join(self) -> anyhow::Result<()> {
-        // The thread sends this last, or drops it in a panic, so that joining it takes microseconds.
-        let _ = self.ended.await;
-        self.handle.join().map_err(|_| anyhow::anyhow!("an inference thread panicked"))
-    }
+pub(crate) fn start(count: usize, shared: &Shared) -> anyhow::Result<Vec<WorkerThread>> {
+    let start = |index: usize| {
+        let shared = shared.clone();
+        WorkerThread::spawn(format!("infer-{index}"), move || shared.run(index))
+    };
+    (0..count).map(start).collect()
 }
 
 /// State that all inference threads share.
 #[derive(Clone)]
 pub(crate) struct Shared {
-    pub package: Arc<ModelPackage>,
+    pub models: Arc<Models>,
+    /// The share of the images that the shadow model gets, if there is one.
+    pub shadow_share: Option<ShadowShare>,
     pub limits: Limits,
     pub rules: Arc<Rules>,
     pub statistics: Arc<Statistics>,
@@ -109,27 +82,21 @@ impl Shared {
         lease.enter(Stage::Publishing);
         // Drain first, because the next step may wait for an outage to end.
         shutdown.cancel();
-        if self.finished.send(vec![Finished { lease, span, outcome }]).await.is_err() {
+        if self.finished.send(vec![Finished::new(lease, span, outcome)]).await.is_err() {
             tracing::debug!("the publisher has ended; the message comes again");
         }
     }
 
-    fn run(&self, choice: &ModelChoice, opened: mpsc::Sender<anyhow::Result<String>>) {
-        let mut session = match Session::open(&self.package, choice) {
-            Ok(session) => session,
-            Err(error) => {
-                let _ = opened.blocking_send(Err(error));
-                return;
-            }
-        };
-        let _ = opened.blocking_send(Ok(session.describe()));
-        drop(opened);
+    fn run(&self, thread: usize) {
         let slot = self.watchdog.slot();
         while let Some(batch) = self.batches.next() {
             let (began, images) = (Instant::now(), batch.len() as u64);
-            if self.run_batch(&mut session, &slot, batch).is_err() {
+            let Some(model) = batch.first().map(|image| image.model) else { continue };
+            let mut active = self.models.begin_batch(model, thread);
+            if self.run_batch(&mut active, &slot, batch).is_err() {
                 return;
             }
+            drop(active);
             let worked = Worked { images, busy: began.elapsed() };
             self.batches.measured(worked);
             self.statistics.add(worked);
@@ -138,14 +105,14 @@ impl Shared {
 
     /// # Errors
     /// The receiver of finished images is gone, or the watchdog has given this thread up.
-    fn run_batch(&self, session: &mut Session, slot: &Slot<Held>, batch: Vec<Fetched>) -> Result<(), ()> {
+    fn run_batch(&self, active: &mut Active, slot: &Slot<Held>, batch: Vec<Fetched>) -> Result<(), ()> {
         let started = Instant::now();
         let mut decoded = Vec::with_capacity(batch.len());
         for fetched in batch {
             if fetched.lease.has_run_out() {
                 continue;
             }
-            match self.decode(fetched, slot, started) {
+            match self.decode(fetched, &active.package, slot, started) {
                 Ok(image) => decoded.push(image),
                 Err(Some(finished)) => self.finish(vec![*finished])?,
                 Err(None) => return Err(()),
@@ -156,20 +123,36 @@ impl Shared {
         decoded.sort_by_key(Decoded::shape);
         while let Some(shape) = decoded.last().map(Decoded::shape) {
             let rest = decoded.partition_point(|image| image.shape() < shape);
-            self.infer(session, decoded.split_off(rest))?;
+            self.infer(active, decoded.split_off(rest))?;
         }
         Ok(())
     }
 
     /// # Errors
-    /// The outcome of an image that could not be decoded, or `None` if the watchdog has decided it.
-    fn decode(&self, fetched: Fetched, slot: &Slot<Held>, started: Instant) -> Result<Decoded, Option<Box<Finished>>> {
-        let Fetched { work, lease, span, body, image, permit, since } = fetched;
+    /// The outcome of an image that could not be decoded or names another version of the model, or `None` if the watchdog
+    /// has decided it.
+    fn decode(
+        &self,
+        fetched: Fetched,
+        package: &ModelPackage,
+        slot: &Slot<Held>,
+        started: Instant,
+    ) -> Result<Decoded, Option<Box<Finished>>> {
+        let Fetched { work, lease, span, model, body, image, permit, since } = fetched;
         drop(permit);
+        if let Some(wanted) = work.wanted_model()
+            && !models::accepts(wanted, &package.model_ref())
+        {
+            let message = format!("{wanted:?} is not in use any more: another version replaced it");
+            let outcome = work.failed(ErrorCode::UnknownModel, message, &body, clock::now(), &self.rules);
+            return Err(Some(Box::new(Finished::new(lease, span, outcome))));
+        }
+        // The shadow model is compared with the first one only.
+        let is_for_shadow = model == 0 && self.is_for_shadow(&work);
         lease.enter(Stage::Decoding);
         slot.begin(Held { work, lease, span, body });
         let decoding = Instant::now();
-        let tensor = model::prepare(&image, &self.package, &self.limits);
+        let tensor = model::prepare(&image, package, &self.limits);
         let Some(Held { mut work, lease, span, body }) = slot.end() else { return Err(None) };
         let decoded = decoding.elapsed();
         METRICS.stage("decoded").observe(decoded.as_secs_f64());
@@ -178,37 +161,49 @@ impl Shared {
         work.timings_ms.decoded = millis(decoded);
         match tensor {
             Ok(tensor) => {
-                let image = if matches!(work.origin, Origin::Legacy { .. }) { image } else { Bytes::new() };
-                Ok(Decoded { work, lease, span, image, tensor })
+                let is_kept = is_for_shadow || matches!(work.origin, Origin::Legacy { .. });
+                let image = if is_kept { image } else { Bytes::new() };
+                Ok(Decoded { work, lease, span, image, is_for_shadow, tensor })
             }
             Err(error) => {
                 let outcome = work.failed(error.code, error.message, &body, clock::now(), &self.rules);
-                Err(Some(Box::new(Finished { lease, span, outcome })))
+                Err(Some(Box::new(Finished::new(lease, span, outcome))))
             }
         }
     }
 
-    fn infer(&self, session: &mut Session, batch: Vec<Decoded>) -> Result<(), ()> {
+    /// Returns true if the shadow model gets the image after its result was published.
+    fn is_for_shadow(&self, work: &Work) -> bool {
+        let (Some(share), Some(id)) = (self.shadow_share, work.id()) else { return false };
+        share.contains(id)
+    }
+
+    fn infer(&self, active: &mut Active, batch: Vec<Decoded>) -> Result<(), ()> {
         let started = Instant::now();
         for image in &batch {
             image.lease.enter(Stage::Inferring);
         }
-        let outcome = session.infer(&batch.iter().map(|image| &image.tensor).collect::<Vec<_>>());
+        let outcome = active.session.infer(&batch.iter().map(|image| &image.tensor).collect::<Vec<_>>());
         let inferred = started.elapsed();
+        if outcome.is_ok() {
+            self.batches.inferred(&active.package.model_ref().digest, batch.len(), inferred);
+        }
         METRICS.batch_size.observe(batch.len() as f64);
         METRICS.stage("inferred").observe(inferred.as_secs_f64());
         let mut probabilities = match outcome {
             Ok(probabilities) => Ok(probabilities.into_iter()),
             Err(error) => Err(format!("inference failed: {error:#}")),
         };
-        let finished = batch.into_iter().map(|Decoded { mut work, lease, span, image, .. }| {
+        let finished = batch.into_iter().map(|Decoded { mut work, lease, span, image, is_for_shadow, .. }| {
             work.timings_ms.inferred = millis(inferred);
             span.stage("inferred", inferred);
+            let for_shadow = is_for_shadow.then(|| image.clone());
             let outcome = match &mut probabilities {
-                Ok(rows) => self.conclude(work, image, rows.next().as_deref()),
+                Ok(rows) => self.conclude(work, &active.package, image, rows.next().as_deref()),
                 Err(reason) => work.faulted(reason.clone()),
             };
-            Finished { lease, span, outcome }
+            let shadow = for_shadow.and_then(|image| shadow_image(image, &outcome));
+            Finished { lease, span, outcome, shadow }
         });
         self.finish(finished.collect())
     }
@@ -221,11 +216,20 @@ impl Shared {
         self.finished.blocking_send(finished).map_err(|_| ())
     }
 
-    fn conclude(&self, work: Work, image: Bytes, row: Option<&[f32]>) -> Outcome {
+    fn conclude(&self, work: Work, package: &ModelPackage, image: Bytes, row: Option<&[f32]>) -> Outcome {
         let Some(row) = row else { return work.faulted("the model gave fewer answers than images".to_owned()) };
-        let predictions = model::top_k(&self.package, row, work.top_k);
-        work.succeeded(predictions, image, self.package.model_ref(), clock::now(), &self.rules)
+        let predictions = model::top_k(package, row, work.top_k);
+        let labels = model::labels_above(package, row);
+        let answer = Answer { predictions, labels, model: package.model_ref() };
+        work.succeeded(answer, image, clock::now(), &self.rules)
     }
+}
+
+/// The image for the shadow model with the label to compare, if there is one.
+fn shadow_image(image: Bytes, outcome: &Outcome) -> Option<ShadowImage> {
+    let Outcome::Result { result, .. } = outcome else { return None };
+    let label = result.predictions.first()?.label.clone();
+    Some(ShadowImage { image, label })
 }
 
 impl Decoded {

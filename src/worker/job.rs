@@ -43,6 +43,15 @@ pub(crate) enum Origin {
     },
 }
 
+/// What a model answered about an image.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub predictions: Vec<Prediction>,
+    /// The classes at or above their thresholds, if the model gives an image several labels.
+    pub labels: Vec<Prediction>,
+    pub model: ModelRef,
+}
+
 /// The outcome of a delivery. [`super::publish`] carries it out.
 #[derive(Debug)]
 pub(crate) enum Outcome {
@@ -154,15 +163,25 @@ fn triage_legacy(request: &LegacyRequest, body: &str, attempt: u32, rules: &Rule
 }
 
 impl Work {
+    /// The job, if the message has an id.
+    pub(crate) fn id(&self) -> Option<Uuid> {
+        match &self.origin {
+            Origin::Ours(request) => Some(request.id),
+            Origin::Legacy { .. } => None,
+        }
+    }
+
+    /// The model that the request names: `name` or `name@version`.
+    pub(crate) fn wanted_model(&self) -> Option<&str> {
+        match &self.origin {
+            Origin::Ours(request) => request.model.as_deref(),
+            Origin::Legacy { .. } => None,
+        }
+    }
+
     /// The outcome of an image that was classified.
-    pub(crate) fn succeeded(
-        self,
-        predictions: Vec<Prediction>,
-        image: Bytes,
-        model: ModelRef,
-        now: Timestamp,
-        rules: &Rules,
-    ) -> Outcome {
+    pub(crate) fn succeeded(self, answer: Answer, image: Bytes, now: Timestamp, rules: &Rules) -> Outcome {
+        let Answer { predictions, labels, model } = answer;
         match self.origin {
             Origin::Ours(request) => {
                 let result = ClassifyResult {
@@ -171,7 +190,7 @@ impl Work {
                     filename: request.filename,
                     status: Status::Succeeded,
                     predictions,
-                    labels: Vec::new(),
+                    labels,
                     model: Some(model),
                     timings_ms: TimingsMs { total: millis_between(request.submitted_at, now), ..self.timings_ms },
                     attempt: self.attempt,
@@ -226,11 +245,7 @@ impl Work {
 
     /// The outcome of an attempt that failed by an internal fault.
     pub(crate) fn faulted(&self, reason: String) -> Outcome {
-        let id = match &self.origin {
-            Origin::Ours(request) => Some(request.id),
-            Origin::Legacy { .. } => None,
-        };
-        release(id, self.attempt, reason)
+        release(self.id(), self.attempt, reason)
     }
 }
 

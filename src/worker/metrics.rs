@@ -3,9 +3,11 @@
 use std::sync::LazyLock;
 
 use prometheus::{
-    Histogram, HistogramVec, IntCounter, IntCounterVec, exponential_buckets, register_histogram,
-    register_histogram_vec, register_int_counter, register_int_counter_vec,
+    Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, exponential_buckets, register_histogram,
+    register_histogram_vec, register_int_counter, register_int_counter_vec, register_int_gauge_vec,
 };
+
+use crate::protocol::ModelRef;
 
 pub(crate) struct Metrics {
     pub received: IntCounter,
@@ -14,13 +16,29 @@ pub(crate) struct Metrics {
     pub replies: IntCounterVec,
     pub faults: IntCounterVec,
     pub batch_size: Histogram,
+    pub swaps: IntCounterVec,
+    pub shadow_compared: IntCounter,
+    pub shadow_agreeing: IntCounter,
+    pub shadow_skipped: IntCounter,
     stages: HistogramVec,
+    models: IntGaugeVec,
 }
 
 impl Metrics {
     /// Seconds in one stage: `fetched`, `decoded`, `inferred`, `published`.
     pub(crate) fn stage(&self, stage: &str) -> Histogram {
         self.stages.with_label_values(&[stage])
+    }
+
+    /// Reports a version of a model as in use, or no longer.
+    pub(crate) fn model_in_use(&self, model: &ModelRef, is_in_use: bool) {
+        let labels = [model.name.as_str(), model.version.as_str()];
+        if is_in_use {
+            self.models.with_label_values(&labels).set(1);
+        } else {
+            // Fails only if the version was not reported, and then there is nothing to remove.
+            let _ = self.models.remove_label_values(&labels);
+        }
     }
 }
 
@@ -41,6 +59,33 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             "imgcls_worker_batch_size",
             "Images inferred together",
             vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
+        )
+        .expect(registered),
+        swaps: register_int_counter_vec!(
+            "imgcls_worker_model_swaps_total",
+            "Other versions of a model that were switched to, or could not be",
+            &["outcome"]
+        )
+        .expect(registered),
+        shadow_compared: register_int_counter!(
+            "imgcls_worker_shadow_compared_total",
+            "Images that the shadow model classified too"
+        )
+        .expect(registered),
+        shadow_agreeing: register_int_counter!(
+            "imgcls_worker_shadow_agreeing_total",
+            "Images for which the shadow model has the same first label"
+        )
+        .expect(registered),
+        shadow_skipped: register_int_counter!(
+            "imgcls_worker_shadow_skipped_total",
+            "Images of the shadow model's share that it did not classify, because it was busy or failed"
+        )
+        .expect(registered),
+        models: register_int_gauge_vec!(
+            "imgcls_worker_model",
+            "1 for each version of a model that is in use",
+            &["name", "version"]
         )
         .expect(registered),
         stages: register_histogram_vec!("imgcls_worker_stage_seconds", "Seconds in a stage", &["stage"], seconds)

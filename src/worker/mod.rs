@@ -12,18 +12,25 @@
 //! two stages travels a [`lease::Lease`], the right to complete one message; it is renewed while anyone holds it.
 
 mod admin;
+mod batch_policy;
 mod batch_queue;
 mod infer;
 mod job;
 mod last_faults;
 mod lease;
 mod metrics;
+mod model_memory;
+mod models;
 mod prepare;
 mod publish;
 mod retrying;
+mod seat;
 mod session_load;
+mod shadow;
 mod stages;
 mod statistics;
+mod swap;
+mod thread;
 mod watchdog;
 
 use std::io::Read as _;
@@ -39,22 +46,25 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::admin::Readiness;
-use self::batch_queue::{BatchQueue, BatchRule};
-use self::infer::InferenceThread;
+pub use self::batch_policy::Batching;
+use self::batch_queue::BatchQueue;
 use self::job::Rules;
 use self::last_faults::LastFaults;
 use self::lease::Keeper;
+use self::models::{Models, Versions};
 use self::prepare::Intake;
 use self::publish::Publisher;
-use self::session_load::LoadWatch;
+use self::session_load::SessionLoad;
+use self::shadow::ShadowShare;
 use self::stages::Finished;
+use self::thread::WorkerThread;
 use self::watchdog::Watchdog;
 use crate::config::{Backend, Limits, Names};
 use crate::instance::Instance;
-use crate::model::{self, ModelChoice, ModelPackage};
+use crate::model::{self, ModelChoice};
 use crate::protocol::WorkerLine;
 use crate::telemetry::output;
-use crate::transport::{self, MAX_BATCH, ServiceOptions, Transport};
+use crate::transport::{self, ServiceOptions, Transport};
 
 /// How long a drain may take before what is left is released. `up` drains its web tier (4 s) and then its workers,
 /// all within the 10 s that supervisors commonly allow.
@@ -70,18 +80,22 @@ pub struct Config {
     pub names: Names,
     /// Limits on images, checked before anything is decoded.
     pub limits: Limits,
-    /// The model to classify with.
-    pub model: ModelChoice,
+    /// The models to classify with, as the settings name them. The first classifies images of requests that name none.
+    pub models: Vec<ModelChoice>,
+    /// The most memory in bytes that the models may take.
+    pub max_model_bytes: u64,
+    /// A model that is compared with the first one.
+    pub shadow: Option<Shadow>,
     /// How long a received message stays with this worker. It is renewed at a third of that.
     pub visibility_timeout: Duration,
     /// How long a lease may be renewed in all until its image is classified.
     pub max_lease: Duration,
     /// A message received more often than this is dead-lettered by the worker.
     pub max_receive_count: u32,
-    /// Parallel sessions of the model. `None` means one for each core.
+    /// Inference threads, each with a session of every model. `None` means one for each core.
     pub sessions: Option<usize>,
-    /// The largest number of images in one inference.
-    pub max_batch_size: usize,
+    /// How images are grouped for an inference, and how many are taken ahead.
+    pub batching: Batching,
     /// How long an image may wait for others to join its batch.
     pub max_batch_delay: Duration,
     /// The Auto Scaling group of this worker, when it is an EC2 instance.
@@ -90,6 +104,15 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// Drain when standard input closes, so that no worker outlives its `up`.
     pub drain_on_stdin_close: bool,
+}
+
+/// A model that classifies a share of the images after the first model has answered.
+#[derive(Debug, Clone)]
+pub struct Shadow {
+    /// The model.
+    pub model: ModelChoice,
+    /// Its share of the images that the first model classifies, 0 to 1.
+    pub share: f64,
 }
 
 /// Works until `shutdown`, then drains.
@@ -121,10 +144,10 @@ async fn work(
     readiness: &watch::Sender<Readiness>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let choice = config.model.clone();
-    let loading = tokio::task::spawn_blocking(move || ModelPackage::load(&choice));
+    let (served, shadow) = (config.models.clone(), config.shadow.as_ref().map(|shadow| shadow.model.clone()));
+    let loading = tokio::task::spawn_blocking(move || Versions::load(&served, shadow.as_ref()));
     let (loaded, instance) = tokio::join!(loading, Instance::find(&config.backend, &config.auto_scaling_group));
-    let package = Arc::new(loaded??);
+    let versions = loaded??;
     if let Some(notice) = instance.notice().await {
         // A supervisor that does not know this starts the worker again after it drained.
         tracing::info!(?notice, "this instance is to end; nothing is received");
@@ -134,7 +157,7 @@ async fn work(
     }
     let transport = transport::open(&config.backend, &config.names).await?;
     transport.prepare(config.service_options()).await?;
-    let pipeline = Pipeline::open(config, package, Arc::clone(&transport)).await?;
+    let pipeline = Pipeline::open(config, versions, Arc::clone(&transport), &shutdown).await?;
     pipeline.log_ready(started);
     let Pipeline { keeper, shared, session_count, .. } = &pipeline;
     let (keeper, watchdog, statistics) = (keeper.clone(), Arc::clone(&shared.watchdog), Arc::clone(&shared.statistics));
@@ -162,9 +185,10 @@ async fn work(
 
 /// The three stages, before they start.
 struct Pipeline {
-    package: Arc<ModelPackage>,
+    models: Arc<Models>,
     session_count: usize,
-    threads: Vec<InferenceThread>,
+    /// The inference threads, and that of the shadow model.
+    threads: Vec<WorkerThread>,
     shared: infer::Shared,
     keeper: Keeper,
     intake: Intake,
@@ -173,11 +197,12 @@ struct Pipeline {
 }
 
 impl Pipeline {
-    /// Opens the sessions of the model, and connects the stages.
+    /// Opens the sessions of the models, and connects the stages.
     async fn open(
         config: &Config,
-        package: Arc<ModelPackage>,
+        versions: Versions,
         transport: Arc<dyn Transport>,
+        shutdown: &CancellationToken,
     ) -> anyhow::Result<Pipeline> {
         let rules = Arc::new(Rules {
             input_bucket: config.names.input_bucket.clone(),
@@ -185,13 +210,15 @@ impl Pipeline {
             worker: worker_name(),
         });
         let session_count = config.sessions.unwrap_or_else(model::cores);
-        let capacity = session_count * config.max_batch_size;
-        let rule = BatchRule { max_size: config.max_batch_size, max_delay: config.max_batch_delay };
-        let (fetched, batches) = BatchQueue::new(rule, capacity);
-        let load = LoadWatch { load: batches.load(), sessions: session_count as u32 };
+        let max_bytes = config.max_model_bytes;
+        let opening = tokio::task::spawn_blocking(move || versions.open(session_count, max_bytes));
+        let models = Arc::new(opening.await??);
+        let load = Arc::new(SessionLoad::new(config.batching.clone(), session_count, &models.first_digest()));
+        let (fetched, batches) = BatchQueue::new(config.max_batch_delay, Arc::clone(&load));
         let (finished_tx, finished) = mpsc::channel(2 * session_count);
         let shared = infer::Shared {
-            package: Arc::clone(&package),
+            models: Arc::clone(&models),
+            shadow_share: config.shadow.as_ref().map(|shadow| ShadowShare(shadow.share)),
             limits: config.limits,
             rules: Arc::clone(&rules),
             statistics: Arc::default(),
@@ -199,7 +226,13 @@ impl Pipeline {
             watchdog: Arc::new(Watchdog::new(config.limits.decode_timeout)),
             finished: finished_tx.clone(),
         };
-        let threads = infer::start(session_count, &config.model, shared.clone()).await?;
+        let mut threads = infer::start(session_count, &shared)?;
+        let mut shadow_queue = None;
+        if let Some(model) = models.shadow() {
+            let (queue, thread) = shadow::start(Arc::clone(model), config.limits, shutdown.clone())?;
+            threads.push(thread);
+            shadow_queue = Some(queue);
+        }
         let last_faults = Arc::new(LastFaults::default());
         let keeper =
             Keeper::new(Arc::clone(&transport), config.visibility_timeout, config.max_lease, Arc::clone(&last_faults));
@@ -207,17 +240,17 @@ impl Pipeline {
             transport: Arc::clone(&transport),
             limits: config.limits,
             rules,
+            models: Arc::clone(&models),
             keeper: keeper.clone(),
             last_faults: Arc::clone(&last_faults),
             visibility_timeout: config.visibility_timeout,
-            permits: Arc::new(Semaphore::new(capacity)),
-            permits_for_a_receive: config.max_batch_size.min(MAX_BATCH) as u32,
+            permits: Arc::new(Semaphore::new(load.most_ahead())),
             load,
             fetched,
             finished: finished_tx,
         };
-        let publisher = Publisher { transport, keeper: keeper.clone(), last_faults };
-        Ok(Pipeline { package, session_count, threads, shared, keeper, intake, publisher, finished })
+        let publisher = Publisher { transport, keeper: keeper.clone(), last_faults, shadow: shadow_queue };
+        Ok(Pipeline { models, session_count, threads, shared, keeper, intake, publisher, finished })
     }
 
     /// Starts the stages. Each ends when the one before it has ended and its channel is empty.
@@ -229,12 +262,13 @@ impl Pipeline {
         }
         stages.spawn(self.publisher.run(self.finished).map(Ok));
         stages.spawn(self.shared.end_stuck(shutdown.clone()).map(Ok));
+        stages.spawn(swap::follow(self.models, shutdown.clone()));
         stages
     }
 
     fn log_ready(&self, started: Instant) {
         tracing::info!(
-            model = self.package.summary(),
+            model = self.models.summary(),
             worker = self.shared.rules.worker,
             sessions = self.session_count,
             jpeg = model::JPEG_DECODER,

@@ -9,12 +9,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::batch_policy::Plan;
 use super::job::{self, ALONE_FROM_ATTEMPT, Outcome, Rules, Triage, Work, millis};
 use super::last_faults::LastFaults;
 use super::lease::{Keeper, Lease, Stage};
 use super::metrics::METRICS;
+use super::models::Models;
 use super::retrying::{BACKOFF, retry_for, unless_final};
-use super::session_load::LoadWatch;
+use super::session_load::SessionLoad;
 use super::stages::{Fetched, Finished};
 use crate::clock;
 use crate::config::Limits;
@@ -29,15 +31,14 @@ pub(crate) struct Intake {
     pub transport: Arc<dyn Transport>,
     pub limits: Limits,
     pub rules: Arc<Rules>,
+    pub models: Arc<Models>,
     pub keeper: Keeper,
     pub last_faults: Arc<LastFaults>,
     pub visibility_timeout: Duration,
-    /// One permit for each image that may wait for a session; images that a session has begun have released theirs.
+    /// One permit for each image that may ever wait for a session ([`SessionLoad::most_ahead`]); images that a session has
+    /// begun have released theirs. The plan of the moment decides how many are used.
     pub permits: Arc<Semaphore>,
-    /// The number of permits that have to be free before the next receive: those of one batch, which are released when a
-    /// session begins with it. While it runs, the next batch is received and fetched, and one call returns several messages.
-    pub permits_for_a_receive: u32,
-    pub load: LoadWatch,
+    pub load: Arc<SessionLoad>,
     pub fetched: mpsc::Sender<Fetched>,
     pub finished: mpsc::Sender<Vec<Finished>>,
 }
@@ -66,12 +67,12 @@ impl Intake {
         while jobs.join_next().await.is_some() {}
     }
 
-    /// Receives at most as many messages as there are free permits. A worker thus holds the images that its sessions
-    /// process and one batch per session, and leaves the others to idle workers.
+    /// Receives at most as many messages as the plan leaves free. A worker thus holds the images that its sessions process
+    /// and few more, and leaves the others to idle workers.
     async fn receive(&self) -> Result<(Vec<Delivery>, Vec<OwnedSemaphorePermit>), TransportError> {
-        let permits = take_permits(&self.permits, self.permits_for_a_receive).await;
+        let permits = take_permits(&self.permits, &self.load).await;
         let wanted = Wanted { max: permits.len(), visibility_timeout: self.visibility_timeout };
-        let deliveries = self.transport.receive(wanted, &self.load).await?;
+        let deliveries = self.transport.receive(wanted, &*self.load).await?;
         METRICS.received.inc_by(deliveries.len() as u64);
         Ok((deliveries, permits))
     }
@@ -116,10 +117,10 @@ impl Intake {
         let mut span = Span::begin(Side::Consumer, incoming.traceparent(), || "classify".into());
         span.set("imgcls.attempt", i64::from(delivery.receive_count));
         match self.image_of(incoming, &delivery, &span).await {
-            Ok((work, image)) => {
+            Ok((work, model, image)) => {
                 let body = delivery.body;
                 lease.enter(Stage::Queued);
-                let fetched = Fetched { work, lease, span, body, image, permit, since: Instant::now() };
+                let fetched = Fetched { work, lease, span, model, body, image, permit, since: Instant::now() };
                 if self.fetched.send(fetched).await.is_err() {
                     tracing::debug!("the inference threads have ended; the message comes again");
                 }
@@ -130,13 +131,25 @@ impl Intake {
 
     async fn finish(&self, lease: Lease, span: Span, outcome: Outcome) {
         lease.enter(Stage::Publishing);
-        if self.finished.send(vec![Finished { lease, span, outcome }]).await.is_err() {
+        if self.finished.send(vec![Finished::new(lease, span, outcome)]).await.is_err() {
             tracing::debug!("the publisher has ended; the message comes again");
         }
     }
 
-    async fn image_of(&self, incoming: Incoming, delivery: &Delivery, span: &Span) -> Result<(Work, Bytes), Outcome> {
+    /// Returns the work with the place of its model in the list, and the image.
+    async fn image_of(
+        &self,
+        incoming: Incoming,
+        delivery: &Delivery,
+        span: &Span,
+    ) -> Result<(Work, usize, Bytes), Outcome> {
         let mut work = self.triage(incoming, delivery).await?;
+        let model = match self.models.select(work.wanted_model()) {
+            Ok(model) => model,
+            Err(message) => {
+                return Err(work.failed(ErrorCode::UnknownModel, message, &delivery.body, clock::now(), &self.rules));
+            }
+        };
         let fetching = Instant::now();
         let image = match self.fetch(&mut work).await {
             Ok(image) => image,
@@ -152,8 +165,9 @@ impl Intake {
         let fetched = fetching.elapsed();
         METRICS.stage("fetched").observe(fetched.as_secs_f64());
         span.stage("fetched", fetched);
+        self.load.fetched(fetched);
         work.timings_ms.fetched = millis(fetched);
-        Ok((work, image))
+        Ok((work, model, image))
     }
 
     async fn triage(&self, incoming: Incoming, delivery: &Delivery) -> Result<Work, Outcome> {
@@ -228,11 +242,19 @@ enum Fetch {
     Fault(String),
 }
 
-/// Waits for `at_least` permits, then takes all that are free, at most a batch.
-async fn take_permits(permits: &Arc<Semaphore>, at_least: u32) -> Vec<OwnedSemaphorePermit> {
-    let Ok(mut first) = Arc::clone(permits).acquire_many_owned(at_least).await else {
+/// Waits until the plan allows a receive. Then takes all permits that it leaves free, at most a batch of the transport.
+async fn take_permits(permits: &Arc<Semaphore>, load: &SessionLoad) -> Vec<OwnedSemaphorePermit> {
+    let unused = |plan: Plan| load.most_ahead().saturating_sub(plan.ahead);
+    let plan = load.plan();
+    let at_least = unused(plan) + plan.for_a_receive.min(load.most_ahead());
+    let Ok(mut free) = Arc::clone(permits).acquire_many_owned(at_least as u32).await else {
         return std::future::pending().await;
     };
-    let more = std::iter::from_fn(|| Arc::clone(permits).try_acquire_owned().ok());
-    std::iter::from_fn(|| first.split(1)).chain(more).take(MAX_BATCH).collect()
+    // The plan may have changed meanwhile.
+    let unused = unused(load.plan());
+    while let Ok(more) = Arc::clone(permits).try_acquire_owned() {
+        free.merge(more);
+    }
+    let taken = free.num_permits().saturating_sub(unused).clamp(1, MAX_BATCH);
+    std::iter::from_fn(|| free.split(1)).take(taken).collect()
 }

@@ -15,6 +15,7 @@ use super::last_faults::LastFaults;
 use super::lease::{Keeper, Lease};
 use super::metrics::METRICS;
 use super::retrying::BACKOFF;
+use super::shadow::{ShadowImage, ShadowQueue};
 use super::stages::Finished;
 use crate::protocol::{self, ClassifyResult};
 use crate::telemetry::trace::Span;
@@ -27,6 +28,8 @@ pub(crate) struct Publisher {
     pub transport: Arc<dyn Transport>,
     pub keeper: Keeper,
     pub last_faults: Arc<LastFaults>,
+    /// The queue of the shadow model, if there is one.
+    pub shadow: Option<ShadowQueue>,
 }
 
 /// A delivery whose completion is under way. Its lease is renewed until it is done.
@@ -35,6 +38,7 @@ struct Publishing {
     span: Span,
     /// The name of its outcome, which is counted once the completion is carried out.
     outcome: &'static str,
+    shadow: Option<ShadowImage>,
 }
 
 impl Publisher {
@@ -74,7 +78,12 @@ impl Publisher {
             let mut left = Vec::new();
             for ((published, completion), answer) in publishing.into_iter().zip(batch).zip(answers) {
                 match answer {
-                    Ok(completed) => count(&published, &completed, published_after),
+                    Ok(completed) => {
+                        count(&published, &completed, published_after);
+                        if let (Some(shadow), Some(image)) = (&self.shadow, published.shadow) {
+                            shadow.offer(image);
+                        }
+                    }
                     Err(error) => {
                         METRICS.faults.with_label_values(&[error.step]).inc();
                         tracing::warn!(error = %error.error, what = error.step, "trying again");
@@ -93,7 +102,7 @@ impl Publisher {
 
     /// Returns the completion for the transport, or `None` if the message was released.
     async fn begin(&self, finished: Finished) -> Option<(Publishing, Completion)> {
-        let Finished { lease, mut span, outcome } = finished;
+        let Finished { lease, mut span, outcome, shadow } = finished;
         let name = outcome.name();
         span.set("imgcls.ending", name);
         log(&outcome, &mut span);
@@ -124,7 +133,7 @@ impl Publisher {
                 set_dead_letter(&mut completion, dead_letter, result.as_ref(), reply_to);
             }
         }
-        Some((Publishing { _lease: lease, span, outcome: name }, completion))
+        Some((Publishing { _lease: lease, span, outcome: name, shadow }, completion))
     }
 }
 

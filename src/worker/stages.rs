@@ -7,6 +7,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::job::{Outcome, Work};
 use super::lease::Lease;
+use super::shadow::ShadowImage;
 use crate::telemetry::trace::Span;
 
 /// An image that waits for a session.
@@ -14,6 +15,8 @@ pub(crate) struct Fetched {
     pub work: Work,
     pub lease: Lease,
     pub span: Span,
+    /// The place of the image's model in the list of models.
+    pub model: usize,
     /// The message, for a dead letter.
     pub body: String,
     pub image: Bytes,
@@ -28,4 +31,13 @@ pub(crate) struct Finished {
     pub lease: Lease,
     pub span: Span,
     pub outcome: Outcome,
+    /// The image for the shadow model, which gets it after the outcome was published.
+    pub shadow: Option<ShadowImage>,
+}
+
+impl Finished {
+    /// A delivery whose image the shadow model does not get.
+    pub(crate) fn new(lease: Lease, span: Span, outcome: Outcome) -> Finished {
+        Finished { lease, span, outcome, shadow: None }
+    }
 }

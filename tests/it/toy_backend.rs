@@ -17,6 +17,7 @@ use imgcls::transport::{
     Resubmission, ResultWrite, ServiceOptions, Space, SubmitTimes, Transport, TransportError, Wanted, Withdrawal,
     WorkerLoad,
 };
+use imgcls::worker::Batching;
 use imgcls::{web, worker};
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -479,12 +480,14 @@ fn worker_config(backend: &Backend, names: &Names) -> worker::Config {
         backend: backend.clone(),
         names: names.clone(),
         limits: Limits::default(),
-        model: ModelChoice::default(),
+        models: vec![ModelChoice::default()],
+        max_model_bytes: u64::MAX,
+        shadow: None,
         visibility_timeout: Duration::from_secs(30),
         max_lease: Duration::from_secs(120),
         max_receive_count: 5,
         sessions: Some(1),
-        max_batch_size: 2,
+        batching: Batching::Fixed(2),
         max_batch_delay: Duration::ZERO,
         auto_scaling_group: String::new(),
         admin_listen: None,

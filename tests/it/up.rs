@@ -147,7 +147,7 @@ fn up_ends_with_one_line_when_its_workers_cannot_start() {
 }
 
 /// Values of worker settings that `up` has too. One that is not listed is tested with its default.
-const SAMPLES: [(&str, &str); 23] = [
+const SAMPLES: [(&str, &str); 26] = [
     ("backend", "local"),
     ("data-dir", "some/where"),
     ("stack", "team-a"),
@@ -159,7 +159,10 @@ const SAMPLES: [(&str, &str); 23] = [
     ("max-receive-count", "3"),
     ("log-format", "json"),
     ("model", "m"),
+    ("model-memory", "1GiB"),
+    ("shadow", "s"),
     ("variant", "int8"),
+    ("label-set", "original"),
     ("ort-dylib", "/x/y.so"),
     ("intra-threads", "2"),
     ("cache-dir", "/c"),
@@ -173,7 +176,7 @@ const SAMPLES: [(&str, &str); 23] = [
     ("drain-on-stdin-close", "true"),
 ];
 /// Settings that `up` decides itself, or passes on in another form.
-const DECIDED_BY_UP: [&str; 4] = ["data-dir", "max-decode-bytes", "sessions", "drain-on-stdin-close"];
+const DECIDED_BY_UP: [&str; 5] = ["data-dir", "max-decode-bytes", "model-memory", "sessions", "drain-on-stdin-close"];
 
 fn read(arguments: impl IntoIterator<Item = OsString>) -> Invocation {
     let line = std::iter::once("imgcls".into()).chain(arguments);
@@ -217,8 +220,7 @@ fn up_passes_every_setting_of_a_worker_on() {
 #[test]
 fn settings_without_a_value_are_left_to_the_worker() {
     let passed = read(worker_arguments([])).settings;
-    for (name, value) in
-        [("model", None), ("max-batch-size", Some("3")), ("request-queue", Some("web-app-image-transport"))]
+    for (name, value) in [("model", None), ("max-batch-size", None), ("request-queue", Some("web-app-image-transport"))]
     {
         let values = &passed.get(name).expect("a setting of `worker`").values;
         assert_eq!(values.first().and_then(|value| value.to_str()), value, "--{name}");

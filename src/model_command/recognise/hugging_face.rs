@@ -27,7 +27,8 @@ pub(in crate::model_command) fn recognise(
     if !is_config && preprocessor.is_none() {
         return Ok(None);
     }
-    let mut draft = Draft { channels: Some(Sourced::new(Channels::Rgb, "transformers classifies RGB")), ..Draft::default() };
+    let mut draft =
+        Draft { channels: Some(Sourced::new(Channels::Rgb, "transformers classifies RGB")), ..Draft::default() };
     if let Some(config) = config.filter(|_| is_config) {
         draft.labels = labels(config)?;
         draft.activation = head(config, draft.labels.as_ref())?;
@@ -65,9 +66,13 @@ fn head(config: &Value, labels: Option<&Sourced<Labels>>) -> anyhow::Result<Opti
     Ok(match config.get("problem_type").and_then(Value::as_str) {
         Some("multi_label_classification") => Some(Sourced::new(Head::Sigmoid, "config.json, problem_type")),
         Some("single_label_classification") => Some(Sourced::new(Head::Softmax, "config.json, problem_type")),
-        Some("regression") => bail!("config.json says that the problem_type is regression; only classifiers are supported"),
+        Some("regression") => {
+            bail!("config.json says that the problem_type is regression; only classifiers are supported")
+        }
         Some(other) => bail!("config.json has the problem_type {other:?}, which is not known; give --activation"),
-        None if count == 1 => Some(Sourced::new(Head::Sigmoid, "transformers' rule for one class without problem_type")),
+        None if count == 1 => {
+            Some(Sourced::new(Head::Sigmoid, "transformers' rule for one class without problem_type"))
+        }
         None if count > 1 => Some(Sourced::new(Head::Softmax, "transformers' rule for classes without problem_type")),
         None => None,
     })
@@ -106,8 +111,10 @@ impl Preprocessor<'_> {
         }
         if let Some((value, source)) = self.get("resample") {
             let filter = value.as_u64().and_then(Filter::of_pillow);
-            draft.filter =
-                Some(Sourced::new(filter.with_context(|| format!("{source} is {value}, no filter of Pillow"))?, source));
+            draft.filter = Some(Sourced::new(
+                filter.with_context(|| format!("{source} is {value}, no filter of Pillow"))?,
+                source,
+            ));
         }
         let class = self.class();
         let rule = |rule: &str| format!("{PREPROCESSOR}; {class}ImageProcessor {rule}");
@@ -127,7 +134,8 @@ impl Preprocessor<'_> {
                     Some(shortest) => (Resize::ShortestEdge, shortest),
                     None => (Resize::Squash, self.both_sides()?),
                 };
-                let how = if resize == Resize::Squash { "squashes to height and width" } else { "resizes the shortest edge" };
+                let how =
+                    if resize == Resize::Squash { "squashes to height and width" } else { "resizes the shortest edge" };
                 set(resize, size, source, self.crop()?, how);
             }
             "ConvNext" | "ConvNeXT" => {
@@ -138,7 +146,13 @@ impl Preprocessor<'_> {
                 } else {
                     let (scaled, scaled_by) = self.enlarged(side, Some(CONVNEXT_CROP_PCT))?;
                     let crop = Some(Sourced::new(Some(size), source.clone()));
-                    set(Resize::ShortestEdge, scaled, format!("{source}; {scaled_by}"), crop, "resizes the shortest edge by crop_pct");
+                    set(
+                        Resize::ShortestEdge,
+                        scaled,
+                        format!("{source}; {scaled_by}"),
+                        crop,
+                        "resizes the shortest edge by crop_pct",
+                    );
                 }
             }
             "PoolFormer" => {
@@ -153,7 +167,9 @@ impl Preprocessor<'_> {
                 let source = format!("{source}; × 256 / 224");
                 set(Resize::ShortestEdge, scaled, source, self.crop()?, "resizes the shortest edge");
             }
-            "" => bail!("{PREPROCESSOR} does not name the class of its image processor; give --resize, --size, --crop and --filter"),
+            "" => bail!(
+                "{PREPROCESSOR} does not name the class of its image processor; give --resize, --size, --crop and --filter"
+            ),
             other => bail!(
                 "{PREPROCESSOR} belongs to {other}ImageProcessor, whose resizing is not known; give --resize, --size, --crop and \
                  --filter"
@@ -181,10 +197,13 @@ impl Preprocessor<'_> {
         if self.class() == "EfficientNet" {
             // The processor subtracts 1 if rescale_offset is set, and divides by the deviation twice if include_top is.
             if is_rescaled && self.flag("rescale_offset") == Some(true) {
-                mean = mean.map(|mean| Sourced::new(mean.value.map(|mean| mean + 1.0), format!("{}; rescale_offset", mean.source)));
+                mean = mean.map(|mean| {
+                    Sourced::new(mean.value.map(|mean| mean + 1.0), format!("{}; rescale_offset", mean.source))
+                });
             }
             if self.flag("include_top") == Some(true) {
-                std = std.map(|std| Sourced::new(std.value.map(|std| std * std), format!("{}; include_top", std.source)));
+                std =
+                    std.map(|std| Sourced::new(std.value.map(|std| std * std), format!("{}; include_top", std.source)));
             }
         }
         (draft.mean, draft.std) = (mean, std);
@@ -213,7 +232,8 @@ impl Preprocessor<'_> {
 
     fn both_sides(&self) -> anyhow::Result<(Size, String)> {
         let (value, source) = self.get("size").with_context(|| format!("{PREPROCESSOR} has no size; give --size"))?;
-        let size = size(value).with_context(|| format!("{source} is {value}, not a height and a width; give --size"))?;
+        let size =
+            size(value).with_context(|| format!("{source} is {value}, not a height and a width; give --size"))?;
         Ok((size, source))
     }
 
@@ -243,7 +263,8 @@ impl Preprocessor<'_> {
                 (share.with_context(|| format!("{source} is {value}, not a share"))?, format!("crop_pct {value}"))
             }
             None => {
-                let share = default.with_context(|| format!("{PREPROCESSOR} has no crop_pct; give --resize and --size"))?;
+                let share =
+                    default.with_context(|| format!("{PREPROCESSOR} has no crop_pct; give --resize and --size"))?;
                 (share, "crop_pct 0.875, the default".to_owned())
             }
         };
@@ -255,9 +276,11 @@ impl Preprocessor<'_> {
         if self.flag("do_center_crop") != Some(true) {
             return Ok(None);
         }
-        let (value, source) =
-            self.get("crop_size").with_context(|| format!("{PREPROCESSOR} has do_center_crop and no crop_size; give --crop"))?;
-        let size = size(value).with_context(|| format!("{source} is {value}, not a height and a width; give --crop"))?;
+        let (value, source) = self
+            .get("crop_size")
+            .with_context(|| format!("{PREPROCESSOR} has do_center_crop and no crop_size; give --crop"))?;
+        let size =
+            size(value).with_context(|| format!("{source} is {value}, not a height and a width; give --crop"))?;
         Ok(Some(Sourced::new(Some(size), source)))
     }
 }
@@ -289,7 +312,10 @@ mod tests {
                 json!({"image_processor_type": "ViTImageProcessor", "size": {"height": 224, "width": 224}, "resample": 2}),
                 (Resize::Squash, square(224), None),
             ),
-            (json!({"feature_extractor_type": "ViTFeatureExtractor", "size": 224}), (Resize::Squash, square(224), None)),
+            (
+                json!({"feature_extractor_type": "ViTFeatureExtractor", "size": 224}),
+                (Resize::Squash, square(224), None),
+            ),
             (
                 json!({"image_processor_type": "ViTImageProcessorFast", "size": {"height": 256, "width": 256},
                     "do_center_crop": true, "crop_size": 224}),
@@ -361,7 +387,9 @@ mod tests {
 
     #[test]
     fn head_and_labels_come_from_the_configuration() {
-        let head = |config: Value| recognise(Some(&config), None).map(|draft| draft.unwrap().activation.map(|head| head.value));
+        let head = |config: Value| {
+            recognise(Some(&config), None).map(|draft| draft.unwrap().activation.map(|head| head.value))
+        };
         let names = json!({"1": "dog", "0": "cat"});
         assert_eq!(head(json!({"id2label": names})).unwrap(), Some(Head::Softmax));
         let multi = json!({"id2label": names, "problem_type": "multi_label_classification"});
@@ -370,7 +398,10 @@ mod tests {
         assert!(head(json!({"id2label": names, "problem_type": "regression"})).is_err());
         assert!(head(json!({"id2label": {"0": "cat", "2": "dog"}})).unwrap_err().to_string().contains("--labels"));
         let labels = recognise(Some(&multi), None).unwrap().unwrap().labels.unwrap();
-        assert_eq!(labels, Sourced::new(Labels::Names(vec!["cat".to_owned(), "dog".to_owned()]), "config.json, id2label"));
+        assert_eq!(
+            labels,
+            Sourced::new(Labels::Names(vec!["cat".to_owned(), "dog".to_owned()]), "config.json, id2label")
+        );
         assert_eq!(recognise(Some(&json!({"name": "x"})), None).unwrap(), None);
     }
 }

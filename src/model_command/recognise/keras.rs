@@ -43,7 +43,8 @@ mod tests {
     fn modes_are_those_of_preprocess_input() {
         let at = |name: &str, value: f64| {
             let draft = preset(name).unwrap();
-            let (rescale, mean, std) = (draft.rescale.unwrap().value, draft.mean.unwrap().value, draft.std.unwrap().value);
+            let (rescale, mean, std) =
+                (draft.rescale.unwrap().value, draft.mean.unwrap().value, draft.std.unwrap().value);
             (value * rescale - mean[0]) / std[0]
         };
         assert!((at("keras-tf", 255.0) - 1.0).abs() < 1e-9 && (at("keras-tf", 0.0) + 1.0).abs() < 1e-9);

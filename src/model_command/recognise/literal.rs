@@ -143,13 +143,10 @@ mod tests {
         let text = r#"{0: 'cat', 1: "dog's", 2: 'a\'b\\c', 3: 'caf\xe9', 4: '犬', }"#;
         let Literal::Dict(entries) = parse(text).unwrap() else { panic!("no dict") };
         let names: Vec<String> = entries.iter().map(|(_, name)| format!("{name:?}")).collect();
-        assert_eq!(names, [
-            r#"Text("cat")"#,
-            r#"Text("dog's")"#,
-            r#"Text("a'b\\c")"#,
-            r#"Text("café")"#,
-            r#"Text("犬")"#
-        ]);
+        assert_eq!(
+            names,
+            [r#"Text("cat")"#, r#"Text("dog's")"#, r#"Text("a'b\\c")"#, r#"Text("café")"#, r#"Text("犬")"#]
+        );
         assert_eq!(parse("[224, 320]").unwrap(), Literal::List(vec![Literal::Number(224.0), Literal::Number(320.0)]));
         assert_eq!(parse("(1,)").unwrap(), Literal::List(vec![Literal::Number(1.0)]));
         assert_eq!(parse("True").unwrap(), Literal::Word("True".to_owned()));
@@ -157,7 +154,9 @@ mod tests {
 
     #[test]
     fn anything_but_a_literal_is_refused() {
-        for text in ["", "{", "{0: }", "[1 2]", "'open", "__import__('os')", "os.getcwd()", "1 2", "{0: 'a'", "'\\x4'", "-"] {
+        for text in
+            ["", "{", "{0: }", "[1 2]", "'open", "__import__('os')", "os.getcwd()", "1 2", "{0: 'a'", "'\\x4'", "-"]
+        {
             assert!(parse(text).is_err(), "{text:?}");
         }
         assert!(parse(&"[".repeat(10_000)).is_err());

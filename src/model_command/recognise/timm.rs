@@ -22,7 +22,11 @@ pub(in crate::model_command) fn recognise(config: &Value, exported: Option<Size>
         return Ok(None);
     };
     let key = |name: &str| {
-        let source = if nested.is_some() { format!("config.json, pretrained_cfg.{name}") } else { format!("config.json, {name}") };
+        let source = if nested.is_some() {
+            format!("config.json, pretrained_cfg.{name}")
+        } else {
+            format!("config.json, {name}")
+        };
         pretrained.get(name).filter(|value| !value.is_null()).map(|value| (value, source))
     };
     let mut draft = Draft {
@@ -180,10 +184,16 @@ mod tests {
     #[test]
     fn modes_squash_and_border_are_known_and_others_refused() {
         let draft = |mode: &str| {
-            recognise(&config(&json!({"input_size": [3, 200, 100], "crop_pct": 1.0, "crop_mode": mode, "mean": 0.5})), None)
+            recognise(
+                &config(&json!({"input_size": [3, 200, 100], "crop_pct": 1.0, "crop_mode": mode, "mean": 0.5})),
+                None,
+            )
         };
         let squash = draft("squash").unwrap().unwrap();
-        assert_eq!((squash.resize.unwrap().value, squash.size.unwrap().value), (Resize::Squash, Size { height: 200, width: 100 }));
+        assert_eq!(
+            (squash.resize.unwrap().value, squash.size.unwrap().value),
+            (Resize::Squash, Size { height: 200, width: 100 })
+        );
         assert_eq!(draft("border").unwrap().unwrap().fill.unwrap().value, [128; 3]);
         assert!(draft("center").unwrap_err().to_string().contains("--resize"));
         assert!(draft("other").unwrap_err().to_string().contains("--resize"));

@@ -38,24 +38,69 @@ const SWAG: &[Weights] =
 const NETWORKS: &[(&[&str], &[Weights])] = &[
     (
         &[
-            "alexnet", "densenet121", "densenet161", "densenet169", "densenet201", "googlenet", "mnasnet0_5", "mnasnet1_0",
-            "mobilenet_v3_small", "resnet18", "resnet34", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "squeezenet1_0",
-            "squeezenet1_1", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn",
-            "vit_b_32", "vit_l_32",
+            "alexnet",
+            "densenet121",
+            "densenet161",
+            "densenet169",
+            "densenet201",
+            "googlenet",
+            "mnasnet0_5",
+            "mnasnet1_0",
+            "mobilenet_v3_small",
+            "resnet18",
+            "resnet34",
+            "shufflenet_v2_x0_5",
+            "shufflenet_v2_x1_0",
+            "squeezenet1_0",
+            "squeezenet1_1",
+            "vgg11",
+            "vgg11_bn",
+            "vgg13",
+            "vgg13_bn",
+            "vgg16",
+            "vgg16_bn",
+            "vgg19",
+            "vgg19_bn",
+            "vit_b_32",
+            "vit_l_32",
         ],
         OLD,
     ),
     (
-        &["convnext_base", "convnext_large", "mnasnet0_75", "mnasnet1_3", "resnext101_64x4d", "shufflenet_v2_x1_5",
-            "shufflenet_v2_x2_0"],
+        &[
+            "convnext_base",
+            "convnext_large",
+            "mnasnet0_75",
+            "mnasnet1_3",
+            "resnext101_64x4d",
+            "shufflenet_v2_x1_5",
+            "shufflenet_v2_x2_0",
+        ],
         NEW,
     ),
     (
         &[
-            "mobilenet_v2", "mobilenet_v3_large", "regnet_x_400mf", "regnet_x_800mf", "regnet_x_1_6gf", "regnet_x_3_2gf",
-            "regnet_x_8gf", "regnet_x_16gf", "regnet_x_32gf", "regnet_y_400mf", "regnet_y_800mf", "regnet_y_1_6gf",
-            "regnet_y_3_2gf", "regnet_y_8gf", "resnet50", "resnet101", "resnet152", "resnext50_32x4d",
-            "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2",
+            "mobilenet_v2",
+            "mobilenet_v3_large",
+            "regnet_x_400mf",
+            "regnet_x_800mf",
+            "regnet_x_1_6gf",
+            "regnet_x_3_2gf",
+            "regnet_x_8gf",
+            "regnet_x_16gf",
+            "regnet_x_32gf",
+            "regnet_y_400mf",
+            "regnet_y_800mf",
+            "regnet_y_1_6gf",
+            "regnet_y_3_2gf",
+            "regnet_y_8gf",
+            "resnet50",
+            "resnet101",
+            "resnet152",
+            "resnext50_32x4d",
+            "resnext101_32x8d",
+            "wide_resnet50_2",
+            "wide_resnet101_2",
         ],
         OLD_AND_NEW,
     ),
@@ -124,9 +169,14 @@ pub(in crate::model_command) fn preset(name: &str) -> anyhow::Result<Draft> {
         }
     }
     if similar.is_empty() {
-        bail!("there is no preset {name:?}; docs/models.md lists them, and --resize, --size, --crop, --filter, --mean and --std say the same");
+        bail!(
+            "there is no preset {name:?}; docs/models.md lists them, and --resize, --size, --crop, --filter, --mean and --std say the same"
+        );
     }
-    bail!("there is no preset {name:?}, since torchvision has several weights with different transforms; give one of: {}", similar.join(", "))
+    bail!(
+        "there is no preset {name:?}, since torchvision has several weights with different transforms; give one of: {}",
+        similar.join(", ")
+    )
 }
 
 fn draft(full: &str, network: &str, weights: &Weights) -> Draft {

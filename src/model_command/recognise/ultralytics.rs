@@ -54,7 +54,9 @@ fn class_names(text: &str) -> anyhow::Result<Vec<String>> {
     };
     let mut names = BTreeMap::new();
     for (index, name) in entries {
-        let (Literal::Number(index), Literal::Text(name)) = (index, name) else { bail!("an entry is not `index: name`") };
+        let (Literal::Number(index), Literal::Text(name)) = (index, name) else {
+            bail!("an entry is not `index: name`")
+        };
         ensure!(index >= 0.0 && index.fract() == 0.0, "{index} is not the index of a class");
         ensure!(names.insert(index as u64, name).is_none(), "class {index} is there twice");
     }
@@ -101,7 +103,7 @@ mod tests {
     #[test]
     fn other_tasks_and_damaged_metadata_are_refused() {
         assert_eq!(recognise(&metadata(&[("producer", "torch")])).unwrap(), None);
-        let error = |entries| format!("{:#}", recognise(&metadata(entries)).unwrap_err());
+        let error = |entries: &[(&str, &str)]| format!("{:#}", recognise(&metadata(entries)).unwrap_err());
         assert!(error(&[("task", "detect"), ("names", "{}")]).contains("-cls"));
         for names in ["{0: 'a', 2: 'b'}", "{}", "{0: 1}", "{0: 'a', 0: 'b'}", "nonsense", "{0.5: 'a'}"] {
             assert!(error(&[("task", "classify"), ("names", names)]).contains("--labels"), "{names}");

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -32,6 +31,8 @@ use crate::transport::queued::steps::Steps;
 const SHARED_SYNC: Duration = Duration::from_millis(50);
 /// A marker may be flushed this late: if a power loss undoes it, one inference is wasted.
 const MARKER_FLUSH_DELAY: Duration = Duration::from_secs(1);
+/// A busy worker whose poll found nothing polls again after this time at the earliest.
+const EMPTY_POLL_PAUSE: Duration = Duration::from_millis(5);
 /// The depth is read often, since a local read takes microseconds.
 const DEPTH_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -41,14 +42,12 @@ pub(crate) struct LocalSteps {
     input: SqliteStore,
     output: SqliteStore,
     names: Names,
-    /// True if the last receive probably left messages in the queue.
-    left_more: AtomicBool,
 }
 
 impl LocalSteps {
     pub(crate) fn new(queues: Arc<SqliteQueues>, input: SqliteStore, output: SqliteStore, names: Names) -> LocalSteps {
         let requests = queues.handle(&names.request_queue);
-        LocalSteps { queues, requests, input, output, names, left_more: AtomicBool::new(false) }
+        LocalSteps { queues, requests, input, output, names }
     }
 
     async fn plan(&self, completion: &Completion) -> Result<Planned, CompletionError> {
@@ -149,15 +148,14 @@ async fn transient_outcome(queue: &SqliteQueue, text: &str, answer: Result<(), Q
     })
 }
 
-/// A busy worker delays its poll by half of the estimated time until a session is free, so that idle workers are served first
-/// and the message is fetched by then. It polls at once if `polls_now`. Returns how long the receive waits for a message.
-async fn defer_to_idle_workers(load: &dyn WorkerLoad, polls_now: bool) -> Duration {
-    let Some(free_in) = load.next_free_in() else { return LONGEST_POLL };
-    let delay = if polls_now { Duration::ZERO } else { free_in / 2 };
+/// A busy worker delays its poll until it needs a message, so that idle workers are served first and the messages that come
+/// first are begun first. Returns how long the receive waits for a message.
+async fn defer_to_idle_workers(load: &dyn WorkerLoad, at_least: Duration) -> Duration {
+    let Some(deferral) = load.deferral() else { return LONGEST_POLL };
     tokio::select! {
         biased;
         () = load.until_idle() => LONGEST_POLL,
-        () = tokio::time::sleep(delay) => Duration::ZERO,
+        () = tokio::time::sleep(deferral.max(at_least)) => Duration::ZERO,
     }
 }
 
@@ -198,16 +196,14 @@ impl Steps for LocalSteps {
     async fn receive(&self, wanted: Wanted, load: &dyn WorkerLoad) -> Result<Vec<Delivery>, TransportError> {
         let Wanted { max, visibility_timeout } = wanted;
         let max = max.min(MAX_BATCH);
-        let mut polls_now = self.left_more.load(Ordering::Relaxed);
+        let mut pause = Duration::ZERO;
         loop {
-            let wait = defer_to_idle_workers(load, polls_now).await;
+            let wait = defer_to_idle_workers(load, pause).await;
             let deliveries = self.requests.receive_share(ReceiveOptions { max, wait, visibility_timeout }).await?;
             if !deliveries.is_empty() || wait == LONGEST_POLL {
-                // A share of two or more messages leaves at least as many in the queue.
-                self.left_more.store(deliveries.len() >= max.min(2), Ordering::Relaxed);
                 return Ok(deliveries);
             }
-            polls_now = false;
+            pause = EMPTY_POLL_PAUSE;
         }
     }
 
