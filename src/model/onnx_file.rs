@@ -203,7 +203,7 @@ impl TensorInfo {
     }
 }
 
-/// What the graphs of a file say about its weights.
+/// The facts about the weights in the graphs of a file.
 #[derive(Default)]
 struct Weights {
     external: BTreeSet<String>,

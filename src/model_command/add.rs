@@ -135,7 +135,7 @@ fn of_package(config: &Config, add: &Add, from: &Path, library: &Library) -> any
     Ok(Added { report, staging, description })
 }
 
-/// What is known: the flags first, then the preset, then what the export says.
+/// The known values: those of the flags, then of the preset, then of the export.
 fn draft_of(add: &Add, export: &Export, onnx: &OnnxFile) -> anyhow::Result<Draft> {
     let preset = add.preset.as_ref().map(Preset::draft).transpose()?.unwrap_or_default();
     let given = add.flags.clone().or(preset);
@@ -193,10 +193,11 @@ fn name_of(add: &Add, candidates: &[String]) -> anyhow::Result<String> {
         );
         return Ok(reference.name);
     }
-    let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
+    let is_allowed = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
     let cleaned = candidates.iter().map(|candidate| {
-        let name: String = candidate.chars().map(|letter| if is_allowed(letter) { letter } else { '-' }).collect();
-        name.trim_matches(|letter: char| !letter.is_ascii_alphanumeric()).chars().take(64).collect::<String>()
+        let name: String =
+            candidate.chars().map(|character| if is_allowed(character) { character } else { '-' }).collect();
+        name.trim_matches(|character: char| !character.is_ascii_alphanumeric()).chars().take(64).collect::<String>()
     });
     let mut valid = cleaned.filter(|name| Reference::parse(name).is_ok());
     valid.next().context("no name follows from SOURCE; give one with --name")
