@@ -108,7 +108,7 @@ fn of_export(config: &Config, add: &Add, export: &Export, library: &Library) -> 
     let sample = trial::classify(&choice, add.sample.as_deref())?;
     let report = Report {
         facts: facts(export, &onnx),
-        settings: settings(&model, sample.classes),
+        settings: settings(&model, &sample),
         ..Report::new(name, version, sample, Some(outputs.memory_bytes))
     };
     Ok(Added { report, staging, description })
@@ -275,7 +275,7 @@ struct SampleReport {
 
 impl Report {
     fn new(name: String, version: String, sample: Sample, memory_bytes: Option<u64>) -> Report {
-        let Sample { image, predictions, classes } = sample;
+        let Sample { image, predictions, classes, .. } = sample;
         Report {
             name,
             version,
@@ -316,18 +316,12 @@ fn answer(prediction: &Prediction) -> String {
 }
 
 /// The settings in the order of the pipeline, for people and programs.
-fn settings(model: &Complete, classes: usize) -> Vec<Setting> {
+fn settings(model: &Complete, sample: &Sample) -> Vec<Setting> {
     let mut settings = Vec::new();
     let mut add = |key, value: String, source: &str| settings.push(Setting { key, value, source: source.to_owned() });
-    let kind = match &model.labels.value {
-        Labels::Names(names) => {
-            let first: Vec<&str> = names.iter().take(3).map(String::as_str).collect();
-            let more = if names.len() > first.len() { ", …" } else { "" };
-            format!("{classes}: {}{more}", first.join(", "))
-        }
-        _ => format!("{classes} classes"),
-    };
-    add("labels", kind, &model.labels.source);
+    let more = if sample.classes > sample.first_labels.len() { ", …" } else { "" };
+    let names = format!("{}: {}{more}", sample.classes, sample.first_labels.join(", "));
+    add("labels", names, &model.labels.source);
     add("resize", model.resize.value.as_str().to_owned(), &model.resize.source);
     if let Some(size) = &model.size {
         let is_edge = model.resize.value == super::draft::Resize::ShortestEdge;

@@ -66,7 +66,12 @@ pub(super) fn classify(choice: &ModelChoice, image: Option<&Path>) -> anyhow::Re
     let tensor = prepare(&name, &bytes, &package)?;
     let scores = session.infer(&[&tensor]).map_err(one_line)?.pop().context("infer returns one list per tensor")?;
     ensure!(scores.iter().all(|score| score.is_finite()), "the network returns values that are not finite");
-    Ok(Sample { image: name, predictions: model::top_k(&package, &scores, SHOWN), classes: package.classes() })
+    Ok(Sample {
+        image: name,
+        predictions: model::top_k(&package, &scores, SHOWN),
+        classes: package.classes(),
+        first_labels: package.labels().iter().take(SHOWN as usize).cloned().collect(),
+    })
 }
 
 /// The answer for one image.
@@ -74,6 +79,8 @@ pub(super) struct Sample {
     pub image: String,
     pub predictions: Vec<Prediction>,
     pub classes: usize,
+    /// The names of the first classes.
+    pub first_labels: Vec<String>,
 }
 
 /// Decides how outputs become scores: by what is known, checked against what the photographs gave.
