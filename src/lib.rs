@@ -33,6 +33,7 @@
 //!
 //! - [`autoscaler`]: observes the queue, decides, and resizes worker processes or an Auto Scaling group.
 //! - [`loadgen`]: sends load, measures it, checks the answers and reports.
+//! - [`model_sync`]: downloads the models of a stack to a machine, and follows their current versions.
 //! - [`provision`]: compares the AWS resources of a stack with the wanted ones, and applies the difference.
 //! - [`retention`]: how much the local backend keeps, and for how long.
 //! - [`web`]: the HTTP API and the page.
@@ -73,6 +74,7 @@ pub mod transport;
 
 pub mod autoscaler;
 pub mod loadgen;
+pub mod model_sync;
 pub mod provision;
 pub mod retention;
 pub mod web;

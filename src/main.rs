@@ -11,10 +11,11 @@ use imgcls::cli::{
 };
 use imgcls::config::{Backend, Document, Machines, Names};
 use imgcls::model::TunedChoice;
+use imgcls::model_sync::ModelSync;
 use imgcls::telemetry::output;
 use imgcls::{
-    autoscaler, classify, data, loadgen, model, model_command, names, provision, queue_command, shutdown, simulate,
-    telemetry, tune, up, web, worker,
+    autoscaler, classify, data, loadgen, model, model_command, model_sync, names, provision, queue_command, shutdown,
+    simulate, telemetry, tune, up, web, worker,
 };
 use tokio::runtime::Runtime;
 
@@ -94,11 +95,14 @@ fn run_web(args: &ServeWebArgs, settings: &Document) -> anyhow::Result<ExitCode>
     block_on(many_threads()?, async {
         let names = names::resolve(args.shared.names(), &backend).await?;
         let retention = args.retention.config(backend.clone(), names.clone());
+        let models = open_models(args.model_sync(&backend, &names)?).await?;
         let config = args.config(backend, names)?;
         let shutdown = on_signals()?;
         shutdown::end_within(&shutdown, args.http.drain_delay + MAX_DRAIN);
         let listener = bind(args.http.listen)?;
-        traced("imgcls-web", up::serve_web(listener, config, retention, None, shutdown)).await
+        // The tier knows the names of the models before it has their packages.
+        let tier = up::serve_web(listener, config, retention, None, shutdown);
+        traced("imgcls-web", beside_models(models, tier)).await
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -107,10 +111,34 @@ fn run_worker(args: &WorkerArgs, settings: &Document) -> anyhow::Result<ExitCode
     let backend = logged_backend(&args.shared, settings, "worker");
     block_on(one_thread()?, async {
         let names = names::resolve(args.shared.names(), &backend).await?;
+        let mut models = open_models(args.model_sync(&backend, &names)?).await?;
+        if let Some(models) = &mut models {
+            models.download().await?;
+        }
         let config = args.config(backend, names, TunedChoice::read(args.model.choice()));
-        Box::pin(traced("imgcls-worker", worker::run(config, on_signals()?))).await
+        let tier = worker::run(config, on_signals()?);
+        Box::pin(traced("imgcls-worker", beside_models(models, tier))).await
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+async fn open_models(config: Option<model_sync::Config>) -> anyhow::Result<Option<ModelSync>> {
+    match config {
+        Some(config) => Ok(Some(ModelSync::open(config).await?)),
+        None => Ok(None),
+    }
+}
+
+/// Runs a tier, and meanwhile downloads new versions of its models.
+async fn beside_models(
+    models: Option<ModelSync>,
+    tier: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let Some(models) = models else { return tier.await };
+    tokio::select! {
+        ended = tier => ended,
+        never = models.run() => match never {},
+    }
 }
 
 fn run_autoscale(args: &AutoscaleArgs, settings: &Document) -> anyhow::Result<ExitCode> {

@@ -5,11 +5,12 @@ use clap::{Args, ValueEnum};
 use super::http::HttpArgs;
 use super::limits::LimitArgs;
 use super::model::ModelNamesArgs;
+use super::model_sync::ModelSyncArgs;
 use super::retention::RetentionArgs;
 use super::shared::SharedArgs;
 use super::usage::usage;
 use crate::config::{Backend, Names};
-use crate::web;
+use crate::{model_sync, web};
 
 #[derive(Debug, Args)]
 pub struct ServeWebArgs {
@@ -23,6 +24,8 @@ pub struct ServeWebArgs {
     pub retention: RetentionArgs,
     #[command(flatten)]
     pub model: ModelNamesArgs,
+    #[command(flatten)]
+    pub model_sync: ModelSyncArgs,
     /// Format of messages to workers: v1, or that of the legacy system, for its workers; then images travel inside the
     /// messages, whose size the queue limits, and answers are labels without scores
     #[arg(long, env = "IMGCLS_WIRE", default_value = "v1")]
@@ -47,6 +50,14 @@ pub enum ResultQueueModeArg {
 }
 
 impl ServeWebArgs {
+    /// The models whose descriptions this machine downloads.
+    ///
+    /// # Errors
+    /// A [`super::UsageError`] if the flags contradict each other.
+    pub fn model_sync(&self, backend: &Backend, names: &Names) -> anyhow::Result<Option<model_sync::Config>> {
+        self.model_sync.config("serve-web", &self.model, backend, names)
+    }
+
     /// # Errors
     /// A [`super::UsageError`] if the flags contradict each other.
     pub fn config(&self, backend: Backend, names: Names) -> anyhow::Result<web::Config> {

@@ -6,11 +6,12 @@ use clap::Args;
 
 use super::limits::{BatchArgs, LeaseArgs, LimitArgs};
 use super::model::ServiceModelArgs;
+use super::model_sync::ModelSyncArgs;
 use super::parse::positive;
 use super::shared::SharedArgs;
 use crate::config::{Backend, Names};
 use crate::model::TunedChoice;
-use crate::{protocol, worker};
+use crate::{model_sync, protocol, worker};
 
 #[derive(Debug, Args)]
 pub struct WorkerArgs {
@@ -18,6 +19,8 @@ pub struct WorkerArgs {
     pub shared: SharedArgs,
     #[command(flatten)]
     pub model: ServiceModelArgs,
+    #[command(flatten)]
+    pub model_sync: ModelSyncArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
     #[command(flatten)]
@@ -53,6 +56,14 @@ impl GroupArg {
 }
 
 impl WorkerArgs {
+    /// The models that this machine downloads.
+    ///
+    /// # Errors
+    /// A [`super::UsageError`] if the flags contradict each other.
+    pub fn model_sync(&self, backend: &Backend, names: &Names) -> anyhow::Result<Option<model_sync::Config>> {
+        self.model_sync.config("worker", &self.model.names, backend, names)
+    }
+
     pub fn config(&self, backend: Backend, names: Names, model: TunedChoice) -> worker::Config {
         let TunedChoice { choice, tuning } = model;
         worker::Config {

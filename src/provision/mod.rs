@@ -47,10 +47,10 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::aws::Aws;
-use crate::model::ModelChoice;
 use crate::scaling_policy::cost::Prices;
 use crate::telemetry::output;
 use artifacts::Artifacts;
+pub use artifacts::Sources;
 use aws::{Cloud, KnownAttributes};
 use bundle::BundleRef;
 use doctor::{Severity, Target};
@@ -75,13 +75,8 @@ pub struct Config {
     pub endpoint_url: Option<String>,
     /// The wanted stack.
     pub settings: Settings,
-    /// The ONNX Runtime library to bundle, if one is named.
-    pub runtime: ModelChoice,
-    /// The models of the machines, the first of which is that of requests that name none. If there are none, the default
-    /// model is part of the bundle.
-    pub models: Vec<ModelChoice>,
-    /// A bundle to use instead of this program.
-    pub bundle: Option<PathBuf>,
+    /// What is uploaded.
+    pub sources: Sources,
     /// Take over resources that have the stack's names and no owner.
     pub adopt: bool,
     /// A file of prices to use instead of the built-in ones.
@@ -222,7 +217,7 @@ impl Provision {
                 self.account
             );
         }
-        let artifacts = self.checked(Artifacts::of(&self.config)?)?;
+        let artifacts = self.checked(Artifacts::of(&self.config.sources)?)?;
         artifacts.check(&plan).with_context(|| path.display().to_string())?;
         let inventory = Box::pin(self.cloud.observe(&plan.stack)).await?;
         plan.check_inventory(&inventory)?;
@@ -234,7 +229,7 @@ impl Provision {
     }
 
     async fn status(&self) -> anyhow::Result<Outcome> {
-        let (_, stack) = self.wanted(Artifacts::of(&self.config)?).await?;
+        let (_, stack) = self.wanted(Artifacts::of(&self.config.sources)?).await?;
         let inventory = Box::pin(self.cloud.observe(&stack)).await?;
         let plan = Plan::new(stack, &inventory, self.config.adopt)?;
         let machines = self.machines(&plan.stack, &inventory).await?;
@@ -293,7 +288,7 @@ impl Provision {
     }
 
     async fn export(&self) -> anyhow::Result<Outcome> {
-        let (_, stack) = self.wanted(Artifacts::in_one_bundle(&self.config)?).await?;
+        let (_, stack) = self.wanted(Artifacts::in_one_bundle(&self.config.sources)?).await?;
         print(&export::template(&stack))?;
         Ok(Outcome::Done)
     }
@@ -348,7 +343,7 @@ impl Provision {
     }
 
     async fn make_plan(&self) -> anyhow::Result<(Artifacts, Plan, Inventory)> {
-        let (artifacts, stack) = self.wanted(Artifacts::of(&self.config)?).await?;
+        let (artifacts, stack) = self.wanted(Artifacts::of(&self.config.sources)?).await?;
         let inventory = Box::pin(self.cloud.observe(&stack)).await?;
         let plan = Plan::new(stack, &inventory, self.config.adopt)?;
         Ok((artifacts, plan, inventory))
@@ -457,7 +452,7 @@ fn prices(path: Option<&Path>) -> anyhow::Result<Prices> {
 }
 
 fn export_bundle(config: &Config, path: &Path) -> anyhow::Result<Outcome> {
-    let bundle = Artifacts::in_one_bundle(config)?.bundle;
+    let bundle = Artifacts::in_one_bundle(&config.sources)?.bundle;
     std::fs::write(path, bundle.packed()?).with_context(|| format!("cannot write the bundle to {}", path.display()))?;
     print(&json!({"bundle": bundle.reference, "key": bundle.reference.key()}))?;
     Ok(Outcome::Done)

@@ -449,8 +449,8 @@ mod tests {
                 r#"stack imgcls in us-east-1, account 123456789012
               + model package      models/birds/2/{b}.tar
               ~ current model      models/birds/current
-                  Digest: "{a}" → "{b}"
-                  Version: "1" → "2"
+                  Digest: {a} → {b}
+                  Version: 1 → 2
             1 to create, 1 to update, 0 to delete"#,
                 a = "a".repeat(64),
                 b = "b".repeat(64)

@@ -65,7 +65,7 @@ impl Models {
     /// Describes all models. This reads files, which does not take long.
     ///
     /// # Errors
-    /// 503 if the labels of a model were asked for and cannot be read.
+    /// 503 if the labels of a package were asked for and cannot be read.
     pub(super) async fn list(self: &Arc<Self>, with_labels: bool) -> Result<Value, Problem> {
         let mut models = Vec::new();
         for served in &self.served {
@@ -79,7 +79,11 @@ impl Models {
     /// # Errors
     /// 404 for a name that is not one of the service's, and the errors of [`Models::list`].
     pub(super) async fn show(&self, name: &str, with_labels: bool) -> Result<Value, Problem> {
-        self.describe(self.find(name)?, with_labels).await
+        let described = self.describe(self.find(name)?, with_labels).await?;
+        if with_labels && described.get("labels").is_none() {
+            return Err(without_labels(name, "its package is not on this machine"));
+        }
+        Ok(described)
     }
 
     async fn describe(&self, served: &Arc<Served>, with_labels: bool) -> Result<Value, Problem> {
@@ -102,13 +106,7 @@ impl Served {
     fn describe(&self, is_default: bool, with_labels: bool) -> Result<Value, Problem> {
         let mut described = json!({ "name": self.name, "default": is_default });
         // A web tier may run on a machine without the packages. It still knows their names.
-        let Ok(summary) = ModelSummary::read(&self.choice) else {
-            return if with_labels {
-                Err(self.without_labels("its package is not on this machine"))
-            } else {
-                Ok(described)
-            };
-        };
+        let Ok(summary) = ModelSummary::read(&self.choice) else { return Ok(described) };
         described["version"] = json!(summary.version);
         described["digest"] = json!(self.digest(&summary));
         described["classes"] = json!(summary.classes);
@@ -143,16 +141,17 @@ impl Served {
         {
             return Ok(Arc::clone(classes));
         }
-        let package = ModelPackage::load(&self.choice).map_err(|error| self.without_labels(&format!("{error:#}")))?;
+        let package =
+            ModelPackage::load(&self.choice).map_err(|error| without_labels(&self.name, &format!("{error:#}")))?;
         let class = |index: u32| Class { id: None, label: package.label(index).to_owned() };
         let classes = Arc::new((0..package.classes() as u32).map(class).collect::<Vec<_>>());
         *known = Some((summary, Arc::clone(&classes)));
         Ok(classes)
     }
+}
 
-    fn without_labels(&self, reason: &str) -> Problem {
-        Problem::unavailable(format!("the labels of the model {:?} cannot be listed: {reason}", self.name))
-    }
+fn without_labels(name: &str, reason: &str) -> Problem {
+    Problem::unavailable(format!("the labels of the model {name:?} cannot be listed: {reason}"))
 }
 
 #[cfg(test)]

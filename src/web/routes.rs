@@ -32,7 +32,7 @@ use super::upload::{self, PathName, Upload, UploadRules};
 use crate::protocol::{self, ClassifyResult, Status};
 use crate::telemetry::trace::{Side, Span, TRACEPARENT};
 use crate::transport::TransportError;
-use crate::{config, model, telemetry};
+use crate::{model, telemetry};
 
 const DEFAULT_WAIT: Duration = Duration::from_secs(30);
 

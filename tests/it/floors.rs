@@ -10,7 +10,7 @@ const FLOORS: [(u8, &[&str]); 7] = [
     (0, &["clock", "protocol", "retry", "scaling_policy", "stats", "workload"]),
     (1, &["aws", "config", "readiness", "shutdown", "sqlite", "telemetry"]),
     (2, &["instance", "model", "names", "transport"]),
-    (3, &["autoscaler", "loadgen", "provision", "retention", "web", "worker"]),
+    (3, &["autoscaler", "loadgen", "model_sync", "provision", "retention", "web", "worker"]),
     (4, &["classify", "data", "model_command", "queue_command", "simulate", "tune", "up"]),
     (5, &["cli"]),
     (6, &["main"]),

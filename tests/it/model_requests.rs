@@ -16,7 +16,7 @@ const SHIPPED: &str = "efficientnet-lite0";
 const SECOND: &str = "capitals";
 
 /// Writes a package that differs from the shipped one in its name and its labels.
-fn second_model(folder: &Path) -> PathBuf {
+pub fn second_model(folder: &Path) -> PathBuf {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(SHIPPED);
     let second = folder.join("any-folder");
     std::fs::create_dir(&second).unwrap();

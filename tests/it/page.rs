@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::json;
 
 use crate::harness::{Service, label_of};
+use crate::model_requests::second_model;
 use crate::webdriver::{Browser, Locator};
 
 struct Driver {
@@ -86,7 +87,31 @@ fn page_shows_labels_failures_and_hostile_names() {
     assert!(names.iter().any(|name| name.contains("<img src=x onerror=alert(1)>")), "{names:?}");
     assert!(labels.iter().any(|shown| shown.contains(&label)), "{labels:?} lacks {label}");
     assert!(browser.find_all(Locator::Css("img[src=x]")).is_empty(), "a name became markup");
+    assert_eq!(browser.find_all(Locator::Css("#model-choice[hidden]")).len(), 1, "there is only one model");
     if let Some(path) = std::env::var_os("IMGCLS_TEST_SCREENSHOT") {
         std::fs::write(path, browser.screenshot()).unwrap();
     }
+}
+
+#[test]
+fn page_classifies_with_the_model_that_was_chosen() {
+    let Some(driver) = Driver::start() else {
+        eprintln!("SKIPPED: no chromium with chromedriver on this machine; the page was not tested");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let second = second_model(dir.path());
+    let flags = ["--model", "efficientnet-lite0", "--model", second.to_str().unwrap()];
+    let service = Service::start(1, &flags, &flags);
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pictures/rocket.jpg");
+    let answered_by = "[data-testid=card][data-state=succeeded] [data-testid=model]";
+
+    let browser = driver.open(&dir.path().join("profile"));
+    browser.goto(&format!("http://{}/", service.address));
+    let choice = browser.wait_for(Locator::Css("#model-choice:not([hidden]) #model"));
+    browser.wait_for(Locator::Css("#files")).send_keys(file);
+    assert_eq!(browser.wait_for(Locator::Css(answered_by)).text(), "efficientnet-lite0 1");
+    choice.send_keys("capitals");
+    browser.wait_for(Locator::Css("#files")).send_keys(file);
+    browser.wait_for(Locator::XPath("//*[@data-testid='model'][starts-with(., 'capitals ')]"));
 }

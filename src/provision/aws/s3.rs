@@ -161,12 +161,11 @@ impl Cloud {
 
     /// The bundles and models in a bucket, and whether it contains anything else.
     async fn content(&self, name: &str, owner: &Owner) -> anyhow::Result<(Vec<FoundResource>, bool)> {
-        const ARTIFACTS: [&str; 2] = [FOLDER, MODELS_FOLDER];
-        let top =
-            self.s3.list_objects_v2().bucket(name).delimiter("/").max_keys(ARTIFACTS.len() as i32 + 1).send().await;
+        // One more than there are folders of artifacts.
+        let top = self.s3.list_objects_v2().bucket(name).delimiter("/").max_keys(3).send().await;
         let top = self.done("s3:ListBucket", &label(Kind::Bucket, name), top)?;
         let folders = top.common_prefixes.unwrap_or_default();
-        let is_artifact = |folder: &str| ARTIFACTS.contains(&folder);
+        let is_artifact = |folder: &str| [FOLDER, MODELS_FOLDER].contains(&folder);
         let has_data = top.contents.is_some_and(|objects| !objects.is_empty())
             || folders.iter().any(|folder| !folder.prefix.as_deref().is_some_and(is_artifact));
         let mut found = Vec::new();

@@ -2,6 +2,7 @@
 
 mod crash;
 mod export;
+mod models;
 mod proxy;
 mod refusals;
 mod second_opinion;
