@@ -292,6 +292,8 @@ impl Library {
         if pointer == Pointer::Move || history.is_empty() {
             self.write_history(name, &put_first(history, version))?;
         }
+        // The folder is gone if it was renamed; else the version existed, and the copy of it is deleted.
+        drop(staging);
         Ok(package)
     }
 

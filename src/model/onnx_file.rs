@@ -203,7 +203,7 @@ impl TensorInfo {
     }
 }
 
-/// What the graphs of a file say about its weights.
+/// The facts about the weights in the graphs of a file.
 #[derive(Default)]
 struct Weights {
     external: BTreeSet<String>,
@@ -265,7 +265,9 @@ fn tensor_info(value: &Message) -> anyhow::Result<TensorInfo> {
     let name = value.text(1).unwrap_or_default();
     let tensor = value.message(2)?.map(|kind| kind.message(1)).transpose()?.flatten().unwrap_or_default();
     let shape = tensor.message(2)?.unwrap_or_default();
-    let axes = shape.messages(1)?.iter().map(|axis| axis.varint(1).filter(|size| *size > 0)).collect();
+    // Some exporters write -1 for any size.
+    let is_fixed = |size: &u64| (1..=i64::MAX as u64).contains(size);
+    let axes = shape.messages(1)?.iter().map(|axis| axis.varint(1).filter(is_fixed)).collect();
     Ok(TensorInfo { name, element: tensor.varint(1).unwrap_or_default(), shape: axes, operator: String::new() })
 }
 
@@ -350,7 +352,7 @@ mod tests {
         graph.push_message(field::graph::INITIALIZER, &weights);
         graph.push_message(field::graph::INPUT, &value("x", 1, &[None, Some(3), Some(8), Some(8)]));
         graph.push_message(field::graph::INPUT, &value("weights", 1, &[Some(3)]));
-        graph.push_message(field::graph::OUTPUT, &value("scores", 10, &[None, Some(3)]));
+        graph.push_message(field::graph::OUTPUT, &value("scores", 10, &[Some(u64::MAX), Some(3)]));
         let mut opset = Message::default();
         opset.push(2, Value::Varint(17));
         let mut model = Message::default();
@@ -368,6 +370,7 @@ mod tests {
         assert_eq!((input.name.as_str(), input.element_name()), ("x", "float32"));
         assert_eq!(input.shape_text(), "[?, 3, 8, 8]");
         assert_eq!((facts.outputs[0].operator.as_str(), facts.outputs[0].element_name()), ("Softmax", "float16"));
+        assert_eq!(facts.outputs[0].shape, [None, Some(3)], "-1 means any size");
         assert_eq!(facts.external, ["weights.bin"]);
         assert_eq!((facts.opsets[""], facts.metadata["task"].as_str()), (17, "classify"));
     }

@@ -108,7 +108,7 @@ fn of_export(config: &Config, add: &Add, export: &Export, library: &Library) -> 
     let sample = trial::classify(&choice, add.sample.as_deref())?;
     let report = Report {
         facts: facts(export, &onnx),
-        settings: settings(&model, sample.classes),
+        settings: settings(&model, &sample),
         ..Report::new(name, version, sample, Some(outputs.memory_bytes))
     };
     Ok(Added { report, staging, description })
@@ -135,7 +135,7 @@ fn of_package(config: &Config, add: &Add, from: &Path, library: &Library) -> any
     Ok(Added { report, staging, description })
 }
 
-/// What is known: the flags first, then the preset, then what the export says.
+/// The known values: those of the flags, then of the preset, then of the export.
 fn draft_of(add: &Add, export: &Export, onnx: &OnnxFile) -> anyhow::Result<Draft> {
     let preset = add.preset.as_ref().map(Preset::draft).transpose()?.unwrap_or_default();
     let given = add.flags.clone().or(preset);
@@ -193,10 +193,11 @@ fn name_of(add: &Add, candidates: &[String]) -> anyhow::Result<String> {
         );
         return Ok(reference.name);
     }
-    let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
+    let is_allowed = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
     let cleaned = candidates.iter().map(|candidate| {
-        let name: String = candidate.chars().map(|letter| if is_allowed(letter) { letter } else { '-' }).collect();
-        name.trim_matches(|letter: char| !letter.is_ascii_alphanumeric()).chars().take(64).collect::<String>()
+        let name: String =
+            candidate.chars().map(|character| if is_allowed(character) { character } else { '-' }).collect();
+        name.trim_matches(|character: char| !character.is_ascii_alphanumeric()).chars().take(64).collect::<String>()
     });
     let mut valid = cleaned.filter(|name| Reference::parse(name).is_ok());
     valid.next().context("no name follows from SOURCE; give one with --name")
@@ -274,7 +275,7 @@ struct SampleReport {
 
 impl Report {
     fn new(name: String, version: String, sample: Sample, memory_bytes: Option<u64>) -> Report {
-        let Sample { image, predictions, classes } = sample;
+        let Sample { image, predictions, classes, .. } = sample;
         Report {
             name,
             version,
@@ -315,18 +316,12 @@ fn answer(prediction: &Prediction) -> String {
 }
 
 /// The settings in the order of the pipeline, for people and programs.
-fn settings(model: &Complete, classes: usize) -> Vec<Setting> {
+fn settings(model: &Complete, sample: &Sample) -> Vec<Setting> {
     let mut settings = Vec::new();
     let mut add = |key, value: String, source: &str| settings.push(Setting { key, value, source: source.to_owned() });
-    let kind = match &model.labels.value {
-        Labels::Names(names) => {
-            let first: Vec<&str> = names.iter().take(3).map(String::as_str).collect();
-            let more = if names.len() > first.len() { ", …" } else { "" };
-            format!("{classes}: {}{more}", first.join(", "))
-        }
-        _ => format!("{classes} classes"),
-    };
-    add("labels", kind, &model.labels.source);
+    let more = if sample.classes > sample.first_labels.len() { ", …" } else { "" };
+    let names = format!("{}: {}{more}", sample.classes, sample.first_labels.join(", "));
+    add("labels", names, &model.labels.source);
     add("resize", model.resize.value.as_str().to_owned(), &model.resize.source);
     if let Some(size) = &model.size {
         let is_edge = model.resize.value == super::draft::Resize::ShortestEdge;

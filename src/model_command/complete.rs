@@ -29,7 +29,7 @@ pub(super) struct Complete {
     /// `None` for an input of bytes, which the model normalises itself.
     pub normalisation: Option<Normalisation>,
     pub output_name: Option<String>,
-    /// `None` until the outputs for an image were seen.
+    /// How outputs become scores. `None` until the outputs for images were seen.
     pub head: Option<Sourced<Head>>,
     pub threshold: Option<Sourced<f64>>,
 }

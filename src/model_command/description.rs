@@ -129,7 +129,7 @@ impl Text {
 
     fn pair(&mut self, key: &str, value: &str, source: &str) {
         // A comment ends with its line.
-        let source = source.replace(|letter: char| letter.is_control(), " ");
+        let source = source.replace(|character: char| character.is_control(), " ");
         let comment = if source.is_empty() { String::new() } else { format!("   # {source}") };
         let _ = writeln!(self.0, "{key} = {value}{comment}");
     }

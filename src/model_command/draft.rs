@@ -1,4 +1,4 @@
-//! What is known about a model before it is added. Every value carries where it came from, so that `imgcls model add` can
+//! The values that are known of a model before it is added. Every value carries where it came from, so that `imgcls model add` can
 //! print it, and nothing is guessed in silence.
 
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ impl<T> Sourced<T> {
     }
 }
 
-/// What is known so far.
+/// The values that are known so far.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Draft {
     /// The class names.
@@ -38,11 +38,11 @@ pub struct Draft {
     pub position: Option<Sourced<Position>>,
     /// How the size of a letterboxed image becomes whole numbers.
     pub rounding: Option<Sourced<Rounding>>,
-    /// What values from 0 to 255 are multiplied with.
+    /// The factor of values from 0 to 255.
     pub rescale: Option<Sourced<f64>>,
-    /// What is subtracted from each channel after that.
+    /// It is subtracted from each channel after that.
     pub mean: Option<Sourced<[f64; 3]>>,
-    /// What each channel is divided by after that.
+    /// The divisor of each channel after that.
     pub std: Option<Sourced<[f64; 3]>>,
     /// The order of the channels.
     pub channels: Option<Sourced<Channels>>,

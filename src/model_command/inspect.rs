@@ -25,7 +25,7 @@ struct Listed {
     /// Height and width, or nothing if images keep their size.
     input_size: Option<[u32; 2]>,
     classes: Option<usize>,
-    /// What is wrong with the package, if it cannot be read.
+    /// The fault of a package that cannot be read.
     error: Option<String>,
 }
 

@@ -11,7 +11,7 @@ const MAX_TEXT_BYTES: u64 = 16 << 20;
 
 const DESCRIPTION: &str = "model.toml";
 
-/// What was found in SOURCE.
+/// The content of SOURCE.
 #[derive(Debug)]
 pub(super) enum Source {
     /// A package that imgcls can run as it is.
@@ -190,7 +190,7 @@ impl Foreign {
     /// Recognises a file by its first bytes, and an archive by its name too.
     fn of(name: &str, bytes: &[u8]) -> Option<Foreign> {
         let name = name.to_ascii_lowercase();
-        let ends_with = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
+        let ends_with = |suffixes: &[&str]| suffixes.iter().any(|suffix| name.ends_with(suffix));
         let length = bytes.first_chunk().map_or(u64::MAX, |length| u64::from_le_bytes(*length));
         match bytes {
             [0x80, 2..=5, ..] => Some(Foreign::Pickle),

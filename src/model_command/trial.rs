@@ -43,7 +43,7 @@ pub(super) fn outputs(choice: &ModelChoice, expected_classes: Option<u64>) -> an
     let mut values = Vec::new();
     for (name, bytes) in PHOTOGRAPHS {
         let tensor = prepare(name, bytes, &package)?;
-        values.extend(session.outputs(&[&tensor]).map_err(one_line)?);
+        values.extend(session.outputs(&[&tensor]).map_err(|error| one_line(&error))?);
     }
     let memory_bytes = resident_bytes().saturating_sub(before).max(package.file_bytes());
     Ok(Outputs { values, memory_bytes })
@@ -64,9 +64,18 @@ pub(super) fn classify(choice: &ModelChoice, image: Option<&Path>) -> anyhow::Re
         None => (PHOTOGRAPHS[0].0.to_owned(), PHOTOGRAPHS[0].1.to_vec()),
     };
     let tensor = prepare(&name, &bytes, &package)?;
-    let scores = session.infer(&[&tensor]).map_err(one_line)?.pop().context("infer returns one list per tensor")?;
+    let scores = session
+        .infer(&[&tensor])
+        .map_err(|error| one_line(&error))?
+        .pop()
+        .context("infer returns one list per tensor")?;
     ensure!(scores.iter().all(|score| score.is_finite()), "the network returns values that are not finite");
-    Ok(Sample { image: name, predictions: model::top_k(&package, &scores, SHOWN), classes: package.classes() })
+    Ok(Sample {
+        image: name,
+        predictions: model::top_k(&package, &scores, SHOWN),
+        classes: package.classes(),
+        first_labels: package.labels().iter().take(SHOWN as usize).cloned().collect(),
+    })
 }
 
 /// The answer for one image.
@@ -74,6 +83,8 @@ pub(super) struct Sample {
     pub image: String,
     pub predictions: Vec<Prediction>,
     pub classes: usize,
+    /// The names of the first classes.
+    pub first_labels: Vec<String>,
 }
 
 /// Decides how outputs become scores: by what is known, checked against what the photographs gave.
@@ -142,7 +153,7 @@ pub(super) fn repeated_label(choice: &ModelChoice) -> anyhow::Result<Option<Stri
 }
 
 fn open(package: &ModelPackage, choice: &ModelChoice) -> anyhow::Result<Session> {
-    Session::open(package, choice).map_err(one_line)
+    Session::open(package, choice).map_err(|error| one_line(&error))
 }
 
 fn prepare(name: &str, bytes: &[u8], package: &ModelPackage) -> anyhow::Result<Tensor> {
@@ -150,7 +161,7 @@ fn prepare(name: &str, bytes: &[u8], package: &ModelPackage) -> anyhow::Result<T
 }
 
 /// The error as one short line, with the way out that its words suggest. ONNX Runtime's messages have several lines.
-fn one_line(error: anyhow::Error) -> anyhow::Error {
+fn one_line(error: &anyhow::Error) -> anyhow::Error {
     let message = format!("{error:#}");
     let mut line = message.split_whitespace().collect::<Vec<_>>().join(" ");
     if let Some((end, _)) = line.char_indices().nth(MAX_MESSAGE) {
@@ -215,11 +226,11 @@ mod tests {
 
     #[test]
     fn messages_of_the_runtime_become_one_line_with_a_way_out() {
-        let error = one_line(anyhow::anyhow!("Fatal error:\n  foo:Bar(-1) is not a registered function/op\n"));
+        let error = one_line(&anyhow::anyhow!("Fatal error:\n  foo:Bar(-1) is not a registered function/op\n"));
         let text = error.to_string();
         assert!(!text.contains('\n') && text.contains("does not have"), "{text}");
         let error =
-            one_line(anyhow::anyhow!("ONNX Runtime only guarantees support for opset 25\n{}", "x".repeat(1000)));
+            one_line(&anyhow::anyhow!("ONNX Runtime only guarantees support for opset 25\n{}", "x".repeat(1000)));
         assert!(error.to_string().len() < 600 && error.to_string().contains("opset_version"));
     }
 }

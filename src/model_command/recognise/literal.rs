@@ -48,7 +48,7 @@ impl Parser<'_> {
             quote @ ('\'' | '"') => self.text(quote).map(Literal::Text),
             first if first.is_ascii_digit() || first == '-' => self.number(),
             first if first.is_ascii_alphabetic() => {
-                let word = self.take_while(|letter| letter.is_ascii_alphabetic());
+                let word = self.take_while(|character| character.is_ascii_alphabetic());
                 ensure!(matches!(word.as_str(), "True" | "False" | "None"), "{word} is not a literal");
                 Ok(Literal::Word(word))
             }
@@ -102,12 +102,12 @@ impl Parser<'_> {
     }
 
     fn number(&mut self) -> anyhow::Result<Literal> {
-        let text = self.take_while(|letter| letter.is_ascii_digit() || "+-.eE_".contains(letter));
+        let text = self.take_while(|character| character.is_ascii_digit() || "+-.eE_".contains(character));
         text.replace('_', "").parse().map(Literal::Number).with_context(|| format!("{text:?} is not a number"))
     }
 
     fn take_while(&mut self, is_part: impl Fn(char) -> bool) -> String {
-        let end = self.rest.find(|letter| !is_part(letter)).unwrap_or(self.rest.len());
+        let end = self.rest.find(|character| !is_part(character)).unwrap_or(self.rest.len());
         let (taken, rest) = self.rest.split_at(end);
         self.rest = rest;
         taken.to_owned()
@@ -127,9 +127,9 @@ impl Parser<'_> {
     }
 
     fn next(&mut self) -> Option<char> {
-        let mut letters = self.rest.chars();
-        let next = letters.next();
-        self.rest = letters.as_str();
+        let mut characters = self.rest.chars();
+        let next = characters.next();
+        self.rest = characters.as_str();
         next
     }
 }
