@@ -14,10 +14,13 @@ mod autoscale;
 mod classify;
 mod config;
 mod data;
+mod eval;
+mod fit;
 mod http;
 mod limits;
 mod loadgen;
 mod model;
+mod model_command;
 mod parse;
 mod policy;
 mod provision;
@@ -43,10 +46,13 @@ pub use self::autoscale::AutoscaleArgs;
 pub use self::classify::ClassifyArgs;
 pub use self::config::{ConfigArgs, ConfigCommand, ShowArgs};
 pub use self::data::DataArgs;
+pub use self::eval::EvalArgs;
+pub use self::fit::FitArgs;
 pub use self::http::HttpArgs;
 pub use self::limits::{BatchArgs, LeaseArgs, LimitArgs};
 pub use self::loadgen::LoadgenArgs;
 pub use self::model::{ModelArgs, ModelNamesArgs, RunArgs, ServiceModelArgs};
+pub use self::model_command::{ModelCommand, ModelCommandArgs};
 pub use self::policy::{PolicyArgs, PolicyKind};
 pub use self::provision::ProvisionArgs;
 pub use self::queue::{QueueArgs, QueueCommand};
@@ -75,7 +81,7 @@ static LONG_VERSION: LazyLock<String> =
 #[command(after_help = "Start with `imgcls up`, open http://127.0.0.1:8080/, drop a photograph on the page.\n\
     Every setting is a flag, a variable IMGCLS_<FLAG>, and for services a key in the file that --config names.\n\
     A flag takes precedence over a variable, a variable over the file. `imgcls config show` prints all of them.\n\
-    Exit codes: 0 done, 1 failed, 2 usage, 99 a loadgen threshold was missed; `provision plan\n\
+    Exit codes: 0 done, 1 failed, 2 usage, 99 a threshold was missed; `provision plan\n\
     --detailed-exitcode`: 0 nothing to do, 3 changes.")]
 pub struct Cli {
     #[command(subcommand)]
@@ -104,6 +110,10 @@ pub enum Command {
     Data(DataArgs),
     /// Classify files with the model alone: no queue, no server
     Classify(ClassifyArgs),
+    /// Manage models: train one of own classes
+    Model(ModelCommandArgs),
+    /// Measure how often a model is right on labelled images; compare two models
+    Eval(EvalArgs),
     /// Measure how the model runs fastest on this machine; workers that start later use the result
     Tune(TuneArgs),
     /// Show the settings of a command
@@ -157,6 +167,8 @@ impl Command {
             Command::Loadgen(_)
             | Command::Simulate(_)
             | Command::Classify(_)
+            | Command::Eval(_)
+            | Command::Model(_)
             | Command::Tune(_)
             | Command::Config(_) => LogFormat::Text,
         }

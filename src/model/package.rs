@@ -23,6 +23,8 @@ pub struct ModelPackage {
     /// The digest of `file` in hexadecimal.
     sha256: String,
     labels: Vec<String>,
+    /// The ids of the classes. Empty if the labels have none.
+    ids: Vec<String>,
     output: Output,
     input: Input,
 }
@@ -46,6 +48,7 @@ impl ModelPackage {
             Some(expected) => read_checked(&labels_file, &expected.sha256)?,
             None => read(&labels_file)?,
         };
+        let ids = Description::parse_ids(&labels);
         let labels = parse_labels(&labels).with_context(|| format!("{}", labels_file.display()))?;
         Ok(ModelPackage {
             name: description.name,
@@ -55,6 +58,7 @@ impl ModelPackage {
             file,
             sha256: entry.sha256.clone(),
             labels,
+            ids,
             output: description.output,
             input: Input::new(&description.input, entry.input.as_ref())
                 .with_context(|| format!("{}/model.toml", folder.display()))?,
@@ -92,6 +96,16 @@ impl ModelPackage {
     /// The label of a class, without its WordNet id. Empty if there is no such class.
     pub fn label(&self, class_index: u32) -> &str {
         self.labels.get(class_index as usize).map_or("", String::as_str)
+    }
+
+    /// The id of a class, such as its WordNet id. `None` if the labels have no ids.
+    pub fn class_id(&self, class_index: u32) -> Option<&str> {
+        self.ids.get(class_index as usize).map(String::as_str)
+    }
+
+    /// Returns true if an image may have several labels.
+    pub fn is_multi_label(&self) -> bool {
+        false
     }
 
     /// The number of classes.
@@ -134,6 +148,7 @@ impl ModelPackage {
             file: PathBuf::new(),
             sha256: "0".to_owned(),
             labels: labels.iter().map(|&label| label.to_owned()).collect(),
+            ids: Vec::new(),
             output: Output::Logits,
             input: Input {
                 name: "input".to_owned(),
@@ -274,6 +289,17 @@ struct InputDescription {
 }
 
 impl Description {
+    /// The WordNet ids at the beginning of the lines, if all lines have one.
+    fn parse_ids(bytes: &[u8]) -> Vec<String> {
+        let id = |line: &str| {
+            let id = line.split(' ').next()?;
+            let number = id.strip_prefix('n').filter(|number| !number.is_empty())?;
+            number.bytes().all(|byte| byte.is_ascii_digit()).then(|| id.to_owned())
+        };
+        let ids: Option<Vec<String>> = String::from_utf8_lossy(bytes).lines().map(id).collect();
+        ids.unwrap_or_default()
+    }
+
     fn read(path: &Path) -> anyhow::Result<Description> {
         let text = String::from_utf8(read(path)?).ok().with_context(|| format!("{} is not text", path.display()))?;
         // The error's own text spans several lines.
