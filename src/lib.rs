@@ -47,6 +47,7 @@
 //! - [`data`]: reports how much is stored, and deletes what is no longer needed.
 //! - [`eval`]: measures how often a model is right, and compares two models.
 //! - [`fit`]: trains a model of own classes on the features of another.
+//! - [`model_command`]: adds models, lists and checks them, and chooses the versions in use.
 //! - [`queue_command`]: shows depths and dead letters, sends dead letters again and purges queues.
 //! - [`simulate`]: runs scaling policies on a virtual clock, and reports latency and cost.
 //! - [`tune`]: finds the fastest settings of the model on this machine.
@@ -89,6 +90,7 @@ pub mod classify;
 pub mod data;
 pub mod eval;
 pub mod fit;
+pub mod model_command;
 pub mod queue_command;
 pub mod simulate;
 pub mod tune;

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use imgcls::cli::{
-    AutoscaleArgs, Cli, Command, ConfigCommand, DataArgs, Invocation, ModelCommand, ProvisionArgs, QueueArgs,
+    AutoscaleArgs, Cli, Command, ConfigCommand, DataArgs, Invocation, ModelGroup, ProvisionArgs, QueueArgs,
     ServeWebArgs, SettingsError, SharedArgs, UpArgs, UsageError, WorkerArgs,
 };
 use imgcls::config::{Backend, Document, Machines, Names};
 use imgcls::model::TunedChoice;
 use imgcls::telemetry::output;
 use imgcls::{
-    autoscaler, classify, data, eval, fit, loadgen, model, names, provision, queue_command, shutdown, simulate,
-    telemetry, tune, up, web, worker,
+    autoscaler, classify, data, eval, fit, loadgen, model, model_command, names, provision, queue_command, shutdown,
+    simulate, telemetry, tune, up, web, worker,
 };
 use tokio::runtime::Runtime;
 
@@ -63,8 +63,9 @@ fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
         Command::Provision(args) => run_provision(&args, machines),
         Command::Classify(args) => Ok(code_of(classify::run(&args.config())?)),
         Command::Eval(args) => Ok(eval::run(&args.config()?)?.exit_code().into()),
-        Command::Model(args) => match args.command {
-            ModelCommand::Fit(args) => fit::run(&args.config()?).map(|()| ExitCode::SUCCESS),
+        Command::Model(args) => match &args.command {
+            ModelGroup::Manage(command) => Ok(code_of(model_command::run(&command.config())?)),
+            ModelGroup::Fit(args) => fit::run(&args.config()?).map(|()| ExitCode::SUCCESS),
         },
         Command::Tune(args) => tune::run(&args.config()).map(|()| ExitCode::SUCCESS),
         Command::Simulate(args) => simulate::run(&args.config()?).map(|()| ExitCode::SUCCESS),

@@ -9,6 +9,7 @@ use super::limits::LimitArgs;
 use super::parse::{positive, positive_duration};
 use super::shared::SharedArgs;
 use crate::config::{self, Backend, Names};
+use crate::model::ModelChoice;
 use crate::transport::Space;
 use crate::web;
 
@@ -71,11 +72,13 @@ impl HttpArgs {
         limits: &LimitArgs,
         backend: Backend,
         names: Names,
+        models: Vec<ModelChoice>,
     ) -> web::Config {
         web::Config {
             backend,
             stack: shared.stack.clone(),
             names,
+            models,
             limits: limits.limits(1),
             wire: web::Wire::V1,
             result_queue_mode: web::ResultQueueMode::Own,

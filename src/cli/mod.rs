@@ -52,7 +52,7 @@ pub use self::http::HttpArgs;
 pub use self::limits::{BatchArgs, LeaseArgs, LimitArgs};
 pub use self::loadgen::LoadgenArgs;
 pub use self::model::{ModelArgs, ModelNamesArgs, RunArgs, ServiceModelArgs};
-pub use self::model_command::{ModelCommand, ModelCommandArgs};
+pub use self::model_command::{ModelCommand, ModelCommandArgs, ModelGroup};
 pub use self::policy::{PolicyArgs, PolicyKind};
 pub use self::provision::ProvisionArgs;
 pub use self::queue::{QueueArgs, QueueCommand};
@@ -110,7 +110,7 @@ pub enum Command {
     Data(DataArgs),
     /// Classify files with the model alone: no queue, no server
     Classify(ClassifyArgs),
-    /// Manage models: train one of own classes
+    /// Add models as they were exported, check them, and choose the versions that services use
     Model(ModelCommandArgs),
     /// Measure how often a model is right on labelled images; compare two models
     Eval(EvalArgs),

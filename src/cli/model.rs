@@ -45,6 +45,9 @@ pub struct RunArgs {
     /// else by the features of this CPU]
     #[arg(long, env = "IMGCLS_VARIANT")]
     pub variant: Option<String>,
+    /// Set of labels to answer with, as model.toml names it [default: the labels of the model]
+    #[arg(long, env = "IMGCLS_LABEL_SET")]
+    pub label_set: Option<String>,
     /// The ONNX Runtime library [default: $ORT_DYLIB_PATH, else searched for near the binary]
     #[arg(long, env = "IMGCLS_ORT_DYLIB")]
     pub ort_dylib: Option<PathBuf>,
@@ -63,14 +66,29 @@ impl ModelArgs {
     }
 }
 
+impl ModelNamesArgs {
+    /// The models of a tier that does not run them.
+    pub fn choices(&self) -> Vec<ModelChoice> {
+        let models_dir = self.models_dir.folder();
+        self.each(|model| ModelChoice {
+            model: model.cloned(),
+            models_dir: models_dir.clone(),
+            ..ModelChoice::default()
+        })
+    }
+
+    fn each(&self, choice: impl Fn(Option<&String>) -> ModelChoice) -> Vec<ModelChoice> {
+        match &self.models[..] {
+            [] => vec![choice(None)],
+            models => models.iter().map(|model| choice(Some(model))).collect(),
+        }
+    }
+}
+
 impl ServiceModelArgs {
     /// The models of the service, at least one. The first classifies images of requests that name none.
     pub fn choices(&self) -> Vec<ModelChoice> {
-        let models_dir = &self.names.models_dir;
-        if self.names.models.is_empty() {
-            return vec![self.run.choice(None, models_dir)];
-        }
-        self.names.models.iter().map(|model| self.run.choice(Some(model), models_dir)).collect()
+        self.names.each(|model| self.run.choice(model, &self.names.models_dir))
     }
 
     /// The first of [`ServiceModelArgs::choices`].
@@ -85,6 +103,7 @@ impl RunArgs {
             model: model.cloned(),
             models_dir: models_dir.folder(),
             variant: self.variant.clone(),
+            label_set: self.label_set.clone(),
             ort_dylib: self.ort_dylib.clone(),
             intra_threads: self.intra_threads,
             cache_dir: self.cache_dir.clone().or_else(model::default_cache_dir),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use super::model::ModelsDirArgs;
 use super::parse::{percent, positive_duration};
 use super::policy::{Defaults, PolicyArgs, PolicyKind};
 use super::retention::KeepArgs;
@@ -64,7 +65,7 @@ pub enum ProvisionCommand {
     Export {
         #[command(flatten)]
         stack: StackArgs,
-        /// Write the bundle (this program, ONNX Runtime, the model) to this file instead
+        /// Write the bundle (this program, ONNX Runtime, the models) to this file instead
         #[arg(long, env = "IMGCLS_BUNDLE_TO")]
         bundle_to: Option<PathBuf>,
     },
@@ -152,9 +153,12 @@ pub struct StackArgs {
     /// Bundle that machines run: an archive that `provision export --bundle-to FILE` wrote [default: this program]
     #[arg(long, env = "IMGCLS_BUNDLE")]
     pub bundle: Option<PathBuf>,
-    /// Model in the bundle: a folder, or a name under models/ [default: efficientnet-lite0]
-    #[arg(long, env = "IMGCLS_MODEL")]
-    pub model: Option<String>,
+    /// Model of the machines: a folder, NAME or NAME@VERSION; may be repeated. Its package goes to the input bucket, and
+    /// running machines switch to it [default: efficientnet-lite0, as part of the bundle]
+    #[arg(long = "model", env = "IMGCLS_MODEL", value_name = "MODEL", value_delimiter = ',')]
+    pub models: Vec<String>,
+    #[command(flatten)]
+    pub models_dir: ModelsDirArgs,
     /// ONNX Runtime library in the bundle [default: $ORT_DYLIB_PATH, else searched for near the binary]
     #[arg(long, env = "IMGCLS_ORT_DYLIB")]
     pub ort_dylib: Option<PathBuf>,
@@ -167,6 +171,12 @@ pub struct StackArgs {
     /// Refuse a stack whose machines may cost more per hour than this
     #[arg(long, env = "IMGCLS_MAX_HOURLY", value_parser = money)]
     pub max_hourly: Option<f64>,
+}
+
+impl StackArgs {
+    fn model_choice(&self, model: &str) -> ModelChoice {
+        ModelChoice { model: Some(model.to_owned()), models_dir: self.models_dir.folder(), ..ModelChoice::default() }
+    }
 }
 
 impl ProvisionArgs {
@@ -245,11 +255,8 @@ impl ProvisionArgs {
             region: region.clone(),
             endpoint_url: endpoint_url.clone(),
             settings,
-            model: ModelChoice {
-                model: stack.model.clone(),
-                ort_dylib: stack.ort_dylib.clone(),
-                ..ModelChoice::default()
-            },
+            runtime: ModelChoice { ort_dylib: stack.ort_dylib.clone(), ..ModelChoice::default() },
+            models: stack.models.iter().map(|model| stack.model_choice(model)).collect(),
             bundle: stack.bundle.clone(),
             adopt: stack.adopt,
             prices: stack.prices.clone(),

@@ -61,7 +61,11 @@ impl ServeWebArgs {
             (WireArg::V1, Some(ResultQueueModeArg::Shared)) => (web::Wire::V1, web::ResultQueueMode::Shared),
             (WireArg::V1, _) => (web::Wire::V1, web::ResultQueueMode::Own),
         };
-        let web = self.http.config(&self.shared, &self.limits, backend, names);
+        if self.wire == WireArg::Legacy && self.model.models.len() > 1 {
+            let message = "with --wire legacy requests cannot name a model: give one --model, that of the workers";
+            return Err(usage("serve-web", message));
+        }
+        let web = self.http.config(&self.shared, &self.limits, backend, names, self.model.choices());
         Ok(web::Config { wire, result_queue_mode, ..web })
     }
 }

@@ -58,7 +58,7 @@ impl UpArgs {
             workers: &self.workers,
         };
         Ok(up::Config {
-            web: self.http.config(&self.shared, &self.limits, backend.clone(), names.clone()),
+            web: self.http.config(&self.shared, &self.limits, backend.clone(), names.clone(), self.model.choices()),
             retention: self.retention.config(backend, names.clone()),
             workers: supervisor.workers(settings, &data_dir, names, model)?,
         })

@@ -57,7 +57,7 @@ impl ConfusionFile {
             }
             ConfusionFile::Plot(file) => {
                 let title = format!(
-                    "{}: {} of {} images are right",
+                    "{}: {} of {} images are right (rows: actual, columns: predicted)",
                     evaluation.package.model_ref().name,
                     evaluation.confusion.correct(),
                     evaluation.confusion.images()

@@ -191,6 +191,7 @@ pub(super) fn choice_of(folder: &Path, variant: &str, base: &ModelChoice) -> any
     Ok(ModelChoice {
         model: Some(path.to_owned()),
         models_dir: None,
+        label_set: None,
         variant: Some(variant.to_owned()),
         ..base.clone()
     })

@@ -20,7 +20,6 @@ pub(super) struct Limits {
 #[derive(Debug, Clone)]
 pub(super) struct Minimum {
     pub at: Vec<f64>,
-    pub value: f64,
     pub iterations: usize,
     /// True if the gradient is small enough, or no step decreases the value further.
     pub has_converged: bool,
@@ -45,7 +44,7 @@ pub(super) fn minimise(
     let mut pairs: VecDeque<Pair> = VecDeque::with_capacity(MEMORY);
     for iterations in 0..limits.iterations {
         if largest(&gradient) <= limits.gradient {
-            return Minimum { at, value, iterations, has_converged: true };
+            return Minimum { at, iterations, has_converged: true };
         }
         let mut direction = descent_direction(&gradient, &pairs);
         let mut slope = dot(&direction, &gradient);
@@ -68,7 +67,7 @@ pub(super) fn minimise(
             length /= 2.0;
         }
         if next_value.is_nan() || next_value >= value {
-            return Minimum { at, value, iterations, has_converged: true };
+            return Minimum { at, iterations, has_converged: true };
         }
         let step: Vec<f64> = next.iter().zip(&at).map(|(next, at)| next - at).collect();
         let change: Vec<f64> = next_gradient.iter().zip(&gradient).map(|(next, before)| next - before).collect();
@@ -82,7 +81,7 @@ pub(super) fn minimise(
         (at, gradient, value) = (next, next_gradient, next_value);
     }
     let has_converged = largest(&gradient) <= limits.gradient;
-    Minimum { at, value, iterations: limits.iterations, has_converged }
+    Minimum { at, iterations: limits.iterations, has_converged }
 }
 
 /// The gradient times the approximate inverse of the curvature, negated (the two loops of Nocedal).
@@ -153,7 +152,6 @@ mod tests {
             (1.0 - x).powi(2) + 100.0 * (y - x * x).powi(2)
         });
         assert!(found.has_converged && (found.at[0] - 1.0).abs() < 1e-6 && (found.at[1] - 1.0).abs() < 1e-6);
-        assert!(found.value < 1e-12);
     }
 
     #[test]
@@ -163,6 +161,6 @@ mod tests {
             gradient[0] = at[0].tanh();
             at[0].cosh().ln()
         });
-        assert!(found.iterations <= 3 && found.value < 5.0_f64.cosh().ln());
+        assert!(found.iterations <= 3 && found.at[0].abs() < 5.0, "{found:?}");
     }
 }

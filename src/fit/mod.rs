@@ -27,7 +27,7 @@ use self::report::{Report, VariantReport};
 use self::samples::{Distinct, Sample, Split};
 use crate::config::Limits;
 use crate::dataset::{self, Confusion, Dataset, Engine, Failures, LabelledImage};
-use crate::model::{self, Activation, Library, ModelChoice, Reference, Staging};
+use crate::model::{self, Library, ModelChoice, Pointer, Reference, Staging};
 use crate::telemetry::output;
 
 /// The configuration of the command.
@@ -93,7 +93,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         variants.retain(|variant| checked.iter().any(|checked| checked.name == variant.name && checked.is_kept));
         (staging, version) = write(&variants)?;
     }
-    let package = library.install(staging, &config.name, &version, Activation::Current)?;
+    let package = library.install(staging, &config.name, &version, Pointer::Move)?;
     let report = Report::new(config, &data, &base, &extracted, &trained, checked, &version, &package);
     let text = if config.json { report.to_json() } else { report.to_text() };
     output::print(&text).context("cannot print the report")

@@ -14,6 +14,8 @@ pub struct ModelChoice {
     pub models_dir: Option<PathBuf>,
     /// A variant of model.toml (`int8`, `fp16`). `None` picks one by the instructions of this CPU.
     pub variant: Option<String>,
+    /// A further set of labels, by its name in model.toml. `None` means the labels of the model.
+    pub label_set: Option<String>,
     /// The ONNX Runtime library. `None` searches for it.
     pub ort_dylib: Option<PathBuf>,
     /// Threads inside one inference. `None` means 1.

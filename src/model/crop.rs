@@ -1,23 +1,36 @@
-//! The part of an image that the model uses: where the centre crop of the resized image lies in the stored image.
+//! The part of an image that the model uses: where the visible part of the resized image lies in the stored image.
 // Without libjpeg-turbo no decoder can leave out the rest, so some functions are unused.
 #![cfg_attr(not(feature = "turbojpeg"), allow(dead_code))]
 
+use super::input::{Fit, Resize};
 use super::orientation::Orientation;
+use super::placement::{Axis, Placement};
 
-/// Radius of the resize filter, in target pixels.
-const FILTER_RADIUS: f64 = 2.0;
+/// Smallest radius of the resize filter that is assumed, in target pixels.
+const MIN_FILTER_RADIUS: f64 = 2.0;
 
 /// Additional columns and rows around those that the filter reads. The decoder smooths colours over two pixels, and
 /// cannot do so at a cut; the rest allows for rounding.
 const MARGIN: f64 = 4.0;
 
-/// The rectangle of the stored image that the crop shows, in fractions of pixels.
+/// How many times the target size a reduced image must have along its short side.
+///
+/// Reduction cuts off frequencies per block, while the resize rolls them off smoothly. With this margin the resize
+/// determines the result, and the first class agrees with that of a full decode on 98.7 % of the photographs that are
+/// reduced (fewer with a factor of 1). A smaller factor would save little, because most time is spent reading the
+/// blocks.
+const MIN_OVERSAMPLING: usize = 2;
+
+/// The rectangle of the stored image that the input shows, in fractions of pixels.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct CropRect {
     pub left: f64,
     pub top: f64,
     pub width: f64,
     pub height: f64,
+    /// The number of columns and rows to which the rectangle is resized, in the stored orientation.
+    pub target: (usize, usize),
+    filter_radius: f64,
 }
 
 /// A rectangle of whole pixels.
@@ -30,37 +43,34 @@ pub(super) struct PixelRect {
 }
 
 impl CropRect {
-    /// The crop of an image that is stored as `width` × `height`: the short side is resized to `short_side`, then
-    /// `crop` × `crop` pixels are cut from the centre.
-    pub(super) fn new(
-        (width, height): (usize, usize),
-        orientation: Orientation,
-        short_side: u32,
-        crop: u32,
-    ) -> CropRect {
-        let (stored_width, stored_height) = (width as u64, height as u64);
-        let (width, height) = orientation.upright_size(width, height);
-        let (width, height) = (width as u64, height as u64);
-        let (resized_width, resized_height) = resized_size(width, height, u64::from(short_side));
-        let across = axis(width, resized_width, u64::from(crop));
-        let down = axis(height, resized_height, u64::from(crop));
+    /// The rectangle of an image that is stored as `width` × `height`.
+    pub(super) fn new((width, height): (usize, usize), orientation: Orientation, resize: Resize) -> CropRect {
+        let Placement { across, down } = Placement::new(orientation.upright_size(width, height), resize);
         let (across, down) = if orientation.swapped { (down, across) } else { (across, down) };
-        let (left, width) = to_stored_axis(across, stored_width, orientation.mirror_x);
-        let (top, height) = to_stored_axis(down, stored_height, orientation.mirror_y);
-        CropRect { left, top, width, height }
+        let target = (across.visible, down.visible);
+        let (left, width) = to_stored_axis(source_range(&across), width, orientation.mirror_x);
+        let (top, height) = to_stored_axis(source_range(&down), height, orientation.mirror_y);
+        CropRect { left, top, width, height, target, filter_radius: resize.filter.radius().max(MIN_FILTER_RADIUS) }
     }
 
     /// The rectangle in the image at 1 / `reduction` of its size.
     pub(super) fn reduced(self, reduction: usize) -> CropRect {
-        let CropRect { left, top, width, height } = self;
+        let CropRect { left, top, width, height, .. } = self;
         let reduction = reduction as f64;
-        CropRect { left: left / reduction, top: top / reduction, width: width / reduction, height: height / reduction }
+        CropRect {
+            left: left / reduction,
+            top: top / reduction,
+            width: width / reduction,
+            height: height / reduction,
+            ..self
+        }
     }
 
-    /// The pixels of an image of `width` × `height` that are needed to resize this rectangle to `crop` × `crop`.
-    pub(super) fn pixels_needed(self, (width, height): (usize, usize), crop: u32) -> PixelRect {
-        let (left, width) = axis_needed(self.left, self.width, width, crop);
-        let (top, height) = axis_needed(self.top, self.height, height, crop);
+    /// The pixels of an image of `width` × `height` that are needed to resize this rectangle to its target.
+    pub(super) fn pixels_needed(self, (width, height): (usize, usize)) -> PixelRect {
+        let (columns, rows) = self.target;
+        let (left, width) = axis_needed(self.left, self.width, width, columns, self.filter_radius);
+        let (top, height) = axis_needed(self.top, self.height, height, rows, self.filter_radius);
         PixelRect { left, top, width, height }
     }
 
@@ -68,7 +78,7 @@ impl CropRect {
     pub(super) fn relative_to(self, region: PixelRect) -> CropRect {
         let (left, top) = (self.left - region.left as f64, self.top - region.top as f64);
         let width = self.width.min(region.width as f64 - left);
-        CropRect { left, top, width, height: self.height.min(region.height as f64 - top) }
+        CropRect { left, top, width, height: self.height.min(region.height as f64 - top), ..self }
     }
 }
 
@@ -80,36 +90,35 @@ impl PixelRect {
     }
 }
 
-/// The size of the image after its short side is resized to `short_side`.
-fn resized_size(width: u64, height: u64, short_side: u64) -> (u64, u64) {
-    if width <= height { (short_side, short_side * height / width) } else { (short_side * width / height, short_side) }
+/// Reports whether an image of `width` × `height` that is decoded at 1 / `reduction` of its size still has enough pixels
+/// for the resize.
+pub(super) fn is_oversampled((width, height): (usize, usize), resize: Resize, reduction: usize) -> bool {
+    let has_enough = |extent: usize, resized: usize| extent.div_ceil(reduction) >= MIN_OVERSAMPLING * resized;
+    if let Fit::ShortestEdge(side) = resize.fit {
+        return has_enough(width.min(height), side as usize);
+    }
+    let Placement { across, down } = Placement::new((width, height), resize);
+    has_enough(across.extent, across.resized) && has_enough(down.extent, down.resized)
 }
 
-/// Start and length of the centre crop along one axis, in source pixels.
-fn axis(extent: u64, resized: u64, crop: u64) -> (f64, f64) {
-    let scale = extent as f64 / resized as f64;
-    let start = crop_offset(resized, crop) as f64;
-    (start * scale, (start + crop as f64) * scale - start * scale)
-}
-
-/// (extent - crop) / 2, with halves rounded to even, as Python does.
-fn crop_offset(extent: u64, crop: u64) -> u64 {
-    let twice = extent - crop;
-    let half = twice / 2;
-    half + (twice % 2) * (half % 2)
+/// Start and length of the visible part along one axis, in source pixels.
+fn source_range(axis: &Axis) -> (f64, f64) {
+    let scale = axis.extent as f64 / axis.resized as f64;
+    let start = axis.from as f64;
+    (start * scale, (start + axis.visible as f64) * scale - start * scale)
 }
 
 /// Converts a range of an upright axis to the stored axis. A rounding error never moves it past the end.
-fn to_stored_axis((start, length): (f64, f64), extent: u64, mirrored: bool) -> (f64, f64) {
+fn to_stored_axis((start, length): (f64, f64), extent: usize, mirrored: bool) -> (f64, f64) {
     let extent = extent as f64;
     let start = if mirrored { extent - start - length } else { start }.max(0.0);
     (start, length.min(extent - start))
 }
 
 /// First pixel and number of pixels that are needed along one axis of `extent` pixels.
-fn axis_needed(start: f64, length: f64, extent: usize, crop: u32) -> (usize, usize) {
-    let scale = (length / f64::from(crop)).max(1.0);
-    let margin = FILTER_RADIUS * scale + MARGIN;
+fn axis_needed(start: f64, length: f64, extent: usize, target: usize, filter_radius: f64) -> (usize, usize) {
+    let scale = (length / target as f64).max(1.0);
+    let margin = filter_radius * scale + MARGIN;
     let first = (start - margin).floor().max(0.0) as usize;
     let end = ((start + length + margin).ceil() as usize).min(extent);
     (first, end - first)
@@ -117,30 +126,34 @@ fn axis_needed(start: f64, length: f64, extent: usize, crop: u32) -> (usize, usi
 
 #[cfg(test)]
 mod tests {
+    use super::super::input::{Extent, Filter, Position, Rounding};
     use super::*;
 
     const SIZES: [(usize, usize); 7] = [(500, 375), (375, 500), (1, 1), (1, 3000), (3000, 1), (8192, 8191), (257, 256)];
 
-    #[test]
-    fn sizes_and_offsets_equal_those_of_the_reference() {
-        assert_eq!(resized_size(500, 375, 256), (341, 256));
-        assert_eq!(resized_size(375, 500, 256), (256, 341));
-        assert_eq!(resized_size(1, 3000, 256), (256, 768_000));
-        // Python: round(58.5) == 58, round(59.5) == 60, round(16) == 16.
-        assert_eq!([341, 343, 256].map(|extent| crop_offset(extent, 224)), [58, 60, 16]);
-        assert_eq!(crop_offset(224, 224), 0);
-    }
+    const DEFAULT: Resize =
+        Resize { fit: Fit::ShortestEdge(256), filter: Filter::Bicubic, crop: Some(Extent { height: 224, width: 224 }) };
 
     #[test]
     fn crop_lies_inside_its_image_and_its_region() {
+        let target = Extent { height: 64, width: 96 };
+        let letterbox = Fit::Letterbox { target, position: Position::Centre, rounding: Rounding::HalfEven };
+        for fit in [DEFAULT.fit, Fit::Squash(target), letterbox, Fit::Keep] {
+            let crop = if fit == letterbox { None } else { DEFAULT.crop };
+            for filter in [Filter::Bicubic, Filter::Lanczos, Filter::Nearest] {
+                check_sizes(Resize { fit, filter, crop });
+            }
+        }
+    }
+
+    fn check_sizes(resize: Resize) {
         for (width, height) in SIZES {
             for exif in 1..=8 {
                 for reduction in [1, 2, 4, 8] {
-                    let rect =
-                        CropRect::new((width, height), Orientation::from_exif(exif), 256, 224).reduced(reduction);
+                    let rect = CropRect::new((width, height), Orientation::from_exif(exif), resize).reduced(reduction);
                     let size = (width.div_ceil(reduction), height.div_ceil(reduction));
                     let all = PixelRect { left: 0, top: 0, width: size.0, height: size.1 };
-                    let region = rect.pixels_needed(size, 224);
+                    let region = rect.pixels_needed(size);
                     for (rect, region) in [
                         (rect, all),
                         (rect.relative_to(region), region),
@@ -157,11 +170,19 @@ mod tests {
 
     #[test]
     fn pixels_far_from_the_crop_are_not_needed() {
-        let rect = CropRect::new((4000, 3000), Orientation::default(), 256, 224).reduced(4);
+        let rect = CropRect::new((4000, 3000), Orientation::default(), DEFAULT).reduced(4);
         // The crop is 656 × 656 pixels in the middle of 1000 × 750, shrunk by a factor of 2.93: the filter reads 6
         // pixels more.
-        assert_eq!(rect.pixels_needed((1000, 750), 224), PixelRect { left: 160, top: 37, width: 677, height: 676 });
-        let tiny = CropRect::new((64, 64), Orientation::default(), 256, 224);
-        assert_eq!(tiny.pixels_needed((64, 64), 224), PixelRect { left: 0, top: 0, width: 64, height: 64 });
+        assert_eq!(rect.pixels_needed((1000, 750)), PixelRect { left: 160, top: 37, width: 677, height: 676 });
+        let tiny = CropRect::new((64, 64), Orientation::default(), DEFAULT);
+        assert_eq!(tiny.pixels_needed((64, 64)), PixelRect { left: 0, top: 0, width: 64, height: 64 });
+    }
+
+    #[test]
+    fn squashed_image_must_have_enough_pixels_along_both_axes() {
+        let squash = Resize { fit: Fit::Squash(Extent { height: 100, width: 100 }), crop: None, ..DEFAULT };
+        assert!(is_oversampled((800, 400), squash, 2) && !is_oversampled((800, 399), squash, 4));
+        assert!(!is_oversampled((800, 100), squash, 2));
+        assert!(is_oversampled((1023, 5000), DEFAULT, 2) && !is_oversampled((1022, 5000), DEFAULT, 2));
     }
 }

@@ -12,7 +12,7 @@
 use super::budget::Budget;
 use super::error::PrepareError;
 use super::format::Format;
-use super::package::Geometry;
+use super::input::Geometry;
 use super::pixels::Pixels;
 use super::{bmp, gif, jpeg, png, tiff, webp};
 use crate::config::Limits;

@@ -8,8 +8,8 @@ use anyhow::{Context as _, bail};
 use super::choice::ModelChoice;
 use super::library::{Library, Reference};
 
-const DEFAULT_MODEL: &str = "efficientnet-lite0";
-const DESCRIPTION: &str = "model.toml";
+pub(super) const DEFAULT_MODEL: &str = "efficientnet-lite0";
+pub(super) const DESCRIPTION: &str = "model.toml";
 
 /// The release of ONNX Runtime that `scripts/setup` installs.
 pub(super) const RUNTIME_VERSION: &str = "1.32.0";

@@ -2,7 +2,7 @@
 
 use super::budget::Budget;
 use super::error::PrepareError;
-use super::package::Geometry;
+use super::input::Geometry;
 use super::pixels::Pixels;
 use crate::config::Limits;
 

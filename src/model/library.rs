@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use sha2::{Digest as _, Sha256};
@@ -16,10 +17,12 @@ use super::seal::unique;
 
 const CURRENT: &str = "current";
 const LOCK: &str = ".lock";
-const STAGING: &str = ".staging-";
+const STAGING: &str = ".imgcls-staging-";
 const DESCRIPTION: &str = "model.toml";
-/// File systems allow 255 bytes, and a name is part of paths, queues' logs and metrics.
+/// File systems allow 255 bytes, and a name is part of paths, logs and metrics.
 const MAX_NAME: usize = 64;
+/// A folder in which nothing was written for so long belongs to a command that was killed.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 /// The number of earlier versions that `rollback` can return to.
 const MAX_HISTORY: usize = 50;
 
@@ -101,13 +104,13 @@ fn sorted(table: toml::Table) -> toml::Table {
     entries.into_iter().map(|(key, value)| (key, nested(value))).collect()
 }
 
-/// Says whether an installed version becomes the current one.
+/// Says whether the pointer to the current version moves when a version is installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// Services that name the model switch to it.
-    Current,
-    /// It waits for `imgcls model use`. The first version of a model becomes current anyhow.
-    Later,
+pub enum Pointer {
+    /// The installed version becomes the current one, and services that name the model switch to it.
+    Move,
+    /// It waits for `imgcls model use`. The first version of a model becomes the current one anyhow.
+    Keep,
 }
 
 /// The models directory.
@@ -248,10 +251,22 @@ impl Library {
     /// # Errors
     /// If the models directory cannot be written.
     pub fn stage(&self) -> anyhow::Result<Staging> {
+        self.remove_abandoned();
         let path = self.folder.join(format!("{STAGING}{}", unique("package")));
         let created = fs::create_dir_all(&self.folder).and_then(|()| fs::create_dir(&path));
         created.with_context(|| format!("cannot write {}; give another --models-dir", self.folder.display()))?;
         Ok(Staging { path })
+    }
+
+    /// Deletes folders that killed commands left behind.
+    fn remove_abandoned(&self) {
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let is_staging = entry.file_name().to_string_lossy().starts_with(STAGING);
+            let age = entry.metadata().and_then(|folder| folder.modified()).ok().and_then(|time| time.elapsed().ok());
+            if is_staging && age.is_some_and(|age| age > ABANDONED) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
     }
 
     /// Moves a complete package to its place, durably and at once. A version that exists is kept: it has the same content.
@@ -259,13 +274,7 @@ impl Library {
     ///
     /// # Errors
     /// If the name or the version is not allowed, the package is incomplete, or the directory cannot be written.
-    pub fn install(
-        &self,
-        staging: Staging,
-        name: &str,
-        version: &str,
-        activation: Activation,
-    ) -> anyhow::Result<PathBuf> {
+    pub fn install(&self, staging: Staging, name: &str, version: &str, pointer: Pointer) -> anyhow::Result<PathBuf> {
         check_part("name of a model", name)?;
         check_part("version of a model", version)?;
         ensure!(staging.path.join(DESCRIPTION).is_file(), "the package has no {DESCRIPTION}; this is a bug");
@@ -280,7 +289,7 @@ impl Library {
             sync_folder(&model).and_then(|()| sync_folder(&self.folder)).with_context(cannot_write)?;
         }
         let history = self.history(name)?;
-        if activation == Activation::Current || history.is_empty() {
+        if pointer == Pointer::Move || history.is_empty() {
             self.write_history(name, &put_first(history, version))?;
         }
         Ok(package)
@@ -463,10 +472,10 @@ fn sync_folder(folder: &Path) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
-    fn install(library: &Library, name: &str, version: &str, activation: Activation) -> PathBuf {
+    fn install(library: &Library, name: &str, version: &str, pointer: Pointer) -> PathBuf {
         let staging = library.stage().unwrap();
         fs::write(staging.path().join(DESCRIPTION), format!("version = {version:?}\n")).unwrap();
-        library.install(staging, name, version, activation).unwrap()
+        library.install(staging, name, version, pointer).unwrap()
     }
 
     fn current(library: &Library, name: &str) -> String {
@@ -489,10 +498,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let library = Library::new(folder.path().join("models"));
         assert_eq!(library.resolve(&Reference::parse("m").unwrap()).unwrap(), None);
-        let first = install(&library, "m", "1", Activation::Later);
+        let first = install(&library, "m", "1", Pointer::Keep);
         assert_eq!(current(&library, "m"), "1", "the first version is in use at once");
-        install(&library, "m", "2", Activation::Current);
-        install(&library, "m", "3", Activation::Later);
+        install(&library, "m", "2", Pointer::Move);
+        install(&library, "m", "3", Pointer::Keep);
         assert_eq!(current(&library, "m"), "2");
         assert_eq!(library.use_version("m", "3").unwrap().as_deref(), Some("2"));
         assert_eq!(library.rollback("m").unwrap(), ("3".to_owned(), "2".to_owned()));
@@ -511,13 +520,13 @@ mod tests {
     fn version_in_use_is_removed_only_by_force_or_with_the_whole_model() {
         let folder = tempfile::tempdir().unwrap();
         let library = Library::new(folder.path());
-        install(&library, "m", "1", Activation::Current);
-        install(&library, "m", "2", Activation::Current);
+        install(&library, "m", "1", Pointer::Move);
+        install(&library, "m", "2", Pointer::Move);
         let remove = |text: &str, force| library.remove(&Reference::parse(text).unwrap(), force);
         assert!(remove("m@2", false).unwrap_err().to_string().contains("is in use"));
         assert_eq!(remove("m@2", true).unwrap(), ["2"]);
         assert_eq!(current(&library, "m"), "1");
-        install(&library, "m", "3", Activation::Later);
+        install(&library, "m", "3", Pointer::Keep);
         assert!(remove("m@1", true).unwrap_err().to_string().contains("no earlier version"));
         assert_eq!(remove("m@3", false).unwrap(), ["3"]);
         assert_eq!(remove("m", false).unwrap(), ["1"]);
@@ -535,7 +544,7 @@ mod tests {
                 let library = &library;
                 scope.spawn(move || {
                     for round in 0..5 {
-                        install(library, "m", &format!("v{}", (thread + round) % 3), Activation::Current);
+                        install(library, "m", &format!("v{}", (thread + round) % 3), Pointer::Move);
                         let _ = library.rollback("m");
                         let used = library.resolve(&Reference::parse("m").unwrap()).unwrap();
                         assert!(used.unwrap().join(DESCRIPTION).is_file());

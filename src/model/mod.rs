@@ -8,14 +8,16 @@
 //! - `budget`: CPU time and memory that one image may use; `memory`: how much memory the process may use
 //!
 //! From pixels to predictions:
-//! - `crop`: the part of an image that the model uses
-//! - `preprocess`: pixels → `tensor`, the model's input
-//! - `onnx`: the session; `runtime`: which library it runs on
+//! - `placement`: where the resized image lies in the model's input; `crop`: the part of an image that is used
+//! - `preprocess` (with `resample`): pixels → `tensor`, the model's input
+//! - `onnx`: the session; `graph`: how it is built; `runtime`: which library it runs on
+//! - `head`: outputs → scores → predictions
 //!
 //! Files:
 //! - `choice`: what the settings choose, completed by the result of `imgcls tune`; `find`: where the model and the ONNX Runtime library are searched for
 //! - `library`: the models directory, with versions and the pointer to the current one
-//! - `package`: `model.toml`, the variant for this CPU, digests, labels
+//! - `package`: a folder with `model.toml` (`description`), the `variant` for this CPU, `input`, `labels`, digests;
+//!   `summary`: what a listing shows of it
 //! - `onnx_file`: facts of an ONNX file that are read without the runtime; `protobuf`: its encoding
 //! - `seal`: files of the cache that can be trusted; `tuning`: the result of `imgcls tune`; `file`: reading and digests
 
@@ -24,14 +26,19 @@ mod budget;
 mod choice;
 mod crop;
 mod decode;
+mod description;
 mod error;
 mod exif;
 mod file;
 mod find;
 mod format;
 mod gif;
+mod graph;
+mod head;
 mod image_crate;
+mod input;
 mod jpeg;
+mod labels;
 #[cfg(feature = "turbojpeg")]
 mod libjpeg;
 mod library;
@@ -41,38 +48,45 @@ mod onnx_file;
 mod orientation;
 mod package;
 mod pixels;
+mod placement;
 mod png;
 mod preprocess;
 mod protobuf;
+mod resample;
 mod runtime;
 mod seal;
+mod summary;
 mod tensor;
 mod tiff;
 mod tuning;
 #[cfg(feature = "turbojpeg")]
 mod turbo;
+mod variant;
 mod webp;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use self::budget::Budget;
-use self::package::Geometry;
+use self::input::Geometry;
 use crate::config::Limits;
-use crate::protocol::{ErrorCode, Prediction};
+use crate::protocol::ErrorCode;
 
 pub(crate) use self::budget::{thread_cpu_time, timeout_message};
 pub use self::choice::{ModelChoice, TunedChoice, default_cache_dir, default_models_dir};
 pub use self::decode::{format_names, sniff};
+pub use self::description::Activation;
 pub use self::error::PrepareError;
 pub(crate) use self::find::{model_folder, shipped_models};
+pub use self::head::{Head, head_of, labels_above, top_k};
 pub use self::jpeg::DECODER as JPEG_DECODER;
-pub use self::library::{Activation, Installed, Library, Reference, Staging, content_version};
+pub use self::library::{Installed, Library, Pointer, Reference, Staging, content_version};
 pub(crate) use self::memory::default_decode_bytes;
 pub use self::onnx::Session;
 pub use self::onnx_file::{OnnxFile, TensorInfo, field as onnx_field};
 pub use self::package::ModelPackage;
 pub use self::protobuf::{Field, Message, Value as FieldValue};
 pub(crate) use self::runtime::portable_runtime;
+pub use self::summary::{FileSummary, ModelSummary, model_name};
 pub use self::tensor::{Tensor, Values};
 pub use self::tuning::{Tuning, cores};
 
@@ -109,47 +123,9 @@ fn prepare_from(
     catch_unwind(AssertUnwindSafe(|| {
         let budget = Budget::new(limits);
         let pixels = decode::decode(bytes, limits, decoded, &budget)?;
-        Ok(preprocess::tensor(&pixels, package.input()))
+        preprocess::tensor(&pixels, package.input(), limits.max_pixels)
     }))
     .unwrap_or_else(|_panic| {
         Err(PrepareError::new(ErrorCode::Undecodable, "the image is damaged in a way that stopped the decoder"))
     })
-}
-
-/// The `k` most probable classes, best first. Among equal scores the lower class index comes first.
-pub fn top_k(package: &ModelPackage, probabilities: &[f32], k: u32) -> Vec<Prediction> {
-    let mut classes: Vec<u32> = (0..probabilities.len() as u32).collect();
-    let probability = |class: u32| probabilities[class as usize];
-    let better = |a: &u32, b: &u32| probability(*b).total_cmp(&probability(*a)).then(a.cmp(b));
-    let k = classes.len().min(k as usize);
-    if k < classes.len() {
-        classes.select_nth_unstable_by(k, better);
-        classes.truncate(k);
-    }
-    classes.sort_unstable_by(better);
-    classes
-        .into_iter()
-        .map(|class_index| Prediction {
-            class_index: Some(class_index),
-            label: package.label(class_index).to_owned(),
-            score: Some(probability(class_index)),
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn best_classes_come_first_and_ties_are_broken_by_index() {
-        let package = ModelPackage::for_tests(&["a", "b", "c", "d"]);
-        let best: Vec<(Option<u32>, String)> = top_k(&package, &[0.1, 0.4, 0.1, 0.4], 3)
-            .into_iter()
-            .map(|prediction| (prediction.class_index, prediction.label))
-            .collect();
-        assert_eq!(best, [(Some(1), "b".to_owned()), (Some(3), "d".to_owned()), (Some(0), "a".to_owned())]);
-        assert_eq!(top_k(&package, &[0.1, 0.4, 0.1, 0.4], 1000).len(), 4);
-        assert!(top_k(&package, &[], 5).is_empty());
-    }
 }

@@ -17,6 +17,11 @@ const MAX_DEPTH: usize = 8;
 /// Nodes between the output and the operator that makes it, such as casts.
 const MAX_FINAL_NODES: usize = 8;
 
+/// The number of the element type float16.
+const FLOAT16: u64 = 10;
+/// Operators of networks with 8-bit weights.
+const QUANTISED: [&str; 5] = ["DequantizeLinear", "QuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"];
+
 /// The numbers of the fields of ONNX messages, by message.
 pub mod field {
     /// `ModelProto`.
@@ -99,6 +104,8 @@ pub struct OnnxFile {
     pub metadata: BTreeMap<String, String>,
     /// Paths, relative to the folder of the file, of the files that contain weights.
     pub external: Vec<String>,
+    /// How the weights are stored: `fp32`, `fp16` or `int8`.
+    pub precision: &'static str,
 }
 
 /// An input or an output.
@@ -144,8 +151,8 @@ impl OnnxFile {
         let graph = model.message(field::model::GRAPH)?.context("it has no graph")?;
         let nodes = graph.messages(field::graph::NODE)?;
         ensure!(!nodes.is_empty(), "its graph is empty");
-        let mut external = BTreeSet::new();
-        let initializers = collect_weights(&graph, &nodes, &mut external, 0)?;
+        let mut weights = Weights::default();
+        let initializers = weights.collect(&graph, &nodes, 0)?;
         let mut inputs =
             graph.messages(field::graph::INPUT)?.iter().map(tensor_info).collect::<anyhow::Result<Vec<_>>>()?;
         inputs.retain(|input| !initializers.contains(&input.name));
@@ -164,7 +171,9 @@ impl OnnxFile {
             metadata.insert(entry.text(1).unwrap_or_default(), entry.text(2).unwrap_or_default());
         }
         let producer = model.text(field::model::PRODUCER).unwrap_or_default();
-        Ok(OnnxFile { inputs, outputs, opsets, producer, metadata, external: external.into_iter().collect() })
+        let precision = weights.precision();
+        let external = weights.external.into_iter().collect();
+        Ok(OnnxFile { inputs, outputs, opsets, producer, metadata, external, precision })
     }
 }
 
@@ -194,29 +203,49 @@ impl TensorInfo {
     }
 }
 
-/// Adds the files of external weights of a graph and its subgraphs. Returns the names of its initializers.
-fn collect_weights(
-    graph: &Message,
-    nodes: &[Message],
-    external: &mut BTreeSet<String>,
-    depth: usize,
-) -> anyhow::Result<BTreeSet<String>> {
-    ensure!(depth <= MAX_DEPTH, "its graphs are nested more than {MAX_DEPTH} times");
-    let mut names = BTreeSet::new();
-    for tensor in graph.messages(field::graph::INITIALIZER)? {
-        external.extend(external_file(&tensor)?);
-        names.extend(tensor.text(field::tensor::NAME));
-    }
-    for attribute in nodes.iter().flat_map(|node| node.bytes(field::node::ATTRIBUTE)) {
-        let attribute = Message::parse(attribute)?;
-        if let Some(tensor) = attribute.message(field::attribute::TENSOR)? {
-            external.extend(external_file(&tensor)?);
+/// The facts about the weights in the graphs of a file.
+#[derive(Default)]
+struct Weights {
+    external: BTreeSet<String>,
+    tensors: usize,
+    half_precision_tensors: usize,
+    is_quantised: bool,
+}
+
+impl Weights {
+    /// Adds the weights of a graph and its subgraphs. Returns the names of its initializers.
+    fn collect(&mut self, graph: &Message, nodes: &[Message], depth: usize) -> anyhow::Result<BTreeSet<String>> {
+        ensure!(depth <= MAX_DEPTH, "its graphs are nested more than {MAX_DEPTH} times");
+        let mut names = BTreeSet::new();
+        for tensor in graph.messages(field::graph::INITIALIZER)? {
+            self.external.extend(external_file(&tensor)?);
+            self.tensors += 1;
+            self.half_precision_tensors += usize::from(tensor.varint(field::tensor::DATA_TYPE) == Some(FLOAT16));
+            names.extend(tensor.text(field::tensor::NAME));
         }
-        if let Some(graph) = attribute.message(field::attribute::GRAPH)? {
-            collect_weights(&graph, &graph.messages(field::graph::NODE)?, external, depth + 1)?;
+        for node in nodes {
+            let operator = node.bytes(field::node::OP_TYPE).next();
+            self.is_quantised |=
+                operator.is_some_and(|name| QUANTISED.iter().any(|known| known.as_bytes() == &name[..]));
+            for attribute in node.messages(field::node::ATTRIBUTE)? {
+                if let Some(tensor) = attribute.message(field::attribute::TENSOR)? {
+                    self.external.extend(external_file(&tensor)?);
+                }
+                if let Some(graph) = attribute.message(field::attribute::GRAPH)? {
+                    self.collect(&graph, &graph.messages(field::graph::NODE)?, depth + 1)?;
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    fn precision(&self) -> &'static str {
+        match (self.is_quantised, self.half_precision_tensors * 2 > self.tensors) {
+            (true, _) => "int8",
+            (false, true) => "fp16",
+            (false, false) => "fp32",
         }
     }
-    Ok(names)
 }
 
 /// The file of a tensor whose data is external.

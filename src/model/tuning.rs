@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::choice::ModelChoice;
 use super::file::hex;
 use super::package::{self, ModelPackage};
-use super::{find, onnx};
+use super::{find, graph};
 
 /// The fastest way to run the model on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,7 +82,7 @@ fn path(choice: &ModelChoice) -> anyhow::Result<PathBuf> {
 fn key(model: &[u8], runtime: &Path, cores: usize) -> anyhow::Result<String> {
     let runtime = std::fs::canonicalize(runtime)?;
     let name = runtime.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let machine = format!("{name} {} {} {cores}", runtime.metadata()?.len(), onnx::cpu_features());
+    let machine = format!("{name} {} {} {cores}", runtime.metadata()?.len(), graph::cpu_features());
     let mut hash = Sha256::new();
     hash.update(Sha256::digest(model));
     hash.update(machine);

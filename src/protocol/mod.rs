@@ -18,6 +18,7 @@ mod error;
 mod filename;
 mod legacy;
 mod message;
+mod model_pointer;
 mod names;
 mod payload;
 mod supervision;
@@ -33,6 +34,7 @@ pub use message::{
     ClassifyRequest, ClassifyResult, ImageRef, Incoming, MAX_RESULT_BYTES, ModelRef, Prediction, ReplyHead, Status,
     TimingsMs, WIRE_VERSION, cut_reply,
 };
+pub use model_pointer::{MAX_POINTER_BYTES, MODELS_FOLDER, ModelPointer, model_package_key, model_pointer_key};
 pub use names::{
     BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE, DEAD_LETTER_RETENTION, DEFAULT_REQUEST_QUEUE,
     DEFAULT_RESULT_QUEUE, DRAIN_HOOK, LOCAL_INPUT_BUCKET, LOCAL_OUTPUT_BUCKET, REDRIVE_MARGIN, RETENTION_MARGIN,

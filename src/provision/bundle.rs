@@ -1,8 +1,8 @@
-//! The bundle that machines run: this program, the ONNX Runtime library and the model, in one archive whose name
-//! contains the digest of its content.
+//! The bundle that machines run: this program, the ONNX Runtime library, and the models that do not lie in the bucket by
+//! themselves, in one archive whose name contains the digest of its content.
 //!
 //! The digest is that of the uncompressed archive, so it does not depend on the compressor and takes no more than
-//! reading the files. Archives are reproducible: they hold names, modes and contents, but no times and no owners.
+//! reading the files.
 
 use std::fmt;
 use std::fs::File;
@@ -16,7 +16,8 @@ use flate2::write::GzEncoder;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::model::{self, ModelChoice};
+use super::archive::{self, Entry};
+use crate::model::{self, ModelChoice, Reference};
 
 /// Paths in the archive. The program looks for the others relative to itself (`../lib/imgcls`, `../share/imgcls`).
 const PROGRAM: &str = "bin/imgcls";
@@ -40,8 +41,8 @@ pub(super) struct BundleRef {
     /// SHA-256 of the uncompressed archive, in hexadecimal.
     pub digest: String,
     pub cpu: Cpu,
-    /// Name of the model's folder.
-    pub model: String,
+    /// Names of the models in it. Empty if the models of the stack lie in the bucket.
+    pub models: Vec<String>,
 }
 
 /// A bundle and the files that it is made from.
@@ -51,8 +52,7 @@ pub(super) struct Bundle {
 }
 
 enum Source {
-    /// Path in the archive, mode and file of each entry.
-    Files(Vec<(String, u32, PathBuf)>),
+    Files(Vec<Entry>),
     Archive(PathBuf),
 }
 
@@ -112,7 +112,7 @@ impl fmt::Display for Cpu {
 impl BundleRef {
     /// A placeholder for operations that only need the names of a stack's resources.
     pub(super) fn unknown() -> BundleRef {
-        BundleRef { digest: "0".repeat(64), cpu: Cpu::X86_64, model: String::new() }
+        BundleRef { digest: "0".repeat(64), cpu: Cpu::X86_64, models: Vec::new() }
     }
 
     /// The bundle's key in the input bucket.
@@ -122,28 +122,29 @@ impl BundleRef {
 }
 
 impl Bundle {
-    /// Makes a bundle of this program, and of the library and the model that it finds.
+    /// Makes a bundle of this program, of the library that `runtime` names or that it finds, and of the models.
     ///
     /// # Errors
     /// One of them is missing or cannot be read.
-    pub(super) fn of_this_program(choice: &ModelChoice) -> anyhow::Result<Bundle> {
+    pub(super) fn of_this_program(runtime: &ModelChoice, models: &[ModelChoice]) -> anyhow::Result<Bundle> {
         let program =
             std::env::current_exe().context("cannot find the file of this program to put it into the bundle")?;
-        let (library, library_name) = model::portable_runtime(choice)?;
-        let folder = model::model_folder(choice)?;
-        // Resolves symbolic links, since a link may have another name than the model.
-        let folder = folder.canonicalize().with_context(|| folder.display().to_string())?;
-        let model = file_name(&folder);
-        let mut files =
-            vec![(PROGRAM.to_owned(), 0o755, program.clone()), (format!("{LIBRARIES}/{library_name}"), 0o644, library)];
-        for file in plain_files(&folder)? {
-            files.push((format!("{MODELS}/{model}/{}", file_name(&file)), 0o644, file));
-        }
+        let (library, library_name) = model::portable_runtime(runtime)?;
         let cpu = cpu_of(&program)?;
-        let mut hasher = Sha256::new();
-        write_archive(&files, &mut hasher).context("cannot read what goes into the bundle")?;
-        let digest = format!("{:x}", hasher.finalize());
-        Ok(Bundle { reference: BundleRef { digest, cpu, model }, source: Source::Files(files) })
+        let mut files = vec![
+            Entry::new(PROGRAM, 0o755, program),
+            Entry::new(format!("{LIBRARIES}/{library_name}"), 0o644, library),
+        ];
+        let mut names = Vec::new();
+        for choice in models {
+            let folder = model::model_folder(choice)?;
+            let name = model::model_name(choice);
+            Reference::parse(&name).context("a stack cannot have this model")?;
+            files.extend(archive::files_of(&folder, &format!("{MODELS}/{name}/"))?);
+            names.push(name);
+        }
+        let digest = archive::measure(&files).context("cannot read what goes into the bundle")?.digest;
+        Ok(Bundle { reference: BundleRef { digest, cpu, models: names }, source: Source::Files(files) })
     }
 
     /// Opens an archive that `imgcls provision export --bundle-to` wrote.
@@ -169,7 +170,7 @@ impl Bundle {
             Source::Archive(path) => std::fs::read(path).with_context(|| path.display().to_string()),
             Source::Files(files) => {
                 let mut packer = Tee { hasher: Sha256::new(), packer: GzEncoder::new(Vec::new(), Compression::fast()) };
-                write_archive(files, &mut packer).context("cannot read what goes into the bundle")?;
+                archive::write(files, &mut packer).context("cannot read what goes into the bundle")?;
                 if format!("{:x}", packer.hasher.finalize()) != self.reference.digest {
                     bail!("the program or its model changed while the bundle was made; run this again");
                 }
@@ -196,19 +197,6 @@ impl Write for Tee {
     }
 }
 
-fn write_archive(files: &[(String, u32, PathBuf)], to: impl Write) -> io::Result<()> {
-    let mut archive = tar::Builder::new(to);
-    for (name, mode, path) in files {
-        let file = File::open(path)?;
-        let mut header = tar::Header::new_ustar();
-        header.set_size(file.metadata()?.len());
-        header.set_mode(*mode);
-        header.set_mtime(0);
-        archive.append_data(&mut header, name, BufReader::new(file))?;
-    }
-    archive.finish()
-}
-
 fn read_archive(path: &Path) -> anyhow::Result<BundleRef> {
     struct Hashing<R>(R, Sha256);
     impl<R: io::Read> io::Read for Hashing<R> {
@@ -219,7 +207,7 @@ fn read_archive(path: &Path) -> anyhow::Result<BundleRef> {
         }
     }
     let mut unpacked = Hashing(GzDecoder::new(BufReader::new(File::open(path)?)), Sha256::new());
-    let (mut cpu, mut model) = (None, None);
+    let (mut cpu, mut models) = (None, Vec::new());
     {
         let mut archive = tar::Archive::new(&mut unpacked);
         for entry in archive.entries()? {
@@ -231,15 +219,14 @@ fn read_archive(path: &Path) -> anyhow::Result<BundleRef> {
                 cpu = Some(Cpu::of_program(&head).context("its program is for an unknown processor")?);
             }
             if let Some(folder) = name.strip_prefix(MODELS).and_then(|rest| rest.strip_suffix("/model.toml")) {
-                model = Some(folder.trim_start_matches('/').to_owned());
+                models.push(folder.trim_start_matches('/').to_owned());
             }
         }
     }
     // The digest covers the bytes after the last entry too.
     io::copy(&mut unpacked, &mut io::sink())?;
     let cpu = cpu.with_context(|| format!("it does not contain {PROGRAM}"))?;
-    let model = model.with_context(|| format!("it contains no model under {MODELS}/"))?;
-    Ok(BundleRef { digest: format!("{:x}", unpacked.1.finalize()), cpu, model })
+    Ok(BundleRef { digest: format!("{:x}", unpacked.1.finalize()), cpu, models })
 }
 
 fn cpu_of(program: &Path) -> anyhow::Result<Cpu> {
@@ -251,23 +238,6 @@ fn cpu_of(program: &Path) -> anyhow::Result<Cpu> {
             program.display()
         )
     })
-}
-
-/// The files of a folder, sorted, without hidden ones.
-fn plain_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let path = entry?.path();
-        if path.is_file() && !file_name(&path).starts_with('.') {
-            files.push(path);
-        }
-    }
-    files.sort_unstable();
-    Ok(files)
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
@@ -296,13 +266,11 @@ mod tests {
         program.resize(18, 0);
         program.extend([183, 0, 0, 0]);
         let files = vec![
-            (PROGRAM.to_owned(), 0o755, put("program", &program)),
-            (format!("{MODELS}/tiny/model.toml"), 0o644, put("model.toml", b"name = \"tiny\"")),
+            Entry::new(PROGRAM, 0o755, put("program", &program)),
+            Entry::new(format!("{MODELS}/tiny/model.toml"), 0o644, put("model.toml", b"name = \"tiny\"")),
         ];
-        let mut hasher = Sha256::new();
-        write_archive(&files, &mut hasher).unwrap();
-        let digest = format!("{:x}", hasher.finalize());
-        let reference = BundleRef { digest, cpu: Cpu::Arm64, model: "tiny".to_owned() };
+        let digest = archive::measure(&files).unwrap().digest;
+        let reference = BundleRef { digest, cpu: Cpu::Arm64, models: vec!["tiny".to_owned()] };
         let bundle = Bundle { reference: reference.clone(), source: Source::Files(files) };
         let packed = put("bundle.tar.gz", &bundle.packed().unwrap());
         assert_eq!(Bundle::of_archive(&packed).unwrap().reference, reference);

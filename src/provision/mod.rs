@@ -6,7 +6,8 @@
 //!
 //! - `resource`: the vocabulary of all three, which is CloudFormation's
 //! - `settings`, `tier`, `names`, `arns`: values that the others share
-//! - `stack`, `permissions`, `user_data`, `bundle`: the wanted state
+//! - `stack`, `permissions`, `user_data`: the wanted state
+//! - `bundle`, `package`: what machines download; `artifacts` has both, `archive` their form
 //! - `inventory`, `aws`: the actual state, and single changes to it
 //! - `plan`: the difference
 //! - `machines`: the machines that run
@@ -15,7 +16,9 @@
 //! - `money`: what a stack costs
 //! - `text`: all of this as text for people
 
+mod archive;
 mod arns;
+mod artifacts;
 mod aws;
 mod bundle;
 mod doctor;
@@ -24,6 +27,7 @@ mod inventory;
 mod machines;
 mod money;
 mod names;
+mod package;
 mod permissions;
 mod plan;
 mod policy_evaluation;
@@ -46,8 +50,9 @@ use crate::aws::Aws;
 use crate::model::ModelChoice;
 use crate::scaling_policy::cost::Prices;
 use crate::telemetry::output;
+use artifacts::Artifacts;
 use aws::{Cloud, KnownAttributes};
-use bundle::{Bundle, BundleRef};
+use bundle::BundleRef;
 use doctor::{Severity, Target};
 use inventory::Inventory;
 use machines::{Machines, outdated, web_addresses};
@@ -70,9 +75,12 @@ pub struct Config {
     pub endpoint_url: Option<String>,
     /// The wanted stack.
     pub settings: Settings,
-    /// The model to bundle.
-    pub model: ModelChoice,
-    /// A bundle to use instead of this program and its model.
+    /// The ONNX Runtime library to bundle, if one is named.
+    pub runtime: ModelChoice,
+    /// The models of the machines, the first of which is that of requests that name none. If there are none, the default
+    /// model is part of the bundle.
+    pub models: Vec<ModelChoice>,
+    /// A bundle to use instead of this program.
     pub bundle: Option<PathBuf>,
     /// Take over resources that have the stack's names and no owner.
     pub adopt: bool,
@@ -188,7 +196,7 @@ impl Provision {
     }
 
     async fn apply(&self, is_confirmed: bool) -> anyhow::Result<Outcome> {
-        let (bundle, plan, inventory) = self.make_plan().await?;
+        let (artifacts, plan, inventory) = self.make_plan().await?;
         let cost = self.cost(&plan.stack)?;
         if !self.config.json {
             say(&format!("{}{}", text::plan(&plan), text::cost(&cost)))?;
@@ -196,7 +204,7 @@ impl Provision {
         if !plan.is_empty() && !is_confirmed && !self.config.json && !confirmed("Make these changes?")? {
             return Ok(Outcome::Declined);
         }
-        self.apply_changes(&plan.stack, &plan.changes, &inventory, Some(&bundle)).await?;
+        self.apply_changes(&plan.stack, &plan.changes, &inventory, Some(&artifacts)).await?;
         self.report_applied(&plan).await
     }
 
@@ -214,21 +222,19 @@ impl Provision {
                 self.account
             );
         }
-        let bundle = self.bundle()?;
-        if bundle.reference != plan.stack.bundle {
-            bail!("{} was made with another build of imgcls or its model: make a new plan", path.display());
-        }
+        let artifacts = self.checked(Artifacts::of(&self.config)?)?;
+        artifacts.check(&plan).with_context(|| path.display().to_string())?;
         let inventory = Box::pin(self.cloud.observe(&plan.stack)).await?;
         plan.check_inventory(&inventory)?;
         if !self.config.json {
             say(&text::plan(&plan))?;
         }
-        self.apply_changes(&plan.stack, &plan.changes, &inventory, Some(&bundle)).await?;
+        self.apply_changes(&plan.stack, &plan.changes, &inventory, Some(&artifacts)).await?;
         self.report_applied(&plan).await
     }
 
     async fn status(&self) -> anyhow::Result<Outcome> {
-        let (_, stack) = self.wanted().await?;
+        let (_, stack) = self.wanted(Artifacts::of(&self.config)?).await?;
         let inventory = Box::pin(self.cloud.observe(&stack)).await?;
         let plan = Plan::new(stack, &inventory, self.config.adopt)?;
         let machines = self.machines(&plan.stack, &inventory).await?;
@@ -242,7 +248,7 @@ impl Provision {
 
     async fn destroy(&self, is_confirmed: bool, deletes_data: bool) -> anyhow::Result<Outcome> {
         let site = self.site().await?;
-        let stack = Stack::new(&self.config.settings, &site, &BundleRef::unknown());
+        let stack = Stack::new(&self.config.settings, &site, &BundleRef::unknown(), &[]);
         let inventory = Box::pin(self.cloud.observe(&stack)).await?;
         let changes = plan::removal(&inventory);
         if let Some(bucket) = inventory.buckets_with_data.first().filter(|_| !deletes_data) {
@@ -287,7 +293,7 @@ impl Provision {
     }
 
     async fn export(&self) -> anyhow::Result<Outcome> {
-        let (_, stack) = self.wanted().await?;
+        let (_, stack) = self.wanted(Artifacts::in_one_bundle(&self.config)?).await?;
         print(&export::template(&stack))?;
         Ok(Outcome::Done)
     }
@@ -320,12 +326,13 @@ impl Provision {
         Ok(if is_broken { Outcome::Faults } else { Outcome::Done })
     }
 
-    async fn wanted(&self) -> anyhow::Result<(Bundle, Stack)> {
-        let bundle = self.bundle()?;
+    async fn wanted(&self, artifacts: Artifacts) -> anyhow::Result<(Artifacts, Stack)> {
+        let artifacts = self.checked(artifacts)?;
         let site = self.site().await?;
         self.check_given_template().await?;
-        let stack = Stack::new(&self.config.settings, &site, &bundle.reference);
-        Ok((bundle, stack))
+        let bundle = &artifacts.bundle.reference;
+        let stack = Stack::new(&self.config.settings, &site, bundle, &artifacts.package_refs());
+        Ok((artifacts, stack))
     }
 
     /// Checks that a launch template of the user exists before anything is created.
@@ -340,17 +347,17 @@ impl Provision {
         Ok(())
     }
 
-    async fn make_plan(&self) -> anyhow::Result<(Bundle, Plan, Inventory)> {
-        let (bundle, stack) = self.wanted().await?;
+    async fn make_plan(&self) -> anyhow::Result<(Artifacts, Plan, Inventory)> {
+        let (artifacts, stack) = self.wanted(Artifacts::of(&self.config)?).await?;
         let inventory = Box::pin(self.cloud.observe(&stack)).await?;
         let plan = Plan::new(stack, &inventory, self.config.adopt)?;
-        Ok((bundle, plan, inventory))
+        Ok((artifacts, plan, inventory))
     }
 
-    fn bundle(&self) -> anyhow::Result<Bundle> {
-        let bundle = find_bundle(&self.config)?;
-        self.config.settings.check_cpu(bundle.reference.cpu).map_err(|error| anyhow!(error))?;
-        Ok(bundle)
+    /// Checks that the machines can run the bundle.
+    fn checked(&self, artifacts: Artifacts) -> anyhow::Result<Artifacts> {
+        self.config.settings.check_cpu(artifacts.bundle.reference.cpu).map_err(|error| anyhow!(error))?;
+        Ok(artifacts)
     }
 
     async fn site(&self) -> anyhow::Result<Site> {
@@ -384,7 +391,7 @@ impl Provision {
         stack: &Stack,
         changes: &[Change],
         inventory: &Inventory,
-        bundle: Option<&Bundle>,
+        artifacts: Option<&Artifacts>,
     ) -> anyhow::Result<()> {
         let mut known = KnownAttributes::of(stack, inventory);
         for (done, change) in changes.iter().enumerate() {
@@ -398,7 +405,7 @@ impl Provision {
             if self.shutdown.is_cancelled() {
                 bail!("interrupted: {}", left());
             }
-            Box::pin(self.cloud.apply(change, stack, inventory, &mut known, bundle)).await.with_context(left)?;
+            Box::pin(self.cloud.apply(change, stack, inventory, &mut known, artifacts)).await.with_context(left)?;
             if !self.config.json {
                 // A reader of standard output that went away must not stop the changes.
                 let _ = say(&format!("{} done\n", text::change(change)));
@@ -449,15 +456,8 @@ fn prices(path: Option<&Path>) -> anyhow::Result<Prices> {
     Prices::parse(&text).map_err(anyhow::Error::msg).with_context(context)
 }
 
-fn find_bundle(config: &Config) -> anyhow::Result<Bundle> {
-    match &config.bundle {
-        Some(path) => Bundle::of_archive(path),
-        None => Bundle::of_this_program(&config.model),
-    }
-}
-
 fn export_bundle(config: &Config, path: &Path) -> anyhow::Result<Outcome> {
-    let bundle = find_bundle(config)?;
+    let bundle = Artifacts::in_one_bundle(config)?.bundle;
     std::fs::write(path, bundle.packed()?).with_context(|| format!("cannot write the bundle to {}", path.display()))?;
     print(&json!({"bundle": bundle.reference, "key": bundle.reference.key()}))?;
     Ok(Outcome::Done)

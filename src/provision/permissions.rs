@@ -7,7 +7,7 @@ use super::arns::Arns;
 use super::policy_evaluation::listed;
 use super::tier::Tier;
 use crate::config::Names;
-use crate::protocol::BACKLOG_NAMESPACE;
+use crate::protocol::{BACKLOG_NAMESPACE, MODELS_FOLDER};
 
 /// Version of the policy language, the newest one.
 const LANGUAGE: &str = "2012-10-17";
@@ -89,7 +89,12 @@ impl Scope<'_> {
         format!("{}/{keys}", self.arns.bucket(&self.names.output_bucket))
     }
 
-    /// Statements for every machine: it may write its log, and may not replace the program that other machines run.
+    /// What a machine downloads: the program and the models.
+    fn downloads(&self) -> [String; 2] {
+        [self.input("bundle/*"), self.input(&format!("{MODELS_FOLDER}*"))]
+    }
+
+    /// Statements for every machine: it may write its log, and may not replace what other machines download and run.
     fn common_statements(&self) -> [Value; 2] {
         let logs = format!("{}:*", self.arns.log_group(self.log_group));
         [
@@ -97,7 +102,7 @@ impl Scope<'_> {
             json!({
                 "Effect": "Deny",
                 "Action": ["s3:DeleteObject", "s3:PutObject"],
-                "Resource": [self.input("bundle/*")],
+                "Resource": self.downloads(),
             }),
         ]
     }
@@ -114,7 +119,8 @@ pub(super) fn worker(scope: &Scope<'_>) -> Value {
         ),
         // Without this permission S3 reports a missing object as forbidden.
         allow(&["s3:ListBucket"], &scope.buckets()),
-        allow(&["s3:GetObject"], &[scope.input("bundle/*"), scope.input("images/*"), scope.output("*")]),
+        allow(&["s3:GetObject"], &scope.downloads()),
+        allow(&["s3:GetObject"], &[scope.input("images/*"), scope.output("*")]),
         allow(&["s3:PutObject"], &[scope.input("*"), scope.output("*")]),
         // Deletes the marker of a job whose client disconnected before it received the id.
         allow(&["s3:DeleteObject"], &[scope.input("images/*")]),
@@ -143,7 +149,8 @@ pub(super) fn web(scope: &Scope<'_>) -> Value {
         // These actions do not support resource-level permissions.
         allow(&["autoscaling:DescribeAutoScalingGroups", "sqs:ListQueues"], &everything),
         allow(&["s3:ListBucket"], &scope.buckets()),
-        allow(&["s3:GetObject"], &[scope.input("bundle/*"), scope.input("images/*"), scope.output("*")]),
+        allow(&["s3:GetObject"], &scope.downloads()),
+        allow(&["s3:GetObject"], &[scope.input("images/*"), scope.output("*")]),
         allow(&["s3:DeleteObject", "s3:PutObject"], &[scope.input("images/*")]),
         allow(&["s3:PutObject"], &[scope.output("results/*")]),
         allow(&["autoscaling:SetDesiredCapacity"], &[scope.arns.group(scope.worker_group)]),
@@ -185,7 +192,7 @@ mod tests {
     const ACCOUNT: &str = "123456789012";
 
     /// Tiers that may perform an action on a resource: W for the worker, F for the web tier.
-    const TABLE: [(&str, &str, &str); 44] = [
+    const TABLE: [(&str, &str, &str); 47] = [
         ("W", "sqs:ReceiveMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
         ("W", "sqs:DeleteMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
         ("W", "sqs:ChangeMessageVisibility", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
@@ -217,6 +224,9 @@ mod tests {
         ("W", "s3:PutObject", "arn:aws:s3:::in/test_0.JPEG"),
         ("", "s3:PutObject", "arn:aws:s3:::in/bundle/0/imgcls.tar.gz"),
         ("", "s3:DeleteObject", "arn:aws:s3:::in/bundle/0/imgcls.tar.gz"),
+        ("WF", "s3:GetObject", "arn:aws:s3:::in/models/birds/current"),
+        ("", "s3:PutObject", "arn:aws:s3:::in/models/birds/current"),
+        ("", "s3:DeleteObject", "arn:aws:s3:::in/models/birds/1/0.tar"),
         ("WF", "s3:DeleteObject", "arn:aws:s3:::in/images/1"),
         ("WF", "s3:PutObject", "arn:aws:s3:::out/results/1.json"),
         ("W", "s3:PutObject", "arn:aws:s3:::out/test_0"),

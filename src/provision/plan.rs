@@ -69,6 +69,7 @@ impl Plan {
     /// # Errors
     /// A wanted name is taken.
     pub(super) fn new(stack: Stack, inventory: &Inventory, adopt: bool) -> Result<Plan, Refusal> {
+        check_versions(&stack, inventory)?;
         let mut changes: Vec<Change> = Vec::new();
         for resource in &stack.resources {
             let Some(found) = inventory.get(resource.kind, &resource.name) else {
@@ -121,6 +122,24 @@ impl Change {
         let (kind, name) = (found.kind, found.name.clone());
         Change { action: Action::Delete, kind, name, id: None, differences: Vec::new() }
     }
+}
+
+/// A version of a model never changes, since machines that have it do not download it again.
+fn check_versions(stack: &Stack, inventory: &Inventory) -> Result<(), Refusal> {
+    for package in &stack.packages {
+        let key = package.key();
+        let version = key.rsplit_once('/').map_or(key.as_str(), |(version, _)| version);
+        let is_other = |found: &&FoundResource| {
+            found.kind == Kind::ModelPackage && found.name.starts_with(&format!("{version}/")) && found.name != key
+        };
+        if let Some(found) = inventory.found.iter().find(is_other) {
+            return Err(Refusal(format!(
+                "version {:?} of model {:?} is in the bucket with other content ({}): give the changed model another version",
+                package.version, package.name, found.name
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn check_owner(stack: &Stack, found: &FoundResource, adopt: bool) -> Result<(), Refusal> {
@@ -213,6 +232,7 @@ mod tests {
 
     use serde_json::json;
 
+    use super::super::package::PackageRef;
     use super::super::resource::Properties;
     use super::super::settings::Settings;
     use super::super::text;
@@ -409,6 +429,42 @@ mod tests {
             Owner::Other("imgcls in eu-west-1".into());
         let refusal = Plan::new(stack, &inventory, true).expect_err("it belongs to another region").to_string();
         assert!(refusal.contains("belongs to stack imgcls in eu-west-1"), "{refusal}");
+    }
+
+    fn package(name: &str, version: &str, digest: char) -> PackageRef {
+        let digest = digest.to_string().repeat(64);
+        PackageRef { name: name.to_owned(), version: version.to_owned(), digest, bytes: 5 }
+    }
+
+    #[test]
+    fn swap_of_a_model_uploads_it_and_moves_the_pointer_and_changes_nothing_else() {
+        let settings = Settings::for_tests("imgcls");
+        let with_models = |packages: &[PackageRef]| settings.stack_with_models_for_tests(packages);
+        let (cats, old, new) = (package("cats", "1", 'c'), package("birds", "1", 'a'), package("birds", "2", 'b'));
+        let inventory = applied(&with_models(&[old.clone(), cats.clone()]));
+        assert!(Plan::new(with_models(&[old.clone(), cats.clone()]), &inventory, false).unwrap().is_empty());
+        golden(
+            &planned(&with_models(&[new.clone(), cats.clone()]), &inventory),
+            &format!(
+                r#"stack imgcls in us-east-1, account 123456789012
+              + model package      models/birds/2/{b}.tar
+              ~ current model      models/birds/current
+                  Digest: "{a}" → "{b}"
+                  Version: "1" → "2"
+            1 to create, 1 to update, 0 to delete"#,
+                a = "a".repeat(64),
+                b = "b".repeat(64)
+            ),
+        );
+        let mut both = applied(&with_models(&[new, cats.clone()]));
+        both.found.extend(inventory.found.into_iter().filter(|found| found.kind == Kind::ModelPackage));
+        both.sort();
+        let back = Plan::new(with_models(&[old, cats.clone()]), &both, false).unwrap();
+        assert_eq!((back.count(Action::Create), back.count(Action::Update), back.count(Action::Delete)), (0, 1, 0));
+
+        let changed = with_models(&[package("birds", "1", 'f'), cats]);
+        let refusal = Plan::new(changed, &both, false).unwrap_err().to_string();
+        assert!(refusal.contains("version \"1\" of model \"birds\""), "{refusal}");
     }
 
     #[test]

@@ -28,6 +28,10 @@ pub(super) enum Kind {
     Bucket,
     /// The program itself, an object in the input bucket.
     Bundle,
+    /// A version of a model, an object in the input bucket that never changes.
+    ModelPackage,
+    /// The object that names the version of a model which machines run.
+    ModelPointer,
     BucketPolicy,
     Role,
     InstanceProfile,
@@ -49,6 +53,8 @@ impl Kind {
             Kind::Bucket => "bucket",
             Kind::BucketPolicy => "bucket policy",
             Kind::Bundle => "bundle",
+            Kind::ModelPackage => "model package",
+            Kind::ModelPointer => "current model",
             Kind::Role => "role",
             Kind::InstanceProfile => "instance profile",
             Kind::SecurityGroup => "security group",
@@ -69,7 +75,7 @@ impl Kind {
             Kind::Queue => ("AWS::SQS::Queue", "QueueName"),
             Kind::Bucket => ("AWS::S3::Bucket", "BucketName"),
             Kind::BucketPolicy => ("AWS::S3::BucketPolicy", "Bucket"),
-            Kind::Bundle => return None,
+            Kind::Bundle | Kind::ModelPackage | Kind::ModelPointer => return None,
             Kind::Role => ("AWS::IAM::Role", "RoleName"),
             Kind::InstanceProfile => ("AWS::IAM::InstanceProfile", "InstanceProfileName"),
             Kind::SecurityGroup => ("AWS::EC2::SecurityGroup", "GroupName"),

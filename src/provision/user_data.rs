@@ -5,6 +5,7 @@
 
 use super::bundle::BundleRef;
 use super::names::ResourceNames;
+use super::package::PackageRef;
 use super::settings::{Settings, Site};
 use super::tier::Tier;
 use crate::config::{Document, Names, toml_text};
@@ -16,8 +17,16 @@ const SETTINGS_FILE: &str = "--config /etc/imgcls/config.toml";
 /// How long a web tier that drains keeps its port open, so that a load balancer notices.
 const DEFAULT_DRAIN_DELAY: &str = "5s";
 const DEFAULT_LOG_FORMAT: &str = "json";
+/// The cache directory that systemd makes for the unit; see `user_data.sh`.
+const MODELS_DIRECTORY: &str = "/var/cache/imgcls/models";
 
-pub(crate) fn render(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRef) -> String {
+pub(crate) fn render(
+    tier: Tier,
+    settings: &Settings,
+    site: &Site,
+    bundle: &BundleRef,
+    packages: &[PackageRef],
+) -> String {
     let (command, capability) = match tier {
         Tier::Worker => (format!("worker {SETTINGS_FILE} --admin-listen 127.0.0.1:9090"), ""),
         Tier::Web => (format!("serve-web {SETTINGS_FILE} --listen 0.0.0.0:80"), "CAP_NET_BIND_SERVICE"),
@@ -28,7 +37,7 @@ pub(crate) fn render(tier: Tier, settings: &Settings, site: &Site, bundle: &Bund
         None => format!("https://{service}.{}.{suffix}", site.region),
     };
     let bucket = &settings.names.input_bucket;
-    let settings_file = settings_file(tier, settings, site, bundle);
+    let settings_file = settings_file(tier, settings, site, bundle, packages);
     // The file of settings comes last: it may contain any text, names in `@…@` too.
     let values = [
         ("@DIGEST@", bundle.digest.as_str()),
@@ -45,7 +54,7 @@ pub(crate) fn render(tier: Tier, settings: &Settings, site: &Site, bundle: &Bund
 }
 
 /// Returns the settings file of a machine: the names and limits of the stack, and the user's own settings for the tier.
-fn settings_file(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRef) -> String {
+fn settings_file(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRef, packages: &[PackageRef]) -> String {
     let Names { request_queue, result_queue, input_bucket, output_bucket } = &settings.names;
     let visibility_timeout = format!("{}s", settings.visibility_timeout.as_secs());
     let max_receive_count = settings.max_receive_count.to_string();
@@ -53,7 +62,6 @@ fn settings_file(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRe
         ("backend", "aws"),
         ("region", &site.region),
         ("stack", &settings.stack),
-        ("model", &bundle.model),
         ("request-queue", request_queue),
         ("result-queue", result_queue),
         ("input-bucket", input_bucket),
@@ -71,7 +79,20 @@ fn settings_file(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRe
             web + &table("autoscale", &[], &machines.autoscale)
         }
     };
-    shared.into_iter().map(line).collect::<String>() + &tables
+    shared.into_iter().map(line).collect::<String>() + &models(bundle, packages) + &tables
+}
+
+/// The models of the machines. Versions are no part of it, so that a swap changes no launch template.
+fn models(bundle: &BundleRef, packages: &[PackageRef]) -> String {
+    let list = |names: Vec<String>| match &names[..] {
+        [only] => format!("model = {only}\n"),
+        several => format!("model = [{}]\n", several.join(", ")),
+    };
+    if packages.is_empty() {
+        return list(bundle.models.iter().map(|name| toml_text(name)).collect());
+    }
+    let names = packages.iter().map(|package| toml_text(&package.name)).collect();
+    format!("{}models-dir = {}\nsync-models = true\n", list(names), toml_text(MODELS_DIRECTORY))
 }
 
 /// A table of the file. A setting of `document` takes precedence over one of `defaults`.
@@ -120,7 +141,7 @@ mod tests {
 
     fn rendered(tier: Tier, machines: Machines) -> String {
         let settings = Settings { machines, ..Settings::for_tests("imgcls") };
-        render(tier, &settings, &Site::for_tests(), &BundleRef::unknown())
+        render(tier, &settings, &Site::for_tests(), &BundleRef::unknown(), &[])
     }
 
     #[test]
@@ -139,6 +160,23 @@ mod tests {
         assert!(worker.contains("\n[worker]\nmax-pixels = \"1000\"\n") && !worker.contains("[web]"), "{worker}");
         let delayed = rendered(Tier::Web, Machines { web: given("drain-delay", &["9s"]), ..Machines::default() });
         assert!(delayed.contains("drain-delay = \"9s\"") && !delayed.contains("drain-delay = \"5s\""), "{delayed}");
+    }
+
+    #[test]
+    fn a_swap_of_a_model_changes_no_user_data() {
+        let rendered = |version: &str| {
+            let name = |name: &str| PackageRef {
+                name: name.to_owned(),
+                version: version.to_owned(),
+                digest: version.repeat(64),
+                bytes: 1,
+            };
+            let (settings, site) = (Settings::for_tests("imgcls"), Site::for_tests());
+            render(Tier::Worker, &settings, &site, &BundleRef::unknown(), &[name("birds"), name("cats")])
+        };
+        let lines = "model = [\"birds\", \"cats\"]\nmodels-dir = \"/var/cache/imgcls/models\"\nsync-models = true\n";
+        assert!(rendered("1").contains(lines), "{}", rendered("1"));
+        assert_eq!(rendered("1"), rendered("2"));
     }
 
     #[test]

@@ -85,6 +85,7 @@ TimeoutStopSec=180
 LimitNOFILE=65536
 MemoryMax=90%
 DynamicUser=yes
+CacheDirectory=%N
 SupplementaryGroups=${5:-}
 AmbientCapabilities=${4:-}
 CapabilityBoundingSet=${4:-}

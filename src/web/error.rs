@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::protocol::{ClassifyResult, ErrorCode, Status};
+use crate::protocol::{ClassifyResult, ErrorCode, Status, cut_filename};
 
 /// The failure of a request, as the client sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +63,12 @@ impl Problem {
         let detail = "the image is no longer kept (--keep-images, --max-data-bytes); the result of its job still is";
         let problem = Problem::new(StatusCode::NOT_FOUND, "image-not-kept", "The image is no longer kept", detail);
         Problem { id: Some(id), ..problem }
+    }
+
+    pub(super) fn unknown_model(name: &str, names: &[&str]) -> Self {
+        let name = cut_filename(name);
+        let detail = format!("there is no model {name:?}; choose one of: {}", names.join(", "));
+        Problem::new(StatusCode::NOT_FOUND, "unknown-model", "There is no such model", detail)
     }
 
     pub(super) fn no_such_page(path: &str) -> Self {

@@ -7,6 +7,8 @@
 //! The resources of one client are bounded: by number in [`connections`], by memory in [`budget`], by time in [`stream`] and
 //! [`upload`].
 //!
+//! [`query`] has the options of a request, [`models`] the models that it may choose.
+//!
 //! Before a request is read, [`admission`] decides whether its answer would come in time; [`withdrawal`] withdraws the
 //! job of a client that left before it got the id.
 //!
@@ -19,7 +21,9 @@ mod error;
 mod http;
 mod jobs;
 mod metrics;
+mod models;
 mod pending;
+mod query;
 mod readiness;
 mod replies;
 mod results;
@@ -44,6 +48,7 @@ use self::http::{Connections, HostPolicy, RequestGuard, ServeRules};
 use self::jobs::Jobs;
 pub use self::jobs::Wire;
 use self::metrics::METRICS;
+use self::models::Models;
 use self::pending::Pending;
 use self::readiness::Readiness;
 use self::replies::Replies;
@@ -51,6 +56,7 @@ use self::results::Results;
 use self::routes::Site;
 use self::upload::UploadRules;
 use crate::config::{Backend, Cidr, Limits, Names};
+use crate::model::ModelChoice;
 use crate::protocol::RETENTION_MARGIN;
 pub use crate::transport::InboxMode as ResultQueueMode;
 use crate::transport::{self, ServiceOptions, Space, Transport};
@@ -75,6 +81,8 @@ pub struct Config {
     pub stack: String,
     /// The names of the queues and buckets.
     pub names: Names,
+    /// The models that requests may choose, the first of which is that of requests that name none; at least one.
+    pub models: Vec<ModelChoice>,
     /// Limits on images, checked before anything is decoded.
     pub limits: Limits,
     /// The format of the messages to workers.
@@ -129,6 +137,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     keep_freed_memory();
+    let models = Arc::new(Models::new(config.models.clone())?);
     // Elsewhere than on this machine, a request also holds a connection to the backend.
     let files_each = if matches!(config.backend, Backend::Local { .. }) { 1 } else { 2 };
     let max_connections = http::max_connections(config.max_connections, http::raise_limit(), files_each);
@@ -168,6 +177,7 @@ pub async fn run(
             give_up: give_up.clone(),
             space: config.space.clone(),
         },
+        models,
         uploads,
         image_reads: Budget::new(IMAGE_READ_BYTES, METRICS.read_memory.clone()),
         sync_timeout: config.sync_timeout,

@@ -1,6 +1,5 @@
 //! The routes: which handler answers which address, and what each handler answers.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,17 +25,16 @@ use super::error::Problem;
 use super::http::{self, RequestGuard};
 use super::jobs::{self, Classified, JobOptions, Jobs, State};
 use super::metrics::METRICS;
+use super::models::Models;
+use super::query::Query;
 use super::readiness::Readiness;
-use super::upload::{self, PathName, UploadRules};
+use super::upload::{self, PathName, Upload, UploadRules};
 use crate::protocol::{self, ClassifyResult, Status};
 use crate::telemetry::trace::{Side, Span, TRACEPARENT};
 use crate::transport::TransportError;
 use crate::{config, model, telemetry};
 
 const DEFAULT_WAIT: Duration = Duration::from_secs(30);
-const MAX_WAIT: Duration = Duration::from_secs(600);
-const DEFAULT_TOP_K: u32 = 5;
-const MAX_TOP_K: u32 = 1000;
 
 /// Memory of one image that is being sent: the piece that is read, and the bytes that the connection has buffered.
 const IMAGE_READ_BYTES: u64 = 256 << 10;
@@ -47,6 +45,7 @@ const IMAGE_READ_GRACE: Duration = Duration::from_secs(30);
 /// The state that the handlers share.
 pub(super) struct Site {
     pub(super) jobs: Jobs,
+    pub(super) models: Arc<Models>,
     pub(super) uploads: UploadRules,
     /// The memory of images that are being sent to clients.
     pub(super) image_reads: Budget,
@@ -69,6 +68,8 @@ pub(super) fn router(site: Arc<Site>, guard: Arc<RequestGuard>) -> Router {
         .route("/v1/jobs", post(create_job).put(create_job))
         .route("/v1/jobs/{id}", get(job))
         .route("/v1/jobs/{id}/image", get(job_image))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{name}", get(model_named))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
@@ -79,76 +80,29 @@ pub(super) fn router(site: Arc<Site>, guard: Arc<RequestGuard>) -> Router {
         .with_state(site)
 }
 
-/// The query parameters `wait` and `top_k` as text, so that errors in them become problems of our own. Other parameters
-/// are ignored.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Query {
-    wait: Option<String>,
-    top_k: Option<String>,
-}
-
-impl<S: Sync> FromRequestParts<S> for Query {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
-        Query::read(parts.uri.query().unwrap_or_default())
-    }
-}
-
-impl Query {
-    fn read(query: &str) -> Result<Query, Problem> {
-        let mut found = Query::default();
-        for pair in query.split('&') {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let parameter = match query_text(name).as_deref() {
-                Some("wait") => &mut found.wait,
-                Some("top_k") => &mut found.top_k,
-                _ => continue,
-            };
-            let Some(value) = query_text(value) else {
-                return Err(Problem::malformed(format!("{name}={value} is not UTF-8")));
-            };
-            if parameter.replace(value).is_some() {
-                return Err(Problem::malformed(format!("the query names {name} twice; give it once")));
-            }
-        }
-        Ok(found)
+impl Site {
+    /// The options of a request, with a model that exists. A wrong one is refused before the image is read.
+    fn job_options(&self, query: Query, headers: &HeaderMap) -> Result<JobOptions, Problem> {
+        let mut options = query.job_options(headers)?;
+        options.model = self.models.choose(options.model.as_deref(), None)?;
+        Ok(options)
     }
 
-    fn wait(&self, default: Duration) -> Result<Duration, Problem> {
-        let Some(text) = &self.wait else { return Ok(default) };
-        config::duration(text).ok().filter(|wait| *wait <= MAX_WAIT).ok_or_else(|| {
-            Problem::malformed(format!("wait={text:?} is not between 0 and {} seconds", MAX_WAIT.as_secs()))
-        })
+    /// Reads the image of a request. A form may name the model, too.
+    async fn receive(&self, request: Request, options: &mut JobOptions) -> Result<Upload, Problem> {
+        let upload = upload::receive(request, &self.uploads).await?;
+        options.model = self.models.choose(options.model.as_deref(), upload.model.as_deref())?;
+        Ok(upload)
     }
-
-    fn job_options(&self, headers: &HeaderMap) -> Result<JobOptions, Problem> {
-        let top_k = match &self.top_k {
-            None => DEFAULT_TOP_K,
-            Some(text) => text
-                .parse()
-                .ok()
-                .filter(|top_k| (1..=MAX_TOP_K).contains(top_k))
-                .ok_or_else(|| Problem::malformed(format!("top_k={text:?} is not between 1 and {MAX_TOP_K}")))?,
-        };
-        let traceparent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        Ok(JobOptions { top_k, model: None, traceparent })
-    }
-}
-
-/// Decodes a name or value of a query, in which `+` is a space. Returns `None` when it is not UTF-8.
-fn query_text(text: &str) -> Option<String> {
-    let text = text.replace('+', " ");
-    percent_encoding::percent_decode_str(&text).decode_utf8().ok().map(Cow::into_owned)
 }
 
 /// `POST /`, the address of the legacy form: waits for the result and answers with the label as plain text, or with the
 /// result when the client accepts JSON.
 async fn classify_form(Shared(site): Shared<Arc<Site>>, request: Request) -> Result<Response, Problem> {
     let wants_json = accepts_json(request.headers());
-    let options = Query::default().job_options(request.headers())?;
+    let mut options = site.job_options(Query::of_form(request.uri().query())?, request.headers())?;
     let request = site.jobs.admission.check_request(request, site.sync_timeout).await?;
-    let upload = upload::receive(request, &site.uploads).await?;
+    let upload = site.receive(request, &mut options).await?;
     let Classified { id, result } = site.jobs.classify(upload, options, site.sync_timeout).await?;
     let Some(text) = result else { return Err(Problem::not_in_time(id)) };
     let result = parse(&text)?;
@@ -165,9 +119,9 @@ async fn classify_form(Shared(site): Shared<Arc<Site>>, request: Request) -> Res
 /// `POST /v1/classify`: waits for the result. When it does not come in time, answers with the address of the job.
 async fn classify(Shared(site): Shared<Arc<Site>>, query: Query, request: Request) -> Result<Response, Problem> {
     let wait = query.wait(DEFAULT_WAIT)?;
-    let options = query.job_options(request.headers())?;
+    let mut options = site.job_options(query, request.headers())?;
     let request = site.jobs.admission.check_request(request, wait).await?;
-    let upload = upload::receive(request, &site.uploads).await?;
+    let upload = site.receive(request, &mut options).await?;
     let Classified { id, result } = site.jobs.classify(upload, options, wait).await?;
     let Some(text) = result else { return Ok(accepted(id)) };
     // A success is passed on as it is, and only a failure is parsed completely.
@@ -198,9 +152,9 @@ struct ResultHead {
 
 /// `POST /v1/jobs`: accepts an image and does not wait for the result.
 async fn create_job(Shared(site): Shared<Arc<Site>>, query: Query, request: Request) -> Result<Response, Problem> {
-    let options = query.job_options(request.headers())?;
+    let mut options = site.job_options(query, request.headers())?;
     let request = site.jobs.admission.check_request(request, Duration::ZERO).await?;
-    let upload = upload::receive(request, &site.uploads).await?;
+    let upload = site.receive(request, &mut options).await?;
     Ok(accepted(site.jobs.submit(upload, options).await?))
 }
 
@@ -233,6 +187,21 @@ fn timeline(id: Uuid, result: &ClassifyResult) -> Value {
         events.push(json!({"event": result.status.as_str(), "at": after(result.timings_ms.total)}));
     }
     Value::Array(events)
+}
+
+/// `GET /v1/models`: the models that requests may choose. Labels only with `?labels=true`.
+async fn models(Shared(site): Shared<Arc<Site>>, query: Query) -> Result<Response, Problem> {
+    Ok(json_value(StatusCode::OK, &site.models.list(query.wants_labels()?).await?))
+}
+
+/// `GET /v1/models/{name}`: one of them.
+async fn model_named(
+    Shared(site): Shared<Arc<Site>>,
+    query: Query,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Response, Problem> {
+    let Path(name) = name.map_err(|_| Problem::malformed("the name of the model in the address is not UTF-8"))?;
+    Ok(json_value(StatusCode::OK, &site.models.show(&name, query.wants_labels()?).await?))
 }
 
 /// `GET /v1/jobs/{id}/image`: streams the upload unchanged. The file may be hostile, so its headers make sure that
@@ -359,32 +328,4 @@ fn damaged(error: &serde_json::Error) -> Problem {
 fn accepts_json(headers: &HeaderMap) -> bool {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     accept.split(',').any(|range| range.split(';').next().is_some_and(|kind| kind.trim() == "application/json"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn query_is_parsed_or_its_error_is_reported() {
-        let parsed = |wait: Option<&str>, top_k: Option<&str>| Query {
-            wait: wait.map(str::to_owned),
-            top_k: top_k.map(str::to_owned),
-        };
-        for (query, expected) in [
-            ("", parsed(None, None)),
-            ("wait=5&top_k=2", parsed(Some("5"), Some("2"))),
-            ("wait=1m+30s&other=1&other=2&%ff=%ff&&=&", parsed(Some("1m 30s"), None)),
-            ("w%61it=%35", parsed(Some("5"), None)),
-            ("wait", parsed(Some(""), None)),
-        ] {
-            assert_eq!(Query::read(query), Ok(expected), "{query}");
-        }
-        for query in ["wait=5&wait=6", "wait=5&wait=5", "top_k=1&wait=2&top_k=1", "wait=%ff", "wait&wait"] {
-            assert_eq!(Query::read(query).unwrap_err().kind, "malformed", "{query}");
-        }
-        for query in ["wait", "wait=%zz", "wait=-1", "wait=601"] {
-            assert!(Query::read(query).unwrap().wait(DEFAULT_WAIT).is_err(), "{query}");
-        }
-    }
 }

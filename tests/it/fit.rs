@@ -69,8 +69,9 @@ fn fitted_model_is_the_same_each_time_and_classifies_through_the_queue() {
         fs::remove_dir_all(folder.path().join("data")).unwrap();
         fs::remove_file(folder.path().join("up.log")).unwrap();
     }
-    let output = imgcls().arg("eval").arg(&data).args(["--json", "--model", "textures", "--models-dir"]).arg(&models);
-    let measured = report(&output.output().unwrap());
+    let mut eval = imgcls();
+    eval.arg("eval").arg(&data).args(["--json", "--model", "textures", "--models-dir"]).arg(&models);
+    let measured = report(&eval.output().unwrap());
     assert!(measured["models"][0]["top1"].as_f64().unwrap() >= 0.95, "{measured}");
 
     // A fitted model can be a base.

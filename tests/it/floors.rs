@@ -11,7 +11,7 @@ const FLOORS: [(u8, &[&str]); 7] = [
     (1, &["aws", "config", "plot", "readiness", "shutdown", "sqlite", "telemetry"]),
     (2, &["instance", "model", "names", "transport"]),
     (3, &["autoscaler", "dataset", "loadgen", "provision", "retention", "web", "worker"]),
-    (4, &["classify", "data", "eval", "fit", "queue_command", "simulate", "tune", "up"]),
+    (4, &["classify", "data", "eval", "fit", "model_command", "queue_command", "simulate", "tune", "up"]),
     (5, &["cli"]),
     (6, &["main"]),
 ];

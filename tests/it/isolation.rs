@@ -230,6 +230,7 @@ fn other_images_of_a_batch_do_not_affect_a_result() {
         values: match &image.values {
             Values::Floats(floats) => Values::Floats((0..floats.len()).map(|index| [-0.99, 1.0][index % 2]).collect()),
             Values::Pixels(pixels) => Values::Pixels((0..pixels.len()).map(|index| [0, 255][index / 4 % 2]).collect()),
+            Values::Halves(_) => panic!("the default model takes floats or pixels"),
         },
         ..image
     };

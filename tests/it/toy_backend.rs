@@ -498,6 +498,7 @@ fn web_config(backend: &Backend, names: &Names) -> web::Config {
         backend: backend.clone(),
         stack: "imgcls".to_owned(),
         names: names.clone(),
+        models: vec![ModelChoice::default()],
         limits: Limits::default(),
         wire: web::Wire::V1,
         result_queue_mode: web::ResultQueueMode::Own,

@@ -19,7 +19,7 @@ const TABLES: [(&str, &str); 5] =
 
 /// Settings of a machine that its user data or its unit gives: `provision` has a setting of the same meaning, or the
 /// value follows from the stack.
-const SET_BY_PROVISION: [&str; 19] = [
+const SET_BY_PROVISION: [&str; 21] = [
     "backend",
     "region",
     "endpoint-url",
@@ -36,6 +36,8 @@ const SET_BY_PROVISION: [&str; 19] = [
     "drain-on-stdin-close",
     "auto-scaling-group",
     "model",
+    "models-dir",
+    "sync-models",
     "ort-dylib",
     "keep-images",
     "keep-results",

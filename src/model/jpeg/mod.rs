@@ -24,7 +24,7 @@ use self::repair::repair;
 use super::budget::Budget;
 use super::error::{PrepareError, undecodable};
 use super::format::Format;
-use super::package::Geometry;
+use super::input::Geometry;
 use super::pixels::{Pixels, check_size, zeroed_buffer};
 #[cfg(feature = "turbojpeg")]
 use super::turbo;

@@ -20,7 +20,7 @@ use std::collections::HashMap;
 use anyhow::anyhow;
 use serde_json::Value;
 
-use super::bundle::Bundle;
+use super::artifacts::Artifacts;
 use super::inventory::{FoundResource, Inventory};
 use super::plan::{Action, Change};
 use super::resource::{Kind, Resource, resolve, target_of};
@@ -84,7 +84,7 @@ impl Cloud {
         stack: &Stack,
         inventory: &Inventory,
         known: &mut KnownAttributes,
-        bundle: Option<&Bundle>,
+        artifacts: Option<&Artifacts>,
     ) -> anyhow::Result<()> {
         let wanted = change.id.as_deref().and_then(|id| stack.get(id));
         match (change.action, wanted) {
@@ -96,7 +96,7 @@ impl Cloud {
             (action, Some(wanted)) => {
                 let resource = resolved(wanted, known)?;
                 let found = inventory.get(change.kind, &change.name).filter(|_| action == Action::Update);
-                let attributes = self.put(&resource, change, stack, found, bundle).await?;
+                let attributes = self.put(&resource, change, stack, found, artifacts).await?;
                 known.learn(&wanted.id, attributes);
                 Ok(())
             }
@@ -109,14 +109,16 @@ impl Cloud {
         change: &Change,
         stack: &Stack,
         found: Option<&FoundResource>,
-        bundle: Option<&Bundle>,
+        artifacts: Option<&Artifacts>,
     ) -> anyhow::Result<Attributes> {
         match resource.kind {
             Kind::LogGroup => self.put_log_group(resource, found).await,
             Kind::Queue => self.put_queue(resource, found).await,
             Kind::Bucket => self.put_bucket(resource, found).await,
             Kind::BucketPolicy => self.put_bucket_policy(resource).await,
-            Kind::Bundle => self.put_bundle(resource, stack, bundle).await,
+            Kind::Bundle => self.put_bundle(resource, stack, artifacts).await,
+            Kind::ModelPackage => self.put_model_package(resource, stack, artifacts).await,
+            Kind::ModelPointer => self.put_model_pointer(resource, stack).await,
             Kind::Role => self.put_role(resource, found).await,
             Kind::InstanceProfile => self.put_instance_profile(resource, found).await,
             Kind::SecurityGroup => self.put_security_group(resource, found).await,
@@ -136,7 +138,7 @@ impl Cloud {
             Kind::Queue => self.delete_queue(name).await,
             Kind::Bucket => self.delete_bucket(name).await,
             Kind::BucketPolicy => self.delete_bucket_policy(name).await,
-            Kind::Bundle => self.delete_bundle(name, stack).await,
+            Kind::Bundle | Kind::ModelPackage | Kind::ModelPointer => self.delete_artifact(name, stack).await,
             Kind::Role => self.delete_role(name).await,
             Kind::InstanceProfile => self.delete_instance_profile(name).await,
             Kind::SecurityGroup => self.delete_security_group(name, found).await,

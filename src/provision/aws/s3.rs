@@ -1,4 +1,4 @@
-//! The buckets with their policies, and the bundles.
+//! The buckets with their policies, and the bundles and models in them.
 //!
 //! An adopted bucket may have lifecycle rules and policy statements of others. Only those of this program are compared
 //! and changed.
@@ -18,7 +18,9 @@ use serde_json::{Value, json};
 
 use super::client::{Attributes, CONCURRENT_CALLS, Cloud, integer, member, owner_by_tags, text};
 use crate::aws::{Aws, Fault};
-use crate::provision::bundle::{Bundle, FOLDER};
+use crate::protocol::{MAX_POINTER_BYTES, MODELS_FOLDER, ModelPointer};
+use crate::provision::artifacts::Artifacts;
+use crate::provision::bundle::FOLDER;
 use crate::provision::inventory::{FoundResource, Owner};
 use crate::provision::permissions::TLS_ONLY;
 use crate::provision::resource::{Kind, Resource, label, our_tags, properties, tags_of};
@@ -32,7 +34,7 @@ const DEFAULT_REGION: &str = "us-east-1";
 const UPLOAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(600);
 
 impl Cloud {
-    /// Observes the buckets that have the stack's names or its tag, with their policies and bundles. Also returns the
+    /// Observes the buckets that have the stack's names or its tag, with their policies, bundles and models. Also returns the
     /// names of those that contain data.
     pub(super) async fn observe_buckets(&self, stack: &Stack) -> anyhow::Result<(Vec<FoundResource>, Vec<String>)> {
         let all = self.done("s3:ListAllMyBuckets", "the buckets", self.s3.list_buckets().send().await)?;
@@ -72,7 +74,7 @@ impl Cloud {
         }
     }
 
-    /// Observes a bucket, its policy and its bundles. Returns nothing if it is neither wanted nor owned by the stack.
+    /// Observes a bucket, its policy, and the bundles and models in it. Returns nothing if it is neither wanted nor owned by the stack.
     async fn observe_bucket(&self, stack: &Stack, name: &str) -> anyhow::Result<(Vec<FoundResource>, bool)> {
         let what = label(Kind::Bucket, name);
         let is_wanted = stack.find(Kind::Bucket, name).is_some();
@@ -90,7 +92,7 @@ impl Cloud {
         if !is_wanted && owner != Owner::This {
             return Ok((Vec::new(), false));
         }
-        let (access, encryption, rules, policy, (bundles, holds_data)) = tokio::try_join!(
+        let (access, encryption, rules, policy, (artifacts, holds_data)) = tokio::try_join!(
             self.public_access_block(name),
             self.encryption(name),
             self.lifecycle_rules(name),
@@ -109,7 +111,7 @@ impl Cloud {
             let members = json!({"PolicyDocument": {"Version": "2012-10-17", "Statement": ours}});
             found.push(FoundResource::new(Kind::BucketPolicy, name, owner, members));
         }
-        found.extend(bundles);
+        found.extend(artifacts);
         Ok((found, holds_data))
     }
 
@@ -157,24 +159,54 @@ impl Cloud {
         })
     }
 
-    /// The bundles in a bucket, and whether it contains anything else.
+    /// The bundles and models in a bucket, and whether it contains anything else.
     async fn content(&self, name: &str, owner: &Owner) -> anyhow::Result<(Vec<FoundResource>, bool)> {
-        let what = label(Kind::Bucket, name);
-        let top = self.s3.list_objects_v2().bucket(name).delimiter("/").max_keys(2).send().await;
-        let top = self.done("s3:ListBucket", &what, top)?;
+        const ARTIFACTS: [&str; 2] = [FOLDER, MODELS_FOLDER];
+        let top =
+            self.s3.list_objects_v2().bucket(name).delimiter("/").max_keys(ARTIFACTS.len() as i32 + 1).send().await;
+        let top = self.done("s3:ListBucket", &label(Kind::Bucket, name), top)?;
         let folders = top.common_prefixes.unwrap_or_default();
+        let is_artifact = |folder: &str| ARTIFACTS.contains(&folder);
         let has_data = top.contents.is_some_and(|objects| !objects.is_empty())
-            || folders.iter().any(|folder| folder.prefix.as_deref() != Some(FOLDER));
-        let mut bundles = Vec::new();
-        let mut pages = self.s3.list_objects_v2().bucket(name).prefix(FOLDER).into_paginator().send();
-        while let Some(page) = pages.next().await {
-            let objects = self.done("s3:ListBucket", &what, page)?.contents.unwrap_or_default();
-            bundles.extend(objects.into_iter().filter_map(|object| object.key).map(|key| {
-                let digest = key.split('/').nth(1).unwrap_or_default().to_owned();
-                FoundResource::new(Kind::Bundle, key, owner.clone(), json!({"Digest": digest}))
-            }));
+            || folders.iter().any(|folder| !folder.prefix.as_deref().is_some_and(is_artifact));
+        let mut found = Vec::new();
+        for key in self.keys_under(name, FOLDER).await? {
+            let digest = key.split('/').nth(1).unwrap_or_default().to_owned();
+            found.push(FoundResource::new(Kind::Bundle, key, owner.clone(), json!({"Digest": digest})));
         }
-        Ok((bundles, has_data))
+        for key in self.keys_under(name, MODELS_FOLDER).await? {
+            let (kind, properties) = match key.rsplit('/').next().and_then(|last| last.strip_suffix(".tar")) {
+                Some(digest) => (Kind::ModelPackage, json!({"Digest": digest})),
+                None => (Kind::ModelPointer, self.model_pointer(name, &key).await?),
+            };
+            found.push(FoundResource::new(kind, key, owner.clone(), properties));
+        }
+        Ok((found, has_data))
+    }
+
+    async fn keys_under(&self, bucket: &str, folder: &str) -> anyhow::Result<Vec<String>> {
+        let mut keys = Vec::new();
+        let mut pages = self.s3.list_objects_v2().bucket(bucket).prefix(folder).into_paginator().send();
+        while let Some(page) = pages.next().await {
+            let objects = self.done("s3:ListBucket", &label(Kind::Bucket, bucket), page)?.contents.unwrap_or_default();
+            keys.extend(objects.into_iter().filter_map(|object| object.key));
+        }
+        Ok(keys)
+    }
+
+    /// The members of a pointer; none if the object is not one.
+    async fn model_pointer(&self, bucket: &str, key: &str) -> anyhow::Result<Value> {
+        let what = label(Kind::ModelPointer, key);
+        let range = format!("bytes=0-{}", MAX_POINTER_BYTES - 1);
+        let object = self.s3.get_object().bucket(bucket).key(key).range(range).send().await;
+        let Some(object) = self.if_there("s3:GetObject", &what, object)? else { return Ok(json!({})) };
+        let bytes = object.body.collect().await.with_context(|| format!("cannot read {what}"))?.into_bytes();
+        Ok(match std::str::from_utf8(&bytes).ok().and_then(ModelPointer::parse) {
+            Some(ModelPointer { version, digest, bytes }) => {
+                json!({"Version": version, "Digest": digest, "Bytes": bytes})
+            }
+            None => json!({}),
+        })
     }
 
     pub(super) async fn put_bucket(
@@ -290,21 +322,46 @@ impl Cloud {
         &self,
         resource: &Resource,
         stack: &Stack,
-        bundle: Option<&Bundle>,
+        artifacts: Option<&Artifacts>,
     ) -> anyhow::Result<Attributes> {
-        let bucket = input_bucket(stack)?;
-        let bundle = bundle.filter(|bundle| bundle.reference == stack.bundle);
+        let bundle = artifacts.map(|artifacts| &artifacts.bundle).filter(|bundle| bundle.reference == stack.bundle);
         let bundle = bundle.context("the plan was made with another bundle: make a new one")?;
-        let body = ByteStream::from(bundle.packed()?);
+        self.upload(stack, &resource.name, bundle.packed()?, "application/gzip").await
+    }
+
+    pub(super) async fn put_model_package(
+        &self,
+        resource: &Resource,
+        stack: &Stack,
+        artifacts: Option<&Artifacts>,
+    ) -> anyhow::Result<Attributes> {
+        let mut packages = artifacts.into_iter().flat_map(|artifacts| &artifacts.packages);
+        let package = packages.find(|package| package.reference.key() == resource.name);
+        let package = package.context("the plan was made with another model: make a new one")?;
+        self.upload(stack, &resource.name, package.packed()?, "application/x-tar").await
+    }
+
+    pub(super) async fn put_model_pointer(&self, resource: &Resource, stack: &Stack) -> anyhow::Result<Attributes> {
+        let pointer = ModelPointer {
+            version: text(member(resource, &["Version"])?),
+            digest: text(member(resource, &["Digest"])?),
+            bytes: member(resource, &["Bytes"])?.as_u64().context("a pointer without a size; this is a bug")?,
+        };
+        self.upload(stack, &resource.name, pointer.to_string().into_bytes(), "text/plain").await
+    }
+
+    async fn upload(&self, stack: &Stack, key: &str, body: Vec<u8>, content_type: &str) -> anyhow::Result<Attributes> {
+        let bucket = input_bucket(stack)?;
         let deadlines = Aws::timeouts_with(UPLOAD_TIMEOUT);
         let deadlines = aws_sdk_s3::config::Builder::default().timeout_config(deadlines);
-        let call = self.s3.put_object().bucket(bucket).key(&resource.name).body(body);
-        let call = call.content_type("application/gzip").customize().config_override(deadlines).send();
+        let call = self.s3.put_object().bucket(bucket).key(key).body(ByteStream::from(body));
+        let call = call.content_type(content_type).customize().config_override(deadlines).send();
         self.done("s3:PutObject", &label(Kind::Bucket, bucket), call.await)?;
         Ok(Vec::new())
     }
 
-    pub(super) async fn delete_bundle(&self, key: &str, stack: &Stack) -> anyhow::Result<()> {
+    /// Deletes a bundle, a model or a pointer.
+    pub(super) async fn delete_artifact(&self, key: &str, stack: &Stack) -> anyhow::Result<()> {
         let bucket = input_bucket(stack)?;
         let call = self.s3.delete_object().bucket(bucket).key(key).send();
         self.gone("s3:DeleteObject", &label(Kind::Bucket, bucket), call.await)

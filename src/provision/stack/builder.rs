@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::provision::arns::Arns;
 use crate::provision::bundle::BundleRef;
 use crate::provision::names::ResourceNames;
+use crate::provision::package::PackageRef;
 use crate::provision::resource::{Kind, REGION_TAG, Resource, STACK_TAG, properties};
 use crate::provision::settings::{Settings, Site};
 
@@ -21,17 +22,24 @@ pub(super) struct Builder<'a> {
     pub settings: &'a Settings,
     pub site: &'a Site,
     pub bundle: &'a BundleRef,
+    pub packages: &'a [PackageRef],
     pub names: ResourceNames,
     pub arns: Arns<'a>,
     resources: Vec<Resource>,
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(settings: &'a Settings, site: &'a Site, bundle: &'a BundleRef) -> Builder<'a> {
+    pub(super) fn new(
+        settings: &'a Settings,
+        site: &'a Site,
+        bundle: &'a BundleRef,
+        packages: &'a [PackageRef],
+    ) -> Builder<'a> {
         Builder {
             settings,
             site,
             bundle,
+            packages,
             names: ResourceNames::of(&settings.stack),
             arns: Arns::new(&site.account, &site.region),
             resources: Vec::new(),

@@ -21,7 +21,7 @@ impl Builder<'_> {
             Tier::Worker => (&self.names.worker_role, "WorkerSecurityGroup"),
             Tier::Web => (&self.names.web_role, "WebSecurityGroup"),
         };
-        let script = user_data::render(tier, self.settings, self.site, self.bundle);
+        let script = user_data::render(tier, self.settings, self.site, self.bundle, self.packages);
         let tags = self.tags();
         let tagged = |what: &str| json!({"ResourceType": what, "Tags": tags});
         let members = json!({

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bundle::BundleRef;
 use super::inventory::{FoundResource, Inventory, Owner};
+use super::package::PackageRef;
 use super::resource::{Kind, Resource};
 use super::settings::{Settings, Site};
 use builder::Builder;
@@ -27,17 +28,20 @@ pub(super) struct Stack {
     pub vpc_id: String,
     pub result_queue: String,
     pub bundle: BundleRef,
+    /// The models that lie in the input bucket. If there are none, machines run those of the bundle.
+    pub packages: Vec<PackageRef>,
     /// In the order in which they are made.
     pub resources: Vec<Resource>,
 }
 
 impl Stack {
-    pub(super) fn new(settings: &Settings, site: &Site, bundle: &BundleRef) -> Stack {
-        let mut builder = Builder::new(settings, site, bundle);
+    pub(super) fn new(settings: &Settings, site: &Site, bundle: &BundleRef, packages: &[PackageRef]) -> Stack {
+        let mut builder = Builder::new(settings, site, bundle, packages);
         builder.log_group();
         builder.queues();
         builder.buckets();
         builder.bundle();
+        builder.models();
         builder.bucket_policies();
         builder.roles();
         builder.security_groups();
@@ -52,6 +56,7 @@ impl Stack {
             vpc_id: site.vpc_id.clone(),
             result_queue: settings.names.result_queue.clone(),
             bundle: bundle.clone(),
+            packages: packages.to_owned(),
             resources: builder.finish(),
         }
     }
@@ -74,10 +79,11 @@ impl Stack {
         inventory.get(resource.kind, &resource.name)?.attributes.get(attribute).cloned()
     }
 
-    /// The stack's resources that are no longer wanted. Bundles are never among them: a machine that is starting may
-    /// still need an old one.
+    /// The stack's resources that are no longer wanted. Bundles and models are never among them: a machine that is
+    /// starting may still need an old one.
     pub(super) fn unwanted<'a>(&self, inventory: &'a Inventory) -> Vec<&'a FoundResource> {
-        let ours = inventory.found.iter().filter(|found| found.owner == Owner::This && found.kind != Kind::Bundle);
+        let is_kept = |kind| matches!(kind, Kind::Bundle | Kind::ModelPackage | Kind::ModelPointer);
+        let ours = inventory.found.iter().filter(|found| found.owner == Owner::This && !is_kept(found.kind));
         ours.filter(|found| self.find(found.kind, &found.name).is_none()).collect()
     }
 }
@@ -86,8 +92,15 @@ impl Stack {
 impl Settings {
     pub(super) fn stack_for_tests(&self) -> Stack {
         use super::bundle::Cpu;
-        let bundle = BundleRef { digest: "d".repeat(64), cpu: Cpu::X86_64, model: "efficientnet-lite0".to_owned() };
-        Stack::new(self, &Site::for_tests(), &bundle)
+        let models = vec!["efficientnet-lite0".to_owned()];
+        let bundle = BundleRef { digest: "d".repeat(64), cpu: Cpu::X86_64, models };
+        Stack::new(self, &Site::for_tests(), &bundle, &[])
+    }
+
+    /// The same with models in the bucket.
+    pub(super) fn stack_with_models_for_tests(&self, packages: &[PackageRef]) -> Stack {
+        let bundle = BundleRef { digest: "d".repeat(64), ..BundleRef::unknown() };
+        Stack::new(self, &Site::for_tests(), &bundle, packages)
     }
 }
 
@@ -99,7 +112,7 @@ mod tests {
 
     fn policies_at(endpoint_url: Option<&str>) -> Vec<Resource> {
         let site = Site { endpoint_url: endpoint_url.map(str::to_owned), ..Site::for_tests() };
-        let stack = Stack::new(&Settings::for_tests("imgcls"), &site, &BundleRef::unknown());
+        let stack = Stack::new(&Settings::for_tests("imgcls"), &site, &BundleRef::unknown(), &[]);
         stack.resources.into_iter().filter(|resource| resource.kind == Kind::BucketPolicy).collect()
     }
 

@@ -1,4 +1,4 @@
-//! Log group, queues and buckets of a stack, and the bundle in the input bucket.
+//! Log group, queues and buckets of a stack, and the bundle and the models in the input bucket.
 
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ impl Builder<'_> {
         self.bucket("OutputBucket", &output_bucket, "results", self.settings.keep_results_days);
     }
 
-    /// Only objects under `folder` expire. Bundles and the keys of the legacy wire format are kept.
+    /// Only objects under `folder` expire. Bundles, models and the keys of the legacy wire format are kept.
     fn bucket(&mut self, id: &str, name: &str, folder: &str, keep_days: u32) {
         let members = json!({
             "PublicAccessBlockConfiguration": {
@@ -85,5 +85,17 @@ impl Builder<'_> {
     pub(super) fn bundle(&mut self) {
         let members = json!({"Digest": self.bundle.digest});
         self.add("Bundle", Kind::Bundle, self.bundle.key(), members);
+    }
+
+    /// Each model's package, and then the pointer that makes machines run it.
+    pub(super) fn models(&mut self) {
+        for package in self.packages {
+            let digest = json!({"Digest": package.digest});
+            self.add(&format!("Model {}", package.name), Kind::ModelPackage, package.key(), digest);
+        }
+        for package in self.packages {
+            let members = json!({"Version": package.version, "Digest": package.digest, "Bytes": package.bytes});
+            self.add(&format!("Current {}", package.name), Kind::ModelPointer, package.pointer_key(), members);
+        }
     }
 }

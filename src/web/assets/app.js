@@ -36,6 +36,8 @@ const page = {
   root: document.documentElement,
   drop: byId('drop'),
   files: byId('files'),
+  model: byId('model'),
+  modelChoice: byId('model-choice'),
   toolbar: byId('toolbar'),
   summary: byId('summary'),
   retryFailed: byId('retry-failed'),
@@ -73,6 +75,7 @@ function start() {
     addFiles(files);
   });
   listenForDrops();
+  offerModels();
 
   page.clear.addEventListener('click', clearAll);
   page.retryFailed.addEventListener('click', () => {
@@ -83,6 +86,19 @@ function start() {
     for (const job of pending) job.dueAt = 0;
     pumpPolls();
   });
+}
+
+/** Offers the models of the service if there are several. Without an answer, the service uses its first one. */
+async function offerModels() {
+  const { body } = await request('/v1/models', { headers: { Accept: 'application/json' } });
+  const models = (Array.isArray(body?.models) ? body.models : []).filter((model) => textOf(model?.name));
+  if (models.length < 2) return;
+  for (const { name, default: isDefault } of models) {
+    const option = el('option', '', name, { value: name });
+    option.selected = isDefault === true;
+    page.model.append(option);
+  }
+  page.modelChoice.hidden = false;
 }
 
 // ------------------------------------------------------------------------------------------- adding files
@@ -173,6 +189,7 @@ function addFiles(files) {
 function newJob(file) {
   const job = {
     file,
+    model: page.model.value, // empty: the first of the service
     state: 'waiting',
     id: null,
     cleared: false,
@@ -236,7 +253,8 @@ async function upload(job) {
   job.startedAt = performance.now();
   for (let attempt = 1; !job.cleared; attempt += 1) {
     setState(job, 'uploading');
-    const answer = await request('/v1/jobs', {
+    const choice = job.model ? `?model=${encodeURIComponent(job.model)}` : '';
+    const answer = await request(`/v1/jobs${choice}`, {
       method: 'POST',
       body: job.file,
       headers: {
@@ -453,6 +471,7 @@ function failedResult(result) {
     input_too_large: 'File too large',
     input_missing: 'The stored image is missing',
     malformed: 'Malformed request',
+    unknown_model: 'The worker does not have this model',
     attempts_exhausted: 'Failed after several attempts',
   }[code];
   return failure(title ?? 'Classification failed', message, FINAL_CODES.includes(code) ? null : 'upload');

@@ -10,6 +10,8 @@ use crate::model;
 use crate::protocol::cut_filename;
 use crate::web::error::Problem;
 
+/// The field that names the model.
+const MODEL_FIELD: &str = "model";
 /// How many files or fields of a form are named when none of its parts is an image.
 const MAX_NAMED_PARTS: usize = 8;
 
@@ -24,7 +26,8 @@ pub(super) async fn receive_form(
     expected_bytes: u64,
 ) -> Result<ReceivedImage, Problem> {
     let mut form = FormReader::new(boundary);
-    let mut parts = FormParts { expected_bytes, part: None, image: None, files: Vec::new(), fields: Vec::new() };
+    let mut parts =
+        FormParts { expected_bytes, part: None, image: None, model: None, files: Vec::new(), fields: Vec::new() };
     loop {
         let chunk = reader.chunk().await?;
         form.push(chunk.as_deref().unwrap_or_default());
@@ -46,6 +49,8 @@ struct FormParts {
     expected_bytes: u64,
     part: Option<Part>,
     image: Option<ReceivedImage>,
+    /// The content of the field `model`.
+    model: Option<String>,
     /// For each file that is not an image, the reason.
     files: Vec<Problem>,
     /// The names of fields without a file.
@@ -86,8 +91,13 @@ impl FormParts {
         if let Some(image) = part.image {
             let bytes = image.into_bytes();
             if let Some(content_type) = model::sniff(&bytes) {
-                self.image = Some(ReceivedImage { bytes, content_type, filename: filename.unwrap_or_default() });
+                let filename = filename.unwrap_or_default();
+                self.image = Some(ReceivedImage { bytes, content_type, filename, model: None });
             }
+            return;
+        }
+        if name == MODEL_FIELD && filename.is_none() {
+            self.model.get_or_insert_with(|| String::from_utf8_lossy(&part.start).trim().to_owned());
             return;
         }
         // For a file input without a selected file, browsers send a file without a name and without bytes.
@@ -105,7 +115,7 @@ impl FormParts {
 
     fn finish(self) -> Result<ReceivedImage, Problem> {
         if let Some(image) = self.image {
-            return Ok(image);
+            return Ok(ReceivedImage { model: self.model, ..image });
         }
         if !self.files.is_empty() {
             let details: Vec<&str> = self.files.iter().map(|problem| problem.detail.as_str()).collect();

@@ -15,6 +15,8 @@ pub(super) struct ReceivedImage {
     pub(super) content_type: &'static str,
     /// The client's name for it; may be empty.
     pub(super) filename: String,
+    /// The model that the form names.
+    pub(super) model: Option<String>,
 }
 
 /// The bytes of an image as they arrive. An image that arrives in one piece is not copied.

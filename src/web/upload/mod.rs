@@ -40,6 +40,8 @@ pub(super) struct Upload {
     pub(super) filename: String,
     /// The media type by signature, whatever the client said.
     pub(super) content_type: &'static str,
+    /// The model that a field of the form names, as the client wrote it.
+    pub(super) model: Option<String>,
     /// The memory of `bytes`, released when the upload is dropped.
     _reservation: Reservation,
 }
@@ -78,9 +80,9 @@ pub(super) async fn receive(request: Request, rules: &UploadRules) -> Result<Upl
         }
     };
     match received {
-        Ok(ReceivedImage { bytes, content_type, filename }) => {
+        Ok(ReceivedImage { bytes, content_type, filename, model }) => {
             let filename = cut_filename(&filename).to_owned();
-            Ok(Upload { bytes, filename, content_type, _reservation: reader.into_reservation() })
+            Ok(Upload { bytes, filename, content_type, model, _reservation: reader.into_reservation() })
         }
         Err(problem) => {
             reader.drain().await;
@@ -104,7 +106,7 @@ async fn receive_raw(
     }
     let bytes = image.into_bytes();
     match model::sniff(&bytes) {
-        Some(content_type) => Ok(ReceivedImage { bytes, content_type, filename }),
+        Some(content_type) => Ok(ReceivedImage { bytes, content_type, filename, model: None }),
         None => Err(unsupported(&bytes, "", &content_type(&parts.headers))),
     }
 }

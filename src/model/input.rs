@@ -1,0 +1,442 @@
+//! The input that a model takes: its type and layout, and the preprocessing that leads to it.
+
+use anyhow::{Context as _, bail, ensure};
+
+use super::description::{FileInput, InputDescription, Size};
+
+/// The largest side of an input, and of a resized image whose size is given.
+const MAX_SIDE: u32 = 4096;
+
+/// The input that the model takes.
+pub(super) struct Input {
+    pub name: String,
+    pub element: Element,
+    pub layout: Layout,
+    pub channels: Channels,
+    pub geometry: Geometry,
+    /// Red, green and blue of the pixels around a letterboxed image. A crop larger than its image is padded with zeros.
+    pub fill: [u8; 3],
+    /// `(x × rescale - mean) / std` of every 8-bit value, one table for each channel, in the order of `channels`. It is
+    /// not used for bytes.
+    pub normalised: [[f32; 256]; 3],
+}
+
+/// The type of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Element {
+    Float32,
+    Float16,
+    /// Pixels from 0 to 255. The model normalises them itself.
+    Uint8,
+}
+
+/// The order of the axes after the batch axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// One plane for each channel.
+    Nchw,
+    /// The channels of a pixel together.
+    Nhwc,
+}
+
+/// The channels of a pixel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Channels {
+    Rgb,
+    Bgr,
+    /// RGB and a byte that has no meaning, in which the model has weights of zero.
+    Rgbx,
+}
+
+/// What happens to an image between decoding and normalisation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Geometry {
+    /// The image keeps its size.
+    Native,
+    Resized(Resize),
+}
+
+/// A resize and the centre crop after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Resize {
+    pub fit: Fit,
+    pub filter: Filter,
+    /// Where it is larger than the resized image, zeros surround the image.
+    pub crop: Option<Extent>,
+}
+
+/// How the size of the resized image follows from that of the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// The shortest edge gets this length, and the other one keeps the aspect ratio.
+    ShortestEdge(u32),
+    /// The image is stretched to this size.
+    Squash(Extent),
+    /// The image is resized to fit into `target`, and the rest of that is filled.
+    Letterbox { target: Extent, position: Position, rounding: Rounding },
+    /// The image keeps its size, and is only cropped.
+    Keep,
+}
+
+/// A size in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Extent {
+    pub height: u32,
+    pub width: u32,
+}
+
+/// The place of an image in its letterbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Position {
+    Centre,
+    TopLeft,
+}
+
+/// How the size of a letterboxed image becomes a whole number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rounding {
+    /// To the nearest number, and halves to the even one.
+    HalfEven,
+    Up,
+    Down,
+}
+
+/// How the pixels of a resized image are computed: by the filter of this name in Pillow, which is antialiased, or as
+/// OpenCV does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Filter {
+    Nearest,
+    Box,
+    Bilinear,
+    Hamming,
+    Bicubic,
+    Lanczos,
+    /// `cv2.INTER_LINEAR`, which reads two pixels along each axis and is not antialiased.
+    OpencvBilinear,
+}
+
+impl Input {
+    /// Combines `[input]` with the input of a file.
+    ///
+    /// # Errors
+    /// A message of one line that names the key. It does not name the file.
+    pub(super) fn new(description: &InputDescription, file: Option<&FileInput>) -> anyhow::Result<Input> {
+        let own = |of: fn(&FileInput) -> &Option<String>| file.and_then(|file| of(file).as_deref());
+        let element = own(|file| &file.element).or(description.element.as_deref()).unwrap_or("float32");
+        let element = Element::parse(element)?;
+        let layout = Layout::parse(own(|file| &file.layout).unwrap_or(&description.layout))?;
+        let described = Channels::parse(&description.channels)?;
+        let channels = own(|file| &file.channels).map_or(Ok(described), Channels::parse)?;
+        ensure!(
+            channels != Channels::Rgbx || (element, layout) == (Element::Uint8, Layout::Nhwc),
+            "channels \"RGBX\" need type \"uint8\" and layout \"NHWC\""
+        );
+        ensure!(
+            element == Element::Uint8 || channels == described,
+            "the channels of the file differ from those of [input], whose order mean and std have"
+        );
+        let fill = description.fill.unwrap_or_default();
+        let is_reversed = channels == Channels::Bgr;
+        Ok(Input {
+            name: description.name.clone(),
+            element,
+            layout,
+            channels,
+            geometry: Geometry::new(description)?,
+            fill: if is_reversed { [fill[2], fill[1], fill[0]] } else { fill },
+            normalised: normalisation_table(description)?,
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn for_tests() -> Input {
+        Input {
+            name: "input".to_owned(),
+            element: Element::Float32,
+            layout: Layout::Nchw,
+            channels: Channels::Rgb,
+            geometry: Geometry::Native,
+            fill: [0; 3],
+            normalised: [std::array::from_fn(|value| value as f32 / 255.0); 3],
+        }
+    }
+}
+
+impl Channels {
+    /// The number of channels.
+    pub(super) fn count(self) -> usize {
+        if self == Channels::Rgbx { 4 } else { 3 }
+    }
+
+    /// For each channel of the model, the channel of the image: 0 is red.
+    pub(super) fn order(self) -> [usize; 3] {
+        if self == Channels::Bgr { [2, 1, 0] } else { [0, 1, 2] }
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Channels> {
+        Ok(match text.to_ascii_uppercase().as_str() {
+            "RGB" => Channels::Rgb,
+            "BGR" => Channels::Bgr,
+            "RGBX" => Channels::Rgbx,
+            _ => bail!("channels {text:?} are not supported; RGB and BGR are"),
+        })
+    }
+}
+
+impl Element {
+    fn parse(text: &str) -> anyhow::Result<Element> {
+        Ok(match text {
+            "float32" => Element::Float32,
+            "float16" => Element::Float16,
+            "uint8" => Element::Uint8,
+            _ => bail!("type {text:?} is not supported; float32, float16 and uint8 are"),
+        })
+    }
+}
+
+impl Layout {
+    fn parse(text: &str) -> anyhow::Result<Layout> {
+        Ok(match text.to_ascii_uppercase().as_str() {
+            "NCHW" => Layout::Nchw,
+            "NHWC" => Layout::Nhwc,
+            _ => bail!("layout {text:?} is not supported; NCHW and NHWC are"),
+        })
+    }
+}
+
+impl Filter {
+    /// The distance, in pixels of the smaller of the two images, from which pixels have no influence.
+    pub(super) fn radius(self) -> f64 {
+        match self {
+            Filter::Nearest | Filter::Box => 0.5,
+            Filter::Bilinear | Filter::Hamming | Filter::OpencvBilinear => 1.0,
+            Filter::Bicubic => 2.0,
+            Filter::Lanczos => 3.0,
+        }
+    }
+
+    /// Reports whether the image may be decoded at a fraction of its size. Nearest and OpenCV's bilinear depend on single
+    /// pixels, which must not be averaged before, and the pixels of a box are those inside a sharp edge.
+    pub(super) fn allows_reduction(self) -> bool {
+        !matches!(self, Filter::Nearest | Filter::Box | Filter::OpencvBilinear)
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Filter> {
+        Ok(match text {
+            "nearest" => Filter::Nearest,
+            "box" => Filter::Box,
+            "bilinear" => Filter::Bilinear,
+            "hamming" => Filter::Hamming,
+            "bicubic" => Filter::Bicubic,
+            "lanczos" => Filter::Lanczos,
+            "opencv-bilinear" => Filter::OpencvBilinear,
+            _ => bail!(
+                "filter {text:?} is not supported; nearest, box, bilinear, hamming, bicubic, lanczos and \
+                 opencv-bilinear are"
+            ),
+        })
+    }
+}
+
+impl Position {
+    fn parse(text: &str) -> anyhow::Result<Position> {
+        Ok(match text {
+            "centre" | "center" => Position::Centre,
+            "top-left" => Position::TopLeft,
+            _ => bail!("position {text:?} is not supported; centre and top-left are"),
+        })
+    }
+}
+
+impl Rounding {
+    fn parse(text: &str) -> anyhow::Result<Rounding> {
+        Ok(match text {
+            "half-even" => Rounding::HalfEven,
+            "up" => Rounding::Up,
+            "down" => Rounding::Down,
+            _ => bail!("rounding {text:?} is not supported; half-even, up and down are"),
+        })
+    }
+}
+
+impl Extent {
+    fn new(key: &str, size: Size) -> anyhow::Result<Extent> {
+        let (height, width) = match size {
+            Size::One(side) => (side, side),
+            Size::Both([height, width]) => (height, width),
+        };
+        let allowed = 1..=MAX_SIDE;
+        ensure!(allowed.contains(&height) && allowed.contains(&width), "{key} must be from 1 to {MAX_SIDE} pixels");
+        Ok(Extent { height, width })
+    }
+}
+
+impl Geometry {
+    fn new(description: &InputDescription) -> anyhow::Result<Geometry> {
+        let InputDescription { resize, size, filter, crop, fill, position, rounding, .. } = description;
+        let is_letterbox = resize == "letterbox";
+        for (key, is_given) in
+            [("fill", fill.is_some()), ("position", position.is_some()), ("rounding", rounding.is_some())]
+        {
+            ensure!(is_letterbox || !is_given, "{key} has a meaning only for resize = \"letterbox\"");
+        }
+        let crop = crop.map(|crop| Extent::new("crop", crop)).transpose()?;
+        let target = |size: Option<Size>| {
+            Extent::new("size", size.with_context(|| format!("resize = {resize:?} needs a size"))?)
+        };
+        let fit = match resize.as_str() {
+            "none" => {
+                ensure!(size.is_none() && filter.is_none(), "resize = \"none\" excludes size and filter");
+                return Ok(match crop {
+                    None => Geometry::Native,
+                    Some(_) => Geometry::Resized(Resize { fit: Fit::Keep, filter: Filter::Nearest, crop }),
+                });
+            }
+            "shortest-edge" | "short-side" => {
+                ensure!(
+                    !matches!(size, Some(Size::Both(_))),
+                    "resize = {resize:?} needs one size, not [height, width]"
+                );
+                Fit::ShortestEdge(target(*size)?.height)
+            }
+            "squash" => Fit::Squash(target(*size)?),
+            "letterbox" => {
+                ensure!(crop.is_none(), "resize = \"letterbox\" excludes crop");
+                Fit::Letterbox {
+                    target: target(*size)?,
+                    position: position.as_deref().map_or(Ok(Position::Centre), Position::parse)?,
+                    rounding: rounding.as_deref().map_or(Ok(Rounding::HalfEven), Rounding::parse)?,
+                }
+            }
+            other => {
+                bail!(
+                    "resize {other:?} is not supported; \"shortest-edge\", \"squash\", \"letterbox\" and \"none\" are"
+                )
+            }
+        };
+        // Bicubic was the only filter when `short-side` was the only way to resize.
+        let filter = filter.as_deref().or((resize == "short-side").then_some("bicubic"));
+        let filter = Filter::parse(filter.with_context(|| format!("resize = {resize:?} needs a filter"))?)?;
+        Ok(Geometry::Resized(Resize { fit, filter, crop }))
+    }
+
+    /// The size of the input, if it does not depend on the image.
+    pub(super) fn output(self) -> Option<Extent> {
+        let Geometry::Resized(Resize { fit, crop, .. }) = self else { return None };
+        crop.or(match fit {
+            Fit::Squash(target) | Fit::Letterbox { target, .. } => Some(target),
+            Fit::ShortestEdge(_) | Fit::Keep => None,
+        })
+    }
+}
+
+fn normalisation_table(description: &InputDescription) -> anyhow::Result<[[f32; 256]; 3]> {
+    let rescale = description.rescale.unwrap_or(1.0);
+    let mean = description.mean.unwrap_or([0.0; 3]);
+    let std = description.std.unwrap_or([1.0; 3]);
+    ensure!(rescale.is_finite() && rescale > 0.0, "rescale must be above 0");
+    ensure!(mean.iter().all(|mean| mean.is_finite()), "mean must be numbers");
+    ensure!(std.iter().all(|&std| std.is_finite() && std > 0.0), "std must be above 0");
+    let value = |channel: usize, value: usize| ((value as f64 * rescale - mean[channel]) / std[channel]) as f32;
+    Ok(std::array::from_fn(|channel| std::array::from_fn(|byte| value(channel, byte))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str = r#"name = "x"
+        layout = "NCHW"
+        channels = "RGB"
+        resize = "short-side"
+        short_side = 256
+        crop = 224
+        mean = [127, 127, 127]
+        std = [128, 128, 128]"#;
+
+    const NEW: &str = r#"name = "x"
+        type = "float16"
+        layout = "nhwc"
+        channels = "bgr"
+        resize = "letterbox"
+        size = [48, 192]
+        filter = "opencv-bilinear"
+        fill = [10, 20, 30]
+        position = "top-left"
+        rounding = "up"
+        rescale = 0.5
+        mean = [1, 2, 3]"#;
+
+    fn parse(text: &str) -> anyhow::Result<Input> {
+        Input::new(&toml::from_str(text)?, None)
+    }
+
+    fn refusal(text: &str) -> String {
+        parse(text).err().expect(text).to_string()
+    }
+
+    #[test]
+    fn old_description_keeps_its_meaning() {
+        let input = parse(OLD).unwrap();
+        let crop = Some(Extent { height: 224, width: 224 });
+        let resize = Resize { fit: Fit::ShortestEdge(256), filter: Filter::Bicubic, crop };
+        assert_eq!(input.geometry, Geometry::Resized(resize));
+        assert_eq!((input.element, input.layout), (Element::Float32, Layout::Nchw));
+        assert!((input.normalised[2][255] - 1.0).abs() < f32::EPSILON);
+    }
+
+    #[test]
+    fn new_keys_are_read() {
+        let input = parse(NEW).unwrap();
+        assert_eq!((input.element, input.layout, input.channels), (Element::Float16, Layout::Nhwc, Channels::Bgr));
+        assert_eq!(input.geometry.output(), Some(Extent { height: 48, width: 192 }));
+        assert_eq!(input.fill, [30, 20, 10]);
+        assert_eq!(input.normalised.map(|table| table[4]), [1.0, 0.0, -1.0]);
+        let kept = parse("name = \"x\"\nlayout = \"NCHW\"\nchannels = \"RGB\"\nresize = \"none\"").unwrap();
+        assert_eq!(kept.geometry, Geometry::Native);
+    }
+
+    #[test]
+    fn unsupported_preprocessing_is_refused() {
+        for (from, to, named) in [
+            ("NCHW", "CHWN", "layout"),
+            ("RGB", "HSV", "channels"),
+            ("RGB", "RGBX", "RGBX"),
+            ("short-side", "pad", "resize"),
+            ("short-side", "none", "size"),
+            ("short-side", "shortest-edge", "filter"),
+            ("128, 128]", "128, 0]", "std"),
+            ("= 256", "= [256, 256]", "one size"),
+            ("= 256", "= 5000", "4096"),
+            ("= 224", "= 0", "crop"),
+        ] {
+            let error = refusal(&OLD.replace(from, to));
+            assert!(error.contains(named), "{to}: {error}");
+        }
+        for (from, to, named) in [
+            ("opencv-bilinear", "area", "filter"),
+            ("letterbox", "squash", "fill"),
+            ("size", "sise", "sise"),
+            ("top-left", "left", "position"),
+            ("size", "crop = [49, 192]\nsize", "crop"),
+        ] {
+            let error = refusal(&NEW.replace(from, to));
+            assert!(error.contains(named), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn input_of_a_file_replaces_parts_of_the_input() {
+        let description = toml::from_str(OLD).unwrap();
+        let of = |element: &str, layout: &str, channels: &str| {
+            let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            let file = FileInput { element: some(element), layout: some(layout), channels: some(channels) };
+            Input::new(&description, Some(&file))
+        };
+        let pixels = of("uint8", "NHWC", "RGBX").unwrap();
+        assert_eq!((pixels.element, pixels.layout, pixels.channels.count()), (Element::Uint8, Layout::Nhwc, 4));
+        assert!(of("uint8", "NCHW", "RGBX").err().unwrap().to_string().contains("RGBX"));
+        assert!(of("float32", "NHWC", "").is_ok());
+        assert!(of("", "", "BGR").is_err());
+    }
+}

@@ -1,0 +1,226 @@
+//! The resize, in 8 bits. Pillow's filters are computed by `fast_image_resize`; its two other ways to resize, which read
+//! single pixels, are computed here: `nearest` as Pillow, and bilinear as OpenCV. Only pixels that the model's input
+//! shows are computed, so an image of 1 × 3000 costs no more than another.
+
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+
+use super::crop::{CropRect, PixelRect};
+use super::input::{Filter, Resize};
+use super::orientation::Orientation;
+use super::pixels::{Origin, Pixels};
+use super::placement::{Axis, Placement};
+
+/// The resizer's buffers and the resized image, reused for the next image.
+#[derive(Default)]
+pub(super) struct Scratch {
+    resizer: Resizer,
+    small: Vec<u8>,
+}
+
+/// The visible part of a resized image.
+pub(super) struct Resampled<'a> {
+    pub data: &'a [u8],
+    pub width: usize,
+    pub height: usize,
+    /// How it is turned upright.
+    pub orientation: Orientation,
+}
+
+impl Scratch {
+    /// Resizes the part of the image that the input shows.
+    pub(super) fn resample(&mut self, pixels: &Pixels, resize: Resize, placement: &Placement) -> Resampled<'_> {
+        let filter = match resize.filter {
+            Filter::Nearest => return self.upright(pixels, placement, nearest),
+            Filter::OpencvBilinear => return self.upright(pixels, placement, opencv_bilinear),
+            // The box contains only one of its edges, so it matters from which side an axis is read.
+            Filter::Box if pixels.orientation.mirror_x || pixels.orientation.mirror_y => {
+                return self.convolve(&turned_upright(pixels), resize, FilterType::Box);
+            }
+            Filter::Box => FilterType::Box,
+            Filter::Bilinear => FilterType::Bilinear,
+            Filter::Hamming => FilterType::Hamming,
+            Filter::Bicubic => FilterType::CatmullRom,
+            Filter::Lanczos => FilterType::Lanczos3,
+        };
+        self.convolve(pixels, resize, filter)
+    }
+
+    /// Resizes in the stored orientation: turning the small result costs nothing.
+    fn convolve(&mut self, pixels: &Pixels, resize: Resize, filter: FilterType) -> Resampled<'_> {
+        let Scratch { resizer, small } = self;
+        let rect = crop_rect(pixels, resize);
+        let (width, height) = rect.target;
+        small.resize(width * height * pixels.channels, 0);
+        let pixel_type = match pixels.channels {
+            1 => PixelType::U8,
+            3 => PixelType::U8x3,
+            _ => PixelType::U8x4,
+        };
+        let source = ImageRef::new(pixels.width as u32, pixels.height as u32, &pixels.data, pixel_type)
+            .expect("a decoder returns width × height × channels bytes; this is a bug");
+        let mut target = Image::from_slice_u8(width as u32, height as u32, small, pixel_type)
+            .expect("the buffer has width × height × channels bytes; this is a bug");
+        let options = ResizeOptions::new()
+            .resize_alg(ResizeAlg::Convolution(filter))
+            .crop(rect.left, rect.top, rect.width, rect.height)
+            .use_alpha(false);
+        resizer.resize(&source, &mut target, &options).expect("the crop lies inside the image; this is a bug");
+        Resampled { data: small, width, height, orientation: pixels.orientation }
+    }
+
+    /// Resizes and turns upright at the same time.
+    fn upright(&mut self, pixels: &Pixels, placement: &Placement, method: Method) -> Resampled<'_> {
+        self.small.clear();
+        method(pixels, placement, &mut self.small);
+        let (width, height) = (placement.across.visible, placement.down.visible);
+        Resampled { data: &self.small, width, height, orientation: Orientation::default() }
+    }
+}
+
+/// Appends the visible pixels, row by row, to an empty buffer.
+type Method = fn(&Pixels, &Placement, &mut Vec<u8>);
+
+/// The rectangle of the decoded pixels that the input shows.
+fn crop_rect(pixels: &Pixels, resize: Resize) -> CropRect {
+    let &Pixels { width, height, orientation, origin: Origin { left, top, reduction, .. }, .. } = pixels;
+    // The size in the file is used, so that a reduced image is cropped like the full one: its own size is rounded up.
+    let size = (pixels.origin.width, pixels.origin.height);
+    let region = PixelRect { left, top, width, height };
+    CropRect::new(size, orientation, resize).reduced(reduction).relative_to(region)
+}
+
+/// Copies the pixels in the upright order. They must be decoded at full size.
+fn turned_upright(pixels: &Pixels) -> Pixels {
+    let &Pixels { width, height, channels, orientation, origin, .. } = pixels;
+    let stored = pixels.data.chunks_exact(channels).collect::<Vec<_>>();
+    let data = orientation.stored_indices(width, height).flat_map(|index| stored[index].iter().copied()).collect();
+    let left = if orientation.mirror_x { origin.width - origin.left - width } else { origin.left };
+    let top = if orientation.mirror_y { origin.height - origin.top - height } else { origin.top };
+    let (left, top) = if orientation.swapped { (top, left) } else { (left, top) };
+    let (width, height) = orientation.upright_size(width, height);
+    let mut upright = Pixels::whole(data, (width, height), channels);
+    let (whole_width, whole_height) = orientation.upright_size(origin.width, origin.height);
+    upright.origin = Origin { width: whole_width, height: whole_height, reduction: 1, left, top };
+    upright
+}
+
+/// Pillow's nearest: the pixel at the position of the centre of the target pixel, rounded down.
+fn nearest(pixels: &Pixels, placement: &Placement, target: &mut Vec<u8>) {
+    let Layout { across, down } = Layout::of(pixels);
+    let columns: Vec<usize> = nearest_positions(&placement.across).map(|at| across.byte(at)).collect();
+    for row in nearest_positions(&placement.down).map(|at| down.byte(at)) {
+        for column in &columns {
+            target.extend_from_slice(&pixels.data[row + column..][..pixels.channels]);
+        }
+    }
+}
+
+/// Number of pixels up to which positions are added up, as Pillow does. Beyond it, which would take long, they are
+/// multiplied; the two differ only in the last bit of a fraction.
+const MAX_ADDED: usize = 1 << 20;
+
+fn nearest_positions(axis: &Axis) -> impl Iterator<Item = usize> {
+    let &Axis { extent, resized, from, visible, .. } = axis;
+    let scale = extent as f64 / resized as f64;
+    let start = if from > MAX_ADDED {
+        (from as f64 + 0.5) * scale
+    } else {
+        (0..from).fold(0.5 * scale, |position, _| position + scale)
+    };
+    let positions = std::iter::successors(Some(start), move |position| Some(position + scale));
+    positions.take(visible).map(move |position| (position as usize).min(extent - 1))
+}
+
+/// OpenCV's bilinear interpolation of 8-bit images (`cv2.INTER_LINEAR`), with its fixed-point arithmetic.
+fn opencv_bilinear(pixels: &Pixels, placement: &Placement, target: &mut Vec<u8>) {
+    let Layout { across, down } = Layout::of(pixels);
+    let columns: Vec<Taps> = taps(&placement.across, across, EdgeWeights::One).collect();
+    for row in taps(&placement.down, down, EdgeWeights::Kept) {
+        let [above, below] = row.bytes.map(|byte| &pixels.data[byte..]);
+        for column in &columns {
+            let [left, right] = column.bytes;
+            for channel in 0..pixels.channels {
+                let across = |row: &[u8]| {
+                    let value = |byte: usize| i32::from(row[byte + channel]);
+                    value(left) * column.weights[0] + value(right) * column.weights[1]
+                };
+                // The sums have 11 more bits than a pixel; the last bits are dropped where OpenCV drops them.
+                let part = |sum: i32, weight: i32| ((sum >> 4) * weight) >> 16;
+                let value = part(across(above), row.weights[0]) + part(across(below), row.weights[1]);
+                target.push(((value + 2) >> 2).clamp(0, 255) as u8);
+            }
+        }
+    }
+}
+
+/// The two pixels along an axis that a target pixel is made of, and their weights, which add up to `WEIGHT_ONE`.
+struct Taps {
+    bytes: [usize; 2],
+    weights: [i32; 2],
+}
+
+/// The weight of 1 in OpenCV's fixed-point arithmetic.
+const WEIGHT_ONE: f32 = 2048.0;
+
+/// What happens to the weights of a target pixel whose position is outside the centres of the first and last pixel. The
+/// result differs by the rounding only.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum EdgeWeights {
+    /// The outermost pixel gets all the weight, as OpenCV does along rows.
+    One,
+    /// Both weights belong to the outermost pixel, as OpenCV does along columns.
+    Kept,
+}
+
+fn taps(axis: &Axis, stored: Stored, edge: EdgeWeights) -> impl Iterator<Item = Taps> {
+    let &Axis { extent, resized, from, visible, .. } = axis;
+    let scale = 1.0 / (resized as f64 / extent as f64);
+    (from..from + visible).map(move |target| {
+        let position = ((target as f64 + 0.5) * scale - 0.5) as f32;
+        let first = position.floor();
+        let is_outside = first < 0.0 || first as usize >= extent - 1;
+        let fraction = if is_outside && edge == EdgeWeights::One { 0.0 } else { position - first };
+        let clamped = |at: f32| (at.max(0.0) as usize).min(extent - 1);
+        Taps {
+            bytes: [first, first + 1.0].map(|at| stored.byte(clamped(at))),
+            weights: [1.0 - fraction, fraction].map(|weight| (weight * WEIGHT_ONE).round_ties_even() as i32),
+        }
+    })
+}
+
+/// Where the pixels of an upright image are stored: a pixel's first byte is the sum of the bytes of its axes.
+struct Layout {
+    across: Stored,
+    down: Stored,
+}
+
+/// One upright axis.
+#[derive(Clone, Copy)]
+struct Stored {
+    /// Bytes from a pixel to the next one along this axis.
+    stride: usize,
+    /// The number of pixels in the file along this axis, if it is stored in the opposite direction.
+    mirrored: Option<usize>,
+    /// The first of these pixels that was decoded.
+    first: usize,
+}
+
+impl Layout {
+    /// The layout of pixels that were decoded at full size.
+    fn of(pixels: &Pixels) -> Layout {
+        let &Pixels { width, channels, orientation, origin, .. } = pixels;
+        let Orientation { swapped, mirror_x, mirror_y } = orientation;
+        let x = Stored { stride: channels, mirrored: mirror_x.then_some(origin.width), first: origin.left };
+        let y = Stored { stride: channels * width, mirrored: mirror_y.then_some(origin.height), first: origin.top };
+        if swapped { Layout { across: y, down: x } } else { Layout { across: x, down: y } }
+    }
+}
+
+impl Stored {
+    /// The offset of a position along this axis. It must have been decoded.
+    fn byte(self, upright: usize) -> usize {
+        let stored = self.mirrored.map_or(upright, |extent| extent - 1 - upright);
+        (stored - self.first) * self.stride
+    }
+}

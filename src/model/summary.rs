@@ -1,0 +1,171 @@
+//! What a listing shows of a model package. It reads `model.toml` and counts the labels, and it verifies nothing: what
+//! runs a model is [`super::package`].
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Context as _;
+use serde::Deserialize;
+
+use super::choice::ModelChoice;
+use super::find;
+
+/// A model package, as a listing shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSummary {
+    /// The name of the package, by which requests choose it.
+    pub name: String,
+    /// The version of the package.
+    pub version: String,
+    /// The number of classes.
+    pub classes: usize,
+    /// Height and width of the input in pixels. `None` if images keep their size.
+    pub input_size: Option<[u32; 2]>,
+    /// The model files, ordered by their variants.
+    pub files: Vec<FileSummary>,
+}
+
+/// One file of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileSummary {
+    /// The variant, as model.toml names it.
+    pub variant: String,
+    /// `sha256:<hex>`, as results name it.
+    pub digest: String,
+    /// The size of the file.
+    pub bytes: u64,
+}
+
+impl ModelSummary {
+    /// Reads the package that is current for `choice`. This reads two small files, so that it can be done often.
+    ///
+    /// # Errors
+    /// If there is no such package, or its description cannot be read.
+    pub fn read(choice: &ModelChoice) -> anyhow::Result<ModelSummary> {
+        let folder = find::model_folder(choice)?;
+        let description: Description = description(&folder)?;
+        let labels = folder.join(&description.labels);
+        let labels = std::fs::read_to_string(&labels).with_context(|| format!("cannot read {}", labels.display()))?;
+        let files = description.files.into_iter().map(|(variant, file)| {
+            let path = folder.join(&file.path);
+            let metadata = path.metadata().with_context(|| format!("cannot read {}", path.display()))?;
+            Ok(FileSummary { variant, digest: format!("sha256:{}", file.sha256), bytes: metadata.len() })
+        });
+        Ok(ModelSummary {
+            files: files.collect::<anyhow::Result<_>>()?,
+            name: description.name,
+            version: description.version,
+            classes: labels.lines().count(),
+            input_size: description.input.size(),
+        })
+    }
+}
+
+/// The name by which requests choose the model of `choice`: that of the package if it exists on this machine, otherwise
+/// the last part of what the setting says, without a version.
+pub fn model_name(choice: &ModelChoice) -> String {
+    let packaged = find::model_folder(choice).and_then(|folder| description::<NameOnly>(&folder));
+    packaged.map_or_else(|_| name_of_setting(choice.model.as_deref()), |description| description.name)
+}
+
+fn name_of_setting(model: Option<&str>) -> String {
+    let model = model.unwrap_or(find::DEFAULT_MODEL);
+    let last = model.trim_end_matches('/').rsplit('/').next().unwrap_or(model);
+    last.split('@').next().unwrap_or(last).to_owned()
+}
+
+fn description<T: for<'a> Deserialize<'a>>(folder: &Path) -> anyhow::Result<T> {
+    let path = folder.join(find::DESCRIPTION);
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    toml::from_str(&text)
+        .map_err(|error: toml::de::Error| anyhow::anyhow!("{}: {}", path.display(), error.message().replace('\n', " ")))
+}
+
+#[derive(Deserialize)]
+struct NameOnly {
+    name: String,
+}
+
+/// The part of `model.toml` that a listing shows.
+#[derive(Deserialize)]
+struct Description {
+    name: String,
+    version: String,
+    labels: String,
+    files: BTreeMap<String, File>,
+    input: Input,
+}
+
+#[derive(Deserialize)]
+struct File {
+    path: String,
+    sha256: String,
+}
+
+#[derive(Deserialize)]
+struct Input {
+    resize: String,
+    crop: Option<Side>,
+    size: Option<Side>,
+    short_side: Option<Side>,
+}
+
+/// One number for a square, or height and width.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum Side {
+    Square(u32),
+    HeightWidth([u32; 2]),
+}
+
+impl Input {
+    fn size(&self) -> Option<[u32; 2]> {
+        let side =
+            self.crop.or(self.size).or(self.short_side).filter(|_| self.crop.is_some() || self.resize != "none")?;
+        Some(match side {
+            Side::Square(side) => [side, side],
+            Side::HeightWidth(size) => size,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn size_of_the_input_is_that_of_the_crop_or_of_the_resized_image() {
+        for (text, size) in [
+            ("resize = \"shortest-edge\"\nsize = 256\ncrop = 224", Some([224, 224])),
+            ("resize = \"short-side\"\nshort_side = 256\ncrop = 224", Some([224, 224])),
+            ("resize = \"squash\"\nsize = [192, 256]", Some([192, 256])),
+            ("resize = \"none\"\ncrop = [10, 20]", Some([10, 20])),
+            ("resize = \"none\"", None),
+        ] {
+            assert_eq!(toml::from_str::<Input>(text).unwrap().size(), size, "{text}");
+        }
+    }
+
+    #[test]
+    fn model_without_files_has_the_name_of_its_setting() {
+        for (model, name) in [
+            (None, "efficientnet-lite0"),
+            (Some("no-such-model"), "no-such-model"),
+            (Some("no-such-model@3f2a9c01b7de"), "no-such-model"),
+            (Some("/no/such/folder/birds/"), "birds"),
+        ] {
+            let choice = ModelChoice { model: model.map(str::to_owned), ..ModelChoice::default() };
+            assert_eq!(model_name(&choice), name);
+            assert_eq!(name_of_setting(model), name);
+        }
+    }
+
+    #[test]
+    fn summary_of_the_shipped_model_has_its_classes_and_files() {
+        let summary = ModelSummary::read(&ModelChoice::default()).unwrap();
+        assert_eq!((summary.name.as_str(), summary.classes), ("efficientnet-lite0", 1000));
+        assert_eq!(summary.input_size, Some([224, 224]));
+        let is_complete = |file: &FileSummary| file.digest.len() == "sha256:".len() + 64 && file.bytes > 1_000_000;
+        assert!(!summary.files.is_empty() && summary.files.iter().all(is_complete), "{summary:?}");
+    }
+}

@@ -1,0 +1,91 @@
+//! Reproducible archives: they hold names, modes and contents of files, but no times and no owners.
+
+use std::fs::File;
+use std::io::{self, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use sha2::{Digest as _, Sha256};
+
+/// A file that goes into an archive.
+pub(super) struct Entry {
+    /// Path in the archive.
+    pub name: String,
+    pub mode: u32,
+    pub file: PathBuf,
+}
+
+impl Entry {
+    pub(super) fn new(name: impl Into<String>, mode: u32, file: PathBuf) -> Entry {
+        Entry { name: name.into(), mode, file }
+    }
+}
+
+/// Writes an archive of the files.
+pub(super) fn write(entries: &[Entry], to: impl Write) -> io::Result<()> {
+    let mut archive = tar::Builder::new(to);
+    for Entry { name, mode, file } in entries {
+        let file = File::open(file)?;
+        let mut header = tar::Header::new_ustar();
+        header.set_size(file.metadata()?.len());
+        header.set_mode(*mode);
+        header.set_mtime(0);
+        archive.append_data(&mut header, name, BufReader::new(file))?;
+    }
+    archive.finish()
+}
+
+/// Digest and size of an archive of the files, without holding it in memory.
+pub(super) fn measure(entries: &[Entry]) -> io::Result<Measured> {
+    let mut measuring = Measuring { hasher: Sha256::new(), bytes: 0 };
+    write(entries, &mut measuring)?;
+    Ok(Measured { digest: format!("{:x}", measuring.hasher.finalize()), bytes: measuring.bytes })
+}
+
+/// An archive that was measured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Measured {
+    /// SHA-256 in hexadecimal.
+    pub digest: String,
+    pub bytes: u64,
+}
+
+struct Measuring {
+    hasher: Sha256,
+    bytes: u64,
+}
+
+impl Write for Measuring {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.hasher.update(bytes);
+        self.bytes += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// All files of a folder and of those in it, sorted, without hidden ones. Their names in the archive begin with `prefix`.
+///
+/// # Errors
+/// A folder cannot be read.
+pub(super) fn files_of(folder: &Path, prefix: &str) -> anyhow::Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for found in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = found?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with('.') {
+            continue;
+        }
+        let name = format!("{prefix}{name}");
+        if path.is_dir() {
+            entries.extend(files_of(&path, &format!("{name}/"))?);
+        } else if path.is_file() {
+            entries.push(Entry::new(name, 0o644, path));
+        }
+    }
+    entries.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+    Ok(entries)
+}

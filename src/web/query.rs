@@ -1,0 +1,164 @@
+//! The query of a request. Its parameters are read as text, so that errors in them become problems of our own.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use axum::extract::FromRequestParts;
+use axum::http::HeaderMap;
+use axum::http::request::Parts;
+
+use super::error::Problem;
+use super::jobs::JobOptions;
+use crate::config;
+use crate::telemetry::trace::TRACEPARENT;
+
+const MAX_WAIT: Duration = Duration::from_secs(600);
+const DEFAULT_TOP_K: u32 = 5;
+const MAX_TOP_K: u32 = 1000;
+
+/// The parameters of the addresses under `/v1/`. Others are ignored.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Query {
+    wait: Option<String>,
+    top_k: Option<String>,
+    model: Option<String>,
+    labels: Option<String>,
+}
+
+impl<S: Sync> FromRequestParts<S> for Query {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
+        Query::read(parts.uri.query().unwrap_or_default())
+    }
+}
+
+impl Query {
+    /// Reads the query of an address under `/v1/`.
+    ///
+    /// # Errors
+    /// 400 for a parameter that is given twice or is not UTF-8.
+    fn read(query: &str) -> Result<Query, Problem> {
+        Ok(Query {
+            wait: parameter(query, "wait")?,
+            top_k: parameter(query, "top_k")?,
+            model: parameter(query, "model")?,
+            labels: parameter(query, "labels")?,
+        })
+    }
+
+    /// Reads the query of `POST /`, which has only the model. The legacy clients of that address may send anything else.
+    ///
+    /// # Errors
+    /// The errors of [`Query::read`] for the model.
+    pub(super) fn of_form(query: Option<&str>) -> Result<Query, Problem> {
+        Ok(Query { model: parameter(query.unwrap_or_default(), "model")?, ..Query::default() })
+    }
+
+    pub(super) fn wait(&self, default: Duration) -> Result<Duration, Problem> {
+        let Some(text) = &self.wait else { return Ok(default) };
+        config::duration(text).ok().filter(|wait| *wait <= MAX_WAIT).ok_or_else(|| {
+            Problem::malformed(format!("wait={text:?} is not between 0 and {} seconds", MAX_WAIT.as_secs()))
+        })
+    }
+
+    /// The options of the query. `model` is as the client wrote it.
+    pub(super) fn job_options(self, headers: &HeaderMap) -> Result<JobOptions, Problem> {
+        let top_k = match &self.top_k {
+            None => DEFAULT_TOP_K,
+            Some(text) => text
+                .parse()
+                .ok()
+                .filter(|top_k| (1..=MAX_TOP_K).contains(top_k))
+                .ok_or_else(|| Problem::malformed(format!("top_k={text:?} is not between 1 and {MAX_TOP_K}")))?,
+        };
+        let traceparent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        Ok(JobOptions { top_k, model: self.model, traceparent })
+    }
+
+    /// Returns true if the labels of a model are to be listed.
+    pub(super) fn wants_labels(&self) -> Result<bool, Problem> {
+        match self.labels.as_deref() {
+            None | Some("false" | "0") => Ok(false),
+            Some("true" | "1" | "") => Ok(true),
+            Some(text) => Err(Problem::malformed(format!("labels={text:?} is neither true nor false"))),
+        }
+    }
+}
+
+/// The value of one parameter.
+fn parameter(query: &str, wanted: &str) -> Result<Option<String>, Problem> {
+    let mut found = None;
+    for pair in query.split('&') {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if text(name).as_deref() != Some(wanted) {
+            continue;
+        }
+        let Some(value) = text(value) else {
+            return Err(Problem::malformed(format!("{name}={value} is not UTF-8")));
+        };
+        if found.replace(value.into_owned()).is_some() {
+            return Err(Problem::malformed(format!("the query names {name} twice; give it once")));
+        }
+    }
+    Ok(found)
+}
+
+/// Decodes a name or value of a query, in which `+` is a space. Returns `None` when it is not UTF-8.
+fn text(encoded: &str) -> Option<Cow<'_, str>> {
+    if !encoded.contains(['+', '%']) {
+        return Some(Cow::Borrowed(encoded));
+    }
+    let spaced = encoded.replace('+', " ");
+    let decoded = percent_encoding::percent_decode_str(&spaced).decode_utf8().ok()?;
+    Some(Cow::Owned(decoded.into_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn query_is_parsed_or_its_error_is_reported() {
+        let parsed = |wait: Option<&str>, top_k: Option<&str>, model: Option<&str>| Query {
+            wait: wait.map(str::to_owned),
+            top_k: top_k.map(str::to_owned),
+            model: model.map(str::to_owned),
+            labels: None,
+        };
+        for (query, expected) in [
+            ("", parsed(None, None, None)),
+            ("wait=5&top_k=2&model=birds", parsed(Some("5"), Some("2"), Some("birds"))),
+            ("wait=1m+30s&other=1&other=2&%ff=%ff&&=&", parsed(Some("1m 30s"), None, None)),
+            ("w%61it=%35&model=b%C3%A4r", parsed(Some("5"), None, Some("b\u{e4}r"))),
+            ("wait", parsed(Some(""), None, None)),
+        ] {
+            assert_eq!(Query::read(query), Ok(expected), "{query}");
+        }
+        for query in
+            ["wait=5&wait=6", "wait=5&wait=5", "top_k=1&wait=2&top_k=1", "wait=%ff", "wait&wait", "model=a&model=b"]
+        {
+            assert_eq!(Query::read(query).unwrap_err().kind, "malformed", "{query}");
+        }
+        for query in ["wait", "wait=%zz", "wait=-1", "wait=601"] {
+            assert!(Query::read(query).unwrap().wait(Duration::ZERO).is_err(), "{query}");
+        }
+    }
+
+    #[test]
+    fn form_of_the_legacy_page_takes_a_model_and_ignores_the_rest() {
+        let query = Query::of_form(Some("wait=1&wait=2&top_k=none&model=birds")).unwrap();
+        assert_eq!(query, Query { model: Some("birds".to_owned()), ..Query::default() });
+        assert!(Query::of_form(Some("model=a&model=b")).is_err());
+    }
+
+    #[test]
+    fn labels_are_listed_on_request() {
+        for (query, expected) in
+            [("", Some(false)), ("labels", Some(true)), ("labels=true", Some(true)), ("labels=0", Some(false))]
+        {
+            assert_eq!(Query::read(query).unwrap().wants_labels().ok(), expected, "{query}");
+        }
+        assert!(Query::read("labels=some").unwrap().wants_labels().is_err());
+    }
+}
