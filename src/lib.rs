@@ -11,12 +11,14 @@
 //! - [`retry`]: delays between the tries of an operation that failed.
 //! - [`scaling_policy`]: the number of workers for an observation, its simulation on a virtual clock, and its cost.
 //! - [`stats`]: latency histograms, quantiles and summaries.
+//! - [`threshold`]: conditions on measured values.
 //! - [`workload`]: arrival processes with a random seed.
 //!
 //! # Floor 1: the base of every process
 //!
 //! - [`aws`]: the configuration of the SDK, and the meaning of its errors.
 //! - [`config`]: validated names, limits and the choice of the backend.
+//! - [`plot`]: charts in SVG and PNG files.
 //! - [`readiness`]: whether the dependencies of a process answer.
 //! - [`shutdown`]: the first signal drains the process, the second ends it.
 //! - [`sqlite`]: the file of the local backend, with its transactions, group commit and notifications.
@@ -32,6 +34,7 @@
 //! # Floor 3: the tiers
 //!
 //! - [`autoscaler`]: observes the queue, decides, and resizes worker processes or an Auto Scaling group.
+//! - [`dataset`]: labelled images, classified on all cores, and what was taken for what.
 //! - [`loadgen`]: sends load, measures it, checks the answers and reports.
 //! - [`model_sync`]: downloads the models of a stack to a machine, and follows their current versions.
 //! - [`provision`]: compares the AWS resources of a stack with the wanted ones, and applies the difference.
@@ -43,6 +46,8 @@
 //!
 //! - [`classify`]: classifies files with the model alone.
 //! - [`data`]: reports how much is stored, and deletes what is no longer needed.
+//! - [`eval`]: measures how often a model is right, and compares two models.
+//! - [`fit`]: trains a model of own classes on the features of another.
 //! - [`model_command`]: adds models, lists and checks them, and chooses the versions in use.
 //! - [`queue_command`]: shows depths and dead letters, sends dead letters again and purges queues.
 //! - [`simulate`]: runs scaling policies on a virtual clock, and reports latency and cost.
@@ -58,10 +63,12 @@ pub mod protocol;
 pub mod retry;
 pub mod scaling_policy;
 pub mod stats;
+pub mod threshold;
 pub mod workload;
 
 pub mod aws;
 pub mod config;
+pub mod plot;
 pub mod readiness;
 pub mod shutdown;
 pub mod sqlite;
@@ -73,6 +80,7 @@ pub mod names;
 pub mod transport;
 
 pub mod autoscaler;
+pub(crate) mod dataset;
 pub mod loadgen;
 pub mod model_sync;
 pub mod provision;
@@ -82,6 +90,8 @@ pub mod worker;
 
 pub mod classify;
 pub mod data;
+pub mod eval;
+pub mod fit;
 pub mod model_command;
 pub mod queue_command;
 pub mod simulate;

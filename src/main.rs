@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use imgcls::cli::{
-    ArrivalArgs, AutoscaleArgs, Cli, Command, ConfigCommand, DataArgs, Invocation, ProvisionArgs, QueueArgs,
-    ServeWebArgs, SettingsError, SharedArgs, UpArgs, UsageError, WorkerArgs,
+    ArrivalArgs, AutoscaleArgs, Cli, Command, ConfigCommand, DataArgs, Invocation, ModelGroup, ProvisionArgs,
+    QueueArgs, ServeWebArgs, SettingsError, SharedArgs, UpArgs, UsageError, WorkerArgs,
 };
 use imgcls::config::{Backend, Document, Machines, Names};
 use imgcls::model::TunedChoice;
@@ -15,8 +15,8 @@ use imgcls::model_sync::ModelSync;
 use imgcls::telemetry::output;
 use imgcls::workload::Trace;
 use imgcls::{
-    autoscaler, classify, data, loadgen, model, model_command, model_sync, names, provision, queue_command, shutdown,
-    simulate, telemetry, tune, up, web, worker,
+    autoscaler, classify, data, eval, fit, loadgen, model, model_command, model_sync, names, provision, queue_command,
+    shutdown, simulate, telemetry, tune, up, web, worker,
 };
 use tokio::runtime::Runtime;
 
@@ -64,7 +64,11 @@ fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
         Command::Data(args) => run_data(&args, &settings),
         Command::Provision(args) => run_provision(&args, machines),
         Command::Classify(args) => Ok(code_of(classify::run(&args.config())?)),
-        Command::Model(args) => Ok(code_of(model_command::run(&args.config())?)),
+        Command::Eval(args) => Ok(eval::run(&args.config()?)?.exit_code().into()),
+        Command::Model(args) => match &args.command {
+            ModelGroup::Manage(command) => Ok(code_of(model_command::run(&command.config())?)),
+            ModelGroup::Fit(args) => fit::run(&args.config()?).map(|()| ExitCode::SUCCESS),
+        },
         Command::Tune(args) => tune::run(&args.config()).map(|()| ExitCode::SUCCESS),
         Command::Simulate(args) => {
             simulate::run(&args.config(trace(&args.arrivals, "simulate")?)?).map(|()| ExitCode::SUCCESS)

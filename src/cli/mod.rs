@@ -14,6 +14,8 @@ mod autoscale;
 mod classify;
 mod config;
 mod data;
+mod eval;
+mod fit;
 mod http;
 mod limits;
 mod loadgen;
@@ -46,11 +48,13 @@ pub use self::autoscale::AutoscaleArgs;
 pub use self::classify::ClassifyArgs;
 pub use self::config::{ConfigArgs, ConfigCommand, ShowArgs};
 pub use self::data::DataArgs;
+pub use self::eval::EvalArgs;
+pub use self::fit::FitArgs;
 pub use self::http::HttpArgs;
 pub use self::limits::{BatchArgs, LeaseArgs, LimitArgs};
 pub use self::loadgen::LoadgenArgs;
 pub use self::model::{ModelArgs, ModelNamesArgs, ModelsDirArgs, RunArgs, ServiceModelArgs};
-pub use self::model_command::{ModelCommand, ModelCommandArgs};
+pub use self::model_command::{ModelCommand, ModelCommandArgs, ModelGroup};
 pub use self::model_run::ModelRunArgs;
 pub use self::model_sync::ModelSyncArgs;
 pub use self::policy::{PolicyArgs, PolicyKind};
@@ -81,7 +85,7 @@ static LONG_VERSION: LazyLock<String> =
 #[command(after_help = "Start with `imgcls up`, open http://127.0.0.1:8080/, drop a photograph on the page.\n\
     Every setting is a flag, a variable IMGCLS_<FLAG>, and for services a key in the file that --config names.\n\
     A flag takes precedence over a variable, a variable over the file. `imgcls config show` prints all of them.\n\
-    Exit codes: 0 done, 1 failed, 2 usage, 99 a loadgen threshold was missed; `provision plan\n\
+    Exit codes: 0 done, 1 failed, 2 usage, 99 a threshold was missed; `provision plan\n\
     --detailed-exitcode`: 0 nothing to do, 3 changes.")]
 pub struct Cli {
     #[command(subcommand)]
@@ -112,6 +116,8 @@ pub enum Command {
     Classify(ClassifyArgs),
     /// Add models as they were exported, check them, and choose the versions that services use
     Model(ModelCommandArgs),
+    /// Measure how often a model is right on labelled images; compare two models
+    Eval(EvalArgs),
     /// Measure how the model runs fastest on this machine; workers that start later use the result
     Tune(TuneArgs),
     /// Show the settings of a command
@@ -165,6 +171,7 @@ impl Command {
             Command::Loadgen(_)
             | Command::Simulate(_)
             | Command::Classify(_)
+            | Command::Eval(_)
             | Command::Model(_)
             | Command::Tune(_)
             | Command::Config(_) => LogFormat::Text,

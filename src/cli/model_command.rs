@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::fit::FitArgs;
 use super::model::{ModelsDirArgs, RunArgs};
 use super::shared::OutputArgs;
 use crate::model::{ModelChoice, Reference};
@@ -21,7 +22,15 @@ use crate::model_command::{
     Exit codes: 0 done, 1 failed or a check found something, 2 usage. docs/models.md explains every export.")]
 pub struct ModelCommandArgs {
     #[command(subcommand)]
-    pub command: ModelCommand,
+    pub command: ModelGroup,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ModelGroup {
+    #[command(flatten)]
+    Manage(ModelCommand),
+    /// Train a model of own classes on the features of another
+    Fit(Box<FitArgs>),
 }
 
 #[derive(Debug, Subcommand)]
@@ -185,19 +194,17 @@ pub struct Crop(Option<Size>);
 #[derive(Debug, Clone, Copy)]
 pub struct Numbers([f64; 3]);
 
-impl ModelCommandArgs {
+impl ModelCommand {
     pub fn config(&self) -> model_command::Config {
-        let (models_dir, output) = self.command.common();
+        let (models_dir, output) = self.common();
         model_command::Config {
             models_dir: models_dir.folder(),
-            run: self.command.run(models_dir),
+            run: self.run(models_dir),
             json: output.json,
-            action: self.command.action(),
+            action: self.action(),
         }
     }
-}
 
-impl ModelCommand {
     fn common(&self) -> (&ModelsDirArgs, &OutputArgs) {
         match self {
             ModelCommand::Add(args) => (&args.models_dir, &args.output),

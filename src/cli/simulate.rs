@@ -11,8 +11,9 @@ use super::parse::{percent, positive_duration, visibility_timeout};
 use super::policy::{Defaults, PolicyArgs, PolicyKind};
 use super::usage::usage;
 use crate::config;
+use crate::plot::PlotFile;
 use crate::scaling_policy::Bounds;
-use crate::simulate::{self, PlotFile, Variant};
+use crate::simulate::{self, Variant};
 use crate::workload::Trace;
 
 /// The simulated time unless a flag limits it.

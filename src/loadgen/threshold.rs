@@ -1,10 +1,10 @@
 //! Conditions that a run must meet: `p99<500ms`, `accuracy>=0.8`, `failed==0`, `rate>=100`.
 
-use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
 use crate::config;
+use crate::threshold::{self, Operator};
 
 /// One condition, parsed before anything is sent.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,15 +39,6 @@ pub(crate) enum LatencyMetric {
     Quantile(f64),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Operator {
-    Less,
-    LessOrEqual,
-    Greater,
-    GreaterOrEqual,
-    Equal,
-}
-
 impl Metric {
     /// Returns true if the metric can be computed only with `--expect`.
     pub(crate) fn needs_expectations(self) -> bool {
@@ -58,14 +49,7 @@ impl Metric {
 impl Threshold {
     /// Returns true if the measured value meets the condition. A missing value does not.
     pub fn holds(&self, measured: Option<f64>) -> bool {
-        let Some(order) = measured.and_then(|measured| measured.partial_cmp(&self.limit)) else { return false };
-        match self.operator {
-            Operator::Less => order == Ordering::Less,
-            Operator::LessOrEqual => order != Ordering::Greater,
-            Operator::Greater => order == Ordering::Greater,
-            Operator::GreaterOrEqual => order != Ordering::Less,
-            Operator::Equal => order == Ordering::Equal,
-        }
+        self.operator.holds(measured, self.limit)
     }
 }
 
@@ -73,18 +57,9 @@ impl FromStr for Threshold {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const OPERATORS: [(&str, Operator); 5] = [
-            ("<=", Operator::LessOrEqual),
-            (">=", Operator::GreaterOrEqual),
-            ("==", Operator::Equal),
-            ("<", Operator::Less),
-            (">", Operator::Greater),
-        ];
-        let parts = OPERATORS.into_iter().find_map(|(sign, operator)| Some((text.split_once(sign)?, operator)));
-        let ((metric, limit), operator) =
-            parts.ok_or("give a metric, one of < <= > >= ==, and a value, such as 'p99<500ms'")?;
-        let metric = parse_metric(metric.trim())?;
-        let limit = parse_limit(metric, limit.trim())?;
+        let (metric, operator, limit) = threshold::split(text, "p99<500ms")?;
+        let metric = parse_metric(metric)?;
+        let limit = parse_limit(metric, limit)?;
         Ok(Threshold { text: text.trim().to_owned(), metric, operator, limit })
     }
 }
@@ -119,19 +94,15 @@ fn parse_metric(name: &str) -> Result<Metric, String> {
 }
 
 fn parse_limit(metric: Metric, text: &str) -> Result<f64, String> {
-    let number = |text: &str| text.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0);
     match metric {
         // A bare number is refused: it would mean seconds in every other flag, but readers expect milliseconds.
-        Metric::Latency(_) if number(text).is_some() => Err(format!("{text:?} lacks its unit: {text}ms or {text}s")),
-        Metric::Latency(_) => config::duration(text).map(|duration| duration.as_secs_f64() * 1e3),
-        Metric::Accuracy | Metric::Top5 => match text.strip_suffix('%') {
-            Some(percent) => number(percent).map(|percent| percent / 100.0),
-            None => number(text),
+        Metric::Latency(_) if threshold::number(text).is_some() => {
+            Err(format!("{text:?} lacks its unit: {text}ms or {text}s"))
         }
-        .filter(|share| *share <= 1.0)
-        .ok_or_else(|| format!("{text:?} is not a share such as 0.8 or 80%")),
+        Metric::Latency(_) => config::duration(text).map(|duration| duration.as_secs_f64() * 1e3),
+        Metric::Accuracy | Metric::Top5 => threshold::share(text),
         Metric::Failed | Metric::Ok | Metric::Rate => {
-            number(text).ok_or_else(|| format!("{text:?} is not a number of at least 0"))
+            threshold::number(text).ok_or_else(|| format!("{text:?} is not a number of at least 0"))
         }
     }
 }

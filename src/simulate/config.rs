@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::plot_file::PlotFile;
+use crate::plot::PlotFile;
 use crate::scaling_policy::discrete_events::ServiceTime;
 use crate::scaling_policy::{Bounds, Policy};
 use crate::workload::Arrivals;

@@ -8,7 +8,6 @@ mod columns;
 mod config;
 mod measured;
 mod plot;
-mod plot_file;
 mod report;
 mod simulated;
 mod timeline;
@@ -19,7 +18,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 pub use self::config::{Config, Service, Variant};
-pub use self::plot_file::PlotFile;
 
 use self::measured::Measured;
 use self::report::Report;

@@ -1,24 +1,15 @@
-//! The timeline as a chart: arrivals, queue, workers and latency over time, with one colour for each policy. SVG and
-//! PNG are the same drawing; a PNG is drawn at twice the size and scaled down, which smooths its lines.
+//! The timeline as a chart: arrivals, queue, workers and latency over time, with one colour for each policy.
 
-use std::path::Path;
-use std::sync::Once;
-
-use anyhow::{Context as _, anyhow};
-use image::imageops::{FilterType, resize};
-use image::{ImageBuffer, Rgb};
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::{
-    AreaSeries, BitMapBackend, Cartesian2d, ChartBuilder, ChartContext, Color as _, DrawingArea, DrawingBackend,
-    FontStyle, IntoDrawingArea as _, IntoFont as _, IntoLogRange as _, LineSeries, PathElement, RGBColor, Ranged,
-    Rectangle, SVGBackend, Text, WHITE,
+    AreaSeries, Cartesian2d, ChartBuilder, ChartContext, Color as _, DrawingArea, DrawingBackend, IntoFont as _,
+    IntoLogRange as _, LineSeries, PathElement, RGBColor, Ranged, Rectangle, Text, WHITE,
 };
-use plotters::style::register_font;
 
 use super::columns::columns;
-use super::plot_file::{Format, PlotFile};
 use super::simulated::Simulated;
+use crate::plot::{self, Chart, DrawError, FONT_FAMILY, INK, PlotFile};
 use crate::scaling_policy::discrete_events::Second;
 
 const WIDTH: u32 = 1100;
@@ -29,13 +20,9 @@ const FOOT_HEIGHT: u32 = 22;
 const TITLE_HEIGHT: u32 = 26;
 const AXIS_WIDTH: u32 = 60;
 const HEIGHT: u32 = HEAD_HEIGHT + 4 * PANEL_HEIGHT + FOOT_HEIGHT;
-const SMOOTHING: u32 = 2;
 /// Maximum number of points of a line. A screen shows no more; each point shows the worst value of its bucket.
 const MAX_POINTS: usize = 900;
 
-const FONT: &[u8] = include_bytes!("font/DejaVuSans-latin.ttf");
-const FONT_FAMILY: &str = "sans-serif";
-const INK: RGBColor = RGBColor(60, 60, 60);
 const GRID: RGBColor = RGBColor(228, 228, 228);
 const ARRIVALS: RGBColor = RGBColor(150, 150, 150);
 /// A palette for colour-blind readers (Okabe and Ito).
@@ -51,37 +38,19 @@ const COLOURS: [RGBColor; 6] = [
 /// # Errors
 /// If the file cannot be written.
 pub(super) fn write(file: &PlotFile, simulated: &[Simulated]) -> anyhow::Result<()> {
-    static REGISTERED: Once = Once::new();
-    REGISTERED.call_once(|| {
-        // Registering fails only for a font that cannot be parsed, and this one is built in.
-        let _ = register_font(FONT_FAMILY, FontStyle::Normal, FONT);
-    });
-    match file.format {
-        Format::Svg => write_svg(&file.path, simulated),
-        Format::Png => write_png(&file.path, simulated),
-    }
-    .with_context(|| format!("cannot write the plot {}", file.path.display()))
+    plot::write(file, &Timelines(simulated))
 }
 
-fn write_svg(path: &Path, simulated: &[Simulated]) -> anyhow::Result<()> {
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, (WIDTH, HEIGHT)).into_drawing_area();
-        Drawing { scale: 1, simulated }.draw(&root)?;
-    }
-    Ok(std::fs::write(path, svg)?)
-}
+struct Timelines<'a>(&'a [Simulated]);
 
-fn write_png(path: &Path, simulated: &[Simulated]) -> anyhow::Result<()> {
-    let (width, height) = (WIDTH * SMOOTHING, HEIGHT * SMOOTHING);
-    let mut pixels = vec![0; (width * height * 3) as usize];
-    {
-        let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
-        Drawing { scale: SMOOTHING, simulated }.draw(&root)?;
+impl Chart for Timelines<'_> {
+    fn size(&self) -> (u32, u32) {
+        (WIDTH, HEIGHT)
     }
-    let large: ImageBuffer<Rgb<u8>, Vec<u8>> =
-        ImageBuffer::from_raw(width, height, pixels).expect("three bytes a pixel; this is a bug");
-    Ok(resize(&large, WIDTH, HEIGHT, FilterType::Triangle).save(path)?)
+
+    fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>, scale: u32) -> Result<(), DrawError<DB>> {
+        Drawing { scale, simulated: self.0 }.draw_all(area)
+    }
 }
 
 type Points = Vec<(f64, f64)>;
@@ -92,10 +61,6 @@ struct Drawing<'a> {
 }
 
 impl Drawing<'_> {
-    fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>) -> anyhow::Result<()> {
-        self.draw_all(root).map_err(|error| anyhow!("{error}"))
-    }
-
     fn draw_all<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>) -> Result<(), DrawError<DB>> {
         root.fill(&WHITE)?;
         let (head, rest) = root.split_vertically(self.px(HEAD_HEIGHT));
@@ -233,7 +198,6 @@ impl Drawing<'_> {
 }
 
 type Seconds = plotters::coord::types::RangedCoordf64;
-type DrawError<DB> = plotters::drawing::DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorType>;
 
 fn linear(lines: &[Points]) -> std::ops::Range<f64> {
     let most = lines.iter().flatten().map(|(_, value)| *value).fold(0.0, f64::max);

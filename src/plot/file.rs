@@ -1,6 +1,6 @@
 //! The file that a chart is written to.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// A file whose extension gives the format of the chart.
@@ -14,6 +14,13 @@ pub struct PlotFile {
 pub(super) enum Format {
     Svg,
     Png,
+}
+
+impl PlotFile {
+    /// A file of the same format, at the path that `rename` makes from the path of this one.
+    pub(crate) fn renamed(&self, rename: impl Fn(&Path) -> PathBuf) -> PlotFile {
+        PlotFile { path: rename(&self.path), format: self.format }
+    }
 }
 
 impl FromStr for PlotFile {
