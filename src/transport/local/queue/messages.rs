@@ -41,10 +41,10 @@ pub(super) enum Taking {
     Share,
 }
 
-/// Returns how many of `visible` messages one of several receivers takes: a quarter of many; up to two of few, if that is at
-/// most half of them. The share is at least one and at most `max`.
+/// Returns how many of `visible` messages one of several receivers takes: a quarter of many, and two of few if that leaves at
+/// least three. The share is at least one and at most `max`.
 pub(super) fn fair_share(visible: usize, max: usize) -> usize {
-    let of_few = visible.div_ceil(2).min(2);
+    let of_few = if visible >= 5 { 2 } else { 1 };
     of_few.max(visible / 4).clamp(1, max)
 }
 
@@ -487,9 +487,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fair_share_leaves_half_of_few_and_three_quarters_of_many() {
-        let shares = [0, 1, 2, 3, 4, 11, 12, 15, 16, 40].map(|visible| fair_share(visible, 10));
-        assert_eq!(shares, [1, 1, 1, 2, 2, 2, 3, 3, 4, 10]);
-        assert_eq!([fair_share(40, 3), fair_share(3, 1)], [3, 1]);
+    fn a_fair_share_leaves_three_of_few_and_three_quarters_of_many() {
+        let shares = [0, 1, 2, 4, 5, 11, 12, 15, 16, 40].map(|visible| fair_share(visible, 10));
+        assert_eq!(shares, [1, 1, 1, 1, 2, 2, 3, 3, 4, 10]);
+        assert_eq!([fair_share(40, 3), fair_share(5, 1)], [3, 1]);
     }
 }
