@@ -128,7 +128,7 @@ pub struct Busy;
 
 #[async_trait]
 impl WorkerLoad for Busy {
-    fn next_free_in(&self) -> Option<Duration> {
+    fn deferral(&self) -> Option<Duration> {
         Some(Duration::from_millis(50))
     }
 
