@@ -259,13 +259,7 @@ impl Library {
     ///
     /// # Errors
     /// If the name or the version is not allowed, the package is incomplete, or the directory cannot be written.
-    pub fn install(
-        &self,
-        staging: Staging,
-        name: &str,
-        version: &str,
-        pointer: Pointer,
-    ) -> anyhow::Result<PathBuf> {
+    pub fn install(&self, staging: Staging, name: &str, version: &str, pointer: Pointer) -> anyhow::Result<PathBuf> {
         check_part("name of a model", name)?;
         check_part("version of a model", version)?;
         ensure!(staging.path.join(DESCRIPTION).is_file(), "the package has no {DESCRIPTION}; this is a bug");

@@ -225,7 +225,8 @@ impl Weights {
         }
         for node in nodes {
             let operator = node.bytes(field::node::OP_TYPE).next();
-            self.is_quantised |= operator.is_some_and(|name| QUANTISED.iter().any(|known| known.as_bytes() == &name[..]));
+            self.is_quantised |=
+                operator.is_some_and(|name| QUANTISED.iter().any(|known| known.as_bytes() == &name[..]));
             for attribute in node.messages(field::node::ATTRIBUTE)? {
                 if let Some(tensor) = attribute.message(field::attribute::TENSOR)? {
                     self.external.extend(external_file(&tensor)?);
