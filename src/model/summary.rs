@@ -1,4 +1,4 @@
-//! What a listing shows of a model package. It reads `model.toml` and counts the labels, and it verifies nothing: what
+//! The summary of a model package that a listing shows. It reads `model.toml` and counts the labels, and it verifies nothing: what
 //! runs a model is [`super::package`].
 
 use std::collections::BTreeMap;

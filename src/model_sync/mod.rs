@@ -29,7 +29,7 @@ const KEPT_VERSIONS: usize = 3;
 /// The archive in the folder in which it is unpacked. Names of packages' files do not begin with a dot.
 const ARCHIVE: &str = ".package.tar";
 
-/// What to keep equal.
+/// The models to keep equal, and their places.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The backend of the service.

@@ -1,4 +1,4 @@
-//! What a stack uploads: the bundle, and the packages of models.
+//! The uploads of a stack: the bundle, and the packages of models.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use super::package::{Package, PackageRef};
 use super::plan::Plan;
 use crate::model::ModelChoice;
 
-/// What the artifacts of a stack are made from.
+/// The sources of the artifacts of a stack.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
     /// The ONNX Runtime library to bundle, if one is named.

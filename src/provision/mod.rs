@@ -75,7 +75,7 @@ pub struct Config {
     pub endpoint_url: Option<String>,
     /// The wanted stack.
     pub settings: Settings,
-    /// What is uploaded.
+    /// The sources of the uploads.
     pub sources: Sources,
     /// Take over resources that have the stack's names and no owner.
     pub adopt: bool,

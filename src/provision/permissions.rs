@@ -89,7 +89,7 @@ impl Scope<'_> {
         format!("{}/{keys}", self.arns.bucket(&self.names.output_bucket))
     }
 
-    /// What a machine downloads: the program and the models.
+    /// The objects that a machine downloads: the program and the models.
     fn downloads(&self) -> [String; 2] {
         [self.input("bundle/*"), self.input(&format!("{MODELS_FOLDER}*"))]
     }

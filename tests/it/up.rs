@@ -147,7 +147,7 @@ fn up_ends_with_one_line_when_its_workers_cannot_start() {
 }
 
 /// Values of worker settings that `up` has too. One that is not listed is tested with its default.
-const SAMPLES: [(&str, &str); 26] = [
+const SAMPLES: [(&str, &str); 27] = [
     ("backend", "local"),
     ("data-dir", "some/where"),
     ("stack", "team-a"),
@@ -161,6 +161,7 @@ const SAMPLES: [(&str, &str); 26] = [
     ("model", "m"),
     ("model-memory", "1GiB"),
     ("shadow", "s"),
+    ("models-dir", "/m"),
     ("variant", "int8"),
     ("label-set", "original"),
     ("ort-dylib", "/x/y.so"),

@@ -8,7 +8,7 @@ use super::Stack;
 use crate::harness::{Process, free_port, imgcls, label_of, request, test_image, until};
 use crate::model_requests::second_model;
 
-/// Gives the package another version, and every label of it another ending.
+/// Gives the package another version.
 fn change(folder: &Path, version: &str) {
     let path = folder.join("model.toml");
     let text = std::fs::read_to_string(&path).unwrap();
