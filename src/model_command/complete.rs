@@ -26,7 +26,7 @@ pub(super) struct Complete {
     pub fill: Option<Sourced<[u8; 3]>>,
     pub position: Option<Sourced<Position>>,
     pub rounding: Option<Sourced<Rounding>>,
-    /// `None` for an input of bytes, which the model normalises itself.
+    /// How values are normalised. An input of bytes has none, because the model normalises itself.
     pub normalisation: Option<Normalisation>,
     pub output_name: Option<String>,
     /// How outputs become scores. `None` until the outputs for images were seen.
