@@ -38,7 +38,7 @@ pub(crate) struct Failures {
     pub broken: Vec<(usize, String)>,
 }
 
-/// What [`Engine::run`] found.
+/// The result of [`Engine::run`].
 pub(crate) struct Classified<T> {
     /// Index of the image and what was made of its scores, in the order of the images.
     pub found: Vec<(usize, T)>,

@@ -1,4 +1,4 @@
-//! What is kept of the scores of one image.
+//! The part of the scores of one image that is kept.
 
 /// The answer for one image.
 #[derive(Debug, Clone, Copy, PartialEq)]

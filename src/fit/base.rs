@@ -76,7 +76,11 @@ impl Base {
         let mut package = self.begin(folder, &labels)?;
         package.insert("name".to_owned(), format!("the features of {}", self.model.name).into());
         package.insert("version".to_owned(), self.model.version.clone().into());
-        package.insert("output".to_owned(), "probabilities".into());
+        // An output of this name is taken for the scores only if it is named.
+        let mut output = Table::new();
+        output.insert("name".to_owned(), cut.trunk.features.clone().into());
+        output.insert("activation".to_owned(), "none".into());
+        package.insert("output".to_owned(), output.into());
         let mut files = Table::new();
         files.insert(cut.name.clone(), self.write_file(folder, &cut.name, &cut.trunk.feature_model())?);
         package.insert("files".to_owned(), files.into());

@@ -37,7 +37,7 @@ pub(super) struct Trunk {
     /// The graph with the nodes and weights that the features need, and without outputs.
     graph: Message,
     /// The value that the head reads: float32, images × `width`.
-    features: String,
+    pub features: String,
     pub width: usize,
     /// The output of the base for features, kept as it is.
     features_output: Option<Bytes>,

@@ -108,7 +108,7 @@ struct Extracted {
 }
 
 impl Extracted {
-    /// What is missing among the files, for the error about too few images.
+    /// The files that are missing, for the error about too few images.
     fn left_out(&self) -> String {
         format!(
             "{} broken images, {} copies and {} images that are in two classes are left out",
