@@ -41,7 +41,7 @@ pub struct LeaseArgs {
 pub struct BatchArgs {
     /// Most images inferred together; each session receives as many ahead. Where a batch saves less than 5 % of the time,
     /// it only makes its images wait [default: as measured of the model; on AWS, where calls are billed, at least as
-    /// many as take 50 ms, at most 10]
+    /// many as take 250 ms, at most 10]
     #[arg(long, env = "IMGCLS_MAX_BATCH_SIZE", value_parser = positive)]
     pub max_batch_size: Option<usize>,
     /// How long a batch that is not full waits for more images once a session is free

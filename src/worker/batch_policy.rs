@@ -53,7 +53,7 @@ pub(crate) struct Facts {
 
 /// Images that share one billed call may take a session this long. Larger groups would save little money, and an idle
 /// worker could begin with their last images much sooner.
-const SHARED_CALL: Duration = Duration::from_millis(50);
+const SHARED_CALL: Duration = Duration::from_millis(250);
 /// The CPU time of a batch outside of its session: a receive and a completion. Images of one batch share it.
 const CALLS_OF_A_BATCH: Duration = Duration::from_micros(250);
 /// The median of fewer samples is not used.
@@ -350,11 +350,11 @@ mod tests {
     }
 
     #[test]
-    fn billed_calls_are_shared_by_the_images_of_fifty_milliseconds() {
+    fn billed_calls_are_shared_by_the_images_of_a_quarter_of_a_second() {
         let size = |service| BILLED.plan(&facts(1, service, 20.0)).max_batch_size;
-        assert_eq!([size(4.5), size(19.0), size(100.0)], [MAX_BATCH, 2, 1]);
+        assert_eq!([size(4.5), size(19.0), size(100.0)], [MAX_BATCH, MAX_BATCH, 2]);
         assert_eq!(BILLED.plan(&facts(1, 4.5, 20.0)), Plan { max_batch_size: 10, ahead: 10, for_a_receive: 10 });
-        assert_eq!(BILLED.plan(&facts(1, 100.0, 20.0)), Plan { max_batch_size: 1, ahead: 1, for_a_receive: 1 });
+        assert_eq!(BILLED.plan(&facts(1, 300.0, 20.0)), Plan { max_batch_size: 1, ahead: 1, for_a_receive: 1 });
     }
 
     #[test]

@@ -419,7 +419,7 @@ async fn receive_of_a_share_leaves_some_to_others() {
     for _ in 0..9 {
         taken.push(queue.receive_share(now).await.unwrap().len());
     }
-    assert_eq!(taken, [3, 3, 2, 2, 2, 2, 2, 1, 0, 0], "of 17, 14, 11, 9, 7, 5, 3, 1 and none");
+    assert_eq!(taken, [3, 3, 2, 2, 2, 2, 1, 1, 1, 0], "of 17, 14, 11, 9, 7, 5, 3, 2, 1 and none");
 }
 
 /// A send with a flush delay shares the sync of another call, here of the next send without one.
