@@ -4,11 +4,11 @@ Signed weights with a scale per output channel; unsigned activations whose range
 in calibration; QuantizeLinear and DequantizeLinear nodes around float operators.
 
 CPUs with 8-bit dot products (VNNI on x86-64, the dot product instructions on aarch64) sum the products of activations
-and weights in 32 bits. Other x86-64 CPUs first sum two products in 16 bits, and larger sums saturate: 255 * 127 * 2 does
-not fit. With `narrow` weights no such sum is possible: the scale of a channel is as large as is needed for the sum of
-any two of its weights to be at most 128, and 255 * 128 fits. It does not matter which two the library takes together.
-Such weights have between 7 and 8 bits; 7 bits for all (`reduce_range`) have a larger error (decision 34). Depthwise
-convolutions keep 8 bits, because ONNX Runtime computes them without sums of pairs.
+and weights in 32 bits. Other x86-64 CPUs first sum two products in 16 bits, and larger sums saturate: 255 * 127 * 2
+does not fit. With `narrow` weights no such sum is possible: the scale of a channel is as large as is needed for the sum
+of any two of its weights to be at most 128, and 255 * 128 fits. It does not matter which two the library takes
+together. Such weights have between 7 and 8 bits; 7 bits for all (`reduce_range`) have a larger error (decision 34).
+Depthwise convolutions keep 8 bits, because ONNX Runtime computes them without sums of pairs.
 """
 
 from __future__ import annotations
