@@ -84,11 +84,11 @@ def check(arguments: argparse.Namespace) -> list[table.Row]:
     for export in made:
         if not arguments.only or export.name in arguments.only:
             rows.append(check_export(program, export, chosen))
-            print(f"check-models: {export.name}: {rows[-1].cells()[-1]}", file=sys.stderr)
+            print(f"check-models: {export.name}: {', '.join(rows[-1].cells()[2:])}", file=sys.stderr)
     for variant in VARIANTS:
         if not arguments.only or variant in arguments.only:
             rows.append(check_shipped(program, variant, chosen))
-            print(f"check-models: {variant}: {rows[-1].cells()[-1]}", file=sys.stderr)
+            print(f"check-models: {variant}: {', '.join(rows[-1].cells()[2:])}", file=sys.stderr)
     return rows
 
 
