@@ -84,12 +84,18 @@ def check(arguments: argparse.Namespace) -> list[table.Row]:
     for export in made:
         if not arguments.only or export.name in arguments.only:
             rows.append(check_export(program, export, chosen))
-            print(f"check-models: {export.name}: {', '.join(rows[-1].cells()[2:])}", file=sys.stderr)
+            report(export.name, rows[-1])
     for variant in VARIANTS:
         if not arguments.only or variant in arguments.only:
             rows.append(check_shipped(program, variant, chosen))
-            print(f"check-models: {variant}: {', '.join(rows[-1].cells()[2:])}", file=sys.stderr)
+            report(variant, rows[-1])
     return rows
+
+
+def report(name: str, row: table.Row) -> None:
+    """Prints a line of progress."""
+    worst = "" if isinstance(row.outcome, str) else f"; most on {row.outcome.worst}"
+    print(f"check-models: {name}: {', '.join(row.cells()[2:])}{worst}", file=sys.stderr)
 
 
 def check_export(program: Program, export: Export, chosen: Sequence[Path]) -> table.Row:
@@ -98,7 +104,7 @@ def check_export(program: Program, export: Export, chosen: Sequence[Path]) -> ta
 
     def compared() -> compare.Comparison:
         program.add(export)
-        return compare.compare(program.classify(export.name, chosen), compare.reference_scores(export, chosen))
+        return compare.compare(chosen, program.classify(export.name, chosen), compare.reference_scores(export, chosen))
 
     return table.Row(export.shape, options, outcome(compared))
 
@@ -108,7 +114,7 @@ def check_shipped(program: Program, variant: str, chosen: Sequence[Path]) -> tab
 
     def compared() -> compare.Comparison:
         found = program.classify(str(SHIPPED), chosen, ["--variant", variant])
-        return compare.compare(found, shipped_scores(variant, chosen), is_8_bit=variant != "fp16")
+        return compare.compare(chosen, found, shipped_scores(variant, chosen), is_8_bit=variant != "fp16")
 
     return table.Row(f"efficientnet-lite0, {variant}", "shipped", outcome(compared))
 

@@ -37,6 +37,8 @@ class Comparison:
     mean: float
     """The mean of each picture's largest difference."""
     same_top1: int
+    worst: str
+    """The picture with the largest difference, for the log."""
     is_8_bit: bool = False
     """Scores change in steps, so only the best class is required to be the same."""
 
@@ -93,13 +95,18 @@ def reference_scores(export: Export, pictures: Sequence[Path]) -> Iterator[np.nd
         yield activated(run(session, np.ascontiguousarray(values, element)), export.activation)
 
 
-def compare(scores: Iterator[Scores], references: Iterator[np.ndarray], *, is_8_bit: bool = False) -> Comparison:
+def compare(
+    pictures: Sequence[Path], scores: Iterator[Scores], references: Iterator[np.ndarray], *, is_8_bit: bool = False
+) -> Comparison:
     """Compares picture by picture. Classes that the program does not report are not compared."""
-    differences, same = [], 0
+    differences: list[float] = []
+    same = 0
     for found, reference in zip(scores, references, strict=True):
         differences.append(max(abs(score - float(reference[index])) for index, score in found.items()))
         same += max(found, key=lambda index: found[index]) == int(reference.argmax())
-    return Comparison(len(differences), max(differences), float(np.mean(differences)), same, is_8_bit)
+    largest = max(differences)
+    worst = pictures[differences.index(largest)].name
+    return Comparison(len(differences), largest, float(np.mean(differences)), same, worst, is_8_bit)
 
 
 def upright(path: Path) -> Image.Image:
