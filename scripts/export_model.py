@@ -51,9 +51,9 @@ def parse_arguments() -> argparse.Namespace:
         "--variants",
         nargs="+",
         choices=list(variants.ALL),
-        default=["int8", "fp16"],
-        help="int8: 8-bit arithmetic; fp16: weights stored in half, computed in single precision; "
-        "fp32: single precision (default: int8 fp16)",
+        default=["int8", "int7", "fp16"],
+        help="int8: 8-bit arithmetic; int7: the same with 7-bit weights, for CPUs without 8-bit dot products; "
+        "fp16: weights stored in half, computed in single precision; fp32: single precision (default: int8 int7 fp16)",
     )
     parser = argparse.ArgumentParser(
         prog="scripts/export-model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

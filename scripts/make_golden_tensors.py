@@ -79,7 +79,7 @@ def top5(running: onnxruntime.InferenceSession, tensor: np.ndarray, preprocess: 
     """Pairs of class index and probability, best first."""
     (taken,) = running.get_inputs()
     values = as_input(tensor, preprocess) if taken.type == "tensor(uint8)" else tensor
-    (logits,) = running.run(None, {taken.name: values[None]})
+    (logits,) = running.run(["logits"], {taken.name: values[None]})
     exponentials = np.exp(logits[0].astype(np.float64) - logits[0].max())
     probabilities = exponentials / exponentials.sum()
     best = np.argsort(-probabilities, kind="stable")[:TOP]

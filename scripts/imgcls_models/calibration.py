@@ -23,14 +23,18 @@ LARGEST_NATIVE = 320
 
 def tensors(preprocess: Preprocess) -> list[np.ndarray]:
     """The inputs for calibration, each a batch of one. They are the same in every run."""
+    found = images()
+    if preprocess.crop is None:
+        for image in found:
+            image.thumbnail((LARGEST_NATIVE, LARGEST_NATIVE), Image.Resampling.BICUBIC)
+    return [preprocess.tensor(image)[None] for image in found]
+
+
+def images() -> list[Image.Image]:
+    """The photographs, whole and in crops. They are the same in every run."""
     random = np.random.default_rng(SEED)
     whole = [photograph.open() for photograph in photographs.ALL]
-    crops = [_random_crop(photograph.open(), random) for photograph in PHOTOGRAPHS for _ in range(CROPS_EACH)]
-    images = whole + crops
-    if preprocess.crop is None:
-        for image in images:
-            image.thumbnail((LARGEST_NATIVE, LARGEST_NATIVE), Image.Resampling.BICUBIC)
-    return [preprocess.tensor(image)[None] for image in images]
+    return whole + [_random_crop(photograph.open(), random) for photograph in PHOTOGRAPHS for _ in range(CROPS_EACH)]
 
 
 def _random_crop(image: Image.Image, random: np.random.Generator) -> Image.Image:

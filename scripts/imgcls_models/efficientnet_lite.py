@@ -89,7 +89,8 @@ def build(state: Mapping[str, np.ndarray], scale: Scale) -> onnx.ModelProto:
             x = network.add(f"{name}.add", x, entry)
     x = network.relu6("head.relu6", convolution(x, "_conv_head", "_bn1"))
     network.classifier(x, state["_fc.weight"], state["_fc.bias"])
-    return network.model("efficientnet-lite", classes=state["_fc.bias"].size, size=scale.size)
+    classes, features = state["_fc.weight"].shape
+    return network.model("efficientnet-lite", classes=classes, features=features, size=scale.size)
 
 
 def _blocks(scale: Scale) -> Iterator[_Block]:

@@ -16,6 +16,8 @@ IR_VERSION = 8
 
 INPUT = "input"
 OUTPUT = "logits"
+FEATURES = "features"
+"""A second output: what the final linear layer multiplies. New classes can be trained on it."""
 
 Padding = tuple[int, int, int, int]
 """Pixels to add at the top, left, bottom and right."""
@@ -75,9 +77,9 @@ class Network:
         return self._node("MaxPool", name, [x], kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=padding)
 
     def classifier(self, x: str, weight: np.ndarray, bias: np.ndarray) -> str:
-        """The mean over the image, then a linear layer. The output is the logits."""
+        """The mean over the image (the features), then a linear layer. The output is the logits."""
         pooled = self._node("GlobalAveragePool", "pool", [x])
-        flat = self._node("Flatten", "flatten", [pooled], axis=1)
+        flat = self._node("Flatten", FEATURES, [pooled], axis=1)
         inputs = [flat, self.constant("classifier.weight", weight), self.constant("classifier.bias", bias)]
         return self._node("Gemm", OUTPUT, inputs, transB=1)
 
@@ -87,14 +89,17 @@ class Network:
             self.weights.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
         return name
 
-    def model(self, name: str, *, classes: int, size: int | None) -> onnx.ModelProto:
-        """The finished model. Without a `size`, height and width are free."""
+    def model(self, name: str, *, classes: int, features: int, size: int | None) -> onnx.ModelProto:
+        """The finished model. Without a `size`, height and width are free. The first output is the logits."""
         height, width = (size, size) if size else ("height", "width")
         graph = helper.make_graph(
             self.nodes,
             name,
             [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", 3, height, width])],
-            [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", classes])],
+            [
+                helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", classes]),
+                helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["batch", features]),
+            ],
             self.weights,
         )
         model = helper.make_model(

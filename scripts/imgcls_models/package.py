@@ -15,8 +15,11 @@ from . import calibration, variants
 from .pixels import takes_pixels
 from .preprocess import Preprocess
 
-NEEDS_DOT_PRODUCT = "int8-dot-product"
-"""VNNI on x86-64, the dot product instructions on aarch64. Without them 8-bit sums of pairs can saturate."""
+REQUIRES = {
+    "int8": ("int8-dot-product", "VNNI on x86-64, dot product on aarch64; without it, 8-bit sums can saturate"),
+    "int7": ("no-int8-dot-product", "7-bit weights, whose sums do not saturate; int8 is better where it can be used"),
+}
+"""The value of `requires` of the variants that are not for every CPU, and the comment that explains it."""
 
 RULE = f"\n{'-' * 72}\n\n"
 
@@ -86,11 +89,9 @@ class Package:
                 lines += [
                     'input = { type = "uint8", layout = "NHWC", channels = "RGBX" }   # 0..255; mean and std are in it'
                 ]
-            if variant == "int8":
-                lines += [
-                    f"requires = {_quoted(NEEDS_DOT_PRODUCT)}   "
-                    "# VNNI on x86-64, dot product on aarch64; without it, 8-bit sums can saturate"
-                ]
+            if variant in REQUIRES:
+                requirement, comment = REQUIRES[variant]
+                lines += [f"requires = {_quoted(requirement)}   # {comment}"]
         lines += ["", "[labels_file]", f"sha256 = {_quoted(labels_digest)}"]
         lines += ["", "[input]", *self._input(), "", "[provenance]", *self._provenance()]
         return "".join(f"{line}\n" for line in lines)

@@ -34,4 +34,5 @@ def build(state: Mapping[str, np.ndarray]) -> onnx.ModelProto:
                 entry = convolution(entry, f"{name}.downsample.0", f"{name}.downsample.1", stride=stride)
             x = network.relu(f"{name}.relu2", network.add(f"{name}.add", x, entry))
     network.classifier(x, state["fc.weight"], state["fc.bias"])
-    return network.model("resnet18", classes=state["fc.bias"].size, size=None)
+    classes, features = state["fc.weight"].shape
+    return network.model("resnet18", classes=classes, features=features, size=None)

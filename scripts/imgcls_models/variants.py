@@ -1,22 +1,15 @@
-"""The variants of a float32 graph: unchanged, with weights in half precision, and with 8-bit arithmetic."""
+"""The variants of a float32 graph: unchanged, with weights in half precision, and with 8-bit arithmetic (two files)."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
 
+from . import quantize
+from .features import expose_features, without_features
 from .pixels import take_pixels
 from .preprocess import Preprocess
 
@@ -54,42 +47,28 @@ def fp16(model: onnx.ModelProto, _samples: Samples, _preprocess: Preprocess) -> 
 
 
 def int8(model: onnx.ModelProto, samples: Samples, preprocess: Preprocess) -> onnx.ModelProto:
-    """8-bit arithmetic, quantized statically.
+    """8-bit arithmetic, quantized statically. Takes pixels if possible. Needs a CPU with 8-bit dot products."""
+    quantized = quantize.static(without_features(model), samples(), narrow=False, float_scores=False)
+    return _finished(quantized, model, preprocess)
 
-    Signed weights with a scale per output channel; unsigned activations whose range is the smallest and largest value
-    met in calibration; QuantizeLinear and DequantizeLinear nodes around float operators. Takes pixels if possible.
+
+def int7(model: onnx.ModelProto, samples: Samples, preprocess: Preprocess) -> onnx.ModelProto:
+    """8-bit arithmetic with weights of 7 to 8 bits, whose sums do not saturate on a CPU without 8-bit dot products.
+
+    The scores are floats. Those of `int8` have 256 steps, and stay as they are since people rely on its answers.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        # The model is passed as a file, because the quantizer changes a model in memory.
-        float_path, path = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
-        onnx.save(model, float_path)
-        quantize_static(
-            float_path,
-            path,
-            _Samples(model.graph.input[0].name, samples()),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            activation_type=QuantType.QUInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-        )
-        quantized = onnx.load(path)
+    quantized = quantize.static(without_features(model), samples(), narrow=True)
+    return _finished(quantized, model, preprocess)
+
+
+def _finished(quantized: onnx.ModelProto, model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
     quantized.producer_name = PRODUCER
     quantized.producer_version = ""
     take_pixels(quantized, preprocess)
+    expose_features(quantized, model)
     onnx.checker.check_model(quantized, full_check=True)
     return quantized
 
 
-ALL = {"int8": int8, "fp16": fp16, "fp32": fp32}
+ALL = {"int8": int8, "int7": int7, "fp16": fp16, "fp32": fp32}
 """The variants by name, in the order of `model.toml`."""
-
-
-class _Samples(CalibrationDataReader):
-    """Passes samples to the quantizer one by one."""
-
-    def __init__(self, name: str, samples: Iterable[np.ndarray]) -> None:
-        self._feeds = iter([{name: sample} for sample in samples])
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._feeds, None)

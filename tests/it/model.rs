@@ -173,7 +173,7 @@ fn top_class_agrees_with_the_reference_for_every_variant() {
     let goldens: Goldens = json("tests/golden/preprocess.json");
     // Without 8-bit dot products int8 may saturate, so such a CPU runs another variant.
     let int8 = package().summary().contains("variant int8").then_some("int8");
-    for variant in int8.into_iter().chain(["fp16"]) {
+    for variant in int8.into_iter().chain(["int7", "fp16"]) {
         let choice = ModelChoice { variant: Some(variant.to_owned()), ..ModelChoice::default() };
         let package = ModelPackage::load(&choice).unwrap();
         let mut session = Session::open(&package, &choice).unwrap();
@@ -385,7 +385,7 @@ fn model_that_differs_from_its_description_is_refused_in_one_line() {
     assert!(error.contains("224 × 224, not 240 × 240") && !error.contains('\n'), "{error}");
 
     let choice = ModelChoice { variant: Some("int4".to_owned()), ..ModelChoice::default() };
-    assert!(load_error(&choice).contains("there are: fp16, int8"));
+    assert!(load_error(&choice).contains("there are: fp16, int7, int8"));
 }
 
 /// A change of a cached graph.
