@@ -418,7 +418,7 @@ mod tests {
             ("letterbox", "squash", "fill"),
             ("size", "sise", "sise"),
             ("top-left", "left", "position"),
-            ("size", "crop = [49, 192]\nsize", "crop"),
+            ("size = [48", "crop = [49, 192]\n size = [48", "crop"),
         ] {
             let error = refusal(&NEW.replace(from, to));
             assert!(error.contains(named), "{to}: {error}");

@@ -15,6 +15,8 @@ use super::placement::{Axis, Placement};
 #[derive(Default)]
 pub(super) struct Scratch {
     resizer: Resizer,
+    /// The image after the vertical pass.
+    tall: Vec<u8>,
     small: Vec<u8>,
 }
 
@@ -47,25 +49,22 @@ impl Scratch {
     }
 
     /// Resizes in the stored orientation: turning the small result costs nothing.
+    ///
+    /// Each pass is a call of its own. When the library does both in one call, it assumes that the first and the last
+    /// pixel of a row read the outermost pixels of the image. That is wrong for an enlarged image whose outermost pixels
+    /// are copies, because it leaves out weights of zero: it then reads outside its buffer, and the process ends.
     fn convolve(&mut self, pixels: &Pixels, resize: Resize, filter: FilterType) -> Resampled<'_> {
-        let Scratch { resizer, small } = self;
+        let Scratch { resizer, tall, small } = self;
         let rect = crop_rect(pixels, resize);
         let (width, height) = rect.target;
-        small.resize(width * height * pixels.channels, 0);
-        let pixel_type = match pixels.channels {
-            1 => PixelType::U8,
-            3 => PixelType::U8x3,
-            _ => PixelType::U8x4,
-        };
-        let source = ImageRef::new(pixels.width as u32, pixels.height as u32, &pixels.data, pixel_type)
-            .expect("a decoder returns width × height × channels bytes; this is a bug");
-        let mut target = Image::from_slice_u8(width as u32, height as u32, small, pixel_type)
-            .expect("the buffer has width × height × channels bytes; this is a bug");
-        let options = ResizeOptions::new()
-            .resize_alg(ResizeAlg::Convolution(filter))
-            .crop(rect.left, rect.top, rect.width, rect.height)
-            .use_alpha(false);
-        resizer.resize(&source, &mut target, &options).expect("the crop lies inside the image; this is a bug");
+        let PixelRect { left, width: columns, .. } = rect.pixels_needed((pixels.width, pixels.height));
+        let source = Plane { data: &pixels.data, width: pixels.width, height: pixels.height };
+        let rows = Part { left: left as f64, top: rect.top, width: columns as f64, height: rect.height };
+        pass(resizer, pixels.channels, filter, &source, rows, tall, (columns, height));
+        let source = Plane { data: tall, width: columns, height };
+        let left = (rect.left - left as f64).max(0.0);
+        let columns = Part { left, top: 0.0, width: rect.width.min(columns as f64 - left), height: height as f64 };
+        pass(resizer, pixels.channels, filter, &source, columns, small, (width, height));
         Resampled { data: small, width, height, orientation: pixels.orientation }
     }
 
@@ -76,6 +75,50 @@ impl Scratch {
         let (width, height) = (placement.across.visible, placement.down.visible);
         Resampled { data: &self.small, width, height, orientation: Orientation::default() }
     }
+}
+
+/// The pixels that a pass reads.
+struct Plane<'a> {
+    data: &'a [u8],
+    width: usize,
+    height: usize,
+}
+
+/// The part of them that is resized, in fractions of pixels.
+#[derive(Clone, Copy)]
+struct Part {
+    left: f64,
+    top: f64,
+    width: f64,
+    height: f64,
+}
+
+/// Resizes a part of an image along one axis into `target`. Along the other axis the part consists of whole pixels, as
+/// many as the target has.
+fn pass(
+    resizer: &mut Resizer,
+    channels: usize,
+    filter: FilterType,
+    source: &Plane,
+    part: Part,
+    target: &mut Vec<u8>,
+    (width, height): (usize, usize),
+) {
+    let pixel_type = match channels {
+        1 => PixelType::U8,
+        3 => PixelType::U8x3,
+        _ => PixelType::U8x4,
+    };
+    target.resize(width * height * channels, 0);
+    let source = ImageRef::new(source.width as u32, source.height as u32, source.data, pixel_type)
+        .expect("the source has width × height × channels bytes; this is a bug");
+    let mut target = Image::from_slice_u8(width as u32, height as u32, target, pixel_type)
+        .expect("the buffer has width × height × channels bytes; this is a bug");
+    let options = ResizeOptions::new()
+        .resize_alg(ResizeAlg::Convolution(filter))
+        .crop(part.left, part.top, part.width, part.height)
+        .use_alpha(false);
+    resizer.resize(&source, &mut target, &options).expect("the crop lies inside the image; this is a bug");
 }
 
 /// Appends the visible pixels, row by row, to an empty buffer.
@@ -222,5 +265,29 @@ impl Stored {
     fn byte(self, upright: usize) -> usize {
         let stored = self.mirrored.map_or(upright, |extent| extent - 1 - upright);
         (stored - self.first) * self.stride
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::input::{Extent, Fit};
+    use super::*;
+
+    /// In these sizes the outermost pixels of the enlarged crop are copies of pixels of the image.
+    #[test]
+    fn enlarged_image_whose_outermost_pixels_are_copies_is_resized() {
+        let crop = Some(Extent { height: 224, width: 224 });
+        for (width, height) in [(82, 47), (115, 53), (207, 53), (110, 63), (122, 70), (244, 70), (366, 70)] {
+            for size in [(width, height), (height, width)] {
+                for (channels, filter) in [(1, Filter::Bicubic), (3, Filter::Lanczos), (4, Filter::Bicubic)] {
+                    let resize = Resize { fit: Fit::ShortestEdge(256), filter, crop };
+                    let pixels = Pixels::whole(vec![200; size.0 * size.1 * channels], size, channels);
+                    let mut scratch = Scratch::default();
+                    let resampled = scratch.resample(&pixels, resize, &Placement::new(size, resize));
+                    assert_eq!((resampled.width, resampled.height), (224, 224));
+                    assert!(resampled.data.iter().all(|&value| value == 200), "{size:?}");
+                }
+            }
+        }
     }
 }
