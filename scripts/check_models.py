@@ -1,10 +1,10 @@
 """Adds classifiers as other tools export them, and compares the program's scores with those of the tools.
 
     scripts/check-models
-    scripts/check-models --pictures DIR --only open-nsfw ultralytics-cls
+    scripts/check-models --images DIR --only open-nsfw ultralytics-cls
     scripts/check-models --docs
 
-It writes about 16 exports into .cache/check-models, adds each by one `imgcls model add`, classifies the same pictures
+It writes about 16 exports into .cache/check-models, adds each by one `imgcls model add`, classifies the same images
 with `imgcls classify --json`, and computes the same scores with Pillow, numpy and ONNX Runtime in Python, by what each
 framework documents. The largest difference of a score may be 0.02; 8-bit files must have the same best class in 98 %.
 The exit status is 0 if all exports agree, and 1 if one does not.
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imgcls_exports import compare, exports, pictures, references, table
+from imgcls_exports import compare, exports, images, references, table
 from imgcls_exports.compare import CheckError, Program
 from imgcls_exports.exports import Export
 from imgcls_models.registry import RegistryError
@@ -55,9 +55,9 @@ def parse_arguments() -> argparse.Namespace:
         prog="scripts/check-models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--pictures", type=Path, metavar="DIR", help="a folder of images; full-size JPEGs, or PNG (default: free ones)"
+        "--images", type=Path, metavar="DIR", help="a folder of images; full-size JPEGs, or PNG (default: free ones)"
     )
-    parser.add_argument("--count", type=int, default=60, help="number of free pictures (default: 60)")
+    parser.add_argument("--count", type=int, default=60, help="number of free images (default: 60)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names of exports (default: all)")
     parser.add_argument(
         "--imgcls",
@@ -75,10 +75,10 @@ def check(arguments: argparse.Namespace) -> list[table.Row]:
     models_dir = CACHE / "models"
     shutil.rmtree(models_dir, ignore_errors=True)
     program = Program(arguments.imgcls, models_dir)
-    if arguments.pictures:
-        chosen = pictures.in_folder(arguments.pictures)
+    if arguments.images:
+        chosen = images.in_folder(arguments.images)
     else:
-        chosen = pictures.free(CACHE / "pictures", arguments.count)
+        chosen = images.free(CACHE / "images", arguments.count)
     made = exports.build(CACHE / "exports")
     rows = []
     for export in made:

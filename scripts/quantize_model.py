@@ -1,10 +1,10 @@
 """Adds an 8-bit file to a model that `imgcls model add` installed, if it is faster on this machine and agrees.
 
     scripts/quantize-model NAME
-    scripts/quantize-model NAME --pictures DIR
+    scripts/quantize-model NAME --images DIR
 
 The file is the one for this CPU: int8 where it has 8-bit dot products (VNNI on x86-64), else int7, whose weights have
-7 bits so that sums do not saturate. It is quantized statically, per output channel, and calibrated on pictures: take
+7 bits so that sums do not saturate. It is quantized statically, per output channel, and calibrated on images: take
 100 to 400 of your own kind of images. Then `imgcls tune` measures the model with the new file beside the old ones. Only
 if the new file classifies more images per second and its best class agrees in 98.5 % is the result installed as a new
 version of the model; `imgcls model rollback NAME` returns to the version before.
@@ -30,7 +30,7 @@ import onnx
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 
-from imgcls_exports import pictures
+from imgcls_exports import images
 from imgcls_models import calibration, installed, quantize
 from imgcls_models.described import DescribedInput, DescriptionError
 from imgcls_models.package import REQUIRES
@@ -42,8 +42,8 @@ MIN_AGREEMENT = 0.985
 DOT_PRODUCT_FLAGS = {"avx512_vnni", "avx_vnni", "asimddp"}
 MIN_OPSET = 13
 LARGEST_FREE_SIDE = 320
-FREE_PICTURES = 100
-MIN_PICTURES = 40
+FREE_IMAGES = 100
+MIN_IMAGES = 40
 PREFERRED = ("fp32", "fp16", "float32", "model")
 
 
@@ -59,7 +59,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             name = arguments.name.partition("@")[0]
             candidate = Path(folder, name)
-            calibrated, judged = choose_pictures(arguments.pictures, Path(folder, "judged"))
+            calibrated, judged = choose_images(arguments.images, Path(folder, "judged"))
             variant = write_candidate(arguments, candidate, calibrated)
             judge(arguments, candidate, variant, judged)
             place = ["--models-dir", str(arguments.models_dir)]
@@ -78,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("name", metavar="NAME", help="a model of the models directory, or NAME@VERSION")
     parser.add_argument(
-        "--pictures",
+        "--images",
         type=Path,
         metavar="DIR",
         help="images: every second one for calibration, the others to compare the answers (default: free ones)",
@@ -95,15 +95,15 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def choose_pictures(folder: Path | None, judged: Path) -> tuple[list[Image.Image], Path]:
+def choose_images(folder: Path | None, judged: Path) -> tuple[list[Image.Image], Path]:
     """The images for calibration, and a folder with other ones to compare the answers on."""
     if folder is None:
-        pictures.free(judged, FREE_PICTURES)
+        images.free(judged, FREE_IMAGES)
         return calibration.images(), judged
-    found = pictures.in_folder(folder)
-    if len(found) < MIN_PICTURES:
+    found = images.in_folder(folder)
+    if len(found) < MIN_IMAGES:
         raise QuantizeError(
-            f"{folder} has {len(found)} images; {MIN_PICTURES} are needed, of which half are for calibration"
+            f"{folder} has {len(found)} images; {MIN_IMAGES} are needed, of which half are for calibration"
         )
     judged.mkdir()
     for path in found[1::2]:
@@ -172,7 +172,7 @@ def tensors(described: DescribedInput, images: list[Image.Image]) -> Iterator[np
 def judge(arguments: argparse.Namespace, candidate: Path, variant: str, judged: Path) -> None:
     """Measures the candidate with `imgcls tune`. Raises if the new file is slower or disagrees."""
     options = ["--busy-ok"] if arguments.busy_ok else []
-    output = imgcls(arguments, "tune", "--model", str(candidate), "--pictures", str(judged), "--json", *options)
+    output = imgcls(arguments, "tune", "--model", str(candidate), "--images", str(judged), "--json", *options)
     report = json.loads(output)
     rates: dict[str, float] = {}
     for trial in report["trials"]:
@@ -183,7 +183,7 @@ def judge(arguments: argparse.Namespace, candidate: Path, variant: str, judged: 
     fastest = max(others, key=lambda name: others[name])
     print(
         f"quantize-model: {variant} classifies {rates[variant]:.1f} images/s and agrees in {agreement:.1%} of "
-        f"{report['agreement']['pictures']} images; {fastest} classifies {others[fastest]:.1f} images/s"
+        f"{report['agreement']['images']} images; {fastest} classifies {others[fastest]:.1f} images/s"
     )
     if agreement < MIN_AGREEMENT:
         raise QuantizeError(f"not installed: {variant} agrees in {agreement:.1%}, less than {MIN_AGREEMENT:.1%}")

@@ -24,21 +24,21 @@ Scores = Mapping[int, float]
 
 
 class CheckError(Exception):
-    """The program refused an export or did not classify a picture."""
+    """The program refused an export or did not classify an image."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The differences over all pictures."""
+    """The differences over all images."""
 
-    pictures: int
+    images: int
     largest: float
     """The largest difference of any score."""
     mean: float
-    """The mean of each picture's largest difference."""
+    """The mean of each image's largest difference."""
     same_top1: int
     worst: str
-    """The picture with the largest difference, for the log."""
+    """The image with the largest difference, for the log."""
     is_8_bit: bool = False
     """Scores change in steps, so only the best class is required to be the same."""
 
@@ -46,7 +46,7 @@ class Comparison:
     def passed(self) -> bool:
         """Reports whether the scores are equal within the tolerance."""
         if self.is_8_bit:
-            return self.same_top1 >= MIN_SAME_TOP1 * self.pictures
+            return self.same_top1 >= MIN_SAME_TOP1 * self.images
         return self.largest <= MAX_SCORE_DIFFERENCE
 
 
@@ -63,11 +63,11 @@ class Program:
         self._run([*command, "--models-dir", str(self.models_dir)])
         return command
 
-    def classify(self, model: str, pictures: Sequence[Path], options: Sequence[str] = ()) -> Iterator[Scores]:
-        """The scores of each picture by class index."""
+    def classify(self, model: str, images: Sequence[Path], options: Sequence[str] = ()) -> Iterator[Scores]:
+        """The scores of each image by class index."""
         common = ["classify", "--json", "--top-k", "1000", "--model", model, "--models-dir", str(self.models_dir)]
-        for first in range(0, len(pictures), FILES_PER_CALL):
-            files = [str(path) for path in pictures[first : first + FILES_PER_CALL]]
+        for first in range(0, len(images), FILES_PER_CALL):
+            files = [str(path) for path in images[first : first + FILES_PER_CALL]]
             for line in self._run([*common, *options, "--", *files]).splitlines():
                 report: dict[str, Any] = json.loads(line)
                 if "error" in report:
@@ -76,7 +76,7 @@ class Program:
 
     def _run(self, arguments: Sequence[str]) -> str:
         finished = subprocess.run([self.path, *arguments], capture_output=True, text=True, check=False)
-        # `classify` fails if one picture fails. The line of that picture says why.
+        # `classify` fails if one image fails. The line of that image says why.
         if finished.returncode != 0 and '"error"' not in finished.stdout:
             shown = " ".join(arguments[:3])
             reason = (finished.stderr.strip() or finished.stdout.strip() or "no message").splitlines()[-1]
@@ -84,10 +84,10 @@ class Program:
         return finished.stdout
 
 
-def reference_scores(export: Export, pictures: Sequence[Path]) -> Iterator[np.ndarray]:
-    """The scores of all classes of each picture, computed without the program."""
+def reference_scores(export: Export, images: Sequence[Path]) -> Iterator[np.ndarray]:
+    """The scores of all classes of each image, computed without the program."""
     session = python_session(export.onnx)
-    for path in pictures:
+    for path in images:
         values = export.reference(upright(path))
         if export.layout == "NCHW":
             values = values.transpose(2, 0, 1)
@@ -96,21 +96,21 @@ def reference_scores(export: Export, pictures: Sequence[Path]) -> Iterator[np.nd
 
 
 def compare(
-    pictures: Sequence[Path], scores: Iterator[Scores], references: Iterator[np.ndarray], *, is_8_bit: bool = False
+    images: Sequence[Path], scores: Iterator[Scores], references: Iterator[np.ndarray], *, is_8_bit: bool = False
 ) -> Comparison:
-    """Compares picture by picture. Classes that the program does not report are not compared."""
+    """Compares image by image. Classes that the program does not report are not compared."""
     differences: list[float] = []
     same = 0
     for found, reference in zip(scores, references, strict=True):
         differences.append(max(abs(score - float(reference[index])) for index, score in found.items()))
         same += max(found, key=lambda index: found[index]) == int(reference.argmax())
     largest = max(differences)
-    worst = pictures[differences.index(largest)].name
+    worst = images[differences.index(largest)].name
     return Comparison(len(differences), largest, float(np.mean(differences)), same, worst, is_8_bit)
 
 
 def upright(path: Path) -> Image.Image:
-    """The picture in RGB. Frameworks read files like this; the default pictures have no orientation to apply."""
+    """The image in RGB. Frameworks read files like this; the default images have no orientation to apply."""
     with Image.open(path) as image:
         return image.convert("RGB")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from .compare import Comparison
 
 HEADING = "## Checked exports"
-COLUMNS = ("export", "added with", "pictures", "largest difference", "mean difference", "same best class", "result")
+COLUMNS = ("export", "added with", "images", "largest difference", "mean difference", "same best class", "result")
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Row:
         if isinstance(self.outcome, str):
             return (self.shape, self.options, "–", "–", "–", "–", f"failed: {self.outcome}")
         found = self.outcome
-        share = f"{found.same_top1} of {found.pictures}"
+        share = f"{found.same_top1} of {found.images}"
         result = "equal" if found.passed else "**differs**"
         return (
             self.shape,
             self.options,
-            str(found.pictures),
+            str(found.images),
             f"{found.largest:.4f}",
             f"{found.mean:.4f}",
             share,

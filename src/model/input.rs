@@ -48,7 +48,7 @@ pub(super) enum Channels {
     Rgbx,
 }
 
-/// What happens to an image between decoding and normalisation.
+/// The steps between decoding and normalisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Geometry {
     /// The image keeps its size.
@@ -61,7 +61,7 @@ pub(super) enum Geometry {
 pub(super) struct Resize {
     pub fit: Fit,
     pub filter: Filter,
-    /// Where it is larger than the resized image, zeros surround the image.
+    /// If it is larger than the resized image, zeros surround the image.
     pub crop: Option<Extent>,
 }
 

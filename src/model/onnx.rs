@@ -275,7 +275,7 @@ fn concatenate<'a, T: Copy + Default>(
     Ok(kept)
 }
 
-/// What the session needs to know of the inputs and outputs of the model file.
+/// The facts about the model file's inputs and outputs that the session needs.
 struct Shapes {
     /// The name of the output.
     output: String,

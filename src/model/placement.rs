@@ -1,4 +1,4 @@
-//! Where the resized image lies in the model's input: the sizes and offsets of every way to resize, for one image.
+//! The place of the resized image in the model's input: the sizes and offsets of every way to resize, for one image.
 
 use super::input::{Extent, Fit, Position, Resize, Rounding};
 

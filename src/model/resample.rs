@@ -206,7 +206,7 @@ struct Taps {
 /// The weight of 1 in OpenCV's fixed-point arithmetic.
 const WEIGHT_ONE: f32 = 2048.0;
 
-/// What happens to the weights of a target pixel whose position is outside the centres of the first and last pixel. The
+/// The treatment of the weights of a target pixel whose position is outside the centres of the first and last pixel. The
 /// result differs by the rounding only.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum EdgeWeights {
@@ -232,7 +232,7 @@ fn taps(axis: &Axis, stored: Stored, edge: EdgeWeights) -> impl Iterator<Item = 
     })
 }
 
-/// Where the pixels of an upright image are stored: a pixel's first byte is the sum of the bytes of its axes.
+/// The addresses of the pixels of an upright image: a pixel's first byte is the sum of the bytes of its axes.
 struct Layout {
     across: Stored,
     down: Stored,

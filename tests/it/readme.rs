@@ -91,7 +91,8 @@ fn images_of_the_readme_show_their_labels() {
 }
 
 /// Flags of other programs that the docs name.
-const OTHER_FLAGS: [(&str, &[&str]); 4] = [
+const OTHER_FLAGS: [(&str, &[&str]); 5] = [
+    ("tf2onnx, optimum-cli", &["--keras", "--opset", "--output", "--saved-model", "--task", "--tflite"]),
     ("cargo", &["--bench", "--lib", "--locked", "--no-default-features", "--nocapture", "--release", "--test"]),
     ("curl and aws", &["--attributes", "--data-binary", "--queue-url"]),
     ("other scripts", &["--advisories", "--binary", "--long", "--minutes", "--replay", "--setup-only", "--wait"]),

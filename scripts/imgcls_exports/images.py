@@ -1,4 +1,4 @@
-"""The pictures that are classified: free photographs from a registry package, whole and in seeded crops.
+"""The images that are classified: free photographs from a registry package, whole and in seeded crops.
 
 They are stored as PNG. A large JPEG is decoded at a fraction of its size by the program, which is a documented
 difference from every framework, and would hide or cause differences that have nothing to do with the model.
@@ -30,7 +30,7 @@ def in_folder(folder: Path) -> list[Path]:
 
 
 def free(folder: Path, count: int) -> list[Path]:
-    """Writes the default pictures into the folder, the same ones in every run."""
+    """Writes the default images into the folder, the same ones in every run."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(SEED)
     originals = [(photograph.stem, photograph.open()) for photograph in photographs.ALL]
