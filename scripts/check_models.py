@@ -75,10 +75,8 @@ def check(arguments: argparse.Namespace) -> list[table.Row]:
     models_dir = CACHE / "models"
     shutil.rmtree(models_dir, ignore_errors=True)
     program = Program(arguments.imgcls, models_dir)
-    if arguments.images:
-        chosen = images.in_folder(arguments.images)
-    else:
-        chosen = images.free(CACHE / "images", arguments.count)
+    folder = arguments.images
+    chosen = images.in_folder(folder) if folder else images.free(CACHE / "images", arguments.count)
     made = exports.build(CACHE / "exports")
     rows = []
     for export in made:

@@ -53,7 +53,7 @@ pub use self::fit::FitArgs;
 pub use self::http::HttpArgs;
 pub use self::limits::{BatchArgs, LeaseArgs, LimitArgs};
 pub use self::loadgen::LoadgenArgs;
-pub use self::model::{ModelArgs, ModelNamesArgs, ModelsDirArgs, RunArgs, ServiceModelArgs};
+pub use self::model::{LabelSetArg, ModelArgs, ModelNamesArgs, ModelsDirArgs, RunArgs, ServiceModelArgs};
 pub use self::model_command::{ModelCommand, ModelCommandArgs, ModelGroup};
 pub use self::model_run::ModelRunArgs;
 pub use self::model_sync::ModelSyncArgs;

@@ -41,13 +41,12 @@ pub struct ServiceModelArgs {
 /// How a model runs.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// File of the model to use, as model.toml names it (int8, fp16) [default: as `imgcls tune` found,
+    /// File of the model to use, as model.toml names it (int8, int7, fp16) [default: as `imgcls tune` found,
     /// else by the features of this CPU]
     #[arg(long, env = "IMGCLS_VARIANT")]
     pub variant: Option<String>,
-    /// Set of labels to answer with, as model.toml names it [default: the labels of the model]
-    #[arg(long, env = "IMGCLS_LABEL_SET")]
-    pub label_set: Option<String>,
+    #[command(flatten)]
+    pub labels: LabelSetArg,
     /// The ONNX Runtime library [default: $ORT_DYLIB_PATH, else searched for near the binary]
     #[arg(long, env = "IMGCLS_ORT_DYLIB")]
     pub ort_dylib: Option<PathBuf>,
@@ -67,12 +66,13 @@ impl ModelArgs {
 }
 
 impl ModelNamesArgs {
-    /// The models of a tier that does not run them.
-    pub fn choices(&self) -> Vec<ModelChoice> {
+    /// The models of a tier that does not run them, with the set of labels that its workers answer with.
+    pub fn choices(&self, labels: &LabelSetArg) -> Vec<ModelChoice> {
         let models_dir = self.models_dir.folder();
         self.each(|model| ModelChoice {
             model: model.cloned(),
             models_dir: models_dir.clone(),
+            label_set: labels.label_set.clone(),
             ..ModelChoice::default()
         })
     }
@@ -103,12 +103,20 @@ impl RunArgs {
             model: model.cloned(),
             models_dir: models_dir.folder(),
             variant: self.variant.clone(),
-            label_set: self.label_set.clone(),
+            label_set: self.labels.label_set.clone(),
             ort_dylib: self.ort_dylib.clone(),
             intra_threads: self.intra_threads,
             cache_dir: self.cache_dir.clone().or_else(model::default_cache_dir),
         }
     }
+}
+
+/// The names with which a model answers.
+#[derive(Debug, Clone, Args)]
+pub struct LabelSetArg {
+    /// Set of labels to answer with, as model.toml names it [default: the labels of the model]
+    #[arg(long, env = "IMGCLS_LABEL_SET")]
+    pub label_set: Option<String>,
 }
 
 /// The directory of added models.

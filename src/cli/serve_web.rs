@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 
 use super::http::HttpArgs;
 use super::limits::LimitArgs;
-use super::model::ModelNamesArgs;
+use super::model::{LabelSetArg, ModelNamesArgs};
 use super::model_sync::ModelSyncArgs;
 use super::retention::RetentionArgs;
 use super::shared::SharedArgs;
@@ -24,6 +24,8 @@ pub struct ServeWebArgs {
     pub retention: RetentionArgs,
     #[command(flatten)]
     pub model: ModelNamesArgs,
+    #[command(flatten)]
+    pub labels: LabelSetArg,
     #[command(flatten)]
     pub model_sync: ModelSyncArgs,
     /// Format of messages to workers: v1, or that of the legacy system, for its workers; then images travel inside the
@@ -76,7 +78,7 @@ impl ServeWebArgs {
             let message = "with --wire legacy requests cannot name a model: give one --model, that of the workers";
             return Err(usage("serve-web", message));
         }
-        let web = self.http.config(&self.shared, &self.limits, backend, names, self.model.choices());
+        let web = self.http.config(&self.shared, &self.limits, backend, names, self.model.choices(&self.labels));
         Ok(web::Config { wire, result_queue_mode, ..web })
     }
 }

@@ -12,7 +12,7 @@ pub struct ModelChoice {
     pub model: Option<String>,
     /// The directory of added models. `None` means that only the models beside the executable have names.
     pub models_dir: Option<PathBuf>,
-    /// A variant of model.toml (`int8`, `fp16`). `None` picks one by the instructions of this CPU.
+    /// A variant of model.toml (`int8`, `int7`, `fp16`). `None` picks one by the instructions of this CPU.
     pub variant: Option<String>,
     /// A further set of labels, by its name in model.toml. `None` means the labels of the model.
     pub label_set: Option<String>,

@@ -143,7 +143,10 @@ impl Served {
         }
         let package =
             ModelPackage::load(&self.choice).map_err(|error| without_labels(&self.name, &format!("{error:#}")))?;
-        let class = |index: u32| Class { id: None, label: package.label(index).to_owned() };
+        let class = |index: u32| Class {
+            id: package.class_id(index).map(str::to_owned),
+            label: package.label(index).to_owned(),
+        };
         let classes = Arc::new((0..package.classes() as u32).map(class).collect::<Vec<_>>());
         *known = Some((summary, Arc::clone(&classes)));
         Ok(classes)
