@@ -1,4 +1,4 @@
-//! What the models of a worker may take, and the model that is compared with the first one.
+//! The memory that the models of a worker may take, and the model that is compared with the first one.
 
 use clap::Args;
 

@@ -147,7 +147,7 @@ fn up_ends_with_one_line_when_its_workers_cannot_start() {
 }
 
 /// Values of worker settings that `up` has too. One that is not listed is tested with its default.
-const SAMPLES: [(&str, &str); 26] = [
+const SAMPLES: [(&str, &str); 27] = [
     ("backend", "local"),
     ("data-dir", "some/where"),
     ("stack", "team-a"),
@@ -159,6 +159,7 @@ const SAMPLES: [(&str, &str); 26] = [
     ("max-receive-count", "3"),
     ("log-format", "json"),
     ("model", "m"),
+    ("models-dir", "/m"),
     ("model-memory", "1GiB"),
     ("shadow", "s"),
     ("variant", "int8"),
