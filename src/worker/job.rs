@@ -43,7 +43,7 @@ pub(crate) enum Origin {
     },
 }
 
-/// What a model answered about an image.
+/// The answer of a model about an image.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub predictions: Vec<Prediction>,
