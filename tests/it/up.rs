@@ -159,6 +159,7 @@ const SAMPLES: [(&str, &str); 27] = [
     ("max-receive-count", "3"),
     ("log-format", "json"),
     ("model", "m"),
+    ("models-dir", "/m"),
     ("model-memory", "1GiB"),
     ("shadow", "s"),
     ("models-dir", "/m"),
