@@ -109,7 +109,7 @@ fn run_web(args: &ServeWebArgs, settings: &Document) -> anyhow::Result<ExitCode>
         let listener = bind(args.http.listen)?;
         // The tier knows the names of the models before it has their packages.
         let tier = up::serve_web(listener, config, retention, None, shutdown);
-        traced("imgcls-web", beside_models(models, tier)).await
+        Box::pin(traced("imgcls-web", beside_models(models, tier))).await
     })?;
     Ok(ExitCode::SUCCESS)
 }

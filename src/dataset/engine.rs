@@ -58,7 +58,7 @@ impl Engine {
         let package = ModelPackage::load(&choice)?;
         let sessions = (0..count).map(|_| Session::open(&package, &choice)).collect::<anyhow::Result<Vec<_>>>()?;
         tracing::debug!(model = package.summary(), sessions = count, "model loaded");
-        Ok(Engine { package, sessions, limits: limits.clone() })
+        Ok(Engine { package, sessions, limits: *limits })
     }
 
     /// Classifies every image. `make` gets the index of the image, its bytes and its scores, and runs on the thread of

@@ -52,7 +52,8 @@ fn class_name(folder: &Path) -> anyhow::Result<String> {
     let name = folder.file_name().and_then(|name| name.to_str()).map(str::trim).unwrap_or_default();
     ensure!(
         !name.is_empty() && !name.contains(char::is_control),
-        "the folder {folder:?} has no name that a class can have; rename it"
+        "the folder {} has no name that a class can have; rename it",
+        folder.display()
     );
     Ok(name.to_owned())
 }

@@ -383,10 +383,16 @@ mod tests {
     /// A graph with the given nodes, weights and outputs, and a field that no schema knows.
     fn file(nodes: &[Message], weights: &[Message], outputs: &[(&str, usize)]) -> Bytes {
         let mut graph = Message::default();
-        nodes.iter().for_each(|node| graph.push_message(graph::NODE, node));
-        weights.iter().for_each(|weight| graph.push_message(graph::INITIALIZER, weight));
+        for node in nodes {
+            graph.push_message(graph::NODE, node);
+        }
+        for weight in weights {
+            graph.push_message(graph::INITIALIZER, weight);
+        }
         graph.push_message(graph::INPUT, &new_value("x", 4));
-        outputs.iter().for_each(|(name, width)| graph.push_message(graph::OUTPUT, &new_value(name, *width)));
+        for (name, width) in outputs {
+            graph.push_message(graph::OUTPUT, &new_value(name, *width));
+        }
         graph.push_bytes(999, "kept");
         let mut model = Message::default();
         model.push(model::IR_VERSION, FieldValue::Varint(8));

@@ -95,7 +95,9 @@ fn descent_direction(gradient: &[f64], pairs: &VecDeque<Pair>) -> Vec<f64> {
     }
     if let Some(latest) = pairs.back() {
         let scale = 1.0 / (latest.inverse * dot(&latest.change, &latest.change));
-        direction.iter_mut().for_each(|component| *component *= scale);
+        for component in &mut direction {
+            *component *= scale;
+        }
     }
     for (pair, factor) in pairs.iter().zip(factors.into_iter().rev()) {
         let correction = pair.inverse * dot(&pair.change, &direction);

@@ -294,9 +294,10 @@ impl Shapes {
     ) -> anyhow::Result<Shapes> {
         let batch = check_input(session.inputs(), input)?;
         let output = find_output(session.outputs(), output)?;
-        let output_element = match output.dtype().tensor_type() {
-            Some(element @ (TensorElementType::Float32 | TensorElementType::Float16)) => element,
-            _ => bail!("the output {:?} is {}, not a tensor of float32 or float16", output.name(), output.dtype()),
+        let Some(output_element @ (TensorElementType::Float32 | TensorElementType::Float16)) =
+            output.dtype().tensor_type()
+        else {
+            bail!("the output {:?} is {}, not a tensor of float32 or float16", output.name(), output.dtype())
         };
         let shape = shape_of(output);
         if let (Some(found), Some(wanted)) = (values_per_image(&shape), outputs) {

@@ -342,20 +342,20 @@ mod tests {
         }
     }
 
-    fn flag<T>(value: T) -> Option<Sourced<T>> {
-        Some(Sourced::new(value, "--flag"))
+    fn flag<T>(value: T) -> Sourced<T> {
+        Sourced::new(value, "--flag")
     }
 
     fn full() -> Draft {
         Draft {
-            labels: flag(Labels::Names(vec!["a".to_owned()])),
-            resize: flag(Resize::ShortestEdge),
-            size: flag(Size::square(256)),
-            crop: flag(Some(Size::square(224))),
-            filter: flag(Filter::Bilinear),
-            mean: flag([0.0; 3]),
-            std: flag([1.0; 3]),
-            activation: flag(Head::Softmax),
+            labels: Some(flag(Labels::Names(vec!["a".to_owned()]))),
+            resize: Some(flag(Resize::ShortestEdge)),
+            size: Some(flag(Size::square(256))),
+            crop: Some(flag(Some(Size::square(224)))),
+            filter: Some(flag(Filter::Bilinear)),
+            mean: Some(flag([0.0; 3])),
+            std: Some(flag([1.0; 3])),
+            activation: Some(flag(Head::Softmax)),
             ..Draft::default()
         }
     }
@@ -379,7 +379,7 @@ mod tests {
         assert_eq!((layout.value, crop.unwrap().value), (Layout::Nchw, Size::square(224)));
         assert!((normalisation.unwrap().rescale.value - 1.0 / 255.0).abs() < 1e-12);
         assert_eq!(head.unwrap().value, Head::Softmax);
-        let squash = Draft { resize: flag(Resize::Squash), size: None, crop: None, ..full() };
+        let squash = Draft { resize: Some(flag(Resize::Squash)), size: None, crop: None, ..full() };
         let squash = complete(squash, &onnx(&[None, Some(32), Some(48), Some(3)], "Gemm")).unwrap();
         assert_eq!((squash.layout.value, squash.size.unwrap().value), (Layout::Nhwc, Size { height: 32, width: 48 }));
     }
@@ -388,14 +388,14 @@ mod tests {
     fn contradictions_with_the_file_are_refused() {
         let error =
             |draft: Draft, shape: &[Option<u64>]| complete(draft, &onnx(shape, "Gemm")).unwrap_err().to_string();
-        let crop = Draft { crop: flag(Some(Size::square(240))), ..full() };
+        let crop = Draft { crop: Some(flag(Some(Size::square(240)))), ..full() };
         assert!(error(crop, &NCHW).contains("has 224 × 224 pixels"));
-        assert!(error(Draft { layout: flag(Layout::Nhwc), ..full() }, &NCHW).contains("which is NCHW"));
+        assert!(error(Draft { layout: Some(flag(Layout::Nhwc)), ..full() }, &NCHW).contains("which is NCHW"));
         assert!(error(full(), &[None, Some(10)]).contains("is no image"));
         assert!(error(full(), &[None, Some(1), Some(28), Some(28)]).contains("is no image"));
         let two = OnnxFile { inputs: vec![onnx(&NCHW, "").inputs.remove(0); 2], ..onnx(&NCHW, "") };
         assert!(complete(full(), &two).unwrap_err().to_string().contains("2 inputs"));
-        let threshold = Draft { threshold: flag(0.5), activation: flag(Head::Softmax), ..full() };
+        let threshold = Draft { threshold: Some(flag(0.5)), activation: Some(flag(Head::Softmax)), ..full() };
         assert!(error(threshold, &NCHW).contains("--activation sigmoid"));
     }
 
@@ -409,7 +409,7 @@ mod tests {
         assert_eq!(head(said(Head::Softmax), "Softmax").unwrap(), Some(Head::None));
         assert_eq!(head(said(Head::Sigmoid), "Sigmoid").unwrap(), Some(Head::MultiLabel));
         assert_eq!(head(None, "Gemm").unwrap(), None);
-        assert_eq!(head(flag(Head::None), "Softmax").unwrap(), Some(Head::None));
+        assert_eq!(head(Some(flag(Head::None)), "Softmax").unwrap(), Some(Head::None));
         let twice = Some(Sourced::new(Head::Softmax, "--activation"));
         assert!(head(twice, "Softmax").unwrap_err().to_string().contains("twice"));
     }

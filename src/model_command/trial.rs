@@ -193,12 +193,12 @@ fn resident_bytes() -> u64 {
 mod tests {
     use super::*;
 
-    fn said(head: Head) -> Option<Sourced<Head>> {
-        Some(Sourced::new(head, "config.json"))
+    fn said(head: Head) -> Sourced<Head> {
+        Sourced::new(head, "config.json")
     }
 
-    fn flag(head: Head) -> Option<Sourced<Head>> {
-        Some(Sourced::new(head, "--activation"))
+    fn flag(head: Head) -> Sourced<Head> {
+        Sourced::new(head, "--activation")
     }
 
     #[test]
@@ -206,18 +206,18 @@ mod tests {
         let probabilities = vec![vec![0.25, 0.75], vec![0.5, 0.5]];
         let logits = vec![vec![-3.0, 5.0], vec![0.5, 0.5]];
         let decide = |known, outputs: &[Vec<f32>]| head(known, outputs).map(|head| head.value);
-        assert_eq!(decide(said(Head::Softmax), &probabilities).unwrap(), Head::None);
+        assert_eq!(decide(Some(said(Head::Softmax)), &probabilities).unwrap(), Head::None);
         assert_eq!(decide(None, &probabilities).unwrap(), Head::None);
-        assert_eq!(decide(said(Head::Softmax), &logits).unwrap(), Head::Softmax);
-        assert_eq!(decide(flag(Head::None), &logits).unwrap(), Head::None);
+        assert_eq!(decide(Some(said(Head::Softmax)), &logits).unwrap(), Head::Softmax);
+        assert_eq!(decide(Some(flag(Head::None)), &logits).unwrap(), Head::None);
         let independent = vec![vec![0.9, 0.75], vec![0.5, 0.1]];
-        assert_eq!(decide(said(Head::Sigmoid), &independent).unwrap(), Head::MultiLabel);
-        assert_eq!(decide(flag(Head::Sigmoid), &independent).unwrap(), Head::Sigmoid);
+        assert_eq!(decide(Some(said(Head::Sigmoid)), &independent).unwrap(), Head::MultiLabel);
+        assert_eq!(decide(Some(flag(Head::Sigmoid)), &independent).unwrap(), Head::Sigmoid);
         for (known, outputs, expected) in [
-            (flag(Head::Softmax), &probabilities, "twice"),
+            (Some(flag(Head::Softmax)), &probabilities, "twice"),
             (None, &logits, "--activation"),
-            (said(Head::None), &logits, "not probabilities"),
-            (said(Head::Softmax), &vec![vec![f32::NAN]], "NaN"),
+            (Some(said(Head::None)), &logits, "not probabilities"),
+            (Some(said(Head::Softmax)), &vec![vec![f32::NAN]], "NaN"),
         ] {
             let error = decide(known, outputs).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");

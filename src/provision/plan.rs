@@ -446,12 +446,12 @@ mod tests {
         golden(
             &planned(&with_models(&[new.clone(), cats.clone()]), &inventory),
             &format!(
-                r#"stack imgcls in us-east-1, account 123456789012
+                "stack imgcls in us-east-1, account 123456789012
               + model package      models/birds/2/{b}.tar
               ~ current model      models/birds/current
                   Digest: {a} → {b}
                   Version: 1 → 2
-            1 to create, 1 to update, 0 to delete"#,
+            1 to create, 1 to update, 0 to delete",
                 a = "a".repeat(64),
                 b = "b".repeat(64)
             ),

@@ -143,7 +143,7 @@ impl Versions {
 fn open_together(version: &Version, count: usize) -> anyhow::Result<Vec<Active>> {
     std::thread::scope(|scope| {
         let opening: Vec<_> = (0..count).map(|_| scope.spawn(|| version.open())).collect();
-        let opened = opening.into_iter().map(|thread| thread.join());
+        let opened = opening.into_iter().map(std::thread::ScopedJoinHandle::join);
         opened
             .map(|opened| opened.map_err(|_| anyhow::anyhow!("a thread panicked while it opened a session"))?)
             .collect()

@@ -1,7 +1,7 @@
 //! Follows the versions of models: when `imgcls model use` makes another version the current one, it is loaded and
 //! warmed up beside the one in use, and each inference thread switches to it between two batches (decision 32).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -78,7 +78,7 @@ impl Follower {
             if refused.as_ref().is_some_and(|refused| refused.folder == folder && Instant::now() < refused.retry_at) {
                 continue;
             }
-            match found.and_then(|folder| switch(&self.models, model, folder, stop)) {
+            match found.and_then(|folder| switch(&self.models, model, &folder, stop)) {
                 Ok(()) => *refused = None,
                 Err(error) => *refused = Some(refuse(refused.take(), folder, &in_use, &error)),
             }
@@ -105,10 +105,10 @@ fn refuse(earlier: Option<Refused>, folder: Option<PathBuf>, in_use: &Version, e
 
 /// Loads the version in `folder`, makes it the one in use, and returns when all threads have switched to it, or at
 /// `stop`.
-fn switch(models: &Models, model: &Model, folder: PathBuf, stop: &CancellationToken) -> anyhow::Result<()> {
+fn switch(models: &Models, model: &Model, folder: &Path, stop: &CancellationToken) -> anyhow::Result<()> {
     let began = Instant::now();
     let old = model.version();
-    let next = Version::load(model.choice(), &folder)?;
+    let next = Version::load(model.choice(), folder)?;
     ensure!(
         next.reference.name == old.reference.name,
         "{} holds the model {}, not {}",

@@ -60,10 +60,14 @@ impl Exported {
             let output = format!("value{count}");
             let mut node = Message::default();
             node.push_bytes(field::node::INPUT, last.clone());
-            further.into_iter().for_each(|input| node.push_bytes(field::node::INPUT, input.to_owned()));
+            if let Some(input) = further {
+                node.push_bytes(field::node::INPUT, input.to_owned());
+            }
             node.push_bytes(field::node::OUTPUT, output.clone());
             node.push_bytes(field::node::OP_TYPE, operator.to_owned());
-            attribute.into_iter().for_each(|attribute| node.push_message(field::node::ATTRIBUTE, &attribute));
+            if let Some(attribute) = attribute {
+                node.push_message(field::node::ATTRIBUTE, &attribute);
+            }
             graph.push_message(field::graph::NODE, &node);
             last = output;
         };
@@ -127,7 +131,9 @@ fn entry(key: &str, value: &str) -> Message {
 fn numbers(name: &str, number: u32, kind: u64, values: &[u64]) -> Message {
     let mut attribute = Message::default();
     attribute.push_bytes(field::attribute::NAME, name.to_owned());
-    values.iter().for_each(|value| attribute.push(number, FieldValue::Varint(*value)));
+    for value in values {
+        attribute.push(number, FieldValue::Varint(*value));
+    }
     attribute.push(20, FieldValue::Varint(kind));
     attribute
 }

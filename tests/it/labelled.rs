@@ -28,8 +28,8 @@ pub fn texture_image(texture: &str, number: u32) -> Vec<u8> {
     let is_dark = |x: u32, y: u32| {
         let (x, y) = (x + offset, y + 2 * offset);
         match texture {
-            "checks" => (x / period + y / period) % 2 == 0,
-            "stripes" => (x + y) / period % 2 == 0,
+            "checks" => (x / period + y / period).is_multiple_of(2),
+            "stripes" => ((x + y) / period).is_multiple_of(2),
             _ => {
                 let centre = |at: u32| (at % (2 * period)).abs_diff(period);
                 centre(x).pow(2) + centre(y).pow(2) < (period * 2 / 3).pow(2)

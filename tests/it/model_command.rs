@@ -274,7 +274,8 @@ fn wrong_exports_are_refused_in_one_line_and_leave_nothing() {
     }
     let labelled = |text: &str| [("labels.txt", text.to_owned())];
     let vector = Exported { shape: vec![None, Some(10)], ..plain.clone() };
-    let cases: [(&str, &Exported, &[(&str, String)], &str); 9] = [
+    type Case<'a> = (&'a str, &'a Exported, &'a [(&'a str, String)], &'a str);
+    let cases: [Case; 9] = [
         ("more", &plain, &labelled("red\ngreen\nblue\nblack\n"), "4 labels, but the network has 3 outputs"),
         ("twice", &plain, &labelled("red\ngreen\nred\n"), "classes 0 and 2 are both called \"red\""),
         ("empty", &plain, &labelled(""), "labels.txt"),
@@ -336,7 +337,7 @@ fn versions_are_used_rolled_back_and_removed() {
     assert!(is_third_used);
     assert!(fixture.refused(&["model", "remove", &format!("net@{third}")]).contains("is in use"));
     fixture.text(&["model", "remove", &second_name]);
-    assert!(fixture.refused(&["model", "use", &second_name]).contains(&format!("it has: ")));
+    assert!(fixture.refused(&["model", "use", &second_name]).contains(&"it has: ".to_string()));
     assert!(fixture.refused(&["classify", "--model", &second_name, "x.png"]).contains("has no version"));
     assert!(fixture.refused(&["model", "use", "net"]).contains("say which version"));
     let removed = fixture.json(&["model", "remove", "net"]);

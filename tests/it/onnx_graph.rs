@@ -62,7 +62,9 @@ impl Network {
         if self.has_external_data {
             std::fs::write(folder.join("model.onnx.data"), &weights).unwrap();
             let external = sha256(&weights);
-            table += &format!("external = [{{ path = \"model.onnx.data\", sha256 = \"{external}\" }}]\n");
+            table.push_str("external = [{ path = \"model.onnx.data\", sha256 = \"");
+            table.push_str(&external);
+            table.push_str("\" }]\n");
         }
         table
     }
@@ -144,10 +146,14 @@ fn bytes_of(values: &[f32], kind: Kind) -> Vec<u8> {
 
 fn node(operator: &str, inputs: &[&str], output: &str, attributes: &[Message]) -> Message {
     let mut node = Message::default();
-    inputs.iter().for_each(|input| node.text(1, input));
+    for input in inputs {
+        node.text(1, input);
+    }
     node.text(2, output);
     node.text(4, operator);
-    attributes.iter().for_each(|attribute| node.message(5, attribute));
+    for attribute in attributes {
+        node.message(5, attribute);
+    }
     node
 }
 
@@ -162,7 +168,9 @@ fn number(name: &str, value: u64) -> Message {
 fn numbers(name: &str, values: &[u64]) -> Message {
     let mut attribute = Message::default();
     attribute.text(1, name);
-    values.iter().for_each(|value| attribute.number(8, *value));
+    for value in values {
+        attribute.number(8, *value);
+    }
     attribute.number(20, 7);
     attribute
 }
@@ -170,7 +178,9 @@ fn numbers(name: &str, values: &[u64]) -> Message {
 /// Without bytes the tensor has no data of its own.
 fn tensor(name: &str, kind: u64, shape: &[u64], bytes: &[u8]) -> Message {
     let mut tensor = Message::default();
-    shape.iter().for_each(|axis| tensor.number(1, *axis));
+    for axis in shape {
+        tensor.number(1, *axis);
+    }
     tensor.number(2, kind);
     tensor.text(8, name);
     if !bytes.is_empty() {

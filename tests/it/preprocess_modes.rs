@@ -25,7 +25,8 @@ struct Case {
 struct Tensors {
     image: String,
     input: Keys,
-    tensors: Vec<GoldenTensor>,
+    #[serde(rename = "tensors")]
+    expected: Vec<GoldenTensor>,
 }
 
 #[derive(Deserialize)]

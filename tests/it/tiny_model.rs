@@ -71,7 +71,9 @@ fn weight(seed: u32, index: u32) -> f32 {
 
 fn node(operator: &str, inputs: &[&str], output: &str) -> Message {
     let mut node = Message::default();
-    inputs.iter().for_each(|input| node.text(1, input));
+    for input in inputs {
+        node.text(1, input);
+    }
     node.text(2, output);
     node.text(4, operator);
     node
@@ -79,7 +81,9 @@ fn node(operator: &str, inputs: &[&str], output: &str) -> Message {
 
 fn tensor(name: &str, shape: &[u64], values: &[f32]) -> Message {
     let mut tensor = Message::default();
-    shape.iter().for_each(|axis| tensor.number(1, *axis));
+    for axis in shape {
+        tensor.number(1, *axis);
+    }
     tensor.number(2, 1);
     tensor.text(8, name);
     tensor.bytes(9, &values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());

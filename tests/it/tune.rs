@@ -184,7 +184,11 @@ fn busy_machine_is_refused() {
     let stop = AtomicBool::new(false);
     let output = thread::scope(|scope| {
         for _ in 0..thread::available_parallelism().unwrap().get() {
-            scope.spawn(|| while !stop.load(Ordering::Relaxed) {});
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
         }
         let output = imgcls().args(["tune", "--seconds", "0.2", "--cache-dir"]).arg(dir.path()).output();
         stop.store(true, Ordering::Relaxed);

@@ -162,7 +162,6 @@ const SAMPLES: [(&str, &str); 27] = [
     ("models-dir", "/m"),
     ("model-memory", "1GiB"),
     ("shadow", "s"),
-    ("models-dir", "/m"),
     ("variant", "int8"),
     ("label-set", "original"),
     ("ort-dylib", "/x/y.so"),

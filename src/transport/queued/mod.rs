@@ -61,7 +61,7 @@ impl QueuedTransport {
         match attributes.await {
             Ok(attributes) => self.limit.learn(attributes.max_message_bytes),
             Err(error) => {
-                tracing::debug!(%error, "cannot read the message limit of the queue; assuming that it has not changed")
+                tracing::debug!(%error, "cannot read the message limit of the queue; assuming that it has not changed");
             }
         }
     }

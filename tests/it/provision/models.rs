@@ -12,9 +12,8 @@ use crate::model_requests::second_model;
 fn change(folder: &Path, version: &str) {
     let path = folder.join("model.toml");
     let text = std::fs::read_to_string(&path).unwrap();
-    let lines = text.lines().map(|line| match line.starts_with("version = ") {
-        true => format!("version = \"{version}\"\n"),
-        false => format!("{line}\n"),
+    let lines = text.lines().map(|line| {
+        if line.starts_with("version = ") { format!("version = \"{version}\"\n") } else { format!("{line}\n") }
     });
     std::fs::write(&path, lines.collect::<String>()).unwrap();
 }
