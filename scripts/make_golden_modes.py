@@ -8,7 +8,7 @@
 - Pillow's filters: `Image.resize` of the whole image, then the crop.
 - Sizes and crops: the documented arithmetic of `torchvision.transforms.functional`, `resize` and `center_crop`.
 - OpenCV's bilinear: `cv2.resize` with INTER_LINEAR.
-- Letterbox: the arithmetic of `LetterBox` in ultralytics, and of text recognition networks, which round up.
+- Letterbox: the arithmetic of ultralytics, and of text recognition networks, which round up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from imgcls_models.preprocess import decode
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "modes"
-PICTURES = ROOT / "tests" / "pictures"
+IMAGES = ROOT / "tests" / "pictures"
 OPENCV = "opencv-bilinear"
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -47,7 +47,7 @@ def main() -> None:
     shutil.rmtree(GOLDEN, ignore_errors=True)
     GOLDEN.mkdir(parents=True)
     # A small image for the enlarging cases: the eye of the cat, in a size that divides nothing.
-    decode(PICTURES / "cat.jpg").crop((100, 40, 137, 63)).save(GOLDEN / SMALL, optimize=True)
+    decode(IMAGES / "cat.jpg").crop((100, 40, 137, 63)).save(GOLDEN / SMALL, optimize=True)
     lines = [json.dumps(write(number, *case), separators=(",", ":")) for number, case in enumerate(cases(), 1)]
     (GOLDEN / "modes.json").write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
     (GOLDEN / "tensors.json").write_text(json.dumps(tensors(), separators=(",", ":")) + "\n", encoding="utf-8")
@@ -61,7 +61,7 @@ def cases() -> list[tuple[str, Keys]]:
         found += [
             ("rgb.png", {"resize": "shortest-edge", "size": 64, "filter": name, "crop": 56}),
             ("rgb.png", {"resize": "squash", "size": [48, 40], "filter": name}),
-            ("rgb.png", {"resize": "letterbox", "size": 56, "filter": name, "fill": [114, 114, 114]}),
+            ("rgb.png", {"resize": "letterbox", "size": 55, "filter": name, "fill": [114, 114, 114]}),
             (SMALL, {"resize": "squash", "size": [50, 61], "filter": name}),
             ("grey-alpha.png", {"resize": "shortest-edge", "size": 45, "filter": name, "crop": [40, 51]}),
             ("orientation-6.jpg", {"resize": "squash", "size": [60, 40], "filter": name}),
@@ -88,7 +88,7 @@ def cases() -> list[tuple[str, Keys]]:
 
 def write(number: int, source: str, keys: Keys) -> Keys:
     """Writes the expected pixels of a case. Returns its line."""
-    path = (GOLDEN if source == SMALL else PICTURES) / source
+    path = (GOLDEN if source == SMALL else IMAGES) / source
     pixels = prepared(np.asarray(decode(path)), keys)
     expected = f"{number:02}-{keys['resize']}-{keys.get('filter', 'none')}.png"
     Image.fromarray(pixels).save(GOLDEN / expected, optimize=True)
@@ -145,7 +145,7 @@ def center_crop(image: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
 
 
 def letterbox(image: np.ndarray, keys: Keys) -> np.ndarray:
-    """`LetterBox` of ultralytics, and its variants."""
+    """The letterbox of ultralytics, and its variants."""
     target_height, target_width = both(keys["size"])
     height, width = image.shape[:2]
     scale = min(target_height / height, target_width / width)

@@ -136,7 +136,7 @@ pub(super) struct InputDescription {
 #[derive(Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
 #[serde(untagged, expecting = "a size must be a number of pixels, or [height, width]")]
 pub(super) enum Size {
-    /// Of both sides, or of the shortest one.
+    /// The length of both sides, or of the shortest one.
     One(u32),
     /// Height and width.
     Both([u32; 2]),

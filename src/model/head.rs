@@ -4,7 +4,7 @@ use super::description::Activation;
 use super::package::ModelPackage;
 use crate::protocol::Prediction;
 
-/// What the outputs of a model are, as far as samples show it.
+/// The kind of a model's outputs, as far as samples show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Head {
     /// They are not between 0 and 1: softmax or sigmoid has to be applied.

@@ -275,7 +275,7 @@ fn concatenate<'a, T: Copy + Default>(
     Ok(kept)
 }
 
-/// What the session needs to know of the inputs and outputs of the model file.
+/// The facts that a session needs of the inputs and outputs of the model file.
 struct Shapes {
     /// The name of the output.
     output: String,

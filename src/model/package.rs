@@ -139,7 +139,7 @@ impl ModelPackage {
         self.labels.len()
     }
 
-    /// Whether an image may have several labels: all classes whose score reaches their threshold.
+    /// Reports whether an image may have several labels: all classes whose score reaches their threshold.
     pub fn is_multi_label(&self) -> bool {
         self.output.thresholds.is_some()
     }
@@ -184,7 +184,7 @@ impl ModelPackage {
         &self.file
     }
 
-    /// Whether the session must be built from the file, because its weights are in other files beside it.
+    /// Reports whether the session must be built from the file, because its weights are in other files beside it.
     pub(super) fn has_external_data(&self) -> bool {
         !self.external.is_empty()
     }

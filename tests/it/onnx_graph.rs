@@ -28,7 +28,7 @@ pub struct Network {
     /// Two axes of one pixel after the classes.
     pub has_pixel_axes: bool,
     pub batch: Option<u64>,
-    /// Whether the weights are in `model.onnx.data`.
+    /// The weights are in `model.onnx.data`.
     pub has_external_data: bool,
     pub input_name: &'static str,
 }
