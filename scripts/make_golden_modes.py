@@ -8,7 +8,11 @@
 - Pillow's filters: `Image.resize` of the whole image, then the crop.
 - Sizes and crops: the documented arithmetic of `torchvision.transforms.functional`, `resize` and `center_crop`.
 - OpenCV's bilinear: `cv2.resize` with INTER_LINEAR.
+<<<<<<< HEAD
 - Letterbox: the arithmetic of Letterboxing as in ultralytics, and of text recognition networks, which round up.
+=======
+- Letterbox: the arithmetic of ultralytics, and of text recognition networks, which round up.
+>>>>>>> h1/work
 """
 
 from __future__ import annotations
@@ -61,7 +65,7 @@ def cases() -> list[tuple[str, Keys]]:
         found += [
             ("rgb.png", {"resize": "shortest-edge", "size": 64, "filter": name, "crop": 56}),
             ("rgb.png", {"resize": "squash", "size": [48, 40], "filter": name}),
-            ("rgb.png", {"resize": "letterbox", "size": 56, "filter": name, "fill": [114, 114, 114]}),
+            ("rgb.png", {"resize": "letterbox", "size": 55, "filter": name, "fill": [114, 114, 114]}),
             (SMALL, {"resize": "squash", "size": [50, 61], "filter": name}),
             ("grey-alpha.png", {"resize": "shortest-edge", "size": 45, "filter": name, "crop": [40, 51]}),
             ("orientation-6.jpg", {"resize": "squash", "size": [60, 40], "filter": name}),
@@ -145,7 +149,11 @@ def center_crop(image: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
 
 
 def letterbox(image: np.ndarray, keys: Keys) -> np.ndarray:
+<<<<<<< HEAD
     """Letterboxing as in ultralytics, and its variants."""
+=======
+    """The letterbox of ultralytics, and its variants."""
+>>>>>>> h1/work
     target_height, target_width = both(keys["size"])
     height, width = image.shape[:2]
     scale = min(target_height / height, target_width / width)

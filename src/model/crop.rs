@@ -126,13 +126,17 @@ fn axis_needed(start: f64, length: f64, extent: usize, target: usize, filter_rad
 
 #[cfg(test)]
 mod tests {
-    use super::super::input::{Extent, Filter, Position, Rounding};
+    use super::super::input::{Extent, Filter, Passes, Position, Rounding};
     use super::*;
 
     const SIZES: [(usize, usize); 7] = [(500, 375), (375, 500), (1, 1), (1, 3000), (3000, 1), (8192, 8191), (257, 256)];
 
-    const DEFAULT: Resize =
-        Resize { fit: Fit::ShortestEdge(256), filter: Filter::Bicubic, crop: Some(Extent { height: 224, width: 224 }) };
+    const DEFAULT: Resize = Resize {
+        fit: Fit::ShortestEdge(256),
+        filter: Filter::Bicubic,
+        crop: Some(Extent { height: 224, width: 224 }),
+        passes: Passes::Fast,
+    };
 
     #[test]
     fn crop_lies_inside_its_image_and_its_region() {
@@ -141,7 +145,7 @@ mod tests {
         for fit in [DEFAULT.fit, Fit::Squash(target), letterbox, Fit::Keep] {
             let crop = if fit == letterbox { None } else { DEFAULT.crop };
             for filter in [Filter::Bicubic, Filter::Lanczos, Filter::Nearest] {
-                check_sizes(Resize { fit, filter, crop });
+                check_sizes(Resize { fit, filter, crop, ..DEFAULT });
             }
         }
     }

@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 //! The place of the resized image in the model's input: the sizes and offsets of every way to resize, for one image.
+=======
+//! The placement of the resized image in the model's input: the sizes and offsets of every way to resize, for one image.
+>>>>>>> h1/work
 
 use super::input::{Extent, Fit, Position, Resize, Rounding};
 
@@ -119,12 +123,12 @@ fn crop_offset(extent: usize, crop: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::input::Filter;
+    use super::super::input::{Filter, Passes};
     use super::*;
 
     fn placement(size: (usize, usize), fit: Fit, crop: Option<(u32, u32)>) -> Placement {
         let crop = crop.map(|(width, height)| Extent { height, width });
-        Placement::new(size, Resize { fit, filter: Filter::Bilinear, crop })
+        Placement::new(size, Resize { fit, filter: Filter::Bilinear, crop, passes: Passes::AsPillow })
     }
 
     fn resized(placement: &Placement) -> (usize, usize) {

@@ -6,7 +6,7 @@ use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
 use super::crop::{CropRect, PixelRect};
-use super::input::{Filter, Resize};
+use super::input::{Filter, Passes, Resize};
 use super::orientation::Orientation;
 use super::pixels::{Origin, Pixels};
 use super::placement::{Axis, Placement};
@@ -15,8 +15,8 @@ use super::placement::{Axis, Placement};
 #[derive(Default)]
 pub(super) struct Scratch {
     resizer: Resizer,
-    /// The image after the vertical pass.
-    tall: Vec<u8>,
+    /// The image after the first pass.
+    first: Vec<u8>,
     small: Vec<u8>,
 }
 
@@ -54,17 +54,30 @@ impl Scratch {
     /// pixel of a row read the outermost pixels of the image. That is wrong for an enlarged image whose outermost pixels
     /// are copies, because it leaves out weights of zero: it then reads outside its buffer, and the process ends.
     fn convolve(&mut self, pixels: &Pixels, resize: Resize, filter: FilterType) -> Resampled<'_> {
-        let Scratch { resizer, tall, small } = self;
+        let Scratch { resizer, first, small } = self;
         let rect = crop_rect(pixels, resize);
         let (width, height) = rect.target;
-        let PixelRect { left, width: columns, .. } = rect.pixels_needed((pixels.width, pixels.height));
+        let needed = rect.pixels_needed((pixels.width, pixels.height));
+        let across = Range { start: rect.left, length: rect.width };
+        let down = Range { start: rect.top, length: rect.height };
         let source = Plane { data: &pixels.data, width: pixels.width, height: pixels.height };
-        let rows = Part { left: left as f64, top: rect.top, width: columns as f64, height: rect.height };
-        pass(resizer, pixels.channels, filter, &source, rows, tall, (columns, height));
-        let source = Plane { data: tall, width: columns, height };
-        let left = (rect.left - left as f64).max(0.0);
-        let columns = Part { left, top: 0.0, width: rect.width.min(columns as f64 - left), height: height as f64 };
-        pass(resizer, pixels.channels, filter, &source, columns, small, (width, height));
+        // The rows of the upright image are columns of the stored one if that is swapped.
+        let is_vertical_first = resize.passes == Passes::Fast || pixels.orientation.swapped;
+        if is_vertical_first {
+            let all = Range { start: needed.left as f64, length: needed.width as f64 };
+            pass(resizer, pixels.channels, filter, &source, [all, down], first, (needed.width, height));
+            let source = Plane { data: first, width: needed.width, height };
+            let all = Range { start: 0.0, length: height as f64 };
+            let across = across.within(needed.left, needed.width);
+            pass(resizer, pixels.channels, filter, &source, [across, all], small, (width, height));
+        } else {
+            let all = Range { start: needed.top as f64, length: needed.height as f64 };
+            pass(resizer, pixels.channels, filter, &source, [across, all], first, (width, needed.height));
+            let source = Plane { data: first, width, height: needed.height };
+            let all = Range { start: 0.0, length: width as f64 };
+            let down = down.within(needed.top, needed.height);
+            pass(resizer, pixels.channels, filter, &source, [all, down], small, (width, height));
+        }
         Resampled { data: small, width, height, orientation: pixels.orientation }
     }
 
@@ -84,13 +97,19 @@ struct Plane<'a> {
     height: usize,
 }
 
-/// The part of them that is resized, in fractions of pixels.
+/// The part of an axis that is resized, in fractions of pixels.
 #[derive(Clone, Copy)]
-struct Part {
-    left: f64,
-    top: f64,
-    width: f64,
-    height: f64,
+struct Range {
+    start: f64,
+    length: f64,
+}
+
+impl Range {
+    /// The range relative to the first of `count` pixels that contain it. A rounding error never moves it past the end.
+    fn within(self, first: usize, count: usize) -> Range {
+        let start = (self.start - first as f64).max(0.0);
+        Range { start, length: self.length.min(count as f64 - start) }
+    }
 }
 
 /// Resizes a part of an image along one axis into `target`. Along the other axis the part consists of whole pixels, as
@@ -100,7 +119,7 @@ fn pass(
     channels: usize,
     filter: FilterType,
     source: &Plane,
-    part: Part,
+    [across, down]: [Range; 2],
     target: &mut Vec<u8>,
     (width, height): (usize, usize),
 ) {
@@ -116,7 +135,7 @@ fn pass(
         .expect("the buffer has width × height × channels bytes; this is a bug");
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Convolution(filter))
-        .crop(part.left, part.top, part.width, part.height)
+        .crop(across.start, down.start, across.length, down.length)
         .use_alpha(false);
     resizer.resize(&source, &mut target, &options).expect("the crop lies inside the image; this is a bug");
 }
@@ -232,7 +251,11 @@ fn taps(axis: &Axis, stored: Stored, edge: EdgeWeights) -> impl Iterator<Item = 
     })
 }
 
+<<<<<<< HEAD
 /// The addresses of the pixels of an upright image: a pixel's first byte is the sum of the bytes of its axes.
+=======
+/// The places where the pixels of an upright image are stored: a pixel's first byte is the sum of the bytes of its axes.
+>>>>>>> h1/work
 struct Layout {
     across: Stored,
     down: Stored,
@@ -280,12 +303,14 @@ mod tests {
         for (width, height) in [(82, 47), (115, 53), (207, 53), (110, 63), (122, 70), (244, 70), (366, 70)] {
             for size in [(width, height), (height, width)] {
                 for (channels, filter) in [(1, Filter::Bicubic), (3, Filter::Lanczos), (4, Filter::Bicubic)] {
-                    let resize = Resize { fit: Fit::ShortestEdge(256), filter, crop };
-                    let pixels = Pixels::whole(vec![200; size.0 * size.1 * channels], size, channels);
-                    let mut scratch = Scratch::default();
-                    let resampled = scratch.resample(&pixels, resize, &Placement::new(size, resize));
-                    assert_eq!((resampled.width, resampled.height), (224, 224));
-                    assert!(resampled.data.iter().all(|&value| value == 200), "{size:?}");
+                    for passes in [Passes::Fast, Passes::AsPillow] {
+                        let resize = Resize { fit: Fit::ShortestEdge(256), filter, crop, passes };
+                        let pixels = Pixels::whole(vec![200; size.0 * size.1 * channels], size, channels);
+                        let mut scratch = Scratch::default();
+                        let resampled = scratch.resample(&pixels, resize, &Placement::new(size, resize));
+                        assert_eq!((resampled.width, resampled.height), (224, 224));
+                        assert!(resampled.data.iter().all(|&value| value == 200), "{size:?}");
+                    }
                 }
             }
         }

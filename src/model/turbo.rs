@@ -77,11 +77,15 @@ fn reduction(size: (usize, usize), resize: Resize) -> usize {
 mod tests {
     use turbojpeg::{Compressor, Image, PixelFormat, Subsamp};
 
-    use super::super::input::{Extent, Filter, Fit};
+    use super::super::input::{Extent, Filter, Fit, Passes};
     use super::*;
 
-    const RESIZE: Resize =
-        Resize { fit: Fit::ShortestEdge(256), filter: Filter::Bicubic, crop: Some(Extent { height: 224, width: 224 }) };
+    const RESIZE: Resize = Resize {
+        fit: Fit::ShortestEdge(256),
+        filter: Filter::Bicubic,
+        crop: Some(Extent { height: 224, width: 224 }),
+        passes: Passes::Fast,
+    };
 
     #[test]
     fn reduced_image_keeps_twice_the_target_size() {

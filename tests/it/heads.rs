@@ -214,7 +214,7 @@ fn model_that_does_not_fit_its_package_is_refused_in_one_line() {
     let network = Network::default();
     assert!(refusal(&network, "red\ngreen\nblue\nblack\n", "", "").contains("4 labels"));
     assert!(refusal(&network, LABELS, "\"NCHW\"", "\"NHWC\"").contains("channels"));
-    assert!(refusal(&network, LABELS, "\"float32\"", "\"float16\"").contains("float"));
+    assert!(refusal(&network, LABELS, "\"float32\"", "\"float16\"").contains("not a tensor of"));
     assert!(refusal(&network, LABELS, "size = 8", "size = 9").contains("9 × 9"));
     assert!(refusal(&network, LABELS, "name = \"input\"", "name = \"pixels\"").contains("pixels"));
     assert!(refusal(&network, LABELS, "\"model.onnx\"", "\"../model.onnx\"").contains("not in that folder"));

@@ -147,11 +147,11 @@ fn part_of_a_jpeg_gives_the_same_pixels_as_all_of_it() {
 
 #[test]
 fn every_type_layout_and_channel_order_has_the_values_of_the_reference() {
-    let Tensors { image, input, tensors } = golden("tensors.json");
+    let Tensors { image, input, expected } = golden("tensors.json");
     let image = std::fs::read(repository().join(image)).unwrap();
     // One step of a pixel value, which the resize may differ by.
     let step = 1.0 / 255.0 / 0.224;
-    for GoldenTensor { element, layout, channels, values } in tensors {
+    for GoldenTensor { element, layout, channels, values } in expected {
         let form = [("type", &*element), ("layout", &layout), ("channels", &channels)];
         let tensor = prepare(&image, &package(&input, &form), &Limits::default()).unwrap();
         let (found, tolerance): (Vec<f32>, f32) = match tensor.values {
