@@ -8,11 +8,7 @@
 - Pillow's filters: `Image.resize` of the whole image, then the crop.
 - Sizes and crops: the documented arithmetic of `torchvision.transforms.functional`, `resize` and `center_crop`.
 - OpenCV's bilinear: `cv2.resize` with INTER_LINEAR.
-<<<<<<< HEAD
-- Letterbox: the arithmetic of Letterboxing as in ultralytics, and of text recognition networks, which round up.
-=======
 - Letterbox: the arithmetic of ultralytics, and of text recognition networks, which round up.
->>>>>>> h1/work
 """
 
 from __future__ import annotations
@@ -149,11 +145,7 @@ def center_crop(image: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
 
 
 def letterbox(image: np.ndarray, keys: Keys) -> np.ndarray:
-<<<<<<< HEAD
-    """Letterboxing as in ultralytics, and its variants."""
-=======
     """The letterbox of ultralytics, and its variants."""
->>>>>>> h1/work
     target_height, target_width = both(keys["size"])
     height, width = image.shape[:2]
     scale = min(target_height / height, target_width / width)

@@ -48,11 +48,7 @@ pub(super) enum Channels {
     Rgbx,
 }
 
-<<<<<<< HEAD
-/// The steps between decoding and normalisation.
-=======
 /// The steps between decoding an image and normalising it.
->>>>>>> h1/work
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Geometry {
     /// The image keeps its size.

@@ -275,11 +275,7 @@ fn concatenate<'a, T: Copy + Default>(
     Ok(kept)
 }
 
-<<<<<<< HEAD
-/// The facts about the model file's inputs and outputs that the session needs.
-=======
 /// The facts that a session needs of the inputs and outputs of the model file.
->>>>>>> h1/work
 struct Shapes {
     /// The name of the output.
     output: String,

@@ -139,11 +139,7 @@ impl ModelPackage {
         self.labels.len()
     }
 
-<<<<<<< HEAD
-    /// Returns true if an image may have several labels: all classes whose score reaches their threshold.
-=======
     /// Reports whether an image may have several labels: all classes whose score reaches their threshold.
->>>>>>> h1/work
     pub fn is_multi_label(&self) -> bool {
         self.output.thresholds.is_some()
     }
@@ -188,11 +184,7 @@ impl ModelPackage {
         &self.file
     }
 
-<<<<<<< HEAD
-    /// Returns true if the session must be built from the file, because its weights are in other files beside it.
-=======
     /// Reports whether the session must be built from the file, because its weights are in other files beside it.
->>>>>>> h1/work
     pub(super) fn has_external_data(&self) -> bool {
         !self.external.is_empty()
     }

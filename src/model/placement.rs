@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-//! The place of the resized image in the model's input: the sizes and offsets of every way to resize, for one image.
-=======
 //! The placement of the resized image in the model's input: the sizes and offsets of every way to resize, for one image.
->>>>>>> h1/work
 
 use super::input::{Extent, Fit, Position, Resize, Rounding};
 

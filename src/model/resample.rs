@@ -251,11 +251,7 @@ fn taps(axis: &Axis, stored: Stored, edge: EdgeWeights) -> impl Iterator<Item = 
     })
 }
 
-<<<<<<< HEAD
-/// The addresses of the pixels of an upright image: a pixel's first byte is the sum of the bytes of its axes.
-=======
 /// The places where the pixels of an upright image are stored: a pixel's first byte is the sum of the bytes of its axes.
->>>>>>> h1/work
 struct Layout {
     across: Stored,
     down: Stored,
