@@ -242,6 +242,9 @@ fn half_precision_bytes_and_external_weights_are_kept() {
     }
 }
 
+/// A name, an export, further files, and a part of the refusal.
+type Case<'a> = (&'a str, &'a Exported, &'a [(&'a str, String)], &'a str);
+
 #[test]
 fn scores_that_are_normalised_already_are_not_normalised_again() {
     let fixture = Fixture::new();
@@ -274,7 +277,6 @@ fn wrong_exports_are_refused_in_one_line_and_leave_nothing() {
     }
     let labelled = |text: &str| [("labels.txt", text.to_owned())];
     let vector = Exported { shape: vec![None, Some(10)], ..plain.clone() };
-    type Case<'a> = (&'a str, &'a Exported, &'a [(&'a str, String)], &'a str);
     let cases: [Case; 9] = [
         ("more", &plain, &labelled("red\ngreen\nblue\nblack\n"), "4 labels, but the network has 3 outputs"),
         ("twice", &plain, &labelled("red\ngreen\nred\n"), "classes 0 and 2 are both called \"red\""),
