@@ -215,23 +215,23 @@ fn value(name: &str, kind: Kind, batch: Option<u64>, axes: &[u64]) -> Message {
 
 /// A message in the format of Protocol Buffers.
 #[derive(Default)]
-struct Message(Vec<u8>);
+pub struct Message(pub Vec<u8>);
 
 impl Message {
-    fn number(&mut self, field: u64, value: u64) {
+    pub fn number(&mut self, field: u64, value: u64) {
         self.varint(field << 3);
         self.varint(value);
     }
 
-    fn text(&mut self, field: u64, text: &str) {
+    pub fn text(&mut self, field: u64, text: &str) {
         self.bytes(field, text.as_bytes());
     }
 
-    fn message(&mut self, field: u64, message: &Message) {
+    pub fn message(&mut self, field: u64, message: &Message) {
         self.bytes(field, &message.0);
     }
 
-    fn bytes(&mut self, field: u64, bytes: &[u8]) {
+    pub fn bytes(&mut self, field: u64, bytes: &[u8]) {
         self.varint(field << 3 | 2);
         self.varint(bytes.len() as u64);
         self.0.extend_from_slice(bytes);
