@@ -133,8 +133,11 @@ fn callers_of_a_web_tier_alone_are_refused_by_the_pace_of_its_replies() {
     let service = Service::start(1, &[], &[]);
     let image = test_image("rocket.jpg");
     let worker = &service.workers[0];
-    // The worker first completes a backlog, so that its pace is measured. Then it stops while another backlog grows.
+    // The worker first completes a backlog, so that its pace is measured. The backlog is submitted while the worker is
+    // stopped: a fast worker would otherwise complete each job as it comes. Then it stops while another backlog grows.
+    worker.signal("STOP");
     let ids: Vec<String> = (0..60).map(|_| service.submit("rocket.jpg", &image)).collect();
+    worker.signal("CONT");
     for id in &ids {
         assert_eq!(service.finished(id)["status"], "succeeded");
     }
