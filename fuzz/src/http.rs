@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use imgcls::cli::{Cli, Command};
+use imgcls::config::Document;
+use imgcls::names;
 use imgcls::shutdown::CancellationToken;
 use imgcls::web;
 use libfuzzer_sys::Corpus;
@@ -108,8 +110,8 @@ fn serve(data_dir: &Path) -> SocketAddr {
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         runtime.expect("a runtime").block_on(async {
-            let (backend, _) = args.shared.backend();
-            let names = args.shared.names(&backend).await.expect("names");
+            let (backend, _) = args.shared.backend(&Document::default());
+            let names = names::resolve(args.shared.names(), &backend).await.expect("names");
             let config = args.config(backend, names).expect("a configuration");
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
             sender.send(listener.local_addr().expect("an address")).expect("the receiver waits");
