@@ -277,6 +277,23 @@ fn jpeg_without_required_tables_is_refused() {
     }
 }
 
+/// The decoder would panic on such a palette. It accepts more transparencies than colours.
+#[test]
+fn png_with_an_incomplete_palette_is_refused() {
+    let png = |palette: &[u8], alpha: &[u8]| {
+        let header = png_chunk(b"IHDR", &[0, 0, 0, 8, 0, 0, 0, 8, 4, 3, 0, 0, 0]);
+        let chunks = [header, png_chunk(b"PLTE", palette), png_chunk(b"tRNS", alpha)];
+        let rows = png_chunk(b"IDAT", &zlib(&[0; 8 * 5]));
+        [b"\x89PNG\r\n\x1a\n".as_slice(), &chunks.concat(), &rows, &png_chunk(b"IEND", b"")].concat()
+    };
+    let files =
+        [("49.png", png(&[9; 49], &[0, 128])), ("46.png", png(&[9; 46], &[0; 16])), ("4.png", png(&[9; 4], b"a"))];
+    for (code, message) in refusals(&files) {
+        assert_eq!((code.as_str(), message.contains("palette")), ("undecodable", true), "{message}");
+    }
+    assert_eq!(refusals(&[("6.png", png(&[9; 6], &[0; 16]))]), [(String::new(), String::new())]);
+}
+
 /// 8160 × 6144 is the size of a photograph of a phone.
 #[test]
 fn default_limit_allows_fifty_megapixels() {

@@ -40,6 +40,7 @@ fn decode(bytes: &[u8], limits: &Limits, budget: &Budget) -> Result<Pixels, Prep
     // A pixel has at most four samples of two bytes.
     decoder.set_limits(PngLimits { bytes: spare + ROWS_HELD * 8 * width as usize });
     let mut reader = decoder.read_info().map_err(refused)?;
+    check_palette(&reader)?;
     let layout = Layout::of(&reader, width)?;
     let (width, height) = (width as usize, height as usize);
     let pixels_bytes = width * height * layout.channels;
@@ -55,6 +56,15 @@ fn decode(bytes: &[u8], limits: &Limits, budget: &Budget) -> Result<Pixels, Prep
     reader.read_row(&mut vec![0; layout.row_bytes]).map_err(refused)?;
     pixels.orientation = metadata::read(bytes).orientation();
     Ok(pixels)
+}
+
+/// Refuses a palette whose last colour is incomplete. The decoder would panic.
+fn check_palette(reader: &Reader<Source<'_>>) -> Result<(), PrepareError> {
+    let palette = reader.info().palette.as_ref();
+    if palette.is_some_and(|palette| palette.len() % 3 != 0) {
+        return Err(undecodable("the PNG is damaged: the last colour of its palette is incomplete"));
+    }
+    Ok(())
 }
 
 /// The layout of the rows that the decoder returns.
