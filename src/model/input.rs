@@ -69,7 +69,7 @@ pub(super) struct Resize {
 /// The order of the two passes of a resize, of which the first one rounds to 8 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Passes {
-    /// Rows before columns of the upright image, as Pillow.
+    /// Rows before columns of the upright image, with Pillow's arithmetic: every value is Pillow's.
     AsPillow,
     /// Columns before rows of the stored image. It is faster, and a tenth of the values differ from Pillow's by one step.
     /// It is the meaning of `short-side`, so that packages that are in use keep their results.

@@ -47,6 +47,7 @@ mod onnx;
 mod onnx_file;
 mod orientation;
 mod package;
+mod pillow;
 mod pixels;
 mod placement;
 mod png;

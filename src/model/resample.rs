@@ -1,6 +1,7 @@
-//! The resize, in 8 bits. Pillow's filters are computed by `fast_image_resize`; its two other ways to resize, which read
-//! single pixels, are computed here: `nearest` as Pillow, and bilinear as OpenCV. Only pixels that the model's input
-//! shows are computed, so an image of 1 × 3000 costs no more than another.
+//! The resize, in 8 bits. Pillow's filters are computed with Pillow's arithmetic (`pillow`), or by the faster
+//! `fast_image_resize` for packages that ask for it and for images that were decoded at a fraction of their size. The two
+//! ways that read single pixels are computed here: `nearest` as Pillow, and bilinear as OpenCV. Only pixels that the
+//! model's input shows are computed, so an image of 1 × 3000 costs no more than another.
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -8,6 +9,7 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 use super::crop::{CropRect, PixelRect};
 use super::input::{Filter, Passes, Resize};
 use super::orientation::Orientation;
+use super::pillow;
 use super::pixels::{Origin, Pixels};
 use super::placement::{Axis, Placement};
 
@@ -32,23 +34,28 @@ pub(super) struct Resampled<'a> {
 impl Scratch {
     /// Resizes the part of the image that the input shows.
     pub(super) fn resample(&mut self, pixels: &Pixels, resize: Resize, placement: &Placement) -> Resampled<'_> {
-        let filter = match resize.filter {
-            Filter::Nearest => return self.upright(pixels, placement, nearest),
-            Filter::OpencvBilinear => return self.upright(pixels, placement, opencv_bilinear),
+        let is_exact = resize.passes == Passes::AsPillow && pixels.origin.reduction == 1;
+        let filter = match (resize.filter, is_exact) {
+            (Filter::Nearest, _) => return self.upright(pixels, placement, nearest),
+            (Filter::OpencvBilinear, _) => return self.upright(pixels, placement, opencv_bilinear),
             // The box contains only one of its edges, so it matters from which side an axis is read.
-            Filter::Box if pixels.orientation.mirror_x || pixels.orientation.mirror_y => {
-                return self.convolve(&turned_upright(pixels), resize, FilterType::Box);
-            }
-            Filter::Box => FilterType::Box,
-            Filter::Bilinear => FilterType::Bilinear,
-            Filter::Hamming => FilterType::Hamming,
-            Filter::Bicubic => FilterType::CatmullRom,
-            Filter::Lanczos => FilterType::Lanczos3,
+            (filter, true) | (filter @ Filter::Box, false) => return self.as_pillow(pixels, filter, placement),
+            (Filter::Bilinear, false) => FilterType::Bilinear,
+            (Filter::Hamming, false) => FilterType::Hamming,
+            (Filter::Bicubic, false) => FilterType::CatmullRom,
+            (Filter::Lanczos, false) => FilterType::Lanczos3,
         };
         self.convolve(pixels, resize, filter)
     }
 
-    /// Resizes in the stored orientation: turning the small result costs nothing.
+    /// Resizes a full image with Pillow's arithmetic. A reduced one cannot equal Pillow's result.
+    fn as_pillow(&mut self, pixels: &Pixels, filter: Filter, placement: &Placement) -> Resampled<'_> {
+        let Scratch { first, small, .. } = self;
+        let (width, height) = pillow::resize(pixels, filter, placement, first, small);
+        Resampled { data: small, width, height, orientation: pixels.orientation }
+    }
+
+    /// Resizes in the stored orientation, columns before rows: that is faster, and turning the small result costs nothing.
     ///
     /// Each pass is a call of its own. When the library does both in one call, it assumes that the first and the last
     /// pixel of a row read the outermost pixels of the image. That is wrong for an enlarged image whose outermost pixels
@@ -61,23 +68,12 @@ impl Scratch {
         let across = Range { start: rect.left, length: rect.width };
         let down = Range { start: rect.top, length: rect.height };
         let source = Plane { data: &pixels.data, width: pixels.width, height: pixels.height };
-        // The rows of the upright image are columns of the stored one if that is swapped.
-        let is_vertical_first = resize.passes == Passes::Fast || pixels.orientation.swapped;
-        if is_vertical_first {
-            let all = Range { start: needed.left as f64, length: needed.width as f64 };
-            pass(resizer, pixels.channels, filter, &source, [all, down], first, (needed.width, height));
-            let source = Plane { data: first, width: needed.width, height };
-            let all = Range { start: 0.0, length: height as f64 };
-            let across = across.within(needed.left, needed.width);
-            pass(resizer, pixels.channels, filter, &source, [across, all], small, (width, height));
-        } else {
-            let all = Range { start: needed.top as f64, length: needed.height as f64 };
-            pass(resizer, pixels.channels, filter, &source, [across, all], first, (width, needed.height));
-            let source = Plane { data: first, width, height: needed.height };
-            let all = Range { start: 0.0, length: width as f64 };
-            let down = down.within(needed.top, needed.height);
-            pass(resizer, pixels.channels, filter, &source, [all, down], small, (width, height));
-        }
+        let all = Range { start: needed.left as f64, length: needed.width as f64 };
+        pass(resizer, pixels.channels, filter, &source, [all, down], first, (needed.width, height));
+        let source = Plane { data: first, width: needed.width, height };
+        let all = Range { start: 0.0, length: height as f64 };
+        let across = across.within(needed.left, needed.width);
+        pass(resizer, pixels.channels, filter, &source, [across, all], small, (width, height));
         Resampled { data: small, width, height, orientation: pixels.orientation }
     }
 
@@ -150,21 +146,6 @@ fn crop_rect(pixels: &Pixels, resize: Resize) -> CropRect {
     let size = (pixels.origin.width, pixels.origin.height);
     let region = PixelRect { left, top, width, height };
     CropRect::new(size, orientation, resize).reduced(reduction).relative_to(region)
-}
-
-/// Copies the pixels in the upright order. They must be decoded at full size.
-fn turned_upright(pixels: &Pixels) -> Pixels {
-    let &Pixels { width, height, channels, orientation, origin, .. } = pixels;
-    let stored = pixels.data.chunks_exact(channels).collect::<Vec<_>>();
-    let data = orientation.stored_indices(width, height).flat_map(|index| stored[index].iter().copied()).collect();
-    let left = if orientation.mirror_x { origin.width - origin.left - width } else { origin.left };
-    let top = if orientation.mirror_y { origin.height - origin.top - height } else { origin.top };
-    let (left, top) = if orientation.swapped { (top, left) } else { (left, top) };
-    let (width, height) = orientation.upright_size(width, height);
-    let mut upright = Pixels::whole(data, (width, height), channels);
-    let (whole_width, whole_height) = orientation.upright_size(origin.width, origin.height);
-    upright.origin = Origin { width: whole_width, height: whole_height, reduction: 1, left, top };
-    upright
 }
 
 /// Pillow's nearest: the pixel at the position of the centre of the target pixel, rounded down.
