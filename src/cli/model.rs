@@ -114,8 +114,9 @@ impl RunArgs {
 /// The names with which a model answers.
 #[derive(Debug, Clone, Args)]
 pub struct LabelSetArg {
-    /// Set of labels to answer with, as model.toml names it [default: the labels of the model]
-    #[arg(long, env = "IMGCLS_LABEL_SET")]
+    /// Other names to answer with: a set of labels of the model, or a file with a name for each class, in class order
+    /// (lines, or a list in JSON) [default: the labels of the model]
+    #[arg(long, value_name = "NAME|FILE", env = "IMGCLS_LABEL_SET")]
     pub label_set: Option<String>,
 }
 

@@ -14,7 +14,7 @@ pub struct ModelChoice {
     pub models_dir: Option<PathBuf>,
     /// A variant of model.toml (`int8`, `int7`, `fp16`). `None` picks one by the instructions of this CPU.
     pub variant: Option<String>,
-    /// A further set of labels, by its name in model.toml. `None` means the labels of the model.
+    /// A further set of labels, by its name in model.toml or the path of a file. `None` means the labels of the model.
     pub label_set: Option<String>,
     /// The ONNX Runtime library. `None` searches for it.
     pub ort_dylib: Option<PathBuf>,

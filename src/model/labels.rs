@@ -1,6 +1,6 @@
-//! The labels file of a model: one line for each class, in class order.
+//! The labels file of a model: one line for each class, in class order, or one list of strings in JSON.
 //!
-//! The first line decides which of these forms the file has, and all lines must have it:
+//! The first line decides which of these forms the lines have, and all must have it:
 //! - `n01440764 tench`: a WordNet id and the name;
 //! - `0 tench`: the index of the class and the name, as Teachable Machine writes it;
 //! - `guid;class;order;family;genus;species;name`: an id, the taxonomy, and the name. If the name is empty, the most
@@ -28,8 +28,11 @@ impl Labels {
     /// # Errors
     /// A message of one line that names the first wrong line. It does not name the file.
     pub(super) fn parse(bytes: &[u8]) -> anyhow::Result<Labels> {
-        let text = std::str::from_utf8(bytes).ok().context("is not UTF-8 text")?;
-        let lines: Vec<&str> = text.trim_start_matches('\u{feff}').trim_end().lines().map(str::trim).collect();
+        let text = std::str::from_utf8(bytes).ok().context("is not UTF-8 text")?.trim_start_matches('\u{feff}');
+        if text.trim_start().starts_with('[') {
+            return Labels::from_json(text);
+        }
+        let lines: Vec<&str> = text.trim_end().lines().map(str::trim).collect();
         let Some(first) = lines.first().filter(|line| !line.is_empty()) else { bail!("has no label in line 1") };
         let form = Form::of(first);
         let mut labels = Labels { names: Vec::with_capacity(lines.len()), ids: Vec::new() };
@@ -42,6 +45,27 @@ impl Labels {
         }
         labels.check_ids()?;
         Ok(labels)
+    }
+
+    /// The names are taken as they are: in JSON, ids have no place.
+    fn from_json(text: &str) -> anyhow::Result<Labels> {
+        let names: Vec<String> = serde_json::from_str(text).context("is not a list of strings in JSON")?;
+        ensure!(!names.is_empty(), "has no label");
+        if let Some(index) = names.iter().position(|name| name.trim().is_empty() || name.contains(['\n', '\r'])) {
+            bail!("entry {} is not a name of one line", index + 1);
+        }
+        Ok(Labels { names: names.iter().map(|name| name.trim().to_owned()).collect(), ids: Vec::new() })
+    }
+
+    /// The same classes with other names. They keep their ids if `set` has none.
+    ///
+    /// # Errors
+    /// If the number of classes differs.
+    pub(super) fn renamed(self, set: Labels) -> anyhow::Result<Labels> {
+        let (found, classes) = (set.len(), self.len());
+        ensure!(found == classes, "has {found} labels, but the model has {classes} classes");
+        let ids = if set.ids.is_empty() { self.ids } else { set.ids };
+        Ok(Labels { names: set.names, ids })
     }
 
     #[cfg(test)]
@@ -175,6 +199,23 @@ mod tests {
         assert_eq!(error("a\n\nb\n"), "line 2 is not a name, unlike line 1");
         assert_eq!(error("n1 a\nn1 b\n"), "lines 1 and 2 have the same id, \"n1\"");
         assert!(Labels::parse(b"\xff\xfe").unwrap_err().to_string().contains("UTF-8"));
+    }
+
+    #[test]
+    fn list_in_json_is_read() {
+        let parse = |text: &str| Labels::parse(text.as_bytes());
+        assert_eq!(parse("[\"crane (bird)\",\n \"0 a \"]\n").unwrap().names, ["crane (bird)", "0 a"]);
+        for text in ["[]", "[\"a\", \"\"]", "[\"a\", 1]", "[\"a\"", "[\"a\\nb\"]"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn other_names_keep_the_ids() {
+        let labels = Labels::parse(b"n1 cat\nn2 dog\n").unwrap();
+        let renamed = labels.clone().renamed(Labels::for_tests(&["Katze", "Hund"])).unwrap();
+        assert_eq!((renamed.names, renamed.ids), (vec!["Katze".into(), "Hund".into()], vec!["n1".into(), "n2".into()]));
+        assert!(labels.renamed(Labels::for_tests(&["Katze"])).is_err());
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! A model package: a folder with `model.toml`, whose files and labels are verified by their digests.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 
 use super::choice::ModelChoice;
-use super::description::{Activation, Description, FileEntry, OutputTable, file_in};
+use super::description::{Activation, Description, FileEntry, LabelSet, OutputTable, file_in};
 use super::file;
 use super::find;
 use super::input::Input;
@@ -65,19 +66,8 @@ impl ModelPackage {
         let digest = labels_file.as_ref().map(|file| file.sha256.as_str());
         let mut labels = read_labels(&folder, &labels, digest)?;
         if let Some(wanted) = &choice.label_set {
-            let set = label_sets.get(wanted).with_context(|| {
-                let names = label_sets.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-                let names = if names.is_empty() { "none".to_owned() } else { names };
-                format!("model {name} has no label set {wanted:?}; there are: {names}")
-            })?;
-            let classes = labels.len();
-            labels = read_labels(&folder, &set.path, Some(&set.sha256))?;
-            ensure!(
-                labels.len() == classes,
-                "{} has {} labels, but the model has {classes} classes",
-                folder.join(&set.path).display(),
-                labels.len()
-            );
+            let (set, path) = label_set(wanted, &label_sets, &folder).with_context(|| format!("model {name}"))?;
+            labels = labels.renamed(set).with_context(|| path.display().to_string())?;
         }
         Ok(ModelPackage {
             input: Input::new(&input, entry.input.as_ref()).with_context(in_description)?,
@@ -250,6 +240,21 @@ fn check_files(file: &Path, sha256: &str, external: &[(PathBuf, String)]) -> any
         bytes += file::check(path, sha256)?;
     }
     Ok(bytes)
+}
+
+/// Reads a set of labels of the package, or a file of one's own. Returns it and its path.
+fn label_set(wanted: &str, sets: &BTreeMap<String, LabelSet>, folder: &Path) -> anyhow::Result<(Labels, PathBuf)> {
+    if let Some(set) = sets.get(wanted) {
+        return Ok((read_labels(folder, &set.path, Some(&set.sha256))?, folder.join(&set.path)));
+    }
+    let path = Path::new(wanted);
+    if !path.is_file() {
+        let names = sets.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let names = if names.is_empty() { "none".to_owned() } else { names };
+        bail!("there is no label set and no file {wanted:?}; the label sets of the model are: {names}");
+    }
+    let labels = Labels::parse(&file::read(path)?).with_context(|| wanted.to_owned())?;
+    Ok((labels, path.to_owned()))
 }
 
 fn read_labels(folder: &Path, name: &str, sha256: Option<&str>) -> anyhow::Result<Labels> {

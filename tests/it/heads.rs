@@ -175,7 +175,7 @@ fn multi_label_model_answers_with_every_class_above_its_threshold() {
 }
 
 #[test]
-fn second_set_of_labels_is_chosen_by_its_name() {
+fn second_set_of_labels_is_chosen_by_its_name_or_its_file() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), &Network::default(), SOFTMAX, LABELS);
     let add = |name: &str, text: &str| {
@@ -194,6 +194,12 @@ fn second_set_of_labels_is_chosen_by_its_name() {
     assert_eq!(load(Some("german")).unwrap().labels(), ["rot", "grün", "blau"]);
     assert!(load(Some("short")).err().unwrap().contains("2 labels"));
     assert!(load(Some("french")).err().unwrap().contains("german, short"));
+    let file = folder.path().join("own.json");
+    std::fs::write(&file, r#"["rouge", "vert", "bleu"]"#).unwrap();
+    assert_eq!(load(file.to_str()).unwrap().labels(), ["rouge", "vert", "bleu"]);
+    std::fs::write(&file, r#"["rouge"]"#).unwrap();
+    let error = load(file.to_str()).err().unwrap();
+    assert!(error.contains("own.json") && error.contains("1 labels") && !error.contains('\n'), "{error}");
 }
 
 #[test]
