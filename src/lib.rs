@@ -37,6 +37,7 @@
 //! - [`dataset`]: labelled images, classified on all cores, and what was taken for what.
 //! - [`loadgen`]: sends load, measures it, checks the answers and reports.
 //! - [`model_sync`]: downloads the models of a stack to a machine, and follows their current versions.
+//! - [`pile`]: any number of images from any source, and the table that is written of them.
 //! - [`provision`]: compares the AWS resources of a stack with the wanted ones, and applies the difference.
 //! - [`retention`]: how much the local backend keeps, and for how long.
 //! - [`web`]: the HTTP API and the page.
@@ -83,6 +84,7 @@ pub mod autoscaler;
 pub(crate) mod dataset;
 pub mod loadgen;
 pub mod model_sync;
+pub mod pile;
 pub mod provision;
 pub mod retention;
 pub mod web;

@@ -24,6 +24,7 @@ mod model_command;
 mod model_run;
 mod model_sync;
 mod parse;
+mod pile_output;
 mod policy;
 mod provision;
 mod queue;
@@ -57,6 +58,7 @@ pub use self::model::{LabelSetArg, ModelArgs, ModelNamesArgs, ModelsDirArgs, Run
 pub use self::model_command::{ModelCommand, ModelCommandArgs, ModelGroup};
 pub use self::model_run::ModelRunArgs;
 pub use self::model_sync::ModelSyncArgs;
+pub use self::pile_output::{PileOutput, Sidecar, SortAs};
 pub use self::policy::{PolicyArgs, PolicyKind};
 pub use self::provision::ProvisionArgs;
 pub use self::queue::{QueueArgs, QueueCommand};

@@ -60,6 +60,8 @@ mod models;
 mod odd_images;
 mod overload;
 mod page;
+mod pile_output;
+mod pile_runs;
 mod preprocess_modes;
 mod provision;
 mod queue_command;

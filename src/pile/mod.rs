@@ -1,0 +1,3 @@
+//! A pile of images.
+
+pub mod output;
