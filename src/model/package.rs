@@ -149,6 +149,11 @@ impl ModelPackage {
         self.input.geometry.output().map(|extent| (extent.height, extent.width))
     }
 
+    /// The function that makes scores of the model's outputs.
+    pub fn activation(&self) -> Activation {
+        self.output.activation
+    }
+
     pub(super) fn input(&self) -> &Input {
         &self.input
     }

@@ -9,6 +9,8 @@
 //!
 //! [`query`] has the options of a request, [`models`] the models that it may choose.
 //!
+//! [`dialects`] are the addresses and formats of other servers, for clients that speak those.
+//!
 //! Before a request is read, [`admission`] decides whether its answer would come in time; [`withdrawal`] withdraws the
 //! job of a client that left before it got the id.
 //!
@@ -17,6 +19,7 @@
 mod admission;
 mod assets;
 mod budget;
+mod dialects;
 mod error;
 mod http;
 mod jobs;

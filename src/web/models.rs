@@ -86,6 +86,20 @@ impl Models {
         Ok(described)
     }
 
+    /// Returns the function that the service applies to the outputs of a model, as `model.toml` names it.
+    ///
+    /// # Errors
+    /// 503 if the package of the model cannot be read on this machine.
+    pub(super) async fn activation(&self, name: Option<&str>) -> Result<&'static str, Problem> {
+        let served = match name {
+            Some(name) => Arc::clone(self.find(name)?),
+            None => Arc::clone(self.served.first().expect("a service has at least one model; this is a bug")),
+        };
+        let loaded = tokio::task::spawn_blocking(move || ModelPackage::load(&served.choice)).await;
+        let unknown = || Problem::unavailable("the package of the model cannot be read on the machine of the web tier");
+        loaded.map_err(|_panic| unknown())?.map(|package| package.activation().name()).map_err(|_| unknown())
+    }
+
     async fn describe(&self, served: &Arc<Served>, with_labels: bool) -> Result<Value, Problem> {
         let is_default = self.served.first().is_some_and(|first| Arc::ptr_eq(first, served));
         let served = Arc::clone(served);

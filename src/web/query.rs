@@ -13,8 +13,8 @@ use crate::config;
 use crate::telemetry::trace::TRACEPARENT;
 
 const MAX_WAIT: Duration = Duration::from_secs(600);
-const DEFAULT_TOP_K: u32 = 5;
-const MAX_TOP_K: u32 = 1000;
+pub(super) const DEFAULT_TOP_K: u32 = 5;
+pub(super) const MAX_TOP_K: u32 = 1000;
 
 /// The parameters of the addresses under `/v1/`. Others are ignored.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::assets;
 use super::budget::Budget;
+use super::dialects;
 use super::error::Problem;
 use super::http::{self, RequestGuard};
 use super::jobs::{self, Classified, JobOptions, Jobs, State};
@@ -57,7 +58,7 @@ pub(super) struct Site {
 /// Makes the router of the web tier.
 pub(super) fn router(site: Arc<Site>, guard: Arc<RequestGuard>) -> Router {
     Router::new()
-        .route("/", get(assets::index).post(classify_form))
+        .route("/", get(assets::index).post(dialects::root))
         .route("/assets/app.css", get(assets::stylesheet))
         .route("/assets/app.js", get(assets::script))
         .route("/favicon.svg", get(assets::icon))
@@ -73,6 +74,7 @@ pub(super) fn router(site: Arc<Site>, guard: Arc<RequestGuard>) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        .merge(dialects::routes())
         .fallback(|request: Request| async move { Problem::no_such_page(request.uri().path()) })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         .layer(middleware::from_fn_with_state(guard, http::guard))
@@ -82,14 +84,14 @@ pub(super) fn router(site: Arc<Site>, guard: Arc<RequestGuard>) -> Router {
 
 impl Site {
     /// The options of a request, with a model that exists. A wrong one is refused before the image is read.
-    fn job_options(&self, query: Query, headers: &HeaderMap) -> Result<JobOptions, Problem> {
+    pub(super) fn job_options(&self, query: Query, headers: &HeaderMap) -> Result<JobOptions, Problem> {
         let mut options = query.job_options(headers)?;
         options.model = self.models.choose(options.model.as_deref(), None)?;
         Ok(options)
     }
 
     /// Reads the image of a request. A form may name the model, too.
-    async fn receive(&self, request: Request, options: &mut JobOptions) -> Result<Upload, Problem> {
+    pub(super) async fn receive(&self, request: Request, options: &mut JobOptions) -> Result<Upload, Problem> {
         let upload = upload::receive(request, &self.uploads).await?;
         options.model = self.models.choose(options.model.as_deref(), upload.model.as_deref())?;
         Ok(upload)
@@ -98,11 +100,12 @@ impl Site {
 
 /// `POST /`, the address of the legacy form: waits for the result and answers with the label as plain text, or with the
 /// result when the client accepts JSON.
-async fn classify_form(Shared(site): Shared<Arc<Site>>, request: Request) -> Result<Response, Problem> {
+pub(super) async fn classify_form(Shared(site): Shared<Arc<Site>>, request: Request) -> Result<Response, Problem> {
     let wants_json = accepts_json(request.headers());
     let mut options = site.job_options(Query::of_form(request.uri().query())?, request.headers())?;
     let request = site.jobs.admission.check_request(request, site.sync_timeout).await?;
     let upload = site.receive(request, &mut options).await?;
+    let prefix = dialects::sibling_prefix(&upload);
     let Classified { id, result } = site.jobs.classify(upload, options, site.sync_timeout).await?;
     let Some(text) = result else { return Err(Problem::not_in_time(id)) };
     let result = parse(&text)?;
@@ -113,7 +116,7 @@ async fn classify_form(Shared(site): Shared<Arc<Site>>, request: Request) -> Res
         return Ok(json_text(StatusCode::OK, text));
     }
     let label = result.predictions.into_iter().next().map(|best| best.label).unwrap_or_default();
-    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], label).into_response())
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], prefix + &label).into_response())
 }
 
 /// `POST /v1/classify`: waits for the result. When it does not come in time, answers with the address of the job.
@@ -201,7 +204,10 @@ async fn model_named(
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Problem> {
     let Path(name) = name.map_err(|_| Problem::malformed("the name of the model in the address is not UTF-8"))?;
-    Ok(json_value(StatusCode::OK, &site.models.show(&name, query.wants_labels()?).await?))
+    let mut described = site.models.show(&name, query.wants_labels()?).await?;
+    // KServe's first protocol asks here whether the model is ready.
+    described["ready"] = json!(site.readiness.check().await.is_ok());
+    Ok(json_value(StatusCode::OK, &described))
 }
 
 /// `GET /v1/jobs/{id}/image`: streams the upload unchanged. The file may be hostile, so its headers make sure that
@@ -316,7 +322,7 @@ fn json_text(status: StatusCode, text: Bytes) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
-fn parse(text: &Bytes) -> Result<ClassifyResult, Problem> {
+pub(super) fn parse(text: &Bytes) -> Result<ClassifyResult, Problem> {
     serde_json::from_slice(text).map_err(|error| damaged(&error))
 }
 

@@ -34,6 +34,7 @@ mod children;
 mod cli;
 mod clients;
 mod closed_loop;
+mod dialects;
 mod elastic;
 mod english;
 mod eval;

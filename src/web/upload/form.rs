@@ -92,7 +92,7 @@ impl FormParts {
             let bytes = image.into_bytes();
             if let Some(content_type) = model::sniff(&bytes) {
                 let filename = filename.unwrap_or_default();
-                self.image = Some(ReceivedImage { bytes, content_type, filename, model: None });
+                self.image = Some(ReceivedImage { bytes, content_type, filename, field: name, model: None });
             }
             return;
         }

@@ -15,6 +15,8 @@ pub(super) struct ReceivedImage {
     pub(super) content_type: &'static str,
     /// The client's name for it; may be empty.
     pub(super) filename: String,
+    /// The name of the form's field; empty outside of a form.
+    pub(super) field: String,
     /// The model that the form names.
     pub(super) model: Option<String>,
 }

@@ -3,7 +3,7 @@
 //!
 //! Memory follows the bytes that have arrived: it is reserved from the budget before it is allocated, and the announced
 //! length is only an upper bound. [`body`] reads a body within its limits, [`form`] finds the image in a form with the
-//! parser in [`multipart`].
+//! parser in [`multipart`]. [`whole`] reads bodies of other kinds.
 
 mod body;
 mod form;
@@ -13,6 +13,7 @@ mod image;
 mod multipart;
 mod rules;
 mod unsupported;
+mod whole;
 
 use axum::extract::Request;
 use axum::http::request::Parts;
@@ -24,6 +25,7 @@ use self::form::receive_form;
 use self::image::{ImageBuffer, ReceivedImage};
 pub(super) use self::rules::UploadRules;
 use self::unsupported::unsupported;
+pub(super) use self::whole::WholeBody;
 use super::budget::Reservation;
 use super::error::Problem;
 use super::metrics::METRICS;
@@ -38,6 +40,8 @@ pub(super) struct Upload {
     pub(super) bytes: Bytes,
     /// The client's name for the file, cut to what the wire carries; may be empty. It is data, never a path.
     pub(super) filename: String,
+    /// The name of the form's field; empty outside of a form.
+    pub(super) field: String,
     /// The media type by signature, whatever the client said.
     pub(super) content_type: &'static str,
     /// The model that a field of the form names, as the client wrote it.
@@ -80,9 +84,9 @@ pub(super) async fn receive(request: Request, rules: &UploadRules) -> Result<Upl
         }
     };
     match received {
-        Ok(ReceivedImage { bytes, content_type, filename, model }) => {
+        Ok(ReceivedImage { bytes, content_type, filename, field, model }) => {
             let filename = cut_filename(&filename).to_owned();
-            Ok(Upload { bytes, filename, content_type, model, _reservation: reader.into_reservation() })
+            Ok(Upload { bytes, filename, field, content_type, model, _reservation: reader.into_reservation() })
         }
         Err(problem) => {
             reader.drain().await;
@@ -106,7 +110,7 @@ async fn receive_raw(
     }
     let bytes = image.into_bytes();
     match model::sniff(&bytes) {
-        Some(content_type) => Ok(ReceivedImage { bytes, content_type, filename, model: None }),
+        Some(content_type) => Ok(ReceivedImage { bytes, content_type, filename, field: String::new(), model: None }),
         None => Err(unsupported(&bytes, "", &content_type(&parts.headers))),
     }
 }

@@ -1,0 +1,63 @@
+//! Dialects: the addresses and formats of other servers, for clients that already speak those.
+//!
+//! Each dialect is one file. It reads the options and images of its request, has them classified like those of any other
+//! address ([`call`]), and writes the answer, or the refusal, in its own format. What a dialect can say and this service
+//! cannot do is refused by name; nothing is ignored that would change the answer.
+//!
+//! - [`hugging_face`]: image classification of Hugging Face's inference API
+//! - [`open_inference`]: the Open Inference Protocol, which is KServe's second one and Triton's
+//! - [`kserve`]: KServe's first protocol
+//! - [`torchserve`]: TorchServe
+//! - [`rekognition`]: `DetectLabels` of Amazon Rekognition
+//! - [`sagemaker`]: `InvokeEndpoint` of Amazon SageMaker
+//! - [`photoprism`]: labels of PhotoPrism's vision service
+//! - [`replicate`]: predictions of Replicate
+//! - [`sibling`]: the answer `name:label` of systems that are related to the legacy one
+//!
+//! [`json`] parses bodies within limits, [`image`] finds images in them, [`tensor`] makes images of pixels.
+
+mod call;
+mod hugging_face;
+mod image;
+mod json;
+mod kserve;
+mod open_inference;
+mod photoprism;
+mod rekognition;
+mod replicate;
+mod sagemaker;
+mod sibling;
+mod tensor;
+mod torchserve;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse as _, Response};
+
+pub(super) use self::sibling::prefix as sibling_prefix;
+use super::routes::{Site, classify_form};
+
+/// The routes of all dialects.
+pub(super) fn routes() -> Router<Arc<Site>> {
+    Router::new()
+        .merge(hugging_face::routes())
+        .merge(open_inference::routes())
+        .merge(kserve::routes())
+        .merge(torchserve::routes())
+        .merge(sagemaker::routes())
+        .merge(photoprism::routes())
+        .merge(replicate::routes())
+}
+
+/// `POST /`: the legacy form, and the two dialects whose clients can only be told apart by a header.
+pub(super) async fn root(site: State<Arc<Site>>, request: Request) -> Response {
+    if rekognition::is_call(request.headers()) {
+        return rekognition::call(site, request).await;
+    }
+    if hugging_face::is_client(request.headers()) {
+        return hugging_face::classify(site, request).await;
+    }
+    classify_form(site, request).await.into_response()
+}
