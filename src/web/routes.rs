@@ -20,6 +20,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::assets;
+use super::auth::{self, Auth, Principal};
 use super::budget::Budget;
 use super::error::Problem;
 use super::http::{self, RequestGuard};
@@ -55,7 +56,7 @@ pub(super) struct Site {
 }
 
 /// Makes the router of the web tier.
-pub(super) fn router(site: Arc<Site>, guard: Arc<RequestGuard>) -> Router {
+pub(super) fn router(site: Arc<Site>, guard: Arc<RequestGuard>, auth: Arc<Auth>) -> Router {
     Router::new()
         .route("/", get(assets::index).post(classify_form))
         .route("/assets/app.css", get(assets::stylesheet))
@@ -75,8 +76,19 @@ pub(super) fn router(site: Arc<Site>, guard: Arc<RequestGuard>) -> Router {
         .route("/metrics", get(metrics))
         .fallback(|request: Request| async move { Problem::no_such_page(request.uri().path()) })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
+        .layer(middleware::from_fn_with_state(auth, auth::authenticate))
         .layer(middleware::from_fn_with_state(guard, http::guard))
         .layer(middleware::from_fn(measure))
+        .with_state(site)
+}
+
+/// Makes the router of the operators' address, which needs no key.
+pub(super) fn operators_router(site: Arc<Site>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .fallback(|request: Request| async move { Problem::no_such_page(request.uri().path()) })
         .with_state(site)
 }
 
@@ -90,6 +102,7 @@ impl Site {
 
     /// Reads the image of a request. A form may name the model, too.
     async fn receive(&self, request: Request, options: &mut JobOptions) -> Result<Upload, Problem> {
+        options.principal = request.extensions().get::<Principal>().cloned().unwrap_or_default();
         let upload = upload::receive(request, &self.uploads).await?;
         options.model = self.models.choose(options.model.as_deref(), upload.model.as_deref())?;
         Ok(upload)
