@@ -18,6 +18,7 @@
 //!
 //! - [`aws`]: the configuration of the SDK, and the meaning of its errors.
 //! - [`config`]: validated names, limits and the choice of the backend.
+//! - [`keys`]: the keys of clients, what is stored of them, and which jobs belong to them.
 //! - [`plot`]: charts in SVG and PNG files.
 //! - [`readiness`]: whether the dependencies of a process answer.
 //! - [`shutdown`]: the first signal drains the process, the second ends it.
@@ -49,6 +50,7 @@
 //! - [`data`]: reports how much is stored, and deletes what is no longer needed.
 //! - [`eval`]: measures how often a model is right, and compares two models.
 //! - [`fit`]: trains a model of own classes on the features of another.
+//! - [`keys_command`]: creates, lists and revokes keys of clients.
 //! - [`model_command`]: adds models, lists and checks them, and chooses the versions in use.
 //! - [`queue_command`]: shows depths and dead letters, sends dead letters again and purges queues.
 //! - [`simulate`]: runs scaling policies on a virtual clock, and reports latency and cost.
@@ -69,6 +71,7 @@ pub mod workload;
 
 pub mod aws;
 pub mod config;
+pub mod keys;
 pub mod plot;
 pub mod readiness;
 pub mod shutdown;
@@ -94,6 +97,7 @@ pub mod classify;
 pub mod data;
 pub mod eval;
 pub mod fit;
+pub mod keys_command;
 pub mod model_command;
 pub mod queue_command;
 pub mod simulate;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use imgcls::cli::{
-    ArrivalArgs, AutoscaleArgs, Cli, Command, ConfigCommand, DataArgs, Invocation, ModelGroup, ProvisionArgs,
+    ArrivalArgs, AutoscaleArgs, Cli, Command, ConfigCommand, DataArgs, Invocation, KeysArgs, ModelGroup, ProvisionArgs,
     QueueArgs, ServeWebArgs, SettingsError, SharedArgs, UpArgs, UsageError, WorkerArgs,
 };
 use imgcls::config::{Backend, Document, Machines, Names};
@@ -15,8 +15,8 @@ use imgcls::model_sync::ModelSync;
 use imgcls::telemetry::output;
 use imgcls::workload::Trace;
 use imgcls::{
-    autoscaler, classify, data, eval, fit, loadgen, model, model_command, model_sync, names, provision, queue_command,
-    shutdown, simulate, telemetry, tune, up, web, worker,
+    autoscaler, classify, data, eval, fit, keys_command, loadgen, model, model_command, model_sync, names, provision,
+    queue_command, shutdown, simulate, telemetry, tune, up, web, worker,
 };
 use tokio::runtime::Runtime;
 
@@ -62,6 +62,7 @@ fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
         Command::Autoscale(args) => run_autoscale(&args, &settings),
         Command::Queue(args) => run_queue(&args, &settings),
         Command::Data(args) => run_data(&args, &settings),
+        Command::Keys(args) => run_keys(&args, &settings),
         Command::Provision(args) => run_provision(&args, machines),
         Command::Classify(args) => Ok(code_of(classify::run(&args.config())?)),
         Command::Eval(args) => Ok(eval::run(&args.config()?)?.exit_code().into()),
@@ -180,6 +181,16 @@ fn run_data(args: &DataArgs, settings: &Document) -> anyhow::Result<ExitCode> {
     block_on(one_thread()?, async {
         let (backend, selected_by) = args.command.shared().backend(settings);
         data::run(args.config(&backend, &selected_by)?, on_signals()?).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_keys(args: &KeysArgs, settings: &Document) -> anyhow::Result<ExitCode> {
+    block_on(one_thread()?, async {
+        let shared = args.command.shared();
+        let (backend, _) = shared.backend(settings);
+        let names = names::resolve(shared.names(), &backend).await?;
+        keys_command::run(args.config(backend, names)).await
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -58,6 +58,8 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
     let (ready, workers_ready) = watch::channel(0);
     let give_up = CancellationToken::new();
     let fleet = Fleet::open(config.workers, ready, give_up.clone()).await?;
+    let scheme = if config.web.access.tls.is_some() { "https" } else { "http" };
+    let page = format!("{scheme}://{}/", reachable(address));
     let longest_drain = config.web.drain_delay + LONGEST_DRAIN;
 
     let (stop_web, stop_workers) = (shutdown.child_token(), CancellationToken::new());
@@ -86,7 +88,7 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
         give_up.cancel();
         std::future::pending::<Infallible>().await
     };
-    let all = async { tokio::join!(web, workers, announce(address, wants_worker, workers_ready.clone())) };
+    let all = async { tokio::join!(web, workers, announce(page, wants_worker, workers_ready.clone())) };
     let (web, workers, ()) = tokio::select! {
         ended = all => ended,
         never = kill_late_workers => match never {},
@@ -165,10 +167,10 @@ impl Fleet {
 }
 
 /// Prints the address of the page once a worker is ready.
-async fn announce(address: SocketAddr, wants_worker: bool, mut workers_ready: watch::Receiver<usize>) {
+async fn announce(page: String, wants_worker: bool, mut workers_ready: watch::Receiver<usize>) {
     let fewest = usize::from(wants_worker);
     if workers_ready.wait_for(|ready| *ready >= fewest).await.is_ok() {
-        output::announce(&format!("open http://{}/", reachable(address)));
+        output::announce(&format!("open {page}"));
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::auth::AuthArgs;
 use super::limits::LimitArgs;
 use super::parse::{positive, positive_duration};
 use super::shared::SharedArgs;
@@ -62,6 +63,8 @@ pub struct HttpArgs {
     /// Send images up to this size inside the message as well, which saves the worker a read from the store
     #[arg(long, env = "IMGCLS_INLINE_BYTES", default_value = "0", value_parser = config::bytes)]
     pub inline_bytes: u64,
+    #[command(flatten)]
+    pub auth: AuthArgs,
 }
 
 impl HttpArgs {
@@ -98,6 +101,7 @@ impl HttpArgs {
             max_receive_count: shared.max_receive_count,
             visibility_timeout: shared.visibility_timeout,
             space: Space::unbounded(),
+            access: self.auth.access(),
         }
     }
 }

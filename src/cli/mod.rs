@@ -10,6 +10,7 @@
 )]
 
 mod arrivals;
+mod auth;
 mod autoscale;
 mod classify;
 mod config;
@@ -17,6 +18,7 @@ mod data;
 mod eval;
 mod fit;
 mod http;
+mod keys;
 mod limits;
 mod loadgen;
 mod model;
@@ -45,6 +47,7 @@ use std::sync::LazyLock;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub use self::arrivals::ArrivalArgs;
+pub use self::auth::{AuthArg, AuthArgs};
 pub use self::autoscale::AutoscaleArgs;
 pub use self::classify::ClassifyArgs;
 pub use self::config::{ConfigArgs, ConfigCommand, ShowArgs};
@@ -52,6 +55,7 @@ pub use self::data::DataArgs;
 pub use self::eval::EvalArgs;
 pub use self::fit::FitArgs;
 pub use self::http::HttpArgs;
+pub use self::keys::{KeysArgs, KeysCommand};
 pub use self::limits::{BatchArgs, LeaseArgs, LimitArgs};
 pub use self::loadgen::LoadgenArgs;
 pub use self::model::{LabelSetArg, ModelArgs, ModelNamesArgs, ModelsDirArgs, RunArgs, ServiceModelArgs};
@@ -114,6 +118,8 @@ pub enum Command {
     Queue(QueueArgs),
     /// Inspect what is stored on this machine; delete images and results of finished jobs
     Data(DataArgs),
+    /// Create, list and revoke the keys of clients
+    Keys(KeysArgs),
     /// Classify files with the model alone: no queue, no server
     Classify(ClassifyArgs),
     /// Add models as they were exported, check them, and choose the versions that services use
@@ -169,6 +175,7 @@ impl Command {
             Command::Autoscale(args) => args.shared.log_format,
             Command::Queue(args) => args.command.shared().log_format,
             Command::Data(args) => args.command.shared().log_format,
+            Command::Keys(args) => args.command.shared().log_format,
             Command::Provision(args) => args.stack().shared.log_format,
             Command::Loadgen(_)
             | Command::Simulate(_)

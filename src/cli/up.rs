@@ -50,6 +50,7 @@ impl UpArgs {
             let message = format!("{source}: `up` always runs on this machine; on AWS run `serve-web` and `worker`");
             return Err(usage("up", message));
         }
+        self.http.auth.check("up", self.http.listen)?;
         let data_dir = std::path::absolute(&self.shared.data_dir).context("--data-dir")?;
         let backend = Backend::Local { data_dir: data_dir.clone() };
         let names = self.shared.names().with_local_defaults();

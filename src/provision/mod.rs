@@ -12,6 +12,7 @@
 //! - `plan`: the difference
 //! - `machines`: the machines that run
 //! - `doctor`: problems of a stack, whether imgcls or somebody else made it
+//! - `first_key`: the first key of a stack whose clients need one
 //! - `export`: the stack as a CloudFormation template
 //! - `money`: what a stack costs
 //! - `text`: all of this as text for people
@@ -23,6 +24,7 @@ mod aws;
 mod bundle;
 mod doctor;
 mod export;
+mod first_key;
 mod inventory;
 mod machines;
 mod money;
@@ -47,6 +49,8 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::aws::Aws;
+use crate::config::Backend;
+use crate::keys::Key;
 use crate::scaling_policy::cost::Prices;
 use crate::telemetry::output;
 use artifacts::Artifacts;
@@ -410,13 +414,31 @@ impl Provision {
     }
 
     async fn report_applied(&self, plan: &Plan) -> anyhow::Result<Outcome> {
+        let key = self.first_key(&plan.stack).await?;
         let machines = self.wait_for_address(&plan.stack).await?;
+        let key = key.as_ref().map(Key::reveal);
         if self.config.json {
-            print(&json!({"changes": plan.changes, "machines": machines, "web": machines.web}))?;
+            let mut report = json!({"changes": plan.changes, "machines": machines, "web": machines.web});
+            if let Some(key) = key {
+                report["key"] = json!(key);
+            }
+            print(&report)?;
         } else {
-            say(&format!("{}{}", text::applied(plan), text::machines(&plan.stack, &machines)))?;
+            let key = key.map(text::first_key).unwrap_or_default();
+            say(&format!("{}{key}{}", text::applied(plan), text::machines(&plan.stack, &machines)))?;
         }
         Ok(Outcome::Done)
+    }
+
+    /// Creates the first key of a stack whose clients need one. The machines of the web tier start once it exists.
+    async fn first_key(&self, stack: &Stack) -> anyhow::Result<Option<Key>> {
+        if !stack.requires_keys {
+            return Ok(None);
+        }
+        let Config { region, endpoint_url, settings, .. } = &self.config;
+        let backend = Backend::Aws { region: region.clone(), endpoint_url: endpoint_url.clone() };
+        let created = Box::pin(first_key::create(&backend, &settings.names)).await;
+        created.context("all changes are made, but the first key cannot be created; run the same command again")
     }
 
     async fn machines(&self, stack: &Stack, inventory: &Inventory) -> anyhow::Result<Machines> {

@@ -7,6 +7,7 @@ use super::arns::Arns;
 use super::policy_evaluation::listed;
 use super::tier::Tier;
 use crate::config::Names;
+use crate::keys::journal::KEYS_FOLDER;
 use crate::protocol::{BACKLOG_NAMESPACE, MODELS_FOLDER};
 
 /// Version of the policy language, the newest one.
@@ -94,7 +95,18 @@ impl Scope<'_> {
         [self.input("bundle/*"), self.input(&format!("{MODELS_FOLDER}*"))]
     }
 
-    /// Statements for every machine: it may write its log, and may not replace what other machines download and run.
+    /// The keys of clients, which only web processes read and no machine may write.
+    fn keys(&self) -> String {
+        self.input(&format!("{KEYS_FOLDER}*"))
+    }
+
+    /// What no machine may write.
+    fn protected(&self) -> Vec<String> {
+        self.downloads().into_iter().chain([self.keys()]).collect()
+    }
+
+    /// Statements for every machine: it may write its log, and may neither replace what other machines download and run
+    /// nor give out keys.
     fn common_statements(&self) -> [Value; 2] {
         let logs = format!("{}:*", self.arns.log_group(self.log_group));
         [
@@ -102,7 +114,7 @@ impl Scope<'_> {
             json!({
                 "Effect": "Deny",
                 "Action": ["s3:DeleteObject", "s3:PutObject"],
-                "Resource": self.downloads(),
+                "Resource": self.protected(),
             }),
         ]
     }
@@ -150,7 +162,7 @@ pub(super) fn web(scope: &Scope<'_>) -> Value {
         allow(&["autoscaling:DescribeAutoScalingGroups", "sqs:ListQueues"], &everything),
         allow(&["s3:ListBucket"], &scope.buckets()),
         allow(&["s3:GetObject"], &scope.downloads()),
-        allow(&["s3:GetObject"], &[scope.input("images/*"), scope.output("*")]),
+        allow(&["s3:GetObject"], &[scope.input("images/*"), scope.output("*"), scope.keys()]),
         allow(&["s3:DeleteObject", "s3:PutObject"], &[scope.input("images/*")]),
         allow(&["s3:PutObject"], &[scope.output("results/*")]),
         allow(&["autoscaling:SetDesiredCapacity"], &[scope.arns.group(scope.worker_group)]),
@@ -192,7 +204,7 @@ mod tests {
     const ACCOUNT: &str = "123456789012";
 
     /// Tiers that may perform an action on a resource: W for the worker, F for the web tier.
-    const TABLE: [(&str, &str, &str); 47] = [
+    const TABLE: [(&str, &str, &str); 50] = [
         ("W", "sqs:ReceiveMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
         ("W", "sqs:DeleteMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
         ("W", "sqs:ChangeMessageVisibility", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
@@ -227,6 +239,9 @@ mod tests {
         ("WF", "s3:GetObject", "arn:aws:s3:::in/models/birds/current"),
         ("", "s3:PutObject", "arn:aws:s3:::in/models/birds/current"),
         ("", "s3:DeleteObject", "arn:aws:s3:::in/models/birds/1/0.tar"),
+        ("F", "s3:GetObject", "arn:aws:s3:::in/keys/000000000001.json"),
+        ("", "s3:PutObject", "arn:aws:s3:::in/keys/000000000002.json"),
+        ("", "s3:DeleteObject", "arn:aws:s3:::in/keys/newest"),
         ("WF", "s3:DeleteObject", "arn:aws:s3:::in/images/1"),
         ("WF", "s3:PutObject", "arn:aws:s3:::out/results/1.json"),
         ("W", "s3:PutObject", "arn:aws:s3:::out/test_0"),

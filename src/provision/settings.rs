@@ -37,6 +37,8 @@ pub struct Settings {
     pub target_group: Option<String>,
     /// Addresses that may reach the web tier, as CIDR.
     pub allow: String,
+    /// Clients of the web tier need a key.
+    pub requires_keys: bool,
     /// Days until images expire in the input bucket.
     pub keep_images_days: u32,
     /// Days until results expire in the output bucket.
@@ -118,6 +120,7 @@ impl Settings {
             web_instance_type: None,
             target_group: None,
             allow: "0.0.0.0/0".to_owned(),
+            requires_keys: true,
             keep_images_days: 7,
             keep_results_days: 30,
             image: None,

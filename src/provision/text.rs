@@ -93,6 +93,10 @@ pub(super) fn applied(plan: &Plan) -> String {
     format!("all {} resources are as wanted\n", plan.stack.resources.len())
 }
 
+pub(super) fn first_key(key: &str) -> String {
+    format!("key for clients, printed only now: {key}\n")
+}
+
 pub(super) fn status(plan: &Plan, inventory: &Inventory) -> String {
     let mut text = header(&plan.stack);
     for resource in &plan.stack.resources {

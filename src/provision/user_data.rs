@@ -29,7 +29,10 @@ pub(crate) fn render(
 ) -> String {
     let (command, capability) = match tier {
         Tier::Worker => (format!("worker {SETTINGS_FILE} --admin-listen 127.0.0.1:9090"), ""),
-        Tier::Web => (format!("serve-web {SETTINGS_FILE} --listen 0.0.0.0:80"), "CAP_NET_BIND_SERVICE"),
+        Tier::Web => {
+            let auth = if settings.requires_keys { "required" } else { "none" };
+            (format!("serve-web {SETTINGS_FILE} --listen 0.0.0.0:80 --auth {auth}"), "CAP_NET_BIND_SERVICE")
+        }
     };
     let suffix = if site.region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
     let service = |service: &str| match &site.endpoint_url {

@@ -25,6 +25,7 @@ pub mod aws;
 mod completion;
 mod error;
 mod job;
+mod key_documents;
 pub mod local;
 mod message;
 mod port;
@@ -38,6 +39,7 @@ pub use self::completion::{
 };
 pub use self::error::{CompletionError, TransportError};
 pub use self::job::{Acknowledge, JobForm, MessageTooLarge, NewJob, SubmitTimes};
+pub use self::key_documents::open_key_documents;
 pub use self::message::{Delivery, Depth, MAX_BATCH, Receipt, ReceivingProcess};
 pub use self::port::{
     DeadLetterScan, Idle, ImageInfo, Inbox, InboxMode, Opener, QueueRole, ReceivedReply, Resubmission, ServiceOptions,

@@ -120,6 +120,24 @@ impl Problem {
         Problem::new(StatusCode::FORBIDDEN, "cross-site", "Another site may not send this", detail)
     }
 
+    /// The request has no valid key (RFC 9110, 15.5.2).
+    pub(super) fn unauthorized(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "A key is needed", detail)
+    }
+
+    /// The key of the request lacks a scope.
+    pub(super) fn forbidden(scope: &str) -> Self {
+        let detail = format!("the key does not have the scope {scope}; use another key");
+        Problem::new(StatusCode::FORBIDDEN, "forbidden", "The key may not do this", detail)
+    }
+
+    /// One client sends more than it may.
+    pub(super) fn too_many_requests(detail: impl Into<String>, retry_after_seconds: u32) -> Self {
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        let problem = Problem::new(status, "too-many-requests", "Too many requests of this client", detail);
+        Problem { retry_after_seconds: Some(retry_after_seconds), ..problem }
+    }
+
     /// A request that the HTTP library refused before any handler saw it. It closes the connection.
     pub(super) fn of_connection(status: StatusCode) -> Self {
         let (kind, title, detail) = match status {
@@ -248,6 +266,11 @@ impl IntoResponse for Problem {
         }
         if let Some(codings) = self.accept_encoding {
             response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static(codings));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            // Without `Basic`, which browsers would answer with a window of their own in place of the page's form.
+            let challenge = HeaderValue::from_static("Bearer realm=\"imgcls\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         }
         if self.closes_connection {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::admission::{Admission, JobPermit};
+use super::auth::Principal;
 use super::error::Problem;
 use super::metrics::METRICS;
 use super::pending::{Pending, Waiter, Wake};
@@ -79,6 +80,8 @@ pub(crate) struct JobOptions {
     /// The model that classifies the image; `None` means the first of the service.
     pub model: Option<String>,
     pub traceparent: Option<String>,
+    /// Who sent the image: the job belongs to its key.
+    pub principal: Principal,
 }
 
 impl Jobs {
@@ -87,7 +90,7 @@ impl Jobs {
     /// If the future is dropped, which means that the client left, the job is withdrawn, since no client knows its id.
     pub(crate) async fn submit(&self, upload: Upload, options: JobOptions) -> Result<Uuid, Problem> {
         let permit = self.admission.admit(Duration::ZERO)?;
-        let id = clock::new_id();
+        let id = options.principal.new_job_id();
         let mut caller = self.caller(id, &permit, &upload);
         let accepted = self.accept(id, &upload, &options, Acknowledge::WhenDurable).await;
         caller.answered(accepted.is_ok());
@@ -107,7 +110,7 @@ impl Jobs {
         timeout: Duration,
     ) -> Result<Classified, Problem> {
         let permit = self.admission.admit(timeout)?;
-        let id = clock::new_id();
+        let id = options.principal.new_job_id();
         let mut caller = self.caller(id, &permit, &upload);
         let classified = self.classify_as(id, upload, options, timeout).await;
         caller.answered(classified.is_ok());

@@ -20,6 +20,7 @@ pub(super) struct Metrics {
     pub(super) connections: IntGauge,
     pub(super) closed: IntCounterVec,
     pub(super) shed: IntCounterVec,
+    pub(super) denied: IntCounterVec,
     pub(super) withdrawals: IntCounterVec,
     pub(super) expected_wait: Gauge,
     stages: HistogramVec,
@@ -67,6 +68,12 @@ pub(super) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         .expect(registered),
         shed: register_int_counter_vec!("imgcls_web_shed_total", "Requests refused under load, by reason", &["reason"])
             .expect(registered),
+        denied: register_int_counter_vec!(
+            "imgcls_web_denied_total",
+            "Requests without a sufficient key, or beyond the limits of their client, by reason",
+            &["reason"]
+        )
+        .expect(registered),
         withdrawals: register_int_counter_vec!(
             "imgcls_web_withdrawals_total",
             "Jobs whose client left before it received the id, by outcome",

@@ -10,6 +10,7 @@
 //! [`query`] has the options of a request, [`models`] the models that it may choose.
 //!
 //! [`dialects`] are the addresses and formats of other servers, for clients that speak those.
+//! [`auth`] decides by the key of a request whether it may pass.
 //!
 //! Before a request is read, [`admission`] decides whether its answer would come in time; [`withdrawal`] withdraws the
 //! job of a client that left before it got the id.
@@ -18,6 +19,7 @@
 
 mod admission;
 mod assets;
+mod auth;
 mod budget;
 mod dialects;
 mod error;
@@ -45,9 +47,11 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::admission::Fleet;
 use self::admission::{Admission, AdmissionLimits};
+use self::auth::Auth;
+pub use self::auth::{Access, RateLimit};
 use self::budget::Budget;
-pub use self::http::listen;
-use self::http::{Connections, HostPolicy, RequestGuard, ServeRules};
+use self::http::{Connections, HostPolicy, RequestGuard, ServeRules, Tls};
+pub use self::http::{TlsFiles, listen};
 use self::jobs::Jobs;
 pub use self::jobs::Wire;
 use self::metrics::METRICS;
@@ -74,6 +78,9 @@ const LAST_STEPS_TIMEOUT: Duration = Duration::from_secs(4);
 const IMAGE_READ_BYTES: u64 = 64 << 20;
 /// How long withdrawing the jobs of clients that left may take during a drain.
 const WITHDRAW_AT_DRAIN: Duration = Duration::from_secs(1);
+
+/// Connections of the operators' address.
+const OPERATORS_CONNECTIONS: usize = 64;
 
 /// Settings of the web tier.
 #[derive(Debug, Clone)]
@@ -125,6 +132,8 @@ pub struct Config {
     pub visibility_timeout: Duration,
     /// Admits images as long as there is space for them.
     pub space: Space,
+    /// Who may use it.
+    pub access: Access,
 }
 
 /// Serves on `listener` until `shutdown`, then drains: waiting callers get their result or its address.
@@ -152,6 +161,11 @@ pub async fn run(
     let Config { visibility_timeout, max_receive_count, .. } = config;
     transport.prepare(ServiceOptions { visibility_timeout, max_receive_count }).await?;
     let retention = transport.retention().await?;
+    let max_upload_bytes = config.limits.max_upload_bytes;
+    let auth = Auth::open(&config.access, address, &config.backend, &config.names, max_upload_bytes).await?;
+    let auth = Arc::new(auth);
+    let tls = config.access.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
+    let operators = config.access.admin_listen.map(listen_for_operators).transpose()?;
     let pending = Pending::default();
     let signature = format!("web-{}", std::process::id());
     let results = Arc::new(Results { transport: Arc::clone(&transport), signature });
@@ -202,18 +216,56 @@ pub async fn run(
     let reading = tokio::spawn(async move { of_task.run(stop).await });
     let withdrawing = tokio::spawn(withdrawn.run(Arc::clone(&transport), stop_load.clone()));
     let receiving = tokio::spawn(Arc::clone(&replies).run(stop_replies.clone()));
+    let following = tokio::spawn(follow(Arc::clone(&auth), tls.clone(), stop_load.clone()));
     tracing::info!(%address, replies = replies.reply_to(), max_connections, "web tier listens");
 
     let stop = CancellationToken::new();
-    let router = routes::router(Arc::new(site), Arc::new(guard));
-    let serving = http::serve(listener, router, rules, Arc::new(connections), stop.clone());
+    let (site, guard) = (Arc::new(site), Arc::new(guard));
+    let for_operators = serve_operators(operators, routes::operators_router(Arc::clone(&site)), rules, stop.clone());
+    let router = routes::router(site, guard, auth);
+    let for_clients = http::serve(listener, router, rules, Arc::new(connections), tls, stop.clone());
+    let serving = async {
+        tokio::join!(for_clients, for_operators);
+    };
     let drain = drain(shutdown, config.drain_delay, stop, give_up);
     let failure = serve_until_drained(serving, drain, &*transport).await;
     stop_load.cancel();
     end_load_tasks(reading, withdrawing).await?;
+    following.await.context("the reading of keys and certificates ended early")?;
     stop_replies.cancel();
     end_replies(receiving).await?;
     failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))
+}
+
+/// Follows the changes of keys and of the certificate, until `stop`.
+async fn follow(auth: Arc<Auth>, tls: Option<Arc<Tls>>, stop: CancellationToken) {
+    let of_tls = async {
+        match tls {
+            Some(tls) => tls.follow(&stop).await,
+            None => stop.cancelled().await,
+        }
+    };
+    tokio::join!(auth.follow_keys(&stop), of_tls);
+}
+
+fn listen_for_operators(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = listen(address).with_context(|| {
+        format!("cannot listen on {address}; stop what listens there or choose another --admin-listen")
+    })?;
+    tracing::info!(address = %listener.local_addr()?, "operators' address");
+    Ok(listener)
+}
+
+/// Serves the routes of operators at an address of their own, if there is one.
+async fn serve_operators(
+    listener: Option<TcpListener>,
+    router: axum::Router,
+    rules: ServeRules,
+    stop: CancellationToken,
+) {
+    let Some(listener) = listener else { return };
+    let connections = Connections::new(OPERATORS_CONNECTIONS, OPERATORS_CONNECTIONS, Vec::new());
+    http::serve(listener, router, rules, Arc::new(connections), None, stop).await;
 }
 
 fn upload_rules(config: &Config) -> UploadRules {

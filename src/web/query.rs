@@ -7,6 +7,7 @@ use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 
+use super::auth::Principal;
 use super::error::Problem;
 use super::jobs::JobOptions;
 use crate::config;
@@ -73,7 +74,7 @@ impl Query {
                 .ok_or_else(|| Problem::malformed(format!("top_k={text:?} is not between 1 and {MAX_TOP_K}")))?,
         };
         let traceparent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        Ok(JobOptions { top_k, model: self.model, traceparent })
+        Ok(JobOptions { top_k, model: self.model, traceparent, principal: Principal::default() })
     }
 
     /// Returns true if the labels of a model are to be listed.

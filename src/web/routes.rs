@@ -20,6 +20,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::assets;
+use super::auth::{self, Auth, Principal};
 use super::budget::Budget;
 use super::dialects;
 use super::error::Problem;
@@ -56,7 +57,7 @@ pub(super) struct Site {
 }
 
 /// Makes the router of the web tier.
-pub(super) fn router(site: Arc<Site>, guard: Arc<RequestGuard>) -> Router {
+pub(super) fn router(site: Arc<Site>, guard: Arc<RequestGuard>, auth: Arc<Auth>) -> Router {
     Router::new()
         .route("/", get(assets::index).post(dialects::root))
         .route("/assets/app.css", get(assets::stylesheet))
@@ -77,15 +78,27 @@ pub(super) fn router(site: Arc<Site>, guard: Arc<RequestGuard>) -> Router {
         .merge(dialects::routes())
         .fallback(|request: Request| async move { Problem::no_such_page(request.uri().path()) })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
+        .layer(middleware::from_fn_with_state(auth, auth::authenticate))
         .layer(middleware::from_fn_with_state(guard, http::guard))
         .layer(middleware::from_fn(measure))
         .with_state(site)
 }
 
+/// Makes the router of the operators' address, which needs no key.
+pub(super) fn operators_router(site: Arc<Site>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .fallback(|request: Request| async move { Problem::no_such_page(request.uri().path()) })
+        .with_state(site)
+}
+
 impl Site {
     /// The options of a request, with a model that exists. A wrong one is refused before the image is read.
-    pub(super) fn job_options(&self, query: Query, headers: &HeaderMap) -> Result<JobOptions, Problem> {
-        let mut options = query.job_options(headers)?;
+    pub(super) fn job_options(&self, query: Query, request: &Request) -> Result<JobOptions, Problem> {
+        let mut options = query.job_options(request.headers())?;
+        options.principal = request.extensions().get::<Principal>().cloned().unwrap_or_default();
         options.model = self.models.choose(options.model.as_deref(), None)?;
         Ok(options)
     }
@@ -102,7 +115,7 @@ impl Site {
 /// result when the client accepts JSON.
 pub(super) async fn classify_form(Shared(site): Shared<Arc<Site>>, request: Request) -> Result<Response, Problem> {
     let wants_json = accepts_json(request.headers());
-    let mut options = site.job_options(Query::of_form(request.uri().query())?, request.headers())?;
+    let mut options = site.job_options(Query::of_form(request.uri().query())?, &request)?;
     let request = site.jobs.admission.check_request(request, site.sync_timeout).await?;
     let upload = site.receive(request, &mut options).await?;
     let prefix = dialects::sibling_prefix(&upload);
@@ -122,7 +135,7 @@ pub(super) async fn classify_form(Shared(site): Shared<Arc<Site>>, request: Requ
 /// `POST /v1/classify`: waits for the result. When it does not come in time, answers with the address of the job.
 async fn classify(Shared(site): Shared<Arc<Site>>, query: Query, request: Request) -> Result<Response, Problem> {
     let wait = query.wait(DEFAULT_WAIT)?;
-    let mut options = site.job_options(query, request.headers())?;
+    let mut options = site.job_options(query, &request)?;
     let request = site.jobs.admission.check_request(request, wait).await?;
     let upload = site.receive(request, &mut options).await?;
     let Classified { id, result } = site.jobs.classify(upload, options, wait).await?;
@@ -155,7 +168,7 @@ struct ResultHead {
 
 /// `POST /v1/jobs`: accepts an image and does not wait for the result.
 async fn create_job(Shared(site): Shared<Arc<Site>>, query: Query, request: Request) -> Result<Response, Problem> {
-    let mut options = site.job_options(query, request.headers())?;
+    let mut options = site.job_options(query, &request)?;
     let request = site.jobs.admission.check_request(request, Duration::ZERO).await?;
     let upload = site.receive(request, &mut options).await?;
     Ok(accepted(site.jobs.submit(upload, options).await?))

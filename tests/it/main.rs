@@ -44,6 +44,7 @@ mod fleet;
 mod floors;
 mod heads;
 mod isolation;
+mod keys;
 mod legacy_tiers;
 mod legacy_wire;
 mod loadgen;

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::json;
 
 use crate::harness::{Service, label_of};
+use crate::keys::create_key;
 use crate::model_requests::second_model;
 use crate::webdriver::{Browser, Locator};
 
@@ -114,4 +115,33 @@ fn page_classifies_with_the_model_that_was_chosen() {
     choice.send_keys("capitals");
     browser.wait_for(Locator::Css("#files")).send_keys(file);
     browser.wait_for(Locator::XPath("//*[@data-testid='model'][starts-with(., 'capitals ')]"));
+}
+
+#[test]
+fn page_asks_for_a_key_and_keeps_it_for_the_tab() {
+    let Some(driver) = Driver::start() else {
+        eprintln!("SKIPPED: no chromium with chromedriver on this machine; the page was not tested");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let profile = dir.path().join("profile");
+    let key = create_key(&dir.path().join("data"), "page", "classify", &[]);
+    let service = Service::start_in(dir, 1, &["--auth", "required"], &[]);
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pictures/rocket.jpg");
+    let url = format!("http://{}/", service.address);
+
+    let browser = driver.open(&profile);
+    browser.goto(&url);
+    browser.wait_for(Locator::Css("#sign-in:not([hidden]) #key")).send_keys("imgcls_wrong\n");
+    browser.wait_for(Locator::XPath("//*[@id='sign-in-problem'][contains(., 'no such key')]"));
+    browser.wait_for(Locator::Css("#files")).send_keys(file);
+    browser.wait_for(Locator::Css("#sign-in:not([hidden]) #key")).send_keys(&format!("{key}\n"));
+    browser.wait_for(Locator::Css("[data-testid=card][data-state=succeeded] [data-testid=top-label]"));
+    assert_eq!(browser.find_all(Locator::Css("#sign-in[hidden]")).len(), 1);
+
+    // The tab keeps the key.
+    browser.goto(&url);
+    browser.wait_for(Locator::Css("#files")).send_keys(file);
+    browser.wait_for(Locator::Css("[data-testid=card][data-state=succeeded]"));
+    assert_eq!(browser.find_all(Locator::Css("#sign-in[hidden]")).len(), 1);
 }

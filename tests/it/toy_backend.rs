@@ -521,5 +521,6 @@ fn web_config(backend: &Backend, names: &Names) -> web::Config {
         max_receive_count: 5,
         visibility_timeout: Duration::from_secs(30),
         space: Space::unbounded(),
+        access: web::Access::default(),
     }
 }

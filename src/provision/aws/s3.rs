@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::client::{Attributes, CONCURRENT_CALLS, Cloud, integer, member, owner_by_tags, text};
 use crate::aws::{Aws, Fault};
+use crate::keys::journal::KEYS_FOLDER;
 use crate::protocol::{MAX_POINTER_BYTES, MODELS_FOLDER, ModelPointer};
 use crate::provision::artifacts::Artifacts;
 use crate::provision::bundle::FOLDER;
@@ -159,13 +160,13 @@ impl Cloud {
         })
     }
 
-    /// The bundles and models in a bucket, and whether it contains anything else.
+    /// The bundles and models in a bucket, and whether it contains anything else. The keys of clients end with their stack.
     async fn content(&self, name: &str, owner: &Owner) -> anyhow::Result<(Vec<FoundResource>, bool)> {
-        // One more than there are folders of artifacts.
-        let top = self.s3.list_objects_v2().bucket(name).delimiter("/").max_keys(3).send().await;
+        // One more than there are such folders.
+        let top = self.s3.list_objects_v2().bucket(name).delimiter("/").max_keys(4).send().await;
         let top = self.done("s3:ListBucket", &label(Kind::Bucket, name), top)?;
         let folders = top.common_prefixes.unwrap_or_default();
-        let is_artifact = |folder: &str| [FOLDER, MODELS_FOLDER].contains(&folder);
+        let is_artifact = |folder: &str| [FOLDER, KEYS_FOLDER, MODELS_FOLDER].contains(&folder);
         let has_data = top.contents.is_some_and(|objects| !objects.is_empty())
             || folders.iter().any(|folder| !folder.prefix.as_deref().is_some_and(is_artifact));
         let mut found = Vec::new();

@@ -30,6 +30,9 @@ pub(super) struct Stack {
     pub bundle: BundleRef,
     /// The models that lie in the input bucket. If there are none, machines run those of the bundle.
     pub packages: Vec<PackageRef>,
+    /// Clients of the web tier need a key.
+    #[serde(default)]
+    pub requires_keys: bool,
     /// In the order in which they are made.
     pub resources: Vec<Resource>,
 }
@@ -57,6 +60,7 @@ impl Stack {
             result_queue: settings.names.result_queue.clone(),
             bundle: bundle.clone(),
             packages: packages.to_owned(),
+            requires_keys: settings.requires_keys && settings.web_instances > 0,
             resources: builder.finish(),
         }
     }

@@ -15,6 +15,7 @@ const UNKNOWN_AFTER_MS = 20_000; // time of answers with 404 for a job that was 
 const MAX_RETRY_AFTER_MS = 60_000;
 const SHOWN_PREDICTIONS = 5;
 const THUMBNAIL_PIXELS = 240;
+const KEY_ITEM = 'imgcls-key'; // in the session storage: the key ends with the tab
 
 const STATE_TEXT = {
   waiting: 'Waiting to upload',
@@ -44,6 +45,9 @@ const page = {
   clear: byId('clear'),
   cards: byId('cards'),
   announcer: byId('announcer'),
+  signIn: byId('sign-in'),
+  key: byId('key'),
+  signInProblem: byId('sign-in-problem'),
 };
 
 /** All jobs with a card, in the order in which they were added. */
@@ -55,6 +59,10 @@ let pending = [];
 let uploads = 0;
 let polls = 0;
 let pollTimer = 0;
+/** The key that is sent with every request; empty until the service asks for one. */
+let key = storedKey();
+/** Requests that wait until a key is entered. */
+let keyless = [];
 
 start();
 
@@ -74,6 +82,7 @@ function start() {
     event.preventDefault();
     addFiles(files);
   });
+  page.signIn.addEventListener('submit', signIn);
   listenForDrops();
   offerModels();
 
@@ -408,6 +417,17 @@ function leavePending(job) {
 
 /** Calls fetch and returns {status, headers, body} instead of throwing. The status is 0 when there was no answer. */
 async function request(url, options) {
+  for (;;) {
+    const sent = key;
+    const answer = await send(url, sent ? { ...options, headers: { ...options.headers, Authorization: `Bearer ${sent}` } } : options);
+    if (answer.status !== 401) return answer;
+    // Another request may have asked for a key, and got it, meanwhile.
+    if (sent === key) await askForKey(sent ? problemText(answer).detail : '', options.signal);
+    if (options.signal?.aborted) return { status: 0, headers: new Headers(), body: null };
+  }
+}
+
+async function send(url, options) {
   try {
     const response = await fetch(url, options);
     const text = await response.text();
@@ -420,6 +440,40 @@ async function request(url, options) {
     return { status: response.status, headers: response.headers, body: isObject(body) ? body : null };
   } catch {
     return { status: 0, headers: new Headers(), body: null };
+  }
+}
+
+/** Shows the form, and waits until a key is entered or the request is aborted. */
+function askForKey(why, signal) {
+  page.signInProblem.textContent = why;
+  if (page.signIn.hidden) {
+    page.signIn.hidden = false;
+    page.key.focus();
+  }
+  return new Promise((resolve) => {
+    keyless.push(resolve);
+    signal?.addEventListener('abort', resolve, { once: true });
+  });
+}
+
+function signIn(event) {
+  event.preventDefault();
+  key = page.key.value.trim();
+  page.key.value = '';
+  page.signIn.hidden = true;
+  try {
+    sessionStorage.setItem(KEY_ITEM, key);
+  } catch {
+    // Without a storage the key ends with the page.
+  }
+  for (const resolve of keyless.splice(0)) resolve();
+}
+
+function storedKey() {
+  try {
+    return sessionStorage.getItem(KEY_ITEM) ?? '';
+  } catch {
+    return '';
   }
 }
 
@@ -729,7 +783,7 @@ function showFoot(job, result) {
   meta.append(el('span', '', about.join(' · '), { 'data-testid': 'model' }));
   meta.append(
     el('a', '', 'Result JSON', {
-      href: jobPath(job.id),
+      href: result && key ? resultUrl(result) : jobPath(job.id), // a link carries no key
       target: '_blank',
       rel: 'noopener',
       'data-testid': 'result-link',
@@ -738,6 +792,10 @@ function showFoot(job, result) {
   );
   foot.append(meta);
   foot.hidden = false;
+}
+
+function resultUrl(result) {
+  return URL.createObjectURL(new Blob([JSON.stringify(result, null, 2)], { type: 'application/json' }));
 }
 
 function timing(name, ms) {

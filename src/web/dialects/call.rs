@@ -3,7 +3,7 @@
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures::future::try_join_all;
@@ -25,14 +25,14 @@ const ENVELOPE_BYTES: u64 = 64 << 10;
 ///
 /// # Errors
 /// 404 for a model that is not one of the service's, and 400 when workers return only labels, without scores.
-pub(super) fn options(site: &Site, headers: &HeaderMap, model: Option<&str>) -> Result<JobOptions, Problem> {
+pub(super) fn options(site: &Site, request: &Request, model: Option<&str>) -> Result<JobOptions, Problem> {
     if site.jobs.wire == Wire::Legacy {
         return Err(Problem::malformed(
             "the workers of this service return one label without a score (--wire); only POST / and the addresses \
              under /v1/classify and /v1/jobs can tell it",
         ));
     }
-    let mut options = site.job_options(Query::default(), headers)?;
+    let mut options = site.job_options(Query::default(), request)?;
     options.model = site.models.choose(model, None)?;
     Ok(options)
 }

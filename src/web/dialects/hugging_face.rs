@@ -64,7 +64,7 @@ pub(super) async fn classify_body(
     request: Request,
     model: Option<&str>,
 ) -> Result<ClassifyResult, Problem> {
-    let mut options = call::options(site, request.headers(), model)?;
+    let mut options = call::options(site, &request, model)?;
     let body = call::receive(site, request).await?;
     let upload = read(site, body, &mut options).await?;
     call::classify(site, upload, options).await

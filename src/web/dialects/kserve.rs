@@ -66,7 +66,7 @@ async fn answer(site: &Site, name: &str, request: Request) -> Result<Response, P
             return Ok(response);
         }
     };
-    let mut options = call::options(site, request.headers(), Some(model))?;
+    let mut options = call::options(site, &request, Some(model))?;
     let body = call::receive(site, request).await?;
     let memory = json::reserve(&body.bytes, &site.uploads)?;
     let Call { instances, signature_name, parameters } = json::parse(&body.bytes)?;

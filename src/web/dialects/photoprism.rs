@@ -57,7 +57,7 @@ async fn labels(State(site): State<Arc<Site>>, request: Request) -> Response {
 
 /// `id` becomes that of the request, which is also told when the request is refused.
 async fn answer(site: &Site, request: Request, id: &mut String) -> Result<Response, Problem> {
-    let mut options = call::options(site, request.headers(), None)?;
+    let mut options = call::options(site, &request, None)?;
     let body = call::receive(site, request).await?;
     let memory = json::reserve(&body.bytes, &site.uploads)?;
     let call: Call<'_> = json::parse(&body.bytes)?;

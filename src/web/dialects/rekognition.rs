@@ -74,7 +74,7 @@ enum Feature {
 
 async fn answer(site: &Site, request: Request) -> Result<Response, Refusal> {
     check_target(request.headers())?;
-    let mut options = call::options(site, request.headers(), None)?;
+    let mut options = call::options(site, &request, None)?;
     options.top_k = MAX_TOP_K;
     let body = call::receive(site, request).await?;
     let memory = json::reserve(&body.bytes, &site.uploads)?;

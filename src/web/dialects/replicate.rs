@@ -56,7 +56,7 @@ struct Input<'a> {
 }
 
 async fn create(State(site): State<Arc<Site>>, request: Request) -> Result<Response, Problem> {
-    let mut options = call::options(&site, request.headers(), None)?;
+    let mut options = call::options(&site, &request, None)?;
     let wait = wait(request.headers())?;
     let host = host(request.headers());
     let request = site.jobs.admission.check_request(request, wait).await?;

@@ -49,7 +49,7 @@ async fn predict_version(
 }
 
 async fn answer(site: &Site, model: &str, request: Request) -> Result<Response, Problem> {
-    let mut options = call::options(site, request.headers(), Some(model))?;
+    let mut options = call::options(site, &request, Some(model))?;
     let request = site.jobs.admission.check_request(request, site.sync_timeout).await?;
     let upload = site.receive(request, &mut options).await?;
     let result = call::classify(site, upload, options).await?;

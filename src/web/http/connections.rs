@@ -248,7 +248,7 @@ impl Drop for AddressPermit {
 }
 
 /// The address that a client is counted by. A client of IPv6 has at least a whole /64 network.
-fn counted_address(client: IpAddr) -> IpAddr {
+pub(super) fn counted_address(client: IpAddr) -> IpAddr {
     match client {
         IpAddr::V4(_) => client,
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
-use super::connections::{AddressPermit, ConnectionPermit, Slot};
+use super::connections::{AddressPermit, ConnectionPermit, Slot, counted_address};
 use super::drain::drain_body;
 use super::hosts::HostPolicy;
 use crate::web::error::Problem;
@@ -96,6 +96,15 @@ fn check_forwarded(client: &Client, headers: &HeaderMap) -> Result<Option<Addres
         // The connection belongs to the proxy, which uses it for other clients, too: it stays open.
         Problem { closes_connection: false, ..too_many(address, connections.max_per_address(), "requests") }
     })
+}
+
+/// Returns the address that a request counts for: that of its connection, or the one that a trusted proxy names.
+pub(crate) fn client_address(request: &Request) -> Option<IpAddr> {
+    let client = request.extensions().get::<Client>()?;
+    let is_proxy = |address: IpAddr| client.permit.connections.is_trusted_proxy(address);
+    let own = client.address.ip();
+    let named = if is_proxy(own) { forwarded_for(request.headers(), is_proxy) } else { None };
+    Some(counted_address(named.unwrap_or(own).to_canonical()))
 }
 
 fn closing(detail: &str) -> Problem {

@@ -1,7 +1,7 @@
 //! The HTTP server below the routes: connections, their limits, and the checks that every request passes.
 //!
 //! [`serve`] accepts connections, [`connections`] limits their number and decides which of them to close, [`idle`]
-//! tracks which ones wait for a request, and [`stream`] cuts off clients that do not read. [`guard`] runs before every
+//! tracks which ones wait for a request, [`tls`] does handshakes, and [`stream`] cuts off clients that do not read. [`guard`] runs before every
 //! handler: it checks the permit of the connection, the host and the origin ([`hosts`]).
 
 mod connections;
@@ -12,12 +12,15 @@ mod hosts;
 mod idle;
 mod serve;
 mod stream;
+mod tls;
 
 pub(super) use self::connections::Connections;
 pub(super) use self::descriptors::{max_connections, raise_limit};
 pub(super) use self::drain::drain_body;
-pub(super) use self::guard::{RequestGuard, guard};
+pub(super) use self::guard::{RequestGuard, client_address, guard};
 pub(super) use self::hosts::HostPolicy;
 pub use self::serve::listen;
 pub(super) use self::serve::{ServeRules, serve};
 pub(super) use self::stream::MIN_BYTES_PER_SECOND;
+pub(super) use self::tls::Tls;
+pub use self::tls::TlsFiles;

@@ -25,6 +25,7 @@ use super::connections::{ConnectionPermit, Connections};
 use super::guard::Client;
 use super::idle::IdleTracker;
 use super::stream::ClientStream;
+use super::tls::{Socket, Tls};
 use crate::web::metrics::METRICS;
 
 /// Pause after a failed accept. Without it the loop would spin while file descriptors are exhausted.
@@ -61,11 +62,13 @@ pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// Serves until `stop`, then waits for open requests. The caller cuts off those that remain by dropping this future.
+/// With `tls`, every connection begins with a handshake, which holds the permit of the connection.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     rules: ServeRules,
     connections: Arc<Connections>,
+    tls: Option<Arc<Tls>>,
     stop: CancellationToken,
 ) {
     let mut tasks = JoinSet::new();
@@ -82,7 +85,7 @@ pub(crate) async fn serve(
                     // Without a permit the connection is closed without an answer.
                     if let Some(permit) = permit {
                         let connection = Connection { stream, address, permit: Arc::new(permit) };
-                        tasks.spawn(connection.serve(router.clone(), rules, stop.clone()));
+                        tasks.spawn(connection.serve(router.clone(), rules, tls.clone(), stop.clone()));
                     }
                 }
                 Err(error) => {
@@ -107,15 +110,32 @@ struct Connection {
 }
 
 impl Connection {
-    async fn serve(self, router: Router, rules: ServeRules, stop: CancellationToken) {
+    async fn serve(self, router: Router, rules: ServeRules, tls: Option<Arc<Tls>>, stop: CancellationToken) {
         METRICS.connections.inc();
+        self.serve_counted(router, rules, tls, stop).await;
+        METRICS.connections.dec();
+    }
+
+    async fn serve_counted(self, router: Router, rules: ServeRules, tls: Option<Arc<Tls>>, stop: CancellationToken) {
         // Answers are small and clients wait for them. If the connection is gone already, the first read reports it.
         let _ = self.stream.set_nodelay(true);
         let idle = Arc::clone(&self.permit.idle);
+        let socket = match tls {
+            None => Socket::Plain(self.stream),
+            Some(tls) => match until_stopped(tls.accept(self.stream), &idle, &stop).await {
+                Some(Ok(socket)) => socket,
+                Some(Err(error)) => {
+                    METRICS.closed.with_label_values(&["tls_handshake"]).inc();
+                    tracing::debug!(%error, "no TLS handshake");
+                    return;
+                }
+                None => return,
+            },
+        };
         let client = Client { address: self.address, permit: self.permit };
         let router = TowerToHyperService::new(router);
         let service = service_fn(|request| answer(&router, &client, request));
-        let stream = ClientStream::new(self.stream, Arc::clone(&idle), rules.write_timeout);
+        let stream = ClientStream::new(socket, Arc::clone(&idle), rules.write_timeout);
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(rules.idle_timeout)
@@ -130,10 +150,22 @@ impl Connection {
                 connection.await
             }
         };
-        METRICS.connections.dec();
         if let Err(error) = ended {
             tracing::debug!(%error, "connection ended");
         }
+    }
+}
+
+/// Waits for a handshake. Returns `None` when the connection has to close first: it still counts as idle.
+async fn until_stopped<T>(
+    handshake: impl Future<Output = T>,
+    idle: &IdleTracker,
+    stop: &CancellationToken,
+) -> Option<T> {
+    tokio::select! {
+        done = handshake => Some(done),
+        () = idle.close_requested() => None,
+        () = stop.cancelled() => None,
     }
 }
 

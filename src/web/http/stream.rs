@@ -11,10 +11,10 @@ use axum::http::StatusCode;
 use bytes::{Buf as _, Bytes};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use super::idle::IdleTracker;
+use super::tls::Socket;
 use crate::web::error::Problem;
 use crate::web::metrics::METRICS;
 
@@ -23,7 +23,7 @@ pub(crate) const MIN_BYTES_PER_SECOND: u64 = 1 << 10;
 
 /// A connection with a limit on how long writing may be blocked.
 pub(super) struct ClientStream {
-    io: TokioIo<TcpStream>,
+    io: TokioIo<Socket>,
     idle: Arc<IdleTracker>,
     write_timeout: Duration,
     /// How much longer writing may be blocked, at most `write_timeout`. Blocked time is subtracted; written bytes add
@@ -36,7 +36,7 @@ pub(super) struct ClientStream {
 }
 
 impl ClientStream {
-    pub(super) fn new(stream: TcpStream, idle: Arc<IdleTracker>, write_timeout: Duration) -> ClientStream {
+    pub(super) fn new(stream: Socket, idle: Arc<IdleTracker>, write_timeout: Duration) -> ClientStream {
         ClientStream {
             io: TokioIo::new(stream),
             idle,

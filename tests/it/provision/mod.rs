@@ -88,6 +88,8 @@ impl Stack {
     fn command(&self, command: &[&str]) -> Command {
         let mut process = imgcls();
         process.arg("provision").args(command).args(["--stack", self.name, "--bundle"]).arg(&self.bundle);
+        // Most tests send no key. The flag takes precedence over this.
+        process.env("IMGCLS_AUTH", "none");
         process.envs(self.environment.clone()).stdin(std::process::Stdio::null());
         process
     }
@@ -332,4 +334,31 @@ fn with_existing<'a>(command: &'a str, target_group: &'a str) -> [&'a str; 5] {
 fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
     let (_, rest) = text.split_once(from).unwrap_or_else(|| panic!("no {from} in {text}"));
     rest.split(to).next().unwrap()
+}
+
+#[test]
+fn first_apply_prints_a_key_that_the_web_tier_accepts() {
+    let stack = Stack::at_plain_http_endpoint("keyed");
+    let apply = ["apply", "--auth", "required"];
+    let applied = stack.succeeds(&apply);
+    let key = applied.lines().find_map(|line| line.strip_prefix("key for clients, printed only now: "));
+    let key = format!("Bearer {}", key.expect("a key"));
+    assert!(key.starts_with("Bearer imgcls_"), "{applied}");
+    assert!(!stack.succeeds(&apply).contains("imgcls_"), "the key is printed once");
+
+    let folder = tempfile::tempdir().unwrap();
+    let address = format!("127.0.0.1:{}", free_port());
+    let mut web = imgcls();
+    web.args(["serve-web", "--stack", "keyed", "--auth", "required", "--listen", &address]);
+    web.envs(stack.environment.clone());
+    let mut web = Process::start(web, &folder.path().join("web.log"));
+    let address = address.parse().unwrap();
+    until("the web tier", || request(address, "GET", "/healthz", &[], b"").ok());
+    let status = |headers: &[(&str, &str)]| request(address, "GET", "/metrics", headers, b"").unwrap().status;
+    assert_eq!(status(&[]), 401);
+    assert_eq!(status(&[("Authorization", &key)]), 200);
+    web.signal("TERM");
+    web.wait();
+    // Keys are no data that has to be kept.
+    stack.succeeds(&["destroy", "--yes"]);
 }

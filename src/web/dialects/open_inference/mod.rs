@@ -141,7 +141,7 @@ async fn describe(site: &Site, name: &str) -> Result<Value, Problem> {
 }
 
 async fn answer(site: &Site, model: &str, request: Request) -> Result<Response, Problem> {
-    let mut options = call::options(site, request.headers(), Some(model))?;
+    let mut options = call::options(site, &request, Some(model))?;
     let json_bytes = json_bytes(request.headers())?;
     let body = call::receive(site, request).await?;
     let json_bytes = json_bytes.unwrap_or(body.bytes.len());

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::Kind;
 use crate::config::Names;
+use crate::keys::journal::KEYS_FOLDER;
 use crate::protocol::{self, ReplyHead, Status};
 use crate::sqlite::Snapshot;
 
@@ -113,6 +114,10 @@ impl Walk {
         names: &Names,
         candidate: &Candidate,
     ) -> rusqlite::Result<Option<Option<NamedIn>>> {
+        // Keys of clients belong to no job, and stay until they are revoked.
+        if candidate.key.starts_with(KEYS_FOLDER) {
+            return Ok(None);
+        }
         match self.kind {
             Kind::Images => {
                 let Some(job) = protocol::job_of_image_key(&candidate.key) else { return Ok(Some(None)) };

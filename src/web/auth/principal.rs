@@ -1,0 +1,42 @@
+//! Who sent a request, as the handlers see it.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::clock;
+use crate::keys::{KeyRecord, Scope};
+
+/// Who sent a request. The layer of keys adds it to the extensions of every request that passes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Principal {
+    /// `None` where no key is needed: everybody may do everything, and jobs belong to nobody.
+    key: Option<Arc<KeyRecord>>,
+}
+
+impl Principal {
+    /// The principal of a server, or of a route, that needs no key.
+    pub(super) fn everybody() -> Principal {
+        Principal { key: None }
+    }
+
+    pub(super) fn of(key: Arc<KeyRecord>) -> Principal {
+        Principal { key: Some(key) }
+    }
+
+    /// Makes the id of a new job, which then belongs to the key of this principal.
+    pub(crate) fn new_job_id(&self) -> Uuid {
+        let id = clock::new_id();
+        self.key.as_ref().map_or(id, |key| key.hash.mark(id))
+    }
+
+    /// Returns true if the principal may read the job, its image and its result.
+    pub(crate) fn may_read(&self, job: Uuid) -> bool {
+        self.key.as_ref().is_none_or(|key| key.may(Scope::Read) || (key.may(Scope::Classify) && key.hash.owns(job)))
+    }
+
+    /// Returns true if the principal may cancel or delete the job.
+    pub(crate) fn may_change(&self, job: Uuid) -> bool {
+        self.key.as_ref().is_none_or(|key| key.may(Scope::Admin) || (key.may(Scope::Classify) && key.hash.owns(job)))
+    }
+}
