@@ -7,6 +7,7 @@
 
 - Pillow's filters: `Image.resize` of the whole image, then the crop.
 - Sizes and crops: the documented arithmetic of `torchvision.transforms.functional`, `resize` and `center_crop`.
+- Cover: `ImageOps.fit` of Pillow.
 - OpenCV's bilinear: `cv2.resize` with INTER_LINEAR.
 - Letterbox: the arithmetic of ultralytics, and of text recognition networks, which round up.
 """
@@ -21,7 +22,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from imgcls_models.preprocess import decode
 
@@ -83,6 +84,11 @@ def cases() -> list[tuple[str, Keys]]:
         (SMALL, {"resize": "none", "crop": [20, 30]}),
         (SMALL, {"resize": "none", "crop": [40, 30]}),
         (SMALL, {"resize": "none"}),
+        ("rgb.png", {"resize": "cover", "size": [40, 60], "filter": "lanczos"}),
+        ("rgb.png", {"resize": "cover", "size": 45, "filter": "nearest"}),
+        (SMALL, {"resize": "cover", "size": [50, 20], "filter": "bicubic"}),
+        ("one-by-3000.png", {"resize": "cover", "size": [20, 30], "filter": "bilinear"}),
+        ("orientation-6.jpg", {"resize": "cover", "size": [30, 50], "filter": "lanczos"}),
     ]
 
 
@@ -106,6 +112,10 @@ def prepared(image: np.ndarray, keys: Keys) -> np.ndarray:
         case "squash":
             target_height, target_width = both(keys["size"])
             resized = resize(image, (target_width, target_height), keys["filter"])
+        case "cover":
+            target_height, target_width = both(keys["size"])
+            fitted = ImageOps.fit(Image.fromarray(image), (target_width, target_height), FILTERS[keys["filter"]])
+            resized = np.asarray(fitted)
         case _:
             resized = letterbox(image, keys)
     return center_crop(resized, both(keys["crop"])) if "crop" in keys else resized

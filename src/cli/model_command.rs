@@ -142,7 +142,7 @@ pub struct DraftArgs {
     /// File with one line for each class in the order of the outputs, or `imagenet` for the 1,000 of ImageNet
     #[arg(long, env = "IMGCLS_LABELS")]
     pub labels: Option<PathBuf>,
-    /// shortest-edge (keeps the aspect ratio), squash, letterbox or none
+    /// shortest-edge (keeps the aspect ratio), squash, cover (cuts off what does not fit), letterbox or none
     #[arg(long, env = "IMGCLS_RESIZE", value_parser = |text: &str| text.parse::<Resize>())]
     pub resize: Option<Resize>,
     /// Pixels that images are resized to: 256, or HEIGHTxWIDTH

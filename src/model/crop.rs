@@ -98,14 +98,15 @@ pub(super) fn is_oversampled((width, height): (usize, usize), resize: Resize, re
         return has_enough(width.min(height), side as usize);
     }
     let Placement { across, down } = Placement::new((width, height), resize);
-    has_enough(across.extent, across.resized) && has_enough(down.extent, down.resized)
+    // The part is never longer than the image, so that rounding it down asks for enough.
+    has_enough(across.length as usize, across.resized) && has_enough(down.length as usize, down.resized)
 }
 
 /// Start and length of the visible part along one axis, in source pixels.
 fn source_range(axis: &Axis) -> (f64, f64) {
-    let scale = axis.extent as f64 / axis.resized as f64;
+    let scale = axis.length / axis.resized as f64;
     let start = axis.from as f64;
-    (start * scale, (start + axis.visible as f64) * scale - start * scale)
+    (axis.start + start * scale, (start + axis.visible as f64) * scale - start * scale)
 }
 
 /// Converts a range of an upright axis to the stored axis. A rounding error never moves it past the end.
@@ -142,8 +143,8 @@ mod tests {
     fn crop_lies_inside_its_image_and_its_region() {
         let target = Extent { height: 64, width: 96 };
         let letterbox = Fit::Letterbox { target, position: Position::Centre, rounding: Rounding::HalfEven };
-        for fit in [DEFAULT.fit, Fit::Squash(target), letterbox, Fit::Keep] {
-            let crop = if fit == letterbox { None } else { DEFAULT.crop };
+        for fit in [DEFAULT.fit, Fit::Squash(target), Fit::Cover(target), letterbox, Fit::Keep] {
+            let crop = if matches!(fit, Fit::Letterbox { .. } | Fit::Cover(_)) { None } else { DEFAULT.crop };
             for filter in [Filter::Bicubic, Filter::Lanczos, Filter::Nearest] {
                 check_sizes(Resize { fit, filter, crop, ..DEFAULT });
             }

@@ -83,6 +83,8 @@ pub(super) enum Fit {
     ShortestEdge(u32),
     /// The image is stretched to this size.
     Squash(Extent),
+    /// The largest part in the middle that has this aspect ratio is resized to this size.
+    Cover(Extent),
     /// The image is resized to fit into `target`, and the rest of that is filled.
     Letterbox { target: Extent, position: Position, rounding: Rounding },
     /// The image keeps its size, and is only cropped.
@@ -316,6 +318,10 @@ impl Geometry {
                 Fit::ShortestEdge(target(*size)?.height)
             }
             "squash" => Fit::Squash(target(*size)?),
+            "cover" => {
+                ensure!(crop.is_none(), "resize = \"cover\" excludes crop");
+                Fit::Cover(target(*size)?)
+            }
             "letterbox" => {
                 ensure!(crop.is_none(), "resize = \"letterbox\" excludes crop");
                 Fit::Letterbox {
@@ -326,7 +332,8 @@ impl Geometry {
             }
             other => {
                 bail!(
-                    "resize {other:?} is not supported; \"shortest-edge\", \"squash\", \"letterbox\" and \"none\" are"
+                    "resize {other:?} is not supported; \"shortest-edge\", \"squash\", \"cover\", \"letterbox\" and \
+                     \"none\" are"
                 )
             }
         };
@@ -341,7 +348,7 @@ impl Geometry {
     pub(super) fn output(self) -> Option<Extent> {
         let Geometry::Resized(Resize { fit, crop, .. }) = self else { return None };
         crop.or(match fit {
-            Fit::Squash(target) | Fit::Letterbox { target, .. } => Some(target),
+            Fit::Squash(target) | Fit::Cover(target) | Fit::Letterbox { target, .. } => Some(target),
             Fit::ShortestEdge(_) | Fit::Keep => None,
         })
     }

@@ -148,10 +148,10 @@ impl Taps {
 
 /// Computes the weights of the upright pixels that the target pixel at `position` is made of. Returns the first of them.
 fn weigh(axis: &Axis, filter: Filter, position: usize, weights: &mut Vec<f64>) -> usize {
-    let scale = axis.extent as f64 / axis.resized as f64;
+    let scale = axis.length / axis.resized as f64;
     let filter_scale = scale.max(1.0);
     let radius = filter.radius() * filter_scale;
-    let centre = (position as f64 + 0.5) * scale;
+    let centre = axis.start + (position as f64 + 0.5) * scale;
     // The conversions drop the fraction.
     let first = (centre - radius + 0.5).max(0.0) as usize;
     let end = ((centre + radius + 0.5) as usize).min(axis.extent);

@@ -3,18 +3,21 @@
 use super::input::{Extent, Fit, Position, Resize, Rounding};
 
 /// The placement of one upright image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Placement {
     pub across: Axis,
     pub down: Axis,
 }
 
 /// One axis of a placement, in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Axis {
     /// The image in the file.
     pub extent: usize,
-    /// The image after the resize.
+    /// The part of it that is resized, and where it starts. It is the whole image, except for [`Fit::Cover`].
+    pub start: f64,
+    pub length: f64,
+    /// That part after the resize.
     pub resized: usize,
     /// The model's input.
     pub output: usize,
@@ -51,6 +54,8 @@ struct Canvas {
 
 /// One axis of the canvas.
 struct Side {
+    /// Start and length of the part of the image that is resized, if that is not the whole image.
+    part: Option<(f64, f64)>,
     resized: usize,
     /// The place of the resized image on the canvas.
     offset: usize,
@@ -68,6 +73,7 @@ impl Canvas {
             Fit::Squash(Extent { height, width }) => {
                 Canvas { across: Side::full(width as usize), down: Side::full(height as usize) }
             }
+            Fit::Cover(target) => Canvas::covered(width, height, target),
             Fit::Letterbox { target, position, rounding } => {
                 let scale = (f64::from(target.width) / width as f64).min(f64::from(target.height) / height as f64);
                 let side = |extent: usize, canvas: u32| Side::boxed(extent, scale, canvas as usize, position, rounding);
@@ -77,9 +83,25 @@ impl Canvas {
     }
 }
 
+impl Canvas {
+    /// The largest part in the middle that has the aspect ratio of the target, in fractions of pixels: `ImageOps.fit` of
+    /// Pillow, whose `resize` takes the edges of the part in single precision.
+    fn covered(width: usize, height: usize, target: Extent) -> Canvas {
+        let (width, height) = (width as f64, height as f64);
+        let ratio = f64::from(target.width) / f64::from(target.height);
+        let (across, down) = if width / height >= ratio { (ratio * height, height) } else { (width, width / ratio) };
+        let side = |extent: f64, length: f64, target: u32| {
+            let start = (extent - length) * 0.5;
+            let (start, end) = (start as f32, (start + length) as f32);
+            Side { part: Some((f64::from(start), f64::from(end - start))), ..Side::full(target as usize) }
+        };
+        Canvas { across: side(width, across, target.width), down: side(height, down, target.height) }
+    }
+}
+
 impl Side {
     fn full(resized: usize) -> Side {
-        Side { resized, offset: 0, canvas: resized }
+        Side { part: None, resized, offset: 0, canvas: resized }
     }
 
     fn boxed(extent: usize, scale: f64, canvas: usize, position: Position, rounding: Rounding) -> Side {
@@ -92,16 +114,17 @@ impl Side {
         };
         let resized = (resized as usize).clamp(1, canvas);
         let offset = if position == Position::TopLeft { 0 } else { (canvas - resized) / 2 };
-        Side { resized, offset, canvas }
+        Side { part: None, resized, offset, canvas }
     }
 
     fn axis(&self, extent: usize, crop: Option<usize>) -> Axis {
-        let &Side { resized, offset, canvas } = self;
+        let &Side { part, resized, offset, canvas } = self;
+        let (start, length) = part.unwrap_or((0.0, extent as f64));
         let output = crop.unwrap_or(canvas);
         // A crop that is larger than its image is padded, and the odd pixel goes to the end.
         let (from, at) =
             if output < canvas { (crop_offset(canvas, output), offset) } else { (0, offset + (output - canvas) / 2) };
-        Axis { extent, resized, output, from, visible: (resized - from).min(output - at), at }
+        Axis { extent, start, length, resized, output, from, visible: (resized - from).min(output - at), at }
     }
 }
 
@@ -144,7 +167,9 @@ mod tests {
     #[test]
     fn crop_shows_the_centre_of_the_resized_image() {
         let placement = placement((500, 375), Fit::ShortestEdge(256), Some((224, 224)));
-        assert_eq!(placement.across, Axis { extent: 500, resized: 341, output: 224, from: 58, visible: 224, at: 0 });
+        let axis =
+            Axis { start: 0.0, length: 500.0, extent: 500, resized: 341, output: 224, from: 58, visible: 224, at: 0 };
+        assert_eq!(placement.across, axis);
         assert_eq!((placement.down.from, placement.down.visible), (16, 224));
         assert!(placement.is_covered());
     }
@@ -162,6 +187,17 @@ mod tests {
     fn squashed_image_has_exactly_the_size() {
         let squash = Fit::Squash(Extent { height: 100, width: 50 });
         assert_eq!(resized(&placement((7, 9000), squash, None)), (50, 100));
+    }
+
+    #[test]
+    fn cover_shows_the_largest_part_of_the_aspect_ratio() {
+        let part = |axis: Axis| (axis.start, axis.length, axis.resized, axis.visible, axis.at);
+        let cover = |size, height, width| placement(size, Fit::Cover(Extent { height, width }), None);
+        let wide = cover((501, 300), 224, 224);
+        assert_eq!((part(wide.across), part(wide.down)), ((100.5, 300.0, 224, 224, 0), (0.0, 300.0, 224, 224, 0)));
+        let tall = cover((100, 900), 50, 100);
+        assert_eq!((part(tall.across), part(tall.down)), ((0.0, 100.0, 100, 100, 0), (425.0, 50.0, 50, 50, 0)));
+        assert!(wide.is_covered() && tall.is_covered());
     }
 
     #[test]

@@ -164,12 +164,12 @@ fn nearest(pixels: &Pixels, placement: &Placement, target: &mut Vec<u8>) {
 const MAX_ADDED: usize = 1 << 20;
 
 fn nearest_positions(axis: &Axis) -> impl Iterator<Item = usize> {
-    let &Axis { extent, resized, from, visible, .. } = axis;
-    let scale = extent as f64 / resized as f64;
+    let &Axis { extent, start, length, resized, from, visible, .. } = axis;
+    let scale = length / resized as f64;
     let start = if from > MAX_ADDED {
-        (from as f64 + 0.5) * scale
+        start + (from as f64 + 0.5) * scale
     } else {
-        (0..from).fold(0.5 * scale, |position, _| position + scale)
+        (0..from).fold(start + 0.5 * scale, |position, _| position + scale)
     };
     let positions = std::iter::successors(Some(start), move |position| Some(position + scale));
     positions.take(visible).map(move |position| (position as usize).min(extent - 1))
@@ -217,10 +217,10 @@ enum EdgeWeights {
 }
 
 fn taps(axis: &Axis, stored: Stored, edge: EdgeWeights) -> impl Iterator<Item = Taps> {
-    let &Axis { extent, resized, from, visible, .. } = axis;
-    let scale = 1.0 / (resized as f64 / extent as f64);
+    let &Axis { extent, start, length, resized, from, visible, .. } = axis;
+    let scale = 1.0 / (resized as f64 / length);
     (from..from + visible).map(move |target| {
-        let position = ((target as f64 + 0.5) * scale - 0.5) as f32;
+        let position = (start + (target as f64 + 0.5) * scale - 0.5) as f32;
         let first = position.floor();
         let is_outside = first < 0.0 || first as usize >= extent - 1;
         let fraction = if is_outside && edge == EdgeWeights::One { 0.0 } else { position - first };

@@ -71,7 +71,7 @@ pub(super) fn complete(draft: Draft, onnx: &OnnxFile) -> anyhow::Result<Complete
         );
     }
     let exported = layout.as_ref().and_then(|layout| axes(input, layout.value)).and_then(|(_, size)| size);
-    let resize = missing.need(draft.resize, "--resize shortest-edge|squash|letterbox|none");
+    let resize = missing.need(draft.resize, "--resize shortest-edge|squash|cover|letterbox|none");
     let geometry = Geometry::complete(resize.as_ref(), draft.size, draft.crop, exported, &mut missing)?;
     let keeps_size = resize.as_ref().is_some_and(|resize| resize.value == Resize::None);
     let filter = match draft.filter {
@@ -192,7 +192,7 @@ impl Geometry {
                 };
                 (size, crop)
             }
-            Resize::Squash | Resize::Letterbox => {
+            Resize::Squash | Resize::Cover | Resize::Letterbox => {
                 let crop = crop.and_then(|crop| crop.value.map(|size| Sourced::new(size, crop.source)));
                 let size = missing.need(size.or_else(of_the_input), "--size");
                 (size, crop)

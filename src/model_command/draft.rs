@@ -98,6 +98,8 @@ pub enum Resize {
     ShortestEdge,
     /// Both edges get the size, and the image is distorted.
     Squash,
+    /// The largest part in the middle that has the aspect ratio of the size.
+    Cover,
     /// The longest edge gets the size, and the rest is filled.
     Letterbox,
     /// The image keeps its size.
@@ -225,7 +227,7 @@ macro_rules! words {
     };
 }
 
-words!(Resize: ShortestEdge "shortest-edge", Squash "squash", Letterbox "letterbox", None "none");
+words!(Resize: ShortestEdge "shortest-edge", Squash "squash", Cover "cover", Letterbox "letterbox", None "none");
 words!(Filter: Nearest "nearest", Box "box", Bilinear "bilinear", Hamming "hamming", Bicubic "bicubic",
     Lanczos "lanczos", OpencvBilinear "opencv-bilinear");
 words!(Position: Centre "centre", TopLeft "top-left");

@@ -11,11 +11,9 @@ const SIDE: u32 = 224;
 /// The draft of every project of Teachable Machine. `reason` says what it was recognised by.
 pub(in crate::model_command) fn draft(reason: &str) -> Draft {
     let source = |what: &str| format!("{reason}; {what}");
-    let size = Size::square(SIDE);
     Draft {
-        resize: Some(Sourced::new(Resize::ShortestEdge, source("ImageOps.fit"))),
-        size: Some(Sourced::new(size, source("224 pixels"))),
-        crop: Some(Sourced::new(Some(size), source("ImageOps.fit"))),
+        resize: Some(Sourced::new(Resize::Cover, source("ImageOps.fit"))),
+        size: Some(Sourced::new(Size::square(SIDE), source("224 pixels"))),
         filter: Some(Sourced::new(Filter::Lanczos, source("ImageOps.fit with LANCZOS"))),
         rescale: Some(Sourced::new(1.0 / 255.0, source("x / 127.5 - 1"))),
         mean: Some(Sourced::new([0.5; 3], source("x / 127.5 - 1"))),
