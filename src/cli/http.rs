@@ -41,6 +41,9 @@ pub struct HttpArgs {
     /// other names than this machine's own are refused (421); on other addresses only once a name is given
     #[arg(long = "allowed-host", env = "IMGCLS_ALLOWED_HOST", value_delimiter = ',', value_parser = config::host_name)]
     pub allowed_hosts: Vec<String>,
+    /// An origin (https://app.example) whose pages may send requests and read the answers, or * for any; may be repeated
+    #[arg(long = "cors-origin", env = "IMGCLS_CORS_ORIGIN", value_delimiter = ',', value_parser = |text: &str| text.parse::<web::CorsOrigin>())]
+    pub cors_origins: Vec<web::CorsOrigin>,
     /// Most bytes of uploads in memory at a time, counted as they arrive; beyond it the newest uploads get 503 with
     /// Retry-After
     #[arg(long, env = "IMGCLS_MAX_BUFFERED_BYTES", default_value = "256MiB", value_parser = config::bytes)]
@@ -91,6 +94,7 @@ impl HttpArgs {
             max_connections_per_address: self.max_connections_per_address,
             trusted_proxies: self.trusted_proxies.clone(),
             allowed_hosts: self.allowed_hosts.clone(),
+            cors_origins: self.cors_origins.clone(),
             max_buffered_bytes: self.max_buffered_bytes,
             max_queue_depth: self.max_queue_depth,
             idle_timeout: self.idle_timeout,

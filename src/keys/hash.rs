@@ -22,6 +22,11 @@ impl KeyHash {
         KeyHash(Sha256::digest(text).into())
     }
 
+    /// The bytes of the hash.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// The name of the key in lists, logs and commands: the first digits of the hash.
     pub fn id(&self) -> String {
         hex(&self.0)[..ID_DIGITS].to_owned()

@@ -37,11 +37,30 @@ pub enum ErrorCode {
     AttemptsExhausted,
     /// No worker started the job before `expires_at`.
     Expired,
+    /// A client deleted the job. Its result says only that.
+    Cancelled,
     /// A fault of the service that a retry cannot fix.
     Internal,
 }
 
 impl ErrorCode {
+    /// All codes.
+    pub const ALL: [ErrorCode; 13] = [
+        ErrorCode::Undecodable,
+        ErrorCode::UnsupportedType,
+        ErrorCode::TooManyPixels,
+        ErrorCode::DecodeTimeout,
+        ErrorCode::TooLargeDecoded,
+        ErrorCode::InputMissing,
+        ErrorCode::InputTooLarge,
+        ErrorCode::Malformed,
+        ErrorCode::UnknownModel,
+        ErrorCode::AttemptsExhausted,
+        ErrorCode::Expired,
+        ErrorCode::Cancelled,
+        ErrorCode::Internal,
+    ];
+
     /// Returns true if sending the same image again cannot succeed. Such a failure is answered with 422 and never
     /// retried.
     pub fn is_client_fault(self) -> bool {
@@ -75,6 +94,7 @@ impl ErrorCode {
             ErrorCode::UnknownModel => "unknown_model",
             ErrorCode::AttemptsExhausted => "attempts_exhausted",
             ErrorCode::Expired => "expired",
+            ErrorCode::Cancelled => "cancelled",
             ErrorCode::Internal => "internal",
         }
     }

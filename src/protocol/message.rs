@@ -171,6 +171,13 @@ impl ClassifyResult {
         }
     }
 
+    /// The result of a job that a client deleted. It takes the place of any other result, so that a worker that still
+    /// processes the job cannot write one.
+    pub fn tombstone(id: Uuid) -> Self {
+        let message = "its client deleted it";
+        ClassifyResult::ended(id, "", Status::Failed, ErrorCode::Cancelled, message)
+    }
+
     /// The text that is stored, sent as the reply and returned over HTTP.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("a result holds only strings and finite numbers; this is a bug")
@@ -189,6 +196,19 @@ pub struct ReplyHead {
     /// Absent in a truncated reply, and only there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filename: Option<String>,
+}
+
+/// Returns true if a stored result is a [`ClassifyResult::tombstone`].
+pub fn is_tombstone(result: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Failure {
+        error: Option<ErrorInfo>,
+    }
+    // Most results are successes and short, and are not parsed for this.
+    let named = memchr::memmem::find(result, b"\"cancelled\"").is_some();
+    named
+        && serde_json::from_slice::<Failure>(result)
+            .is_ok_and(|failure| failure.error.is_some_and(|error| error.code == ErrorCode::Cancelled))
 }
 
 /// A truncated reply for a queue that cannot take the whole result; the waiter then reads the store. Returns `None`

@@ -32,14 +32,14 @@ pub use legacy::{
 };
 pub use message::{
     ClassifyRequest, ClassifyResult, ImageRef, Incoming, MAX_RESULT_BYTES, ModelRef, Prediction, ReplyHead, Status,
-    TimingsMs, WIRE_VERSION, cut_reply,
+    TimingsMs, WIRE_VERSION, cut_reply, is_tombstone,
 };
 pub use model_pointer::{MAX_POINTER_BYTES, MODELS_FOLDER, ModelPointer, model_package_key, model_pointer_key};
 pub use names::{
     BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE, DEAD_LETTER_RETENTION, DEFAULT_REQUEST_QUEUE,
     DEFAULT_RESULT_QUEUE, DRAIN_HOOK, LOCAL_INPUT_BUCKET, LOCAL_OUTPUT_BUCKET, REDRIVE_MARGIN, RETENTION_MARGIN,
-    TAG_ALIVE_AT, TAG_STACK, aws_bucket, dead_letter_queue, image_key, is_reply_queue_of, job_of_image_key,
-    job_of_result_key, reply_queue, result_key, stack_prefix, submitted_at, worker_group,
+    TAG_ALIVE_AT, TAG_STACK, aws_bucket, dead_letter_queue, idempotency_record_key, image_key, is_reply_queue_of,
+    job_of_image_key, job_of_result_key, reply_queue, result_key, stack_prefix, submitted_at, worker_group,
 };
 pub use payload::{Payload, WITHDRAWN_IMAGE, inline_or_reference, inline_request_bytes};
 pub use supervision::{Worked, WorkerLine};

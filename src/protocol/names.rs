@@ -94,6 +94,12 @@ pub fn result_key(id: Uuid) -> String {
     format!("results/{id}.json")
 }
 
+/// The key of the record that remembers which job an idempotency key named. `digest` is hexadecimal. It is below the results,
+/// so that it expires with them, and no bucket has such a name.
+pub fn idempotency_record_key(digest: &str) -> String {
+    format!("results/.idempotency/{digest}.json")
+}
+
 /// The time of submission, which is part of the job's id.
 pub fn submitted_at(id: Uuid) -> Option<Timestamp> {
     let (seconds, nanoseconds) = id.get_timestamp()?.to_unix();

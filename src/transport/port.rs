@@ -74,6 +74,15 @@ pub trait Transport: Send + Sync {
     /// classifies it. A job that has a result is not changed.
     async fn withdraw(&self, id: Uuid) -> Result<Withdrawal, TransportError>;
 
+    /// Cancels a job that has no result, or removes what is kept of one that has. `tombstone` becomes its result, whatever
+    /// it was, before the image is deleted: a worker that has the job cannot write another result. A worker that has not
+    /// read the image yet finds the marker of a withdrawn job in its place.
+    async fn remove(&self, id: Uuid, tombstone: Bytes) -> Result<Removal, TransportError>;
+
+    /// Stores a small record under a key of the output bucket unless there is one. Returns the record that exists afterwards,
+    /// the same one in every process.
+    async fn record_once(&self, key: &str, text: Bytes) -> Result<Bytes, TransportError>;
+
     /// Writes the result of a job that no worker completed. An existing result is not overwritten. Returns the result that
     /// the job has afterwards.
     async fn write_result(&self, id: Uuid, text: Bytes) -> Result<Bytes, TransportError>;
@@ -288,6 +297,17 @@ pub enum Withdrawal {
     AlreadyCompleted,
     /// There is no stored image: it is not stored yet, or the message carries it.
     NotStored,
+}
+
+/// The outcome of a removal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// The job had no result and gets none but the tombstone.
+    Cancelled,
+    /// The job had a result, which is gone.
+    Removed,
+    /// There is neither an image nor a result.
+    Unknown,
 }
 
 /// The role of a queue.

@@ -136,6 +136,20 @@ impl Reservation {
         Growth::Done
     }
 
+    /// Returns how much is reserved.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Moves a part of this reservation, which is complete, into one of its own.
+    pub(super) fn split_off(&mut self, bytes: u64) -> Reservation {
+        let mut part = self.budget.begin();
+        part.complete();
+        part.bytes = bytes.min(self.bytes);
+        self.bytes -= part.bytes;
+        part
+    }
+
     /// Keeps this reservation from being refused from now on.
     pub(super) fn complete(&mut self) {
         self.budget.lock().growing.remove(&self.ticket);
@@ -198,6 +212,20 @@ mod tests {
         drop(small);
         assert_eq!(second.grow_to(11).await, Err(Full), "more than the limit");
         second.grow_to(10).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn parts_of_a_reservation_are_released_one_by_one() {
+        let budget = budget(10);
+        let mut whole = budget.begin();
+        whole.grow_to(9).await.unwrap();
+        whole.complete();
+        let (first, second) = (whole.split_off(4), whole.split_off(100));
+        assert_eq!((first.bytes(), second.bytes(), whole.bytes()), (4, 5, 0));
+        drop(whole);
+        assert!(budget.try_reserve(2).is_err());
+        drop(first);
+        assert!(budget.try_reserve(5).is_ok());
     }
 
     #[tokio::test]

@@ -75,6 +75,19 @@ impl Problem {
         Problem::new(StatusCode::NOT_FOUND, "not-found", "There is no such page", format!("nothing is at {path:?}"))
     }
 
+    /// The `Idempotency-Key` belongs to a job of another image or other options.
+    pub(super) fn idempotency_key_reused(id: Uuid) -> Self {
+        let detail = "the Idempotency-Key was used for another image or other options; use a new key for a new request";
+        let title = "The Idempotency-Key belongs to another request";
+        let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused", title, detail);
+        Problem { id: Some(id), ..problem }
+    }
+
+    /// A client deleted the job while this request was about it.
+    pub(super) fn cancelled(id: Uuid) -> Self {
+        Problem::of_result(&ClassifyResult::tombstone(id))
+    }
+
     pub(super) fn method_not_allowed() -> Self {
         let detail = "this address does not support the method; see the Allow header";
         Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", detail)
@@ -195,6 +208,7 @@ impl Problem {
         let status = match (result.status, code.is_client_fault()) {
             (Status::Expired, _) => StatusCode::GATEWAY_TIMEOUT,
             _ if code == ErrorCode::UnknownModel => StatusCode::NOT_FOUND,
+            _ if code == ErrorCode::Cancelled => StatusCode::GONE,
             (_, true) => StatusCode::UNPROCESSABLE_ENTITY,
             (_, false) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -210,6 +224,7 @@ impl Problem {
             ErrorCode::UnknownModel => "There is no such model",
             ErrorCode::AttemptsExhausted => "Failed after several attempts",
             ErrorCode::Expired => "Not classified in time",
+            ErrorCode::Cancelled => "The job was deleted",
             ErrorCode::Internal => "An internal error",
         };
         Problem { id: Some(result.id), ..Problem::new(status, kind_of(code), title, message) }
@@ -231,6 +246,7 @@ fn kind_of(code: ErrorCode) -> &'static str {
         ErrorCode::UnknownModel => "unknown-model",
         ErrorCode::AttemptsExhausted => "attempts-exhausted",
         ErrorCode::Expired => "expired",
+        ErrorCode::Cancelled => "cancelled",
         ErrorCode::Internal => "internal",
     }
 }

@@ -21,7 +21,9 @@ use super::withdrawal::{UntoldJob, Withdrawals};
 use crate::clock;
 use crate::protocol::{self, ClassifyRequest, WIRE_VERSION};
 use crate::retry::Schedule;
-use crate::transport::{Acknowledge, JobForm, NewJob, NoSpace, ObjectReader, Space, Transport, TransportError};
+use crate::transport::{
+    Acknowledge, JobForm, NewJob, NoSpace, ObjectReader, Removal, Space, Transport, TransportError,
+};
 
 /// Delays after which a waiter reads the result without a reply, in case the reply was lost.
 const READS: Schedule = Schedule::new(Duration::from_secs(2), Duration::from_secs(10));
@@ -63,7 +65,16 @@ pub(crate) enum State {
     /// The job has this result.
     Final(Bytes),
     Queued,
+    /// A client deleted the job.
+    Removed,
     Unknown,
+}
+
+impl State {
+    /// The state of a job that has a result.
+    fn of_result(result: Bytes) -> State {
+        if protocol::is_tombstone(&result) { State::Removed } else { State::Final(result) }
+    }
 }
 
 /// A job that was accepted.
@@ -82,6 +93,15 @@ pub(crate) struct JobOptions {
     pub traceparent: Option<String>,
     /// Who sent the image: the job belongs to its key.
     pub principal: Principal,
+    /// The id, if it is chosen already. A client that left may ask for it again, so such a job is never withdrawn.
+    pub id: Option<Uuid>,
+}
+
+impl JobOptions {
+    /// Makes the id of a new job of this caller.
+    pub(crate) fn new_id(&self) -> Uuid {
+        self.principal.new_job_id()
+    }
 }
 
 impl Jobs {
@@ -90,8 +110,8 @@ impl Jobs {
     /// If the future is dropped, which means that the client left, the job is withdrawn, since no client knows its id.
     pub(crate) async fn submit(&self, upload: Upload, options: JobOptions) -> Result<Uuid, Problem> {
         let permit = self.admission.admit(Duration::ZERO)?;
-        let id = options.principal.new_job_id();
-        let mut caller = self.caller(id, &permit, &upload);
+        let id = options.id.unwrap_or_else(|| options.new_id());
+        let mut caller = self.caller(id, &permit, &upload, options.id.is_some());
         let accepted = self.accept(id, &upload, &options, Acknowledge::WhenDurable).await;
         caller.answered(accepted.is_ok());
         accepted?;
@@ -110,18 +130,18 @@ impl Jobs {
         timeout: Duration,
     ) -> Result<Classified, Problem> {
         let permit = self.admission.admit(timeout)?;
-        let id = options.principal.new_job_id();
-        let mut caller = self.caller(id, &permit, &upload);
+        let id = options.id.unwrap_or_else(|| options.new_id());
+        let mut caller = self.caller(id, &permit, &upload, options.id.is_some());
         let classified = self.classify_as(id, upload, options, timeout).await;
         caller.answered(classified.is_ok());
         classified
     }
 
     /// Workers find out that a job was withdrawn when they read its image. A job whose message contains the image is
-    /// therefore never withdrawn, and is classified even if its client has left.
-    fn caller<'a>(&'a self, id: Uuid, permit: &'a JobPermit, upload: &Upload) -> Caller<'a> {
+    /// therefore never withdrawn, and is classified even if its client has left. `is_told` says that a client may know the id.
+    fn caller<'a>(&'a self, id: Uuid, permit: &'a JobPermit, upload: &Upload, is_told: bool) -> Caller<'a> {
         let mut untold = self.withdrawals.untold(id);
-        if self.wire == Wire::Legacy || upload.bytes.len() <= self.inline_bytes {
+        if is_told || self.wire == Wire::Legacy || upload.bytes.len() <= self.inline_bytes {
             untold.disarm();
         }
         Caller { untold, permit }
@@ -251,23 +271,41 @@ impl Jobs {
         if state != State::Queued || timeout.is_zero() {
             return Ok(state);
         }
-        Ok(self.wait(waiter, timeout).await.map_or(State::Queued, State::Final))
+        Ok(self.wait(waiter, timeout).await.map_or(State::Queued, State::of_result))
+    }
+
+    /// Cancels a job that waits, or removes the image and the result of one that ended.
+    ///
+    /// # Errors
+    /// 404 for a job that does not exist, or was removed before.
+    pub(crate) async fn remove(&self, id: Uuid) -> Result<Removal, Problem> {
+        let unknown = || Problem::no_such_job(&id.to_string());
+        let known = self.results.get(id).await.map_err(|error| read_problem(&error))?;
+        if known.is_some_and(|result| protocol::is_tombstone(&result)) {
+            return Err(unknown());
+        }
+        let removal = self.results.remove(id).await.map_err(|error| read_problem(&error))?;
+        if removal == Removal::Unknown {
+            return Err(unknown());
+        }
+        self.pending.wake(id, &Wake::ReadResult);
+        Ok(removal)
     }
 
     async fn read_state(&self, id: Uuid) -> Result<State, Problem> {
         // Reads the results of both wire forms: the job may be older than the last change of `--wire`.
         if let Some(result) = self.results.get_or_adopt(id).await.map_err(|error| read_problem(&error))? {
-            return Ok(State::Final(result));
+            return Ok(State::of_result(result));
         }
         let image = self.transport.image_info(id).await.map_err(|error| read_problem(&error))?;
         let Some(image) = image else {
             // The job may have finished since the first read, and its image may be deleted already.
             let result = self.results.get(id).await.map_err(|error| read_problem(&error))?;
-            return Ok(result.map_or(State::Unknown, State::Final));
+            return Ok(result.map_or(State::Unknown, State::of_result));
         };
         match self.expires_at(id, image.modified) {
             Some(expires_at) if clock::now() > expires_at => {
-                self.results.expire(id).await.map(State::Final).map_err(|error| read_problem(&error))
+                self.results.expire(id).await.map(State::of_result).map_err(|error| read_problem(&error))
             }
             _ => Ok(State::Queued),
         }
@@ -281,8 +319,8 @@ impl Jobs {
     /// Returns the reason why there is no image with this id.
     pub(crate) async fn no_image(&self, id: Uuid) -> Problem {
         match self.results.get(id).await {
-            Ok(Some(_)) => Problem::image_not_kept(id),
-            Ok(None) => Problem::no_such_job(&id.to_string()),
+            Ok(Some(result)) if !protocol::is_tombstone(&result) => Problem::image_not_kept(id),
+            Ok(_) => Problem::no_such_job(&id.to_string()),
             Err(error) => read_problem(&error),
         }
     }

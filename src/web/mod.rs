@@ -1,13 +1,15 @@
 //! The web tier: HTTP requests in, answers out.
 //!
-//! The path of a request: [`serve`] (connection) → [`gate`] (checks) → [`routes`] (address) → [`upload`] (bytes) →
-//! [`jobs`] (submit, wait) ← [`replies`] (the inbox) through [`pending`] (the waiting callers by id). [`results`] reads and
+//! The path of a request: [`serve`] (connection) → [`gate`] (checks) → [`routes`] (address) → [`submit`] → [`upload`]
+//! (bytes) → [`jobs`] (submit, wait) ← [`replies`] (the inbox) through [`pending`] (the waiting callers by id). [`results`] reads and
 //! writes the results of jobs, [`error`] has the error responses.
 //!
 //! The resources of one client are bounded: by number in [`connections`], by memory in [`budget`], by time in [`stream`] and
 //! [`upload`].
 //!
-//! [`query`] has the options of a request, [`models`] the models that it may choose.
+//! [`query`] and [`prefer`] have the options of a request, [`models`] the models that it may choose, [`idempotency`] the job
+//! of a request that is repeated. [`openapi`] is the table of all operations, from which the router and the description of the
+//! interface are made.
 //!
 //! [`dialects`] are the addresses and formats of other servers, for clients that speak those.
 //! [`auth`] decides by the key of a request whether it may pass.
@@ -17,22 +19,33 @@
 //!
 //! No job is kept in memory: any web process can answer for any id, because the transport has stored its state.
 
+mod accept;
 mod admission;
+mod answer;
 mod assets;
 mod auth;
 mod budget;
+mod cors;
 mod dialects;
 mod error;
+mod events;
 mod http;
+mod idempotency;
 mod jobs;
+mod listeners;
 mod metrics;
 mod models;
+mod observe;
+mod openapi;
 mod pending;
+mod prefer;
 mod query;
 mod readiness;
 mod replies;
 mod results;
 mod routes;
+mod site;
+mod submit;
 mod upload;
 mod withdrawal;
 
@@ -50,17 +63,19 @@ use self::admission::{Admission, AdmissionLimits};
 use self::auth::Auth;
 pub use self::auth::{Access, RateLimit};
 use self::budget::Budget;
+pub use self::cors::CorsOrigin;
 use self::http::{Connections, HostPolicy, RequestGuard, ServeRules, Tls};
 pub use self::http::{TlsFiles, listen};
 use self::jobs::Jobs;
 pub use self::jobs::Wire;
+use self::listeners::Listeners;
 use self::metrics::METRICS;
 use self::models::Models;
 use self::pending::Pending;
 use self::readiness::Readiness;
 use self::replies::Replies;
 use self::results::Results;
-use self::routes::Site;
+use self::site::Site;
 use self::upload::UploadRules;
 use crate::config::{Backend, Cidr, Limits, Names};
 use crate::model::ModelChoice;
@@ -112,6 +127,8 @@ pub struct Config {
     pub trusted_proxies: Vec<Cidr>,
     /// Host names that requests may have, beside addresses and names of this machine.
     pub allowed_hosts: Vec<String>,
+    /// Pages of these origins may send requests and read the answers.
+    pub cors_origins: Vec<CorsOrigin>,
     /// Bytes of image bodies in memory. Requests beyond that are answered with 503.
     pub max_buffered_bytes: u64,
     /// Jobs in the queue, visible or in flight, beyond which no job is accepted.
@@ -183,6 +200,7 @@ pub async fn run(
     let give_up = CancellationToken::new();
     let uploads = upload_rules(&config);
     let guard = request_guard(address, &config);
+    let cors = cors::layer(&config.cors_origins);
     let site = Site {
         jobs: Jobs {
             wire: config.wire,
@@ -200,6 +218,7 @@ pub async fn run(
         models,
         uploads,
         image_reads: Budget::new(IMAGE_READ_BYTES, METRICS.read_memory.clone()),
+        listeners: Listeners::new(max_connections),
         sync_timeout: config.sync_timeout,
         readiness: Readiness {
             transport: Arc::clone(&transport),
@@ -222,7 +241,7 @@ pub async fn run(
     let stop = CancellationToken::new();
     let (site, guard) = (Arc::new(site), Arc::new(guard));
     let for_operators = serve_operators(operators, routes::operators_router(Arc::clone(&site)), rules, stop.clone());
-    let router = routes::router(site, guard, auth);
+    let router = routes::router(site, guard, auth, cors);
     let for_clients = http::serve(listener, router, rules, Arc::new(connections), tls, stop.clone());
     let serving = async {
         tokio::join!(for_clients, for_operators);
@@ -279,7 +298,11 @@ fn upload_rules(config: &Config) -> UploadRules {
 fn request_guard(address: SocketAddr, config: &Config) -> RequestGuard {
     let is_loopback = address.ip().to_canonical().is_loopback();
     RequestGuard {
-        hosts: HostPolicy { is_loopback, allowed_hosts: config.allowed_hosts.clone() },
+        hosts: HostPolicy {
+            is_loopback,
+            allowed_hosts: config.allowed_hosts.clone(),
+            cors_origins: config.cors_origins.clone(),
+        },
         max_upload_bytes: config.limits.max_upload_bytes,
     }
 }

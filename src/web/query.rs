@@ -1,6 +1,7 @@
 //! The query of a request. Its parameters are read as text, so that errors in them become problems of our own.
 
 use std::borrow::Cow;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use axum::extract::FromRequestParts;
@@ -13,9 +14,12 @@ use super::jobs::JobOptions;
 use crate::config;
 use crate::telemetry::trace::TRACEPARENT;
 
-const MAX_WAIT: Duration = Duration::from_secs(600);
+/// The longest wait of one request.
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(600);
 pub(super) const DEFAULT_TOP_K: u32 = 5;
 pub(super) const MAX_TOP_K: u32 = 1000;
+/// The numbers of predictions that a client may ask for.
+pub(super) const TOP_K: RangeInclusive<u32> = 1..=MAX_TOP_K;
 
 /// The parameters of the addresses under `/v1/`. Others are ignored.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -39,7 +43,7 @@ impl Query {
     ///
     /// # Errors
     /// 400 for a parameter that is given twice or is not UTF-8.
-    fn read(query: &str) -> Result<Query, Problem> {
+    pub(super) fn read(query: &str) -> Result<Query, Problem> {
         Ok(Query {
             wait: parameter(query, "wait")?,
             top_k: parameter(query, "top_k")?,
@@ -56,25 +60,27 @@ impl Query {
         Ok(Query { model: parameter(query.unwrap_or_default(), "model")?, ..Query::default() })
     }
 
-    pub(super) fn wait(&self, default: Duration) -> Result<Duration, Problem> {
-        let Some(text) = &self.wait else { return Ok(default) };
-        config::duration(text).ok().filter(|wait| *wait <= MAX_WAIT).ok_or_else(|| {
+    /// How long the client wants to wait, if the query says so.
+    pub(super) fn wait(&self) -> Result<Option<Duration>, Problem> {
+        let Some(text) = &self.wait else { return Ok(None) };
+        let wait = config::duration(text).ok().filter(|wait| *wait <= MAX_WAIT);
+        wait.map(Some).ok_or_else(|| {
             Problem::malformed(format!("wait={text:?} is not between 0 and {} seconds", MAX_WAIT.as_secs()))
         })
     }
 
+    /// The number of predictions, if the query says so.
+    pub(super) fn top_k(&self) -> Result<Option<u32>, Problem> {
+        let Some(text) = &self.top_k else { return Ok(None) };
+        let top_k = text.parse().ok().filter(|top_k| TOP_K.contains(top_k));
+        top_k.map(Some).ok_or_else(|| wrong_top_k(text))
+    }
+
     /// The options of the query. `model` is as the client wrote it.
     pub(super) fn job_options(self, headers: &HeaderMap) -> Result<JobOptions, Problem> {
-        let top_k = match &self.top_k {
-            None => DEFAULT_TOP_K,
-            Some(text) => text
-                .parse()
-                .ok()
-                .filter(|top_k| (1..=MAX_TOP_K).contains(top_k))
-                .ok_or_else(|| Problem::malformed(format!("top_k={text:?} is not between 1 and {MAX_TOP_K}")))?,
-        };
+        let top_k = self.top_k()?.unwrap_or(DEFAULT_TOP_K);
         let traceparent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        Ok(JobOptions { top_k, model: self.model, traceparent, principal: Principal::default() })
+        Ok(JobOptions { top_k, model: self.model, traceparent, principal: Principal::default(), id: None })
     }
 
     /// Returns true if the labels of a model are to be listed.
@@ -85,6 +91,11 @@ impl Query {
             Some(text) => Err(Problem::malformed(format!("labels={text:?} is neither true nor false"))),
         }
     }
+}
+
+/// The problem of a number of predictions that is out of range.
+pub(super) fn wrong_top_k(text: &str) -> Problem {
+    Problem::malformed(format!("top_k={text:?} is not between 1 and {MAX_TOP_K}"))
 }
 
 /// The value of one parameter.
@@ -142,7 +153,7 @@ mod tests {
             assert_eq!(Query::read(query).unwrap_err().kind, "malformed", "{query}");
         }
         for query in ["wait", "wait=%zz", "wait=-1", "wait=601"] {
-            assert!(Query::read(query).unwrap().wait(Duration::ZERO).is_err(), "{query}");
+            assert!(Query::read(query).unwrap().wait().is_err(), "{query}");
         }
     }
 

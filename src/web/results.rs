@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::clock;
 use crate::protocol::{self, ClassifyResult, ErrorCode, ErrorInfo, Prediction, Status, TimingsMs, WIRE_VERSION};
-use crate::transport::{Transport, TransportError};
+use crate::transport::{Removal, Transport, TransportError};
 
 pub(crate) struct Results {
     pub transport: Arc<dyn Transport>,
@@ -46,6 +46,13 @@ impl Results {
     pub(crate) async fn expire(&self, id: Uuid) -> Result<Bytes, TransportError> {
         let message = "no worker reached it in time";
         self.write_once(ClassifyResult::ended(id, "", Status::Expired, ErrorCode::Expired, message)).await
+    }
+
+    /// Replaces what is kept of a job by a result that says that its client deleted it.
+    pub(crate) async fn remove(&self, id: Uuid) -> Result<Removal, TransportError> {
+        let mut tombstone = ClassifyResult::tombstone(id);
+        tombstone.worker.clone_from(&self.signature);
+        self.transport.remove(id, Bytes::from(tombstone.to_json())).await
     }
 
     /// The first result is kept, whichever process writes it, and returned.

@@ -273,7 +273,28 @@ fn predictions_of_replicate_are_jobs() {
     assert!(failed.json()["error"].is_string() && failed.json()["output"].is_null());
     for id in ["nothing", "01890000-0000-7000-8000-000000000000"] {
         assert_eq!(service.request("GET", &format!("/v1/predictions/{id}"), &[], b"").status, 404);
+        assert_eq!(service.request("POST", &format!("/v1/predictions/{id}/cancel"), &[], b"").status, 404);
     }
+    let ended = ok(&service.request("POST", &format!("/v1/predictions/{id}/cancel"), &[], b""));
+    assert_eq!((&ended["status"], &ended["output"]), (&json!("succeeded"), &json!(expected)));
+}
+
+#[test]
+fn prediction_of_replicate_is_cancelled_while_it_waits() {
+    let service = Service::start(0, &[], &[]);
+    let started = post(&service, "/v1/predictions", &json!({"input": {"image": base64(&test_image(IMAGE))}})).json();
+    let id = started["id"].as_str().unwrap();
+    let cancel = started["urls"]["cancel"].as_str().unwrap();
+    assert_eq!(cancel, format!("http://{}/v1/predictions/{id}/cancel", service.address));
+    for (method, path) in [
+        ("POST", format!("/v1/predictions/{id}/cancel")),
+        ("GET", format!("/v1/predictions/{id}")),
+        ("POST", format!("/v1/predictions/{id}/cancel")),
+    ] {
+        let shown = ok(&service.request(method, &path, &[], b""));
+        assert_eq!((&shown["id"], &shown["status"]), (&json!(id), &json!("canceled")), "{method} {path}");
+    }
+    assert_eq!(service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").status, 404);
 }
 
 /// The member of an answer in which each dialect says why it refuses.

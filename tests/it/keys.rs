@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use imgcls::keys::KeyHash;
 use imgcls::protocol;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
@@ -88,10 +89,17 @@ fn every_route_is_decided_for_every_kind_of_key() {
     let (job_image, coded_image) = (format!("{job}/image"), format!("{coded_job}/image"));
     let simple_job = format!("/v1/jobs/{}", id.replace('-', ""));
     let unknown_job = format!("/v1/jobs/{}", Uuid::now_v7());
+    let (job_events, unknown_events) = (format!("{job}/events"), format!("{unknown_job}/events"));
+    let prediction = format!("/v1/predictions/{id}");
+    let unknown_cancel = format!("/v1/predictions/{}/cancel", Uuid::now_v7());
+    let (json_type, json_body) = json_image(&image);
+    let json_type = [("Content-Type", json_type)];
+    let (list_type, list_body) = form_of_two(&image);
+    let list_type = [("Content-Type", list_type.as_str())];
 
     let nobody: &[u8] = b"";
     let plain: &[(&str, &str)] = &[];
-    let table: [(&str, &str, &[(&str, &str)], &[u8], [u16; 8]); 25] = [
+    let table: [(&str, &str, &[(&str, &str)], &[u8], [u16; 8]); 40] = [
         ("GET", "/", plain, nobody, [200; 8]),
         ("GET", "/assets/app.js", plain, nobody, [200; 8]),
         ("GET", "/favicon.svg", plain, nobody, [200; 8]),
@@ -114,6 +122,22 @@ fn every_route_is_decided_for_every_kind_of_key() {
         ("GET", &coded_image, plain, nobody, [401, 401, 401, 401, 200, 404, 200, 200]),
         ("GET", &unknown_job, plain, nobody, [401, 401, 401, 401, 404, 404, 404, 404]),
         ("GET", "/v1/jobs/no-id", plain, nobody, [401, 401, 401, 401, 404, 404, 404, 404]),
+        ("GET", "/openapi.json", plain, nobody, [200; 8]),
+        ("GET", "/docs", plain, nobody, [200; 8]),
+        ("GET", "/assets/docs.css", plain, nobody, [200; 8]),
+        ("OPTIONS", "/v1/jobs", plain, nobody, [405; 8]),
+        ("POST", "/v1/jobs", &json_type, &json_body, [401, 401, 401, 401, 202, 202, 403, 202]),
+        ("POST", "/v1/jobs", &list_type, &list_body, [401, 401, 401, 401, 202, 202, 403, 202]),
+        ("PUT", "/v1/jobs/cat.jpg", plain, &image, [401, 401, 401, 401, 202, 202, 403, 202]),
+        // The name of a file, not the id of a job.
+        ("PUT", &job, plain, &image, [401, 401, 401, 401, 202, 202, 403, 202]),
+        ("GET", &job_events, plain, nobody, [401, 401, 401, 401, 200, 404, 200, 200]),
+        ("GET", &unknown_events, plain, nobody, [401, 401, 401, 401, 404, 404, 404, 404]),
+        ("DELETE", &unknown_job, plain, nobody, [401, 401, 401, 401, 404, 404, 403, 404]),
+        ("GET", &prediction, plain, nobody, [401, 401, 401, 401, 200, 404, 200, 200]),
+        ("POST", &unknown_cancel, plain, nobody, [401, 401, 401, 401, 404, 404, 403, 404]),
+        ("POST", "/v1/models/efficientnet-lite0", plain, nobody, [401, 401, 401, 401, 405, 405, 403, 405]),
+        ("GET", "/v2", plain, nobody, [401, 401, 401, 401, 200, 200, 200, 200]),
         ("GET", "/nowhere", plain, nobody, [401, 401, 401, 401, 404, 404, 404, 404]),
         ("POST", "/nowhere", plain, nobody, [401, 401, 401, 401, 404, 404, 403, 404]),
         ("POST", "/healthz", plain, nobody, [401, 401, 401, 401, 405, 405, 403, 405]),
@@ -147,6 +171,179 @@ fn every_route_is_decided_for_every_kind_of_key() {
     assert_eq!(refused.header("WWW-Authenticate"), Some("Bearer realm=\"imgcls\""));
     assert_eq!(refused.header("Content-Type"), Some("application/problem+json"));
     assert!(get(address, &keys_by_kind[2], "/v1/models").text().contains("expired"));
+}
+
+/// An image in JSON: its media type and the body.
+fn json_image(image: &[u8]) -> (&'static str, Vec<u8>) {
+    ("application/json", json!({"image": BASE64_STANDARD.encode(image)}).to_string().into_bytes())
+}
+
+/// A form with the same image twice: its media type and the body.
+fn form_of_two(image: &[u8]) -> (String, Vec<u8>) {
+    let (content_type, body) = form("image", "cat.jpg", image);
+    let end = body.windows(2).rposition(|window| window == b"--").unwrap();
+    let boundary = body[..end].windows(4).rposition(|window| window == b"\r\n--").unwrap();
+    (content_type, [&body[..boundary + 2], &body].concat())
+}
+
+/// Returns the ids of all jobs whose images are in the store.
+fn stored_jobs(service: &Service) -> Vec<Uuid> {
+    service.images().iter().map(|key| key.trim_start_matches("images/").parse().unwrap()).collect()
+}
+
+#[test]
+fn every_way_to_submit_makes_a_job_of_the_key() {
+    let mut key = String::new();
+    let service = keyed_service(1, &[], |data_dir| key = create_key(data_dir, "owner", "classify", &[]));
+    let image = test_image("cat.jpg");
+    let encoded = BASE64_STANDARD.encode(&image);
+    let (form_type, form_body) = form("image", "cat.jpg", &image);
+    let (list_type, list_body) = form_of_two(&image);
+    let (json_type, json_body) = json_image(&image);
+    let content_type = |value| vec![("Content-Type", value)];
+    let infer = json!({"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], "data": [encoded, encoded]}]});
+    let rekognition = json!({"Image": {"Bytes": encoded}});
+    let replicate = json!({"input": {"image": encoded}});
+    let predict = json!({"instances": [{"b64": encoded}]});
+    let photo = json!({"images": [format!("data:image/jpeg;base64,{encoded}")]});
+    let text = |value: &Value| value.to_string().into_bytes();
+    let ways: Vec<(&str, &str, Vec<(&str, &str)>, Vec<u8>, usize)> = vec![
+        ("POST", "/", content_type(&form_type), form_body.clone(), 1),
+        ("POST", "/v1/classify", vec![], image.clone(), 1),
+        ("PUT", "/v1/classify/cat.jpg", vec![], image.clone(), 1),
+        ("POST", "/v1/jobs", content_type(&form_type), form_body, 1),
+        ("PUT", "/v1/jobs/cat.jpg", vec![], image.clone(), 1),
+        ("POST", "/v1/jobs", content_type(json_type), json_body.clone(), 1),
+        ("POST", "/v1/classify", content_type(json_type), json_body, 1),
+        ("POST", "/v1/jobs", content_type(&list_type), list_body.clone(), 2),
+        ("POST", "/v1/classify", content_type(&list_type), list_body.clone(), 2),
+        ("POST", "/v1/jobs", vec![("Idempotency-Key", "one")], image.clone(), 1),
+        ("POST", "/v1/jobs", [content_type(&list_type), vec![("Idempotency-Key", "two")]].concat(), list_body, 2),
+        ("POST", "/", vec![("X-Amz-Target", "RekognitionService.DetectLabels")], text(&rekognition), 1),
+        ("POST", "/models/efficientnet-lite0", vec![], image.clone(), 1),
+        ("POST", "/v1/models/efficientnet-lite0:predict", vec![], text(&predict), 1),
+        ("POST", "/v2/models/efficientnet-lite0/infer", vec![], text(&infer), 2),
+        ("POST", "/predictions/efficientnet-lite0", vec![], image.clone(), 1),
+        ("POST", "/endpoints/efficientnet-lite0/invocations", vec![("Content-Type", "image/jpeg")], image, 1),
+        ("POST", "/api/v1/vision/labels", vec![], text(&photo), 1),
+        ("POST", "/v1/predictions", vec![], text(&replicate), 1),
+    ];
+    let owner = KeyHash::of(key.as_bytes());
+    let mut known = 0;
+    for (method, path, headers, body, jobs) in ways {
+        let answer = send(service.address, &key, method, path, &headers, &body);
+        assert!((200..300).contains(&answer.status), "{method} {path} {headers:?}: {}", answer.text());
+        let stored = stored_jobs(&service);
+        assert_eq!(stored.len(), known + jobs, "{method} {path} {headers:?}: {}", answer.text());
+        assert!(stored.iter().all(|id| owner.owns(*id)), "{method} {path} {headers:?} makes a job of nobody");
+        known = stored.len();
+    }
+}
+
+#[test]
+fn an_idempotency_key_belongs_to_the_key_of_its_client() {
+    let (mut one, mut two) = (String::new(), String::new());
+    let service = keyed_service(1, &[], |data_dir| {
+        one = create_key(data_dir, "one", "classify", &[]);
+        two = create_key(data_dir, "two", "classify", &[]);
+    });
+    let address = service.address;
+    let (cat, cup) = (test_image("cat.jpg"), test_image("cup.jpg"));
+    let order = [("Idempotency-Key", "order-7")];
+    let submit = |key: &str, image: &[u8]| {
+        let answer = send(address, key, "POST", "/v1/classify?wait=60", &order, image);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let id = answer.json()["id"].as_str().unwrap().to_owned();
+        (id, answer.header("Idempotency-Replayed").is_some())
+    };
+    // Another image is no conflict with the request of another client.
+    let (of_one, is_repeated) = submit(&one, &cat);
+    let (of_two, is_also_repeated) = submit(&two, &cup);
+    assert!(of_one != of_two && !is_repeated && !is_also_repeated, "{of_one} {of_two}");
+    for (key, own, other) in [(&one, &of_one, &of_two), (&two, &of_two, &of_one)] {
+        assert_eq!(get(address, key, &format!("/v1/jobs/{own}")).status, 200);
+        assert_eq!(get(address, key, &format!("/v1/jobs/{other}")).status, 404);
+    }
+    // The header in which a client sends its key makes no difference.
+    let headers = [order[0], ("X-Api-Key", one.as_str())];
+    let repeated = request(address, "POST", "/v1/classify", &headers, &cat).unwrap();
+    assert_eq!(
+        (repeated.json()["id"].as_str(), repeated.header("Idempotency-Replayed")),
+        (Some(&*of_one), Some("true"))
+    );
+    let refused = send(address, &two, "POST", "/v1/jobs", &order, &cat);
+    assert!(refused.status == 422 && refused.json()["id"] == of_two.as_str(), "{}", refused.text());
+}
+
+#[test]
+fn a_job_is_deleted_by_its_owner_and_by_an_administrator() {
+    let mut of_kind = Vec::new();
+    let service = keyed_service(0, &[], |data_dir| {
+        for (name, scope) in [("owner", "classify"), ("other", "classify"), ("read", "read"), ("admin", "admin")] {
+            of_kind.push(create_key(data_dir, name, scope, &[]));
+        }
+    });
+    let address = service.address;
+    let image = test_image("cat.jpg");
+    let [owner, other, read, admin] = of_kind.as_slice() else { panic!("four keys") };
+    for deleter in [owner, admin] {
+        let accepted = send(address, owner, "POST", "/v1/jobs", &[], &image).json();
+        let id = accepted["id"].as_str().unwrap();
+        let delete = |key: &str| send(address, key, "DELETE", &format!("/v1/jobs/{id}"), &[], b"").status;
+        let cancel = |key: &str| send(address, key, "POST", &format!("/v1/predictions/{id}/cancel"), &[], b"").status;
+        for (key, status) in [("", 401), (other, 404), (read, 403)] {
+            assert_eq!((delete(key), cancel(key)), (status, status));
+            assert_eq!(get(address, owner, &format!("/v1/jobs/{id}")).json()["status"], "queued");
+        }
+        assert_eq!(delete(deleter), 200);
+        assert_eq!(get(address, owner, &format!("/v1/jobs/{id}")).status, 404);
+    }
+}
+
+#[test]
+fn pages_of_named_origins_send_keys_and_read_refusals() {
+    const ORIGIN: &str = "https://app.example";
+    let (mut classify, mut other, mut read) = (String::new(), String::new(), String::new());
+    let service = keyed_service(0, &["--cors-origin", ORIGIN, "--rate-limit", "2/h"], |data_dir| {
+        classify = create_key(data_dir, "classify", "classify", &[]);
+        other = create_key(data_dir, "other", "classify", &[]);
+        read = create_key(data_dir, "read", "read", &[]);
+    });
+    let address = service.address;
+    let image = test_image("cat.jpg");
+    // A preflight has no key, and is never limited.
+    for method in ["POST", "DELETE", "POST"] {
+        let headers = [
+            ("Origin", ORIGIN),
+            ("Access-Control-Request-Method", method),
+            ("Access-Control-Request-Headers", "authorization,x-api-key,idempotency-key"),
+        ];
+        let preflight = request(address, "OPTIONS", "/v1/jobs", &headers, b"").unwrap();
+        assert_eq!(preflight.status, 200, "{}", preflight.text());
+        assert_eq!(preflight.header("access-control-allow-origin"), Some(ORIGIN));
+        let allowed = preflight.header("access-control-allow-headers").unwrap();
+        assert!(allowed.contains("authorization") && allowed.contains("x-api-key"), "{allowed}");
+    }
+    let from_page = [("Origin", ORIGIN), ("Sec-Fetch-Site", "cross-site"), ("X-Request-Id", "of-the-page")];
+    let accepted = send(address, &classify, "POST", "/v1/jobs", &from_page, &image);
+    assert_eq!(accepted.status, 202, "{}", accepted.text());
+    let job = accepted.header("Location").unwrap().to_owned();
+    assert_eq!(send(address, &classify, "GET", &job, &from_page, b"").status, 200);
+    for (key, method, path, status) in [
+        ("", "POST", "/v1/jobs", 401),
+        (&read, "POST", "/v1/jobs", 403),
+        (&other, "GET", &job, 404),
+        (&classify, "GET", &job, 429),
+    ] {
+        let refused = send(address, key, method, path, &from_page, if method == "POST" { &image } else { b"" });
+        assert_eq!(refused.status, status, "{}", refused.text());
+        assert_eq!(refused.header("access-control-allow-origin"), Some(ORIGIN), "{status}");
+        assert_eq!(refused.header("x-request-id"), Some("of-the-page"), "{status}");
+        assert_eq!(refused.header("content-type"), Some("application/problem+json"), "{status}");
+        assert_eq!(refused.json()["status"], status);
+        let readable = refused.header("access-control-expose-headers").unwrap();
+        assert!(["retry-after", "ratelimit", "www-authenticate"].into_iter().all(|name| readable.contains(name)));
+    }
 }
 
 fn head_status(address: SocketAddr, key: &str, path: &str) -> u16 {

@@ -25,6 +25,7 @@ mod tiff_file;
 mod tiny_model;
 mod webdriver;
 
+mod api;
 mod aws;
 mod aws_calls;
 mod bad_messages;

@@ -115,11 +115,12 @@ fn form_without_exactly_one_image_is_refused() {
     let image = test_image("cup.jpg");
     let (first, second) =
         (&b"Content-Disposition: form-data; name=a; filename=1.jpg"[..], &b"Content-Type: image/png"[..]);
-    assert_problem(
-        &post_form(&service, &[(first, &image), (second, &test_image("rgb.png"))]),
-        400,
-        "more than one image",
-    );
+    let post_to_page = |parts: &[(&[u8], &[u8])]| {
+        let content_type = format!("multipart/form-data; boundary={BOUNDARY}");
+        service.request("POST", "/", &[("Content-Type", &content_type)], &form_of(BOUNDARY, parts))
+    };
+    let two = post_to_page(&[(first, &image), (second, &test_image("rgb.png"))]);
+    assert_problem(&two, 400, "more than one image");
     let note =
         (&b"Content-Disposition: form-data; name=n; filename=note.txt\r\nContent-Type: text/plain"[..], &b"hello"[..]);
     let empty = (&b"Content-Disposition: form-data; name=e; filename=empty.jpg"[..], &b""[..]);
@@ -130,7 +131,7 @@ fn form_without_exactly_one_image_is_refused() {
     assert_problem(&post_form(&service, &[(first, &vec![0xff; 1_100_000])]), 413, "1048576");
     // Two images, each of which fits the limit.
     let large = [&b"\xff\xd8\xff"[..], &vec![0; 700_000]].concat();
-    assert_problem(&post_form(&service, &[(first, &large), (second, &large)]), 400, "more than one image");
+    assert_problem(&post_to_page(&[(first, &large), (second, &large)]), 400, "more than one image");
     assert!(service.images().is_empty(), "no part of a refused form is stored");
 }
 
@@ -187,7 +188,8 @@ fn body_that_is_not_an_image_is_refused_with_advice() {
     let service = Service::start(0, &[], &[]);
     let base64 = base64::engine::general_purpose::STANDARD.encode(test_image("cup.jpg"));
     let json = json!({"image": base64}).to_string();
-    assert_problem(&post(&service, &[("Content-Type", "application/json")], json.as_bytes()), 415, "send the bytes");
+    let as_json = [("Content-Type", "application/json")];
+    assert_problem(&service.request("POST", "/", &as_json, json.as_bytes()), 415, "send the bytes");
     assert_problem(&post(&service, &[], json.as_bytes()), 415, "send the bytes");
     assert_problem(&post(&service, &[], base64.as_bytes()), 415, "send the bytes");
     assert_problem(&post(&service, &[], format!("data:image/jpeg;base64,{base64}").as_bytes()), 415, "send the bytes");

@@ -13,7 +13,7 @@ use imgcls::protocol::{REDRIVE_MARGIN, WITHDRAWN_IMAGE, is_reply_queue_of, reply
 use imgcls::shutdown::CancellationToken;
 use imgcls::transport::{
     self, Completed, Completion, CompletionError, DeadLetterScan, Delivery, Depth, ImageInfo, Inbox, InboxMode,
-    MessageTooLarge, NewJob, ObjectReader, Opener, QueueRole, Receipt, ReceivedReply, ReplyOutcome, ReplyTo,
+    MessageTooLarge, NewJob, ObjectReader, Opener, QueueRole, Receipt, ReceivedReply, Removal, ReplyOutcome, ReplyTo,
     Resubmission, ResultWrite, ServiceOptions, Space, SubmitTimes, Transport, TransportError, Wanted, Withdrawal,
     WorkerLoad,
 };
@@ -96,6 +96,7 @@ struct State {
     queues: BTreeMap<String, Vec<Message>>,
     images: HashMap<Uuid, (Bytes, SystemTime)>,
     results: HashMap<Uuid, Bytes>,
+    records: HashMap<String, Bytes>,
     next_inbox: u64,
 }
 
@@ -322,6 +323,25 @@ impl Transport for Handle {
         Ok(Withdrawal::Withdrawn)
     }
 
+    async fn remove(&self, id: Uuid, tombstone: Bytes) -> Result<Removal, TransportError> {
+        let mut state = self.0.state();
+        if !state.results.contains_key(&id) && !state.images.contains_key(&id) {
+            return Ok(Removal::Unknown);
+        }
+        if state.results.insert(id, tombstone).is_some() {
+            state.images.remove(&id);
+            return Ok(Removal::Removed);
+        }
+        if let Some((image, _)) = state.images.get_mut(&id) {
+            *image = Bytes::from_static(WITHDRAWN_IMAGE);
+        }
+        Ok(Removal::Cancelled)
+    }
+
+    async fn record_once(&self, key: &str, text: Bytes) -> Result<Bytes, TransportError> {
+        Ok(self.0.state().records.entry(key.to_owned()).or_insert(text).clone())
+    }
+
     async fn write_result(&self, id: Uuid, text: Bytes) -> Result<Bytes, TransportError> {
         Ok(self.0.state().results.entry(id).or_insert(text).clone())
     }
@@ -511,6 +531,7 @@ fn web_config(backend: &Backend, names: &Names) -> web::Config {
         max_connections_per_address: 16,
         trusted_proxies: Vec::new(),
         allowed_hosts: Vec::new(),
+        cors_origins: Vec::new(),
         max_buffered_bytes: 64 << 20,
         max_queue_depth: 100,
         idle_timeout: minute,

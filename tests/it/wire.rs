@@ -179,6 +179,7 @@ fn error_codes_are_spelled_as_documented() {
         (ErrorCode::UnknownModel, "unknown_model"),
         (ErrorCode::AttemptsExhausted, "attempts_exhausted"),
         (ErrorCode::Expired, "expired"),
+        (ErrorCode::Cancelled, "cancelled"),
         (ErrorCode::Internal, "internal"),
     ];
     for (code, spelled) in codes {

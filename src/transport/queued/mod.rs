@@ -35,7 +35,7 @@ use crate::transport::error::{CompletionError, TransportError};
 use crate::transport::job::{MessageTooLarge, NewJob, SubmitTimes};
 use crate::transport::message::{Delivery, Depth, Receipt, ReceivingProcess};
 use crate::transport::port::{
-    DeadLetterScan, ImageInfo, Inbox, InboxMode, QueueRole, Resubmission, ServiceOptions, Transport, Wanted,
+    DeadLetterScan, ImageInfo, Inbox, InboxMode, QueueRole, Removal, Resubmission, ServiceOptions, Transport, Wanted,
     Withdrawal, WorkerLoad,
 };
 use crate::transport::reader::ObjectReader;
@@ -63,6 +63,16 @@ impl QueuedTransport {
             Err(error) => {
                 tracing::debug!(%error, "cannot read the message limit of the queue; assuming that it has not changed");
             }
+        }
+    }
+
+    /// Writes an object of the output bucket unless it exists, and returns the one that exists afterwards.
+    async fn put_once(&self, key: &str, text: Bytes) -> Result<Bytes, TransportError> {
+        let output = self.parts.output().await?;
+        let options = PutOptions { if_none_match: true, content_type: Some("application/json") };
+        match output.put(key, text.clone(), options).await? {
+            Put::Created => Ok(text),
+            Put::AlreadyExists => Ok(output.get(key, MAX_RESULT_BYTES).await?.unwrap_or(text)),
         }
     }
 
@@ -136,13 +146,32 @@ impl Transport for QueuedTransport {
         Ok(Withdrawal::Withdrawn)
     }
 
-    async fn write_result(&self, id: Uuid, text: Bytes) -> Result<Bytes, TransportError> {
-        let (output, key) = (self.parts.output().await?, protocol::result_key(id));
-        let options = PutOptions { if_none_match: true, content_type: Some("application/json") };
-        match output.put(&key, text.clone(), options).await? {
-            Put::Created => Ok(text),
-            Put::AlreadyExists => Ok(output.get(&key, MAX_RESULT_BYTES).await?.unwrap_or(text)),
+    async fn remove(&self, id: Uuid, tombstone: Bytes) -> Result<Removal, TransportError> {
+        let (input, output) = (self.parts.input().await?, self.parts.output().await?);
+        let (image, result) = (protocol::image_key(id), protocol::result_key(id));
+        let mut had_result = output.head(&result).await?.is_some();
+        let has_image = input.head(&image).await?.is_some();
+        if !had_result && !has_image {
+            return Ok(Removal::Unknown);
         }
+        let options = |if_none_match| PutOptions { if_none_match, content_type: Some("application/json") };
+        // A worker may complete the job at this moment.
+        had_result |= output.put(&result, tombstone.clone(), options(true)).await? == Put::AlreadyExists;
+        if had_result {
+            let _ = output.put(&result, tombstone, options(false)).await?;
+            input.delete(&image).await?;
+            return Ok(Removal::Removed);
+        }
+        self.steps.mark_withdrawn(id, Bytes::from_static(protocol::WITHDRAWN_IMAGE)).await?;
+        Ok(Removal::Cancelled)
+    }
+
+    async fn record_once(&self, key: &str, text: Bytes) -> Result<Bytes, TransportError> {
+        self.put_once(key, text).await
+    }
+
+    async fn write_result(&self, id: Uuid, text: Bytes) -> Result<Bytes, TransportError> {
+        self.put_once(&protocol::result_key(id), text).await
     }
 
     async fn legacy_output(&self, id: Uuid) -> Result<Option<Bytes>, TransportError> {

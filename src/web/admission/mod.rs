@@ -154,6 +154,13 @@ impl Admission {
         matches!(self.capacity, Capacity::Replies(_))
     }
 
+    /// Returns when a client whose job waits should ask for the result, in whole seconds: when the work ahead is done, as
+    /// far as that is known.
+    pub(super) fn retry_after_seconds(&self) -> u32 {
+        let wait = self.estimate(&self.ledger()).wait().unwrap_or_default();
+        estimate::retry_after_seconds(wait, 0.0)
+    }
+
     /// Sets the gauge of the expected wait.
     pub(super) fn update_gauge(&self) {
         let wait = self.estimate(&self.ledger()).wait().unwrap_or_default();

@@ -47,6 +47,8 @@ pub(super) fn need(method: &Method, route: Option<&str>, id: Option<Uuid>) -> Ne
     if is_one_of(&OPERATORS, route) {
         return Need::Operate;
     }
+    // PUT submits an image. Its address ends with the name of a file, which may look like the id of a job.
+    let id = id.filter(|_| method != Method::PUT);
     match (id, method.is_safe()) {
         (Some(id), true) => Need::ReadJob(id),
         (Some(id), false) => Need::ChangeJob(id),
@@ -89,6 +91,11 @@ mod tests {
             (Method::GET, "/v1/models", None, Need::AnyKey),
             (Method::GET, "/v1/jobs/{id}/image", Some(id), Need::ReadJob(id)),
             (Method::DELETE, "/v1/jobs/{id}", Some(id), Need::ChangeJob(id)),
+            (Method::GET, "/v1/jobs/{id}/events", Some(id), Need::ReadJob(id)),
+            (Method::PUT, "/v1/jobs/{id}", Some(id), Need::Submit),
+            (Method::POST, "/v1/predictions/{id}/cancel", Some(id), Need::ChangeJob(id)),
+            (Method::GET, "/openapi.json", None, Need::Nothing),
+            (Method::GET, "/docs", None, Need::Nothing),
             (Method::OPTIONS, "/v1/jobs", None, Need::Nothing),
             (Method::GET, "/newly/added", None, Need::AnyKey),
             (Method::POST, "/newly/added", None, Need::Submit),

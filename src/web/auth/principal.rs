@@ -20,6 +20,18 @@ impl Principal {
         Principal { key: None }
     }
 
+    /// The principal of a key with this text, for tests.
+    #[cfg(test)]
+    pub(crate) fn of_key(text: &str, scopes: &[Scope]) -> Principal {
+        Principal::of(Arc::new(KeyRecord {
+            hash: crate::keys::KeyHash::of(text.as_bytes()),
+            name: text.to_owned(),
+            scopes: scopes.to_vec(),
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+            expires_at: None,
+        }))
+    }
+
     pub(super) fn of(key: Arc<KeyRecord>) -> Principal {
         Principal { key: Some(key) }
     }
@@ -28,6 +40,11 @@ impl Principal {
     pub(crate) fn new_job_id(&self) -> Uuid {
         let id = clock::new_id();
         self.key.as_ref().map_or(id, |key| key.hash.mark(id))
+    }
+
+    /// The hash of the key, by which callers are told apart. `None` where no key is needed: everybody is one caller.
+    pub(crate) fn key_hash(&self) -> Option<&[u8]> {
+        self.key.as_ref().map(|key| key.hash.as_bytes())
     }
 
     /// Returns true if the principal may read the job, its image and its result.

@@ -3,17 +3,18 @@
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures::future::try_join_all;
-use serde::Serialize;
 
 use crate::protocol::{ClassifyResult, Status, cut_filename};
+use crate::web::answer;
+pub(super) use crate::web::answer::json_of as json;
 use crate::web::error::Problem;
 use crate::web::jobs::{Classified, JobOptions, Wire};
 use crate::web::query::{MAX_TOP_K, Query};
-use crate::web::routes::{self, Site};
+use crate::web::site::Site;
 use crate::web::upload::{Upload, WholeBody};
 
 /// The largest number of images in one request.
@@ -66,7 +67,7 @@ pub(super) fn max_body_bytes(site: &Site) -> u64 {
 pub(super) async fn classify(site: &Site, upload: Upload, options: JobOptions) -> Result<ClassifyResult, Problem> {
     let Classified { id, result } = site.jobs.classify(upload, options, site.sync_timeout).await?;
     let Some(text) = result else { return Err(Problem::not_in_time(id)) };
-    let result = routes::parse(&text)?;
+    let result = answer::parse(&text)?;
     if result.status == Status::Succeeded { Ok(result) } else { Err(Problem::of_result(&result)) }
 }
 
@@ -95,12 +96,6 @@ pub(super) fn of_image(problem: Problem, at: usize, count: usize) -> Problem {
 /// Returns the parameter of an address.
 pub(super) fn path(path: Result<Path<String>, PathRejection>) -> Result<String, Problem> {
     path.map(|Path(text)| text).map_err(|_| Problem::malformed("the name in the address is not UTF-8"))
-}
-
-/// The answer with this JSON.
-pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response {
-    let text = serde_json::to_string(value).expect("strings and finite numbers; this is a bug");
-    (status, [(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 /// The answer to a refused request in a dialect: the status and headers of the problem, with another body.

@@ -21,7 +21,7 @@ use super::{call, image, json};
 use crate::protocol::{ClassifyResult, Prediction, cut_filename};
 use crate::web::error::Problem;
 use crate::web::jobs::JobOptions;
-use crate::web::routes::Site;
+use crate::web::site::Site;
 use crate::web::upload::{Upload, WholeBody};
 
 /// The User-Agents of the clients in Python and JavaScript contain one of these.

@@ -10,7 +10,7 @@ use axum::Router;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use serde::Deserialize;
 use serde_json::json;
@@ -20,7 +20,7 @@ use super::json::{Base64Image, Limited};
 use super::{call, hugging_face, image, json};
 use crate::protocol::cut_filename;
 use crate::web::error::Problem;
-use crate::web::routes::Site;
+use crate::web::site::Site;
 
 /// The only signature that a model has.
 const SIGNATURE: &str = "serving_default";
@@ -61,7 +61,8 @@ async fn answer(site: &Site, name: &str, request: Request) -> Result<Response, P
             return Err(Problem::malformed(format!("{verb:?} is not supported; a model has only \":predict\"")));
         }
         None => {
-            let mut response = call::error_member(Problem::method_not_allowed());
+            // An address of the service itself.
+            let mut response = Problem::method_not_allowed().into_response();
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET,HEAD"));
             return Ok(response);
         }

@@ -37,7 +37,8 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
 
 pub(super) use self::sibling::prefix as sibling_prefix;
-use super::routes::{Site, classify_form};
+use super::site::Site;
+use super::submit::classify_form;
 
 /// The routes of all dialects.
 pub(super) fn routes() -> Router<Arc<Site>> {

@@ -18,7 +18,7 @@ use super::json::{Limited, Text};
 use super::{call, image, json};
 use crate::protocol::{ClassifyResult, cut_filename};
 use crate::web::error::Problem;
-use crate::web::routes::Site;
+use crate::web::site::Site;
 
 /// The version that PhotoPrism asks for when its settings name none.
 const LATEST: &str = "latest";

@@ -15,7 +15,7 @@ use super::{call, image, json};
 use crate::protocol::{ClassifyResult, cut_filename};
 use crate::web::error::Problem;
 use crate::web::query::MAX_TOP_K;
-use crate::web::routes::Site;
+use crate::web::site::Site;
 
 const TARGET: &str = "x-amz-target";
 const OPERATION: &str = "RekognitionService.DetectLabels";

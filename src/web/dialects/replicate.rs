@@ -1,5 +1,6 @@
 //! Predictions of Replicate: `POST /v1/predictions` with a data URL in `input.image`, `Prefer: wait`, and
-//! `GET /v1/predictions/{id}`. A prediction is a job, and has its id. Refusals are problem documents, as Replicate's are.
+//! `GET /v1/predictions/{id}` and `POST /v1/predictions/{id}/cancel`. A prediction is a job, and has its id. Refusals are
+//! problem documents, as Replicate's are.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -19,9 +20,10 @@ use uuid::Uuid;
 
 use super::{call, hugging_face, image, json};
 use crate::protocol::{self, ClassifyResult, Status, cut_filename};
+use crate::web::answer;
 use crate::web::error::Problem;
 use crate::web::jobs::{Classified, JobOptions, State as JobState};
-use crate::web::routes::{self, Site};
+use crate::web::site::Site;
 use crate::web::upload::WholeBody;
 
 /// How long a request waits that only says `Prefer: wait`, and the longest time that it may name.
@@ -78,7 +80,7 @@ async fn create(State(site): State<Arc<Site>>, request: Request) -> Result<Respo
     }
     let Classified { id, result } = site.jobs.classify(upload, options, wait).await?;
     Ok(match result {
-        Some(text) => call::json(StatusCode::CREATED, &ended(&routes::parse(&text)?, &host)),
+        Some(text) => call::json(StatusCode::CREATED, &ended(&answer::parse(&text)?, &host)),
         None => call::json(StatusCode::ACCEPTED, &starting(id, model.as_deref(), &host)),
     })
 }
@@ -135,19 +137,43 @@ async fn show(
     path: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let text = call::path(path)?;
-    let id: Uuid = text.parse().map_err(|_| Problem::no_such_job(&text))?;
-    let host = host(&headers);
-    let prediction = match site.jobs.state(id, Duration::ZERO).await? {
-        JobState::Unknown => return Err(Problem::no_such_job(&text)),
-        JobState::Queued => starting(id, None, &host),
-        JobState::Final(text) => ended(&routes::parse(&text)?, &host),
-    };
-    Ok(call::json(StatusCode::OK, &prediction))
+    let id = job_id(path)?;
+    let state = site.jobs.state(id, Duration::ZERO).await?;
+    Ok(call::json(StatusCode::OK, &prediction(id, state, &host(&headers))?))
 }
 
-async fn cancel() -> Problem {
-    Problem::malformed("a prediction cannot be cancelled; it is classified, and its result is kept for a while")
+/// Cancels a prediction that waits. One that has ended stays as it is.
+async fn cancel(
+    State(site): State<Arc<Site>>,
+    path: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let id = job_id(path)?;
+    let mut state = site.jobs.state(id, Duration::ZERO).await?;
+    if state == JobState::Queued {
+        site.jobs.remove(id).await?;
+        state = JobState::Removed;
+    }
+    Ok(call::json(StatusCode::OK, &prediction(id, state, &host(&headers))?))
+}
+
+fn job_id(path: Result<Path<String>, PathRejection>) -> Result<Uuid, Problem> {
+    let text = call::path(path)?;
+    text.parse().map_err(|_| Problem::no_such_job(&text))
+}
+
+/// The prediction of a job in this state.
+fn prediction(id: Uuid, state: JobState, host: &str) -> Result<Value, Problem> {
+    match state {
+        JobState::Unknown => Err(Problem::no_such_job(&id.to_string())),
+        JobState::Queued => Ok(starting(id, None, host)),
+        JobState::Removed => {
+            let mut prediction = starting(id, None, host);
+            prediction["status"] = json!("canceled");
+            Ok(prediction)
+        }
+        JobState::Final(text) => Ok(ended(&answer::parse(&text)?, host)),
+    }
 }
 
 /// The address of this server as the client knows it, for the addresses in a prediction.
@@ -172,7 +198,10 @@ fn starting(id: Uuid, model: Option<&str>, host: &str) -> Value {
         "started_at": null,
         "completed_at": null,
         "metrics": {},
-        "urls": { "get": format!("{host}/v1/predictions/{id}") },
+        "urls": {
+            "get": format!("{host}/v1/predictions/{id}"),
+            "cancel": format!("{host}/v1/predictions/{id}/cancel"),
+        },
     })
 }
 

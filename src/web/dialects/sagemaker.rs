@@ -16,7 +16,7 @@ use serde_json::json;
 use super::{call, hugging_face};
 use crate::protocol::cut_filename;
 use crate::web::error::Problem;
-use crate::web::routes::Site;
+use crate::web::site::Site;
 
 /// Headers that ask for something other than a prediction of the endpoint.
 const UNSUPPORTED: [&str; 6] = [

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::call;
 use crate::protocol::Prediction;
 use crate::web::error::Problem;
-use crate::web::routes::Site;
+use crate::web::site::Site;
 
 pub(super) fn routes() -> Router<Arc<Site>> {
     Router::new()

@@ -15,6 +15,8 @@ use crate::web::error::Problem;
 
 /// Paths that are answered on spare connections, too.
 const HEALTH_CHECKS: [&str; 2] = ["/healthz", "/readyz"];
+/// The answers to programs are no pages: a browser that shows one loads and runs nothing.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// The settings of [`guard`].
@@ -31,7 +33,8 @@ pub(super) struct Client {
     pub(super) permit: Arc<ConnectionPermit>,
 }
 
-/// The middleware. It also adds headers that forbid caching and guessing of media types, unless the answer has its own.
+/// The middleware. It also adds headers that forbid caching, guessing of media types and active content, unless the answer
+/// has its own.
 pub(crate) async fn guard(State(guard): State<Arc<RequestGuard>>, request: Request, next: Next) -> Response {
     let is_health_check = HEALTH_CHECKS.contains(&request.uri().path());
     let client = request.extensions().get::<Client>().filter(|_| !is_health_check).cloned();
@@ -53,6 +56,7 @@ pub(crate) async fn guard(State(guard): State<Arc<RequestGuard>>, request: Reque
     let headers = response.headers_mut();
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.entry(header::X_CONTENT_TYPE_OPTIONS).or_insert(HeaderValue::from_static("nosniff"));
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(HeaderValue::from_static(CONTENT_SECURITY_POLICY));
     response
 }
 

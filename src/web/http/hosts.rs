@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Method, Version, header};
 
+use crate::web::cors::CorsOrigin;
 use crate::web::error::Problem;
 
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
@@ -20,6 +21,8 @@ pub(crate) struct HostPolicy {
     pub(crate) is_loopback: bool,
     /// Names beside those of this machine, in lower case.
     pub(crate) allowed_hosts: Vec<String>,
+    /// Origins whose pages may send requests.
+    pub(crate) cors_origins: Vec<CorsOrigin>,
 }
 
 impl HostPolicy {
@@ -62,7 +65,7 @@ impl HostPolicy {
         }
         let refusal = |what: String| {
             Err(Problem::cross_site(format!(
-                "{what}; only programs, pages of this server and pages of the hosts in --allowed-host may send it"
+                "{what}; only programs, pages of this server and pages that --allowed-host or --cors-origin names may send it"
             )))
         };
         let site = headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
@@ -70,7 +73,7 @@ impl HostPolicy {
             (Some(b"same-origin" | b"none"), _) => Ok(()),
             (_, Some(origin)) => {
                 let origin = origin.to_str().unwrap_or("null");
-                if self.is_own_origin(origin, host) {
+                if self.is_own_origin(origin, host) || self.cors_origins.iter().any(|own| own.matches(origin)) {
                     return Ok(());
                 }
                 refusal(format!("the request comes from a page of {origin:?}"))
@@ -166,7 +169,8 @@ mod tests {
     use super::*;
 
     fn policy(is_loopback: bool, allowed: &[&str]) -> HostPolicy {
-        HostPolicy { is_loopback, allowed_hosts: allowed.iter().map(|name| (*name).to_owned()).collect() }
+        let allowed_hosts = allowed.iter().map(|name| (*name).to_owned()).collect();
+        HostPolicy { is_loopback, allowed_hosts, cors_origins: vec!["https://app.example".parse().unwrap()] }
     }
 
     fn request(method: &str, headers: &[(&str, &str)]) -> Request {
@@ -237,6 +241,8 @@ mod tests {
             (&[("sec-fetch-site", "same-site"), ("origin", "http://localhost:3000")], 403),
             (&[("sec-fetch-site", "same-origin"), ("origin", "http://localhost:8080")], 200),
             (&[("sec-fetch-site", "none")], 200),
+            (&[("sec-fetch-site", "cross-site"), ("origin", "https://app.example")], 200),
+            (&[("sec-fetch-site", "cross-site"), ("origin", "http://app.example")], 403),
         ] {
             let all = [&[host], headers].concat();
             assert_eq!(status(&own, "POST", &all), expected, "{headers:?}");

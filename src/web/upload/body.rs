@@ -68,6 +68,11 @@ impl<'a> BodyReader<'a> {
         reserved.map_err(|_| no_memory())
     }
 
+    /// Returns the memory that is reserved.
+    pub(super) fn reserved_bytes(&self) -> u64 {
+        self.reservation.bytes()
+    }
+
     /// Returns the next bytes of the body, decompressed, or `None` at its end. They are never empty.
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Problem> {
         let Some(mut gunzip) = self.gunzip.take() else { return self.frame().await };

@@ -1,5 +1,8 @@
-//! The image in a multipart form.
+//! The images in a multipart form.
 
+use std::collections::HashSet;
+
+use axum::http::StatusCode;
 use bytes::Bytes;
 
 use super::body::BodyReader;
@@ -12,22 +15,44 @@ use crate::web::error::Problem;
 
 /// The field that names the model.
 const MODEL_FIELD: &str = "model";
+/// How many files of a form get an answer.
+const MAX_FILES: usize = 100;
 /// How many files or fields of a form are named when none of its parts is an image.
 const MAX_NAMED_PARTS: usize = 8;
 
-/// Reads the one image of a form. The first part that begins like an image is used, whatever its headers say.
+/// How many images a form may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Images {
+    One,
+    Several,
+}
+
+/// The files of a form.
+pub(super) struct ReceivedForm {
+    /// In the order of the form: the one image, or every file that is to be answered.
+    pub(super) files: Vec<Result<ReceivedImage, Problem>>,
+    /// True if each of the files gets an answer of its own.
+    pub(super) is_list: bool,
+    /// The content of the field `model`.
+    pub(super) model: Option<String>,
+}
+
+/// Reads the images of a form. A part that begins like an image is one, whatever its headers say. A form is a list if it has
+/// several images, or several files in the field of its image; then files of those fields that are not images are answered
+/// too. Other files are ignored.
 ///
 /// # Errors
-/// 400 for a second image, so that no client believes that both were classified, or for a form without a file; 415 when
-/// no file is an image.
+/// 400 for a form without a file, for too many files, and for a second image where one is wanted, so that no client believes
+/// that both were classified; 413 and 415 when no file can be used.
 pub(super) async fn receive_form(
     reader: &mut BodyReader<'_>,
     boundary: &[u8],
     expected_bytes: u64,
-) -> Result<ReceivedImage, Problem> {
+    images: Images,
+) -> Result<ReceivedForm, Problem> {
     let mut form = FormReader::new(boundary);
     let mut parts =
-        FormParts { expected_bytes, part: None, image: None, model: None, files: Vec::new(), fields: Vec::new() };
+        FormParts { expected_bytes, images, part: None, model: None, files: Vec::new(), fields: Vec::new() };
     loop {
         let chunk = reader.chunk().await?;
         form.push(chunk.as_deref().unwrap_or_default());
@@ -47,14 +72,18 @@ fn malformed(error: FormError) -> Problem {
 /// The parts of a form that have been read.
 struct FormParts {
     expected_bytes: u64,
+    images: Images,
     part: Option<Part>,
-    image: Option<ReceivedImage>,
-    /// The content of the field `model`.
     model: Option<String>,
-    /// For each file that is not an image, the reason.
-    files: Vec<Problem>,
+    files: Vec<FormFile>,
     /// The names of fields without a file.
     fields: Vec<String>,
+}
+
+/// A file of a form.
+struct FormFile {
+    field: String,
+    outcome: Result<ReceivedImage, Problem>,
 }
 
 /// The part that is being read.
@@ -65,80 +94,132 @@ struct Part {
     start: Vec<u8>,
     /// The content of a part that is an image.
     image: Option<ImageBuffer>,
+    is_too_large: bool,
 }
 
 impl FormParts {
     async fn take(&mut self, reader: &mut BodyReader<'_>, event: Event) -> Result<(), Problem> {
         match event {
-            Event::PartBegins(head) => self.part = Some(Part { head, bytes: 0, start: Vec::new(), image: None }),
+            Event::PartBegins(head) => self.part = Some(Part::new(head)),
             Event::Data(data) => {
-                let has_image = self.image.is_some();
+                let may_be_image = self.may_have_image();
                 let Some(part) = &mut self.part else { return Ok(()) };
-                part.push(reader, data, has_image, self.expected_bytes).await?;
+                part.push(reader, data, may_be_image, self.expected_bytes).await?;
             }
             Event::PartEnds => {
+                let may_be_image = self.may_have_image();
                 if let Some(mut part) = self.part.take() {
-                    part.check_start(reader, self.image.is_some(), self.expected_bytes).await?;
-                    self.end_part(part);
+                    part.check_start(reader, may_be_image, self.expected_bytes).await?;
+                    self.end_part(part, reader.rules.max_upload_bytes)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn end_part(&mut self, part: Part) {
+    fn may_have_image(&self) -> bool {
+        self.images == Images::Several || self.files.iter().all(|file| file.outcome.is_err())
+    }
+
+    fn end_part(&mut self, part: Part, max_upload_bytes: u64) -> Result<(), Problem> {
         let PartHead { name, filename, content_type } = part.head;
+        if part.is_too_large {
+            return self.add_file(name, Err(Problem::too_large(max_upload_bytes)));
+        }
         if let Some(image) = part.image {
             let bytes = image.into_bytes();
-            if let Some(content_type) = model::sniff(&bytes) {
-                let filename = filename.unwrap_or_default();
-                self.image = Some(ReceivedImage { bytes, content_type, filename, field: name, model: None });
-            }
-            return;
+            let Some(content_type) = model::sniff(&bytes) else { return Ok(()) };
+            let filename = filename.unwrap_or_default();
+            let image = ReceivedImage { bytes, content_type, filename, field: name.clone() };
+            return self.add_file(name, Ok(image));
         }
         if name == MODEL_FIELD && filename.is_none() {
-            self.model.get_or_insert_with(|| String::from_utf8_lossy(&part.start).trim().to_owned());
-            return;
+            return self.set_model(String::from_utf8_lossy(&part.start).trim());
         }
         // For a file input without a selected file, browsers send a file without a name and without bytes.
         let is_file = match &filename {
             Some(filename) => !filename.is_empty() || part.bytes > 0,
             None => content_type.starts_with("image/"),
         };
-        if is_file && self.files.len() < MAX_NAMED_PARTS {
-            let filename = filename.filter(|filename| !filename.is_empty()).unwrap_or(name);
-            self.files.push(unsupported(&part.start, &filename, &content_type));
-        } else if !is_file && self.fields.len() < MAX_NAMED_PARTS {
+        if is_file {
+            let filename = filename.filter(|filename| !filename.is_empty()).unwrap_or_else(|| name.clone());
+            let problem = unsupported(&part.start, &filename, &content_type);
+            return self.add_file(name, Err(problem));
+        }
+        if self.fields.len() < MAX_NAMED_PARTS {
             self.fields.push(cut_filename(&name).to_owned());
+        }
+        Ok(())
+    }
+
+    fn set_model(&mut self, name: &str) -> Result<(), Problem> {
+        match &self.model {
+            Some(model) if model != name => {
+                let (one, other) = (cut_filename(model), cut_filename(name));
+                Err(Problem::malformed(format!("the form names the model {one:?} and {other:?}; name one")))
+            }
+            _ => {
+                self.model = Some(name.to_owned());
+                Ok(())
+            }
         }
     }
 
-    fn finish(self) -> Result<ReceivedImage, Problem> {
-        if let Some(image) = self.image {
-            return Ok(ReceivedImage { model: self.model, ..image });
+    fn add_file(&mut self, field: String, outcome: Result<ReceivedImage, Problem>) -> Result<(), Problem> {
+        if self.files.len() == MAX_FILES {
+            return Err(Problem::malformed(format!("the form has more than {MAX_FILES} files; send several requests")));
         }
-        if !self.files.is_empty() {
-            let details: Vec<&str> = self.files.iter().map(|problem| problem.detail.as_str()).collect();
-            return Err(Problem::unsupported_type(details.join("; ")));
+        self.files.push(FormFile { field, outcome });
+        Ok(())
+    }
+
+    fn finish(self) -> Result<ReceivedForm, Problem> {
+        let FormParts { images, model, files, fields, .. } = self;
+        let image_fields: HashSet<String> =
+            files.iter().filter(|file| file.outcome.is_ok()).map(|file| file.field.clone()).collect();
+        if image_fields.is_empty() {
+            return Err(no_image(files, &fields));
         }
-        Err(Problem::malformed(format!(
-            "the form has no file; send one in any field (fields without a file: {})",
-            if self.fields.is_empty() { "none".to_owned() } else { cut_filename(&self.fields.join(", ")).to_owned() }
-        )))
+        let answered = |file: &FormFile| image_fields.contains(&file.field);
+        let is_list = images == Images::Several && files.iter().filter(|file| answered(file)).count() > 1;
+        let files = files.into_iter().filter(|file| if is_list { answered(file) } else { file.outcome.is_ok() });
+        Ok(ReceivedForm { files: files.map(|file| file.outcome).collect(), is_list, model })
     }
 }
 
+/// The problem of a form none of whose parts is an image that can be used.
+fn no_image(files: Vec<FormFile>, fields: &[String]) -> Problem {
+    let mut problems: Vec<Problem> = files.into_iter().filter_map(|file| file.outcome.err()).collect();
+    if let Some(at) = problems.iter().position(|problem| problem.status == StatusCode::PAYLOAD_TOO_LARGE) {
+        return problems.swap_remove(at);
+    }
+    if problems.is_empty() {
+        return Problem::malformed(format!(
+            "the form has no file; send one in any field (fields without a file: {})",
+            if fields.is_empty() { "none".to_owned() } else { cut_filename(&fields.join(", ")).to_owned() }
+        ));
+    }
+    let details: Vec<&str> = problems.iter().take(MAX_NAMED_PARTS).map(|problem| problem.detail.as_str()).collect();
+    Problem::unsupported_type(details.join("; "))
+}
+
 impl Part {
+    fn new(head: PartHead) -> Part {
+        Part { head, bytes: 0, start: Vec::new(), image: None, is_too_large: false }
+    }
+
     async fn push(
         &mut self,
         reader: &mut BodyReader<'_>,
         data: Bytes,
-        has_image: bool,
+        may_be_image: bool,
         expected_bytes: u64,
     ) -> Result<(), Problem> {
         self.bytes += data.len() as u64;
         if self.bytes > reader.rules.max_upload_bytes {
-            return Err(Problem::too_large(reader.rules.max_upload_bytes));
+            self.is_too_large = true;
+            self.image = None;
+            return Ok(());
         }
         if let Some(image) = &mut self.image {
             return image.push(reader, data).await;
@@ -149,7 +230,7 @@ impl Part {
         }
         if self.start.is_empty() && data.len() >= SIGNATURE_BYTES {
             self.start.extend_from_slice(&data[..SIGNATURE_BYTES]);
-            self.begin_image(has_image, expected_bytes)?;
+            self.begin_image(reader, may_be_image, expected_bytes)?;
             return match &mut self.image {
                 Some(image) => image.push(reader, data).await,
                 None => Ok(()),
@@ -158,7 +239,7 @@ impl Part {
         let (start, rest) = data.split_at(wanted.min(data.len()));
         self.start.extend_from_slice(start);
         if self.start.len() == SIGNATURE_BYTES {
-            self.check_start(reader, has_image, expected_bytes).await?;
+            self.check_start(reader, may_be_image, expected_bytes).await?;
             if let Some(image) = &mut self.image
                 && !rest.is_empty()
             {
@@ -172,27 +253,28 @@ impl Part {
     async fn check_start(
         &mut self,
         reader: &mut BodyReader<'_>,
-        has_image: bool,
+        may_be_image: bool,
         expected_bytes: u64,
     ) -> Result<(), Problem> {
-        if self.image.is_some() {
+        if self.image.is_some() || self.is_too_large {
             return Ok(());
         }
-        self.begin_image(has_image, expected_bytes)?;
+        self.begin_image(reader, may_be_image, expected_bytes)?;
         if let Some(image) = &mut self.image {
             image.push(reader, Bytes::copy_from_slice(&self.start)).await?;
         }
         Ok(())
     }
 
-    fn begin_image(&mut self, has_image: bool, expected_bytes: u64) -> Result<(), Problem> {
+    fn begin_image(&mut self, reader: &BodyReader<'_>, may_be_image: bool, expected_bytes: u64) -> Result<(), Problem> {
         if model::sniff(&self.start).is_none() {
             return Ok(());
         }
-        if has_image {
-            return Err(Problem::malformed("the form holds more than one image; send POST /v1/classify once per file"));
+        if !may_be_image {
+            let detail = "the form holds more than one image; send it to POST /v1/classify, which answers each file";
+            return Err(Problem::malformed(detail));
         }
-        self.image = Some(ImageBuffer::new(expected_bytes));
+        self.image = Some(ImageBuffer::after(reader.reserved_bytes(), expected_bytes));
         Ok(())
     }
 }

@@ -17,13 +17,13 @@ pub(super) struct ReceivedImage {
     pub(super) filename: String,
     /// The name of the form's field; empty outside of a form.
     pub(super) field: String,
-    /// The model that the form names.
-    pub(super) model: Option<String>,
 }
 
 /// The bytes of an image as they arrive. An image that arrives in one piece is not copied.
 pub(super) struct ImageBuffer {
     expected_bytes: usize,
+    /// Memory that the request has reserved for other images.
+    other_bytes: usize,
     first: Bytes,
     bytes: Vec<u8>,
 }
@@ -31,8 +31,18 @@ pub(super) struct ImageBuffer {
 impl ImageBuffer {
     /// The buffer does not grow beyond `expected_bytes` unless more bytes arrive.
     pub(super) fn new(expected_bytes: u64) -> ImageBuffer {
-        let expected_bytes = usize::try_from(expected_bytes).unwrap_or(usize::MAX);
-        ImageBuffer { expected_bytes, first: Bytes::new(), bytes: Vec::new() }
+        ImageBuffer::after(0, expected_bytes)
+    }
+
+    /// The same for a further image of a request that has reserved `other_bytes`.
+    pub(super) fn after(other_bytes: u64, expected_bytes: u64) -> ImageBuffer {
+        let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+        ImageBuffer {
+            expected_bytes: size(expected_bytes),
+            other_bytes: size(other_bytes),
+            first: Bytes::new(),
+            bytes: Vec::new(),
+        }
     }
 
     /// Appends a chunk, after reserving the memory for it.
@@ -41,14 +51,14 @@ impl ImageBuffer {
     /// 503 when the memory is not available.
     pub(super) async fn push(&mut self, reader: &mut BodyReader<'_>, chunk: Bytes) -> Result<(), Problem> {
         if self.first.is_empty() && self.bytes.is_empty() {
-            reader.reserve(chunk.len()).await?;
+            reader.reserve(self.other_bytes + chunk.len()).await?;
             self.first = chunk;
             return Ok(());
         }
         let needed = self.first.len() + self.bytes.len() + chunk.len();
         if needed > self.bytes.capacity() {
             let capacity = needed.max(self.expected_bytes.min(2 * needed));
-            reader.reserve(capacity).await?;
+            reader.reserve(self.other_bytes + capacity).await?;
             self.bytes.reserve_exact(capacity - self.bytes.len());
         }
         self.bytes.extend_from_slice(&std::mem::take(&mut self.first));

@@ -1,15 +1,16 @@
-//! Receives the image of a request: raw, gzip-encoded, or in a multipart form. Limits are checked before anything is
-//! parsed.
+//! Receives the images of a request: raw, gzip-encoded, in a multipart form, or in JSON. Limits are checked before anything
+//! is parsed.
 //!
 //! Memory follows the bytes that have arrived: it is reserved from the budget before it is allocated, and the announced
-//! length is only an upper bound. [`body`] reads a body within its limits, [`form`] finds the image in a form with the
-//! parser in [`multipart`]. [`whole`] reads bodies of other kinds.
+//! length is only an upper bound. [`body`] reads a body within its limits, [`form`] finds the images in a form with the
+//! parser in [`multipart`], and [`json`] decodes the image in JSON. [`whole`] reads bodies of other kinds.
 
 mod body;
 mod form;
 mod gzip;
 mod header_values;
 mod image;
+mod json;
 mod multipart;
 mod rules;
 mod unsupported;
@@ -21,8 +22,9 @@ use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 
 use self::body::BodyReader;
-use self::form::receive_form;
+use self::form::{Images, ReceivedForm, receive_form};
 use self::image::{ImageBuffer, ReceivedImage};
+use self::json::{ReceivedJson, receive_json};
 pub(super) use self::rules::UploadRules;
 use self::unsupported::unsupported;
 pub(super) use self::whole::WholeBody;
@@ -32,8 +34,10 @@ use super::metrics::METRICS;
 use crate::model;
 use crate::protocol::cut_filename;
 
-/// The limit for the parts of a multipart body besides the image: boundaries, part headers, small fields.
-const MULTIPART_ENVELOPE_BYTES: u64 = 64 << 10;
+/// The limit for everything in a form or in JSON besides the image: boundaries, part headers, small fields.
+const ENVELOPE_BYTES: u64 = 64 << 10;
+/// All images of a form together have at most the bytes of this many of the largest size.
+const MAX_FORM_IMAGES: u64 = 4;
 
 /// A received file that is within the limits and begins like an image.
 pub(super) struct Upload {
@@ -54,20 +58,60 @@ pub(super) struct Upload {
 #[derive(Debug, Clone)]
 pub(super) struct PathName(pub(super) String);
 
-/// Reads the image of a request: the raw body, or the one image of a multipart form, whatever the field's name.
+/// The images of a request.
+pub(super) struct Received {
+    /// The images in the order of the request. One that cannot be used has its problem; that happens only in a list.
+    pub(super) files: Vec<Result<Upload, Problem>>,
+    /// True if the request has several files, each of which gets an answer of its own.
+    pub(super) is_list: bool,
+    /// The number of predictions, if the body names it.
+    pub(super) top_k: Option<u32>,
+    /// The model, if the body names one, as the client wrote it.
+    pub(super) model: Option<String>,
+}
+
+/// Reads the one image of a request: the raw body, or the image of a multipart form, whatever the field's name.
 ///
 /// # Errors
 /// A problem that says what is wrong with the request. The rest of its body was then read, within bounds, so that the
 /// client reads the answer.
 pub(super) async fn receive(request: Request, rules: &UploadRules) -> Result<Upload, Problem> {
+    let received = receive_images(request, rules, Images::One).await?;
+    let Received { files, model, .. } = received;
+    let nothing = || Err(Problem::malformed("the request has no image"));
+    files.into_iter().next().unwrap_or_else(nothing).map(|upload| Upload { model, ..upload })
+}
+
+/// Reads the images of a request: the raw body, the files of a multipart form, or an image in JSON.
+///
+/// # Errors
+/// As [`receive`]. In a list, a file that cannot be used is no error of the request.
+pub(super) async fn receive_all(request: Request, rules: &UploadRules) -> Result<Received, Problem> {
+    receive_images(request, rules, Images::Several).await
+}
+
+/// The format of a body.
+enum Format {
+    Raw,
+    Form { boundary: Vec<u8> },
+    Json,
+}
+
+async fn receive_images(request: Request, rules: &UploadRules, images: Images) -> Result<Received, Problem> {
     let _timer = METRICS.stage("uploaded").start_timer();
     let (parts, body) = request.into_parts();
-    let form = form_boundary(&parts.headers)?;
+    let format = match form_boundary(&parts.headers)? {
+        Some(boundary) => Format::Form { boundary },
+        None if images == Images::Several && json::is_json(&content_type(&parts.headers)) => Format::Json,
+        None => Format::Raw,
+    };
     let is_gzip = is_gzip(&parts.headers)?;
     // A form may contain other files besides the image. Its real fault is a better answer than that it is too large.
-    let max_bytes = match form {
-        Some(_) => 2 * rules.max_upload_bytes + MULTIPART_ENVELOPE_BYTES,
-        None => rules.max_upload_bytes,
+    let max_bytes = match (&format, images) {
+        (Format::Form { .. }, Images::Several) => MAX_FORM_IMAGES * rules.max_upload_bytes + ENVELOPE_BYTES,
+        (Format::Form { .. }, Images::One) => 2 * rules.max_upload_bytes + ENVELOPE_BYTES,
+        (Format::Json, _) => json::max_body_bytes(rules.max_upload_bytes) + ENVELOPE_BYTES,
+        (Format::Raw, _) => rules.max_upload_bytes,
     };
     let mut reader = BodyReader::new(body, rules, max_bytes, is_gzip);
     let announced = content_length(&parts.headers);
@@ -78,20 +122,62 @@ pub(super) async fn receive(request: Request, rules: &UploadRules) -> Result<Upl
         Err(Problem::too_large(rules.max_upload_bytes))
     } else {
         let expected = announced.filter(|_| !is_gzip).unwrap_or(max_bytes);
-        match form {
-            Some(boundary) => receive_form(&mut reader, &boundary, expected.min(rules.max_upload_bytes)).await,
-            None => receive_raw(&mut reader, &parts, expected).await,
+        match format {
+            Format::Form { boundary } => {
+                let expected = expected.min(rules.max_upload_bytes);
+                receive_form(&mut reader, &boundary, expected, images).await.map(Contents::from)
+            }
+            Format::Json => receive_json(&mut reader, expected).await.map(Contents::from),
+            Format::Raw => receive_raw(&mut reader, &parts, expected).await.map(Contents::from),
         }
     };
     match received {
-        Ok(ReceivedImage { bytes, content_type, filename, field, model }) => {
-            let filename = cut_filename(&filename).to_owned();
-            Ok(Upload { bytes, filename, field, content_type, model, _reservation: reader.into_reservation() })
-        }
+        Ok(contents) => Ok(contents.with_memory(reader.into_reservation())),
         Err(problem) => {
             reader.drain().await;
             Err(problem)
         }
+    }
+}
+
+/// The contents of a body that has arrived completely.
+struct Contents {
+    files: Vec<Result<ReceivedImage, Problem>>,
+    is_list: bool,
+    top_k: Option<u32>,
+    model: Option<String>,
+}
+
+impl From<ReceivedImage> for Contents {
+    fn from(image: ReceivedImage) -> Self {
+        Contents { files: vec![Ok(image)], is_list: false, top_k: None, model: None }
+    }
+}
+
+impl From<ReceivedForm> for Contents {
+    fn from(ReceivedForm { files, is_list, model }: ReceivedForm) -> Self {
+        Contents { files, is_list, top_k: None, model }
+    }
+}
+
+impl From<ReceivedJson> for Contents {
+    fn from(ReceivedJson { image, top_k, model }: ReceivedJson) -> Self {
+        Contents { files: vec![Ok(image)], is_list: false, top_k, model }
+    }
+}
+
+impl Contents {
+    /// Gives each image its part of the memory that was reserved.
+    fn with_memory(self, mut memory: Reservation) -> Received {
+        let Contents { files, is_list, top_k, model } = self;
+        let mut upload = |image: ReceivedImage| {
+            let ReceivedImage { bytes, content_type, filename, field } = image;
+            let reservation = memory.split_off(bytes.len() as u64);
+            let filename = cut_filename(&filename).to_owned();
+            Upload { bytes, filename, field, content_type, model: None, _reservation: reservation }
+        };
+        let files = files.into_iter().map(|file| file.map(&mut upload)).collect();
+        Received { files, is_list, top_k, model }
     }
 }
 
@@ -110,7 +196,7 @@ async fn receive_raw(
     }
     let bytes = image.into_bytes();
     match model::sniff(&bytes) {
-        Some(content_type) => Ok(ReceivedImage { bytes, content_type, filename, field: String::new(), model: None }),
+        Some(content_type) => Ok(ReceivedImage { bytes, content_type, filename, field: String::new() }),
         None => Err(unsupported(&bytes, "", &content_type(&parts.headers))),
     }
 }

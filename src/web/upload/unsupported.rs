@@ -16,7 +16,10 @@ pub(super) fn unsupported(start: &[u8], filename: &str, content_type: &str) -> P
     Problem::unsupported_type(if start.is_empty() {
         format!("{named}the image is empty: it has zero bytes")
     } else if is_json {
-        format!("{named}JSON is not accepted; {SEND_THE_BYTES}")
+        format!(
+            "{named}JSON is accepted only by POST /v1/classify and /v1/jobs, as {{\"image\": \"<base64>\"}} with the \
+             Content-Type application/json; {SEND_THE_BYTES}"
+        )
     } else if text.starts_with(b"data:") || looks_like_base64(text) {
         format!("{named}base64 is not accepted; {SEND_THE_BYTES}")
     } else if looks_like_form(start) {

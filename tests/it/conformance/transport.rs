@@ -12,7 +12,7 @@ use imgcls::config::Backend;
 use imgcls::protocol::{Incoming, REDRIVE_MARGIN, WITHDRAWN_IMAGE, reply_queue};
 use imgcls::transport::{
     self, Acknowledge, Completed, Completion, DeadLetter, Idle, InboxMode, JobForm, MAX_BATCH, NewJob, NewResult,
-    QueueRole, ReplyOutcome, Resubmission, ResultWrite, TransportError, Withdrawal,
+    QueueRole, Removal, ReplyOutcome, Resubmission, ResultWrite, TransportError, Withdrawal,
 };
 use uuid::Uuid;
 
@@ -51,6 +51,9 @@ pub async fn all(backend: &Backend, exceptions: &[Exception]) {
         late_writer_of_a_result_gets_the_first,
         withdrawn_image_is_replaced_by_a_marker,
         job_with_a_result_is_not_withdrawn,
+        removed_job_gets_no_result_but_the_tombstone,
+        removal_of_a_complete_job_leaves_only_the_tombstone,
+        record_is_written_once,
         dead_letter_keeps_message_and_reason,
         message_delivered_too_often_becomes_a_dead_letter,
         resubmitted_job_loses_its_failed_result,
@@ -405,6 +408,41 @@ async fn job_with_a_result_is_not_withdrawn(backend: &Backend) {
     service.transport.write_result(id, Bytes::from_static(b"result")).await.unwrap();
     assert_eq!(service.transport.withdraw(id).await.unwrap(), Withdrawal::AlreadyCompleted);
     assert_eq!(service.transport.image(id, MANY).await.unwrap().unwrap(), "done");
+}
+
+async fn removed_job_gets_no_result_but_the_tombstone(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let (id, tombstone) = (service.submit(b"cancelled", 0).await, Bytes::from_static(b"tombstone"));
+    let delivery = service.receive_one(LONG).await;
+    assert_eq!(service.transport.remove(id, tombstone.clone()).await.unwrap(), Removal::Cancelled);
+    assert_eq!(service.transport.image(id, MANY).await.unwrap().unwrap(), WITHDRAWN_IMAGE);
+    // The worker had read the image before.
+    let mut completion = Completion::new(delivery.receipt);
+    completion.result = Some(NewResult { id, text: result_text(id, "succeeded").into() });
+    let completed = service.complete_one(completion).await;
+    assert_eq!(completed.result, ResultWrite::AlreadyCompleted(Some(tombstone.clone())));
+    assert_eq!(service.transport.result(id).await.unwrap(), Some(tombstone.clone()));
+    let unknown = service.transport.remove(Uuid::now_v7(), tombstone).await.unwrap();
+    assert_eq!(unknown, Removal::Unknown);
+}
+
+async fn removal_of_a_complete_job_leaves_only_the_tombstone(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let (id, tombstone) = (service.submit(b"done", 0).await, Bytes::from_static(b"tombstone"));
+    service.transport.write_result(id, Bytes::from_static(b"result")).await.unwrap();
+    assert_eq!(service.transport.remove(id, tombstone.clone()).await.unwrap(), Removal::Removed);
+    assert_eq!(service.transport.result(id).await.unwrap(), Some(tombstone));
+    assert_eq!(service.transport.image(id, MANY).await.unwrap(), None);
+}
+
+async fn record_is_written_once(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let (first, second) = (Bytes::from_static(b"first"), Bytes::from_static(b"second"));
+    let key = "results/.idempotency/00.json";
+    assert_eq!(service.transport.record_once(key, first.clone()).await.unwrap(), first);
+    assert_eq!(service.transport.record_once(key, second.clone()).await.unwrap(), first);
+    let other = "results/.idempotency/01.json";
+    assert_eq!(service.transport.record_once(other, second.clone()).await.unwrap(), second);
 }
 
 async fn dead_letter_keeps_message_and_reason(backend: &Backend) {

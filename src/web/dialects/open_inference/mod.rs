@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use self::request::Infer;
 use super::{call, json};
 use crate::web::error::Problem;
-use crate::web::routes::Site;
+use crate::web::site::Site;
 
 /// The length of the JSON part of a body with binary tensors.
 const HEADER_LENGTH: &str = "inference-header-content-length";

@@ -1,0 +1,156 @@
+//! The schemas of bodies and answers, as `docs/wire.md` and `protocol/` describe them.
+
+use serde_json::{Value, json};
+
+use crate::protocol::ErrorCode;
+use crate::web::query::MAX_TOP_K;
+
+/// All schemas by name.
+pub(super) fn schemas() -> Value {
+    let of = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
+    let list_of = |names: &[&str]| {
+        let items: Vec<Value> = names.iter().map(|name| of(name)).collect();
+        json!({"type": "array", "minItems": 1, "items": {"anyOf": items}})
+    };
+    let mut job = result();
+    job["description"] = "A result, and when each stage of its job began".into();
+    job["properties"]["timeline"] = json!({"type": "array", "items": of("TimelineEvent")});
+    job["required"].as_array_mut().into_iter().for_each(|required| required.push("timeline".into()));
+    json!({
+        "Result": result(),
+        "FinishedJob": job,
+        "Job": {"anyOf": [of("State"), of("FinishedJob")]},
+        "ResultOrList": {"anyOf": [of("Result"), list_of(&["Result", "Problem"])]},
+        "StateOrList": {"anyOf": [of("State"), list_of(&["State", "Result", "Problem"])]},
+        "State": {
+            "type": "object",
+            "required": ["id", "status"],
+            "properties": {"id": id(), "status": {"enum": ["queued", "cancelled", "removed"]}},
+        },
+        "Prediction": {
+            "type": "object",
+            "required": ["label"],
+            "properties": {
+                "class_index": {"type": "integer", "minimum": 0},
+                "label": {"type": "string"},
+                "score": {"type": "number", "minimum": 0, "maximum": 1},
+            },
+        },
+        "TimelineEvent": {
+            "type": "object",
+            "required": ["event", "at"],
+            "properties": {
+                "event": {"enum": ["submitted", "received", "succeeded", "failed", "expired"]},
+                "at": {"type": "string", "format": "date-time"},
+            },
+        },
+        "ImageInJson": {
+            "type": "object",
+            "required": ["image"],
+            "additionalProperties": false,
+            "properties": {
+                "image": {"type": "string", "description": "The image in base64, or a data URI of it"},
+                "filename": {"type": ["string", "null"]},
+                "model": {"type": ["string", "null"]},
+                "top_k": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_TOP_K},
+            },
+        },
+        "Models": {
+            "type": "object",
+            "required": ["models"],
+            "properties": {"models": {"type": "array", "items": of("Model")}},
+        },
+        "Model": model(),
+        "Problem": {
+            "type": "object",
+            "description": "A problem (RFC 9457)",
+            "required": ["type", "title", "status", "detail"],
+            "properties": {
+                "type": {"type": "string", "format": "uri"},
+                "title": {"type": "string"},
+                "status": {"type": "integer", "minimum": 400, "maximum": 599},
+                "detail": {"type": "string"},
+                "id": id(),
+            },
+        },
+    })
+}
+
+fn id() -> Value {
+    json!({"type": "string", "format": "uuid"})
+}
+
+fn result() -> Value {
+    let codes: Vec<&str> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
+    let predictions = json!({"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}});
+    json!({
+        "type": "object",
+        "description": "The outcome of a job",
+        "required": ["v", "id", "filename", "status", "predictions", "model", "timings_ms", "attempt", "worker"],
+        "properties": {
+            "v": {"const": 1},
+            "id": id(),
+            "filename": {"type": "string"},
+            "status": {"enum": ["succeeded", "failed", "expired"]},
+            "predictions": predictions,
+            "labels": predictions,
+            "model": {
+                "type": ["object", "null"],
+                "required": ["name", "version", "digest"],
+                "properties": {
+                    "name": {"type": "string"},
+                    "version": {"type": "string"},
+                    "digest": {"type": "string"},
+                },
+            },
+            "timings_ms": {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}},
+            "attempt": {"type": "integer", "minimum": 0},
+            "worker": {"type": "string"},
+            "error": {
+                "type": "object",
+                "required": ["code", "message"],
+                "properties": {"code": {"enum": codes}, "message": {"type": "string"}},
+            },
+        },
+    })
+}
+
+fn model() -> Value {
+    json!({
+        "type": "object",
+        "required": ["name", "default"],
+        "properties": {
+            "name": {"type": "string"},
+            "default": {"type": "boolean"},
+            "ready": {"type": "boolean", "description": "True if the service is ready; only of one model"},
+            "version": {"type": "string"},
+            "digest": {"type": ["string", "null"]},
+            "classes": {"type": ["integer", "null"], "minimum": 0},
+            "input": {
+                "type": ["object", "null"],
+                "required": ["height", "width"],
+                "properties": {"height": {"type": "integer"}, "width": {"type": "integer"}},
+            },
+            "files": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["variant", "digest", "bytes"],
+                    "properties": {
+                        "variant": {"type": "string"},
+                        "digest": {"type": "string"},
+                        "bytes": {"type": "integer"},
+                    },
+                },
+            },
+            "labels": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["label"],
+                    "properties": {"id": {"type": "string"}, "label": {"type": "string"}},
+                },
+            },
+        },
+    })
+}
