@@ -66,7 +66,7 @@ impl BatchArgs {
     pub(super) fn batching(&self, backend: &Backend, tuning: Option<&Tuning>) -> Batching {
         let learned = || Batching::Learned {
             known: tuning.map(|tuning| tuning.batches.clone()).unwrap_or_default(),
-            calls_are_billed: matches!(backend, Backend::Aws { .. }),
+            calls_are_billed: backend.calls_are_billed(),
         };
         self.max_batch_size.map_or_else(learned, Batching::Fixed)
     }
