@@ -61,7 +61,7 @@ impl WorkerArgs {
     pub fn config(&self, backend: Backend, names: Names, tuning: Option<Tuning>) -> worker::Config {
         let processing = &self.processing;
         worker::Config {
-            batching: processing.batch.batching(&backend, tuning.as_ref()),
+            batching: processing.batch.batching(&backend),
             backend,
             names,
             limits: processing.limits.limits(1),

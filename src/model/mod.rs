@@ -72,7 +72,7 @@ use crate::config::Limits;
 use crate::protocol::ErrorCode;
 
 pub(crate) use self::budget::{thread_cpu_time, timeout_message};
-pub use self::choice::{ModelChoice, TunedChoice, default_cache_dir, default_models_dir};
+pub use self::choice::{ModelChoice, default_cache_dir, default_models_dir};
 pub use self::decode::{format_names, sniff};
 pub use self::description::Activation;
 pub use self::error::PrepareError;
@@ -89,7 +89,7 @@ pub(crate) use self::runtime::portable_runtime;
 pub use self::summary::{FileSummary, ModelSummary, model_name};
 pub use self::tensor::{Tensor, Values};
 pub(crate) use self::tuning::reference_variant;
-pub use self::tuning::{BATCH_SIZES, BatchTime, MIN_BATCH_GAIN, Tuning, cores, worthwhile_batch_size};
+pub use self::tuning::{BATCH_SIZES, BatchTime, MIN_BATCH_GAIN, TunedChoice, Tuning, cores, worthwhile_batch_size};
 
 /// Decodes and preprocesses one image. This blocks the calling thread, which may be any thread. While other threads of
 /// the process use so much of `max_decode_bytes` that this image does not fit, it waits for them.
