@@ -7,8 +7,10 @@ use std::process::{Child, Command, Stdio};
 use serde_json::json;
 
 use crate::harness::{Service, label_of};
+use crate::heads;
 use crate::model_requests::second_model;
-use crate::webdriver::{Browser, Locator};
+use crate::onnx_graph::Network;
+use crate::webdriver::{Browser, Element, Locator};
 
 struct Driver {
     process: Child,
@@ -53,6 +55,13 @@ impl Drop for Driver {
     }
 }
 
+/// Keeps a screenshot if a person wants to see what a test sees. Several tests at once overwrite each other's.
+fn keep_screenshot(browser: &Browser) {
+    if let Some(path) = std::env::var_os("IMGCLS_TEST_SCREENSHOT") {
+        std::fs::write(path, browser.screenshot()).unwrap();
+    }
+}
+
 #[test]
 fn page_shows_labels_failures_and_hostile_names() {
     let Some(driver) = Driver::start() else {
@@ -88,9 +97,7 @@ fn page_shows_labels_failures_and_hostile_names() {
     assert!(labels.iter().any(|shown| shown.contains(&label)), "{labels:?} lacks {label}");
     assert!(browser.find_all(Locator::Css("img[src=x]")).is_empty(), "a name became markup");
     assert_eq!(browser.find_all(Locator::Css("#model-choice[hidden]")).len(), 1, "there is only one model");
-    if let Some(path) = std::env::var_os("IMGCLS_TEST_SCREENSHOT") {
-        std::fs::write(path, browser.screenshot()).unwrap();
-    }
+    keep_screenshot(&browser);
 }
 
 #[test]
@@ -114,4 +121,28 @@ fn page_classifies_with_the_model_that_was_chosen() {
     choice.send_keys("capitals");
     browser.wait_for(Locator::Css("#files")).send_keys(file);
     browser.wait_for(Locator::XPath("//*[@data-testid='model'][starts-with(., 'capitals ')]"));
+}
+
+#[test]
+fn page_shows_every_label_of_an_image() {
+    let Some(driver) = Driver::start() else {
+        eprintln!("SKIPPED: no chromium with chromedriver on this machine; the page was not tested");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (model, file) = (dir.path().join("colours"), dir.path().join("orange.png"));
+    std::fs::create_dir(&model).unwrap();
+    heads::write(&model, &Network::default(), heads::TWO_LABELS, heads::LABELS);
+    std::fs::write(&file, heads::orange()).unwrap();
+    let flags = ["--model", model.to_str().unwrap()];
+    let service = Service::start(1, &flags, &flags);
+
+    let browser = driver.open(&dir.path().join("profile"));
+    browser.goto(&format!("http://{}/", service.address));
+    browser.wait_for(Locator::Css("#files")).send_keys(file.to_str().unwrap());
+    let labels = browser.wait_for(Locator::Css("[data-testid=card][data-state=succeeded] [data-testid=labels]"));
+    let shown: Vec<String> = labels.find_all(Locator::Css("li")).iter().map(Element::text).collect();
+    assert_eq!(shown, ["red", "blue"]);
+    assert_eq!(browser.find_all(Locator::Css("[data-testid=prediction]")).len(), 3);
+    keep_screenshot(&browser);
 }
