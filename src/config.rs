@@ -1,71 +1,16 @@
 //! Validated names, limits, the choice of the backend and the settings of a command: shared by every command, without
 //! I/O.
 
+mod backend;
 mod document;
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
+pub use self::backend::{AWS_VARIABLES, AwsLocation, Backend, BackendKind, choose_backend};
 pub use self::document::{Document, Machines, Setting, Source, toml_text};
 
 use crate::protocol;
-
-/// The backend of the transport, and where it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Backend {
-    /// SQLite and files under one directory, for any number of processes on this machine.
-    Local {
-        /// The directory.
-        data_dir: PathBuf,
-    },
-    /// SQS and S3, or services that speak like them. `None` leaves a setting to the environment and the profile.
-    Aws {
-        /// The region.
-        region: Option<String>,
-        /// The URL of the services. `None` for those of AWS itself.
-        endpoint_url: Option<String>,
-    },
-    /// A backend that is not part of the program: the process registered it by name. No value of `--backend` selects it.
-    Named {
-        /// The name under which it was registered.
-        name: String,
-        /// The address of the service, in a form that the backend defines.
-        address: Option<String>,
-    },
-}
-
-/// The backend that the settings and the environment select.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BackendKind {
-    /// SQLite and files on this machine.
-    Local,
-    /// SQS and S3.
-    Aws,
-}
-
-/// Variables that select AWS when `--backend` is absent. The region of a profile does not: someone who has the AWS
-/// command line set up for other work still gets the local backend.
-pub const AWS_VARIABLES: [&str; 3] = ["AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"];
-
-/// The backend, and the flag or variable that selected it, for the first log line.
-pub fn choose_backend(
-    explicit: Option<BackendKind>,
-    aws_flag_given: Option<&'static str>,
-    environment: &BTreeMap<String, String>,
-) -> (BackendKind, String) {
-    if let Some(kind) = explicit {
-        return (kind, "--backend".to_owned());
-    }
-    if let Some(flag) = aws_flag_given {
-        return (BackendKind::Aws, flag.to_owned());
-    }
-    match AWS_VARIABLES.iter().find(|name| environment.get(**name).is_some_and(|value| !value.is_empty())) {
-        Some(name) => (BackendKind::Aws, (*name).to_owned()),
-        None => (BackendKind::Local, "default".to_owned()),
-    }
-}
 
 /// Names of the queues and buckets of one stack.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -333,16 +278,6 @@ pub fn bytes(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn variables_of_aws_select_it_unless_the_backend_is_given() {
-        let aws: BTreeMap<String, String> = [("AWS_REGION".to_owned(), "us-east-1".to_owned())].into();
-        let empty: BTreeMap<String, String> = [("AWS_REGION".to_owned(), String::new())].into();
-        assert_eq!(choose_backend(None, None, &aws), (BackendKind::Aws, "AWS_REGION".to_owned()));
-        assert_eq!(choose_backend(None, None, &empty).0, BackendKind::Local);
-        assert_eq!(choose_backend(Some(BackendKind::Local), None, &aws).0, BackendKind::Local);
-        assert_eq!(choose_backend(None, Some("--region"), &empty).0, BackendKind::Aws);
-    }
 
     #[test]
     fn bucket_names_on_aws_contain_account_and_region() {

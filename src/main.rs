@@ -89,7 +89,7 @@ fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
 
 fn run_up(args: &UpArgs, settings: &Document) -> anyhow::Result<ExitCode> {
     block_on(many_threads()?, async {
-        let config = args.config(settings, &TunedChoice::read(args.model.choice()))?;
+        let config = args.config(settings, &TunedChoice::read(args.supervisor.processing.model.choice()))?;
         let shutdown = on_signals()?;
         shutdown::end_within(&shutdown, args.http.drain_delay + MAX_DRAIN);
         let listener = bind(args.http.listen)?;
@@ -123,7 +123,7 @@ fn run_worker(args: &WorkerArgs, settings: &Document) -> anyhow::Result<ExitCode
         if let Some(models) = &mut models {
             models.download().await?;
         }
-        let config = args.config(backend, names, TunedChoice::read(args.model.choice()).tuning);
+        let config = args.config(backend, names, TunedChoice::read(args.processing.model.choice()).tuning);
         let tier = worker::run(config, on_signals()?);
         Box::pin(traced("imgcls-worker", beside_models(models, tier))).await
     })?;
@@ -150,19 +150,19 @@ async fn beside_models(
 }
 
 fn run_autoscale(args: &AutoscaleArgs, settings: &Document) -> anyhow::Result<ExitCode> {
-    let backend = logged_backend(&args.shared, settings, "autoscale");
+    let backend = logged_backend(&args.supervisor.shared, settings, "autoscale");
     block_on(one_thread()?, async {
         let shutdown = on_signals()?;
-        match backend {
-            Backend::Local { .. } => {
-                let model = TunedChoice::read(args.model.choice());
-                up::run_workers(args.process_config(settings, &model)?, shutdown).await
-            }
-            Backend::Aws { .. } => autoscaler::aws::run(args.group_config(backend)?, shutdown).await,
-            Backend::Named { name, .. } => anyhow::bail!(
-                "`autoscale` cannot start workers of the backend {name:?}; start `imgcls worker` processes yourself"
-            ),
+        if backend.data_dir().is_some() {
+            let model = TunedChoice::read(args.supervisor.processing.model.choice());
+            return up::run_workers(args.process_config(settings, &model)?, shutdown).await;
         }
+        let name = backend.name();
+        anyhow::ensure!(
+            backend.aws().is_some(),
+            "`autoscale` cannot start workers of the backend {name:?}; start `imgcls worker` processes yourself"
+        );
+        autoscaler::aws::run(args.group_config(backend)?, shutdown).await
     })?;
     Ok(ExitCode::SUCCESS)
 }

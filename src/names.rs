@@ -8,13 +8,13 @@ use crate::config::{Backend, NameChoice, Names};
 /// # Errors
 /// If AWS does not answer, or refuses the credentials.
 pub async fn resolve(choice: NameChoice, backend: &Backend) -> anyhow::Result<Names> {
-    match backend {
-        Backend::Aws { region, endpoint_url } if choice.has_default_bucket() => {
-            let aws = Box::pin(Aws::connect(region.as_deref(), endpoint_url.as_deref())).await?;
+    match backend.aws() {
+        Some(location) if choice.has_default_bucket() => {
+            let aws = Box::pin(Aws::connect(location.region, location.endpoint_url)).await?;
             let account = Box::pin(aws.account()).await?;
             let defaults = Names::aws(&choice.stack, &account, aws.region());
             Ok(choice.with_defaults(defaults))
         }
-        Backend::Local { .. } | Backend::Aws { .. } | Backend::Named { .. } => Ok(choice.with_local_defaults()),
+        _ => Ok(choice.with_local_defaults()),
     }
 }

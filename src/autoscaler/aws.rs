@@ -98,10 +98,10 @@ struct Metric {
 
 impl Controller {
     async fn open(config: &Config) -> anyhow::Result<Controller> {
-        let Backend::Aws { region, endpoint_url } = &config.backend else {
+        let Some(location) = config.backend.aws() else {
             return Err(anyhow!("only the AWS backend has a group; this is a bug"));
         };
-        let aws = Box::pin(Aws::connect(region.as_deref(), endpoint_url.as_deref())).await?;
+        let aws = Box::pin(Aws::connect(location.region, location.endpoint_url)).await?;
         // Only the request queue is used here.
         let names = Names { request_queue: config.request_queue.clone(), ..Names::local(&config.stack) };
         let transport = transport::open(&config.backend, &names).await?;

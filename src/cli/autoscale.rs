@@ -2,18 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
 
-use super::limits::{BatchArgs, LeaseArgs, LimitArgs};
-use super::model::ServiceModelArgs;
-use super::model_run::ModelRunArgs;
 use super::parse::positive_duration;
 use super::policy::Defaults;
-use super::shared::SharedArgs;
 use super::usage::usage;
 use super::worker::GroupArg;
-use super::workers::{Supervisor, WorkersArgs};
+use super::workers::SupervisorArgs;
 use crate::config::{Backend, Document};
 use crate::model::TunedChoice;
 use crate::scaling_policy::Policy;
@@ -27,7 +22,7 @@ use crate::{autoscaler, up};
 )]
 pub struct AutoscaleArgs {
     #[command(flatten)]
-    pub shared: SharedArgs,
+    pub supervisor: SupervisorArgs,
     #[command(flatten)]
     pub group: GroupArg,
     /// AWS: always resize the group, not only from zero; then the group needs no policies
@@ -36,18 +31,6 @@ pub struct AutoscaleArgs {
     /// AWS: how often queue and group are read; twice as often while there is no worker
     #[arg(long, env = "IMGCLS_INTERVAL", default_value = "10s", value_parser = positive_duration)]
     pub interval: Duration,
-    #[command(flatten)]
-    pub workers: WorkersArgs,
-    #[command(flatten)]
-    pub limits: LimitArgs,
-    #[command(flatten)]
-    pub model: ServiceModelArgs,
-    #[command(flatten)]
-    pub model_run: ModelRunArgs,
-    #[command(flatten)]
-    pub batch: BatchArgs,
-    #[command(flatten)]
-    pub lease: LeaseArgs,
 }
 
 impl AutoscaleArgs {
@@ -56,8 +39,9 @@ impl AutoscaleArgs {
     /// # Errors
     /// A [`super::UsageError`] if the flags contradict each other.
     pub fn group_config(&self, backend: Backend) -> anyhow::Result<autoscaler::aws::Config> {
-        let policy = self.workers.scaling.policy(self.workers.policy, Defaults::INSTANCES);
-        if matches!(policy, Policy::Target(_)) && self.workers.service_time.is_none() {
+        let SupervisorArgs { shared, workers, .. } = &self.supervisor;
+        let policy = workers.scaling.policy(workers.policy, Defaults::INSTANCES);
+        if matches!(policy, Policy::Target(_)) && workers.service_time.is_none() {
             return Err(usage(
                 "autoscale",
                 "--policy target needs --service-time: the time that a worker takes for an image, as `imgcls loadgen` \
@@ -66,11 +50,11 @@ impl AutoscaleArgs {
         }
         Ok(autoscaler::aws::Config {
             backend,
-            request_queue: self.shared.names().with_local_defaults().request_queue,
-            stack: self.shared.stack.clone(),
-            group: self.group.name(&self.shared.stack),
+            request_queue: shared.names().with_local_defaults().request_queue,
+            stack: shared.stack.clone(),
+            group: self.group.name(&shared.stack),
             policy,
-            service_time: self.workers.service_time,
+            service_time: workers.service_time,
             direct: self.direct,
             interval: self.interval,
         })
@@ -81,14 +65,6 @@ impl AutoscaleArgs {
     /// # Errors
     /// A [`super::UsageError`] if the flags contradict each other.
     pub fn process_config(&self, settings: &Document, model: &TunedChoice) -> anyhow::Result<up::Workers> {
-        let data_dir = std::path::absolute(&self.shared.data_dir).context("--data-dir")?;
-        let supervisor = Supervisor {
-            command: "autoscale",
-            shared: &self.shared,
-            limits: &self.limits,
-            model_run: &self.model_run,
-            workers: &self.workers,
-        };
-        supervisor.workers(settings, &data_dir, self.shared.names().with_local_defaults(), model)
+        self.supervisor.worker_processes("autoscale", settings, model)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use clap::{Args, Subcommand};
 
 use super::shared::{OutputArgs, SharedArgs};
@@ -62,19 +62,20 @@ impl DataArgs {
     /// # Errors
     /// If the backend has no data directory.
     pub fn config(&self, backend: &Backend, selected_by: &str) -> anyhow::Result<data::Config> {
-        let data_dir = match backend {
-            Backend::Local { data_dir } => data_dir,
-            Backend::Aws { .. } => bail!(
+        let Some(data_dir) = backend.data_dir() else {
+            ensure!(
+                backend.aws().is_none(),
                 "on AWS the lifecycle rules of the buckets delete images and results; `imgcls provision --keep-images 7d \
                  --keep-results 30d` sets them (AWS was selected by {selected_by}; give --backend local for this machine)"
-            ),
-            Backend::Named { name, .. } => {
-                bail!("the backend {name:?} has no data directory; give --backend local for this machine")
-            }
+            );
+            bail!(
+                "the backend {:?} has no data directory (selected by {selected_by}; give --backend local for this machine)",
+                backend.name()
+            );
         };
         Ok(data::Config {
             names: self.command.shared().names().with_local_defaults(),
-            data_dir: data_dir.clone(),
+            data_dir: data_dir.to_owned(),
             json: self.command.output().json,
             action: self.command.action(),
         })

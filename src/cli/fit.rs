@@ -29,7 +29,7 @@ pub struct FitArgs {
     #[command(flatten)]
     pub models_dir: ModelsDirArgs,
     /// Number that chooses which images are held out
-    #[arg(long, env = "IMGCLS_SEED", default_value_t = 1)]
+    #[arg(long, env = "IMGCLS_SEED", default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: u64,
     #[command(flatten)]
     pub run: RunArgs,

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::parse::{positive, positive_duration};
 use crate::config::{self, Backend, Limits};
-use crate::model::{self, Tuning};
+use crate::model;
 use crate::worker::Batching;
 
 /// Limits on what comes from outside.
@@ -63,11 +63,8 @@ impl LimitArgs {
 
 impl BatchArgs {
     /// The size of the flag, or else what is measured.
-    pub(super) fn batching(&self, backend: &Backend, tuning: Option<&Tuning>) -> Batching {
-        let learned = || Batching::Learned {
-            known: tuning.map(|tuning| tuning.batches.clone()).unwrap_or_default(),
-            calls_are_billed: matches!(backend, Backend::Aws { .. }),
-        };
-        self.max_batch_size.map_or_else(learned, Batching::Fixed)
+    pub(super) fn batching(&self, backend: &Backend) -> Batching {
+        let learned = Batching::Learned { calls_are_billed: backend.calls_are_billed() };
+        self.max_batch_size.map_or(learned, Batching::Fixed)
     }
 }

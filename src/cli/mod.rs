@@ -28,6 +28,7 @@ mod model_sync;
 mod parse;
 mod pile_output;
 mod policy;
+mod processing;
 mod provision;
 mod queue;
 mod retention;
@@ -64,18 +65,19 @@ pub use self::model_run::ModelRunArgs;
 pub use self::model_sync::ModelSyncArgs;
 pub use self::pile_output::{PileOutput, Sidecar, SortAs};
 pub use self::policy::{PolicyArgs, PolicyKind};
+pub use self::processing::ProcessingArgs;
 pub use self::provision::ProvisionArgs;
 pub use self::queue::{QueueArgs, QueueCommand};
 pub use self::retention::{KeepArgs, RetentionArgs};
 pub use self::serve_web::ServeWebArgs;
 pub use self::settings::SettingsError;
-pub use self::shared::{BackendArg, OutputArgs, SharedArgs};
+pub use self::shared::{OutputArgs, SharedArgs};
 pub use self::simulate::SimulateArgs;
 pub use self::tune::TuneArgs;
 pub use self::up::UpArgs;
 pub use self::usage::UsageError;
 pub use self::worker::{GroupArg, WorkerArgs};
-pub use self::workers::{NOT_PASSED_TO_WORKERS, WorkersArgs};
+pub use self::workers::{NOT_PASSED_TO_WORKERS, SupervisorArgs, WorkersArgs};
 
 use crate::config::{Document, Machines};
 use crate::model::JPEG_DECODER;
@@ -169,10 +171,10 @@ impl Cli {
 impl Command {
     pub fn log_format(&self) -> LogFormat {
         match self {
-            Command::Up(args) => args.shared.log_format,
+            Command::Up(args) => args.supervisor.shared.log_format,
             Command::ServeWeb(args) => args.shared.log_format,
             Command::Worker(args) => args.shared.log_format,
-            Command::Autoscale(args) => args.shared.log_format,
+            Command::Autoscale(args) => args.supervisor.shared.log_format,
             Command::Queue(args) => args.command.shared().log_format,
             Command::Data(args) => args.command.shared().log_format,
             Command::Keys(args) => args.command.shared().log_format,

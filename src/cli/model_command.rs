@@ -173,7 +173,7 @@ pub struct DraftArgs {
     #[arg(long, env = "IMGCLS_STD", value_parser = numbers)]
     pub std: Option<Numbers>,
     /// rgb or bgr [default: rgb]
-    #[arg(long, env = "IMGCLS_CHANNELS", value_parser = |text: &str| text.parse::<Channels>())]
+    #[arg(long, env = "IMGCLS_CHANNELS", value_parser = channels)]
     pub channels: Option<Channels>,
     /// nchw or nhwc [default: the shape of the input shows it]
     #[arg(long, env = "IMGCLS_LAYOUT", value_parser = |text: &str| text.parse::<Layout>())]
@@ -342,4 +342,9 @@ fn activation(text: &str) -> Result<Head, String> {
 fn share(text: &str) -> Result<f64, String> {
     let number: Option<f64> = text.parse().ok();
     number.filter(|number| (0.0..=1.0).contains(number)).ok_or("give a number from 0 to 1".to_owned())
+}
+
+/// RGBX, which `model.toml` allows too, is only for models that were made for this program.
+fn channels(text: &str) -> Result<Channels, String> {
+    text.parse().ok().filter(|channels| *channels != Channels::Rgbx).ok_or("give rgb or bgr".to_owned())
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::config;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
+use crate::config::{self, BackendKind};
 
 pub(super) fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
@@ -43,4 +45,11 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
         "0" | "false" | "no" | "off" => Ok(false),
         _ => Err("give 1 or 0, true or false, yes or no, on or off".to_owned()),
     }
+}
+
+/// A value of `--backend`.
+pub(super) fn backend_kind() -> impl TypedValueParser<Value = BackendKind> {
+    let names = BackendKind::ALL.map(BackendKind::name);
+    PossibleValuesParser::new(names)
+        .try_map(|name| BackendKind::ALL.into_iter().find(|kind| kind.name() == name).ok_or("no backend has this name"))
 }

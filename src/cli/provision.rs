@@ -10,9 +10,9 @@ use super::model::ModelsDirArgs;
 use super::parse::{percent, positive_duration};
 use super::policy::{Defaults, PolicyArgs, PolicyKind};
 use super::retention::KeepArgs;
-use super::shared::{BackendArg, OutputArgs, SharedArgs};
+use super::shared::{OutputArgs, SharedArgs};
 use super::usage::usage;
-use crate::config::{Backend, Machines, Names};
+use crate::config::{Backend, BackendKind, Machines, Names};
 use crate::model::ModelChoice;
 use crate::provision::{self, Action};
 use crate::scaling_policy::{Bounds, Policy};
@@ -206,12 +206,10 @@ impl ProvisionArgs {
     pub fn backend(&self) -> anyhow::Result<Backend> {
         let SharedArgs { backend, region, endpoint_url, .. } = &self.stack().shared;
         match backend {
-            Some(BackendArg::Local) => {
-                Err(usage("provision", "`provision` is for AWS; on this machine `up` needs no provisioning"))
-            }
-            Some(BackendArg::Aws) | None => {
+            Some(BackendKind::Aws) | None => {
                 Ok(Backend::Aws { region: region.clone(), endpoint_url: endpoint_url.clone() })
             }
+            Some(_) => Err(usage("provision", "`provision` is for AWS; on this machine `up` needs no provisioning")),
         }
     }
 

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::parse::visibility_timeout;
+use super::parse::{backend_kind, visibility_timeout};
 use super::settings::aws_variables;
 use crate::config::{self, Backend, BackendKind, Document, NameChoice};
 use crate::telemetry::LogFormat;
@@ -27,8 +27,8 @@ pub struct SharedArgs {
     pub config: Option<PathBuf>,
     /// Backend of queues and objects [default: aws if --region, --endpoint-url, AWS_REGION, AWS_DEFAULT_REGION or
     /// AWS_ENDPOINT_URL is set, else local]
-    #[arg(long, env = "IMGCLS_BACKEND")]
-    pub backend: Option<BackendArg>,
+    #[arg(long, env = "IMGCLS_BACKEND", value_parser = backend_kind())]
+    pub backend: Option<BackendKind>,
     /// AWS: the region of queues and buckets [default: $AWS_REGION, $AWS_DEFAULT_REGION, the profile's, the instance's]
     #[arg(long, env = "IMGCLS_REGION", value_parser = config::region)]
     pub region: Option<String>,
@@ -66,12 +66,6 @@ pub struct SharedArgs {
     pub log_format: LogFormat,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BackendArg {
-    Local,
-    Aws,
-}
-
 /// How a command prints its result.
 #[derive(Debug, Args)]
 pub struct OutputArgs {
@@ -83,11 +77,7 @@ pub struct OutputArgs {
 impl SharedArgs {
     /// The backend, and the flag, variable or line of a file that selected it.
     pub fn backend(&self, settings: &Document) -> (Backend, String) {
-        let explicit = self.backend.map(|arg| match arg {
-            BackendArg::Local => BackendKind::Local,
-            BackendArg::Aws => BackendKind::Aws,
-        });
-        let (kind, selected_by) = config::choose_backend(explicit, self.aws_flag(), &aws_variables());
+        let (kind, selected_by) = config::choose_backend(self.backend, self.aws_flag(), &aws_variables());
         let selected_by = match selected_by.strip_prefix("--").and_then(|name| settings.get(name)) {
             Some(setting) => setting.source_text(),
             None => selected_by,

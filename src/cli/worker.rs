@@ -4,11 +4,9 @@ use std::net::SocketAddr;
 
 use clap::Args;
 
-use super::limits::{BatchArgs, LeaseArgs, LimitArgs};
-use super::model::ServiceModelArgs;
-use super::model_run::ModelRunArgs;
 use super::model_sync::ModelSyncArgs;
 use super::parse::positive;
+use super::processing::ProcessingArgs;
 use super::shared::SharedArgs;
 use crate::config::{Backend, Names};
 use crate::model::Tuning;
@@ -19,17 +17,9 @@ pub struct WorkerArgs {
     #[command(flatten)]
     pub shared: SharedArgs,
     #[command(flatten)]
-    pub model: ServiceModelArgs,
-    #[command(flatten)]
-    pub model_run: ModelRunArgs,
+    pub processing: ProcessingArgs,
     #[command(flatten)]
     pub model_sync: ModelSyncArgs,
-    #[command(flatten)]
-    pub limits: LimitArgs,
-    #[command(flatten)]
-    pub batch: BatchArgs,
-    #[command(flatten)]
-    pub lease: LeaseArgs,
     /// Sessions of the model side by side [default: as `imgcls tune` found, else one per core]
     #[arg(long, env = "IMGCLS_SESSIONS", value_parser = positive)]
     pub sessions: Option<usize>,
@@ -64,24 +54,25 @@ impl WorkerArgs {
     /// # Errors
     /// A [`super::UsageError`] if the flags contradict each other.
     pub fn model_sync(&self, backend: &Backend, names: &Names) -> anyhow::Result<Option<model_sync::Config>> {
-        self.model_sync.config("worker", &self.model.names, backend, names)
+        self.model_sync.config("worker", &self.processing.model.names, backend, names)
     }
 
     /// `tuning` is the result of `imgcls tune` for the first model.
     pub fn config(&self, backend: Backend, names: Names, tuning: Option<Tuning>) -> worker::Config {
+        let processing = &self.processing;
         worker::Config {
-            batching: self.batch.batching(&backend, tuning.as_ref()),
+            batching: processing.batch.batching(&backend),
             backend,
             names,
-            limits: self.limits.limits(1),
-            models: self.model.choices(),
-            max_model_bytes: self.model_run.max_model_bytes(1),
-            shadow: self.model_run.shadow(&self.model),
+            limits: processing.limits.limits(1),
+            models: processing.model.choices(),
+            max_model_bytes: processing.model_run.max_model_bytes(1),
+            shadow: processing.model_run.shadow(&processing.model),
             visibility_timeout: self.shared.visibility_timeout,
-            max_lease: self.lease.max_lease,
+            max_lease: processing.lease.max_lease,
             max_receive_count: self.shared.max_receive_count,
             sessions: self.sessions.or(tuning.map(|tuning| tuning.sessions)),
-            max_batch_delay: self.batch.max_batch_delay,
+            max_batch_delay: processing.batch.max_batch_delay,
             auto_scaling_group: self.group.name(&self.shared.stack),
             admin_listen: self.admin_listen,
             drain_on_stdin_close: self.drain_on_stdin_close,

@@ -1,19 +1,19 @@
 //! The worker processes of `up` and of `autoscale` on this machine.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{ArgAction, Args};
 
-use super::limits::LimitArgs;
-use super::model_run::ModelRunArgs;
 use super::parse::positive_duration;
 use super::policy::{Defaults, PolicyArgs, PolicyKind};
+use super::processing::ProcessingArgs;
 use super::shared::SharedArgs;
 use super::usage::usage;
 use super::worker::WorkerArgs;
-use crate::config::{Backend, Document, Names};
+use crate::config::{Backend, BackendKind, Document};
 use crate::model::{self, TunedChoice, Tuning};
 use crate::scaling_policy::Bounds;
 use crate::{autoscaler, up};
@@ -65,40 +65,51 @@ impl WorkersArgs {
     }
 }
 
-/// The arguments of a command that starts workers on this machine.
-pub(super) struct Supervisor<'a> {
-    pub command: &'static str,
-    pub shared: &'a SharedArgs,
-    pub limits: &'a LimitArgs,
-    pub model_run: &'a ModelRunArgs,
-    pub workers: &'a WorkersArgs,
+/// The settings of a command that starts workers on this machine.
+#[derive(Debug, Args)]
+pub struct SupervisorArgs {
+    #[command(flatten)]
+    pub shared: SharedArgs,
+    #[command(flatten)]
+    pub processing: ProcessingArgs,
+    #[command(flatten)]
+    pub workers: WorkersArgs,
 }
 
-impl Supervisor<'_> {
+impl SupervisorArgs {
+    /// The data directory, the same for every process wherever it runs.
+    ///
+    /// # Errors
+    /// If the current directory is needed and cannot be read.
+    pub(super) fn data_dir(&self) -> anyhow::Result<PathBuf> {
+        std::path::absolute(&self.shared.data_dir).context("--data-dir")
+    }
+
     /// Each worker process gets every setting of `settings` that `worker` has too, and what only its supervisor knows.
     ///
     /// # Errors
     /// A [`super::UsageError`] if the flags contradict each other.
-    pub(crate) fn workers(
+    pub(super) fn worker_processes(
         &self,
+        command: &'static str,
         settings: &Document,
-        data_dir: &Path,
-        names: Names,
         model: &TunedChoice,
     ) -> anyhow::Result<up::Workers> {
         let TunedChoice { choice, tuning } = model;
-        let autoscale = self.workers.config(self.command, tuning.as_ref())?;
-        let backend = Backend::Local { data_dir: data_dir.to_owned() };
-        let limits = self.limits.limits(autoscale.bounds.max());
+        let autoscale = self.workers.config(command, tuning.as_ref())?;
+        let data_dir = self.data_dir()?;
+        let names = self.shared.names().with_local_defaults();
+        let limits = self.processing.limits.limits(autoscale.bounds.max());
+        let max_model_bytes = self.processing.model_run.max_model_bytes(autoscale.bounds.max());
         let mut decided: Vec<(&str, OsString)> = vec![
-            ("backend", "local".into()),
-            ("data-dir", data_dir.into()),
+            ("backend", BackendKind::Local.name().into()),
+            ("data-dir", data_dir.clone().into()),
             ("request-queue", names.request_queue.clone().into()),
             ("result-queue", names.result_queue.clone().into()),
             ("input-bucket", names.input_bucket.clone().into()),
             ("output-bucket", names.output_bucket.clone().into()),
             ("max-decode-bytes", limits.max_decode_bytes.to_string().into()),
-            ("model-memory", self.model_run.max_model_bytes(autoscale.bounds.max()).to_string().into()),
+            ("model-memory", max_model_bytes.to_string().into()),
             ("sessions", "1".into()),
             ("drain-on-stdin-close", "true".into()),
         ];
@@ -107,7 +118,7 @@ impl Supervisor<'_> {
         decided.extend(choice.cache_dir.as_ref().map(|folder| ("cache-dir", folder.into())));
         decided.extend(choice.models_dir.as_ref().map(|folder| ("models-dir", folder.into())));
         Ok(up::Workers {
-            backend,
+            backend: Backend::Local { data_dir },
             names,
             visibility_timeout: self.shared.visibility_timeout,
             max_receive_count: self.shared.max_receive_count,

@@ -19,6 +19,7 @@ const LABELS: &str = "labels.txt";
 
 /// The package of the base network.
 pub(super) struct Base {
+    choice: ModelChoice,
     folder: PathBuf,
     /// Its `model.toml`, of which preprocessing and requirements are taken over as they are.
     description: Table,
@@ -51,14 +52,16 @@ impl Base {
             None => ModelPackage::variants(choice)?,
         };
         let variant = variants.first().cloned().context("the base has no variant for this CPU")?;
-        Ok(Base { folder, description, model: package.model_ref(), variant, variants })
+        Ok(Base { choice: choice.clone(), folder, description, model: package.model_ref(), variant, variants })
     }
 
     /// Cuts the graph of a variant.
     ///
     /// # Errors
-    /// If the file cannot be read, or has no features that a head could read.
+    /// If the file cannot be read or is not that of the package, or has no features that a head could read.
     pub(super) fn cut(&self, variant: &str) -> anyhow::Result<CutVariant> {
+        // This verifies the files of the variant.
+        ModelPackage::load(&choice_of(&self.folder, variant, &self.choice)?)?;
         let path = self.folder.join(self.file_of(variant)?);
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let output = self.description.get("output").and_then(|output| output.get("name")?.as_str());
@@ -133,20 +136,25 @@ impl Base {
     /// Writes the file of a variant with the files of its external data. Returns its table in `model.toml`.
     fn write_file(&self, folder: &Path, variant: &str, bytes: &[u8]) -> anyhow::Result<Value> {
         let old = self.entry(variant)?;
-        let path = format!("{variant}.onnx");
+        ensure!(is_file_name(variant), "the base has a variant called {variant:?}, which cannot be the name of a file");
+        let external: BTreeSet<String> =
+            OnnxFile::parse(&Bytes::copy_from_slice(bytes))?.external.into_iter().collect();
+        // Two variants may keep different weights in files of one name, so each has a folder.
+        let prefix = if external.is_empty() { String::new() } else { format!("{variant}/") };
+        let path = format!("{prefix}{variant}.onnx");
+        let beside = folder.join(&prefix);
+        fs::create_dir_all(&beside).with_context(|| format!("cannot write {}", beside.display()))?;
         let mut entry = Table::new();
         for key in ["requires", "input"] {
             entry.extend(old.get(key).map(|value| (key.to_owned(), value.clone())));
         }
         entry.insert("sha256".to_owned(), write_new(&folder.join(&path), bytes)?.into());
         entry.insert("path".to_owned(), path.into());
-        let external: BTreeSet<String> =
-            OnnxFile::parse(&Bytes::copy_from_slice(bytes))?.external.into_iter().collect();
         let mut copied = Vec::new();
         for location in external {
             let mut file = Table::new();
-            file.insert("sha256".to_owned(), self.copy_beside(variant, &location, folder)?.into());
-            file.insert("path".to_owned(), location.into());
+            file.insert("sha256".to_owned(), self.copy_beside(variant, &location, &beside)?.into());
+            file.insert("path".to_owned(), format!("{prefix}{location}").into());
             copied.push(Value::from(file));
         }
         if !copied.is_empty() {
@@ -169,7 +177,7 @@ impl Base {
         fs::File::open(&target)
             .and_then(|mut file| std::io::copy(&mut file, &mut hash))
             .with_context(|| format!("cannot read {}", target.display()))?;
-        Ok(hexadecimal(&hash.finalize()))
+        Ok(model::hex(&hash.finalize()))
     }
 
     fn entry(&self, variant: &str) -> anyhow::Result<&Table> {
@@ -183,6 +191,12 @@ impl Base {
             None => bail!("the model.toml of the base names no path in [files.{variant}]"),
         }
     }
+}
+
+/// A variant becomes part of paths, and a package of others may call it anything.
+fn is_file_name(variant: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    variant.bytes().all(is_allowed) && variant.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
 }
 
 /// The choice of a package in a folder.
@@ -215,9 +229,18 @@ fn write_description(folder: &Path, package: &Table) -> anyhow::Result<()> {
 /// Writes a file and returns its SHA-256.
 fn write_new(path: &Path, bytes: &[u8]) -> anyhow::Result<String> {
     fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(hexadecimal(&Sha256::digest(bytes)))
+    Ok(model::hex(&Sha256::digest(bytes)))
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variants_that_could_be_paths_are_refused() {
+        assert!(is_file_name("int8") && is_file_name("fp16_v2.1"));
+        for path in ["", "..", "../x", "a/b", "/x", ".x", "a b"] {
+            assert!(!is_file_name(path), "{path:?}");
+        }
+    }
 }

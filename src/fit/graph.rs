@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::head::Head;
 use crate::model::onnx_field::{attribute, graph, model, node, tensor};
+use crate::model::onnx_writer::{self, FLOAT32};
 use crate::model::{FieldValue, Message, OnnxFile, TensorInfo};
 
 /// The output that a base network may have for this purpose.
@@ -20,15 +21,10 @@ const SCORES: &str = "logits";
 const PREFIX: &str = "imgcls";
 /// Nodes between the scores and the linear layer.
 const MAX_FINAL_NODES: usize = 16;
-const FLOAT: u64 = 1;
 
 /// Field numbers of ONNX that the editing needs besides.
 const VALUE_INFO: u32 = 13;
 const QUANTIZATION: u32 = 14;
-const ATTRIBUTE_INT: u32 = 3;
-const ATTRIBUTE_GRAPHS: u32 = 11;
-const ATTRIBUTE_TYPE: u32 = 20;
-const TYPE_INT: u64 = 2;
 
 /// A graph that ends in the features of an image.
 pub(super) struct Trunk {
@@ -67,7 +63,7 @@ impl Trunk {
         model.fields.retain(|field| field.number != model::GRAPH);
         let float = free_name(&mut names, &format!("{PREFIX}.features.float"));
         let flat = free_name(&mut names, FEATURES);
-        pruned.push_message(graph::NODE, &new_node("Cast", &[&source], &float, &[("to", FLOAT)]));
+        pruned.push_message(graph::NODE, &new_node("Cast", &[&source], &float, &[("to", FLOAT32)]));
         pruned.push_message(graph::NODE, &new_node("Flatten", &[&float], &flat, &[("axis", 1)]));
         Ok(Trunk { model, graph: pruned, features: flat, width, features_output, names })
     }
@@ -297,7 +293,7 @@ fn subgraph_inputs(node: &Message, depth: usize) -> anyhow::Result<Vec<String>> 
     ensure!(depth < MAX_DEPTH, "its graphs are nested more than {MAX_DEPTH} times");
     let mut names = Vec::new();
     for attribute in node.messages(node::ATTRIBUTE)? {
-        for number in [attribute::GRAPH, ATTRIBUTE_GRAPHS] {
+        for number in [attribute::GRAPH, attribute::GRAPHS] {
             for graph in attribute.messages(number)? {
                 names.extend(graph.bytes(graph::OUTPUT).map(|output| name_of(output, 1)));
                 for inner in graph.messages(graph::NODE)? {
@@ -317,7 +313,7 @@ fn attribute_of(node: &Message, name: &str) -> anyhow::Result<Option<Message>> {
 
 /// The value of a number attribute, 0 if it is missing.
 fn int_attribute(node: &Message, name: &str) -> anyhow::Result<u64> {
-    Ok(attribute_of(node, name)?.and_then(|attribute| attribute.varint(ATTRIBUTE_INT)).unwrap_or(0))
+    Ok(attribute_of(node, name)?.and_then(|attribute| attribute.varint(attribute::INTEGER)).unwrap_or(0))
 }
 
 /// A text in a nested message. Empty if there is none.
@@ -325,51 +321,22 @@ fn name_of(message: &Bytes, number: u32) -> String {
     Message::parse(message).ok().and_then(|message| message.text(number)).unwrap_or_default()
 }
 
-fn new_node(operator: &str, inputs: &[&str], output: &str, attributes: &[(&'static str, u64)]) -> Message {
-    let mut message = Message::default();
-    for input in inputs {
-        message.push_bytes(node::INPUT, (*input).to_owned());
-    }
-    message.push_bytes(node::OUTPUT, output.to_owned());
-    message.push_bytes(node::NAME, format!("{PREFIX}.{operator}.{output}"));
-    message.push_bytes(node::OP_TYPE, operator.to_owned());
-    for (name, value) in attributes {
-        let mut attribute = Message::default();
-        attribute.push_bytes(attribute::NAME, *name);
-        attribute.push(ATTRIBUTE_INT, FieldValue::Varint(*value));
-        attribute.push(ATTRIBUTE_TYPE, FieldValue::Varint(TYPE_INT));
-        message.push_message(node::ATTRIBUTE, &attribute);
-    }
-    message
+/// A node with the name that says who added it.
+fn new_node(operator: &str, inputs: &[&str], output: &str, attributes: &[(&str, u64)]) -> Message {
+    let attributes: Vec<Message> = attributes.iter().map(|(name, value)| onnx_writer::integer(name, *value)).collect();
+    let mut node = onnx_writer::node(operator, inputs, output, &attributes);
+    node.push_bytes(node::NAME, format!("{PREFIX}.{operator}.{output}"));
+    node
 }
 
 fn new_tensor(name: &str, axes: &[usize], values: &[f32]) -> Message {
-    let mut message = Message::default();
-    for axis in axes {
-        message.push(tensor::DIMENSIONS, FieldValue::Varint(*axis as u64));
-    }
-    message.push(tensor::DATA_TYPE, FieldValue::Varint(FLOAT));
-    message.push_bytes(tensor::NAME, name.to_owned());
-    message.push_bytes(tensor::RAW_DATA, values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
-    message
+    let axes: Vec<u64> = axes.iter().map(|axis| *axis as u64).collect();
+    onnx_writer::tensor(name, FLOAT32, &axes, values.iter().flat_map(|value| value.to_le_bytes()).collect())
 }
 
 /// An output of float32, any number of images × `width`.
 fn new_value(name: &str, width: usize) -> Message {
-    let mut shape = Message::default();
-    shape.push_message(1, &Message::default());
-    let mut axis = Message::default();
-    axis.push(1, FieldValue::Varint(width as u64));
-    shape.push_message(1, &axis);
-    let mut tensor = Message::default();
-    tensor.push(1, FieldValue::Varint(FLOAT));
-    tensor.push_message(2, &shape);
-    let mut kind = Message::default();
-    kind.push_message(1, &tensor);
-    let mut value = Message::default();
-    value.push_bytes(1, name.to_owned());
-    value.push_message(2, &kind);
-    value
+    onnx_writer::value(name, FLOAT32, &[None, Some(width as u64)])
 }
 
 #[cfg(test)]
@@ -394,9 +361,7 @@ mod tests {
             graph.push_message(graph::OUTPUT, &new_value(name, *width));
         }
         graph.push_bytes(999, "kept");
-        let mut model = Message::default();
-        model.push(model::IR_VERSION, FieldValue::Varint(8));
-        model.push_message(model::GRAPH, &graph);
+        let mut model = onnx_writer::model(&graph, 13);
         model.push_bytes(998, "kept too");
         model.encode().into()
     }

@@ -12,6 +12,8 @@ pub(super) const PENALTY: f64 = 0.01;
 const LIMITS: Limits = Limits { gradient: 1e-6, iterations: 1_000 };
 /// The rows are summed up in so many parts, whatever the number of threads.
 const PARTS: usize = 16;
+/// How many vectors of the size of the weights the training keeps at once.
+pub(super) const VECTORS: usize = PARTS + lbfgs::VECTORS;
 /// Features that hardly differ among the images would be magnified without limit. The deviation of each is at least this
 /// share of the typical deviation.
 const MIN_DEVIATION: f64 = 0.05;

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 
 /// Pairs of steps and changes of the gradient that approximate the curvature.
 const MEMORY: usize = 10;
+/// How many vectors of the size of its argument [`minimise`] keeps at once: the pairs, and five for the step.
+pub(super) const VECTORS: usize = 2 * MEMORY + 5;
 /// A step must gain this share of what the slope promises (Armijo's condition).
 const SUFFICIENT_DECREASE: f64 = 1e-4;
 const MAX_HALVINGS: usize = 40;
@@ -67,7 +69,7 @@ pub(super) fn minimise(
             length /= 2.0;
         }
         if next_value.is_nan() || next_value >= value {
-            return Minimum { at, iterations, has_converged: true };
+            return Minimum { at, iterations, has_converged: !next_value.is_nan() };
         }
         let step: Vec<f64> = next.iter().zip(&at).map(|(next, at)| next - at).collect();
         let change: Vec<f64> = next_gradient.iter().zip(&gradient).map(|(next, before)| next - before).collect();

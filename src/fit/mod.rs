@@ -67,6 +67,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let library = Library::new(&config.models_dir);
 
     let cut = base.cut(&base.variant)?;
+    check_memory(data.images.len(), data.classes.len(), cut.trunk.width, model::default_model_bytes(1))?;
     let extracted = extract(config, &base, &cut, &data, &library)?;
     samples::check_counts(&data.classes, &counts(&extracted.distinct.samples, data.classes.len()))
         .with_context(|| extracted.left_out())?;
@@ -97,6 +98,21 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let report = Report::new(config, &data, &base, &extracted, &trained, checked, &version, &package);
     let text = if config.json { report.to_json() } else { report.to_text() };
     output::print(&text).context("cannot print the report")
+}
+
+/// Refuses a training that needs more than `available` bytes, before hours are spent on the features of the images.
+fn check_memory(images: usize, classes: usize, width: usize, available: u64) -> anyhow::Result<()> {
+    let product = |factors: [usize; 3]| factors.into_iter().fold(1_u64, |all, one| all.saturating_mul(one as u64));
+    // The features as they are and scaled, in single precision, and vectors of weights in double precision.
+    let needed = product([images, width, 8]).saturating_add(product([classes * head::VECTORS, width + 1, 8]));
+    ensure!(
+        needed <= available,
+        "the training of {classes} classes on {width} features of {images} images takes {} MB of memory, and {} MB may be used \
+         here; give fewer images, or a base with fewer features",
+        needed / 1_000_000,
+        available / 1_000_000
+    );
+    Ok(())
 }
 
 /// The features of all images.
@@ -246,4 +262,20 @@ fn provenance(config: &Config, base: &Base, extracted: &Extracted, trained: &Tra
         put("held_out_top1", accuracy.into());
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn training_that_does_not_fit_into_memory_is_refused() {
+        assert!(check_memory(1_000, 10, 1_280, 256 << 20).is_ok());
+        for (images, classes, width) in
+            [(100_000, 10, 62_720), (1_000, 100_000, 2_048), (usize::MAX, 2, usize::MAX - 1)]
+        {
+            let error = check_memory(images, classes, width, 8 << 30).unwrap_err().to_string();
+            assert!(error.contains("fewer images") && !error.contains('\n'), "{error}");
+        }
+    }
 }

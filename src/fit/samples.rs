@@ -91,8 +91,8 @@ pub(super) fn check_counts(names: &[String], counts: &[usize]) -> anyhow::Result
     Ok(())
 }
 
-/// Holds out a fifth of each class, at least one image. Which images depends only on the seed and their contents, so that
-/// an image stays on its side when others are added or files are renamed. Every class must have two samples.
+/// Holds out a fifth of each class, at least one image. Which images depends only on the seed and the contents of
+/// the class, not on the names or the order of files. Every class must have two samples.
 pub(super) fn split(samples: &[Sample], class_count: usize, seed: u64) -> Split {
     let mut split = Split::default();
     for class in 0..class_count {

@@ -29,11 +29,9 @@ impl Instance {
     /// Queries the instance metadata service. If it does not answer within a second, this is not an instance. `group`
     /// is the Auto Scaling group that this worker belongs to if it is one.
     pub async fn find(backend: &Backend, group: &str) -> Instance {
-        match backend {
-            Backend::Local { .. } | Backend::Named { .. } => Instance(None),
-            Backend::Aws { region, endpoint_url } => {
-                Instance(Box::pin(Ec2::find(region.as_deref(), endpoint_url.as_deref(), group)).await)
-            }
+        match backend.aws() {
+            None => Instance(None),
+            Some(aws) => Instance(Box::pin(Ec2::find(aws.region, aws.endpoint_url, group)).await),
         }
     }
 

@@ -1,8 +1,6 @@
-//! The choice of the model and of how to run it: the settings, completed by the results of `imgcls tune`.
+//! The choice of the model and of how to run it, from the settings.
 
 use std::path::PathBuf;
-
-use super::Tuning;
 
 /// The model to run and its settings, from the flags.
 #[derive(Debug, Clone, Default)]
@@ -22,26 +20,6 @@ pub struct ModelChoice {
     pub intra_threads: Option<usize>,
     /// Directory for optimised graphs and the results of `imgcls tune`. `None` disables caching.
     pub cache_dir: Option<PathBuf>,
-}
-
-/// A choice of the model, with the result of `imgcls tune` where the choice leaves something open.
-#[derive(Debug, Clone)]
-pub struct TunedChoice {
-    /// The choice that the settings make.
-    pub choice: ModelChoice,
-    /// The result of `imgcls tune`, if there is one for this machine.
-    pub tuning: Option<Tuning>,
-}
-
-impl TunedChoice {
-    /// Reads the result of `imgcls tune` from the cache directory of `choice`, if there is one.
-    pub fn read(mut choice: ModelChoice) -> TunedChoice {
-        let Some((tuning, path)) = Tuning::read(&choice) else { return TunedChoice { choice, tuning: None } };
-        tracing::info!(path = %path.display(), ?tuning, "using the result of `imgcls tune` for what no setting says");
-        choice.variant.get_or_insert_with(|| tuning.variant.clone());
-        choice.intra_threads.get_or_insert(tuning.intra_threads);
-        TunedChoice { choice, tuning: Some(tuning) }
-    }
 }
 
 /// The cache directory of this user. Returns `None` when the environment names no home directory: then nothing is

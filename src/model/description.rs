@@ -9,6 +9,7 @@ use anyhow::{Context as _, ensure};
 use serde::Deserialize;
 
 use super::file;
+use super::words::{Channels, Element, Filter, Layout, Position, Rounding};
 
 /// The contents of `model.toml`.
 #[derive(Deserialize)]
@@ -49,9 +50,9 @@ pub(super) struct ExternalFile {
 #[serde(deny_unknown_fields)]
 pub(super) struct FileInput {
     #[serde(rename = "type")]
-    pub element: Option<String>,
-    pub layout: Option<String>,
-    pub channels: Option<String>,
+    pub element: Option<Element>,
+    pub layout: Option<Layout>,
+    pub channels: Option<Channels>,
 }
 
 #[derive(Deserialize)]
@@ -116,17 +117,17 @@ pub enum Activation {
 pub(super) struct InputDescription {
     pub name: String,
     #[serde(rename = "type")]
-    pub element: Option<String>,
-    pub layout: String,
-    pub channels: String,
+    pub element: Option<Element>,
+    pub layout: Layout,
+    pub channels: Channels,
     pub resize: String,
     #[serde(alias = "short_side")]
     pub size: Option<Size>,
-    pub filter: Option<String>,
+    pub filter: Option<Filter>,
     pub crop: Option<Size>,
     pub fill: Option<[u8; 3]>,
-    pub position: Option<String>,
-    pub rounding: Option<String>,
+    pub position: Option<Position>,
+    pub rounding: Option<Rounding>,
     pub rescale: Option<f64>,
     pub mean: Option<[f64; 3]>,
     pub std: Option<[f64; 3]>,

@@ -3,9 +3,10 @@
 use anyhow::{Context as _, bail, ensure};
 
 use super::description::{FileInput, InputDescription, Size};
+pub(super) use super::words::{Channels, Element, Filter, Layout, Position, Rounding};
 
 /// The largest side of an input, and of a resized image whose size is given.
-const MAX_SIDE: u32 = 4096;
+pub const MAX_SIDE: u32 = 4096;
 
 /// The input that the model takes.
 pub(super) struct Input {
@@ -19,33 +20,6 @@ pub(super) struct Input {
     /// `(x × rescale - mean) / std` of every 8-bit value, one table for each channel, in the order of `channels`. It is
     /// not used for bytes.
     pub normalised: [[f32; 256]; 3],
-}
-
-/// The type of a value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Element {
-    Float32,
-    Float16,
-    /// Pixels from 0 to 255. The model normalises them itself.
-    Uint8,
-}
-
-/// The order of the axes after the batch axis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Layout {
-    /// One plane for each channel.
-    Nchw,
-    /// The channels of a pixel together.
-    Nhwc,
-}
-
-/// The channels of a pixel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Channels {
-    Rgb,
-    Bgr,
-    /// RGB and a byte that has no meaning, in which the model has weights of zero.
-    Rgbx,
 }
 
 /// The steps between decoding an image and normalising it.
@@ -98,48 +72,16 @@ pub(super) struct Extent {
     pub width: u32,
 }
 
-/// The place of an image in its letterbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Position {
-    Centre,
-    TopLeft,
-}
-
-/// How the size of a letterboxed image becomes a whole number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rounding {
-    /// To the nearest number, and halves to the even one.
-    HalfEven,
-    Up,
-    Down,
-}
-
-/// How the pixels of a resized image are computed: by the filter of this name in Pillow, which is antialiased, or as
-/// OpenCV does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Filter {
-    Nearest,
-    Box,
-    Bilinear,
-    Hamming,
-    Bicubic,
-    Lanczos,
-    /// `cv2.INTER_LINEAR`, which reads two pixels along each axis and is not antialiased.
-    OpencvBilinear,
-}
-
 impl Input {
     /// Combines `[input]` with the input of a file.
     ///
     /// # Errors
     /// A message of one line that names the key. It does not name the file.
     pub(super) fn new(description: &InputDescription, file: Option<&FileInput>) -> anyhow::Result<Input> {
-        let own = |of: fn(&FileInput) -> &Option<String>| file.and_then(|file| of(file).as_deref());
-        let element = own(|file| &file.element).or(description.element.as_deref()).unwrap_or("float32");
-        let element = Element::parse(element)?;
-        let layout = Layout::parse(own(|file| &file.layout).unwrap_or(&description.layout))?;
-        let described = Channels::parse(&description.channels)?;
-        let channels = own(|file| &file.channels).map_or(Ok(described), Channels::parse)?;
+        let element = file.and_then(|file| file.element).or(description.element).unwrap_or(Element::Float32);
+        let layout = file.and_then(|file| file.layout).unwrap_or(description.layout);
+        let described = description.channels;
+        let channels = file.and_then(|file| file.channels).unwrap_or(described);
         ensure!(
             channels != Channels::Rgbx || (element, layout) == (Element::Uint8, Layout::Nhwc),
             "channels \"RGBX\" need type \"uint8\" and layout \"NHWC\""
@@ -185,36 +127,6 @@ impl Channels {
     pub(super) fn order(self) -> [usize; 3] {
         if self == Channels::Bgr { [2, 1, 0] } else { [0, 1, 2] }
     }
-
-    fn parse(text: &str) -> anyhow::Result<Channels> {
-        Ok(match text.to_ascii_uppercase().as_str() {
-            "RGB" => Channels::Rgb,
-            "BGR" => Channels::Bgr,
-            "RGBX" => Channels::Rgbx,
-            _ => bail!("channels {text:?} are not supported; RGB and BGR are"),
-        })
-    }
-}
-
-impl Element {
-    fn parse(text: &str) -> anyhow::Result<Element> {
-        Ok(match text {
-            "float32" => Element::Float32,
-            "float16" => Element::Float16,
-            "uint8" => Element::Uint8,
-            _ => bail!("type {text:?} is not supported; float32, float16 and uint8 are"),
-        })
-    }
-}
-
-impl Layout {
-    fn parse(text: &str) -> anyhow::Result<Layout> {
-        Ok(match text.to_ascii_uppercase().as_str() {
-            "NCHW" => Layout::Nchw,
-            "NHWC" => Layout::Nhwc,
-            _ => bail!("layout {text:?} is not supported; NCHW and NHWC are"),
-        })
-    }
 }
 
 impl Filter {
@@ -233,43 +145,6 @@ impl Filter {
     pub(super) fn allows_reduction(self) -> bool {
         !matches!(self, Filter::Nearest | Filter::Box | Filter::OpencvBilinear)
     }
-
-    fn parse(text: &str) -> anyhow::Result<Filter> {
-        Ok(match text {
-            "nearest" => Filter::Nearest,
-            "box" => Filter::Box,
-            "bilinear" => Filter::Bilinear,
-            "hamming" => Filter::Hamming,
-            "bicubic" => Filter::Bicubic,
-            "lanczos" => Filter::Lanczos,
-            "opencv-bilinear" => Filter::OpencvBilinear,
-            _ => bail!(
-                "filter {text:?} is not supported; nearest, box, bilinear, hamming, bicubic, lanczos and \
-                 opencv-bilinear are"
-            ),
-        })
-    }
-}
-
-impl Position {
-    fn parse(text: &str) -> anyhow::Result<Position> {
-        Ok(match text {
-            "centre" | "center" => Position::Centre,
-            "top-left" => Position::TopLeft,
-            _ => bail!("position {text:?} is not supported; centre and top-left are"),
-        })
-    }
-}
-
-impl Rounding {
-    fn parse(text: &str) -> anyhow::Result<Rounding> {
-        Ok(match text {
-            "half-even" => Rounding::HalfEven,
-            "up" => Rounding::Up,
-            "down" => Rounding::Down,
-            _ => bail!("rounding {text:?} is not supported; half-even, up and down are"),
-        })
-    }
 }
 
 impl Extent {
@@ -285,7 +160,9 @@ impl Extent {
 }
 
 impl Geometry {
-    fn new(description: &InputDescription) -> anyhow::Result<Geometry> {
+    /// # Errors
+    /// A message of one line that names the key. It does not name the file.
+    pub(super) fn new(description: &InputDescription) -> anyhow::Result<Geometry> {
         let InputDescription { resize, size, filter, crop, fill, position, rounding, .. } = description;
         let is_letterbox = resize == "letterbox";
         for (key, is_given) in
@@ -326,8 +203,8 @@ impl Geometry {
                 ensure!(crop.is_none(), "resize = \"letterbox\" excludes crop");
                 Fit::Letterbox {
                     target: target(*size)?,
-                    position: position.as_deref().map_or(Ok(Position::Centre), Position::parse)?,
-                    rounding: rounding.as_deref().map_or(Ok(Rounding::HalfEven), Rounding::parse)?,
+                    position: position.unwrap_or(Position::Centre),
+                    rounding: rounding.unwrap_or(Rounding::HalfEven),
                 }
             }
             other => {
@@ -338,8 +215,8 @@ impl Geometry {
             }
         };
         // Bicubic was the only filter when `short-side` was the only way to resize.
-        let filter = filter.as_deref().or((resize == "short-side").then_some("bicubic"));
-        let filter = Filter::parse(filter.with_context(|| format!("resize = {resize:?} needs a filter"))?)?;
+        let filter = filter.or((resize == "short-side").then_some(Filter::Bicubic));
+        let filter = filter.with_context(|| format!("resize = {resize:?} needs a filter"))?;
         let passes = if resize == "short-side" { Passes::Fast } else { Passes::AsPillow };
         Ok(Geometry::Resized(Resize { fit, filter, crop, passes }))
     }
@@ -423,6 +300,22 @@ mod tests {
     }
 
     #[test]
+    fn size_of_the_input_is_that_of_the_crop_or_of_the_resized_image() {
+        let start = "name = \"x\"\nlayout = \"NCHW\"\nchannels = \"RGB\"\n";
+        for (text, size) in [
+            ("resize = \"shortest-edge\"\nfilter = \"box\"\nsize = 256\ncrop = 224", Some((224, 224))),
+            ("resize = \"shortest-edge\"\nfilter = \"box\"\nsize = 256", None),
+            ("resize = \"short-side\"\nshort_side = 256\ncrop = 224", Some((224, 224))),
+            ("resize = \"squash\"\nfilter = \"box\"\nsize = [192, 256]", Some((192, 256))),
+            ("resize = \"none\"\ncrop = [10, 20]", Some((10, 20))),
+            ("resize = \"none\"", None),
+        ] {
+            let found = parse(&format!("{start}{text}")).unwrap().geometry.output();
+            assert_eq!(found.map(|extent| (extent.height, extent.width)), size, "{text}");
+        }
+    }
+
+    #[test]
     fn unsupported_preprocessing_is_refused() {
         for (from, to, named) in [
             ("NCHW", "CHWN", "layout"),
@@ -454,15 +347,20 @@ mod tests {
     #[test]
     fn input_of_a_file_replaces_parts_of_the_input() {
         let description = toml::from_str(OLD).unwrap();
-        let of = |element: &str, layout: &str, channels: &str| {
-            let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-            let file = FileInput { element: some(element), layout: some(layout), channels: some(channels) };
+        let of = |element: Option<Element>, layout: Option<Layout>, channels: Option<Channels>| {
+            let file = FileInput { element, layout, channels };
             Input::new(&description, Some(&file))
         };
-        let pixels = of("uint8", "NHWC", "RGBX").unwrap();
+        let pixels = of(Some(Element::Uint8), Some(Layout::Nhwc), Some(Channels::Rgbx)).unwrap();
         assert_eq!((pixels.element, pixels.layout, pixels.channels.count()), (Element::Uint8, Layout::Nhwc, 4));
-        assert!(of("uint8", "NCHW", "RGBX").err().unwrap().to_string().contains("RGBX"));
-        assert!(of("float32", "NHWC", "").is_ok());
-        assert!(of("", "", "BGR").is_err());
+        assert!(
+            of(Some(Element::Uint8), Some(Layout::Nchw), Some(Channels::Rgbx))
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("RGBX")
+        );
+        assert!(of(Some(Element::Float32), Some(Layout::Nhwc), None).is_ok());
+        assert!(of(None, None, Some(Channels::Bgr)).is_err());
     }
 }

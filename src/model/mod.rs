@@ -45,7 +45,9 @@ mod libjpeg;
 mod library;
 mod memory;
 mod onnx;
+pub mod onnx_field;
 mod onnx_file;
+pub mod onnx_writer;
 mod orientation;
 mod package;
 mod pillow;
@@ -65,6 +67,7 @@ mod tuning;
 mod turbo;
 mod variant;
 mod webp;
+mod words;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -75,24 +78,28 @@ use crate::protocol::ErrorCode;
 
 pub(crate) use self::budget::{thread_cpu_time, timeout_message};
 pub use self::capture_time::datetime_original;
-pub use self::choice::{ModelChoice, TunedChoice, default_cache_dir, default_models_dir};
+pub use self::choice::{ModelChoice, default_cache_dir, default_models_dir};
 pub use self::decode::{format_names, sniff};
 pub use self::description::Activation;
 pub use self::error::PrepareError;
+pub(crate) use self::file::hex;
 pub(crate) use self::find::{model_folder, shipped_models};
 pub use self::head::{Head, head_of, labels_above, top_k};
+pub use self::input::MAX_SIDE;
 pub use self::jpeg::DECODER as JPEG_DECODER;
 pub use self::library::{Installed, Library, Pointer, Reference, Staging, content_version};
 pub(crate) use self::memory::{default_decode_bytes, default_model_bytes, resident_bytes};
 pub use self::onnx::Session;
-pub use self::onnx_file::{OnnxFile, TensorInfo, field as onnx_field};
+pub use self::onnx_file::{OnnxFile, TensorInfo};
 pub use self::package::ModelPackage;
 pub use self::protobuf::{Field, Message, Value as FieldValue};
 pub(crate) use self::runtime::portable_runtime;
 pub use self::summary::{FileSummary, ModelSummary, model_name};
 pub use self::tensor::{Tensor, Values};
 pub(crate) use self::tuning::reference_variant;
-pub use self::tuning::{BATCH_SIZES, BatchTime, MIN_BATCH_GAIN, Tuning, cores, worthwhile_batch_size};
+pub use self::tuning::{BATCH_SIZES, BatchTime, MIN_BATCH_GAIN, TunedChoice, Tuning, cores, worthwhile_batch_size};
+pub(crate) use self::words::spellings;
+pub use self::words::{Channels, Element, Filter, Layout, Position, Rounding};
 
 /// Decodes and preprocesses one image. This blocks the calling thread, which may be any thread. While other threads of
 /// the process use so much of `max_decode_bytes` that this image does not fit, it waits for them.

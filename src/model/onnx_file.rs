@@ -8,6 +8,7 @@ use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 
 use super::file::read_large;
+use super::onnx_field as field;
 use super::protobuf::Message;
 
 /// Protobuf cannot hold more.
@@ -21,73 +22,6 @@ const MAX_FINAL_NODES: usize = 8;
 const FLOAT16: u64 = 10;
 /// Operators of networks with 8-bit weights.
 const QUANTISED: [&str; 5] = ["DequantizeLinear", "QuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"];
-
-/// The numbers of the fields of ONNX messages, by message.
-pub mod field {
-    /// `ModelProto`.
-    pub mod model {
-        /// The version of the file format.
-        pub const IR_VERSION: u32 = 1;
-        /// The program that wrote the file.
-        pub const PRODUCER: u32 = 2;
-        /// The graph.
-        pub const GRAPH: u32 = 7;
-        /// The operator sets.
-        pub const OPSET: u32 = 8;
-        /// Texts of the exporter.
-        pub const METADATA: u32 = 14;
-    }
-    /// `GraphProto`.
-    pub mod graph {
-        /// The nodes.
-        pub const NODE: u32 = 1;
-        /// The name.
-        pub const NAME: u32 = 2;
-        /// The weights.
-        pub const INITIALIZER: u32 = 5;
-        /// The inputs.
-        pub const INPUT: u32 = 11;
-        /// The outputs.
-        pub const OUTPUT: u32 = 12;
-    }
-    /// `NodeProto`.
-    pub mod node {
-        /// The names of the inputs.
-        pub const INPUT: u32 = 1;
-        /// The names of the outputs.
-        pub const OUTPUT: u32 = 2;
-        /// The name.
-        pub const NAME: u32 = 3;
-        /// The operator.
-        pub const OP_TYPE: u32 = 4;
-        /// The attributes.
-        pub const ATTRIBUTE: u32 = 5;
-    }
-    /// `AttributeProto`.
-    pub mod attribute {
-        /// The name.
-        pub const NAME: u32 = 1;
-        /// The value if it is a tensor.
-        pub const TENSOR: u32 = 5;
-        /// The value if it is a graph.
-        pub const GRAPH: u32 = 6;
-    }
-    /// `TensorProto`.
-    pub mod tensor {
-        /// The axes.
-        pub const DIMENSIONS: u32 = 1;
-        /// The element type.
-        pub const DATA_TYPE: u32 = 2;
-        /// The name.
-        pub const NAME: u32 = 8;
-        /// The elements as bytes.
-        pub const RAW_DATA: u32 = 9;
-        /// The file that contains the elements.
-        pub const EXTERNAL_DATA: u32 = 13;
-        /// 1 if the data is external.
-        pub const DATA_LOCATION: u32 = 14;
-    }
-}
 
 /// The facts of an ONNX file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -302,63 +236,20 @@ fn final_operator(producers: &BTreeMap<String, (String, String)>, name: &str) ->
 
 #[cfg(test)]
 mod tests {
-    use super::super::protobuf::Value;
+    use super::super::onnx_writer::{self, entry, external_tensor, node, value};
     use super::*;
 
-    fn value(name: &str, element: u64, axes: &[Option<u64>]) -> Message {
-        let mut shape = Message::default();
-        for axis in axes {
-            let mut dimension = Message::default();
-            match axis {
-                Some(size) => dimension.push(1, Value::Varint(*size)),
-                None => dimension.push_bytes(2, "batch"),
-            }
-            shape.push_message(1, &dimension);
-        }
-        let mut tensor = Message::default();
-        tensor.push(1, Value::Varint(element));
-        tensor.push_message(2, &shape);
-        let mut kind = Message::default();
-        kind.push_message(1, &tensor);
-        let mut value = Message::default();
-        value.push_bytes(1, name.to_owned());
-        value.push_message(2, &kind);
-        value
-    }
-
-    fn node(operator: &str, input: &str, output: &str) -> Message {
-        let mut node = Message::default();
-        node.push_bytes(field::node::INPUT, input.to_owned());
-        node.push_bytes(field::node::OUTPUT, output.to_owned());
-        node.push_bytes(field::node::OP_TYPE, operator.to_owned());
-        node
-    }
-
-    fn entry(key: &str, value: &str) -> Message {
-        let mut entry = Message::default();
-        entry.push_bytes(1, key.to_owned());
-        entry.push_bytes(2, value.to_owned());
-        entry
-    }
-
     fn model(location: &str) -> Vec<u8> {
-        let mut weights = Message::default();
-        weights.push_bytes(field::tensor::NAME, "weights");
-        weights.push_message(field::tensor::EXTERNAL_DATA, &entry("location", location));
-        weights.push(field::tensor::DATA_LOCATION, Value::Varint(1));
+        let weights = external_tensor("weights", 1, &[3], location);
         let mut graph = Message::default();
-        graph.push_message(field::graph::NODE, &node("Softmax", "x", "y"));
-        graph.push_message(field::graph::NODE, &node("Cast", "y", "scores"));
+        graph.push_message(field::graph::NODE, &node("Softmax", &["x"], "y", &[]));
+        graph.push_message(field::graph::NODE, &node("Cast", &["y"], "scores", &[]));
         graph.push_message(field::graph::INITIALIZER, &weights);
         graph.push_message(field::graph::INPUT, &value("x", 1, &[None, Some(3), Some(8), Some(8)]));
         graph.push_message(field::graph::INPUT, &value("weights", 1, &[Some(3)]));
         graph.push_message(field::graph::OUTPUT, &value("scores", 10, &[Some(u64::MAX), Some(3)]));
-        let mut opset = Message::default();
-        opset.push(2, Value::Varint(17));
-        let mut model = Message::default();
+        let mut model = onnx_writer::model(&graph, 17);
         model.push_bytes(field::model::PRODUCER, "a test");
-        model.push_message(field::model::GRAPH, &graph);
-        model.push_message(field::model::OPSET, &opset);
         model.push_message(field::model::METADATA, &entry("task", "classify"));
         model.encode()
     }

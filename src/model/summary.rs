@@ -1,14 +1,14 @@
-//! The summary of a model package that a listing shows. It reads `model.toml` and counts the labels, and it verifies nothing: what
-//! runs a model is [`super::package`].
-
-use std::collections::BTreeMap;
-use std::path::Path;
+//! The summary of a model package that a listing shows. It reads `model.toml` and the labels and verifies no file: what runs
+//! a model is [`super::package`].
 
 use anyhow::Context as _;
-use serde::Deserialize;
 
 use super::choice::ModelChoice;
+use super::description::{Description, file_in};
+use super::file;
 use super::find;
+use super::input::Geometry;
+use super::labels::Labels;
 
 /// A model package, as a listing shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct ModelSummary {
     pub version: String,
     /// The number of classes.
     pub classes: usize,
-    /// Height and width of the input in pixels. `None` if images keep their size.
+    /// Height and width of the input in pixels. `None` if they depend on the image.
     pub input_size: Option<[u32; 2]>,
     /// The model files, ordered by their variants.
     pub files: Vec<FileSummary>,
@@ -43,11 +43,13 @@ impl ModelSummary {
     /// If there is no such package, or its description cannot be read.
     pub fn read(choice: &ModelChoice) -> anyhow::Result<ModelSummary> {
         let folder = find::model_folder(choice)?;
-        let description: Description = description(&folder)?;
-        let labels = folder.join(&description.labels);
-        let labels = std::fs::read_to_string(&labels).with_context(|| format!("cannot read {}", labels.display()))?;
+        let path = folder.join(find::DESCRIPTION);
+        let description = Description::read(&path)?;
+        let geometry = Geometry::new(&description.input).with_context(|| format!("{}", path.display()))?;
+        let labels = file_in(&folder, &description.labels)?;
+        let classes = Labels::parse(&file::read(&labels)?).with_context(|| format!("{}", labels.display()))?.len();
         let files = description.files.into_iter().map(|(variant, file)| {
-            let path = folder.join(&file.path);
+            let path = file_in(&folder, &file.path)?;
             let metadata = path.metadata().with_context(|| format!("cannot read {}", path.display()))?;
             Ok(FileSummary { variant, digest: format!("sha256:{}", file.sha256), bytes: metadata.len() })
         });
@@ -55,8 +57,8 @@ impl ModelSummary {
             files: files.collect::<anyhow::Result<_>>()?,
             name: description.name,
             version: description.version,
-            classes: labels.lines().count(),
-            input_size: description.input.size(),
+            classes,
+            input_size: geometry.output().map(|extent| [extent.height, extent.width]),
         })
     }
 }
@@ -64,7 +66,7 @@ impl ModelSummary {
 /// The name by which requests choose the model of `choice`: that of the package if it exists on this machine, otherwise
 /// the last part of what the setting says, without a version.
 pub fn model_name(choice: &ModelChoice) -> String {
-    let packaged = find::model_folder(choice).and_then(|folder| description::<NameOnly>(&folder));
+    let packaged = find::model_folder(choice).and_then(|folder| Description::read(&folder.join(find::DESCRIPTION)));
     packaged.map_or_else(|_| name_of_setting(choice.model.as_deref()), |description| description.name)
 }
 
@@ -74,77 +76,9 @@ fn name_of_setting(model: Option<&str>) -> String {
     last.split('@').next().unwrap_or(last).to_owned()
 }
 
-fn description<T: for<'a> Deserialize<'a>>(folder: &Path) -> anyhow::Result<T> {
-    let path = folder.join(find::DESCRIPTION);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    toml::from_str(&text)
-        .map_err(|error: toml::de::Error| anyhow::anyhow!("{}: {}", path.display(), error.message().replace('\n', " ")))
-}
-
-#[derive(Deserialize)]
-struct NameOnly {
-    name: String,
-}
-
-/// The part of `model.toml` that a listing shows.
-#[derive(Deserialize)]
-struct Description {
-    name: String,
-    version: String,
-    labels: String,
-    files: BTreeMap<String, File>,
-    input: Input,
-}
-
-#[derive(Deserialize)]
-struct File {
-    path: String,
-    sha256: String,
-}
-
-#[derive(Deserialize)]
-struct Input {
-    resize: String,
-    crop: Option<Side>,
-    size: Option<Side>,
-    short_side: Option<Side>,
-}
-
-/// One number for a square, or height and width.
-#[derive(Clone, Copy, Deserialize)]
-#[serde(untagged)]
-enum Side {
-    Square(u32),
-    HeightWidth([u32; 2]),
-}
-
-impl Input {
-    fn size(&self) -> Option<[u32; 2]> {
-        let side =
-            self.crop.or(self.size).or(self.short_side).filter(|_| self.crop.is_some() || self.resize != "none")?;
-        Some(match side {
-            Side::Square(side) => [side, side],
-            Side::HeightWidth(size) => size,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn size_of_the_input_is_that_of_the_crop_or_of_the_resized_image() {
-        for (text, size) in [
-            ("resize = \"shortest-edge\"\nsize = 256\ncrop = 224", Some([224, 224])),
-            ("resize = \"short-side\"\nshort_side = 256\ncrop = 224", Some([224, 224])),
-            ("resize = \"squash\"\nsize = [192, 256]", Some([192, 256])),
-            ("resize = \"none\"\ncrop = [10, 20]", Some([10, 20])),
-            ("resize = \"none\"", None),
-        ] {
-            assert_eq!(toml::from_str::<Input>(text).unwrap().size(), size, "{text}");
-        }
-    }
 
     #[test]
     fn model_without_files_has_the_name_of_its_setting() {

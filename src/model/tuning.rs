@@ -113,6 +113,36 @@ impl Tuning {
     }
 }
 
+/// A choice of the model, with the result of `imgcls tune` where the choice leaves something open.
+#[derive(Debug, Clone)]
+pub struct TunedChoice {
+    /// The choice that the settings make.
+    pub choice: ModelChoice,
+    /// The result of `imgcls tune`, if there is one for this machine.
+    pub tuning: Option<Tuning>,
+}
+
+impl TunedChoice {
+    /// Reads the result of `imgcls tune` from the cache directory of `choice`, if there is one.
+    pub fn read(mut choice: ModelChoice) -> TunedChoice {
+        let Some((tuning, path)) = Tuning::read(&choice) else { return TunedChoice { choice, tuning: None } };
+        tracing::info!(path = %path.display(), ?tuning, "using the result of `imgcls tune` for what no setting says");
+        choice.variant.get_or_insert_with(|| tuning.variant.clone());
+        choice.intra_threads.get_or_insert(tuning.intra_threads);
+        TunedChoice { choice, tuning: Some(tuning) }
+    }
+
+    /// The times of batches that `imgcls tune` measured. Empty if it did not, or if the settings choose another variant or
+    /// other threads than those that it measured.
+    pub fn batch_times(&self) -> Vec<BatchTime> {
+        let is_as_measured = |tuning: &&Tuning| {
+            self.choice.variant.as_ref() == Some(&tuning.variant)
+                && self.choice.intra_threads == Some(tuning.intra_threads)
+        };
+        self.tuning.as_ref().filter(is_as_measured).map(|tuning| tuning.batches.clone()).unwrap_or_default()
+    }
+}
+
 fn parse(text: &[u8], choice: &ModelChoice) -> anyhow::Result<Tuning> {
     let tuning: Tuning = serde_json::from_slice(text)?;
     let Tuning { variant, intra_threads, sessions, max_batch_size, batches } = &tuning;

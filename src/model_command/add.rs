@@ -351,7 +351,7 @@ fn settings(model: &Complete, sample: &Sample) -> Vec<Setting> {
         None => add("rescale", "bytes 0 to 255".to_owned(), "the type uint8 of the input"),
     }
     add("channels", model.channels.value.as_str().to_owned(), &model.channels.source);
-    add("layout", format!("{} {}", model.layout.value.as_str(), model.element), &model.layout.source);
+    add("layout", format!("{} {}", model.layout.value.as_str(), model.element.as_str()), &model.layout.source);
     if let Some(head) = &model.head {
         add("activation", head.value.as_str().to_owned(), &head.source);
     }

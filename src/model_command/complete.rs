@@ -3,10 +3,8 @@
 use anyhow::{bail, ensure};
 
 use super::draft::{Channels, Draft, Filter, Head, Labels, Layout, Position, Resize, Rounding, Size, Sourced};
-use crate::model::{OnnxFile, TensorInfo};
+use crate::model::{Element, MAX_SIDE, OnnxFile, TensorInfo};
 
-/// The side of an image that is accepted. `model.toml` allows no more.
-const MAX_SIDE: u32 = 4096;
 const DEFAULT_THRESHOLD: f64 = 0.5;
 
 /// Everything that `model.toml` says about input and output.
@@ -14,8 +12,7 @@ const DEFAULT_THRESHOLD: f64 = 0.5;
 pub(super) struct Complete {
     pub labels: Sourced<Labels>,
     pub input_name: String,
-    /// The element type, as `model.toml` writes it.
-    pub element: &'static str,
+    pub element: Element,
     pub layout: Sourced<Layout>,
     pub channels: Sourced<Channels>,
     pub resize: Sourced<Resize>,
@@ -81,7 +78,7 @@ pub(super) fn complete(draft: Draft, onnx: &OnnxFile) -> anyhow::Result<Complete
     let is_letterbox = resize.as_ref().is_some_and(|resize| resize.value == Resize::Letterbox);
     let fill = if is_letterbox { missing.need(draft.fill, "--fill 0,0,0 or another colour") } else { None };
     let position = if is_letterbox { missing.need(draft.position, "--position centre|top-left") } else { None };
-    let normalisation = if element == "uint8" {
+    let normalisation = if element == Element::Uint8 {
         None
     } else {
         let rescale =
@@ -204,6 +201,15 @@ impl Geometry {
             resize.value != Resize::ShortestEdge && size.as_ref().is_some_and(|size| size.value == crop.value)
         };
         let crop = crop.filter(|crop| !is_whole(crop));
+        if let Some(crop) = crop.as_ref().filter(|_| resize.value == Resize::Letterbox) {
+            bail!(
+                "{} letterboxes and {} crops to {}, which is not supported together; give --size {} and --crop none",
+                resize.source,
+                crop.source,
+                crop.value,
+                crop.value
+            );
+        }
         for side in [&size, &crop].into_iter().flatten() {
             let Size { height, width } = side.value;
             ensure!(
@@ -248,11 +254,12 @@ fn image_input(onnx: &OnnxFile) -> anyhow::Result<&TensorInfo> {
     Ok(input)
 }
 
-fn element(input: &TensorInfo) -> anyhow::Result<&'static str> {
-    match input.element_name() {
-        name @ ("float32" | "float16" | "uint8") => Ok(name),
-        other => bail!(
-            "the input {:?} is of {other}, and imgcls gives float32, float16 or uint8; export the network with one of them",
+fn element(input: &TensorInfo) -> anyhow::Result<Element> {
+    let name = input.element_name();
+    match name.parse() {
+        Ok(element) => Ok(element),
+        Err(_) => bail!(
+            "the input {:?} is of {name}, and imgcls gives float32, float16 or uint8; export the network with one of them",
             input.name
         ),
     }

@@ -88,7 +88,7 @@ impl Text {
     fn input(&mut self, model: &Complete) {
         self.table("input");
         self.pair("name", &quoted(&model.input_name), "");
-        self.pair("type", &quoted(model.element), "the type of the input");
+        self.pair("type", &quoted(model.element.as_str()), "the type of the input");
         self.sourced("layout", &model.layout, |layout| quoted(layout.as_str()));
         self.sourced("channels", &model.channels, |channels| quoted(channels.as_str()));
         self.sourced("resize", &model.resize, |resize| quoted(resize.as_str()));

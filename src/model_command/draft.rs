@@ -3,6 +3,10 @@
 
 use std::path::PathBuf;
 
+pub use crate::model::{Channels, Filter, Layout, Position, Rounding};
+
+use crate::model::spellings;
+
 /// A value and where it came from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sourced<T> {
@@ -133,63 +137,6 @@ impl std::fmt::Display for Size {
     }
 }
 
-/// The filter of a resize. The names are those of Pillow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Filter {
-    /// The nearest pixel.
-    Nearest,
-    /// The mean of the pixels.
-    Box,
-    /// Bilinear, antialiased.
-    Bilinear,
-    /// A bilinear one that is sharper.
-    Hamming,
-    /// Bicubic, antialiased.
-    Bicubic,
-    /// Lanczos with three lobes.
-    Lanczos,
-    /// OpenCV's bilinear, which is not antialiased.
-    OpencvBilinear,
-}
-
-/// The place of a letterboxed image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Position {
-    /// The same space on both sides.
-    Centre,
-    /// All space below and to the right.
-    TopLeft,
-}
-
-/// How the size of a letterboxed image becomes whole numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rounding {
-    /// To the nearest number, halves to the even one, as Python's `round`.
-    HalfEven,
-    /// Up.
-    Up,
-    /// Down.
-    Down,
-}
-
-/// The order of the channels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Channels {
-    /// Red, green, blue.
-    Rgb,
-    /// Blue, green, red.
-    Bgr,
-}
-
-/// The order of the axes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layout {
-    /// Batch, channels, height, width.
-    Nchw,
-    /// Batch, height, width, channels.
-    Nhwc,
-}
-
 /// How the outputs of the model become scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Head {
@@ -203,38 +150,8 @@ pub enum Head {
     MultiLabel,
 }
 
-macro_rules! words {
-    ($kind:ident: $($variant:ident $word:literal),*) => {
-        impl $kind {
-            /// The word for it in flags and in `model.toml`.
-            pub fn as_str(self) -> &'static str {
-                match self { $($kind::$variant => $word),* }
-            }
-        }
-
-        impl std::str::FromStr for $kind {
-            type Err = String;
-
-            fn from_str(text: &str) -> Result<$kind, String> {
-                let words = [$(($word, $kind::$variant)),*];
-                let found = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(text));
-                found.map(|(_, value)| *value).ok_or_else(|| {
-                    let words: Vec<String> = words.iter().map(|(word, _)| word.to_lowercase()).collect();
-                    format!("give {}", words.join(", "))
-                })
-            }
-        }
-    };
-}
-
-words!(Resize: ShortestEdge "shortest-edge", Squash "squash", Cover "cover", Letterbox "letterbox", None "none");
-words!(Filter: Nearest "nearest", Box "box", Bilinear "bilinear", Hamming "hamming", Bicubic "bicubic",
-    Lanczos "lanczos", OpencvBilinear "opencv-bilinear");
-words!(Position: Centre "centre", TopLeft "top-left");
-words!(Rounding: HalfEven "half-even", Up "up", Down "down");
-words!(Channels: Rgb "RGB", Bgr "BGR");
-words!(Layout: Nchw "NCHW", Nhwc "NHWC");
-words!(Head: Softmax "softmax", Sigmoid "sigmoid", None "none", MultiLabel "none, multi-label");
+spellings!(Resize "a resize": ShortestEdge "shortest-edge", Squash "squash", Cover "cover", Letterbox "letterbox", None "none");
+spellings!(Head "a head": Softmax "softmax", Sigmoid "sigmoid", None "none", MultiLabel "none, multi-label");
 
 impl Head {
     /// The activation in `model.toml`.
@@ -245,14 +162,5 @@ impl Head {
     /// Returns true if several classes can be right.
     pub fn is_multi_label(self) -> bool {
         matches!(self, Head::Sigmoid | Head::MultiLabel)
-    }
-}
-
-impl Filter {
-    /// The filter of a number of Pillow's `resample`.
-    pub fn of_pillow(number: u64) -> Option<Filter> {
-        let filters =
-            [Filter::Nearest, Filter::Lanczos, Filter::Bilinear, Filter::Bicubic, Filter::Box, Filter::Hamming];
-        filters.get(usize::try_from(number).ok()?).copied()
     }
 }

@@ -49,7 +49,7 @@ pub(super) fn copy(from: &Path, to: &Path) -> anyhow::Result<String> {
     loop {
         let read = source.read(&mut buffer).with_context(|| format!("cannot read {}", from.display()))?;
         if read == 0 {
-            return Ok(hex(&hash.finalize()));
+            return Ok(model::hex(&hash.finalize()));
         }
         hash.update(&buffer[..read]);
         copy.write_all(&buffer[..read]).with_context(cannot_write)?;
@@ -65,11 +65,7 @@ pub(super) fn digest(path: &Path) -> anyhow::Result<String> {
     File::open(path)
         .and_then(|mut file| std::io::copy(&mut file, &mut hash))
         .with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(hex(&hash.finalize()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(model::hex(&hash.finalize()))
 }
 
 /// Copies the files of an export into a folder.

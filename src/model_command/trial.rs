@@ -36,7 +36,7 @@ pub(super) struct Outputs {
 /// # Errors
 /// If it cannot be loaded or run, or does not fit its labels. The message is one line.
 pub(super) fn outputs(choice: &ModelChoice, expected_classes: Option<u64>) -> anyhow::Result<Outputs> {
-    let before = resident_bytes();
+    let before = model::resident_bytes();
     let package = ModelPackage::load(choice)?;
     check_labels(&package, expected_classes)?;
     let mut session = open(&package, choice)?;
@@ -45,7 +45,7 @@ pub(super) fn outputs(choice: &ModelChoice, expected_classes: Option<u64>) -> an
         let tensor = prepare(name, bytes, &package)?;
         values.extend(session.outputs(&[&tensor]).map_err(|error| one_line(&error))?);
     }
-    let memory_bytes = resident_bytes().saturating_sub(before).max(package.file_bytes());
+    let memory_bytes = model::resident_bytes().saturating_sub(before).max(package.file_bytes());
     Ok(Outputs { values, memory_bytes })
 }
 
@@ -179,14 +179,6 @@ fn one_line(error: &anyhow::Error) -> anyhow::Error {
         ""
     };
     anyhow::anyhow!("{line}{hint}")
-}
-
-/// The memory of this process, or 0 where the system does not say it.
-fn resident_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kib.unwrap_or(0).saturating_mul(1024)
 }
 
 #[cfg(test)]

@@ -67,20 +67,22 @@ impl Write for Measuring {
     }
 }
 
-/// All files of a folder and of those in it, sorted, without hidden ones. Their names in the archive begin with `prefix`.
+/// All files of a folder and of those in it, sorted, without hidden ones. Links to folders are not followed, because they
+/// can lead in a circle. Names in the archive begin with `prefix`.
 ///
 /// # Errors
 /// A folder cannot be read.
 pub(super) fn files_of(folder: &Path, prefix: &str) -> anyhow::Result<Vec<Entry>> {
     let mut entries = Vec::new();
     for found in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let path = found?.path();
+        let found = found.with_context(|| folder.display().to_string())?;
+        let path = found.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if name.starts_with('.') {
             continue;
         }
         let name = format!("{prefix}{name}");
-        if path.is_dir() {
+        if found.file_type().with_context(|| path.display().to_string())?.is_dir() {
             entries.extend(files_of(&path, &format!("{name}/"))?);
         } else if path.is_file() {
             entries.push(Entry::new(name, 0o644, path));
@@ -88,4 +90,21 @@ pub(super) fn files_of(folder: &Path, prefix: &str) -> anyhow::Result<Vec<Entry>
     }
     entries.sort_unstable_by(|one, other| one.name.cmp(&other.name));
     Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_to_files_are_files_and_links_to_folders_are_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("onnx")).unwrap();
+        std::fs::write(folder.path().join("onnx/model.onnx"), "x").unwrap();
+        std::fs::write(folder.path().join(".hidden"), "x").unwrap();
+        std::os::unix::fs::symlink("onnx/model.onnx", folder.path().join("link.onnx")).unwrap();
+        std::os::unix::fs::symlink(".", folder.path().join("circle")).unwrap();
+        let names: Vec<String> = files_of(folder.path(), "m/").unwrap().into_iter().map(|entry| entry.name).collect();
+        assert_eq!(names, ["m/link.onnx", "m/onnx/model.onnx"]);
+    }
 }

@@ -1,13 +1,14 @@
 //! The uploads of a stack: the bundle, and the packages of models.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 
 use super::bundle::Bundle;
 use super::package::{Package, PackageRef};
 use super::plan::Plan;
-use crate::model::ModelChoice;
+use crate::model::{self, ModelChoice};
 
 /// The sources of the artifacts of a stack.
 #[derive(Debug, Clone, Default)]
@@ -34,10 +35,7 @@ impl Artifacts {
     /// A part is missing or cannot be read, or two models have the same name.
     pub(super) fn of(sources: &Sources) -> anyhow::Result<Artifacts> {
         let packages = sources.models.iter().map(Package::of).collect::<anyhow::Result<Vec<_>>>()?;
-        let names: Vec<&str> = packages.iter().map(|package| package.reference.name.as_str()).collect();
-        if let Some(twice) = (1..names.len()).find(|index| names[..*index].contains(&names[*index])) {
-            bail!("two of the models have the name {:?}: give one --model of that name", names[twice]);
-        }
+        refuse_repeated_name(packages.iter().map(|package| package.reference.name.clone()))?;
         let in_bundle = if packages.is_empty() { vec![ModelChoice::default()] } else { Vec::new() };
         let bundle = bundle(sources, &in_bundle)?;
         if packages.is_empty() {
@@ -54,6 +52,7 @@ impl Artifacts {
     pub(super) fn in_one_bundle(sources: &Sources) -> anyhow::Result<Artifacts> {
         let default = [ModelChoice::default()];
         let models = if sources.models.is_empty() { &default[..] } else { &sources.models };
+        refuse_repeated_name(models.iter().map(model::model_name))?;
         let bundle = bundle(sources, models)?;
         check_has_model(&bundle)?;
         Ok(Artifacts { bundle, packages: Vec::new() })
@@ -76,6 +75,16 @@ impl Artifacts {
     }
 }
 
+/// The name of a model is the folder in which machines look for it.
+fn refuse_repeated_name(names: impl Iterator<Item = String>) -> anyhow::Result<()> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        ensure!(!seen.contains(&name), "two of the models have the name {name:?}: give one --model of that name");
+        seen.insert(name);
+    }
+    Ok(())
+}
+
 fn check_has_model(bundle: &Bundle) -> anyhow::Result<()> {
     ensure!(
         !bundle.reference.models.is_empty(),
@@ -88,5 +97,19 @@ fn bundle(sources: &Sources, models: &[ModelChoice]) -> anyhow::Result<Bundle> {
     match &sources.bundle {
         Some(path) => Bundle::of_archive(path),
         None => Bundle::of_this_program(&sources.runtime, models),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_models_of_one_name_are_refused_in_the_bucket_and_in_a_bundle() {
+        let sources = Sources { models: vec![ModelChoice::default(); 2], ..Sources::default() };
+        for artifacts in [Artifacts::of(&sources), Artifacts::in_one_bundle(&sources)] {
+            let error = artifacts.err().unwrap().to_string();
+            assert!(error.contains("two of the models have the name \"efficientnet-lite0\""), "{error}");
+        }
     }
 }

@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
+use super::change::{Action, Change, Difference};
 use super::inventory::{FoundResource, Inventory, Owner};
-use super::resource::{Kind, LATEST_VERSION, Resource, label, resolve, target_of};
+use super::resource::{Kind, LATEST_VERSION, Resource, label, resolve};
 use super::stack::Stack;
 
 /// Version of the file format of saved plans.
@@ -23,44 +23,10 @@ pub(super) struct Plan {
     pub changes: Vec<Change>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Change {
-    pub action: Action,
-    pub kind: Kind,
-    pub name: String,
-    /// The resource's id within the stack. A deletion has none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
-    /// The differing properties of an update.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub differences: Vec<Difference>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Action {
-    Create,
-    Update,
-    Delete,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Difference {
-    pub property: String,
-    pub found: Option<Value>,
-    pub wanted: Value,
-}
-
 /// The reason why no plan can be made or applied: one line that says what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Refusal(String);
-
-impl Change {
-    pub(super) fn label(&self) -> String {
-        label(self.kind, &self.name)
-    }
-}
 
 impl Plan {
     /// Plans the changes that turn the actual state into the wanted one. With `adopt`, the stack takes over resources
@@ -109,18 +75,6 @@ impl Plan {
             return Ok(());
         }
         Err(Refusal("the resources on AWS have changed since this plan was made; make a new one with `imgcls provision plan --out FILE`".to_owned()))
-    }
-}
-
-impl Change {
-    fn of(action: Action, resource: &Resource, differences: Vec<Difference>) -> Change {
-        let (kind, name) = (resource.kind, resource.name.clone());
-        Change { action, kind, name, id: Some(resource.id.clone()), differences }
-    }
-
-    fn delete(found: &FoundResource) -> Change {
-        let (kind, name) = (found.kind, found.name.clone());
-        Change { action: Action::Delete, kind, name, id: None, differences: Vec::new() }
     }
 }
 
@@ -180,33 +134,6 @@ fn differences(
         }
     }
     differences
-}
-
-/// The differing members of a value: path, actual and wanted value of each.
-pub(super) fn leaves(difference: &Difference) -> Vec<(String, Option<Value>, Option<Value>)> {
-    let mut found = Vec::new();
-    walk(&difference.property, difference.found.as_ref(), Some(&difference.wanted), &mut found);
-    found
-}
-
-fn walk(path: &str, from: Option<&Value>, to: Option<&Value>, found: &mut Vec<(String, Option<Value>, Option<Value>)>) {
-    match (from, to) {
-        (Some(from), Some(to)) if from == to => {}
-        (Some(Value::Object(from)), Some(Value::Object(members)))
-            if target_of(&Value::Object(members.clone())).is_none() =>
-        {
-            let names: BTreeSet<&String> = from.keys().chain(members.keys()).collect();
-            for name in names {
-                walk(&format!("{path}.{name}"), from.get(name), members.get(name), found);
-            }
-        }
-        (Some(Value::Array(from)), Some(Value::Array(to))) if from.len() == to.len() => {
-            for (index, (from, to)) in from.iter().zip(to).enumerate() {
-                walk(&format!("{path}[{index}]"), Some(from), Some(to), found);
-            }
-        }
-        _ => found.push((path.to_owned(), from.cloned(), to.cloned())),
-    }
 }
 
 /// The changes that delete everything of the stack, machines first.

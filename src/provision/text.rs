@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+use super::change::{Action, Change, leaves};
 use super::doctor::{Finding, Severity};
 use super::inventory::Inventory;
 use super::machines::{Machines, Outdated};
 use super::money::Cost;
-use super::plan::{Action, Change, Plan, leaves};
+use super::plan::Plan;
 use super::resource::target_of;
 use super::stack::Stack;
 

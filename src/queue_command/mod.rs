@@ -80,15 +80,8 @@ pub enum Which {
 /// The queue or the store cannot be used, or the named dead letter does not exist. A data directory is not made, since its
 /// name may be mistyped.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<bool> {
-    match &config.backend {
-        Backend::Local { data_dir: folder } => {
-            ensure!(
-                folder.is_dir(),
-                "there is no data directory {}: nothing ran there; see --data-dir",
-                folder.display()
-            );
-        }
-        Backend::Aws { .. } | Backend::Named { .. } => {}
+    if let Some(folder) = config.backend.data_dir() {
+        ensure!(folder.is_dir(), "there is no data directory {}: nothing ran there; see --data-dir", folder.display());
     }
     let transport = transport::open(&config.backend, &config.names).await?;
     let transport = &*transport;

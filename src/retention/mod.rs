@@ -105,10 +105,7 @@ pub fn default_limit(usage: &Usage) -> u64 {
 /// # Errors
 /// The data directory cannot be used.
 pub async fn open(config: &Config) -> anyhow::Result<Option<Retention>> {
-    let data_dir = match &config.backend {
-        Backend::Local { data_dir } => data_dir,
-        Backend::Aws { .. } | Backend::Named { .. } => return Ok(None),
-    };
+    let Some(data_dir) = config.backend.data_dir() else { return Ok(None) };
     let data = LocalData::open(data_dir, config.names.clone())?;
     let usage = data.usage().await.context("cannot measure the data directory")?;
     let limit_bytes = config.max_data_bytes.unwrap_or_else(|| default_limit(&usage));

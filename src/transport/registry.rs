@@ -46,13 +46,14 @@ fn registered(name: &str) -> Option<Arc<dyn Opener>> {
 ///
 /// # Errors
 /// [`QueueError::Fatal`] when they cannot be used.
+#[allow(clippy::match_wildcard_for_single_variants, reason = "a backend that is not made of queues needs no line here")]
 pub async fn open_queues(backend: &Backend) -> Result<Arc<dyn Queues>, QueueError> {
     match backend {
         Backend::Local { data_dir } => Ok(Arc::new(SqliteQueues::open(data_dir)?)),
         Backend::Aws { region, endpoint_url } => {
             Ok(Arc::new(Box::pin(SqsQueues::connect(region.as_deref(), endpoint_url.as_deref())).await?))
         }
-        Backend::Named { name, .. } => Err(QueueError::Fatal(format!("backend {name:?} is not made of queues"))),
+        other => Err(QueueError::Fatal(format!("backend {:?} is not made of queues", other.name()))),
     }
 }
 
@@ -60,14 +61,18 @@ pub async fn open_queues(backend: &Backend) -> Result<Arc<dyn Queues>, QueueErro
 ///
 /// # Errors
 /// [`StoreError::Fatal`] when it cannot be used.
+#[allow(
+    clippy::match_wildcard_for_single_variants,
+    reason = "a backend that is not made of buckets needs no line here"
+)]
 pub async fn open_bucket(backend: &Backend, bucket: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
     match backend {
         Backend::Local { data_dir } => Ok(Arc::new(SqliteStore::open(data_dir, bucket)?)),
         Backend::Aws { region, endpoint_url } => {
             Ok(Arc::new(Box::pin(S3Store::open(region.as_deref(), endpoint_url.as_deref(), bucket)).await?))
         }
-        Backend::Named { name, .. } => {
-            let reason = format!("backend {name:?} is not made of buckets");
+        other => {
+            let reason = format!("backend {:?} is not made of buckets", other.name());
             Err(StoreError::Fatal { bucket: bucket.to_owned(), reason })
         }
     }

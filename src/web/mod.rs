@@ -167,11 +167,8 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     keep_freed_memory();
     let models = Arc::new(Models::new(config.models.clone())?);
-    // Elsewhere than on this machine, a request also holds a connection to the backend.
-    let files_each = match config.backend {
-        Backend::Local { .. } => 1,
-        Backend::Aws { .. } | Backend::Named { .. } => 2,
-    };
+    // A request can also hold a connection to the backend.
+    let files_each = if config.backend.calls_hold_connections() { 2 } else { 1 };
     let max_connections = http::max_connections(config.max_connections, http::raise_limit(), files_each);
     let address = listener.local_addr()?;
     let transport = transport::open(&config.backend, &config.names).await?;

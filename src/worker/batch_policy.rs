@@ -12,17 +12,24 @@ use crate::model::{self, BATCH_SIZES as SIZES, BatchTime};
 use crate::transport::MAX_BATCH;
 
 /// How a worker groups images.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Batching {
     /// As the settings say: at most this many images in a batch, and one batch ahead for each session.
     Fixed(usize),
     /// As the measurements of the worker say.
     Learned {
-        /// The measurements of `imgcls tune` for the first model. May be empty.
-        known: Vec<BatchTime>,
         /// Each call to the queue is billed, so that images share calls as long as that adds little to their wait.
         calls_are_billed: bool,
     },
+}
+
+/// A version of a model, with what `imgcls tune` measured of it on this machine.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct TunedVersion {
+    /// The digest of the version.
+    pub digest: String,
+    /// The times of its batches. Empty if they were not measured, or for other settings than those in use.
+    pub batches: Vec<BatchTime>,
 }
 
 /// How many images are taken together.
@@ -74,7 +81,7 @@ impl Batching {
                 let for_a_receive = (*size).clamp(1, MAX_BATCH);
                 Plan { max_batch_size: *size, ahead: facts.sessions * size, for_a_receive }
             }
-            Batching::Learned { calls_are_billed, .. } => learned(facts, *calls_are_billed),
+            Batching::Learned { calls_are_billed } => learned(facts, *calls_are_billed),
         }
     }
 }
@@ -323,8 +330,8 @@ mod tests {
         assert_eq!(costs.size_limit(), 4);
     }
 
-    const LOCAL: Batching = Batching::Learned { known: Vec::new(), calls_are_billed: false };
-    const BILLED: Batching = Batching::Learned { known: Vec::new(), calls_are_billed: true };
+    const LOCAL: Batching = Batching::Learned { calls_are_billed: false };
+    const BILLED: Batching = Batching::Learned { calls_are_billed: true };
 
     fn facts(batch_size: usize, service: f64, receive: f64) -> Facts {
         Facts { sessions: 1, idle_sessions: 0, batch_size, service_time: Some(ms(service)), receive_time: ms(receive) }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use super::batch_policy::TunedVersion;
 use super::session_load::SessionLoad;
 use super::stages::Fetched;
 use crate::protocol::Worked;
@@ -68,8 +69,8 @@ impl BatchQueue {
     }
 
     /// Reports how long images of a batch took the version of the model that has this digest.
-    pub(crate) fn inferred(&self, digest: &str, images: usize, time: Duration) {
-        self.load.inferred(digest, images, time);
+    pub(crate) fn inferred(&self, version: &TunedVersion, images: usize, time: Duration) {
+        self.load.inferred(version, images, time);
     }
 
     /// Returns a batch of one model, and true if its first image was there already.

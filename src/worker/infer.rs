@@ -186,7 +186,7 @@ impl Shared {
         let outcome = active.session.infer(&batch.iter().map(|image| &image.tensor).collect::<Vec<_>>());
         let inferred = started.elapsed();
         if outcome.is_ok() {
-            self.batches.inferred(&active.package.model_ref().digest, batch.len(), inferred);
+            self.batches.inferred(&active.tuned, batch.len(), inferred);
         }
         METRICS.batch_size.observe(batch.len() as f64);
         METRICS.stage("inferred").observe(inferred.as_secs_f64());

@@ -213,7 +213,7 @@ impl Pipeline {
         let max_bytes = config.max_model_bytes;
         let opening = tokio::task::spawn_blocking(move || versions.open(session_count, max_bytes));
         let models = Arc::new(opening.await??);
-        let load = Arc::new(SessionLoad::new(config.batching.clone(), session_count, &models.first_digest()));
+        let load = Arc::new(SessionLoad::new(config.batching, session_count, &models.tuned()));
         let (fetched, batches) = BatchQueue::new(config.max_batch_delay, Arc::clone(&load));
         let (finished_tx, finished) = mpsc::channel(2 * session_count);
         let shared = infer::Shared {

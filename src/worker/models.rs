@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, ensure};
 
+use super::batch_policy::TunedVersion;
 use super::metrics::METRICS;
 use super::model_memory::{self, Share};
 use super::seat::{Active, Seat};
@@ -26,6 +27,7 @@ pub(crate) struct Version {
     pub reference: ModelRef,
     /// The choice of the settings, completed by the result of `imgcls tune` for this version.
     choice: ModelChoice,
+    tuned: Arc<TunedVersion>,
 }
 
 /// The versions that the settings name, before their sessions are open.
@@ -62,9 +64,12 @@ impl Version {
         let named = absolute.to_str().with_context(|| format!("{} is not UTF-8; rename it", folder.display()))?;
         // The name may mean another version in the next moment; the folder does not.
         let choice = ModelChoice { model: Some(named.to_owned()), ..choice.clone() };
-        let TunedChoice { choice, .. } = TunedChoice::read(choice);
-        let package = Arc::new(ModelPackage::load(&choice)?);
-        Ok(Version { folder: folder.to_owned(), reference: package.model_ref(), package, choice })
+        let tuned_choice = TunedChoice::read(choice);
+        let package = Arc::new(ModelPackage::load(&tuned_choice.choice)?);
+        let reference = package.model_ref();
+        let tuned = TunedVersion { digest: reference.digest.clone(), batches: tuned_choice.batch_times() };
+        let (folder, choice) = (folder.to_owned(), tuned_choice.choice);
+        Ok(Version { folder, package, reference, choice, tuned: Arc::new(tuned) })
     }
 
     /// Opens one session and warms it up.
@@ -74,7 +79,7 @@ impl Version {
     pub(crate) fn open(&self) -> anyhow::Result<Active> {
         let session = Session::open(&self.package, &self.choice)?;
         tracing::debug!(model = self.name(), session = session.describe(), "session open");
-        Ok(Active { package: Arc::clone(&self.package), session })
+        Ok(Active { package: Arc::clone(&self.package), tuned: Arc::clone(&self.tuned), session })
     }
 
     /// Name and version, as a request may name them: `name@version`.
@@ -170,9 +175,9 @@ impl Models {
         self.served[model].begin_batch(thread)
     }
 
-    /// The digest of the first model, which results of `imgcls tune` belong to.
-    pub(crate) fn first_digest(&self) -> String {
-        self.served.first().map(|model| model.version().reference.digest).unwrap_or_default()
+    /// The versions in use, with what `imgcls tune` measured of them, in the order of the list.
+    pub(crate) fn tuned(&self) -> Vec<Arc<TunedVersion>> {
+        self.served.iter().map(|model| model.version().tuned).collect()
     }
 
     /// The model that is compared with the first of the list.

@@ -2,11 +2,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::batch_policy::TunedVersion;
 use crate::model::{ModelPackage, Session};
 
-/// A session with the package that it runs.
+/// A session with the package that it runs, and what was measured of it.
 pub(crate) struct Active {
     pub package: Arc<ModelPackage>,
+    pub tuned: Arc<TunedVersion>,
     pub session: Session,
 }
 

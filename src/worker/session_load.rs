@@ -2,14 +2,14 @@
 //! the worker takes ahead ([`super::batch_policy`]), and when it asks the queue for more.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::batch_policy::{BatchCosts, Batching, Facts, Plan};
+use super::batch_policy::{BatchCosts, Batching, Facts, Plan, TunedVersion};
 use crate::protocol::Worked;
 use crate::transport::WorkerLoad;
 
@@ -32,6 +32,13 @@ pub(crate) struct SessionLoad {
 struct Measured {
     digest: String,
     costs: BatchCosts,
+}
+
+impl Measured {
+    /// Begins with what `imgcls tune` measured of the version.
+    fn new(version: &TunedVersion) -> Measured {
+        Measured { digest: version.digest.clone(), costs: BatchCosts::new(&version.batches) }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -58,14 +65,12 @@ struct Begun {
 }
 
 impl SessionLoad {
-    /// The load of `sessions` sessions. `digest` is that of the first model.
-    pub(crate) fn new(batching: Batching, sessions: usize, digest: &str) -> SessionLoad {
-        let (mut state, mut costs) = (State::default(), HashMap::new());
-        if let Batching::Learned { known, .. } = &batching {
-            let single = known.iter().find(|time| time.size == 1);
-            state.service_time = single.and_then(|time| Duration::try_from_secs_f64(time.batch_ms / 1e3).ok());
-            costs.insert(0, Measured { digest: digest.to_owned(), costs: BatchCosts::new(known) });
-        }
+    /// The load of `sessions` sessions that run these versions, in the order of the list of models.
+    pub(crate) fn new(batching: Batching, sessions: usize, versions: &[Arc<TunedVersion>]) -> SessionLoad {
+        let costs = versions.iter().map(|version| Measured::new(version)).enumerate().collect();
+        let single = versions.first().and_then(|first| first.batches.iter().find(|time| time.size == 1));
+        let service_time = single.and_then(|time| Duration::try_from_secs_f64(time.batch_ms / 1e3).ok());
+        let state = State { service_time, ..State::default() };
         SessionLoad { batching, sessions, state: watch::Sender::new(state), costs: Mutex::new(costs) }
     }
 
@@ -124,8 +129,8 @@ impl SessionLoad {
         });
     }
 
-    /// The session of this thread ran the version of its model that has this digest.
-    pub(crate) fn inferred(&self, digest: &str, images: usize, time: Duration) {
+    /// The session of this thread ran this version of its model.
+    pub(crate) fn inferred(&self, version: &TunedVersion, images: usize, time: Duration) {
         let mut begun = None;
         self.set_quietly(|state| {
             begun = state.begun.get_mut(&thread::current().id()).map(|begun| {
@@ -136,12 +141,11 @@ impl SessionLoad {
         // A session that had to wait may run alone on a machine that is idle otherwise. Its times would make every batch of
         // busier minutes look slow.
         let Some(Begun { model, .. }) = begun.filter(|begun| begun.at_once) else { return };
-        let new = || Measured { digest: digest.to_owned(), costs: BatchCosts::default() };
         let mut costs = self.costs();
-        let measured = costs.entry(model).or_insert_with(new);
-        if measured.digest != digest {
-            // The model was replaced by another version.
-            *measured = new();
+        let measured = costs.entry(model).or_insert_with(|| Measured::new(version));
+        if measured.digest != version.digest {
+            // Another version has replaced the one that was measured.
+            *measured = Measured::new(version);
         }
         measured.costs.inferred(images, time);
     }
@@ -216,22 +220,27 @@ impl WorkerLoad for SessionLoad {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const DIGEST: &str = "sha256:0";
+    use crate::model::BatchTime;
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
     }
 
     fn learned(sessions: usize) -> SessionLoad {
-        SessionLoad::new(Batching::Learned { known: Vec::new(), calls_are_billed: false }, sessions, DIGEST)
+        SessionLoad::new(Batching::Learned { calls_are_billed: false }, sessions, &[Arc::new(version("0", &[]))])
+    }
+
+    /// A version whose batches take these times in the model, as `imgcls tune` measured them.
+    fn version(digest: &str, batches: &[(usize, f64)]) -> TunedVersion {
+        let time = |&(size, infer_ms): &(usize, f64)| BatchTime { size, infer_ms, batch_ms: infer_ms, gain: 0.0 };
+        TunedVersion { digest: digest.to_owned(), batches: batches.iter().map(time).collect() }
     }
 
     /// One batch of this thread, in which each image takes `each` in the model and 2 ms besides.
     fn batch(load: &SessionLoad, images: usize, each: Duration) {
         let inferred = each * images as u32;
         load.begin(0, images, true);
-        load.inferred(DIGEST, images, inferred);
+        load.inferred(&version("0", &[]), images, inferred);
         load.measured(Worked { images: images as u64, busy: inferred + ms(2) * images as u32 });
     }
 
@@ -259,13 +268,27 @@ mod tests {
         }
         assert_eq!(load.costs()[&0].costs.best_size(), 2);
         load.begin(1, 1, true);
-        load.inferred("sha256:1", 1, ms(5));
+        load.inferred(&version("1", &[]), 1, ms(5));
         assert_eq!(load.max_batch_size(1), 1);
         assert_eq!(load.costs()[&0].costs.best_size(), 2);
         // Another version of the first model.
         load.begin(0, 1, true);
-        load.inferred("sha256:2", 1, ms(5));
+        load.inferred(&version("2", &[]), 1, ms(5));
         assert_eq!(load.costs()[&0].costs.best_size(), 1);
+    }
+
+    #[test]
+    fn another_version_begins_with_what_tune_measured_of_it() {
+        let first = version("0", &[(1, 10.0), (2, 16.0)]);
+        let load = SessionLoad::new(Batching::Learned { calls_are_billed: false }, 1, &[Arc::new(first)]);
+        assert_eq!(load.max_batch_size(0), 2);
+        let next = version("1", &[(1, 10.0), (2, 20.0), (4, 24.0)]);
+        load.begin(0, 1, true);
+        load.inferred(&next, 1, ms(10));
+        assert_eq!(load.max_batch_size(0), 4);
+        load.begin(0, 1, true);
+        load.inferred(&version("2", &[]), 1, ms(10));
+        assert_eq!(load.max_batch_size(0), 1);
     }
 
     #[test]
@@ -284,7 +307,7 @@ mod tests {
         for _ in 0..10 {
             for (images, each) in [(1, 40), (2, 20)] {
                 load.begin(0, images, false);
-                load.inferred(DIGEST, images, ms(each) * images as u32);
+                load.inferred(&version("0", &[]), images, ms(each) * images as u32);
                 load.measured(Worked { images: images as u64, busy: ms(each) * images as u32 });
             }
         }

@@ -9,7 +9,7 @@ use imgcls::model::{ModelChoice, ModelPackage, Session, labels_above, prepare, t
 use crate::onnx_graph::{Kind, Network, SIDE, sha256};
 
 /// An image whose mean colour is (1, 0.5, 0) × 255.
-fn orange() -> Vec<u8> {
+pub fn orange() -> Vec<u8> {
     let mut png = Vec::new();
     let image = RgbImage::from_fn(20, 20, |x, _| image::Rgb([255, if x < 10 { 255 } else { 0 }, 0]));
     image.write_to(&mut std::io::Cursor::new(&mut png), ImageFormat::Png).unwrap();
@@ -20,7 +20,7 @@ fn orange() -> Vec<u8> {
 const INPUT: &str = "resize = \"squash\"\nfilter = \"bilinear\"\nrescale = 0.00392156862745098\n";
 
 /// Writes a package. `output` is the text of `[output]`.
-fn write(folder: &Path, network: &Network, output: &str, labels: &str) {
+pub fn write(folder: &Path, network: &Network, output: &str, labels: &str) {
     let files = network.write(folder);
     let element = match network.input {
         Kind::Float32 => "float32",
@@ -39,7 +39,20 @@ fn write(folder: &Path, network: &Network, output: &str, labels: &str) {
     std::fs::write(folder.join("model.toml"), description).unwrap();
 }
 
-const LABELS: &str = "red\ngreen\nblue\n";
+pub const LABELS: &str = "red\ngreen\nblue\n";
+
+/// Adds a set of labels to a package.
+pub fn add_label_set(folder: &Path, name: &str, text: &str) {
+    let path = format!("labels-{name}.txt");
+    std::fs::write(folder.join(&path), text).unwrap();
+    let table = format!("[label_sets.{name}]\npath = \"{path}\"\nsha256 = \"{}\"\n", sha256(text.as_bytes()));
+    let description = std::fs::read_to_string(folder.join("model.toml")).unwrap();
+    std::fs::write(folder.join("model.toml"), description + &table).unwrap();
+}
+
+/// The `[output]` of a package whose network gives the orange image two labels, red and blue, of three classes.
+pub const TWO_LABELS: &str =
+    "activation = \"sigmoid\"\nmulti_label = true\nthreshold = 0.9\nthresholds = { green = 0.99, blue = 0.4 }";
 
 fn choice(folder: &Path) -> ModelChoice {
     ModelChoice { model: Some(folder.to_str().unwrap().to_owned()), ..ModelChoice::default() }
@@ -73,7 +86,7 @@ fn assert_close(found: &[f32], expected: [f32; 3], tolerance: f32) {
 }
 
 const RAW: &str = "activation = \"none\"";
-const SOFTMAX: &str = "activation = \"softmax\"";
+pub const SOFTMAX: &str = "activation = \"softmax\"";
 const SIGMOID: &str = "activation = \"sigmoid\"";
 
 #[test]
@@ -178,14 +191,8 @@ fn multi_label_model_answers_with_every_class_above_its_threshold() {
 fn second_set_of_labels_is_chosen_by_its_name_or_its_file() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), &Network::default(), SOFTMAX, LABELS);
-    let add = |name: &str, text: &str| {
-        let path = format!("labels-{name}.txt");
-        std::fs::write(folder.path().join(&path), text).unwrap();
-        format!("[label_sets.{name}]\npath = \"{path}\"\nsha256 = \"{}\"\n", sha256(text.as_bytes()))
-    };
-    let sets = add("german", "rot\ngrün\nblau\n") + &add("short", "r\ng\n");
-    let description = std::fs::read_to_string(folder.path().join("model.toml")).unwrap();
-    std::fs::write(folder.path().join("model.toml"), description + &sets).unwrap();
+    add_label_set(folder.path(), "german", "rot\ngrün\nblau\n");
+    add_label_set(folder.path(), "short", "r\ng\n");
     let load = |label_set: Option<&str>| {
         let label_set = label_set.map(str::to_owned);
         ModelPackage::load(&ModelChoice { label_set, ..choice(folder.path()) }).map_err(|error| format!("{error:#}"))

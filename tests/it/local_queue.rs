@@ -10,22 +10,22 @@ use imgcls::transport::local::{Sending, SqliteQueue, SqliteQueues};
 use imgcls::transport::queued::queue::{
     Outgoing, Queue, QueueAttributes, QueueError, Queues as _, ReceiveOptions, Redrive,
 };
-use imgcls::transport::{Depth, MAX_BATCH, Receipt};
+use imgcls::transport::{MAX_BATCH, Receipt};
 use rand::Rng as _;
 
 use crate::children::{self, Worker, say};
 
-const QUEUE: &str = "local";
+pub const QUEUE: &str = "local";
 const LONG: Duration = Duration::from_secs(300);
-const LONG_POLL: Duration = Duration::from_secs(20);
+pub const LONG_POLL: Duration = Duration::from_secs(20);
 /// Far longer than a notification takes, far shorter than a long poll.
-const SOON: Duration = Duration::from_secs(5);
+pub const SOON: Duration = Duration::from_secs(5);
 
 /// Far longer than a message takes. Messages that a killed process held are visible again after it.
 const SHORT: Duration = Duration::from_secs(10);
 
 const MESSAGES_EACH: usize = 200;
-const WAKES: usize = 20;
+pub const WAKES: usize = 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn four_processes_lose_and_double_nothing() {
@@ -327,87 +327,6 @@ async fn queue_deleted_elsewhere_is_not_found_until_it_is_created_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn transient_message_to_its_owner_bypasses_the_database() {
-    let directory = tempfile::tempdir().unwrap();
-    let queues = SqliteQueues::open(directory.path()).unwrap();
-    let owner = queues.create_own(QUEUE, &QueueAttributes::default()).await.unwrap();
-    let elsewhere = open(directory.path()).await;
-    // The receive has read the database and waits.
-    let (received, ()) = tokio::join!(owner.receive(options(LONG_POLL)), send_transient(&elsewhere, "direct"));
-    let delivery = received.unwrap().remove(0);
-    assert_eq!((delivery.body.as_str(), delivery.receive_count), ("direct", 1));
-    assert_eq!(owner.depth().await.unwrap(), Depth::default(), "nothing of it is in the file");
-    owner.ack(std::slice::from_ref(&delivery.receipt)).await.unwrap();
-    // Too late, since it is acknowledged.
-    owner.set_visibility(&[(delivery.receipt, Duration::ZERO)]).await.unwrap();
-    assert_eq!(owner.depth().await.unwrap(), Depth::default());
-
-    send_transient(&elsewhere, "released").await;
-    let delivery = owner.receive(options(LONG_POLL)).await.unwrap().remove(0);
-    owner.set_visibility(&[(delivery.receipt, Duration::ZERO)]).await.unwrap();
-    let delivery = owner.receive(options(LONG_POLL)).await.unwrap().remove(0);
-    assert_eq!(delivery.body, "released");
-    owner.ack(&[delivery.receipt]).await.unwrap();
-    assert_eq!(owner.depth().await.unwrap(), Depth::default());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn messages_that_cannot_be_datagrams_go_into_the_database() {
-    const MANY: usize = 100;
-    let directory = tempfile::tempdir().unwrap();
-    let queues = SqliteQueues::open(directory.path()).unwrap();
-    let owner = queues.create_own(QUEUE, &QueueAttributes::default()).await.unwrap();
-    let elsewhere = open(directory.path()).await;
-    // More messages than a socket buffers, one that is too long, an empty one, and one that must survive a power loss.
-    let mut expected: Vec<String> = (0..MANY).map(|index| index.to_string()).collect();
-    expected.extend(["long ".repeat(40_000), String::new()]);
-    for body in &expected {
-        send_transient(&elsewhere, body).await;
-    }
-    send(&*elsewhere, "durable").await;
-    expected.push("durable".to_owned());
-    assert!(owner.depth().await.unwrap().visible >= 3);
-    let mut received = Vec::new();
-    while received.len() < expected.len() {
-        let deliveries = owner.receive(options(LONG_POLL)).await.unwrap();
-        assert!(!deliveries.is_empty(), "{} of {} came", received.len(), expected.len());
-        received.extend(deliveries.iter().map(|delivery| delivery.body.clone()));
-        let receipts: Vec<Receipt> = deliveries.into_iter().map(|delivery| delivery.receipt).collect();
-        owner.ack(&receipts).await.unwrap();
-    }
-    received.sort();
-    expected.sort();
-    assert!(received == expected, "each once");
-
-    drop(owner);
-    send_transient(&elsewhere, "nobody is there").await;
-    assert_eq!(elsewhere.receive(options(Duration::ZERO)).await.unwrap()[0].body, "nobody is there");
-}
-
-/// The owner waits at the socket, and the message comes through the database.
-#[tokio::test(flavor = "multi_thread")]
-async fn waiting_owner_is_woken_by_datagrams_and_notifications() {
-    let directory = tempfile::tempdir().unwrap();
-    let queues = SqliteQueues::open(directory.path()).unwrap();
-    let owner = queues.create_own(QUEUE, &QueueAttributes::default()).await.unwrap();
-    for index in 0..WAKES {
-        let body = index.to_string();
-        let start = Instant::now();
-        let send_either = async {
-            if index.is_multiple_of(2) { send(&owner, &body).await } else { send_transient(&owner, &body).await }
-        };
-        let (received, ()) = tokio::join!(owner.receive(options(LONG_POLL)), send_either);
-        let delivery = received.unwrap().remove(0);
-        assert_eq!(delivery.body, body);
-        assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
-        owner.ack(&[delivery.receipt]).await.unwrap();
-    }
-    let (received, removed) = tokio::join!(owner.receive(options(LONG_POLL)), queues.delete(QUEUE));
-    removed.unwrap();
-    assert!(matches!(received, Err(QueueError::NotFound(_))), "and that it is gone");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn receive_of_a_share_leaves_some_to_others() {
     let directory = tempfile::tempdir().unwrap();
     let queue = open(directory.path()).await;
@@ -585,19 +504,15 @@ async fn worker_opens() {
     say("opened");
 }
 
-async fn open(data_dir: &Path) -> Arc<SqliteQueue> {
+pub async fn open(data_dir: &Path) -> Arc<SqliteQueue> {
     let queues = SqliteQueues::open(data_dir).unwrap();
     Arc::new(queues.create_queue(QUEUE, &QueueAttributes::default()).await.unwrap())
 }
 
-async fn send(queue: &dyn Queue, body: &str) {
+pub async fn send(queue: &dyn Queue, body: &str) {
     queue.send(&[Outgoing::new(body)]).await.unwrap().remove(0).unwrap();
 }
 
-async fn send_transient(queue: &SqliteQueue, body: &str) {
-    queue.send_as(&[Outgoing::new(body)], Sending::Transient).await.unwrap().remove(0).unwrap();
-}
-
-fn options(wait: Duration) -> ReceiveOptions {
+pub fn options(wait: Duration) -> ReceiveOptions {
     ReceiveOptions { max: MAX_BATCH, wait, visibility_timeout: LONG }
 }

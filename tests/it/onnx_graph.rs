@@ -3,10 +3,15 @@
 
 use std::path::Path;
 
+use imgcls::model::onnx_writer::{self, external_tensor, integer, integers, node, tensor, value};
+use imgcls::model::{Message, onnx_field as field};
 use sha2::{Digest as _, Sha256};
 
 /// Weights with which the logits are 8 times the mean of a channel whose values are from 0 to 1.
 const GAIN: f32 = 8.0;
+
+/// The type of the numbers of a shape.
+const INT64: u64 = 7;
 
 /// The type of a tensor, as ONNX numbers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,56 +84,48 @@ impl Network {
         let mut last = self.input_name;
         let mut then = |operator: &str, further: &[&str], output: &'static str, attributes: &[Message]| {
             let inputs = [&[last][..], further].concat();
-            graph.message(1, &node(operator, &inputs, output, attributes));
+            graph.push_message(field::graph::NODE, &node(operator, &inputs, output, attributes));
             last = output;
         };
         if self.input == Kind::Uint8 {
-            then("Cast", &[], "cast", &[number("to", self.float() as u64)]);
+            then("Cast", &[], "cast", &[integer("to", self.float() as u64)]);
         }
         if self.is_nhwc {
-            then("Transpose", &[], "planes", &[numbers("perm", &[0, 3, 1, 2])]);
+            then("Transpose", &[], "planes", &[integers("perm", &[0, 3, 1, 2])]);
         }
         then("GlobalAveragePool", &[], "pooled", &[]);
         then("Flatten", &[], "features", &[]);
         then("MatMul", &["weights"], "logits", &[]);
         then(self.head, &[], "normalised", &[]);
         if self.float() != self.output {
-            then("Cast", &[], "converted", &[number("to", self.output as u64)]);
+            then("Cast", &[], "converted", &[integer("to", self.output as u64)]);
         }
         if self.has_pixel_axes {
             then("Reshape", &["shape"], "scores", &[]);
-            graph.message(5, &tensor("shape", 7, &[4], &[-1_i64, 3, 1, 1].map(i64::to_le_bytes).concat()));
+            let shape = tensor("shape", INT64, &[4], [-1_i64, 3, 1, 1].map(i64::to_le_bytes).concat());
+            graph.push_message(field::graph::INITIALIZER, &shape);
         } else {
             then("Identity", &[], "scores", &[]);
         }
-        graph.text(2, "tests");
-        graph.message(5, &self.weights(weights));
-        let pixels = if self.is_nhwc { [SIDE, SIDE, 3] } else { [3, SIDE, SIDE] };
-        graph.message(11, &value(self.input_name, self.input, self.batch, &pixels));
+        graph.push_bytes(field::graph::NAME, "tests");
+        graph.push_message(field::graph::INITIALIZER, &self.weights(weights));
+        let of_batch = |axes: &[u64]| [&[self.batch][..], &axes.iter().copied().map(Some).collect::<Vec<_>>()].concat();
+        let pixels = of_batch(if self.is_nhwc { &[SIDE, SIDE, 3] } else { &[3, SIDE, SIDE] });
+        graph.push_message(field::graph::INPUT, &value(self.input_name, self.input as u64, &pixels));
         // The features come first, as a network may declare them.
-        graph.message(12, &value("features", self.float(), self.batch, &[3]));
+        graph.push_message(field::graph::OUTPUT, &value("features", self.float() as u64, &of_batch(&[3])));
         let axes: &[u64] = if self.has_pixel_axes { &[3, 1, 1] } else { &[3] };
-        graph.message(12, &value("scores", self.output, self.batch, axes));
-        let mut opset = Message::default();
-        opset.number(2, 13);
-        let mut model = Message::default();
-        model.number(1, 8);
-        model.message(7, &graph);
-        model.message(8, &opset);
-        model.0
+        graph.push_message(field::graph::OUTPUT, &value("scores", self.output as u64, &of_batch(axes)));
+        onnx_writer::model(&graph, 13).encode()
     }
 
     fn weights(&self, weights: &[u8]) -> Message {
-        if !self.has_external_data {
-            return tensor("weights", self.float() as u64, &[3, 3], weights);
+        let element = self.float() as u64;
+        if self.has_external_data {
+            external_tensor("weights", element, &[3, 3], "model.onnx.data")
+        } else {
+            tensor("weights", element, &[3, 3], weights.to_vec())
         }
-        let mut external = tensor("weights", self.float() as u64, &[3, 3], &[]);
-        let mut entry = Message::default();
-        entry.text(1, "location");
-        entry.text(2, "model.onnx.data");
-        external.message(13, &entry);
-        external.number(14, 1);
-        external
     }
 }
 
@@ -141,107 +138,5 @@ fn bytes_of(values: &[f32], kind: Kind) -> Vec<u8> {
     match kind {
         Kind::Float16 => values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect(),
         _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-    }
-}
-
-fn node(operator: &str, inputs: &[&str], output: &str, attributes: &[Message]) -> Message {
-    let mut node = Message::default();
-    for input in inputs {
-        node.text(1, input);
-    }
-    node.text(2, output);
-    node.text(4, operator);
-    for attribute in attributes {
-        node.message(5, attribute);
-    }
-    node
-}
-
-fn number(name: &str, value: u64) -> Message {
-    let mut attribute = Message::default();
-    attribute.text(1, name);
-    attribute.number(3, value);
-    attribute.number(20, 2);
-    attribute
-}
-
-fn numbers(name: &str, values: &[u64]) -> Message {
-    let mut attribute = Message::default();
-    attribute.text(1, name);
-    for value in values {
-        attribute.number(8, *value);
-    }
-    attribute.number(20, 7);
-    attribute
-}
-
-/// Without bytes the tensor has no data of its own.
-fn tensor(name: &str, kind: u64, shape: &[u64], bytes: &[u8]) -> Message {
-    let mut tensor = Message::default();
-    for axis in shape {
-        tensor.number(1, *axis);
-    }
-    tensor.number(2, kind);
-    tensor.text(8, name);
-    if !bytes.is_empty() {
-        tensor.bytes(9, bytes);
-    }
-    tensor
-}
-
-fn value(name: &str, kind: Kind, batch: Option<u64>, axes: &[u64]) -> Message {
-    let mut shape = Message::default();
-    let mut first = Message::default();
-    match batch {
-        Some(size) => first.number(1, size),
-        None => first.text(2, "batch"),
-    }
-    shape.message(1, &first);
-    for axis in axes {
-        let mut dimension = Message::default();
-        dimension.number(1, *axis);
-        shape.message(1, &dimension);
-    }
-    let mut tensor = Message::default();
-    tensor.number(1, kind as u64);
-    tensor.message(2, &shape);
-    let mut of_tensor = Message::default();
-    of_tensor.message(1, &tensor);
-    let mut value = Message::default();
-    value.text(1, name);
-    value.message(2, &of_tensor);
-    value
-}
-
-/// A message in the format of Protocol Buffers.
-#[derive(Default)]
-pub struct Message(pub Vec<u8>);
-
-impl Message {
-    pub fn number(&mut self, field: u64, value: u64) {
-        self.varint(field << 3);
-        self.varint(value);
-    }
-
-    pub fn text(&mut self, field: u64, text: &str) {
-        self.bytes(field, text.as_bytes());
-    }
-
-    pub fn message(&mut self, field: u64, message: &Message) {
-        self.bytes(field, &message.0);
-    }
-
-    pub fn bytes(&mut self, field: u64, bytes: &[u8]) {
-        self.varint(field << 3 | 2);
-        self.varint(bytes.len() as u64);
-        self.0.extend_from_slice(bytes);
-    }
-
-    fn varint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.0.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        self.0.push(value as u8);
     }
 }

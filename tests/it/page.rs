@@ -7,9 +7,11 @@ use std::process::{Child, Command, Stdio};
 use serde_json::json;
 
 use crate::harness::{Service, label_of};
+use crate::heads;
 use crate::keys::create_key;
 use crate::model_requests::second_model;
-use crate::webdriver::{Browser, Locator};
+use crate::onnx_graph::Network;
+use crate::webdriver::{Browser, Element, Locator};
 
 struct Driver {
     process: Child,
@@ -54,6 +56,13 @@ impl Drop for Driver {
     }
 }
 
+/// Keeps a screenshot if a person wants to see what a test sees. Several tests at once overwrite each other's.
+fn keep_screenshot(browser: &Browser) {
+    if let Some(path) = std::env::var_os("IMGCLS_TEST_SCREENSHOT") {
+        std::fs::write(path, browser.screenshot()).unwrap();
+    }
+}
+
 #[test]
 fn page_shows_labels_failures_and_hostile_names() {
     let Some(driver) = Driver::start() else {
@@ -89,9 +98,7 @@ fn page_shows_labels_failures_and_hostile_names() {
     assert!(labels.iter().any(|shown| shown.contains(&label)), "{labels:?} lacks {label}");
     assert!(browser.find_all(Locator::Css("img[src=x]")).is_empty(), "a name became markup");
     assert_eq!(browser.find_all(Locator::Css("#model-choice[hidden]")).len(), 1, "there is only one model");
-    if let Some(path) = std::env::var_os("IMGCLS_TEST_SCREENSHOT") {
-        std::fs::write(path, browser.screenshot()).unwrap();
-    }
+    keep_screenshot(&browser);
 }
 
 #[test]
@@ -144,4 +151,28 @@ fn page_asks_for_a_key_and_keeps_it_for_the_tab() {
     browser.wait_for(Locator::Css("#files")).send_keys(file);
     browser.wait_for(Locator::Css("[data-testid=card][data-state=succeeded]"));
     assert_eq!(browser.find_all(Locator::Css("#sign-in[hidden]")).len(), 1);
+}
+
+#[test]
+fn page_shows_every_label_of_an_image() {
+    let Some(driver) = Driver::start() else {
+        eprintln!("SKIPPED: no chromium with chromedriver on this machine; the page was not tested");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (model, file) = (dir.path().join("colours"), dir.path().join("orange.png"));
+    std::fs::create_dir(&model).unwrap();
+    heads::write(&model, &Network::default(), heads::TWO_LABELS, heads::LABELS);
+    std::fs::write(&file, heads::orange()).unwrap();
+    let flags = ["--model", model.to_str().unwrap()];
+    let service = Service::start(1, &flags, &flags);
+
+    let browser = driver.open(&dir.path().join("profile"));
+    browser.goto(&format!("http://{}/", service.address));
+    browser.wait_for(Locator::Css("#files")).send_keys(file.to_str().unwrap());
+    let labels = browser.wait_for(Locator::Css("[data-testid=card][data-state=succeeded] [data-testid=labels]"));
+    let shown: Vec<String> = labels.find_all(Locator::Css("li")).iter().map(Element::text).collect();
+    assert_eq!(shown, ["red", "blue"]);
+    assert_eq!(browser.find_all(Locator::Css("[data-testid=prediction]")).len(), 3);
+    keep_screenshot(&browser);
 }

@@ -4,9 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use imgcls::model::onnx_writer::{FLOAT32, model, node, tensor, value};
+use imgcls::model::{Message, onnx_field as field};
 use sha2::{Digest as _, Sha256};
-
-use crate::onnx_graph::Message;
 
 pub const CLASSES: usize = 5;
 const SIDE: u64 = 8;
@@ -45,21 +45,22 @@ fn onnx(seed: u32) -> Vec<u8> {
     let weights: Vec<f32> = (0..3 * CLASSES as u32).map(|index| weight(seed, index)).collect();
     let bias: Vec<f32> = (0..CLASSES as u32).map(|index| weight(seed, 100 + index)).collect();
     let mut graph = Message::default();
-    graph.message(1, &node("GlobalAveragePool", &["input"], "pooled"));
-    graph.message(1, &node("Flatten", &["pooled"], "flat"));
-    graph.message(1, &node("Gemm", &["flat", "weights", "bias"], "logits"));
-    graph.text(2, "tiny");
-    graph.message(5, &tensor("weights", &[3, CLASSES as u64], &weights));
-    graph.message(5, &tensor("bias", &[CLASSES as u64], &bias));
-    graph.message(11, &value("input", &[None, Some(3), Some(SIDE), Some(SIDE)]));
-    graph.message(12, &value("logits", &[None, Some(CLASSES as u64)]));
-    let mut opset = Message::default();
-    opset.number(2, 13);
-    let mut model = Message::default();
-    model.number(1, 8);
-    model.message(7, &graph);
-    model.message(8, &opset);
-    model.0
+    let floats = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    for (operator, inputs, output) in [
+        ("GlobalAveragePool", &["input"][..], "pooled"),
+        ("Flatten", &["pooled"], "flat"),
+        ("Gemm", &["flat", "weights", "bias"], "logits"),
+    ] {
+        graph.push_message(field::graph::NODE, &node(operator, inputs, output, &[]));
+    }
+    graph.push_bytes(field::graph::NAME, "tiny");
+    let classes = CLASSES as u64;
+    graph.push_message(field::graph::INITIALIZER, &tensor("weights", FLOAT32, &[3, classes], floats(&weights)));
+    graph.push_message(field::graph::INITIALIZER, &tensor("bias", FLOAT32, &[classes], floats(&bias)));
+    let pixels = [None, Some(3), Some(SIDE), Some(SIDE)];
+    graph.push_message(field::graph::INPUT, &value("input", FLOAT32, &pixels));
+    graph.push_message(field::graph::OUTPUT, &value("logits", FLOAT32, &[None, Some(classes)]));
+    model(&graph, 13).encode()
 }
 
 /// A number between -3 and 3, by the finalizer of MurmurHash3.
@@ -69,47 +70,4 @@ fn weight(seed: u32, index: u32) -> f32 {
         hash = (hash ^ (hash >> 15)).wrapping_mul(factor);
     }
     ((hash ^ (hash >> 16)) as f32 / u32::MAX as f32 - 0.5) * 6.0
-}
-
-fn node(operator: &str, inputs: &[&str], output: &str) -> Message {
-    let mut node = Message::default();
-    for input in inputs {
-        node.text(1, input);
-    }
-    node.text(2, output);
-    node.text(4, operator);
-    node
-}
-
-fn tensor(name: &str, shape: &[u64], values: &[f32]) -> Message {
-    let mut tensor = Message::default();
-    for axis in shape {
-        tensor.number(1, *axis);
-    }
-    tensor.number(2, 1);
-    tensor.text(8, name);
-    tensor.bytes(9, &values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
-    tensor
-}
-
-/// A float tensor of the graph; an axis of `None` takes any size.
-fn value(name: &str, shape: &[Option<u64>]) -> Message {
-    let mut axes = Message::default();
-    for axis in shape {
-        let mut dimension = Message::default();
-        match axis {
-            Some(size) => dimension.number(1, *size),
-            None => dimension.text(2, "batch"),
-        }
-        axes.message(1, &dimension);
-    }
-    let mut tensor = Message::default();
-    tensor.number(1, 1);
-    tensor.message(2, &axes);
-    let mut kind = Message::default();
-    kind.message(1, &tensor);
-    let mut value = Message::default();
-    value.text(1, name);
-    value.message(2, &kind);
-    value
 }

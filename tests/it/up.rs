@@ -188,7 +188,7 @@ fn read(arguments: impl IntoIterator<Item = OsString>) -> Invocation {
 fn worker_arguments(flags: impl IntoIterator<Item = String>) -> Vec<OsString> {
     let invocation = read(std::iter::once("up".to_owned()).chain(flags).map(OsString::from));
     let CliCommand::Up(up) = invocation.command else { panic!("not `up`") };
-    let model = TunedChoice { choice: up.model.choice(), tuning: None };
+    let model = TunedChoice { choice: up.supervisor.processing.model.choice(), tuning: None };
     up.config(&invocation.settings, &model).expect("a valid configuration").workers.arguments
 }
 

@@ -13,6 +13,8 @@ const PREPROCESSOR: &str = "preprocessor_config.json";
 const RESCALE: f64 = 1.0 / 255.0;
 /// `ConvNextImageProcessor` squashes from this size on.
 const CONVNEXT_SQUASH: u32 = 384;
+/// The processors that crop unless they are told otherwise.
+const CROP_BY_DEFAULT: [&str; 7] = ["CLIP", "Bit", "MobileNetV1", "MobileNetV2", "MobileViT", "PoolFormer", "Levit"];
 const CONVNEXT_CROP_PCT: f64 = 224.0 / 256.0;
 
 /// Returns the draft of a folder of transformers, or `None` if the two files are not those of transformers.
@@ -207,7 +209,8 @@ impl Preprocessor<'_> {
             }
         }
         (draft.mean, draft.std) = (mean, std);
-        if self.flag("do_flip_channel_order") == Some(true) {
+        // MobileViT was trained on BGR, and its processor flips unless it is told otherwise.
+        if self.flag("do_flip_channel_order").unwrap_or(self.class() == "MobileViT") {
             draft.channels = Some(Sourced::new(Channels::Bgr, format!("{PREPROCESSOR}, do_flip_channel_order")));
         }
         Ok(())
@@ -273,7 +276,8 @@ impl Preprocessor<'_> {
 
     /// The crop, if there is one.
     fn crop(&self) -> anyhow::Result<Option<Sourced<Option<Size>>>> {
-        if self.flag("do_center_crop") != Some(true) {
+        let is_default = || CROP_BY_DEFAULT.contains(&self.class().as_str()) && self.get("crop_size").is_some();
+        if !self.flag("do_center_crop").unwrap_or_else(is_default) {
             return Ok(None);
         }
         let (value, source) = self
@@ -344,6 +348,10 @@ mod tests {
                 (Resize::ShortestEdge, square(256), Some(square(224))),
             ),
             (
+                json!({"image_processor_type": "CLIPImageProcessor", "size": 256, "crop_size": 224}),
+                (Resize::ShortestEdge, square(256), Some(square(224))),
+            ),
+            (
                 json!({"image_processor_type": "BitImageProcessor", "size": {"height": 448, "width": 448}}),
                 (Resize::Squash, square(448), None),
             ),
@@ -383,6 +391,11 @@ mod tests {
         assert_eq!((bytes.rescale.unwrap().value, bytes.std.unwrap().value), (1.0, [1.0; 3]));
         let flipped = draft(json!({"do_flip_channel_order": true}));
         assert_eq!(flipped.channels.unwrap().value, Channels::Bgr);
+        let channels = |class: &str| {
+            let named = json!({"image_processor_type": format!("{class}ImageProcessor")});
+            draft(named).channels.unwrap().value
+        };
+        assert_eq!((channels("MobileViT"), channels("CLIP")), (Channels::Bgr, Channels::Rgb));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use super::client::{Attributes, Cloud, member, owner_by_tags, retry_while};
 use super::query::{self, Lists, list, parse};
 use super::signed::{Call, SignedError};
 use crate::provision::bundle::Cpu;
+use crate::provision::change::Change;
 use crate::provision::inventory::{FoundResource, Instance, Owner};
-use crate::provision::plan::Change;
 use crate::provision::resource::{Kind, Resource, STACK_TAG, label, our_tags, properties, tags_of};
 use crate::provision::stack::Stack;
 

@@ -21,8 +21,8 @@ use anyhow::anyhow;
 use serde_json::Value;
 
 use super::artifacts::Artifacts;
+use super::change::{Action, Change};
 use super::inventory::{FoundResource, Inventory};
-use super::plan::{Action, Change};
 use super::resource::{Kind, Resource, resolve, target_of};
 use super::stack::Stack;
 use client::Attributes;

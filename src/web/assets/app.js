@@ -14,6 +14,7 @@ const GIVE_UP_AFTER_MS = 180_000; // time without a useful answer about a job
 const UNKNOWN_AFTER_MS = 20_000; // time of answers with 404 for a job that was accepted
 const MAX_RETRY_AFTER_MS = 60_000;
 const SHOWN_PREDICTIONS = 5;
+const SHOWN_LABELS = 12;
 const THUMBNAIL_PIXELS = 240;
 const KEY_ITEM = 'imgcls-key'; // in the session storage: the key ends with the tab
 
@@ -394,8 +395,7 @@ function finish(job, result) {
     leavePending(job);
     showResult(job, result);
     setState(job, 'succeeded');
-    const best = result.predictions?.[0];
-    settled(`${job.file.name}: ${best?.label ?? 'no prediction'}${hasScore(best) ? `, ${percent(best.score)}` : ''}.`);
+    settled(`${job.file.name}: ${spokenAnswer(result)}.`);
   } else {
     fail(job, failedResult(result), result);
   }
@@ -587,6 +587,19 @@ function textOf(value) {
   return typeof value === 'string' ? value : '';
 }
 
+/** The labels of an image that may have several. Empty if the model gives each image one label, or if none applies. */
+function labelsOf(result) {
+  return (Array.isArray(result.labels) ? result.labels : []).filter((label) => textOf(label?.label));
+}
+
+/** The answer as a screen reader announces it. */
+function spokenAnswer(result) {
+  const labels = labelsOf(result);
+  if (labels.length > 0) return labels.slice(0, SHOWN_LABELS).map((label) => label.label).join(', ');
+  const best = result.predictions?.[0];
+  return `${best?.label ?? 'no prediction'}${hasScore(best) ? `, ${percent(best.score)}` : ''}`;
+}
+
 function hasScore(prediction) {
   return typeof prediction?.score === 'number';
 }
@@ -721,6 +734,9 @@ function setNote(job, text) {
 }
 
 function showResult(job, result) {
+  const answer = el('div');
+  const labels = labelsOf(result);
+  if (labels.length > 0) answer.append(labelList(labels));
   const list = el('ol', 'predictions', undefined, { 'aria-label': 'Predictions' });
   (Array.isArray(result.predictions) ? result.predictions : []).slice(0, SHOWN_PREDICTIONS).forEach((prediction, rank) => {
     const label = textOf(prediction.label) || `class ${prediction.class_index}`;
@@ -737,8 +753,18 @@ function showResult(job, result) {
     }
     list.append(row);
   });
-  job.card.body.firstElementChild.replaceWith(list);
+  answer.append(list);
+  job.card.body.firstElementChild.replaceWith(answer);
   showFoot(job, result);
+}
+
+/** The labels above their thresholds; the scores of the best classes are in the list below them. */
+function labelList(labels) {
+  const list = el('ul', 'labels', undefined, { 'aria-label': 'Labels', 'data-testid': 'labels' });
+  for (const { label } of labels.slice(0, SHOWN_LABELS)) list.append(el('li', '', label));
+  const more = labels.length - SHOWN_LABELS;
+  if (more > 0) list.append(el('li', 'more', `and ${more} more`));
+  return list;
 }
 
 function showProblem(job, problem, result) {

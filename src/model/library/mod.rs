@@ -4,105 +4,29 @@
 //! use, one a line, the current one first. It is replaced by a rename, so that a reader sees the old list or the new one.
 //! Commands that change the directory hold a lock; readers need none.
 
+mod reference;
+mod version;
+
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use sha2::{Digest as _, Sha256};
 
-use super::file::hex;
+pub use self::reference::Reference;
+pub use self::version::content_version;
+
+use self::reference::{CURRENT, check_part};
 use super::seal::unique;
 
-const CURRENT: &str = "current";
 const LOCK: &str = ".lock";
 const STAGING: &str = ".imgcls-staging-";
 const DESCRIPTION: &str = "model.toml";
-/// File systems allow 255 bytes, and a name is part of paths, logs and metrics.
-const MAX_NAME: usize = 64;
 /// A folder in which nothing was written for so long belongs to a command that was killed.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 /// The number of earlier versions that `rollback` can return to.
 const MAX_HISTORY: usize = 50;
-
-/// A model by its name, and by its version if one is given: `name` or `name@version`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reference {
-    /// The name of the model.
-    pub name: String,
-    /// The version, or `None` for the current one.
-    pub version: Option<String>,
-}
-
-impl Reference {
-    /// Parses `name` or `name@version`.
-    ///
-    /// # Errors
-    /// If a part has characters that are not allowed in it.
-    pub fn parse(text: &str) -> anyhow::Result<Reference> {
-        let (name, version) = match text.split_once('@') {
-            Some((name, version)) => (name, Some(version)),
-            None => (text, None),
-        };
-        check_part("name of a model", name)?;
-        version.map(|version| check_part("version of a model", version)).transpose()?;
-        Ok(Reference { name: name.to_owned(), version: version.map(str::to_owned) })
-    }
-}
-
-impl std::fmt::Display for Reference {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.version {
-            Some(version) => write!(f, "{}@{version}", self.name),
-            None => f.write_str(&self.name),
-        }
-    }
-}
-
-/// Names and versions become names of folders, so that only a few characters are allowed.
-///
-/// # Errors
-/// A message that says what is allowed.
-fn check_part(what: &str, text: &str) -> anyhow::Result<()> {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    let is_valid = text.len() <= MAX_NAME
-        && text.bytes().all(is_allowed)
-        && text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric())
-        && text != CURRENT;
-    ensure!(
-        is_valid,
-        "{text:?} is no {what}: it has 1 to {MAX_NAME} characters of a-z, A-Z, 0-9, `.`, `_` and `-`, begins with a \
-         letter or a digit, and is not {CURRENT:?}"
-    );
-    Ok(())
-}
-
-/// The version of an added package: the beginning of a digest over `model.toml`, which contains the digest of every other
-/// file. The version itself and the tables `[provenance]` and `[measured]` are left out, so that the same model has the
-/// same version wherever it came from.
-///
-/// # Errors
-/// If the text is not TOML.
-pub fn content_version(description: &str) -> anyhow::Result<String> {
-    let mut table: toml::Table =
-        toml::from_str(description).map_err(|error| anyhow::anyhow!("{}", error.message().replace('\n', " ")))?;
-    for key in ["version", "provenance", "measured"] {
-        table.remove(key);
-    }
-    // The keys of a table are sorted, so that neither their order nor comments count.
-    Ok(hex(&Sha256::digest(toml::to_string(&sorted(table))?)[..6]))
-}
-
-fn sorted(table: toml::Table) -> toml::Table {
-    let mut entries: Vec<(String, toml::Value)> = table.into_iter().collect();
-    entries.sort_by(|one, other| one.0.cmp(&other.0));
-    let nested = |value| match value {
-        toml::Value::Table(table) => toml::Value::Table(sorted(table)),
-        other => other,
-    };
-    entries.into_iter().map(|(key, value)| (key, nested(value))).collect()
-}
 
 /// Says whether the pointer to the current version moves when a version is installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -485,17 +409,6 @@ mod tests {
     }
 
     #[test]
-    fn names_and_versions_that_are_no_folder_names_are_refused() {
-        for text in ["", ".", "..", "a/b", "../a", "a@", "@1", "a@../b", ".lock", "current", "a@current", "a b", "a\0"]
-        {
-            assert!(Reference::parse(text).is_err(), "{text:?}");
-        }
-        assert!(Reference::parse(&"a".repeat(65)).is_err());
-        let reference = Reference::parse("cats_2.1-b@3f2a9c01b7de").unwrap();
-        assert_eq!((reference.name.as_str(), reference.version.as_deref()), ("cats_2.1-b", Some("3f2a9c01b7de")));
-    }
-
-    #[test]
     fn pointer_moves_with_use_and_rollback() {
         let folder = tempfile::tempdir().unwrap();
         let library = Library::new(folder.path().join("models"));
@@ -566,16 +479,5 @@ mod tests {
         assert!(library.list().unwrap().is_empty());
         drop(staging);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn version_follows_from_the_content_alone() {
-        let version = |text: &str| content_version(text).unwrap();
-        let one = version("name = \"m\"\nversion = \"1\"\n[files.fp32]\nsha256 = \"ab\"\npath = \"x\"\n");
-        let same = "# a comment\nversion = \"2\"\nname = \"m\"\n[files.fp32]\npath = \"x\"\nsha256 = \"ab\"\n[provenance]\nsource = \"y\"\n";
-        assert_eq!(one, version(same));
-        assert_ne!(one, version(&same.replace("ab", "cd")));
-        assert_eq!(one.len(), 12);
-        assert!(content_version("not toml").is_err());
     }
 }
