@@ -9,6 +9,8 @@
 //! - a truncated file is refused, as Pillow does: a prediction for half an image looks like any other, and the client
 //!   can send the whole image.
 
+use std::path::Path;
+
 use super::budget::Budget;
 use super::error::PrepareError;
 use super::format::Format;
@@ -21,10 +23,17 @@ use crate::protocol::ErrorCode;
 /// All formats that are decoded.
 static FORMATS: &[Format] = &[jpeg::FORMAT, png::FORMAT, webp::FORMAT, gif::FORMAT, bmp::FORMAT, tiff::FORMAT];
 
-/// Returns the media type by the file's signature, which takes the first 18 bytes. Returns `None` when the format is
+/// Returns the media type by the file's signature, which takes the first 64 bytes. Returns `None` when the format is
 /// not supported.
 pub fn sniff(bytes: &[u8]) -> Option<&'static str> {
     find(bytes).map(|format| format.media_type)
+}
+
+/// Reports whether a file of this name is meant to be an image of a supported format. The content is not read.
+pub fn has_image_extension(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    let has = |format: &Format| format.extensions.iter().any(|known| extension.eq_ignore_ascii_case(known));
+    FORMATS.iter().any(has)
 }
 
 /// The names of the supported formats, for messages.
@@ -66,5 +75,11 @@ mod tests {
         assert_eq!(sniff(b"MM\0*"), Some("image/tiff"));
         assert_eq!(sniff(b""), None);
         assert_eq!(sniff(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), None);
+    }
+
+    #[test]
+    fn extension_says_whether_a_file_is_meant_to_be_an_image() {
+        assert!(has_image_extension(Path::new("a/b.JPG")) && has_image_extension(Path::new("b.tiff")));
+        assert!(!has_image_extension(Path::new("labels.csv")) && !has_image_extension(Path::new("jpg")));
     }
 }

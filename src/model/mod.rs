@@ -73,7 +73,7 @@ use crate::protocol::ErrorCode;
 
 pub(crate) use self::budget::{thread_cpu_time, timeout_message};
 pub use self::choice::{ModelChoice, TunedChoice, default_cache_dir, default_models_dir};
-pub use self::decode::{format_names, sniff};
+pub use self::decode::{format_names, has_image_extension, sniff};
 pub use self::description::Activation;
 pub use self::error::PrepareError;
 pub(crate) use self::find::{model_folder, shipped_models};

@@ -34,6 +34,7 @@ use crate::protocol::ErrorCode;
 pub(super) const FORMAT: Format = Format {
     name: "JPEG",
     media_type: "image/jpeg",
+    extensions: &["jpg", "jpeg", "jpe", "jfif"],
     has_signature: |bytes| bytes.starts_with(b"\xff\xd8\xff"),
     decode,
 };

@@ -33,6 +33,7 @@ use crate::protocol::ErrorCode;
 pub(super) const FORMAT: Format = Format {
     name: "TIFF",
     media_type: "image/tiff",
+    extensions: &["tif", "tiff"],
     has_signature: |bytes| {
         // TIFF and BigTIFF, in either byte order.
         [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"].iter().any(|signature| bytes.starts_with(*signature))
