@@ -5,8 +5,9 @@
 pub struct Coded {
     /// `hvc1` or `av01`.
     pub kind: [u8; 4],
-    /// The property with the configuration of the decoder, as a box.
+    /// The properties with the configuration of the decoder and with the colours, as boxes.
     configuration: Vec<u8>,
+    colours: Option<Vec<u8>>,
     data: Vec<u8>,
     size: (u32, u32),
 }
@@ -41,11 +42,18 @@ impl Coded {
         let size = find(file, b"ispe").unwrap();
         let number = |at: usize| u32::from_be_bytes(size[at..at + 4].try_into().unwrap());
         let data = find(file, b"mdat").unwrap();
-        Coded { kind, configuration: configuration.to_vec(), data: data[8..].to_vec(), size: (number(12), number(16)) }
+        Coded {
+            kind,
+            configuration: configuration.to_vec(),
+            colours: find(file, b"colr").map(<[u8]>::to_vec),
+            data: data[8..].to_vec(),
+            size: (number(12), number(16)),
+        }
     }
 
     pub fn item(&self) -> Item {
-        let properties = vec![self.configuration.clone(), size_box(self.size.0, self.size.1)];
+        let mut properties = vec![self.configuration.clone(), size_box(self.size.0, self.size.1)];
+        properties.extend(self.colours.clone());
         Item { kind: self.kind, data: self.data.clone(), properties }
     }
 }

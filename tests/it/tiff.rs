@@ -326,7 +326,7 @@ fn luma_and_chroma_are_converted_however_many_pixels_share_their_chroma() {
             })
             .collect();
         let difference = difference(&expected, &model.tensor(&name, &plain(3, &converted).file()));
-        assert!(difference <= 1.0 / 128.0, "{name}: {difference}");
+        assert!(difference <= 2.0 / 128.0, "{name}: {difference}");
     }
 }
 

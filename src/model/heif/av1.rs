@@ -25,17 +25,17 @@ pub(super) fn decode<T>(
     settings.set_max_frame_delay(1);
     settings.set_all_layers(false);
     settings.set_frame_size_limit(u32::try_from(max_pixels).unwrap_or(u32::MAX));
-    let picture = picture(&mut Decoder::with_settings(&settings).ok()?, data)?;
-    let (width, height) = (picture.width() as usize, picture.height() as usize);
-    let bits = u32::try_from(picture.bits_per_component()?.0).ok()?;
-    let (chroma_width, chroma_height) = match picture.pixel_layout() {
+    let decoded = first_frame(&mut Decoder::with_settings(&settings).ok()?, data)?;
+    let (width, height) = (decoded.width() as usize, decoded.height() as usize);
+    let bits = u32::try_from(decoded.bits_per_component()?.0).ok()?;
+    let (chroma_width, chroma_height) = match decoded.pixel_layout() {
         PixelLayout::I400 => (0, 0),
         PixelLayout::I420 => (width.div_ceil(2), height.div_ceil(2)),
         PixelLayout::I422 => (width.div_ceil(2), height),
         PixelLayout::I444 => (width, height),
     };
     let planes = [PlanarImageComponent::Y, PlanarImageComponent::U, PlanarImageComponent::V];
-    let planes = planes.map(|component| (picture.plane(component), picture.stride(component) as usize));
+    let planes = planes.map(|component| (decoded.plane(component), decoded.stride(component) as usize));
     let plane = |index: usize, width, height| {
         let (bytes, stride) = &planes[index];
         let (samples, stride) =
@@ -47,17 +47,17 @@ pub(super) fn decode<T>(
         luma: plane(0, width, height),
         chroma: (chroma_width > 0).then(|| [chroma(1), chroma(2)]),
         bits: [bits; 2],
-        colours: coding.unwrap_or_else(|| coding_of(&picture)),
+        colours: coding.unwrap_or_else(|| coding_of(&decoded)),
     })
 }
 
-/// Decodes the first picture.
-fn picture(decoder: &mut Decoder, data: &[u8]) -> Option<Picture> {
+/// Decodes the first frame that is shown.
+fn first_frame(decoder: &mut Decoder, data: &[u8]) -> Option<Picture> {
     let mut sent = decoder.send_data(data.to_vec(), None, None, None);
-    // Each turn sends data or drains the decoder, which holds at most one picture for each frame.
+    // Each turn sends data or drains the decoder, which holds at most one result for each frame.
     for _ in 0..=2 * MAX_FRAMES {
         match decoder.get_picture() {
-            Ok(picture) => return Some(picture),
+            Ok(decoded) => return Some(decoded),
             Err(Error::Again) if matches!(sent, Ok(()) | Err(Error::Again)) => {}
             Err(_) => return None,
         }
@@ -66,9 +66,9 @@ fn picture(decoder: &mut Decoder, data: &[u8]) -> Option<Picture> {
     None
 }
 
-fn coding_of(picture: &Picture) -> ColourCoding {
-    let is_full_range = matches!(picture.color_range(), pixel::YUVRange::Full);
-    ColourCoding { matrix: picture.matrix_coefficients() as u16, is_full_range }
+fn coding_of(decoded: &Picture) -> ColourCoding {
+    let is_full_range = matches!(decoded.color_range(), pixel::YUVRange::Full);
+    ColourCoding { matrix: decoded.matrix_coefficients() as u16, is_full_range }
 }
 
 /// Counts the frames of a stream by the headers of its units. Returns `None` when a unit is truncated.

@@ -12,7 +12,7 @@ const MAX_ITEMS: usize = 16_384;
 const MAX_PROPERTIES: usize = 16_384;
 const MAX_ITEM_PROPERTIES: usize = 64;
 
-/// What the `meta` box says about the file.
+/// The content of the `meta` box, and the file that it describes.
 pub(super) struct Container<'a> {
     file: &'a [u8],
     /// The data that are stored in the `meta` box.

@@ -15,19 +15,19 @@ pub(super) fn decode<T>(
     take: impl FnOnce(&Frame) -> Option<T>,
 ) -> Option<T> {
     let stream = byte_stream(configuration, data)?;
-    let picture = decode_picture(&stream, DecodeOptions { max_pixels, ..DecodeOptions::default() }).ok()?;
+    let decoded = decode_picture(&stream, DecodeOptions { max_pixels, ..DecodeOptions::default() }).ok()?;
     drop(stream);
     let plane = |index: usize| Plane {
-        samples: Samples::Words(&picture.planes[index]),
-        width: picture.widths[index] as usize,
-        height: picture.heights[index] as usize,
-        stride: picture.widths[index] as usize,
+        samples: Samples::Words(&decoded.planes[index]),
+        width: decoded.widths[index] as usize,
+        height: decoded.heights[index] as usize,
+        stride: decoded.widths[index] as usize,
     };
     take(&Frame {
         luma: plane(0),
-        chroma: (picture.widths[1] > 0).then(|| [plane(1), plane(2)]),
-        bits: picture.bit_depth.map(u32::from),
-        colours: ColourCoding { matrix: u16::from(picture.matrix_coeffs), is_full_range: picture.full_range },
+        chroma: (decoded.widths[1] > 0).then(|| [plane(1), plane(2)]),
+        bits: decoded.bit_depth.map(u32::from),
+        colours: ColourCoding { matrix: u16::from(decoded.matrix_coeffs), is_full_range: decoded.full_range },
     })
 }
 

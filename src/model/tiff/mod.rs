@@ -77,7 +77,8 @@ fn decode(bytes: &[u8], limits: &Limits, geometry: Geometry, budget: &Budget) ->
     let directory = Directory::read(bytes)?;
     match raw::kind_of(bytes, &directory) {
         Kind::Raw(Some(preview)) => {
-            let orientation = Metadata::of_tiff(bytes).orientation();
+            let orientation = directory.number(tag::ORIENTATION).and_then(|value| u8::try_from(value).ok());
+            let orientation = Orientation::from_exif(orientation.unwrap_or_default());
             return jpeg::decode_turned(preview, orientation, limits, geometry, budget);
         }
         Kind::Raw(None) => return Err(no_preview()),

@@ -7,6 +7,7 @@ pub(super) const COMPRESSION: u16 = 259;
 pub(super) const PHOTOMETRIC: u16 = 262;
 pub(super) const FILL_ORDER: u16 = 266;
 pub(super) const STRIP_OFFSETS: u16 = 273;
+pub(super) const ORIENTATION: u16 = 274;
 pub(super) const SAMPLES_PER_PIXEL: u16 = 277;
 pub(super) const ROWS_PER_STRIP: u16 = 278;
 pub(super) const STRIP_BYTE_COUNTS: u16 = 279;

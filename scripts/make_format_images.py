@@ -1,7 +1,7 @@
 """Creates the images of tests/pictures/formats/ from tests/pictures/rgb.png by the encoders of Debian.
 
     apt-get install libheif-examples libavif-bin libjxl-tools libopenjp2-tools libtiff-tools
-    python3 scripts/make_format_pictures.py    (needs Pillow)
+    python3 scripts/make_format_images.py    (needs Pillow)
 
 Beside each image NAME.EXTENSION lies NAME.EXTENSION.png: its pixels as the reference decoder of the format shows them,
 in 8 bits and blended over white. The tests compare with them and need none of these programs.
@@ -21,12 +21,14 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "tests" / "pictures" / "rgb.png"
 FOLDER = ROOT / "tests" / "pictures" / "formats"
 
-SIZE = (64, 48)
+# Encoders of HEVC extend smaller images to 64 pixels along each side.
+SIZE = (72, 64)
 EXIF_ORIENTATION = 0x0112
 
 # The encoder of each file: the image that it reads, the program, and its arguments. {in} and {out} are files.
 ENCODERS: dict[str, tuple[str, str]] = {
     "photo.heic": ("rgb.png", "heif-enc -q 70 {in} -o {out}"),
+    "full-chroma.heic": ("rgb.png", "heif-enc -q 70 -p chroma=444 {in} -o {out}"),
     "ten-bit.heic": ("deep.png", "heif-enc -q 70 -b 10 {in} -o {out}"),
     "alpha.heic": ("rgba.png", "heif-enc -q 70 {in} -o {out}"),
     "odd-size.heic": ("odd.png", "heif-enc -q 70 {in} -o {out}"),
@@ -38,7 +40,8 @@ ENCODERS: dict[str, tuple[str, str]] = {
     "photo.jxl": ("rgb.png", "cjxl -d 1 {in} {out}"),
     "lossless-alpha.jxl": ("rgba.png", "cjxl -d 0 {in} {out}"),
     "from-jpeg.jxl": ("turned.jpg", "cjxl {in} {out}"),
-    "photo.jp2": ("rgb.png", "opj_compress -I -r 12 -i {in} -o {out}"),
+    "photo.jp2": ("rgb.png", "opj_compress -i {in} -o {out}"),
+    "lossy.jp2": ("rgb.png", "opj_compress -I -r 5 -i {in} -o {out}"),
     "grey.j2k": ("grey.png", "opj_compress -i {in} -o {out}"),
     "group3.tif": ("bilevel.tif", "tiffcp -c g3:1d:fill {in} {out}"),
     "group3-2d.tif": ("bilevel.tif", "tiffcp -c g3:2d {in} {out}"),
