@@ -16,13 +16,18 @@ use libfuzzer_sys::{Corpus, fuzz_target};
 
 type Target = fn(&[u8]) -> Corpus;
 
-const TARGETS: [(&str, Target); 11] = [
+const TARGETS: [(&str, Target); 16] = [
     ("decode_jpeg", |input| images::decode(input, "image/jpeg")),
     ("decode_png", images::decode_png),
     ("decode_webp", |input| images::decode(input, "image/webp")),
     ("decode_gif", |input| images::decode(input, "image/gif")),
     ("decode_bmp", |input| images::decode(input, "image/bmp")),
     ("decode_tiff", |input| images::decode(input, "image/tiff")),
+    ("decode_heic", |input| images::decode(input, "image/heic")),
+    ("decode_avif", |input| images::decode(input, "image/avif")),
+    ("decode_jxl", |input| images::decode(input, "image/jxl")),
+    ("decode_jp2", |input| images::decode(input, "image/jp2")),
+    ("decode_ico", |input| images::decode(input, "image/vnd.microsoft.icon")),
     ("exif", images::exif),
     ("multipart", http::multipart),
     ("message", parsers::message),

@@ -144,7 +144,7 @@ fn classify(
         Ok(bytes) => bytes,
         Err(error) => return Ok(Err(Failure::Broken(format!("cannot read the file: {error}")))),
     };
-    if model::sniff(&bytes).is_none() && !has_image_extension(path) {
+    if model::sniff(&bytes).is_none() && !model::has_image_extension(path) {
         return Ok(Err(Failure::NotAnImage));
     }
     let tensor = match model::prepare(&bytes, package, limits) {
@@ -154,21 +154,4 @@ fn classify(
     let scores = session.infer(&[&tensor]).with_context(|| format!("the model fails on {}", path.display()))?;
     let scores = scores.into_iter().next().context("the model returned no scores")?;
     Ok(Ok((bytes, scores)))
-}
-
-fn has_image_extension(path: &Path) -> bool {
-    const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff"];
-    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-    EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn file_name_says_whether_a_damaged_file_was_meant_to_be_an_image() {
-        assert!(has_image_extension(Path::new("a/b.JPG")) && has_image_extension(Path::new("b.tiff")));
-        assert!(!has_image_extension(Path::new("labels.csv")) && !has_image_extension(Path::new("jpg")));
-    }
 }

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use image::ImageFormat;
+
+use crate::model;
 
 /// Images are kept in memory up to this total size; the others are read when they are sent.
 const MAX_MEMORY_BYTES: u64 = 512 << 20;
 /// So many bytes of a file are enough to recognize every format.
-const SIGNATURE_BYTES: u64 = 16;
+const SIGNATURE_BYTES: u64 = 64;
 
 #[derive(Debug, Clone)]
 pub(super) struct Image {
@@ -80,9 +81,10 @@ pub(super) fn folder(folder: &Path, limit: u64) -> anyhow::Result<Folder> {
     }
     if images.is_empty() {
         bail!(
-            "no image file in {}: JPEG, PNG, GIF, BMP, TIFF or WebP files directly in the folder are sent; omit \
-             --image-folder to send the built-in images",
-            folder.display()
+            "no image file in {}: files directly in the folder are sent that are {}; omit --image-folder to send the \
+             built-in images",
+            folder.display(),
+            model::format_names()
         );
     }
     Ok(Folder { images, skipped })
@@ -102,19 +104,7 @@ fn sorted_names(folder: &Path) -> anyhow::Result<Vec<OsString>> {
 fn content_type(path: &Path) -> std::io::Result<Option<&'static str>> {
     let mut signature = Vec::with_capacity(SIGNATURE_BYTES as usize);
     File::open(path)?.take(SIGNATURE_BYTES).read_to_end(&mut signature)?;
-    Ok(image::guess_format(&signature).ok().filter(|format| is_classified(*format)).map(|it| it.to_mime_type()))
-}
-
-fn is_classified(format: ImageFormat) -> bool {
-    matches!(
-        format,
-        ImageFormat::Jpeg
-            | ImageFormat::Png
-            | ImageFormat::Gif
-            | ImageFormat::Bmp
-            | ImageFormat::Tiff
-            | ImageFormat::WebP
-    )
+    Ok(model::sniff(&signature))
 }
 
 fn load(path: PathBuf, memory_bytes: &mut u64) -> anyhow::Result<Content> {
@@ -160,7 +150,7 @@ mod tests {
     fn built_in_images_are_jpeg() {
         for image in samples() {
             let Content::InMemory(bytes) = image.content else { panic!("on disk") };
-            assert_eq!(image::guess_format(&bytes).ok(), Some(ImageFormat::Jpeg), "{}", image.name);
+            assert_eq!(model::sniff(&bytes), Some("image/jpeg"), "{}", image.name);
         }
     }
 }

@@ -12,6 +12,7 @@ use super::image_crate::ImageCrate;
 pub(super) const FORMAT: Format = Format {
     name: "BMP",
     media_type: "image/bmp",
+    extensions: &["bmp", "dib"],
     has_signature,
     decode: |bytes, limits, _, budget| DECODER.decode(&repair(bytes), limits, budget),
 };

@@ -11,7 +11,9 @@ pub(super) struct Format {
     /// The name in messages.
     pub name: &'static str,
     pub media_type: &'static str,
-    /// Recognises a file by its first 18 bytes.
+    /// The usual extensions of file names, in lower case.
+    pub extensions: &'static [&'static str],
+    /// Recognises a file by its first 64 bytes.
     pub has_signature: fn(&[u8]) -> bool,
     pub decode: Decode,
 }

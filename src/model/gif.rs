@@ -10,6 +10,7 @@ use super::image_crate::ImageCrate;
 pub(super) const FORMAT: Format = Format {
     name: "GIF",
     media_type: "image/gif",
+    extensions: &["gif"],
     has_signature: |bytes| bytes.starts_with(b"GIF87a") || bytes.starts_with(b"GIF89a"),
     decode: |bytes, limits, _, budget| DECODER.decode(&repair(bytes), limits, budget),
 };

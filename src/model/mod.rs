@@ -2,9 +2,11 @@
 //!
 //! From a file to pixels:
 //! - `decode`: the list of image formats, and the choice among them; `format`: what a format declares
-//! - `jpeg` (with `turbo` and `libjpeg`), `png`, `tiff`, `webp`, `gif`, `bmp`: one module for each format;
-//!   `image_crate`: the decoder of the last three
-//! - `exif`: the orientation in the metadata; `capture_time`: when a photograph was taken; `orientation`, `pixels`: the types that decoders return
+//! - `jpeg` (with `turbo` and `libjpeg`), `png`, `heif` (HEIC and AVIF), `tiff` (also camera raw), `jpeg_xl`,
+//!   `jpeg_2000`, `ico`, `webp`, `gif`, `bmp`: one module for each format; `image_crate`: the decoder of the last three
+//! - `foreign`: the names of files that are refused
+//! - `exif`: the orientation in the metadata; `capture_time`: when a photograph was taken; `orientation`, `pixels`: the
+//!   types that decoders return
 //! - `budget`: CPU time and memory that one image may use; `memory`: how much memory the process may use
 //!
 //! From pixels to predictions:
@@ -32,13 +34,18 @@ mod error;
 mod exif;
 mod file;
 mod find;
+mod foreign;
 mod format;
 mod gif;
 mod graph;
 mod head;
+mod heif;
+mod ico;
 mod image_crate;
 mod input;
 mod jpeg;
+mod jpeg_2000;
+mod jpeg_xl;
 mod labels;
 #[cfg(feature = "turbojpeg")]
 mod libjpeg;
@@ -79,11 +86,12 @@ use crate::protocol::ErrorCode;
 pub(crate) use self::budget::{thread_cpu_time, timeout_message};
 pub use self::capture_time::datetime_original;
 pub use self::choice::{ModelChoice, default_cache_dir, default_models_dir};
-pub use self::decode::{format_names, sniff};
+pub use self::decode::{format_names, has_image_extension, sniff};
 pub use self::description::Activation;
 pub use self::error::PrepareError;
 pub(crate) use self::file::hex;
 pub(crate) use self::find::{model_folder, shipped_models};
+pub use self::foreign::foreign_kind;
 pub use self::head::{Head, head_of, labels_above, top_k};
 pub use self::input::MAX_SIDE;
 pub use self::jpeg::DECODER as JPEG_DECODER;

@@ -25,6 +25,26 @@ impl Orientation {
         Orientation { swapped, mirror_x, mirror_y }
     }
 
+    /// The orientation of an image that is turned by 90° against the clock after this one.
+    pub(super) fn rotated_left(self) -> Orientation {
+        let mirrored = self.mirrored_left_right();
+        Orientation { swapped: !self.swapped, ..mirrored }
+    }
+
+    /// The orientation of an image whose left and right are exchanged after this one.
+    pub(super) fn mirrored_left_right(mut self) -> Orientation {
+        let mirror = if self.swapped { &mut self.mirror_y } else { &mut self.mirror_x };
+        *mirror = !*mirror;
+        self
+    }
+
+    /// The orientation of an image whose top and bottom are exchanged after this one.
+    pub(super) fn mirrored_top_bottom(mut self) -> Orientation {
+        let mirror = if self.swapped { &mut self.mirror_x } else { &mut self.mirror_y };
+        *mirror = !*mirror;
+        self
+    }
+
     /// Width and height of the upright image.
     pub(super) fn upright_size(self, width: usize, height: usize) -> (usize, usize) {
         if self.swapped { (height, width) } else { (width, height) }

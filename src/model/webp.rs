@@ -15,6 +15,7 @@ use crate::config::Limits;
 pub(super) const FORMAT: Format = Format {
     name: "WebP",
     media_type: "image/webp",
+    extensions: &["webp"],
     has_signature: |bytes| bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP"),
     decode: |bytes, limits, _, budget| decode(bytes, limits, budget),
 };

@@ -110,6 +110,9 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("", "--pictures", "flag of scripts/bench and of a benchmark"),
     ("scripts/bench", "pictures", "that flag and a key of the JSON report"),
     ("scripts/", "\"tests\" / \"pictures\"", "directory of the test images"),
+    ("src/model/heif/hevc.rs", "decode_picture", "function of the decoder"),
+    ("src/model/heif/av1.rs", "get_picture", "function of the decoder"),
+    ("src/model/heif/av1.rs", "Picture", "type of the decoder"),
 ];
 
 /// Places that are searched, relative to the root of the repository.

@@ -15,7 +15,7 @@ use crate::image_files::{
 };
 use crate::tiff_file::Tiff;
 
-const FROM_THE_REPOSITORY: [&str; 17] = [
+const FROM_THE_REPOSITORY: [&str; 25] = [
     "progressive.jpg",
     "grey.jpg",
     "orientation-6.jpg",
@@ -29,6 +29,14 @@ const FROM_THE_REPOSITORY: [&str; 17] = [
     "animated.gif",
     "rgb.bmp",
     "rgb-lzw.tiff",
+    "formats/photo.heic",
+    "formats/alpha.heic",
+    "formats/photo.avif",
+    "formats/ten-bit.avif",
+    "formats/photo.jxl",
+    "formats/photo.jp2",
+    "formats/icon.ico",
+    "formats/zstd.tif",
     "hostile/half.jpg",
     "hostile/head-only.jpg",
     "hostile/bad-checksum.png",

@@ -19,12 +19,13 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-use self::markers::{MAX_SCANS, Markers, RareCoding, coefficient_bytes};
+use self::markers::{Frame, MAX_SCANS, Markers, RareCoding, coefficient_bytes};
 use self::repair::repair;
 use super::budget::Budget;
 use super::error::{PrepareError, undecodable};
 use super::format::Format;
 use super::input::Geometry;
+use super::orientation::Orientation;
 use super::pixels::{Pixels, check_size, zeroed_buffer};
 #[cfg(feature = "turbojpeg")]
 use super::turbo;
@@ -34,6 +35,7 @@ use crate::protocol::ErrorCode;
 pub(super) const FORMAT: Format = Format {
     name: "JPEG",
     media_type: "image/jpeg",
+    extensions: &["jpg", "jpeg", "jpe", "jfif"],
     has_signature: |bytes| bytes.starts_with(b"\xff\xd8\xff"),
     decode,
 };
@@ -52,7 +54,29 @@ pub const DECODER: &str = if cfg!(feature = "turbojpeg") {
 };
 
 fn decode(bytes: &[u8], limits: &Limits, geometry: Geometry, budget: &Budget) -> Result<Pixels, PrepareError> {
-    let markers = Markers::walk(bytes);
+    decode_turned(bytes, Orientation::default(), limits, geometry, budget)
+}
+
+/// Reports whether these bytes are a JPEG of the usual coding, and not for example the lossless JPEG of sensor data.
+pub(super) fn is_displayable(bytes: &[u8]) -> bool {
+    (FORMAT.has_signature)(bytes) && {
+        let Frame { marker, bits, .. } = Markers::walk(bytes).frame;
+        matches!(marker, 0xc0..=0xc2) && bits == 8
+    }
+}
+
+/// Decodes a JPEG that is stored in another file. The orientation of that file counts if it is not upright.
+pub(super) fn decode_turned(
+    bytes: &[u8],
+    orientation: Orientation,
+    limits: &Limits,
+    geometry: Geometry,
+    budget: &Budget,
+) -> Result<Pixels, PrepareError> {
+    let mut markers = Markers::walk(bytes);
+    if orientation != Orientation::default() {
+        markers.orientation = orientation;
+    }
     if markers.scans > MAX_SCANS {
         return Err(undecodable(format!("the JPEG has more than {MAX_SCANS} scans")));
     }

@@ -15,6 +15,7 @@ pub(super) use self::metadata::read as metadata;
 pub(super) const FORMAT: Format = Format {
     name: "PNG",
     media_type: "image/png",
+    extensions: &["png", "apng"],
     has_signature: |bytes| bytes.starts_with(SIGNATURE),
     decode: |bytes, limits, _, budget| decode(bytes, limits, budget),
 };

@@ -1,8 +1,9 @@
 //! Assembles an image from its strips or tiles, a few rows at a time.
 
 use super::chunks::Chunks;
+use super::colours::cmy_with_black;
 use super::directory::Directory;
-use super::header::{Colours, Header, cmy_with_black, over_white};
+use super::header::{Colours, Header, over_white};
 use super::tag;
 use super::unpack::{Chunk, Compression, Unpacker};
 use crate::model::budget::Budget;
@@ -20,9 +21,13 @@ pub(super) fn memory_bytes(header: &Header, chunks: &Chunks) -> u64 {
     let whole_chunk = match header.compression {
         // The pixels, and coefficients of two bytes if the JPEG is progressive.
         Compression::Jpeg { .. } => 3 * (chunks.row_bytes * chunks.height) as u64,
+        // The window of the decoder, or the chunk before and after its chroma is repeated for each pixel.
+        Compression::Zstd => 2 * (chunks.row_bytes * chunks.height) as u64 + (1 << 20),
+        _ if header.subsampling.is_some() => 2 * (chunks.row_bytes * chunks.height) as u64,
         _ => 0,
     };
-    let copy = if header.is_bit_reversed { chunks.largest_bytes } else { 0 };
+    let is_copied = header.is_bit_reversed || matches!(header.compression, Compression::Zstd | Compression::Fax(_));
+    let copy = if is_copied { 2 * chunks.largest_bytes } else { 0 };
     pixels * header.channels() as u64 + extra_plane + rows + whole_chunk + copy + 16 * chunks.ranges.len() as u64
 }
 
@@ -76,6 +81,7 @@ impl<'a> ImageBuilder<'a> {
                 width: chunks.width,
                 height: if chunks.are_tiles { chunks.height } else { rows },
                 samples: header.chunk_samples(),
+                subsampling: header.subsampling,
             },
             budget,
         )?;
@@ -131,6 +137,9 @@ impl<'a> ImageBuilder<'a> {
             return Err(undecodable("the TIFF stores its colours as floats above 1; store them from 0 to 1"));
         }
         let channels = header.channels();
+        if header.is_planar && channels == 3 {
+            self.data.as_chunks_mut::<3>().0.iter_mut().for_each(|pixel| header.colours.to_rgb(pixel));
+        }
         for (pixel, &extra) in self.data.chunks_exact_mut(channels).zip(&self.extra_plane) {
             match header.alpha {
                 Some((_, alpha)) => over_white(pixel, extra, alpha),

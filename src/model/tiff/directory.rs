@@ -1,4 +1,4 @@
-//! The first directory of a TIFF: its tags and their values. Every offset is checked against the file.
+//! A directory of a TIFF: its tags and their values. Every offset is checked against the file.
 
 use super::error::{damaged, truncated};
 use crate::model::error::PrepareError;
@@ -39,6 +39,8 @@ pub(super) struct Directory<'a> {
     file: &'a [u8],
     pub(super) order: ByteOrder,
     entries: Vec<Entry<'a>>,
+    /// The offset of the directory that follows.
+    pub(super) next: Option<u64>,
 }
 
 struct Entry<'a> {
@@ -52,12 +54,18 @@ impl<'a> Directory<'a> {
     /// Reads the first directory of a TIFF or BigTIFF.
     pub(super) fn read(file: &'a [u8]) -> Result<Directory<'a>, PrepareError> {
         let order = if file.starts_with(b"II") { ByteOrder::Little } else { ByteOrder::Big };
-        let mut directory = Directory { file, order, entries: Vec::new() };
+        let directory = Directory { file, order, entries: Vec::new(), next: None };
         let is_big = directory.u16_at(2)? == 43;
         if is_big && directory.u16_at(4)? != 8 {
             return Err(damaged());
         }
-        let start = if is_big { directory.u64_at(8)? } else { u64::from(directory.u32_at(4)?) };
+        directory.other(if is_big { directory.u64_at(8)? } else { u64::from(directory.u32_at(4)?) })
+    }
+
+    /// Reads another directory of the same file.
+    pub(super) fn other(&self, start: u64) -> Result<Directory<'a>, PrepareError> {
+        let mut directory = Directory { file: self.file, order: self.order, entries: Vec::new(), next: None };
+        let is_big = directory.u16_at(2)? == 43;
         let (count, first) = if is_big {
             (directory.u64_at(start)?, start.saturating_add(8))
         } else {
@@ -72,6 +80,9 @@ impl<'a> Directory<'a> {
             let entry = if is_big { directory.big_entry(at)? } else { directory.entry(at)? };
             directory.entries.extend(entry);
         }
+        let end = first.saturating_add(count * step);
+        let next = if is_big { directory.u64_at(end).ok() } else { directory.u32_at(end).ok().map(u64::from) };
+        directory.next = next.filter(|offset| *offset > 0);
         Ok(directory)
     }
 

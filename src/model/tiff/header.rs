@@ -1,5 +1,6 @@
 //! The header of a TIFF: what its pixels mean, and their conversion to opaque grey or RGB.
 
+use super::colours::{cmy_with_black, lab_to_rgb, ycbcr_to_rgb};
 use super::directory::Directory;
 use super::error::{damaged, unsupported};
 use super::samples::{Predictor, Samples};
@@ -27,14 +28,24 @@ pub(super) struct Header {
     pub predictor: Predictor,
     /// The first pixel of a byte is in its lowest bit.
     pub is_bit_reversed: bool,
+    /// The number of pixels across and down that share their chroma, if the file stores fewer samples of it.
+    pub subsampling: Option<(usize, usize)>,
 }
 
 /// How the colour of a pixel is stored.
 pub(super) enum Colours {
-    Grey { is_inverted: bool },
+    Grey {
+        is_inverted: bool,
+    },
     Rgb,
     Palette(Vec<[u8; 3]>),
     Cmyk,
+    /// Luma and chroma of the full range.
+    Ycbcr,
+    /// CIE L*a*b*; a* and b* are signed, or have an offset of 128.
+    Lab {
+        is_signed: bool,
+    },
 }
 
 /// How colours relate to alpha.
@@ -63,6 +74,10 @@ impl Header {
             Some(predictor) if compression.supports_predictor() => Predictor::read(predictor, format)?,
             _ => Predictor::None,
         };
+        let subsampling = match colours {
+            Colours::Ycbcr => subsampling(directory, samples, is_planar, predictor)?,
+            _ => None,
+        };
         let alpha = alpha(directory, &colours, samples);
         if is_planar && matches!(colours, Colours::Cmyk) && alpha.is_some() {
             return Err(unsupported("CMYK with alpha in separate planes"));
@@ -78,6 +93,7 @@ impl Header {
             compression,
             predictor,
             is_bit_reversed: directory.number(tag::FILL_ORDER) == Some(2),
+            subsampling,
         })
     }
 
@@ -125,8 +141,11 @@ impl Colours {
             5 => Ok(Colours::Cmyk),
             6 if matches!(compression, Compression::Jpeg { is_ycbcr: true }) => Ok(Colours::Rgb),
             4 => Err(unsupported("a transparency mask as its image")),
-            6 => Err(unsupported("YCbCr colours without JPEG compression")),
-            8..=10 => Err(unsupported("Lab colours")),
+            6 if format.are_bytes() => Ok(Colours::Ycbcr),
+            6 => Err(unsupported("YCbCr colours of other than 8 bits")),
+            8 => Ok(Colours::Lab { is_signed: true }),
+            9 => Ok(Colours::Lab { is_signed: false }),
+            10 => Err(unsupported("Lab colours of fax")),
             32_844 | 32_845 => Err(unsupported("LogLuv colours")),
             other => Err(unsupported(format_args!("the colours numbered {other}"))),
         }
@@ -136,10 +155,41 @@ impl Colours {
     pub(super) fn samples(&self) -> usize {
         match self {
             Colours::Grey { .. } | Colours::Palette(_) => 1,
-            Colours::Rgb => 3,
+            Colours::Rgb | Colours::Ycbcr | Colours::Lab { .. } => 3,
             Colours::Cmyk => 4,
         }
     }
+
+    /// Converts a pixel of three samples to RGB.
+    #[inline]
+    pub(super) fn to_rgb(&self, pixel: &mut [u8; 3]) {
+        match self {
+            Colours::Ycbcr => ycbcr_to_rgb(pixel),
+            Colours::Lab { is_signed } => lab_to_rgb(pixel, *is_signed),
+            Colours::Grey { .. } | Colours::Rgb | Colours::Palette(_) | Colours::Cmyk => {}
+        }
+    }
+}
+
+/// Reads how many pixels share their chroma. The default is a square of four.
+fn subsampling(
+    directory: &Directory,
+    samples: usize,
+    is_planar: bool,
+    predictor: Predictor,
+) -> Result<Option<(usize, usize)>, PrepareError> {
+    let mut numbers = directory.numbers(tag::YCBCR_SUBSAMPLING);
+    let (across, down) = (numbers.next().unwrap_or(2), numbers.next().unwrap_or(2));
+    if (across, down) == (1, 1) {
+        return Ok(None);
+    }
+    if !matches!(across, 1 | 2 | 4) || !matches!(down, 1 | 2 | 4) {
+        return Err(damaged());
+    }
+    if samples != 3 || is_planar || predictor != Predictor::None {
+        return Err(unsupported("subsampled chroma in planes, with a predictor or with alpha"));
+    }
+    Ok(Some((across as usize, down as usize)))
 }
 
 /// The colours of a palette. They are stored with 16 bits; some writers fill only the lower 8.
@@ -181,9 +231,10 @@ impl Header {
                     }
                 }
             }
-            Colours::Rgb => {
+            Colours::Rgb | Colours::Ycbcr | Colours::Lab { .. } => {
                 for (pixel, samples) in target.as_chunks_mut::<3>().0.iter_mut().zip(pixels) {
                     pixel.copy_from_slice(&samples[..3]);
+                    self.colours.to_rgb(pixel);
                     if let Some((alpha, kind)) = alpha {
                         over_white(pixel, samples[alpha], kind);
                     }
@@ -216,14 +267,5 @@ pub(super) fn over_white(pixel: &mut [u8], alpha: u8, kind: Alpha) {
             Alpha::Straight => blend(*value, alpha),
             Alpha::Premultiplied => value.saturating_add(255 - alpha),
         };
-    }
-}
-
-/// Converts cyan, magenta and yellow to red, green and blue.
-#[inline]
-pub(super) fn cmy_with_black(pixel: &mut [u8], black: u8) {
-    let light = 1.0 - f32::from(black) / 255.0;
-    for value in pixel {
-        *value = ((255.0 - f32::from(*value)) * light) as u8;
     }
 }

@@ -1,4 +1,5 @@
-//! Samples of any size → 8 bits. Integers keep their high byte; floats are scaled from the range 0 to 1.
+//! Samples of any size → 8 bits. Integers keep their high byte; floats are scaled from the range 0 to 1. Of signed
+//! integers, negative ones become 0 and the others keep the 8 bits after the sign.
 
 use super::directory::{ByteOrder, Directory};
 use super::error::{damaged, unsupported};
@@ -10,6 +11,7 @@ use crate::model::error::PrepareError;
 pub(super) struct Samples {
     bits: u32,
     is_float: bool,
+    is_signed: bool,
     order: ByteOrder,
 }
 
@@ -23,10 +25,11 @@ impl Samples {
         if directory.numbers(tag::SAMPLE_FORMAT).take(64).any(|other| other != format) {
             return Err(unsupported("samples of different kinds"));
         }
-        let is_float = match format {
-            1 | 4 => false,
-            3 => true,
-            2 => return Err(unsupported("signed samples")),
+        let (is_float, is_signed) = match format {
+            1 | 4 => (false, false),
+            2 if bits % 8 == 0 => (false, true),
+            3 => (true, false),
+            2 => return Err(unsupported(format_args!("signed samples of {bits} bits"))),
             5 | 6 => return Err(unsupported("complex samples")),
             _ => return Err(damaged()),
         };
@@ -35,7 +38,7 @@ impl Samples {
             let kind = if is_float { "floats" } else { "samples" };
             return Err(unsupported(format_args!("{kind} of {bits} bits")));
         }
-        Ok(Samples { bits: bits as u32, is_float, order: directory.order })
+        Ok(Samples { bits: bits as u32, is_float, is_signed, order: directory.order })
     }
 
     pub(super) fn bits(self) -> u32 {
@@ -43,12 +46,12 @@ impl Samples {
     }
 
     pub(super) fn are_bytes(self) -> bool {
-        self.bits == 8
+        self.bits == 8 && !self.is_signed
     }
 
     /// Reports whether a sample can be an index into a palette.
     pub(super) fn is_index(self) -> bool {
-        self.bits <= 8 && !self.is_float
+        self.bits <= 8 && !self.is_float && !self.is_signed
     }
 
     /// Fills `target` from the samples at the beginning of `row`. `is_big_endian` overrides the byte order of the file.
@@ -62,8 +65,13 @@ impl Samples {
             (false, bits) if bits % 8 == 0 => {
                 let bytes = bits as usize / 8;
                 let high = if order == ByteOrder::Big { 0 } else { bytes - 1 };
+                let next = if order == ByteOrder::Big { 1 } else { bytes.wrapping_sub(2) };
                 for (value, target) in row.chunks_exact(bytes).zip(target) {
-                    *target = value[high];
+                    *target = match value[high] {
+                        first if !self.is_signed => first,
+                        0x80.. => 0,
+                        first => first << 1 | value.get(next).map_or(0, |second| second >> 7),
+                    };
                 }
                 0
             }
@@ -204,7 +212,7 @@ mod tests {
 
     #[test]
     fn integers_keep_their_high_bits() {
-        let of = |bits, order| Samples { bits, is_float: false, order };
+        let of = |bits, order| Samples { bits, is_float: false, is_signed: false, order };
         let (little, big) = (ByteOrder::Little, ByteOrder::Big);
         assert_eq!(bytes_of(of(1, big), &[0b1010_0000], 3), [255, 0, 255]);
         assert_eq!(bytes_of(of(4, big), &[0x0f, 0x80], 3), [0, 255, 136]);
@@ -212,11 +220,15 @@ mod tests {
         assert_eq!(bytes_of(of(16, little), &[0x34, 0x12], 1), [0x12]);
         assert_eq!(bytes_of(of(16, big), &[0x12, 0x34], 1), [0x12]);
         assert_eq!(bytes_of(of(32, little), &[1, 2, 3, 4], 1), [4]);
+        let signed = |bits, order| Samples { is_signed: true, ..of(bits, order) };
+        assert_eq!(bytes_of(signed(16, little), &[0x80, 0x12, 0xff, 0x7f, 0, 0x80], 3), [0x25, 0xff, 0]);
+        assert_eq!(bytes_of(signed(32, big), &[0x12, 0x80, 0, 0], 1), [0x25]);
+        assert_eq!(bytes_of(signed(8, big), &[0x12, 0x80, 0x7f], 3), [0x24, 0, 0xfe]);
     }
 
     #[test]
     fn floats_are_clamped_to_0_to_1_and_those_above_1_are_counted() {
-        let format = Samples { bits: 32, is_float: true, order: ByteOrder::Big };
+        let format = Samples { bits: 32, is_float: true, is_signed: false, order: ByteOrder::Big };
         let row: Vec<u8> = [0.0_f32, 0.5, 1.0, 2.0, -1.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY]
             .iter()
             .flat_map(|value| value.to_be_bytes())
@@ -232,12 +244,12 @@ mod tests {
 
     #[test]
     fn predictors_are_undone() {
-        let format = Samples { bits: 16, is_float: false, order: ByteOrder::Little };
+        let format = Samples { bits: 16, is_float: false, is_signed: false, order: ByteOrder::Little };
         let mut row = [255, 0, 2, 0, 1, 0, 254, 255];
         assert!(!Predictor::Horizontal.undo(&mut row, 2, format));
         assert_eq!(row, [255, 0, 2, 0, 0, 1, 0, 0]);
         // The floats 1.0 and 2.0 (0x3f800000, 0x40000000), grouped from the high byte on, then stored as differences.
-        let format = Samples { bits: 32, is_float: true, order: ByteOrder::Little };
+        let format = Samples { bits: 32, is_float: true, is_signed: false, order: ByteOrder::Little };
         let mut row = [0x3f, 1, 0x40, 0x80, 0, 0, 0, 0];
         assert!(Predictor::Float.undo(&mut row, 1, format));
         assert_eq!(row, [0x3f, 0x80, 0, 0, 0x40, 0, 0, 0]);

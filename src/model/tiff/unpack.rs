@@ -2,13 +2,10 @@
 //! whole strip or tile.
 
 use std::borrow::Cow;
-use std::cell::Cell;
-use std::convert::Infallible;
-use std::rc::Rc;
+use std::io::{Cursor, Read as _};
 
-use fax::Color;
-use fax::decoder::{DecodeStatus, Group4Decoder, pels};
 use flate2::{Decompress, FlushDecompress, Status};
+use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 use weezl::LzwStatus;
 use weezl::decode::{Configuration, Decoder as LzwDecoder};
 use zune_jpeg::JpegDecoder;
@@ -18,6 +15,7 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::directory::Directory;
 use super::error::{damaged, truncated, unsupported};
+use super::fax::{Fax, FaxCoding};
 use super::tag;
 use crate::model::budget::{Budget, PIECE_BYTES};
 use crate::model::error::PrepareError;
@@ -33,10 +31,11 @@ const MAX_TABLES_BYTES: usize = 64 << 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Compression {
     None,
-    Fax4,
+    Fax(FaxCoding),
     Lzw,
     Deflate,
     PackBits,
+    Zstd,
     Jpeg { is_ycbcr: bool },
 }
 
@@ -44,18 +43,21 @@ impl Compression {
     pub(super) fn read(directory: &Directory) -> Result<Compression, PrepareError> {
         match directory.number(tag::COMPRESSION).unwrap_or(1) {
             1 => Ok(Compression::None),
-            4 => bilevel(directory),
+            2 => bilevel(directory, FaxCoding::RunLength),
+            3 => {
+                let options = directory.number(tag::GROUP3_OPTIONS).unwrap_or(0);
+                bilevel(directory, FaxCoding::Group3 { is_two_dimensional: options & 1 == 1 })
+            }
+            4 => bilevel(directory, FaxCoding::Group4),
             5 => Ok(Compression::Lzw),
             8 | 32_946 => Ok(Compression::Deflate),
             32_773 => Ok(Compression::PackBits),
             7 => jpeg(directory),
-            2 => Err(unsupported("CCITT RLE compression")),
-            3 => Err(unsupported("CCITT Group 3 compression")),
             6 => Err(unsupported("old-style JPEG compression")),
             34_712 => Err(unsupported("JPEG 2000 compression")),
             34_887 => Err(unsupported("LERC compression")),
             34_925 => Err(unsupported("LZMA compression")),
-            50_000 | 34_926 => Err(unsupported("Zstandard compression")),
+            50_000 | 34_926 => Ok(Compression::Zstd),
             50_001 | 34_927 => Err(unsupported("WebP compression")),
             50_002 => Err(unsupported("JPEG XL compression")),
             other => Err(unsupported(format_args!("the compression numbered {other}"))),
@@ -64,13 +66,13 @@ impl Compression {
 
     /// Reports whether a predictor may be combined with this compression.
     pub(super) fn supports_predictor(self) -> bool {
-        matches!(self, Compression::Lzw | Compression::Deflate)
+        matches!(self, Compression::Lzw | Compression::Deflate | Compression::Zstd)
     }
 }
 
-fn bilevel(directory: &Directory) -> Result<Compression, PrepareError> {
+fn bilevel(directory: &Directory, coding: FaxCoding) -> Result<Compression, PrepareError> {
     let [bits, samples] = [tag::BITS_PER_SAMPLE, tag::SAMPLES_PER_PIXEL].map(|tag| directory.number(tag).unwrap_or(1));
-    if bits == 1 && samples == 1 { Ok(Compression::Fax4) } else { Err(damaged()) }
+    if bits == 1 && samples == 1 { Ok(Compression::Fax(coding)) } else { Err(damaged()) }
 }
 
 fn jpeg(directory: &Directory) -> Result<Compression, PrepareError> {
@@ -89,6 +91,8 @@ pub(super) struct Chunk<'a> {
     pub(super) height: usize,
     /// Samples per pixel.
     pub(super) samples: usize,
+    /// The number of pixels across and down that share their chroma.
+    pub(super) subsampling: Option<(usize, usize)>,
 }
 
 /// Unpacks one chunk after another, and reuses the state of its method.
@@ -98,7 +102,11 @@ pub(super) struct Unpacker<'a> {
     at: usize,
     /// The tables that all JPEGs of the file share.
     tables: Option<&'a [u8]>,
+    /// The rows of a chunk with subsampled chroma, in three samples for each pixel.
+    expanded: Option<Vec<u8>>,
 }
+
+type ZstdDecoder = StreamingDecoder<Cursor<Vec<u8>>, FrameDecoder>;
 
 enum Method {
     None,
@@ -108,11 +116,13 @@ enum Method {
     },
     Lzw(Box<LzwDecoder>),
     Deflate(Decompress),
+    /// The decoder is `None` before the first chunk.
+    Zstd(Option<Box<ZstdDecoder>>),
     Jpeg {
         is_ycbcr: bool,
     },
-    /// `None` before the first chunk.
-    Fax4(Option<Fax>),
+    /// The decoder is `None` before the first chunk.
+    Fax(FaxCoding, Option<Box<Fax>>),
 }
 
 impl<'a> Unpacker<'a> {
@@ -126,15 +136,17 @@ impl<'a> Unpacker<'a> {
                 Method::Lzw(Box::new(configuration.with_yield_on_full_buffer(true).build()))
             }
             Compression::Deflate => Method::Deflate(Decompress::new(true)),
+            Compression::Zstd => Method::Zstd(None),
             Compression::Jpeg { is_ycbcr } => Method::Jpeg { is_ycbcr },
-            Compression::Fax4 => Method::Fax4(None),
+            Compression::Fax(coding) => Method::Fax(coding, None),
         };
-        Unpacker { method, input: Cow::Borrowed(&[]), at: 0, tables }
+        Unpacker { method, input: Cow::Borrowed(&[]), at: 0, tables, expanded: None }
     }
 
     /// Starts another chunk.
     pub(super) fn begin(&mut self, chunk: &Chunk<'a>, budget: &Budget) -> Result<(), PrepareError> {
         self.at = 0;
+        self.expanded = None;
         self.input = match &self.method {
             Method::Jpeg { is_ycbcr } => Cow::Owned(decode_jpeg(chunk, self.tables, *is_ycbcr)?),
             _ if chunk.is_bit_reversed => Cow::Owned(chunk.bytes.iter().map(|byte| byte.reverse_bits()).collect()),
@@ -145,7 +157,19 @@ impl<'a> Unpacker<'a> {
             Method::PackBits { literal, repeat } => (*literal, *repeat) = (0, (0, 0)),
             Method::Lzw(decoder) => decoder.reset(),
             Method::Deflate(inflater) => inflater.reset(true),
-            Method::Fax4(fax) => *fax = Some(Fax::new(std::mem::take(&mut self.input), chunk.width)?),
+            Method::Zstd(decoder) => {
+                let input = Cursor::new(std::mem::take(&mut self.input).into_owned());
+                *decoder = Some(Box::new(StreamingDecoder::new(input).map_err(|_| damaged())?));
+            }
+            Method::Fax(coding, fax) => {
+                *fax = Some(Box::new(Fax::new(*coding, std::mem::take(&mut self.input), chunk.width)?));
+            }
+        }
+        if let Some(subsampling) = chunk.subsampling {
+            let mut packed = vec![0; packed_bytes(chunk, subsampling)];
+            self.read(&mut packed, budget)?;
+            self.expanded = Some(expand(&packed, chunk, subsampling));
+            self.at = 0;
         }
         budget.check()
     }
@@ -155,7 +179,12 @@ impl<'a> Unpacker<'a> {
     /// # Errors
     /// The chunk is damaged or truncated, or the budget is spent.
     pub(super) fn read(&mut self, rows: &mut [u8], budget: &Budget) -> Result<(), PrepareError> {
-        let Unpacker { method, input, at, .. } = self;
+        let Unpacker { method, input, at, expanded, .. } = self;
+        if let Some(expanded) = expanded {
+            rows.copy_from_slice(expanded.get(*at..*at + rows.len()).ok_or_else(truncated)?);
+            *at += rows.len();
+            return Ok(());
+        }
         match method {
             Method::None | Method::Jpeg { .. } => {
                 let bytes = input.get(*at..*at + rows.len()).ok_or_else(truncated)?;
@@ -178,7 +207,21 @@ impl<'a> Unpacker<'a> {
                 let (read, written) = (inflater.total_in() - read, inflater.total_out() - written);
                 Ok((read as usize, written as usize, status == Status::StreamEnd))
             }),
-            Method::Fax4(fax) => fax.as_mut().ok_or_else(damaged)?.read(rows),
+            Method::Zstd(decoder) => {
+                let decoder = decoder.as_mut().ok_or_else(damaged)?;
+                let mut filled = 0;
+                while filled < rows.len() {
+                    let end = rows.len().min(filled + PIECE_BYTES);
+                    let read = decoder.read(&mut rows[filled..end]).map_err(|_| damaged())?;
+                    if read == 0 {
+                        return Err(truncated());
+                    }
+                    filled += read;
+                    budget.check()?;
+                }
+                Ok(())
+            }
+            Method::Fax(_, fax) => fax.as_mut().ok_or_else(damaged)?.read(rows),
         }
     }
 }
@@ -207,6 +250,30 @@ fn fill(
         }
     }
     Ok(())
+}
+
+/// The size of a chunk whose blocks of pixels share their chroma.
+fn packed_bytes(chunk: &Chunk, (across, down): (usize, usize)) -> usize {
+    chunk.width.div_ceil(across) * chunk.height.div_ceil(down) * (across * down + 2)
+}
+
+/// Repeats the chroma of each block for its pixels. A block is stored as its luma, row by row, then Cb and Cr.
+fn expand(packed: &[u8], chunk: &Chunk, (across, down): (usize, usize)) -> Vec<u8> {
+    let Chunk { width, height, .. } = *chunk;
+    let mut pixels = vec![0; width * height * 3];
+    let blocks = packed.chunks_exact(across * down + 2);
+    for (index, block) in blocks.enumerate() {
+        let blocks_across = width.div_ceil(across);
+        let (left, top) = (index % blocks_across * across, index / blocks_across * down);
+        let (luma, chroma) = block.split_at(across * down);
+        for (at, luma) in luma.iter().enumerate() {
+            let (x, y) = (left + at % across, top + at / across);
+            if x < width && y < height {
+                pixels[(y * width + x) * 3..][..3].copy_from_slice(&[*luma, chroma[0], chroma[1]]);
+            }
+        }
+    }
+    pixels
 }
 
 fn unpack_bits(
@@ -279,64 +346,4 @@ fn decode_jpeg(chunk: &Chunk, tables: Option<&[u8]>, is_ycbcr: bool) -> Result<V
     decoder.set_options(options.jpeg_set_out_colorspace(colours));
     let pixels = decoder.decode().map_err(|_| if is_complete { damaged() } else { truncated() })?;
     if pixels.len() == chunk.width * chunk.height * chunk.samples { Ok(pixels) } else { Err(damaged()) }
-}
-
-/// A decoder of CCITT Group 4, which codes each row relative to the one above.
-struct Fax {
-    decoder: Group4Decoder<FaxBytes>,
-    /// Number of bytes that the decoder may still read for this row.
-    allowance: Rc<Cell<usize>>,
-    width: u16,
-    /// The data declared its end; the remaining rows are white.
-    has_ended: bool,
-}
-
-/// The input of the fax decoder. It ends when one row reads more bytes than any valid row has, because the decoder
-/// keeps what it reads in memory.
-struct FaxBytes {
-    bytes: Vec<u8>,
-    at: usize,
-    allowance: Rc<Cell<usize>>,
-}
-
-impl Iterator for FaxBytes {
-    type Item = Result<u8, Infallible>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let left = self.allowance.get().checked_sub(1)?;
-        self.allowance.set(left);
-        self.at += 1;
-        self.bytes.get(self.at - 1).copied().map(Ok)
-    }
-}
-
-impl Fax {
-    fn new(bytes: Cow<[u8]>, width: usize) -> Result<Fax, PrepareError> {
-        let width = u16::try_from(width).map_err(|_| unsupported("CCITT Group 4 rows of more than 65535 pixels"))?;
-        let allowance = Rc::new(Cell::new(Fax::row_bytes(width)));
-        let bytes = FaxBytes { bytes: bytes.into_owned(), at: 0, allowance: Rc::clone(&allowance) };
-        let Ok(decoder) = Group4Decoder::new(bytes, width);
-        Ok(Fax { decoder, allowance, width, has_ended: false })
-    }
-
-    /// An upper bound on the size of a coded row: more than the longest code for each pixel.
-    fn row_bytes(width: u16) -> usize {
-        2 * usize::from(width) + 64
-    }
-
-    fn read(&mut self, rows: &mut [u8]) -> Result<(), PrepareError> {
-        for row in rows.chunks_exact_mut(usize::from(self.width).div_ceil(8)) {
-            row.fill(0);
-            self.allowance.set(Fax::row_bytes(self.width));
-            if !self.has_ended {
-                self.has_ended = self.decoder.advance().map_err(|_| damaged())? == DecodeStatus::End;
-            }
-            if !self.has_ended {
-                for (x, color) in pels(self.decoder.transition(), self.width).enumerate() {
-                    row[x / 8] |= u8::from(color == Color::Black) << (7 - x % 8);
-                }
-            }
-        }
-        Ok(())
-    }
 }

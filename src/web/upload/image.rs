@@ -5,8 +5,8 @@ use bytes::Bytes;
 use super::body::BodyReader;
 use crate::web::error::Problem;
 
-/// Enough of a file to recognise its type.
-pub(super) const SIGNATURE_BYTES: usize = 64;
+/// Enough of a file to recognise its type, also of most files that are refused by their name.
+pub(super) const SIGNATURE_BYTES: usize = 512;
 
 /// An image that has arrived completely.
 pub(super) struct ReceivedImage {

@@ -1,6 +1,7 @@
 //! Explains to a client why its body is not an image that can be classified.
 
 use super::multipart::looks_like_form;
+use crate::model;
 use crate::protocol::cut_filename;
 use crate::web::error::Problem;
 
@@ -22,6 +23,8 @@ pub(super) fn unsupported(start: &[u8], filename: &str, content_type: &str) -> P
         )
     } else if text.starts_with(b"data:") || looks_like_base64(text) {
         format!("{named}base64 is not accepted; {SEND_THE_BYTES}")
+    } else if let Some(kind) = model::foreign_kind(start) {
+        format!("{named}the file is {kind}")
     } else if looks_like_form(start) {
         format!("{named}this is a form, but the Content-Type is not multipart/form-data with its boundary")
     } else {
@@ -33,13 +36,18 @@ pub(super) fn unsupported(start: &[u8], filename: &str, content_type: &str) -> P
             (_, "" | "application/octet-stream" | "application/x-www-form-urlencoded") => String::new(),
             (_, content_type) => format!(", sent as {},", cut_filename(content_type)),
         };
-        format!("{named}the file{kind} does not begin like any accepted image type: JPEG, PNG, WebP, GIF, BMP, TIFF")
+        let formats = model::format_names();
+        format!("{named}the file{kind} does not begin like any accepted image type: {formats}")
     })
 }
 
-/// Returns whether `text` begins like a JPEG, PNG, GIF, WebP or TIFF file in base64.
+/// Returns whether `text` begins like an image file in base64.
 fn looks_like_base64(text: &[u8]) -> bool {
-    [&b"/9j/"[..], b"iVBORw0KGgo", b"R0lGODlh", b"R0lGODdh", b"UklGR", b"SUkqA", b"TU0AK"]
+    // The length of the first box of a HEIC or AVIF varies.
+    if text.starts_with(b"AAAA") && text.get(8..10) == Some(b"eX") {
+        return true;
+    }
+    [&b"/9j/"[..], b"iVBORw0KGgo", b"R0lGODlh", b"R0lGODdh", b"UklGR", b"SUkqA", b"TU0AK", b"AAAADGpQ", b"AAAADEpY"]
         .iter()
         .any(|signature| text.starts_with(signature))
 }

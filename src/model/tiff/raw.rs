@@ -1,0 +1,72 @@
+//! Camera raw images that are laid out like TIFF: the largest JPEG preview in them is classified.
+
+use super::directory::Directory;
+use super::tag;
+use crate::model::jpeg;
+
+/// Maximum number of directories in which previews are searched.
+const MAX_DIRECTORIES: usize = 16;
+
+const COLOUR_FILTER_ARRAY: u64 = 32_803;
+const LINEAR_RAW: u64 = 34_892;
+
+/// The beginning of a camera raw image of Fujifilm.
+pub(super) const FUJIFILM: &[u8] = b"FUJIFILMCCD-RAW ";
+
+/// The preview in a file of Fujifilm, which states its offset and length.
+pub(super) fn fujifilm_preview(file: &[u8]) -> Option<&[u8]> {
+    let number = |at: usize| Some(u32::from_be_bytes(*file.get(at..)?.first_chunk()?) as usize);
+    let (offset, length) = (number(84)?, number(88)?);
+    let preview = file.get(offset..)?;
+    Some(&preview[..length.min(preview.len())]).filter(|preview| jpeg::is_displayable(preview))
+}
+
+/// What a file with the structure of a TIFF is.
+pub(super) enum Kind<'a> {
+    Image,
+    /// A camera raw image, with its largest preview.
+    Raw(Option<&'a [u8]>),
+}
+
+/// Reads all directories of a file, unless the first one contains an ordinary image.
+pub(super) fn kind_of<'a>(file: &'a [u8], first: &Directory<'a>) -> Kind<'a> {
+    let is_canon = file.get(8..10) == Some(b"CR");
+    let is_panasonic = file.get(2..4) == Some(b"U\0");
+    let has_parts = first.count(tag::SUB_DIRECTORIES) > 0 || first.number(tag::DNG_VERSION).is_some();
+    if !(is_canon || is_panasonic || has_parts || is_sensor_data(first)) {
+        return Kind::Image;
+    }
+    let mut previews: Vec<&[u8]> = previews_of(first);
+    let mut is_raw = is_canon || is_panasonic || is_sensor_data(first);
+    let mut offsets: Vec<u64> = first.numbers(tag::SUB_DIRECTORIES).take(MAX_DIRECTORIES).collect();
+    offsets.extend(first.next);
+    for index in 0..MAX_DIRECTORIES {
+        let Some(&offset) = offsets.get(index) else { break };
+        let Ok(directory) = first.other(offset) else { continue };
+        is_raw |= is_sensor_data(&directory);
+        previews.extend(previews_of(&directory));
+        offsets.extend(directory.numbers(tag::SUB_DIRECTORIES).take(MAX_DIRECTORIES));
+        offsets.extend(directory.next);
+    }
+    if !is_raw {
+        return Kind::Image;
+    }
+    Kind::Raw(previews.into_iter().max_by_key(|preview| preview.len()))
+}
+
+fn is_sensor_data(directory: &Directory) -> bool {
+    matches!(directory.number(tag::PHOTOMETRIC), Some(COLOUR_FILTER_ARRAY | LINEAR_RAW))
+}
+
+/// The JPEGs in a directory that can be shown. Sensor data may be a lossless JPEG.
+fn previews_of<'a>(directory: &Directory<'a>) -> Vec<&'a [u8]> {
+    let range = |offset, length| Some(directory.bytes(directory.number(offset)?, directory.number(length)?));
+    let strip = || {
+        let is_jpeg = matches!(directory.number(tag::COMPRESSION), Some(6 | 7));
+        let is_one = directory.count(tag::STRIP_OFFSETS) == 1;
+        range(tag::STRIP_OFFSETS, tag::STRIP_BYTE_COUNTS).filter(|_| is_jpeg && is_one)
+    };
+    let candidates =
+        [range(tag::JPEG_INTERCHANGE, tag::JPEG_INTERCHANGE_LENGTH), strip(), directory.raw(tag::PANASONIC_PREVIEW)];
+    candidates.into_iter().flatten().filter(|candidate| jpeg::is_displayable(candidate)).collect()
+}
