@@ -60,6 +60,7 @@ mod models;
 mod odd_images;
 mod overload;
 mod page;
+mod pile;
 mod preprocess_modes;
 mod provision;
 mod queue_command;
