@@ -1,4 +1,4 @@
-//! What a pile of images is written to.
+//! The output of a pile of images.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ pub struct PileOutput {
     #[arg(long)]
     pub overwrite: bool,
     /// Refuse to run if there is nothing to continue; a run whose FILE.part exists is continued in any case
-    #[arg(long, conflicts_with = "restart", requires = "out")]
+    #[arg(long, env = "IMGCLS_RESUME", conflicts_with = "restart", requires = "out")]
     pub resume: bool,
     /// Delete FILE.part of an earlier run and begin with the first image
     #[arg(long, requires = "out")]
@@ -33,7 +33,7 @@ pub struct PileOutput {
     #[arg(long, env = "IMGCLS_ERRORS", value_name = "FILE")]
     pub errors: Option<PathBuf>,
     /// Classify the images again that failed in an earlier run; the others keep their rows
-    #[arg(long, requires = "out", conflicts_with = "restart")]
+    #[arg(long, env = "IMGCLS_RETRY_ERRORS", requires = "out", conflicts_with = "restart")]
     pub retry_errors: bool,
     /// Stop once more images failed than this number or percentage; up to it the exit code is 0 [default: no limit, and
     /// exit code 1 if any image failed]
@@ -42,7 +42,7 @@ pub struct PileOutput {
     /// Make a folder for each class in this folder, with a link to each image of the class
     #[arg(long, env = "IMGCLS_SORT_INTO", value_name = "DIR")]
     pub sort_into: Option<PathBuf>,
-    /// What --sort-into makes. Where the file system has no hard links, they are copies
+    /// The kind of link that --sort-into makes. Without hard links on the file system, it makes copies
     #[arg(long, env = "IMGCLS_SORT_AS", value_enum, default_value_t = SortAs::Hardlink, requires = "sort_into")]
     pub sort_as: SortAs,
     /// Write a file with the classes beside each image: IMAGE.json, IMAGE.txt or IMAGE.xmp. Files that imgcls did not
@@ -51,7 +51,7 @@ pub struct PileOutput {
     pub sidecar: Option<Sidecar>,
 }
 
-/// What stands for an image in the folder of its class.
+/// The entry for an image in the folder of its class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SortAs {
     /// Hard links

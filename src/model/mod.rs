@@ -4,7 +4,7 @@
 //! - `decode`: the list of image formats, and the choice among them; `format`: what a format declares
 //! - `jpeg` (with `turbo` and `libjpeg`), `png`, `tiff`, `webp`, `gif`, `bmp`: one module for each format;
 //!   `image_crate`: the decoder of the last three
-//! - `exif`: the orientation in the metadata; `orientation`, `pixels`: the types that decoders return
+//! - `exif`: the orientation in the metadata; `capture_time`: when a photograph was taken; `orientation`, `pixels`: the types that decoders return
 //! - `budget`: CPU time and memory that one image may use; `memory`: how much memory the process may use
 //!
 //! From pixels to predictions:
@@ -23,6 +23,7 @@
 
 mod bmp;
 mod budget;
+mod capture_time;
 mod choice;
 mod crop;
 mod decode;
@@ -72,6 +73,7 @@ use crate::config::Limits;
 use crate::protocol::ErrorCode;
 
 pub(crate) use self::budget::{thread_cpu_time, timeout_message};
+pub use self::capture_time::datetime_original;
 pub use self::choice::{ModelChoice, TunedChoice, default_cache_dir, default_models_dir};
 pub use self::decode::{format_names, sniff};
 pub use self::description::Activation;

@@ -15,7 +15,6 @@ use anyhow::{Context as _, anyhow};
 use super::finished::{Answer, Finished, Timings};
 use super::message::{Message, ReportPanic};
 use super::read::Ready;
-use super::taken::datetime_original;
 use crate::config::Limits;
 use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor};
 use crate::protocol::{ErrorCode, ErrorInfo};
@@ -93,7 +92,8 @@ impl Sessions {
         slot.begin(Pending { sequence, path, file });
         let prepared = model::prepare_sized(&bytes, &self.package, &self.limits);
         let decoded = begun.elapsed();
-        let datetime_original = (self.reads_time && prepared.is_ok()).then(|| datetime_original(&bytes)).flatten();
+        let datetime_original =
+            (self.reads_time && prepared.is_ok()).then(|| model::datetime_original(&bytes)).flatten();
         let Pending { sequence, path, file } = slot.end()?;
         drop((bytes, held));
         let outcome = prepared.map_err(|error| ErrorInfo { code: error.code, message: error.message });

@@ -28,7 +28,7 @@ fn flags(command: &clap::Command) -> impl Iterator<Item = (&str, &Arg)> {
 }
 
 /// Flags that confirm or delete: a variable that is set for another reason must not do that.
-const WITHOUT_VARIABLE: [&str; 3] = ["yes", "delete-data", "force"];
+const WITHOUT_VARIABLE: [&str; 5] = ["yes", "delete-data", "force", "overwrite", "restart"];
 
 /// Every command that has no subcommands, with its words.
 fn commands() -> Vec<(Vec<String>, clap::Command)> {

@@ -61,6 +61,8 @@ mod odd_images;
 mod overload;
 mod page;
 mod pile;
+mod pile_output;
+mod pile_runs;
 mod preprocess_modes;
 mod provision;
 mod queue_command;

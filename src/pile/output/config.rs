@@ -11,7 +11,7 @@ pub struct OutputConfig {
     pub target: Target,
     /// Replaces a finished file that exists.
     pub overwrite: bool,
-    /// What happens with the log of an earlier run.
+    /// Says if the log of an earlier run is continued.
     pub resume: Resume,
     /// Writes a row for each prediction instead of a row for each image.
     pub is_long: bool,
@@ -71,7 +71,7 @@ pub enum TableFormat {
     Parquet,
 }
 
-/// What happens with the log of an earlier run.
+/// Says if the log of an earlier run is continued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Resume {
     /// It is continued if there is one.
@@ -97,11 +97,11 @@ pub enum MaxFailures {
 pub struct SortInto {
     /// The folder.
     pub folder: PathBuf,
-    /// What is put into it.
+    /// The kind of its entries.
     pub entry: SortEntry,
 }
 
-/// What stands for an image in the folder of its class.
+/// The entry for an image in the folder of its class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SortEntry {
     /// A hard link, or a copy on file systems where that is impossible.

@@ -18,7 +18,7 @@ pub struct Row {
     pub outcome: Result<Classified, ErrorInfo>,
 }
 
-/// What is known of a classified image.
+/// The classes and the facts of a classified image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Classified {
     /// The best classes, the best first, as many as were requested.
@@ -106,8 +106,25 @@ fn escaped_byte(text: &[u8]) -> Option<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// An image with these classes, the best first.
+    pub(in super::super) fn classified(labels: &[&str]) -> Classified {
+        let prediction = |(index, label): (u32, &&str)| Prediction {
+            class_index: Some(index),
+            label: (*label).to_owned(),
+            score: Some(0.5 / (index + 1) as f32),
+        };
+        Classified {
+            predictions: (0..).zip(labels).map(prediction).collect(),
+            labels: Vec::new(),
+            width: 640,
+            height: 480,
+            datetime_original: None,
+            model: ModelRef { name: "tiny".to_owned(), version: "1".to_owned(), digest: "sha256:00".to_owned() },
+        }
+    }
 
     #[test]
     fn path_text_is_the_path_unless_it_is_not_utf8() {

@@ -12,11 +12,13 @@ use std::path::Path;
 
 use super::found::{Content, Found, Visitor, unreadable};
 use super::rules::Rules;
+use crate::pile::output::SORTED_MARKER;
 
 /// Visits the images below `root`, in the order of their names within each folder if `is_ordered`. `prefix` is what the
 /// paths of the images are reported below.
 ///
-/// A link to a file counts as a file, and a link to a folder is followed unless it leads to a folder above it.
+/// Folders that `--sort-into` made have links to the same images and are left out, unless one of them is the root. A link
+/// to a file counts as a file, and a link to a folder is followed unless it leads to a folder above it.
 pub(super) fn walk(
     root: &Path,
     prefix: &Path,
@@ -56,6 +58,10 @@ impl Walk<'_> {
             if self.is_ordered {
                 tracing::warn!(link = %folder.display(), "a link leads to a folder above it and is not followed");
             }
+            return self.visitor.skip();
+        }
+        let is_root = self.above.is_empty();
+        if !is_root && folder.join(SORTED_MARKER).exists() {
             return self.visitor.skip();
         }
         self.above.push(id);

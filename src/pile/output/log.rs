@@ -1,0 +1,518 @@
+//! The log beside the output: one record after the other, appended as images are done.
+//!
+//! After a crash the log ends with the last record that is whole; what follows is cut off, and those images are classified
+//! again. Records are synced about once a second. One process at a time has the log, which its lock guarantees.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+
+use super::files::sync_folder_of;
+use super::record::{FileIdentity, Header, MAX_CONTENT_BYTES, Record, RecordReader, RowRecord, VERSION};
+use super::row::Row;
+use crate::protocol::ModelRef;
+
+/// The beginning of every log.
+const MAGIC: &[u8; 16] = b"imgcls pile log\n";
+/// The header is durable before the first row is written. A longer file has had a header.
+const MAX_HEADER_BYTES: u64 = 64 << 10;
+/// Records are collected up to this size before they are written.
+const BUFFER_BYTES: usize = 64 << 10;
+/// Rows are synced when there are so many, or after a second.
+const ROWS_PER_SYNC: usize = 4_096;
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// Syncing takes at most one part in so many of the time, on a disk where it is slow.
+const SYNC_SHARE: u32 = 10;
+
+/// A log that this process has locked.
+#[derive(Debug)]
+pub(super) struct Log {
+    path: PathBuf,
+    file: File,
+    models: Vec<ModelRef>,
+    /// Records that are not written yet. They begin at `written`.
+    buffer: Vec<u8>,
+    written: u64,
+    unsynced_rows: usize,
+    next_sync: Instant,
+}
+
+/// The file of a log that this process has locked, before its content is read.
+#[derive(Debug)]
+pub(super) struct LockedFile {
+    path: PathBuf,
+    file: File,
+}
+
+/// A log that is continued.
+pub(super) struct Resumed {
+    pub log: Log,
+    pub ending: Ending,
+    /// The options that are not those of the earlier run, for a person.
+    pub differences: Option<String>,
+}
+
+/// A row of the log and where it begins.
+pub(super) struct LoggedRow {
+    pub offset: u64,
+    pub record: RowRecord,
+}
+
+/// The content of a log apart from its rows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Ending {
+    /// The table that was made last.
+    pub made: Option<FileIdentity>,
+    /// The table has its name, and no row came after it.
+    pub is_finished: bool,
+}
+
+impl LockedFile {
+    /// Locks the log at this path; creates an empty file if there is none.
+    ///
+    /// # Errors
+    /// If another process has it, or it cannot be created.
+    pub(super) fn lock(path: &Path) -> anyhow::Result<LockedFile> {
+        loop {
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+            let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    bail!("another process writes {}: wait until it is done, or choose another --out", path.display())
+                }
+                Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {
+                    tracing::warn!(path = %path.display(), "the file system has no locks: start no second process on it");
+                }
+                Err(TryLockError::Error(error)) => {
+                    return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+                }
+            }
+            // A process that finished may have removed the file before it released the lock.
+            let is_current = match std::fs::symlink_metadata(path) {
+                Ok(current) => {
+                    let own = file.metadata().with_context(|| format!("cannot read {}", path.display()))?;
+                    current.is_symlink() || (current.ino(), current.dev()) == (own.ino(), own.dev())
+                }
+                Err(_) => false,
+            };
+            if is_current {
+                return Ok(LockedFile { path: path.to_owned(), file });
+            }
+        }
+    }
+
+    /// Returns true if the file has no row, because a run ended while it began the log.
+    ///
+    /// # Errors
+    /// If the log is damaged.
+    pub(super) fn is_new(&self) -> anyhow::Result<bool> {
+        let cannot_read = || format!("cannot read {}", self.path.display());
+        let length = self.file.metadata().with_context(cannot_read)?.len();
+        let has_header =
+            RecordReader::new(&self.file, MAGIC.len() as u64).next_content().with_context(cannot_read)?.is_some();
+        anyhow::ensure!(
+            has_header || length <= MAX_HEADER_BYTES,
+            "the beginning of {} is damaged: begin again with --restart",
+            self.path.display()
+        );
+        Ok(!has_header)
+    }
+
+    /// Checks that the file is a log, or the beginning of one.
+    ///
+    /// # Errors
+    /// If it is a file of somebody else.
+    pub(super) fn check_is_log(&self) -> anyhow::Result<()> {
+        let cannot_read = || format!("cannot read {}", self.path.display());
+        let length = self.file.metadata().with_context(cannot_read)?.len();
+        let mut begin = [0; MAGIC.len()];
+        let begin = &mut begin[..(length as usize).min(MAGIC.len())];
+        self.file.read_exact_at(begin, 0).with_context(cannot_read)?;
+        // After power loss, zeros may be in the place of what was not written.
+        let written = begin.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        if !MAGIC.starts_with(&begin[..written]) {
+            bail!("{} exists and is not a log of imgcls: move it away", self.path.display());
+        }
+        Ok(())
+    }
+
+    /// Begins a log. Whatever the file has is lost.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(super) fn begin(self, options: &BTreeMap<String, String>) -> anyhow::Result<Log> {
+        let LockedFile { path, file } = self;
+        let mut buffer = MAGIC.to_vec();
+        let header = Header { version: VERSION, options: options.clone() };
+        Record::Header(header).encode(MAGIC.len() as u64, &mut buffer);
+        file.set_len(0).with_context(|| format!("cannot write {}", path.display()))?;
+        let next_sync = Instant::now() + SYNC_INTERVAL;
+        let mut log = Log { path, file, models: Vec::new(), buffer, written: 0, unsynced_rows: 0, next_sync };
+        log.sync()?;
+        sync_folder_of(&log.path)?;
+        Ok(log)
+    }
+
+    /// Continues a log. `visit` gets every row in order.
+    ///
+    /// # Errors
+    /// If another release made the log, or it cannot be read.
+    pub(super) fn resume(
+        self,
+        options: &BTreeMap<String, String>,
+        mut visit: impl FnMut(&LoggedRow),
+    ) -> anyhow::Result<Resumed> {
+        let LockedFile { path, file } = self;
+        let cannot_read = || format!("cannot read {}", path.display());
+        let mut models = Vec::new();
+        let (mut ending, mut found) = (Ending::default(), None);
+        let mut reader = RecordReader::new(&file, MAGIC.len() as u64);
+        let mut offset = reader.offset;
+        while let Some(content) = reader.next_content().with_context(cannot_read)? {
+            match Record::decode(content).with_context(|| other_release(&path))? {
+                Record::Header(header) => {
+                    anyhow::ensure!(header.version == VERSION, other_release(&path));
+                    found = Some(header.options);
+                }
+                Record::Model(model) => models.push(model),
+                Record::Row(record) => {
+                    ending.is_finished = false;
+                    visit(&LoggedRow { offset, record });
+                }
+                Record::Finishing(identity) => ending.made = Some(identity),
+                Record::Finished => ending.is_finished = true,
+            }
+            offset = reader.offset;
+        }
+        let length = file.metadata().with_context(cannot_read)?.len();
+        if length > offset {
+            tracing::info!(bytes = length - offset, path = %path.display(), "removed the torn end of the log");
+            file.set_len(offset).with_context(|| cannot_write(&path))?;
+        }
+        let next_sync = Instant::now() + SYNC_INTERVAL;
+        let log = Log { path, file, models, buffer: Vec::new(), written: offset, unsynced_rows: 0, next_sync };
+        Ok(Resumed { log, ending, differences: differences(&found.unwrap_or_default(), options) })
+    }
+
+    /// Removes the file if it is empty, because it was created only for its lock.
+    pub(super) fn discard_if_empty(&self) {
+        if self.file.metadata().is_ok_and(|metadata| metadata.len() == 0) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Log {
+    /// Appends a row, and returns its offset. It is durable after the next [`Log::sync`].
+    ///
+    /// # Errors
+    /// If the file cannot be written. The rows before stay.
+    pub(super) fn append(&mut self, row: Row, replaces: bool) -> anyhow::Result<u64> {
+        let model = match &row.outcome {
+            Ok(classified) => self.index_of(&classified.model),
+            Err(_) => 0,
+        };
+        let buffered = self.buffer.len();
+        let offset = self.push(&Record::Row(RowRecord::new(row, model, replaces)));
+        if self.buffer.len() - buffered > MAX_CONTENT_BYTES {
+            self.buffer.truncate(buffered);
+            bail!("the row of an image has more than {MAX_CONTENT_BYTES} bytes: give a smaller --top-k");
+        }
+        self.unsynced_rows += 1;
+        if self.buffer.len() >= BUFFER_BYTES {
+            self.write()?;
+        }
+        Ok(offset)
+    }
+
+    /// Returns true if rows wait for [`Log::sync`] long enough.
+    pub(super) fn needs_sync(&self) -> bool {
+        self.unsynced_rows >= ROWS_PER_SYNC || (self.unsynced_rows > 0 && Instant::now() >= self.next_sync)
+    }
+
+    /// Appends that the table is complete and about to get its name. It is durable when this returns.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(super) fn finishing(&mut self, identity: FileIdentity) -> anyhow::Result<()> {
+        self.push(&Record::Finishing(identity));
+        self.sync()
+    }
+
+    /// Appends that the table has its name, and keeps the log.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(super) fn finished(mut self) -> anyhow::Result<()> {
+        self.push(&Record::Finished);
+        self.sync()
+    }
+
+    /// Removes the log.
+    ///
+    /// # Errors
+    /// If it cannot be removed.
+    pub(super) fn remove(self) -> anyhow::Result<()> {
+        std::fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))?;
+        sync_folder_of(&self.path)
+    }
+
+    /// Begins again with an empty log.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(super) fn begin_again(self, options: &BTreeMap<String, String>) -> anyhow::Result<Log> {
+        LockedFile { path: self.path, file: self.file }.begin(options)
+    }
+
+    /// Makes every row durable.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(super) fn sync(&mut self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        self.write()?;
+        self.file.sync_data().with_context(|| cannot_write(&self.path))?;
+        self.unsynced_rows = 0;
+        self.next_sync = Instant::now() + SYNC_INTERVAL.max(begun.elapsed() * SYNC_SHARE);
+        Ok(())
+    }
+
+    /// Calls `visit` with every row in order. Call [`Log::sync`] before.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or `visit` fails.
+    pub(super) fn for_each(&self, mut visit: impl FnMut(LoggedRow) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let mut reader = RecordReader::new(&self.file, MAGIC.len() as u64);
+        let mut offset = reader.offset;
+        while let Some(content) = reader.next_content().with_context(|| self.cannot_read())? {
+            if let Record::Row(record) = Record::decode(content)? {
+                visit(LoggedRow { offset, record })?;
+            }
+            offset = reader.offset;
+        }
+        anyhow::ensure!(offset == self.written, "{} changed while it was read", self.path.display());
+        Ok(())
+    }
+
+    /// The row at an offset that [`Log::append`] returned.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub(super) fn row_at(&self, offset: u64) -> anyhow::Result<Row> {
+        let mut reader = RecordReader::new(&self.file, offset);
+        let content = reader.next_content().with_context(|| self.cannot_read())?;
+        let content = content.with_context(|| format!("{} changed while it was read", self.path.display()))?;
+        match Record::decode(content)? {
+            Record::Row(record) => record.into_row(&self.models),
+            _ => bail!("{} has no row at byte {offset}", self.path.display()),
+        }
+    }
+
+    /// The row of a record.
+    pub(super) fn row(&self, record: RowRecord) -> anyhow::Result<Row> {
+        record.into_row(&self.models)
+    }
+
+    fn cannot_read(&self) -> String {
+        format!("cannot read {}", self.path.display())
+    }
+
+    fn index_of(&mut self, model: &ModelRef) -> usize {
+        if let Some(index) = self.models.iter().position(|known| known == model) {
+            return index;
+        }
+        self.push(&Record::Model(model.clone()));
+        self.models.push(model.clone());
+        self.models.len() - 1
+    }
+
+    fn push(&mut self, record: &Record) -> u64 {
+        let offset = self.written + self.buffer.len() as u64;
+        record.encode(offset, &mut self.buffer);
+        offset
+    }
+
+    /// Writes the buffer. After an error the file ends with the records before, and the buffer may be written again.
+    fn write(&mut self) -> anyhow::Result<()> {
+        if let Err(error) = self.file.write_all_at(&self.buffer, self.written) {
+            let _ = self.file.set_len(self.written);
+            return Err(error).with_context(|| cannot_write(&self.path));
+        }
+        self.written += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+fn cannot_write(path: &Path) -> String {
+    format!(
+        "cannot write {}; once this is solved, for example by freeing space, the same command continues where it stopped",
+        path.display()
+    )
+}
+
+fn other_release(path: &Path) -> String {
+    format!(
+        "{} was written by another release of imgcls: finish it with that one, or begin again with --restart",
+        path.display()
+    )
+}
+
+/// The options that are not the same, for a person. `None` if all are.
+fn differences(earlier: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Option<String> {
+    let names: BTreeSet<&String> = earlier.keys().chain(now.keys()).collect();
+    let value = |options: &BTreeMap<String, String>, name| options.get(name).cloned().unwrap_or("nothing".to_owned());
+    let differences: Vec<String> = names
+        .into_iter()
+        .filter(|name| earlier.get(*name) != now.get(*name))
+        .map(|name| format!("{name} was {}, now it is {}", value(earlier, name), value(now, name)))
+        .collect();
+    (!differences.is_empty()).then(|| differences.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::row::PathText;
+    use super::super::row::tests::classified;
+    use super::*;
+    use crate::protocol::{ErrorCode, ErrorInfo};
+
+    fn options() -> BTreeMap<String, String> {
+        BTreeMap::from([("--top-k".to_owned(), "1".to_owned())])
+    }
+
+    /// Rows of different lengths, failed and not, of two models.
+    fn rows() -> Vec<Row> {
+        let row = |number: usize| {
+            let mut image = classified(&["cat", "dog"]);
+            image.model.version = (number % 2).to_string();
+            let error = ErrorInfo { code: ErrorCode::Undecodable, message: "x".repeat(number) };
+            let outcome = if number == 2 { Err(error) } else { Ok(image) };
+            Row { path: PathText::from_bytes(format!("{number}.jpg").as_bytes()), file: None, outcome }
+        };
+        (0..5).map(row).collect()
+    }
+
+    fn read(log: &Log) -> Vec<Row> {
+        let mut rows = Vec::new();
+        log.for_each(|logged| {
+            rows.push(log.row(logged.record)?);
+            Ok(())
+        })
+        .unwrap();
+        rows
+    }
+
+    /// Opens the log, begins it if it is new, and returns it with its rows.
+    fn opened(path: &Path) -> (Log, Vec<Row>) {
+        let locked = LockedFile::lock(path).unwrap();
+        locked.check_is_log().unwrap();
+        let log = match locked.is_new().unwrap() {
+            true => locked.begin(&options()).unwrap(),
+            false => locked.resume(&options(), |_| {}).unwrap().log,
+        };
+        let rows = read(&log);
+        (log, rows)
+    }
+
+    fn written(path: &Path, rows: &[Row]) -> Vec<u8> {
+        let (mut log, _) = opened(path);
+        for row in rows {
+            log.append(row.clone(), false).unwrap();
+        }
+        log.sync().unwrap();
+        std::fs::read(path).unwrap()
+    }
+
+    #[test]
+    fn log_torn_at_any_byte_keeps_its_whole_rows_and_takes_the_rest_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let whole = written(&path, &rows());
+        let mut counts = Vec::new();
+        for length in 0..=whole.len() {
+            for tail in [0, 1, 40] {
+                std::fs::write(&path, [&whole[..length], &vec![0; tail]].concat()).unwrap();
+                let (mut log, found) = opened(&path);
+                assert_eq!(found, rows()[..found.len()], "{length} bytes");
+                counts.push(found.len());
+                for row in &rows()[found.len()..] {
+                    log.append(row.clone(), false).unwrap();
+                }
+                log.sync().unwrap();
+                assert_eq!(read(&log), rows(), "{length} bytes");
+                drop(log);
+                assert_eq!(opened(&path).1, rows(), "{length} bytes");
+            }
+        }
+        assert!(counts.is_sorted() && counts.last() == Some(&5), "{counts:?}");
+    }
+
+    #[test]
+    fn damaged_byte_never_changes_a_row() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let whole = written(&path, &rows());
+        for at in MAGIC.len()..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x04;
+            std::fs::write(&path, &damaged).unwrap();
+            let (_, found) = opened(&path);
+            assert_eq!(found, rows()[..found.len()], "byte {at}");
+            assert!(found.len() < 5, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn record_at_another_place_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let all = rows();
+        let one = written(&path, &all[..1]).len();
+        let both = written(&path, &all[2..3]);
+        std::fs::write(&path, [&both[..], &both[one..]].concat()).unwrap();
+        assert_eq!(opened(&path).1, [all[0].clone(), all[2].clone()]);
+    }
+
+    #[test]
+    fn second_process_and_foreign_files_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let (log, _) = opened(&path);
+        let error = LockedFile::lock(&path).unwrap_err().to_string();
+        assert!(error.starts_with("another process writes "), "{error}");
+        drop(log);
+        std::fs::write(&path, "path,status\n").unwrap();
+        let error = LockedFile::lock(&path).unwrap().check_is_log().unwrap_err().to_string();
+        assert!(error.ends_with("is not a log of imgcls: move it away"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"path,status\n");
+    }
+
+    #[test]
+    fn other_options_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        written(&path, &rows());
+        let other = BTreeMap::from([("--top-k", "5"), ("model", "b")].map(|(name, value)| (name.into(), value.into())));
+        let resumed = LockedFile::lock(&path).unwrap().resume(&other, |_| {}).unwrap();
+        assert_eq!(resumed.differences.as_deref(), Some("--top-k was 1, now it is 5; model was nothing, now it is b"));
+    }
+
+    #[test]
+    fn removed_log_is_not_locked_instead_of_the_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let (log, _) = opened(&path);
+        log.remove().unwrap();
+        assert!(!path.exists());
+        let (_log, found) = opened(&path);
+        assert!(found.is_empty() && path.exists());
+    }
+}

@@ -1,0 +1,295 @@
+//! The output to a file: rows go to the log, and the file is made of it when the pile is done.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use anyhow::{Context as _, bail, ensure};
+
+use super::config::{OutFile, OutputConfig, Resume, TableFormat, Target};
+use super::failures::Counts;
+use super::files::{NewFile, existing, identity};
+use super::key_set::{Key, KeySet};
+use super::log::{Ending, LockedFile, Log, LoggedRow, Resumed};
+use super::row::{PathText, Row};
+use super::table::{self, Schema};
+
+/// The images that the output has, shared with the threads that read the pile.
+#[derive(Debug, Clone, Default)]
+pub struct Done {
+    keys: Arc<RwLock<KeySet>>,
+}
+
+impl Done {
+    /// Returns true if the output has this image.
+    pub fn contains(&self, path: &PathText) -> bool {
+        self.has(Key::of(path))
+    }
+
+    fn has(&self, key: Key) -> bool {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).contains(key)
+    }
+
+    fn insert(&self, key: Key) {
+        self.keys.write().unwrap_or_else(PoisonError::into_inner).insert(key);
+    }
+}
+
+pub(super) struct Logged {
+    file: OutFile,
+    log: Log,
+    schema: Schema,
+    errors: Option<PathBuf>,
+    done: Done,
+    /// Images that failed and are classified again.
+    retried: KeySet,
+    /// The offset of the last row of each image that was classified again.
+    replacements: HashMap<Key, u64>,
+    counts: Counts,
+}
+
+/// The images of an earlier run, by its log.
+#[derive(Default)]
+struct Earlier {
+    done: Done,
+    retried: KeySet,
+    replacements: HashMap<Key, u64>,
+    counts: Counts,
+}
+
+impl Logged {
+    /// Opens the log of a file, and reads it if an earlier run left one.
+    ///
+    /// # Errors
+    /// If the file exists and may not be replaced, or the log cannot be continued.
+    pub(super) fn open(file: &OutFile, config: &OutputConfig) -> anyhow::Result<Logged> {
+        let errors = config.errors.clone();
+        ensure!(errors.as_ref() != Some(&file.path), "--errors and --out name the same file: give two");
+        ensure!(!file.path.is_dir(), "--out {} is a folder: give the path of a file", file.path.display());
+        let mut options = config.options.clone();
+        options.insert("--top-k".to_owned(), config.top_k.to_string());
+        let locked = LockedFile::lock(&file.log_path())?;
+        locked.check_is_log()?;
+        let (log, earlier) = if config.resume == Resume::Restart || locked.is_new()? {
+            check_new(file, config).inspect_err(|_| locked.discard_if_empty())?;
+            (locked.begin(&options)?, Earlier::default())
+        } else {
+            continued(locked, &options, file, config)?
+        };
+        let Earlier { done, retried, replacements, counts } = earlier;
+        let schema = Schema::new(config);
+        Ok(Logged { file: file.clone(), log, schema, errors, done, retried, replacements, counts })
+    }
+
+    pub(super) fn done(&self) -> &Done {
+        &self.done
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Returns true if the row of this image is expected: it has none yet, or its image is classified again.
+    pub(super) fn expects(&self, path: &PathText) -> bool {
+        !self.done.contains(path)
+    }
+
+    /// Appends the row of an image that [`Logged::expects`].
+    ///
+    /// # Errors
+    /// If the log cannot be written.
+    pub(super) fn append(&mut self, row: Row) -> anyhow::Result<()> {
+        let key = Key::of(&row.path);
+        let is_failed = row.outcome.is_err();
+        let replaces = self.retried.contains(key);
+        let offset = self.log.append(row, replaces)?;
+        if replaces {
+            self.replacements.insert(key, offset);
+        }
+        self.counts.add(is_failed, replaces);
+        self.done.insert(key);
+        Ok(())
+    }
+
+    pub(super) fn needs_sync(&self) -> bool {
+        self.log.needs_sync()
+    }
+
+    /// Makes every row durable.
+    ///
+    /// # Errors
+    /// If the log cannot be written.
+    pub(super) fn sync(&mut self) -> anyhow::Result<()> {
+        self.log.sync()
+    }
+
+    /// Makes the file from the log. The log is removed, unless images failed, which may be classified again.
+    ///
+    /// # Errors
+    /// If a file cannot be written. The log stays.
+    pub(super) fn finish(mut self) -> anyhow::Result<Vec<String>> {
+        self.log.sync()?;
+        let log_path = self.file.log_path();
+        let lost_nothing = || {
+            format!(
+                "cannot make {}; every row is in {}: once this is solved, for example by freeing space, give the same \
+                 command again",
+                self.file.path.display(),
+                log_path.display()
+            )
+        };
+        let table = NewFile::create(&self.file.path).with_context(lost_nothing)?;
+        let errors = self.errors.as_deref().map(NewFile::create).transpose();
+        let errors = match errors.and_then(|errors| self.write_tables(&table, errors.as_ref()).map(|()| errors)) {
+            Ok(errors) => errors,
+            Err(error) => {
+                table.discard();
+                return Err(error).with_context(lost_nothing);
+            }
+        };
+        let identity = table.sync().with_context(lost_nothing)?;
+        if let Some(errors) = errors {
+            errors.sync().with_context(lost_nothing)?;
+            errors.publish()?;
+        }
+        // A run that is killed after this finds that the file is its own.
+        self.log.finishing(identity)?;
+        table.publish()?;
+        let lines = self.lines();
+        if self.counts.failed == 0 {
+            self.log.remove()?
+        } else {
+            self.log.finished()?
+        }
+        Ok(lines)
+    }
+
+    /// Tells a person where a run that is not done continues.
+    pub(super) fn suspended_line(&self) -> String {
+        format!(
+            "{} images are in {}; the same command continues there",
+            self.counts.images,
+            self.file.log_path().display()
+        )
+    }
+
+    fn write_tables(&self, table: &NewFile, errors: Option<&NewFile>) -> anyhow::Result<()> {
+        let mut table = table::writer(self.file.format, self.schema.clone(), table.writer()?)?;
+        let errors = errors.map(|errors| table::writer(TableFormat::Csv, Schema::of_errors(), errors.writer()?));
+        let mut errors = errors.transpose()?;
+        self.log.for_each(|LoggedRow { record, .. }| {
+            // A row that replaces another one is written in its place.
+            if record.replaces {
+                return Ok(());
+            }
+            let may_be_replaced = record.is_failed() && !self.replacements.is_empty();
+            let replacement = may_be_replaced.then(|| self.replacements.get(&Key::of(&record.path))).flatten();
+            let row = match replacement {
+                Some(offset) => self.log.row_at(*offset)?,
+                None => self.log.row(record)?,
+            };
+            if let (Err(_), Some(errors)) = (&row.outcome, &mut errors) {
+                errors.write(&row)?;
+            }
+            table.write(&row)
+        })?;
+        if let Some(errors) = errors {
+            errors.finish()?;
+        }
+        table.finish()
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let Counts { images, failed, .. } = self.counts;
+        let mut lines = vec![format!("{}: {images} images, {failed} failed", self.file.path.display())];
+        if let Some(errors) = &self.errors {
+            lines.push(format!("{}: the {failed} failed images", errors.display()));
+        }
+        if failed > 0 {
+            lines.push(format!(
+                "the same command with --retry-errors classifies the failed images again; {} is kept for that",
+                self.file.log_path().display()
+            ));
+        }
+        lines
+    }
+}
+
+impl Earlier {
+    fn add(&mut self, LoggedRow { offset, record }: &LoggedRow, retry_errors: bool) {
+        let key = Key::of(&record.path);
+        if record.replaces {
+            self.replacements.insert(key, *offset);
+        }
+        if record.is_failed() && retry_errors {
+            self.retried.insert(key);
+        } else {
+            self.done.insert(key);
+        }
+        self.counts.add(record.is_failed(), record.replaces);
+    }
+}
+
+/// Continues the log of an earlier run. Begins again if that run was finished and its file is to be overwritten.
+fn continued(
+    locked: LockedFile,
+    options: &std::collections::BTreeMap<String, String>,
+    file: &OutFile,
+    config: &OutputConfig,
+) -> anyhow::Result<(Log, Earlier)> {
+    let mut earlier = Earlier::default();
+    let resumed = locked.resume(options, |row| earlier.add(row, config.retry_errors))?;
+    let Resumed { log, ending, differences } = resumed;
+    let is_continued = config.retry_errors || config.resume == Resume::Required;
+    if ending.is_finished && config.overwrite && !is_continued {
+        return Ok((log.begin_again(options)?, Earlier::default()));
+    }
+    if let Some(differences) = differences {
+        bail!(
+            "{} is of a run with other options ({differences}): give the same ones to continue it, or begin again with \
+             --restart",
+            file.log_path().display()
+        );
+    }
+    check_replaceable(file, config, &ending)?;
+    earlier.counts.resumed = earlier.counts.images;
+    if config.retry_errors {
+        earlier.counts.resumed -= earlier.counts.failed;
+    }
+    Ok((log, earlier))
+}
+
+/// Refuses a run without a log that would replace a file, or that should continue one.
+fn check_new(file: &OutFile, config: &OutputConfig) -> anyhow::Result<()> {
+    ensure!(
+        config.resume != Resume::Required,
+        "there is no run to resume: {} does not exist; leave out --resume",
+        file.log_path().display()
+    );
+    check_replaceable(file, config, &Ending::default())?;
+    if let Some(errors) = &config.errors
+        && !config.overwrite
+        && existing(errors)?.is_some()
+    {
+        bail!("{} exists: --overwrite replaces it", errors.display());
+    }
+    Ok(())
+}
+
+/// Refuses to replace a file that this log did not make.
+fn check_replaceable(file: &OutFile, config: &OutputConfig, ending: &Ending) -> anyhow::Result<()> {
+    match existing(&file.path)? {
+        Some(metadata) if !config.overwrite && ending.made != Some(identity(&metadata)) => {
+            bail!("{} exists: --overwrite replaces it", file.path.display())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The file of a configuration that has one.
+pub(super) fn out_file(config: &OutputConfig) -> Option<&OutFile> {
+    match &config.target {
+        Target::File(file) => Some(file),
+        Target::Terminal | Target::Csv | Target::Nothing => None,
+    }
+}
