@@ -116,6 +116,18 @@ pub use self::words::{Channels, Element, Filter, Layout, Position, Rounding};
 /// `InputTooLarge`, `UnsupportedType`, `TooManyPixels` and `TooLargeDecoded` before any pixel is decoded; `Undecodable`
 /// and `DecodeTimeout` afterwards.
 pub fn prepare(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Result<Tensor, PrepareError> {
+    prepare_sized(bytes, package, limits).map(|(tensor, _)| tensor)
+}
+
+/// Like [`prepare`], and returns width and height of the upright image in pixels too.
+///
+/// # Errors
+/// The errors of [`prepare`].
+pub fn prepare_sized(
+    bytes: &[u8],
+    package: &ModelPackage,
+    limits: &Limits,
+) -> Result<(Tensor, (u32, u32)), PrepareError> {
     prepare_from(bytes, package, limits, package.input().geometry)
 }
 
@@ -124,7 +136,7 @@ pub fn prepare(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Result<
 /// # Errors
 /// The errors of [`prepare`].
 pub fn prepare_unscaled(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Result<Tensor, PrepareError> {
-    prepare_from(bytes, package, limits, Geometry::Native)
+    prepare_from(bytes, package, limits, Geometry::Native).map(|(tensor, _)| tensor)
 }
 
 fn prepare_from(
@@ -132,7 +144,7 @@ fn prepare_from(
     package: &ModelPackage,
     limits: &Limits,
     decoded: Geometry,
-) -> Result<Tensor, PrepareError> {
+) -> Result<(Tensor, (u32, u32)), PrepareError> {
     if bytes.len() as u64 > limits.max_upload_bytes {
         let message =
             format!("the image has {} bytes, more than the limit of {}", bytes.len(), limits.max_upload_bytes);
@@ -142,7 +154,9 @@ fn prepare_from(
     catch_unwind(AssertUnwindSafe(|| {
         let budget = Budget::new(limits);
         let pixels = decode::decode(bytes, limits, decoded, &budget)?;
-        preprocess::tensor(&pixels, package.input(), limits.max_pixels)
+        let (width, height) = pixels.orientation.upright_size(pixels.origin.width, pixels.origin.height);
+        let tensor = preprocess::tensor(&pixels, package.input(), limits.max_pixels)?;
+        Ok((tensor, (width as u32, height as u32)))
     }))
     .unwrap_or_else(|_panic| {
         Err(PrepareError::new(ErrorCode::Undecodable, "the image is damaged in a way that stopped the decoder"))
