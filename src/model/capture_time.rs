@@ -36,9 +36,8 @@ fn of_jpeg(bytes: &[u8]) -> Metadata<'_> {
     let mut rest = bytes.get(2..).unwrap_or_default();
     while let Some(offset) = memchr::memchr(0xff, rest) {
         match rest.get(offset + 1..) {
-            Some(after @ [0xff, ..]) => rest = after,
-            // Markers without content.
-            Some([0x00 | 0x01 | 0xd0..=0xd8, after @ ..]) => rest = after,
+            // A byte that fills, and markers without content.
+            Some(after @ [0xff, ..] | [0x00 | 0x01 | 0xd0..=0xd8, after @ ..]) => rest = after,
             Some([marker, high, low, after @ ..]) if ![START_OF_SCAN, END_OF_IMAGE].contains(marker) => {
                 let length = usize::from(u16::from_be_bytes([*high, *low])).saturating_sub(2);
                 let Some((content, behind)) = after.split_at_checked(length) else { break };

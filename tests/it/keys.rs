@@ -186,6 +186,10 @@ fn form_of_two(image: &[u8]) -> (String, Vec<u8>) {
     (content_type, [&body[..boundary + 2], &body].concat())
 }
 
+fn content_type(value: &str) -> Vec<(&str, &str)> {
+    vec![("Content-Type", value)]
+}
+
 /// Returns the ids of all jobs whose images are in the store.
 fn stored_jobs(service: &Service) -> Vec<Uuid> {
     service.images().iter().map(|key| key.trim_start_matches("images/").parse().unwrap()).collect()
@@ -200,7 +204,6 @@ fn every_way_to_submit_makes_a_job_of_the_key() {
     let (form_type, form_body) = form("image", "cat.jpg", &image);
     let (list_type, list_body) = form_of_two(&image);
     let (json_type, json_body) = json_image(&image);
-    let content_type = |value| vec![("Content-Type", value)];
     let infer = json!({"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], "data": [encoded, encoded]}]});
     let rekognition = json!({"Image": {"Bytes": encoded}});
     let replicate = json!({"input": {"image": encoded}});
