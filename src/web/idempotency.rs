@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use super::error::Problem;
 use super::jobs::{self, JobOptions};
-use crate::protocol;
 use crate::transport::Transport;
+use crate::{clock, protocol};
 
 const HEADER: HeaderName = HeaderName::from_static("idempotency-key");
 const MAX_KEY_BYTES: usize = 255;
@@ -79,7 +79,7 @@ impl IdempotencyKey {
     ) -> Result<Claim, Problem> {
         let model = options.model.as_deref().unwrap_or_default();
         let own = Record {
-            id: options.new_id(),
+            id: clock::new_id(),
             digest: digest(&[image, options.top_k.to_string().as_bytes(), model.as_bytes()]),
         };
         let text = serde_json::to_string(&own).expect("an id and a digest; this is a bug");

@@ -94,20 +94,13 @@ pub(crate) struct JobOptions {
     pub id: Option<Uuid>,
 }
 
-impl JobOptions {
-    /// Makes the id of a new job of this caller.
-    pub(crate) fn new_id(&self) -> Uuid {
-        clock::new_id()
-    }
-}
-
 impl Jobs {
     /// Accepts an image. Once this returns, the job will have a result, even if this process or a worker dies.
     ///
     /// If the future is dropped, which means that the client left, the job is withdrawn, since no client knows its id.
     pub(crate) async fn submit(&self, upload: Upload, options: JobOptions) -> Result<Uuid, Problem> {
         let permit = self.admission.admit(Duration::ZERO)?;
-        let id = options.id.unwrap_or_else(|| options.new_id());
+        let id = options.id.unwrap_or_else(clock::new_id);
         let mut caller = self.caller(id, &permit, &upload, options.id.is_some());
         let accepted = self.accept(id, &upload, &options, Acknowledge::WhenDurable).await;
         caller.answered(accepted.is_ok());
@@ -127,7 +120,7 @@ impl Jobs {
         timeout: Duration,
     ) -> Result<Classified, Problem> {
         let permit = self.admission.admit(timeout)?;
-        let id = options.id.unwrap_or_else(|| options.new_id());
+        let id = options.id.unwrap_or_else(clock::new_id);
         let mut caller = self.caller(id, &permit, &upload, options.id.is_some());
         let classified = self.classify_as(id, upload, options, timeout).await;
         caller.answered(classified.is_ok());
