@@ -1,4 +1,4 @@
-//! What a client accepts: media types and codings with their quality (RFC 9110, 12.5).
+//! Reads what a client accepts: media types and codings with their quality (RFC 9110, 12.5).
 
 use axum::http::header::{ACCEPT, ACCEPT_ENCODING};
 use axum::http::{HeaderMap, HeaderName};

@@ -71,7 +71,7 @@ pub(super) fn damaged(error: &serde_json::Error) -> Problem {
 pub(super) fn final_job(id: Uuid, text: &Bytes) -> Result<String, Problem> {
     let result = parse(text)?;
     let mut job = String::from_utf8_lossy(text).trim_end().to_owned();
-    // What was parsed is an object.
+    // The text was parsed as an object, so it ends with a brace.
     job.pop();
     let timeline = serde_json::to_string(&timeline(id, &result)).expect("times and words; this is a bug");
     let _ = write!(job, ",\"timeline\":{timeline}}}");

@@ -48,15 +48,14 @@ impl FromStr for CorsOrigin {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.to_ascii_lowercase();
         if text == "*" {
             return Ok(CorsOrigin::Any);
         }
         let is_part = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
         let authority = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
         match authority {
-            Some(authority) if !authority.is_empty() && authority.chars().all(is_part) => {
-                Ok(CorsOrigin::Origin(text.to_ascii_lowercase()))
-            }
+            Some(authority) if !authority.is_empty() && authority.chars().all(is_part) => Ok(CorsOrigin::Origin(text)),
             _ => Err("an origin is https://HOST or https://HOST:PORT without a path, or *".to_owned()),
         }
     }

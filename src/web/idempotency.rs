@@ -27,7 +27,7 @@ pub(super) struct IdempotencyKey(String);
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     id: Uuid,
-    /// Of image and options, in hexadecimal.
+    /// The digest of image and options, in hexadecimal.
     digest: String,
 }
 

@@ -1,4 +1,4 @@
-//! What every request gets around its handler: an id, a span of a trace, and measurements.
+//! The middleware around every handler: the id of the request, its span in a trace, and measurements.
 
 use std::time::Instant;
 

@@ -1,6 +1,7 @@
-//! Every command in README.md works when it is pasted in order into one terminal, and what the pages of docs/ name exists.
+//! Every command in README.md and docs/api.md works when it is pasted in order into one terminal, and what the pages of docs/
+//! name exists.
 //!
-//! How the README is read:
+//! How these pages are read:
 //! - A fenced block of the language `sh` is pasted as it is. All blocks run in one shell, in order, and stop at the first
 //!   command that fails.
 //! - A fenced block of the language `text` directly after it is its output. `…` stands for any text within a line, and for
@@ -26,12 +27,22 @@ use crate::harness;
 
 #[test]
 fn every_command_of_the_readme_works_when_pasted_in_order() {
-    let blocks = blocks(&readme()).unwrap_or_else(|problem| panic!("README.md:{problem}"));
-    assert!(blocks.iter().any(|block| block.mark == Mark::Run), "README.md has no block to run");
+    paste_in_order("README.md");
+}
+
+#[test]
+fn every_command_of_the_http_interface_works_when_pasted_in_order() {
+    paste_in_order("docs/api.md");
+}
+
+fn paste_in_order(page: &str) {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).expect(page);
+    let blocks = blocks(&text).unwrap_or_else(|problem| panic!("{page}:{problem}"));
+    assert!(blocks.iter().any(|block| block.mark == Mark::Run), "{page} has no block to run");
     for block in &blocks {
         if let Mark::Skip(reason) = &block.mark {
-            eprintln!("README.md:{}: not run: {reason}: {}", block.line, block.commands.lines().next().unwrap_or(""));
-            check_syntax(block);
+            eprintln!("{page}:{}: not run: {reason}: {}", block.line, block.commands.lines().next().unwrap_or(""));
+            check_syntax(page, block);
         }
     }
     let directory = working_directory();
@@ -56,7 +67,7 @@ fn every_command_of_the_readme_works_when_pasted_in_order() {
     let last = started.lines().last().and_then(|line| line.parse::<usize>().ok()).unwrap_or(0);
     assert!(
         outcome.success(),
-        "README.md:{}: {outcome} in\n{}\noutput:\n{}\nservice:\n{}",
+        "{page}:{}: {outcome} in\n{}\noutput:\n{}\nservice:\n{}",
         blocks[last].line,
         blocks[last].commands,
         output_of(last),
@@ -67,7 +78,7 @@ fn every_command_of_the_readme_works_when_pasted_in_order() {
         let output = output_of(at);
         assert!(
             matches_output(expected, &output),
-            "README.md:{} shows\n{expected}\nbut the output is\n{output}",
+            "{page}:{} shows\n{expected}\nbut the output is\n{output}",
             block.line
         );
     }
@@ -372,10 +383,10 @@ ready() {{
     script
 }
 
-fn check_syntax(block: &Block) {
+fn check_syntax(page: &str, block: &Block) {
     let commands = block.commands.replace("<this repository>", "URL");
     let output = Command::new("bash").args(["-n", "-c", &commands]).output().unwrap();
-    assert!(output.status.success(), "README.md:{}: {}", block.line, String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{page}:{}: {}", block.line, String::from_utf8_lossy(&output.stderr));
 }
 
 /// Returns whether an output is as shown. `…` in what is shown stands for any text; what follows a final `…` is not compared.

@@ -185,7 +185,7 @@ impl Parameter {
             Parameter::FileName(_) | Parameter::ModelName => json!({"type": "string", "minLength": 1}),
             Parameter::Wait => json!({"type": "number", "minimum": 0, "maximum": MAX_WAIT.as_secs()}),
             Parameter::TopK => json!({"type": "integer", "minimum": 1, "maximum": MAX_TOP_K}),
-            Parameter::Labels => json!({"type": "boolean"}),
+            Parameter::Labels => json!({"enum": ["true", "1", "", "false", "0"]}),
             Parameter::IdempotencyKey => json!({"type": "string", "minLength": 1, "maxLength": 255}),
             Parameter::Model | Parameter::Prefer | Parameter::IfNoneMatch => json!({"type": "string"}),
         };

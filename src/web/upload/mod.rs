@@ -144,35 +144,41 @@ async fn receive_images(request: Request, rules: &UploadRules, images: Images) -
 struct Contents {
     files: Vec<Result<ReceivedImage, Problem>>,
     is_list: bool,
+    /// True if the images take just their own size.
+    is_exact: bool,
     top_k: Option<u32>,
     model: Option<String>,
 }
 
 impl From<ReceivedImage> for Contents {
     fn from(image: ReceivedImage) -> Self {
-        Contents { files: vec![Ok(image)], is_list: false, top_k: None, model: None }
+        Contents { files: vec![Ok(image)], is_list: false, is_exact: false, top_k: None, model: None }
     }
 }
 
 impl From<ReceivedForm> for Contents {
     fn from(ReceivedForm { files, is_list, model }: ReceivedForm) -> Self {
-        Contents { files, is_list, top_k: None, model }
+        Contents { files, is_list, is_exact: false, top_k: None, model }
     }
 }
 
 impl From<ReceivedJson> for Contents {
     fn from(ReceivedJson { image, top_k, model }: ReceivedJson) -> Self {
-        Contents { files: vec![Ok(image)], is_list: false, top_k, model }
+        Contents { files: vec![Ok(image)], is_list: false, is_exact: true, top_k, model }
     }
 }
 
 impl Contents {
-    /// Gives each image its part of the memory that was reserved.
+    /// Gives each image its part of the memory that was reserved. The last one of a form keeps the rest, since buffers may be
+    /// larger than what arrived in them.
     fn with_memory(self, mut memory: Reservation) -> Received {
-        let Contents { files, is_list, top_k, model } = self;
+        let Contents { files, is_list, is_exact, top_k, model } = self;
+        let mut left = files.iter().filter(|file| file.is_ok()).count();
         let mut upload = |image: ReceivedImage| {
             let ReceivedImage { bytes, content_type, filename, field } = image;
-            let reservation = memory.split_off(bytes.len() as u64);
+            left -= 1;
+            let bytes_kept = if left == 0 && !is_exact { memory.bytes() } else { bytes.len() as u64 };
+            let reservation = memory.split_off(bytes_kept);
             let filename = cut_filename(&filename).to_owned();
             Upload { bytes, filename, field, content_type, model: None, _reservation: reservation }
         };
