@@ -342,7 +342,9 @@ fn events_of_a_job_end_with_its_result() {
     assert!(events.line_with("data: ").contains(&id));
     // At most half of the connections listen, and others are answered at once.
     let mut more: Vec<Events> = (0..2).map(|_| Events::open(service.address, &id)).collect();
-    more.iter_mut().for_each(|events| drop(events.line_with("event: queued")));
+    for events in &mut more {
+        events.line_with("event: queued");
+    }
     let refused = service.request("GET", &format!("/v1/jobs/{id}/events"), &[], b"");
     assert_problem(&refused, 503, "too many clients wait");
     assert!(refused.header("retry-after").is_some());
