@@ -11,7 +11,7 @@ use super::hash::KeyHash;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
-    /// Submit images, and read the jobs of this key.
+    /// Submit images, and read and delete the jobs of this key.
     Classify,
     /// Read any job.
     Read,
