@@ -200,7 +200,9 @@ fn every_way_to_submit_makes_a_job_of_the_key() {
     let (form_type, form_body) = form("image", "cat.jpg", &image);
     let (list_type, list_body) = form_of_two(&image);
     let (json_type, json_body) = json_image(&image);
-    let content_type = |value| vec![("Content-Type", value)];
+    fn content_type(value: &str) -> Vec<(&str, &str)> {
+        vec![("Content-Type", value)]
+    }
     let infer = json!({"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], "data": [encoded, encoded]}]});
     let rekognition = json!({"Image": {"Bytes": encoded}});
     let replicate = json!({"input": {"image": encoded}});
