@@ -163,23 +163,22 @@ fn head_status(address: SocketAddr, key: &str, path: &str) -> u16 {
 fn a_key_is_taken_from_every_header_that_clients_use() {
     let mut key = String::new();
     let service = keyed_service(0, &[], |data_dir| key = create_key(data_dir, "any", "classify", &[]));
-    let basic = |text: String| format!("Basic {}", BASE64_STANDARD.encode(text));
-    let aws = format!(
-        "AWS4-HMAC-SHA256 Credential={key}/20260101/us-east-1/rekognition/aws4_request, SignedHeaders=host, Signature=00"
-    );
-    for (name, value) in [
-        ("Authorization", bearer(&key)),
-        ("authorization", format!("bearer {key}")),
-        ("Authorization", basic(format!("anybody:{key}"))),
-        ("Authorization", basic(format!("{key}:"))),
-        ("Authorization", aws),
-        ("X-Api-Key", key.clone()),
-    ] {
-        let answer = service.request("GET", "/v1/models", &[(name, &value)], b"");
-        assert_eq!(answer.status, 200, "{name}: {value}: {}", answer.text());
-        let cut = value.replace(&key, &key[..key.len() - 1]);
-        let refused = service.request("GET", "/v1/models", &[(name, &cut)], b"");
-        assert_eq!(refused.status, 401, "{name}: {cut}");
+    let headers_with = |key: &str| {
+        let basic = |text: String| format!("Basic {}", BASE64_STANDARD.encode(text));
+        [
+            ("Authorization", bearer(key)),
+            ("authorization", format!("bearer {key}")),
+            ("Authorization", basic(format!("anybody:{key}"))),
+            ("Authorization", basic(format!("{key}:"))),
+            ("Authorization", format!("AWS4-HMAC-SHA256 Credential={key}/20260101/us-east-1/rekognition/aws4_request")),
+            ("X-Api-Key", key.to_owned()),
+        ]
+    };
+    for (key, expected) in [(&key[..], 200), (&key[..key.len() - 1], 401)] {
+        for (name, value) in headers_with(key) {
+            let answer = service.request("GET", "/v1/models", &[(name, &value)], b"");
+            assert_eq!(answer.status, expected, "{name}: {value}: {}", answer.text());
+        }
     }
 }
 
@@ -316,7 +315,7 @@ fn keys_are_never_in_the_log() {
     web.signal("TERM");
     web.wait();
     let log = web.log();
-    assert!(log.contains("TRACE") || log.contains("DEBUG"), "the log is not that of a trace level: {log}");
+    assert!(log.contains("DEBUG") && log.contains("wrong_key"), "the log has no details: {log}");
     for key in [&valid, &expired, &wrong] {
         let secret = &key["imgcls_".len()..];
         let coded = BASE64_STANDARD.encode(format!("user:{key}"));
