@@ -87,7 +87,7 @@ impl Auth {
         let policy = Policy { requires_key, is_open_to_operators: is_loopback && !requires_key };
         let keys = if policy.is_open_to_operators { None } else { open_keys(backend, names, requires_key).await? };
         if requires_key {
-            check_first_key(keys.as_ref(), address)?;
+            check_first_key(keys.as_ref(), address, backend)?;
         }
         let limits = ClientLimits::new(access.rate_limit, access.max_requests_per_client);
         Ok(Auth { policy, keys, limits, max_upload_bytes })
@@ -138,13 +138,19 @@ async fn open_keys(backend: &Backend, names: &Names, requires_key: bool) -> anyh
     }
 }
 
-fn check_first_key(keys: Option<&KnownKeys>, address: SocketAddr) -> anyhow::Result<()> {
+fn check_first_key(keys: Option<&KnownKeys>, address: SocketAddr, backend: &Backend) -> anyhow::Result<()> {
     if keys.is_some_and(|keys| keys.table().has_valid_key(clock::now())) {
         return Ok(());
     }
+    let place = match backend {
+        Backend::Local { data_dir } => format!("`imgcls keys create --name NAME --data-dir {}`", data_dir.display()),
+        Backend::Aws { .. } | Backend::Named { .. } => {
+            "`imgcls keys create --name NAME` and the region and names of this command".to_owned()
+        }
+    };
     bail!(
-        "clients at {address} need a key, and there is no valid one: create one with `imgcls keys create --name NAME` and \
-         the same backend, or let everybody in with --auth none"
+        "clients at {address} need a key, and there is no valid one: create one with {place}, or let everybody in with \
+         --auth none"
     )
 }
 
