@@ -1,4 +1,4 @@
-//! Who may do what: the layer of keys and of limits per client, before every handler.
+//! The layer of keys and of limits per client, before every handler: it decides who may do what.
 //!
 //! A request passes in this order: [`need`] says what its route needs, [`credentials`] finds the key that it has, and
 //! [`limits`] counts it for its key or address. [`decide`] then lets it pass, with a [`Principal`] in its extensions, or
@@ -49,7 +49,7 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 /// Settings of who may use a web tier, and how.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
-    /// Whether clients need a key. `None` means that they do, unless the web tier listens on a loopback address.
+    /// True if clients need a key. `None` means that they do, unless the web tier listens on a loopback address.
     pub requires_key: Option<bool>,
     /// A second address for operators, without keys.
     pub admin_listen: Option<SocketAddr>,
@@ -64,7 +64,7 @@ pub struct Access {
 /// The layer's state.
 pub(super) struct Auth {
     policy: Policy,
-    /// `None` where no route needs a key.
+    /// `None` if no route needs a key.
     keys: Option<KnownKeys>,
     limits: Option<Arc<ClientLimits>>,
     max_upload_bytes: u64,
@@ -122,7 +122,7 @@ impl Auth {
     }
 }
 
-/// Where nothing but the routes of operators needs a key, a backend without keys is no error.
+/// A backend without keys is no error if only the routes of operators need one.
 async fn open_keys(backend: &Backend, names: &Names, requires_key: bool) -> anyhow::Result<Option<KnownKeys>> {
     let opened = async {
         let documents = Box::pin(transport::open_key_documents(backend, names)).await?;
