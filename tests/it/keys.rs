@@ -62,6 +62,9 @@ fn get(address: SocketAddr, key: &str, path: &str) -> Response {
     send(address, key, "GET", path, &[], b"")
 }
 
+/// A method, a path, headers, a body, and the status for each kind of key.
+type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [u8], [u16; 8]);
+
 /// Every route with every kind of key. One line is one route: the status for no key, a wrong one, an expired one, a
 /// revoked one, the owner's, that of another client, one that may read, and one that may do everything.
 #[test]
@@ -91,7 +94,7 @@ fn every_route_is_decided_for_every_kind_of_key() {
 
     let nobody: &[u8] = b"";
     let plain: &[(&str, &str)] = &[];
-    let table: [(&str, &str, &[(&str, &str)], &[u8], [u16; 8]); 25] = [
+    let table: [Row<'_>; 25] = [
         ("GET", "/", plain, nobody, [200; 8]),
         ("GET", "/assets/app.js", plain, nobody, [200; 8]),
         ("GET", "/favicon.svg", plain, nobody, [200; 8]),
