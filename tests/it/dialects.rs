@@ -618,7 +618,7 @@ fn versions_in_the_docs_are_those_of_the_tests() {
     let page = std::fs::read_to_string(root.join("docs/clients.md")).unwrap();
     for (package, name) in [
         ("huggingface-hub", "huggingface_hub"),
-        ("tritonclient[http]", "tritonclient"),
+        ("tritonclient", "tritonclient"),
         ("boto3", "boto3"),
         ("replicate", "replicate"),
     ] {
