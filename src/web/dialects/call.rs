@@ -88,8 +88,9 @@ pub(super) async fn classify_all(
 }
 
 /// Adds the number of the image to a problem with one of several.
-pub(super) fn of_image(problem: Problem, at: usize, count: usize) -> Problem {
-    Problem { detail: format!("image {} of {count}: {}", at + 1, problem.detail), ..problem }
+pub(super) fn of_image(mut problem: Problem, at: usize, count: usize) -> Problem {
+    problem.detail.insert_str(0, &format!("image {} of {count}: ", at + 1));
+    problem
 }
 
 /// Returns the name in an address.
