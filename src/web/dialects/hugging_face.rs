@@ -72,7 +72,7 @@ pub(super) async fn classify_body(
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Inputs<'a> {
+struct Call<'a> {
     #[serde(borrow)]
     inputs: Cow<'a, str>,
     parameters: Option<Parameters>,
@@ -103,7 +103,7 @@ async fn read(site: &Site, body: WholeBody, options: &mut JobOptions) -> Result<
         return Upload::of_image(Bytes::clone(&body.bytes), reservation, &site.uploads);
     }
     let _memory = json::reserve(&body.bytes, &site.uploads)?;
-    let Inputs { inputs, parameters, .. } = json::parse(&body.bytes)?;
+    let Call { inputs, parameters, .. } = json::parse(&body.bytes)?;
     if let Some(Parameters { top_k, function_to_apply }) = parameters {
         call::set_top_k(options, "top_k", top_k)?;
         if let Some(function) = function_to_apply {
@@ -130,10 +130,10 @@ async fn check_function(site: &Site, options: &JobOptions, function: &str) -> Re
 #[derive(Serialize)]
 pub(super) struct Scored<'a> {
     label: &'a str,
-    score: f32,
+    score: f64,
 }
 
 /// The classes in this format.
 pub(super) fn scored(predictions: &[Prediction]) -> Vec<Scored<'_>> {
-    predictions.iter().map(|class| Scored { label: &class.label, score: class.score.unwrap_or_default() }).collect()
+    predictions.iter().map(|class| Scored { label: &class.label, score: call::score(class) }).collect()
 }

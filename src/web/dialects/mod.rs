@@ -7,7 +7,7 @@
 //! - [`hugging_face`]: image classification of Hugging Face's inference API
 //! - [`open_inference`]: the Open Inference Protocol, which is KServe's second one and Triton's
 //! - [`kserve`]: KServe's first protocol
-//! - [`torchserve`]: TorchServe
+//! - [`torchserve`]: predictions of TorchServe
 //! - [`rekognition`]: `DetectLabels` of Amazon Rekognition
 //! - [`sagemaker`]: `InvokeEndpoint` of Amazon SageMaker
 //! - [`photoprism`]: labels of PhotoPrism's vision service
