@@ -124,7 +124,7 @@ fn over_white(pixels: &mut [u8], opacity: &[u8], is_premultiplied: bool) {
     }
 }
 
-/// What decoding the items of one file needs.
+/// Decodes the items of one file.
 struct Decoder<'a> {
     name: &'a str,
     container: &'a Container<'a>,
@@ -190,7 +190,7 @@ impl Decoder<'_> {
         drawn.ok_or_else(|| self.damaged())
     }
 
-    /// What the container says about the colours of an item.
+    /// The colours that the container declares for an item.
     fn colours(&self, item: u32) -> Option<ColourCoding> {
         self.container.properties(item).find_map(|(kind, mut content)| {
             if kind != *b"colr" || content.kind()? != *b"nclx" {
