@@ -37,7 +37,6 @@
 //! - [`dataset`]: labelled images, classified on all cores, and what was taken for what.
 //! - [`loadgen`]: sends load, measures it, checks the answers and reports.
 //! - [`model_sync`]: downloads the models of a stack to a machine, and follows their current versions.
-//! - [`pile`]: any number of images from any source, and the table that is written of them.
 //! - [`provision`]: compares the AWS resources of a stack with the wanted ones, and applies the difference.
 //! - [`retention`]: how much the local backend keeps, and for how long.
 //! - [`web`]: the HTTP API and the page.
@@ -45,11 +44,11 @@
 //!
 //! # Floor 4: the commands
 //!
-//! - [`classify`]: classifies files with the model alone.
 //! - [`data`]: reports how much is stored, and deletes what is no longer needed.
 //! - [`eval`]: measures how often a model is right, and compares two models.
 //! - [`fit`]: trains a model of own classes on the features of another.
 //! - [`model_command`]: adds models, lists and checks them, and chooses the versions in use.
+//! - [`pile`]: classifies any number of images from any source, and writes a table of them.
 //! - [`queue_command`]: shows depths and dead letters, sends dead letters again and purges queues.
 //! - [`simulate`]: runs scaling policies on a virtual clock, and reports latency and cost.
 //! - [`tune`]: finds the fastest settings of the model on this machine.
@@ -84,17 +83,16 @@ pub mod autoscaler;
 pub(crate) mod dataset;
 pub mod loadgen;
 pub mod model_sync;
-pub mod pile;
 pub mod provision;
 pub mod retention;
 pub mod web;
 pub mod worker;
 
-pub mod classify;
 pub mod data;
 pub mod eval;
 pub mod fit;
 pub mod model_command;
+pub mod pile;
 pub mod queue_command;
 pub mod simulate;
 pub mod tune;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use imgcls::cli::{
-    ArrivalArgs, AutoscaleArgs, Cli, Command, ConfigCommand, DataArgs, Invocation, ModelGroup, ProvisionArgs,
-    QueueArgs, ServeWebArgs, SettingsError, SharedArgs, UpArgs, UsageError, WorkerArgs,
+    ArrivalArgs, AutoscaleArgs, ClassifyArgs, Cli, Command, ConfigCommand, DataArgs, Invocation, ModelGroup,
+    ProvisionArgs, QueueArgs, ServeWebArgs, SettingsError, SharedArgs, UpArgs, UsageError, WorkerArgs,
 };
 use imgcls::config::{Backend, Document, Machines, Names};
 use imgcls::model::TunedChoice;
@@ -15,7 +15,7 @@ use imgcls::model_sync::ModelSync;
 use imgcls::telemetry::output;
 use imgcls::workload::Trace;
 use imgcls::{
-    autoscaler, classify, data, eval, fit, loadgen, model, model_command, model_sync, names, provision, queue_command,
+    autoscaler, data, eval, fit, loadgen, model, model_command, model_sync, names, pile, provision, queue_command,
     shutdown, simulate, telemetry, tune, up, web, worker,
 };
 use tokio::runtime::Runtime;
@@ -63,7 +63,7 @@ fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
         Command::Queue(args) => run_queue(&args, &settings),
         Command::Data(args) => run_data(&args, &settings),
         Command::Provision(args) => run_provision(&args, machines),
-        Command::Classify(args) => Ok(code_of(classify::run(&args.config())?)),
+        Command::Classify(args) => run_classify(&args),
         Command::Eval(args) => Ok(eval::run(&args.config()?)?.exit_code().into()),
         Command::Model(args) => match &args.command {
             ModelGroup::Manage(command) => Ok(code_of(model_command::run(&command.config())?)),
@@ -182,6 +182,16 @@ fn run_data(args: &DataArgs, settings: &Document) -> anyhow::Result<ExitCode> {
         data::run(args.config(&backend, &selected_by)?, on_signals()?).await
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn run_classify(args: &ClassifyArgs) -> anyhow::Result<ExitCode> {
+    let config = args.config()?;
+    let is_done = block_on(one_thread()?, async {
+        let shutdown = on_signals()?;
+        // The threads of the run are its own, and this one only waits for signals.
+        tokio::task::spawn_blocking(move || pile::run(&config, &shutdown)).await?
+    })?;
+    Ok(code_of(is_done))
 }
 
 fn run_provision(args: &ProvisionArgs, machines: Machines) -> anyhow::Result<ExitCode> {

@@ -1,38 +1,85 @@
 //! `imgcls classify`.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::limits::LimitArgs;
 use super::model::ModelArgs;
-use crate::classify;
+use super::parse::positive;
+use super::pile_output::PileOutput;
+use super::usage::usage;
+use crate::pile::{self, Inputs, Pattern, Rules};
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "From folders and archives, files with a known image extension are classified; other files and names \
+    that begin with a dot are skipped. A link to a folder is followed unless it leads to a folder above it.\n\
+    A pattern without a slash matches the name of a file or folder, one with a slash the path below the folder that was \
+    named: '*.jpg', 'thumbs', '2024/**'.\n\
+    Exit codes: 0 done, 1 an image failed or the run was stopped, 2 usage."
+)]
 pub struct ClassifyArgs {
-    /// Image files
-    #[arg(required = true)]
-    pub files: Vec<PathBuf>,
+    /// Image files, folders (with the folders below them), .tar, .tar.gz and .zip archives, s3://BUCKET/PREFIX; - is one
+    /// image on standard input
+    #[arg(required_unless_present = "files_from", value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// Classify the paths in this file too, one a line or separated by NUL bytes; - is standard input
+    #[arg(long, env = "IMGCLS_FILES_FROM", value_name = "LIST")]
+    pub files_from: Option<PathBuf>,
+    /// In folders and archives, classify only files that match this pattern, whatever their extension; may be repeated
+    #[arg(long, env = "IMGCLS_INCLUDE", value_name = "PATTERN", value_parser = |text: &str| text.parse::<Pattern>())]
+    pub include: Vec<Pattern>,
+    /// In folders and archives, leave out files and folders that match this pattern; may be repeated
+    #[arg(long, env = "IMGCLS_EXCLUDE", value_name = "PATTERN", value_parser = |text: &str| text.parse::<Pattern>())]
+    pub exclude: Vec<Pattern>,
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
-    /// Predictions per file
-    #[arg(long, env = "IMGCLS_TOP_K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub top_k: u32,
-    /// Print one JSON object per file
+    #[command(flatten)]
+    pub output: PileOutput,
+    /// Predictions per image [default: 1 in tables, otherwise 5]
+    #[arg(long, env = "IMGCLS_TOP_K", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub top_k: Option<u32>,
+    /// Images that are classified at the same time [default: as `imgcls tune` found, else the number of cores]
+    #[arg(long, env = "IMGCLS_JOBS", value_parser = positive)]
+    pub jobs: Option<usize>,
+    /// Run with the lowest priority, so that other programs are not slowed down
+    #[arg(long, env = "IMGCLS_NICE")]
+    pub nice: bool,
+    /// Count the images and the files that would be skipped, and classify nothing
+    #[arg(long, env = "IMGCLS_DRY_RUN")]
+    pub dry_run: bool,
+    /// Print one JSON object per image on standard output
     #[arg(long, env = "IMGCLS_JSON")]
     pub json: bool,
 }
 
 impl ClassifyArgs {
-    pub fn config(&self) -> classify::Config {
-        classify::Config {
-            files: self.files.clone(),
+    /// # Errors
+    /// A [`super::UsageError`] if standard input would be read twice.
+    pub fn config(&self) -> anyhow::Result<pile::Config> {
+        let is_stdin = |path: &PathBuf| path == Path::new("-");
+        if self.paths.iter().chain(&self.files_from).filter(|path| is_stdin(path)).count() > 1 {
+            return Err(usage("classify", "standard input can be read once: give - only once"));
+        }
+        let top_k = self.top_k.unwrap_or_else(|| self.output.default_top_k(self.json));
+        Ok(pile::Config {
+            inputs: Inputs {
+                paths: self.paths.clone(),
+                files_from: self.files_from.clone(),
+                rules: Rules { include: self.include.clone(), exclude: self.exclude.clone() },
+            },
             model: self.model.choice(),
             limits: self.limits.limits(1),
-            top_k: self.top_k,
+            jobs: self.jobs,
+            is_nice: self.nice,
+            top_k,
             json: self.json,
-        }
+            dry_run: self.dry_run,
+            output: self.output.config(self.json, top_k, Vec::new(), false, BTreeMap::new()),
+        })
     }
 }

@@ -4,7 +4,8 @@
 //! - `decode`: the list of image formats, and the choice among them; `format`: what a format declares
 //! - `jpeg` (with `turbo` and `libjpeg`), `png`, `tiff`, `webp`, `gif`, `bmp`: one module for each format;
 //!   `image_crate`: the decoder of the last three
-//! - `exif`: the orientation in the metadata; `capture_time`: when a photograph was taken; `orientation`, `pixels`: the types that decoders return
+//! - `exif`: the orientation in the metadata; `capture_time`: when a photograph was taken; `orientation`, `pixels`: the
+//!   types that decoders return
 //! - `budget`: CPU time and memory that one image may use; `memory`: how much memory the process may use
 //!
 //! From pixels to predictions:
@@ -100,6 +101,18 @@ pub use self::tuning::{BATCH_SIZES, BatchTime, MIN_BATCH_GAIN, Tuning, cores, wo
 /// `InputTooLarge`, `UnsupportedType`, `TooManyPixels` and `TooLargeDecoded` before any pixel is decoded; `Undecodable`
 /// and `DecodeTimeout` afterwards.
 pub fn prepare(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Result<Tensor, PrepareError> {
+    prepare_sized(bytes, package, limits).map(|(tensor, _)| tensor)
+}
+
+/// Like [`prepare`], and returns width and height of the upright image in pixels too.
+///
+/// # Errors
+/// The errors of [`prepare`].
+pub fn prepare_sized(
+    bytes: &[u8],
+    package: &ModelPackage,
+    limits: &Limits,
+) -> Result<(Tensor, (u32, u32)), PrepareError> {
     prepare_from(bytes, package, limits, package.input().geometry)
 }
 
@@ -108,7 +121,7 @@ pub fn prepare(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Result<
 /// # Errors
 /// The errors of [`prepare`].
 pub fn prepare_unscaled(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Result<Tensor, PrepareError> {
-    prepare_from(bytes, package, limits, Geometry::Native)
+    prepare_from(bytes, package, limits, Geometry::Native).map(|(tensor, _)| tensor)
 }
 
 fn prepare_from(
@@ -116,7 +129,7 @@ fn prepare_from(
     package: &ModelPackage,
     limits: &Limits,
     decoded: Geometry,
-) -> Result<Tensor, PrepareError> {
+) -> Result<(Tensor, (u32, u32)), PrepareError> {
     if bytes.len() as u64 > limits.max_upload_bytes {
         let message =
             format!("the image has {} bytes, more than the limit of {}", bytes.len(), limits.max_upload_bytes);
@@ -126,7 +139,9 @@ fn prepare_from(
     catch_unwind(AssertUnwindSafe(|| {
         let budget = Budget::new(limits);
         let pixels = decode::decode(bytes, limits, decoded, &budget)?;
-        preprocess::tensor(&pixels, package.input(), limits.max_pixels)
+        let (width, height) = pixels.orientation.upright_size(pixels.origin.width, pixels.origin.height);
+        let tensor = preprocess::tensor(&pixels, package.input(), limits.max_pixels)?;
+        Ok((tensor, (width as u32, height as u32)))
     }))
     .unwrap_or_else(|_panic| {
         Err(PrepareError::new(ErrorCode::Undecodable, "the image is damaged in a way that stopped the decoder"))

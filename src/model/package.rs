@@ -163,6 +163,11 @@ impl ModelPackage {
         &self.input
     }
 
+    /// Returns whether the model gives an image each label whose score reaches its threshold.
+    pub fn has_thresholds(&self) -> bool {
+        self.output().thresholds.is_some()
+    }
+
     pub(super) fn output(&self) -> &Output {
         &self.output
     }

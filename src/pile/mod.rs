@@ -1,3 +1,235 @@
-//! A pile of images.
+//! `imgcls classify PATH…`: classifies a few files or any pile of them in this process, without a queue.
+//!
+//! - `source`: finds the images one after the other; `count`: how many there are
+//! - `pipeline`: connects the stages: `read` lists and reads, `session` decodes and infers, the outcomes are put into the
+//!   order of the input; `message` and `finished` are what the stages exchange, `memory` limits what is read ahead
+//! - `output`: tables, links and files beside the images; `print`: the rows of a few images; `progress`: how far a run is
 
+mod count;
+mod finished;
+mod memory;
+mod message;
 pub mod output;
+mod pipeline;
+mod print;
+mod progress;
+mod read;
+mod session;
+mod source;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context as _;
+
+pub use self::source::{Inputs, Pattern, Rules};
+
+use self::finished::{Answer, Finished};
+use self::output::{ClassName, Classified, Flow, Output, OutputConfig, PathText, Row, Summary, Target};
+use self::pipeline::{End, Run};
+use self::print::Printer;
+use self::progress::{Counters, Progress};
+use crate::config::Limits;
+use crate::model::{self, ModelChoice, ModelPackage, Session, TunedChoice};
+use crate::protocol::ModelRef;
+use crate::shutdown::CancellationToken;
+use crate::telemetry;
+
+/// From so many images on a run shows its progress.
+const MANY: usize = 100;
+/// The priority of a run with `--nice`: the lowest.
+const NICE: i32 = 19;
+
+/// The configuration of the command.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The images.
+    pub inputs: Inputs,
+    /// The model to run.
+    pub model: ModelChoice,
+    /// Limits on the cost of one image.
+    pub limits: Limits,
+    /// Number of sessions. `None` means what `imgcls tune` found, or one for each core.
+    pub jobs: Option<usize>,
+    /// Leaves the cores to other processes that need them.
+    pub is_nice: bool,
+    /// Number of predictions for each image.
+    pub top_k: u32,
+    /// Prints one line of JSON for each image.
+    pub json: bool,
+    /// Counts the images and classifies none.
+    pub dry_run: bool,
+    /// The tables, links and files. Its classes and options are those of the model.
+    pub output: OutputConfig,
+}
+
+/// Classifies every image, and writes its predictions or its error. Returns whether every image was classified, or not
+/// more failed than are allowed.
+///
+/// # Errors
+/// If the model cannot be loaded, or the output cannot be written. A reader of standard output that went away is not an
+/// error.
+pub fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<bool> {
+    if config.dry_run {
+        return dry_run(config, stop);
+    }
+    if config.is_nice {
+        rustix::process::nice(NICE).context("cannot lower the priority of this process")?;
+    }
+    let TunedChoice { choice, tuning } = TunedChoice::read(config.model.clone());
+    let package = ModelPackage::load(&choice)?;
+    let output = Arc::new(Mutex::new(Some(Output::open(&config.output_for(&package))?)));
+    let threads = choice.intra_threads.unwrap_or(1).max(1);
+    let sessions = config.jobs.or(tuning.map(|tuning| tuning.sessions)).unwrap_or(model::cores() / threads);
+    let sessions = sessions.min(config.inputs.single_files().unwrap_or(usize::MAX)).max(1);
+    let sessions = (0..sessions).map(|_| Session::open(&package, &choice)).collect::<anyhow::Result<Vec<_>>>()?;
+    let described = sessions.first().map(Session::describe);
+    tracing::debug!(model = package.summary(), session = described, sessions = sessions.len(), "model loaded");
+
+    let counters = Arc::new(Counters::default());
+    let is_long = config.inputs.single_files().is_none_or(|files| files > MANY);
+    let is_in_file = matches!(config.output.target, Target::File(_));
+    let mut progress = Progress::new(Arc::clone(&counters), is_long, !is_in_file || config.json);
+    if is_long {
+        count::in_background(
+            config.inputs.clone(),
+            config.limits.max_upload_bytes,
+            Arc::clone(&counters),
+            stop.child_token(),
+        )?;
+    }
+    let mut sink = Sink {
+        printer: config.printer(&package),
+        output: Arc::clone(&output),
+        model: package.model_ref(),
+        total: None,
+    };
+    let done = Arc::clone(&output);
+    let run = Run {
+        inputs: config.inputs.clone(),
+        package,
+        choice,
+        sessions,
+        limits: config.limits,
+        top_k: config.top_k,
+        reads_time: sink.printer.is_none() || is_in_file || config.output.sidecar.is_some(),
+        is_done: Box::new(move |path: &Path| is_done(&done, path)),
+        counters: Arc::clone(&counters),
+    };
+    let collected = run.collect(&mut progress, stop, |image| sink.append(image, counters.total()));
+    let last_line = progress.finish();
+    let output = lock(&output).take().context("the output is gone; this is a bug")?;
+    let end = match collected {
+        Ok(end) => end,
+        Err(error) => {
+            // The rows that were written are continued by the next run. The first error says what happened.
+            let _ = output.suspend();
+            return Err(error);
+        }
+    };
+    let summary = if end == End::Complete { output.finish() } else { output.suspend() }?;
+    if is_long {
+        telemetry::stderr_line(&format!("classify: {last_line}"));
+    }
+    Ok(report(end, &summary))
+}
+
+/// Prints the last lines. Returns whether the run succeeded.
+fn report(end: End, summary: &Summary) -> bool {
+    for line in &summary.lines {
+        telemetry::stderr_line(&format!("classify: {line}"));
+    }
+    end != End::Interrupted && summary.is_within_limit
+}
+
+fn dry_run(config: &Config, stop: &CancellationToken) -> anyhow::Result<bool> {
+    let count = count::count(&config.inputs, config.limits.max_upload_bytes, stop)?;
+    let text = if config.json {
+        format!("{}\n", serde_json::to_string(&count)?)
+    } else {
+        format!(
+            "{} images, {} other files skipped, {} inputs cannot be read\n",
+            count.images, count.skipped, count.unreadable
+        )
+    };
+    telemetry::output::print(&text).context("cannot print the number of images")?;
+    Ok(count.unreadable == 0)
+}
+
+impl Config {
+    /// The output, completed by the model.
+    fn output_for(&self, package: &ModelPackage) -> OutputConfig {
+        let mut output = self.output.clone();
+        if self.prints_text() {
+            output.target = Target::Nothing;
+        }
+        let class = |index| ClassName {
+            label: package.label(index).to_owned(),
+            id: package.class_id(index).map(str::to_owned),
+        };
+        output.classes = (0..package.classes() as u32).map(class).collect();
+        output.has_labels = package.has_thresholds();
+        let limits = &self.limits;
+        let ModelRef { digest, .. } = package.model_ref();
+        output.options.extend([
+            ("model".to_owned(), digest),
+            ("max-upload-bytes".to_owned(), limits.max_upload_bytes.to_string()),
+            ("max-pixels".to_owned(), limits.max_pixels.to_string()),
+        ]);
+        output
+    }
+
+    /// Single files on a terminal are printed with bars.
+    fn prints_text(&self) -> bool {
+        self.output.target == Target::Terminal && !self.inputs.is_pile()
+    }
+
+    fn printer(&self, package: &ModelPackage) -> Option<Printer> {
+        (self.json || self.prints_text()).then(|| Printer { model: package.model_ref(), is_json: self.json })
+    }
+}
+
+type SharedOutput = Arc<Mutex<Option<Output>>>;
+
+fn is_done(output: &SharedOutput, path: &Path) -> bool {
+    lock(output).as_ref().is_some_and(|output| output.is_done(&PathText::new(path)))
+}
+
+/// An output whose writer panicked has ended the run.
+fn lock(output: &SharedOutput) -> MutexGuard<'_, Option<Output>> {
+    output.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the outcomes in the order of the input.
+struct Sink {
+    printer: Option<Printer>,
+    output: SharedOutput,
+    model: ModelRef,
+    /// The number of images of the pile, once the output knows it.
+    total: Option<u64>,
+}
+
+impl Sink {
+    fn append(&mut self, image: Finished, total: Option<u64>) -> anyhow::Result<Flow> {
+        let printed = match &self.printer {
+            Some(printer) => printer.print(&image).context("cannot print the result")?,
+            None => Flow::Continue,
+        };
+        let Finished { path, file, outcome, .. } = image;
+        let model = &self.model;
+        let row = Row { path: PathText::new(&path), file, outcome: outcome.map(|answer| classified(answer, model)) };
+        let mut output = lock(&self.output);
+        let output = output.as_mut().context("the output is gone; this is a bug")?;
+        if let Some(images) = total.filter(|_| self.total != total) {
+            output.set_total(images);
+            self.total = total;
+        }
+        let appended = output.append(row)?;
+        Ok(if printed == Flow::Stop { Flow::Stop } else { appended })
+    }
+}
+
+fn classified(answer: Answer, model: &ModelRef) -> Classified {
+    let Answer { predictions, labels, width, height, datetime_original, .. } = answer;
+    Classified { predictions, labels, width, height, datetime_original, model: model.clone() }
+}

@@ -58,7 +58,7 @@ use self::session_load::SessionLoad;
 use self::shadow::ShadowShare;
 use self::stages::Finished;
 use self::thread::WorkerThread;
-use self::watchdog::Watchdog;
+pub(crate) use self::watchdog::{Slot, Watchdog};
 use crate::config::{Backend, Limits, Names};
 use crate::instance::Instance;
 use crate::model::{self, ModelChoice};

@@ -66,7 +66,8 @@ impl<T> Watchdog<T> {
         self.stuck.get().is_some()
     }
 
-    fn take_stuck(&self) -> Option<T> {
+    /// Takes the delivery of a thread that is stuck, if there is one.
+    pub(crate) fn take_stuck(&self) -> Option<T> {
         let limit = self.decode_timeout.saturating_mul(TIMES_THE_LIMIT);
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let item = slots.iter().find_map(|slot| slot.take_if_beyond(limit))?;

@@ -12,8 +12,8 @@ const FLOORS: [(u8, &[&str]); 7] = [
     (0, &["clock", "protocol", "retry", "scaling_policy", "stats", "threshold", "workload"]),
     (1, &["aws", "config", "plot", "readiness", "shutdown", "sqlite", "telemetry"]),
     (2, &["instance", "model", "names", "transport"]),
-    (3, &["autoscaler", "dataset", "loadgen", "model_sync", "pile", "provision", "retention", "web", "worker"]),
-    (4, &["classify", "data", "eval", "fit", "model_command", "queue_command", "simulate", "tune", "up"]),
+    (3, &["autoscaler", "dataset", "loadgen", "model_sync", "provision", "retention", "web", "worker"]),
+    (4, &["data", "eval", "fit", "model_command", "pile", "queue_command", "simulate", "tune", "up"]),
     (5, &["cli"]),
     (6, &["main"]),
 ];

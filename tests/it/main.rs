@@ -60,6 +60,7 @@ mod models;
 mod odd_images;
 mod overload;
 mod page;
+mod pile;
 mod pile_output;
 mod pile_runs;
 mod preprocess_modes;

@@ -4,6 +4,7 @@
 //! deletes the message. Sends and acknowledgements of many callers share calls (`coalesce`).
 
 mod coalesce;
+mod objects;
 mod s3;
 mod sqs;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 use futures::FutureExt as _;
 
+pub use self::objects::{ObjectError, ObjectPage, Objects};
 pub use self::s3::S3Store;
 pub use self::sqs::SqsQueues;
 use super::error::TransportError;

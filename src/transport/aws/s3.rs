@@ -213,7 +213,7 @@ impl ObjectStore for S3Store {
 
     async fn get(&self, key: &str, max_bytes: u64) -> Result<Option<Bytes>, StoreError> {
         let Some((size, body)) = self.open_body(key, max_bytes).await? else { return Ok(None) };
-        match tokio::time::timeout(LEAST_BODY_TIMEOUT + time_for(size), body.collect()).await {
+        match tokio::time::timeout(body_timeout(size), body.collect()).await {
             Ok(Ok(body)) => Ok(Some(body.into_bytes())),
             Ok(Err(error)) => Err(self.broken_off(&error)),
             Err(_) => Err(self.broken_off(&"it took too long")),
@@ -266,13 +266,18 @@ impl ObjectStore for S3Store {
     }
 }
 
+/// Timeout for reading a body of this size, after the head of the answer came.
+pub(super) fn body_timeout(bytes: u64) -> Duration {
+    LEAST_BODY_TIMEOUT + time_for(bytes)
+}
+
 fn time_for(bytes: u64) -> Duration {
     Duration::from_secs(bytes / LEAST_BYTES_PER_SECOND)
 }
 
 /// Returns true if the object is missing, and not the bucket. The answer to a HEAD request has no body and therefore no
 /// error code, only a status.
-fn is_missing<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
+pub(super) fn is_missing<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
     status(error) == Some(404) && error.code() != Some("NoSuchBucket")
 }
 

@@ -1,0 +1,53 @@
+//! An image with its outcome, on its way from a session to the output.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::protocol::{ErrorInfo, Prediction};
+
+/// An image that is classified or failed.
+#[derive(Debug)]
+pub(super) struct Finished {
+    /// The number of the image in the order of the input.
+    pub sequence: u64,
+    /// The path with which the image is reported.
+    pub path: PathBuf,
+    /// The file, if the image is one of its own.
+    pub file: Option<PathBuf>,
+    pub outcome: Result<Answer, ErrorInfo>,
+}
+
+/// What is known of a classified image.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub predictions: Vec<Prediction>,
+    pub labels: Vec<Prediction>,
+    /// Width of the upright image in pixels.
+    pub width: u32,
+    /// Height of the upright image in pixels.
+    pub height: u32,
+    pub datetime_original: Option<String>,
+    pub timings: Timings,
+}
+
+/// Durations in milliseconds.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Timings {
+    decoded: f64,
+    inferred: f64,
+    total: f64,
+}
+
+impl Timings {
+    /// The durations of decoding and of both steps together.
+    pub(super) fn new(decoded: Duration, total: Duration) -> Timings {
+        let inferred = milliseconds(total.saturating_sub(decoded));
+        Timings { decoded: milliseconds(decoded), inferred, total: milliseconds(total) }
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}

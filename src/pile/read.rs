@@ -1,0 +1,194 @@
+//! The threads before the sessions: one lists the images, others read their files.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::finished::Finished;
+use super::memory::{Held, InputMemory};
+use super::message::{Message, ReportPanic};
+use super::progress::Counters;
+use super::source::{Content, Found, Inputs, Object, Purpose, Visitor, too_large, unreadable};
+use crate::protocol::ErrorInfo;
+use crate::shutdown::CancellationToken;
+
+/// An image that was found.
+pub(super) struct Listed {
+    sequence: u64,
+    path: PathBuf,
+    content: ListedContent,
+}
+
+enum ListedContent {
+    File(PathBuf),
+    Object(Object),
+    Bytes(Vec<u8>, Held),
+    Failed(ErrorInfo),
+}
+
+/// An image whose file was read.
+pub(super) struct Ready {
+    pub sequence: u64,
+    pub path: PathBuf,
+    pub file: Option<PathBuf>,
+    pub bytes: Vec<u8>,
+    /// Released when the image is decoded.
+    pub held: Held,
+}
+
+/// Says which images an earlier run has classified.
+pub(super) type IsDone = Box<dyn Fn(&Path) -> bool + Send>;
+
+/// Lists the images.
+pub(super) struct Lister {
+    pub inputs: Inputs,
+    pub max_image_bytes: u64,
+    pub is_done: IsDone,
+    pub memory: Arc<InputMemory>,
+    pub counters: Arc<Counters>,
+    pub stop: CancellationToken,
+    /// Takes a token for each image, and blocks while too many images are under way.
+    pub window: SyncSender<()>,
+    pub listed: SyncSender<Listed>,
+    pub messages: SyncSender<Message>,
+}
+
+impl Lister {
+    /// Passes on every image, then reports how many there are.
+    pub(super) fn run(self) {
+        let _report = ReportPanic(self.messages.clone());
+        let (inputs, max_image_bytes) = (self.inputs.clone(), self.max_image_bytes);
+        let messages = self.messages.clone();
+        let mut visit = Visit { lister: self, next: 0 };
+        let message = match inputs.walk(Purpose::Classify, max_image_bytes, &mut visit) {
+            Ok(ControlFlow::Continue(())) => Message::Listed { images: visit.next },
+            // The run was stopped, and nobody waits for the number.
+            Ok(ControlFlow::Break(())) => return,
+            Err(error) => Message::Fault(error),
+        };
+        drop(visit);
+        let _ = messages.send(message);
+    }
+}
+
+struct Visit {
+    lister: Lister,
+    next: u64,
+}
+
+impl Visit {
+    fn flow(&self) -> ControlFlow<()> {
+        if self.lister.stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+impl Visitor for Visit {
+    fn wants(&mut self, path: &Path) -> ControlFlow<(), bool> {
+        self.flow()?;
+        let is_done = (self.lister.is_done)(path);
+        if is_done {
+            self.lister.counters.add_resumed();
+        }
+        ControlFlow::Continue(!is_done)
+    }
+
+    fn image(&mut self, Found { path, content }: Found) -> ControlFlow<()> {
+        let content = match content {
+            Content::File(file) => ListedContent::File(file),
+            Content::Object(object) => ListedContent::Object(object),
+            Content::Failed(error) => ListedContent::Failed(error),
+            Content::Bytes(bytes) => {
+                let held = self.lister.memory.hold(bytes.len() as u64);
+                ListedContent::Bytes(bytes, held)
+            }
+        };
+        let listed = Listed { sequence: self.next, path, content };
+        self.next += 1;
+        if self.lister.window.send(()).is_err() || self.lister.listed.send(listed).is_err() {
+            return ControlFlow::Break(());
+        }
+        self.flow()
+    }
+
+    fn failed(&mut self, path: PathBuf, error: ErrorInfo) -> ControlFlow<()> {
+        if self.wants(&path)? {
+            self.image(Found { path, content: Content::Failed(error) })?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn skip(&mut self) -> ControlFlow<()> {
+        self.lister.counters.add_skipped();
+        self.flow()
+    }
+}
+
+/// Reads the files of the images.
+#[derive(Clone)]
+pub(super) struct Reader {
+    pub listed: Arc<Mutex<Receiver<Listed>>>,
+    pub ready: SyncSender<Ready>,
+    pub messages: SyncSender<Message>,
+    pub memory: Arc<InputMemory>,
+    pub max_image_bytes: u64,
+}
+
+impl Reader {
+    /// Reads until there are no more images, or nobody takes them.
+    pub(super) fn run(self) {
+        let _report = ReportPanic(self.messages.clone());
+        while let Some(Listed { sequence, path, content }) = self.next() {
+            let (file, read) = match content {
+                ListedContent::Bytes(bytes, held) => (None, Ok((bytes, held))),
+                ListedContent::Failed(error) => (None, Err(error)),
+                ListedContent::Object(object) => match self.fetch(&object) {
+                    Ok(read) => (None, read),
+                    Err(fault) => {
+                        let _ = self.messages.send(Message::Fault(fault));
+                        return;
+                    }
+                },
+                ListedContent::File(file) => {
+                    let read = self.read(&file);
+                    (Some(file), read)
+                }
+            };
+            let is_taken = match read {
+                Ok((bytes, held)) => self.ready.send(Ready { sequence, path, file, bytes, held }).is_ok(),
+                Err(error) => self.messages.send(Finished { sequence, path, file, outcome: Err(error) }.into()).is_ok(),
+            };
+            if !is_taken {
+                return;
+            }
+        }
+    }
+
+    fn next(&self) -> Option<Listed> {
+        self.listed.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+    }
+
+    /// # Errors
+    /// The outer error ends the run.
+    fn fetch(&self, object: &Object) -> anyhow::Result<Result<(Vec<u8>, Held), ErrorInfo>> {
+        let held = self.memory.hold(object.bytes.min(self.max_image_bytes));
+        Ok(object.read(self.max_image_bytes)?.map(|bytes| (bytes, held)))
+    }
+
+    fn read(&self, path: &Path) -> Result<(Vec<u8>, Held), ErrorInfo> {
+        let unreadable = |error| unreadable("file", &error);
+        let mut file = File::open(path).map_err(unreadable)?;
+        // A pipe has no length. It is read up to the limit.
+        let length = file.metadata().map_err(unreadable)?.len();
+        if length > self.max_image_bytes {
+            return Err(too_large(length, self.max_image_bytes));
+        }
+        let held = self.memory.hold(length);
+        let mut bytes = Vec::with_capacity(length as usize + 1);
+        // A file that grows meanwhile is refused when it is decoded.
+        file.by_ref().take(self.max_image_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(unreadable)?;
+        Ok((bytes, held))
+    }
+}

@@ -1,0 +1,144 @@
+//! The sessions: each has a thread that decodes and infers one image after the other.
+//!
+//! A decoder that does not stop within twice its time is given up: its image fails as `decode_timeout`, and another
+//! session takes the place of its thread, which ends only with the process.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow};
+
+use super::finished::{Answer, Finished, Timings};
+use super::message::{Message, ReportPanic};
+use super::read::Ready;
+use crate::config::Limits;
+use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor, datetime_original};
+use crate::protocol::{ErrorCode, ErrorInfo};
+use crate::shutdown::CancellationToken;
+use crate::worker::{Slot, Watchdog};
+
+/// So many decoders may be given up before the run ends. Each of them uses a core.
+const MAX_STUCK: usize = 8;
+
+/// State that all sessions of a run share.
+pub(super) struct Sessions {
+    pub package: ModelPackage,
+    pub choice: ModelChoice,
+    pub limits: Limits,
+    pub top_k: u32,
+    /// Reads when a photograph was taken.
+    pub reads_time: bool,
+    pub ready: Mutex<Receiver<Ready>>,
+    pub messages: SyncSender<Message>,
+    pub stop: CancellationToken,
+    pub watchdog: Watchdog<Pending>,
+    /// Sessions that have an image. Its outcome is sent before the number decreases.
+    pub busy: AtomicUsize,
+}
+
+/// An image whose decoder runs.
+pub(super) struct Pending {
+    sequence: u64,
+    path: PathBuf,
+    file: Option<PathBuf>,
+}
+
+impl Sessions {
+    /// Starts a thread with a session.
+    ///
+    /// # Errors
+    /// The system refuses another thread.
+    pub(super) fn start(self: &Arc<Sessions>, name: String, session: Session) -> anyhow::Result<JoinHandle<()>> {
+        let sessions = Arc::clone(self);
+        let thread = thread::Builder::new().name(name);
+        thread.spawn(move || sessions.run(session)).context("cannot start a thread; give a smaller --jobs")
+    }
+
+    /// Returns whether a session has an image.
+    pub(super) fn are_busy(&self) -> bool {
+        self.busy.load(Ordering::SeqCst) > 0
+    }
+
+    fn run(&self, mut session: Session) {
+        let _report = ReportPanic(self.messages.clone());
+        let slot = self.watchdog.slot();
+        while let Some(ready) = self.next() {
+            self.busy.fetch_add(1, Ordering::SeqCst);
+            if self.stop.is_cancelled() {
+                self.busy.fetch_sub(1, Ordering::SeqCst);
+                return;
+            }
+            let Some(finished) = self.classify(ready, &slot, &mut session) else { return };
+            let is_taken = self.messages.send(finished.into()).is_ok();
+            self.busy.fetch_sub(1, Ordering::SeqCst);
+            if !is_taken {
+                return;
+            }
+        }
+    }
+
+    fn next(&self) -> Option<Ready> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+    }
+
+    /// Returns `None` if the watchdog gave this thread up.
+    fn classify(&self, ready: Ready, slot: &Slot<Pending>, session: &mut Session) -> Option<Finished> {
+        let Ready { sequence, path, file, bytes, held } = ready;
+        let begun = Instant::now();
+        slot.begin(Pending { sequence, path, file });
+        let prepared = model::prepare_sized(&bytes, &self.package, &self.limits);
+        let decoded = begun.elapsed();
+        let datetime_original = (self.reads_time && prepared.is_ok()).then(|| datetime_original(&bytes)).flatten();
+        let Pending { sequence, path, file } = slot.end()?;
+        drop((bytes, held));
+        let outcome = prepared.map_err(|error| ErrorInfo { code: error.code, message: error.message });
+        let outcome = outcome.and_then(|(tensor, (width, height))| {
+            let scores = infer(session, &tensor)?;
+            let timings = Timings::new(decoded, begun.elapsed());
+            let predictions = model::top_k(&self.package, &scores, self.top_k);
+            let labels = model::labels_above(&self.package, &scores);
+            Ok(Answer { predictions, labels, width, height, datetime_original, timings })
+        });
+        Some(Finished { sequence, path, file, outcome })
+    }
+
+    /// Replaces sessions whose decoder is stuck, until `end` is closed.
+    pub(super) fn watch(self: &Arc<Sessions>, end: &Receiver<()>) {
+        let _report = ReportPanic(self.messages.clone());
+        let often = (self.limits.decode_timeout / 4).clamp(Duration::from_millis(5), Duration::from_secs(1));
+        let mut stuck = 0;
+        while end.recv_timeout(often) == Err(RecvTimeoutError::Timeout) {
+            let Some(Pending { sequence, path, file }) = self.watchdog.take_stuck() else { continue };
+            stuck += 1;
+            tracing::error!(image = %path.display(), "a decoder does not stop; its image fails as `decode_timeout`");
+            let message = model::timeout_message(self.limits.decode_timeout);
+            let error = ErrorInfo { code: ErrorCode::DecodeTimeout, message };
+            let _ = self.messages.send(Finished { sequence, path, file, outcome: Err(error) }.into());
+            self.busy.fetch_sub(1, Ordering::SeqCst);
+            if let Err(fault) = self.replace(stuck) {
+                let _ = self.messages.send(Message::Fault(fault));
+                return;
+            }
+        }
+    }
+
+    fn replace(self: &Arc<Sessions>, stuck: usize) -> anyhow::Result<()> {
+        if stuck > MAX_STUCK {
+            return Err(anyhow!(
+                "the decoders of {stuck} images did not stop, and each uses a core; run the same command again for the \
+                 other images"
+            ));
+        }
+        let session = Session::open(&self.package, &self.choice).context("cannot replace a session that is stuck")?;
+        self.start(format!("replacement-{stuck}"), session).map(drop)
+    }
+}
+
+fn infer(session: &mut Session, tensor: &Tensor) -> Result<Vec<f32>, ErrorInfo> {
+    let scores = session.infer(&[tensor]).and_then(|scores| scores.into_iter().next().context("it gave no scores"));
+    scores.map_err(|error| ErrorInfo { code: ErrorCode::Internal, message: format!("{error:#}") })
+}
