@@ -18,7 +18,7 @@ mod session;
 mod source;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 
@@ -78,7 +78,7 @@ pub fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<bool> {
     }
     let TunedChoice { choice, tuning } = TunedChoice::read(config.model.clone());
     let package = ModelPackage::load(&choice)?;
-    let output = Arc::new(Mutex::new(Some(Output::open(&config.output_for(&package))?)));
+    let output = Output::open(&config.output_for(&package))?;
     let threads = choice.intra_threads.unwrap_or(1).max(1);
     let sessions = config.jobs.or(tuning.map(|tuning| tuning.sessions)).unwrap_or(model::cores() / threads);
     let sessions = sessions.min(config.inputs.single_files().unwrap_or(usize::MAX)).max(1);
@@ -98,13 +98,8 @@ pub fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<bool> {
             stop.child_token(),
         )?;
     }
-    let mut sink = Sink {
-        printer: config.printer(&package),
-        output: Arc::clone(&output),
-        model: package.model_ref(),
-        total: None,
-    };
-    let done = Arc::clone(&output);
+    let done = output.done();
+    let mut sink = Sink { printer: config.printer(&package), output, model: package.model_ref(), total: None };
     let run = Run {
         inputs: config.inputs.clone(),
         package,
@@ -113,21 +108,20 @@ pub fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<bool> {
         limits: config.limits,
         top_k: config.top_k,
         reads_time: sink.printer.is_none() || is_in_file || config.output.sidecar.is_some(),
-        is_done: Box::new(move |path: &Path| is_done(&done, path)),
+        is_done: Box::new(move |path: &Path| done.contains(&PathText::new(path))),
         counters: Arc::clone(&counters),
     };
     let collected = run.collect(&mut progress, stop, |image| sink.append(image, counters.total()));
     let last_line = progress.finish();
-    let output = lock(&output).take().context("the output is gone; this is a bug")?;
     let end = match collected {
         Ok(end) => end,
         Err(error) => {
-            // The rows that were written are continued by the next run. The first error says what happened.
-            let _ = output.suspend();
+            // The next run continues the rows that were written. The first error says what happened.
+            let _ = sink.output.suspend();
             return Err(error);
         }
     };
-    let summary = if end == End::Complete { output.finish() } else { output.suspend() }?;
+    let summary = if end == End::Complete { sink.output.finish() } else { sink.output.suspend() }?;
     if is_long {
         telemetry::stderr_line(&format!("classify: {last_line}"));
     }
@@ -139,7 +133,12 @@ fn report(end: End, summary: &Summary) -> bool {
     for line in &summary.lines {
         telemetry::stderr_line(&format!("classify: {line}"));
     }
-    end != End::Interrupted && summary.is_within_limit
+    match end {
+        End::Complete => summary.is_within_limit,
+        // Without a failure, the reader of standard output went away.
+        End::Refused => summary.failed == 0,
+        End::Interrupted => false,
+    }
 }
 
 fn dry_run(config: &Config, stop: &CancellationToken) -> anyhow::Result<bool> {
@@ -189,21 +188,10 @@ impl Config {
     }
 }
 
-type SharedOutput = Arc<Mutex<Option<Output>>>;
-
-fn is_done(output: &SharedOutput, path: &Path) -> bool {
-    lock(output).as_ref().is_some_and(|output| output.is_done(&PathText::new(path)))
-}
-
-/// An output whose writer panicked has ended the run.
-fn lock(output: &SharedOutput) -> MutexGuard<'_, Option<Output>> {
-    output.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Takes the outcomes in the order of the input.
 struct Sink {
     printer: Option<Printer>,
-    output: SharedOutput,
+    output: Output,
     model: ModelRef,
     /// The number of images of the pile, once the output knows it.
     total: Option<u64>,
@@ -218,13 +206,11 @@ impl Sink {
         let Finished { path, file, outcome, .. } = image;
         let model = &self.model;
         let row = Row { path: PathText::new(&path), file, outcome: outcome.map(|answer| classified(answer, model)) };
-        let mut output = lock(&self.output);
-        let output = output.as_mut().context("the output is gone; this is a bug")?;
         if let Some(images) = total.filter(|_| self.total != total) {
-            output.set_total(images);
+            self.output.set_total(images);
             self.total = total;
         }
-        let appended = output.append(row)?;
+        let appended = self.output.append(row)?;
         Ok(if printed == Flow::Stop { Flow::Stop } else { appended })
     }
 }

@@ -16,7 +16,7 @@ use super::finished::{Answer, Finished, Timings};
 use super::message::{Message, ReportPanic};
 use super::read::Ready;
 use crate::config::Limits;
-use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor, datetime_original};
+use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor};
 use crate::protocol::{ErrorCode, ErrorInfo};
 use crate::shutdown::CancellationToken;
 use crate::worker::{Slot, Watchdog};
@@ -92,7 +92,8 @@ impl Sessions {
         slot.begin(Pending { sequence, path, file });
         let prepared = model::prepare_sized(&bytes, &self.package, &self.limits);
         let decoded = begun.elapsed();
-        let datetime_original = (self.reads_time && prepared.is_ok()).then(|| datetime_original(&bytes)).flatten();
+        let datetime_original =
+            (self.reads_time && prepared.is_ok()).then(|| model::datetime_original(&bytes)).flatten();
         let Pending { sequence, path, file } = slot.end()?;
         drop((bytes, held));
         let outcome = prepared.map_err(|error| ErrorInfo { code: error.code, message: error.message });

@@ -453,7 +453,8 @@ fn classify_reports_each_file_and_continues_after_a_failure() {
     let output = imgcls(&["classify", "cup.jpg"], &[]);
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.starts_with("cup.jpg\n") && text.contains("espresso") && text.contains('%'), "{text}");
+    let has_row = text.contains("\ncup.jpg,succeeded,") && text.contains("espresso");
+    assert!(text.starts_with("path,status,") && has_row, "a pipe gets CSV: {text}");
 }
 
 #[test]

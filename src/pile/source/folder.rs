@@ -17,7 +17,8 @@ use crate::pile::output::SORTED_MARKER;
 /// Visits the images below `root`, in the order of their names within each folder if `is_ordered`. `prefix` is what the
 /// paths of the images are reported below.
 ///
-/// A link to a file counts as a file, and a link to a folder is followed unless it leads to a folder above it.
+/// Folders that `--sort-into` made have links to the same images and are left out, unless one of them is the root. A link
+/// to a file counts as a file, and a link to a folder is followed unless it leads to a folder above it.
 pub(super) fn walk(
     root: &Path,
     prefix: &Path,
@@ -59,6 +60,10 @@ impl Walk<'_> {
             }
             return self.visitor.skip();
         }
+        let is_root = self.above.is_empty();
+        if !is_root && folder.join(SORTED_MARKER).exists() {
+            return self.visitor.skip();
+        }
         self.above.push(id);
         let walked = if self.is_ordered { self.sorted(folder, relative) } else { self.unsorted(folder, relative) };
         self.above.pop();
@@ -95,10 +100,7 @@ impl Walk<'_> {
             other => other,
         };
         match kind {
-            // The folders that `--sort-into` made contain images that are classified elsewhere.
-            Kind::Folder if self.rules.enters(&relative) && !path.join(SORTED_MARKER).exists() => {
-                self.folder(&path, &relative)
-            }
+            Kind::Folder if self.rules.enters(&relative) => self.folder(&path, &relative),
             Kind::File if self.rules.takes(&relative) => {
                 let shown = self.prefix.join(relative);
                 if self.visitor.wants(&shown)? {
