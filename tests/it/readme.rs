@@ -98,7 +98,18 @@ const OTHER_FLAGS: [(&str, &[&str]); 5] = [
     ("other scripts", &["--advisories", "--binary", "--long", "--minutes", "--replay", "--setup-only", "--wait"]),
     (
         "scripts/bench, cargo bench",
-        &["--agreement", "--bulk", "--busy-ok", "--clients", "--docs", "--only", "--quick", "--rounds", "--sets", "--svg"],
+        &[
+            "--agreement",
+            "--bulk",
+            "--busy-ok",
+            "--clients",
+            "--docs",
+            "--only",
+            "--quick",
+            "--rounds",
+            "--sets",
+            "--svg",
+        ],
     ),
 ];
 
