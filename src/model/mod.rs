@@ -4,7 +4,8 @@
 //! - `decode`: the list of image formats, and the choice among them; `format`: what a format declares
 //! - `jpeg` (with `turbo` and `libjpeg`), `png`, `tiff`, `webp`, `gif`, `bmp`: one module for each format;
 //!   `image_crate`: the decoder of the last three
-//! - `exif`: the orientation in the metadata; `capture_time`: when a photograph was taken; `orientation`, `pixels`: the types that decoders return
+//! - `exif`: the orientation in the metadata; `capture_time`: when a photograph was taken; `orientation`, `pixels`: the
+//!   types that decoders return
 //! - `budget`: CPU time and memory that one image may use; `memory`: how much memory the process may use
 //!
 //! From pixels to predictions:
