@@ -209,7 +209,7 @@ fn duckdb_reads_the_tables_of_every_format() {
                 Ok(image) => {
                     assert_eq!(found[column("label_2")], image.predictions[1].label.as_str());
                     assert!((found[column("score")].as_f64().unwrap() - 0.9).abs() < 1e-6);
-                    assert_eq!(found[column("datetime_original")], image.datetime_original.as_deref().into());
+                    assert_eq!(found[column("datetime_original")].as_str(), image.datetime_original.as_deref());
                     assert!(found[column("error_code")].is_null());
                 }
                 Err(error) => {
