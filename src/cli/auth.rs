@@ -1,4 +1,4 @@
-//! Settings of who may use the web tier: keys, limits per client, TLS.
+//! Settings of access to the web tier: keys, limits per client, TLS.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use crate::web;
 
 #[derive(Debug, Args)]
 pub struct AuthArgs {
-    /// Whether clients need a key, which `imgcls keys create` makes [default: none on a loopback address, else required]
+    /// Require a key, which `imgcls keys create` makes, or let everybody in [default: none on a loopback address, else required]
     #[arg(long, env = "IMGCLS_AUTH")]
     pub auth: Option<AuthArg>,
     /// Serve /healthz, /readyz and /metrics at this address, too, without keys

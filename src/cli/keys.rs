@@ -31,7 +31,7 @@ pub enum KeysCommand {
         /// Name of the key in lists
         #[arg(long, env = "IMGCLS_NAME")]
         name: String,
-        /// What the key may do: `classify` submits images and reads their jobs, `read` reads any job, `admin` does
+        /// Scopes of the key: `classify` submits images and reads their jobs, `read` reads any job, `admin` does
         /// everything
         #[arg(long = "scope", env = "IMGCLS_SCOPE", default_value = "classify", value_delimiter = ',', value_parser = |text: &str| text.parse::<Scope>())]
         scopes: Vec<Scope>,

@@ -11,7 +11,6 @@ use crate::pile::output::{
 
 /// The output of a pile of images.
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 pub struct PileOutput {
     /// Write a table to this file: FILE.csv, .tsv, .jsonl or .parquet. It appears when every image is done; until then
     /// FILE.part has the rows, and the same command continues where a killed one was [default: a table on a terminal,

@@ -139,10 +139,10 @@ pub struct StackArgs {
     /// Network whose addresses may reach port 80 of the web tier, as CIDR
     #[arg(long, env = "IMGCLS_ALLOW", default_value = "0.0.0.0/0", value_parser = cidr)]
     pub allow: String,
-    /// Whether clients of the web tier need a key. With `required`, `apply` creates the first one and prints it; `none`
-    /// keeps clients without keys working, for the addresses of --allow
-    #[arg(long, env = "IMGCLS_AUTH", default_value = "required")]
-    pub auth: AuthArg,
+    /// Keys of clients. With `required`, `apply` creates the first one and prints it; `none` keeps clients without keys
+    /// working, for the addresses of --allow [default: required]
+    #[arg(long, env = "IMGCLS_AUTH")]
+    pub auth: Option<AuthArg>,
     #[command(flatten)]
     pub keep: KeepArgs,
     /// Earlier spelling of --keep-images, in days; takes precedence over it
@@ -254,7 +254,7 @@ impl ProvisionArgs {
             web_instance_type: stack.web_instance_type.clone(),
             target_group: stack.target_group.clone(),
             allow: stack.allow.clone(),
-            requires_keys: stack.auth == AuthArg::Required,
+            requires_keys: stack.auth != Some(AuthArg::None),
             keep_images_days: stack.keep_images_days.unwrap_or_else(|| days(stack.keep.keep_images)),
             keep_results_days: stack.keep_results_days.unwrap_or_else(|| days(stack.keep.keep_results)),
             image: stack.image.clone(),

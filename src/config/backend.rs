@@ -30,7 +30,7 @@ pub enum Backend {
     },
 }
 
-/// Where AWS is. `None` leaves a setting to the environment and the profile.
+/// The location of AWS. `None` leaves a setting to the environment and the profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AwsLocation<'a> {
     /// The region.
@@ -57,7 +57,7 @@ impl Backend {
         }
     }
 
-    /// Where AWS is, if the backend is part of it: then the other services of AWS are used too.
+    /// The location of AWS, if the backend is part of it: then the other services of AWS are used too.
     pub fn aws(&self) -> Option<AwsLocation<'_>> {
         match self {
             Backend::Aws { region, endpoint_url } => {

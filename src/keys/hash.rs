@@ -1,4 +1,4 @@
-//! What is stored of a key, and the mark that it leaves in the ids of its jobs.
+//! The hash that is stored of a key, and the mark that it leaves in the ids of its jobs.
 
 use std::fmt::Write as _;
 

@@ -45,9 +45,9 @@ impl FromStr for Scope {
 pub struct KeyRecord {
     /// The hash of the key.
     pub hash: KeyHash,
-    /// What people call it.
+    /// The name of the key in lists.
     pub name: String,
-    /// What it may do; never empty.
+    /// The scopes of the key; never empty.
     pub scopes: Vec<Scope>,
     /// When it was made.
     pub created_at: Timestamp,

@@ -32,9 +32,9 @@ pub struct KeyTable {
 /// The description of a key that is to be made.
 #[derive(Debug, Clone)]
 pub struct NewKey {
-    /// What people call it.
+    /// The name of the key in lists.
     pub name: String,
-    /// What it may do; at least one.
+    /// The scopes of the key; at least one.
     pub scopes: Vec<Scope>,
     /// How long it is valid. `None` means for ever.
     pub valid_for: Option<Duration>,

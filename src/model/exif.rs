@@ -43,11 +43,6 @@ impl<'a> Metadata<'a> {
         }
     }
 
-    /// The block of EXIF. `None` if there is none, or if it cannot be read.
-    pub(super) fn exif(&self) -> Option<Tiff<'_>> {
-        Tiff::parse(self.exif.as_deref()?)
-    }
-
     /// The orientation in EXIF. XMP counts only if EXIF contains no orientation at all.
     pub(super) fn orientation(&self) -> Orientation {
         let in_exif = self.exif.as_deref().and_then(|block| Tiff::parse(block)?.orientation());
@@ -57,7 +52,7 @@ impl<'a> Metadata<'a> {
 }
 
 /// A block of EXIF or a TIFF file. Both are a header and a directory of fields.
-pub(super) struct Tiff<'a> {
+struct Tiff<'a> {
     bytes: &'a [u8],
     is_big_endian: bool,
     has_wide_offsets: bool,
@@ -106,37 +101,18 @@ impl<'a> Tiff<'a> {
 
     /// The first field with this tag in the first directory that has a known type and complete content.
     fn field(&self, tag: u16) -> Option<Field> {
-        let first = if self.has_wide_offsets { self.number(8, 8)? } else { self.number(4, 4)? };
-        self.field_in(usize::try_from(first).ok()?, tag)
-    }
-
-    /// The same in the directory at this offset.
-    fn field_in(&self, directory: usize, tag: u16) -> Option<Field> {
-        let (count_bytes, entry_bytes) = if self.has_wide_offsets { (8, 20) } else { (2, 12) };
-        let count = self.number(directory, count_bytes)?;
-        let begin = directory.checked_add(count_bytes)?;
-        let entries = self.bytes.get(begin..)?.chunks_exact(entry_bytes);
-        let begins = (begin..).step_by(entry_bytes);
+        let (first, count_bytes, entry_bytes) =
+            if self.has_wide_offsets { (self.number(8, 8)?, 8, 20) } else { (self.number(4, 4)?, 2, 12) };
+        let first = usize::try_from(first).ok()?;
+        let count = self.number(first, count_bytes)?;
+        let entries = self.bytes.get(first + count_bytes..)?.chunks_exact(entry_bytes);
+        let begins = (first + count_bytes..).step_by(entry_bytes);
         let wanted = |entry: &[u8]| self.number_in(&entry[..2]) == u64::from(tag);
         begins
             .zip(entries)
             .take(usize::try_from(count).unwrap_or(usize::MAX))
             .filter(|(_, entry)| wanted(entry))
             .find_map(|(begin, _)| self.content(begin))
-    }
-
-    /// The text of a field of the directory that the field `pointer` of the first directory leads to, without the zero
-    /// bytes at its end.
-    pub(super) fn text_in(&self, pointer: u16, tag: u16) -> Option<&'a str> {
-        let Field { kind, begin, .. } = self.field(pointer)?;
-        let offset = match kind {
-            4 | 13 => self.number(begin, 4)?,
-            16 | 18 => self.number(begin, 8)?,
-            _ => return None,
-        };
-        let Field { kind: 2, begin, end } = self.field_in(usize::try_from(offset).ok()?, tag)? else { return None };
-        let text = std::str::from_utf8(self.bytes.get(begin..end)?).ok()?;
-        Some(text.trim_end_matches('\0'))
     }
 
     /// The field of the entry at `begin`. Its content lies in the entry if it fits, otherwise at the offset in the
@@ -147,7 +123,7 @@ impl<'a> Tiff<'a> {
             1 | 2 | 6 | 7 => 1,
             3 | 8 => 2,
             4 | 9 | 11 | 13 => 4,
-            5 | 10 | 12 | 16 | 18 => 8,
+            5 | 10 | 12 | 16 => 8,
             _ => return None,
         };
         let word = if self.has_wide_offsets { 8 } else { 4 };

@@ -72,7 +72,7 @@ fn repair(bytes: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// Reads the first chunk of each kind, if the header announces it: libwebp, and so Pillow and browsers, ignore others.
-pub(super) fn metadata(bytes: &[u8]) -> Metadata<'_> {
+fn metadata(bytes: &[u8]) -> Metadata<'_> {
     let (mut exif, mut xmp) = (None, None);
     let mut chunks = chunks(bytes);
     let Some((b"VP8X", &[flags, ..])) = chunks.next() else { return Metadata::default() };

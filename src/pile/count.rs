@@ -12,7 +12,7 @@ use super::source::{Found, Inputs, Purpose, Visitor};
 use crate::protocol::ErrorInfo;
 use crate::shutdown::CancellationToken;
 
-/// What a pile has.
+/// The numbers of a pile.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub(super) struct Count {
     pub images: u64,

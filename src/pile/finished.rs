@@ -19,7 +19,7 @@ pub(super) struct Finished {
     pub outcome: Result<Answer, ErrorInfo>,
 }
 
-/// What is known of a classified image.
+/// The answer for a classified image.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub predictions: Vec<Prediction>,

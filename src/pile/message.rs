@@ -1,4 +1,4 @@
-//! What the threads of a run tell the one that collects the outcomes.
+//! Messages of the threads of a run to the one that collects the outcomes.
 
 use std::sync::mpsc::SyncSender;
 use std::thread;

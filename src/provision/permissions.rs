@@ -100,7 +100,7 @@ impl Scope<'_> {
         self.input(&format!("{KEYS_FOLDER}*"))
     }
 
-    /// What no machine may write.
+    /// The objects that no machine may write.
     fn protected(&self) -> Vec<String> {
         self.downloads().into_iter().chain([self.keys()]).collect()
     }

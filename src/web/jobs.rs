@@ -91,7 +91,7 @@ pub(crate) struct JobOptions {
     /// The model that classifies the image; `None` means the first of the service.
     pub model: Option<String>,
     pub traceparent: Option<String>,
-    /// Who sent the image: the job belongs to its key.
+    /// The sender of the image. The job belongs to its key.
     pub principal: Principal,
     /// The id, if it is chosen already. A client that left may ask for it again, so such a job is never withdrawn.
     pub id: Option<Uuid>,

@@ -149,7 +149,7 @@ pub struct Config {
     pub visibility_timeout: Duration,
     /// Admits images as long as there is space for them.
     pub space: Space,
-    /// Who may use it.
+    /// The rules for clients: keys, limits, TLS.
     pub access: Access,
 }
 

@@ -45,7 +45,7 @@ def detect_labels(rekognition, image, expected):
     assert general["Labels"] == answer["Labels"]
 
     for code, reason, arguments in (
-        ("InvalidS3ObjectException", "S3Object", {"Image": {"S3Object": {"Bucket": "b", "Name": "n"}}}),
+        ("InvalidS3ObjectException", "S3Object", {"Image": {"S3Object": {"Bucket": "bucket", "Name": "cup.jpg"}}}),
         ("InvalidImageFormatException", "image type", {"Image": {"Bytes": b"no image"}}),
         ("InvalidImageFormatException", "", {"Image": {"Bytes": image[:200]}}),
         ("InvalidParameterException", "MinConfidence", {"Image": {"Bytes": image}, "MinConfidence": 101}),

@@ -349,9 +349,14 @@ fn bad_input_is_the_fault_of_the_client_in_every_dialect() {
         let response = service.request("POST", path, &[headers, &[("Content-Encoding", "br")]].concat(), b"{}");
         assert!((400..500).contains(&response.status), "{path}: {}", response.text());
     }
+    assert_eq!(metric(service.address, "imgcls_web_accepted_total"), 0.0, "a refused image was accepted");
+}
 
-    let image = base64(&test_image(IMAGE));
-    let image = image.as_str();
+/// Requests whose members are wrong, and what each refusal says. `image` is one in base64.
+fn bad_members(image: &str) -> Vec<(String, Value, &'static str)> {
+    let predict = format!("/v1/models/{MODEL}:predict");
+    let infer = format!("/v2/models/{MODEL}/infer");
+    let models = format!("/models/{MODEL}");
     let input = |input: Value| json!({"inputs": [input]});
     let bytes =
         |shape: Value, data: Value| input(json!({"name": "image", "datatype": "BYTES", "shape": shape, "data": data}));
@@ -359,75 +364,95 @@ fn bad_input_is_the_fault_of_the_client_in_every_dialect() {
         |shape: Value, data: Value| input(json!({"name": "pixels", "datatype": "UINT8", "shape": shape, "data": data}));
     let photo = "/api/v1/vision/labels";
     let replicate = "/v1/predictions";
-    for (path, body, says) in [
-        (&*models, json!({"inputs": 5}), "invalid type"),
-        (&models, json!({"inputs": [image]}), "invalid type"),
-        (&models, json!({"inputs": ""}), "zero bytes"),
-        (&models, json!({"inputs": "%%%"}), "not base64"),
-        (&models, json!({"inputs": "http://127.0.0.1/cat.jpg"}), "by its address"),
-        (&models, json!({"inputs": "data:image/jpeg,abc"}), "base64"),
-        (&models, json!({"inputs": base64(b"text")}), "image type"),
-        (&models, json!({"inputs": image, "parameters": {"top_k": 0}}), "top_k is 0"),
-        (&models, json!({"inputs": image, "parameters": {"top_k": -1}}), "top_k is -1"),
-        (&models, json!({"inputs": image, "parameters": {"top_k": 1.5}}), "1.5"),
-        (&models, json!({"inputs": image, "parameters": {"top_k": 1_000_000_000_000_i64}}), "1000000000000"),
-        (&models, json!({"inputs": image, "parameters": {"top_k": "5"}}), "invalid type"),
-        (&models, json!({"inputs": image, "parameters": {"function_to_apply": "sigmoid"}}), "sigmoid"),
-        (&models, json!({"inputs": image, "parameters": {"candidate_labels": ["a"]}}), "candidate_labels"),
-        (&models, json!({"inputs": image, "options": {"other": 1}}), "other"),
-        (&models, json!({"inputs": "A".repeat(1_450_000)}), "1048576"),
-        ("/models/no/such", json!({"inputs": image}), "choose one of"),
-        (&predict, json!({"instances": []}), "no image"),
-        (&predict, json!({"instances": [[0.5, 0.5]]}), "b64"),
-        (&predict, json!({"instances": [{"b64": image, "key": "1"}]}), "key"),
-        (&predict, json!({"instances": [{}]}), "without members"),
-        (&predict, json!({"instances": vec![json!({"b64": ""}); 33]}), "at most 32 items"),
-        (&predict, json!({"inputs": {"b64": image}}), "inputs"),
-        (&predict, json!({"instances": [{"b64": image}], "signature_name": "other"}), "other"),
-        (&predict, json!({"instances": [{"b64": image}, {"b64": "AAAA"}]}), "image 2 of 2"),
-        ("/v1/models/other:predict", json!({"instances": [{"b64": image}]}), "choose one of"),
-        ("/v1/models/efficientnet-lite0:explain", json!({"instances": [{"b64": image}]}), "explain"),
-        (&infer, input(json!({"name": "image", "datatype": "FP32", "shape": [1], "data": [0.5]})), "FP32"),
-        (&infer, input(json!({"name": "input", "datatype": "BYTES", "shape": [1], "data": [image]})), "no input"),
-        (&infer, json!({"inputs": []}), "0 inputs"),
-        (&infer, bytes(json!([2]), json!([image])), "shape"),
-        (&infer, bytes(json!([0]), json!([])), "shape"),
-        (&infer, bytes(json!([-1]), json!([image])), "negative"),
-        (&infer, bytes(json!([33]), json!([image])), "32"),
-        (&infer, bytes(json!([1, 2]), json!([image, image])), "shape"),
-        (&infer, bytes(json!([1]), json!([7])), "base64"),
-        (&infer, bytes(json!([1]), json!([null])), "null"),
-        (&infer, bytes(json!([1]), json!({})), "list"),
-        (&infer, pixels(json!([1, 1, 3]), json!([0.5, 0, 0])), "whole numbers"),
-        (&infer, pixels(json!([1, 1, 3]), json!([256, 0, 0])), "whole numbers"),
-        (&infer, pixels(json!([1, 1, 3]), json!(["a"])), "whole numbers"),
-        (&infer, pixels(json!([1, 1, 3]), json!([1, 2])), "2 elements"),
-        (&infer, pixels(json!([0, 1, 3]), json!([])), "0 elements"),
-        (&infer, pixels(json!([4_294_967_296_i64, 4_294_967_296_i64, 3]), json!([1])), "shape"),
-        (&infer, pixels(json!([4_000_000_000_i64, 4_000_000_000_i64, 3]), json!([1])), "1 elements"),
-        (&infer, pixels(json!([1, 1, 4]), json!([1, 2, 3, 4])), "[height, width, 3]"),
-        (photo, json!({"images": []}), "no image"),
-        (photo, json!({"images": [image], "prompt": "describe"}), "prompt"),
-        (photo, json!({"url": "http://127.0.0.1/cat.jpg"}), "url"),
-        (photo, json!({"images": ["https://127.0.0.1/cat.jpg"]}), "by its address"),
-        (photo, json!({"images": [image], "stream": true}), "stream"),
-        (photo, json!({"images": [image], "model": "other"}), "choose one of"),
-        (photo, json!({"images": [image], "version": "9"}), "without its model"),
-        (photo, json!({"images": [image], "model": MODEL, "version": "9"}), "no version"),
-        (replicate, json!({"input": {"image": image}, "version": "other"}), "choose one of"),
-        (replicate, json!({"input": {"image": image}, "version": format!("x/{MODEL}:9")}), "no version"),
-        (replicate, json!({"input": {"image": image, "prompt": "x"}}), "prompt"),
-        (replicate, json!({"input": {"image": image}, "webhook": "https://127.0.0.1/"}), "webhook"),
-        (replicate, json!({"input": {"image": image}, "stream": true}), "stream"),
-        (replicate, json!({"input": {"image": "https://127.0.0.1/cat.jpg"}}), "by its address"),
-    ] {
-        let response = post(&service, path, &body);
+    vec![
+        (models.clone(), json!({"inputs": 5}), "invalid type"),
+        (models.clone(), json!({"inputs": [image]}), "invalid type"),
+        (models.clone(), json!({"inputs": ""}), "zero bytes"),
+        (models.clone(), json!({"inputs": "%%%"}), "not base64"),
+        (models.clone(), json!({"inputs": "http://127.0.0.1/cat.jpg"}), "by its address"),
+        (models.clone(), json!({"inputs": "data:image/jpeg,abc"}), "base64"),
+        (models.clone(), json!({"inputs": base64(b"text")}), "image type"),
+        (models.clone(), json!({"inputs": image, "parameters": {"top_k": 0}}), "top_k is 0"),
+        (models.clone(), json!({"inputs": image, "parameters": {"top_k": -1}}), "top_k is -1"),
+        (models.clone(), json!({"inputs": image, "parameters": {"top_k": 1.5}}), "1.5"),
+        (models.clone(), json!({"inputs": image, "parameters": {"top_k": 1_000_000_000_000_i64}}), "1000000000000"),
+        (models.clone(), json!({"inputs": image, "parameters": {"top_k": "5"}}), "invalid type"),
+        (models.clone(), json!({"inputs": image, "parameters": {"function_to_apply": "sigmoid"}}), "sigmoid"),
+        (models.clone(), json!({"inputs": image, "parameters": {"candidate_labels": ["a"]}}), "candidate_labels"),
+        (models.clone(), json!({"inputs": image, "options": {"other": 1}}), "other"),
+        (models.clone(), json!({"inputs": "A".repeat(1_450_000)}), "1048576"),
+        ("/models/no/such".to_owned(), json!({"inputs": image}), "choose one of"),
+        (predict.clone(), json!({"instances": []}), "no image"),
+        (predict.clone(), json!({"instances": [[0.5, 0.5]]}), "b64"),
+        (predict.clone(), json!({"instances": [{"b64": image, "key": "1"}]}), "key"),
+        (predict.clone(), json!({"instances": [{}]}), "without members"),
+        (predict.clone(), json!({"instances": vec![json!({"b64": ""}); 33]}), "at most 32 items"),
+        (predict.clone(), json!({"inputs": {"b64": image}}), "inputs"),
+        (predict.clone(), json!({"instances": [{"b64": image}], "signature_name": "other"}), "other"),
+        (predict.clone(), json!({"instances": [{"b64": image}, {"b64": "AAAA"}]}), "image 2 of 2"),
+        ("/v1/models/other:predict".to_owned(), json!({"instances": [{"b64": image}]}), "choose one of"),
+        ("/v1/models/efficientnet-lite0:explain".to_owned(), json!({"instances": [{"b64": image}]}), "explain"),
+        (infer.clone(), input(json!({"name": "image", "datatype": "FP32", "shape": [1], "data": [0.5]})), "FP32"),
+        (
+            infer.clone(),
+            input(json!({"name": "input", "datatype": "BYTES", "shape": [1], "data": [image]})),
+            "no input",
+        ),
+        (infer.clone(), json!({"inputs": []}), "0 inputs"),
+        (infer.clone(), bytes(json!([2]), json!([image])), "shape"),
+        (infer.clone(), bytes(json!([0]), json!([])), "shape"),
+        (infer.clone(), bytes(json!([-1]), json!([image])), "negative"),
+        (infer.clone(), bytes(json!([33]), json!([image])), "32"),
+        (infer.clone(), bytes(json!([1, 2]), json!([image, image])), "shape"),
+        (infer.clone(), bytes(json!([1]), json!([7])), "base64"),
+        (infer.clone(), bytes(json!([1]), json!([null])), "null"),
+        (infer.clone(), bytes(json!([1]), json!({})), "list"),
+        (infer.clone(), pixels(json!([1, 1, 3]), json!([0.5, 0, 0])), "whole numbers"),
+        (infer.clone(), pixels(json!([1, 1, 3]), json!([256, 0, 0])), "whole numbers"),
+        (infer.clone(), pixels(json!([1, 1, 3]), json!(["a"])), "whole numbers"),
+        (infer.clone(), pixels(json!([1, 1, 3]), json!([1, 2])), "2 elements"),
+        (infer.clone(), pixels(json!([0, 1, 3]), json!([])), "0 elements"),
+        (infer.clone(), pixels(json!([4_294_967_296_i64, 4_294_967_296_i64, 3]), json!([1])), "shape"),
+        (infer.clone(), pixels(json!([4_000_000_000_i64, 4_000_000_000_i64, 3]), json!([1])), "1 elements"),
+        (infer.clone(), pixels(json!([1, 1, 4]), json!([1, 2, 3, 4])), "[height, width, 3]"),
+        (photo.to_owned(), json!({"images": []}), "no image"),
+        (photo.to_owned(), json!({"images": [image], "prompt": "describe"}), "prompt"),
+        (photo.to_owned(), json!({"url": "http://127.0.0.1/cat.jpg"}), "url"),
+        (photo.to_owned(), json!({"images": ["https://127.0.0.1/cat.jpg"]}), "by its address"),
+        (photo.to_owned(), json!({"images": [image], "stream": true}), "stream"),
+        (photo.to_owned(), json!({"images": [image], "model": "other"}), "choose one of"),
+        (photo.to_owned(), json!({"images": [image], "version": "9"}), "without its model"),
+        (photo.to_owned(), json!({"images": [image], "model": MODEL, "version": "9"}), "no version"),
+        (replicate.to_owned(), json!({"input": {"image": image}, "version": "other"}), "choose one of"),
+        (replicate.to_owned(), json!({"input": {"image": image}, "version": format!("x/{MODEL}:9")}), "no version"),
+        (replicate.to_owned(), json!({"input": {"image": image, "prompt": "x"}}), "prompt"),
+        (replicate.to_owned(), json!({"input": {"image": image}, "webhook": "https://127.0.0.1/"}), "webhook"),
+        (replicate.to_owned(), json!({"input": {"image": image}, "stream": true}), "stream"),
+        (replicate.to_owned(), json!({"input": {"image": "https://127.0.0.1/cat.jpg"}}), "by its address"),
+    ]
+}
+
+#[test]
+fn parameters_that_a_dialect_cannot_answer_are_refused_by_name() {
+    let service = Service::start(1, &["--max-upload-bytes", "1MiB"], &[]);
+    for (path, body, says) in bad_members(&base64(&test_image(IMAGE))) {
+        let response = post(&service, &path, &body);
         let start: String = body.to_string().chars().take(120).collect();
         assert!((400..500).contains(&response.status), "{path} {start}: {}", response.text());
         let reason = reason(&response);
         assert!(reason.contains(says), "{path} {start}: {reason:?} does not say {says:?}");
     }
+    assert_eq!(metric(service.address, "imgcls_web_accepted_total"), 0.0, "a refused image was accepted");
+}
 
+#[test]
+fn members_and_headers_that_are_given_twice_or_are_no_numbers_are_refused() {
+    let service = Service::start(0, &[], &[]);
+    let predict = format!("/v1/models/{MODEL}:predict");
+    let infer = format!("/v2/models/{MODEL}/infer");
+    let models = format!("/models/{MODEL}");
+    let (photo, replicate) = ("/api/v1/vision/labels", "/v1/predictions");
+    let image = base64(&test_image(IMAGE));
     // Members that are given twice.
     for (path, body) in [
         (&*models, format!("{{\"inputs\": \"{image}\", \"inputs\": \"{image}\"}}")),
@@ -639,7 +664,7 @@ fn versions_in_the_docs_are_those_of_the_tests() {
     let page = std::fs::read_to_string(root.join("docs/clients.md")).unwrap();
     for (package, name) in [
         ("huggingface-hub", "huggingface_hub"),
-        ("tritonclient[http]", "tritonclient"),
+        ("tritonclient", "tritonclient"),
         ("boto3", "boto3"),
         ("replicate", "replicate"),
     ] {

@@ -63,6 +63,9 @@ fn get(address: SocketAddr, key: &str, path: &str) -> Response {
     send(address, key, "GET", path, &[], b"")
 }
 
+/// A method, a path, headers, a body, and the status for each kind of key.
+type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [u8], [u16; 8]);
+
 /// Every route with every kind of key. One line is one route: the status for no key, a wrong one, an expired one, a
 /// revoked one, the owner's, that of another client, one that may read, and one that may do everything.
 #[test]
@@ -99,7 +102,7 @@ fn every_route_is_decided_for_every_kind_of_key() {
 
     let nobody: &[u8] = b"";
     let plain: &[(&str, &str)] = &[];
-    let table: [(&str, &str, &[(&str, &str)], &[u8], [u16; 8]); 40] = [
+    let table: [Row<'_>; 40] = [
         ("GET", "/", plain, nobody, [200; 8]),
         ("GET", "/assets/app.js", plain, nobody, [200; 8]),
         ("GET", "/favicon.svg", plain, nobody, [200; 8]),
@@ -186,10 +189,6 @@ fn form_of_two(image: &[u8]) -> (String, Vec<u8>) {
     (content_type, [&body[..boundary + 2], &body].concat())
 }
 
-fn content_type(value: &str) -> Vec<(&str, &str)> {
-    vec![("Content-Type", value)]
-}
-
 /// Returns the ids of all jobs whose images are in the store.
 fn stored_jobs(service: &Service) -> Vec<Uuid> {
     service.images().iter().map(|key| key.trim_start_matches("images/").parse().unwrap()).collect()
@@ -204,6 +203,9 @@ fn every_way_to_submit_makes_a_job_of_the_key() {
     let (form_type, form_body) = form("image", "cat.jpg", &image);
     let (list_type, list_body) = form_of_two(&image);
     let (json_type, json_body) = json_image(&image);
+    fn content_type(value: &str) -> Vec<(&str, &str)> {
+        vec![("Content-Type", value)]
+    }
     let infer = json!({"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], "data": [encoded, encoded]}]});
     let rekognition = json!({"Image": {"Bytes": encoded}});
     let replicate = json!({"input": {"image": encoded}});
@@ -363,23 +365,22 @@ fn head_status(address: SocketAddr, key: &str, path: &str) -> u16 {
 fn a_key_is_taken_from_every_header_that_clients_use() {
     let mut key = String::new();
     let service = keyed_service(0, &[], |data_dir| key = create_key(data_dir, "any", "classify", &[]));
-    let basic = |text: String| format!("Basic {}", BASE64_STANDARD.encode(text));
-    let aws = format!(
-        "AWS4-HMAC-SHA256 Credential={key}/20260101/us-east-1/rekognition/aws4_request, SignedHeaders=host, Signature=00"
-    );
-    for (name, value) in [
-        ("Authorization", bearer(&key)),
-        ("authorization", format!("bearer {key}")),
-        ("Authorization", basic(format!("anybody:{key}"))),
-        ("Authorization", basic(format!("{key}:"))),
-        ("Authorization", aws),
-        ("X-Api-Key", key.clone()),
-    ] {
-        let answer = service.request("GET", "/v1/models", &[(name, &value)], b"");
-        assert_eq!(answer.status, 200, "{name}: {value}: {}", answer.text());
-        let cut = value.replace(&key, &key[..key.len() - 1]);
-        let refused = service.request("GET", "/v1/models", &[(name, &cut)], b"");
-        assert_eq!(refused.status, 401, "{name}: {cut}");
+    let headers_with = |key: &str| {
+        let basic = |text: String| format!("Basic {}", BASE64_STANDARD.encode(text));
+        [
+            ("Authorization", bearer(key)),
+            ("authorization", format!("bearer {key}")),
+            ("Authorization", basic(format!("anybody:{key}"))),
+            ("Authorization", basic(format!("{key}:"))),
+            ("Authorization", format!("AWS4-HMAC-SHA256 Credential={key}/20260101/us-east-1/rekognition/aws4_request")),
+            ("X-Api-Key", key.to_owned()),
+        ]
+    };
+    for (key, expected) in [(&key[..], 200), (&key[..key.len() - 1], 401)] {
+        for (name, value) in headers_with(key) {
+            let answer = service.request("GET", "/v1/models", &[(name, &value)], b"");
+            assert_eq!(answer.status, expected, "{name}: {value}: {}", answer.text());
+        }
     }
 }
 
@@ -516,7 +517,7 @@ fn keys_are_never_in_the_log() {
     web.signal("TERM");
     web.wait();
     let log = web.log();
-    assert!(log.contains("TRACE") || log.contains("DEBUG"), "the log is not that of a trace level: {log}");
+    assert!(log.contains("DEBUG") && log.contains("wrong_key"), "the log has no details: {log}");
     for key in [&valid, &expired, &wrong] {
         let secret = &key["imgcls_".len()..];
         let coded = BASE64_STANDARD.encode(format!("user:{key}"));
@@ -545,7 +546,11 @@ fn requests_of_a_client_are_limited_in_a_time_and_at_a_time() {
     let service = Service::start(0, &["--max-requests-per-client", "1"], &[]);
     let id = service.submit("cat.jpg", &test_image("cat.jpg"));
     let address = service.address;
-    let waiting = std::thread::spawn(move || request(address, "GET", &format!("/v1/jobs/{id}?wait=600"), &[], b""));
+    // It may meet one of the requests below, and then tries again.
+    let waiting = std::thread::spawn(move || {
+        let poll = || request(address, "GET", &format!("/v1/jobs/{id}?wait=600"), &[], b"").unwrap();
+        until("an answer to the long poll", || Some(poll()).filter(|answer| answer.status != 429))
+    });
     let refused = until("a refusal", || {
         let answer = service.request("GET", "/v1/models", &[], b"");
         (answer.status == 429).then_some(answer)
@@ -553,7 +558,7 @@ fn requests_of_a_client_are_limited_in_a_time_and_at_a_time() {
     assert_eq!(refused.header("Retry-After"), Some("1"));
     // The drain ends the long poll.
     service.web.signal("TERM");
-    assert_eq!(waiting.join().unwrap().unwrap().status, 200);
+    assert_eq!(waiting.join().unwrap().status, 200);
 }
 
 #[test]

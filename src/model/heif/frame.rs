@@ -26,7 +26,7 @@ pub(super) struct Frame<'a> {
     pub chroma: Option<[Plane<'a>; 2]>,
     /// Bits of a sample of luma and of chroma.
     pub bits: [u32; 2],
-    /// What the stream itself says about its colours.
+    /// The colours that the stream itself declares.
     pub colours: ColourCoding,
 }
 

@@ -13,7 +13,7 @@ const MAX_INFLATED_BYTES: u64 = 1 << 20;
 
 /// Reads the metadata. The last chunk of each kind counts, and EXIF in its own chunk takes precedence over EXIF in
 /// text.
-pub(in crate::model) fn read(bytes: &[u8]) -> Metadata<'_> {
+pub(super) fn read(bytes: &[u8]) -> Metadata<'_> {
     let (mut exif, mut raw_profile, mut xmp) = (None, None, None);
     let mut position = SIGNATURE.len();
     while let Some((length, kind)) = chunk_header(bytes, position) {

@@ -10,8 +10,6 @@ use super::format::Format;
 use super::pixels::{Pixels, check_size, over_white, zeroed_buffer};
 use crate::config::Limits;
 
-pub(super) use self::metadata::read as metadata;
-
 pub(super) const FORMAT: Format = Format {
     name: "PNG",
     media_type: "image/png",

@@ -21,10 +21,13 @@ pub(super) fn ycbcr_to_rgb(pixel: &mut [u8; 3]) {
 /// Converts CIE L*a*b* of the illuminant D50 to sRGB. `a` and `b` are signed, or have an offset of 128.
 pub(super) fn lab_to_rgb(pixel: &mut [u8; 3], is_signed: bool) {
     let chroma = |value: u8| if is_signed { f32::from(value.cast_signed()) } else { f32::from(value) - 128.0 };
-    let [l, a, b] = [f32::from(pixel[0]) * (100.0 / 255.0), chroma(pixel[1]), chroma(pixel[2])];
-    let y = (l + 16.0) / 116.0;
+    let [lightness, red_green, yellow_blue] =
+        [f32::from(pixel[0]) * (100.0 / 255.0), chroma(pixel[1]), chroma(pixel[2])];
+    let middle = (lightness + 16.0) / 116.0;
     let linear = |value: f32| if value > 6.0 / 29.0 { value.powi(3) } else { (value - 4.0 / 29.0) * (108.0 / 841.0) };
-    let (x, y, z) = (0.964_22 * linear(y + a / 500.0), linear(y), 0.825_21 * linear(y - b / 200.0));
+    let x = 0.964_22 * linear(middle + red_green / 500.0);
+    let y = linear(middle);
+    let z = 0.825_21 * linear(middle - yellow_blue / 200.0);
     let rgb = [
         3.133_856 * x - 1.616_867 * y - 0.490_615 * z,
         -0.978_768 * x + 1.916_142 * y + 0.033_454 * z,

@@ -21,7 +21,7 @@ pub(super) fn fujifilm_preview(file: &[u8]) -> Option<&[u8]> {
     Some(&preview[..length.min(preview.len())]).filter(|preview| jpeg::is_displayable(preview))
 }
 
-/// What a file with the structure of a TIFF is.
+/// The kind of a file with the structure of a TIFF.
 pub(super) enum Kind<'a> {
     Image,
     /// A camera raw image, with its largest preview.

@@ -27,7 +27,7 @@ impl Samples {
         }
         let (is_float, is_signed) = match format {
             1 | 4 => (false, false),
-            2 if bits % 8 == 0 => (false, true),
+            2 if bits.is_multiple_of(8) => (false, true),
             3 => (true, false),
             2 => return Err(unsupported(format_args!("signed samples of {bits} bits"))),
             5 | 6 => return Err(unsupported("complex samples")),

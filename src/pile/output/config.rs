@@ -6,7 +6,6 @@ use std::str::FromStr;
 
 /// The configuration of [`super::Output`].
 #[derive(Debug, Clone)]
-#[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 pub struct OutputConfig {
     /// The target of the rows.
     pub target: Target,

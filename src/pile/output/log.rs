@@ -52,7 +52,7 @@ pub(super) struct LockedFile {
 /// A log that is continued.
 pub(super) struct Resumed {
     pub log: Log,
-    pub ending: Ending,
+    pub completion: Completion,
     /// The options that are not those of the earlier run, for a person.
     pub differences: Option<String>,
 }
@@ -65,7 +65,7 @@ pub(super) struct LoggedRow {
 
 /// The content of a log apart from its rows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Ending {
+pub(super) struct Completion {
     /// The table that was made last.
     pub made: Option<FileIdentity>,
     /// The table has its name, and no row came after it.
@@ -171,7 +171,7 @@ impl LockedFile {
         let LockedFile { path, file } = self;
         let cannot_read = || format!("cannot read {}", path.display());
         let mut models = Vec::new();
-        let (mut ending, mut found) = (Ending::default(), None);
+        let (mut completion, mut found) = (Completion::default(), None);
         let mut reader = RecordReader::new(&file, MAGIC.len() as u64);
         let mut offset = reader.offset;
         while let Some(content) = reader.next_content().with_context(cannot_read)? {
@@ -182,11 +182,11 @@ impl LockedFile {
                 }
                 Record::Model(model) => models.push(model),
                 Record::Row(record) => {
-                    ending.is_finished = false;
+                    completion.is_finished = false;
                     visit(&LoggedRow { offset, record });
                 }
-                Record::Finishing(identity) => ending.made = Some(identity),
-                Record::Finished => ending.is_finished = true,
+                Record::Finishing(identity) => completion.made = Some(identity),
+                Record::Finished => completion.is_finished = true,
             }
             offset = reader.offset;
         }
@@ -197,7 +197,7 @@ impl LockedFile {
         }
         let next_sync = Instant::now() + SYNC_INTERVAL;
         let log = Log { path, file, models, buffer: Vec::new(), written: offset, unsynced_rows: 0, next_sync };
-        Ok(Resumed { log, ending, differences: differences(&found.unwrap_or_default(), options) })
+        Ok(Resumed { log, completion, differences: differences(&found.unwrap_or_default(), options) })
     }
 
     /// Removes the file if it is empty, because it was created only for its lock.
@@ -414,10 +414,9 @@ mod tests {
     fn opened(path: &Path) -> (Log, Vec<Row>) {
         let locked = LockedFile::lock(path).unwrap();
         locked.check_is_log().unwrap();
-        let log = if locked.is_new().unwrap() {
-            locked.begin(&options()).unwrap()
-        } else {
-            locked.resume(&options(), |_| {}).unwrap().log
+        let log = match locked.is_new().unwrap() {
+            true => locked.begin(&options()).unwrap(),
+            false => locked.resume(&options(), |_| {}).unwrap().log,
         };
         let rows = read(&log);
         (log, rows)

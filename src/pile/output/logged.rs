@@ -10,7 +10,7 @@ use super::config::{OutFile, OutputConfig, Resume, TableFormat, Target};
 use super::failures::Counts;
 use super::files::{NewFile, existing, identity};
 use super::key_set::{Key, KeySet};
-use super::log::{Ending, LockedFile, Log, LoggedRow, Resumed};
+use super::log::{Completion, LockedFile, Log, LoggedRow, Resumed};
 use super::row::{PathText, Row};
 use super::table::{self, Schema};
 
@@ -157,9 +157,9 @@ impl Logged {
         table.publish()?;
         let lines = self.lines();
         if self.counts.failed == 0 {
-            self.log.remove()?;
+            self.log.remove()?
         } else {
-            self.log.finished()?;
+            self.log.finished()?
         }
         Ok(lines)
     }
@@ -239,9 +239,9 @@ fn continued(
 ) -> anyhow::Result<(Log, Earlier)> {
     let mut earlier = Earlier::default();
     let resumed = locked.resume(options, |row| earlier.add(row, config.retry_errors))?;
-    let Resumed { log, ending, differences } = resumed;
+    let Resumed { log, completion, differences } = resumed;
     let is_continued = config.retry_errors || config.resume == Resume::Required;
-    if ending.is_finished && config.overwrite && !is_continued {
+    if completion.is_finished && config.overwrite && !is_continued {
         return Ok((log.begin_again(options)?, Earlier::default()));
     }
     if let Some(differences) = differences {
@@ -251,7 +251,7 @@ fn continued(
             file.log_path().display()
         );
     }
-    check_replaceable(file, config, &ending)?;
+    check_replaceable(file, config, &completion)?;
     earlier.counts.resumed = earlier.counts.images;
     if config.retry_errors {
         earlier.counts.resumed -= earlier.counts.failed;
@@ -266,7 +266,7 @@ fn check_new(file: &OutFile, config: &OutputConfig) -> anyhow::Result<()> {
         "there is no run to resume: {} does not exist; leave out --resume",
         file.log_path().display()
     );
-    check_replaceable(file, config, &Ending::default())?;
+    check_replaceable(file, config, &Completion::default())?;
     if let Some(errors) = &config.errors
         && !config.overwrite
         && existing(errors)?.is_some()
@@ -277,9 +277,9 @@ fn check_new(file: &OutFile, config: &OutputConfig) -> anyhow::Result<()> {
 }
 
 /// Refuses to replace a file that this log did not make.
-fn check_replaceable(file: &OutFile, config: &OutputConfig, ending: &Ending) -> anyhow::Result<()> {
+fn check_replaceable(file: &OutFile, config: &OutputConfig, completion: &Completion) -> anyhow::Result<()> {
     match existing(&file.path)? {
-        Some(metadata) if !config.overwrite && ending.made != Some(identity(&metadata)) => {
+        Some(metadata) if !config.overwrite && completion.made != Some(identity(&metadata)) => {
             bail!("{} exists: --overwrite replaces it", file.path.display())
         }
         _ => Ok(()),

@@ -124,7 +124,7 @@ impl Output {
     }
 
     /// The images that the output has, for threads that read the pile while this one appends rows. Each image takes about
-    /// eleven bytes. Without a file it stays empty.
+    /// thirteen bytes. Without a file it stays empty.
     pub fn done(&self) -> Done {
         self.done.clone()
     }

@@ -44,7 +44,7 @@ pub struct Inputs {
     pub rules: Rules,
 }
 
-/// What a walk is for.
+/// The purpose of a walk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// The images are classified.

@@ -57,7 +57,7 @@ fn visit(archive: &Archive<'_>, file: &File, entry: &Entry, visitor: &mut dyn Vi
     ControlFlow::Continue(())
 }
 
-/// Where the directory lies in the file.
+/// The directory of an archive, by its offset in the file.
 struct Directory {
     begin: u64,
     end: u64,

@@ -11,7 +11,7 @@ use crate::keys::{KeyRecord, Scope};
 pub(super) struct Policy {
     /// Requests need a key.
     pub(super) requires_key: bool,
-    /// What is for operators needs no key: on a loopback address without keys.
+    /// Routes of operators need no key: on a loopback address without keys.
     pub(super) is_open_to_operators: bool,
 }
 

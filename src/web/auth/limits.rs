@@ -54,7 +54,7 @@ impl FromStr for RateLimit {
     }
 }
 
-/// Whose requests are counted together.
+/// A sender whose requests are counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Client {
     Key(KeyHash),
@@ -83,7 +83,7 @@ struct Entry {
     open: u32,
 }
 
-/// What a client has left, for the headers of its answers.
+/// The quota that a client has left, for the headers of its answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Quota {
     pub(super) burst: u32,
@@ -96,7 +96,7 @@ pub(super) struct Quota {
 pub(super) struct Passed {
     limits: Arc<ClientLimits>,
     client: Client,
-    /// `None` without a limit on the rate.
+    /// `None` if there is no limit on the rate.
     pub(super) quota: Option<Quota>,
 }
 

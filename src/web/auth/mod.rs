@@ -1,4 +1,4 @@
-//! Who may do what: the layer of keys and of limits per client, before every handler.
+//! The layer of keys and of limits per client, before every handler: it decides who may do what.
 //!
 //! A request passes in this order: [`need`] says what its route needs, [`credentials`] finds the key that it has, and
 //! [`limits`] counts it for its key or address. [`decide`] then lets it pass, with a [`Principal`] in its extensions, or
@@ -49,7 +49,7 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 /// Settings of who may use a web tier, and how.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
-    /// Whether clients need a key. `None` means that they do, unless the web tier listens on a loopback address.
+    /// True if clients need a key. `None` means that they do, unless the web tier listens on a loopback address.
     pub requires_key: Option<bool>,
     /// A second address for operators, without keys.
     pub admin_listen: Option<SocketAddr>,
@@ -64,7 +64,7 @@ pub struct Access {
 /// The layer's state.
 pub(super) struct Auth {
     policy: Policy,
-    /// `None` where no route needs a key.
+    /// `None` if no route needs a key.
     keys: Option<KnownKeys>,
     limits: Option<Arc<ClientLimits>>,
     max_upload_bytes: u64,
@@ -87,7 +87,7 @@ impl Auth {
         let policy = Policy { requires_key, is_open_to_operators: is_loopback && !requires_key };
         let keys = if policy.is_open_to_operators { None } else { open_keys(backend, names, requires_key).await? };
         if requires_key {
-            check_first_key(keys.as_ref(), address)?;
+            check_first_key(keys.as_ref(), address, backend)?;
         }
         let limits = ClientLimits::new(access.rate_limit, access.max_requests_per_client);
         Ok(Auth { policy, keys, limits, max_upload_bytes })
@@ -122,7 +122,7 @@ impl Auth {
     }
 }
 
-/// Where nothing but the routes of operators needs a key, a backend without keys is no error.
+/// A backend without keys is no error if only the routes of operators need one.
 async fn open_keys(backend: &Backend, names: &Names, requires_key: bool) -> anyhow::Result<Option<KnownKeys>> {
     let opened = async {
         let documents = Box::pin(transport::open_key_documents(backend, names)).await?;
@@ -138,13 +138,19 @@ async fn open_keys(backend: &Backend, names: &Names, requires_key: bool) -> anyh
     }
 }
 
-fn check_first_key(keys: Option<&KnownKeys>, address: SocketAddr) -> anyhow::Result<()> {
+fn check_first_key(keys: Option<&KnownKeys>, address: SocketAddr, backend: &Backend) -> anyhow::Result<()> {
     if keys.is_some_and(|keys| keys.table().has_valid_key(clock::now())) {
         return Ok(());
     }
+    let place = match backend {
+        Backend::Local { data_dir } => format!("`imgcls keys create --name NAME --data-dir {}`", data_dir.display()),
+        Backend::Aws { .. } | Backend::Named { .. } => {
+            "`imgcls keys create --name NAME` and the region and names of this command".to_owned()
+        }
+    };
     bail!(
-        "clients at {address} need a key, and there is no valid one: create one with `imgcls keys create --name NAME` and \
-         the same backend, or let everybody in with --auth none"
+        "clients at {address} need a key, and there is no valid one: create one with {place}, or let everybody in with \
+         --auth none"
     )
 }
 
@@ -210,6 +216,7 @@ fn deny(need: Need, id: Option<Uuid>, denied: &Denied) -> Response {
             (problem_of(*refusal, need, id), quota, refusal.as_str())
         }
     };
+    tracing::debug!(reason, ?need, "a request was refused");
     METRICS.denied.with_label_values(&[reason]).inc();
     let mut response = problem.into_response();
     if let Some(quota) = quota {

@@ -1,4 +1,4 @@
-//! What a request needs, by its method and route.
+//! The right that a request needs, by its method and route.
 
 use axum::http::Method;
 use uuid::Uuid;
@@ -16,7 +16,7 @@ pub(super) enum Need {
     ReadJob(Uuid),
     /// A key that may cancel or delete this job.
     ChangeJob(Uuid),
-    /// What is for operators.
+    /// A key for operators.
     Operate,
 }
 

@@ -1,4 +1,4 @@
-//! Who sent a request, as the handlers see it.
+//! The sender of a request, as the handlers see it.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use uuid::Uuid;
 use crate::clock;
 use crate::keys::{KeyRecord, Scope};
 
-/// Who sent a request. The layer of keys adds it to the extensions of every request that passes.
+/// The sender of a request. The layer of keys adds it to the extensions of every request that passes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Principal {
-    /// `None` where no key is needed: everybody may do everything, and jobs belong to nobody.
+    /// `None` if no key is needed: everybody may do everything, and jobs belong to nobody.
     key: Option<Arc<KeyRecord>>,
 }
 

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures::future::try_join_all;
 
-use crate::protocol::{ClassifyResult, Status, cut_filename};
+use crate::protocol::{ClassifyResult, Prediction, Status, cut_filename};
 use crate::web::answer;
 pub(super) use crate::web::answer::json_of as json;
 use crate::web::error::Problem;
@@ -90,13 +90,18 @@ pub(super) async fn classify_all(
 
 /// Adds the number of the image to a problem with one of several.
 pub(super) fn of_image(mut problem: Problem, at: usize, count: usize) -> Problem {
-    problem.detail = format!("image {} of {count}: {}", at + 1, problem.detail);
+    problem.detail.insert_str(0, &format!("image {} of {count}: ", at + 1));
     problem
 }
 
-/// Returns the parameter of an address.
+/// Returns the name in an address.
 pub(super) fn path(path: Result<Path<String>, PathRejection>) -> Result<String, Problem> {
     path.map(|Path(text)| text).map_err(|_| Problem::malformed("the name in the address is not UTF-8"))
+}
+
+/// The score of a class. It has the digits of the service's own answers: the conversion of 32 bits to 64 would add some.
+pub(super) fn score(class: &Prediction) -> f64 {
+    class.score.and_then(|score| score.to_string().parse().ok()).unwrap_or_default()
 }
 
 /// The answer to a refused request in a dialect: the status and headers of the problem, with another body.
@@ -130,4 +135,16 @@ pub(super) async fn check_version(site: &Site, model: &str, version: &str) -> Re
         None => format!("the versions of the model {model:?} are not known on this machine; leave the version out"),
     };
     Err(problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn score_has_the_digits_of_the_own_answers() {
+        let class = Prediction { class_index: None, label: String::new(), score: Some(0.821_793_56) };
+        let own = serde_json::to_string(&class).unwrap();
+        assert!(own.contains(&format!("\"score\":{}", score(&class))), "{own}");
+    }
 }

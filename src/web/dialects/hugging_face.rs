@@ -130,10 +130,10 @@ async fn check_function(site: &Site, options: &JobOptions, function: &str) -> Re
 #[derive(Serialize)]
 pub(super) struct Scored<'a> {
     label: &'a str,
-    score: f32,
+    score: f64,
 }
 
 /// The classes in this format.
 pub(super) fn scored(predictions: &[Prediction]) -> Vec<Scored<'_>> {
-    predictions.iter().map(|class| Scored { label: &class.label, score: class.score.unwrap_or_default() }).collect()
+    predictions.iter().map(|class| Scored { label: &class.label, score: call::score(class) }).collect()
 }

@@ -4,15 +4,15 @@
 //! address ([`call`]), and writes the answer, or the refusal, in its own format. What a dialect can say and this service
 //! cannot do is refused by name; nothing is ignored that would change the answer.
 //!
-//! - [`hugging_face`][]: image classification of Hugging Face's inference API
-//! - [`open_inference`][]: the Open Inference Protocol, which is KServe's second one and Triton's
-//! - [`kserve`][]: KServe's first protocol
-//! - [`torchserve`][]: TorchServe
-//! - [`rekognition`][]: `DetectLabels` of Amazon Rekognition
-//! - [`sagemaker`][]: `InvokeEndpoint` of Amazon SageMaker
-//! - [`photoprism`][]: labels of PhotoPrism's vision service
-//! - [`replicate`][]: predictions of Replicate
-//! - [`sibling`][]: the answer `name:label` of systems that are related to the legacy one
+//! - [`hugging_face`]: image classification of Hugging Face's inference API
+//! - [`open_inference`]: the Open Inference Protocol, which is KServe's second one and Triton's
+//! - [`kserve`]: KServe's first protocol
+//! - [`torchserve`]: predictions of TorchServe
+//! - [`rekognition`]: `DetectLabels` of Amazon Rekognition
+//! - [`sagemaker`]: `InvokeEndpoint` of Amazon SageMaker
+//! - [`photoprism`]: labels of PhotoPrism's vision service
+//! - [`replicate`]: predictions of Replicate
+//! - [`sibling`]: the answer `name:label` of systems that are related to the legacy one
 //!
 //! [`json`] parses bodies within limits, [`image`] finds images in them, [`tensor`] makes images of pixels.
 

@@ -103,14 +103,14 @@ impl Call<'_> {
 }
 
 fn found(id: &str, results: &[ClassifyResult]) -> Value {
-    let mut best: HashMap<&str, f32> = HashMap::new();
+    let mut best: HashMap<&str, f64> = HashMap::new();
     for class in results.iter().flat_map(|result| &result.predictions) {
         let score = best.entry(&class.label).or_default();
-        *score = score.max(class.score.unwrap_or_default());
+        *score = score.max(call::score(class));
     }
-    let mut best: Vec<(&str, f32)> = best.into_iter().collect();
+    let mut best: Vec<(&str, f64)> = best.into_iter().collect();
     best.sort_by(|one, other| other.1.total_cmp(&one.1).then(one.0.cmp(other.0)));
-    let label = |(name, confidence): (&str, f32)| json!({ "name": name, "source": "image", "confidence": confidence });
+    let label = |(name, confidence): (&str, f64)| json!({ "name": name, "source": "image", "confidence": confidence });
     let model = results.first().and_then(|result| result.model.as_ref());
     json!({
         "id": id,

@@ -114,10 +114,8 @@ fn check_target(headers: &HeaderMap) -> Result<(), Refusal> {
 }
 
 fn labels(result: &ClassifyResult, min_confidence: f64, max_labels: usize) -> Response {
-    let confident = result.predictions.iter().filter_map(|class| {
-        let confidence = f64::from(class.score?) * 100.0;
-        (confidence >= min_confidence).then_some((&class.label, confidence))
-    });
+    let percent = result.predictions.iter().map(|class| (&class.label, 100.0 * call::score(class)));
+    let confident = percent.filter(|(_, confidence)| *confidence >= min_confidence);
     let label = |(name, confidence): (&String, f64)| {
         json!({
             "Name": name, "Confidence": confidence,

@@ -73,7 +73,7 @@ impl Serialize for Scores<'_> {
         let mut map = serializer.serialize_map(None)?;
         let mut seen = HashSet::new();
         for class in self.0.iter().filter(|class| seen.insert(&class.label)) {
-            map.serialize_entry(&class.label, &class.score)?;
+            map.serialize_entry(&class.label, &call::score(class))?;
         }
         map.end()
     }
