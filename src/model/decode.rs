@@ -50,6 +50,11 @@ pub fn has_image_extension(path: &Path) -> bool {
     FORMATS.iter().any(has)
 }
 
+/// The media types of the supported formats.
+pub fn media_types() -> impl Iterator<Item = &'static str> {
+    FORMATS.iter().map(|format| format.media_type)
+}
+
 /// The names of the supported formats, for messages.
 pub fn format_names() -> String {
     FORMATS.iter().map(|format| format.name).collect::<Vec<_>>().join(", ")

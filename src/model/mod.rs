@@ -86,7 +86,7 @@ use crate::protocol::ErrorCode;
 pub(crate) use self::budget::{thread_cpu_time, timeout_message};
 pub use self::capture_time::datetime_original;
 pub use self::choice::{ModelChoice, default_cache_dir, default_models_dir};
-pub use self::decode::{format_names, has_image_extension, sniff};
+pub use self::decode::{format_names, has_image_extension, media_types, sniff};
 pub use self::description::Activation;
 pub use self::error::PrepareError;
 pub(crate) use self::file::hex;

@@ -15,6 +15,7 @@ use self::operations::{Answer, Body, Content, Parameter, Tag};
 pub(super) use self::operations::{Call, OPERATIONS, Operation};
 use super::assets::Asset;
 use super::query::{MAX_TOP_K, MAX_WAIT};
+use crate::model;
 
 static DOCUMENT: LazyLock<Asset> = LazyLock::new(|| Asset::new("application/json", openapi().to_string()));
 static PAGE: LazyLock<Asset> = LazyLock::new(|| Asset::new("text/html; charset=utf-8", page::html()));
@@ -110,6 +111,10 @@ fn content(content: Content) -> Value {
         Content::Media(types) => {
             types.iter().map(|media_type| ((*media_type).to_owned(), json!({}))).collect::<Map<_, _>>().into()
         }
+        Content::Image => {
+            let types = model::media_types().chain(["application/octet-stream"]);
+            types.map(|media_type| (media_type.to_owned(), json!({}))).collect::<Map<_, _>>().into()
+        }
         Content::Problem => json!({"application/problem+json": schema("Problem")}),
     }
 }
@@ -117,13 +122,12 @@ fn content(content: Content) -> Value {
 fn request_body(body: Body) -> Option<Value> {
     let file = json!({"type": "string", "format": "binary"});
     let form = json!({"schema": {"type": "object", "additionalProperties": file}});
-    let raw = ["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff"];
     let mut content = Map::new();
     match body {
         Body::Nothing => return None,
         Body::Form => {}
         Body::Image => {
-            content.extend(raw.map(|media_type| (media_type.to_owned(), json!({}))));
+            content.extend(model::media_types().map(|media_type| (media_type.to_owned(), json!({}))));
             content
                 .insert("application/json".to_owned(), json!({"schema": {"$ref": "#/components/schemas/ImageInJson"}}));
         }

@@ -105,6 +105,8 @@ pub(super) enum Content {
     TextOrJson(&'static str),
     /// Any content of one of these media types.
     Media(&'static [&'static str]),
+    /// An image as it was uploaded.
+    Image,
     Problem,
 }
 
@@ -279,19 +281,7 @@ pub(in crate::web) const OPERATIONS: &[Operation] = &[
         parameters: &[Parameter::JobId],
         body: Body::Nothing,
         answers: &[
-            answer(
-                200,
-                "The image",
-                Content::Media(&[
-                    "image/jpeg",
-                    "image/png",
-                    "image/webp",
-                    "image/gif",
-                    "image/bmp",
-                    "image/tiff",
-                    "application/octet-stream",
-                ]),
-            ),
+            answer(200, "The image", Content::Image),
             problem(404, "There is no such job, or its image is no longer kept"),
         ],
     },

@@ -69,6 +69,7 @@ fn write_operation(page: &mut String, operation: &Operation) {
             Content::Json(_) => " (application/json)".to_owned(),
             Content::TextOrJson(_) => " (text/plain, application/json)".to_owned(),
             Content::Media(types) => format!(" ({})", types.join(", ")),
+            Content::Image => " (an image)".to_owned(),
             Content::Problem => " (application/problem+json)".to_owned(),
         };
         write_row(page, &answer.status.to_string(), &format!("{}{media_type}", answer.description));
