@@ -82,7 +82,7 @@ pub(super) struct Wanted {
     pub(super) name: &'static str,
     /// The number of classes.
     pub(super) top_k: u32,
-    /// Whether each class is one text, `score:index:label`.
+    /// True if each class is one text, `score:index:label`.
     pub(super) is_classification: bool,
     pub(super) is_binary: bool,
 }
