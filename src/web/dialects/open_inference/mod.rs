@@ -3,9 +3,10 @@
 //!
 //! A model has two inputs, of which a request sends one: `image`, the bytes of image files, and `pixels`, rows of red,
 //! green and blue bytes. It has three outputs, all of the best classes in the same order: `labels`, `scores` and
-//! `indices`. [`request`] parses requests, [`data`] the elements of tensors, [`response`] writes the answer.
+//! `indices` ([`outputs`]). [`request`] parses requests, [`data`] the elements of tensors, [`response`] writes the answer.
 
 mod data;
+mod outputs;
 mod request;
 mod response;
 
@@ -133,9 +134,9 @@ async fn describe(site: &Site, name: &str) -> Result<Value, Problem> {
             { "name": request::PIXELS, "datatype": "UINT8", "shape": [-1, -1, 3] },
         ],
         "outputs": [
-            { "name": response::LABELS, "datatype": "BYTES", "shape": [-1, -1] },
-            { "name": response::SCORES, "datatype": "FP32", "shape": [-1, -1] },
-            { "name": response::INDICES, "datatype": "INT64", "shape": [-1, -1] },
+            { "name": outputs::LABELS, "datatype": "BYTES", "shape": [-1, -1] },
+            { "name": outputs::SCORES, "datatype": "FP32", "shape": [-1, -1] },
+            { "name": outputs::INDICES, "datatype": "INT64", "shape": [-1, -1] },
         ],
     }))
 }

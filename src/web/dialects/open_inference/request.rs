@@ -9,7 +9,7 @@ use super::super::call::{MAX_IMAGES, of_image};
 use super::super::json::Limited;
 use super::super::{image, tensor};
 use super::data::{self, Elements};
-use super::response::{INDICES, LABELS, OUTPUTS, SCORES};
+use super::outputs::{INDICES, LABELS, OUTPUTS, SCORES, Wanted, WantedOutputs};
 use crate::protocol::cut_filename;
 use crate::web::error::Problem;
 use crate::web::query::{DEFAULT_TOP_K, MAX_TOP_K};
@@ -73,28 +73,6 @@ struct RequestedOutput {
 struct OutputParameters {
     classification: Option<i64>,
     binary_data: Option<bool>,
-}
-
-/// One output of the answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Wanted {
-    /// One of [`OUTPUTS`].
-    pub(super) name: &'static str,
-    /// The number of classes.
-    pub(super) top_k: u32,
-    /// Whether each class is one text, `score:index:label`.
-    pub(super) is_classification: bool,
-    pub(super) is_binary: bool,
-}
-
-/// The outputs of the answer, in the order of the request.
-pub(super) struct WantedOutputs(pub(super) Vec<Wanted>);
-
-impl WantedOutputs {
-    /// The number of classes that the largest output has.
-    pub(super) fn top_k(&self) -> u32 {
-        self.0.iter().map(|output| output.top_k).max().unwrap_or(DEFAULT_TOP_K)
-    }
 }
 
 impl Infer<'_> {

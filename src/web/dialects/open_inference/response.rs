@@ -8,17 +8,8 @@ use serde_json::json;
 use super::super::call;
 use super::HEADER_LENGTH;
 use super::data::append;
-use super::request::{Wanted, WantedOutputs};
+use super::outputs::{INDICES, SCORES, Wanted, WantedOutputs};
 use crate::protocol::{ClassifyResult, Prediction};
-
-/// The names of the classes.
-pub(super) const LABELS: &str = "labels";
-/// Their scores.
-pub(super) const SCORES: &str = "scores";
-/// Their indices in the model's own output.
-pub(super) const INDICES: &str = "indices";
-/// All outputs.
-pub(super) const OUTPUTS: [&str; 3] = [LABELS, SCORES, INDICES];
 
 #[derive(Serialize)]
 struct Answer<'a> {
