@@ -1,6 +1,6 @@
 """Classifies the files of a folder with a pool of two processes and writes a CSV file, as people do without a server.
 
-    python pool.py FOLDER FILE.csv
+python pool.py FOLDER FILE.csv
 """
 
 from __future__ import annotations

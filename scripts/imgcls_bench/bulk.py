@@ -31,9 +31,7 @@ def run(bench: Bench, loads: list[Workload], *, rounds: int, busy_ok: bool) -> I
             "classify": lambda folder=folder, count=count: count / classify(bench, folder),
         }
         for name, model in models.items():
-            systems[name] = lambda folder=folder, count=count, model=model: (
-                count / python_pool(bench, model, folder)
-            )
+            systems[name] = lambda folder=folder, count=count, model=model: count / python_pool(bench, model, folder)
         for number in range(1, rounds + 1):
             for name, measure in systems.items():
                 wait_for_quiet(busy_ok)

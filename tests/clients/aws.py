@@ -49,7 +49,11 @@ def detect_labels(rekognition, image, expected):
         ("InvalidImageFormatException", "image type", {"Image": {"Bytes": b"no image"}}),
         ("InvalidImageFormatException", "", {"Image": {"Bytes": image[:200]}}),
         ("InvalidParameterException", "MinConfidence", {"Image": {"Bytes": image}, "MinConfidence": 101}),
-        ("InvalidParameterException", "IMAGE_PROPERTIES", {"Image": {"Bytes": image}, "Features": ["IMAGE_PROPERTIES"]}),
+        (
+            "InvalidParameterException",
+            "IMAGE_PROPERTIES",
+            {"Image": {"Bytes": image}, "Features": ["IMAGE_PROPERTIES"]},
+        ),
         (
             "InvalidParameterException",
             "Settings",
