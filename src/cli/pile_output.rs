@@ -11,6 +11,7 @@ use crate::pile::output::{
 
 /// The output of a pile of images.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct PileOutput {
     /// Write a table to this file: FILE.csv, .tsv, .jsonl or .parquet. It appears when every image is done; until then
     /// FILE.part has the rows, and the same command continues where a killed one was [default: a table on a terminal,

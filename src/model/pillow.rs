@@ -119,9 +119,9 @@ impl Taps {
             let start = taps.weights.len();
             let fixed = exact.iter().map(|weight| fixed_point(*weight));
             if is_mirrored {
-                taps.weights.extend(fixed.rev())
+                taps.weights.extend(fixed.rev());
             } else {
-                taps.weights.extend(fixed)
+                taps.weights.extend(fixed);
             }
             taps.places.push((first - skipped, start..taps.weights.len()));
         }
@@ -160,7 +160,9 @@ fn weigh(axis: &Axis, filter: Filter, position: usize, weights: &mut Vec<f64>) -
     weights.extend((0..end - first).map(|tap| value(filter, ((tap + first) as f64 - centre + 0.5) * shrink)));
     let sum: f64 = weights.iter().sum();
     if sum != 0.0 {
-        weights.iter_mut().for_each(|weight| *weight /= sum);
+        for weight in weights {
+            *weight /= sum;
+        }
     }
     first
 }

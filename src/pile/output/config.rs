@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 /// The configuration of [`super::Output`].
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own")]
 pub struct OutputConfig {
     /// The target of the rows.
     pub target: Target,

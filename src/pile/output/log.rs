@@ -414,9 +414,10 @@ mod tests {
     fn opened(path: &Path) -> (Log, Vec<Row>) {
         let locked = LockedFile::lock(path).unwrap();
         locked.check_is_log().unwrap();
-        let log = match locked.is_new().unwrap() {
-            true => locked.begin(&options()).unwrap(),
-            false => locked.resume(&options(), |_| {}).unwrap().log,
+        let log = if locked.is_new().unwrap() {
+            locked.begin(&options()).unwrap()
+        } else {
+            locked.resume(&options(), |_| {}).unwrap().log
         };
         let rows = read(&log);
         (log, rows)

@@ -157,9 +157,9 @@ impl Logged {
         table.publish()?;
         let lines = self.lines();
         if self.counts.failed == 0 {
-            self.log.remove()?
+            self.log.remove()?;
         } else {
-            self.log.finished()?
+            self.log.finished()?;
         }
         Ok(lines)
     }

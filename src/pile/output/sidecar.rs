@@ -3,6 +3,7 @@
 //! Each says in its beginning that imgcls wrote it. A file of that name which does not is left alone.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -155,7 +156,8 @@ fn text(classified: &Classified) -> String {
     let model = &classified.model;
     let mut text = format!("# {GENERATOR}, model {} {}\n", model.name, model.version);
     for found in &classified.predictions {
-        text.push_str(&format!("{:.6}\t{}\n", found.score.unwrap_or_default(), found.label));
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{:.6}\t{}", found.score.unwrap_or_default(), found.label);
     }
     text
 }

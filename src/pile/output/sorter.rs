@@ -59,7 +59,7 @@ impl Sorter {
             return Ok(());
         }
         let source = file.canonicalize()?;
-        let name = file.file_name().map_or_else(|| source.file_name().unwrap_or_default(), |name| name);
+        let name = file.file_name().unwrap_or_else(|| source.file_name().unwrap_or_default());
         for class in classes {
             let folder = self.folder.join(self.folder_of(class));
             if !self.existing_folders.contains(&folder) {
