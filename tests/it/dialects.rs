@@ -349,7 +349,7 @@ fn bad_input_is_the_fault_of_the_client_in_every_dialect() {
         let response = service.request("POST", path, &[headers, &[("Content-Encoding", "br")]].concat(), b"{}");
         assert!((400..500).contains(&response.status), "{path}: {}", response.text());
     }
-    assert_eq!(metric(service.address, "imgcls_web_accepted_total"), 0.0, "a refused image was accepted");
+    assert!(metric(service.address, "imgcls_web_accepted_total") < 0.5, "a refused image was accepted");
 }
 
 /// Requests whose members are wrong, and what each refusal says. `image` is one in base64.
@@ -442,7 +442,7 @@ fn parameters_that_a_dialect_cannot_answer_are_refused_by_name() {
         let reason = reason(&response);
         assert!(reason.contains(says), "{path} {start}: {reason:?} does not say {says:?}");
     }
-    assert_eq!(metric(service.address, "imgcls_web_accepted_total"), 0.0, "a refused image was accepted");
+    assert!(metric(service.address, "imgcls_web_accepted_total") < 0.5, "a refused image was accepted");
 }
 
 #[test]
@@ -480,7 +480,7 @@ fn members_and_headers_that_are_given_twice_or_are_no_numbers_are_refused() {
         assert_eq!(response.status, 400, "{lengths:?}: {}", response.text());
         assert!(reason(&response).contains("inference-header-content-length"), "{lengths:?}: {}", response.text());
     }
-    assert_eq!(metric(service.address, "imgcls_web_accepted_total"), 0.0, "a refused image was accepted");
+    assert!(metric(service.address, "imgcls_web_accepted_total") < 0.5, "a refused image was accepted");
 }
 
 #[test]

@@ -23,9 +23,9 @@ pub struct Item {
 /// A reference from one item to others, by their numbers from 1.
 pub type Reference = ([u8; 4], u16, Vec<u16>);
 
-pub fn boxed(kind: &[u8; 4], parts: &[&[u8]]) -> Vec<u8> {
+pub fn boxed(kind: &[u8], parts: &[&[u8]]) -> Vec<u8> {
     let content = parts.concat();
-    [&(content.len() as u32 + 8).to_be_bytes(), kind.as_slice(), &content].concat()
+    [&(content.len() as u32 + 8).to_be_bytes(), kind, &content].concat()
 }
 
 /// The box with the size of an image.
@@ -76,14 +76,14 @@ pub fn grid(rows: u8, columns: u8, width: u16, height: u16) -> Item {
 }
 
 /// A box with its header, searched by its type.
-fn find<'a>(file: &'a [u8], kind: &[u8; 4]) -> Option<&'a [u8]> {
+fn find<'a>(file: &'a [u8], kind: &[u8]) -> Option<&'a [u8]> {
     let at = file.windows(4).position(|window| window == kind)?.checked_sub(4)?;
     let length = u32::from_be_bytes(file[at..at + 4].try_into().unwrap()) as usize;
     file.get(at..if length == 0 { file.len() } else { at + length })
 }
 
 /// A file whose main image is the item `primary`. Items are numbered from 1.
-pub fn heif(brand: &[u8; 4], items: &[Item], primary: u16, references: &[Reference]) -> Vec<u8> {
+pub fn heif(brand: &[u8], items: &[Item], primary: u16, references: &[Reference]) -> Vec<u8> {
     let start = boxed(b"ftyp", &[brand, &[0; 4], b"mif1"]);
     let data: Vec<u8> = items.iter().flat_map(|item| item.data.iter().copied()).collect();
     let mut offset = start.len() + 8;

@@ -194,6 +194,13 @@ fn stored_jobs(service: &Service) -> Vec<Uuid> {
     service.images().iter().map(|key| key.trim_start_matches("images/").parse().unwrap()).collect()
 }
 
+/// Method, path, headers, body and the number of jobs.
+type Way<'a> = (&'a str, &'a str, Vec<(&'a str, &'a str)>, Vec<u8>, usize);
+
+fn content_type(value: &str) -> Vec<(&str, &str)> {
+    vec![("Content-Type", value)]
+}
+
 #[test]
 fn every_way_to_submit_makes_a_job_of_the_key() {
     let mut key = String::new();
@@ -203,16 +210,13 @@ fn every_way_to_submit_makes_a_job_of_the_key() {
     let (form_type, form_body) = form("image", "cat.jpg", &image);
     let (list_type, list_body) = form_of_two(&image);
     let (json_type, json_body) = json_image(&image);
-    fn content_type(value: &str) -> Vec<(&str, &str)> {
-        vec![("Content-Type", value)]
-    }
     let infer = json!({"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], "data": [encoded, encoded]}]});
     let rekognition = json!({"Image": {"Bytes": encoded}});
     let replicate = json!({"input": {"image": encoded}});
     let predict = json!({"instances": [{"b64": encoded}]});
     let photo = json!({"images": [format!("data:image/jpeg;base64,{encoded}")]});
     let text = |value: &Value| value.to_string().into_bytes();
-    let ways: Vec<(&str, &str, Vec<(&str, &str)>, Vec<u8>, usize)> = vec![
+    let ways: Vec<Way<'_>> = vec![
         ("POST", "/", content_type(&form_type), form_body.clone(), 1),
         ("POST", "/v1/classify", vec![], image.clone(), 1),
         ("PUT", "/v1/classify/cat.jpg", vec![], image.clone(), 1),

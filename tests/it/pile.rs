@@ -182,7 +182,7 @@ fn unreadable_folder_is_a_row_and_the_others_are_classified() {
     let pile = Pile::new();
     pile.images(&[("pile/closed/a.jpg", "cup.jpg"), ("pile/open/b.jpg", "cup.jpg")]);
     let closed = pile.path("pile/closed");
-    fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o0)).unwrap();
     if fs::read_dir(&closed).is_ok() {
         eprintln!("not run: the user {} reads folders without permission", fs::metadata("/proc/self").unwrap().uid());
         return;

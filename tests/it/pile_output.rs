@@ -148,9 +148,9 @@ fn table_that_is_read_back_has_the_paths_and_labels_that_were_written() {
         let out = folder.path().join(format!("out.{extension}"));
         finish(&config(&out), &hard_rows(1));
         let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_path(&out).unwrap();
-        let undone = |text: &str| match text.trim_start_matches('\'').starts_with(['=', '+', '-', '@', '\t', '\r']) {
-            true => text[1..].to_owned(),
-            false => text.to_owned(),
+        let undone = |text: &str| {
+            let is_quoted = text.trim_start_matches('\'').starts_with(['=', '+', '-', '@', '\t', '\r']);
+            text[usize::from(is_quoted)..].to_owned()
         };
         for (record, row) in reader.records().map(Result::unwrap).zip(hard_rows(1)) {
             assert_eq!(undone(&record[0]), row.path.as_str());
@@ -172,6 +172,9 @@ for path in sys.argv[1:]:
     print(json.dumps([list(zip(table.columns, map(str, table.types))), table.fetchall()], default=str))
 ";
 
+/// The names and types of the columns, and the rows.
+type Table = (Vec<(String, String)>, Vec<Vec<Value>>);
+
 #[test]
 fn duckdb_reads_the_tables_of_every_format() {
     let folder = tempfile::tempdir().unwrap();
@@ -188,7 +191,7 @@ fn duckdb_reads_the_tables_of_every_format() {
         return;
     }
     assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
-    let tables: Vec<(Vec<(String, String)>, Vec<Vec<Value>>)> =
+    let tables: Vec<Table> =
         read.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(parsed).collect();
     let [parquet, jsonl, csv, tsv] = &tables[..] else { panic!("four tables") };
     for (name, kind) in [
