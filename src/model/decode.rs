@@ -70,7 +70,7 @@ pub(super) fn decode(
     let Some(format) = find(bytes) else {
         let message = match foreign_kind(bytes) {
             Some(kind) => format!("the file is {kind}"),
-            None => format!("the file is not an image of a supported format ({})", format_names()),
+            None => format!("not an image of a supported format ({})", format_names()),
         };
         return Err(PrepareError::new(ErrorCode::UnsupportedType, message));
     };

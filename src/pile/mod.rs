@@ -78,13 +78,14 @@ pub fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<bool> {
     }
     let TunedChoice { choice, tuning } = TunedChoice::read(config.model.clone());
     let package = ModelPackage::load(&choice)?;
-    let output = Output::open(&config.output_for(&package))?;
     let threads = choice.intra_threads.unwrap_or(1).max(1);
     let sessions = config.jobs.or(tuning.map(|tuning| tuning.sessions)).unwrap_or(model::cores() / threads);
     let sessions = sessions.min(config.inputs.single_files().unwrap_or(usize::MAX)).max(1);
     let sessions = (0..sessions).map(|_| Session::open(&package, &choice)).collect::<anyhow::Result<Vec<_>>>()?;
     let described = sessions.first().map(Session::describe);
     tracing::debug!(model = package.summary(), session = described, sessions = sessions.len(), "model loaded");
+    // An output that is opened has begun: a header may be printed.
+    let output = Output::open(&config.output_for(&package))?;
 
     let counters = Arc::new(Counters::default());
     let is_long = config.inputs.single_files().is_none_or(|files| files > MANY);

@@ -317,7 +317,8 @@ fn foreign_files() -> Vec<(&'static str, Vec<u8>, &'static str)> {
 #[test]
 fn files_of_other_formats_are_refused_by_name() {
     let directory = tempfile::tempdir().unwrap();
-    let files = foreign_files();
+    // `classify` reads archives itself.
+    let files: Vec<_> = foreign_files().into_iter().filter(|(name, ..)| *name != "images.zip").collect();
     for (name, bytes, _) in &files {
         std::fs::write(directory.path().join(name), bytes).unwrap();
     }

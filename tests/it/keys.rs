@@ -191,7 +191,7 @@ fn form_of_two(image: &[u8]) -> (String, Vec<u8>) {
 
 /// Returns the ids of all jobs whose images are in the store.
 fn stored_jobs(service: &Service) -> Vec<Uuid> {
-    service.images().iter().map(|key| key.trim_start_matches("images/").parse().unwrap()).collect()
+    service.images().iter().filter_map(|key| Some(key.strip_prefix("images/")?.parse().unwrap())).collect()
 }
 
 /// Method, path, headers, body and the number of jobs.

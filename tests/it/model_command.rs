@@ -191,7 +191,7 @@ fn exports_of_other_frameworks_say_how_they_see_images() {
     let files = [("labels.txt", "0 red\n1 green\n2 blue\n".to_owned()), ("keras_model.h5", "not read".to_owned())];
     let machine = fixture.export("machine", &square, &files);
     let table = fixture.described(&[&machine]);
-    assert_eq!([input(&table, "filter"), input(&table, "crop")], ["\"lanczos\"", "224"]);
+    assert_eq!([input(&table, "resize"), input(&table, "filter")], ["\"cover\"", "\"lanczos\""]);
     let added = fixture.json(&["model", "add", &machine]);
     assert_eq!(fixture.classify(added["name"].as_str().unwrap(), GREEN).0, "green", "the index is no part of the name");
 }
