@@ -3,9 +3,9 @@
 use std::sync::OnceLock;
 
 use clap::Parser as _;
-use imgcls::classify::Config;
 use imgcls::cli::{Cli, Command};
 use imgcls::model::{self, ModelPackage, Tensor};
+use imgcls::pile::Config;
 use libfuzzer_sys::Corpus;
 
 /// Decodes the input as it is, and with corrected checksums, because the decoder stops at the first wrong one.
@@ -55,7 +55,7 @@ fn set_up() -> &'static (Config, ModelPackage) {
         let Command::Classify(args) = Cli::parse_from(["imgcls", "classify", "--model", model, "x.jpg"]).command else {
             unreachable!("the command line names this command")
         };
-        let config = args.config();
+        let config = args.config().expect("a configuration");
         let package = ModelPackage::load(&config.model).expect("the model; scripts/setup installs it");
         (config, package)
     })

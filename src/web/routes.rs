@@ -41,7 +41,7 @@ pub(super) fn router(site: Arc<Site>, guard: Arc<RequestGuard>, auth: Arc<Auth>,
     let router = routes_of(OPERATIONS.iter())
         .merge(dialects::routes())
         .fallback(|request: Request| async move { Problem::no_such_page(request.uri().path()) })
-        .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
+        .method_not_allowed_fallback(dialects::other_method)
         .layer(middleware::from_fn_with_state(auth, auth::authenticate))
         .layer(middleware::from_fn_with_state(guard, http::guard));
     let router = match cors {

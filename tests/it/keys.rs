@@ -501,7 +501,8 @@ fn keys_are_never_in_the_log() {
     let data_dir = dir.path().join("data");
     let valid = create_key(&data_dir, "valid", "classify", &[]);
     let expired = create_key(&data_dir, "expired", "classify", &["--expires", "1ms"]);
-    let wrong = format!("{}0", &valid[..valid.len() - 1]);
+    let last = if valid.ends_with('0') { '1' } else { '0' };
+    let wrong = format!("{}{last}", &valid[..valid.len() - 1]);
     let port = free_port();
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let mut command = imgcls();

@@ -8,6 +8,8 @@ const USABLE_SHARE: f64 = 0.85;
 /// The margin for noise is this, or a tenth of the wait when that is less: a pause of the machine takes a larger share
 /// of a short wait.
 const NOISE: Duration = Duration::from_millis(250);
+/// A caller that waits less than this asks for its answer later, as one that does not wait at all.
+const SHORTEST_WAIT: Duration = Duration::from_millis(500);
 /// The longest `Retry-After`, in seconds.
 const MAX_RETRY_AFTER_SECONDS: f64 = 60.0;
 /// Jitter lengthens `Retry-After` by up to this share, so that refused clients do not return together.
@@ -39,6 +41,9 @@ pub(super) enum Decision {
 
 /// Decides on a caller that waits up to `max_wait` for its answer. Admits it while the expected wait is unknown.
 pub(super) fn decide(estimate: &Estimate, max_wait: Duration) -> Decision {
+    if max_wait < SHORTEST_WAIT {
+        return Decision::Admit;
+    }
     let usable = max_wait.mul_f64(USABLE_SHARE).saturating_sub(NOISE.min(max_wait / 10));
     match estimate.wait() {
         Some(expected_wait) if expected_wait > usable && estimate.jobs_ahead > 0 => Decision::Refuse { expected_wait },
@@ -83,6 +88,7 @@ mod tests {
     #[test]
     fn callers_are_admitted_when_idle_or_while_the_wait_is_unknown() {
         assert_eq!(decide(&estimate(0, 5_000), MS), Decision::Admit);
+        assert_eq!(decide(&estimate(1_000, 5_000), MS * 499), Decision::Admit, "it does not wait");
         let unknown = Estimate { jobs_ahead: u64::MAX, time_per_job: None };
         assert_eq!(decide(&unknown, MS), Decision::Admit);
     }

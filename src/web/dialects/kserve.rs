@@ -6,12 +6,10 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::post;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -24,10 +22,6 @@ use crate::web::site::Site;
 
 /// The only signature that a model has.
 const SIGNATURE: &str = "serving_default";
-
-pub(super) fn routes() -> Router<Arc<Site>> {
-    Router::new().route("/v1/models/{name}", post(predict))
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,7 +38,8 @@ struct Parameters {
     top_k: Option<i64>,
 }
 
-async fn predict(
+/// `POST /v1/models/{name}:predict`
+pub(super) async fn predict(
     State(site): State<Arc<Site>>,
     name: Result<Path<String>, PathRejection>,
     request: Request,

@@ -33,10 +33,13 @@ mod torchserve;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::http::Method;
 use axum::response::{IntoResponse as _, Response};
 
 pub(super) use self::sibling::prefix as sibling_prefix;
+use super::error::Problem;
 use super::site::Site;
 use super::submit::classify_form;
 
@@ -45,11 +48,24 @@ pub(super) fn routes() -> Router<Arc<Site>> {
     Router::new()
         .merge(hugging_face::routes())
         .merge(open_inference::routes())
-        .merge(kserve::routes())
         .merge(torchserve::routes())
         .merge(sagemaker::routes())
         .merge(photoprism::routes())
         .merge(replicate::routes())
+}
+
+/// A method that an address of the interface does not have. The address of KServe's first protocol is the name of a model
+/// with `:predict` behind it, which the router cannot tell from the name alone.
+pub(super) async fn other_method(
+    site: State<Arc<Site>>,
+    name: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Response {
+    let has_verb = name.as_ref().is_ok_and(|Path(name)| name.contains(':'));
+    if request.method() == Method::POST && has_verb && request.uri().path().starts_with("/v1/models/") {
+        return kserve::predict(site, name, request).await;
+    }
+    Problem::method_not_allowed().into_response()
 }
 
 /// `POST /`: the legacy form, and the two dialects whose clients can only be told apart by a header.
