@@ -9,7 +9,6 @@
 
 mod credentials;
 mod decide;
-mod held;
 mod known_keys;
 mod limits;
 mod need;
@@ -30,14 +29,13 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::decide::{Policy, Presented, Refusal};
-use self::held::HeldBody;
 use self::known_keys::KnownKeys;
 pub use self::limits::RateLimit;
 use self::limits::{Client, ClientLimits, Exceeded, Passed, Quota};
 use self::need::Need;
 pub(crate) use self::principal::Principal;
 use super::error::Problem;
-use super::http::{self, TlsFiles};
+use super::http::{self, HeldBody, TlsFiles};
 use super::metrics::METRICS;
 use crate::clock;
 use crate::config::{Backend, Names};

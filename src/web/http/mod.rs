@@ -2,12 +2,14 @@
 //!
 //! [`serve`] accepts connections, [`connections`] limits their number and decides which of them to close, [`idle`]
 //! tracks which ones wait for a request, [`tls`] does handshakes, and [`stream`] cuts off clients that do not read. [`guard`] runs before every
-//! handler: it checks the permit of the connection, the host and the origin ([`hosts`]).
+//! handler: it checks the permit of the connection, the host and the origin ([`hosts`]). [`held`] is the body of an answer
+//! that keeps a value until it is sent.
 
 mod connections;
 mod descriptors;
 mod drain;
 mod guard;
+mod held;
 mod hosts;
 mod idle;
 mod serve;
@@ -18,6 +20,7 @@ pub(super) use self::connections::Connections;
 pub(super) use self::descriptors::{max_connections, raise_limit};
 pub(super) use self::drain::drain_body;
 pub(super) use self::guard::{RequestGuard, client_address, guard};
+pub(super) use self::held::HeldBody;
 pub(super) use self::hosts::HostPolicy;
 pub use self::serve::listen;
 pub(super) use self::serve::{ServeRules, serve};

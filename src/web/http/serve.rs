@@ -2,15 +2,11 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use bytes::Bytes;
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper::{Request, Response};
@@ -23,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connections::{ConnectionPermit, Connections};
 use super::guard::Client;
+use super::held::HeldBody;
 use super::idle::IdleTracker;
 use super::stream::ClientStream;
 use super::tls::{Socket, Tls};
@@ -174,7 +171,7 @@ fn answer(
     router: &TowerToHyperService<Router>,
     client: &Client,
     mut request: Request<Incoming>,
-) -> impl Future<Output = Result<Response<BusyBody>, Infallible>> + use<> {
+) -> impl Future<Output = Result<Response<HeldBody<Busy>>, Infallible>> + use<> {
     let idle = Arc::clone(&client.permit.idle);
     let is_begun = idle.begin_request();
     request.extensions_mut().insert(client.clone());
@@ -183,7 +180,7 @@ fn answer(
         // The connection was asked to close just now: its task drops this future.
         let Some((busy, answer)) = answer else { return std::future::pending().await };
         let response = answer.await?;
-        Ok(response.map(|body| BusyBody { body, _busy: busy }))
+        Ok(response.map(|body| HeldBody::new(body, busy)))
     }
 }
 
@@ -193,31 +190,5 @@ struct Busy(Arc<IdleTracker>);
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.end_request();
-    }
-}
-
-/// The body of an answer. Dropping it, which happens once it is written, ends the request.
-struct BusyBody {
-    body: Body,
-    _busy: Busy,
-}
-
-impl hyper::body::Body for BusyBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

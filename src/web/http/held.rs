@@ -1,4 +1,4 @@
-//! The body of an answer that keeps its request counted as open until it is sent.
+//! The body of an answer that keeps a value until it is sent: its request or its connection counts as busy until then.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,21 +7,19 @@ use axum::body::Body;
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 
-use super::limits::Passed;
-
-/// A body that holds the permit of its request.
-pub(super) struct HeldBody {
+/// A body that holds a value, such as a permit, until it is dropped, which happens once it is written.
+pub(in crate::web) struct HeldBody<T> {
     body: Body,
-    _passed: Passed,
+    _held: T,
 }
 
-impl HeldBody {
-    pub(super) fn new(body: Body, passed: Passed) -> HeldBody {
-        HeldBody { body, _passed: passed }
+impl<T> HeldBody<T> {
+    pub(in crate::web) fn new(body: Body, held: T) -> HeldBody<T> {
+        HeldBody { body, _held: held }
     }
 }
 
-impl hyper::body::Body for HeldBody {
+impl<T: Unpin> hyper::body::Body for HeldBody<T> {
     type Data = Bytes;
     type Error = axum::Error;
 
