@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, Sleep};
@@ -131,14 +132,35 @@ impl<'a> BodyReader<'a> {
         problem
     }
 
-    /// Call it when a client that asked before sending (`Expect: 100-continue`) is refused: it will send nothing.
-    pub(super) fn expect_nothing(&mut self) {
-        self.has_ended = true;
+    /// Returns the number of bytes to expect, decompressed. It is only an upper bound.
+    ///
+    /// # Errors
+    /// 413 if the client announces more than the limit.
+    pub(super) fn expected_bytes(&mut self, headers: &HeaderMap) -> Result<u64, Problem> {
+        let announced = content_length(headers);
+        if announced.is_some_and(|bytes| bytes > self.max_bytes) {
+            // A client that asked before sending will send nothing.
+            self.has_ended |= headers.contains_key(header::EXPECT);
+            return Err(Problem::too_large(self.rules.max_upload_bytes));
+        }
+        Ok(announced.filter(|_| self.gunzip.is_none()).unwrap_or(self.max_bytes))
+    }
+
+    /// Ends the reading. After a refusal the rest of the body is read, within bounds. Returns what was received, and its
+    /// memory.
+    pub(super) async fn end<T>(self, received: Result<T, Problem>) -> Result<(T, Reservation), Problem> {
+        match received {
+            Ok(received) => Ok((received, self.into_reservation())),
+            Err(problem) => {
+                self.drain().await;
+                Err(problem)
+            }
+        }
     }
 
     /// Releases the memory of a refused upload and reads the rest of its body, up to twice the limit, so that the
     /// client reads the answer.
-    pub(super) async fn drain(mut self) {
+    async fn drain(mut self) {
         drop(self.reservation);
         if !self.has_ended {
             drain_body(&mut self.body, (2 * self.max_bytes).saturating_sub(self.received_bytes)).await;
@@ -146,10 +168,14 @@ impl<'a> BodyReader<'a> {
     }
 
     /// Keeps the memory of an upload that has arrived completely. Other uploads cannot claim it any more.
-    pub(super) fn into_reservation(mut self) -> Reservation {
+    fn into_reservation(mut self) -> Reservation {
         self.reservation.complete();
         self.reservation
     }
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Waits until `time`. Arms the timer again only when it fires before that.

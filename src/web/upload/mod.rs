@@ -114,30 +114,19 @@ async fn receive_images(request: Request, rules: &UploadRules, images: Images) -
         (Format::Raw, _) => rules.max_upload_bytes,
     };
     let mut reader = BodyReader::new(body, rules, max_bytes, is_gzip);
-    let announced = content_length(&parts.headers);
-    let received = if announced.is_some_and(|bytes| bytes > max_bytes) {
-        if parts.headers.contains_key(header::EXPECT) {
-            reader.expect_nothing();
-        }
-        Err(Problem::too_large(rules.max_upload_bytes))
-    } else {
-        let expected = announced.filter(|_| !is_gzip).unwrap_or(max_bytes);
-        match format {
+    let received = match reader.expected_bytes(&parts.headers) {
+        Err(problem) => Err(problem),
+        Ok(expected) => match format {
             Format::Form { boundary } => {
                 let expected = expected.min(rules.max_upload_bytes);
                 receive_form(&mut reader, &boundary, expected, images).await.map(Contents::from)
             }
             Format::Json => receive_json(&mut reader, expected).await.map(Contents::from),
             Format::Raw => receive_raw(&mut reader, &parts, expected).await.map(Contents::from),
-        }
+        },
     };
-    match received {
-        Ok(contents) => Ok(contents.with_memory(reader.into_reservation())),
-        Err(problem) => {
-            reader.drain().await;
-            Err(problem)
-        }
-    }
+    let (contents, reservation) = reader.end(received).await?;
+    Ok(contents.with_memory(reservation))
 }
 
 /// The contents of a body that has arrived completely.
@@ -205,10 +194,6 @@ async fn receive_raw(
         Some(content_type) => Ok(ReceivedImage { bytes, content_type, filename, field: String::new() }),
         None => Err(unsupported(&bytes, "", &content_type(&parts.headers))),
     }
-}
-
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 fn content_type(headers: &HeaderMap) -> String {

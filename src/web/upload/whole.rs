@@ -1,13 +1,12 @@
 //! A body that is read whole, whatever it contains, and images that arrived inside of one.
 
 use axum::extract::Request;
-use axum::http::header;
 use bytes::Bytes;
 
 use super::body::BodyReader;
 use super::image::ImageBuffer;
 use super::unsupported::unsupported;
-use super::{Upload, UploadRules, content_length, is_gzip};
+use super::{Upload, UploadRules, is_gzip};
 use crate::model;
 use crate::web::budget::Reservation;
 use crate::web::error::Problem;
@@ -34,22 +33,12 @@ impl WholeBody {
         let (parts, body) = request.into_parts();
         let is_gzip = is_gzip(&parts.headers)?;
         let mut reader = BodyReader::new(body, rules, max_bytes, is_gzip);
-        let announced = content_length(&parts.headers);
-        let received = if announced.is_some_and(|bytes| bytes > max_bytes) {
-            if parts.headers.contains_key(header::EXPECT) {
-                reader.expect_nothing();
-            }
-            Err(Problem::too_large(rules.max_upload_bytes))
-        } else {
-            read(&mut reader, announced.filter(|_| !is_gzip).unwrap_or(max_bytes)).await
+        let received = match reader.expected_bytes(&parts.headers) {
+            Ok(expected) => read(&mut reader, expected).await,
+            Err(problem) => Err(problem),
         };
-        match received {
-            Ok(bytes) => Ok(WholeBody { bytes, _reservation: reader.into_reservation() }),
-            Err(problem) => {
-                reader.drain().await;
-                Err(problem)
-            }
-        }
+        let (bytes, reservation) = reader.end(received).await?;
+        Ok(WholeBody { bytes, _reservation: reservation })
     }
 }
 
