@@ -271,8 +271,9 @@ fn deleted_job_stays_deleted() {
     let cancelled = request(other, "DELETE", &path, &[("X-Request-Id", "delete-1")], b"").unwrap();
     assert_eq!((cancelled.status, &cancelled.json()["status"]), (200, &json!("cancelled")), "{}", cancelled.text());
     assert_eq!(cancelled.header("x-request-id"), Some("delete-1"));
-    let log = service.web.log();
-    let line = log.lines().find(|line| line.contains("by its client")).expect("a line about the deletion");
+    let line = until("a line about the deletion", || {
+        service.web.log().lines().find(|line| line.contains("by its client")).map(str::to_owned)
+    });
     assert!(line.contains("delete-1") && line.contains(&waiting), "{line}");
     assert_gone(&path);
 

@@ -91,7 +91,9 @@ fn lowered_limit_is_learned() {
         let answer = service.request("POST", "/v1/classify", &[], &test_image("rocket.jpg"));
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
-    assert_eq!(service.web.log().matches("the message limit of the queue was lowered").count(), 1);
+    let line = "the message limit of the queue was lowered";
+    service.web.wait_for_log(line);
+    assert_eq!(service.web.log().matches(line).count(), 1);
 }
 
 #[test]

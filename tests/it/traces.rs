@@ -55,7 +55,7 @@ fn log_line_of_a_job_names_its_trace_without_a_collector() {
     broken.truncate(broken.len() / 4);
     let answer = service.request("POST", "/v1/classify", &headers, &broken);
     assert_eq!(answer.status, 422, "{}", answer.text());
-    assert!(service.workers[0].log().contains(&format!("trace_id={TRACE}")), "{}", service.workers[0].log());
+    service.workers[0].wait_for_log(&format!("trace_id={TRACE}"));
 }
 
 #[test]
