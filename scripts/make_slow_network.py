@@ -61,7 +61,7 @@ def network(layers: int) -> object:
         x = convolution(number, x, CHANNELS, 1, SIZE // STRIDE)
     weight = random.standard_normal((CLASSES, CHANNELS)).astype(np.float32)
     net.classifier(x, weight, np.zeros(CLASSES, np.float32))
-    return net.model("slow", classes=CLASSES, size=SIZE)
+    return net.model("slow", classes=CLASSES, features=CHANNELS, size=SIZE)
 
 
 if __name__ == "__main__":
