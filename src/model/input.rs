@@ -141,9 +141,10 @@ impl Filter {
     }
 
     /// Reports whether the image may be decoded at a fraction of its size. Nearest and OpenCV's bilinear depend on single
-    /// pixels, which must not be averaged before, and the pixels of a box are those inside a sharp edge.
+    /// pixels, which must not be averaged before, and the pixels of a box are those inside a sharp edge. With Hamming the
+    /// first class of too many images differs.
     pub(super) fn allows_reduction(self) -> bool {
-        !matches!(self, Filter::Nearest | Filter::Box | Filter::OpencvBilinear)
+        !matches!(self, Filter::Nearest | Filter::Box | Filter::Hamming | Filter::OpencvBilinear)
     }
 }
 
