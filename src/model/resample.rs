@@ -3,8 +3,9 @@
 //! ways that read single pixels are computed here: `nearest` as Pillow, and bilinear as OpenCV. Only pixels that the
 //! model's input shows are computed, so an image of 1 × 3000 costs no more than another.
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::{U8, U8x3, U8x4};
+use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 
 use super::crop::{CropRect, PixelRect};
 use super::input::{Filter, Passes, Resize};
@@ -119,21 +120,32 @@ fn pass(
     target: &mut Vec<u8>,
     (width, height): (usize, usize),
 ) {
-    let pixel_type = match channels {
-        1 => PixelType::U8,
-        3 => PixelType::U8x3,
-        _ => PixelType::U8x4,
-    };
     target.resize(width * height * channels, 0);
-    let source = ImageRef::new(source.width as u32, source.height as u32, source.data, pixel_type)
-        .expect("the source has width × height × channels bytes; this is a bug");
-    let mut target = Image::from_slice_u8(width as u32, height as u32, target, pixel_type)
-        .expect("the buffer has width × height × channels bytes; this is a bug");
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Convolution(filter))
         .crop(across.start, down.start, across.length, down.length)
         .use_alpha(false);
-    resizer.resize(&source, &mut target, &options).expect("the crop lies inside the image; this is a bug");
+    let size = (width, height);
+    // The types are named, because `Resizer::resize` would bring the code for thirteen of them: 6 MB.
+    match channels {
+        1 => resize::<U8>(resizer, source, target, size, &options),
+        3 => resize::<U8x3>(resizer, source, target, size, &options),
+        _ => resize::<U8x4>(resizer, source, target, size, &options),
+    }
+}
+
+fn resize<Pixel: PixelTrait>(
+    resizer: &mut Resizer,
+    source: &Plane,
+    target: &mut [u8],
+    (width, height): (usize, usize),
+    options: &ResizeOptions,
+) {
+    let source = TypedImageRef::<Pixel>::from_buffer(source.width as u32, source.height as u32, source.data)
+        .expect("the source has width × height × channels bytes; this is a bug");
+    let mut target = TypedImage::<Pixel>::from_buffer(width as u32, height as u32, target)
+        .expect("the buffer has width × height × channels bytes; this is a bug");
+    resizer.resize_typed(&source, &mut target, options).expect("the crop lies inside the image; this is a bug");
 }
 
 /// Appends the visible pixels, row by row, to an empty buffer.
