@@ -1,5 +1,6 @@
 //! `imgcls loadgen` as a command, against a scripted server that speaks the documented HTTP API.
 
+mod modes;
 mod scripted;
 
 use std::fs;
@@ -150,7 +151,8 @@ fn json_report_keys_are_stable() {
     assert_eq!(
         names(&report),
         "accuracy api arrivals concurrency failures generator hints images_per_second intended_rate_per_second \
-         interrupted latency_histogram latency_ms loop requests seed server_timings_ms thresholds url wall_seconds"
+         interrupted latency_histogram latency_ms latency_percentiles loop requests seed server_timings_ms thresholds \
+         timeline url wall_seconds"
     );
     assert_eq!(names(&report["requests"]), "abandoned connections failed ok planned polls retried started");
     assert_eq!(names(&report["latency_ms"]), "count max mean min p50 p90 p99 p99_9");

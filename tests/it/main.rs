@@ -18,6 +18,7 @@ mod harness;
 mod heif_file;
 mod http_server;
 mod image_files;
+mod json_schema;
 mod labelled;
 mod onnx_graph;
 mod rust_tokens;
