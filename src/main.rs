@@ -235,7 +235,7 @@ fn code_of(is_done: bool) -> ExitCode {
 /// The backend of a tier, which is the first line of its log.
 fn logged_backend(shared: &SharedArgs, settings: &Document, tier: &str) -> Backend {
     let (backend, said_by) = shared.backend(settings);
-    tracing::info!(?backend, said_by, "{tier}");
+    tracing::info!(%backend, said_by, "{tier}");
     backend
 }
 
