@@ -85,6 +85,7 @@ mod serve;
 mod settings;
 mod shared_replies;
 mod simulate;
+mod status;
 mod store_conformance;
 mod storm;
 mod tiff;
