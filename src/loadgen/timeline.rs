@@ -23,7 +23,7 @@ pub(super) struct Timeline {
     slots: Vec<Slot>,
 }
 
-/// What ended in a part of the run.
+/// The requests that ended in a part of the run.
 #[derive(Debug, Clone)]
 pub(super) struct Slot {
     pub ok: u64,

@@ -82,7 +82,7 @@ pub async fn watch(config: Config, count: Option<u64>, shutdown: CancellationTok
         earlier = reading;
         shown += 1;
     }
-    screen.close()
+    Ok(())
 }
 
 impl Sources {

@@ -35,7 +35,7 @@ pub struct Service {
     pub is_ready: bool,
     /// `ready`, or why it is not.
     pub state: String,
-    /// What operators should know although it is ready.
+    /// Faults that operators should know of although it is ready.
     pub warnings: Vec<String>,
     /// The version of its program.
     pub version: Option<String>,
@@ -54,7 +54,7 @@ pub struct Workers {
     pub resident_bytes: Option<u64>,
 }
 
-/// What happened between two readings.
+/// The changes between two readings.
 #[derive(Debug, Clone, Serialize)]
 pub struct Throughput {
     /// The time between the readings.

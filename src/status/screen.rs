@@ -49,9 +49,15 @@ impl Screen {
         }
         print(&text)
     }
+}
 
-    pub(super) fn close(self) -> anyhow::Result<()> {
-        if self.is_terminal { print(CLOSE) } else { Ok(()) }
+impl Drop for Screen {
+    /// Shows what the terminal showed before, also after an error.
+    fn drop(&mut self) {
+        if self.is_terminal {
+            // Output that is gone needs no screen.
+            let _ = output::print(CLOSE);
+        }
     }
 }
 

@@ -17,7 +17,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Metrics take some tens of kilobytes.
 const MAX_ANSWER_BYTES: usize = 8 << 20;
 
-/// What a web tier answered.
+/// The answers of a web tier.
 #[derive(Debug, Clone)]
 pub(super) struct Reading {
     at: Instant,

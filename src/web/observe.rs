@@ -58,7 +58,7 @@ pub(super) async fn observe(State(access_log): State<AccessLog>, mut request: Re
     response
 }
 
-/// Whether each request is a line of the log.
+/// True if each request is a line of the log.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AccessLog(pub(super) bool);
 

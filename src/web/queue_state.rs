@@ -18,7 +18,7 @@ const UNSEEN_WARNING: Duration = Duration::from_secs(10);
 /// values are minutes old in any case.
 const BILLED_DETAILS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What was read last.
+/// The last readings, and the signs of workers.
 pub(super) struct QueueState {
     interval: Duration,
     details_interval: Duration,

@@ -1,5 +1,5 @@
-//! What log lines contain: fields with types, requests if that is asked for, and nothing that damaged images would fill a
-//! disk with.
+//! The content of log lines: fields with types, requests if that is asked for, and nothing that damaged images would fill
+//! a disk with.
 
 use std::fs;
 use std::path::Path;

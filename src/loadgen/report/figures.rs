@@ -43,7 +43,7 @@ pub(crate) struct Report {
     /// More percentiles of the same, as far as the number of answers allows.
     pub latency_percentiles: Vec<Percentile>,
     pub latency_histogram: Vec<HistogramRow>,
-    /// What ended in each second; in a long run in each longer part.
+    /// The requests that ended in each second; in a long run in each longer part.
     pub timeline: Vec<TimelineRow>,
     /// Means of the timings in the answers.
     pub server_timings_ms: Option<TimingsMs>,
