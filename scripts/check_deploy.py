@@ -17,6 +17,7 @@ KUSTOMIZE_KINDS = ("Kustomization", "Component")
 
 
 def documents(path: pathlib.Path) -> list:
+    """Read the documents of a file, without empty ones."""
     with path.open() as file:
         return [document for document in yaml.safe_load_all(file) if document is not None]
 
@@ -32,6 +33,7 @@ def kustomization_faults(path: pathlib.Path, document: dict) -> list[str]:
 
 
 def manifest_faults(path: pathlib.Path, document: dict, version: str) -> list[str]:
+    """Check one document against the schema of its kind."""
     kind = document.get("kind", "")
     if kind in KUSTOMIZE_KINDS:
         return kustomization_faults(path, document)
@@ -46,6 +48,7 @@ def manifest_faults(path: pathlib.Path, document: dict, version: str) -> list[st
 
 
 def compose_faults(path: pathlib.Path) -> list[str]:
+    """Check that services and volumes of the Compose file that are named exist."""
     (document,) = documents(path)
     services = document["services"]
     faults = []
@@ -61,6 +64,7 @@ def compose_faults(path: pathlib.Path) -> list[str]:
 
 
 def main() -> int:
+    """Check everything, and print the faults."""
     version = kubernetes_validate.latest_version()
     faults = []
     count = 0
