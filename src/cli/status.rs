@@ -26,7 +26,7 @@ pub struct StatusArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  imgcls top\n  imgcls top --interval 5s --data-dir /var/lib/imgcls\n\
+#[command(after_help = "Examples:\n  imgcls top\n  imgcls top --refresh 5s --data-dir /var/lib/imgcls\n\
     Output that is not a terminal gets the reports one after the other.")]
 pub struct TopArgs {
     #[command(flatten)]
@@ -49,8 +49,8 @@ pub struct StatusServiceArgs {
     #[arg(long, env = "IMGCLS_KEY", hide_env_values = true)]
     pub key: Option<String>,
     /// Time between two readings, over which rates are measured
-    #[arg(long, env = "IMGCLS_INTERVAL", default_value = "2s", value_parser = positive_duration)]
-    pub interval: Duration,
+    #[arg(long, env = "IMGCLS_REFRESH", default_value = "2s", value_parser = positive_duration)]
+    pub refresh: Duration,
 }
 
 impl StatusServiceArgs {
@@ -59,7 +59,7 @@ impl StatusServiceArgs {
         status::Config {
             url: (is_named || backend.data_dir().is_some()).then(|| self.url.clone()),
             key: self.key.clone(),
-            interval: self.interval,
+            interval: self.refresh,
             backend,
             names,
         }

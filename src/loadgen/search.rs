@@ -1,8 +1,8 @@
 //! The highest rate that keeps conditions, such as `p99<500ms`.
 //!
 //! Each trial is an open loop at one rate. [`Bisection`] chooses the rates: it doubles or halves until one rate passes and
-//! a higher one fails, and then takes the middle between them. A single trial can pass by luck, so the rate that is
-//! reported has passed a second, longer trial with other arrivals.
+//! a higher one fails, and then takes the middle between them. A trial ends at the first request that fails. A single
+//! trial can pass by luck, so the rate that is reported has passed a second, longer trial with other arrivals.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::{Client, Target};
 use super::config::Config;
-use super::dialect::Prepared;
-use super::driver::{self, Load, Pace, RunResult, Size};
+use super::dialect::{Answer, Prepared};
+use super::driver::{self, Load, Observer, Pace, RunResult, Size};
 use super::expect::Expectations;
-use super::progress::Silent;
+use super::failure::Failure;
 use super::report::{Report, SearchReport, TrialReport};
 use crate::telemetry;
 use crate::workload::Arrivals;
@@ -62,7 +62,7 @@ impl Bisection {
     /// The search ends when the two rates are this close.
     const PRECISION: f64 = 1.05;
     const MAX_TRIALS: u32 = 24;
-    const LOWEST: f64 = 0.05;
+    const LOWEST: f64 = 0.2;
     const HIGHEST: f64 = 1e6;
 
     fn new(first: f64) -> Bisection {
@@ -104,6 +104,17 @@ impl Bisection {
             (None, Some(failed)) => failed / 2.0,
             (None, None) => self.next,
         };
+    }
+}
+
+/// Ends a trial at its first failure, which decides it.
+struct UntilFailure(CancellationToken);
+
+impl Observer for UntilFailure {
+    fn answered(&self, _name: &str, _answer: &Answer<'_>) {}
+
+    fn failed(&self, _name: &str, _failure: &Failure) {
+        self.0.cancel();
     }
 }
 
@@ -200,7 +211,7 @@ impl Search<'_> {
             seconds: length.as_secs_f64(),
             ok,
             failed,
-            cut_off: result.interrupted,
+            cut_off: result.interrupted && failed == 0,
             late: result.measurement.lag.late,
             p50_ms: report.latency_ms.as_ref().map(|latency| latency.p50),
             p99_ms: report.latency_ms.as_ref().map(|latency| latency.p99),
@@ -216,8 +227,10 @@ impl Search<'_> {
     }
 
     async fn drive(&self, size: Size, pace: Pace, stop: &CancellationToken) -> RunResult {
-        let load = Load::new(self.images.clone(), Expectations::default(), Box::new(Silent));
-        driver::drive(&load, self.target, Client::new(Arc::clone(self.target), 0), size, pace, stop).await
+        let stop = stop.child_token();
+        let observer = Box::new(UntilFailure(stop.clone()));
+        let load = Load::new(self.images.clone(), Expectations::default(), observer);
+        driver::drive(&load, self.target, Client::new(Arc::clone(self.target), 0), size, pace, &stop).await
     }
 
     fn say(&self, trial: &TrialReport) {

@@ -100,7 +100,7 @@ impl Sources {
         Ok(Sources { config, transport, data })
     }
 
-    /// `None` without an address.
+    /// Asks the web tier, if there is an address.
     async fn service(&self) -> Option<service::Reading> {
         let url = self.config.url.as_ref()?;
         Some(service::read(url, self.config.key.as_deref()).await)

@@ -166,7 +166,7 @@ impl Families {
 /// The metrics that every program has, under the names that Prometheus' client libraries give them.
 struct ProcessMetrics {
     cpu_seconds: Counter,
-    /// `None` where the system has no `/proc`.
+    /// `None` if the system has no `/proc`.
     from_proc: Option<ProcMetrics>,
 }
 

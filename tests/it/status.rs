@@ -30,7 +30,7 @@ fn status_shows_service_workers_queues_disk_and_errors() {
     let url = format!("http://{address}");
     let command = |name: &str| {
         let mut command = imgcls();
-        command.args([name, "--url", &url, "--interval", "100ms", "--data-dir"]).arg(dir.path().join("data"));
+        command.args([name, "--url", &url, "--refresh", "100ms", "--data-dir"]).arg(dir.path().join("data"));
         command
     };
     let report: Value = until("the report of the worker", || {
