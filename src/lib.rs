@@ -53,6 +53,7 @@
 //! - [`pile`]: classifies any number of images from any source, and writes a table of them.
 //! - [`queue_command`]: shows depths and dead letters, sends dead letters again and purges queues.
 //! - [`simulate`]: runs scaling policies on a virtual clock, and reports latency and cost.
+//! - [`status`]: shows the state of a service, once or live.
 //! - [`tune`]: finds the fastest settings of the model on this machine.
 //! - [`up`]: runs a whole service on this machine.
 //!
@@ -99,6 +100,7 @@ pub mod model_command;
 pub mod pile;
 pub mod queue_command;
 pub mod simulate;
+pub mod status;
 pub mod tune;
 pub mod up;
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use imgcls::cli::{
     ArrivalArgs, AutoscaleArgs, ClassifyArgs, Cli, Command, ConfigCommand, DataArgs, Invocation, KeysArgs, ModelGroup,
-    ProvisionArgs, QueueArgs, ServeWebArgs, SettingsError, SharedArgs, UpArgs, UsageError, WorkerArgs,
+    ProvisionArgs, QueueArgs, ServeWebArgs, SettingsError, SharedArgs, StatusArgs, TopArgs, UpArgs, UsageError,
+    WorkerArgs,
 };
 use imgcls::config::{Backend, Document, Machines, Names};
 use imgcls::model::TunedChoice;
@@ -16,7 +17,7 @@ use imgcls::telemetry::output;
 use imgcls::workload::Trace;
 use imgcls::{
     autoscaler, data, eval, fit, keys_command, loadgen, model, model_command, model_sync, names, pile, provision,
-    queue_command, shutdown, simulate, telemetry, tune, up, web, worker,
+    queue_command, retention, shutdown, simulate, status, telemetry, tune, up, web, worker,
 };
 use tokio::runtime::Runtime;
 
@@ -60,6 +61,8 @@ fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
         Command::ServeWeb(args) => run_web(&args, &settings),
         Command::Worker(args) => run_worker(&args, &settings),
         Command::Autoscale(args) => run_autoscale(&args, &settings),
+        Command::Status(args) => run_status(&args, &settings),
+        Command::Top(args) => run_top(&args, &settings),
         Command::Queue(args) => run_queue(&args, &settings),
         Command::Data(args) => run_data(&args, &settings),
         Command::Keys(args) => run_keys(&args, &settings),
@@ -167,10 +170,28 @@ fn run_autoscale(args: &AutoscaleArgs, settings: &Document) -> anyhow::Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
+fn run_status(args: &StatusArgs, settings: &Document) -> anyhow::Result<ExitCode> {
+    let is_ready = block_on(one_thread()?, async {
+        let backend = backend_of_operator(&args.shared, settings);
+        let names = names::resolve(args.shared.names(), &backend).await?;
+        Box::pin(status::run(args.service.config(backend, names), args.output.json, on_signals()?)).await
+    })?;
+    Ok(code_of(is_ready))
+}
+
+fn run_top(args: &TopArgs, settings: &Document) -> anyhow::Result<ExitCode> {
+    block_on(one_thread()?, async {
+        let backend = backend_of_operator(&args.shared, settings);
+        let names = names::resolve(args.shared.names(), &backend).await?;
+        Box::pin(status::watch(args.service.config(backend, names), args.count, on_signals()?)).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn run_queue(args: &QueueArgs, settings: &Document) -> anyhow::Result<ExitCode> {
     let is_done = block_on(one_thread()?, async {
         let shared = args.command.shared();
-        let (backend, _) = shared.backend(settings);
+        let backend = backend_of_operator(shared, settings);
         let names = names::resolve(shared.names(), &backend).await?;
         queue_command::run(args.config(backend, names), on_signals()?).await
     })?;
@@ -228,6 +249,18 @@ fn trace(arrivals: &ArrivalArgs, command: &'static str) -> anyhow::Result<Option
     arrivals.trace_file(command)?.map(loadgen::read_trace).transpose()
 }
 
+/// The backend of a command for operators. A variable may have selected AWS while the service that they mean runs here.
+fn backend_of_operator(shared: &SharedArgs, settings: &Document) -> Backend {
+    let (backend, selected_by) = shared.backend(settings);
+    if backend.aws().is_some() && selected_by.starts_with("AWS_") && retention::is_served(&shared.data_dir) {
+        telemetry::stderr_line(&format!(
+            "imgcls: {selected_by} selects AWS; a local service runs on {}, which --backend local reaches",
+            shared.data_dir.display()
+        ));
+    }
+    backend
+}
+
 fn code_of(is_done: bool) -> ExitCode {
     if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -235,7 +268,7 @@ fn code_of(is_done: bool) -> ExitCode {
 /// The backend of a tier, which is the first line of its log.
 fn logged_backend(shared: &SharedArgs, settings: &Document, tier: &str) -> Backend {
     let (backend, said_by) = shared.backend(settings);
-    tracing::info!(?backend, said_by, "{tier}");
+    tracing::info!(%backend, said_by, "{tier}");
     backend
 }
 

@@ -53,7 +53,7 @@ pub struct Workers {
 /// If the data directory cannot be used, or a tier fails; the other tier has drained by then.
 pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
-    tracing::info!(backend = ?config.web.backend, %address, "up");
+    tracing::info!(backend = %config.web.backend, %address, "up");
 
     let (ready, workers_ready) = watch::channel(0);
     let give_up = CancellationToken::new();
@@ -128,7 +128,7 @@ pub async fn serve_web(
 /// # Errors
 /// As [`run`].
 pub async fn run_workers(workers: Workers, shutdown: CancellationToken) -> anyhow::Result<()> {
-    tracing::info!(backend = ?workers.backend, "autoscale");
+    tracing::info!(backend = %workers.backend, "autoscale");
     let fleet = Fleet::open(workers, watch::channel(0).0, CancellationToken::new()).await?;
     fleet.run(shutdown).await
 }

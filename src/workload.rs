@@ -32,6 +32,8 @@ pub enum Arrivals {
     Day(Day),
     /// Recorded arrivals.
     Trace(Trace),
+    /// A Poisson process whose rate follows stages, one after the other.
+    Stages(Stages),
 }
 
 /// A burst rate for a while, then another rate.
@@ -56,6 +58,23 @@ pub struct Day {
     pub length: Duration,
 }
 
+/// A time in which the rate goes from one value to another in a straight line.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Stage {
+    /// How long it lasts.
+    pub length: Duration,
+    /// The rate at its beginning.
+    pub from: f64,
+    /// The rate at its end; equal to `from` if the rate does not change.
+    pub to: f64,
+}
+
+/// Stages, one after the other. The arrivals end with the last.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stages {
+    pieces: Arc<[Piece]>,
+}
+
 /// Recorded arrivals, sorted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trace {
@@ -71,6 +90,7 @@ impl Arrivals {
             Arrivals::Burst(_) => "burst",
             Arrivals::Day(_) => "day",
             Arrivals::Trace(_) => "trace",
+            Arrivals::Stages(_) => "stages",
         }
     }
 
@@ -78,7 +98,7 @@ impl Arrivals {
     pub fn rate(&self) -> Option<f64> {
         match self {
             Arrivals::Constant { rate } | Arrivals::Poisson { rate } | Arrivals::Day(Day { rate, .. }) => Some(*rate),
-            Arrivals::Burst(_) | Arrivals::Trace(_) => None,
+            Arrivals::Burst(_) | Arrivals::Trace(_) | Arrivals::Stages(_) => None,
         }
     }
 
@@ -87,7 +107,7 @@ impl Arrivals {
         match self {
             Arrivals::Constant { .. } | Arrivals::Poisson { .. } | Arrivals::Day(_) => false,
             Arrivals::Burst(bursts) => bursts.every.is_none() && bursts.rate <= 0.0,
-            Arrivals::Trace(_) => true,
+            Arrivals::Trace(_) | Arrivals::Stages(_) => true,
         }
     }
 
@@ -116,6 +136,7 @@ impl Arrivals {
 }
 
 /// An interval of constant rate.
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Piece {
     rate: f64,
     ends_at_seconds: f64,
@@ -144,6 +165,39 @@ impl Day {
             rate: self.rate * (1.0 - Self::AMPLITUDE * (TAU * time_of_day).cos()),
             ends_at_seconds: (number + 1) as f64 * self.length.as_secs_f64() / Self::PIECES as f64,
         }
+    }
+}
+
+impl Stages {
+    /// Pieces of a stage whose rate changes.
+    const PIECES: u32 = 100;
+
+    /// The rates are finite and not negative.
+    pub fn new(stages: &[Stage]) -> Stages {
+        let mut pieces = Vec::new();
+        let mut begins = 0.0;
+        for Stage { length, from, to } in stages {
+            let count = if from.to_bits() == to.to_bits() { 1 } else { Self::PIECES };
+            let seconds = length.as_secs_f64();
+            pieces.extend((0..count).map(|number| Piece {
+                rate: from + (to - from) * (f64::from(number) + 0.5) / f64::from(count),
+                ends_at_seconds: begins + seconds * f64::from(number + 1) / f64::from(count),
+            }));
+            begins += seconds;
+        }
+        Stages { pieces: pieces.into() }
+    }
+
+    /// The length of all stages.
+    pub fn length(&self) -> Duration {
+        Duration::try_from_secs_f64(self.pieces.last().map_or(0.0, |piece| piece.ends_at_seconds))
+            .unwrap_or(Duration::MAX)
+    }
+
+    /// No request starts after the last stage.
+    fn piece(&self, number: u64) -> Piece {
+        let piece = usize::try_from(number).ok().and_then(|number| self.pieces.get(number)).copied();
+        piece.unwrap_or(Piece { rate: 0.0, ends_at_seconds: f64::MAX })
     }
 }
 
@@ -249,6 +303,10 @@ impl Iterator for Offsets {
             Arrivals::Poisson { rate } => self.seconds + self.gap() / rate,
             Arrivals::Burst(bursts) => self.next_in_pieces(|number| bursts.piece(number))?,
             Arrivals::Day(day) => self.next_in_pieces(|number| day.piece(number))?,
+            Arrivals::Stages(ref stages) => {
+                let stages = stages.clone();
+                self.next_in_pieces(|number| stages.piece(number))?
+            }
             Arrivals::Trace(ref trace) => {
                 let offset = *trace.offsets.get(usize::try_from(self.count).ok()?)?;
                 self.count += 1;
@@ -335,6 +393,20 @@ mod tests {
             Arrivals::Day(day).count_within(u64::MAX, Duration::from_secs(475), 5),
             count(&offsets, 0.0, 475.0) as u64
         );
+    }
+
+    #[test]
+    fn stages_follow_each_other_and_ramps_rise_in_a_line() {
+        let stage = |seconds, from, to| Stage { length: Duration::from_secs(seconds), from, to };
+        let stages = Stages::new(&[stage(100, 10.0, 10.0), stage(100, 0.0, 0.0), stage(100, 0.0, 200.0)]);
+        assert_eq!(stages.length(), Duration::from_secs(300));
+        let arrivals = Arrivals::Stages(stages);
+        let offsets = seconds(&arrivals, 7, 1_000_000);
+        assert!(arrivals.is_finite() && offsets.is_sorted() && offsets.iter().all(|at| *at < 300.0));
+        assert!((count(&offsets, 0.0, 100.0) / 1_000.0 - 1.0).abs() < 0.2);
+        assert!(count(&offsets, 100.0, 200.0) < 0.5);
+        assert!((count(&offsets, 200.0, 250.0) / 2_500.0 - 1.0).abs() < 0.1);
+        assert!((count(&offsets, 250.0, 300.0) / 7_500.0 - 1.0).abs() < 0.1);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod aws;
 mod depth;
+mod metrics;
 mod pool;
 mod process;
 mod service_time;

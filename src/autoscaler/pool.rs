@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use super::metrics::METRICS;
 use super::process::{Process, WorkerCommand};
 use super::service_time::ServiceTime;
 use crate::retry::Schedule;
@@ -119,6 +120,7 @@ impl WorkerPool {
             // The newest worker goes first: the caches of older ones are warmer.
             self.wanted.pop().expect("size() > desired >= 0").cancel();
         }
+        METRICS.wanted.set(i64::from(desired));
     }
 
     /// Resolves with the reason when a worker cannot be kept running, and never otherwise. Cancel-safe.
@@ -161,6 +163,7 @@ impl Readiness {
     fn enter(&self) -> ReadyGuard {
         self.ever.store(true, Ordering::Relaxed);
         self.count.send_modify(|count| *count += 1);
+        METRICS.ready.inc();
         ReadyGuard(self.count.clone())
     }
 
@@ -172,6 +175,7 @@ impl Readiness {
 impl Drop for ReadyGuard {
     fn drop(&mut self) {
         self.0.send_modify(|count| *count -= 1);
+        METRICS.ready.dec();
     }
 }
 
@@ -203,6 +207,7 @@ impl Supervisor {
                 Exit::Drained => return Ok(()),
                 Exit::DiedReady(status) => {
                     failed_starts = 0;
+                    METRICS.restarts.with_label_values(&["died"]).inc();
                     tracing::warn!(%status, "a worker died; restarting it");
                 }
                 Exit::FailedStart { reason, wrong_usage: true } => {
@@ -216,7 +221,9 @@ impl Supervisor {
                         );
                     }
                     let delay = restart_delay(failed_starts);
-                    tracing::warn!(reason, failed_starts, ?delay, "a worker failed to start; restarting it");
+                    METRICS.restarts.with_label_values(&["failed_start"]).inc();
+                    let delay_ms = delay.as_millis() as u64;
+                    tracing::warn!(reason, failed_starts, delay_ms, "a worker failed to start; restarting it");
                     tokio::select! {
                         () = sleep(delay) => {}
                         () = self.drain.cancelled() => return Ok(()),

@@ -6,10 +6,9 @@
 //! - **stdin** is never written to. The worker drains and exits when it closes, and it closes however the parent ends.
 //!   So no worker outlives its parent, even if the parent is killed. This requires that no other process holds the
 //!   write end: the standard library opens pipes close-on-exec, so that later children do not inherit it.
-//! - **stdout** carries [`WorkerLine`]s: the ready line, and reports of the work done.
+//! - **stdout** carries [`WorkerLine`]s: the ready line, and reports of the work done and of the metrics.
 //! - **stderr** is inherited: the logs of all workers appear in one place.
 
-use std::convert::Infallible;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
@@ -18,11 +17,16 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::service_time::ServiceTime;
 use crate::protocol::WorkerLine;
 use crate::shutdown::CancellationToken;
+use crate::telemetry::metrics::ChildMetrics;
+
+/// How long the last lines of a process that has ended are read. They are in the pipe already, which ends after them
+/// unless another process has inherited it.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The command that starts a worker.
 #[derive(Debug, Clone)]
@@ -62,6 +66,7 @@ pub(super) struct Process {
     /// Taken out of `child`, whose `wait` would close it and thereby ask the worker to drain.
     stdin: Option<ChildStdin>,
     stdout: Lines<BufReader<ChildStdout>>,
+    metrics: ChildMetrics,
 }
 
 impl Process {
@@ -69,7 +74,7 @@ impl Process {
         let mut child = command.spawn()?;
         let stdin = child.stdin.take();
         let stdout = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
-        Ok(Process { child, stdin, stdout })
+        Ok(Process { child, stdin, stdout, metrics: ChildMetrics::new() })
     }
 
     pub(super) fn pid(&self) -> Option<u32> {
@@ -88,11 +93,16 @@ impl Process {
     /// Waits until the process has ended. Records its reports meanwhile, and reads all other output too, so that the
     /// worker never blocks on a full pipe.
     pub(super) async fn wait_and_record(&mut self, service_time: &ServiceTime) -> std::io::Result<ExitStatus> {
-        let Process { child, stdout, .. } = self;
-        tokio::select! {
+        let Process { child, stdout, metrics, .. } = self;
+        let status = tokio::select! {
             status = child.wait() => status,
-            never = record_reports(stdout, service_time) => match never {},
-        }
+            () = async {
+                record_reports(stdout, service_time, metrics).await;
+                std::future::pending().await
+            } => unreachable!("it never ends; this is a bug"),
+        };
+        let _ = timeout(LAST_LINES_TIMEOUT, record_reports(stdout, service_time, metrics)).await;
+        status
     }
 
     /// Asks the worker to finish what it holds, and kills it after `limit`, or when `kill` is cancelled.
@@ -117,7 +127,7 @@ impl Process {
             Some(status) if status.success() => {}
             Some(status) => tracing::warn!(%status, "a worker failed while it was draining"),
             None => {
-                tracing::warn!(timeout = ?limit, "a worker did not drain in time; killing it");
+                tracing::warn!(timeout_ms = limit.as_millis() as u64, "a worker did not drain in time; killing it");
                 self.kill().await?;
             }
         }
@@ -145,11 +155,17 @@ async fn read_until_ready(stdout: &mut Lines<BufReader<ChildStdout>>) {
     std::future::pending::<()>().await;
 }
 
-async fn record_reports(stdout: &mut Lines<BufReader<ChildStdout>>, service_time: &ServiceTime) -> Infallible {
+/// Records the reports of a worker until its output ends.
+async fn record_reports(
+    stdout: &mut Lines<BufReader<ChildStdout>>,
+    service_time: &ServiceTime,
+    metrics: &ChildMetrics,
+) {
     while let Ok(Some(line)) = stdout.next_line().await {
-        if let Some(WorkerLine::Worked(worked)) = WorkerLine::parse(&line) {
-            service_time.add(worked);
+        match WorkerLine::parse(&line) {
+            Some(WorkerLine::Worked(worked)) => service_time.add(worked),
+            Some(WorkerLine::Metrics(text)) => metrics.record(&text),
+            Some(WorkerLine::Ready) | None => {}
         }
     }
-    std::future::pending().await
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 
+use super::parse::positive_duration;
 use super::usage::usage;
 use crate::config;
-use crate::workload::{Arrivals, Bursts, Day, MAX_ARRIVALS, Trace};
+use crate::workload::{Arrivals, Bursts, Day, MAX_ARRIVALS, MAX_RUN_TIME, Stage, Stages, Trace};
 
 /// A shorter day would be a burst.
 const SHORTEST_DAY: Duration = Duration::from_secs(10);
@@ -17,7 +18,7 @@ const SHORTEST_DAY: Duration = Duration::from_secs(10);
 pub struct ArrivalArgs {
     /// Number of requests [default: all within --duration, in the trace or in a single burst; else `loadgen` 100,
     /// `simulate` those of 10 minutes]
-    #[arg(long, alias = "num_request", env = "IMGCLS_NUM_REQUEST", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, short = 'n', alias = "num_request", env = "IMGCLS_NUM_REQUEST", value_parser = clap::value_parser!(u64).range(1..))]
     pub num_request: Option<u64>,
     /// Open loop: requests per second, sent on time whether answers come or not; latency counts from the intended
     /// start. With `burst` the rate between bursts, with `day` the mean of the day
@@ -26,7 +27,7 @@ pub struct ArrivalArgs {
     /// Open loop: distribution of the starts
     #[arg(long, env = "IMGCLS_ARRIVALS", default_value = "poisson")]
     pub arrivals: ArrivalsArg,
-    /// Open loop: no request starts later than this
+    /// No request starts later than this; without --rate the load ends after this time
     #[arg(long, env = "IMGCLS_DURATION", value_parser = config::duration)]
     pub duration: Option<Duration>,
     /// `burst`: requests per second in a burst; the first begins at once
@@ -41,6 +42,10 @@ pub struct ArrivalArgs {
     /// `day`: length of a day, from midnight to midnight
     #[arg(long, env = "IMGCLS_DAY_LENGTH", default_value = "24h", value_parser = config::duration)]
     pub day_length: Duration,
+    /// Open loop in stages, one after the other, with Poisson arrivals: LENGTH:RATE/s, or LENGTH:FROM..TO/s for a rate that
+    /// changes, such as 30s:50/s and 1m:50..200/s; may be repeated
+    #[arg(long = "stage", env = "IMGCLS_STAGE", value_delimiter = ',', value_parser = stage, conflicts_with_all = ["rate", "trace"])]
+    pub stages: Vec<Stage>,
     /// `trace`: file with one line per request, its offset in seconds, or with lines `second,count`
     #[arg(long, env = "IMGCLS_TRACE")]
     pub trace: Option<PathBuf>,
@@ -87,6 +92,12 @@ impl ArrivalArgs {
         let wrong = |message: &str| Err(usage(command, message));
         if let Some(trace) = trace {
             return Ok(Some(Arrivals::Trace(trace)));
+        }
+        if !self.stages.is_empty() {
+            if self.arrivals != ArrivalsArg::Poisson {
+                return wrong("--stage is for --arrivals poisson");
+            }
+            return Ok(Some(Arrivals::Stages(Stages::new(&self.stages))));
         }
         Ok(Some(match self.arrivals {
             ArrivalsArg::Constant => match self.rate {
@@ -138,17 +149,28 @@ impl ArrivalArgs {
         }
     }
 
-    /// The number of requests of a closed loop, if it is given.
-    ///
-    /// # Errors
-    /// A [`super::UsageError`] if a duration is given: a closed loop sends the next request when an answer arrives, so that
-    /// only their number bounds it.
-    pub fn closed_loop_count(&self, command: &'static str) -> anyhow::Result<Option<u64>> {
-        match self.duration {
-            Some(_) => Err(usage(command, "--duration needs --rate; without --rate give --num-request")),
-            None => Ok(self.num_request),
-        }
+    /// The number of requests of a closed loop. With a duration alone there is no limit, since the next request starts when
+    /// an answer arrives.
+    pub fn closed_loop_count(&self, default: u64) -> u64 {
+        self.num_request.unwrap_or(if self.duration.is_some() { u64::MAX } else { default })
     }
+}
+
+/// A stage, as `30s:50/s` or `1m:50..200/s`.
+fn stage(text: &str) -> Result<Stage, String> {
+    let example = "give LENGTH:RATE/s or LENGTH:FROM..TO/s, such as 30s:50/s";
+    let (length, rates) = text.split_once(':').ok_or(example)?;
+    let length = positive_duration(length)?;
+    if length > MAX_RUN_TIME {
+        return Err(format!("a stage lasts {} days at most", MAX_RUN_TIME.as_secs() / 86_400));
+    }
+    let rates = rates.trim().strip_suffix("/s").unwrap_or(rates).trim();
+    let (from, to) = rates.split_once("..").unwrap_or((rates, rates));
+    let part = |text: &str| match text.trim().parse::<f64>() {
+        Ok(rate) if (0.0..=1e6).contains(&rate) => Ok(rate),
+        _ => Err(format!("{text:?} is not a rate from 0 to 1000000: {example}")),
+    };
+    Ok(Stage { length, from: part(from)?, to: part(to)? })
 }
 
 /// One generator cannot send more than a million requests per second on time.

@@ -66,6 +66,9 @@ pub struct HttpArgs {
     /// Send images up to this size inside the message as well, which saves the worker a read from the store
     #[arg(long, env = "IMGCLS_INLINE_BYTES", default_value = "0", value_parser = config::bytes)]
     pub inline_bytes: u64,
+    /// Log a line for each request: client, method, path, status, time and sizes
+    #[arg(long, env = "IMGCLS_ACCESS_LOG")]
+    pub access_log: bool,
     #[command(flatten)]
     pub auth: AuthArgs,
 }
@@ -106,6 +109,7 @@ impl HttpArgs {
             visibility_timeout: shared.visibility_timeout,
             space: Space::unbounded(),
             access: self.auth.access(),
+            access_log: self.access_log,
         }
     }
 }

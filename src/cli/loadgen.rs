@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use http::{HeaderName, HeaderValue};
+
 use super::arrivals::{ArrivalArgs, Unbounded};
 use super::parse::positive;
 use crate::workload::Trace;
@@ -20,7 +22,10 @@ const DEFAULT_NUM_REQUEST: u64 = 100;
     p50 p90 p99 p99.9 (any percentile) min mean max, with a unit; accuracy top5, as 0.8 or 80%; failed ok; rate, in \
     images/s. Operators: < <= > >= ==")]
 pub struct LoadgenArgs {
-    /// Address to send requests to; a path other than / is posted to as it is
+    /// Address to send requests to, as --url
+    #[arg(value_name = "URL", value_parser = |text: &str| text.parse::<loadgen::BaseUrl>())]
+    pub address: Option<loadgen::BaseUrl>,
+    /// Address to send requests to; a path other than / is posted to as it is. The argument URL takes precedence
     #[arg(long, env = "IMGCLS_URL", default_value = "http://127.0.0.1:8080/", value_parser = |text: &str| text.parse::<loadgen::BaseUrl>())]
     pub url: loadgen::BaseUrl,
     /// API of the target: v1 is POST /v1/classify with JSON answers, legacy is the form and the plain-text label of the
@@ -35,6 +40,13 @@ pub struct LoadgenArgs {
     pub concurrency: usize,
     #[command(flatten)]
     pub arrivals: ArrivalArgs,
+    /// A header of every request, `Name: value`; may be repeated. It replaces a header of that name that the API has
+    #[arg(long = "header", short = 'H', env = "IMGCLS_HEADER", value_name = "HEADER", hide_env_values = true, value_parser = header)]
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Search for the highest rate at which all these hold, such as 'p99<500ms', and no request fails: trials of --duration
+    /// (10s) in an open loop, whose rate is found by bisection and confirmed by a second trial; may be repeated
+    #[arg(long = "find-rate", env = "IMGCLS_FIND_RATE", value_delimiter = ',', value_parser = |text: &str| text.parse::<loadgen::Threshold>(), conflicts_with_all = ["thresholds", "stages", "trace", "num_request", "expect", "html", "verbose"])]
+    pub find_rate: Vec<loadgen::Threshold>,
     /// CSV file with columns `file` and `class_index` or `label`; answers are compared with it (top-1 and top-5)
     #[arg(long, env = "IMGCLS_EXPECT")]
     pub expect: Option<PathBuf>,
@@ -47,6 +59,12 @@ pub struct LoadgenArgs {
     /// Print the report as JSON on standard output
     #[arg(long, env = "IMGCLS_JSON")]
     pub json: bool,
+    /// Write the report as one self-contained page with charts to this file, too
+    #[arg(long, env = "IMGCLS_HTML")]
+    pub html: Option<PathBuf>,
+    /// Do not show the run live on a terminal
+    #[arg(long, env = "IMGCLS_NO_TUI")]
+    pub no_tui: bool,
     /// Print each image and its label as answers arrive, as the legacy load generator does
     #[arg(long, short = 'v', env = "IMGCLS_VERBOSE")]
     pub verbose: bool,
@@ -67,15 +85,22 @@ impl LoadgenArgs {
     pub fn config(&self, trace: Option<Trace>) -> anyhow::Result<loadgen::Config> {
         let arrivals = self.arrivals.arrivals("loadgen", trace)?;
         Ok(loadgen::Config {
-            url: self.url.clone(),
+            url: self.address.clone().unwrap_or_else(|| self.url.clone()),
             api: match self.api {
                 ApiArg::V1 => loadgen::Api::V1,
                 ApiArg::Legacy => loadgen::Api::Legacy,
             },
             num_request: match &arrivals {
+                // Each trial of a search counts its own.
+                Some(_) if !self.find_rate.is_empty() => u64::MAX,
                 Some(arrivals) => self.arrivals.count(arrivals, Unbounded::Requests(DEFAULT_NUM_REQUEST))?,
-                None => self.arrivals.closed_loop_count("loadgen")?.unwrap_or(DEFAULT_NUM_REQUEST),
+                None => self.arrivals.closed_loop_count(DEFAULT_NUM_REQUEST),
             },
+            duration: self.arrivals.duration,
+            headers: self.headers.clone(),
+            find_rate: self.find_rate.clone(),
+            html: self.html.clone(),
+            live: !self.no_tui,
             concurrency: self.concurrency,
             image_folder: self.image_folder.clone(),
             arrivals,
@@ -87,4 +112,13 @@ impl LoadgenArgs {
             verbose: self.verbose,
         })
     }
+}
+
+/// A header, `Name: value`.
+fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = text.split_once(':').ok_or("give a name and a value, such as 'X-Client: test'")?;
+    let name = HeaderName::try_from(name.trim()).map_err(|_| format!("{name:?} is not the name of a header"))?;
+    let value =
+        HeaderValue::try_from(value.trim()).map_err(|_| format!("the value of {name} has invalid characters"))?;
+    Ok((name, value))
 }

@@ -36,6 +36,7 @@ mod serve_web;
 mod settings;
 mod shared;
 mod simulate;
+mod status;
 mod tune;
 mod up;
 mod usage;
@@ -73,6 +74,7 @@ pub use self::serve_web::ServeWebArgs;
 pub use self::settings::SettingsError;
 pub use self::shared::{OutputArgs, SharedArgs};
 pub use self::simulate::SimulateArgs;
+pub use self::status::{StatusArgs, StatusServiceArgs, TopArgs};
 pub use self::tune::TuneArgs;
 pub use self::up::UpArgs;
 pub use self::usage::UsageError;
@@ -116,6 +118,10 @@ pub enum Command {
     Simulate(SimulateArgs),
     /// Create and update the AWS side: queues, buckets, instances, alarms; plan, inspect and remove it
     Provision(Box<ProvisionArgs>),
+    /// Show the state of a service: readiness, workers, throughput, queues, disk, last errors
+    Status(StatusArgs),
+    /// Show the same live in the terminal
+    Top(TopArgs),
     /// Inspect queues; list, show and resend dead letters
     Queue(QueueArgs),
     /// Inspect what is stored on this machine; delete images and results of finished jobs
@@ -175,6 +181,8 @@ impl Command {
             Command::ServeWeb(args) => args.shared.log_format,
             Command::Worker(args) => args.shared.log_format,
             Command::Autoscale(args) => args.supervisor.shared.log_format,
+            Command::Status(args) => args.shared.log_format,
+            Command::Top(args) => args.shared.log_format,
             Command::Queue(args) => args.command.shared().log_format,
             Command::Data(args) => args.command.shared().log_format,
             Command::Keys(args) => args.command.shared().log_format,

@@ -39,6 +39,20 @@ pub struct AwsLocation<'a> {
     pub endpoint_url: Option<&'a str>,
 }
 
+/// The name, and where it is: for log lines.
+impl std::fmt::Display for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())?;
+        let (region, address) = match self {
+            Backend::Local { data_dir } => return write!(f, " in {}", data_dir.display()),
+            Backend::Aws { region, endpoint_url } => (region.as_deref(), endpoint_url.as_deref()),
+            Backend::Named { address, .. } => (None, address.as_deref()),
+        };
+        region.map_or(Ok(()), |region| write!(f, " in {region}"))?;
+        address.map_or(Ok(()), |address| write!(f, " at {address}"))
+    }
+}
+
 impl Backend {
     /// The name, as in `--backend`.
     pub fn name(&self) -> &str {

@@ -8,3 +8,13 @@ pub enum Notice {
     /// EC2 interrupts the Spot instance within two minutes.
     Spot,
 }
+
+impl Notice {
+    /// The name in log lines.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Notice::ScaleIn => "scale-in",
+            Notice::Spot => "spot",
+        }
+    }
+}

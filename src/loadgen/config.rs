@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::{HeaderName, HeaderValue};
+
 use super::target::{Api, BaseUrl};
 use super::threshold::Threshold;
 use crate::workload::Arrivals;
@@ -14,8 +16,12 @@ pub struct Config {
     pub url: BaseUrl,
     /// The API of the target.
     pub api: Api,
-    /// How many requests to send.
+    /// The most requests to send.
     pub num_request: u64,
+    /// When a closed loop ends; `None` ends it after `num_request`.
+    pub duration: Option<Duration>,
+    /// Headers of every request, beside those of the API, which they replace.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The maximum number of requests in flight. A closed loop always has this many.
     pub concurrency: usize,
     /// The images to send; `None` sends the built-in ones.
@@ -28,10 +34,17 @@ pub struct Config {
     pub expect: Option<PathBuf>,
     /// The conditions that the run must meet.
     pub thresholds: Vec<Threshold>,
+    /// Search for the highest rate that keeps these conditions; empty runs the load once. Then `duration` is the length of a
+    /// trial, and the rate of `arrivals` the first one.
+    pub find_rate: Vec<Threshold>,
     /// Maximum time from the start of a request to the end of its answer.
     pub timeout: Duration,
     /// Print the report as JSON.
     pub json: bool,
+    /// Write the report as a page to this file, too.
+    pub html: Option<PathBuf>,
+    /// Show the run live on standard error, if that is a terminal.
+    pub live: bool,
     /// Print two lines for each image, as the legacy system does.
     pub verbose: bool,
 }

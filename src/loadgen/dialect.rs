@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, CONTENT_DISPOSITION, CONTENT_TYPE, HOST, USER_AGENT};
-use http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
@@ -30,6 +30,8 @@ pub(super) struct Dialect {
     pub api: Api,
     uri: Uri,
     host: HeaderValue,
+    /// Headers that the user gave.
+    headers: HeaderMap,
 }
 
 /// An image, ready to be sent any number of times.
@@ -71,14 +73,20 @@ pub(super) struct Predicted<'a> {
 }
 
 impl Dialect {
-    pub(super) fn new(api: Api, url: &BaseUrl, timeout: Duration) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        api: Api,
+        url: &BaseUrl,
+        timeout: Duration,
+        headers: &[(HeaderName, HeaderValue)],
+    ) -> anyhow::Result<Self> {
         let path_and_query = match api {
             Api::V1 if url.is_server() => {
                 format!("/v1/classify?wait={}", timeout.min(MAX_WAIT_PER_REQUEST).as_secs().max(1))
             }
             _ => url.path_and_query.clone(),
         };
-        Ok(Dialect { api, uri: path_and_query.parse()?, host: HeaderValue::from_str(&url.authority)? })
+        let headers = headers.iter().cloned().collect();
+        Ok(Dialect { api, uri: path_and_query.parse()?, host: HeaderValue::from_str(&url.authority)?, headers })
     }
 
     pub(super) fn prepare(&self, image: &Image) -> Prepared {
@@ -99,12 +107,23 @@ impl Dialect {
             Content::InMemory(image) => Body::Whole(joined(head, image, &tail)),
             Content::OnDisk(path) => Body::OnDisk { head, path: path.clone(), tail },
         };
-        Prepared { uri: self.uri.clone(), headers, body }
+        Prepared { uri: self.uri.clone(), headers: self.with_given(headers), body }
     }
 
     /// Headers of a poll for a job.
     pub(super) fn poll_headers(&self) -> HeaderMap {
-        self.common_headers()
+        self.with_given(self.common_headers())
+    }
+
+    /// A header that the user gave replaces ours.
+    fn with_given(&self, mut headers: HeaderMap) -> HeaderMap {
+        for name in self.headers.keys() {
+            headers.remove(name);
+        }
+        for (name, value) in &self.headers {
+            headers.append(name, value.clone());
+        }
+        headers
     }
 
     /// The URI to poll for the result, or `None` if the answer is final.
@@ -257,7 +276,7 @@ mod tests {
     use super::*;
 
     fn dialect(api: Api, url: &str) -> Dialect {
-        Dialect::new(api, &url.parse().expect("a URL"), Duration::from_mins(10)).expect("a dialect")
+        Dialect::new(api, &url.parse().expect("a URL"), Duration::from_mins(10), &[]).expect("a dialect")
     }
 
     fn image(name: &str) -> Image {

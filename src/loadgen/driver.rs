@@ -52,10 +52,23 @@ pub(super) enum Pace {
     Open(Box<Offsets>),
 }
 
+/// How much is sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Size {
+    /// The most requests.
+    pub num_request: u64,
+    /// The most requests in flight.
+    pub concurrency: usize,
+    /// No request of a closed loop starts later than this. The arrivals of an open loop end by themselves.
+    pub duration: Option<Duration>,
+}
+
 /// The result of a run.
 pub(super) struct RunResult {
     pub measurement: Measurement,
     pub wall: Duration,
+    /// The number of requests that the run was to send; those that it sent if its duration ended it.
+    pub planned: u64,
     /// True if the run was stopped before every request was sent and answered.
     pub interrupted: bool,
 }
@@ -75,27 +88,46 @@ impl Load {
     }
 }
 
-/// Sends `num_request` images in turn over at most `concurrency` connections, of which `first` is one.
+/// Sends images in turn over at most `size.concurrency` connections, of which `first` is one.
 pub(super) async fn drive(
     load: &Arc<Load>,
     target: &Arc<Target>,
     first: Client,
-    (num_request, concurrency): (u64, usize),
+    size: Size,
     pace: Pace,
     shutdown: &CancellationToken,
 ) -> RunResult {
+    let Size { num_request, concurrency, duration } = size;
     let senders = concurrency.min(usize::try_from(num_request).unwrap_or(usize::MAX));
     let open = matches!(pace, Pace::Open(_));
     let began = Instant::now() + if open { START_DELAY } else { Duration::ZERO };
+    load.measurement().timeline.begin(began);
     let (starts, pacer) = Starts::new(num_request, senders, pace, began);
+    // An open loop would lose starts that are due and wait for a connection.
+    let time_up = async {
+        match duration.filter(|_| !open) {
+            Some(duration) => tokio::time::sleep(duration).await,
+            None => std::future::pending().await,
+        }
+    };
 
     let mut running = JoinSet::new();
     let clients = std::iter::once(first).chain((1..senders).map(|number| Client::new(target.clone(), number)));
     for client in clients {
         running.spawn(sender(load.clone(), starts.clone(), client));
     }
+    let mut is_time_up = false;
+    let all_answered = async {
+        tokio::select! {
+            () = joined(&mut running) => return,
+            () = time_up => {}
+        }
+        is_time_up = true;
+        starts.stop();
+        joined(&mut running).await;
+    };
     let all_done = tokio::select! {
-        () = joined(&mut running) => true,
+        () = all_answered => true,
         () = shutdown.cancelled() => {
             starts.stop();
             tokio::time::timeout(STOP_TIMEOUT, joined(&mut running)).await.is_ok()
@@ -110,9 +142,11 @@ pub(super) async fn drive(
 
     let measurement = load.measurement().clone();
     let ended = measurement.ok() + measurement.failures();
+    let planned = if is_time_up { measurement.started } else { num_request };
     RunResult {
         wall: measurement.last_end.map_or(Duration::ZERO, |end| end.saturating_duration_since(began)),
-        interrupted: ended < num_request,
+        interrupted: ended < planned || is_time_up && shutdown.is_cancelled(),
+        planned,
         measurement,
     }
 }
@@ -139,7 +173,6 @@ async fn sender(load: Arc<Load>, starts: Arc<Starts>, mut client: Client) {
                 load.observer.answered(name, &answer);
                 let mut measurement = load.measurement();
                 measurement.record_answer(latency, answer.timings, verdict, image);
-                measurement.last_end = Some(Instant::now());
                 start.record_lag(&mut measurement);
                 false
             }
@@ -148,7 +181,6 @@ async fn sender(load: Arc<Load>, starts: Arc<Starts>, mut client: Client) {
                 let refused = failure.reason.is_connect();
                 let mut measurement = load.measurement();
                 measurement.record_failure(failure);
-                measurement.last_end = Some(Instant::now());
                 start.record_lag(&mut measurement);
                 refused
             }
@@ -227,9 +259,11 @@ impl Starts {
         Some(Start { index, intended, lag })
     }
 
-    /// Ends the load: no more starts are handed out.
+    /// Ends the load: no more starts are handed out. It may be called again.
     fn stop(&self) {
-        self.stopped.store(true, Ordering::Relaxed);
+        if self.stopped.swap(true, Ordering::Relaxed) {
+            return;
+        }
         *self.intended() = Box::new(std::iter::empty());
         self.due.add_permits(self.senders);
     }

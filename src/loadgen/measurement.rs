@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::client::Counts;
 use super::expect::{Mismatch, Verdict};
 use super::failure::{Failure, Reason};
+use super::timeline::Timeline;
 use crate::protocol::TimingsMs;
 use crate::stats::Latencies;
 
@@ -29,6 +30,7 @@ pub(super) struct Measurement {
     pub wrong: BTreeMap<usize, Mismatch>,
     pub lag: Lag,
     pub counts: Counts,
+    pub timeline: Timeline,
     /// When the last request ended.
     pub last_end: Option<Instant>,
 }
@@ -74,6 +76,7 @@ impl Measurement {
         image: usize,
     ) {
         self.latencies.record(latency);
+        self.record_end(Some(latency));
         if let Some(timings) = timings {
             self.timings.add(timings);
         }
@@ -92,11 +95,18 @@ impl Measurement {
     }
 
     pub(super) fn record_failure(&mut self, failure: Failure) {
+        self.record_end(None);
         let failures = self.failed.entry(failure.reason).or_default();
         failures.count += 1;
         if failures.example.is_none() {
             failures.example = failure.detail;
         }
+    }
+
+    fn record_end(&mut self, latency: Option<Duration>) {
+        let now = Instant::now();
+        self.last_end = Some(now);
+        self.timeline.record(now, latency);
     }
 
     pub(super) fn add_counts(&mut self, counts: Counts) {

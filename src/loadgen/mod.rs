@@ -2,8 +2,8 @@
 //!
 //! `target` and `images` say what is sent where. `dialect` makes the requests of an API and reads its answers. `client`
 //! sends one request over a kept-alive connection. `driver` sends all of them, in a closed or an open loop, and records
-//! into a `measurement`. `expect` judges the answers. `report` computes the figures, checks each `threshold` and shows
-//! them.
+//! into a `measurement`, with its `timeline`. `expect` judges the answers. `report` computes the figures, checks each
+//! `threshold` and shows them. `search` repeats this at several rates.
 
 mod client;
 mod config;
@@ -15,8 +15,10 @@ mod images;
 mod measurement;
 mod progress;
 mod report;
+mod search;
 mod target;
 mod threshold;
+mod timeline;
 mod trace_file;
 
 use std::net::SocketAddr;
@@ -33,12 +35,14 @@ pub use self::trace_file::read_trace;
 pub use crate::workload::Arrivals;
 
 use self::client::{Client, Target};
-use self::dialect::Dialect;
-use self::driver::{Load, Observer, Pace};
+use self::dialect::{Dialect, Prepared};
+use self::driver::{Load, Observer, Pace, Size};
 use self::expect::Expectations;
 use self::failure::Failure;
 use self::images::Image;
+use self::progress::Goal;
 use self::report::Report;
+use self::search::Search;
 use crate::telemetry::{self, output};
 
 /// Timeout of the first connection. The time of the others is part of their requests.
@@ -83,27 +87,36 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     }
     let images = images(&config)?;
     let expectations = expectations(&config, &images)?;
-    let dialect = Dialect::new(config.api, &config.url, config.timeout)?;
+    let dialect = Dialect::new(config.api, &config.url, config.timeout, &config.headers)?;
     let prepared = images.into_iter().map(|image| {
         let request = dialect.prepare(&image);
         (image.name, request)
     });
-    let load = Load::new(prepared.collect(), expectations, observer(&config));
+    let prepared: Vec<_> = prepared.collect();
 
     let addresses = resolve(&config.url).await?;
     let target = Arc::new(Target { dialect, addresses, timeout: config.timeout });
     let first = first_client(&config, &target).await?;
+    if !config.find_rate.is_empty() {
+        return find_rate(&config, &target, prepared, &shutdown).await;
+    }
+    let load = Load::new(prepared, expectations, observer(&config));
     let pace = match &config.arrivals {
         None => Pace::Closed,
         Some(arrivals) => Pace::Open(Box::new(arrivals.offsets(config.seed))),
     };
-    let size = (config.num_request, config.concurrency);
+    let Config { num_request, concurrency, duration, .. } = config;
+    let duration = duration.filter(|_| config.arrivals.is_none());
+    let size = Size { num_request, concurrency, duration };
     let work = driver::drive(&load, &target, first, size, pace, &shutdown);
-    let result = progress::watched(&load, config.num_request, config.verbose, work).await;
+    let result = progress::watched(&load, Goal { num_request, duration }, config.live && !config.verbose, work).await;
 
     let report = Report::new(&config, &result, |image| load.images[image].0.clone());
     let text = if config.json { report.to_json() } else { report::render(&report) };
     output::print(&text).context("cannot print the report")?;
+    if let Some(path) = &config.html {
+        std::fs::write(path, report::page(&report)).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     Ok(if report.threshold_missed() {
         Outcome::ThresholdMissed
     } else if report.requests.failed > 0 || report.interrupted {
@@ -113,13 +126,31 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     })
 }
 
+/// Searches for the highest rate, and prints the report.
+async fn find_rate(
+    config: &Config,
+    target: &Arc<Target>,
+    images: Vec<(String, Prepared)>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Outcome> {
+    let report = Search { config, target, images, shutdown }.run().await;
+    let text = if config.json { report.to_json() } else { report.to_text() };
+    output::print(&text).context("cannot print the report")?;
+    Ok(match report.rate_per_second {
+        _ if report.interrupted => Outcome::Failed,
+        Some(_) => Outcome::Passed,
+        None => Outcome::ThresholdMissed,
+    })
+}
+
 /// Returns an error text if flags that are valid alone contradict each other.
 fn contradiction(config: &Config) -> Option<String> {
-    let unexpected = config.thresholds.iter().find(|it| config.expect.is_none() && it.metric.needs_expectations());
+    let conditions = || config.thresholds.iter().chain(&config.find_rate);
+    let unexpected = conditions().find(|it| config.expect.is_none() && it.metric.needs_expectations());
     if let Some(threshold) = unexpected {
         return Some(format!("the threshold '{threshold}' needs the expected answers: give --expect CSV"));
     }
-    let top5 = config.thresholds.iter().find(|it| config.api == Api::Legacy && it.metric == threshold::Metric::Top5);
+    let top5 = conditions().find(|it| config.api == Api::Legacy && it.metric == threshold::Metric::Top5);
     top5.map(|threshold| {
         format!("the threshold '{threshold}' cannot be measured: the API of the legacy system returns only one label")
     })

@@ -126,7 +126,14 @@ impl TunedChoice {
     /// Reads the result of `imgcls tune` from the cache directory of `choice`, if there is one.
     pub fn read(mut choice: ModelChoice) -> TunedChoice {
         let Some((tuning, path)) = Tuning::read(&choice) else { return TunedChoice { choice, tuning: None } };
-        tracing::info!(path = %path.display(), ?tuning, "using the result of `imgcls tune` for what no setting says");
+        tracing::info!(
+            path = %path.display(),
+            variant = tuning.variant,
+            sessions = tuning.sessions,
+            threads = tuning.intra_threads,
+            max_batch_size = tuning.max_batch_size,
+            "using the result of `imgcls tune` for what no setting says"
+        );
         choice.variant.get_or_insert_with(|| tuning.variant.clone());
         choice.intra_threads.get_or_insert(tuning.intra_threads);
         TunedChoice { choice, tuning: Some(tuning) }

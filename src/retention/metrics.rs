@@ -15,6 +15,7 @@ pub(super) struct Metrics {
     limit: IntGauge,
     disk_free: IntGauge,
     deleted: IntCounterVec,
+    evicted: IntCounterVec,
     /// Empty segments that this process removed.
     pub removed_segments: IntCounter,
 }
@@ -34,11 +35,12 @@ impl Metrics {
 
     /// Counts deleted objects.
     pub(super) fn count_deleted(&self, kind: Kind, objects: u64) {
-        let kind = match kind {
-            Kind::Images => "images",
-            Kind::Results => "results",
-        };
-        self.deleted.with_label_values(&[kind]).inc_by(objects);
+        self.deleted.with_label_values(&[kind.as_str()]).inc_by(objects);
+    }
+
+    /// Counts objects that were deleted to make space, which [`Metrics::count_deleted`] counts too.
+    pub(super) fn count_evicted(&self, kind: Kind, objects: u64) {
+        self.evicted.with_label_values(&[kind.as_str()]).inc_by(objects);
     }
 }
 
@@ -62,6 +64,12 @@ pub(super) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         deleted: register_int_counter_vec!(
             "imgcls_data_deleted_total",
             "Images and results that this process deleted because they were old or space was needed",
+            &["kind"]
+        )
+        .expect(registered),
+        evicted: register_int_counter_vec!(
+            "imgcls_data_evicted_total",
+            "Images and results that this process deleted before --keep-images and --keep-results, for space",
             &["kind"]
         )
         .expect(registered),

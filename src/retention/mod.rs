@@ -99,6 +99,13 @@ pub fn default_limit(usage: &Usage) -> u64 {
     usage.counted_bytes().saturating_add(usage.disk_free_bytes / 100 * DEFAULT_SHARE_PERCENT)
 }
 
+/// Returns true if a web tier runs on this data directory. It holds the lock for the work of [`Retention::run`].
+pub fn is_served(data_dir: &Path) -> bool {
+    let Ok(file) = File::open(data_dir.join(LOCK_FILE)) else { return false };
+    // A lock that is free is held for a moment only, and the web tier tries again.
+    flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
+}
+
 /// Opens the data of the local backend and measures it. Returns `None` on other backends, which bound their data
 /// themselves.
 ///
@@ -283,6 +290,7 @@ impl Retention {
             for kind in [Kind::Images, Kind::Results] {
                 let some = deletion.delete(kind, i64::MAX, |so_far| so_far.disk_bytes >= excess_bytes).await?;
                 METRICS.count_deleted(kind, some.objects);
+                METRICS.count_evicted(kind, some.objects);
                 excess_bytes = excess_bytes.saturating_sub(some.disk_bytes);
                 freed_now += some.objects;
                 freed += some;
@@ -324,7 +332,7 @@ impl Retention {
             deleted += freed.objects;
             if freed.objects > 0 {
                 tracing::debug!(
-                    ?kind,
+                    kind = kind.as_str(),
                     objects = freed.objects,
                     bytes = freed.bytes,
                     "deleted objects that were kept long enough"

@@ -1,6 +1,7 @@
 //! Logs, metrics and traces of every process: one line per event on standard error, metrics for `/metrics`, and spans
 //! for an OTLP endpoint if one is configured.
 
+pub mod metrics;
 mod nonblocking;
 pub mod output;
 pub mod trace;
@@ -17,8 +18,9 @@ use tracing_subscriber::EnvFilter;
 use nonblocking::{Descriptor, LostLines, NonBlockingWriter};
 
 /// Warnings of the AWS SDK while it searches for region and credentials are hidden: they either end in an error, or do
-/// not matter.
-const DEFAULT_FILTER: &str = "info,ort=warn,aws_config=error,opentelemetry=warn";
+/// not matter. The crates that decode JPEG XL (`jxl_…`) log an error for every image that is damaged, which is the fault of
+/// its client and becomes the reason in the answer.
+const DEFAULT_FILTER: &str = "info,ort=warn,aws_config=error,opentelemetry=warn,jxl=off";
 
 /// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,6 +69,7 @@ static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 pub fn init(format: LogFormat) {
     use std::io::IsTerminal as _;
     let _ = FORMAT.set(format);
+    metrics::start();
     let filter = EnvFilter::try_from_env("IMGCLS_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     // The subscriber would report its own failures with `eprintln!`, which panics when standard error is broken.
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogLine).log_internal_errors(false);
@@ -152,12 +155,3 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
         flush(FLUSH_LIMIT);
     }
 }
-
-/// Returns all metrics of this process in Prometheus' text format.
-pub fn metrics_text() -> String {
-    let families = prometheus::gather();
-    prometheus::TextEncoder::new().encode_to_string(&families).unwrap_or_else(|error| format!("# {error}\n"))
-}
-
-/// The media type of [`metrics_text`].
-pub const METRICS_CONTENT_TYPE: &str = "text/plain; version=0.0.4";

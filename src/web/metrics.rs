@@ -3,8 +3,9 @@
 use std::sync::LazyLock;
 
 use prometheus::{
-    Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, exponential_buckets, register_gauge,
-    register_histogram_vec, register_int_counter, register_int_counter_vec, register_int_gauge,
+    Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, exponential_buckets,
+    register_gauge, register_gauge_vec, register_histogram_vec, register_int_counter, register_int_counter_vec,
+    register_int_gauge, register_int_gauge_vec,
 };
 
 /// All metrics of the web tier.
@@ -23,6 +24,10 @@ pub(super) struct Metrics {
     pub(super) denied: IntCounterVec,
     pub(super) withdrawals: IntCounterVec,
     pub(super) expected_wait: Gauge,
+    pub(super) worker_unseen: Gauge,
+    /// By queue (`requests`, `dead_letters`) and state of the messages. A value that cannot be read is removed.
+    pub(super) queue_messages: IntGaugeVec,
+    pub(super) queue_oldest: GaugeVec,
     stages: HistogramVec,
 }
 
@@ -37,12 +42,16 @@ pub(super) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     let registered = "each name is registered once; this is a bug";
     let seconds = exponential_buckets(0.001, 2.0, 20).expect(registered);
     Metrics {
-        requests: register_int_counter_vec!("imgcls_web_requests_total", "HTTP requests", &["route", "status"])
-            .expect(registered),
+        requests: register_int_counter_vec!(
+            "imgcls_web_requests_total",
+            "HTTP requests",
+            &["method", "route", "status"]
+        )
+        .expect(registered),
         request_seconds: register_histogram_vec!(
             "imgcls_web_request_seconds",
             "Seconds per request",
-            &["route"],
+            &["method", "route"],
             seconds.clone()
         )
         .expect(registered),
@@ -83,6 +92,23 @@ pub(super) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         expected_wait: register_gauge!(
             "imgcls_web_expected_wait_seconds",
             "Seconds that a new job is expected to wait for a worker; 0 while unknown"
+        )
+        .expect(registered),
+        worker_unseen: register_gauge!(
+            "imgcls_web_worker_unseen_seconds",
+            "Seconds that images have waited without a sign of a worker; 0 while there is one, or nothing to do"
+        )
+        .expect(registered),
+        queue_messages: register_int_gauge_vec!(
+            "imgcls_queue_messages",
+            "Messages in a queue of the service, by state: visible, in_flight, delayed",
+            &["queue", "state"]
+        )
+        .expect(registered),
+        queue_oldest: register_gauge_vec!(
+            "imgcls_queue_oldest_age_seconds",
+            "Age of the oldest message of a queue; 0 if it has none, absent if it is unknown",
+            &["queue"]
         )
         .expect(registered),
         stages: register_histogram_vec!(

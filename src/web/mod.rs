@@ -40,6 +40,7 @@ mod openapi;
 mod pending;
 mod prefer;
 mod query;
+mod queue_state;
 mod readiness;
 mod replies;
 mod results;
@@ -71,7 +72,9 @@ pub use self::jobs::Wire;
 use self::listeners::Listeners;
 use self::metrics::METRICS;
 use self::models::Models;
+use self::observe::AccessLog;
 use self::pending::Pending;
+use self::queue_state::QueueState;
 use self::readiness::Readiness;
 use self::replies::Replies;
 use self::results::Results;
@@ -151,6 +154,8 @@ pub struct Config {
     pub space: Space,
     /// The rules for clients: keys, limits, TLS.
     pub access: Access,
+    /// Log a line for each request.
+    pub access_log: bool,
 }
 
 /// Serves on `listener` until `shutdown`, then drains: waiting callers get their result or its address.
@@ -188,8 +193,10 @@ pub async fn run(
     let admission = Arc::new(Admission::new(Arc::clone(&transport), limits, fleet));
     let (withdrawals, withdrawn) = withdrawal::channel();
     let inbox = transport.open_inbox(config.result_queue_mode, &config.stack).await.context("no reply queue")?;
+    let queues = Arc::new(QueueState::new(transport.depth_interval()));
     let replies = Arc::new(Replies {
         inbox,
+        queues: Arc::clone(&queues),
         pending: pending.clone(),
         results: Arc::clone(&results),
         admission: Arc::clone(&admission),
@@ -222,6 +229,7 @@ pub async fn run(
             workers_ready,
             space: config.space,
             shutdown: shutdown.clone(),
+            queues,
         },
     };
     let connections = Connections::new(max_connections, config.max_connections_per_address, config.trusted_proxies);
@@ -238,7 +246,7 @@ pub async fn run(
     let stop = CancellationToken::new();
     let (site, guard) = (Arc::new(site), Arc::new(guard));
     let for_operators = serve_operators(operators, routes::operators_router(Arc::clone(&site)), rules, stop.clone());
-    let router = routes::router(site, guard, auth, cors);
+    let router = routes::router(site, guard, auth, cors, AccessLog(config.access_log));
     let for_clients = http::serve(listener, router, rules, Arc::new(connections), tls, stop.clone());
     let serving = async {
         tokio::join!(for_clients, for_operators);

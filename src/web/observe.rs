@@ -1,14 +1,17 @@
-//! The middleware around every handler: the id of the request, its span in a trace, and measurements.
+//! The middleware around every handler: the id of the request, its span in a trace, measurements, and the access log.
 
-use std::time::Instant;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
-use axum::extract::{MatchedPath, Request};
+use axum::body::HttpBody as _;
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 use tracing::Instrument as _;
 
 use super::answer::SERVER_TIMING;
+use super::http::client_address;
 use super::metrics::METRICS;
 use crate::clock;
 use crate::telemetry::trace::{Side, Span, TRACEPARENT};
@@ -19,8 +22,9 @@ const MAX_ID_BYTES: usize = 128;
 
 /// Counts a request and begins its span, which becomes the trace context that the handler sees in [`TRACEPARENT`]. Every log
 /// line of the request has its id. The answer has both, and how long it took.
-pub(super) async fn observe(mut request: Request, next: Next) -> Response {
+pub(super) async fn observe(State(access_log): State<AccessLog>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
+    let entry = access_log.0.then(|| Entry::of(&request));
     let path = request.extensions().get::<MatchedPath>().cloned();
     let route = path.as_ref().map_or("other", MatchedPath::as_str);
     let mut span = begin_span(&request, route);
@@ -30,7 +34,7 @@ pub(super) async fn observe(mut request: Request, next: Next) -> Response {
         None => request.headers_mut().remove(TRACEPARENT),
     };
     let (request_id, header) = request_id(request.headers());
-    let method = request.method().clone();
+    let method = method_name(request.method());
     let log_span = tracing::error_span!("request", request_id);
     let mut response = next.run(request).instrument(log_span.clone()).await;
     let status = response.status();
@@ -39,11 +43,12 @@ pub(super) async fn observe(mut request: Request, next: Next) -> Response {
         span.fail("");
     }
     let took = started.elapsed();
-    METRICS.requests.with_label_values(&[route, status.as_str()]).inc();
-    METRICS.request_seconds.with_label_values(&[route]).observe(took.as_secs_f64());
-    log_span.in_scope(
-        || tracing::debug!(%method, route, status = status.as_u16(), seconds = took.as_secs_f64(), "answered"),
-    );
+    METRICS.requests.with_label_values(&[method, route, status.as_str()]).inc();
+    METRICS.request_seconds.with_label_values(&[method, route]).observe(took.as_secs_f64());
+    log_span.in_scope(|| match entry {
+        Some(entry) => entry.log(route, &response, took),
+        None => tracing::debug!(method, route, status = status.as_u16(), seconds = took.as_secs_f64(), "answered"),
+    });
     let headers = response.headers_mut();
     headers.insert(X_REQUEST_ID, header);
     headers.extend(traceparent.map(|own| (HeaderName::from_static(TRACEPARENT), own)));
@@ -51,6 +56,56 @@ pub(super) async fn observe(mut request: Request, next: Next) -> Response {
         headers.append(SERVER_TIMING, total);
     }
     response
+}
+
+/// True if each request is a line of the log.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AccessLog(pub(super) bool);
+
+/// The request of a line of the access log.
+struct Entry {
+    method: String,
+    /// Without the query, which clients may put anything into, and with control characters escaped.
+    path: String,
+    client: Option<IpAddr>,
+    bytes: Option<u64>,
+}
+
+impl Entry {
+    fn of(request: &Request) -> Entry {
+        let is_plain = |c: &char| !c.is_control();
+        let escaped = |c: char| if is_plain(&c) { c.to_string() } else { c.escape_unicode().to_string() };
+        Entry {
+            method: request.method().to_string(),
+            path: request.uri().path().chars().map(escaped).collect(),
+            client: client_address(request),
+            bytes: request.body().size_hint().exact(),
+        }
+    }
+
+    /// Logs the answer. Its size is absent if it is not known before it is sent.
+    fn log(self, route: &str, response: &Response, took: Duration) {
+        tracing::info!(
+            target: "imgcls::access",
+            client = self.client.map(tracing::field::display),
+            method = self.method,
+            path = self.path,
+            route,
+            status = response.status().as_u16(),
+            seconds = took.as_secs_f64(),
+            request_bytes = self.bytes,
+            response_bytes = response.body().size_hint().exact(),
+            "request"
+        );
+    }
+}
+
+/// The method as a label. Clients may invent any number of methods.
+fn method_name(method: &Method) -> &'static str {
+    const KNOWN: [Method; 7] =
+        [Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::HEAD, Method::OPTIONS, Method::PATCH];
+    const NAMES: [&str; 7] = ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"];
+    KNOWN.iter().zip(NAMES).find_map(|(known, name)| (known == method).then_some(name)).unwrap_or("other")
 }
 
 /// Returns the id that the client gave, if it can be logged and sent back, and otherwise a new one.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::queue_state::QueueState;
 use crate::transport::{Space, Transport};
 
 pub(crate) struct Readiness {
@@ -14,6 +15,7 @@ pub(crate) struct Readiness {
     /// When it is full, images are refused.
     pub space: Space,
     pub shutdown: CancellationToken,
+    pub queues: Arc<QueueState>,
 }
 
 impl Readiness {
@@ -32,8 +34,10 @@ impl Readiness {
         self.transport.check().await
     }
 
-    /// Returns a warning for operators that does not make this process unready.
-    pub(crate) fn warning(&self) -> Option<String> {
-        self.space.state()?.warning()
+    /// Returns warnings for operators that do not make this process unready.
+    pub(crate) async fn warnings(&self) -> Vec<String> {
+        self.queues.update(&*self.transport).await;
+        let space = self.space.state().and_then(|state| state.warning());
+        space.into_iter().chain(self.queues.warning()).collect()
     }
 }

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::admission::Admission;
 use super::metrics::METRICS;
 use super::pending::{Pending, Wake};
+use super::queue_state::QueueState;
 use super::results::Results;
 use crate::clock;
 use crate::protocol::{self, ReplyHead, TimingsMs};
@@ -31,6 +32,7 @@ pub(crate) struct Replies {
     pub pending: Pending,
     pub results: Arc<Results>,
     pub admission: Arc<Admission>,
+    pub queues: Arc<QueueState>,
 }
 
 /// A message of the inbox.
@@ -100,6 +102,9 @@ impl Replies {
     async fn handle(&self, replies: Vec<ReceivedReply>) -> Processed {
         let now = clock::now();
         let mut processed = Processed::default();
+        if !replies.is_empty() {
+            self.queues.record_worker();
+        }
         let processing = replies.into_iter().map(|reply| self.process(reply, now));
         for (receipt, disposition) in join_all(processing).await {
             match disposition {

@@ -20,7 +20,7 @@ use super::auth::{self, Auth};
 use super::error::Problem;
 use super::http::{self, RequestGuard};
 use super::jobs::{self, State};
-use super::observe::observe;
+use super::observe::{AccessLog, observe};
 use super::openapi::{Call, OPERATIONS, Operation};
 use super::prefer::Waiting;
 use super::query::Query;
@@ -37,7 +37,13 @@ const IMAGE_READ_GRACE: Duration = Duration::from_secs(30);
 
 /// Makes the router of the web tier from the table of operations and the routes of the dialects. `cors` answers the
 /// preflights of pages of other sites, which have no key, and marks every other answer, also a refusal.
-pub(super) fn router(site: Arc<Site>, guard: Arc<RequestGuard>, auth: Arc<Auth>, cors: Option<CorsLayer>) -> Router {
+pub(super) fn router(
+    site: Arc<Site>,
+    guard: Arc<RequestGuard>,
+    auth: Arc<Auth>,
+    cors: Option<CorsLayer>,
+    access_log: AccessLog,
+) -> Router {
     let router = routes_of(OPERATIONS.iter())
         .merge(dialects::routes())
         .fallback(|request: Request| async move { Problem::no_such_page(request.uri().path()) })
@@ -48,7 +54,7 @@ pub(super) fn router(site: Arc<Site>, guard: Arc<RequestGuard>, auth: Arc<Auth>,
         Some(cors) => router.layer(cors),
         None => router,
     };
-    router.layer(middleware::from_fn(observe)).with_state(site)
+    router.layer(middleware::from_fn_with_state(access_log, observe)).with_state(site)
 }
 
 /// Makes the router of the operators' address, which needs no key.
@@ -188,15 +194,17 @@ async fn job_image(Shared(site): Shared<Arc<Site>>, JobId(id): JobId) -> Result<
 
 async fn readyz(Shared(site): Shared<Arc<Site>>) -> Response {
     match site.readiness.check().await {
-        Ok(()) => match site.readiness.warning() {
-            None => "ready\n".into_response(),
-            Some(warning) => format!("ready\nwarning: {warning}\n").into_response(),
-        },
+        Ok(()) => {
+            let warnings = site.readiness.warnings().await;
+            let lines = warnings.into_iter().map(|warning| format!("warning: {warning}\n"));
+            format!("ready\n{}", lines.collect::<String>()).into_response()
+        }
         Err(reason) => Problem::unavailable(reason).into_response(),
     }
 }
 
 async fn metrics(Shared(site): Shared<Arc<Site>>) -> impl IntoResponse {
     site.jobs.admission.update_gauge();
-    ([(header::CONTENT_TYPE, telemetry::METRICS_CONTENT_TYPE)], telemetry::metrics_text())
+    site.readiness.queues.update(&*site.readiness.transport).await;
+    ([(header::CONTENT_TYPE, telemetry::metrics::CONTENT_TYPE)], telemetry::metrics::text())
 }

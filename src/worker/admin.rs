@@ -53,5 +53,5 @@ async fn readyz(State(readiness): State<Arc<watch::Receiver<Readiness>>>) -> imp
 }
 
 async fn metrics() -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, telemetry::METRICS_CONTENT_TYPE)], telemetry::metrics_text())
+    ([(header::CONTENT_TYPE, telemetry::metrics::CONTENT_TYPE)], telemetry::metrics::text())
 }

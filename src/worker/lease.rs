@@ -122,7 +122,7 @@ impl Keeper {
         }
         for (_, Progress { id, stage, .. }) in &overdue {
             let reason = format!("the lease of {:?} (--max-lease) ran out while {}", self.max_lease, stage.name());
-            tracing::warn!(?id, reason, "a message is left to another worker");
+            tracing::warn!(id = id.map(tracing::field::display), reason, "a message is left to another worker");
             if let Some(id) = id {
                 self.last_faults.record(*id, reason);
             }

@@ -150,7 +150,7 @@ async fn work(
     let versions = loaded??;
     if let Some(notice) = instance.notice().await {
         // A supervisor that does not know this starts the worker again after it drained.
-        tracing::info!(?notice, "this instance is to end; nothing is received");
+        tracing::info!(notice = notice.as_str(), "this instance is to end; nothing is received");
         readiness.send_replace(Readiness::Draining);
         shutdown.cancelled().await;
         return Ok(());
@@ -171,6 +171,7 @@ async fn work(
     if config.drain_on_stdin_close {
         // Ignores errors: a parent that does not read must not block the worker, and one that died closes standard input too.
         output::announce(&WorkerLine::Ready.to_string());
+        statistics::report_metrics();
         let stop = shutdown.clone();
         stages.spawn(async move { statistics.report(sessions, stop).await }.map(Ok));
     }
@@ -180,6 +181,10 @@ async fn work(
     stop_renewing.cancel();
     renewing.await.context("the renewal of leases ended early")?;
     watching.end().await?;
+    if config.drain_on_stdin_close {
+        // The last images were completed after the last report.
+        statistics::report_metrics();
+    }
     outcome.and_then(|()| report_end(&watchdog))
 }
 
@@ -272,7 +277,7 @@ impl Pipeline {
             worker = self.shared.rules.worker,
             sessions = self.session_count,
             jpeg = model::JPEG_DECODER,
-            after_ms = started.elapsed().as_millis(),
+            after_ms = started.elapsed().as_millis() as u64,
             "ready"
         );
     }
@@ -316,7 +321,7 @@ impl Watch {
         let task = tokio::spawn(async move {
             let drain_when_noticed = async {
                 if let Some(notice) = stopped.run_until_cancelled(instance.until_noticed()).await {
-                    tracing::info!(?notice, "this instance is to end; draining");
+                    tracing::info!(notice = notice.as_str(), "this instance is to end; draining");
                     shutdown.cancel();
                 }
             };

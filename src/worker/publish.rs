@@ -177,7 +177,13 @@ fn log(outcome: &Outcome, span: &mut Span) {
     let mut set_id = |id: &Uuid| span.set("imgcls.id", id.to_string());
     match outcome {
         Outcome::Release { id, after, reason } => {
-            tracing::warn!(?id, trace_id, reason, after_seconds = after.as_secs(), "released");
+            tracing::warn!(
+                id = id.map(tracing::field::display),
+                trace_id,
+                reason,
+                after_seconds = after.as_secs(),
+                "released"
+            );
             span.fail(reason.clone());
         }
         Outcome::Result { result, .. } => {
@@ -195,7 +201,7 @@ fn log(outcome: &Outcome, span: &mut Span) {
         }
         Outcome::DeadLetter { dead_letter, .. } => {
             let DeadLetter { id, reason, attempts, .. } = dead_letter;
-            tracing::warn!(?id, trace_id, reason, attempts, "dead letter");
+            tracing::warn!(id = id.map(tracing::field::display), trace_id, reason, attempts, "dead letter");
             span.fail(reason.clone());
         }
     }

@@ -125,6 +125,11 @@ fn switch(models: &Models, model: &Model, folder: &Path, stop: &CancellationToke
         std::thread::sleep(SWITCH_POLL);
     }
     METRICS.swaps.with_label_values(&["switched"]).inc();
-    tracing::info!(from = old.name(), to = name, after_ms = began.elapsed().as_millis(), "switched to another version");
+    tracing::info!(
+        from = old.name(),
+        to = name,
+        after_ms = began.elapsed().as_millis() as u64,
+        "switched to another version"
+    );
     Ok(())
 }

@@ -81,7 +81,11 @@ fn help_names_every_flag_and_its_variable() {
         for (long, argument) in flags(&command) {
             assert!(help.contains(&format!("--{long}")), "{name} --{long}");
             if let Some(variable) = argument.get_env() {
-                assert!(help.contains(&format!("[env: {}=", variable.to_string_lossy())), "{name} --{long}\n{help}");
+                let end = if argument.is_hide_env_values_set() { ']' } else { '=' };
+                assert!(
+                    help.contains(&format!("[env: {}{end}", variable.to_string_lossy())),
+                    "{name} --{long}\n{help}"
+                );
             }
         }
     }

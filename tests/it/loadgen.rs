@@ -1,5 +1,6 @@
 //! `imgcls loadgen` as a command, against a scripted server that speaks the documented HTTP API.
 
+mod modes;
 mod scripted;
 
 use std::fs;
@@ -150,7 +151,8 @@ fn json_report_keys_are_stable() {
     assert_eq!(
         names(&report),
         "accuracy api arrivals concurrency failures generator hints images_per_second intended_rate_per_second \
-         interrupted latency_histogram latency_ms loop requests seed server_timings_ms thresholds url wall_seconds"
+         interrupted latency_histogram latency_ms latency_percentiles loop requests seed server_timings_ms thresholds \
+         timeline url wall_seconds"
     );
     assert_eq!(names(&report["requests"]), "abandoned connections failed ok planned polls retried started");
     assert_eq!(names(&report["latency_ms"]), "count max mean min p50 p90 p99 p99_9");
@@ -497,6 +499,7 @@ fn loadgen_and_simulate_share_the_arrivals() {
             "500ms",
         ],
         vec!["--arrivals", "day", "--rate", "20", "--day-length", "10s", "--duration", "1s", "--seed", "3"],
+        vec!["--stage", "200ms:100/s", "--stage", "300ms:100..300/s", "--seed", "5"],
     ] {
         let output = loadgen(&always_cat(), &[&arrivals[..], &["--json"]].concat());
         assert_eq!(code(&output), Some(0), "{output:?}");
@@ -507,7 +510,4 @@ fn loadgen_and_simulate_share_the_arrivals() {
         assert_eq!(report["requests"]["ok"], simulated["requests"], "{arguments}", arguments = arrivals.join(" "));
         assert_eq!((&report["arrivals"], &report["seed"]), (&simulated["arrivals"], &simulated["seed"]));
     }
-    let output = loadgen(&always_cat(), &["--duration", "1s"]);
-    assert_eq!(code(&output), Some(2), "{output:?}");
-    assert!(stderr(&output).contains("--duration needs --rate"), "{output:?}");
 }

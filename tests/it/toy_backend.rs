@@ -543,5 +543,6 @@ fn web_config(backend: &Backend, names: &Names) -> web::Config {
         visibility_timeout: Duration::from_secs(30),
         space: Space::unbounded(),
         access: web::Access::default(),
+        access_log: false,
     }
 }

@@ -40,7 +40,11 @@ pub(crate) struct Report {
     pub images_per_second: f64,
     /// Latencies of successful answers, from the intended start.
     pub latency_ms: Option<LatencyMs>,
+    /// More percentiles of the same, as far as the number of answers allows.
+    pub latency_percentiles: Vec<Percentile>,
     pub latency_histogram: Vec<HistogramRow>,
+    /// The requests that ended in each second; in a long run in each longer part.
+    pub timeline: Vec<TimelineRow>,
     /// Means of the timings in the answers.
     pub server_timings_ms: Option<TimingsMs>,
     pub generator: Option<Generator>,
@@ -91,6 +95,24 @@ pub(crate) struct HistogramRow {
     pub from_ms: f64,
     pub to_ms: f64,
     pub count: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Percentile {
+    pub percentile: f64,
+    pub ms: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct TimelineRow {
+    pub from_seconds: f64,
+    pub seconds: f64,
+    pub ok: u64,
+    pub failed: u64,
+    /// Latencies of the answers in this part, good to a few percent; `None` if there was none.
+    pub p50_ms: Option<f64>,
+    pub p90_ms: Option<f64>,
+    pub p99_ms: Option<f64>,
 }
 
 /// How well an open loop kept its schedule.
@@ -153,7 +175,7 @@ impl Report {
             seed: config.arrivals.as_ref().map(|_| config.seed),
             interrupted: result.interrupted,
             requests: Requests {
-                planned: config.num_request,
+                planned: result.planned,
                 started: measurement.started,
                 ok,
                 failed,
@@ -166,7 +188,9 @@ impl Report {
             wall_seconds,
             images_per_second: if wall_seconds > 0.0 { ok as f64 / wall_seconds } else { 0.0 },
             latency_ms: summary.map(LatencyMs::from),
+            latency_percentiles: percentiles(measurement),
             latency_histogram: measurement.latencies.bars().into_iter().map(HistogramRow::from).collect(),
+            timeline: timeline(measurement),
             server_timings_ms: measurement.timings.mean(),
             generator: config.arrivals.as_ref().map(|_| Generator {
                 waited_for_connection: measurement.lag.waited,
@@ -253,6 +277,32 @@ impl From<Bar> for HistogramRow {
     fn from(bar: Bar) -> Self {
         HistogramRow { from_ms: ms(bar.from), to_ms: ms(bar.to), count: bar.count }
     }
+}
+
+/// A percentile is given if at least one answer is above it.
+fn percentiles(measurement: &Measurement) -> Vec<Percentile> {
+    const PERCENTILES: [f64; 14] = [0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 99.0, 99.9, 99.99];
+    let count = measurement.ok() as f64;
+    let is_known = |percentile: &f64| count * (1.0 - percentile / 100.0) >= 1.0 - 1e-9;
+    let value = |percentile: f64| {
+        let latency = measurement.latencies.quantile(percentile / 100.0)?;
+        Some(Percentile { percentile, ms: ms(latency) })
+    };
+    PERCENTILES.into_iter().filter(is_known).filter_map(value).collect()
+}
+
+fn timeline(measurement: &Measurement) -> Vec<TimelineRow> {
+    let width = measurement.timeline.width();
+    let rows = measurement.timeline.slots().iter().zip(0u32..).map(|(slot, number)| TimelineRow {
+        from_seconds: (width * number).as_secs_f64(),
+        seconds: width.as_secs_f64(),
+        ok: slot.ok,
+        failed: slot.failed,
+        p50_ms: slot.quantile(0.5).map(ms),
+        p90_ms: slot.quantile(0.9).map(ms),
+        p99_ms: slot.quantile(0.99).map(ms),
+    });
+    rows.collect()
 }
 
 /// Groups of failures, the most frequent first.

@@ -47,6 +47,7 @@ pub(super) fn arrivals_text(arrivals: &Arrivals) -> String {
         }
         Arrivals::Day(Day { rate, length }) => format!("{rate}/s over a day of {}, a fifth at midnight", time(*length)),
         Arrivals::Trace(_) => "by a trace".to_owned(),
+        Arrivals::Stages(stages) => format!("in stages over {}", time(stages.length())),
     }
 }
 

@@ -18,7 +18,8 @@ use futures::FutureExt as _;
 pub use self::queue::{Sending, SqliteQueue, SqliteQueues, named_jobs};
 use self::steps::LocalSteps;
 pub use self::store::{
-    Candidate, Collected, Deleted, Kind, LocalData, Page, Position, SeenSegments, SqliteStore, Totals, Usage, Walk,
+    Candidate, Collected, Deleted, FailedResult, Kind, LocalData, Page, Position, SeenSegments, SqliteStore, Totals,
+    Usage, Walk,
 };
 use super::error::TransportError;
 use super::port::Transport;

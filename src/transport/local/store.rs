@@ -17,7 +17,7 @@ use bytes::Bytes;
 use rusqlite::{OptionalExtension as _, Row, params};
 
 pub use self::retention::{
-    Candidate, Collected, Deleted, Kind, LocalData, Page, Position, SeenSegments, Totals, Usage, Walk,
+    Candidate, Collected, Deleted, FailedResult, Kind, LocalData, Page, Position, SeenSegments, Totals, Usage, Walk,
 };
 
 use super::segments::{Appended, Place, Segments};

@@ -214,7 +214,7 @@ fn deny(need: Need, id: Option<Uuid>, denied: &Denied) -> Response {
             (problem_of(*refusal, need, id), quota, refusal.as_str())
         }
     };
-    tracing::debug!(reason, ?need, "a request was refused");
+    tracing::debug!(reason, need = need.as_str(), "a request was refused");
     METRICS.denied.with_label_values(&[reason]).inc();
     let mut response = problem.into_response();
     if let Some(quota) = quota {

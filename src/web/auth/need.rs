@@ -20,6 +20,20 @@ pub(super) enum Need {
     Operate,
 }
 
+impl Need {
+    /// The name in log lines.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Need::Nothing => "nothing",
+            Need::AnyKey => "any key",
+            Need::Submit => "submit",
+            Need::ReadJob(_) => "read a job",
+            Need::ChangeJob(_) => "change a job",
+            Need::Operate => "operate",
+        }
+    }
+}
+
 /// Routes that are open for reading, exactly or, with a `*` at the end, by their beginning.
 const OPEN: [&str; 11] = [
     "/",

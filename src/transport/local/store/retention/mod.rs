@@ -4,6 +4,7 @@
 //! `walk` decides what *may* be deleted; the caller decides what is. `garbage` frees the bytes in segments that no row
 //! names.
 
+mod failures;
 mod garbage;
 mod walk;
 
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{OptionalExtension as _, params};
 
+pub use self::failures::FailedResult;
 pub use self::garbage::{Collected, SeenSegments};
 pub use self::walk::{Candidate, Page, Position, Walk};
 use super::delete;
@@ -40,6 +42,14 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The name in metrics and log lines.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Images => "images",
+            Kind::Results => "results",
+        }
+    }
+
     /// Returns the bucket of the objects.
     fn bucket(self, names: &Names) -> &str {
         match self {
