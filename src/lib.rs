@@ -53,6 +53,7 @@
 //! - [`pile`]: classifies any number of images from any source, and writes a table of them.
 //! - [`queue_command`]: shows depths and dead letters, sends dead letters again and purges queues.
 //! - [`simulate`]: runs scaling policies on a virtual clock, and reports latency and cost.
+//! - [`thumbnail`]: makes a small copy of one image in a process of its own.
 //! - [`tune`]: finds the fastest settings of the model on this machine.
 //! - [`up`]: runs a whole service on this machine.
 //!
@@ -99,6 +100,7 @@ pub mod model_command;
 pub mod pile;
 pub mod queue_command;
 pub mod simulate;
+pub mod thumbnail;
 pub mod tune;
 pub mod up;
 

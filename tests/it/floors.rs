@@ -13,7 +13,22 @@ const FLOORS: [(u8, &[&str]); 7] = [
     (1, &["aws", "config", "keys", "plot", "readiness", "shutdown", "sqlite", "telemetry"]),
     (2, &["instance", "model", "names", "transport"]),
     (3, &["autoscaler", "dataset", "loadgen", "model_sync", "provision", "retention", "web", "worker"]),
-    (4, &["data", "eval", "fit", "keys_command", "model_command", "pile", "queue_command", "simulate", "tune", "up"]),
+    (
+        4,
+        &[
+            "data",
+            "eval",
+            "fit",
+            "keys_command",
+            "model_command",
+            "pile",
+            "queue_command",
+            "simulate",
+            "thumbnail",
+            "tune",
+            "up",
+        ],
+    ),
     (5, &["cli"]),
     (6, &["main"]),
 ];

@@ -47,6 +47,7 @@ mod floors;
 mod formats;
 mod heads;
 mod isolation;
+mod key_refusals;
 mod keys;
 mod label_sets;
 mod legacy_tiers;
