@@ -1,7 +1,7 @@
 //! `imgcls thumbnail`: a small copy of one image, in a process of its own.
 //!
-//! The web tier starts it for images that a browser cannot show. Whatever a decoder does with a hostile file, only this
-//! process ends: the system limits its memory and its CPU time, and the web tier the time that it may take.
+//! The web tier starts it for images that a browser cannot show. A hostile file can end only this process: the system limits
+//! its memory and its CPU time, and the web tier the time that it may take.
 
 use std::io::{Read as _, Write as _};
 

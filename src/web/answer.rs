@@ -84,7 +84,7 @@ impl JobState {
         JobState { id, status: "cancelled", progress: None }
     }
 
-    /// What a client is told of a job that does not exist, or that is not its own.
+    /// The state of a job that does not exist, or that belongs to another key.
     pub(super) fn unknown(id: Uuid) -> JobState {
         JobState { id, status: "unknown", progress: None }
     }

@@ -277,7 +277,7 @@ pub(super) fn size_for_people(bytes: u64) -> String {
 }
 
 /// Returns the sentence of a problem for a person: without the remarks in parentheses that name flags and commands of the
-/// operator, and with a capital letter.
+/// operator, and in upper case.
 fn for_people(detail: &str) -> String {
     let mut text = String::new();
     let mut rest = detail;
@@ -308,7 +308,7 @@ impl std::fmt::Display for Problem {
 impl std::error::Error for Problem {}
 
 impl Problem {
-    /// What a person is told, in a whole sentence.
+    /// Returns the detail as a sentence for a person.
     pub(super) fn for_people(&self) -> String {
         match self.kind {
             "unauthorized" => {

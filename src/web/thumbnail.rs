@@ -32,7 +32,7 @@ const PROCESS_GRACE: Duration = Duration::from_secs(10);
 /// A small copy takes far less.
 const MAX_THUMBNAIL_BYTES: u64 = 4 << 20;
 
-/// What the handler needs besides the jobs.
+/// The limits of small copies.
 pub(super) struct Thumbnails {
     permits: Semaphore,
     limits: Limits,

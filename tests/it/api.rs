@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use crate::harness::{DEADLINE, Response, Service, count_results, label_of, request, result_text, test_image, until};
 
-const BOUNDARY: &str = "XBOUND";
+pub const BOUNDARY: &str = "XBOUND";
 
 #[track_caller]
-fn assert_problem(response: &Response, status: u16, says: &str) {
+pub fn assert_problem(response: &Response, status: u16, says: &str) {
     assert_eq!(response.status, status, "{}", response.text());
     assert_eq!(response.header("content-type"), Some("application/problem+json"), "{}", response.text());
     let detail = response.json()["detail"].as_str().unwrap().to_owned();
@@ -20,7 +20,7 @@ fn assert_problem(response: &Response, status: u16, says: &str) {
 }
 
 /// Returns a form with a file in each of these fields, by the name of the field, the name of the file and its content.
-fn form_of(files: &[(&str, &str, &[u8])]) -> Vec<u8> {
+pub fn form_of(files: &[(&str, &str, &[u8])]) -> Vec<u8> {
     let mut body = Vec::new();
     for (field, name, content) in files {
         let head = format!(
@@ -502,203 +502,4 @@ fn dialect_sources() -> String {
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let files = files.map(|path| if path.is_dir() { path.join("mod.rs") } else { path });
     files.map(|path| std::fs::read_to_string(path).unwrap()).collect()
-}
-
-/// Reads an event stream until its end, or until `enough` says so. Returns names and data of the events.
-fn events_until(
-    service: &Service,
-    path: &str,
-    headers: &[(&str, &str)],
-    enough: impl Fn(&[(String, Value)]) -> bool,
-) -> Vec<(String, Value)> {
-    let mut stream = TcpStream::connect(service.address).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    let mut head = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", service.address);
-    for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
-    stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
-    let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
-    let status = lines.next().unwrap();
-    assert!(status.contains(" 200 "), "{status}");
-    let (mut events, mut name) = (Vec::new(), String::new());
-    while !enough(&events) {
-        let Some(line) = lines.next() else { break };
-        if let Some(event) = line.strip_prefix("event: ") {
-            event.clone_into(&mut name);
-        } else if let Some(data) = line.strip_prefix("data: ") {
-            events.push((name.clone(), serde_json::from_str(data).unwrap()));
-        }
-    }
-    events
-}
-
-#[test]
-fn job_that_waits_tells_its_position_and_that_no_worker_runs() {
-    let mut service = Service::start(0, &[], &[]);
-    let image = test_image("cup.jpg");
-    let ids: Vec<String> = (0..3).map(|_| service.submit("cup.jpg", &image)).collect();
-    for (at, id) in ids.iter().enumerate() {
-        let job = until("the depth of the queue", || {
-            let job = service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").json();
-            (job["position"] == at + 1).then_some(job)
-        });
-        assert_eq!((&job["id"], &job["status"]), (&json!(id), &json!("queued")));
-        assert_eq!(job["timeline"][0]["event"], "submitted");
-        assert!(job["eta_seconds"].is_null(), "nothing was measured: {job}");
-    }
-    // The stream tells the change, without being asked again.
-    let waits = |state: &Value| state["stage"] == "waiting_for_capacity" && state["message"].is_string();
-    let path = format!("/v1/jobs/{}/events", ids[2]);
-    let events = events_until(&service, &path, &[], |events| events.iter().any(|(_, state)| waits(state)));
-    let (first, last) = (&events[0], events.last().unwrap());
-    assert_eq!((first.0.as_str(), last.0.as_str()), ("queued", "progress"));
-    assert_eq!((&first.1["position"], &last.1["position"]), (&json!(3), &json!(3)));
-    assert!(last.1["message"].as_str().unwrap().starts_with("no worker is running"), "{events:?}");
-
-    service.add_worker();
-    for id in &ids {
-        let job = service.finished(id);
-        let names: Vec<&str> =
-            job["timeline"].as_array().unwrap().iter().map(|event| event["event"].as_str().unwrap()).collect();
-        assert_eq!(names.first(), Some(&"submitted"));
-        assert!(names.ends_with(&["received", "fetched", "decoded", "inferred", "succeeded"]), "{names:?}");
-    }
-    // The start of the worker and its time for an image were measured, so that the next wait has an expected end.
-    service.workers.clear();
-    let id = service.submit("cup.jpg", &image);
-    let job = until("an expected end", || {
-        let job = service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").json();
-        job["eta_seconds"].is_number().then_some(job)
-    });
-    assert_eq!(job["position"], 1, "{job}");
-    service.add_worker();
-    assert_eq!(service.finished(&id)["status"], "succeeded");
-}
-
-#[test]
-fn one_stream_tells_the_outcome_of_several_jobs() {
-    let mut service = Service::start(0, &[], &[]);
-    let image = test_image("cup.jpg");
-    let ids: Vec<String> = (0..3).map(|_| service.submit("cup.jpg", &image)).collect();
-    let unknown = uuid::Uuid::now_v7().to_string();
-    let path = format!("/v1/events?jobs={},{unknown}", ids.join(","));
-    let begun = |events: &[(String, Value)]| events.iter().filter(|(name, _)| name == "progress").count() >= 3;
-    let events = events_until(&service, &path, &[], begun);
-    assert!(events.contains(&("unknown".to_owned(), json!({"id": unknown, "status": "unknown"}))), "{events:?}");
-
-    assert_eq!(service.request("DELETE", &format!("/v1/jobs/{}", ids[2]), &[], b"").status, 200);
-    service.add_worker();
-    let events = events_until(&service, &path, &[], |_| false);
-    let outcome = |id: &str| {
-        let of_job = events.iter().filter(|(_, state)| state["id"] == id);
-        of_job.last().map(|(name, state)| (name.clone(), state.clone())).unwrap()
-    };
-    for id in &ids[..2] {
-        let (name, job) = outcome(id);
-        assert_eq!((name.as_str(), &job["status"]), ("finished", &json!("succeeded")));
-        assert_eq!(job["timeline"].as_array().unwrap().last().unwrap()["event"], "answered");
-    }
-    assert_eq!(outcome(&ids[2]).0, "unknown".to_owned(), "a deleted job is unknown: {events:?}");
-
-    for (query, says) in [("", "jobs=ID"), ("?jobs=x", "not the id"), ("?jobs=a&jobs=b", "twice")] {
-        assert_problem(&service.request("GET", &format!("/v1/events{query}"), &[], b""), 400, says);
-    }
-}
-
-#[test]
-fn state_of_the_service_shows_the_queue_and_the_answers() {
-    let mut service = Service::start(0, &[], &[]);
-    let ids: Vec<String> = (0..2).map(|_| service.submit("cup.jpg", &test_image("cup.jpg"))).collect();
-    let fleet = || service.request("GET", "/v1/fleet", &[], b"").json();
-    until("two images that wait", || (fleet()["queue"] == json!({"waiting": 2, "in_flight": 0})).then_some(()));
-    assert_eq!(fleet()["workers"]["ready"], Value::Null, "they belong to another process");
-    assert_eq!(fleet()["recent"]["p50_ms"], Value::Null);
-    service.add_worker();
-    ids.iter().for_each(|id| assert_eq!(service.finished(id)["status"], "succeeded"));
-    let fleet = || service.request("GET", "/v1/fleet", &[], b"").json();
-    until("the times of two answers", || fleet()["recent"]["p99_ms"].is_number().then_some(()));
-}
-
-const BROWSER: (&str, &str) = ("Accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8");
-
-fn assert_page(response: &Response, status: u16, says: &str) {
-    assert_eq!(response.status, status, "{}", response.text());
-    assert_eq!(response.header("content-type"), Some("text/html; charset=utf-8"), "{}", response.text());
-    assert!(response.header("content-security-policy").unwrap().contains("style-src 'self'"));
-    let text = response.text();
-    assert!(text.contains(says), "{text} does not say {says:?}");
-    assert!(!text.contains("--") || says.contains("--"), "a person reads flags: {text}");
-}
-
-#[test]
-fn form_of_a_browser_without_script_is_answered_with_pages() {
-    let service = Service::start(1, &["--max-upload-bytes", "1MiB"], &[]);
-    let boundary = format!("multipart/form-data; boundary={BOUNDARY}");
-    let post = |files: &[(&str, &str, &[u8])]| {
-        service.request("POST", "/", &[("Content-Type", boundary.as_str()), BROWSER], &form_of(files))
-    };
-    let label = label_of("cup.jpg");
-    let name = "<b>cup</b>.jpg";
-    let page = post(&[("myfile", name, &test_image("cup.jpg"))]);
-    assert_page(&page, 200, &format!("<h1>{label}</h1>"));
-    assert!(page.text().contains("&lt;b&gt;cup&lt;/b&gt;.jpg"), "a name became markup: {}", page.text());
-    assert_page(&post(&[("myfile", "a.jpg", b"no image")]), 415, "Not an accepted image type");
-    assert_page(&post(&[("myfile", "a.jpg", &test_image("hostile/half.jpg"))]), 422, "cannot be decoded");
-    let large = [&b"\xff\xd8\xff"[..], &vec![0x55; 2 << 20]].concat();
-    assert_page(&post(&[("myfile", "a.jpg", &large)]), 413, "at most 1 MB;");
-    assert_page(&post(&[]), 400, "The request is malformed");
-    assert_page(&service.request("PUT", "/", &[BROWSER], b""), 405, "Method not allowed");
-    assert_page(&service.request("GET", "/results/none", &[BROWSER], b""), 404, "There is no such job");
-    let cross_site = [BROWSER, ("Sec-Fetch-Site", "cross-site"), ("Origin", "https://evil.example")];
-    assert_page(&service.request("POST", "/", &cross_site, b""), 403, "Another site may not send this");
-
-    // Programs are answered as before.
-    let program = service.request("POST", "/", &[("Content-Type", boundary.as_str())], &form_of(&[]));
-    assert_problem(&program, 400, "no file");
-    let legacy = service.request(
-        "POST",
-        "/",
-        &[("Content-Type", boundary.as_str()), ("Accept", "*/*")],
-        &form_of(&[("myfile", "cup.jpg", &test_image("cup.jpg"))]),
-    );
-    assert_eq!((legacy.text(), legacy.header("content-type")), (label, Some("text/plain; charset=utf-8")));
-    assert_problem(&service.request("GET", "/v1/jobs/none", &[BROWSER], b""), 404, "no job");
-}
-
-#[test]
-fn pages_need_no_other_host_and_little_to_load() {
-    let service = Service::start(0, &[], &[]);
-    let mut total = 0;
-    let mut size_of = |path: &str| {
-        let packed = service.request("GET", path, &[("Accept-Encoding", "gzip")], b"");
-        assert_eq!(packed.status, 200, "{path}");
-        total += packed.body.len();
-        service.request("GET", path, &[], b"").text()
-    };
-    let mut sources = vec![size_of("/"), size_of("/favicon.svg")];
-    let result = service.request("GET", &format!("/results/{}", uuid::Uuid::now_v7()), &[], b"").text();
-    sources.push(result);
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/web/assets");
-    let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    for name in names.filter(|name| !name.ends_with(".html") && name != "favicon.svg") {
-        let text = size_of(&format!("/assets/{name}"));
-        if !name.ends_with(".jpg") {
-            sources.push(text);
-        }
-    }
-    assert!(total <= 70_000, "the page takes {total} bytes in all");
-    for source in sources {
-        let outside = source.match_indices("http").find(|(at, _)| {
-            let rest = &source[*at..];
-            let is_url = rest.starts_with("http://") || rest.starts_with("https://");
-            is_url && !rest.starts_with("http://www.w3.org/2000/svg")
-        });
-        assert!(outside.is_none(), "{}", &source[outside.unwrap().0..][..80]);
-    }
-    let missing = service.request("GET", "/assets/none.js", &[], b"");
-    assert_problem(&missing, 404, "/assets/none.js");
-    let policy = service.request("GET", "/", &[], b"").header("content-security-policy").unwrap().to_owned();
-    assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self';"), "{policy}");
-    assert!(!policy.contains("unsafe"), "{policy}");
 }

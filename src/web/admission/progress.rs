@@ -29,7 +29,7 @@ impl Submissions {
             _ => self.counts.push_back((now, sent)),
         }
         if self.counts.len() > Self::MOST {
-            // Of the older half, every second entry is kept.
+            // Every second entry of the older half is kept.
             let recent = self.counts.split_off(Self::MOST / 2);
             let kept = self.counts.iter().skip(1).step_by(2).copied();
             self.counts = kept.chain(recent).collect();
@@ -47,7 +47,7 @@ impl Submissions {
     }
 }
 
-/// Whether workers run, and how long the last one took to start.
+/// Records whether workers run, and how long the last one took to start.
 #[derive(Debug, Default)]
 pub(super) struct Presence {
     absent_since: Option<Instant>,
@@ -86,7 +86,7 @@ impl Presence {
     }
 }
 
-/// What is known about the service when the end of a job is estimated.
+/// The facts from which the end of a job is estimated.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Situation {
     /// The jobs in the queue up to and including this one.
@@ -113,7 +113,7 @@ pub(crate) struct Progress {
     pub(crate) lacks_worker: bool,
 }
 
-/// What a job without a result waits for.
+/// The reason why a job has no result yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// Workers run.
@@ -143,8 +143,8 @@ impl Progress {
             let eta = time_per_job.or(service_time).and_then(work);
             return Progress { position, stage: Stage::Queued, eta, lacks_worker: false };
         };
-        let patience = start_time.map_or(LACKS_WORKER_AFTER, |start| LACKS_WORKER_AFTER.max(start + start / 2));
-        let lacks_worker = absent_for > patience;
+        let longest = start_time.map_or(LACKS_WORKER_AFTER, |start| LACKS_WORKER_AFTER.max(start + start / 2));
+        let lacks_worker = absent_for > longest;
         // One worker starts first, and takes the images one after the other.
         let start = start_time.map(|start| start.saturating_sub(absent_for)).filter(|_| !lacks_worker);
         let eta = start.zip(service_time.and_then(work)).map(|(start, work)| start.saturating_add(work));

@@ -1,6 +1,6 @@
 // The page: each file becomes a card, is sent with POST /v1/jobs, and is followed until its job ends.
-// http.js has requests and keys, follow.js event streams, draw.js results, panel.js the state of the service, call.js what a
-// user takes along, history.js what the browser remembers.
+// http.js has requests and keys, follow.js event streams, draw.js results, panel.js the state of the service, call.js code and files
+// for users, history.js what the browser remembers.
 
 import * as code from './call.js';
 import { SHOWN_PREDICTIONS, STAGES, answerOf, button, el, enlarge, failedResult, failure, labelOf, modelOf, predictionsOf,
@@ -396,11 +396,11 @@ async function remember(job) {
     label: spokenAnswer(job.result).slice(0, 200),
     score: best?.score,
     at: Date.now(),
-    picture: smallPicture(job.card.thumb.querySelector('canvas')),
+    copy: smallCopy(job.card.thumb.querySelector('canvas')),
   });
 }
 
-function smallPicture(canvas) {
+function smallCopy(canvas) {
   if (!canvas) return '';
   const small = el('canvas');
   small.width = REMEMBERED_PIXELS;
@@ -414,12 +414,12 @@ function showHistory() {
   const shown = new Set(jobs.map((job) => job.id));
   const entries = past.entries().filter((entry) => !shown.has(entry.id));
   byId('earlier').hidden = entries.length === 0;
-  byId('earlier-list').replaceChildren(...entries.map(({ id, name, label, at, picture }) => {
+  byId('earlier-list').replaceChildren(...entries.map(({ id, name, label, at, copy: small }) => {
     const item = el('li', '', undefined, { 'data-testid': 'earlier' });
     const link = el('a', 'earlier-link', undefined, { href: `/results/${encodeURIComponent(id)}` });
-    // Only a picture that this page made is shown.
-    const isPicture = textOf(picture).startsWith('data:image/jpeg;base64,');
-    link.append(isPicture ? el('img', '', undefined, { src: picture, alt: '', width: '40', height: '40' }) : el('span', 'earlier-blank'));
+    // Only a copy that this page made is shown.
+    const isCopy = textOf(small).startsWith('data:image/jpeg;base64,');
+    link.append(isCopy ? el('img', '', undefined, { src: small, alt: '', width: '40', height: '40' }) : el('span', 'earlier-blank'));
     const words = el('span', 'earlier-words');
     words.append(el('strong', '', label), el('span', '', name));
     if (Number.isFinite(at)) words.append(el('time', '', new Date(at).toLocaleString(), { datetime: new Date(at).toISOString() }));

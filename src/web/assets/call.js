@@ -1,4 +1,4 @@
-// What a user takes along: this call as code in three languages, and all results as CSV or JSON.
+// Users can take along this call as code in three languages, and all results as CSV or JSON.
 
 import { labelOf, labelsOf, modelOf, predictionsOf } from './draw.js';
 import { byId, hasKey } from './http.js';

@@ -1,5 +1,5 @@
 // The results that this browser has seen, kept in its own storage until the user forgets them. The service keeps the jobs
-// themselves; an entry has the id, the name, the best label and a small picture.
+// themselves; an entry has the id, the name, the best label and a small copy of the image.
 
 const ITEM = 'imgcls-history';
 const MOST = 50;
@@ -15,7 +15,7 @@ export function entries() {
   }
 }
 
-/** Adds an entry in front. Without room in the storage, older ones go first, then pictures. */
+/** Adds an entry in front. When the storage is full, the older half is dropped until the rest fits. */
 export function remember(entry) {
   let kept = [entry, ...entries().filter((other) => other.id !== entry.id)].slice(0, MOST);
   while (kept.length > 0) {

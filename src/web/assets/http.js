@@ -109,7 +109,7 @@ export function problemText({ status, body }) {
   return { title, detail: forPeople(textOf(body?.detail)) || `The server answered with status ${status}.` };
 }
 
-/** Leaves out remarks that name flags or commands of the operator, and begins with a capital letter. */
+/** Leaves out remarks that name flags or commands of the operator, and begins in upper case. */
 export function forPeople(detail) {
   const text = detail.replace(/ \([^()]*(--|`)[^()]*\)/g, '');
   return text.charAt(0).toUpperCase() + text.slice(1);
