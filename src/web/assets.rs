@@ -1,11 +1,11 @@
 //! The pages and their assets, which are part of the binary.
 
 use std::io::Write as _;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use axum::body::Body;
+use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State as Shared};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
@@ -15,8 +15,6 @@ use flate2::write::GzEncoder;
 use super::accept::takes_gzip;
 use super::answer::{etag, with_etag};
 use super::error::{Problem, size_for_people};
-use super::html;
-use super::site::{JobId, Site};
 
 /// Only resources of this server are loaded, and no other page may frame this one.
 pub(super) const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
@@ -68,19 +66,11 @@ impl IndexPage {
             .replace("{{max-size}}", &size_for_people(max_upload_bytes));
         IndexPage(Asset::new("text/html; charset=utf-8", page))
     }
-}
 
-pub(super) async fn index(Shared(site): Shared<Arc<Site>>, headers: HeaderMap) -> Response {
-    site.index.0.answer(&headers)
-}
-
-/// `GET /results/{id}`: the page of one result. It has nothing but the id, which its script asks for like any client, so that
-/// the rules of keys hold.
-pub(super) async fn result(JobId(id): JobId) -> Response {
-    let page = include_str!("assets/result.html").replace("{{id}}", &id.to_string());
-    let mut response = Response::new(Body::from(page));
-    html::page_headers(response.headers_mut());
-    response
+    /// The answer to a request with these headers.
+    pub(super) fn answer(&self, request: &HeaderMap) -> Response {
+        self.0.answer(request)
+    }
 }
 
 /// `GET /assets/{name}`

@@ -28,6 +28,9 @@ pub(super) struct Problem {
     pub(super) key_refusal: Option<&'static str>,
 }
 
+/// Writes a problem in another format than a problem document.
+pub(super) type Refusal = fn(Problem) -> Response;
+
 #[derive(Serialize)]
 struct Body<'a> {
     r#type: String,

@@ -14,13 +14,10 @@ use axum::response::Response;
 use super::accept::asks_for_html;
 use super::assets::{CONTENT_SECURITY_POLICY, REFERRER_POLICY};
 use super::dialects;
-use super::error::Problem;
+use super::error::{Problem, Refusal};
 use crate::protocol::{ClassifyResult, Prediction};
 
 const SHOWN_PREDICTIONS: usize = 5;
-
-/// Writes a problem in another format than a problem document.
-pub(super) type Refusal = fn(Problem) -> Response;
 
 /// The middleware that writes problems in the format of the client: the page of a browser, or the dialect that was called.
 /// Every layer and handler further in can refuse a request without knowing about formats. What they added to the answer, such

@@ -11,7 +11,7 @@
 //! of a request that is repeated. [`openapi`] is the table of all operations, from which the router and the description of the
 //! interface are made.
 //!
-//! [`assets`] has the pages, [`html`] the answers to browsers without a script, [`events`] the streams of a job's progress,
+//! [`assets`] and [`pages`] have the pages, [`html`] the answers to browsers without a script, [`events`] the streams of a job's progress,
 //! [`fleet`] the state of the service, [`thumbnail`] small copies of images.
 //!
 //! [`dialects`] are the addresses and formats of other servers, for clients that speak those.
@@ -42,6 +42,7 @@ mod metrics;
 mod models;
 mod observe;
 mod openapi;
+mod pages;
 mod pending;
 mod prefer;
 mod query;

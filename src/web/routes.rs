@@ -25,7 +25,7 @@ use super::openapi::{Call, OPERATIONS, Operation};
 use super::prefer::Waiting;
 use super::query::Query;
 use super::site::{JobId, Site};
-use super::{assets, dialects, events, fleet, html, openapi, submit, thumbnail};
+use super::{assets, dialects, events, fleet, html, openapi, pages, submit};
 use crate::transport::{Removal, TransportError};
 use crate::{model, protocol, telemetry};
 
@@ -67,9 +67,9 @@ fn routes_of(operations: impl Iterator<Item = &'static Operation>) -> Router<Arc
 /// slash.
 fn handler(call: Call) -> MethodRouter<Arc<Site>> {
     match call {
-        Call::Index => get(assets::index),
+        Call::Index => get(pages::index),
         Call::ClassifyForm => post(dialects::root),
-        Call::ResultPage => get(assets::result),
+        Call::ResultPage => get(pages::result),
         Call::Asset => get(assets::file),
         Call::Icon => get(assets::icon),
         Call::Classify => post(submit::classify),
@@ -82,7 +82,7 @@ fn handler(call: Call) -> MethodRouter<Arc<Site>> {
         Call::RemoveJob => delete(remove_job),
         Call::JobEvents => get(events::events),
         Call::JobImage => get(job_image),
-        Call::JobThumbnail => get(thumbnail::thumbnail),
+        Call::JobThumbnail => get(pages::thumbnail),
         Call::JobsEvents => get(events::events_of_jobs),
         Call::Models => get(models),
         Call::ModelNamed => get(model_named),

@@ -1,24 +1,19 @@
-//! `GET /v1/jobs/{id}/thumbnail`: a small copy of an image in JPEG, for browsers that cannot show its format.
+//! Small copies of images in JPEG, for browsers that cannot show their format.
 //!
 //! The image is decoded by a process of its own (`imgcls thumbnail`), because a decoder may be stopped by its limits at any
 //! time, and this process serves other clients.
 
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::State as Shared;
-use axum::http::{HeaderValue, header};
-use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStdin, Command};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
 
 use super::error::Problem;
 use super::jobs;
-use super::site::{JobId, Site};
 use crate::config::Limits;
 use crate::protocol;
 use crate::transport::ObjectReader;
@@ -43,6 +38,26 @@ impl Thumbnails {
         Thumbnails { permits: Semaphore::new(MAX_PROCESSES), limits }
     }
 
+    /// Waits until one of the processes is free.
+    ///
+    /// # Errors
+    /// 503 if that takes too long.
+    pub(super) async fn admit(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        let permit = tokio::time::timeout(QUEUE_TIMEOUT, self.permits.acquire()).await;
+        let too_many = || Problem::full("too many small copies are being made; try again in a moment");
+        permit.ok().and_then(Result::ok).ok_or_else(too_many)
+    }
+
+    /// Makes the small copy of an image.
+    ///
+    /// # Errors
+    /// 404 for a job that was withdrawn, 422 for an image that cannot be decoded within its limits, and 503.
+    pub(super) async fn make(&self, id: Uuid, image: ObjectReader) -> Result<Bytes, Problem> {
+        let longest = self.limits.decode_timeout + PROCESS_GRACE;
+        let made = tokio::time::timeout(longest, make(self, id, image)).await;
+        made.unwrap_or_else(|_elapsed| Err(Problem::no_thumbnail(id)))
+    }
+
     fn start(&self) -> std::io::Result<Child> {
         let Limits { max_upload_bytes, max_pixels, decode_timeout, max_decode_bytes } = self.limits;
         Command::new(std::env::current_exe()?)
@@ -57,24 +72,6 @@ impl Thumbnails {
             .kill_on_drop(true)
             .spawn()
     }
-}
-
-pub(super) async fn thumbnail(Shared(site): Shared<Arc<Site>>, JobId(id): JobId) -> Result<Response, Problem> {
-    let too_many = || Problem::full("too many small copies are being made; try again in a moment");
-    let permit = tokio::time::timeout(QUEUE_TIMEOUT, site.thumbnails.permits.acquire()).await;
-    let _permit = permit.ok().and_then(Result::ok).ok_or_else(too_many)?;
-    let Some(image) = site.jobs.image(id, site.uploads.max_upload_bytes).await? else {
-        return Err(site.jobs.no_image(id).await);
-    };
-    let longest = site.thumbnails.limits.decode_timeout + PROCESS_GRACE;
-    let made = tokio::time::timeout(longest, make(&site.thumbnails, id, image)).await;
-    let small = made.unwrap_or_else(|_elapsed| Err(Problem::no_thumbnail(id)))?;
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("image/jpeg")),
-        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-        (header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=3600, immutable")),
-    ];
-    Ok((headers, small).into_response())
 }
 
 /// Passes the image to a process, and reads the small copy. The process is killed when this future is dropped.

@@ -80,7 +80,10 @@ impl Browser {
     pub fn emulate(&self, width: u32, height: u32, features: &[(&str, &str)]) {
         let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
         self.devtools("Emulation.setDeviceMetricsOverride", &metrics);
-        let features: Vec<Value> = features.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        // Without transitions: what is checked right after a change would be between two colours.
+        let still = [("prefers-reduced-motion", "reduce")];
+        let features: Vec<Value> =
+            features.iter().chain(&still).map(|(name, value)| json!({"name": name, "value": value})).collect();
         self.devtools("Emulation.setEmulatedMedia", &json!({"features": features}));
     }
 

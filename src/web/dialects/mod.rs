@@ -39,8 +39,7 @@ use axum::http::Method;
 use axum::response::{IntoResponse as _, Response};
 
 pub(super) use self::sibling::prefix as sibling_prefix;
-use super::error::Problem;
-use super::html::Refusal;
+use super::error::{Problem, Refusal};
 use super::site::Site;
 use super::submit::classify_form;
 
