@@ -54,6 +54,7 @@
 //! - [`queue_command`]: shows depths and dead letters, sends dead letters again and purges queues.
 //! - [`simulate`]: runs scaling policies on a virtual clock, and reports latency and cost.
 //! - [`status`]: shows the state of a service, once or live.
+//! - [`thumbnail`]: makes a small copy of one image in a process of its own.
 //! - [`tune`]: finds the fastest settings of the model on this machine.
 //! - [`up`]: runs a whole service on this machine.
 //!
@@ -101,6 +102,7 @@ pub mod pile;
 pub mod queue_command;
 pub mod simulate;
 pub mod status;
+pub mod thumbnail;
 pub mod tune;
 pub mod up;
 

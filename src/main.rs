@@ -17,7 +17,7 @@ use imgcls::telemetry::output;
 use imgcls::workload::Trace;
 use imgcls::{
     autoscaler, data, eval, fit, keys_command, loadgen, model, model_command, model_sync, names, pile, provision,
-    queue_command, retention, shutdown, simulate, status, telemetry, tune, up, web, worker,
+    queue_command, retention, shutdown, simulate, status, telemetry, thumbnail, tune, up, web, worker,
 };
 use tokio::runtime::Runtime;
 
@@ -82,6 +82,7 @@ fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
             let outcome = block_on(many_threads()?, async { loadgen::run(config, on_signals()?).await })?;
             Ok(outcome.exit_code().into())
         }
+        Command::Thumbnail(args) => thumbnail::run(&args.config()).map(|()| ExitCode::SUCCESS),
         Command::Config(args) => {
             let ConfigCommand::Show(show) = &args.command;
             output::print(&Cli::show(show)?).context("cannot print the settings")?;

@@ -32,6 +32,13 @@ pub struct LoadgenArgs {
     /// legacy system
     #[arg(long, env = "IMGCLS_API", default_value = "v1")]
     pub api: ApiArg,
+    /// Key of a service that needs one, sent as `Authorization: Bearer KEY`. Other users of this machine can see flags: use
+    /// the variable or --key-file
+    #[arg(long, env = "IMGCLS_KEY", hide_env_values = true)]
+    pub key: Option<String>,
+    /// File with the key in its first line; used without --key
+    #[arg(long, env = "IMGCLS_KEY_FILE")]
+    pub key_file: Option<PathBuf>,
     /// Folder of image files, sent in sorted order and then again from the first [default: images in the binary]
     #[arg(long, alias = "image_folder", env = "IMGCLS_IMAGE_FOLDER")]
     pub image_folder: Option<PathBuf>,
@@ -89,6 +96,11 @@ impl LoadgenArgs {
             api: match self.api {
                 ApiArg::V1 => loadgen::Api::V1,
                 ApiArg::Legacy => loadgen::Api::Legacy,
+            },
+            key: match (&self.key, &self.key_file) {
+                (Some(key), _) => Some(loadgen::Key::Text(key.clone())),
+                (None, Some(file)) => Some(loadgen::Key::File(file.clone())),
+                (None, None) => None,
             },
             num_request: match &arrivals {
                 // Each trial of a search counts its own.

@@ -37,6 +37,7 @@ mod settings;
 mod shared;
 mod simulate;
 mod status;
+mod thumbnail;
 mod tune;
 mod up;
 mod usage;
@@ -75,6 +76,7 @@ pub use self::settings::SettingsError;
 pub use self::shared::{OutputArgs, SharedArgs};
 pub use self::simulate::SimulateArgs;
 pub use self::status::{StatusArgs, StatusServiceArgs, TopArgs};
+pub use self::thumbnail::ThumbnailArgs;
 pub use self::tune::TuneArgs;
 pub use self::up::UpArgs;
 pub use self::usage::UsageError;
@@ -138,6 +140,9 @@ pub enum Command {
     Tune(TuneArgs),
     /// Show the settings of a command
     Config(ConfigArgs),
+    /// Write a small copy of the image on standard input; the web tier starts it, so that no decoder runs in its own process
+    #[command(hide = true)]
+    Thumbnail(ThumbnailArgs),
 }
 
 /// A parsed command line, with the value and the source of every setting.
@@ -192,6 +197,7 @@ impl Command {
             | Command::Classify(_)
             | Command::Eval(_)
             | Command::Model(_)
+            | Command::Thumbnail(_)
             | Command::Tune(_)
             | Command::Config(_) => LogFormat::Text,
         }

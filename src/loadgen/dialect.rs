@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT, CONTENT_DISPOSITION, CONTENT_TYPE, HOST, USER_AGENT};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_TYPE, HOST, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
@@ -32,6 +32,8 @@ pub(super) struct Dialect {
     host: HeaderValue,
     /// Headers that the user gave.
     headers: HeaderMap,
+    /// Sent with every request.
+    pub authorization: Option<HeaderValue>,
 }
 
 /// An image, ready to be sent any number of times.
@@ -85,8 +87,13 @@ impl Dialect {
             }
             _ => url.path_and_query.clone(),
         };
-        let headers = headers.iter().cloned().collect();
-        Ok(Dialect { api, uri: path_and_query.parse()?, host: HeaderValue::from_str(&url.authority)?, headers })
+        Ok(Dialect {
+            api,
+            uri: path_and_query.parse()?,
+            host: HeaderValue::from_str(&url.authority)?,
+            headers: headers.iter().cloned().collect(),
+            authorization: None,
+        })
     }
 
     pub(super) fn prepare(&self, image: &Image) -> Prepared {
@@ -162,11 +169,13 @@ impl Dialect {
             Api::Legacy => "text/plain, */*",
         };
         let agent = concat!("imgcls-loadgen/", env!("CARGO_PKG_VERSION"));
-        HeaderMap::from_iter([
+        let mut headers = HeaderMap::from_iter([
             (HOST, self.host.clone()),
             (USER_AGENT, HeaderValue::from_static(agent)),
             (ACCEPT, HeaderValue::from_static(accept)),
-        ])
+        ]);
+        headers.extend(self.authorization.clone().map(|key| (AUTHORIZATION, key)));
+        headers
     }
 }
 

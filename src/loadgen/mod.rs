@@ -28,7 +28,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
-pub use self::config::Config;
+pub use self::config::{Config, Key};
 pub use self::target::{Api, BaseUrl};
 pub use self::threshold::Threshold;
 pub use self::trace_file::read_trace;
@@ -87,7 +87,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     }
     let images = images(&config)?;
     let expectations = expectations(&config, &images)?;
-    let dialect = Dialect::new(config.api, &config.url, config.timeout, &config.headers)?;
+    let mut dialect = Dialect::new(config.api, &config.url, config.timeout, &config.headers)?;
+    dialect.authorization = config.key.as_ref().map(Key::authorization).transpose()?;
     let prepared = images.into_iter().map(|image| {
         let request = dialect.prepare(&image);
         (image.name, request)

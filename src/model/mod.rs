@@ -8,6 +8,7 @@
 //! - `exif`: the orientation in the metadata; `capture_time`: when a photograph was taken; `orientation`, `pixels`: the
 //!   types that decoders return
 //! - `budget`: CPU time and memory that one image may use; `memory`: how much memory the process may use
+//! - `thumbnail`: a small copy of an image, for people
 //!
 //! From pixels to predictions:
 //! - `placement`: where the resized image lies in the model's input; `crop`: the part of an image that is used
@@ -68,6 +69,7 @@ mod runtime;
 mod seal;
 mod summary;
 mod tensor;
+mod thumbnail;
 mod tiff;
 mod tuning;
 #[cfg(feature = "turbojpeg")]
@@ -104,6 +106,7 @@ pub use self::protobuf::{Field, Message, Value as FieldValue};
 pub(crate) use self::runtime::portable_runtime;
 pub use self::summary::{FileSummary, ModelSummary, model_name};
 pub use self::tensor::{Tensor, Values};
+pub use self::thumbnail::thumbnail;
 pub(crate) use self::tuning::reference_variant;
 pub use self::tuning::{BATCH_SIZES, BatchTime, MIN_BATCH_GAIN, TunedChoice, Tuning, cores, worthwhile_batch_size};
 pub(crate) use self::words::spellings;

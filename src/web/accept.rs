@@ -10,6 +10,14 @@ pub(super) fn asks_for_json(headers: &HeaderMap) -> bool {
     json > 0 && json >= quality(headers, &ACCEPT, "text/plain").unwrap_or(0)
 }
 
+/// Returns true if the client shows the answer as a page: it names HTML, as browsers do when they follow a link or send a
+/// form, and prefers neither JSON nor plain text to it.
+pub(super) fn asks_for_html(headers: &HeaderMap) -> bool {
+    let html = quality(headers, &ACCEPT, "text/html").unwrap_or(0);
+    let others = ["application/json", "text/plain"].map(|other| quality(headers, &ACCEPT, other).unwrap_or(0));
+    html > 0 && others.iter().all(|other| html > *other)
+}
+
 /// Returns true if the client takes answers that are compressed with gzip.
 pub(super) fn takes_gzip(headers: &HeaderMap) -> bool {
     let gzip = quality(headers, &ACCEPT_ENCODING, "gzip").or_else(|| quality(headers, &ACCEPT_ENCODING, "x-gzip"));
@@ -59,6 +67,21 @@ mod tests {
             assert_eq!(asks_for_json(&headers(ACCEPT, accept)), expected, "{accept}");
         }
         assert!(!asks_for_json(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn html_is_for_browsers_that_show_a_page() {
+        for (accept, expected) in [
+            ("text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8", true),
+            ("text/html, application/json;q=0.5", true),
+            ("text/html, application/json", false),
+            ("text/plain, text/html", false),
+            ("text/html;q=0", false),
+            ("*/*", false),
+            ("", false),
+        ] {
+            assert_eq!(asks_for_html(&headers(ACCEPT, accept)), expected, "{accept}");
+        }
     }
 
     #[test]

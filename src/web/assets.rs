@@ -1,9 +1,11 @@
-//! The page and its assets, which are part of the binary.
+//! The pages and their assets, which are part of the binary.
 
 use std::io::Write as _;
 use std::sync::LazyLock;
 
 use axum::body::Body;
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
@@ -12,10 +14,17 @@ use flate2::write::GzEncoder;
 
 use super::accept::takes_gzip;
 use super::answer::{etag, with_etag};
+use super::error::{Problem, size_for_people};
 
 /// Only resources of this server are loaded, and no other page may frame this one.
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
+pub(super) const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
     img-src 'self' blob: data:; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+/// With `no-referrer`, browsers would send the page's own form with `Origin: null`, which counts as another site.
+pub(super) const REFERRER_POLICY: &str = "same-origin";
+
+const CSS: &str = "text/css; charset=utf-8";
+const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
+const JPEG: &str = "image/jpeg";
 
 /// A file that never changes while the process runs, compressed once.
 pub(super) struct Asset {
@@ -26,34 +35,53 @@ pub(super) struct Asset {
     gzip_etag: String,
 }
 
-static INDEX: LazyLock<Asset> =
-    LazyLock::new(|| Asset::new("text/html; charset=utf-8", include_bytes!("assets/index.html")));
-static STYLESHEET: LazyLock<Asset> =
-    LazyLock::new(|| Asset::new("text/css; charset=utf-8", include_bytes!("assets/app.css")));
-static SCRIPT: LazyLock<Asset> =
-    LazyLock::new(|| Asset::new("text/javascript; charset=utf-8", include_bytes!("assets/app.js")));
+/// The files under `/assets/`, by their names.
+static FILES: LazyLock<Vec<(&'static str, Asset)>> = LazyLock::new(|| {
+    let files: [(&str, &str, &[u8]); 13] = [
+        ("app.css", CSS, include_bytes!("assets/app.css")),
+        ("docs.css", CSS, include_bytes!("assets/docs.css")),
+        ("app.js", JAVASCRIPT, include_bytes!("assets/app.js")),
+        ("call.js", JAVASCRIPT, include_bytes!("assets/call.js")),
+        ("draw.js", JAVASCRIPT, include_bytes!("assets/draw.js")),
+        ("follow.js", JAVASCRIPT, include_bytes!("assets/follow.js")),
+        ("history.js", JAVASCRIPT, include_bytes!("assets/history.js")),
+        ("http.js", JAVASCRIPT, include_bytes!("assets/http.js")),
+        ("panel.js", JAVASCRIPT, include_bytes!("assets/panel.js")),
+        ("result.js", JAVASCRIPT, include_bytes!("assets/result.js")),
+        ("example-cat.jpg", JPEG, include_bytes!("assets/example-cat.jpg")),
+        ("example-cup.jpg", JPEG, include_bytes!("assets/example-cup.jpg")),
+        ("example-rocket.jpg", JPEG, include_bytes!("assets/example-rocket.jpg")),
+    ];
+    files.map(|(name, content_type, content)| (name, Asset::new(content_type, content))).into()
+});
 static ICON: LazyLock<Asset> = LazyLock::new(|| Asset::new("image/svg+xml", include_bytes!("assets/favicon.svg")));
-static DOCS_STYLESHEET: LazyLock<Asset> =
-    LazyLock::new(|| Asset::new("text/css; charset=utf-8", include_bytes!("assets/docs.css")));
 
-pub(super) async fn index(headers: HeaderMap) -> Response {
-    INDEX.answer(&headers)
+/// The page for images. It names the limit of this service.
+pub(super) struct IndexPage(Asset);
+
+impl IndexPage {
+    pub(super) fn new(max_upload_bytes: u64) -> IndexPage {
+        let page = include_str!("assets/index.html")
+            .replace("{{max-bytes}}", &max_upload_bytes.to_string())
+            .replace("{{max-size}}", &size_for_people(max_upload_bytes));
+        IndexPage(Asset::new("text/html; charset=utf-8", page))
+    }
+
+    /// The answer to a request with these headers.
+    pub(super) fn answer(&self, request: &HeaderMap) -> Response {
+        self.0.answer(request)
+    }
 }
 
-pub(super) async fn stylesheet(headers: HeaderMap) -> Response {
-    STYLESHEET.answer(&headers)
-}
-
-pub(super) async fn script(headers: HeaderMap) -> Response {
-    SCRIPT.answer(&headers)
+/// `GET /assets/{name}`
+pub(super) async fn file(name: Result<Path<String>, PathRejection>, headers: HeaderMap) -> Result<Response, Problem> {
+    let Path(name) = name.map_err(|_| Problem::no_such_page("/assets/"))?;
+    let found = FILES.iter().find(|(known, _)| *known == name);
+    found.map(|(_, asset)| asset.answer(&headers)).ok_or_else(|| Problem::no_such_page(&format!("/assets/{name}")))
 }
 
 pub(super) async fn icon(headers: HeaderMap) -> Response {
     ICON.answer(&headers)
-}
-
-pub(super) async fn docs_stylesheet(headers: HeaderMap) -> Response {
-    DOCS_STYLESHEET.answer(&headers)
 }
 
 impl Asset {
@@ -79,9 +107,7 @@ impl Asset {
         let mut response = with_etag(response, tag, request);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
-        // With `no-referrer`, browsers would send the page's own form with `Origin: null`, which counts as another
-        // site.
-        headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
+        headers.insert(header::REFERRER_POLICY, HeaderValue::from_static(REFERRER_POLICY));
         // The content changes with the binary, and its address contains no version.
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         response

@@ -24,7 +24,12 @@ pub(super) struct Problem {
     pub(super) accept_encoding: Option<&'static str>,
     /// True if the connection is closed after this answer.
     pub(super) closes_connection: bool,
+    /// Why the key of the request was refused, for formats that tell these cases apart.
+    pub(super) key_refusal: Option<&'static str>,
 }
+
+/// Writes a problem in another format than a problem document.
+pub(super) type Refusal = fn(Problem) -> Response;
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -47,6 +52,7 @@ impl Problem {
             retry_after_seconds: None,
             accept_encoding: None,
             closes_connection: false,
+            key_refusal: None,
         }
     }
 
@@ -62,6 +68,14 @@ impl Problem {
     pub(super) fn image_not_kept(id: Uuid) -> Self {
         let detail = "the image is no longer kept (--keep-images, --max-data-bytes); the result of its job still is";
         let problem = Problem::new(StatusCode::NOT_FOUND, "image-not-kept", "The image is no longer kept", detail);
+        Problem { id: Some(id), ..problem }
+    }
+
+    /// The image of a job cannot be decoded within its limits, or not by the machine of the web tier.
+    pub(super) fn no_thumbnail(id: Uuid) -> Self {
+        let detail = "no small copy can be made of this image; its own address is GET /v1/jobs/{id}/image";
+        let title = "No small copy of the image";
+        let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "no-thumbnail", title, detail);
         Problem { id: Some(id), ..problem }
     }
 
@@ -99,7 +113,10 @@ impl Problem {
     }
 
     pub(super) fn too_large(limit_bytes: u64) -> Self {
-        let detail = format!("the limit is {limit_bytes} bytes (--max-upload-bytes); send a smaller image");
+        let limit = size_for_people(limit_bytes);
+        let detail = format!(
+            "an image file may have at most {limit} ({limit_bytes} bytes, --max-upload-bytes); send a smaller one"
+        );
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The image file is too large", detail)
     }
 
@@ -133,9 +150,10 @@ impl Problem {
         Problem::new(StatusCode::FORBIDDEN, "cross-site", "Another site may not send this", detail)
     }
 
-    /// The request has no valid key (RFC 9110, 15.5.2).
-    pub(super) fn unauthorized(detail: impl Into<String>) -> Self {
-        Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "A key is needed", detail)
+    /// The request has no valid key (RFC 9110, 15.5.2). `refusal` is a word for the reason.
+    pub(super) fn unauthorized(refusal: &'static str, detail: impl Into<String>) -> Self {
+        let problem = Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "A key is needed", detail);
+        Problem { key_refusal: Some(refusal), ..problem }
     }
 
     /// The key of the request lacks a scope.
@@ -251,6 +269,39 @@ fn kind_of(code: ErrorCode) -> &'static str {
     }
 }
 
+/// A limit in the unit that people know, rounded down, so that a file of this size is accepted.
+pub(super) fn size_for_people(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} bytes"),
+        1_000..1_000_000 => format!("{} kB", bytes / 1_000),
+        1_000_000..10_000_000 => format!("{:.1} MB", (bytes / 100_000) as f64 / 10.0).replace(".0 ", " "),
+        _ => format!("{} MB", bytes / 1_000_000),
+    }
+}
+
+/// Returns the sentence of a problem for a person: without the remarks in parentheses that name flags and commands of the
+/// operator, and in upper case.
+fn for_people(detail: &str) -> String {
+    let mut text = String::new();
+    let mut rest = detail;
+    while let Some((before, after)) = rest.split_once(" (") {
+        let Some((remark, behind)) = after.split_once(')') else { break };
+        text.push_str(before);
+        if !remark.contains("--") && !remark.contains('`') {
+            text.push_str(" (");
+            text.push_str(remark);
+            text.push(')');
+        }
+        rest = behind;
+    }
+    text.push_str(rest);
+    let mut characters = text.chars();
+    match characters.next() {
+        Some(first) => first.to_uppercase().chain(characters).chain(['.']).collect(),
+        None => text,
+    }
+}
+
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.title, self.detail)
@@ -260,6 +311,16 @@ impl std::fmt::Display for Problem {
 impl std::error::Error for Problem {}
 
 impl Problem {
+    /// Returns the detail as a sentence for a person.
+    pub(super) fn for_people(&self) -> String {
+        match self.kind {
+            "unauthorized" => {
+                "This service needs a key. Sign in on its page, which needs a browser with JavaScript.".to_owned()
+            }
+            _ => for_people(&self.detail),
+        }
+    }
+
     /// Returns the body of the answer.
     pub(super) fn to_json(&self) -> String {
         let body = Body {
@@ -291,6 +352,28 @@ impl IntoResponse for Problem {
         if self.closes_connection {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        // For the layer that writes problems in the format of the client.
+        response.extensions_mut().insert(self);
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_are_told_sizes_and_no_flags() {
+        let told = Problem::too_large(20 << 20).for_people();
+        assert_eq!(told, "An image file may have at most 20 MB; send a smaller one.");
+        for (detail, expected) in [
+            ("no job has the id \"x\"", "No job has the id \"x\"."),
+            ("all taken (--max-connections); wait", "All taken; wait."),
+            ("a (b) c (`imgcls x`) d (open", "A (b) c d (open."),
+        ] {
+            assert_eq!(for_people(detail), expected);
+        }
+        let sizes = [999, 100_000, 1 << 20, 2_000_000, 10_999_999].map(size_for_people);
+        assert_eq!(sizes, ["999 bytes", "100 kB", "1 MB", "2 MB", "10 MB"]);
     }
 }

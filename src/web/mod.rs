@@ -11,6 +11,9 @@
 //! of a request that is repeated. [`openapi`] is the table of all operations, from which the router and the description of the
 //! interface are made.
 //!
+//! [`assets`] and [`pages`] have the pages, [`html`] the answers to browsers without a script, [`events`] the streams of a job's progress,
+//! [`fleet`] the state of the service, [`thumbnail`] small copies of images.
+//!
 //! [`dialects`] are the addresses and formats of other servers, for clients that speak those.
 //! [`auth`] decides by the key of a request whether it may pass.
 //!
@@ -29,6 +32,8 @@ mod cors;
 mod dialects;
 mod error;
 mod events;
+mod fleet;
+mod html;
 mod http;
 mod idempotency;
 mod jobs;
@@ -37,6 +42,7 @@ mod metrics;
 mod models;
 mod observe;
 mod openapi;
+mod pages;
 mod pending;
 mod prefer;
 mod query;
@@ -47,6 +53,7 @@ mod results;
 mod routes;
 mod site;
 mod submit;
+mod thumbnail;
 mod upload;
 mod withdrawal;
 
@@ -224,6 +231,8 @@ pub async fn run(
         image_reads: Budget::new(IMAGE_READ_BYTES, METRICS.read_memory.clone()),
         listeners: Listeners::new(max_connections),
         sync_timeout: config.sync_timeout,
+        thumbnails: thumbnail::Thumbnails::new(config.limits),
+        index: assets::IndexPage::new(config.limits.max_upload_bytes),
         readiness: Readiness {
             transport: Arc::clone(&transport),
             workers_ready,

@@ -7,11 +7,13 @@ use std::time::Duration;
 use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
+use uuid::Uuid;
 
 use super::auth::Principal;
 use super::error::Problem;
 use super::jobs::JobOptions;
 use crate::config;
+use crate::protocol::cut_filename;
 use crate::telemetry::trace::TRACEPARENT;
 
 /// The longest wait of one request.
@@ -93,6 +95,35 @@ impl Query {
     }
 }
 
+/// The most jobs of one event stream. Their ids fit in an address that every proxy takes.
+pub(super) const MAX_JOBS: usize = 100;
+
+/// Reads `jobs=ID,ID,…` from a query. An id that is named twice counts once.
+///
+/// # Errors
+/// 400 without an id, for text that is no id, and for more than [`MAX_JOBS`].
+pub(super) fn jobs(query: &str) -> Result<Vec<Uuid>, Problem> {
+    let text = parameter(query, "jobs")?.unwrap_or_default();
+    if text.is_empty() {
+        return Err(Problem::malformed("name the jobs: jobs=ID,ID"));
+    }
+    let mut jobs: Vec<Uuid> = Vec::new();
+    for part in text.split(',') {
+        let id = part.parse().map_err(|_| {
+            let part = cut_filename(part);
+            Problem::malformed(format!("jobs has {part:?}, which is not the id of a job"))
+        })?;
+        if jobs.contains(&id) {
+            continue;
+        }
+        if jobs.len() == MAX_JOBS {
+            return Err(Problem::malformed(format!("jobs has more than {MAX_JOBS} ids; open several streams")));
+        }
+        jobs.push(id);
+    }
+    Ok(jobs)
+}
+
 /// The problem of a number of predictions that is out of range.
 pub(super) fn wrong_top_k(text: &str) -> Problem {
     Problem::malformed(format!("top_k={text:?} is not between 1 and {MAX_TOP_K}"))
@@ -162,6 +193,18 @@ mod tests {
         let query = Query::of_form(Some("wait=1&wait=2&top_k=none&model=birds")).unwrap();
         assert_eq!(query, Query { model: Some("birds".to_owned()), ..Query::default() });
         assert!(Query::of_form(Some("model=a&model=b")).is_err());
+    }
+
+    #[test]
+    fn jobs_are_ids_within_a_limit() {
+        let ids: Vec<String> = (1..=101).map(|number| Uuid::from_u128(number).to_string()).collect();
+        assert_eq!(jobs(&format!("jobs={}", ids[..100].join(","))).unwrap().len(), 100);
+        assert_eq!(jobs(&format!("x=1&jobs={0},{0}", ids[0])).unwrap(), [Uuid::from_u128(1)]);
+        let several = format!("jobs={}", ids.join(","));
+        let twice = format!("jobs={0}&jobs={0}", ids[0]);
+        for query in ["", "jobs", "jobs=", "jobs=,", "jobs=nonsense", "jobs=%ff", several.as_str(), twice.as_str()] {
+            assert_eq!(jobs(query).unwrap_err().kind, "malformed", "{query}");
+        }
     }
 
     #[test]

@@ -125,6 +125,10 @@ impl Replies {
         let mut disposition = decide(is_shared, is_waited_for, age);
         if is_waited_for || !is_shared && reply != Reply::Foreign {
             self.count_end(&text);
+            if let Some(submitted_at) = reply.id().and_then(protocol::submitted_at) {
+                let took = now.as_millisecond().saturating_sub(submitted_at.as_millisecond()).max(0);
+                self.admission.record_answer(Duration::from_millis(took.unsigned_abs()));
+            }
         }
         if disposition != Disposition::Release
             && let Err(error) = self.hand_over(&reply, text).await

@@ -25,7 +25,7 @@ use super::openapi::{Call, OPERATIONS, Operation};
 use super::prefer::Waiting;
 use super::query::Query;
 use super::site::{JobId, Site};
-use super::{assets, dialects, events, openapi, submit};
+use super::{assets, dialects, events, fleet, html, openapi, pages, submit};
 use crate::transport::{Removal, TransportError};
 use crate::{model, protocol, telemetry};
 
@@ -49,7 +49,8 @@ pub(super) fn router(
         .fallback(|request: Request| async move { Problem::no_such_page(request.uri().path()) })
         .method_not_allowed_fallback(dialects::other_method)
         .layer(middleware::from_fn_with_state(auth, auth::authenticate))
-        .layer(middleware::from_fn_with_state(guard, http::guard));
+        .layer(middleware::from_fn_with_state(guard, http::guard))
+        .layer(middleware::from_fn(html::refuse_in_format));
     let router = match cors {
         Some(cors) => router.layer(cors),
         None => router,
@@ -72,10 +73,10 @@ fn routes_of(operations: impl Iterator<Item = &'static Operation>) -> Router<Arc
 /// slash.
 fn handler(call: Call) -> MethodRouter<Arc<Site>> {
     match call {
-        Call::Index => get(assets::index),
+        Call::Index => get(pages::index),
         Call::ClassifyForm => post(dialects::root),
-        Call::Stylesheet => get(assets::stylesheet),
-        Call::Script => get(assets::script),
+        Call::ResultPage => get(pages::result),
+        Call::Asset => get(assets::file),
         Call::Icon => get(assets::icon),
         Call::Classify => post(submit::classify),
         Call::ClassifyPut => put(submit::classify),
@@ -87,14 +88,16 @@ fn handler(call: Call) -> MethodRouter<Arc<Site>> {
         Call::RemoveJob => delete(remove_job),
         Call::JobEvents => get(events::events),
         Call::JobImage => get(job_image),
+        Call::JobThumbnail => get(pages::thumbnail),
+        Call::JobsEvents => get(events::events_of_jobs),
         Call::Models => get(models),
         Call::ModelNamed => get(model_named),
         Call::OpenApi => get(openapi::document),
         Call::Docs => get(openapi::docs),
-        Call::DocsStylesheet => get(assets::docs_stylesheet),
         Call::Healthz => get(|| async { "ok\n" }),
         Call::Readyz => get(readyz),
         Call::Metrics => get(metrics),
+        Call::Fleet => get(fleet::fleet),
     }
 }
 
@@ -113,7 +116,8 @@ async fn job(
         State::Unknown | State::Removed => Err(Problem::no_such_job(&id.to_string())),
         State::Queued => {
             let retry_after = site.jobs.admission.retry_after_seconds();
-            let mut response = json_of(StatusCode::OK, &JobState::queued(id));
+            let progress = site.jobs.admission.progress(id);
+            let mut response = json_of(StatusCode::OK, &JobState::waiting(id, progress));
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after));
             Ok(waiting.applied(response, true))
         }
@@ -129,12 +133,12 @@ fn tagged(request: &HeaderMap, json: String) -> Response {
 
 /// `DELETE /v1/jobs/{id}`: cancels a job that waits, or removes the image and the result of one that has ended.
 async fn remove_job(Shared(site): Shared<Arc<Site>>, JobId(id): JobId) -> Result<Response, Problem> {
-    let status = match site.jobs.remove(id).await? {
-        Removal::Cancelled => "cancelled",
-        Removal::Removed | Removal::Unknown => "removed",
+    let state = match site.jobs.remove(id).await? {
+        Removal::Cancelled => JobState::cancelled(id),
+        Removal::Removed | Removal::Unknown => JobState::removed(id),
     };
-    tracing::info!(%id, "a job is {status} by its client");
-    Ok(json_of(StatusCode::OK, &JobState { id, status }))
+    tracing::info!(%id, "a job is {} by its client", state.status);
+    Ok(json_of(StatusCode::OK, &state))
 }
 
 /// `GET /v1/models`: the models that requests may choose. Labels only with `?labels=true`.

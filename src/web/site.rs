@@ -7,6 +7,7 @@ use axum::extract::{FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use uuid::Uuid;
 
+use super::assets::IndexPage;
 use super::auth::Principal;
 use super::budget::Budget;
 use super::error::Problem;
@@ -15,6 +16,7 @@ use super::listeners::Listeners;
 use super::models::Models;
 use super::query::Query;
 use super::readiness::Readiness;
+use super::thumbnail::Thumbnails;
 use super::upload::{self, Upload, UploadRules};
 
 /// The state that the handlers share.
@@ -29,6 +31,9 @@ pub(super) struct Site {
     /// How long `POST /` waits for its answer.
     pub(super) sync_timeout: Duration,
     pub(super) readiness: Readiness,
+    pub(super) thumbnails: Thumbnails,
+    /// The page for images.
+    pub(super) index: IndexPage,
 }
 
 impl Site {

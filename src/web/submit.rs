@@ -12,10 +12,11 @@ use futures::future::join_all;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::accept::asks_for_json;
+use super::accept::{asks_for_html, asks_for_json};
 use super::answer::{JobState, accepted, damaged, json_text, parse, with_timings};
 use super::dialects::sibling_prefix;
 use super::error::Problem;
+use super::html;
 use super::idempotency::{Claim, IdempotencyKey};
 use super::jobs::{Classified, JobOptions, State};
 use super::prefer::Waiting;
@@ -28,10 +29,10 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(30);
 /// Marks the answer to a repeated request.
 const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
-/// `POST /`, the address of the legacy form: waits for the result and answers with the label as plain text, or with the
-/// result when the client asks for JSON.
+/// `POST /`, the address of the legacy form: waits for the result and answers with the label as plain text, with the result
+/// when the client asks for JSON, or with a page when a browser sent the form.
 pub(super) async fn classify_form(Shared(site): Shared<Arc<Site>>, request: Request) -> Result<Response, Problem> {
-    let wants_json = asks_for_json(request.headers());
+    let (wants_json, wants_html) = (asks_for_json(request.headers()), asks_for_html(request.headers()));
     let mut options = site.job_options(Query::of_form(request.uri().query())?, &request)?;
     let request = site.jobs.admission.check_request(request, site.sync_timeout).await?;
     let upload = site.receive(request, &mut options).await?;
@@ -44,6 +45,9 @@ pub(super) async fn classify_form(Shared(site): Shared<Arc<Site>>, request: Requ
     }
     if wants_json {
         return Ok(json_text(StatusCode::OK, text));
+    }
+    if wants_html {
+        return Ok(html::result(&result));
     }
     let label = result.predictions.into_iter().next().map(|best| best.label).unwrap_or_default();
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], prefix + &label).into_response())

@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use crate::harness::{DEADLINE, Response, Service, count_results, label_of, request, result_text, test_image, until};
 
-const BOUNDARY: &str = "XBOUND";
+pub const BOUNDARY: &str = "XBOUND";
 
 #[track_caller]
-fn assert_problem(response: &Response, status: u16, says: &str) {
+pub fn assert_problem(response: &Response, status: u16, says: &str) {
     assert_eq!(response.status, status, "{}", response.text());
     assert_eq!(response.header("content-type"), Some("application/problem+json"), "{}", response.text());
     let detail = response.json()["detail"].as_str().unwrap().to_owned();
@@ -20,7 +20,7 @@ fn assert_problem(response: &Response, status: u16, says: &str) {
 }
 
 /// Returns a form with a file in each of these fields, by the name of the field, the name of the file and its content.
-fn form_of(files: &[(&str, &str, &[u8])]) -> Vec<u8> {
+pub fn form_of(files: &[(&str, &str, &[u8])]) -> Vec<u8> {
     let mut body = Vec::new();
     for (field, name, content) in files {
         let head = format!(
@@ -445,7 +445,11 @@ fn every_described_operation_answers_and_others_are_refused() {
     let id = service.submit("cup.jpg", &test_image("cup.jpg"));
     let paths = document["paths"].as_object().unwrap();
     for (template, operations) in paths {
-        let name = if template.contains("/models/") { "efficientnet-lite0" } else { "cup.jpg" };
+        let name = match template.as_str() {
+            "/v1/models/{name}" => "efficientnet-lite0",
+            "/assets/{name}" => "app.css",
+            _ => "cup.jpg",
+        };
         let path = template.replace("{id}", &id).replace("{name}", name);
         let described: Vec<&String> = operations.as_object().unwrap().keys().collect();
         for method in ["get", "post", "put", "delete", "patch"] {

@@ -25,6 +25,7 @@ const FLOORS: [(u8, &[&str]); 7] = [
             "queue_command",
             "simulate",
             "status",
+            "thumbnail",
             "tune",
             "up",
         ],

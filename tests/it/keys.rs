@@ -39,7 +39,7 @@ pub fn create_key(data_dir: &Path, name: &str, scope: &str, more: &[&str]) -> St
 }
 
 /// Starts a web tier that requires keys, with one worker.
-fn keyed_service(worker_count: usize, flags: &[&str], make_keys: impl FnOnce(&Path)) -> Service {
+pub fn keyed_service(worker_count: usize, flags: &[&str], make_keys: impl FnOnce(&Path)) -> Service {
     let dir = tempfile::tempdir().unwrap();
     make_keys(&dir.path().join("data"));
     Service::start_in(dir, worker_count, &[&["--auth", "required"][..], flags].concat(), &[])
@@ -93,6 +93,7 @@ fn every_route_is_decided_for_every_kind_of_key() {
     let simple_job = format!("/v1/jobs/{}", id.replace('-', ""));
     let unknown_job = format!("/v1/jobs/{}", Uuid::now_v7());
     let (job_events, unknown_events) = (format!("{job}/events"), format!("{unknown_job}/events"));
+    let (result_page, events) = (format!("/results/{id}"), format!("/v1/events?jobs={id}"));
     let prediction = format!("/v1/predictions/{id}");
     let unknown_cancel = format!("/v1/predictions/{}/cancel", Uuid::now_v7());
     let (json_type, json_body) = json_image(&image);
@@ -102,7 +103,7 @@ fn every_route_is_decided_for_every_kind_of_key() {
 
     let nobody: &[u8] = b"";
     let plain: &[(&str, &str)] = &[];
-    let table: [Row<'_>; 40] = [
+    let table: [Row<'_>; 43] = [
         ("GET", "/", plain, nobody, [200; 8]),
         ("GET", "/assets/app.js", plain, nobody, [200; 8]),
         ("GET", "/favicon.svg", plain, nobody, [200; 8]),
@@ -128,6 +129,10 @@ fn every_route_is_decided_for_every_kind_of_key() {
         ("GET", "/openapi.json", plain, nobody, [200; 8]),
         ("GET", "/docs", plain, nobody, [200; 8]),
         ("GET", "/assets/docs.css", plain, nobody, [200; 8]),
+        // The page of a result shows nothing by itself.
+        ("GET", &result_page, plain, nobody, [200; 8]),
+        ("GET", &events, plain, nobody, [401, 401, 401, 401, 200, 200, 200, 200]),
+        ("GET", "/v1/fleet", plain, nobody, [401, 401, 401, 401, 403, 403, 403, 200]),
         ("OPTIONS", "/v1/jobs", plain, nobody, [405; 8]),
         ("POST", "/v1/jobs", &json_type, &json_body, [401, 401, 401, 401, 202, 202, 403, 202]),
         ("POST", "/v1/jobs", &list_type, &list_body, [401, 401, 401, 401, 202, 202, 403, 202]),
@@ -170,6 +175,12 @@ fn every_route_is_decided_for_every_kind_of_key() {
     let unknown = get(address, &keys_by_kind[5], &unknown_job);
     let blank = |answer: &Response| answer.text().replace(&id, "ID").replace(&unknown_job["/v1/jobs/".len()..], "ID");
     assert_eq!(blank(&other), blank(&unknown));
+    // A stream of several jobs has the same rule.
+    assert!(get(address, owner, &events).text().contains("\"succeeded\""));
+    let hidden = get(address, &keys_by_kind[5], &events).text();
+    assert!(hidden.contains("event: unknown") && !hidden.contains("succeeded"), "{hidden}");
+    let page = get(address, "", &result_page).text();
+    assert!(!page.contains("cat.jpg") && !page.contains("succeeded"), "{page}");
     let refused = get(address, "", "/v1/models");
     assert_eq!(refused.header("WWW-Authenticate"), Some("Bearer realm=\"imgcls\""));
     assert_eq!(refused.header("Content-Type"), Some("application/problem+json"));

@@ -2,11 +2,12 @@
 //! test and `scripts/test` report that.
 
 use std::io::{BufRead as _, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::harness::{Service, label_of};
+use crate::harness::{Service, label_of, until};
 use crate::heads;
 use crate::keys::create_key;
 use crate::model_requests::second_model;
@@ -32,7 +33,12 @@ impl Driver {
         Some(Driver { process, port })
     }
 
-    fn open(&self, profile: &std::path::Path) -> Browser {
+    fn open(&self, profile: &Path) -> Browser {
+        self.open_with(profile, &json!({}))
+    }
+
+    /// `preferences` are those of Chromium, such as whether pages may run scripts.
+    fn open_with(&self, profile: &Path, preferences: &Value) -> Browser {
         let arguments = [
             "--headless".to_owned(),
             "--no-sandbox".to_owned(),
@@ -44,7 +50,7 @@ impl Driver {
             "--disable-sync".to_owned(),
             format!("--user-data-dir={}", profile.display()),
         ];
-        let capabilities = json!({"goog:chromeOptions": {"args": arguments}});
+        let capabilities = json!({"goog:chromeOptions": {"args": arguments, "prefs": preferences}});
         Browser::start(([127, 0, 0, 1], self.port).into(), &capabilities)
     }
 }
@@ -54,6 +60,49 @@ impl Drop for Driver {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// Returns a driver, or says that the test is skipped.
+fn driver() -> Option<Driver> {
+    let driver = Driver::start();
+    if driver.is_none() {
+        eprintln!("SKIPPED: no chromium with chromedriver on this machine; the page was not tested");
+    }
+    driver
+}
+
+fn image(name: &str) -> String {
+    format!("{}/tests/pictures/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Reports what axe finds in the page, in every state in which a test calls this. axe is installed by `tests/clients/install`.
+fn check_accessibility(browser: &Browser, state: &str) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/axe/axe_playwright_python/axe.min.js");
+    let Ok(axe) = std::fs::read_to_string(path) else {
+        eprintln!(
+            "SKIPPED: axe is not installed (tests/clients/install); the page was not checked in the state {state:?}"
+        );
+        return;
+    };
+    browser.run(&axe);
+    let found = browser.run_async(
+        "const done = arguments[arguments.length - 1];
+         axe.run(document, {resultTypes: ['violations']}).then(
+             (found) => done(found.violations.map((one) => `${one.id}: ${one.nodes.map((node) => node.html).join(' ')}`)),
+             (error) => done([String(error)]));",
+    );
+    assert_eq!(found, json!([]), "in the state {state:?}");
+}
+
+/// Asserts that the page has loaded nothing from another host, and that nothing is wider than the window.
+fn check_loads_and_width(browser: &Browser, state: &str) {
+    let foreign = browser.run(
+        "return performance.getEntriesByType('resource').map((entry) => entry.name)
+             .filter((name) => !name.startsWith(location.origin) && !name.startsWith('blob:') && !name.startsWith('data:'));",
+    );
+    assert_eq!(foreign, json!([]), "{state}");
+    let wide = browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth;");
+    assert_eq!(wide, json!(0), "the page scrolls sideways in the state {state:?}");
 }
 
 /// Keeps a screenshot if a person wants to see what a test sees. Several tests at once overwrite each other's.
@@ -175,4 +224,192 @@ fn page_shows_every_label_of_an_image() {
     assert_eq!(shown, ["red", "blue"]);
     assert_eq!(browser.find_all(Locator::Css("[data-testid=prediction]")).len(), 3);
     keep_screenshot(&browser);
+}
+
+#[test]
+fn page_is_usable_in_every_state_width_and_colour_scheme() {
+    let Some(driver) = driver() else { return };
+    let mut service = Service::start(0, &["--max-upload-bytes", "1MiB"], &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let browser = driver.open(&dir.path().join("profile"));
+    let everywhere = |state: &str| {
+        for (width, features) in [
+            (1280, &[][..]),
+            (320, &[]),
+            (1280, &[("prefers-color-scheme", "dark")]),
+            (800, &[("forced-colors", "active")]),
+        ] {
+            let state = format!("{state}, {width} px, {features:?}");
+            browser.emulate(width, 800, features);
+            check_accessibility(&browser, &state);
+            check_loads_and_width(&browser, &state);
+            keep_screenshot_of(&browser, &state);
+        }
+        browser.emulate(1280, 800, &[]);
+    };
+    browser.goto(&format!("http://{}/", service.address));
+    let hint = browser.wait_for(Locator::Css("#drop:not([hidden]) .drop-hint")).text();
+    assert!(hint.contains("At most 1 MB each"), "{hint}");
+    browser.wait_for(Locator::Css("#panel:not([hidden]) summary")).click();
+    everywhere("empty");
+
+    // No worker runs yet: the page tells the position of each image, and after a while what is missing.
+    let large = dir.path().join("large.jpg");
+    std::fs::write(&large, vec![0x55; 2 << 20]).unwrap();
+    let files = [image("rocket.jpg"), image("hostile/half.jpg"), image("cup.jpg"), large.display().to_string()];
+    browser.wait_for(Locator::Css("#files")).send_keys(&files.join("\n"));
+    browser.wait_for(Locator::XPath("//*[@data-testid='note'][contains(., 'Position ')]"));
+    browser.wait_for(Locator::XPath("//*[@data-testid='error'][contains(., 'At most 1 MB can be sent')]"));
+    browser.wait_for(Locator::XPath("//*[@data-testid='note'][contains(., 'No worker is running')]"));
+    browser.wait_for(Locator::XPath("//*[@id='panel-waiting'][. = '3']"));
+    everywhere("queued");
+
+    service.add_worker();
+    browser.wait_for(Locator::XPath("//*[@id='summary'][contains(., '2 done') and contains(., '2 failed')]"));
+    everywhere("done");
+    let errors = browser.find_all(Locator::Css("[data-testid=error]"));
+    assert!(errors.iter().all(|error| !error.text().contains("--")), "a person reads flags");
+
+    let good = "[data-testid=card][data-state=succeeded]";
+    browser.find_all(Locator::Css(&format!("{good} [data-testid=thumbnail]")))[0].click();
+    browser.wait_for(Locator::Css("#viewer[open] img"));
+    everywhere("enlarged");
+    browser.press("\u{e00c}");
+    until("the larger view is closed", || browser.find_all(Locator::Css("#viewer[open]")).is_empty().then_some(()));
+
+    let code_button = format!("{good} [data-testid=code]");
+    browser.find_all(Locator::Css(&code_button))[0].click();
+    let shown = browser.wait_for(Locator::Css("#code[open] #code-text")).text();
+    assert!(shown.starts_with("curl -F 'image=@") && shown.contains("/v1/classify'"), "{shown}");
+    browser.wait_for(Locator::Css("#code input[value=Python]")).click();
+    assert!(browser.wait_for(Locator::Css("#code-text")).text().contains("import requests"));
+    everywhere("code");
+    browser.press("\u{e00c}");
+
+    // The page of a result.
+    browser.find_all(Locator::Css(&format!("{good} [data-testid=result-page]")))[0].click();
+    browser.wait_for(Locator::Css("#result[data-state=succeeded] [data-testid=history] li"));
+    browser.wait_for(Locator::Css("#image img"));
+    let history = browser.wait_for(Locator::Css("[data-testid=history]")).text();
+    assert!(["submitted", "decoded", "inferred", "succeeded"].iter().all(|event| history.contains(event)), "{history}");
+    everywhere("result");
+
+    // Another visit: the browser remembers what it has seen, until it is told to forget.
+    browser.goto(&format!("http://{}/", service.address));
+    browser.wait_for(Locator::Css("#earlier:not([hidden]) [data-testid=earlier]"));
+    assert_eq!(browser.find_all(Locator::Css("[data-testid=earlier]")).len(), 2);
+    everywhere("earlier");
+    browser.wait_for(Locator::Css("#forget")).click();
+    assert_eq!(browser.find_all(Locator::Css("#earlier[hidden]")).len(), 1);
+    browser.goto(&format!("http://{}/results/{}", service.address, uuid::Uuid::now_v7()));
+    browser.wait_for(Locator::XPath("//*[@data-testid='error'][contains(., 'No such result')]"));
+    everywhere("no result");
+}
+
+/// Keeps a screenshot of each state in this folder, for a person who looks at them.
+fn keep_screenshot_of(browser: &Browser, state: &str) {
+    if let Some(folder) = std::env::var_os("IMGCLS_TEST_SCREENSHOTS") {
+        let name: String = state.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(Path::new(&folder).join(format!("{name}.png")), browser.screenshot()).unwrap();
+    }
+}
+
+#[test]
+fn page_compares_two_models_and_shows_an_example() {
+    let Some(driver) = driver() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let second = second_model(dir.path());
+    let flags = ["--model", "efficientnet-lite0", "--model", second.to_str().unwrap()];
+    let service = Service::start(1, &flags, &flags);
+    let browser = driver.open(&dir.path().join("profile"));
+    browser.goto(&format!("http://{}/", service.address));
+    browser.wait_for(Locator::Css("#model-choice:not([hidden]) #compare")).send_keys("capitals");
+    browser.wait_for(Locator::Css(".example[data-file='example-cup.jpg']")).click();
+    let compared = "[data-testid=card][data-state=succeeded] [data-testid=comparison]";
+    until("both answers", || (browser.find_all(Locator::Css(compared)).len() == 2).then_some(()));
+    let models: Vec<String> = browser.find_all(Locator::Css("[data-testid=model]")).iter().map(Element::text).collect();
+    assert!(models[0].starts_with("efficientnet-lite0 ") && models[1].starts_with("capitals "), "{models:?}");
+    check_accessibility(&browser, "compared");
+    keep_screenshot_of(&browser, "compared");
+}
+
+#[test]
+fn page_follows_more_files_than_a_browser_has_connections() {
+    let Some(driver) = driver() else { return };
+    let service = Service::start(1, &[], &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let files: Vec<String> = (0..120)
+        .map(|number| {
+            let path = dir.path().join(format!("{number}.jpg"));
+            std::fs::copy(image("rocket.jpg"), &path).unwrap();
+            path.display().to_string()
+        })
+        .collect();
+    let browser = driver.open(&dir.path().join("profile"));
+    browser.goto(&format!("http://{}/", service.address));
+    browser.wait_for(Locator::Css("#files")).send_keys(&files.join("\n"));
+    browser.wait_for(Locator::XPath("//*[@id='summary'][. = '120 images, 120 done']"));
+    // Each job was followed by a stream that it shared with others, and none was asked for by itself.
+    let requests = browser.run(
+        "const names = performance.getEntriesByType('resource').map((entry) => new URL(entry.name).pathname);
+         return [names.filter((name) => name === '/v1/events').length,
+                 names.filter((name) => /^.v1.jobs.[^/]+$/.test(name)).length];",
+    );
+    assert!(requests[0].as_u64().is_some_and(|streams| streams < 120), "{requests}");
+    assert_eq!(requests[1], 0, "{requests}");
+}
+
+#[test]
+fn page_works_with_the_keyboard_alone() {
+    const TAB: &str = "\u{e004}";
+    const ENTER: &str = "\u{e007}";
+    let Some(driver) = driver() else { return };
+    let service = Service::start(1, &[], &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let browser = driver.open(&dir.path().join("profile"));
+    browser.goto(&format!("http://{}/", service.address));
+    browser.wait_for(Locator::Css("#examples:not([hidden])"));
+    let focused = |selector: &str| {
+        (0..60).any(|_| {
+            browser.press(TAB);
+            browser.run(&format!("return document.activeElement.matches({selector:?});")) == true
+        })
+    };
+    assert!(focused("#files"), "the first control chooses files");
+    assert!(focused(".example[data-file='example-rocket.jpg']"));
+    browser.press(ENTER);
+    browser.wait_for(Locator::Css("[data-testid=card][data-state=succeeded]"));
+    assert!(focused("[data-testid=thumbnail]"));
+    browser.press(ENTER);
+    browser.wait_for(Locator::Css("#viewer[open]"));
+    browser.press(ENTER);
+    until("closed", || browser.find_all(Locator::Css("#viewer[open]")).is_empty().then_some(()));
+    for control in ["[data-testid=result-page]", "[data-testid=code]"] {
+        assert!(focused(control), "{control}");
+    }
+    browser.press(ENTER);
+    browser.wait_for(Locator::Css("#code[open]"));
+}
+
+#[test]
+fn page_without_script_classifies_and_refuses_in_words() {
+    let Some(driver) = driver() else { return };
+    let service = Service::start(1, &[], &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let without_script = json!({"profile.managed_default_content_settings.javascript": 2});
+    let browser = driver.open_with(&dir.path().join("profile"), &without_script);
+    let url = format!("http://{}/", service.address);
+    browser.goto(&url);
+    browser.wait_for(Locator::Css("#myfile")).send_keys(&image("rocket.jpg"));
+    keep_screenshot_of(&browser, "without script");
+    browser.wait_for(Locator::Css("form.plain button")).click();
+    let title = browser.wait_for(Locator::Css("main h1")).text();
+    assert_eq!(title, label_of("rocket.jpg"));
+    keep_screenshot_of(&browser, "without script, answered");
+    browser.goto(&url);
+    browser.wait_for(Locator::Css("#myfile")).send_keys(&image("hostile/half.jpg"));
+    browser.wait_for(Locator::Css("form.plain button")).click();
+    browser.wait_for(Locator::XPath("//main/h1[. = 'The image cannot be decoded']"));
+    keep_screenshot_of(&browser, "without script, refused");
 }

@@ -55,6 +55,42 @@ impl Browser {
         self.find_below("", locator)
     }
 
+    /// Runs the body of a function in the page, and returns what it returns.
+    pub fn run(&self, script: &str) -> Value {
+        self.command("POST", "/execute/sync", Some(&json!({"script": script, "args": []})))
+    }
+
+    /// Runs the body of a function whose last argument is to be called with the result.
+    pub fn run_async(&self, script: &str) -> Value {
+        self.command("POST", "/execute/async", Some(&json!({"script": script, "args": []})))
+    }
+
+    /// Presses keys where the focus is.
+    pub fn press(&self, keys: &str) {
+        let actions: Vec<Value> = keys
+            .chars()
+            .flat_map(|key| [json!({"type": "keyDown", "value": key}), json!({"type": "keyUp", "value": key})])
+            .collect();
+        let actions = json!({"actions": [{"type": "key", "id": "keyboard", "actions": actions}]});
+        self.command("POST", "/actions", Some(&actions));
+    }
+
+    /// Sets the size of the page, which a window cannot have below its own smallest size, and the media features that the
+    /// style sheets see. This command is Chromium's own.
+    pub fn emulate(&self, width: u32, height: u32, features: &[(&str, &str)]) {
+        let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
+        self.devtools("Emulation.setDeviceMetricsOverride", &metrics);
+        // Without transitions: what is checked right after a change would be between two colours.
+        let still = [("prefers-reduced-motion", "reduce")];
+        let features: Vec<Value> =
+            features.iter().chain(&still).map(|(name, value)| json!({"name": name, "value": value})).collect();
+        self.devtools("Emulation.setEmulatedMedia", &json!({"features": features}));
+    }
+
+    fn devtools(&self, command: &str, parameters: &Value) {
+        self.command("POST", "/goog/cdp/execute", Some(&json!({"cmd": command, "params": parameters})));
+    }
+
     /// A screenshot of the page, in PNG.
     pub fn screenshot(&self) -> Vec<u8> {
         let encoded = self.command("GET", "/screenshot", None);
@@ -88,6 +124,10 @@ impl Drop for Browser {
 }
 
 impl Element<'_> {
+    pub fn click(&self) {
+        self.browser.command("POST", &format!("{}/click", self.path), Some(&json!({})));
+    }
+
     pub fn send_keys(&self, keys: &str) {
         self.browser.command("POST", &format!("{}/value", self.path), Some(&json!({"text": keys})));
     }

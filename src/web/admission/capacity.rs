@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -31,6 +31,28 @@ pub(super) enum Capacity {
     Replies(Mutex<ReplyPace>),
 }
 
+impl Capacity {
+    /// Returns the mean time between the ends of two jobs, and how long a worker takes for an image, as far as they were
+    /// measured.
+    pub(super) fn measured(&self, now: Instant) -> (Option<Duration>, Option<Duration>) {
+        match self {
+            Capacity::Fleet(fleet) => (fleet.time_per_job(), (fleet.service_time)()),
+            Capacity::Replies(pace) => {
+                let pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
+                (pace.time_per_job(now), pace.service_time())
+            }
+        }
+    }
+
+    /// Returns whether a worker is ready. `None` when only the queue can show that.
+    pub(super) fn has_worker(&self) -> Option<bool> {
+        match self {
+            Capacity::Fleet(fleet) => Some(*fleet.ready.borrow() > 0),
+            Capacity::Replies(_) => None,
+        }
+    }
+}
+
 impl Fleet {
     /// Returns the mean time between the ends of two jobs while all workers are busy.
     pub(super) fn time_per_job(&self) -> Option<Duration> {
@@ -49,6 +71,8 @@ pub(super) struct ReplyPace {
     ends: VecDeque<Instant>,
     /// The last measurement and its time.
     measured: Option<(Duration, Instant)>,
+    /// The mean time that a worker takes for an image, in which older images lose their weight.
+    service_time: Option<Duration>,
 }
 
 impl ReplyPace {
@@ -58,6 +82,27 @@ impl ReplyPace {
     const WINDOW: Duration = Duration::from_secs(5);
     /// A measurement is used until it is this old.
     const MEMORY: Duration = Duration::from_mins(1);
+
+    /// The weight of one image in the mean of the service time.
+    const SERVICE_TIME_WEIGHT: u32 = 16;
+
+    /// Records how long a worker took for an image, from the timings of its result.
+    pub(super) fn record_timings(&mut self, timings: &TimingsMs) {
+        let millis = timings.fetched + timings.decoded + timings.inferred;
+        let Ok(time) = Duration::try_from_secs_f64(millis / 1e3) else { return };
+        if !time.is_zero() {
+            let weight = Self::SERVICE_TIME_WEIGHT;
+            self.service_time = Some(match self.service_time {
+                Some(mean) => mean - mean / weight + time / weight,
+                None => time,
+            });
+        }
+    }
+
+    /// Returns how long a worker takes for an image, or `None` before the first.
+    pub(super) fn service_time(&self) -> Option<Duration> {
+        self.service_time
+    }
 
     /// Records the end of a job at `now`.
     pub(super) fn record_end(&mut self, now: Instant, has_queued: bool) {
@@ -98,6 +143,22 @@ mod tests {
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn service_time_is_a_mean_that_follows_changes() {
+        let mut pace = ReplyPace::default();
+        let timings = |inferred| TimingsMs { fetched: 1.0, decoded: 3.0, inferred, ..TimingsMs::default() };
+        assert_eq!(pace.service_time(), None);
+        pace.record_timings(&TimingsMs::default());
+        assert_eq!(pace.service_time(), None, "a job that failed before it was decoded");
+        pace.record_timings(&timings(6.0));
+        assert_eq!(pace.service_time(), Some(MS * 10));
+        (0..200).for_each(|_| pace.record_timings(&timings(26.0)));
+        let millis = pace.service_time().unwrap().as_secs_f64() * 1e3;
+        assert!((millis - 30.0).abs() < 0.1, "{millis}");
+        pace.record_timings(&timings(f64::NAN));
+        assert!(pace.service_time().is_some());
+    }
 
     #[test]
     fn pace_is_measured_only_over_jobs_that_queued() {

@@ -2,11 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
+use super::progress::Submissions;
+
 /// Counts this process's own jobs at once, and the depth of the queue each time it is read.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     sent: u64,
     ended: u64,
+    submissions: Submissions,
     /// Jobs that this process sent and whose completion it has not seen.
     pub(super) outstanding: u64,
     /// Callers that wait for an answer.
@@ -34,8 +39,10 @@ pub(super) struct Counts {
 
 impl Ledger {
     /// Counts a job that is about to be sent. `waits` says whether its caller waits for the answer.
-    pub(super) fn record_job(&mut self, waits: bool) {
+    /// `now` is the time of the clock that makes ids.
+    pub(super) fn record_job(&mut self, waits: bool, now: Timestamp) {
         self.sent += 1;
+        self.submissions.record(now, self.sent);
         self.outstanding += 1;
         self.waiting += u64::from(waits);
     }
@@ -59,6 +66,16 @@ impl Ledger {
             }
             None => self.outstanding,
         }
+    }
+
+    /// Returns the jobs in the queue up to and including the one that was submitted at `at`, at least 1.
+    pub(super) fn position(&self, at: Timestamp) -> u64 {
+        self.depth().saturating_sub(self.sent.saturating_sub(self.submissions.until(at))).max(1)
+    }
+
+    /// Returns the messages of the last reading that workers hold, or that are delayed.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.reading.map_or(0, |reading| reading.jobs.saturating_sub(reading.visible))
     }
 
     /// Returns the visible messages of the last reading.
@@ -92,13 +109,28 @@ impl Ledger {
 mod tests {
     use super::*;
 
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+    #[test]
+    fn position_is_the_depth_less_the_jobs_that_were_submitted_later() {
+        let at = |millis| Timestamp::from_millisecond(millis).unwrap();
+        let mut ledger = Ledger::default();
+        (1..=10).for_each(|millis| ledger.record_job(false, at(millis)));
+        assert_eq!([ledger.position(at(1)), ledger.position(at(4)), ledger.position(at(10))], [1, 4, 10]);
+        (0..3).for_each(|_| ledger.record_end());
+        assert_eq!([ledger.position(at(1)), ledger.position(at(4)), ledger.position(at(10))], [1, 1, 7]);
+        let counts = ledger.begin_reading(Duration::ZERO).expect("never read");
+        ledger.end_reading(107, 90, counts);
+        assert_eq!((ledger.position(at(10)), ledger.in_flight()), (107, 17), "100 jobs of another process");
+    }
+
     #[test]
     fn depth_is_the_last_reading_plus_jobs_sent_and_minus_jobs_ended_since() {
         let mut ledger = Ledger::default();
-        ledger.record_job(true);
+        ledger.record_job(true, NOW);
         assert_eq!((ledger.depth(), ledger.outstanding, ledger.waiting), (1, 1, 1));
         let counts = ledger.begin_reading(Duration::from_millis(1)).expect("never read");
-        ledger.record_job(false);
+        ledger.record_job(false, NOW);
         ledger.end_reading(40, 30, counts);
         assert_eq!((ledger.depth(), ledger.outstanding, ledger.visible()), (41, 2, 30));
         (0..50).for_each(|_| ledger.record_end());
@@ -108,7 +140,7 @@ mod tests {
     #[test]
     fn next_reading_corrects_for_jobs_that_ended_unseen() {
         let mut ledger = Ledger::default();
-        (0..10).for_each(|_| ledger.record_job(true));
+        (0..10).for_each(|_| ledger.record_job(true, NOW));
         ledger.end_reading(3, 0, Counts { sent: 10, ended: 0 });
         assert_eq!(ledger.outstanding, 3);
         assert!(ledger.begin_reading(Duration::ZERO).is_some());

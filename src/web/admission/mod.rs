@@ -11,12 +11,17 @@
 //! - the time per job ([`capacity`]): `up` knows the service time and the number of its own workers. When the workers
 //!   belong to another process, the pace of the replies shows it.
 //!
+//! The same estimates tell a waiting job its position and when it is expected to end ([`progress`]), and the state of the
+//! service ([`Admission::service_state`], with the last answers of [`recent`]).
+//!
 //! While no worker is ready, or none was measured yet, every caller is admitted: otherwise a service that scales from
 //! zero would never start. `/v1/jobs` does not wait for an answer; only the depth of the queue limits it.
 
 mod capacity;
 mod estimate;
 mod ledger;
+mod progress;
+mod recent;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,15 +34,23 @@ use rand::Rng as _;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use self::capacity::Capacity;
 pub use self::capacity::Fleet;
 use self::estimate::{Decision, Estimate};
 use self::ledger::Ledger;
+pub(super) use self::progress::Progress;
+#[cfg(test)]
+pub(super) use self::progress::Stage;
+use self::progress::{Presence, Situation};
+use self::recent::RecentAnswers;
+pub(super) use self::recent::RecentSummary;
 use super::error::Problem;
 use super::http::drain_body;
 use super::metrics::METRICS;
-use crate::protocol::TimingsMs;
+use crate::clock;
+use crate::protocol::{self, TimingsMs};
 use crate::scaling_policy::StepPolicy;
 use crate::transport::Transport;
 
@@ -50,6 +63,8 @@ const RESERVED_SHARE: usize = 64;
 const FULL_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// A full queue is worth another try once one in this many of its jobs is done.
 const FULL_RETRY_SHARE: u64 = 100;
+/// The shortest absence of workers that counts as one, where only readings of the queue show it.
+const SHORTEST_ABSENCE: Duration = Duration::from_secs(1);
 /// How much of the body of a refused request is read, and by how many tasks at a time.
 const DRAIN_BYTES: u64 = 32 << 20;
 const MAX_DRAINS: usize = 256;
@@ -70,6 +85,8 @@ pub(super) struct Admission {
     reading_interval: Duration,
     capacity: Capacity,
     ledger: Mutex<Ledger>,
+    presence: Mutex<Presence>,
+    recent: Mutex<RecentAnswers>,
     /// Held while the depth is read, so that there is one reading at a time.
     reading: tokio::sync::Mutex<()>,
     reading_wanted: Notify,
@@ -85,6 +102,20 @@ enum Reason {
     Connections,
 }
 
+/// The queue, the workers and the last answers, as this process sees them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ServiceState {
+    /// Jobs that no worker holds.
+    pub(super) waiting: u64,
+    /// Jobs that workers hold.
+    pub(super) in_flight: u64,
+    /// The ready workers; `None` when they belong to another process.
+    pub(super) workers: Option<usize>,
+    /// How long a new job is expected to wait for a worker, if that is known.
+    pub(super) expected_wait: Option<Duration>,
+    pub(super) recent: RecentSummary,
+}
+
 /// The permit of one admitted job. Its caller counts as waiting until the permit is dropped.
 pub(super) struct JobPermit {
     admission: Arc<Admission>,
@@ -96,6 +127,11 @@ impl Admission {
     pub(super) fn new(transport: Arc<dyn Transport>, limits: AdmissionLimits, fleet: Option<Fleet>) -> Self {
         let reading_interval = transport.depth_interval();
         let max_waiting = limits.max_connections - limits.max_connections / RESERVED_SHARE;
+        let mut presence = Presence::default();
+        if fleet.as_ref().is_some_and(|fleet| fleet.is_awaited) {
+            // The first worker starts now, whether a job waits or not.
+            presence.observe(false, Instant::now(), Duration::ZERO);
+        }
         Admission {
             transport,
             max_queue_depth: limits.max_queue_depth,
@@ -103,6 +139,8 @@ impl Admission {
             reading_interval,
             capacity: fleet.map_or_else(|| Capacity::Replies(Mutex::default()), Capacity::Fleet),
             ledger: Mutex::default(),
+            presence: Mutex::new(presence),
+            recent: Mutex::default(),
             reading: tokio::sync::Mutex::default(),
             reading_wanted: Notify::new(),
             drains: TaskTracker::new(),
@@ -131,7 +169,9 @@ impl Admission {
         match self.check(&ledger, max_wait) {
             Ok(()) => {
                 let waits = !max_wait.is_zero();
-                ledger.record_job(waits);
+                ledger.record_job(waits, clock::now());
+                drop(ledger);
+                self.observe_fleet();
                 Ok(JobPermit { admission: Arc::clone(self), waits })
             }
             Err(reason) => {
@@ -145,7 +185,86 @@ impl Admission {
     pub(super) fn record_end(&self, timings: Option<&TimingsMs>) {
         self.ledger().record_end();
         if let (Capacity::Replies(pace), Some(timings)) = (&self.capacity, timings) {
-            lock(pace).record_end(Instant::now(), capacity::has_queued(timings));
+            let mut pace = lock(pace);
+            pace.record_end(Instant::now(), capacity::has_queued(timings));
+            pace.record_timings(timings);
+        }
+    }
+
+    /// Records the reply to a job that was submitted `took` ago: a worker runs.
+    pub(super) fn record_answer(&self, took: Duration) {
+        let now = Instant::now();
+        lock(&self.recent).record(now, took);
+        lock(&self.presence).observe(true, now, self.shortest_start());
+    }
+
+    /// Returns how far a job is that has no result yet. The depth of the queue is read in the background for the next call.
+    pub(super) fn progress(&self, id: Uuid) -> Progress {
+        let submitted_at = protocol::submitted_at(id).unwrap_or_else(clock::now);
+        let position = {
+            let ledger = self.ledger();
+            if ledger.is_older_than(self.reading_interval) {
+                self.reading_wanted.notify_one();
+            }
+            ledger.position(submitted_at)
+        };
+        self.observe_fleet();
+        let now = Instant::now();
+        let (time_per_job, service_time) = self.capacity.measured(now);
+        let (absent_for, start_time) = {
+            let presence = lock(&self.presence);
+            (presence.absent_for(now).filter(|absent| *absent >= self.shortest_start()), presence.start_time())
+        };
+        Progress::of(Situation { position, time_per_job, service_time, absent_for, start_time })
+    }
+
+    /// Returns the state of the queue and of the workers, after reading the depth of the queue.
+    pub(super) async fn service_state(&self) -> ServiceState {
+        self.read_depth().await;
+        let now = Instant::now();
+        let recent = lock(&self.recent).summary(now);
+        let (waiting, in_flight) = {
+            let ledger = self.ledger();
+            (ledger.depth().saturating_sub(ledger.in_flight()), ledger.in_flight())
+        };
+        let workers = match &self.capacity {
+            Capacity::Fleet(fleet) => Some(*fleet.ready.borrow()),
+            Capacity::Replies(_) => None,
+        };
+        let expected_wait = self.estimate(&self.ledger()).wait();
+        ServiceState { waiting, in_flight, workers, expected_wait, recent }
+    }
+
+    /// How long workers have to be absent until that means something. The workers of `up` are known at once.
+    fn shortest_start(&self) -> Duration {
+        match &self.capacity {
+            Capacity::Fleet(_) => Duration::ZERO,
+            Capacity::Replies(_) => SHORTEST_ABSENCE.max(self.reading_interval),
+        }
+    }
+
+    /// Records whether a worker of `up` is ready while jobs wait.
+    fn observe_fleet(&self) {
+        let Some(has_worker) = self.capacity.has_worker() else { return };
+        let has_jobs = self.ledger().depth() > 0;
+        let mut presence = lock(&self.presence);
+        if has_worker || has_jobs {
+            presence.observe(has_worker, Instant::now(), Duration::ZERO);
+        } else {
+            presence.idle();
+        }
+    }
+
+    /// Records what a reading of the queue says about workers of other processes: an idle worker takes a visible message at
+    /// once.
+    fn observe_reading(&self, visible: u64, in_flight: u64) {
+        if self.capacity.has_worker().is_some() {
+            return;
+        }
+        let mut presence = lock(&self.presence);
+        match (visible, in_flight) {
+            (0, 0) => presence.idle(),
+            _ => presence.observe(in_flight > 0, Instant::now(), self.shortest_start()),
         }
     }
 
@@ -176,9 +295,19 @@ impl Admission {
                 self.reading_wanted.notified().await;
             }
         };
-        let _: Option<()> = stop.run_until_cancelled(reading).await;
+        let both = async { tokio::join!(reading, self.follow_fleet()) };
+        let _: Option<((), ())> = stop.run_until_cancelled(both).await;
         self.drains.close();
         self.drains.wait().await;
+    }
+
+    /// Notices when a worker of `up` becomes ready, so that its start is measured whether a client asks or not.
+    async fn follow_fleet(&self) {
+        let Capacity::Fleet(fleet) = &self.capacity else { return };
+        let mut ready = fleet.ready.clone();
+        while ready.changed().await.is_ok() {
+            self.observe_fleet();
+        }
     }
 
     fn check(&self, ledger: &Ledger, max_wait: Duration) -> Result<(), Reason> {
@@ -273,6 +402,7 @@ impl Admission {
             Ok(Ok(depth)) => {
                 let jobs = depth.visible + depth.in_flight + depth.delayed;
                 self.ledger().end_reading(jobs, depth.visible, counts);
+                self.observe_reading(depth.visible, depth.in_flight);
             }
             Ok(Err(error)) => tracing::debug!(%error, "cannot read the depth of the queue; callers are admitted"),
             Err(_) => tracing::debug!("reading the depth of the queue timed out; callers are admitted"),

@@ -1,22 +1,20 @@
-// The page: each file becomes a card, is sent with POST /v1/jobs, and is polled with GET /v1/jobs/{id} until its job ends.
-// From top to bottom: adding files, the upload pool, the poll pool, the interpretation of answers (pure), drawing.
-// Text from outside (file names, labels, error messages) is always inserted as text, never as markup.
+// The page: each file becomes a card, is sent with POST /v1/jobs, and is followed until its job ends.
+// http.js has requests and keys, follow.js event streams, draw.js results, panel.js the state of the service, call.js code and files
+// for users, history.js what the browser remembers.
 
-// A browser opens six connections to one HTTP/1.1 server. Four are for uploads and two for long polls, so that neither
-// can starve the other, however many files there are.
-const MAX_UPLOADS = 4;
-const MAX_POLLS = 2;
+import * as code from './call.js';
+import { SHOWN_PREDICTIONS, STAGES, answerOf, button, el, enlarge, failedResult, failure, labelOf, modelOf, predictionsOf,
+  problemBox, spokenAnswer, timing, timingsOf } from './draw.js';
+import * as jobsFollowed from './follow.js';
+import * as past from './history.js';
+import { about, backOff, byId, hasKey, imageUrl, jobPath, problemText, request, retryAfter, size, sleep, submitHeaders,
+  textOf, trouble } from './http.js';
+import * as panel from './panel.js';
+
+const MAX_UPLOADS = 4; // of six connections; follow.js has the others
 const MAX_UPLOAD_ATTEMPTS = 6;
-const LONG_POLL_SECONDS = 20;
-const SHORT_POLL_SECONDS = 1;
-const POLL_GRACE_MS = 15_000; // added to the requested wait before a connection counts as lost
-const GIVE_UP_AFTER_MS = 180_000; // time without a useful answer about a job
-const UNKNOWN_AFTER_MS = 20_000; // time of answers with 404 for a job that was accepted
-const MAX_RETRY_AFTER_MS = 60_000;
-const SHOWN_PREDICTIONS = 5;
-const SHOWN_LABELS = 12;
 const THUMBNAIL_PIXELS = 240;
-const KEY_ITEM = 'imgcls-key'; // in the session storage: the key ends with the tab
+const REMEMBERED_PIXELS = 80;
 
 const STATE_TEXT = {
   waiting: 'Waiting to upload',
@@ -26,76 +24,70 @@ const STATE_TEXT = {
   failed: 'Failed',
 };
 
-/** The members of timings_ms, in the order in which they happen. */
-const STAGES = ['queued', 'fetched', 'decoded', 'inferred', 'total'];
-
-/** Error codes that the same file would get again. */
-const FINAL_CODES = ['undecodable', 'unsupported_type', 'too_many_pixels', 'decode_timeout', 'too_large_decoded', 'input_too_large',
-  'malformed'];
-
-const byId = (id) => document.getElementById(id);
 const page = {
   root: document.documentElement,
-  drop: byId('drop'),
   files: byId('files'),
   model: byId('model'),
-  modelChoice: byId('model-choice'),
+  compare: byId('compare'),
   toolbar: byId('toolbar'),
   summary: byId('summary'),
   retryFailed: byId('retry-failed'),
-  clear: byId('clear'),
   cards: byId('cards'),
   announcer: byId('announcer'),
-  signIn: byId('sign-in'),
-  key: byId('key'),
-  signInProblem: byId('sign-in-problem'),
+  maxBytes: Number(byId('drop').dataset.maxBytes) || Infinity,
 };
 
 /** All jobs with a card, in the order in which they were added. */
 let jobs = [];
 /** Jobs that wait for an upload slot, oldest first. */
 let waiting = [];
-/** Accepted jobs that have not ended, oldest first. */
-let pending = [];
 let uploads = 0;
-let polls = 0;
-let pollTimer = 0;
-/** The key that is sent with every request; empty until the service asks for one. */
-let key = storedKey();
-/** Requests that wait until a key is entered. */
-let keyless = [];
 
 start();
 
 function start() {
   byId('origin').textContent = location.origin;
-  byId('terminal').hidden = false;
-  page.drop.hidden = false;
+  for (const id of ['terminal', 'drop', 'examples']) byId(id).hidden = false;
+  // Only devices with a touch screen offer their camera for a file input.
+  byId('camera-choice').hidden = !matchMedia('(pointer: coarse)').matches;
 
-  page.files.addEventListener('change', () => {
-    const files = [...page.files.files];
-    page.files.value = ''; // so that the same file can be chosen again
-    addFiles(files);
-  });
+  for (const input of [page.files, byId('camera')]) {
+    input.addEventListener('change', () => {
+      const files = [...input.files];
+      input.value = ''; // so that the same file can be chosen again
+      addFiles(files);
+    });
+  }
   document.addEventListener('paste', (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
     if (files.length === 0) return;
     event.preventDefault();
     addFiles(files);
   });
-  page.signIn.addEventListener('submit', signIn);
+  for (const example of document.querySelectorAll('.example')) {
+    example.addEventListener('click', () => addExample(example.dataset.file));
+  }
   listenForDrops();
+  jobsFollowed.start({ progress: showProgress, final: finish, failed: fail, note: setNote });
   offerModels();
+  panel.start();
+  code.start();
+  showHistory();
 
-  page.clear.addEventListener('click', clearAll);
+  byId('clear').addEventListener('click', clearAll);
+  byId('save-csv').addEventListener('click', () => code.saveCsv(jobs));
+  byId('save-json').addEventListener('click', () => code.saveJson(jobs));
+  byId('forget').addEventListener('click', () => {
+    past.forget();
+    showHistory();
+    announce('Forgotten.');
+    page.files.focus();
+  });
   page.retryFailed.addEventListener('click', () => {
     jobs.filter((job) => job.retry).forEach(retry);
     page.files.focus({ preventScroll: true }); // the button disappears; the scroll position stays
   });
-  window.addEventListener('online', () => {
-    for (const job of pending) job.dueAt = 0;
-    pumpPolls();
-  });
+  page.model.addEventListener('change', offerComparison);
 }
 
 /** Offers the models of the service if there are several. Without an answer, the service uses its first one. */
@@ -103,12 +95,21 @@ async function offerModels() {
   const { body } = await request('/v1/models', { headers: { Accept: 'application/json' } });
   const models = (Array.isArray(body?.models) ? body.models : []).filter((model) => textOf(model?.name));
   if (models.length < 2) return;
+  page.compare.append(el('option', '', 'no other model', { value: '' }));
   for (const { name, default: isDefault } of models) {
     const option = el('option', '', name, { value: name });
     option.selected = isDefault === true;
     page.model.append(option);
+    page.compare.append(el('option', '', name, { value: name }));
   }
-  page.modelChoice.hidden = false;
+  offerComparison();
+  byId('model-choice').hidden = false;
+}
+
+/** A model is not compared with itself. */
+function offerComparison() {
+  for (const option of page.compare.options) option.disabled = option.value !== '' && option.value === page.model.value;
+  if (page.compare.selectedOptions[0]?.disabled) page.compare.value = '';
 }
 
 // ------------------------------------------------------------------------------------------- adding files
@@ -178,40 +179,61 @@ async function imagesIn(folder) {
   return found;
 }
 
+async function addExample(name) {
+  try {
+    const response = await fetch(`/assets/${name}`);
+    addFiles([new File([await response.blob()], name.replace('example-', ''), { type: 'image/jpeg' })]);
+  } catch {
+    announce('The example cannot be loaded.');
+  }
+}
+
 /** Adds cards for the files above all others, in their given order: the user looks for the newest files. */
 function addFiles(files) {
   if (files.length === 0) {
     announce('No images found.');
     return;
   }
-  const added = files.map(newJob);
+  const added = files.flatMap(newJobs);
   const cards = document.createDocumentFragment();
   for (const job of added) cards.append(job.card.element);
   page.cards.prepend(cards);
   jobs.push(...added);
-  waiting.push(...added);
   for (const job of added) drawThumbnail(job);
-  announce(`${count(added.length)} added.`);
+  announce(`${count(files.length)} added.`);
+  for (const job of added) {
+    if (job.file.size > page.maxBytes) {
+      const detail = `It has ${size(job.file.size)}. ${byId('drop').dataset.limitText}`;
+      fail(job, failure('File too large', detail, null));
+    } else {
+      waiting.push(job);
+    }
+  }
   changed();
   pumpUploads();
 }
 
-function newJob(file) {
+/** Two jobs if two models are compared, otherwise one. */
+function newJobs(file) {
+  const models = page.compare.value ? [page.model.value, page.compare.value] : [page.model.value];
+  const pair = models.map((model) => newJob(file, model, models.length > 1));
+  for (const job of pair) job.pair = pair;
+  return pair;
+}
+
+function newJob(file, model, isCompared) {
   const job = {
     file,
-    model: page.model.value, // empty: the first of the service
+    model, // empty: the first of the service
     state: 'waiting',
     id: null,
+    result: null,
     cleared: false,
-    retry: null, // how a failed job is retried: 'upload' sends the file again, 'resume' polls its id again
+    retry: null, // how a failed job is retried: 'upload' sends the file again, 'resume' follows its id again
     startedAt: 0,
-    heardAt: 0, // time of the last useful answer about the job
-    dueAt: 0, // earliest time of the next poll
-    misses: 0,
-    polling: null, // {controller, waitSeconds} during a poll
     uploading: null, // the AbortController of the upload
   };
-  job.card = newCard(job);
+  job.card = newCard(job, isCompared);
   return job;
 }
 
@@ -219,12 +241,12 @@ function clearAll() {
   for (const job of jobs) {
     job.cleared = true;
     job.uploading?.abort();
-    job.polling?.controller.abort();
+    jobsFollowed.unfollow(job);
   }
   jobs = [];
   waiting = [];
-  pending = [];
   page.cards.replaceChildren();
+  showHistory();
   announce('Cleared.');
   changed();
   page.files.focus();
@@ -233,11 +255,11 @@ function clearAll() {
 function retry(job) {
   const how = job.retry;
   job.retry = null;
-  job.misses = 0;
   if (how === 'resume') {
-    becomePending(job);
+    follow(job);
   } else {
     job.id = null;
+    job.result = null;
     waiting.push(job);
     setState(job, 'waiting');
     pumpUploads();
@@ -264,16 +286,8 @@ async function upload(job) {
   for (let attempt = 1; !job.cleared; attempt += 1) {
     setState(job, 'uploading');
     const choice = job.model ? `?model=${encodeURIComponent(job.model)}` : '';
-    const answer = await request(`/v1/jobs${choice}`, {
-      method: 'POST',
-      body: job.file,
-      headers: {
-        Accept: 'application/json',
-        'Content-Type': job.file.type || 'application/octet-stream',
-        'Content-Disposition': `attachment; filename*=UTF-8''${encodeFileName(job.file.name)}`,
-      },
-      signal,
-    });
+    const headers = submitHeaders(job.file);
+    const answer = await request(`/v1/jobs${choice}`, { method: 'POST', body: job.file, headers, signal });
     if (job.cleared) return;
 
     let verdict = judgeUpload(answer, attempt);
@@ -284,10 +298,10 @@ async function upload(job) {
     switch (verdict.kind) {
       case 'accepted':
         job.id = verdict.id;
-        becomePending(job);
+        follow(job);
         return;
       case 'again':
-        setState(job, 'waiting', `${verdict.why} Trying again in ${seconds(verdict.delay)}.`);
+        setState(job, 'waiting', `${verdict.why} Trying again in ${about(verdict.delay / 1000)}.`);
         await sleep(verdict.delay, signal);
         break;
       default:
@@ -307,176 +321,7 @@ async function isReadable(file) {
   }
 }
 
-// -------------------------------------------------------------------------------------------------- poll pool
-
-function becomePending(job) {
-  job.heardAt = performance.now();
-  job.dueAt = 0;
-  job.misses = 0;
-  pending.push(job);
-  setState(job, 'queued');
-  if (pending.length > MAX_POLLS) {
-    // Long polls that began while there were few jobs would now keep the other jobs from being polled.
-    for (const other of pending) {
-      if (other.polling?.waitSeconds > SHORT_POLL_SECONDS) other.polling.controller.abort();
-    }
-  }
-  pumpPolls();
-}
-
-/** Polls the oldest job that is due. The queue is roughly first in, first out, so it is the most likely to have ended. */
-function pumpPolls() {
-  clearTimeout(pollTimer);
-  while (polls < MAX_POLLS) {
-    const now = performance.now();
-    const idle = pending.filter((job) => !job.polling);
-    const job = idle.find((candidate) => candidate.dueAt <= now);
-    if (!job) {
-      if (idle.length > 0) {
-        const next = Math.min(...idle.map((candidate) => candidate.dueAt));
-        pollTimer = setTimeout(pumpPolls, next - now + 1);
-      }
-      return;
-    }
-    polls += 1;
-    poll(job).finally(() => {
-      polls -= 1;
-      pumpPolls();
-    });
-  }
-}
-
-async function poll(job) {
-  const crowded = pending.length > MAX_POLLS;
-  const waitSeconds = crowded ? SHORT_POLL_SECONDS : LONG_POLL_SECONDS;
-  const controller = new AbortController();
-  job.polling = { controller, waitSeconds };
-  const askedAt = performance.now();
-  const deadline = setTimeout(() => controller.abort('deadline'), waitSeconds * 1000 + POLL_GRACE_MS);
-  const answer = await request(`${jobPath(job.id)}?wait=${waitSeconds}`, {
-    headers: { Accept: 'application/json' },
-    cache: 'no-store',
-    signal: controller.signal,
-  });
-  clearTimeout(deadline);
-  job.polling = null;
-  if (job.cleared) return;
-  if (answer.status === 0 && controller.signal.aborted && controller.signal.reason !== 'deadline') return; // see becomePending
-
-  const now = performance.now();
-  const verdict = judgePoll(answer, now - job.heardAt);
-  switch (verdict.kind) {
-    case 'final':
-      finish(job, verdict.result);
-      break;
-    case 'queued': {
-      const held = now - askedAt >= waitSeconds * 900;
-      job.heardAt = now;
-      job.misses = held && !crowded ? 0 : job.misses + 1;
-      job.dueAt = job.misses === 0 ? now : now + backOff(job.misses, 250, 4_000);
-      setNote(job, '');
-      break;
-    }
-    case 'again': {
-      job.misses += 1;
-      const delay = verdict.delay ?? backOff(job.misses, 1_000, 15_000);
-      job.dueAt = now + delay;
-      setNote(job, `${verdict.why} Asking again in ${seconds(delay)}.`);
-      break;
-    }
-    default:
-      fail(job, verdict);
-  }
-}
-
-function finish(job, result) {
-  job.roundTripMs = performance.now() - job.startedAt;
-  if (result.status === 'succeeded') {
-    leavePending(job);
-    showResult(job, result);
-    setState(job, 'succeeded');
-    settled(`${job.file.name}: ${spokenAnswer(result)}.`);
-  } else {
-    fail(job, failedResult(result), result);
-  }
-}
-
-function fail(job, problem, result = null) {
-  leavePending(job);
-  job.retry = problem.retry;
-  setState(job, 'failed');
-  showProblem(job, problem, result);
-  settled(`${job.file.name}: ${problem.title}.`);
-}
-
-function leavePending(job) {
-  pending = pending.filter((other) => other !== job);
-}
-
-// ------------------------------------------------------------------ interpretation of answers: no side effects
-
-/** Calls fetch and returns {status, headers, body} instead of throwing. The status is 0 when there was no answer. */
-async function request(url, options) {
-  for (;;) {
-    const sent = key;
-    const answer = await send(url, sent ? { ...options, headers: { ...options.headers, Authorization: `Bearer ${sent}` } } : options);
-    if (answer.status !== 401) return answer;
-    // Another request may have asked for a key, and got it, meanwhile.
-    if (sent === key) await askForKey(sent ? problemText(answer).detail : '', options.signal);
-    if (options.signal?.aborted) return { status: 0, headers: new Headers(), body: null };
-  }
-}
-
-async function send(url, options) {
-  try {
-    const response = await fetch(url, options);
-    const text = await response.text();
-    let body = null;
-    try {
-      body = JSON.parse(text);
-    } catch {
-      // The body is not JSON, for example because a proxy made it. The caller uses the status alone.
-    }
-    return { status: response.status, headers: response.headers, body: isObject(body) ? body : null };
-  } catch {
-    return { status: 0, headers: new Headers(), body: null };
-  }
-}
-
-/** Shows the form, and waits until a key is entered or the request is aborted. */
-function askForKey(why, signal) {
-  page.signInProblem.textContent = why;
-  if (page.signIn.hidden) {
-    page.signIn.hidden = false;
-    page.key.focus();
-  }
-  return new Promise((resolve) => {
-    keyless.push(resolve);
-    signal?.addEventListener('abort', resolve, { once: true });
-  });
-}
-
-function signIn(event) {
-  event.preventDefault();
-  key = page.key.value.trim();
-  page.key.value = '';
-  page.signIn.hidden = true;
-  try {
-    sessionStorage.setItem(KEY_ITEM, key);
-  } catch {
-    // Without a storage the key ends with the page.
-  }
-  for (const resolve of keyless.splice(0)) resolve();
-}
-
-function storedKey() {
-  try {
-    return sessionStorage.getItem(KEY_ITEM) ?? '';
-  } catch {
-    return '';
-  }
-}
-
+/** Decides what the answer to an upload means. It has no side effects. */
 function judgeUpload(answer, attempt) {
   const { status, headers, body } = answer;
   if (status >= 200 && status < 300) {
@@ -492,173 +337,131 @@ function judgeUpload(answer, attempt) {
   return failure(title, detail, transient || status >= 500 || status === 408 ? 'upload' : null);
 }
 
-function judgePoll(answer, silentMs) {
-  const { status, headers, body } = answer;
-  // A result is final whatever the HTTP status is.
-  if (['succeeded', 'failed', 'expired'].includes(body?.status)) return { kind: 'final', result: body };
-  if (status >= 200 && status < 300 && body) return { kind: 'queued' };
+// ---------------------------------------------------------------------------------------- what becomes of a job
 
-  if (status === 404) {
-    if (silentMs < UNKNOWN_AFTER_MS) {
-      return { kind: 'again', delay: 2_000, why: 'The server does not know this job yet.' };
-    }
-    return failure('Job not found', 'The server no longer knows this job. Retry to send the image again.', 'upload');
+function follow(job) {
+  setState(job, 'queued');
+  jobsFollowed.follow(job);
+}
+
+/** Shows the position and the expected end of a job that waits. */
+function showProgress(job, { stage, position, eta_seconds: eta, message }) {
+  const parts = [];
+  if (message) parts.push('No worker is running. The image is kept and is classified as soon as one runs.');
+  else if (stage === 'waiting_for_capacity') parts.push('A worker is starting.');
+  if (position > 1) parts.push(`Position ${position} in the queue.`);
+  if (typeof eta === 'number') parts.push(`About ${about(eta)} left.`);
+  setNote(job, parts.join(' '));
+}
+
+function finish(job, result) {
+  job.roundTripMs = performance.now() - job.startedAt;
+  job.result = result;
+  if (result.status !== 'succeeded') {
+    fail(job, failedResult(result), result);
+    return;
   }
-  const transient = status < 400 || status >= 500 || status === 429 || status === 408;
-  const { title, detail } = problemText(answer);
-  if (!transient) return failure(title, detail, status === 422 || status === 415 || status === 413 ? null : 'upload');
-  if (silentMs < GIVE_UP_AFTER_MS) return { kind: 'again', delay: retryAfter(headers), why: trouble(status) };
-  return failure(title, `${detail} The job may still succeed: retry to ask for it again.`, 'resume');
+  job.card.body.firstElementChild.replaceWith(answerOf(result));
+  showFoot(job, result);
+  setState(job, 'succeeded');
+  showComparison(job);
+  settled(`${job.file.name}: ${spokenAnswer(result)}.`);
+  remember(job);
 }
 
-function failedResult(result) {
-  const { code = '', message = '' } = result.error ?? {};
-  if (result.status === 'expired' || code === 'expired') {
-    return failure('No answer in time', message || 'The job expired before a worker classified the image.', 'upload');
+function fail(job, problem, result = null) {
+  job.retry = problem.retry;
+  setState(job, 'failed');
+  showProblem(job, problem, result);
+  settled(`${job.file.name}: ${problem.title}.`);
+}
+
+/** Says in both cards of a comparison whether the models agree, once both have answered. */
+function showComparison({ pair }) {
+  if (pair.length < 2 || pair.some((job) => job.state !== 'succeeded')) return;
+  const [one, other] = pair.map((job) => labelOf(predictionsOf(job.result)[0]));
+  for (const job of pair) {
+    const text = one === other ? 'Both models give the same best label.' : 'The models give different best labels.';
+    job.card.body.append(el('p', 'comparison', text, { 'data-testid': 'comparison' }));
   }
-  const title = {
-    undecodable: 'The image cannot be decoded',
-    unsupported_type: 'File type not supported',
-    too_many_pixels: 'Too many pixels',
-    decode_timeout: 'Takes too long to decode',
-    too_large_decoded: 'Needs too much memory to decode',
-    input_too_large: 'File too large',
-    input_missing: 'The stored image is missing',
-    malformed: 'Malformed request',
-    unknown_model: 'The worker does not have this model',
-    attempts_exhausted: 'Failed after several attempts',
-  }[code];
-  return failure(title ?? 'Classification failed', message, FINAL_CODES.includes(code) ? null : 'upload');
 }
 
-function failure(title, detail, retryHow) {
-  return { kind: 'failed', title, detail, retry: retryHow };
-}
-
-/** Returns title and detail of a problem document (RFC 9457), or texts for the status. */
-function problemText({ status, body }) {
-  if (status === 0) return { title: 'Cannot reach the server', detail: 'The connection failed or was closed.' };
-  const words = {
-    413: 'File too large',
-    415: 'File type not supported',
-    422: 'The image cannot be decoded',
-    429: 'Too many requests',
-    503: 'The server is full',
-    504: 'No answer in time',
-  };
-  const title = textOf(body?.title) || words[status] || 'Request failed';
-  return { title, detail: textOf(body?.detail) || `The server answered with status ${status}.` };
-}
-
-function trouble(status) {
-  if (status === 0) return 'The server cannot be reached.';
-  if (status === 503) return 'The server is full.';
-  if (status === 429) return 'The server has received too many requests.';
-  return `The server answered with status ${status}.`;
-}
-
-/** Returns the milliseconds in a Retry-After header (seconds or a date), or null. */
-function retryAfter(headers) {
-  const value = headers.get('Retry-After');
-  if (!value) return null;
-  const ms = /^\d+$/.test(value.trim()) ? Number(value) * 1000 : Date.parse(value) - Date.now();
-  return Number.isFinite(ms) ? Math.min(Math.max(ms, 500), MAX_RETRY_AFTER_MS) : null;
-}
-
-/** Returns a delay that doubles with each attempt, plus up to a quarter of jitter so that many pages do not retry together. */
-function backOff(attempt, firstMs, maxMs) {
-  return Math.min(firstMs * 2 ** (attempt - 1), maxMs) * (1 + Math.random() / 4);
-}
-
-/** Encodes a file name by RFC 8187: encodeURIComponent keeps four characters that a header parameter must not contain. */
-function encodeFileName(name) {
-  return encodeURIComponent(name).replace(/['()*]/g, (mark) => `%${mark.charCodeAt(0).toString(16).toUpperCase()}`);
-}
-
-function jobPath(id) {
-  return `/v1/jobs/${encodeURIComponent(id)}`;
-}
-
-function isObject(value) {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
-}
-
-function textOf(value) {
-  return typeof value === 'string' ? value : '';
-}
-
-/** The labels of an image that may have several. Empty if the model gives each image one label, or if none applies. */
-function labelsOf(result) {
-  return (Array.isArray(result.labels) ? result.labels : []).filter((label) => textOf(label?.label));
-}
-
-/** The answer as a screen reader announces it. */
-function spokenAnswer(result) {
-  const labels = labelsOf(result);
-  if (labels.length > 0) return labels.slice(0, SHOWN_LABELS).map((label) => label.label).join(', ');
-  const best = result.predictions?.[0];
-  return `${best?.label ?? 'no prediction'}${hasScore(best) ? `, ${percent(best.score)}` : ''}`;
-}
-
-function hasScore(prediction) {
-  return typeof prediction?.score === 'number';
-}
-
-function percent(score) {
-  if (score > 0 && score < 0.001) return '<0.1%';
-  if (score < 1 && score > 0.999) return '>99.9%';
-  return `${(score * 100).toFixed(1)}%`;
-}
-
-function milliseconds(ms) {
-  if (ms >= 10_000) return `${(ms / 1000).toFixed(1)} s`;
-  return ms < 10 ? `${Number(ms.toFixed(1))} ms` : `${Math.round(ms)} ms`;
-}
-
-function seconds(ms) {
-  return `${Math.max(1, Math.round(ms / 1000))}\u00a0s`;
-}
-
-function count(images) {
-  return images === 1 ? '1 image' : `${images} images`;
-}
-
-/** Waits, or returns early when the signal is aborted. */
-function sleep(ms, signal) {
-  return new Promise((resolve) => {
-    setTimeout(resolve, ms);
-    signal.addEventListener('abort', resolve);
+async function remember(job) {
+  await job.thumbnail;
+  if (job.isUndrawable) await drawCopy(job);
+  const [best] = predictionsOf(job.result);
+  past.remember({
+    id: job.id,
+    name: job.file.name.slice(0, 200),
+    label: spokenAnswer(job.result).slice(0, 200),
+    score: best?.score,
+    at: Date.now(),
+    copy: smallCopy(job.card.thumb.querySelector('canvas')),
   });
+}
+
+function smallCopy(canvas) {
+  if (!canvas) return '';
+  const small = el('canvas');
+  small.width = REMEMBERED_PIXELS;
+  small.height = REMEMBERED_PIXELS;
+  small.getContext('2d').drawImage(canvas, 0, 0, REMEMBERED_PIXELS, REMEMBERED_PIXELS);
+  return small.toDataURL('image/jpeg', 0.7);
+}
+
+/** Lists the results of earlier visits. Those that have a card here are left out. */
+function showHistory() {
+  const shown = new Set(jobs.map((job) => job.id));
+  const entries = past.entries().filter((entry) => !shown.has(entry.id));
+  byId('earlier').hidden = entries.length === 0;
+  byId('earlier-list').replaceChildren(...entries.map(({ id, name, label, at, copy: small }) => {
+    const item = el('li', '', undefined, { 'data-testid': 'earlier' });
+    const link = el('a', 'earlier-link', undefined, { href: `/results/${encodeURIComponent(id)}` });
+    // Only a copy that this page made is shown.
+    const isCopy = textOf(small).startsWith('data:image/jpeg;base64,');
+    link.append(isCopy ? el('img', '', undefined, { src: small, alt: '', width: '40', height: '40' }) : el('span', 'earlier-blank'));
+    const words = el('span', 'earlier-words');
+    words.append(el('strong', '', label), el('span', '', name));
+    if (Number.isFinite(at)) words.append(el('time', '', new Date(at).toLocaleString(), { datetime: new Date(at).toISOString() }));
+    link.append(words);
+    item.append(link);
+    return item;
+  }));
 }
 
 // ------------------------------------------------------------------------------------------------------- drawing
 
-/** Creates an element with text content and attributes. */
-function el(tag, className, text, attributes = {}) {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  if (text !== undefined) element.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
-}
-
-function newCard(job) {
+function newCard(job, isCompared) {
   const { name } = job.file;
   const card = {
     element: el('li', 'card', undefined, { 'data-testid': 'card', 'data-state': job.state, tabindex: '-1' }),
-    thumb: el('div', 'thumb', fileKind(job.file), { 'data-testid': 'thumbnail', 'aria-hidden': 'true' }),
+    thumb: button('', { 'data-testid': 'thumbnail', 'aria-label': `Enlarge ${name}` }),
     state: el('p', 'state', STATE_TEXT[job.state], { 'data-testid': 'state' }),
     body: el('div', 'card-body'),
     note: el('p', 'note', '', { 'data-testid': 'note' }),
     foot: el('div', 'card-foot'),
   };
+  card.thumb.className = 'thumb';
+  card.thumb.append(el('span', '', fileKind(job.file)));
+  card.thumb.addEventListener('click', () => enlargeFile(job));
   const head = el('div', 'card-head');
-  head.append(el('h2', 'name', name, { title: name, 'data-testid': 'name' }), card.state);
+  head.append(el('h2', 'name', name, { title: name, 'data-testid': 'name' }));
+  if (isCompared) head.append(el('p', 'with-model', `with ${job.model}`));
+  head.append(card.state);
   card.note.hidden = true;
   card.body.append(blankPredictions());
   card.element.append(card.thumb, head, card.body, card.note, card.foot);
   drawBlankFoot(card.foot);
   return card;
+}
+
+function enlargeFile(job) {
+  if (job.copyUrl) {
+    enlarge(job.file.name, job.copyUrl);
+    return;
+  }
+  const url = URL.createObjectURL(job.file);
+  enlarge(job.file.name, url, () => URL.revokeObjectURL(url));
 }
 
 // A new card has empty rows, so that the layout does not jump when the answer arrives.
@@ -689,36 +492,51 @@ function fileKind(file) {
 let thumbnails = Promise.resolve();
 function drawThumbnail(job) {
   thumbnails = thumbnails.then(() => (job.cleared ? undefined : thumbnail(job)));
+  job.thumbnail = thumbnails;
 }
 
 /** Draws a small copy and revokes the object URL at once, so that the page does not keep full-size images in memory. */
 async function thumbnail(job) {
   const url = URL.createObjectURL(job.file);
   try {
-    const image = new Image();
-    image.src = url;
-    await image.decode();
-    const { naturalWidth: width, naturalHeight: height } = image;
-    if (width === 0 || height === 0) return;
-    const side = Math.min(width, height);
-    const canvas = el('canvas');
-    canvas.width = THUMBNAIL_PIXELS;
-    canvas.height = THUMBNAIL_PIXELS;
-    const context = canvas.getContext('2d');
-    context.imageSmoothingQuality = 'high';
-    context.drawImage(image, (width - side) / 2, (height - side) / 2, side, side, 0, 0, canvas.width, canvas.height);
-    job.card.thumb.replaceChildren(canvas);
+    await drawSquare(job, url);
   } catch {
-    // The text from fileKind stays.
+    job.isUndrawable = true; // The text from fileKind stays until the service has a small copy.
   } finally {
     URL.revokeObjectURL(url);
   }
 }
 
+/** Draws the small copy that the service makes of an image that this browser cannot show. */
+async function drawCopy(job) {
+  try {
+    job.copyUrl = await imageUrl(job.id, 'thumbnail');
+    if (job.copyUrl) await drawSquare(job, job.copyUrl);
+  } catch {
+    job.copyUrl = null;
+  }
+}
+
+async function drawSquare(job, url) {
+  const image = new Image();
+  image.src = url;
+  await image.decode();
+  const { naturalWidth: width, naturalHeight: height } = image;
+  if (width === 0 || height === 0) return;
+  const side = Math.min(width, height);
+  const canvas = el('canvas');
+  canvas.width = THUMBNAIL_PIXELS;
+  canvas.height = THUMBNAIL_PIXELS;
+  const context = canvas.getContext('2d');
+  context.imageSmoothingQuality = 'high';
+  context.drawImage(image, (width - side) / 2, (height - side) / 2, side, side, 0, 0, canvas.width, canvas.height);
+  job.card.thumb.replaceChildren(canvas);
+}
+
 function setState(job, state, note = '') {
   const { element, state: text, body, foot } = job.card;
   if (job.state === 'failed' && state !== 'failed') {
-    body.firstElementChild.replaceWith(blankPredictions());
+    body.replaceChildren(blankPredictions());
     drawBlankFoot(foot);
   }
   job.state = state;
@@ -733,89 +551,49 @@ function setNote(job, text) {
   job.card.note.hidden = text === '';
 }
 
-function showResult(job, result) {
-  const answer = el('div');
-  const labels = labelsOf(result);
-  if (labels.length > 0) answer.append(labelList(labels));
-  const list = el('ol', 'predictions', undefined, { 'aria-label': 'Predictions' });
-  (Array.isArray(result.predictions) ? result.predictions : []).slice(0, SHOWN_PREDICTIONS).forEach((prediction, rank) => {
-    const label = textOf(prediction.label) || `class ${prediction.class_index}`;
-    const row = el('li', 'prediction', undefined, { 'data-testid': 'prediction' });
-    const bar = el('span', 'bar');
-    const fill = el('span', 'fill');
-    const text = el('span', 'label', label, { title: label });
-    if (rank === 0) text.dataset.testid = 'top-label';
-    bar.append(fill, text);
-    row.append(bar);
-    if (hasScore(prediction)) {
-      fill.style.setProperty('--share', Math.min(Math.max(prediction.score, 0), 1));
-      row.append(el('span', 'percent', percent(prediction.score), { 'data-testid': 'score' }));
-    }
-    list.append(row);
-  });
-  answer.append(list);
-  job.card.body.firstElementChild.replaceWith(answer);
-  showFoot(job, result);
-}
-
-/** The labels above their thresholds; the scores of the best classes are in the list below them. */
-function labelList(labels) {
-  const list = el('ul', 'labels', undefined, { 'aria-label': 'Labels', 'data-testid': 'labels' });
-  for (const { label } of labels.slice(0, SHOWN_LABELS)) list.append(el('li', '', label));
-  const more = labels.length - SHOWN_LABELS;
-  if (more > 0) list.append(el('li', 'more', `and ${more} more`));
-  return list;
-}
-
 function showProblem(job, problem, result) {
-  const box = el('div', 'problem', undefined, { 'data-testid': 'error' });
-  box.append(el('p', 'problem-title', problem.title));
-  if (problem.detail && problem.detail !== problem.title) box.append(el('p', '', problem.detail));
+  const box = problemBox(problem);
   if (problem.retry) {
-    const button = el('button', 'button', 'Retry', {
-      type: 'button',
-      'data-testid': 'retry',
-      'aria-label': `Retry ${job.file.name}`,
-    });
-    button.addEventListener('click', () => {
+    const again = button('Retry', { 'data-testid': 'retry', 'aria-label': `Retry ${job.file.name}` });
+    again.addEventListener('click', () => {
       retry(job);
       job.card.element.focus(); // the button goes away with its box
     });
-    box.append(button);
+    box.append(again);
   }
-  job.card.body.firstElementChild.replaceWith(box);
+  job.card.body.replaceChildren(box);
   if (job.id) showFoot(job, result);
   else job.card.foot.hidden = true;
 }
 
-/** Shows the durations that the worker measured, and the round trip that this page measured. */
+/** Shows the durations that the worker measured, the round trip that this page measured, and what can be done with the result. */
 function showFoot(job, result) {
   const { foot } = job.card;
   foot.replaceChildren();
   if (result) {
-    const timings = el('dl', 'timings', undefined, { 'data-testid': 'timings' });
-    for (const name of STAGES) {
-      const ms = result.timings_ms?.[name];
-      if (typeof ms === 'number') timings.append(timing(name, ms));
-    }
+    const timings = timingsOf(result);
     timings.append(timing('round trip', job.roundTripMs));
     foot.append(timings);
   }
-
   const meta = el('div', 'meta');
-  const about = [];
-  if (result?.model) about.push([result.model.name, result.model.version].filter(Boolean).join(' '));
-  if (result?.attempt > 1) about.push(`attempt ${result.attempt}`);
-  meta.append(el('span', '', about.join(' · '), { 'data-testid': 'model' }));
-  meta.append(
-    el('a', '', 'Result JSON', {
-      href: result && key ? resultUrl(result) : jobPath(job.id), // a link carries no key
+  const facts = [modelOf(result), result?.attempt > 1 ? `attempt ${result.attempt}` : ''].filter(Boolean);
+  meta.append(el('span', '', facts.join(' · '), { 'data-testid': 'model' }));
+  const links = el('span', 'links');
+  const named = (text) => ({ 'aria-label': `${text} ${job.file.name}` });
+  const copy = el('button', 'link', 'Code', { type: 'button', 'data-testid': 'code', ...named('Code that classifies') });
+  copy.addEventListener('click', () => code.showCode(job));
+  links.append(
+    el('a', '', 'Page', { href: `/results/${encodeURIComponent(job.id)}`, 'data-testid': 'result-page', ...named('Page of the result of') }),
+    el('a', '', 'JSON', {
+      href: result && hasKey() ? resultUrl(result) : jobPath(job.id), // a link carries no key
       target: '_blank',
       rel: 'noopener',
       'data-testid': 'result-link',
-      'aria-label': `Result JSON for ${job.file.name}`,
+      ...named('Result as JSON of'),
     }),
+    copy,
   );
+  meta.append(links);
   foot.append(meta);
   foot.hidden = false;
 }
@@ -824,10 +602,8 @@ function resultUrl(result) {
   return URL.createObjectURL(new Blob([JSON.stringify(result, null, 2)], { type: 'application/json' }));
 }
 
-function timing(name, ms) {
-  const pair = el('div');
-  pair.append(el('dt', '', name), el('dd', '', milliseconds(ms)));
-  return pair;
+function count(images) {
+  return images === 1 ? '1 image' : `${images} images`;
 }
 
 function summarize() {
@@ -840,14 +616,23 @@ function summarize() {
   return { text: parts.join(', '), ended: done + failed, open };
 }
 
+/** The summary is drawn once for all changes of a frame: 200 files change many hundred times. */
+let isChanged = false;
 function changed() {
-  const { text, ended, open } = summarize();
-  const some = jobs.length > 0;
-  page.root.classList.toggle('has-cards', some);
-  page.toolbar.hidden = !some;
-  page.summary.textContent = some ? text : '';
-  page.retryFailed.hidden = jobs.filter((job) => job.retry).length < 2;
-  document.title = open > 0 ? `(${ended}/${jobs.length}) imgcls` : 'imgcls';
+  if (isChanged) return;
+  isChanged = true;
+  queueMicrotask(() => {
+    isChanged = false;
+    const { text, ended, open } = summarize();
+    const some = jobs.length > 0;
+    page.root.classList.toggle('has-cards', some);
+    page.toolbar.hidden = !some;
+    page.summary.textContent = some ? text : '';
+    page.retryFailed.hidden = jobs.filter((job) => job.retry).length < 2;
+    const none = !jobs.some((job) => job.result);
+    for (const id of ['save-csv', 'save-json']) byId(id).hidden = none;
+    document.title = open > 0 ? `(${ended}/${jobs.length}) imgcls` : 'imgcls';
+  });
 }
 
 // Screen readers announce each result while there are few, and only the summary when there are many.

@@ -224,16 +224,19 @@ fn deny(need: Need, id: Option<Uuid>, denied: &Denied) -> Response {
 }
 
 fn problem_of(refusal: Refusal, need: Need, id: Option<Uuid>) -> Problem {
+    let unauthorized = |detail: String| Problem::unauthorized(refusal.as_str(), detail);
     match refusal {
-        Refusal::NoKey if need == Need::Operate => Problem::unauthorized(
+        Refusal::NoKey if need == Need::Operate => unauthorized(
             "this address needs a key with the scope admin (`imgcls keys create --scope admin`); --admin-listen serves it \
-             without one",
+             without one"
+                .to_owned(),
         ),
-        Refusal::NoKey => Problem::unauthorized(
-            "send a key, for example as `Authorization: Bearer KEY`; the operator makes one with `imgcls keys create`",
+        Refusal::NoKey => unauthorized(
+            "send a key, for example as `Authorization: Bearer KEY`; the operator makes one with `imgcls keys create`"
+                .to_owned(),
         ),
-        Refusal::WrongKey => Problem::unauthorized("there is no such key; it may have been revoked"),
-        Refusal::ExpiredKey(at) => Problem::unauthorized(format!("the key expired at {at}; ask for a new one")),
+        Refusal::WrongKey => unauthorized("there is no such key; it may have been revoked".to_owned()),
+        Refusal::ExpiredKey(at) => unauthorized(format!("the key expired at {at}; ask for a new one")),
         Refusal::MissingScope(scope) => Problem::forbidden(scope.as_str()),
         Refusal::NotOwner => Problem::no_such_job(&id.unwrap_or_default().to_string()),
     }

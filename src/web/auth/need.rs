@@ -35,8 +35,9 @@ impl Need {
 }
 
 /// Routes that are open for reading, exactly or, with a `*` at the end, by their beginning.
-const OPEN: [&str; 11] = [
+const OPEN: [&str; 12] = [
     "/",
+    "/results/{id}",
     "/assets/*",
     "/favicon.ico",
     "/favicon.svg",
@@ -48,7 +49,7 @@ const OPEN: [&str; 11] = [
     "/docs",
     "/docs/*",
 ];
-const OPERATORS: [&str; 4] = ["/metrics", "/v1/fleet", "/v1/fleet/*", "/v1/events"];
+const OPERATORS: [&str; 3] = ["/metrics", "/v1/fleet", "/v1/fleet/*"];
 
 /// Returns what a request needs. `route` is the pattern that matched its path, and `id` its parameter `id`, which every
 /// route about a job has. A new route needs a key until it is named here.
@@ -103,6 +104,11 @@ mod tests {
             (Method::PUT, "/v1/classify/{name}", None, Need::Submit),
             (Method::GET, "/v1/jobs", None, Need::AnyKey),
             (Method::GET, "/v1/models", None, Need::AnyKey),
+            // The handler leaves out the jobs of other keys.
+            (Method::GET, "/v1/events", None, Need::AnyKey),
+            (Method::GET, "/v1/fleet", None, Need::Operate),
+            // The page has nothing of the job: it asks for it as any client does.
+            (Method::GET, "/results/{id}", Some(id), Need::Nothing),
             (Method::GET, "/v1/jobs/{id}/image", Some(id), Need::ReadJob(id)),
             (Method::DELETE, "/v1/jobs/{id}", Some(id), Need::ChangeJob(id)),
             (Method::GET, "/v1/jobs/{id}/events", Some(id), Need::ReadJob(id)),

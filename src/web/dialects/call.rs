@@ -107,6 +107,8 @@ pub(super) fn score(class: &Prediction) -> f64 {
 /// The answer to a refused request in a dialect: the status and headers of the problem, with another body.
 pub(super) fn refusal(problem: Problem, content_type: &'static str, body: String) -> Response {
     let (mut parts, _) = problem.into_response().into_parts();
+    // It is written in the format of the client now.
+    parts.extensions.remove::<Problem>();
     parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     parts.headers.remove(header::CONTENT_LENGTH);
     Response::from_parts(parts, Body::from(Bytes::from(body)))
@@ -116,6 +118,15 @@ pub(super) fn refusal(problem: Problem, content_type: &'static str, body: String
 pub(super) fn error_member(problem: Problem) -> Response {
     let body = serde_json::json!({ "error": problem.detail }).to_string();
     refusal(problem, "application/json", body)
+}
+
+/// The exception of AWS for a key that is missing or wrong.
+pub(super) fn aws_key_exception(problem: &Problem) -> &'static str {
+    match problem.key_refusal {
+        Some("no_key") => "MissingAuthenticationTokenException",
+        Some("expired_key") => "ExpiredTokenException",
+        _ => "UnrecognizedClientException",
+    }
 }
 
 /// Checks the version that an address names.

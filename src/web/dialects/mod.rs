@@ -34,12 +34,12 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Request, State};
+use axum::extract::{MatchedPath, Path, Request, State};
 use axum::http::Method;
 use axum::response::{IntoResponse as _, Response};
 
 pub(super) use self::sibling::prefix as sibling_prefix;
-use super::error::Problem;
+use super::error::{Problem, Refusal};
 use super::site::Site;
 use super::submit::classify_form;
 
@@ -66,6 +66,25 @@ pub(super) async fn other_method(
         return kserve::predict(site, name, request).await;
     }
     Problem::method_not_allowed().into_response()
+}
+
+/// Returns how the dialect of a request writes refusals, so that those of keys, limits and hosts, which come before its
+/// handler, have the same form as its own. `None` for the addresses of the interface, and for Replicate's, whose refusals are
+/// problem documents.
+pub(super) fn refusal_of(request: &Request) -> Option<Refusal> {
+    let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    let is_post = request.method() == Method::POST;
+    match route {
+        "/" if is_post && rekognition::is_call(request.headers()) => Some(rekognition::refused),
+        "/" if is_post && hugging_face::is_client(request.headers()) => Some(call::error_member),
+        "/v1/models/{name}" if is_post && request.uri().path().contains(':') => Some(call::error_member),
+        "/ping" => Some(torchserve::refusal),
+        "/invocations" | "/endpoints/{name}/invocations" => Some(sagemaker::refusal),
+        "/api/v1/vision/labels" => Some(|problem| photoprism::refusal("", problem)),
+        _ if route.starts_with("/predictions/") => Some(torchserve::refusal),
+        _ if route == "/v2" || route.starts_with("/v2/") || route.starts_with("/models/") => Some(call::error_member),
+        _ => None,
+    }
 }
 
 /// `POST /`: the legacy form, and the two dialects whose clients can only be told apart by a header.

@@ -120,7 +120,7 @@ fn found(id: &str, results: &[ClassifyResult]) -> Value {
     })
 }
 
-fn refusal(id: &str, problem: Problem) -> Response {
+pub(super) fn refusal(id: &str, problem: Problem) -> Response {
     let body = json!({ "id": id, "code": problem.status.as_u16(), "error": problem.detail }).to_string();
     call::refusal(problem, "application/json", body)
 }

@@ -132,12 +132,19 @@ fn labels(result: &ClassifyResult, min_confidence: f64, max_labels: usize) -> Re
     response
 }
 
+/// The answer to a request that was refused before its handler saw it.
+pub(super) fn refused(problem: Problem) -> Response {
+    refusal(None, problem)
+}
+
 /// AWS answers every fault of a client with 400 and tells them apart by the name of the exception.
 fn refusal(kind: Option<&'static str>, problem: Problem) -> Response {
     let kind = kind.unwrap_or(match (problem.kind, problem.status) {
         ("too-large", _) => "ImageTooLargeException",
         (_, StatusCode::UNPROCESSABLE_ENTITY) | ("unsupported-type", _) => "InvalidImageFormatException",
-        (_, StatusCode::SERVICE_UNAVAILABLE) => "ThrottlingException",
+        (_, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) => "ThrottlingException",
+        ("unauthorized", _) => call::aws_key_exception(&problem),
+        (_, StatusCode::FORBIDDEN) => "AccessDeniedException",
         (_, status) if status.is_client_error() => "InvalidParameterException",
         _ => "InternalServerError",
     });

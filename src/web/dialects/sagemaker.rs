@@ -79,7 +79,7 @@ fn check_headers(headers: &HeaderMap) -> Result<(), Problem> {
 
 /// A refusal of the image itself is an error of the model (424), whose own status is in the body. All other faults of a
 /// client are validation errors (400).
-fn refusal(problem: Problem) -> Response {
+pub(super) fn refusal(problem: Problem) -> Response {
     let original = problem.status;
     let (status, kind) = match original {
         StatusCode::UNPROCESSABLE_ENTITY | StatusCode::UNSUPPORTED_MEDIA_TYPE => {
@@ -88,6 +88,9 @@ fn refusal(problem: Problem) -> Response {
         StatusCode::SERVICE_UNAVAILABLE => (original, "ServiceUnavailable"),
         status if status.is_server_error() => (status, "InternalFailure"),
         StatusCode::METHOD_NOT_ALLOWED => (original, "ValidationError"),
+        StatusCode::UNAUTHORIZED => (StatusCode::FORBIDDEN, call::aws_key_exception(&problem)),
+        StatusCode::FORBIDDEN => (original, "AccessDeniedException"),
+        StatusCode::TOO_MANY_REQUESTS => (original, "ThrottlingException"),
         _ => (StatusCode::BAD_REQUEST, "ValidationError"),
     };
     let mut body = json!({ "Message": problem.detail });

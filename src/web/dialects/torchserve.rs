@@ -79,12 +79,13 @@ impl Serialize for Scores<'_> {
     }
 }
 
-fn refusal(problem: Problem) -> Response {
+pub(super) fn refusal(problem: Problem) -> Response {
     let kind = match problem.status {
         StatusCode::NOT_FOUND => "ModelNotFoundException",
         StatusCode::METHOD_NOT_ALLOWED => "MethodNotAllowedException",
         StatusCode::PAYLOAD_TOO_LARGE => "RequestEntityTooLargeException",
-        StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailableException",
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => "ServiceUnavailableException",
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "InvalidKeyException",
         status if status.is_server_error() => "InternalServerException",
         _ => "BadRequestException",
     };

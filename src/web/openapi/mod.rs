@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use self::operations::{Answer, Body, Content, Parameter, Tag};
 pub(super) use self::operations::{Call, OPERATIONS, Operation};
 use super::assets::Asset;
-use super::query::{MAX_TOP_K, MAX_WAIT};
+use super::query::{MAX_JOBS, MAX_TOP_K, MAX_WAIT};
 use crate::model;
 
 static DOCUMENT: LazyLock<Asset> = LazyLock::new(|| Asset::new("application/json", openapi().to_string()));
@@ -106,7 +106,8 @@ fn content(content: Content) -> Value {
         Content::Nothing => json!({}),
         Content::Json(name) => json!({"application/json": schema(name)}),
         Content::TextOrJson(name) => {
-            json!({"text/plain": {"schema": {"type": "string"}}, "application/json": schema(name)})
+            let text = json!({"schema": {"type": "string"}});
+            json!({"text/plain": text, "text/html": text, "application/json": schema(name)})
         }
         Content::Media(types) => {
             types.iter().map(|media_type| ((*media_type).to_owned(), json!({}))).collect::<Map<_, _>>().into()
@@ -150,6 +151,12 @@ impl Tag {
     }
 }
 
+/// Ids of jobs, separated by commas.
+fn ids_pattern() -> String {
+    let id = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}";
+    format!("^{id}(,{id}){{0,{}}}$", MAX_JOBS - 1)
+}
+
 impl Parameter {
     /// The name of the parameter, and where it is.
     fn name(self) -> (&'static str, &'static str) {
@@ -157,6 +164,7 @@ impl Parameter {
             Parameter::JobId => ("id", "path"),
             Parameter::FileName(name) => (name, "path"),
             Parameter::ModelName => ("name", "path"),
+            Parameter::Jobs => ("jobs", "query"),
             Parameter::Wait => ("wait", "query"),
             Parameter::TopK => ("top_k", "query"),
             Parameter::Model => ("model", "query"),
@@ -172,6 +180,7 @@ impl Parameter {
             Parameter::JobId => "The id of the job",
             Parameter::FileName(_) => "The name of the file",
             Parameter::ModelName => "The name of the model",
+            Parameter::Jobs => "The ids of up to 100 jobs, separated by commas",
             Parameter::Wait => "How long the answer may wait for the result, in seconds, or as `1m 30s`",
             Parameter::TopK => "The number of predictions",
             Parameter::Model => "The name of the model that classifies",
@@ -187,6 +196,7 @@ impl Parameter {
         let schema = match self {
             Parameter::JobId => json!({"type": "string", "format": "uuid"}),
             Parameter::FileName(_) | Parameter::ModelName => json!({"type": "string", "minLength": 1}),
+            Parameter::Jobs => json!({"type": "string", "pattern": ids_pattern()}),
             Parameter::Wait => json!({"type": "number", "minimum": 0, "maximum": MAX_WAIT.as_secs()}),
             Parameter::TopK => json!({"type": "integer", "minimum": 1, "maximum": MAX_TOP_K}),
             Parameter::Labels => json!({"enum": ["true", "1", "", "false", "0"]}),
@@ -196,7 +206,7 @@ impl Parameter {
         json!({
             "name": name,
             "in": place,
-            "required": place == "path",
+            "required": place == "path" || self == Parameter::Jobs,
             "description": self.description(),
             "schema": schema,
         })

@@ -6,8 +6,8 @@
 pub(in crate::web) enum Call {
     Index,
     ClassifyForm,
-    Stylesheet,
-    Script,
+    ResultPage,
+    Asset,
     Icon,
     Classify,
     ClassifyPut,
@@ -19,14 +19,16 @@ pub(in crate::web) enum Call {
     RemoveJob,
     JobEvents,
     JobImage,
+    JobThumbnail,
+    JobsEvents,
     Models,
     ModelNamed,
     OpenApi,
     Docs,
-    DocsStylesheet,
     Healthz,
     Readyz,
     Metrics,
+    Fleet,
 }
 
 /// One method of one address.
@@ -68,6 +70,7 @@ pub(super) enum Parameter {
     /// A file name in an address; the text is the name of the parameter.
     FileName(&'static str),
     ModelName,
+    Jobs,
     Wait,
     TopK,
     Model,
@@ -191,11 +194,16 @@ pub(in crate::web) const OPERATIONS: &[Operation] = &[
         path: "/",
         id: "classifyForm",
         tag: Tag::Classify,
-        summary: "Classifies the file of a form and answers with its label as text, or with the result as JSON",
+        summary: "Classifies the file of a form and answers with its label as text, with the result as JSON, or to a browser \
+                  with a page",
         parameters: &[Parameter::Model],
         body: Body::Form,
         answers: &[
-            answer(200, "The label, or the result if `Accept` asks for JSON", Content::TextOrJson("Result")),
+            answer(
+                200,
+                "The label, the result if `Accept` asks for JSON, or a page if it asks for HTML",
+                Content::TextOrJson("Result"),
+            ),
             problem(404, "There is no such model"),
             problem(408, "The body did not arrive in time"),
             problem(410, "The job was deleted"),
@@ -266,10 +274,22 @@ pub(in crate::web) const OPERATIONS: &[Operation] = &[
         path: "/v1/jobs/{id}/events",
         id: "jobEvents",
         tag: Tag::Jobs,
-        summary: "The states of a job as Server-Sent Events: `queued`, then `finished` with the job, or `removed`",
+        summary: "The states of a job as Server-Sent Events: `queued`, `progress` while it waits, then `finished` with the job, \
+                  or `removed`",
         parameters: &[Parameter::JobId],
         body: Body::Nothing,
         answers: &[answer(200, "The events", Content::Media(&["text/event-stream"])), NO_SUCH_JOB],
+    },
+    Operation {
+        call: Call::JobsEvents,
+        method: "get",
+        path: "/v1/events",
+        id: "jobsEvents",
+        tag: Tag::Jobs,
+        summary: "The same events of several jobs in one stream; `unknown` of a job that the client may not read",
+        parameters: &[Parameter::Jobs],
+        body: Body::Nothing,
+        answers: &[answer(200, "The events", Content::Media(&["text/event-stream"]))],
     },
     Operation {
         call: Call::JobImage,
@@ -283,6 +303,21 @@ pub(in crate::web) const OPERATIONS: &[Operation] = &[
         answers: &[
             answer(200, "The image", Content::Image),
             problem(404, "There is no such job, or its image is no longer kept"),
+        ],
+    },
+    Operation {
+        call: Call::JobThumbnail,
+        method: "get",
+        path: "/v1/jobs/{id}/thumbnail",
+        id: "jobThumbnail",
+        tag: Tag::Jobs,
+        summary: "A small copy of the image in JPEG, upright, with at most 512 pixels on its longer side",
+        parameters: &[Parameter::JobId],
+        body: Body::Nothing,
+        answers: &[
+            answer(200, "The small copy", Content::Media(&["image/jpeg"])),
+            problem(404, "There is no such job, or its image is no longer kept"),
+            problem(422, "The image cannot be decoded"),
         ],
     },
     Operation {
@@ -308,12 +343,35 @@ pub(in crate::web) const OPERATIONS: &[Operation] = &[
         answers: &[answer(200, "The model", Content::Json("Model")), KNOWN, problem(404, "There is no such model")],
     },
     page(Call::Index, "/", "index", "The page", HTML),
-    page(Call::Stylesheet, "/assets/app.css", "stylesheet", "The style sheet of the page", CSS),
-    page(Call::Script, "/assets/app.js", "script", "The script of the page", JAVASCRIPT),
+    Operation {
+        call: Call::ResultPage,
+        method: "get",
+        path: "/results/{id}",
+        id: "resultPage",
+        tag: Tag::Page,
+        summary: "The page of a result; it asks for the job as any client does, with the key that the browser has",
+        parameters: &[Parameter::JobId],
+        body: Body::Nothing,
+        answers: &[answer(200, "The page", Content::Media(&["text/html"])), problem(404, "The text is no id")],
+    },
+    Operation {
+        call: Call::Asset,
+        method: "get",
+        path: "/assets/{name}",
+        id: "asset",
+        tag: Tag::Page,
+        summary: "A style sheet, script or image of the pages",
+        parameters: &[Parameter::FileName("name"), Parameter::IfNoneMatch],
+        body: Body::Nothing,
+        answers: &[
+            answer(200, "The file", Content::Media(&["text/css", "text/javascript", "image/jpeg"])),
+            KNOWN,
+            problem(404, "There is no such file"),
+        ],
+    },
     page(Call::Icon, "/favicon.svg", "icon", "The icon of the page", SVG),
     page(Call::Icon, "/favicon.ico", "iconByOldName", "The icon of the page", SVG),
     page(Call::Docs, "/docs", "docs", "This interface, for people", HTML),
-    page(Call::DocsStylesheet, "/assets/docs.css", "docsStylesheet", "The style sheet of /docs", CSS),
     page(Call::OpenApi, "/openapi.json", "openapi", "This interface, for programs", JSON),
     Operation {
         call: Call::Healthz,
@@ -348,6 +406,17 @@ pub(in crate::web) const OPERATIONS: &[Operation] = &[
         body: Body::Nothing,
         answers: &[answer(200, "The metrics", Content::Media(&["text/plain"]))],
     },
+    Operation {
+        call: Call::Fleet,
+        method: "get",
+        path: "/v1/fleet",
+        id: "fleet",
+        tag: Tag::Operation,
+        summary: "The queue, the workers and the answers of the last minute, as this process sees them",
+        parameters: &[],
+        body: Body::Nothing,
+        answers: &[answer(200, "The state of the service", Content::Json("Fleet"))],
+    },
 ];
 
 /// A file that is part of the program.
@@ -372,7 +441,5 @@ const fn page(
 }
 
 const HTML: &[Answer] = &[answer(200, "The page", Content::Media(&["text/html"])), KNOWN];
-const CSS: &[Answer] = &[answer(200, "The style sheet", Content::Media(&["text/css"])), KNOWN];
-const JAVASCRIPT: &[Answer] = &[answer(200, "The script", Content::Media(&["text/javascript"])), KNOWN];
 const JSON: &[Answer] = &[answer(200, "An OpenAPI document", Content::Media(&["application/json"])), KNOWN];
 const SVG: &[Answer] = &[answer(200, "The image", Content::Media(&["image/svg+xml"])), KNOWN];

@@ -24,9 +24,19 @@ pub(super) fn schemas() -> Value {
         "StateOrList": {"anyOf": [of("State"), list_of(&["State", "Result", "Problem"])]},
         "State": {
             "type": "object",
+            "description": "A job without a result. While it is queued, its address also answers how far it is",
             "required": ["id", "status"],
-            "properties": {"id": id(), "status": {"enum": ["queued", "cancelled", "removed"]}},
+            "properties": {
+                "id": id(),
+                "status": {"enum": ["queued", "cancelled", "removed"]},
+                "stage": {"enum": ["queued", "waiting_for_capacity"]},
+                "position": {"type": "integer", "minimum": 1, "description": "An estimate; 1 is the next, or is being processed"},
+                "eta_seconds": {"type": "number", "minimum": 0, "description": "Absent while nothing was measured"},
+                "message": {"type": "string", "description": "Says that no worker is running"},
+                "timeline": {"type": "array", "items": of("TimelineEvent")},
+            },
         },
+        "Fleet": fleet(),
         "Prediction": {
             "type": "object",
             "required": ["label"],
@@ -40,7 +50,9 @@ pub(super) fn schemas() -> Value {
             "type": "object",
             "required": ["event", "at"],
             "properties": {
-                "event": {"enum": ["submitted", "received", "succeeded", "failed", "expired"]},
+                "event": {"enum": [
+                    "submitted", "received", "fetched", "decoded", "inferred", "succeeded", "failed", "expired", "answered",
+                ]},
                 "at": {"type": "string", "format": "date-time"},
             },
         },
@@ -74,6 +86,21 @@ pub(super) fn schemas() -> Value {
             },
         },
     })
+}
+
+fn fleet() -> Value {
+    let count = json!({"type": "integer", "minimum": 0});
+    let number = json!({"type": ["number", "null"], "minimum": 0});
+    let object = |properties: Value| {
+        let names: Vec<&String> = properties.as_object().into_iter().flat_map(|names| names.keys()).collect();
+        json!({"type": "object", "required": names, "properties": properties})
+    };
+    object(json!({
+        "queue": object(json!({"waiting": count, "in_flight": count})),
+        "workers": object(json!({"ready": {"type": ["integer", "null"], "minimum": 0}})),
+        "expected_wait_seconds": number,
+        "recent": object(json!({"images_per_second": number, "p50_ms": number, "p99_ms": number})),
+    }))
 }
 
 fn id() -> Value {
