@@ -21,6 +21,7 @@
 //! - [`keys`]: the keys of clients, what is stored of them, and which jobs belong to them.
 //! - [`plot`]: charts in SVG and PNG files.
 //! - [`readiness`]: whether the dependencies of a process answer.
+//! - [`service_manager`]: reports to systemd that the process is ready, alive or stopping.
 //! - [`shutdown`]: the first signal drains the process, the second ends it.
 //! - [`sqlite`]: the file of the local backend, with its transactions, group commit and notifications.
 //! - [`telemetry`]: logs, metrics, traces and standard output.
@@ -55,6 +56,7 @@
 //! - [`simulate`]: runs scaling policies on a virtual clock, and reports latency and cost.
 //! - [`tune`]: finds the fastest settings of the model on this machine.
 //! - [`up`]: runs a whole service on this machine.
+//! - [`version_command`]: what exactly runs here.
 //!
 //! # Floor 5: the command line
 //!
@@ -73,6 +75,7 @@ pub mod config;
 pub mod keys;
 pub mod plot;
 pub mod readiness;
+pub mod service_manager;
 pub mod shutdown;
 pub mod sqlite;
 pub mod telemetry;
@@ -101,5 +104,6 @@ pub mod queue_command;
 pub mod simulate;
 pub mod tune;
 pub mod up;
+pub mod version_command;
 
 pub mod cli;

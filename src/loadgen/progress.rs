@@ -1,7 +1,7 @@
 //! Progress of a run: a bar on a terminal, or with `--verbose` the two lines for each image that the legacy system
 //! prints.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::dialect::Answer;
 use super::driver::{Load, Observer};
 use super::failure::{Failure, printable};
+use crate::telemetry;
 
 const REDRAW: Duration = Duration::from_millis(100);
 
@@ -52,7 +53,7 @@ impl Verbose {
 
 /// Draws a progress bar while `work` runs, if standard error is a terminal.
 pub(super) async fn watched<T>(load: &Arc<Load>, num_request: u64, verbose: bool, work: impl Future<Output = T>) -> T {
-    if verbose || !io::stderr().is_terminal() {
+    if verbose || !telemetry::can_draw() {
         return work.await;
     }
     let bar = ProgressBar::with_draw_target(Some(num_request), ProgressDrawTarget::stderr());
