@@ -40,7 +40,7 @@ const MISTAKES: [Mistake; 36] = [
     mistake("up --region us-east-1", "`up` always runs on this machine; on AWS run `serve-web` and `worker`", USAGE),
     mistake("up --config missing.toml", "cannot read the settings in missing.toml", USAGE),
     mistake("up --rate-burst 3", "--rate-burst is a part of --rate-limit: give that, too", USAGE),
-    mistake("up --data-dir /proc/x", "give another directory with --data-dir", FAILED),
+    mistake("up --port 0 --data-dir /proc/x", "give another directory with --data-dir", FAILED),
     mistake("serve-web --tls-cert cert.pem", "TLS needs both --tls-cert and --tls-key", USAGE),
     mistake("worker --request-queue a/b", "a queue name has 1 to 80 letters", USAGE),
     mistake("worker --model nothing", "model \"nothing\" is not found", FAILED),
