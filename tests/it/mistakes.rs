@@ -42,7 +42,7 @@ const MISTAKES: [Mistake; 36] = [
     mistake("up --rate-burst 3", "--rate-burst is a part of --rate-limit: give that, too", USAGE),
     mistake("up --port 0 --data-dir /proc/x", "give another directory with --data-dir", FAILED),
     mistake("serve-web --tls-cert cert.pem", "TLS needs both --tls-cert and --tls-key", USAGE),
-    mistake("worker --request-queue a/b", "a queue name has 1 to 80 letters", USAGE),
+    mistake("worker --request-queue a/b", "a queue name has 1 to 80 letters, digits", USAGE),
     mistake("worker --model nothing", "model \"nothing\" is not found", FAILED),
     mistake("classify", "the following required arguments were not provided", USAGE),
     mistake("classify - -", "standard input can be read once: give - only once", USAGE),

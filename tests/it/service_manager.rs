@@ -1,4 +1,4 @@
-//! What systemd is told by services that a unit of `Type=notify` starts.
+//! The reports that systemd gets from services which a unit of `Type=notify` starts.
 
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
