@@ -124,7 +124,7 @@ def write_archive(layer: Layer, options: argparse.Namespace) -> None:
     """Write the archive: the layer, the configuration, and what refers to them."""
     layer.tar.close()
     plain = layer.bytes.getvalue()
-    packed = gzip.compress(plain, 9, mtime=0)
+    packed = gzip.compress(plain, 6, mtime=0)
     created = datetime.fromtimestamp(layer.time, UTC).isoformat().replace("+00:00", "Z")
     labels = {
         "org.opencontainers.image.title": "imgcls",
