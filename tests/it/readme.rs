@@ -107,7 +107,10 @@ fn images_of_the_readme_show_their_labels() {
 const OTHER_FLAGS: [(&str, &[&str]); 5] = [
     ("tf2onnx, optimum-cli", &["--keras", "--opset", "--output", "--saved-model", "--task", "--tflite"]),
     ("cargo", &["--bench", "--lib", "--locked", "--no-default-features", "--nocapture", "--release", "--test"]),
-    ("curl, aws and podman", &["--attributes", "--data-binary", "--queue-url", "--read-only", "--tmpfs"]),
+    (
+        "curl, aws, podman and systemctl",
+        &["--attributes", "--data-binary", "--now", "--queue-url", "--read-only", "--rm", "--tmpfs"],
+    ),
     (
         "other scripts",
         &["--advisories", "--binary", "--long", "--minutes", "--replay", "--setup-only", "--uninstall", "--wait"],
