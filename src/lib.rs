@@ -21,6 +21,7 @@
 //! - [`keys`]: the keys of clients, what is stored of them, and which jobs belong to them.
 //! - [`plot`]: charts in SVG and PNG files.
 //! - [`readiness`]: whether the dependencies of a process answer.
+//! - [`service_manager`]: reports to systemd that the process is ready, alive or stopping.
 //! - [`shutdown`]: the first signal drains the process, the second ends it.
 //! - [`sqlite`]: the file of the local backend, with its transactions, group commit and notifications.
 //! - [`telemetry`]: logs, metrics, traces and standard output.
@@ -57,6 +58,7 @@
 //! - [`thumbnail`]: makes a small copy of one image in a process of its own.
 //! - [`tune`]: finds the fastest settings of the model on this machine.
 //! - [`up`]: runs a whole service on this machine.
+//! - [`version_command`]: what exactly runs here.
 //!
 //! # Floor 5: the command line
 //!
@@ -75,6 +77,7 @@ pub mod config;
 pub mod keys;
 pub mod plot;
 pub mod readiness;
+pub mod service_manager;
 pub mod shutdown;
 pub mod sqlite;
 pub mod telemetry;
@@ -105,5 +108,6 @@ pub mod status;
 pub mod thumbnail;
 pub mod tune;
 pub mod up;
+pub mod version_command;
 
 pub mod cli;

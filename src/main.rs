@@ -10,14 +10,15 @@ use imgcls::cli::{
     ProvisionArgs, QueueArgs, ServeWebArgs, SettingsError, SharedArgs, StatusArgs, TopArgs, UpArgs, UsageError,
     WorkerArgs,
 };
-use imgcls::config::{Backend, Document, Machines, Names};
+use imgcls::config::{Backend, Document, Machines, Names, Setting, Source};
 use imgcls::model::TunedChoice;
 use imgcls::model_sync::ModelSync;
 use imgcls::telemetry::output;
 use imgcls::workload::Trace;
 use imgcls::{
-    autoscaler, data, eval, fit, keys_command, loadgen, model, model_command, model_sync, names, pile, provision,
-    queue_command, retention, shutdown, simulate, status, telemetry, thumbnail, tune, up, web, worker,
+    autoscaler, cli, data, eval, fit, keys_command, loadgen, model, model_command, model_sync, names, pile, provision,
+    queue_command, retention, service_manager, shutdown, simulate, status, telemetry, thumbnail, tune, up,
+    version_command, web, worker,
 };
 use tokio::runtime::Runtime;
 
@@ -27,21 +28,34 @@ const MAX_DRAIN: Duration = Duration::from_secs(10);
 const FLUSH_LIMIT_ON_SECOND_SIGNAL: Duration = Duration::from_millis(200);
 /// The exit code of `provision plan --detailed-exitcode` if there are changes.
 const EXIT_CHANGES: u8 = 3;
+const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let outcome = Cli::read(&arguments).and_then(|invocation| {
+        telemetry::set_color(invocation.color);
         telemetry::init(invocation.command.log_format());
+        for warning in &invocation.warnings {
+            tracing::warn!("{warning}");
+        }
         run(invocation)
     });
-    let code = outcome.unwrap_or_else(|error| report(&error));
+    let code = outcome.unwrap_or_else(|error| report(&error, cli::wants_json(&arguments)));
     telemetry::flush(telemetry::FLUSH_LIMIT);
     code
 }
 
-/// Prints an error, and returns the exit code. Wrong usage ends the process here, in the form that clap gives it.
-fn report(error: &anyhow::Error) -> ExitCode {
+/// Prints an error, and returns the exit code. Wrong usage ends the process here, in the form that clap gives it, unless
+/// errors are wanted as JSON. Help and the version are errors to clap, too.
+fn report(error: &anyhow::Error, as_json: bool) -> ExitCode {
+    let is_help = error.downcast_ref::<clap::Error>().is_some_and(|error| error.exit_code() == 0);
+    if as_json && !is_help {
+        let is_usage = error.is::<clap::Error>() || error.is::<UsageError>() || error.is::<SettingsError>();
+        let code = if is_usage { EXIT_USAGE } else { EXIT_FAILED };
+        telemetry::stderr_line(&cli::error_json(error, code));
+        return code.into();
+    }
     if let Some(usage) = error.downcast_ref::<clap::Error>() {
         telemetry::flush(telemetry::FLUSH_LIMIT);
         usage.exit()
@@ -50,12 +64,12 @@ fn report(error: &anyhow::Error) -> ExitCode {
         telemetry::flush(telemetry::FLUSH_LIMIT);
         usage.exit()
     }
-    telemetry::stderr_line(&format!("imgcls: {error:#}"));
+    telemetry::stderr_line(&format!("imgcls: {}", cli::error_line(error)));
     if error.is::<SettingsError>() { EXIT_USAGE.into() } else { ExitCode::FAILURE }
 }
 
 fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
-    let Invocation { command, settings, machines } = invocation;
+    let Invocation { command, settings, machines, .. } = invocation;
     match command {
         Command::Up(args) => run_up(&args, &settings),
         Command::ServeWeb(args) => run_web(&args, &settings),
@@ -88,6 +102,12 @@ fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
             output::print(&Cli::show(show)?).context("cannot print the settings")?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Completions(args) => {
+            output::print(&args.text()).context("cannot print the completions")?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Version(args) => version_command::run(&args.config()).map(|()| ExitCode::SUCCESS),
+        Command::Man(args) => args.write_pages().map(|()| ExitCode::SUCCESS),
     }
 }
 
@@ -96,8 +116,8 @@ fn run_up(args: &UpArgs, settings: &Document) -> anyhow::Result<ExitCode> {
         let config = args.config(settings, &TunedChoice::read(args.supervisor.processing.model.choice()))?;
         let shutdown = on_signals()?;
         shutdown::end_within(&shutdown, args.http.drain_delay + MAX_DRAIN);
-        let listener = bind(args.http.listen)?;
-        Box::pin(traced("imgcls-web", up::run(listener, config, shutdown))).await
+        let listener = bind(args.http.address(), settings)?;
+        Box::pin(traced("imgcls-web", &shutdown, up::run(listener, config, shutdown.clone()))).await
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -111,10 +131,10 @@ fn run_web(args: &ServeWebArgs, settings: &Document) -> anyhow::Result<ExitCode>
         let config = args.config(backend, names)?;
         let shutdown = on_signals()?;
         shutdown::end_within(&shutdown, args.http.drain_delay + MAX_DRAIN);
-        let listener = bind(args.http.listen)?;
+        let listener = bind(args.http.address(), settings)?;
         // The tier knows the names of the models before it has their packages.
-        let tier = up::serve_web(listener, config, retention, None, shutdown);
-        Box::pin(traced("imgcls-web", beside_models(models, tier))).await
+        let tier = up::serve_web(listener, config, retention, None, shutdown.clone());
+        Box::pin(traced("imgcls-web", &shutdown, beside_models(models, tier))).await
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -128,8 +148,9 @@ fn run_worker(args: &WorkerArgs, settings: &Document) -> anyhow::Result<ExitCode
             models.download().await?;
         }
         let config = args.config(backend, names, TunedChoice::read(args.processing.model.choice()).tuning);
-        let tier = worker::run(config, on_signals()?);
-        Box::pin(traced("imgcls-worker", beside_models(models, tier))).await
+        let shutdown = on_signals()?;
+        let tier = worker::run(config, shutdown.clone());
+        Box::pin(traced("imgcls-worker", &shutdown, beside_models(models, tier))).await
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -286,17 +307,29 @@ fn block_on<T>(runtime: Runtime, command: impl Future<Output = T>) -> T {
     outcome
 }
 
-/// Runs a tier, and exports its spans, down to the last one, if the environment names a collector.
-async fn traced(service: &'static str, tier: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+/// Runs a tier, and exports its spans, down to the last one, if the environment names a collector. Reports to systemd, if
+/// it started this process.
+async fn traced(
+    service: &'static str,
+    shutdown: &shutdown::CancellationToken,
+    tier: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
     let export = telemetry::trace::start(service)?;
-    let outcome = tier.await;
+    let outcome = tokio::select! {
+        outcome = tier => outcome,
+        never = service_manager::follow(shutdown.cancelled()) => match never {},
+    };
     export.finish().await;
     outcome
 }
 
-fn bind(address: std::net::SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
-    web::listen(address)
-        .with_context(|| format!("cannot listen on {address}; stop what listens there or choose another --listen"))
+fn bind(address: std::net::SocketAddr, settings: &Document) -> anyhow::Result<tokio::net::TcpListener> {
+    web::listen(address).with_context(|| {
+        let given = |name| settings.get(name).filter(|setting| setting.source != Source::Default);
+        // The variable or the line of a file, where that is at fault.
+        let source = given("port").or_else(|| given("listen")).map_or("--listen".to_owned(), Setting::source_text);
+        format!("cannot listen on {address}; stop what listens there or choose another address with {source}")
+    })
 }
 
 /// The runtime of tiers with many clients. Half the cores are enough, since handlers only pass bytes on, and threads that

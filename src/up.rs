@@ -16,7 +16,7 @@ use crate::config::{Backend, Names};
 use crate::shutdown::CancellationToken;
 use crate::telemetry::output;
 use crate::transport::{self, ServiceOptions, Transport};
-use crate::{autoscaler, retention, web};
+use crate::{autoscaler, retention, service_manager, web};
 
 /// Settings of a local service: a web tier and its workers.
 #[derive(Debug, Clone)]
@@ -166,11 +166,12 @@ impl Fleet {
     }
 }
 
-/// Prints the address of the page once a worker is ready.
+/// Prints the address of the page once a worker is ready, and tells the service manager.
 async fn announce(page: String, wants_worker: bool, mut workers_ready: watch::Receiver<usize>) {
     let fewest = usize::from(wants_worker);
     if workers_ready.wait_for(|ready| *ready >= fewest).await.is_ok() {
         output::announce(&format!("open {page}"));
+        service_manager::ready();
     }
 }
 

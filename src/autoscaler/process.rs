@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use super::service_time::ServiceTime;
 use crate::protocol::WorkerLine;
+use crate::service_manager;
 use crate::shutdown::CancellationToken;
 use crate::telemetry::metrics::ChildMetrics;
 
@@ -55,6 +56,10 @@ impl WorkerCommand {
             if name.to_string_lossy().starts_with("IMGCLS_") && name != INHERITED_VARIABLE {
                 command.env_remove(name);
             }
+        }
+        // A worker would report for its supervisor.
+        for name in service_manager::VARIABLES {
+            command.env_remove(name);
         }
         command.spawn()
     }

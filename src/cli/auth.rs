@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::parse::listen_address;
 use super::usage::usage;
 use crate::web;
 
@@ -14,7 +15,7 @@ pub struct AuthArgs {
     #[arg(long, env = "IMGCLS_AUTH")]
     pub auth: Option<AuthArg>,
     /// Serve /healthz, /readyz and /metrics at this address, too, without keys
-    #[arg(long, env = "IMGCLS_ADMIN_LISTEN")]
+    #[arg(long, env = "IMGCLS_ADMIN_LISTEN", value_name = "ADDRESS", value_parser = listen_address)]
     pub admin_listen: Option<SocketAddr>,
     /// Most requests of one client per second, minute or hour: 10/s, 600/min, 5000/h. A client is a key, or an address
     /// without one. Beyond it clients get 429 with Retry-After [default: no limit]

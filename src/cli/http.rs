@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::auth::AuthArgs;
 use super::limits::LimitArgs;
-use super::parse::{positive, positive_duration};
+use super::parse::{listen_address, positive, positive_duration};
 use super::shared::SharedArgs;
 use crate::config::{self, Backend, Names};
 use crate::model::ModelChoice;
@@ -16,9 +16,13 @@ use crate::web;
 
 #[derive(Debug, Args)]
 pub struct HttpArgs {
-    /// Address of the web tier; with port 0 a free port is taken and logged
-    #[arg(long, env = "IMGCLS_LISTEN", default_value = "127.0.0.1:8080")]
+    /// Address of the web tier: ADDRESS:PORT, localhost:PORT, or :PORT for every address of this machine; with port 0 a
+    /// free port is taken and logged
+    #[arg(long, env = "IMGCLS_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8080", value_parser = listen_address)]
     pub listen: SocketAddr,
+    /// Port of the web tier [default: that of --listen]
+    #[arg(long, env = "IMGCLS_PORT")]
+    pub port: Option<u16>,
     /// How long an accepted image may take before it fails as `expired`
     #[arg(long, env = "IMGCLS_JOB_TTL", default_value = "1h", value_parser = config::duration)]
     pub job_ttl: Duration,
@@ -74,6 +78,11 @@ pub struct HttpArgs {
 }
 
 impl HttpArgs {
+    /// The address to listen at.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.listen.ip(), self.port.unwrap_or(self.listen.port()))
+    }
+
     /// The web tier with our own wire format and a reply queue of its own.
     pub(super) fn config(
         &self,

@@ -13,10 +13,14 @@ mod arrivals;
 mod auth;
 mod autoscale;
 mod classify;
+mod color;
+mod completions;
 mod config;
 mod data;
 mod eval;
+mod examples;
 mod fit;
+mod help;
 mod http;
 mod keys;
 mod limits;
@@ -31,6 +35,7 @@ mod policy;
 mod processing;
 mod provision;
 mod queue;
+mod report;
 mod retention;
 mod serve_web;
 mod settings;
@@ -39,8 +44,10 @@ mod simulate;
 mod status;
 mod thumbnail;
 mod tune;
+mod units;
 mod up;
 mod usage;
+mod version;
 mod worker;
 mod workers;
 
@@ -53,6 +60,8 @@ pub use self::arrivals::ArrivalArgs;
 pub use self::auth::{AuthArg, AuthArgs};
 pub use self::autoscale::AutoscaleArgs;
 pub use self::classify::ClassifyArgs;
+pub use self::color::ColorArg;
+pub use self::completions::{CompletionsArgs, ManArgs, ShellArg};
 pub use self::config::{ConfigArgs, ConfigCommand, ShowArgs};
 pub use self::data::DataArgs;
 pub use self::eval::EvalArgs;
@@ -70,6 +79,7 @@ pub use self::policy::{PolicyArgs, PolicyKind};
 pub use self::processing::ProcessingArgs;
 pub use self::provision::ProvisionArgs;
 pub use self::queue::{QueueArgs, QueueCommand};
+pub use self::report::{error_json, error_line, wants_json};
 pub use self::retention::{KeepArgs, RetentionArgs};
 pub use self::serve_web::ServeWebArgs;
 pub use self::settings::SettingsError;
@@ -80,12 +90,13 @@ pub use self::thumbnail::ThumbnailArgs;
 pub use self::tune::TuneArgs;
 pub use self::up::UpArgs;
 pub use self::usage::UsageError;
+pub use self::version::VersionArgs;
 pub use self::worker::{GroupArg, WorkerArgs};
 pub use self::workers::{NOT_PASSED_TO_WORKERS, SupervisorArgs, WorkersArgs};
 
 use crate::config::{Document, Machines};
 use crate::model::JPEG_DECODER;
-use crate::telemetry::LogFormat;
+use crate::telemetry::{Color, LogFormat};
 
 /// The version, and the library that decodes JPEGs.
 static LONG_VERSION: LazyLock<String> =
@@ -102,6 +113,10 @@ static LONG_VERSION: LazyLock<String> =
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+    /// Colours of messages and of the log; auto means on a terminal, unless NO_COLOR, CLICOLOR_FORCE or TERM=dumb say
+    /// otherwise
+    #[arg(long, global = true, env = "IMGCLS_COLOR", value_name = "WHEN", value_enum, default_value_t = ColorArg::Auto)]
+    pub color: ColorArg,
 }
 
 #[derive(Debug, Subcommand)]
@@ -143,6 +158,13 @@ pub enum Command {
     /// Write a small copy of the image on standard input; the web tier starts it, so that no decoder runs in its own process
     #[command(hide = true)]
     Thumbnail(ThumbnailArgs),
+    /// Print a script that completes commands and flags in a shell
+    Completions(CompletionsArgs),
+    /// Print the version, the digest of the program, the runtime, the features of this CPU and the models
+    Version(VersionArgs),
+    /// Write the man pages to a directory
+    #[command(hide = true)]
+    Man(ManArgs),
 }
 
 /// A parsed command line, with the value and the source of every setting.
@@ -153,6 +175,9 @@ pub struct Invocation {
     /// Settings of the web tier, the workers and `autoscale` on the machines of a stack, from the file that `provision`
     /// was given.
     pub machines: Machines,
+    pub color: Color,
+    /// How values without a unit were read, one line each.
+    pub warnings: Vec<String>,
 }
 
 impl Cli {
@@ -161,9 +186,10 @@ impl Cli {
     /// # Errors
     /// A [`clap::Error`] if a flag is wrong or help is asked for; a [`SettingsError`] if a variable or the file is.
     pub fn read(arguments: &[OsString]) -> anyhow::Result<Invocation> {
-        let read = settings::read(Cli::command(), arguments)?;
-        let cli = Cli::from_arg_matches(&read.matches)?;
-        Ok(Invocation { command: cli.command, settings: read.document, machines: read.machines })
+        let command = help::arranged(Cli::command()).color(color::of_command_line(arguments));
+        let settings::Read { matches, document, machines, warnings } = settings::read(command, arguments)?;
+        let cli = Cli::from_arg_matches(&matches)?;
+        Ok(Invocation { command: cli.command, settings: document, machines, color: cli.color.color(), warnings })
     }
 
     /// The text that `imgcls config show` prints.
@@ -176,6 +202,23 @@ impl Cli {
             return Ok(format!("{:#}\n", shown.settings.to_json(&shown.machines)));
         }
         Ok(shown.settings.to_text(&shown.machines))
+    }
+}
+
+impl CompletionsArgs {
+    /// The script for the shell.
+    pub fn text(&self) -> String {
+        self.script(Cli::command())
+    }
+}
+
+impl ManArgs {
+    /// Writes a page for each command.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn write_pages(&self) -> anyhow::Result<()> {
+        self.write(Cli::command())
     }
 }
 
@@ -199,7 +242,10 @@ impl Command {
             | Command::Model(_)
             | Command::Thumbnail(_)
             | Command::Tune(_)
-            | Command::Config(_) => LogFormat::Text,
+            | Command::Config(_)
+            | Command::Completions(_)
+            | Command::Version(_)
+            | Command::Man(_) => LogFormat::Text,
         }
     }
 }
@@ -207,7 +253,8 @@ impl Command {
 impl UsageError {
     /// Ends the process as a wrong flag does: a line, the usage of the command, exit code 2.
     pub fn exit(&self) -> ! {
-        let mut cli = Cli::command();
+        let arguments: Vec<OsString> = std::env::args_os().collect();
+        let mut cli = Cli::command().color(color::of_command_line(&arguments));
         cli.build();
         let command = cli.find_subcommand_mut(self.command).expect("the name of a command; this is a bug");
         command.error(clap::error::ErrorKind::ValueValidation, &self.message).exit()

@@ -1,5 +1,6 @@
 //! Parsers of values that several commands take.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -38,6 +39,23 @@ pub(super) fn percent(text: &str) -> Result<u32, String> {
     }
 }
 
+/// An address to listen at: `127.0.0.1:8080`, `[::1]:8080`, `localhost:8080`, or `:8080` for every address of this machine.
+/// Names are not looked up.
+pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let wrong =
+        "give an address and a port: 127.0.0.1:8080, localhost:8080, or :8080 for every address of this machine";
+    let (host, port) = text.rsplit_once(':').ok_or(wrong)?;
+    let port: u16 = port.parse().map_err(|_| wrong)?;
+    match host {
+        "" => Ok((Ipv4Addr::UNSPECIFIED, port).into()),
+        "localhost" => Ok((Ipv4Addr::LOCALHOST, port).into()),
+        _ => Err(wrong.to_owned()),
+    }
+}
+
 /// A switch in a variable or a file; on the command line the flag alone turns it on.
 pub(super) fn switch(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
@@ -52,4 +70,24 @@ pub(super) fn backend_kind() -> impl TypedValueParser<Value = BackendKind> {
     let names = BackendKind::ALL.map(BackendKind::name);
     PossibleValuesParser::new(names)
         .try_map(|name| BackendKind::ALL.into_iter().find(|kind| kind.name() == name).ok_or("no backend has this name"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_may_name_this_machine_or_only_a_port() {
+        for (text, address) in [
+            ("127.0.0.1:8080", "127.0.0.1:8080"),
+            ("localhost:80", "127.0.0.1:80"),
+            (":8080", "0.0.0.0:8080"),
+            ("[::1]:8080", "[::1]:8080"),
+        ] {
+            assert_eq!(listen_address(text), Ok(address.parse().expect("address of the test")), "{text}");
+        }
+        for wrong in ["", "8080", "localhost", "example.org:80", ":65536", "::1", "127.0.0.1"] {
+            assert!(listen_address(wrong).is_err(), "{wrong}");
+        }
+    }
 }

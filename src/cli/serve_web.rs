@@ -63,7 +63,7 @@ impl ServeWebArgs {
     /// # Errors
     /// A [`super::UsageError`] if the flags contradict each other.
     pub fn config(&self, backend: Backend, names: Names) -> anyhow::Result<web::Config> {
-        self.http.auth.check("serve-web", self.http.listen)?;
+        self.http.auth.check("serve-web", self.http.address())?;
         let (wire, result_queue_mode) = match (self.wire, self.result_queue_mode) {
             (WireArg::Legacy, Some(ResultQueueModeArg::Own)) => {
                 return Err(usage(

@@ -34,7 +34,7 @@ impl UpArgs {
             let message = format!("{source}: `up` always runs on this machine; on AWS run `serve-web` and `worker`");
             return Err(usage("up", message));
         }
-        self.http.auth.check("up", self.http.listen)?;
+        self.http.auth.check("up", self.http.address())?;
         let processing = &self.supervisor.processing;
         let backend = Backend::Local { data_dir: self.supervisor.data_dir()? };
         let names = shared.names().with_local_defaults();

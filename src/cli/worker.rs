@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use clap::Args;
 
 use super::model_sync::ModelSyncArgs;
-use super::parse::positive;
+use super::parse::{listen_address, positive};
 use super::processing::ProcessingArgs;
 use super::shared::SharedArgs;
 use crate::config::{Backend, Names};
@@ -26,7 +26,7 @@ pub struct WorkerArgs {
     #[command(flatten)]
     pub group: GroupArg,
     /// Serve /healthz, /readyz and /metrics at this address
-    #[arg(long, env = "IMGCLS_ADMIN_LISTEN")]
+    #[arg(long, env = "IMGCLS_ADMIN_LISTEN", value_name = "ADDRESS", value_parser = listen_address)]
     pub admin_listen: Option<SocketAddr>,
     /// Drain when standard input closes, and print `ready` on standard output: for a supervisor of workers
     #[arg(long, env = "IMGCLS_DRAIN_ON_STDIN_CLOSE")]

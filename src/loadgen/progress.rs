@@ -1,7 +1,7 @@
 //! Progress of a run: a live view on a terminal, or with `--verbose` the two lines for each image that the legacy system
 //! prints.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::dialect::Answer;
 use super::driver::{Load, Observer};
 use super::failure::{Failure, printable};
+use crate::telemetry;
 
 const REDRAW: Duration = Duration::from_millis(250);
 const BAR_STEPS: u64 = 1_000;
@@ -69,10 +70,10 @@ impl Goal {
     }
 }
 
-/// Shows a run while `work` runs, if `is_live` and standard error is a terminal: how much is done, rates, latencies,
+/// Shows a run while `work` runs, if `is_live` and standard error is a terminal that can draw: how much is done, rates, latencies,
 /// failures, and the answers of each of the last seconds.
 pub(super) async fn watched<T>(load: &Arc<Load>, goal: Goal, is_live: bool, work: impl Future<Output = T>) -> T {
-    if !is_live || !io::stderr().is_terminal() {
+    if !is_live || !telemetry::can_draw() {
         return work.await;
     }
     let bar = ProgressBar::with_draw_target(Some(BAR_STEPS), ProgressDrawTarget::stderr());

@@ -103,12 +103,14 @@ pub use self::onnx::Session;
 pub use self::onnx_file::{OnnxFile, TensorInfo};
 pub use self::package::ModelPackage;
 pub use self::protobuf::{Field, Message, Value as FieldValue};
-pub(crate) use self::runtime::portable_runtime;
+pub use self::runtime::RuntimeFacts;
+pub(crate) use self::runtime::{file_sha256, portable_runtime, runtime_facts};
 pub use self::summary::{FileSummary, ModelSummary, model_name};
 pub use self::tensor::{Tensor, Values};
 pub use self::thumbnail::thumbnail;
 pub(crate) use self::tuning::reference_variant;
 pub use self::tuning::{BATCH_SIZES, BatchTime, MIN_BATCH_GAIN, TunedChoice, Tuning, cores, worthwhile_batch_size};
+pub(crate) use self::variant::cpu_features;
 pub(crate) use self::words::spellings;
 pub use self::words::{Channels, Element, Filter, Layout, Position, Rounding};
 

@@ -64,6 +64,30 @@ pub(crate) fn portable_runtime(choice: &ModelChoice) -> anyhow::Result<(PathBuf,
     Ok((library.path, name.to_owned()))
 }
 
+/// The runtime library, as a report of a fault names it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct RuntimeFacts {
+    /// The file that would be loaded.
+    pub path: PathBuf,
+    /// The release that the program expects.
+    pub version: &'static str,
+    /// The digest of the file, as hexadecimal.
+    pub sha256: String,
+    /// True if it is the library that `scripts/setup` installs.
+    pub is_pinned: bool,
+}
+
+/// Describes the library that would be loaded, without loading it.
+///
+/// # Errors
+/// If there is no library, or it cannot be read.
+pub(crate) fn runtime_facts(choice: &ModelChoice) -> anyhow::Result<RuntimeFacts> {
+    let path = find::runtime_library(choice)?;
+    let sha256 = file_sha256(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let is_pinned = pinned_sha256(PINS, std::env::consts::ARCH) == Some(sha256.as_str());
+    Ok(RuntimeFacts { path, version: find::RUNTIME_VERSION, sha256, is_pinned })
+}
+
 /// The pinned digest for a Linux machine of this architecture, if there is one.
 fn pinned_sha256<'a>(pins: &'a str, machine: &str) -> Option<&'a str> {
     if !cfg!(target_os = "linux") {
@@ -91,7 +115,7 @@ fn digest(path: &Path, cache: Option<&Path>) -> std::io::Result<String> {
     {
         return Ok(sha256.to_owned());
     }
-    let sha256 = hash(&canonical)?;
+    let sha256 = file_sha256(&canonical)?;
     // A cache that cannot be written only costs time at the next start.
     if let Some((path, key)) = record_file
         && state.is_stable
@@ -125,7 +149,8 @@ fn state(path: &Path) -> std::io::Result<State> {
     Ok(State { text, is_stable })
 }
 
-fn hash(path: &Path) -> std::io::Result<String> {
+/// The SHA-256 of a file of any size, as hexadecimal.
+pub(crate) fn file_sha256(path: &Path) -> std::io::Result<String> {
     let mut file = std::fs::File::open(path)?;
     let (mut hash, mut block) = (Sha256::new(), vec![0; 256 << 10]);
     loop {

@@ -123,6 +123,7 @@ fn use_version(config: &Config, reference: &Reference) -> anyhow::Result<bool> {
     let library = config.library()?;
     let Some(version) = version else {
         let versions: Vec<String> = library.versions(name)?.into_iter().map(|found| found.version).collect();
+        anyhow::ensure!(!versions.is_empty(), "there is no model {name:?}; `imgcls model list` shows the models");
         anyhow::bail!(
             "say which version, as in `imgcls model use {name}@VERSION`; {name} has: {}",
             versions.join(", ")

@@ -76,7 +76,7 @@ impl Progress {
     pub(super) fn new(counters: Arc<Counters>, is_shown: bool, prints_rows: bool) -> Progress {
         let display = if !is_shown {
             Display::Nothing
-        } else if !std::io::stderr().is_terminal() {
+        } else if !telemetry::can_draw() {
             Display::Lines
         } else if prints_rows && std::io::stdout().is_terminal() {
             Display::Nothing

@@ -7,7 +7,8 @@ pub mod output;
 pub mod trace;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::io;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal as _};
 use std::panic::PanicHookInfo;
 use std::str::FromStr;
 use std::sync::OnceLock;
@@ -54,12 +55,56 @@ impl LogFormat {
     }
 }
 
+/// When the log is coloured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Color {
+    /// On a terminal, unless the environment says otherwise.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl Color {
+    /// Decides for a stream. The variables are those of <https://no-color.org> and <https://bixense.com/clicolors>.
+    fn is_used(self, is_terminal: bool, variable: impl Fn(&str) -> Option<OsString>) -> bool {
+        let is_given = |name: &str| variable(name).is_some_and(|value| !value.is_empty());
+        let is_forced = |name: &str| is_given(name) && variable(name).is_none_or(|value| value != "0");
+        match self {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto if is_given("NO_COLOR") => false,
+            Color::Auto if is_forced("CLICOLOR_FORCE") => true,
+            Color::Auto => is_terminal && !is_dumb(variable("TERM")),
+        }
+    }
+}
+
+/// Returns true if standard error is a terminal on which a progress bar can be drawn.
+pub fn can_draw() -> bool {
+    io::stderr().is_terminal() && !is_dumb(std::env::var_os("TERM"))
+}
+
+/// A dumb terminal knows neither colours nor movements of the cursor.
+fn is_dumb(term: Option<OsString>) -> bool {
+    term.is_some_and(|term| term == "dumb")
+}
+
 /// How long a process waits at its end until its last log lines are written.
 pub const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
 static LOG: OnceLock<NonBlockingWriter> = OnceLock::new();
 /// Set by [`init`].
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+/// Set by [`set_color`].
+static COLOR: OnceLock<Color> = OnceLock::new();
+
+/// Chooses when the log is coloured. Call it before [`init`]; without a call the environment decides.
+pub fn set_color(color: Color) {
+    let _ = COLOR.set(color);
+}
 
 /// Starts logging to standard error, including panics. `IMGCLS_LOG` sets the filter (`info` by default; `debug`,
 /// `imgcls::worker=trace`, …). Logging never blocks, fails or panics: a line that cannot be written is dropped, and the
@@ -67,14 +112,15 @@ static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 ///
 /// Call it once per process; a second call has no effect.
 pub fn init(format: LogFormat) {
-    use std::io::IsTerminal as _;
     let _ = FORMAT.set(format);
     metrics::start();
+    let color = COLOR.get().copied().unwrap_or_default();
+    let is_colored = color.is_used(io::stderr().is_terminal(), |name| std::env::var_os(name));
     let filter = EnvFilter::try_from_env("IMGCLS_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     // The subscriber would report its own failures with `eprintln!`, which panics when standard error is broken.
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogLine).log_internal_errors(false);
     let started = match format {
-        LogFormat::Text => builder.with_target(false).with_ansi(io::stderr().is_terminal()).try_init(),
+        LogFormat::Text => builder.with_target(false).with_ansi(is_colored).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
     };
     if started.is_err() {
@@ -153,5 +199,26 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     // A panic of the main thread ends the process, and nothing else would flush the log.
     if thread == "main" {
         flush(FLUSH_LIMIT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn environment_decides_about_colours_unless_a_flag_does() {
+        let used = |color: Color, is_terminal, variables: &[(&str, &str)]| {
+            let find = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+            color.is_used(is_terminal, find)
+        };
+        assert!(used(Color::Auto, true, &[]) && !used(Color::Auto, false, &[]));
+        assert!(!used(Color::Auto, true, &[("NO_COLOR", "1")]) && used(Color::Auto, true, &[("NO_COLOR", "")]));
+        assert!(used(Color::Auto, false, &[("CLICOLOR_FORCE", "1")]));
+        assert!(!used(Color::Auto, false, &[("CLICOLOR_FORCE", "0")]));
+        assert!(!used(Color::Auto, false, &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]));
+        assert!(!used(Color::Auto, true, &[("TERM", "dumb")]) && used(Color::Auto, true, &[("TERM", "xterm")]));
+        assert!(used(Color::Always, false, &[("NO_COLOR", "1")]));
+        assert!(!used(Color::Never, true, &[("CLICOLOR_FORCE", "1")]));
     }
 }

@@ -90,6 +90,7 @@ use self::upload::UploadRules;
 use crate::config::{Backend, Cidr, Limits, Names};
 use crate::model::ModelChoice;
 use crate::protocol::RETENTION_MARGIN;
+use crate::service_manager;
 pub use crate::transport::InboxMode as ResultQueueMode;
 use crate::transport::{self, ServiceOptions, Space, Transport};
 
@@ -178,6 +179,8 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     keep_freed_memory();
+    // With a fleet the service is ready once a worker is.
+    let is_alone = fleet.is_none();
     let models = Arc::new(Models::new(config.models.clone())?);
     // A request can also hold a connection to the backend.
     let files_each = if config.backend.calls_hold_connections() { 2 } else { 1 };
@@ -251,6 +254,9 @@ pub async fn run(
     let receiving = tokio::spawn(Arc::clone(&replies).run(stop_replies.clone()));
     let following = tokio::spawn(follow(Arc::clone(&auth), tls.clone(), stop_load.clone()));
     tracing::info!(%address, replies = replies.reply_to(), max_connections, "web tier listens");
+    if is_alone {
+        service_manager::ready();
+    }
 
     let stop = CancellationToken::new();
     let (site, guard) = (Arc::new(site), Arc::new(guard));

@@ -63,6 +63,7 @@ use crate::config::{Backend, Limits, Names};
 use crate::instance::Instance;
 use crate::model::{self, ModelChoice};
 use crate::protocol::WorkerLine;
+use crate::service_manager;
 use crate::telemetry::output;
 use crate::transport::{self, ServiceOptions, Transport};
 
@@ -280,6 +281,7 @@ impl Pipeline {
             after_ms = started.elapsed().as_millis() as u64,
             "ready"
         );
+        service_manager::ready();
     }
 }
 

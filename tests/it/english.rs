@@ -121,6 +121,7 @@ const SEARCHED: &[&str] = &[
     "tests",
     "benches",
     "scripts",
+    "deploy",
     "docs",
     "README.md",
     "CONTRIBUTING.md",

@@ -13,8 +13,9 @@
 //!
 //! The test adapts only this:
 //! - The working directory is empty except for what a pasted command names: `tests` and `models` are those of the
-//!   repository, `target/release/imgcls` is the binary under test, and `scripts/up` runs `imgcls up` without setting up and
-//!   building first.
+//!   repository, `target/release/imgcls` is the binary under test, `scripts/up` runs `imgcls up` without setting up and
+//!   building first, and `scripts/install` installs that binary without building it.
+//! - The home directory is a folder in the working directory.
 //! - Port 8080 is replaced by a free one, in the text and by the variables `IMGCLS_LISTEN` and `IMGCLS_URL`.
 //! - The cache directory is the tests' own (`XDG_CACHE_HOME`).
 
@@ -54,6 +55,7 @@ fn paste_in_order(page: &str) {
         .args(["--signal=TERM", "300", "bash"])
         .arg(&script)
         .current_dir(directory.path())
+        .env("HOME", directory.path().join("home"))
         .env("IMGCLS_LISTEN", format!("127.0.0.1:{port}"))
         .env("IMGCLS_URL", format!("http://127.0.0.1:{port}"))
         .stdin(Stdio::null())
@@ -105,8 +107,14 @@ fn images_of_the_readme_show_their_labels() {
 const OTHER_FLAGS: [(&str, &[&str]); 5] = [
     ("tf2onnx, optimum-cli", &["--keras", "--opset", "--output", "--saved-model", "--task", "--tflite"]),
     ("cargo", &["--bench", "--lib", "--locked", "--no-default-features", "--nocapture", "--release", "--test"]),
-    ("curl and aws", &["--attributes", "--data-binary", "--queue-url"]),
-    ("other scripts", &["--advisories", "--binary", "--long", "--minutes", "--replay", "--setup-only", "--wait"]),
+    (
+        "curl, aws, podman and systemctl",
+        &["--attributes", "--data-binary", "--now", "--queue-url", "--read-only", "--rm", "--tmpfs"],
+    ),
+    (
+        "other scripts",
+        &["--advisories", "--binary", "--long", "--minutes", "--replay", "--setup-only", "--uninstall", "--wait"],
+    ),
     (
         "scripts/bench, cargo bench",
         &[
@@ -330,7 +338,13 @@ fn working_directory() -> tempfile::TempDir {
     symlink(env!("CARGO_BIN_EXE_imgcls"), path("target/release/imgcls")).unwrap();
     std::fs::create_dir(path("scripts")).unwrap();
     std::fs::write(path("scripts/up"), "#!/bin/sh\nexec target/release/imgcls up \"$@\"\n").unwrap();
-    std::fs::set_permissions(path("scripts/up"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let install = root.join("scripts/install");
+    let install = format!("#!/bin/sh\nexec {} --binary {} \"$@\"\n", install.display(), env!("CARGO_BIN_EXE_imgcls"));
+    std::fs::write(path("scripts/install"), install).unwrap();
+    for script in ["scripts/up", "scripts/install"] {
+        std::fs::set_permissions(path(script), std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    std::fs::create_dir(path("home")).unwrap();
     directory
 }
 

@@ -16,7 +16,8 @@ pub(super) fn of_variable(cli: &Command, arguments: &[OsString], error: &clap::E
     let Some(ContextValue::String(invalid)) = error.get(ContextKind::InvalidArg) else { return None };
     let name = invalid.strip_prefix("--")?.split([' ', '[', '=']).next()?;
     let (command, words) = command_of(cli, arguments);
-    let arg = command.get_arguments().find(|arg| arg.get_long() == Some(name))?;
+    // A flag of all commands belongs to none of them.
+    let arg = command.get_arguments().chain(cli.get_arguments()).find(|arg| arg.get_long() == Some(name))?;
     let variable = arg.get_env()?;
     let value = environment::value(variable)?;
     if arguments.iter().any(|argument| gives(argument, arg)) {

@@ -22,6 +22,7 @@ use self::file::{Entry, File};
 use self::flags::{find_setting, is_set, is_switch, settings_of};
 use super::parse::switch;
 use super::shared::LEGACY_VARIABLES;
+use super::units;
 use crate::config::{Document, Machines, Setting, Source};
 
 pub(super) use self::environment::aws_variables;
@@ -32,6 +33,8 @@ pub(super) struct Read {
     pub matches: ArgMatches,
     pub document: Document,
     pub machines: Machines,
+    /// How values without a unit were read.
+    pub warnings: Vec<String>,
 }
 
 /// Parses a command line, the program's name first.
@@ -46,7 +49,8 @@ pub(super) fn read(cli: Command, arguments: &[OsString]) -> anyhow::Result<Read>
     let leaf = leaf(&matches);
     let Some(file) = named_file(command, leaf) else {
         let document = document(command, leaf, &path, None, &[]);
-        return Ok(Read { matches, document, machines: Machines::default() });
+        let warnings = warnings(command, &document);
+        return Ok(Read { matches, document, machines: Machines::default(), warnings });
     };
 
     let file = File::read(&file)?;
@@ -59,8 +63,10 @@ pub(super) fn read(cli: Command, arguments: &[OsString]) -> anyhow::Result<Read>
     let machines = if path[0] == tables::PROVISION { tables.machines(&cli, &file)? } else { Machines::default() };
     let cli = with_defaults(cli, &path, &entries);
     let matches = parse(&cli, arguments)?;
-    let document = document(find(&cli, &path), self::leaf(&matches), &path, Some(&file), &entries);
-    Ok(Read { matches, document, machines })
+    let command = find(&cli, &path);
+    let document = document(command, self::leaf(&matches), &path, Some(&file), &entries);
+    let warnings = warnings(command, &document);
+    Ok(Read { matches, document, machines, warnings })
 }
 
 /// Every switch accepts the same words in a variable, and the variables of the legacy system are read where the flag's
@@ -156,6 +162,16 @@ fn document(
         Setting { name, values, source, default_text: default_text(arg), is_secret: arg.is_hide_env_values_set() }
     });
     Document { command: path.join(" "), settings: settings.collect() }
+}
+
+/// A supervisor passes values on as it was given them, and has warned about them itself.
+fn warnings(command: &Command, document: &Document) -> Vec<String> {
+    let is_supervised = document.get("drain-on-stdin-close").is_some_and(|setting| setting.values == ["true"]);
+    if is_supervised {
+        return Vec::new();
+    }
+    let settings = settings_of(command).filter_map(|arg| Some((arg, document.get(arg.get_long()?)?)));
+    settings.filter_map(|(arg, setting)| units::warning(arg, setting)).collect()
 }
 
 /// The default that the help describes in words, for a setting whose default is found at run time.

@@ -19,7 +19,7 @@ const TABLES: [(&str, &str); 5] =
 
 /// Settings of a machine that its user data or its unit gives: `provision` has a setting of the same meaning, or the
 /// value follows from the stack.
-const SET_BY_PROVISION: [&str; 22] = [
+const SET_BY_PROVISION: [&str; 23] = [
     "backend",
     "region",
     "endpoint-url",
@@ -32,6 +32,7 @@ const SET_BY_PROVISION: [&str; 22] = [
     "visibility-timeout",
     "max-receive-count",
     "listen",
+    "port",
     "auth",
     "admin-listen",
     "drain-on-stdin-close",
