@@ -67,6 +67,7 @@ mod model;
 mod model_command;
 mod model_requests;
 mod models;
+mod object_events;
 mod odd_images;
 mod overload;
 mod page;
