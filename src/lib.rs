@@ -51,7 +51,7 @@
 //! - [`fit`]: trains a model of own classes on the features of another.
 //! - [`keys_command`]: creates, lists and revokes keys of clients.
 //! - [`model_command`]: adds models, lists and checks them, and chooses the versions in use.
-//! - [`pile`]: classifies any number of images from any source, and writes a table of them.
+//! - [`pile`]: classifies any number of images from any source, also those that come into a folder, and writes a table.
 //! - [`queue_command`]: shows depths and dead letters, sends dead letters again and purges queues.
 //! - [`simulate`]: runs scaling policies on a virtual clock, and reports latency and cost.
 //! - [`status`]: shows the state of a service, once or live.

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use imgcls::cli::{
-    ArrivalArgs, AutoscaleArgs, ClassifyArgs, Cli, Command, ConfigCommand, DataArgs, Invocation, KeysArgs, ModelGroup,
-    ProvisionArgs, QueueArgs, ServeWebArgs, SettingsError, SharedArgs, StatusArgs, TopArgs, UpArgs, UsageError,
-    WorkerArgs,
+    ArrivalArgs, AutoscaleArgs, Cli, Command, ConfigCommand, DataArgs, Invocation, KeysArgs, ModelGroup, ProvisionArgs,
+    QueueArgs, ServeWebArgs, SettingsError, SharedArgs, StatusArgs, TopArgs, UpArgs, UsageError, WorkerArgs,
 };
 use imgcls::config::{Backend, Document, Machines, Names, Setting, Source};
 use imgcls::model::TunedChoice;
@@ -81,7 +80,8 @@ fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
         Command::Data(args) => run_data(&args, &settings),
         Command::Keys(args) => run_keys(&args, &settings),
         Command::Provision(args) => run_provision(&args, machines),
-        Command::Classify(args) => run_classify(&args),
+        Command::Classify(args) => run_pile(args.config()?),
+        Command::Watch(args) => run_pile(args.config()?),
         Command::Eval(args) => Ok(eval::run(&args.config()?)?.exit_code().into()),
         Command::Model(args) => match &args.command {
             ModelGroup::Manage(command) => Ok(code_of(model_command::run(&command.config())?)),
@@ -238,8 +238,7 @@ fn run_keys(args: &KeysArgs, settings: &Document) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_classify(args: &ClassifyArgs) -> anyhow::Result<ExitCode> {
-    let config = args.config()?;
+fn run_pile(config: pile::Config) -> anyhow::Result<ExitCode> {
     let is_done = block_on(one_thread()?, async {
         let shutdown = on_signals()?;
         // The threads of the run are its own, and this one only waits for signals.

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::boxes::BoxArgs;
 use super::limits::LimitArgs;
 use super::model::ModelArgs;
 use super::parse::positive;
 use super::pile_output::PileOutput;
 use super::usage::usage;
-use crate::pile::{self, Inputs, Pattern, Rules};
+use crate::pile::output::{TableFormat, Target};
+use crate::pile::{self, Boxes, Inputs, Pattern, Rules};
 
 #[derive(Debug, Args)]
 #[command(
@@ -23,7 +25,7 @@ use crate::pile::{self, Inputs, Pattern, Rules};
 pub struct ClassifyArgs {
     /// Image files, folders (with the folders below them), .tar, .tar.gz and .zip archives, s3://BUCKET/PREFIX; - is one
     /// image on standard input
-    #[arg(required_unless_present = "files_from", value_name = "PATH")]
+    #[arg(required_unless_present_any = ["files_from", "boxes"], value_name = "PATH")]
     pub paths: Vec<PathBuf>,
     /// Classify the paths in this file too, one a line or separated by NUL bytes; - is standard input
     #[arg(long, env = "IMGCLS_FILES_FROM", value_name = "LIST")]
@@ -40,6 +42,8 @@ pub struct ClassifyArgs {
     pub limits: LimitArgs,
     #[command(flatten)]
     pub output: PileOutput,
+    #[command(flatten)]
+    pub boxes: BoxArgs,
     /// Predictions per image [default: 1 in tables, otherwise 5]
     #[arg(long, env = "IMGCLS_TOP_K", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub top_k: Option<u32>,
@@ -59,18 +63,25 @@ pub struct ClassifyArgs {
 
 impl ClassifyArgs {
     /// # Errors
-    /// A [`super::UsageError`] if standard input would be read twice.
+    /// A [`super::UsageError`] if standard input would be read twice, or flags of boxes contradict each other.
     pub fn config(&self) -> anyhow::Result<pile::Config> {
         let is_stdin = |path: &PathBuf| path == Path::new("-");
         if self.paths.iter().chain(&self.files_from).filter(|path| is_stdin(path)).count() > 1 {
             return Err(usage("classify", "standard input can be read once: give - only once"));
         }
+        let boxes = self.boxes.config(&self.paths, self.output.out.as_ref())?;
         let top_k = self.top_k.unwrap_or_else(|| self.output.default_top_k(self.json));
+        let mut output = self.output.config(self.json, top_k, Vec::new(), false, BTreeMap::new());
+        if let (Some(Boxes { observations: Some(_), .. }), Target::File(file)) = (&boxes, &mut output.target) {
+            file.format = TableFormat::CamtrapDp;
+        }
         Ok(pile::Config {
             inputs: Inputs {
-                paths: self.paths.clone(),
+                paths: if boxes.is_some() { Vec::new() } else { self.paths.clone() },
                 files_from: self.files_from.clone(),
                 rules: Rules { include: self.include.clone(), exclude: self.exclude.clone() },
+                boxes: boxes.clone(),
+                watch: None,
             },
             model: self.model.choice(),
             limits: self.limits.limits(1),
@@ -79,7 +90,7 @@ impl ClassifyArgs {
             top_k,
             json: self.json,
             dry_run: self.dry_run,
-            output: self.output.config(self.json, top_k, Vec::new(), false, BTreeMap::new()),
+            output,
         })
     }
 }

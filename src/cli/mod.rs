@@ -12,6 +12,7 @@
 mod arrivals;
 mod auth;
 mod autoscale;
+mod boxes;
 mod classify;
 mod color;
 mod completions;
@@ -48,6 +49,7 @@ mod units;
 mod up;
 mod usage;
 mod version;
+mod watch;
 mod worker;
 mod workers;
 
@@ -59,6 +61,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 pub use self::arrivals::ArrivalArgs;
 pub use self::auth::{AuthArg, AuthArgs};
 pub use self::autoscale::AutoscaleArgs;
+pub use self::boxes::{BoxArgs, BoxShape, BoxTable};
 pub use self::classify::ClassifyArgs;
 pub use self::color::ColorArg;
 pub use self::completions::{CompletionsArgs, ManArgs, ShellArg};
@@ -91,6 +94,7 @@ pub use self::tune::TuneArgs;
 pub use self::up::UpArgs;
 pub use self::usage::UsageError;
 pub use self::version::VersionArgs;
+pub use self::watch::WatchArgs;
 pub use self::worker::{GroupArg, WorkerArgs};
 pub use self::workers::{NOT_PASSED_TO_WORKERS, SupervisorArgs, WorkersArgs};
 
@@ -146,7 +150,9 @@ pub enum Command {
     /// Create, list and revoke the keys of clients
     Keys(KeysArgs),
     /// Classify files with the model alone: no queue, no server
-    Classify(ClassifyArgs),
+    Classify(Box<ClassifyArgs>),
+    /// Classify the images that come into a folder, and write a table that grows
+    Watch(WatchArgs),
     /// Add models as they were exported, check them, and choose the versions that services use
     Model(ModelCommandArgs),
     /// Measure how often a model is right on labelled images; compare two models
@@ -238,6 +244,7 @@ impl Command {
             Command::Loadgen(_)
             | Command::Simulate(_)
             | Command::Classify(_)
+            | Command::Watch(_)
             | Command::Eval(_)
             | Command::Model(_)
             | Command::Thumbnail(_)

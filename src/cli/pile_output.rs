@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::pile::output::{
-    ClassName, MaxFailures, OutFile, OutputConfig, Resume, SidecarFormat, SortEntry, SortInto, Target,
+    ClassName, MaxFailures, OutFile, OutputConfig, Resume, SidecarFormat, SortEntry, SortInto, TableFormat, Target,
 };
 
 /// The output of a pile of images.
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct PileOutput {
-    /// Write a table to this file: FILE.csv, .tsv, .jsonl or .parquet. It appears when every image is done; until then
+    /// Write a table to this file: FILE.csv, .tsv, .jsonl or .parquet, with --boxes also .json. It appears when every image is done; until then
     /// FILE.part has the rows, and the same command continues where a killed one was [default: a table on a terminal,
     /// CSV in a pipe]
     #[arg(long, env = "IMGCLS_OUT", value_name = "FILE")]
@@ -86,7 +86,11 @@ impl PileOutput {
 
     /// The number of predictions without `--top-k`: 1 in tables, otherwise 5.
     pub fn default_top_k(&self, json: bool) -> u32 {
-        let is_table = matches!(self.target(json), Target::File(_) | Target::Csv);
+        let is_json = |file: &OutFile| file.format == TableFormat::MegaDetector;
+        let is_table = match &self.target(json) {
+            Target::File(file) => !is_json(file),
+            target => *target == Target::Csv,
+        };
         if is_table && !json && !self.long { 1 } else { 5 }
     }
 
@@ -128,6 +132,8 @@ impl PileOutput {
             classes,
             has_labels,
             options,
+            boxes: None,
+            grows: false,
         }
     }
 }

@@ -22,3 +22,8 @@ impl PrepareError {
 pub(super) fn undecodable(message: impl Into<String>) -> PrepareError {
     PrepareError::new(ErrorCode::Undecodable, message)
 }
+
+/// The error for an image whose decoder panicked.
+pub(super) fn stopped_decoder() -> PrepareError {
+    undecodable("the image is damaged in a way that stopped the decoder")
+}

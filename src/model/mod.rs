@@ -12,7 +12,7 @@
 //!
 //! From pixels to predictions:
 //! - `placement`: where the resized image lies in the model's input; `crop`: the part of an image that is used
-//! - `preprocess` (with `resample`): pixels → `tensor`, the model's input
+//! - `preprocess` (with `resample`): pixels → `tensor`, the model's input; `whole`: an image that is classified in parts
 //! - `onnx`: the session; `graph`: how it is built; `runtime`: which library it runs on
 //! - `head`: outputs → scores → predictions
 //!
@@ -76,6 +76,7 @@ mod tuning;
 mod turbo;
 mod variant;
 mod webp;
+mod whole;
 mod words;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -83,7 +84,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use self::budget::Budget;
 use self::input::Geometry;
 use crate::config::Limits;
-use crate::protocol::ErrorCode;
 
 pub(crate) use self::budget::{thread_cpu_time, timeout_message};
 pub use self::capture_time::datetime_original;
@@ -111,6 +111,7 @@ pub use self::thumbnail::thumbnail;
 pub(crate) use self::tuning::reference_variant;
 pub use self::tuning::{BATCH_SIZES, BatchTime, MIN_BATCH_GAIN, TunedChoice, Tuning, cores, worthwhile_batch_size};
 pub(crate) use self::variant::cpu_features;
+pub use self::whole::{Region, RegionCrop, WholeImage};
 pub(crate) use self::words::spellings;
 pub use self::words::{Channels, Element, Filter, Layout, Position, Rounding};
 
@@ -150,11 +151,7 @@ fn prepare_from(
     limits: &Limits,
     decoded: Geometry,
 ) -> Result<(Tensor, (u32, u32)), PrepareError> {
-    if bytes.len() as u64 > limits.max_upload_bytes {
-        let message =
-            format!("the image has {} bytes, more than the limit of {}", bytes.len(), limits.max_upload_bytes);
-        return Err(PrepareError::new(ErrorCode::InputTooLarge, message));
-    }
+    pixels::check_bytes(bytes, limits)?;
     // Decoders have panicked on malformed input before. Their state is dropped with the closure.
     catch_unwind(AssertUnwindSafe(|| {
         let budget = Budget::new(limits);
@@ -163,7 +160,5 @@ fn prepare_from(
         let tensor = preprocess::tensor(&pixels, package.input(), limits.max_pixels)?;
         Ok((tensor, (width as u32, height as u32)))
     }))
-    .unwrap_or_else(|_panic| {
-        Err(PrepareError::new(ErrorCode::Undecodable, "the image is damaged in a way that stopped the decoder"))
-    })
+    .unwrap_or_else(|_panic| Err(error::stopped_decoder()))
 }

@@ -81,6 +81,16 @@ pub(super) fn zeroed_buffer(bytes: usize) -> Vec<u8> {
     buffer
 }
 
+/// Checks the size of an image file, before it is parsed.
+pub(super) fn check_bytes(bytes: &[u8], limits: &Limits) -> Result<(), PrepareError> {
+    if bytes.len() as u64 > limits.max_upload_bytes {
+        let message =
+            format!("the image has {} bytes, more than the limit of {}", bytes.len(), limits.max_upload_bytes);
+        return Err(PrepareError::new(ErrorCode::InputTooLarge, message));
+    }
+    Ok(())
+}
+
 /// Checks an image's size by its header, before memory for pixels is allocated.
 pub(super) fn check_size(width: u64, height: u64, limits: &Limits) -> Result<(), PrepareError> {
     if width == 0 || height == 0 {

@@ -1,10 +1,12 @@
 //! An image with its outcome, on its way from a session to the output.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
+use super::boxes::ImageBoxes;
 use crate::protocol::{ErrorInfo, Prediction};
 
 /// An image that is classified or failed.
@@ -16,6 +18,8 @@ pub(super) struct Finished {
     pub path: PathBuf,
     /// The file, if the image is one of its own.
     pub file: Option<PathBuf>,
+    /// The boxes that are classified instead of the image.
+    pub boxes: Option<Arc<ImageBoxes>>,
     pub outcome: Result<Answer, ErrorInfo>,
 }
 
@@ -30,6 +34,15 @@ pub(super) struct Answer {
     pub height: u32,
     pub datetime_original: Option<String>,
     pub timings: Timings,
+    /// The answer for each box, if boxes are classified: there are no predictions for the image then.
+    pub boxes: Vec<BoxAnswer>,
+}
+
+/// The answer for a box of an image, or for all of it.
+#[derive(Debug, Default)]
+pub(super) struct BoxAnswer {
+    pub predictions: Vec<Prediction>,
+    pub labels: Vec<Prediction>,
 }
 
 /// Durations in milliseconds.

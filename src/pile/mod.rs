@@ -1,10 +1,12 @@
 //! `imgcls classify PATH…`: classifies a few files or any pile of them in this process, without a queue.
 //!
 //! - `source`: finds the images one after the other; `count`: how many there are
+//! - `boxes`: parts of images, which a detector found; `watch`: images that come into a folder
 //! - `pipeline`: connects the stages: `read` lists and reads, `session` decodes and infers, the outcomes are put into the
 //!   order of the input; `message` and `finished` are what the stages exchange, `memory` limits what is read ahead
 //! - `output`: tables, links and files beside the images; `print`: the rows of a few images; `progress`: how far a run is
 
+mod boxes;
 mod count;
 mod finished;
 mod memory;
@@ -16,15 +18,18 @@ mod progress;
 mod read;
 mod session;
 mod source;
+mod watch;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
 
+pub use self::boxes::{Boxes, Observations, Selection};
 pub use self::source::{Inputs, Pattern, Rules};
+pub use self::watch::Watch;
 
-use self::finished::{Answer, Finished};
+use self::finished::{Answer, BoxAnswer, Finished};
 use self::output::{ClassName, Classified, Flow, Output, OutputConfig, PathText, Row, Summary, Target};
 use self::pipeline::{End, Run};
 use self::print::Printer;
@@ -85,10 +90,11 @@ pub fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<bool> {
     let described = sessions.first().map(Session::describe);
     tracing::debug!(model = package.summary(), session = described, sessions = sessions.len(), "model loaded");
     // An output that is opened has begun: a header may be printed.
-    let output = Output::open(&config.output_for(&package))?;
+    let output = Output::open(&config.output_for(&package)?)?;
 
     let counters = Arc::new(Counters::default());
-    let is_long = config.inputs.single_files().is_none_or(|files| files > MANY);
+    let is_watch = config.inputs.watch.is_some();
+    let is_long = !is_watch && config.inputs.single_files().is_none_or(|files| files > MANY);
     let is_in_file = matches!(config.output.target, Target::File(_));
     let mut progress = Progress::new(Arc::clone(&counters), is_long, !is_in_file || config.json);
     if is_long {
@@ -100,7 +106,8 @@ pub fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<bool> {
         )?;
     }
     let done = output.done();
-    let mut sink = Sink { printer: config.printer(&package), output, model: package.model_ref(), total: None };
+    let (printer, model) = (config.printer(&package), package.model_ref());
+    let mut sink = Sink { printer, output, model, counters: Arc::clone(&counters), total: None, is_watch };
     let run = Run {
         inputs: config.inputs.clone(),
         package,
@@ -112,7 +119,7 @@ pub fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<bool> {
         is_done: Box::new(move |path: &Path| done.contains(&PathText::new(path))),
         counters: Arc::clone(&counters),
     };
-    let collected = run.collect(&mut progress, stop, |image| sink.append(image, counters.total()));
+    let collected = run.collect(&mut progress, stop, &mut sink);
     let last_line = progress.finish();
     let end = match collected {
         Ok(end) => end,
@@ -126,7 +133,7 @@ pub fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<bool> {
     if is_long {
         telemetry::stderr_line(&format!("classify: {last_line}"));
     }
-    Ok(report(end, &summary))
+    Ok(report(end, &summary) || (is_watch && end == End::Interrupted))
 }
 
 /// Prints the last lines. Returns whether the run succeeded.
@@ -158,7 +165,10 @@ fn dry_run(config: &Config, stop: &CancellationToken) -> anyhow::Result<bool> {
 
 impl Config {
     /// The output, completed by the model.
-    fn output_for(&self, package: &ModelPackage) -> OutputConfig {
+    ///
+    /// # Errors
+    /// If the detector's file cannot be read.
+    fn output_for(&self, package: &ModelPackage) -> anyhow::Result<OutputConfig> {
         let mut output = self.output.clone();
         if self.prints_text() {
             output.target = Target::Nothing;
@@ -176,7 +186,15 @@ impl Config {
             ("max-upload-bytes".to_owned(), limits.max_upload_bytes.to_string()),
             ("max-pixels".to_owned(), limits.max_pixels.to_string()),
         ]);
-        output
+        if let Some(boxes) = &self.inputs.boxes {
+            output.options.extend(boxes.options()?);
+        }
+        if let Some(watch) = &self.inputs.watch {
+            output.options.insert("the watched folder".to_owned(), watch.name()?);
+        }
+        output.boxes = self.inputs.boxes.clone();
+        output.grows = self.inputs.watch.is_some();
+        Ok(output)
     }
 
     /// Single files on a terminal are printed with bars.
@@ -194,26 +212,65 @@ struct Sink {
     printer: Option<Printer>,
     output: Output,
     model: ModelRef,
+    counters: Arc<Counters>,
     /// The number of images of the pile, once the output knows it.
     total: Option<u64>,
+    is_watch: bool,
 }
 
-impl Sink {
-    fn append(&mut self, image: Finished, total: Option<u64>) -> anyhow::Result<Flow> {
+impl pipeline::Sink for Sink {
+    fn append(&mut self, image: Finished) -> anyhow::Result<Flow> {
         let printed = match &self.printer {
             Some(printer) => printer.print(&image).context("cannot print the result")?,
             None => Flow::Continue,
         };
-        let Finished { path, file, outcome, .. } = image;
-        let model = &self.model;
-        let row = Row { path: PathText::new(&path), file, outcome: outcome.map(|answer| classified(answer, model)) };
-        if let Some(images) = total.filter(|_| self.total != total) {
+        if let (true, Err(error)) = (self.is_watch, &image.outcome) {
+            tracing::warn!(image = %image.path.display(), code = error.code.as_str(), "{}", error.message);
+        }
+        let total = self.counters.total();
+        // A limit on failures as a share is one of rows, which are as many as images unless they are of boxes.
+        if let Some(images) = total.filter(|_| self.total != total && image.boxes.is_none()) {
             self.output.set_total(images);
             self.total = total;
         }
-        let appended = self.output.append(row)?;
-        Ok(if printed == Flow::Stop { Flow::Stop } else { appended })
+        let mut flow = printed;
+        for row in rows(image, &self.model) {
+            if self.output.append(row)? == Flow::Stop {
+                flow = Flow::Stop;
+            }
+        }
+        Ok(flow)
     }
+
+    fn idle(&mut self) -> anyhow::Result<()> {
+        self.output.idle()
+    }
+}
+
+/// The row of an image, or those of its boxes.
+fn rows(image: Finished, model: &ModelRef) -> Vec<Row> {
+    let Finished { path, file, boxes, outcome, .. } = image;
+    let Some(boxes) = boxes else {
+        let outcome = outcome.map(|answer| classified(answer, model));
+        return vec![Row { path: PathText::new(&path), file, outcome }];
+    };
+    let paths = boxes.row_paths(&path);
+    let row = |(index, path): (usize, &PathBuf)| {
+        let outcome = outcome.as_ref().map_err(Clone::clone).map(|answer| {
+            let nothing = BoxAnswer::default();
+            let BoxAnswer { predictions, labels } = answer.boxes.get(index).unwrap_or(&nothing);
+            Classified {
+                predictions: predictions.clone(),
+                labels: labels.clone(),
+                width: answer.width,
+                height: answer.height,
+                datetime_original: answer.datetime_original.clone(),
+                model: model.clone(),
+            }
+        });
+        Row { path: PathText::new(path), file: file.clone(), outcome }
+    };
+    paths.iter().enumerate().map(row).collect()
 }
 
 fn classified(answer: Answer, model: &ModelRef) -> Classified {

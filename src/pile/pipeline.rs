@@ -53,6 +53,21 @@ pub(super) struct Run {
     pub counters: Arc<Counters>,
 }
 
+/// Takes the outcomes.
+pub(super) trait Sink {
+    /// Takes the next outcome.
+    ///
+    /// # Errors
+    /// If it cannot be written. This ends the run.
+    fn append(&mut self, image: Finished) -> anyhow::Result<Flow>;
+
+    /// Called now and then while no outcome comes.
+    ///
+    /// # Errors
+    /// Like those of [`Sink::append`].
+    fn idle(&mut self) -> anyhow::Result<()>;
+}
+
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
@@ -65,21 +80,21 @@ pub(super) enum End {
 }
 
 impl Run {
-    /// Classifies every image, and calls `append` with each outcome in the order of the input. After a signal the images
-    /// that a session has begun are finished.
+    /// Classifies every image, and gives each outcome to `sink` in the order of the input. After a signal the images that
+    /// a session has begun are finished.
     ///
     /// # Errors
-    /// If `append` fails, or a thread cannot go on.
+    /// If `sink` fails, or a thread cannot go on.
     pub(super) fn collect(
         self,
         progress: &mut Progress,
         stop: &CancellationToken,
-        append: impl FnMut(Finished) -> anyhow::Result<Flow>,
+        sink: &mut impl Sink,
     ) -> anyhow::Result<End> {
         // Threads that wait for input or for a slow disk are not waited for when the run is stopped.
         let stop_threads = stop.child_token();
         let Started { threads, sessions, messages, window, end_watch } = self.start(&stop_threads)?;
-        let mut collector = Collector { waiting: BTreeMap::new(), next: 0, total: None, window, append };
+        let mut collector = Collector { waiting: BTreeMap::new(), next: 0, total: None, window, sink };
         let end = loop {
             progress.refresh();
             match messages.recv_timeout(TICK) {
@@ -89,7 +104,7 @@ impl Run {
                         break End::Refused;
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => collector.sink.idle()?,
                 Err(RecvTimeoutError::Disconnected) => anyhow::bail!("all sessions ended early; this is a bug"),
             }
             if collector.is_complete() {
@@ -171,7 +186,7 @@ struct Started {
 }
 
 /// Puts outcomes into the order of the input.
-struct Collector<A> {
+struct Collector<'a, S> {
     waiting: BTreeMap<u64, Finished>,
     /// The number of the next image of the output.
     next: u64,
@@ -179,10 +194,10 @@ struct Collector<A> {
     total: Option<u64>,
     /// Has a token for each image that is under way.
     window: Receiver<()>,
-    append: A,
+    sink: &'a mut S,
 }
 
-impl<A: FnMut(Finished) -> anyhow::Result<Flow>> Collector<A> {
+impl<S: Sink> Collector<'_, S> {
     fn is_complete(&self) -> bool {
         self.total == Some(self.next)
     }
@@ -199,7 +214,7 @@ impl<A: FnMut(Finished) -> anyhow::Result<Flow>> Collector<A> {
             self.next += 1;
             let _ = self.window.try_recv();
             let has_failed = finished.outcome.is_err();
-            let flow = (self.append)(finished)?;
+            let flow = self.sink.append(finished)?;
             progress.advance(has_failed);
             if flow == Flow::Stop {
                 return Ok(Flow::Stop);

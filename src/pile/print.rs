@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn failed_file_reports_its_error_in_both_formats() {
         let error = ErrorInfo { code: ErrorCode::Undecodable, message: "the PNG is damaged".to_owned() };
-        let image = Finished { sequence: 0, path: "a.png".into(), file: None, outcome: Err(error) };
+        let image = Finished { sequence: 0, path: "a.png".into(), file: None, boxes: None, outcome: Err(error) };
         let model = ModelRef { name: "m".to_owned(), version: "1".to_owned(), digest: "sha256:0".to_owned() };
         let report = Report::new(&image, &model);
         assert_eq!(report.text(), "a.png\n  undecodable: the PNG is damaged\n");

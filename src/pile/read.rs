@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::boxes::ImageBoxes;
 use super::finished::Finished;
 use super::memory::{Held, InputMemory};
 use super::message::{Message, ReportPanic};
@@ -20,6 +21,7 @@ pub(super) struct Listed {
     sequence: u64,
     path: PathBuf,
     content: ListedContent,
+    boxes: Option<Arc<ImageBoxes>>,
 }
 
 enum ListedContent {
@@ -34,6 +36,7 @@ pub(super) struct Ready {
     pub sequence: u64,
     pub path: PathBuf,
     pub file: Option<PathBuf>,
+    pub boxes: Option<Arc<ImageBoxes>>,
     pub bytes: Vec<u8>,
     /// Released when the image is decoded.
     pub held: Held,
@@ -96,8 +99,12 @@ impl Visitor for Visit {
     }
 
     fn image(&mut self, Found { path, content }: Found) -> ControlFlow<()> {
+        let boxes = match &content {
+            Content::Boxed(_, boxes) => Some(Arc::clone(boxes)),
+            _ => None,
+        };
         let content = match content {
-            Content::File(file) => ListedContent::File(file),
+            Content::File(file) | Content::Boxed(file, _) => ListedContent::File(file),
             Content::Object(object) => ListedContent::Object(object),
             Content::Failed(error) => ListedContent::Failed(error),
             Content::Bytes(bytes) => {
@@ -105,7 +112,7 @@ impl Visitor for Visit {
                 ListedContent::Bytes(bytes, held)
             }
         };
-        let listed = Listed { sequence: self.next, path, content };
+        let listed = Listed { sequence: self.next, path, content, boxes };
         self.next += 1;
         if self.lister.window.send(()).is_err() || self.lister.listed.send(listed).is_err() {
             return ControlFlow::Break(());
@@ -124,6 +131,10 @@ impl Visitor for Visit {
         self.lister.counters.add_skipped();
         self.flow()
     }
+
+    fn goes_on(&mut self) -> ControlFlow<()> {
+        self.flow()
+    }
 }
 
 /// Reads the files of the images.
@@ -140,7 +151,7 @@ impl Reader {
     /// Reads until there are no more images, or nobody takes them.
     pub(super) fn run(self) {
         let _report = ReportPanic(self.messages.clone());
-        while let Some(Listed { sequence, path, content }) = self.next() {
+        while let Some(Listed { sequence, path, content, boxes }) = self.next() {
             let (file, read) = match content {
                 ListedContent::Bytes(bytes, held) => (None, Ok((bytes, held))),
                 ListedContent::Failed(error) => (None, Err(error)),
@@ -157,8 +168,11 @@ impl Reader {
                 }
             };
             let is_taken = match read {
-                Ok((bytes, held)) => self.ready.send(Ready { sequence, path, file, bytes, held }).is_ok(),
-                Err(error) => self.messages.send(Finished { sequence, path, file, outcome: Err(error) }.into()).is_ok(),
+                Ok((bytes, held)) => self.ready.send(Ready { sequence, path, file, boxes, bytes, held }).is_ok(),
+                Err(error) => {
+                    let finished = Finished { sequence, path, file, boxes, outcome: Err(error) };
+                    self.messages.send(finished.into()).is_ok()
+                }
             };
             if !is_taken {
                 return;

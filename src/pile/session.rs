@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 
-use super::finished::{Answer, Finished, Timings};
+use super::boxes::ImageBoxes;
+use super::finished::{Answer, BoxAnswer, Finished, Timings};
 use super::message::{Message, ReportPanic};
 use super::read::Ready;
 use crate::config::Limits;
-use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor};
+use crate::model::{self, ModelChoice, ModelPackage, PrepareError, Region, Session, Tensor, WholeImage};
 use crate::protocol::{ErrorCode, ErrorInfo};
 use crate::shutdown::CancellationToken;
 use crate::worker::{Slot, Watchdog};
@@ -45,6 +46,16 @@ pub(super) struct Pending {
     sequence: u64,
     path: PathBuf,
     file: Option<PathBuf>,
+    boxes: Option<Arc<ImageBoxes>>,
+}
+
+/// An image that is ready to be classified.
+enum Prepared {
+    /// The input for the whole image, and the size of the upright image.
+    Whole(Tensor, (u32, u32)),
+    Boxes(WholeImage, Arc<ImageBoxes>),
+    /// No part of the image is classified.
+    Nothing,
 }
 
 impl Sessions {
@@ -87,24 +98,55 @@ impl Sessions {
 
     /// Returns `None` if the watchdog gave this thread up.
     fn classify(&self, ready: Ready, slot: &Slot<Pending>, session: &mut Session) -> Option<Finished> {
-        let Ready { sequence, path, file, bytes, held } = ready;
+        let Ready { sequence, path, file, boxes, bytes, held } = ready;
         let begun = Instant::now();
-        slot.begin(Pending { sequence, path, file });
-        let prepared = model::prepare_sized(&bytes, &self.package, &self.limits);
+        slot.begin(Pending { sequence, path, file, boxes: boxes.clone() });
+        let prepared = self.prepare(&bytes, boxes);
         let decoded = begun.elapsed();
         let datetime_original =
             (self.reads_time && prepared.is_ok()).then(|| model::datetime_original(&bytes)).flatten();
-        let Pending { sequence, path, file } = slot.end()?;
+        let Pending { sequence, path, file, boxes } = slot.end()?;
         drop((bytes, held));
-        let outcome = prepared.map_err(|error| ErrorInfo { code: error.code, message: error.message });
-        let outcome = outcome.and_then(|(tensor, (width, height))| {
-            let scores = infer(session, &tensor)?;
+        let outcome = prepared.map_err(error_info).and_then(|prepared| {
+            let (mut answers, (width, height)) = self.answers(prepared, session)?;
             let timings = Timings::new(decoded, begun.elapsed());
-            let predictions = model::top_k(&self.package, &scores, self.top_k);
-            let labels = model::labels_above(&self.package, &scores);
-            Ok(Answer { predictions, labels, width, height, datetime_original, timings })
+            let whole = if boxes.is_none() { answers.pop() } else { None };
+            let BoxAnswer { predictions, labels } = whole.unwrap_or_default();
+            Ok(Answer { predictions, labels, width, height, datetime_original, timings, boxes: answers })
         });
-        Some(Finished { sequence, path, file, outcome })
+        Some(Finished { sequence, path, file, boxes, outcome })
+    }
+
+    fn prepare(&self, bytes: &[u8], boxes: Option<Arc<ImageBoxes>>) -> Result<Prepared, PrepareError> {
+        match boxes {
+            None => {
+                let prepared = model::prepare_sized(bytes, &self.package, &self.limits);
+                prepared.map(|(tensor, size)| Prepared::Whole(tensor, size))
+            }
+            Some(boxes) if boxes.regions.is_empty() => Ok(Prepared::Nothing),
+            Some(boxes) => WholeImage::decode(bytes, &self.limits).map(|image| Prepared::Boxes(image, boxes)),
+        }
+    }
+
+    /// The answers for the parts of an image, and its size. One tensor at a time is in memory.
+    fn answers(&self, prepared: Prepared, session: &mut Session) -> Result<(Vec<BoxAnswer>, (u32, u32)), ErrorInfo> {
+        let mut answer = |tensor: &Tensor| -> Result<BoxAnswer, ErrorInfo> {
+            let scores = infer(session, tensor)?;
+            let predictions = model::top_k(&self.package, &scores, self.top_k);
+            Ok(BoxAnswer { predictions, labels: model::labels_above(&self.package, &scores) })
+        };
+        match prepared {
+            Prepared::Nothing => Ok((Vec::new(), (0, 0))),
+            Prepared::Whole(tensor, size) => Ok((vec![answer(&tensor)?], size)),
+            Prepared::Boxes(image, boxes) => {
+                let of_box = |(_, region): &(usize, Region)| {
+                    let tensor = image.tensor(*region, boxes.crop, &self.package, &self.limits).map_err(error_info)?;
+                    answer(&tensor)
+                };
+                let answers = boxes.regions.iter().map(of_box).collect::<Result<Vec<_>, _>>()?;
+                Ok((answers, image.size()))
+            }
+        }
     }
 
     /// Replaces sessions whose decoder is stuck, until `end` is closed.
@@ -113,12 +155,12 @@ impl Sessions {
         let often = (self.limits.decode_timeout / 4).clamp(Duration::from_millis(5), Duration::from_secs(1));
         let mut stuck = 0;
         while end.recv_timeout(often) == Err(RecvTimeoutError::Timeout) {
-            let Some(Pending { sequence, path, file }) = self.watchdog.take_stuck() else { continue };
+            let Some(Pending { sequence, path, file, boxes }) = self.watchdog.take_stuck() else { continue };
             stuck += 1;
             tracing::error!(image = %path.display(), "a decoder does not stop; its image fails as `decode_timeout`");
             let message = model::timeout_message(self.limits.decode_timeout);
             let error = ErrorInfo { code: ErrorCode::DecodeTimeout, message };
-            let _ = self.messages.send(Finished { sequence, path, file, outcome: Err(error) }.into());
+            let _ = self.messages.send(Finished { sequence, path, file, boxes, outcome: Err(error) }.into());
             self.busy.fetch_sub(1, Ordering::SeqCst);
             if let Err(fault) = self.replace(stuck) {
                 let _ = self.messages.send(Message::Fault(fault));
@@ -137,6 +179,10 @@ impl Sessions {
         let session = Session::open(&self.package, &self.choice).context("cannot replace a session that is stuck")?;
         self.start(format!("replacement-{stuck}"), session).map(drop)
     }
+}
+
+fn error_info(error: PrepareError) -> ErrorInfo {
+    ErrorInfo { code: error.code, message: error.message }
 }
 
 fn infer(session: &mut Session, tensor: &Tensor) -> Result<Vec<f32>, ErrorInfo> {

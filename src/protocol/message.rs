@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::error::{ErrorCode, ErrorInfo};
 use super::legacy::LegacyRequest;
+use super::notification::{self, Notification};
 
 /// Maximum size of a result object; larger objects are not ours.
 pub const MAX_RESULT_BYTES: u64 = 1 << 20;
@@ -232,6 +233,8 @@ pub enum Incoming {
     Job(Box<ClassifyRequest>),
     /// A request of the legacy system.
     Legacy(LegacyRequest),
+    /// A notification of S3.
+    Notification(Notification),
     /// A newer version of the wire; released for a newer worker.
     UnknownVersion {
         /// The version in the message.
@@ -255,7 +258,7 @@ impl Incoming {
         match self {
             Incoming::Job(request) => Some(request.id),
             Incoming::Malformed { id, .. } => *id,
-            Incoming::Legacy(_) | Incoming::UnknownVersion { .. } => None,
+            Incoming::Legacy(_) | Incoming::Notification(_) | Incoming::UnknownVersion { .. } => None,
         }
     }
 
@@ -263,7 +266,10 @@ impl Incoming {
     pub fn traceparent(&self) -> Option<&str> {
         match self {
             Incoming::Job(request) => request.traceparent.as_deref(),
-            Incoming::Legacy(_) | Incoming::UnknownVersion { .. } | Incoming::Malformed { .. } => None,
+            Incoming::Legacy(_)
+            | Incoming::Notification(_)
+            | Incoming::UnknownVersion { .. }
+            | Incoming::Malformed { .. } => None,
         }
     }
 
@@ -278,6 +284,9 @@ impl Incoming {
             return malformed("not a JSON object".to_owned());
         };
         if !object.contains_key("id") {
+            if let Some(read) = notification::read(&value) {
+                return read.map_or_else(malformed, Incoming::Notification);
+            }
             return match serde_json::from_value(value) {
                 Ok(legacy) => Incoming::Legacy(legacy),
                 Err(error) => malformed(format!("neither a request with an id nor a legacy request: {error}")),

@@ -20,6 +20,8 @@ mod legacy;
 mod message;
 mod model_pointer;
 mod names;
+mod notification;
+mod object_result;
 mod payload;
 mod supervision;
 
@@ -37,9 +39,12 @@ pub use message::{
 pub use model_pointer::{MAX_POINTER_BYTES, MODELS_FOLDER, ModelPointer, model_package_key, model_pointer_key};
 pub use names::{
     BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE, DEAD_LETTER_RETENTION, DEFAULT_REQUEST_QUEUE,
-    DEFAULT_RESULT_QUEUE, DRAIN_HOOK, LOCAL_INPUT_BUCKET, LOCAL_OUTPUT_BUCKET, REDRIVE_MARGIN, RETENTION_MARGIN,
-    TAG_ALIVE_AT, TAG_STACK, aws_bucket, dead_letter_queue, idempotency_record_key, image_key, is_reply_queue_of,
-    job_of_image_key, job_of_result_key, reply_queue, result_key, stack_prefix, submitted_at, worker_group,
+    DEFAULT_RESULT_QUEUE, DRAIN_HOOK, LOCAL_INPUT_BUCKET, LOCAL_OUTPUT_BUCKET, MAX_KEY_BYTES, REDRIVE_MARGIN,
+    RETENTION_MARGIN, TAG_ALIVE_AT, TAG_STACK, aws_bucket, dead_letter_queue, idempotency_record_key, image_key,
+    is_reply_queue_of, job_of_image_key, job_of_result_key, object_result_key, reply_queue, result_key, stack_prefix,
+    submitted_at, worker_group,
 };
+pub use notification::{Notification, ObjectEvent};
+pub use object_result::{ObjectResult, is_current};
 pub use payload::{Payload, WITHDRAWN_IMAGE, inline_or_reference, inline_request_bytes};
 pub use supervision::{Worked, WorkerLine};

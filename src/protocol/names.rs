@@ -34,6 +34,9 @@ pub const DEAD_LETTER_RETENTION: Duration = Duration::from_secs(14 * 24 * 3600);
 /// The queue may remove a message somewhat before its retention is over, so no job lives that long.
 pub const RETENTION_MARGIN: Duration = Duration::from_secs(60);
 
+/// The longest key of an object that S3 accepts, in bytes of UTF-8.
+pub const MAX_KEY_BYTES: usize = 1_024;
+
 /// Tag with the name of the stack, on every AWS resource that belongs to it.
 pub const TAG_STACK: &str = "imgcls:stack";
 
@@ -92,6 +95,12 @@ pub fn job_of_result_key(key: &str) -> Option<Uuid> {
 /// The key of a result in the output store.
 pub fn result_key(id: Uuid) -> String {
     format!("results/{id}.json")
+}
+
+/// The key of the result for an object of another bucket, which an event of S3 named. No id is the name of a bucket, because
+/// a slash follows here.
+pub fn object_result_key(bucket: &str, key: &str) -> String {
+    format!("results/{bucket}/{key}.json")
 }
 
 /// The key of the record that remembers which job an idempotency key named. `digest` is hexadecimal. It is below the results,

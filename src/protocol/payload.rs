@@ -15,6 +15,8 @@ pub enum Payload {
     Inline(Vec<u8>),
     /// The job whose image is to be read from the input store.
     Stored(Uuid),
+    /// An object of another bucket.
+    Referenced(ImageRef),
 }
 
 /// Replaces the image in the input store if the client disconnected before it received the id. A worker that reads it

@@ -61,7 +61,7 @@ impl Summary {
             Incoming::Job(request) => (Some(request.id), Some(request.filename)),
             Incoming::Legacy(request) => (protocol::legacy_job_id(&request.filename), Some(request.filename)),
             Incoming::Malformed { id, .. } => (id, None),
-            Incoming::UnknownVersion { .. } => (None, None),
+            Incoming::UnknownVersion { .. } | Incoming::Notification(_) => (None, None),
         };
         let attribute = |name: &str| dead_letter.attributes.get(name);
         let age_ms = now.as_millisecond().saturating_sub(dead_letter.sent_at_ms).max(0);

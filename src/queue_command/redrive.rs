@@ -192,7 +192,7 @@ impl Redrive<'_> {
                 ),
                 None => (Ok(None), dead_letter.body.clone()),
             },
-            Incoming::UnknownVersion { .. } => (Ok(None), dead_letter.body.clone()),
+            Incoming::UnknownVersion { .. } | Incoming::Notification(_) => (Ok(None), dead_letter.body.clone()),
             Incoming::Malformed { reason, .. } => {
                 return Ok(Outcome::Kept(format!("no worker would take it: {reason}")));
             }
@@ -223,6 +223,7 @@ impl Redrive<'_> {
                 Err(TransportError::Damaged { .. }) => None,
                 read => read?,
             },
+            Ok(Payload::Referenced(image)) => return kept(format!("its image is in the bucket {}", image.bucket)),
             Err(reason) => return kept(format!("no worker would take it: {reason}")),
         };
         let Some(image) = image else {

@@ -15,6 +15,8 @@ pub struct Completion {
     pub withdrawn: Option<Uuid>,
     /// The result to write. An existing result is not overwritten.
     pub result: Option<NewResult>,
+    /// The result to write for an object of another bucket. Only on backends that have other buckets.
+    pub object_result: Option<NewObjectResult>,
     /// The files to write for a message of the legacy form.
     pub legacy_output: Option<LegacyOutput>,
     /// The reply to send to the process that waits for the job.
@@ -30,6 +32,17 @@ pub struct Completion {
 pub struct NewResult {
     /// The job.
     pub id: Uuid,
+    /// The result as JSON.
+    pub text: Bytes,
+}
+
+/// A result for an object. It replaces one of an earlier event, and never one of a later event.
+#[derive(Debug, Clone)]
+pub struct NewObjectResult {
+    /// The key of the result.
+    pub key: String,
+    /// The sequencer of the event.
+    pub sequencer: String,
     /// The result as JSON.
     pub text: Bytes,
 }
@@ -115,6 +128,7 @@ pub enum ReplyOutcome {
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     pub result: Option<ResultWrite>,
+    pub object_result: bool,
     pub legacy_output: bool,
     pub reply: Option<ReplyOutcome>,
     pub dead_letter: bool,
@@ -127,6 +141,7 @@ impl Completion {
             receipt,
             withdrawn: None,
             result: None,
+            object_result: None,
             legacy_output: None,
             reply: None,
             dead_letter: None,
@@ -151,8 +166,9 @@ impl ReplyOutcome {
 impl Completion {
     /// Returns true if the completion only deletes the message.
     pub(super) fn is_bare(&self) -> bool {
-        let Completion { withdrawn, result, legacy_output, reply, dead_letter, .. } = self;
-        withdrawn.is_none() && result.is_none() && legacy_output.is_none() && reply.is_none() && dead_letter.is_none()
+        let Completion { withdrawn, result, object_result, legacy_output, reply, dead_letter, .. } = self;
+        let has_result = result.is_some() || object_result.is_some();
+        withdrawn.is_none() && !has_result && legacy_output.is_none() && reply.is_none() && dead_letter.is_none()
     }
 
     /// Returns the text of the reply, which is the result that counts for the job.

@@ -35,7 +35,8 @@ mod registry;
 mod space;
 
 pub use self::completion::{
-    Completed, Completion, DeadLetter, LegacyOutput, NewResult, Reply, ReplyOutcome, ReplyTo, ResultWrite,
+    Completed, Completion, DeadLetter, LegacyOutput, NewObjectResult, NewResult, Reply, ReplyOutcome, ReplyTo,
+    ResultWrite,
 };
 pub use self::error::{CompletionError, TransportError};
 pub use self::job::{Acknowledge, JobForm, MessageTooLarge, NewJob, SubmitTimes};

@@ -13,6 +13,7 @@ use super::job::{NewJob, SubmitTimes};
 use super::message::{Delivery, Depth, Receipt, ReceivingProcess};
 use super::reader::ObjectReader;
 use crate::config::{Backend, Names};
+use crate::protocol::ImageRef;
 
 /// The transport of one service. It carries jobs from web processes to workers, and their results back.
 ///
@@ -56,6 +57,20 @@ pub trait Transport: Send + Sync {
     /// # Errors
     /// [`TransportError::ObjectTooLarge`] if it has more than `max_bytes`. Never reads more than that.
     async fn image(&self, id: Uuid, max_bytes: u64) -> Result<Option<Bytes>, TransportError>;
+
+    /// Returns an object of another bucket than those of the service, or `None` if there is none. Fails on a backend that
+    /// has no other buckets.
+    ///
+    /// # Errors
+    /// [`TransportError::ObjectTooLarge`] if it has more than `max_bytes`; [`TransportError::Fatal`] if it may not be read.
+    async fn referenced_image(&self, image: &ImageRef, _max_bytes: u64) -> Result<Option<Bytes>, TransportError> {
+        Err(TransportError::Fatal(format!("this backend has no bucket {:?} of others", image.bucket)))
+    }
+
+    /// Returns the result for an object of another bucket by its key, or `None` if there is none.
+    async fn object_result(&self, _key: &str) -> Result<Option<Bytes>, TransportError> {
+        Ok(None)
+    }
 
     /// Counts the requests without receiving them. The numbers are approximate on some backends.
     async fn depth(&self) -> Result<Depth, TransportError>;

@@ -7,18 +7,23 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::protocol::{
-    self, ClassifyRequest, ClassifyResult, ErrorCode, Incoming, LegacyRequest, ModelRef, Payload, Prediction, Status,
-    TimingsMs,
+    self, ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageRef, Incoming, LegacyRequest, ModelRef,
+    Notification, ObjectEvent, ObjectResult, Payload, Prediction, Status, TimingsMs,
 };
 use crate::retry::Schedule;
 
 /// From this attempt on a message is processed alone. If it crashes the worker, no other message is affected.
 pub(crate) const ALONE_FROM_ATTEMPT: u32 = 3;
 
+/// The number of predictions for an object that an event names.
+const TOP_K_OF_OBJECTS: u32 = 5;
+
 /// The rules by which a worker accepts messages, from its configuration.
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
     pub input_bucket: String,
+    /// The buckets of others whose objects are read.
+    pub read_buckets: Vec<String>,
     pub max_receive_count: u32,
     /// The name of the worker in results: host and process.
     pub worker: String,
@@ -37,6 +42,8 @@ pub(crate) struct Work {
 #[derive(Debug)]
 pub(crate) enum Origin {
     Ours(Box<ClassifyRequest>),
+    /// An event of S3.
+    Object(Box<ObjectEvent>),
     /// A message of the legacy form. The name is safe as an object key.
     Legacy {
         name: String,
@@ -57,6 +64,10 @@ pub(crate) struct Answer {
 pub(crate) enum Outcome {
     /// The result is written once, and sent to `reply_to`.
     Result { result: ClassifyResult, reply_to: Option<String> },
+    /// The result for an object, which replaces that of an earlier event.
+    Object { result: Box<ObjectResult> },
+    /// The message needs nothing more.
+    Acknowledged { reason: &'static str },
     /// An earlier attempt wrote the result, which is sent again.
     AlreadyCompleted { stored: Bytes, reply_to: Option<String> },
     /// The legacy form: image and output are stored under the file's name, and the reply names the file.
@@ -86,6 +97,8 @@ pub(crate) enum Triage {
     Classify(Work),
     /// An earlier attempt may have completed it: its result is read first, then [`decide`].
     LookUp(Box<ClassifyRequest>),
+    /// The result of this or of a later event may be stored: it is read first.
+    LookUpObject(Work, Box<ObjectEvent>),
     Done(Outcome),
 }
 
@@ -101,6 +114,7 @@ pub(crate) fn triage(incoming: Incoming, body: &str, attempt: u32, now: Timestam
         Incoming::Job(request) if attempt > 1 => Triage::LookUp(request),
         Incoming::Job(request) => decide(request, body, attempt, None, now, rules).into(),
         Incoming::Legacy(request) => triage_legacy(&request, body, attempt, rules),
+        Incoming::Notification(notification) => triage_notification(notification, body, attempt, now, rules),
         Incoming::UnknownVersion { v } if attempt > rules.max_receive_count => {
             let reason = format!("no worker knows wire version {v}");
             Triage::Done(dead_letter(None, body, reason, attempt))
@@ -144,6 +158,41 @@ pub(crate) fn decide(
     Ok(Work { origin: Origin::Ours(request), payload, top_k, attempt, timings_ms })
 }
 
+fn triage_notification(notification: Notification, body: &str, attempt: u32, now: Timestamp, rules: &Rules) -> Triage {
+    let event = match notification {
+        Notification::Created(event) => event,
+        Notification::Test => return Triage::Done(Outcome::Acknowledged { reason: "a test of S3" }),
+        Notification::Other { event_name } => {
+            tracing::debug!(event_name, "not an object that was written");
+            return Triage::Done(Outcome::Acknowledged { reason: "not an object that was written" });
+        }
+    };
+    if event.key.ends_with('/') {
+        return Triage::Done(Outcome::Acknowledged { reason: "the key of a folder" });
+    }
+    if !rules.read_buckets.contains(&event.bucket) {
+        let reason = format!("the event names bucket {:?}, which no --read-bucket of this worker names", event.bucket);
+        return Triage::Done(dead_letter(None, body, reason, attempt));
+    }
+    if protocol::object_result_key(&event.bucket, &event.key).len() > protocol::MAX_KEY_BYTES {
+        let reason = "the key of the object is too long for that of its result".to_owned();
+        return Triage::Done(dead_letter(None, body, reason, attempt));
+    }
+    if attempt > rules.max_receive_count {
+        return Triage::Done(dead_letter(None, body, exhausted_reason(None), attempt - 1));
+    }
+    let image = ImageRef { bucket: event.bucket.clone(), key: event.key.clone() };
+    let queued = event.at.map_or(0.0, |at| millis_between(at, now));
+    let work = Work {
+        origin: Origin::Object(Box::new(event.clone())),
+        payload: Payload::Referenced(image),
+        top_k: TOP_K_OF_OBJECTS,
+        attempt,
+        timings_ms: TimingsMs { queued, ..TimingsMs::default() },
+    };
+    Triage::LookUpObject(work, Box::new(event))
+}
+
 fn triage_legacy(request: &LegacyRequest, body: &str, attempt: u32, rules: &Rules) -> Triage {
     let name = protocol::legacy_safe_name(&request.filename);
     let refuse = |reason: String| Triage::Done(legacy_dead_letter(name.clone(), body, reason, attempt));
@@ -167,7 +216,7 @@ impl Work {
     pub(crate) fn id(&self) -> Option<Uuid> {
         match &self.origin {
             Origin::Ours(request) => Some(request.id),
-            Origin::Legacy { .. } => None,
+            Origin::Object(_) | Origin::Legacy { .. } => None,
         }
     }
 
@@ -175,7 +224,7 @@ impl Work {
     pub(crate) fn wanted_model(&self) -> Option<&str> {
         match &self.origin {
             Origin::Ours(request) => request.model.as_deref(),
-            Origin::Legacy { .. } => None,
+            Origin::Object(_) | Origin::Legacy { .. } => None,
         }
     }
 
@@ -199,6 +248,10 @@ impl Work {
                 };
                 Outcome::Result { result, reply_to: request.reply_to }
             }
+            Origin::Object(event) => {
+                let ended = Ended { status: Status::Succeeded, predictions, labels, model: Some(model), error: None };
+                object_outcome(*event, ended, self.timings_ms, self.attempt, now, rules)
+            }
             Origin::Legacy { name } => {
                 let label = predictions.into_iter().next().map(|best| best.label).unwrap_or_default();
                 Outcome::Legacy { name, image, label }
@@ -216,6 +269,10 @@ impl Work {
                     result.timings_ms = TimingsMs { total, ..self.timings_ms };
                 }
                 outcome
+            }
+            Origin::Object(event) => {
+                let ended = Ended::failed(ErrorInfo { code, message });
+                object_outcome(*event, ended, self.timings_ms, self.attempt, now, rules)
             }
             Origin::Legacy { name } => {
                 legacy_dead_letter(name, body, format!("{}: {message}", code.as_str()), self.attempt)
@@ -254,6 +311,8 @@ impl Outcome {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Outcome::Result { result, .. } => result.status.as_str(),
+            Outcome::Object { result } => result.status.as_str(),
+            Outcome::Acknowledged { .. } => "acknowledged",
             Outcome::AlreadyCompleted { .. } => "again",
             Outcome::Legacy { .. } => "seed",
             Outcome::DeadLetter { .. } => "dead_letter",
@@ -261,6 +320,53 @@ impl Outcome {
             Outcome::Release { .. } => "handed_back",
         }
     }
+}
+
+/// What an image of an event ended with.
+struct Ended {
+    status: Status,
+    predictions: Vec<Prediction>,
+    labels: Vec<Prediction>,
+    model: Option<ModelRef>,
+    error: Option<ErrorInfo>,
+}
+
+impl Ended {
+    fn failed(error: ErrorInfo) -> Ended {
+        Ended { status: Status::Failed, predictions: Vec::new(), labels: Vec::new(), model: None, error: Some(error) }
+    }
+}
+
+fn object_outcome(
+    event: ObjectEvent,
+    ended: Ended,
+    timings_ms: TimingsMs,
+    attempt: u32,
+    now: Timestamp,
+    rules: &Rules,
+) -> Outcome {
+    let ObjectEvent { bucket, key, etag, sequencer, at } = event;
+    let Ended { status, predictions, labels, model, error } = ended;
+    let total = at.map_or(0.0, |at| millis_between(at, now));
+    let timings_ms = TimingsMs { total, ..timings_ms };
+    let worker = rules.worker.clone();
+    let v = protocol::WIRE_VERSION;
+    let result = ObjectResult {
+        v,
+        bucket,
+        key,
+        etag,
+        sequencer,
+        status,
+        predictions,
+        labels,
+        model,
+        timings_ms,
+        attempt,
+        worker,
+        error,
+    };
+    Outcome::Object { result: Box::new(result) }
 }
 
 /// The outcome of a message that is left to another attempt.
@@ -369,10 +475,14 @@ fn millis_between(from: Timestamp, to: Timestamp) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::ImageRef;
 
     fn rules() -> Rules {
-        Rules { input_bucket: "input".to_owned(), max_receive_count: 5, worker: "host-1".to_owned() }
+        Rules {
+            input_bucket: "input".to_owned(),
+            read_buckets: vec!["photos".to_owned()],
+            max_receive_count: 5,
+            worker: "host-1".to_owned(),
+        }
     }
 
     fn request(id: Uuid) -> ClassifyRequest {

@@ -79,6 +79,8 @@ pub struct Config {
     pub backend: Backend,
     /// The names of the queues and buckets.
     pub names: Names,
+    /// The buckets of others whose objects messages may name. None of them is the output bucket.
+    pub read_buckets: Vec<String>,
     /// Limits on images, checked before anything is decoded.
     pub limits: Limits,
     /// The models to classify with, as the settings name them. The first classifies images of requests that name none.
@@ -105,6 +107,25 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// Drain when standard input closes, so that no worker outlives its `up`.
     pub drain_on_stdin_close: bool,
+}
+
+impl Config {
+    /// # Errors
+    /// If the backend has no buckets of others, or results would be taken for images.
+    fn check_read_buckets(&self) -> anyhow::Result<()> {
+        let has_others = self.backend.aws().is_some() || self.read_buckets.is_empty();
+        anyhow::ensure!(
+            has_others,
+            "--read-bucket needs the backend aws: {:?} has no other buckets",
+            self.backend.name()
+        );
+        let output = &self.names.output_bucket;
+        anyhow::ensure!(
+            !self.read_buckets.contains(output),
+            "--read-bucket {output} is the bucket of results: each result would be classified too; name another bucket"
+        );
+        Ok(())
+    }
 }
 
 /// A model that classifies a share of the images after the first model has answered.
@@ -145,6 +166,7 @@ async fn work(
     readiness: &watch::Sender<Readiness>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    config.check_read_buckets()?;
     let (served, shadow) = (config.models.clone(), config.shadow.as_ref().map(|shadow| shadow.model.clone()));
     let loading = tokio::task::spawn_blocking(move || Versions::load(&served, shadow.as_ref()));
     let (loaded, instance) = tokio::join!(loading, Instance::find(&config.backend, &config.auto_scaling_group));
@@ -212,6 +234,7 @@ impl Pipeline {
     ) -> anyhow::Result<Pipeline> {
         let rules = Arc::new(Rules {
             input_bucket: config.names.input_bucket.clone(),
+            read_buckets: config.read_buckets.clone(),
             max_receive_count: config.max_receive_count,
             worker: worker_name(),
         });

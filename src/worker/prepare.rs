@@ -20,7 +20,7 @@ use super::session_load::SessionLoad;
 use super::stages::{Fetched, Finished};
 use crate::clock;
 use crate::config::Limits;
-use crate::protocol::{self, ClassifyRequest, ErrorCode, Incoming, Payload};
+use crate::protocol::{self, ClassifyRequest, ErrorCode, ImageRef, Incoming, ObjectEvent, Payload};
 use crate::telemetry::trace::{Side, Span};
 use crate::transport::{Delivery, MAX_BATCH, Transport, TransportError, Wanted};
 
@@ -179,6 +179,7 @@ impl Intake {
             Triage::Classify(work) => Ok(work),
             Triage::Done(outcome) => Err(outcome),
             Triage::LookUp(request) => self.look_up(request, delivery).await,
+            Triage::LookUpObject(work, event) => self.look_up_object(work, &event).await,
         }
     }
 
@@ -201,6 +202,20 @@ impl Intake {
             .map_err(|outcome| *outcome)
     }
 
+    /// Decides on an event: it is completed already if the result of it or of a later one is stored.
+    async fn look_up_object(&self, work: Work, event: &ObjectEvent) -> Result<Work, Outcome> {
+        let key = protocol::object_result_key(&event.bucket, &event.key);
+        let read = || async { unless_final(self.transport.object_result(&key).await) };
+        match retry_for("look_up", FETCH_TIMEOUT, read).await {
+            Ok(Ok(Some(stored))) if protocol::is_current(&stored, &event.sequencer) => {
+                Err(Outcome::Acknowledged { reason: "the result of this event or of a later one is stored" })
+            }
+            // A damaged result is replaced.
+            Ok(_) => Ok(work),
+            Err(error) => Err(work.faulted(error.to_string())),
+        }
+    }
+
     /// Reads a stored result. The inner error is a fault of this result, the outer one a fault of the transport.
     async fn stored_result(&self, id: Uuid) -> Result<Result<Option<Bytes>, TransportError>, TransportError> {
         let read = || async { unless_final(self.transport.result(id).await) };
@@ -214,6 +229,7 @@ impl Intake {
                 return Err(Fetch::Failed(ErrorCode::InputTooLarge, format!("{} bytes, at most {limit}", bytes.len())));
             }
             Payload::Inline(bytes) => return Ok(Bytes::from(std::mem::take(bytes))),
+            Payload::Referenced(image) => return self.fetch_referenced(image, limit).await,
             Payload::Stored(id) => *id,
         };
         let read = || async { unless_final(self.transport.image(id, limit).await) };
@@ -228,6 +244,25 @@ impl Intake {
             }
             Ok(Err(error)) => Err(Fetch::Damaged(error.to_string())),
             Err(error) => Err(Fetch::Fault(error.to_string())),
+        }
+    }
+}
+
+impl Intake {
+    /// Reads an object of another bucket.
+    async fn fetch_referenced(&self, image: &ImageRef, limit: u64) -> Result<Bytes, Fetch> {
+        let read = || async { unless_final(self.transport.referenced_image(image, limit).await) };
+        match retry_for("fetch", FETCH_TIMEOUT, read).await {
+            Ok(Ok(Some(image))) => Ok(image),
+            Ok(Ok(None)) => {
+                let message = format!("no object {:?} in bucket {:?}", image.key, image.bucket);
+                Err(Fetch::Failed(ErrorCode::InputMissing, message))
+            }
+            Ok(Err(TransportError::ObjectTooLarge { size, .. })) => {
+                Err(Fetch::Failed(ErrorCode::InputTooLarge, format!("{size} bytes, at most {limit}")))
+            }
+            // The permission may come later, so the message does.
+            Ok(Err(error)) | Err(error) => Err(Fetch::Fault(error.to_string())),
         }
     }
 }

@@ -17,9 +17,11 @@ use super::metrics::METRICS;
 use super::retrying::BACKOFF;
 use super::shadow::{ShadowImage, ShadowQueue};
 use super::stages::Finished;
-use crate::protocol::{self, ClassifyResult};
+use crate::protocol::{self, ClassifyResult, ObjectResult};
 use crate::telemetry::trace::Span;
-use crate::transport::{self, Completed, Completion, LegacyOutput, MAX_BATCH, NewResult, Reply, ReplyTo, Transport};
+use crate::transport::{
+    self, Completed, Completion, LegacyOutput, MAX_BATCH, NewObjectResult, NewResult, Reply, ReplyTo, Transport,
+};
 
 /// Groups that are published at the same time. While one waits for the disk or for AWS, the next are written.
 const MAX_GROUPS: usize = 16;
@@ -119,6 +121,14 @@ impl Publisher {
                 return None;
             }
             Outcome::Result { result, reply_to } => set_result(&mut completion, &result, reply_to),
+            Outcome::Object { result } => {
+                completion.object_result = Some(NewObjectResult {
+                    key: protocol::object_result_key(&result.bucket, &result.key),
+                    sequencer: result.sequencer.clone(),
+                    text: Bytes::from(result.to_json()),
+                });
+            }
+            Outcome::Acknowledged { .. } => {}
             Outcome::AlreadyCompleted { stored, reply_to } => {
                 completion.reply = reply(reply_to, String::from_utf8_lossy(&stored).into_owned());
             }
@@ -194,6 +204,15 @@ fn log(outcome: &Outcome, span: &mut Span) {
                 span.fail(error.message.clone());
             }
         }
+        Outcome::Object { result } => {
+            if let Some(error) = &result.error {
+                let ObjectResult { bucket, key, .. } = &**result;
+                let code = error.code.as_str();
+                tracing::info!(bucket, key, trace_id, code, reason = error.message, "ended without an answer");
+                span.fail(error.message.clone());
+            }
+        }
+        Outcome::Acknowledged { reason } => tracing::debug!(trace_id, reason, "acknowledged"),
         Outcome::AlreadyCompleted { .. } | Outcome::Legacy { .. } => {}
         Outcome::Withdrawn { id } => {
             set_id(id);

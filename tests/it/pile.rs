@@ -215,6 +215,25 @@ fn patterns_choose_files_and_folders() {
     assert_eq!(wrong.status.code(), Some(2));
 }
 
+/// The extensions of all formats that are decoded, camera raw by its preview included.
+const EXTENSIONS: [&str; 38] = [
+    "jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "avif", "heic", "heif", "hif", "jxl", "jp2", "j2k", "jpf",
+    "j2c", "jpc", "tif", "tiff", "gif", "bmp", "dib", "ico", "rw2", "dng", "nef", "nrw", "cr2", "arw", "sr2", "srw",
+    "pef", "raf", "3fr", "iiq", "erf", "mos", "NEF",
+];
+
+#[test]
+fn files_of_every_format_that_is_decoded_are_found_in_folders() {
+    let pile = Pile::new();
+    for extension in EXTENSIONS {
+        pile.images(&[(&format!("pile/image.{extension}"), "cup.jpg")]);
+    }
+    pile.write("pile/notes.txt", b"no image");
+    let run = pile.classify(&["pile"]);
+    assert_eq!((run.code, run.rows.len()), (Some(0), EXTENSIONS.len()), "{}", run.stderr);
+    assert!(run.outcomes().iter().all(|(_, outcome)| *outcome == "espresso"), "the content decides");
+}
+
 #[test]
 fn lists_of_paths_come_from_files_and_standard_input() {
     let pile = Pile::new();

@@ -36,6 +36,8 @@ fn config(out: &Path) -> OutputConfig {
         classes: LABELS.iter().enumerate().map(class).collect(),
         has_labels: false,
         options: BTreeMap::from([("model".to_owned(), "sha256:00".to_owned())]),
+        boxes: None,
+        grows: false,
     }
 }
 

@@ -499,6 +499,7 @@ fn worker_config(backend: &Backend, names: &Names) -> worker::Config {
     worker::Config {
         backend: backend.clone(),
         names: names.clone(),
+        read_buckets: Vec::new(),
         limits: Limits::default(),
         models: vec![ModelChoice::default()],
         max_model_bytes: u64::MAX,

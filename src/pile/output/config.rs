@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::pile::boxes::Boxes;
+
 /// The configuration of [`super::Output`].
 #[derive(Debug, Clone)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own")]
@@ -35,6 +37,10 @@ pub struct OutputConfig {
     /// The options that the rows depend on, by the name that a person knows: the digest of the model, limits, pages. A
     /// log that was made with other values is refused. `top_k` is added to them.
     pub options: BTreeMap<String, String>,
+    /// The boxes whose rows these are, if boxes are classified instead of whole images.
+    pub boxes: Option<Boxes>,
+    /// The file has each row about as soon as it is durable, and the pile has no end.
+    pub grows: bool,
 }
 
 /// The target of the rows.
@@ -70,6 +76,10 @@ pub enum TableFormat {
     Jsonl,
     /// Apache Parquet.
     Parquet,
+    /// The detector's file with the classes of its boxes.
+    MegaDetector,
+    /// The observations of a Camera Trap Data Package.
+    CamtrapDp,
 }
 
 /// Says if the log of an earlier run is continued.
@@ -152,7 +162,12 @@ impl FromStr for OutFile {
             "tsv" => TableFormat::Tsv,
             "jsonl" | "ndjson" => TableFormat::Jsonl,
             "parquet" => TableFormat::Parquet,
-            _ => return Err("the output must be a file.csv, file.tsv, file.jsonl or file.parquet".to_owned()),
+            "json" => TableFormat::MegaDetector,
+            _ => {
+                let message = "the output must be a file.csv, file.tsv, file.jsonl or file.parquet, or with --boxes a \
+                               file.json";
+                return Err(message.to_owned());
+            }
         };
         Ok(OutFile { path, format })
     }
@@ -198,7 +213,7 @@ mod tests {
         assert_eq!(format("b/c.TSV"), Ok(TableFormat::Tsv));
         assert_eq!(format("a.csv.jsonl"), Ok(TableFormat::Jsonl));
         assert_eq!(format("a.parquet"), Ok(TableFormat::Parquet));
-        assert!(format("a").is_err() && format("a.json").is_err() && format("csv").is_err());
+        assert!(format("a").is_err() && format("a.txt").is_err() && format("csv").is_err());
         assert_eq!("a/b.csv".parse::<OutFile>().unwrap().log_path(), Path::new("a/b.csv.part"));
     }
 

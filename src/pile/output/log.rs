@@ -236,6 +236,11 @@ impl Log {
         self.unsynced_rows >= ROWS_PER_SYNC || (self.unsynced_rows > 0 && Instant::now() >= self.next_sync)
     }
 
+    /// Returns true if there are rows that are not durable yet.
+    pub(super) fn has_unsynced_rows(&self) -> bool {
+        self.unsynced_rows > 0
+    }
+
     /// Appends that the table is complete and about to get its name. It is durable when this returns.
     ///
     /// # Errors

@@ -11,8 +11,9 @@ use super::failures::Counts;
 use super::files::{NewFile, existing, identity};
 use super::key_set::{Key, KeySet};
 use super::log::{Completion, LockedFile, Log, LoggedRow, Resumed};
+use super::record::RowRecord;
 use super::row::{PathText, Row};
-use super::table::{self, Schema};
+use super::table::{self, Schema, TableWriter};
 
 /// The images that the output has, shared with the threads that read the pile.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +47,8 @@ pub(super) struct Logged {
     /// The offset of the last row of each image that was classified again.
     replacements: HashMap<Key, u64>,
     counts: Counts,
+    /// The file, if it grows with the log.
+    growing: Option<Box<dyn TableWriter>>,
 }
 
 /// The images of an earlier run, by its log.
@@ -78,7 +81,12 @@ impl Logged {
         };
         let Earlier { done, retried, replacements, counts } = earlier;
         let schema = Schema::new(config);
-        Ok(Logged { file: file.clone(), log, schema, errors, done, retried, replacements, counts })
+        let file = file.clone();
+        let mut logged = Logged { file, log, schema, errors, done, retried, replacements, counts, growing: None };
+        if config.grows {
+            logged.growing = Some(logged.grow()?);
+        }
+        Ok(logged)
     }
 
     pub(super) fn done(&self) -> &Done {
@@ -102,6 +110,9 @@ impl Logged {
         let key = Key::of(&row.path);
         let is_failed = row.outcome.is_err();
         let replaces = self.retried.contains(key);
+        if let Some(growing) = &mut self.growing {
+            growing.write(&row).with_context(|| cannot_grow(&self.file))?;
+        }
         let offset = self.log.append(row, replaces)?;
         if replaces {
             self.replacements.insert(key, offset);
@@ -120,7 +131,48 @@ impl Logged {
     /// # Errors
     /// If the log cannot be written.
     pub(super) fn sync(&mut self) -> anyhow::Result<()> {
-        self.log.sync()
+        self.log.sync()?;
+        match &mut self.growing {
+            Some(growing) => growing.flush().with_context(|| cannot_grow(&self.file)),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns true if the file grows, and there are rows that it does not have yet.
+    pub(super) fn lags(&self) -> bool {
+        self.growing.is_some() && self.log.has_unsynced_rows()
+    }
+
+    /// Makes the file with all rows of the log, and returns its writer for the next ones. Rows of images that are
+    /// classified again are left out.
+    fn grow(&self) -> anyhow::Result<Box<dyn TableWriter>> {
+        let file = NewFile::create(&self.file.path)?;
+        let mut table = table::writer(self.file.format, self.schema.clone(), file.writer()?)?;
+        self.log.for_each(|LoggedRow { record, .. }| {
+            let is_again = self.retried.contains(Key::of(&record.path));
+            match self.current(record)? {
+                Some(row) if !(is_again && row.outcome.is_err()) => table.write(&row),
+                _ => Ok(()),
+            }
+        })?;
+        table.flush()?;
+        file.sync()?;
+        file.publish()?;
+        Ok(table)
+    }
+
+    /// The last row of the image of a record. `None` if the record replaces an earlier one, in whose place it belongs.
+    fn current(&self, record: RowRecord) -> anyhow::Result<Option<Row>> {
+        if record.replaces {
+            return Ok(None);
+        }
+        let may_be_replaced = record.is_failed() && !self.replacements.is_empty();
+        let replacement = may_be_replaced.then(|| self.replacements.get(&Key::of(&record.path))).flatten();
+        match replacement {
+            Some(offset) => self.log.row_at(*offset),
+            None => self.log.row(record),
+        }
+        .map(Some)
     }
 
     /// Makes the file from the log. The log is removed, unless images failed, which may be classified again.
@@ -167,8 +219,9 @@ impl Logged {
     /// Tells a person where a run that is not done continues.
     pub(super) fn suspended_line(&self) -> String {
         format!(
-            "{} images are in {}; the same command continues there",
+            "{} {} are in {}; the same command continues there",
             self.counts.images,
+            self.noun(),
             self.file.log_path().display()
         )
     }
@@ -178,16 +231,7 @@ impl Logged {
         let errors = errors.map(|errors| table::writer(TableFormat::Csv, Schema::of_errors(), errors.writer()?));
         let mut errors = errors.transpose()?;
         self.log.for_each(|LoggedRow { record, .. }| {
-            // A row that replaces another one is written in its place.
-            if record.replaces {
-                return Ok(());
-            }
-            let may_be_replaced = record.is_failed() && !self.replacements.is_empty();
-            let replacement = may_be_replaced.then(|| self.replacements.get(&Key::of(&record.path))).flatten();
-            let row = match replacement {
-                Some(offset) => self.log.row_at(*offset)?,
-                None => self.log.row(record)?,
-            };
+            let Some(row) = self.current(record)? else { return Ok(()) };
             if let (Err(_), Some(errors)) = (&row.outcome, &mut errors) {
                 errors.write(&row)?;
             }
@@ -199,9 +243,14 @@ impl Logged {
         table.finish()
     }
 
+    /// What the rows are of, for a person.
+    fn noun(&self) -> &'static str {
+        if self.schema.boxes().is_some() { "rows" } else { "images" }
+    }
+
     fn lines(&self) -> Vec<String> {
         let Counts { images, failed, .. } = self.counts;
-        let mut lines = vec![format!("{}: {images} images, {failed} failed", self.file.path.display())];
+        let mut lines = vec![format!("{}: {images} {}, {failed} failed", self.file.path.display(), self.noun())];
         if let Some(errors) = &self.errors {
             lines.push(format!("{}: the {failed} failed images", errors.display()));
         }
@@ -251,7 +300,10 @@ fn continued(
             file.log_path().display()
         );
     }
-    check_replaceable(file, config, &completion)?;
+    // A file that grows is made of its log again.
+    if !config.grows {
+        check_replaceable(file, config, &completion)?;
+    }
     earlier.counts.resumed = earlier.counts.images;
     if config.retry_errors {
         earlier.counts.resumed -= earlier.counts.failed;
@@ -284,6 +336,13 @@ fn check_replaceable(file: &OutFile, config: &OutputConfig, completion: &Complet
         }
         _ => Ok(()),
     }
+}
+
+fn cannot_grow(file: &OutFile) -> String {
+    format!(
+        "cannot write {}; once this is solved, for example by freeing space, the same command continues where it stopped",
+        file.path.display()
+    )
 }
 
 /// The file of a configuration that has one.

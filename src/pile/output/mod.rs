@@ -176,6 +176,20 @@ impl Output {
         Ok(if must_stop { Flow::Stop } else { Flow::Continue })
     }
 
+    /// Makes the rows durable that a file that grows does not have yet. Call it when no image is waiting.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn idle(&mut self) -> anyhow::Result<()> {
+        if let Rows::Logged(logged) = &mut self.target
+            && logged.lags()
+        {
+            self.beside.sync()?;
+            logged.sync()?;
+        }
+        Ok(())
+    }
+
     /// Ends a run that did not see every image: the log becomes durable, and the same command continues it.
     ///
     /// # Errors

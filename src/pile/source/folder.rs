@@ -19,7 +19,7 @@ use crate::pile::output::SORTED_MARKER;
 ///
 /// Folders that `--sort-into` made have links to the same images and are left out, unless one of them is the root. A link
 /// to a file counts as a file, and a link to a folder is followed unless it leads to a folder above it.
-pub(super) fn walk(
+pub(in crate::pile) fn walk(
     root: &Path,
     prefix: &Path,
     rules: &Rules,

@@ -3,8 +3,10 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::object::Object;
+use crate::pile::boxes::ImageBoxes;
 use crate::protocol::{ErrorCode, ErrorInfo};
 
 /// An image of the pile, or an input that cannot be read.
@@ -20,6 +22,8 @@ pub(crate) struct Found {
 pub(crate) enum Content {
     /// A file that has not been opened yet.
     File(PathBuf),
+    /// A file of which only these boxes are classified.
+    Boxed(PathBuf, Arc<ImageBoxes>),
     /// The content of an image that is not a file of its own.
     Bytes(Vec<u8>),
     /// An image in a bucket.
@@ -42,6 +46,11 @@ pub(crate) trait Visitor {
 
     /// An image, a folder or an archive that cannot be read, with the path with which it is reported.
     fn failed(&mut self, path: PathBuf, error: ErrorInfo) -> ControlFlow<()>;
+
+    /// Asked by a source that waits for images.
+    fn goes_on(&mut self) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
 
     /// Some images are not counted, because that would mean to read them.
     fn uncounted(&mut self) {}

@@ -23,12 +23,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+pub(super) use self::folder::walk as walk_folder;
 pub(super) use self::found::{Content, Found, Visitor, too_large, unreadable};
 pub(super) use self::object::Object;
 pub use self::rules::{Pattern, Rules};
 
 use self::archive::{Archive, ArchiveKind};
 use self::s3::Location;
+use super::boxes::{self, Boxes};
+use super::watch::{self, Watch};
 
 /// The path that means standard input.
 const STDIN: &str = "-";
@@ -42,6 +45,10 @@ pub struct Inputs {
     pub files_from: Option<PathBuf>,
     /// The files that are taken from folders and archives.
     pub rules: Rules,
+    /// A detector's file, which names the images instead.
+    pub boxes: Option<Boxes>,
+    /// A folder into which images come, in place of all others. The walk ends when the run is stopped.
+    pub watch: Option<Watch>,
 }
 
 /// The purpose of a walk.
@@ -59,7 +66,8 @@ impl Inputs {
     /// Returns whether the user named more than single files.
     pub(super) fn is_pile(&self) -> bool {
         let is_many = |path: &PathBuf| Location::of(path).is_some() || ArchiveKind::of(path).is_some() || path.is_dir();
-        self.files_from.is_some() || self.paths.iter().any(is_many)
+        let has_list = self.files_from.is_some() || self.boxes.is_some() || self.watch.is_some();
+        has_list || self.paths.iter().any(is_many)
     }
 
     /// The number of images, if the user named only single files.
@@ -70,13 +78,19 @@ impl Inputs {
     /// Visits every image.
     ///
     /// # Errors
-    /// The list of paths or a bucket cannot be read. Another input that cannot be read is visited as an image with an error.
+    /// The list of paths, the detector's file or a bucket cannot be read. Another input that cannot be read is visited as an image with an error.
     pub(super) fn walk(
         &self,
         purpose: Purpose,
         max_image_bytes: u64,
         visitor: &mut dyn Visitor,
     ) -> anyhow::Result<ControlFlow<()>> {
+        if let Some(watch) = &self.watch {
+            return watch::walk(watch, &self.rules, visitor);
+        }
+        if let Some(boxes) = &self.boxes {
+            return boxes::walk(boxes, visitor);
+        }
         let mut walk = Walk { rules: &self.rules, purpose, max_image_bytes, visitor };
         // The paths below a single folder or archive need no prefix to be distinct.
         let is_single = self.paths.len() == 1 && self.files_from.is_none();

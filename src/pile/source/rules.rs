@@ -1,18 +1,12 @@
 //! Which files of a folder, a list or an archive are classified, by their names.
 
-use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::str::FromStr;
 
 use globset::{Candidate, GlobBuilder, GlobMatcher};
 
-/// Extensions of image files, in lower case. Files of formats that are not decoded are in the list too, so that they
-/// are reported and not left out silently.
-const EXTENSIONS: [&str; 20] = [
-    "jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "heic", "heif",
-    "hif", "jxl", "jp2", "j2k", "ico",
-];
+use crate::model;
 
 /// A pattern of `--include` or `--exclude`. Without a slash it matches the name of a file or folder, otherwise the path
 /// below the folder that was named.
@@ -48,7 +42,7 @@ impl Rules {
         if matches(&self.exclude, &candidate) {
             return false;
         }
-        if self.include.is_empty() { has_image_extension(relative) } else { matches(&self.include, &candidate) }
+        if self.include.is_empty() { model::has_image_extension(relative) } else { matches(&self.include, &candidate) }
     }
 
     /// Returns whether a folder is entered.
@@ -56,8 +50,8 @@ impl Rules {
         !is_hidden(relative) && !matches(&self.exclude, &Candidate::new(relative))
     }
 
-    /// Like [`Rules::takes`] for a file in an archive, whose folders are only parts of its path.
-    pub(super) fn takes_in_archive(&self, relative: &Path) -> bool {
+    /// Like [`Rules::takes`] for a file whose folders are only parts of its path: in an archive, or in a watched folder.
+    pub(in crate::pile) fn takes_in_archive(&self, relative: &Path) -> bool {
         let mut folders = relative.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty());
         folders.all(|folder| self.enters(folder)) && self.takes(relative)
     }
@@ -70,11 +64,6 @@ fn matches(patterns: &[Pattern], candidate: &Candidate<'_>) -> bool {
 /// Names that begin with a dot are thumbnails, rubbish bins and resource forks.
 fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"."))
-}
-
-fn has_image_extension(path: &Path) -> bool {
-    let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();
-    EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
 #[cfg(test)]

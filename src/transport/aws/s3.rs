@@ -50,15 +50,27 @@ impl S3Store {
     /// # Errors
     /// [`StoreError::Fatal`] when it cannot be used; it says what to do.
     pub async fn open(region: Option<&str>, endpoint_url: Option<&str>, bucket: &str) -> Result<S3Store, StoreError> {
-        let fatal = |reason| StoreError::Fatal { bucket: bucket.to_owned(), reason };
-        let aws = Aws::connect(region, endpoint_url).await.map_err(|refusal| fatal(refusal.to_string()))?;
-        // An emulator has one host name for all buckets.
-        let config = aws_sdk_s3::config::Builder::from(aws.sdk()).force_path_style(aws.has_endpoint("S3")).build();
-        let store = S3Store { aws, client: Client::from_conf(config), bucket: bucket.to_owned() };
+        let store = S3Store::of_others(region, endpoint_url, bucket).await?;
         if !store.is_there().await? {
             store.make().await?;
         }
         Ok(store)
+    }
+
+    /// Opens a bucket of others, which is neither checked nor created.
+    ///
+    /// # Errors
+    /// [`StoreError::Fatal`] when AWS cannot be used.
+    pub(super) async fn of_others(
+        region: Option<&str>,
+        endpoint_url: Option<&str>,
+        bucket: &str,
+    ) -> Result<S3Store, StoreError> {
+        let fatal = |reason| StoreError::Fatal { bucket: bucket.to_owned(), reason };
+        let aws = Aws::connect(region, endpoint_url).await.map_err(|refusal| fatal(refusal.to_string()))?;
+        // An emulator has one host name for all buckets.
+        let config = aws_sdk_s3::config::Builder::from(aws.sdk()).force_path_style(aws.has_endpoint("S3")).build();
+        Ok(S3Store { aws, client: Client::from_conf(config), bucket: bucket.to_owned() })
     }
 
     /// Lists the bucket instead of a HEAD request, whose answer has no body and so would not say what is wrong.
@@ -118,15 +130,30 @@ impl S3Store {
     }
 
     async fn put_once(&self, key: &str, body: Bytes, options: PutOptions) -> Result<Once, StoreError> {
+        self.put_if(key, body, options, None).await
+    }
+
+    /// Puts an object, with `replaced` only in place of the object with this tag.
+    async fn put_if(
+        &self,
+        key: &str,
+        body: Bytes,
+        options: PutOptions,
+        replaced: Option<&str>,
+    ) -> Result<Once, StoreError> {
         let deadlines = Aws::timeouts_with(time_for(body.len() as u64));
         let deadlines = aws_sdk_s3::config::Builder::default().timeout_config(deadlines);
         let call = self.client.put_object().bucket(&self.bucket).key(key).body(ByteStream::from(body));
         let call = call
             .set_content_type(options.content_type.map(str::to_owned))
-            .set_if_none_match(options.if_none_match.then(|| "*".to_owned()));
+            .set_if_none_match(options.if_none_match.then(|| "*".to_owned()))
+            .set_if_match(replaced.map(str::to_owned));
+        let is_conditional = options.if_none_match || replaced.is_some();
         match call.customize().config_override(deadlines).send().await {
             Ok(_) => Ok(Once::Done(Put::Created)),
-            Err(error) => match (status(&error), options.if_none_match) {
+            // An object that is to be replaced and is missing is a 404.
+            Err(error) if replaced.is_some() && is_missing(&error) => Ok(Once::Done(Put::AlreadyExists)),
+            Err(error) => match (status(&error), is_conditional) {
                 (Some(412), true) => Ok(Once::Done(Put::AlreadyExists)),
                 (Some(409), true) => Ok(Once::Conflict),
                 _ => Err(self.fault("s3:PutObject", &error)),
@@ -217,6 +244,25 @@ impl ObjectStore for S3Store {
             Ok(Ok(body)) => Ok(Some(body.into_bytes())),
             Ok(Err(error)) => Err(self.broken_off(&error)),
             Err(_) => Err(self.broken_off(&"it took too long")),
+        }
+    }
+
+    async fn get_tagged(&self, key: &str, max_bytes: u64) -> Result<Option<(Bytes, String)>, StoreError> {
+        // The tag comes first: if the object is replaced between the calls, `replace` fails.
+        let tag = match self.client.head_object().bucket(&self.bucket).key(key).send().await {
+            Ok(found) => found.e_tag.unwrap_or_default(),
+            Err(error) if is_missing(&error) => return Ok(None),
+            Err(error) => return Err(self.fault("s3:GetObject", &error)),
+        };
+        Ok(self.get(key, max_bytes).await?.map(|body| (body, tag)))
+    }
+
+    async fn replace(&self, key: &str, body: Bytes, tag: &str) -> Result<Put, StoreError> {
+        self.check_key(key)?;
+        let options = PutOptions { if_none_match: false, content_type: Some("application/json") };
+        match self.put_if(key, body, options, Some(tag)).await? {
+            Once::Done(put) => Ok(put),
+            Once::Conflict => Ok(Put::AlreadyExists),
         }
     }
 

@@ -28,7 +28,7 @@ use self::parts::Parts;
 use self::queue::{Outgoing, Queue, QueueError, send_one};
 pub use self::service::ServiceQueues;
 use self::steps::Steps;
-use crate::protocol::{self, MAX_LEGACY_OUTPUT_BYTES, MAX_RESULT_BYTES};
+use crate::protocol::{self, ImageRef, MAX_LEGACY_OUTPUT_BYTES, MAX_RESULT_BYTES};
 use crate::readiness;
 use crate::transport::completion::{Completed, Completion};
 use crate::transport::error::{CompletionError, TransportError};
@@ -116,6 +116,14 @@ impl Transport for QueuedTransport {
 
     async fn image(&self, id: Uuid, max_bytes: u64) -> Result<Option<Bytes>, TransportError> {
         Ok(self.parts.input().await?.get(&protocol::image_key(id), max_bytes).await?)
+    }
+
+    async fn referenced_image(&self, image: &ImageRef, max_bytes: u64) -> Result<Option<Bytes>, TransportError> {
+        Ok(self.parts.other(&image.bucket).await?.get(&image.key, max_bytes).await?)
+    }
+
+    async fn object_result(&self, key: &str) -> Result<Option<Bytes>, TransportError> {
+        Ok(self.parts.output().await?.get(key, MAX_RESULT_BYTES).await?)
     }
 
     async fn depth(&self) -> Result<Depth, TransportError> {

@@ -48,6 +48,21 @@ pub trait ObjectStore: Send + Sync {
     /// [`StoreError::TooLarge`] before more than `max_bytes` are read; [`StoreError::Damaged`] instead of bytes other than
     /// those that were put.
     async fn get(&self, key: &str, max_bytes: u64) -> Result<Option<Bytes>, StoreError>;
+    /// The whole object with the tag of its content, for [`ObjectStore::replace`]. `None` when there is no such object.
+    ///
+    /// # Errors
+    /// Those of [`ObjectStore::get`]; [`StoreError::Fatal`] on a backend without tags.
+    async fn get_tagged(&self, _key: &str, _max_bytes: u64) -> Result<Option<(Bytes, String)>, StoreError> {
+        Err(without_tags(self.bucket()))
+    }
+    /// Stores an object in place of the one whose content has this tag. [`Put::AlreadyExists`] when another one is there, or
+    /// none.
+    ///
+    /// # Errors
+    /// [`StoreError::Fatal`] on a backend without tags.
+    async fn replace(&self, _key: &str, _body: Bytes, _tag: &str) -> Result<Put, StoreError> {
+        Err(without_tags(self.bucket()))
+    }
     /// Opens an object to read it in pieces, so that a slow reader holds one piece and not the whole. `None` when there
     /// is no such object. When the object is replaced or deleted meanwhile, reading may end with an error.
     ///
@@ -58,6 +73,10 @@ pub trait ObjectStore: Send + Sync {
     async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StoreError>;
     /// Deletes an object. Deleting one that does not exist succeeds.
     async fn delete(&self, key: &str) -> Result<(), StoreError>;
+}
+
+fn without_tags(bucket: &str) -> StoreError {
+    StoreError::Fatal { bucket: bucket.to_owned(), reason: "this backend has no tags of objects".to_owned() }
 }
 
 /// How an object is put.

@@ -1,6 +1,7 @@
 //! The queues and buckets of one service.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
@@ -23,6 +24,9 @@ pub(crate) struct Parts {
     pub names: Names,
     pub queues: Arc<dyn Queues>,
     open_bucket: OpenBucket,
+    /// Opens buckets of others, which exist. `None` on a backend that has none.
+    open_other: Option<OpenBucket>,
+    others: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
     input: OnceCell<Arc<dyn ObjectStore>>,
     output: OnceCell<Arc<dyn ObjectStore>>,
     requests: OnceCell<Arc<dyn Queue>>,
@@ -36,12 +40,41 @@ impl Parts {
             names,
             queues,
             open_bucket,
+            open_other: None,
+            others: Mutex::default(),
             input: OnceCell::new(),
             output: OnceCell::new(),
             requests: OnceCell::new(),
             results: OnceCell::new(),
             dead_letters: OnceCell::new(),
         }
+    }
+
+    /// The same with buckets of others.
+    pub(crate) fn with_others(self, open_other: OpenBucket) -> Parts {
+        Parts { open_other: Some(open_other), ..self }
+    }
+
+    /// A bucket of others.
+    ///
+    /// # Errors
+    /// [`StoreError::Fatal`] if the backend has none.
+    pub(crate) async fn other(&self, bucket: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
+        if let Some(opened) = self.others().get(bucket) {
+            return Ok(Arc::clone(opened));
+        }
+        let Some(open) = &self.open_other else {
+            let reason = "this backend has no buckets of others".to_owned();
+            return Err(StoreError::Fatal { bucket: bucket.to_owned(), reason });
+        };
+        let opened = open(bucket.to_owned()).await?;
+        self.others().insert(bucket.to_owned(), Arc::clone(&opened));
+        Ok(opened)
+    }
+
+    /// Each change is one call, so the map is valid even if the lock is poisoned.
+    fn others(&self) -> MutexGuard<'_, HashMap<String, Arc<dyn ObjectStore>>> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes what is missing.

@@ -18,7 +18,7 @@ use super::replies::{self, ReplySender};
 use super::steps::Steps;
 use crate::protocol::{self, MAX_RESULT_BYTES};
 use crate::transport::completion::{
-    Completed, Completion, LegacyOutput, NewResult, ReplyOutcome, ReplyTo, ResultWrite,
+    Completed, Completion, LegacyOutput, NewObjectResult, NewResult, ReplyOutcome, ReplyTo, ResultWrite,
 };
 use crate::transport::error::{CompletionError, TransportError};
 use crate::transport::job::{NewJob, SubmitTimes};
@@ -29,6 +29,8 @@ use crate::transport::port::{Wanted, WorkerLoad};
 const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the marker of a withdrawn job is tried to be deleted.
 const DELETE_MARKER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Tries of a write that met others of the same object.
+const TRIES_TO_REPLACE: u32 = 5;
 /// A call to a remote queue takes milliseconds and is billed.
 const DEPTH_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -63,6 +65,12 @@ impl Stepwise {
         {
             completion.progress.result = Some(self.write_result(result).await?);
         }
+        if let Some(result) = &completion.object_result
+            && !completion.progress.object_result
+        {
+            self.write_object_result(result).await?;
+            completion.progress.object_result = true;
+        }
         if let Some(output) = &completion.legacy_output
             && !completion.progress.legacy_output
         {
@@ -88,6 +96,31 @@ impl Stepwise {
                 Err(error) => Err(failed("get_result")(error)),
             },
         }
+    }
+
+    /// Writes the result for an object, unless that of the same or a later event is stored.
+    async fn write_object_result(&self, result: &NewObjectResult) -> Result<(), CompletionError> {
+        let failed = |error: StoreError| CompletionError { step: "put_result", error: error.into() };
+        let NewObjectResult { key, sequencer, text } = result;
+        let output = self.parts.output().await.map_err(failed)?;
+        let options = PutOptions { if_none_match: true, content_type: Some("application/json") };
+        for _ in 0..TRIES_TO_REPLACE {
+            if output.put(key, text.clone(), options).await.map_err(failed)? == Put::Created {
+                return Ok(());
+            }
+            match output.get_tagged(key, MAX_RESULT_BYTES).await.map_err(failed)? {
+                Some((stored, _)) if protocol::is_current(&stored, sequencer) => return Ok(()),
+                Some((_, tag)) => {
+                    if output.replace(key, text.clone(), &tag).await.map_err(failed)? == Put::Created {
+                        return Ok(());
+                    }
+                }
+                // It was deleted meanwhile.
+                None => {}
+            }
+        }
+        let reason = format!("the result {key:?} met other writers {TRIES_TO_REPLACE} times");
+        Err(failed(StoreError::Unavailable { bucket: output.bucket().to_owned(), reason }))
     }
 
     async fn write_legacy_output(&self, output: &LegacyOutput) -> Result<(), CompletionError> {

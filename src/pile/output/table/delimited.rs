@@ -24,11 +24,6 @@ impl<W: Write> Delimited<W> {
         writer.write_record(schema.columns().map(|(name, _)| name))?;
         Ok(Delimited { schema, writer })
     }
-
-    /// Passes everything on.
-    pub(in super::super) fn flush(&mut self) -> std::io::Result<()> {
-        self.writer.flush()
-    }
 }
 
 impl<W: Write> TableWriter for Delimited<W> {
@@ -47,13 +42,17 @@ impl<W: Write> TableWriter for Delimited<W> {
         Ok(())
     }
 
+    fn flush(&mut self) -> anyhow::Result<()> {
+        Ok(self.writer.flush()?)
+    }
+
     fn finish(mut self: Box<Self>) -> anyhow::Result<()> {
-        Ok(self.flush()?)
+        Ok(self.writer.flush()?)
     }
 }
 
 /// The text as no spreadsheet takes it for a formula.
-fn no_formula(text: &str) -> Cow<'_, str> {
+pub(super) fn no_formula(text: &str) -> Cow<'_, str> {
     if text.trim_start_matches('\'').starts_with(['=', '+', '-', '@', '\t', '\r']) {
         Cow::Owned(format!("'{text}"))
     } else {

@@ -30,6 +30,10 @@ impl<W: Write> TableWriter for Jsonl<W> {
         Ok(())
     }
 
+    fn flush(&mut self) -> anyhow::Result<()> {
+        Ok(self.out.flush()?)
+    }
+
     fn finish(mut self: Box<Self>) -> anyhow::Result<()> {
         Ok(self.out.flush()?)
     }

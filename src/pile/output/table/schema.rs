@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::super::config::{ClassName, OutputConfig};
 use super::super::row::{Classified, Row};
+use crate::pile::boxes::Boxes;
 use crate::protocol::{Prediction, Status};
 
 /// Separates the labels of an image in one cell.
@@ -16,6 +17,7 @@ pub(in super::super) struct Schema {
     columns: Vec<Column>,
     classes: Arc<[ClassName]>,
     is_long: bool,
+    boxes: Option<Boxes>,
 }
 
 /// A column. The number is the rank of the prediction, from 0; in a long table it is 0.
@@ -79,13 +81,24 @@ impl Schema {
             Column::ErrorCode,
             Column::ErrorMessage,
         ]);
-        Schema { columns, classes: config.classes.clone().into(), is_long: config.is_long }
+        let OutputConfig { classes, is_long, boxes, .. } = config;
+        Schema { columns, classes: classes.clone().into(), is_long: *is_long, boxes: boxes.clone() }
     }
 
     /// The columns of the table of failed images.
     pub(in super::super) fn of_errors() -> Schema {
         let columns = vec![Column::Path, Column::Status, Column::ErrorCode, Column::ErrorMessage];
-        Schema { columns, classes: Arc::new([]), is_long: false }
+        Schema { columns, classes: Arc::new([]), is_long: false, boxes: None }
+    }
+
+    /// The boxes whose rows these are, if they are of boxes.
+    pub(in super::super) fn boxes(&self) -> Option<&Boxes> {
+        self.boxes.as_ref()
+    }
+
+    /// The classes of the model, by index.
+    pub(super) fn classes(&self) -> &[ClassName] {
+        &self.classes
     }
 
     /// The names of the columns and the types of their cells.

@@ -41,6 +41,6 @@ fn job_of(body: &str) -> Option<Uuid> {
         Incoming::Job(request) => Some(request.id),
         Incoming::Legacy(request) => protocol::legacy_job_id(&request.filename),
         Incoming::Malformed { id, .. } => id,
-        Incoming::UnknownVersion { .. } => None,
+        Incoming::UnknownVersion { .. } | Incoming::Notification(_) => None,
     }
 }
