@@ -7,6 +7,7 @@ pub mod aws;
 mod depth;
 mod pool;
 mod process;
+mod progress;
 mod service_time;
 
 use std::sync::atomic::Ordering;
