@@ -6,7 +6,9 @@ with the types of botocore's service model, since clients reject an integer in t
 Two features that moto lacks are added: Auto Scaling groups store their default instance warm-up, and buckets store the
 tags that they are created with.
 
-    python moto_cbor.py PORT
+    python moto_cbor.py PORT [strict]
+
+With `strict`, moto also answers as late as AWS does (`strict.py`).
 """
 
 import datetime
@@ -21,6 +23,7 @@ import xmltodict
 from moto.autoscaling.responses import AutoScalingResponse
 from moto.s3.responses import S3Response
 from moto.server import DomainDispatcherApplication, create_backend_app
+from strict import StrictLayer
 from werkzeug.serving import run_simple
 
 PREFIX = "/service/"
@@ -142,4 +145,6 @@ if __name__ == "__main__":
     keep_instance_warmup()
     keep_tags_of_new_buckets()
     application = CborLayer(DomainDispatcherApplication(create_backend_app))
+    if sys.argv[2:] == ["strict"]:
+        application = StrictLayer(application)
     run_simple("127.0.0.1", int(sys.argv[1]), application, threaded=True)

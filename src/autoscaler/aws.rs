@@ -14,6 +14,7 @@ use aws_sdk_cloudwatch::types::{Dimension, MetricDatum, StandardUnit};
 use tokio::time::{Instant, sleep};
 
 use super::depth::DepthReader;
+use super::progress::Progress;
 use crate::aws::{Aws, Fault};
 use crate::config::{Backend, Names};
 use crate::protocol::{BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE};
@@ -129,12 +130,21 @@ impl Controller {
         let policy = config.policy.with_service_time(config.service_time.unwrap_or_default());
         let mut state = State::default();
         let mut depth_reader = DepthReader::default();
+        let mut progress = Progress::default();
         loop {
             let pause = match self.group.describe().await {
                 Ok(size) => {
                     let depth = depth_reader.read(&*self.transport).await;
                     if let Some(depth) = depth {
                         self.publish(depth, size).await;
+                        if progress.is_lost(depth, size.in_service, Instant::now(), config.interval) {
+                            tracing::warn!(
+                                group = self.group.name,
+                                waiting = depth.visible,
+                                in_service = size.in_service,
+                                "images wait, machines are in service, and nobody receives: see `imgcls provision doctor`"
+                            );
+                        }
                     }
                     let now = origin.elapsed();
                     let depth =

@@ -8,6 +8,7 @@ mod depth;
 mod metrics;
 mod pool;
 mod process;
+mod progress;
 mod service_time;
 
 use std::sync::atomic::Ordering;

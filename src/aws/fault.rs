@@ -167,7 +167,7 @@ fn classify_refusal(
         | "AuthFailure"
         | "IncompleteSignature"
         | "MissingAuthenticationToken" => Fault::Fatal(format!(
-            "{destination} does not know these AWS credentials ({error}): check the access key, its secret and the session token"
+            "{destination} does not know these AWS credentials ({error}): check the access key, its secret and the session token, and that the account has enabled the region"
         )),
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" => {
             Fault::Fatal(format!("the AWS credentials have expired ({error}): renew them"))

@@ -5,6 +5,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use aws_sdk_sqs::config::http::{HttpRequest, HttpResponse};
+use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls;
 use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::connector_metadata::ConnectorMetadata;
@@ -34,12 +35,33 @@ static SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
         .expect(registered)
 });
 
-/// An HTTPS client on hyper and ring, with metrics and circuit breakers.
+/// An HTTPS client on hyper and ring, with metrics and circuit breakers. It uses the proxy that the environment names.
 pub(super) fn http_client() -> SharedHttpClient {
-    let client = aws_smithy_http_client::Builder::new()
-        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-        .build_https();
+    let client = aws_smithy_http_client::Builder::new().build_with_connector_fn(|settings, components| {
+        let mut connector = aws_smithy_http_client::Connector::builder().proxy_config(proxy());
+        connector.set_connector_settings(settings.cloned());
+        connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
+        connector.tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring)).build()
+    });
     SharedHttpClient::new(Client { client })
+}
+
+/// The proxy of `HTTPS_PROXY`, except for the hosts of `NO_PROXY`. Plain HTTP needs none: it goes to the instance metadata,
+/// and to emulators and stores on this machine or nearby.
+fn proxy() -> ProxyConfig {
+    let variable = |names: [&str; 2]| {
+        names.into_iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.trim().is_empty()))
+    };
+    let Some(url) = variable(["HTTPS_PROXY", "https_proxy"]) else { return ProxyConfig::disabled() };
+    // The variable may name a host without a scheme.
+    let url = if url.contains("://") { url } else { format!("http://{url}") };
+    match ProxyConfig::https(url.as_str()) {
+        Ok(proxy) => proxy.no_proxy(variable(["NO_PROXY", "no_proxy"]).unwrap_or_default()),
+        Err(error) => {
+            tracing::warn!(%error, "HTTPS_PROXY is not the URL of a proxy, and is ignored");
+            ProxyConfig::disabled()
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use super::shared::{OutputArgs, SharedArgs};
 use super::usage::usage;
 use crate::config::{Backend, BackendKind, Machines, Names};
 use crate::model::ModelChoice;
-use crate::provision::{self, Action};
+use crate::provision::{self, Action, Allow, NetworkChoice};
 use crate::scaling_policy::{Bounds, Policy};
 
 /// A hundred years, as for local data.
@@ -136,9 +136,10 @@ pub struct StackArgs {
     /// ARN of a load balancer's target group that the web tier joins; the load balancer terminates TLS
     #[arg(long, env = "IMGCLS_TARGET_GROUP", value_parser = target_group)]
     pub target_group: Option<String>,
-    /// Network whose addresses may reach port 80 of the web tier, as CIDR
-    #[arg(long, env = "IMGCLS_ALLOW", default_value = "0.0.0.0/0", value_parser = cidr)]
-    pub allow: String,
+    /// Network whose addresses may reach port 80 of the web tier: a CIDR, or `me` for the address from which AWS sees this
+    /// machine [default: the VPC of the web tier alone]
+    #[arg(long, env = "IMGCLS_ALLOW", value_parser = allow)]
+    pub allow: Option<Allow>,
     /// Keys of clients. With `required`, `apply` creates the first one and prints it; `none` keeps clients without keys
     /// working, for the addresses of --allow [default: required]
     #[arg(long, env = "IMGCLS_AUTH")]
@@ -151,6 +152,12 @@ pub struct StackArgs {
     /// Earlier spelling of --keep-results, in days; takes precedence over it
     #[arg(long, env = "IMGCLS_KEEP_RESULTS_DAYS", value_parser = clap::value_parser!(u32).range(1..=MOST_DAYS))]
     pub keep_results_days: Option<u32>,
+    /// VPC of the machines [default: that of --subnets, else the default VPC of the region]
+    #[arg(long, env = "IMGCLS_VPC", value_parser = vpc)]
+    pub vpc: Option<String>,
+    /// Subnets of the machines; may be repeated [default: those of the VPC whose zone offers the instance types]
+    #[arg(long, env = "IMGCLS_SUBNETS", value_delimiter = ',', value_parser = subnet)]
+    pub subnets: Vec<String>,
     /// AMI of the machines, an id or resolve:ssm:PARAMETER; its C library must be that of Debian 12 or newer [default:
     /// Debian 12]
     #[arg(long, env = "IMGCLS_IMAGE", value_parser = ami)]
@@ -238,7 +245,10 @@ impl ProvisionArgs {
             (policy, Some(time)) => policy.with_service_time(time),
             (policy, None) => policy,
         };
-        let SharedArgs { region, endpoint_url, .. } = &stack.shared;
+        let SharedArgs { region, endpoint_url, stack: name, .. } = &stack.shared;
+        if name == "sg" || name.starts_with("sg-") {
+            return wrong("EC2 takes no security group whose name begins with `sg-`: give another --stack");
+        }
         let settings = provision::Settings {
             stack: stack.shared.stack.clone(),
             names,
@@ -257,6 +267,7 @@ impl ProvisionArgs {
             requires_keys: stack.auth != Some(AuthArg::None),
             keep_images_days: stack.keep_images_days.unwrap_or_else(|| days(stack.keep.keep_images)),
             keep_results_days: stack.keep_results_days.unwrap_or_else(|| days(stack.keep.keep_results)),
+            network: NetworkChoice { vpc: stack.vpc.clone(), subnets: stack.subnets.clone() },
             image: stack.image.clone(),
         };
         Ok(provision::Config {
@@ -335,6 +346,10 @@ fn target_group(text: &str) -> Result<String, String> {
     }
 }
 
+fn allow(text: &str) -> Result<Allow, String> {
+    if text == "me" { Ok(Allow::Me) } else { cidr(text).map(Allow::Network) }
+}
+
 fn cidr(text: &str) -> Result<String, String> {
     let wrong = || "give an IPv4 network such as 203.0.113.0/24".to_owned();
     let (address, bits) = text.split_once('/').ok_or_else(wrong)?;
@@ -346,6 +361,19 @@ fn cidr(text: &str) -> Result<String, String> {
     } else {
         Err(format!("{text} names a host, not a network of {bits} bits"))
     }
+}
+
+fn vpc(text: &str) -> Result<String, String> {
+    id(text, "vpc-")
+}
+
+fn subnet(text: &str) -> Result<String, String> {
+    id(text, "subnet-")
+}
+
+fn id(text: &str, prefix: &str) -> Result<String, String> {
+    let is_id = text.strip_prefix(prefix).is_some_and(|rest| rest.chars().all(|c| c.is_ascii_hexdigit()));
+    if is_id { Ok(text.to_owned()) } else { Err(format!("give an id such as {prefix}0123456789abcdef0")) }
 }
 
 fn ami(text: &str) -> Result<String, String> {

@@ -1,6 +1,7 @@
 //! Amazon Resource Names in one account and region.
 
 use super::names::role_path;
+use super::partition::Partition;
 
 pub(super) struct Arns<'a> {
     account: &'a str,
@@ -18,12 +19,12 @@ impl<'a> Arns<'a> {
 
     /// Bucket names are globally unique, so their ARN names neither account nor region.
     pub(super) fn bucket(&self, name: &str) -> String {
-        format!("arn:{}:s3:::{name}", partition(self.region))
+        format!("arn:{}:s3:::{name}", Partition::of(self.region).name)
     }
 
     /// IAM is global, so the ARN names no region.
     pub(super) fn instance_profile(&self, stack: &str, name: &str) -> String {
-        let (partition, account, path) = (partition(self.region), self.account, role_path(stack));
+        let (partition, account, path) = (Partition::of(self.region).name, self.account, role_path(stack));
         format!("arn:{partition}:iam::{account}:instance-profile{path}{name}")
     }
 
@@ -41,14 +42,6 @@ impl<'a> Arns<'a> {
     }
 
     fn regional(&self, service: &str, rest: &str) -> String {
-        format!("arn:{}:{service}:{}:{}:{rest}", partition(self.region), self.region, self.account)
-    }
-}
-
-fn partition(region: &str) -> &'static str {
-    match region {
-        region if region.starts_with("cn-") => "aws-cn",
-        region if region.starts_with("us-gov-") => "aws-us-gov",
-        _ => "aws",
+        format!("arn:{}:{service}:{}:{}:{rest}", Partition::of(self.region).name, self.region, self.account)
     }
 }

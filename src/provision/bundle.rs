@@ -17,12 +17,15 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::archive::{self, Entry};
+use super::elf::{self, Glibc};
 use crate::model::{self, ModelChoice, Reference};
 
 /// Paths in the archive. The program looks for the others relative to itself (`../lib/imgcls`, `../share/imgcls`).
 const PROGRAM: &str = "bin/imgcls";
 const LIBRARIES: &str = "lib/imgcls";
 const MODELS: &str = "share/imgcls/models";
+/// Longest program or library that is read from a bundle.
+const MOST_PROGRAM_BYTES: u64 = 1 << 30;
 /// Prefix of all bundles in the input bucket.
 pub(super) const FOLDER: &str = "bundle/";
 
@@ -41,6 +44,9 @@ pub(super) struct BundleRef {
     /// SHA-256 of the uncompressed archive, in hexadecimal.
     pub digest: String,
     pub cpu: Cpu,
+    /// The GNU C library that its programs need.
+    #[serde(default)]
+    pub glibc: Option<Glibc>,
     /// Names of the models in it. Empty if the models of the stack lie in the bucket.
     pub models: Vec<String>,
 }
@@ -75,6 +81,9 @@ impl Cpu {
             _ => None,
         }
     }
+
+    /// The C library of [`Cpu::debian_image`].
+    pub(super) const DEBIAN_GLIBC: Glibc = Glibc { major: 2, minor: 36 };
 
     /// The newest release of Debian 12 at the start of the machine. The program runs with its C library.
     pub(super) fn debian_image(self) -> String {
@@ -112,7 +121,7 @@ impl fmt::Display for Cpu {
 impl BundleRef {
     /// A placeholder for operations that only need the names of a stack's resources.
     pub(super) fn unknown() -> BundleRef {
-        BundleRef { digest: "0".repeat(64), cpu: Cpu::X86_64, models: Vec::new() }
+        BundleRef { digest: "0".repeat(64), cpu: Cpu::X86_64, glibc: None, models: Vec::new() }
     }
 
     /// The bundle's key in the input bucket.
@@ -130,7 +139,7 @@ impl Bundle {
         let program =
             std::env::current_exe().context("cannot find the file of this program to put it into the bundle")?;
         let (library, library_name) = model::portable_runtime(runtime)?;
-        let cpu = cpu_of(&program)?;
+        let (cpu, glibc) = (cpu_of(&program)?, glibc_of(&[&program, &library])?);
         let mut files = vec![
             Entry::new(PROGRAM, 0o755, program),
             Entry::new(format!("{LIBRARIES}/{library_name}"), 0o644, library),
@@ -144,7 +153,7 @@ impl Bundle {
             names.push(name);
         }
         let digest = archive::measure(&files).context("cannot read what goes into the bundle")?.digest;
-        Ok(Bundle { reference: BundleRef { digest, cpu, models: names }, source: Source::Files(files) })
+        Ok(Bundle { reference: BundleRef { digest, cpu, glibc, models: names }, source: Source::Files(files) })
     }
 
     /// Opens an archive that `imgcls provision export --bundle-to` wrote.
@@ -207,16 +216,21 @@ fn read_archive(path: &Path) -> anyhow::Result<BundleRef> {
         }
     }
     let mut unpacked = Hashing(GzDecoder::new(BufReader::new(File::open(path)?)), Sha256::new());
-    let (mut cpu, mut models) = (None, Vec::new());
+    let (mut cpu, mut glibc, mut models) = (None, None, Vec::new());
     {
         let mut archive = tar::Archive::new(&mut unpacked);
         for entry in archive.entries()? {
             let mut entry = entry?;
             let name = entry.path()?.to_string_lossy().into_owned();
             if name == PROGRAM {
-                let mut head = Vec::new();
-                entry.by_ref().take(64).read_to_end(&mut head)?;
-                cpu = Some(Cpu::of_program(&head).context("its program is for an unknown processor")?);
+                let mut program = Vec::new();
+                entry.by_ref().take(MOST_PROGRAM_BYTES).read_to_end(&mut program)?;
+                cpu = Some(Cpu::of_program(&program).context("its program is for an unknown processor")?);
+                glibc = glibc.max(elf::needed_glibc(&program));
+            } else if name.starts_with(LIBRARIES) {
+                let mut library = Vec::new();
+                entry.by_ref().take(MOST_PROGRAM_BYTES).read_to_end(&mut library)?;
+                glibc = glibc.max(elf::needed_glibc(&library));
             }
             if let Some(folder) = name.strip_prefix(MODELS).and_then(|rest| rest.strip_suffix("/model.toml")) {
                 models.push(folder.trim_start_matches('/').to_owned());
@@ -226,7 +240,17 @@ fn read_archive(path: &Path) -> anyhow::Result<BundleRef> {
     // The digest covers the bytes after the last entry too.
     io::copy(&mut unpacked, &mut io::sink())?;
     let cpu = cpu.with_context(|| format!("it does not contain {PROGRAM}"))?;
-    Ok(BundleRef { digest: format!("{:x}", unpacked.1.finalize()), cpu, models })
+    Ok(BundleRef { digest: format!("{:x}", unpacked.1.finalize()), cpu, glibc, models })
+}
+
+/// The newest version of the GNU C library that one of the files needs.
+fn glibc_of(files: &[&Path]) -> anyhow::Result<Option<Glibc>> {
+    let mut newest = None;
+    for file in files {
+        let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
+        newest = newest.max(elf::needed_glibc(&bytes));
+    }
+    Ok(newest)
 }
 
 fn cpu_of(program: &Path) -> anyhow::Result<Cpu> {
@@ -270,7 +294,7 @@ mod tests {
             Entry::new(format!("{MODELS}/tiny/model.toml"), 0o644, put("model.toml", b"name = \"tiny\"")),
         ];
         let digest = archive::measure(&files).unwrap().digest;
-        let reference = BundleRef { digest, cpu: Cpu::Arm64, models: vec!["tiny".to_owned()] };
+        let reference = BundleRef { digest, cpu: Cpu::Arm64, glibc: None, models: vec!["tiny".to_owned()] };
         let bundle = Bundle { reference: reference.clone(), source: Source::Files(files) };
         let packed = put("bundle.tar.gz", &bundle.packed().unwrap());
         assert_eq!(Bundle::of_archive(&packed).unwrap().reference, reference);

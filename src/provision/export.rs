@@ -63,6 +63,10 @@ fn adapt(kind: Kind, properties: &mut Map<String, Value>) {
         Kind::InstanceProfile => {
             properties.remove("Tags");
         }
+        // A state that templates do not have.
+        Kind::AutoScalingGroup => {
+            properties.remove("SuspendedProcesses");
+        }
         Kind::LaunchTemplate => {
             if let Some(tags) = properties.remove("Tags") {
                 properties

@@ -69,6 +69,9 @@ pub(super) struct Inventory {
     pub found: Vec<FoundResource>,
     /// Reply queues of web processes, both running and dead ones.
     pub reply_queues: Vec<String>,
+    /// Queues of the stack that were deleted and are still listed. They do not count as found.
+    #[serde(default)]
+    pub queues_in_deletion: Vec<String>,
     /// Buckets of the stack that contain images or results.
     pub buckets_with_data: Vec<String>,
     /// Machines that the stack's groups have started.
@@ -84,6 +87,7 @@ impl Inventory {
         self.found.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
         self.found.dedup_by(|a, b| (a.kind, &a.name) == (b.kind, &b.name));
         self.reply_queues.sort_unstable();
+        self.queues_in_deletion.sort_unstable();
         self.buckets_with_data.sort_unstable();
         self.instances.sort_by(|a, b| a.id.cmp(&b.id));
     }
@@ -99,6 +103,21 @@ impl FoundResource {
     pub(super) fn new(kind: Kind, name: impl Into<String>, owner: Owner, properties: Value) -> FoundResource {
         let properties = super::resource::properties(properties);
         FoundResource { kind, name: name.into(), owner, attributes: BTreeMap::new(), properties }
+    }
+
+    /// The KMS key of a customer that encrypts a queue or a bucket.
+    pub(super) fn kms_key(&self) -> Option<&str> {
+        let property = |name: &str| self.properties.get(name).unwrap_or(&Value::Null);
+        match self.kind {
+            Kind::Queue => property("KmsMasterKeyId").as_str().filter(|key| !key.is_empty()),
+            Kind::Bucket => {
+                let rule = &property("BucketEncryption")["ServerSideEncryptionConfiguration"][0];
+                let default = &rule["ServerSideEncryptionByDefault"];
+                let is_kms = default["SSEAlgorithm"].as_str().is_some_and(|name| name.starts_with("aws:kms"));
+                is_kms.then(|| default["KMSMasterKeyID"].as_str().unwrap_or("aws/s3"))
+            }
+            _ => None,
+        }
     }
 
     #[must_use]

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::doctor::Stalled;
 use super::inventory::Inventory;
 use super::names::ResourceNames;
 use super::resource::LATEST_VERSION;
@@ -13,6 +14,8 @@ pub(super) struct Machines {
     /// Addresses of the web tier.
     pub web: Vec<String>,
     pub outdated: Vec<Outdated>,
+    /// Images wait, and none of the machines receives.
+    pub stalled: Option<Stalled>,
     /// Groups whose last attempt to start a machine failed, each with the reason.
     pub failed_starts: Vec<(String, String)>,
 }

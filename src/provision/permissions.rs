@@ -31,8 +31,13 @@ fn allow(actions: &[&str], resources: &[String]) -> Value {
     json!({"Effect": "Allow", "Action": actions, "Resource": resources})
 }
 
+/// The service that a role of instances trusts.
+pub(super) fn instance_service(region: &str) -> &'static str {
+    if region.starts_with("cn-") { "ec2.amazonaws.com.cn" } else { "ec2.amazonaws.com" }
+}
+
 pub(super) fn assumed_by_instances(region: &str) -> Value {
-    let service = if region.starts_with("cn-") { "ec2.amazonaws.com.cn" } else { "ec2.amazonaws.com" };
+    let service = instance_service(region);
     document(vec![json!({"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"})])
 }
 
@@ -177,7 +182,7 @@ pub(super) fn web(scope: &Scope<'_>) -> Value {
     document(statements)
 }
 
-/// Every action that a tier's policy allows, each with a resource that it is allowed on.
+/// Every action that a tier's policy allows, each with a resource that it is allowed on, which may be a pattern.
 pub(super) fn needed(tier: Tier, scope: &Scope<'_>) -> Vec<(String, String)> {
     let document = match tier {
         Tier::Worker => worker(scope),
@@ -188,8 +193,7 @@ pub(super) fn needed(tier: Tier, scope: &Scope<'_>) -> Vec<(String, String)> {
         for action in listed(&statement["Action"]) {
             for resource in listed(&statement["Resource"]) {
                 let (action, resource) = (action.as_str().unwrap_or_default(), resource.as_str().unwrap_or_default());
-                // Evaluation takes concrete names, so a wildcard becomes one: `bundle/*` is checked as `bundle/x`.
-                needed.push((action.to_owned(), resource.replace('*', "x")));
+                needed.push((action.to_owned(), resource.to_owned()));
             }
         }
     }

@@ -4,12 +4,16 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::change::{Action, Change, Difference};
 use super::inventory::{FoundResource, Inventory, Owner};
-use super::resource::{Kind, LATEST_VERSION, Resource, label, resolve};
+use super::resource::{Kind, LATEST_VERSION, Properties, Resource, label, resolve};
 use super::stack::Stack;
 
+const EVERYBODY: &str = "0.0.0.0/0";
+/// Properties that are left as they are where a customer's key encrypts.
+const ENCRYPTION: [&str; 2] = ["SqsManagedSseEnabled", "BucketEncryption"];
 /// Version of the file format of saved plans.
 const VERSION: u32 = 1;
 
@@ -21,6 +25,9 @@ pub(super) struct Plan {
     pub inventory: String,
     /// In the order in which they are applied.
     pub changes: Vec<Change>,
+    /// What is kept although the stack would be made differently, and what follows from it. One line each.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// The reason why no plan can be made or applied: one line that says what to do.
@@ -36,13 +43,21 @@ impl Plan {
     /// A wanted name is taken.
     pub(super) fn new(stack: Stack, inventory: &Inventory, adopt: bool) -> Result<Plan, Refusal> {
         check_versions(&stack, inventory)?;
-        let mut changes: Vec<Change> = Vec::new();
+        let (mut changes, mut notes): (Vec<Change>, Vec<String>) = (Vec::new(), Vec::new());
         for resource in &stack.resources {
             let Some(found) = inventory.get(resource.kind, &resource.name) else {
                 changes.push(Change::of(Action::Create, resource, Vec::new()));
                 continue;
             };
             check_owner(&stack, found, adopt)?;
+            check_network(&stack, found)?;
+            notes.extend(closes_web_tier(resource, found));
+            notes.extend(found.kms_key().map(|key| {
+                format!(
+                    "{} keeps its KMS key {key}: the key's policy has to allow kms:Decrypt and kms:GenerateDataKey to both roles",
+                    label(found.kind, &found.name)
+                )
+            }));
             let changed: BTreeSet<&str> = changes.iter().filter_map(|change| change.id.as_deref()).collect();
             let differences = differences(&stack, resource, found, inventory, &changed);
             if !differences.is_empty() {
@@ -50,7 +65,7 @@ impl Plan {
             }
         }
         changes.extend(stack.unwanted(inventory).into_iter().rev().map(Change::delete));
-        Ok(Plan { version: VERSION, inventory: inventory.fingerprint(), stack, changes })
+        Ok(Plan { version: VERSION, inventory: inventory.fingerprint(), stack, changes, notes })
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -112,6 +127,32 @@ fn check_owner(stack: &Stack, found: &FoundResource, adopt: bool) -> Result<(), 
     }
 }
 
+/// Stacks of earlier releases let everybody reach the web tier unless `--allow` was given.
+fn closes_web_tier(resource: &Resource, found: &FoundResource) -> Option<String> {
+    let is_open = |properties: &Properties| {
+        let rules = properties.get("SecurityGroupIngress").and_then(Value::as_array);
+        rules.is_some_and(|rules| rules.iter().any(|rule| rule["FromPort"] == 80 && rule["CidrIp"] == EVERYBODY))
+    };
+    (found.kind == Kind::SecurityGroup && is_open(&found.properties) && !is_open(&resource.properties)).then(|| {
+        format!(
+            "{} lets everybody reach the web tier, and will not any more: --allow {EVERYBODY} keeps it open",
+            label(found.kind, &found.name)
+        )
+    })
+}
+
+/// A security group cannot move to another VPC.
+fn check_network(stack: &Stack, found: &FoundResource) -> Result<(), Refusal> {
+    match found.properties.get("VpcId").and_then(|vpc| vpc.as_str()) {
+        Some(vpc) if found.kind == Kind::SecurityGroup && vpc != stack.vpc_id => Err(Refusal(format!(
+            "{} is in VPC {vpc}, and the stack is planned for VPC {}: give --vpc {vpc}, or destroy the stack first",
+            label(found.kind, &found.name),
+            stack.vpc_id
+        ))),
+        _ => Ok(()),
+    }
+}
+
 fn differences(
     stack: &Stack,
     resource: &Resource,
@@ -129,7 +170,8 @@ fn differences(
     for (property, wanted) in &resource.properties {
         let wanted = resolve(wanted, &known);
         let there = found.properties.get(property);
-        if !resource.kind.is_fixed(property) && there != Some(&wanted) {
+        let is_kept = found.kms_key().is_some() && ENCRYPTION.contains(&property.as_str());
+        if !resource.kind.is_fixed(property) && !is_kept && there != Some(&wanted) {
             differences.push(Difference { property: property.clone(), found: there.cloned(), wanted });
         }
     }
@@ -140,7 +182,7 @@ fn differences(
 pub(super) fn removal(inventory: &Inventory) -> Vec<Change> {
     let ours = inventory.found.iter().rev().filter(|found| found.owner == Owner::This);
     let mut changes: Vec<Change> = ours.map(Change::delete).collect();
-    let replies = inventory.reply_queues.iter().map(|name| Change {
+    let replies = inventory.reply_queues.iter().chain(&inventory.queues_in_deletion).map(|name| Change {
         action: Action::Delete,
         kind: Kind::Queue,
         name: name.clone(),
@@ -270,13 +312,13 @@ mod tests {
         inventory.found.retain(|found| found.name != "ScaleDownAlarm");
         golden(
             &planned(&stack, &inventory),
-            r#"stack imgcls in us-east-1, account 123456789012
+            "stack imgcls in us-east-1, account 123456789012
               ~ queue              web-app-image-transport
                   VisibilityTimeout: 5 → 30
               ~ security group     imgcls-app-tier
-                  SecurityGroupIngress: [{"CidrIp":"0.0.0.0/0","FromPort":22,"IpProtocol":"tcp","ToPort":22}] → []
+                  − rule tcp 22 from 0.0.0.0/0
               + alarm              ScaleDownAlarm
-            1 to create, 2 to update, 0 to delete"#,
+            1 to create, 2 to update, 0 to delete",
         );
     }
 

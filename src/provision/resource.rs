@@ -17,6 +17,9 @@ pub(super) type Properties = BTreeMap<String, Value>;
 pub(super) const STACK_TAG: &str = crate::protocol::TAG_STACK;
 /// The tag that names the region of the owning stack. IAM resources have it, since IAM is global.
 pub(super) const REGION_TAG: &str = "imgcls:region";
+/// The tag that a queue gets before it is deleted. SQS lists a deleted queue for up to a minute, and only the tag tells
+/// it from one that exists.
+pub(super) const DELETION_TAG: &str = "imgcls:deletion";
 /// Attribute of a launch template that changes with every version.
 pub(super) const LATEST_VERSION: &str = "LatestVersionNumber";
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::bundle::Cpu;
+use super::elf::Glibc;
 use crate::config::{Machines, Names};
 use crate::scaling_policy::{Bounds, Policy};
 
@@ -35,18 +36,65 @@ pub struct Settings {
     pub web_instance_type: Option<String>,
     /// ARN of a load balancer's target group that the web tier joins.
     pub target_group: Option<String>,
-    /// Addresses that may reach the web tier, as CIDR.
-    pub allow: String,
+    /// Who may reach the web tier. If absent, only the VPC that it is in.
+    pub allow: Option<Allow>,
     /// Clients of the web tier need a key.
     pub requires_keys: bool,
     /// Days until images expire in the input bucket.
     pub keep_images_days: u32,
     /// Days until results expire in the output bucket.
     pub keep_results_days: u32,
+    /// The network of the machines.
+    pub network: NetworkChoice,
     /// AMI of the machines. If absent, Debian 12.
     pub image: Option<String>,
     /// Settings of the processes on the machines that the user gave.
     pub machines: Machines,
+}
+
+/// Who may reach the web tier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Allow {
+    /// A network, as CIDR.
+    Network(String),
+    /// The address from which AWS sees the calls of this program.
+    Me,
+}
+
+/// The network that the user chose.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkChoice {
+    /// Id of the VPC. If absent, that of the subnets, or the default VPC of the region.
+    pub vpc: Option<String>,
+    /// Ids of the subnets. If there are none, all of the VPC.
+    pub subnets: Vec<String>,
+}
+
+/// A VPC and its subnets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Network {
+    pub vpc_id: String,
+    /// Sorted.
+    pub subnets: Vec<String>,
+    /// The IPv4 addresses of the VPC, as CIDRs.
+    pub cidrs: Vec<String>,
+    /// Machines in all of the subnets get a public address.
+    pub is_public: bool,
+}
+
+/// The root volume of the machines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RootVolume {
+    /// The name under which the AMI has it. Under another name, machines would get a second volume.
+    pub device: String,
+    pub gigabytes: u32,
+}
+
+impl Default for RootVolume {
+    /// That of Debian's AMIs. System, bundle and model together need less.
+    fn default() -> RootVolume {
+        RootVolume { device: "/dev/xvda".to_owned(), gigabytes: 8 }
+    }
 }
 
 /// The account, region and network of a stack.
@@ -54,8 +102,10 @@ pub struct Settings {
 pub(super) struct Site {
     pub account: String,
     pub region: String,
-    pub vpc_id: String,
-    pub subnets: Vec<String>,
+    pub network: Network,
+    pub root_volume: RootVolume,
+    /// The networks that may reach the web tier, as CIDRs.
+    pub allowed: Vec<String>,
     /// Endpoint of all services if it is not AWS's own. The machines use it too.
     pub endpoint_url: Option<String>,
 }
@@ -71,6 +121,18 @@ impl Settings {
 
     pub(super) fn web_type(&self, cpu: Cpu) -> &str {
         self.web_instance_type.as_deref().unwrap_or_else(|| cpu.default_web_type())
+    }
+
+    /// # Errors
+    /// The bundle needs a newer C library than the default AMI has. That of another AMI is unknown.
+    pub(super) fn check_glibc(&self, needed: Option<Glibc>) -> Result<(), String> {
+        match needed.filter(|needed| self.image.is_none() && *needed > Cpu::DEBIAN_GLIBC) {
+            Some(needed) => Err(format!(
+                "the bundle needs glibc {needed}, and the AMI of the machines (Debian 12) has {}: build imgcls on Debian 12 or give such a --bundle, or give --image with an AMI that has glibc {needed}",
+                Cpu::DEBIAN_GLIBC
+            )),
+            None => Ok(()),
+        }
     }
 
     /// # Errors
@@ -95,8 +157,14 @@ impl Site {
         Site {
             account: "123456789012".to_owned(),
             region: "us-east-1".to_owned(),
-            vpc_id: "vpc-1".to_owned(),
-            subnets: vec!["subnet-a".to_owned(), "subnet-b".to_owned()],
+            network: Network {
+                vpc_id: "vpc-1".to_owned(),
+                subnets: vec!["subnet-a".to_owned(), "subnet-b".to_owned()],
+                cidrs: vec!["10.0.0.0/16".to_owned()],
+                is_public: true,
+            },
+            root_volume: RootVolume::default(),
+            allowed: vec!["10.0.0.0/16".to_owned()],
             endpoint_url: None,
         }
     }
@@ -119,10 +187,11 @@ impl Settings {
             web_instances: 1,
             web_instance_type: None,
             target_group: None,
-            allow: "0.0.0.0/0".to_owned(),
+            allow: None,
             requires_keys: true,
             keep_images_days: 7,
             keep_results_days: 30,
+            network: NetworkChoice::default(),
             image: None,
             machines: Machines::default(),
         }

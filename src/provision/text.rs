@@ -6,7 +6,8 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::change::{Action, Change, leaves};
-use super::doctor::{Finding, Severity};
+use super::doctor::{Finding, Severity, Stalled};
+use super::drift;
 use super::inventory::Inventory;
 use super::machines::{Machines, Outdated};
 use super::money::Cost;
@@ -14,6 +15,9 @@ use super::plan::Plan;
 use super::resource::target_of;
 use super::stack::Stack;
 
+/// What has to exist in subnets whose machines have no public address.
+const PRIVATE_SUBNETS: &str = "machines get no public address in these subnets: they need a NAT gateway, or endpoints of \
+    S3, SQS, STS, CloudWatch, CloudWatch Logs and EC2 Auto Scaling in the VPC\n";
 /// Longer values are shown by size and digest.
 const LONGEST_VALUE: usize = 100;
 
@@ -21,11 +25,25 @@ pub(super) fn plan(plan: &Plan) -> String {
     let mut text = header(&plan.stack);
     for change in &plan.changes {
         let _ = writeln!(text, "  {}", self::change(change));
-        for (path, found, wanted) in change.differences.iter().flat_map(leaves) {
-            let _ = writeln!(text, "      {path}: {} → {}", value(found.as_ref()), value(wanted.as_ref()));
+        for difference in &change.differences {
+            if let Some(entries) = drift::entries(difference) {
+                for entry in entries {
+                    let _ = writeln!(text, "      {} {}", if entry.is_foreign { '−' } else { '+' }, entry.words);
+                }
+                continue;
+            }
+            for (path, found, wanted) in leaves(difference) {
+                let _ = writeln!(text, "      {path}: {} → {}", value(found.as_ref()), value(wanted.as_ref()));
+            }
         }
     }
     text.push_str(&totals(plan));
+    for note in &plan.notes {
+        let _ = writeln!(text, "{note}");
+    }
+    if !plan.stack.has_public_addresses {
+        text.push_str(PRIVATE_SUBNETS);
+    }
     text
 }
 
@@ -73,7 +91,14 @@ fn value(value: Option<&Value>) -> String {
 }
 
 pub(super) fn cost(cost: &Cost) -> String {
-    let Cost { currency, prices_of, prices_region, at_rest_month, per_million_images, at_max_day, .. } = cost;
+    let Cost { currency, prices_of, prices_region, per_million_images, .. } = cost;
+    let (Some(at_rest_month), Some(at_max_day)) = (cost.at_rest_month, cost.at_max_day) else {
+        return format!(
+            "cost by the prices of {prices_of} ({prices_region}): {per_million_images:.2} {currency} a million images; \
+             price unknown for {}, so that the cost of machines is too (--prices FILE)\n",
+            cost.unknown_types.join(", ")
+        );
+    };
     format!(
         "cost by the prices of {prices_of} ({prices_region}): {at_rest_month:.2} {currency} a month at rest, \
          {per_million_images:.2} a million images, {at_max_day:.2} a day with all {} workers ({})\n",
@@ -90,6 +115,7 @@ pub(super) fn removal(stack: &Stack, changes: &[Change]) -> String {
     text
 }
 
+/// For a plan after whose changes the state was read again.
 pub(super) fn applied(plan: &Plan) -> String {
     format!("all {} resources are as wanted\n", plan.stack.resources.len())
 }
@@ -108,8 +134,21 @@ pub(super) fn status(plan: &Plan, inventory: &Inventory) -> String {
             Some(Action::Update | Action::Delete) => "differs",
         };
         let _ = writeln!(text, "  {state:<8} {:<18} {}", resource.kind, resource.name);
-        for (path, found, wanted) in change.into_iter().flat_map(|change| change.differences.iter().flat_map(leaves)) {
-            let _ = writeln!(text, "      {path}: {}, not {}", value(found.as_ref()), value(wanted.as_ref()));
+        for difference in change.into_iter().flat_map(|change| &change.differences) {
+            if let Some(entries) = drift::entries(difference) {
+                for entry in entries {
+                    let _ = writeln!(
+                        text,
+                        "      {} {}",
+                        if entry.is_foreign { "foreign" } else { "missing" },
+                        entry.words
+                    );
+                }
+                continue;
+            }
+            for (path, found, wanted) in leaves(difference) {
+                let _ = writeln!(text, "      {path}: {}, not {}", value(found.as_ref()), value(wanted.as_ref()));
+            }
         }
     }
     for change in plan.changes.iter().filter(|change| change.action == Action::Delete) {
@@ -126,6 +165,13 @@ pub(super) fn machines(stack: &Stack, machines: &Machines) -> String {
     let mut text = String::new();
     for (group, reason) in &machines.failed_starts {
         let _ = writeln!(text, "{group} could not start a machine and retries by itself: {reason}");
+    }
+    if let Some(Stalled { visible, in_service }) = machines.stalled {
+        let _ = writeln!(
+            text,
+            "{visible} images wait, {in_service} machines are in service, and nobody receives: a machine needs some \
+             minutes to start; after that see `imgcls provision doctor`"
+        );
     }
     for Outdated { group, machines } in &machines.outdated {
         let _ = writeln!(
@@ -161,5 +207,10 @@ fn web(stack: &Stack, addresses: &[String]) -> String {
     if addresses.is_empty() {
         return "web tier: no machine yet; `imgcls provision status` shows its address\n".to_owned();
     }
-    format!("web tier: {} (a machine answers about a minute after its start)\n", addresses.join(" "))
+    let reach = if stack.is_private {
+        "; it is reached from its VPC alone, and --allow CIDR or --allow me lets others in"
+    } else {
+        ""
+    };
+    format!("web tier: {} (a machine answers about a minute after its start{reach})\n", addresses.join(" "))
 }

@@ -6,6 +6,7 @@
 use super::bundle::BundleRef;
 use super::names::ResourceNames;
 use super::package::PackageRef;
+use super::partition::Partition;
 use super::settings::{Settings, Site};
 use super::tier::Tier;
 use crate::config::{Document, Names, toml_text};
@@ -14,6 +15,8 @@ use crate::scaling_policy::Policy;
 const TEMPLATE: &str = include_str!("user_data.sh");
 /// The file of settings on a machine, as the units name it.
 const SETTINGS_FILE: &str = "--config /etc/imgcls/config.toml";
+/// How long a machine may take to start its service.
+const START_LIMIT: &str = "15min";
 /// How long a web tier that drains keeps its port open, so that a load balancer notices.
 const DEFAULT_DRAIN_DELAY: &str = "5s";
 const DEFAULT_LOG_FORMAT: &str = "json";
@@ -27,14 +30,19 @@ pub(crate) fn render(
     bundle: &BundleRef,
     packages: &[PackageRef],
 ) -> String {
-    let (command, capability) = match tier {
-        Tier::Worker => (format!("worker {SETTINGS_FILE} --admin-listen 127.0.0.1:9090"), ""),
+    let (command, capability, started) = match tier {
+        Tier::Worker => {
+            let command = format!("worker {SETTINGS_FILE} --admin-listen 127.0.0.1:9090");
+            (command, "", "curl -sf -o /dev/null --max-time 5 http://127.0.0.1:9090/readyz")
+        }
         Tier::Web => {
             let auth = if settings.requires_keys { "required" } else { "none" };
-            (format!("serve-web {SETTINGS_FILE} --listen 0.0.0.0:80 --auth {auth}"), "CAP_NET_BIND_SERVICE")
+            let command = format!("serve-web {SETTINGS_FILE} --listen 0.0.0.0:80 --auth {auth}");
+            // It may speak TLS, and refuse this host name.
+            (command, "CAP_NET_BIND_SERVICE", "timeout 5 bash -c '</dev/tcp/127.0.0.1/80' 2>/dev/null")
         }
     };
-    let suffix = if site.region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+    let suffix = Partition::of(&site.region).suffix;
     let service = |service: &str| match &site.endpoint_url {
         Some(url) => url.trim_end_matches('/').to_owned(),
         None => format!("https://{service}.{}.{suffix}", site.region),
@@ -49,6 +57,8 @@ pub(crate) fn render(
         ("@LOG_GROUP@", &ResourceNames::of(&settings.stack).log_group),
         ("@REGION@", &site.region),
         ("@COMMAND@", &command),
+        ("@STARTED@", started),
+        ("@START_LIMIT@", START_LIMIT),
         ("@CAPABILITY@", capability),
         ("@AUTOSCALE@", &autoscale(tier, settings.policy)),
         ("@SETTINGS@", settings_file.trim_end()),

@@ -60,7 +60,12 @@ for try in $(seq 60); do
   say "cannot download the bundle $bundle_url, or it is not the one with digest $digest (try $try of 60)"
   sleep 5
 done
-[ -d "$home" ] || { say "giving up: check that the role of this machine may read the bundle"; exit 1; }
+# An Auto Scaling group replaces a machine that is off, but not one that does nothing.
+if ! [ -d "$home" ]; then
+  say "giving up: check that the role of this machine may read the bundle. Switching off, so that the group tries another machine"
+  systemctl poweroff
+  exit 1
+fi
 
 # Readable by everybody: the services run as users without rights, and the file holds no secret.
 cat >/etc/imgcls/config.toml <<'SETTINGS'
@@ -160,3 +165,17 @@ services=(imgcls-logs.service imgcls.service ${autoscale:+imgcls-autoscale.servi
 systemctl enable "${services[@]}"
 say "bundle $digest is here; starting @COMMAND@"
 systemctl start --no-block "${services[@]}"
+
+# A machine whose service has not started by then is replaced too.
+cat >/opt/imgcls/check-start <<'CHECK'
+#!/bin/bash
+for try in $(seq 12); do
+  if @STARTED@; then exit 0; fi
+  sleep 5
+done
+echo 'imgcls: the service has not started within @START_LIMIT@. Switching off, so that the group tries another machine' |
+  tee /dev/console
+systemctl poweroff
+CHECK
+chmod 755 /opt/imgcls/check-start
+systemd-run --unit=imgcls-check-start --on-active=@START_LIMIT@ /opt/imgcls/check-start

@@ -90,6 +90,18 @@ pub(crate) struct InstancePrice {
     pub(crate) surplus_vcpu_hour: Option<f64>,
 }
 
+impl InstancePrice {
+    /// The price of a type that is not known.
+    pub(crate) const NONE: InstancePrice = InstancePrice {
+        vcpus: 0,
+        cpu: String::new(),
+        hour: 0.0,
+        spot_hour: None,
+        baseline: None,
+        surplus_vcpu_hour: None,
+    };
+}
+
 /// Machines of one type.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Machines<'a> {

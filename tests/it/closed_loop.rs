@@ -12,7 +12,7 @@ use crate::cloud::{Cloud, Setting};
 use crate::cloudwatch::{Alarm, Capacity, CloudWatch, Metric, Metrics, Policy, SPEED, Watched, alarms_of};
 use crate::elastic::slow_image;
 use crate::emulators::{self, ministack, moto_of_stacks};
-use crate::harness::{Service, imgcls, test_image, until};
+use crate::harness::{Process, Service, imgcls, test_image, until};
 use crate::provision::small_bundle;
 
 /// Both emulators take a key of twelve digits as the account.
@@ -113,6 +113,46 @@ fn step_alarms_match_the_policy() {
     }
 }
 
+#[test]
+fn alarm_with_a_longer_period_reads_the_depth_and_not_the_sum_of_depths() {
+    let stack = Stack::apply("loop-slow-alarms", &["--scale-out-period", "5m", "--scale-in-period", "5m"]);
+    let alarms = alarms_of(&stack.group(), moto_of_stacks());
+    let raised_at = |visible: f64, workers: f64| {
+        let mut metrics = Metrics::default();
+        for minute in 0..5 {
+            let queue = Metric::new("AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", &stack.queue());
+            metrics.put(queue, minute * 60, visible);
+            for name in ["GroupDesiredCapacity", "GroupInServiceInstances"] {
+                let group = Metric::new("AWS/AutoScaling", name, "AutoScalingGroupName", &stack.group());
+                metrics.put(group, minute * 60, workers);
+            }
+        }
+        let raised = alarms.iter().filter(|alarm| alarm.breaching_value(&metrics, 300).is_some());
+        raised.map(|alarm| alarm.name.clone()).collect::<Vec<_>>()
+    };
+    // The sum of five minutes is above 25 for 10 waiting images, and above 2 for a single one.
+    assert_eq!(raised_at(10.0, 1.0), [""; 0]);
+    assert_eq!(raised_at(26.0, 1.0), ["loop-slow-alarms-ScaleUpAlarm"]);
+    assert_eq!(raised_at(1.0, 2.0), ["loop-slow-alarms-ScaleDownAlarm"]);
+}
+
+#[test]
+fn machine_without_a_worker_is_reported() {
+    let stack = Stack::apply("loop-stalled", &["--min", "1"]);
+    let service = stack.serve();
+    service.submit("cat.jpg", &test_image("cat.jpg"));
+    let folder = tempfile::tempdir().unwrap();
+    let mut autoscale = imgcls();
+    autoscale.args(["autoscale", "--stack", stack.name, "--interval", "50ms"]).envs(stack.environment.clone());
+    let autoscale = Process::start(autoscale, &folder.path().join("autoscale.log"));
+    until("the report", || autoscale.log().contains("nobody receives").then_some(()));
+    let mut status = imgcls();
+    status.args(["provision", "status", "--web-instances", "0", "--min", "1", "--stack", stack.name, "--bundle"]);
+    let output = status.arg(small_bundle()).envs(stack.environment.clone()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("1 images wait, 1 machines are in service, and nobody receives"), "{text}");
+}
+
 struct Stack {
     name: &'static str,
     environment: Vec<(String, String)>,
@@ -166,7 +206,9 @@ impl Stack {
         let mut metrics = Metrics::default();
         let queue = |name: &str| Metric::new("AWS/SQS", name, "QueueName", &self.queue());
         metrics.put(queue("ApproximateNumberOfMessagesVisible"), 0, visible as f64);
-        metrics.put(queue("ApproximateNumberOfMessagesNotVisible"), 0, in_flight as f64);
+        if in_flight > 0 {
+            metrics.put(queue("ApproximateNumberOfMessagesNotVisible"), 0, in_flight as f64);
+        }
         let group = |name: &str| Metric::new("AWS/AutoScaling", name, "AutoScalingGroupName", &self.group());
         metrics.put(group("GroupDesiredCapacity"), 0, f64::from(workers));
         metrics.put(group("GroupInServiceInstances"), 0, f64::from(workers));
@@ -197,7 +239,7 @@ fn environment() -> Vec<(String, String)> {
     let mut environment = emulators::credentials();
     let at = |service: &str, url: String| (format!("AWS_ENDPOINT_URL_{service}"), url);
     environment.extend(["SQS", "S3"].map(|service| at(service, ministack().url())));
-    let of_moto = ["IAM", "CLOUDWATCH", "AUTO_SCALING", "STS", "EC2", "CLOUDWATCH_LOGS"];
+    let of_moto = ["IAM", "CLOUDWATCH", "AUTO_SCALING", "STS", "EC2", "CLOUDWATCH_LOGS", "RESOURCE_GROUPS_TAGGING_API"];
     environment.extend(of_moto.map(|service| at(service, moto_of_stacks().url())));
     environment.push(("AWS_ACCESS_KEY_ID".to_owned(), ACCOUNT.to_owned()));
     environment.push(("AWS_REGION".to_owned(), "us-east-1".to_owned()));

@@ -14,6 +14,9 @@ const FOLDER_VARIABLE: &str = "IMGCLS_EMULATORS";
 pub const ACCESS_KEY: &str = "imgcls-test";
 const SECRET_KEY: &str = "imgcls-test-secret";
 
+/// moto behind a layer that makes it as strict as AWS.
+pub const STRICT: &str = "moto-strict";
+
 pub struct Emulator {
     pub address: SocketAddr,
     /// Exits when its standard input closes, and so with this process, however that ends.
@@ -26,10 +29,11 @@ pub fn moto() -> &'static Emulator {
     MOTO.get_or_init(|| Emulator::start("moto"))
 }
 
-/// A second moto, for stacks. It holds few queues, since a plan reads the tags of each.
+/// A second moto, for stacks, which answers as late as AWS does: deleted queues and buckets are still listed
+/// (`scripts/emulators/strict.py`).
 pub fn moto_of_stacks() -> &'static Emulator {
     static MOTO: OnceLock<Emulator> = OnceLock::new();
-    MOTO.get_or_init(|| Emulator::start("moto"))
+    MOTO.get_or_init(|| Emulator::start(STRICT))
 }
 
 /// ministack, for SQS, S3 and STS.

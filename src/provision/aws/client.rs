@@ -6,8 +6,11 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use aws_sdk_sqs::config::http::HttpResponse;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
+use aws_smithy_runtime_api::client::interceptors::context::InterceptorContext;
+use aws_smithy_runtime_api::client::retries::classifiers::{ClassifyRetry, RetryAction};
 use serde_json::Value;
 
+use super::s3::CONFLICT;
 use super::signed::Signed;
 use crate::aws::{Aws, Fault};
 use crate::provision::inventory::Owner;
@@ -25,6 +28,25 @@ pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(600);
 /// The attributes of a resource that a change returned, as name and value.
 pub(super) type Attributes = Vec<(String, String)>;
 
+/// Makes the SDK repeat a change to a bucket that S3 refuses because another one is in progress.
+#[derive(Debug)]
+struct ConflictClassifier;
+
+impl ClassifyRetry for ConflictClassifier {
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        let is_conflict = context.response().is_some_and(|response| {
+            let body = response.body().bytes().unwrap_or_default();
+            response.status().as_u16() == 409
+                && body.windows(CONFLICT.len()).any(|window| window == CONFLICT.as_bytes())
+        });
+        if is_conflict { RetryAction::transient_error() } else { RetryAction::NoActionIndicated }
+    }
+
+    fn name(&self) -> &'static str {
+        "conflicting change of a bucket"
+    }
+}
+
 /// All services of one account and region.
 pub(in crate::provision) struct Cloud {
     pub(super) aws: Aws,
@@ -38,7 +60,10 @@ pub(in crate::provision) struct Cloud {
 impl Cloud {
     pub(in crate::provision) fn new(aws: Aws) -> Cloud {
         // An emulator has no host name for each bucket.
-        let s3 = aws_sdk_s3::config::Builder::from(aws.sdk()).force_path_style(aws.has_endpoint("S3")).build();
+        let s3 = aws_sdk_s3::config::Builder::from(aws.sdk())
+            .force_path_style(aws.has_endpoint("S3"))
+            .retry_classifier(ConflictClassifier)
+            .build();
         Cloud {
             sqs: aws_sdk_sqs::Client::new(aws.sdk()),
             s3: aws_sdk_s3::Client::from_conf(s3),

@@ -109,6 +109,7 @@ impl Cloud {
             .set_comparison_operator(word("ComparisonOperator").map(|name| ComparisonOperator::from(name.as_str())))
             .set_treat_missing_data(word("TreatMissingData"))
             .set_alarm_actions(Some(actions))
+            .set_actions_enabled(get("ActionsEnabled").and_then(Value::as_bool))
             .set_metrics(metrics)
             .set_tags(Some(tags.clone()));
         self.done("cloudwatch:PutMetricAlarm", &what, call.send().await)?;

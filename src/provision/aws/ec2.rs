@@ -1,4 +1,4 @@
-//! Launch templates, security groups, the default network and the machines.
+//! Launch templates and the machines.
 //!
 //! The SDK crate of EC2 would take longer to build than the rest of the program, so its dozen calls are written here
 //! (decision 6).
@@ -7,10 +7,9 @@ use serde_json::{Value, json};
 
 use aws_sdk_sqs::error::ProvideErrorMetadata as _;
 
-use super::client::{Attributes, Cloud, member, owner_by_tags, retry_while};
+use super::client::{Attributes, Cloud, member, owner_by_tags};
 use super::query::{self, Lists, list, parse};
 use super::signed::{Call, SignedError};
-use crate::provision::bundle::Cpu;
 use crate::provision::change::Change;
 use crate::provision::inventory::{FoundResource, Instance, Owner};
 use crate::provision::resource::{Kind, Resource, STACK_TAG, label, our_tags, properties, tags_of};
@@ -18,7 +17,7 @@ use crate::provision::stack::Stack;
 
 const VERSION: &str = "2016-11-15";
 /// Error codes for resources that do not exist.
-const MISSING: [&str; 7] = [
+const MISSING: [&str; 9] = [
     "InvalidAMIID.NotFound",
     "InvalidAMIID.Unavailable",
     "InvalidGroup.NotFound",
@@ -26,6 +25,8 @@ const MISSING: [&str; 7] = [
     "InvalidLaunchTemplateName.NotFoundException",
     "InvalidLaunchTemplateId.NotFound",
     "InvalidPermission.NotFound",
+    "InvalidSubnetID.NotFound",
+    "InvalidVpcID.NotFound",
 ];
 const GROUP_OF_INSTANCE: &str = "aws:autoscaling:groupName";
 const TEMPLATE_VERSION_OF_INSTANCE: &str = "aws:ec2launchtemplate:version";
@@ -33,13 +34,18 @@ const TEMPLATE_VERSION_OF_INSTANCE: &str = "aws:ec2launchtemplate:version";
 const ENDPOINT_VARIABLE: &str = "AWS_ENDPOINT_URL_EC2";
 
 impl Cloud {
-    async fn ec2(&self, operation: &'static str, parameters: &Value) -> Result<String, SignedError> {
+    pub(super) async fn ec2(&self, operation: &'static str, parameters: &Value) -> Result<String, SignedError> {
         let body = query::form(operation, VERSION, Lists::Ec2, parameters);
         self.signed.call(Call::query("ec2", ENDPOINT_VARIABLE, operation, body)).await
     }
 
     /// Reads all pages of a list.
-    async fn all(&self, operation: &'static str, what: &str, parameters: Value) -> anyhow::Result<Vec<Value>> {
+    pub(super) async fn all(
+        &self,
+        operation: &'static str,
+        what: &str,
+        parameters: Value,
+    ) -> anyhow::Result<Vec<Value>> {
         let action = format!("ec2:{operation}");
         let mut parameters = parameters;
         let mut entries = Vec::new();
@@ -58,33 +64,6 @@ impl Cloud {
         }
     }
 
-    /// The default VPC of the region, and its default subnets, sorted.
-    ///
-    /// # Errors
-    /// The region has none.
-    pub(in crate::provision) async fn default_network(&self) -> anyhow::Result<(String, Vec<String>)> {
-        let region = self.aws.region();
-        let filter = json!({"Filters": [{"Name": "is-default", "Values": ["true"]}]});
-        let networks = self.all("DescribeVpcs", "the networks", filter).await?;
-        let Some(vpc) = networks.first().and_then(|network| network["vpcId"].as_str()) else {
-            anyhow::bail!(
-                "region {region} has no default VPC: make one with `aws ec2 create-default-vpc --region {region}`"
-            );
-        };
-        let filter =
-            json!({"Filters": [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "default-for-az", "Values": ["true"]}]});
-        let subnets = self.all("DescribeSubnets", "the subnets", filter).await?;
-        let mut subnets: Vec<String> =
-            subnets.iter().filter_map(|subnet| subnet["subnetId"].as_str().map(str::to_owned)).collect();
-        subnets.sort_unstable();
-        if subnets.is_empty() {
-            anyhow::bail!(
-                "the default VPC {vpc} has no subnet: make one with `aws ec2 create-default-subnet --region {region}`"
-            );
-        }
-        Ok((vpc.to_owned(), subnets))
-    }
-
     pub(super) async fn observe_ec2(&self, stack: &Stack) -> anyhow::Result<(Vec<FoundResource>, Vec<Instance>)> {
         let mut found = self.observe_security_groups(stack).await?;
         found.extend(self.observe_launch_templates(stack).await?);
@@ -93,25 +72,6 @@ impl Cloud {
         let machines = reservations.iter().flat_map(|entry| list(entry, "instancesSet"));
         let instances = machines.map(instance).filter(|instance| instance.state != "terminated").collect();
         Ok((found, instances))
-    }
-
-    async fn observe_security_groups(&self, stack: &Stack) -> anyhow::Result<Vec<FoundResource>> {
-        let filter = json!({"Filters": [{"Name": "vpc-id", "Values": [stack.vpc_id]}]});
-        let groups = self.all("DescribeSecurityGroups", "the security groups", filter).await?;
-        let found = groups.iter().filter_map(|group| {
-            let name = group["groupName"].as_str()?;
-            let tags = tags(group);
-            let owner = owner_by_tags(pairs(&tags), stack);
-            if stack.find(Kind::SecurityGroup, name).is_none() && owner != Owner::This {
-                return None;
-            }
-            let mut rules: Vec<Value> = list(group, "ipPermissions").flat_map(rules).collect();
-            rules.sort_by_key(ToString::to_string);
-            let members = json!({"SecurityGroupIngress": rules, "Tags": our_tags(pairs(&tags))});
-            let id = group["groupId"].as_str().unwrap_or_default();
-            Some(FoundResource::new(Kind::SecurityGroup, name, owner, members).with("GroupId", id))
-        });
-        Ok(found.collect())
     }
 
     async fn observe_launch_templates(&self, stack: &Stack) -> anyhow::Result<Vec<FoundResource>> {
@@ -149,62 +109,7 @@ impl Cloud {
         Ok(versions.first().map(|version| template_data(&version["launchTemplateData"])))
     }
 
-    /// The processor of an AMI. Returns `None` if it is not visible to this account.
-    pub(super) async fn cpu_of_image(&self, image: &str) -> anyhow::Result<Option<Cpu>> {
-        if let Some(cpu) = cpu_of_debian(image) {
-            return Ok(Some(cpu));
-        }
-        if !image.starts_with("ami-") {
-            return Ok(None);
-        }
-        let images = self.all("DescribeImages", &format!("image {image}"), json!({ "ImageIds": [image] })).await?;
-        Ok(match images.first().and_then(|image| image["architecture"].as_str()) {
-            Some("x86_64") => Some(Cpu::X86_64),
-            Some("arm64") => Some(Cpu::Arm64),
-            _ => None,
-        })
-    }
-
-    pub(super) async fn put_security_group(
-        &self,
-        resource: &Resource,
-        found: Option<&FoundResource>,
-    ) -> anyhow::Result<Attributes> {
-        let what = resource.label();
-        let id = match found.and_then(|found| found.attributes.get("GroupId")) {
-            Some(id) => {
-                self.tag(id, resource).await?;
-                id.clone()
-            }
-            None => {
-                let parameters = json!({
-                    "GroupName": resource.name,
-                    "GroupDescription": member(resource, &["GroupDescription"])?,
-                    "VpcId": member(resource, &["VpcId"])?,
-                    "TagSpecifications": [{"ResourceType": "security-group", "Tags": tag_parameters(resource)}],
-                });
-                let answer =
-                    self.done("ec2:CreateSecurityGroup", &what, self.ec2("CreateSecurityGroup", &parameters).await)?;
-                parse(&answer)?["groupId"].as_str().unwrap_or_default().to_owned()
-            }
-        };
-        let there = found.and_then(|found| found.properties.get("SecurityGroupIngress")).cloned().unwrap_or(json!([]));
-        let there = there.as_array().cloned().unwrap_or_default();
-        let wanted = member(resource, &["SecurityGroupIngress"])?.as_array().cloned().unwrap_or_default();
-        for rule in wanted.iter().filter(|rule| !there.contains(rule)) {
-            let parameters = json!({"GroupId": id, "IpPermissions": [permission(rule)]});
-            let answer = self.ec2("AuthorizeSecurityGroupIngress", &parameters).await;
-            self.done("ec2:AuthorizeSecurityGroupIngress", &what, answer)?;
-        }
-        for rule in there.iter().filter(|rule| !wanted.contains(rule)) {
-            let parameters = json!({"GroupId": id, "IpPermissions": [permission(rule)]});
-            let answer = self.ec2("RevokeSecurityGroupIngress", &parameters).await;
-            self.gone_from_ec2("ec2:RevokeSecurityGroupIngress", &what, answer)?;
-        }
-        Ok(vec![("GroupId".to_owned(), id)])
-    }
-
-    async fn tag(&self, id: &str, resource: &Resource) -> anyhow::Result<()> {
+    pub(super) async fn tag(&self, id: &str, resource: &Resource) -> anyhow::Result<()> {
         let parameters = json!({"ResourceIds": [id], "Tags": tag_parameters(resource)});
         self.done("ec2:CreateTags", &resource.label(), self.ec2("CreateTags", &parameters).await).map(drop)
     }
@@ -252,16 +157,12 @@ impl Cloud {
         self.gone_from_ec2("ec2:DeleteLaunchTemplate", &label(Kind::LaunchTemplate, name), answer)
     }
 
-    pub(super) async fn delete_security_group(&self, name: &str, found: Option<&FoundResource>) -> anyhow::Result<()> {
-        let Some(id) = found.and_then(|found| found.attributes.get("GroupId")) else { return Ok(()) };
-        // The network interface of a machine exists for a while after the machine has terminated.
-        let is_in_use = |error: &SignedError| error.code() == Some("DependencyViolation");
-        let parameters = json!({ "GroupId": id });
-        let answer = retry_while(is_in_use, async || self.ec2("DeleteSecurityGroup", &parameters).await).await;
-        self.gone_from_ec2("ec2:DeleteSecurityGroup", &label(Kind::SecurityGroup, name), answer)
-    }
-
-    fn gone_from_ec2(&self, action: &str, what: &str, answer: Result<String, SignedError>) -> anyhow::Result<()> {
+    pub(super) fn gone_from_ec2(
+        &self,
+        action: &str,
+        what: &str,
+        answer: Result<String, SignedError>,
+    ) -> anyhow::Result<()> {
         match answer {
             Err(error) if error.code().is_some_and(|code| MISSING.contains(&code)) => Ok(()),
             answer => self.gone(action, what, answer),
@@ -269,38 +170,8 @@ impl Cloud {
     }
 }
 
-/// The processor of an AMI that is given as Debian's own parameter.
-fn cpu_of_debian(image: &str) -> Option<Cpu> {
-    [Cpu::X86_64, Cpu::Arm64].into_iter().find(|cpu| cpu.debian_image() == image)
-}
-
-fn tag_parameters(resource: &Resource) -> Vec<Value> {
+pub(super) fn tag_parameters(resource: &Resource) -> Vec<Value> {
     tags_of(&resource.properties).into_iter().map(|(key, value)| json!({"Key": key, "Value": value})).collect()
-}
-
-/// Converts an ingress rule of CloudFormation to a parameter.
-fn permission(rule: &Value) -> Value {
-    json!({
-        "IpProtocol": rule["IpProtocol"], "FromPort": rule["FromPort"], "ToPort": rule["ToPort"],
-        "IpRanges": [properties(json!({"CidrIp": rule["CidrIp"], "Description": rule["Description"]}))],
-    })
-}
-
-/// Converts one entry of an answer to ingress rules of CloudFormation. Sources that the stack never uses are included,
-/// so that they show as differences.
-fn rules(entry: &Value) -> Vec<Value> {
-    let port = |name: &str| entry[name].as_str().and_then(|text| text.parse::<i64>().ok());
-    let rule = |source: (&str, &Value), description: &Value| {
-        json!(properties(json!({
-            "IpProtocol": entry["ipProtocol"], "FromPort": port("fromPort"), "ToPort": port("toPort"),
-            source.0: source.1, "Description": description,
-        })))
-    };
-    let v4 = list(entry, "ipRanges").map(|range| rule(("CidrIp", &range["cidrIp"]), &range["description"]));
-    let v6 = list(entry, "ipv6Ranges").map(|range| rule(("CidrIpv6", &range["cidrIpv6"]), &range["description"]));
-    let groups =
-        list(entry, "groups").map(|group| rule(("SourceSecurityGroupId", &group["groupId"]), &group["description"]));
-    v4.chain(v6).chain(groups).collect()
 }
 
 /// Converts the data of a launch template to CloudFormation's form.
@@ -337,7 +208,9 @@ fn template_data(data: &Value) -> Value {
         "ImageId": data["imageId"],
         "InstanceType": data["instanceType"],
         "KeyName": data["keyName"],
-        "IamInstanceProfile": data.get("iamInstanceProfile").map(|profile| json!({"Arn": profile["arn"]})),
+        "IamInstanceProfile": data.get("iamInstanceProfile").map(|profile| {
+            properties(json!({"Arn": profile["arn"], "Name": profile["name"]}))
+        }),
         "SecurityGroupIds": texts("securityGroupIdSet"),
         "MetadataOptions": metadata,
         "BlockDeviceMappings": devices,
@@ -360,11 +233,11 @@ fn instance(entry: &Value) -> Instance {
     }
 }
 
-fn tags(entry: &Value) -> Vec<(String, String)> {
+pub(super) fn tags(entry: &Value) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     list(entry, "tagSet").map(|tag| (text(&tag["key"]), text(&tag["value"]))).collect()
 }
 
-fn pairs(tags: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
+pub(super) fn pairs(tags: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
     tags.iter().map(|(key, value)| (key.as_str(), value.as_str()))
 }

@@ -16,8 +16,6 @@ use crate::provision::stack::Stack;
 
 const VERSION: &str = "2010-05-08";
 const ENDPOINT_VARIABLE: &str = "AWS_ENDPOINT_URL_IAM";
-/// Name of the inline policy of each role that imgcls creates.
-const POLICY_NAME: &str = "imgcls";
 
 impl Cloud {
     /// Makes one call and returns its result as JSON.
@@ -76,8 +74,10 @@ impl Cloud {
         for name in roles {
             found.extend(self.observe_role(stack, &name).await?);
         }
+        let is_ours = |role: &&FoundResource| role.owner == Owner::This;
+        let our_roles: Vec<String> = found.iter().filter(is_ours).map(|role| role.name.clone()).collect();
         for name in profiles {
-            found.extend(self.observe_profile(stack, &name).await?);
+            found.extend(self.observe_profile(stack, &name, &our_roles).await?);
         }
         Ok(found)
     }
@@ -93,25 +93,72 @@ impl Cloud {
         if stack.find(Kind::Role, name).is_none() && owner != Owner::This {
             return Ok(None);
         }
-        let by_name = json!({"RoleName": name, "PolicyName": POLICY_NAME});
-        let policy = self.ask_iam("GetRolePolicy", &what, by_name).await?;
-        let policies: Vec<Value> = policy
-            .iter()
-            .map(|policy| {
+        // Policies of others count as differences: they let machines do more than the stack wants.
+        let mut policies = Vec::new();
+        for policy in self.inline_policies(name).await?.unwrap_or_default() {
+            let by_name = json!({"RoleName": name, "PolicyName": policy});
+            let policy = self.ask_iam("GetRolePolicy", &what, by_name).await?;
+            policies.extend(policy.map(|policy| {
                 json!({"PolicyName": policy["PolicyName"], "PolicyDocument": document(&policy["PolicyDocument"])})
-            })
-            .collect();
+            }));
+        }
         let members = json!({
             "AssumeRolePolicyDocument": document(&role["AssumeRolePolicyDocument"]),
             "Policies": policies,
+            "ManagedPolicyArns": self.attached_policies(name).await?,
             "Tags": our_tags(pairs(&tags)),
         });
         Ok(Some(FoundResource::new(Kind::Role, name, owner, members).with("Arn", text(&role["Arn"]))))
     }
 
-    async fn observe_profile(&self, stack: &Stack, name: &str) -> anyhow::Result<Option<FoundResource>> {
+    /// The names of a role's inline policies, sorted. Returns `None` if the role does not exist.
+    async fn inline_policies(&self, role: &str) -> anyhow::Result<Option<Vec<String>>> {
+        let by_name = json!({ "RoleName": role });
+        let listed = self.list_iam("ListRolePolicies", &label(Kind::Role, role), "PolicyNames", by_name).await?;
+        Ok(listed.map(|names| {
+            let mut names: Vec<String> = names.iter().map(text).collect();
+            names.sort_unstable();
+            names
+        }))
+    }
+
+    /// The ARNs of a role's attached policies, sorted.
+    async fn attached_policies(&self, role: &str) -> anyhow::Result<Vec<String>> {
+        let by_name = json!({ "RoleName": role });
+        let what = label(Kind::Role, role);
+        let listed = self.list_iam("ListAttachedRolePolicies", &what, "AttachedPolicies", by_name).await?;
+        let mut arns: Vec<String> = listed.iter().flatten().map(|policy| text(&policy["PolicyArn"])).collect();
+        arns.sort_unstable();
+        Ok(arns)
+    }
+
+    async fn remove_policy(&self, role: &str, policy: &str) -> anyhow::Result<()> {
+        let policy = json!({"RoleName": role, "PolicyName": policy});
+        self.ask_iam("DeleteRolePolicy", &label(Kind::Role, role), policy).await.map(drop)
+    }
+
+    async fn detach_policies(&self, role: &str) -> anyhow::Result<()> {
+        for arn in self.attached_policies(role).await? {
+            let policy = json!({"RoleName": role, "PolicyArn": arn});
+            self.ask_iam("DetachRolePolicy", &label(Kind::Role, role), policy).await?;
+        }
+        Ok(())
+    }
+
+    /// CloudFormation gives instance profiles no tags: such a profile belongs to the stack that owns its role.
+    async fn observe_profile(
+        &self,
+        stack: &Stack,
+        name: &str,
+        our_roles: &[String],
+    ) -> anyhow::Result<Option<FoundResource>> {
         let Some(profile) = self.instance_profile(name).await? else { return Ok(None) };
-        let tags = tags(&profile);
+        let mut tags = tags(&profile);
+        let is_below_path = profile["Path"] == role_path(&stack.name).as_str();
+        if tags.is_empty() && is_below_path && roles_of(&profile).any(|role| our_roles.contains(&role)) {
+            let wanted = stack.find(Kind::InstanceProfile, name).map(|wanted| tags_of(&wanted.properties));
+            tags = wanted.unwrap_or_default();
+        }
         let owner = owner_by_tags(pairs(&tags), stack);
         if stack.find(Kind::InstanceProfile, name).is_none() && owner != Owner::This {
             return Ok(None);
@@ -121,7 +168,7 @@ impl Cloud {
         Ok(Some(FoundResource::new(Kind::InstanceProfile, name, owner, members).with("Arn", text(&profile["Arn"]))))
     }
 
-    async fn instance_profile(&self, name: &str) -> anyhow::Result<Option<Value>> {
+    pub(super) async fn instance_profile(&self, name: &str) -> anyhow::Result<Option<Value>> {
         let what = label(Kind::InstanceProfile, name);
         let answer = self.ask_iam("GetInstanceProfile", &what, json!({ "InstanceProfileName": name })).await?;
         Ok(answer.map(|answer| answer["InstanceProfile"].clone()))
@@ -144,7 +191,18 @@ impl Cloud {
             let trust = json!({"RoleName": name, "PolicyDocument": trust});
             self.require_iam("UpdateAssumeRolePolicy", &what, trust).await?;
         }
-        for policy in member(resource, &["Policies"])?.as_array().into_iter().flatten() {
+        self.put_policies(resource).await?;
+        if found.is_some() {
+            self.detach_policies(name).await?;
+        }
+        Ok(Vec::new())
+    }
+
+    /// Writes the policies of a role, and removes all others.
+    async fn put_policies(&self, resource: &Resource) -> anyhow::Result<()> {
+        let (name, what) = (resource.name.as_str(), resource.label());
+        let wanted = member(resource, &["Policies"])?.as_array().cloned().unwrap_or_default();
+        for policy in &wanted {
             let policy = json!({
                 "RoleName": name,
                 "PolicyName": policy["PolicyName"],
@@ -152,7 +210,13 @@ impl Cloud {
             });
             self.require_iam("PutRolePolicy", &what, policy).await?;
         }
-        Ok(Vec::new())
+        let is_wanted = |policy: &str| wanted.iter().any(|wanted| wanted["PolicyName"] == policy);
+        for policy in self.inline_policies(name).await?.unwrap_or_default() {
+            if !is_wanted(&policy) {
+                self.remove_policy(name, &policy).await?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn put_instance_profile(
@@ -190,21 +254,13 @@ impl Cloud {
     }
 
     pub(super) async fn delete_role(&self, name: &str) -> anyhow::Result<()> {
-        let what = label(Kind::Role, name);
-        let by_name = json!({ "RoleName": name });
-        let Some(inline) = self.list_iam("ListRolePolicies", &what, "PolicyNames", by_name.clone()).await? else {
-            return Ok(());
-        };
+        let Some(inline) = self.inline_policies(name).await? else { return Ok(()) };
         for policy in inline {
-            let policy = json!({"RoleName": name, "PolicyName": policy});
-            self.ask_iam("DeleteRolePolicy", &what, policy).await?;
+            self.remove_policy(name, &policy).await?;
         }
-        let attached = self.list_iam("ListAttachedRolePolicies", &what, "AttachedPolicies", by_name.clone()).await?;
-        for policy in attached.iter().flatten() {
-            let policy = json!({"RoleName": name, "PolicyArn": policy["PolicyArn"]});
-            self.ask_iam("DetachRolePolicy", &what, policy).await?;
-        }
-        self.ask_iam("DeleteRole", &what, by_name).await.map(drop)
+        self.detach_policies(name).await?;
+        let by_name = json!({ "RoleName": name });
+        self.ask_iam("DeleteRole", &label(Kind::Role, name), by_name).await.map(drop)
     }
 
     pub(super) async fn delete_instance_profile(&self, name: &str) -> anyhow::Result<()> {
@@ -217,7 +273,7 @@ impl Cloud {
     }
 }
 
-fn roles_of(profile: &Value) -> impl Iterator<Item = String> {
+pub(super) fn roles_of(profile: &Value) -> impl Iterator<Item = String> {
     list(profile, "Roles").map(|role| text(&role["RoleName"]))
 }
 

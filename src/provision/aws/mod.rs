@@ -4,16 +4,21 @@
 //! exists already, it is updated to the wanted state.
 
 mod autoscaling;
+mod checkip;
 mod client;
 mod cloudwatch;
 mod doctor;
 mod ec2;
 mod iam;
+mod images;
 mod logs;
+mod network;
 mod query;
 mod s3;
+mod security_groups;
 mod signed;
 mod sqs;
+mod tagging;
 
 use std::collections::HashMap;
 
@@ -59,7 +64,7 @@ impl Cloud {
     /// One line: the action, the resource, the reason and what to do.
     pub(super) async fn observe(&self, stack: &Stack) -> anyhow::Result<Inventory> {
         let mut inventory = Inventory::default();
-        let (logs, (queues, replies), (buckets, data), roles, (network, instances), groups, cloudwatch) = tokio::try_join!(
+        let (logs, queues, (buckets, data), roles, (network, instances), groups, cloudwatch) = tokio::try_join!(
             self.observe_logs(stack),
             self.observe_queues(stack),
             self.observe_buckets(stack),
@@ -68,8 +73,10 @@ impl Cloud {
             self.observe_groups(stack),
             self.observe_cloudwatch(stack),
         )?;
-        inventory.found = [logs, queues, buckets, roles, network, groups, cloudwatch].into_iter().flatten().collect();
-        (inventory.reply_queues, inventory.buckets_with_data, inventory.instances) = (replies, data, instances);
+        inventory.found =
+            [logs, queues.found, buckets, roles, network, groups, cloudwatch].into_iter().flatten().collect();
+        (inventory.reply_queues, inventory.queues_in_deletion) = (queues.replies, queues.in_deletion);
+        (inventory.buckets_with_data, inventory.instances) = (data, instances);
         inventory.sort();
         Ok(inventory)
     }
@@ -93,10 +100,9 @@ impl Cloud {
                 self.delete(change, stack, found).await
             }
             (_, None) => Err(anyhow!("the plan does not contain the resource {}", change.label())),
-            (action, Some(wanted)) => {
+            (Action::Create | Action::Update, Some(wanted)) => {
                 let resource = resolved(wanted, known)?;
-                let found = inventory.get(change.kind, &change.name).filter(|_| action == Action::Update);
-                let attributes = self.put(&resource, change, stack, found, artifacts).await?;
+                let attributes = self.put(&resource, change, stack, inventory, artifacts).await?;
                 known.learn(&wanted.id, attributes);
                 Ok(())
             }
@@ -108,12 +114,16 @@ impl Cloud {
         resource: &Resource,
         change: &Change,
         stack: &Stack,
-        found: Option<&FoundResource>,
+        inventory: &Inventory,
         artifacts: Option<&Artifacts>,
     ) -> anyhow::Result<Attributes> {
+        let found = inventory.get(change.kind, &change.name).filter(|_| change.action == Action::Update);
         match resource.kind {
             Kind::LogGroup => self.put_log_group(resource, found).await,
-            Kind::Queue => self.put_queue(resource, found).await,
+            Kind::Queue => {
+                let is_in_deletion = inventory.queues_in_deletion.contains(&resource.name);
+                self.put_queue(resource, found, is_in_deletion).await
+            }
             Kind::Bucket => self.put_bucket(resource, found).await,
             Kind::BucketPolicy => self.put_bucket_policy(resource).await,
             Kind::Bundle => self.put_bundle(resource, stack, artifacts).await,

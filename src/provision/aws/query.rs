@@ -12,6 +12,9 @@ pub(super) enum Lists {
     Members,
 }
 
+/// Lists of EC2 that keep their name.
+const UNCHANGED: [&str; 5] = ["IpPermissions", "IpRanges", "Ipv6Ranges", "Groups", "PrefixListIds"];
+
 /// Encodes the body of a call.
 pub(super) fn form(operation: &str, version: &str, lists: Lists, parameters: &Value) -> String {
     let mut form = vec![format!("Action={operation}"), format!("Version={version}")];
@@ -30,7 +33,7 @@ fn flatten(path: &str, value: &Value, lists: Lists, form: &mut Vec<String>) {
         Value::Array(entries) => {
             let list = match lists {
                 Lists::Members => format!("{path}.member"),
-                Lists::Ec2 if path.ends_with("IpRanges") || path.ends_with("IpPermissions") => path.to_owned(),
+                Lists::Ec2 if UNCHANGED.iter().any(|name| path.ends_with(name)) => path.to_owned(),
                 Lists::Ec2 => path.strip_suffix('s').unwrap_or(path).to_owned(),
             };
             for (index, entry) in entries.iter().enumerate() {

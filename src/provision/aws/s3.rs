@@ -16,7 +16,7 @@ use aws_sdk_s3::types::{
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
-use super::client::{Attributes, CONCURRENT_CALLS, Cloud, integer, member, owner_by_tags, text};
+use super::client::{Attributes, CONCURRENT_CALLS, Cloud, integer, member, owner_by_tags, retry_while, text};
 use crate::aws::{Aws, Fault};
 use crate::keys::journal::KEYS_FOLDER;
 use crate::protocol::{MAX_POINTER_BYTES, MODELS_FOLDER, ModelPointer};
@@ -31,6 +31,8 @@ use crate::provision::stack::Stack;
 const OUR_RULES: &str = "imgcls-";
 /// The only region that `CreateBucket` must not name.
 const DEFAULT_REGION: &str = "us-east-1";
+/// Error code of a change to a bucket while another one is in progress.
+pub(super) const CONFLICT: &str = "OperationAborted";
 /// Time limit for the upload of some tens of megabytes over a slow connection.
 const UPLOAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(600);
 
@@ -45,7 +47,9 @@ impl Cloud {
                 self.check_bucket_name_is_free(wanted).await?;
             }
         }
-        let observed = all.iter().map(|name| self.observe_bucket(stack, name));
+        let tagged = self.tagged("s3", &stack.name).await;
+        let is_candidate = |name: &&String| stack.find(Kind::Bucket, name).is_some() || tagged.contains(name);
+        let observed = all.iter().filter(is_candidate).map(|name| self.observe_bucket(stack, name));
         let observed: Vec<_> = futures::stream::iter(observed).buffer_unordered(CONCURRENT_CALLS).collect().await;
         let (mut found, mut with_data) = (Vec::new(), Vec::new());
         for bucket in observed {
@@ -81,6 +85,8 @@ impl Cloud {
         let is_wanted = stack.find(Kind::Bucket, name).is_some();
         let tags = match self.s3.get_bucket_tagging().bucket(name).send().await {
             Ok(answer) => answer.tag_set,
+            // It was deleted, and is still listed.
+            Err(error) if error.code() == Some("NoSuchBucket") => return Ok((Vec::new(), false)),
             Err(error) => match self.fault("s3:GetBucketTagging", &what, &error) {
                 Fault::Missing => Vec::new(),
                 // The bucket belongs to somebody else, or is in another region.
@@ -136,7 +142,12 @@ impl Cloud {
         Ok(rules.map(|rules| {
             let rules = rules.iter().filter_map(|rule| rule.apply_server_side_encryption_by_default.as_ref());
             let rules: Vec<Value> = rules
-                .map(|rule| json!({"ServerSideEncryptionByDefault": {"SSEAlgorithm": rule.sse_algorithm.as_str()}}))
+                .map(|rule| {
+                    let default = properties(
+                        json!({"SSEAlgorithm": rule.sse_algorithm.as_str(), "KMSMasterKeyID": rule.kms_master_key_id}),
+                    );
+                    json!({ "ServerSideEncryptionByDefault": default })
+                })
                 .collect();
             json!({ "ServerSideEncryptionConfiguration": rules })
         }))
@@ -148,7 +159,7 @@ impl Cloud {
         Ok(answer.and_then(|answer| answer.rules).unwrap_or_default())
     }
 
-    async fn policy_statements(&self, name: &str) -> anyhow::Result<Vec<Value>> {
+    pub(super) async fn policy_statements(&self, name: &str) -> anyhow::Result<Vec<Value>> {
         let call = self.s3.get_bucket_policy().bucket(name).send().await;
         let answer = self.if_there("s3:GetBucketPolicy", &label(Kind::Bucket, name), call)?;
         let text = answer.and_then(|answer| answer.policy).unwrap_or_default();
@@ -162,12 +173,12 @@ impl Cloud {
 
     /// The bundles and models in a bucket, and whether it contains anything else. The keys of clients end with their stack.
     async fn content(&self, name: &str, owner: &Owner) -> anyhow::Result<(Vec<FoundResource>, bool)> {
-        // One more than there are such folders.
-        let top = self.s3.list_objects_v2().bucket(name).delimiter("/").max_keys(4).send().await;
-        let top = self.done("s3:ListBucket", &label(Kind::Bucket, name), top)?;
+        // One more than there are such folders. Versions include those of deleted objects, which are data too.
+        let top = self.s3.list_object_versions().bucket(name).delimiter("/").max_keys(4).send().await;
+        let top = self.done("s3:ListBucketVersions", &label(Kind::Bucket, name), top)?;
         let folders = top.common_prefixes.unwrap_or_default();
         let is_artifact = |folder: &str| [FOLDER, KEYS_FOLDER, MODELS_FOLDER].contains(&folder);
-        let has_data = top.contents.is_some_and(|objects| !objects.is_empty())
+        let has_data = top.versions.is_some_and(|objects| !objects.is_empty())
             || folders.iter().any(|folder| !folder.prefix.as_deref().is_some_and(is_artifact));
         let mut found = Vec::new();
         for key in self.keys_under(name, FOLDER).await? {
@@ -230,13 +241,20 @@ impl Cloud {
             .build();
         let call = self.s3.put_public_access_block().bucket(name).public_access_block_configuration(closed).send();
         self.done("s3:PutBucketPublicAccessBlock", &what, call.await)?;
+        if found.is_none_or(|found| found.kms_key().is_none()) {
+            self.encrypt(resource).await?;
+        }
+        self.put_lifecycle(resource).await?;
+        Ok(vec![("Ref".to_owned(), name.to_owned())])
+    }
+
+    async fn encrypt(&self, resource: &Resource) -> anyhow::Result<()> {
         let default = ServerSideEncryptionByDefault::builder().sse_algorithm(ServerSideEncryption::Aes256).build()?;
         let rule = ServerSideEncryptionRule::builder().apply_server_side_encryption_by_default(default).build();
         let encrypted = ServerSideEncryptionConfiguration::builder().rules(rule).build()?;
-        let call = self.s3.put_bucket_encryption().bucket(name).server_side_encryption_configuration(encrypted).send();
-        self.done("s3:PutEncryptionConfiguration", &what, call.await)?;
-        self.put_lifecycle(resource).await?;
-        Ok(vec![("Ref".to_owned(), name.to_owned())])
+        let call = self.s3.put_bucket_encryption().bucket(&resource.name);
+        let answer = call.server_side_encryption_configuration(encrypted).send().await;
+        self.done("s3:PutEncryptionConfiguration", &resource.label(), answer).map(drop)
     }
 
     /// Creates a bucket together with its tags. If this run died between two calls, the next one would refuse a bucket
@@ -248,8 +266,13 @@ impl Cloud {
         let tags = tags.map(|(key, value)| Tag::builder().key(key).value(value).build()).collect::<Result<_, _>>()?;
         let configuration =
             CreateBucketConfiguration::builder().set_location_constraint(location).set_tags(Some(tags)).build();
-        let call = self.s3.create_bucket().bucket(name).create_bucket_configuration(configuration).send();
-        match call.await {
+        // S3 may take minutes to release the name of a deleted bucket.
+        let is_transient = |error: &aws_sdk_s3::error::SdkError<_, _>| error.code() == Some(CONFLICT);
+        let created = retry_while(is_transient, async || {
+            let call = self.s3.create_bucket().bucket(name);
+            call.create_bucket_configuration(configuration.clone()).send().await
+        });
+        match created.await {
             Ok(_) => Ok(()),
             Err(error) if error.as_service_error().is_some_and(CreateBucketError::is_bucket_already_owned_by_you) => {
                 Ok(())
@@ -285,6 +308,7 @@ impl Cloud {
         let name = resource.name.as_str();
         let mut rules = self.lifecycle_rules(name).await?;
         rules.retain(|rule| !is_ours(rule));
+        rules.iter_mut().for_each(use_filter);
         let ours = member(resource, &["LifecycleConfiguration", "Rules"])?.as_array().cloned().unwrap_or_default();
         for rule in &ours {
             rules.push(rule_from_json(rule)?);
@@ -367,15 +391,19 @@ impl Cloud {
         self.gone("s3:DeleteObject", &label(Kind::Bucket, bucket), call.await)
     }
 
-    /// Deletes a bucket and all objects in it.
+    /// Deletes a bucket and all objects in it, with their earlier versions.
     pub(super) async fn delete_bucket(&self, name: &str) -> anyhow::Result<()> {
         let what = label(Kind::Bucket, name);
         loop {
-            let page = self.s3.list_objects_v2().bucket(name).send().await;
-            let Some(page) = self.if_there("s3:ListBucket", &what, page)? else { return Ok(()) };
-            let keys = page.contents.unwrap_or_default().into_iter().filter_map(|object| object.key);
-            let objects: Result<Vec<_>, _> = keys.map(|key| ObjectIdentifier::builder().key(key).build()).collect();
-            let objects = objects?;
+            let page = self.s3.list_object_versions().bucket(name).send().await;
+            let Some(page) = self.if_there("s3:ListBucketVersions", &what, page)? else { return Ok(()) };
+            let versions = page.versions.unwrap_or_default().into_iter().map(|object| (object.key, object.version_id));
+            let markers =
+                page.delete_markers.unwrap_or_default().into_iter().map(|marker| (marker.key, marker.version_id));
+            let objects = versions.chain(markers).filter_map(|(key, version)| {
+                Some(ObjectIdentifier::builder().key(key?).set_version_id(version).build())
+            });
+            let objects: Vec<_> = objects.collect::<Result<_, _>>()?;
             if objects.is_empty() {
                 break;
             }
@@ -397,6 +425,14 @@ fn input_bucket(stack: &Stack) -> anyhow::Result<&str> {
 
 fn is_ours(rule: &LifecycleRule) -> bool {
     rule.id.as_deref().is_some_and(|id| id.starts_with(OUR_RULES))
+}
+
+/// Writes the prefix of an old rule as a filter. S3 refuses rules of both forms together.
+fn use_filter(rule: &mut LifecycleRule) {
+    #[allow(deprecated)]
+    if let Some(prefix) = rule.prefix.take() {
+        rule.filter.get_or_insert_with(|| LifecycleRuleFilter::builder().prefix(prefix).build());
+    }
 }
 
 fn rule_to_json(rule: &LifecycleRule) -> Value {

@@ -18,6 +18,8 @@ use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::retry::RetryConfig;
 use serde_json::Value;
 
+use crate::provision::partition::Partition;
+
 pub(super) type SignedError = SdkError<ErrorMetadata, HttpResponse>;
 
 pub(super) struct Signed {
@@ -41,7 +43,7 @@ pub(super) struct Call {
 pub(super) enum Scope {
     /// One in every region.
     Region,
-    /// One in every partition of AWS, which also says for which region a call is signed.
+    /// One in every partition of AWS, which also says for which region a call is signed: IAM.
     Partition,
 }
 
@@ -67,12 +69,30 @@ impl Signed {
     pub(super) async fn call(&self, call: Call) -> Result<String, SignedError> {
         let url = self.url(&call);
         let request = self.sign(&url, &call).await.map_err(SdkError::construction_failure)?;
+        self.send(call.service, call.operation, &url, request).await
+    }
+
+    /// Sends a `GET` that needs no signature, and returns the body of its answer.
+    pub(super) async fn get(&self, service: &'static str, url: &str) -> Result<String, SignedError> {
+        let request = http::Request::get(format!("{}/", url.trim_end_matches('/'))).body(SdkBody::empty());
+        let request = request.map_err(SdkError::construction_failure)?;
+        let request = HttpRequest::try_from(request).map_err(SdkError::construction_failure)?;
+        self.send(service, "Get", url, request).await
+    }
+
+    async fn send(
+        &self,
+        service: &'static str,
+        name: &'static str,
+        url: &str,
+        request: HttpRequest,
+    ) -> Result<String, SignedError> {
         let http_client = self.sdk.http_client().ok_or_else(|| SdkError::construction_failure("no HTTP client"))?;
         let mut operation = Operation::builder()
-            .service_name(call.service)
-            .operation_name(call.operation)
+            .service_name(service)
+            .operation_name(name)
             .http_client(http_client)
-            .endpoint_url(&url)
+            .endpoint_url(url)
             .no_auth()
             .standard_retry(&self.sdk.retry_config().cloned().unwrap_or_else(RetryConfig::standard))
             .retry_classifier(TransientErrorClassifier::<ErrorMetadata>::new())
@@ -101,7 +121,7 @@ impl Signed {
         let identity = provider.provide_credentials().await?.into();
         let region = match call.scope {
             Scope::Region => self.region(),
-            Scope::Partition => signing_region(&self.region()).to_owned(),
+            Scope::Partition => Partition::of(&self.region()).iam_region.to_owned(),
         };
         let parameters = v4::SigningParams::builder()
             .identity(&identity)
@@ -128,21 +148,10 @@ impl Signed {
 
 /// The address that AWS gives a service.
 fn endpoint_of(service: &str, scope: Scope, region: &str) -> String {
-    let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-    match (scope, region) {
-        (Scope::Region, region) => format!("https://{service}.{region}.{suffix}"),
-        (Scope::Partition, region) if region.starts_with("cn-") => format!("https://{service}.cn-north-1.{suffix}"),
-        (Scope::Partition, region) if region.starts_with("us-gov-") => format!("https://{service}.us-gov.{suffix}"),
-        (Scope::Partition, _) => format!("https://{service}.{suffix}"),
-    }
-}
-
-/// The region that calls to a service of the whole partition are signed for.
-fn signing_region(region: &str) -> &'static str {
-    match region {
-        region if region.starts_with("cn-") => "cn-north-1",
-        region if region.starts_with("us-gov-") => "us-gov-west-1",
-        _ => "us-east-1",
+    let partition = Partition::of(region);
+    match scope {
+        Scope::Region => format!("https://{service}.{region}.{}", partition.suffix),
+        Scope::Partition => format!("https://{}", partition.iam_host()),
     }
 }
 
@@ -189,11 +198,11 @@ mod tests {
     }
 
     #[test]
-    fn a_service_of_the_partition_has_one_endpoint_and_one_signing_region() {
-        let iam = |region| (endpoint_of("iam", Scope::Partition, region), signing_region(region));
-        assert_eq!(iam("eu-central-1"), ("https://iam.amazonaws.com".to_owned(), "us-east-1"));
-        assert_eq!(iam("cn-northwest-1"), ("https://iam.cn-north-1.amazonaws.com.cn".to_owned(), "cn-north-1"));
-        assert_eq!(iam("us-gov-east-1"), ("https://iam.us-gov.amazonaws.com".to_owned(), "us-gov-west-1"));
-        assert_eq!(endpoint_of("ec2", Scope::Region, "eu-central-1"), "https://ec2.eu-central-1.amazonaws.com");
+    fn endpoint_of_a_service_is_in_its_partition() {
+        let ec2 = |region| endpoint_of("ec2", Scope::Region, region);
+        assert_eq!(ec2("eu-central-1"), "https://ec2.eu-central-1.amazonaws.com");
+        assert_eq!(ec2("cn-north-1"), "https://ec2.cn-north-1.amazonaws.com.cn");
+        let iam = endpoint_of("iam", Scope::Partition, "us-gov-east-1");
+        assert_eq!(iam, "https://iam.us-gov.amazonaws.com");
     }
 }

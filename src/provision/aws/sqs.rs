@@ -1,46 +1,105 @@
 //! The queues of a stack, and the reply queues of its web processes.
 
+use std::time::Duration;
+
+use anyhow::bail;
 use aws_sdk_sqs::error::ProvideErrorMetadata as _;
 use aws_sdk_sqs::types::QueueAttributeName;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
-use super::client::{Attributes, CONCURRENT_CALLS, Cloud, owner_by_tags, retry_while, text};
+use super::client::{Attributes, CONCURRENT_CALLS, Cloud, POLL_DELAYS, owner_by_tags, retry_while, text};
 use crate::aws::Fault;
 use crate::protocol;
 use crate::provision::inventory::{FoundResource, Owner};
-use crate::provision::resource::{Kind, Resource, label, our_tags, tags_of};
+use crate::provision::resource::{DELETION_TAG, Kind, Resource, label, our_tags, tags_of};
 use crate::provision::stack::Stack;
 
+/// SQS deletes a queue within a minute.
+const LONGEST_DELETION: Duration = Duration::from_secs(180);
+/// Number of listings in a row without a queue after which it is deleted.
+const LISTINGS_WITHOUT: u32 = 3;
+const BETWEEN_LISTINGS: Duration = Duration::from_millis(500);
 /// Numeric attributes that are compared with the wanted ones.
 const COMPARED: [&str; 3] = ["VisibilityTimeout", "MessageRetentionPeriod", "MaximumMessageSize"];
 
+/// The queues of a stack.
+#[derive(Default)]
+pub(super) struct Queues {
+    pub found: Vec<FoundResource>,
+    /// Names of reply queues.
+    pub replies: Vec<String>,
+    /// Names of queues that were deleted and are still listed.
+    pub in_deletion: Vec<String>,
+}
+
+enum Seen {
+    Queue(Box<FoundResource>),
+    InDeletion(String),
+}
+
 impl Cloud {
-    /// Observes the queues that have the stack's names or its tag. Its reply queues are returned by name.
-    pub(super) async fn observe_queues(&self, stack: &Stack) -> anyhow::Result<(Vec<FoundResource>, Vec<String>)> {
+    /// Observes the queues that have the stack's names or its tag.
+    pub(super) async fn observe_queues(&self, stack: &Stack) -> anyhow::Result<Queues> {
         let mut urls = self.sqs.list_queues().max_results(1_000).into_paginator().items().send();
         let mut all = Vec::new();
         while let Some(url) = urls.next().await {
             all.push(self.done("sqs:ListQueues", "the queues", url)?);
         }
-        let observed = all.iter().map(|url| self.observe_queue(stack, url));
-        let observed: Vec<_> = futures::stream::iter(observed).buffer_unordered(CONCURRENT_CALLS).collect().await;
-        let (mut found, mut replies) = (Vec::new(), Vec::new());
         let reply_prefix = protocol::reply_queue(&stack.result_queue, "");
+        let tagged = self.tagged("sqs", &stack.name).await;
+        let is_candidate = |url: &&String| {
+            let name = name_of(url);
+            stack.find(Kind::Queue, name).is_some() || name.starts_with(&reply_prefix) || tagged.contains(name)
+        };
+        let observed = all.iter().filter(is_candidate).map(|url| self.observe_queue(stack, url));
+        let observed: Vec<_> = futures::stream::iter(observed).buffer_unordered(CONCURRENT_CALLS).collect().await;
+        let mut queues = Queues::default();
         for queue in observed {
-            let Some(queue) = queue? else { continue };
-            if queue.name.starts_with(&reply_prefix) && stack.find(Kind::Queue, &queue.name).is_none() {
-                replies.push(queue.name);
-            } else {
-                found.push(queue);
+            match queue? {
+                Some(Seen::InDeletion(name)) => queues.in_deletion.push(name),
+                Some(Seen::Queue(queue))
+                    if queue.name.starts_with(&reply_prefix) && stack.find(Kind::Queue, &queue.name).is_none() =>
+                {
+                    queues.replies.push(queue.name);
+                }
+                Some(Seen::Queue(queue)) => queues.found.push(*queue),
+                None => {}
             }
         }
-        Ok((found, replies))
+        Ok(queues)
+    }
+
+    /// Waits until no queue of the stack is listed any more. A listing may lack a queue that the next one has, so that one
+    /// listing without queues says nothing.
+    ///
+    /// # Errors
+    /// A call fails, or there are still queues after [`LONGEST_DELETION`].
+    pub(in crate::provision) async fn wait_for_deleted_queues(&self, stack: &Stack) -> anyhow::Result<()> {
+        let deadline = tokio::time::Instant::now() + LONGEST_DELETION;
+        let mut backoff = POLL_DELAYS.start();
+        let mut listings_without = 0;
+        while listings_without < LISTINGS_WITHOUT {
+            let queues = self.observe_queues(stack).await?;
+            let is_owned = |queue: &FoundResource| queue.owner == Owner::This;
+            let is_any_left =
+                !queues.in_deletion.is_empty() || !queues.replies.is_empty() || queues.found.iter().any(is_owned);
+            listings_without = if is_any_left { 0 } else { listings_without + 1 };
+            if tokio::time::Instant::now() > deadline {
+                bail!(
+                    "SQS still lists queues of stack {:?} {} seconds after they were deleted: run this again",
+                    stack.name,
+                    LONGEST_DELETION.as_secs()
+                );
+            }
+            tokio::time::sleep(if is_any_left { backoff.next_delay() } else { BETWEEN_LISTINGS }).await;
+        }
+        Ok(())
     }
 
     /// Returns `None` if the queue is neither wanted nor owned by the stack.
-    async fn observe_queue(&self, stack: &Stack, url: &str) -> anyhow::Result<Option<FoundResource>> {
-        let name = url.rsplit('/').next().unwrap_or_default();
+    async fn observe_queue(&self, stack: &Stack, url: &str) -> anyhow::Result<Option<Seen>> {
+        let name = name_of(url);
         let resource = label(Kind::Queue, name);
         let is_wanted = stack.find(Kind::Queue, name).is_some();
         let tags = match self.sqs.list_queue_tags().queue_url(url).send().await {
@@ -57,12 +116,16 @@ impl Cloud {
         if !is_wanted && owner != Owner::This {
             return Ok(None);
         }
+        if owner == Owner::This && tags.contains_key(DELETION_TAG) {
+            return Ok(Some(Seen::InDeletion(name.to_owned())));
+        }
         let call = self.sqs.get_queue_attributes().queue_url(url).attribute_names(QueueAttributeName::All).send();
         let Some(answer) = self.if_there("sqs:GetQueueAttributes", &resource, call.await)? else { return Ok(None) };
         let attributes = answer.attributes.unwrap_or_default();
         let get = |name: &str| attributes.get(&QueueAttributeName::from(name)).cloned();
         let mut properties = json!({
             "SqsManagedSseEnabled": get("SqsManagedSseEnabled").is_some_and(|text| text == "true"),
+            "KmsMasterKeyId": get("KmsMasterKeyId").filter(|key| !key.is_empty()),
             "RedrivePolicy": get("RedrivePolicy").map(|text| redrive(&text)),
             "Tags": our_tags(pairs()),
         });
@@ -70,21 +133,33 @@ impl Cloud {
             properties[name] = get(name).and_then(|text| text.parse::<u64>().ok()).map_or(Value::Null, Value::from);
         }
         let arn = get("QueueArn").unwrap_or_default();
-        Ok(Some(FoundResource::new(Kind::Queue, name, owner, properties).with("Arn", arn).with("Ref", url)))
+        let queue = FoundResource::new(Kind::Queue, name, owner, properties).with("Arn", arn).with("Ref", url);
+        Ok(Some(Seen::Queue(Box::new(queue))))
     }
 
+    /// `is_in_deletion`: the queue was deleted, and is to be made again.
     pub(super) async fn put_queue(
         &self,
         resource: &Resource,
         found: Option<&FoundResource>,
+        is_in_deletion: bool,
     ) -> anyhow::Result<Attributes> {
         let what = resource.label();
-        let attributes = queue_attributes(resource);
+        if is_in_deletion {
+            // The run that marked it may have ended before it deleted it.
+            self.delete_queue(&resource.name).await?;
+        }
+        let mut attributes = queue_attributes(resource);
+        if found.is_some_and(|found| found.kms_key().is_some()) {
+            // It would replace the customer's key.
+            attributes.remove(&QueueAttributeName::SqsManagedSseEnabled);
+        }
         let tags = tags_of(&resource.properties);
         if found.is_none() {
-            // SQS accepts the name of a deleted queue again after a minute.
-            let is_transient =
-                |error: &aws_sdk_sqs::error::SdkError<_, _>| error.code().is_some_and(was_deleted_recently);
+            // SQS accepts the name of a deleted queue again after a minute, and a new dead-letter queue after a second.
+            let is_transient = |error: &aws_sdk_sqs::error::SdkError<_, _>| {
+                error.code().is_some_and(was_deleted_recently) || error.message().is_some_and(names_unknown_queue)
+            };
             let created = retry_while(is_transient, async || {
                 let call = self.sqs.create_queue().queue_name(&resource.name);
                 let call = call.set_attributes(Some(attributes.clone()));
@@ -106,9 +181,20 @@ impl Cloud {
         let what = label(Kind::Queue, name);
         let url = self.sqs.get_queue_url().queue_name(name).send().await;
         let Some(answer) = self.if_there("sqs:GetQueueUrl", &what, url)? else { return Ok(()) };
-        let call = self.sqs.delete_queue().queue_url(answer.queue_url.unwrap_or_default()).send();
-        self.gone("sqs:DeleteQueue", &what, call.await)
+        let url = answer.queue_url.unwrap_or_default();
+        let marked = self.sqs.tag_queue().queue_url(&url).tags(DELETION_TAG, "true").send().await;
+        self.gone("sqs:TagQueue", &what, marked)?;
+        self.gone("sqs:DeleteQueue", &what, self.sqs.delete_queue().queue_url(url).send().await)
     }
+}
+
+fn name_of(url: &str) -> &str {
+    url.rsplit('/').next().unwrap_or_default()
+}
+
+/// Returns whether a redrive policy was refused because its dead-letter queue is not known yet.
+fn names_unknown_queue(message: &str) -> bool {
+    message.contains("Dead letter target does not exist")
 }
 
 fn was_deleted_recently(code: &str) -> bool {

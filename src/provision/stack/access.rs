@@ -23,6 +23,7 @@ impl Builder<'_> {
             "Path": path,
             "AssumeRolePolicyDocument": permissions::assumed_by_instances(&self.site.region),
             "Policies": [{"PolicyName": "imgcls", "PolicyDocument": permissions}],
+            "ManagedPolicyArns": [],
             "Tags": self.tags_with_region(),
         });
         let profile = json!({"Path": path, "Roles": [name], "Tags": self.tags_with_region()});
@@ -31,10 +32,16 @@ impl Builder<'_> {
     }
 
     pub(super) fn security_groups(&mut self) {
-        let http = json!([{
-            "IpProtocol": "tcp", "FromPort": 80, "ToPort": 80, "CidrIp": self.settings.allow,
-            "Description": "HTTP to the web tier",
-        }]);
+        let rule = |network: &String| {
+            json!({
+                "IpProtocol": "tcp", "FromPort": 80, "ToPort": 80, "CidrIp": network,
+                "Description": "HTTP to the web tier",
+            })
+        };
+        // In the order in which the rules of a group are observed.
+        let mut http: Vec<Value> = self.site.allowed.iter().map(rule).collect();
+        http.sort_by_key(ToString::to_string);
+        let http = Value::Array(http);
         let (workers, web) = (self.names.worker_security_group.clone(), self.names.web_security_group.clone());
         self.security_group("WorkerSecurityGroup", workers, "imgcls workers: nothing comes in", &json!([]));
         self.security_group("WebSecurityGroup", web, "imgcls web tier: HTTP comes in", &http);
@@ -43,8 +50,9 @@ impl Builder<'_> {
     fn security_group(&mut self, id: &str, name: String, description: &str, ingress: &Value) {
         let members = json!({
             "GroupDescription": description,
-            "VpcId": self.site.vpc_id,
+            "VpcId": self.site.network.vpc_id,
             "SecurityGroupIngress": ingress,
+            "SecurityGroupEgress": [{"IpProtocol": "-1", "CidrIp": "0.0.0.0/0"}],
             "Tags": self.tags(),
         });
         self.add(id, Kind::SecurityGroup, name, members);

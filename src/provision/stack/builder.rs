@@ -13,8 +13,6 @@ use crate::provision::settings::{Settings, Site};
 
 /// Time that an instance needs to start: system, bundle and model.
 pub(super) const INSTANCE_WARMUP: Duration = Duration::from_secs(120);
-/// Size of a machine's root volume. System, bundle and model together need less.
-pub(in crate::provision) const VOLUME_GB: u32 = 8;
 /// Seconds.
 pub(super) const MINUTE: u64 = 60;
 

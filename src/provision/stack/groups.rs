@@ -5,15 +5,16 @@ use std::time::Duration;
 use base64::Engine as _;
 use serde_json::{Value, json};
 
-use super::builder::{Builder, INSTANCE_WARMUP, VOLUME_GB};
+use super::builder::{Builder, INSTANCE_WARMUP};
 use crate::protocol::DRAIN_HOOK;
 use crate::provision::resource::{Kind, LATEST_VERSION, attribute, in_group};
 use crate::provision::tier::Tier;
 use crate::provision::user_data;
 
+/// Time after its start in which a machine of the web tier may be unhealthy.
+const HEALTH_CHECK_GRACE: Duration = Duration::from_secs(300);
 /// Longest time that a worker that is to be terminated may drain.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(300);
-const ROOT_DEVICE: &str = "/dev/xvda";
 
 impl Builder<'_> {
     fn template(&mut self, id: &str, name: String, tier: Tier, instance_type: &str) {
@@ -34,8 +35,11 @@ impl Builder<'_> {
                     "HttpEndpoint": "enabled", "HttpTokens": "required", "HttpPutResponseHopLimit": 1,
                 },
                 "BlockDeviceMappings": [{
-                    "DeviceName": ROOT_DEVICE,
-                    "Ebs": {"DeleteOnTermination": true, "Encrypted": true, "VolumeSize": VOLUME_GB, "VolumeType": "gp3"},
+                    "DeviceName": self.site.root_volume.device,
+                    "Ebs": {
+                        "DeleteOnTermination": true, "Encrypted": true, "VolumeType": "gp3",
+                        "VolumeSize": self.site.root_volume.gigabytes,
+                    },
                 }],
                 "TagSpecifications": [tagged("instance"), tagged("volume")],
                 "UserData": base64::engine::general_purpose::STANDARD.encode(script),
@@ -63,7 +67,7 @@ impl Builder<'_> {
         let members = json!({
             "MinSize": settings.bounds.min().to_string(),
             "MaxSize": settings.bounds.max().to_string(),
-            "VPCZoneIdentifier": self.site.subnets,
+            "VPCZoneIdentifier": self.site.network.subnets,
             "MixedInstancesPolicy": {
                 "InstancesDistribution": {
                     "OnDemandBaseCapacity": 0,
@@ -80,6 +84,7 @@ impl Builder<'_> {
                 "Metrics": ["GroupDesiredCapacity", "GroupInServiceInstances"],
             }],
             "NewInstancesProtectedFromScaleIn": false,
+            "SuspendedProcesses": [],
             "Tags": self.group_tags(),
         });
         let group = self.names.worker_group.clone();
@@ -103,13 +108,17 @@ impl Builder<'_> {
         let members = json!({
             "MinSize": size,
             "MaxSize": size,
-            "VPCZoneIdentifier": self.site.subnets,
+            "VPCZoneIdentifier": self.site.network.subnets,
             "LaunchTemplate": {
                 "LaunchTemplateName": name,
                 "Version": attribute("WebTemplate", LATEST_VERSION),
             },
             "DefaultInstanceWarmup": INSTANCE_WARMUP.as_secs(),
+            // With a load balancer, a machine that does not answer it is replaced.
+            "HealthCheckType": if self.settings.target_group.is_some() { "ELB" } else { "EC2" },
+            "HealthCheckGracePeriod": HEALTH_CHECK_GRACE.as_secs(),
             "TargetGroupARNs": self.settings.target_group.iter().collect::<Vec<_>>(),
+            "SuspendedProcesses": [],
             "Tags": self.group_tags(),
         });
         self.add("WebGroup", Kind::AutoScalingGroup, self.names.web_group.clone(), members);

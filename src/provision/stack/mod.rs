@@ -17,7 +17,6 @@ use super::package::PackageRef;
 use super::resource::{Kind, Resource};
 use super::settings::{Settings, Site};
 use builder::Builder;
-pub(super) use builder::VOLUME_GB;
 
 /// The wanted state of a stack.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +25,15 @@ pub(super) struct Stack {
     pub region: String,
     pub account: String,
     pub vpc_id: String,
+    /// Machines get a public address.
+    #[serde(default)]
+    pub has_public_addresses: bool,
+    /// Size of the volume of each machine.
+    #[serde(default)]
+    pub volume_gigabytes: u32,
+    /// The web tier is reached from its VPC alone, since the user named no network.
+    #[serde(default)]
+    pub is_private: bool,
     pub result_queue: String,
     pub bundle: BundleRef,
     /// The models that lie in the input bucket. If there are none, machines run those of the bundle.
@@ -56,7 +64,10 @@ impl Stack {
             name: settings.stack.clone(),
             region: site.region.clone(),
             account: site.account.clone(),
-            vpc_id: site.vpc_id.clone(),
+            vpc_id: site.network.vpc_id.clone(),
+            has_public_addresses: site.network.is_public,
+            volume_gigabytes: site.root_volume.gigabytes,
+            is_private: settings.allow.is_none(),
             result_queue: settings.names.result_queue.clone(),
             bundle: bundle.clone(),
             packages: packages.to_owned(),
@@ -97,7 +108,7 @@ impl Settings {
     pub(super) fn stack_for_tests(&self) -> Stack {
         use super::bundle::Cpu;
         let models = vec!["efficientnet-lite0".to_owned()];
-        let bundle = BundleRef { digest: "d".repeat(64), cpu: Cpu::X86_64, models };
+        let bundle = BundleRef { digest: "d".repeat(64), cpu: Cpu::X86_64, glibc: None, models };
         Stack::new(self, &Site::for_tests(), &bundle, &[])
     }
 

@@ -32,19 +32,23 @@ impl Builder<'_> {
             "Namespace": "AWS/SQS",
             "MetricName": "ApproximateNumberOfMessagesVisible",
             "Dimensions": [{"Name": "QueueName", "Value": self.settings.names.request_queue}],
-            "Statistic": "Sum",
+            "Statistic": statistic(whole_minutes(step.scale_out_period)),
             "Period": whole_minutes(step.scale_out_period),
             "EvaluationPeriods": 1,
             "Threshold": number(step.scale_out_above as f64),
             "ComparisonOperator": "GreaterThanThreshold",
             "TreatMissingData": "notBreaching",
+            "ActionsEnabled": true,
             "AlarmActions": [reference("ScaleUpPolicy")],
             "Tags": self.tags(),
         });
         let (below, period) = (step.scale_in_below, whole_minutes(step.scale_in_period));
         // The last worker stays as long as there is an image, so its work is then reported as just enough for one
         // worker.
-        let work = format!("IF(workers <= 1 AND visible + in_flight >= 1, {below}, visible + in_flight)");
+        // SQS publishes the number in flight only while there is one, so that without `FILL` an idle queue would have no
+        // value, and the group would never scale in.
+        let all = "visible + FILL(in_flight, 0)";
+        let work = format!("IF(workers <= 1 AND {all} >= 1, {below}, {all})");
         let down_members = json!({
             "AlarmDescription":
                 format!("Fewer than {below} images wait or are in work: one worker less, the last one at none"),
@@ -58,6 +62,7 @@ impl Builder<'_> {
             "Threshold": number(below as f64),
             "ComparisonOperator": "LessThanThreshold",
             "TreatMissingData": "notBreaching",
+            "ActionsEnabled": true,
             "AlarmActions": [reference("ScaleDownPolicy")],
             "Tags": self.tags(),
         });
@@ -111,6 +116,7 @@ impl Builder<'_> {
             "Threshold": 1,
             "ComparisonOperator": "GreaterThanOrEqualToThreshold",
             "TreatMissingData": "notBreaching",
+            "ActionsEnabled": true,
             "AlarmActions": [reference("ScaleFromZeroPolicy")],
             "Tags": self.tags(),
         })
@@ -126,7 +132,7 @@ impl Builder<'_> {
                     "Dimensions": [{"Name": "QueueName", "Value": self.settings.names.request_queue}],
                 },
                 "Period": period,
-                "Stat": "Sum",
+                "Stat": statistic(period),
             },
             "ReturnData": false,
         })
@@ -163,6 +169,12 @@ impl Builder<'_> {
         }
         self.add(id, Kind::ScalingPolicy, in_group(&group, &self.names.scaling_policy(name)), members);
     }
+}
+
+/// The statistic of a queue's metric, which has one value a minute. In a longer period, a sum would add up the depths of
+/// several minutes.
+fn statistic(period: u64) -> &'static str {
+    if period == MINUTE { "Sum" } else { "Average" }
 }
 
 /// Rounds up to whole minutes: CloudWatch has one value a minute of each metric of SQS.

@@ -1,4 +1,5 @@
-//! The part of metric math that the stack uses: numbers, names, `IF`, `AND`, `OR`, comparisons, `+ - * /` and brackets.
+//! The part of metric math that the stack uses: numbers, names, `IF`, `FILL`, `AND`, `OR`, comparisons, `+ - * /` and
+//! brackets.
 
 /// The value of an expression. Returns `None` if a name in it has no value: CloudWatch then has no datapoint.
 pub fn value(expression: &str, named: &dyn Fn(&str) -> Option<f64>) -> Option<f64> {
@@ -87,6 +88,14 @@ impl Reader<'_> {
                 self.expect(")");
                 if condition? == 0.0 { otherwise } else { then }
             }
+            "FILL" => {
+                self.expect("(");
+                let value = self.operand();
+                self.expect(",");
+                let filling = self.either();
+                self.expect(")");
+                value.or(filling)
+            }
             number if number.starts_with(|c: char| c.is_ascii_digit()) => Some(number.parse().unwrap()),
             name => (self.named)(name),
         }
@@ -137,6 +146,8 @@ fn expressions_are_evaluated() {
         ("IF(visible<1 OR workers>=1,1,(visible-1)/2)", Some(1.0)),
         ("visible / workers", None),
         ("visible + absent", None),
+        ("visible + FILL(absent, 2)", Some(5.0)),
+        ("visible + FILL(visible, 2)", Some(6.0)),
     ] {
         assert_eq!(value(expression, &named), expected, "{expression}");
     }

@@ -179,10 +179,13 @@ impl Simulation {
         self.metrics.put(of_group("GroupInServiceInstances"), now, size.instances.len() as f64);
     }
 
+    /// SQS publishes the number of messages in flight only while there are any.
     fn put_queue_metrics(&mut self, at: u64, visible: f64, in_flight: f64) {
         let of_queue = |name: &str| Metric::new("AWS/SQS", name, "QueueName", &self.watched.queue);
         self.metrics.put(of_queue("ApproximateNumberOfMessagesVisible"), at, visible);
-        self.metrics.put(of_queue("ApproximateNumberOfMessagesNotVisible"), at, in_flight);
+        if in_flight > 0.0 {
+            self.metrics.put(of_queue("ApproximateNumberOfMessagesNotVisible"), at, in_flight);
+        }
     }
 
     /// Evaluates an alarm at the end of each of its periods. While it remains in alarm, it acts once a minute.

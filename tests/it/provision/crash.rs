@@ -5,7 +5,7 @@ use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 
 use super::{Stack, environment, proxy};
-use crate::emulators::Emulator;
+use crate::emulators::{Emulator, STRICT};
 use crate::harness::request;
 
 /// Number of emulators, each with a stack of its own, that are tested in parallel.
@@ -81,7 +81,7 @@ fn apply_killed_at_any_call_is_completed_by_the_next_apply() {
 /// number of kills.
 fn lane(first: usize) -> usize {
     // The emulator is reset between rounds, so it is not shared.
-    let emulator = Emulator::start("moto");
+    let emulator = Emulator::start(STRICT);
     let killer = Killer::start(emulator.address);
     let stack = |address| Stack { environment: environment(&format!("http://{address}")), ..Stack::new("crash") };
     let (mortal, direct) = (stack(killer.address), stack(emulator.address));

@@ -7,6 +7,20 @@ use serde_json::Value;
 use super::Stack;
 use crate::emulators;
 
+/// The longest `TemplateBody` that CloudFormation takes.
+const LONGEST_TEMPLATE: usize = 51_200;
+const LONGEST_NAME: &str = "a-stack-of-20-letter";
+
+#[test]
+fn template_of_the_longest_stack_name_is_short_enough_for_cloudformation() {
+    let stack = Stack::new(LONGEST_NAME);
+    for flags in [&[][..], &["--policy", "target", "--service-time", "20ms", "--instance-type", "c7i.large,c6i.large"]]
+    {
+        let text = stack.succeeds(&[&["export"][..], flags].concat());
+        assert!(text.len() <= LONGEST_TEMPLATE, "{} bytes", text.len());
+    }
+}
+
 #[test]
 fn exported_template_has_all_resources_and_passes_cfn_lint() {
     let stack = Stack::new("exported");

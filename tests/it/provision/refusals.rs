@@ -48,10 +48,21 @@ fn wrong_usage_exits_with_2() {
         (&["plan", "--backend", "local"], "`up`"),
         (&["plan", "--region", "mars/north"], "a region is named like"),
         (&["plan", "--allow", "everybody"], "203.0.113.0/24"),
+        (&["plan", "--vpc", "default"], "vpc-0123456789abcdef0"),
+        (&["plan", "--subnets", "subnet-1,private"], "subnet-0123456789abcdef0"),
     ] {
         let ran = Stack::new("usage").run(flags);
         assert_eq!(ran.code, Some(2), "{flags:?}: {}", ran.stderr);
         assert!(ran.stderr.contains(expected), "{flags:?}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn stack_whose_security_groups_would_have_a_reserved_name_is_refused() {
+    for name in ["sg", "sg-images"] {
+        let ran = Stack::new(name).run(&["plan"]);
+        assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+        assert!(ran.stderr.contains("begins with `sg-`"), "{}", ran.stderr);
     }
 }
 
@@ -83,31 +94,46 @@ fn missing_credentials_and_unreachable_endpoints_are_explained() {
 
 /// A proxy that answers one operation itself, mostly with an error, and forwards all others.
 #[derive(Clone, Default)]
-struct ErrorProxy(Arc<Mutex<Option<Intercepted>>>);
+pub struct ErrorProxy(Arc<Mutex<Option<Intercepted>>>);
 
 struct Intercepted {
     operation: String,
     answer: Vec<u8>,
+    /// Number of calls to answer. Later ones are forwarded.
+    left: usize,
 }
 
 impl ErrorProxy {
     /// Starts a proxy that forwards every operation. Returns it with the environment of a stack that uses it.
-    fn start() -> (ErrorProxy, Vec<(String, String)>) {
+    pub fn start() -> (ErrorProxy, Vec<(String, String)>) {
         let proxy = ErrorProxy::default();
         let shared = proxy.clone();
-        let address = proxy::start(move |call| match &*shared.0.lock().unwrap() {
-            Some(intercepted) if intercepted.operation == name(call) => Some(intercepted.answer.clone()),
+        let address = proxy::start(move |call| match &mut *shared.0.lock().unwrap() {
+            Some(intercepted) if intercepted.operation == name(call) && intercepted.left > 0 => {
+                intercepted.left -= 1;
+                Some(intercepted.answer.clone())
+            }
             _ => call.forward_to(moto_of_stacks().address),
         });
         (proxy, environment(&format!("http://{address}")))
     }
 
     /// Answers an operation itself from now on, and forwards all others.
-    fn intercept(&self, operation: &str, answer: Vec<u8>) {
-        *self.0.lock().unwrap() = Some(Intercepted { operation: operation.to_owned(), answer });
+    pub fn intercept(&self, operation: &str, answer: Vec<u8>) {
+        self.intercept_times(operation, answer, usize::MAX);
     }
 
-    fn forward_all(&self) {
+    /// Answers an operation itself so many times.
+    pub fn intercept_times(&self, operation: &str, answer: Vec<u8>, left: usize) {
+        *self.0.lock().unwrap() = Some(Intercepted { operation: operation.to_owned(), answer, left });
+    }
+
+    /// How many calls are still to be answered here.
+    pub fn left(&self) -> usize {
+        self.0.lock().unwrap().as_ref().map_or(0, |intercepted| intercepted.left)
+    }
+
+    pub fn forward_all(&self) {
         *self.0.lock().unwrap() = None;
     }
 }
@@ -127,7 +153,7 @@ fn name(call: &Call) -> String {
 
 /// The protocol in which a service writes an error.
 #[derive(Clone, Copy)]
-enum Wire {
+pub enum Wire {
     S3,
     Ec2,
     Query,
@@ -135,7 +161,7 @@ enum Wire {
     Cbor,
 }
 
-fn refusal(wire: Wire, status: u16, code: &str, message: &str) -> Vec<u8> {
+pub fn refusal(wire: Wire, status: u16, code: &str, message: &str) -> Vec<u8> {
     let error = format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>");
     let (kind, body) = match wire {
         Wire::S3 => ("application/xml", error.into_bytes()),

@@ -19,17 +19,24 @@ const FORGOTTEN: [(&str, &str); 5] = [
 fn ministack_agrees_except_for_properties_it_does_not_store() {
     let address = proxy::start(|call| {
         let answer = call.forward_to(ministack_of_stacks().address)?;
-        if call.operation().as_deref() != Some("EnableMetricsCollection") {
-            return Some(answer);
-        }
+        let (refusal, done) = match call.operation().as_deref() {
+            Some("EnableMetricsCollection") => {
+                ("Unknown AutoScaling action", "<EnableMetricsCollectionResponse/>".to_owned())
+            }
+            Some("DescribeInstanceTypeOfferings") => ("InvalidAction", offerings()),
+            _ => return Some(answer),
+        };
         let answer = String::from_utf8_lossy(&answer).into_owned();
-        assert!(answer.contains("Unknown AutoScaling action"), "ministack supports it now: {answer}");
-        let done = "<EnableMetricsCollectionResponse/>";
+        assert!(answer.contains(refusal), "ministack supports it now: {answer}");
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", done.len());
-        Some((head + done).into_bytes())
+        Some((head + &done).into_bytes())
     });
     let stack = Stack { environment: environment(&format!("http://{address}")), ..Stack::new("second") };
-    stack.succeeds(&["apply", "--web-instances", "0"]);
+    let error = stack.fails(&["apply", "--web-instances", "0"]);
+    assert!(
+        error.contains("AWS shows that these still differ: Auto Scaling group \"second-apptierAutoscaling\""),
+        "{error}"
+    );
     let plan: Value = serde_json::from_str(&stack.succeeds(&["plan", "--web-instances", "0", "--json"])).unwrap();
     let changes = plan["plan"]["changes"].as_array().unwrap();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -44,4 +51,14 @@ fn ministack_agrees_except_for_properties_it_does_not_store() {
     forgotten.sort_unstable();
     assert_eq!(differing, forgotten);
     stack.destroy();
+}
+
+/// The default type of workers, in every zone.
+fn offerings() -> String {
+    let offer =
+        |zone: char| format!("<item><instanceType>c7i.large</instanceType><location>us-east-1{zone}</location></item>");
+    let offers: String = ('a'..='f').map(offer).collect();
+    format!(
+        "<DescribeInstanceTypeOfferingsResponse><instanceTypeOfferingSet>{offers}</instanceTypeOfferingSet></DescribeInstanceTypeOfferingsResponse>"
+    )
 }

@@ -29,6 +29,7 @@ use crate::harness::{Process, free_port, imgcls, label_of, request, test_image, 
 use crate::http_server::{self, Answer, ReceivedRequest};
 
 const SYSTEMCTL: &str = "#!/bin/bash\necho \"$@\" >>/systemctl\n";
+const SYSTEMD_RUN: &str = "#!/bin/bash\necho \"run $@\" >>/systemctl\n";
 const JOURNALCTL: &str = "#!/bin/bash\nexec tail --lines=+1 --follow=name --retry /var/log/imgcls.log\n";
 /// Highest exposure level of a unit, as `systemd-analyze security` measures it: from 0 to 100, and OK up to 49.
 const MAX_EXPOSURE: &str = "20";
@@ -91,6 +92,11 @@ fn clean_machines_download_the_bundle_and_classify() {
     assert_eq!(worker.systemctl("start"), ["--no-block imgcls-logs.service imgcls.service"]);
     assert_eq!(worker.systemctl("enable"), ["imgcls-logs.service imgcls.service"]);
     assert_eq!(worker.systemctl("daemon-reload"), [""]);
+    // The worker does not run yet, so that this machine would be replaced.
+    let check = "--unit=imgcls-check-start --on-active=15min /opt/imgcls/check-start";
+    assert_eq!(worker.systemctl("run"), [check]);
+    run_to_success(worker.inside(None).arg("/opt/imgcls/check-start"));
+    assert_eq!(worker.systemctl("poweroff"), [""]);
     let web = Machine::start(folder.path(), "machine-WebtierTemplate", "i-0123456789abcdef1");
     let web_units = "imgcls-logs.service imgcls.service imgcls-autoscale.service";
     assert_eq!(web.systemctl("enable"), [web_units]);
@@ -131,7 +137,13 @@ impl Machine {
     fn start(folder: &Path, template: &str, id: &'static str) -> Machine {
         let root = folder.join(id);
         run_to_success(Command::new("cp").arg("--archive").arg(clean_root()).arg(&root));
-        for (name, text) in [("systemctl", SYSTEMCTL), ("journalctl", JOURNALCTL)] {
+        let scripts = [
+            ("systemctl", SYSTEMCTL),
+            ("systemd-run", SYSTEMD_RUN),
+            ("journalctl", JOURNALCTL),
+            ("sleep", "#!/bin/bash\n"),
+        ];
+        for (name, text) in scripts {
             let path = root.join("usr/local/bin").join(name);
             std::fs::write(&path, text).unwrap();
             run_to_success(Command::new("chmod").arg("755").arg(path));

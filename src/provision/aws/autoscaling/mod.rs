@@ -12,7 +12,7 @@ use crate::provision::inventory::{FoundResource, Owner};
 use crate::provision::resource::{Kind, Resource, label, split_group};
 use crate::provision::stack::Stack;
 use parameters::{Parameters, group_tags, texts};
-pub(super) use properties::{group_to_json, policy_to_json};
+pub(super) use properties::{group_to_json, hook_to_json, in_service, policy_to_json};
 use properties::{hook_found, policy_found};
 
 impl Cloud {
@@ -79,7 +79,7 @@ impl Cloud {
         Ok(found)
     }
 
-    async fn hooks(&self, group: &str) -> anyhow::Result<Vec<LifecycleHook>> {
+    pub(super) async fn hooks(&self, group: &str) -> anyhow::Result<Vec<LifecycleHook>> {
         let answer = self.autoscaling.describe_lifecycle_hooks().auto_scaling_group_name(group).send().await;
         let what = label(Kind::AutoScalingGroup, group);
         Ok(self.done("autoscaling:DescribeLifecycleHooks", &what, answer)?.lifecycle_hooks.unwrap_or_default())
@@ -115,6 +115,8 @@ impl Cloud {
                 .set_launch_template(parameters.launch_template())
                 .set_capacity_rebalance(parameters.flag("CapacityRebalance"))
                 .set_default_instance_warmup(parameters.integer("DefaultInstanceWarmup"))
+                .set_health_check_type(parameters.text("HealthCheckType"))
+                .set_health_check_grace_period(parameters.integer("HealthCheckGracePeriod"))
                 .set_new_instances_protected_from_scale_in(parameters.flag("NewInstancesProtectedFromScaleIn"))
                 .set_target_group_arns(parameters.texts("TargetGroupARNs"))
                 .set_tags(Some(group_tags(resource)))
@@ -140,9 +142,23 @@ impl Cloud {
             .set_launch_template(parameters.launch_template())
             .set_capacity_rebalance(parameters.flag("CapacityRebalance"))
             .set_default_instance_warmup(parameters.integer("DefaultInstanceWarmup"))
+            .set_health_check_type(parameters.text("HealthCheckType"))
+            .set_health_check_grace_period(parameters.integer("HealthCheckGracePeriod"))
             .set_new_instances_protected_from_scale_in(parameters.flag("NewInstancesProtectedFromScaleIn"));
         self.done("autoscaling:UpdateAutoScalingGroup", &what, call.send().await)?;
+        self.resume_processes(resource, found).await?;
         self.join_target_groups(resource, found).await
+    }
+
+    /// Resumes the processes of a group that somebody suspended.
+    async fn resume_processes(&self, resource: &Resource, found: &FoundResource) -> anyhow::Result<()> {
+        let suspended = texts(found.properties.get("SuspendedProcesses"));
+        if suspended.is_empty() {
+            return Ok(());
+        }
+        let call = self.autoscaling.resume_processes().auto_scaling_group_name(&resource.name);
+        let answer = call.set_scaling_processes(Some(suspended)).send().await;
+        self.done("autoscaling:ResumeProcesses", &resource.label(), answer).map(drop)
     }
 
     async fn join_target_groups(&self, resource: &Resource, found: &FoundResource) -> anyhow::Result<()> {

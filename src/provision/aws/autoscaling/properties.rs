@@ -15,6 +15,9 @@ pub(in crate::provision::aws) fn group_to_json(group: &AutoScalingGroup) -> Valu
     let mut metrics: Vec<&str> = group.enabled_metrics().iter().filter_map(|metric| metric.metric.as_deref()).collect();
     metrics.sort_unstable();
     let collection = (!metrics.is_empty()).then(|| json!([{"Granularity": "1Minute", "Metrics": metrics}]));
+    let suspended = group.suspended_processes().iter().filter_map(|process| process.process_name.as_deref());
+    let mut suspended: Vec<&str> = suspended.collect();
+    suspended.sort_unstable();
     let tags = group.tags().iter().filter(|tag| tag.key.as_deref() == Some(STACK_TAG));
     let tags: Vec<Value> = tags
         .map(|tag| json!({"Key": tag.key, "PropagateAtLaunch": tag.propagate_at_launch, "Value": tag.value}))
@@ -28,7 +31,10 @@ pub(in crate::provision::aws) fn group_to_json(group: &AutoScalingGroup) -> Valu
         "CapacityRebalance": group.capacity_rebalance.unwrap_or_default(),
         "DefaultInstanceWarmup": group.default_instance_warmup,
         "MetricsCollection": collection,
+        "SuspendedProcesses": suspended,
         "NewInstancesProtectedFromScaleIn": group.new_instances_protected_from_scale_in.unwrap_or_default(),
+        "HealthCheckType": group.health_check_type,
+        "HealthCheckGracePeriod": group.health_check_grace_period,
         "TargetGroupARNs": group.target_group_arns(),
         "Tags": tags,
     })
@@ -95,7 +101,9 @@ pub(in crate::provision::aws) fn policy_to_json(group: &str, policy: &ScalingPol
     });
     json!({
         "AutoScalingGroupName": group,
+        "PolicyName": policy.policy_name,
         "PolicyType": policy.policy_type,
+        "ScalingAdjustment": policy.scaling_adjustment,
         "AdjustmentType": policy.adjustment_type,
         "MetricAggregationType": policy.metric_aggregation_type,
         "EstimatedInstanceWarmup": policy.estimated_instance_warmup,
@@ -106,11 +114,20 @@ pub(in crate::provision::aws) fn policy_to_json(group: &str, policy: &ScalingPol
 
 pub(super) fn hook_found(group: &str, owner: &Owner, hook: &LifecycleHook) -> FoundResource {
     let name = in_group(group, hook.lifecycle_hook_name.as_deref().unwrap_or_default());
-    let members = json!({
+    FoundResource::new(Kind::LifecycleHook, name, owner.clone(), hook_to_json(group, hook))
+}
+
+pub(in crate::provision::aws) fn hook_to_json(group: &str, hook: &LifecycleHook) -> Value {
+    json!({
         "AutoScalingGroupName": group,
         "LifecycleTransition": hook.lifecycle_transition,
         "HeartbeatTimeout": hook.heartbeat_timeout,
         "DefaultResult": hook.default_result,
-    });
-    FoundResource::new(Kind::LifecycleHook, name, owner.clone(), members)
+    })
+}
+
+/// The number of machines of a group that are in service.
+pub(in crate::provision::aws) fn in_service(group: &AutoScalingGroup) -> usize {
+    let instances = group.instances().iter();
+    instances.filter(|one| one.lifecycle_state.as_ref().is_some_and(|state| state.as_str() == "InService")).count()
 }
