@@ -47,7 +47,7 @@ const MISTAKES: [Mistake; 36] = [
     mistake("classify", "the following required arguments were not provided", USAGE),
     mistake("classify - -", "standard input can be read once: give - only once", USAGE),
     mistake("eval missing", "give a folder with one folder of images per class, or a CSV table", FAILED),
-    mistake("loadgen --duration 5s", "--duration needs --rate", USAGE),
+    mistake("loadgen --arrivals day", "--arrivals day needs --rate, the mean of the day", USAGE),
     mistake("loadgen --url ftp://x", "unknown scheme \"ftp\"", USAGE),
     mistake("loadgen --threshold p99<fast", "\"fast\" is not a duration", USAGE),
     mistake("loadgen --num-request 1 --url http://127.0.0.1:1", "is \"imgcls up\" running?", FAILED),
@@ -95,7 +95,7 @@ fn errors_are_json_where_json_is_asked_for() {
     for (mistake, flag) in [
         (mistake("queue depth", "there is no data directory", FAILED), "--json"),
         (mistake("queue purge", "required arguments were not provided: <QUEUE>", USAGE), "--json"),
-        (mistake("loadgen --json --duration 5s", "--duration needs --rate", USAGE), "--json"),
+        (mistake("loadgen --json --arrivals day", "--arrivals day needs --rate", USAGE), "--json"),
         (with("IMGCLS_JSON", "1", "queue dead --limit none", "invalid value 'none'", USAGE), "--data-dir=."),
         (with("IMGCLS_LIMIT", "none", "queue dead", "IMGCLS_LIMIT=\"none\"", USAGE), "--json"),
     ] {
