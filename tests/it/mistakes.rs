@@ -114,7 +114,7 @@ fn errors_are_json_where_json_is_asked_for() {
 
 #[test]
 fn value_without_a_unit_is_accepted_with_a_warning() {
-    let warnings = |words: &str, variable| {
+    let warnings = |words: &'static str, variable| {
         let output = run(&Mistake { words, variable, error: "", code: 0 }, &[]);
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
