@@ -32,7 +32,7 @@ pub struct BoxArgs {
     /// The part of the image that the model gets of a box
     #[arg(long, env = "IMGCLS_BOX_SHAPE", value_enum, default_value_t = BoxShape::Square)]
     pub box_shape: BoxShape,
-    /// What is added around a box at each side, in percent of its longer side. With the default, models that see the
+    /// The margin around a box at each side, in percent of its longer side. With the default, models that see the
     /// inner 7/8 of an image see all of a square box
     #[arg(long, env = "IMGCLS_BOX_PADDING", default_value = "10%", value_name = "P%", value_parser = padding)]
     pub box_padding: f64,

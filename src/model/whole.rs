@@ -36,7 +36,7 @@ pub struct Region {
 pub struct RegionCrop {
     /// The part is a square, as far as the image reaches. Otherwise it has the shape of the region.
     pub is_square: bool,
-    /// What is added at each side, as a share of the longer side of the region.
+    /// The margin at each side, as a share of the longer side of the region.
     pub padding: f64,
 }
 

@@ -322,7 +322,7 @@ impl Outcome {
     }
 }
 
-/// What an image of an event ended with.
+/// The end of an image that an event named.
 struct Ended {
     status: Status,
     predictions: Vec<Prediction>,

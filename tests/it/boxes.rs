@@ -196,7 +196,7 @@ fn boxes_are_classified_and_all_else_is_kept() {
     assert_eq!(classes(&file, 5), ["-"]);
     assert!(trap.read("errors.csv").contains("broken.png#0,failed,unsupported_type,"), "{}", trap.read("errors.csv"));
     assert_golden(&without_clock(&trap.read("out.json")), "boxes.json");
-    // What another program reads: every class has a name, and the best one comes first.
+    // Another program relies on this: every class has a name, and the best one comes first.
     let categories = file["classification_categories"].as_object().unwrap();
     for image in file["images"].as_array().unwrap() {
         for detection in image["detections"].as_array().into_iter().flatten() {

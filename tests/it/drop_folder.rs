@@ -141,7 +141,7 @@ fn file_that_is_written_slowly_is_classified_when_it_is_closed() {
     let content = png();
     let mut slow = File::create(inbox.path("in/slow.png")).unwrap();
     slow.write_all(&content[..content.len() / 2]).unwrap();
-    // Of a link the system only reports that it was created, so this one counts when it did not change for a while.
+    // The system only reports that a link was created, so this one counts when it did not change for a while.
     inbox.write("linked.png");
     fs::hard_link(inbox.path("linked.png"), inbox.path("in/linked.png")).unwrap();
     inbox.wait_for(&["linked.png"]);

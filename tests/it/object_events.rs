@@ -19,7 +19,7 @@ struct Events {
     directory: tempfile::TempDir,
 }
 
-/// What the programs below begin with. `done` waits until the worker has nothing left to do.
+/// The beginning of the programs below. `done` waits until the worker has nothing left to do.
 const PROLOGUE: &str = r#"
 import boto3, json, sys, time
 name, folder = sys.argv[1], sys.argv[2]
@@ -98,6 +98,8 @@ impl Events {
     fn python(&self, program: &str) -> Value {
         let mut command = Command::new(python());
         command.args(["-c", &format!("{PROLOGUE}\n{program}"), &self.name]).arg(self.directory.path());
+        // boto3 reads the region from this variable alone.
+        command.env("AWS_DEFAULT_REGION", "us-east-1");
         let output = command.envs(self.emulator.environment()).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{program}\n{stderr}");

@@ -37,7 +37,7 @@ pub struct Selection {
     pub categories: Vec<String>,
 }
 
-/// What a table of observations needs beside the detector's file.
+/// The facts that a table of observations needs beside the detector's file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observations {
     /// The deployment of all images. `None` means that each folder of images is one.

@@ -243,7 +243,7 @@ impl Logged {
         table.finish()
     }
 
-    /// What the rows are of, for a person.
+    /// A word for the rows, for a person.
     fn noun(&self) -> &'static str {
         if self.schema.boxes().is_some() { "rows" } else { "images" }
     }
