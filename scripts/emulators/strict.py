@@ -2,7 +2,7 @@
 
 - A deleted queue is still listed and answers for a while, but not in every listing. Its name cannot be used meanwhile
   (`QueueDeletedRecently`).
-- A new queue is not listed, and cannot be named as a dead-letter queue, in its first second.
+- A new queue cannot be named as a dead-letter queue in its first second.
 - A deleted bucket is still listed for a while. Its name cannot be used meanwhile (`OperationAborted`), and everything
   else about it fails with `NoSuchBucket`.
 - Lifecycle rules with a filter and rules with the older prefix cannot be mixed in a bucket.
@@ -142,12 +142,12 @@ class StrictLayer:
 
     def list_queues(self, call):
         status, headers, body = call.answer_of(self.application)
-        listing, now = json.loads(body), time.monotonic()
+        listing = json.loads(body)
         omits = next(self.listings) % LISTINGS == LISTINGS - 1
 
         def is_listed(url):
             key = (call.region, url.rsplit("/", 1)[-1])
-            return now - self.queues.get(key, 0) >= QUEUE_IS_NEW and not (omits and key in self.queues_in_deletion)
+            return not (omits and key in self.queues_in_deletion)
 
         listing["QueueUrls"] = [url for url in listing.get("QueueUrls", []) if is_listed(url)]
         return status, headers, json.dumps(listing).encode()

@@ -44,7 +44,7 @@ mod tests {
         };
         assert!(!reading(1, 0, 1, 0) && !reading(1, 0, 1, 299));
         assert!(reading(1, 0, 1, 300) && !reading(1, 0, 1, 310));
-        // A receive, or a group without machines, begins anew.
+        // After a receive, or without machines, the time starts again.
         assert!(!reading(1, 1, 1, 320) && !reading(1, 0, 1, 330) && !reading(1, 0, 1, 629));
         assert!(reading(1, 0, 1, 630));
         assert!(!reading(1, 0, 0, 640) && !reading(1, 0, 0, 9_000));

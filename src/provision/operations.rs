@@ -136,9 +136,7 @@ impl Provision {
             }
         }
         self.apply_changes(&stack, &changes, &inventory, None).await?;
-        if changes.iter().any(|change| change.kind == Kind::Queue) {
-            self.cloud.wait_for_deleted_queues(&stack).await?;
-        }
+        self.cloud.wait_for_deleted_queues(&stack).await?;
         self.check_nothing_is_left(&stack).await?;
         if self.config.json {
             print(&json!({"removed": changes}))?;

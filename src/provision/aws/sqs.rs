@@ -70,8 +70,8 @@ impl Cloud {
         Ok(queues)
     }
 
-    /// Waits until no queue of the stack is listed any more. A listing may lack a queue that the next one has, so that one
-    /// listing without queues says nothing.
+    /// Waits until no queue of the stack is listed any more, and deletes those that were too new to be listed before. A
+    /// listing may lack a queue that the next one has, so that one listing without queues says nothing.
     ///
     /// # Errors
     /// A call fails, or there are still queues after [`LONGEST_DELETION`].
@@ -81,9 +81,12 @@ impl Cloud {
         let mut listings_without = 0;
         while listings_without < LISTINGS_WITHOUT {
             let queues = self.observe_queues(stack).await?;
-            let is_owned = |queue: &FoundResource| queue.owner == Owner::This;
-            let is_any_left =
-                !queues.in_deletion.is_empty() || !queues.replies.is_empty() || queues.found.iter().any(is_owned);
+            let owned = queues.found.into_iter().filter(|queue| queue.owner == Owner::This).map(|queue| queue.name);
+            let late: Vec<String> = owned.chain(queues.replies).collect();
+            for name in &late {
+                self.delete_queue(name).await?;
+            }
+            let is_any_left = !queues.in_deletion.is_empty() || !late.is_empty();
             listings_without = if is_any_left { 0 } else { listings_without + 1 };
             if tokio::time::Instant::now() > deadline {
                 bail!(

@@ -9,7 +9,7 @@ use crate::emulators;
 
 /// The longest `TemplateBody` that CloudFormation takes.
 const LONGEST_TEMPLATE: usize = 51_200;
-const LONGEST_NAME: &str = "a-stack-of-20-letter";
+const LONGEST_NAME: &str = "twenty-bytes-in-name";
 
 #[test]
 fn template_of_the_longest_stack_name_is_short_enough_for_cloudformation() {
