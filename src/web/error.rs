@@ -317,6 +317,7 @@ impl Problem {
             "unauthorized" => {
                 "This service needs a key. Sign in on its page, which needs a browser with JavaScript.".to_owned()
             }
+            "cross-site" => "The request comes from a page of another site.".to_owned(),
             _ => for_people(&self.detail),
         }
     }

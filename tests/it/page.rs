@@ -306,7 +306,7 @@ fn page_is_usable_in_every_state_width_and_colour_scheme() {
     everywhere("no result");
 }
 
-/// Keeps a screenshot of each state in this folder, for a person who looks at them.
+/// Keeps a screenshot of each state in the folder that the variable names, for people to look at.
 fn keep_screenshot_of(browser: &Browser, state: &str) {
     if let Some(folder) = std::env::var_os("IMGCLS_TEST_SCREENSHOTS") {
         let name: String = state.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();

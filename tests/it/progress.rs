@@ -103,7 +103,7 @@ fn one_stream_tells_the_outcome_of_several_jobs() {
         assert_eq!((name.as_str(), &job["status"]), ("finished", &json!("succeeded")));
         assert_eq!(job["timeline"].as_array().unwrap().last().unwrap()["event"], "answered");
     }
-    assert_eq!(outcome(&ids[2]).0, "unknown".to_owned(), "a deleted job is unknown: {events:?}");
+    assert_eq!(outcome(&ids[2]).0, "removed", "{events:?}");
 
     for (query, says) in [("", "jobs=ID"), ("?jobs=x", "not the id"), ("?jobs=a&jobs=b", "twice")] {
         assert_problem(&service.request("GET", &format!("/v1/events{query}"), &[], b""), 400, says);

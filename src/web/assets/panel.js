@@ -37,7 +37,7 @@ function draw({ queue, workers, recent, expected_wait_seconds: wait }) {
   byId('panel-rate').textContent = number(recent.images_per_second);
   byId('panel-p50').textContent = time(recent.p50_ms);
   byId('panel-p99').textContent = time(recent.p99_ms);
-  byId('panel-wait').textContent = typeof wait === 'number' ? about(wait) : '\u2013';
+  byId('panel-wait').textContent = typeof wait === 'number' ? (wait < 0.5 ? '0\u00a0s' : about(wait)) : '\u2013';
   chart(byId('chart-jobs'), samples.jobs, queue.waiting + queue.in_flight, 'images in the queue');
   chart(byId('chart-rate'), samples.rate, recent.images_per_second, 'images per second');
 }
