@@ -192,7 +192,7 @@ impl Config {
         if let Some(watch) = &self.inputs.watch {
             output.options.insert("the watched folder".to_owned(), watch.name()?);
         }
-        output.boxes = self.inputs.boxes.clone();
+        output.boxes.clone_from(&self.inputs.boxes);
         output.grows = self.inputs.watch.is_some();
         Ok(output)
     }

@@ -111,7 +111,8 @@ impl Stepwise {
             match output.get_tagged(key, MAX_RESULT_BYTES).await.map_err(failed)? {
                 Some((stored, _)) if protocol::is_current(&stored, sequencer) => return Ok(()),
                 Some((_, tag)) => {
-                    if output.replace(key, text.clone(), &tag).await.map_err(failed)? == Put::Created {
+                    let replaced = output.replace(key, text.clone(), &tag).await.map_err(failed)?;
+                    if replaced == Put::Created {
                         return Ok(());
                     }
                 }
