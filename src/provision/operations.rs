@@ -249,7 +249,7 @@ impl Provision {
         Ok(Site { network, root_volume, allowed, ..self.site_without_network() })
     }
 
-    /// What is needed to find the resources of a stack.
+    /// The part of the site that is needed to find the resources of a stack.
     fn site_without_network(&self) -> Site {
         Site {
             account: self.account.clone(),

@@ -25,7 +25,7 @@ pub(super) struct Plan {
     pub inventory: String,
     /// In the order in which they are applied.
     pub changes: Vec<Change>,
-    /// What is kept although the stack would be made differently, and what follows from it. One line each.
+    /// Things that are kept although the stack would be made differently, and their consequences. One line each.
     #[serde(default)]
     pub notes: Vec<String>,
 }

@@ -36,7 +36,7 @@ pub struct Settings {
     pub web_instance_type: Option<String>,
     /// ARN of a load balancer's target group that the web tier joins.
     pub target_group: Option<String>,
-    /// Who may reach the web tier. If absent, only the VPC that it is in.
+    /// The addresses that may reach the web tier. If absent, only those of its VPC.
     pub allow: Option<Allow>,
     /// Clients of the web tier need a key.
     pub requires_keys: bool,
@@ -52,7 +52,7 @@ pub struct Settings {
     pub machines: Machines,
 }
 
-/// Who may reach the web tier.
+/// The addresses that may reach the web tier.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Allow {
     /// A network, as CIDR.

@@ -15,7 +15,7 @@ use super::plan::Plan;
 use super::resource::target_of;
 use super::stack::Stack;
 
-/// What has to exist in subnets whose machines have no public address.
+/// Names the resources that have to exist in subnets whose machines have no public address.
 const PRIVATE_SUBNETS: &str = "machines get no public address in these subnets: they need a NAT gateway, or endpoints of \
     S3, SQS, STS, CloudWatch, CloudWatch Logs and EC2 Auto Scaling in the VPC\n";
 /// Longer values are shown by size and digest.

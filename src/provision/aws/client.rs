@@ -10,7 +10,6 @@ use aws_smithy_runtime_api::client::interceptors::context::InterceptorContext;
 use aws_smithy_runtime_api::client::retries::classifiers::{ClassifyRetry, RetryAction};
 use serde_json::Value;
 
-use super::s3::CONFLICT;
 use super::signed::Signed;
 use crate::aws::{Aws, Fault};
 use crate::provision::inventory::Owner;
@@ -27,6 +26,9 @@ pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// The attributes of a resource that a change returned, as name and value.
 pub(super) type Attributes = Vec<(String, String)>;
+
+/// Error code of a change to a bucket while another one is in progress.
+pub(super) const CONFLICT: &str = "OperationAborted";
 
 /// Makes the SDK repeat a change to a bucket that S3 refuses because another one is in progress.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use aws_sdk_s3::types::{
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
-use super::client::{Attributes, CONCURRENT_CALLS, Cloud, integer, member, owner_by_tags, retry_while, text};
+use super::client::{Attributes, CONCURRENT_CALLS, CONFLICT, Cloud, integer, member, owner_by_tags, retry_while, text};
 use crate::aws::{Aws, Fault};
 use crate::keys::journal::KEYS_FOLDER;
 use crate::protocol::{MAX_POINTER_BYTES, MODELS_FOLDER, ModelPointer};
@@ -31,8 +31,6 @@ use crate::provision::stack::Stack;
 const OUR_RULES: &str = "imgcls-";
 /// The only region that `CreateBucket` must not name.
 const DEFAULT_REGION: &str = "us-east-1";
-/// Error code of a change to a bucket while another one is in progress.
-pub(super) const CONFLICT: &str = "OperationAborted";
 /// Time limit for the upload of some tens of megabytes over a slow connection.
 const UPLOAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(600);
 

@@ -42,7 +42,7 @@ pub(super) fn check(observed: &Observed, target: &Target<'_>, findings: &mut Fin
     }
 }
 
-/// What holds for every queue.
+/// Checks that apply to every queue.
 fn message(queue: &Value, on: &str, findings: &mut Findings) {
     let number = |property: &str| queue[property].as_u64();
     if let Some(limit) = number("MaximumMessageSize").filter(|limit| *limit < LEAST_MESSAGE_BYTES) {

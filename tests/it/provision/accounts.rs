@@ -52,7 +52,10 @@ fn private_subnets_of_a_vpc_do_where_there_is_no_default_vpc() {
     let subnet = |zone: &str, number: u32| {
         let form =
             format!("Action=CreateSubnet&VpcId={vpc}&CidrBlock=10.0.{number}.0/24&AvailabilityZone={REGION}{zone}");
-        between(&ec2(&form), "<subnetId>", "</subnetId>").to_owned()
+        let subnet = between(&ec2(&form), "<subnetId>", "</subnetId>").to_owned();
+        // moto takes the first subnet of a zone for a default one, which is public.
+        ec2(&format!("Action=ModifySubnetAttribute&SubnetId={subnet}&MapPublicIpOnLaunch.Value=false"));
+        subnet
     };
     let subnets = [subnet("a", 1), subnet("b", 2)].join(",");
     let other = between(&ec2("Action=CreateVpc&CidrBlock=10.1.0.0/16"), "<vpcId>", "</vpcId>").to_owned();
