@@ -1,5 +1,7 @@
 //! `/metrics`: its format and names, the metrics of the workers of `up`, and the files of `deploy/` that use them.
 
+#![allow(clippy::float_cmp, reason = "counts, which are exact")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
