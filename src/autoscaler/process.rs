@@ -103,7 +103,7 @@ impl Process {
             status = child.wait() => status,
             () = async {
                 record_reports(stdout, service_time, metrics).await;
-                std::future::pending().await
+                std::future::pending::<()>().await;
             } => unreachable!("it never ends; this is a bug"),
         };
         let _ = timeout(LAST_LINES_TIMEOUT, record_reports(stdout, service_time, metrics)).await;

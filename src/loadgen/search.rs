@@ -196,7 +196,7 @@ impl Search<'_> {
         let timer = async {
             tokio::time::sleep(length + GRACE).await;
             cut_off.cancel();
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         let result = tokio::select! {
             result = work => result,

@@ -2,6 +2,7 @@
 //! Output that is not a terminal gets the reports one after the other.
 
 use std::collections::VecDeque;
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
 
 use anyhow::Context as _;
@@ -38,7 +39,8 @@ impl Screen {
         let mut text = render(report);
         if !self.images_per_second.is_empty() {
             let most = self.images_per_second.iter().copied().fold(0.0, f64::max);
-            text.push_str(&format!("{:<12} {}  up to {most:.1}/s\n", "images/s", bars(&self.images_per_second, most)));
+            let chart = bars(&self.images_per_second, most);
+            let _ = writeln!(text, "{:<12} {chart}  up to {most:.1}/s", "images/s");
         }
         if self.is_terminal {
             text.push_str("\nCtrl-C ends.\n");

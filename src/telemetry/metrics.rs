@@ -118,14 +118,14 @@ impl Families {
             if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
                 current = published(name).map(|kept| (kept, name));
                 if let Some((kept, _)) = &current {
-                    families.0.entry(kept.clone()).or_default().help = help.to_owned();
+                    help.clone_into(&mut families.0.entry(kept.clone()).or_default().help);
                 }
                 continue;
             }
             let Some((kept, name)) = &current else { continue };
             let Some(family) = families.0.get_mut(kept) else { continue };
             if let Some(rest) = line.strip_prefix("# TYPE ") {
-                family.kind = rest.rsplit(' ').next().unwrap_or_default().to_owned();
+                rest.rsplit(' ').next().unwrap_or_default().clone_into(&mut family.kind);
             } else if let Some((series, value)) = line.strip_prefix(name).and_then(|rest| rest.rsplit_once(' '))
                 && let Ok(value) = value.parse()
             {

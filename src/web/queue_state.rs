@@ -98,7 +98,8 @@ impl QueueState {
             readings.details_at = Some(Instant::now());
             if read("the queues of the service", details(transport)).await.is_none() {
                 set_messages("dead_letters", None);
-                ["requests", "dead_letters"].into_iter().for_each(|queue| set_oldest(queue, None));
+                set_oldest("requests", None);
+                set_oldest("dead_letters", None);
             }
         }
         METRICS.worker_unseen.set(self.worker().unseen(Instant::now()).as_secs_f64());

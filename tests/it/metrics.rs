@@ -1,5 +1,7 @@
 //! `/metrics`: its format and names, the metrics of the workers of `up`, and the files of `deploy/` that use them.
 
+#![allow(clippy::float_cmp, reason = "counts, which are exact")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
@@ -45,11 +47,11 @@ fn families(text: &str) -> BTreeMap<String, Family> {
             let (name, help) = rest.split_once(' ').unwrap_or_else(|| panic!("no help: {line}"));
             let family = Family { help: help.to_owned(), ..Family::default() };
             assert!(found.insert(name.to_owned(), family).is_none(), "{name} is there twice");
-            current = name.to_owned();
+            name.clone_into(&mut current);
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').unwrap_or_else(|| panic!("no type: {line}"));
             assert_eq!(name, current, "a type belongs to the help before it");
-            found.get_mut(name).unwrap().kind = kind.to_owned();
+            kind.clone_into(&mut found.get_mut(name).unwrap().kind);
         } else {
             let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("not a sample: {line:?}"));
             assert!(seen.insert(series.to_owned()), "{series} is there twice");
@@ -225,7 +227,9 @@ fn queue_metrics_show_what_waits_and_readyz_that_no_worker_takes_it() {
     assert!(metric(service.address, "imgcls_web_worker_unseen_seconds") >= 10.0);
 
     service.add_worker();
-    ids.iter().for_each(|id| assert_eq!(service.finished(id)["status"], "succeeded"));
+    for id in &ids {
+        assert_eq!(service.finished(id)["status"], "succeeded");
+    }
     let text = || service.request("GET", "/readyz", &[], b"").text();
     until("the end of the warning", || (text() == "ready\n").then_some(()));
     until("the empty queue", || (metric(service.address, waiting) == 0.0).then_some(()));

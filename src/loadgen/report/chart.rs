@@ -32,11 +32,8 @@ impl Axis<'_> {
         }
         let step = round_step((self.to - self.from) / TICKS);
         let first = (self.from / step).ceil() as u64;
-        (first..)
-            .map(|number| number as f64 * step)
-            .take_while(|at| *at <= self.to * (1.0 + 1e-9))
-            .map(|at| (at, number(at)))
-            .collect()
+        let last = (self.to / step * (1.0 + 1e-9)).floor() as u64;
+        (first..=last).map(|at| at as f64 * step).map(|at| (at, number(at))).collect()
     }
 
     /// The place of a value between 0 and 1.
