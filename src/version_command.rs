@@ -12,7 +12,7 @@ use crate::telemetry::output;
 /// Settings of the command.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where models and the runtime library are searched for.
+    /// The places where models and the runtime library are searched for.
     pub choice: ModelChoice,
     /// Print JSON instead of text.
     pub json: bool,

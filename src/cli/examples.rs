@@ -1,7 +1,7 @@
 //! Two examples for each command, which its help prints. A test parses all of them.
 
 /// Examples by the words of the command.
-const EXAMPLES: [(&str, [&str; 2]); 34] = [
+const EXAMPLES: [(&str, [&str; 2]); 35] = [
     ("up", ["imgcls up", "imgcls up --port 9000 --data-dir /var/lib/imgcls --max-workers 4"]),
     (
         "serve-web",
@@ -100,6 +100,13 @@ const EXAMPLES: [(&str, [&str; 2]); 34] = [
     ("model check", ["imgcls model check", "imgcls model check mine"]),
     ("model use", ["imgcls model use mine@3f2a9c01b7de", "imgcls model use mine@3f2a9c01b7de --json"]),
     ("model rollback", ["imgcls model rollback mine", "imgcls model rollback mine --json"]),
+    (
+        "watch",
+        [
+            "imgcls watch incoming --out labels.csv",
+            "imgcls watch incoming --out labels.jsonl --sort-into sorted --sidecar json",
+        ],
+    ),
     (
         "completions",
         ["imgcls completions bash >~/.local/share/bash-completion/completions/imgcls", "imgcls completions fish"],

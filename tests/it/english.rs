@@ -93,6 +93,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("", "imgcls_worker_endings_total", "metric name that dashboards use"),
     ("", "\"ending\"", "label of that metric"),
     ("", "ending=\"", "label of that metric"),
+    ("deploy/grafana", "{{ending}}", "label of that metric"),
     ("", "imgcls.ending", "trace attribute that dashboards use"),
     ("", "handed_back", "metric label value that dashboards use"),
     ("", "--wire seed", "flag value that users have in their units"),

@@ -262,6 +262,8 @@ fn names_in(text: &str) -> BTreeSet<String> {
     let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     let words =
         text.split(|c: char| !is_part(c)).filter(|word| word.starts_with("imgcls_") || word.starts_with("process_"));
+    // The file of a package is `imgcls_0.1.0_amd64.deb`.
+    let words = words.filter(|word| !word.starts_with("imgcls_0"));
     let base = |word: &str| {
         let suffix = ["_bucket", "_sum", "_count"].into_iter().find_map(|suffix| word.strip_suffix(suffix));
         suffix.unwrap_or(word).to_owned()

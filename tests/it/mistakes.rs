@@ -126,21 +126,3 @@ fn value_without_a_unit_is_accepted_with_a_warning() {
     let text = warnings("worker --model nothing --visibility-timeout 45s --max-batch-delay 0", None);
     assert!(!text.contains("no unit"), "{text}");
 }
-
-#[test]
-fn queue_names_the_variable_that_selected_aws_beside_a_local_service() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::create_dir(folder.path().join("imgcls-data")).unwrap();
-    std::fs::write(folder.path().join("imgcls-data/imgcls.sqlite3"), "").unwrap();
-    let errors = |arguments: &[&str], variables: &[(&str, &str)]| {
-        let mut command = imgcls();
-        command.current_dir(folder.path()).env("AWS_EC2_METADATA_DISABLED", "true").args(["queue", "depth"]);
-        let output = command.args(arguments).envs(variables.iter().copied()).output().unwrap();
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    };
-    let text = errors(&[], &[("AWS_REGION", "us-east-1")]);
-    let first = text.lines().next().unwrap_or_default();
-    assert!(first.contains("AWS_REGION is set") && first.contains("--backend local"), "{text}");
-    let text = errors(&["--region", "us-east-1"], &[]);
-    assert!(!text.contains("local service"), "{text}");
-}

@@ -124,6 +124,7 @@ const OTHER_FLAGS: [(&str, &[&str]); 5] = [
             "--clients",
             "--docs",
             "--only",
+            "--package",
             "--quick",
             "--rounds",
             "--sets",

@@ -127,7 +127,7 @@ fn a_wrong_value_is_reported_with_its_source() {
     assert!(error.contains("IMGCLS_WIRE=\"v9\": give v1 or legacy"), "{error}");
     let bad = file("[up]\nstack = \"ok\"\nlisten = \"nowhere\"\n");
     let error = refused(&["up", "--config", &bad.path], &[]);
-    assert!(error.contains("service.toml:3: listen = \"nowhere\": invalid socket address"), "{error}");
+    assert!(error.contains("service.toml:3: listen = \"nowhere\": give an address and a port"), "{error}");
     let aws = file("backend = \"aws\"\n");
     let output = run(&["up", "--config", &aws.path], &[]);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
