@@ -159,7 +159,9 @@ class StrictLayer:
         if "/" in name or call.has_query:
             return None
         if call.method == "PUT" and name in self.buckets_in_deletion:
-            conflict = "A conflicting conditional operation is currently in progress against this resource. Please try again."
+            conflict = (
+                "A conflicting conditional operation is currently in progress against this resource. Please try again."
+            )
             return refused_by_s3("409 Conflict", "OperationAborted", conflict)
         if call.method == "DELETE" and name:
             answer = call.answer_of(self.application)
