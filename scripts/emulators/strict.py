@@ -8,8 +8,8 @@
 - Lifecycle rules with a filter and rules with the older prefix cannot be mixed in a bucket.
 - An instance profile is unknown to Auto Scaling for a while after it was made.
 
-The times are shorter than those of AWS (60 s, 1 s, minutes, 10 s), so that tests do not take as long. Calls of SQS in the
-Query protocol take effect at once: tests use it to change a stack behind the program's back.
+The times are shorter than those of AWS (60 s, 1 s, minutes, 10 s), so that tests do not take as long. Calls of SQS in
+the Query protocol take effect at once: tests use it to change a stack behind the program's back.
 """
 
 import io
@@ -132,7 +132,8 @@ class StrictLayer:
         redrive = json.loads((call.parameters.get("Attributes") or {}).get("RedrivePolicy") or "{}")
         target = (call.region, redrive.get("deadLetterTargetArn", "").rsplit(":", 1)[-1])
         if time.monotonic() - self.queues.get(target, 0) < QUEUE_IS_NEW:
-            reason = f"Value {json.dumps(redrive)} for parameter RedrivePolicy is invalid. Reason: Dead letter target does not exist."
+            value = json.dumps(redrive)
+            reason = f"Value {value} for parameter RedrivePolicy is invalid. Reason: Dead letter target does not exist."
             return refused_by_sqs("InvalidParameterValue", reason)
         answer = call.answer_of(self.application)
         if answer[0].startswith("200"):
