@@ -19,7 +19,7 @@ pub struct Config {
 }
 
 #[derive(Serialize)]
-struct Version {
+struct Report {
     version: &'static str,
     build: Build,
     runtime: Found<RuntimeFacts>,
@@ -86,14 +86,14 @@ impl<T> From<anyhow::Result<T>> for Found<T> {
 /// # Errors
 /// If the file of this program cannot be read, or the answer cannot be printed.
 pub fn run(config: &Config) -> anyhow::Result<()> {
-    let version = Version {
+    let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         build: build()?,
         runtime: model::runtime_facts(&config.choice).into(),
         cpu: Cpu { cores: model::cores(), features: model::cpu_features() },
         models: models(&config.choice),
     };
-    let text = if config.json { format!("{}\n", serde_json::to_string_pretty(&version)?) } else { version.text() };
+    let text = if config.json { format!("{}\n", serde_json::to_string_pretty(&report)?) } else { report.text() };
     output::print(&text).context("cannot print the version")
 }
 
@@ -134,7 +134,7 @@ fn describe(name: String, folder: PathBuf) -> Model {
     }
 }
 
-impl Version {
+impl Report {
     fn text(&self) -> String {
         let Build { sha256, architecture, system, jpeg, .. } = &self.build;
         let mut text = format!("imgcls {}\n", self.version);

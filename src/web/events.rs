@@ -139,7 +139,9 @@ impl EventStream {
     /// Makes the events of the jobs whose progress has changed.
     fn send_changes(&mut self) {
         let ids: Vec<Uuid> = self.waiting.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.send_progress(id, "progress"));
+        for id in ids {
+            self.send_progress(id, "progress");
+        }
     }
 
     fn send_progress(&mut self, id: Uuid, event: &str) {

@@ -66,6 +66,28 @@ fn get(address: SocketAddr, key: &str, path: &str) -> Response {
 /// A method, a path, headers, a body, and the status for each kind of key.
 type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [u8], [u16; 8]);
 
+/// The kinds of keys, in the order of the statuses of a row.
+const KINDS: [&str; 8] = ["none", "wrong", "expired", "revoked", "owner", "other", "read", "admin"];
+
+/// A line for each route and kind of key whose status is not that of the table.
+fn wrong_statuses(address: SocketAddr, keys_by_kind: &[String], table: &[Row<'_>]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (method, path, headers, body, expected) in table {
+        for ((key, expected), kind) in keys_by_kind.iter().zip(expected).zip(KINDS) {
+            // An answer to HEAD has no body, although it has its length.
+            let status = if *method == "HEAD" {
+                head_status(address, key, path)
+            } else {
+                send(address, key, method, path, headers, body).status
+            };
+            if status != *expected {
+                wrong.push(format!("{method} {path} with {kind}: {status}, not {expected}"));
+            }
+        }
+    }
+    wrong
+}
+
 /// Every route with every kind of key. One line is one route: the status for no key, a wrong one, an expired one, a
 /// revoked one, the owner's, that of another client, one that may read, and one that may do everything.
 #[test]
@@ -150,24 +172,7 @@ fn every_route_is_decided_for_every_kind_of_key() {
         ("POST", "/nowhere", plain, nobody, [401, 401, 401, 401, 404, 404, 403, 404]),
         ("POST", "/healthz", plain, nobody, [401, 401, 401, 401, 405, 405, 403, 405]),
     ];
-    let mut wrong = Vec::new();
-    for (method, path, headers, body, expected) in table {
-        for ((key, expected), kind) in keys_by_kind
-            .iter()
-            .zip(expected)
-            .zip(["none", "wrong", "expired", "revoked", "owner", "other", "read", "admin"])
-        {
-            // An answer to HEAD has no body, although it has its length.
-            let status = if method == "HEAD" {
-                head_status(address, key, path)
-            } else {
-                send(address, key, method, path, headers, body).status
-            };
-            if status != expected {
-                wrong.push(format!("{method} {path} with {kind}: {status}, not {expected}"));
-            }
-        }
-    }
+    let wrong = wrong_statuses(address, &keys_by_kind, &table);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 
     // A job of another key looks like one that does not exist.

@@ -1,5 +1,6 @@
 //! The progress of jobs: positions, expected ends and timelines, event streams, and the state of the service.
 
+use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
 
@@ -19,7 +20,7 @@ fn events_until(
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut head = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", service.address);
     for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        write!(head, "{name}: {value}\r\n").unwrap();
     }
     stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
     let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
@@ -95,8 +96,8 @@ fn one_stream_tells_the_outcome_of_several_jobs() {
     service.add_worker();
     let events = events_until(&service, &path, &[], |_| false);
     let outcome = |id: &str| {
-        let of_job = events.iter().filter(|(_, state)| state["id"] == id);
-        of_job.last().map(|(name, state)| (name.clone(), state.clone())).unwrap()
+        let mut of_job = events.iter().filter(|(_, state)| state["id"] == id);
+        of_job.next_back().map(|(name, state)| (name.clone(), state.clone())).unwrap()
     };
     for id in &ids[..2] {
         let (name, job) = outcome(id);
@@ -119,7 +120,9 @@ fn state_of_the_service_shows_the_queue_and_the_answers() {
     assert_eq!(fleet()["workers"]["ready"], Value::Null, "they belong to another process");
     assert_eq!(fleet()["recent"]["p50_ms"], Value::Null);
     service.add_worker();
-    ids.iter().for_each(|id| assert_eq!(service.finished(id)["status"], "succeeded"));
+    for id in &ids {
+        assert_eq!(service.finished(id)["status"], "succeeded");
+    }
     let fleet = || service.request("GET", "/v1/fleet", &[], b"").json();
     until("the times of two answers", || fleet()["recent"]["p99_ms"].is_number().then_some(()));
 }

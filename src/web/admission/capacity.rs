@@ -93,7 +93,7 @@ impl ReplyPace {
         if !time.is_zero() {
             let weight = Self::SERVICE_TIME_WEIGHT;
             self.service_time = Some(match self.service_time {
-                Some(mean) => mean - mean / weight + time / weight,
+                Some(mean) => (mean * (weight - 1) + time) / weight,
                 None => time,
             });
         }

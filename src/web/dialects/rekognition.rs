@@ -31,18 +31,18 @@ pub(super) fn is_call(headers: &HeaderMap) -> bool {
 
 /// Answers such a call.
 pub(super) async fn call(State(site): State<Arc<Site>>, request: Request) -> Response {
-    answer(&site, request).await.unwrap_or_else(|Refusal { kind, problem }| refusal(kind, problem))
+    answer(&site, request).await.unwrap_or_else(|Refusal { kind, problem }| refusal(kind, *problem))
 }
 
 /// A problem, and the name of the exception where the problem alone does not tell it.
 struct Refusal {
     kind: Option<&'static str>,
-    problem: Problem,
+    problem: Box<Problem>,
 }
 
 impl From<Problem> for Refusal {
     fn from(problem: Problem) -> Self {
-        Refusal { kind: None, problem }
+        Refusal { kind: None, problem: Box::new(problem) }
     }
 }
 
@@ -91,7 +91,7 @@ async fn answer(site: &Site, request: Request) -> Result<Response, Refusal> {
     options.top_k = u32::try_from(max_labels).unwrap_or(MAX_TOP_K).clamp(1, MAX_TOP_K);
     if image.s3_object.is_some() {
         let problem = Problem::malformed("Image.S3Object is not supported here; send the image in Image.Bytes");
-        return Err(Refusal { kind: Some("InvalidS3ObjectException"), problem });
+        return Err(Refusal { kind: Some("InvalidS3ObjectException"), problem: Box::new(problem) });
     }
     let Some(encoded) = &image.bytes else { return Err(Problem::malformed("Image.Bytes is missing").into()) };
     let upload = image::decode(encoded, &site.uploads)?;
@@ -110,7 +110,7 @@ fn check_target(headers: &HeaderMap) -> Result<(), Refusal> {
         "the operation {:?} is not supported; {OPERATION} is the only one",
         cut_filename(target)
     ));
-    Err(Refusal { kind: Some("UnknownOperationException"), problem })
+    Err(Refusal { kind: Some("UnknownOperationException"), problem: Box::new(problem) })
 }
 
 fn labels(result: &ClassifyResult, min_confidence: f64, max_labels: usize) -> Response {

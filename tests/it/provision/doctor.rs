@@ -115,7 +115,7 @@ fn faults_of_queues_and_buckets() -> Vec<Fault> {
                     "SetQueueAttributes",
                     QUEUE,
                     &format!("Attribute.1.Name=Policy&Attribute.1.Value={}", encoded(&of_queue)),
-                )
+                );
             },
             on_queue("its queue policy allows everybody to use it"),
         ),
@@ -178,7 +178,7 @@ fn faults_of_alarms() -> Vec<Fault> {
         ),
         fault(
             move || {
-                alarm("faulty-dimension", greater, 25, ("SQSQueueName", QUEUE), Some(&policy_arn("faulty-ScaleUp")))
+                alarm("faulty-dimension", greater, 25, ("SQSQueueName", QUEUE), Some(&policy_arn("faulty-ScaleUp")));
             },
             format!(
                 "alarm \"faulty-dimension\": it reads a metric that does not exist: its dimension is SQSQueueName={QUEUE}"
