@@ -13,7 +13,6 @@ the Query protocol take effect at once: tests use it to change a stack behind th
 """
 
 import io
-import itertools
 import json
 import re
 import threading
@@ -25,8 +24,8 @@ QUEUE_IN_DELETION = 2.0
 QUEUE_IS_NEW = 0.5
 BUCKET_IN_DELETION = 2.0
 PROFILE_IS_UNKNOWN = 1.0
-# A queue in deletion is missing from every third listing.
-LISTINGS = 3
+# A queue in deletion is missing from its first listings. Fewer than the program looks for, whoever else lists queues.
+LISTINGS_WITHOUT = 2
 
 CREDENTIAL = re.compile(r"Credential=[^/,]+/\d+/([^/]+)/([^/]+)/")
 PROFILE_REFUSED = (
@@ -80,7 +79,7 @@ class StrictLayer:
         self.buckets_in_deletion = {}  # name → time of deletion
         self.profiles = {}  # name → time of creation
         self.profile_of_template = {}  # (region, launch template) → ARN of its instance profile
-        self.listings = itertools.count()
+        self.listings_without = {}  # (region, name) → how many listings lacked the queue since its deletion
 
     def __call__(self, environ, start_response):
         call = Call(environ)
@@ -117,7 +116,9 @@ class StrictLayer:
         match call.operation:
             case "DeleteQueue":
                 with self.lock:
-                    self.queues_in_deletion.setdefault(key, (now, call))
+                    if key not in self.queues_in_deletion:
+                        self.queues_in_deletion[key] = (now, call)
+                        self.listings_without.pop(key, None)
                 return "200 OK", [("Content-Type", "application/x-amz-json-1.0")], b"{}"
             case "CreateQueue":
                 return self.create_queue(call, key)
@@ -144,13 +145,17 @@ class StrictLayer:
     def list_queues(self, call):
         status, headers, body = call.answer_of(self.application)
         listing = json.loads(body)
-        omits = next(self.listings) % LISTINGS == LISTINGS - 1
 
         def is_listed(url):
             key = (call.region, url.rsplit("/", 1)[-1])
-            return not (omits and key in self.queues_in_deletion)
+            omissions = self.listings_without.get(key, 0)
+            if key not in self.queues_in_deletion or omissions == LISTINGS_WITHOUT:
+                return True
+            self.listings_without[key] = omissions + 1
+            return False
 
-        listing["QueueUrls"] = [url for url in listing.get("QueueUrls", []) if is_listed(url)]
+        with self.lock:
+            listing["QueueUrls"] = [url for url in listing.get("QueueUrls", []) if is_listed(url)]
         return status, headers, json.dumps(listing).encode()
 
     def s3(self, call):
