@@ -24,7 +24,8 @@ QUEUE_IN_DELETION = 2.0
 QUEUE_IS_NEW = 0.5
 BUCKET_IN_DELETION = 2.0
 PROFILE_IS_UNKNOWN = 1.0
-# A queue in deletion is missing from its first listings: from fewer than the program waits for, also if others list queues.
+# A queue in deletion is missing from its first listings: from fewer than the program waits for, also if others list
+# queues.
 LISTINGS_WITHOUT = 2
 
 CREDENTIAL = re.compile(r"Credential=[^/,]+/\d+/([^/]+)/([^/]+)/")
