@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::report::{Counted, Pruned, Report, Stored};
+use crate::telemetry::text::size;
 
 pub(super) fn report(report: &Report) -> String {
     let Report { data_dir, images, results, segments, database, log_bytes, used_bytes, disk_free_bytes, limits } =
@@ -47,18 +48,6 @@ fn stored(stored: &Stored) -> String {
 
 fn both(images: Counted, results: Counted) -> String {
     format!("{} images ({}), {} results ({})", images.count, size(images.bytes), results.count, size(results.bytes))
-}
-
-/// Formats a size as `12 B`, `3.4 KiB`, `5.6 GiB`.
-fn size(bytes: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
 /// Formats an age as `3d 4h`, `12m 5s`, `7s`.

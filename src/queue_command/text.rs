@@ -7,6 +7,7 @@ use super::depth::{Depths, role_name};
 use super::purge::Purged;
 use super::redrive::{Outcome, Redriven};
 use super::show::Shown;
+use crate::telemetry::text::{age, printable};
 
 pub(crate) fn depths(report: &Depths) -> String {
     let mut rows = vec![["QUEUE", "ROLE", "VISIBLE", "IN FLIGHT", "DELAYED", "OLDEST"].map(str::to_owned).to_vec()];
@@ -121,23 +122,6 @@ fn attempts(summary: &Summary) -> String {
 
 fn reason(summary: &Summary) -> String {
     summary.reason.as_deref().map_or_else(|| "none was recorded".to_owned(), printable)
-}
-
-/// Escapes control characters. File names and reasons come from outside and must not move the cursor of a terminal.
-fn printable(text: impl AsRef<str>) -> String {
-    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    text.as_ref().chars().map(escape).collect()
-}
-
-/// Formats an age as `3d 4h`, `12m 5s` or `7s`.
-fn age(seconds: f64) -> String {
-    let seconds = seconds as u64;
-    match (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60) {
-        (0, 0, 0, seconds) => format!("{seconds}s"),
-        (0, 0, minutes, seconds) => format!("{minutes}m {seconds}s"),
-        (0, hours, minutes, _) => format!("{hours}h {minutes}m"),
-        (days, hours, _, _) => format!("{days}d {hours}h"),
-    }
 }
 
 /// Formats rows as a table whose columns are as wide as their widest cell. Lines have no trailing spaces.

@@ -4,6 +4,7 @@
 pub mod metrics;
 mod nonblocking;
 pub mod output;
+pub(crate) mod text;
 pub mod trace;
 
 use std::backtrace::{Backtrace, BacktraceStatus};

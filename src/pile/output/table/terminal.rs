@@ -2,6 +2,7 @@
 
 use super::super::row::Row;
 use crate::protocol::ErrorInfo;
+use crate::telemetry::text::printable;
 
 /// The width of the column of labels. A longer label moves the path of its line to the right.
 const LABEL_COLUMNS: usize = 28;
@@ -24,15 +25,6 @@ impl Terminal {
             }
         }
     }
-}
-
-/// The text with control characters escaped, so that a file name cannot control the terminal.
-fn printable(text: &str) -> String {
-    let escaped = |character: char| match character {
-        control if control.is_control() => control.escape_default().collect(),
-        other => String::from(other),
-    };
-    text.chars().map(escaped).collect()
 }
 
 #[cfg(test)]
