@@ -64,3 +64,16 @@ impl Orientation {
         })
     }
 }
+
+/// For each value of EXIF: the width and the pixels, as stored, of the upright image of 3 × 2 pixels 0 1 2 above 3 4 5.
+#[cfg(test)]
+pub(super) const STORED_IN_EACH_ORIENTATION: [(u8, usize, [u8; 6]); 8] = [
+    (1, 3, [0, 1, 2, 3, 4, 5]),
+    (2, 3, [2, 1, 0, 5, 4, 3]),
+    (3, 3, [5, 4, 3, 2, 1, 0]),
+    (4, 3, [3, 4, 5, 0, 1, 2]),
+    (5, 2, [0, 3, 1, 4, 2, 5]),
+    (6, 2, [2, 5, 1, 4, 0, 3]),
+    (7, 2, [5, 2, 4, 1, 3, 0]),
+    (8, 2, [3, 0, 4, 1, 5, 2]),
+];

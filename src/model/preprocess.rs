@@ -163,24 +163,15 @@ impl Stored<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::input::Channels;
+    use super::super::orientation::STORED_IN_EACH_ORIENTATION;
     use super::*;
 
     /// An image of 3 × 2 numbered pixels, stored in each orientation, is turned upright.
     #[test]
     fn every_orientation_is_turned_upright() {
-        let stored: [(u8, usize, [u8; 6]); 8] = [
-            (1, 3, [0, 1, 2, 3, 4, 5]),
-            (2, 3, [2, 1, 0, 5, 4, 3]),
-            (3, 3, [5, 4, 3, 2, 1, 0]),
-            (4, 3, [3, 4, 5, 0, 1, 2]),
-            (5, 2, [0, 3, 1, 4, 2, 5]),
-            (6, 2, [2, 5, 1, 4, 0, 3]),
-            (7, 2, [5, 2, 4, 1, 3, 0]),
-            (8, 2, [3, 0, 4, 1, 5, 2]),
-        ];
         let mut input = Input::for_tests();
         input.normalised = [std::array::from_fn(|value| value as f32); 3];
-        for (exif, width, data) in stored {
+        for (exif, width, data) in STORED_IN_EACH_ORIENTATION {
             let upright = |input: &Input| values(&data, width, 6 / width, 1, Orientation::from_exif(exif), input);
             (input.element, input.layout, input.channels) = (Element::Float32, Layout::Nchw, Channels::Rgb);
             let tensor = upright(&input);

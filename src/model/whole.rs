@@ -143,6 +143,7 @@ fn range(middle: f64, length: f64, extent: usize, keeps_length: bool) -> (usize,
 #[cfg(test)]
 mod tests {
     use super::super::orientation::Orientation;
+    use super::super::orientation::STORED_IN_EACH_ORIENTATION;
     use super::*;
 
     const SQUARE: RegionCrop = RegionCrop { is_square: true, padding: 0.0 };
@@ -185,17 +186,7 @@ mod tests {
     /// The upright image of 3 × 2 pixels is 0 1 2 above 3 4 5, stored in each orientation.
     #[test]
     fn part_is_that_of_the_upright_image() {
-        let stored: [(u8, usize, [u8; 6]); 8] = [
-            (1, 3, [0, 1, 2, 3, 4, 5]),
-            (2, 3, [2, 1, 0, 5, 4, 3]),
-            (3, 3, [5, 4, 3, 2, 1, 0]),
-            (4, 3, [3, 4, 5, 0, 1, 2]),
-            (5, 2, [0, 3, 1, 4, 2, 5]),
-            (6, 2, [2, 5, 1, 4, 0, 3]),
-            (7, 2, [5, 2, 4, 1, 3, 0]),
-            (8, 2, [3, 0, 4, 1, 5, 2]),
-        ];
-        for (exif, width, data) in stored {
+        for (exif, width, data) in STORED_IN_EACH_ORIENTATION {
             let mut pixels = Pixels::whole(data.to_vec(), (width, 6 / width), 1);
             pixels.orientation = Orientation::from_exif(exif);
             let image = WholeImage { pixels, _budget: Budget::new(&Limits::default()) };
