@@ -47,6 +47,11 @@ impl Names {
         }
     }
 
+    /// Returns the name of the request queue of bulk jobs.
+    pub fn bulk_queue(&self) -> String {
+        protocol::bulk_queue(&self.request_queue)
+    }
+
     /// Returns the name of the dead-letter queue of the request queue.
     pub fn dead_letter_queue(&self) -> String {
         protocol::dead_letter_queue(&self.request_queue)

@@ -10,6 +10,7 @@
 //! - [`protocol`]: the wire contract, with requests, results and names.
 //! - [`retry`]: delays between the tries of an operation that failed.
 //! - [`scaling_policy`]: the number of workers for an observation, its simulation on a virtual clock, and its cost.
+//! - [`spreadsheet`]: texts in CSV that no spreadsheet runs.
 //! - [`stats`]: latency histograms, quantiles and summaries.
 //! - [`threshold`]: conditions on measured values.
 //! - [`workload`]: arrival processes with a random seed.
@@ -46,6 +47,7 @@
 //!
 //! # Floor 4: the commands
 //!
+//! - [`batch_command`]: lists batches, shows how far they are, prints their results, cancels and retries them.
 //! - [`data`]: reports how much is stored, and deletes what is no longer needed.
 //! - [`eval`]: measures how often a model is right, and compares two models.
 //! - [`fit`]: trains a model of own classes on the features of another.
@@ -68,6 +70,7 @@ pub mod clock;
 pub mod protocol;
 pub mod retry;
 pub mod scaling_policy;
+pub(crate) mod spreadsheet;
 pub mod stats;
 pub mod threshold;
 pub mod workload;
@@ -96,6 +99,7 @@ pub mod retention;
 pub mod web;
 pub mod worker;
 
+pub mod batch_command;
 pub mod data;
 pub mod eval;
 pub mod fit;

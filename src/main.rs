@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use imgcls::cli::{
-    ArrivalArgs, AutoscaleArgs, Cli, Command, ConfigCommand, DataArgs, Invocation, KeysArgs, ModelGroup, ProvisionArgs,
-    QueueArgs, ServeWebArgs, SettingsError, SharedArgs, StatusArgs, TopArgs, UpArgs, UsageError, WorkerArgs,
+    ArrivalArgs, AutoscaleArgs, BatchCommandArgs, ClassifyArgs, Cli, Command, ConfigCommand, DataArgs, Invocation,
+    KeysArgs, ModelGroup, ProvisionArgs, QueueArgs, ServeWebArgs, SettingsError, SharedArgs, StatusArgs, TopArgs,
+    UpArgs, UsageError, WorkerArgs,
 };
 use imgcls::config::{Backend, Document, Machines, Names, Setting, Source};
 use imgcls::model::TunedChoice;
@@ -15,9 +16,9 @@ use imgcls::model_sync::ModelSync;
 use imgcls::telemetry::output;
 use imgcls::workload::Trace;
 use imgcls::{
-    autoscaler, cli, data, eval, fit, keys_command, loadgen, model, model_command, model_sync, names, pile, provision,
-    queue_command, retention, service_manager, shutdown, simulate, status, telemetry, thumbnail, tune, up,
-    version_command, web, worker,
+    autoscaler, batch_command, cli, data, eval, fit, keys_command, loadgen, model, model_command, model_sync, names,
+    pile, provision, queue_command, retention, service_manager, shutdown, simulate, status, telemetry, thumbnail, tune,
+    up, version_command, web, worker,
 };
 use tokio::runtime::Runtime;
 
@@ -77,10 +78,11 @@ fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
         Command::Status(args) => run_status(&args, &settings),
         Command::Top(args) => run_top(&args, &settings),
         Command::Queue(args) => run_queue(&args, &settings),
+        Command::Batch(args) => run_batch(&args, &settings),
         Command::Data(args) => run_data(&args, &settings),
         Command::Keys(args) => run_keys(&args, &settings),
         Command::Provision(args) => run_provision(&args, machines),
-        Command::Classify(args) => run_pile(args.config()?),
+        Command::Classify(args) => run_classify(&args, &settings),
         Command::Watch(args) => run_pile(args.config()?),
         Command::Eval(args) => Ok(eval::run(&args.config()?)?.exit_code().into()),
         Command::Model(args) => match &args.command {
@@ -220,6 +222,16 @@ fn run_queue(args: &QueueArgs, settings: &Document) -> anyhow::Result<ExitCode> 
     Ok(code_of(is_done))
 }
 
+fn run_batch(args: &BatchCommandArgs, settings: &Document) -> anyhow::Result<ExitCode> {
+    let is_done = block_on(one_thread()?, async {
+        let shared = args.command.shared();
+        let (backend, _) = shared.backend(settings);
+        let names = names::resolve(shared.names(), &backend).await?;
+        batch_command::run(args.config(backend, names)).await
+    })?;
+    Ok(code_of(is_done))
+}
+
 fn run_data(args: &DataArgs, settings: &Document) -> anyhow::Result<ExitCode> {
     block_on(one_thread()?, async {
         let (backend, selected_by) = args.command.shared().backend(settings);
@@ -236,6 +248,16 @@ fn run_keys(args: &KeysArgs, settings: &Document) -> anyhow::Result<ExitCode> {
         keys_command::run(args.config(backend, names)).await
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn run_classify(args: &ClassifyArgs, settings: &Document) -> anyhow::Result<ExitCode> {
+    let mut service = None;
+    if args.through.is_some() {
+        let (backend, _) = args.shared.backend(settings);
+        let names = block_on(one_thread()?, names::resolve(args.shared.names(), &backend))?;
+        service = Some((backend, names));
+    }
+    run_pile(args.config(service)?)
 }
 
 fn run_pile(config: pile::Config) -> anyhow::Result<ExitCode> {

@@ -20,7 +20,7 @@ pub struct BoxArgs {
         env = "IMGCLS_BOXES",
         value_name = "FILE",
         requires = "out",
-        conflicts_with_all = ["files_from", "include", "exclude", "json", "sidecar"]
+        conflicts_with_all = ["files_from", "include", "exclude", "json", "sidecar", "through"]
     )]
     pub boxes: Option<PathBuf>,
     /// Leave out boxes of which the detector is less sure

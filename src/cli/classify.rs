@@ -3,16 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use uuid::Uuid;
 
 use super::boxes::BoxArgs;
 use super::limits::LimitArgs;
 use super::model::ModelArgs;
 use super::parse::positive;
 use super::pile_output::PileOutput;
+use super::shared::SharedArgs;
 use super::usage::usage;
+use crate::config::{Backend, Names};
 use crate::pile::output::{TableFormat, Target};
-use crate::pile::{self, Boxes, Inputs, Pattern, Rules};
+use crate::pile::{self, Boxes, Inputs, Pattern, Rules, Through};
+use crate::transport::ServiceOptions;
 
 #[derive(Debug, Args)]
 #[command(
@@ -36,6 +40,14 @@ pub struct ClassifyArgs {
     /// In folders and archives, leave out files and folders that match this pattern; may be repeated
     #[arg(long, env = "IMGCLS_EXCLUDE", value_name = "PATTERN", value_parser = |text: &str| text.parse::<Pattern>())]
     pub exclude: Vec<Pattern>,
+    /// Let the workers of a service classify the images: send them through its queue, gather the results into the same
+    /// output. --model is then the name of a model of the service [default: classify in this process]
+    #[arg(long, env = "IMGCLS_THROUGH", value_enum)]
+    pub through: Option<ThroughArg>,
+    /// With --through: continue this batch, whose id an earlier run printed, for example elsewhere; images that
+    /// have a result are not sent again [default: the batch that FILE.part names, else a new one]
+    #[arg(long, env = "IMGCLS_BATCH", value_name = "ID", requires = "through", conflicts_with = "retry_errors")]
+    pub batch: Option<Uuid>,
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
@@ -44,10 +56,13 @@ pub struct ClassifyArgs {
     pub output: PileOutput,
     #[command(flatten)]
     pub boxes: BoxArgs,
+    #[command(flatten)]
+    pub shared: SharedArgs,
     /// Predictions per image [default: 1 in tables, otherwise 5]
     #[arg(long, env = "IMGCLS_TOP_K", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub top_k: Option<u32>,
-    /// Images that are classified at the same time [default: as `imgcls tune` found, else the number of cores]
+    /// Images that are classified at the same time [default: as `imgcls tune` found, else the number of cores; with
+    /// --through 256]
     #[arg(long, env = "IMGCLS_JOBS", value_parser = positive)]
     pub jobs: Option<usize>,
     /// Run with the lowest priority, so that other programs are not slowed down
@@ -61,10 +76,18 @@ pub struct ClassifyArgs {
     pub json: bool,
 }
 
+/// The replacement of the sessions of this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ThroughArg {
+    /// The workers of a service, by its queue
+    Queue,
+}
+
 impl ClassifyArgs {
     /// # Errors
-    /// A [`super::UsageError`] if standard input would be read twice, or flags of boxes contradict each other.
-    pub fn config(&self) -> anyhow::Result<pile::Config> {
+    /// A [`super::UsageError`] if standard input would be read twice, or flags of boxes contradict each other. `service` is
+    /// the backend and the names of the service if the images go through one.
+    pub fn config(&self, service: Option<(Backend, Names)>) -> anyhow::Result<pile::Config> {
         let is_stdin = |path: &PathBuf| path == Path::new("-");
         if self.paths.iter().chain(&self.files_from).filter(|path| is_stdin(path)).count() > 1 {
             return Err(usage("classify", "standard input can be read once: give - only once"));
@@ -85,6 +108,7 @@ impl ClassifyArgs {
             },
             model: self.model.choice(),
             limits: self.limits.limits(1),
+            through: service.map(|(backend, names)| self.through(backend, names)),
             jobs: self.jobs,
             is_nice: self.nice,
             top_k,
@@ -92,5 +116,13 @@ impl ClassifyArgs {
             dry_run: self.dry_run,
             output,
         })
+    }
+
+    fn through(&self, backend: Backend, names: Names) -> Through {
+        let SharedArgs { stack, visibility_timeout, max_receive_count, .. } = &self.shared;
+        let options = ServiceOptions { visibility_timeout: *visibility_timeout, max_receive_count: *max_receive_count };
+        let (stack, model) = (stack.clone(), self.model.model.clone());
+        let read_buckets = self.shared.read_buckets.clone();
+        Through { backend, names, options, stack, model, read_buckets, batch: self.batch }
     }
 }

@@ -1,7 +1,7 @@
 //! Two examples for each command, which its help prints. A test parses all of them.
 
 /// Examples by the words of the command.
-const EXAMPLES: [(&str, [&str; 2]); 35] = [
+const EXAMPLES: [(&str, [&str; 2]); 40] = [
     ("up", ["imgcls up", "imgcls up --port 9000 --data-dir /var/lib/imgcls --max-workers 4"]),
     (
         "serve-web",
@@ -105,6 +105,35 @@ const EXAMPLES: [(&str, [&str; 2]); 35] = [
         [
             "imgcls watch incoming --out labels.csv",
             "imgcls watch incoming --out labels.jsonl --sort-into sorted --sidecar json",
+        ],
+    ),
+    ("batch list", ["imgcls batch list", "imgcls batch list --limit 5 --json"]),
+    (
+        "batch status",
+        [
+            "imgcls batch status 0192f0c1-2a3b-7c4d-8e5f-60718293a4b5",
+            "imgcls batch status 0192f0c1-2a3b-7c4d-8e5f-60718293a4b5 --json",
+        ],
+    ),
+    (
+        "batch results",
+        [
+            "imgcls batch results 0192f0c1-2a3b-7c4d-8e5f-60718293a4b5 >labels.csv",
+            "imgcls batch results 0192f0c1-2a3b-7c4d-8e5f-60718293a4b5 --format jsonl",
+        ],
+    ),
+    (
+        "batch cancel",
+        [
+            "imgcls batch cancel 0192f0c1-2a3b-7c4d-8e5f-60718293a4b5",
+            "imgcls batch cancel 0192f0c1-2a3b-7c4d-8e5f-60718293a4b5 --json",
+        ],
+    ),
+    (
+        "batch retry",
+        [
+            "imgcls batch retry 0192f0c1-2a3b-7c4d-8e5f-60718293a4b5",
+            "imgcls batch retry 0192f0c1-2a3b-7c4d-8e5f-60718293a4b5 --json",
         ],
     ),
     (

@@ -99,6 +99,7 @@ const TOPICS: [(&str, &[&str]); 12] = [
             "result-queue",
             "input-bucket",
             "output-bucket",
+            "read-bucket",
             "auto-scaling-group",
             "result-queue-mode",
             "wire",

@@ -96,6 +96,7 @@ impl HttpArgs {
             backend,
             stack: shared.stack.clone(),
             names,
+            read_buckets: shared.read_buckets.clone(),
             models,
             limits: limits.limits(1),
             wire: web::Wire::V1,

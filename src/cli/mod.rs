@@ -12,6 +12,7 @@
 mod arrivals;
 mod auth;
 mod autoscale;
+mod batch;
 mod boxes;
 mod classify;
 mod color;
@@ -61,6 +62,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 pub use self::arrivals::ArrivalArgs;
 pub use self::auth::{AuthArg, AuthArgs};
 pub use self::autoscale::AutoscaleArgs;
+pub use self::batch::{BatchCommand, BatchCommandArgs};
 pub use self::boxes::{BoxArgs, BoxShape, BoxTable};
 pub use self::classify::ClassifyArgs;
 pub use self::color::ColorArg;
@@ -145,11 +147,13 @@ pub enum Command {
     Top(TopArgs),
     /// Inspect queues; list, show and resend dead letters
     Queue(QueueArgs),
+    /// Batches of images: list them, show how far they are, print results, cancel, send failed images again
+    Batch(BatchCommandArgs),
     /// Inspect what is stored on this machine; delete images and results of finished jobs
     Data(DataArgs),
     /// Create, list and revoke the keys of clients
     Keys(KeysArgs),
-    /// Classify files with the model alone: no queue, no server
+    /// Classify files, folders, archives or buckets: in this process, or through the queue of a service
     Classify(Box<ClassifyArgs>),
     /// Classify the images that come into a folder, and write a table that grows
     Watch(WatchArgs),
@@ -238,12 +242,13 @@ impl Command {
             Command::Status(args) => args.shared.log_format,
             Command::Top(args) => args.shared.log_format,
             Command::Queue(args) => args.command.shared().log_format,
+            Command::Batch(args) => args.command.shared().log_format,
             Command::Data(args) => args.command.shared().log_format,
             Command::Keys(args) => args.command.shared().log_format,
+            Command::Classify(args) => args.shared.log_format,
             Command::Provision(args) => args.stack().shared.log_format,
             Command::Loadgen(_)
             | Command::Simulate(_)
-            | Command::Classify(_)
             | Command::Watch(_)
             | Command::Eval(_)
             | Command::Model(_)

@@ -253,6 +253,7 @@ impl ProvisionArgs {
             stack: stack.shared.stack.clone(),
             names,
             machines,
+            read_buckets: stack.shared.read_buckets.clone(),
             visibility_timeout: stack.shared.visibility_timeout,
             max_receive_count: stack.shared.max_receive_count,
             bounds,

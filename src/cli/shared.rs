@@ -55,6 +55,11 @@ pub struct SharedArgs {
     /// Bucket of the results [default: $OUTPUT_BUCKET_NAME, else output, on AWS imgcls-<account>-<region>-output]
     #[arg(long, env = "IMGCLS_OUTPUT_BUCKET", value_parser = config::bucket_name)]
     pub output_bucket: Option<String>,
+    /// Another bucket whose objects jobs and events of S3 may name as their images, which are read there and not copied; may
+    /// be repeated. Workers on AWS need s3:GetObject there [default: none]
+    #[arg(long = "read-bucket", env = "IMGCLS_READ_BUCKET", value_name = "BUCKET", value_delimiter = ',',
+        value_parser = config::bucket_name)]
+    pub read_buckets: Vec<String>,
     /// How long a received image belongs to one worker, unless the worker renews its lease
     #[arg(long, env = "IMGCLS_VISIBILITY_TIMEOUT", default_value = "30s", value_parser = visibility_timeout)]
     pub visibility_timeout: Duration,

@@ -112,6 +112,7 @@ impl WatchArgs {
             },
             model: self.model.choice(),
             limits: self.limits.limits(1),
+            through: None,
             jobs: self.jobs,
             is_nice: self.nice,
             top_k,

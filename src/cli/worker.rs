@@ -23,10 +23,6 @@ pub struct WorkerArgs {
     /// Sessions of the model side by side [default: as `imgcls tune` found, else one per core]
     #[arg(long, env = "IMGCLS_SESSIONS", value_parser = positive)]
     pub sessions: Option<usize>,
-    /// AWS: a bucket whose objects messages may name, such as event notifications of S3; may be repeated. The worker needs
-    /// s3:GetObject there [default: none]
-    #[arg(long, env = "IMGCLS_READ_BUCKET", value_name = "NAME", value_delimiter = ',')]
-    pub read_bucket: Vec<String>,
     #[command(flatten)]
     pub group: GroupArg,
     /// Serve /healthz, /readyz and /metrics at this address
@@ -68,7 +64,7 @@ impl WorkerArgs {
             batching: processing.batch.batching(&backend),
             backend,
             names,
-            read_buckets: self.read_bucket.clone(),
+            read_buckets: self.shared.read_buckets.clone(),
             limits: processing.limits.limits(1),
             models: processing.model.choices(),
             max_model_bytes: processing.model_run.max_model_bytes(1),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::boxes::ImageBoxes;
-use crate::protocol::{ErrorInfo, Prediction};
+use crate::protocol::{ErrorInfo, ModelRef, Prediction, TimingsMs};
 
 /// An image that is classified or failed.
 #[derive(Debug)]
@@ -28,11 +28,12 @@ pub(super) struct Finished {
 pub(super) struct Answer {
     pub predictions: Vec<Prediction>,
     pub labels: Vec<Prediction>,
-    /// Width of the upright image in pixels.
+    /// Width of the upright image in pixels; 0 if a worker of an earlier release classified it.
     pub width: u32,
-    /// Height of the upright image in pixels.
+    /// Height of the upright image in pixels; 0 as the width.
     pub height: u32,
     pub datetime_original: Option<String>,
+    pub model: ModelRef,
     pub timings: Timings,
     /// The answer for each box, if boxes are classified: there are no predictions for the image then.
     pub boxes: Vec<BoxAnswer>,
@@ -58,6 +59,12 @@ impl Timings {
     pub(super) fn new(decoded: Duration, total: Duration) -> Timings {
         let inferred = milliseconds(total.saturating_sub(decoded));
         Timings { decoded: milliseconds(decoded), inferred, total: milliseconds(total) }
+    }
+
+    /// The durations that a result of a service says. The total is the time from submission to completion.
+    pub(super) fn of_result(timings_ms: &TimingsMs) -> Timings {
+        let &TimingsMs { decoded, inferred, total, .. } = timings_ms;
+        Timings { decoded, inferred, total }
     }
 }
 

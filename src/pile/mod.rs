@@ -1,9 +1,10 @@
-//! `imgcls classify PATH…`: classifies a few files or any pile of them in this process, without a queue.
+//! `imgcls classify PATH…`: classifies a few files or any pile of them, in this process or through the queue of a service.
 //!
 //! - `source`: finds the images one after the other; `count`: how many there are
 //! - `boxes`: parts of images, which a detector found; `watch`: images that come into a folder
 //! - `pipeline`: connects the stages: `read` lists and reads, `session` decodes and infers, the outcomes are put into the
 //!   order of the input; `message` and `finished` are what the stages exchange, `memory` limits what is read ahead
+//! - `service`: takes the place of the sessions if the images go through a queue
 //! - `output`: tables, links and files beside the images; `print`: the rows of a few images; `progress`: how far a run is
 
 mod boxes;
@@ -16,6 +17,7 @@ mod pipeline;
 mod print;
 mod progress;
 mod read;
+mod service;
 mod session;
 mod source;
 mod watch;
@@ -26,14 +28,16 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 pub use self::boxes::{Boxes, Observations, Selection};
+pub use self::service::Through;
 pub use self::source::{Inputs, Pattern, Rules};
 pub use self::watch::Watch;
 
 use self::finished::{Answer, BoxAnswer, Finished};
 use self::output::{ClassName, Classified, Flow, Output, OutputConfig, PathText, Row, Summary, Target};
-use self::pipeline::{End, Run};
+use self::pipeline::{Classifier, End, OwnSessions, Run};
 use self::print::Printer;
 use self::progress::{Counters, Progress};
+use self::service::Service;
 use crate::config::Limits;
 use crate::model::{self, ModelChoice, ModelPackage, Session, TunedChoice};
 use crate::protocol::ModelRef;
@@ -54,7 +58,9 @@ pub struct Config {
     pub model: ModelChoice,
     /// Limits on the cost of one image.
     pub limits: Limits,
-    /// Number of sessions. `None` means what `imgcls tune` found, or one for each core.
+    /// Classifies the images with the workers of a service, instead of with sessions of this process.
+    pub through: Option<Through>,
+    /// Number of sessions, or of jobs of the service. `None` means what `imgcls tune` found, or one for each core.
     pub jobs: Option<usize>,
     /// Leaves the cores to other processes that need them.
     pub is_nice: bool,
@@ -81,21 +87,14 @@ pub fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<bool> {
     if config.is_nice {
         rustix::process::nice(NICE).context("cannot lower the priority of this process")?;
     }
-    let TunedChoice { choice, tuning } = TunedChoice::read(config.model.clone());
-    let package = ModelPackage::load(&choice)?;
-    let threads = choice.intra_threads.unwrap_or(1).max(1);
-    let sessions = config.jobs.or(tuning.map(|tuning| tuning.sessions)).unwrap_or(model::cores() / threads);
-    let sessions = sessions.min(config.inputs.single_files().unwrap_or(usize::MAX)).max(1);
-    let sessions = (0..sessions).map(|_| Session::open(&package, &choice)).collect::<anyhow::Result<Vec<_>>>()?;
-    let described = sessions.first().map(Session::describe);
-    tracing::debug!(model = package.summary(), session = described, sessions = sessions.len(), "model loaded");
-    // An output that is opened has begun: a header may be printed.
-    let output = Output::open(&config.output_for(&package)?)?;
-
+    let (output, classifier) = match &config.through {
+        None => config.open_sessions()?,
+        Some(through) => config.open_service(through)?,
+    };
     let counters = Arc::new(Counters::default());
     let is_watch = config.inputs.watch.is_some();
     let is_long = !is_watch && config.inputs.single_files().is_none_or(|files| files > MANY);
-    let is_in_file = matches!(config.output.target, Target::File(_));
+    let is_in_file = config.is_in_file();
     let mut progress = Progress::new(Arc::clone(&counters), is_long, !is_in_file || config.json);
     if is_long {
         count::in_background(
@@ -106,16 +105,11 @@ pub fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<bool> {
         )?;
     }
     let done = output.done();
-    let (printer, model) = (config.printer(&package), package.model_ref());
-    let mut sink = Sink { printer, output, model, counters: Arc::clone(&counters), total: None, is_watch };
+    let mut sink = Sink { printer: config.printer(), output, counters: Arc::clone(&counters), total: None, is_watch };
     let run = Run {
         inputs: config.inputs.clone(),
-        package,
-        choice,
-        sessions,
+        classifier,
         limits: config.limits,
-        top_k: config.top_k,
-        reads_time: sink.printer.is_none() || is_in_file || config.output.sidecar.is_some(),
         is_done: Box::new(move |path: &Path| done.contains(&PathText::new(path))),
         counters: Arc::clone(&counters),
     };
@@ -164,28 +158,71 @@ fn dry_run(config: &Config, stop: &CancellationToken) -> anyhow::Result<bool> {
 }
 
 impl Config {
+    /// Opens sessions of the model, and then the output: an output that is opened has begun, and a header may be printed.
+    fn open_sessions(&self) -> anyhow::Result<(Output, Classifier)> {
+        let TunedChoice { choice, tuning } = TunedChoice::read(self.model.clone());
+        let package = ModelPackage::load(&choice)?;
+        let threads = choice.intra_threads.unwrap_or(1).max(1);
+        let sessions = self.jobs.or(tuning.map(|tuning| tuning.sessions)).unwrap_or(model::cores() / threads);
+        let sessions = sessions.min(self.inputs.single_files().unwrap_or(usize::MAX)).max(1);
+        let sessions = (0..sessions).map(|_| Session::open(&package, &choice)).collect::<anyhow::Result<Vec<_>>>()?;
+        let described = sessions.first().map(Session::describe);
+        tracing::debug!(model = package.summary(), session = described, sessions = sessions.len(), "model loaded");
+        let ModelRef { digest, .. } = package.model_ref();
+        let options = [
+            ("model".to_owned(), digest),
+            ("max-upload-bytes".to_owned(), self.limits.max_upload_bytes.to_string()),
+            ("max-pixels".to_owned(), self.limits.max_pixels.to_string()),
+        ];
+        let output = Output::open(&self.output_for(Some(&package), options)?)?;
+        let reads_time = self.printer().is_none() || self.is_in_file() || self.output.sidecar.is_some();
+        let own = OwnSessions { package, choice, sessions, top_k: self.top_k, reads_time };
+        Ok((output, Classifier::Sessions(Box::new(own))))
+    }
+
+    /// Opens the output, which knows the batch, and then the service.
+    fn open_service(&self, through: &Through) -> anyhow::Result<(Output, Classifier)> {
+        // The package is here on most machines. It only gives the classes their ids.
+        let package = ModelPackage::load(&self.model).ok();
+        // Requests name a model by its name. The folder of a package says which.
+        let is_folder = through.model.as_ref().is_some_and(|model| Path::new(model).is_dir());
+        let of_folder = package.as_ref().filter(|_| is_folder).map(|package| package.model_ref().name);
+        let model = of_folder.or_else(|| through.model.clone());
+        let options = [
+            ("through".to_owned(), "queue".to_owned()),
+            ("model".to_owned(), model.clone().unwrap_or_else(|| "that of the service".to_owned())),
+            ("max-upload-bytes".to_owned(), self.limits.max_upload_bytes.to_string()),
+        ];
+        let mut output = Output::open(&self.output_for(package.as_ref(), options)?)?;
+        let batch = output.batch(through.batch)?;
+        let through = Through { model, ..through.clone() };
+        let service = Service::open(&through, batch, self.top_k, self.jobs)?;
+        telemetry::stderr_line(&format!("classify: batch {}", batch.id));
+        Ok((output, Classifier::Service(Box::new(service))))
+    }
+
     /// The output, completed by the model.
     ///
     /// # Errors
     /// If the detector's file cannot be read.
-    fn output_for(&self, package: &ModelPackage) -> anyhow::Result<OutputConfig> {
+    fn output_for(
+        &self,
+        package: Option<&ModelPackage>,
+        options: impl IntoIterator<Item = (String, String)>,
+    ) -> anyhow::Result<OutputConfig> {
         let mut output = self.output.clone();
         if self.prints_text() {
             output.target = Target::Nothing;
         }
-        let class = |index| ClassName {
-            label: package.label(index).to_owned(),
-            id: package.class_id(index).map(str::to_owned),
-        };
-        output.classes = (0..package.classes() as u32).map(class).collect();
-        output.has_labels = package.has_thresholds();
-        let limits = &self.limits;
-        let ModelRef { digest, .. } = package.model_ref();
-        output.options.extend([
-            ("model".to_owned(), digest),
-            ("max-upload-bytes".to_owned(), limits.max_upload_bytes.to_string()),
-            ("max-pixels".to_owned(), limits.max_pixels.to_string()),
-        ]);
+        if let Some(package) = package {
+            let class = |index| ClassName {
+                label: package.label(index).to_owned(),
+                id: package.class_id(index).map(str::to_owned),
+            };
+            output.classes = (0..package.classes() as u32).map(class).collect();
+            output.has_labels = package.has_thresholds();
+        }
+        output.options.extend(options);
         if let Some(boxes) = &self.inputs.boxes {
             output.options.extend(boxes.options()?);
         }
@@ -197,13 +234,17 @@ impl Config {
         Ok(output)
     }
 
+    fn is_in_file(&self) -> bool {
+        matches!(self.output.target, Target::File(_))
+    }
+
     /// Single files on a terminal are printed with bars.
     fn prints_text(&self) -> bool {
         self.output.target == Target::Terminal && !self.inputs.is_pile()
     }
 
-    fn printer(&self, package: &ModelPackage) -> Option<Printer> {
-        (self.json || self.prints_text()).then(|| Printer { model: package.model_ref(), is_json: self.json })
+    fn printer(&self) -> Option<Printer> {
+        (self.json || self.prints_text()).then_some(Printer { is_json: self.json })
     }
 }
 
@@ -211,7 +252,6 @@ impl Config {
 struct Sink {
     printer: Option<Printer>,
     output: Output,
-    model: ModelRef,
     counters: Arc<Counters>,
     /// The number of images of the pile, once the output knows it.
     total: Option<u64>,
@@ -234,7 +274,7 @@ impl pipeline::Sink for Sink {
             self.total = total;
         }
         let mut flow = printed;
-        for row in rows(image, &self.model) {
+        for row in rows(image) {
             if self.output.append(row)? == Flow::Stop {
                 flow = Flow::Stop;
             }
@@ -248,10 +288,10 @@ impl pipeline::Sink for Sink {
 }
 
 /// The row of an image, or those of its boxes.
-fn rows(image: Finished, model: &ModelRef) -> Vec<Row> {
+fn rows(image: Finished) -> Vec<Row> {
     let Finished { path, file, boxes, outcome, .. } = image;
     let Some(boxes) = boxes else {
-        let outcome = outcome.map(|answer| classified(answer, model));
+        let outcome = outcome.map(classified);
         return vec![Row { path: PathText::new(&path), file, outcome }];
     };
     let paths = boxes.row_paths(&path);
@@ -265,7 +305,7 @@ fn rows(image: Finished, model: &ModelRef) -> Vec<Row> {
                 width: answer.width,
                 height: answer.height,
                 datetime_original: answer.datetime_original.clone(),
-                model: model.clone(),
+                model: answer.model.clone(),
             }
         });
         Row { path: PathText::new(path), file: file.clone(), outcome }
@@ -273,7 +313,7 @@ fn rows(image: Finished, model: &ModelRef) -> Vec<Row> {
     paths.iter().enumerate().map(row).collect()
 }
 
-fn classified(answer: Answer, model: &ModelRef) -> Classified {
-    let Answer { predictions, labels, width, height, datetime_original, .. } = answer;
-    Classified { predictions, labels, width, height, datetime_original, model: model.clone() }
+fn classified(answer: Answer) -> Classified {
+    let Answer { predictions, labels, width, height, datetime_original, model, .. } = answer;
+    Classified { predictions, labels, width, height, datetime_original, model }
 }

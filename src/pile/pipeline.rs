@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! list ──▶ read (several) ──▶ sessions: decode, infer ──▶ collect: the order of the input, output
+//!                        └──▶ a service: send, wait ──┘
 //! ```
 //!
 //! The stages are connected by bounded channels. Images finish out of order, and at most [`WINDOW`] of them are between
@@ -22,7 +23,8 @@ use super::memory::InputMemory;
 use super::message::Message;
 use super::output::Flow;
 use super::progress::{Counters, Progress};
-use super::read::{IsDone, Lister, Reader};
+use super::read::{IsDone, Lister, Reader, Ready};
+use super::service::Service;
 use super::session::Sessions;
 use super::source::Inputs;
 use crate::config::Limits;
@@ -39,18 +41,38 @@ const MAX_READERS: usize = 8;
 /// How often the collector looks for a signal while no image finishes.
 const TICK: Duration = Duration::from_millis(50);
 
+/// Most images whose bytes wait to be classified or sent.
+const MAX_READY: usize = 64;
+
 /// The parts of a run.
 pub(super) struct Run {
     pub inputs: Inputs,
+    pub classifier: Classifier,
+    pub limits: Limits,
+    pub is_done: IsDone,
+    pub counters: Arc<Counters>,
+}
+
+/// The stage that classifies the images.
+pub(super) enum Classifier {
+    Sessions(Box<OwnSessions>),
+    Service(Box<Service>),
+}
+
+/// Sessions of this process.
+pub(super) struct OwnSessions {
     pub package: ModelPackage,
     pub choice: ModelChoice,
     pub sessions: Vec<Session>,
-    pub limits: Limits,
     pub top_k: u32,
     /// Reads when a photograph was taken.
     pub reads_time: bool,
-    pub is_done: IsDone,
-    pub counters: Arc<Counters>,
+}
+
+/// The stage that classifies the images, while it runs.
+enum Stage {
+    Sessions(Arc<Sessions>),
+    Service(Box<Service>),
 }
 
 /// Takes the outcomes.
@@ -93,64 +115,48 @@ impl Run {
     ) -> anyhow::Result<End> {
         // Threads that wait for input or for a slow disk are not waited for when the run is stopped.
         let stop_threads = stop.child_token();
-        let Started { threads, sessions, messages, window, end_watch } = self.start(&stop_threads)?;
+        let Started { threads, stage, messages, window, end_watch } = self.start(&stop_threads)?;
         let mut collector = Collector { waiting: BTreeMap::new(), next: 0, total: None, window, sink };
-        let end = loop {
-            progress.refresh();
-            match messages.recv_timeout(TICK) {
-                Ok(message) => {
-                    if collector.take(message, progress).inspect_err(|_| stop_threads.cancel())? == Flow::Stop {
-                        stop_threads.cancel();
-                        break End::Refused;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => collector.sink.idle()?,
-                Err(RecvTimeoutError::Disconnected) => anyhow::bail!("all sessions ended early; this is a bug"),
-            }
-            if collector.is_complete() {
-                break End::Complete;
-            }
-            if stop.is_cancelled() {
-                break collector.drain(&messages, &sessions, progress)?;
-            }
-        };
-        drop((end_watch, messages));
-        if end == End::Complete && !sessions.watchdog.has_found_one() {
-            for thread in threads {
-                thread.join().map_err(|_| anyhow::anyhow!("a thread panicked; this is a bug"))?;
-            }
+        let end = collector.collect(&messages, &stage, progress, stop);
+        if !matches!(end, Ok(End::Complete)) {
+            stop_threads.cancel();
         }
-        Ok(end)
+        drop((end_watch, messages));
+        let joined = match end {
+            Ok(End::Complete) if !stage.has_stuck_thread() => join(threads),
+            _ => Ok(()),
+        };
+        stage.end();
+        joined.and(end)
     }
 
     fn start(self, stop: &CancellationToken) -> anyhow::Result<Started> {
-        let count = self.sessions.len();
+        let count = self.classifier.concurrency();
+        let referenced_buckets = self.classifier.referenced_buckets();
         let max_image_bytes = self.limits.max_upload_bytes;
         let memory = InputMemory::new(INPUT_BYTES);
         let (messages_tx, messages) = sync_channel(2 * count);
-        let (window_tx, window) = sync_channel(WINDOW);
+        let (window_tx, window) = sync_channel(WINDOW.max(2 * count));
         let (listed_tx, listed) = sync_channel(2 * MAX_READERS);
-        let (ready_tx, ready) = sync_channel(count);
-        let sessions = Arc::new(Sessions {
-            package: self.package,
-            choice: self.choice,
-            limits: self.limits,
-            top_k: self.top_k,
-            reads_time: self.reads_time,
-            ready: Mutex::new(ready),
-            messages: messages_tx.clone(),
-            stop: stop.clone(),
-            watchdog: Watchdog::new(self.limits.decode_timeout),
-            busy: AtomicUsize::new(0),
-        });
-        let mut threads = Vec::new();
-        for (number, session) in self.sessions.into_iter().enumerate() {
-            threads.push(sessions.start(format!("session-{number}"), session)?);
-        }
+        let (ready_tx, ready) = sync_channel(count.min(MAX_READY));
+        let (end_watch, watch_until) = sync_channel(0);
+        let (stage, mut threads) = match self.classifier {
+            Classifier::Sessions(own) => {
+                let (sessions, mut threads) = own.start(self.limits, ready, messages_tx.clone(), stop)?;
+                let watched = Arc::clone(&sessions);
+                threads.push(spawn("watchdog".to_owned(), move || watched.watch(&watch_until))?);
+                (Stage::Sessions(sessions), threads)
+            }
+            Classifier::Service(service) => {
+                let thread = service.start(ready, messages_tx.clone(), stop.clone())?;
+                (Stage::Service(service), vec![thread])
+            }
+        };
         let listed = Arc::new(Mutex::new(listed));
         for number in 0..count.clamp(2, MAX_READERS) {
             let (listed, ready, messages) = (Arc::clone(&listed), ready_tx.clone(), messages_tx.clone());
-            let reader = Reader { listed, ready, messages, memory: Arc::clone(&memory), max_image_bytes };
+            let (memory, referenced_buckets) = (Arc::clone(&memory), Arc::clone(&referenced_buckets));
+            let reader = Reader { listed, ready, messages, memory, max_image_bytes, referenced_buckets };
             threads.push(spawn(format!("read-{number}"), move || reader.run())?);
         }
         let lister = Lister {
@@ -165,11 +171,86 @@ impl Run {
             messages: messages_tx,
         };
         threads.push(spawn("list".to_owned(), move || lister.run())?);
-        let (end_watch, watch_until) = sync_channel(0);
-        let watched = Arc::clone(&sessions);
-        threads.push(spawn("watchdog".to_owned(), move || watched.watch(&watch_until))?);
-        Ok(Started { threads, sessions, messages, window, end_watch })
+        Ok(Started { threads, stage, messages, window, end_watch })
     }
+}
+
+impl Classifier {
+    /// How many images are classified at the same time.
+    fn concurrency(&self) -> usize {
+        match self {
+            Classifier::Sessions(own) => own.sessions.len(),
+            Classifier::Service(service) => service.jobs(),
+        }
+    }
+}
+
+impl Classifier {
+    /// The buckets whose images are not read by this process.
+    fn referenced_buckets(&self) -> Arc<[String]> {
+        match self {
+            Classifier::Sessions(_) => Arc::new([]),
+            Classifier::Service(service) => service.read_buckets(),
+        }
+    }
+}
+
+impl OwnSessions {
+    /// Starts a thread for each session.
+    fn start(
+        self,
+        limits: Limits,
+        ready: Receiver<Ready>,
+        messages: SyncSender<Message>,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<(Arc<Sessions>, Vec<JoinHandle<()>>)> {
+        let shared = Arc::new(Sessions {
+            package: self.package,
+            choice: self.choice,
+            limits,
+            top_k: self.top_k,
+            reads_time: self.reads_time,
+            ready: Mutex::new(ready),
+            messages,
+            stop: stop.clone(),
+            watchdog: Watchdog::new(limits.decode_timeout),
+            busy: AtomicUsize::new(0),
+        });
+        let start = |(number, session): (usize, Session)| shared.start(format!("session-{number}"), session);
+        let threads = self.sessions.into_iter().enumerate().map(start).collect::<anyhow::Result<Vec<_>>>()?;
+        Ok((shared, threads))
+    }
+}
+
+impl Stage {
+    /// Returns true if a stopped run waits for images that were begun. Jobs of a service go on without this process.
+    fn is_busy(&self) -> bool {
+        match self {
+            Stage::Sessions(sessions) => sessions.are_busy(),
+            Stage::Service(_) => false,
+        }
+    }
+
+    fn has_stuck_thread(&self) -> bool {
+        match self {
+            Stage::Sessions(sessions) => sessions.watchdog.has_found_one(),
+            Stage::Service(_) => false,
+        }
+    }
+
+    fn end(self) {
+        match self {
+            Stage::Sessions(_) => {}
+            Stage::Service(service) => service.end(),
+        }
+    }
+}
+
+fn join(threads: Vec<JoinHandle<()>>) -> anyhow::Result<()> {
+    for thread in threads {
+        thread.join().map_err(|_| anyhow::anyhow!("a thread panicked; this is a bug"))?;
+    }
+    Ok(())
 }
 
 fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> anyhow::Result<JoinHandle<()>> {
@@ -178,7 +259,7 @@ fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> anyhow::Result<J
 
 struct Started {
     threads: Vec<JoinHandle<()>>,
-    sessions: Arc<Sessions>,
+    stage: Stage,
     messages: Receiver<Message>,
     window: Receiver<()>,
     /// Dropping it ends the watchdog.
@@ -198,6 +279,33 @@ struct Collector<'a, S> {
 }
 
 impl<S: Sink> Collector<'_, S> {
+    fn collect(
+        &mut self,
+        messages: &Receiver<Message>,
+        stage: &Stage,
+        progress: &mut Progress,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<End> {
+        loop {
+            progress.refresh();
+            match messages.recv_timeout(TICK) {
+                Ok(message) => {
+                    if self.take(message, progress)? == Flow::Stop {
+                        return Ok(End::Refused);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => self.sink.idle()?,
+                Err(RecvTimeoutError::Disconnected) => anyhow::bail!("all threads ended early; this is a bug"),
+            }
+            if self.is_complete() {
+                return Ok(End::Complete);
+            }
+            if stop.is_cancelled() {
+                return self.drain(messages, stage, progress);
+            }
+        }
+    }
+
     fn is_complete(&self) -> bool {
         self.total == Some(self.next)
     }
@@ -225,22 +333,17 @@ impl<S: Sink> Collector<'_, S> {
 
     /// Takes the outcomes of images that were begun. Those after an image that was not begun are classified again by
     /// the next run.
-    fn drain(
-        &mut self,
-        messages: &Receiver<Message>,
-        sessions: &Sessions,
-        progress: &mut Progress,
-    ) -> anyhow::Result<End> {
+    fn drain(&mut self, messages: &Receiver<Message>, stage: &Stage, progress: &mut Progress) -> anyhow::Result<End> {
         loop {
             // In this order: an outcome is sent before its session counts as free.
-            let are_busy = sessions.are_busy();
+            let is_busy = stage.is_busy();
             match messages.try_recv() {
                 Ok(message) => {
                     if self.take(message, progress)? == Flow::Stop {
                         return Ok(End::Refused);
                     }
                 }
-                Err(TryRecvError::Empty) if are_busy => thread::sleep(TICK / 10),
+                Err(TryRecvError::Empty) if is_busy => thread::sleep(TICK / 10),
                 Err(_) => return Ok(if self.is_complete() { End::Complete } else { End::Interrupted }),
             }
         }

@@ -13,7 +13,6 @@ use crate::protocol::{ErrorInfo, ModelRef, Prediction};
 
 /// Prints the outcome of each image.
 pub(super) struct Printer {
-    pub model: ModelRef,
     pub is_json: bool,
 }
 
@@ -23,7 +22,7 @@ impl Printer {
     /// # Errors
     /// When standard output cannot be written for another reason, such as a full disk.
     pub(super) fn print(&self, image: &Finished) -> io::Result<Flow> {
-        let report = Report::new(image, &self.model);
+        let report = Report::new(image);
         let text = if self.is_json { report.json_line() } else { report.text() };
         let mut out = io::stdout().lock();
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -49,13 +48,13 @@ struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    fn new(image: &'a Finished, model: &'a ModelRef) -> Report<'a> {
+    fn new(image: &'a Finished) -> Report<'a> {
         let file = shown(&image.path);
         match &image.outcome {
             Ok(answer) => Report {
                 file,
                 predictions: &answer.predictions,
-                model: Some(model),
+                model: Some(&answer.model),
                 timings_ms: Some(&answer.timings),
                 error: None,
             },
@@ -111,8 +110,7 @@ mod tests {
     fn failed_file_reports_its_error_in_both_formats() {
         let error = ErrorInfo { code: ErrorCode::Undecodable, message: "the PNG is damaged".to_owned() };
         let image = Finished { sequence: 0, path: "a.png".into(), file: None, boxes: None, outcome: Err(error) };
-        let model = ModelRef { name: "m".to_owned(), version: "1".to_owned(), digest: "sha256:0".to_owned() };
-        let report = Report::new(&image, &model);
+        let report = Report::new(&image);
         assert_eq!(report.text(), "a.png\n  undecodable: the PNG is damaged\n");
         assert_eq!(
             report.json_line(),

@@ -38,6 +38,8 @@ pub(super) struct Ready {
     pub file: Option<PathBuf>,
     pub boxes: Option<Arc<ImageBoxes>>,
     pub bytes: Vec<u8>,
+    /// The object, if workers read the image themselves. It has no bytes here then.
+    pub object: Option<Object>,
     /// Released when the image is decoded.
     pub held: Held,
 }
@@ -145,6 +147,8 @@ pub(super) struct Reader {
     pub messages: SyncSender<Message>,
     pub memory: Arc<InputMemory>,
     pub max_image_bytes: u64,
+    /// Buckets whose images are not read here, because workers read them.
+    pub referenced_buckets: Arc<[String]>,
 }
 
 impl Reader {
@@ -152,9 +156,14 @@ impl Reader {
     pub(super) fn run(self) {
         let _report = ReportPanic(self.messages.clone());
         while let Some(Listed { sequence, path, content, boxes }) = self.next() {
+            let mut object = None;
             let (file, read) = match content {
                 ListedContent::Bytes(bytes, held) => (None, Ok((bytes, held))),
                 ListedContent::Failed(error) => (None, Err(error)),
+                ListedContent::Object(found) if self.referenced_buckets.contains(&found.reference().bucket) => {
+                    object = Some(found);
+                    (None, Ok((Vec::new(), self.memory.hold(0))))
+                }
                 ListedContent::Object(object) => match self.fetch(&object) {
                     Ok(read) => (None, read),
                     Err(fault) => {
@@ -168,7 +177,9 @@ impl Reader {
                 }
             };
             let is_taken = match read {
-                Ok((bytes, held)) => self.ready.send(Ready { sequence, path, file, boxes, bytes, held }).is_ok(),
+                Ok((bytes, held)) => {
+                    self.ready.send(Ready { sequence, path, file, boxes, bytes, object, held }).is_ok()
+                }
                 Err(error) => {
                     let finished = Finished { sequence, path, file, boxes, outcome: Err(error) };
                     self.messages.send(finished.into()).is_ok()

@@ -98,7 +98,7 @@ impl Sessions {
 
     /// Returns `None` if the watchdog gave this thread up.
     fn classify(&self, ready: Ready, slot: &Slot<Pending>, session: &mut Session) -> Option<Finished> {
-        let Ready { sequence, path, file, boxes, bytes, held } = ready;
+        let Ready { sequence, path, file, boxes, bytes, object: _, held } = ready;
         let begun = Instant::now();
         slot.begin(Pending { sequence, path, file, boxes: boxes.clone() });
         let prepared = self.prepare(&bytes, boxes);
@@ -112,7 +112,8 @@ impl Sessions {
             let timings = Timings::new(decoded, begun.elapsed());
             let whole = if boxes.is_none() { answers.pop() } else { None };
             let BoxAnswer { predictions, labels } = whole.unwrap_or_default();
-            Ok(Answer { predictions, labels, width, height, datetime_original, timings, boxes: answers })
+            let model = self.package.model_ref();
+            Ok(Answer { predictions, labels, width, height, datetime_original, model, timings, boxes: answers })
         });
         Some(Finished { sequence, path, file, boxes, outcome })
     }

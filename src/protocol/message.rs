@@ -41,6 +41,10 @@ pub struct ClassifyRequest {
     /// of a release without this field ignores it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// The batch that the image belongs to. Its job is of the bulk class then. A worker of a release without this field
+    /// ignores it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<Uuid>,
     /// When the web tier accepted the image.
     pub submitted_at: Timestamp,
     /// The job expires at this instant if no worker has started it.
@@ -51,6 +55,22 @@ pub struct ClassifyRequest {
     /// The W3C trace context of the HTTP request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+}
+
+/// The class of service of a job. Each class has a request queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ServiceClass {
+    /// Somebody waits for the result.
+    Interactive,
+    /// The job is one of many. Workers take it while no interactive one waits.
+    Bulk,
+}
+
+impl ClassifyRequest {
+    /// The class of the job: bulk if it belongs to a batch.
+    pub fn class(&self) -> ServiceClass {
+        if self.batch.is_some() { ServiceClass::Bulk } else { ServiceClass::Interactive }
+    }
 }
 
 /// A reference to an object in the input store (claim check).
@@ -102,6 +122,9 @@ pub struct ClassifyResult {
     /// empty and absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<Prediction>,
+    /// Facts of the image. Only in the result of a job of a batch, whose table has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageFacts>,
     /// `None` if no model was run.
     pub model: Option<ModelRef>,
     /// How long each stage took.
@@ -113,6 +136,18 @@ pub struct ClassifyResult {
     /// Why the job failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorInfo>,
+}
+
+/// Facts of an image that was classified.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFacts {
+    /// Width of the upright image in pixels.
+    pub width: u32,
+    /// Height of the upright image in pixels.
+    pub height: u32,
+    /// When the photograph was taken, as its EXIF says: `2024-05-01T12:34:56`, with an offset if the camera stored it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datetime_original: Option<String>,
 }
 
 /// One class with its probability.
@@ -164,6 +199,7 @@ impl ClassifyResult {
             status,
             predictions: Vec::new(),
             labels: Vec::new(),
+            image: None,
             model: None,
             timings_ms: TimingsMs::default(),
             attempt: 0,

@@ -14,6 +14,7 @@
 //! Nothing here does I/O or reads a clock. A value that two tiers know belongs here. `docs/wire.md` describes the contract
 //! for readers of other languages, and `tests/it/wire.rs` pins every form by golden text.
 
+mod batch;
 mod error;
 mod filename;
 mod legacy;
@@ -25,6 +26,9 @@ mod object_result;
 mod payload;
 mod supervision;
 
+pub use batch::{
+    BATCHES_FOLDER, Batch, BatchItem, BatchSource, MAX_BATCH_BYTES, MAX_BATCH_ITEMS, batch_key, batch_of_key,
+};
 pub use error::{ErrorCode, ErrorInfo};
 pub use filename::cut_filename;
 pub use legacy::{
@@ -33,16 +37,16 @@ pub use legacy::{
     read_legacy_reply,
 };
 pub use message::{
-    ClassifyRequest, ClassifyResult, ImageRef, Incoming, MAX_RESULT_BYTES, ModelRef, Prediction, ReplyHead, Status,
-    TimingsMs, WIRE_VERSION, cut_reply, is_tombstone,
+    ClassifyRequest, ClassifyResult, ImageFacts, ImageRef, Incoming, MAX_RESULT_BYTES, ModelRef, Prediction, ReplyHead,
+    ServiceClass, Status, TimingsMs, WIRE_VERSION, cut_reply, is_tombstone,
 };
 pub use model_pointer::{MAX_POINTER_BYTES, MODELS_FOLDER, ModelPointer, model_package_key, model_pointer_key};
 pub use names::{
     BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE, DEAD_LETTER_RETENTION, DEFAULT_REQUEST_QUEUE,
     DEFAULT_RESULT_QUEUE, DRAIN_HOOK, LOCAL_INPUT_BUCKET, LOCAL_OUTPUT_BUCKET, MAX_KEY_BYTES, REDRIVE_MARGIN,
-    RETENTION_MARGIN, TAG_ALIVE_AT, TAG_STACK, aws_bucket, dead_letter_queue, idempotency_record_key, image_key,
-    is_reply_queue_of, job_of_image_key, job_of_result_key, object_result_key, reply_queue, result_key, stack_prefix,
-    submitted_at, worker_group,
+    RETENTION_MARGIN, TAG_ALIVE_AT, TAG_STACK, aws_bucket, bulk_queue, dead_letter_queue, idempotency_record_key,
+    image_key, is_reply_queue_of, job_of_image_key, job_of_result_key, object_result_key, reply_queue, result_key,
+    stack_prefix, submitted_at, worker_group,
 };
 pub use notification::{Notification, ObjectEvent};
 pub use object_result::{ObjectResult, is_current};

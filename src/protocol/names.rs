@@ -45,6 +45,11 @@ pub fn dead_letter_queue(request_queue: &str) -> String {
     format!("{request_queue}-dead")
 }
 
+/// The request queue of bulk jobs beside a request queue.
+pub fn bulk_queue(request_queue: &str) -> String {
+    format!("{request_queue}-bulk")
+}
+
 /// The reply queue of one web process. `random` is new at every start, so that a restarted process never reads old
 /// replies.
 pub fn reply_queue(result_queue: &str, random: &str) -> String {

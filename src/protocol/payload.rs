@@ -15,8 +15,8 @@ pub enum Payload {
     Inline(Vec<u8>),
     /// The job whose image is to be read from the input store.
     Stored(Uuid),
-    /// An object of another bucket.
-    Referenced(ImageRef),
+    /// An object of another bucket than those of the service.
+    Foreign(ImageRef),
 }
 
 /// Replaces the image in the input store if the client disconnected before it received the id. A worker that reads it
@@ -24,8 +24,8 @@ pub enum Payload {
 pub const WITHDRAWN_IMAGE: &[u8] = b"withdrawn\n";
 
 /// Maximum size of a request without its image: ids, times, a file name of 255 bytes that JSON may escape to six bytes
-/// each, a reply queue, and the name of a model.
-const ENVELOPE_BYTES: usize = 2_432;
+/// each, a reply queue, the name of a model, and a batch.
+const ENVELOPE_BYTES: usize = 2_480;
 
 /// Returns the image as base64 if inlining is enabled (`inline_bytes` > 0), the image is within that size, and it fits
 /// the queue's limit together with the envelope. Otherwise returns a reference to the object that the web tier writes
@@ -67,16 +67,20 @@ impl ClassifyRequest {
         }
     }
 
-    /// Locates the image of this request. A message may only name its own image in the configured bucket, so that it
-    /// cannot make a worker read other objects.
+    /// Locates the image of this request. A message may name any key of the buckets in `read_buckets`, and in the
+    /// service's own bucket only its own image, so that it cannot make a worker read other objects.
     ///
     /// # Errors
     /// The reason for `malformed`.
-    pub fn payload(&self, input_bucket: &str) -> Result<Payload, String> {
+    pub fn payload(&self, input_bucket: &str, read_buckets: &[String]) -> Result<Payload, String> {
         match (&self.image, &self.image_data) {
-            (Some(image), None) if image.bucket != input_bucket => {
-                Err(format!("the message names bucket {:?}, this worker reads only {input_bucket:?}", image.bucket))
+            (Some(image), None) if image.bucket != input_bucket && read_buckets.contains(&image.bucket) => {
+                Ok(Payload::Foreign(image.clone()))
             }
+            (Some(image), None) if image.bucket != input_bucket => Err(format!(
+                "the message names bucket {:?}, this worker reads only {input_bucket:?} and those of --read-bucket",
+                image.bucket
+            )),
             (Some(image), None) if image.key != image_key(self.id) => {
                 Err(format!("the message names key {:?}, which is not its own image", image.key))
             }

@@ -101,6 +101,6 @@ mod tests {
     #[test]
     fn alarms_are_billed_for_each_metric_they_read() {
         // Scaling out reads one metric, scaling in three, scaling from zero two.
-        assert_eq!(alarm_metrics(&Settings::for_tests("imgcls").stack_for_tests()), 6);
+        assert_eq!(alarm_metrics(&Settings::for_tests("imgcls").stack_for_tests()), 10);
     }
 }

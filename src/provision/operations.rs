@@ -179,6 +179,7 @@ impl Provision {
             account: &self.account,
             region: self.cloud.aws().region(),
             names: &self.config.settings.names,
+            read_buckets: &self.config.settings.read_buckets,
             group: &group,
             web_group: &names.web_group,
             log_group: &names.log_group,

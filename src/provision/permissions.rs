@@ -8,7 +8,7 @@ use super::policy_evaluation::listed;
 use super::tier::Tier;
 use crate::config::Names;
 use crate::keys::journal::KEYS_FOLDER;
-use crate::protocol::{BACKLOG_NAMESPACE, MODELS_FOLDER};
+use crate::protocol::{BACKLOG_NAMESPACE, BATCHES_FOLDER, MODELS_FOLDER};
 
 /// Version of the policy language, the newest one.
 const LANGUAGE: &str = "2012-10-17";
@@ -19,6 +19,8 @@ pub(super) const TLS_ONLY: &str = "ImgclsTlsOnly";
 pub(super) struct Scope<'a> {
     pub arns: &'a Arns<'a>,
     pub names: &'a Names,
+    /// Buckets of somebody else that workers read.
+    pub read_buckets: &'a [String],
     pub worker_group: &'a str,
     pub log_group: &'a str,
 }
@@ -79,6 +81,11 @@ impl Scope<'_> {
         self.arns.queue(name)
     }
 
+    /// The request queues of both classes of service.
+    fn request_queues(&self) -> [String; 2] {
+        [self.queue(&self.names.request_queue), self.queue(&self.names.bulk_queue())]
+    }
+
     fn reply_queues(&self) -> String {
         self.arns.queue(&format!("{}-*", self.names.result_queue))
     }
@@ -129,7 +136,7 @@ impl Scope<'_> {
 pub(super) fn worker(scope: &Scope<'_>) -> Value {
     let names = scope.names;
     let mut statements = vec![
-        allow(&RECEIVE, &[scope.queue(&names.request_queue)]),
+        allow(&RECEIVE, &scope.request_queues()),
         allow(
             &SEND,
             &[scope.queue(&names.dead_letter_queue()), scope.queue(&names.result_queue), scope.reply_queues()],
@@ -150,6 +157,12 @@ pub(super) fn worker(scope: &Scope<'_>) -> Value {
             &[scope.arns.group(scope.worker_group)],
         ),
     ];
+    if !scope.read_buckets.is_empty() {
+        let buckets: Vec<String> = scope.read_buckets.iter().map(|bucket| scope.arns.bucket(bucket)).collect();
+        let objects: Vec<String> = buckets.iter().map(|bucket| format!("{bucket}/*")).collect();
+        statements.push(allow(&["s3:ListBucket"], &buckets));
+        statements.push(allow(&["s3:GetObject"], &objects));
+    }
     statements.extend(scope.common_statements());
     document(statements)
 }
@@ -159,7 +172,7 @@ pub(super) fn web(scope: &Scope<'_>) -> Value {
     let names = scope.names;
     let everything = ["*".to_owned()];
     let mut statements = vec![
-        allow(&SEND, &[scope.queue(&names.request_queue)]),
+        allow(&SEND, &scope.request_queues()),
         allow(&DESCRIBE_QUEUE, &[scope.queue(&names.dead_letter_queue())]),
         allow(&RECEIVE, &[scope.queue(&names.result_queue)]),
         allow(&KEEP_REPLY_QUEUE, &[scope.reply_queues()]),
@@ -169,7 +182,7 @@ pub(super) fn web(scope: &Scope<'_>) -> Value {
         allow(&["s3:GetObject"], &scope.downloads()),
         allow(&["s3:GetObject"], &[scope.input("images/*"), scope.output("*"), scope.keys()]),
         allow(&["s3:DeleteObject", "s3:PutObject"], &[scope.input("images/*")]),
-        allow(&["s3:PutObject"], &[scope.output("results/*")]),
+        allow(&["s3:PutObject"], &[scope.output("results/*"), scope.output(&format!("{BATCHES_FOLDER}*"))]),
         allow(&["autoscaling:SetDesiredCapacity"], &[scope.arns.group(scope.worker_group)]),
         json!({
             "Effect": "Allow",
@@ -208,7 +221,7 @@ mod tests {
     const ACCOUNT: &str = "123456789012";
 
     /// Tiers that may perform an action on a resource: W for the worker, F for the web tier.
-    const TABLE: [(&str, &str, &str); 50] = [
+    const TABLE: [(&str, &str, &str); 56] = [
         ("W", "sqs:ReceiveMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
         ("W", "sqs:DeleteMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
         ("W", "sqs:ChangeMessageVisibility", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
@@ -217,6 +230,9 @@ mod tests {
         ("", "sqs:DeleteQueue", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
         ("", "sqs:PurgeQueue", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
         ("", "sqs:SetQueueAttributes", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
+        ("W", "sqs:ReceiveMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-bulk"),
+        ("F", "sqs:SendMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-bulk"),
+        ("WF", "sqs:GetQueueAttributes", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-bulk"),
         ("W", "sqs:SendMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-dead"),
         ("WF", "sqs:GetQueueUrl", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-dead"),
         ("", "sqs:ReceiveMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-dead"),
@@ -248,11 +264,14 @@ mod tests {
         ("", "s3:DeleteObject", "arn:aws:s3:::in/keys/newest"),
         ("WF", "s3:DeleteObject", "arn:aws:s3:::in/images/1"),
         ("WF", "s3:PutObject", "arn:aws:s3:::out/results/1.json"),
+        ("WF", "s3:PutObject", "arn:aws:s3:::out/batches/1.json"),
         ("W", "s3:PutObject", "arn:aws:s3:::out/test_0"),
         ("", "s3:DeleteObject", "arn:aws:s3:::out/results/1.json"),
         ("", "s3:DeleteBucket", "arn:aws:s3:::in"),
         ("", "s3:PutBucketPolicy", "arn:aws:s3:::in"),
         ("", "s3:GetObject", "arn:aws:s3:::other/images/1"),
+        ("W", "s3:GetObject", "arn:aws:s3:::archive/2024/a.jpg"),
+        ("", "s3:PutObject", "arn:aws:s3:::archive/2024/a.jpg"),
         ("WF", "logs:PutLogEvents", "arn:aws:logs:us-east-1:123456789012:log-group:imgcls:log-stream:i-1"),
         ("", "logs:DeleteLogGroup", "arn:aws:logs:us-east-1:123456789012:log-group:imgcls"),
         (
@@ -277,7 +296,9 @@ mod tests {
     fn roles_allow_what_their_tier_needs_and_nothing_else() {
         let names = Names { input_bucket: "in".to_owned(), output_bucket: "out".to_owned(), ..Names::local("imgcls") };
         let arns = Arns::new(ACCOUNT, "us-east-1");
-        let scope = Scope { arns: &arns, names: &names, worker_group: "apptierAutoscaling", log_group: "imgcls" };
+        let read_buckets = ["archive".to_owned()];
+        let (worker_group, log_group) = ("apptierAutoscaling", "imgcls");
+        let scope = Scope { arns: &arns, names: &names, read_buckets: &read_buckets, worker_group, log_group };
         let (worker, web) = (worker(&scope), web(&scope));
         for (who, action, resource) in TABLE {
             assert_eq!(allows(&worker, action, resource), who.contains('W'), "worker: {action} on {resource}");
@@ -289,7 +310,8 @@ mod tests {
     fn no_action_is_a_wildcard_and_only_actions_without_resource_level_permissions_apply_to_all() {
         let names = Names::local("imgcls");
         let arns = Arns::new(ACCOUNT, "us-east-1");
-        let scope = Scope { arns: &arns, names: &names, worker_group: "group", log_group: "imgcls" };
+        let (worker_group, log_group) = ("group", "imgcls");
+        let scope = Scope { arns: &arns, names: &names, read_buckets: &[], worker_group, log_group };
         for document in [worker(&scope), web(&scope)] {
             for statement in document["Statement"].as_array().expect("statements") {
                 let actions = listed(&statement["Action"]);

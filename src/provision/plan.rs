@@ -261,6 +261,7 @@ mod tests {
               + log group          team-imgcls
               + queue              team-web-app-image-transport-dead
               + queue              team-web-app-image-transport
+              + queue              team-web-app-image-transport-bulk
               + queue              team-app-web-result-queue
               + bucket             team-imgcls-123456789012-us-east-1-input
               + bucket             team-imgcls-123456789012-us-east-1-output
@@ -285,7 +286,7 @@ mod tests {
               + launch template    team-WebtierTemplate
               + Auto Scaling group team-webtierAutoscaling
               + dashboard          team-imgcls
-            27 to create, 0 to update, 0 to delete",
+            28 to create, 0 to update, 0 to delete",
         );
     }
 
@@ -295,7 +296,7 @@ mod tests {
         golden(
             &planned(&stack, &applied(&stack)),
             "stack imgcls in us-east-1, account 123456789012
-            nothing to do: all 27 resources are as wanted",
+            nothing to do: all 28 resources are as wanted",
         );
     }
 

@@ -16,6 +16,8 @@ pub struct Settings {
     pub stack: String,
     /// Names of queues and buckets.
     pub names: Names,
+    /// Buckets of somebody else that workers read images from.
+    pub read_buckets: Vec<String>,
     /// Visibility timeout of the queues.
     pub visibility_timeout: Duration,
     /// Number of receives after which a worker moves a message to the dead letters.
@@ -177,6 +179,7 @@ impl Settings {
         Settings {
             stack: stack.to_owned(),
             names: Names::aws(stack, "123456789012", "us-east-1"),
+            read_buckets: Vec::new(),
             visibility_timeout: Duration::from_secs(30),
             max_receive_count: 5,
             bounds: Bounds::new(0, 4).expect("bounds of the test"),

@@ -92,7 +92,9 @@ fn settings_file(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRe
             web + &table("autoscale", &[], &machines.autoscale)
         }
     };
-    shared.into_iter().map(line).collect::<String>() + &models(bundle, packages) + &tables
+    let buckets: Vec<String> = settings.read_buckets.iter().map(|name| toml_text(name)).collect();
+    let buckets = if buckets.is_empty() { String::new() } else { format!("read-bucket = [{}]\n", buckets.join(", ")) };
+    shared.into_iter().map(line).collect::<String>() + &buckets + &models(bundle, packages) + &tables
 }
 
 /// The models of the machines. Versions are no part of it, so that a swap changes no launch template.

@@ -33,6 +33,7 @@ pub(crate) struct Messages {
 pub(crate) fn role_name(role: QueueRole) -> &'static str {
     match role {
         QueueRole::Requests => "requests",
+        QueueRole::BulkRequests => "bulk requests",
         QueueRole::DeadLetters => "dead letters",
         QueueRole::Results => "results",
         QueueRole::Replies => "replies",

@@ -53,7 +53,7 @@ fn ask(name: &str, role: QueueRole, messages: u64) -> anyhow::Result<bool> {
 
 fn consequence(role: QueueRole) -> &'static str {
     match role {
-        QueueRole::Requests => "Their jobs will expire",
+        QueueRole::Requests | QueueRole::BulkRequests => "Their jobs will expire",
         QueueRole::DeadLetters => "They cannot be sent again; their jobs stay failed",
         QueueRole::Results | QueueRole::Replies => "Waiting callers get the stored results, a few seconds later",
     }

@@ -182,14 +182,13 @@ impl Redrive<'_> {
         let (job, message) = match Incoming::parse(&dead_letter.body) {
             Incoming::Job(request) => {
                 let message = renewed(&dead_letter.body, &request, clock::now(), self.longest_ttl)?;
-                (self.job(request.id, request.payload(bucket)).await?.map(Some), message)
+                // The worker decides whether it reads the bucket that the message names.
+                let named: Vec<String> = request.image.iter().map(|image| image.bucket.clone()).collect();
+                (self.job(request.id, request.payload(bucket, &named)).await?, message)
             }
             // A web tier that speaks the legacy form has a job for it; a legacy client has none.
             Incoming::Legacy(request) => match protocol::legacy_job_id(&request.filename) {
-                Some(id) => (
-                    self.job(id, request.image_bytes().map(Payload::Inline)).await?.map(Some),
-                    dead_letter.body.clone(),
-                ),
+                Some(id) => (self.job(id, request.image_bytes().map(Payload::Inline)).await?, dead_letter.body.clone()),
                 None => (Ok(None), dead_letter.body.clone()),
             },
             Incoming::UnknownVersion { .. } | Incoming::Notification(_) => (Ok(None), dead_letter.body.clone()),
@@ -204,8 +203,9 @@ impl Redrive<'_> {
         Ok(Outcome::SentAgain)
     }
 
-    /// Returns the job of a dead letter with its image, or the outcome if it must not be submitted again.
-    async fn job(&self, id: Uuid, payload: Result<Payload, String>) -> anyhow::Result<Result<Job, Outcome>> {
+    /// Returns the job of a dead letter with its image, `None` if the image lies in another bucket, or the outcome if it must
+    /// not be submitted again.
+    async fn job(&self, id: Uuid, payload: Result<Payload, String>) -> anyhow::Result<Result<Option<Job>, Outcome>> {
         let kept = |why: String| Ok(Err(Outcome::Kept(why)));
         let result = match self.transport.result(id).await {
             // A damaged result is lost anyway, so that another one may replace it.
@@ -219,18 +219,18 @@ impl Redrive<'_> {
         }
         let image = match payload {
             Ok(Payload::Inline(bytes)) => Some(Bytes::from(bytes)),
+            Ok(Payload::Foreign(_)) => return Ok(Ok(None)),
             Ok(Payload::Stored(id)) => match self.transport.image(id, MAX_IMAGE_BYTES).await {
                 Err(TransportError::Damaged { .. }) => None,
                 read => read?,
             },
-            Ok(Payload::Referenced(image)) => return kept(format!("its image is in the bucket {}", image.bucket)),
             Err(reason) => return kept(format!("no worker would take it: {reason}")),
         };
         let Some(image) = image else {
             return kept("its image is gone from the store, or damaged".to_owned());
         };
         let content_type = crate::model::sniff(&image);
-        Ok(Ok((id, image, content_type)))
+        Ok(Ok(Some((id, image, content_type))))
     }
 }
 

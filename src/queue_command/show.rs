@@ -100,14 +100,14 @@ async fn find(
 /// Returns the image of a dead letter, from the message itself or from the store.
 async fn image(transport: &dyn Transport, names: &Names, dead_letter: &Delivery) -> anyhow::Result<Option<Bytes>> {
     let payload = match Incoming::parse(&dead_letter.body) {
-        Incoming::Job(request) => request.payload(&names.input_bucket),
+        Incoming::Job(request) => request.payload(&names.input_bucket, &[]),
         Incoming::Legacy(request) => request.image_bytes().map(Payload::Inline),
         Incoming::Notification(_) | Incoming::UnknownVersion { .. } | Incoming::Malformed { .. } => return Ok(None),
     };
     match payload {
         Ok(Payload::Inline(bytes)) => Ok(Some(bytes.into())),
+        Ok(Payload::Foreign(_)) => Ok(None),
         Ok(Payload::Stored(id)) => Ok(transport.image(id, MAX_IMAGE_BYTES).await?),
-        Ok(Payload::Referenced(image)) => Ok(transport.referenced_image(&image, MAX_IMAGE_BYTES).await?),
         Err(reason) => {
             tracing::warn!(reason, "the message leads to no image");
             Ok(None)

@@ -129,8 +129,7 @@ impl Deletion<'_> {
                 let conditions = || page.candidates.iter().filter_map(|candidate| candidate.unless_named);
                 if conditions().next().is_some() {
                     let any_request = conditions().any(|named| named.any_request);
-                    let dead_letters = names.dead_letter_queue();
-                    let named = local::named_jobs(snapshot, &names.request_queue, &dead_letters, any_request)?;
+                    let named = local::named_jobs(snapshot, &names, any_request)?;
                     page.candidates.retain(|candidate| is_free(candidate, &named));
                 }
                 Ok(page)

@@ -12,7 +12,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// How many errors are shown.
 const ERRORS_SHOWN: usize = 5;
 
-/// The request queue and the dead letters.
+/// The request queues of both classes and the dead letters.
 ///
 /// # Errors
 /// One line for the operator.
@@ -28,6 +28,7 @@ async fn read_queues(transport: &dyn Transport) -> Result<Vec<Queue>, TransportE
     for (name, role) in transport.queues().await? {
         let role_name = match role {
             QueueRole::Requests => "requests",
+            QueueRole::BulkRequests => "batches",
             QueueRole::DeadLetters => "dead letters",
             QueueRole::Results | QueueRole::Replies => continue,
         };

@@ -19,7 +19,7 @@ pub struct Report {
     pub workers: Option<Workers>,
     /// `None` if the metrics cannot be read.
     pub throughput: Option<Throughput>,
-    /// The request queue and the dead letters, or why they cannot be read.
+    /// The request queues and the dead letters, or why they cannot be read.
     #[serde(serialize_with = "list_or_error")]
     pub queues: Result<Vec<Queue>, String>,
     /// The data directory; `None` if the data is elsewhere.
@@ -80,7 +80,7 @@ pub struct Throughput {
 pub struct Queue {
     /// Its name.
     pub name: String,
-    /// `requests` or `dead letters`.
+    /// `requests`, `batches` or `dead letters`.
     pub role: &'static str,
     /// Messages that can be received.
     pub visible: u64,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use uuid::Uuid;
 
-use crate::protocol::{self, ClassifyRequest, LegacyRequest};
+use crate::protocol::{self, ClassifyRequest, LegacyRequest, ServiceClass};
 
 /// A job to submit: an image and what workers are told about it.
 #[derive(Debug)]
@@ -66,6 +66,14 @@ pub struct MessageTooLarge {
 }
 
 impl NewJob<'_> {
+    /// The class of the job, which is that of its request.
+    pub fn class(&self) -> ServiceClass {
+        match &self.form {
+            JobForm::Request { request, .. } => request.class(),
+            JobForm::Legacy => ServiceClass::Interactive,
+        }
+    }
+
     /// The message for a queue that takes `limit_bytes`, from a service whose images are in `bucket`.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Messages as every transport delivers them.
 
 use std::collections::BTreeMap;
+use std::ops::Add;
 
 /// Most messages that one receive returns. It is SQS's limit, and enough for the others.
 pub const MAX_BATCH: usize = 10;
@@ -36,6 +37,18 @@ pub struct Depth {
     pub in_flight: u64,
     /// Sent or released with a delay that has not passed.
     pub delayed: u64,
+}
+
+impl Add for Depth {
+    type Output = Depth;
+
+    fn add(self, other: Depth) -> Depth {
+        Depth {
+            visible: self.visible + other.visible,
+            in_flight: self.in_flight + other.in_flight,
+            delayed: self.delayed + other.delayed,
+        }
+    }
 }
 
 /// A process of this machine that receives messages. The start time distinguishes it from a later process with the same

@@ -13,7 +13,7 @@ use super::job::{NewJob, SubmitTimes};
 use super::message::{Delivery, Depth, Receipt, ReceivingProcess};
 use super::reader::ObjectReader;
 use crate::config::{Backend, Names};
-use crate::protocol::ImageRef;
+use crate::protocol::{ClassifyRequest, ImageRef, ServiceClass};
 
 /// The transport of one service. It carries jobs from web processes to workers, and their results back.
 ///
@@ -58,26 +58,34 @@ pub trait Transport: Send + Sync {
     /// [`TransportError::ObjectTooLarge`] if it has more than `max_bytes`. Never reads more than that.
     async fn image(&self, id: Uuid, max_bytes: u64) -> Result<Option<Bytes>, TransportError>;
 
-    /// Returns an object of another bucket than those of the service, or `None` if there is none. Fails on a backend that
-    /// has no other buckets.
+    /// Returns the whole image that a message names in a bucket of others, or `None` if there is none. The bucket is never
+    /// created.
     ///
     /// # Errors
-    /// [`TransportError::ObjectTooLarge`] if it has more than `max_bytes`; [`TransportError::Fatal`] if it may not be read.
-    async fn referenced_image(&self, image: &ImageRef, _max_bytes: u64) -> Result<Option<Bytes>, TransportError> {
-        Err(TransportError::Fatal(format!("this backend has no bucket {:?} of others", image.bucket)))
-    }
+    /// As [`Transport::image`]; [`TransportError::Fatal`] if the bucket may not be read.
+    async fn foreign_image(&self, image: &ImageRef, max_bytes: u64) -> Result<Option<Bytes>, TransportError>;
 
     /// Returns the result for an object of another bucket by its key, or `None` if there is none.
     async fn object_result(&self, _key: &str) -> Result<Option<Bytes>, TransportError> {
         Ok(None)
     }
 
-    /// Counts the requests without receiving them. The numbers are approximate on some backends.
-    async fn depth(&self) -> Result<Depth, TransportError>;
+    /// Counts the requests of both classes without receiving them. The numbers are approximate on some backends.
+    async fn depth(&self) -> Result<Depth, TransportError> {
+        let (interactive, bulk) = tokio::try_join!(self.interactive_depth(), self.bulk_depth())?;
+        Ok(interactive + bulk)
+    }
+
+    /// Counts the interactive requests, which is how many are ahead of a new one.
+    async fn interactive_depth(&self) -> Result<Depth, TransportError>;
+
+    /// Counts the requests of batches. There are none where the service has no queue for them, or it may not be read.
+    async fn bulk_depth(&self) -> Result<Depth, TransportError>;
 
     // Calls of the web tier.
 
-    /// Makes the image and the message of a job durable. The message can be received only after the image can be read. If
+    /// Makes the image and the message of a job durable. A request that names a batch goes to the bulk queue, every other
+    /// one to the interactive queue. The message can be received only after the image can be read. If
     /// the submission fails, the job usually has no message; a message that does exist belongs to a job that no client
     /// learned of.
     ///
@@ -94,9 +102,22 @@ pub trait Transport: Send + Sync {
     /// read the image yet finds the marker of a withdrawn job in its place.
     async fn remove(&self, id: Uuid, tombstone: Bytes) -> Result<Removal, TransportError>;
 
+    /// Deletes the image of a job that has a result. A job without one is not changed.
+    async fn discard_image(&self, id: Uuid) -> Result<(), TransportError>;
+
     /// Stores a small record under a key of the output bucket unless there is one. Returns the record that exists afterwards,
     /// the same one in every process.
     async fn record_once(&self, key: &str, text: Bytes) -> Result<Bytes, TransportError>;
+
+    /// Reads a small record of the output bucket.
+    async fn record(&self, key: &str, max_bytes: u64) -> Result<Option<Bytes>, TransportError>;
+
+    /// Returns keys of the output bucket that begin with `prefix`, in their order, from the first after `after` on. An empty
+    /// list means that there are no more.
+    async fn record_keys(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>, TransportError>;
+
+    /// Sends the request of a job whose image lies in another bucket already.
+    async fn send_request(&self, request: &ClassifyRequest) -> Result<(), TransportError>;
 
     /// Writes the result of a job that no worker completed. An existing result is not overwritten. Returns the result that
     /// the job has afterwards.
@@ -128,7 +149,10 @@ pub trait Transport: Send + Sync {
 
     // Calls of workers.
 
-    /// Receives up to `wanted.max` requests. Returns an empty list if none arrived for a while.
+    /// Receives up to `wanted.max` requests of one class. Returns an empty list if none arrived for a while.
+    ///
+    /// A worker receives both classes at the same time, with a call for each. Bulk requests are received only while the
+    /// call for interactive ones waits, apart from a small share, so that no load of interactive requests stops them.
     ///
     /// While the sessions of the worker are busy ([`WorkerLoad`]), the backend may leave some or all messages to idle
     /// workers. A received message is invisible to others until its visibility timeout has passed; then it is delivered
@@ -167,7 +191,7 @@ pub trait Transport: Send + Sync {
 
     /// Submits a dead letter again. It first writes the image again, because the retention time of a job starts with its
     /// image, then deletes the failed result, and sends the message last. A caller that does not know the outcome may repeat
-    /// the call.
+    /// the call. A job whose image lies in another bucket is named by its message alone.
     async fn resubmit(&self, job: Resubmission) -> Result<(), TransportError>;
 
     /// Makes the requests visible that a process received and neither completed nor released. The caller has made sure that
@@ -259,6 +283,8 @@ impl WorkerLoad for Idle {
 /// The parameters of a worker's receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
+    /// The class of the requests.
+    pub class: ServiceClass,
     /// At most this many messages; at least one.
     pub max: usize,
     /// How long the messages stay invisible to others, unless this worker extends that.
@@ -331,6 +357,8 @@ pub enum Removal {
 pub enum QueueRole {
     /// Jobs for workers.
     Requests,
+    /// Jobs of batches for workers.
+    BulkRequests,
     /// Messages that no worker could process.
     DeadLetters,
     /// The shared inbox.

@@ -64,6 +64,11 @@ impl Problem {
         Problem::new(StatusCode::NOT_FOUND, "no-such-job", "There is no such job", format!("no job has the id {id:?}"))
     }
 
+    pub(super) fn no_such_batch(id: &str) -> Self {
+        let detail = format!("no batch has the id {id:?}");
+        Problem::new(StatusCode::NOT_FOUND, "no-such-batch", "There is no such batch", detail)
+    }
+
     /// The image of a job whose result still exists: images are deleted before results.
     pub(super) fn image_not_kept(id: Uuid) -> Self {
         let detail = "the image is no longer kept (--keep-images, --max-data-bytes); the result of its job still is";

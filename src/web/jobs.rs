@@ -22,7 +22,7 @@ use crate::clock;
 use crate::protocol::{self, ClassifyRequest, WIRE_VERSION};
 use crate::retry::Schedule;
 use crate::transport::{
-    Acknowledge, JobForm, NewJob, NoSpace, ObjectReader, Removal, Space, Transport, TransportError,
+    Acknowledge, Depth, JobForm, NewJob, NoSpace, ObjectReader, Removal, Space, Transport, TransportError,
 };
 
 /// Delays after which a waiter reads the result without a reply, in case the reply was lost.
@@ -50,6 +50,8 @@ pub(crate) struct Jobs {
     pub replies: Arc<Replies>,
     /// The time from submission to expiry. It is at most the message retention of the transport, less a minute.
     pub job_ttl: Duration,
+    /// The same for jobs of batches, which may wait as long as the transport keeps their messages.
+    pub bulk_ttl: Duration,
     pub inline_bytes: usize,
     pub admission: Arc<Admission>,
     pub withdrawals: Withdrawals,
@@ -95,6 +97,8 @@ pub(crate) struct JobOptions {
     pub principal: Principal,
     /// The id, if it is chosen already. A client that left may ask for it again, so such a job is never withdrawn.
     pub id: Option<Uuid>,
+    /// The batch that the image belongs to.
+    pub batch: Option<Uuid>,
 }
 
 impl JobOptions {
@@ -117,6 +121,19 @@ impl Jobs {
         accepted?;
         count(upload.bytes.len());
         Ok(id)
+    }
+
+    /// Returns true if workers get messages of the legacy form, which have no batches.
+    pub(crate) fn is_legacy(&self) -> bool {
+        self.wire == Wire::Legacy
+    }
+
+    /// Accepts an image of a batch. It does not count for admission, because no caller waits behind it.
+    pub(crate) async fn submit_to_batch(&self, upload: Upload, options: JobOptions) -> Result<(), Problem> {
+        let id = options.id.unwrap_or_else(|| options.new_id());
+        self.accept(id, &upload, &options, Acknowledge::WhenDurable).await?;
+        count(upload.bytes.len());
+        Ok(())
     }
 
     /// Accepts an image and waits for its result. Returns only the id if `timeout` passes first. A result that comes
@@ -201,6 +218,7 @@ impl Jobs {
             return JobForm::Legacy;
         }
         let submitted_at = clock::now();
+        let ttl = if options.batch.is_some() { self.bulk_ttl } else { self.job_ttl };
         let request = ClassifyRequest {
             v: WIRE_VERSION,
             id,
@@ -210,9 +228,11 @@ impl Jobs {
             image_data: None,
             top_k: options.top_k,
             model: options.model.clone(),
+            batch: options.batch,
             submitted_at,
-            expires_at: submitted_at.saturating_add(self.job_ttl).unwrap_or(Timestamp::MAX),
-            reply_to: Some(self.replies.reply_to()),
+            expires_at: submitted_at.saturating_add(ttl).unwrap_or(Timestamp::MAX),
+            // Nobody waits for the images of a batch.
+            reply_to: options.batch.is_none().then(|| self.replies.reply_to()),
             traceparent: options.traceparent.clone(),
         };
         JobForm::Request { request: Box::new(request), inline_bytes: self.inline_bytes }
@@ -304,11 +324,23 @@ impl Jobs {
             return Ok(result.map_or(State::Unknown, State::of_result));
         };
         match self.expires_at(id, image.modified) {
-            Some(expires_at) if clock::now() > expires_at => {
+            Some(expires_at) if clock::now() > expires_at && !self.may_wait_in_bulk(expires_at).await? => {
                 self.results.expire(id).await.map(State::of_result).map_err(|error| read_problem(&error))
             }
             _ => Ok(State::Queued),
         }
+    }
+
+    /// Returns true if a job that `expires_at` may be one of a batch, which waits longer: as long as there are any.
+    async fn may_wait_in_bulk(&self, expires_at: Timestamp) -> Result<bool, Problem> {
+        let longest = expires_at.saturating_add(self.bulk_ttl).unwrap_or(Timestamp::MAX);
+        if clock::now() > longest {
+            return Ok(false);
+        }
+        let depths = tokio::try_join!(self.transport.depth(), self.transport.interactive_depth());
+        let (all, interactive) = depths.map_err(|error| read_problem(&error))?;
+        let count = |depth: Depth| depth.visible + depth.in_flight + depth.delayed;
+        Ok(count(all) > count(interactive))
     }
 
     /// Opens the image of a job, as it was uploaded, for reading in pieces.
@@ -385,7 +417,8 @@ fn no_space(full: &NoSpace) -> Problem {
     Problem::no_space(full.to_string())
 }
 
-fn submit_problem(error: TransportError) -> Problem {
+/// The answer when jobs cannot be submitted.
+pub(crate) fn submit_problem(error: TransportError) -> Problem {
     if let TransportError::MessageTooLarge { queue, size, limit } = error {
         return Problem::too_large_for_queue(&queue, size, limit);
     }

@@ -20,6 +20,8 @@
 //! Before a request is read, [`admission`] decides whether its answer would come in time; [`withdrawal`] withdraws the
 //! job of a client that left before it got the id.
 //!
+//! [`batches`] are many images in one request.
+//!
 //! No job is kept in memory: any web process can answer for any id, because the transport has stored its state.
 
 mod accept;
@@ -27,6 +29,7 @@ mod admission;
 mod answer;
 mod assets;
 mod auth;
+pub(crate) mod batches;
 mod budget;
 mod cors;
 mod dialects;
@@ -70,6 +73,7 @@ pub use self::admission::Fleet;
 use self::admission::{Admission, AdmissionLimits};
 use self::auth::Auth;
 pub use self::auth::{Access, RateLimit};
+use self::batches::Batches;
 use self::budget::Budget;
 pub use self::cors::CorsOrigin;
 use self::http::{Connections, HostPolicy, RequestGuard, ServeRules, Tls};
@@ -117,6 +121,8 @@ pub struct Config {
     pub stack: String,
     /// The names of the queues and buckets.
     pub names: Names,
+    /// Buckets that the images of a batch may be named in.
+    pub read_buckets: Vec<String>,
     /// The models that requests may choose, the first of which is that of requests that name none; at least one.
     pub models: Vec<ModelChoice>,
     /// Limits on images, checked before anything is decoded.
@@ -223,12 +229,15 @@ pub async fn run(
             pending,
             replies: Arc::clone(&replies),
             job_ttl: config.job_ttl.min(retention.saturating_sub(RETENTION_MARGIN)),
+            bulk_ttl: retention.saturating_sub(RETENTION_MARGIN),
             inline_bytes: config.inline_bytes,
             admission: Arc::clone(&admission),
             withdrawals,
             give_up: give_up.clone(),
             space: config.space.clone(),
         },
+        batches: Batches { transport: Arc::clone(&transport), input_bucket: config.names.input_bucket.clone() },
+        read_buckets: config.read_buckets,
         models,
         uploads,
         image_reads: Budget::new(IMAGE_READ_BYTES, METRICS.read_memory.clone()),

@@ -30,6 +30,7 @@ pub(super) struct Query {
     top_k: Option<String>,
     model: Option<String>,
     labels: Option<String>,
+    format: Option<String>,
 }
 
 impl<S: Sync> FromRequestParts<S> for Query {
@@ -51,6 +52,7 @@ impl Query {
             top_k: parameter(query, "top_k")?,
             model: parameter(query, "model")?,
             labels: parameter(query, "labels")?,
+            format: parameter(query, "format")?,
         })
     }
 
@@ -82,7 +84,12 @@ impl Query {
     pub(super) fn job_options(self, headers: &HeaderMap) -> Result<JobOptions, Problem> {
         let top_k = self.top_k()?.unwrap_or(DEFAULT_TOP_K);
         let traceparent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        Ok(JobOptions { top_k, model: self.model, traceparent, principal: Principal::default(), id: None })
+        Ok(JobOptions { top_k, model: self.model, traceparent, principal: Principal::default(), id: None, batch: None })
+    }
+
+    /// The format of rows, if the query names one.
+    pub(super) fn format(&self) -> Option<&str> {
+        self.format.as_deref()
     }
 
     /// Returns true if the labels of a model are to be listed.
@@ -168,6 +175,7 @@ mod tests {
             top_k: top_k.map(str::to_owned),
             model: model.map(str::to_owned),
             labels: None,
+            format: None,
         };
         for (query, expected) in [
             ("", parsed(None, None, None)),

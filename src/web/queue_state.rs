@@ -88,18 +88,21 @@ impl QueueState {
         let is_due = |at: Option<Instant>, interval| at.is_none_or(|at| at.elapsed() >= interval);
         if is_due(readings.depth_at, self.interval) {
             readings.depth_at = Some(Instant::now());
-            let depth = read("the depth of the request queue", transport.depth()).await;
-            if let Some(depth) = depth {
-                self.worker().record_depth(depth, Instant::now());
+            let (interactive, bulk) = tokio::join!(
+                read("the depth of the request queue", transport.interactive_depth()),
+                read("the depth of the queue for batches", transport.bulk_depth())
+            );
+            if let (Some(interactive), Some(bulk)) = (interactive, bulk) {
+                self.worker().record_depth(interactive + bulk, Instant::now());
             }
-            set_messages("requests", depth);
+            set_messages("requests", interactive);
+            set_messages("bulk_requests", bulk);
         }
         if is_due(readings.details_at, self.details_interval) {
             readings.details_at = Some(Instant::now());
             if read("the queues of the service", details(transport)).await.is_none() {
                 set_messages("dead_letters", None);
-                set_oldest("requests", None);
-                set_oldest("dead_letters", None);
+                ["requests", "bulk_requests", "dead_letters"].into_iter().for_each(|queue| set_oldest(queue, None));
             }
         }
         METRICS.worker_unseen.set(self.worker().unseen(Instant::now()).as_secs_f64());
@@ -130,6 +133,7 @@ async fn details(transport: &dyn Transport) -> Result<(), TransportError> {
     for (name, role) in transport.queues().await? {
         let queue = match role {
             QueueRole::Requests => "requests",
+            QueueRole::BulkRequests => "bulk_requests",
             QueueRole::DeadLetters => "dead_letters",
             QueueRole::Results | QueueRole::Replies => continue,
         };

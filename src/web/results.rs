@@ -71,6 +71,7 @@ fn adopted(id: Uuid, filename: &str, answer: Result<String, ErrorInfo>, now: Tim
         status: Status::Succeeded,
         predictions: Vec::new(),
         labels: Vec::new(),
+        image: None,
         model: None,
         timings_ms: TimingsMs { total: total as f64 / 1e3, ..TimingsMs::default() },
         attempt: 0,

@@ -25,7 +25,7 @@ use super::openapi::{Call, OPERATIONS, Operation};
 use super::prefer::Waiting;
 use super::query::Query;
 use super::site::{JobId, Site};
-use super::{assets, dialects, events, fleet, html, openapi, pages, submit};
+use super::{assets, batches, dialects, events, fleet, html, openapi, pages, submit};
 use crate::transport::{Removal, TransportError};
 use crate::{model, protocol, telemetry};
 
@@ -90,6 +90,10 @@ fn handler(call: Call) -> MethodRouter<Arc<Site>> {
         Call::JobImage => get(job_image),
         Call::JobThumbnail => get(pages::thumbnail),
         Call::JobsEvents => get(events::events_of_jobs),
+        Call::CreateBatch => post(batches::create),
+        Call::Batch => get(batches::show),
+        Call::BatchResults => get(batches::results),
+        Call::CancelBatch => delete(batches::cancel),
         Call::Models => get(models),
         Call::ModelNamed => get(model_named),
         Call::OpenApi => get(openapi::document),

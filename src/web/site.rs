@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::assets::IndexPage;
 use super::auth::Principal;
+use super::batches::Batches;
 use super::budget::Budget;
 use super::error::Problem;
 use super::jobs::{JobOptions, Jobs};
@@ -22,6 +23,9 @@ use super::upload::{self, Upload, UploadRules};
 /// The state that the handlers share.
 pub(super) struct Site {
     pub(super) jobs: Jobs,
+    pub(super) batches: Batches,
+    /// Buckets that the images of a batch may be named in.
+    pub(super) read_buckets: Vec<String>,
     pub(super) models: Arc<Models>,
     pub(super) uploads: UploadRules,
     /// The memory of images that are being sent to clients.

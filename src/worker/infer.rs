@@ -23,7 +23,7 @@ use super::watchdog::{Slot, Watchdog};
 use crate::clock;
 use crate::config::Limits;
 use crate::model::{self, ModelPackage, Tensor};
-use crate::protocol::{ErrorCode, Worked};
+use crate::protocol::{ErrorCode, ImageFacts, Worked};
 use crate::telemetry::trace::Span;
 
 /// A delivery during its classification, with everything that its outcome needs.
@@ -138,7 +138,7 @@ impl Shared {
         slot: &Slot<Held>,
         started: Instant,
     ) -> Result<Decoded, Option<Box<Finished>>> {
-        let Fetched { work, lease, span, model, body, image, permit, since } = fetched;
+        let Fetched { class: _, work, lease, span, model, body, image, permit, since } = fetched;
         drop(permit);
         if let Some(wanted) = work.wanted_model()
             && !models::accepts(wanted, &package.model_ref())
@@ -149,18 +149,21 @@ impl Shared {
         }
         // The shadow model is compared with the first one only.
         let is_for_shadow = model == 0 && self.is_for_shadow(&work);
+        let is_of_batch = work.is_of_batch();
         lease.enter(Stage::Decoding);
         slot.begin(Held { work, lease, span, body });
         let decoding = Instant::now();
-        let tensor = model::prepare(&image, package, &self.limits);
+        let prepared = model::prepare_sized(&image, package, &self.limits);
+        let datetime_original = (is_of_batch && prepared.is_ok()).then(|| model::datetime_original(&image)).flatten();
         let Some(Held { mut work, lease, span, body }) = slot.end() else { return Err(None) };
         let decoded = decoding.elapsed();
         METRICS.stage("decoded").observe(decoded.as_secs_f64());
         span.stage("decoded", decoded);
         work.timings_ms.queued += millis(started.duration_since(since));
         work.timings_ms.decoded = millis(decoded);
-        match tensor {
-            Ok(tensor) => {
+        match prepared {
+            Ok((tensor, (width, height))) => {
+                work.image = is_of_batch.then_some(ImageFacts { width, height, datetime_original });
                 let is_kept = is_for_shadow || matches!(work.origin, Origin::Legacy { .. });
                 let image = if is_kept { image } else { Bytes::new() };
                 Ok(Decoded { work, lease, span, image, is_for_shadow, tensor })

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::protocol::{
-    self, ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageRef, Incoming, LegacyRequest, ModelRef,
-    Notification, ObjectEvent, ObjectResult, Payload, Prediction, Status, TimingsMs,
+    self, ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageFacts, ImageRef, Incoming, LegacyRequest,
+    ModelRef, Notification, ObjectEvent, ObjectResult, Payload, Prediction, Status, TimingsMs,
 };
 use crate::retry::Schedule;
 
@@ -37,6 +37,8 @@ pub(crate) struct Work {
     pub top_k: u32,
     pub attempt: u32,
     pub timings_ms: TimingsMs,
+    /// Facts of the image of a batch, once it is decoded.
+    pub image: Option<ImageFacts>,
 }
 
 #[derive(Debug)]
@@ -146,7 +148,7 @@ pub(crate) fn decide(
         let message = format!("not reached before {}", request.expires_at);
         return Err(Box::new(ended(&request, Status::Expired, ErrorCode::Expired, message, attempt, now, rules)));
     }
-    let payload = match request.payload(&rules.input_bucket) {
+    let payload = match request.payload(&rules.input_bucket, &rules.read_buckets) {
         Ok(payload) => payload,
         Err(reason) => {
             let (id, reply_to) = (Some(request.id), request.reply_to.clone());
@@ -155,7 +157,7 @@ pub(crate) fn decide(
     };
     let timings_ms = TimingsMs { queued: millis_between(request.submitted_at, now), ..TimingsMs::default() };
     let top_k = request.top_k;
-    Ok(Work { origin: Origin::Ours(request), payload, top_k, attempt, timings_ms })
+    Ok(Work { origin: Origin::Ours(request), payload, top_k, attempt, timings_ms, image: None })
 }
 
 fn triage_notification(notification: Notification, body: &str, attempt: u32, now: Timestamp, rules: &Rules) -> Triage {
@@ -185,10 +187,11 @@ fn triage_notification(notification: Notification, body: &str, attempt: u32, now
     let queued = event.at.map_or(0.0, |at| millis_between(at, now));
     let work = Work {
         origin: Origin::Object(Box::new(event.clone())),
-        payload: Payload::Referenced(image),
+        payload: Payload::Foreign(image),
         top_k: TOP_K_OF_OBJECTS,
         attempt,
         timings_ms: TimingsMs { queued, ..TimingsMs::default() },
+        image: None,
     };
     Triage::LookUpObject(work, Box::new(event))
 }
@@ -206,6 +209,7 @@ fn triage_legacy(request: &LegacyRequest, body: &str, attempt: u32, rules: &Rule
             top_k: 1,
             attempt,
             timings_ms: TimingsMs::default(),
+            image: None,
         }),
         Err(reason) => refuse(reason),
     }
@@ -218,6 +222,11 @@ impl Work {
             Origin::Ours(request) => Some(request.id),
             Origin::Object(_) | Origin::Legacy { .. } => None,
         }
+    }
+
+    /// Returns true if the image belongs to a batch.
+    pub(crate) fn is_of_batch(&self) -> bool {
+        matches!(&self.origin, Origin::Ours(request) if request.batch.is_some())
     }
 
     /// The model that the request names: `name` or `name@version`.
@@ -240,6 +249,7 @@ impl Work {
                     status: Status::Succeeded,
                     predictions,
                     labels,
+                    image: self.image,
                     model: Some(model),
                     timings_ms: TimingsMs { total: millis_between(request.submitted_at, now), ..self.timings_ms },
                     attempt: self.attempt,
@@ -479,7 +489,7 @@ mod tests {
     fn rules() -> Rules {
         Rules {
             input_bucket: "input".to_owned(),
-            read_buckets: vec!["photos".to_owned()],
+            read_buckets: vec!["photos".to_owned(), "archive".to_owned()],
             max_receive_count: 5,
             worker: "host-1".to_owned(),
         }
@@ -495,6 +505,7 @@ mod tests {
             image_data: None,
             top_k: 5,
             model: None,
+            batch: None,
             submitted_at: "2026-01-01T00:00:00Z".parse().unwrap(),
             expires_at: "2026-01-01T01:00:00Z".parse().unwrap(),
             reply_to: Some("results-a".to_owned()),
@@ -557,6 +568,14 @@ mod tests {
             };
             assert_eq!(result.unwrap().error.unwrap().code, ErrorCode::Malformed);
         }
+    }
+
+    #[test]
+    fn a_message_may_name_any_key_of_an_allowed_bucket() {
+        let image = ImageRef { bucket: "archive".to_owned(), key: "2024/a b.jpg".to_owned() };
+        let allowed = ClassifyRequest { image: Some(image.clone()), ..request(Uuid::now_v7()) };
+        let Triage::Classify(work) = triage_of(&allowed, 1, "00:00:01") else { panic!("not classified") };
+        assert_eq!(work.payload, Payload::Foreign(image));
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! two stages travels a [`lease::Lease`], the right to complete one message; it is renewed while anyone holds it.
 
 mod admin;
+mod alone;
 mod batch_policy;
 mod batch_queue;
 mod infer;
@@ -46,6 +47,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::admin::Readiness;
+use self::alone::Alone;
 pub use self::batch_policy::Batching;
 use self::batch_queue::BatchQueue;
 use self::job::Rules;
@@ -111,14 +113,8 @@ pub struct Config {
 
 impl Config {
     /// # Errors
-    /// If the backend has no buckets of others, or results would be taken for images.
+    /// If results would be taken for images.
     fn check_read_buckets(&self) -> anyhow::Result<()> {
-        let has_others = self.backend.aws().is_some() || self.read_buckets.is_empty();
-        anyhow::ensure!(
-            has_others,
-            "--read-bucket needs the backend aws: {:?} has no other buckets",
-            self.backend.name()
-        );
         let output = &self.names.output_bucket;
         anyhow::ensure!(
             !self.read_buckets.contains(output),
@@ -273,7 +269,9 @@ impl Pipeline {
             keeper: keeper.clone(),
             last_faults: Arc::clone(&last_faults),
             visibility_timeout: config.visibility_timeout,
-            permits: Arc::new(Semaphore::new(load.most_ahead())),
+            interactive_permits: Arc::new(Semaphore::new(load.most_ahead())),
+            bulk_permits: Arc::new(Semaphore::new(load.most_ahead())),
+            alone: Alone::default(),
             load,
             fetched,
             finished: finished_tx,

@@ -1,14 +1,17 @@
 //! The first stage: receives messages and fetches their images.
+//!
+//! Each class of service has a loop that receives, with permits of its own. The transport decides when bulk messages come.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, RwLockReadGuard, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::alone::Alone;
 use super::batch_policy::Plan;
 use super::job::{self, ALONE_FROM_ATTEMPT, Outcome, Rules, Triage, Work, millis};
 use super::last_faults::LastFaults;
@@ -20,7 +23,7 @@ use super::session_load::SessionLoad;
 use super::stages::{Fetched, Finished};
 use crate::clock;
 use crate::config::Limits;
-use crate::protocol::{self, ClassifyRequest, ErrorCode, ImageRef, Incoming, ObjectEvent, Payload};
+use crate::protocol::{self, ClassifyRequest, ErrorCode, ImageRef, Incoming, ObjectEvent, Payload, ServiceClass};
 use crate::telemetry::trace::{Side, Span};
 use crate::transport::{Delivery, MAX_BATCH, Transport, TransportError, Wanted};
 
@@ -35,9 +38,12 @@ pub(crate) struct Intake {
     pub keeper: Keeper,
     pub last_faults: Arc<LastFaults>,
     pub visibility_timeout: Duration,
-    /// One permit for each image that may ever wait for a session ([`SessionLoad::most_ahead`]); images that a session has
-    /// begun have released theirs. The plan of the moment decides how many are used.
-    pub permits: Arc<Semaphore>,
+    /// The permits of interactive images: one for each that may ever wait for a session ([`SessionLoad::most_ahead`]);
+    /// images that a session has begun have released theirs. The plan of the moment decides how many are used.
+    pub interactive_permits: Arc<Semaphore>,
+    /// The same for images of batches.
+    pub bulk_permits: Arc<Semaphore>,
+    pub alone: Alone,
     pub load: Arc<SessionLoad>,
     pub fetched: mpsc::Sender<Fetched>,
     pub finished: mpsc::Sender<Vec<Finished>>,
@@ -47,13 +53,20 @@ impl Intake {
     /// Receives until `shutdown`, then waits until all received messages have left this stage.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let intake = Arc::new(self);
+        tokio::join!(
+            intake.run_class(ServiceClass::Interactive, &shutdown),
+            intake.run_class(ServiceClass::Bulk, &shutdown)
+        );
+    }
+
+    async fn run_class(self: &Arc<Self>, class: ServiceClass, shutdown: &CancellationToken) {
         let mut jobs = JoinSet::new();
         let mut backoff = BACKOFF.start();
-        while let Some(received) = shutdown.run_until_cancelled(intake.receive()).await {
+        while let Some(received) = shutdown.run_until_cancelled(self.receive(class)).await {
             match received {
-                Ok((deliveries, permits)) => {
+                Ok(received) => {
                     backoff.reset();
-                    intake.dispatch(deliveries, permits, &mut jobs, &shutdown).await;
+                    self.dispatch(received, &mut jobs, shutdown).await;
                 }
                 Err(error) => {
                     METRICS.faults.with_label_values(&["receive"]).inc();
@@ -69,21 +82,25 @@ impl Intake {
 
     /// Receives at most as many messages as the plan leaves free. A worker thus holds the images that its sessions process
     /// and few more, and leaves the others to idle workers.
-    async fn receive(&self) -> Result<(Vec<Delivery>, Vec<OwnedSemaphorePermit>), TransportError> {
-        let permits = take_permits(&self.permits, &self.load).await;
-        let wanted = Wanted { max: permits.len(), visibility_timeout: self.visibility_timeout };
-        let deliveries = self.transport.receive(wanted, &*self.load).await?;
+    async fn receive(&self, class: ServiceClass) -> Result<Received<'_>, TransportError> {
+        let permits = match class {
+            ServiceClass::Interactive => &self.interactive_permits,
+            ServiceClass::Bulk => &self.bulk_permits,
+        };
+        let permits = take_permits(permits, &self.load).await;
+        let wanted = Wanted { class, max: permits.len(), visibility_timeout: self.visibility_timeout };
+        let together = self.alone.together().await;
+        let deliveries = tokio::select! {
+            biased;
+            received = self.transport.receive(wanted, &*self.load) => received?,
+            () = self.alone.is_wanted() => Vec::new(),
+        };
         METRICS.received.inc_by(deliveries.len() as u64);
-        Ok((deliveries, permits))
+        Ok(Received { class, deliveries, permits, together })
     }
 
-    async fn dispatch(
-        self: &Arc<Self>,
-        deliveries: Vec<Delivery>,
-        permits: Vec<OwnedSemaphorePermit>,
-        jobs: &mut JoinSet<()>,
-        shutdown: &CancellationToken,
-    ) {
+    async fn dispatch(self: &Arc<Self>, received: Received<'_>, jobs: &mut JoinSet<()>, shutdown: &CancellationToken) {
+        let Received { class, deliveries, permits, together: receiving } = received;
         // Take all leases first, so that the messages that wait below are renewed too.
         let held: Vec<_> = deliveries
             .into_iter()
@@ -93,24 +110,40 @@ impl Intake {
         let (alone, together): (Vec<_>, Vec<_>) =
             held.into_iter().partition(|(_, delivery, _)| delivery.receive_count >= ALONE_FROM_ATTEMPT);
         for (lease, delivery, permit) in together {
-            jobs.spawn(Arc::clone(self).prepare(lease, delivery, permit));
+            jobs.spawn(Arc::clone(self).prepare(class, lease, delivery, permit));
         }
-        let mut left = alone.len();
+        // Counted before the loop of the other class may be alone.
+        let mut waiting: Vec<_> = alone.iter().map(|_| self.alone.wait()).collect();
+        drop(receiving);
         for (lease, delivery, permit) in alone {
-            if shutdown.run_until_cancelled(self.keeper.until_held_at_most(left)).await.is_none() {
+            let turn = async {
+                let turn = self.alone.turn().await;
+                self.keeper.until_held_at_most(self.alone.waiting()).await;
+                turn
+            };
+            let Some(turn) = shutdown.run_until_cancelled(turn).await else {
+                waiting.pop();
                 let outcome = Outcome::Release { id: None, after: Duration::ZERO, reason: "draining".to_owned() };
                 self.finish(lease, Span::default(), outcome).await;
                 continue;
-            }
-            jobs.spawn(Arc::clone(self).prepare(lease, delivery, permit));
-            left -= 1;
+            };
+            waiting.pop();
+            jobs.spawn(Arc::clone(self).prepare(class, lease, delivery, permit));
             // This also waits for the last one, so that nothing is received while it runs.
-            let _ = shutdown.run_until_cancelled(self.keeper.until_held_at_most(left)).await;
+            let ended = self.keeper.until_held_at_most(self.alone.waiting());
+            let _ = shutdown.run_until_cancelled(ended).await;
+            drop(turn);
         }
     }
 
     /// Takes one delivery from its body to an image or to its outcome.
-    async fn prepare(self: Arc<Self>, lease: Lease, delivery: Delivery, permit: OwnedSemaphorePermit) {
+    async fn prepare(
+        self: Arc<Self>,
+        class: ServiceClass,
+        lease: Lease,
+        delivery: Delivery,
+        permit: OwnedSemaphorePermit,
+    ) {
         lease.enter(Stage::Fetching);
         let incoming = Incoming::parse(&delivery.body);
         lease.belongs_to(incoming.id());
@@ -120,7 +153,8 @@ impl Intake {
             Ok((work, model, image)) => {
                 let body = delivery.body;
                 lease.enter(Stage::Queued);
-                let fetched = Fetched { work, lease, span, model, body, image, permit, since: Instant::now() };
+                let since = Instant::now();
+                let fetched = Fetched { class, work, lease, span, model, body, image, permit, since };
                 if self.fetched.send(fetched).await.is_err() {
                     tracing::debug!("the inference threads have ended; the message comes again");
                 }
@@ -229,8 +263,11 @@ impl Intake {
                 return Err(Fetch::Failed(ErrorCode::InputTooLarge, format!("{} bytes, at most {limit}", bytes.len())));
             }
             Payload::Inline(bytes) => return Ok(Bytes::from(std::mem::take(bytes))),
-            Payload::Referenced(image) => return self.fetch_referenced(image, limit).await,
             Payload::Stored(id) => *id,
+            Payload::Foreign(image) => {
+                let image = image.clone();
+                return self.fetch_foreign(&image, limit).await;
+            }
         };
         let read = || async { unless_final(self.transport.image(id, limit).await) };
         match retry_for("fetch", FETCH_TIMEOUT, read).await {
@@ -249,22 +286,30 @@ impl Intake {
 }
 
 impl Intake {
-    /// Reads an object of another bucket.
-    async fn fetch_referenced(&self, image: &ImageRef, limit: u64) -> Result<Bytes, Fetch> {
-        let read = || async { unless_final(self.transport.referenced_image(image, limit).await) };
+    /// Reads an image of a bucket of others. A bucket that may not be read is a fault of ours, which an operator can
+    /// solve while the message is retried.
+    async fn fetch_foreign(&self, image: &ImageRef, limit: u64) -> Result<Bytes, Fetch> {
+        let read = || async { unless_final(self.transport.foreign_image(image, limit).await) };
+        let missing = || format!("no object {:?} in bucket {:?}", image.key, image.bucket);
         match retry_for("fetch", FETCH_TIMEOUT, read).await {
-            Ok(Ok(Some(image))) => Ok(image),
-            Ok(Ok(None)) => {
-                let message = format!("no object {:?} in bucket {:?}", image.key, image.bucket);
-                Err(Fetch::Failed(ErrorCode::InputMissing, message))
-            }
+            Ok(Ok(Some(bytes))) => Ok(bytes),
+            Ok(Ok(None)) => Err(Fetch::Failed(ErrorCode::InputMissing, missing())),
             Ok(Err(TransportError::ObjectTooLarge { size, .. })) => {
                 Err(Fetch::Failed(ErrorCode::InputTooLarge, format!("{size} bytes, at most {limit}")))
             }
-            // The permission may come later, so the message does.
-            Ok(Err(error)) | Err(error) => Err(Fetch::Fault(error.to_string())),
+            Ok(Err(error)) => Err(Fetch::Damaged(error.to_string())),
+            Err(error) => Err(Fetch::Fault(error.to_string())),
         }
     }
+}
+
+/// The messages of one receive.
+struct Received<'a> {
+    class: ServiceClass,
+    deliveries: Vec<Delivery>,
+    permits: Vec<OwnedSemaphorePermit>,
+    /// Held until the leases of the messages are taken.
+    together: RwLockReadGuard<'a, ()>,
 }
 
 /// The reason why an image could not be fetched.

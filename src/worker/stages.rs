@@ -8,10 +8,12 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::job::{Outcome, Work};
 use super::lease::Lease;
 use super::shadow::ShadowImage;
+use crate::protocol::ServiceClass;
 use crate::telemetry::trace::Span;
 
 /// An image that waits for a session.
 pub(crate) struct Fetched {
+    pub class: ServiceClass,
     pub work: Work,
     pub lease: Lease,
     pub span: Span,

@@ -442,15 +442,17 @@ fn every_described_operation_answers_and_others_are_refused() {
     let service = Service::start(0, &[], &[]);
     let document = service.request("GET", "/openapi.json", &[], b"").json();
     assert_eq!(document["openapi"], "3.1.0");
-    let id = service.submit("cup.jpg", &test_image("cup.jpg"));
+    let job = service.submit("cup.jpg", &test_image("cup.jpg"));
+    let batch = id_of(&post_form(&service, "/v1/batches", &[], &[("images", "cup.jpg", &test_image("cup.jpg"))]));
     let paths = document["paths"].as_object().unwrap();
     for (template, operations) in paths {
+        let id = if template.contains("/batches/") { &batch } else { &job };
         let name = match template.as_str() {
             "/v1/models/{name}" => "efficientnet-lite0",
             "/assets/{name}" => "app.css",
             _ => "cup.jpg",
         };
-        let path = template.replace("{id}", &id).replace("{name}", name);
+        let path = template.replace("{id}", id).replace("{name}", name);
         let described: Vec<&String> = operations.as_object().unwrap().keys().collect();
         for method in ["get", "post", "put", "delete", "patch"] {
             if method == "delete" || template.ends_with("/events") {

@@ -209,6 +209,8 @@ impl Stack {
         if in_flight > 0 {
             metrics.put(queue("ApproximateNumberOfMessagesNotVisible"), 0, in_flight as f64);
         }
+        let bulk = |name: &str| Metric::new("AWS/SQS", name, "QueueName", &format!("{}-bulk", self.queue()));
+        metrics.put(bulk("ApproximateNumberOfMessagesVisible"), 0, 0.0);
         let group = |name: &str| Metric::new("AWS/AutoScaling", name, "AutoScalingGroupName", &self.group());
         metrics.put(group("GroupDesiredCapacity"), 0, f64::from(workers));
         metrics.put(group("GroupInServiceInstances"), 0, f64::from(workers));

@@ -428,6 +428,7 @@ pub fn classify_request(id: Uuid) -> ClassifyRequest {
         image_data: None,
         top_k: 5,
         model: None,
+        batch: None,
         submitted_at,
         expires_at: submitted_at + Duration::from_secs(3_600),
         reply_to: None,

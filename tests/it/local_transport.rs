@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use imgcls::config::{Backend, Names};
-use imgcls::protocol::Incoming;
+use imgcls::protocol::{Incoming, ServiceClass};
 use imgcls::transport::{
     self, Acknowledge, Completion, Idle, JobForm, MAX_BATCH, NewJob, NewResult, ReceivingProcess, ServiceOptions,
     Transport, Wanted,
@@ -70,7 +70,7 @@ async fn worker_submits_and_completes_until_killed() {
     };
     let completing = async {
         loop {
-            let wanted = Wanted { max: MAX_BATCH, visibility_timeout: LONG };
+            let wanted = Wanted { class: ServiceClass::Interactive, max: MAX_BATCH, visibility_timeout: LONG };
             let deliveries = transport.receive(wanted, &Idle).await.unwrap();
             let completion = |delivery: transport::Delivery| {
                 let Incoming::Job(request) = Incoming::parse(&delivery.body) else { panic!("{}", delivery.body) };
@@ -95,13 +95,21 @@ async fn death_of_a_worker_releases_what_it_held_and_keeps_the_delay_of_what_it_
     let mut deliveries = Vec::new();
     for _ in 0..2 {
         submit(&*transport, IMAGE_BYTES[0]).await;
-        deliveries.extend(transport.receive(Wanted { max: 1, visibility_timeout: LONG }, &Idle).await.unwrap());
+        deliveries.extend(
+            transport
+                .receive(Wanted { class: ServiceClass::Interactive, max: 1, visibility_timeout: LONG }, &Idle)
+                .await
+                .unwrap(),
+        );
     }
     let [released, held] = &deliveries[..] else { panic!("{deliveries:?}") };
     transport.release(std::slice::from_ref(&released.receipt), LONG).await.unwrap();
     // As the supervisor of this process would do after its death.
     transport.release_held_by(ReceivingProcess::current()).await.unwrap();
-    let again = transport.receive(Wanted { max: MAX_BATCH, visibility_timeout: LONG }, &Idle).await.unwrap();
+    let again = transport
+        .receive(Wanted { class: ServiceClass::Interactive, max: MAX_BATCH, visibility_timeout: LONG }, &Idle)
+        .await
+        .unwrap();
     let again: Vec<&str> = again.iter().map(|delivery| delivery.message_id.as_str()).collect();
     assert_eq!(again, [held.message_id.as_str()]);
     let depth = transport.depth().await.unwrap();

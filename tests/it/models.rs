@@ -88,6 +88,7 @@ impl Bench {
             image_data: None,
             top_k: 5,
             model: model.map(str::to_owned),
+            batch: None,
             submitted_at: now,
             expires_at: now.saturating_add(Duration::from_secs(3_600)).unwrap(),
             reply_to: None,

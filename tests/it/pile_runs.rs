@@ -13,11 +13,11 @@ use crate::image_files::encode;
 use crate::tiny_model::write_package;
 
 /// A folder with images and a model.
-struct Pile(tempfile::TempDir);
+pub struct Pile(tempfile::TempDir);
 
 impl Pile {
     /// A pile of so many images in folders of a hundred. Every 50th is broken.
-    fn of(images: usize) -> Pile {
+    pub fn of(images: usize) -> Pile {
         let pile = Pile(tempfile::tempdir().unwrap());
         write_package(&pile.path("model"), "tiny", "1", 1);
         let colours: Vec<Vec<u8>> = (0..7u8)
@@ -32,48 +32,48 @@ impl Pile {
         pile
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn write(&self, name: &str, content: &[u8]) {
+    pub fn write(&self, name: &str, content: &[u8]) {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
     }
 
-    fn read(&self, name: &str) -> String {
+    pub fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = imgcls();
         command.args(["classify", "--model", "model"]).args(arguments);
         command.current_dir(self.0.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Ended {
+    pub fn run(&self, arguments: &[&str]) -> Ended {
         Ended::of(self.command(arguments).output().unwrap())
     }
 }
 
 /// A process that has ended.
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 impl Ended {
-    fn of(output: Output) -> Ended {
+    pub fn of(output: Output) -> Ended {
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
 }
 
 /// How often each path is in a table.
-fn paths(csv: &str) -> HashMap<String, usize> {
+pub fn paths(csv: &str) -> HashMap<String, usize> {
     let mut reader = csv::Reader::from_reader(csv.as_bytes());
     let mut counts = HashMap::new();
     for record in reader.records() {
@@ -82,7 +82,7 @@ fn paths(csv: &str) -> HashMap<String, usize> {
     counts
 }
 
-fn length(path: &Path) -> u64 {
+pub fn length(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 

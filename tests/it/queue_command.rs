@@ -124,14 +124,14 @@ fn depth_lists_every_queue_and_receives_nothing() {
     let report = json_of(&queue_command(&service.dir, &["depth", "--json"]).output().unwrap());
     let queues = report["queues"].as_array().unwrap();
     let roles: Vec<&str> = queues.iter().map(|queue| queue["role"].as_str().unwrap()).collect();
-    assert_eq!(roles, ["requests", "dead_letters", "results", "replies"]);
+    assert_eq!(roles, ["requests", "bulk_requests", "dead_letters", "results", "replies"]);
     let requests = &queues[0];
     assert_eq!(
         (&requests["name"], &requests["visible"], &requests["in_flight"]),
         (&REQUESTS.into(), &2.into(), &0.into())
     );
     assert!(requests["oldest_age_seconds"].as_f64().unwrap() >= 0.0);
-    assert_eq!((&queues[1]["visible"], &queues[1]["oldest_age_seconds"]), (&0.into(), &Value::Null));
+    assert_eq!((&queues[2]["visible"], &queues[2]["oldest_age_seconds"]), (&0.into(), &Value::Null));
     let text = text_of(&queue_command(&service.dir, &["depth"]).output().unwrap());
     let row = text.lines().find(|line| line.starts_with(DEAD_LETTERS)).unwrap_or_else(|| panic!("{text}"));
     let row = row.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use imgcls::config::{Backend, Limits, Names};
 use imgcls::model::ModelChoice;
-use imgcls::protocol::{REDRIVE_MARGIN, WITHDRAWN_IMAGE, is_reply_queue_of, reply_queue};
+use imgcls::protocol::{
+    ClassifyRequest, ImageRef, Incoming, REDRIVE_MARGIN, ServiceClass, WITHDRAWN_IMAGE, is_reply_queue_of, reply_queue,
+};
 use imgcls::shutdown::CancellationToken;
 use imgcls::transport::{
     self, Completed, Completion, CompletionError, DeadLetterScan, Delivery, Depth, ImageInfo, Inbox, InboxMode,
@@ -115,6 +117,13 @@ impl Toy {
         Toy { names, state: Mutex::default(), sent: Notify::new() }
     }
 
+    fn request_queue(&self, class: ServiceClass) -> String {
+        match class {
+            ServiceClass::Interactive => self.names.request_queue.clone(),
+            ServiceClass::Bulk => self.names.bulk_queue(),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
@@ -123,7 +132,8 @@ impl Toy {
     fn take(&self, queue: &str, max: usize, visibility_timeout: Duration) -> Result<Vec<Delivery>, TransportError> {
         let mut state = self.state();
         let (now, limit) = (Instant::now(), state.max_receive_count + REDRIVE_MARGIN);
-        let is_dead = |message: &Message| queue == self.names.request_queue && message.receive_count >= limit;
+        let is_requests = [self.names.request_queue.clone(), self.names.bulk_queue()].contains(&queue.to_owned());
+        let is_dead = |message: &Message| is_requests && message.receive_count >= limit;
         let messages = state.queue(queue)?;
         let dead: Vec<Message> =
             messages.extract_if(.., |message| message.visible_at <= now && is_dead(message)).collect();
@@ -258,7 +268,9 @@ impl Handle {
             attributes.extend(dead_letter.id.map(|id| ("id".to_owned(), id.to_string())));
             state.send(&names.dead_letter_queue(), dead_letter.body.clone(), attributes)?;
         }
-        state.delete(&names.request_queue, std::slice::from_ref(&completion.receipt))?;
+        for queue in [names.request_queue.clone(), names.bulk_queue()] {
+            state.delete(&queue, std::slice::from_ref(&completion.receipt))?;
+        }
         Ok(completed)
     }
 }
@@ -273,7 +285,8 @@ impl Transport for Handle {
         let names = self.names();
         let mut state = self.0.state();
         state.max_receive_count = service.max_receive_count;
-        for queue in [names.request_queue.clone(), names.dead_letter_queue(), names.result_queue.clone()] {
+        let queues = [names.request_queue.clone(), names.bulk_queue(), names.dead_letter_queue()];
+        for queue in queues.into_iter().chain([names.result_queue.clone()]) {
             state.queues.entry(queue).or_default();
         }
         Ok(())
@@ -296,12 +309,24 @@ impl Transport for Handle {
         }
     }
 
-    async fn depth(&self) -> Result<Depth, TransportError> {
+    async fn interactive_depth(&self) -> Result<Depth, TransportError> {
         self.0.state().depth(&self.names().request_queue)
     }
 
+    async fn bulk_depth(&self) -> Result<Depth, TransportError> {
+        self.0.state().depth(&self.names().bulk_queue())
+    }
+
+    async fn discard_image(&self, id: Uuid) -> Result<(), TransportError> {
+        let mut state = self.0.state();
+        if state.results.contains_key(&id) {
+            state.images.remove(&id);
+        }
+        Ok(())
+    }
+
     async fn submit(&self, job: NewJob<'_>) -> Result<SubmitTimes, TransportError> {
-        let queue = &self.names().request_queue;
+        let queue = &self.0.request_queue(job.class());
         let too_large =
             |MessageTooLarge { size, limit }| TransportError::MessageTooLarge { queue: queue.clone(), size, limit };
         let message = job.message(&self.names().input_bucket, MESSAGE_LIMIT).map_err(too_large)?;
@@ -342,6 +367,29 @@ impl Transport for Handle {
         Ok(self.0.state().records.entry(key.to_owned()).or_insert(text).clone())
     }
 
+    async fn record(&self, key: &str, _max_bytes: u64) -> Result<Option<Bytes>, TransportError> {
+        Ok(self.0.state().records.get(key).cloned())
+    }
+
+    async fn record_keys(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>, TransportError> {
+        let state = self.0.state();
+        let wanted = state.records.keys().filter(|key| key.starts_with(prefix) && Some(key.as_str()) > after);
+        let mut keys: Vec<String> = wanted.cloned().collect();
+        keys.sort();
+        Ok(keys)
+    }
+
+    async fn send_request(&self, request: &ClassifyRequest) -> Result<(), TransportError> {
+        let message = serde_json::to_string(request).unwrap();
+        self.0.state().send(&self.0.request_queue(request.class()), message, BTreeMap::new())?;
+        self.0.sent.notify_waiters();
+        Ok(())
+    }
+
+    async fn foreign_image(&self, _image: &ImageRef, _max_bytes: u64) -> Result<Option<Bytes>, TransportError> {
+        Ok(None)
+    }
+
     async fn write_result(&self, id: Uuid, text: Bytes) -> Result<Bytes, TransportError> {
         Ok(self.0.state().results.entry(id).or_insert(text).clone())
     }
@@ -378,15 +426,22 @@ impl Transport for Handle {
     }
 
     async fn receive(&self, wanted: Wanted, _load: &dyn WorkerLoad) -> Result<Vec<Delivery>, TransportError> {
-        self.0.receive(&self.names().request_queue, wanted.max, wanted.visibility_timeout).await
+        let queue = self.0.request_queue(wanted.class);
+        let has_interactive = || self.0.state().depth(&self.names().request_queue).is_ok_and(|depth| depth.visible > 0);
+        while wanted.class == ServiceClass::Bulk && has_interactive() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.0.receive(&queue, wanted.max, wanted.visibility_timeout).await
     }
 
     async fn extend(&self, receipts: &[Receipt], visibility_timeout: Duration) -> Result<(), TransportError> {
-        self.0.change(&self.names().request_queue, receipts, visibility_timeout)
+        self.0.change(&self.names().request_queue, receipts, visibility_timeout)?;
+        self.0.change(&self.names().bulk_queue(), receipts, visibility_timeout)
     }
 
     async fn release(&self, receipts: &[Receipt], delay: Duration) -> Result<(), TransportError> {
-        self.0.change(&self.names().request_queue, receipts, delay)
+        self.0.change(&self.names().request_queue, receipts, delay)?;
+        self.0.change(&self.names().bulk_queue(), receipts, delay)
     }
 
     async fn complete(&self, batch: &mut [Completion]) -> Vec<Result<Completed, CompletionError>> {
@@ -400,6 +455,7 @@ impl Transport for Handle {
         let names = self.names();
         let role = |queue: &String| match queue {
             queue if *queue == names.request_queue => QueueRole::Requests,
+            queue if *queue == names.bulk_queue() => QueueRole::BulkRequests,
             queue if *queue == names.dead_letter_queue() => QueueRole::DeadLetters,
             queue if *queue == names.result_queue => QueueRole::Results,
             _ => QueueRole::Replies,
@@ -427,7 +483,16 @@ impl Transport for Handle {
 
     async fn resubmit(&self, job: Resubmission) -> Result<(), TransportError> {
         let mut state = self.0.state();
-        state.send(&self.names().request_queue, job.message, BTreeMap::new())?;
+        let class = match Incoming::parse(&job.message) {
+            Incoming::Job(request) => {
+                if job.job.is_none() {
+                    state.results.remove(&request.id);
+                }
+                request.class()
+            }
+            _ => ServiceClass::Interactive,
+        };
+        state.send(&self.0.request_queue(class), job.message, BTreeMap::new())?;
         if let Some((id, image, _)) = job.job {
             state.images.insert(id, (image, SystemTime::now()));
             state.results.remove(&id);
@@ -522,6 +587,7 @@ fn web_config(backend: &Backend, names: &Names) -> web::Config {
         backend: backend.clone(),
         stack: "imgcls".to_owned(),
         names: names.clone(),
+        read_buckets: Vec::new(),
         models: vec![ModelChoice::default()],
         limits: Limits::default(),
         wire: web::Wire::V1,

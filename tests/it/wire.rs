@@ -1,8 +1,9 @@
 //! Golden tests of the wire format, on which other processes, other versions and the scripts of legacy users rely.
 
 use imgcls::protocol::{
-    ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageRef, Incoming, LegacyRequest, ModelRef, Payload,
-    Prediction, ReplyHead, Status, TimingsMs, cut_reply, inline_or_reference, legacy_name, legacy_output, legacy_reply,
+    ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageFacts, ImageRef, Incoming, LegacyRequest, ModelRef,
+    Payload, Prediction, ReplyHead, ServiceClass, Status, TimingsMs, cut_reply, inline_or_reference, legacy_name,
+    legacy_output, legacy_reply,
 };
 use uuid::Uuid;
 
@@ -28,6 +29,7 @@ fn request() -> ClassifyRequest {
         image_data: None,
         top_k: 5,
         model: None,
+        batch: None,
         submitted_at: "2026-01-01T00:00:00Z".parse().unwrap(),
         expires_at: "2026-01-01T01:00:00Z".parse().unwrap(),
         reply_to: Some("app-web-result-queue-0123456789abcdef".to_owned()),
@@ -43,6 +45,7 @@ fn result() -> ClassifyResult {
         status: Status::Succeeded,
         predictions: vec![Prediction { class_index: Some(281), label: "tabby cat".to_owned(), score: Some(0.5) }],
         labels: Vec::new(),
+        image: None,
         model: Some(ModelRef {
             name: "efficientnet-lite0".to_owned(),
             version: "1".to_owned(),
@@ -70,6 +73,18 @@ fn model_and_labels_are_optional_additions_to_the_first_wire_version() {
     assert_eq!(text, REQUEST.replace(r#""top_k":5"#, r#""top_k":5,"model":"birds""#));
     assert_eq!(Incoming::parse(&text), Incoming::Job(Box::new(named)));
 
+    let of_batch = ClassifyRequest { batch: Some(id()), ..request() };
+    let text = serde_json::to_string(&of_batch).unwrap();
+    assert_eq!(text, REQUEST.replace(r#""top_k":5"#, &format!(r#""top_k":5,"batch":"{ID}""#)));
+    assert_eq!(of_batch.class(), ServiceClass::Bulk);
+    assert_eq!(Incoming::parse(&text), Incoming::Job(Box::new(of_batch)));
+
+    let sized =
+        ClassifyResult { image: Some(ImageFacts { width: 640, height: 480, datetime_original: None }), ..result() };
+    let facts = r#""image":{"width":640,"height":480},"model":{"#;
+    assert_eq!(sized.to_json(), RESULT.replace(r#""model":{"#, facts));
+    assert_eq!(serde_json::from_str::<ClassifyResult>(&sized.to_json()).unwrap(), sized);
+
     let label = Prediction { class_index: Some(2), label: "wading".to_owned(), score: Some(0.75) };
     let labelled = ClassifyResult { labels: vec![label], ..result() };
     let labels = r#""labels":[{"class_index":2,"label":"wading","score":0.75}],"model":{"#;
@@ -86,7 +101,7 @@ fn unknown_fields_are_ignored_and_optional_ones_may_be_missing() {
     );
     let Incoming::Job(read) = Incoming::parse(&least) else { panic!("not a request") };
     assert_eq!((read.top_k, read.filename.as_str(), read.reply_to.as_deref()), (5, "", None));
-    assert_eq!(read.payload("input"), Ok(Payload::Inline(b"hi".to_vec())));
+    assert_eq!(read.payload("input", &[]), Ok(Payload::Inline(b"hi".to_vec())));
 }
 
 #[test]

@@ -19,7 +19,7 @@ const TABLES: [(&str, &str); 5] =
 
 /// Settings of a machine that its user data or its unit gives: `provision` has a setting of the same meaning, or the
 /// value follows from the stack.
-const SET_BY_PROVISION: [&str; 23] = [
+const SET_BY_PROVISION: [&str; 24] = [
     "backend",
     "region",
     "endpoint-url",
@@ -29,6 +29,7 @@ const SET_BY_PROVISION: [&str; 23] = [
     "result-queue",
     "input-bucket",
     "output-bucket",
+    "read-bucket",
     "visibility-timeout",
     "max-receive-count",
     "listen",

@@ -28,6 +28,10 @@ pub(super) struct KeySet {
 }
 
 impl KeySet {
+    pub(super) fn is_empty(&self) -> bool {
+        self.buckets.is_empty()
+    }
+
     pub(super) fn contains(&self, key: Key) -> bool {
         self.buckets.get(usize::from(key.bucket)).is_some_and(|bucket| bucket.binary_search(&key.rest).is_ok())
     }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use uuid::Uuid;
 
 use super::files::sync_folder_of;
 use super::record::{FileIdentity, Header, MAX_CONTENT_BYTES, Record, RecordReader, RowRecord, VERSION};
@@ -35,6 +36,8 @@ pub(super) struct Log {
     path: PathBuf,
     file: File,
     models: Vec<ModelRef>,
+    /// The batch that was begun last.
+    batch: Option<Uuid>,
     /// Records that are not written yet. They begin at `written`.
     buffer: Vec<u8>,
     written: u64,
@@ -153,7 +156,8 @@ impl LockedFile {
         Record::Header(header).encode(MAGIC.len() as u64, &mut buffer);
         file.set_len(0).with_context(|| format!("cannot write {}", path.display()))?;
         let next_sync = Instant::now() + SYNC_INTERVAL;
-        let mut log = Log { path, file, models: Vec::new(), buffer, written: 0, unsynced_rows: 0, next_sync };
+        let (models, batch) = (Vec::new(), None);
+        let mut log = Log { path, file, models, batch, buffer, written: 0, unsynced_rows: 0, next_sync };
         log.sync()?;
         sync_folder_of(&log.path)?;
         Ok(log)
@@ -170,7 +174,7 @@ impl LockedFile {
     ) -> anyhow::Result<Resumed> {
         let LockedFile { path, file } = self;
         let cannot_read = || format!("cannot read {}", path.display());
-        let mut models = Vec::new();
+        let (mut models, mut batch) = (Vec::new(), None);
         let (mut completion, mut found) = (Completion::default(), None);
         let mut reader = RecordReader::new(&file, MAGIC.len() as u64);
         let mut offset = reader.offset;
@@ -185,6 +189,7 @@ impl LockedFile {
                     completion.is_finished = false;
                     visit(&LoggedRow { offset, record });
                 }
+                Record::Batch(id) => batch = Some(id),
                 Record::Finishing(identity) => completion.made = Some(identity),
                 Record::Finished => completion.is_finished = true,
             }
@@ -196,7 +201,7 @@ impl LockedFile {
             file.set_len(offset).with_context(|| cannot_write(&path))?;
         }
         let next_sync = Instant::now() + SYNC_INTERVAL;
-        let log = Log { path, file, models, buffer: Vec::new(), written: offset, unsynced_rows: 0, next_sync };
+        let log = Log { path, file, models, batch, buffer: Vec::new(), written: offset, unsynced_rows: 0, next_sync };
         Ok(Resumed { log, completion, differences: differences(&found.unwrap_or_default(), options) })
     }
 
@@ -229,6 +234,21 @@ impl Log {
             self.write()?;
         }
         Ok(offset)
+    }
+
+    /// The batch that was begun last.
+    pub(super) fn batch(&self) -> Option<Uuid> {
+        self.batch
+    }
+
+    /// Begins a batch. It is durable when this returns, before its first image is sent.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(super) fn begin_batch(&mut self, id: Uuid) -> anyhow::Result<()> {
+        self.push(&Record::Batch(id));
+        self.batch = Some(id);
+        self.sync()
     }
 
     /// Returns true if rows wait for [`Log::sync`] long enough.

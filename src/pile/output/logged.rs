@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::{Context as _, bail, ensure};
+use uuid::Uuid;
 
+use super::Batch;
 use super::config::{OutFile, OutputConfig, Resume, TableFormat, Target};
 use super::failures::Counts;
 use super::files::{NewFile, existing, identity};
@@ -14,6 +16,7 @@ use super::log::{Completion, LockedFile, Log, LoggedRow, Resumed};
 use super::record::RowRecord;
 use super::row::{PathText, Row};
 use super::table::{self, Schema, TableWriter};
+use crate::clock;
 
 /// The images that the output has, shared with the threads that read the pile.
 #[derive(Debug, Clone, Default)]
@@ -120,6 +123,21 @@ impl Logged {
         self.counts.add(is_failed, replaces);
         self.done.insert(key);
         Ok(())
+    }
+
+    /// The batch of this run: `requested`, or that of the run that is continued, or a new one. Images that failed have
+    /// results in the earlier batch, so they are classified again in a new one.
+    ///
+    /// # Errors
+    /// If the log cannot be written.
+    pub(super) fn batch(&mut self, requested: Option<Uuid>) -> anyhow::Result<Batch> {
+        let earlier = self.log.batch();
+        let continued = requested.or(earlier.filter(|_| self.retried.is_empty()));
+        let id = continued.unwrap_or_else(clock::new_id);
+        if earlier != Some(id) {
+            self.log.begin_batch(id)?;
+        }
+        Ok(Batch { id, is_continued: continued.is_some() })
     }
 
     pub(super) fn needs_sync(&self) -> bool {

@@ -30,11 +30,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
+use uuid::Uuid;
 
 use self::beside::Beside;
 use self::failures::{Counts, FailureLimit};
 use self::logged::{Logged, out_file};
 use self::table::{Delimited, Schema, TableWriter as _, Terminal};
+
+use crate::clock;
 
 pub use self::config::{
     ClassName, MaxFailures, OutFile, OutputConfig, Resume, SidecarFormat, SortEntry, SortInto, TableFormat, Target,
@@ -50,6 +53,15 @@ pub enum Flow {
     Continue,
     /// More images failed than are allowed, or nobody reads standard output: call [`Output::suspend`].
     Stop,
+}
+
+/// The batch of a run through a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    /// Its id.
+    pub id: Uuid,
+    /// An earlier run may have sent some of the images.
+    pub is_continued: bool,
 }
 
 /// The outcome of a run.
@@ -132,6 +144,17 @@ impl Output {
     /// The number of images that earlier runs have done.
     pub fn resumed(&self) -> u64 {
         self.counts.resumed
+    }
+
+    /// The batch of a run through a service, which the log of the output remembers. `requested` is continued if given.
+    ///
+    /// # Errors
+    /// If the log cannot be written.
+    pub fn batch(&mut self, requested: Option<Uuid>) -> anyhow::Result<Batch> {
+        match &mut self.target {
+            Rows::Logged(logged) => logged.batch(requested),
+            _ => Ok(Batch { id: requested.unwrap_or_else(clock::new_id), is_continued: requested.is_some() }),
+        }
     }
 
     /// Appends the row of one image. The row of an image that the output has already is ignored.

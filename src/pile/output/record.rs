@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt as _;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::row::{Classified, PathText, Row};
 use crate::protocol::{ErrorInfo, ModelRef, Prediction};
@@ -39,6 +40,8 @@ pub(super) enum Record {
     /// A model. Rows name it by its index among these records.
     Model(ModelRef),
     Row(RowRecord),
+    /// The batch of a service that classifies the images from here on.
+    Batch(Uuid),
     /// The table was written completely and is about to get its name.
     Finishing(FileIdentity),
     /// The table has its name.
@@ -119,6 +122,7 @@ impl Record {
             Record::Header(header) => (b'h', json(serde_json::to_vec(header))),
             Record::Model(model) => (b'm', json(serde_json::to_vec(model))),
             Record::Row(row) => (b'r', json(serde_json::to_vec(row))),
+            Record::Batch(id) => (b'b', json(serde_json::to_vec(id))),
             Record::Finishing(identity) => (b'f', json(serde_json::to_vec(identity))),
             Record::Finished => (b'd', Vec::new()),
         };
@@ -142,6 +146,7 @@ impl Record {
             b'h' => Record::Header(serde_json::from_slice(json)?),
             b'm' => Record::Model(serde_json::from_slice(json)?),
             b'r' => Record::Row(serde_json::from_slice(json)?),
+            b'b' => Record::Batch(serde_json::from_slice(json)?),
             b'f' => Record::Finishing(serde_json::from_slice(json)?),
             b'd' => Record::Finished,
             other => anyhow::bail!("a record has the unknown kind {other}"),

@@ -26,8 +26,8 @@ const MAX_REMEMBERED: usize = 100_000;
 pub(super) struct Sorter {
     folder: PathBuf,
     entry: SortEntry,
-    /// The name of the folder of each class.
-    class_folders: Vec<String>,
+    /// The label and the name of the folder of each class.
+    class_folders: Vec<(String, String)>,
     existing_folders: HashSet<PathBuf>,
     /// The last number of names that several images have. It only saves time.
     last_numbers: HashMap<PathBuf, u32>,
@@ -44,7 +44,7 @@ impl Sorter {
         let cannot_write = || format!("cannot write to {}", folder.display());
         std::fs::create_dir_all(&folder).with_context(cannot_write)?;
         std::fs::write(folder.join(SORTED_MARKER), MARKER_TEXT).with_context(cannot_write)?;
-        let class_folders = folders(classes);
+        let class_folders = classes.iter().map(|class| class.label.clone()).zip(folders(classes)).collect();
         let (existing_folders, last_numbers) = (HashSet::new(), HashMap::new());
         Ok(Sorter { folder, entry, class_folders, existing_folders, last_numbers, is_dirty: false })
     }
@@ -84,7 +84,9 @@ impl Sorter {
 
     fn folder_of(&self, class: &Prediction) -> String {
         let known = class.class_index.and_then(|index| self.class_folders.get(index as usize));
-        known.cloned().unwrap_or_else(|| safe(&class.label))
+        // A service may have classified the image with another model.
+        let known = known.filter(|(label, _)| *label == class.label);
+        known.map_or_else(|| safe(&class.label), |(_, folder)| folder.clone())
     }
 
     fn place_as(&mut self, source: &Path, wanted: PathBuf) -> io::Result<()> {

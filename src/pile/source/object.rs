@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::runtime::Runtime;
 
-use crate::protocol::{ErrorCode, ErrorInfo};
+use crate::protocol::{ErrorCode, ErrorInfo, ImageRef};
 use crate::transport::aws::{ObjectError, Objects};
 
 /// A bucket that several threads read.
@@ -24,6 +24,11 @@ pub(crate) struct Object {
 }
 
 impl Object {
+    /// The bucket and the key.
+    pub(crate) fn reference(&self) -> ImageRef {
+        ImageRef { bucket: self.bucket.objects.bucket().to_owned(), key: self.key.clone() }
+    }
+
     /// Reads the image.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! Observes what [`crate::provision::doctor`] diagnoses, under any names.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use aws_sdk_s3::error::ProvideErrorMetadata as _;
@@ -34,15 +35,18 @@ impl Cloud {
             web_group: self.examine_group(target.web_group).await?,
             ..Observed::default()
         };
-        for name in [&target.names.request_queue, &target.names.result_queue] {
+        let bulk = target.names.bulk_queue();
+        for name in [&target.names.request_queue, &target.names.result_queue, &bulk] {
             if let Some(queue) = self.examine_queue(name).await? {
                 observed.queues.push((name.clone(), queue));
             }
         }
-        if let Some(name) = observed.queues.iter().find_map(|(_, queue)| dead_letter_queue(queue))
-            && let Some(queue) = self.examine_queue(&name).await?
-        {
-            observed.queues.push((name, queue));
+        let dead_letters: BTreeSet<String> =
+            observed.queues.iter().filter_map(|(_, queue)| dead_letter_queue(queue)).collect();
+        for name in dead_letters {
+            if let Some(queue) = self.examine_queue(&name).await? {
+                observed.queues.push((name, queue));
+            }
         }
         for name in [&target.names.input_bucket, &target.names.output_bucket] {
             observed.buckets.extend(self.examine_bucket(name).await?);
@@ -80,15 +84,15 @@ impl Cloud {
         Ok(last)
     }
 
-    /// An alarm is examined if it reads the queue, under whatever dimension and also by its URL, or acts on the group.
+    /// An alarm is examined if it reads a request queue, under whatever dimension and also by its URL, or acts on the group.
     async fn examine_alarms(&self, target: &Target<'_>) -> anyhow::Result<Vec<(String, Value)>> {
-        let queue = target.names.request_queue.as_str();
-        let (name, url) = (format!("\"{queue}\""), format!("/{queue}\""));
+        let queues = [target.names.request_queue.clone(), target.names.bulk_queue()];
+        let ends = queues.map(|queue| [format!("\"{queue}\""), format!("/{queue}\"")]);
         let mut examined = Vec::new();
         for alarm in self.alarms().await? {
             let members = alarm_to_json(&alarm);
             let text = members.to_string();
-            let reads_queue = text.contains(&name) || text.contains(&url);
+            let reads_queue = ends.iter().flatten().any(|end| text.contains(end));
             let acts_on_group =
                 members["AlarmActions"].to_string().contains(&format!("autoScalingGroupName/{}:", target.group));
             // Auto Scaling owns the alarms of target tracking.

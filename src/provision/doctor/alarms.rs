@@ -53,12 +53,13 @@ pub(super) fn check(observed: &Observed, target: &Target<'_>, findings: &mut Fin
 }
 
 fn dimension(alarm: &Value, target: &Target<'_>, on: &str, findings: &mut Findings) {
-    let queue = target.names.request_queue.as_str();
+    let (queue, bulk) = (target.names.request_queue.as_str(), target.names.bulk_queue());
+    let is_name = |value: &Value| value == queue || *value == bulk;
     let in_metrics = alarm["Metrics"].as_array().into_iter().flatten().map(|query| &query["MetricStat"]["Metric"]);
     for metric in in_metrics.chain([alarm]).filter(|metric| metric["Namespace"] == "AWS/SQS") {
         let dimensions = metric["Dimensions"].as_array();
         let is_right =
-            dimensions.is_some_and(|all| all.iter().any(|one| one["Name"] == "QueueName" && one["Value"] == queue));
+            dimensions.is_some_and(|all| all.iter().any(|one| one["Name"] == "QueueName" && is_name(&one["Value"])));
         if is_right {
             continue;
         }
@@ -188,11 +189,16 @@ fn group_metrics(observed: &Observed, group: &Group, findings: &mut Findings) {
     }
 }
 
-/// Alarms on the depth of the queue that are raised together make the group swing.
+/// Alarms on the depth of the queues alone that are raised together make the group swing.
 fn gap(observed: &Observed, target: &Target<'_>, findings: &mut Findings) {
     let of_depth = |direction: Direction| {
         observed.alarms.iter().filter_map(move |(name, alarm)| {
-            let is_of_depth = alarm["MetricName"] == "ApproximateNumberOfMessagesVisible";
+            let in_metrics =
+                alarm["Metrics"].as_array().into_iter().flatten().map(|query| &query["MetricStat"]["Metric"]);
+            let read: Vec<&Value> =
+                in_metrics.chain([alarm]).map(|metric| &metric["MetricName"]).filter(|name| !name.is_null()).collect();
+            let is_of_depth =
+                !read.is_empty() && read.iter().all(|name| **name == "ApproximateNumberOfMessagesVisible");
             let threshold = alarm["Threshold"].as_f64()?;
             (is_of_depth && Direction::of_comparison(alarm) == Some(direction)).then_some((name, threshold))
         })

@@ -110,6 +110,8 @@ pub(super) struct Target<'a> {
     pub account: &'a str,
     pub region: &'a str,
     pub names: &'a Names,
+    /// The buckets of others that workers read.
+    pub read_buckets: &'a [String],
     pub group: &'a str,
     pub web_group: &'a str,
     pub log_group: &'a str,

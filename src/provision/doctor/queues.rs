@@ -12,6 +12,7 @@ const LEAST_MESSAGE_BYTES: u64 = 256 << 10;
 const SHORTEST_RETENTION_SECONDS: u64 = 3_600;
 
 pub(super) fn check(observed: &Observed, target: &Target<'_>, findings: &mut Findings) {
+    bulk(observed, target, findings);
     for name in [&target.names.request_queue, &target.names.result_queue] {
         let on = format!("queue {name:?}");
         let Some((_, queue)) = observed.queues.iter().find(|(queue, _)| queue == name) else {
@@ -40,6 +41,22 @@ pub(super) fn check(observed: &Observed, target: &Target<'_>, findings: &mut Fin
             ),
         );
     }
+}
+
+/// A service without a queue for batches classifies everything else.
+fn bulk(observed: &Observed, target: &Target<'_>, findings: &mut Findings) {
+    let name = target.names.bulk_queue();
+    let on = format!("queue {name:?}");
+    let Some((_, queue)) = observed.queues.iter().find(|(queue, _)| *queue == name) else {
+        findings.risk(
+            &on,
+            "it does not exist, so batches cannot be classified",
+            "`imgcls provision` makes it; the first tier that starts does too",
+        );
+        return;
+    };
+    message(queue, &on, findings);
+    requests(observed, target, queue, &on, findings);
 }
 
 /// Checks that apply to every queue.

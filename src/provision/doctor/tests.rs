@@ -68,6 +68,7 @@ fn every_fault_of_the_legacy_system_is_found() {
         account: "1",
         region: "us-east-1",
         names: &names,
+        read_buckets: &[],
         group: "apptierAutoscaling",
         web_group: "webtierAutoscaling",
         log_group: "imgcls",

@@ -9,7 +9,7 @@ use crate::provision::resource::Kind;
 impl Builder<'_> {
     pub(super) fn dashboard(&mut self) {
         let queue = &self.settings.names.request_queue;
-        let dead_letters = self.settings.names.dead_letter_queue();
+        let (bulk, dead_letters) = (self.settings.names.bulk_queue(), self.settings.names.dead_letter_queue());
         let widget = |x: u32, y: u32, title: &str, metrics: Value| {
             json!({
                 "type": "metric", "x": x, "y": y, "width": 12, "height": 6,
@@ -30,6 +30,8 @@ impl Builder<'_> {
             widget(0, 0, "Images waiting and in work", json!([
                 sqs("ApproximateNumberOfMessagesVisible", queue),
                 sqs("ApproximateNumberOfMessagesNotVisible", queue),
+                sqs("ApproximateNumberOfMessagesVisible", &bulk),
+                sqs("ApproximateNumberOfMessagesNotVisible", &bulk),
             ])),
             widget(12, 0, "Workers", json!([scaling("GroupDesiredCapacity"), scaling("GroupInServiceInstances")])),
             widget(0, 6, "Oldest image, seconds", json!([sqs("ApproximateAgeOfOldestMessage", queue)])),

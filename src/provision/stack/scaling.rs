@@ -5,11 +5,15 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::builder::{Builder, INSTANCE_WARMUP, MINUTE};
-use crate::protocol::{BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE};
+use crate::protocol::{BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE, ServiceClass as Class};
 use crate::provision::resource::{Kind, in_group, number, reference};
 use crate::scaling_policy::{Policy, StepPolicy, TargetPolicy};
 
 const BACKLOG_PERIOD: u64 = 10;
+const VISIBLE: &str = "ApproximateNumberOfMessagesVisible";
+const IN_FLIGHT: &str = "ApproximateNumberOfMessagesNotVisible";
+/// The images that wait in both queues. A queue that nobody used for hours has no value, and counts as empty.
+const ALL_VISIBLE: &str = "FILL(visible, 0) + FILL(bulk_visible, 0)";
 
 impl Builder<'_> {
     pub(super) fn scaling(&mut self) {
@@ -29,11 +33,11 @@ impl Builder<'_> {
         let (up, down) = (self.names.scale_up_alarm.clone(), self.names.scale_down_alarm.clone());
         let up_members = json!({
             "AlarmDescription": format!("More than {} images wait: one worker more", step.scale_out_above),
-            "Namespace": "AWS/SQS",
-            "MetricName": "ApproximateNumberOfMessagesVisible",
-            "Dimensions": [{"Name": "QueueName", "Value": self.settings.names.request_queue}],
-            "Statistic": statistic(whole_minutes(step.scale_out_period)),
-            "Period": whole_minutes(step.scale_out_period),
+            "Metrics": [
+                self.queue_metric("visible", Class::Interactive, VISIBLE, whole_minutes(step.scale_out_period)),
+                self.queue_metric("bulk_visible", Class::Bulk, VISIBLE, whole_minutes(step.scale_out_period)),
+                {"Id": "waiting", "Label": "waiting", "Expression": ALL_VISIBLE, "ReturnData": true},
+            ],
             "EvaluationPeriods": 1,
             "Threshold": number(step.scale_out_above as f64),
             "ComparisonOperator": "GreaterThanThreshold",
@@ -46,15 +50,18 @@ impl Builder<'_> {
         // The last worker stays as long as there is an image, so its work is then reported as just enough for one
         // worker.
         // SQS publishes the number in flight only while there is one, so that without `FILL` an idle queue would have no
-        // value, and the group would never scale in.
-        let all = "visible + FILL(in_flight, 0)";
+        // value, and the group would never scale in. Workers receive from both queues, so the numbers of waiting images have
+        // values as long as there is a worker; a late value must not count as none.
+        let all = "visible + bulk_visible + FILL(in_flight, 0) + FILL(bulk_in_flight, 0)";
         let work = format!("IF(workers <= 1 AND {all} >= 1, {below}, {all})");
         let down_members = json!({
             "AlarmDescription":
                 format!("Fewer than {below} images wait or are in work: one worker less, the last one at none"),
             "Metrics": [
-                self.queue_metric("visible", "ApproximateNumberOfMessagesVisible", period),
-                self.queue_metric("in_flight", "ApproximateNumberOfMessagesNotVisible", period),
+                self.queue_metric("visible", Class::Interactive, VISIBLE, period),
+                self.queue_metric("in_flight", Class::Interactive, IN_FLIGHT, period),
+                self.queue_metric("bulk_visible", Class::Bulk, VISIBLE, period),
+                self.queue_metric("bulk_in_flight", Class::Bulk, IN_FLIGHT, period),
                 self.workers_metric(period),
                 {"Id": "work", "Label": "work", "Expression": work, "ReturnData": true},
             ],
@@ -105,11 +112,12 @@ impl Builder<'_> {
         json!({
             "AlarmDescription": "An image waits and there is no worker: one worker",
             "Metrics": [
-                self.queue_metric("visible", "ApproximateNumberOfMessagesVisible", MINUTE),
+                self.queue_metric("visible", Class::Interactive, VISIBLE, MINUTE),
+                self.queue_metric("bulk_visible", Class::Bulk, VISIBLE, MINUTE),
                 self.workers_metric(MINUTE),
                 {
                     "Id": "needed", "Label": "needed",
-                    "Expression": "IF(visible >= 1 AND workers < 1, 1, 0)", "ReturnData": true,
+                    "Expression": format!("IF({ALL_VISIBLE} >= 1 AND workers < 1, 1, 0)"), "ReturnData": true,
                 },
             ],
             "EvaluationPeriods": 1,
@@ -122,14 +130,19 @@ impl Builder<'_> {
         })
     }
 
-    fn queue_metric(&self, id: &str, name: &str, period: u64) -> Value {
+    fn queue_metric(&self, id: &str, class: Class, name: &str, period: u64) -> Value {
+        let names = &self.settings.names;
+        let queue = match class {
+            Class::Interactive => names.request_queue.clone(),
+            Class::Bulk => names.bulk_queue(),
+        };
         json!({
             "Id": id,
             "MetricStat": {
                 "Metric": {
                     "Namespace": "AWS/SQS",
                     "MetricName": name,
-                    "Dimensions": [{"Name": "QueueName", "Value": self.settings.names.request_queue}],
+                    "Dimensions": [{"Name": "QueueName", "Value": queue}],
                 },
                 "Period": period,
                 "Stat": statistic(period),

@@ -36,22 +36,30 @@ impl Builder<'_> {
             "deadLetterTargetArn": self.arns.queue(&dead_letters),
             "maxReceiveCount": self.settings.max_receive_count.saturating_add(REDRIVE_MARGIN),
         });
-        let (request, result) = (names.request_queue.clone(), names.result_queue.clone());
+        let (request, bulk, result) = (names.request_queue.clone(), names.bulk_queue(), names.result_queue.clone());
         let dead = queue(DEAD_LETTER_RETENTION, Value::Null);
         let (requests, results) = (queue(RETENTION, redrive), queue(RETENTION, Value::Null));
         self.add("DeadLetterQueue", Kind::Queue, dead_letters, dead);
-        self.add("RequestQueue", Kind::Queue, request, requests);
+        self.add("RequestQueue", Kind::Queue, request, requests.clone());
+        self.add("BulkQueue", Kind::Queue, bulk, requests);
         self.add("ResultQueue", Kind::Queue, result, results);
     }
 
     pub(super) fn buckets(&mut self) {
         let Names { input_bucket, output_bucket, .. } = self.settings.names.clone();
-        self.bucket("InputBucket", &input_bucket, "images", self.settings.keep_images_days);
-        self.bucket("OutputBucket", &output_bucket, "results", self.settings.keep_results_days);
+        self.bucket("InputBucket", &input_bucket, &["images"], self.settings.keep_images_days);
+        self.bucket("OutputBucket", &output_bucket, &["batches", "results"], self.settings.keep_results_days);
     }
 
-    /// Only objects under `folder` expire. Bundles, models and the keys of the legacy wire format are kept.
-    fn bucket(&mut self, id: &str, name: &str, folder: &str, keep_days: u32) {
+    /// Only objects under `folders` expire. Bundles, models and the keys of the legacy wire format are kept.
+    fn bucket(&mut self, id: &str, name: &str, folders: &[&str], keep_days: u32) {
+        let rule = |folder: &&str| {
+            json!({
+                "Id": format!("imgcls-{folder}"), "Prefix": format!("{folder}/"),
+                "Status": "Enabled", "ExpirationInDays": keep_days,
+            })
+        };
+        let rules: Vec<Value> = folders.iter().map(rule).collect();
         let members = json!({
             "PublicAccessBlockConfiguration": {
                 "BlockPublicAcls": true, "BlockPublicPolicy": true,
@@ -60,10 +68,7 @@ impl Builder<'_> {
             "BucketEncryption": {"ServerSideEncryptionConfiguration": [
                 {"ServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}},
             ]},
-            "LifecycleConfiguration": {"Rules": [{
-                "Id": format!("imgcls-{folder}"), "Prefix": format!("{folder}/"),
-                "Status": "Enabled", "ExpirationInDays": keep_days,
-            }]},
+            "LifecycleConfiguration": {"Rules": rules},
             "Tags": self.tags(),
         });
         self.add(id, Kind::Bucket, name, members);

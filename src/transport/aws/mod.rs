@@ -37,9 +37,9 @@ pub(super) async fn open(
     clock::now();
     let queues = Box::pin(SqsQueues::connect(region, endpoint_url)).await?;
     let (region, endpoint_url) = (region.map(str::to_owned), endpoint_url.map(str::to_owned));
-    let (other_region, other_endpoint_url) = (region.clone(), endpoint_url.clone());
-    let open_other = move |name: String| {
-        let (region, endpoint_url) = (other_region.clone(), other_endpoint_url.clone());
+    let location = (region.clone(), endpoint_url.clone());
+    let open_foreign = move |name: String| {
+        let (region, endpoint_url) = location.clone();
         async move {
             let store = S3Store::of_others(region.as_deref(), endpoint_url.as_deref(), &name).await?;
             Ok::<_, StoreError>(Arc::new(store) as Arc<dyn ObjectStore>)
@@ -54,7 +54,7 @@ pub(super) async fn open(
         }
         .boxed()
     };
-    let parts = Parts::new(names.clone(), Arc::new(queues), Box::new(open_bucket));
-    let parts = Arc::new(parts.with_others(Box::new(open_other)));
+    let parts = Parts::new(names.clone(), Arc::new(queues), Box::new(open_bucket), Box::new(open_foreign));
+    let parts = Arc::new(parts);
     Ok(Arc::new(QueuedTransport::new(Arc::clone(&parts), Arc::new(Stepwise::new(parts)))))
 }

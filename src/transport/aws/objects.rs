@@ -47,6 +47,11 @@ impl Objects {
         Ok(Objects { aws, client: Client::from_conf(config), bucket: bucket.to_owned() })
     }
 
+    /// The name of the bucket.
+    pub fn bucket(&self) -> &str {
+        &self.bucket
+    }
+
     /// The next page of the objects whose keys begin with `prefix`.
     ///
     /// # Errors

@@ -302,6 +302,13 @@ impl ObjectStore for S3Store {
         }
     }
 
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>, StoreError> {
+        let call = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix);
+        let found = call.set_start_after(after.map(str::to_owned)).send().await;
+        let found = found.map_err(|error| self.fault("s3:ListBucket", &error))?;
+        Ok(found.contents.unwrap_or_default().into_iter().filter_map(|object| object.key).collect())
+    }
+
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.check_key(key)?;
         match self.client.delete_object().bucket(&self.bucket).key(key).send().await {

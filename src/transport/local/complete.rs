@@ -5,11 +5,12 @@ use bytes::Bytes;
 use super::queue::messages;
 use super::segments::Place;
 use super::store::{AppendedObject, Done, ExistingObject, NewObject};
-use crate::protocol::{self, MAX_RESULT_BYTES};
+use crate::protocol::{self, MAX_RESULT_BYTES, ServiceClass};
 use crate::sqlite::{Failure, Fault, Session};
 use crate::transport::completion::{ReplyOutcome, ResultWrite};
 use crate::transport::error::{CompletionError, TransportError};
 use crate::transport::message::Receipt;
+use crate::transport::queued::classes;
 use crate::transport::queued::object::Put;
 use crate::transport::queued::queue::{Outgoing, QueueError};
 use crate::transport::queued::replies;
@@ -24,6 +25,21 @@ pub(crate) struct Planned {
     /// The dead letter with its reason, and a shorter form without it in case the first is too large.
     pub dead_letter: Option<(Outgoing, Outgoing)>,
     pub reply: Option<PlannedReply>,
+}
+
+/// The names of the request queues, by class.
+pub(crate) struct RequestQueues {
+    pub interactive: String,
+    pub bulk: String,
+}
+
+impl RequestQueues {
+    fn of(&self, class: ServiceClass) -> &str {
+        match class {
+            ServiceClass::Interactive => &self.interactive,
+            ServiceClass::Bulk => &self.bulk,
+        }
+    }
 }
 
 /// How a reply is sent.
@@ -75,21 +91,24 @@ impl Default for Planned {
 pub(crate) fn carry_out(
     session: &mut Session,
     batch: Vec<Planned>,
-    requests: &str,
+    requests: &RequestQueues,
     dead_letters: &str,
 ) -> Result<Vec<Outcome>, Failure<TransportError>> {
     // The bodies are appended before any row is written, so that a completion that fails leaves no rows behind.
     let batch: Vec<_> = batch.into_iter().map(|planned| append(session, planned)).collect();
     let mut outcomes = Vec::with_capacity(batch.len());
-    let (mut receipts, mut done) = (Vec::new(), Vec::new());
+    let mut done: [(ServiceClass, Vec<Receipt>, Vec<usize>); 2] =
+        [ServiceClass::Interactive, ServiceClass::Bulk].map(|class| (class, Vec::new(), Vec::new()));
     for (at, appended) in batch.into_iter().enumerate() {
         let outcome = match appended {
             Ok(appended) => {
-                let receipt = appended.planned.receipt.clone();
+                let (class, receipt) = classes::split(&appended.planned.receipt);
                 let outcome = write(session, appended, dead_letters)?;
                 if outcome.written.is_ok() {
+                    let [interactive, bulk] = &mut done;
+                    let (_, receipts, places) = if class == ServiceClass::Bulk { bulk } else { interactive };
                     receipts.push(receipt);
-                    done.push(at);
+                    places.push(at);
                 }
                 outcome
             }
@@ -97,12 +116,17 @@ pub(crate) fn carry_out(
         };
         outcomes.push(outcome);
     }
-    match messages::ack(session, requests, &receipts) {
-        Ok(()) => {}
-        Err(Failure::Sql(error)) => return Err(Failure::Sql(error)),
-        Err(Failure::Call(error)) => {
-            for at in done {
-                outcomes[at].written = Err(CompletionError { step: "ack", error: error.clone().into() });
+    for (class, receipts, places) in done {
+        if receipts.is_empty() {
+            continue;
+        }
+        match messages::ack(session, requests.of(class), &receipts) {
+            Ok(()) => {}
+            Err(Failure::Sql(error)) => return Err(Failure::Sql(error)),
+            Err(Failure::Call(error)) => {
+                for at in places {
+                    outcomes[at].written = Err(CompletionError { step: "ack", error: error.clone().into() });
+                }
             }
         }
     }

@@ -48,11 +48,13 @@ pub(super) fn open(data_dir: &Path, names: &Names) -> Result<Arc<dyn Transport>,
     let input = SqliteStore::open(data_dir, &names.input_bucket)?;
     let output = SqliteStore::open(data_dir, &names.output_bucket)?;
     let (bucket_dir, all) = (data_dir.to_owned(), Arc::clone(&queues) as Arc<dyn Queues>);
+    // A bucket is a name in the database, so opening one makes nothing.
     let open_bucket = move |name: String| {
         let opened = SqliteStore::open(&bucket_dir, &name);
         async move { Ok::<_, StoreError>(Arc::new(opened?) as Arc<dyn ObjectStore>) }.boxed()
     };
-    let parts = Arc::new(Parts::new(names.clone(), all, Box::new(open_bucket)));
+    let parts = Parts::new(names.clone(), all, Box::new(open_bucket.clone()), Box::new(open_bucket));
+    let parts = Arc::new(parts);
     let steps = LocalSteps::new(queues, input, output, names.clone());
     Ok(Arc::new(QueuedTransport::new(parts, Arc::new(steps))))
 }

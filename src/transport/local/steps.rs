@@ -12,13 +12,14 @@ use super::complete::{self, Planned, PlannedReply};
 use super::queue::{Sending, SqliteQueue, SqliteQueues, messages};
 use super::store::SqliteStore;
 use crate::config::Names;
-use crate::protocol;
+use crate::protocol::{self, ServiceClass};
 use crate::sqlite::{Durability, Failure, Session};
 use crate::transport::completion::{Completed, Completion, ReplyOutcome, ReplyTo, ResultWrite};
 use crate::transport::error::{CompletionError, TransportError};
 use crate::transport::job::{Acknowledge, NewJob, SubmitTimes};
 use crate::transport::message::{Delivery, Receipt, ReceivingProcess};
 use crate::transport::port::{Wanted, WorkerLoad};
+use crate::transport::queued::classes::{self, ByClass, Turns};
 use crate::transport::queued::object::{PutOptions, StoreError};
 use crate::transport::queued::queue::{
     LONGEST_POLL, MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, ReceiveOptions,
@@ -39,6 +40,8 @@ const DEPTH_INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) struct LocalSteps {
     queues: Arc<SqliteQueues>,
     requests: SqliteQueue,
+    bulk: SqliteQueue,
+    turns: Turns,
     input: SqliteStore,
     output: SqliteStore,
     names: Names,
@@ -47,7 +50,60 @@ pub(crate) struct LocalSteps {
 impl LocalSteps {
     pub(crate) fn new(queues: Arc<SqliteQueues>, input: SqliteStore, output: SqliteStore, names: Names) -> LocalSteps {
         let requests = queues.handle(&names.request_queue);
-        LocalSteps { queues, requests, input, output, names }
+        let bulk = queues.handle(&names.bulk_queue());
+        LocalSteps { queues, requests, bulk, turns: Turns::default(), input, output, names }
+    }
+
+    fn requests_of(&self, class: ServiceClass) -> &SqliteQueue {
+        match class {
+            ServiceClass::Interactive => &self.requests,
+            ServiceClass::Bulk => &self.bulk,
+        }
+    }
+
+    fn request_queue_names(&self) -> complete::RequestQueues {
+        complete::RequestQueues { interactive: self.names.request_queue.clone(), bulk: self.names.bulk_queue() }
+    }
+
+    async fn receive_interactive(
+        &self,
+        options: ReceiveOptions,
+        load: &dyn WorkerLoad,
+    ) -> Result<Vec<Delivery>, TransportError> {
+        let mut pause = Duration::ZERO;
+        loop {
+            let wait = defer_to_idle_workers(load, pause).await;
+            let deliveries = self.requests.receive_share(ReceiveOptions { wait, ..options }).await?;
+            if !deliveries.is_empty() || wait == LONGEST_POLL {
+                self.turns.received(ServiceClass::Interactive, deliveries.len());
+                return Ok(deliveries);
+            }
+            pause = EMPTY_POLL_PAUSE;
+        }
+    }
+
+    /// Leaves bulk requests in their queue while interactive ones are visible, unless it is their turn.
+    async fn receive_bulk(
+        &self,
+        options: ReceiveOptions,
+        load: &dyn WorkerLoad,
+    ) -> Result<Vec<Delivery>, TransportError> {
+        let until = Instant::now() + LONGEST_POLL;
+        let mut pause = Duration::ZERO;
+        while Instant::now() < until {
+            let wait = defer_to_idle_workers(load, pause).await;
+            pause = EMPTY_POLL_PAUSE;
+            if !self.turns.is_turn_of_bulk() && self.requests.has_visible().await? {
+                tokio::time::sleep(EMPTY_POLL_PAUSE).await;
+                continue;
+            }
+            let deliveries = self.bulk.receive_share(ReceiveOptions { wait, ..options }).await?;
+            if !deliveries.is_empty() || wait == LONGEST_POLL {
+                self.turns.received(ServiceClass::Bulk, deliveries.len());
+                return Ok(classes::marked(deliveries));
+            }
+        }
+        Ok(Vec::new())
     }
 
     async fn plan(&self, completion: &Completion) -> Result<Planned, CompletionError> {
@@ -91,7 +147,7 @@ impl LocalSteps {
 
     async fn commit(&self, planned: Vec<Planned>) -> Result<Vec<complete::Outcome>, TransportError> {
         let durability = durability_of(&planned);
-        let (requests, dead_letters) = (self.names.request_queue.clone(), self.names.dead_letter_queue());
+        let (requests, dead_letters) = (self.request_queue_names(), self.names.dead_letter_queue());
         let work = move |session: &mut Session| complete::carry_out(session, planned, &requests, &dead_letters);
         self.queues.database().engine.write(durability, work).await
     }
@@ -168,7 +224,7 @@ impl Steps for LocalSteps {
             Acknowledge::WithResult(timeout) => SHARED_SYNC.min(timeout),
         };
         let image = self.input.prepare(&protocol::image_key(job.id), job.image.clone()).await?;
-        let requests = self.names.request_queue.clone();
+        let requests = self.requests_of(job.class()).name().to_owned();
         let work = move |session: &mut Session| {
             let image = image.append(session)?;
             // The message is sent before the row of the image is written, so that one that is too large leaves no row behind.
@@ -194,22 +250,19 @@ impl Steps for LocalSteps {
     }
 
     async fn receive(&self, wanted: Wanted, load: &dyn WorkerLoad) -> Result<Vec<Delivery>, TransportError> {
-        let Wanted { max, visibility_timeout } = wanted;
-        let max = max.min(MAX_BATCH);
-        let mut pause = Duration::ZERO;
-        loop {
-            let wait = defer_to_idle_workers(load, pause).await;
-            let deliveries = self.requests.receive_share(ReceiveOptions { max, wait, visibility_timeout }).await?;
-            if !deliveries.is_empty() || wait == LONGEST_POLL {
-                return Ok(deliveries);
-            }
-            pause = EMPTY_POLL_PAUSE;
+        let Wanted { class, max, visibility_timeout } = wanted;
+        let options = ReceiveOptions { max: max.min(MAX_BATCH), wait: LONGEST_POLL, visibility_timeout };
+        match class {
+            ServiceClass::Interactive => self.receive_interactive(options, load).await,
+            ServiceClass::Bulk => self.receive_bulk(options, load).await,
         }
     }
 
     async fn release(&self, receipts: &[Receipt], delay: Duration) -> Result<(), TransportError> {
-        for batch in receipts.chunks(MAX_BATCH) {
-            self.requests.release(batch, delay).await?;
+        for (class, receipts) in ByClass::of(receipts).each() {
+            for batch in receipts.chunks(MAX_BATCH) {
+                self.requests_of(class).release(batch, delay).await?;
+            }
         }
         Ok(())
     }
@@ -275,7 +328,12 @@ impl Steps for LocalSteps {
     }
 
     async fn release_held_by(&self, process: ReceivingProcess) -> Result<(), TransportError> {
-        Ok(self.requests.release_held_by(process).await?)
+        self.requests.release_held_by(process).await?;
+        match self.bulk.release_held_by(process).await {
+            // An earlier release made the service.
+            Err(QueueError::NotFound(_)) => Ok(()),
+            released => Ok(released?),
+        }
     }
 
     fn depth_interval(&self) -> Duration {
@@ -286,10 +344,12 @@ impl Steps for LocalSteps {
 impl LocalSteps {
     /// Completes a batch that has nothing to write: its messages are only acknowledged.
     async fn acknowledge(&self, batch: &[Completion]) -> Vec<Result<Completed, CompletionError>> {
-        let receipts: Vec<Receipt> = batch.iter().map(|completion| completion.receipt.clone()).collect();
         let mut answers = Vec::with_capacity(batch.len());
-        for chunk in receipts.chunks(MAX_BATCH) {
-            let acknowledged = self.requests.ack_soon(chunk).await;
+        for chunk in batch.chunks(MAX_BATCH) {
+            let mut acknowledged = Ok(());
+            for (class, receipts) in ByClass::of(chunk.iter().map(|completion| &completion.receipt)).each() {
+                acknowledged = acknowledged.and(self.requests_of(class).ack_soon(&receipts).await);
+            }
             answers.extend(chunk.iter().map(|_| match &acknowledged {
                 Ok(()) => Ok(Completed { result: ResultWrite::Nothing, reply: None }),
                 Err(error) => Err(CompletionError { step: "ack", error: error.clone().into() }),

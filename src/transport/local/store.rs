@@ -32,6 +32,9 @@ const MAX_ROW_BYTES: usize = 4 << 10;
 /// Larger bodies are written and read outside of the thread of the database, so that no call waits for them there.
 const MAX_BYTES_IN_LINE: usize = 128 << 10;
 
+/// Keys that one call lists; S3's number.
+const LISTED_AT_ONCE: usize = 1_000;
+
 type Failure = sqlite::Failure<Error>;
 
 /// One bucket.
@@ -316,6 +319,13 @@ impl ObjectStore for SqliteStore {
         info.map_err(|error| self.error(error, key, 0))
     }
 
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>, StoreError> {
+        let bucket = Arc::clone(&self.bucket);
+        let (prefix, after) = (prefix.to_owned(), after.unwrap_or_default().to_owned());
+        let listed = self.database.engine.read(move |session| list(session, &bucket, &prefix, &after)).await;
+        listed.map_err(|error| self.error(error, "", 0))
+    }
+
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         let names = self.names(key)?;
         let work = move |session: &mut Session| Ok(delete(session, &names)?);
@@ -324,6 +334,17 @@ impl ObjectStore for SqliteStore {
         self.segments.release(unused.into_iter().collect()).await;
         Ok(())
     }
+}
+
+/// Some keys of a bucket that begin with `prefix` and come after `after`.
+fn list(session: &Session, bucket: &str, prefix: &str, after: &str) -> Result<Vec<String>, Failure> {
+    // No key has this character, so the range ends with the last key that begins with the prefix.
+    let end = format!("{prefix}\u{10ffff}");
+    let mut select = session.connection.prepare_cached(
+        "SELECT key FROM objects WHERE bucket = ?1 AND key >= ?2 AND key < ?3 AND key > ?4 ORDER BY key LIMIT ?5",
+    )?;
+    let keys = select.query_map(params![bucket, prefix, end, after, LISTED_AT_ONCE], |row| row.get(0))?;
+    Ok(keys.collect::<rusqlite::Result<_>>()?)
 }
 
 /// Frees the space of failed puts, unless a row names it.

@@ -2,6 +2,7 @@
 //! messages. The local backend and AWS are made so, and differ only in [`steps`]. A backend that is not made of queues
 //! implements [`Transport`] itself and needs nothing of this.
 
+pub(in crate::transport) mod classes;
 mod dead_letters;
 mod inbox;
 mod limit;
@@ -28,7 +29,9 @@ use self::parts::Parts;
 use self::queue::{Outgoing, Queue, QueueError, send_one};
 pub use self::service::ServiceQueues;
 use self::steps::Steps;
-use crate::protocol::{self, ImageRef, MAX_LEGACY_OUTPUT_BYTES, MAX_RESULT_BYTES};
+use crate::protocol::{
+    self, ClassifyRequest, ImageRef, Incoming, MAX_LEGACY_OUTPUT_BYTES, MAX_RESULT_BYTES, ServiceClass,
+};
 use crate::readiness;
 use crate::transport::completion::{Completed, Completion};
 use crate::transport::error::{CompletionError, TransportError};
@@ -118,16 +121,25 @@ impl Transport for QueuedTransport {
         Ok(self.parts.input().await?.get(&protocol::image_key(id), max_bytes).await?)
     }
 
-    async fn referenced_image(&self, image: &ImageRef, max_bytes: u64) -> Result<Option<Bytes>, TransportError> {
-        Ok(self.parts.other(&image.bucket).await?.get(&image.key, max_bytes).await?)
+    async fn foreign_image(&self, image: &ImageRef, max_bytes: u64) -> Result<Option<Bytes>, TransportError> {
+        Ok(self.parts.foreign(&image.bucket).await?.get(&image.key, max_bytes).await?)
     }
 
     async fn object_result(&self, key: &str) -> Result<Option<Bytes>, TransportError> {
         Ok(self.parts.output().await?.get(key, MAX_RESULT_BYTES).await?)
     }
 
-    async fn depth(&self) -> Result<Depth, TransportError> {
+    async fn interactive_depth(&self) -> Result<Depth, TransportError> {
         Ok(self.parts.requests().await?.depth().await?)
+    }
+
+    async fn bulk_depth(&self) -> Result<Depth, TransportError> {
+        let depth = async { self.parts.bulk().await?.depth().await };
+        match depth.await {
+            // An earlier release made the service; [`Transport::prepare`] has warned then.
+            Err(QueueError::NotFound(_) | QueueError::Fatal(_)) => Ok(Depth::default()),
+            depth => Ok(depth?),
+        }
     }
 
     async fn submit(&self, job: NewJob<'_>) -> Result<SubmitTimes, TransportError> {
@@ -174,8 +186,28 @@ impl Transport for QueuedTransport {
         Ok(Removal::Cancelled)
     }
 
+    async fn discard_image(&self, id: Uuid) -> Result<(), TransportError> {
+        if self.parts.output().await?.head(&protocol::result_key(id)).await?.is_some() {
+            self.parts.input().await?.delete(&protocol::image_key(id)).await?;
+        }
+        Ok(())
+    }
+
     async fn record_once(&self, key: &str, text: Bytes) -> Result<Bytes, TransportError> {
         self.put_once(key, text).await
+    }
+
+    async fn record(&self, key: &str, max_bytes: u64) -> Result<Option<Bytes>, TransportError> {
+        Ok(self.parts.output().await?.get(key, max_bytes).await?)
+    }
+
+    async fn record_keys(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>, TransportError> {
+        Ok(self.parts.output().await?.list(prefix, after).await?)
+    }
+
+    async fn send_request(&self, request: &ClassifyRequest) -> Result<(), TransportError> {
+        let message = request.clone().into_message(&self.parts.names.input_bucket, self.limit.bytes());
+        Ok(send_one(&**self.parts.requests_of(request.class()).await?, Outgoing::new(message)).await?)
     }
 
     async fn write_result(&self, id: Uuid, text: Bytes) -> Result<Bytes, TransportError> {
@@ -232,6 +264,7 @@ impl Transport for QueuedTransport {
         let names = &self.parts.names;
         let mut found = vec![
             (names.request_queue.clone(), QueueRole::Requests),
+            (names.bulk_queue(), QueueRole::BulkRequests),
             (names.dead_letter_queue(), QueueRole::DeadLetters),
             (names.result_queue.clone(), QueueRole::Results),
         ];
@@ -264,12 +297,23 @@ impl Transport for QueuedTransport {
 
     async fn resubmit(&self, job: Resubmission) -> Result<(), TransportError> {
         let Resubmission { job, message } = job;
+        let is_by_reference = job.is_none();
         if let Some((id, image, content_type)) = job {
             let options = PutOptions { if_none_match: false, content_type };
             let _ = self.parts.input().await?.put(&protocol::image_key(id), image, options).await?;
             self.parts.output().await?.delete(&protocol::result_key(id)).await?;
         }
-        Ok(send_one(&**self.parts.requests().await?, Outgoing::new(message)).await?)
+        let class = match Incoming::parse(&message) {
+            Incoming::Job(request) => {
+                // Its image lies in another bucket.
+                if is_by_reference {
+                    self.parts.output().await?.delete(&protocol::result_key(request.id)).await?;
+                }
+                request.class()
+            }
+            _ => ServiceClass::Interactive,
+        };
+        Ok(send_one(&**self.parts.requests_of(class).await?, Outgoing::new(message)).await?)
     }
 
     async fn release_held_by(&self, process: ReceivingProcess) -> Result<(), TransportError> {

@@ -71,6 +71,9 @@ pub trait ObjectStore: Send + Sync {
     async fn read(&self, key: &str, max_bytes: u64) -> Result<Option<ObjectReader>, StoreError>;
     /// Size and time of an object, without its bytes.
     async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StoreError>;
+    /// Keys that begin with `prefix`, in their order, from the first after `after` on. Returns some of them, and none if
+    /// there are no more.
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>, StoreError>;
     /// Deletes an object. Deleting one that does not exist succeeds.
     async fn delete(&self, key: &str) -> Result<(), StoreError>;
 }

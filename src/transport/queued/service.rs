@@ -12,6 +12,8 @@ use crate::protocol::{DEAD_LETTER_RETENTION, REDRIVE_MARGIN};
 pub struct ServiceQueues {
     /// Jobs for workers.
     pub requests: Arc<dyn Queue>,
+    /// Jobs of batches for workers. `None` if the queue does not exist and may not be created.
+    pub bulk: Option<Arc<dyn Queue>>,
     /// Messages that no worker could process.
     pub dead_letters: Arc<dyn Queue>,
     /// The shared inbox.
@@ -19,7 +21,7 @@ pub struct ServiceQueues {
 }
 
 impl ServiceQueues {
-    /// Opens the three queues, and creates those that are missing: any tier may be the first to start.
+    /// Opens the queues, and creates those that are missing: any tier may be the first to start.
     pub async fn open_or_create(
         queues: &dyn Queues,
         names: &Names,
@@ -38,9 +40,14 @@ impl ServiceQueues {
         let dead_letters = open_or_create(queues, &dead_letter_queue, &dead_letter_attributes).await?;
         let requests = open_or_create(queues, &names.request_queue, &attributes).await?;
         raise_redrive(&*requests, &redrive).await?;
+        let bulk = open_or_create_bulk(queues, &names.bulk_queue(), &attributes).await?;
+        if let Some(bulk) = &bulk {
+            raise_redrive(&**bulk, &redrive).await?;
+        }
         Ok(ServiceQueues {
             dead_letters,
             requests,
+            bulk,
             results: open_or_create(queues, &names.result_queue, &standard).await?,
         })
     }
@@ -85,6 +92,26 @@ async fn raise_redrive(requests: &dyn Queue, wanted: &Redrive) -> Result<(), Que
             Ok(())
         }
         Err(error) => Err(error),
+    }
+}
+
+/// A service whose queues were made for an earlier release may have no bulk queue, and its roles may not create one. It goes
+/// on without batches.
+async fn open_or_create_bulk(
+    queues: &dyn Queues,
+    name: &str,
+    attributes: &QueueAttributes,
+) -> Result<Option<Arc<dyn Queue>>, QueueError> {
+    match open_or_create(queues, name, attributes).await {
+        Err(QueueError::Fatal(reason)) => {
+            tracing::warn!(
+                queue = name,
+                reason,
+                "there is no queue for batches, so none can be classified: create it, for example with `imgcls provision`"
+            );
+            Ok(None)
+        }
+        opened => opened.map(Some),
     }
 }
 

@@ -2,21 +2,23 @@
 //! the image is stored before its message is sent, a result is written before its reply is sent, and the message is deleted
 //! last.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::join_all;
+use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::classes::{self, Turns};
 use super::object::{Put, PutOptions, StoreError};
 use super::parts::Parts;
 use super::queue::{LONGEST_POLL, MAX_BATCH, Outgoing, Queue, QueueAttributes, QueueError, ReceiveOptions, send_one};
 use super::replies::{self, ReplySender};
 use super::steps::Steps;
-use crate::protocol::{self, MAX_RESULT_BYTES};
+use crate::protocol::{self, MAX_RESULT_BYTES, ServiceClass};
 use crate::transport::completion::{
     Completed, Completion, LegacyOutput, NewObjectResult, NewResult, ReplyOutcome, ReplyTo, ResultWrite,
 };
@@ -33,15 +35,30 @@ const DELETE_MARKER_TIMEOUT: Duration = Duration::from_secs(2);
 const TRIES_TO_REPLACE: u32 = 5;
 /// A call to a remote queue takes milliseconds and is billed.
 const DEPTH_INTERVAL: Duration = Duration::from_secs(5);
+/// A receive that waits returns at once if there is a message. After this time, the queue has none.
+const FOUND_NONE_AFTER: Duration = Duration::from_millis(50);
 
 pub(crate) struct Stepwise {
     parts: Arc<Parts>,
     replies: ReplySender,
+    turns: Turns,
+    /// When the receive of interactive requests began that waits now.
+    waiting_since: watch::Sender<Option<Instant>>,
+}
+
+/// A receive of interactive requests that waits. Dropping it ends the wait.
+struct WaitingReceive<'a>(&'a watch::Sender<Option<Instant>>);
+
+impl Drop for WaitingReceive<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(None);
+    }
 }
 
 impl Stepwise {
     pub(crate) fn new(parts: Arc<Parts>) -> Stepwise {
-        Stepwise { replies: ReplySender::new(Arc::clone(&parts)), parts }
+        let replies = ReplySender::new(Arc::clone(&parts));
+        Stepwise { replies, parts, turns: Turns::default(), waiting_since: watch::Sender::new(None) }
     }
 
     /// Deletes what is stored as the image of a job. A failure is only logged, since images of its age are deleted later.
@@ -187,14 +204,69 @@ impl Stepwise {
     }
 
     async fn acknowledge(&self, batch: &[Completion], failures: &mut [Option<CompletionError>]) {
-        let done: Vec<usize> = (0..batch.len()).filter(|&at| failures[at].is_none()).collect();
-        for chunk in done.chunks(MAX_BATCH) {
-            let receipts: Vec<_> = chunk.iter().map(|&at| batch[at].receipt.clone()).collect();
-            let acknowledged = async { self.parts.requests().await?.ack(&receipts).await };
-            if let Err(error) = acknowledged.await {
-                for &at in chunk {
-                    failures[at] = Some(CompletionError { step: "ack", error: error.clone().into() });
+        let mut done: HashMap<ServiceClass, Vec<(usize, Receipt)>> = HashMap::new();
+        for at in (0..batch.len()).filter(|&at| failures[at].is_none()) {
+            let (class, receipt) = classes::split(&batch[at].receipt);
+            done.entry(class).or_default().push((at, receipt));
+        }
+        for (class, done) in done {
+            for chunk in done.chunks(MAX_BATCH) {
+                let receipts: Vec<_> = chunk.iter().map(|(_, receipt)| receipt.clone()).collect();
+                let acknowledged = async { self.parts.requests_of(class).await?.ack(&receipts).await };
+                if let Err(error) = acknowledged.await {
+                    for (at, _) in chunk {
+                        failures[*at] = Some(CompletionError { step: "ack", error: error.clone().into() });
+                    }
                 }
+            }
+        }
+    }
+
+    /// The queue does not know who is idle: the first receiver gets the message, and a waiting receive costs nothing.
+    async fn receive_interactive(&self, options: ReceiveOptions) -> Result<Vec<Delivery>, TransportError> {
+        let requests = self.parts.requests().await?;
+        self.waiting_since.send_replace(Some(Instant::now()));
+        let waiting = WaitingReceive(&self.waiting_since);
+        let received = requests.receive(options).await;
+        drop(waiting);
+        let received = received?;
+        self.turns.received(ServiceClass::Interactive, received.len());
+        Ok(received)
+    }
+
+    /// Waits until a receive of interactive requests has found none, or it is the turn of bulk requests.
+    async fn receive_bulk(&self, options: ReceiveOptions) -> Result<Vec<Delivery>, TransportError> {
+        if tokio::time::timeout(LONGEST_POLL, self.until_turn_of_bulk()).await.is_err() {
+            return Ok(Vec::new());
+        }
+        let received = async { self.parts.bulk().await?.receive(options).await };
+        let received = match received.await {
+            Err(QueueError::NotFound(queue)) => {
+                // A service without the queue has no bulk requests.
+                tracing::debug!(queue, "there is no bulk queue");
+                tokio::time::sleep(LONGEST_POLL).await;
+                return Ok(Vec::new());
+            }
+            received => received?,
+        };
+        self.turns.received(ServiceClass::Bulk, received.len());
+        Ok(classes::marked(received))
+    }
+
+    async fn until_turn_of_bulk(&self) {
+        let mut waiting = self.waiting_since.subscribe();
+        while !self.turns.is_turn_of_bulk() {
+            let since = *waiting.borrow_and_update();
+            let found_none = async {
+                match since {
+                    Some(since) => tokio::time::sleep_until((since + FOUND_NONE_AFTER).into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = found_none => return,
+                // Cannot fail, because `self` holds the sender.
+                _ = waiting.changed() => {}
             }
         }
     }
@@ -208,18 +280,20 @@ impl Steps for Stepwise {
         let key = protocol::image_key(job.id);
         let _ = self.parts.input().await?.put(&key, job.image.clone(), options).await?;
         let (stored, sending) = (storing.elapsed(), Instant::now());
-        if let Err(error) = send_one(&**self.parts.requests().await?, Outgoing::new(message)).await {
+        if let Err(error) = send_one(&**self.parts.requests_of(job.class()).await?, Outgoing::new(message)).await {
             self.delete_image(job.id, CLEAN_UP_TIMEOUT, "the image of a refused job").await;
             return Err(error.into());
         }
         Ok(SubmitTimes { stored, sent: sending.elapsed() })
     }
 
-    /// The queue does not know who is idle: the first receiver gets the message, and a waiting receive costs nothing.
     async fn receive(&self, wanted: Wanted, _load: &dyn WorkerLoad) -> Result<Vec<Delivery>, TransportError> {
-        let Wanted { max, visibility_timeout } = wanted;
+        let Wanted { class, max, visibility_timeout } = wanted;
         let options = ReceiveOptions { max: max.min(MAX_BATCH), wait: LONGEST_POLL, visibility_timeout };
-        Ok(self.parts.requests().await?.receive(options).await?)
+        match class {
+            ServiceClass::Interactive => self.receive_interactive(options).await,
+            ServiceClass::Bulk => self.receive_bulk(options).await,
+        }
     }
 
     async fn release(&self, receipts: &[Receipt], delay: Duration) -> Result<(), TransportError> {

@@ -398,7 +398,7 @@ impl Admission {
     async fn read_depth(&self) {
         let _one_at_a_time = self.reading.lock().await;
         let Some(counts) = self.ledger().begin_reading(self.reading_interval) else { return };
-        match tokio::time::timeout(READING_TIMEOUT, self.transport.depth()).await {
+        match tokio::time::timeout(READING_TIMEOUT, self.transport.interactive_depth()).await {
             Ok(Ok(depth)) => {
                 let jobs = depth.visible + depth.in_flight + depth.delayed;
                 self.ledger().end_reading(jobs, depth.visible, counts);

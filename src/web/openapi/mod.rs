@@ -127,6 +127,12 @@ fn request_body(body: Body) -> Option<Value> {
     match body {
         Body::Nothing => return None,
         Body::Form => {}
+        Body::Batch => {
+            content.insert(
+                "application/json".to_owned(),
+                json!({"schema": {"$ref": "#/components/schemas/ListedImages"}}),
+            );
+        }
         Body::Image => {
             content.extend(model::media_types().map(|media_type| (media_type.to_owned(), json!({}))));
             content
@@ -138,12 +144,13 @@ fn request_body(body: Body) -> Option<Value> {
 }
 
 impl Tag {
-    const ALL: [Tag; 5] = [Tag::Classify, Tag::Jobs, Tag::Models, Tag::Page, Tag::Operation];
+    const ALL: [Tag; 6] = [Tag::Classify, Tag::Jobs, Tag::Batches, Tag::Models, Tag::Page, Tag::Operation];
 
     fn title(self) -> &'static str {
         match self {
             Tag::Classify => "Classify",
             Tag::Jobs => "Jobs",
+            Tag::Batches => "Batches",
             Tag::Models => "Models",
             Tag::Page => "Page and documentation",
             Tag::Operation => "Operation",
@@ -161,7 +168,8 @@ impl Parameter {
     /// The name of the parameter, and where it is.
     fn name(self) -> (&'static str, &'static str) {
         match self {
-            Parameter::JobId => ("id", "path"),
+            Parameter::JobId | Parameter::BatchId => ("id", "path"),
+            Parameter::Format => ("format", "query"),
             Parameter::FileName(name) => (name, "path"),
             Parameter::ModelName => ("name", "path"),
             Parameter::Jobs => ("jobs", "query"),
@@ -178,6 +186,8 @@ impl Parameter {
     fn description(self) -> &'static str {
         match self {
             Parameter::JobId => "The id of the job",
+            Parameter::BatchId => "The id of the batch",
+            Parameter::Format => "The format of the rows; CSV by default",
             Parameter::FileName(_) => "The name of the file",
             Parameter::ModelName => "The name of the model",
             Parameter::Jobs => "The ids of up to 100 jobs, separated by commas",
@@ -194,7 +204,8 @@ impl Parameter {
     fn described(self) -> Value {
         let (name, place) = self.name();
         let schema = match self {
-            Parameter::JobId => json!({"type": "string", "format": "uuid"}),
+            Parameter::JobId | Parameter::BatchId => json!({"type": "string", "format": "uuid"}),
+            Parameter::Format => json!({"enum": ["csv", "jsonl"]}),
             Parameter::FileName(_) | Parameter::ModelName => json!({"type": "string", "minLength": 1}),
             Parameter::Jobs => json!({"type": "string", "pattern": ids_pattern()}),
             Parameter::Wait => json!({"type": "number", "minimum": 0, "maximum": MAX_WAIT.as_secs()}),

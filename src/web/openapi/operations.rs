@@ -21,6 +21,10 @@ pub(in crate::web) enum Call {
     JobImage,
     JobThumbnail,
     JobsEvents,
+    CreateBatch,
+    Batch,
+    BatchResults,
+    CancelBatch,
     Models,
     ModelNamed,
     OpenApi,
@@ -58,6 +62,7 @@ impl Operation {
 pub(super) enum Tag {
     Classify,
     Jobs,
+    Batches,
     Models,
     Page,
     Operation,
@@ -67,6 +72,8 @@ pub(super) enum Tag {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Parameter {
     JobId,
+    BatchId,
+    Format,
     /// A file name in an address; the text is the name of the parameter.
     FileName(&'static str),
     ModelName,
@@ -88,6 +95,8 @@ pub(super) enum Body {
     Image,
     /// A form with one image.
     Form,
+    /// A form with images, or a list of keys in JSON.
+    Batch,
 }
 
 /// An answer of an operation, beside the problems that any operation may answer.
@@ -151,6 +160,7 @@ const SUBMIT_ANSWERS: &[Answer] = &[
     problem(504, "No worker reached the job in time"),
 ];
 const KNOWN: Answer = answer(304, "The client has the present content (`If-None-Match`)", Content::Nothing);
+const NO_SUCH_BATCH: Answer = problem(404, "There is no such batch");
 const NO_SUCH_JOB: Answer = problem(404, "There is no such job");
 
 /// Everything that the web tier answers.
@@ -319,6 +329,56 @@ pub(in crate::web) const OPERATIONS: &[Operation] = &[
             problem(404, "There is no such job, or its image is no longer kept"),
             problem(422, "The image cannot be decoded"),
         ],
+    },
+    Operation {
+        call: Call::CreateBatch,
+        method: "post",
+        path: "/v1/batches",
+        id: "createBatch",
+        tag: Tag::Batches,
+        summary: "Accepts many images as one batch: the files of a form, or a list of keys in buckets that the service reads",
+        parameters: &[Parameter::TopK, Parameter::Model],
+        body: Body::Batch,
+        answers: &[
+            answer(202, "The batch is accepted; `Location` has its address", Content::Json("Batch")),
+            problem(404, "There is no such model"),
+            problem(408, "The body did not arrive in time"),
+            problem(413, "An image, or the body, is larger than the limit"),
+            problem(415, "The body has no accepted image, or its coding is unknown"),
+        ],
+    },
+    Operation {
+        call: Call::Batch,
+        method: "get",
+        path: "/v1/batches/{id}",
+        id: "batch",
+        tag: Tag::Batches,
+        summary: "How many images of a batch succeeded, failed or wait",
+        parameters: &[Parameter::BatchId],
+        body: Body::Nothing,
+        answers: &[answer(200, "The state of the batch", Content::Json("Batch")), NO_SUCH_BATCH],
+    },
+    Operation {
+        call: Call::BatchResults,
+        method: "get",
+        path: "/v1/batches/{id}/results",
+        id: "batchResults",
+        tag: Tag::Batches,
+        summary: "A row for each image of a batch, in the order of the request; those without a result are `queued`",
+        parameters: &[Parameter::BatchId, Parameter::Format],
+        body: Body::Nothing,
+        answers: &[answer(200, "The rows", Content::Media(&["text/csv", "application/x-ndjson"])), NO_SUCH_BATCH],
+    },
+    Operation {
+        call: Call::CancelBatch,
+        method: "delete",
+        path: "/v1/batches/{id}",
+        id: "cancelBatch",
+        tag: Tag::Batches,
+        summary: "Cancels the images of a batch that have no result; the others keep theirs",
+        parameters: &[Parameter::BatchId],
+        body: Body::Nothing,
+        answers: &[answer(200, "How many were cancelled", Content::Json("CancelledBatch")), NO_SUCH_BATCH],
     },
     Operation {
         call: Call::Models,

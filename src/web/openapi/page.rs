@@ -56,6 +56,11 @@ fn write_operation(page: &mut String, operation: &Operation) {
     match operation.body {
         Body::Nothing => {}
         Body::Form => page.push_str("<h4>Body</h4>\n<p>A form with an image in any field, or the image itself.</p>\n"),
+        Body::Batch => page.push_str(
+            "<h4>Body</h4>\n<p>A form with images in any field, or JSON: \
+             <code>{\"images\": [{\"bucket\": \"…\", \"key\": \"…\"}]}</code> with the members <code>model</code> and \
+             <code>top_k</code> as you like.</p>\n",
+        ),
         Body::Image => page.push_str(
             "<h4>Body</h4>\n<p>The image itself, a form with one or several images in any field, or JSON: \
              <code>{\"image\": \"&lt;base64 or data URI&gt;\"}</code> with the members <code>filename</code>, \

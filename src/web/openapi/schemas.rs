@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::protocol::ErrorCode;
+use crate::protocol::{ErrorCode, MAX_BATCH_ITEMS};
 use crate::web::query::MAX_TOP_K;
 
 /// All schemas by name.
@@ -63,6 +63,48 @@ pub(super) fn schemas() -> Value {
             "properties": {
                 "image": {"type": "string", "description": "The image in base64, or a data URI of it"},
                 "filename": {"type": ["string", "null"]},
+                "model": {"type": ["string", "null"]},
+                "top_k": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_TOP_K},
+            },
+        },
+        "Batch": {
+            "type": "object",
+            "required": ["id", "status", "created_at", "source", "images"],
+            "properties": {
+                "id": id(),
+                "status": {"enum": ["running", "finished", "unknown"]},
+                "created_at": {"type": "string", "format": "date-time"},
+                "source": {"enum": ["request", "sender"]},
+                "model": {"type": "string"},
+                "images": {"type": ["integer", "null"], "minimum": 0},
+                "counts": {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}},
+            },
+        },
+        "CancelledBatch": {
+            "type": "object",
+            "required": ["id", "cancelled"],
+            "properties": {"id": id(), "cancelled": {"type": "integer", "minimum": 0}},
+        },
+        "ListedImages": {
+            "type": "object",
+            "required": ["images"],
+            "additionalProperties": false,
+            "properties": {
+                "images": {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": MAX_BATCH_ITEMS,
+                    "items": {
+                        "type": "object",
+                        "required": ["bucket", "key"],
+                        "additionalProperties": false,
+                        "properties": {
+                            "bucket": {"type": "string"},
+                            "key": {"type": "string"},
+                            "name": {"type": ["string", "null"]},
+                        },
+                    },
+                },
                 "model": {"type": ["string", "null"]},
                 "top_k": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_TOP_K},
             },

@@ -90,6 +90,11 @@ pub(super) async fn receive_all(request: Request, rules: &UploadRules) -> Result
     receive_images(request, rules, Images::Several).await
 }
 
+/// Returns true if the body of a request is JSON.
+pub(super) fn is_json_request(headers: &HeaderMap) -> bool {
+    json::is_json(&content_type(headers))
+}
+
 /// The format of a body.
 enum Format {
     Raw,

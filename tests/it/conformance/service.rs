@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use imgcls::config::{Backend, Names};
-use imgcls::protocol::{ClassifyRequest, Incoming};
+use imgcls::protocol::{ClassifyRequest, Incoming, ServiceClass};
 use imgcls::transport::{
     self, Acknowledge, Completed, Completion, Delivery, Idle, Inbox, InboxMode, JobForm, MAX_BATCH, NewJob, NewResult,
     Receipt, Reply, ReplyTo, ServiceOptions, Transport, Wanted, WorkerLoad,
@@ -53,6 +53,40 @@ impl Service {
         JobForm::Request { request: Box::new(request), inline_bytes }
     }
 
+    /// Submits a job of a batch.
+    pub async fn submit_bulk(&self, image: &[u8]) -> Uuid {
+        let (id, image) = (Uuid::now_v7(), Bytes::copy_from_slice(image));
+        let request = ClassifyRequest { batch: Some(Uuid::now_v7()), ..classify_request(id) };
+        let form = JobForm::Request { request: Box::new(request), inline_bytes: 0 };
+        let acknowledge = Acknowledge::WhenDurable;
+        let job = NewJob { id, image: &image, content_type: "image/jpeg", form, acknowledge };
+        self.transport.submit(job).await.unwrap();
+        id
+    }
+
+    /// Receives one bulk request, as a worker does: while another call waits for interactive ones and gets none.
+    pub async fn receive_bulk(&self, visibility_timeout: Duration) -> Delivery {
+        let wanted = |class| Wanted { class, max: 1, visibility_timeout };
+        let bulk = async {
+            loop {
+                let received = self.transport.receive(wanted(ServiceClass::Bulk), &Idle).await.unwrap();
+                if let Some(delivery) = received.into_iter().next() {
+                    return delivery;
+                }
+            }
+        };
+        let interactive = async {
+            loop {
+                let received = self.transport.receive(wanted(ServiceClass::Interactive), &Idle).await.unwrap();
+                assert!(received.is_empty(), "{received:?} is of the other class");
+            }
+        };
+        tokio::select! {
+            delivery = bulk => delivery,
+            never = interactive => never,
+        }
+    }
+
     pub async fn submit(&self, image: &[u8], inline_bytes: usize) -> Uuid {
         let (id, image) = (Uuid::now_v7(), Bytes::copy_from_slice(image));
         let form = Service::form(id, inline_bytes);
@@ -63,7 +97,8 @@ impl Service {
     }
 
     pub async fn receive(&self, max: usize, visibility_timeout: Duration, load: &dyn WorkerLoad) -> Vec<Delivery> {
-        let deliveries = self.transport.receive(Wanted { max, visibility_timeout }, load).await.unwrap();
+        let wanted = Wanted { class: ServiceClass::Interactive, max, visibility_timeout };
+        let deliveries = self.transport.receive(wanted, load).await.unwrap();
         assert!(deliveries.len() <= max);
         deliveries
     }

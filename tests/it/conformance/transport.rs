@@ -9,10 +9,12 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use futures::future::join_all;
 use imgcls::config::Backend;
-use imgcls::protocol::{Incoming, REDRIVE_MARGIN, WITHDRAWN_IMAGE, reply_queue};
+use imgcls::protocol::{
+    ClassifyRequest, ImageRef, Incoming, REDRIVE_MARGIN, ServiceClass, WITHDRAWN_IMAGE, reply_queue,
+};
 use imgcls::transport::{
     self, Acknowledge, Completed, Completion, DeadLetter, Idle, InboxMode, JobForm, MAX_BATCH, NewJob, NewResult,
-    QueueRole, Removal, ReplyOutcome, Resubmission, ResultWrite, TransportError, Withdrawal,
+    QueueRole, Removal, ReplyOutcome, Resubmission, ResultWrite, TransportError, Wanted, Withdrawal,
 };
 use uuid::Uuid;
 
@@ -21,6 +23,7 @@ use super::service::{
     request_of, result_text, until_some,
 };
 use super::{Exception, checks};
+use crate::harness::classify_request;
 
 /// More deliveries than a server can make to receivers that have left.
 const MANY_DELIVERIES: u32 = 900;
@@ -54,11 +57,17 @@ pub async fn all(backend: &Backend, exceptions: &[Exception]) {
         removed_job_gets_no_result_but_the_tombstone,
         removal_of_a_complete_job_leaves_only_the_tombstone,
         record_is_written_once,
+        records_are_listed_in_order,
+        request_without_an_image_is_received,
         dead_letter_keeps_message_and_reason,
         message_delivered_too_often_becomes_a_dead_letter,
         resubmitted_job_loses_its_failed_result,
         reply_on_a_shared_inbox_reaches_its_process,
         depth_counts_visible_and_in_flight,
+        bulk_requests_have_a_queue_of_their_own,
+        bulk_requests_wait_for_interactive_ones,
+        resubmitted_job_of_a_batch_stays_bulk,
+        image_is_discarded_only_after_its_job_has_a_result,
         purged_queue_is_empty,
         preparing_twice_changes_nothing,
         nothing_exists_before_it_is_prepared,
@@ -73,7 +82,7 @@ async fn submitted_job_is_received_with_its_image(backend: &Backend) {
     let request = request_of(&delivery);
     assert_eq!((request.id, request.image_data.is_none(), delivery.receive_count), (id, true, 1));
     assert_eq!(request.filename, "it's \"a\" ünïcode 🦀.jpg");
-    assert!(request.payload(&service.names.input_bucket).is_ok(), "the worker finds the image: {request:?}");
+    assert!(request.payload(&service.names.input_bucket, &[]).is_ok(), "the worker finds the image: {request:?}");
     assert_eq!(service.transport.image(id, MANY).await.unwrap().unwrap(), "image bytes");
     let info = service.transport.image_info(id).await.unwrap().unwrap();
     let age = SystemTime::now().duration_since(info.modified).unwrap_or_default();
@@ -444,6 +453,38 @@ async fn record_is_written_once(backend: &Backend) {
     assert_eq!(service.transport.record_once(other, second.clone()).await.unwrap(), second);
 }
 
+async fn records_are_listed_in_order(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let keys = ["batches/a.json", "batches/b.json", "batches0", "batch"];
+    for key in keys {
+        service.transport.record_once(key, Bytes::from(key)).await.unwrap();
+    }
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let page = service.transport.record_keys("batches/", after.as_deref()).await.unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some(last.clone());
+        found.extend(page);
+    }
+    assert_eq!(found, keys[..2]);
+    assert_eq!(service.transport.record("batches/b.json", MANY).await.unwrap().unwrap(), "batches/b.json");
+    assert_eq!(service.transport.record("batches/c.json", MANY).await.unwrap(), None);
+}
+
+async fn request_without_an_image_is_received(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let image = Some(ImageRef { bucket: "somebody".to_owned(), key: "a/b.jpg".to_owned() });
+    let request = ClassifyRequest { image, batch: Some(Uuid::now_v7()), ..classify_request(Uuid::now_v7()) };
+    service.transport.send_request(&request).await.unwrap();
+    let delivery = service.receive_bulk(LONG).await;
+    assert_eq!(request_of(&delivery), request);
+    // Sent again, as after a failure.
+    service.complete_one(completion(&delivery, request.id, "failed", "")).await;
+    service.transport.resubmit(Resubmission { job: None, message: delivery.body.clone() }).await.unwrap();
+    assert_eq!(service.transport.result(request.id).await.unwrap(), None);
+    assert_eq!(request_of(&service.receive_bulk(LONG).await), request);
+}
+
 async fn dead_letter_keeps_message_and_reason(backend: &Backend) {
     let service = Service::start(backend).await;
     let id = service.submit(b"x", 0).await;
@@ -537,6 +578,69 @@ async fn depth_counts_visible_and_in_flight(backend: &Backend) {
     assert!(!service.transport.depth_interval().is_zero() && service.transport.retention().await.unwrap() > LONG);
 }
 
+async fn bulk_requests_have_a_queue_of_their_own(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let id = service.submit_bulk(b"bulk").await;
+    let (all, interactive) =
+        (service.transport.depth().await.unwrap(), service.transport.interactive_depth().await.unwrap());
+    assert_eq!((all.visible, interactive.visible), (1, 0));
+    let first = service.receive_bulk(LONG).await;
+    assert_eq!((request_of(&first).id, first.receive_count), (id, 1));
+    service.transport.release(std::slice::from_ref(&first.receipt), Duration::ZERO).await.unwrap();
+    let again = service.receive_bulk(2 * SECOND).await;
+    assert_eq!((request_of(&again).id, again.receive_count), (id, 2));
+    service.transport.extend(std::slice::from_ref(&again.receipt), LONG).await.unwrap();
+    assert_eq!(service.transport.depth().await.unwrap().in_flight, 1);
+    // A batch of both classes is completed in one call.
+    let other = service.submit(b"interactive", 0).await;
+    let interactive = service.receive_one(LONG).await;
+    assert_eq!(request_of(&interactive).id, other);
+    let completed =
+        service.complete(vec![completion(&again, id, "a", ""), completion(&interactive, other, "b", "")]).await;
+    assert!(completed.iter().all(|completed| completed.result == ResultWrite::Created), "{completed:?}");
+    until_some(async || {
+        let depth = service.transport.depth().await.unwrap();
+        (depth.visible + depth.in_flight == 0).then_some(()).into_iter().collect::<Vec<_>>()
+    })
+    .await;
+}
+
+async fn bulk_requests_wait_for_interactive_ones(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let bulk = service.submit_bulk(b"bulk").await;
+    let interactive = service.submit(b"interactive", 0).await;
+    let wanted = |class| Wanted { class, max: 1, visibility_timeout: LONG };
+    let receiving = service.transport.receive(wanted(ServiceClass::Bulk), &Idle);
+    let early = tokio::time::timeout(SECOND, receiving).await;
+    assert!(early.as_ref().map_or(true, |received| received.as_ref().unwrap().is_empty()), "{early:?}");
+    let first = service.receive_one(LONG).await;
+    assert_eq!(request_of(&first).id, interactive);
+    assert_eq!(request_of(&service.receive_bulk(LONG).await).id, bulk);
+}
+
+async fn resubmitted_job_of_a_batch_stays_bulk(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let id = service.submit_bulk(b"bulk").await;
+    let delivery = service.receive_bulk(LONG).await;
+    service.complete_one(completion(&delivery, id, "failed", "")).await;
+    let job = Some((id, Bytes::from_static(b"bulk"), Some("image/jpeg")));
+    service.transport.resubmit(Resubmission { job, message: delivery.body.clone() }).await.unwrap();
+    assert_eq!(request_of(&service.receive_bulk(LONG).await).id, id);
+}
+
+async fn image_is_discarded_only_after_its_job_has_a_result(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let id = service.submit(b"image", 0).await;
+    service.transport.discard_image(id).await.unwrap();
+    assert!(service.transport.image(id, MANY).await.unwrap().is_some());
+    let delivery = service.receive_one(LONG).await;
+    service.complete_one(completion(&delivery, id, "a", "")).await;
+    service.transport.discard_image(id).await.unwrap();
+    assert_eq!(service.transport.image(id, MANY).await.unwrap(), None);
+    assert!(service.transport.result(id).await.unwrap().is_some());
+    service.transport.discard_image(id).await.unwrap();
+}
+
 async fn purged_queue_is_empty(backend: &Backend) {
     let service = Service::start(backend).await;
     for _ in 0..2 {
@@ -558,7 +662,7 @@ async fn preparing_twice_changes_nothing(backend: &Backend) {
     again.check().await.unwrap();
     let roles: BTreeSet<String> =
         again.queues().await.unwrap().into_iter().map(|(_, role)| format!("{role:?}")).collect();
-    let expected = [QueueRole::Requests, QueueRole::DeadLetters, QueueRole::Results];
+    let expected = [QueueRole::Requests, QueueRole::BulkRequests, QueueRole::DeadLetters, QueueRole::Results];
     assert!(expected.iter().all(|role| roles.contains(&format!("{role:?}"))), "{roles:?}");
     let delivery = service.receive_one(LONG).await;
     assert_eq!(request_of(&delivery).id, id);

@@ -4,6 +4,7 @@ use super::{Stack, between, call_emulator, call_s3};
 use crate::emulators::moto_of_stacks;
 
 const QUEUE: &str = "faulty-web-app-image-transport";
+const BULK_QUEUE: &str = "faulty-web-app-image-transport-bulk";
 const GROUP: &str = "faulty-apptierAutoscaling";
 const WORKER_ROLE: &str = "faulty-app-tier-sqs-s3-access-role";
 const WEB_ROLE: &str = "faulty-web-tier-sqs-access-role";
@@ -103,6 +104,7 @@ fn faults_of_queues_and_buckets() -> Vec<Fault> {
         public.replace("ACTION", "s3:GetObject").replace("\"*\"}", &format!("\"arn:aws:s3:::{BUCKET}/*\"}}"));
     let dead_letters = "faulty-web-app-image-transport-dead";
     let on_queue = |fault: &str| format!("queue \"{QUEUE}\": {fault}");
+    let on_bulk = |fault: &str| format!("queue \"{BULK_QUEUE}\": {fault}");
     vec![
         fault(attribute(QUEUE, "MaximumMessageSize", "6144"), on_queue("it takes messages of 6144 bytes at most")),
         fault(attribute(QUEUE, "VisibilityTimeout", "5"), on_queue("a message is redelivered after 5 s")),
@@ -126,6 +128,11 @@ fn faults_of_queues_and_buckets() -> Vec<Fault> {
         fault(
             || sqs("DeleteQueue", "faulty-app-web-result-queue", ""),
             "queue \"faulty-app-web-result-queue\": it does not exist",
+        ),
+        fault(attribute(BULK_QUEUE, "VisibilityTimeout", "5"), on_bulk("a message is redelivered after 5 s")),
+        fault(
+            move || sqs("DeleteQueue", BULK_QUEUE, ""),
+            on_bulk("it does not exist, so batches cannot be classified"),
         ),
         fault(
             || drop(call_s3("DELETE", &format!("/{BUCKET}?publicAccessBlock"), "")),

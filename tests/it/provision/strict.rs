@@ -11,7 +11,7 @@ fn destroyed_stack_is_made_again_at_once() {
     stack.assert_plan_is_empty();
     stack.destroy();
     let applied = stack.succeeds(&["apply"]);
-    assert!(applied.contains("27 to create, 0 to update, 0 to delete"), "{applied}");
+    assert!(applied.contains("28 to create, 0 to update, 0 to delete"), "{applied}");
     stack.assert_plan_is_empty();
     stack.destroy();
     stack.destroy();
@@ -29,7 +29,12 @@ fn apply_after_an_interrupted_destroy_makes_queues_again_that_are_still_listed()
     let status = stack.succeeds(&["status"]);
     assert!(status.contains("missing  queue              interrupted-web-app-image-transport\n"), "{status}");
     let applied = stack.succeeds(&["apply"]);
-    for queue in ["web-app-image-transport", "web-app-image-transport-dead", "app-web-result-queue"] {
+    for queue in [
+        "web-app-image-transport",
+        "web-app-image-transport-bulk",
+        "web-app-image-transport-dead",
+        "app-web-result-queue",
+    ] {
         assert!(applied.contains(&format!("+ queue              interrupted-{queue} done\n")), "{applied}");
     }
     stack.assert_plan_is_empty();

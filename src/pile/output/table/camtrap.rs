@@ -7,10 +7,10 @@ use std::path::Path;
 
 use super::super::row::Row;
 use super::TableWriter;
-use super::delimited::no_formula;
 use super::detections::{Matched, Matching};
 use crate::pile::boxes::{Boxes, Detection, DetectorFile, Observations};
 use crate::protocol::ErrorInfo;
+use crate::spreadsheet::no_formula;
 
 const COLUMNS: [&str; 28] = [
     "observationID",

@@ -141,8 +141,8 @@ impl Schema {
                 let labels: Vec<&str> = classified.labels.iter().map(|found| found.label.as_str()).collect();
                 (!labels.is_empty()).then(|| Cell::Text(labels.join(BETWEEN_LABELS).into()))
             }
-            Column::Width => Some(Cell::Integer(classified.width)),
-            Column::Height => Some(Cell::Integer(classified.height)),
+            Column::Width => (classified.width > 0).then_some(Cell::Integer(classified.width)),
+            Column::Height => (classified.height > 0).then_some(Cell::Integer(classified.height)),
             Column::DatetimeOriginal => classified.datetime_original.as_deref().map(Cell::text),
             Column::Model => Some(Cell::text(&classified.model.name)),
             Column::ModelVersion => Some(Cell::text(&classified.model.version)),
@@ -189,7 +189,9 @@ impl<'a> Cell<'a> {
     }
 }
 
-/// The id of the class of a prediction, if its class has one.
+/// The id of the class of a prediction, if its class has one. A service may have classified the image with another model,
+/// whose class of this index has another label.
 pub(in super::super) fn class_id<'a>(prediction: &Prediction, classes: &'a [ClassName]) -> Option<&'a str> {
-    classes.get(prediction.class_index? as usize)?.id.as_deref()
+    let class = classes.get(prediction.class_index? as usize).filter(|class| class.label == prediction.label)?;
+    class.id.as_deref()
 }

@@ -150,6 +150,15 @@ impl SqliteQueue {
         self.receive_as(options, Taking::Share).await
     }
 
+    /// Returns true if a message can be received now.
+    ///
+    /// # Errors
+    /// [`QueueError::NotFound`] when there is no such queue.
+    pub async fn has_visible(&self) -> Result<bool, QueueError> {
+        let name = self.name.clone();
+        self.database.engine.read(move |session| messages::has_visible(session, &name)).await
+    }
+
     /// Acknowledges deliveries, together with the next transaction of this process or soon after.
     ///
     /// # Errors

@@ -159,6 +159,12 @@ pub(super) fn look_for_due(session: &Session, name: &str) -> Result<ReadPhase<Ta
     })
 }
 
+/// Returns true if a message can be received now.
+pub(super) fn has_visible(session: &Session, name: &str) -> Result<bool, Failure> {
+    let queue = find(session, name)?;
+    Ok(next_due_ms(session, &queue)?.is_some_and(|due_ms| due_ms <= session.now_ms))
+}
+
 pub(super) fn receive(
     session: &mut Session,
     name: &str,

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use rusqlite::params;
 use uuid::Uuid;
 
+use crate::config::Names;
 use crate::protocol::{self, Incoming};
 use crate::sqlite::Snapshot;
 
@@ -13,15 +14,15 @@ use crate::sqlite::Snapshot;
 ///
 /// # Errors
 /// Those of the database.
-pub fn named_jobs(
-    snapshot: &Snapshot,
-    requests: &str,
-    dead_letters: &str,
-    any_request: bool,
-) -> rusqlite::Result<HashSet<Uuid>> {
+pub fn named_jobs(snapshot: &Snapshot, names: &Names, any_request: bool) -> rusqlite::Result<HashSet<Uuid>> {
     let fewest_receives = u32::from(!any_request);
     let mut named = HashSet::new();
-    for (queue, fewest_receives) in [(dead_letters, 0), (requests, fewest_receives)] {
+    let queues = [
+        (names.dead_letter_queue(), 0),
+        (names.request_queue.clone(), fewest_receives),
+        (names.bulk_queue(), fewest_receives),
+    ];
+    for (queue, fewest_receives) in queues {
         // The receive count is in the index, so that only the bodies of wanted messages are read.
         let mut select = snapshot.connection.prepare_cached(
             "SELECT messages.body, messages.attributes ->> '$.id' FROM messages INDEXED BY messages_due
