@@ -24,7 +24,7 @@ pub enum BatchCommand {
         #[command(flatten)]
         output: OutputArgs,
         /// Maximum number of batches to list
-        #[arg(long, env = "IMGCLS_LIMIT", default_value_t = 20, value_parser = positive)]
+        #[arg(long, env = "IMGCLS_LIMIT", default_value_t = 100, value_parser = positive)]
         limit: usize,
     },
     /// Show how many images of a batch succeeded, failed or wait

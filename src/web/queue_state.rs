@@ -102,7 +102,9 @@ impl QueueState {
             readings.details_at = Some(Instant::now());
             if read("the queues of the service", details(transport)).await.is_none() {
                 set_messages("dead_letters", None);
-                ["requests", "bulk_requests", "dead_letters"].into_iter().for_each(|queue| set_oldest(queue, None));
+                for queue in ["requests", "bulk_requests", "dead_letters"] {
+                    set_oldest(queue, None);
+                }
             }
         }
         METRICS.worker_unseen.set(self.worker().unseen(Instant::now()).as_secs_f64());

@@ -120,8 +120,9 @@ fn alarm_with_a_longer_period_reads_the_depth_and_not_the_sum_of_depths() {
     let raised_at = |visible: f64, workers: f64| {
         let mut metrics = Metrics::default();
         for minute in 0..5 {
-            let queue = Metric::new("AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", &stack.queue());
-            metrics.put(queue, minute * 60, visible);
+            let of_queue = |name: &str| Metric::new("AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", name);
+            metrics.put(of_queue(&stack.queue()), minute * 60, visible);
+            metrics.put(of_queue(&format!("{}-bulk", stack.queue())), minute * 60, 0.0);
             for name in ["GroupDesiredCapacity", "GroupInServiceInstances"] {
                 let group = Metric::new("AWS/AutoScaling", name, "AutoScalingGroupName", &stack.group());
                 metrics.put(group, minute * 60, workers);

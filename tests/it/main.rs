@@ -49,6 +49,7 @@ mod fit;
 mod fleet;
 mod floors;
 mod formats;
+mod fuzz_seeds;
 mod heads;
 mod install;
 mod isolation;

@@ -147,7 +147,7 @@ fn up_ends_with_one_line_when_its_workers_cannot_start() {
 }
 
 /// Values of worker settings that `up` has too. One that is not listed is tested with its default.
-const SAMPLES: [(&str, &str); 27] = [
+const SAMPLES: [(&str, &str); 28] = [
     ("backend", "local"),
     ("data-dir", "some/where"),
     ("stack", "team-a"),
@@ -157,6 +157,7 @@ const SAMPLES: [(&str, &str); 27] = [
     ("output-bucket", "out-1"),
     ("visibility-timeout", "1500ms"),
     ("max-receive-count", "3"),
+    ("read-bucket", "pictures"),
     ("log-format", "json"),
     ("model", "m"),
     ("models-dir", "/m"),

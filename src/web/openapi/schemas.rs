@@ -67,48 +67,13 @@ pub(super) fn schemas() -> Value {
                 "top_k": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_TOP_K},
             },
         },
-        "Batch": {
-            "type": "object",
-            "required": ["id", "status", "created_at", "source", "images"],
-            "properties": {
-                "id": id(),
-                "status": {"enum": ["running", "finished", "unknown"]},
-                "created_at": {"type": "string", "format": "date-time"},
-                "source": {"enum": ["request", "sender"]},
-                "model": {"type": "string"},
-                "images": {"type": ["integer", "null"], "minimum": 0},
-                "counts": {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}},
-            },
-        },
+        "Batch": batch(),
         "CancelledBatch": {
             "type": "object",
             "required": ["id", "cancelled"],
             "properties": {"id": id(), "cancelled": {"type": "integer", "minimum": 0}},
         },
-        "ListedImages": {
-            "type": "object",
-            "required": ["images"],
-            "additionalProperties": false,
-            "properties": {
-                "images": {
-                    "type": "array",
-                    "minItems": 1,
-                    "maxItems": MAX_BATCH_ITEMS,
-                    "items": {
-                        "type": "object",
-                        "required": ["bucket", "key"],
-                        "additionalProperties": false,
-                        "properties": {
-                            "bucket": {"type": "string"},
-                            "key": {"type": "string"},
-                            "name": {"type": ["string", "null"]},
-                        },
-                    },
-                },
-                "model": {"type": ["string", "null"]},
-                "top_k": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_TOP_K},
-            },
-        },
+        "ListedImages": listed_images(),
         "Models": {
             "type": "object",
             "required": ["models"],
@@ -126,6 +91,49 @@ pub(super) fn schemas() -> Value {
                 "detail": {"type": "string"},
                 "id": id(),
             },
+        },
+    })
+}
+
+fn batch() -> Value {
+    json!({
+        "type": "object",
+        "required": ["id", "status", "created_at", "source", "images"],
+        "properties": {
+            "id": id(),
+            "status": {"enum": ["running", "finished", "unknown"]},
+            "created_at": {"type": "string", "format": "date-time"},
+            "source": {"enum": ["request", "sender"]},
+            "model": {"type": "string"},
+            "images": {"type": ["integer", "null"], "minimum": 0},
+            "counts": {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}},
+        },
+    })
+}
+
+fn listed_images() -> Value {
+    json!({
+        "type": "object",
+        "required": ["images"],
+        "additionalProperties": false,
+        "properties": {
+            "images": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": MAX_BATCH_ITEMS,
+                "items": {
+                    "type": "object",
+                    "required": ["bucket", "key"],
+                    "additionalProperties": false,
+                    "properties": {
+                        "bucket": {"type": "string"},
+                        "key": {"type": "string"},
+                        "name": {"type": ["string", "null"]},
+                    },
+                },
+            },
+            "model": {"type": ["string", "null"]},
+            "top_k": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_TOP_K},
         },
     })
 }

@@ -6,32 +6,33 @@ use clap::Parser as _;
 use imgcls::cli::{Cli, Command};
 use imgcls::model::{self, ModelPackage, Tensor};
 use imgcls::pile::Config;
-use libfuzzer_sys::Corpus;
+
+use super::Verdict;
 
 /// Decodes the input as it is, and with corrected checksums, because the decoder stops at the first wrong one.
-pub fn decode_png(input: &[u8]) -> Corpus {
+pub fn decode_png(input: &[u8]) -> Verdict {
     let kept = decode(input, "image/png");
-    if let Corpus::Keep = kept {
+    if let Verdict::Keep = kept {
         decode(&with_checksums(input), "image/png");
     }
     kept
 }
 
 /// A valid image must be decoded whatever its EXIF block contains.
-pub fn exif(input: &[u8]) -> Corpus {
+pub fn exif(input: &[u8]) -> Verdict {
     let block = &input[..input.len().min(60_000)];
     for image in [jpeg_with(block), png_with(block)] {
         if let Err(error) = prepare(&image) {
             panic!("a valid image is refused because of its EXIF block: {error}");
         }
     }
-    Corpus::Keep
+    Verdict::Keep
 }
 
 /// Decodes an input of this media type. Inputs of other formats belong to other targets.
-pub fn decode(input: &[u8], media_type: &str) -> Corpus {
+pub fn decode(input: &[u8], media_type: &str) -> Verdict {
     if model::sniff(input) != Some(media_type) {
-        return Corpus::Reject;
+        return Verdict::Reject;
     }
     let (first, again) = (prepare(input), prepare(input));
     // An image must not affect the next one.
@@ -39,7 +40,7 @@ pub fn decode(input: &[u8], media_type: &str) -> Corpus {
     if let Ok(tensor) = &first {
         assert_eq!((tensor.width, tensor.height), input_size(), "the model takes another size");
     }
-    Corpus::Keep
+    Verdict::Keep
 }
 
 fn prepare(bytes: &[u8]) -> Result<Tensor, model::PrepareError> {
@@ -51,11 +52,11 @@ fn prepare(bytes: &[u8]) -> Result<Tensor, model::PrepareError> {
 fn set_up() -> &'static (Config, ModelPackage) {
     static SET_UP: OnceLock<(Config, ModelPackage)> = OnceLock::new();
     SET_UP.get_or_init(|| {
-        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/efficientnet-lite0");
-        let Command::Classify(args) = Cli::parse_from(["imgcls", "classify", "--model", model, "x.jpg"]).command else {
+        let line = ["imgcls", "classify", "--model", "models/efficientnet-lite0", "x.jpg"];
+        let Command::Classify(args) = Cli::parse_from(line).command else {
             unreachable!("the command line names this command")
         };
-        let config = args.config().expect("a configuration");
+        let config = args.config(None).expect("a configuration");
         let package = ModelPackage::load(&config.model).expect("the model; scripts/setup installs it");
         (config, package)
     })
@@ -70,8 +71,8 @@ fn input_size() -> (usize, usize) {
     })
 }
 
-const VALID_JPEG: &[u8] = include_bytes!("../../tests/pictures/rocket.jpg");
-const VALID_PNG: &[u8] = include_bytes!("../../tests/pictures/one-pixel.png");
+const VALID_JPEG: &[u8] = include_bytes!("../../../tests/pictures/rocket.jpg");
+const VALID_PNG: &[u8] = include_bytes!("../../../tests/pictures/one-pixel.png");
 const PNG_SIGNATURE_BYTES: usize = 8;
 /// Size of the length, name and checksum of a chunk.
 const PNG_CHUNK_FRAME_BYTES: usize = 12;

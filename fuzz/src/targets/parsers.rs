@@ -9,21 +9,20 @@ use imgcls::config;
 use imgcls::model::{ModelChoice, ModelPackage};
 use imgcls::protocol::{self, ClassifyResult, Incoming};
 use imgcls::scaling_policy::cost::Prices;
-use libfuzzer_sys::Corpus;
 use uuid::Uuid;
 
-use crate::http;
+use super::{Verdict, http};
 
 const BUCKET: &str = "input";
 /// The lowest message size limit of an SQS queue.
 const QUEUE_LIMIT_BYTES: usize = 1 << 10;
 
 /// A message on the request queue or on a reply queue.
-pub fn message(input: &[u8]) -> Corpus {
-    let Ok(text) = std::str::from_utf8(input) else { return Corpus::Reject };
+pub fn message(input: &[u8]) -> Verdict {
+    let Ok(text) = std::str::from_utf8(input) else { return Verdict::Reject };
     match Incoming::parse(text) {
         Incoming::Job(request) => {
-            let _ = request.payload(BUCKET);
+            let _ = request.payload(BUCKET, &["pictures".to_owned()]);
             let (id, reply_to) = (request.id, request.reply_to.clone());
             let sent = request.into_message(BUCKET, QUEUE_LIMIT_BYTES);
             let Incoming::Job(again) = Incoming::parse(&sent) else {
@@ -35,7 +34,7 @@ pub fn message(input: &[u8]) -> Corpus {
             let _ = request.image_bytes();
             legacy_name(&request.filename);
         }
-        Incoming::UnknownVersion { .. } | Incoming::Malformed { .. } => {}
+        Incoming::Notification(_) | Incoming::UnknownVersion { .. } | Incoming::Malformed { .. } => {}
     }
     let _ = protocol::read_legacy_reply(text);
     let _ = protocol::legacy_answer(protocol::read_legacy_output(text));
@@ -43,7 +42,7 @@ pub fn message(input: &[u8]) -> Corpus {
         assert!(protocol::cut_reply(&cut).is_some(), "a truncated reply does not parse: {cut}");
     }
     let _ = text.parse::<ClassifyResultText>();
-    Corpus::Keep
+    Verdict::Keep
 }
 
 /// A result as it is read from a store.
@@ -62,8 +61,8 @@ impl std::str::FromStr for ClassifyResultText {
 }
 
 /// Identifiers and names, parsed directly and as the path of a request.
-pub fn ids(input: &[u8]) -> Corpus {
-    let Ok(text) = std::str::from_utf8(input) else { return Corpus::Reject };
+pub fn ids(input: &[u8]) -> Verdict {
+    let Ok(text) = std::str::from_utf8(input) else { return Verdict::Reject };
     if let Ok(id) = text.parse::<Uuid>() {
         let _ = protocol::submitted_at(id);
         assert_eq!(protocol::image_key(id), format!("images/{id}"));
@@ -73,7 +72,7 @@ pub fn ids(input: &[u8]) -> Corpus {
     let _ = protocol::is_reply_queue_of("results", text);
     assert!(protocol::cut_filename(text).len() <= 255);
     http::get_job(text);
-    Corpus::Keep
+    Verdict::Keep
 }
 
 /// A file name of the legacy protocol becomes part of an object key.
@@ -85,8 +84,8 @@ fn legacy_name(name: &str) {
 }
 
 /// A command line with one argument per line, and the contents of configuration files.
-pub fn config(input: &[u8]) -> Corpus {
-    let Ok(text) = std::str::from_utf8(input) else { return Corpus::Reject };
+pub fn config(input: &[u8]) -> Verdict {
+    let Ok(text) = std::str::from_utf8(input) else { return Verdict::Reject };
     let _ = Cli::try_parse_from(std::iter::once("imgcls").chain(text.lines()));
     let _ = (config::duration(text), config::bytes(text), config::region(text), config::endpoint_url(text));
     for name in [config::queue_name(text), config::bucket_name(text), config::stack_name(text)].into_iter().flatten() {
@@ -98,7 +97,7 @@ pub fn config(input: &[u8]) -> Corpus {
     let model = ModelChoice { model: folder.to_str().map(str::to_owned), ..ModelChoice::default() };
     let _ = ModelPackage::variants(&model);
     let _ = ModelPackage::load(&model);
-    Corpus::Keep
+    Verdict::Keep
 }
 
 fn model_folder() -> &'static PathBuf {

@@ -12,18 +12,19 @@ use imgcls::config::Document;
 use imgcls::names;
 use imgcls::shutdown::CancellationToken;
 use imgcls::web;
-use libfuzzer_sys::Corpus;
 use tempfile::TempDir;
+
+use super::Verdict;
 
 /// A response that takes longer than this counts as a hang.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The first line is the value of `Content-Type`, the rest is the body.
-pub fn multipart(input: &[u8]) -> Corpus {
+pub fn multipart(input: &[u8]) -> Verdict {
     let end = input.iter().position(|byte| *byte == b'\n').unwrap_or(input.len());
     let (content_type, body) = (&input[..end], input.get(end + 1..).unwrap_or_default());
-    if content_type.iter().any(|byte| byte.is_ascii_control()) {
-        return Corpus::Reject;
+    if content_type.iter().any(u8::is_ascii_control) {
+        return Verdict::Reject;
     }
     let length = body.len().to_string();
     let head: [&[u8]; 5] = [
@@ -34,7 +35,7 @@ pub fn multipart(input: &[u8]) -> Corpus {
         b"\r\n\r\n",
     ];
     send(&[&head.concat(), body].concat());
-    Corpus::Keep
+    Verdict::Keep
 }
 
 /// Requests the job with this id.
