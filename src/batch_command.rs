@@ -39,13 +39,8 @@ pub enum Action {
     },
     /// Shows how many images of a batch are in each state.
     Status(Uuid),
-    /// Prints a row for each image of a batch.
-    Results {
-        /// The batch.
-        id: Uuid,
-        /// True for JSON Lines, false for CSV.
-        jsonl: bool,
-    },
+    /// Prints a row for each image of a batch, as CSV or as JSON Lines.
+    Results(Uuid),
     /// Cancels the jobs of a batch that have no result.
     Cancel(Uuid),
     /// Sends the failed images of a batch again.
@@ -69,7 +64,7 @@ pub async fn run(config: Config) -> anyhow::Result<bool> {
             let text = if config.json { serde_json::to_string(&state)? } else { status_text(&state) };
             print(&text).map(|()| true)
         }
-        Action::Results { id, jsonl } => results(&batches, read_own(&batches, id).await?, jsonl).await.map(|()| true),
+        Action::Results(id) => results(&batches, read_own(&batches, id).await?, config.json).await.map(|()| true),
         Action::Cancel(id) => {
             let cancelled = batches.cancel(read_own(&batches, id).await?).await?;
             let text = if config.json {
@@ -132,8 +127,8 @@ async fn list(batches: &Batches, limit: usize, is_json: bool) -> anyhow::Result<
     print(&text)
 }
 
-async fn results(batches: &Batches, batch: Batch, jsonl: bool) -> anyhow::Result<()> {
-    let format = if jsonl { RowFormat::Jsonl } else { RowFormat::Csv };
+async fn results(batches: &Batches, batch: Batch, is_json: bool) -> anyhow::Result<()> {
+    let format = if is_json { RowFormat::Jsonl } else { RowFormat::Csv };
     let ranks = batch.top_k;
     output::print(&format.header(ranks)).context("cannot print the results")?;
     let mut items = pin!(batches.items(batch));

@@ -1,6 +1,6 @@
 //! `imgcls batch`.
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use uuid::Uuid;
 
 use super::parse::positive;
@@ -36,13 +36,12 @@ pub enum BatchCommand {
         /// Id of the batch
         id: Uuid,
     },
-    /// Print a row for each image of a batch; those without a result are `queued`
+    /// Print a row of CSV for each image of a batch, or with --json an object a line; those without a result are `queued`
     Results {
         #[command(flatten)]
         shared: SharedArgs,
-        /// Format of the rows
-        #[arg(long, env = "IMGCLS_FORMAT", value_enum, default_value_t = RowsFormat::Csv)]
-        format: RowsFormat,
+        #[command(flatten)]
+        output: OutputArgs,
         /// Id of the batch
         id: Uuid,
     },
@@ -68,15 +67,6 @@ pub enum BatchCommand {
     },
 }
 
-/// The format of the results of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum RowsFormat {
-    /// Comma-separated values with a header
-    Csv,
-    /// One JSON object a line
-    Jsonl,
-}
-
 impl BatchCommandArgs {
     pub fn config(&self, backend: Backend, names: Names) -> batch_command::Config {
         batch_command::Config { backend, names, json: self.command.is_json(), action: self.command.action() }
@@ -95,22 +85,19 @@ impl BatchCommand {
     }
 
     fn is_json(&self) -> bool {
-        match self {
-            BatchCommand::List { output, .. }
-            | BatchCommand::Status { output, .. }
-            | BatchCommand::Cancel { output, .. }
-            | BatchCommand::Retry { output, .. } => output.json,
-            BatchCommand::Results { .. } => false,
-        }
+        let (BatchCommand::List { output, .. }
+        | BatchCommand::Status { output, .. }
+        | BatchCommand::Results { output, .. }
+        | BatchCommand::Cancel { output, .. }
+        | BatchCommand::Retry { output, .. }) = self;
+        output.json
     }
 
     fn action(&self) -> batch_command::Action {
         match *self {
             BatchCommand::List { limit, .. } => batch_command::Action::List { limit },
             BatchCommand::Status { id, .. } => batch_command::Action::Status(id),
-            BatchCommand::Results { id, format, .. } => {
-                batch_command::Action::Results { id, jsonl: format == RowsFormat::Jsonl }
-            }
+            BatchCommand::Results { id, .. } => batch_command::Action::Results(id),
             BatchCommand::Cancel { id, .. } => batch_command::Action::Cancel(id),
             BatchCommand::Retry { id, .. } => batch_command::Action::Retry(id),
         }

@@ -119,7 +119,7 @@ const EXAMPLES: [(&str, [&str; 2]); 40] = [
         "batch results",
         [
             "imgcls batch results 0192f0c1-2a3b-7c4d-8e5f-60718293a4b5 >labels.csv",
-            "imgcls batch results 0192f0c1-2a3b-7c4d-8e5f-60718293a4b5 --format jsonl",
+            "imgcls batch results 0192f0c1-2a3b-7c4d-8e5f-60718293a4b5 --json",
         ],
     ),
     (

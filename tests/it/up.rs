@@ -157,7 +157,7 @@ const SAMPLES: [(&str, &str); 28] = [
     ("output-bucket", "out-1"),
     ("visibility-timeout", "1500ms"),
     ("max-receive-count", "3"),
-    ("read-bucket", "pictures"),
+    ("read-bucket", "more-images"),
     ("log-format", "json"),
     ("model", "m"),
     ("models-dir", "/m"),
