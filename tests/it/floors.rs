@@ -58,6 +58,15 @@ fn unsafe_code_is_allowed_in_one_file_only() {
     assert_eq!(sources().into_iter().filter_map(allowed).collect::<Vec<_>>(), ["model/libjpeg.rs"]);
 }
 
+/// A new backend states its facts in `config/backend.rs`. Other rooms ask for a fact, so that they need no line for it.
+#[test]
+fn only_the_facts_of_backends_and_their_registry_tell_backends_apart() {
+    let is_arm = |line: &&str| line.contains("Backend::") && line.contains("=>") && !line.contains("BackendKind::");
+    let with_arms = sources().into_iter().filter(|(_, text)| text.lines().any(|line| is_arm(&line)));
+    let files: Vec<String> = with_arms.map(|(path, _)| path).collect();
+    assert_eq!(files, ["config/backend.rs", "transport/registry.rs"]);
+}
+
 #[test]
 fn every_room_uses_only_rooms_on_lower_floors() {
     let sources = sources();

@@ -140,11 +140,9 @@ fn check_first_key(keys: Option<&KnownKeys>, address: SocketAddr, backend: &Back
     if keys.is_some_and(|keys| keys.table().has_valid_key(clock::now())) {
         return Ok(());
     }
-    let place = match backend {
-        Backend::Local { data_dir } => format!("`imgcls keys create --name NAME --data-dir {}`", data_dir.display()),
-        Backend::Aws { .. } | Backend::Named { .. } => {
-            "`imgcls keys create --name NAME` and the region and names of this command".to_owned()
-        }
+    let place = match backend.data_dir() {
+        Some(folder) => format!("`imgcls keys create --name NAME --data-dir {}`", folder.display()),
+        None => "`imgcls keys create --name NAME` and the settings of the backend of this command".to_owned(),
     };
     bail!(
         "clients at {address} need a key, and there is no valid one: create one with {place}, or let everybody in with \
