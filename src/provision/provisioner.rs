@@ -10,6 +10,7 @@ use super::partition::Partition;
 use super::permissions::{self, allow};
 use super::resource::STACK_TAG;
 use super::settings::Settings;
+use crate::protocol::stack_prefix;
 
 /// Actions that look, or that no resource can be named for. `ec2:RunInstances` is checked when a group is made that starts
 /// machines from a launch template.
@@ -95,10 +96,11 @@ const ROLE_TAGS: [&str; 2] = ["iam:TagInstanceProfile", "iam:TagRole"];
 /// Actions of EC2 that make something new.
 const NEW_ON_EC2: [&str; 2] = ["ec2:CreateLaunchTemplate", "ec2:CreateSecurityGroup"];
 /// Actions of EC2 that change a resource with the tag of the stack.
-const OWN_ON_EC2: [&str; 8] = [
+const OWN_ON_EC2: [&str; 9] = [
     "ec2:AuthorizeSecurityGroupEgress",
     "ec2:AuthorizeSecurityGroupIngress",
     "ec2:CreateLaunchTemplateVersion",
+    "ec2:CreateTags",
     "ec2:DeleteLaunchTemplate",
     "ec2:DeleteSecurityGroup",
     "ec2:ModifyLaunchTemplate",
@@ -163,10 +165,9 @@ struct Caller<'a> {
 impl Caller<'_> {
     fn storage(&self) -> Vec<Value> {
         let names = &self.settings.names;
-        let replies = format!("{}-*", names.result_queue);
-        let queues =
-            [&names.request_queue, &names.bulk_queue(), &names.dead_letter_queue(), &names.result_queue, &replies]
-                .map(|name| self.arns.queue(name));
+        let queues = [&names.request_queue, &names.result_queue];
+        // The queue for batches, the dead letters and the replies have names that begin with those.
+        let queues = queues.map(|name| [self.arns.queue(name), self.arns.queue(&format!("{name}-*"))]).concat();
         let buckets = [&names.input_bucket, &names.output_bucket].map(|name| self.arns.bucket(name));
         let objects = buckets.clone().map(|bucket| format!("{bucket}/*"));
         let log_group = self.arns.log_group(&self.names.log_group);
@@ -182,20 +183,23 @@ impl Caller<'_> {
     fn roles(&self) -> Vec<Value> {
         let path = role_path(&self.settings.stack);
         let iam = |rest: String| format!("arn:{}:iam::{}:{rest}", self.partition, self.account);
-        let named = |kind: &str| {
-            let roles = [&self.names.worker_role, &self.names.web_role];
-            let both = roles.map(|name| [iam(format!("{kind}/{name}")), iam(format!("{kind}{path}{name}"))]);
-            both.concat()
-        };
-        let roles = named("role");
-        let all = [roles.clone(), named("instance-profile")].concat();
+        let names = [&self.names.worker_role, &self.names.web_role];
+        let named = |kind: &str| names.map(|name| iam(format!("{kind}/{name}")));
+        let below_path = |kind: &str| iam(format!("{kind}{path}*"));
+        let kinds = ["role", "instance-profile"];
+        let all: Vec<String> =
+            kinds.iter().flat_map(|kind| named(kind).into_iter().chain([below_path(kind)])).collect();
+        let mut passed = vec![below_path("role")];
+        if self.adopts {
+            passed.extend(named("role"));
+        }
         let service = permissions::instance_service(self.region);
         let services: &[&str] =
             if self.settings.spot_percent > 0 { &["autoscaling", "spot"] } else { &["autoscaling"] };
         let service_names: Vec<String> = services.iter().map(|name| format!("{name}.amazonaws.com")).collect();
         vec![
             allow(&[&ROLES[..], &ROLE_TAGS].concat(), &all),
-            when(allow(&["iam:PassRole"], &roles), "StringEquals", &json!({ "iam:PassedToService": service })),
+            when(allow(&["iam:PassRole"], &passed), "StringEquals", &json!({ "iam:PassedToService": service })),
             // The first group of an account makes the role with which Auto Scaling works.
             when(
                 allow(&["iam:CreateServiceLinkedRole"], &["*".to_owned()]),
@@ -210,13 +214,11 @@ impl Caller<'_> {
         let is_own = json!({ (format!("aws:ResourceTag/{STACK_TAG}")): self.settings.stack });
         let tags_new = json!({"ec2:CreateAction": ["CreateLaunchTemplate", "CreateSecurityGroup", "RunInstances"]});
         let tags = allow(&["ec2:CreateTags"], &all);
-        let mut statements = vec![allow(&NEW_ON_EC2, &all), when(allow(&OWN_ON_EC2, &all), "StringEquals", &is_own)];
-        if self.adopts {
-            statements.push(tags);
-        } else {
-            statements.push(when(tags.clone(), "StringEquals", &is_own));
-            statements.push(when(tags, "StringEquals", &tags_new));
-        }
+        let mut statements = vec![
+            allow(&NEW_ON_EC2, &all),
+            when(allow(&OWN_ON_EC2, &all), "StringEquals", &is_own),
+            if self.adopts { tags } else { when(tags, "StringEquals", &tags_new) },
+        ];
         if let Some(parameter) = self.image_parameter() {
             statements.push(allow(&["ssm:GetParameters"], &[parameter]));
         }
@@ -242,17 +244,28 @@ impl Caller<'_> {
         vec![allow(&actions, &groups)]
     }
 
-    fn watching(&self) -> Vec<Value> {
+    /// The names of a stack with a prefix are shorter as a pattern.
+    fn alarms(&self) -> Vec<String> {
         let names = &self.names;
-        let mut alarms = vec![&names.scale_up_alarm, &names.scale_down_alarm, &names.scale_from_zero_alarm];
-        let notify = &self.settings.notify;
-        alarms.extend([
+        let all = [
+            &names.scale_up_alarm,
+            &names.scale_down_alarm,
+            &names.scale_from_zero_alarm,
             &names.dead_letters_alarm,
             &names.oldest_image_alarm,
             &names.missing_workers_alarm,
             &names.missing_web_machines_alarm,
-        ]);
-        let alarms: Vec<String> = alarms.into_iter().map(|name| self.arns.alarm(name)).collect();
+        ];
+        match stack_prefix(&self.settings.stack) {
+            prefix if prefix.is_empty() => all.into_iter().cloned().collect(),
+            prefix => vec![format!("{prefix}*Alarm")],
+        }
+    }
+
+    fn watching(&self) -> Vec<Value> {
+        let names = &self.names;
+        let notify = &self.settings.notify;
+        let alarms: Vec<String> = self.alarms().iter().map(|name| self.arns.alarm(name)).collect();
         let global = |service: &str, rest: String| format!("arn:{}:{service}::{}:{rest}", self.partition, self.account);
         let dashboard = global("cloudwatch", format!("dashboard/{}", names.dashboard));
         let budget = global("budgets", format!("budget/{}", names::budget(&self.settings.stack, self.region)));
@@ -296,12 +309,14 @@ mod tests {
 
     #[test]
     fn policy_is_short_enough_for_a_managed_policy() {
-        let mut settings = Settings::for_tests("twenty-bytes-in-name");
-        settings.notify.emails = vec!["ops@example.org".to_owned()];
-        settings.notify.monthly_budget = Some(50.0);
-        settings.target_group = Some("arn".to_owned());
-        settings.spot_percent = 50;
-        let text = policy(&settings, false, "123456789012", "ap-southeast-1").to_string();
-        assert!(text.len() <= LONGEST_POLICY, "{} bytes", text.len());
+        for stack in ["imgcls", "twenty-bytes-in-name"] {
+            let mut settings = Settings::for_tests(stack);
+            settings.notify.emails = vec!["ops@example.org".to_owned()];
+            settings.notify.monthly_budget = Some(50.0);
+            settings.target_group = Some("arn".to_owned());
+            settings.spot_percent = 50;
+            let text = policy(&settings, false, "123456789012", "ap-southeast-1").to_string();
+            assert!(text.len() <= LONGEST_POLICY, "{stack}: {} bytes", text.len());
+        }
     }
 }
