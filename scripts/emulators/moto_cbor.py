@@ -3,8 +3,8 @@
 moto only supports CloudWatch's JSON protocol. CBOR requests are decoded and passed to moto as JSON. Answers are encoded
 with the types of botocore's service model, since clients reject an integer in the place of a float.
 
-Two features that moto lacks are added: Auto Scaling groups store their default instance warm-up, and buckets store the
-tags that they are created with.
+Three features that moto lacks are added: Auto Scaling groups store their default instance warm-up, buckets store the tags
+that they are created with, and AWS Budgets answers who is told of a limit.
 
     python moto_cbor.py PORT [strict]
 
@@ -21,6 +21,7 @@ import botocore.session
 import cbor2
 import xmltodict
 from moto.autoscaling.responses import AutoScalingResponse
+from moto.budgets.responses import BudgetsResponse
 from moto.s3.responses import S3Response
 from moto.server import DomainDispatcherApplication, create_backend_app
 from strict import StrictLayer
@@ -141,7 +142,18 @@ def keep_tags_of_new_buckets() -> None:
     S3Response._bucket_response_put = kept
 
 
+def answer_who_is_told_of_budgets() -> None:
+    def describe(self):
+        budget = self.backend.budgets[self._get_param("AccountId")][self._get_param("BudgetName")]
+        wanted = self._get_param("Notification")
+        told = [entry.subscribers for entry in budget.notifications if entry.details == wanted]
+        return json.dumps({"Subscribers": told[0] if told else []})
+
+    BudgetsResponse.describe_subscribers_for_notification = describe
+
+
 if __name__ == "__main__":
+    answer_who_is_told_of_budgets()
     keep_instance_warmup()
     keep_tags_of_new_buckets()
     application = CborLayer(DomainDispatcherApplication(create_backend_app))

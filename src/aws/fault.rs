@@ -156,9 +156,13 @@ fn classify_refusal(
 ) -> Fault {
     let error = if message.is_empty() { format!("{status} {code}") } else { format!("{code}: {message}") };
     match code {
-        "QueueDoesNotExist" | "AWS.SimpleQueueService.NonExistentQueue" | "NoSuchBucket" | "NoSuchKey" | "NotFound" => {
-            Fault::Missing
-        }
+        "QueueDoesNotExist"
+        | "AWS.SimpleQueueService.NonExistentQueue"
+        | "NoSuchBucket"
+        | "NoSuchKey"
+        | "NotFound"
+        | "NotFoundException"
+        | "ResourceNotFoundException" => Fault::Missing,
         "InvalidAccessKeyId"
         | "InvalidClientTokenId"
         | "UnrecognizedClientException"

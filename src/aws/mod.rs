@@ -1,5 +1,6 @@
 //! The configuration of the AWS SDK, and the classification of its errors.
 //!
+//! Credentials come from where the AWS command line has them; `signed_in` asks it for those of people who sign in.
 //! Every call has deadlines, and the SDK retries it with jitter. Each attempt goes through `http`, which measures it,
 //! and through the `circuit_breaker` of its host. `fault` turns the remaining errors into one line: the action, the
 //! resource, the reason and what to do.
@@ -7,6 +8,7 @@
 mod circuit_breaker;
 mod fault;
 mod http;
+mod signed_in;
 
 use std::error::Error;
 use std::time::Duration;
@@ -89,7 +91,7 @@ impl Aws {
                 .or_else(Region::from_static(EMULATOR_REGION));
             loader = loader.region(chain);
         }
-        let sdk = loader.load().await;
+        let sdk = signed_in::with_signed_in_profile(loader).await.load().await;
         let Some(region) = sdk.region().map(ToString::to_string) else {
             return Err(Refusal("no AWS region: give --region or set AWS_REGION".to_owned()));
         };

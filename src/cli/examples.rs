@@ -1,7 +1,7 @@
 //! Two examples for each command, which its help prints. A test parses all of them.
 
 /// Examples by the words of the command.
-const EXAMPLES: [(&str, [&str; 2]); 40] = [
+const EXAMPLES: [(&str, [&str; 2]); 41] = [
     ("up", ["imgcls up", "imgcls up --port 9000 --data-dir /var/lib/imgcls --max-workers 4"]),
     (
         "serve-web",
@@ -66,6 +66,13 @@ const EXAMPLES: [(&str, [&str; 2]); 40] = [
         [
             "imgcls provision export --region us-east-1",
             "imgcls provision export --region us-east-1 --bundle-to bundle.tar.gz",
+        ],
+    ),
+    (
+        "provision policy",
+        [
+            "imgcls provision policy --region us-east-1",
+            "imgcls provision policy --region us-east-1 --stack test --notify ops@example.org --budget 50",
         ],
     ),
     (

@@ -86,7 +86,7 @@ const COMMON: [(&str, &[&str]); 7] = [
 ];
 
 /// Flags by their subject. The headings appear in the order of the flags of a command.
-const TOPICS: [(&str, &[&str]); 12] = [
+const TOPICS: [(&str, &[&str]); 13] = [
     (
         "Backend and names",
         &[
@@ -187,9 +187,19 @@ const TOPICS: [(&str, &[&str]); 12] = [
     ),
     (
         "Machines of the stack",
-        &["existing-launch-template", "web-instances", "web-instance-type", "target-group", "image", "bundle", "adopt"],
+        &[
+            "existing-launch-template",
+            "web-instances",
+            "web-instance-type",
+            "target-group",
+            "image",
+            "bundle",
+            "adopt",
+            "ssm",
+        ],
     ),
     ("Prices", &["prices", "instance-type", "spot-share", "max-hourly"]),
+    ("Problems of the stack", &["notify", "max-image-age", "budget"]),
     ("Arrivals", &["burst-rate", "burst-length", "burst-every", "day-length", "trace", "seed"]),
     ("Settings and log", &["config", "log-format", "drain-on-stdin-close", "color"]),
 ];
@@ -293,6 +303,25 @@ mod tests {
             }
             assert!(flags.len() <= 10, "{command}");
         }
+    }
+
+    /// Flags that delete, replace or confirm.
+    const DESTRUCTIVE: [&str; 5] = ["delete-data", "force", "overwrite", "restart", "yes"];
+
+    #[test]
+    fn no_destructive_flag_has_a_variable() {
+        fn check(command: &Command, found: &mut usize) {
+            for arg in
+                command.get_arguments().filter(|arg| arg.get_long().is_some_and(|name| DESTRUCTIVE.contains(&name)))
+            {
+                assert!(arg.get_env().is_none(), "{} of `{}`", arg, command.get_name());
+                *found += 1;
+            }
+            command.get_subcommands().for_each(|inner| check(inner, found));
+        }
+        let mut found = 0;
+        check(&Cli::command(), &mut found);
+        assert!(found >= DESTRUCTIVE.len(), "{found}");
     }
 
     #[test]

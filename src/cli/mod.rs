@@ -31,6 +31,7 @@ mod model;
 mod model_command;
 mod model_run;
 mod model_sync;
+mod notify;
 mod parse;
 mod pile_output;
 mod policy;

@@ -21,6 +21,14 @@ pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
     })
 }
 
+/// An amount in the currency of the prices.
+pub(super) fn money(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(amount) if amount > 0.0 && amount.is_finite() => Ok(amount),
+        _ => Err("give an amount above 0, in the currency of the prices".to_owned()),
+    }
+}
+
 /// SQS allows up to 12 h. Below a second a lease could not be renewed in time.
 pub(super) fn visibility_timeout(text: &str) -> Result<Duration, String> {
     let timeout = config::duration(text)?;

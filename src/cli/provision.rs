@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::auth::AuthArg;
 use super::model::ModelsDirArgs;
+use super::notify::NotifyArgs;
 use super::parse::{percent, positive_duration};
 use super::policy::{Defaults, PolicyArgs, PolicyKind};
 use super::retention::KeepArgs;
@@ -69,6 +70,11 @@ pub enum ProvisionCommand {
         /// Write the bundle (this program, ONNX Runtime, the models) to this file instead
         #[arg(long, env = "IMGCLS_BUNDLE_TO")]
         bundle_to: Option<PathBuf>,
+    },
+    /// Print the least IAM policy for a person who runs `provision` with the same flags, as JSON
+    Policy {
+        #[command(flatten)]
+        stack: StackArgs,
     },
     /// Print what will not work and how to repair it, also for a stack that was made by hand. Exit code 1: something is broken
     Doctor {
@@ -180,8 +186,14 @@ pub struct StackArgs {
     /// A TOML file of prices [default: dated prices of us-east-1 in the binary]
     #[arg(long, env = "IMGCLS_PRICES")]
     pub prices: Option<PathBuf>,
+    #[command(flatten)]
+    pub notify: NotifyArgs,
+    /// Let people with the permission ssm:StartSession open a shell on the machines, without an open port: the roles get
+    /// what Session Manager needs, and machines install its agent
+    #[arg(long, env = "IMGCLS_SSM")]
+    pub ssm: bool,
     /// Refuse a stack whose machines may cost more per hour than this
-    #[arg(long, env = "IMGCLS_MAX_HOURLY", value_parser = money)]
+    #[arg(long, env = "IMGCLS_MAX_HOURLY", value_parser = super::parse::money)]
     pub max_hourly: Option<f64>,
 }
 
@@ -201,6 +213,7 @@ impl ProvisionArgs {
                 | ProvisionCommand::Status { stack }
                 | ProvisionCommand::Destroy { stack, .. }
                 | ProvisionCommand::Export { stack, .. }
+                | ProvisionCommand::Policy { stack }
                 | ProvisionCommand::Doctor { stack, .. },
             ) => stack,
         }
@@ -270,6 +283,8 @@ impl ProvisionArgs {
             keep_results_days: stack.keep_results_days.unwrap_or_else(|| days(stack.keep.keep_results)),
             network: NetworkChoice { vpc: stack.vpc.clone(), subnets: stack.subnets.clone() },
             image: stack.image.clone(),
+            session_manager: stack.ssm,
+            notify: stack.notify.notify()?,
         };
         Ok(provision::Config {
             region: region.clone(),
@@ -299,6 +314,7 @@ impl ProvisionArgs {
             Some(ProvisionCommand::Destroy { yes, delete_data, .. }) => {
                 Action::Destroy { is_confirmed: *yes, deletes_data: *delete_data }
             }
+            Some(ProvisionCommand::Policy { .. }) => Action::Policy,
             Some(ProvisionCommand::Doctor { group, worker_role, web_role, .. }) => {
                 Action::Doctor { group: group.clone(), worker_role: worker_role.clone(), web_role: web_role.clone() }
             }
@@ -381,13 +397,6 @@ fn ami(text: &str) -> Result<String, String> {
     let is_id = text.strip_prefix("ami-").is_some_and(|rest| rest.chars().all(|c| c.is_ascii_hexdigit()));
     let is_parameter = text.strip_prefix("resolve:ssm:").is_some_and(|rest| !rest.contains(char::is_whitespace));
     if is_id || is_parameter { Ok(text.to_owned()) } else { Err("give ami-… or resolve:ssm:PARAMETER".to_owned()) }
-}
-
-fn money(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(amount) if amount > 0.0 && amount.is_finite() => Ok(amount),
-        _ => Err("give an amount above 0, in the currency of the prices".to_owned()),
-    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,9 @@ const NOTICE_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// A worker that has been idle for this time gives up its protection. Each change is a call, and even at a busy queue a
 /// worker is idle for moments between two images.
 const IDLE_AFTER: Duration = Duration::from_secs(5);
+/// The time doubles up to this one as long as images come soon after the protection was given up, so that a trickle of
+/// images does not cost two calls each.
+const LONGEST_IDLE_AFTER: Duration = Duration::from_secs(120);
 /// Delay after a failed change of the protection.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
@@ -100,10 +103,19 @@ impl Instance {
 }
 
 /// The protection as it was set last, and the start of the idle time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Protection {
     is_set: bool,
     idle_since: Option<Instant>,
+    idle_after: Duration,
+    /// The last time that the protection was to be given up.
+    given_up: Option<Instant>,
+}
+
+impl Default for Protection {
+    fn default() -> Protection {
+        Protection { is_set: false, idle_since: None, idle_after: IDLE_AFTER, given_up: None }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -117,12 +129,19 @@ impl Protection {
     fn next(&mut self, is_busy: bool, now: Instant) -> Step {
         if is_busy {
             self.idle_since = None;
+            if let Some(at) = self.given_up.take() {
+                let is_soon = now.duration_since(at) < LONGEST_IDLE_AFTER;
+                self.idle_after = if is_soon { (self.idle_after * 2).min(LONGEST_IDLE_AFTER) } else { IDLE_AFTER };
+            }
             return if self.is_set { Step::Wait(None) } else { Step::Set(true) };
         }
-        let idle_until = *self.idle_since.get_or_insert(now) + IDLE_AFTER;
+        let idle_until = *self.idle_since.get_or_insert(now) + self.idle_after;
         match self.is_set {
             false => Step::Wait(None),
-            true if now >= idle_until => Step::Set(false),
+            true if now >= idle_until => {
+                self.given_up = Some(now);
+                Step::Set(false)
+            }
             true => Step::Wait(Some(idle_until)),
         }
     }
@@ -145,5 +164,24 @@ mod tests {
         assert_eq!(protection.next(true, start + IDLE_AFTER), Step::Wait(None));
         assert_eq!(protection.next(false, start + IDLE_AFTER), Step::Wait(Some(start + 2 * IDLE_AFTER)));
         assert_eq!(protection.next(false, start + 2 * IDLE_AFTER), Step::Set(false));
+    }
+
+    #[test]
+    fn trickle_of_images_costs_few_changes() {
+        let start = Instant::now();
+        // The changes in an hour of images that take a second each.
+        let changes = |seconds_between: u64| {
+            let (mut protection, mut changes) = (Protection::default(), 0);
+            for second in 0..3_600 {
+                let is_busy = second % seconds_between == 0;
+                if let Step::Set(protected) = protection.next(is_busy, start + Duration::from_secs(second)) {
+                    protection.is_set = protected;
+                    changes += 1;
+                }
+            }
+            changes
+        };
+        assert_eq!([2, 5, 10, 60, 100].map(changes), [1, 1, 3, 9, 11]);
+        assert_eq!(changes(300), 24, "a pause that is longer than the protection");
     }
 }

@@ -37,6 +37,15 @@ impl<'a> Arns<'a> {
         self.regional("logs", &format!("log-group:{name}"))
     }
 
+    /// A KMS key, by its id.
+    pub(super) fn key(&self, id: &str) -> String {
+        self.regional("kms", &format!("key/{id}"))
+    }
+
+    pub(super) fn topic(&self, name: &str) -> String {
+        self.regional("sns", name)
+    }
+
     pub(super) fn alarm(&self, name: &str) -> String {
         self.regional("cloudwatch", &format!("alarm:{name}"))
     }

@@ -39,8 +39,8 @@ fn exported(stack: &Stack, resource: &Resource) -> Option<Value> {
         Kind::BucketPolicy => linked(stack, resource, &Value::from(own_name)),
         _ => own_name.into(),
     };
-    // CloudFormation generates the names of scaling policies.
-    if resource.kind != Kind::ScalingPolicy {
+    // CloudFormation generates the names of scaling policies. That of a budget is one of its properties.
+    if ![Kind::ScalingPolicy, Kind::Budget].contains(&resource.kind) {
         properties.insert(name_property.to_owned(), name);
     }
     adapt(resource.kind, &mut properties);

@@ -11,15 +11,18 @@
 //! - `bundle`, `package`: what machines download; `artifacts` has both, `archive` their form,
 //!   `elf` what they need of the system
 //! - `inventory`, `aws`: the actual state, and single changes to it
-//! - `plan`: the difference
+//! - `plan`: the difference; `adoption`: what it takes over from the actual state
+//! - `provisioner`: the permissions of the person who runs this
 //! - `machines`: the machines that run
 //! - `doctor`: problems of a stack, whether imgcls or somebody else made it
+//! - `notifications`: what people have to do to be told of problems
 //! - `first_key`: the first key of a stack whose clients need one
 //! - `export`: the stack as a CloudFormation template
 //! - `money`: what a stack costs
 //! - `rules`, `drift`: rules of security groups, and differences that matter for security, as text
 //! - `text`: all of this as text for people
 
+mod adoption;
 mod archive;
 mod arns;
 mod artifacts;
@@ -35,12 +38,14 @@ mod inventory;
 mod machines;
 mod money;
 mod names;
+mod notifications;
 mod operations;
 mod package;
 mod partition;
 mod permissions;
 mod plan;
 mod policy_evaluation;
+mod provisioner;
 mod resource;
 mod rules;
 mod settings;
@@ -55,7 +60,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use artifacts::Sources;
 use operations::Provision;
-pub use settings::{Allow, NetworkChoice, Settings};
+pub use settings::{Allow, NetworkChoice, Notify, Settings};
 
 /// Configuration of one run of `imgcls provision`.
 pub struct Config {
@@ -110,6 +115,8 @@ pub enum Action {
         /// Write the bundle to this file instead.
         bundle_to: Option<PathBuf>,
     },
+    /// Prints the permissions that a person who provisions the stack needs.
+    Policy,
     /// Diagnoses a stack that imgcls or somebody else made.
     Doctor {
         /// Name of the workers' Auto Scaling group, if it is not the stack's default.
@@ -150,6 +157,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         Action::Status => provision.status().await,
         Action::Destroy { is_confirmed, deletes_data } => provision.destroy(is_confirmed, deletes_data).await,
         Action::Export { .. } => provision.export().await,
+        Action::Policy => provision.policy(),
         Action::Doctor { group, worker_role, web_role } => provision.doctor(group, worker_role, web_role).await,
     }
 }

@@ -16,6 +16,11 @@ pub(super) struct ResourceNames {
     pub scale_up_alarm: String,
     pub scale_down_alarm: String,
     pub scale_from_zero_alarm: String,
+    pub dead_letters_alarm: String,
+    pub oldest_image_alarm: String,
+    pub missing_workers_alarm: String,
+    pub missing_web_machines_alarm: String,
+    pub topic: String,
     pub dashboard: String,
     pub worker_security_group: String,
     pub web_security_group: String,
@@ -37,6 +42,11 @@ impl ResourceNames {
             scale_up_alarm: name("ScaleUpAlarm"),
             scale_down_alarm: name("ScaleDownAlarm"),
             scale_from_zero_alarm: name("ScaleFromZeroAlarm"),
+            dead_letters_alarm: name("DeadLettersAlarm"),
+            oldest_image_alarm: name("OldestImageAlarm"),
+            missing_workers_alarm: name("MissingWorkersAlarm"),
+            missing_web_machines_alarm: name("MissingWebMachinesAlarm"),
+            topic: name("imgcls-problems"),
             dashboard: name("imgcls"),
             worker_security_group: name("imgcls-app-tier"),
             web_security_group: name("imgcls-web-tier"),
@@ -49,6 +59,11 @@ impl ResourceNames {
     pub(super) fn scaling_policy(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
+}
+
+/// The name of a stack's budget. Budgets belong to the whole account, so the name has the region.
+pub(super) fn budget(stack: &str, region: &str) -> String {
+    format!("{}imgcls-{region}", protocol::stack_prefix(stack))
 }
 
 /// The path of a stack's roles and instance profiles. IAM lists them by it.

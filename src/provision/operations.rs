@@ -21,7 +21,7 @@ use super::resource::{self, Kind};
 use super::settings::{Allow, Network, RootVolume, Site};
 use super::stack::Stack;
 use super::tier::Tier;
-use super::{Config, Outcome, export, first_key, money, text};
+use super::{Config, Outcome, adoption, export, first_key, money, provisioner, text};
 use crate::aws::Aws;
 use crate::config::Backend;
 use crate::keys::Key;
@@ -116,13 +116,15 @@ impl Provision {
         let stack = Stack::new(&self.config.settings, &site, &BundleRef::unknown(), &[]);
         let inventory = Box::pin(self.cloud.observe(&stack)).await?;
         let changes = plan::removal(&inventory);
-        if let Some(bucket) = inventory.buckets_with_data.first().filter(|_| !deletes_data) {
+        let kept = adoption::kept(&inventory);
+        let is_deleted = |bucket: &&String| !kept.contains(&(Kind::Bucket, bucket.as_str()));
+        if let Some(bucket) = inventory.buckets_with_data.iter().find(is_deleted).filter(|_| !deletes_data) {
             bail!(
                 "bucket {bucket:?} contains images or results: give --delete-data to delete them too; nothing was deleted"
             );
         }
         if !self.config.json {
-            say(&text::removal(&stack, &changes))?;
+            say(&text::removal(&stack, &changes, &kept))?;
         }
         if !changes.is_empty() && !is_confirmed {
             if !std::io::stdin().is_terminal() || self.config.json {
@@ -136,10 +138,11 @@ impl Provision {
             }
         }
         self.apply_changes(&stack, &changes, &inventory, None).await?;
-        self.cloud.wait_for_deleted_queues(&stack).await?;
+        self.cloud.wait_for_deleted_queues(&stack, &kept).await?;
         self.check_nothing_is_left(&stack).await?;
         if self.config.json {
-            print(&json!({"removed": changes}))?;
+            let kept: Vec<String> = kept.iter().map(|(kind, name)| resource::label(*kind, name)).collect();
+            print(&json!({"removed": changes, "kept": kept}))?;
         }
         Ok(Outcome::Done)
     }
@@ -147,13 +150,14 @@ impl Provision {
     /// # Errors
     /// Something with the stack's tag still exists.
     async fn check_nothing_is_left(&self, stack: &Stack) -> anyhow::Result<()> {
-        let left = plan::removal(&Box::pin(self.cloud.observe(stack)).await?);
+        let inventory = Box::pin(self.cloud.observe(stack)).await?;
+        let left = plan::removal(&inventory);
         if !left.is_empty() {
             let names: Vec<String> = left.iter().map(Change::label).collect();
             bail!("of stack {:?} there still exist {}: run this again", stack.name, names.join(", "));
         }
         if !self.config.json {
-            say(&format!("no resource with the tag {}={} is left\n", resource::STACK_TAG, stack.name))?;
+            say(&text::removed(stack, adoption::kept(&inventory).len()))?;
         }
         Ok(())
     }
@@ -164,6 +168,13 @@ impl Provision {
         // CloudFormation takes 51,200 bytes, which white space would exceed.
         let is_read = std::io::stdout().is_terminal();
         say(&if is_read { format!("{template:#}\n") } else { format!("{template}\n") })?;
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn policy(&self) -> anyhow::Result<Outcome> {
+        let policy =
+            provisioner::policy(&self.config.settings, self.config.adopt, &self.account, self.cloud.aws().region());
+        say(&format!("{policy:#}\n"))?;
         Ok(Outcome::Done)
     }
 
@@ -269,6 +280,11 @@ impl Provision {
             (Some(most), None) => bail!(
                 "the price of {} is unknown, so that --max-hourly {most} cannot be checked: give prices with --prices FILE, or other types",
                 cost.unknown_types.join(" and ")
+            ),
+            (Some(most), Some(_)) if cost.region_without_prices.is_some() => bail!(
+                "the prices are those of {}, not of {}, so that --max-hourly {most} cannot be checked: give prices with --prices FILE",
+                cost.prices_region,
+                stack.region
             ),
             (Some(most), Some(at_max)) if at_max > most => bail!(
                 "at --max {} machines the stack costs {at_max:.2} {} an hour, more than --max-hourly {most}: give less --max, other types, or more",

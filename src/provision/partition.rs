@@ -15,6 +15,14 @@ pub(super) struct Partition {
     prefix: &'static str,
 }
 
+/// The endpoint of AWS Budgets: a partition has one host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Budgets {
+    pub host: &'static str,
+    /// The region that calls are signed for.
+    pub region: &'static str,
+}
+
 const AWS: Partition =
     Partition { name: "aws", suffix: "amazonaws.com", iam_region: "us-east-1", iam: "iam", prefix: "" };
 
@@ -74,6 +82,18 @@ const OTHERS: [Partition; 7] = [
 impl Partition {
     pub(super) fn of(region: &str) -> Partition {
         OTHERS.into_iter().find(|partition| region.starts_with(partition.prefix)).unwrap_or(AWS)
+    }
+
+    /// AWS Budgets, which only these partitions have. Source: `endpoints.json` of botocore.
+    pub(super) fn budgets(self) -> Option<Budgets> {
+        let (host, region) = match self.name {
+            "aws" => ("budgets.amazonaws.com", "us-east-1"),
+            "aws-cn" => ("budgets.amazonaws.com.cn", "cn-northwest-1"),
+            "aws-iso" => ("budgets.c2s.ic.gov", "us-iso-east-1"),
+            "aws-iso-b" => ("budgets.global.sc2s.sgov.gov", "us-isob-east-1"),
+            _ => return None,
+        };
+        Some(Budgets { host, region })
     }
 
     /// The host of IAM, which has one for the whole partition.

@@ -1,6 +1,8 @@
 //! IAM policy documents: the permissions of each tier, limited to the actions that it needs and to the resources of its
 //! own stack, and the policy of the buckets.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use super::arns::Arns;
@@ -23,13 +25,15 @@ pub(super) struct Scope<'a> {
     pub read_buckets: &'a [String],
     pub worker_group: &'a str,
     pub log_group: &'a str,
+    /// People get a shell through Session Manager.
+    pub session_manager: bool,
 }
 
-fn document(statements: Vec<Value>) -> Value {
+pub(super) fn document(statements: Vec<Value>) -> Value {
     json!({"Version": LANGUAGE, "Statement": Value::Array(statements)})
 }
 
-fn allow(actions: &[&str], resources: &[String]) -> Value {
+pub(super) fn allow(actions: &[&str], resources: &[String]) -> Value {
     json!({"Effect": "Allow", "Action": actions, "Resource": resources})
 }
 
@@ -119,17 +123,62 @@ impl Scope<'_> {
 
     /// Statements for every machine: it may write its log, and may neither replace what other machines download and run
     /// nor give out keys.
-    fn common_statements(&self) -> [Value; 2] {
+    fn common_statements(&self) -> Vec<Value> {
         let logs = format!("{}:*", self.arns.log_group(self.log_group));
-        [
+        let mut statements = vec![
             allow(&["logs:CreateLogStream", "logs:PutLogEvents"], &[logs]),
             json!({
                 "Effect": "Deny",
                 "Action": ["s3:DeleteObject", "s3:PutObject"],
                 "Resource": self.protected(),
             }),
-        ]
+        ];
+        if self.session_manager {
+            // These actions do not support resource-level permissions.
+            statements.push(allow(&SESSION_MANAGER, &["*".to_owned()]));
+        }
+        statements
     }
+}
+
+/// Session Manager needs these: its agent keeps a connection to the service. Source: the manual of Systems Manager.
+const SESSION_MANAGER: [&str; 5] = [
+    "ssm:UpdateInstanceInformation",
+    "ssmmessages:CreateControlChannel",
+    "ssmmessages:CreateDataChannel",
+    "ssmmessages:OpenControlChannel",
+    "ssmmessages:OpenDataChannel",
+];
+
+/// Id of the statement about the customer's keys.
+const CUSTOMER_KEYS: &str = "ImgclsCustomerKeys";
+
+pub(super) fn is_of_customer_keys(statement: &Value) -> bool {
+    statement["Sid"].as_str().is_some_and(|id| id.starts_with(CUSTOMER_KEYS))
+}
+
+/// Permissions to use keys, which may be given by ARN, by id or by alias. IAM knows an alias only as a condition.
+pub(super) fn customer_keys(arns: &Arns<'_>, keys: &BTreeSet<String>) -> Vec<Value> {
+    let alias = |key: &str| key.find("alias/").map(|at| key[at..].to_owned());
+    let aliases: Vec<String> = keys.iter().filter_map(|key| alias(key)).collect();
+    let plain = keys.iter().filter(|key| alias(key).is_none());
+    let plain: Vec<String> =
+        plain.map(|key| if key.starts_with("arn:") { key.clone() } else { arns.key(key) }).collect();
+    let statement = |id: &str, resources: Vec<String>| {
+        let mut statement = allow(&["kms:Decrypt", "kms:GenerateDataKey"], &resources);
+        statement["Sid"] = format!("{CUSTOMER_KEYS}{id}").into();
+        statement
+    };
+    let mut statements = Vec::new();
+    if !plain.is_empty() {
+        statements.push(statement("", plain));
+    }
+    if !aliases.is_empty() {
+        let mut by_alias = statement("ByAlias", vec![arns.key("*")]);
+        by_alias["Condition"] = json!({"ForAnyValue:StringEquals": {"kms:ResourceAliases": aliases}});
+        statements.push(by_alias);
+    }
+    statements
 }
 
 /// Permissions of workers. They also store the images of messages in the legacy wire format, under their file names.
@@ -298,7 +347,14 @@ mod tests {
         let arns = Arns::new(ACCOUNT, "us-east-1");
         let read_buckets = ["archive".to_owned()];
         let (worker_group, log_group) = ("apptierAutoscaling", "imgcls");
-        let scope = Scope { arns: &arns, names: &names, read_buckets: &read_buckets, worker_group, log_group };
+        let scope = Scope {
+            arns: &arns,
+            names: &names,
+            read_buckets: &read_buckets,
+            worker_group,
+            log_group,
+            session_manager: false,
+        };
         let (worker, web) = (worker(&scope), web(&scope));
         for (who, action, resource) in TABLE {
             assert_eq!(allows(&worker, action, resource), who.contains('W'), "worker: {action} on {resource}");
@@ -311,7 +367,8 @@ mod tests {
         let names = Names::local("imgcls");
         let arns = Arns::new(ACCOUNT, "us-east-1");
         let (worker_group, log_group) = ("group", "imgcls");
-        let scope = Scope { arns: &arns, names: &names, read_buckets: &[], worker_group, log_group };
+        let scope =
+            Scope { arns: &arns, names: &names, read_buckets: &[], worker_group, log_group, session_manager: false };
         for document in [worker(&scope), web(&scope)] {
             for statement in document["Statement"].as_array().expect("statements") {
                 let actions = listed(&statement["Action"]);

@@ -6,8 +6,10 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::adoption;
 use super::change::{Action, Change, Difference};
 use super::inventory::{FoundResource, Inventory, Owner};
+use super::notifications;
 use super::resource::{Kind, LATEST_VERSION, Properties, Resource, label, resolve};
 use super::stack::Stack;
 
@@ -43,18 +45,22 @@ impl Plan {
     /// A wanted name is taken.
     pub(super) fn new(stack: Stack, inventory: &Inventory, adopt: bool) -> Result<Plan, Refusal> {
         check_versions(&stack, inventory)?;
+        let stack = adoption::adapted(stack, inventory, adopt);
         let (mut changes, mut notes): (Vec<Change>, Vec<String>) = (Vec::new(), Vec::new());
         for resource in &stack.resources {
             let Some(found) = inventory.get(resource.kind, &resource.name) else {
+                notes.extend(notifications::note(resource, None));
                 changes.push(Change::of(Action::Create, resource, Vec::new()));
                 continue;
             };
             check_owner(&stack, found, adopt)?;
             check_network(&stack, found)?;
             notes.extend(closes_web_tier(resource, found));
+            notes.extend(notifications::note(resource, Some(found)));
+            notes.extend(adoption::note(resource, found, adopt));
             notes.extend(found.kms_key().map(|key| {
                 format!(
-                    "{} keeps its KMS key {key}: the key's policy has to allow kms:Decrypt and kms:GenerateDataKey to both roles",
+                    "{} keeps its KMS key {key}: both roles get kms:Decrypt and kms:GenerateDataKey on it, and its key policy has to let the policies of IAM decide, as the default one does",
                     label(found.kind, &found.name)
                 )
             }));
@@ -178,9 +184,12 @@ fn differences(
     differences
 }
 
-/// The changes that delete everything of the stack, machines first.
+/// The changes that delete everything of the stack but what is kept ([`adoption::kept`]), machines first.
 pub(super) fn removal(inventory: &Inventory) -> Vec<Change> {
-    let ours = inventory.found.iter().rev().filter(|found| found.owner == Owner::This);
+    let kept = adoption::kept(inventory);
+    let is_deleted =
+        |found: &&FoundResource| found.owner == Owner::This && !kept.contains(&(found.kind, found.name.as_str()));
+    let ours = inventory.found.iter().rev().filter(is_deleted);
     let mut changes: Vec<Change> = ours.map(Change::delete).collect();
     let replies = inventory.reply_queues.iter().chain(&inventory.queues_in_deletion).map(|name| Change {
         action: Action::Delete,
@@ -392,8 +401,9 @@ mod tests {
             &text::plan(&adopted),
             r#"stack imgcls in us-east-1, account 123456789012
               ~ queue              app-web-result-queue
-                  Tags: [] → [{"Key":"imgcls:stack","Value":"imgcls"}]
-            0 to create, 1 to update, 0 to delete"#,
+                  Tags: [] → [{"Key":"imgcls:adopted","Value":"true"},{"Key":"imgcls:stack","Value":"imgcls"}]
+            0 to create, 1 to update, 0 to delete
+            queue "app-web-result-queue" existed before the stack: destroy does not delete it"#,
         );
         found(&mut inventory, Kind::Role, "web-tier-sqs-access-role").owner =
             Owner::Other("imgcls in eu-west-1".into());

@@ -20,6 +20,10 @@ pub(super) const REGION_TAG: &str = "imgcls:region";
 /// The tag that a queue gets before it is deleted. SQS lists a deleted queue for up to a minute, and only the tag tells
 /// it from one that exists.
 pub(super) const DELETION_TAG: &str = "imgcls:deletion";
+/// The tag of a resource that existed before the stack and was taken over. It is not deleted with the stack.
+pub(super) const ADOPTED_TAG: &str = "imgcls:adopted";
+/// Attribute of a topic with the addresses whose owners have not confirmed that they want messages.
+pub(super) const UNCONFIRMED: &str = "Unconfirmed";
 /// Attribute of a launch template that changes with every version.
 pub(super) const LATEST_VERSION: &str = "LatestVersionNumber";
 
@@ -43,8 +47,10 @@ pub(super) enum Kind {
     AutoScalingGroup,
     LifecycleHook,
     ScalingPolicy,
+    Topic,
     Alarm,
     Dashboard,
+    Budget,
 }
 
 impl Kind {
@@ -65,8 +71,10 @@ impl Kind {
             Kind::AutoScalingGroup => "Auto Scaling group",
             Kind::LifecycleHook => "lifecycle hook",
             Kind::ScalingPolicy => "scaling policy",
+            Kind::Topic => "topic",
             Kind::Alarm => "alarm",
             Kind::Dashboard => "dashboard",
+            Kind::Budget => "budget",
         }
     }
 
@@ -86,8 +94,10 @@ impl Kind {
             Kind::AutoScalingGroup => ("AWS::AutoScaling::AutoScalingGroup", "AutoScalingGroupName"),
             Kind::LifecycleHook => ("AWS::AutoScaling::LifecycleHook", "LifecycleHookName"),
             Kind::ScalingPolicy => ("AWS::AutoScaling::ScalingPolicy", "PolicyName"),
+            Kind::Topic => ("AWS::SNS::Topic", "TopicName"),
             Kind::Alarm => ("AWS::CloudWatch::Alarm", "AlarmName"),
             Kind::Dashboard => ("AWS::CloudWatch::Dashboard", "DashboardName"),
+            Kind::Budget => ("AWS::Budgets::Budget", "BudgetName"),
         })
     }
 
@@ -185,7 +195,7 @@ pub(super) fn properties(value: Value) -> Properties {
 /// The tags of this program, in CloudFormation's form. All other tags are left alone.
 pub(super) fn our_tags<'a>(tags: impl IntoIterator<Item = (&'a str, &'a str)>) -> Value {
     let mut ours: Vec<(&str, &str)> =
-        tags.into_iter().filter(|(key, _)| [STACK_TAG, REGION_TAG].contains(key)).collect();
+        tags.into_iter().filter(|(key, _)| [ADOPTED_TAG, REGION_TAG, STACK_TAG].contains(key)).collect();
     ours.sort_unstable();
     ours.into_iter().map(|(key, value)| json!({"Key": key, "Value": value})).collect()
 }

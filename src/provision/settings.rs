@@ -50,6 +50,10 @@ pub struct Settings {
     pub network: NetworkChoice,
     /// AMI of the machines. If absent, Debian 12.
     pub image: Option<String>,
+    /// People get a shell on the machines through Session Manager.
+    pub session_manager: bool,
+    /// The people who are told of problems.
+    pub notify: Notify,
     /// Settings of the processes on the machines that the user gave.
     pub machines: Machines,
 }
@@ -61,6 +65,35 @@ pub enum Allow {
     Network(String),
     /// The address from which AWS sees the calls of this program.
     Me,
+}
+
+/// The people who are told of problems of a stack, and the problems.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Notify {
+    /// Addresses that get messages.
+    pub emails: Vec<String>,
+    /// ARNs of SNS topics of the user.
+    pub topics: Vec<String>,
+    /// An image that waits longer is a problem.
+    pub max_image_age: Duration,
+    /// Costs of a calendar month that are a problem, in the currency of the account.
+    pub monthly_budget: Option<f64>,
+}
+
+impl Notify {
+    /// Alarms of CloudWatch have five actions at most. One of them is the topic for the addresses.
+    pub const MOST_TOPICS: usize = 4;
+    /// AWS Budgets tells ten addresses at most of each limit.
+    pub const MOST_EMAILS: usize = 10;
+
+    /// Nobody is told.
+    pub fn nobody(max_image_age: Duration) -> Notify {
+        Notify { emails: Vec::new(), topics: Vec::new(), max_image_age, monthly_budget: None }
+    }
+
+    pub(super) fn has_recipients(&self) -> bool {
+        !self.emails.is_empty() || !self.topics.is_empty()
+    }
 }
 
 /// The network that the user chose.
@@ -196,6 +229,8 @@ impl Settings {
             keep_results_days: 30,
             network: NetworkChoice::default(),
             image: None,
+            session_manager: false,
+            notify: Notify::nobody(Duration::from_secs(900)),
             machines: Machines::default(),
         }
     }

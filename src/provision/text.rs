@@ -1,5 +1,6 @@
 //! Plans, states and costs as text for people.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde_json::Value;
@@ -12,7 +13,7 @@ use super::inventory::Inventory;
 use super::machines::{Machines, Outdated};
 use super::money::Cost;
 use super::plan::Plan;
-use super::resource::target_of;
+use super::resource::{Kind, STACK_TAG, target_of};
 use super::stack::Stack;
 
 /// Names the resources that have to exist in subnets whose machines have no public address.
@@ -91,28 +92,45 @@ fn value(value: Option<&Value>) -> String {
 }
 
 pub(super) fn cost(cost: &Cost) -> String {
-    let Cost { currency, prices_of, prices_region, per_million_images, .. } = cost;
+    let Cost { currency, prices_of, per_million_images, .. } = cost;
+    let prices_region = match &cost.region_without_prices {
+        None => cost.prices_region.clone(),
+        Some(region) => format!("{}, which are not those of {region}", cost.prices_region),
+    };
+    let not_counted = match &cost.not_counted[..] {
+        [] => String::new(),
+        usage => format!("; not counted, since the prices lack them: {}", usage.join(", ")),
+    };
     let (Some(at_rest_month), Some(at_max_day)) = (cost.at_rest_month, cost.at_max_day) else {
         return format!(
             "cost by the prices of {prices_of} ({prices_region}): {per_million_images:.2} {currency} a million images; \
-             price unknown for {}, so that the cost of machines is too (--prices FILE)\n",
+             price unknown for {}, so that the cost of machines is too (--prices FILE){not_counted}\n",
             cost.unknown_types.join(", ")
         );
     };
     format!(
         "cost by the prices of {prices_of} ({prices_region}): {at_rest_month:.2} {currency} a month at rest, \
-         {per_million_images:.2} a million images, {at_max_day:.2} a day with all {} workers ({})\n",
+         {per_million_images:.2} a million images, {at_max_day:.2} a day with all {} workers ({}){not_counted}\n",
         cost.most_workers, cost.workers
     )
 }
 
-pub(super) fn removal(stack: &Stack, changes: &[Change]) -> String {
+pub(super) fn removal(stack: &Stack, changes: &[Change], kept: &BTreeSet<(Kind, &str)>) -> String {
     let mut text = header(stack);
     for change in changes {
         let _ = writeln!(text, "  {}", self::change(change));
     }
+    for (kind, name) in kept {
+        let _ = writeln!(text, "  = {kind:<18} {name} stays: it was adopted, or belongs to what was");
+    }
     let _ = writeln!(text, "{} to delete", changes.len());
     text
+}
+
+/// For a stack of which nothing but so many adopted resources is left.
+pub(super) fn removed(stack: &Stack, kept: usize) -> String {
+    let but = if kept == 0 { String::new() } else { format!(", except {kept} that stay") };
+    format!("no resource with the tag {STACK_TAG}={} is left{but}\n", stack.name)
 }
 
 /// For a plan after whose changes the state was read again.
@@ -155,6 +173,9 @@ pub(super) fn status(plan: &Plan, inventory: &Inventory) -> String {
         let _ = writeln!(text, "  unwanted {:<18} {}", change.kind, change.name);
     }
     text.push_str(&totals(plan));
+    for note in &plan.notes {
+        let _ = writeln!(text, "{note}");
+    }
     for instance in &inventory.instances {
         let _ = writeln!(text, "machine {} of {}: {}", instance.id, instance.group, instance.state);
     }

@@ -3,7 +3,7 @@
 //! The template is `user_data.sh`, a complete script with names in `@…@`. Their values have a checked form (names, region,
 //! digest) and contain no quote, except for the file of settings, which is written through a quoted here-document.
 
-use super::bundle::BundleRef;
+use super::bundle::{BundleRef, Cpu};
 use super::names::ResourceNames;
 use super::package::PackageRef;
 use super::partition::Partition;
@@ -13,6 +13,8 @@ use crate::config::{Document, Names, toml_text};
 use crate::scaling_policy::Policy;
 
 const TEMPLATE: &str = include_str!("user_data.sh");
+/// The end of the script where people get a shell through Session Manager.
+const SESSION_MANAGER: &str = include_str!("session_manager.sh");
 /// The file of settings on a machine, as the units name it.
 const SETTINGS_FILE: &str = "--config /etc/imgcls/config.toml";
 /// How long a machine may take to start its service.
@@ -49,6 +51,11 @@ pub(crate) fn render(
     };
     let bucket = &settings.names.input_bucket;
     let settings_file = settings_file(tier, settings, site, bundle, packages);
+    let session_manager = if settings.session_manager {
+        SESSION_MANAGER.replace("@AGENT_URL@", &agent_url(bundle.cpu, &site.region))
+    } else {
+        String::new()
+    };
     // The file of settings comes last: it may contain any text, names in `@…@` too.
     let values = [
         ("@DIGEST@", bundle.digest.as_str()),
@@ -60,10 +67,21 @@ pub(crate) fn render(
         ("@STARTED@", started),
         ("@START_LIMIT@", START_LIMIT),
         ("@CAPABILITY@", capability),
+        ("@SESSION_MANAGER@", session_manager.trim_end()),
         ("@AUTOSCALE@", &autoscale(tier, settings.policy)),
         ("@SETTINGS@", settings_file.trim_end()),
     ];
     values.iter().fold(TEMPLATE.to_owned(), |script, (name, value)| script.replace(name, value))
+}
+
+/// The package of Session Manager's agent for Debian, which AWS keeps in a bucket in every region.
+fn agent_url(cpu: Cpu, region: &str) -> String {
+    let architecture = match cpu {
+        Cpu::X86_64 => "amd64",
+        Cpu::Arm64 => "arm64",
+    };
+    let suffix = Partition::of(region).suffix;
+    format!("https://s3.{region}.{suffix}/amazon-ssm-{region}/latest/debian_{architecture}/amazon-ssm-agent.deb")
 }
 
 /// Returns the settings file of a machine: the names and limits of the stack, and the user's own settings for the tier.
@@ -175,6 +193,18 @@ mod tests {
         assert!(worker.contains("\n[worker]\nmax-pixels = \"1000\"\n") && !worker.contains("[web]"), "{worker}");
         let delayed = rendered(Tier::Web, Machines { web: given("drain-delay", &["9s"]), ..Machines::default() });
         assert!(delayed.contains("drain-delay = \"9s\"") && !delayed.contains("drain-delay = \"5s\""), "{delayed}");
+    }
+
+    #[test]
+    fn agent_of_session_manager_is_installed_on_request_alone() {
+        let rendered = |session_manager: bool| {
+            let settings = Settings { session_manager, ..Settings::for_tests("imgcls") };
+            render(Tier::Worker, &settings, &Site::for_tests(), &BundleRef::unknown(), &[])
+        };
+        assert!(!rendered(false).contains("ssm"), "{}", rendered(false));
+        let url =
+            "agent=https://s3.us-east-1.amazonaws.com/amazon-ssm-us-east-1/latest/debian_amd64/amazon-ssm-agent.deb\n";
+        assert!(rendered(true).contains(url), "{}", rendered(true));
     }
 
     #[test]

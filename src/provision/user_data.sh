@@ -179,3 +179,4 @@ systemctl poweroff
 CHECK
 chmod 755 /opt/imgcls/check-start
 systemd-run --unit=imgcls-check-start --on-active=@START_LIMIT@ /opt/imgcls/check-start
+@SESSION_MANAGER@

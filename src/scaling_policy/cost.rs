@@ -25,6 +25,8 @@ pub struct Prices {
     pub(crate) sqs: Sqs,
     pub(crate) s3: S3,
     pub(crate) cloudwatch: CloudWatch,
+    /// Absent in older price files.
+    pub(crate) logs: Option<Logs>,
     pub(crate) ebs: Ebs,
     pub(crate) network: Network,
     pub(crate) spot: Spot,
@@ -54,6 +56,14 @@ pub(crate) struct CloudWatch {
     pub(crate) high_resolution_alarm_month: f64,
     pub(crate) metric_month: f64,
     pub(crate) dashboard_month: f64,
+    /// Calls that publish metrics. Absent in older price files.
+    pub(crate) requests_per_thousand: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Logs {
+    pub(crate) ingested_gb: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
@@ -126,6 +136,10 @@ pub(crate) struct FixedResources {
     pub(crate) stored_gb: f64,
     /// Long polls and depth readings of an idle stack.
     pub(crate) sqs_requests_per_hour: f64,
+    /// Calls that publish metrics.
+    pub(crate) metric_requests_per_hour: f64,
+    /// What machines write to their log in a month.
+    pub(crate) log_gb_per_month: f64,
 }
 
 /// Mean number of calls for one image.
@@ -186,7 +200,13 @@ impl Prices {
                 .into_iter()
                 .chain([(format!("the baseline of {name}"), price.baseline.unwrap_or(0.0), 1.0)])
         });
-        let CloudWatch { alarm_month, high_resolution_alarm_month, metric_month, dashboard_month } = self.cloudwatch;
+        let CloudWatch {
+            alarm_month,
+            high_resolution_alarm_month,
+            metric_month,
+            dashboard_month,
+            requests_per_thousand,
+        } = self.cloudwatch;
         let others = [
             ("sqs.per_million_requests", self.sqs.per_million_requests),
             ("s3.put_per_thousand", self.s3.put_per_thousand),
@@ -196,6 +216,8 @@ impl Prices {
             ("cloudwatch.high_resolution_alarm_month", high_resolution_alarm_month),
             ("cloudwatch.metric_month", metric_month),
             ("cloudwatch.dashboard_month", dashboard_month),
+            ("cloudwatch.requests_per_thousand", requests_per_thousand.unwrap_or(0.0)),
+            ("logs.ingested_gb", self.logs.map_or(0.0, |logs| logs.ingested_gb)),
             ("ebs.gp3_gb_month", self.ebs.gp3_gb_month),
             ("network.public_ipv4_hour", self.network.public_ipv4_hour),
         ]
@@ -210,6 +232,12 @@ impl Prices {
             Some((name, _)) => Err(format!("{name} has no vCPU")),
             None => Ok(()),
         }
+    }
+
+    /// The usage for which a file of an older form has no price. It counts as free.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        let metrics = self.cloudwatch.requests_per_thousand.is_none().then_some("calls that publish metrics");
+        metrics.into_iter().chain(self.logs.is_none().then_some("logs")).collect()
     }
 
     /// # Errors
@@ -248,6 +276,8 @@ impl Prices {
             + f64::from(fixed.dashboards) * cloudwatch.dashboard_month
             + fixed.stored_gb * self.s3.storage_gb_month
             + fixed.sqs_requests_per_hour * HOURS_PER_MONTH * self.sqs.per_million_requests / 1e6
+            + fixed.metric_requests_per_hour * HOURS_PER_MONTH * cloudwatch.requests_per_thousand.unwrap_or(0.0) / 1e3
+            + fixed.log_gb_per_month * self.logs.map_or(0.0, |logs| logs.ingested_gb)
     }
 
     /// The calls of `count` images.
@@ -320,10 +350,12 @@ mod tests {
             dashboards: 1,
             stored_gb: 10.0,
             sqs_requests_per_hour: 1000.0,
+            metric_requests_per_hour: 360.0,
+            log_gb_per_month: 2.0,
             ..FixedResources::default()
         };
         let estimate = prices.estimate(&web, (&none, &most), &fixed, &CallsPerImage::UNBATCHED);
-        let fixed = 0.3 + 0.3 + 3.0 + 0.23 + 0.292;
+        let fixed = 0.3 + 0.3 + 3.0 + 0.23 + 0.292 + 2.628 + 1.0;
         close(estimate.idle_month, 0.085 * 730.0 + fixed);
         close(estimate.at_max_hour, 5.0 * 0.085);
         close(estimate.at_max_day, 5.0 * 0.085 * 24.0 + fixed / 730.0 * 24.0);

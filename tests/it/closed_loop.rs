@@ -242,7 +242,17 @@ fn environment() -> Vec<(String, String)> {
     let mut environment = emulators::credentials();
     let at = |service: &str, url: String| (format!("AWS_ENDPOINT_URL_{service}"), url);
     environment.extend(["SQS", "S3"].map(|service| at(service, ministack().url())));
-    let of_moto = ["IAM", "CLOUDWATCH", "AUTO_SCALING", "STS", "EC2", "CLOUDWATCH_LOGS", "RESOURCE_GROUPS_TAGGING_API"];
+    let of_moto = [
+        "IAM",
+        "CLOUDWATCH",
+        "AUTO_SCALING",
+        "STS",
+        "EC2",
+        "CLOUDWATCH_LOGS",
+        "RESOURCE_GROUPS_TAGGING_API",
+        "SNS",
+        "BUDGETS",
+    ];
     environment.extend(of_moto.map(|service| at(service, moto_of_stacks().url())));
     environment.push(("AWS_ACCESS_KEY_ID".to_owned(), ACCOUNT.to_owned()));
     environment.push(("AWS_REGION".to_owned(), "us-east-1".to_owned()));

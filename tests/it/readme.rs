@@ -109,7 +109,18 @@ const OTHER_FLAGS: [(&str, &[&str]); 5] = [
     ("cargo", &["--bench", "--lib", "--locked", "--no-default-features", "--nocapture", "--release", "--test"]),
     (
         "curl, aws, podman and systemctl",
-        &["--attributes", "--data-binary", "--now", "--queue-url", "--read-only", "--rm", "--tmpfs"],
+        &[
+            "--attributes",
+            "--data-binary",
+            "--now",
+            "--policy-document",
+            "--policy-name",
+            "--queue-url",
+            "--read-only",
+            "--rm",
+            "--target",
+            "--tmpfs",
+        ],
     ),
     (
         "other scripts",

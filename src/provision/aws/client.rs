@@ -120,6 +120,24 @@ impl Cloud {
         }
     }
 
+    /// As [`Cloud::if_there`]. If these credentials may not look, or the endpoint does not know the service, a resource that
+    /// is not wanted counts as absent.
+    pub(super) fn if_visible<T, E>(
+        &self,
+        action: &str,
+        resource: &str,
+        is_wanted: bool,
+        answer: Result<T, SdkError<E, HttpResponse>>,
+    ) -> anyhow::Result<Option<T>>
+    where
+        E: ProvideErrorMetadata + Error + 'static,
+    {
+        match answer {
+            Err(error) if !is_wanted && matches!(self.fault(action, resource, &error), Fault::Fatal(_)) => Ok(None),
+            answer => self.if_there(action, resource, answer),
+        }
+    }
+
     /// Checks the answer of a deletion. A resource that does not exist counts as deleted.
     pub(super) fn gone<T, E>(
         &self,

@@ -9,6 +9,7 @@ use futures::StreamExt as _;
 use serde_json::{Value, json};
 
 use super::client::{Attributes, CONCURRENT_CALLS, Cloud, integer, member, owner_by_tags, text};
+use crate::provision::adoption::adopted_dashboard_mark;
 use crate::provision::arns::Arns;
 use crate::provision::inventory::{FoundResource, Owner};
 use crate::provision::names::{ResourceNames, dashboard_mark};
@@ -69,10 +70,11 @@ impl Cloud {
         let answer = self.if_there("cloudwatch:GetDashboard", &label(Kind::Dashboard, &name), answer)?;
         Ok(answer.and_then(|answer| answer.dashboard_body).map(|body| {
             let json: Value = serde_json::from_str(&body).unwrap_or_default();
-            let mark = dashboard_mark(&stack.name);
+            let marks_of_stack = [dashboard_mark(&stack.name), adopted_dashboard_mark(&stack.name)];
             let widgets = json["widgets"].as_array();
             let marks = widgets.into_iter().flatten().filter_map(|widget| widget["properties"]["markdown"].as_str());
-            let owner = if marks.into_iter().any(|text| text == mark) { Owner::This } else { Owner::Nobody };
+            let is_ours = |text: &str| marks_of_stack.iter().any(|mark| mark == text);
+            let owner = if marks.into_iter().any(is_ours) { Owner::This } else { Owner::Nobody };
             // Serialized again, so that white space and order do not count as differences.
             let body = if json.is_null() { body } else { json.to_string() };
             FoundResource::new(Kind::Dashboard, &name, owner, json!({"DashboardBody": body}))

@@ -4,6 +4,7 @@
 //! exists already, it is updated to the wanted state.
 
 mod autoscaling;
+mod budgets;
 mod checkip;
 mod client;
 mod cloudwatch;
@@ -17,6 +18,7 @@ mod query;
 mod s3;
 mod security_groups;
 mod signed;
+mod sns;
 mod sqs;
 mod tagging;
 
@@ -64,7 +66,7 @@ impl Cloud {
     /// One line: the action, the resource, the reason and what to do.
     pub(super) async fn observe(&self, stack: &Stack) -> anyhow::Result<Inventory> {
         let mut inventory = Inventory::default();
-        let (logs, queues, (buckets, data), roles, (network, instances), groups, cloudwatch) = tokio::try_join!(
+        let (logs, queues, (buckets, data), roles, (network, instances), groups, cloudwatch, topic, budget) = tokio::try_join!(
             self.observe_logs(stack),
             self.observe_queues(stack),
             self.observe_buckets(stack),
@@ -72,9 +74,13 @@ impl Cloud {
             self.observe_ec2(stack),
             self.observe_groups(stack),
             self.observe_cloudwatch(stack),
+            self.observe_topic(stack),
+            self.observe_budget(stack),
         )?;
-        inventory.found =
-            [logs, queues.found, buckets, roles, network, groups, cloudwatch].into_iter().flatten().collect();
+        inventory.found = [logs, queues.found, buckets, roles, network, groups, cloudwatch, topic, budget]
+            .into_iter()
+            .flatten()
+            .collect();
         (inventory.reply_queues, inventory.queues_in_deletion) = (queues.replies, queues.in_deletion);
         (inventory.buckets_with_data, inventory.instances) = (data, instances);
         inventory.sort();
@@ -136,8 +142,10 @@ impl Cloud {
             Kind::AutoScalingGroup => self.put_group(resource, found).await,
             Kind::LifecycleHook => self.put_hook(resource).await,
             Kind::ScalingPolicy => self.put_scaling_policy(resource).await,
+            Kind::Topic => self.put_topic(resource, found).await,
             Kind::Alarm => self.put_alarm(resource, found).await,
             Kind::Dashboard => self.put_dashboard(resource).await,
+            Kind::Budget => self.put_budget(resource, stack, found).await,
         }
     }
 
@@ -156,8 +164,10 @@ impl Cloud {
             Kind::AutoScalingGroup => self.delete_group(name).await,
             Kind::LifecycleHook => self.delete_hook(name).await,
             Kind::ScalingPolicy => self.delete_scaling_policy(name).await,
+            Kind::Topic => self.delete_topic(name, stack).await,
             Kind::Alarm => self.delete_alarm(name).await,
             Kind::Dashboard => self.delete_dashboard(name).await,
+            Kind::Budget => self.delete_budget(name, stack).await,
         }
     }
 }

@@ -45,6 +45,8 @@ pub(super) enum Scope {
     Region,
     /// One in every partition of AWS, which also says for which region a call is signed: IAM.
     Partition,
+    /// That of AWS Budgets, which some partitions have.
+    Budgets,
 }
 
 impl Call {
@@ -122,6 +124,10 @@ impl Signed {
         let region = match call.scope {
             Scope::Region => self.region(),
             Scope::Partition => Partition::of(&self.region()).iam_region.to_owned(),
+            Scope::Budgets => {
+                let budgets = Partition::of(&self.region()).budgets();
+                budgets.ok_or("this partition has no AWS Budgets")?.region.to_owned()
+            }
         };
         let parameters = v4::SigningParams::builder()
             .identity(&identity)
@@ -152,6 +158,9 @@ fn endpoint_of(service: &str, scope: Scope, region: &str) -> String {
     match scope {
         Scope::Region => format!("https://{service}.{region}.{}", partition.suffix),
         Scope::Partition => format!("https://{}", partition.iam_host()),
+        Scope::Budgets => {
+            format!("https://{}", partition.budgets().map_or("budgets.amazonaws.com", |budgets| budgets.host))
+        }
     }
 }
 
@@ -204,5 +213,7 @@ mod tests {
         assert_eq!(ec2("cn-north-1"), "https://ec2.cn-north-1.amazonaws.com.cn");
         let iam = endpoint_of("iam", Scope::Partition, "us-gov-east-1");
         assert_eq!(iam, "https://iam.us-gov.amazonaws.com");
+        let budgets = endpoint_of("budgets", Scope::Budgets, "cn-north-1");
+        assert_eq!(budgets, "https://budgets.amazonaws.com.cn");
     }
 }

@@ -1,5 +1,6 @@
 //! The queues of a stack, and the reply queues of its web processes.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -75,13 +76,20 @@ impl Cloud {
     ///
     /// # Errors
     /// A call fails, or there are still queues after [`LONGEST_DELETION`].
-    pub(in crate::provision) async fn wait_for_deleted_queues(&self, stack: &Stack) -> anyhow::Result<()> {
+    pub(in crate::provision) async fn wait_for_deleted_queues(
+        &self,
+        stack: &Stack,
+        kept: &BTreeSet<(Kind, &str)>,
+    ) -> anyhow::Result<()> {
         let deadline = tokio::time::Instant::now() + LONGEST_DELETION;
         let mut backoff = POLL_DELAYS.start();
         let mut listings_without = 0;
         while listings_without < LISTINGS_WITHOUT {
             let queues = self.observe_queues(stack).await?;
-            let owned = queues.found.into_iter().filter(|queue| queue.owner == Owner::This).map(|queue| queue.name);
+            let is_deleted = |queue: &FoundResource| {
+                queue.owner == Owner::This && !kept.contains(&(Kind::Queue, queue.name.as_str()))
+            };
+            let owned = queues.found.into_iter().filter(is_deleted).map(|queue| queue.name);
             let late: Vec<String> = owned.chain(queues.replies).collect();
             for name in &late {
                 self.delete_queue(name).await?;

@@ -13,7 +13,7 @@ use crate::provision::tier::Tier;
 pub(super) fn check(observed: &Observed, target: &Target<'_>, findings: &mut Findings) {
     let arns = Arns::new(target.account, target.region);
     let Target { names, read_buckets, group: worker_group, log_group, .. } = *target;
-    let scope = Scope { arns: &arns, names, read_buckets, worker_group, log_group };
+    let scope = Scope { arns: &arns, names, read_buckets, worker_group, log_group, session_manager: false };
     for role in &observed.roles {
         let on = format!("role {:?}", role.name);
         let Some(found) = &role.found else {
@@ -36,6 +36,7 @@ pub(super) fn check(observed: &Observed, target: &Target<'_>, findings: &mut Fin
             );
         }
         permissions(found, role.tier, &scope, &on, findings);
+        customer_keys(found, observed, &arns, &on, findings);
     }
 }
 
@@ -54,11 +55,7 @@ fn trusts_instances(trust: &Value, region: &str) -> bool {
 }
 
 fn permissions(role: &FoundRole, tier: Tier, scope: &Scope<'_>, on: &str, findings: &mut Findings) {
-    let allowed = |action: &str, resource: &str| {
-        let documents = &role.documents;
-        documents.iter().any(|document| policy_evaluation::allows(document, action, resource))
-            && !documents.iter().any(|document| policy_evaluation::denies(document, action, resource))
-    };
+    let allowed = |action: &str, resource: &str| is_allowed(role, action, resource);
     // By resource, since one statement of a policy grants them together.
     let mut missing: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (action, resource) in permissions::needed(tier, scope) {
@@ -86,6 +83,31 @@ fn permissions(role: &FoundRole, tier: Tier, scope: &Scope<'_>, on: &str, findin
                 on,
                 format!("it allows everything in {service}, on every resource of the account"),
                 "name the actions and the resources that the tier needs; `imgcls provision export` prints them",
+            );
+        }
+    }
+}
+
+fn is_allowed(role: &FoundRole, action: &str, resource: &str) -> bool {
+    let documents = &role.documents;
+    documents.iter().any(|document| policy_evaluation::allows(document, action, resource))
+        && !documents.iter().any(|document| policy_evaluation::denies(document, action, resource))
+}
+
+/// A process that sends to a queue with a customer's key, or receives from it, needs permission to use the key.
+fn customer_keys(role: &FoundRole, observed: &Observed, arns: &Arns<'_>, on: &str, findings: &mut Findings) {
+    for (queue, properties) in &observed.queues {
+        // A policy names an alias only as a condition, which is not evaluated here.
+        let key = properties["KmsMasterKeyId"].as_str().filter(|key| !key.is_empty() && !key.contains("alias/"));
+        let Some(key) = key else { continue };
+        let key = if key.starts_with("arn:") { key.to_owned() } else { arns.key(key) };
+        let needed = ["kms:Decrypt", "kms:GenerateDataKey"].into_iter();
+        let missing: Vec<&str> = needed.filter(|action| !is_allowed(role, action, &key)).collect();
+        if !missing.is_empty() {
+            findings.broken(
+                on,
+                format!("it lacks {} on {key}, with which queue {queue:?} is encrypted", missing.join(", ")),
+                "add these actions to a policy of the role; `imgcls provision` does",
             );
         }
     }

@@ -79,10 +79,7 @@ impl Builder<'_> {
             },
             "CapacityRebalance": settings.spot_percent > 0,
             "DefaultInstanceWarmup": INSTANCE_WARMUP.as_secs(),
-            "MetricsCollection": [{
-                "Granularity": "1Minute",
-                "Metrics": ["GroupDesiredCapacity", "GroupInServiceInstances"],
-            }],
+            "MetricsCollection": group_metrics(),
             "NewInstancesProtectedFromScaleIn": false,
             "SuspendedProcesses": [],
             "Tags": self.group_tags(),
@@ -104,7 +101,8 @@ impl Builder<'_> {
         }
         let name = self.names.web_template.clone();
         self.template("WebTemplate", name.clone(), Tier::Web, self.settings.web_type(self.bundle.cpu));
-        let size = self.settings.web_instances.to_string();
+        let settings = self.settings;
+        let size = settings.web_instances.to_string();
         let members = json!({
             "MinSize": size,
             "MaxSize": size,
@@ -118,9 +116,16 @@ impl Builder<'_> {
             "HealthCheckType": if self.settings.target_group.is_some() { "ELB" } else { "EC2" },
             "HealthCheckGracePeriod": HEALTH_CHECK_GRACE.as_secs(),
             "TargetGroupARNs": self.settings.target_group.iter().collect::<Vec<_>>(),
+            // An alarm reads them.
+            "MetricsCollection": settings.notify.has_recipients().then(group_metrics),
             "SuspendedProcesses": [],
             "Tags": self.group_tags(),
         });
         self.add("WebGroup", Kind::AutoScalingGroup, self.names.web_group.clone(), members);
     }
+}
+
+/// The metrics of a group that alarms read.
+fn group_metrics() -> Value {
+    json!([{"Granularity": "1Minute", "Metrics": ["GroupDesiredCapacity", "GroupInServiceInstances"]}])
 }

@@ -6,6 +6,7 @@ mod access;
 mod builder;
 mod dashboard;
 mod groups;
+mod notifications;
 mod scaling;
 mod storage;
 
@@ -17,6 +18,7 @@ use super::package::PackageRef;
 use super::resource::{Kind, Resource};
 use super::settings::{Settings, Site};
 use builder::Builder;
+pub(super) use notifications::budget_filters;
 
 /// The wanted state of a stack.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,6 +61,7 @@ impl Stack {
         builder.workers();
         builder.scaling();
         builder.web();
+        builder.notifications();
         builder.dashboard();
         Stack {
             name: settings.stack.clone(),

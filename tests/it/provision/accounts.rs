@@ -1,11 +1,13 @@
 //! Accounts that are not like the one of a tutorial: without a default VPC, with other instance types, with a program that
 //! the machines cannot run.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::{Stack, between, call_emulator, call_s3, environment, proxy, small_bundle, write_bundle_with};
 use crate::emulators::{Emulator, STRICT, credentials, moto_of_stacks};
@@ -262,6 +264,106 @@ fn calls_go_through_the_proxy_of_the_environment() {
     assert_eq!(asked.join().unwrap(), "CONNECT sts.us-east-1.amazonaws.com:443 HTTP/1.1\r\n");
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// A home directory with a profile, and a command `aws` in its folder `bin` that runs this script.
+fn home_with_profile(profile: &str, script: &str) -> tempfile::TempDir {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join("config"), profile).unwrap();
+    let bin = home.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::write(bin.join("aws"), format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(bin.join("aws"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    home
+}
+
+#[test]
+fn profiles_that_sign_in_with_a_browser_get_their_credentials_from_the_command_line_of_aws() {
+    let keys = Arc::new(Mutex::new(BTreeSet::new()));
+    let seen = Arc::clone(&keys);
+    let address = proxy::start(move |call| {
+        let authorization = call.header("authorization").unwrap_or_default();
+        seen.lock().unwrap().insert(between(authorization, "Credential=", "/").to_owned());
+        call.forward_to(moto_of_stacks().address)
+    });
+    let plan = |profile: &str, script: &str| {
+        let home = home_with_profile(profile, script);
+        let mut stack = Stack { environment: environment(&format!("http://{address}")), ..Stack::new("person") };
+        stack.environment.retain(|(name, _)| !name.contains("KEY") && name != "AWS_CONFIG_FILE");
+        let path = format!("{}:{}", home.path().join("bin").display(), std::env::var("PATH").unwrap());
+        let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        stack.environment.push(set("AWS_CONFIG_FILE", home.path().join("config").to_str().unwrap()));
+        stack.environment.extend([set("PATH", &path), set("AWS_PROFILE", "team/me")]);
+        let ran = stack.run(&["plan"]);
+        let asked = std::fs::read_to_string(home.path().join("config.asked")).unwrap_or_default();
+        (ran, asked)
+    };
+    let print = |key: &str| {
+        format!(
+            "echo \"$@\" > \"$AWS_CONFIG_FILE.asked\"\n\
+             echo '{{\"Version\": 1, \"AccessKeyId\": \"{key}\", \"SecretAccessKey\": \"s\", \"SessionToken\": \"t\"}}'"
+        )
+    };
+    let session = "[profile team/me]\nsso_session = work\nsso_account_id = 123456789012\nsso_role_name = Admin\n\
+        [sso-session work]\nsso_start_url = https://work.example\nsso_region = us-east-1\n";
+    let old = "[profile team/me]\nsso_start_url = https://work.example\nsso_region = us-east-1\n";
+    let login = "[profile team/me]\nlogin_session = arn:aws:iam::123456789012:user/me\n";
+    let chained = format!(
+        "[profile team/me]\nrole_arn = arn:aws:iam::1:role/r\nsource_profile = base\n{}",
+        session.replace("team/me", "base")
+    );
+    for (key, profile) in [("SESSION", session), ("OLD", old), ("LOGIN", login), ("CHAINED", &chained)] {
+        let (ran, asked) = plan(profile, &print(key));
+        assert_eq!(ran.code, Some(0), "{key}: {}", ran.stderr);
+        assert_eq!(asked, "configure export-credentials --format process --profile team/me\n");
+        assert!(keys.lock().unwrap().contains(key), "{keys:?}");
+    }
+
+    let expired = "echo 'Error loading SSO Token: Token for work has expired' >&2; exit 255";
+    for (profile, sign_in) in [(session, "aws sso login"), (login, "aws login")] {
+        let (ran, _) = plan(profile, expired);
+        assert_eq!(ran.code, Some(1));
+        assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
+        assert!(ran.stderr.contains(&format!("run `{sign_in} --profile")), "{}", ran.stderr);
+        assert!(ran.stderr.contains("Token for work has expired"), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn shell_by_session_manager_is_made_on_request_alone() {
+    let stack = Stack::new("shell");
+    let roles = |flags: &[&str]| {
+        let plan = stack.succeeds(&[&["plan", "--json"][..], flags].concat());
+        let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+        let resources = plan["plan"]["stack"]["resources"].as_array().unwrap().clone();
+        resources
+            .into_iter()
+            .filter(|resource| resource["kind"] == "Role")
+            .map(|role| role.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert!(roles(&[]).iter().all(|role| !role.contains("ssmmessages")));
+    let with_shell = roles(&["--ssm"]);
+    assert_eq!(with_shell.len(), 2);
+    assert!(with_shell.iter().all(|role| role.contains("ssmmessages:OpenDataChannel")), "{with_shell:?}");
+}
+
+#[test]
+fn prices_of_another_region_are_named_and_no_limit_is_checked_by_them() {
+    let stack = Stack::new("abroad");
+    let plan = stack.succeeds(&["plan", "--region", "us-west-2"]);
+    assert!(plan.contains("(us-east-1, which are not those of us-west-2): "), "{plan}");
+    let error = stack.fails(&["plan", "--region", "us-west-2", "--max-hourly", "100"]);
+    assert!(error.contains("the prices are those of us-east-1, not of us-west-2"), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let prices = folder.path().join("prices.toml");
+    let built_in = include_str!("../../../src/scaling_policy/prices.toml");
+    let older = built_in.replace("region = \"us-east-1\"", "region = \"us-west-2\"");
+    let older = older.replace("[logs]\ningested_gb = 0.50\n", "");
+    std::fs::write(&prices, older).unwrap();
+    let own = ["plan", "--region", "us-west-2", "--max-hourly", "100", "--prices", prices.to_str().unwrap()];
+    let plan = stack.succeeds(&own);
+    assert!(plan.contains("not counted, since the prices lack them: logs") && !plan.contains("not those of"), "{plan}");
 }
 
 /// An x86-64 program that consists of little else than the table of the versions that it needs.

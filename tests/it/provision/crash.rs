@@ -12,7 +12,7 @@ use crate::harness::request;
 const LANES: usize = 2;
 /// `destroy` is killed at every `STRIDE`th call only.
 const STRIDE: usize = 5;
-const APPLY: [&str; 3] = ["apply", "--web-instances", "0"];
+const APPLY: [&str; 7] = ["apply", "--web-instances", "0", "--notify", "ops@example.org", "--budget", "50"];
 
 /// Forwards calls to the emulator, and kills a process when a given number of changing calls were answered.
 struct Killer {
@@ -90,7 +90,7 @@ fn lane(first: usize) -> usize {
     while killer.kill_at(&mortal, &APPLY, nth) {
         kills += 1;
         direct.succeeds(&APPLY);
-        let plan = direct.run(&["plan", "--detailed-exitcode", "--web-instances", "0"]);
+        let plan = direct.run(&[&["plan", "--detailed-exitcode"][..], &APPLY[1..]].concat());
         assert_eq!(plan.code, Some(0), "killed at call {nth}: {}{}", plan.stdout, plan.stderr);
         if nth.is_multiple_of(STRIDE) {
             killer.kill_at(&mortal, &["destroy", "--yes"], nth);

@@ -5,6 +5,7 @@ use crate::emulators::moto_of_stacks;
 
 const QUEUE: &str = "faulty-web-app-image-transport";
 const BULK_QUEUE: &str = "faulty-web-app-image-transport-bulk";
+const KEY: &str = "arn:aws:kms:us-east-1:123456789012:key/11111111-2222-3333-4444-555555555555";
 const GROUP: &str = "faulty-apptierAutoscaling";
 const WORKER_ROLE: &str = "faulty-app-tier-sqs-s3-access-role";
 const WEB_ROLE: &str = "faulty-web-tier-sqs-access-role";
@@ -149,6 +150,13 @@ fn faults_of_roles() -> Vec<Fault> {
     let trust = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"lambda.amazonaws.com"},"Action":"sts:AssumeRole"}]}"#;
     let on = |role: &str, fault: &str| format!("role \"{role}\": {fault}");
     vec![
+        fault(
+            attribute(BULK_QUEUE, "KmsMasterKeyId", KEY),
+            on(
+                WORKER_ROLE,
+                &format!("it lacks kms:Decrypt, kms:GenerateDataKey on {KEY}, with which queue \"{BULK_QUEUE}\""),
+            ),
+        ),
         fault(
             iam(format!("Action=UpdateAssumeRolePolicy&RoleName={WORKER_ROLE}&PolicyDocument={}", encoded(trust))),
             on(WORKER_ROLE, "its trust policy does not let EC2 assume it"),

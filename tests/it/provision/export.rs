@@ -26,12 +26,18 @@ fn exported_template_has_all_resources_and_passes_cfn_lint() {
     let stack = Stack::new("exported");
     let folder = tempfile::tempdir().unwrap();
     let target = ["--policy", "target", "--service-time", "20ms", "--spot-share", "50", "--min", "1"];
-    for (name, flags) in [("step", &[][..]), ("target", &target[..])] {
+    let told = ["--notify", "ops@example.org,arn:aws:sns:us-east-1:123456789012:pager", "--budget", "50", "--ssm"];
+    for (name, flags) in [("step", &[][..]), ("target", &target[..]), ("told", &told)] {
         let text = stack.succeeds(&[&["export"][..], flags].concat());
         let template: Value = serde_json::from_str(&text).unwrap();
         let resources = template["Resources"].as_object().unwrap();
         // Step scaling has two alarms and their policies. Target tracking has one policy, whose alarms AWS creates.
-        assert_eq!(resources.len(), if name == "step" { 26 } else { 23 }, "{text}");
+        // Notifications add a topic, four alarms and a budget.
+        assert_eq!(
+            resources.len(),
+            [("step", 26), ("target", 23), ("told", 32)].into_iter().find(|(flags, _)| *flags == name).unwrap().1,
+            "{text}"
+        );
         assert!(!resources.contains_key("Bundle"), "{text}");
         assert_eq!(resources["RequestQueue"]["Properties"]["QueueName"], "exported-web-app-image-transport");
         let path = folder.path().join(format!("{name}.json"));

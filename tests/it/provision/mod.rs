@@ -1,11 +1,14 @@
 //! `imgcls provision` against an emulator: creates, changes, repairs and deletes stacks.
 
 mod accounts;
+mod adopt;
 mod crash;
 mod doctor;
 mod drift;
 mod export;
 mod models;
+mod notify;
+mod policy;
 mod proxy;
 mod refusals;
 mod second_opinion;
@@ -23,8 +26,19 @@ use crate::harness::{Process, Response, free_port, imgcls, request, until};
 
 /// Each service gets an endpoint variable of its own. The stack is then the same as on AWS itself, whereas one endpoint
 /// for all services would change it.
-const SERVICES: [&str; 9] =
-    ["SQS", "S3", "IAM", "CLOUDWATCH", "AUTO_SCALING", "STS", "EC2", "CLOUDWATCH_LOGS", "RESOURCE_GROUPS_TAGGING_API"];
+const SERVICES: [&str; 11] = [
+    "SQS",
+    "S3",
+    "IAM",
+    "CLOUDWATCH",
+    "AUTO_SCALING",
+    "STS",
+    "EC2",
+    "CLOUDWATCH_LOGS",
+    "RESOURCE_GROUPS_TAGGING_API",
+    "SNS",
+    "BUDGETS",
+];
 
 fn environment(url: &str) -> Vec<(String, String)> {
     let mut environment = emulators::credentials();

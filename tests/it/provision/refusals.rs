@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::proxy::{self, Call};
-use super::{Stack, call_emulator, environment, small_bundle};
+use super::{Stack, call_emulator, call_s3, environment, small_bundle};
 use crate::emulators::{self, moto_of_stacks};
 use crate::harness::{free_port, imgcls};
 
@@ -55,6 +55,33 @@ fn wrong_usage_exits_with_2() {
         assert_eq!(ran.code, Some(2), "{flags:?}: {}", ran.stderr);
         assert!(ran.stderr.contains(expected), "{flags:?}: {}", ran.stderr);
     }
+}
+
+#[test]
+fn no_variable_and_no_file_confirms_a_deletion() {
+    let stack = Stack::at_plain_http_endpoint("unconfirmed");
+    stack.succeeds(&["apply", "--web-instances", "0"]);
+    call_s3("PUT", &format!("/{}/images/1", stack.input_bucket()), "an image");
+    let with_variables = |command: &[&str]| {
+        let mut process = stack.command(command);
+        for name in ["IMGCLS_YES", "IMGCLS_DELETE_DATA", "IMGCLS_FORCE"] {
+            process.env(name, "true");
+        }
+        let output = process.output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(with_variables(&["destroy", "--delete-data"]).contains("give --yes"));
+    assert!(with_variables(&["destroy", "--yes"]).contains("give --delete-data"));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("stack.toml");
+    for key in ["yes", "delete-data"] {
+        std::fs::write(&file, format!("[provision]\n{key} = true\n")).unwrap();
+        let ran = stack.run(&["destroy", "--config", file.to_str().unwrap()]);
+        assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+        assert!(ran.stderr.contains(key), "{}", ran.stderr);
+    }
+    stack.destroy();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use aws_sdk_autoscaling::types::{
 use serde_json::Value;
 
 use crate::provision::aws::client::{integer, member, text};
-use crate::provision::resource::{Resource, tags_of};
+use crate::provision::resource::{ADOPTED_TAG, Resource, tags_of};
 
 /// Converts the properties of a resource to parameters of calls.
 pub(super) struct Parameters<'a>(pub &'a Resource);
@@ -116,9 +116,10 @@ pub(super) fn group_tags(resource: &Resource) -> Vec<Tag> {
         Tag::builder()
             .resource_id(&resource.name)
             .resource_type("auto-scaling-group")
+            // Machines have the tags of their stack, and are not adopted.
+            .propagate_at_launch(key != ADOPTED_TAG)
             .key(key)
             .value(value)
-            .propagate_at_launch(true)
             .build()
     });
     tags.collect()

@@ -7,7 +7,7 @@ use aws_sdk_autoscaling::types::{
 use serde_json::{Value, json};
 
 use crate::provision::inventory::{FoundResource, Owner};
-use crate::provision::resource::{Kind, STACK_TAG, in_group, number, properties};
+use crate::provision::resource::{ADOPTED_TAG, Kind, STACK_TAG, in_group, number, properties};
 
 pub(in crate::provision::aws) fn group_to_json(group: &AutoScalingGroup) -> Value {
     let mut subnets: Vec<&str> = group.vpc_zone_identifier.as_deref().unwrap_or_default().split(',').collect();
@@ -18,8 +18,11 @@ pub(in crate::provision::aws) fn group_to_json(group: &AutoScalingGroup) -> Valu
     let suspended = group.suspended_processes().iter().filter_map(|process| process.process_name.as_deref());
     let mut suspended: Vec<&str> = suspended.collect();
     suspended.sort_unstable();
-    let tags = group.tags().iter().filter(|tag| tag.key.as_deref() == Some(STACK_TAG));
+    let is_ours = |key: Option<&str>| key.is_some_and(|key| [ADOPTED_TAG, STACK_TAG].contains(&key));
+    let mut tags: Vec<_> = group.tags().iter().filter(|tag| is_ours(tag.key.as_deref())).collect();
+    tags.sort_by_key(|tag| tag.key.clone());
     let tags: Vec<Value> = tags
+        .into_iter()
         .map(|tag| json!({"Key": tag.key, "PropagateAtLaunch": tag.propagate_at_launch, "Value": tag.value}))
         .collect();
     json!({
