@@ -6,7 +6,7 @@ mod doctor;
 mod drift;
 mod export;
 mod models;
-mod proxy;
+pub mod proxy;
 mod refusals;
 mod second_opinion;
 mod strict;
