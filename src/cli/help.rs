@@ -187,7 +187,16 @@ const TOPICS: [(&str, &[&str]); 12] = [
     ),
     (
         "Machines of the stack",
-        &["existing-launch-template", "web-instances", "web-instance-type", "target-group", "image", "bundle", "adopt"],
+        &[
+            "existing-launch-template",
+            "web-instances",
+            "web-instance-type",
+            "target-group",
+            "image",
+            "bundle",
+            "adopt",
+            "no-refresh",
+        ],
     ),
     ("Prices", &["prices", "instance-type", "spot-share", "max-hourly"]),
     ("Arrivals", &["burst-rate", "burst-length", "burst-every", "day-length", "trace", "seed"]),

@@ -13,6 +13,7 @@ mod iam;
 mod images;
 mod logs;
 mod network;
+mod preflight;
 mod query;
 mod s3;
 mod security_groups;
@@ -77,6 +78,7 @@ impl Cloud {
             [logs, queues.found, buckets, roles, network, groups, cloudwatch].into_iter().flatten().collect();
         (inventory.reply_queues, inventory.queues_in_deletion) = (queues.replies, queues.in_deletion);
         (inventory.buckets_with_data, inventory.instances) = (data, instances);
+        stack.recognize_policies(&mut inventory);
         inventory.sort();
         Ok(inventory)
     }

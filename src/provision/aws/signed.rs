@@ -45,6 +45,8 @@ pub(super) enum Scope {
     Region,
     /// One in every partition of AWS, which also says for which region a call is signed: IAM.
     Partition,
+    /// That of the region which every account of the partition has.
+    Home,
 }
 
 impl Call {
@@ -121,7 +123,7 @@ impl Signed {
         let identity = provider.provide_credentials().await?.into();
         let region = match call.scope {
             Scope::Region => self.region(),
-            Scope::Partition => Partition::of(&self.region()).iam_region.to_owned(),
+            Scope::Partition | Scope::Home => Partition::of(&self.region()).iam_region.to_owned(),
         };
         let parameters = v4::SigningParams::builder()
             .identity(&identity)
@@ -152,6 +154,7 @@ fn endpoint_of(service: &str, scope: Scope, region: &str) -> String {
     match scope {
         Scope::Region => format!("https://{service}.{region}.{}", partition.suffix),
         Scope::Partition => format!("https://{}", partition.iam_host()),
+        Scope::Home => format!("https://{service}.{}.{}", partition.iam_region, partition.suffix),
     }
 }
 
@@ -204,5 +207,6 @@ mod tests {
         assert_eq!(ec2("cn-north-1"), "https://ec2.cn-north-1.amazonaws.com.cn");
         let iam = endpoint_of("iam", Scope::Partition, "us-gov-east-1");
         assert_eq!(iam, "https://iam.us-gov.amazonaws.com");
+        assert_eq!(endpoint_of("ec2", Scope::Home, "ap-east-1"), "https://ec2.us-east-1.amazonaws.com");
     }
 }

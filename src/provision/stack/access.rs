@@ -9,9 +9,10 @@ use crate::provision::resource::Kind;
 
 impl Builder<'_> {
     pub(super) fn roles(&mut self) {
-        let ResourceNames { worker_group, log_group, .. } = &self.names;
+        let ResourceNames { worker_group, web_group, log_group, .. } = &self.names;
         let (names, read_buckets) = (&self.settings.names, &self.settings.read_buckets);
-        let scope = permissions::Scope { arns: &self.arns, names, read_buckets, worker_group, log_group };
+        let arns = &self.arns;
+        let scope = permissions::Scope { arns, names, read_buckets, worker_group, web_group, log_group };
         let (worker, web) = (permissions::worker(&scope), permissions::web(&scope));
         let (worker_role, web_role) = (self.names.worker_role.clone(), self.names.web_role.clone());
         self.role("WorkerRole", "WorkerProfile", worker_role, &worker);

@@ -265,7 +265,7 @@ fn calls_go_through_the_proxy_of_the_environment() {
 }
 
 /// An x86-64 program that consists of little else than the table of the versions that it needs.
-fn elf_that_needs(version: &str) -> Vec<u8> {
+pub fn elf_that_needs(version: &str) -> Vec<u8> {
     let names = format!("\0libc.so.6\0{version}\0");
     let number = |value: usize, bytes: usize| {
         let mut number = value.to_le_bytes().to_vec();

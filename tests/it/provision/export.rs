@@ -31,8 +31,14 @@ fn exported_template_has_all_resources_and_passes_cfn_lint() {
         let template: Value = serde_json::from_str(&text).unwrap();
         let resources = template["Resources"].as_object().unwrap();
         // Step scaling has two alarms and their policies. Target tracking has one policy, whose alarms AWS creates.
-        assert_eq!(resources.len(), if name == "step" { 26 } else { 23 }, "{text}");
+        assert_eq!(resources.len(), if name == "step" { 28 } else { 25 }, "{text}");
         assert!(!resources.contains_key("Bundle"), "{text}");
+        let parameters = template["Parameters"].as_object().unwrap();
+        assert_eq!(parameters["MaxWorkers"]["Default"], "4");
+        assert_eq!(resources["WorkerGroup"]["Properties"]["MaxSize"], serde_json::json!({"Ref": "MaxWorkers"}));
+        for parameter in parameters.keys() {
+            assert!(text.contains(&format!("{{\"Ref\":\"{parameter}\"}}")), "{parameter} is not used");
+        }
         assert_eq!(resources["RequestQueue"]["Properties"]["QueueName"], "exported-web-app-image-transport");
         let path = folder.path().join(format!("{name}.json"));
         std::fs::write(&path, text).unwrap();
