@@ -7,6 +7,8 @@
   else about it fails with `NoSuchBucket`.
 - Lifecycle rules with a filter and rules with the older prefix cannot be mixed in a bucket.
 - An instance profile is unknown to Auto Scaling for a while after it was made.
+- The account has quotas of vCPUs, which moto does not have.
+- A group replaces its machines by an instance refresh, which moto does not have. A second one is refused while it runs.
 
 The times are shorter than those of AWS (60 s, 1 s, minutes, 10 s), so that tests do not take as long. Calls of SQS in
 the Query protocol take effect at once: tests use it to change a stack behind the program's back.
@@ -24,10 +26,14 @@ QUEUE_IN_DELETION = 2.0
 QUEUE_IS_NEW = 0.5
 BUCKET_IN_DELETION = 2.0
 PROFILE_IS_UNKNOWN = 1.0
+REFRESH_RUNS = 1.0
+# vCPUs of standard instances: on demand, Spot.
+QUOTAS = {"L-1216C47A": 32.0, "L-34B43A08": 5.0}
 # A queue in deletion is missing from its first listings: from fewer than the program waits for, also if others list
 # queues.
 LISTINGS_WITHOUT = 2
 
+NAMESPACE = "http://autoscaling.amazonaws.com/doc/2011-01-01/"
 CREDENTIAL = re.compile(r"Credential=[^/,]+/\d+/([^/]+)/([^/]+)/")
 PROFILE_REFUSED = (
     "You must use a valid fully-formed launch template. Value (%s) for parameter iamInstanceProfile.arn is invalid. "
@@ -56,6 +62,13 @@ class Call:
             self.parameters = dict(urllib.parse.parse_qsl(self.body.decode(), keep_blank_values=True))
             self.operation = self.parameters.get("Action", "")
 
+    def instead(self, form):
+        """Another call of the same service by the same caller."""
+        body = form.encode()
+        environ = self.environ | {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+        environ.pop("werkzeug.request", None)
+        return Call(environ)
+
     def answer_of(self, application):
         """Returns status, headers and body."""
         answer = {}
@@ -80,6 +93,7 @@ class StrictLayer:
         self.buckets_in_deletion = {}  # name → time of deletion
         self.profiles = {}  # name → time of creation
         self.profile_of_template = {}  # (region, launch template) → ARN of its instance profile
+        self.refreshes = {}  # (region, group) → the newest instance refresh
         self.listings_without = {}  # (region, name) → how many listings lacked the queue since its deletion
 
     def __call__(self, environ, start_response):
@@ -88,7 +102,14 @@ class StrictLayer:
             with self.lock:
                 self.forget()
         self.finish_deletions()
-        handlers = {"sqs": self.sqs, "s3": self.s3, "iam": self.iam, "ec2": self.ec2, "autoscaling": self.autoscaling}
+        handlers = {
+            "sqs": self.sqs,
+            "s3": self.s3,
+            "iam": self.iam,
+            "ec2": self.ec2,
+            "autoscaling": self.autoscaling,
+            "servicequotas": self.quotas,
+        }
         handler = handlers.get(call.service)
         status, headers, body = (handler and handler(call)) or call.answer_of(self.application)
         if call.method != "HEAD":
@@ -108,6 +129,17 @@ class StrictLayer:
                 call.answer_of(self.application)
             for name in [name for name, at in self.buckets_in_deletion.items() if now - at >= BUCKET_IN_DELETION]:
                 del self.buckets_in_deletion[name]
+            for (_, group), refresh in self.refreshes.items():
+                if refresh["status"] == "InProgress" and now - refresh["at"] >= REFRESH_RUNS:
+                    self.replace_machines(group, refresh["call"])
+                    refresh["status"] = "Successful"
+
+    def replace_machines(self, group, call):
+        describe = f"Action=DescribeAutoScalingGroups&Version=2011-01-01&AutoScalingGroupNames.member.1={group}"
+        _, _, body = call.instead(describe).answer_of(self.application)
+        for machine in re.findall(r"<InstanceId>(.*?)</InstanceId>", body.decode()):
+            end = "Action=TerminateInstanceInAutoScalingGroup&Version=2011-01-01&ShouldDecrementDesiredCapacity=false"
+            call.instead(f"{end}&InstanceId={machine}").answer_of(self.application)
 
     def sqs(self, call):
         if not call.is_json:
@@ -201,7 +233,39 @@ class StrictLayer:
             with self.lock:
                 self.profile_of_template[call.region, call.parameters.get("LaunchTemplateName", "")] = arn
 
+    def quotas(self, call):
+        code = json.loads(call.body or b"{}").get("QuotaCode")
+        if code not in QUOTAS:
+            return None
+        quota = {"Quota": {"QuotaCode": code, "Value": QUOTAS[code]}}
+        return "200 OK", [("Content-Type", "application/x-amz-json-1.1")], json.dumps(quota).encode()
+
+    def refresh(self, call):
+        key = (call.region, call.parameters.get("AutoScalingGroupName", ""))
+        refresh, result = self.refreshes.get(key), ""
+        match call.operation:
+            case "StartInstanceRefresh" if refresh and refresh["status"] == "InProgress":
+                return refused_by_query("InstanceRefreshInProgress", "An Instance Refresh is already in progress.")
+            case "StartInstanceRefresh":
+                parameters = call.parameters.items()
+                preferences = {name.split(".")[1]: value for name, value in parameters if name.startswith("Preferences.")}
+                refresh = {"status": "InProgress", "at": time.monotonic(), "call": call, "preferences": preferences}
+                with self.lock:
+                    self.refreshes[key] = refresh
+                result = "<InstanceRefreshId>08b91cf7</InstanceRefreshId>"
+            case "CancelInstanceRefresh":
+                refresh["status"] = "Cancelled"
+            case "DescribeInstanceRefreshes" if refresh:
+                preferences = "".join(f"<{name}>{value}</{name}>" for name, value in refresh["preferences"].items())
+                member = f"<Status>{refresh['status']}</Status><Preferences>{preferences}</Preferences>"
+                result = f"<InstanceRefreshes><member>{member}</member></InstanceRefreshes>"
+        name = call.operation
+        body = f'<{name}Response xmlns="{NAMESPACE}"><{name}Result>{result}</{name}Result></{name}Response>'
+        return "200 OK", [("Content-Type", "text/xml")], body.encode()
+
     def autoscaling(self, call):
+        if "InstanceRefresh" in call.operation:
+            return self.refresh(call)
         if call.operation != "CreateAutoScalingGroup":
             return None
         of_group = "LaunchTemplate.LaunchTemplateName"
@@ -210,15 +274,19 @@ class StrictLayer:
         arn = self.profile_of_template.get((call.region, template), "")
         if time.monotonic() - self.profiles.get(arn.rsplit("/", 1)[-1], 0) >= PROFILE_IS_UNKNOWN:
             return None
-        error = f"<Type>Sender</Type><Code>ValidationError</Code><Message>{PROFILE_REFUSED % arn}</Message>"
-        body = f"<ErrorResponse><Error>{error}</Error><RequestId>strict</RequestId></ErrorResponse>"
-        return "400 Bad Request", [("Content-Type", "text/xml")], body.encode()
+        return refused_by_query("ValidationError", PROFILE_REFUSED % arn)
 
 
 def mixes_rules(body):
     """Returns whether some lifecycle rules have a filter, and others the older prefix."""
     rules = re.findall(r"<Rule>(.*?)</Rule>", body, re.DOTALL)
     return len({"<Filter" in rule for rule in rules}) > 1
+
+
+def refused_by_query(code, message):
+    error = f"<Type>Sender</Type><Code>{code}</Code><Message>{message}</Message>"
+    body = f"<ErrorResponse><Error>{error}</Error><RequestId>strict</RequestId></ErrorResponse>"
+    return "400 Bad Request", [("Content-Type", "text/xml")], body.encode()
 
 
 def refused_by_s3(status, code, message):

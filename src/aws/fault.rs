@@ -95,6 +95,13 @@ impl CallFailure {
     pub(super) fn is_about_credentials(&self) -> bool {
         matches!(self, CallFailure::NoCredentials { .. })
     }
+
+    /// AWS answered that it does not know the credentials. A region that the account has not enabled answers so too.
+    pub(super) fn is_unknown_credentials(&self) -> bool {
+        let CallFailure::Refused { code, .. } = self else { return false };
+        ["InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "AuthFailure"]
+            .contains(&code.as_str())
+    }
 }
 
 /// Finds missing credentials among the causes of an error.

@@ -20,6 +20,7 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig, imds};
+use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_sqs::config::http::HttpResponse;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use rand::Rng as _;
@@ -42,6 +43,19 @@ const EMULATOR_REGION: &str = "us-east-1";
 /// The endpoint of all services. With a suffix such as `_S3`, that of one service.
 const ENDPOINT_VARIABLE: &str = "AWS_ENDPOINT_URL";
 
+/// The ends of the host names of AWS, in all its partitions. Source: `partitions.json` of botocore.
+const AWS_SUFFIXES: [&str; 9] = [
+    "amazonaws.com",
+    "amazonaws.com.cn",
+    "amazonaws.eu",
+    "api.aws",
+    "api.amazonwebservices.com.cn",
+    "c2s.ic.gov",
+    "sc2s.sgov.gov",
+    "cloud.adc-e.uk",
+    "csp.hci.ic.gov",
+];
+
 const NAME_THE_BUCKETS: &str =
     "give --input-bucket and --output-bucket: only their default names need the account number, which STS provides";
 
@@ -54,8 +68,18 @@ pub struct Aws {
 
 /// The reason why AWS cannot be used: one line.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-pub struct Refusal(String);
+#[error("{reason}")]
+pub struct Refusal {
+    reason: String,
+    /// AWS does not know the credentials, or the account has not enabled the region.
+    pub is_unknown_credentials: bool,
+}
+
+impl Refusal {
+    fn new(reason: impl Into<String>) -> Refusal {
+        Refusal { reason: reason.into(), is_unknown_credentials: false }
+    }
+}
 
 impl Aws {
     /// Reads region, endpoint and credentials from the same sources as the AWS command line: environment, profile,
@@ -93,7 +117,7 @@ impl Aws {
         }
         let sdk = signed_in::with_signed_in_profile(loader).await.load().await;
         let Some(region) = sdk.region().map(ToString::to_string) else {
-            return Err(Refusal("no AWS region: give --region or set AWS_REGION".to_owned()));
+            return Err(Refusal::new("no AWS region: give --region or set AWS_REGION"));
         };
         let endpoint_url = sdk.endpoint_url().map(str::to_owned);
         Ok(Aws { sdk, destination: Destination { region, endpoint_url } })
@@ -135,6 +159,34 @@ impl Aws {
         self.destination.endpoint_url.is_some() || std::env::var_os(format!("{ENDPOINT_VARIABLE}_{service}")).is_some()
     }
 
+    /// The endpoint of S3, if it is a store that is not AWS's own: a compatible one, or an emulator.
+    pub fn compatible_store(&self) -> Option<String> {
+        let of_service = std::env::var(format!("{ENDPOINT_VARIABLE}_S3")).ok().filter(|url| !url.is_empty());
+        let url = of_service.or_else(|| self.destination.endpoint_url.clone());
+        url.filter(|url| !is_of_aws(url))
+    }
+
+    /// The configuration of clients of S3.
+    ///
+    /// A store that is not AWS's own has one host name for all buckets. It may refuse the checksums that clients of AWS add
+    /// to every request, so it gets only those that S3 requires, unless the environment says otherwise
+    /// (`AWS_REQUEST_CHECKSUM_CALCULATION`, `AWS_RESPONSE_CHECKSUM_VALIDATION`).
+    pub fn s3_config(&self) -> aws_sdk_s3::config::Builder {
+        let mut config = aws_sdk_s3::config::Builder::from(&self.sdk).force_path_style(self.has_endpoint("S3"));
+        if self.compatible_store().is_none() {
+            return config;
+        }
+        // The SDK has a default, which does not show whether somebody chose it.
+        let is_chosen = |variable| std::env::var_os(variable).is_some_and(|choice| !choice.is_empty());
+        if !is_chosen("AWS_REQUEST_CHECKSUM_CALCULATION") {
+            config = config.request_checksum_calculation(RequestChecksumCalculation::WhenRequired);
+        }
+        if !is_chosen("AWS_RESPONSE_CHECKSUM_VALIDATION") {
+            config = config.response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+        }
+        config
+    }
+
     /// Deadlines of a call that takes longer than others, by `longer`.
     pub fn timeouts_with(longer: Duration) -> TimeoutConfig {
         TimeoutConfig::builder()
@@ -155,14 +207,16 @@ impl Aws {
         let identity = client.get_caller_identity().send().await.map_err(|error| {
             let failure = CallFailure::of(&error);
             match fault::classify(&failure, "sts:GetCallerIdentity", "these credentials", &self.destination) {
-                Fault::Missing => Refusal(format!("{} has no STS; {NAME_THE_BUCKETS}", self.destination)),
+                Fault::Missing => Refusal::new(format!("{} has no STS; {NAME_THE_BUCKETS}", self.destination)),
                 Fault::Unavailable(reason) if !failure.is_about_credentials() => {
-                    Refusal(format!("{reason}; or {NAME_THE_BUCKETS}"))
+                    Refusal::new(format!("{reason}; or {NAME_THE_BUCKETS}"))
                 }
-                Fault::Unavailable(reason) | Fault::Fatal(reason) => Refusal(reason),
+                Fault::Unavailable(reason) | Fault::Fatal(reason) => {
+                    Refusal { reason, is_unknown_credentials: failure.is_unknown_credentials() }
+                }
             }
         })?;
-        identity.account.ok_or_else(|| Refusal(format!("{} returned no account number", self.destination)))
+        identity.account.ok_or_else(|| Refusal::new(format!("{} returned no account number", self.destination)))
     }
 
     /// Classifies an error of the SDK. `action` is named as in a policy (`sqs:ReceiveMessage`), `resource` as in a
@@ -175,7 +229,35 @@ impl Aws {
     }
 }
 
+/// Returns whether a URL is an endpoint of AWS: a public one, or one inside a VPC.
+fn is_of_aws(url: &str) -> bool {
+    let host = url.split("://").last().unwrap_or_default().split(['/', ':']).next().unwrap_or_default();
+    AWS_SUFFIXES.iter().any(|suffix| host.strip_suffix(suffix).is_some_and(|rest| rest.ends_with('.')))
+}
+
 /// A delay, shortened at random by up to half, so that many processes do not retry at the same instant.
 pub fn jittered(delay: Duration) -> Duration {
     delay.mul_f64(rand::rng().random_range(0.5..=1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_of_aws_are_told_from_those_of_other_stores() {
+        for url in [
+            "https://s3.eu-west-1.amazonaws.com",
+            "https://bucket.vpce-0a1b2c3d-4e5f.s3.us-east-1.vpce.amazonaws.com/",
+            "https://s3.cn-north-1.amazonaws.com.cn:443",
+            "https://s3.dualstack.us-east-1.api.aws",
+        ] {
+            assert!(is_of_aws(url), "{url}");
+        }
+        for url in
+            ["http://127.0.0.1:8333", "https://x.r2.cloudflarestorage.com", "https://notamazonaws.com", "http://minio"]
+        {
+            assert!(!is_of_aws(url), "{url}");
+        }
+    }
 }

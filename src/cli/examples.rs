@@ -1,7 +1,7 @@
 //! Two examples for each command, which its help prints. A test parses all of them.
 
 /// Examples by the words of the command.
-const EXAMPLES: [(&str, [&str; 2]); 41] = [
+const EXAMPLES: [(&str, [&str; 2]); 43] = [
     ("up", ["imgcls up", "imgcls up --port 9000 --data-dir /var/lib/imgcls --max-workers 4"]),
     (
         "serve-web",
@@ -55,6 +55,17 @@ const EXAMPLES: [(&str, [&str; 2]); 41] = [
         ],
     ),
     (
+        "provision rollback",
+        ["imgcls provision rollback --region us-east-1", "imgcls provision rollback --region us-east-1 --yes"],
+    ),
+    (
+        "provision logs",
+        [
+            "imgcls provision logs --region us-east-1 --follow",
+            "imgcls provision logs --region us-east-1 --since 2h --json",
+        ],
+    ),
+    (
         "provision destroy",
         [
             "imgcls provision destroy --region us-east-1",
@@ -65,7 +76,7 @@ const EXAMPLES: [(&str, [&str; 2]); 41] = [
         "provision export",
         [
             "imgcls provision export --region us-east-1",
-            "imgcls provision export --region us-east-1 --bundle-to bundle.tar.gz",
+            "imgcls provision export --region us-east-1 --format terraform > stack.tf.json",
         ],
     ),
     (

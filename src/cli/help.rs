@@ -196,6 +196,7 @@ const TOPICS: [(&str, &[&str]); 13] = [
             "bundle",
             "adopt",
             "ssm",
+            "no-refresh",
         ],
     ),
     ("Prices", &["prices", "instance-type", "spot-share", "max-hourly"]),

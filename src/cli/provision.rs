@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::auth::AuthArg;
 use super::model::ModelsDirArgs;
@@ -15,7 +15,7 @@ use super::shared::{OutputArgs, SharedArgs};
 use super::usage::usage;
 use crate::config::{Backend, BackendKind, Machines, Names};
 use crate::model::ModelChoice;
-use crate::provision::{self, Action, Allow, NetworkChoice};
+use crate::provision::{self, Action, Allow, ExportFormat, NetworkChoice};
 use crate::scaling_policy::{Bounds, Policy};
 
 /// A hundred years, as for local data.
@@ -52,6 +52,25 @@ pub enum ProvisionCommand {
         #[command(flatten)]
         stack: StackArgs,
     },
+    /// Return to the bundle before the current one: new machines start with it, and then the others end
+    Rollback {
+        #[command(flatten)]
+        stack: StackArgs,
+        /// Do not ask; there is no question either if standard input is no terminal
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Print what the machines of the stack logged
+    Logs {
+        #[command(flatten)]
+        stack: StackArgs,
+        /// How far back
+        #[arg(long, env = "IMGCLS_SINCE", default_value = "10m", value_parser = positive_duration)]
+        since: Duration,
+        /// Go on printing what the machines log, until interrupted
+        #[arg(long, env = "IMGCLS_FOLLOW")]
+        follow: bool,
+    },
     /// Remove everything that has the stack's tag, after a confirmation
     Destroy {
         #[command(flatten)]
@@ -63,10 +82,13 @@ pub enum ProvisionCommand {
         #[arg(long)]
         delete_data: bool,
     },
-    /// Print the stack as a CloudFormation template, or write the bundle that its machines run to a file
+    /// Print the stack for CloudFormation or Terraform, or write the bundle that its machines run to a file
     Export {
         #[command(flatten)]
         stack: StackArgs,
+        /// What to print
+        #[arg(long, env = "IMGCLS_FORMAT", value_enum, default_value_t = ExportFormatArg::Cloudformation)]
+        format: ExportFormatArg,
         /// Write the bundle (this program, ONNX Runtime, the models) to this file instead
         #[arg(long, env = "IMGCLS_BUNDLE_TO")]
         bundle_to: Option<PathBuf>,
@@ -80,6 +102,10 @@ pub enum ProvisionCommand {
     Doctor {
         #[command(flatten)]
         stack: StackArgs,
+        /// Check, before there is a stack, whether the account and the bundle fit: region, types per zone, processor, C
+        /// library, root volume, vCPU quotas
+        #[arg(long, env = "IMGCLS_PREFLIGHT")]
+        preflight: bool,
         /// The workers' Auto Scaling group [default: apptierAutoscaling]
         #[arg(long, env = "IMGCLS_GROUP")]
         group: Option<String>,
@@ -92,6 +118,24 @@ pub enum ProvisionCommand {
     },
 }
 
+/// The formats of `export`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ExportFormatArg {
+    /// A CloudFormation template
+    Cloudformation,
+    /// A configuration of Terraform in its JSON syntax, for a file such as stack.tf.json
+    Terraform,
+}
+
+impl From<ExportFormatArg> for ExportFormat {
+    fn from(format: ExportFormatArg) -> ExportFormat {
+        match format {
+            ExportFormatArg::Cloudformation => ExportFormat::CloudFormation,
+            ExportFormatArg::Terraform => ExportFormat::Terraform,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct ApplyArgs {
     #[command(flatten)]
@@ -101,6 +145,9 @@ pub struct ApplyArgs {
     /// Do not ask; there is no question either if standard input is no terminal
     #[arg(long)]
     pub yes: bool,
+    /// Let machines that run an older version run on, instead of replacing them
+    #[arg(long, env = "IMGCLS_NO_REFRESH")]
+    pub no_refresh: bool,
 }
 
 /// The wanted stack.
@@ -211,6 +258,8 @@ impl ProvisionArgs {
             Some(
                 ProvisionCommand::Plan { stack, .. }
                 | ProvisionCommand::Status { stack }
+                | ProvisionCommand::Rollback { stack, .. }
+                | ProvisionCommand::Logs { stack, .. }
                 | ProvisionCommand::Destroy { stack, .. }
                 | ProvisionCommand::Export { stack, .. }
                 | ProvisionCommand::Policy { stack }
@@ -236,7 +285,7 @@ impl ProvisionArgs {
     /// Returns true if the command uses the names of queues and buckets. A bundle belongs to no stack, so that writing one
     /// needs no AWS account.
     pub fn needs_names(&self) -> bool {
-        !matches!(self.action(), Action::Export { bundle_to: Some(_) })
+        !matches!(self.action(), Action::Export { bundle_to: Some(_), .. })
     }
 
     /// # Errors
@@ -311,14 +360,21 @@ impl ProvisionArgs {
                 Action::Plan { out: out.clone(), says_changes: *detailed_exitcode }
             }
             Some(ProvisionCommand::Status { .. }) => Action::Status,
+            Some(ProvisionCommand::Rollback { yes, .. }) => Action::Rollback { is_confirmed: *yes },
+            Some(ProvisionCommand::Logs { since, follow, .. }) => Action::Logs { since: *since, follows: *follow },
             Some(ProvisionCommand::Destroy { yes, delete_data, .. }) => {
                 Action::Destroy { is_confirmed: *yes, deletes_data: *delete_data }
             }
             Some(ProvisionCommand::Policy { .. }) => Action::Policy,
-            Some(ProvisionCommand::Doctor { group, worker_role, web_role, .. }) => {
-                Action::Doctor { group: group.clone(), worker_role: worker_role.clone(), web_role: web_role.clone() }
+            Some(ProvisionCommand::Doctor { preflight, group, worker_role, web_role, .. }) => Action::Doctor {
+                is_preflight: *preflight,
+                group: group.clone(),
+                worker_role: worker_role.clone(),
+                web_role: web_role.clone(),
+            },
+            Some(ProvisionCommand::Export { format, bundle_to, .. }) => {
+                Action::Export { format: (*format).into(), bundle_to: bundle_to.clone() }
             }
-            Some(ProvisionCommand::Export { bundle_to, .. }) => Action::Export { bundle_to: bundle_to.clone() },
         }
     }
 }
@@ -330,7 +386,7 @@ fn days(keep: Duration) -> u32 {
 
 impl ApplyArgs {
     fn action(&self) -> Action {
-        Action::Apply { is_confirmed: self.yes, saved: self.plan.clone() }
+        Action::Apply { is_confirmed: self.yes, saved: self.plan.clone(), refreshes: !self.no_refresh }
     }
 }
 

@@ -19,6 +19,9 @@ pub const LOCAL_OUTPUT_BUCKET: &str = "output";
 pub const TAG_ALIVE_AT: &str = "imgcls:alive_at";
 /// The lifecycle hook that delays the termination of a worker instance until it has drained.
 pub const DRAIN_HOOK: &str = "drain";
+
+/// The lifecycle hook that holds a new machine back until its service has started.
+pub const START_HOOK: &str = "start";
 /// The namespace of the metric that `autoscale` publishes and the target policy follows.
 pub const BACKLOG_NAMESPACE: &str = "imgcls";
 /// The metric: visible and in-flight messages for each worker.

@@ -1,10 +1,85 @@
 //! The stack as a CloudFormation template. Its resources use CloudFormation's vocabulary already.
+//!
+//! Values that change from one use of a template to the next are parameters, whose defaults are those of this run.
 
 use serde_json::{Map, Value, json};
 
 use super::arns::Arns;
 use super::resource::{Kind, Resource, attribute, reference, split_group};
 use super::stack::Stack;
+
+/// A value of the exported stack that its user may choose.
+pub(super) struct Parameter {
+    pub id: &'static str,
+    /// Its type in a template.
+    kind: &'static str,
+    pub description: &'static str,
+    /// The properties that have this value: of which kind of resource, and which id if only one has it.
+    properties: &'static [(Kind, Option<&'static str>, &'static str)],
+}
+
+pub(super) const PARAMETERS: [Parameter; 5] = [
+    Parameter {
+        id: "Vpc",
+        kind: "AWS::EC2::VPC::Id",
+        description: "VPC of the machines",
+        properties: &[(Kind::SecurityGroup, None, "VpcId")],
+    },
+    Parameter {
+        id: "Subnets",
+        kind: "List<AWS::EC2::Subnet::Id>",
+        description: "Subnets of the machines, in that VPC",
+        properties: &[(Kind::AutoScalingGroup, None, "VPCZoneIdentifier")],
+    },
+    Parameter {
+        id: "MinWorkers",
+        kind: "Number",
+        description: "Smallest number of workers",
+        properties: &[(Kind::AutoScalingGroup, Some("WorkerGroup"), "MinSize")],
+    },
+    Parameter {
+        id: "MaxWorkers",
+        kind: "Number",
+        description: "Largest number of workers",
+        properties: &[(Kind::AutoScalingGroup, Some("WorkerGroup"), "MaxSize")],
+    },
+    Parameter {
+        id: "WebMachines",
+        kind: "Number",
+        description: "Number of machines of the web tier",
+        properties: &[
+            (Kind::AutoScalingGroup, Some("WebGroup"), "MinSize"),
+            (Kind::AutoScalingGroup, Some("WebGroup"), "MaxSize"),
+        ],
+    },
+];
+
+impl Parameter {
+    fn has(&self, resource: &Resource, property: &str) -> bool {
+        let is_it = |(kind, id, name): &(Kind, Option<&str>, &str)| {
+            *kind == resource.kind && id.is_none_or(|id| id == resource.id) && *name == property
+        };
+        self.properties.iter().any(is_it)
+    }
+
+    /// The value of this run. `None` if the stack has no such resource.
+    pub(super) fn default(&self, stack: &Stack) -> Option<Value> {
+        let values = stack.resources.iter().flat_map(|resource| {
+            let has = move |name: &&String| self.has(resource, name);
+            resource.properties.keys().filter(has).map(move |name| &resource.properties[name])
+        });
+        values.into_iter().next().cloned()
+    }
+
+    fn exported(&self, stack: &Stack) -> Option<(String, Value)> {
+        let default = match self.default(stack)? {
+            Value::Array(items) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","),
+            other => other.as_str()?.to_owned(),
+        };
+        let value = json!({"Type": self.kind, "Description": self.description, "Default": default});
+        Some((self.id.to_owned(), value))
+    }
+}
 
 /// A template that makes the same stack. The bundle has to be uploaded to the input bucket before machines start.
 pub(super) fn template(stack: &Stack) -> Value {
@@ -24,6 +99,7 @@ pub(super) fn template(stack: &Stack) -> Value {
     json!({
         "AWSTemplateFormatVersion": "2010-09-09",
         "Description": format!("imgcls, stack {}: image classification through a queue", stack.name),
+        "Parameters": PARAMETERS.iter().filter_map(|parameter| parameter.exported(stack)).collect::<Map<_, _>>(),
         "Resources": resources,
         "Outputs": outputs,
     })
@@ -33,8 +109,7 @@ fn exported(stack: &Stack, resource: &Resource) -> Option<Value> {
     let (kind, name_property) = resource.kind.cloudformation()?;
     let (_, own_name) = split_group(&resource.name);
     let own_name = if belongs_to_group(resource.kind) { own_name } else { &resource.name };
-    let mut properties: Map<String, Value> =
-        resource.properties.iter().map(|(name, value)| (name.clone(), linked(stack, resource, value))).collect();
+    let mut properties = linked_properties(stack, resource);
     let name = match resource.kind {
         Kind::BucketPolicy => linked(stack, resource, &Value::from(own_name)),
         _ => own_name.into(),
@@ -51,6 +126,15 @@ fn exported(stack: &Stack, resource: &Resource) -> Option<Value> {
         exported["UpdateReplacePolicy"] = "Retain".into();
     }
     Some(exported)
+}
+
+/// The properties of a resource, with references to parameters and to other resources of the stack.
+pub(super) fn linked_properties(stack: &Stack, resource: &Resource) -> Map<String, Value> {
+    let value = |name: &str, value: &Value| match PARAMETERS.iter().find(|parameter| parameter.has(resource, name)) {
+        Some(parameter) => reference(parameter.id),
+        None => linked(stack, resource, value),
+    };
+    resource.properties.iter().map(|(name, found)| (name.clone(), value(name, found))).collect()
 }
 
 fn belongs_to_group(kind: Kind) -> bool {

@@ -25,10 +25,32 @@ pub(super) struct Machines {
 pub(super) struct Outdated {
     pub group: String,
     pub machines: usize,
+    /// The newest refresh of the group.
+    pub refresh: Option<Refresh>,
+}
+
+/// An instance refresh: a group replaces its machines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Refresh {
+    pub state: RefreshState,
+    /// How much of it is done.
+    pub percent: Option<i32>,
+    /// What AWS says about its state.
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RefreshState {
+    /// It has not ended.
+    Running,
+    /// It replaced all machines, or was cancelled.
+    Ended,
+    Failed,
 }
 
 /// Machines that run an older build or have older settings than the stack. Nothing is known about the versions of a
-/// launch template that the user supplies.
+/// launch template that the user supplies. Refreshes are not known here.
 pub(super) fn outdated(stack: &Stack, inventory: &Inventory) -> Vec<Outdated> {
     let groups = [("WorkerGroup", "WorkerTemplate"), ("WebGroup", "WebTemplate")];
     let outdated = groups.iter().filter_map(|(group, template)| {
@@ -38,7 +60,7 @@ pub(super) fn outdated(stack: &Stack, inventory: &Inventory) -> Vec<Outdated> {
         let machines = inventory.instances.iter().filter(|machine| {
             machine.group == group && machine.is_up() && machine.template_version.as_ref().is_some_and(is_older)
         });
-        Some(Outdated { machines: machines.count(), group }).filter(|outdated| outdated.machines > 0)
+        Some(Outdated { machines: machines.count(), group, refresh: None }).filter(|outdated| outdated.machines > 0)
     });
     outdated.collect()
 }

@@ -13,11 +13,14 @@
 //! - `inventory`, `aws`: the actual state, and single changes to it
 //! - `plan`: the difference; `adoption`: what it takes over from the actual state
 //! - `provisioner`: the permissions of the person who runs this
+//! - `preflight`: whether an account and a bundle fit, before a stack is made
 //! - `machines`: the machines that run
+//! - `rollout`: new machines for a new bundle, and the way back
+//! - `log_reader`: what the machines logged
 //! - `doctor`: problems of a stack, whether imgcls or somebody else made it
 //! - `notifications`: what people have to do to be told of problems
 //! - `first_key`: the first key of a stack whose clients need one
-//! - `export`: the stack as a CloudFormation template
+//! - `export`, `export_terraform`: the stack as a CloudFormation template, and as a configuration of Terraform
 //! - `money`: what a stack costs
 //! - `rules`, `drift`: rules of security groups, and differences that matter for security, as text
 //! - `text`: all of this as text for people
@@ -33,8 +36,10 @@ mod doctor;
 mod drift;
 mod elf;
 mod export;
+mod export_terraform;
 mod first_key;
 mod inventory;
+mod log_reader;
 mod machines;
 mod money;
 mod names;
@@ -45,8 +50,10 @@ mod partition;
 mod permissions;
 mod plan;
 mod policy_evaluation;
+mod preflight;
 mod provisioner;
 mod resource;
+mod rollout;
 mod rules;
 mod settings;
 mod stack;
@@ -55,6 +62,7 @@ mod tier;
 mod user_data;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -100,6 +108,20 @@ pub enum Action {
         is_confirmed: bool,
         /// A saved plan to apply.
         saved: Option<PathBuf>,
+        /// Replace machines that run an older version.
+        refreshes: bool,
+    },
+    /// Returns to the bundle before the current one.
+    Rollback {
+        /// Do not ask for confirmation.
+        is_confirmed: bool,
+    },
+    /// Prints what the machines logged.
+    Logs {
+        /// How far back the log is read.
+        since: Duration,
+        /// Continue until interrupted.
+        follows: bool,
     },
     /// Shows each resource and its differences.
     Status,
@@ -110,8 +132,10 @@ pub enum Action {
         /// Delete buckets that contain images or results too.
         deletes_data: bool,
     },
-    /// Prints the stack as a CloudFormation template.
+    /// Prints the stack for another tool.
     Export {
+        /// The tool.
+        format: ExportFormat,
         /// Write the bundle to this file instead.
         bundle_to: Option<PathBuf>,
     },
@@ -119,6 +143,8 @@ pub enum Action {
     Policy,
     /// Diagnoses a stack that imgcls or somebody else made.
     Doctor {
+        /// Check the account and the bundle instead, before there is a stack.
+        is_preflight: bool,
         /// Name of the workers' Auto Scaling group, if it is not the stack's default.
         group: Option<String>,
         /// Name of the workers' role, if it is not the stack's default.
@@ -126,6 +152,15 @@ pub enum Action {
         /// Name of the web tier's role, if it is not the stack's default.
         web_role: Option<String>,
     },
+}
+
+/// A tool that can make a stack too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportFormat {
+    /// A CloudFormation template.
+    CloudFormation,
+    /// A configuration of Terraform in its JSON syntax.
+    Terraform,
 }
 
 /// The outcome of a run that did not fail.
@@ -146,18 +181,21 @@ pub enum Outcome {
 /// # Errors
 /// One line: what failed, on what, and what to do.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<Outcome> {
-    if let Action::Export { bundle_to: Some(path) } = &config.action {
+    if let Action::Export { bundle_to: Some(path), .. } = &config.action {
         return operations::export_bundle(&config, path);
     }
     let provision = Provision::connect(config, shutdown).await?;
     match provision.config.action.clone() {
         Action::Plan { out, says_changes } => provision.plan(out.as_deref(), says_changes).await,
-        Action::Apply { is_confirmed, saved: None } => provision.apply(is_confirmed).await,
-        Action::Apply { saved: Some(path), .. } => provision.apply_saved(&path).await,
+        Action::Apply { is_confirmed, saved: None, refreshes } => provision.apply(is_confirmed, refreshes).await,
+        Action::Apply { saved: Some(path), refreshes, .. } => provision.apply_saved(&path, refreshes).await,
+        Action::Rollback { is_confirmed } => provision.rollback(is_confirmed).await,
+        Action::Logs { since, follows } => provision.logs(since, follows).await,
         Action::Status => provision.status().await,
         Action::Destroy { is_confirmed, deletes_data } => provision.destroy(is_confirmed, deletes_data).await,
-        Action::Export { .. } => provision.export().await,
+        Action::Export { format, .. } => provision.export(format).await,
         Action::Policy => provision.policy(),
-        Action::Doctor { group, worker_role, web_role } => provision.doctor(group, worker_role, web_role).await,
+        Action::Doctor { is_preflight: true, .. } => provision.preflight().await,
+        Action::Doctor { group, worker_role, web_role, .. } => provision.doctor(group, worker_role, web_role).await,
     }
 }

@@ -17,11 +17,12 @@ use super::inventory::Inventory;
 use super::machines::{Machines, outdated, web_addresses};
 use super::names::ResourceNames;
 use super::plan::{self, Plan};
+use super::preflight::{Verdict, not_enabled};
 use super::resource::{self, Kind};
 use super::settings::{Allow, Network, RootVolume, Site};
 use super::stack::Stack;
 use super::tier::Tier;
-use super::{Config, Outcome, adoption, export, first_key, money, provisioner, text};
+use super::{Config, ExportFormat, Outcome, adoption, export, export_terraform, first_key, money, provisioner, text};
 use crate::aws::Aws;
 use crate::config::Backend;
 use crate::keys::Key;
@@ -33,16 +34,26 @@ const LONGEST_LOOK: Duration = Duration::from_secs(30);
 
 pub(super) struct Provision {
     pub config: Config,
-    cloud: Cloud,
+    pub cloud: Cloud,
     account: String,
-    shutdown: CancellationToken,
+    pub shutdown: CancellationToken,
 }
 
 impl Provision {
     pub(super) async fn connect(config: Config, shutdown: CancellationToken) -> anyhow::Result<Provision> {
         let aws = Box::pin(Aws::connect(config.region.as_deref(), config.endpoint_url.as_deref())).await?;
-        let account = Box::pin(aws.account()).await?;
-        Ok(Provision { config, cloud: Cloud::new(aws), account, shutdown })
+        let account = Box::pin(aws.account()).await;
+        let cloud = Cloud::new(aws);
+        match account {
+            Ok(account) => Ok(Provision { config, cloud, account, shutdown }),
+            // A region that is not enabled says that the credentials are unknown.
+            Err(refusal)
+                if refusal.is_unknown_credentials && matches!(Box::pin(cloud.has_region()).await, Ok(false)) =>
+            {
+                Err(anyhow!(not_enabled(cloud.aws().region())))
+            }
+            Err(refusal) => Err(refusal.into()),
+        }
     }
 
     pub(super) async fn plan(&self, out: Option<&Path>, says_changes: bool) -> anyhow::Result<Outcome> {
@@ -52,15 +63,18 @@ impl Provision {
             std::fs::write(path, text).with_context(|| format!("cannot save the plan to {}", path.display()))?;
         }
         let cost = self.cost(&plan.stack)?;
+        // All else that a preflight checks would have ended this run.
+        let quotas = self.quotas(plan.stack.bundle.cpu).await;
         if self.config.json {
-            print(&json!({"plan": plan, "cost": cost}))?;
+            print(&json!({"plan": plan, "cost": cost, "preflight": quotas}))?;
         } else {
-            say(&format!("{}{}", text::plan(&plan), text::cost(&cost)))?;
+            let broken: Vec<_> = quotas.into_iter().filter(|check| check.verdict == Verdict::Broken).collect();
+            say(&format!("{}{}{}", text::preflight(&broken), text::plan(&plan), text::cost(&cost)))?;
         }
         Ok(if says_changes && !plan.is_empty() { Outcome::Changes } else { Outcome::Done })
     }
 
-    pub(super) async fn apply(&self, is_confirmed: bool) -> anyhow::Result<Outcome> {
+    pub(super) async fn apply(&self, is_confirmed: bool, refreshes: bool) -> anyhow::Result<Outcome> {
         let (artifacts, plan, inventory) = self.make_plan().await?;
         let cost = self.cost(&plan.stack)?;
         if !self.config.json {
@@ -70,11 +84,11 @@ impl Provision {
             return Ok(Outcome::Declined);
         }
         self.apply_changes(&plan.stack, &plan.changes, &inventory, Some(&artifacts)).await?;
-        self.report_applied(&plan).await
+        self.report_applied(&plan, refreshes).await
     }
 
     /// Applies a saved plan, or nothing if the state has changed since it was made.
-    pub(super) async fn apply_saved(&self, path: &Path) -> anyhow::Result<Outcome> {
+    pub(super) async fn apply_saved(&self, path: &Path, refreshes: bool) -> anyhow::Result<Outcome> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the plan {}", path.display()))?;
         let plan = Plan::parse(&text).map_err(anyhow::Error::msg).with_context(|| path.display().to_string())?;
         let region = self.cloud.aws().region();
@@ -95,7 +109,7 @@ impl Provision {
             say(&text::plan(&plan))?;
         }
         self.apply_changes(&plan.stack, &plan.changes, &inventory, Some(&artifacts)).await?;
-        self.report_applied(&plan).await
+        self.report_applied(&plan, refreshes).await
     }
 
     pub(super) async fn status(&self) -> anyhow::Result<Outcome> {
@@ -162,11 +176,14 @@ impl Provision {
         Ok(())
     }
 
-    pub(super) async fn export(&self) -> anyhow::Result<Outcome> {
+    pub(super) async fn export(&self, format: ExportFormat) -> anyhow::Result<Outcome> {
         let (_, stack) = self.wanted(Artifacts::in_one_bundle(&self.config.sources)?).await?;
-        let template = export::template(&stack);
-        // CloudFormation takes 51,200 bytes, which white space would exceed.
-        let is_read = std::io::stdout().is_terminal();
+        let template = match format {
+            ExportFormat::CloudFormation => export::template(&stack),
+            ExportFormat::Terraform => export_terraform::configuration(&stack),
+        };
+        // CloudFormation takes 51,200 bytes, which white space would exceed. Terraform takes any length.
+        let is_read = format == ExportFormat::Terraform || std::io::stdout().is_terminal();
         say(&if is_read { format!("{template:#}\n") } else { format!("{template}\n") })?;
         Ok(Outcome::Done)
     }
@@ -247,11 +264,7 @@ impl Provision {
     /// The account, region and network for a bundle of this processor.
     async fn site(&self, cpu: Cpu) -> anyhow::Result<Site> {
         let settings = &self.config.settings;
-        let mut types = vec![settings.worker_types(cpu)];
-        if settings.web_instances > 0 {
-            types.push(vec![settings.web_type(cpu).to_owned()]);
-        }
-        let network = self.cloud.network(&settings.network, &types).await?;
+        let network = self.cloud.network(&settings.network, &settings.types_of_tiers(cpu)).await?;
         let allowed = match &settings.allow {
             None => network.cidrs.clone(),
             Some(Allow::Network(network)) => vec![network.clone()],
@@ -262,7 +275,7 @@ impl Provision {
     }
 
     /// The part of the site that is needed to find the resources of a stack.
-    fn site_without_network(&self) -> Site {
+    pub(super) fn site_without_network(&self) -> Site {
         Site {
             account: self.account.clone(),
             region: self.cloud.aws().region().to_owned(),
@@ -296,7 +309,7 @@ impl Provision {
     }
 
     /// Applies changes one after the other. The error of a failed change says how many were made before.
-    async fn apply_changes(
+    pub(super) async fn apply_changes(
         &self,
         stack: &Stack,
         changes: &[Change],
@@ -324,9 +337,13 @@ impl Provision {
         Ok(())
     }
 
-    async fn report_applied(&self, plan: &Plan) -> anyhow::Result<Outcome> {
+    async fn report_applied(&self, plan: &Plan, refreshes: bool) -> anyhow::Result<Outcome> {
         let key = self.first_key(&plan.stack).await?;
-        let machines = self.look_again(&plan.stack).await?;
+        let mut machines = self.look_again(&plan.stack).await?;
+        if refreshes {
+            let is_newer = plan.changes.iter().any(|change| change.kind == Kind::LaunchTemplate);
+            self.refresh(&plan.stack, &mut machines.outdated, is_newer).await?;
+        }
         let key = key.as_ref().map(Key::reveal);
         if self.config.json {
             let mut report = json!({"changes": plan.changes, "machines": machines, "web": machines.web});
@@ -356,10 +373,14 @@ impl Provision {
         let groups: Vec<&str> = stack.names(Kind::AutoScalingGroup).collect();
         let there = groups.into_iter().filter(|name| inventory.get(Kind::AutoScalingGroup, name).is_some());
         let names = ResourceNames::of(&stack.name);
+        let mut outdated = outdated(stack, inventory);
+        for of_group in &mut outdated {
+            of_group.refresh = self.cloud.last_refresh(&of_group.group).await?;
+        }
         Ok(Machines {
             stalled: self.cloud.stalled(&self.config.settings.names.request_queue, &names.worker_group).await?,
             web: web_addresses(stack, inventory),
-            outdated: outdated(stack, inventory),
+            outdated,
             failed_starts: self.cloud.failed_starts(there).await?,
         })
     }
@@ -408,7 +429,7 @@ pub(super) fn export_bundle(config: &Config, path: &Path) -> anyhow::Result<Outc
 }
 
 /// Asks for confirmation at a terminal. Without a terminal the answer is yes.
-fn confirmed(question: &str) -> anyhow::Result<bool> {
+pub(super) fn confirmed(question: &str) -> anyhow::Result<bool> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
         return Ok(true);
@@ -419,10 +440,10 @@ fn confirmed(question: &str) -> anyhow::Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-fn print(value: &serde_json::Value) -> anyhow::Result<()> {
+pub(super) fn print(value: &serde_json::Value) -> anyhow::Result<()> {
     say(&format!("{value:#}\n"))
 }
 
-fn say(text: &str) -> anyhow::Result<()> {
+pub(super) fn say(text: &str) -> anyhow::Result<()> {
     output::print(text).context("cannot write to standard output")
 }

@@ -24,6 +24,7 @@ pub(super) struct Scope<'a> {
     /// Buckets of somebody else that workers read.
     pub read_buckets: &'a [String],
     pub worker_group: &'a str,
+    pub web_group: &'a str,
     pub log_group: &'a str,
     /// People get a shell through Session Manager.
     pub session_manager: bool,
@@ -233,6 +234,7 @@ pub(super) fn web(scope: &Scope<'_>) -> Value {
         allow(&["s3:DeleteObject", "s3:PutObject"], &[scope.input("images/*")]),
         allow(&["s3:PutObject"], &[scope.output("results/*"), scope.output(&format!("{BATCHES_FOLDER}*"))]),
         allow(&["autoscaling:SetDesiredCapacity"], &[scope.arns.group(scope.worker_group)]),
+        allow(&["autoscaling:CompleteLifecycleAction"], &[scope.arns.group(scope.web_group)]),
         json!({
             "Effect": "Allow",
             "Action": ["cloudwatch:PutMetricData"],
@@ -270,7 +272,7 @@ mod tests {
     const ACCOUNT: &str = "123456789012";
 
     /// Tiers that may perform an action on a resource: W for the worker, F for the web tier.
-    const TABLE: [(&str, &str, &str); 56] = [
+    const TABLE: [(&str, &str, &str); 57] = [
         ("W", "sqs:ReceiveMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
         ("W", "sqs:DeleteMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
         ("W", "sqs:ChangeMessageVisibility", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
@@ -330,6 +332,11 @@ mod tests {
         ),
         (
             "F",
+            "autoscaling:CompleteLifecycleAction",
+            "arn:aws:autoscaling:us-east-1:123456789012:autoScalingGroup:u:autoScalingGroupName/webtierAutoscaling",
+        ),
+        (
+            "F",
             "autoscaling:SetDesiredCapacity",
             "arn:aws:autoscaling:us-east-1:123456789012:autoScalingGroup:u:autoScalingGroupName/apptierAutoscaling",
         ),
@@ -346,12 +353,13 @@ mod tests {
         let names = Names { input_bucket: "in".to_owned(), output_bucket: "out".to_owned(), ..Names::local("imgcls") };
         let arns = Arns::new(ACCOUNT, "us-east-1");
         let read_buckets = ["archive".to_owned()];
-        let (worker_group, log_group) = ("apptierAutoscaling", "imgcls");
+        let (worker_group, web_group, log_group) = ("apptierAutoscaling", "webtierAutoscaling", "imgcls");
         let scope = Scope {
             arns: &arns,
             names: &names,
             read_buckets: &read_buckets,
             worker_group,
+            web_group,
             log_group,
             session_manager: false,
         };
@@ -366,9 +374,10 @@ mod tests {
     fn no_action_is_a_wildcard_and_only_actions_without_resource_level_permissions_apply_to_all() {
         let names = Names::local("imgcls");
         let arns = Arns::new(ACCOUNT, "us-east-1");
-        let (worker_group, log_group) = ("group", "imgcls");
+        let (worker_group, web_group, log_group) = ("group", "web-group", "imgcls");
+        let (arns, names) = (&arns, &names);
         let scope =
-            Scope { arns: &arns, names: &names, read_buckets: &[], worker_group, log_group, session_manager: false };
+            Scope { arns, names, read_buckets: &[], worker_group, web_group, log_group, session_manager: false };
         for document in [worker(&scope), web(&scope)] {
             for statement in document["Statement"].as_array().expect("statements") {
                 let actions = listed(&statement["Action"]);

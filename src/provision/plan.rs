@@ -251,6 +251,27 @@ mod tests {
         found.expect("a resource of the stack")
     }
 
+    #[test]
+    fn stack_that_cloudformation_made_is_as_wanted() {
+        let stack = Settings::for_tests("imgcls").stack_for_tests();
+        let mut inventory = applied(&stack);
+        let ids: Vec<(String, String)> = stack
+            .resources
+            .iter()
+            .filter(|resource| resource.kind == Kind::ScalingPolicy)
+            .map(|resource| (resource.name.clone(), resource.id.clone()))
+            .collect();
+        for (name, id) in &ids {
+            let generated = format!("apptierAutoscaling/images-{id}-1A2B3C4D");
+            found(&mut inventory, Kind::ScalingPolicy, name).name = generated;
+        }
+        inventory.sort();
+        assert!(!Plan::new(stack.clone(), &inventory, false).unwrap().is_empty());
+        stack.recognize_policies(&mut inventory);
+        inventory.sort();
+        assert_eq!(Plan::new(stack, &inventory, false).unwrap().changes, []);
+    }
+
     fn golden(text: &str, expected: &str) {
         let unindented: Vec<&str> =
             expected.lines().map(|line| line.strip_prefix("            ").unwrap_or(line)).collect();

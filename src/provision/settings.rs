@@ -158,6 +158,15 @@ impl Settings {
         self.web_instance_type.as_deref().unwrap_or_else(|| cpu.default_web_type())
     }
 
+    /// The instance types of each tier.
+    pub(super) fn types_of_tiers(&self, cpu: Cpu) -> Vec<Vec<String>> {
+        let mut types = vec![self.worker_types(cpu)];
+        if self.web_instances > 0 {
+            types.push(vec![self.web_type(cpu).to_owned()]);
+        }
+        types
+    }
+
     /// # Errors
     /// The bundle needs a newer C library than the default AMI has. That of another AMI is unknown.
     pub(super) fn check_glibc(&self, needed: Option<Glibc>) -> Result<(), String> {

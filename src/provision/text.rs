@@ -10,9 +10,10 @@ use super::change::{Action, Change, leaves};
 use super::doctor::{Finding, Severity, Stalled};
 use super::drift;
 use super::inventory::Inventory;
-use super::machines::{Machines, Outdated};
+use super::machines::{Machines, Outdated, Refresh, RefreshState};
 use super::money::Cost;
 use super::plan::Plan;
+use super::preflight::{Check, Verdict};
 use super::resource::{Kind, STACK_TAG, target_of};
 use super::stack::Stack;
 
@@ -194,15 +195,54 @@ pub(super) fn machines(stack: &Stack, machines: &Machines) -> String {
              minutes to start; after that see `imgcls provision doctor`"
         );
     }
-    for Outdated { group, machines } in &machines.outdated {
-        let _ = writeln!(
-            text,
-            "machines of {group} that run an older version: {machines}; to replace them: \
-             aws autoscaling start-instance-refresh --auto-scaling-group-name {group} --region {}",
-            stack.region
-        );
+    for outdated in &machines.outdated {
+        let _ = writeln!(text, "{}", self::outdated(outdated));
     }
     text.push_str(&web(stack, &machines.web));
+    text
+}
+
+fn outdated(outdated: &Outdated) -> String {
+    let Outdated { group, machines, refresh } = outdated;
+    let older = format!("machines of {group} that run an older version: {machines}");
+    match refresh {
+        Some(Refresh { state: RefreshState::Running, percent, .. }) => format!(
+            "{older}; they are replaced ({} % done), each after a new one has started its service",
+            percent.unwrap_or_default()
+        ),
+        Some(Refresh { state: RefreshState::Failed, reason, .. }) => format!(
+            "{older}; replacing them failed, and they run on: {}; `imgcls provision rollback` returns to the bundle \
+             before, and `imgcls provision apply` tries again",
+            reason.as_deref().unwrap_or("AWS gives no reason")
+        ),
+        _ => format!("{older}; `imgcls provision apply` replaces them"),
+    }
+}
+
+/// Group, current bundle and bundle to return to of each tier.
+pub(super) fn rollback<'a>(stack: &Stack, tiers: impl Iterator<Item = (&'a str, &'a str, &'a str)>) -> String {
+    let mut text = header(stack);
+    for (group, from, to) in tiers {
+        let short = |digest: &'a str| digest.get(..12).unwrap_or(digest);
+        let _ = writeln!(text, "  {group}: bundle {} → {}", short(from), short(to));
+    }
+    text
+}
+
+pub(super) const ROLLBACK_STARTED: &str = "the machines are being replaced, each after a new one has started its service; \
+    `imgcls provision status` shows how far that is\n";
+
+/// A line for each check.
+pub(super) fn preflight(checks: &[Check]) -> String {
+    let mut text = String::new();
+    for Check { of, verdict, found } in checks {
+        let word = match verdict {
+            Verdict::Ok => "ok",
+            Verdict::Broken => "broken",
+            Verdict::Unknown => "unknown",
+        };
+        let _ = writeln!(text, "{word:<7} {of}: {found}");
+    }
     text
 }
 

@@ -3,6 +3,8 @@
 //! The template is `user_data.sh`, a complete script with names in `@…@`. Their values have a checked form (names, region,
 //! digest) and contain no quote, except for the file of settings, which is written through a quoted here-document.
 
+use base64::Engine as _;
+
 use super::bundle::{BundleRef, Cpu};
 use super::names::ResourceNames;
 use super::package::PackageRef;
@@ -10,6 +12,7 @@ use super::partition::Partition;
 use super::settings::{Settings, Site};
 use super::tier::Tier;
 use crate::config::{Document, Names, toml_text};
+use crate::protocol::START_HOOK;
 use crate::scaling_policy::Policy;
 
 const TEMPLATE: &str = include_str!("user_data.sh");
@@ -17,8 +20,12 @@ const TEMPLATE: &str = include_str!("user_data.sh");
 const SESSION_MANAGER: &str = include_str!("session_manager.sh");
 /// The file of settings on a machine, as the units name it.
 const SETTINGS_FILE: &str = "--config /etc/imgcls/config.toml";
-/// How long a machine may take to start its service.
-const START_LIMIT: &str = "15min";
+/// How long a machine may take to start its service, in minutes.
+const START_MINUTES: u32 = 15;
+/// Looks at the service in a minute.
+const LOOKS_A_MINUTE: u32 = 30;
+/// The line of the script that names the bundle.
+const DIGEST_LINE: &str = "digest=";
 /// How long a web tier that drains keeps its port open, so that a load balancer notices.
 const DEFAULT_DRAIN_DELAY: &str = "5s";
 const DEFAULT_LOG_FORMAT: &str = "json";
@@ -49,6 +56,11 @@ pub(crate) fn render(
         Some(url) => url.trim_end_matches('/').to_owned(),
         None => format!("https://{service}.{}.{suffix}", site.region),
     };
+    let names = ResourceNames::of(&settings.stack);
+    let group = match tier {
+        Tier::Worker => &names.worker_group,
+        Tier::Web => &names.web_group,
+    };
     let bucket = &settings.names.input_bucket;
     let settings_file = settings_file(tier, settings, site, bundle, packages);
     let session_manager = if settings.session_manager {
@@ -61,11 +73,15 @@ pub(crate) fn render(
         ("@DIGEST@", bundle.digest.as_str()),
         ("@BUNDLE_URL@", &format!("{}/{bucket}/{}", service("s3"), bundle.key())),
         ("@LOGS_URL@", &service("logs")),
-        ("@LOG_GROUP@", &ResourceNames::of(&settings.stack).log_group),
+        ("@LOG_GROUP@", &names.log_group),
+        ("@SCALING_URL@", &service("autoscaling")),
+        ("@GROUP@", group),
+        ("@START_HOOK@", START_HOOK),
         ("@REGION@", &site.region),
         ("@COMMAND@", &command),
         ("@STARTED@", started),
-        ("@START_LIMIT@", START_LIMIT),
+        ("@START_LIMIT@", &format!("{START_MINUTES} minutes")),
+        ("@LOOKS@", &(START_MINUTES * LOOKS_A_MINUTE).to_string()),
         ("@CAPABILITY@", capability),
         ("@SESSION_MANAGER@", session_manager.trim_end()),
         ("@AUTOSCALE@", &autoscale(tier, settings.policy)),
@@ -82,6 +98,13 @@ fn agent_url(cpu: Cpu, region: &str) -> String {
     };
     let suffix = Partition::of(region).suffix;
     format!("https://s3.{region}.{suffix}/amazon-ssm-{region}/latest/debian_{architecture}/amazon-ssm-agent.deb")
+}
+
+/// The digest of the bundle that a script downloads. `user_data` is encoded as in a launch template.
+pub(super) fn bundle_digest(user_data: &str) -> Option<String> {
+    let script = base64::engine::general_purpose::STANDARD.decode(user_data).ok()?;
+    let script = String::from_utf8(script).ok()?;
+    script.lines().find_map(|line| line.strip_prefix(DIGEST_LINE)).map(str::to_owned)
 }
 
 /// Returns the settings file of a machine: the names and limits of the stack, and the user's own settings for the tier.
@@ -205,6 +228,14 @@ mod tests {
         let url =
             "agent=https://s3.us-east-1.amazonaws.com/amazon-ssm-us-east-1/latest/debian_amd64/amazon-ssm-agent.deb\n";
         assert!(rendered(true).contains(url), "{}", rendered(true));
+    }
+
+    #[test]
+    fn digest_of_the_bundle_is_read_from_a_script() {
+        let script = rendered(Tier::Worker, Machines::default());
+        let encoded = base64::engine::general_purpose::STANDARD.encode(script);
+        assert_eq!(bundle_digest(&encoded), Some(BundleRef::unknown().digest));
+        assert_eq!(bundle_digest("IyEvYmluL3NoCg=="), None);
     }
 
     #[test]

@@ -166,17 +166,30 @@ systemctl enable "${services[@]}"
 say "bundle $digest is here; starting @COMMAND@"
 systemctl start --no-block "${services[@]}"
 
-# A machine whose service has not started by then is replaced too.
+# The group takes a machine into service once its service has started. One whose service does not start is replaced.
 cat >/opt/imgcls/check-start <<'CHECK'
 #!/bin/bash
-for try in $(seq 12); do
-  if @STARTED@; then exit 0; fi
-  sleep 5
+region=@REGION@ metadata=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}
+. /opt/imgcls/role.sh
+
+# Fails where no hook holds the machine back, as in a group that is older than its hook.
+complete_hook() {
+  as_role autoscaling -o /dev/null @SCALING_URL@/ --data 'Action=CompleteLifecycleAction&Version=2011-01-01' \
+    --data 'AutoScalingGroupName=@GROUP@&LifecycleHookName=@START_HOOK@&LifecycleActionResult=CONTINUE' \
+    --data "InstanceId=$(read_metadata instance-id)"
+}
+
+for try in $(seq @LOOKS@); do
+  if @STARTED@; then
+    for pause in 1 5 30 60; do complete_hook && break || sleep "$pause"; done
+    exit 0
+  fi
+  sleep 2
 done
 echo 'imgcls: the service has not started within @START_LIMIT@. Switching off, so that the group tries another machine' |
   tee /dev/console
 systemctl poweroff
 CHECK
 chmod 755 /opt/imgcls/check-start
-systemd-run --unit=imgcls-check-start --on-active=@START_LIMIT@ /opt/imgcls/check-start
+systemd-run --unit=imgcls-check-start /opt/imgcls/check-start
 @SESSION_MANAGER@

@@ -39,6 +39,7 @@ mod children;
 mod cli;
 mod clients;
 mod closed_loop;
+mod compatible_store;
 mod dialects;
 mod drop_folder;
 mod elastic;

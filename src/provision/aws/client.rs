@@ -61,11 +61,7 @@ pub(in crate::provision) struct Cloud {
 
 impl Cloud {
     pub(in crate::provision) fn new(aws: Aws) -> Cloud {
-        // An emulator has no host name for each bucket.
-        let s3 = aws_sdk_s3::config::Builder::from(aws.sdk())
-            .force_path_style(aws.has_endpoint("S3"))
-            .retry_classifier(ConflictClassifier)
-            .build();
+        let s3 = aws.s3_config().retry_classifier(ConflictClassifier).build();
         Cloud {
             sqs: aws_sdk_sqs::Client::new(aws.sdk()),
             s3: aws_sdk_s3::Client::from_conf(s3),

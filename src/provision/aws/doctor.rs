@@ -13,9 +13,10 @@ use super::cloudwatch::alarm_to_json;
 use super::iam;
 use super::query::list;
 use crate::aws::Fault;
-use crate::provision::doctor::{Bucket, FoundRole, Group, Observed, Profile, Role, Stalled, Target};
+use crate::provision::doctor::{Bucket, FoundRole, Group, Observed, Profile, Role, Stalled, Store, Target};
 use crate::provision::resource::{Kind, label};
 use crate::provision::tier::Tier;
+use crate::transport::aws::{keeps_conditions, takes_checksums};
 
 /// Time between two readings of a queue that nobody seems to receive from.
 const BETWEEN_READINGS: Duration = Duration::from_secs(2);
@@ -51,6 +52,7 @@ impl Cloud {
         for name in [&target.names.input_bucket, &target.names.output_bucket] {
             observed.buckets.extend(self.examine_bucket(name).await?);
         }
+        observed.store = self.examine_store(&observed.buckets, &target.names.output_bucket).await;
         observed.alarms = self.examine_alarms(target).await?;
         for (tier, name) in roles {
             observed.roles.push(Role { name: name.clone(), tier: *tier, found: self.examine_role(name).await? });
@@ -143,6 +145,15 @@ impl Cloud {
         });
         bucket.statements = self.policy_statements(name).await?;
         Ok(Some(bucket))
+    }
+
+    /// Finds out what a store that is not AWS's own lacks, by putting small objects into the output bucket and removing them.
+    async fn examine_store(&self, buckets: &[Bucket], output: &str) -> Option<Store> {
+        let endpoint_url = self.aws.compatible_store()?;
+        buckets.iter().find(|bucket| bucket.name == output)?;
+        let keeps_conditions = keeps_conditions(&self.s3, output).await.ok();
+        let takes_checksums = takes_checksums(&self.s3, output).await.ok();
+        Some(Store { endpoint_url, keeps_conditions, takes_checksums })
     }
 
     async fn examine_group(&self, name: &str) -> anyhow::Result<Option<Group>> {

@@ -109,6 +109,16 @@ impl Cloud {
         Ok(versions.first().map(|version| template_data(&version["launchTemplateData"])))
     }
 
+    /// The data of all versions of a launch template, in CloudFormation's form, the newest first.
+    pub(in crate::provision) async fn template_versions(&self, name: &str) -> anyhow::Result<Vec<Value>> {
+        let by_name = json!({ "LaunchTemplateName": name });
+        let what = label(Kind::LaunchTemplate, name);
+        let mut versions = self.all("DescribeLaunchTemplateVersions", &what, by_name).await?;
+        let number = |version: &Value| version["versionNumber"].as_str().and_then(|text| text.parse::<u64>().ok());
+        versions.sort_by_key(|version| std::cmp::Reverse(number(version)));
+        Ok(versions.iter().map(|version| template_data(&version["launchTemplateData"])).collect())
+    }
+
     pub(super) async fn tag(&self, id: &str, resource: &Resource) -> anyhow::Result<()> {
         let parameters = json!({"ResourceIds": [id], "Tags": tag_parameters(resource)});
         self.done("ec2:CreateTags", &resource.label(), self.ec2("CreateTags", &parameters).await).map(drop)

@@ -2,9 +2,13 @@
 
 use serde_json::{Map, Value, json};
 
+use aws_smithy_types::date_time::{DateTime, Format};
+
 use super::client::{Attributes, Cloud, member, owner_by_tags};
+use super::query::list;
 use super::signed::{Call, Scope, SignedError};
 use crate::provision::inventory::FoundResource;
+use crate::provision::log_reader::LogEvent;
 use crate::provision::names::ResourceNames;
 use crate::provision::resource::{Kind, Resource, label, our_tags, tags_of};
 use crate::provision::stack::Stack;
@@ -74,8 +78,33 @@ impl Cloud {
         Ok(Vec::new())
     }
 
+    /// The events of a log group since `start`, in milliseconds since 1970.
+    ///
+    /// # Errors
+    /// There is no such group, or it may not be read.
+    pub(in crate::provision) async fn log_events(&self, group: &str, start: i64) -> anyhow::Result<Vec<LogEvent>> {
+        let mut events = Vec::new();
+        let mut body = json!({"logGroupName": group, "startTime": start});
+        loop {
+            let answer = self.logs("FilterLogEvents", body.clone()).await;
+            let answer = self.done("logs:FilterLogEvents", &label(Kind::LogGroup, group), answer)?;
+            events.extend(list(&answer, "events").map(event));
+            match answer["nextToken"].as_str().filter(|token| !token.is_empty()) {
+                Some(token) => body["nextToken"] = token.into(),
+                None => return Ok(events),
+            }
+        }
+    }
+
     pub(super) async fn delete_log_group(&self, name: &str) -> anyhow::Result<()> {
         let answer = self.logs("DeleteLogGroup", json!({"logGroupName": name})).await;
         self.gone("logs:DeleteLogGroup", &label(Kind::LogGroup, name), answer)
     }
+}
+
+fn event(event: &Value) -> LogEvent {
+    let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
+    let at = event["timestamp"].as_i64().unwrap_or_default();
+    let time = DateTime::from_millis(at).fmt(Format::DateTime).unwrap_or_default();
+    LogEvent { id: text("eventId"), at, time, stream: text("logStreamName"), message: text("message") }
 }

@@ -14,6 +14,7 @@ mod iam;
 mod images;
 mod logs;
 mod network;
+mod preflight;
 mod query;
 mod s3;
 mod security_groups;
@@ -83,6 +84,7 @@ impl Cloud {
             .collect();
         (inventory.reply_queues, inventory.queues_in_deletion) = (queues.replies, queues.in_deletion);
         (inventory.buckets_with_data, inventory.instances) = (data, instances);
+        stack.recognize_policies(&mut inventory);
         inventory.sort();
         Ok(inventory)
     }

@@ -47,6 +47,8 @@ pub(super) enum Scope {
     Partition,
     /// That of AWS Budgets, which some partitions have.
     Budgets,
+    /// That of the region which every account of the partition has.
+    Home,
 }
 
 impl Call {
@@ -123,7 +125,7 @@ impl Signed {
         let identity = provider.provide_credentials().await?.into();
         let region = match call.scope {
             Scope::Region => self.region(),
-            Scope::Partition => Partition::of(&self.region()).iam_region.to_owned(),
+            Scope::Partition | Scope::Home => Partition::of(&self.region()).iam_region.to_owned(),
             Scope::Budgets => {
                 let budgets = Partition::of(&self.region()).budgets();
                 budgets.ok_or("this partition has no AWS Budgets")?.region.to_owned()
@@ -161,6 +163,7 @@ fn endpoint_of(service: &str, scope: Scope, region: &str) -> String {
         Scope::Budgets => {
             format!("https://{}", partition.budgets().map_or("budgets.amazonaws.com", |budgets| budgets.host))
         }
+        Scope::Home => format!("https://{service}.{}.{}", partition.iam_region, partition.suffix),
     }
 }
 
@@ -215,5 +218,6 @@ mod tests {
         assert_eq!(iam, "https://iam.us-gov.amazonaws.com");
         let budgets = endpoint_of("budgets", Scope::Budgets, "cn-north-1");
         assert_eq!(budgets, "https://budgets.amazonaws.com.cn");
+        assert_eq!(endpoint_of("ec2", Scope::Home, "ap-east-1"), "https://ec2.us-east-1.amazonaws.com");
     }
 }

@@ -7,6 +7,7 @@ mod group;
 mod network;
 mod queues;
 mod roles;
+mod store;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -21,6 +22,8 @@ pub(super) struct Observed {
     /// Properties by name. Contains the dead-letter queue if there is one.
     pub queues: Vec<(String, Value)>,
     pub buckets: Vec<Bucket>,
+    /// The store, if it is not AWS's own.
+    pub store: Option<Store>,
     /// Properties by name.
     pub alarms: Vec<(String, Value)>,
     /// The workers' group.
@@ -41,6 +44,16 @@ pub(super) struct Bucket {
     pub other_region: Option<String>,
     /// Statements of its policy.
     pub statements: Vec<Value>,
+}
+
+/// A store that speaks like S3.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Store {
+    pub endpoint_url: String,
+    /// It refuses the second of two puts with `If-None-Match: *`. Absent if these credentials cannot find out.
+    pub keeps_conditions: Option<bool>,
+    /// It takes objects with a checksum in a header. Absent as above.
+    pub takes_checksums: Option<bool>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -140,6 +153,7 @@ pub(super) fn diagnose(observed: &Observed, target: &Target<'_>) -> Vec<Finding>
     let mut findings = Findings::default();
     queues::check(observed, target, &mut findings);
     buckets::check(observed, target, &mut findings);
+    store::check(observed, &mut findings);
     roles::check(observed, target, &mut findings);
     alarms::check(observed, target, &mut findings);
     group::check(observed, target, &mut findings);

@@ -12,8 +12,8 @@ use crate::provision::tier::Tier;
 
 pub(super) fn check(observed: &Observed, target: &Target<'_>, findings: &mut Findings) {
     let arns = Arns::new(target.account, target.region);
-    let Target { names, read_buckets, group: worker_group, log_group, .. } = *target;
-    let scope = Scope { arns: &arns, names, read_buckets, worker_group, log_group, session_manager: false };
+    let Target { names, read_buckets, group: worker_group, web_group, log_group, .. } = *target;
+    let scope = Scope { arns: &arns, names, read_buckets, worker_group, web_group, log_group, session_manager: false };
     for role in &observed.roles {
         let on = format!("role {:?}", role.name);
         let Some(found) = &role.found else {

@@ -9,11 +9,11 @@ use crate::provision::resource::Kind;
 
 impl Builder<'_> {
     pub(super) fn roles(&mut self) {
-        let ResourceNames { worker_group, log_group, .. } = &self.names;
+        let ResourceNames { worker_group, web_group, log_group, .. } = &self.names;
         let (names, read_buckets) = (&self.settings.names, &self.settings.read_buckets);
-        let session_manager = self.settings.session_manager;
+        let (arns, session_manager) = (&self.arns, self.settings.session_manager);
         let scope =
-            permissions::Scope { arns: &self.arns, names, read_buckets, worker_group, log_group, session_manager };
+            permissions::Scope { arns, names, read_buckets, worker_group, web_group, log_group, session_manager };
         let (worker, web) = (permissions::worker(&scope), permissions::web(&scope));
         let (worker_role, web_role) = (self.names.worker_role.clone(), self.names.web_role.clone());
         self.role("WorkerRole", "WorkerProfile", worker_role, &worker);

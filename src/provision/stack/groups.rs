@@ -6,13 +6,16 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 
 use super::builder::{Builder, INSTANCE_WARMUP};
-use crate::protocol::DRAIN_HOOK;
+use crate::protocol::{DRAIN_HOOK, START_HOOK};
 use crate::provision::resource::{Kind, LATEST_VERSION, attribute, in_group};
 use crate::provision::tier::Tier;
 use crate::provision::user_data;
 
 /// Time after its start in which a machine of the web tier may be unhealthy.
 const HEALTH_CHECK_GRACE: Duration = Duration::from_secs(300);
+/// Longest time until a machine has started its service. After 15 minutes it switches itself off (`user_data`), so that its
+/// log says why.
+const START_TIMEOUT: Duration = Duration::from_secs(1_200);
 /// Longest time that a worker that is to be terminated may drain.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -93,6 +96,10 @@ impl Builder<'_> {
             "DefaultResult": "CONTINUE",
         });
         self.add("WorkerDrainHook", Kind::LifecycleHook, in_group(&group, DRAIN_HOOK), hook);
+        // Machines of a launch template of the user do not complete it.
+        if self.settings.existing_launch_template.is_none() {
+            self.start_hook("WorkerStartHook", &group);
+        }
     }
 
     pub(super) fn web(&mut self) {
@@ -121,7 +128,20 @@ impl Builder<'_> {
             "SuspendedProcesses": [],
             "Tags": self.group_tags(),
         });
-        self.add("WebGroup", Kind::AutoScalingGroup, self.names.web_group.clone(), members);
+        let group = self.names.web_group.clone();
+        self.add("WebGroup", Kind::AutoScalingGroup, group.clone(), members);
+        self.start_hook("WebStartHook", &group);
+    }
+
+    /// A machine is in service once its service has started. A new one replaces an old one only then.
+    fn start_hook(&mut self, id: &str, group: &str) {
+        let hook = json!({
+            "AutoScalingGroupName": group,
+            "LifecycleTransition": "autoscaling:EC2_INSTANCE_LAUNCHING",
+            "HeartbeatTimeout": START_TIMEOUT.as_secs(),
+            "DefaultResult": "ABANDON",
+        });
+        self.add(id, Kind::LifecycleHook, in_group(group, START_HOOK), hook);
     }
 }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::bundle::BundleRef;
 use super::inventory::{FoundResource, Inventory, Owner};
 use super::package::PackageRef;
-use super::resource::{Kind, Resource};
+use super::resource::{Kind, Resource, split_group};
 use super::settings::{Settings, Site};
 use builder::Builder;
 pub(super) use notifications::budget_filters;
@@ -95,6 +95,27 @@ impl Stack {
     pub(super) fn attribute(&self, inventory: &Inventory, id: &str, attribute: &str) -> Option<String> {
         let resource = self.get(id)?;
         inventory.get(resource.kind, &resource.name)?.attributes.get(attribute).cloned()
+    }
+
+    /// Gives scaling policies that CloudFormation made the names that they would have here. It generates their names, from
+    /// their ids in the template. Deleting one by the other name finds none, and the group takes it along.
+    pub(super) fn recognize_policies(&self, inventory: &mut Inventory) {
+        let wanted = self.resources.iter().filter(|resource| resource.kind == Kind::ScalingPolicy);
+        for wanted in wanted {
+            if inventory.get(wanted.kind, &wanted.name).is_some() {
+                continue;
+            }
+            let (group, _) = split_group(&wanted.name);
+            let is_it = |found: &&mut FoundResource| {
+                let (its_group, name) = split_group(&found.name);
+                let is_equal = wanted.properties.iter().all(|(name, value)| found.properties.get(name) == Some(value));
+                let is_generated = name.contains(&format!("-{}-", wanted.id));
+                found.kind == wanted.kind && its_group == group && is_generated && is_equal
+            };
+            if let Some(found) = inventory.found.iter_mut().find(is_it) {
+                found.name.clone_from(&wanted.name);
+            }
+        }
     }
 
     /// The stack's resources that are no longer wanted. Bundles and models are never among them: a machine that is

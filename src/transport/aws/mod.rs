@@ -4,6 +4,7 @@
 //! deletes the message. Sends and acknowledgements of many callers share calls (`coalesce`).
 
 mod coalesce;
+mod compatible;
 mod objects;
 mod s3;
 mod sqs;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use futures::FutureExt as _;
 
+pub use self::compatible::{keeps_conditions, takes_checksums};
 pub use self::objects::{ObjectError, ObjectPage, Objects};
 pub use self::s3::S3Store;
 pub use self::sqs::SqsQueues;

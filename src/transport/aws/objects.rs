@@ -43,8 +43,8 @@ impl Objects {
     /// No region is configured.
     pub async fn open(bucket: &str) -> anyhow::Result<Objects> {
         let aws = Aws::connect(None, None).await?;
-        let config = aws_sdk_s3::config::Builder::from(aws.sdk()).force_path_style(aws.has_endpoint("S3")).build();
-        Ok(Objects { aws, client: Client::from_conf(config), bucket: bucket.to_owned() })
+        let client = Client::from_conf(aws.s3_config().build());
+        Ok(Objects { aws, client, bucket: bucket.to_owned() })
     }
 
     /// The name of the bucket.

@@ -5,7 +5,10 @@
 //! - A conditional put is S3's own `If-None-Match: *`. A put whose answer was lost is sent again and may then find its
 //!   own object: that is [`Put::AlreadyExists`], which callers treat as success.
 //! - Checksums are the SDK's defaults: CRC32 of uploads, checked by S3; CRC of downloads, checked here. Bodies are in memory,
-//!   so the checksum is a header, and not a chunked framing that a server would have to know.
+//!   so the checksum is a header, and not a chunked framing that a server would have to know. Stores that are not AWS's own
+//!   get none (`Aws::s3_config`).
+//! - A store that is not AWS's own may ignore conditions. That is found out before the first conditional put. The object is
+//!   then looked for before it is put: two puts at the same moment can both create it, and the later one stays.
 //! - Opening checks that the bucket exists and may be listed: without `s3:ListBucket` a missing object is 403, not 404, and
 //!   a job without a result could not be distinguished from a forbidden one.
 
@@ -20,7 +23,9 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{BucketLocationConstraint, CreateBucketConfiguration, PublicAccessBlockConfiguration};
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
+use tokio::sync::OnceCell;
 
+use super::compatible::keeps_conditions;
 use crate::aws::{Aws, Fault, jittered};
 use crate::transport::error::TransportError;
 use crate::transport::queued::object::{ObjectInfo, ObjectStore, Put, PutOptions, StoreError, check_key_length};
@@ -42,6 +47,8 @@ pub struct S3Store {
     aws: Aws,
     client: Client,
     bucket: String,
+    /// Whether conditions of puts are kept, once that is known.
+    keeps_conditions: OnceCell<bool>,
 }
 
 impl S3Store {
@@ -68,9 +75,31 @@ impl S3Store {
     ) -> Result<S3Store, StoreError> {
         let fatal = |reason| StoreError::Fatal { bucket: bucket.to_owned(), reason };
         let aws = Aws::connect(region, endpoint_url).await.map_err(|refusal| fatal(refusal.to_string()))?;
-        // An emulator has one host name for all buckets.
-        let config = aws_sdk_s3::config::Builder::from(aws.sdk()).force_path_style(aws.has_endpoint("S3")).build();
-        Ok(S3Store { aws, client: Client::from_conf(config), bucket: bucket.to_owned() })
+        let client = Client::from_conf(aws.s3_config().build());
+        let keeps_conditions = OnceCell::new_with(aws.compatible_store().is_none().then_some(true));
+        Ok(S3Store { aws, client, bucket: bucket.to_owned(), keeps_conditions })
+    }
+
+    /// Returns whether the store keeps conditions of puts. One line of log says so if it does not.
+    async fn keeps_conditions(&self) -> Result<bool, StoreError> {
+        let probe = || async {
+            let reason = match keeps_conditions(&self.client, &self.bucket).await {
+                Ok(true) => return Ok(true),
+                Ok(false) => "it does not refuse a second put with If-None-Match: *".to_owned(),
+                Err(error) => match self.fault("s3:PutObject", &error) {
+                    error @ StoreError::Unavailable { .. } => return Err(error),
+                    error => format!("it is not known whether it keeps conditions: {error}"),
+                },
+            };
+            tracing::warn!(
+                bucket = self.bucket,
+                reason,
+                "this store does not keep conditions of puts: an object is looked for before it is put, and of two \
+                 workers that finish the same image at the same moment the later one's result stays"
+            );
+            Ok(false)
+        };
+        self.keeps_conditions.get_or_try_init(probe).await.copied()
     }
 
     /// Lists the bucket instead of a HEAD request, whose answer has no body and so would not say what is wrong.
@@ -191,6 +220,15 @@ impl S3Store {
         broken_off(&self.bucket, reason)
     }
 
+    /// The tag of an object's content.
+    async fn tag(&self, key: &str) -> Result<Option<String>, StoreError> {
+        match self.client.head_object().bucket(&self.bucket).key(key).send().await {
+            Ok(found) => Ok(Some(found.e_tag.unwrap_or_default())),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(self.fault("s3:GetObject", &error)),
+        }
+    }
+
     /// Size and body of an object of at most `max_bytes`.
     async fn open_body(&self, key: &str, max_bytes: u64) -> Result<Option<(u64, ByteStream)>, StoreError> {
         self.check_key(key)?;
@@ -225,8 +263,18 @@ impl ObjectStore for S3Store {
         &self.bucket
     }
 
-    async fn put(&self, key: &str, body: Bytes, options: PutOptions) -> Result<Put, StoreError> {
+    async fn prepare(&self) -> Result<(), StoreError> {
+        self.keeps_conditions().await.map(drop)
+    }
+
+    async fn put(&self, key: &str, body: Bytes, mut options: PutOptions) -> Result<Put, StoreError> {
         self.check_key(key)?;
+        if options.if_none_match && !self.keeps_conditions().await? {
+            if self.head(key).await?.is_some() {
+                return Ok(Put::AlreadyExists);
+            }
+            options.if_none_match = false;
+        }
         for tried in 1..=TRIES_AT_CONFLICT {
             if let Once::Done(put) = self.put_once(key, body.clone(), options).await? {
                 return Ok(put);
@@ -249,18 +297,21 @@ impl ObjectStore for S3Store {
 
     async fn get_tagged(&self, key: &str, max_bytes: u64) -> Result<Option<(Bytes, String)>, StoreError> {
         // The tag comes first: if the object is replaced between the calls, `replace` fails.
-        let tag = match self.client.head_object().bucket(&self.bucket).key(key).send().await {
-            Ok(found) => found.e_tag.unwrap_or_default(),
-            Err(error) if is_missing(&error) => return Ok(None),
-            Err(error) => return Err(self.fault("s3:GetObject", &error)),
-        };
+        let Some(tag) = self.tag(key).await? else { return Ok(None) };
         Ok(self.get(key, max_bytes).await?.map(|body| (body, tag)))
     }
 
     async fn replace(&self, key: &str, body: Bytes, tag: &str) -> Result<Put, StoreError> {
         self.check_key(key)?;
         let options = PutOptions { if_none_match: false, content_type: Some("application/json") };
-        match self.put_if(key, body, options, Some(tag)).await? {
+        let mut condition = Some(tag);
+        if !self.keeps_conditions().await? {
+            if self.tag(key).await?.as_deref() != Some(tag) {
+                return Ok(Put::AlreadyExists);
+            }
+            condition = None;
+        }
+        match self.put_if(key, body, options, condition).await? {
             Once::Done(put) => Ok(put),
             Once::Conflict => Ok(Put::AlreadyExists),
         }
@@ -334,6 +385,6 @@ pub(super) fn is_missing<E: ProvideErrorMetadata>(error: &SdkError<E, HttpRespon
     status(error) == Some(404) && error.code() != Some("NoSuchBucket")
 }
 
-fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
+pub(super) fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
     error.raw_response().map(|response| response.status().as_u16())
 }

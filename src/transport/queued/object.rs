@@ -40,6 +40,14 @@ pub fn probe(store: &dyn ObjectStore) -> Probe<'_> {
 pub trait ObjectStore: Send + Sync {
     /// The name of the bucket, for messages.
     fn bucket(&self) -> &str;
+    /// Finds out how conditions are kept. A service calls this at its start; otherwise it happens before the first put with a
+    /// condition.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    async fn prepare(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
     /// Stores an object.
     async fn put(&self, key: &str, body: Bytes, options: PutOptions) -> Result<Put, StoreError>;
     /// The whole object. `None` when there is no such object.

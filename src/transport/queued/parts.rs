@@ -76,7 +76,8 @@ impl Parts {
         let _ = self.results.set(service.results);
         let _ = self.dead_letters.set(service.dead_letters);
         self.input().await?;
-        self.output().await?;
+        // Results are put with a condition, images without.
+        self.output().await?.prepare().await?;
         Ok(())
     }
 

@@ -367,7 +367,7 @@ fn prices_of_another_region_are_named_and_no_limit_is_checked_by_them() {
 }
 
 /// An x86-64 program that consists of little else than the table of the versions that it needs.
-fn elf_that_needs(version: &str) -> Vec<u8> {
+pub fn elf_that_needs(version: &str) -> Vec<u8> {
     let names = format!("\0libc.so.6\0{version}\0");
     let number = |value: usize, bytes: usize| {
         let mut number = value.to_le_bytes().to_vec();

@@ -1,6 +1,9 @@
 //! `provision doctor` is silent about a new stack, and names each fault that is planted.
 
+use std::sync::atomic::Ordering;
+
 use super::{Stack, between, call_emulator, call_s3};
+use crate::compatible_store::OldStore;
 use crate::emulators::moto_of_stacks;
 
 const QUEUE: &str = "faulty-web-app-image-transport";
@@ -339,6 +342,21 @@ fn faults_of_groups() -> Vec<Fault> {
             on_group("it has no scaling policy"),
         ),
     ]
+}
+
+#[test]
+fn doctor_names_what_a_store_that_is_not_of_aws_lacks() {
+    let store = OldStore::before(moto_of_stacks().address);
+    let mut stack = Stack::at_plain_http_endpoint("compatible");
+    stack.environment.push(("AWS_ENDPOINT_URL_S3".to_owned(), store.url.clone()));
+    stack.succeeds(&["apply", "--web-instances", "0"]);
+    assert_eq!(store.refused.load(Ordering::Relaxed), 0);
+    let found = stack.succeeds(&["doctor"]);
+    for line in ["it does not refuse a second put with If-None-Match: *", "it refuses checksums of uploads"] {
+        assert!(found.contains(&format!("risk    store {}: {line}", store.url)), "{found}");
+    }
+    // The objects of the probes are gone, so that the buckets hold no data.
+    assert!(stack.succeeds(&["destroy", "--yes"]).contains("no resource with the tag imgcls:stack="));
 }
 
 #[test]

@@ -35,10 +35,16 @@ fn exported_template_has_all_resources_and_passes_cfn_lint() {
         // Notifications add a topic, four alarms and a budget.
         assert_eq!(
             resources.len(),
-            [("step", 26), ("target", 23), ("told", 32)].into_iter().find(|(flags, _)| *flags == name).unwrap().1,
+            [("step", 28), ("target", 25), ("told", 34)].into_iter().find(|(flags, _)| *flags == name).unwrap().1,
             "{text}"
         );
         assert!(!resources.contains_key("Bundle"), "{text}");
+        let parameters = template["Parameters"].as_object().unwrap();
+        assert_eq!(parameters["MaxWorkers"]["Default"], "4");
+        assert_eq!(resources["WorkerGroup"]["Properties"]["MaxSize"], serde_json::json!({"Ref": "MaxWorkers"}));
+        for parameter in parameters.keys() {
+            assert!(text.contains(&format!("{{\"Ref\":\"{parameter}\"}}")), "{parameter} is not used");
+        }
         assert_eq!(resources["RequestQueue"]["Properties"]["QueueName"], "exported-web-app-image-transport");
         let path = folder.path().join(format!("{name}.json"));
         std::fs::write(&path, text).unwrap();

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use aws_credential_types::Credentials;
@@ -82,7 +83,7 @@ fn clean_machines_download_the_bundle_and_classify() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let router = start_router();
+    let (router, completed) = start_router();
     let stack = Stack { bundle: export_bundle(folder.path()), ..Stack::at_plain_http_endpoint("machine") };
     let at_router = ["--endpoint-url", router.as_str()];
     stack.succeeds(&[&["apply"][..], &at_router].concat());
@@ -93,10 +94,9 @@ fn clean_machines_download_the_bundle_and_classify() {
     assert_eq!(worker.systemctl("enable"), ["imgcls-logs.service imgcls.service"]);
     assert_eq!(worker.systemctl("daemon-reload"), [""]);
     // The worker does not run yet, so that this machine would be replaced.
-    let check = "--unit=imgcls-check-start --on-active=15min /opt/imgcls/check-start";
-    assert_eq!(worker.systemctl("run"), [check]);
-    run_to_success(worker.inside(None).arg("/opt/imgcls/check-start"));
-    assert_eq!(worker.systemctl("poweroff"), [""]);
+    assert_eq!(worker.systemctl("run"), ["--unit=imgcls-check-start /opt/imgcls/check-start"]);
+    worker.check_start();
+    assert_eq!((worker.systemctl("poweroff").len(), completed.lock().unwrap().len()), (1, 0));
     let web = Machine::start(folder.path(), "machine-WebtierTemplate", "i-0123456789abcdef1");
     let web_units = "imgcls-logs.service imgcls.service imgcls-autoscale.service";
     assert_eq!(web.systemctl("enable"), [web_units]);
@@ -109,6 +109,14 @@ fn clean_machines_download_the_bundle_and_classify() {
     let _web = web.run("imgcls.service", &[("0.0.0.0:80", &address.to_string())]);
     let autoscale = web.run("imgcls-autoscale.service", &[]);
     until("the web tier", || request(address, "GET", "/readyz", &[], b"").ok().filter(|answer| answer.status == 200));
+    // The hook that holds the worker back is completed once it is ready.
+    let check = worker.root.join("opt/imgcls/check-start");
+    let text = std::fs::read_to_string(&check).unwrap();
+    std::fs::write(&check, text.replace("127.0.0.1:9090", &admin)).unwrap();
+    until("the worker", || {
+        worker.check_start();
+        completed.lock().unwrap().pop()
+    });
     let answer = request(address, "POST", "/v1/classify?wait=50", &[], &test_image("cat.jpg")).unwrap();
     assert_eq!(answer.status, 200, "{}\n{}\n{}", answer.text(), worker.log(), web.log());
     assert_eq!(answer.json()["predictions"][0]["label"], label_of("cat.jpg").as_str());
@@ -160,6 +168,10 @@ impl Machine {
             run_to_success(machine.inside(None).args(security));
         }
         machine
+    }
+
+    fn check_start(&self) {
+        run_to_success(self.inside(None).arg("/opt/imgcls/check-start").env(METADATA, &self.metadata));
     }
 
     /// Returns the arguments of each recorded call of `systemctl` with this verb.
@@ -251,8 +263,11 @@ fn worker_log_in_cloudwatch() -> String {
 }
 
 /// Forwards calls to moto. A request for the bundle has to be signed, and the first one is answered with another bundle.
-fn start_router() -> String {
+/// Completed lifecycle hooks, which moto does not know, are collected.
+fn start_router() -> (String, Arc<Mutex<Vec<String>>>) {
     let bundle_requests = AtomicUsize::new(0);
+    let completed = Arc::new(Mutex::new(Vec::new()));
+    let collected = Arc::clone(&completed);
     let address = proxy::start(move |call| {
         let is_for_bundle = call.method() == "GET" && call.path().contains("/bundle/");
         if is_for_bundle && !is_signed_by_role(call) {
@@ -261,9 +276,19 @@ fn start_router() -> String {
         if is_for_bundle && bundle_requests.fetch_add(1, Ordering::Relaxed) == 0 {
             return Some(http_answer(200, &std::fs::read(small_bundle()).unwrap()));
         }
+        let body = String::from_utf8_lossy(&call.body);
+        if body.contains("Action=CompleteLifecycleAction") && body.contains("LifecycleHookName=start") {
+            let expected = "Action=CompleteLifecycleAction&Version=2011-01-01\
+                &AutoScalingGroupName=machine-apptierAutoscaling&LifecycleHookName=start&LifecycleActionResult=CONTINUE\
+                &InstanceId=i-0123456789abcdef0";
+            assert_eq!(body, expected);
+            assert!(call.header("authorization").is_some_and(|text| text.contains("/autoscaling/aws4_request")));
+            collected.lock().unwrap().push(body.into_owned());
+            return Some(http_answer(200, b""));
+        }
         call.forward_to(moto_of_stacks().address)
     });
-    format!("http://{address}")
+    (format!("http://{address}"), completed)
 }
 
 fn http_answer(status: u16, body: &[u8]) -> Vec<u8> {

@@ -2,6 +2,7 @@
 
 mod parameters;
 mod properties;
+mod refresh;
 
 use aws_sdk_autoscaling::error::ProvideErrorMetadata as _;
 use aws_sdk_autoscaling::types::{AutoScalingGroup, LifecycleHook, ScalingActivityStatusCode, ScalingPolicy};

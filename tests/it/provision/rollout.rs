@@ -1,0 +1,162 @@
+//! New builds: machines are replaced by an instance refresh, and a rollback returns to the bundle before. `strict.py` plays
+//! the refresh, which moto does not have. Machines are held back until their service has started by a hook, which
+//! `user_data.rs` tests.
+
+use serde_json::Value;
+
+use super::refusals::{ErrorProxy, Wire, refusal};
+use super::{Stack, call_emulator, call_s3, small_bundle, write_bundle};
+use crate::harness::{Process, until};
+
+/// The versions of the launch templates that the machines of a stack were started from.
+fn versions_of_machines(stack: &Stack, flags: &[&str]) -> Vec<String> {
+    let status: Value = serde_json::from_str(&stack.succeeds(&[&["status", "--json"][..], flags].concat())).unwrap();
+    let machines = status["inventory"]["instances"].as_array().unwrap();
+    machines.iter().map(|machine| machine["template_version"].as_str().unwrap().to_owned()).collect()
+}
+
+fn preferences_of_refresh(group: &str) -> String {
+    call_emulator("autoscaling", &format!("Action=DescribeInstanceRefreshes&AutoScalingGroupName={group}")).text()
+}
+
+#[test]
+fn new_build_updates_the_template_and_replaces_machines() {
+    let mut stack = Stack::at_plain_http_endpoint("rollout");
+    let flags = ["--web-instances", "0", "--min", "1"];
+    let with_flags = |command: &[&'static str]| [command, &flags].concat();
+    stack.succeeds(&with_flags(&["apply"]));
+    assert!(!stack.succeeds(&with_flags(&["status"])).contains("older version"));
+    let folder = tempfile::tempdir().unwrap();
+    stack.bundle = write_bundle(folder.path(), "two");
+    let file = folder.path().join("plan.json");
+    let file = file.to_str().unwrap();
+    let plan = stack.succeeds(&[&["plan", "--out", file][..], &flags].concat());
+    assert!(plan.contains("+ bundle") && plan.contains("~ launch template    rollout-ApptierTemplate"), "{plan}");
+    let applied = stack.succeeds(&["apply", file, "--no-refresh"]);
+    assert!(applied.contains("1 to create, 2 to update, 0 to delete"), "{applied}");
+    let json = stack.succeeds(&with_flags(&["plan", "--json"]));
+    let plan: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(plan["plan"]["changes"], serde_json::json!([]));
+    let group = "Action=DescribeAutoScalingGroups&AutoScalingGroupNames.member.1=rollout-apptierAutoscaling";
+    assert!(call_emulator("autoscaling", group).text().contains("<Version>2</Version>"));
+
+    let older = "machines of rollout-apptierAutoscaling that run an older version: 1; ";
+    assert!(applied.contains(&format!("{older}`imgcls provision apply` replaces them")), "{applied}");
+    assert_eq!(versions_of_machines(&stack, &flags), ["1"]);
+    let applied = stack.succeeds(&with_flags(&["apply"]));
+    assert!(applied.contains(&format!("{older}they are replaced (0 % done), each after a new one")), "{applied}");
+    until("a machine of the new version", || (versions_of_machines(&stack, &flags) == ["2"]).then_some(()));
+    let preferences = preferences_of_refresh("rollout-apptierAutoscaling");
+    for (name, value) in [("MinHealthyPercentage", "100"), ("MaxHealthyPercentage", "110"), ("SkipMatching", "true")] {
+        assert!(preferences.contains(&format!("<{name}>{value}<")), "{preferences}");
+    }
+    let none = "Action=SetDesiredCapacity&AutoScalingGroupName=rollout-apptierAutoscaling&DesiredCapacity=0";
+    call_emulator("autoscaling", none);
+    let status = stack.succeeds(&with_flags(&["status"]));
+    assert!(!status.contains("machine i-") && !status.contains("older version"), "{status}");
+
+    let refused = stack.fails(&["apply", file]);
+    assert!(refused.contains("have changed since this plan was made"), "{refused}");
+    stack.bundle = small_bundle().to_owned();
+    assert!(stack.fails(&["apply", file]).contains("another build"));
+    stack.destroy();
+}
+
+#[test]
+fn rollback_returns_both_tiers_to_the_bundle_before() {
+    let mut stack = Stack::at_plain_http_endpoint("back");
+    let flags = ["--min", "1"];
+    let with_flags = |command: &[&'static str]| [command, &flags].concat();
+    let digest = |stack: &Stack| {
+        let plan: Value = serde_json::from_str(&stack.succeeds(&["plan", "--json"])).unwrap();
+        plan["plan"]["stack"]["bundle"]["digest"].as_str().unwrap().to_owned()
+    };
+    stack.succeeds(&with_flags(&["apply"]));
+    let first = digest(&stack);
+    let nothing = stack.fails(&["rollback"]);
+    assert!(nothing.contains("the launch templates of stack \"back\" name no earlier bundle"), "{nothing}");
+
+    let folder = tempfile::tempdir().unwrap();
+    stack.bundle = write_bundle(folder.path(), "two");
+    let second = digest(&stack);
+    stack.succeeds(&with_flags(&["apply"]));
+    // A refresh that runs is cancelled by the next one.
+    let rolled_back = stack.succeeds(&["rollback"]);
+    for group in ["back-apptierAutoscaling", "back-webtierAutoscaling"] {
+        let line = format!("{group}: bundle {} → {}", &second[..12], &first[..12]);
+        assert!(rolled_back.contains(&line), "{line}\n{rolled_back}");
+    }
+    until("machines of the third version", || (versions_of_machines(&stack, &flags) == ["3", "3"]).then_some(()));
+    // A web machine ends only after the new one has started.
+    let preferences = preferences_of_refresh("back-webtierAutoscaling");
+    assert!(preferences.contains("<MinHealthyPercentage>100<") && preferences.contains("<MaxHealthyPercentage>200<"));
+    // The stack is as the first program made it.
+    let newer = std::mem::replace(&mut stack.bundle, small_bundle().to_owned());
+    assert!(stack.succeeds(&with_flags(&["plan"])).contains("nothing to do"));
+    stack.bundle = newer;
+    assert!(stack.succeeds(&with_flags(&["plan"])).contains("~ launch template    back-ApptierTemplate"));
+
+    call_s3("DELETE", &format!("/{}/bundle/{second}/imgcls-x86_64.tar.gz", stack.input_bucket()), "");
+    let refused = stack.fails(&["rollback"]);
+    assert!(refused.contains(&format!("the bundle {second} that back-apptierAutoscaling had before")), "{refused}");
+    stack.destroy();
+}
+
+#[test]
+fn failed_refresh_is_reported_with_its_reason() {
+    let (proxy, environment) = ErrorProxy::start();
+    let mut stack = Stack { environment, ..Stack::new("failing") };
+    let flags = ["--web-instances", "0", "--min", "1"];
+    stack.succeeds(&[&["apply"][..], &flags].concat());
+    let folder = tempfile::tempdir().unwrap();
+    stack.bundle = write_bundle(folder.path(), "two");
+    stack.succeeds(&[&["apply", "--no-refresh"][..], &flags].concat());
+    let refresh = "<Status>Failed</Status><StatusReason>The instance failed its lifecycle action.</StatusReason>";
+    let body = format!(
+        "<DescribeInstanceRefreshesResponse><DescribeInstanceRefreshesResult><InstanceRefreshes><member>{refresh}</member>\
+         </InstanceRefreshes></DescribeInstanceRefreshesResult></DescribeInstanceRefreshesResponse>"
+    );
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    proxy.intercept("DescribeInstanceRefreshes", (head + &body).into_bytes());
+    let status = stack.succeeds(&[&["status"][..], &flags].concat());
+    assert!(
+        status.contains("replacing them failed, and they run on: The instance failed its lifecycle action.; `imgcls provision rollback`"),
+        "{status}"
+    );
+    proxy.intercept("StartInstanceRefresh", refusal(Wire::Query, 403, "AccessDenied", "no"));
+    let refused = stack.fails(&[&["apply"][..], &flags].concat());
+    assert!(refused.contains("no permission for autoscaling:StartInstanceRefresh"), "{refused}");
+    proxy.forward_all();
+    stack.destroy();
+}
+
+#[test]
+fn logs_of_machines_are_printed_and_followed() {
+    let stack = Stack::new("logged");
+    let log = |message: &str| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+        let stream = serde_json::json!({"logGroupName": "logged-imgcls", "logStreamName": "i-1"});
+        let mut events = stream.clone();
+        events["logEvents"] = serde_json::json!([{"timestamp": u64::try_from(now).unwrap(), "message": message}]);
+        super::call_logs("CreateLogStream", &stream);
+        super::call_logs("PutLogEvents", &events);
+    };
+    assert!(stack.fails(&["logs"]).contains("log group \"logged-imgcls\" does not exist"));
+    stack.succeeds(&["apply", "--web-instances", "0"]);
+    assert_eq!(stack.succeeds(&["logs"]), "");
+    log("the worker is ready");
+    let printed = stack.succeeds(&["logs"]);
+    assert!(printed.ends_with("Z i-1 the worker is ready\n") && printed.lines().count() == 1, "{printed}");
+    let json: Value = serde_json::from_str(&stack.succeeds(&["logs", "--since", "1h", "--json"])).unwrap();
+    assert_eq!((&json["machine"], &json["message"]), (&"i-1".into(), &"the worker is ready".into()));
+
+    let folder = tempfile::tempdir().unwrap();
+    let mut following = Process::start(stack.command(&["logs", "--follow"]), &folder.path().join("log"));
+    following.wait_for_log("the worker is ready");
+    log("an image was classified");
+    following.wait_for_log("an image was classified");
+    following.signal("TERM");
+    assert_eq!(following.wait(), Some(0));
+    assert_eq!(following.log().matches("the worker is ready").count(), 1);
+    stack.destroy();
+}
