@@ -86,7 +86,7 @@ const COMMON: [(&str, &[&str]); 7] = [
 ];
 
 /// Flags by their subject. The headings appear in the order of the flags of a command.
-const TOPICS: [(&str, &[&str]); 12] = [
+const TOPICS: [(&str, &[&str]); 13] = [
     (
         "Backend and names",
         &[
@@ -164,6 +164,7 @@ const TOPICS: [(&str, &[&str]); 12] = [
             "allow",
         ],
     ),
+    ("Calls to addresses that clients name", &["allow-callbacks", "allow-image-urls", "allow-calls-to"]),
     ("Stored data", &["keep-images", "keep-results", "max-data-bytes", "keep-images-days", "keep-results-days"]),
     (
         "Number of workers",
