@@ -215,7 +215,7 @@ impl Caller {
             Some(address) => vec![address],
             None => lookup_host((target.host(), target.port())).await.map_err(|_| CallError::UnknownHost)?.collect(),
         };
-        // One address that must not be called is enough: whoever answers for the name is not to be trusted.
+        // One address that must not be called is enough, because an answer with such an address is a mistake or an attack.
         for address in &addresses {
             self.allowed.check_connection(target, address.ip())?;
         }

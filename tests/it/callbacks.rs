@@ -6,7 +6,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -210,7 +209,9 @@ fn no_callback_is_lost_when_its_sender_is_killed() {
     let receiver = Receiver::start(move |_| {
         // The first calls get no answer before their sender is killed.
         if counted.fetch_add(1, Ordering::SeqCst) < 3 {
-            std::thread::sleep(Duration::from_secs(3_600));
+            loop {
+                std::thread::park();
+            }
         }
         status(200)
     });
@@ -332,7 +333,8 @@ fn addresses_that_are_not_public_are_refused_at_once() {
     let batch = "/v1/batches?callback_url=http://127.0.0.1/";
     let answer = service.request("POST", batch, &[("Content-Type", &content_type)], &body);
     assert_eq!(answer.status, 400, "{}", answer.text());
-    assert_eq!((waiting(&service), service.images().len()), (0, 0), "nothing was accepted");
+    let images = service.images().into_iter().filter(|key| key.starts_with("images/")).count();
+    assert_eq!((waiting(&service), images), (0, 0), "nothing was accepted");
 }
 
 /// 127.0.0.2 stands for the public internet, and 127.0.0.1 for the network of the service.

@@ -294,9 +294,9 @@ impl Transport for QueuedTransport {
         let mut found = vec![
             (names.request_queue.clone(), QueueRole::Requests),
             (names.bulk_queue(), QueueRole::BulkRequests),
-            (names.callback_queue(), QueueRole::Callbacks),
             (names.dead_letter_queue(), QueueRole::DeadLetters),
             (names.result_queue.clone(), QueueRole::Results),
+            (names.callback_queue(), QueueRole::Callbacks),
         ];
         let inboxes = self.parts.queues.list(&protocol::reply_queue(&names.result_queue, "")).await?;
         found.extend(inboxes.into_iter().map(|name| (name, QueueRole::Replies)));
