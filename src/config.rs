@@ -52,6 +52,11 @@ impl Names {
         protocol::bulk_queue(&self.request_queue)
     }
 
+    /// Returns the name of the queue of callbacks.
+    pub fn callback_queue(&self) -> String {
+        protocol::callback_queue(&self.request_queue)
+    }
+
     /// Returns the name of the dead-letter queue of the request queue.
     pub fn dead_letter_queue(&self) -> String {
         protocol::dead_letter_queue(&self.request_queue)

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::clock;
 use crate::config::{Backend, Names};
-use crate::keys::{Key, KeyRecord, KeyTable, NewKey, journal};
+use crate::keys::{Key, KeyRecord, KeyTable, NewKey, WebhookSecrets, journal};
 use crate::telemetry::output;
 use crate::transport;
 
@@ -34,6 +34,8 @@ pub enum Action {
     Create(NewKey),
     /// Lists all keys by what is stored of them.
     List,
+    /// Prints the secret that signs the callbacks of a key, by its id or its name, or of clients without a key.
+    WebhookSecret(Option<String>),
     /// Makes a key invalid, by its id or its name.
     Revoke(String),
 }
@@ -63,6 +65,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Action::List => {
             let table = journal::read(&*documents, &KeyTable::default()).await?;
             if config.json { list_json(&table, clock::now()) } else { list_text(&table, clock::now()) }
+        }
+        Action::WebhookSecret(id_or_name) => {
+            let secrets = WebhookSecrets::open(&*documents).await?;
+            let key = match id_or_name {
+                Some(id_or_name) => {
+                    let table = journal::read(&*documents, &KeyTable::default()).await?;
+                    Some(table.named(id_or_name)?.hash.to_hex())
+                }
+                None => None,
+            };
+            let secret = secrets.of(key.as_deref()).reveal();
+            if config.json { format!("{}\n", json!({"secret": secret})) } else { format!("{secret}\n") }
         }
         Action::Revoke(id_or_name) => {
             let record = journal::change(&*documents, |table| table.revoke(id_or_name)).await?;

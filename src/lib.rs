@@ -32,6 +32,7 @@
 //! - [`instance`]: this EC2 instance, which is protected while it works and drained before it ends.
 //! - [`model`]: image bytes to pixels, to a tensor, to predictions.
 //! - [`names`]: names of queues and buckets; the defaults on AWS contain the account.
+//! - [`outbound`]: calls to addresses that clients name, and the guard that decides which of them are allowed.
 //! - [`transport`]: the port that carries jobs to workers and results back, with its backends.
 //!
 //! # Floor 3: the tiers
@@ -88,6 +89,7 @@ pub mod telemetry;
 pub mod instance;
 pub mod model;
 pub mod names;
+pub mod outbound;
 pub mod transport;
 
 pub mod autoscaler;

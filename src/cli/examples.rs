@@ -1,7 +1,7 @@
 //! Two examples for each command, which its help prints. A test parses all of them.
 
 /// Examples by the words of the command.
-const EXAMPLES: [(&str, [&str; 2]); 43] = [
+const EXAMPLES: [(&str, [&str; 2]); 44] = [
     ("up", ["imgcls up", "imgcls up --port 9000 --data-dir /var/lib/imgcls --max-workers 4"]),
     (
         "serve-web",
@@ -106,6 +106,7 @@ const EXAMPLES: [(&str, [&str; 2]); 43] = [
     ),
     ("keys create", ["imgcls keys create --name phone", "imgcls keys create --name watch --scope read --expires 90d"]),
     ("keys list", ["imgcls keys list", "imgcls keys list --json"]),
+    ("keys webhook-secret", ["imgcls keys webhook-secret phone", "imgcls keys webhook-secret --data-dir imgcls-data"]),
     ("keys revoke", ["imgcls keys revoke phone", "imgcls keys revoke phone --region us-east-1"]),
     ("classify", ["imgcls classify photo.jpg", "imgcls classify photos/ --exclude thumbs --out labels.csv"]),
     ("eval", ["imgcls eval photos/", "imgcls eval photos/ --model mine --model efficientnet-lite0 --json"]),

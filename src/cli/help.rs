@@ -164,6 +164,7 @@ const TOPICS: [(&str, &[&str]); 13] = [
             "allow",
         ],
     ),
+    ("Calls to addresses that clients name", &["allow-callbacks", "allow-image-urls", "allow-calls-to"]),
     ("Stored data", &["keep-images", "keep-results", "max-data-bytes", "keep-images-days", "keep-results-days"]),
     (
         "Number of workers",

@@ -11,6 +11,7 @@ use super::parse::{listen_address, positive, positive_duration};
 use super::shared::SharedArgs;
 use crate::config::{self, Backend, Names};
 use crate::model::ModelChoice;
+use crate::outbound::{Allowed, AllowedPlace};
 use crate::transport::Space;
 use crate::web;
 
@@ -70,6 +71,17 @@ pub struct HttpArgs {
     /// Send images up to this size inside the message as well, which saves the worker a read from the store
     #[arg(long, env = "IMGCLS_INLINE_BYTES", default_value = "0", value_parser = config::bytes)]
     pub inline_bytes: u64,
+    /// Call an address that a client names in callback_url when its job or batch has ended; the calls are signed, and
+    /// repeated for a day
+    #[arg(long, env = "IMGCLS_ALLOW_CALLBACKS")]
+    pub allow_callbacks: bool,
+    /// Fetch images that clients name by URL
+    #[arg(long, env = "IMGCLS_ALLOW_IMAGE_URLS")]
+    pub allow_image_urls: bool,
+    /// A host (hooks.example) or a network (10.1.0.0/16) that callbacks and images by URL may reach although it is not
+    /// public; may be repeated [default: public addresses only, at the ports 443, 80, 8080 and 8443]
+    #[arg(long = "allow-calls-to", env = "IMGCLS_ALLOW_CALLS_TO", value_name = "PLACE", value_delimiter = ',', value_parser = |text: &str| text.parse::<AllowedPlace>())]
+    pub allow_calls_to: Vec<AllowedPlace>,
     /// Log a line for each request: client, method, path, status, time and sizes
     #[arg(long, env = "IMGCLS_ACCESS_LOG")]
     pub access_log: bool,
@@ -119,6 +131,11 @@ impl HttpArgs {
             visibility_timeout: shared.visibility_timeout,
             space: Space::unbounded(),
             access: self.auth.access(),
+            calls: web::CallsOut {
+                callbacks: self.allow_callbacks,
+                image_urls: self.allow_image_urls,
+                allowed: Allowed(self.allow_calls_to.clone()),
+            },
             access_log: self.access_log,
         }
     }

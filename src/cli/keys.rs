@@ -13,7 +13,8 @@ use crate::keys_command;
 #[command(after_help = "Examples:\n  \
     imgcls keys create --name phone --scope classify --expires 90d\n  \
     imgcls keys list\n  \
-    imgcls keys revoke phone\n\
+    imgcls keys revoke phone\n  \
+    imgcls keys webhook-secret phone\n\
     Clients send a key as `Authorization: Bearer KEY`. Web processes know a new key, and refuse a revoked one, within 10 s.")]
 pub struct KeysArgs {
     #[command(subcommand)]
@@ -46,6 +47,17 @@ pub enum KeysCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Print the secret that signs the callbacks of a key, or without one those of clients without a key
+    ///
+    /// Receivers check calls with it as Standard Webhooks says. It is made when it is first needed, and stays the same.
+    WebhookSecret {
+        #[command(flatten)]
+        shared: SharedArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+        /// Id of the key, or its name if no other key has it [default: the secret for clients without a key]
+        key: Option<String>,
+    },
     /// Revoke a key
     Revoke {
         #[command(flatten)]
@@ -68,6 +80,7 @@ impl KeysCommand {
         match self {
             KeysCommand::Create { shared, .. }
             | KeysCommand::List { shared, .. }
+            | KeysCommand::WebhookSecret { shared, .. }
             | KeysCommand::Revoke { shared, .. } => shared,
         }
     }
@@ -76,6 +89,7 @@ impl KeysCommand {
         match self {
             KeysCommand::Create { output, .. }
             | KeysCommand::List { output, .. }
+            | KeysCommand::WebhookSecret { output, .. }
             | KeysCommand::Revoke { output, .. } => output,
         }
     }
@@ -86,6 +100,7 @@ impl KeysCommand {
                 keys_command::Action::Create(NewKey { name: name.clone(), scopes: scopes.clone(), valid_for: *expires })
             }
             KeysCommand::List { .. } => keys_command::Action::List,
+            KeysCommand::WebhookSecret { key, .. } => keys_command::Action::WebhookSecret(key.clone()),
             KeysCommand::Revoke { key, .. } => keys_command::Action::Revoke(key.clone()),
         }
     }

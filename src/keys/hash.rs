@@ -32,6 +32,11 @@ impl KeyHash {
         hex(&self.0)[..ID_DIGITS].to_owned()
     }
 
+    /// All digits of the hash in hexadecimal, as it is stored.
+    pub fn to_hex(&self) -> String {
+        hex(&self.0)
+    }
+
     /// Marks the id of a new job as belonging to this key: the last four bytes become a hash of the others and of the
     /// key. The rest of a UUIDv7 still has its time and 42 random or counted bits, so that ids stay unique.
     #[must_use]

@@ -4,6 +4,7 @@
 //! - [`KeyRecord`] describes a key: name, [`Scope`]s, expiry. [`KeyTable`] has all keys of a service.
 //! - [`journal`] stores the table as numbered documents ([`Documents`]), so that processes that change it at the same
 //!   time lose no change.
+//! - [`WebhookSecrets`] signs the callbacks of each key.
 //! - [`KeyHash::mark`] makes the id of a job show which key it belongs to.
 
 mod hash;
@@ -11,9 +12,11 @@ pub mod journal;
 mod key;
 mod record;
 mod table;
+mod webhook;
 
 pub use self::hash::KeyHash;
 pub use self::journal::Documents;
 pub use self::key::Key;
 pub use self::record::{KeyRecord, Scope};
 pub use self::table::{KeyTable, KeysError, NewKey};
+pub use self::webhook::{WebhookSecret, WebhookSecrets};

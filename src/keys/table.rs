@@ -104,6 +104,19 @@ impl KeyTable {
     /// # Errors
     /// If there is none, or more than one.
     pub fn revoke(&mut self, id_or_name: &str) -> Result<KeyRecord, KeysError> {
+        let at = self.place(id_or_name)?;
+        Ok(self.keys.remove(at))
+    }
+
+    /// Finds the key with this id, or the only one with this name.
+    ///
+    /// # Errors
+    /// If there is none, or more than one.
+    pub fn named(&self, id_or_name: &str) -> Result<&KeyRecord, KeysError> {
+        Ok(&self.keys[self.place(id_or_name)?])
+    }
+
+    fn place(&self, id_or_name: &str) -> Result<usize, KeysError> {
         let by_id = self.keys.iter().position(|key| key.hash.id() == id_or_name);
         let mut by_name = self.keys.iter().enumerate().filter(|(_, key)| key.name == id_or_name).map(|(at, _)| at);
         let at = match (by_id, by_name.next(), by_name.next()) {
@@ -117,7 +130,7 @@ impl KeyTable {
                 return Err(KeysError(message));
             }
         };
-        Ok(self.keys.remove(at))
+        Ok(at)
     }
 
     /// Returns true if a key can be used at `now`.

@@ -15,6 +15,7 @@
 //! for readers of other languages, and `tests/it/wire.rs` pins every form by golden text.
 
 mod batch;
+mod callback;
 mod error;
 mod filename;
 mod legacy;
@@ -29,6 +30,7 @@ mod supervision;
 pub use batch::{
     BATCHES_FOLDER, Batch, BatchItem, BatchSource, MAX_BATCH_BYTES, MAX_BATCH_ITEMS, batch_key, batch_of_key,
 };
+pub use callback::{Callback, CallbackKind};
 pub use error::{ErrorCode, ErrorInfo};
 pub use filename::cut_filename;
 pub use legacy::{
@@ -44,7 +46,7 @@ pub use model_pointer::{MAX_POINTER_BYTES, MODELS_FOLDER, ModelPointer, model_pa
 pub use names::{
     BACKLOG_DIMENSION, BACKLOG_METRIC, BACKLOG_NAMESPACE, DEAD_LETTER_RETENTION, DEFAULT_REQUEST_QUEUE,
     DEFAULT_RESULT_QUEUE, DRAIN_HOOK, LOCAL_INPUT_BUCKET, LOCAL_OUTPUT_BUCKET, MAX_KEY_BYTES, REDRIVE_MARGIN,
-    RETENTION_MARGIN, START_HOOK, TAG_ALIVE_AT, TAG_STACK, aws_bucket, bulk_queue, dead_letter_queue,
+    RETENTION_MARGIN, START_HOOK, TAG_ALIVE_AT, TAG_STACK, aws_bucket, bulk_queue, callback_queue, dead_letter_queue,
     idempotency_record_key, image_key, is_reply_queue_of, job_of_image_key, job_of_result_key, object_result_key,
     reply_queue, result_key, stack_prefix, submitted_at, worker_group,
 };

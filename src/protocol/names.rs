@@ -53,6 +53,11 @@ pub fn bulk_queue(request_queue: &str) -> String {
     format!("{request_queue}-bulk")
 }
 
+/// The queue of callbacks beside a request queue.
+pub fn callback_queue(request_queue: &str) -> String {
+    format!("{request_queue}-callbacks")
+}
+
 /// The reply queue of one web process. `random` is new at every start, so that a restarted process never reads old
 /// replies.
 pub fn reply_queue(result_queue: &str, random: &str) -> String {

@@ -60,7 +60,6 @@ pub(super) fn tls_only(bucket_arn: &str) -> Value {
     })])
 }
 
-const DESCRIBE_QUEUE: [&str; 2] = ["sqs:GetQueueAttributes", "sqs:GetQueueUrl"];
 const RECEIVE: [&str; 5] = [
     "sqs:ChangeMessageVisibility",
     "sqs:DeleteMessage",
@@ -223,8 +222,9 @@ pub(super) fn web(scope: &Scope<'_>) -> Value {
     let everything = ["*".to_owned()];
     let mut statements = vec![
         allow(&SEND, &scope.request_queues()),
-        allow(&DESCRIBE_QUEUE, &[scope.queue(&names.dead_letter_queue())]),
-        allow(&RECEIVE, &[scope.queue(&names.result_queue)]),
+        // It sends callbacks, and keeps those that it gives up.
+        allow(&SEND, &[scope.queue(&names.callback_queue()), scope.queue(&names.dead_letter_queue())]),
+        allow(&RECEIVE, &[scope.queue(&names.result_queue), scope.queue(&names.callback_queue())]),
         allow(&KEEP_REPLY_QUEUE, &[scope.reply_queues()]),
         // These actions do not support resource-level permissions.
         allow(&["autoscaling:DescribeAutoScalingGroups", "sqs:ListQueues"], &everything),
@@ -272,7 +272,7 @@ mod tests {
     const ACCOUNT: &str = "123456789012";
 
     /// Tiers that may perform an action on a resource: W for the worker, F for the web tier.
-    const TABLE: [(&str, &str, &str); 57] = [
+    const TABLE: [(&str, &str, &str); 59] = [
         ("W", "sqs:ReceiveMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
         ("W", "sqs:DeleteMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
         ("W", "sqs:ChangeMessageVisibility", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
@@ -284,7 +284,9 @@ mod tests {
         ("W", "sqs:ReceiveMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-bulk"),
         ("F", "sqs:SendMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-bulk"),
         ("WF", "sqs:GetQueueAttributes", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-bulk"),
-        ("W", "sqs:SendMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-dead"),
+        ("F", "sqs:ReceiveMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-callbacks"),
+        ("F", "sqs:SendMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-callbacks"),
+        ("WF", "sqs:SendMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-dead"),
         ("WF", "sqs:GetQueueUrl", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-dead"),
         ("", "sqs:ReceiveMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-dead"),
         ("W", "sqs:SendMessage", "arn:aws:sqs:us-east-1:123456789012:app-web-result-queue"),

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::explained;
 use crate::clock;
-use crate::protocol::{self, Incoming};
+use crate::protocol::{self, Callback, Incoming};
 use crate::transport::{Delivery, Transport};
 
 /// Summary of a dead letter.
@@ -17,6 +17,9 @@ pub(crate) struct Summary {
     pub id: Option<Uuid>,
     pub message_id: String,
     pub filename: Option<String>,
+    /// The address that a callback calls, without its query. Absent from other dead letters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub callback: Option<String>,
     /// `None` if the queue itself moved the message, or if the message was too large to carry its reason.
     pub reason: Option<String>,
     pub attempts: Option<u32>,
@@ -57,7 +60,9 @@ pub(crate) async fn list(
 
 impl Summary {
     pub(crate) fn of(dead_letter: &Delivery, now: Timestamp) -> Summary {
+        let callback = Callback::parse(&dead_letter.body);
         let (id, filename) = match Incoming::parse(&dead_letter.body) {
+            _ if callback.is_some() => (callback.as_ref().map(|callback| callback.id), None),
             Incoming::Job(request) => (Some(request.id), Some(request.filename)),
             Incoming::Legacy(request) => (protocol::legacy_job_id(&request.filename), Some(request.filename)),
             Incoming::Malformed { id, .. } => (id, None),
@@ -69,11 +74,17 @@ impl Summary {
             id: id.or_else(|| attribute("id")?.parse().ok()),
             message_id: dead_letter.message_id.clone(),
             filename,
+            callback: callback.map(|callback| without_query(&callback.url)),
             reason: attribute("reason").cloned(),
             attempts: attribute("attempts").and_then(|attempts| attempts.parse().ok()),
             dead_since: Timestamp::from_millisecond(dead_letter.sent_at_ms).ok(),
             age_seconds: age_ms as f64 / 1e3,
         }
+    }
+
+    /// Returns the job whose request this is. `None` for a callback, which is only about a job.
+    pub(crate) fn job(&self) -> Option<Uuid> {
+        self.id.filter(|_| self.callback.is_none())
     }
 
     /// Returns true if `id` is the id of the job or of the message.
@@ -85,4 +96,9 @@ impl Summary {
     pub(crate) fn name(&self) -> String {
         self.id.map_or_else(|| self.message_id.clone(), |id| id.to_string())
     }
+}
+
+/// A query may contain a secret.
+fn without_query(url: &str) -> String {
+    url.split(['?', '#']).next().unwrap_or_default().to_owned()
 }

@@ -34,6 +34,7 @@ pub(crate) fn role_name(role: QueueRole) -> &'static str {
     match role {
         QueueRole::Requests => "requests",
         QueueRole::BulkRequests => "bulk requests",
+        QueueRole::Callbacks => "callbacks",
         QueueRole::DeadLetters => "dead letters",
         QueueRole::Results => "results",
         QueueRole::Replies => "replies",

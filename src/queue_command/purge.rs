@@ -54,6 +54,7 @@ fn ask(name: &str, role: QueueRole, messages: u64) -> anyhow::Result<bool> {
 fn consequence(role: QueueRole) -> &'static str {
     match role {
         QueueRole::Requests | QueueRole::BulkRequests => "Their jobs will expire",
+        QueueRole::Callbacks => "Their receivers are never called",
         QueueRole::DeadLetters => "They cannot be sent again; their jobs stay failed",
         QueueRole::Results | QueueRole::Replies => "Waiting callers get the stored results, a few seconds later",
     }

@@ -7,6 +7,7 @@
 //! results are written once. A job that has succeeded is not submitted again; only its dead letter is deleted.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -21,7 +22,7 @@ use super::dead_letters::Summary;
 use super::{MAX_IMAGE_BYTES, PAGE, Which, explained};
 use crate::clock;
 use crate::config::Names;
-use crate::protocol::{self, ClassifyRequest, Incoming, Payload, RETENTION_MARGIN, ReplyHead, Status};
+use crate::protocol::{self, Callback, ClassifyRequest, Incoming, Payload, RETENTION_MARGIN, ReplyHead, Status};
 use crate::transport::{DeadLetterScan, Delivery, Resubmission, Transport, TransportError};
 
 #[derive(Debug, Default, Serialize)]
@@ -153,17 +154,18 @@ impl Redrive<'_> {
     ) -> Vec<anyhow::Result<Outcome>> {
         let mut in_batch = HashSet::new();
         let mut is_first = |id: Uuid| !jobs.contains_key(&id) && in_batch.insert(id);
-        let firsts: Vec<bool> = dead_letters.iter().map(|(_, summary)| summary.id.is_none_or(&mut is_first)).collect();
+        let firsts: Vec<bool> =
+            dead_letters.iter().map(|(_, summary)| summary.job().is_none_or(&mut is_first)).collect();
         let sending = dead_letters.iter().zip(&firsts).map(|((dead_letter, _), &first)| async move {
             if first { Some(self.send_again(dead_letter).await) } else { None }
         });
         let sent = join_all(sending).await;
         for ((_, summary), outcome) in dead_letters.iter().zip(&sent) {
-            if let (Some(id), Some(Ok(outcome))) = (summary.id, outcome) {
+            if let (Some(id), Some(Ok(outcome))) = (summary.job(), outcome) {
                 jobs.insert(id, outcome.clone());
             }
         }
-        let shared = |summary: &Summary| summary.id.and_then(|id| jobs.get(&id).cloned());
+        let shared = |summary: &Summary| summary.job().and_then(|id| jobs.get(&id).cloned());
         let outcomes = dead_letters.iter().zip(sent).map(|((_, summary), outcome)| {
             outcome.unwrap_or_else(|| shared(summary).context("another dead letter of the job could not be sent"))
         });
@@ -178,6 +180,12 @@ impl Redrive<'_> {
     }
 
     async fn send_again(&self, dead_letter: &Delivery) -> anyhow::Result<Outcome> {
+        if let Some(callback) = Callback::parse(&dead_letter.body) {
+            // Its receiver is called for another day.
+            let renewed = Callback { failing_since: None, ..callback };
+            self.transport.send_callback(renewed.to_json(), Duration::ZERO).await.context("cannot send")?;
+            return Ok(Outcome::SentAgain);
+        }
         let bucket = &self.names.input_bucket;
         let (job, message) = match Incoming::parse(&dead_letter.body) {
             Incoming::Job(request) => {

@@ -14,7 +14,7 @@ use super::{MAX_IMAGE_BYTES, PAGE, explained};
 use crate::clock;
 use crate::config::Names;
 use crate::model;
-use crate::protocol::{Incoming, Payload};
+use crate::protocol::{Callback, Incoming, Payload};
 use crate::transport::{DeadLetterScan, Delivery, Transport};
 
 #[derive(Debug, Serialize)]
@@ -99,6 +99,9 @@ async fn find(
 
 /// Returns the image of a dead letter, from the message itself or from the store.
 async fn image(transport: &dyn Transport, names: &Names, dead_letter: &Delivery) -> anyhow::Result<Option<Bytes>> {
+    if Callback::parse(&dead_letter.body).is_some() {
+        return Ok(None);
+    }
     let payload = match Incoming::parse(&dead_letter.body) {
         Incoming::Job(request) => request.payload(&names.input_bucket, &[]),
         Incoming::Legacy(request) => request.image_bytes().map(Payload::Inline),

@@ -48,7 +48,10 @@ pub(crate) fn dead_letter(report: &Shown) -> String {
     };
     line("id", summary.id.map_or_else(|| "-".to_owned(), |id| id.to_string()));
     line("message id", summary.message_id.clone());
-    line("file", filename(summary));
+    match &summary.callback {
+        Some(receiver) => line("callback", printable(receiver)),
+        None => line("file", filename(summary)),
+    }
     line("reason", reason(summary));
     line("attempts", attempts(summary));
     line("age", age(summary.age_seconds));
@@ -112,7 +115,11 @@ pub(crate) fn purged(report: &Purged) -> String {
     format!("{} messages deleted from {}\n", report.messages, report.queue)
 }
 
+/// The file of a request, or the receiver of a callback.
 fn filename(summary: &Summary) -> String {
+    if let Some(receiver) = &summary.callback {
+        return format!("callback to {}", printable(receiver));
+    }
     summary.filename.as_deref().filter(|name| !name.is_empty()).map_or_else(|| "-".to_owned(), printable)
 }
 

@@ -29,6 +29,7 @@ async fn read_queues(transport: &dyn Transport) -> Result<Vec<Queue>, TransportE
         let role_name = match role {
             QueueRole::Requests => "requests",
             QueueRole::BulkRequests => "batches",
+            QueueRole::Callbacks => "callbacks",
             QueueRole::DeadLetters => "dead letters",
             QueueRole::Results | QueueRole::Replies => continue,
         };

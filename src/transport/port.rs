@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::completion::{Completed, Completion};
+use super::completion::{Completed, Completion, DeadLetter};
 use super::error::{CompletionError, TransportError};
 use super::job::{NewJob, SubmitTimes};
 use super::message::{Delivery, Depth, Receipt, ReceivingProcess};
@@ -147,6 +147,41 @@ pub trait Transport: Send + Sync {
     /// Returns how long a process waits between reads of the depth. It is longer if reads are billed or cross a network.
     fn depth_interval(&self) -> Duration;
 
+    // Calls of the sender of callbacks, which runs in every web process that may call others.
+
+    /// Creates the queue of callbacks if it is missing.
+    ///
+    /// # Errors
+    /// [`TransportError::Fatal`] if it cannot be created, or on a backend without callbacks.
+    async fn prepare_callbacks(&self) -> Result<(), TransportError> {
+        Err(without_callbacks())
+    }
+
+    /// Makes a callback durable. It can be received after `delay`, which is at most a few minutes.
+    async fn send_callback(&self, _message: String, _delay: Duration) -> Result<(), TransportError> {
+        Err(without_callbacks())
+    }
+
+    /// Receives up to `max` callbacks, which then stay invisible for `visibility_timeout`. Returns an empty list if none came
+    /// for a while.
+    async fn receive_callbacks(
+        &self,
+        _max: usize,
+        _visibility_timeout: Duration,
+    ) -> Result<Vec<Delivery>, TransportError> {
+        Err(without_callbacks())
+    }
+
+    /// Makes a received callback visible again after `delay`, which is at most an hour.
+    async fn delay_callback(&self, _receipt: &Receipt, _delay: Duration) -> Result<(), TransportError> {
+        Err(without_callbacks())
+    }
+
+    /// Deletes a received callback. A dead letter is kept first, if there is one.
+    async fn end_callback(&self, _receipt: &Receipt, _kept: Option<DeadLetter>) -> Result<(), TransportError> {
+        Err(without_callbacks())
+    }
+
     // Calls of workers.
 
     /// Receives up to `wanted.max` requests of one class. Returns an empty list if none arrived for a while.
@@ -200,6 +235,10 @@ pub trait Transport: Send + Sync {
     async fn release_held_by(&self, _process: ReceivingProcess) -> Result<(), TransportError> {
         Ok(())
     }
+}
+
+fn without_callbacks() -> TransportError {
+    TransportError::Fatal("this backend has no callbacks".to_owned())
 }
 
 /// Opens the transports of a backend that a process registers ([`register`](super::register)).
@@ -359,6 +398,8 @@ pub enum QueueRole {
     Requests,
     /// Jobs of batches for workers.
     BulkRequests,
+    /// Calls of web processes to receivers of their clients.
+    Callbacks,
     /// Messages that no worker could process.
     DeadLetters,
     /// The shared inbox.

@@ -90,6 +90,12 @@ impl Problem {
         Problem::new(StatusCode::NOT_FOUND, "unknown-model", "There is no such model", detail)
     }
 
+    /// The image that a request names by URL cannot be fetched.
+    pub(super) fn not_fetched(reason: &str) -> Self {
+        let detail = format!("the image cannot be fetched from its URL: {reason}; send the bytes of the image");
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "image-not-fetched", "The image cannot be fetched", detail)
+    }
+
     pub(super) fn no_such_page(path: &str) -> Self {
         Problem::new(StatusCode::NOT_FOUND, "not-found", "There is no such page", format!("nothing is at {path:?}"))
     }

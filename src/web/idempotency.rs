@@ -78,10 +78,11 @@ impl IdempotencyKey {
         options: &JobOptions,
     ) -> Result<Claim, Problem> {
         let model = options.model.as_deref().unwrap_or_default();
-        let own = Record {
-            id: options.new_id(),
-            digest: digest(&[image, options.top_k.to_string().as_bytes(), model.as_bytes()]),
-        };
+        let top_k = options.top_k.to_string();
+        let mut parts = vec![image, top_k.as_bytes(), model.as_bytes()];
+        // A record of an earlier release has none.
+        parts.extend(options.callback.as_ref().map(String::as_bytes));
+        let own = Record { id: options.new_id(), digest: digest(&parts) };
         let text = serde_json::to_string(&own).expect("an id and a digest; this is a bug");
         let key = protocol::idempotency_record_key(&self.0);
         let stored = transport.record_once(&key, text.into()).await.map_err(|error| jobs::read_problem(&error))?;

@@ -19,7 +19,7 @@ use super::results::Results;
 use super::upload::Upload;
 use super::withdrawal::{UntoldJob, Withdrawals};
 use crate::clock;
-use crate::protocol::{self, ClassifyRequest, WIRE_VERSION};
+use crate::protocol::{self, Callback, CallbackKind, ClassifyRequest, WIRE_VERSION};
 use crate::retry::Schedule;
 use crate::transport::{
     Acknowledge, Depth, JobForm, NewJob, NoSpace, ObjectReader, Removal, Space, Transport, TransportError,
@@ -99,9 +99,16 @@ pub(crate) struct JobOptions {
     pub id: Option<Uuid>,
     /// The batch that the image belongs to.
     pub batch: Option<Uuid>,
+    /// The address that is called when the job has ended.
+    pub callback: Option<String>,
 }
 
 impl JobOptions {
+    /// Returns true if somebody learns of the job even if the client leaves before it is answered.
+    fn is_told(&self) -> bool {
+        self.id.is_some() || self.callback.is_some()
+    }
+
     /// Makes the id of a new job of this caller.
     pub(crate) fn new_id(&self) -> Uuid {
         self.principal.new_job_id()
@@ -115,7 +122,7 @@ impl Jobs {
     pub(crate) async fn submit(&self, upload: Upload, options: JobOptions) -> Result<Uuid, Problem> {
         let permit = self.admission.admit(Duration::ZERO)?;
         let id = options.id.unwrap_or_else(|| options.new_id());
-        let mut caller = self.caller(id, &permit, &upload, options.id.is_some());
+        let mut caller = self.caller(id, &permit, &upload, options.is_told());
         let accepted = self.accept(id, &upload, &options, Acknowledge::WhenDurable).await;
         caller.answered(accepted.is_ok());
         accepted?;
@@ -148,7 +155,7 @@ impl Jobs {
     ) -> Result<Classified, Problem> {
         let permit = self.admission.admit(timeout)?;
         let id = options.id.unwrap_or_else(|| options.new_id());
-        let mut caller = self.caller(id, &permit, &upload, options.id.is_some());
+        let mut caller = self.caller(id, &permit, &upload, options.is_told());
         let classified = self.classify_as(id, upload, options, timeout).await;
         caller.answered(classified.is_ok());
         classified
@@ -203,6 +210,11 @@ impl Jobs {
         options: &JobOptions,
         acknowledge: Acknowledge,
     ) -> Result<(), Problem> {
+        if let Some(url) = &options.callback {
+            // Before the job, so that no job is accepted whose receiver is never called.
+            let callback = Callback::new(CallbackKind::Job, id, url.clone(), options.principal.key_hex());
+            self.transport.send_callback(callback.to_json(), Duration::ZERO).await.map_err(submit_problem)?;
+        }
         // Held until the image is stored.
         let _space = self.space.admit(upload.bytes.len() as u64).await.map_err(|full| no_space(&full))?;
         let form = self.form(id, upload, options);
@@ -292,6 +304,17 @@ impl Jobs {
             return Ok(state);
         }
         Ok(self.wait(waiter, timeout).await.map_or(State::Queued, State::of_result))
+    }
+
+    /// Returns the state of a job for the sender of callbacks, which is no waiting client, after waiting up to `timeout`.
+    pub(crate) async fn state_for_callback(&self, id: Uuid, timeout: Duration) -> Result<State, Problem> {
+        let mut waiter = self.pending.wait_for(id);
+        let state = self.read_state(id).await?;
+        if state != State::Queued || timeout.is_zero() {
+            return Ok(state);
+        }
+        let result = tokio::time::timeout(timeout, self.until_result(&mut waiter)).await;
+        Ok(result.map_or(State::Queued, State::of_result))
     }
 
     /// Cancels a job that waits, or removes the image and the result of one that ended.

@@ -23,6 +23,7 @@ pub(super) struct Metrics {
     pub(super) shed: IntCounterVec,
     pub(super) denied: IntCounterVec,
     pub(super) withdrawals: IntCounterVec,
+    pub(super) callbacks: IntCounterVec,
     pub(super) expected_wait: Gauge,
     pub(super) worker_unseen: Gauge,
     /// By queue (`requests`, `dead_letters`) and state of the messages. A value that cannot be read is removed.
@@ -86,6 +87,12 @@ pub(super) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         withdrawals: register_int_counter_vec!(
             "imgcls_web_withdrawals_total",
             "Jobs whose client left before it received the id, by outcome",
+            &["outcome"]
+        )
+        .expect(registered),
+        callbacks: register_int_counter_vec!(
+            "imgcls_web_callbacks_total",
+            "Calls to receivers of clients, by outcome: delivered, failed, given_up",
             &["outcome"]
         )
         .expect(registered),

@@ -22,6 +22,8 @@
 //!
 //! [`batches`] are many images in one request.
 //!
+//! [`callbacks`] calls the receivers of clients when their jobs and batches have ended.
+//!
 //! No job is kept in memory: any web process can answer for any id, because the transport has stored its state.
 
 mod accept;
@@ -31,6 +33,7 @@ mod assets;
 mod auth;
 pub(crate) mod batches;
 mod budget;
+mod callbacks;
 mod cors;
 mod dialects;
 mod error;
@@ -75,6 +78,7 @@ use self::auth::Auth;
 pub use self::auth::{Access, RateLimit};
 use self::batches::Batches;
 use self::budget::Budget;
+use self::callbacks::Callbacks;
 pub use self::cors::CorsOrigin;
 use self::http::{Connections, HostPolicy, RequestGuard, ServeRules, Tls};
 pub use self::http::{TlsFiles, listen};
@@ -92,7 +96,9 @@ use self::results::Results;
 use self::site::Site;
 use self::upload::UploadRules;
 use crate::config::{Backend, Cidr, Limits, Names};
+use crate::keys::WebhookSecrets;
 use crate::model::ModelChoice;
+use crate::outbound::{Allowed, Caller};
 use crate::protocol::RETENTION_MARGIN;
 use crate::service_manager;
 pub use crate::transport::InboxMode as ResultQueueMode;
@@ -166,10 +172,23 @@ pub struct Config {
     pub visibility_timeout: Duration,
     /// Admits images as long as there is space for them.
     pub space: Space,
+    /// The calls that this process makes to addresses that clients name.
+    pub calls: CallsOut,
     /// The rules for clients: keys, limits, TLS.
     pub access: Access,
     /// Log a line for each request.
     pub access_log: bool,
+}
+
+/// The calls of a web tier to addresses that its clients name. By default there are none.
+#[derive(Debug, Clone, Default)]
+pub struct CallsOut {
+    /// Call the receivers of clients when their jobs have ended.
+    pub callbacks: bool,
+    /// Fetch images by URL.
+    pub image_urls: bool,
+    /// Hosts and networks that may be called although they are not public.
+    pub allowed: Allowed,
 }
 
 /// Serves on `listener` until `shutdown`, then drains: waiting callers get their result or its address.
@@ -218,7 +237,9 @@ pub async fn run(
         admission: Arc::clone(&admission),
     });
     let give_up = CancellationToken::new();
-    let uploads = upload_rules(&config);
+    let caller = caller(&config.calls);
+    let callbacks = open_callbacks(&config, caller.as_ref(), &*transport).await?;
+    let uploads = upload_rules(&config, caller.filter(|_| config.calls.image_urls));
     let guard = request_guard(address, &config);
     let cors = cors::layer(&config.cors_origins);
     let site = Site {
@@ -237,6 +258,7 @@ pub async fn run(
             space: config.space.clone(),
         },
         batches: Batches { transport: Arc::clone(&transport), input_bucket: config.names.input_bucket.clone() },
+        callbacks,
         read_buckets: config.read_buckets,
         models,
         uploads,
@@ -270,6 +292,8 @@ pub async fn run(
     let stop = CancellationToken::new();
     let (site, guard) = (Arc::new(site), Arc::new(guard));
     let for_operators = serve_operators(operators, routes::operators_router(Arc::clone(&site)), rules, stop.clone());
+    let calling = tokio::spawn(callbacks::run(Arc::clone(&site), stop.clone()));
+    let stop_calls = stop.clone();
     let router = routes::router(site, guard, auth, cors, AccessLog(config.access_log));
     let for_clients = http::serve(listener, router, rules, Arc::new(connections), tls, stop.clone());
     let serving = async {
@@ -278,7 +302,9 @@ pub async fn run(
     let drain = drain(shutdown, config.drain_delay, stop, give_up);
     let failure = serve_until_drained(serving, drain, &*transport).await;
     stop_load.cancel();
+    stop_calls.cancel();
     end_load_tasks(reading, withdrawing).await?;
+    calling.await.context("the sending of callbacks ended early")?;
     following.await.context("the reading of keys and certificates ended early")?;
     stop_replies.cancel();
     end_replies(receiving).await?;
@@ -316,8 +342,30 @@ async fn serve_operators(
     http::serve(listener, router, rules, Arc::new(connections), None, stop).await;
 }
 
-fn upload_rules(config: &Config) -> UploadRules {
+/// The client of calls to addresses that clients name, if there are any.
+fn caller(calls: &CallsOut) -> Option<Arc<Caller>> {
+    (calls.callbacks || calls.image_urls).then(|| Arc::new(Caller::new(calls.allowed.clone())))
+}
+
+/// Reads what callbacks need, so that a server that cannot send them does not accept them.
+async fn open_callbacks(
+    config: &Config,
+    caller: Option<&Arc<Caller>>,
+    transport: &dyn Transport,
+) -> anyhow::Result<Option<Callbacks>> {
+    let Some(caller) = caller.filter(|_| config.calls.callbacks) else { return Ok(None) };
+    let queue = config.names.callback_queue();
+    let advice = || format!("--allow-callbacks needs the queue {queue:?}: create it, and let the web tier use it");
+    transport.prepare_callbacks().await.with_context(advice)?;
+    let documents = Box::pin(transport::open_key_documents(&config.backend, &config.names)).await?;
+    let secrets = WebhookSecrets::open(&*documents).await;
+    let secrets = secrets.context("no secret for callbacks; `imgcls keys webhook-secret` makes it")?;
+    Ok(Some(Callbacks::new(Arc::clone(caller), secrets)))
+}
+
+fn upload_rules(config: &Config, caller: Option<Arc<Caller>>) -> UploadRules {
     UploadRules {
+        caller,
         max_upload_bytes: config.limits.max_upload_bytes,
         body_timeout: config.body_timeout,
         budget: Budget::new(config.max_buffered_bytes, METRICS.upload_memory.clone()),

@@ -31,6 +31,7 @@ pub(super) struct Query {
     model: Option<String>,
     labels: Option<String>,
     format: Option<String>,
+    callback_url: Option<String>,
 }
 
 impl<S: Sync> FromRequestParts<S> for Query {
@@ -53,6 +54,7 @@ impl Query {
             model: parameter(query, "model")?,
             labels: parameter(query, "labels")?,
             format: parameter(query, "format")?,
+            callback_url: parameter(query, "callback_url")?,
         })
     }
 
@@ -84,7 +86,20 @@ impl Query {
     pub(super) fn job_options(self, headers: &HeaderMap) -> Result<JobOptions, Problem> {
         let top_k = self.top_k()?.unwrap_or(DEFAULT_TOP_K);
         let traceparent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        Ok(JobOptions { top_k, model: self.model, traceparent, principal: Principal::default(), id: None, batch: None })
+        Ok(JobOptions {
+            top_k,
+            model: self.model,
+            traceparent,
+            principal: Principal::default(),
+            id: None,
+            batch: None,
+            callback: None,
+        })
+    }
+
+    /// The address that is called at the end, if the query names one.
+    pub(super) fn take_callback_url(&mut self) -> Option<String> {
+        self.callback_url.take()
     }
 
     /// The format of rows, if the query names one.
@@ -176,6 +191,7 @@ mod tests {
             model: model.map(str::to_owned),
             labels: None,
             format: None,
+            callback_url: None,
         };
         for (query, expected) in [
             ("", parsed(None, None, None)),

@@ -102,7 +102,8 @@ impl QueueState {
             readings.details_at = Some(Instant::now());
             if read("the queues of the service", details(transport)).await.is_none() {
                 set_messages("dead_letters", None);
-                for queue in ["requests", "bulk_requests", "dead_letters"] {
+                set_messages("callbacks", None);
+                for queue in ["requests", "bulk_requests", "dead_letters", "callbacks"] {
                     set_oldest(queue, None);
                 }
             }
@@ -136,11 +137,16 @@ async fn details(transport: &dyn Transport) -> Result<(), TransportError> {
         let queue = match role {
             QueueRole::Requests => "requests",
             QueueRole::BulkRequests => "bulk_requests",
+            QueueRole::Callbacks => "callbacks",
             QueueRole::DeadLetters => "dead_letters",
             QueueRole::Results | QueueRole::Replies => continue,
         };
-        let depth = transport.queue_depth(&name).await?;
-        if role == QueueRole::DeadLetters {
+        let depth = match transport.queue_depth(&name).await {
+            // The service was made by an earlier release, and has no such queue.
+            Err(TransportError::Fatal(_)) if role == QueueRole::Callbacks => continue,
+            depth => depth?,
+        };
+        if matches!(role, QueueRole::DeadLetters | QueueRole::Callbacks) {
             set_messages(queue, Some(depth.unwrap_or_default()));
         }
         let is_empty = depth.is_none_or(|depth| depth.visible + depth.in_flight + depth.delayed == 0);

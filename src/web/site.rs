@@ -11,6 +11,7 @@ use super::assets::IndexPage;
 use super::auth::Principal;
 use super::batches::Batches;
 use super::budget::Budget;
+use super::callbacks::Callbacks;
 use super::error::Problem;
 use super::jobs::{JobOptions, Jobs};
 use super::listeners::Listeners;
@@ -24,6 +25,8 @@ use super::upload::{self, Upload, UploadRules};
 pub(super) struct Site {
     pub(super) jobs: Jobs,
     pub(super) batches: Batches,
+    /// `None` if nobody is called back.
+    pub(super) callbacks: Option<Callbacks>,
     /// Buckets that the images of a batch may be named in.
     pub(super) read_buckets: Vec<String>,
     pub(super) models: Arc<Models>,

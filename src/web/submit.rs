@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::accept::{asks_for_html, asks_for_json};
 use super::answer::{JobState, accepted, damaged, json_text, parse, with_timings};
+use super::callbacks;
 use super::dialects::sibling_prefix;
 use super::error::Problem;
 use super::html;
@@ -97,13 +98,15 @@ fn with_name(name: Result<Path<String>, PathRejection>, mut request: Request) ->
     Ok(request)
 }
 
-async fn submit(site: &Site, query: Query, request: Request, default_wait: Duration) -> Result<Response, Problem> {
+async fn submit(site: &Site, mut query: Query, request: Request, default_wait: Duration) -> Result<Response, Problem> {
     let waiting = Waiting::of(&query, request.headers(), default_wait)?;
     let named_top_k = query.top_k()?;
+    let named_callback = query.take_callback_url();
     let mut options = site.job_options(query, &request)?;
     let key = IdempotencyKey::of(request.headers(), &options.principal)?;
     let request = site.jobs.admission.check_request(request, waiting.time).await?;
-    let Received { files, is_list, top_k, model } = upload::receive_all(request, &site.uploads).await?;
+    let Received { files, is_list, top_k, model, callback_url } = upload::receive_all(request, &site.uploads).await?;
+    options.callback = callbacks::wanted(site, named_callback, callback_url)?;
     options.model = site.models.choose(options.model.as_deref(), model.as_deref())?;
     options.top_k = match (named_top_k, top_k) {
         (Some(query), Some(body)) if query != body => {

@@ -11,7 +11,7 @@ use crate::rust_tokens::{Token, tokens};
 const FLOORS: [(u8, &[&str]); 7] = [
     (0, &["clock", "protocol", "retry", "scaling_policy", "spreadsheet", "stats", "threshold", "workload"]),
     (1, &["aws", "config", "keys", "plot", "readiness", "service_manager", "shutdown", "sqlite", "telemetry"]),
-    (2, &["instance", "model", "names", "transport"]),
+    (2, &["instance", "model", "names", "outbound", "transport"]),
     (3, &["autoscaler", "dataset", "loadgen", "model_sync", "provision", "retention", "web", "worker"]),
     (
         4,

@@ -34,7 +34,14 @@ impl Answer {
 
 /// Serves on a free loopback port until the test binary ends.
 pub fn serve(answer: impl Fn(&ReceivedRequest) -> Answer + Send + Sync + 'static) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    serve_on(TcpListener::bind("127.0.0.1:0").unwrap(), answer)
+}
+
+/// The same at an address of the test's choice.
+pub fn serve_on(
+    listener: TcpListener,
+    answer: impl Fn(&ReceivedRequest) -> Answer + Send + Sync + 'static,
+) -> SocketAddr {
     let address = listener.local_addr().unwrap();
     let answer = Arc::new(answer);
     std::thread::spawn(move || {

@@ -124,7 +124,7 @@ fn depth_lists_every_queue_and_receives_nothing() {
     let report = json_of(&queue_command(&service.dir, &["depth", "--json"]).output().unwrap());
     let queues = report["queues"].as_array().unwrap();
     let roles: Vec<&str> = queues.iter().map(|queue| queue["role"].as_str().unwrap()).collect();
-    assert_eq!(roles, ["requests", "bulk_requests", "dead_letters", "results", "replies"]);
+    assert_eq!(roles, ["requests", "bulk_requests", "dead_letters", "results", "callbacks", "replies"]);
     let requests = &queues[0];
     assert_eq!(
         (&requests["name"], &requests["visible"], &requests["in_flight"]),

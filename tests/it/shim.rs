@@ -1,12 +1,14 @@
-//! Injects system faults into a process under test: a wall clock that is stepped and syncs that fail. A small library,
-//! loaded before libc, reads files that the test writes, so that the faults can change while the process runs.
+//! Injects system faults into a process under test: a wall clock that is stepped, syncs that fail, and look-ups of names whose
+//! answers change. A small library, loaded before libc, reads files that the test writes, so that the faults can change while
+//! the process runs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
 /// The library adds the seconds in `$SHIM_DIRECTORY/step` to the wall clock, and lets syncs fail while
-/// `$SHIM_DIRECTORY/fail-sync` exists. Everything else, including the time since boot, is that of the system.
+/// `$SHIM_DIRECTORY/fail-sync` exists. The look-ups of a name get one line after the other of the file
+/// `$SHIM_DIRECTORY/addresses-of-<name>`. Everything else, including the time since boot, is that of the system.
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/shim.c");
 
 /// The faults of some processes, in a directory of their own.
@@ -30,6 +32,12 @@ impl Shim {
         let new = self.directory.path().join("step.new");
         std::fs::write(&new, seconds.to_string()).unwrap();
         std::fs::rename(new, self.directory.path().join("step")).unwrap();
+    }
+
+    /// Sets the answers of a process to look-ups of a name: one after the other, and the last one again and again.
+    pub fn answer_look_ups(&self, name: &str, answers: &[&str]) {
+        let lines: String = answers.iter().map(|answer| format!("{answer}\n")).collect();
+        std::fs::write(self.directory.path().join(format!("addresses-of-{name}")), lines).unwrap();
     }
 
     /// Lets every sync fail from now on.

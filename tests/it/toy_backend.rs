@@ -14,10 +14,10 @@ use imgcls::protocol::{
 };
 use imgcls::shutdown::CancellationToken;
 use imgcls::transport::{
-    self, Completed, Completion, CompletionError, DeadLetterScan, Delivery, Depth, ImageInfo, Inbox, InboxMode,
-    MessageTooLarge, NewJob, ObjectReader, Opener, QueueRole, Receipt, ReceivedReply, Removal, ReplyOutcome, ReplyTo,
-    Resubmission, ResultWrite, ServiceOptions, Space, SubmitTimes, Transport, TransportError, Wanted, Withdrawal,
-    WorkerLoad,
+    self, Completed, Completion, CompletionError, DeadLetter, DeadLetterScan, Delivery, Depth, ImageInfo, Inbox,
+    InboxMode, MessageTooLarge, NewJob, ObjectReader, Opener, QueueRole, Receipt, ReceivedReply, Removal, ReplyOutcome,
+    ReplyTo, Resubmission, ResultWrite, ServiceOptions, Space, SubmitTimes, Transport, TransportError, Wanted,
+    Withdrawal, WorkerLoad,
 };
 use imgcls::worker::Batching;
 use imgcls::{web, worker};
@@ -444,6 +444,47 @@ impl Transport for Handle {
         self.0.change(&self.names().bulk_queue(), receipts, delay)
     }
 
+    async fn prepare_callbacks(&self) -> Result<(), TransportError> {
+        self.0.state().queues.entry(self.names().callback_queue()).or_default();
+        Ok(())
+    }
+
+    async fn send_callback(&self, message: String, delay: Duration) -> Result<(), TransportError> {
+        let queue = self.names().callback_queue();
+        let mut state = self.0.state();
+        state.send(&queue, message, BTreeMap::new())?;
+        if let Some(sent) = state.queue(&queue)?.last_mut() {
+            sent.visible_at = Instant::now() + delay;
+        }
+        drop(state);
+        self.0.sent.notify_waiters();
+        Ok(())
+    }
+
+    async fn receive_callbacks(
+        &self,
+        max: usize,
+        visibility_timeout: Duration,
+    ) -> Result<Vec<Delivery>, TransportError> {
+        self.0.receive(&self.names().callback_queue(), max, visibility_timeout).await
+    }
+
+    async fn delay_callback(&self, receipt: &Receipt, delay: Duration) -> Result<(), TransportError> {
+        self.0.change(&self.names().callback_queue(), std::slice::from_ref(receipt), delay)
+    }
+
+    async fn end_callback(&self, receipt: &Receipt, kept: Option<DeadLetter>) -> Result<(), TransportError> {
+        let names = self.names();
+        let mut state = self.0.state();
+        if let Some(DeadLetter { id, body, reason, attempts }) = kept {
+            let mut attributes =
+                BTreeMap::from([("reason".to_owned(), reason), ("attempts".to_owned(), attempts.to_string())]);
+            attributes.extend(id.map(|id| ("id".to_owned(), id.to_string())));
+            state.send(&names.dead_letter_queue(), body, attributes)?;
+        }
+        state.delete(&names.callback_queue(), std::slice::from_ref(receipt))
+    }
+
     async fn complete(&self, batch: &mut [Completion]) -> Vec<Result<Completed, CompletionError>> {
         let failed = |error| CompletionError { step: "put_result", error };
         let answers = batch.iter().map(|completion| self.complete_one(completion).map_err(failed)).collect();
@@ -456,6 +497,7 @@ impl Transport for Handle {
         let role = |queue: &String| match queue {
             queue if *queue == names.request_queue => QueueRole::Requests,
             queue if *queue == names.bulk_queue() => QueueRole::BulkRequests,
+            queue if *queue == names.callback_queue() => QueueRole::Callbacks,
             queue if *queue == names.dead_letter_queue() => QueueRole::DeadLetters,
             queue if *queue == names.result_queue => QueueRole::Results,
             _ => QueueRole::Replies,
@@ -610,6 +652,7 @@ fn web_config(backend: &Backend, names: &Names) -> web::Config {
         visibility_timeout: Duration::from_secs(30),
         space: Space::unbounded(),
         access: web::Access::default(),
+        calls: web::CallsOut::default(),
         access_log: false,
     }
 }

@@ -37,11 +37,13 @@ impl Builder<'_> {
             "maxReceiveCount": self.settings.max_receive_count.saturating_add(REDRIVE_MARGIN),
         });
         let (request, bulk, result) = (names.request_queue.clone(), names.bulk_queue(), names.result_queue.clone());
+        let callback_queue = names.callback_queue();
         let dead = queue(DEAD_LETTER_RETENTION, Value::Null);
         let (requests, results) = (queue(RETENTION, redrive), queue(RETENTION, Value::Null));
-        self.add("DeadLetterQueue", Kind::Queue, dead_letters, dead);
+        self.add("DeadLetterQueue", Kind::Queue, dead_letters, dead.clone());
         self.add("RequestQueue", Kind::Queue, request, requests.clone());
         self.add("BulkQueue", Kind::Queue, bulk, requests);
+        self.add("CallbackQueue", Kind::Queue, callback_queue, dead);
         self.add("ResultQueue", Kind::Queue, result, results);
     }
 

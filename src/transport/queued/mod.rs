@@ -26,14 +26,14 @@ use self::inbox::QueueInbox;
 use self::limit::MessageLimit;
 use self::object::{Put, PutOptions};
 use self::parts::Parts;
-use self::queue::{Outgoing, Queue, QueueError, send_one};
+use self::queue::{LONGEST_POLL, MAX_BATCH, Outgoing, Queue, QueueError, ReceiveOptions, send_one};
 pub use self::service::ServiceQueues;
 use self::steps::Steps;
 use crate::protocol::{
     self, ClassifyRequest, ImageRef, Incoming, MAX_LEGACY_OUTPUT_BYTES, MAX_RESULT_BYTES, ServiceClass,
 };
 use crate::readiness;
-use crate::transport::completion::{Completed, Completion};
+use crate::transport::completion::{Completed, Completion, DeadLetter};
 use crate::transport::error::{CompletionError, TransportError};
 use crate::transport::job::{MessageTooLarge, NewJob, SubmitTimes};
 use crate::transport::message::{Delivery, Depth, Receipt, ReceivingProcess};
@@ -244,6 +244,35 @@ impl Transport for QueuedTransport {
         self.steps.depth_interval()
     }
 
+    async fn prepare_callbacks(&self) -> Result<(), TransportError> {
+        Ok(self.parts.prepare_callbacks().await?)
+    }
+
+    async fn send_callback(&self, message: String, delay: Duration) -> Result<(), TransportError> {
+        let message = Outgoing { delay, ..Outgoing::new(message) };
+        Ok(send_one(&**self.parts.callbacks().await?, message).await?)
+    }
+
+    async fn receive_callbacks(
+        &self,
+        max: usize,
+        visibility_timeout: Duration,
+    ) -> Result<Vec<Delivery>, TransportError> {
+        let options = ReceiveOptions { max: max.min(MAX_BATCH), wait: LONGEST_POLL, visibility_timeout };
+        Ok(self.parts.callbacks().await?.receive(options).await?)
+    }
+
+    async fn delay_callback(&self, receipt: &Receipt, delay: Duration) -> Result<(), TransportError> {
+        Ok(self.parts.callbacks().await?.set_visibility(&[(receipt.clone(), delay)]).await?)
+    }
+
+    async fn end_callback(&self, receipt: &Receipt, kept: Option<DeadLetter>) -> Result<(), TransportError> {
+        if let Some(dead_letter) = kept {
+            send_one(&**self.parts.dead_letters().await?, dead_letter.to_message()).await?;
+        }
+        Ok(self.parts.callbacks().await?.ack(std::slice::from_ref(receipt)).await?)
+    }
+
     async fn receive(&self, wanted: Wanted, load: &dyn WorkerLoad) -> Result<Vec<Delivery>, TransportError> {
         self.steps.receive(wanted, load).await
     }
@@ -267,6 +296,7 @@ impl Transport for QueuedTransport {
             (names.bulk_queue(), QueueRole::BulkRequests),
             (names.dead_letter_queue(), QueueRole::DeadLetters),
             (names.result_queue.clone(), QueueRole::Results),
+            (names.callback_queue(), QueueRole::Callbacks),
         ];
         let inboxes = self.parts.queues.list(&protocol::reply_queue(&names.result_queue, "")).await?;
         found.extend(inboxes.into_iter().map(|name| (name, QueueRole::Replies)));

@@ -9,10 +9,10 @@ use tokio::sync::OnceCell;
 
 use super::classes::ByClass;
 use super::object::{ObjectStore, StoreError};
-use super::queue::{MAX_BATCH, Queue, QueueError, Queues};
+use super::queue::{MAX_BATCH, Queue, QueueAttributes, QueueError, Queues};
 use super::service::ServiceQueues;
 use crate::config::Names;
-use crate::protocol::ServiceClass;
+use crate::protocol::{DEAD_LETTER_RETENTION, ServiceClass};
 use crate::transport::error::TransportError;
 use crate::transport::message::Receipt;
 use crate::transport::port::ServiceOptions;
@@ -37,6 +37,7 @@ pub(crate) struct Parts {
     output: OnceCell<Arc<dyn ObjectStore>>,
     requests: OnceCell<Arc<dyn Queue>>,
     bulk: OnceCell<Arc<dyn Queue>>,
+    callbacks: OnceCell<Arc<dyn Queue>>,
     results: OnceCell<Arc<dyn Queue>>,
     dead_letters: OnceCell<Arc<dyn Queue>>,
 }
@@ -58,6 +59,7 @@ impl Parts {
             output: OnceCell::new(),
             requests: OnceCell::new(),
             bulk: OnceCell::new(),
+            callbacks: OnceCell::new(),
             results: OnceCell::new(),
             dead_letters: OnceCell::new(),
         }
@@ -79,6 +81,19 @@ impl Parts {
         // Results are put with a condition, images without.
         self.output().await?.prepare().await?;
         Ok(())
+    }
+
+    /// Makes the queue of callbacks if it is missing.
+    pub(crate) async fn prepare_callbacks(&self) -> Result<(), QueueError> {
+        let (name, queues) = (self.names.callback_queue(), &self.queues);
+        let attributes = QueueAttributes { retention: DEAD_LETTER_RETENTION, ..QueueAttributes::default() };
+        let open_or_create = || async {
+            match queues.open(&name).await {
+                Err(QueueError::NotFound(_)) => queues.create(&name, &attributes).await,
+                opened => opened,
+            }
+        };
+        self.callbacks.get_or_try_init(open_or_create).await.map(drop)
     }
 
     pub(crate) async fn input(&self) -> Result<&Arc<dyn ObjectStore>, StoreError> {
@@ -108,6 +123,11 @@ impl Parts {
     pub(crate) async fn bulk(&self) -> Result<&Arc<dyn Queue>, QueueError> {
         let open = || async { self.queues.open(&self.names.bulk_queue()).await };
         self.bulk.get_or_try_init(open).await
+    }
+
+    pub(crate) async fn callbacks(&self) -> Result<&Arc<dyn Queue>, QueueError> {
+        let open = || async { self.queues.open(&self.names.callback_queue()).await };
+        self.callbacks.get_or_try_init(open).await
     }
 
     /// The request queue of a class.

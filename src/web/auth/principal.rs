@@ -47,6 +47,11 @@ impl Principal {
         self.key.as_ref().map(|key| key.hash.as_bytes())
     }
 
+    /// The hash of the key in hexadecimal, as callbacks name it.
+    pub(crate) fn key_hex(&self) -> Option<String> {
+        self.key.as_ref().map(|key| key.hash.to_hex())
+    }
+
     /// Returns true if the principal may read the job, its image and its result.
     pub(crate) fn may_read(&self, job: Uuid) -> bool {
         self.key.as_ref().is_none_or(|key| key.may(Scope::Read) || (key.may(Scope::Classify) && key.hash.owns(job)))

@@ -6,6 +6,7 @@ mod rows;
 mod store;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, Request, State as Shared};
@@ -21,6 +22,7 @@ use uuid::Uuid;
 pub(crate) use self::rows::RowFormat;
 pub(crate) use self::store::{BatchState, Batches, item_request};
 use super::answer::json_of;
+use super::callbacks;
 use super::error::Problem;
 use super::jobs::{JobOptions, read_problem};
 use super::query::{Query, TOP_K, wrong_top_k};
@@ -28,7 +30,8 @@ use super::site::Site;
 use super::upload::{self, Received, Upload, WholeBody, is_json_request};
 use crate::clock;
 use crate::protocol::{
-    Batch, BatchItem, BatchSource, ClassifyRequest, ImageRef, MAX_BATCH_ITEMS, WIRE_VERSION, cut_filename,
+    Batch, BatchItem, BatchSource, Callback, CallbackKind, ClassifyRequest, ImageRef, MAX_BATCH_ITEMS, WIRE_VERSION,
+    cut_filename,
 };
 use crate::transport::TransportError;
 
@@ -64,6 +67,8 @@ struct ListedImages {
     model: Option<String>,
     #[serde(default)]
     top_k: Option<u32>,
+    #[serde(default)]
+    callback_url: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -78,9 +83,10 @@ struct ListedImage {
 /// `POST /v1/batches`: the images of a form, or a list of keys in JSON.
 pub(super) async fn create(
     Shared(site): Shared<Arc<Site>>,
-    query: Query,
+    mut query: Query,
     request: Request,
 ) -> Result<Response, Problem> {
+    let named_callback = query.take_callback_url();
     let named_top_k = query.top_k()?;
     let mut options = site.job_options(query, &request)?;
     if site.jobs.is_legacy() {
@@ -88,18 +94,19 @@ pub(super) async fn create(
     }
     let contents = if is_json_request(request.headers()) {
         let body = WholeBody::receive(request, &site.uploads, MAX_LIST_BYTES).await?;
-        let ListedImages { images, model, top_k } = parse_list(&body.bytes)?;
+        let ListedImages { images, model, top_k, callback_url } = parse_list(&body.bytes)?;
         options.model = site.models.choose(options.model.as_deref(), model.as_deref())?;
-        Contents { top_k, images: Images::Listed(listed(images, &site.read_buckets)?) }
+        Contents { top_k, callback_url, images: Images::Listed(listed(images, &site.read_buckets)?) }
     } else {
-        let Received { files, top_k, model, .. } = upload::receive_all(request, &site.uploads).await?;
+        let Received { files, top_k, model, callback_url, .. } = upload::receive_all(request, &site.uploads).await?;
         options.model = site.models.choose(options.model.as_deref(), model.as_deref())?;
         // A batch is taken as a whole or not at all.
-        Contents { top_k, images: Images::Uploads(files.into_iter().collect::<Result<Vec<_>, _>>()?) }
+        Contents { top_k, callback_url, images: Images::Uploads(files.into_iter().collect::<Result<Vec<_>, _>>()?) }
     };
+    let callback = callbacks::wanted(&site, named_callback, contents.callback_url)?;
     let top_k = contents.top_k.or(named_top_k).unwrap_or(DEFAULT_TOP_K);
     options.top_k = Some(top_k).filter(|top_k| TOP_K.contains(top_k)).ok_or_else(|| wrong_top_k(&top_k.to_string()))?;
-    let state = submit(&site, contents.images, options).await?;
+    let state = submit(&site, contents.images, options, callback).await?;
     let mut response = json_of(StatusCode::ACCEPTED, &state);
     if let Ok(location) = HeaderValue::try_from(format!("/v1/batches/{}", state.id)) {
         response.headers_mut().insert(header::LOCATION, location);
@@ -154,6 +161,7 @@ async fn read(site: &Site, id: Uuid) -> Result<Batch, Problem> {
 /// The images of a request that creates a batch.
 struct Contents {
     top_k: Option<u32>,
+    callback_url: Option<String>,
     images: Images,
 }
 
@@ -191,7 +199,12 @@ fn listed(images: Vec<ListedImage>, read_buckets: &[String]) -> Result<Vec<(Stri
 }
 
 /// Makes the document durable, then the jobs. The client gets the id once all of them are.
-async fn submit(site: &Site, images: Images, options: JobOptions) -> Result<BatchState, Problem> {
+async fn submit(
+    site: &Site,
+    images: Images,
+    options: JobOptions,
+    callback: Option<String>,
+) -> Result<BatchState, Problem> {
     let id = options.new_id();
     let item = |name: String, image| BatchItem { id: options.new_id(), name, image };
     let (items, uploads) = match images {
@@ -204,6 +217,11 @@ async fn submit(site: &Site, images: Images, options: JobOptions) -> Result<Batc
     };
     let (created_at, top_k, model) = (clock::now(), options.top_k, options.model.clone());
     let batch = Batch { v: WIRE_VERSION, id, created_at, source: BatchSource::Request, top_k, model, items };
+    if let Some(url) = callback {
+        let callback = Callback::new(CallbackKind::Batch, id, url, options.principal.key_hex());
+        let sent = site.jobs.transport.send_callback(callback.to_json(), Duration::ZERO).await;
+        sent.map_err(super::jobs::submit_problem)?;
+    }
     site.batches.create(&batch).await.map_err(|error| read_problem(&error))?;
     if uploads.is_empty() {
         send_references(site, &batch).await.map_err(super::jobs::submit_problem)?;

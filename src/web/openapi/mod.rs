@@ -176,6 +176,7 @@ impl Parameter {
             Parameter::Wait => ("wait", "query"),
             Parameter::TopK => ("top_k", "query"),
             Parameter::Model => ("model", "query"),
+            Parameter::CallbackUrl => ("callback_url", "query"),
             Parameter::Labels => ("labels", "query"),
             Parameter::Prefer => ("Prefer", "header"),
             Parameter::IdempotencyKey => ("Idempotency-Key", "header"),
@@ -194,6 +195,9 @@ impl Parameter {
             Parameter::Wait => "How long the answer may wait for the result, in seconds, or as `1m 30s`",
             Parameter::TopK => "The number of predictions",
             Parameter::Model => "The name of the model that classifies",
+            Parameter::CallbackUrl => {
+                "The address that is called at the end, if the server allows that (--allow-callbacks)"
+            }
             Parameter::Labels => "True if the classes are listed",
             Parameter::Prefer => "`wait=SECONDS`, or `respond-async` to get 202 at once (RFC 7240)",
             Parameter::IdempotencyKey => "A key of the client's choice: a repeated request with it gets the same job",
@@ -211,6 +215,7 @@ impl Parameter {
             Parameter::Wait => json!({"type": "number", "minimum": 0, "maximum": MAX_WAIT.as_secs()}),
             Parameter::TopK => json!({"type": "integer", "minimum": 1, "maximum": MAX_TOP_K}),
             Parameter::Labels => json!({"enum": ["true", "1", "", "false", "0"]}),
+            Parameter::CallbackUrl => json!({"type": "string", "format": "uri", "maxLength": 2048}),
             Parameter::IdempotencyKey => json!({"type": "string", "minLength": 1, "maxLength": 255}),
             Parameter::Model | Parameter::Prefer | Parameter::IfNoneMatch => json!({"type": "string"}),
         };

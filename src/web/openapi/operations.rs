@@ -81,6 +81,7 @@ pub(super) enum Parameter {
     Wait,
     TopK,
     Model,
+    CallbackUrl,
     Labels,
     Prefer,
     IdempotencyKey,
@@ -91,7 +92,7 @@ pub(super) enum Parameter {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Body {
     Nothing,
-    /// An image: raw, in a form, or in JSON.
+    /// An image: raw, in a form, or in JSON, which may also name it by URL.
     Image,
     /// A form with one image.
     Form,
@@ -130,13 +131,20 @@ const fn problem(status: u16, description: &'static str) -> Answer {
     answer(status, description, Content::Problem)
 }
 
-const SUBMIT_PARAMETERS: &[Parameter] =
-    &[Parameter::Wait, Parameter::TopK, Parameter::Model, Parameter::Prefer, Parameter::IdempotencyKey];
+const SUBMIT_PARAMETERS: &[Parameter] = &[
+    Parameter::Wait,
+    Parameter::TopK,
+    Parameter::Model,
+    Parameter::CallbackUrl,
+    Parameter::Prefer,
+    Parameter::IdempotencyKey,
+];
 const SUBMIT_NAMED_CLASSIFY: &[Parameter] = &[
     Parameter::FileName("name"),
     Parameter::Wait,
     Parameter::TopK,
     Parameter::Model,
+    Parameter::CallbackUrl,
     Parameter::Prefer,
     Parameter::IdempotencyKey,
 ];
@@ -145,6 +153,7 @@ const SUBMIT_NAMED_JOB: &[Parameter] = &[
     Parameter::Wait,
     Parameter::TopK,
     Parameter::Model,
+    Parameter::CallbackUrl,
     Parameter::Prefer,
     Parameter::IdempotencyKey,
 ];
@@ -156,7 +165,10 @@ const SUBMIT_ANSWERS: &[Answer] = &[
     problem(410, "The job of the Idempotency-Key was deleted"),
     problem(413, "The image is larger than the limit"),
     problem(415, "The body is not an accepted image, or its coding is unknown"),
-    problem(422, "The image cannot be decoded, or the Idempotency-Key belongs to another request"),
+    problem(
+        422,
+        "The image cannot be decoded or fetched from its URL, or the Idempotency-Key belongs to another request",
+    ),
     problem(504, "No worker reached the job in time"),
 ];
 const KNOWN: Answer = answer(304, "The client has the present content (`If-None-Match`)", Content::Nothing);
@@ -337,7 +349,7 @@ pub(in crate::web) const OPERATIONS: &[Operation] = &[
         id: "createBatch",
         tag: Tag::Batches,
         summary: "Accepts many images as one batch: the files of a form, or a list of keys in buckets that the service reads",
-        parameters: &[Parameter::TopK, Parameter::Model],
+        parameters: &[Parameter::TopK, Parameter::Model, Parameter::CallbackUrl],
         body: Body::Batch,
         answers: &[
             answer(202, "The batch is accepted; `Location` has its address", Content::Json("Batch")),

@@ -58,10 +58,13 @@ pub(super) fn schemas() -> Value {
         },
         "ImageInJson": {
             "type": "object",
-            "required": ["image"],
+            "description": "An image, or the URL of one if the server fetches them (--allow-image-urls)",
             "additionalProperties": false,
+            "oneOf": [{"required": ["image"]}, {"required": ["image_url"]}],
             "properties": {
                 "image": {"type": "string", "description": "The image in base64, or a data URI of it"},
+                "image_url": {"type": "string", "format": "uri", "maxLength": 2048},
+                "callback_url": callback_url(),
                 "filename": {"type": ["string", "null"]},
                 "model": {"type": ["string", "null"]},
                 "top_k": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_TOP_K},
@@ -132,6 +135,7 @@ fn listed_images() -> Value {
                     },
                 },
             },
+            "callback_url": callback_url(),
             "model": {"type": ["string", "null"]},
             "top_k": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_TOP_K},
         },
@@ -151,6 +155,10 @@ fn fleet() -> Value {
         "expected_wait_seconds": number,
         "recent": object(json!({"images_per_second": number, "p50_ms": number, "p99_ms": number})),
     }))
+}
+
+fn callback_url() -> Value {
+    json!({"type": ["string", "null"], "format": "uri", "maxLength": 2048})
 }
 
 fn id() -> Value {

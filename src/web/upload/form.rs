@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use bytes::Bytes;
 
 use super::body::BodyReader;
+use super::fetch::fetch;
 use super::image::{ImageBuffer, ReceivedImage, SIGNATURE_BYTES};
 use super::multipart::{Event, FormError, FormReader, PartHead};
 use super::unsupported::unsupported;
@@ -15,6 +16,10 @@ use crate::web::error::Problem;
 
 /// The field that names the model.
 const MODEL_FIELD: &str = "model";
+/// The field that names the image by URL, in a form without a file.
+const URL_FIELD: &str = "url";
+/// The field that names the address that is called at the end.
+const CALLBACK_FIELD: &str = "callback_url";
 /// How many files of a form get an answer.
 const MAX_FILES: usize = 100;
 /// How many files or fields of a form are named when none of its parts is an image.
@@ -35,6 +40,8 @@ pub(super) struct ReceivedForm {
     pub(super) is_list: bool,
     /// The content of the field `model`.
     pub(super) model: Option<String>,
+    /// The content of the field `callback_url`.
+    pub(super) callback_url: Option<String>,
 }
 
 /// Reads the images of a form. A part that begins like an image is one, whatever its headers say. A form is a list if it has
@@ -51,8 +58,16 @@ pub(super) async fn receive_form(
     images: Images,
 ) -> Result<ReceivedForm, Problem> {
     let mut form = FormReader::new(boundary);
-    let mut parts =
-        FormParts { expected_bytes, images, part: None, model: None, files: Vec::new(), fields: Vec::new() };
+    let mut parts = FormParts {
+        expected_bytes,
+        images,
+        part: None,
+        model: None,
+        url: None,
+        callback_url: None,
+        files: Vec::new(),
+        fields: Vec::new(),
+    };
     loop {
         let chunk = reader.chunk().await?;
         form.push(chunk.as_deref().unwrap_or_default());
@@ -60,6 +75,12 @@ pub(super) async fn receive_form(
             parts.take(reader, event).await?;
         }
         if chunk.is_none() {
+            if parts.files.is_empty()
+                && let Some(url) = parts.url.take()
+            {
+                let outcome = Ok(fetch(reader, &url, None).await?);
+                parts.files.push(FormFile { field: URL_FIELD.to_owned(), outcome });
+            }
             return parts.finish();
         }
     }
@@ -75,6 +96,8 @@ struct FormParts {
     images: Images,
     part: Option<Part>,
     model: Option<String>,
+    url: Option<String>,
+    callback_url: Option<String>,
     files: Vec<FormFile>,
     /// The names of fields without a file.
     fields: Vec<String>,
@@ -133,8 +156,8 @@ impl FormParts {
             let image = ReceivedImage { bytes, content_type, filename, field: name.clone() };
             return self.add_file(name, Ok(image));
         }
-        if name == MODEL_FIELD && filename.is_none() {
-            return self.set_model(String::from_utf8_lossy(&part.start).trim());
+        if filename.is_none() && [MODEL_FIELD, URL_FIELD, CALLBACK_FIELD].contains(&&*name) {
+            return self.set_text(&name, part.bytes, String::from_utf8_lossy(&part.start).trim());
         }
         // For a file input without a selected file, browsers send a file without a name and without bytes.
         let is_file = match &filename {
@@ -152,14 +175,24 @@ impl FormParts {
         Ok(())
     }
 
-    fn set_model(&mut self, name: &str) -> Result<(), Problem> {
-        match &self.model {
-            Some(model) if model != name => {
-                let (one, other) = (cut_filename(model), cut_filename(name));
-                Err(Problem::malformed(format!("the form names the model {one:?} and {other:?}; name one")))
+    fn set_text(&mut self, field: &str, bytes: u64, text: &str) -> Result<(), Problem> {
+        if field != MODEL_FIELD && bytes > SIGNATURE_BYTES as u64 {
+            let detail =
+                format!("the field {field} of the form has more than {SIGNATURE_BYTES} bytes; send JSON instead");
+            return Err(Problem::malformed(detail));
+        }
+        let known = match field {
+            URL_FIELD => &mut self.url,
+            CALLBACK_FIELD => &mut self.callback_url,
+            _ => &mut self.model,
+        };
+        match known {
+            Some(known) if known != text => {
+                let (one, other) = (cut_filename(known), cut_filename(text));
+                Err(Problem::malformed(format!("the form names the {field} {one:?} and {other:?}; name one")))
             }
             _ => {
-                self.model = Some(name.to_owned());
+                *known = Some(text.to_owned());
                 Ok(())
             }
         }
@@ -174,7 +207,7 @@ impl FormParts {
     }
 
     fn finish(self) -> Result<ReceivedForm, Problem> {
-        let FormParts { images, model, files, fields, .. } = self;
+        let FormParts { images, model, callback_url, files, fields, .. } = self;
         let image_fields: HashSet<String> =
             files.iter().filter(|file| file.outcome.is_ok()).map(|file| file.field.clone()).collect();
         if image_fields.is_empty() {
@@ -183,7 +216,7 @@ impl FormParts {
         let answered = |file: &FormFile| image_fields.contains(&file.field);
         let is_list = images == Images::Several && files.iter().filter(|file| answered(file)).count() > 1;
         let files = files.into_iter().filter(|file| if is_list { answered(file) } else { file.outcome.is_ok() });
-        Ok(ReceivedForm { files: files.map(|file| file.outcome).collect(), is_list, model })
+        Ok(ReceivedForm { files: files.map(|file| file.outcome).collect(), is_list, model, callback_url })
     }
 }
 

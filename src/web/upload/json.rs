@@ -1,4 +1,4 @@
-//! An image in JSON: `{"image": "<base64 or data URI>"}`.
+//! An image in JSON: `{"image": "<base64 or data URI>"}`, or `{"image_url": "<URL>"}`.
 
 use std::borrow::Cow;
 
@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use super::body::BodyReader;
+use super::fetch::fetch;
 use super::image::{ImageBuffer, ReceivedImage};
 use super::unsupported::unsupported;
 use crate::model;
@@ -30,8 +31,12 @@ const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, CONFIG
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Body<'a> {
-    #[serde(borrow)]
-    image: Cow<'a, str>,
+    #[serde(borrow, default)]
+    image: Option<Cow<'a, str>>,
+    #[serde(default)]
+    image_url: Option<String>,
+    #[serde(default)]
+    callback_url: Option<String>,
     #[serde(default)]
     filename: Option<String>,
     #[serde(default)]
@@ -43,8 +48,24 @@ struct Body<'a> {
 /// An image in JSON, and its options.
 pub(super) struct ReceivedJson {
     pub(super) image: ReceivedImage,
+    /// True if the image takes just its own size.
+    pub(super) is_exact: bool,
     pub(super) top_k: Option<u32>,
     pub(super) model: Option<String>,
+    pub(super) callback_url: Option<String>,
+}
+
+/// A body in JSON, as it was decoded.
+struct Decoded {
+    image: Image,
+    top_k: Option<u32>,
+    model: Option<String>,
+    callback_url: Option<String>,
+}
+
+enum Image {
+    Here(ReceivedImage),
+    At { url: String, filename: Option<String> },
 }
 
 /// Returns true for the media type of JSON, or of a format that is based on it.
@@ -72,26 +93,43 @@ pub(super) async fn receive_json(reader: &mut BodyReader<'_>, expected_bytes: u6
     // Beside the body there are its text without escapes and line breaks, and the image.
     reader.reserve(3 * body.len()).await?;
     let max_upload_bytes = reader.rules.max_upload_bytes;
-    if body.len() <= MAX_BYTES_IN_LINE {
-        return decode(&body, max_upload_bytes);
-    }
-    let decoded = tokio::task::spawn_blocking(move || decode(&body, max_upload_bytes)).await;
-    decoded.map_err(|_panic| Problem::unavailable("the image could not be decoded; send it again"))?
+    let decoded = if body.len() <= MAX_BYTES_IN_LINE {
+        decode(&body, max_upload_bytes)?
+    } else {
+        let decoded = tokio::task::spawn_blocking(move || decode(&body, max_upload_bytes)).await;
+        decoded.map_err(|_panic| Problem::unavailable("the image could not be decoded; send it again"))??
+    };
+    let Decoded { image, top_k, model, callback_url } = decoded;
+    let (image, is_exact) = match image {
+        Image::Here(image) => (image, true),
+        Image::At { url, filename } => (fetch(reader, &url, filename).await?, false),
+    };
+    Ok(ReceivedJson { image, is_exact, top_k, model, callback_url })
 }
 
-fn decode(body: &[u8], max_upload_bytes: u64) -> Result<ReceivedJson, Problem> {
-    let Body { image, filename, model, top_k } = serde_json::from_slice(body).map_err(|error| {
-        let error = error.to_string();
-        let advice = "send {\"image\": \"<base64 or data URI>\"}, with filename, model and top_k as you like";
-        Problem::malformed(format!("the body is not the expected JSON: {}; {advice}", cut_filename(&error)))
-    })?;
+fn decode(body: &[u8], max_upload_bytes: u64) -> Result<Decoded, Problem> {
+    let Body { image, image_url, callback_url, filename, model, top_k } =
+        serde_json::from_slice(body).map_err(|error| {
+            let error = error.to_string();
+            let advice =
+                "send {\"image\": \"<base64 or data URI>\"}, with filename, model, top_k and callback_url as you like";
+            Problem::malformed(format!("the body is not the expected JSON: {}; {advice}", cut_filename(&error)))
+        })?;
     if let Some(top_k) = top_k.filter(|top_k| !TOP_K.contains(top_k)) {
         return Err(wrong_top_k(&top_k.to_string()));
     }
-    let bytes = image_bytes(&image, max_upload_bytes)?;
-    let filename = filename.unwrap_or_default();
+    let image = match (image, image_url) {
+        (Some(image), None) => Image::Here(decode_image(&image, filename.unwrap_or_default(), max_upload_bytes)?),
+        (None, Some(url)) => Image::At { url, filename },
+        _ => return Err(Problem::malformed("the body needs one of image and image_url, and not both")),
+    };
+    Ok(Decoded { image, top_k, model, callback_url })
+}
+
+fn decode_image(image: &str, filename: String, max_upload_bytes: u64) -> Result<ReceivedImage, Problem> {
+    let bytes = image_bytes(image, max_upload_bytes)?;
     let Some(content_type) = model::sniff(&bytes) else { return Err(unsupported(&bytes, &filename, "")) };
-    Ok(ReceivedJson { image: ReceivedImage { bytes, content_type, filename, field: String::new() }, top_k, model })
+    Ok(ReceivedImage { bytes, content_type, filename, field: String::new() })
 }
 
 fn image_bytes(text: &str, max_upload_bytes: u64) -> Result<Bytes, Problem> {
@@ -137,9 +175,16 @@ mod tests {
     /// The smallest text that is taken for a JPEG.
     const JPEG: &[u8] = b"\xff\xd8\xff\xe0 0123456789";
 
+    fn here(image: Image) -> ReceivedImage {
+        match image {
+            Image::Here(image) => image,
+            Image::At { url, .. } => panic!("the body names {url}"),
+        }
+    }
+
     fn decoded(image: &str) -> Result<Bytes, u16> {
         let body = serde_json::json!({ "image": image }).to_string();
-        decode(body.as_bytes(), 20).map(|received| received.image.bytes).map_err(|problem| problem.status.as_u16())
+        decode(body.as_bytes(), 20).map(|decoded| here(decoded.image).bytes).map_err(|problem| problem.status.as_u16())
     }
 
     #[test]
@@ -183,6 +228,8 @@ mod tests {
             String::new(),
             "[]".to_owned(),
             "{}".to_owned(),
+            "{\"image_url\": 7}".to_owned(),
+            format!("{{\"image\": \"{image}\", \"image_url\": \"https://images.example/\"}}"),
             "7".to_owned(),
             "{\"image\": 7}".to_owned(),
             format!("{{\"image\": \"{image}\", \"image\": \"{image}\"}}"),
@@ -201,6 +248,6 @@ mod tests {
         let options = format!("{{\"image\": \"{image}\", \"filename\": \"a.jpg\", \"model\": \"m\", \"top_k\": 3}}");
         let received = decode(options.as_bytes(), 1_000).ok().unwrap();
         assert_eq!((received.top_k, received.model.as_deref()), (Some(3), Some("m")));
-        assert_eq!(received.image.filename, "a.jpg");
+        assert_eq!(here(received.image).filename, "a.jpg");
     }
 }

@@ -3,9 +3,11 @@
 //!
 //! Memory follows the bytes that have arrived: it is reserved from the budget before it is allocated, and the announced
 //! length is only an upper bound. [`body`] reads a body within its limits, [`form`] finds the images in a form with the
-//! parser in [`multipart`], and [`json`] decodes the image in JSON. [`whole`] reads bodies of other kinds.
+//! parser in [`multipart`], and [`json`] decodes the image in JSON. [`fetch`] fetches one that is named by URL. [`whole`] reads
+//! bodies of other kinds.
 
 mod body;
+mod fetch;
 mod form;
 mod gzip;
 mod header_values;
@@ -68,6 +70,8 @@ pub(super) struct Received {
     pub(super) top_k: Option<u32>,
     /// The model, if the body names one, as the client wrote it.
     pub(super) model: Option<String>,
+    /// The address that is called at the end, if the body names one.
+    pub(super) callback_url: Option<String>,
 }
 
 /// Reads the one image of a request: the raw body, or the image of a multipart form, whatever the field's name.
@@ -142,23 +146,31 @@ struct Contents {
     is_exact: bool,
     top_k: Option<u32>,
     model: Option<String>,
+    callback_url: Option<String>,
 }
 
 impl From<ReceivedImage> for Contents {
     fn from(image: ReceivedImage) -> Self {
-        Contents { files: vec![Ok(image)], is_list: false, is_exact: false, top_k: None, model: None }
+        Contents {
+            files: vec![Ok(image)],
+            is_list: false,
+            is_exact: false,
+            top_k: None,
+            model: None,
+            callback_url: None,
+        }
     }
 }
 
 impl From<ReceivedForm> for Contents {
-    fn from(ReceivedForm { files, is_list, model }: ReceivedForm) -> Self {
-        Contents { files, is_list, is_exact: false, top_k: None, model }
+    fn from(ReceivedForm { files, is_list, model, callback_url }: ReceivedForm) -> Self {
+        Contents { files, is_list, is_exact: false, top_k: None, model, callback_url }
     }
 }
 
 impl From<ReceivedJson> for Contents {
-    fn from(ReceivedJson { image, top_k, model }: ReceivedJson) -> Self {
-        Contents { files: vec![Ok(image)], is_list: false, is_exact: true, top_k, model }
+    fn from(ReceivedJson { image, is_exact, top_k, model, callback_url }: ReceivedJson) -> Self {
+        Contents { files: vec![Ok(image)], is_list: false, is_exact, top_k, model, callback_url }
     }
 }
 
@@ -166,7 +178,7 @@ impl Contents {
     /// Gives each image its part of the memory that was reserved. The last one of a form keeps the rest, since buffers may be
     /// larger than what arrived in them.
     fn with_memory(self, mut memory: Reservation) -> Received {
-        let Contents { files, is_list, is_exact, top_k, model } = self;
+        let Contents { files, is_list, is_exact, top_k, model, callback_url } = self;
         let mut left = files.iter().filter(|file| file.is_ok()).count();
         let mut upload = |image: ReceivedImage| {
             let ReceivedImage { bytes, content_type, filename, field } = image;
@@ -177,7 +189,7 @@ impl Contents {
             Upload { bytes, filename, field, content_type, model: None, _reservation: reservation }
         };
         let files = files.into_iter().map(|file| file.map(&mut upload)).collect();
-        Received { files, is_list, top_k, model }
+        Received { files, is_list, top_k, model, callback_url }
     }
 }
 

@@ -1,7 +1,9 @@
 //! The limits of uploads.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::outbound::Caller;
 use crate::web::budget::Budget;
 
 /// The limits of uploads.
@@ -11,4 +13,6 @@ pub(crate) struct UploadRules {
     /// The longest pause between two pieces of a body.
     pub(crate) body_timeout: Duration,
     pub(crate) budget: Budget,
+    /// The client that fetches images by URL. `None` if they are not fetched.
+    pub(crate) caller: Option<Arc<Caller>>,
 }

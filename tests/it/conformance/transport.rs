@@ -13,8 +13,8 @@ use imgcls::protocol::{
     ClassifyRequest, ImageRef, Incoming, REDRIVE_MARGIN, ServiceClass, WITHDRAWN_IMAGE, reply_queue,
 };
 use imgcls::transport::{
-    self, Acknowledge, Completed, Completion, DeadLetter, Idle, InboxMode, JobForm, MAX_BATCH, NewJob, NewResult,
-    QueueRole, Removal, ReplyOutcome, Resubmission, ResultWrite, TransportError, Wanted, Withdrawal,
+    self, Acknowledge, Completed, Completion, DeadLetter, Depth, Idle, InboxMode, JobForm, MAX_BATCH, NewJob,
+    NewResult, QueueRole, Removal, ReplyOutcome, Resubmission, ResultWrite, TransportError, Wanted, Withdrawal,
 };
 use uuid::Uuid;
 
@@ -56,6 +56,8 @@ pub async fn all(backend: &Backend, exceptions: &[Exception]) {
         job_with_a_result_is_not_withdrawn,
         removed_job_gets_no_result_but_the_tombstone,
         removal_of_a_complete_job_leaves_only_the_tombstone,
+        callback_is_received_until_it_is_ended,
+        callback_that_is_given_up_is_a_dead_letter,
         record_is_written_once,
         records_are_listed_in_order,
         request_without_an_image_is_received,
@@ -639,6 +641,44 @@ async fn image_is_discarded_only_after_its_job_has_a_result(backend: &Backend) {
     assert_eq!(service.transport.image(id, MANY).await.unwrap(), None);
     assert!(service.transport.result(id).await.unwrap().is_some());
     service.transport.discard_image(id).await.unwrap();
+}
+
+async fn callback_is_received_until_it_is_ended(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let transport = &service.transport;
+    for _ in 0..2 {
+        transport.prepare_callbacks().await.unwrap();
+    }
+    let listed = (service.names.callback_queue(), QueueRole::Callbacks);
+    assert!(transport.queues().await.unwrap().contains(&listed));
+    transport.send_callback("first".to_owned(), Duration::ZERO).await.unwrap();
+    let receive = async || transport.receive_callbacks(MAX_BATCH, LONG).await.unwrap();
+    let first = until_some(receive).await.remove(0);
+    assert_eq!((first.body.as_str(), first.receive_count), ("first", 1));
+    transport.send_callback("second".to_owned(), SECOND).await.unwrap();
+    let second = until_some(receive).await.remove(0);
+    assert_eq!(second.body, "second", "the first one is invisible");
+    transport.end_callback(&second.receipt, None).await.unwrap();
+    transport.delay_callback(&first.receipt, SECOND).await.unwrap();
+    let again = until_some(receive).await.remove(0);
+    assert_eq!((again.body.as_str(), again.receive_count), ("first", 2));
+    assert_eq!(service.transport.depth().await.unwrap().visible, 0, "workers do not see callbacks");
+    transport.end_callback(&again.receipt, None).await.unwrap();
+    assert_eq!(transport.queue_depth(&service.names.callback_queue()).await.unwrap(), Some(Depth::default()));
+}
+
+async fn callback_that_is_given_up_is_a_dead_letter(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let transport = &service.transport;
+    transport.prepare_callbacks().await.unwrap();
+    transport.send_callback("unwanted".to_owned(), Duration::ZERO).await.unwrap();
+    let delivery = until_some(async || transport.receive_callbacks(1, LONG).await.unwrap()).await.remove(0);
+    let id = Some(Uuid::now_v7());
+    let dead_letter = DeadLetter { id, body: delivery.body, reason: "nobody answers".to_owned(), attempts: 3 };
+    transport.end_callback(&delivery.receipt, Some(dead_letter)).await.unwrap();
+    let kept = service.dead_letter().await;
+    assert_eq!((kept.body.as_str(), &*kept.attributes["reason"]), ("unwanted", "nobody answers"));
+    assert_eq!(transport.queue_depth(&service.names.callback_queue()).await.unwrap(), Some(Depth::default()));
 }
 
 async fn purged_queue_is_empty(backend: &Backend) {

@@ -35,7 +35,7 @@ fn exported_template_has_all_resources_and_passes_cfn_lint() {
         // Notifications add a topic, four alarms and a budget.
         assert_eq!(
             resources.len(),
-            [("step", 28), ("target", 25), ("told", 34)].into_iter().find(|(flags, _)| *flags == name).unwrap().1,
+            [("step", 29), ("target", 26), ("told", 35)].into_iter().find(|(flags, _)| *flags == name).unwrap().1,
             "{text}"
         );
         assert!(!resources.contains_key("Bundle"), "{text}");

@@ -6,10 +6,10 @@ use rusqlite::params;
 use uuid::Uuid;
 
 use crate::config::Names;
-use crate::protocol::{self, Incoming};
+use crate::protocol::{self, Callback, Incoming};
 use crate::sqlite::Snapshot;
 
-/// The jobs that dead letters name, and requests that were received and not yet deleted; with `any_request`, also
+/// The jobs that dead letters and callbacks name, and requests that were received and not yet deleted; with `any_request`, also
 /// requests that nobody has received yet. A message that is too old to be delivered counts until it is removed.
 ///
 /// # Errors
@@ -21,6 +21,8 @@ pub fn named_jobs(snapshot: &Snapshot, names: &Names, any_request: bool) -> rusq
         (names.dead_letter_queue(), 0),
         (names.request_queue.clone(), fewest_receives),
         (names.bulk_queue(), fewest_receives),
+        // The result is needed until its receiver was told.
+        (names.callback_queue(), 0),
     ];
     for (queue, fewest_receives) in queues {
         // The receive count is in the index, so that only the bodies of wanted messages are read.
@@ -38,6 +40,9 @@ pub fn named_jobs(snapshot: &Snapshot, names: &Names, any_request: bool) -> rusq
 }
 
 fn job_of(body: &str) -> Option<Uuid> {
+    if let Some(callback) = Callback::parse(body) {
+        return Some(callback.id);
+    }
     match Incoming::parse(body) {
         Incoming::Job(request) => Some(request.id),
         Incoming::Legacy(request) => protocol::legacy_job_id(&request.filename),
