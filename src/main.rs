@@ -28,6 +28,8 @@ const MAX_DRAIN: Duration = Duration::from_secs(10);
 const FLUSH_LIMIT_ON_SECOND_SIGNAL: Duration = Duration::from_millis(200);
 /// The exit code of `provision plan --detailed-exitcode` if there are changes.
 const EXIT_CHANGES: u8 = 3;
+/// The exit code of `plan` if no fleet meets the goal.
+const EXIT_THRESHOLD: u8 = 99;
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 
@@ -92,6 +94,10 @@ fn run(invocation: Invocation) -> anyhow::Result<ExitCode> {
         Command::Tune(args) => tune::run(&args.config()).map(|()| ExitCode::SUCCESS),
         Command::Simulate(args) => {
             simulate::run(&args.config(trace(&args.arrivals, "simulate")?)?).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Plan(args) => {
+            let is_found = simulate::plan(&args.config(trace(&args.arrivals, "plan")?)?)?;
+            Ok(if is_found { ExitCode::SUCCESS } else { EXIT_THRESHOLD.into() })
         }
         Command::Loadgen(args) => {
             let config = args.config(trace(&args.arrivals, "loadgen")?)?;

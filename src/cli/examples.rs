@@ -1,7 +1,7 @@
 //! Two examples for each command, which its help prints. A test parses all of them.
 
 /// Examples by the words of the command.
-const EXAMPLES: [(&str, [&str; 2]); 44] = [
+const EXAMPLES: [(&str, [&str; 2]); 45] = [
     ("up", ["imgcls up", "imgcls up --port 9000 --data-dir /var/lib/imgcls --max-workers 4"]),
     (
         "serve-web",
@@ -33,6 +33,13 @@ const EXAMPLES: [(&str, [&str; 2]); 44] = [
         [
             "imgcls simulate --rate 20 --service-time 50ms --policy step --policy target:slo=2s",
             "imgcls simulate --arrivals day --rate 5 --service-time 50ms --plot day.svg",
+        ],
+    ),
+    (
+        "plan",
+        [
+            "imgcls plan --arrivals day --rate 20 --service-time 250ms --goal 'p99<10s' --out stack.toml",
+            "imgcls plan --rate 100 --from-loadgen report.json --measured-sessions 2 --goal 'p99<2s' --plot plan.svg",
         ],
     ),
     ("provision", ["imgcls provision plan --region us-east-1", "imgcls provision --region us-east-1 --max 8"]),

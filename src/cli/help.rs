@@ -10,7 +10,7 @@ use super::examples;
 
 /// The common flags of the commands that have more than a page of flags, in the order of the help. All other flags of these
 /// commands are under headings.
-const COMMON: [(&str, &[&str]); 7] = [
+const COMMON: [(&str, &[&str]); 8] = [
     (
         "up",
         &[
@@ -82,6 +82,21 @@ const COMMON: [(&str, &[&str]); 7] = [
     (
         "simulate",
         &["arrivals", "rate", "duration", "service-time", "from-loadgen", "policy", "min", "max", "plot", "json"],
+    ),
+    (
+        "plan",
+        &[
+            "goal",
+            "arrivals",
+            "rate",
+            "duration",
+            "service-time",
+            "from-loadgen",
+            "measured-sessions",
+            "instance-type",
+            "out",
+            "plot",
+        ],
     ),
 ];
 

@@ -25,7 +25,7 @@ pub struct LoadgenArgs {
     /// Address to send requests to, as --url
     #[arg(value_name = "URL", value_parser = |text: &str| text.parse::<loadgen::BaseUrl>())]
     pub address: Option<loadgen::BaseUrl>,
-    /// Address to send requests to; a path other than / is posted to as it is. The argument URL takes precedence
+    /// Address to send requests to, http:// or https://; a path other than / is posted to as it is. The argument URL takes precedence
     #[arg(long, env = "IMGCLS_URL", default_value = "http://127.0.0.1:8080/", value_parser = |text: &str| text.parse::<loadgen::BaseUrl>())]
     pub url: loadgen::BaseUrl,
     /// API of the target: v1 is POST /v1/classify with JSON answers, legacy is the form and the plain-text label of the
@@ -52,11 +52,25 @@ pub struct LoadgenArgs {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Search for the highest rate at which all these hold, such as 'p99<500ms', and no request fails: trials of --duration
     /// (10s) in an open loop, whose rate is found by bisection and confirmed by a second trial; may be repeated
-    #[arg(long = "find-rate", env = "IMGCLS_FIND_RATE", value_delimiter = ',', value_parser = |text: &str| text.parse::<loadgen::Threshold>(), conflicts_with_all = ["thresholds", "stages", "trace", "num_request", "expect", "html", "verbose"])]
+    #[arg(long = "find-rate", env = "IMGCLS_FIND_RATE", value_delimiter = ',', value_parser = |text: &str| text.parse::<loadgen::Threshold>(), conflicts_with_all = ["thresholds", "stages", "trace", "num_request", "expect", "html", "verbose", "rubric", "answers", "push_gateway"])]
     pub find_rate: Vec<loadgen::Threshold>,
     /// CSV file with columns `file` and `class_index` or `label`; answers are compared with it (top-1 and top-5)
     #[arg(long, env = "IMGCLS_EXPECT")]
     pub expect: Option<PathBuf>,
+    /// Names of the classes, several for each, by which the labels of --expect and of answers are compared: JSON, or text with
+    /// a line for each class in the order of their indices, its names separated by commas. A class index beats a name
+    #[arg(long, env = "IMGCLS_NAMES", requires = "expect")]
+    pub names: Option<PathBuf>,
+    /// CSV file with columns `points` and `condition` (as --threshold) and perhaps `what`; the report has the points of each
+    /// condition that holds, and their sum. It does not change the exit code
+    #[arg(long, env = "IMGCLS_RUBRIC")]
+    pub rubric: Option<PathBuf>,
+    /// Write a line for each request to this CSV file: file, answer, expected, correct, latency, error
+    #[arg(long, env = "IMGCLS_ANSWERS")]
+    pub answers: Option<PathBuf>,
+    /// Push the figures to this Prometheus Pushgateway when the run ends, such as http://127.0.0.1:9091/
+    #[arg(long, env = "IMGCLS_PUSH_GATEWAY", value_parser = |text: &str| text.parse::<loadgen::BaseUrl>())]
+    pub push_gateway: Option<loadgen::BaseUrl>,
     /// Exit with 99 unless it holds: 'p99<500ms', 'accuracy>=0.8', 'failed==0', 'rate>=100'; may be repeated
     #[arg(long = "threshold", env = "IMGCLS_THRESHOLD", value_delimiter = ',', value_parser = |text: &str| text.parse::<loadgen::Threshold>())]
     pub thresholds: Vec<loadgen::Threshold>,
@@ -118,6 +132,10 @@ impl LoadgenArgs {
             arrivals,
             seed: self.arrivals.seed,
             expect: self.expect.clone(),
+            names: self.names.clone(),
+            rubric: self.rubric.clone(),
+            answers: self.answers.clone(),
+            push_gateway: self.push_gateway.clone(),
             thresholds: self.thresholds.clone(),
             timeout: self.timeout,
             json: self.json,

@@ -34,6 +34,7 @@ mod model_sync;
 mod notify;
 mod parse;
 mod pile_output;
+mod plan;
 mod policy;
 mod processing;
 mod provision;
@@ -81,6 +82,7 @@ pub use self::model_command::{ModelCommand, ModelCommandArgs, ModelGroup};
 pub use self::model_run::ModelRunArgs;
 pub use self::model_sync::ModelSyncArgs;
 pub use self::pile_output::{PileOutput, Sidecar, SortAs};
+pub use self::plan::PlanArgs;
 pub use self::policy::{PolicyArgs, PolicyKind};
 pub use self::processing::ProcessingArgs;
 pub use self::provision::ProvisionArgs;
@@ -140,6 +142,8 @@ pub enum Command {
     Loadgen(LoadgenArgs),
     /// Run scaling policies against a virtual clock: latency and cost of a fleet under a load
     Simulate(SimulateArgs),
+    /// Find the fleet that keeps a latency under a load at the lowest price: instance type, number, policy
+    Plan(PlanArgs),
     /// Create and update the AWS side: queues, buckets, instances, alarms; plan, inspect and remove it
     Provision(Box<ProvisionArgs>),
     /// Show the state of a service: readiness, workers, throughput, queues, disk, last errors
@@ -250,6 +254,7 @@ impl Command {
             Command::Provision(args) => args.stack().shared.log_format,
             Command::Loadgen(_)
             | Command::Simulate(_)
+            | Command::Plan(_)
             | Command::Watch(_)
             | Command::Eval(_)
             | Command::Model(_)

@@ -21,7 +21,7 @@ const DEFAULT_DURATION: Duration = Duration::from_mins(10);
 /// The shortest period of a metric.
 const SHORTEST_METRIC_PERIOD: Duration = Duration::from_millis(100);
 /// The largest number of workers. It is more than any account may have, and each worker takes memory.
-const MOST_WORKERS: u32 = 10_000;
+pub(super) const MOST_WORKERS: u32 = 10_000;
 
 const DEFAULT_INSTANCE_TYPE: &str = "c6i.large";
 
@@ -96,14 +96,17 @@ pub struct SimulateArgs {
     /// Plot arrivals, queue, workers and latency over time to this file, .svg or .png
     #[arg(long, env = "IMGCLS_PLOT", value_parser = |text: &str| text.parse::<PlotFile>())]
     pub plot: Option<PlotFile>,
+    /// A report of `loadgen --json` with the same arrivals, whose answers and latencies are drawn as dots into --plot
+    #[arg(long, env = "IMGCLS_OVERLAY", requires = "plot")]
+    pub overlay: Option<PathBuf>,
 }
 
 /// A policy with settings that take precedence over the flags: `target:slo=5s,max=8`.
 #[derive(Debug, Clone)]
 pub struct PolicySpec {
-    text: String,
-    kind: PolicyKind,
-    overrides: Vec<(String, String)>,
+    pub(super) text: String,
+    pub(super) kind: PolicyKind,
+    pub(super) overrides: Vec<(String, String)>,
 }
 
 impl FromStr for PolicySpec {
@@ -130,17 +133,18 @@ impl FromStr for PolicySpec {
 
 /// Settings that may differ between policies.
 #[derive(Debug, Clone)]
-struct Settings {
-    scaling: PolicyArgs,
-    min: u32,
-    max: u32,
-    boot_time: Duration,
-    metric_period: Duration,
-    metric_delay: Duration,
+pub(super) struct Settings {
+    pub(super) scaling: PolicyArgs,
+    pub(super) min: u32,
+    pub(super) max: u32,
+    pub(super) boot_time: Duration,
+    pub(super) metric_period: Duration,
+    pub(super) metric_delay: Duration,
 }
 
 impl Settings {
-    fn any() -> Settings {
+    /// Settings that all have a value. The defaults of the flags are not known here.
+    pub(super) fn any() -> Settings {
         let some = Duration::from_secs(1);
         let scaling = PolicyArgs {
             slo: some,
@@ -154,7 +158,9 @@ impl Settings {
         Settings { scaling, min: 0, max: 1, boot_time: some, metric_period: some, metric_delay: some }
     }
 
-    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+    /// # Errors
+    /// One line if there is no such setting, or the value is wrong.
+    pub(super) fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         let number = || value.parse().map_err(|_| "not a whole number".to_owned());
         let workers = || value.parse().map_err(|_| "not a whole number".to_owned());
         let duration = || config::duration(value);
@@ -174,6 +180,17 @@ impl Settings {
             _ => return Err(format!("a policy has no setting {key:?}; see imgcls simulate --help")),
         };
         set.map_err(|error| format!("{key}={value}: {error}"))
+    }
+}
+
+impl Settings {
+    /// # Errors
+    /// One line if the queue would be measured too often.
+    pub(super) fn check_period(&self) -> Result<(), String> {
+        if self.metric_period < SHORTEST_METRIC_PERIOD {
+            return Err(format!("--metric-period must be at least {SHORTEST_METRIC_PERIOD:?}"));
+        }
+        Ok(())
     }
 }
 
@@ -213,6 +230,7 @@ impl SimulateArgs {
             json: self.json,
             csv: self.csv.clone(),
             plot: self.plot.clone(),
+            overlay: self.overlay.clone(),
         })
     }
 
@@ -227,9 +245,7 @@ impl SimulateArgs {
             metric_delay: self.metric_delay,
         };
         spec.overrides.iter().try_for_each(|(key, value)| settings.set(key, value)).map_err(wrong)?;
-        if settings.metric_period < SHORTEST_METRIC_PERIOD {
-            return Err(wrong(format!("--metric-period must be at least {SHORTEST_METRIC_PERIOD:?}")));
-        }
+        settings.check_period().map_err(wrong)?;
         if settings.max > MOST_WORKERS {
             return Err(wrong(format!("--max may be {MOST_WORKERS} at most")));
         }
@@ -246,7 +262,7 @@ impl SimulateArgs {
     }
 }
 
-fn deaths(text: &str) -> Result<f64, String> {
+pub(super) fn deaths(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(deaths) if (0.0..=3600.0).contains(&deaths) => Ok(deaths),
         _ => Err("give deaths per hour, from 0 to 3600".to_owned()),

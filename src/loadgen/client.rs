@@ -13,8 +13,8 @@ use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
+use super::connect::{Connector, Stream};
 use super::dialect::{Answer, Dialect, Prepared};
 use super::failure::{Failure, Reason};
 
@@ -30,9 +30,9 @@ const POLL_PAUSES: [Duration; 5] = [
 ];
 
 /// Shared by all clients of a run.
-#[derive(Debug)]
 pub(super) struct Target {
     pub dialect: Dialect,
+    pub connector: Connector,
     /// The addresses that the host's name resolved to at the start.
     pub addresses: Vec<SocketAddr>,
     /// The longest time from the start of a request to the end of its answer.
@@ -69,7 +69,7 @@ struct Connection {
 }
 
 /// The half that reads and writes; `None` once the connection has ended.
-struct Io(Option<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>);
+struct Io(Option<http1::Connection<TokioIo<Box<dyn Stream>>, Full<Bytes>>>);
 
 struct Head {
     status: StatusCode,
@@ -83,7 +83,7 @@ impl Client {
 
     /// Connects in advance of the first request.
     pub(super) async fn connect(&mut self) -> io::Result<()> {
-        self.connection = Some(Connection::open(&self.target.addresses, self.first_address).await?);
+        self.connection = Some(Connection::open(&self.target, self.first_address).await?);
         self.counts.connections += 1;
         Ok(())
     }
@@ -184,12 +184,12 @@ fn is_closed(failure: &Failure) -> bool {
 }
 
 impl Connection {
-    async fn open(addresses: &[SocketAddr], first: usize) -> io::Result<Self> {
+    async fn open(target: &Target, first: usize) -> io::Result<Self> {
+        let addresses = &target.addresses;
         let mut last_error = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
         for at in 0..addresses.len() {
-            match TcpStream::connect(addresses[(first + at) % addresses.len()]).await {
+            match target.connector.connect(addresses[(first + at) % addresses.len()]).await {
                 Ok(stream) => {
-                    stream.set_nodelay(true)?;
                     let (sender, io) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
                     return Ok(Connection { sender, io: Io(Some(io)), answers: 0 });
                 }

@@ -64,7 +64,7 @@ impl Key {
 /// The load to send, its rate, and the expected answers.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Base URL of a web tier, `http://host:port/`. A path other than `/` is used instead of the path of the API.
+    /// Base URL of a web tier, `http://host:port/` or `https://…`. A path other than `/` is used instead of the path of the API.
     pub url: BaseUrl,
     /// The API of the target.
     pub api: Api,
@@ -86,6 +86,14 @@ pub struct Config {
     pub seed: u64,
     /// The expected answers: a CSV file with the columns `file` and `class_index` or `label`.
     pub expect: Option<PathBuf>,
+    /// Names of the classes, several for each, by which expected labels and answers are compared.
+    pub names: Option<PathBuf>,
+    /// Conditions with points: a CSV file with the columns `points` and `condition`.
+    pub rubric: Option<PathBuf>,
+    /// Write a line for each request to this CSV file.
+    pub answers: Option<PathBuf>,
+    /// Push the figures to this Pushgateway.
+    pub push_gateway: Option<BaseUrl>,
     /// The conditions that the run must meet.
     pub thresholds: Vec<Threshold>,
     /// Search for the highest rate that keeps these conditions; empty runs the load once. Then `duration` is the length of a

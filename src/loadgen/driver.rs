@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::{Client, Target};
 use super::dialect::{Answer, Prepared};
-use super::expect::Expectations;
+use super::expect::{Expectations, Verdict};
 use super::failure::Failure;
 use super::measurement::Measurement;
 use crate::workload::Offsets;
@@ -35,14 +35,25 @@ const PACER_MAX_SLEEP: Duration = Duration::from_millis(50);
 pub(super) struct Load {
     pub images: Vec<(String, Prepared)>,
     pub expectations: Expectations,
-    pub observer: Box<dyn Observer>,
+    /// Each is notified of every answer and failure. The default run has none.
+    pub observers: Vec<Arc<dyn Observer>>,
     measurement: Mutex<Measurement>,
 }
 
-/// Notified of every answer and failure. The default run prints nothing for an image.
+/// Notified of every answer and failure.
 pub(super) trait Observer: Send + Sync {
-    fn answered(&self, name: &str, answer: &Answer<'_>);
-    fn failed(&self, name: &str, failure: &Failure);
+    fn answered(&self, request: &Request<'_>, answer: &Answer<'_>, verdict: &Verdict);
+    fn failed(&self, request: &Request<'_>, failure: &Failure);
+}
+
+/// A request that has ended.
+pub(super) struct Request<'a> {
+    /// The name of the image.
+    pub name: &'a str,
+    /// From the intended start.
+    pub latency: Duration,
+    /// The expected answer as it is shown; `None` if there is none.
+    pub expected: Option<String>,
 }
 
 /// When requests start.
@@ -77,9 +88,17 @@ impl Load {
     pub(super) fn new(
         images: Vec<(String, Prepared)>,
         expectations: Expectations,
-        observer: Box<dyn Observer>,
+        observers: Vec<Arc<dyn Observer>>,
     ) -> Arc<Self> {
-        Arc::new(Load { images, expectations, observer, measurement: Mutex::default() })
+        Arc::new(Load { images, expectations, observers, measurement: Mutex::default() })
+    }
+
+    fn notify(&self, image: usize, name: &str, latency: Duration, of: impl Fn(&dyn Observer, &Request<'_>)) {
+        if self.observers.is_empty() {
+            return;
+        }
+        let request = Request { name, latency, expected: self.expectations.shown(image) };
+        self.observers.iter().for_each(|observer| of(observer.as_ref(), &request));
     }
 
     /// Locks the measurement. Callers hold the lock for one record and never across an await.
@@ -170,14 +189,15 @@ async fn sender(load: Arc<Load>, starts: Arc<Starts>, mut client: Client) {
             Ok(answer) => {
                 let latency = start.intended.elapsed();
                 let verdict = load.expectations.judge(image, &answer.predictions);
-                load.observer.answered(name, &answer);
+                load.notify(image, name, latency, |observer, request| observer.answered(request, &answer, &verdict));
                 let mut measurement = load.measurement();
                 measurement.record_answer(latency, answer.timings, verdict, image);
                 start.record_lag(&mut measurement);
                 false
             }
             Err(failure) => {
-                load.observer.failed(name, &failure);
+                let latency = start.intended.elapsed();
+                load.notify(image, name, latency, |observer, request| observer.failed(request, &failure));
                 let refused = failure.reason.is_connect();
                 let mut measurement = load.measurement();
                 measurement.record_failure(failure);

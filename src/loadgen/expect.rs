@@ -7,10 +7,15 @@ use anyhow::{Context as _, bail, ensure};
 
 use super::dialect::Predicted;
 use super::failure::printable;
+use super::names::{Names, folded};
 
 /// The expected answer of each image, by the index of the image; `None` if no expectations were given.
 #[derive(Debug, Default)]
-pub(super) struct Expectations(Option<Vec<Option<Expected>>>);
+pub(super) struct Expectations {
+    of_images: Option<Vec<Option<Expected>>>,
+    /// Further names of the classes.
+    names: Names,
+}
 
 /// A class by its index, its label or both. The index is preferred if the answer has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +25,8 @@ struct Expected {
     label: Option<String>,
     /// The label as it is compared.
     folded: Option<String>,
+    /// The classes that it may be, by the list of names.
+    classes: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -47,49 +54,67 @@ impl Expectations {
     ///
     /// # Errors
     /// If the file cannot be read, lacks columns, contradicts itself, or names none of the images.
-    pub(super) fn read<'a>(path: &Path, names: impl Iterator<Item = &'a str>) -> anyhow::Result<Self> {
+    pub(super) fn read<'a>(path: &Path, images: impl Iterator<Item = &'a str>, names: Names) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let by_name = parse(&text).with_context(|| format!("in {}", path.display()))?;
-        let expected: Vec<_> = names.map(|name| by_name.get(base_name(name)).cloned()).collect();
+        let by_name = parse(&text, &names).with_context(|| format!("in {}", path.display()))?;
+        let expected: Vec<_> = images.map(|name| by_name.get(base_name(name)).cloned()).collect();
         ensure!(
             expected.iter().any(Option::is_some),
             "{} names none of the images that are sent; its column `file` must hold their file names",
             path.display()
         );
-        Ok(Expectations(Some(expected)))
+        Ok(Expectations { of_images: Some(expected), names })
     }
 
     /// Returns true if a label is missing, so that answers without a class index cannot be judged.
     pub(super) fn lack_labels(&self) -> bool {
-        self.0.iter().flatten().flatten().any(|expected| expected.label.is_none())
+        self.of_images.iter().flatten().flatten().any(|expected| expected.label.is_none())
     }
 
     pub(super) fn judge(&self, image: usize, predictions: &[Predicted<'_>]) -> Verdict {
-        let Some(expected) = &self.0 else { return Verdict::NoExpectations };
+        let Some(expected) = &self.of_images else { return Verdict::NoExpectations };
         let Some(expected) = &expected[image] else { return Verdict::WithoutExpectation };
-        let top1 = predictions.first().is_some_and(|best| expected.is(best));
+        let is = |predicted: &Predicted<'_>| expected.is(predicted, &self.names);
+        let top1 = predictions.first().is_some_and(is);
         Verdict::Judged {
-            top5: top1 || predictions.iter().take(5).any(|predicted| expected.is(predicted)),
+            top5: top1 || predictions.iter().take(5).any(is),
             wrong: (!top1).then(|| expected.mismatch(predictions.first())),
         }
     }
 }
 
+impl Expectations {
+    /// The expected answer of an image as it is shown.
+    pub(super) fn shown(&self, image: usize) -> Option<String> {
+        self.of_images.as_ref()?.get(image)?.as_ref().map(Expected::shown)
+    }
+}
+
 impl Expected {
-    fn is(&self, predicted: &Predicted<'_>) -> bool {
-        match (self.class_index, predicted.class_index, &self.folded) {
-            (Some(expected), Some(got), _) => expected == got,
-            (_, _, Some(expected)) => *expected == folded(&predicted.label),
-            _ => false,
+    /// An index beats a name: with two indices the labels do not count.
+    fn is(&self, predicted: &Predicted<'_>, names: &Names) -> bool {
+        if let (Some(expected), Some(got)) = (self.class_index, predicted.class_index) {
+            return expected == got;
+        }
+        if self.folded.as_ref().is_some_and(|expected| *expected == folded(&predicted.label)) {
+            return true;
+        }
+        match predicted.class_index {
+            Some(got) => self.classes.contains(&got),
+            None => names.classes(&predicted.label).iter().any(|got| self.classes.contains(got)),
+        }
+    }
+
+    fn shown(&self) -> String {
+        match (&self.label, self.class_index) {
+            (Some(label), _) => printable(label),
+            (None, Some(class_index)) => format!("class {class_index}"),
+            (None, None) => String::new(),
         }
     }
 
     fn mismatch(&self, best: Option<&Predicted<'_>>) -> Mismatch {
-        let expected = match (&self.label, self.class_index) {
-            (Some(label), _) => printable(label),
-            (None, Some(class_index)) => format!("class {class_index}"),
-            (None, None) => String::new(),
-        };
+        let expected = self.shown();
         let got = best.map_or_else(String::new, |best| match (&self.label, best.class_index) {
             (None, Some(class_index)) => format!("class {class_index}, {}", printable(&best.label)),
             _ => printable(&best.label),
@@ -98,7 +123,7 @@ impl Expected {
     }
 }
 
-fn parse(text: &str) -> anyhow::Result<HashMap<String, Expected>> {
+fn parse(text: &str, names: &Names) -> anyhow::Result<HashMap<String, Expected>> {
     let text = text.trim_start_matches('\u{feff}');
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_reader(text.as_bytes());
     let header = reader.headers()?.clone();
@@ -119,7 +144,12 @@ fn parse(text: &str) -> anyhow::Result<HashMap<String, Expected>> {
             .transpose()?;
         let label = field(label).map(str::to_owned);
         ensure!(class_index.is_some() || label.is_some(), "line {line}: neither class_index nor label");
-        let expected = Expected { class_index, folded: label.as_deref().map(folded), label };
+        let classes = match (class_index, &label) {
+            (Some(class_index), _) => vec![class_index],
+            (None, Some(label)) => names.classes(label),
+            (None, None) => Vec::new(),
+        };
+        let expected = Expected { class_index, folded: label.as_deref().map(folded), label, classes };
         let before = by_name.insert(name.to_owned(), expected.clone());
         ensure!(
             before.is_none_or(|before| before == expected),
@@ -134,10 +164,6 @@ fn base_name(path: &str) -> &str {
     path.rsplit(['/', '\\']).next().unwrap_or(path)
 }
 
-fn folded(label: &str) -> String {
-    label.trim().to_lowercase()
-}
-
 #[cfg(test)]
 mod tests {
     use std::borrow::Cow;
@@ -149,8 +175,9 @@ mod tests {
     }
 
     fn expectations(csv: &str, names: &[&str]) -> Expectations {
-        let by_name = parse(csv).expect("valid");
-        Expectations(Some(names.iter().map(|name| by_name.get(*name).cloned()).collect()))
+        let by_name = parse(csv, &Names::default()).expect("valid");
+        let of_images = names.iter().map(|name| by_name.get(*name).cloned()).collect();
+        Expectations { of_images: Some(of_images), names: Names::default() }
     }
 
     #[test]
@@ -187,11 +214,11 @@ mod tests {
 
     #[test]
     fn error_in_a_file_names_its_line() {
-        let wrong = |csv: &str| format!("{:#}", parse(csv).expect_err(csv));
+        let wrong = |csv: &str| format!("{:#}", parse(csv, &Names::default()).expect_err(csv));
         assert!(wrong("name,label\n").contains("it has `name`, `label`"));
         assert!(wrong("file,label\na.jpg,x\na.jpg,y\n").contains("line 3: a second"));
         assert!(wrong("file,class_index\na.jpg,many\n").contains("line 2: \"many\""));
         assert!(wrong("file,label\na.jpg\n").contains("line 2: neither"));
-        assert!(parse("file,label\nx/a.jpg,x\na.jpg,x\n").is_ok());
+        assert!(parse("file,label\nx/a.jpg,x\na.jpg,x\n", &Names::default()).is_ok());
     }
 }

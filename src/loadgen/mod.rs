@@ -2,19 +2,26 @@
 //!
 //! `target` and `images` say what is sent where. `dialect` makes the requests of an API and reads its answers. `client`
 //! sends one request over a kept-alive connection. `driver` sends all of them, in a closed or an open loop, and records
-//! into a `measurement`, with its `timeline`. `expect` judges the answers. `report` computes the figures, checks each
-//! `threshold` and shows them. `search` repeats this at several rates.
+//! into a `measurement`, with its `timeline`. `expect` judges the answers, by `names` if a list of them was given, and
+//! `answers` writes them down. `report` computes the figures, checks each `threshold`, counts the points of a `rubric`, and
+//! shows them; `push` sends them to Prometheus. `search` repeats this at several rates.
 
+mod answers;
 mod client;
 mod config;
+mod connect;
 mod dialect;
 mod driver;
 mod expect;
 mod failure;
+mod fetch;
 mod images;
 mod measurement;
+mod names;
 mod progress;
+mod push;
 mod report;
+mod rubric;
 mod search;
 mod target;
 mod threshold;
@@ -29,17 +36,22 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 pub use self::config::{Config, Key};
+pub(crate) use self::fetch::{Call, fetch};
 pub use self::target::{Api, BaseUrl};
+pub(crate) use self::threshold::LatencyMetric;
 pub use self::threshold::Threshold;
 pub use self::trace_file::read_trace;
 pub use crate::workload::Arrivals;
 
+use self::answers::AnswerTable;
 use self::client::{Client, Target};
+use self::connect::Connector;
 use self::dialect::{Dialect, Prepared};
 use self::driver::{Load, Observer, Pace, Size};
 use self::expect::Expectations;
 use self::failure::Failure;
 use self::images::Image;
+use self::names::Names;
 use self::progress::Goal;
 use self::report::Report;
 use self::search::Search;
@@ -81,7 +93,8 @@ impl Outcome {
 /// # Errors
 /// If there is no image to send, an input file is invalid, or the target cannot be reached.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<Outcome> {
-    if let Some(contradiction) = contradiction(&config) {
+    let rubric = config.rubric.as_deref().map(rubric::read).transpose()?.unwrap_or_default();
+    if let Some(contradiction) = contradiction(&config, rubric.iter().map(|item| &item.condition)) {
         telemetry::stderr_line(&format!("error: {contradiction}"));
         return Ok(Outcome::Usage);
     }
@@ -96,27 +109,35 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let prepared: Vec<_> = prepared.collect();
 
     let addresses = resolve(&config.url).await?;
-    let target = Arc::new(Target { dialect, addresses, timeout: config.timeout });
+    let connector = Connector::new(&config.url)?;
+    let target = Arc::new(Target { dialect, connector, addresses, timeout: config.timeout });
     let first = first_client(&config, &target).await?;
     if !config.find_rate.is_empty() {
         return find_rate(&config, &target, prepared, &shutdown).await;
     }
-    let load = Load::new(prepared, expectations, observer(&config));
+    let table = config.answers.as_deref().map(AnswerTable::create).transpose()?.map(Arc::new);
+    let load = Load::new(prepared, expectations, observers(&config, table.as_ref()));
     let pace = match &config.arrivals {
         None => Pace::Closed,
         Some(arrivals) => Pace::Open(Box::new(arrivals.offsets(config.seed))),
     };
-    let Config { num_request, concurrency, duration, .. } = config;
-    let duration = duration.filter(|_| config.arrivals.is_none());
-    let size = Size { num_request, concurrency, duration };
+    let duration = config.duration.filter(|_| config.arrivals.is_none());
+    let size = Size { num_request: config.num_request, concurrency: config.concurrency, duration };
     let work = driver::drive(&load, &target, first, size, pace, &shutdown);
-    let result = progress::watched(&load, Goal { num_request, duration }, config.live && !config.verbose, work).await;
+    let goal = Goal { num_request: config.num_request, duration };
+    let result = progress::watched(&load, goal, config.live && !config.verbose, work).await;
 
-    let report = Report::new(&config, &result, |image| load.images[image].0.clone());
+    let report = Report::new(&config, &result, &rubric, |image| load.images[image].0.clone());
     let text = if config.json { report.to_json() } else { report::render(&report) };
     output::print(&text).context("cannot print the report")?;
     if let Some(path) = &config.html {
         std::fs::write(path, report::page(&report)).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let (Some(table), Some(path)) = (table, &config.answers) {
+        table.finish().with_context(|| format!("cannot write the table {}", path.display()))?;
+    }
+    if let Some(gateway) = &config.push_gateway {
+        push::push(gateway, &report).await?;
     }
     Ok(if report.threshold_missed() {
         Outcome::ThresholdMissed
@@ -145,8 +166,8 @@ async fn find_rate(
 }
 
 /// Returns an error text if flags that are valid alone contradict each other.
-fn contradiction(config: &Config) -> Option<String> {
-    let conditions = || config.thresholds.iter().chain(&config.find_rate);
+fn contradiction<'a>(config: &'a Config, rubric: impl Iterator<Item = &'a Threshold> + Clone) -> Option<String> {
+    let conditions = || config.thresholds.iter().chain(&config.find_rate).chain(rubric.clone());
     let unexpected = conditions().find(|it| config.expect.is_none() && it.metric.needs_expectations());
     if let Some(threshold) = unexpected {
         return Some(format!("the threshold '{threshold}' needs the expected answers: give --expect CSV"));
@@ -176,17 +197,25 @@ fn images(config: &Config) -> anyhow::Result<Vec<Image>> {
 
 fn expectations(config: &Config, images: &[Image]) -> anyhow::Result<Expectations> {
     let Some(path) = &config.expect else { return Ok(Expectations::default()) };
-    let expectations = Expectations::read(path, images.iter().map(|image| image.name.as_str()))?;
+    let names = config.names.as_deref().map(Names::read).transpose()?.unwrap_or_default();
+    let expectations = Expectations::read(path, images.iter().map(|image| image.name.as_str()), names)?;
     anyhow::ensure!(
-        config.api == Api::V1 || !expectations.lack_labels(),
-        "{} needs a column `label`: the API of the legacy system returns labels, not class indices",
+        config.api == Api::V1 || config.names.is_some() || !expectations.lack_labels(),
+        "{} needs a column `label`, or --names: the API of the legacy system returns labels, not class indices",
         path.display()
     );
     Ok(expectations)
 }
 
-fn observer(config: &Config) -> Box<dyn Observer> {
-    if config.verbose { Box::new(progress::Verbose { to_stderr: config.json }) } else { Box::new(progress::Silent) }
+fn observers(config: &Config, table: Option<&Arc<AnswerTable>>) -> Vec<Arc<dyn Observer>> {
+    let mut observers: Vec<Arc<dyn Observer>> = Vec::new();
+    if config.verbose {
+        observers.push(Arc::new(progress::Verbose { to_stderr: config.json }));
+    }
+    if let Some(table) = table {
+        observers.push(table.clone());
+    }
+    observers
 }
 
 async fn resolve(url: &BaseUrl) -> anyhow::Result<Vec<SocketAddr>> {

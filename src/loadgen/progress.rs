@@ -8,7 +8,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::dialect::Answer;
-use super::driver::{Load, Observer};
+use super::driver::{Load, Observer, Request};
+use super::expect::Verdict;
 use super::failure::{Failure, printable};
 use crate::telemetry;
 
@@ -17,28 +18,20 @@ const BAR_STEPS: u64 = 1_000;
 /// How many seconds the chart of the live view shows.
 const CHART_WIDTH: usize = 60;
 
-/// Prints nothing for an image.
-pub(super) struct Silent;
-
 /// Prints the lines of the legacy system for each image.
 pub(super) struct Verbose {
     /// Set if standard output is reserved for the report.
     pub to_stderr: bool,
 }
 
-impl Observer for Silent {
-    fn answered(&self, _name: &str, _answer: &Answer<'_>) {}
-    fn failed(&self, _name: &str, _failure: &Failure) {}
-}
-
 impl Observer for Verbose {
-    fn answered(&self, name: &str, answer: &Answer<'_>) {
+    fn answered(&self, request: &Request<'_>, answer: &Answer<'_>, _verdict: &Verdict) {
         let label = answer.predictions.first().map_or("", |best| &best.label);
-        self.say(&format!("{} uploaded!\nClassification result: {}\n", printable(name), printable(label)));
+        self.say(&format!("{} uploaded!\nClassification result: {}\n", printable(request.name), printable(label)));
     }
 
-    fn failed(&self, name: &str, failure: &Failure) {
-        self.say(&format!("{} failed: {failure}\n", printable(name)));
+    fn failed(&self, request: &Request<'_>, failure: &Failure) {
+        self.say(&format!("{} failed: {failure}\n", printable(request.name)));
     }
 }
 

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::client::{Client, Target};
 use super::config::Config;
 use super::dialect::{Answer, Prepared};
-use super::driver::{self, Load, Observer, Pace, RunResult, Size};
-use super::expect::Expectations;
+use super::driver::{self, Load, Observer, Pace, Request, RunResult, Size};
+use super::expect::{Expectations, Verdict};
 use super::failure::Failure;
 use super::report::{Report, SearchReport, TrialReport};
 use crate::telemetry;
@@ -111,9 +111,9 @@ impl Bisection {
 struct UntilFailure(CancellationToken);
 
 impl Observer for UntilFailure {
-    fn answered(&self, _name: &str, _answer: &Answer<'_>) {}
+    fn answered(&self, _request: &Request<'_>, _answer: &Answer<'_>, _verdict: &Verdict) {}
 
-    fn failed(&self, _name: &str, _failure: &Failure) {
+    fn failed(&self, _request: &Request<'_>, _failure: &Failure) {
         self.0.cancel();
     }
 }
@@ -203,7 +203,7 @@ impl Search<'_> {
             () = timer => unreachable!("it never ends; this is a bug"),
         };
         let config = Config { thresholds: self.config.find_rate.clone(), ..self.config.clone() };
-        let report = Report::new(&config, &result, |image| self.images[image].0.clone());
+        let report = Report::new(&config, &result, &[], |image| self.images[image].0.clone());
         let (ok, failed) = (report.requests.ok, report.requests.failed);
         let has_passed = !result.interrupted && failed == 0 && ok > 0 && !report.threshold_missed();
         TrialReport {
@@ -228,8 +228,8 @@ impl Search<'_> {
 
     async fn drive(&self, size: Size, pace: Pace, stop: &CancellationToken) -> RunResult {
         let stop = stop.child_token();
-        let observer = Box::new(UntilFailure(stop.clone()));
-        let load = Load::new(self.images.clone(), Expectations::default(), observer);
+        let observer: Arc<dyn Observer> = Arc::new(UntilFailure(stop.clone()));
+        let load = Load::new(self.images.clone(), Expectations::default(), vec![observer]);
         driver::drive(&load, self.target, Client::new(Arc::clone(self.target), 0), size, pace, &stop).await
     }
 

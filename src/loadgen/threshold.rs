@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::config;
 use crate::threshold::{self, Operator};
@@ -47,6 +48,20 @@ impl Metric {
 }
 
 impl Threshold {
+    /// The latency that the condition is about; `None` if it is about something else.
+    pub(crate) fn latency(&self) -> Option<LatencyMetric> {
+        match self.metric {
+            Metric::Latency(latency) => Some(latency),
+            _ => None,
+        }
+    }
+
+    /// The limit of a condition that a latency stays below; `None` if it is about something else.
+    pub(crate) fn latency_limit(&self) -> Option<Duration> {
+        let is_upper = matches!(self.operator, Operator::Less | Operator::LessOrEqual);
+        self.latency().filter(|_| is_upper).map(|_| Duration::from_secs_f64(self.limit / 1e3))
+    }
+
     /// Returns true if the measured value meets the condition. A missing value does not.
     pub fn holds(&self, measured: Option<f64>) -> bool {
         self.operator.holds(measured, self.limit)

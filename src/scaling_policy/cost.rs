@@ -252,6 +252,11 @@ impl Prices {
         })
     }
 
+    /// All types with their prices, by name.
+    pub(crate) fn instances(&self) -> impl Iterator<Item = (&str, &InstancePrice)> {
+        self.instances.iter().map(|(name, price)| (name.as_str(), price))
+    }
+
     /// An hour of one instance, a mix of on-demand and Spot, at a mean vCPU load from 0 to 1.
     pub(crate) fn instance_hour(&self, instance: &InstancePrice, spot_share: f64, utilization: f64) -> f64 {
         let spot_hour = instance.spot_hour.unwrap_or(instance.hour * self.spot.share_of_on_demand);

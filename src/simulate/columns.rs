@@ -6,6 +6,9 @@ use super::simulated::Simulated;
 pub(super) fn columns(simulated: &[Simulated]) -> Vec<String> {
     let name = |it: &Simulated| it.variant.policy.as_str();
     let columns = simulated.iter().enumerate().map(|(index, it)| {
+        if let Some(heading) = &it.heading {
+            return heading.clone();
+        }
         let same = |other: &&Simulated| name(other) == name(it);
         match simulated.iter().filter(same).count() {
             1 => name(it).to_owned(),

@@ -41,6 +41,8 @@ pub struct Config {
     pub csv: Option<PathBuf>,
     /// Write the timeline to this chart.
     pub plot: Option<PlotFile>,
+    /// A report of the load generator that is drawn over the simulated lines.
+    pub overlay: Option<PathBuf>,
 }
 
 /// How long a session takes for an image.

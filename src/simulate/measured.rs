@@ -1,4 +1,4 @@
-//! Service time and overhead from a report of the load generator.
+//! Service time and overhead from a report of the load generator, and its timeline.
 //!
 //! In a closed loop that keeps every session busy, the service time is the number of sessions divided by the rate. It
 //! includes the work between two images, as it should. The overhead is the time of an answer beyond the time until its
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 pub(super) struct Measured {
     pub service_time: Duration,
@@ -34,16 +35,59 @@ struct Timings {
     total: f64,
 }
 
+/// The timeline of a measured run, to be compared with a simulated one.
+pub(super) struct Overlay {
+    pub points: Vec<MeasuredPoint>,
+}
+
+/// A part of a measured run.
+pub(super) struct MeasuredPoint {
+    /// The middle of the part, counted from the start of the run.
+    pub at_seconds: f64,
+    pub answers_per_second: f64,
+    /// `None` if nothing was answered.
+    pub p90_seconds: Option<f64>,
+}
+
+#[derive(Deserialize)]
+struct TimelineReport {
+    timeline: Vec<Row>,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    from_seconds: f64,
+    seconds: f64,
+    ok: u64,
+    p90_ms: Option<f64>,
+}
+
+/// Reads the timeline of a report.
+///
+/// # Errors
+/// One line if the file is not a report, or one of an earlier release, which has no timeline.
+pub(super) fn overlay(path: &Path) -> anyhow::Result<Overlay> {
+    let report: TimelineReport = read_report(path)?;
+    let point = |row: &Row| MeasuredPoint {
+        at_seconds: row.from_seconds + row.seconds / 2.0,
+        answers_per_second: row.ok as f64 / row.seconds.max(1e-3),
+        p90_seconds: row.p90_ms.map(|ms| ms / 1e3),
+    };
+    Ok(Overlay { points: report.timeline.iter().map(point).collect() })
+}
+
+fn read_report<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
+    let context = || format!("cannot read the report {}", path.display());
+    let text = std::fs::read_to_string(path).with_context(context)?;
+    serde_json::from_str(&text).context("not a report of `imgcls loadgen --json`").with_context(context)
+}
+
 /// Reads a report of a run in which `sessions` sessions, of all workers together, were busy.
 ///
 /// # Errors
 /// One line if the file is not a report, or the run did not keep the sessions busy.
 pub(super) fn read(path: &Path, sessions: u32) -> anyhow::Result<Measured> {
-    let context = || format!("cannot read the report {}", path.display());
-    let text = std::fs::read_to_string(path).with_context(context)?;
-    let report =
-        serde_json::from_str(&text).context("not a report of `imgcls loadgen --json`").with_context(context)?;
-    measured(&report, sessions).with_context(context)
+    measured(&read_report(path)?, sessions).with_context(|| format!("cannot read the report {}", path.display()))
 }
 
 fn measured(report: &Report, sessions: u32) -> anyhow::Result<Measured> {

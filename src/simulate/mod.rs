@@ -1,4 +1,5 @@
-//! `imgcls simulate`: simulates how a fleet serves a load under a scaling policy, and what that costs.
+//! `imgcls simulate`: simulates how a fleet serves a load under a scaling policy, and what that costs. `imgcls plan`, in
+//! `plan`, searches for the fleet that meets a goal.
 //!
 //! The model is [`discrete_events`](crate::scaling_policy::discrete_events), and the prices are in
 //! [`cost`](crate::scaling_policy::cost). This command reads the files, runs every variant under the same arrivals and
@@ -7,6 +8,7 @@
 mod columns;
 mod config;
 mod measured;
+mod plan;
 mod plot;
 mod report;
 mod simulated;
@@ -18,6 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 pub use self::config::{Config, Service, Variant};
+pub use self::plan::{Candidate, PlanConfig, PlanPolicy, PlanService, plan};
 
 use self::measured::Measured;
 use self::report::Report;
@@ -32,6 +35,7 @@ use crate::telemetry::output;
 /// If a file cannot be read or written, or its content is invalid.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     let common = common(config)?;
+    let overlay = config.overlay.as_deref().map(measured::overlay).transpose()?;
     let mut simulated: Vec<Simulated> =
         config.variants.iter().map(|variant| simulate_variant(config, &common, variant)).collect();
     let end = simulated.iter().map(|it| it.run.ended_at()).max().unwrap_or_default();
@@ -42,7 +46,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         timeline::write(path, &simulated)?;
     }
     if let Some(file) = &config.plot {
-        plot::write(file, &simulated)?;
+        plot::write(file, &simulated, overlay.as_ref())?;
     }
     let report = Report::new(config, &common, &simulated);
     let text = if config.json { report.to_json() } else { report::render(&report) };
@@ -50,7 +54,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 }
 
 fn common(config: &Config) -> anyhow::Result<Common> {
-    let prices = prices(config.prices.as_deref())?;
+    let prices = read_prices(config.prices.as_deref())?;
     let instance = prices.instance(&config.instance_type).map_err(anyhow::Error::msg)?.clone();
     let sessions = config.sessions.unwrap_or(instance.vcpus);
     let (service_time, measured_overhead) = match &config.service {
@@ -65,7 +69,7 @@ fn common(config: &Config) -> anyhow::Result<Common> {
 }
 
 /// Reads the price file, or takes the built-in prices if no file is given.
-fn prices(path: Option<&Path>) -> anyhow::Result<Prices> {
+fn read_prices(path: Option<&Path>) -> anyhow::Result<Prices> {
     let Some(path) = path else { return Ok(Prices::built_in()) };
     let context = || format!("cannot read the prices {}", path.display());
     let text = std::fs::read_to_string(path).with_context(context)?;
@@ -92,5 +96,5 @@ fn simulate_variant(config: &Config, common: &Common, variant: &Variant) -> Simu
     let started = Instant::now();
     let count = usize::try_from(config.num_request).unwrap_or(usize::MAX);
     let run = simulate(&scenario, config.arrivals.offsets(config.seed).take(count));
-    Simulated { variant, run, wall: started.elapsed() }
+    Simulated { variant, heading: None, run, wall: started.elapsed() }
 }

@@ -18,6 +18,8 @@ pub(super) struct Common {
 /// The result of one variant.
 pub(super) struct Simulated {
     pub(super) variant: Variant,
+    /// The heading in reports and charts; `None` is the name of the policy.
+    pub(super) heading: Option<String>,
     pub(super) run: Run,
     /// How long the simulation took in real time.
     pub(super) wall: Duration,

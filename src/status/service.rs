@@ -1,21 +1,12 @@
 //! The state of a web tier, as its health check and its metrics show it.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::Bytes;
-use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use http::StatusCode;
 
 use super::exposition::Samples;
 use super::report::{Service, Throughput, Workers};
-use crate::loadgen::BaseUrl;
-
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// Metrics take some tens of kilobytes.
-const MAX_ANSWER_BYTES: usize = 8 << 20;
+use crate::loadgen::{self, BaseUrl, Call};
 
 /// The answers of a web tier.
 #[derive(Debug, Clone)]
@@ -111,32 +102,13 @@ fn detail(text: &str) -> String {
 }
 
 async fn get(url: &BaseUrl, path: &str, key: Option<&str>) -> Result<(StatusCode, String), String> {
-    let answer = tokio::time::timeout(TIMEOUT, exchange(url, path, key)).await;
-    answer.unwrap_or_else(|_| Err(format!("no answer within {} s", TIMEOUT.as_secs())))
-}
-
-async fn exchange(url: &BaseUrl, path: &str, key: Option<&str>) -> Result<(StatusCode, String), String> {
-    let stream = TcpStream::connect((url.host.as_str(), url.port)).await.map_err(|error| error.to_string())?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-    let mut request = Request::get(path).header(header::HOST, &url.authority).header(header::CONNECTION, "close");
-    if let Some(key) = key {
-        request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
-    }
-    let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
-    let exchange = async move {
-        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
-        let body = body.map_err(|error| error.to_string())?.to_bytes();
-        Ok((status, String::from_utf8_lossy(&body).into_owned()))
-    };
-    // The connection ends after the exchange, which drops its sender.
-    let (answer, _connection) = tokio::join!(exchange, connection);
-    answer
+    loadgen::fetch(url, Call { path, key, ..Call::default() }).await
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn reading(at: Instant, metrics: &str) -> Reading {

@@ -101,6 +101,44 @@ fn units_are_valid_and_confined() {
     }
 }
 
+/// The drop-ins of deploy/legacy over units as the legacy system had them.
+#[test]
+fn legacy_units_run_imgcls_with_a_drop_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let prefix = folder.path().join("usr");
+    install(&prefix);
+    for (unit, command) in [("pythonfrontend", "serve-web"), ("pythonbackend", "worker")] {
+        let drop_in =
+            std::fs::read_to_string(root().join(format!("deploy/legacy/{unit}.service.d/imgcls.conf"))).unwrap();
+        let start = drop_in.lines().filter_map(|line| line.strip_prefix("ExecStart=/usr/bin/imgcls ")).next().unwrap();
+        let words: Vec<&str> = start.split_whitespace().collect();
+        assert_eq!(words[0], command);
+        // Its flags exist, and the variables of the legacy units are read.
+        let mut shown = imgcls();
+        shown.args(["config", "show", "--json"]).args(&words).env("REQUEST_QUEUE_NAME", "old-queue");
+        let shown: serde_json::Value = serde_json::from_str(&succeeds(shown.env("AWS_REGION", "us-east-1"))).unwrap();
+        let settings = shown["settings"].as_array().unwrap();
+        let queue = settings.iter().find(|setting| setting["name"] == "request-queue").unwrap();
+        assert_eq!(queue["value"], "old-queue", "{queue}");
+
+        if Command::new("systemd-analyze").arg("--version").output().is_err() {
+            eprintln!("SKIPPED: systemd-analyze is missing; the drop-in of {unit} was not checked");
+            continue;
+        }
+        let units = folder.path().join("units");
+        let drop_ins = units.join(format!("{unit}.service.d"));
+        std::fs::create_dir_all(&drop_ins).unwrap();
+        let legacy = "[Service]\nExecStart=/usr/bin/python3 app.py\nEnvironment=AWS_REGION=us-east-1\n";
+        std::fs::write(units.join(format!("{unit}.service")), legacy).unwrap();
+        let here = drop_in.replace("/usr/bin/imgcls", &prefix.join("bin/imgcls").display().to_string());
+        std::fs::write(drop_ins.join("imgcls.conf"), here).unwrap();
+        let said = succeeds(
+            Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(units.join(format!("{unit}.service"))),
+        );
+        assert!(!said.contains(unit), "{said}");
+    }
+}
+
 #[test]
 fn completions_name_commands_and_flags() {
     for shell in ["bash", "zsh", "fish"] {

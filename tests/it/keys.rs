@@ -644,6 +644,38 @@ fn the_port_speaks_tls_and_follows_a_renewed_certificate() {
     assert!(output.status.code() == Some(1) && error.contains("missing.key (--tls-key)"), "{error}");
 }
 
+#[test]
+fn load_and_status_speak_tls_with_a_trusted_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let mut command = imgcls();
+    command.args(["up", "--max-workers", "1", "--listen", &address.to_string(), "--data-dir"]);
+    command.arg(dir.path().join("data")).args(["--tls-cert", &test_certificate("one", "crt")]);
+    command.args(["--tls-key", &test_certificate("one", "key")]);
+    let _up = Process::start(command, &dir.path().join("up.log"));
+    until("the service", || tls_get(address, "one", "/readyz").ok().filter(|(status, _)| *status == 200));
+    let url = format!("https://localhost:{}/", address.port());
+    let client = |name: &str, trusted: &str, args: &[&str]| {
+        let mut command = imgcls();
+        command.args([name, "--url", &url]).args(args).env("SSL_CERT_FILE", test_certificate(trusted, "crt"));
+        command.env_remove("SSL_CERT_DIR").output().unwrap()
+    };
+    let data = dir.path().join("data");
+    let output = client("loadgen", "one", &["-n", "3", "-c", "2"]);
+    assert!(output.status.success(), "{output:?}");
+    let status = ["--refresh", "100ms", "--data-dir", data.to_str().unwrap()];
+    let output = client("status", "one", &status);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && text.contains(&url) && text.contains("ready, version"), "{output:?}");
+
+    let output = client("loadgen", "two", &["-n", "1"]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && error.contains("certificate"), "{error}");
+    let output = client("status", "two", &status);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.code() == Some(1) && text.contains("certificate"), "{output:?}");
+}
+
 fn test_certificate(name: &str, extension: &str) -> String {
     format!("{}/tests/tls/{name}.{extension}", env!("CARGO_MANIFEST_DIR"))
 }

@@ -1,5 +1,6 @@
 //! `imgcls loadgen` as a command, against a scripted server that speaks the documented HTTP API.
 
+mod grades;
 mod modes;
 mod scripted;
 

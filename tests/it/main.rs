@@ -87,6 +87,7 @@ mod pile;
 mod pile_output;
 mod pile_queue;
 mod pile_runs;
+mod plan;
 mod preprocess_modes;
 mod progress;
 mod provision;

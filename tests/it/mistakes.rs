@@ -27,7 +27,7 @@ const fn with(name: &'static str, value: &'static str, words: &'static str, erro
     Mistake { words, variable: Some((name, value)), error, code }
 }
 
-const MISTAKES: [Mistake; 36] = [
+const MISTAKES: [Mistake; 38] = [
     mistake("upp", "unrecognized subcommand 'upp'", USAGE),
     mistake("up --lisen :80", "unexpected argument '--lisen' found", USAGE),
     mistake("up --listen 8080", "give an address and a port: 127.0.0.1:8080, localhost:8080, or :8080", USAGE),
@@ -52,6 +52,8 @@ const MISTAKES: [Mistake; 36] = [
     mistake("loadgen --threshold p99<fast", "\"fast\" is not a duration", USAGE),
     mistake("loadgen --num-request 1 --url http://127.0.0.1:1", "is \"imgcls up\" running?", FAILED),
     mistake("simulate", "give --rate, the requests per second that arrive", USAGE),
+    mistake("plan --rate 5 --service-time 1s", "the following required arguments were not provided", USAGE),
+    mistake("plan --rate 5 --service-time 1s --goal p99>1s", "a goal limits a latency, such as p99<2s", USAGE),
     mistake("queue redrive", "the following required arguments were not provided", USAGE),
     mistake("queue depth", "there is no data directory imgcls-data: nothing ran there; see --data-dir", FAILED),
     mistake("keys create", "the following required arguments were not provided", USAGE),

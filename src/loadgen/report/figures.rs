@@ -9,6 +9,7 @@ use crate::loadgen::driver::RunResult;
 use crate::loadgen::expect::Mismatch;
 use crate::loadgen::failure::{Reason, printable};
 use crate::loadgen::measurement::Measurement;
+use crate::loadgen::rubric::Item;
 use crate::loadgen::target::Api;
 use crate::loadgen::threshold::{LatencyMetric, Metric, Threshold};
 use crate::protocol::TimingsMs;
@@ -50,6 +51,8 @@ pub(crate) struct Report {
     pub generator: Option<Generator>,
     pub accuracy: Option<Accuracy>,
     pub thresholds: Vec<ThresholdResult>,
+    /// The points of a rubric; `None` without one.
+    pub grade: Option<Grade>,
     /// Advice on known kinds of failures.
     pub hints: Vec<String>,
 }
@@ -159,8 +162,26 @@ pub(crate) struct ThresholdResult {
     pub metric: Metric,
 }
 
+/// The points of a rubric that the run has earned.
+#[derive(Debug, Serialize)]
+pub(crate) struct Grade {
+    pub points: f64,
+    pub of: f64,
+    pub items: Vec<GradeItem>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct GradeItem {
+    /// The meaning of the condition, as the rubric says; may be empty.
+    pub what: String,
+    pub points: f64,
+    pub of: f64,
+    #[serde(flatten)]
+    pub result: ThresholdResult,
+}
+
 impl Report {
-    pub(crate) fn new(config: &Config, result: &RunResult, name_of: impl Fn(usize) -> String) -> Self {
+    pub(crate) fn new(config: &Config, result: &RunResult, rubric: &[Item], name_of: impl Fn(usize) -> String) -> Self {
         let measurement = &result.measurement;
         let summary = measurement.latencies.summary();
         let (ok, failed) = (measurement.ok(), measurement.failures());
@@ -199,9 +220,11 @@ impl Report {
             }),
             accuracy: config.expect.is_some().then(|| Accuracy::new(measurement, config.api, name_of)),
             thresholds: Vec::new(),
+            grade: None,
             hints: hints(config, measurement),
         };
         report.thresholds = config.thresholds.iter().map(|it| report.check(it, measurement)).collect();
+        report.grade = (!rubric.is_empty()).then(|| report.grade(rubric, measurement));
         report
     }
 
@@ -211,6 +234,17 @@ impl Report {
 
     pub(crate) fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).expect("strings and numbers; this is a bug") + "\n"
+    }
+
+    fn grade(&self, rubric: &[Item], measurement: &Measurement) -> Grade {
+        let item = |item: &Item| {
+            let result = self.check(&item.condition, measurement);
+            let points = if result.passed { item.points } else { 0.0 };
+            GradeItem { what: item.what.clone(), points, of: item.points, result }
+        };
+        let items: Vec<GradeItem> = rubric.iter().map(item).collect();
+        let sum = |of: fn(&GradeItem) -> f64| items.iter().map(of).sum();
+        Grade { points: sum(|item| item.points), of: sum(|item| item.of), items }
     }
 
     fn check(&self, threshold: &Threshold, measurement: &Measurement) -> ThresholdResult {

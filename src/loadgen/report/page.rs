@@ -34,6 +34,15 @@ pub(crate) fn page(report: &Report) -> String {
             .map(|group| [group.count.to_string(), group.reason.clone(), group.example.clone().unwrap_or_default()]);
         table(&mut html, ["Requests", "Reason", "Example"], rows);
     }
+    if let Some(grade) = &report.grade {
+        let _ = write!(html, "<h2>Grade: {} of {} points</h2>", number(grade.points), number(grade.of));
+        let rows = grade.items.iter().map(|item| {
+            let measured = item.result.measured.map_or("nothing".to_owned(), number);
+            let points = format!("{} of {}", number(item.points), number(item.of));
+            [points, item.result.threshold.clone(), measured, item.what.clone()]
+        });
+        table(&mut html, ["Points", "Condition", "Measured", ""], rows);
+    }
     charts(&mut html, report);
     for hint in &report.hints {
         let _ = write!(html, "<p>Hint: {}</p>", escaped(hint));

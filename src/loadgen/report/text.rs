@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use super::figures::{Accuracy, HistogramRow, LatencyMs, Report, ThresholdResult};
+use super::figures::{Accuracy, Grade, HistogramRow, LatencyMs, Report, ThresholdResult};
 use crate::loadgen::threshold::Metric;
 use crate::protocol::TimingsMs;
 
@@ -49,6 +49,9 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
     }
     write_histogram(out, &report.latency_histogram)?;
     write_thresholds(out, &report.thresholds)?;
+    if let Some(grade) = &report.grade {
+        write_grade(out, grade)?;
+    }
     if let Some(accuracy) = &report.accuracy {
         write_wrong(out, accuracy)?;
     }
@@ -140,6 +143,22 @@ fn write_thresholds(out: &mut String, thresholds: &[ThresholdResult]) -> fmt::Re
         writeln!(out, "  {verdict}  {:<20} measured {}", checked.threshold, measured(checked))?;
     }
     Ok(())
+}
+
+/// The points of each line, what was measured, and the sum.
+fn write_grade(out: &mut String, grade: &Grade) -> fmt::Result {
+    writeln!(out, "\ngrade")?;
+    for item in &grade.items {
+        let points = format!("{} of {}", points(item.points), points(item.of));
+        let what = if item.what.is_empty() { String::new() } else { format!("  {}", item.what) };
+        writeln!(out, "  {points:>12}  {:<20} measured {}{what}", item.result.threshold, measured(&item.result))?;
+    }
+    let sum = format!("{} of {}", points(grade.points), points(grade.of));
+    writeln!(out, "  {sum:>12}  points")
+}
+
+fn points(points: f64) -> f64 {
+    (points * 100.0).round() / 100.0
 }
 
 fn measured(checked: &ThresholdResult) -> String {

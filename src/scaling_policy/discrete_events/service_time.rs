@@ -55,6 +55,16 @@ impl ServiceTime {
         }
     }
 
+    /// The same distribution on a machine that is `speed` times as fast; `speed` is above 0.
+    pub(crate) fn at_speed(&self, speed: f64) -> ServiceTime {
+        match self {
+            ServiceTime::Constant(time) => ServiceTime::Constant(time.div_f64(speed)),
+            ServiceTime::LogNormal(LogNormal { mean, mu, sigma }) => {
+                ServiceTime::LogNormal(LogNormal { mean: mean.div_f64(speed), mu: mu - speed.ln(), sigma: *sigma })
+            }
+        }
+    }
+
     /// A random service time in microseconds.
     pub(super) fn sample(&self, random: &mut StdRng) -> u64 {
         match self {
@@ -90,6 +100,11 @@ mod tests {
         let mean = samples.iter().sum::<u64>() as f64 / samples.len() as f64 / 1e6;
         let p99 = nearest_rank(&samples, 0.99).expect("samples").as_secs_f64();
         assert!((mean - 1.0).abs() < 0.01 && (p99 - 3.0).abs() < 0.1, "{mean} {p99}");
+        let mut random = StdRng::seed_from_u64(3);
+        let faster = service_time.at_speed(2.0);
+        let of_faster: Vec<u64> = (0..200_000).map(|_| faster.sample(&mut random)).collect();
+        let faster_mean = of_faster.iter().sum::<u64>() as f64 / of_faster.len() as f64 / 1e6;
+        assert!((faster_mean * 2.0 / mean - 1.0).abs() < 1e-3 && faster.mean() == SECOND / 2, "{faster_mean}");
         assert!(
             ServiceTime::with_p99(SECOND, SECOND / 2).is_err() && ServiceTime::with_p99(SECOND, 20 * SECOND).is_err()
         );

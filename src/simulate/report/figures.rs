@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::phrases::{arrivals_text, policy_text, time};
-use crate::scaling_policy::cost::CallsPerImage;
+use crate::scaling_policy::cost::{CallsPerImage, Prices};
 use crate::scaling_policy::discrete_events::{Run, Second, SecondLatency, ServiceTime};
 use crate::scaling_policy::{Policy, StepPolicy, TargetPolicy};
 use crate::simulate::columns::columns;
@@ -42,10 +42,10 @@ pub(crate) struct Report {
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct PricesUsed {
-    pub(super) date: String,
-    pub(super) region: String,
-    pub(super) currency: String,
+pub(crate) struct PricesUsed {
+    pub(crate) date: String,
+    pub(crate) region: String,
+    pub(crate) currency: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -167,11 +167,7 @@ impl Report {
             instance_type: config.instance_type.clone(),
             spot_share: config.spot_share,
             instance_hour: common.prices.instance_hour(&common.instance, config.spot_share, 0.0),
-            prices: PricesUsed {
-                date: common.prices.date.clone(),
-                region: common.prices.region.clone(),
-                currency: common.prices.currency.clone(),
-            },
+            prices: PricesUsed::of(&common.prices),
             slo_seconds: slo.as_secs_f64(),
             wall_seconds: simulated.iter().map(|it| it.wall.as_secs_f64()).sum(),
             runs: simulated
@@ -187,9 +183,15 @@ impl Report {
     }
 }
 
+impl PricesUsed {
+    pub(crate) fn of(prices: &Prices) -> Self {
+        PricesUsed { date: prices.date.clone(), region: prices.region.clone(), currency: prices.currency.clone() }
+    }
+}
+
 impl RunReport {
     fn new(config: &Config, common: &Common, simulated: &Simulated, column: String, slo: Duration) -> Self {
-        let Simulated { variant, run, wall } = simulated;
+        let Simulated { variant, run, wall, .. } = simulated;
         RunReport {
             policy: variant.name.clone(),
             column,

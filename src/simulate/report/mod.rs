@@ -4,5 +4,6 @@ mod figures;
 mod phrases;
 mod text;
 
-pub(super) use self::figures::Report;
+pub(super) use self::figures::{PricesUsed, Report};
+pub(super) use self::phrases::{arrivals_text, time};
 pub(super) use self::text::render;

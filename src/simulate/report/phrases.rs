@@ -36,7 +36,7 @@ pub(super) fn policy_text(variant: &Variant) -> String {
     )
 }
 
-pub(super) fn arrivals_text(arrivals: &Arrivals) -> String {
+pub(crate) fn arrivals_text(arrivals: &Arrivals) -> String {
     match arrivals {
         Arrivals::Constant { rate } => format!("{rate}/s, evenly"),
         Arrivals::Poisson { rate } => format!("{rate}/s, Poisson"),
@@ -52,7 +52,7 @@ pub(super) fn arrivals_text(arrivals: &Arrivals) -> String {
 }
 
 /// A duration in its one or two largest units.
-pub(super) fn time(duration: Duration) -> String {
+pub(crate) fn time(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     let whole = seconds.round() as u64;
     match seconds {
