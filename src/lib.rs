@@ -32,6 +32,7 @@
 //! - [`instance`]: this EC2 instance, which is protected while it works and drained before it ends.
 //! - [`model`]: image bytes to pixels, to a tensor, to predictions.
 //! - [`names`]: names of queues and buckets; the defaults on AWS contain the account.
+//! - [`result_cache`]: answers about images that were classified before, by the content of the image.
 //! - [`transport`]: the port that carries jobs to workers and results back, with its backends.
 //!
 //! # Floor 3: the tiers
@@ -88,6 +89,7 @@ pub mod telemetry;
 pub mod instance;
 pub mod model;
 pub mod names;
+pub mod result_cache;
 pub mod transport;
 
 pub mod autoscaler;

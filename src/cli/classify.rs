@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use uuid::Uuid;
 
 use super::boxes::BoxArgs;
+use super::cache::CacheArgs;
 use super::limits::LimitArgs;
 use super::model::ModelArgs;
 use super::parse::positive;
@@ -53,6 +54,8 @@ pub struct ClassifyArgs {
     #[command(flatten)]
     pub limits: LimitArgs,
     #[command(flatten)]
+    pub cache: CacheArgs,
+    #[command(flatten)]
     pub output: PileOutput,
     #[command(flatten)]
     pub boxes: BoxArgs,
@@ -92,6 +95,12 @@ impl ClassifyArgs {
         if self.paths.iter().chain(&self.files_from).filter(|path| is_stdin(path)).count() > 1 {
             return Err(usage("classify", "standard input can be read once: give - only once"));
         }
+        if self.cache.cache && self.through.is_some() {
+            return Err(usage("classify", "with --through the workers keep answers: give --cache to them"));
+        }
+        if self.cache.cache && self.boxes.boxes.is_some() {
+            return Err(usage("classify", "--cache keeps answers about whole images: leave it out with --boxes"));
+        }
         let boxes = self.boxes.config(&self.paths, self.output.out.as_ref())?;
         let top_k = self.top_k.unwrap_or_else(|| self.output.default_top_k(self.json));
         let mut output = self.output.config(self.json, top_k, Vec::new(), false, BTreeMap::new());
@@ -106,6 +115,7 @@ impl ClassifyArgs {
                 boxes: boxes.clone(),
                 watch: None,
             },
+            cache: self.cache.config(self.model.choice().cache_dir.as_ref()),
             model: self.model.choice(),
             limits: self.limits.limits(1),
             through: service.map(|(backend, names)| self.through(backend, names)),

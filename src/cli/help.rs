@@ -127,6 +127,8 @@ const TOPICS: [(&str, &[&str]); 12] = [
             "ort-dylib",
             "intra-threads",
             "cache-dir",
+            "cache",
+            "cache-bytes",
             "model-memory",
             "shadow",
             "shadow-share",

@@ -24,6 +24,7 @@
 //! - `onnx_file`: facts of an ONNX file that are read without the runtime; `protobuf`: its encoding
 //! - `seal`: files of the cache that can be trusted; `tuning`: the result of `imgcls tune`; `file`: reading and digests
 
+mod answer_digest;
 mod bmp;
 mod budget;
 mod capture_time;
