@@ -100,6 +100,7 @@ const TOPICS: [(&str, &[&str]); 12] = [
             "input-bucket",
             "output-bucket",
             "read-bucket",
+            "watch",
             "auto-scaling-group",
             "result-queue-mode",
             "wire",

@@ -37,6 +37,7 @@ fn exported(stack: &Stack, resource: &Resource) -> Option<Value> {
         resource.properties.iter().map(|(name, value)| (name.clone(), linked(stack, resource, value))).collect();
     let name = match resource.kind {
         Kind::BucketPolicy => linked(stack, resource, &Value::from(own_name)),
+        Kind::QueuePolicy => linked(stack, resource, &json!([own_name])),
         _ => own_name.into(),
     };
     // CloudFormation generates the names of scaling policies.
@@ -103,7 +104,7 @@ fn link(stack: &Stack, from: &Resource, text: &str) -> Option<Value> {
     for other in others {
         let name = other.name.as_str();
         let (arn, is_named) = match other.kind {
-            Kind::Queue => (arns.queue(name), false),
+            Kind::Queue => (arns.queue(name), from.kind == Kind::QueuePolicy),
             Kind::Bucket => (arns.bucket(name), from.kind == Kind::BucketPolicy),
             Kind::Role => (String::new(), from.kind == Kind::InstanceProfile),
             Kind::InstanceProfile => (arns.instance_profile(&stack.name, name), false),

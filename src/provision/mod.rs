@@ -55,7 +55,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use artifacts::Sources;
 use operations::Provision;
-pub use settings::{Allow, NetworkChoice, Settings};
+pub use settings::{Allow, NetworkChoice, Settings, Watched};
 
 /// Configuration of one run of `imgcls provision`.
 pub struct Config {

@@ -231,8 +231,19 @@ impl Intake {
         match job::triage(incoming, &delivery.body, attempt, clock::now(), &self.rules) {
             Triage::Classify(work) => Ok(work),
             Triage::Done(outcome) => Err(outcome),
+            Triage::Divide(messages) => Err(self.divide(&messages, attempt).await),
             Triage::LookUp(request) => self.look_up(request, delivery).await,
             Triage::LookUpObject(work, event) => self.look_up_object(work, &event).await,
+        }
+    }
+
+    /// Sends each part of a message as a message of its own. If this worker dies before it acknowledges the message, parts
+    /// come twice, which events of S3 may do anyway.
+    async fn divide(&self, messages: &[String], attempt: u32) -> Outcome {
+        let send = || async { self.transport.send_bulk_messages(messages).await };
+        match retry_for("divide", FETCH_TIMEOUT, send).await {
+            Ok(()) => Outcome::Acknowledged { reason: "each of its events is a message of its own now" },
+            Err(error) => job::release(None, attempt, error.to_string()),
         }
     }
 

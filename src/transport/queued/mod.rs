@@ -26,7 +26,7 @@ use self::inbox::QueueInbox;
 use self::limit::MessageLimit;
 use self::object::{Put, PutOptions};
 use self::parts::Parts;
-use self::queue::{Outgoing, Queue, QueueError, send_one};
+use self::queue::{MAX_BATCH, Outgoing, Queue, QueueError, send_one};
 pub use self::service::ServiceQueues;
 use self::steps::Steps;
 use crate::protocol::{
@@ -258,6 +258,15 @@ impl Transport for QueuedTransport {
 
     async fn complete(&self, batch: &mut [Completion]) -> Vec<Result<Completed, CompletionError>> {
         self.steps.complete(batch).await
+    }
+
+    async fn send_bulk_messages(&self, messages: &[String]) -> Result<(), TransportError> {
+        let queue = self.parts.bulk().await?;
+        for part in messages.chunks(MAX_BATCH) {
+            let messages: Vec<Outgoing> = part.iter().map(Outgoing::new).collect();
+            queue.send(&messages).await?.into_iter().collect::<Result<(), QueueError>>()?;
+        }
+        Ok(())
     }
 
     async fn queues(&self) -> Result<Vec<(String, QueueRole)>, TransportError> {

@@ -71,6 +71,8 @@ pub(crate) enum Triage {
     Classify(Work),
     /// An earlier attempt may have completed it: its result is read first, then [`decide`].
     LookUp(Box<ClassifyRequest>),
+    /// Each of these messages is sent, and processed by itself.
+    Divide(Vec<String>),
     /// The result of this or of a later event may be stored: it is read first.
     LookUpObject(Work, Box<ObjectEvent>),
     Done(Outcome),
@@ -135,6 +137,10 @@ pub(crate) fn decide(
 fn triage_notification(notification: Notification, body: &str, attempt: u32, now: Timestamp, rules: &Rules) -> Triage {
     let event = match notification {
         Notification::Created(event) => event,
+        Notification::Several { .. } if attempt > rules.max_receive_count => {
+            return Triage::Done(dead_letter(None, body, exhausted_reason(None), attempt - 1));
+        }
+        Notification::Several { messages } => return Triage::Divide(messages),
         Notification::Test => return Triage::Done(Outcome::Acknowledged { reason: "a test of S3" }),
         Notification::Other { event_name } => {
             tracing::debug!(event_name, "not an object that was written");

@@ -11,6 +11,7 @@ mod refusals;
 mod second_opinion;
 mod strict;
 mod user_data;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
