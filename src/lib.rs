@@ -33,6 +33,7 @@
 //! - [`model`]: image bytes to pixels, to a tensor, to predictions.
 //! - [`names`]: names of queues and buckets; the defaults on AWS contain the account.
 //! - [`outbound`]: calls to addresses that clients name, and the guard that decides which of them are allowed.
+//! - [`result_cache`]: answers about images that were classified before, by the content of the image.
 //! - [`transport`]: the port that carries jobs to workers and results back, with its backends.
 //!
 //! # Floor 3: the tiers
@@ -90,6 +91,7 @@ pub mod instance;
 pub mod model;
 pub mod names;
 pub mod outbound;
+pub mod result_cache;
 pub mod transport;
 
 pub mod autoscaler;

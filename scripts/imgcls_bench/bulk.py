@@ -13,11 +13,15 @@ from .common import say
 from .load import FailedError, PeakMemory
 from .peers import PEERS, NotInstalledError
 from .plan import wait_for_quiet
+from .summary import Figure
 from .systems import WORKERS, Bench, Workload, bare_loop
 
 # The peer whose virtual environment has what the pool needs.
 POOL = next(peer for peer in PEERS if peer.name == "flask")
 WARM_UP_SECONDS = 1
+# `classify` has at least so many times the rate of the other.
+LEAST_RATIOS = {"ceiling": 0.97, "pool": 1.15, "pool-fp32": 1.4}
+MOST_MEMORY_MB = 300
 
 
 def run(bench: Bench, loads: list[Workload], *, rounds: int, busy_ok: bool) -> Iterator[dict]:
@@ -46,17 +50,43 @@ def run(bench: Bench, loads: list[Workload], *, rounds: int, busy_ok: bool) -> I
 
 
 def table(measurements: list[dict]) -> str:
-    """Medians of each set and system, with the ratio of `classify` to each."""
+    """Medians of each set and system, with the median of the rounds' ratios of `classify` to each."""
     lines = ["| set | system | images/s | classify to it | memory |", "|---|---|---|---|---|"]
+    for (set_, system), group in by_system(measurements).items():
+        rate = statistics.median(it["images_per_second"] for it in group)
+        ratio = ratio_to(measurements, set_, system)
+        memory = max(it["memory_mb"] for it in group)
+        lines.append(f"| {set_} | {system} | {rate:.1f} | {ratio:.3f} | {memory:.0f} MB |")
+    return "\n".join(lines)
+
+
+def figures(measurements: list[dict]) -> list[Figure]:
+    """All targets that these measurements cover."""
+    found = []
+    for (set_, system), group in by_system(measurements).items():
+        if least := LEAST_RATIOS.get(system):
+            ratio = ratio_to(measurements, set_, system)
+            found.append(Figure(f"classify / {system}, {set_}, images/s", ratio, f"≥ {least}", ratio >= least))
+        if system == "classify":
+            memory = max(it["memory_mb"] for it in group)
+            holds = memory <= MOST_MEMORY_MB
+            found.append(Figure(f"classify, {set_}, memory in MB", memory, f"≤ {MOST_MEMORY_MB}", holds))
+    return found
+
+
+def by_system(measurements: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    """The measurements of each set and system."""
     groups: dict[tuple[str, str], list[dict]] = {}
     for found in measurements:
         groups.setdefault((found["set"], found["system"]), []).append(found)
-    rate = {key: statistics.median(it["images_per_second"] for it in group) for key, group in groups.items()}
-    for (set_, system), group in groups.items():
-        ratio = rate[set_, "classify"] / rate[set_, system]
-        memory = max(it["memory_mb"] for it in group)
-        lines.append(f"| {set_} | {system} | {rate[set_, system]:.1f} | {ratio:.3f} | {memory:.0f} MB |")
-    return "\n".join(lines)
+    return groups
+
+
+def ratio_to(measurements: list[dict], set_: str, system: str) -> float:
+    """The median of the rounds' ratios of `classify` to a system."""
+    groups = by_system(measurements)
+    rates = [{it["round"]: it["images_per_second"] for it in groups[set_, name]} for name in ("classify", system)]
+    return statistics.median(rate / rates[1][number] for number, rate in rates[0].items())
 
 
 def links(bench: Bench, load: Workload, count: int) -> tuple[Path, int]:

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use uuid::Uuid;
 
 use super::boxes::BoxArgs;
+use super::cache::CacheArgs;
 use super::limits::LimitArgs;
 use super::model::ModelArgs;
 use super::parse::positive;
@@ -15,7 +16,7 @@ use super::shared::SharedArgs;
 use super::usage::usage;
 use crate::config::{Backend, Names};
 use crate::pile::output::{TableFormat, Target};
-use crate::pile::{self, Boxes, Inputs, Pattern, Rules, Through};
+use crate::pile::{self, Boxes, Inputs, Pages, Pattern, Rules, Through};
 use crate::transport::ServiceOptions;
 
 #[derive(Debug, Args)]
@@ -40,6 +41,9 @@ pub struct ClassifyArgs {
     /// In folders and archives, leave out files and folders that match this pattern; may be repeated
     #[arg(long, env = "IMGCLS_EXCLUDE", value_name = "PATTERN", value_parser = |text: &str| text.parse::<Pattern>())]
     pub exclude: Vec<Pattern>,
+    /// The pages of a TIFF with several that are classified. With all, each page is an image of its own, FILE#page=N
+    #[arg(long, env = "IMGCLS_PAGES", value_enum, default_value_t = PagesArg::First, conflicts_with = "boxes")]
+    pub pages: PagesArg,
     /// Let the workers of a service classify the images: send them through its queue, gather the results into the same
     /// output. --model is then the name of a model of the service [default: classify in this process]
     #[arg(long, env = "IMGCLS_THROUGH", value_enum)]
@@ -52,6 +56,8 @@ pub struct ClassifyArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     #[command(flatten)]
     pub output: PileOutput,
     #[command(flatten)]
@@ -76,6 +82,15 @@ pub struct ClassifyArgs {
     pub json: bool,
 }
 
+/// The pages of a TIFF.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PagesArg {
+    /// The first page
+    First,
+    /// Every page, without smaller versions of others
+    All,
+}
+
 /// The replacement of the sessions of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ThroughArg {
@@ -92,9 +107,19 @@ impl ClassifyArgs {
         if self.paths.iter().chain(&self.files_from).filter(|path| is_stdin(path)).count() > 1 {
             return Err(usage("classify", "standard input can be read once: give - only once"));
         }
+        if self.cache.cache && self.through.is_some() {
+            return Err(usage("classify", "with --through the workers keep answers: give --cache to them"));
+        }
+        if self.cache.cache && self.boxes.boxes.is_some() {
+            return Err(usage("classify", "--cache keeps answers about whole images: leave it out with --boxes"));
+        }
         let boxes = self.boxes.config(&self.paths, self.output.out.as_ref())?;
         let top_k = self.top_k.unwrap_or_else(|| self.output.default_top_k(self.json));
-        let mut output = self.output.config(self.json, top_k, Vec::new(), false, BTreeMap::new());
+        let options = match self.pages {
+            PagesArg::First => BTreeMap::new(),
+            PagesArg::All => BTreeMap::from([("--pages".to_owned(), "all".to_owned())]),
+        };
+        let mut output = self.output.config(self.json, top_k, Vec::new(), false, options);
         if let (Some(Boxes { observations: Some(_), .. }), Target::File(file)) = (&boxes, &mut output.target) {
             file.format = TableFormat::CamtrapDp;
         }
@@ -103,9 +128,14 @@ impl ClassifyArgs {
                 paths: if boxes.is_some() { Vec::new() } else { self.paths.clone() },
                 files_from: self.files_from.clone(),
                 rules: Rules { include: self.include.clone(), exclude: self.exclude.clone() },
+                pages: match self.pages {
+                    PagesArg::First => Pages::First,
+                    PagesArg::All => Pages::All,
+                },
                 boxes: boxes.clone(),
                 watch: None,
             },
+            cache: self.cache.config(self.model.choice().cache_dir.as_ref()),
             model: self.model.choice(),
             limits: self.limits.limits(1),
             through: service.map(|(backend, names)| self.through(backend, names)),

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::cache::CacheArgs;
 use super::limits::{BatchArgs, LeaseArgs, LimitArgs};
 use super::model::ServiceModelArgs;
 use super::model_run::ModelRunArgs;
@@ -14,6 +15,8 @@ pub struct ProcessingArgs {
     pub model: ServiceModelArgs,
     #[command(flatten)]
     pub model_run: ModelRunArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     #[command(flatten)]
     pub batch: BatchArgs,
     #[command(flatten)]

@@ -1,5 +1,6 @@
 //! `imgcls provision`.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use super::shared::{OutputArgs, SharedArgs};
 use super::usage::usage;
 use crate::config::{Backend, BackendKind, Machines, Names};
 use crate::model::ModelChoice;
-use crate::provision::{self, Action, Allow, ExportFormat, NetworkChoice};
+use crate::provision::{self, Action, Allow, ExportFormat, NetworkChoice, Watched};
 use crate::scaling_policy::{Bounds, Policy};
 
 /// A hundred years, as for local data.
@@ -157,6 +158,11 @@ pub struct StackArgs {
     pub shared: SharedArgs,
     #[command(flatten)]
     pub output: OutputArgs,
+    /// Classify every image that is written to this bucket, below this prefix: the bucket tells the workers, and their role
+    /// may read it. Other notifications of the bucket stay; may be repeated
+    #[arg(long, env = "IMGCLS_WATCH", value_name = "BUCKET[/PREFIX]", value_delimiter = ',',
+        value_parser = |text: &str| text.parse::<Watched>())]
+    pub watch: Vec<Watched>,
     /// How the number of workers follows the queue
     #[arg(long, env = "IMGCLS_POLICY", default_value = "step")]
     pub policy: PolicyKind,
@@ -311,11 +317,17 @@ impl ProvisionArgs {
         if name == "sg" || name.starts_with("sg-") {
             return wrong("EC2 takes no security group whose name begins with `sg-`: give another --stack");
         }
+        if let Some(fault) = fault_of_watched(&stack.watch, &names) {
+            return wrong(&fault);
+        }
+        let watched = stack.watch.iter().map(|watched| &watched.bucket);
+        let read_buckets: BTreeSet<String> = stack.shared.read_buckets.iter().chain(watched).cloned().collect();
         let settings = provision::Settings {
             stack: stack.shared.stack.clone(),
             names,
             machines,
-            read_buckets: stack.shared.read_buckets.clone(),
+            read_buckets: read_buckets.into_iter().collect(),
+            watched: stack.watch.clone(),
             visibility_timeout: stack.shared.visibility_timeout,
             max_receive_count: stack.shared.max_receive_count,
             bounds,
@@ -453,6 +465,25 @@ fn ami(text: &str) -> Result<String, String> {
     let is_id = text.strip_prefix("ami-").is_some_and(|rest| rest.chars().all(|c| c.is_ascii_hexdigit()));
     let is_parameter = text.strip_prefix("resolve:ssm:").is_some_and(|rest| !rest.contains(char::is_whitespace));
     if is_id || is_parameter { Ok(text.to_owned()) } else { Err("give ami-… or resolve:ssm:PARAMETER".to_owned()) }
+}
+
+/// The reason why these cannot be watched.
+fn fault_of_watched(watched: &[Watched], names: &Names) -> Option<String> {
+    for (index, one) in watched.iter().enumerate() {
+        if [&names.input_bucket, &names.output_bucket].contains(&&one.bucket) {
+            return Some(format!(
+                "--watch {}: that is a bucket of the stack itself, whose objects it writes: watch another one",
+                one.bucket
+            ));
+        }
+        if watched[..index].iter().any(|other| one.overlaps(other)) {
+            return Some(format!(
+                "--watch {}/{} is watched twice, which S3 refuses: give prefixes that do not contain each other",
+                one.bucket, one.prefix
+            ));
+        }
+    }
+    None
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::cache::CacheArgs;
 use super::limits::LimitArgs;
 use super::model::ModelArgs;
 use super::parse::{positive, positive_duration};
@@ -68,6 +69,8 @@ pub struct WatchArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// Predictions per image [default: 1, with --long 5]
     #[arg(long, env = "IMGCLS_TOP_K", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub top_k: Option<u32>,
@@ -110,6 +113,7 @@ impl WatchArgs {
                 }),
                 ..Inputs::default()
             },
+            cache: self.cache.config(self.model.choice().cache_dir.as_ref()),
             model: self.model.choice(),
             limits: self.limits.limits(1),
             through: None,

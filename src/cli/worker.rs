@@ -68,6 +68,7 @@ impl WorkerArgs {
             limits: processing.limits.limits(1),
             models: processing.model.choices(),
             max_model_bytes: processing.model_run.max_model_bytes(1),
+            cache: processing.cache.config(processing.model.choice().cache_dir.as_ref()),
             shadow: processing.model_run.shadow(&processing.model),
             visibility_timeout: self.shared.visibility_timeout,
             max_lease: processing.lease.max_lease,

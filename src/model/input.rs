@@ -9,6 +9,7 @@ pub(super) use super::words::{Channels, Element, Filter, Layout, Position, Round
 pub const MAX_SIDE: u32 = 4096;
 
 /// The input that the model takes.
+#[derive(Debug)]
 pub(super) struct Input {
     pub name: String,
     pub element: Element,

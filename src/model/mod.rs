@@ -24,6 +24,7 @@
 //! - `onnx_file`: facts of an ONNX file that are read without the runtime; `protobuf`: its encoding
 //! - `seal`: files of the cache that can be trusted; `tuning`: the result of `imgcls tune`; `file`: reading and digests
 
+mod answer_digest;
 mod bmp;
 mod budget;
 mod capture_time;
@@ -108,6 +109,7 @@ pub(crate) use self::runtime::{file_sha256, portable_runtime, runtime_facts};
 pub use self::summary::{FileSummary, ModelSummary, model_name};
 pub use self::tensor::{Tensor, Values};
 pub use self::thumbnail::thumbnail;
+pub use self::tiff::{tiff_page, tiff_pages};
 pub(crate) use self::tuning::reference_variant;
 pub use self::tuning::{BATCH_SIZES, BatchTime, MIN_BATCH_GAIN, TunedChoice, Tuning, cores, worthwhile_batch_size};
 pub(crate) use self::variant::cpu_features;

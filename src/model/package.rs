@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, bail, ensure};
 
@@ -33,9 +34,12 @@ pub struct ModelPackage {
     labels: Labels,
     output: Output,
     input: Input,
+    /// Written once, by `answer_digest`.
+    pub(super) answer_digest: OnceLock<[u8; 32]>,
 }
 
 /// The output of the model, and its meaning.
+#[derive(Debug)]
 pub(super) struct Output {
     /// The ONNX output. `None` means the first one that is not `features`.
     pub name: Option<String>,
@@ -81,6 +85,7 @@ impl ModelPackage {
             external,
             file_bytes,
             labels,
+            answer_digest: OnceLock::new(),
         })
     }
 
@@ -101,6 +106,13 @@ impl ModelPackage {
     /// Name, version and digest, as results report them.
     pub fn model_ref(&self) -> ModelRef {
         ModelRef { name: self.name.clone(), version: self.version.clone(), digest: self.digest() }
+    }
+
+    /// Everything in the package that an answer depends on, as text.
+    pub(super) fn answers_depend_on(&self) -> String {
+        let ModelPackage { name, version, sha256, external, labels, output, input, .. } = self;
+        let external: Vec<&str> = external.iter().map(|(_, sha256)| sha256.as_str()).collect();
+        format!("{name:?} {version:?} {sha256} {external:?} {labels:?} {output:?} {input:?}")
     }
 
     /// The variant, the reason for it, and its file; for the log.
@@ -211,6 +223,7 @@ impl ModelPackage {
             labels: Labels::for_tests(labels),
             output: Output { name: None, activation: Activation::Softmax, thresholds: None },
             input: Input::for_tests(),
+            answer_digest: OnceLock::new(),
         }
     }
 

@@ -29,7 +29,7 @@ use anyhow::Context as _;
 
 pub use self::boxes::{Boxes, Observations, Selection};
 pub use self::service::Through;
-pub use self::source::{Inputs, Pattern, Rules};
+pub use self::source::{Inputs, Pages, Pattern, Rules};
 pub use self::watch::Watch;
 
 use self::finished::{Answer, BoxAnswer, Finished};
@@ -41,6 +41,7 @@ use self::service::Service;
 use crate::config::Limits;
 use crate::model::{self, ModelChoice, ModelPackage, Session, TunedChoice};
 use crate::protocol::ModelRef;
+use crate::result_cache::{CacheConfig, ResultCache};
 use crate::shutdown::CancellationToken;
 use crate::telemetry;
 
@@ -54,6 +55,8 @@ const NICE: i32 = 19;
 pub struct Config {
     /// The images.
     pub inputs: Inputs,
+    /// Keeps answers, so that an image that was classified before is not classified again.
+    pub cache: Option<CacheConfig>,
     /// The model to run.
     pub model: ModelChoice,
     /// Limits on the cost of one image.
@@ -104,6 +107,7 @@ pub fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<bool> {
             stop.child_token(),
         )?;
     }
+    let cache = classifier.cache();
     let done = output.done();
     let mut sink = Sink { printer: config.printer(), output, counters: Arc::clone(&counters), total: None, is_watch };
     let run = Run {
@@ -126,6 +130,9 @@ pub fn run(config: &Config, stop: &CancellationToken) -> anyhow::Result<bool> {
     let summary = if end == End::Complete { sink.output.finish() } else { sink.output.suspend() }?;
     if is_long {
         telemetry::stderr_line(&format!("classify: {last_line}"));
+        if let Some(cache) = cache {
+            telemetry::stderr_line(&format!("classify: {} images were answered from the cache", cache.answered()));
+        }
     }
     Ok(report(end, &summary) || (is_watch && end == End::Interrupted))
 }
@@ -176,7 +183,8 @@ impl Config {
         ];
         let output = Output::open(&self.output_for(Some(&package), options)?)?;
         let reads_time = self.printer().is_none() || self.is_in_file() || self.output.sidecar.is_some();
-        let own = OwnSessions { package, choice, sessions, top_k: self.top_k, reads_time };
+        let cache = self.cache.as_ref().map(ResultCache::open);
+        let own = OwnSessions { package, choice, sessions, cache, top_k: self.top_k, reads_time };
         Ok((output, Classifier::Sessions(Box::new(own))))
     }
 

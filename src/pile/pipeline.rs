@@ -29,6 +29,7 @@ use super::session::Sessions;
 use super::source::Inputs;
 use crate::config::Limits;
 use crate::model::{ModelChoice, ModelPackage, Session};
+use crate::result_cache::ResultCache;
 use crate::shutdown::CancellationToken;
 use crate::worker::Watchdog;
 
@@ -64,6 +65,8 @@ pub(super) struct OwnSessions {
     pub package: ModelPackage,
     pub choice: ModelChoice,
     pub sessions: Vec<Session>,
+    /// Answers that are kept.
+    pub cache: Option<Arc<ResultCache>>,
     pub top_k: u32,
     /// Reads when a photograph was taken.
     pub reads_time: bool,
@@ -186,6 +189,14 @@ impl Classifier {
 }
 
 impl Classifier {
+    /// The answers that this process keeps.
+    pub(super) fn cache(&self) -> Option<Arc<ResultCache>> {
+        match self {
+            Classifier::Sessions(own) => own.cache.clone(),
+            Classifier::Service(_) => None,
+        }
+    }
+
     /// The buckets whose images are not read by this process.
     fn referenced_buckets(&self) -> Arc<[String]> {
         match self {
@@ -208,6 +219,7 @@ impl OwnSessions {
             package: self.package,
             choice: self.choice,
             limits,
+            cache: self.cache,
             top_k: self.top_k,
             reads_time: self.reads_time,
             ready: Mutex::new(ready),

@@ -18,7 +18,8 @@ use super::message::{Message, ReportPanic};
 use super::read::Ready;
 use crate::config::Limits;
 use crate::model::{self, ModelChoice, ModelPackage, PrepareError, Region, Session, Tensor, WholeImage};
-use crate::protocol::{ErrorCode, ErrorInfo};
+use crate::protocol::{ErrorCode, ErrorInfo, ImageFacts, ServiceClass};
+use crate::result_cache::{AnswerKey, Begun, CachedAnswer, Claim, ResultCache};
 use crate::shutdown::CancellationToken;
 use crate::worker::{Slot, Watchdog};
 
@@ -30,6 +31,8 @@ pub(super) struct Sessions {
     pub package: ModelPackage,
     pub choice: ModelChoice,
     pub limits: Limits,
+    /// Answers that are kept.
+    pub cache: Option<Arc<ResultCache>>,
     pub top_k: u32,
     /// Reads when a photograph was taken.
     pub reads_time: bool,
@@ -47,6 +50,8 @@ pub(super) struct Pending {
     path: PathBuf,
     file: Option<PathBuf>,
     boxes: Option<Arc<ImageBoxes>>,
+    /// Other sessions may wait for the answer.
+    claim: Option<Claim>,
 }
 
 /// An image that is ready to be classified.
@@ -100,12 +105,20 @@ impl Sessions {
     fn classify(&self, ready: Ready, slot: &Slot<Pending>, session: &mut Session) -> Option<Finished> {
         let Ready { sequence, path, file, boxes, bytes, object: _, held } = ready;
         let begun = Instant::now();
-        slot.begin(Pending { sequence, path, file, boxes: boxes.clone() });
+        let claim = match self.look_up(&bytes, boxes.is_some()) {
+            Some(Ok(answer)) => {
+                let outcome = Ok(self.cached(&answer, Timings::new(Duration::ZERO, begun.elapsed())));
+                return Some(Finished { sequence, path, file, boxes, outcome });
+            }
+            Some(Err(claim)) => Some(claim),
+            None => None,
+        };
+        let reads_time = self.reads_time || claim.is_some();
+        slot.begin(Pending { sequence, path, file, boxes: boxes.clone(), claim });
         let prepared = self.prepare(&bytes, boxes);
         let decoded = begun.elapsed();
-        let datetime_original =
-            (self.reads_time && prepared.is_ok()).then(|| model::datetime_original(&bytes)).flatten();
-        let Pending { sequence, path, file, boxes } = slot.end()?;
+        let datetime_original = (reads_time && prepared.is_ok()).then(|| model::datetime_original(&bytes)).flatten();
+        let Pending { sequence, path, file, boxes, claim } = slot.end()?;
         drop((bytes, held));
         let outcome = prepared.map_err(error_info).and_then(|prepared| {
             let (mut answers, (width, height)) = self.answers(prepared, session)?;
@@ -113,9 +126,40 @@ impl Sessions {
             let whole = if boxes.is_none() { answers.pop() } else { None };
             let BoxAnswer { predictions, labels } = whole.unwrap_or_default();
             let model = self.package.model_ref();
+            if let Some(claim) = claim {
+                let facts = ImageFacts { width, height, datetime_original: datetime_original.clone() };
+                let (predictions, labels) = (predictions.clone(), labels.clone());
+                claim.answer(CachedAnswer { predictions, labels, facts });
+            }
             Ok(Answer { predictions, labels, width, height, datetime_original, model, timings, boxes: answers })
         });
         Some(Finished { sequence, path, file, boxes, outcome })
+    }
+
+    /// The answer for an image that was classified before, or the duty to classify it for other sessions too. `None` if no
+    /// answers are kept.
+    fn look_up(&self, bytes: &[u8], has_boxes: bool) -> Option<Result<Arc<CachedAnswer>, Claim>> {
+        let cache = self.cache.as_ref().filter(|_| !has_boxes)?;
+        let key = AnswerKey::new(bytes, self.package.answer_digest(), self.top_k, self.limits.max_pixels);
+        loop {
+            match cache.begin(key, ServiceClass::Bulk) {
+                Begun::Answered(answer) => return Some(Ok(answer)),
+                Begun::Claimed(claim) => return Some(Err(claim)),
+                // The session that has the image is classifying it now.
+                Begun::Waits(waiter) => {
+                    if let Some(answer) = waiter.wait_blocking() {
+                        return Some(Ok(answer));
+                    }
+                }
+            }
+        }
+    }
+
+    fn cached(&self, answer: &CachedAnswer, timings: Timings) -> Answer {
+        let CachedAnswer { predictions, labels, facts } = answer.clone();
+        let ImageFacts { width, height, datetime_original } = facts;
+        let (model, boxes) = (self.package.model_ref(), Vec::new());
+        Answer { predictions, labels, width, height, datetime_original, model, timings, boxes }
     }
 
     fn prepare(&self, bytes: &[u8], boxes: Option<Arc<ImageBoxes>>) -> Result<Prepared, PrepareError> {
@@ -156,7 +200,9 @@ impl Sessions {
         let often = (self.limits.decode_timeout / 4).clamp(Duration::from_millis(5), Duration::from_secs(1));
         let mut stuck = 0;
         while end.recv_timeout(often) == Err(RecvTimeoutError::Timeout) {
-            let Some(Pending { sequence, path, file, boxes }) = self.watchdog.take_stuck() else { continue };
+            let Some(Pending { sequence, path, file, boxes, claim }) = self.watchdog.take_stuck() else { continue };
+            // A session that waits for the same image tries it next.
+            drop(claim);
             stuck += 1;
             tracing::error!(image = %path.display(), "a decoder does not stop; its image fails as `decode_timeout`");
             let message = model::timeout_message(self.limits.decode_timeout);

@@ -2,7 +2,7 @@
 //! as they come through a request queue.
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A message that S3 sent.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,6 +11,11 @@ pub enum Notification {
     Test,
     /// An object was written.
     Created(ObjectEvent),
+    /// Several events came in one message.
+    Several {
+        /// A message for each of them.
+        messages: Vec<String>,
+    },
     /// Something else happened to an object.
     Other {
         /// The name of the event.
@@ -44,8 +49,11 @@ pub(super) fn read(message: &Value) -> Option<Result<Notification, String>> {
     let records = message.get("Records")?.as_array()?;
     Some(match &records[..] {
         [record] => read_record(record),
-        // S3 sends one record in each message.
-        _ => Err(format!("a notification of S3 with {} records, where one is supported", records.len())),
+        [] => Err("a notification of S3 without records".to_owned()),
+        // S3 sends one record in each message, though its format has room for more.
+        _ => Ok(Notification::Several {
+            messages: records.iter().map(|record| json!({ "Records": [record] }).to_string()).collect(),
+        }),
     })
 }
 
@@ -99,6 +107,18 @@ mod tests {
         assert_eq!((created.bucket.as_str(), created.key.as_str()), ("photos", "a b/ä+.jpg"));
         assert_eq!((created.etag.as_deref(), created.sequencer.as_str()), (Some("0123"), "0055AED6DCD90281E5"));
         assert!(matches!(read(&event("ObjectCreated:Put", "%FF")), Some(Err(_))));
+    }
+
+    #[test]
+    fn several_events_are_a_message_each() {
+        let one = |key: &str| event("ObjectCreated:Put", key)["Records"][0].clone();
+        let message = serde_json::json!({ "Records": [one("a.jpg"), one("b.jpg")] });
+        let Some(Ok(Notification::Several { messages })) = read(&message) else { panic!("not several") };
+        let keys = messages.iter().map(|message| match read(&serde_json::from_str(message).unwrap()) {
+            Some(Ok(Notification::Created(created))) => created.key,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(keys.collect::<Vec<_>>(), ["a.jpg", "b.jpg"]);
     }
 
     #[test]

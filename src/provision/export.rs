@@ -112,6 +112,7 @@ fn exported(stack: &Stack, resource: &Resource) -> Option<Value> {
     let mut properties = linked_properties(stack, resource);
     let name = match resource.kind {
         Kind::BucketPolicy => linked(stack, resource, &Value::from(own_name)),
+        Kind::QueuePolicy => linked(stack, resource, &json!([own_name])),
         _ => own_name.into(),
     };
     // CloudFormation generates the names of scaling policies. That of a budget is one of its properties.
@@ -187,7 +188,7 @@ fn link(stack: &Stack, from: &Resource, text: &str) -> Option<Value> {
     for other in others {
         let name = other.name.as_str();
         let (arn, is_named) = match other.kind {
-            Kind::Queue => (arns.queue(name), false),
+            Kind::Queue => (arns.queue(name), from.kind == Kind::QueuePolicy),
             Kind::Bucket => (arns.bucket(name), from.kind == Kind::BucketPolicy),
             Kind::Role => (String::new(), from.kind == Kind::InstanceProfile),
             Kind::InstanceProfile => (arns.instance_profile(&stack.name, name), false),

@@ -68,7 +68,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use artifacts::Sources;
 use operations::Provision;
-pub use settings::{Allow, NetworkChoice, Notify, Settings};
+pub use settings::{Allow, NetworkChoice, Notify, Settings, Watched};
 
 /// Configuration of one run of `imgcls provision`.
 pub struct Config {

@@ -16,6 +16,8 @@ use crate::protocol::{BACKLOG_NAMESPACE, BATCHES_FOLDER, MODELS_FOLDER};
 const LANGUAGE: &str = "2012-10-17";
 /// Id of the statement that this program owns in a bucket's policy. It leaves all other statements alone.
 pub(super) const TLS_ONLY: &str = "ImgclsTlsOnly";
+/// Id of the statement that this program owns in a queue's policy.
+pub(super) const BUCKET_EVENTS: &str = "ImgclsBucketEvents";
 
 /// The resources that permissions are granted on.
 pub(super) struct Scope<'a> {
@@ -57,6 +59,21 @@ pub(super) fn tls_only(bucket_arn: &str) -> Value {
         "Action": "s3:*",
         "Resource": [bucket_arn, format!("{bucket_arn}/*")],
         "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+    })])
+}
+
+/// A queue policy that lets S3 send the events of these buckets, which belong to the account of the queue.
+pub(super) fn bucket_events(queue_arn: &str, bucket_arns: &[String], account: &str) -> Value {
+    document(vec![json!({
+        "Sid": BUCKET_EVENTS,
+        "Effect": "Allow",
+        "Principal": {"Service": "s3.amazonaws.com"},
+        "Action": "sqs:SendMessage",
+        "Resource": queue_arn,
+        "Condition": {
+            "ArnEquals": {"aws:SourceArn": bucket_arns},
+            "StringEquals": {"aws:SourceAccount": account},
+        },
     })])
 }
 
@@ -211,6 +228,8 @@ pub(super) fn worker(scope: &Scope<'_>) -> Value {
         let objects: Vec<String> = buckets.iter().map(|bucket| format!("{bucket}/*")).collect();
         statements.push(allow(&["s3:ListBucket"], &buckets));
         statements.push(allow(&["s3:GetObject"], &objects));
+        // A message with several events of such a bucket is divided.
+        statements.push(allow(&["sqs:SendMessage"], &[scope.queue(&names.bulk_queue())]));
     }
     statements.extend(scope.common_statements());
     document(statements)
@@ -282,7 +301,7 @@ mod tests {
         ("", "sqs:PurgeQueue", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
         ("", "sqs:SetQueueAttributes", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport"),
         ("W", "sqs:ReceiveMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-bulk"),
-        ("F", "sqs:SendMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-bulk"),
+        ("WF", "sqs:SendMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-bulk"),
         ("WF", "sqs:GetQueueAttributes", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-bulk"),
         ("F", "sqs:ReceiveMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-callbacks"),
         ("F", "sqs:SendMessage", "arn:aws:sqs:us-east-1:123456789012:web-app-image-transport-callbacks"),

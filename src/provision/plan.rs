@@ -70,7 +70,12 @@ impl Plan {
                 changes.push(Change::of(Action::Update, resource, differences));
             }
         }
-        changes.extend(stack.unwanted(inventory).into_iter().rev().map(Change::delete));
+        let unwanted = stack.unwanted(inventory).into_iter().rev();
+        // The queue's policy names the buckets that are watched. A bucket that is not any more stops sending before the policy
+        // forgets it, so that a run that dies in between leaves nothing behind that the next one cannot find.
+        let (unwatched, others): (Vec<_>, Vec<_>) = unwanted.partition(|found| found.kind == Kind::BucketNotification);
+        changes.splice(0..0, unwatched.into_iter().map(Change::delete));
+        changes.extend(others.into_iter().map(Change::delete));
         Ok(Plan { version: VERSION, inventory: inventory.fingerprint(), stack, changes, notes })
     }
 

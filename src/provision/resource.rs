@@ -40,6 +40,10 @@ pub(super) enum Kind {
     /// The object that names the version of a model which machines run.
     ModelPointer,
     BucketPolicy,
+    /// What this program allows in the policy of a queue.
+    QueuePolicy,
+    /// The notifications of a watched bucket to the queue of the stack. The bucket itself is somebody else's.
+    BucketNotification,
     Role,
     InstanceProfile,
     SecurityGroup,
@@ -61,6 +65,8 @@ impl Kind {
             Kind::Queue => "queue",
             Kind::Bucket => "bucket",
             Kind::BucketPolicy => "bucket policy",
+            Kind::QueuePolicy => "queue policy",
+            Kind::BucketNotification => "bucket notification",
             Kind::Bundle => "bundle",
             Kind::ModelPackage => "model package",
             Kind::ModelPointer => "current model",
@@ -86,7 +92,8 @@ impl Kind {
             Kind::Queue => ("AWS::SQS::Queue", "QueueName"),
             Kind::Bucket => ("AWS::S3::Bucket", "BucketName"),
             Kind::BucketPolicy => ("AWS::S3::BucketPolicy", "Bucket"),
-            Kind::Bundle | Kind::ModelPackage | Kind::ModelPointer => return None,
+            Kind::QueuePolicy => ("AWS::SQS::QueuePolicy", "Queues"),
+            Kind::Bundle | Kind::ModelPackage | Kind::ModelPointer | Kind::BucketNotification => return None,
             Kind::Role => ("AWS::IAM::Role", "RoleName"),
             Kind::InstanceProfile => ("AWS::IAM::InstanceProfile", "InstanceProfileName"),
             Kind::SecurityGroup => ("AWS::EC2::SecurityGroup", "GroupName"),

@@ -1,12 +1,13 @@
 //! The settings of a stack, and the account and network that it is made in.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::bundle::Cpu;
 use super::elf::Glibc;
-use crate::config::{Machines, Names};
+use crate::config::{self, Machines, Names};
 use crate::scaling_policy::{Bounds, Policy};
 
 /// The settings of a stack, as a user gives them.
@@ -18,6 +19,8 @@ pub struct Settings {
     pub names: Names,
     /// Buckets of somebody else that workers read images from.
     pub read_buckets: Vec<String>,
+    /// Buckets of somebody else whose new images are classified. They are among `read_buckets` too.
+    pub watched: Vec<Watched>,
     /// Visibility timeout of the queues.
     pub visibility_timeout: Duration,
     /// Number of receives after which a worker moves a message to the dead letters.
@@ -56,6 +59,33 @@ pub struct Settings {
     pub notify: Notify,
     /// Settings of the processes on the machines that the user gave.
     pub machines: Machines,
+}
+
+/// The objects of a bucket that are classified when they are written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Watched {
+    /// The bucket.
+    pub bucket: String,
+    /// The beginning of the keys. Empty means all objects.
+    pub prefix: String,
+}
+
+impl FromStr for Watched {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Watched, String> {
+        let text = text.strip_prefix("s3://").unwrap_or(text);
+        let (bucket, prefix) = text.split_once('/').unwrap_or((text, ""));
+        Ok(Watched { bucket: config::bucket_name(bucket)?, prefix: prefix.to_owned() })
+    }
+}
+
+impl Watched {
+    /// Returns true if an object may belong to both. S3 refuses notifications about the same objects.
+    pub fn overlaps(&self, other: &Watched) -> bool {
+        let (one, other_prefix) = (self.prefix.as_str(), other.prefix.as_str());
+        self.bucket == other.bucket && (one.starts_with(other_prefix) || other_prefix.starts_with(one))
+    }
 }
 
 /// The addresses that may reach the web tier.
@@ -222,6 +252,7 @@ impl Settings {
             stack: stack.to_owned(),
             names: Names::aws(stack, "123456789012", "us-east-1"),
             read_buckets: Vec::new(),
+            watched: Vec::new(),
             visibility_timeout: Duration::from_secs(30),
             max_receive_count: 5,
             bounds: Bounds::new(0, 4).expect("bounds of the test"),

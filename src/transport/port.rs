@@ -207,6 +207,14 @@ pub trait Transport: Send + Sync {
     /// Returns one answer for each completion, in order. The caller passes a completion that failed again.
     async fn complete(&self, batch: &mut [Completion]) -> Vec<Result<Completed, CompletionError>>;
 
+    /// Sends messages of others to the bulk queue as they are: the parts of a message that has several.
+    ///
+    /// # Errors
+    /// [`TransportError::Fatal`] on a backend that takes no messages of others.
+    async fn send_bulk_messages(&self, _messages: &[String]) -> Result<(), TransportError> {
+        Err(TransportError::Fatal("this backend takes no messages of others".to_owned()))
+    }
+
     // Calls of operators' commands.
 
     /// Returns the names and roles of the service's queues, including those that do not exist.

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::batch_queue::BatchQueue;
+use super::cached::ModelClaim;
 use super::job::{Answer, Origin, Outcome, Rules, Work, millis};
 use super::lease::{Lease, Stage};
 use super::metrics::METRICS;
@@ -32,6 +33,7 @@ pub(crate) struct Held {
     lease: Lease,
     span: Span,
     body: String,
+    claim: Option<ModelClaim>,
 }
 
 /// An image that is ready for the model.
@@ -42,6 +44,8 @@ struct Decoded {
     /// The file, for the legacy form, which stores it, and for the shadow model. Empty otherwise.
     image: Bytes,
     is_for_shadow: bool,
+    /// Others may wait for the answer, which is kept with these facts.
+    claim: Option<(ModelClaim, ImageFacts)>,
     tensor: Tensor,
 }
 
@@ -76,7 +80,9 @@ impl Shared {
     pub(crate) async fn end_stuck(self, shutdown: CancellationToken) {
         let Some(held) = self.watchdog.wait(&shutdown).await else { return };
         tracing::error!("a decoder does not stop; its image fails as `decode_timeout`, and this worker ends");
-        let Held { work, lease, span, body } = held;
+        let Held { work, lease, span, body, claim } = held;
+        // Images with the same content wait no longer.
+        drop(claim);
         let message = model::timeout_message(self.limits.decode_timeout);
         let outcome = work.failed(ErrorCode::DecodeTimeout, message, &body, clock::now(), &self.rules);
         lease.enter(Stage::Publishing);
@@ -138,7 +144,7 @@ impl Shared {
         slot: &Slot<Held>,
         started: Instant,
     ) -> Result<Decoded, Option<Box<Finished>>> {
-        let Fetched { class: _, work, lease, span, model, body, image, permit, since } = fetched;
+        let Fetched { class: _, work, lease, span, model, body, image, permit, claim, since } = fetched;
         drop(permit);
         if let Some(wanted) = work.wanted_model()
             && !models::accepts(wanted, &package.model_ref())
@@ -151,11 +157,12 @@ impl Shared {
         let is_for_shadow = model == 0 && self.is_for_shadow(&work);
         let is_of_batch = work.is_of_batch();
         lease.enter(Stage::Decoding);
-        slot.begin(Held { work, lease, span, body });
+        let wants_facts = is_of_batch || claim.is_some();
+        slot.begin(Held { work, lease, span, body, claim });
         let decoding = Instant::now();
         let prepared = model::prepare_sized(&image, package, &self.limits);
-        let datetime_original = (is_of_batch && prepared.is_ok()).then(|| model::datetime_original(&image)).flatten();
-        let Some(Held { mut work, lease, span, body }) = slot.end() else { return Err(None) };
+        let datetime_original = (wants_facts && prepared.is_ok()).then(|| model::datetime_original(&image)).flatten();
+        let Some(Held { mut work, lease, span, body, claim }) = slot.end() else { return Err(None) };
         let decoded = decoding.elapsed();
         METRICS.stage("decoded").observe(decoded.as_secs_f64());
         span.stage("decoded", decoded);
@@ -163,10 +170,12 @@ impl Shared {
         work.timings_ms.decoded = millis(decoded);
         match prepared {
             Ok((tensor, (width, height))) => {
-                work.image = is_of_batch.then_some(ImageFacts { width, height, datetime_original });
+                let facts = ImageFacts { width, height, datetime_original };
+                work.image = is_of_batch.then(|| facts.clone());
+                let claim = claim.map(|claim| (claim, facts));
                 let is_kept = is_for_shadow || matches!(work.origin, Origin::Legacy { .. });
                 let image = if is_kept { image } else { Bytes::new() };
-                Ok(Decoded { work, lease, span, image, is_for_shadow, tensor })
+                Ok(Decoded { work, lease, span, image, is_for_shadow, claim, tensor })
             }
             Err(error) => {
                 let outcome = work.failed(error.code, error.message, &body, clock::now(), &self.rules);
@@ -197,17 +206,18 @@ impl Shared {
             Ok(probabilities) => Ok(probabilities.into_iter()),
             Err(error) => Err(format!("inference failed: {error:#}")),
         };
-        let finished = batch.into_iter().map(|Decoded { mut work, lease, span, image, is_for_shadow, .. }| {
-            work.timings_ms.inferred = millis(inferred);
-            span.stage("inferred", inferred);
-            let for_shadow = is_for_shadow.then(|| image.clone());
-            let outcome = match &mut probabilities {
-                Ok(rows) => self.conclude(work, &active.package, image, rows.next().as_deref()),
-                Err(reason) => work.faulted(reason.clone()),
-            };
-            let shadow = for_shadow.and_then(|image| shadow_image(image, &outcome));
-            Finished { lease, span, outcome, shadow }
-        });
+        let finished =
+            batch.into_iter().map(|Decoded { mut work, lease, span, image, is_for_shadow, claim, .. }| {
+                work.timings_ms.inferred = millis(inferred);
+                span.stage("inferred", inferred);
+                let for_shadow = is_for_shadow.then(|| image.clone());
+                let outcome = match &mut probabilities {
+                    Ok(rows) => self.conclude(work, &active.package, image, claim, rows.next().as_deref()),
+                    Err(reason) => work.faulted(reason.clone()),
+                };
+                let shadow = for_shadow.and_then(|image| shadow_image(image, &outcome));
+                Finished { lease, span, outcome, shadow }
+            });
         self.finish(finished.collect())
     }
 
@@ -219,11 +229,21 @@ impl Shared {
         self.finished.blocking_send(finished).map_err(|_| ())
     }
 
-    fn conclude(&self, work: Work, package: &ModelPackage, image: Bytes, row: Option<&[f32]>) -> Outcome {
+    fn conclude(
+        &self,
+        work: Work,
+        package: &ModelPackage,
+        image: Bytes,
+        claim: Option<(ModelClaim, ImageFacts)>,
+        row: Option<&[f32]>,
+    ) -> Outcome {
         let Some(row) = row else { return work.faulted("the model gave fewer answers than images".to_owned()) };
         let predictions = model::top_k(package, row, work.top_k);
         let labels = model::labels_above(package, row);
         let answer = Answer { predictions, labels, model: package.model_ref() };
+        if let Some((claim, facts)) = claim {
+            claim.answer(package, &answer, facts);
+        }
         work.succeeded(answer, image, clock::now(), &self.rules)
     }
 }

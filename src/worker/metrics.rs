@@ -16,6 +16,7 @@ pub(crate) struct Metrics {
     pub replies: IntCounterVec,
     pub faults: IntCounterVec,
     pub batch_size: Histogram,
+    pub cache_lookups: IntCounterVec,
     pub swaps: IntCounterVec,
     pub shadow_compared: IntCounter,
     pub shadow_agreeing: IntCounter,
@@ -59,6 +60,12 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             "imgcls_worker_batch_size",
             "Images inferred together",
             vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
+        )
+        .expect(registered),
+        cache_lookups: register_int_counter_vec!(
+            "imgcls_worker_cache_lookups_total",
+            "Images that were looked up among the answers that are kept (--cache)",
+            &["outcome"]
         )
         .expect(registered),
         swaps: register_int_counter_vec!(

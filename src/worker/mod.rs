@@ -15,6 +15,7 @@ mod admin;
 mod alone;
 mod batch_policy;
 mod batch_queue;
+mod cached;
 mod infer;
 mod job;
 mod last_faults;
@@ -65,6 +66,7 @@ use crate::config::{Backend, Limits, Names};
 use crate::instance::Instance;
 use crate::model::{self, ModelChoice};
 use crate::protocol::WorkerLine;
+use crate::result_cache::{CacheConfig, ResultCache};
 use crate::service_manager;
 use crate::telemetry::output;
 use crate::transport::{self, ServiceOptions, Transport};
@@ -89,6 +91,8 @@ pub struct Config {
     pub models: Vec<ModelChoice>,
     /// The most memory in bytes that the models may take.
     pub max_model_bytes: u64,
+    /// Keeps answers, so that an image that comes again is not classified again.
+    pub cache: Option<CacheConfig>,
     /// A model that is compared with the first one.
     pub shadow: Option<Shadow>,
     /// How long a received message stays with this worker. It is renewed at a third of that.
@@ -265,6 +269,7 @@ impl Pipeline {
             transport: Arc::clone(&transport),
             limits: config.limits,
             rules,
+            cache: config.cache.as_ref().map(ResultCache::open),
             models: Arc::clone(&models),
             keeper: keeper.clone(),
             last_faults: Arc::clone(&last_faults),

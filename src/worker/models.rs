@@ -170,6 +170,11 @@ impl Models {
         })
     }
 
+    /// The package of the version in use.
+    pub(crate) fn package(&self, model: usize) -> Arc<ModelPackage> {
+        Arc::clone(&self.served[model].current().package)
+    }
+
     /// Locks the session of a thread for a batch of images of one model.
     pub(crate) fn begin_batch(&self, model: usize, thread: usize) -> MutexGuard<'_, Active> {
         self.served[model].begin_batch(thread)

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::alone::Alone;
 use super::batch_policy::Plan;
+use super::cached::{self, Known};
 use super::job::{self, ALONE_FROM_ATTEMPT, Outcome, Rules, Triage, Work, millis};
 use super::last_faults::LastFaults;
 use super::lease::{Keeper, Lease, Stage};
@@ -24,6 +25,7 @@ use super::stages::{Fetched, Finished};
 use crate::clock;
 use crate::config::Limits;
 use crate::protocol::{self, ClassifyRequest, ErrorCode, ImageRef, Incoming, ObjectEvent, Payload, ServiceClass};
+use crate::result_cache::ResultCache;
 use crate::telemetry::trace::{Side, Span};
 use crate::transport::{Delivery, MAX_BATCH, Transport, TransportError, Wanted};
 
@@ -34,6 +36,8 @@ pub(crate) struct Intake {
     pub transport: Arc<dyn Transport>,
     pub limits: Limits,
     pub rules: Arc<Rules>,
+    /// Answers that are kept.
+    pub cache: Option<Arc<ResultCache>>,
     pub models: Arc<Models>,
     pub keeper: Keeper,
     pub last_faults: Arc<LastFaults>,
@@ -150,11 +154,21 @@ impl Intake {
         let mut span = Span::begin(Side::Consumer, incoming.traceparent(), || "classify".into());
         span.set("imgcls.attempt", i64::from(delivery.receive_count));
         match self.image_of(incoming, &delivery, &span).await {
-            Ok((work, model, image)) => {
+            Ok((mut work, model, image)) => {
                 let body = delivery.body;
                 lease.enter(Stage::Queued);
                 let since = Instant::now();
-                let fetched = Fetched { class, work, lease, span, model, body, image, permit, since };
+                let claim = match self.look_up_answer(class, &work, model, &image).await {
+                    Known::Nothing(claim) => claim,
+                    Known::Answer(answer, facts) => {
+                        span.set("imgcls.cached", true);
+                        work.timings_ms.queued += millis(since.elapsed());
+                        work.image = work.is_of_batch().then_some(facts);
+                        let outcome = work.succeeded(answer, image, clock::now(), &self.rules);
+                        return self.finish(lease, span, outcome).await;
+                    }
+                };
+                let fetched = Fetched { class, work, lease, span, model, body, image, permit, claim, since };
                 if self.fetched.send(fetched).await.is_err() {
                     tracing::debug!("the inference threads have ended; the message comes again");
                 }
@@ -204,6 +218,11 @@ impl Intake {
         Ok((work, model, image))
     }
 
+    async fn look_up_answer(&self, class: ServiceClass, work: &Work, model: usize, image: &Bytes) -> Known {
+        let Some(cache) = &self.cache else { return Known::Nothing(None) };
+        cached::look_up(cache, class, work, &self.models.package(model), self.limits.max_pixels, image).await
+    }
+
     async fn triage(&self, incoming: Incoming, delivery: &Delivery) -> Result<Work, Outcome> {
         let attempt = delivery.receive_count;
         if attempt > 1 {
@@ -212,8 +231,19 @@ impl Intake {
         match job::triage(incoming, &delivery.body, attempt, clock::now(), &self.rules) {
             Triage::Classify(work) => Ok(work),
             Triage::Done(outcome) => Err(outcome),
+            Triage::Divide(messages) => Err(self.divide(&messages, attempt).await),
             Triage::LookUp(request) => self.look_up(request, delivery).await,
             Triage::LookUpObject(work, event) => self.look_up_object(work, &event).await,
+        }
+    }
+
+    /// Sends each part of a message as a message of its own. If this worker dies before it acknowledges the message, parts
+    /// come twice, which events of S3 may do anyway.
+    async fn divide(&self, messages: &[String], attempt: u32) -> Outcome {
+        let send = || async { self.transport.send_bulk_messages(messages).await };
+        match retry_for("divide", FETCH_TIMEOUT, send).await {
+            Ok(()) => Outcome::Acknowledged { reason: "each of its events is a message of its own now" },
+            Err(error) => job::release(None, attempt, error.to_string()),
         }
     }
 

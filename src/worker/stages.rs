@@ -5,6 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::cached::ModelClaim;
 use super::job::{Outcome, Work};
 use super::lease::Lease;
 use super::shadow::ShadowImage;
@@ -24,6 +25,8 @@ pub(crate) struct Fetched {
     pub image: Bytes,
     /// A permit to wait. It is released when a session begins with the image, so that the next one can be fetched.
     pub permit: OwnedSemaphorePermit,
+    /// Others may wait for the answer.
+    pub claim: Option<ModelClaim>,
     /// When the image began to wait.
     pub since: Instant,
 }

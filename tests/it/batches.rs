@@ -7,8 +7,10 @@ use imgcls::config::Backend;
 use imgcls::transport;
 use imgcls::transport::queued::object::PutOptions;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::harness::{Response, Service, block_on, imgcls, request, test_image, until};
+use crate::keys::{create_key, keyed_service};
 
 /// Begins like a JPEG, and is none.
 const BROKEN: &[u8] = b"\xff\xd8\xff\xe0 this is no image at all, whatever its first bytes say";
@@ -190,4 +192,65 @@ fn images_of_allowed_buckets_are_read_where_they_are() {
         let refused = service.request("POST", "/v1/batches", &[("Content-Type", "application/json")], body.as_bytes());
         assert!(refused.status == 400 && refused.text().contains(detail), "{}", refused.text());
     }
+}
+
+#[test]
+fn batch_of_another_key_looks_like_one_that_does_not_exist() {
+    let (mut owner, mut other, mut reader) = (String::new(), String::new(), String::new());
+    let mut service = keyed_service(0, &[], |data_dir| {
+        owner = create_key(data_dir, "owner", "classify", &[]);
+        other = create_key(data_dir, "other", "classify", &[]);
+        reader = create_key(data_dir, "reader", "read", &[]);
+    });
+    let send = |key: &str, method: &str, path: &str, content_type: &str, body: &[u8]| {
+        let authorization = format!("Bearer {key}");
+        let mut headers = vec![("Authorization", authorization.as_str())];
+        headers.extend((!content_type.is_empty()).then_some(("Content-Type", content_type)));
+        request(service.address, method, path, &headers, body).unwrap()
+    };
+    let get = |key: &str, path: &str| send(key, "GET", path, "", b"");
+    let (content_type, body) = form(&[("cup.jpg", &test_image("cup.jpg")), ("cat.jpg", &test_image("cat.jpg"))]);
+    assert_eq!(send(&reader, "POST", "/v1/batches", &content_type, &body).status, 403);
+    let created = send(&owner, "POST", "/v1/batches", &content_type, &body);
+    assert_eq!(created.status, 202, "{}", created.text());
+    let id = created.json()["id"].as_str().unwrap().to_owned();
+    let unknown = Uuid::now_v7().to_string();
+
+    for end in ["", "/results?format=csv", "/results?format=jsonl"] {
+        let (path, nowhere) = (format!("/v1/batches/{id}{end}"), format!("/v1/batches/{unknown}{end}"));
+        let hidden = get(&other, &path);
+        assert_eq!(hidden.status, 404, "{path}: {}", hidden.text());
+        assert_eq!(hidden.text().replace(&id, "ID"), get(&other, &nowhere).text().replace(&unknown, "ID"));
+        assert!(hidden.text().contains("no-such-batch"), "{}", hidden.text());
+        for key in [&owner, &reader] {
+            assert_eq!(get(key, &path).status, 200, "{path}");
+        }
+        assert_eq!(request(service.address, "GET", &path, &[], b"").unwrap().status, 401);
+    }
+    // Nobody else cancels it, and its jobs are those of its key.
+    assert_eq!(send(&other, "DELETE", &format!("/v1/batches/{id}"), "", b"").status, 404);
+    assert_eq!(send(&reader, "DELETE", &format!("/v1/batches/{id}"), "", b"").status, 403);
+    let lines = text_of(&get(&owner, &format!("/v1/batches/{id}/results?format=jsonl")));
+    let jobs: Vec<String> = lines
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(jobs.len(), 2);
+    for job in &jobs {
+        assert_eq!(get(&other, &format!("/v1/jobs/{job}")).status, 404);
+        assert_eq!(get(&owner, &format!("/v1/jobs/{job}")).status, 200);
+    }
+    let cancelled = send(&owner, "DELETE", &format!("/v1/batches/{id}"), "", b"");
+    assert_eq!((cancelled.status, &cancelled.json()["cancelled"]), (200, &json!(2)));
+    // A batch of the owner that others tried to cancel is classified.
+    let again = send(&owner, "POST", "/v1/batches", &content_type, &body).json()["id"].as_str().unwrap().to_owned();
+    assert_eq!(send(&other, "DELETE", &format!("/v1/batches/{again}"), "", b"").status, 404);
+    service.add_worker();
+    let authorization = format!("Bearer {owner}");
+    let headers = [("Authorization", authorization.as_str())];
+    let state = until("the end of the batch", || {
+        let state = request(service.address, "GET", &format!("/v1/batches/{again}"), &headers, b"").unwrap().json();
+        Some(state).filter(|state| state["status"] == "finished")
+    });
+    assert_eq!(state["counts"]["succeeded"], 2, "{state}");
 }

@@ -11,7 +11,7 @@ use crate::rust_tokens::{Token, tokens};
 const FLOORS: [(u8, &[&str]); 7] = [
     (0, &["clock", "protocol", "retry", "scaling_policy", "spreadsheet", "stats", "threshold", "workload"]),
     (1, &["aws", "config", "keys", "plot", "readiness", "service_manager", "shutdown", "sqlite", "telemetry"]),
-    (2, &["instance", "model", "names", "outbound", "transport"]),
+    (2, &["instance", "model", "names", "outbound", "result_cache", "transport"]),
     (3, &["autoscaler", "dataset", "loadgen", "model_sync", "provision", "retention", "web", "worker"]),
     (
         4,
@@ -43,7 +43,7 @@ const CRATES: [(&str, &[&str]); 7] = [
     ("turbojpeg", &["model/libjpeg.rs", "model/turbo.rs"]),
     ("clap", &["cli/", "main.rs"]),
     ("plotters", &["plot/", "simulate/plot.rs", "eval/heat_map.rs"]),
-    ("rusqlite", &["sqlite/", "transport/local/"]),
+    ("rusqlite", &["sqlite/", "transport/local/", "result_cache/"]),
     ("opentelemetry*", &["telemetry/trace.rs"]),
     ("aws_*", &["aws/", "transport/aws/", "instance/aws.rs", "provision/aws", "autoscaler/aws.rs"]),
 ];

@@ -95,6 +95,7 @@ mod queue_command;
 mod queue_conformance;
 mod readme;
 mod requests;
+mod result_cache;
 mod retention;
 mod serve;
 mod service_manager;

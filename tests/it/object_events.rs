@@ -31,21 +31,25 @@ def depth(queue):
     return sum(int(found[each]) for each in names)
 def done():
     end = time.monotonic() + 60
-    while depth(name) > 0:
+    while depth(name) + depth(f"{name}-bulk") > 0:
         assert time.monotonic() < end, "messages are left"
         time.sleep(0.05)
 def put(key, file, bucket=None):
     body = open(f"{folder}/{file}", "rb").read()
     return s3.put_object(Bucket=bucket or f"{name}-photos", Key=key, Body=body)["ETag"].strip('"')
-def event(key, sequencer, etag="0", bucket=None, kind="ObjectCreated:Put"):
-    record = {
+def record(key, sequencer, etag="0", bucket=None, kind="ObjectCreated:Put"):
+    found = {
         "eventVersion": "2.1", "eventSource": "aws:s3", "eventTime": "2026-01-01T00:00:00.000Z", "eventName": kind,
         "s3": {
             "s3SchemaVersion": "1.0", "configurationId": "imgcls", "bucket": {"name": bucket or f"{name}-photos"},
             "object": {"key": key, "size": 1, "eTag": etag, "sequencer": sequencer},
         },
     }
-    sqs.send_message(QueueUrl=url(name), MessageBody=json.dumps({"Records": [record]}))
+    return found
+def send(*records, queue=None):
+    sqs.send_message(QueueUrl=url(queue or name), MessageBody=json.dumps({"Records": records}))
+def event(*arguments, **more):
+    send(record(*arguments, **more))
 def result(key):
     body = s3.get_object(Bucket=f"{name}-output", Key=f"results/{name}-photos/{key}.json")["Body"].read()
     return json.loads(body)
@@ -179,4 +183,27 @@ fn only_buckets_that_the_worker_may_read_are_read() {
     let refused = command.output().unwrap();
     let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(1) && stderr.contains("bucket of results"), "{stderr}");
+}
+
+#[test]
+fn message_with_several_events_is_one_message_for_each() {
+    for emulator in [moto(), ministack()] {
+        let events = Events::new(emulator);
+        let _worker = events.worker();
+        // 25 events in one message: of three objects in any order and twice, one that is gone, and some that need nothing.
+        let found = events.python(
+            "import random\n\
+             [put(f'{number}.png', 'red.png') for number in range(3)]\n\
+             each = [record(f'{number}.png', f'{turn:04X}') for turn in range(7) for number in range(3)]\n\
+             each += [record('gone.png', '01'), record('folder/', '01'), each[0],\n\
+             \x20 record('0.png', '0009', kind='ObjectRemoved:Delete')]\n\
+             random.shuffle(each); send(*each, queue=f'{name}-bulk')\n\
+             done()\n\
+             answers = [result(f'{number}.png') for number in range(3)]\n\
+             print(json.dumps([[[one['status'], one['sequencer']] for one in answers], result('gone.png')['status'],\n\
+             \x20 len(results()), depth(f'{name}-dead')]))",
+        );
+        let newest = serde_json::json!(["succeeded", "0006"]);
+        assert_eq!(found, serde_json::json!([[newest, newest, newest], "failed", 4, 0]));
+    }
 }

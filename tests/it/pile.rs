@@ -502,3 +502,72 @@ fn bucket_is_classified_like_a_folder() {
     assert_eq!((run.code, run.rows.len()), (Some(1), 0));
     assert!(run.stderr.contains("no-such-pile-of-images") && run.stderr.contains("does not exist"), "{}", run.stderr);
 }
+
+/// A TIFF with a page of each colour: plain RGB, one strip each. Pages of `reduced` say that they are smaller versions.
+fn pages_of(colours: &[[u8; 3]], reduced: &[usize]) -> Vec<u8> {
+    let (width, height) = (9u32, 7u32);
+    let mut file = b"II*\0\x08\0\0\0".to_vec();
+    for (number, colour) in colours.iter().enumerate() {
+        let tags: [(u16, u32); 9] = [
+            (254, u32::from(reduced.contains(&number))),
+            (256, width),
+            (257, height),
+            (258, 8),
+            (259, 1),
+            (262, 2),
+            (273, 0),
+            (277, 3),
+            (279, width * height * 3),
+        ];
+        let start = file.len() as u32;
+        let pixels = start + 2 + 12 * tags.len() as u32 + 4;
+        let next = pixels + width * height * 3;
+        file.extend((tags.len() as u16).to_le_bytes());
+        for (tag, value) in tags {
+            let value = if tag == 273 { pixels } else { value };
+            file.extend([tag.to_le_bytes(), 4u16.to_le_bytes()].concat());
+            file.extend([1u32.to_le_bytes(), value.to_le_bytes()].concat());
+        }
+        file.extend(if number + 1 == colours.len() { 0 } else { next }.to_le_bytes());
+        file.extend(colour.repeat((width * height) as usize));
+    }
+    file
+}
+
+#[test]
+fn pages_of_a_tiff_are_images_of_their_own() {
+    let pile = crate::pile_runs::Pile::of(1);
+    let (red, green, blue) = ([250, 10, 10], [10, 250, 10], [10, 10, 250]);
+    pile.write("scans/a.tif", &pages_of(&[red, green, blue, red], &[2]));
+    pile.write("scans/b.TIFF", &pages_of(&[green], &[]));
+    // The chain of its pages leads back to the first one.
+    let mut circle = pages_of(&[blue, green], &[]);
+    let last = circle.len() - 9 * 7 * 3 - 4;
+    circle[last..last + 4].copy_from_slice(&8u32.to_le_bytes());
+    pile.write("scans/circle.tif", &circle);
+    pile.write("scans/broken.tif", b"II*\0\xff\xff\0\0");
+    let first = pile.run(&["scans", "--out", "first.csv"]);
+    assert_eq!(first.code, Some(1), "{}", first.stderr);
+    let all = pile.run(&["scans", "--out", "all.csv", "--pages", "all", "--max-failures", "1"]);
+    assert_eq!(all.code, Some(0), "{}", all.stderr);
+    let rows = |name: &str| -> Vec<(String, String, String)> {
+        let text = pile.read(name);
+        let mut reader = csv::Reader::from_reader(text.as_bytes());
+        let row = |row: csv::StringRecord| (row[0].to_owned(), row[2].to_owned(), row[5].to_owned());
+        reader.records().map(|found| row(found.unwrap())).collect()
+    };
+    let (of_first, of_all) = (rows("first.csv"), rows("all.csv"));
+    let names = |rows: &[(String, String, String)]| rows.iter().map(|row| row.0.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&of_first), ["a.tif", "b.TIFF", "broken.tif", "circle.tif"]);
+    let expected = ["a.tif#page=1", "a.tif#page=2", "a.tif#page=3", "b.TIFF", "broken.tif", "circle.tif#page=1"];
+    assert_eq!(names(&of_all)[..6], expected);
+    assert_eq!(names(&of_all)[6..], ["circle.tif#page=2"]);
+    let answer = |rows: &[(String, String, String)], at: usize| (rows[at].1.clone(), rows[at].2.clone());
+    assert_eq!(answer(&of_all, 0), answer(&of_first, 0), "the first page");
+    assert_eq!(answer(&of_all, 1), answer(&of_all, 3), "the same green in two files");
+    assert_eq!(answer(&of_all, 2), answer(&of_all, 0), "the smaller version is left out");
+    assert_eq!(answer(&of_all, 6), answer(&of_all, 1));
+    assert_ne!(answer(&of_all, 0), answer(&of_all, 1));
+    let counted = pile.run(&["scans", "--dry-run", "--pages", "all"]);
+    assert!(counted.stdout.starts_with("7 images"), "{}", counted.stdout);
+}

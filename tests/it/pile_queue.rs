@@ -6,7 +6,7 @@ use std::process::{Child, Command};
 
 use serde_json::Value;
 
-use crate::emulators::ministack;
+use crate::emulators::{ministack, moto, python};
 use crate::harness::{Service, count_results, imgcls, test_image, until};
 use crate::legacy_tiers::AwsFixture;
 use crate::pile_runs::{Ended, Pile, length, paths};
@@ -179,6 +179,67 @@ fn pile_goes_through_sqs_and_s3() {
     let bulk =
         depths["queues"].as_array().unwrap().iter().find(|queue| queue["role"] == "bulk_requests").unwrap().clone();
     assert!(bulk["name"].as_str().unwrap().ends_with("-requests-bulk"), "{bulk}");
+}
+
+/// Runs a program with a client of S3, and returns the JSON that it prints.
+fn with_s3(fixture: &AwsFixture, program: &str, arguments: &[&str]) -> Value {
+    let prologue = "import boto3, json, os, sys\ns3 = boto3.client('s3')\n";
+    let mut command = Command::new(python());
+    command.args(["-c", &format!("{prologue}{program}")]).args(arguments).envs(fixture.environment());
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{program}\n{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn objects_of_a_bucket_go_by_reference_and_none_is_copied() {
+    for emulator in [moto(), ministack()] {
+        let fixture = AwsFixture::new(emulator);
+        let pile = Pile::of(60);
+        let (bucket, folder) = (fixture.name_of("photos"), pile.path("images"));
+        let put = "s3.create_bucket(Bucket=sys.argv[1])\n\
+                   for root, _, names in os.walk(sys.argv[2]):\n\
+                   \x20 for name in names:\n\
+                   \x20   path = os.path.join(root, name)\n\
+                   \x20   key = 'camera 1/' + os.path.relpath(path, sys.argv[2])\n\
+                   \x20   s3.put_object(Bucket=sys.argv[1], Key=key, Body=open(path, 'rb').read())\n\
+                   print('null')";
+        with_s3(&fixture, put, &[&bucket, folder.to_str().unwrap()]);
+        let copies = || {
+            let list = "print(json.dumps(s3.list_objects_v2(Bucket=sys.argv[1]).get('KeyCount')))";
+            with_s3(&fixture, list, &[&fixture.name_of("in")])
+        };
+        let model = pile.path("model").to_str().unwrap().to_owned();
+        let flags = ["--model", &model, "--read-bucket", &bucket];
+        let mut service = fixture.service_with(0, &flags, &flags);
+        pile.run(&["images", "--out", "alone.csv"]);
+        let source = format!("s3://{bucket}/camera 1/");
+        let command = |out: &str, more: &[&str]| {
+            let mut command = pile.command(&[&source, "--out", out, "--through", "queue", "--backend", "aws"]);
+            command.args(more).envs(fixture.environment());
+            command
+        };
+        // Every image is under way and no worker runs yet: a copy would be there.
+        let mut first = command("queue.csv", &["--read-bucket", &bucket]).spawn().unwrap();
+        let bulk = || {
+            let depths = fixture.queue_json(&["depth"]);
+            let queues = depths["queues"].as_array().unwrap().clone();
+            queues.into_iter().find(|queue| queue["role"] == "bulk_requests").unwrap()["visible"].as_u64()
+        };
+        until("all requests", || bulk().filter(|visible| *visible == 60));
+        assert_eq!(copies(), 0, "objects were copied");
+        first.kill().unwrap();
+        first.wait().unwrap();
+        service.add_worker();
+        let last = Ended::of(command("queue.csv", &["--read-bucket", &bucket]).output().unwrap());
+        assert_eq!(last.code, Some(1), "{}", last.stderr);
+        assert_eq!(pile.read("queue.csv"), pile.read("alone.csv"));
+        assert_eq!((copies(), bulk()), (0.into(), Some(0)), "each image was sent once");
+        // Without the flag the sender reads and sends the images itself.
+        let copied = Ended::of(command("copied.csv", &[]).output().unwrap());
+        assert_eq!(copied.code, Some(1), "{}", copied.stderr);
+        assert_eq!(pile.read("copied.csv"), pile.read("alone.csv"));
+    }
 }
 
 #[test]

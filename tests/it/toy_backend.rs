@@ -610,6 +610,7 @@ fn worker_config(backend: &Backend, names: &Names) -> worker::Config {
         limits: Limits::default(),
         models: vec![ModelChoice::default()],
         max_model_bytes: u64::MAX,
+        cache: None,
         shadow: None,
         visibility_timeout: Duration::from_secs(30),
         max_lease: Duration::from_secs(120),

@@ -147,7 +147,7 @@ fn up_ends_with_one_line_when_its_workers_cannot_start() {
 }
 
 /// Values of worker settings that `up` has too. One that is not listed is tested with its default.
-const SAMPLES: [(&str, &str); 28] = [
+const SAMPLES: [(&str, &str); 30] = [
     ("backend", "local"),
     ("data-dir", "some/where"),
     ("stack", "team-a"),
@@ -168,6 +168,8 @@ const SAMPLES: [(&str, &str); 28] = [
     ("ort-dylib", "/x/y.so"),
     ("intra-threads", "2"),
     ("cache-dir", "/c"),
+    ("cache", "true"),
+    ("cache-bytes", "1MiB"),
     ("max-upload-bytes", "1MiB"),
     ("max-pixels", "1000"),
     ("decode-timeout", "3s"),
@@ -204,7 +206,10 @@ fn up_passes_every_setting_of_a_worker_on() {
         listed.or_else(default).unwrap_or_else(|| panic!("list a sample of --{name}"))
     };
     let shared = all.settings.iter().filter(|setting| is_passed(&setting.name) && of_up.get(&setting.name).is_some());
-    let flags = shared.map(|setting| format!("--{}={}", setting.name, sample(&setting.name)));
+    let flags = shared.map(|setting| match sample(&setting.name).as_str() {
+        "true" => format!("--{}", setting.name),
+        value => format!("--{}={value}", setting.name),
+    });
     let passed = read(worker_arguments(flags)).settings;
     for setting in all.settings.iter().filter(|setting| is_passed(&setting.name)) {
         let name = setting.name.as_str();

@@ -5,6 +5,7 @@
 //! - `header`: what the pixels mean; `colours`: their conversion; `chunks`: where the strips or tiles are
 //! - `unpack` (with `fax`): compressed bytes of a strip or tile → rows; `samples`: rows → 8-bit samples
 //! - `builder`: strips or tiles → the image
+//! - `pages`: the images of a file with several
 //! - `raw`: camera raw images with the structure of a TIFF, of which a preview is decoded
 //!
 //! An unknown feature is refused by name, because a prediction for a wrongly decoded image looks like any other.
@@ -16,6 +17,7 @@ mod directory;
 mod error;
 mod fax;
 mod header;
+mod pages;
 mod raw;
 mod samples;
 mod tag;
@@ -26,6 +28,7 @@ use self::chunks::Chunks;
 use self::directory::Directory;
 use self::error::damaged;
 use self::header::Header;
+pub use self::pages::{tiff_page, tiff_pages};
 use self::raw::Kind;
 use super::budget::Budget;
 use super::error::PrepareError;

@@ -4,13 +4,14 @@
 //! the inputs, and within each folder in the order of names. A second walk may count the images meanwhile.
 //!
 //! - `found`: an image, and the interface to its receiver; `rules`: which files are images
-//! - `folder`, `list`: files; `archive` with `tar` and `zip`: images in archives; `s3` with `object`: images in buckets
+//! - `folder`, `list`: files; `pages`: the images of a TIFF with several; `archive` with `tar` and `zip`: images in archives; `s3` with `object`: images in buckets
 
 mod archive;
 mod folder;
 mod found;
 mod list;
 mod object;
+mod pages;
 mod rules;
 mod s3;
 mod tar;
@@ -29,6 +30,7 @@ pub(super) use self::object::Object;
 pub use self::rules::{Pattern, Rules};
 
 use self::archive::{Archive, ArchiveKind};
+use self::pages::PagesVisitor;
 use self::s3::Location;
 use super::boxes::{self, Boxes};
 use super::watch::{self, Watch};
@@ -45,10 +47,22 @@ pub struct Inputs {
     pub files_from: Option<PathBuf>,
     /// The files that are taken from folders and archives.
     pub rules: Rules,
+    /// The images of files with several.
+    pub pages: Pages,
     /// A detector's file, which names the images instead.
     pub boxes: Option<Boxes>,
     /// A folder into which images come, in place of all others. The walk ends when the run is stopped.
     pub watch: Option<Watch>,
+}
+
+/// The pages of a TIFF that are images of the pile.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Pages {
+    /// The first one.
+    #[default]
+    First,
+    /// All of them.
+    All,
 }
 
 /// The purpose of a walk.
@@ -91,6 +105,18 @@ impl Inputs {
         if let Some(boxes) = &self.boxes {
             return boxes::walk(boxes, visitor);
         }
+        if self.pages == Pages::All {
+            return self.walk_paths(purpose, max_image_bytes, &mut PagesVisitor { visitor, max_image_bytes });
+        }
+        self.walk_paths(purpose, max_image_bytes, visitor)
+    }
+
+    fn walk_paths(
+        &self,
+        purpose: Purpose,
+        max_image_bytes: u64,
+        visitor: &mut dyn Visitor,
+    ) -> anyhow::Result<ControlFlow<()>> {
         let mut walk = Walk { rules: &self.rules, purpose, max_image_bytes, visitor };
         // The paths below a single folder or archive need no prefix to be distinct.
         let is_single = self.paths.len() == 1 && self.files_from.is_none();

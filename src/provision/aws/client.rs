@@ -151,9 +151,18 @@ impl Cloud {
 /// Repeats an attempt while it fails with an error that `is_transient`, for at most [`LONGEST_WAIT`].
 pub(super) async fn retry_while<T, E>(
     is_transient: impl Fn(&E) -> bool,
+    attempt: impl AsyncFnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    retry_while_within(LONGEST_WAIT, is_transient, attempt).await
+}
+
+/// The same for at most another time.
+pub(super) async fn retry_while_within<T, E>(
+    longest: Duration,
+    is_transient: impl Fn(&E) -> bool,
     mut attempt: impl AsyncFnMut() -> Result<T, E>,
 ) -> Result<T, E> {
-    let deadline = tokio::time::Instant::now() + LONGEST_WAIT;
+    let deadline = tokio::time::Instant::now() + longest;
     let mut backoff = POLL_DELAYS.start();
     loop {
         match attempt().await {

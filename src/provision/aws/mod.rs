@@ -4,6 +4,7 @@
 //! exists already, it is updated to the wanted state.
 
 mod autoscaling;
+mod bucket_events;
 mod budgets;
 mod checkip;
 mod client;
@@ -78,7 +79,8 @@ impl Cloud {
             self.observe_topic(stack),
             self.observe_budget(stack),
         )?;
-        inventory.found = [logs, queues.found, buckets, roles, network, groups, cloudwatch, topic, budget]
+        let events = self.observe_bucket_events(stack, &queues.found).await?;
+        inventory.found = [logs, queues.found, buckets, events, roles, network, groups, cloudwatch, topic, budget]
             .into_iter()
             .flatten()
             .collect();
@@ -134,6 +136,8 @@ impl Cloud {
             }
             Kind::Bucket => self.put_bucket(resource, found).await,
             Kind::BucketPolicy => self.put_bucket_policy(resource).await,
+            Kind::QueuePolicy => self.put_queue_policy(resource).await,
+            Kind::BucketNotification => self.put_notifications(resource, stack).await,
             Kind::Bundle => self.put_bundle(resource, stack, artifacts).await,
             Kind::ModelPackage => self.put_model_package(resource, stack, artifacts).await,
             Kind::ModelPointer => self.put_model_pointer(resource, stack).await,
@@ -158,6 +162,8 @@ impl Cloud {
             Kind::Queue => self.delete_queue(name).await,
             Kind::Bucket => self.delete_bucket(name).await,
             Kind::BucketPolicy => self.delete_bucket_policy(name).await,
+            Kind::QueuePolicy => self.delete_queue_policy(name).await,
+            Kind::BucketNotification => self.delete_notifications(name, stack).await,
             Kind::Bundle | Kind::ModelPackage | Kind::ModelPointer => self.delete_artifact(name, stack).await,
             Kind::Role => self.delete_role(name).await,
             Kind::InstanceProfile => self.delete_instance_profile(name).await,

@@ -3,6 +3,7 @@
 //! Each child module adds the resources of one area to the [`Builder`].
 
 mod access;
+pub(in crate::provision) mod bucket_events;
 mod builder;
 mod dashboard;
 mod groups;
@@ -56,6 +57,7 @@ impl Stack {
         builder.bundle();
         builder.models();
         builder.bucket_policies();
+        builder.bucket_events();
         builder.roles();
         builder.security_groups();
         builder.workers();

@@ -289,6 +289,15 @@ impl Transport for QueuedTransport {
         self.steps.complete(batch).await
     }
 
+    async fn send_bulk_messages(&self, messages: &[String]) -> Result<(), TransportError> {
+        let queue = self.parts.bulk().await?;
+        for part in messages.chunks(MAX_BATCH) {
+            let messages: Vec<Outgoing> = part.iter().map(Outgoing::new).collect();
+            queue.send(&messages).await?.into_iter().collect::<Result<(), QueueError>>()?;
+        }
+        Ok(())
+    }
+
     async fn queues(&self) -> Result<Vec<(String, QueueRole)>, TransportError> {
         let names = &self.parts.names;
         let mut found = vec![

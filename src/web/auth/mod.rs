@@ -161,6 +161,7 @@ pub(super) async fn authenticate(State(auth): State<Arc<Auth>>, mut request: Req
     let id = job_id(&mut request).await;
     let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let need = need::need(request.method(), route, id);
+    let is_of_batch = route.is_some_and(|route| route.starts_with("/v1/batches/"));
     match auth.check(need, &request) {
         Ok((principal, passed)) => {
             request.extensions_mut().insert(principal);
@@ -177,7 +178,7 @@ pub(super) async fn authenticate(State(auth): State<Arc<Auth>>, mut request: Req
             if !request.headers().contains_key(header::EXPECT) {
                 http::drain_body(&mut request.into_body(), 2 * auth.max_upload_bytes).await;
             }
-            deny(need, id, &denied)
+            deny(need, id, is_of_batch, &denied)
         }
     }
 }
@@ -197,7 +198,7 @@ fn client_of(presented: &Presented, address: Option<IpAddr>) -> Client {
     }
 }
 
-fn deny(need: Need, id: Option<Uuid>, denied: &Denied) -> Response {
+fn deny(need: Need, id: Option<Uuid>, is_of_batch: bool, denied: &Denied) -> Response {
     let (problem, quota, reason) = match denied {
         Denied::Exceeded(Exceeded::Rate { quota, retry_after_seconds }) => {
             let detail = format!("this client may send {} requests in {} s", quota.burst, quota.window_seconds);
@@ -209,7 +210,7 @@ fn deny(need: Need, id: Option<Uuid>, denied: &Denied) -> Response {
         }
         Denied::Refused(refusal, passed) => {
             let quota = passed.as_ref().and_then(|passed| passed.quota);
-            (problem_of(*refusal, need, id), quota, refusal.as_str())
+            (problem_of(*refusal, need, id, is_of_batch), quota, refusal.as_str())
         }
     };
     tracing::debug!(reason, need = need.as_str(), "a request was refused");
@@ -221,7 +222,7 @@ fn deny(need: Need, id: Option<Uuid>, denied: &Denied) -> Response {
     response
 }
 
-fn problem_of(refusal: Refusal, need: Need, id: Option<Uuid>) -> Problem {
+fn problem_of(refusal: Refusal, need: Need, id: Option<Uuid>, is_of_batch: bool) -> Problem {
     let unauthorized = |detail: String| Problem::unauthorized(refusal.as_str(), detail);
     match refusal {
         Refusal::NoKey if need == Need::Operate => unauthorized(
@@ -236,6 +237,7 @@ fn problem_of(refusal: Refusal, need: Need, id: Option<Uuid>) -> Problem {
         Refusal::WrongKey => unauthorized("there is no such key; it may have been revoked".to_owned()),
         Refusal::ExpiredKey(at) => unauthorized(format!("the key expired at {at}; ask for a new one")),
         Refusal::MissingScope(scope) => Problem::forbidden(scope.as_str()),
+        Refusal::NotOwner if is_of_batch => Problem::no_such_batch(&id.unwrap_or_default().to_string()),
         Refusal::NotOwner => Problem::no_such_job(&id.unwrap_or_default().to_string()),
     }
 }

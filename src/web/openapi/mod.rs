@@ -1,6 +1,7 @@
 //! The description of the interface: an OpenAPI document for programs, and a page for people. Both are made from the table of
 //! [`operations`], like the router.
 
+mod operation;
 mod operations;
 mod page;
 mod schemas;
@@ -11,8 +12,9 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
-use self::operations::{Answer, Body, Content, Parameter, Tag};
-pub(super) use self::operations::{Call, OPERATIONS, Operation};
+use self::operation::{Answer, Body, Content, Parameter, Tag};
+pub(super) use self::operation::{Call, Operation};
+pub(super) use self::operations::OPERATIONS;
 use super::assets::Asset;
 use super::query::{MAX_JOBS, MAX_TOP_K, MAX_WAIT};
 use crate::model;

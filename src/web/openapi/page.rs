@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::operations::{Body, Content, Operation};
+use super::operation::{Body, Content, Operation};
 use super::{COMMON_PROBLEMS, OPERATIONS, Tag};
 
 /// Writes the page.

@@ -17,6 +17,7 @@ mod second_opinion;
 mod strict;
 mod terraform;
 mod user_data;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
