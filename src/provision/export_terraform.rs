@@ -90,6 +90,15 @@ impl Translator<'_> {
                 let bucket = bucket.map_or_else(|| resource.name.clone(), |address| format!("${{{address}.bucket}}"));
                 one("aws_s3_bucket_policy", json!({"bucket": bucket, "policy": text(&found["PolicyDocument"])}))
             }
+            Kind::QueuePolicy => {
+                let queue = self.address(Kind::Queue, &resource.name).unwrap_or_default();
+                let policy = text(&found["PolicyDocument"]);
+                one("aws_sqs_queue_policy", json!({"queue_url": format!("${{{queue}.url}}"), "policy": policy}))
+            }
+            // Terraform would remove the notifications of others, so `apply` writes ours.
+            Kind::BucketNotification => Vec::new(),
+            Kind::Topic => topic(&name, &resource.name, &found),
+            Kind::Budget => one("aws_budgets_budget", budget(&found)),
             Kind::Role => role(&name, &resource.name, &found),
             Kind::InstanceProfile => one(
                 "aws_iam_instance_profile",
@@ -157,7 +166,10 @@ fn terraform_type(kind: Kind) -> Option<&'static str> {
         Kind::Queue => "aws_sqs_queue",
         Kind::Bucket => "aws_s3_bucket",
         Kind::Bundle => "aws_s3_object",
-        Kind::ModelPackage | Kind::ModelPointer => return None,
+        Kind::ModelPackage | Kind::ModelPointer | Kind::BucketNotification => return None,
+        Kind::QueuePolicy => "aws_sqs_queue_policy",
+        Kind::Topic => "aws_sns_topic",
+        Kind::Budget => "aws_budgets_budget",
         Kind::BucketPolicy => "aws_s3_bucket_policy",
         Kind::Role => "aws_iam_role",
         Kind::InstanceProfile => "aws_iam_instance_profile",
@@ -215,6 +227,51 @@ fn bucket(id: &str, name: &str, found: &Value) -> Vec<Translated> {
         of("aws_s3_bucket_server_side_encryption_configuration", json!({"bucket": this, "rule": encryption})),
         of("aws_s3_bucket_lifecycle_configuration", json!({"bucket": this, "rule": rules})),
     ]
+}
+
+/// The topic and its subscriptions.
+fn topic(id: &str, name: &str, found: &Value) -> Vec<Translated> {
+    let topic = json!({"name": name, "tags": tags(&found["Tags"])});
+    let mut translated = vec![("aws_sns_topic".to_owned(), id.to_owned(), topic)];
+    for (index, subscription) in listed(&found["Subscription"]).into_iter().enumerate() {
+        let members = json!({
+            "topic_arn": format!("${{aws_sns_topic.{id}.arn}}"),
+            "protocol": subscription["Protocol"],
+            "endpoint": subscription["Endpoint"],
+        });
+        translated.push(("aws_sns_topic_subscription".to_owned(), format!("{id}_{index}"), members));
+    }
+    translated
+}
+
+fn budget(found: &Value) -> Value {
+    let (budget, filters) = (&found["Budget"], found["Budget"]["CostFilters"].as_object());
+    let filters = filters.into_iter().flatten().map(|(name, values)| json!({"name": name, "values": values}));
+    let notifications = listed(&found["NotificationsWithSubscribers"]).into_iter().map(|told| {
+        let notification = &told["Notification"];
+        let of = |kind: &str| {
+            let subscribers = listed(&told["Subscribers"]).into_iter();
+            let addresses = subscribers.filter(|one| one["SubscriptionType"] == kind).map(|one| &one["Address"]);
+            addresses.collect::<Vec<_>>()
+        };
+        json!({
+            "comparison_operator": notification["ComparisonOperator"],
+            "notification_type": notification["NotificationType"],
+            "threshold": notification["Threshold"],
+            "threshold_type": notification["ThresholdType"],
+            "subscriber_email_addresses": of("EMAIL"),
+            "subscriber_sns_topic_arns": of("SNS"),
+        })
+    });
+    json!({
+        "name": budget["BudgetName"],
+        "budget_type": budget["BudgetType"],
+        "time_unit": budget["TimeUnit"],
+        "limit_amount": budget["BudgetLimit"]["Amount"],
+        "limit_unit": budget["BudgetLimit"]["Unit"],
+        "cost_filter": filters.collect::<Vec<_>>(),
+        "notification": notifications.collect::<Vec<_>>(),
+    })
 }
 
 fn role(id: &str, name: &str, found: &Value) -> Vec<Translated> {

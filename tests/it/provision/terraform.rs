@@ -205,6 +205,31 @@ const TYPES: &[(&str, &[&str], &[&str])] = &[
         ],
     ),
     ("aws_cloudwatch_dashboard", &["dashboard_name", "dashboard_body"], &[]),
+    ("aws_sqs_queue_policy", &["queue_url", "policy"], &[]),
+    ("aws_sns_topic", &[], &["name", "tags"]),
+    ("aws_sns_topic_subscription", &["topic_arn", "protocol", "endpoint"], &[]),
+    (
+        "aws_budgets_budget",
+        &[
+            "budget_type",
+            "time_unit",
+            "cost_filter.name",
+            "cost_filter.values",
+            "notification.comparison_operator",
+            "notification.notification_type",
+            "notification.threshold",
+            "notification.threshold_type",
+        ],
+        &[
+            "name",
+            "limit_amount",
+            "limit_unit",
+            "cost_filter",
+            "notification",
+            "notification.subscriber_email_addresses",
+            "notification.subscriber_sns_topic_arns",
+        ],
+    ),
 ];
 
 /// Arguments of every resource.
@@ -293,7 +318,8 @@ fn terraform_configuration_passes_our_own_check_of_arguments_and_references() {
     let stack = Stack::new("terraformed");
     let target = ["--policy", "target", "--service-time", "20ms", "--spot-share", "50", "--min", "1"];
     let group = "arn:aws:elasticloadbalancing:us-east-1:123456789012:targetgroup/a/1";
-    for flags in [&[][..], &target, &["--web-instances", "0"], &["--target-group", group]] {
+    let told = ["--notify", "ops@example.org", "--budget", "50", "--watch", "photos"];
+    for flags in [&[][..], &target, &["--web-instances", "0"], &["--target-group", group], &told] {
         let configuration = exported(&stack, flags);
         assert_eq!(wrong(&configuration), Vec::<String>::new(), "{flags:?}");
     }
