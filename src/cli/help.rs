@@ -101,7 +101,7 @@ const COMMON: [(&str, &[&str]); 8] = [
 ];
 
 /// Flags by their subject. The headings appear in the order of the flags of a command.
-const TOPICS: [(&str, &[&str]); 13] = [
+const TOPICS: [(&str, &[&str]); 14] = [
     (
         "Backend and names",
         &[
