@@ -170,11 +170,12 @@ impl Caller<'_> {
         let queues = queues.map(|name| [self.arns.queue(name), self.arns.queue(&format!("{name}-*"))]).concat();
         let buckets = [&names.input_bucket, &names.output_bucket].map(|name| self.arns.bucket(name));
         let objects = buckets.clone().map(|bucket| format!("{bucket}/*"));
+        // One statement for both is shorter. Each action applies to its own kind of resource.
+        let in_s3 = [&BUCKETS[..], &OBJECTS].concat();
         let log_group = self.arns.log_group(&self.names.log_group);
         vec![
             allow(&QUEUES, &queues),
-            allow(&BUCKETS, &buckets),
-            allow(&OBJECTS, &objects),
+            allow(&in_s3, &[buckets, objects].concat()),
             allow(&LOG_GROUP, &[format!("{log_group}:*"), log_group]),
         ]
     }
@@ -216,7 +217,7 @@ impl Caller<'_> {
         let tags = allow(&["ec2:CreateTags"], &all);
         let mut statements = vec![
             allow(&NEW_ON_EC2, &all),
-            when(allow(&OWN_ON_EC2, &all), "StringEquals", &is_own),
+            when(allow(&OWN_ON_EC2, &["*".to_owned()]), "StringEquals", &is_own),
             if self.adopts { tags } else { when(tags, "StringEquals", &tags_new) },
         ];
         if let Some(parameter) = self.image_parameter() {
@@ -270,27 +271,26 @@ impl Caller<'_> {
         let dashboard = global("cloudwatch", format!("dashboard/{}", names.dashboard));
         let budget = global("budgets", format!("budget/{}", names::budget(&self.settings.stack, self.region)));
         let topic = self.arns.topic(&names.topic);
+        let in_cloudwatch = [&ALARMS[..], &DASHBOARD].concat();
         let mut statements = vec![
-            allow(&ALARMS, &alarms),
+            allow(&in_cloudwatch, &[alarms, vec![dashboard]].concat()),
             // Alarms of others may read the metrics of the stack.
             allow(&["cloudwatch:ListTagsForResource"], &[self.arns.alarm("*")]),
-            allow(&DASHBOARD, &[dashboard]),
         ];
         // Without --notify and --budget, this program looks whether there is something to delete.
-        if notify.emails.is_empty() {
-            statements.push(allow(&["sns:ListTagsForResource"], &[topic]));
-        } else {
-            statements.push(allow(&TOPIC, &[topic]));
+        let mut told = if notify.emails.is_empty() { vec!["sns:ListTagsForResource"] } else { TOPIC.to_vec() };
+        let mut resources = vec![topic];
+        if !notify.emails.is_empty() {
             statements.push(allow(&["sns:Unsubscribe"], &["*".to_owned()]));
         }
-        let actions: &[&str] = if notify.monthly_budget.is_some() {
-            &["budgets:ModifyBudget", "budgets:ViewBudget"]
-        } else {
-            &["budgets:ViewBudget"]
-        };
         if Partition::of(self.region).budgets().is_some() {
-            statements.push(allow(actions, &[budget]));
+            told.push("budgets:ViewBudget");
+            resources.push(budget);
         }
+        if notify.monthly_budget.is_some() {
+            told.push("budgets:ModifyBudget");
+        }
+        statements.push(allow(&told, &resources));
         statements
     }
 }
