@@ -14,12 +14,14 @@ use crate::protocol::stack_prefix;
 
 /// Actions that look, or that no resource can be named for. `ec2:RunInstances` is checked when a group is made that starts
 /// machines from a launch template.
-const EVERYWHERE: [&str; 21] = [
+const EVERYWHERE: [&str; 22] = [
     "autoscaling:DescribeAutoScalingGroups",
     "autoscaling:DescribeLifecycleHooks",
     "autoscaling:DescribePolicies",
     "autoscaling:DescribeScalingActivities",
     "cloudwatch:DescribeAlarms",
+    // Alarms of others may read the metrics of the stack.
+    "cloudwatch:ListTagsForResource",
     "ec2:DescribeImages",
     "ec2:DescribeInstanceTypeOfferings",
     "ec2:DescribeInstances",
@@ -143,7 +145,11 @@ pub(super) fn policy(settings: &Settings, adopts: bool, account: &str, region: &
         account,
         region,
     };
-    let mut statements = vec![allow(&EVERYWHERE, &["*".to_owned()])];
+    let mut everywhere = EVERYWHERE.to_vec();
+    if !settings.notify.emails.is_empty() {
+        everywhere.push("sns:Unsubscribe");
+    }
+    let mut statements = vec![allow(&everywhere, &["*".to_owned()])];
     statements.extend(caller.storage());
     statements.extend(caller.roles());
     statements.extend(caller.ec2());
@@ -214,11 +220,16 @@ impl Caller<'_> {
         let all = [format!("arn:{}:ec2:{}:{}:*", self.partition, self.region, self.account)];
         let is_own = json!({ (format!("aws:ResourceTag/{STACK_TAG}")): self.settings.stack });
         let tags_new = json!({"ec2:CreateAction": ["CreateLaunchTemplate", "CreateSecurityGroup", "RunInstances"]});
-        let tags = allow(&["ec2:CreateTags"], &all);
+        // Where a condition limits the resources, their ARNs would only make the policy longer.
+        let any = ["*".to_owned()];
         let mut statements = vec![
             allow(&NEW_ON_EC2, &all),
-            when(allow(&OWN_ON_EC2, &["*".to_owned()]), "StringEquals", &is_own),
-            if self.adopts { tags } else { when(tags, "StringEquals", &tags_new) },
+            when(allow(&OWN_ON_EC2, &any), "StringEquals", &is_own),
+            if self.adopts {
+                allow(&["ec2:CreateTags"], &all)
+            } else {
+                when(allow(&["ec2:CreateTags"], &any), "StringEquals", &tags_new)
+            },
         ];
         if let Some(parameter) = self.image_parameter() {
             statements.push(allow(&["ssm:GetParameters"], &[parameter]));
@@ -272,17 +283,9 @@ impl Caller<'_> {
         let budget = global("budgets", format!("budget/{}", names::budget(&self.settings.stack, self.region)));
         let topic = self.arns.topic(&names.topic);
         let in_cloudwatch = [&ALARMS[..], &DASHBOARD].concat();
-        let mut statements = vec![
-            allow(&in_cloudwatch, &[alarms, vec![dashboard]].concat()),
-            // Alarms of others may read the metrics of the stack.
-            allow(&["cloudwatch:ListTagsForResource"], &[self.arns.alarm("*")]),
-        ];
         // Without --notify and --budget, this program looks whether there is something to delete.
         let mut told = if notify.emails.is_empty() { vec!["sns:ListTagsForResource"] } else { TOPIC.to_vec() };
         let mut resources = vec![topic];
-        if !notify.emails.is_empty() {
-            statements.push(allow(&["sns:Unsubscribe"], &["*".to_owned()]));
-        }
         if Partition::of(self.region).budgets().is_some() {
             told.push("budgets:ViewBudget");
             resources.push(budget);
@@ -290,8 +293,7 @@ impl Caller<'_> {
         if notify.monthly_budget.is_some() {
             told.push("budgets:ModifyBudget");
         }
-        statements.push(allow(&told, &resources));
-        statements
+        vec![allow(&in_cloudwatch, &[alarms, vec![dashboard]].concat()), allow(&told, &resources)]
     }
 }
 
