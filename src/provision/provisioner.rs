@@ -14,12 +14,14 @@ use crate::protocol::stack_prefix;
 
 /// Actions that look, or that no resource can be named for. `ec2:RunInstances` is checked when a group is made that starts
 /// machines from a launch template.
-const EVERYWHERE: [&str; 21] = [
+const EVERYWHERE: [&str; 22] = [
     "autoscaling:DescribeAutoScalingGroups",
     "autoscaling:DescribeLifecycleHooks",
     "autoscaling:DescribePolicies",
     "autoscaling:DescribeScalingActivities",
     "cloudwatch:DescribeAlarms",
+    // Alarms of others may read the metrics of the stack.
+    "cloudwatch:ListTagsForResource",
     "ec2:DescribeImages",
     "ec2:DescribeInstanceTypeOfferings",
     "ec2:DescribeInstances",
@@ -143,7 +145,11 @@ pub(super) fn policy(settings: &Settings, adopts: bool, account: &str, region: &
         account,
         region,
     };
-    let mut statements = vec![allow(&EVERYWHERE, &["*".to_owned()])];
+    let mut everywhere = EVERYWHERE.to_vec();
+    if !settings.notify.emails.is_empty() {
+        everywhere.push("sns:Unsubscribe");
+    }
+    let mut statements = vec![allow(&everywhere, &["*".to_owned()])];
     statements.extend(caller.storage());
     statements.extend(caller.roles());
     statements.extend(caller.ec2());
@@ -170,11 +176,12 @@ impl Caller<'_> {
         let queues = queues.map(|name| [self.arns.queue(name), self.arns.queue(&format!("{name}-*"))]).concat();
         let buckets = [&names.input_bucket, &names.output_bucket].map(|name| self.arns.bucket(name));
         let objects = buckets.clone().map(|bucket| format!("{bucket}/*"));
+        // One statement for both is shorter. Each action applies to its own kind of resource.
+        let in_s3 = [&BUCKETS[..], &OBJECTS].concat();
         let log_group = self.arns.log_group(&self.names.log_group);
         vec![
             allow(&QUEUES, &queues),
-            allow(&BUCKETS, &buckets),
-            allow(&OBJECTS, &objects),
+            allow(&in_s3, &[buckets, objects].concat()),
             allow(&LOG_GROUP, &[format!("{log_group}:*"), log_group]),
         ]
     }
@@ -213,11 +220,16 @@ impl Caller<'_> {
         let all = [format!("arn:{}:ec2:{}:{}:*", self.partition, self.region, self.account)];
         let is_own = json!({ (format!("aws:ResourceTag/{STACK_TAG}")): self.settings.stack });
         let tags_new = json!({"ec2:CreateAction": ["CreateLaunchTemplate", "CreateSecurityGroup", "RunInstances"]});
-        let tags = allow(&["ec2:CreateTags"], &all);
+        // Where a condition limits the resources, their ARNs would only make the policy longer.
+        let any = ["*".to_owned()];
         let mut statements = vec![
             allow(&NEW_ON_EC2, &all),
-            when(allow(&OWN_ON_EC2, &all), "StringEquals", &is_own),
-            if self.adopts { tags } else { when(tags, "StringEquals", &tags_new) },
+            when(allow(&OWN_ON_EC2, &any), "StringEquals", &is_own),
+            if self.adopts {
+                allow(&["ec2:CreateTags"], &all)
+            } else {
+                when(allow(&["ec2:CreateTags"], &any), "StringEquals", &tags_new)
+            },
         ];
         if let Some(parameter) = self.image_parameter() {
             statements.push(allow(&["ssm:GetParameters"], &[parameter]));
@@ -270,28 +282,18 @@ impl Caller<'_> {
         let dashboard = global("cloudwatch", format!("dashboard/{}", names.dashboard));
         let budget = global("budgets", format!("budget/{}", names::budget(&self.settings.stack, self.region)));
         let topic = self.arns.topic(&names.topic);
-        let mut statements = vec![
-            allow(&ALARMS, &alarms),
-            // Alarms of others may read the metrics of the stack.
-            allow(&["cloudwatch:ListTagsForResource"], &[self.arns.alarm("*")]),
-            allow(&DASHBOARD, &[dashboard]),
-        ];
+        let in_cloudwatch = [&ALARMS[..], &DASHBOARD].concat();
         // Without --notify and --budget, this program looks whether there is something to delete.
-        if notify.emails.is_empty() {
-            statements.push(allow(&["sns:ListTagsForResource"], &[topic]));
-        } else {
-            statements.push(allow(&TOPIC, &[topic]));
-            statements.push(allow(&["sns:Unsubscribe"], &["*".to_owned()]));
-        }
-        let actions: &[&str] = if notify.monthly_budget.is_some() {
-            &["budgets:ModifyBudget", "budgets:ViewBudget"]
-        } else {
-            &["budgets:ViewBudget"]
-        };
+        let mut told = if notify.emails.is_empty() { vec!["sns:ListTagsForResource"] } else { TOPIC.to_vec() };
+        let mut resources = vec![topic];
         if Partition::of(self.region).budgets().is_some() {
-            statements.push(allow(actions, &[budget]));
+            told.push("budgets:ViewBudget");
+            resources.push(budget);
         }
-        statements
+        if notify.monthly_budget.is_some() {
+            told.push("budgets:ModifyBudget");
+        }
+        vec![allow(&in_cloudwatch, &[alarms, vec![dashboard]].concat()), allow(&told, &resources)]
     }
 }
 

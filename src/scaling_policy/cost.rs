@@ -138,7 +138,7 @@ pub(crate) struct FixedResources {
     pub(crate) sqs_requests_per_hour: f64,
     /// Calls that publish metrics.
     pub(crate) metric_requests_per_hour: f64,
-    /// What machines write to their log in a month.
+    /// The logs of all machines in a month.
     pub(crate) log_gb_per_month: f64,
 }
 

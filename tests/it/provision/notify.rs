@@ -87,7 +87,7 @@ fn recipients_that_cannot_be_told_are_refused() {
         (&["--budget", "50"][..], "--budget needs --notify"),
         (&["--notify", "somebody"], "give an e-mail address, or the ARN of a topic"),
         (&["--notify", PAGER, "--notify", second, "--budget", "50"], "at most 1 topics"),
-        (&["--notify", "ops@example.org", "--budget", "-1"], "an amount above 0"),
+        (&["--notify", "ops@example.org", "--budget=-1"], "an amount above 0"),
     ] {
         let ran = Stack::new("untold").run(&with("plan", flags));
         assert_eq!(ran.code, Some(2), "{flags:?}: {}", ran.stderr);

@@ -10,14 +10,15 @@ use super::{Stack, between, call_emulator, environment};
 use crate::emulators::{credentials, moto_of_stacks};
 
 /// Actions that no call is named after.
-const CHECKED_BY_AWS: [&str; 5] = [
+const CHECKED_BY_AWS: [&str; 6] = [
     // Checked when a group is made whose machines start from a launch template.
     "ec2:RunInstances",
     "iam:PassRole",
     "ssm:GetParameters",
     // Checked when an account makes its first group.
     "iam:CreateServiceLinkedRole",
-    // Checked when a bucket is made with tags.
+    // Checked when a bucket or a log group is made with tags.
+    "logs:TagResource",
     "s3:TagResource",
 ];
 
@@ -135,7 +136,18 @@ fn policy_allows_the_actions_that_are_called_and_no_others() {
     let told = ["--notify", "ops@example.org", "--budget", "50", "--target-group", &first];
     let changed = [
         &["--notify", "new@example.org", "--budget", "60", "--target-group", &second, "--keep-images", "3d"][..],
-        &["--visibility-timeout", "60s", "--max", "9", "--policy", "target", "--service-time", "20ms"],
+        &[
+            "--visibility-timeout",
+            "60s",
+            "--max",
+            "9",
+            "--policy",
+            "target",
+            "--service-time",
+            "20ms",
+            "--max-image-age",
+            "1h",
+        ],
     ]
     .concat();
     let stack = Stack { environment: environment(&url), ..Stack::new("allowed") };
