@@ -3,8 +3,8 @@
 moto only supports CloudWatch's JSON protocol. CBOR requests are decoded and passed to moto as JSON. Answers are encoded
 with the types of botocore's service model, since clients reject an integer in the place of a float.
 
-Two features that moto lacks are added: Auto Scaling groups store their default instance warm-up, and buckets store the
-tags that they are created with.
+Three features that moto lacks are added: Auto Scaling groups store their default instance warm-up, buckets store the
+tags that they are created with, and machines can start from any version of a launch template with user data.
 
     python moto_cbor.py PORT [strict]
 
@@ -21,6 +21,8 @@ import botocore.session
 import cbor2
 import xmltodict
 from moto.autoscaling.responses import AutoScalingResponse
+from moto.core.types import Base64EncodedString
+from moto.ec2.models.launch_templates import LaunchTemplateVersion
 from moto.s3.responses import S3Response
 from moto.server import DomainDispatcherApplication, create_backend_app
 from strict import StrictLayer
@@ -141,8 +143,17 @@ def keep_tags_of_new_buckets() -> None:
     S3Response._bucket_response_put = kept
 
 
+def read_user_data_of_every_version() -> None:
+    def user_data(self):
+        data = self.data.get("UserData")
+        return Base64EncodedString(data) if isinstance(data, str) else data
+
+    LaunchTemplateVersion.user_data = property(user_data)
+
+
 if __name__ == "__main__":
     keep_instance_warmup()
+    read_user_data_of_every_version()
     keep_tags_of_new_buckets()
     application = CborLayer(DomainDispatcherApplication(create_backend_app))
     if sys.argv[2:] == ["strict"]:

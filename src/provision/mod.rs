@@ -12,7 +12,7 @@
 //!   `elf` what they need of the system
 //! - `inventory`, `aws`: the actual state, and single changes to it
 //! - `plan`: the difference
-//! - `preflight`: whether an account and a bundle fit, before a stack is made
+//! - `preflight`: whether an account and a bundle fit, before a stack is made; `checks` are its results
 //! - `machines`: the machines that run
 //! - `rollout`: new machines for a new bundle, and the way back
 //! - `log_reader`: what the machines logged
@@ -29,6 +29,7 @@ mod artifacts;
 mod aws;
 mod bundle;
 mod change;
+mod checks;
 mod doctor;
 mod drift;
 mod elf;

@@ -298,6 +298,7 @@ mod tests {
               + launch template    team-ApptierTemplate
               + Auto Scaling group team-apptierAutoscaling
               + lifecycle hook     team-apptierAutoscaling/drain
+              + lifecycle hook     team-apptierAutoscaling/start
               + scaling policy     team-apptierAutoscaling/team-ScaleFromZero
               + scaling policy     team-apptierAutoscaling/team-ScaleUp
               + scaling policy     team-apptierAutoscaling/team-ScaleDown
@@ -306,8 +307,9 @@ mod tests {
               + alarm              team-ScaleFromZeroAlarm
               + launch template    team-WebtierTemplate
               + Auto Scaling group team-webtierAutoscaling
+              + lifecycle hook     team-webtierAutoscaling/start
               + dashboard          team-imgcls
-            28 to create, 0 to update, 0 to delete",
+            30 to create, 0 to update, 0 to delete",
         );
     }
 
@@ -317,7 +319,7 @@ mod tests {
         golden(
             &planned(&stack, &applied(&stack)),
             "stack imgcls in us-east-1, account 123456789012
-            nothing to do: all 28 resources are as wanted",
+            nothing to do: all 30 resources are as wanted",
         );
     }
 

@@ -31,7 +31,7 @@ fn exported_template_has_all_resources_and_passes_cfn_lint() {
         let template: Value = serde_json::from_str(&text).unwrap();
         let resources = template["Resources"].as_object().unwrap();
         // Step scaling has two alarms and their policies. Target tracking has one policy, whose alarms AWS creates.
-        assert_eq!(resources.len(), if name == "step" { 28 } else { 25 }, "{text}");
+        assert_eq!(resources.len(), if name == "step" { 29 } else { 26 }, "{text}");
         assert!(!resources.contains_key("Bundle"), "{text}");
         let parameters = template["Parameters"].as_object().unwrap();
         assert_eq!(parameters["MaxWorkers"]["Default"], "4");
