@@ -3,8 +3,9 @@
 moto only supports CloudWatch's JSON protocol. CBOR requests are decoded and passed to moto as JSON. Answers are encoded
 with the types of botocore's service model, since clients reject an integer in the place of a float.
 
-Three features that moto lacks are added: Auto Scaling groups store their default instance warm-up, buckets store the tags
-that they are created with, and AWS Budgets answers who is told of a limit.
+Four features that moto lacks are added: Auto Scaling groups store their default instance warm-up, buckets store the tags
+that they are created with, machines can start from any version of a launch template with user data, and AWS Budgets
+answers who is told of a limit.
 
     python moto_cbor.py PORT [strict]
 
@@ -22,6 +23,8 @@ import cbor2
 import xmltodict
 from moto.autoscaling.responses import AutoScalingResponse
 from moto.budgets.responses import BudgetsResponse
+from moto.core.types import Base64EncodedString
+from moto.ec2.models.launch_templates import LaunchTemplateVersion
 from moto.s3.responses import S3Response
 from moto.server import DomainDispatcherApplication, create_backend_app
 from strict import StrictLayer
@@ -152,9 +155,18 @@ def answer_who_is_told_of_budgets() -> None:
     BudgetsResponse.describe_subscribers_for_notification = describe
 
 
+def read_user_data_of_every_version() -> None:
+    def user_data(self):
+        data = self.data.get("UserData")
+        return Base64EncodedString(data) if isinstance(data, str) else data
+
+    LaunchTemplateVersion.user_data = property(user_data)
+
+
 if __name__ == "__main__":
     answer_who_is_told_of_budgets()
     keep_instance_warmup()
+    read_user_data_of_every_version()
     keep_tags_of_new_buckets()
     application = CborLayer(DomainDispatcherApplication(create_backend_app))
     if sys.argv[2:] == ["strict"]:

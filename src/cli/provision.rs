@@ -87,7 +87,7 @@ pub enum ProvisionCommand {
     Export {
         #[command(flatten)]
         stack: StackArgs,
-        /// What to print
+        /// The tool to print it for
         #[arg(long, env = "IMGCLS_FORMAT", value_enum, default_value_t = ExportFormatArg::Cloudformation)]
         format: ExportFormatArg,
         /// Write the bundle (this program, ONNX Runtime, the models) to this file instead

@@ -1,4 +1,4 @@
-//! What the machines of a stack logged, from its log group.
+//! Prints the log of the machines of a stack, from its log group.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};

@@ -35,7 +35,7 @@ pub(super) struct Refresh {
     pub state: RefreshState,
     /// How much of it is done.
     pub percent: Option<i32>,
-    /// What AWS says about its state.
+    /// AWS's explanation of its state.
     pub reason: Option<String>,
 }
 

@@ -13,7 +13,7 @@
 //! - `inventory`, `aws`: the actual state, and single changes to it
 //! - `plan`: the difference; `adoption`: what it takes over from the actual state
 //! - `provisioner`: the permissions of the person who runs this
-//! - `preflight`: whether an account and a bundle fit, before a stack is made
+//! - `preflight`: whether an account and a bundle fit, before a stack is made; `checks` are its results
 //! - `machines`: the machines that run
 //! - `rollout`: new machines for a new bundle, and the way back
 //! - `log_reader`: what the machines logged
@@ -32,6 +32,7 @@ mod artifacts;
 mod aws;
 mod bundle;
 mod change;
+mod checks;
 mod doctor;
 mod drift;
 mod elf;

@@ -312,6 +312,7 @@ mod tests {
               + launch template    team-ApptierTemplate
               + Auto Scaling group team-apptierAutoscaling
               + lifecycle hook     team-apptierAutoscaling/drain
+              + lifecycle hook     team-apptierAutoscaling/start
               + scaling policy     team-apptierAutoscaling/team-ScaleFromZero
               + scaling policy     team-apptierAutoscaling/team-ScaleUp
               + scaling policy     team-apptierAutoscaling/team-ScaleDown
@@ -320,8 +321,9 @@ mod tests {
               + alarm              team-ScaleFromZeroAlarm
               + launch template    team-WebtierTemplate
               + Auto Scaling group team-webtierAutoscaling
+              + lifecycle hook     team-webtierAutoscaling/start
               + dashboard          team-imgcls
-            28 to create, 0 to update, 0 to delete",
+            30 to create, 0 to update, 0 to delete",
         );
     }
 
@@ -331,7 +333,7 @@ mod tests {
         golden(
             &planned(&stack, &applied(&stack)),
             "stack imgcls in us-east-1, account 123456789012
-            nothing to do: all 28 resources are as wanted",
+            nothing to do: all 30 resources are as wanted",
         );
     }
 

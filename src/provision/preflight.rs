@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
 use serde_json::json;
 
 use super::Outcome;
 use super::artifacts::Artifacts;
 use super::bundle::{BundleRef, Cpu};
+use super::checks::{Check, Verdict, not_enabled};
 use super::elf::Glibc;
 use super::operations::{Provision, print, say};
 use super::settings::Settings;
@@ -17,39 +17,6 @@ use super::text;
 
 /// A network without a way to Service Quotas must not hold up a plan.
 const QUOTA_TIMEOUT: Duration = Duration::from_secs(6);
-
-/// The outcome of one check.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Check {
-    /// What was checked, such as `vCPU quota`.
-    pub of: String,
-    pub verdict: Verdict,
-    /// What was found, or what is wrong and what to do.
-    pub found: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Verdict {
-    Ok,
-    /// The stack cannot work, or not with all of its machines.
-    Broken,
-    /// It could not be found out.
-    Unknown,
-}
-
-impl Check {
-    fn new(of: impl Into<String>, verdict: Verdict, found: impl Into<String>) -> Check {
-        Check { of: of.into(), verdict, found: found.into() }
-    }
-
-    fn of<E: std::fmt::Display>(of: &str, outcome: Result<String, E>) -> Check {
-        match outcome {
-            Ok(found) => Check::new(of, Verdict::Ok, found),
-            Err(error) => Check::new(of, Verdict::Broken, format!("{error:#}")),
-        }
-    }
-}
 
 impl Provision {
     /// Makes all checks and prints them.
@@ -119,13 +86,6 @@ impl Provision {
         }
         checks
     }
-}
-
-/// For a region that the account has not enabled.
-pub(super) fn not_enabled(region: &str) -> String {
-    format!(
-        "the account has not enabled region {region}: enable it (aws account enable-region --region-name {region}), or give another --region"
-    )
 }
 
 fn glibc_words(settings: &Settings, needed: Option<Glibc>) -> String {

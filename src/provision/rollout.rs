@@ -134,9 +134,12 @@ fn earlier(versions: &[Value]) -> Option<(String, String, Value)> {
     })
 }
 
-/// The properties of a group as they are, with the launch template's newest version.
+/// The launch template of a group, with its newest version, and the tags. A call that updates a group keeps all else.
 fn with_newest_version(group: &FoundResource, template: &str) -> Value {
-    let mut properties = json!(group.properties);
+    let is_mixed = group.properties.contains_key("MixedInstancesPolicy");
+    let specification = if is_mixed { "MixedInstancesPolicy" } else { "LaunchTemplate" };
+    let kept = [specification, "Tags"].map(|name| (name, group.properties.get(name)));
+    let mut properties = json!(std::collections::BTreeMap::from(kept));
     for path in ["/LaunchTemplate/Version", "/MixedInstancesPolicy/LaunchTemplate/LaunchTemplateSpecification/Version"]
     {
         if let Some(version) = properties.pointer_mut(path) {

@@ -7,13 +7,13 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::change::{Action, Change, leaves};
+use super::checks::{Check, Verdict};
 use super::doctor::{Finding, Severity, Stalled};
 use super::drift;
 use super::inventory::Inventory;
 use super::machines::{Machines, Outdated, Refresh, RefreshState};
 use super::money::Cost;
 use super::plan::Plan;
-use super::preflight::{Check, Verdict};
 use super::resource::{Kind, STACK_TAG, target_of};
 use super::stack::Stack;
 

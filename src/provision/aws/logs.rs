@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use aws_sdk_sqs::error::ProvideErrorMetadata as _;
 use aws_smithy_types::date_time::{DateTime, Format};
 
 use super::client::{Attributes, Cloud, member, owner_by_tags};
@@ -87,6 +88,9 @@ impl Cloud {
         let mut body = json!({"logGroupName": group, "startTime": start});
         loop {
             let answer = self.logs("FilterLogEvents", body.clone()).await;
+            if answer.as_ref().err().and_then(|error| error.code()) == Some("ResourceNotFoundException") {
+                anyhow::bail!("there is no log group {group:?} in {}: no stack has been made yet", self.aws.region());
+            }
             let answer = self.done("logs:FilterLogEvents", &label(Kind::LogGroup, group), answer)?;
             events.extend(list(&answer, "events").map(event));
             match answer["nextToken"].as_str().filter(|token| !token.is_empty()) {

@@ -1,4 +1,4 @@
-//! What can be asked about an account before a stack exists: whether it has enabled the region, and its quotas.
+//! Questions about an account before a stack exists: whether it has enabled the region, and its quotas.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! What a store that speaks like S3, and is not S3, makes of conditions and checksums. Both are found out by putting a small
-//! object, since stores do not say it.
+//! Finds out how a store that speaks like S3, and is not S3, treats conditions and checksums: by putting a small object,
+//! since stores do not say it.
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::HttpResponse;
@@ -8,8 +8,6 @@ use aws_sdk_s3::operation::put_object::PutObjectError;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::ChecksumAlgorithm;
 use uuid::Uuid;
-
-use super::s3::status;
 
 /// Objects of the probes. Every tier may write there, and what could not be deleted expires with the results.
 const PROBE_PREFIX: &str = "results/.probe-";
@@ -68,6 +66,11 @@ fn probe_key() -> String {
 /// Stores answer 400 or 501 to a header that they do not implement.
 fn is_unknown<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
     matches!(status(error), Some(400 | 501))
+}
+
+/// The status of the answer, if there was one.
+pub(super) fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
+    error.raw_response().map(|response| response.status().as_u16())
 }
 
 async fn remove(client: &Client, bucket: &str, key: &str) {

@@ -25,7 +25,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
 use tokio::sync::OnceCell;
 
-use super::compatible::keeps_conditions;
+use super::compatible::{keeps_conditions, status};
 use crate::aws::{Aws, Fault, jittered};
 use crate::transport::error::TransportError;
 use crate::transport::queued::object::{ObjectInfo, ObjectStore, Put, PutOptions, StoreError, check_key_length};
@@ -47,7 +47,7 @@ pub struct S3Store {
     aws: Aws,
     client: Client,
     bucket: String,
-    /// Whether conditions of puts are kept, once that is known.
+    /// True if conditions of puts are kept. Empty until that is known.
     keeps_conditions: OnceCell<bool>,
 }
 
@@ -383,8 +383,4 @@ fn time_for(bytes: u64) -> Duration {
 /// error code, only a status.
 pub(super) fn is_missing<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
     status(error) == Some(404) && error.code() != Some("NoSuchBucket")
-}
-
-pub(super) fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
-    error.raw_response().map(|response| response.status().as_u16())
 }

@@ -35,7 +35,7 @@ fn exported_template_has_all_resources_and_passes_cfn_lint() {
         // Notifications add a topic, four alarms and a budget.
         assert_eq!(
             resources.len(),
-            [("step", 29), ("target", 26), ("told", 35)].into_iter().find(|(flags, _)| *flags == name).unwrap().1,
+            [("step", 30), ("target", 27), ("told", 36)].into_iter().find(|(flags, _)| *flags == name).unwrap().1,
             "{text}"
         );
         assert!(!resources.contains_key("Bundle"), "{text}");

@@ -1,4 +1,4 @@
-//! What is checked about an account before there is a stack.
+//! Checks of an account before there is a stack.
 
 use super::accounts::elf_that_needs;
 use super::{Stack, environment, proxy, write_bundle_with};
@@ -90,7 +90,8 @@ fn region_that_the_account_has_not_enabled_is_named_instead_of_its_credentials()
         Stack { environment: environment(&format!("http://{address}")), ..Stack::new("flight") }
     };
     let expected = "the account has not enabled region us-east-1: enable it (aws account enable-region";
-    let error = at(false).fails(&["plan"]);
+    // The default names of buckets need the account's number, so that without names it is asked for earlier.
+    let error = at(false).fails(&["plan", "--input-bucket", "flight-in", "--output-bucket", "flight-out"]);
     assert!(error.contains(expected), "{error}");
     let ran = at(true).run(&["doctor", "--preflight"]);
     assert!(ran.code == Some(1) && ran.stdout.contains(&format!("broken  region: {expected}")), "{}", ran.stdout);

@@ -104,7 +104,10 @@ fn rollback_returns_both_tiers_to_the_bundle_before() {
 
 #[test]
 fn failed_refresh_is_reported_with_its_reason() {
-    let (proxy, environment) = ErrorProxy::start();
+    let (proxy, mut environment) = ErrorProxy::start();
+    let url = environment.iter().find(|(name, _)| name == "AWS_ENDPOINT_URL_S3").unwrap().1.clone();
+    // One endpoint, so that the buckets have no policy that refuses plain HTTP.
+    environment.push(("AWS_ENDPOINT_URL".to_owned(), url));
     let mut stack = Stack { environment, ..Stack::new("failing") };
     let flags = ["--web-instances", "0", "--min", "1"];
     stack.succeeds(&[&["apply"][..], &flags].concat());
@@ -141,7 +144,7 @@ fn logs_of_machines_are_printed_and_followed() {
         super::call_logs("CreateLogStream", &stream);
         super::call_logs("PutLogEvents", &events);
     };
-    assert!(stack.fails(&["logs"]).contains("log group \"logged-imgcls\" does not exist"));
+    assert!(stack.fails(&["logs"]).contains("there is no log group \"logged-imgcls\" in us-east-1"));
     stack.succeeds(&["apply", "--web-instances", "0"]);
     assert_eq!(stack.succeeds(&["logs"]), "");
     log("the worker is ready");
