@@ -147,7 +147,7 @@ fn up_ends_with_one_line_when_its_workers_cannot_start() {
 }
 
 /// Values of worker settings that `up` has too. One that is not listed is tested with its default.
-const SAMPLES: [(&str, &str); 29] = [
+const SAMPLES: [(&str, &str); 30] = [
     ("backend", "local"),
     ("data-dir", "some/where"),
     ("stack", "team-a"),
@@ -155,6 +155,7 @@ const SAMPLES: [(&str, &str); 29] = [
     ("result-queue", "r"),
     ("input-bucket", "in-1"),
     ("output-bucket", "out-1"),
+    ("read-bucket", "archive"),
     ("visibility-timeout", "1500ms"),
     ("max-receive-count", "3"),
     ("log-format", "json"),

@@ -200,7 +200,7 @@ fn missing_permissions_and_quotas_are_named_and_the_next_run_continues() {
         ("DescribeAlarms", Cbor, 403, "AccessDenied", "cloudwatch:DescribeAlarms on the alarms", None),
         ("CreateLogGroup", Json, 400, "AccessDeniedException", "logs:CreateLogGroup on log group", Some(0)),
         ("CreateQueue", Json, 403, "AccessDeniedException", "sqs:CreateQueue on queue", Some(1)),
-        ("PUT bucket", S3, 403, "AccessDenied", "s3:CreateBucket on bucket", Some(3)),
+        ("PUT bucket", S3, 403, "AccessDenied", "s3:CreateBucket on bucket", Some(4)),
         ("CreateRole", Query, 403, "AccessDenied", "iam:CreateRole on role", Some(5)),
         (
             "CreateSecurityGroup",
