@@ -10,7 +10,7 @@ use crate::result_cache::CacheConfig;
 /// The least that answers may take: the tables alone take some pages.
 const LEAST_BYTES: u64 = 1 << 20;
 
-/// Whether answers are kept, and how much of them.
+/// The choice to keep answers, and the limit on them.
 #[derive(Debug, Args)]
 pub struct CacheArgs {
     /// Keep answers in --cache-dir: an image whose bytes were classified before, by the same model with the same options, is

@@ -275,7 +275,7 @@ mod tests {
     }
 
     fn refusal(text: &str) -> String {
-        parse(text).err().expect(text).to_string()
+        parse(text).expect_err(text).to_string()
     }
 
     #[test]

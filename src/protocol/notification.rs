@@ -50,7 +50,7 @@ pub(super) fn read(message: &Value) -> Option<Result<Notification, String>> {
     Some(match &records[..] {
         [record] => read_record(record),
         [] => Err("a notification of S3 without records".to_owned()),
-        // S3 sends one record in each message, though its format has room for more.
+        // S3 sends one record in each message, though its format allows more.
         _ => Ok(Notification::Several {
             messages: records.iter().map(|record| json!({ "Records": [record] }).to_string()).collect(),
         }),

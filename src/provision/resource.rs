@@ -40,7 +40,7 @@ pub(super) enum Kind {
     /// The object that names the version of a model which machines run.
     ModelPointer,
     BucketPolicy,
-    /// What this program allows in the policy of a queue.
+    /// The statement of this program in the policy of a queue.
     QueuePolicy,
     /// The notifications of a watched bucket to the queue of the stack. The bucket itself is somebody else's.
     BucketNotification,

@@ -152,7 +152,7 @@ impl AnswerFile {
             "SELECT (page_count - freelist_count) * page_size
              FROM pragma_page_count(), pragma_freelist_count(), pragma_page_size()",
         )?;
-        pages.query_row([], |row| row.get::<_, i64>(0)).map(|bytes| bytes.unsigned_abs())
+        pages.query_row([], |row| row.get::<_, i64>(0)).map(i64::unsigned_abs)
     }
 
     /// Makes a file that is larger than the limit smaller, as after the limit was lowered.
@@ -194,7 +194,8 @@ fn open_file(path: &Path) -> anyhow::Result<Connection> {
     let folder = path.parent().unwrap_or(Path::new("."));
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let found = folder.symlink_metadata()?;
-    let is_private = found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0;
+    let is_private =
+        found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode().trailing_zeros() >= 6;
     ensure!(is_private, "other users may use {}: run `chmod 700` on it, or remove it", folder.display());
     // SQLite gives its log and its shared memory the mode of the database.
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {

@@ -48,7 +48,7 @@ pub struct CachedAnswer {
 }
 
 /// Images that a process classifies now, with those that wait for the answer. Images of different classes of service do not
-/// wait for each other, so that nobody who waits for an answer waits for a batch.
+/// wait for each other, so that no caller waits for images of a batch.
 type Claimed = HashMap<(AnswerKey, ServiceClass), Vec<oneshot::Sender<Arc<CachedAnswer>>>>;
 
 /// The answers that this process and others of this machine keep.
@@ -68,7 +68,7 @@ pub enum Begun {
     Waits(Waiter),
 }
 
-/// The duty to classify an image for all who wait for its answer. Dropping it makes one of them the next to do so.
+/// The duty to classify an image for all that wait for its answer. Dropping it makes one of them the next to do so.
 pub struct Claim {
     cache: Arc<ResultCache>,
     key: AnswerKey,

@@ -23,7 +23,7 @@ pub(crate) struct ModelClaim {
     model: [u8; 32],
 }
 
-/// What is known of an image before it is classified.
+/// The knowledge about an image before it is classified.
 pub(crate) enum Known {
     /// The answer.
     Answer(Answer, ImageFacts),

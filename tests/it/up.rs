@@ -155,6 +155,7 @@ const SAMPLES: [(&str, &str); 30] = [
     ("result-queue", "r"),
     ("input-bucket", "in-1"),
     ("output-bucket", "out-1"),
+    ("read-bucket", "archive"),
     ("visibility-timeout", "1500ms"),
     ("max-receive-count", "3"),
     ("read-bucket", "more-images"),

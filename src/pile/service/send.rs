@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::client::{Client, Outcome};
+use super::client::{Client, Job, Outcome};
 use crate::pile::finished::Finished;
 use crate::pile::message::{Message, ReportPanic};
 use crate::pile::read::Ready;
@@ -37,10 +37,12 @@ impl Sender {
     fn run(self) {
         let _report = ReportPanic(self.messages.clone());
         let permits = Arc::new(Semaphore::new(self.jobs));
-        while let Ok(ready) = self.ready.recv() {
+        while let Ok(mut ready) = self.ready.recv() {
+            // The last object of a bucket ends its client, which must not happen in a task of the runtime.
+            let job = ready.object.take().map(|object| self.client.job_of_object(&ready.path, &object));
             let permit = self.stop.run_until_cancelled(Arc::clone(&permits).acquire_owned());
             let Some(Ok(permit)) = self.runtime.block_on(permit) else { return };
-            self.runtime.spawn(classify(Arc::clone(&self.client), ready, self.messages.clone(), permit));
+            self.runtime.spawn(classify(Arc::clone(&self.client), ready, job, self.messages.clone(), permit));
         }
         // The copies of the last images are deleted before the run ends.
         let all = u32::try_from(self.jobs).unwrap_or(u32::MAX);
@@ -49,13 +51,16 @@ impl Sender {
     }
 }
 
-/// Takes one image to its outcome. The permit is held until the image needs nothing more of the service.
-async fn classify(client: Arc<Client>, ready: Ready, messages: SyncSender<Message>, permit: OwnedSemaphorePermit) {
-    let Ready { sequence, path, file, boxes, bytes, object, held } = ready;
-    let job = match object {
-        Some(object) => client.job_of_object(&path, &object),
-        None => client.job(&path, bytes),
-    };
+/// Takes one image to its outcome. An object of a bucket comes as its job. The permit is held until the image needs nothing more of the service.
+async fn classify(
+    client: Arc<Client>,
+    ready: Ready,
+    job: Option<Job>,
+    messages: SyncSender<Message>,
+    permit: OwnedSemaphorePermit,
+) {
+    let Ready { sequence, path, file, boxes, bytes, object: _, held } = ready;
+    let job = job.unwrap_or_else(|| client.job(&path, bytes));
     let (message, needs_image) = match client.classify(&job, held).await {
         Ok(Outcome { row, needs_image }) => {
             (Message::from(Finished { sequence, path, file, boxes, outcome: row }), needs_image)

@@ -19,7 +19,7 @@ pub(super) struct PagesVisitor<'a> {
 }
 
 impl Visitor for PagesVisitor<'_> {
-    /// Whether pages are wanted is asked once they are known.
+    /// A TIFF is always wanted: its pages are asked for once they are known.
     fn wants(&mut self, path: &Path) -> ControlFlow<(), bool> {
         if is_tiff(path) { ControlFlow::Continue(true) } else { self.visitor.wants(path) }
     }

@@ -43,7 +43,7 @@ impl Cloud {
         let statements = self.queue_statements(name).await?.unwrap_or_default();
         let ours: Vec<Value> = statements.into_iter().filter(is_our_statement).collect();
         let mut buckets: BTreeSet<String> = stack.names(Kind::BucketNotification).map(str::to_owned).collect();
-        buckets.extend(ours.iter().flat_map(|statement| buckets_of(statement)));
+        buckets.extend(ours.iter().flat_map(buckets_of));
         let mut found = Vec::new();
         if !ours.is_empty() {
             let members = json!({"PolicyDocument": {"Version": "2012-10-17", "Statement": ours}});

@@ -134,7 +134,7 @@ fn watched_bucket_tells_the_workers_and_keeps_its_other_notifications() {
     assert!(applied.contains("~ bucket notification watch-photos"), "{applied}");
     assert_eq!(sorted(watched.notifications()), sorted(json!([watched.ours("new/"), watched.theirs()])));
 
-    // What the flag made is removed without it, and by destroy, which is not told the bucket.
+    // An apply without the flag takes everything back, and so does destroy, which is not told the bucket.
     let applied = stack.succeeds(&["apply", "--web-instances", "0"]);
     assert!(applied.contains("− bucket notification watch-photos"), "{applied}");
     assert_eq!(watched.notifications(), json!([watched.theirs()]));
