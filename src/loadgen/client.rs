@@ -69,7 +69,10 @@ struct Connection {
 }
 
 /// The half that reads and writes; `None` once the connection has ended.
-struct Io(Option<http1::Connection<TokioIo<Box<dyn Stream>>, Full<Bytes>>>);
+struct Io(Option<http1::Connection<Wire, Full<Bytes>>>);
+
+/// The bytes of a connection, plain or encrypted.
+type Wire = TokioIo<Box<dyn Stream>>;
 
 struct Head {
     status: StatusCode,

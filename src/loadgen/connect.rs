@@ -25,7 +25,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// Makes connections to the server of a URL.
 #[derive(Clone)]
 pub(super) struct Connector {
-    /// `None` for `http://`.
+    /// The way to encrypt; `None` for `http://`.
     tls: Option<(TlsConnector, ServerName<'static>)>,
 }
 

@@ -94,7 +94,7 @@ impl Outcome {
 /// If there is no image to send, an input file is invalid, or the target cannot be reached.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<Outcome> {
     let rubric = config.rubric.as_deref().map(rubric::read).transpose()?.unwrap_or_default();
-    if let Some(contradiction) = contradiction(&config, rubric.iter().map(|item| &item.condition)) {
+    if let Some(contradiction) = contradiction(&config, &rubric) {
         telemetry::stderr_line(&format!("error: {contradiction}"));
         return Ok(Outcome::Usage);
     }
@@ -166,8 +166,9 @@ async fn find_rate(
 }
 
 /// Returns an error text if flags that are valid alone contradict each other.
-fn contradiction<'a>(config: &'a Config, rubric: impl Iterator<Item = &'a Threshold> + Clone) -> Option<String> {
-    let conditions = || config.thresholds.iter().chain(&config.find_rate).chain(rubric.clone());
+fn contradiction(config: &Config, rubric: &[rubric::Item]) -> Option<String> {
+    let of_rubric = || rubric.iter().map(|item| &item.condition);
+    let conditions = || config.thresholds.iter().chain(&config.find_rate).chain(of_rubric());
     let unexpected = conditions().find(|it| config.expect.is_none() && it.metric.needs_expectations());
     if let Some(threshold) = unexpected {
         return Some(format!("the threshold '{threshold}' needs the expected answers: give --expect CSV"));

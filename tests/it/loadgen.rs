@@ -151,7 +151,7 @@ fn json_report_keys_are_stable() {
     let names = |value: &Value| value.as_object().expect("an object").keys().cloned().collect::<Vec<_>>().join(" ");
     assert_eq!(
         names(&report),
-        "accuracy api arrivals concurrency failures generator hints images_per_second intended_rate_per_second \
+        "accuracy api arrivals concurrency failures generator grade hints images_per_second intended_rate_per_second \
          interrupted latency_histogram latency_ms latency_percentiles loop requests seed server_timings_ms thresholds \
          timeline url wall_seconds"
     );
@@ -287,7 +287,7 @@ fn invalid_flags_are_refused_before_anything_is_sent() {
         &["--rate", "0"],
         &["--num-request", "0"],
         &["--concurrency", "0"],
-        &["--url", "https://web.example/"],
+        &["--url", "ftp://web.example/"],
         &["--api", "v7"],
     ] {
         let url = if args.contains(&"--url") { None } else { Some(server.url()) };

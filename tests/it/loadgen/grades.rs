@@ -1,4 +1,4 @@
-//! What graders and dashboards get: names that are forgiven, points of a rubric, a table of answers, metrics in a Pushgateway.
+//! Names that are forgiven, points of a rubric, a table of answers, metrics in a Pushgateway.
 
 use super::*;
 use crate::json_schema;
