@@ -33,7 +33,7 @@ impl NotifyArgs {
         if topics.len() > most_topics || emails.len() > Notify::MOST_EMAILS {
             return Err(usage(
                 "provision",
-                &format!("give at most {most_topics} topics and {} addresses to --notify", Notify::MOST_EMAILS),
+                format!("give at most {most_topics} topics and {} addresses to --notify", Notify::MOST_EMAILS),
             ));
         }
         if self.budget.is_some() && self.notify.is_empty() {

@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn rubric_has_a_condition_a_line_and_names_a_wrong_one() {
         let items = parse("what,points,condition\n\"all answered\",40,failed==0\n,2.5,p99<30s\n").unwrap();
-        assert_eq!(items.iter().map(|item| item.points).sum::<f64>(), 42.5);
+        assert_eq!(items.iter().map(|item| item.points).sum::<f64>().to_string(), "42.5");
         assert_eq!((items[0].what.as_str(), items[1].condition.to_string().as_str()), ("all answered", "p99<30s"));
         for (text, expected) in [
             ("points,what\n", "`condition`"),

@@ -264,8 +264,10 @@ struct Connection {
     io: Io,
 }
 
+type Http1 = http1::Connection<TokioIo<Box<dyn Stream>>, Full<Bytes>>;
+
 /// The half that reads and writes; `None` once the connection has ended.
-struct Io(Option<http1::Connection<TokioIo<Box<dyn Stream>>, Full<Bytes>>>);
+struct Io(Option<Http1>);
 
 impl Connection {
     async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, CallError> {

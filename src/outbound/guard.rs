@@ -172,7 +172,7 @@ impl Allowed {
         let is_below = |suffix: &&str| name == *suffix || name.ends_with(&format!(".{suffix}"));
         let is_private = !name.contains('.') || PRIVATE_SUFFIXES.iter().any(is_below);
         // Such a name may stand for an address in a network that is listed.
-        let may_be_listed = self.is_listed(name, None) || self.0.iter().any(|place| place.is_network());
+        let may_be_listed = self.is_listed(name, None) || self.0.iter().any(AllowedPlace::is_network);
         if is_private && !may_be_listed { Err(Refusal::PrivateName) } else { Ok(()) }
     }
 
@@ -262,6 +262,7 @@ mod tests {
 
     /// Each row is an attempt to reach what a client must not reach.
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table of attempts")]
     fn other_addresses_are_refused() {
         let this_machine = Refusal::Address("of this machine");
         let (private, link_local) = (Refusal::Address("private"), Refusal::Address("link-local"));

@@ -83,8 +83,8 @@ impl Translator<'_> {
                     "source": format!("${{var.{BUNDLE}}}"), "content_type": "application/gzip",
                 }),
             ),
-            // An export has its models in the bundle.
-            Kind::ModelPackage | Kind::ModelPointer => Vec::new(),
+            // An export has its models in the bundle. Terraform would remove the notifications of others from a bucket.
+            Kind::ModelPackage | Kind::ModelPointer | Kind::BucketNotification => Vec::new(),
             Kind::BucketPolicy => {
                 let bucket = self.address(Kind::Bucket, &resource.name);
                 let bucket = bucket.map_or_else(|| resource.name.clone(), |address| format!("${{{address}.bucket}}"));
@@ -95,8 +95,6 @@ impl Translator<'_> {
                 let policy = text(&found["PolicyDocument"]);
                 one("aws_sqs_queue_policy", json!({"queue_url": format!("${{{queue}.url}}"), "policy": policy}))
             }
-            // Terraform would remove the notifications of others, so `apply` writes ours.
-            Kind::BucketNotification => Vec::new(),
             Kind::Topic => topic(&name, &resource.name, &found),
             Kind::Budget => one("aws_budgets_budget", budget(&found)),
             Kind::Role => role(&name, &resource.name, &found),

@@ -50,7 +50,6 @@ pub(crate) struct S3 {
 
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(clippy::struct_field_names, reason = "the names are the keys of the price file")]
 pub(crate) struct CloudWatch {
     pub(crate) alarm_month: f64,
     pub(crate) high_resolution_alarm_month: f64,

@@ -207,17 +207,12 @@ pub async fn run(
     // With a fleet the service is ready once a worker is.
     let is_alone = fleet.is_none();
     let models = Arc::new(Models::new(config.models.clone())?);
-    // A request can also hold a connection to the backend.
-    let files_each = if config.backend.calls_hold_connections() { 2 } else { 1 };
-    let max_connections = http::max_connections(config.max_connections, http::raise_limit(), files_each);
+    let max_connections = connection_limit(&config);
     let address = listener.local_addr()?;
     let transport = transport::open(&config.backend, &config.names).await?;
-    let Config { visibility_timeout, max_receive_count, .. } = config;
-    transport.prepare(ServiceOptions { visibility_timeout, max_receive_count }).await?;
+    transport.prepare(service_options(&config)).await?;
     let retention = transport.retention().await?;
-    let max_upload_bytes = config.limits.max_upload_bytes;
-    let auth = Auth::open(&config.access, address, &config.backend, &config.names, max_upload_bytes).await?;
-    let auth = Arc::new(auth);
+    let auth = open_auth(&config, address).await?;
     let tls = config.access.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
     let operators = config.access.admin_listen.map(listen_for_operators).transpose()?;
     let pending = Pending::default();
@@ -278,8 +273,7 @@ pub async fn run(
     let connections = Connections::new(max_connections, config.max_connections_per_address, config.trusted_proxies);
     let rules = ServeRules { idle_timeout: config.idle_timeout, write_timeout: config.write_timeout };
     let (stop_replies, stop_load) = (CancellationToken::new(), CancellationToken::new());
-    let of_task = Arc::clone(&admission);
-    let stop = stop_load.clone();
+    let (of_task, stop) = (Arc::clone(&admission), stop_load.clone());
     let reading = tokio::spawn(async move { of_task.run(stop).await });
     let withdrawing = tokio::spawn(withdrawn.run(Arc::clone(&transport), stop_load.clone()));
     let receiving = tokio::spawn(Arc::clone(&replies).run(stop_replies.clone()));
@@ -309,6 +303,22 @@ pub async fn run(
     stop_replies.cancel();
     end_replies(receiving).await?;
     failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))
+}
+
+fn connection_limit(config: &Config) -> usize {
+    // A request can also hold a connection to the backend.
+    let files_each = if config.backend.calls_hold_connections() { 2 } else { 1 };
+    http::max_connections(config.max_connections, http::raise_limit(), files_each)
+}
+
+fn service_options(config: &Config) -> ServiceOptions {
+    ServiceOptions { visibility_timeout: config.visibility_timeout, max_receive_count: config.max_receive_count }
+}
+
+async fn open_auth(config: &Config, address: SocketAddr) -> anyhow::Result<Arc<Auth>> {
+    let max_upload_bytes = config.limits.max_upload_bytes;
+    let auth = Auth::open(&config.access, address, &config.backend, &config.names, max_upload_bytes).await?;
+    Ok(Arc::new(auth))
 }
 
 /// Follows the changes of keys and of the certificate, until `stop`.
