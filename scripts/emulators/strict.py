@@ -248,7 +248,9 @@ class StrictLayer:
                 return refused_by_query("InstanceRefreshInProgress", "An Instance Refresh is already in progress.")
             case "StartInstanceRefresh":
                 parameters = call.parameters.items()
-                preferences = {name.split(".")[1]: value for name, value in parameters if name.startswith("Preferences.")}
+                preferences = {
+                    name.split(".")[1]: value for name, value in parameters if name.startswith("Preferences.")
+                }
                 refresh = {"status": "InProgress", "at": time.monotonic(), "call": call, "preferences": preferences}
                 with self.lock:
                     self.refreshes[key] = refresh
