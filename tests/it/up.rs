@@ -158,7 +158,6 @@ const SAMPLES: [(&str, &str); 30] = [
     ("read-bucket", "archive"),
     ("visibility-timeout", "1500ms"),
     ("max-receive-count", "3"),
-    ("read-bucket", "more-images"),
     ("log-format", "json"),
     ("model", "m"),
     ("models-dir", "/m"),
