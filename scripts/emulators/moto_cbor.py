@@ -3,9 +3,9 @@
 moto only supports CloudWatch's JSON protocol. CBOR requests are decoded and passed to moto as JSON. Answers are encoded
 with the types of botocore's service model, since clients reject an integer in the place of a float.
 
-Four features that moto lacks are added: Auto Scaling groups store their default instance warm-up, buckets store the tags
-that they are created with, machines can start from any version of a launch template with user data, and AWS Budgets
-answers who is told of a limit.
+Four features that moto lacks are added: Auto Scaling groups store their default instance warm-up, buckets store the
+tags that they are created with, machines can start from any version of a launch template with user data, and AWS
+Budgets answers who is told of a limit.
 
     python moto_cbor.py PORT [strict]
 
