@@ -297,6 +297,7 @@ mod tests {
               + queue              team-web-app-image-transport-dead
               + queue              team-web-app-image-transport
               + queue              team-web-app-image-transport-bulk
+              + queue              team-web-app-image-transport-callbacks
               + queue              team-app-web-result-queue
               + bucket             team-imgcls-123456789012-us-east-1-input
               + bucket             team-imgcls-123456789012-us-east-1-output
@@ -323,7 +324,7 @@ mod tests {
               + Auto Scaling group team-webtierAutoscaling
               + lifecycle hook     team-webtierAutoscaling/start
               + dashboard          team-imgcls
-            30 to create, 0 to update, 0 to delete",
+            31 to create, 0 to update, 0 to delete",
         );
     }
 
@@ -333,7 +334,7 @@ mod tests {
         golden(
             &planned(&stack, &applied(&stack)),
             "stack imgcls in us-east-1, account 123456789012
-            nothing to do: all 30 resources are as wanted",
+            nothing to do: all 31 resources are as wanted",
         );
     }
 
