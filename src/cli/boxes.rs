@@ -36,9 +36,9 @@ pub struct BoxArgs {
     /// inner 7/8 of an image see all of a square box
     #[arg(long, env = "IMGCLS_BOX_PADDING", default_value = "10%", value_name = "P%", value_parser = padding)]
     pub box_padding: f64,
-    /// The columns of a table of boxes
-    #[arg(long, env = "IMGCLS_FORMAT", value_enum, default_value_t = BoxTable::Table, requires = "boxes")]
-    pub format: BoxTable,
+    /// The columns of a table of boxes [default: table]
+    #[arg(long, env = "IMGCLS_FORMAT", value_enum, requires = "boxes")]
+    pub format: Option<BoxTable>,
     /// The deploymentID of all images in a table of Camtrap DP [default: the folder of each image]
     #[arg(long, env = "IMGCLS_DEPLOYMENT", value_name = "ID", requires = "boxes")]
     pub deployment: Option<String>,
@@ -76,7 +76,7 @@ impl BoxArgs {
             let needs_boxes = format == Some(TableFormat::MegaDetector);
             return if needs_boxes { Err(usage("classify", "--out FILE.json needs --boxes")) } else { Ok(None) };
         };
-        let is_camtrap = self.format == BoxTable::CamtrapDp;
+        let is_camtrap = self.format == Some(BoxTable::CamtrapDp);
         if is_camtrap && format != Some(TableFormat::Csv) {
             return Err(usage("classify", "--format camtrap-dp needs --out FILE.csv"));
         }

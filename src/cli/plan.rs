@@ -26,8 +26,8 @@ const AUTOSCALE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The policies `fixed` (a constant number of workers), `step` and `target` are compared unless --policy names some. \
-    A policy may have settings after its name, as in `imgcls simulate`: --policy target:slo=5s. `step` sees the queue as CloudWatch \
+    after_help = "The policies `fixed` (a constant number of workers), `step` and `target` are compared unless --compare names some. \
+    A policy may have settings after its name, as in `imgcls simulate`: --compare target:slo=5s. `step` sees the queue as CloudWatch \
     shows it, `target` as `imgcls autoscale` does.\n\
     Exit codes: 0 a fleet meets the goal, 99 none does, 1 a file cannot be read or written, 2 usage."
 )]
@@ -59,15 +59,15 @@ pub struct PlanArgs {
     /// Sessions of the model side by side in a worker [default: one per vCPU of the instance type]
     #[arg(long, env = "IMGCLS_SESSIONS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub sessions: Option<u32>,
-    /// Policy, `step` or `target`; may be repeated to compare policies, see below
-    #[arg(long = "policy", env = "IMGCLS_POLICY", value_parser = |text: &str| text.parse::<PolicySpec>())]
+    /// Policy to compare, `step` or `target`; may be repeated, see below
+    #[arg(long = "compare", env = "IMGCLS_COMPARE", value_name = "POLICY", value_parser = |text: &str| text.parse::<PolicySpec>())]
     pub policies: Vec<PolicySpec>,
     /// Fewest workers that a plan may have at any time
     #[arg(long, env = "IMGCLS_MIN", default_value_t = 0)]
     pub min: u32,
     /// Most workers that a plan may have
-    #[arg(long, env = "IMGCLS_MAX", default_value_t = 100)]
-    pub max: u32,
+    #[arg(long, env = "IMGCLS_UP_TO", default_value_t = 100, value_name = "WORKERS")]
+    pub up_to: u32,
     /// Time from requesting a worker until it is ready
     #[arg(long, env = "IMGCLS_BOOT_TIME", default_value = "60s", value_parser = config::duration)]
     pub boot_time: Duration,
@@ -112,8 +112,8 @@ impl PlanArgs {
         let Some(arrivals) = self.arrivals.arrivals("plan", trace)? else {
             return Err(usage("plan", "give --rate, the requests per second that arrive"));
         };
-        if self.max == 0 || self.min > self.max || self.max > MOST_WORKERS {
-            return Err(usage("plan", format!("--max is 1 to {MOST_WORKERS}, and --min at most --max")));
+        if self.up_to == 0 || self.min > self.up_to || self.up_to > MOST_WORKERS {
+            return Err(usage("plan", format!("--up-to is 1 to {MOST_WORKERS}, and --min at most --up-to")));
         }
         let unbounded = match self.arrivals.arrivals {
             ArrivalsArg::Day => self.arrivals.day_length,
@@ -133,7 +133,7 @@ impl PlanArgs {
             candidates: self.instance_types.clone(),
             sessions: self.sessions,
             policies: self.policies()?,
-            workers: (self.min, self.max),
+            workers: (self.min, self.up_to),
             visibility_timeout: self.visibility_timeout,
             deaths_per_worker_hour: self.deaths_per_hour,
             spot_share: f64::from(self.spot_share) / 100.0,
@@ -219,7 +219,8 @@ impl PlanArgs {
         };
         for (key, value) in &spec.overrides {
             if key == "min" || key == "max" {
-                return Err(wrong(format!("`imgcls plan` finds {key} itself; limit it with --{key}")));
+                let flag = if key == "max" { "up-to" } else { "min" };
+                return Err(wrong(format!("`imgcls plan` finds {key} itself; limit it with --{flag}")));
             }
             settings.set(key, value).map_err(wrong)?;
         }

@@ -87,9 +87,9 @@ pub enum ProvisionCommand {
     Export {
         #[command(flatten)]
         stack: StackArgs,
-        /// The tool to print it for
-        #[arg(long, env = "IMGCLS_FORMAT", value_enum, default_value_t = ExportFormatArg::Cloudformation)]
-        format: ExportFormatArg,
+        /// The tool to print it for [default: cloudformation]
+        #[arg(long, env = "IMGCLS_FORMAT", value_enum)]
+        format: Option<ExportFormatArg>,
         /// Write the bundle (this program, ONNX Runtime, the models) to this file instead
         #[arg(long, env = "IMGCLS_BUNDLE_TO")]
         bundle_to: Option<PathBuf>,
@@ -384,9 +384,10 @@ impl ProvisionArgs {
                 worker_role: worker_role.clone(),
                 web_role: web_role.clone(),
             },
-            Some(ProvisionCommand::Export { format, bundle_to, .. }) => {
-                Action::Export { format: (*format).into(), bundle_to: bundle_to.clone() }
-            }
+            Some(ProvisionCommand::Export { format, bundle_to, .. }) => Action::Export {
+                format: format.unwrap_or(ExportFormatArg::Cloudformation).into(),
+                bundle_to: bundle_to.clone(),
+            },
         }
     }
 }

@@ -220,7 +220,7 @@ impl Caller<'_> {
         let all = [format!("arn:{}:ec2:{}:{}:*", self.partition, self.region, self.account)];
         let is_own = json!({ (format!("aws:ResourceTag/{STACK_TAG}")): self.settings.stack });
         let tags_new = json!({"ec2:CreateAction": ["CreateLaunchTemplate", "CreateSecurityGroup", "RunInstances"]});
-        // Where a condition limits the resources, their ARNs would only make the policy longer.
+        // A condition limits the resources. Their ARNs would only make the policy longer.
         let any = ["*".to_owned()];
         let mut statements = vec![
             allow(&NEW_ON_EC2, &all),

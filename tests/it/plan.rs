@@ -38,7 +38,7 @@ fn path(path: &Path) -> &str {
 
 #[test]
 fn constant_fleet_is_the_smallest_that_keeps_the_goal() {
-    let report = plan(&["--goal", "p99<3s", "--policy", "target"]);
+    let report = plan(&["--goal", "p99<3s", "--compare", "target"]);
     let fixed = fleet(&report, "fixed");
     let count = fixed["max"].as_u64().expect("a number");
     assert_eq!(
@@ -49,7 +49,7 @@ fn constant_fleet_is_the_smallest_that_keeps_the_goal() {
     let p99 = |count: u64| {
         let count = count.to_string();
         let load =
-            ["--rate", "4", "--duration", "10m", "--service-time", "1s", "--min", &count, "--max", &count, "--json"];
+            ["--rate", "4", "--duration", "10m", "--service-time", "1s", "--min", &count, "--up-to", &count, "--json"];
         json_of(&run("simulate", &load))["runs"][0]["latency_ms"]["p99"].as_f64().expect("a latency")
     };
     assert!(p99(count) < 3000.0 && p99(count - 1) >= 3000.0, "{count}: {} {}", p99(count), p99(count - 1));
@@ -93,7 +93,7 @@ fn faster_machines_need_fewer_workers() {
             "1s",
             "--goal",
             "p99<3s",
-            "--policy",
+            "--compare",
             "step",
             "--json",
         ];
@@ -111,7 +111,7 @@ fn written_settings_are_those_that_provision_reads() {
         let report = plan(&[
             "--goal",
             "p99<1m",
-            "--policy",
+            "--compare",
             policy,
             "--sessions",
             "2",
@@ -145,10 +145,10 @@ fn written_settings_are_those_that_provision_reads() {
 fn goal_that_no_fleet_meets_is_exit_code_99_and_writes_nothing() {
     let folder = tempfile::tempdir().expect("a directory");
     let file = folder.path().join("stack.toml");
-    let output = run("plan", &[&LOAD[..], &["--goal", "p50<100ms", "--max", "5", "--out", path(&file)]].concat());
+    let output = run("plan", &[&LOAD[..], &["--goal", "p50<100ms", "--up-to", "5", "--out", path(&file)]].concat());
     assert_eq!(output.status.code(), Some(99), "{output:?}");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.contains("MISS") && text.contains("no fleet meets the goal: raise --max"), "{text}");
+    assert!(text.contains("MISS") && text.contains("no fleet meets the goal: raise --up-to"), "{text}");
     assert!(!file.exists());
 }
 
@@ -191,8 +191,8 @@ fn wrong_input_is_refused_in_one_line() {
         (&["--goal", "p99>3s", "--rate", "1", "--service-time", "1s"], "a goal limits a latency", 2),
         (&["--goal", "failed==0", "--rate", "1", "--service-time", "1s"], "a goal limits a latency", 2),
         (
-            &["--goal", "p99<3s", "--rate", "1", "--service-time", "1s", "--policy", "step:max=3"],
-            "limit it with --max",
+            &["--goal", "p99<3s", "--rate", "1", "--service-time", "1s", "--compare", "step:max=3"],
+            "limit it with --up-to",
             2,
         ),
         (
@@ -202,8 +202,8 @@ fn wrong_input_is_refused_in_one_line() {
         ),
         (&["--goal", "p99<3s", "--rate", "1", "--service-time", "1s", "--instance-type", "c99.huge"], "no price of", 1),
         (
-            &["--goal", "p99<3s", "--rate", "1", "--service-time", "1s", "--min", "5", "--max", "4"],
-            "--min at most --max",
+            &["--goal", "p99<3s", "--rate", "1", "--service-time", "1s", "--min", "5", "--up-to", "4"],
+            "--min at most --up-to",
             2,
         ),
     ] {

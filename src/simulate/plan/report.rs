@@ -128,7 +128,7 @@ impl PlanReport {
                 best.cost.month,
                 self.prices.currency
             )?,
-            None => writeln!(out, "no fleet meets the goal: raise --max, or lower the goal or the load")?,
+            None => writeln!(out, "no fleet meets the goal: raise --up-to, or lower the goal or the load")?,
         }
         writeln!(out, "Not in the price: alarms, dashboard, data transfer; see `imgcls provision plan`.")
     }
