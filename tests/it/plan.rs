@@ -49,7 +49,7 @@ fn constant_fleet_is_the_smallest_that_keeps_the_goal() {
     let p99 = |count: u64| {
         let count = count.to_string();
         let load =
-            ["--rate", "4", "--duration", "10m", "--service-time", "1s", "--min", &count, "--up-to", &count, "--json"];
+            ["--rate", "4", "--duration", "10m", "--service-time", "1s", "--min", &count, "--max", &count, "--json"];
         json_of(&run("simulate", &load))["runs"][0]["latency_ms"]["p99"].as_f64().expect("a latency")
     };
     assert!(p99(count) < 3000.0 && p99(count - 1) >= 3000.0, "{count}: {} {}", p99(count), p99(count - 1));
