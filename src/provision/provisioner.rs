@@ -14,8 +14,9 @@ use crate::protocol::stack_prefix;
 
 /// Actions that look, or that no resource can be named for. `ec2:RunInstances` is checked when a group is made that starts
 /// machines from a launch template.
-const EVERYWHERE: [&str; 22] = [
+const EVERYWHERE: [&str; 26] = [
     "autoscaling:DescribeAutoScalingGroups",
+    "autoscaling:DescribeInstanceRefreshes",
     "autoscaling:DescribeLifecycleHooks",
     "autoscaling:DescribePolicies",
     "autoscaling:DescribeScalingActivities",
@@ -24,9 +25,11 @@ const EVERYWHERE: [&str; 22] = [
     "cloudwatch:ListTagsForResource",
     "ec2:DescribeImages",
     "ec2:DescribeInstanceTypeOfferings",
+    "ec2:DescribeInstanceTypes",
     "ec2:DescribeInstances",
     "ec2:DescribeLaunchTemplateVersions",
     "ec2:DescribeLaunchTemplates",
+    "ec2:DescribeRegions",
     "ec2:DescribeSecurityGroups",
     "ec2:DescribeSubnets",
     "ec2:DescribeVpcs",
@@ -36,6 +39,7 @@ const EVERYWHERE: [&str; 22] = [
     "iam:ListInstanceProfiles",
     "iam:ListRoles",
     "s3:ListAllMyBuckets",
+    "servicequotas:GetServiceQuota",
     "sqs:ListQueues",
     "tag:GetResources",
 ];
@@ -69,10 +73,11 @@ const BUCKETS: [&str; 17] = [
     "s3:TagResource",
 ];
 const OBJECTS: [&str; 4] = ["s3:DeleteObject", "s3:DeleteObjectVersion", "s3:GetObject", "s3:PutObject"];
-const LOG_GROUP: [&str; 6] = [
+const LOG_GROUP: [&str; 7] = [
     "logs:CreateLogGroup",
     "logs:DeleteLogGroup",
     "logs:DescribeLogGroups",
+    "logs:FilterLogEvents",
     "logs:ListTagsForResource",
     "logs:PutRetentionPolicy",
     "logs:TagResource",
@@ -109,7 +114,8 @@ const OWN_ON_EC2: [&str; 9] = [
     "ec2:RevokeSecurityGroupEgress",
     "ec2:RevokeSecurityGroupIngress",
 ];
-const GROUPS: [&str; 10] = [
+const GROUPS: [&str; 12] = [
+    "autoscaling:CancelInstanceRefresh",
     "autoscaling:CreateAutoScalingGroup",
     "autoscaling:CreateOrUpdateTags",
     "autoscaling:DeleteAutoScalingGroup",
@@ -119,6 +125,7 @@ const GROUPS: [&str; 10] = [
     "autoscaling:PutLifecycleHook",
     "autoscaling:PutScalingPolicy",
     "autoscaling:ResumeProcesses",
+    "autoscaling:StartInstanceRefresh",
     "autoscaling:UpdateAutoScalingGroup",
 ];
 const TARGET_GROUPS: [&str; 2] =

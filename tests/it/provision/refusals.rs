@@ -294,7 +294,7 @@ fn bucket_of_another_account_is_refused() {
     let error = stack.fails(&["apply", "--web-instances", "0"]);
     assert_refused(&error);
     assert!(
-        error.contains("imgcls: 5 of ") && error.contains(" changes are made, the next one is + bucket"),
+        error.contains("imgcls: 6 of ") && error.contains(" changes are made, the next one is + bucket"),
         "{error}"
     );
     proxy.forward_all();
