@@ -200,7 +200,7 @@ fn missing_permissions_and_quotas_are_named_and_the_next_run_continues() {
         ("DescribeAlarms", Cbor, 403, "AccessDenied", "cloudwatch:DescribeAlarms on the alarms", None),
         ("CreateLogGroup", Json, 400, "AccessDeniedException", "logs:CreateLogGroup on log group", Some(0)),
         ("CreateQueue", Json, 403, "AccessDeniedException", "sqs:CreateQueue on queue", Some(1)),
-        ("PUT bucket", S3, 403, "AccessDenied", "s3:CreateBucket on bucket", Some(3)),
+        ("PUT bucket", S3, 403, "AccessDenied", "s3:CreateBucket on bucket", Some(4)),
         ("CreateRole", Query, 403, "AccessDenied", "iam:CreateRole on role", Some(5)),
         (
             "CreateSecurityGroup",
@@ -211,7 +211,7 @@ fn missing_permissions_and_quotas_are_named_and_the_next_run_continues() {
             Some(4),
         ),
         ("CreateAutoScalingGroup", Query, 403, "AccessDenied", "autoscaling:CreateAutoScalingGroup on", Some(3)),
-        ("PutMetricAlarm", Cbor, 403, "AccessDenied", "cloudwatch:PutMetricAlarm on alarm", Some(5)),
+        ("PutMetricAlarm", Cbor, 403, "AccessDenied", "cloudwatch:PutMetricAlarm on alarm", Some(6)),
     ];
     for (operation, wire, status, code, expected, made) in denied {
         proxy.intercept(operation, refusal(wire, status, code, user));
@@ -266,7 +266,10 @@ fn bucket_of_another_account_is_refused() {
         .intercept("PUT bucket", refusal(Wire::S3, 409, "BucketAlreadyExists", "The requested name is not available."));
     let error = stack.fails(&["apply", "--web-instances", "0"]);
     assert_refused(&error);
-    assert!(error.contains("4 of 25 changes are made, the next one is + bucket"), "{error}");
+    assert!(
+        error.contains("imgcls: 5 of ") && error.contains(" changes are made, the next one is + bucket"),
+        "{error}"
+    );
     proxy.forward_all();
     stack.destroy();
 }
