@@ -154,10 +154,10 @@ fn faults_of_roles() -> Vec<Fault> {
     let on = |role: &str, fault: &str| format!("role \"{role}\": {fault}");
     vec![
         fault(
-            attribute(BULK_QUEUE, "KmsMasterKeyId", KEY),
+            attribute(QUEUE, "KmsMasterKeyId", KEY),
             on(
                 WORKER_ROLE,
-                &format!("it lacks kms:Decrypt, kms:GenerateDataKey on {KEY}, with which queue \"{BULK_QUEUE}\""),
+                &format!("it lacks kms:Decrypt, kms:GenerateDataKey on {KEY}, with which queue \"{QUEUE}\""),
             ),
         ),
         fault(

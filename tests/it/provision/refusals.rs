@@ -227,7 +227,7 @@ fn missing_permissions_and_quotas_are_named_and_the_next_run_continues() {
         ("DescribeAlarms", Cbor, 403, "AccessDenied", "cloudwatch:DescribeAlarms on the alarms", None),
         ("CreateLogGroup", Json, 400, "AccessDeniedException", "logs:CreateLogGroup on log group", Some(0)),
         ("CreateQueue", Json, 403, "AccessDeniedException", "sqs:CreateQueue on queue", Some(1)),
-        ("PUT bucket", S3, 403, "AccessDenied", "s3:CreateBucket on bucket", Some(4)),
+        ("PUT bucket", S3, 403, "AccessDenied", "s3:CreateBucket on bucket", Some(5)),
         ("CreateRole", Query, 403, "AccessDenied", "iam:CreateRole on role", Some(5)),
         (
             "CreateSecurityGroup",
@@ -238,7 +238,7 @@ fn missing_permissions_and_quotas_are_named_and_the_next_run_continues() {
             Some(4),
         ),
         ("CreateAutoScalingGroup", Query, 403, "AccessDenied", "autoscaling:CreateAutoScalingGroup on", Some(3)),
-        ("PutMetricAlarm", Cbor, 403, "AccessDenied", "cloudwatch:PutMetricAlarm on alarm", Some(5)),
+        ("PutMetricAlarm", Cbor, 403, "AccessDenied", "cloudwatch:PutMetricAlarm on alarm", Some(6)),
     ];
     for (operation, wire, status, code, expected, made) in denied {
         proxy.intercept(operation, refusal(wire, status, code, user));

@@ -2,11 +2,13 @@
 //! the refresh, which moto does not have. Machines are held back until their service has started by a hook, which
 //! `user_data.rs` tests.
 
+use std::process::Command;
+
 use serde_json::Value;
 
 use super::refusals::{ErrorProxy, Wire, refusal};
 use super::{Stack, call_emulator, call_s3, small_bundle, write_bundle};
-use crate::harness::{Process, until};
+use crate::harness::until;
 
 /// The versions of the launch templates that the machines of a stack were started from.
 fn versions_of_machines(stack: &Stack, flags: &[&str]) -> Vec<String> {
@@ -154,12 +156,15 @@ fn logs_of_machines_are_printed_and_followed() {
     assert_eq!((&json["machine"], &json["message"]), (&"i-1".into(), &"the worker is ready".into()));
 
     let folder = tempfile::tempdir().unwrap();
-    let mut following = Process::start(stack.command(&["logs", "--follow"]), &folder.path().join("log"));
-    following.wait_for_log("the worker is ready");
+    let path = folder.path().join("printed");
+    let mut command = stack.command(&["logs", "--follow"]);
+    let mut following = command.stdout(std::fs::File::create(&path).unwrap()).spawn().unwrap();
+    let printed = || std::fs::read_to_string(&path).unwrap();
+    until("the first line", || printed().contains("the worker is ready").then_some(()));
     log("an image was classified");
-    following.wait_for_log("an image was classified");
-    following.signal("TERM");
-    assert_eq!(following.wait(), Some(0));
-    assert_eq!(following.log().matches("the worker is ready").count(), 1);
+    until("the second line", || printed().contains("an image was classified").then_some(()));
+    assert!(Command::new("kill").args(["-TERM", &following.id().to_string()]).status().unwrap().success());
+    assert_eq!(following.wait().unwrap().code(), Some(0));
+    assert_eq!(printed().matches("the worker is ready").count(), 1);
     stack.destroy();
 }

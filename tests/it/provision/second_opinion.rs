@@ -6,13 +6,14 @@ use super::{Stack, environment, proxy};
 use crate::emulators::ministack_of_stacks;
 
 /// Properties that it accepts and does not store, so that a plan always finds them missing.
-const FORGOTTEN: [(&str, &str); 5] = [
+const FORGOTTEN: [(&str, &str); 6] = [
     ("second-apptierAutoscaling", "DefaultInstanceWarmup"),
     ("second-apptierAutoscaling", "MetricsCollection"),
     ("second-apptierAutoscaling", "MixedInstancesPolicy"),
     // Alarms on more than one metric.
     ("second-ScaleDownAlarm", "Metrics"),
     ("second-ScaleFromZeroAlarm", "Metrics"),
+    ("second-ScaleUpAlarm", "Metrics"),
 ];
 
 #[test]
