@@ -179,8 +179,9 @@ impl Caller<'_> {
     fn storage(&self) -> Vec<Value> {
         let names = &self.settings.names;
         let queues = [&names.request_queue, &names.result_queue];
-        // The queue for batches, the dead letters and the replies have names that begin with those.
-        let queues = queues.map(|name| [self.arns.queue(name), self.arns.queue(&format!("{name}-*"))]).concat();
+        // The queues for batches, callbacks, dead letters and replies have names that begin with those. One pattern for both is
+        // shorter, and IAM limits the length of a policy.
+        let queues = queues.map(|name| self.arns.queue(&format!("{name}*")));
         let buckets = [&names.input_bucket, &names.output_bucket].map(|name| self.arns.bucket(name));
         let objects = buckets.clone().map(|bucket| format!("{bucket}/*"));
         // One statement for both is shorter. Each action applies to its own kind of resource.

@@ -11,7 +11,7 @@ fn destroyed_stack_is_made_again_at_once() {
     stack.assert_plan_is_empty();
     stack.destroy();
     let applied = stack.succeeds(&["apply"]);
-    assert!(applied.contains("30 to create, 0 to update, 0 to delete"), "{applied}");
+    assert!(applied.contains("31 to create, 0 to update, 0 to delete"), "{applied}");
     stack.assert_plan_is_empty();
     stack.destroy();
     stack.destroy();
