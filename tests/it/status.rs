@@ -43,7 +43,7 @@ fn status_shows_service_workers_queues_disk_and_errors() {
     assert_eq!(report["service"]["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!((&report["workers"]["ready"], &report["workers"]["wanted"]), (&1.into(), &1.into()));
     assert_eq!((&report["queues"][0]["role"], &report["queues"][0]["visible"]), (&"requests".into(), &0.into()));
-    assert_eq!(report["queues"].as_array().unwrap().len(), 3, "{report}");
+    assert_eq!(report["queues"].as_array().unwrap().len(), 4, "{report}");
     assert!(report["disk"]["used_bytes"].as_u64() > Some(0), "{report}");
     assert_eq!(report["last_errors"].as_array().unwrap().len(), 1, "{report}");
     assert_eq!(report["last_errors"][0]["code"], "undecodable");

@@ -197,7 +197,7 @@ fn stack_is_created_repaired_and_destroyed_beside_another() {
     neighbour.succeeds(&["apply"]);
     let plan = stack.run(&["plan", "--detailed-exitcode"]);
     assert_eq!(plan.code, Some(3), "{}", plan.stderr);
-    assert!(plan.stdout.contains("28 to create, 0 to update, 0 to delete") && plan.stdout.contains("a month at rest"));
+    assert!(plan.stdout.contains("29 to create, 0 to update, 0 to delete") && plan.stdout.contains("a month at rest"));
 
     let applied = stack.succeeds(&[]);
     assert!(applied.contains("web tier: http://ec2-"), "{applied}");
