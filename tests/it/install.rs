@@ -110,7 +110,7 @@ fn legacy_units_run_imgcls_with_a_drop_in() {
     for (unit, command) in [("pythonfrontend", "serve-web"), ("pythonbackend", "worker")] {
         let drop_in =
             std::fs::read_to_string(root().join(format!("deploy/legacy/{unit}.service.d/imgcls.conf"))).unwrap();
-        let start = drop_in.lines().filter_map(|line| line.strip_prefix("ExecStart=/usr/bin/imgcls ")).next().unwrap();
+        let start = drop_in.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/imgcls ")).unwrap();
         let words: Vec<&str> = start.split_whitespace().collect();
         assert_eq!(words[0], command);
         // Its flags exist, and the variables of the legacy units are read.

@@ -66,7 +66,7 @@ fn fleets_that_meet_the_goal_come_first_and_the_cheapest_of_them_first() {
         .iter()
         .map(|fleet| (fleet["meets_goals"] == false, fleet["cost"]["total"].as_f64().expect("money")))
         .collect();
-    assert!(order.is_sorted_by(|a, b| a.0 < b.0 || a.0 == b.0 && a.1 <= b.1), "{order:?}");
+    assert!(order.is_sorted(), "{order:?}");
     let best = &fleets[0];
     let latency = |name: &str| best["latency_ms"][name].as_f64().expect("a latency");
     assert!(best["meets_goals"] == true && latency("p99") < 60_000.0 && latency("mean") < 30_000.0, "{best}");

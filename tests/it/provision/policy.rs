@@ -49,11 +49,10 @@ fn actions(call: &Call) -> Vec<String> {
 fn s3(call: &Call) -> &'static [&'static str] {
     let (path, query) = call.path().split_once('?').unwrap_or((call.path(), ""));
     let path = path.trim_matches('/');
-    let parameter =
+    let mut parameter =
         query.split('&').filter(|name| !name.starts_with("x-id")).map(|pair| pair.split('=').next().unwrap());
     let asked = parameter
-        .filter(|name| !["delimiter", "encoding-type", "key-marker", "max-keys", "prefix", ""].contains(name))
-        .next()
+        .find(|name| !["delimiter", "encoding-type", "key-marker", "max-keys", "prefix", ""].contains(name))
         .unwrap_or_default();
     match (call.method(), path.contains('/'), asked) {
         ("GET", false, "") if path.is_empty() => &["ListAllMyBuckets"],
