@@ -19,6 +19,7 @@
 //!
 //! - [`aws`]: the configuration of the SDK, and the meaning of its errors.
 //! - [`config`]: validated names, limits and the choice of the backend.
+//! - [`http_client`]: what the clients of HTTP/1 share.
 //! - [`keys`]: the keys of clients, what is stored of them, and which jobs belong to them.
 //! - [`plot`]: charts in SVG and PNG files.
 //! - [`readiness`]: whether the dependencies of a process answer.
@@ -79,6 +80,7 @@ pub mod workload;
 
 pub mod aws;
 pub mod config;
+pub(crate) mod http_client;
 pub mod keys;
 pub mod plot;
 pub mod readiness;

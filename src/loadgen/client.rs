@@ -2,9 +2,8 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,11 +11,11 @@ use http::header::LOCATION;
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 
-use super::connect::{Connector, Stream};
+use super::connect::Connector;
 use super::dialect::{Answer, Dialect, Prepared};
 use super::failure::{Failure, Reason};
+use crate::http_client::{self, Io};
 
 /// Maximum size of an answer. A result object takes about a kilobyte.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
@@ -67,12 +66,6 @@ struct Connection {
     /// Answers received. After the first, the server may close the connection at any time.
     answers: u64,
 }
-
-/// The half that reads and writes; `None` once the connection has ended.
-struct Io(Option<http1::Connection<Wire, Full<Bytes>>>);
-
-/// The bytes of a connection, plain or encrypted.
-type Wire = TokioIo<Box<dyn Stream>>;
 
 struct Head {
     status: StatusCode,
@@ -155,7 +148,7 @@ impl Client {
     ) -> Result<Head, Failure> {
         let mut retried = false;
         loop {
-            if self.connection.as_mut().is_none_or(|connection| connection.io.0.is_none()) {
+            if self.connection.as_mut().is_none_or(|connection| connection.io.has_ended()) {
                 self.connect().await.map_err(|error| Failure::connect(&error))?;
             }
             let connection = self.connection.as_mut().expect("connected above; this is a bug");
@@ -193,8 +186,8 @@ impl Connection {
         for at in 0..addresses.len() {
             match target.connector.connect(addresses[(first + at) % addresses.len()]).await {
                 Ok(stream) => {
-                    let (sender, io) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-                    return Ok(Connection { sender, io: Io(Some(io)), answers: 0 });
+                    let (sender, io) = http_client::handshake(stream).await.map_err(io::Error::other)?;
+                    return Ok(Connection { sender, io, answers: 0 });
                 }
                 Err(error) => last_error = error,
             }
@@ -223,30 +216,5 @@ impl Connection {
             Ok(Head { status: response.status(), location })
         };
         io.drive(exchange).await
-    }
-}
-
-impl Io {
-    /// Reads and writes until `exchange` completes.
-    async fn drive<T>(&mut self, exchange: impl Future<Output = T>) -> T {
-        let mut exchange = pin!(exchange);
-        std::future::poll_fn(|cx| {
-            // Poll the exchange first, which hands over the request, then the connection, which writes it or reads the
-            // answer, then the exchange again, which takes the answer.
-            if let Poll::Ready(done) = exchange.as_mut().poll(cx) {
-                return Poll::Ready(done);
-            }
-            let _ended = self.poll(cx);
-            exchange.as_mut().poll(cx)
-        })
-        .await
-    }
-
-    /// Ready once the connection has ended. The reason is not needed here: hyper reports it to the exchange.
-    fn poll(&mut self, cx: &mut std::task::Context<'_>) -> Poll<()> {
-        match &mut self.0 {
-            None => Poll::Ready(()),
-            Some(io) => Pin::new(io).poll(cx).map(|_result| self.0 = None),
-        }
     }
 }

@@ -7,20 +7,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use hyper_rustls::ConfigBuilderExt as _;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::ClientConfig;
-use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::target::BaseUrl;
-
-/// A connection that requests are sent over.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+use crate::http_client::{self, Stream};
 
 /// Makes connections to the server of a URL.
 #[derive(Clone)]
@@ -37,11 +29,9 @@ impl Connector {
             return Ok(Connector { tls: None });
         }
         let name = ServerName::try_from(url.host.clone()).with_context(|| format!("no certificate can name {url}"))?;
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_native_roots()
+        let config = http_client::tls()
             .context("cannot read the certificates that this machine trusts; SSL_CERT_FILE names a file of them")?;
-        Ok(Connector { tls: Some((TlsConnector::from(Arc::new(config.with_no_client_auth())), name)) })
+        Ok(Connector { tls: Some((TlsConnector::from(Arc::new(config)), name)) })
     }
 
     pub(super) async fn connect(&self, address: SocketAddr) -> io::Result<Box<dyn Stream>> {

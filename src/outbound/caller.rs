@@ -2,9 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,16 +11,13 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper_rustls::ConfigBuilderExt as _;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
-use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::guard::{Allowed, Refusal, Target};
+use crate::http_client::{self, Io, Stream};
 
 /// How many addresses of one name are tried.
 const MAX_ADDRESSES: usize = 4;
@@ -92,10 +87,7 @@ pub trait Download: Send {
 impl Caller {
     /// Makes a client, which trusts the certificates that the system trusts.
     pub fn new(allowed: Allowed) -> Caller {
-        let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(io::Error::other)
-            .and_then(|builder| Ok(builder.with_native_roots()?.with_no_client_auth()));
+        let tls = http_client::tls();
         if let Err(error) = &tls {
             tracing::warn!(%error, "no certificates are trusted, so that no https address that clients name can be called");
         }
@@ -233,8 +225,8 @@ impl Caller {
         } else {
             Box::new(stream)
         };
-        let (sender, io) = http1::handshake(TokioIo::new(stream)).await.map_err(CallError::Broken)?;
-        Ok(Connection { sender, io: Io(Some(io)) })
+        let (sender, io) = http_client::handshake(stream).await.map_err(CallError::Broken)?;
+        Ok(Connection { sender, io })
     }
 }
 
@@ -254,20 +246,11 @@ fn request(method: Method, target: &Target, mut headers: HeaderMap, body: Bytes)
     request
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
-
 /// Both halves of a hyper connection, polled by one task.
 struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
     io: Io,
 }
-
-type Http1 = http1::Connection<TokioIo<Box<dyn Stream>>, Full<Bytes>>;
-
-/// The half that reads and writes; `None` once the connection has ended.
-struct Io(Option<Http1>);
 
 impl Connection {
     async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, CallError> {
@@ -282,30 +265,6 @@ impl Connection {
             if let Ok(data) = frame.map_err(CallError::Broken)?.into_data() {
                 return Ok(Some(data));
             }
-        }
-    }
-}
-
-impl Io {
-    /// Reads and writes until `exchange` completes.
-    async fn drive<T>(&mut self, exchange: impl Future<Output = T>) -> T {
-        let mut exchange = pin!(exchange);
-        std::future::poll_fn(|cx| {
-            if let Poll::Ready(done) = exchange.as_mut().poll(cx) {
-                return Poll::Ready(done);
-            }
-            self.poll(cx);
-            exchange.as_mut().poll(cx)
-        })
-        .await
-    }
-
-    /// Hyper reports the end of a connection to the exchange.
-    fn poll(&mut self, cx: &mut Context<'_>) {
-        if let Some(io) = &mut self.0
-            && Pin::new(io).poll(cx).is_ready()
-        {
-            self.0 = None;
         }
     }
 }

@@ -11,9 +11,9 @@ use imgcls::scaling_policy::{self, Bounds, Observation, QueueDepth, StepPolicy};
 use crate::cloud::{Cloud, Setting};
 use crate::cloudwatch::{Alarm, Capacity, CloudWatch, Metric, Metrics, Policy, SPEED, Watched, alarms_of};
 use crate::elastic::slow_image;
-use crate::emulators::{self, ministack, moto_of_stacks};
+use crate::emulators::{ministack, moto_of_stacks};
 use crate::harness::{Process, Service, imgcls, test_image, until};
-use crate::provision::small_bundle;
+use crate::provision::{self, small_bundle};
 
 /// Both emulators take a key of twelve digits as the account.
 const ACCOUNT: &str = "123456789012";
@@ -237,24 +237,10 @@ fn decided(workers: u32, visible: u64, in_flight: u64) -> u32 {
     scaling_policy::decide(&policy, bounds, state, &seen, now).1.desired
 }
 
-/// Sets a separate endpoint variable for each service, so that the stack is the same as on AWS.
+/// All services are moto's, except for the queues and buckets.
 fn environment() -> Vec<(String, String)> {
-    let mut environment = emulators::credentials();
-    let at = |service: &str, url: String| (format!("AWS_ENDPOINT_URL_{service}"), url);
-    environment.extend(["SQS", "S3"].map(|service| at(service, ministack().url())));
-    let of_moto = [
-        "IAM",
-        "CLOUDWATCH",
-        "AUTO_SCALING",
-        "STS",
-        "EC2",
-        "CLOUDWATCH_LOGS",
-        "RESOURCE_GROUPS_TAGGING_API",
-        "SNS",
-        "BUDGETS",
-    ];
-    environment.extend(of_moto.map(|service| at(service, moto_of_stacks().url())));
+    let mut environment = provision::environment(&moto_of_stacks().url());
+    environment.extend(["SQS", "S3"].map(|service| (format!("AWS_ENDPOINT_URL_{service}"), ministack().url())));
     environment.push(("AWS_ACCESS_KEY_ID".to_owned(), ACCOUNT.to_owned()));
-    environment.push(("AWS_REGION".to_owned(), "us-east-1".to_owned()));
     environment
 }

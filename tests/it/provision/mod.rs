@@ -45,7 +45,8 @@ const SERVICES: [&str; 12] = [
     "BUDGETS",
 ];
 
-fn environment(url: &str) -> Vec<(String, String)> {
+/// The variables with which all calls go to `url`.
+pub fn environment(url: &str) -> Vec<(String, String)> {
     let mut environment = emulators::credentials();
     environment.push(("AWS_REGION".to_owned(), "us-east-1".to_owned()));
     environment.extend(SERVICES.map(|service| (format!("AWS_ENDPOINT_URL_{service}"), url.to_owned())));
