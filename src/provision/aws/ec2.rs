@@ -75,7 +75,7 @@ impl Cloud {
     }
 
     async fn observe_launch_templates(&self, stack: &Stack) -> anyhow::Result<Vec<FoundResource>> {
-        let templates = self.all("DescribeLaunchTemplates", "the launch templates", json!({})).await?;
+        let templates = self.all("DescribeLaunchTemplates", "the launch templates", json!({"MaxResults": 200})).await?;
         let mut found = Vec::new();
         for template in &templates {
             let name = template["launchTemplateName"].as_str().unwrap_or_default();
@@ -111,7 +111,7 @@ impl Cloud {
 
     /// The data of all versions of a launch template, in CloudFormation's form, the newest first.
     pub(in crate::provision) async fn template_versions(&self, name: &str) -> anyhow::Result<Vec<Value>> {
-        let by_name = json!({ "LaunchTemplateName": name });
+        let by_name = json!({"LaunchTemplateName": name, "MaxResults": 200});
         let what = label(Kind::LaunchTemplate, name);
         let mut versions = self.all("DescribeLaunchTemplateVersions", &what, by_name).await?;
         let number = |version: &Value| version["versionNumber"].as_str().and_then(|text| text.parse::<u64>().ok());

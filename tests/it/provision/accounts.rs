@@ -181,7 +181,7 @@ fn adopted_queues_and_buckets_keep_their_keys_and_their_old_rules() {
 }
 
 #[test]
-fn foreign_queues_and_buckets_cost_no_calls() {
+fn foreign_queues_buckets_and_launch_templates_cost_no_calls_and_hide_nothing() {
     let emulator = Emulator::start(STRICT);
     let address = emulator.address;
     let scope = |service: &str| format!("AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/{service}/aws4_request");
@@ -199,6 +199,15 @@ fn foreign_queues_and_buckets_cost_no_calls() {
                     let (path, signed) = (format!("/foreign-bucket-{bucket}"), scope("s3"));
                     let headers = [("Authorization", signed.as_str())];
                     assert_eq!(request(address, "PUT", &path, &headers, b"").unwrap().status, 200);
+                }
+                for template in (lane..40).step_by(4) {
+                    let form = format!(
+                        "Action=CreateLaunchTemplate&Version=2016-11-15&LaunchTemplateName=foreign-{template}\
+                         &LaunchTemplateData.ImageId=ami-12c6146b"
+                    );
+                    let signed = scope("ec2");
+                    let headers = [("Authorization", signed.as_str()), kind];
+                    assert_eq!(request(address, "POST", "/", &headers, form.as_bytes()).unwrap().status, 200);
                 }
             });
         }
