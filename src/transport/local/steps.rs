@@ -223,7 +223,8 @@ impl Steps for LocalSteps {
             Acknowledge::WhenDurable => Duration::ZERO,
             Acknowledge::WithResult(timeout) => SHARED_SYNC.min(timeout),
         };
-        let image = self.input.prepare(&protocol::image_key(job.id), job.image.clone()).await?;
+        // A worker can read the image before it is on disk, so that disk and inference work at the same time.
+        let (image, sync) = self.input.prepare_unsynced(&protocol::image_key(job.id), job.image.clone()).await?;
         let requests = self.requests_of(job.class()).name().to_owned();
         let work = move |session: &mut Session| {
             let image = image.append(session)?;
@@ -234,10 +235,15 @@ impl Steps for LocalSteps {
             }
             image.insert(session, false)
         };
-        let done = self.queues.database().engine.write(Durability::FullWithin(within), work).await;
-        let done = match done {
-            Ok(done) => done,
-            Err(error) => {
+        let written = self.queues.database().engine.write(Durability::FullWithin(within), work);
+        let synced = async {
+            let Some(sync) = sync else { return Ok(()) };
+            tokio::time::sleep(within).await;
+            self.input.sync(sync).await.map_err(TransportError::from)
+        };
+        let done = match tokio::join!(written, synced) {
+            (Ok(done), Ok(())) => done,
+            (Err(error), _) | (_, Err(error)) => {
                 // It is not known whether a row names the image, so its space is freed only if none does.
                 self.input.release_doubtful().await;
                 return Err(error);

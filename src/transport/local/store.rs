@@ -20,7 +20,7 @@ pub use self::retention::{
     Candidate, Collected, Deleted, FailedResult, Kind, LocalData, Page, Position, SeenSegments, Totals, Usage, Walk,
 };
 
-use super::segments::{Appended, Place, Segments};
+use super::segments::{Appended, PendingSync, Place, Segments};
 use crate::config;
 use crate::sqlite::{self, Database, Durability, Fault, Session};
 use crate::transport::error::TransportError;
@@ -125,6 +125,21 @@ impl SqliteStore {
         Ok(NewObject { names, body })
     }
 
+    /// As [`SqliteStore::prepare`], but a large body is not on disk yet: the second value is the sync that is left to do.
+    pub(super) async fn prepare_unsynced(
+        &self,
+        key: &str,
+        body: Bytes,
+    ) -> Result<(NewObject, Option<PendingSync>), StoreError> {
+        if body.len() <= MAX_BYTES_IN_LINE {
+            return Ok((self.prepare(key, body).await?, None));
+        }
+        let names = self.names(key)?;
+        let appended = self.segments.append_aside(body).await.map_err(|fault| named(&self.bucket, fault))?;
+        let sync = appended.pending_sync();
+        Ok((NewObject { names, body: NewBody::Appended(appended) }, Some(sync)))
+    }
+
     /// Names an object that a transaction is to read or delete.
     pub(super) fn existing(&self, key: &str) -> Result<ExistingObject, StoreError> {
         Ok(ExistingObject { names: self.names(key)?, segments: Arc::clone(&self.segments) })
@@ -137,6 +152,11 @@ impl SqliteStore {
         }
         self.segments.release(unused.into_iter().collect()).await;
         put
+    }
+
+    /// Does the sync of a large body.
+    pub(super) async fn sync(&self, sync: PendingSync) -> Result<(), StoreError> {
+        sync.run().await.map_err(|fault| named(&self.bucket, fault))
     }
 
     /// Frees the space that deleted objects had.

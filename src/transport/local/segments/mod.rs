@@ -10,6 +10,7 @@
 //! bytes that no row names are those of failed or killed puts, and their space can be freed ([`Unwritten`]).
 
 mod pieces;
+mod shared_sync;
 mod unwritten;
 
 use std::collections::{BTreeMap, HashMap};
@@ -27,6 +28,7 @@ use rustix::io::Errno;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use self::shared_sync::SharedSync;
 pub(super) use self::unwritten::Unwritten;
 use crate::sqlite::{self, Database, Fault};
 
@@ -65,7 +67,16 @@ pub(super) struct Segments {
 struct Current {
     name: String,
     file: Arc<File>,
+    sync: Arc<SharedSync>,
     end: u64,
+}
+
+/// Space in the current segment.
+struct Reserved {
+    segment: String,
+    file: Arc<File>,
+    sync: Arc<SharedSync>,
+    offset: u64,
 }
 
 /// The position of a body in a segment, and its checksum.
@@ -82,8 +93,22 @@ pub(super) struct Place {
 pub(super) struct Appended {
     place: Place,
     file: Arc<File>,
+    sync: Arc<SharedSync>,
     segments: Arc<Segments>,
     is_committed: bool,
+}
+
+/// The sync of a body that was appended. It has to succeed before anybody is told that the object exists.
+pub(super) struct PendingSync {
+    shared: Arc<SharedSync>,
+    segments: Arc<Segments>,
+}
+
+impl PendingSync {
+    /// Returns once the body is on disk. Bodies that were appended at about the same time share a sync.
+    pub(crate) async fn run(self) -> Result<(), Fault> {
+        self.segments.sync(self.shared).await
+    }
 }
 
 impl Appended {
@@ -94,6 +119,11 @@ impl Appended {
     /// The file. It has to be synced before anybody is told that the object exists.
     pub(crate) fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    /// The sync that is left to do if the body was not appended with [`Segments::append_synced`].
+    pub(crate) fn pending_sync(&self) -> PendingSync {
+        PendingSync { shared: Arc::clone(&self.sync), segments: Arc::clone(&self.segments) }
     }
 
     /// The place is not in doubt any more: a committed row names it, or the caller releases it.
@@ -142,7 +172,8 @@ impl Segments {
     /// Appends a body.
     pub(crate) fn append(self: &Arc<Self>, body: &[u8]) -> Result<Appended, Fault> {
         let size_bytes = body.len() as u64;
-        let (segment, file, offset) = self.reserve(size_bytes).map_err(|error| fault(&self.directory, &error))?;
+        let Reserved { segment, file, sync, offset } =
+            self.reserve(size_bytes).map_err(|error| fault(&self.directory, &error))?;
         let place = Place { segment, offset, size_bytes, checksum: crc32fast::hash(body) };
         if let Err(error) = file.write_all_at(body, offset) {
             // No row will ever name the part that was written.
@@ -151,7 +182,7 @@ impl Segments {
             }
             return Err(fault(&self.directory.join(&place.segment), &error));
         }
-        Ok(Appended { place, file, segments: Arc::clone(self), is_committed: false })
+        Ok(Appended { place, file, sync, segments: Arc::clone(self), is_committed: false })
     }
 
     /// Reads a body. Returns `None` when the place holds other bytes by now.
@@ -170,22 +201,9 @@ impl Segments {
 
     /// As [`Segments::append`], synced, and outside of the thread of the database: for a body that takes a while.
     pub(crate) async fn append_synced(self: &Arc<Self>, body: Bytes) -> Result<Appended, Fault> {
-        self.blocking(move |segments| {
-            let appended = segments.append(&body)?;
-            if let Err(error) = appended.file.sync_data() {
-                // The system reports this error only once although other calls wait for the same file, so nothing in it may
-                // count as durable.
-                return Err(segments
-                    .database
-                    .fail(&format!("a segment of images cannot be synced to the disk: {error}")));
-            }
-            if sqlite::is_deleted(&appended.file) {
-                segments.abandon(&appended.file);
-                return Err(fault(&segments.directory.join(&appended.place.segment), &ErrorKind::NotFound.into()));
-            }
-            Ok(appended)
-        })
-        .await
+        let appended = self.append_aside(body).await?;
+        appended.pending_sync().run().await?;
+        Ok(appended)
     }
 
     /// As [`Segments::read`], outside of the thread of the database.
@@ -266,15 +284,15 @@ impl Segments {
     }
 
     /// Reserves space at the end of the current segment, or of a new one when there is none or it is long enough.
-    fn reserve(&self, size_bytes: u64) -> io::Result<(String, Arc<File>, u64)> {
+    fn reserve(&self, size_bytes: u64) -> io::Result<Reserved> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.as_ref().is_none_or(|current| current.end >= SEGMENT_BYTES || sqlite::is_deleted(&current.file)) {
             *current = Some(self.begin()?);
         }
-        let Current { name, file, end } = current.as_mut().expect("it was made; this is a bug");
+        let Current { name, file, sync, end } = current.as_mut().expect("it was made; this is a bug");
         let offset = *end;
         *end = (offset + size_bytes).next_multiple_of(BLOCK_BYTES);
-        Ok((name.clone(), Arc::clone(file), offset))
+        Ok(Reserved { segment: name.clone(), file: Arc::clone(file), sync: Arc::clone(sync), offset })
     }
 
     /// Stops writing to the current segment because it was deleted. The next bodies go into a new one.
@@ -300,7 +318,9 @@ impl Segments {
                 Ok(()) => {}
             }
             File::open(&self.directory)?.sync_all()?;
-            return Ok(Current { name, file: Arc::new(file), end: 0 });
+            let file = Arc::new(file);
+            let sync = Arc::new(SharedSync::new(name.clone(), Arc::clone(&file)));
+            return Ok(Current { name, file, sync, end: 0 });
         }
         Err(io::Error::other("each new segment was removed at once; this is a bug"))
     }
