@@ -66,10 +66,12 @@ impl Service {
 
     /// Receives one bulk request, as a worker does: while another call waits for interactive ones and gets none.
     pub async fn receive_bulk(&self, visibility_timeout: Duration) -> Delivery {
-        let wanted = |class| Wanted { class, max: 1, visibility_timeout };
+        let wanted = Wanted { class: ServiceClass::Bulk, max: 1, visibility_timeout };
+        // A server may go on with this receive after it was dropped, and hides the next message for so long.
+        let interactive = Wanted { class: ServiceClass::Interactive, max: 1, visibility_timeout: SECOND };
         let bulk = async {
             loop {
-                let received = self.transport.receive(wanted(ServiceClass::Bulk), &Idle).await.unwrap();
+                let received = self.transport.receive(wanted, &Idle).await.unwrap();
                 if let Some(delivery) = received.into_iter().next() {
                     return delivery;
                 }
@@ -77,7 +79,7 @@ impl Service {
         };
         let interactive = async {
             loop {
-                let received = self.transport.receive(wanted(ServiceClass::Interactive), &Idle).await.unwrap();
+                let received = self.transport.receive(interactive, &Idle).await.unwrap();
                 assert!(received.is_empty(), "{received:?} is of the other class");
             }
         };
