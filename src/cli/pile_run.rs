@@ -29,7 +29,7 @@ pub struct PileRunArgs {
     pub nice: bool,
 }
 
-/// What is made of each image apart from its line of text.
+/// The files that are made of each image, and the form of its rows.
 #[derive(Debug, Args)]
 pub struct PileFilesArgs {
     /// Write a row for each prediction instead of a row for each image

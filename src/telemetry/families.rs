@@ -23,11 +23,11 @@ pub(super) struct Sample {
     /// The text of the line before its value, after the name of the family.
     series: String,
     value: f64,
-    /// What OpenMetrics writes after the value.
+    /// The text that OpenMetrics has after the value.
     exemplar: Option<String>,
 }
 
-/// What is between a sample and its exemplar.
+/// The mark between a sample and its exemplar.
 const EXEMPLAR_MARK: &str = " # ";
 
 impl Families {

@@ -1,4 +1,4 @@
-//! What the exports of spans and of metrics by OTLP have in common: OpenTelemetry's variables, the resource, and the client.
+//! The common parts of the exports of spans and of metrics by OTLP: OpenTelemetry's variables, the resource, and the client.
 
 use std::env;
 use std::fmt;
@@ -41,7 +41,7 @@ pub(super) fn first_of(names: &[&str]) -> Option<String> {
     names.iter().find_map(|name| env::var(name).ok().filter(|value| !value.is_empty()))
 }
 
-/// What this process is. `service` is the name of this tier unless `OTEL_SERVICE_NAME` gives another. The id keeps the metrics
+/// The description of this process. `service` is the name of this tier unless `OTEL_SERVICE_NAME` gives another. The id keeps the metrics
 /// of several workers apart.
 pub(super) fn resource(service: &'static str) -> Resource {
     let resource = match env::var_os("OTEL_SERVICE_NAME") {

@@ -46,7 +46,7 @@ pub(super) struct Directory<'a> {
 struct Entry<'a> {
     tag: u16,
     size: usize,
-    /// Where the values begin in the file.
+    /// The offset of the values in the file.
     offset: u64,
     /// Complete values of `size` bytes each.
     values: &'a [u8],
@@ -126,7 +126,7 @@ impl<'a> Directory<'a> {
         self.find(tag).map(|entry| entry.values)
     }
 
-    /// Where the values of a tag begin in the file.
+    /// The offset of the values of a tag in the file.
     pub(super) fn offset(&self, tag: u16) -> Option<u64> {
         self.find(tag).map(|entry| entry.offset)
     }

@@ -53,7 +53,7 @@ pub struct WebhookConfig {
     pub url: String,
     /// The file with the secret that signs the calls, which is made if it does not exist.
     pub secret: PathBuf,
-    /// What may be called although it is not public.
+    /// The places that may be called although they are not public.
     pub allowed: Allowed,
 }
 

@@ -53,7 +53,7 @@ pub struct Inputs {
     pub boxes: Option<Boxes>,
     /// A folder into which images come, in place of all others. The walk ends when the run is stopped.
     pub watch: Option<Watch>,
-    /// Where buckets are.
+    /// The place of the buckets.
     pub aws: AwsPlace,
 }
 

@@ -152,7 +152,7 @@ impl Log {
         self.written
     }
 
-    /// Where the log is.
+    /// The path of the log.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
