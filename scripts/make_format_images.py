@@ -46,6 +46,7 @@ ENCODERS: dict[str, tuple[str, str]] = {
     "group3.tif": ("bilevel.tif", "tiffcp -c g3:1d:fill {in} {out}"),
     "group3-2d.tif": ("bilevel.tif", "tiffcp -c g3:2d {in} {out}"),
     "zstd.tif": ("rgb.tif", "tiffcp -c zstd:2 {in} {out}"),
+    "lzma.tif": ("rgb.tif", "tiffcp -c lzma:2 {in} {out}"),
 }
 
 # The reference decoder of each extension; Pillow, with libavif and libtiff, for all others.

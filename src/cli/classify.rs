@@ -10,13 +10,13 @@ use super::boxes::BoxArgs;
 use super::cache::CacheArgs;
 use super::limits::LimitArgs;
 use super::model::ModelArgs;
-use super::parse::positive;
 use super::pile_output::PileOutput;
+use super::pile_run::PileRunArgs;
 use super::shared::SharedArgs;
 use super::usage::usage;
 use crate::config::{Backend, Names};
 use crate::pile::output::{TableFormat, Target};
-use crate::pile::{self, Boxes, Inputs, Pages, Pattern, Rules, Through};
+use crate::pile::{self, AwsPlace, Boxes, Inputs, Pages, Through};
 use crate::transport::ServiceOptions;
 
 #[derive(Debug, Args)]
@@ -35,12 +35,8 @@ pub struct ClassifyArgs {
     /// Classify the paths in this file too, one a line or separated by NUL bytes; - is standard input
     #[arg(long, env = "IMGCLS_FILES_FROM", value_name = "LIST")]
     pub files_from: Option<PathBuf>,
-    /// In folders and archives, classify only files that match this pattern, whatever their extension; may be repeated
-    #[arg(long, env = "IMGCLS_INCLUDE", value_name = "PATTERN", value_parser = |text: &str| text.parse::<Pattern>())]
-    pub include: Vec<Pattern>,
-    /// In folders and archives, leave out files and folders that match this pattern; may be repeated
-    #[arg(long, env = "IMGCLS_EXCLUDE", value_name = "PATTERN", value_parser = |text: &str| text.parse::<Pattern>())]
-    pub exclude: Vec<Pattern>,
+    #[command(flatten)]
+    pub run: PileRunArgs,
     /// The pages of a TIFF with several that are classified. With all, each page is an image of its own, FILE#page=N
     #[arg(long, env = "IMGCLS_PAGES", value_enum, default_value_t = PagesArg::First, conflicts_with = "boxes")]
     pub pages: PagesArg,
@@ -64,16 +60,6 @@ pub struct ClassifyArgs {
     pub boxes: BoxArgs,
     #[command(flatten)]
     pub shared: SharedArgs,
-    /// Predictions per image [default: 1 in tables, otherwise 5]
-    #[arg(long, env = "IMGCLS_TOP_K", value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub top_k: Option<u32>,
-    /// Images that are classified at the same time [default: as `imgcls tune` found, else the number of cores; with
-    /// --through 256]
-    #[arg(long, env = "IMGCLS_JOBS", value_parser = positive)]
-    pub jobs: Option<usize>,
-    /// Run with the lowest priority, so that other programs are not slowed down
-    #[arg(long, env = "IMGCLS_NICE")]
-    pub nice: bool,
     /// Count the images and the files that would be skipped, and classify nothing
     #[arg(long, env = "IMGCLS_DRY_RUN")]
     pub dry_run: bool,
@@ -114,7 +100,7 @@ impl ClassifyArgs {
             return Err(usage("classify", "--cache keeps answers about whole images: leave it out with --boxes"));
         }
         let boxes = self.boxes.config(&self.paths, self.output.out.as_ref())?;
-        let top_k = self.top_k.unwrap_or_else(|| self.output.default_top_k(self.json));
+        let top_k = self.run.top_k.unwrap_or_else(|| self.output.default_top_k(self.json));
         let options = match self.pages {
             PagesArg::First => BTreeMap::new(),
             PagesArg::All => BTreeMap::from([("--pages".to_owned(), "all".to_owned())]),
@@ -127,20 +113,21 @@ impl ClassifyArgs {
             inputs: Inputs {
                 paths: if boxes.is_some() { Vec::new() } else { self.paths.clone() },
                 files_from: self.files_from.clone(),
-                rules: Rules { include: self.include.clone(), exclude: self.exclude.clone() },
+                rules: self.run.rules(),
                 pages: match self.pages {
                     PagesArg::First => Pages::First,
                     PagesArg::All => Pages::All,
                 },
                 boxes: boxes.clone(),
                 watch: None,
+                aws: AwsPlace { region: self.shared.region.clone(), endpoint_url: self.shared.endpoint_url.clone() },
             },
             cache: self.cache.config(self.model.choice().cache_dir.as_ref()),
             model: self.model.choice(),
             limits: self.limits.limits(1),
             through: service.map(|(backend, names)| self.through(backend, names)),
-            jobs: self.jobs,
-            is_nice: self.nice,
+            jobs: self.run.jobs,
+            is_nice: self.run.nice,
             top_k,
             json: self.json,
             dry_run: self.dry_run,

@@ -182,7 +182,10 @@ const TOPICS: [(&str, &[&str]); 14] = [
             "allow",
         ],
     ),
-    ("Calls to addresses that clients name", &["allow-callbacks", "allow-image-urls", "allow-calls-to"]),
+    (
+        "Calls to addresses that clients name",
+        &["allow-callbacks", "allow-image-urls", "webhook", "webhook-secret", "allow-calls-to"],
+    ),
     ("Stored data", &["keep-images", "keep-results", "max-data-bytes", "keep-images-days", "keep-results-days"]),
     (
         "Number of workers",

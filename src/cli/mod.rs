@@ -35,6 +35,7 @@ mod model_sync;
 mod notify;
 mod parse;
 mod pile_output;
+mod pile_run;
 mod plan;
 mod policy;
 mod processing;
@@ -54,6 +55,7 @@ mod up;
 mod usage;
 mod version;
 mod watch;
+mod webhook;
 mod worker;
 mod workers;
 
@@ -83,7 +85,8 @@ pub use self::model::{LabelSetArg, ModelArgs, ModelNamesArgs, ModelsDirArgs, Run
 pub use self::model_command::{ModelCommand, ModelCommandArgs, ModelGroup};
 pub use self::model_run::ModelRunArgs;
 pub use self::model_sync::ModelSyncArgs;
-pub use self::pile_output::{PileOutput, Sidecar, SortAs};
+pub use self::pile_output::PileOutput;
+pub use self::pile_run::{PileFilesArgs, PileRunArgs, Sidecar, SortAs};
 pub use self::plan::PlanArgs;
 pub use self::policy::{PolicyArgs, PolicyKind};
 pub use self::processing::ProcessingArgs;

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use crate::pile::output::{
-    ClassName, MaxFailures, OutFile, OutputConfig, Resume, SidecarFormat, SortEntry, SortInto, TableFormat, Target,
-};
+use super::pile_run::PileFilesArgs;
+use crate::pile::output::{ClassName, MaxFailures, OutFile, OutputConfig, Resume, TableFormat, Target};
 
 /// The output of a pile of images.
 #[derive(Debug, Args)]
@@ -27,9 +26,6 @@ pub struct PileOutput {
     /// Delete FILE.part of an earlier run and begin with the first image
     #[arg(long, requires = "out")]
     pub restart: bool,
-    /// Write a row for each prediction instead of a row for each image
-    #[arg(long, env = "IMGCLS_LONG")]
-    pub long: bool,
     /// Write the rows of failed images to this file too, as CSV
     #[arg(long, env = "IMGCLS_ERRORS", value_name = "FILE")]
     pub errors: Option<PathBuf>,
@@ -40,38 +36,8 @@ pub struct PileOutput {
     /// exit code 1 if any image failed]
     #[arg(long, env = "IMGCLS_MAX_FAILURES", value_name = "N|P%")]
     pub max_failures: Option<MaxFailures>,
-    /// Make a folder for each class in this folder, with a link to each image of the class
-    #[arg(long, env = "IMGCLS_SORT_INTO", value_name = "DIR")]
-    pub sort_into: Option<PathBuf>,
-    /// The kind of link that --sort-into makes. Without hard links on the file system, it makes copies
-    #[arg(long, env = "IMGCLS_SORT_AS", value_enum, default_value_t = SortAs::Hardlink, requires = "sort_into")]
-    pub sort_as: SortAs,
-    /// Write a file with the classes beside each image: IMAGE.json, IMAGE.txt or IMAGE.xmp. Files that imgcls did not
-    /// write are left alone
-    #[arg(long, env = "IMGCLS_SIDECAR", value_enum)]
-    pub sidecar: Option<Sidecar>,
-}
-
-/// The entry for an image in the folder of its class.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum SortAs {
-    /// Hard links
-    Hardlink,
-    /// Symbolic links
-    Symlink,
-    /// Copies
-    Copy,
-}
-
-/// The format of the file beside each image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Sidecar {
-    /// The row as a JSON object
-    Json,
-    /// One class a line
-    Txt,
-    /// XMP with the labels as keywords
-    Xmp,
+    #[command(flatten)]
+    pub files: PileFilesArgs,
 }
 
 impl PileOutput {
@@ -91,7 +57,7 @@ impl PileOutput {
             Target::File(file) => !is_json(file),
             target => *target == Target::Csv,
         };
-        if is_table && !json && !self.long { 1 } else { 5 }
+        if is_table && !json && !self.files.long { 1 } else { 5 }
     }
 
     /// The configuration of the output. `options` has what the rows depend on, `classes` the classes of the model.
@@ -108,32 +74,23 @@ impl PileOutput {
             (true, _) => Resume::Required,
             _ => Resume::IfPossible,
         };
-        let entry = match self.sort_as {
-            SortAs::Hardlink => SortEntry::HardLink,
-            SortAs::Symlink => SortEntry::Symlink,
-            SortAs::Copy => SortEntry::Copy,
-        };
-        let sidecar = self.sidecar.map(|sidecar| match sidecar {
-            Sidecar::Json => SidecarFormat::Json,
-            Sidecar::Txt => SidecarFormat::Text,
-            Sidecar::Xmp => SidecarFormat::Xmp,
-        });
         OutputConfig {
             target: self.target(json),
             overwrite: self.overwrite,
             resume,
-            is_long: self.long,
+            is_long: self.files.long,
             top_k,
             errors: self.errors.clone(),
             retry_errors: self.retry_errors,
             max_failures: self.max_failures,
-            sort_into: self.sort_into.clone().map(|folder| SortInto { folder, entry }),
-            sidecar,
+            sort_into: self.files.sort_into(),
+            sidecar: self.files.sidecar(),
             classes,
             has_labels,
             options,
             boxes: None,
             grows: false,
+            webhook: None,
         }
     }
 }

@@ -33,9 +33,7 @@ impl WebhookSecrets {
         if let Some(stored) = documents.read(&name).await? {
             return WebhookSecrets::parse(&stored);
         }
-        let mut made = [0; SECRET_BYTES];
-        let no_random = |error| KeysError(format!("the system gave no random numbers: {error}"));
-        OsRng.try_fill_bytes(&mut made).map_err(no_random)?;
+        let made = random_bytes()?;
         if documents.create(&name, Bytes::from(super::hash::hex(&made))).await? {
             return Ok(WebhookSecrets(made));
         }
@@ -70,6 +68,20 @@ impl WebhookSecrets {
 }
 
 impl WebhookSecret {
+    /// Makes a secret of its own, which belongs to no service.
+    ///
+    /// # Errors
+    /// If the system gives no random numbers.
+    pub fn generate() -> Result<WebhookSecret, KeysError> {
+        random_bytes().map(WebhookSecret)
+    }
+
+    /// Reads the text of [`WebhookSecret::reveal`]. `None` if it is another one.
+    pub fn parse(text: &str) -> Option<WebhookSecret> {
+        let bytes = STANDARD.decode(text.strip_prefix("whsec_")?).ok()?;
+        bytes.try_into().ok().map(WebhookSecret)
+    }
+
     /// The text for the receiver. Only the command that is asked for it prints it.
     pub fn reveal(&self) -> String {
         format!("whsec_{}", STANDARD.encode(self.0))
@@ -81,6 +93,13 @@ impl WebhookSecret {
         message.extend_from_slice(body);
         format!("v1,{}", STANDARD.encode(hmac_sha256(&self.0, &message)))
     }
+}
+
+fn random_bytes() -> Result<[u8; SECRET_BYTES], KeysError> {
+    let mut bytes = [0; SECRET_BYTES];
+    let no_random = |error| KeysError(format!("the system gave no random numbers: {error}"));
+    OsRng.try_fill_bytes(&mut bytes).map_err(no_random)?;
+    Ok(bytes)
 }
 
 fn hmac_sha256(key: &[u8], message: &[u8]) -> Vec<u8> {

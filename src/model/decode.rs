@@ -17,7 +17,7 @@ use super::foreign::foreign_kind;
 use super::format::Format;
 use super::input::Geometry;
 use super::pixels::Pixels;
-use super::{bmp, gif, heif, ico, jpeg, jpeg_2000, jpeg_xl, png, tiff, webp};
+use super::{bmp, camera_raw, gif, heif, ico, jpeg, jpeg_2000, jpeg_xl, png, tiff, webp};
 use crate::config::Limits;
 use crate::protocol::ErrorCode;
 
@@ -31,7 +31,7 @@ static FORMATS: &[Format] = &[
     jpeg_xl::FORMAT,
     jpeg_2000::FORMAT,
     tiff::FORMAT,
-    tiff::RAW,
+    camera_raw::FORMAT,
     gif::FORMAT,
     bmp::FORMAT,
     ico::FORMAT,
@@ -103,6 +103,8 @@ mod tests {
         assert_eq!(sniff(b"\0\0\0\x0cjP  \r\n\x87\n"), Some("image/jp2"));
         assert_eq!(sniff(b"\xff\x4f\xff\x51"), Some("image/jp2"));
         assert_eq!(sniff(b"FUJIFILMCCD-RAW 0201"), Some("image/x-raw"));
+        assert_eq!(sniff(b"IIRO\x08\0\0\0"), Some("image/x-raw"));
+        assert_eq!(sniff(b"\0\0\0\x18ftypcrx \0\0\0\x01crx isom"), Some("image/x-raw"));
         assert_eq!(
             sniff(b"\0\0\x01\0\x01\0\x10\x10\0\0\x01\0\x20\0\x68\x04\0\0\x16\0\0\0"),
             Some("image/vnd.microsoft.icon")

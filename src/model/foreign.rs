@@ -60,13 +60,9 @@ static KINDS: &[ForeignKind] = &[
     kind(0, b"\x0a\x05\x01\x08", "a PCX image", SAVE),
     kind(0, b"\x01\xda\x01\x01", "an SGI image", SAVE),
     kind(0, b"\x59\xa6\x6a\x95", "a Sun raster image", SAVE),
-    kind(0, b"IIRO", "a camera raw image (ORF)", DEVELOP),
-    kind(0, b"IIRS", "a camera raw image (ORF)", DEVELOP),
-    kind(0, b"MMOR", "a camera raw image (ORF)", DEVELOP),
     kind(0, b"FOVb", "a camera raw image (X3F)", DEVELOP),
     kind(0, b"\x00MRM", "a camera raw image (MRW)", DEVELOP),
     kind(6, b"HEAPCCDR", "a camera raw image (CRW)", DEVELOP),
-    kind(4, b"ftypcrx ", "a camera raw image (CR3)", DEVELOP),
     kind(4, b"ftypqt  ", "a QuickTime video", EXTRACT_FRAMES),
     kind(4, b"ftypM4A ", "an audio file", "send an image"),
     kind(4, b"ftyp", "a video (MP4)", EXTRACT_FRAMES),
@@ -138,7 +134,7 @@ mod tests {
         assert!(of(b"\xef\xbb\xbf\n<SVG/>").starts_with("an SVG drawing"));
         assert!(of(b"<!DOCTYPE html>").starts_with("an HTML page"));
         assert!(of(b"\0\0\0\x18ftypisom").starts_with("a video (MP4)"));
-        assert!(of(b"\0\0\0\x18ftypcrx \0\0\0\x01").starts_with("a camera raw image (CR3)"));
+        assert!(of(b"FOVb\0\0\x02\0").starts_with("a camera raw image (X3F)"));
         assert!(of(b"RIFF\0\0\0\0AVI LIST").starts_with("a video (AVI)"));
         let dicom = [&[0; 128], b"DICM".as_slice()].concat();
         assert!(of(&dicom).starts_with("a DICOM file"));

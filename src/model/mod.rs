@@ -2,7 +2,7 @@
 //!
 //! From a file to pixels:
 //! - `decode`: the list of image formats, and the choice among them; `format`: what a format declares
-//! - `jpeg` (with `turbo` and `libjpeg`), `png`, `heif` (HEIC and AVIF), `tiff` (also camera raw), `jpeg_xl`,
+//! - `jpeg` (with `turbo` and `libjpeg`), `png`, `heif` (HEIC and AVIF), `tiff`, `camera_raw`, `jpeg_xl`,
 //!   `jpeg_2000`, `ico`, `webp`, `gif`, `bmp`: one module for each format; `image_crate`: the decoder of the last three
 //! - `foreign`: the names of files that are refused
 //! - `exif`: the orientation in the metadata; `capture_time`: when a photograph was taken; `orientation`, `pixels`: the
@@ -27,6 +27,7 @@
 mod answer_digest;
 mod bmp;
 mod budget;
+mod camera_raw;
 mod capture_time;
 mod choice;
 mod crop;

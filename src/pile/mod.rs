@@ -29,7 +29,7 @@ use anyhow::Context as _;
 
 pub use self::boxes::{Boxes, Observations, Selection};
 pub use self::service::Through;
-pub use self::source::{Inputs, Pages, Pattern, Rules};
+pub use self::source::{AwsPlace, Inputs, Pages, Pattern, Rules};
 pub use self::watch::Watch;
 
 use self::finished::{Answer, BoxAnswer, Finished};

@@ -1,11 +1,10 @@
-//! The metrics of this process and of the processes that it started, in Prometheus' text format.
+//! The metrics of this process and of the processes that it started, in the text formats of Prometheus and OpenMetrics.
 //!
-//! A process that starts others gets their metrics as text ([`ChildMetrics`]). [`text`] adds them up, sample by sample, so
+//! A process that starts others gets their metrics as text ([`ChildMetrics`]). [`answer`] adds them up, sample by sample, so
 //! that a scraper that can only reach the parent sees all of them. The counts of a child that has ended are kept: a counter
 //! that fell would look like a restart.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -14,8 +13,8 @@ use prometheus::{opts, register_int_gauge_vec};
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
-/// The media type of [`text`].
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
+use super::exemplars;
+use super::families::Families;
 
 /// The families of a child that its parent publishes: those with this prefix under their own names, and these two
 /// under names that do not collide with the parent's own.
@@ -25,23 +24,54 @@ const CHILD_NAMES: [(&str, &str); 2] = [
     ("process_resident_memory_bytes", "imgcls_worker_resident_memory_bytes"),
 ];
 
-/// Returns all metrics of this process, and the sums of those of its children.
-pub fn text() -> String {
-    PROCESS.update();
-    let own = encoded();
+/// The answer to a scraper: its media type, and all metrics of this process and the sums of those of its children. `accept` is
+/// the header of the request. OpenMetrics, which has exemplars, is chosen if the scraper prefers it to the text format.
+pub fn answer(accept: Option<&str>) -> (&'static str, String) {
+    let mut all = own();
     let children = lock();
-    if children.live.is_empty() && children.ended.0.is_empty() {
-        return own;
-    }
-    let mut all = Families::parse(&own, |name| Some(name.to_owned()));
     all.add(&children.ended);
     children.live.values().for_each(|child| all.add(child));
-    all.to_text()
+    if prefers_open_metrics(accept.unwrap_or_default()) {
+        ("application/openmetrics-text; version=1.0.0; charset=utf-8", all.to_open_metrics())
+    } else {
+        ("text/plain; version=0.0.4", all.to_text(false))
+    }
 }
 
-fn encoded() -> String {
-    let families = prometheus::gather();
-    prometheus::TextEncoder::new().encode_to_string(&families).unwrap_or_else(|error| format!("# {error}\n"))
+/// The metrics of this process for [`ChildMetrics::record`] of the process that started it.
+pub fn report() -> String {
+    own().to_text(true)
+}
+
+/// The metrics of this process as they are registered.
+pub(super) fn gathered() -> Vec<prometheus::proto::MetricFamily> {
+    PROCESS.update();
+    prometheus::gather()
+}
+
+fn own() -> Families {
+    let text = prometheus::TextEncoder::new().encode_to_string(&gathered());
+    let text = text.unwrap_or_else(|error| format!("# {error}\n"));
+    let mut own = Families::parse(&text, |name| Some(name.to_owned()));
+    for (name, labels, exemplars) in exemplars::all() {
+        own.add_exemplars(name, &labels, &exemplars);
+    }
+    own
+}
+
+/// Compares the weights of the two formats in an `Accept` header.
+fn prefers_open_metrics(accept: &str) -> bool {
+    let weight = |wanted: &str| {
+        let of_range = |range: &str| {
+            let mut parts = range.split(';').map(str::trim);
+            let is_wanted = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case(wanted));
+            let weight = parts.find_map(|part| part.strip_prefix("q=")?.parse::<f64>().ok());
+            is_wanted.then(|| weight.unwrap_or(1.0))
+        };
+        accept.split(',').filter_map(of_range).fold(0.0, f64::max)
+    };
+    let wanted = weight("application/openmetrics-text");
+    wanted > 0.0 && wanted >= weight("text/plain")
 }
 
 /// The metrics of one child process. Dropping it says that the child has ended.
@@ -57,7 +87,7 @@ impl ChildMetrics {
         ChildMetrics(children.count)
     }
 
-    /// Replaces the metrics of the child by those of its newest report, which is its own [`text`].
+    /// Replaces the metrics of the child by those of its newest report, which is its own [`report`].
     pub fn record(&self, text: &str) {
         lock().live.insert(self.0, Families::parse(text, child_name));
     }
@@ -93,74 +123,6 @@ fn lock() -> MutexGuard<'static, Children> {
 fn child_name(name: &str) -> Option<String> {
     let renamed = CHILD_NAMES.iter().find_map(|(own, published)| (*own == name).then(|| (*published).to_owned()));
     renamed.or_else(|| name.starts_with(CHILD_PREFIX).then(|| name.to_owned()))
-}
-
-/// Metric families by name.
-#[derive(Debug, Default)]
-struct Families(BTreeMap<String, Family>);
-
-#[derive(Debug, Default)]
-struct Family {
-    help: String,
-    /// `counter`, `gauge` or `histogram`.
-    kind: String,
-    /// The text of each line before its value, after the name of the family, and the value. They keep their order.
-    samples: Vec<(String, f64)>,
-}
-
-impl Families {
-    /// Reads the text of [`encoded`]. `published` returns the name under which a family is kept, if it is.
-    fn parse(text: &str, published: impl Fn(&str) -> Option<String>) -> Families {
-        let mut families = Families::default();
-        // The encoder writes the help of a family, then its type, then its samples.
-        let mut current: Option<(String, &str)> = None;
-        for line in text.lines() {
-            if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
-                current = published(name).map(|kept| (kept, name));
-                if let Some((kept, _)) = &current {
-                    help.clone_into(&mut families.0.entry(kept.clone()).or_default().help);
-                }
-                continue;
-            }
-            let Some((kept, name)) = &current else { continue };
-            let Some(family) = families.0.get_mut(kept) else { continue };
-            if let Some(rest) = line.strip_prefix("# TYPE ") {
-                rest.rsplit(' ').next().unwrap_or_default().clone_into(&mut family.kind);
-            } else if let Some((series, value)) = line.strip_prefix(name).and_then(|rest| rest.rsplit_once(' '))
-                && let Ok(value) = value.parse()
-            {
-                family.samples.push((series.to_owned(), value));
-            }
-        }
-        families
-    }
-
-    /// Adds every sample of `other`. The buckets of a histogram are counts, so that sums of them are right, too.
-    fn add(&mut self, other: &Families) {
-        for (name, theirs) in &other.0 {
-            let family = self.0.entry(name.clone()).or_default();
-            if family.kind.is_empty() {
-                (family.help, family.kind) = (theirs.help.clone(), theirs.kind.clone());
-            }
-            for (series, value) in &theirs.samples {
-                match family.samples.iter_mut().find(|(known, _)| known == series) {
-                    Some((_, sum)) => *sum += value,
-                    None => family.samples.push((series.clone(), *value)),
-                }
-            }
-        }
-    }
-
-    fn to_text(&self) -> String {
-        let mut text = String::new();
-        for (name, Family { help, kind, samples }) in self.0.iter().filter(|(_, family)| !family.samples.is_empty()) {
-            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-            for (series, value) in samples {
-                let _ = writeln!(text, "{name}{series} {value}");
-            }
-        }
-        text
-    }
 }
 
 /// The metrics that every program has, under the names that Prometheus' client libraries give them.
@@ -252,7 +214,7 @@ mod tests {
         imgcls_worker_stage_seconds_count{stage=\"x\"} 2\n";
 
     fn value(families: &Families, line: &str) -> Option<f64> {
-        families.to_text().lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' ')?.parse().ok())
+        families.to_text(false).lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' ')?.parse().ok())
     }
 
     #[test]
@@ -268,10 +230,10 @@ mod tests {
             ("imgcls_worker_stage_seconds_bucket{stage=\"x\",le=\"+Inf\"}", 4.0),
             ("imgcls_worker_stage_seconds_sum{stage=\"x\"}", 7.0),
         ] {
-            assert_eq!(value(&sum, line), Some(expected), "{}", sum.to_text());
+            assert_eq!(value(&sum, line), Some(expected), "{}", sum.to_text(false));
         }
-        assert!(!sum.to_text().contains("process_"), "{}", sum.to_text());
-        assert_eq!(sum.to_text().matches("# TYPE imgcls_worker_stage_seconds histogram").count(), 1);
+        assert!(!sum.to_text(false).contains("process_"), "{}", sum.to_text(false));
+        assert_eq!(sum.to_text(false).matches("# TYPE imgcls_worker_stage_seconds histogram").count(), 1);
     }
 
     #[test]
@@ -299,6 +261,21 @@ mod tests {
         let next = ChildMetrics::new();
         next.record(&report(2));
         assert_eq!(of_children(), (Some(7.0), Some(1.0)));
+    }
+
+    #[test]
+    fn open_metrics_is_written_for_a_scraper_that_prefers_it() {
+        let of_prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
+        for (accept, expected) in [
+            (of_prometheus, true),
+            ("application/openmetrics-text", true),
+            ("text/plain, application/openmetrics-text;q=0.5", false),
+            ("application/openmetrics-text;q=0", false),
+            ("*/*", false),
+            ("", false),
+        ] {
+            assert_eq!(prefers_open_metrics(accept), expected, "{accept}");
+        }
     }
 
     #[test]

@@ -1,8 +1,12 @@
-//! Logs, metrics and traces of every process: one line per event on standard error, metrics for `/metrics`, and spans
-//! for an OTLP endpoint if one is configured.
+//! Logs, metrics and traces of every process: one line per event on standard error, metrics for `/metrics`, and both metrics
+//! and spans for an OTLP endpoint if one is configured.
 
+pub mod exemplars;
+mod families;
 pub mod metrics;
 mod nonblocking;
+mod otlp;
+mod otlp_metrics;
 pub mod output;
 pub(crate) mod text;
 pub mod trace;

@@ -1,94 +1,86 @@
 //! Traces. A W3C trace context arrives with an HTTP request and continues in the message to the worker, and every tier
-//! adds its spans to that trace. When `OTEL_EXPORTER_OTLP_ENDPOINT` names a collector, spans are exported by OTLP.
+//! adds its spans to that trace. When `OTEL_EXPORTER_OTLP_ENDPOINT` names a collector, spans and metrics are exported by OTLP.
 //! Otherwise a span only passes the context on.
 
 use std::borrow::Cow;
-use std::env;
 use std::fmt;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, bail};
-use async_trait::async_trait;
-use hyper_rustls::HttpsConnectorBuilder;
+use anyhow::Context as _;
 use opentelemetry::trace::{
     Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceState,
     Tracer as _, TracerProvider as _,
 };
 use opentelemetry::{Context, KeyValue, Value};
-use opentelemetry_http::hyper::HyperClient;
-use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
-use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
-use tokio::runtime::Handle;
+
+use super::exemplars::SpanIds;
+use super::otlp::{ENDPOINT, RuntimeClient, first_of, protocol, resource};
+use super::otlp_metrics::MetricsExport;
 
 /// The name of the HTTP header and of the message field that contain a trace context.
 pub const TRACEPARENT: &str = "traceparent";
-/// OpenTelemetry's variables for the endpoint. Setting any of them enables the export.
-const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
-const PROTOCOLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
-const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the last spans may take. A drain has ten seconds in total.
+/// The endpoint of traces alone. Setting it or that of all signals enables their export.
+const TRACES_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+/// How long the last spans and metrics may take. A drain has ten seconds in total.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Set once if spans are exported.
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
 /// The export of this process. End it with [`Export::finish`].
-pub struct Export(Option<SdkTracerProvider>);
+pub struct Export {
+    traces: Option<SdkTracerProvider>,
+    metrics: Option<MetricsExport>,
+}
 
-/// Starts the export of spans if the environment asks for it. OpenTelemetry's variables set the sampling, the headers
-/// and the batches (`OTEL_TRACES_SAMPLER`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_BSP_…`). `service` is the name of this
-/// tier unless `OTEL_SERVICE_NAME` gives another. Call it in the runtime that is to run the export.
+/// Starts the export of spans and metrics if the environment asks for it. OpenTelemetry's variables set the sampling, the
+/// headers, the batches and the interval (`OTEL_TRACES_SAMPLER`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_BSP_…`,
+/// `OTEL_METRIC_EXPORT_INTERVAL`). `service` is the name of this tier unless `OTEL_SERVICE_NAME` gives another. Call it in the
+/// runtime that is to run the export.
 ///
 /// # Errors
 /// When the variables ask for something that is not built in.
 pub fn start(service: &'static str) -> anyhow::Result<Export> {
-    let Some(endpoint) = first_of(&ENDPOINTS) else { return Ok(Export(None)) };
+    let resource = resource(service);
+    let metrics = MetricsExport::start(&resource)?;
+    Ok(Export { traces: start_traces(service, resource)?, metrics })
+}
+
+fn start_traces(service: &'static str, resource: Resource) -> anyhow::Result<Option<SdkTracerProvider>> {
+    let Some(endpoint) = first_of(&[ENDPOINT, TRACES_ENDPOINT]) else { return Ok(None) };
     let exporter = SpanExporter::builder()
         .with_http()
-        .with_protocol(protocol()?)
+        .with_protocol(protocol("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")?)
         .with_http_client(RuntimeClient::new().context("cannot load the root certificates of this system")?)
         .build()
         .with_context(|| format!("cannot export traces to {endpoint}: check the OTEL_EXPORTER_OTLP_… variables"))?;
-    let resource = match env::var_os("OTEL_SERVICE_NAME") {
-        Some(_) => Resource::builder(),
-        None => Resource::builder().with_service_name(service),
-    };
-    let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
-    let provider = SdkTracerProvider::builder()
-        .with_batch_exporter(exporter)
-        .with_resource(resource.with_attribute(version).build())
-        .build();
+    let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
     tracing::info!(endpoint, service, "exporting traces");
     let _ = TRACER.set(provider.tracer("imgcls"));
-    Ok(Export(Some(provider)))
-}
-
-fn protocol() -> anyhow::Result<Protocol> {
-    match first_of(&PROTOCOLS).as_deref() {
-        None | Some("http/protobuf") => Ok(Protocol::HttpBinary),
-        Some("http/json") => Ok(Protocol::HttpJson),
-        Some(other) => {
-            bail!("the OTLP protocol {other:?} is not supported: set OTEL_EXPORTER_OTLP_PROTOCOL to http/protobuf")
-        }
-    }
-}
-
-fn first_of(names: &[&str]) -> Option<String> {
-    names.iter().find_map(|name| env::var(name).ok().filter(|value| !value.is_empty()))
+    Ok(Some(provider))
 }
 
 impl Export {
-    /// Sends the remaining spans, for at most two seconds.
+    /// Sends the remaining spans and the last metrics, for at most two seconds.
     pub async fn finish(self) {
-        let Some(provider) = self.0 else { return };
-        // The call blocks, and meanwhile the runtime has to send the last batch.
-        let finished = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FINISH_TIMEOUT)).await;
-        if let Ok(Err(error)) = finished {
-            tracing::warn!(%error, "cannot export the last spans");
-        }
+        let metrics = async {
+            if let Some(metrics) = self.metrics {
+                let _ = tokio::time::timeout(FINISH_TIMEOUT, metrics.finish()).await;
+            }
+        };
+        let traces = async {
+            let Some(provider) = self.traces else { return };
+            // The call blocks, and meanwhile the runtime has to send the last batch.
+            let finished = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FINISH_TIMEOUT)).await;
+            if let Ok(Err(error)) = finished {
+                tracing::warn!(%error, "cannot export the last spans");
+            }
+        };
+        tokio::join!(metrics, traces);
     }
 }
 
@@ -134,6 +126,12 @@ impl Span {
     /// Returns the id of the trace, for log lines.
     pub fn trace_id(&self) -> Option<TraceId> {
         self.context.as_ref().map(|context| TraceId(context.trace_id()))
+    }
+
+    /// Returns the ids for exemplars, or `None` when there is no trace or it is not sampled.
+    pub fn ids(&self) -> Option<SpanIds> {
+        let context = self.context.as_ref().filter(|context| context.trace_flags().is_sampled())?;
+        Some(SpanIds { trace: context.trace_id().to_bytes(), span: context.span_id().to_bytes() })
     }
 
     /// Returns whether this span is exported, so that its attributes are worth making.
@@ -189,34 +187,6 @@ fn parse(traceparent: &str) -> Option<SpanContext> {
     let span_id = SpanId::from_hex(span_id).ok()?;
     let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?) & TraceFlags::SAMPLED;
     Some(SpanContext::new(trace_id, span_id, flags, true, TraceState::default())).filter(SpanContext::is_valid)
-}
-
-/// An HTTP client that sends on the runtime. The exporter has its own thread, which cannot wait for sockets.
-struct RuntimeClient {
-    runtime: Handle,
-    client: std::sync::Arc<dyn HttpClient>,
-}
-
-impl RuntimeClient {
-    fn new() -> std::io::Result<RuntimeClient> {
-        let connector = HttpsConnectorBuilder::new().with_native_roots()?.https_or_http().enable_http1().build();
-        let client = std::sync::Arc::new(HyperClient::new(connector, EXPORT_TIMEOUT, None));
-        Ok(RuntimeClient { runtime: Handle::current(), client })
-    }
-}
-
-impl fmt::Debug for RuntimeClient {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RuntimeClient").finish_non_exhaustive()
-    }
-}
-
-#[async_trait]
-impl HttpClient for RuntimeClient {
-    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let client = std::sync::Arc::clone(&self.client);
-        self.runtime.spawn(async move { client.send_bytes(request).await }).await?
-    }
 }
 
 #[cfg(test)]

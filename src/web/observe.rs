@@ -14,6 +14,7 @@ use super::answer::SERVER_TIMING;
 use super::http::client_address;
 use super::metrics::METRICS;
 use crate::clock;
+use crate::telemetry::exemplars;
 use crate::telemetry::trace::{Side, Span, TRACEPARENT};
 
 /// The header with the id of a request.
@@ -45,6 +46,8 @@ pub(super) async fn observe(State(access_log): State<AccessLog>, mut request: Re
     let took = started.elapsed();
     METRICS.requests.with_label_values(&[method, route, status.as_str()]).inc();
     METRICS.request_seconds.with_label_values(&[method, route]).observe(took.as_secs_f64());
+    let labels = [("method", method), ("route", route)];
+    exemplars::record("imgcls_web_request_seconds", &labels, took.as_secs_f64(), span.ids());
     log_span.in_scope(|| match entry {
         Some(entry) => entry.log(route, &response, took),
         None => tracing::debug!(method, route, status = status.as_u16(), seconds = took.as_secs_f64(), "answered"),

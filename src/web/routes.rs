@@ -211,8 +211,10 @@ async fn readyz(Shared(site): Shared<Arc<Site>>) -> Response {
     }
 }
 
-async fn metrics(Shared(site): Shared<Arc<Site>>) -> impl IntoResponse {
+async fn metrics(Shared(site): Shared<Arc<Site>>, headers: HeaderMap) -> impl IntoResponse {
     site.jobs.admission.update_gauge();
     site.readiness.queues.update(&*site.readiness.transport).await;
-    ([(header::CONTENT_TYPE, telemetry::metrics::CONTENT_TYPE)], telemetry::metrics::text())
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let (kind, text) = telemetry::metrics::answer(accept);
+    ([(header::CONTENT_TYPE, kind)], text)
 }

@@ -13,7 +13,7 @@ use super::batch_queue::BatchQueue;
 use super::cached::ModelClaim;
 use super::job::{Answer, Origin, Outcome, Rules, Work, millis};
 use super::lease::{Lease, Stage};
-use super::metrics::METRICS;
+use super::metrics::{METRICS, Metrics};
 use super::models::{self, Models};
 use super::seat::Active;
 use super::shadow::{ShadowImage, ShadowShare};
@@ -165,7 +165,7 @@ impl Shared {
         let Some(Held { mut work, lease, span, body, claim }) = slot.end() else { return Err(None) };
         let decoded = decoding.elapsed();
         METRICS.stage("decoded").observe(decoded.as_secs_f64());
-        span.stage("decoded", decoded);
+        Metrics::trace_stage(&span, "decoded", decoded);
         work.timings_ms.queued += millis(started.duration_since(since));
         work.timings_ms.decoded = millis(decoded);
         match prepared {
@@ -209,7 +209,7 @@ impl Shared {
         let finished =
             batch.into_iter().map(|Decoded { mut work, lease, span, image, is_for_shadow, claim, .. }| {
                 work.timings_ms.inferred = millis(inferred);
-                span.stage("inferred", inferred);
+                Metrics::trace_stage(&span, "inferred", inferred);
                 let for_shadow = is_for_shadow.then(|| image.clone());
                 let outcome = match &mut probabilities {
                     Ok(rows) => self.conclude(work, &active.package, image, claim, rows.next().as_deref()),

@@ -1,6 +1,7 @@
 //! The metrics of a worker.
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use prometheus::{
     Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, exponential_buckets, register_histogram,
@@ -8,6 +9,11 @@ use prometheus::{
 };
 
 use crate::protocol::ModelRef;
+use crate::telemetry::exemplars;
+use crate::telemetry::trace::Span;
+
+/// The name of the histogram of stages.
+const STAGE_SECONDS: &str = "imgcls_worker_stage_seconds";
 
 pub(crate) struct Metrics {
     pub received: IntCounter,
@@ -29,6 +35,12 @@ impl Metrics {
     /// Seconds in one stage: `fetched`, `decoded`, `inferred`, `published`.
     pub(crate) fn stage(&self, stage: &str) -> Histogram {
         self.stages.with_label_values(&[stage])
+    }
+
+    /// Ends a stage of a job: a span below its own, and an exemplar of the histogram of stages.
+    pub(crate) fn trace_stage(span: &Span, stage: &'static str, took: Duration) {
+        span.stage(stage, took);
+        exemplars::record(STAGE_SECONDS, &[("stage", stage)], took.as_secs_f64(), span.ids());
     }
 
     /// Reports a version of a model as in use, or no longer.
@@ -95,7 +107,6 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             &["name", "version"]
         )
         .expect(registered),
-        stages: register_histogram_vec!("imgcls_worker_stage_seconds", "Seconds in a stage", &["stage"], seconds)
-            .expect(registered),
+        stages: register_histogram_vec!(STAGE_SECONDS, "Seconds in a stage", &["stage"], seconds).expect(registered),
     }
 });

@@ -17,7 +17,7 @@ use super::cached::{self, Known};
 use super::job::{self, ALONE_FROM_ATTEMPT, Outcome, Rules, Triage, Work, millis};
 use super::last_faults::LastFaults;
 use super::lease::{Keeper, Lease, Stage};
-use super::metrics::METRICS;
+use super::metrics::{METRICS, Metrics};
 use super::models::Models;
 use super::retrying::{BACKOFF, retry_for, unless_final};
 use super::session_load::SessionLoad;
@@ -212,7 +212,7 @@ impl Intake {
         };
         let fetched = fetching.elapsed();
         METRICS.stage("fetched").observe(fetched.as_secs_f64());
-        span.stage("fetched", fetched);
+        Metrics::trace_stage(span, "fetched", fetched);
         self.load.fetched(fetched);
         work.timings_ms.fetched = millis(fetched);
         Ok((work, model, image))

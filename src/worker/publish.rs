@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::job::{DeadLetter, Outcome};
 use super::last_faults::LastFaults;
 use super::lease::{Keeper, Lease};
-use super::metrics::METRICS;
+use super::metrics::{METRICS, Metrics};
 use super::retrying::BACKOFF;
 use super::shadow::{ShadowImage, ShadowQueue};
 use super::stages::Finished;
@@ -178,7 +178,7 @@ fn count(published: &Publishing, completed: &Completed, took: Duration) {
     if let Some(reply) = completed.reply {
         METRICS.replies.with_label_values(&[reply.as_str()]).inc();
     }
-    published.span.stage("published", took);
+    Metrics::trace_stage(&published.span, "published", took);
 }
 
 fn log(outcome: &Outcome, span: &mut Span) {

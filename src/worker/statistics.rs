@@ -18,7 +18,7 @@ pub(crate) struct Statistics(Mutex<Worked>);
 
 /// Reports the metrics of this process on standard output.
 pub(crate) fn report_metrics() {
-    output::announce(&WorkerLine::Metrics(metrics::text()).to_string());
+    output::announce(&WorkerLine::Metrics(metrics::report()).to_string());
 }
 
 impl Statistics {

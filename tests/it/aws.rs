@@ -259,7 +259,7 @@ async fn set_max_message_bytes(name: &str, bytes: usize) {
 /// Tries of that operation in this process, by its own metrics.
 fn calls(operation: &str) -> u64 {
     let wanted = format!("operation=\"{operation}\"");
-    let counts = imgcls::telemetry::metrics::text();
+    let counts = imgcls::telemetry::metrics::report();
     let counts =
         counts.lines().filter(|line| line.starts_with("imgcls_aws_call_seconds_count") && line.contains(&wanted));
     counts.map(|line| line.rsplit(' ').next().and_then(|count| count.parse::<u64>().ok()).expect("a count")).sum()

@@ -1,15 +1,16 @@
 //! `imgcls classify --boxes`: the boxes of a detector's file are classified, through the real binary with a small model.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::ops::Deref;
+use std::path::Path;
+use std::process::Stdio;
 
 use image::{ImageFormat, Rgb, RgbImage};
 use serde_json::{Value, json};
 
-use crate::harness::{imgcls, until};
+use crate::harness::until;
 use crate::image_files::{encode, exif_orientation, exif_segment, jpeg, with_segments};
-use crate::tiny_model::write_package;
+use crate::pile_folder::Pile;
 
 const RED: Rgb<u8> = Rgb([250, 10, 10]);
 const GREEN: Rgb<u8> = Rgb([10, 250, 10]);
@@ -17,24 +18,20 @@ const BLUE: Rgb<u8> = Rgb([10, 10, 250]);
 const GREY: Rgb<u8> = Rgb([120, 120, 120]);
 
 /// A folder with a model, images and a detector's file.
-struct Trap(tempfile::TempDir);
+struct Trap(Pile);
+
+impl Deref for Trap {
+    type Target = Pile;
+
+    fn deref(&self) -> &Pile {
+        &self.0
+    }
+}
 
 impl Trap {
     fn new() -> Trap {
-        let trap = Trap(tempfile::tempdir().unwrap());
         // With these weights the four colours below are four classes.
-        write_package(&trap.path("model"), "tiny", "1", 5);
-        trap
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, name: &str, content: &[u8]) {
-        let path = self.path(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, content).unwrap();
+        Trap(Pile::with_model(5))
     }
 
     fn write_boxes(&self, name: &str, images: &Value) {
@@ -55,38 +52,22 @@ impl Trap {
         self.write(name, file.to_string().as_bytes());
     }
 
-    fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
-    }
-
     fn json(&self, name: &str) -> Value {
         serde_json::from_str(&self.read(name)).unwrap()
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = imgcls();
-        command.args(["classify", "--model", "model"]).args(arguments);
-        command.current_dir(self.0.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
     /// Runs the command, which ends with this code.
     fn run_to(&self, code: i32, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
-        stderr
+        let ended = self.run(arguments);
+        assert_eq!(ended.code, Some(code), "{arguments:?}: {}", ended.stderr);
+        ended.stderr
     }
 
     /// The class of an image that has one colour.
     fn class_of(&self, colour: Rgb<u8>) -> String {
         self.write("one-colour.png", &encode(&RgbImage::from_pixel(16, 16, colour), ImageFormat::Png));
-        let output = self.run(&["--json", "one-colour.png"]);
-        let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let ended = self.run(&["--json", "one-colour.png"]);
+        let line: Value = serde_json::from_str(&ended.stdout).unwrap();
         line["predictions"][0]["class_index"].to_string()
     }
 }

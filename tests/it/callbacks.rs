@@ -22,8 +22,8 @@ const OPEN: [&str; 3] = ["--allow-callbacks", "--allow-calls-to", "127.0.0.0/8"]
 
 /// A call, as its receiver got it.
 #[derive(Clone)]
-struct Call {
-    id: String,
+pub struct Call {
+    pub id: String,
     timestamp: String,
     signature: String,
     body: Vec<u8>,
@@ -41,12 +41,12 @@ impl Call {
         }
     }
 
-    fn event(&self) -> Value {
+    pub fn event(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap()
     }
 
     /// Checks the signature as a receiver does.
-    fn is_signed_with(&self, secret: &str) -> bool {
+    pub fn is_signed_with(&self, secret: &str) -> bool {
         let key = BASE64_STANDARD.decode(secret.strip_prefix("whsec_").expect("the form of a secret")).unwrap();
         let mut message = format!("{}.{}.", self.id, self.timestamp).into_bytes();
         message.extend_from_slice(&self.body);
@@ -56,18 +56,18 @@ impl Call {
 }
 
 /// A receiver that remembers its calls.
-struct Receiver {
+pub struct Receiver {
     address: SocketAddr,
     calls: Arc<Mutex<Vec<Call>>>,
 }
 
 impl Receiver {
     /// Answers the nth call as the test decides.
-    fn start(answer: impl Fn(usize) -> Answer + Send + Sync + 'static) -> Receiver {
+    pub fn start(answer: impl Fn(usize) -> Answer + Send + Sync + 'static) -> Receiver {
         Receiver::start_at("127.0.0.1:0", answer)
     }
 
-    fn start_at(address: &str, answer: impl Fn(usize) -> Answer + Send + Sync + 'static) -> Receiver {
+    pub fn start_at(address: &str, answer: impl Fn(usize) -> Answer + Send + Sync + 'static) -> Receiver {
         let calls = Arc::new(Mutex::new(Vec::new()));
         let received = Arc::clone(&calls);
         let address = serve_on(TcpListener::bind(address).unwrap(), move |request| {
@@ -80,11 +80,11 @@ impl Receiver {
         Receiver { address, calls }
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://{}/hook", self.address)
     }
 
-    fn calls(&self) -> Vec<Call> {
+    pub fn calls(&self) -> Vec<Call> {
         self.calls.lock().unwrap().clone()
     }
 
@@ -93,7 +93,7 @@ impl Receiver {
     }
 }
 
-fn status(status: u16) -> Answer {
+pub fn status(status: u16) -> Answer {
     Answer { status, headers: Vec::new(), body: Vec::new() }
 }
 

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use image::{ImageFormat, Rgb, RgbImage};
 
+use crate::callbacks::{Receiver, status};
 use crate::harness::{Process, imgcls, until};
 use crate::image_files::encode;
 use crate::tiny_model::write_package;
@@ -238,4 +239,79 @@ fn table_of_somebody_else_and_folders_that_do_not_exist_are_refused() {
     let output = imgcls().args(["watch", "in", "--out", "out.parquet"]).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(2) && stderr.contains("cannot grow"), "{stderr}");
+}
+
+/// The path of the image that a call is about.
+fn path_of(call: &crate::callbacks::Call) -> String {
+    call.event()["data"]["path"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn receiver_gets_each_row_signed_also_after_failures_and_kills() {
+    let inbox = Inbox::new();
+    // It fails, then takes some, and fails again until the process is killed.
+    let receiver = Receiver::start(|count| status(if count < 3 || (6..20).contains(&count) { 503 } else { 204 }));
+    let url = receiver.url();
+    let flags = ["--stable-after", "50ms", "--webhook", &url, "--allow-calls-to", "127.0.0.0/8"];
+    let mut process = inbox.watch(&flags);
+    let mut expected: Vec<String> = (0..12).map(|number| format!("{number:02}.png")).collect();
+    for name in &expected {
+        inbox.write(&format!("in/{name}"));
+    }
+    inbox.wait_for(&expected.iter().map(String::as_str).collect::<Vec<_>>());
+    until("calls that fail after others succeeded", || (receiver.calls().len() >= 8).then_some(()));
+    process.kill();
+
+    fs::write(inbox.path("in/broken.png"), "no image").unwrap();
+    expected.push("broken.png".to_owned());
+    let process = inbox.watch(&flags);
+    let taken = || {
+        let calls = receiver.calls();
+        let is_taken = |count: usize| !(count < 3 || (6..20).contains(&count));
+        let taken = calls.iter().enumerate().filter(|(at, _)| is_taken(at + 1));
+        taken.map(|(_, call)| path_of(call)).collect::<std::collections::BTreeSet<_>>()
+    };
+    until("a call for each row", || (taken().len() == expected.len()).then_some(()));
+    stop(process);
+    let secret = fs::read_to_string(inbox.path("out.csv.webhook-secret")).unwrap();
+    let mut ids = BTreeMap::new();
+    for call in receiver.calls() {
+        assert!(call.is_signed_with(secret.trim()));
+        let event = call.event();
+        assert_eq!(event["type"], "image.finished");
+        assert_eq!(
+            *ids.entry(path_of(&call)).or_insert_with(|| call.id.clone()),
+            call.id,
+            "a repeated call has its id"
+        );
+        if path_of(&call) == "broken.png" {
+            assert_eq!(event["data"]["error"]["code"], "unsupported_type", "{event}");
+        } else {
+            assert_eq!(
+                (&event["data"]["status"], &event["data"]["width"]),
+                (&"succeeded".into(), &40.into()),
+                "{event}"
+            );
+        }
+    }
+    assert_eq!(ids.values().collect::<std::collections::BTreeSet<_>>().len(), expected.len());
+    // Nothing is sent again after a clean end.
+    let calls = receiver.calls().len();
+    let process = inbox.watch(&flags);
+    inbox.write("in/last.png");
+    until("the call for the last image", || taken().contains("last.png").then_some(()));
+    stop(process);
+    assert_eq!(receiver.calls().len(), calls + 1);
+}
+
+#[test]
+fn receiver_that_may_not_be_called_is_refused() {
+    let inbox = Inbox::new();
+    for url in ["http://127.0.0.1:9/hook", "ftp://receiver.example/", "http://169.254.169.254/latest", "no url"] {
+        let (code, stderr) = inbox.refusal(&["--webhook", url]);
+        assert!(code == Some(2) && stderr.contains("--webhook cannot be called"), "{url}: {stderr}");
+        assert!(!inbox.path("out.csv.part").exists(), "{url}");
+    }
+    let (code, stderr) = inbox.refusal(&["--allow-calls-to", "10.0.0.0/8"]);
+    assert!(code == Some(2) && stderr.contains("--webhook"), "{stderr}");
 }

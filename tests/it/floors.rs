@@ -58,7 +58,7 @@ const CRATES: [(&str, &[&str]); 7] = [
     ("clap", &["cli/", "main.rs"]),
     ("plotters", &["plot/", "simulate/plot.rs", "eval/heat_map.rs"]),
     ("rusqlite", &["sqlite/", "transport/local/", "result_cache/"]),
-    ("opentelemetry*", &["telemetry/trace.rs"]),
+    ("opentelemetry*", &["telemetry/otlp.rs", "telemetry/otlp_metrics.rs", "telemetry/trace.rs"]),
     ("aws_*", &["aws/", "transport/aws/", "instance/aws.rs", "provision/aws", "autoscaler/aws.rs"]),
 ];
 

@@ -79,6 +79,7 @@ fn each_format_gives_the_pixels_of_its_reference_decoder() {
         ("group3.tif", 0.1),
         ("group3-2d.tif", 0.1),
         ("zstd.tif", 0.1),
+        ("lzma.tif", 0.1),
         ("icon.ico", 0.7),
     ];
     let mut failures = Vec::new();
@@ -224,9 +225,16 @@ fn size_in_the_header_is_checked_before_anything_is_decoded() {
 fn damaged_and_truncated_files_are_refused_and_the_next_image_is_right() {
     let model = TestModel::new();
     let mut state: u32 = 7;
-    for name in
-        ["photo.heic", "alpha.avif", "photo.jxl", "lossless-alpha.jxl", "photo.jp2", "icon.ico", "group3-2d.tif"]
-    {
+    for name in [
+        "photo.heic",
+        "alpha.avif",
+        "photo.jxl",
+        "lossless-alpha.jxl",
+        "photo.jp2",
+        "icon.ico",
+        "group3-2d.tif",
+        "lzma.tif",
+    ] {
         let whole = sample(name);
         let right = model.values(name, &whole);
         for tenths in 1..9 {
@@ -290,9 +298,102 @@ fn preview_of_a_camera_raw_image_is_classified() {
     let mut panasonic = raw.clone();
     panasonic[2] = b'U';
     assert_eq!(model.values("RW2", &panasonic), model.values("upright", &upright));
+    for mark in [b"IIRO", b"IIRS"] {
+        let mut olympus = raw.clone();
+        olympus[..4].copy_from_slice(mark);
+        assert_eq!(model.values("ORF", &olympus), model.values("upright", &upright));
+    }
     let error = model.prepare(&camera_raw(b"no JPEG", 1)).unwrap_err();
     assert_eq!(error.code.as_str(), "unsupported_type", "{error}");
     assert!(error.message.contains("camera raw image without a JPEG preview"), "{error}");
+}
+
+/// A file of Olympus: the preview is named by a directory in the maker note, whose offsets count from `base`.
+fn olympus_raw(note_header: &[u8], counts_from_note: bool, preview: &[u8]) -> Vec<u8> {
+    let entry = |tag: u16, kind: u16, count: u32, value: u32| {
+        [&tag.to_le_bytes()[..], &kind.to_le_bytes(), &count.to_le_bytes(), &value.to_le_bytes()].concat()
+    };
+    let directory =
+        |entries: &[Vec<u8>]| [&(entries.len() as u16).to_le_bytes()[..], &entries.concat(), &[0; 4]].concat();
+    let bytes_of = |entries: u32| 2 + 12 * entries + 4;
+    let exif_at = 8 + bytes_of(2);
+    let note_at = exif_at + bytes_of(1);
+    let base = if counts_from_note { note_at } else { 0 };
+    let settings_at = note_at + note_header.len() as u32 + bytes_of(1);
+    let preview_at = settings_at + bytes_of(2);
+    let first = directory(&[entry(274, 3, 1, 6), entry(34_665, 4, 1, exif_at)]);
+    let exif = directory(&[entry(37_500, 7, note_header.len() as u32 + bytes_of(1), note_at)]);
+    let note = directory(&[entry(0x2020, 13, 1, settings_at - base)]);
+    let settings = directory(&[entry(0x0101, 4, 1, preview_at - base), entry(0x0102, 4, 1, preview.len() as u32)]);
+    [b"IIRO", &8_u32.to_le_bytes()[..], &first, &exif, note_header, &note, &settings, preview].concat()
+}
+
+#[test]
+fn preview_of_olympus_is_found_by_its_maker_note() {
+    let model = TestModel::new();
+    let stored = jpeg(&turned());
+    let upright = with_segments(&stored, &[exif_segment(&exif_orientation(6))]);
+    let forms: [(&[u8], bool); 3] =
+        [(b"OLYMPUS\0II\x03\0", true), (b"OM SYSTEM\0\0\0II\x04\0", true), (b"OLYMP\0\x01\0", false)];
+    for (header, counts_from_note) in forms {
+        let file = olympus_raw(header, counts_from_note, &stored);
+        assert_eq!(model.values("ORF", &file), model.values("upright", &upright), "{header:?}");
+        refused_when_damaged(&model, &file);
+    }
+    let error = model.prepare(&olympus_raw(b"OLYMPUS\0II\x03\0", true, b"no JPEG")).unwrap_err();
+    assert_eq!(error.code.as_str(), "unsupported_type", "{error}");
+}
+
+/// Cuts a file at every length of its structure and damages every byte of that: each is decoded or refused, without a panic.
+fn refused_when_damaged(model: &TestModel, file: &[u8]) {
+    for at in 0..file.len().min(400) {
+        for damaged in [file[..at].to_vec(), [&file[..at], &[!file[at]], &file[at + 1..]].concat()] {
+            if let Err(error) = model.prepare(&damaged) {
+                assert!(error.code.is_client_fault(), "{error:?}");
+            }
+        }
+    }
+}
+
+/// A CR3: a small preview in a box of its own, and a larger one as the sample of a track.
+fn canon_raw(small: &[u8], large: &[u8], orientation: u16) -> Vec<u8> {
+    let vendor = |id: &[u8; 16], content: &[u8]| boxed(b"uuid", &[id, content]);
+    let metadata = b"\x85\xc0\xb6\x87\x82\x0f\x11\xe0\x81\x11\xf4\xce\x46\x2b\x6a\x48";
+    let preview = b"\xea\xf4\x2b\x5e\x1c\x98\x4b\x88\xb9\xfb\xb7\xdc\x40\x6e\x4d\x16";
+    let tiff = [&b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0"[..], &orientation.to_le_bytes(), &[0; 6]].concat();
+    let sizes = [&[0; 4][..], &(large.len() as u32).to_be_bytes(), &1_u32.to_be_bytes()].concat();
+    let movie = |offset: u64| {
+        let offsets = [&[0; 4][..], &1_u32.to_be_bytes(), &offset.to_be_bytes()].concat();
+        let table = boxed(b"stbl", &[&boxed(b"stsz", &[&sizes]), &boxed(b"co64", &[&offsets])]);
+        let track = boxed(b"trak", &[&boxed(b"mdia", &[&boxed(b"minf", &[&table])])]);
+        boxed(b"moov", &[&vendor(metadata, &boxed(b"CMT1", &[&tiff])), &track])
+    };
+    let shown = boxed(b"PRVW", &[&[0, 0, 0, 0, 0, 1, 0, 4, 0, 3, 0, 1], &(small.len() as u32).to_be_bytes(), small]);
+    let before = [
+        boxed(b"ftyp", &[b"crx \0\0\0\x01crx isom"]),
+        movie(0),
+        vendor(preview, &[&[0, 0, 0, 0, 0, 0, 0, 1], shown.as_slice()].concat()),
+    ];
+    let sample_at = before.iter().map(Vec::len).sum::<usize>() as u64 + 8;
+    let [kind, _, preview] = before;
+    [kind, movie(sample_at), preview, boxed(b"mdat", &[large])].concat()
+}
+
+#[test]
+fn largest_preview_of_a_canon_raw_image_is_classified() {
+    let model = TestModel::new();
+    let large = jpeg(&turned());
+    let small = jpeg(&RgbImage::from_pixel(8, 8, image::Rgb([9, 200, 40])));
+    let upright = with_segments(&large, &[exif_segment(&exif_orientation(6))]);
+    let file = canon_raw(&small, &large, 6);
+    assert_eq!(model.values("CR3", &file), model.values("upright", &upright));
+    // The sample of a track may be data of the sensor.
+    let only_small = canon_raw(&small, &[7; 4_000], 1);
+    assert_eq!(model.values("CR3", &only_small), model.values("small", &small));
+    let error = model.prepare(&canon_raw(b"no JPEG", &[7; 40], 1)).unwrap_err();
+    assert_eq!(error.code.as_str(), "unsupported_type", "{error}");
+    assert!(error.message.contains("camera raw image without a JPEG preview"), "{error}");
+    refused_when_damaged(&model, &file);
 }
 
 /// A name, the file, and a part of the message that names it.
@@ -306,7 +407,7 @@ fn foreign_files() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("clip.webm", padded(b"\x1aE\xdf\xa3"), "a video (Matroska or WebM)"),
         ("layers.psd", padded(b"8BPS\0\x01"), "a Photoshop document"),
         ("scan.dcm", [&[0; 128], b"DICM".as_slice(), &[0; 200]].concat(), "a DICOM file"),
-        ("raw.cr3", padded(b"\0\0\0\x18ftypcrx \0\0\0\x01"), "a camera raw image (CR3)"),
+        ("raw.x3f", padded(b"FOVb\0\0\x02\0"), "a camera raw image (X3F)"),
         ("page.html", b"<!DOCTYPE html><html><body>Not found</body></html>".to_vec(), "an HTML page"),
         ("images.zip", padded(b"PK\x03\x04"), "a ZIP archive"),
         ("._photo.jpg", padded(b"\0\x05\x16\x07"), "metadata of macOS"),
@@ -337,7 +438,7 @@ fn files_of_other_formats_are_refused_by_name() {
 #[test]
 fn service_takes_every_format_and_names_what_it_refuses() {
     let service = Service::start(1, &[], &[]);
-    for name in ["photo.heic", "photo.avif", "photo.jxl", "photo.jp2", "icon.ico", "zstd.tif"] {
+    for name in ["photo.heic", "photo.avif", "photo.jxl", "photo.jp2", "icon.ico", "zstd.tif", "lzma.tif"] {
         let answer = service.request("POST", "/v1/classify?wait=60", &[], &sample(name));
         assert_eq!(answer.status, 200, "{name}: {}", answer.text());
         let (content_type, body) = form("image", name, &sample(name));
@@ -358,7 +459,8 @@ fn service_takes_every_format_and_names_what_it_refuses() {
 
 #[test]
 fn extensions_of_every_format_are_known() {
-    for name in ["a.heic", "a.HEIF", "a.avif", "a.jxl", "a.jp2", "a.ico", "a.NEF", "a.tif", "a.jpeg"] {
+    for name in ["a.heic", "a.HEIF", "a.avif", "a.jxl", "a.jp2", "a.ico", "a.NEF", "a.cr3", "a.ORF", "a.tif", "a.jpeg"]
+    {
         assert!(imgcls::model::has_image_extension(Path::new(name)), "{name}");
     }
     for name in ["a.svg", "a.txt", "heic", "a.heic.part"] {

@@ -21,6 +21,7 @@ mod image_files;
 mod json_schema;
 mod labelled;
 mod onnx_graph;
+mod pile_folder;
 mod rust_tokens;
 mod shim;
 mod tiff_file;

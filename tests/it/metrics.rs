@@ -272,6 +272,52 @@ fn names_in(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
+fn open_metrics_names_the_trace_of_slow_requests() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_up, address) = start_up(dir.path(), &["--max-workers", "1"]);
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let traceparent = format!("00-{trace}-b7ad6b7169203331-01");
+    let headers = [("traceparent", traceparent.as_str())];
+    let answer = request(address, "POST", "/v1/classify?wait=60", &headers, &test_image("cup.jpg")).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    // The header of Prometheus 2.
+    let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
+    let scrape = || request(address, "GET", "/metrics", &[("accept", accept)], b"").unwrap();
+    let exemplar_of = |text: &str, family: &str, label: &str| -> Option<String> {
+        let lines = text.lines().filter(|line| line.starts_with(&format!("{family}_bucket{{")));
+        let found = lines.filter(|line| line.contains(label) && line.contains(" # {")).last();
+        found.and_then(|line| Some(line.split_once(" # ")?.1.to_owned()))
+    };
+    // The worker of `up` reports its metrics to it each second.
+    let text = until("an exemplar of the worker", || {
+        let text = scrape().text();
+        exemplar_of(&text, "imgcls_worker_stage_seconds", "inferred").is_some().then_some(text)
+    });
+    for (family, label) in [
+        ("imgcls_web_request_seconds", "/v1/classify"),
+        ("imgcls_worker_stage_seconds", "fetched"),
+        ("imgcls_worker_stage_seconds", "decoded"),
+        ("imgcls_worker_stage_seconds", "inferred"),
+    ] {
+        let exemplar = exemplar_of(&text, family, label).unwrap_or_else(|| panic!("{family} {label}: {text}"));
+        assert!(exemplar.starts_with(&format!("{{trace_id=\"{trace}\",span_id=\"")), "{exemplar}");
+        assert_eq!(exemplar.split(' ').count(), 3, "labels, value and time: {exemplar}");
+    }
+    let answer = scrape();
+    assert_eq!(answer.header("content-type"), Some("application/openmetrics-text; version=1.0.0; charset=utf-8"));
+    assert!(text.ends_with("\n# EOF\n") && text.matches("# EOF").count() == 1, "{text}");
+    assert!(text.contains("# TYPE imgcls_web_accepted counter\n") && text.contains("\nimgcls_web_accepted_total 1\n"));
+    let whole_bound = |line: &&str| {
+        line.split_once("le=\"").is_some_and(|(_, rest)| {
+            rest.split('"').next().is_some_and(|bound| bound.bytes().all(|byte| byte.is_ascii_digit()))
+        })
+    };
+    assert_eq!(text.lines().find(whole_bound), None, "bounds are floats");
+    let plain = request(address, "GET", "/metrics", &[], b"").unwrap().text();
+    assert!(!plain.contains("trace_id") && !plain.contains("# EOF"), "{plain}");
+}
+
+#[test]
 fn dashboard_and_alerts_use_metrics_that_exist_and_each_alert_is_in_the_run_book() {
     let known = registered_names();
     assert!(known.len() > 40, "{known:?}");

@@ -536,7 +536,7 @@ fn pages_of(colours: &[[u8; 3]], reduced: &[usize]) -> Vec<u8> {
 
 #[test]
 fn pages_of_a_tiff_are_images_of_their_own() {
-    let pile = crate::pile_runs::Pile::of(1);
+    let pile = crate::pile_folder::Pile::of(1);
     let (red, green, blue) = ([250, 10, 10], [10, 250, 10], [10, 10, 250]);
     pile.write("scans/a.tif", &pages_of(&[red, green, blue, red], &[2]));
     pile.write("scans/b.TIFF", &pages_of(&[green], &[]));
@@ -570,4 +570,88 @@ fn pages_of_a_tiff_are_images_of_their_own() {
     assert_ne!(answer(&of_all, 0), answer(&of_all, 1));
     let counted = pile.run(&["scans", "--dry-run", "--pages", "all"]);
     assert!(counted.stdout.starts_with("7 images"), "{}", counted.stdout);
+}
+
+#[test]
+fn pages_of_objects_are_images_of_their_own_and_flags_name_the_place() {
+    let moto = moto();
+    let pile = Pile::new();
+    let (red, green) = ([250, 10, 10], [10, 250, 10]);
+    pile.write("two.tif", &pages_of(&[red, green], &[]));
+    pile.write("one.tif", &pages_of(&[green], &[]));
+    let program = "import boto3\n\
+         s3 = boto3.client('s3'); s3.create_bucket(Bucket='scans-with-pages')\n\
+         [s3.put_object(Bucket='scans-with-pages', Key='in/' + name, Body=open(name, 'rb').read())\n\
+          for name in ['two.tif', 'one.tif']]\n";
+    let made =
+        Command::new(python()).args(["-c", program]).current_dir(pile.path("")).envs(moto.environment()).status();
+    assert!(made.unwrap().success());
+    // Without the variables that name the region and the address, flags do.
+    let classify = |arguments: &[&str]| {
+        let mut command = pile.command(&[&["--json", "s3://scans-with-pages/in/"], arguments].concat());
+        let is_place = |name: &str| name.contains("REGION") || name.contains("ENDPOINT");
+        command.envs(moto.environment().into_iter().filter(|(name, _)| !is_place(name)));
+        Run::of(command.output().unwrap())
+    };
+    let address = format!("http://{}", moto.address);
+    let place = ["--region", "us-east-1", "--endpoint-url", &address];
+    let first = classify(&place);
+    assert_eq!((first.code, first.paths()), (Some(0), vec!["one.tif", "two.tif"]), "{}", first.stderr);
+    let all = classify(&[&place[..], &["--pages", "all"]].concat());
+    assert_eq!(all.paths(), ["one.tif", "two.tif#page=1", "two.tif#page=2"], "{}", all.stderr);
+    let predictions = |run: &Run, at: usize| run.rows[at]["predictions"].clone();
+    assert_eq!(predictions(&all, 1), predictions(&first, 1));
+    assert_eq!(predictions(&all, 2), predictions(&first, 0), "the same green");
+    assert_ne!(predictions(&all, 1), predictions(&all, 2));
+}
+
+/// A service that refuses one action in the words of S3.
+#[test]
+fn bucket_without_permission_is_refused_with_the_name_of_the_action() {
+    use crate::http_server::{Answer, serve};
+    let pile = Pile::new();
+    let refusing = |refused: &'static str| {
+        serve(move |request| {
+            let action = if request.path.contains("list-type") { "s3:ListBucket" } else { "s3:GetObject" };
+            if action == refused {
+                let body =
+                    "<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>";
+                return Answer::text(403, "application/xml", body);
+            }
+            let body = "<?xml version='1.0'?><ListBucketResult><IsTruncated>false</IsTruncated><Contents>\
+                        <Key>a.jpg</Key><Size>9</Size></Contents></ListBucketResult>";
+            Answer::text(200, "application/xml", body)
+        })
+    };
+    let classify = |refused| {
+        let address = format!("http://{}", refusing(refused));
+        let mut command =
+            pile.command(&["--json", "s3://closed/", "--region", "us-east-1", "--endpoint-url", &address]);
+        command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+        Run::of(command.output().unwrap())
+    };
+    let listed = classify("s3:ListBucket");
+    assert_eq!((listed.code, listed.rows.len()), (Some(1), 0));
+    assert!(listed.stderr.contains("s3:ListBucket") && listed.stderr.contains("closed"), "{}", listed.stderr);
+    let read = classify("s3:GetObject");
+    assert_eq!(read.outcomes(), [("a.jpg", "input_missing")], "{}", read.stderr);
+    let message = read.rows[0]["error"]["message"].as_str().unwrap();
+    assert!(message.contains("s3:GetObject"), "{message}");
+}
+
+/// Opening a pipe waits until somebody writes to it, as a file on a slow mount does.
+#[test]
+fn slow_files_delay_no_other_and_a_stopped_run_does_not_wait_for_them() {
+    let pile = Pile::new();
+    let names = ["1.jpg", "2.jpg", "3.jpg"];
+    pile.images(&names.map(|name| (name, "cup.jpg")));
+    make_fifo(&pile.path("slow"));
+    let mut command = pile.command(&["--json", "1.jpg", "slow", "2.jpg", "3.jpg", "--jobs", "2"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    // Rows have the order of the input, so that those after the slow file wait for it.
+    assert!(lines.next().unwrap().unwrap().contains("1.jpg"));
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(1), "it ends although nobody writes to the pipe");
 }

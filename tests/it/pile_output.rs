@@ -38,6 +38,7 @@ fn config(out: &Path) -> OutputConfig {
         options: BTreeMap::from([("model".to_owned(), "sha256:00".to_owned())]),
         boxes: None,
         grows: false,
+        webhook: None,
     }
 }
 

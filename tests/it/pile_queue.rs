@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::emulators::{ministack, moto, python};
 use crate::harness::{Service, count_results, imgcls, test_image, until};
 use crate::legacy_tiers::AwsFixture;
-use crate::pile_runs::{Ended, Pile, length, paths};
+use crate::pile_folder::{Ended, Pile, length, paths};
 
 /// A pile, and a service with its model.
 struct Setting {

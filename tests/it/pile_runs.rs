@@ -1,124 +1,59 @@
 //! Runs of `imgcls classify` over a pile that are killed, stopped and repeated, through the real binary with a small model.
 
-use std::collections::HashMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-
-use image::{ImageFormat, Rgb, RgbImage};
+use std::process::{Command, Stdio};
 
 use crate::harness::{imgcls, until};
-use crate::image_files::encode;
-use crate::tiny_model::write_package;
+use crate::pile_folder::{Ended, Pile, length, paths};
 
-/// A folder with images and a model.
-pub struct Pile(tempfile::TempDir);
+/// Numbers that look random and are the same in each run of the test.
+struct Numbers(u64);
 
-impl Pile {
-    /// A pile of so many images in folders of a hundred. Every 50th is broken.
-    pub fn of(images: usize) -> Pile {
-        let pile = Pile(tempfile::tempdir().unwrap());
-        write_package(&pile.path("model"), "tiny", "1", 1);
-        let colours: Vec<Vec<u8>> = (0..7u8)
-            .map(|colour| {
-                encode(&RgbImage::from_pixel(12, 10, Rgb([colour * 40, 255 - colour * 30, colour])), ImageFormat::Png)
-            })
-            .collect();
-        for number in 0..images {
-            let content = if number % 50 == 49 { b"no image" } else { &colours[number % 7][..] };
-            pile.write(&format!("images/{:03}/{number:05}.png", number / 100), content);
-        }
-        pile
+impl Numbers {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
     }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    pub fn write(&self, name: &str, content: &[u8]) {
-        let path = self.path(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, content).unwrap();
-    }
-
-    pub fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
-    }
-
-    pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = imgcls();
-        command.args(["classify", "--model", "model"]).args(arguments);
-        command.current_dir(self.0.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    pub fn run(&self, arguments: &[&str]) -> Ended {
-        Ended::of(self.command(arguments).output().unwrap())
-    }
-}
-
-/// A process that has ended.
-pub struct Ended {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
-}
-
-impl Ended {
-    pub fn of(output: Output) -> Ended {
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
-    }
-}
-
-/// How often each path is in a table.
-pub fn paths(csv: &str) -> HashMap<String, usize> {
-    let mut reader = csv::Reader::from_reader(csv.as_bytes());
-    let mut counts = HashMap::new();
-    for record in reader.records() {
-        *counts.entry(record.unwrap()[0].to_owned()).or_default() += 1;
-    }
-    counts
-}
-
-pub fn length(path: &Path) -> u64 {
-    fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
 #[test]
 fn run_that_is_killed_continues_and_writes_each_image_once() {
-    let pile = Pile::of(3_000);
+    let is_long = std::env::var_os("IMGCLS_TEST_LONG").is_some();
+    let (images, most_bytes, least_kills) = if is_long { (20_000, 150_000, 25) } else { (3_000, 80_000, 4) };
+    let pile = Pile::of(images);
     let undisturbed = pile.run(&["images", "--out", "undisturbed.csv"]);
     assert_eq!(undisturbed.code, Some(1), "{}", undisturbed.stderr);
     let arguments = ["images", "--out", "out.csv", "--sidecar", "txt", "--sort-into", "sorted"];
+    let mut numbers = Numbers(20);
     let mut kills = 0;
     loop {
         let mut child = pile.command(&arguments).spawn().unwrap();
         let log = pile.path("out.csv.part");
         let before = length(&log);
-        // Each run adds something before it is killed, so that the last one comes to an end.
-        until("progress", || (length(&log) > before + 40_000 || child.try_wait().unwrap().is_some()).then_some(()));
+        // Each run is killed at another moment, the first ones of some even before they add a row.
+        let added = numbers.below(most_bytes);
+        until("progress", || (length(&log) >= before + added || child.try_wait().unwrap().is_some()).then_some(()));
         child.kill().unwrap();
         if child.wait().unwrap().code() == Some(1) {
             break;
         }
         kills += 1;
     }
-    assert!(kills >= 3, "killed {kills} times");
+    assert!(kills >= least_kills, "killed {kills} times");
     // A run that ended before the kill may have left a complete table; the same command brings it about in any case.
     let last = pile.run(&arguments);
     assert_eq!(last.code, Some(1), "{}", last.stderr);
     assert_eq!(pile.read("out.csv"), pile.read("undisturbed.csv"));
     let counts = paths(&pile.read("out.csv"));
-    assert!(counts.len() == 3_000 && counts.values().all(|count| *count == 1));
+    assert!(counts.len() == images && counts.values().all(|count| *count == 1));
     let links: usize = fs::read_dir(pile.path("sorted"))
         .unwrap()
         .map(|class| class.unwrap().path())
         .filter(|class| class.is_dir())
         .map(|class| fs::read_dir(class).unwrap().count())
         .sum();
-    assert_eq!(links, 3_000 - 60);
+    assert_eq!(links, images - images / 50);
 }
 
 #[test]
@@ -137,7 +72,7 @@ fn full_disk_ends_the_run_and_the_same_command_continues_it() {
                 None => shell.env_remove(name),
             };
         }
-        shell.args(["-c", &script]).arg(binary.get_program()).current_dir(pile.0.path());
+        shell.args(["-c", &script]).arg(binary.get_program()).current_dir(pile.folder());
         Ended::of(shell.output().unwrap())
     };
     let stopped = limited(64);
@@ -229,4 +164,56 @@ fn sorted_images_are_not_classified_again() {
     assert_eq!(second.stdout, first.stdout);
     let sidecar: serde_json::Value = serde_json::from_str(&pile.read("images/000/00000.png.json")).unwrap();
     assert_eq!((&sidecar["model"], &sidecar["width"]), (&"tiny".into(), &12.into()));
+}
+
+/// The most memory that the process has used, in bytes, by what the system says while it runs.
+fn most_memory(pile: &Pile, arguments: &[&str], input: &[u8]) -> u64 {
+    let mut child =
+        pile.command(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let writer = std::thread::spawn(move || stdin.write_all(&input));
+    let mut most = 0;
+    until("the end of the run", || {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        most = most.max(kib.unwrap_or_default() * 1_024);
+        child.try_wait().unwrap()
+    });
+    writer.join().unwrap().unwrap();
+    assert!(most > 1 << 20, "the memory of the process was not seen");
+    most
+}
+
+#[test]
+fn memory_does_not_grow_with_the_number_of_images() {
+    let pile = Pile::of(1);
+    let image = fs::read(pile.path("images/000/00000.png")).unwrap();
+    for colour in 0..4 {
+        pile.write(&format!("few/{colour}.png"), &image);
+    }
+    // Links in folders of a thousand.
+    let link = |root: &str, count: usize| {
+        for number in 0..count {
+            let folder = pile.path(&format!("{root}/{:03}", number / 1_000));
+            fs::create_dir_all(&folder).unwrap();
+            let target = pile.path(&format!("few/{}.png", number % 4));
+            std::os::unix::fs::symlink(target, folder.join(format!("{number:06}.png"))).unwrap();
+        }
+    };
+    link("thousand", 1_000);
+    link("many", 20_000);
+    let flags = ["--jobs", "2"];
+    let of_few = most_memory(&pile, &[&["thousand", "--out", "thousand.csv"], &flags[..]].concat(), b"");
+    let of_many = most_memory(&pile, &[&["many", "--out", "many.csv"], &flags[..]].concat(), b"");
+    assert_eq!(paths(&pile.read("many.csv")).len(), 20_000);
+    // The digests of the paths take 13 bytes each, with what the allocator adds; a row that is kept takes a kilobyte.
+    assert!(of_many < of_few + (8 << 20), "{of_few} bytes for 1,000 images and {of_many} for 20,000");
+
+    let list = |count: usize| "images/000/00000.png\n".repeat(count).into_bytes();
+    let of_few = most_memory(&pile, &["--files-from", "-", "--dry-run"], &list(1_000));
+    let of_many = most_memory(&pile, &["--files-from", "-", "--dry-run"], &list(300_000));
+    assert!(of_many < of_few + (4 << 20), "{of_few} bytes for 1,000 paths and {of_many} for 300,000");
 }

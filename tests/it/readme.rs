@@ -108,10 +108,11 @@ const OTHER_FLAGS: [(&str, &[&str]); 5] = [
     ("tf2onnx, optimum-cli", &["--keras", "--opset", "--output", "--saved-model", "--task", "--tflite"]),
     ("cargo", &["--bench", "--lib", "--locked", "--no-default-features", "--nocapture", "--release", "--test"]),
     (
-        "curl, aws, podman and systemctl",
+        "curl, aws, podman, prometheus and systemctl",
         &[
             "--attributes",
             "--data-binary",
+            "--enable-feature",
             "--now",
             "--policy-document",
             "--policy-name",

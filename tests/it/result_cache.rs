@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::harness::{metrics, request, until};
 use crate::metrics::start_up;
-use crate::pile_runs::{Ended, Pile};
+use crate::pile_folder::{Ended, Pile};
 use crate::tiny_model::write_package;
 
 /// The number of images that a run took from the cache.

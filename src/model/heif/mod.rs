@@ -2,6 +2,7 @@
 //!
 //! - `boxes`, `container`: the items of the file and their properties; `layout`: the tiles that an image consists of
 //! - `hevc`, `av1`: a coded item → a frame of luma and chroma; `frame`: a frame → RGB
+//! - `canon_raw`: the previews of camera raw images of Canon
 //! - `transform`: cutting, turning and mirroring, which the container states
 //!
 //! The orientation is that of the container. The standard says that EXIF repeats it at most, and viewers ignore EXIF.
@@ -11,6 +12,7 @@
 
 mod av1;
 mod boxes;
+mod canon_raw;
 mod container;
 mod frame;
 mod hevc;
@@ -18,6 +20,7 @@ mod layout;
 mod transform;
 
 use self::boxes::Reader;
+pub(super) use self::canon_raw::{canon_preview, is_canon_raw};
 use self::container::Container;
 use self::frame::{Canvas, ColourCoding, Frame};
 use self::layout::Layout;

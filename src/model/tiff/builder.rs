@@ -22,11 +22,12 @@ pub(super) fn memory_bytes(header: &Header, chunks: &Chunks) -> u64 {
         // The pixels, and coefficients of two bytes if the JPEG is progressive.
         Compression::Jpeg { .. } => 3 * (chunks.row_bytes * chunks.height) as u64,
         // The window of the decoder, or the chunk before and after its chroma is repeated for each pixel.
-        Compression::Zstd => 2 * (chunks.row_bytes * chunks.height) as u64 + (1 << 20),
+        Compression::Zstd | Compression::Lzma => 2 * (chunks.row_bytes * chunks.height) as u64 + (1 << 20),
         _ if header.subsampling.is_some() => 2 * (chunks.row_bytes * chunks.height) as u64,
         _ => 0,
     };
-    let is_copied = header.is_bit_reversed || matches!(header.compression, Compression::Zstd | Compression::Fax(_));
+    let is_copied = header.is_bit_reversed
+        || matches!(header.compression, Compression::Zstd | Compression::Lzma | Compression::Fax(_));
     let copy = if is_copied { 2 * chunks.largest_bytes } else { 0 };
     pixels * header.channels() as u64 + extra_plane + rows + whole_chunk + copy + 16 * chunks.ranges.len() as u64
 }
@@ -74,13 +75,15 @@ impl<'a> ImageBuilder<'a> {
         let (left, top) = (index % chunks.across * chunks.width, index / chunks.across * chunks.height);
         let (columns, rows) = (chunks.width.min(header.width - left), chunks.height.min(header.height - top));
         let (offset, length) = chunks.ranges[plane * chunks.across * chunks.down + index];
+        let chunk_height = if chunks.are_tiles { chunks.height } else { rows };
         self.unpacker.begin(
             &Chunk {
                 bytes: self.directory.bytes(offset, length),
                 is_bit_reversed: header.is_bit_reversed,
                 width: chunks.width,
-                height: if chunks.are_tiles { chunks.height } else { rows },
+                height: chunk_height,
                 samples: header.chunk_samples(),
+                unpacked_bytes: chunks.row_bytes * chunk_height,
                 subsampling: header.subsampling,
             },
             budget,

@@ -46,6 +46,8 @@ pub(super) struct Directory<'a> {
 struct Entry<'a> {
     tag: u16,
     size: usize,
+    /// The offset of the values in the file.
+    offset: u64,
     /// Complete values of `size` bytes each.
     values: &'a [u8],
 }
@@ -60,6 +62,11 @@ impl<'a> Directory<'a> {
             return Err(damaged());
         }
         directory.other(if is_big { directory.u64_at(8)? } else { u64::from(directory.u32_at(4)?) })
+    }
+
+    /// Reads a directory of other data than a whole file, at `start`. Offsets in it count from the beginning of `data`.
+    pub(super) fn within(data: &'a [u8], order: ByteOrder, start: u64) -> Result<Directory<'a>, PrepareError> {
+        Directory { file: data, order, entries: Vec::new(), next: None }.other(start)
     }
 
     /// Reads another directory of the same file.
@@ -119,6 +126,11 @@ impl<'a> Directory<'a> {
         self.find(tag).map(|entry| entry.values)
     }
 
+    /// The offset of the values of a tag in the file.
+    pub(super) fn offset(&self, tag: u16) -> Option<u64> {
+        self.find(tag).map(|entry| entry.offset)
+    }
+
     fn value(&self, value: &[u8]) -> u64 {
         let bytes = value.iter();
         let next = |sum: u64, byte: &u8| sum << 8 | u64::from(*byte);
@@ -159,7 +171,7 @@ impl<'a> Directory<'a> {
             self.u64_at(field)?
         };
         let values = self.bytes(offset, length);
-        Ok((values.len() as u64 == length).then_some(Entry { tag, size: size as usize, values }))
+        Ok((values.len() as u64 == length).then_some(Entry { tag, size: size as usize, offset, values }))
     }
 
     fn u16_at(&self, at: u64) -> Result<u16, PrepareError> {

@@ -3,7 +3,7 @@
 //!
 //! - `directory`: the tags of the file; `tag`: their numbers
 //! - `header`: what the pixels mean; `colours`: their conversion; `chunks`: where the strips or tiles are
-//! - `unpack` (with `fax`): compressed bytes of a strip or tile → rows; `samples`: rows → 8-bit samples
+//! - `unpack` (with `fax` and `xz`): compressed bytes of a strip or tile → rows; `samples`: rows → 8-bit samples
 //! - `builder`: strips or tiles → the image
 //! - `pages`: the images of a file with several
 //! - `raw`: camera raw images with the structure of a TIFF, of which a preview is decoded
@@ -18,10 +18,11 @@ mod error;
 mod fax;
 mod header;
 mod pages;
-mod raw;
+pub(super) mod raw;
 mod samples;
 mod tag;
 mod unpack;
+mod xz;
 
 use self::builder::ImageBuilder;
 use self::chunks::Chunks;
@@ -56,27 +57,19 @@ pub(super) const FORMAT: Format = Format {
 /// many. Samples that are not used, and the parts of tiles outside the image, take time like all others.
 const MAX_BYTES_AT_MAX_PIXELS: u64 = 16;
 
-/// Camera raw images that do not begin like a TIFF: those of Panasonic and Fujifilm.
-pub(super) const RAW: Format = Format {
-    name: "camera raw",
-    media_type: "image/x-raw",
-    extensions: &["rw2", "dng", "nef", "nrw", "cr2", "arw", "sr2", "srw", "pef", "raf", "3fr", "iiq", "erf", "mos"],
-    has_signature: |bytes| bytes.starts_with(b"IIU\0") || bytes.starts_with(raw::FUJIFILM),
-    decode: |bytes, limits, geometry, budget| {
-        if !bytes.starts_with(raw::FUJIFILM) {
-            return decode(bytes, limits, geometry, budget);
-        }
-        let preview = raw::fujifilm_preview(bytes).ok_or_else(no_preview)?;
-        jpeg::decode_turned(preview, Orientation::default(), limits, geometry, budget)
-    },
-};
-
-fn no_preview() -> PrepareError {
+/// The error of a camera raw image without a preview.
+pub(super) fn no_preview() -> PrepareError {
     let message = "the file is a camera raw image without a JPEG preview; convert it to JPEG or TIFF";
     PrepareError::new(ErrorCode::UnsupportedType, message)
 }
 
-fn decode(bytes: &[u8], limits: &Limits, geometry: Geometry, budget: &Budget) -> Result<Pixels, PrepareError> {
+/// Decodes a TIFF, or the preview of a camera raw image with the structure of one.
+pub(super) fn decode(
+    bytes: &[u8],
+    limits: &Limits,
+    geometry: Geometry,
+    budget: &Budget,
+) -> Result<Pixels, PrepareError> {
     let directory = Directory::read(bytes)?;
     match raw::kind_of(bytes, &directory) {
         Kind::Raw(Some(preview)) => {

@@ -1,6 +1,6 @@
 //! Camera raw images that are laid out like TIFF: the largest JPEG preview in them is classified.
 
-use super::directory::Directory;
+use super::directory::{ByteOrder, Directory};
 use super::tag;
 use crate::model::jpeg;
 
@@ -11,15 +11,18 @@ const COLOUR_FILTER_ARRAY: u64 = 32_803;
 const LINEAR_RAW: u64 = 34_892;
 
 /// The beginning of a camera raw image of Fujifilm.
-pub(super) const FUJIFILM: &[u8] = b"FUJIFILMCCD-RAW ";
+pub(in crate::model) const FUJIFILM: &[u8] = b"FUJIFILMCCD-RAW ";
 
 /// The preview in a file of Fujifilm, which states its offset and length.
-pub(super) fn fujifilm_preview(file: &[u8]) -> Option<&[u8]> {
+pub(in crate::model) fn fujifilm_preview(file: &[u8]) -> Option<&[u8]> {
     let number = |at: usize| Some(u32::from_be_bytes(*file.get(at..)?.first_chunk()?) as usize);
     let (offset, length) = (number(84)?, number(88)?);
     let preview = file.get(offset..)?;
     Some(&preview[..length.min(preview.len())]).filter(|preview| jpeg::is_displayable(preview))
 }
+
+/// The beginnings of files of Olympus and OM System, which are a TIFF but for these four bytes.
+pub(in crate::model) const OLYMPUS: [&[u8]; 3] = [b"IIRO", b"IIRS", b"MMOR"];
 
 /// The kind of a file with the structure of a TIFF.
 pub(super) enum Kind<'a> {
@@ -32,12 +35,14 @@ pub(super) enum Kind<'a> {
 pub(super) fn kind_of<'a>(file: &'a [u8], first: &Directory<'a>) -> Kind<'a> {
     let is_canon = file.get(8..10) == Some(b"CR");
     let is_panasonic = file.get(2..4) == Some(b"U\0");
+    let is_olympus = OLYMPUS.iter().any(|signature| file.starts_with(signature));
     let has_parts = first.count(tag::SUB_DIRECTORIES) > 0 || first.number(tag::DNG_VERSION).is_some();
-    if !(is_canon || is_panasonic || has_parts || is_sensor_data(first)) {
+    if !(is_canon || is_panasonic || is_olympus || has_parts || is_sensor_data(first)) {
         return Kind::Image;
     }
     let mut previews: Vec<&[u8]> = previews_of(first);
-    let mut is_raw = is_canon || is_panasonic || is_sensor_data(first);
+    previews.extend(olympus_preview(file, first).filter(|_| is_olympus));
+    let mut is_raw = is_canon || is_panasonic || is_olympus || is_sensor_data(first);
     let mut offsets: Vec<u64> = first.numbers(tag::SUB_DIRECTORIES).take(MAX_DIRECTORIES).collect();
     offsets.extend(first.next);
     for index in 0..MAX_DIRECTORIES {
@@ -52,6 +57,40 @@ pub(super) fn kind_of<'a>(file: &'a [u8], first: &Directory<'a>) -> Kind<'a> {
         return Kind::Image;
     }
     Kind::Raw(previews.into_iter().max_by_key(|preview| preview.len()))
+}
+
+/// The preview that Olympus names in its maker note. Offsets there count from the note, in the form of older cameras from
+/// the beginning of the file.
+fn olympus_preview<'a>(file: &'a [u8], first: &Directory<'a>) -> Option<&'a [u8]> {
+    let exif = first.other(first.number(tag::EXIF_DIRECTORY)?).ok()?;
+    let at = exif.offset(tag::MAKER_NOTE)?;
+    let from_note = file.get(usize::try_from(at).ok()?..)?;
+    let (data, start, order) = if from_note.starts_with(b"OLYMPUS\0") {
+        (from_note, 12, order_of(from_note.get(8..10)?)?)
+    } else if from_note.starts_with(b"OM SYSTEM\0") {
+        (from_note, 16, order_of(from_note.get(12..14)?)?)
+    } else if from_note.starts_with(b"OLYMP\0") {
+        (file, at.checked_add(8)?, first.order)
+    } else {
+        return None;
+    };
+    let note = Directory::within(data, order, start).ok()?;
+    // The directory of the settings lies at an offset, or is itself the value of the tag.
+    let settings = match note.count(tag::OLYMPUS_SETTINGS) {
+        1 => note.number(tag::OLYMPUS_SETTINGS)?,
+        _ => note.offset(tag::OLYMPUS_SETTINGS)?,
+    };
+    let settings = note.other(settings).ok()?;
+    let preview = note.bytes(settings.number(tag::OLYMPUS_PREVIEW)?, settings.number(tag::OLYMPUS_PREVIEW_LENGTH)?);
+    jpeg::is_displayable(preview).then_some(preview)
+}
+
+fn order_of(mark: &[u8]) -> Option<ByteOrder> {
+    match mark {
+        b"II" => Some(ByteOrder::Little),
+        b"MM" => Some(ByteOrder::Big),
+        _ => None,
+    }
 }
 
 fn is_sensor_data(directory: &Directory) -> bool {

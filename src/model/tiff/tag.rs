@@ -28,6 +28,12 @@ pub(super) const JPEG_TABLES: u16 = 347;
 pub(super) const JPEG_INTERCHANGE: u16 = 513;
 pub(super) const JPEG_INTERCHANGE_LENGTH: u16 = 514;
 pub(super) const YCBCR_SUBSAMPLING: u16 = 530;
+pub(super) const EXIF_DIRECTORY: u16 = 34_665;
+pub(super) const MAKER_NOTE: u16 = 37_500;
 pub(super) const DNG_VERSION: u16 = 50_706;
 /// In files of Panasonic; no tag of TIFF.
 pub(super) const PANASONIC_PREVIEW: u16 = 46;
+/// In the maker note of Olympus: the directory of the settings, and in that one where the preview is.
+pub(super) const OLYMPUS_SETTINGS: u16 = 0x2020;
+pub(super) const OLYMPUS_PREVIEW: u16 = 0x0101;
+pub(super) const OLYMPUS_PREVIEW_LENGTH: u16 = 0x0102;

@@ -2,7 +2,7 @@
 //! whole strip or tile.
 
 use std::borrow::Cow;
-use std::io::{Cursor, Read as _};
+use std::io::{Cursor, Read};
 
 use flate2::{Decompress, FlushDecompress, Status};
 use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
@@ -17,6 +17,7 @@ use super::directory::Directory;
 use super::error::{damaged, truncated, unsupported};
 use super::fax::{Fax, FaxCoding};
 use super::tag;
+use super::xz::Xz;
 use crate::model::budget::{Budget, PIECE_BYTES};
 use crate::model::error::PrepareError;
 
@@ -36,6 +37,7 @@ pub(super) enum Compression {
     Deflate,
     PackBits,
     Zstd,
+    Lzma,
     Jpeg { is_ycbcr: bool },
 }
 
@@ -56,7 +58,7 @@ impl Compression {
             6 => Err(unsupported("old-style JPEG compression")),
             34_712 => Err(unsupported("JPEG 2000 compression")),
             34_887 => Err(unsupported("LERC compression")),
-            34_925 => Err(unsupported("LZMA compression")),
+            34_925 => Ok(Compression::Lzma),
             50_000 | 34_926 => Ok(Compression::Zstd),
             50_001 | 34_927 => Err(unsupported("WebP compression")),
             50_002 => Err(unsupported("JPEG XL compression")),
@@ -66,7 +68,7 @@ impl Compression {
 
     /// Reports whether a predictor may be combined with this compression.
     pub(super) fn supports_predictor(self) -> bool {
-        matches!(self, Compression::Lzw | Compression::Deflate | Compression::Zstd)
+        matches!(self, Compression::Lzw | Compression::Deflate | Compression::Zstd | Compression::Lzma)
     }
 }
 
@@ -91,6 +93,8 @@ pub(super) struct Chunk<'a> {
     pub(super) height: usize,
     /// Samples per pixel.
     pub(super) samples: usize,
+    /// The size of all rows of the chunk.
+    pub(super) unpacked_bytes: usize,
     /// The number of pixels across and down that share their chroma.
     pub(super) subsampling: Option<(usize, usize)>,
 }
@@ -118,6 +122,8 @@ enum Method {
     Deflate(Decompress),
     /// The decoder is `None` before the first chunk.
     Zstd(Option<Box<ZstdDecoder>>),
+    /// The decoder is `None` before the first chunk.
+    Lzma(Option<Box<Xz>>),
     Jpeg {
         is_ycbcr: bool,
     },
@@ -137,6 +143,7 @@ impl<'a> Unpacker<'a> {
             }
             Compression::Deflate => Method::Deflate(Decompress::new(true)),
             Compression::Zstd => Method::Zstd(None),
+            Compression::Lzma => Method::Lzma(None),
             Compression::Jpeg { is_ycbcr } => Method::Jpeg { is_ycbcr },
             Compression::Fax(coding) => Method::Fax(coding, None),
         };
@@ -160,6 +167,10 @@ impl<'a> Unpacker<'a> {
             Method::Zstd(decoder) => {
                 let input = Cursor::new(std::mem::take(&mut self.input).into_owned());
                 *decoder = Some(Box::new(StreamingDecoder::new(input).map_err(|_| damaged())?));
+            }
+            Method::Lzma(decoder) => {
+                let input = std::mem::take(&mut self.input).into_owned();
+                *decoder = Some(Box::new(Xz::new(input, chunk.unpacked_bytes).ok_or_else(damaged)?));
             }
             Method::Fax(coding, fax) => {
                 *fax = Some(Box::new(Fax::new(*coding, std::mem::take(&mut self.input), chunk.width)?));
@@ -207,23 +218,26 @@ impl<'a> Unpacker<'a> {
                 let (read, written) = (inflater.total_in() - read, inflater.total_out() - written);
                 Ok((read as usize, written as usize, status == Status::StreamEnd))
             }),
-            Method::Zstd(decoder) => {
-                let decoder = decoder.as_mut().ok_or_else(damaged)?;
-                let mut filled = 0;
-                while filled < rows.len() {
-                    let end = rows.len().min(filled + PIECE_BYTES);
-                    let read = decoder.read(&mut rows[filled..end]).map_err(|_| damaged())?;
-                    if read == 0 {
-                        return Err(truncated());
-                    }
-                    filled += read;
-                    budget.check()?;
-                }
-                Ok(())
-            }
+            Method::Zstd(decoder) => read_stream(decoder.as_mut().ok_or_else(damaged)?, rows, budget),
+            Method::Lzma(decoder) => read_stream(decoder.as_mut().ok_or_else(damaged)?, rows, budget),
             Method::Fax(_, fax) => fax.as_mut().ok_or_else(damaged)?.read(rows),
         }
     }
+}
+
+/// Reads a stream until `rows` are full.
+fn read_stream(stream: &mut impl Read, rows: &mut [u8], budget: &Budget) -> Result<(), PrepareError> {
+    let mut filled = 0;
+    while filled < rows.len() {
+        let end = rows.len().min(filled + PIECE_BYTES);
+        let read = stream.read(&mut rows[filled..end]).map_err(|_| damaged())?;
+        if read == 0 {
+            return Err(truncated());
+        }
+        filled += read;
+        budget.check()?;
+    }
+    Ok(())
 }
 
 /// Calls `step` with pieces of `input` from `at` on until `rows` are full. `step` returns how much it read and wrote,

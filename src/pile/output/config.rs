@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::outbound::Allowed;
 use crate::pile::boxes::Boxes;
 
 /// The configuration of [`super::Output`].
@@ -41,6 +42,19 @@ pub struct OutputConfig {
     pub boxes: Option<Boxes>,
     /// The file has each row about as soon as it is durable, and the pile has no end.
     pub grows: bool,
+    /// A receiver that is called for each row. It needs a file that grows.
+    pub webhook: Option<WebhookConfig>,
+}
+
+/// The receiver of a table that grows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebhookConfig {
+    /// Its address.
+    pub url: String,
+    /// The file with the secret that signs the calls, which is made if it does not exist.
+    pub secret: PathBuf,
+    /// The places that may be called although they are not public.
+    pub allowed: Allowed,
 }
 
 /// The target of the rows.

@@ -16,6 +16,7 @@ use super::log::{Completion, LockedFile, Log, LoggedRow, Resumed};
 use super::record::RowRecord;
 use super::row::{PathText, Row};
 use super::table::{self, Schema, TableWriter};
+use super::webhook::Webhook;
 use crate::clock;
 
 /// The images that the output has, shared with the threads that read the pile.
@@ -52,6 +53,8 @@ pub(super) struct Logged {
     counts: Counts,
     /// The file, if it grows with the log.
     growing: Option<Box<dyn TableWriter>>,
+    /// The calls to a receiver.
+    webhook: Option<Webhook>,
 }
 
 /// The images of an earlier run, by its log.
@@ -76,7 +79,8 @@ impl Logged {
         options.insert("--top-k".to_owned(), config.top_k.to_string());
         let locked = LockedFile::lock(&file.log_path())?;
         locked.check_is_log()?;
-        let (log, earlier) = if config.resume == Resume::Restart || locked.is_new()? {
+        let is_new = config.resume == Resume::Restart || locked.is_new()?;
+        let (log, earlier) = if is_new {
             check_new(file, config).inspect_err(|_| locked.discard_if_empty())?;
             (locked.begin(&options)?, Earlier::default())
         } else {
@@ -85,9 +89,17 @@ impl Logged {
         let Earlier { done, retried, replacements, counts } = earlier;
         let schema = Schema::new(config);
         let file = file.clone();
-        let mut logged = Logged { file, log, schema, errors, done, retried, replacements, counts, growing: None };
+        let (growing, webhook) = (None, None);
+        let mut logged = Logged { file, log, schema, errors, done, retried, replacements, counts, growing, webhook };
         if config.grows {
             logged.growing = Some(logged.grow()?);
+        }
+        if let Some(calls) = &config.webhook {
+            logged.log.sync()?;
+            let (log, table) = (&logged.log, &logged.file.path);
+            let webhook = Webhook::start(calls, log.path(), table, is_new, &config.classes)?;
+            webhook.durable(log.written_bytes());
+            logged.webhook = Some(webhook);
         }
         Ok(logged)
     }
@@ -150,9 +162,19 @@ impl Logged {
     /// If the log cannot be written.
     pub(super) fn sync(&mut self) -> anyhow::Result<()> {
         self.log.sync()?;
+        if let Some(webhook) = &self.webhook {
+            webhook.durable(self.log.written_bytes());
+        }
         match &mut self.growing {
             Some(growing) => growing.flush().with_context(|| cannot_grow(&self.file)),
             None => Ok(()),
+        }
+    }
+
+    /// Ends the calls to a receiver, which takes a few seconds if it does not answer. Call [`Logged::sync`] before.
+    pub(super) fn end_calls(&mut self) {
+        if let Some(webhook) = self.webhook.take() {
+            webhook.finish();
         }
     }
 

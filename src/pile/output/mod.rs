@@ -5,6 +5,7 @@
 //!   `key_set`: the images that are done
 //! - `table`: the columns, and a writer for each format
 //! - `beside`: `sorter` makes a folder for each class, with a `safe_name`; `sidecar` writes a file beside each image
+//! - `webhook`: calls to a receiver of the rows
 //! - `files`: files that appear whole or not at all
 //!
 //! A row is durable about a second after it was appended. Links and sidecars are made before their row, and are durable
@@ -23,6 +24,7 @@ mod safe_name;
 mod sidecar;
 mod sorter;
 mod table;
+mod webhook;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -41,6 +43,7 @@ use crate::clock;
 
 pub use self::config::{
     ClassName, MaxFailures, OutFile, OutputConfig, Resume, SidecarFormat, SortEntry, SortInto, TableFormat, Target,
+    WebhookConfig,
 };
 pub use self::logged::Done;
 pub use self::row::{Classified, PathText, Row};
@@ -226,6 +229,7 @@ impl Output {
         }
         if let Rows::Logged(logged) = &mut self.target {
             logged.sync()?;
+            logged.end_calls();
             lines.push(logged.suspended_line());
         }
         Ok(self.summary(false, lines))

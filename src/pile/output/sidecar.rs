@@ -118,8 +118,9 @@ struct Json<'a> {
     model_version: &'a str,
 }
 
+/// A class in JSON.
 #[derive(Serialize)]
-struct JsonClass<'a> {
+pub(super) struct JsonClass<'a> {
     class_index: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     class_id: Option<&'a str>,
@@ -143,7 +144,7 @@ fn json(classified: &Classified, classes: &[ClassName]) -> String {
     text
 }
 
-fn json_class<'a>(found: &'a Prediction, classes: &'a [ClassName]) -> JsonClass<'a> {
+pub(super) fn json_class<'a>(found: &'a Prediction, classes: &'a [ClassName]) -> JsonClass<'a> {
     JsonClass {
         class_index: found.class_index,
         class_id: class_id(found, classes),

@@ -53,6 +53,17 @@ pub struct Inputs {
     pub boxes: Option<Boxes>,
     /// A folder into which images come, in place of all others. The walk ends when the run is stopped.
     pub watch: Option<Watch>,
+    /// The place of the buckets.
+    pub aws: AwsPlace,
+}
+
+/// The region and the address of S3. What is absent is that of the environment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AwsPlace {
+    /// The region.
+    pub region: Option<String>,
+    /// Another address than that of AWS.
+    pub endpoint_url: Option<String>,
 }
 
 /// The pages of a TIFF that are images of the pile.
@@ -106,7 +117,7 @@ impl Inputs {
             return boxes::walk(boxes, visitor);
         }
         if self.pages == Pages::All {
-            return self.walk_paths(purpose, max_image_bytes, &mut PagesVisitor { visitor, max_image_bytes });
+            return self.walk_paths(purpose, max_image_bytes, &mut PagesVisitor { visitor, purpose, max_image_bytes });
         }
         self.walk_paths(purpose, max_image_bytes, visitor)
     }
@@ -117,7 +128,7 @@ impl Inputs {
         max_image_bytes: u64,
         visitor: &mut dyn Visitor,
     ) -> anyhow::Result<ControlFlow<()>> {
-        let mut walk = Walk { rules: &self.rules, purpose, max_image_bytes, visitor };
+        let mut walk = Walk { rules: &self.rules, aws: &self.aws, purpose, max_image_bytes, visitor };
         // The paths below a single folder or archive need no prefix to be distinct.
         let is_single = self.paths.len() == 1 && self.files_from.is_none();
         for path in &self.paths {
@@ -133,6 +144,7 @@ impl Inputs {
 
 struct Walk<'a> {
     rules: &'a Rules,
+    aws: &'a AwsPlace,
     purpose: Purpose,
     max_image_bytes: u64,
     visitor: &'a mut dyn Visitor,
@@ -145,7 +157,7 @@ impl Walk<'_> {
         }
         if let Some(location) = Location::of(path) {
             let has_prefix = !prefix.as_os_str().is_empty();
-            return s3::walk(&location, has_prefix, self.rules, self.visitor);
+            return s3::walk(&location, has_prefix, self.aws, self.rules, self.visitor);
         }
         Ok(self.local(path, prefix))
     }

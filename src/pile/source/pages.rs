@@ -1,13 +1,14 @@
 //! `--pages all`: each page of a TIFF is an image of its own, named `FILE#page=N`.
 //!
-//! A TIFF with one page keeps its name. Files and images in archives are read here to find their pages; objects of buckets
-//! are not.
+//! A TIFF with one page keeps its name. All of them are read here to find their pages, also objects of buckets; a walk that
+//! only estimates the number of images does not fetch those.
 
 use std::fs::File;
 use std::io::Read as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use super::Purpose;
 use super::found::{Content, Found, Visitor};
 use crate::model;
 use crate::protocol::ErrorInfo;
@@ -15,6 +16,7 @@ use crate::protocol::ErrorInfo;
 /// Passes each page on as an image.
 pub(super) struct PagesVisitor<'a> {
     pub visitor: &'a mut dyn Visitor,
+    pub purpose: Purpose,
     pub max_image_bytes: u64,
 }
 
@@ -31,6 +33,12 @@ impl Visitor for PagesVisitor<'_> {
         let Found { path, content } = found;
         let read = match &content {
             Content::File(file) => read(file, self.max_image_bytes),
+            Content::Object(_) if self.purpose == Purpose::Estimate => {
+                self.visitor.uncounted();
+                None
+            }
+            // The error of an object is found again when it is read like one without pages.
+            Content::Object(object) => object.read(self.max_image_bytes).ok().and_then(Result::ok),
             _ => None,
         };
         let bytes = match (&content, &read) {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tokio::runtime;
 
+use super::AwsPlace;
 use super::found::{Content, Found, Visitor};
 use super::object::{Bucket, Object};
 use super::rules::Rules;
@@ -44,13 +45,15 @@ impl Location {
 pub(super) fn walk(
     location: &Location,
     has_prefix: bool,
+    place: &AwsPlace,
     rules: &Rules,
     visitor: &mut dyn Visitor,
 ) -> anyhow::Result<ControlFlow<()>> {
     // One thread of the runtime serves the connections of all threads that read.
     let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.context("cannot start the runtime of S3")?;
-    let objects = runtime.block_on(Objects::open(&location.bucket))?;
+    let objects =
+        runtime.block_on(Objects::open(&location.bucket, place.region.as_deref(), place.endpoint_url.as_deref()))?;
     let bucket = Arc::new(Bucket { runtime, objects });
     let mut page = None;
     loop {

@@ -37,12 +37,13 @@ pub enum ObjectError {
 }
 
 impl Objects {
-    /// Prepares to read a bucket, with the region, the endpoint and the credentials of the environment.
+    /// Prepares to read a bucket, with the credentials of the environment, and with its region and endpoint unless they
+    /// are given.
     ///
     /// # Errors
     /// No region is configured.
-    pub async fn open(bucket: &str) -> anyhow::Result<Objects> {
-        let aws = Aws::connect(None, None).await?;
+    pub async fn open(bucket: &str, region: Option<&str>, endpoint_url: Option<&str>) -> anyhow::Result<Objects> {
+        let aws = Aws::connect(region, endpoint_url).await?;
         let client = Client::from_conf(aws.s3_config().build());
         Ok(Objects { aws, client, bucket: bucket.to_owned() })
     }

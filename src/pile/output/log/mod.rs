@@ -3,8 +3,9 @@
 //! After a crash the log ends with the last record that is whole; what follows is cut off, and those images are classified
 //! again. Records are synced about once a second. One process at a time has the log, which its lock guarantees.
 //!
-//! `locked` is the file before its rows are appended.
+//! `locked` is the file before its rows are appended; `follower` reads rows while others are appended.
 
+mod follower;
 mod locked;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use uuid::Uuid;
 
+pub(super) use self::follower::{Followed, LogFollower};
 pub(super) use self::locked::{LockedFile, Resumed};
 use super::files::sync_folder_of;
 use super::record::{FileIdentity, MAX_CONTENT_BYTES, Record, RecordReader, RowRecord};
@@ -143,6 +145,16 @@ impl Log {
     /// If the file cannot be written.
     pub(super) fn begin_again(self, options: &BTreeMap<String, String>) -> anyhow::Result<Log> {
         LockedFile { path: self.path, file: self.file }.begin(options)
+    }
+
+    /// The size of the file. After [`Log::sync`] all of it is durable.
+    pub(super) fn written_bytes(&self) -> u64 {
+        self.written
+    }
+
+    /// The path of the log.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Makes every row durable.
