@@ -112,6 +112,7 @@ const OTHER_FLAGS: [(&str, &[&str]); 5] = [
         &[
             "--attributes",
             "--data-binary",
+            "--http2-prior-knowledge",
             "--now",
             "--policy-document",
             "--policy-name",
