@@ -221,7 +221,7 @@ const TOPICS: [(&str, &[&str]); 14] = [
             "no-refresh",
         ],
     ),
-    ("Prices", &["prices", "instance-type", "spot-share", "max-hourly"]),
+    ("Prices", &["prices", "instance-type", "worker-instance-type", "spot-share", "max-hourly"]),
     ("Problems of the stack", &["notify", "max-image-age", "budget"]),
     ("Arrivals", &["burst-rate", "burst-length", "burst-every", "day-length", "trace", "seed"]),
     ("Settings and log", &["config", "log-format", "drain-on-stdin-close", "color"]),

@@ -31,7 +31,7 @@ pub struct HttpArgs {
     #[arg(long, env = "IMGCLS_SYNC_TIMEOUT", default_value = "600s", value_parser = config::duration)]
     pub sync_timeout: Duration,
     /// Most connections at a time; beyond it the one that is idle longest is closed, and a client gets 503 if none is
-    /// idle [default: 1024, or what the limit of open files allows]
+    /// idle. Several requests at a time on one connection of HTTP/2 count like connections [default: 1024, or what the limit of open files allows]
     #[arg(long, env = "IMGCLS_MAX_CONNECTIONS", value_parser = positive)]
     pub max_connections: Option<usize>,
     /// Most connections of one client address at a time; not applied to this machine's own addresses and to
@@ -137,6 +137,7 @@ impl HttpArgs {
                 allowed: Allowed(self.allow_calls_to.clone()),
             },
             access_log: self.access_log,
+            machine_hour: None,
         }
     }
 }

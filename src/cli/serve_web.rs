@@ -10,6 +10,7 @@ use super::retention::RetentionArgs;
 use super::shared::SharedArgs;
 use super::usage::usage;
 use crate::config::{Backend, Names};
+use crate::scaling_policy::cost::Prices;
 use crate::{model_sync, web};
 
 #[derive(Debug, Args)]
@@ -36,6 +37,10 @@ pub struct ServeWebArgs {
     /// [default: own, or shared with --wire legacy and without permission to create queues]
     #[arg(long, env = "IMGCLS_RESULT_QUEUE_MODE")]
     pub result_queue_mode: Option<ResultQueueModeArg>,
+    /// EC2 instance type of the workers: the state of the service then says what 1,000 images cost, at the dated on-demand
+    /// prices in the binary, which are those of us-east-1; no other region has a figure
+    #[arg(long, env = "IMGCLS_WORKER_INSTANCE_TYPE", value_name = "TYPE")]
+    pub worker_instance_type: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -79,7 +84,17 @@ impl ServeWebArgs {
             let message = "with --wire legacy requests cannot name a model: give one --model, that of the workers";
             return Err(usage("serve-web", message));
         }
+        let machine_hour = self.machine_hour(&backend);
         let web = self.http.config(&self.shared, &self.limits, backend, names, self.model.choices(&self.labels));
-        Ok(web::Config { wire, result_queue_mode, ..web })
+        Ok(web::Config { wire, result_queue_mode, machine_hour, ..web })
+    }
+
+    /// What an hour of a machine with workers costs, if there is a price of its type in its region.
+    fn machine_hour(&self, backend: &Backend) -> Option<web::MachineHour> {
+        let name = self.worker_instance_type.as_deref()?;
+        let prices = Prices::built_in();
+        let region = backend.aws()?.region?;
+        let instance = prices.instance(name).ok().filter(|_| region == prices.region)?;
+        Some(web::MachineHour { price: prices.instance_hour(instance, 0.0, 0.0), currency: prices.currency.clone() })
     }
 }

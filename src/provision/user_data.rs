@@ -129,7 +129,13 @@ fn settings_file(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRe
     let tables = match tier {
         Tier::Worker => table("worker", &[], &machines.worker),
         Tier::Web => {
-            let web = table("web", &[("drain-delay", DEFAULT_DRAIN_DELAY)], &machines.web);
+            let worker_type = settings.worker_types(bundle.cpu).remove(0);
+            let mut defaults = vec![("drain-delay", DEFAULT_DRAIN_DELAY)];
+            // One of several web processes does not see all answers, so that it cannot say what an image costs.
+            if settings.web_instances == 1 {
+                defaults.push(("worker-instance-type", worker_type.as_str()));
+            }
+            let web = table("web", &defaults, &machines.web);
             web + &table("autoscale", &[], &machines.autoscale)
         }
     };

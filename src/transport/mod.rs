@@ -43,8 +43,8 @@ pub use self::job::{Acknowledge, JobForm, MessageTooLarge, NewJob, SubmitTimes};
 pub use self::key_documents::open_key_documents;
 pub use self::message::{Delivery, Depth, MAX_BATCH, Receipt, ReceivingProcess};
 pub use self::port::{
-    DeadLetterScan, Idle, ImageInfo, Inbox, InboxMode, Opener, QueueRole, ReceivedReply, Removal, Resubmission,
-    ServiceOptions, Transport, Wanted, Withdrawal, WorkerLoad,
+    DeadLetterScan, Idle, ImageInfo, Inbox, InboxMode, JobPart, Opener, QueueRole, ReceivedReply, Removal,
+    Resubmission, ServiceOptions, Transport, Wanted, Withdrawal, WorkerLoad,
 };
 pub use self::reader::ObjectReader;
 pub use self::registry::{open, open_bucket, open_queues, register};

@@ -116,6 +116,10 @@ pub trait Transport: Send + Sync {
     /// list means that there are no more.
     async fn record_keys(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>, TransportError>;
 
+    /// Returns ids of jobs whose image or result is stored, in their order: those after `after` and before `before`. Returns some of
+    /// them, and none if there are no more.
+    async fn job_ids(&self, part: JobPart, after: Uuid, before: Uuid) -> Result<Vec<Uuid>, TransportError>;
+
     /// Sends the request of a job whose image lies in another bucket already.
     async fn send_request(&self, request: &ClassifyRequest) -> Result<(), TransportError>;
 
@@ -354,6 +358,15 @@ pub struct ImageInfo {
     pub size_bytes: u64,
     /// When it was written.
     pub modified: SystemTime,
+}
+
+/// What is stored of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobPart {
+    /// Its image.
+    Image,
+    /// Its result.
+    Result,
 }
 
 /// The kind of inbox that a process uses.

@@ -37,7 +37,7 @@ pub(super) struct Asset {
 
 /// The files under `/assets/`, by their names.
 static FILES: LazyLock<Vec<(&'static str, Asset)>> = LazyLock::new(|| {
-    let files: [(&str, &str, &[u8]); 13] = [
+    let files: [(&str, &str, &[u8]); 14] = [
         ("app.css", CSS, include_bytes!("assets/app.css")),
         ("docs.css", CSS, include_bytes!("assets/docs.css")),
         ("app.js", JAVASCRIPT, include_bytes!("assets/app.js")),
@@ -46,6 +46,7 @@ static FILES: LazyLock<Vec<(&'static str, Asset)>> = LazyLock::new(|| {
         ("follow.js", JAVASCRIPT, include_bytes!("assets/follow.js")),
         ("history.js", JAVASCRIPT, include_bytes!("assets/history.js")),
         ("http.js", JAVASCRIPT, include_bytes!("assets/http.js")),
+        ("kept.js", JAVASCRIPT, include_bytes!("assets/kept.js")),
         ("panel.js", JAVASCRIPT, include_bytes!("assets/panel.js")),
         ("result.js", JAVASCRIPT, include_bytes!("assets/result.js")),
         ("example-cat.jpg", JPEG, include_bytes!("assets/example-cat.jpg")),
@@ -56,12 +57,21 @@ static FILES: LazyLock<Vec<(&'static str, Asset)>> = LazyLock::new(|| {
 });
 static ICON: LazyLock<Asset> = LazyLock::new(|| Asset::new("image/svg+xml", include_bytes!("assets/favicon.svg")));
 
-/// The page for images. It names the limit of this service.
+/// The form for an address, for browsers without a script.
+const PLAIN_BY_URL: &str = r#"<form class="plain" method="post" action="/" enctype="multipart/form-data">
+          <label for="myurl">Or the address of an image</label>
+          <input id="myurl" type="url" name="url" maxlength="2048" required>
+          <button type="submit">Classify</button>
+        </form>"#;
+
+/// The page for images. It names the limit of this service, and takes addresses of images if the service fetches them.
 pub(super) struct IndexPage(Asset);
 
 impl IndexPage {
-    pub(super) fn new(max_upload_bytes: u64) -> IndexPage {
+    pub(super) fn new(max_upload_bytes: u64, fetches_images: bool) -> IndexPage {
         let page = include_str!("assets/index.html")
+            .replace("{{by-url}}", if fetches_images { "true" } else { "false" })
+            .replace("{{plain-by-url}}", if fetches_images { PLAIN_BY_URL } else { "" })
             .replace("{{max-bytes}}", &max_upload_bytes.to_string())
             .replace("{{max-size}}", &size_for_people(max_upload_bytes));
         IndexPage(Asset::new("text/html; charset=utf-8", page))

@@ -19,6 +19,14 @@ struct FleetState {
     expected_wait_seconds: Option<f64>,
     /// The answers to jobs of this process in the last minute.
     recent: Recent,
+    /// What 1,000 images cost, by the machines and the answers of the last minute.
+    cost: Option<Cost>,
+}
+
+#[derive(Serialize)]
+struct Cost {
+    per_thousand: f64,
+    currency: String,
 }
 
 #[derive(Serialize)]
@@ -43,6 +51,11 @@ struct Recent {
 /// Reads the state of the service.
 pub(super) async fn fleet(Shared(site): Shared<Arc<Site>>) -> Response {
     let ServiceState { waiting, in_flight, workers, expected_wait, recent } = site.jobs.admission.service_state().await;
+    let hours = recent.machine_hours_per_thousand;
+    let cost = site.machine_hour.as_ref().zip(hours).map(|(hour, hours)| Cost {
+        per_thousand: (hour.price * hours * 1e6).round() / 1e6,
+        currency: hour.currency.clone(),
+    });
     let rounded = |number: f64| (number * 10.0).round() / 10.0;
     let state = FleetState {
         queue: Queue { waiting, in_flight },
@@ -53,6 +66,7 @@ pub(super) async fn fleet(Shared(site): Shared<Arc<Site>>) -> Response {
             p50_ms: recent.p50_ms.map(rounded),
             p99_ms: recent.p99_ms.map(rounded),
         },
+        cost,
     };
     json_of(StatusCode::OK, &state)
 }

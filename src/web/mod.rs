@@ -20,7 +20,7 @@
 //! Before a request is read, [`admission`] decides whether its answer would come in time; [`withdrawal`] withdraws the
 //! job of a client that left before it got the id.
 //!
-//! [`batches`] are many images in one request.
+//! [`batches`] are many images in one request. [`job_list`] lists the jobs of a key.
 //!
 //! [`callbacks`] calls the receivers of clients when their jobs and batches have ended.
 //!
@@ -42,6 +42,7 @@ mod fleet;
 mod html;
 mod http;
 mod idempotency;
+mod job_list;
 mod jobs;
 mod listeners;
 mod metrics;
@@ -94,7 +95,7 @@ use self::readiness::Readiness;
 use self::replies::Replies;
 use self::results::Results;
 use self::site::Site;
-use self::upload::UploadRules;
+use self::upload::{ReadBuckets, UploadRules};
 use crate::config::{Backend, Cidr, Limits, Names};
 use crate::keys::WebhookSecrets;
 use crate::model::ModelChoice;
@@ -178,6 +179,17 @@ pub struct Config {
     pub access: Access,
     /// Log a line for each request.
     pub access_log: bool,
+    /// What an hour of one machine with workers costs, if that is known.
+    pub machine_hour: Option<MachineHour>,
+}
+
+/// The price of an hour of one machine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MachineHour {
+    /// The amount.
+    pub price: f64,
+    /// The currency, such as `USD`.
+    pub currency: String,
 }
 
 /// The calls of a web tier to addresses that its clients name. By default there are none.
@@ -220,7 +232,8 @@ pub async fn run(
     let results = Arc::new(Results { transport: Arc::clone(&transport), signature });
     let workers_ready = fleet.as_ref().filter(|fleet| fleet.is_awaited).map(|fleet| fleet.ready.clone());
     let limits = AdmissionLimits { max_queue_depth: config.max_queue_depth, max_connections };
-    let admission = Arc::new(Admission::new(Arc::clone(&transport), limits, fleet));
+    let counts_machines = config.machine_hour.is_some();
+    let admission = Arc::new(Admission::new(Arc::clone(&transport), limits, fleet, counts_machines));
     let (withdrawals, withdrawn) = withdrawal::channel();
     let inbox = transport.open_inbox(config.result_queue_mode, &config.stack).await.context("no reply queue")?;
     let queues = Arc::new(QueueState::new(transport.depth_interval()));
@@ -234,7 +247,8 @@ pub async fn run(
     let give_up = CancellationToken::new();
     let caller = caller(&config.calls);
     let callbacks = open_callbacks(&config, caller.as_ref(), &*transport).await?;
-    let uploads = upload_rules(&config, caller.filter(|_| config.calls.image_urls));
+    let caller_of_images = caller.filter(|_| config.calls.image_urls);
+    let uploads = upload_rules(&config, caller_of_images, Arc::clone(&transport));
     let guard = request_guard(address, &config);
     let cors = cors::layer(&config.cors_origins);
     let site = Site {
@@ -260,8 +274,9 @@ pub async fn run(
         image_reads: Budget::new(IMAGE_READ_BYTES, METRICS.read_memory.clone()),
         listeners: Listeners::new(max_connections),
         sync_timeout: config.sync_timeout,
+        machine_hour: config.machine_hour,
         thumbnails: thumbnail::Thumbnails::new(config.limits),
-        index: assets::IndexPage::new(config.limits.max_upload_bytes),
+        index: assets::IndexPage::new(config.limits.max_upload_bytes, config.calls.image_urls),
         readiness: Readiness {
             transport: Arc::clone(&transport),
             workers_ready,
@@ -373,9 +388,10 @@ async fn open_callbacks(
     Ok(Some(Callbacks::new(Arc::clone(caller), secrets)))
 }
 
-fn upload_rules(config: &Config, caller: Option<Arc<Caller>>) -> UploadRules {
+fn upload_rules(config: &Config, caller: Option<Arc<Caller>>, transport: Arc<dyn Transport>) -> UploadRules {
     UploadRules {
         caller,
+        buckets: ReadBuckets { names: config.read_buckets.clone(), transport },
         max_upload_bytes: config.limits.max_upload_bytes,
         body_timeout: config.body_timeout,
         budget: Budget::new(config.max_buffered_bytes, METRICS.upload_memory.clone()),

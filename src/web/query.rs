@@ -146,6 +146,53 @@ pub(super) fn jobs(query: &str) -> Result<Vec<Uuid>, Problem> {
     Ok(jobs)
 }
 
+/// Jobs of one page of their list, unless the client says another number.
+const DEFAULT_PAGE: usize = 50;
+/// The most jobs of one page.
+pub(super) const MAX_PAGE: usize = 100;
+/// The states that jobs are listed by.
+pub(super) const LISTED_STATUSES: [&str; 4] = ["queued", "succeeded", "failed", "expired"];
+
+/// A page of the list of jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct JobPage {
+    /// Only jobs in this state.
+    pub(super) status: Option<&'static str>,
+    /// Only jobs that come after this one in the list, which begins with the newest.
+    pub(super) after: Option<Uuid>,
+    /// At most this many jobs.
+    pub(super) limit: usize,
+}
+
+/// Reads `status=`, `after=` and `limit=` from a query.
+///
+/// # Errors
+/// 400 for a state that does not exist, a cursor that is no id, and a number that is out of range.
+pub(super) fn job_page(query: &str) -> Result<JobPage, Problem> {
+    let status = match parameter(query, "status")? {
+        None => None,
+        Some(text) => Some(LISTED_STATUSES.into_iter().find(|status| *status == text).ok_or_else(|| {
+            let text = cut_filename(&text);
+            Problem::malformed(format!("status={text:?} is none of {}", LISTED_STATUSES.join(", ")))
+        })?),
+    };
+    let after = match parameter(query, "after")? {
+        None => None,
+        Some(text) => Some(text.parse().map_err(|_| {
+            let text = cut_filename(&text);
+            Problem::malformed(format!("after={text:?} is not the member next of another page"))
+        })?),
+    };
+    let limit = match parameter(query, "limit")? {
+        None => DEFAULT_PAGE,
+        Some(text) => text.parse().ok().filter(|limit| (1..=MAX_PAGE).contains(limit)).ok_or_else(|| {
+            let text = cut_filename(&text);
+            Problem::malformed(format!("limit={text:?} is not between 1 and {MAX_PAGE}"))
+        })?,
+    };
+    Ok(JobPage { status, after, limit })
+}
+
 /// The problem of a number of predictions that is out of range.
 pub(super) fn wrong_top_k(text: &str) -> Problem {
     Problem::malformed(format!("top_k={text:?} is not between 1 and {MAX_TOP_K}"))
@@ -228,6 +275,20 @@ mod tests {
         let twice = format!("jobs={0}&jobs={0}", ids[0]);
         for query in ["", "jobs", "jobs=", "jobs=,", "jobs=nonsense", "jobs=%ff", several.as_str(), twice.as_str()] {
             assert_eq!(jobs(query).unwrap_err().kind, "malformed", "{query}");
+        }
+    }
+
+    #[test]
+    fn page_of_jobs_has_a_known_state_an_id_and_a_limit() {
+        let id = Uuid::from_u128(7);
+        let page = |status, after, limit| Ok(JobPage { status, after, limit });
+        assert_eq!(job_page(""), page(None, None, DEFAULT_PAGE));
+        assert_eq!(job_page("x=1&status=failed&limit=100"), page(Some("failed"), None, 100));
+        assert_eq!(job_page(&format!("after={id}&limit=1")), page(None, Some(id), 1));
+        for query in
+            ["status=", "status=done", "status=queued&status=queued", "after=", "after=7", "limit=0", "limit=101"]
+        {
+            assert_eq!(job_page(query).unwrap_err().kind, "malformed", "{query}");
         }
     }
 

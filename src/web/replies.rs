@@ -127,7 +127,7 @@ impl Replies {
             self.count_end(&text);
             if let Some(submitted_at) = reply.id().and_then(protocol::submitted_at) {
                 let took = now.as_millisecond().saturating_sub(submitted_at.as_millisecond()).max(0);
-                self.admission.record_answer(Duration::from_millis(took.unsigned_abs()));
+                self.admission.record_answer(Duration::from_millis(took.unsigned_abs()), &text);
             }
         }
         if disposition != Disposition::Release

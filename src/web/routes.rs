@@ -25,7 +25,7 @@ use super::openapi::{Call, OPERATIONS, Operation};
 use super::prefer::Waiting;
 use super::query::Query;
 use super::site::{JobId, Site};
-use super::{assets, batches, dialects, events, fleet, html, openapi, pages, submit};
+use super::{assets, batches, dialects, events, fleet, html, job_list, openapi, pages, submit};
 use crate::transport::{Removal, TransportError};
 use crate::{model, protocol, telemetry};
 
@@ -84,6 +84,7 @@ fn handler(call: Call) -> MethodRouter<Arc<Site>> {
         Call::CreateJob => post(submit::create_job),
         Call::CreateJobPut => put(submit::create_job),
         Call::CreateJobNamed => put(submit::create_job_named),
+        Call::Jobs => get(job_list::list),
         Call::Job => get(job),
         Call::RemoveJob => delete(remove_job),
         Call::JobEvents => get(events::events),

@@ -7,6 +7,7 @@ use axum::extract::{FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use uuid::Uuid;
 
+use super::MachineHour;
 use super::assets::IndexPage;
 use super::auth::Principal;
 use super::batches::Batches;
@@ -35,6 +36,8 @@ pub(super) struct Site {
     pub(super) image_reads: Budget,
     /// The clients that wait for jobs that exist.
     pub(super) listeners: Listeners,
+    /// What an hour of one machine with workers costs, if that is known.
+    pub(super) machine_hour: Option<MachineHour>,
     /// How long `POST /` waits for its answer.
     pub(super) sync_timeout: Duration,
     pub(super) readiness: Readiness,

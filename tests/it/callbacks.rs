@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -13,8 +14,8 @@ use ring::hmac;
 use serde_json::{Value, json};
 
 use crate::harness::{Response, Service, form, imgcls, request, test_image, until};
-use crate::http_server::{Answer, ReceivedRequest, serve_on};
-use crate::keys::{create_key, keyed_service};
+use crate::http_server::{Answer, ReceivedRequest, serve_on, serve_tls};
+use crate::keys::{create_key, keyed_service, test_certificate};
 use crate::shim::Shim;
 
 /// Everything on this machine may be called.
@@ -71,6 +72,20 @@ impl Receiver {
         let calls = Arc::new(Mutex::new(Vec::new()));
         let received = Arc::clone(&calls);
         let address = serve_on(TcpListener::bind(address).unwrap(), move |request| {
+            let mut calls = received.lock().unwrap();
+            calls.push(Call::of(request));
+            let count = calls.len();
+            drop(calls);
+            answer(count)
+        });
+        Receiver { address, calls }
+    }
+
+    /// The same with TLS.
+    fn start_tls(certificate: &str, answer: impl Fn(usize) -> Answer + Send + Sync + 'static) -> Receiver {
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let received = Arc::clone(&calls);
+        let address = serve_tls(certificate, move |request| {
             let mut calls = received.lock().unwrap();
             calls.push(Call::of(request));
             let count = calls.len();
@@ -375,4 +390,80 @@ fn name_whose_address_becomes_private_is_not_called_any_more() {
     assert!(log.contains("the address may not be called: its address is of this machine"), "{log}");
     assert_eq!((receiver.calls().len(), receiver.ids()), (1, BTreeSet::from([id])));
     assert_eq!(private.calls().len(), 0, "an address that was not checked was called");
+}
+
+#[test]
+fn receiver_with_tls_is_called_only_if_its_certificate_is_trusted() {
+    let trust = |name: &str| vec![("SSL_CERT_FILE".to_owned(), test_certificate(name, "crt"))];
+    let mut service = Service::start_on(&["--backend", "local"], trust("two"), 1, &OPEN, &[]);
+    let receiver = Receiver::start_tls("one", |_| status(204));
+    let id = submit(&service, &format!("https://{}/hook", receiver.address));
+    until("a failed call", || service.web.log().contains("a callback failed").then_some(()));
+    assert!(service.web.log().contains("certificate"), "{}", service.web.log());
+    assert_eq!(receiver.calls().len(), 0, "nothing is sent to somebody who may be another");
+    service.start_next_with(trust("one"));
+    service.restart_web();
+    until("the call", || receiver.ids().contains(&id).then_some(()));
+    until_none_wait(&service);
+    let secret = secret(&service.data_dir(), &[]);
+    assert!(receiver.calls().iter().all(|call| call.id == id && call.is_signed_with(&secret)));
+}
+
+/// Waits until at most so many callbacks wait. The time limit starts again with each one that ends.
+fn until_waiting(service: &Service, wanted: u64) {
+    let mut left = waiting(service);
+    while left > wanted {
+        left = until("the end of another callback", || Some(waiting(service)).filter(|now| *now < left));
+    }
+}
+
+#[test]
+fn storm_of_calls_is_seen_once_for_each_job_by_an_idempotent_receiver() {
+    let mut service = Service::start(1, &ONLY_SECOND, &[]);
+    service.add_web();
+    let private = Receiver::start(|_| status(200));
+    let target = private.url();
+    let redirecting = Receiver::start_at("127.0.0.2:0", move |_| Answer {
+        status: 302,
+        headers: vec![("Location", target.clone())],
+        body: Vec::new(),
+    });
+    // The receiver is down at first: nothing listens at its port.
+    let address = TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap();
+    let url = format!("http://{address}/hook");
+    let mut ids: BTreeSet<String> = (0..24).map(|_| submit(&service, &url)).collect();
+    let redirected = submit(&service, &redirecting.url());
+    until("failed calls while the receiver is down", || {
+        let logs = [service.web.log(), service.other_webs[0].log()].concat();
+        (logs.matches("a callback failed").count() >= 48).then_some(())
+    });
+    // Then it is slow, and every fourth call is answered with an error although it was taken: it comes again.
+    let receiver = Receiver::start_at(&address.to_string(), |count| match count % 4 {
+        1 => status(500),
+        2 => {
+            std::thread::sleep(Duration::from_millis(300));
+            status(200)
+        }
+        _ => status(204),
+    });
+    for _ in 0..3 {
+        let before = receiver.calls().len();
+        ids.extend((0..4).map(|_| submit(&service, &url)));
+        until("another call", || (receiver.calls().len() > before).then_some(()));
+        service.restart_web();
+    }
+    service.other_webs[0].kill();
+    until_waiting(&service, 1);
+
+    assert_eq!(receiver.ids(), ids, "each job is told once to a receiver that knows its ids");
+    let mut events: BTreeMap<String, Value> = BTreeMap::new();
+    let secret = secret(&service.data_dir(), &[]);
+    for call in receiver.calls() {
+        assert!(call.is_signed_with(&secret));
+        let data = call.event()["data"].take();
+        let first = events.entry(call.id).or_insert_with(|| data.clone());
+        assert_eq!(*first, data, "a repeated call tells the same");
+    }
+    assert!(receiver.calls().len() > ids.len(), "some calls came twice");
+    assert_eq!((redirecting.ids(), private.calls().len()), (BTreeSet::from([redirected]), 0));
 }

@@ -1,9 +1,16 @@
 //! An HTTP server whose answers the test decides.
 
 use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader, Read as _, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+use crate::keys::test_certificate;
 
 /// A request, as it arrived.
 pub struct ReceivedRequest {
@@ -47,13 +54,38 @@ pub fn serve_on(
     std::thread::spawn(move || {
         for connection in listener.incoming() {
             let answer = Arc::clone(&answer);
-            std::thread::spawn(move || serve_connection(&connection.unwrap(), &*answer));
+            std::thread::spawn(move || serve_connection(connection.unwrap(), &*answer));
         }
     });
     address
 }
 
-fn serve_connection(connection: &TcpStream, answer: &(dyn Fn(&ReceivedRequest) -> Answer + Send + Sync)) {
+/// The same with TLS, with one of the test certificates by its name.
+pub fn serve_tls(certificate: &str, answer: impl Fn(&ReceivedRequest) -> Answer + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let certificates = CertificateDer::pem_file_iter(test_certificate(certificate, "crt")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(test_certificate(certificate, "key")).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(certificates.map(Result::unwrap).collect(), key)
+        .unwrap();
+    let (config, answer) = (Arc::new(config), Arc::new(answer));
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            let (config, answer) = (Arc::clone(&config), Arc::clone(&answer));
+            std::thread::spawn(move || {
+                let session = ServerConnection::new(config).unwrap();
+                serve_connection(StreamOwned::new(session, connection.unwrap()), &*answer);
+            });
+        }
+    });
+    address
+}
+
+fn serve_connection(connection: impl Read + Write, answer: &(dyn Fn(&ReceivedRequest) -> Answer + Send + Sync)) {
     let mut reader = BufReader::new(connection);
     while let Some(request) = read(&mut reader) {
         let Answer { status, headers, body } = answer(&request);
@@ -62,18 +94,16 @@ fn serve_connection(connection: &TcpStream, answer: &(dyn Fn(&ReceivedRequest) -
             let _ = write!(head, "{name}: {value}\r\n");
         }
         head.push_str("\r\n");
-        let mut connection = connection;
-        if Write::write_all(&mut connection, head.as_bytes())
-            .and_then(|()| Write::write_all(&mut connection, &body))
-            .is_err()
-        {
+        let connection = reader.get_mut();
+        let sent = connection.write_all(head.as_bytes()).and_then(|()| connection.write_all(&body));
+        if sent.and_then(|()| connection.flush()).is_err() {
             return;
         }
     }
 }
 
 /// Reads one request, or returns `None` at the end of the connection.
-fn read(reader: &mut BufReader<&TcpStream>) -> Option<ReceivedRequest> {
+fn read(reader: &mut impl BufRead) -> Option<ReceivedRequest> {
     let mut line = String::new();
     reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
     let mut words = line.split_whitespace();

@@ -5,9 +5,13 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
+use imgcls::config::Backend;
+use imgcls::transport;
+use imgcls::transport::queued::object::PutOptions;
 use serde_json::{Value, json};
 
-use crate::harness::{Response, Service, form, label_of, test_image};
+use crate::harness::{Response, Service, block_on, form, label_of, test_image};
 use crate::http_server::{Answer, serve, serve_on};
 use crate::shim::Shim;
 
@@ -171,4 +175,37 @@ fn private_addresses_are_never_reached() {
     let private_name = classify(&service, &format!("http://images.example:{port}/"));
     assert_eq!(unknown.json()["detail"], private_name.json()["detail"], "nobody learns which names exist");
     assert_eq!(count.load(Ordering::SeqCst), 0, "a private address was reached");
+}
+
+#[test]
+fn object_of_an_allowed_bucket_is_classified_and_no_other_is_read() {
+    let flags = ["--read-bucket", "archive", "--max-upload-bytes", "1MiB"];
+    let service = Service::start(1, &flags, &[]);
+    block_on(async {
+        let backend = Backend::Local { data_dir: service.data_dir() };
+        for (bucket, key, body) in [
+            ("archive", "2024/cup of coffee.jpg", test_image("cup.jpg")),
+            ("archive", "notes.txt", SECRET.into()),
+            ("archive", "large.jpg", [test_image("cup.jpg"), vec![0; 2 << 20]].concat()),
+            ("private", "cup.jpg", test_image("cup.jpg")),
+        ] {
+            let bucket = transport::open_bucket(&backend, bucket).await.unwrap();
+            let _ = bucket.put(key, Bytes::from(body), PutOptions::default()).await.unwrap();
+        }
+    });
+    let answer = classify(&service, "s3://archive/2024/cup of coffee.jpg");
+    assert_eq!((answer.status, &answer.json()["filename"]), (200, &json!("cup of coffee.jpg")), "{}", answer.text());
+    assert_eq!(answer.json()["predictions"][0]["label"], label_of("cup.jpg"));
+    let (content_type, body) = form_with("url", "s3://archive/2024/cup of coffee.jpg");
+    let answer = service.request("POST", "/v1/classify", &[("Content-Type", &content_type)], &body);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    refused(&classify(&service, "s3://archive/notes.txt"), 415, "unsupported-type");
+    refused(&classify(&service, "s3://archive/large.jpg"), 413, "too-large");
+    refused(&classify(&service, "s3://archive/missing.jpg"), 422, "image-not-fetched");
+    for location in
+        ["s3://private/cup.jpg", "s3://input/images/x", "s3://archive", "s3://archive/", "s3://", "s3:///cup.jpg"]
+    {
+        refused(&classify(&service, location), 400, "malformed");
+    }
+    refused(&classify(&service, &format!("s3://archive/{}", "k".repeat(1_100))), 400, "malformed");
 }

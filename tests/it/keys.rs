@@ -125,7 +125,7 @@ fn every_route_is_decided_for_every_kind_of_key() {
 
     let nobody: &[u8] = b"";
     let plain: &[(&str, &str)] = &[];
-    let table: [Row<'_>; 43] = [
+    let table: [Row<'_>; 45] = [
         ("GET", "/", plain, nobody, [200; 8]),
         ("GET", "/assets/app.js", plain, nobody, [200; 8]),
         ("GET", "/favicon.svg", plain, nobody, [200; 8]),
@@ -135,6 +135,8 @@ fn every_route_is_decided_for_every_kind_of_key() {
         ("GET", "/metrics", plain, nobody, [401, 401, 401, 401, 403, 403, 403, 200]),
         ("GET", "/v1/models", plain, nobody, [401, 401, 401, 401, 200, 200, 200, 200]),
         ("GET", "/v1/models/efficientnet-lite0", plain, nobody, [401, 401, 401, 401, 200, 200, 200, 200]),
+        ("GET", "/v1/jobs", plain, nobody, [401, 401, 401, 401, 200, 200, 200, 200]),
+        ("GET", "/v1/jobs?limit=0", plain, nobody, [401, 401, 401, 401, 400, 400, 400, 400]),
         ("POST", "/v1/jobs", plain, &image, [401, 401, 401, 401, 202, 202, 403, 202]),
         ("PUT", "/v1/jobs", plain, &image, [401, 401, 401, 401, 202, 202, 403, 202]),
         ("POST", "/v1/classify?wait=60", plain, &image, [401, 401, 401, 401, 200, 200, 403, 200]),
@@ -676,7 +678,7 @@ fn load_and_status_speak_tls_with_a_trusted_certificate() {
     assert!(output.status.code() == Some(1) && text.contains("certificate"), "{output:?}");
 }
 
-fn test_certificate(name: &str, extension: &str) -> String {
+pub fn test_certificate(name: &str, extension: &str) -> String {
     format!("{}/tests/tls/{name}.{extension}", env!("CARGO_MANIFEST_DIR"))
 }
 

@@ -2,13 +2,15 @@
 //! test and `scripts/test` report that.
 
 use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Service, label_of, until};
+use crate::harness::{Service, label_of, test_image, until};
 use crate::heads;
+use crate::http_server::{Answer, serve_on};
 use crate::keys::create_key;
 use crate::model_requests::second_model;
 use crate::onnx_graph::Network;
@@ -412,4 +414,99 @@ fn page_without_script_classifies_and_refuses_in_words() {
     browser.wait_for(Locator::Css("form.plain button")).click();
     browser.wait_for(Locator::XPath("//main/h1[. = 'The image cannot be decoded']"));
     keep_screenshot_of(&browser, "without script, refused");
+}
+
+#[test]
+fn page_takes_the_address_of_an_image_where_the_service_fetches_them() {
+    let Some(driver) = driver() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let closed = Service::start(0, &[], &[]);
+    let browser = driver.open(&dir.path().join("profile"));
+    browser.goto(&format!("http://{}/", closed.address));
+    browser.wait_for(Locator::Css("#examples:not([hidden])"));
+    assert_eq!(browser.find_all(Locator::Css("#by-url[hidden]")).len(), 1, "this service fetches nothing");
+
+    let flags = ["--allow-image-urls", "--allow-calls-to", "127.0.0.2"];
+    let service = Service::start(1, &flags, &[]);
+    let listener = TcpListener::bind("127.0.0.2:0").unwrap();
+    let images = serve_on(listener, |request| match request.path.as_str() {
+        "/photos/my%20cup.jpg" => Answer::text(200, "image/jpeg", test_image("cup.jpg")),
+        _ => Answer::text(404, "text/plain", "nothing"),
+    });
+    browser.goto(&format!("http://{}/", service.address));
+    let field = browser.wait_for(Locator::Css("#by-url:not([hidden]) #url"));
+    check_accessibility(&browser, "with an address");
+    browser.emulate(320, 800, &[]);
+    check_loads_and_width(&browser, "with an address");
+    keep_screenshot_of(&browser, "with an address");
+    browser.emulate(1280, 800, &[]);
+    field.send_keys(&format!("http://{images}/photos/my%20cup.jpg\n"));
+    let good = "[data-testid=card][data-state=succeeded]";
+    let label = browser.wait_for(Locator::Css(&format!("{good} [data-testid=top-label]"))).text();
+    assert_eq!(label, label_of("cup.jpg"));
+    assert_eq!(browser.wait_for(Locator::Css("[data-testid=name]")).text(), "my cup.jpg");
+    // The service has a small copy, and the page asks nobody else.
+    browser.wait_for(Locator::Css(&format!("{good} canvas")));
+    check_loads_and_width(&browser, "fetched");
+    browser.wait_for(Locator::Css(&format!("{good} [data-testid=code]"))).click();
+    let shown = browser.wait_for(Locator::Css("#code[open] #code-text")).text();
+    assert!(shown.contains("image_url") && shown.contains("my%20cup.jpg"), "{shown}");
+    browser.press("\u{e00c}");
+    field.send_keys(&format!("http://{images}/missing.jpg\n"));
+    browser.wait_for(Locator::XPath("//*[@data-testid='error'][contains(., '404')]"));
+    field.send_keys("http://127.0.0.1/private.jpg\n");
+    let refused = browser.wait_for(Locator::XPath("//*[@data-testid='error'][contains(., 'cannot be fetched')]"));
+    assert!(!refused.text().contains("--"), "{}", refused.text());
+    check_accessibility(&browser, "fetched and refused");
+    keep_screenshot_of(&browser, "fetched and refused");
+}
+
+#[test]
+fn page_lists_what_was_sent_with_its_key_in_any_browser() {
+    let Some(driver) = driver() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let profiles = dir.path().join("profiles");
+    let data = dir.path().join("data");
+    let [own, other] = ["own", "other"].map(|name| create_key(&data, name, "classify", &[]));
+    let service = Service::start_in(dir, 1, &["--auth", "required"], &[]);
+    let authorization = format!("Bearer {own}");
+    for number in 0..14 {
+        let disposition = format!("attachment; filename=\"{number}.jpg\"");
+        let headers = [("Authorization", authorization.as_str()), ("Content-Disposition", &disposition)];
+        let image = if number == 5 { test_image("hostile/half.jpg") } else { test_image("cup.jpg") };
+        assert_eq!(service.request("POST", "/v1/jobs", &headers, &image).status, 202);
+    }
+    until("the end of all jobs", || {
+        let queued = service.request("GET", "/v1/jobs?status=queued", &[("Authorization", &authorization)], b"");
+        queued.json()["jobs"].as_array()?.is_empty().then_some(())
+    });
+    let sign_in = |key: &str, profile: &str| {
+        let browser = driver.open(&profiles.join(profile));
+        browser.goto(&format!("http://{}/", service.address));
+        browser.wait_for(Locator::Css("#sign-in:not([hidden]) #key")).send_keys(&format!("{key}\n"));
+        browser.wait_for(Locator::Css("#sign-in[hidden]"));
+        browser
+    };
+    let browser = sign_in(&own, "own");
+    browser.wait_for(Locator::Css("#kept:not([hidden]) [data-testid=kept]"));
+    assert_eq!(browser.find_all(Locator::Css("[data-testid=kept]")).len(), 12);
+    for (width, features) in [(1280, &[][..]), (320, &[]), (800, &[("forced-colors", "active")])] {
+        browser.emulate(width, 800, features);
+        let state = format!("kept, {width} px, {features:?}");
+        check_accessibility(&browser, &state);
+        check_loads_and_width(&browser, &state);
+        keep_screenshot_of(&browser, &state);
+    }
+    browser.emulate(1280, 800, &[]);
+    browser.wait_for(Locator::Css("#kept-more:not([hidden])")).click();
+    until("the older ones", || (browser.find_all(Locator::Css("[data-testid=kept]")).len() == 14).then_some(()));
+    let shown = browser.wait_for(Locator::Css("#kept-list")).text();
+    assert!(shown.contains(&label_of("cup.jpg")) && shown.contains("Failed") && shown.contains("13.jpg"), "{shown}");
+    browser.find_all(Locator::Css("[data-testid=kept] a"))[0].click();
+    browser.wait_for(Locator::Css("#result[data-state=succeeded]"));
+
+    let browser = sign_in(&other, "other");
+    browser.wait_for(Locator::Css("#files")).send_keys(&image("rocket.jpg"));
+    browser.wait_for(Locator::Css("[data-testid=card][data-state=succeeded]"));
+    assert_eq!(browser.find_all(Locator::Css("[data-testid=kept]")).len(), 0, "jobs of another key");
 }

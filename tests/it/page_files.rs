@@ -1,7 +1,10 @@
 //! The pages without a browser: answers to a form without a script, their size, what they load, and small copies of images.
 
+use std::net::TcpListener;
+
 use crate::api::{BOUNDARY, assert_problem, form_of};
 use crate::harness::{Response, Service, label_of, test_image};
+use crate::http_server::{Answer, serve_on};
 
 const BROWSER: (&str, &str) = ("Accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8");
 
@@ -36,6 +39,10 @@ fn form_of_a_browser_without_script_is_answered_with_pages() {
     let cross_site = [BROWSER, ("Sec-Fetch-Site", "cross-site"), ("Origin", "https://evil.example")];
     assert_page(&service.request("POST", "/", &cross_site, b""), 403, "Another site may not send this");
 
+    // Without a script, an address of an image is a form of its own, where the service fetches them.
+    let text = service.request("GET", "/", &[], b"").text();
+    assert!(!text.contains("name=\"url\"") && !text.contains("{{"), "{text}");
+
     // Programs are answered as before.
     let program = service.request("POST", "/", &[("Content-Type", boundary.as_str())], &form_of(&[]));
     assert_problem(&program, 400, "no file");
@@ -47,6 +54,27 @@ fn form_of_a_browser_without_script_is_answered_with_pages() {
     );
     assert_eq!((legacy.text(), legacy.header("content-type")), (label, Some("text/plain; charset=utf-8")));
     assert_problem(&service.request("GET", "/v1/jobs/none", &[BROWSER], b""), 404, "no job");
+}
+
+#[test]
+fn form_for_an_address_is_answered_with_a_page() {
+    let service = Service::start(1, &["--allow-image-urls", "--allow-calls-to", "127.0.0.2"], &[]);
+    let listener = TcpListener::bind("127.0.0.2:0").unwrap();
+    let images = serve_on(listener, |request| match request.path.as_str() {
+        "/cup.jpg" => Answer::text(200, "image/jpeg", test_image("cup.jpg")),
+        _ => Answer::text(404, "text/plain", "nothing"),
+    });
+    let text = service.request("GET", "/", &[], b"").text();
+    assert!(text.contains("name=\"url\"") && text.contains("data-allowed=\"true\""), "{text}");
+    let post = |url: &str| {
+        let body =
+            format!("--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"url\"\r\n\r\n{url}\r\n--{BOUNDARY}--\r\n");
+        let boundary = format!("multipart/form-data; boundary={BOUNDARY}");
+        service.request("POST", "/", &[("Content-Type", boundary.as_str()), BROWSER], body.as_bytes())
+    };
+    assert_page(&post(&format!("http://{images}/cup.jpg")), 200, &format!("<h1>{}</h1>", label_of("cup.jpg")));
+    assert_page(&post(&format!("http://{images}/none.jpg")), 422, "404");
+    assert_page(&post("http://127.0.0.1/cup.jpg"), 400, "cannot be fetched");
 }
 
 #[test]

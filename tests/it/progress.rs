@@ -7,7 +7,8 @@ use std::net::TcpStream;
 use serde_json::{Value, json};
 
 use crate::api::assert_problem;
-use crate::harness::{DEADLINE, Service, test_image, until};
+use crate::emulators::moto;
+use crate::harness::{DEADLINE, Service, request, test_image, until};
 
 /// Reads an event stream until its end, or until `enough` says so. Returns names and data of the events.
 fn events_until(
@@ -126,4 +127,32 @@ fn state_of_the_service_shows_the_queue_and_the_answers() {
     }
     let fleet = || service.request("GET", "/v1/fleet", &[], b"").json();
     until("the times of two answers", || fleet()["recent"]["p99_ms"].is_number().then_some(()));
+}
+
+#[test]
+fn cost_of_images_is_known_only_with_a_price() {
+    let url = moto().url();
+    let buckets = ["--input-bucket", "cost-test-input", "--output-bucket", "cost-test-output"];
+    let queues = ["--request-queue", "cost-test-requests", "--result-queue", "cost-test-results"];
+    let shared = [&["--endpoint-url", url.as_str(), "--region", "us-east-1"][..], &buckets, &queues].concat();
+    let flags = ["--auth", "none", "--worker-instance-type"];
+    let fleet = |address| request(address, "GET", "/v1/fleet", &[], b"").unwrap().json();
+    let start = |instance_type| {
+        let flags = [&flags[..], &[instance_type]].concat();
+        Service::start_on(&shared, moto().environment(), 1, &flags, &[])
+    };
+    let service = start("c6i.large");
+    assert_eq!(fleet(service.address)["cost"], Value::Null, "nothing was answered yet");
+    let id = service.submit("cup.jpg", &test_image("cup.jpg"));
+    service.finished(&id);
+    let cost = until("a figure", || Some(fleet(service.address)["cost"].clone()).filter(Value::is_object));
+    // One machine has answered one image in a minute: a sixtieth of 0.085 for each.
+    assert_eq!(cost, json!({"per_thousand": 1.416_667, "currency": "USD"}));
+    drop(service);
+
+    let service = start("c99.unknown");
+    let id = service.submit("cup.jpg", &test_image("cup.jpg"));
+    service.finished(&id);
+    until("the times of an answer", || fleet(service.address)["recent"]["p99_ms"].is_number().then_some(()));
+    assert_eq!(fleet(service.address)["cost"], Value::Null, "this type has no price");
 }

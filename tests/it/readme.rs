@@ -113,6 +113,7 @@ const OTHER_FLAGS: [(&str, &[&str]); 5] = [
             "--attributes",
             "--data-binary",
             "--enable-feature",
+            "--http2-prior-knowledge",
             "--now",
             "--policy-document",
             "--policy-name",

@@ -15,9 +15,9 @@ use imgcls::protocol::{
 use imgcls::shutdown::CancellationToken;
 use imgcls::transport::{
     self, Completed, Completion, CompletionError, DeadLetter, DeadLetterScan, Delivery, Depth, ImageInfo, Inbox,
-    InboxMode, MessageTooLarge, NewJob, ObjectReader, Opener, QueueRole, Receipt, ReceivedReply, Removal, ReplyOutcome,
-    ReplyTo, Resubmission, ResultWrite, ServiceOptions, Space, SubmitTimes, Transport, TransportError, Wanted,
-    Withdrawal, WorkerLoad,
+    InboxMode, JobPart, MessageTooLarge, NewJob, ObjectReader, Opener, QueueRole, Receipt, ReceivedReply, Removal,
+    ReplyOutcome, ReplyTo, Resubmission, ResultWrite, ServiceOptions, Space, SubmitTimes, Transport, TransportError,
+    Wanted, Withdrawal, WorkerLoad,
 };
 use imgcls::worker::Batching;
 use imgcls::{web, worker};
@@ -379,6 +379,17 @@ impl Transport for Handle {
         Ok(keys)
     }
 
+    async fn job_ids(&self, part: JobPart, after: Uuid, before: Uuid) -> Result<Vec<Uuid>, TransportError> {
+        let state = self.0.state();
+        let mut ids: Vec<Uuid> = match part {
+            JobPart::Image => state.images.keys().copied().collect(),
+            JobPart::Result => state.results.keys().copied().collect(),
+        };
+        ids.retain(|id| after < *id && *id < before);
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
     async fn send_request(&self, request: &ClassifyRequest) -> Result<(), TransportError> {
         let message = serde_json::to_string(request).unwrap();
         self.0.state().send(&self.0.request_queue(request.class()), message, BTreeMap::new())?;
@@ -655,5 +666,6 @@ fn web_config(backend: &Backend, names: &Names) -> web::Config {
         access: web::Access::default(),
         calls: web::CallsOut::default(),
         access_log: false,
+        machine_hour: None,
     }
 }

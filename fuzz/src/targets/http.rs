@@ -38,6 +38,42 @@ pub fn multipart(input: &[u8]) -> Verdict {
     Verdict::Keep
 }
 
+/// The addresses of [`dialects`], by their letter from `a` on, and the headers of their clients.
+const DIALECTS: [(&str, &str); 11] = [
+    ("/v2/models/efficientnet-lite0/infer", "Content-Type: application/json\r\n"),
+    ("/v1/models/efficientnet-lite0:predict", "Content-Type: application/json\r\n"),
+    ("/predictions/efficientnet-lite0", "Content-Type: application/json\r\n"),
+    ("/", "X-Amz-Target: RekognitionService.DetectLabels\r\nContent-Type: application/x-amz-json-1.1\r\n"),
+    ("/endpoints/efficientnet-lite0/invocations", "Content-Type: application/json\r\n"),
+    ("/api/v1/vision/labels", "Content-Type: application/json\r\n"),
+    ("/v1/predictions", "Content-Type: application/json\r\nPrefer: wait=1\r\n"),
+    ("/models/efficientnet-lite0", "Content-Type: application/json\r\n"),
+    ("/v1/jobs", "Content-Type: application/json\r\n"),
+    ("/v1/batches", "Content-Type: application/json\r\n"),
+    ("/v2/models/efficientnet-lite0/infer", "Content-Type: application/octet-stream\r\n"),
+];
+
+/// The first byte is the letter of a dialect. Digits after it, up to the end of the line, are the length of the JSON before binary
+/// tensors. The rest is the body.
+pub fn dialects(input: &[u8]) -> Verdict {
+    let end = input.iter().position(|byte| *byte == b'\n').unwrap_or(input.len());
+    let (line, body) = (&input[..end], input.get(end + 1..).unwrap_or_default());
+    let Some((letter, digits)) = line.split_first() else { return Verdict::Reject };
+    let dialect = letter.checked_sub(b'a').and_then(|index| DIALECTS.get(usize::from(index)));
+    let Some((path, headers)) = dialect else { return Verdict::Reject };
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return Verdict::Reject;
+    }
+    let json_length = match std::str::from_utf8(digits) {
+        Ok(digits) if !digits.is_empty() => format!("Inference-Header-Content-Length: {digits}\r\n"),
+        _ => String::new(),
+    };
+    let length = format!("Content-Length: {}\r\n\r\n", body.len());
+    let head = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\n{headers}{json_length}{length}");
+    send(&[head.as_bytes(), body].concat());
+    Verdict::Keep
+}
+
 /// Requests the job with this id.
 pub fn get_job(id: &str) {
     let encoded: String = id.bytes().map(|byte| format!("%{byte:02x}")).collect();
@@ -79,7 +115,7 @@ fn exchange(connection: &mut BufReader<TcpStream>, request: &[u8]) -> Option<boo
         Err(error) => panic!("cannot read the response: {error}"),
     }
     let status: u16 = line.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status line");
-    assert!(status < 500 || status == 503, "the web tier failed: {line}");
+    assert!(status < 500 || status == 503 || status == 504, "the web tier failed: {line}");
     let (mut length, mut is_kept) = (0, true);
     loop {
         line.clear();
@@ -105,7 +141,8 @@ fn serve(data_dir: &Path) -> SocketAddr {
     let data_dir = data_dir.to_str().expect("a path in UTF-8").to_owned();
     let (sender, address) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let line = ["imgcls", "serve-web", "--backend", "local", "--data-dir", &data_dir];
+        // No worker runs, and so no image is waited for.
+        let line = ["imgcls", "serve-web", "--backend", "local", "--sync-timeout", "10ms", "--data-dir", &data_dir];
         let Command::ServeWeb(args) = Cli::parse_from(line).command else {
             unreachable!("the command line names this command")
         };

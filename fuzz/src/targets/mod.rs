@@ -17,7 +17,7 @@ pub enum Verdict {
 
 pub type Target = fn(&[u8]) -> Verdict;
 
-pub const TARGETS: [(&str, Target); 16] = [
+pub const TARGETS: [(&str, Target); 17] = [
     ("decode_jpeg", |input| images::decode(input, "image/jpeg")),
     ("decode_png", images::decode_png),
     ("decode_webp", |input| images::decode(input, "image/webp")),
@@ -31,6 +31,7 @@ pub const TARGETS: [(&str, Target); 16] = [
     ("decode_ico", |input| images::decode(input, "image/vnd.microsoft.icon")),
     ("exif", images::exif),
     ("multipart", http::multipart),
+    ("dialects", http::dialects),
     ("message", parsers::message),
     ("ids", parsers::ids),
     ("config", parsers::config),

@@ -38,8 +38,8 @@ use crate::transport::error::{CompletionError, TransportError};
 use crate::transport::job::{MessageTooLarge, NewJob, SubmitTimes};
 use crate::transport::message::{Delivery, Depth, Receipt, ReceivingProcess};
 use crate::transport::port::{
-    DeadLetterScan, ImageInfo, Inbox, InboxMode, QueueRole, Removal, Resubmission, ServiceOptions, Transport, Wanted,
-    Withdrawal, WorkerLoad,
+    DeadLetterScan, ImageInfo, Inbox, InboxMode, JobPart, QueueRole, Removal, Resubmission, ServiceOptions, Transport,
+    Wanted, Withdrawal, WorkerLoad,
 };
 use crate::transport::reader::ObjectReader;
 
@@ -205,6 +205,27 @@ impl Transport for QueuedTransport {
         Ok(self.parts.output().await?.list(prefix, after).await?)
     }
 
+    async fn job_ids(&self, part: JobPart, after: Uuid, before: Uuid) -> Result<Vec<Uuid>, TransportError> {
+        let (store, key, id_of): (_, fn(Uuid) -> String, fn(&str) -> Option<Uuid>) = match part {
+            JobPart::Image => (self.parts.input().await?, protocol::image_key, protocol::job_of_image_key),
+            JobPart::Result => (self.parts.output().await?, protocol::result_key, protocol::job_of_result_key),
+        };
+        let mut from = key(after);
+        let prefix = common_beginning(&from, &key(before)).to_owned();
+        loop {
+            let keys = store.list(&prefix, Some(&from)).await?;
+            let Some(last) = keys.last() else { return Ok(Vec::new()) };
+            let mut ids: Vec<Uuid> = keys.iter().filter_map(|key| id_of(key)).collect();
+            let is_end = ids.last().is_some_and(|id| *id >= before);
+            ids.retain(|id| (after < *id) && (*id < before));
+            if is_end || !ids.is_empty() {
+                return Ok(ids);
+            }
+            // Keys of others.
+            from.clone_from(last);
+        }
+    }
+
     async fn send_request(&self, request: &ClassifyRequest) -> Result<(), TransportError> {
         let message = request.clone().into_message(&self.parts.names.input_bucket, self.limit.bytes());
         Ok(send_one(&**self.parts.requests_of(request.class()).await?, Outgoing::new(message)).await?)
@@ -358,4 +379,10 @@ impl Transport for QueuedTransport {
     async fn release_held_by(&self, process: ReceivingProcess) -> Result<(), TransportError> {
         self.steps.release_held_by(process).await
     }
+}
+
+/// The text that both begin with. Keys are ASCII.
+fn common_beginning<'a>(one: &'a str, other: &str) -> &'a str {
+    let common = one.bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count();
+    one.get(..common).unwrap_or_default()
 }

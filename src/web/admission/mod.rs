@@ -69,6 +69,16 @@ const SHORTEST_ABSENCE: Duration = Duration::from_secs(1);
 const DRAIN_BYTES: u64 = 32 << 20;
 const MAX_DRAINS: usize = 256;
 
+/// The machine of the worker that sent a reply. Workers are named by their host and process.
+fn machine_of(reply: &str) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Signed {
+        worker: String,
+    }
+    let Signed { worker } = serde_json::from_str(reply).ok()?;
+    worker.rsplit_once('-').map(|(host, _process)| host.to_owned())
+}
+
 /// How much may be admitted.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AdmissionLimits {
@@ -87,6 +97,8 @@ pub(super) struct Admission {
     ledger: Mutex<Ledger>,
     presence: Mutex<Presence>,
     recent: Mutex<RecentAnswers>,
+    /// The machines of workers are counted by their answers.
+    counts_machines: bool,
     /// Held while the depth is read, so that there is one reading at a time.
     reading: tokio::sync::Mutex<()>,
     reading_wanted: Notify,
@@ -124,7 +136,12 @@ pub(super) struct JobPermit {
 
 impl Admission {
     /// `fleet` is `None` when the workers belong to another process.
-    pub(super) fn new(transport: Arc<dyn Transport>, limits: AdmissionLimits, fleet: Option<Fleet>) -> Self {
+    pub(super) fn new(
+        transport: Arc<dyn Transport>,
+        limits: AdmissionLimits,
+        fleet: Option<Fleet>,
+        counts_machines: bool,
+    ) -> Self {
         let reading_interval = transport.depth_interval();
         let max_waiting = limits.max_connections - limits.max_connections / RESERVED_SHARE;
         let mut presence = Presence::default();
@@ -141,6 +158,7 @@ impl Admission {
             ledger: Mutex::default(),
             presence: Mutex::new(presence),
             recent: Mutex::default(),
+            counts_machines,
             reading: tokio::sync::Mutex::default(),
             reading_wanted: Notify::new(),
             drains: TaskTracker::new(),
@@ -191,10 +209,11 @@ impl Admission {
         }
     }
 
-    /// Records the reply to a job that was submitted `took` ago: a worker runs.
-    pub(super) fn record_answer(&self, took: Duration) {
+    /// Records the reply to a job that was submitted `took` ago: a worker runs. `text` is that of the reply.
+    pub(super) fn record_answer(&self, took: Duration, text: &str) {
         let now = Instant::now();
-        lock(&self.recent).record(now, took);
+        let machine = self.counts_machines.then(|| machine_of(text)).flatten();
+        lock(&self.recent).record(now, took, machine);
         lock(&self.presence).observe(true, now, self.shortest_start());
     }
 

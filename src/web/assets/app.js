@@ -1,12 +1,13 @@
 // The page: each file becomes a card, is sent with POST /v1/jobs, and is followed until its job ends.
 // http.js has requests and keys, follow.js event streams, draw.js results, panel.js the state of the service, call.js code and files
-// for users, history.js what the browser remembers.
+// for users, history.js what the browser remembers, kept.js what the service has for a key.
 
 import * as code from './call.js';
-import { SHOWN_PREDICTIONS, STAGES, answerOf, button, el, enlarge, failedResult, failure, labelOf, modelOf, predictionsOf,
-  problemBox, spokenAnswer, timing, timingsOf } from './draw.js';
+import { SHOWN_PREDICTIONS, STAGES, answerOf, button, el, enlarge, failedResult, failure, historyItem, labelOf, modelOf,
+  predictionsOf, problemBox, spokenAnswer, timing, timingsOf } from './draw.js';
 import * as jobsFollowed from './follow.js';
 import * as past from './history.js';
+import * as kept from './kept.js';
 import { about, backOff, byId, hasKey, imageUrl, jobPath, problemText, request, retryAfter, size, sleep, submitHeaders,
   textOf, trouble } from './http.js';
 import * as panel from './panel.js';
@@ -68,10 +69,12 @@ function start() {
     example.addEventListener('click', () => addExample(example.dataset.file));
   }
   listenForDrops();
+  listenForUrls();
   jobsFollowed.start({ progress: showProgress, final: finish, failed: fail, note: setNote });
   offerModels();
   panel.start();
   code.start();
+  kept.start();
   showHistory();
 
   byId('clear').addEventListener('click', clearAll);
@@ -177,6 +180,31 @@ async function imagesIn(folder) {
     announce(`The folder ${folder.name} could not be read completely.`);
   }
   return found;
+}
+
+/** Shows the field for an address if the service fetches images. */
+function listenForUrls() {
+  const form = byId('by-url');
+  if (form.dataset.allowed !== 'true') return;
+  form.hidden = false;
+  form.addEventListener('submit', (event) => {
+    event.preventDefault();
+    const url = byId('url').value.trim();
+    form.reset();
+    addFiles([fileAt(url)]);
+  });
+}
+
+/** What stands for the file at an address, which only the service reads. */
+function fileAt(url) {
+  const { hostname, pathname } = new URL(url);
+  let name = pathname.split('/').pop();
+  try {
+    name = decodeURIComponent(name);
+  } catch {
+    // The name is shown as it is in the address.
+  }
+  return { url, name: name || hostname, type: '', size: 0 };
 }
 
 async function addExample(name) {
@@ -286,12 +314,14 @@ async function upload(job) {
   for (let attempt = 1; !job.cleared; attempt += 1) {
     setState(job, 'uploading');
     const choice = job.model ? `?model=${encodeURIComponent(job.model)}` : '';
-    const headers = submitHeaders(job.file);
-    const answer = await request(`/v1/jobs${choice}`, { method: 'POST', body: job.file, headers, signal });
+    const { url } = job.file;
+    const headers = url ? { Accept: 'application/json', 'Content-Type': 'application/json' } : submitHeaders(job.file);
+    const body = url ? JSON.stringify({ image_url: url }) : job.file;
+    const answer = await request(`/v1/jobs${choice}`, { method: 'POST', body, headers, signal });
     if (job.cleared) return;
 
     let verdict = judgeUpload(answer, attempt);
-    if (answer.status === 0 && !(await isReadable(job.file))) {
+    if (answer.status === 0 && !url && !(await isReadable(job.file))) {
       verdict = failure('The file cannot be read', 'It was moved, changed or deleted after it was chosen.', null);
     }
     if (job.cleared) return;
@@ -415,17 +445,9 @@ function showHistory() {
   const entries = past.entries().filter((entry) => !shown.has(entry.id));
   byId('earlier').hidden = entries.length === 0;
   byId('earlier-list').replaceChildren(...entries.map(({ id, name, label, at, copy: small }) => {
-    const item = el('li', '', undefined, { 'data-testid': 'earlier' });
-    const link = el('a', 'earlier-link', undefined, { href: `/results/${encodeURIComponent(id)}` });
     // Only a copy that this page made is shown.
     const isCopy = textOf(small).startsWith('data:image/jpeg;base64,');
-    link.append(isCopy ? el('img', '', undefined, { src: small, alt: '', width: '40', height: '40' }) : el('span', 'earlier-blank'));
-    const words = el('span', 'earlier-words');
-    words.append(el('strong', '', label), el('span', '', name));
-    if (Number.isFinite(at)) words.append(el('time', '', new Date(at).toLocaleString(), { datetime: new Date(at).toISOString() }));
-    link.append(words);
-    item.append(link);
-    return item;
+    return historyItem({ id, name, label, at, copy: isCopy ? small : '', testId: 'earlier' });
   }));
 }
 
@@ -458,6 +480,10 @@ function newCard(job, isCompared) {
 function enlargeFile(job) {
   if (job.copyUrl) {
     enlarge(job.file.name, job.copyUrl);
+    return;
+  }
+  if (job.file.url) {
+    if (job.id) imageUrl(job.id, 'image').then((image) => enlarge(job.file.name, image));
     return;
   }
   const url = URL.createObjectURL(job.file);
@@ -497,6 +523,10 @@ function drawThumbnail(job) {
 
 /** Draws a small copy and revokes the object URL at once, so that the page does not keep full-size images in memory. */
 async function thumbnail(job) {
+  if (job.file.url) {
+    job.isUndrawable = true; // by this page, which loads nothing from other hosts
+    return;
+  }
   const url = URL.createObjectURL(job.file);
   try {
     await drawSquare(job, url);

@@ -8,7 +8,8 @@ const LANGUAGES = { curl: shell, Python: python, JavaScript: javascript };
 /** Shows the code that sends the file of a job as this page did. A key is never part of it. */
 export function showCode(job) {
   const dialog = byId('code');
-  const call = { name: job.file.name, model: job.model, hasKey: hasKey(), url: new URL('/v1/classify', location.origin) };
+  const url = new URL('/v1/classify', location.origin);
+  const call = { name: job.file.name, imageUrl: job.file.url, model: job.model, hasKey: hasKey(), url };
   if (job.model) call.url.searchParams.set('model', job.model);
   const choices = [...dialog.querySelectorAll('[name=language]')];
   const show = () => {
@@ -38,32 +39,41 @@ async function copy(element) {
   }
 }
 
-function shell({ name, url, hasKey: withKey }) {
+function shell({ name, imageUrl, url, hasKey: withKey }) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   // curl reads a name with a comma or semicolon as several, unless it is in double quotes.
   const file = `image=@"${name.replace(/["\\]/g, '\\$&')}"`;
   const key = withKey ? '-H "Authorization: Bearer $IMGCLS_KEY" ' : '';
+  if (imageUrl) {
+    const body = quoted(JSON.stringify({ image_url: imageUrl }));
+    return `curl ${key}-H 'Content-Type: application/json' -d ${body} ${quoted(url.href)}`;
+  }
   return `curl ${key}-F ${quoted(file)} ${quoted(url.href)}`;
 }
 
-function python({ name, url, hasKey: withKey }) {
+function python({ name, imageUrl, url, hasKey: withKey }) {
   const key = withKey ? ', headers={"Authorization": "Bearer " + os.environ["IMGCLS_KEY"]}' : '';
+  const post = (what) => `answer = requests.post(${JSON.stringify(url.href)}, ${what}${key})`;
+  const call = imageUrl
+    ? post(`json={"image_url": ${JSON.stringify(imageUrl)}}`)
+    : `with open(${JSON.stringify(name)}, "rb") as image:\n    ${post('files={"image": image}')}`;
   return `${withKey ? 'import os\n\n' : ''}import requests
 
-with open(${JSON.stringify(name)}, "rb") as image:
-    answer = requests.post(${JSON.stringify(url.href)}, files={"image": image}${key})
+${call}
 answer.raise_for_status()
 for prediction in answer.json()["predictions"]:
     print(prediction["label"], prediction["score"])`;
 }
 
-function javascript({ name, url, hasKey: withKey }) {
-  const key = withKey ? '\n  headers: { Authorization: `Bearer ${process.env.IMGCLS_KEY}` },' : '';
-  return `import { readFile } from 'node:fs/promises';
-
-const answer = await fetch(${JSON.stringify(url.href)}, {
+function javascript({ name, imageUrl, url, hasKey: withKey }) {
+  const headers = [];
+  if (imageUrl) headers.push("'Content-Type': 'application/json'");
+  if (withKey) headers.push('Authorization: `Bearer ${process.env.IMGCLS_KEY}`');
+  const all = headers.length > 0 ? `\n  headers: { ${headers.join(', ')} },` : '';
+  const body = imageUrl ? `JSON.stringify({ image_url: ${JSON.stringify(imageUrl)} })` : `await readFile(${JSON.stringify(name)})`;
+  return `${imageUrl ? '' : "import { readFile } from 'node:fs/promises';\n\n"}const answer = await fetch(${JSON.stringify(url.href)}, {
   method: 'POST',
-  body: await readFile(${JSON.stringify(name)}),${key}
+  body: ${body},${all}
 });
 if (!answer.ok) throw new Error(await answer.text());
 const { predictions } = await answer.json();

@@ -136,6 +136,19 @@ export function problemBox(problem) {
   return box;
 }
 
+/** A result of the past as an entry of a list, with a link to its page. `copy` is a small copy of the image, if there is one. */
+export function historyItem({ id, label, name, at, copy, testId }) {
+  const item = el('li', '', undefined, { 'data-testid': testId });
+  const link = el('a', 'earlier-link', undefined, { href: `/results/${encodeURIComponent(id)}` });
+  link.append(copy ? el('img', '', undefined, { src: copy, alt: '', width: '40', height: '40' }) : el('span', 'earlier-blank'));
+  const words = el('span', 'earlier-words');
+  words.append(el('strong', '', label), el('span', '', name));
+  if (Number.isFinite(at)) words.append(el('time', '', new Date(at).toLocaleString(), { datetime: new Date(at).toISOString() }));
+  link.append(words);
+  item.append(link);
+  return item;
+}
+
 /** Shows an image as large as the window allows, until it is closed. `url` may be null. */
 export function enlarge(name, url, onClose = () => {}) {
   const viewer = byId('viewer');

@@ -28,7 +28,7 @@ async function refresh() {
   if (isShown || status === 0 || status >= 500 || status === 429) timer = setTimeout(refresh, INTERVAL_MS);
 }
 
-function draw({ queue, workers, recent, expected_wait_seconds: wait }) {
+function draw({ queue, workers, recent, expected_wait_seconds: wait, cost }) {
   const number = (value) => (typeof value === 'number' ? String(value) : '\u2013');
   const time = (ms) => (typeof ms === 'number' ? milliseconds(ms) : '\u2013');
   byId('panel-waiting').textContent = number(queue.waiting);
@@ -38,6 +38,9 @@ function draw({ queue, workers, recent, expected_wait_seconds: wait }) {
   byId('panel-p50').textContent = time(recent.p50_ms);
   byId('panel-p99').textContent = time(recent.p99_ms);
   byId('panel-wait').textContent = typeof wait === 'number' ? (wait < 0.5 ? '0\u00a0s' : about(wait)) : '\u2013';
+  // Without a price there is no figure.
+  byId('panel-cost-figure').hidden = typeof cost?.per_thousand !== 'number';
+  if (cost) byId('panel-cost').textContent = `${cost.per_thousand.toPrecision(2)}\u00a0${cost.currency}`;
   chart(byId('chart-jobs'), samples.jobs, queue.waiting + queue.in_flight, 'images in the queue');
   chart(byId('chart-rate'), samples.rate, recent.images_per_second, 'images per second');
 }

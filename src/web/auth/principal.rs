@@ -57,6 +57,11 @@ impl Principal {
         self.key.as_ref().is_none_or(|key| key.may(Scope::Read) || (key.may(Scope::Classify) && key.hash.owns(job)))
     }
 
+    /// Returns true if the job belongs to the principal. Where no key is needed, every job does.
+    pub(crate) fn owns(&self, job: Uuid) -> bool {
+        self.key.as_ref().is_none_or(|key| key.hash.owns(job))
+    }
+
     /// Returns true if the principal may cancel or delete the job.
     pub(crate) fn may_change(&self, job: Uuid) -> bool {
         self.key.as_ref().is_none_or(|key| key.may(Scope::Admin) || (key.may(Scope::Classify) && key.hash.owns(job)))

@@ -73,6 +73,21 @@ pub(super) struct AddressPermit {
 #[derive(Debug)]
 pub(super) struct AddressLimitReached;
 
+/// The permit of one of several requests that a connection has at the same time. It counts as a connection of its own.
+pub(super) struct RequestPermit {
+    _permit: OwnedSemaphorePermit,
+    _address: Option<AddressPermit>,
+}
+
+/// Why there is no permit for a further request of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RequestRefusal {
+    /// All permits are taken.
+    Full,
+    /// The client has as many requests as it may have.
+    Address,
+}
+
 impl Connections {
     /// `max_per_address` applies neither to this machine nor to `trusted_proxies`.
     pub(crate) fn new(max_connections: usize, max_per_address: usize, trusted_proxies: Vec<Cidr>) -> Connections {
@@ -102,6 +117,13 @@ impl Connections {
         };
         let (slot, permit) = self.acquire().await;
         Some(self.connection_permit(slot, permit, address))
+    }
+
+    /// Acquires a permit for a further request of a connection, without waiting.
+    pub(super) fn acquire_request(self: &Arc<Self>, client: IpAddr) -> Result<RequestPermit, RequestRefusal> {
+        let address = self.acquire_address(client).map_err(|AddressLimitReached| RequestRefusal::Address)?;
+        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| RequestRefusal::Full)?;
+        Ok(RequestPermit { _permit: permit, _address: address })
     }
 
     /// Counts a connection, or a request that a trusted proxy forwards, for its client. Returns `Ok(None)` for a client

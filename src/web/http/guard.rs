@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
-use super::connections::{AddressPermit, ConnectionPermit, Slot, counted_address};
+use super::connections::{AddressPermit, ConnectionPermit, RequestRefusal, Slot, counted_address};
 use super::drain::drain_body;
 use super::hosts::HostPolicy;
 use crate::web::error::Problem;
@@ -17,6 +17,7 @@ use crate::web::error::Problem;
 const HEALTH_CHECKS: [&str; 2] = ["/healthz", "/readyz"];
 /// The answers to programs are no pages: a browser that shows one loads and runs nothing.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const ALL_TAKEN: &str = "all connections are taken (--max-connections); try again in a moment";
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// The settings of [`guard`].
@@ -31,6 +32,8 @@ pub(crate) struct RequestGuard {
 pub(super) struct Client {
     pub(super) address: SocketAddr,
     pub(super) permit: Arc<ConnectionPermit>,
+    /// Why this request of several on a connection has no permit.
+    pub(super) refusal: Option<RequestRefusal>,
 }
 
 /// The middleware. It also adds headers that forbid caching, guessing of media types and active content, unless the answer
@@ -79,9 +82,18 @@ fn check(
 }
 
 fn check_slot(client: &Client, slot: Slot) -> Result<(), Problem> {
+    // The other requests of the connection go on.
+    match client.refusal {
+        None => {}
+        Some(RequestRefusal::Full) => return Err(Problem::full(ALL_TAKEN)),
+        Some(RequestRefusal::Address) => {
+            let problem = too_many(client.address.ip(), client.permit.connections.max_per_address(), "requests");
+            return Err(Problem { closes_connection: false, ..problem });
+        }
+    }
     match slot {
         Slot::Regular => Ok(()),
-        Slot::Spare => Err(closing("all connections are taken (--max-connections)")),
+        Slot::Spare => Err(closing(ALL_TAKEN)),
         Slot::Refused => {
             let limit = client.permit.connections.max_per_address();
             Err(too_many(client.address.ip(), limit, "connections"))
@@ -112,11 +124,11 @@ pub(crate) fn client_address(request: &Request) -> Option<IpAddr> {
 }
 
 fn closing(detail: &str) -> Problem {
-    Problem { closes_connection: true, ..Problem::full(format!("{detail}; try again in a moment")) }
+    Problem { closes_connection: true, ..Problem::full(detail) }
 }
 
 fn too_many(address: IpAddr, limit: usize, what: &str) -> Problem {
-    closing(&format!("{address} has {limit} {what} already (--max-connections-per-address)"))
+    closing(&format!("{address} has {limit} {what} already (--max-connections-per-address); try again in a moment"))
 }
 
 /// Returns the client that trusted proxies name: the last address that is not a trusted proxy itself. Addresses before

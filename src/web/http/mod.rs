@@ -1,7 +1,7 @@
 //! The HTTP server below the routes: connections, their limits, and the checks that every request passes.
 //!
 //! [`serve`] accepts connections, [`connections`] limits their number and decides which of them to close, [`idle`]
-//! tracks which ones wait for a request, [`tls`] does handshakes, and [`stream`] cuts off clients that do not read. [`guard`] runs before every
+//! tracks which ones wait for a request, [`tls`] does handshakes, [`http2`] serves connections with several requests at a time, and [`stream`] cuts off clients that do not read. [`guard`] runs before every
 //! handler: it checks the permit of the connection, the host and the origin ([`hosts`]). [`held`] is the body of an answer
 //! that keeps a value until it is sent.
 
@@ -11,6 +11,7 @@ mod drain;
 mod guard;
 mod held;
 mod hosts;
+mod http2;
 mod idle;
 mod serve;
 mod stream;

@@ -1,11 +1,13 @@
 //! The accept loop. Every step in which a client may be slow has a timeout.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
@@ -20,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::connections::{ConnectionPermit, Connections};
 use super::guard::Client;
 use super::held::HeldBody;
+use super::http2;
 use super::idle::IdleTracker;
 use super::stream::ClientStream;
 use super::tls::{Socket, Tls};
@@ -28,7 +31,7 @@ use crate::web::metrics::METRICS;
 /// Pause after a failed accept. Without it the loop would spin while file descriptors are exhausted.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// Largest request line with all headers. The HTTP library reads bodies in pieces of at most this size, too.
-const MAX_HEAD_BYTES: usize = 64 << 10;
+pub(super) const MAX_HEAD_BYTES: usize = 64 << 10;
 /// Connections that the system accepts before this process does.
 const LISTEN_BACKLOG: u32 = 1_024;
 /// Size of the send buffer of a connection. Without a fixed size the system lets it grow to several MiB.
@@ -117,22 +120,26 @@ impl Connection {
         // Answers are small and clients wait for them. If the connection is gone already, the first read reports it.
         let _ = self.stream.set_nodelay(true);
         let idle = Arc::clone(&self.permit.idle);
-        let socket = match tls {
-            None => Socket::Plain(self.stream),
-            Some(tls) => match until_stopped(tls.accept(self.stream), &idle, &stop).await {
-                Some(Ok(socket)) => socket,
-                Some(Err(error)) => {
+        let begun = match until_stopped(begin(self.stream, tls.as_deref(), rules), &idle, &stop).await {
+            Some(Ok(begun)) => begun,
+            Some(Err(error)) => {
+                if tls.is_some() {
                     METRICS.closed.with_label_values(&["tls_handshake"]).inc();
-                    tracing::debug!(%error, "no TLS handshake");
-                    return;
                 }
-                None => return,
-            },
+                tracing::debug!(%error, "the connection did not begin");
+                return;
+            }
+            None => return,
         };
-        let client = Client { address: self.address, permit: self.permit };
+        let client = Client { address: self.address, permit: self.permit, refusal: None };
         let router = TowerToHyperService::new(router);
+        let stream = ClientStream::new(begun.socket, Arc::clone(&idle), rules.write_timeout);
+        if begun.is_http2 {
+            http2::serve(stream.of_http2(begun.first), router, client, rules, stop).await;
+            return;
+        }
+        let stream = stream.that_begins_with(begun.first);
         let service = service_fn(|request| answer(&router, &client, request));
-        let stream = ClientStream::new(socket, Arc::clone(&idle), rules.write_timeout);
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(rules.idle_timeout)
@@ -153,7 +160,26 @@ impl Connection {
     }
 }
 
-/// Waits for a handshake. Returns `None` when the connection has to close first: it still counts as idle.
+/// A connection of which it is known what it speaks.
+struct Begun {
+    socket: Socket,
+    is_http2: bool,
+    /// Bytes that were taken from the socket already.
+    first: Bytes,
+}
+
+/// Does the handshake of TLS, or waits for the first bytes.
+async fn begin(mut stream: TcpStream, tls: Option<&Tls>, rules: ServeRules) -> io::Result<Begun> {
+    if let Some(tls) = tls {
+        let socket = tls.accept(stream).await?;
+        return Ok(Begun { is_http2: socket.is_http2(), socket, first: Bytes::new() });
+    }
+    let chosen = tokio::time::timeout(rules.idle_timeout, http2::is_chosen(&mut stream)).await;
+    let (is_http2, first) = chosen.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no request"))??;
+    Ok(Begun { socket: Socket::Plain(stream), is_http2, first })
+}
+
+/// Waits for the beginning of a connection. Returns `None` when the connection has to close first: it still counts as idle.
 async fn until_stopped<T>(
     handshake: impl Future<Output = T>,
     idle: &IdleTracker,

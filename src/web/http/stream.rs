@@ -33,6 +33,10 @@ pub(super) struct ClientStream {
     timer: Option<Pin<Box<Sleep>>>,
     /// The unsent part of the answer that replaces one of the library.
     replacement: Option<Bytes>,
+    /// Bytes that were taken from the socket before, to be read first.
+    first: Bytes,
+    /// True if what is written are frames, none of which is replaced.
+    is_http2: bool,
 }
 
 impl ClientStream {
@@ -45,7 +49,19 @@ impl ClientStream {
             blocked_since: None,
             timer: None,
             replacement: None,
+            first: Bytes::new(),
+            is_http2: false,
         }
+    }
+
+    /// Reads `first` before anything else.
+    pub(super) fn that_begins_with(self, first: Bytes) -> ClientStream {
+        ClientStream { first, ..self }
+    }
+
+    /// The same for a connection of HTTP/2.
+    pub(super) fn of_http2(self, first: Bytes) -> ClientStream {
+        ClientStream { first, is_http2: true, ..self }
     }
 
     fn after_write(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -105,7 +121,16 @@ impl ClientStream {
 }
 
 impl Read for ClientStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.first.is_empty() {
+            let read = self.first.len().min(buffer.remaining());
+            buffer.put_slice(&self.first.split_to(read));
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.io).poll_read(cx, buffer)
     }
 }
@@ -149,7 +174,7 @@ impl ClientStream {
     ) -> Poll<io::Result<usize>> {
         let first = slices.first().map_or(&[][..], |slice| slice);
         // An uploaded image may contain bytes that look like such an answer, so a handler's answer is never replaced.
-        if self.replacement.is_none() && !self.idle.writes_answer() {
+        if self.replacement.is_none() && !self.is_http2 && !self.idle.writes_answer() {
             self.replacement = with_body(first);
         }
         if self.replacement.is_some() {

@@ -24,6 +24,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the files are read again.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(3);
 
+/// The name of HTTP/2 in ALPN.
+const HTTP2: &[u8] = b"h2";
+
 /// The files of a certificate, as PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
@@ -125,7 +128,7 @@ impl Content {
             .with_no_client_auth()
             .with_single_cert(chain, private)
             .with_context(|| format!("{cert} and {key} are no certificate with its private key"))?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
         Ok(config)
     }
 }
@@ -134,6 +137,16 @@ impl Content {
 pub(super) enum Socket {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Socket {
+    /// Returns true if client and server have chosen HTTP/2 in the handshake.
+    pub(super) fn is_http2(&self) -> bool {
+        match self {
+            Socket::Plain(_) => false,
+            Socket::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(HTTP2),
+        }
+    }
 }
 
 impl AsyncRead for Socket {

@@ -16,7 +16,7 @@ use self::operation::{Answer, Body, Content, Parameter, Tag};
 pub(super) use self::operation::{Call, Operation};
 pub(super) use self::operations::OPERATIONS;
 use super::assets::Asset;
-use super::query::{MAX_JOBS, MAX_TOP_K, MAX_WAIT};
+use super::query::{LISTED_STATUSES, MAX_JOBS, MAX_PAGE, MAX_TOP_K, MAX_WAIT};
 use crate::model;
 
 static DOCUMENT: LazyLock<Asset> = LazyLock::new(|| Asset::new("application/json", openapi().to_string()));
@@ -175,6 +175,9 @@ impl Parameter {
             Parameter::FileName(name) => (name, "path"),
             Parameter::ModelName => ("name", "path"),
             Parameter::Jobs => ("jobs", "query"),
+            Parameter::Status => ("status", "query"),
+            Parameter::After => ("after", "query"),
+            Parameter::Limit => ("limit", "query"),
             Parameter::Wait => ("wait", "query"),
             Parameter::TopK => ("top_k", "query"),
             Parameter::Model => ("model", "query"),
@@ -194,6 +197,11 @@ impl Parameter {
             Parameter::FileName(_) => "The name of the file",
             Parameter::ModelName => "The name of the model",
             Parameter::Jobs => "The ids of up to 100 jobs, separated by commas",
+            Parameter::Status => "Only the jobs in this state",
+            Parameter::After => "The member `next` of the page before; jobs that are older follow",
+            Parameter::Limit => {
+                "The most jobs of the page; 50 by default. A page may have fewer although others follow"
+            }
             Parameter::Wait => "How long the answer may wait for the result, in seconds, or as `1m 30s`",
             Parameter::TopK => "The number of predictions",
             Parameter::Model => "The name of the model that classifies",
@@ -210,7 +218,9 @@ impl Parameter {
     fn described(self) -> Value {
         let (name, place) = self.name();
         let schema = match self {
-            Parameter::JobId | Parameter::BatchId => json!({"type": "string", "format": "uuid"}),
+            Parameter::JobId | Parameter::BatchId | Parameter::After => json!({"type": "string", "format": "uuid"}),
+            Parameter::Status => json!({"enum": LISTED_STATUSES}),
+            Parameter::Limit => json!({"type": "integer", "minimum": 1, "maximum": MAX_PAGE}),
             Parameter::Format => json!({"enum": ["csv", "jsonl"]}),
             Parameter::FileName(_) | Parameter::ModelName => json!({"type": "string", "minLength": 1}),
             Parameter::Jobs => json!({"type": "string", "pattern": ids_pattern()}),

@@ -141,6 +141,17 @@ pub(in crate::web) const OPERATIONS: &[Operation] = &[
         answers: SUBMIT_ANSWERS,
     },
     Operation {
+        call: Call::Jobs,
+        method: "get",
+        path: "/v1/jobs",
+        id: "jobs",
+        tag: Tag::Jobs,
+        summary: "The jobs of the key, the newest first; without keys, those of the service",
+        parameters: &[Parameter::Status, Parameter::After, Parameter::Limit],
+        body: Body::Nothing,
+        answers: &[answer(200, "A page of the list", Content::Json("Jobs"))],
+    },
+    Operation {
         call: Call::Job,
         method: "get",
         path: "/v1/jobs/{id}",

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::protocol::{ErrorCode, MAX_BATCH_ITEMS};
-use crate::web::query::MAX_TOP_K;
+use crate::web::query::{LISTED_STATUSES, MAX_TOP_K};
 
 /// All schemas by name.
 pub(super) fn schemas() -> Value {
@@ -34,6 +34,28 @@ pub(super) fn schemas() -> Value {
                 "eta_seconds": {"type": "number", "minimum": 0, "description": "Absent while nothing was measured"},
                 "message": {"type": "string", "description": "Says that no worker is running"},
                 "timeline": {"type": "array", "items": of("TimelineEvent")},
+            },
+        },
+        "Jobs": {
+            "type": "object",
+            "required": ["jobs", "next"],
+            "properties": {
+                "jobs": {"type": "array", "items": of("JobSummary")},
+                "next": {"type": ["string", "null"], "format": "uuid", "description": "The `after` of the next page; null at the end"},
+            },
+        },
+        "JobSummary": {
+            "type": "object",
+            "description": "A job of a list; its own address has the rest",
+            "required": ["id", "status"],
+            "properties": {
+                "id": id(),
+                "status": {"enum": LISTED_STATUSES},
+                "submitted_at": {"type": "string", "format": "date-time"},
+                "filename": {"type": "string"},
+                "model": {"type": "string"},
+                "prediction": of("Prediction"),
+                "error": error(),
             },
         },
         "Fleet": fleet(),
@@ -154,6 +176,12 @@ fn fleet() -> Value {
         "workers": object(json!({"ready": {"type": ["integer", "null"], "minimum": 0}})),
         "expected_wait_seconds": number,
         "recent": object(json!({"images_per_second": number, "p50_ms": number, "p99_ms": number})),
+        "cost": {
+            "type": ["object", "null"],
+            "description": "What 1,000 images cost by the machines that answered in the last minute; null without a price",
+            "required": ["per_thousand", "currency"],
+            "properties": {"per_thousand": number, "currency": {"type": "string"}},
+        },
     }))
 }
 
@@ -166,7 +194,6 @@ fn id() -> Value {
 }
 
 fn result() -> Value {
-    let codes: Vec<&str> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
     let predictions = json!({"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}});
     json!({
         "type": "object",
@@ -191,12 +218,17 @@ fn result() -> Value {
             "timings_ms": {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}},
             "attempt": {"type": "integer", "minimum": 0},
             "worker": {"type": "string"},
-            "error": {
-                "type": "object",
-                "required": ["code", "message"],
-                "properties": {"code": {"enum": codes}, "message": {"type": "string"}},
-            },
+            "error": error(),
         },
+    })
+}
+
+fn error() -> Value {
+    let codes: Vec<&str> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
+    json!({
+        "type": "object",
+        "required": ["code", "message"],
+        "properties": {"code": {"enum": codes}, "message": {"type": "string"}},
     })
 }
 

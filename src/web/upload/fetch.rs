@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::body::BodyReader;
 use super::image::{ImageBuffer, ReceivedImage};
+use super::object::read_object;
 use crate::model;
 use crate::outbound::{CallError, Download, Limits};
 use crate::protocol::cut_filename;
@@ -28,6 +29,9 @@ pub(super) async fn fetch(
     url: &str,
     filename: Option<String>,
 ) -> Result<ReceivedImage, Problem> {
+    if let Some(location) = url.strip_prefix("s3://") {
+        return read_object(reader, location, filename).await;
+    }
     let Some(caller) = reader.rules.caller.clone() else {
         let detail = "this server fetches no images by URL (--allow-image-urls); send the bytes of the image";
         return Err(Problem::malformed(detail));

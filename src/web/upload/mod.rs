@@ -3,8 +3,8 @@
 //!
 //! Memory follows the bytes that have arrived: it is reserved from the budget before it is allocated, and the announced
 //! length is only an upper bound. [`body`] reads a body within its limits, [`form`] finds the images in a form with the
-//! parser in [`multipart`], and [`json`] decodes the image in JSON. [`fetch`] fetches one that is named by URL. [`whole`] reads
-//! bodies of other kinds.
+//! parser in [`multipart`], and [`json`] decodes the image in JSON. [`fetch`] fetches one that is named by URL, and
+//! [`object`] reads one in a bucket. [`whole`] reads bodies of other kinds.
 
 mod body;
 mod fetch;
@@ -14,6 +14,7 @@ mod header_values;
 mod image;
 mod json;
 mod multipart;
+mod object;
 mod rules;
 mod unsupported;
 mod whole;
@@ -27,7 +28,7 @@ use self::body::BodyReader;
 use self::form::{Images, ReceivedForm, receive_form};
 use self::image::{ImageBuffer, ReceivedImage};
 use self::json::{ReceivedJson, receive_json};
-pub(super) use self::rules::UploadRules;
+pub(super) use self::rules::{ReadBuckets, UploadRules};
 use self::unsupported::unsupported;
 pub(super) use self::whole::WholeBody;
 use super::budget::Reservation;

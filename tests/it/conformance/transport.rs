@@ -13,7 +13,7 @@ use imgcls::protocol::{
     ClassifyRequest, ImageRef, Incoming, REDRIVE_MARGIN, ServiceClass, WITHDRAWN_IMAGE, reply_queue,
 };
 use imgcls::transport::{
-    self, Acknowledge, Completed, Completion, DeadLetter, Depth, Idle, InboxMode, JobForm, MAX_BATCH, NewJob,
+    self, Acknowledge, Completed, Completion, DeadLetter, Depth, Idle, InboxMode, JobForm, JobPart, MAX_BATCH, NewJob,
     NewResult, QueueRole, Removal, ReplyOutcome, Resubmission, ResultWrite, TransportError, Wanted, Withdrawal,
 };
 use uuid::Uuid;
@@ -60,6 +60,7 @@ pub async fn all(backend: &Backend, exceptions: &[Exception]) {
         callback_that_is_given_up_is_a_dead_letter,
         record_is_written_once,
         records_are_listed_in_order,
+        jobs_are_listed_by_what_is_stored_of_them,
         request_without_an_image_is_received,
         dead_letter_keeps_message_and_reason,
         message_delivered_too_often_becomes_a_dead_letter,
@@ -471,6 +472,42 @@ async fn records_are_listed_in_order(backend: &Backend) {
     assert_eq!(found, keys[..2]);
     assert_eq!(service.transport.record("batches/b.json", MANY).await.unwrap().unwrap(), "batches/b.json");
     assert_eq!(service.transport.record("batches/c.json", MANY).await.unwrap(), None);
+}
+
+async fn jobs_are_listed_by_what_is_stored_of_them(backend: &Backend) {
+    let service = Service::start(backend).await;
+    let transport = &service.transport;
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(service.submit(b"image", 0).await);
+    }
+    ids.sort_unstable();
+    for id in &ids[1..] {
+        transport.write_result(*id, result_text(*id, "succeeded").into()).await.unwrap();
+    }
+    // Neither of them is the result of a job.
+    for key in ["results/.idempotency/00.json", "results/0-bucket/key.json"] {
+        transport.record_once(key, Bytes::from_static(b"{}")).await.unwrap();
+    }
+    let (first, last) = (Uuid::nil(), Uuid::max());
+    for (part, after, before, expected) in [
+        (JobPart::Image, first, last, &ids[..]),
+        (JobPart::Result, first, last, &ids[1..]),
+        (JobPart::Image, ids[0], last, &ids[1..]),
+        (JobPart::Image, first, ids[2], &ids[..2]),
+        (JobPart::Image, ids[0], ids[2], &ids[1..2]),
+        (JobPart::Result, ids[1], ids[2], &[]),
+        (JobPart::Result, ids[2], last, &[]),
+    ] {
+        let (mut found, mut after) = (Vec::new(), after);
+        loop {
+            let page = transport.job_ids(part, after, before).await.unwrap();
+            let Some(last) = page.last() else { break };
+            after = *last;
+            found.extend(page);
+        }
+        assert_eq!(found, expected, "{part:?}");
+    }
 }
 
 async fn request_without_an_image_is_received(backend: &Backend) {
