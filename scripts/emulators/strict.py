@@ -7,13 +7,17 @@
   else about it fails with `NoSuchBucket`.
 - Lifecycle rules with a filter and rules with the older prefix cannot be mixed in a bucket.
 - An instance profile is unknown to Auto Scaling for a while after it was made.
-- The account has quotas of vCPUs, which moto does not have.
+- The account has quotas of vCPUs and a plan, which moto does not have.
+- A group remembers when it started its machines, and when they were in service.
 - A group replaces its machines by an instance refresh, which moto does not have. A second one is refused while it runs.
+- A load balancer that is deleted keeps its security groups and its target groups in use for a while. One in a single zone is
+  refused.
 
 The times are shorter than those of AWS (60 s, 1 s, minutes, 10 s), so that tests do not take as long. Calls of SQS in
 the Query protocol take effect at once: tests use it to change a stack behind the program's back.
 """
 
+import datetime
 import io
 import json
 import re
@@ -27,6 +31,9 @@ QUEUE_IS_NEW = 0.5
 BUCKET_IN_DELETION = 2.0
 PROFILE_IS_UNKNOWN = 1.0
 REFRESH_RUNS = 1.0
+BALANCER_IN_DELETION = 1.5
+# From the start of a machine until it is in service.
+READY_AFTER = 95
 # vCPUs of standard instances: on demand, Spot.
 QUOTAS = {"L-1216C47A": 32.0, "L-34B43A08": 5.0}
 # A queue in deletion is missing from its first listings: from fewer than the program waits for, also if others list
@@ -58,7 +65,7 @@ class Call:
         self.operation, self.parameters = target.rsplit(".", 1)[-1], {}
         if self.is_json and self.service == "sqs":
             self.parameters = json.loads(self.body or b"{}")
-        elif not self.is_json and self.service in ("autoscaling", "ec2", "iam"):
+        elif not self.is_json and self.service in ("autoscaling", "ec2", "elasticloadbalancing", "iam"):
             self.parameters = dict(urllib.parse.parse_qsl(self.body.decode(), keep_blank_values=True))
             self.operation = self.parameters.get("Action", "")
 
@@ -95,6 +102,7 @@ class StrictLayer:
         self.profile_of_template = {}  # (region, launch template) → ARN of its instance profile
         self.refreshes = {}  # (region, group) → the newest instance refresh
         self.listings_without = {}  # (region, name) → how many listings lacked the queue since its deletion
+        self.used_by_balancers = {}  # id of a security group or ARN of a target group → time until which it is in use
 
     def __call__(self, environ, start_response):
         call = Call(environ)
@@ -108,7 +116,9 @@ class StrictLayer:
             "iam": self.iam,
             "ec2": self.ec2,
             "autoscaling": self.autoscaling,
+            "elasticloadbalancing": self.balancers,
             "servicequotas": self.quotas,
+            "freetier": self.plan_of_account,
         }
         handler = handlers.get(call.service)
         status, headers, body = (handler and handler(call)) or call.answer_of(self.application)
@@ -232,6 +242,35 @@ class StrictLayer:
             arn = call.parameters.get("LaunchTemplateData.IamInstanceProfile.Arn", "")
             with self.lock:
                 self.profile_of_template[call.region, call.parameters.get("LaunchTemplateName", "")] = arn
+            return None
+        group = call.parameters.get("GroupId", "")
+        if call.operation == "DeleteSecurityGroup" and self.is_used_by_balancer(group):
+            return refused_by_ec2("DependencyViolation", f"resource {group} has a dependent object")
+        return None
+
+    def is_used_by_balancer(self, name):
+        return time.monotonic() < self.used_by_balancers.get(name, 0)
+
+    def balancers(self, call):
+        match call.operation:
+            case "CreateLoadBalancer" if "Subnets.member.2" not in call.parameters:
+                zones = "At least two subnets in two different Availability Zones must be specified"
+                return refused_by_query("ValidationError", zones)
+            case "DeleteLoadBalancer":
+                arn = urllib.parse.quote(call.parameters.get("LoadBalancerArn", ""))
+                version = "Version=2015-12-01"
+                describe = f"Action=DescribeLoadBalancers&{version}&LoadBalancerArns.member.1={arn}"
+                _, _, body = call.instead(describe).answer_of(self.application)
+                used = re.findall(r"<member>(sg-[0-9a-f]+)</member>", body.decode())
+                describe = f"Action=DescribeTargetGroups&{version}&LoadBalancerArn={arn}"
+                _, _, body = call.instead(describe).answer_of(self.application)
+                used += re.findall(r"<TargetGroupArn>(.*?)</TargetGroupArn>", body.decode())
+                until = time.monotonic() + BALANCER_IN_DELETION
+                with self.lock:
+                    self.used_by_balancers.update(dict.fromkeys(used, until))
+            case "DeleteTargetGroup" if self.is_used_by_balancer(call.parameters.get("TargetGroupArn", "")):
+                return refused_by_query("ResourceInUse", "The target group is currently in use by a listener or a rule")
+        return None
 
     def quotas(self, call):
         code = json.loads(call.body or b"{}").get("QuotaCode")
@@ -239,6 +278,32 @@ class StrictLayer:
             return None
         quota = {"Quota": {"QuotaCode": code, "Value": QUOTAS[code]}}
         return "200 OK", [("Content-Type", "application/x-amz-json-1.1")], json.dumps(quota).encode()
+
+    def plan_of_account(self, call):
+        plan = {"accountId": "123456789012", "accountPlanType": "PAID", "accountPlanStatus": "ACTIVE"}
+        return "200 OK", [("Content-Type", "application/x-amz-json-1.0")], json.dumps(plan).encode()
+
+    def activities(self, call):
+        """Every machine of the group was started, and was in service READY_AFTER seconds later."""
+        group = urllib.parse.quote(call.parameters.get("AutoScalingGroupName", ""))
+        describe = f"Action=DescribeAutoScalingGroups&Version=2011-01-01&AutoScalingGroupNames.member.1={group}"
+        _, _, body = call.instead(describe).answer_of(self.application)
+        members = ""
+        for machine in re.findall(r"<InstanceId>(.*?)</InstanceId>", body.decode()):
+            headers = call.environ | {"HTTP_AUTHORIZATION": call.environ["HTTP_AUTHORIZATION"].replace("/autoscaling/", "/ec2/")}
+            describe = Call(headers).instead(f"Action=DescribeInstances&Version=2016-11-15&InstanceId.1={machine}")
+            _, _, found = describe.answer_of(self.application)
+            started = re.search(r"<launchTime>(.*?)</launchTime>", found.decode()).group(1)
+            ended = datetime.datetime.fromisoformat(started) + datetime.timedelta(seconds=READY_AFTER)
+            members += (
+                f"<member><ActivityId>a-{machine}</ActivityId><AutoScalingGroupName>{group}</AutoScalingGroupName>"
+                f"<Description>Launching a new EC2 instance: {machine}</Description><Cause>the wanted size</Cause>"
+                f"<StartTime>{started}</StartTime><EndTime>{ended.isoformat()}</EndTime><StatusCode>Successful</StatusCode></member>"
+            )
+        name = "DescribeScalingActivities"
+        result = f"<{name}Result><Activities>{members}</Activities></{name}Result>"
+        body = f'<{name}Response xmlns="{NAMESPACE}">{result}</{name}Response>'
+        return "200 OK", [("Content-Type", "text/xml")], body.encode()
 
     def refresh(self, call):
         key = (call.region, call.parameters.get("AutoScalingGroupName", ""))
@@ -268,6 +333,8 @@ class StrictLayer:
     def autoscaling(self, call):
         if "InstanceRefresh" in call.operation:
             return self.refresh(call)
+        if call.operation == "DescribeScalingActivities":
+            return self.activities(call)
         if call.operation != "CreateAutoScalingGroup":
             return None
         of_group = "LaunchTemplate.LaunchTemplateName"
@@ -288,6 +355,12 @@ def mixes_rules(body):
 def refused_by_query(code, message):
     error = f"<Type>Sender</Type><Code>{code}</Code><Message>{message}</Message>"
     body = f"<ErrorResponse><Error>{error}</Error><RequestId>strict</RequestId></ErrorResponse>"
+    return "400 Bad Request", [("Content-Type", "text/xml")], body.encode()
+
+
+def refused_by_ec2(code, message):
+    error = f"<Errors><Error><Code>{code}</Code><Message>{message}</Message></Error></Errors>"
+    body = f"<Response>{error}<RequestID>strict</RequestID></Response>"
     return "400 Bad Request", [("Content-Type", "text/xml")], body.encode()
 
 

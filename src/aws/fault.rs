@@ -232,7 +232,9 @@ fn is_throttle_or_outage(status: u16, code: &str) -> bool {
 
 /// Returns whether the code is about a quota for a number of resources, not about a rate of calls.
 fn is_quota(code: &str) -> bool {
-    code.contains("LimitExceeded") || code.contains("QuotaExceeded") || code == "TooManyBuckets"
+    let is_too_many =
+        ["TooManyBuckets", "TooManyListeners", "TooManyLoadBalancers", "TooManyTargetGroups"].contains(&code);
+    code.contains("LimitExceeded") || code.contains("QuotaExceeded") || is_too_many
 }
 
 fn clock(error: &str) -> Fault {

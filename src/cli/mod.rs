@@ -12,6 +12,7 @@
 mod arrivals;
 mod auth;
 mod autoscale;
+mod aws_values;
 mod batch;
 mod boxes;
 mod cache;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::auth::AuthArg;
+use super::aws_values::{allow, ami, boundary, certificate, instance_type, plain_name, subnet, tag, target_group, vpc};
 use super::model::ModelsDirArgs;
 use super::notify::NotifyArgs;
 use super::parse::{percent, positive_duration};
@@ -16,7 +17,7 @@ use super::shared::{OutputArgs, SharedArgs};
 use super::usage::usage;
 use crate::config::{Backend, BackendKind, Machines, Names};
 use crate::model::ModelChoice;
-use crate::provision::{self, Action, Allow, ExportFormat, NetworkChoice, Watched};
+use crate::provision::{self, Action, Allow, ExportFormat, NetworkChoice, Refreshes, Watched};
 use crate::scaling_policy::{Bounds, Policy};
 
 /// A hundred years, as for local data.
@@ -60,6 +61,9 @@ pub enum ProvisionCommand {
         /// Do not ask; there is no question either if standard input is no terminal
         #[arg(long)]
         yes: bool,
+        /// Return once the machines are being replaced, instead of waiting until they are
+        #[arg(long, env = "IMGCLS_NO_WAIT")]
+        no_wait: bool,
     },
     /// Print what the machines of the stack logged
     Logs {
@@ -149,6 +153,9 @@ pub struct ApplyArgs {
     /// Let machines that run an older version run on, instead of replacing them
     #[arg(long, env = "IMGCLS_NO_REFRESH")]
     pub no_refresh: bool,
+    /// Return once machines that run an older version are being replaced, instead of waiting until they are
+    #[arg(long, env = "IMGCLS_NO_WAIT")]
+    pub no_wait: bool,
 }
 
 /// The wanted stack.
@@ -192,10 +199,18 @@ pub struct StackArgs {
     /// Instance type of the web tier [default: t3.small, for arm64 t4g.small]
     #[arg(long, env = "IMGCLS_WEB_INSTANCE_TYPE", value_parser = instance_type)]
     pub web_instance_type: Option<String>,
-    /// ARN of a load balancer's target group that the web tier joins; the load balancer terminates TLS
+    /// Serve HTTPS by a load balancer with this certificate, the ARN of one in ACM or IAM; machines of the web tier then take
+    /// HTTP from the load balancer alone
+    #[arg(long, env = "IMGCLS_CERTIFICATE", value_name = "ARN", value_parser = certificate)]
+    pub certificate: Option<String>,
+    /// With --certificate: subnets of the load balancer, one in each zone of the machines; may be repeated [default: those of
+    /// the machines]
+    #[arg(long, env = "IMGCLS_BALANCER_SUBNETS", value_delimiter = ',', value_parser = subnet)]
+    pub balancer_subnets: Vec<String>,
+    /// ARN of your own load balancer's target group that the web tier joins; the load balancer terminates TLS
     #[arg(long, env = "IMGCLS_TARGET_GROUP", value_parser = target_group)]
     pub target_group: Option<String>,
-    /// Network whose addresses may reach port 80 of the web tier: a CIDR, or `me` for the address from which AWS sees this
+    /// Network whose addresses may reach the web tier: a CIDR, or `me` for the address from which AWS sees this
     /// machine [default: the VPC of the web tier alone]
     #[arg(long, env = "IMGCLS_ALLOW", value_parser = allow)]
     pub allow: Option<Allow>,
@@ -239,6 +254,12 @@ pub struct StackArgs {
     /// A TOML file of prices [default: dated prices of us-east-1 in the binary]
     #[arg(long, env = "IMGCLS_PRICES")]
     pub prices: Option<PathBuf>,
+    /// Tag all resources of the stack; may be repeated
+    #[arg(long = "tag", env = "IMGCLS_TAG", value_name = "KEY=VALUE", value_delimiter = ',', value_parser = tag)]
+    pub tags: Vec<(String, String)>,
+    /// ARN of a policy that limits what both roles may do, where an account requires one
+    #[arg(long, env = "IMGCLS_PERMISSIONS_BOUNDARY", value_name = "ARN", value_parser = boundary)]
+    pub permissions_boundary: Option<String>,
     #[command(flatten)]
     pub notify: NotifyArgs,
     /// Let people with the permission ssm:StartSession open a shell on the machines, without an open port: the roles get
@@ -338,15 +359,25 @@ impl ProvisionArgs {
             web_instances: stack.web_instances,
             web_instance_type: stack.web_instance_type.clone(),
             target_group: stack.target_group.clone(),
+            certificate: stack.certificate.clone(),
             allow: stack.allow.clone(),
             requires_keys: stack.auth != Some(AuthArg::None),
             keep_images_days: stack.keep_images_days.unwrap_or_else(|| days(stack.keep.keep_images)),
             keep_results_days: stack.keep_results_days.unwrap_or_else(|| days(stack.keep.keep_results)),
-            network: NetworkChoice { vpc: stack.vpc.clone(), subnets: stack.subnets.clone() },
+            network: NetworkChoice {
+                vpc: stack.vpc.clone(),
+                subnets: stack.subnets.clone(),
+                balancer_subnets: stack.balancer_subnets.clone(),
+            },
             image: stack.image.clone(),
             session_manager: stack.ssm,
+            tags: stack.tags.clone(),
+            permissions_boundary: stack.permissions_boundary.clone(),
             notify: stack.notify.notify()?,
         };
+        if let Err(fault) = settings.check_balancer() {
+            return wrong(&fault);
+        }
         Ok(provision::Config {
             region: region.clone(),
             endpoint_url: endpoint_url.clone(),
@@ -372,7 +403,9 @@ impl ProvisionArgs {
                 Action::Plan { out: out.clone(), says_changes: *detailed_exitcode }
             }
             Some(ProvisionCommand::Status { .. }) => Action::Status,
-            Some(ProvisionCommand::Rollback { yes, .. }) => Action::Rollback { is_confirmed: *yes },
+            Some(ProvisionCommand::Rollback { yes, no_wait, .. }) => {
+                Action::Rollback { is_confirmed: *yes, waits: !*no_wait }
+            }
             Some(ProvisionCommand::Logs { since, follow, .. }) => Action::Logs { since: *since, follows: *follow },
             Some(ProvisionCommand::Destroy { yes, delete_data, .. }) => {
                 Action::Destroy { is_confirmed: *yes, deletes_data: *delete_data }
@@ -399,73 +432,13 @@ fn days(keep: Duration) -> u32 {
 
 impl ApplyArgs {
     fn action(&self) -> Action {
-        Action::Apply { is_confirmed: self.yes, saved: self.plan.clone(), refreshes: !self.no_refresh }
+        let refreshes = match (self.no_refresh, self.no_wait) {
+            (true, _) => Refreshes::None,
+            (false, true) => Refreshes::Started,
+            (false, false) => Refreshes::Finished,
+        };
+        Action::Apply { is_confirmed: self.yes, saved: self.plan.clone(), refreshes }
     }
-}
-
-fn instance_type(text: &str) -> Result<String, String> {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    match text.split_once('.') {
-        Some((family, size))
-            if !family.is_empty() && !size.is_empty() && (family.to_owned() + size).chars().all(allowed) =>
-        {
-            Ok(text.to_owned())
-        }
-        _ => Err("an instance type has a name like c7i.large".to_owned()),
-    }
-}
-
-fn plain_name(text: &str) -> Result<String, String> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "()./_-".contains(c);
-    if (3..=125).contains(&text.len()) && text.chars().all(allowed) {
-        Ok(text.to_owned())
-    } else {
-        Err("a launch template's name has 3 to 125 letters, digits or ()./_-".to_owned())
-    }
-}
-
-fn target_group(text: &str) -> Result<String, String> {
-    if text.starts_with("arn:") && text.contains(":targetgroup/") && !text.contains(char::is_whitespace) {
-        Ok(text.to_owned())
-    } else {
-        Err("give the ARN of a target group: arn:aws:elasticloadbalancing:…:targetgroup/…".to_owned())
-    }
-}
-
-fn allow(text: &str) -> Result<Allow, String> {
-    if text == "me" { Ok(Allow::Me) } else { cidr(text).map(Allow::Network) }
-}
-
-fn cidr(text: &str) -> Result<String, String> {
-    let wrong = || "give an IPv4 network such as 203.0.113.0/24".to_owned();
-    let (address, bits) = text.split_once('/').ok_or_else(wrong)?;
-    let address: std::net::Ipv4Addr = address.parse().map_err(|_| wrong())?;
-    let bits: u32 = bits.parse().ok().filter(|bits| *bits <= 32).ok_or_else(wrong)?;
-    let host_bits = u32::MAX.checked_shr(bits).unwrap_or(0);
-    if u32::from(address) & host_bits == 0 {
-        Ok(format!("{address}/{bits}"))
-    } else {
-        Err(format!("{text} names a host, not a network of {bits} bits"))
-    }
-}
-
-fn vpc(text: &str) -> Result<String, String> {
-    id(text, "vpc-")
-}
-
-fn subnet(text: &str) -> Result<String, String> {
-    id(text, "subnet-")
-}
-
-fn id(text: &str, prefix: &str) -> Result<String, String> {
-    let is_id = text.strip_prefix(prefix).is_some_and(|rest| rest.chars().all(|c| c.is_ascii_hexdigit()));
-    if is_id { Ok(text.to_owned()) } else { Err(format!("give an id such as {prefix}0123456789abcdef0")) }
-}
-
-fn ami(text: &str) -> Result<String, String> {
-    let is_id = text.strip_prefix("ami-").is_some_and(|rest| rest.chars().all(|c| c.is_ascii_hexdigit()));
-    let is_parameter = text.strip_prefix("resolve:ssm:").is_some_and(|rest| !rest.contains(char::is_whitespace));
-    if is_id || is_parameter { Ok(text.to_owned()) } else { Err("give ami-… or resolve:ssm:PARAMETER".to_owned()) }
 }
 
 /// The reason why these cannot be watched.
@@ -485,20 +458,4 @@ fn fault_of_watched(watched: &[Watched], names: &Names) -> Option<String> {
         }
     }
     None
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_that_become_part_of_a_stack_are_checked() {
-        assert_eq!(cidr("10.1.0.0/16").as_deref(), Ok("10.1.0.0/16"));
-        assert!(cidr("10.1.2.3/16").is_err() && cidr("10.0.0.0/33").is_err() && cidr("everyone").is_err());
-        assert!(cidr("0.0.0.0/0").is_ok() && cidr("203.0.113.7/32").is_ok());
-        assert!(
-            instance_type("c7i.large").is_ok() && instance_type("c7i").is_err() && instance_type("c7'i.l").is_err()
-        );
-        assert!(ami("ami-0abc").is_ok() && ami("resolve:ssm:/a").is_ok() && ami("x").is_err());
-    }
 }

@@ -100,6 +100,7 @@ pub(super) fn kept(inventory: &Inventory) -> BTreeSet<(Kind, &str)> {
                 kept.extend(roles.into_iter().flatten().filter_map(Value::as_str).map(|name| (Kind::Role, name)));
             }
             Kind::AutoScalingGroup => kept.extend(of_group(inventory, &found.name)),
+            Kind::LoadBalancer => kept.extend(of_balancer(inventory, &found.name)),
             _ => {}
         }
     }
@@ -112,6 +113,18 @@ fn of_group<'a>(inventory: &'a Inventory, group: &str) -> impl Iterator<Item = (
     let is_needed = move |found: &&FoundResource| match found.kind {
         Kind::LifecycleHook | Kind::ScalingPolicy => split_group(&found.name).0 == group,
         Kind::LaunchTemplate | Kind::SecurityGroup | Kind::Role | Kind::InstanceProfile => true,
+        _ => false,
+    };
+    inventory.found.iter().filter(is_needed).map(|found| (found.kind, found.name.as_str()))
+}
+
+/// The listeners of a load balancer, their target group, and the security groups.
+fn of_balancer<'a>(inventory: &'a Inventory, balancer: &str) -> impl Iterator<Item = (Kind, &'a str)> {
+    let balancer = balancer.to_owned();
+    let is_needed = move |found: &&FoundResource| match found.kind {
+        Kind::Listener => split_group(&found.name).0 == balancer,
+        Kind::TargetGroup => found.name == balancer,
+        Kind::SecurityGroup => true,
         _ => false,
     };
     inventory.found.iter().filter(is_needed).map(|found| (found.kind, found.name.as_str()))

@@ -46,6 +46,11 @@ impl<'a> Arns<'a> {
         self.regional("sns", name)
     }
 
+    /// A pattern for a load balancer, its target group and its listeners: their ARNs contain ids that only AWS knows.
+    pub(super) fn balancers(&self, names: &str) -> String {
+        self.regional("elasticloadbalancing", &format!("*/{names}"))
+    }
+
     pub(super) fn alarm(&self, name: &str) -> String {
         self.regional("cloudwatch", &format!("alarm:{name}"))
     }

@@ -41,3 +41,11 @@ pub(super) fn not_enabled(region: &str) -> String {
         "the account has not enabled region {region}: enable it (aws account enable-region --region-name {region}), or give another --region"
     )
 }
+
+/// What EC2 says of an instance type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct InstanceType {
+    pub vcpus: u32,
+    /// An account on the free plan may start it.
+    pub is_in_free_plan: bool,
+}

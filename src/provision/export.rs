@@ -5,7 +5,7 @@
 use serde_json::{Map, Value, json};
 
 use super::arns::Arns;
-use super::resource::{Kind, Resource, attribute, reference, split_group};
+use super::resource::{DNS_NAME, Kind, Resource, attribute, reference, split_group};
 use super::stack::Stack;
 
 /// A value of the exported stack that its user may choose.
@@ -18,18 +18,24 @@ pub(super) struct Parameter {
     properties: &'static [(Kind, Option<&'static str>, &'static str)],
 }
 
-pub(super) const PARAMETERS: [Parameter; 5] = [
+pub(super) const PARAMETERS: [Parameter; 6] = [
     Parameter {
         id: "Vpc",
         kind: "AWS::EC2::VPC::Id",
         description: "VPC of the machines",
-        properties: &[(Kind::SecurityGroup, None, "VpcId")],
+        properties: &[(Kind::SecurityGroup, None, "VpcId"), (Kind::TargetGroup, None, "VpcId")],
     },
     Parameter {
         id: "Subnets",
         kind: "List<AWS::EC2::Subnet::Id>",
         description: "Subnets of the machines, in that VPC",
         properties: &[(Kind::AutoScalingGroup, None, "VPCZoneIdentifier")],
+    },
+    Parameter {
+        id: "BalancerSubnets",
+        kind: "List<AWS::EC2::Subnet::Id>",
+        description: "Subnets of the load balancer, one in each zone of the machines",
+        properties: &[(Kind::LoadBalancer, None, "Subnets")],
     },
     Parameter {
         id: "MinWorkers",
@@ -96,6 +102,10 @@ pub(super) fn template(stack: &Stack) -> Value {
     if stack.get("WebGroup").is_some() {
         outputs["WebGroupName"] = json!({"Value": reference("WebGroup")});
     }
+    if stack.get("WebBalancer").is_some() {
+        let address = attribute("WebBalancer", DNS_NAME);
+        outputs["WebUrl"] = json!({"Value": {"Fn::Join": ["", ["https://", address, "/"]]}});
+    }
     json!({
         "AWSTemplateFormatVersion": "2010-09-09",
         "Description": format!("imgcls, stack {}: image classification through a queue", stack.name),
@@ -115,8 +125,8 @@ fn exported(stack: &Stack, resource: &Resource) -> Option<Value> {
         Kind::QueuePolicy => linked(stack, resource, &json!([own_name])),
         _ => own_name.into(),
     };
-    // CloudFormation generates the names of scaling policies. That of a budget is one of its properties.
-    if ![Kind::ScalingPolicy, Kind::Budget].contains(&resource.kind) {
+    // CloudFormation generates the names of scaling policies. What names a budget or a listener is one of its properties.
+    if ![Kind::ScalingPolicy, Kind::Budget, Kind::Listener].contains(&resource.kind) {
         properties.insert(name_property.to_owned(), name);
     }
     adapt(resource.kind, &mut properties);

@@ -3,6 +3,8 @@
 //!
 //! Property names are those of CloudFormation until here: each kind of resource is translated by one function.
 
+mod balancer;
+
 use serde_json::{Map, Value, json};
 
 use super::export::{PARAMETERS, linked_properties};
@@ -39,6 +41,13 @@ pub(super) fn configuration(stack: &Stack) -> Value {
         BUNDLE.to_owned(),
         json!({"type": "string", "description": "File that `imgcls provision export --bundle-to FILE` wrote"}),
     );
+    let mut outputs = json!({
+        "request_queue_url": {"value": "${aws_sqs_queue.request_queue.url}"},
+        "input_bucket": {"value": "${aws_s3_bucket.input_bucket.bucket}"},
+    });
+    if stack.get("WebBalancer").is_some() {
+        outputs["web_url"] = json!({"value": "https://${aws_lb.web_balancer.dns_name}/"});
+    }
     json!({
         "//": format!("imgcls, stack {}: image classification through a queue", stack.name),
         "terraform": {
@@ -48,10 +57,7 @@ pub(super) fn configuration(stack: &Stack) -> Value {
         "provider": {"aws": {"region": stack.region, "allowed_account_ids": [stack.account]}},
         "variable": variables,
         "resource": resources,
-        "output": {
-            "request_queue_url": {"value": "${aws_sqs_queue.request_queue.url}"},
-            "input_bucket": {"value": "${aws_s3_bucket.input_bucket.bucket}"},
-        },
+        "output": outputs,
     })
 }
 
@@ -105,6 +111,9 @@ impl Translator<'_> {
                 }),
             ),
             Kind::SecurityGroup => one("aws_security_group", security_group(&resource.name, &found)),
+            Kind::TargetGroup => one("aws_lb_target_group", balancer::target_group(&resource.name, &found)),
+            Kind::LoadBalancer => one("aws_lb", balancer::load_balancer(&resource.name, &found)),
+            Kind::Listener => one("aws_lb_listener", balancer::listener(&found)),
             Kind::LaunchTemplate => one("aws_launch_template", launch_template(&resource.name, &found)),
             Kind::AutoScalingGroup => one("aws_autoscaling_group", group(&resource.name, &found)),
             Kind::LifecycleHook => one("aws_autoscaling_lifecycle_hook", hook(split_group(&resource.name).1, &found)),
@@ -166,6 +175,9 @@ fn terraform_type(kind: Kind) -> Option<&'static str> {
         Kind::Bundle => "aws_s3_object",
         Kind::ModelPackage | Kind::ModelPointer | Kind::BucketNotification => return None,
         Kind::QueuePolicy => "aws_sqs_queue_policy",
+        Kind::TargetGroup => "aws_lb_target_group",
+        Kind::LoadBalancer => "aws_lb",
+        Kind::Listener => "aws_lb_listener",
         Kind::Topic => "aws_sns_topic",
         Kind::Budget => "aws_budgets_budget",
         Kind::BucketPolicy => "aws_s3_bucket_policy",
@@ -275,6 +287,7 @@ fn budget(found: &Value) -> Value {
 fn role(id: &str, name: &str, found: &Value) -> Vec<Translated> {
     let role = json!({
         "name": name, "path": found["Path"], "assume_role_policy": text(&found["AssumeRolePolicyDocument"]),
+        "permissions_boundary": found.get("PermissionsBoundary"),
         "tags": tags(&found["Tags"]),
     });
     let mut translated = vec![("aws_iam_role".to_owned(), id.to_owned(), role)];
@@ -305,7 +318,8 @@ fn rule(rule: &Value) -> Value {
         "protocol": rule["IpProtocol"], "from_port": port("FromPort"), "to_port": port("ToPort"),
         "cidr_blocks": rule.get("CidrIp").into_iter().collect::<Vec<_>>(),
         "description": rule["Description"].as_str().unwrap_or_default(),
-        "ipv6_cidr_blocks": [], "prefix_list_ids": [], "security_groups": [], "self": false,
+        "ipv6_cidr_blocks": [], "prefix_list_ids": [],
+        "security_groups": rule.get("SourceSecurityGroupId").into_iter().collect::<Vec<_>>(), "self": false,
     })
 }
 

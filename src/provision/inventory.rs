@@ -54,6 +54,9 @@ pub(super) struct Instance {
     pub address: Option<String>,
     /// Version of the launch template that it was started from.
     pub template_version: Option<String>,
+    /// When it was started, in seconds since 1970.
+    #[serde(default)]
+    pub started_at: Option<i64>,
 }
 
 impl Instance {

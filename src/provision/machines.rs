@@ -1,11 +1,13 @@
 //! The running machines of a stack: addresses of the web tier, and machines that run an older version.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::doctor::Stalled;
 use super::inventory::Inventory;
 use super::names::ResourceNames;
-use super::resource::LATEST_VERSION;
+use super::resource::{DNS_NAME, LATEST_VERSION};
 use super::stack::Stack;
 
 /// The state of a stack's machines.
@@ -16,8 +18,20 @@ pub(super) struct Machines {
     pub outdated: Vec<Outdated>,
     /// Images wait, and none of the machines receives.
     pub stalled: Option<Stalled>,
+    /// How long each machine took from its start until its service was ready.
+    pub ready_after_seconds: BTreeMap<String, i64>,
     /// Groups whose last attempt to start a machine failed, each with the reason.
     pub failed_starts: Vec<(String, String)>,
+}
+
+/// What became of the last attempts of groups to start machines.
+#[derive(Debug, Default)]
+pub(super) struct Starts {
+    /// The groups whose last attempt failed, each with the reason: a quota, the capacity for an instance type or the AMI. A
+    /// group retries by itself.
+    pub failed: Vec<(String, String)>,
+    /// When each machine was in service, in seconds since 1970.
+    pub in_service_at: BTreeMap<String, i64>,
 }
 
 /// Machines of a group that were started from an older version of its launch template.
@@ -44,8 +58,10 @@ pub(super) struct Refresh {
 pub(super) enum RefreshState {
     /// It has not ended.
     Running,
-    /// It replaced all machines, or was cancelled.
+    /// It replaced all machines.
     Ended,
+    /// It ended before it had replaced all.
+    Cancelled,
     Failed,
 }
 
@@ -65,8 +81,21 @@ pub(super) fn outdated(stack: &Stack, inventory: &Inventory) -> Vec<Outdated> {
     outdated.collect()
 }
 
-/// Addresses of the web tier's machines that are up.
+/// How long each machine took until it was in service.
+pub(super) fn ready_after_seconds(starts: &Starts, inventory: &Inventory) -> BTreeMap<String, i64> {
+    let times = inventory.instances.iter().filter_map(|machine| {
+        let seconds = starts.in_service_at.get(&machine.id)? - machine.started_at?;
+        (seconds >= 0).then(|| (machine.id.clone(), seconds))
+    });
+    times.collect()
+}
+
+/// The address of the load balancer, or else those of the web tier's machines that are up.
 pub(super) fn web_addresses(stack: &Stack, inventory: &Inventory) -> Vec<String> {
+    if stack.get("WebBalancer").is_some() {
+        let name = stack.attribute(inventory, "WebBalancer", DNS_NAME);
+        return name.into_iter().map(|name| format!("https://{name}/")).collect();
+    }
     let group = ResourceNames::of(&stack.name).web_group;
     let machines = inventory.instances.iter().filter(|machine| machine.group == group && machine.is_up());
     machines.filter_map(|instance| instance.address.as_ref()).map(|address| format!("http://{address}/")).collect()

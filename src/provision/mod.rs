@@ -109,13 +109,15 @@ pub enum Action {
         is_confirmed: bool,
         /// A saved plan to apply.
         saved: Option<PathBuf>,
-        /// Replace machines that run an older version.
-        refreshes: bool,
+        /// What becomes of machines that run an older version.
+        refreshes: Refreshes,
     },
     /// Returns to the bundle before the current one.
     Rollback {
         /// Do not ask for confirmation.
         is_confirmed: bool,
+        /// Wait until the machines are replaced.
+        waits: bool,
     },
     /// Prints what the machines logged.
     Logs {
@@ -155,6 +157,17 @@ pub enum Action {
     },
 }
 
+/// What `Apply` does with machines that run an older version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refreshes {
+    /// They run on.
+    None,
+    /// Their groups begin to replace them.
+    Started,
+    /// The same, and the run ends when they are replaced.
+    Finished,
+}
+
 /// A tool that can make a stack too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExportFormat {
@@ -190,7 +203,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         Action::Plan { out, says_changes } => provision.plan(out.as_deref(), says_changes).await,
         Action::Apply { is_confirmed, saved: None, refreshes } => provision.apply(is_confirmed, refreshes).await,
         Action::Apply { saved: Some(path), refreshes, .. } => provision.apply_saved(&path, refreshes).await,
-        Action::Rollback { is_confirmed } => provision.rollback(is_confirmed).await,
+        Action::Rollback { is_confirmed, waits } => provision.rollback(is_confirmed, waits).await,
         Action::Logs { since, follows } => provision.logs(since, follows).await,
         Action::Status => provision.status().await,
         Action::Destroy { is_confirmed, deletes_data } => provision.destroy(is_confirmed, deletes_data).await,

@@ -31,6 +31,8 @@ pub(super) struct Cost {
     /// Absent if the price of an instance type is unknown.
     pub at_rest_month: Option<f64>,
     pub per_million_images: f64,
+    /// What a load balancer adds for a gigabyte of images. Absent without one.
+    pub per_gigabyte_balanced: Option<f64>,
     pub at_max_day: Option<f64>,
     pub at_max_hour: Option<f64>,
     /// Instance types of the stack whose price is unknown.
@@ -66,6 +68,7 @@ pub(super) fn cost(settings: &Settings, stack: &Stack, prices: &Prices) -> Cost 
     let workers = machines(of_worker.unwrap_or(&NO_PRICE), settings.bounds.min(), spot_share);
     let most = Machines { count: settings.bounds.max(), ..workers };
     let web = machines(of_web.unwrap_or(&NO_PRICE), settings.web_instances, 0.0);
+    let has_balancer = stack.get("WebBalancer").is_some();
     let follows_metric = matches!(settings.policy, Policy::Target(_));
     let standing = |workers: u32| FixedResources {
         alarms: alarm_metrics(stack),
@@ -82,9 +85,15 @@ pub(super) fn cost(settings: &Settings, stack: &Stack, prices: &Prices) -> Cost 
             0.0
         },
         log_gb_per_month: LOG_GB_PER_MACHINE_MONTH * f64::from(workers + settings.web_instances),
+        load_balancers: u32::from(has_balancer),
+        public_addresses: balancer_addresses(stack),
     };
     let estimate = |fixed: &FixedResources| prices.estimate(&web, (&workers, &most), fixed, &CallsPerImage::UNBATCHED);
     let (at_rest, at_max) = (estimate(&standing(settings.bounds.min())), estimate(&standing(settings.bounds.max())));
+    let mut not_counted = prices.missing();
+    if has_balancer && prices.load_balancer.is_none() {
+        not_counted.push("the load balancer");
+    }
     let known = |figure: f64| unknown_types.is_empty().then_some(figure);
     Cost {
         currency: prices.currency.clone(),
@@ -95,7 +104,8 @@ pub(super) fn cost(settings: &Settings, stack: &Stack, prices: &Prices) -> Cost 
         at_max_day: known(at_max.at_max_day),
         at_max_hour: known(at_max.at_max_hour),
         unknown_types,
-        not_counted: prices.missing(),
+        not_counted,
+        per_gigabyte_balanced: prices.load_balancer.filter(|_| has_balancer).map(|price| price.capacity_unit_hour),
         region_without_prices: (prices.region != stack.region).then(|| stack.region.clone()),
         workers: preferred,
         most_workers: settings.bounds.max(),
@@ -107,6 +117,13 @@ fn requests_per_hour(settings: &Settings, workers: u32) -> f64 {
     let web = f64::from(settings.web_instances);
     let readings = if workers == 0 { READINGS_PER_HOUR_WITHOUT_WORKERS } else { READINGS_PER_HOUR };
     LONG_POLLS_PER_HOUR * (REQUEST_QUEUES * f64::from(workers) + web) + readings * REQUEST_QUEUES * web
+}
+
+/// The public addresses of the load balancer: one in each of its subnets.
+fn balancer_addresses(stack: &Stack) -> u32 {
+    let balancer = stack.get("WebBalancer").filter(|_| !stack.has_inner_balancer());
+    let subnets = balancer.and_then(|balancer| balancer.properties.get("Subnets")?.as_array());
+    subnets.map_or(0, |subnets| subnets.len() as u32)
 }
 
 /// The number of alarm metrics: an alarm is billed for each metric that it reads.
@@ -147,6 +164,23 @@ mod tests {
         let metric = 360.0 * 730.0 * 0.01 / 1e3;
         let more = month(&target(1)) - month(&target(0));
         assert!((more - (machine + requests + metric + 0.005)).abs() < 1e-6, "{more}");
+    }
+
+    #[test]
+    fn load_balancer_is_counted_with_its_public_addresses() {
+        let plain = Settings::for_tests("imgcls");
+        let balanced = Settings { certificate: Some("arn".to_owned()), ..plain.clone() };
+        let cost = |stack: &Stack, settings: &Settings| cost(settings, stack, &Prices::built_in());
+        let without = cost(&plain.stack_for_tests(), &plain);
+        let mut stack = balanced.stack_for_tests();
+        let inner = cost(&stack, &balanced);
+        let more = |cost: &Cost| cost.at_rest_month.expect("known") - without.at_rest_month.expect("known");
+        assert!((more(&inner) - 0.0225 * 730.0).abs() < 1e-6, "{}", more(&inner));
+        assert_eq!((without.per_gigabyte_balanced, inner.per_gigabyte_balanced), (None, Some(0.008)));
+        let balancer = stack.resources.iter_mut().find(|resource| resource.id == "WebBalancer").expect("it");
+        balancer.properties.insert("Scheme".to_owned(), "internet-facing".into());
+        let public = cost(&stack, &balanced);
+        assert!((more(&public) - (0.0225 + 2.0 * 0.005) * 730.0).abs() < 1e-6, "{}", more(&public));
     }
 
     #[test]

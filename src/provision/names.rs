@@ -24,6 +24,8 @@ pub(super) struct ResourceNames {
     pub dashboard: String,
     pub worker_security_group: String,
     pub web_security_group: String,
+    pub balancer_security_group: String,
+    prefix_of_balancers: String,
     prefix: String,
 }
 
@@ -50,8 +52,23 @@ impl ResourceNames {
             dashboard: name("imgcls"),
             worker_security_group: name("imgcls-app-tier"),
             web_security_group: name("imgcls-web-tier"),
+            // It sorts before the group of the web tier, whose rule names it: groups are deleted from the last to the first.
+            balancer_security_group: name("imgcls-balancer"),
+            prefix_of_balancers: name("imgcls-"),
             prefix: prefix.clone(),
         }
+    }
+
+    /// The name of the load balancer and of its target group. A load balancer cannot change whether it is reached from the
+    /// Internet, and a target group belongs to one load balancer. With a name for each case, the next pair is made before
+    /// the last one is deleted.
+    pub(super) fn balancer(&self, is_public: bool) -> String {
+        format!("{}{}", self.prefix_of_balancers, if is_public { "web" } else { "vpc" })
+    }
+
+    /// A pattern for both names.
+    pub(super) fn balancers(&self) -> String {
+        format!("{}*", self.prefix_of_balancers)
     }
 
     /// The name of a scaling policy. A name has to be unique within its group only; the prefix also tells the policies

@@ -15,14 +15,16 @@ use super::change::Change;
 use super::checks::{Verdict, not_enabled};
 use super::doctor::{self, Severity, Target};
 use super::inventory::Inventory;
-use super::machines::{Machines, outdated, web_addresses};
+use super::machines::{Machines, outdated, ready_after_seconds, web_addresses};
 use super::names::ResourceNames;
 use super::plan::{self, Plan};
 use super::resource::{self, Kind};
 use super::settings::{Allow, Network, RootVolume, Site};
 use super::stack::Stack;
 use super::tier::Tier;
-use super::{Config, ExportFormat, Outcome, adoption, export, export_terraform, first_key, money, provisioner, text};
+use super::{
+    Config, ExportFormat, Outcome, Refreshes, adoption, export, export_terraform, first_key, money, provisioner, text,
+};
 use crate::aws::Aws;
 use crate::config::Backend;
 use crate::keys::Key;
@@ -74,7 +76,7 @@ impl Provision {
         Ok(if says_changes && !plan.is_empty() { Outcome::Changes } else { Outcome::Done })
     }
 
-    pub(super) async fn apply(&self, is_confirmed: bool, refreshes: bool) -> anyhow::Result<Outcome> {
+    pub(super) async fn apply(&self, is_confirmed: bool, refreshes: Refreshes) -> anyhow::Result<Outcome> {
         let (artifacts, plan, inventory) = self.make_plan().await?;
         let cost = self.cost(&plan.stack)?;
         if !self.config.json {
@@ -88,7 +90,7 @@ impl Provision {
     }
 
     /// Applies a saved plan, or nothing if the state has changed since it was made.
-    pub(super) async fn apply_saved(&self, path: &Path, refreshes: bool) -> anyhow::Result<Outcome> {
+    pub(super) async fn apply_saved(&self, path: &Path, refreshes: Refreshes) -> anyhow::Result<Outcome> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the plan {}", path.display()))?;
         let plan = Plan::parse(&text).map_err(anyhow::Error::msg).with_context(|| path.display().to_string())?;
         let region = self.cloud.aws().region();
@@ -120,7 +122,7 @@ impl Provision {
         if self.config.json {
             print(&json!({"plan": plan, "inventory": inventory, "machines": machines, "web": machines.web}))?;
         } else {
-            say(&format!("{}{}", text::status(&plan, &inventory), text::machines(&plan.stack, &machines)))?;
+            say(&format!("{}{}", text::status(&plan, &inventory, &machines), text::machines(&plan.stack, &machines)))?;
         }
         Ok(Outcome::Done)
     }
@@ -271,7 +273,9 @@ impl Provision {
             Some(Allow::Me) => vec![format!("{}/32", self.cloud.own_address().await?)],
         };
         let root_volume = self.cloud.root_volume(settings.image.as_deref(), cpu).await?;
-        Ok(Site { network, root_volume, allowed, ..self.site_without_network() })
+        let is_balancer_public = settings.is_balancer_public(&network);
+        settings.check_site(self.cloud.aws().region(), &network).map_err(|error| anyhow!(error))?;
+        Ok(Site { network, root_volume, allowed, is_balancer_public, ..self.site_without_network() })
     }
 
     /// The part of the site that is needed to find the resources of a stack.
@@ -282,6 +286,7 @@ impl Provision {
             network: Network::default(),
             root_volume: RootVolume::default(),
             allowed: Vec::new(),
+            is_balancer_public: false,
             endpoint_url: self.cloud.aws().endpoint_url().map(str::to_owned),
         }
     }
@@ -337,13 +342,14 @@ impl Provision {
         Ok(())
     }
 
-    async fn report_applied(&self, plan: &Plan, refreshes: bool) -> anyhow::Result<Outcome> {
+    async fn report_applied(&self, plan: &Plan, refreshes: Refreshes) -> anyhow::Result<Outcome> {
         let key = self.first_key(&plan.stack).await?;
         let mut machines = self.look_again(&plan.stack).await?;
-        if refreshes {
+        if refreshes != Refreshes::None {
             let is_newer = plan.changes.iter().any(|change| change.kind == Kind::LaunchTemplate);
             self.refresh(&plan.stack, &mut machines.outdated, is_newer).await?;
         }
+        let waits = refreshes == Refreshes::Finished;
         let key = key.as_ref().map(Key::reveal);
         if self.config.json {
             let mut report = json!({"changes": plan.changes, "machines": machines, "web": machines.web});
@@ -354,6 +360,10 @@ impl Provision {
         } else {
             let key = key.map(text::first_key).unwrap_or_default();
             say(&format!("{}{key}{}", text::applied(plan), text::machines(&plan.stack, &machines)))?;
+        }
+        if waits {
+            let groups = machines.outdated.iter().map(|outdated| outdated.group.as_str());
+            self.until_replaced(groups).await?;
         }
         Ok(Outcome::Done)
     }
@@ -377,11 +387,13 @@ impl Provision {
         for of_group in &mut outdated {
             of_group.refresh = self.cloud.last_refresh(&of_group.group).await?;
         }
+        let starts = self.cloud.starts(there).await?;
         Ok(Machines {
             stalled: self.cloud.stalled(&self.config.settings.names.request_queue, &names.worker_group).await?,
             web: web_addresses(stack, inventory),
             outdated,
-            failed_starts: self.cloud.failed_starts(there).await?,
+            ready_after_seconds: ready_after_seconds(&starts, inventory),
+            failed_starts: starts.failed,
         })
     }
 

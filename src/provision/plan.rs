@@ -55,7 +55,7 @@ impl Plan {
             };
             check_owner(&stack, found, adopt)?;
             check_network(&stack, found)?;
-            notes.extend(closes_web_tier(resource, found));
+            notes.extend(closes_web_tier(&stack, resource, found));
             notes.extend(notifications::note(resource, Some(found)));
             notes.extend(adoption::note(resource, found, adopt));
             notes.extend(found.kms_key().map(|key| {
@@ -139,23 +139,26 @@ fn check_owner(stack: &Stack, found: &FoundResource, adopt: bool) -> Result<(), 
 }
 
 /// Stacks of earlier releases let everybody reach the web tier unless `--allow` was given.
-fn closes_web_tier(resource: &Resource, found: &FoundResource) -> Option<String> {
+fn closes_web_tier(stack: &Stack, resource: &Resource, found: &FoundResource) -> Option<String> {
     let is_open = |properties: &Properties| {
         let rules = properties.get("SecurityGroupIngress").and_then(Value::as_array);
         rules.is_some_and(|rules| rules.iter().any(|rule| rule["FromPort"] == 80 && rule["CidrIp"] == EVERYBODY))
     };
-    (found.kind == Kind::SecurityGroup && is_open(&found.properties) && !is_open(&resource.properties)).then(|| {
-        format!(
-            "{} lets everybody reach the web tier, and will not any more: --allow {EVERYBODY} keeps it open",
-            label(found.kind, &found.name)
-        )
+    if found.kind != Kind::SecurityGroup || !is_open(&found.properties) || is_open(&resource.properties) {
+        return None;
+    }
+    let group = label(found.kind, &found.name);
+    Some(if stack.get("WebBalancer").is_some() {
+        format!("{group} lets everybody reach the web tier by HTTP; from now on only its load balancer does")
+    } else {
+        format!("{group} lets everybody reach the web tier, and will not any more: --allow {EVERYBODY} keeps it open")
     })
 }
 
-/// A security group cannot move to another VPC.
+/// A security group or target group cannot move to another VPC.
 fn check_network(stack: &Stack, found: &FoundResource) -> Result<(), Refusal> {
     match found.properties.get("VpcId").and_then(|vpc| vpc.as_str()) {
-        Some(vpc) if found.kind == Kind::SecurityGroup && vpc != stack.vpc_id => Err(Refusal(format!(
+        Some(vpc) if vpc != stack.vpc_id => Err(Refusal(format!(
             "{} is in VPC {vpc}, and the stack is planned for VPC {}: give --vpc {vpc}, or destroy the stack first",
             label(found.kind, &found.name),
             stack.vpc_id

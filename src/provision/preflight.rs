@@ -1,5 +1,5 @@
-//! Checks of an account and a bundle before a stack is made: region, zones, processor, C library, root volume, and the quotas
-//! of vCPUs.
+//! Checks of an account and a bundle before a stack is made: region, zones, processor, C library, root volume, the free
+//! plan, and the quotas of vCPUs.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use serde_json::json;
 use super::Outcome;
 use super::artifacts::Artifacts;
 use super::bundle::{BundleRef, Cpu};
-use super::checks::{Check, Verdict, not_enabled};
+use super::checks::{Check, InstanceType, Verdict, not_enabled};
 use super::elf::Glibc;
 use super::operations::{Provision, print, say};
-use super::settings::Settings;
+use super::settings::{Network, Settings};
 use super::text;
 
 /// A network without a way to Service Quotas must not hold up a plan.
@@ -43,22 +43,60 @@ impl Provision {
             Ok(false) => Err(not_enabled(region)),
             Err(error) => Err(format!("{error:#}")),
         };
-        let network = self.cloud.network(&settings.network, &settings.types_of_tiers(cpu)).await.map(|network| {
-            let types = settings.types_of_tiers(cpu).concat().join(", ");
-            format!("{types} in {} subnets of {}", network.subnets.len(), network.vpc_id)
-        });
+        let network = self.cloud.network(&settings.network, &settings.types_of_tiers(cpu)).await;
+        let balancer = self.check_of_balancer(&network);
         let root_volume = self.cloud.root_volume(settings.image.as_deref(), cpu).await.map(|volume| {
             format!("{} with {} GB, which hold the snapshot of the AMI", volume.device, volume.gigabytes)
         });
         let mut checks = vec![
             Check::of("region", is_enabled),
-            Check::of("types per zone", network),
+            Check::of("types per zone", network.map(|network| types_words(settings, cpu, &network))),
             Check::of("processor", settings.check_cpu(cpu).map(|()| format!("the bundle and all types are {cpu}"))),
             Check::of("C library", settings.check_glibc(bundle.glibc).map(|()| glibc_words(settings, bundle.glibc))),
             Check::of("root volume", root_volume),
         ];
+        checks.extend(balancer);
         checks.extend(self.quotas(cpu).await);
         checks
+    }
+
+    /// Whether the zones and the region fit the load balancer, if one is wanted.
+    fn check_of_balancer(&self, network: &anyhow::Result<Network>) -> Option<Check> {
+        let settings = &self.config.settings;
+        let network = network.as_ref().ok().filter(|_| settings.certificate.is_some())?;
+        let found = settings.check_site(self.cloud.aws().region(), network);
+        let words =
+            || format!("it has {} zones, and its certificate is of this region", network.balancer_subnets.len());
+        Some(Check::of("load balancer", found.map(|()| words())))
+    }
+
+    /// Whether the account may start these types, if it is on the free plan. Other accounts start all of them.
+    async fn free_plan(&self, types: &BTreeMap<String, InstanceType>) -> Option<Check> {
+        const OF: &str = "free plan";
+        let others: Vec<&str> =
+            types.iter().filter(|(_, found)| !found.is_in_free_plan).map(|(name, _)| name.as_str()).collect();
+        if others.is_empty() {
+            return None;
+        }
+        let others = others.join(" and ");
+        Some(match tokio::time::timeout(QUOTA_TIMEOUT, self.cloud.is_on_free_plan()).await {
+            Ok(Ok(false)) => Check::new(OF, Verdict::Ok, "the account is not on the free plan of AWS"),
+            Ok(Ok(true)) => Check::new(
+                OF,
+                Verdict::Broken,
+                format!(
+                    "the account is on the free plan of AWS, which does not start {others}: give types such as c7i-flex.large or t3.small, or upgrade the plan"
+                ),
+            ),
+            Ok(Err(error)) => {
+                Check::new(OF, Verdict::Unknown, format!("an account on it cannot start {others}; {error:#}"))
+            }
+            Err(_) => Check::new(
+                OF,
+                Verdict::Unknown,
+                format!("an account on it cannot start {others}; AWS does not say which plan this one has"),
+            ),
+        })
     }
 
     /// Compares the machines that the stack may run at once with the quotas of the account.
@@ -66,11 +104,12 @@ impl Provision {
         const OF: &str = "vCPU quota";
         let settings = &self.config.settings;
         let types = settings.types_of_tiers(cpu).concat();
-        let vcpus = match self.cloud.vcpus(&types).await {
-            Ok(vcpus) => vcpus,
+        let known = match self.cloud.instance_types(&types).await {
+            Ok(known) => known,
             Err(error) => return vec![Check::new(OF, Verdict::Unknown, format!("{error:#}"))],
         };
-        let mut checks = Vec::new();
+        let vcpus = known.iter().map(|(name, found)| (name.clone(), found.vcpus)).collect();
+        let mut checks: Vec<Check> = self.free_plan(&known).await.into_iter().collect();
         for demand in demands(settings, cpu, &vcpus) {
             let Some(quota) = demand.quota else {
                 let found = format!("imgcls does not know the quota of {}", demand.types.join(", "));
@@ -86,6 +125,11 @@ impl Provision {
         }
         checks
     }
+}
+
+fn types_words(settings: &Settings, cpu: Cpu, network: &Network) -> String {
+    let types = settings.types_of_tiers(cpu).concat().join(", ");
+    format!("{types} in {} subnets of {}", network.subnets.len(), network.vpc_id)
 }
 
 fn glibc_words(settings: &Settings, needed: Option<Glibc>) -> String {
@@ -128,7 +172,9 @@ struct Demand {
     types: Vec<String>,
 }
 
-/// Source: the quotas of EC2 in the AWS General Reference. Other families have quotas of their own, which are not known here.
+/// Source: the quotas of EC2 in the AWS General Reference. Programs that ask Service Quotas by these codes have the same ones,
+/// among them Cloud-Z (`collect-aws`), which has those of Spot with the families. Other families have quotas of their own,
+/// which are not known here.
 fn quota_of(instance_type: &str, is_spot: bool) -> Option<Quota> {
     let family: String = instance_type.chars().take_while(char::is_ascii_alphabetic).collect();
     let (name, code) = match (family.as_str(), is_spot) {
@@ -141,6 +187,7 @@ fn quota_of(instance_type: &str, is_spot: bool) -> Option<Quota> {
         ("g" | "vt", false) => ("Running On-Demand G and VT instances", "L-DB2E81BA"),
         ("g" | "vt", true) => ("All G and VT Spot Instance Requests", "L-3819A6DF"),
         ("p", false) => ("Running On-Demand P instances", "L-417A185B"),
+        ("p", true) => ("All P Spot Instance Requests", "L-7212CCBC"),
         _ => return None,
     };
     Some(Quota { name, code })

@@ -14,7 +14,7 @@ use crate::protocol::stack_prefix;
 
 /// Actions that look, or that no resource can be named for. `ec2:RunInstances` is checked when a group is made that starts
 /// machines from a launch template.
-const EVERYWHERE: [&str; 26] = [
+const EVERYWHERE: [&str; 29] = [
     "autoscaling:DescribeAutoScalingGroups",
     "autoscaling:DescribeInstanceRefreshes",
     "autoscaling:DescribeLifecycleHooks",
@@ -34,6 +34,10 @@ const EVERYWHERE: [&str; 26] = [
     "ec2:DescribeSubnets",
     "ec2:DescribeVpcs",
     "ec2:RunInstances",
+    // Without --certificate, this program looks whether there is something to delete.
+    "elasticloadbalancing:DescribeLoadBalancers",
+    "elasticloadbalancing:DescribeTargetGroups",
+    "freetier:GetAccountPlanState",
     "iam:GetPolicy",
     "iam:GetPolicyVersion",
     "iam:ListInstanceProfiles",
@@ -130,6 +134,27 @@ const GROUPS: [&str; 12] = [
 ];
 const TARGET_GROUPS: [&str; 2] =
     ["autoscaling:AttachLoadBalancerTargetGroups", "autoscaling:DetachLoadBalancerTargetGroups"];
+/// Actions of a load balancer that no resource can be named for.
+const READING_BALANCERS: [&str; 4] = [
+    "elasticloadbalancing:DescribeListeners",
+    "elasticloadbalancing:DescribeLoadBalancerAttributes",
+    "elasticloadbalancing:DescribeTags",
+    "elasticloadbalancing:DescribeTargetHealth",
+];
+const BALANCERS: [&str; 12] = [
+    "elasticloadbalancing:AddTags",
+    "elasticloadbalancing:CreateListener",
+    "elasticloadbalancing:CreateLoadBalancer",
+    "elasticloadbalancing:CreateTargetGroup",
+    "elasticloadbalancing:DeleteListener",
+    "elasticloadbalancing:DeleteLoadBalancer",
+    "elasticloadbalancing:DeleteTargetGroup",
+    "elasticloadbalancing:ModifyListener",
+    "elasticloadbalancing:ModifyLoadBalancerAttributes",
+    "elasticloadbalancing:ModifyTargetGroup",
+    "elasticloadbalancing:SetSecurityGroups",
+    "elasticloadbalancing:SetSubnets",
+];
 const ALARMS: [&str; 3] = ["cloudwatch:DeleteAlarms", "cloudwatch:PutMetricAlarm", "cloudwatch:TagResource"];
 const DASHBOARD: [&str; 3] = ["cloudwatch:DeleteDashboards", "cloudwatch:GetDashboard", "cloudwatch:PutDashboard"];
 const TOPIC: [&str; 6] = [
@@ -156,11 +181,15 @@ pub(super) fn policy(settings: &Settings, adopts: bool, account: &str, region: &
     if !settings.notify.emails.is_empty() {
         everywhere.push("sns:Unsubscribe");
     }
+    if settings.has_balancer() {
+        everywhere.extend(READING_BALANCERS);
+    }
     let mut statements = vec![allow(&everywhere, &["*".to_owned()])];
     statements.extend(caller.storage());
     statements.extend(caller.roles());
     statements.extend(caller.ec2());
     statements.extend(caller.groups());
+    statements.extend(caller.balancers());
     statements.extend(caller.watching());
     permissions::document(statements)
 }
@@ -209,13 +238,19 @@ impl Caller<'_> {
             passed.extend(named("role"));
         }
         let service = permissions::instance_service(self.region);
-        let services: &[&str] =
-            if self.settings.spot_percent > 0 { &["autoscaling", "spot"] } else { &["autoscaling"] };
-        let service_names: Vec<String> = services.iter().map(|name| format!("{name}.amazonaws.com")).collect();
+        let services = [
+            ("autoscaling", true),
+            ("elasticloadbalancing", self.settings.certificate.is_some()),
+            ("spot", self.settings.spot_percent > 0),
+        ];
+        let services = services.iter().filter(|(_, is_used)| *is_used);
+        let service_names: Vec<String> = services.map(|(name, _)| format!("{name}.amazonaws.com")).collect();
+        let boundary = self.settings.permissions_boundary.as_ref().map(|_| "iam:PutRolePermissionsBoundary");
+        let of_roles: Vec<&str> = ROLES.into_iter().chain(ROLE_TAGS).chain(boundary).collect();
         vec![
-            allow(&[&ROLES[..], &ROLE_TAGS].concat(), &all),
+            allow(&of_roles, &all),
             when(allow(&["iam:PassRole"], &passed), "StringEquals", &json!({ "iam:PassedToService": service })),
-            // The first group of an account makes the role with which Auto Scaling works.
+            // The first group of an account makes the role with which Auto Scaling works, and so does the first load balancer.
             when(
                 allow(&["iam:CreateServiceLinkedRole"], &["*".to_owned()]),
                 "StringEquals",
@@ -258,10 +293,15 @@ impl Caller<'_> {
             groups.push(self.arns.group(&self.names.web_group));
         }
         let mut actions = GROUPS.to_vec();
-        if self.settings.target_group.is_some() {
+        if self.settings.has_balancer() {
             actions.extend(TARGET_GROUPS);
         }
         vec![allow(&actions, &groups)]
+    }
+
+    fn balancers(&self) -> Option<Value> {
+        self.settings.certificate.as_ref()?;
+        Some(allow(&BALANCERS, &[self.arns.balancers(&self.names.balancers())]))
     }
 
     /// The names of a stack with a prefix are shorter as a pattern.
@@ -323,8 +363,9 @@ mod tests {
             let mut settings = Settings::for_tests(stack);
             settings.notify.emails = vec!["ops@example.org".to_owned()];
             settings.notify.monthly_budget = Some(50.0);
-            settings.target_group = Some("arn".to_owned());
+            settings.certificate = Some("arn".to_owned());
             settings.spot_percent = 50;
+            settings.permissions_boundary = Some("arn".to_owned());
             let text = policy(&settings, false, "123456789012", "ap-southeast-1").to_string();
             assert!(text.len() <= LONGEST_POLICY, "{stack}: {} bytes", text.len());
         }

@@ -24,6 +24,8 @@ pub(super) const DELETION_TAG: &str = "imgcls:deletion";
 pub(super) const ADOPTED_TAG: &str = "imgcls:adopted";
 /// Attribute of a topic with the addresses whose owners have not confirmed that they want messages.
 pub(super) const UNCONFIRMED: &str = "Unconfirmed";
+/// Attribute of a load balancer with its address.
+pub(super) const DNS_NAME: &str = "DNSName";
 /// Attribute of a launch template that changes with every version.
 pub(super) const LATEST_VERSION: &str = "LatestVersionNumber";
 
@@ -47,6 +49,10 @@ pub(super) enum Kind {
     Role,
     InstanceProfile,
     SecurityGroup,
+    TargetGroup,
+    LoadBalancer,
+    /// Its name is that of its load balancer and its port: `BALANCER/443`.
+    Listener,
     LaunchTemplate,
     AutoScalingGroup,
     LifecycleHook,
@@ -73,6 +79,9 @@ impl Kind {
             Kind::Role => "role",
             Kind::InstanceProfile => "instance profile",
             Kind::SecurityGroup => "security group",
+            Kind::TargetGroup => "target group",
+            Kind::LoadBalancer => "load balancer",
+            Kind::Listener => "listener",
             Kind::LaunchTemplate => "launch template",
             Kind::AutoScalingGroup => "Auto Scaling group",
             Kind::LifecycleHook => "lifecycle hook",
@@ -97,6 +106,10 @@ impl Kind {
             Kind::Role => ("AWS::IAM::Role", "RoleName"),
             Kind::InstanceProfile => ("AWS::IAM::InstanceProfile", "InstanceProfileName"),
             Kind::SecurityGroup => ("AWS::EC2::SecurityGroup", "GroupName"),
+            Kind::TargetGroup => ("AWS::ElasticLoadBalancingV2::TargetGroup", "Name"),
+            Kind::LoadBalancer => ("AWS::ElasticLoadBalancingV2::LoadBalancer", "Name"),
+            // It has no name. Its port is a property.
+            Kind::Listener => ("AWS::ElasticLoadBalancingV2::Listener", "Port"),
             Kind::LaunchTemplate => ("AWS::EC2::LaunchTemplate", "LaunchTemplateName"),
             Kind::AutoScalingGroup => ("AWS::AutoScaling::AutoScalingGroup", "AutoScalingGroupName"),
             Kind::LifecycleHook => ("AWS::AutoScaling::LifecycleHook", "LifecycleHookName"),
@@ -112,7 +125,10 @@ impl Kind {
     pub(super) fn is_fixed(self, property: &str) -> bool {
         matches!(
             (self, property),
-            (Kind::Role | Kind::InstanceProfile, "Path") | (Kind::SecurityGroup, "GroupDescription" | "VpcId")
+            (Kind::Role | Kind::InstanceProfile, "Path")
+                | (Kind::SecurityGroup, "GroupDescription" | "VpcId")
+                | (Kind::TargetGroup, "Port" | "Protocol" | "TargetType" | "VpcId")
+                | (Kind::LoadBalancer, "Scheme" | "Type")
         )
     }
 }
@@ -129,7 +145,8 @@ pub(super) struct Resource {
     /// Logical name, the same in every stack: `RequestQueue`.
     pub id: String,
     pub kind: Kind,
-    /// Name on AWS. Names of lifecycle hooks and scaling policies have the form `<group>/<name>`.
+    /// Name on AWS. Names of lifecycle hooks and scaling policies have the form `<group>/<name>`,
+    /// those of listeners `<load balancer>/<port>`.
     pub name: String,
     pub properties: Properties,
 }
@@ -199,12 +216,17 @@ pub(super) fn properties(value: Value) -> Properties {
     }
 }
 
-/// The tags of this program, in CloudFormation's form. All other tags are left alone.
-pub(super) fn our_tags<'a>(tags: impl IntoIterator<Item = (&'a str, &'a str)>) -> Value {
-    let mut ours: Vec<(&str, &str)> =
-        tags.into_iter().filter(|(key, _)| [ADOPTED_TAG, REGION_TAG, STACK_TAG].contains(key)).collect();
+/// The tags of this program and those of the user (`own`, by their keys), in CloudFormation's form. All other tags are left
+/// alone.
+pub(super) fn our_tags<'a>(tags: impl IntoIterator<Item = (&'a str, &'a str)>, own: &[String]) -> Value {
+    let mut ours: Vec<(&str, &str)> = tags.into_iter().filter(|(key, _)| is_our_tag(key, own)).collect();
     ours.sort_unstable();
     ours.into_iter().map(|(key, value)| json!({"Key": key, "Value": value})).collect()
+}
+
+/// Returns whether a tag with this key is compared with the wanted one.
+pub(super) fn is_our_tag(key: &str, own: &[String]) -> bool {
+    [ADOPTED_TAG, REGION_TAG, STACK_TAG].contains(&key) || own.iter().any(|own| own == key)
 }
 
 /// Key and value of each tag in the `Tags` property.

@@ -4,10 +4,11 @@ use anyhow::bail;
 use serde_json::{Value, json};
 
 use super::Outcome;
+use super::aws::POLL_DELAYS;
 use super::bundle::BundleRef;
 use super::change::{Action, Change, Difference};
 use super::inventory::{FoundResource, Inventory};
-use super::machines::Outdated;
+use super::machines::{Outdated, RefreshState};
 use super::names::ResourceNames;
 use super::operations::{Provision, confirmed, print, say};
 use super::resource::{Kind, LATEST_VERSION, Resource, attribute};
@@ -42,8 +43,40 @@ impl Provision {
         Ok(())
     }
 
+    /// Waits until the groups have replaced their machines, and says how far they are whenever that changes. There is no limit
+    /// of time: AWS ends a refresh that does not proceed.
+    ///
+    /// # Errors
+    /// A refresh failed or was cancelled, or this run was interrupted. The machines are then replaced all the same.
+    pub(super) async fn until_replaced<'a>(&self, groups: impl Iterator<Item = &'a str>) -> anyhow::Result<()> {
+        for group in groups {
+            let (mut backoff, mut said) = (POLL_DELAYS.start(), None);
+            while let Some(refresh) = self.cloud.last_refresh(group).await? {
+                match refresh.state {
+                    RefreshState::Running => {}
+                    RefreshState::Ended => break,
+                    RefreshState::Failed => bail!(text::refresh_failed(group, &refresh)),
+                    RefreshState::Cancelled => bail!(text::refresh_cancelled(group)),
+                }
+                if !self.config.json && said != Some(refresh.percent) {
+                    // A reader of standard output that went away does not end the wait.
+                    let _ = say(&text::replacing(group, &refresh));
+                    said = Some(refresh.percent);
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(backoff.next_delay()) => {}
+                    () = self.shutdown.cancelled() => bail!(text::interrupted_refresh(group)),
+                }
+            }
+            if !self.config.json {
+                let _ = say(&text::replaced(group));
+            }
+        }
+        Ok(())
+    }
+
     /// Gives both tiers the launch template that they had with the bundle before the current one.
-    pub(super) async fn rollback(&self, is_confirmed: bool) -> anyhow::Result<Outcome> {
+    pub(super) async fn rollback(&self, is_confirmed: bool, waits: bool) -> anyhow::Result<Outcome> {
         let site = self.site_without_network();
         let stack = Stack::new(&self.config.settings, &site, &BundleRef::unknown(), &[]);
         let inventory = Box::pin(self.cloud.observe(&stack)).await?;
@@ -73,6 +106,9 @@ impl Provision {
             print(&json!({"groups": groups.collect::<Vec<_>>()}))?;
         } else {
             say(text::ROLLBACK_STARTED)?;
+        }
+        if waits {
+            self.until_replaced(returns.iter().map(|back| back.group.as_str())).await?;
         }
         Ok(Outcome::Done)
     }

@@ -2,9 +2,12 @@
 
 use serde_json::Value;
 
+use super::resource::target_of;
+
 /// Protocol, ports and source or destination of a rule: `tcp 22 from 0.0.0.0/0`.
 pub(super) fn words(rule: &Value) -> String {
-    let text = |name: &str| rule[name].as_str();
+    // A group that does not exist yet is named by its id in the stack.
+    let text = |name: &str| rule[name].as_str().or_else(|| Some(target_of(&rule[name])?.0));
     let protocol = match text("IpProtocol") {
         Some("-1") | None => "all traffic".to_owned(),
         Some(protocol) => protocol.to_owned(),

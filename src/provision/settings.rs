@@ -7,8 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use super::bundle::Cpu;
 use super::elf::Glibc;
+use super::stack::balancer::LONGEST_IDLE_TIMEOUT;
 use crate::config::{self, Machines, Names};
 use crate::scaling_policy::{Bounds, Policy};
+
+/// How long a request may wait for its answer unless `sync-timeout` is longer.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
+/// How much longer a load balancer waits.
+const MORE_THAN_WAIT: Duration = Duration::from_secs(60);
 
 /// The settings of a stack, as a user gives them.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +47,8 @@ pub struct Settings {
     pub web_instance_type: Option<String>,
     /// ARN of a load balancer's target group that the web tier joins.
     pub target_group: Option<String>,
+    /// ARN of the certificate of a load balancer in front of the web tier. If absent, there is no load balancer.
+    pub certificate: Option<String>,
     /// The addresses that may reach the web tier. If absent, only those of its VPC.
     pub allow: Option<Allow>,
     /// Clients of the web tier need a key.
@@ -55,6 +63,10 @@ pub struct Settings {
     pub image: Option<String>,
     /// People get a shell on the machines through Session Manager.
     pub session_manager: bool,
+    /// Further tags of all resources, as key and value.
+    pub tags: Vec<(String, String)>,
+    /// ARN of the policy that limits what the roles may do.
+    pub permissions_boundary: Option<String>,
     /// The people who are told of problems.
     pub notify: Notify,
     /// Settings of the processes on the machines that the user gave.
@@ -133,6 +145,8 @@ pub struct NetworkChoice {
     pub vpc: Option<String>,
     /// Ids of the subnets. If there are none, all of the VPC.
     pub subnets: Vec<String>,
+    /// Ids of the subnets of the load balancer. If there are none, one of the machines in each zone.
+    pub balancer_subnets: Vec<String>,
 }
 
 /// A VPC and its subnets.
@@ -145,6 +159,8 @@ pub(super) struct Network {
     pub cidrs: Vec<String>,
     /// Machines in all of the subnets get a public address.
     pub is_public: bool,
+    /// Subnets of a load balancer, one in each zone. Sorted.
+    pub balancer_subnets: Vec<String>,
 }
 
 /// The root volume of the machines.
@@ -171,11 +187,89 @@ pub(super) struct Site {
     pub root_volume: RootVolume,
     /// The networks that may reach the web tier, as CIDRs.
     pub allowed: Vec<String>,
+    /// The load balancer has public addresses.
+    #[serde(default)]
+    pub is_balancer_public: bool,
     /// Endpoint of all services if it is not AWS's own. The machines use it too.
     pub endpoint_url: Option<String>,
 }
 
 impl Settings {
+    /// How long a load balancer lets a connection be idle: longer than a request may wait for its answer.
+    pub(super) fn balancer_idle_timeout(&self) -> Duration {
+        let given = self.machines.web.get("sync-timeout").and_then(|setting| setting.values.last()?.to_str());
+        let longest_wait = given.and_then(|text| config::duration(text).ok()).unwrap_or(LONGEST_WAIT);
+        // Whole seconds.
+        Duration::from_secs(longest_wait.max(LONGEST_WAIT).as_secs()) + MORE_THAN_WAIT
+    }
+
+    /// The web tier joins a load balancer, of the stack or of the user.
+    pub(super) fn has_balancer(&self) -> bool {
+        self.certificate.is_some() || self.target_group.is_some()
+    }
+
+    /// Whether the load balancer has public addresses: others than those of private networks may reach it, and its subnets are
+    /// public, as those that were chosen for it count.
+    pub(super) fn is_balancer_public(&self, network: &Network) -> bool {
+        let is_for_public = match &self.allow {
+            None => false,
+            Some(Allow::Me) => true,
+            Some(Allow::Network(cidr)) => !is_private(cidr),
+        };
+        is_for_public && (network.is_public || !self.network.balancer_subnets.is_empty())
+    }
+
+    /// # Errors
+    /// The load balancer cannot be made in this region or network.
+    pub(super) fn check_site(&self, region: &str, network: &Network) -> Result<(), String> {
+        let Some(certificate) = &self.certificate else { return Ok(()) };
+        // Certificates of IAM have no region.
+        let its = certificate.split(':').nth(3).unwrap_or_default();
+        if !its.is_empty() && its != region {
+            return Err(format!(
+                "the certificate is in region {its}, and a load balancer in {region} takes one of its own region: give another --certificate, or --region {its}"
+            ));
+        }
+        match network.balancer_subnets.len() {
+            0 | 1 => Err(format!(
+                "a load balancer needs subnets in at least two zones, and those of VPC {} are in {}: give --subnets in two zones, or --balancer-subnets",
+                network.vpc_id,
+                network.balancer_subnets.len()
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// # Errors
+    /// A load balancer is wanted, and something else does not fit it.
+    pub fn check_balancer(&self) -> Result<(), String> {
+        if self.certificate.is_none() {
+            if self.network.balancer_subnets.is_empty() {
+                return Ok(());
+            }
+            return Err("--balancer-subnets needs --certificate".to_owned());
+        }
+        if self.target_group.is_some() {
+            return Err(
+                "give either --certificate, for a load balancer of the stack, or --target-group, for one of yours"
+                    .to_owned(),
+            );
+        }
+        if self.web_instances == 0 {
+            return Err("--certificate needs a web tier: give --web-instances".to_owned());
+        }
+        if self.stack == "internal" || self.stack.starts_with("internal-") || self.stack.contains("--") {
+            return Err("Elastic Load Balancing takes no name that begins with `internal-` or contains `--`: give another --stack".to_owned());
+        }
+        if self.balancer_idle_timeout() > LONGEST_IDLE_TIMEOUT {
+            return Err(format!(
+                "a load balancer waits for {} s at most, and --sync-timeout has to be a minute shorter: give less",
+                LONGEST_IDLE_TIMEOUT.as_secs()
+            ));
+        }
+        Ok(())
+    }
+
     pub(super) fn worker_types(&self, cpu: Cpu) -> Vec<String> {
         if self.instance_types.is_empty() {
             vec![cpu.default_worker_type().to_owned()]
@@ -225,6 +319,12 @@ impl Settings {
     }
 }
 
+/// Returns whether a network lies in the addresses that the Internet does not route.
+fn is_private(cidr: &str) -> bool {
+    let address = cidr.split('/').next().and_then(|text| text.parse::<std::net::Ipv4Addr>().ok());
+    address.is_some_and(|address| address.is_private())
+}
+
 #[cfg(test)]
 impl Site {
     pub(super) fn for_tests() -> Site {
@@ -236,7 +336,9 @@ impl Site {
                 subnets: vec!["subnet-a".to_owned(), "subnet-b".to_owned()],
                 cidrs: vec!["10.0.0.0/16".to_owned()],
                 is_public: true,
+                balancer_subnets: vec!["subnet-a".to_owned(), "subnet-b".to_owned()],
             },
+            is_balancer_public: false,
             root_volume: RootVolume::default(),
             allowed: vec!["10.0.0.0/16".to_owned()],
             endpoint_url: None,
@@ -263,6 +365,7 @@ impl Settings {
             web_instances: 1,
             web_instance_type: None,
             target_group: None,
+            certificate: None,
             allow: None,
             requires_keys: true,
             keep_images_days: 7,
@@ -270,6 +373,8 @@ impl Settings {
             network: NetworkChoice::default(),
             image: None,
             session_manager: false,
+            tags: Vec::new(),
+            permissions_boundary: None,
             notify: Notify::nobody(Duration::from_secs(900)),
             machines: Machines::default(),
         }

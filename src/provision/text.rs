@@ -20,6 +20,9 @@ use super::stack::Stack;
 /// Names the resources that have to exist in subnets whose machines have no public address.
 const PRIVATE_SUBNETS: &str = "machines get no public address in these subnets: they need a NAT gateway, or endpoints of \
     S3, SQS, STS, CloudWatch, CloudWatch Logs and EC2 Auto Scaling in the VPC\n";
+/// Says why a load balancer is not reached from the Internet although `--allow` lets others in.
+const INNER_BALANCER: &str = "the load balancer has private addresses, for networks that are connected with the VPC: \
+    --balancer-subnets with public subnets and --allow with a public network make it reached from the Internet\n";
 /// Longer values are shown by size and digest.
 const LONGEST_VALUE: usize = 100;
 
@@ -42,6 +45,9 @@ pub(super) fn plan(plan: &Plan) -> String {
     text.push_str(&totals(plan));
     for note in &plan.notes {
         let _ = writeln!(text, "{note}");
+    }
+    if plan.stack.has_inner_balancer() && !plan.stack.is_private {
+        text.push_str(INNER_BALANCER);
     }
     if !plan.stack.has_public_addresses {
         text.push_str(PRIVATE_SUBNETS);
@@ -102,16 +108,20 @@ pub(super) fn cost(cost: &Cost) -> String {
         [] => String::new(),
         usage => format!("; not counted, since the prices lack them: {}", usage.join(", ")),
     };
+    let balanced = match cost.per_gigabyte_balanced {
+        Some(price) => format!("; the load balancer adds {price} {currency} a gigabyte of images"),
+        None => String::new(),
+    };
     let (Some(at_rest_month), Some(at_max_day)) = (cost.at_rest_month, cost.at_max_day) else {
         return format!(
             "cost by the prices of {prices_of} ({prices_region}): {per_million_images:.2} {currency} a million images; \
-             price unknown for {}, so that the cost of machines is too (--prices FILE){not_counted}\n",
+             price unknown for {}, so that the cost of machines is too (--prices FILE){balanced}{not_counted}\n",
             cost.unknown_types.join(", ")
         );
     };
     format!(
         "cost by the prices of {prices_of} ({prices_region}): {at_rest_month:.2} {currency} a month at rest, \
-         {per_million_images:.2} a million images, {at_max_day:.2} a day with all {} workers ({}){not_counted}\n",
+         {per_million_images:.2} a million images, {at_max_day:.2} a day with all {} workers ({}){balanced}{not_counted}\n",
         cost.most_workers, cost.workers
     )
 }
@@ -143,7 +153,7 @@ pub(super) fn first_key(key: &str) -> String {
     format!("key for clients, printed only now: {key}\n")
 }
 
-pub(super) fn status(plan: &Plan, inventory: &Inventory) -> String {
+pub(super) fn status(plan: &Plan, inventory: &Inventory, machines: &Machines) -> String {
     let mut text = header(&plan.stack);
     for resource in &plan.stack.resources {
         let change = plan.changes.iter().find(|change| change.id.as_deref() == Some(&resource.id));
@@ -178,7 +188,9 @@ pub(super) fn status(plan: &Plan, inventory: &Inventory) -> String {
         let _ = writeln!(text, "{note}");
     }
     for instance in &inventory.instances {
-        let _ = writeln!(text, "machine {} of {}: {}", instance.id, instance.group, instance.state);
+        let ready = machines.ready_after_seconds.get(&instance.id);
+        let ready = ready.map(|seconds| format!(", ready {seconds} s after its start")).unwrap_or_default();
+        let _ = writeln!(text, "machine {} of {}: {}{ready}", instance.id, instance.group, instance.state);
     }
     text
 }
@@ -217,6 +229,32 @@ fn outdated(outdated: &Outdated) -> String {
         ),
         _ => format!("{older}; `imgcls provision apply` replaces them"),
     }
+}
+
+/// A group that replaces its machines.
+pub(super) fn replacing(group: &str, refresh: &Refresh) -> String {
+    let percent = refresh.percent.unwrap_or_default();
+    format!("{group}: {percent} % of the machines are replaced; Ctrl-C ends the wait alone\n")
+}
+
+pub(super) fn replaced(group: &str) -> String {
+    format!("{group}: all machines run the current version\n")
+}
+
+pub(super) fn interrupted_refresh(group: &str) -> String {
+    format!("interrupted: {group} goes on replacing its machines; `imgcls provision status` shows how far it is")
+}
+
+pub(super) fn refresh_cancelled(group: &str) -> String {
+    format!("somebody cancelled the replacement of the machines of {group}: `imgcls provision apply` starts it again")
+}
+
+pub(super) fn refresh_failed(group: &str, refresh: &Refresh) -> String {
+    format!(
+        "replacing the machines of {group} failed, and those of the older version run on: {}; `imgcls provision logs` shows \
+         what the new ones logged, and `imgcls provision rollback` returns to the bundle before",
+        refresh.reason.as_deref().unwrap_or("AWS gives no reason")
+    )
 }
 
 /// Group, current bundle and bundle to return to of each tier.
@@ -268,10 +306,22 @@ fn web(stack: &Stack, addresses: &[String]) -> String {
     if addresses.is_empty() {
         return "web tier: no machine yet; `imgcls provision status` shows its address\n".to_owned();
     }
+    if stack.get("WebBalancer").is_some() {
+        return balancer(stack, addresses);
+    }
     let reach = if stack.is_private {
         "; it is reached from its VPC alone, and --allow CIDR or --allow me lets others in"
     } else {
         ""
     };
     format!("web tier: {} (a machine answers about a minute after its start{reach})\n", addresses.join(" "))
+}
+
+fn balancer(stack: &Stack, addresses: &[String]) -> String {
+    let reach = if stack.is_private { "; it is reached from its VPC alone, and --allow lets others in" } else { "" };
+    format!(
+        "web tier: {} (a new load balancer answers after some minutes; give a name of the certificate an alias or CNAME record \
+         to it, and use that name{reach})\n",
+        addresses.join(" ")
+    )
 }

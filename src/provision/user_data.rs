@@ -3,6 +3,8 @@
 //! The template is `user_data.sh`, a complete script with names in `@…@`. Their values have a checked form (names, region,
 //! digest) and contain no quote, except for the file of settings, which is written through a quoted here-document.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 
 use super::bundle::{BundleRef, Cpu};
@@ -29,6 +31,8 @@ const DIGEST_LINE: &str = "digest=";
 /// How long a web tier that drains keeps its port open, so that a load balancer notices.
 const DEFAULT_DRAIN_DELAY: &str = "5s";
 const DEFAULT_LOG_FORMAT: &str = "json";
+/// How much longer than its load balancer a machine keeps an idle connection.
+const LONGER_THAN_BALANCER: Duration = Duration::from_secs(60);
 /// The cache directory that systemd makes for the unit; see `user_data.sh`.
 const MODELS_DIRECTORY: &str = "/var/cache/imgcls/models";
 
@@ -129,13 +133,7 @@ fn settings_file(tier: Tier, settings: &Settings, site: &Site, bundle: &BundleRe
     let tables = match tier {
         Tier::Worker => table("worker", &[], &machines.worker),
         Tier::Web => {
-            let worker_type = settings.worker_types(bundle.cpu).remove(0);
-            let mut defaults = vec![("drain-delay", DEFAULT_DRAIN_DELAY)];
-            // One of several web processes does not see all answers, so that it cannot say what an image costs.
-            if settings.web_instances == 1 {
-                defaults.push(("worker-instance-type", worker_type.as_str()));
-            }
-            let web = table("web", &defaults, &machines.web);
+            let web = table("web", &defaults_of_web(settings, site, bundle), &machines.web);
             web + &table("autoscale", &[], &machines.autoscale)
         }
     };
@@ -157,9 +155,28 @@ fn models(bundle: &BundleRef, packages: &[PackageRef]) -> String {
     format!("{}models-dir = {}\nsync-models = true\n", list(names), toml_text(MODELS_DIRECTORY))
 }
 
-/// A table of the file. A setting of `document` takes precedence over one of `defaults`.
-fn table(name: &str, defaults: &[(&str, &str)], document: &Document) -> String {
-    let defaults = defaults.iter().filter(|(key, _)| document.get(key).is_none()).copied().map(line);
+/// Settings of the web tier, in TOML. Behind a load balancer, the machine keeps idle connections for longer than the load
+/// balancer does, since a request on a connection that is being closed would fail, and believes the address of the client
+/// that it names. Only the load balancer reaches the machine.
+fn defaults_of_web(settings: &Settings, site: &Site, bundle: &BundleRef) -> Vec<(&'static str, String)> {
+    let mut defaults = vec![("drain-delay", toml_text(DEFAULT_DRAIN_DELAY))];
+    // One of several web processes does not see all answers, so that it cannot say what an image costs.
+    if settings.web_instances == 1 {
+        defaults.push(("worker-instance-type", toml_text(&settings.worker_types(bundle.cpu).remove(0))));
+    }
+    if settings.certificate.is_some() {
+        let idle = settings.balancer_idle_timeout() + LONGER_THAN_BALANCER;
+        let proxies: Vec<String> = site.network.cidrs.iter().map(|network| toml_text(network)).collect();
+        defaults.push(("idle-timeout", toml_text(&format!("{}s", idle.as_secs()))));
+        defaults.push(("trusted-proxy", format!("[{}]", proxies.join(", "))));
+    }
+    defaults
+}
+
+/// A table of the file. A setting of `document` takes precedence over one of `defaults`, which are in TOML.
+fn table(name: &str, defaults: &[(&str, String)], document: &Document) -> String {
+    let defaults = defaults.iter().filter(|(key, _)| document.get(key).is_none());
+    let defaults = defaults.map(|(key, value)| format!("{key} = {value}\n"));
     let given = document.settings.iter().map(|setting| setting.to_toml() + "\n");
     let lines: String = defaults.chain(given).collect();
     if lines.is_empty() { lines } else { format!("\n[{name}]\n{lines}") }

@@ -29,6 +29,8 @@ pub struct Prices {
     pub(crate) logs: Option<Logs>,
     pub(crate) ebs: Ebs,
     pub(crate) network: Network,
+    /// Absent in older price files.
+    pub(crate) load_balancer: Option<LoadBalancer>,
     pub(crate) spot: Spot,
     /// Prices by instance type, such as `c7g.large`.
     instances: BTreeMap<String, InstancePrice>,
@@ -75,6 +77,15 @@ pub(crate) struct Ebs {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Network {
     pub(crate) public_ipv4_hour: f64,
+}
+
+/// An Application Load Balancer.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LoadBalancer {
+    pub(crate) hour: f64,
+    /// An hour of a load balancer capacity unit. For images it is a gigabyte that passes.
+    pub(crate) capacity_unit_hour: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
@@ -139,6 +150,9 @@ pub(crate) struct FixedResources {
     pub(crate) metric_requests_per_hour: f64,
     /// The logs of all machines in a month.
     pub(crate) log_gb_per_month: f64,
+    pub(crate) load_balancers: u32,
+    /// Public addresses besides those of machines.
+    pub(crate) public_addresses: u32,
 }
 
 /// Mean number of calls for one image.
@@ -219,6 +233,8 @@ impl Prices {
             ("logs.ingested_gb", self.logs.map_or(0.0, |logs| logs.ingested_gb)),
             ("ebs.gp3_gb_month", self.ebs.gp3_gb_month),
             ("network.public_ipv4_hour", self.network.public_ipv4_hour),
+            ("load_balancer.hour", self.load_balancer.map_or(0.0, |price| price.hour)),
+            ("load_balancer.capacity_unit_hour", self.load_balancer.map_or(0.0, |price| price.capacity_unit_hour)),
         ]
         .map(|(name, figure)| (name.to_owned(), figure, f64::MAX));
         let share = [("spot.share_of_on_demand".to_owned(), self.spot.share_of_on_demand, 1.0)];
@@ -282,6 +298,8 @@ impl Prices {
             + fixed.sqs_requests_per_hour * HOURS_PER_MONTH * self.sqs.per_million_requests / 1e6
             + fixed.metric_requests_per_hour * HOURS_PER_MONTH * cloudwatch.requests_per_thousand.unwrap_or(0.0) / 1e3
             + fixed.log_gb_per_month * self.logs.map_or(0.0, |logs| logs.ingested_gb)
+            + f64::from(fixed.load_balancers) * HOURS_PER_MONTH * self.load_balancer.map_or(0.0, |price| price.hour)
+            + f64::from(fixed.public_addresses) * HOURS_PER_MONTH * self.network.public_ipv4_hour
     }
 
     /// The calls of `count` images.

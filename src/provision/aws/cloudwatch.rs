@@ -60,7 +60,7 @@ impl Cloud {
             return Ok(None);
         }
         let mut members = alarm_to_json(alarm);
-        members["Tags"] = our_tags(pairs());
+        members["Tags"] = our_tags(pairs(), &stack.own_tags);
         Ok(Some(FoundResource::new(Kind::Alarm, name, owner, members).with("Arn", arn)))
     }
 

@@ -57,6 +57,11 @@ impl Cloud {
         for (tier, name) in roles {
             observed.roles.push(Role { name: name.clone(), tier: *tier, found: self.examine_role(name).await? });
         }
+        let joined = observed.web_group.as_ref().map(|group| list(&group.properties, "TargetGroupARNs"));
+        let joined: Vec<String> = joined.into_iter().flatten().map(text).collect();
+        for arn in joined {
+            observed.balancers.push(self.examine_target_group(&arn).await?);
+        }
         observed.stalled = self.stalled(&target.names.request_queue, target.group).await?;
         Ok(observed)
     }
@@ -163,7 +168,7 @@ impl Cloud {
         };
         let policies = self.policies(name).await?;
         let hooks = self.hooks(name).await?;
-        let properties = group_to_json(group);
+        let properties = group_to_json(group, &[]);
         let specification = [
             &properties["LaunchTemplate"],
             &properties["MixedInstancesPolicy"]["LaunchTemplate"]["LaunchTemplateSpecification"],
@@ -192,7 +197,7 @@ impl Cloud {
                 .collect(),
             profile: self.examine_profile(&data["IamInstanceProfile"]).await?,
             security_groups: self.security_groups_of(&ids).await?,
-            failed_start: self.failed_starts([name].into_iter()).await?.pop().map(|(_, reason)| reason),
+            failed_start: self.starts([name].into_iter()).await?.failed.pop().map(|(_, reason)| reason),
             properties,
             template_name,
             template,

@@ -6,6 +6,8 @@
 use serde_json::{Value, json};
 
 use aws_sdk_sqs::error::ProvideErrorMetadata as _;
+use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format;
 
 use super::client::{Attributes, Cloud, member, owner_by_tags};
 use super::query::{self, Lists, list, parse};
@@ -88,7 +90,8 @@ impl Cloud {
             let what = label(Kind::LaunchTemplate, name);
             let versions = self.all("DescribeLaunchTemplateVersions", &what, latest).await?;
             let data = versions.first().map(|version| &version["launchTemplateData"]);
-            let members = json!({"LaunchTemplateData": data.map(template_data), "Tags": our_tags(pairs(&tags))});
+            let members =
+                json!({"LaunchTemplateData": data.map(template_data), "Tags": our_tags(pairs(&tags), &stack.own_tags)});
             let version = versions.first().and_then(|version| version["versionNumber"].as_str()).unwrap_or_default();
             found.push(
                 FoundResource::new(Kind::LaunchTemplate, name, owner, members).with("LatestVersionNumber", version),
@@ -203,7 +206,8 @@ fn template_data(data: &Value) -> Value {
     let tagged: Vec<Value> = list(data, "tagSpecificationSet")
         .filter(own)
         .map(|specification| {
-            let tags = tags(specification);
+            let mut tags = tags(specification);
+            tags.sort_unstable();
             let tags: Vec<Value> = tags.iter().map(|(key, value)| json!({"Key": key, "Value": value})).collect();
             json!({"ResourceType": specification["resourceType"], "Tags": tags})
         })
@@ -240,7 +244,13 @@ fn instance(entry: &Value) -> Instance {
         state: text(&entry["instanceState"]["name"]),
         address: address.into_iter().map(text).find(|address| !address.is_empty()),
         template_version: tag(TEMPLATE_VERSION_OF_INSTANCE),
+        started_at: entry["launchTime"].as_str().and_then(seconds_of),
     }
+}
+
+/// A time of EC2, in seconds since 1970.
+fn seconds_of(text: &str) -> Option<i64> {
+    DateTime::from_str(text, Format::DateTime).ok().map(|time| time.secs())
 }
 
 pub(super) fn tags(entry: &Value) -> Vec<(String, String)> {

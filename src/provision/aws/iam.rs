@@ -106,7 +106,8 @@ impl Cloud {
             "AssumeRolePolicyDocument": document(&role["AssumeRolePolicyDocument"]),
             "Policies": policies,
             "ManagedPolicyArns": self.attached_policies(name).await?,
-            "Tags": our_tags(pairs(&tags)),
+            "PermissionsBoundary": role["PermissionsBoundary"]["PermissionsBoundaryArn"],
+            "Tags": our_tags(pairs(&tags), &stack.own_tags),
         });
         Ok(Some(FoundResource::new(Kind::Role, name, owner, members).with("Arn", text(&role["Arn"]))))
     }
@@ -164,7 +165,7 @@ impl Cloud {
             return Ok(None);
         }
         let roles: Vec<String> = roles_of(&profile).collect();
-        let members = json!({"Roles": roles, "Tags": our_tags(pairs(&tags))});
+        let members = json!({"Roles": roles, "Tags": our_tags(pairs(&tags), &stack.own_tags)});
         Ok(Some(FoundResource::new(Kind::InstanceProfile, name, owner, members).with("Arn", text(&profile["Arn"]))))
     }
 
@@ -181,15 +182,23 @@ impl Cloud {
     ) -> anyhow::Result<Attributes> {
         let (name, what) = (resource.name.as_str(), resource.label());
         let trust = member(resource, &["AssumeRolePolicyDocument"])?.to_string();
+        // Without one in the settings, that of a role is left alone.
+        let boundary = resource.properties.get("PermissionsBoundary");
         let tags = tag_parameters(resource);
         if found.is_none() {
             let path = text(member(resource, &["Path"])?);
-            let role = json!({"RoleName": name, "Path": path, "AssumeRolePolicyDocument": trust, "Tags": tags});
+            let role = json!({
+                "RoleName": name, "Path": path, "AssumeRolePolicyDocument": trust, "PermissionsBoundary": boundary, "Tags": tags,
+            });
             self.require_iam("CreateRole", &what, role).await?;
         } else {
             self.require_iam("TagRole", &what, json!({"RoleName": name, "Tags": tags})).await?;
             let trust = json!({"RoleName": name, "PolicyDocument": trust});
             self.require_iam("UpdateAssumeRolePolicy", &what, trust).await?;
+            if let Some(boundary) = boundary {
+                let boundary = json!({"RoleName": name, "PermissionsBoundary": boundary});
+                self.require_iam("PutRolePermissionsBoundary", &what, boundary).await?;
+            }
         }
         self.put_policies(resource).await?;
         if found.is_some() {

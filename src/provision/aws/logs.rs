@@ -50,7 +50,7 @@ impl Cloud {
         let tags = self.if_there("logs:ListTagsForResource", &what, answer)?.unwrap_or_default();
         let tags = tags["tags"].as_object().cloned().unwrap_or_default();
         let pairs = || tags.iter().filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)));
-        let members = json!({"RetentionInDays": group["retentionInDays"], "Tags": our_tags(pairs())});
+        let members = json!({"RetentionInDays": group["retentionInDays"], "Tags": our_tags(pairs(), &stack.own_tags)});
         Ok(vec![FoundResource::new(Kind::LogGroup, &name, owner_by_tags(pairs(), stack), members).with("Arn", arn)])
     }
 

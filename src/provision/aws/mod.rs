@@ -4,6 +4,7 @@
 //! exists already, it is updated to the wanted state.
 
 mod autoscaling;
+mod balancer;
 mod bucket_events;
 mod budgets;
 mod checkip;
@@ -68,22 +69,25 @@ impl Cloud {
     /// One line: the action, the resource, the reason and what to do.
     pub(super) async fn observe(&self, stack: &Stack) -> anyhow::Result<Inventory> {
         let mut inventory = Inventory::default();
-        let (logs, queues, (buckets, data), roles, (network, instances), groups, cloudwatch, topic, budget) = tokio::try_join!(
-            self.observe_logs(stack),
-            self.observe_queues(stack),
-            self.observe_buckets(stack),
-            self.observe_roles(stack),
-            self.observe_ec2(stack),
-            self.observe_groups(stack),
-            self.observe_cloudwatch(stack),
-            self.observe_topic(stack),
-            self.observe_budget(stack),
-        )?;
+        let (logs, queues, (buckets, data), roles, (network, instances), balancers, groups, cloudwatch, topic, budget) =
+            tokio::try_join!(
+                self.observe_logs(stack),
+                self.observe_queues(stack),
+                self.observe_buckets(stack),
+                self.observe_roles(stack),
+                self.observe_ec2(stack),
+                self.observe_balancers(stack),
+                self.observe_groups(stack),
+                self.observe_cloudwatch(stack),
+                self.observe_topic(stack),
+                self.observe_budget(stack),
+            )?;
         let events = self.observe_bucket_events(stack, &queues.found).await?;
-        inventory.found = [logs, queues.found, buckets, events, roles, network, groups, cloudwatch, topic, budget]
-            .into_iter()
-            .flatten()
-            .collect();
+        inventory.found =
+            [logs, queues.found, buckets, events, roles, network, balancers, groups, cloudwatch, topic, budget]
+                .into_iter()
+                .flatten()
+                .collect();
         (inventory.reply_queues, inventory.queues_in_deletion) = (queues.replies, queues.in_deletion);
         (inventory.buckets_with_data, inventory.instances) = (data, instances);
         stack.recognize_policies(&mut inventory);
@@ -144,6 +148,9 @@ impl Cloud {
             Kind::Role => self.put_role(resource, found).await,
             Kind::InstanceProfile => self.put_instance_profile(resource, found).await,
             Kind::SecurityGroup => self.put_security_group(resource, found).await,
+            Kind::TargetGroup => self.put_target_group(resource, found).await,
+            Kind::LoadBalancer => self.put_load_balancer(resource, change, found).await,
+            Kind::Listener => self.put_listener(resource, found).await,
             Kind::LaunchTemplate => self.put_launch_template(resource, change, found).await,
             Kind::AutoScalingGroup => self.put_group(resource, found).await,
             Kind::LifecycleHook => self.put_hook(resource).await,
@@ -168,6 +175,9 @@ impl Cloud {
             Kind::Role => self.delete_role(name).await,
             Kind::InstanceProfile => self.delete_instance_profile(name).await,
             Kind::SecurityGroup => self.delete_security_group(name, found).await,
+            Kind::TargetGroup => self.delete_target_group(name, found).await,
+            Kind::LoadBalancer => self.delete_load_balancer(name, found).await,
+            Kind::Listener => self.delete_listener(name, found).await,
             Kind::LaunchTemplate => self.delete_launch_template(name).await,
             Kind::AutoScalingGroup => self.delete_group(name).await,
             Kind::LifecycleHook => self.delete_hook(name).await,

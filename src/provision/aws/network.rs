@@ -53,7 +53,7 @@ impl Cloud {
         }
         let mut subnets = choice.subnets.clone();
         subnets.sort_unstable();
-        self.network_of(vpc.clone(), subnets, &found).await
+        self.network_of(vpc.clone(), subnets, &found, choice).await
     }
 
     async fn subnets_of_vpc(&self, choice: &NetworkChoice, types: &[Vec<String>]) -> anyhow::Result<Network> {
@@ -85,10 +85,21 @@ impl Cloud {
             anyhow::bail!("no zone of VPC {vpc} in {region} offers {name}: give another type, --vpc or --region");
         }
         subnets.sort_unstable();
-        self.network_of(vpc, subnets, &found).await
+        self.network_of(vpc, subnets, &found, choice).await
     }
 
-    async fn network_of(&self, vpc_id: String, subnets: Vec<String>, found: &[Value]) -> anyhow::Result<Network> {
+    async fn network_of(
+        &self,
+        vpc_id: String,
+        subnets: Vec<String>,
+        found: &[Value],
+        choice: &NetworkChoice,
+    ) -> anyhow::Result<Network> {
+        let zones = zones_of(&subnets, found);
+        let balancer_subnets = match &choice.balancer_subnets[..] {
+            [] => one_in_each_zone(&zones),
+            chosen => self.subnets_of_balancer(chosen, &vpc_id, &zones).await?,
+        };
         let vpcs = self.all("DescribeVpcs", "the networks", json!({ "VpcIds": [vpc_id] })).await?;
         let vpc = vpcs.first().cloned().unwrap_or_default();
         let further = list(&vpc, "cidrBlockAssociationSet").map(|association| &association["cidrBlock"]);
@@ -97,7 +108,35 @@ impl Cloud {
         cidrs.sort_unstable();
         cidrs.dedup();
         let is_public = found.iter().all(|subnet| subnet["mapPublicIpOnLaunch"] == "true");
-        Ok(Network { vpc_id, subnets, cidrs, is_public })
+        Ok(Network { vpc_id, subnets, cidrs, is_public, balancer_subnets })
+    }
+
+    /// Checks the subnets that the user chose for a load balancer.
+    async fn subnets_of_balancer(
+        &self,
+        chosen: &[String],
+        vpc: &str,
+        zones_of_machines: &[(String, String)],
+    ) -> anyhow::Result<Vec<String>> {
+        let found = self.all("DescribeSubnets", "the subnets", json!({ "SubnetIds": chosen })).await?;
+        let in_vpc: Vec<Value> = found.into_iter().filter(|subnet| subnet["vpcId"] == vpc).collect();
+        let zones = zones_of(chosen, &in_vpc);
+        if let Some(id) = chosen.iter().find(|id| !zones.iter().any(|(found, _)| found == *id)) {
+            anyhow::bail!("there is no subnet {id:?} in VPC {vpc}: give another --balancer-subnets");
+        }
+        if one_in_each_zone(&zones).len() < zones.len() {
+            anyhow::bail!("a load balancer takes one subnet in each zone: give fewer --balancer-subnets");
+        }
+        if let Some((machines, zone)) =
+            zones_of_machines.iter().find(|(_, zone)| !zones.iter().any(|(_, there)| there == zone))
+        {
+            anyhow::bail!(
+                "a load balancer reaches machines in its own zones alone, and none of --balancer-subnets is in zone {zone} of subnet {machines}: give one, or other --subnets"
+            );
+        }
+        let mut subnets = chosen.to_owned();
+        subnets.sort_unstable();
+        Ok(subnets)
     }
 
     async fn default_vpc(&self) -> anyhow::Result<String> {
@@ -124,6 +163,21 @@ impl Cloud {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         Ok(Offers(offers.iter().map(|offer| (text(&offer["location"]), text(&offer["instanceType"]))).collect()))
     }
+}
+
+/// The zone of each of these subnets, sorted by subnet.
+fn zones_of(subnets: &[String], found: &[Value]) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let all = found.iter().map(|subnet| (text(&subnet["subnetId"]), text(&subnet["availabilityZone"])));
+    let mut zones: Vec<(String, String)> = all.filter(|(subnet, _)| subnets.contains(subnet)).collect();
+    zones.sort_unstable();
+    zones
+}
+
+/// The first subnet in each zone.
+fn one_in_each_zone(zones: &[(String, String)]) -> Vec<String> {
+    let is_first = |index: &usize| !zones[..*index].iter().any(|(_, zone)| *zone == zones[*index].1);
+    (0..zones.len()).filter(is_first).map(|index| zones[index].0.clone()).collect()
 }
 
 /// Zones and the instance types that they offer.

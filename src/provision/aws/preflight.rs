@@ -8,10 +8,12 @@ use serde_json::{Value, json};
 use super::client::Cloud;
 use super::query::{self, Lists, list, parse};
 use super::signed::{Call, Scope};
+use crate::provision::checks::InstanceType;
 
 const EC2_VERSION: &str = "2016-11-15";
 const EC2_ENDPOINT_VARIABLE: &str = "AWS_ENDPOINT_URL_EC2";
 const QUOTAS_ENDPOINT_VARIABLE: &str = "AWS_ENDPOINT_URL_SERVICE_QUOTAS";
+const FREE_PLAN_ENDPOINT_VARIABLE: &str = "AWS_ENDPOINT_URL_FREETIER";
 const NOT_OPTED_IN: &str = "not-opted-in";
 
 impl Cloud {
@@ -33,21 +35,49 @@ impl Cloud {
         Ok(found["optInStatus"] != NOT_OPTED_IN)
     }
 
-    /// The number of vCPUs of each instance type.
+    /// What EC2 says of each instance type.
     ///
     /// # Errors
     /// One of the types does not exist in the region.
-    pub(in crate::provision) async fn vcpus(&self, types: &[String]) -> anyhow::Result<BTreeMap<String, u32>> {
+    pub(in crate::provision) async fn instance_types(
+        &self,
+        types: &[String],
+    ) -> anyhow::Result<BTreeMap<String, InstanceType>> {
         let found = self.all("DescribeInstanceTypes", "the instance types", json!({ "InstanceTypes": types })).await?;
-        let vcpus = |entry: &Value| {
+        let known = |entry: &Value| {
             let name = entry["instanceType"].as_str()?.to_owned();
-            Some((name, entry["vCpuInfo"]["defaultVCpus"].as_str()?.parse().ok()?))
+            let vcpus = entry["vCpuInfo"]["defaultVCpus"].as_str()?.parse().ok()?;
+            Some((name, InstanceType { vcpus, is_in_free_plan: entry["freeTierEligible"] == "true" }))
         };
-        let vcpus: BTreeMap<String, u32> = found.iter().filter_map(vcpus).collect();
-        match types.iter().find(|name| !vcpus.contains_key(*name)) {
+        let known: BTreeMap<String, InstanceType> = found.iter().filter_map(known).collect();
+        match types.iter().find(|name| !known.contains_key(*name)) {
             Some(name) => Err(anyhow!("EC2 does not say how many vCPUs {name} has")),
-            None => Ok(vcpus),
+            None => Ok(known),
         }
+    }
+
+    /// Returns whether the account is on the free plan of AWS, which starts few instance types.
+    ///
+    /// # Errors
+    /// These credentials may not ask, or the partition has no such plan.
+    pub(in crate::provision) async fn is_on_free_plan(&self) -> anyhow::Result<bool> {
+        const OPERATION: &str = "GetAccountPlanState";
+        let headers = vec![
+            ("content-type", "application/x-amz-json-1.0".to_owned()),
+            ("x-amz-target", format!("AWSFreeTierService.{OPERATION}")),
+        ];
+        let call = Call {
+            service: "freetier",
+            endpoint_variable: FREE_PLAN_ENDPOINT_VARIABLE,
+            scope: Scope::FreePlan,
+            operation: OPERATION,
+            headers,
+            body: "{}".to_owned(),
+        };
+        let what = "the plan of the account";
+        let answer = self.done("freetier:GetAccountPlanState", what, self.signed.call(call).await)?;
+        let answer: Value = serde_json::from_str(&answer).with_context(|| format!("the answer about {what}"))?;
+        Ok(answer["accountPlanType"] == "FREE")
     }
 
     /// The value of a quota of EC2 in this account and region.

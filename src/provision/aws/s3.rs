@@ -108,7 +108,7 @@ impl Cloud {
             "PublicAccessBlockConfiguration": access,
             "BucketEncryption": encryption,
             "LifecycleConfiguration": {"Rules": rules.iter().filter(|rule| is_ours(rule)).map(rule_to_json).collect::<Vec<_>>()},
-            "Tags": our_tags(pairs()),
+            "Tags": our_tags(pairs(), &stack.own_tags),
         });
         let mut found = vec![FoundResource::new(Kind::Bucket, name, owner.clone(), members).with("Ref", name)];
         let ours: Vec<&Value> = policy.iter().filter(|statement| statement["Sid"] == TLS_ONLY).collect();

@@ -90,7 +90,7 @@ impl Cloud {
                 "VpcId": group["vpcId"],
                 "SecurityGroupIngress": rules(group, Direction::Ingress),
                 "SecurityGroupEgress": rules(group, Direction::Egress),
-                "Tags": our_tags(pairs(&tags)),
+                "Tags": our_tags(pairs(&tags), &stack.own_tags),
             });
             let id = group["groupId"].as_str().unwrap_or_default();
             Some(FoundResource::new(Kind::SecurityGroup, name, owner, members).with("GroupId", id))

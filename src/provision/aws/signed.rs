@@ -47,6 +47,8 @@ pub(super) enum Scope {
     Partition,
     /// That of AWS Budgets, which some partitions have.
     Budgets,
+    /// That of AWS Free Tier, which the commercial partition has.
+    FreePlan,
     /// That of the region which every account of the partition has.
     Home,
 }
@@ -126,6 +128,10 @@ impl Signed {
         let region = match call.scope {
             Scope::Region => self.region(),
             Scope::Partition | Scope::Home => Partition::of(&self.region()).iam_region.to_owned(),
+            Scope::FreePlan if Partition::of(&self.region()).name != "aws" => {
+                return Err("this partition has no free plan".into());
+            }
+            Scope::FreePlan => "us-east-1".to_owned(),
             Scope::Budgets => {
                 let budgets = Partition::of(&self.region()).budgets();
                 budgets.ok_or("this partition has no AWS Budgets")?.region.to_owned()
@@ -160,6 +166,7 @@ fn endpoint_of(service: &str, scope: Scope, region: &str) -> String {
     match scope {
         Scope::Region => format!("https://{service}.{region}.{}", partition.suffix),
         Scope::Partition => format!("https://{}", partition.iam_host()),
+        Scope::FreePlan => "https://freetier.us-east-1.api.aws".to_owned(),
         Scope::Budgets => {
             format!("https://{}", partition.budgets().map_or("budgets.amazonaws.com", |budgets| budgets.host))
         }

@@ -53,7 +53,7 @@ impl Cloud {
             }
             subscriptions.push(json!({"Endpoint": address, "Protocol": PROTOCOL}));
         }
-        let members = json!({"Subscription": subscriptions, "Tags": our_tags(pairs())});
+        let members = json!({"Subscription": subscriptions, "Tags": our_tags(pairs(), &stack.own_tags)});
         let topic = FoundResource::new(Kind::Topic, name, owner_by_tags(pairs(), stack), members);
         Ok(vec![topic.with("Ref", arn).with(UNCONFIRMED, pending.join(", "))])
     }

@@ -138,7 +138,7 @@ impl Cloud {
             "SqsManagedSseEnabled": get("SqsManagedSseEnabled").is_some_and(|text| text == "true"),
             "KmsMasterKeyId": get("KmsMasterKeyId").filter(|key| !key.is_empty()),
             "RedrivePolicy": get("RedrivePolicy").map(|text| redrive(&text)),
-            "Tags": our_tags(pairs()),
+            "Tags": our_tags(pairs(), &stack.own_tags),
         });
         for name in COMPARED {
             properties[name] = get(name).and_then(|text| text.parse::<u64>().ok()).map_or(Value::Null, Value::from);

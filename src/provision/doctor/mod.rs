@@ -2,6 +2,7 @@
 //! function of the observed state. Each finding has AWS's own terms and the value that was found.
 
 mod alarms;
+mod balancer;
 mod buckets;
 mod group;
 mod network;
@@ -15,6 +16,7 @@ use serde_json::Value;
 use super::bundle::Cpu;
 use super::tier::Tier;
 use crate::config::Names;
+pub(super) use balancer::Balancer;
 
 /// The observed state of the resources that a service uses. Properties are in CloudFormation's form.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -30,6 +32,8 @@ pub(super) struct Observed {
     pub group: Option<Group>,
     /// The web tier's group. A stack may have none.
     pub web_group: Option<Group>,
+    /// The load balancers of the web tier.
+    pub balancers: Vec<Balancer>,
     pub roles: Vec<Role>,
     /// The depth of the request queue, read twice while images wait and machines run.
     pub stalled: Option<Stalled>,
@@ -157,6 +161,7 @@ pub(super) fn diagnose(observed: &Observed, target: &Target<'_>) -> Vec<Finding>
     roles::check(observed, target, &mut findings);
     alarms::check(observed, target, &mut findings);
     group::check(observed, target, &mut findings);
+    balancer::check(observed, target, &mut findings);
     findings.0
 }
 

@@ -39,7 +39,7 @@ pub(super) fn check(group: &Group, tier: Tier, on: &str, findings: &mut Findings
     }
 }
 
-fn is_open(rule: &Value) -> bool {
+pub(super) fn is_open(rule: &Value) -> bool {
     rule["CidrIp"] == "0.0.0.0/0" || rule["CidrIpv6"] == "::/0"
 }
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::builder::Builder;
 use crate::provision::names::{ResourceNames, role_path};
 use crate::provision::permissions;
-use crate::provision::resource::Kind;
+use crate::provision::resource::{Kind, attribute};
 
 impl Builder<'_> {
     pub(super) fn roles(&mut self) {
@@ -27,6 +27,7 @@ impl Builder<'_> {
             "AssumeRolePolicyDocument": permissions::assumed_by_instances(&self.site.region),
             "Policies": [{"PolicyName": "imgcls", "PolicyDocument": permissions}],
             "ManagedPolicyArns": [],
+            "PermissionsBoundary": self.settings.permissions_boundary,
             "Tags": self.tags_with_region(),
         });
         let profile = json!({"Path": path, "Roles": [name], "Tags": self.tags_with_region()});
@@ -35,19 +36,33 @@ impl Builder<'_> {
     }
 
     pub(super) fn security_groups(&mut self) {
-        let rule = |network: &String| {
-            json!({
-                "IpProtocol": "tcp", "FromPort": 80, "ToPort": 80, "CidrIp": network,
-                "Description": "HTTP to the web tier",
-            })
+        let http = if self.settings.certificate.is_some() {
+            let https = self.rules_of_clients(443, "HTTPS to the load balancer");
+            let name = self.names.balancer_security_group.clone();
+            self.security_group("BalancerSecurityGroup", name, "imgcls load balancer: HTTPS comes in", &https);
+            json!([{
+                "IpProtocol": "tcp", "FromPort": 80, "ToPort": 80,
+                "SourceSecurityGroupId": attribute("BalancerSecurityGroup", "GroupId"),
+                "Description": "HTTP from the load balancer",
+            }])
+        } else {
+            self.rules_of_clients(80, "HTTP to the web tier")
         };
-        // In the order in which the rules of a group are observed.
-        let mut http: Vec<Value> = self.site.allowed.iter().map(rule).collect();
-        http.sort_by_key(ToString::to_string);
-        let http = Value::Array(http);
         let (workers, web) = (self.names.worker_security_group.clone(), self.names.web_security_group.clone());
         self.security_group("WorkerSecurityGroup", workers, "imgcls workers: nothing comes in", &json!([]));
         self.security_group("WebSecurityGroup", web, "imgcls web tier: HTTP comes in", &http);
+    }
+
+    /// A rule for each network that may reach the web tier, in the order in which the rules of a group are observed.
+    fn rules_of_clients(&self, port: u16, description: &str) -> Value {
+        let rule = |network: &String| {
+            json!({
+                "IpProtocol": "tcp", "FromPort": port, "ToPort": port, "CidrIp": network, "Description": description,
+            })
+        };
+        let mut rules: Vec<Value> = self.site.allowed.iter().map(rule).collect();
+        rules.sort_by_key(ToString::to_string);
+        rules.into()
     }
 
     fn security_group(&mut self, id: &str, name: String, description: &str, ingress: &Value) {

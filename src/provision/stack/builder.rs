@@ -53,15 +53,27 @@ impl<'a> Builder<'a> {
     }
 
     pub(super) fn tags(&self) -> Value {
-        json!([{"Key": STACK_TAG, "Value": self.settings.stack}])
+        self.sorted_tags(&[(STACK_TAG, &self.settings.stack)])
     }
 
     /// Tags of IAM resources. They are global, so a second tag names the region of their stack.
     pub(super) fn tags_with_region(&self) -> Value {
-        json!([{"Key": REGION_TAG, "Value": self.site.region}, {"Key": STACK_TAG, "Value": self.settings.stack}])
+        self.sorted_tags(&[(REGION_TAG, &self.site.region), (STACK_TAG, &self.settings.stack)])
     }
 
     pub(super) fn group_tags(&self) -> Value {
-        json!([{"Key": STACK_TAG, "PropagateAtLaunch": true, "Value": self.settings.stack}])
+        let mut tags = self.tags();
+        for tag in tags.as_array_mut().into_iter().flatten() {
+            tag["PropagateAtLaunch"] = true.into();
+        }
+        tags
+    }
+
+    /// These tags and those of the user, by their keys, as they are observed.
+    fn sorted_tags(&self, ours: &[(&str, &str)]) -> Value {
+        let own = self.settings.tags.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let mut tags: Vec<(&str, &str)> = ours.iter().copied().chain(own).collect();
+        tags.sort_unstable();
+        tags.into_iter().map(|(key, value)| json!({"Key": key, "Value": value})).collect()
     }
 }

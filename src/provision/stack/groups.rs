@@ -120,9 +120,9 @@ impl Builder<'_> {
             },
             "DefaultInstanceWarmup": INSTANCE_WARMUP.as_secs(),
             // With a load balancer, a machine that does not answer it is replaced.
-            "HealthCheckType": if self.settings.target_group.is_some() { "ELB" } else { "EC2" },
+            "HealthCheckType": if self.target_groups().is_empty() { "EC2" } else { "ELB" },
             "HealthCheckGracePeriod": HEALTH_CHECK_GRACE.as_secs(),
-            "TargetGroupARNs": self.settings.target_group.iter().collect::<Vec<_>>(),
+            "TargetGroupARNs": self.target_groups(),
             // An alarm reads them.
             "MetricsCollection": settings.notify.has_recipients().then(group_metrics),
             "SuspendedProcesses": [],

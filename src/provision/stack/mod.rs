@@ -3,6 +3,7 @@
 //! Each child module adds the resources of one area to the [`Builder`].
 
 mod access;
+pub(in crate::provision) mod balancer;
 pub(in crate::provision) mod bucket_events;
 mod builder;
 mod dashboard;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bundle::BundleRef;
 use super::inventory::{FoundResource, Inventory, Owner};
+use super::names::ResourceNames;
 use super::package::PackageRef;
 use super::resource::{Kind, Resource, split_group};
 use super::settings::{Settings, Site};
@@ -37,6 +39,9 @@ pub(super) struct Stack {
     /// The web tier is reached from its VPC alone, since the user named no network.
     #[serde(default)]
     pub is_private: bool,
+    /// Keys of the tags that the user gave.
+    #[serde(default)]
+    pub own_tags: Vec<String>,
     pub result_queue: String,
     pub bundle: BundleRef,
     /// The models that lie in the input bucket. If there are none, machines run those of the bundle.
@@ -62,6 +67,7 @@ impl Stack {
         builder.security_groups();
         builder.workers();
         builder.scaling();
+        builder.balancer();
         builder.web();
         builder.notifications();
         builder.dashboard();
@@ -73,6 +79,7 @@ impl Stack {
             has_public_addresses: site.network.is_public,
             volume_gigabytes: site.root_volume.gigabytes,
             is_private: settings.allow.is_none(),
+            own_tags: settings.tags.iter().map(|(key, _)| key.clone()).collect(),
             result_queue: settings.names.result_queue.clone(),
             bundle: bundle.clone(),
             packages: packages.to_owned(),
@@ -91,6 +98,17 @@ impl Stack {
 
     pub(super) fn names(&self, kind: Kind) -> impl Iterator<Item = &str> {
         self.resources.iter().filter(move |resource| resource.kind == kind).map(|resource| resource.name.as_str())
+    }
+
+    /// There is a load balancer, and it has no public address.
+    pub(super) fn has_inner_balancer(&self) -> bool {
+        self.get("WebBalancer").is_some_and(|balancer| balancer.properties.get("Scheme") == Some(&"internal".into()))
+    }
+
+    /// The names that a load balancer of this stack may have.
+    pub(super) fn names_of_balancers(&self) -> [String; 2] {
+        let names = ResourceNames::of(&self.name);
+        [names.balancer(false), names.balancer(true)]
     }
 
     /// The value of an attribute of the resource `id`. Returns `None` if the resource does not exist yet.

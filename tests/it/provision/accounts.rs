@@ -181,6 +181,41 @@ fn adopted_queues_and_buckets_keep_their_keys_and_their_old_rules() {
 }
 
 #[test]
+fn own_tags_and_a_permissions_boundary_are_set_and_repaired() {
+    let stack = Stack::new("owned");
+    let boundary = "arn:aws:iam::123456789012:policy/limits";
+    let owned = ["--tag", "Owner=vision team", "--tag", "cost-centre=42", "--permissions-boundary", boundary];
+    let plain = stack.succeeds(&["apply"]);
+    assert!(!plain.contains("Owner"), "{plain}");
+    stack.succeeds(&[&["apply"][..], &owned].concat());
+    let again = stack.succeeds(&[&["plan"][..], &owned].concat());
+    assert!(again.contains("nothing to do"), "{again}");
+    let role = "owned-web-tier-sqs-access-role";
+    let iam = |form: &str| call_emulator("iam", &format!("Version=2010-05-08&{form}&RoleName={role}")).text();
+    let found = iam("Action=GetRole");
+    assert!(found.contains(boundary) && found.contains("vision team"), "{found}");
+    let url = format!("{}/123456789012/owned-web-app-image-transport", moto_of_stacks().url());
+    let tags = call_emulator("sqs", &format!("Action=ListQueueTags&QueueUrl={url}")).text();
+    assert!(tags.contains("cost-centre") && tags.contains("imgcls:stack"), "{tags}");
+
+    iam("Action=PutRolePermissionsBoundary&PermissionsBoundary=arn:aws:iam::aws:policy/AdministratorAccess");
+    iam("Action=UntagRole&TagKeys.member.1=Owner");
+    let status = stack.succeeds(&[&["status"][..], &owned].concat());
+    let differs = format!("PermissionsBoundary: arn:aws:iam::aws:policy/AdministratorAccess, not {boundary}");
+    assert!(status.contains(&differs) && status.contains("Tags"), "{status}");
+    stack.succeeds(&[&["apply"][..], &owned].concat());
+    let again = stack.succeeds(&[&["plan"][..], &owned].concat());
+    assert!(again.contains("nothing to do"), "{again}");
+    // Without the flags, what they made is left alone.
+    stack.succeeds(&["apply"]);
+    assert!(iam("Action=GetRole").contains(boundary));
+    for wrong in [["--tag", "imgcls:stack=x"], ["--permissions-boundary", "limits"]] {
+        assert_eq!(stack.run(&[&["plan"][..], &wrong].concat()).code, Some(2));
+    }
+    stack.destroy();
+}
+
+#[test]
 fn foreign_queues_buckets_and_launch_templates_cost_no_calls_and_hide_nothing() {
     let emulator = Emulator::start(STRICT);
     let address = emulator.address;

@@ -10,13 +10,13 @@ use crate::harness::request;
 
 /// Number of emulators, each with a stack of its own, that are tested in parallel.
 const LANES: usize = 2;
-/// `destroy` is killed at every `STRIDE`th call only.
+/// `destroy` is killed at every `STRIDE`th call only, unless the tests run for long.
 const STRIDE: usize = 5;
 const APPLY: [&str; 7] = ["apply", "--web-instances", "0", "--notify", "ops@example.org", "--budget", "50"];
 
 /// Forwards calls to the emulator, and kills a process when a given number of changing calls were answered.
-struct Killer {
-    address: SocketAddr,
+pub struct Killer {
+    pub address: SocketAddr,
     state: Arc<Mutex<State>>,
 }
 
@@ -27,7 +27,7 @@ struct State {
 }
 
 impl Killer {
-    fn start(emulator: SocketAddr) -> Killer {
+    pub fn start(emulator: SocketAddr) -> Killer {
         let state = Arc::new(Mutex::new(State::default()));
         let shared = Arc::clone(&state);
         let address = proxy::start(move |call| {
@@ -47,7 +47,7 @@ impl Killer {
     }
 
     /// Runs the command and kills it at its `nth` changing call. Returns false if it ended before.
-    fn kill_at(&self, stack: &Stack, command: &[&str], nth: usize) -> bool {
+    pub fn kill_at(&self, stack: &Stack, command: &[&str], nth: usize) -> bool {
         // Held during the start, so that none of its calls is counted for the previous process.
         let mut state = self.state.lock().unwrap();
         let child = stack.command(command).stdout(Stdio::null()).spawn().unwrap();
@@ -85,6 +85,7 @@ fn lane(first: usize) -> usize {
     let killer = Killer::start(emulator.address);
     let stack = |address| Stack { environment: environment(&format!("http://{address}")), ..Stack::new("crash") };
     let (mortal, direct) = (stack(killer.address), stack(emulator.address));
+    let stride = if std::env::var_os("IMGCLS_TEST_LONG").is_some() { 1 } else { STRIDE };
     let mut kills = 0;
     let mut nth = first;
     while killer.kill_at(&mortal, &APPLY, nth) {
@@ -92,7 +93,7 @@ fn lane(first: usize) -> usize {
         direct.succeeds(&APPLY);
         let plan = direct.run(&[&["plan", "--detailed-exitcode"][..], &APPLY[1..]].concat());
         assert_eq!(plan.code, Some(0), "killed at call {nth}: {}{}", plan.stdout, plan.stderr);
-        if nth.is_multiple_of(STRIDE) {
+        if nth.is_multiple_of(stride) {
             killer.kill_at(&mortal, &["destroy", "--yes"], nth);
             direct.destroy();
         } else {

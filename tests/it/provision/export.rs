@@ -5,6 +5,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::Stack;
+use super::balancer::CERTIFICATE;
 use crate::emulators;
 
 /// The longest `TemplateBody` that CloudFormation takes.
@@ -14,8 +15,9 @@ const LONGEST_NAME: &str = "twenty-bytes-in-name";
 #[test]
 fn template_of_the_longest_stack_name_is_short_enough_for_cloudformation() {
     let stack = Stack::new(LONGEST_NAME);
-    for flags in [&[][..], &["--policy", "target", "--service-time", "20ms", "--instance-type", "c7i.large,c6i.large"]]
-    {
+    let target = ["--policy", "target", "--service-time", "20ms", "--instance-type", "c7i.large,c6i.large"];
+    let secure = ["--certificate", CERTIFICATE, "--notify", "ops@example.org", "--budget", "50", "--ssm"];
+    for flags in [&[][..], &target, &secure] {
         let text = stack.succeeds(&[&["export"][..], flags].concat());
         assert!(text.len() <= LONGEST_TEMPLATE, "{} bytes", text.len());
     }
@@ -27,15 +29,21 @@ fn exported_template_has_all_resources_and_passes_cfn_lint() {
     let folder = tempfile::tempdir().unwrap();
     let target = ["--policy", "target", "--service-time", "20ms", "--spot-share", "50", "--min", "1"];
     let told = ["--notify", "ops@example.org,arn:aws:sns:us-east-1:123456789012:pager", "--budget", "50", "--ssm"];
-    for (name, flags) in [("step", &[][..]), ("target", &target[..]), ("told", &told)] {
+    let secure = ["--certificate", CERTIFICATE];
+    for (name, flags) in [("step", &[][..]), ("target", &target[..]), ("told", &told), ("secure", &secure)] {
         let text = stack.succeeds(&[&["export"][..], flags].concat());
         let template: Value = serde_json::from_str(&text).unwrap();
         let resources = template["Resources"].as_object().unwrap();
         // Step scaling has two alarms and their policies. Target tracking has one policy, whose alarms AWS creates.
-        // Notifications add a topic, four alarms and a budget.
+        // Notifications add a topic, four alarms and a budget; a certificate adds a load balancer, its listener, a target group
+        // and a security group.
         assert_eq!(
             resources.len(),
-            [("step", 30), ("target", 27), ("told", 36)].into_iter().find(|(flags, _)| *flags == name).unwrap().1,
+            [("step", 30), ("target", 27), ("told", 36), ("secure", 34)]
+                .into_iter()
+                .find(|(flags, _)| *flags == name)
+                .unwrap()
+                .1,
             "{text}"
         );
         assert!(!resources.contains_key("Bundle"), "{text}");

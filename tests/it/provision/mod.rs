@@ -2,10 +2,12 @@
 
 mod accounts;
 mod adopt;
+mod balancer;
 mod crash;
 mod doctor;
 mod drift;
 mod export;
+mod legacy_stack;
 mod models;
 mod notify;
 mod policy;
@@ -19,6 +21,7 @@ mod terraform;
 mod user_data;
 mod watch;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -30,7 +33,7 @@ use crate::harness::{Process, Response, free_port, imgcls, request, until};
 
 /// Each service gets an endpoint variable of its own. The stack is then the same as on AWS itself, whereas one endpoint
 /// for all services would change it.
-const SERVICES: [&str; 12] = [
+const SERVICES: [&str; 14] = [
     "SQS",
     "S3",
     "IAM",
@@ -43,6 +46,8 @@ const SERVICES: [&str; 12] = [
     "SERVICE_QUOTAS",
     "SNS",
     "BUDGETS",
+    "ELASTIC_LOAD_BALANCING_V2",
+    "FREETIER",
 ];
 
 /// The variables with which all calls go to `url`.
@@ -164,9 +169,13 @@ impl Stack {
 /// Calls the emulator without imgcls. The emulator reads the service from the signature's scope, and does not check the
 /// signature.
 fn call_emulator(service: &str, form: &str) -> Response {
+    call_at(moto_of_stacks().address, service, form)
+}
+
+fn call_at(emulator: SocketAddr, service: &str, form: &str) -> Response {
     let scope = format!("AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/{service}/aws4_request");
     let headers = [("Authorization", scope.as_str()), ("Content-Type", "application/x-www-form-urlencoded")];
-    let response = request(moto_of_stacks().address, "POST", "/", &headers, form.as_bytes()).unwrap();
+    let response = request(emulator, "POST", "/", &headers, form.as_bytes()).unwrap();
     assert_eq!(response.status, 200, "{}", response.text());
     response
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::Value;
 
 use super::proxy::{self, Call};
-use super::{Stack, between, call_emulator, environment};
+use super::{Stack, balancer, between, call_emulator, environment};
 use crate::emulators::{credentials, moto_of_stacks};
 
 /// Actions that no call is named after.
@@ -119,6 +119,28 @@ fn change_by_hand(stack: &str) {
     call_emulator("sqs", &format!("Action=DeleteQueue&QueueUrl={dead}"));
 }
 
+/// Changes of a load balancer by hand that only an update repairs.
+fn change_balancer_by_hand(name: &str) {
+    let elb = |form: &str| call_emulator("elasticloadbalancing", &format!("Version=2015-12-01&{form}")).text();
+    let found = elb(&format!("Action=DescribeLoadBalancers&Names.member.1={name}"));
+    let balancer = between(&found, "<LoadBalancerArn>", "</LoadBalancerArn>");
+    let subnets: Vec<&str> = found.split("<SubnetId>").skip(1).map(|rest| rest.split('<').next().unwrap()).collect();
+    let subnets = format!("Subnets.member.1={}&Subnets.member.2={}", subnets[0], subnets[1]);
+    elb(&format!("Action=SetSubnets&LoadBalancerArn={balancer}&{subnets}"));
+    let workers = format!("Filter.1.Name=group-name&Filter.1.Value.1={}-app-tier", name.trim_end_matches("-vpc"));
+    let groups = call_emulator("ec2", &format!("Action=DescribeSecurityGroups&Version=2016-11-15&{workers}")).text();
+    let group = between(&groups, "<groupId>", "</groupId>");
+    elb(&format!("Action=SetSecurityGroups&LoadBalancerArn={balancer}&SecurityGroups.member.1={group}"));
+    let found = elb(&format!("Action=DescribeListeners&LoadBalancerArn={balancer}"));
+    let listener = between(&found, "<ListenerArn>", "</ListenerArn>");
+    let found = elb(&format!("Action=DescribeTargetGroups&LoadBalancerArn={balancer}"));
+    let target_group = between(&found, "<TargetGroupArn>", "</TargetGroupArn>");
+    elb(&format!("Action=ModifyTargetGroup&TargetGroupArn={target_group}&HealthCheckPath=/"));
+    let forward = format!("DefaultActions.member.1.Type=forward&DefaultActions.member.1.TargetGroupArn={target_group}");
+    elb(&format!("Action=ModifyListener&ListenerArn={listener}&SslPolicy=ELBSecurityPolicy-2016-08&{forward}"));
+    elb(&format!("Action=CreateListener&LoadBalancerArn={balancer}&Port=80&Protocol=HTTP&{forward}"));
+}
+
 #[test]
 fn policy_allows_the_actions_that_are_called_and_no_others() {
     let called = Arc::new(Mutex::new(BTreeSet::new()));
@@ -166,13 +188,23 @@ fn policy_allows_the_actions_that_are_called_and_no_others() {
     // A stack at one endpoint: its buckets can be used, for keys and for data that is deleted.
     let mut environment = credentials();
     environment.push(("AWS_REGION".to_owned(), "us-east-1".to_owned()));
-    environment.push(("AWS_ENDPOINT_URL".to_owned(), url));
+    environment.push(("AWS_ENDPOINT_URL".to_owned(), url.clone()));
     let used = Stack { environment, ..Stack::new("allowed-used") };
     used.succeeds(&["apply", "--auth", "required"]);
     used.succeeds(&["apply", "--auth", "required"]);
     used.destroy();
 
-    let allowed = allowed(&stack.succeeds(&[&["policy"][..], &told].concat()));
+    // A stack with a load balancer of its own.
+    let balanced = Stack { environment: super::environment(&url), ..Stack::new("allowed-tls") };
+    let certificate = ["--certificate", &balancer::certificate()];
+    balanced.succeeds(&[&["apply"][..], &certificate].concat());
+    balanced.run(&[&["doctor"][..], &certificate].concat());
+    change_balancer_by_hand("allowed-tls-imgcls-vpc");
+    balanced.succeeds(&[&["apply"][..], &certificate].concat());
+    balanced.destroy();
+
+    let mut allowed = allowed(&stack.succeeds(&[&["policy"][..], &told].concat()));
+    allowed.extend(self::allowed(&balanced.succeeds(&[&["policy"][..], &certificate].concat())));
     let called = called.lock().unwrap().clone();
     let missing: Vec<_> = called.difference(&allowed).collect();
     assert!(missing.is_empty(), "called, and not allowed: {missing:?}");
@@ -186,9 +218,15 @@ fn policy_allows_the_actions_that_are_called_and_no_others() {
 fn policy_names_the_resources_of_the_stack_and_follows_its_settings() {
     let stack = Stack::new("narrow");
     let plain = stack.succeeds(&["policy", "--web-instances", "0"]);
-    for absent in
-        ["ModifyBudget", "sns:Subscribe", "AttachLoadBalancerTargetGroups", "spot.amazonaws.com", "webtierAuto"]
-    {
+    for absent in [
+        "ModifyBudget",
+        "sns:Subscribe",
+        "AttachLoadBalancerTargetGroups",
+        "CreateLoadBalancer",
+        "elasticloadbalancing.amazonaws.com",
+        "spot.amazonaws.com",
+        "webtierAuto",
+    ] {
         assert!(!plain.contains(absent), "{absent}\n{plain}");
     }
     let policy: Value = serde_json::from_str(&plain).unwrap();

@@ -26,11 +26,12 @@ fn account_that_fits_passes_every_check() {
         "ok      processor: the bundle and all types are x86_64\n",
         "ok      C library: the bundle needs none\n",
         "ok      root volume: /dev/xvda with 8 GB",
+        "ok      free plan: the account is not on the free plan of AWS\n",
         "ok      vCPU quota: 10 vCPUs of c7i.large, t3.small at most; Running On-Demand Standard instances allows 32",
     ] {
         assert!(checked.contains(expected), "{expected}\n{checked}");
     }
-    assert_eq!(checked.lines().count(), 6, "{checked}");
+    assert_eq!(checked.lines().count(), 7, "{checked}");
     assert!(!stack.succeeds(&["plan"]).contains("vCPU"));
 }
 
@@ -54,6 +55,19 @@ fn machines_above_a_quota_are_named_before_the_plan() {
         let plan = stack.succeeds(&with(&["plan"], flags));
         assert!(plan.starts_with(expected) && plan.contains("to create"), "{plan}");
     }
+}
+
+#[test]
+fn types_that_the_free_plan_does_not_start_are_named() {
+    let address = proxy::start(|call| match call.operation().as_deref() {
+        Some("GetAccountPlanState") => Some(answer(r#"{"accountPlanType": "FREE"}"#)),
+        _ => call.forward_to(moto_of_stacks().address),
+    });
+    let stack = Stack { environment: environment(&format!("http://{address}")), ..Stack::new("flight") };
+    let ran = stack.run(&["doctor", "--preflight"]);
+    let expected = "broken  free plan: the account is on the free plan of AWS, which does not start c7i.large";
+    assert!(ran.code == Some(1) && ran.stdout.contains(expected), "{}{}", ran.stdout, ran.stderr);
+    assert!(stack.succeeds(&["plan"]).starts_with(expected));
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn new_build_updates_the_template_and_replaces_machines() {
     let older = "machines of rollout-apptierAutoscaling that run an older version: 1; ";
     assert!(applied.contains(&format!("{older}`imgcls provision apply` replaces them")), "{applied}");
     assert_eq!(versions_of_machines(&stack, &flags), ["1"]);
-    let applied = stack.succeeds(&with_flags(&["apply"]));
+    let applied = stack.succeeds(&with_flags(&["apply", "--no-wait"]));
     assert!(applied.contains(&format!("{older}they are replaced (0 % done), each after a new one")), "{applied}");
     until("a machine of the new version", || (versions_of_machines(&stack, &flags) == ["2"]).then_some(()));
     let preferences = preferences_of_refresh("rollout-apptierAutoscaling");
@@ -81,14 +81,18 @@ fn rollback_returns_both_tiers_to_the_bundle_before() {
     let folder = tempfile::tempdir().unwrap();
     stack.bundle = write_bundle(folder.path(), "two");
     let second = digest(&stack);
-    stack.succeeds(&with_flags(&["apply"]));
+    stack.succeeds(&with_flags(&["apply", "--no-wait"]));
     // A refresh that runs is cancelled by the next one.
     let rolled_back = stack.succeeds(&["rollback"]);
     for group in ["back-apptierAutoscaling", "back-webtierAutoscaling"] {
         let line = format!("{group}: bundle {} → {}", &second[..12], &first[..12]);
         assert!(rolled_back.contains(&line), "{line}\n{rolled_back}");
     }
-    until("machines of the third version", || (versions_of_machines(&stack, &flags) == ["3", "3"]).then_some(()));
+    // It returns when both are replaced.
+    for group in ["back-apptierAutoscaling", "back-webtierAutoscaling"] {
+        assert!(rolled_back.contains(&format!("{group}: all machines run the current version\n")), "{rolled_back}");
+    }
+    assert_eq!(versions_of_machines(&stack, &flags), ["3", "3"]);
     // A web machine ends only after the new one has started.
     let preferences = preferences_of_refresh("back-webtierAutoscaling");
     assert!(preferences.contains("<MinHealthyPercentage>100<") && preferences.contains("<MaxHealthyPercentage>200<"));
@@ -104,6 +108,17 @@ fn rollback_returns_both_tiers_to_the_bundle_before() {
     stack.destroy();
 }
 
+/// An answer with one refresh in this state.
+fn refreshes(status: &str, reason: &str) -> Vec<u8> {
+    let refresh = format!("<Status>{status}</Status><StatusReason>{reason}</StatusReason>");
+    let body = format!(
+        "<DescribeInstanceRefreshesResponse><DescribeInstanceRefreshesResult><InstanceRefreshes><member>{refresh}</member>\
+         </InstanceRefreshes></DescribeInstanceRefreshesResult></DescribeInstanceRefreshesResponse>"
+    );
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    (head + &body).into_bytes()
+}
+
 #[test]
 fn failed_refresh_is_reported_with_its_reason() {
     let (proxy, mut environment) = ErrorProxy::start();
@@ -116,13 +131,7 @@ fn failed_refresh_is_reported_with_its_reason() {
     let folder = tempfile::tempdir().unwrap();
     stack.bundle = write_bundle(folder.path(), "two");
     stack.succeeds(&[&["apply", "--no-refresh"][..], &flags].concat());
-    let refresh = "<Status>Failed</Status><StatusReason>The instance failed its lifecycle action.</StatusReason>";
-    let body = format!(
-        "<DescribeInstanceRefreshesResponse><DescribeInstanceRefreshesResult><InstanceRefreshes><member>{refresh}</member>\
-         </InstanceRefreshes></DescribeInstanceRefreshesResult></DescribeInstanceRefreshesResponse>"
-    );
-    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-    proxy.intercept("DescribeInstanceRefreshes", (head + &body).into_bytes());
+    proxy.intercept("DescribeInstanceRefreshes", refreshes("Failed", "The instance failed its lifecycle action."));
     let status = stack.succeeds(&[&["status"][..], &flags].concat());
     assert!(
         status.contains("replacing them failed, and they run on: The instance failed its lifecycle action.; `imgcls provision rollback`"),
@@ -166,5 +175,48 @@ fn logs_of_machines_are_printed_and_followed() {
     assert!(Command::new("kill").args(["-TERM", &following.id().to_string()]).status().unwrap().success());
     assert_eq!(following.wait().unwrap().code(), Some(0));
     assert_eq!(printed().matches("the worker is ready").count(), 1);
+    stack.destroy();
+}
+
+#[test]
+fn apply_waits_until_the_machines_are_replaced() {
+    let (proxy, mut environment) = ErrorProxy::start();
+    let url = environment.iter().find(|(name, _)| name == "AWS_ENDPOINT_URL_S3").unwrap().1.clone();
+    environment.push(("AWS_ENDPOINT_URL".to_owned(), url));
+    let mut stack = Stack { environment, ..Stack::new("waiting") };
+    let flags = ["--web-instances", "0", "--min", "1"];
+    stack.succeeds(&[&["apply"][..], &flags].concat());
+    let folder = tempfile::tempdir().unwrap();
+    stack.bundle = write_bundle(folder.path(), "two");
+    let applied = stack.succeeds(&[&["apply"][..], &flags].concat());
+    let group = "waiting-apptierAutoscaling";
+    assert!(applied.contains(&format!("{group}: 0 % of the machines are replaced; Ctrl-C")), "{applied}");
+    assert!(applied.ends_with(&format!("{group}: all machines run the current version\n")), "{applied}");
+    assert_eq!(versions_of_machines(&stack, &flags), ["2"]);
+    let status = stack.succeeds(&[&["status"][..], &flags].concat());
+    assert!(status.contains(&format!(" of {group}: running, ready 95 s after its start\n")), "{status}");
+
+    // A rollout that fails is an error of the command that waits.
+    stack.bundle = write_bundle(folder.path(), "three");
+    proxy.intercept("DescribeInstanceRefreshes", refreshes("Failed", "The instance failed its lifecycle action."));
+    let failed = stack.run(&[&["apply"][..], &flags].concat());
+    assert_eq!(failed.code, Some(1), "{}", failed.stdout);
+    let expected =
+        format!("replacing the machines of {group} failed, and those of the older version run on: The instance");
+    assert!(failed.stderr.contains(&expected), "{}", failed.stderr);
+
+    // An interrupted wait leaves the rollout as it is.
+    proxy.intercept("DescribeInstanceRefreshes", refreshes("InProgress", "Waiting for an instance."));
+    let path = folder.path().join("printed");
+    let mut command = stack.command(&[&["apply"][..], &flags].concat());
+    command.stdout(std::fs::File::create(&path).unwrap()).stderr(std::process::Stdio::piped());
+    let waiting = command.spawn().unwrap();
+    let printed = || std::fs::read_to_string(&path).unwrap();
+    until("the wait", || printed().contains("Ctrl-C ends the wait alone").then_some(()));
+    assert!(Command::new("kill").args(["-INT", &waiting.id().to_string()]).status().unwrap().success());
+    let output = waiting.wait_with_output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains(&format!("interrupted: {group} goes on replacing its machines")), "{error}");
+    proxy.forward_all();
     stack.destroy();
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::Stack;
+use super::balancer::CERTIFICATE;
 
 /// Each type with its required and its other arguments, those of blocks with a dot.
 const TYPES: &[(&str, &[&str], &[&str])] = &[
@@ -43,7 +44,7 @@ const TYPES: &[(&str, &[&str], &[&str])] = &[
     ),
     ("aws_s3_bucket_policy", &["bucket", "policy"], &[]),
     ("aws_s3_object", &["bucket", "key"], &["source", "content_type"]),
-    ("aws_iam_role", &["assume_role_policy"], &["name", "path", "tags"]),
+    ("aws_iam_role", &["assume_role_policy"], &["name", "path", "permissions_boundary", "tags"]),
     ("aws_iam_role_policy", &["role", "policy"], &["name"]),
     ("aws_iam_instance_profile", &[], &["name", "path", "role", "tags"]),
     (
@@ -230,6 +231,32 @@ const TYPES: &[(&str, &[&str], &[&str])] = &[
             "notification.subscriber_sns_topic_arns",
         ],
     ),
+    (
+        "aws_lb",
+        &["name", "subnets"],
+        &["load_balancer_type", "internal", "security_groups", "idle_timeout", "drop_invalid_header_fields", "tags"],
+    ),
+    (
+        "aws_lb_target_group",
+        &["name", "port", "protocol", "vpc_id"],
+        &[
+            "target_type",
+            "health_check",
+            "health_check.protocol",
+            "health_check.path",
+            "health_check.interval",
+            "health_check.timeout",
+            "health_check.healthy_threshold",
+            "health_check.unhealthy_threshold",
+            "health_check.matcher",
+            "tags",
+        ],
+    ),
+    (
+        "aws_lb_listener",
+        &["load_balancer_arn", "default_action", "default_action.type"],
+        &["port", "protocol", "ssl_policy", "certificate_arn", "default_action.target_group_arn"],
+    ),
 ];
 
 /// Arguments of every resource.
@@ -237,7 +264,7 @@ const META: [&str; 2] = ["depends_on", "lifecycle"];
 /// Arguments whose members are keys and values, not arguments.
 const MAPS: [&str; 2] = ["tags", "dimensions"];
 /// Attributes that other resources refer to.
-const ATTRIBUTES: [&str; 6] = ["arn", "bucket", "id", "latest_version", "name", "url"];
+const ATTRIBUTES: [&str; 7] = ["arn", "bucket", "dns_name", "id", "latest_version", "name", "url"];
 
 /// Checks a configuration and returns what is wrong with it.
 fn wrong(configuration: &Value) -> Vec<String> {
@@ -319,7 +346,8 @@ fn terraform_configuration_passes_our_own_check_of_arguments_and_references() {
     let target = ["--policy", "target", "--service-time", "20ms", "--spot-share", "50", "--min", "1"];
     let group = "arn:aws:elasticloadbalancing:us-east-1:123456789012:targetgroup/a/1";
     let told = ["--notify", "ops@example.org", "--budget", "50", "--watch", "photos"];
-    for flags in [&[][..], &target, &["--web-instances", "0"], &["--target-group", group], &told] {
+    let certificate = ["--certificate", CERTIFICATE, "--allow", "203.0.113.0/24"];
+    for flags in [&[][..], &target, &["--web-instances", "0"], &["--target-group", group], &certificate, &told] {
         let configuration = exported(&stack, flags);
         assert_eq!(wrong(&configuration), Vec::<String>::new(), "{flags:?}");
     }
@@ -362,6 +390,15 @@ fn terraform_configuration_has_the_names_tags_and_links_of_the_stack() {
     assert_eq!(profile["role"], "${aws_iam_role.worker_role.name}");
     assert_eq!(profile["tags"]["imgcls:region"], "us-east-1", "without tags a plan would not find it");
     assert_eq!(resource("aws_s3_object", "bundle")["source"], "${var.bundle}");
+    let secure = exported(&Stack::new("terraformed"), &["--certificate", CERTIFICATE]);
+    let of = |kind: &str, name: &str| secure["resource"][kind][name].clone();
+    assert_eq!(of("aws_lb_listener", "web_listener")["certificate_arn"], CERTIFICATE);
+    assert_eq!(of("aws_lb", "web_balancer")["idle_timeout"], 660);
+    assert_eq!(
+        of("aws_security_group", "web_security_group")["ingress"][0]["security_groups"],
+        serde_json::json!(["${aws_security_group.balancer_security_group.id}"])
+    );
+    assert_eq!(secure["output"]["web_url"]["value"], "https://${aws_lb.web_balancer.dns_name}/");
     let variables = configuration["variable"].as_object().unwrap();
     assert!(variables["bundle"].get("default").is_none() && variables["vpc"]["default"].is_string());
 }

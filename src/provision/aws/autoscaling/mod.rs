@@ -5,16 +5,20 @@ mod properties;
 mod refresh;
 
 use aws_sdk_autoscaling::error::ProvideErrorMetadata as _;
-use aws_sdk_autoscaling::types::{AutoScalingGroup, LifecycleHook, ScalingActivityStatusCode, ScalingPolicy};
+use aws_sdk_autoscaling::types::{Activity, AutoScalingGroup, LifecycleHook, ScalingActivityStatusCode, ScalingPolicy};
 use serde_json::Value;
 
 use super::client::{Attributes, Cloud, LONGEST_WAIT, POLL_DELAYS, owner_by_tags, retry_while, text};
 use crate::provision::inventory::{FoundResource, Owner};
+use crate::provision::machines::Starts;
 use crate::provision::resource::{Kind, Resource, label, split_group};
 use crate::provision::stack::Stack;
 use parameters::{Parameters, group_tags, texts};
 pub(super) use properties::{group_to_json, hook_to_json, in_service, policy_to_json};
 use properties::{hook_found, policy_found};
+
+/// The begin of the description of an activity that starts a machine.
+const LAUNCHING: &str = "Launching a new EC2 instance: ";
 
 impl Cloud {
     /// Observes the groups that have the stack's names or its tag, with their policies and hooks.
@@ -32,7 +36,7 @@ impl Cloud {
             for hook in self.hooks(&name).await? {
                 found.push(hook_found(&name, &owner, &hook));
             }
-            found.push(FoundResource::new(Kind::AutoScalingGroup, name, owner, group_to_json(&group)));
+            found.push(FoundResource::new(Kind::AutoScalingGroup, name, owner, group_to_json(&group, &stack.own_tags)));
         }
         Ok(found)
     }
@@ -50,24 +54,22 @@ impl Cloud {
         Ok(found)
     }
 
-    /// The groups whose last attempt to start a machine failed, each with the reason: a quota, the capacity for an
-    /// instance type or the AMI. A group retries by itself.
-    pub(in crate::provision) async fn failed_starts(
-        &self,
-        groups: impl Iterator<Item = &str>,
-    ) -> anyhow::Result<Vec<(String, String)>> {
-        let mut failed = Vec::new();
+    /// What became of the last attempts of groups to start machines.
+    pub(in crate::provision) async fn starts(&self, groups: impl Iterator<Item = &str>) -> anyhow::Result<Starts> {
+        let mut starts = Starts::default();
         for group in groups {
-            let call = self.autoscaling.describe_scaling_activities().auto_scaling_group_name(group).max_records(1);
+            let call = self.autoscaling.describe_scaling_activities().auto_scaling_group_name(group).max_records(100);
             let what = label(Kind::AutoScalingGroup, group);
             let answer = self.done("autoscaling:DescribeScalingActivities", &what, call.send().await)?;
-            let last = answer.activities.unwrap_or_default().into_iter().next();
+            let activities = answer.activities.unwrap_or_default();
+            let last = activities.first();
             let last = last.filter(|activity| activity.status_code == Some(ScalingActivityStatusCode::Failed));
-            if let Some(reason) = last.and_then(|activity| activity.status_message) {
-                failed.push((group.to_owned(), reason.split_whitespace().collect::<Vec<_>>().join(" ")));
+            if let Some(reason) = last.and_then(|activity| activity.status_message.as_deref()) {
+                starts.failed.push((group.to_owned(), reason.split_whitespace().collect::<Vec<_>>().join(" ")));
             }
+            starts.in_service_at.extend(activities.iter().filter_map(in_service_at));
         }
-        Ok(failed)
+        Ok(starts)
     }
 
     pub(super) async fn policies(&self, group: &str) -> anyhow::Result<Vec<ScalingPolicy>> {
@@ -291,6 +293,15 @@ impl Cloud {
             tokio::time::sleep(backoff.next_delay()).await;
         }
     }
+}
+
+/// The machine that an activity started, and when it was in service: after its hook, and so after its service had started.
+fn in_service_at(activity: &Activity) -> Option<(String, i64)> {
+    if activity.status_code != Some(ScalingActivityStatusCode::Successful) {
+        return None;
+    }
+    let machine = activity.description.as_deref()?.strip_prefix(LAUNCHING)?.trim();
+    Some((machine.to_owned(), activity.end_time?.secs()))
 }
 
 fn is_missing<E, R>(error: &aws_sdk_autoscaling::error::SdkError<E, R>) -> bool

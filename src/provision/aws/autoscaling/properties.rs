@@ -7,9 +7,10 @@ use aws_sdk_autoscaling::types::{
 use serde_json::{Value, json};
 
 use crate::provision::inventory::{FoundResource, Owner};
-use crate::provision::resource::{ADOPTED_TAG, Kind, STACK_TAG, in_group, number, properties};
+use crate::provision::resource::{Kind, in_group, is_our_tag, number, properties};
 
-pub(in crate::provision::aws) fn group_to_json(group: &AutoScalingGroup) -> Value {
+/// `own_tags`: keys of the tags that the user gave.
+pub(in crate::provision::aws) fn group_to_json(group: &AutoScalingGroup, own_tags: &[String]) -> Value {
     let mut subnets: Vec<&str> = group.vpc_zone_identifier.as_deref().unwrap_or_default().split(',').collect();
     subnets.sort_unstable();
     let mut metrics: Vec<&str> = group.enabled_metrics().iter().filter_map(|metric| metric.metric.as_deref()).collect();
@@ -18,7 +19,7 @@ pub(in crate::provision::aws) fn group_to_json(group: &AutoScalingGroup) -> Valu
     let suspended = group.suspended_processes().iter().filter_map(|process| process.process_name.as_deref());
     let mut suspended: Vec<&str> = suspended.collect();
     suspended.sort_unstable();
-    let is_ours = |key: Option<&str>| key.is_some_and(|key| [ADOPTED_TAG, STACK_TAG].contains(&key));
+    let is_ours = |key: Option<&str>| key.is_some_and(|key| is_our_tag(key, own_tags));
     let mut tags: Vec<_> = group.tags().iter().filter(|tag| is_ours(tag.key.as_deref())).collect();
     tags.sort_by_key(|tag| tag.key.clone());
     let tags: Vec<Value> = tags

@@ -72,11 +72,8 @@ impl Cloud {
 fn refresh(found: &InstanceRefresh) -> Refresh {
     let state = match found.status() {
         Some(InstanceRefreshStatus::Failed | InstanceRefreshStatus::RollbackFailed) => RefreshState::Failed,
-        Some(
-            InstanceRefreshStatus::Successful
-            | InstanceRefreshStatus::Cancelled
-            | InstanceRefreshStatus::RollbackSuccessful,
-        ) => RefreshState::Ended,
+        Some(InstanceRefreshStatus::Successful) => RefreshState::Ended,
+        Some(InstanceRefreshStatus::Cancelled | InstanceRefreshStatus::RollbackSuccessful) => RefreshState::Cancelled,
         _ => RefreshState::Running,
     };
     Refresh { state, percent: found.percentage_complete(), reason: found.status_reason().map(str::to_owned) }
