@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use crate::harness::imgcls;
 
@@ -137,6 +137,19 @@ fn legacy_units_run_imgcls_with_a_drop_in() {
         );
         assert!(!said.contains(unit), "{said}");
     }
+}
+
+#[test]
+fn manual_pages_have_no_errors() {
+    if Command::new("mandoc").arg("-V").stdin(Stdio::null()).output().is_err() {
+        eprintln!("SKIPPED: mandoc is missing; the manual pages were not checked");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    succeeds(imgcls().arg("man").arg(folder.path()));
+    let pages = listing(folder.path());
+    assert!(pages.len() > 30, "{pages:?}");
+    succeeds(Command::new("mandoc").args(["-Tlint", "-W", "error"]).args(pages));
 }
 
 #[test]
