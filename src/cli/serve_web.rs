@@ -89,7 +89,7 @@ impl ServeWebArgs {
         Ok(web::Config { wire, result_queue_mode, machine_hour, ..web })
     }
 
-    /// What an hour of a machine with workers costs, if there is a price of its type in its region.
+    /// Returns the price of an hour of a machine with workers, if there is one of its type in its region.
     fn machine_hour(&self, backend: &Backend) -> Option<web::MachineHour> {
         let name = self.worker_instance_type.as_deref()?;
         let prices = Prices::built_in();

@@ -360,7 +360,7 @@ pub struct ImageInfo {
     pub modified: SystemTime,
 }
 
-/// What is stored of a job.
+/// A stored part of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JobPart {
     /// Its image.

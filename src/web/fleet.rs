@@ -19,7 +19,7 @@ struct FleetState {
     expected_wait_seconds: Option<f64>,
     /// The answers to jobs of this process in the last minute.
     recent: Recent,
-    /// What 1,000 images cost, by the machines and the answers of the last minute.
+    /// The cost of 1,000 images, by the machines and the answers of the last minute.
     cost: Option<Cost>,
 }
 

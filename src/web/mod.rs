@@ -179,7 +179,7 @@ pub struct Config {
     pub access: Access,
     /// Log a line for each request.
     pub access_log: bool,
-    /// What an hour of one machine with workers costs, if that is known.
+    /// The price of an hour of one machine with workers, if that is known.
     pub machine_hour: Option<MachineHour>,
 }
 
@@ -232,8 +232,7 @@ pub async fn run(
     let results = Arc::new(Results { transport: Arc::clone(&transport), signature });
     let workers_ready = fleet.as_ref().filter(|fleet| fleet.is_awaited).map(|fleet| fleet.ready.clone());
     let limits = AdmissionLimits { max_queue_depth: config.max_queue_depth, max_connections };
-    let counts_machines = config.machine_hour.is_some();
-    let admission = Arc::new(Admission::new(Arc::clone(&transport), limits, fleet, counts_machines));
+    let admission = Arc::new(Admission::new(Arc::clone(&transport), limits, fleet, config.machine_hour.is_some()));
     let (withdrawals, withdrawn) = withdrawal::channel();
     let inbox = transport.open_inbox(config.result_queue_mode, &config.stack).await.context("no reply queue")?;
     let queues = Arc::new(QueueState::new(transport.depth_interval()));
@@ -247,10 +246,8 @@ pub async fn run(
     let give_up = CancellationToken::new();
     let caller = caller(&config.calls);
     let callbacks = open_callbacks(&config, caller.as_ref(), &*transport).await?;
-    let caller_of_images = caller.filter(|_| config.calls.image_urls);
-    let uploads = upload_rules(&config, caller_of_images, Arc::clone(&transport));
+    let uploads = upload_rules(&config, caller, Arc::clone(&transport));
     let guard = request_guard(address, &config);
-    let cors = cors::layer(&config.cors_origins);
     let site = Site {
         jobs: Jobs {
             wire: config.wire,
@@ -303,7 +300,7 @@ pub async fn run(
     let for_operators = serve_operators(operators, routes::operators_router(Arc::clone(&site)), rules, stop.clone());
     let calling = tokio::spawn(callbacks::run(Arc::clone(&site), stop.clone()));
     let stop_calls = stop.clone();
-    let router = routes::router(site, guard, auth, cors, AccessLog(config.access_log));
+    let router = routes::router(site, guard, auth, cors::layer(&config.cors_origins), AccessLog(config.access_log));
     let for_clients = http::serve(listener, router, rules, Arc::new(connections), tls, stop.clone());
     let serving = async {
         tokio::join!(for_clients, for_operators);
@@ -390,7 +387,7 @@ async fn open_callbacks(
 
 fn upload_rules(config: &Config, caller: Option<Arc<Caller>>, transport: Arc<dyn Transport>) -> UploadRules {
     UploadRules {
-        caller,
+        caller: caller.filter(|_| config.calls.image_urls),
         buckets: ReadBuckets { names: config.read_buckets.clone(), transport },
         max_upload_bytes: config.limits.max_upload_bytes,
         body_timeout: config.body_timeout,

@@ -36,7 +36,7 @@ pub(super) struct Site {
     pub(super) image_reads: Budget,
     /// The clients that wait for jobs that exist.
     pub(super) listeners: Listeners,
-    /// What an hour of one machine with workers costs, if that is known.
+    /// The price of an hour of one machine with workers, if that is known.
     pub(super) machine_hour: Option<MachineHour>,
     /// How long `POST /` waits for its answer.
     pub(super) sync_timeout: Duration,

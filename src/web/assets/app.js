@@ -444,11 +444,7 @@ function showHistory() {
   const shown = new Set(jobs.map((job) => job.id));
   const entries = past.entries().filter((entry) => !shown.has(entry.id));
   byId('earlier').hidden = entries.length === 0;
-  byId('earlier-list').replaceChildren(...entries.map(({ id, name, label, at, copy: small }) => {
-    // Only a copy that this page made is shown.
-    const isCopy = textOf(small).startsWith('data:image/jpeg;base64,');
-    return historyItem({ id, name, label, at, copy: isCopy ? small : '', testId: 'earlier' });
-  }));
+  byId('earlier-list').replaceChildren(...entries.map((entry) => historyItem({ ...entry, testId: 'earlier' })));
 }
 
 // ------------------------------------------------------------------------------------------------------- drawing

@@ -136,11 +136,13 @@ export function problemBox(problem) {
   return box;
 }
 
-/** A result of the past as an entry of a list, with a link to its page. `copy` is a small copy of the image, if there is one. */
+/** A result of the past as an entry of a list, with a link to its page. `copy` is a small copy of the image that this page made,
+ * if there is one; nothing else is shown. */
 export function historyItem({ id, label, name, at, copy, testId }) {
+  const isCopy = textOf(copy).startsWith('data:image/jpeg;base64,');
   const item = el('li', '', undefined, { 'data-testid': testId });
   const link = el('a', 'earlier-link', undefined, { href: `/results/${encodeURIComponent(id)}` });
-  link.append(copy ? el('img', '', undefined, { src: copy, alt: '', width: '40', height: '40' }) : el('span', 'earlier-blank'));
+  link.append(isCopy ? el('img', '', undefined, { src: copy, alt: '', width: '40', height: '40' }) : el('span', 'earlier-blank'));
   const words = el('span', 'earlier-words');
   words.append(el('strong', '', label), el('span', '', name));
   if (Number.isFinite(at)) words.append(el('time', '', new Date(at).toLocaleString(), { datetime: new Date(at).toISOString() }));

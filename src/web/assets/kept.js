@@ -2,6 +2,7 @@
 // there is no list here: the jobs of a service without keys belong to nobody.
 
 import { hasScore, historyItem, labelOf } from './draw.js';
+import * as past from './history.js';
 import { byId, hasKey, percent, send, textOf } from './http.js';
 
 const PAGE = 12;
@@ -22,7 +23,8 @@ async function load(isMore) {
   const { status, body } = await send(`/v1/jobs?limit=${PAGE}${cursor}`, { headers: { Accept: 'application/json' }, cache: 'no-store' });
   if (status !== 200 || !Array.isArray(body?.jobs)) return;
   const list = byId('kept-list');
-  const items = body.jobs.filter((job) => textOf(job?.id)).map(itemOf);
+  const copies = new Map(past.entries().map((entry) => [entry.id, entry.copy]));
+  const items = body.jobs.filter((job) => textOf(job?.id)).map((job) => itemOf(job, copies.get(job.id)));
   if (!isMore) list.replaceChildren();
   list.append(...items);
   next = textOf(body.next);
@@ -32,8 +34,9 @@ async function load(isMore) {
   if (isMore) items[0]?.querySelector('a').focus();
 }
 
-function itemOf({ id, status, filename, prediction, submitted_at: at }) {
+/** `copy` is the small copy of the image that this browser has, if it sent the image. */
+function itemOf({ id, status, filename, prediction, submitted_at: at }, copy) {
   const score = hasScore(prediction) ? `, ${percent(prediction.score)}` : '';
   const label = status === 'succeeded' ? `${labelOf(prediction)}${score}` : WORDS[status] ?? '';
-  return historyItem({ id, label, name: textOf(filename), at: Date.parse(at), testId: 'kept' });
+  return historyItem({ id, label, name: textOf(filename), at: Date.parse(at), copy, testId: 'kept' });
 }

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connections::RequestPermit;
 use super::guard::Client;
-use super::serve::{MAX_HEAD_BYTES, ServeRules};
+use super::rules::{MAX_HEAD_BYTES, ServeRules};
 use super::stream::{ClientStream, MIN_BYTES_PER_SECOND};
 use crate::web::metrics::METRICS;
 
@@ -262,9 +262,9 @@ impl Drop for OpenRequest {
             self.requests.client.permit.idle.end_request();
         }
         if self.is_answered {
-            open.answered += 1
+            open.answered += 1;
         } else {
-            open.abandoned += 1
+            open.abandoned += 1;
         }
         if open.abandoned > open.answered + MAX_ABANDONED {
             METRICS.closed.with_label_values(&["resets"]).inc();
@@ -276,7 +276,7 @@ impl Drop for OpenRequest {
 /// The body of an answer, in small pieces. Its request is open until it is dropped.
 struct StreamBody {
     body: Body,
-    /// What is left of the last piece of `body`.
+    /// The rest of the last piece of `body`.
     rest: Bytes,
     open: OpenRequest,
 }

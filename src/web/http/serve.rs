@@ -24,29 +24,19 @@ use super::guard::Client;
 use super::held::HeldBody;
 use super::http2;
 use super::idle::IdleTracker;
+use super::rules::{MAX_HEAD_BYTES, ServeRules};
 use super::stream::ClientStream;
 use super::tls::{Socket, Tls};
 use crate::web::metrics::METRICS;
 
 /// Pause after a failed accept. Without it the loop would spin while file descriptors are exhausted.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
-/// Largest request line with all headers. The HTTP library reads bodies in pieces of at most this size, too.
-pub(super) const MAX_HEAD_BYTES: usize = 64 << 10;
 /// Connections that the system accepts before this process does.
 const LISTEN_BACKLOG: u32 = 1_024;
 /// Size of the send buffer of a connection. Without a fixed size the system lets it grow to several MiB.
 const SEND_BUFFER_BYTES: u32 = 256 << 10;
 /// How often idle connections are closed while most permits are taken.
 const CLOSE_IDLE_INTERVAL: Duration = Duration::from_millis(250);
-
-/// Timeouts of a connection.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ServeRules {
-    /// How long a client may take for its headers, and how long a connection may idle between requests.
-    pub(crate) idle_timeout: Duration,
-    /// How long a client may leave its answer unread.
-    pub(crate) write_timeout: Duration,
-}
 
 /// Binds the web tier's listener, with a bounded send buffer for each connection.
 ///

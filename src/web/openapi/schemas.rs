@@ -36,28 +36,8 @@ pub(super) fn schemas() -> Value {
                 "timeline": {"type": "array", "items": of("TimelineEvent")},
             },
         },
-        "Jobs": {
-            "type": "object",
-            "required": ["jobs", "next"],
-            "properties": {
-                "jobs": {"type": "array", "items": of("JobSummary")},
-                "next": {"type": ["string", "null"], "format": "uuid", "description": "The `after` of the next page; null at the end"},
-            },
-        },
-        "JobSummary": {
-            "type": "object",
-            "description": "A job of a list; its own address has the rest",
-            "required": ["id", "status"],
-            "properties": {
-                "id": id(),
-                "status": {"enum": LISTED_STATUSES},
-                "submitted_at": {"type": "string", "format": "date-time"},
-                "filename": {"type": "string"},
-                "model": {"type": "string"},
-                "prediction": of("Prediction"),
-                "error": error(),
-            },
-        },
+        "Jobs": jobs(),
+        "JobSummary": job_summary(),
         "Fleet": fleet(),
         "Prediction": {
             "type": "object",
@@ -116,6 +96,34 @@ pub(super) fn schemas() -> Value {
                 "detail": {"type": "string"},
                 "id": id(),
             },
+        },
+    })
+}
+
+fn jobs() -> Value {
+    json!({
+        "type": "object",
+        "required": ["jobs", "next"],
+        "properties": {
+            "jobs": {"type": "array", "items": {"$ref": "#/components/schemas/JobSummary"}},
+            "next": {"type": ["string", "null"], "format": "uuid", "description": "The `after` of the next page; null at the end"},
+        },
+    })
+}
+
+fn job_summary() -> Value {
+    json!({
+        "type": "object",
+        "description": "A job of a list; its own address has the rest",
+        "required": ["id", "status"],
+        "properties": {
+            "id": id(),
+            "status": {"enum": LISTED_STATUSES},
+            "submitted_at": {"type": "string", "format": "date-time"},
+            "filename": {"type": "string"},
+            "model": {"type": "string"},
+            "prediction": {"$ref": "#/components/schemas/Prediction"},
+            "error": error(),
         },
     })
 }
