@@ -10,8 +10,8 @@
 - The account has quotas of vCPUs and a plan, which moto does not have.
 - A group remembers when it started its machines, and when they were in service.
 - A group replaces its machines by an instance refresh, which moto does not have. A second one is refused while it runs.
-- A load balancer that is deleted keeps its security groups and its target groups in use for a while. One in a single zone is
-  refused.
+- A load balancer that is deleted keeps its security groups and its target groups in use for a while. One in a single
+  zone is refused.
 
 The times are shorter than those of AWS (60 s, 1 s, minutes, 10 s), so that tests do not take as long. Calls of SQS in
 the Query protocol take effect at once: tests use it to change a stack behind the program's back.
@@ -290,7 +290,9 @@ class StrictLayer:
         _, _, body = call.instead(describe).answer_of(self.application)
         members = ""
         for machine in re.findall(r"<InstanceId>(.*?)</InstanceId>", body.decode()):
-            headers = call.environ | {"HTTP_AUTHORIZATION": call.environ["HTTP_AUTHORIZATION"].replace("/autoscaling/", "/ec2/")}
+            headers = call.environ | {
+                "HTTP_AUTHORIZATION": call.environ["HTTP_AUTHORIZATION"].replace("/autoscaling/", "/ec2/")
+            }
             describe = Call(headers).instead(f"Action=DescribeInstances&Version=2016-11-15&InstanceId.1={machine}")
             _, _, found = describe.answer_of(self.application)
             started = re.search(r"<launchTime>(.*?)</launchTime>", found.decode()).group(1)

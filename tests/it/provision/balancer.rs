@@ -264,12 +264,10 @@ fn load_balancer_that_is_added_to_a_stack_may_be_killed_at_any_call() {
     let mut kills = 0;
     while killer.kill_at(&mortal, &balanced, kills + 1) {
         kills += 1;
+        // It ends by planning again, and fails if there is something left to do.
         direct.succeeds(&balanced);
-        let plan = direct.succeeds(&[&["plan"][..], &balanced[1..3]].concat());
-        assert!(plan.contains("nothing to do"), "killed at call {kills}: {plan}");
         killer.kill_at(&mortal, &plain, kills);
         direct.succeeds(&plain);
-        direct.assert_plan_is_empty();
     }
     assert!(kills >= 10, "only {kills} kills");
     direct.destroy();
