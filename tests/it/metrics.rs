@@ -284,8 +284,8 @@ fn open_metrics_names_the_trace_of_slow_requests() {
     let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
     let scrape = || request(address, "GET", "/metrics", &[("accept", accept)], b"").unwrap();
     let exemplar_of = |text: &str, family: &str, label: &str| -> Option<String> {
-        let lines = text.lines().filter(|line| line.starts_with(&format!("{family}_bucket{{")));
-        let found = lines.filter(|line| line.contains(label) && line.contains(" # {")).last();
+        let mut lines = text.lines().filter(|line| line.starts_with(&format!("{family}_bucket{{")));
+        let found = lines.rfind(|line| line.contains(label) && line.contains(" # {"));
         found.and_then(|line| Some(line.split_once(" # ")?.1.to_owned()))
     };
     // The worker of `up` reports its metrics to it each second.
