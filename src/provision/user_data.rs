@@ -68,7 +68,7 @@ pub(crate) fn render(
     let bucket = &settings.names.input_bucket;
     let settings_file = settings_file(tier, settings, site, bundle, packages);
     let session_manager = if settings.session_manager {
-        SESSION_MANAGER.replace("@AGENT_URL@", &agent_url(bundle.cpu, &site.region))
+        without_comments(SESSION_MANAGER).replace("@AGENT_URL@", &agent_url(bundle.cpu, &site.region))
     } else {
         String::new()
     };
@@ -91,7 +91,13 @@ pub(crate) fn render(
         ("@AUTOSCALE@", &autoscale(tier, settings.policy)),
         ("@SETTINGS@", settings_file.trim_end()),
     ];
-    values.iter().fold(TEMPLATE.to_owned(), |script, (name, value)| script.replace(name, value))
+    values.iter().fold(without_comments(TEMPLATE), |script, (name, value)| script.replace(name, value))
+}
+
+/// The script without its comments: a template of CloudFormation with two such scripts has to be short.
+fn without_comments(script: &str) -> String {
+    let is_kept = |line: &&str| line.starts_with("#!") || !line.trim_start().starts_with('#');
+    script.lines().filter(is_kept).map(|line| format!("{line}\n")).collect()
 }
 
 /// The package of Session Manager's agent for Debian, which AWS keeps in a bucket in every region.

@@ -9,10 +9,9 @@ const QUEUES: [&str; 2] = ["web-app-image-transport", "app-web-result-queue"];
 const BUCKETS: [&str; 2] = ["input-bucket-images", "output-bucket-images"];
 
 /// Everybody may be EC2 in the name of a role that trusts the wrong service.
-const WRONG_TRUST: &str =
-    r#"{"Statement":[{"Effect":"Allow","Principal":{"Service":"lambda.amazonaws.com"},"Action":"sts:AssumeRole"}]}"#;
+const WRONG_TRUST: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"lambda.amazonaws.com"},"Action":"sts:AssumeRole"}]}"#;
 /// Permissions on objects that name the bucket, and everything else on everything.
-const WRONG_POLICY: &str = r#"{"Statement":[{"Effect":"Allow","Action":["s3:GetObject","s3:PutObject"],"Resource":["arn:aws:s3:::input-bucket-images","arn:aws:s3:::output-bucket-images"]},{"Effect":"Allow","Action":"sqs:*","Resource":"*"}]}"#;
+const WRONG_POLICY: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:GetObject","s3:PutObject"],"Resource":["arn:aws:s3:::input-bucket-images","arn:aws:s3:::output-bucket-images"]},{"Effect":"Allow","Action":"sqs:*","Resource":"*"}]}"#;
 
 fn encoded(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
