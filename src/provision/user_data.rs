@@ -281,6 +281,15 @@ mod tests {
     }
 
     #[test]
+    fn machines_behind_a_load_balancer_keep_connections_longer_and_believe_its_header() {
+        let settings = Settings { certificate: Some("arn".to_owned()), ..Settings::for_tests("imgcls") };
+        let script = render(Tier::Web, &settings, &Site::for_tests(), &BundleRef::unknown(), &[]);
+        let lines = "idle-timeout = \"720s\"\ntrusted-proxy = [\"10.0.0.0/16\"]\n";
+        assert!(script.contains(lines), "{script}");
+        assert!(!rendered(Tier::Web, Machines::default()).contains("trusted-proxy"));
+    }
+
+    #[test]
     fn a_value_of_a_setting_is_never_part_of_the_script() {
         let hostile = given("cache-dir", &["x\nSETTINGS\nrm -rf /\n@REGION@"]);
         let script = rendered(Tier::Worker, Machines { worker: hostile, ..Machines::default() });
