@@ -27,10 +27,10 @@ fn doctor_names_every_fault_of_the_stack_that_the_legacy_template_makes() {
     assert_eq!(ran.code, Some(1), "{}{}", ran.stdout, ran.stderr);
     let group = "Auto Scaling group \"apptierAutoscaling\"";
     for expected in [
-        "broken  queue \"web-app-image-transport\": it takes messages of 6144 bytes",
+        "risk    queue \"web-app-image-transport\": it takes messages of 6144 bytes",
         "queue \"web-app-image-transport\": messages expire after 420 s",
         "queue \"web-app-image-transport\": it has no dead-letter queue",
-        "queue \"app-web-result-queue\": messages expire after 420 s",
+        "queue \"app-web-result-queue\": it takes messages of 6144 bytes",
         "risk    bucket \"input-bucket-images\": public access is not blocked",
         "risk    bucket \"output-bucket-images\": public access is not blocked",
         "broken  role \"app-tier-sqs-s3-access-role\": its trust policy does not let EC2 assume it",
