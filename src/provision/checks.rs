@@ -42,7 +42,7 @@ pub(super) fn not_enabled(region: &str) -> String {
     )
 }
 
-/// What EC2 says of an instance type.
+/// The facts about an instance type that a preflight uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct InstanceType {
     pub vcpus: u32,

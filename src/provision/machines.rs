@@ -24,7 +24,7 @@ pub(super) struct Machines {
     pub failed_starts: Vec<(String, String)>,
 }
 
-/// What became of the last attempts of groups to start machines.
+/// The outcome of the last attempts of groups to start machines.
 #[derive(Debug, Default)]
 pub(super) struct Starts {
     /// The groups whose last attempt failed, each with the reason: a quota, the capacity for an instance type or the AMI. A

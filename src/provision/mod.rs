@@ -109,7 +109,7 @@ pub enum Action {
         is_confirmed: bool,
         /// A saved plan to apply.
         saved: Option<PathBuf>,
-        /// What becomes of machines that run an older version.
+        /// The treatment of machines that run an older version.
         refreshes: Refreshes,
     },
     /// Returns to the bundle before the current one.
@@ -157,7 +157,7 @@ pub enum Action {
     },
 }
 
-/// What `Apply` does with machines that run an older version.
+/// The treatment of machines that run an older version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refreshes {
     /// They run on.

@@ -31,7 +31,7 @@ pub(super) struct Cost {
     /// Absent if the price of an instance type is unknown.
     pub at_rest_month: Option<f64>,
     pub per_million_images: f64,
-    /// What a load balancer adds for a gigabyte of images. Absent without one.
+    /// The price that a load balancer adds for a gigabyte of images. Absent without one.
     pub per_gigabyte_balanced: Option<f64>,
     pub at_max_day: Option<f64>,
     pub at_max_hour: Option<f64>,

@@ -60,7 +60,7 @@ impl Provision {
         checks
     }
 
-    /// Whether the zones and the region fit the load balancer, if one is wanted.
+    /// Checks whether the zones and the region fit the load balancer, if one is wanted.
     fn check_of_balancer(&self, network: &anyhow::Result<Network>) -> Option<Check> {
         let settings = &self.config.settings;
         let network = network.as_ref().ok().filter(|_| settings.certificate.is_some())?;
@@ -70,7 +70,7 @@ impl Provision {
         Some(Check::of("load balancer", found.map(|()| words())))
     }
 
-    /// Whether the account may start these types, if it is on the free plan. Other accounts start all of them.
+    /// Checks whether the account may start these types, if it is on the free plan. Other accounts start all of them.
     async fn free_plan(&self, types: &BTreeMap<String, InstanceType>) -> Option<Check> {
         const OF: &str = "free plan";
         let others: Vec<&str> =

@@ -141,20 +141,17 @@ const READING_BALANCERS: [&str; 4] = [
     "elasticloadbalancing:DescribeTags",
     "elasticloadbalancing:DescribeTargetHealth",
 ];
-const BALANCERS: [&str; 12] = [
+/// Actions on the load balancer of the stack, its listener and its target group.
+const BALANCERS: [&str; 5] = [
     "elasticloadbalancing:AddTags",
-    "elasticloadbalancing:CreateListener",
-    "elasticloadbalancing:CreateLoadBalancer",
-    "elasticloadbalancing:CreateTargetGroup",
-    "elasticloadbalancing:DeleteListener",
-    "elasticloadbalancing:DeleteLoadBalancer",
-    "elasticloadbalancing:DeleteTargetGroup",
-    "elasticloadbalancing:ModifyListener",
-    "elasticloadbalancing:ModifyLoadBalancerAttributes",
-    "elasticloadbalancing:ModifyTargetGroup",
-    "elasticloadbalancing:SetSecurityGroups",
-    "elasticloadbalancing:SetSubnets",
+    "elasticloadbalancing:Create*",
+    "elasticloadbalancing:Delete*",
+    "elasticloadbalancing:Modify*",
+    "elasticloadbalancing:Set*",
 ];
+/// Actions that look. With a load balancer a policy would be too long for IAM with each of them by its name.
+const LOOKING: [&str; 4] =
+    ["autoscaling:Describe", "cloudwatch:Describe", "ec2:Describe", "elasticloadbalancing:Describe"];
 const ALARMS: [&str; 3] = ["cloudwatch:DeleteAlarms", "cloudwatch:PutMetricAlarm", "cloudwatch:TagResource"];
 const DASHBOARD: [&str; 3] = ["cloudwatch:DeleteDashboards", "cloudwatch:GetDashboard", "cloudwatch:PutDashboard"];
 const TOPIC: [&str; 6] = [
@@ -183,6 +180,15 @@ pub(super) fn policy(settings: &Settings, adopts: bool, account: &str, region: &
     }
     if settings.has_balancer() {
         everywhere.extend(READING_BALANCERS);
+    }
+    if settings.certificate.is_some() {
+        everywhere.retain(|action| !LOOKING.iter().any(|family| action.starts_with(family)));
+        everywhere.extend([
+            "autoscaling:Describe*",
+            "cloudwatch:Describe*",
+            "ec2:Describe*",
+            "elasticloadbalancing:Describe*",
+        ]);
     }
     let mut statements = vec![allow(&everywhere, &["*".to_owned()])];
     statements.extend(caller.storage());

@@ -7,12 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::bundle::Cpu;
 use super::elf::Glibc;
-use super::stack::balancer::LONGEST_IDLE_TIMEOUT;
 use crate::config::{self, Machines, Names};
 use crate::scaling_policy::{Bounds, Policy};
 
 /// How long a request may wait for its answer unless `sync-timeout` is longer.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
+/// Longest time that a load balancer lets a connection be idle.
+const LONGEST_IDLE_TIMEOUT: Duration = Duration::from_secs(4_000);
 /// How much longer a load balancer waits.
 const MORE_THAN_WAIT: Duration = Duration::from_secs(60);
 
@@ -208,7 +209,7 @@ impl Settings {
         self.certificate.is_some() || self.target_group.is_some()
     }
 
-    /// Whether the load balancer has public addresses: others than those of private networks may reach it, and its subnets are
+    /// Returns whether the load balancer has public addresses: others than those of private networks may reach it, and its subnets are
     /// public, as those that were chosen for it count.
     pub(super) fn is_balancer_public(&self, network: &Network) -> bool {
         let is_for_public = match &self.allow {

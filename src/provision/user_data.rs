@@ -68,7 +68,7 @@ pub(crate) fn render(
     let bucket = &settings.names.input_bucket;
     let settings_file = settings_file(tier, settings, site, bundle, packages);
     let session_manager = if settings.session_manager {
-        SESSION_MANAGER.replace("@AGENT_URL@", &agent_url(bundle.cpu, &site.region))
+        without_comments(SESSION_MANAGER).replace("@AGENT_URL@", &agent_url(bundle.cpu, &site.region))
     } else {
         String::new()
     };
@@ -91,7 +91,13 @@ pub(crate) fn render(
         ("@AUTOSCALE@", &autoscale(tier, settings.policy)),
         ("@SETTINGS@", settings_file.trim_end()),
     ];
-    values.iter().fold(TEMPLATE.to_owned(), |script, (name, value)| script.replace(name, value))
+    values.iter().fold(without_comments(TEMPLATE), |script, (name, value)| script.replace(name, value))
+}
+
+/// The script without its comments: a template of CloudFormation with two such scripts has to be short.
+fn without_comments(script: &str) -> String {
+    let is_kept = |line: &&str| line.starts_with("#!") || !line.trim_start().starts_with('#');
+    script.lines().filter(is_kept).map(|line| format!("{line}\n")).collect()
 }
 
 /// The package of Session Manager's agent for Debian, which AWS keeps in a bucket in every region.
@@ -276,6 +282,15 @@ mod tests {
         let lines = "model = [\"birds\", \"cats\"]\nmodels-dir = \"/var/cache/imgcls/models\"\nsync-models = true\n";
         assert!(rendered("1").contains(lines), "{}", rendered("1"));
         assert_eq!(rendered("1"), rendered("2"));
+    }
+
+    #[test]
+    fn machines_behind_a_load_balancer_keep_connections_longer_and_believe_its_header() {
+        let settings = Settings { certificate: Some("arn".to_owned()), ..Settings::for_tests("imgcls") };
+        let script = render(Tier::Web, &settings, &Site::for_tests(), &BundleRef::unknown(), &[]);
+        let lines = "idle-timeout = \"720s\"\ntrusted-proxy = [\"10.0.0.0/16\"]\n";
+        assert!(script.contains(lines), "{script}");
+        assert!(!rendered(Tier::Web, Machines::default()).contains("trusted-proxy"));
     }
 
     #[test]

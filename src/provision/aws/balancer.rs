@@ -243,7 +243,7 @@ impl Cloud {
         }
     }
 
-    /// What `provision doctor` wants to know of the target group with this ARN, and of the load balancer in front of it.
+    /// Examines the target group with this ARN, and the load balancer in front of it, for `provision doctor`.
     pub(super) async fn examine_target_group(&self, arn: &str) -> anyhow::Result<Balancer> {
         let mut balancer = Balancer::unknown(arn);
         let by_arn = json!({ "TargetGroupArn": arn });

@@ -35,7 +35,7 @@ impl Cloud {
         Ok(found["optInStatus"] != NOT_OPTED_IN)
     }
 
-    /// What EC2 says of each instance type.
+    /// Reads the facts about each instance type.
     ///
     /// # Errors
     /// One of the types does not exist in the region.

@@ -1,7 +1,5 @@
 //! The load balancer in front of the web tier, which terminates TLS.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use super::builder::Builder;
@@ -69,6 +67,3 @@ impl Builder<'_> {
         own.into_iter().chain(self.settings.target_group.iter().map(|arn| arn.as_str().into())).collect()
     }
 }
-
-/// Longest time that a load balancer lets a connection be idle.
-pub(in crate::provision) const LONGEST_IDLE_TIMEOUT: Duration = Duration::from_secs(4_000);

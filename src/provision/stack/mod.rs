@@ -3,7 +3,7 @@
 //! Each child module adds the resources of one area to the [`Builder`].
 
 mod access;
-pub(in crate::provision) mod balancer;
+mod balancer;
 pub(in crate::provision) mod bucket_events;
 mod builder;
 mod dashboard;

@@ -140,7 +140,7 @@ fn load_balancer_with_a_certificate_is_made_repaired_and_removed() {
     assert!(!elb("Action=DescribeTargetGroups").contains("tls-imgcls-"));
 }
 
-/// What somebody may change at a console.
+/// Makes changes that somebody may make at a console.
 fn change_by_hand(balancer_group: &str) {
     let (balancer, listener) = (arn_of("load balancer", "tls-imgcls-vpc"), arn_of("listener", "tls-imgcls-vpc"));
     let target_group = arn_of("target group", "tls-imgcls-vpc");

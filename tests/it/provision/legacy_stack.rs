@@ -9,10 +9,9 @@ const QUEUES: [&str; 2] = ["web-app-image-transport", "app-web-result-queue"];
 const BUCKETS: [&str; 2] = ["input-bucket-images", "output-bucket-images"];
 
 /// Everybody may be EC2 in the name of a role that trusts the wrong service.
-const WRONG_TRUST: &str =
-    r#"{"Statement":[{"Effect":"Allow","Principal":{"Service":"lambda.amazonaws.com"},"Action":"sts:AssumeRole"}]}"#;
+const WRONG_TRUST: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"lambda.amazonaws.com"},"Action":"sts:AssumeRole"}]}"#;
 /// Permissions on objects that name the bucket, and everything else on everything.
-const WRONG_POLICY: &str = r#"{"Statement":[{"Effect":"Allow","Action":["s3:GetObject","s3:PutObject"],"Resource":["arn:aws:s3:::input-bucket-images","arn:aws:s3:::output-bucket-images"]},{"Effect":"Allow","Action":"sqs:*","Resource":"*"}]}"#;
+const WRONG_POLICY: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:GetObject","s3:PutObject"],"Resource":["arn:aws:s3:::input-bucket-images","arn:aws:s3:::output-bucket-images"]},{"Effect":"Allow","Action":"sqs:*","Resource":"*"}]}"#;
 
 fn encoded(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
@@ -28,10 +27,10 @@ fn doctor_names_every_fault_of_the_stack_that_the_legacy_template_makes() {
     assert_eq!(ran.code, Some(1), "{}{}", ran.stdout, ran.stderr);
     let group = "Auto Scaling group \"apptierAutoscaling\"";
     for expected in [
-        "broken  queue \"web-app-image-transport\": it takes messages of 6144 bytes",
+        "risk    queue \"web-app-image-transport\": it takes messages of 6144 bytes",
         "queue \"web-app-image-transport\": messages expire after 420 s",
         "queue \"web-app-image-transport\": it has no dead-letter queue",
-        "queue \"app-web-result-queue\": messages expire after 420 s",
+        "queue \"app-web-result-queue\": it takes messages of 6144 bytes",
         "risk    bucket \"input-bucket-images\": public access is not blocked",
         "risk    bucket \"output-bucket-images\": public access is not blocked",
         "broken  role \"app-tier-sqs-s3-access-role\": its trust policy does not let EC2 assume it",

@@ -206,6 +206,7 @@ fn apply_waits_until_the_machines_are_replaced() {
     assert!(failed.stderr.contains(&expected), "{}", failed.stderr);
 
     // An interrupted wait leaves the rollout as it is.
+    stack.bundle = write_bundle(folder.path(), "four");
     proxy.intercept("DescribeInstanceRefreshes", refreshes("InProgress", "Waiting for an instance."));
     let path = folder.path().join("printed");
     let mut command = stack.command(&[&["apply"][..], &flags].concat());

@@ -54,7 +54,7 @@ impl Cloud {
         Ok(found)
     }
 
-    /// What became of the last attempts of groups to start machines.
+    /// Reads what became of the last attempts of groups to start machines.
     pub(in crate::provision) async fn starts(&self, groups: impl Iterator<Item = &str>) -> anyhow::Result<Starts> {
         let mut starts = Starts::default();
         for group in groups {
