@@ -1,4 +1,4 @@
-"""Checks the files of deploy/: Kubernetes manifests against Kubernetes' schemas, kustomizations, and the Compose file.
+"""Checks the files of deploy/: Kubernetes manifests against Kubernetes' schemas, kustomizations, and the Compose files.
 
 scripts/check-deploy runs it in an environment that has kubernetes-validate and PyYAML.
 """
@@ -72,14 +72,14 @@ def main() -> int:
         for document in documents(path):
             count += 1
             faults += [f"{path.relative_to(ROOT)}: {fault}" for fault in manifest_faults(path, document, version)]
-    compose = DEPLOY / "compose.yaml"
-    faults += [f"{compose.relative_to(ROOT)}: {fault}" for fault in compose_faults(compose)]
+    for compose in (DEPLOY / "compose.yaml", DEPLOY / "nats" / "compose.yaml"):
+        faults += [f"{compose.relative_to(ROOT)}: {fault}" for fault in compose_faults(compose)]
     if count == 0:
         faults.append("deploy/kubernetes: no manifest was found")
     for fault in faults:
         print(f"check-deploy: {fault}", file=sys.stderr)
     if not faults:
-        print(f"check-deploy: {count} manifests fit Kubernetes {version}, and the Compose file has no fault")
+        print(f"check-deploy: {count} manifests fit Kubernetes {version}, and the Compose files have no fault")
     return 1 if faults else 0
 
 

@@ -3,12 +3,14 @@
 
 mod backend;
 mod document;
+mod nats;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 pub use self::backend::{AWS_VARIABLES, AwsLocation, Backend, BackendKind, choose_backend};
 pub use self::document::{Document, Machines, Setting, Source, toml_text};
+pub use self::nats::{DEFAULT_NATS_URL, NatsLocation, NatsLogin};
 
 use crate::protocol;
 

@@ -108,6 +108,10 @@ const TOPICS: [(&str, &[&str]); 14] = [
             "backend",
             "region",
             "endpoint-url",
+            "nats-url",
+            "nats-credentials",
+            "nats-ca",
+            "nats-replicas",
             "data-dir",
             "stack",
             "request-queue",
@@ -236,7 +240,8 @@ const TOPICS: [(&str, &[&str]); 14] = [
 const SHARED: [&str; 2] = ["data-dir", "region"];
 
 /// Flags that a command shares with others and refuses.
-const REFUSED: [(&str, &[&str]); 1] = [("up", &["backend", "region", "endpoint-url"])];
+const REFUSED: [(&str, &[&str]); 1] =
+    [("up", &["backend", "region", "endpoint-url", "nats-url", "nats-credentials", "nats-ca", "nats-replicas"])];
 
 /// Returns the command line with headings, an order of flags and examples.
 pub(super) fn arranged(cli: Command) -> Command {

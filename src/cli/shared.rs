@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::parse::{backend_kind, visibility_timeout};
 use super::settings::aws_variables;
-use crate::config::{self, Backend, BackendKind, Document, NameChoice};
+use crate::config::{self, Backend, BackendKind, DEFAULT_NATS_URL, Document, NameChoice, NatsLocation};
 use crate::telemetry::LogFormat;
 
 /// Variables of the legacy system, by the flag whose value they give. The flag's own variable takes precedence.
@@ -25,8 +25,8 @@ pub struct SharedArgs {
     /// [autoscale] and [provision]; flags and variables take precedence. No file is read unless it is named
     #[arg(long, env = "IMGCLS_CONFIG")]
     pub config: Option<PathBuf>,
-    /// Backend of queues and objects [default: aws if --region, --endpoint-url, AWS_REGION, AWS_DEFAULT_REGION or
-    /// AWS_ENDPOINT_URL is set, else local]
+    /// Backend of queues and objects [default: nats if --nats-url is set, aws if --region, --endpoint-url, AWS_REGION,
+    /// AWS_DEFAULT_REGION or AWS_ENDPOINT_URL is, else local]
     #[arg(long, env = "IMGCLS_BACKEND", value_parser = backend_kind())]
     pub backend: Option<BackendKind>,
     /// AWS: the region of queues and buckets [default: $AWS_REGION, $AWS_DEFAULT_REGION, the profile's, the instance's]
@@ -35,6 +35,20 @@ pub struct SharedArgs {
     /// AWS: another address for every service: an emulator, a private endpoint [default: $AWS_ENDPOINT_URL]
     #[arg(long, env = "IMGCLS_ENDPOINT_URL", value_parser = config::endpoint_url)]
     pub endpoint_url: Option<String>,
+    /// NATS: addresses of servers with JetStream, separated by commas; tls://HOST for TLS. User and password or a token may
+    /// stand before the host, as in nats://USER:PASSWORD@HOST: better in the variable than on the command line
+    /// [default: nats://127.0.0.1:4222]
+    #[arg(long, env = "IMGCLS_NATS_URL", hide_env_values = true)]
+    pub nats_url: Option<String>,
+    /// NATS: a file of credentials (a JWT and the seed of its key) [default: none]
+    #[arg(long, env = "IMGCLS_NATS_CREDENTIALS", value_name = "FILE")]
+    pub nats_credentials: Option<PathBuf>,
+    /// NATS: certificates in PEM of the authority of the servers; requires TLS [default: those of this machine]
+    #[arg(long, env = "IMGCLS_NATS_CA", value_name = "FILE")]
+    pub nats_ca: Option<PathBuf>,
+    /// NATS: how many servers of a cluster keep each queue and bucket that is created: 1, 3 or 5
+    #[arg(long, env = "IMGCLS_NATS_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub nats_replicas: u8,
     /// Local backend: the directory of the queue and the images; created if it does not exist
     #[arg(long, env = "IMGCLS_DATA_DIR", default_value = "imgcls-data")]
     pub data_dir: PathBuf,
@@ -82,7 +96,10 @@ pub struct OutputArgs {
 impl SharedArgs {
     /// The backend, and the flag, variable or line of a file that selected it.
     pub fn backend(&self, settings: &Document) -> (Backend, String) {
-        let (kind, selected_by) = config::choose_backend(self.backend, self.aws_flag(), &aws_variables());
+        let (kind, selected_by) = match (self.backend, &self.nats_url) {
+            (None, Some(_)) => (BackendKind::Nats, "--nats-url".to_owned()),
+            _ => config::choose_backend(self.backend, self.aws_flag(), &aws_variables()),
+        };
         let selected_by = match selected_by.strip_prefix("--").and_then(|name| settings.get(name)) {
             Some(setting) => setting.source_text(),
             None => selected_by,
@@ -90,8 +107,18 @@ impl SharedArgs {
         let backend = match kind {
             BackendKind::Local => Backend::Local { data_dir: self.data_dir.clone() },
             BackendKind::Aws => Backend::Aws { region: self.region.clone(), endpoint_url: self.endpoint_url.clone() },
+            BackendKind::Nats => Backend::Nats(self.nats()),
         };
         (backend, selected_by)
+    }
+
+    fn nats(&self) -> NatsLocation {
+        NatsLocation {
+            url: self.nats_url.clone().unwrap_or_else(|| DEFAULT_NATS_URL.to_owned()),
+            credentials: self.nats_credentials.clone(),
+            ca: self.nats_ca.clone(),
+            replicas: self.nats_replicas,
+        }
     }
 
     /// The flag that selects AWS although `--backend` is absent.

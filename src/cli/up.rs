@@ -26,12 +26,13 @@ impl UpArgs {
     pub fn config(&self, settings: &Document, model: &TunedChoice) -> anyhow::Result<up::Config> {
         let shared = &self.supervisor.shared;
         let aws_setting = match shared.backend {
-            Some(BackendKind::Local) | None => shared.aws_flag(),
+            Some(BackendKind::Local) | None => shared.aws_flag().or(shared.nats_url.as_ref().map(|_| "--nats-url")),
             Some(_) => Some("--backend"),
         };
         if let Some(flag) = aws_setting {
             let source = settings.get(&flag[2..]).map_or(flag.to_owned(), Setting::source_text);
-            let message = format!("{source}: `up` always runs on this machine; on AWS run `serve-web` and `worker`");
+            let message =
+                format!("{source}: `up` always runs on this machine; on AWS or NATS run `serve-web` and `worker`");
             return Err(usage("up", message));
         }
         self.http.auth.check("up", self.http.address())?;

@@ -23,10 +23,14 @@ const LOCAL_POLICY: Defaults =
     Defaults { scale_out_period: Duration::from_secs(1), scale_in_stabilization: Duration::from_secs(30) };
 
 /// Flags of `worker` that its supervisor never passes on, with the reason.
-pub const NOT_PASSED_TO_WORKERS: [(&str, &str); 6] = [
+pub const NOT_PASSED_TO_WORKERS: [(&str, &str); 10] = [
     ("config", "the values of the file are passed as flags"),
     ("region", "the backend is local"),
     ("endpoint-url", "the backend is local"),
+    ("nats-url", "the backend is local"),
+    ("nats-credentials", "the backend is local"),
+    ("nats-ca", "the backend is local"),
+    ("nats-replicas", "the backend is local"),
     ("auto-scaling-group", "processes belong to no group"),
     ("sync-models", "the models are on this machine"),
     ("admin-listen", "several workers cannot listen at one address"),

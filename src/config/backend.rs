@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::nats::NatsLocation;
+
 /// The backend of the transport, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Backend {
@@ -21,6 +23,8 @@ pub enum Backend {
         /// The URL of the services. `None` for those of AWS itself.
         endpoint_url: Option<String>,
     },
+    /// Streams of NATS JetStream, for any number of machines.
+    Nats(NatsLocation),
     /// A backend that is not part of the program: the process registered it by name. No value of `--backend` selects it.
     Named {
         /// The name under which it was registered.
@@ -46,6 +50,7 @@ impl std::fmt::Display for Backend {
         let (region, address) = match self {
             Backend::Local { data_dir } => return write!(f, " in {}", data_dir.display()),
             Backend::Aws { region, endpoint_url } => (region.as_deref(), endpoint_url.as_deref()),
+            Backend::Nats(location) => return write!(f, " at {}", location.servers()),
             Backend::Named { address, .. } => (None, address.as_deref()),
         };
         region.map_or(Ok(()), |region| write!(f, " in {region}"))?;
@@ -59,6 +64,7 @@ impl Backend {
         match self {
             Backend::Local { .. } => BackendKind::Local.name(),
             Backend::Aws { .. } => BackendKind::Aws.name(),
+            Backend::Nats(_) => BackendKind::Nats.name(),
             Backend::Named { name, .. } => name,
         }
     }
@@ -67,7 +73,7 @@ impl Backend {
     pub fn data_dir(&self) -> Option<&Path> {
         match self {
             Backend::Local { data_dir } => Some(data_dir),
-            Backend::Aws { .. } | Backend::Named { .. } => None,
+            Backend::Aws { .. } | Backend::Nats(_) | Backend::Named { .. } => None,
         }
     }
 
@@ -77,7 +83,7 @@ impl Backend {
             Backend::Aws { region, endpoint_url } => {
                 Some(AwsLocation { region: region.as_deref(), endpoint_url: endpoint_url.as_deref() })
             }
-            Backend::Local { .. } | Backend::Named { .. } => None,
+            Backend::Local { .. } | Backend::Nats(_) | Backend::Named { .. } => None,
         }
     }
 
@@ -85,7 +91,7 @@ impl Backend {
     pub fn calls_are_billed(&self) -> bool {
         match self {
             Backend::Aws { .. } => true,
-            Backend::Local { .. } | Backend::Named { .. } => false,
+            Backend::Local { .. } | Backend::Nats(_) | Backend::Named { .. } => false,
         }
     }
 
@@ -93,7 +99,7 @@ impl Backend {
     pub fn calls_hold_connections(&self) -> bool {
         match self {
             Backend::Local { .. } => false,
-            Backend::Aws { .. } | Backend::Named { .. } => true,
+            Backend::Aws { .. } | Backend::Nats(_) | Backend::Named { .. } => true,
         }
     }
 }
@@ -105,17 +111,20 @@ pub enum BackendKind {
     Local,
     /// SQS and S3.
     Aws,
+    /// NATS JetStream.
+    Nats,
 }
 
 impl BackendKind {
     /// Every backend that is part of the program.
-    pub const ALL: [BackendKind; 2] = [BackendKind::Local, BackendKind::Aws];
+    pub const ALL: [BackendKind; 3] = [BackendKind::Local, BackendKind::Aws, BackendKind::Nats];
 
     /// The value of `--backend`.
     pub fn name(self) -> &'static str {
         match self {
             BackendKind::Local => "local",
             BackendKind::Aws => "aws",
+            BackendKind::Nats => "nats",
         }
     }
 }

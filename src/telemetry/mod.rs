@@ -26,7 +26,7 @@ use nonblocking::{Descriptor, LostLines, NonBlockingWriter};
 /// Warnings of the AWS SDK while it searches for region and credentials are hidden: they either end in an error, or do
 /// not matter. The crates that decode JPEG XL (`jxl_…`) log an error for every image that is damaged, which is the fault of
 /// its client and becomes the reason in the answer.
-const DEFAULT_FILTER: &str = "info,ort=warn,aws_config=error,opentelemetry=warn,jxl=off";
+const DEFAULT_FILTER: &str = "info,ort=warn,aws_config=error,async_nats=off,opentelemetry=warn,jxl=off";
 
 /// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

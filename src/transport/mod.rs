@@ -17,8 +17,8 @@
 //! - Reads never return bytes other than those that were written; they return `Damaged`.
 //!
 //! **The backends.** [`local`]: a SQLite file and segments on one machine; submission and completion are one transaction
-//! each. [`aws`]: SQS and S3; one step after the other. Both are made of queues and buckets, and share what follows from
-//! that ([`queued`]). A third backend is a folder here that implements [`Transport`] (or the private steps of [`queued`]), a
+//! each. [`aws`]: SQS and S3; one step after the other. [`nats`]: streams of NATS JetStream, in the same steps. All are made
+//! of queues and buckets, and share what follows from that ([`queued`]). Another backend is a folder here that implements [`Transport`] (or the private steps of [`queued`]), a
 //! variant of [`Backend`](crate::config::Backend), and a test that runs the suite. `tests/it/toy_backend.rs` is the smallest.
 
 pub mod aws;
@@ -28,6 +28,7 @@ mod job;
 mod key_documents;
 pub mod local;
 mod message;
+pub mod nats;
 mod port;
 pub mod queued;
 mod reader;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::aws::{self, S3Store, SqsQueues};
 use super::error::TransportError;
 use super::local::{self, SqliteQueues, SqliteStore};
+use super::nats::{self, NatsBucket, NatsQueues};
 use super::port::{Opener, Transport};
 use super::queued::object::{ObjectStore, StoreError};
 use super::queued::queue::{QueueError, Queues};
@@ -29,6 +30,7 @@ pub async fn open(backend: &Backend, names: &Names) -> Result<Arc<dyn Transport>
         Backend::Aws { region, endpoint_url } => {
             Box::pin(aws::open(region.as_deref(), endpoint_url.as_deref(), names)).await
         }
+        Backend::Nats(location) => Box::pin(nats::open(location, names)).await,
         Backend::Named { name, .. } => match registered(name) {
             Some(opener) => opener.open(backend, names).await,
             None => Err(TransportError::Fatal(format!(
@@ -53,6 +55,7 @@ pub async fn open_queues(backend: &Backend) -> Result<Arc<dyn Queues>, QueueErro
         Backend::Aws { region, endpoint_url } => {
             Ok(Arc::new(Box::pin(SqsQueues::connect(region.as_deref(), endpoint_url.as_deref())).await?))
         }
+        Backend::Nats(location) => Ok(Arc::new(Box::pin(NatsQueues::connect(location)).await?)),
         other => Err(QueueError::Fatal(format!("backend {:?} is not made of queues", other.name()))),
     }
 }
@@ -71,6 +74,7 @@ pub async fn open_bucket(backend: &Backend, bucket: &str) -> Result<Arc<dyn Obje
         Backend::Aws { region, endpoint_url } => {
             Ok(Arc::new(Box::pin(S3Store::open(region.as_deref(), endpoint_url.as_deref(), bucket)).await?))
         }
+        Backend::Nats(location) => Ok(Arc::new(Box::pin(NatsBucket::open(location, bucket)).await?)),
         other => {
             let reason = format!("backend {:?} is not made of buckets", other.name());
             Err(StoreError::Fatal { bucket: bucket.to_owned(), reason })

@@ -52,7 +52,8 @@ const FLOORS: [(u8, &[&str]); 7] = [
 
 /// Crates that may be named only in the listed places, each of which is the beginning of a path under `src/`. A crate
 /// name that ends in `*` matches every crate that begins like it.
-const CRATES: [(&str, &[&str]); 7] = [
+const CRATES: [(&str, &[&str]); 8] = [
+    ("async_nats", &["transport/nats/"]),
     ("ort", &["model/"]),
     ("turbojpeg", &["model/libjpeg.rs", "model/turbo.rs"]),
     ("clap", &["cli/", "main.rs"]),

@@ -37,7 +37,11 @@ const MISTAKES: [Mistake; 38] = [
     mistake("up --visibility-timeout soon", "\"soon\" is not a duration such as 30s or 1h", USAGE),
     mistake("up --max-upload-bytes 20parsecs", "\"20parsecs\" is not a size such as 20MiB", USAGE),
     mistake("up --min-workers 3 --max-workers 2", "see --min-workers and --max-workers", USAGE),
-    mistake("up --region us-east-1", "`up` always runs on this machine; on AWS run `serve-web` and `worker`", USAGE),
+    mistake(
+        "up --region us-east-1",
+        "`up` always runs on this machine; on AWS or NATS run `serve-web` and `worker`",
+        USAGE,
+    ),
     mistake("up --config missing.toml", "cannot read the settings in missing.toml", USAGE),
     mistake("up --rate-burst 3", "--rate-burst is a part of --rate-limit: give that, too", USAGE),
     mistake("up --port 0 --data-dir /proc/x", "give another directory with --data-dir", FAILED),

@@ -19,10 +19,14 @@ const TABLES: [(&str, &str); 5] =
 
 /// Settings of a machine that its user data or its unit gives: `provision` has a setting of the same meaning, or the
 /// value follows from the stack.
-const SET_BY_PROVISION: [&str; 24] = [
+const SET_BY_PROVISION: [&str; 28] = [
     "backend",
     "region",
     "endpoint-url",
+    "nats-url",
+    "nats-credentials",
+    "nats-ca",
+    "nats-replicas",
     "data-dir",
     "stack",
     "request-queue",
