@@ -1,7 +1,7 @@
 //! Receiving: a pull of a consumer, which never loses a message that it had not returned.
 //!
-//! A pull runs in a task of its own. If its caller leaves, what has arrived and what is on the way is released at once, so
-//! that others receive it without waiting for the visibility timeout.
+//! A pull runs in a task of its own. If its caller leaves, it goes on until the server ends it, as a long poll of SQS does, and
+//! what it got is released, so that others receive it without waiting for the visibility timeout.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,9 @@ use super::connection::{Connection, Fault};
 /// How long a pull waits for the end that the server announces, after the time that it had.
 const GRACE: Duration = Duration::from_secs(2);
 /// How long a pull that has a message waits for more of those that the server has. The server says when it has no more.
-const MORE_WITHIN: Duration = Duration::from_millis(20);
+const MORE_WITHIN: Duration = Duration::from_secs(2);
+/// The same after a message behind which there was none. Old servers then do not say that the pull has ended.
+const NO_MORE_WITHIN: Duration = Duration::from_millis(20);
 /// How long messages that are on their way to a pull that has ended are waited for.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The acknowledgement that makes a message visible again.
@@ -74,6 +76,8 @@ pub(super) struct About {
     pub sequence: u64,
     /// When the stream got it.
     pub stored_at_ms: i64,
+    /// How many messages waited behind it.
+    pub pending: u64,
 }
 
 impl About {
@@ -91,6 +95,7 @@ impl About {
             delivered: u32::try_from(number(0)?).ok()?,
             sequence: number(1)?,
             stored_at_ms: i64::try_from(number(3)? / 1_000_000).ok()?,
+            pending: number(4)?,
         })
     }
 }
@@ -123,14 +128,14 @@ async fn run(
     from: &Consumer,
     max: usize,
     wait: Duration,
-    mut answer: oneshot::Sender<Result<Received, Fault>>,
+    answer: oneshot::Sender<Result<Received, Fault>>,
 ) {
     let mut subscriber = match start(&connection, from, max, wait).await {
         Ok(subscriber) => subscriber,
         Err(fault) => return drop(answer.send(Err(fault))),
     };
     let mut messages = Vec::new();
-    let end = collect(&connection, &mut subscriber, &mut messages, (max, wait), &mut answer).await;
+    let end = collect(&connection, &mut subscriber, &mut messages, (max, wait)).await;
     // The last one is taken first.
     messages.reverse();
     let received = Received { connection: Arc::clone(&connection), messages };
@@ -167,7 +172,6 @@ async fn collect(
     subscriber: &mut Subscriber,
     messages: &mut Vec<Message>,
     (max, wait): (usize, Duration),
-    answer: &mut oneshot::Sender<Result<Received, Fault>>,
 ) -> End {
     let mut deadline = Instant::now() + wait + GRACE;
     loop {
@@ -177,7 +181,6 @@ async fn collect(
             () = connection.lost() => {
                 return End::Failed(Fault::Unavailable("the connection to NATS was lost".to_owned()));
             }
-            () = answer.closed() => return End::Early,
         };
         let Some(message) = message else {
             return End::Failed(Fault::Unavailable("the connection to NATS was closed".to_owned()));
@@ -188,11 +191,13 @@ async fn collect(
                 None => continue,
             }
         }
+        let about = message.reply.as_ref().and_then(|reply| About::of(reply));
         messages.push(message);
         if messages.len() >= max {
             return End::Complete;
         }
-        deadline = Instant::now() + MORE_WITHIN;
+        let has_more = about.is_some_and(|about| about.pending > 0);
+        deadline = Instant::now() + if has_more { MORE_WITHIN } else { NO_MORE_WITHIN };
     }
 }
 
@@ -243,7 +248,7 @@ mod tests {
 
     #[test]
     fn deliveries_of_all_servers_are_understood() {
-        let about = About { delivered: 3, sequence: 41, stored_at_ms: 1_700_000_000_123 };
+        let about = About { delivered: 3, sequence: 41, stored_at_ms: 1_700_000_000_123, pending: 7 };
         let old = "$JS.ACK.imgcls-queue-a.receivers.3.41.90.1700000000123456789.7";
         assert_eq!(About::of(old), Some(about));
         let new = "$JS.ACK._.hash.imgcls-queue-a.receivers.3.41.90.1700000000123456789.7.token";
