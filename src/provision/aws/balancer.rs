@@ -98,7 +98,7 @@ impl Cloud {
             let tags = tags_of(&group["TargetGroupArn"]);
             let owner = owner_by_tags(pairs(&tags), stack);
             if is_wanted || owner == Owner::This {
-                found.push(target_group(group, owner, our_tags(pairs(&tags), &stack.own_tags)));
+                found.push(target_group(group, owner, &our_tags(pairs(&tags), &stack.own_tags)));
             }
         }
         for balancer in &balancers {
@@ -114,7 +114,7 @@ impl Cloud {
             let attributes = attributes.unwrap_or_default();
             let listeners = self.list_elb("DescribeListeners", &what, "Listeners", true, arn).await?;
             found.extend(listeners.iter().map(|one| listener(&name, one, owner.clone())));
-            found.push(load_balancer(&name, balancer, &attributes, owner, our_tags(pairs(&tags), &stack.own_tags)));
+            found.push(load_balancer(&name, balancer, &attributes, owner, &our_tags(pairs(&tags), &stack.own_tags)));
         }
         Ok(found)
     }
@@ -271,7 +271,7 @@ impl Cloud {
         };
         balancer.name = Some(text(&found["LoadBalancerName"]));
         let state = ["Code", "Reason"].map(|name| found["State"][name].as_str().unwrap_or_default());
-        balancer.state = state.join(" ").trim().to_owned();
+        state.join(" ").trim().clone_into(&mut balancer.state);
         let by_arn = json!({ "LoadBalancerArn": arn });
         let listeners = self.list_elb("DescribeListeners", &what, "Listeners", true, by_arn.clone()).await?;
         balancer.listeners = listeners.iter().map(listener_to_json).collect();
@@ -294,7 +294,7 @@ fn number(value: &Value) -> Value {
     value.as_str().and_then(|text| text.parse::<i64>().ok()).map_or(Value::Null, Value::from)
 }
 
-fn target_group(group: &Value, owner: Owner, tags: Value) -> FoundResource {
+fn target_group(group: &Value, owner: Owner, tags: &Value) -> FoundResource {
     let mut members = json!({"Matcher": {"HttpCode": group["Matcher"]["HttpCode"]}, "Tags": tags});
     for name in TEXTS {
         members[name] = group[name].clone();
@@ -306,7 +306,7 @@ fn target_group(group: &Value, owner: Owner, tags: Value) -> FoundResource {
     FoundResource::new(Kind::TargetGroup, text(&group["TargetGroupName"]), owner, members).with("Ref", arn)
 }
 
-fn load_balancer(name: &str, balancer: &Value, attributes: &Value, owner: Owner, tags: Value) -> FoundResource {
+fn load_balancer(name: &str, balancer: &Value, attributes: &Value, owner: Owner, tags: &Value) -> FoundResource {
     let sorted = |mut values: Vec<String>| {
         values.sort_unstable();
         values
