@@ -1,4 +1,4 @@
-//! Where NATS is, and how to log in there.
+//! The addresses of NATS, and how to log in there.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ pub const DEFAULT_NATS_URL: &str = "nats://127.0.0.1:4222";
 /// The schemes of addresses of NATS.
 const SCHEMES: [&str; 2] = ["nats", "tls"];
 
-/// Where NATS is, and how to log in there. Its `Debug` and [`NatsLocation::servers`] show no secret.
+/// The addresses of NATS, and how to log in there. Its `Debug` and [`NatsLocation::servers`] show no secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NatsLocation {
     /// Addresses of servers, separated by commas. User and password, or a token, may stand before the host.

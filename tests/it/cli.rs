@@ -31,7 +31,8 @@ fn flags(command: &clap::Command) -> impl Iterator<Item = (&str, &Arg)> {
 const WITHOUT_VARIABLE: [&str; 5] = ["yes", "delete-data", "force", "overwrite", "restart"];
 
 /// Flags that `up` shares with other commands and refuses, so that its help does not show them.
-const REFUSED_BY_UP: [&str; 3] = ["backend", "region", "endpoint-url"];
+const REFUSED_BY_UP: [&str; 7] =
+    ["backend", "region", "endpoint-url", "nats-url", "nats-credentials", "nats-ca", "nats-replicas"];
 
 /// Every command that has no subcommands, with its words.
 fn commands() -> Vec<(Vec<String>, clap::Command)> {

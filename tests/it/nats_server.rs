@@ -22,7 +22,7 @@ use crate::harness::{DEADLINE, free_port};
 /// A server with JetStream. It keeps its data and its port when it is started again, and ends with this value.
 pub struct NatsServer {
     port: u16,
-    /// `None` for one that is removed when the server ends, and has the message limit that the suites expect.
+    /// Without one, the folder is removed when the server ends, and messages have the size that the suites expect.
     folder: Option<tempfile::TempDir>,
     server: Option<Child>,
 }

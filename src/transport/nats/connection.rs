@@ -21,7 +21,7 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 const TRIES_AT_LOSS: u32 = 3;
 /// A connection whose other end is gone without a word is found out within two of these.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// What headers of a message take at most, besides a body that only just fits.
+/// Headers of a message take at most this much besides a body that only just fits.
 const HEADER_BYTES: usize = 4 << 10;
 
 /// Error codes of JetStream (`server/errors.json` of nats-server).

@@ -67,7 +67,7 @@ impl Drop for Received {
     }
 }
 
-/// What a delivery says about itself, in the subject that acknowledges it.
+/// Facts about a delivery, from the subject that acknowledges it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct About {
     /// 1 at the first delivery.
@@ -140,7 +140,7 @@ async fn run(
     messages.reverse();
     let received = Received { connection: Arc::clone(&connection), messages };
     let (outcome, is_early) = match end {
-        // What came before the fault is as good.
+        // Messages that came before the fault are as good.
         End::Failed(fault) if received.messages.is_empty() => (Err(fault), false),
         End::Failed(_) | End::Complete => (Ok(received), false),
         End::Early => (Ok(received), true),
@@ -201,7 +201,7 @@ async fn collect(
     }
 }
 
-/// What a message without content says about a pull. `None` if the pull goes on.
+/// Reads how a message without content ends a pull. Returns `None` if the pull goes on.
 fn end_of(status: StatusCode, message: &Message) -> Option<End> {
     match status {
         StatusCode::NOT_FOUND | StatusCode::TIMEOUT => Some(End::Complete),

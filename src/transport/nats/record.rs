@@ -1,4 +1,4 @@
-//! What a stream remembers of its queue: its attributes and tags, as JSON in the description of the stream, which every
+//! A stream remembers the attributes and tags of its queue, as JSON in the description of the stream, which every
 //! version of JetStream keeps.
 
 use std::collections::BTreeMap;
