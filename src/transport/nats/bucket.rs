@@ -142,9 +142,8 @@ impl NatsBucket {
         if let Some(expected) = expected {
             headers.insert(EXPECTED, HeaderValue::from(expected));
         }
-        let fault = match self.publish(shelf, &key::encoded(key), headers, inline).await {
-            Ok(_) => return Ok(Put::Created),
-            Err(fault) => fault,
+        let Err(fault) = self.publish(shelf, &key::encoded(key), headers, inline).await else {
+            return Ok(Put::Created);
         };
         let is_other = fault.is(codes::WRONG_LAST_SEQUENCE) || fault.is(codes::WRONG_LAST_SEQUENCE_CONSTANT);
         // After a lost answer the object may exist, and its pieces stay until they expire.

@@ -62,7 +62,7 @@ impl Queues for NatsQueues {
     async fn create(&self, name: &str, attributes: &QueueAttributes) -> Result<Arc<dyn Queue>, QueueError> {
         queue_name(name).map_err(|reason| QueueError::Fatal(format!("queue {name:?}: {reason}")))?;
         let stream = Stream::of(&self.connection, name);
-        if let Err(fault) = self.connection.create_stream(&stream.stream, &stream.config(attributes)).await {
+        if let Err(fault) = self.connection.create_stream(&stream.full_name, &stream.config(attributes)).await {
             return Err(stream.error(&fault).await);
         }
         // Those of a queue that existed.
@@ -173,7 +173,7 @@ impl NatsQueue {
     async fn pull(&self, max: usize, wait: Duration) -> Result<Option<Received>, QueueError> {
         match pull(&self.stream.connection, &self.stream.consumer(RECEIVERS), max, wait).await {
             Ok(received) => Ok(Some(received)),
-            Err(Fault::NoResponders) if !self.stream.connection.is_missing(&self.stream.stream).await => {
+            Err(Fault::NoResponders) if !self.stream.connection.is_missing(&self.stream.full_name).await => {
                 tracing::warn!(queue = self.stream.name, "the consumer of the queue was missing and is created again");
                 self.stream.create_consumers(self.known_attributes().visibility_timeout).await?;
                 Ok(None)

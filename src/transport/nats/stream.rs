@@ -53,12 +53,12 @@ pub(super) struct Stream {
     /// The name of the queue.
     pub name: String,
     /// The name of the stream.
-    pub stream: String,
+    pub full_name: String,
 }
 
 impl Stream {
     pub(super) fn of(connection: &Arc<Connection>, name: &str) -> Stream {
-        Stream { connection: Arc::clone(connection), name: name.to_owned(), stream: format!("{STREAMS}{name}") }
+        Stream { connection: Arc::clone(connection), name: name.to_owned(), full_name: format!("{STREAMS}{name}") }
     }
 
     pub(super) fn subject(&self, consumer: &str) -> String {
@@ -66,12 +66,12 @@ impl Stream {
     }
 
     pub(super) fn consumer(&self, name: &'static str) -> Consumer {
-        Consumer { stream: self.stream.clone(), name }
+        Consumer { stream: self.full_name.clone(), name }
     }
 
     pub(super) fn config(&self, attributes: &QueueAttributes) -> Value {
         json!({
-            "name": self.stream,
+            "name": self.full_name,
             "subjects": [self.subject("*")],
             "retention": "workqueue",
             "storage": "file",
@@ -97,8 +97,8 @@ impl Stream {
                 "max_ack_pending": -1,
                 "max_waiting": MAX_WAITING,
             });
-            let body = json!({"stream_name": self.stream, "config": config});
-            let call = format!("CONSUMER.DURABLE.CREATE.{}.{name}", self.stream);
+            let body = json!({"stream_name": self.full_name, "config": config});
+            let call = format!("CONSUMER.DURABLE.CREATE.{}.{name}", self.full_name);
             match self.connection.api(&call, &body).await {
                 // It exists, and was created with other values.
                 Err(Fault::Refused { status: 400, text, .. }) => {
@@ -113,7 +113,7 @@ impl Stream {
 
     /// A call of the API about the stream.
     pub(super) async fn call(&self, call: &str, body: &Value) -> Result<Value, QueueError> {
-        match self.connection.api(&format!("{call}.{}", self.stream), body).await {
+        match self.connection.api(&format!("{call}.{}", self.full_name), body).await {
             Ok(answer) => Ok(answer),
             Err(fault) => Err(self.error(&fault).await),
         }
@@ -136,7 +136,7 @@ impl Stream {
     pub(super) async fn error(&self, fault: &Fault) -> QueueError {
         let is_missing = match fault {
             fault if fault.is(codes::STREAM_NOT_FOUND) => true,
-            Fault::NoResponders => self.connection.is_missing(&self.stream).await,
+            Fault::NoResponders => self.connection.is_missing(&self.full_name).await,
             _ => false,
         };
         if is_missing { QueueError::NotFound(self.name.clone()) } else { plain_error(fault) }
@@ -144,7 +144,7 @@ impl Stream {
 
     /// Counts messages of a consumer: those that nobody received, and those that are received and not acknowledged.
     pub(super) async fn counts(&self, consumer: &str) -> Result<(u64, u64), QueueError> {
-        let call = format!("CONSUMER.INFO.{}.{consumer}", self.stream);
+        let call = format!("CONSUMER.INFO.{}.{consumer}", self.full_name);
         match self.connection.api(&call, &json!({})).await {
             Ok(info) => {
                 let count = |name: &str| info[name].as_u64().unwrap_or_default();
