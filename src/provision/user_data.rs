@@ -237,10 +237,9 @@ mod tests {
             autoscale: given("interval", &["5s"]),
         };
         let (web, worker) = (rendered(Tier::Web, machines.clone()), rendered(Tier::Worker, machines));
-        assert!(
-            web.contains("\n[web]\ndrain-delay = \"5s\"\nallowed-host = [\"a.example\", \"b.example\"]\n"),
-            "{web}"
-        );
+        let table = "\n[web]\ndrain-delay = \"5s\"\nworker-instance-type = \"c7i.large\"\n\
+                     allowed-host = [\"a.example\", \"b.example\"]\n";
+        assert!(web.contains(table), "{web}");
         assert!(web.contains("\n[autoscale]\ninterval = \"5s\"\n") && !web.contains("max-pixels"), "{web}");
         assert!(worker.contains("\n[worker]\nmax-pixels = \"1000\"\n") && !worker.contains("[web]"), "{worker}");
         let delayed = rendered(Tier::Web, Machines { web: given("drain-delay", &["9s"]), ..Machines::default() });
