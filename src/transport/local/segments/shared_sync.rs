@@ -1,4 +1,4 @@
-//! Syncs of a segment that several callers share: one that begins after a body was written covers it, whoever asked for it.
+//! Syncs of a segment that several callers share: each covers everything that was written before it began.
 
 use std::fs::File;
 use std::io::ErrorKind;
