@@ -162,17 +162,16 @@ fn requests_of_a_connection_count_like_connections() {
     let service = Service::start(0, &["--max-connections", "6"], &[]);
     block_on(async {
         let client = Client::connect(service.address).await;
-        let waiting: Vec<_> = (0..4)
-            .map(|_| {
-                let mut send = client.send.clone();
-                let request = client.request("POST", "/v1/classify?wait=600", &[], &test_image("cat.jpg"));
-                tokio::spawn(send.send_request(request))
-            })
-            .collect();
-        until_waiting(&client, 4.0).await;
-        // The connection has one permit, its three further requests have three, and this one has the last but one.
+        let wait = || {
+            let mut send = client.send.clone();
+            let request = client.request("POST", "/v1/classify?wait=600", &[], &test_image("cat.jpg"));
+            tokio::spawn(send.send_request(request))
+        };
+        let mut waiting: Vec<_> = (0..5).map(|_| wait()).collect();
+        until_waiting(&client, 5.0).await;
+        // The connection has one permit, its four further requests have four, and this one has the last.
         assert_eq!(client.get("/v1/models").await.0, 200);
-        let _others = [TcpStream::connect(service.address).unwrap(), TcpStream::connect(service.address).unwrap()];
+        waiting.push(wait());
         let refused = async {
             loop {
                 let (status, text) = client.get("/v1/models").await;
