@@ -79,7 +79,7 @@ fn make(emulator: &Emulator) {
     let url = encoded(&format!("{}/123456789012/{}", emulator.url(), QUEUES[0]));
     let down = |form: &str| call("monitoring", form);
     let scale_in = call("autoscaling", "Action=DescribePolicies&AutoScalingGroupName=apptierAutoscaling");
-    let arns: Vec<&str> = scale_in.split("<PolicyARN>").skip(1).map(|rest| between_end(rest)).collect();
+    let arns: Vec<&str> = scale_in.split("<PolicyARN>").skip(1).map(between_end).collect();
     let wrong_way = arns.iter().find(|arn| arn.contains("policyName/in")).unwrap();
     // Scaling out is wired to the policy that scales in. Scaling in is wired to nothing.
     for (name, comparison, dimension, action) in [
