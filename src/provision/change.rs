@@ -42,6 +42,10 @@ impl Change {
         Change { action, kind, name, id: Some(resource.id.clone()), differences }
     }
 
+    pub(super) fn differs(&self, property: &str) -> bool {
+        self.differences.iter().any(|difference| difference.property == property)
+    }
+
     pub(super) fn delete(found: &FoundResource) -> Change {
         let (kind, name) = (found.kind, found.name.clone());
         Change { action: Action::Delete, kind, name, id: None, differences: Vec::new() }

@@ -69,29 +69,15 @@ impl Receiver {
     }
 
     pub fn start_at(address: &str, answer: impl Fn(usize) -> Answer + Send + Sync + 'static) -> Receiver {
-        let calls = Arc::new(Mutex::new(Vec::new()));
-        let received = Arc::clone(&calls);
-        let address = serve_on(TcpListener::bind(address).unwrap(), move |request| {
-            let mut calls = received.lock().unwrap();
-            calls.push(Call::of(request));
-            let count = calls.len();
-            drop(calls);
-            answer(count)
-        });
+        let calls = Arc::default();
+        let address = serve_on(TcpListener::bind(address).unwrap(), recorded(&calls, answer));
         Receiver { address, calls }
     }
 
     /// The same with TLS.
     fn start_tls(certificate: &str, answer: impl Fn(usize) -> Answer + Send + Sync + 'static) -> Receiver {
-        let calls = Arc::new(Mutex::new(Vec::new()));
-        let received = Arc::clone(&calls);
-        let address = serve_tls(certificate, move |request| {
-            let mut calls = received.lock().unwrap();
-            calls.push(Call::of(request));
-            let count = calls.len();
-            drop(calls);
-            answer(count)
-        });
+        let calls = Arc::default();
+        let address = serve_tls(certificate, recorded(&calls, answer));
         Receiver { address, calls }
     }
 
@@ -105,6 +91,21 @@ impl Receiver {
 
     fn ids(&self) -> BTreeSet<String> {
         self.calls().into_iter().map(|call| call.id).collect()
+    }
+}
+
+/// Records each call before it is answered.
+fn recorded(
+    calls: &Arc<Mutex<Vec<Call>>>,
+    answer: impl Fn(usize) -> Answer + Send + Sync + 'static,
+) -> impl Fn(&ReceivedRequest) -> Answer + Send + Sync + 'static {
+    let calls = Arc::clone(calls);
+    move |request| {
+        let mut calls = calls.lock().unwrap();
+        calls.push(Call::of(request));
+        let count = calls.len();
+        drop(calls);
+        answer(count)
     }
 }
 

@@ -186,9 +186,8 @@ impl Cloud {
                 text(&answer["LoadBalancers"][0]["LoadBalancerArn"])
             }
         };
-        let differs = |property: &str| change.differences.iter().any(|difference| difference.property == property);
         for (property, operation) in [("Subnets", "SetSubnets"), ("SecurityGroups", "SetSecurityGroups")] {
-            if differs(property) {
+            if change.differs(property) {
                 let mut parameters = json!({ "LoadBalancerArn": arn });
                 parameters[property] = member(resource, &[property])?.clone();
                 self.done(&action(operation), &what, self.elb(operation, &parameters).await)?;

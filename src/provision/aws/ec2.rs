@@ -145,14 +145,13 @@ impl Cloud {
             self.done("ec2:CreateLaunchTemplate", &what, self.ec2("CreateLaunchTemplate", &parameters).await)?;
             return Ok(version("1".to_owned()));
         };
-        let differs = |property: &str| change.differences.iter().any(|difference| difference.property == property);
-        if differs("Tags") {
+        if change.differs("Tags") {
             let by_name = json!({"LaunchTemplateNames": [resource.name]});
             let there = self.all("DescribeLaunchTemplates", &what, by_name).await?;
             let id = there.first().and_then(|template| template["launchTemplateId"].as_str()).unwrap_or_default();
             self.tag(id, resource).await?;
         }
-        if !differs("LaunchTemplateData") {
+        if !change.differs("LaunchTemplateData") {
             return Ok(version(found.attributes.get("LatestVersionNumber").cloned().unwrap_or_default()));
         }
         let parameters = json!({"LaunchTemplateName": resource.name, "LaunchTemplateData": data});

@@ -241,9 +241,9 @@ impl Steps for LocalSteps {
             tokio::time::sleep(within).await;
             self.input.sync(sync).await.map_err(TransportError::from)
         };
-        let done = match tokio::join!(written, synced) {
-            (Ok(done), Ok(())) => done,
-            (Err(error), _) | (_, Err(error)) => {
+        let done = match tokio::try_join!(written, synced) {
+            Ok((done, ())) => done,
+            Err(error) => {
                 // It is not known whether a row names the image, so its space is freed only if none does.
                 self.input.release_doubtful().await;
                 return Err(error);
