@@ -15,7 +15,7 @@ use super::policy::{Defaults, PolicyArgs, PolicyKind};
 use super::retention::KeepArgs;
 use super::shared::{OutputArgs, SharedArgs};
 use super::usage::usage;
-use crate::config::{Backend, BackendKind, Machines, Names};
+use crate::config::{Backend, BackendKind, Machines, Names, Setting};
 use crate::model::ModelChoice;
 use crate::provision::{self, Action, Allow, ExportFormat, NetworkChoice, Refreshes, Watched};
 use crate::scaling_policy::{Bounds, Policy};
@@ -343,6 +343,7 @@ impl ProvisionArgs {
         }
         let watched = stack.watch.iter().map(|watched| &watched.bucket);
         let read_buckets: BTreeSet<String> = stack.shared.read_buckets.iter().chain(watched).cloned().collect();
+        let variant = machines.worker.get("variant").and_then(Setting::text).map(str::to_owned);
         let settings = provision::Settings {
             stack: stack.shared.stack.clone(),
             names,
@@ -385,6 +386,7 @@ impl ProvisionArgs {
             sources: provision::Sources {
                 runtime: ModelChoice { ort_dylib: stack.ort_dylib.clone(), ..ModelChoice::default() },
                 models: stack.models.iter().map(|model| stack.model_choice(model)).collect(),
+                variant,
                 bundle: stack.bundle.clone(),
             },
             adopt: stack.adopt,

@@ -118,6 +118,11 @@ impl Machines {
 }
 
 impl Setting {
+    /// The value of a flag that is given once. `None` if it has none, or one that is no text.
+    pub fn text(&self) -> Option<&str> {
+        self.values.last()?.to_str()
+    }
+
     /// The place where the value was given, as a person finds it: `--listen`, `IMGCLS_LISTEN`, `service.toml:3`, `default`.
     pub fn source_text(&self) -> String {
         match &self.source {

@@ -9,7 +9,7 @@ use super::choice::ModelChoice;
 use super::library::{Library, Reference};
 
 pub(super) const DEFAULT_MODEL: &str = "efficientnet-lite0";
-pub(super) const DESCRIPTION: &str = "model.toml";
+pub(crate) const DESCRIPTION: &str = "model.toml";
 
 /// The release of ONNX Runtime that `scripts/setup` installs.
 pub(super) const RUNTIME_VERSION: &str = "1.32.0";

@@ -20,7 +20,7 @@
 //! - `choice`: what the settings choose, completed by the result of `imgcls tune`; `find`: where the model and the ONNX Runtime library are searched for
 //! - `library`: the models directory, with versions and the pointer to the current one
 //! - `package`: a folder with `model.toml` (`description`), the `variant` for this CPU, `input`, `labels`, digests;
-//!   `summary`: what a listing shows of it
+//!   `summary`: what a listing shows of it; `used_part`: what a fleet needs of it
 //! - `onnx_file`: facts of an ONNX file that are read without the runtime; `protobuf`: its encoding
 //! - `seal`: files of the cache that can be trusted; `tuning`: the result of `imgcls tune`; `file`: reading and digests
 
@@ -76,6 +76,7 @@ mod tiff;
 mod tuning;
 #[cfg(feature = "turbojpeg")]
 mod turbo;
+mod used_part;
 mod variant;
 mod webp;
 mod whole;
@@ -94,7 +95,7 @@ pub use self::decode::{format_names, has_image_extension, media_types, sniff};
 pub use self::description::Activation;
 pub use self::error::PrepareError;
 pub(crate) use self::file::hex;
-pub(crate) use self::find::{model_folder, shipped_models};
+pub(crate) use self::find::{DESCRIPTION, model_folder, shipped_models};
 pub use self::foreign::foreign_kind;
 pub use self::head::{Head, head_of, labels_above, top_k};
 pub use self::input::MAX_SIDE;
@@ -113,6 +114,7 @@ pub use self::thumbnail::thumbnail;
 pub use self::tiff::{tiff_page, tiff_pages};
 pub(crate) use self::tuning::reference_variant;
 pub use self::tuning::{BATCH_SIZES, BatchTime, MIN_BATCH_GAIN, TunedChoice, Tuning, cores, worthwhile_batch_size};
+pub(crate) use self::used_part::used_part;
 pub(crate) use self::variant::cpu_features;
 pub use self::whole::{Region, RegionCrop, WholeImage};
 pub(crate) use self::words::spellings;

@@ -12,25 +12,43 @@ pub(super) struct Entry {
     /// Path in the archive.
     pub name: String,
     pub mode: u32,
-    pub file: PathBuf,
+    content: Content,
+}
+
+enum Content {
+    File(PathBuf),
+    Text(String),
 }
 
 impl Entry {
     pub(super) fn new(name: impl Into<String>, mode: u32, file: PathBuf) -> Entry {
-        Entry { name: name.into(), mode, file }
+        Entry { name: name.into(), mode, content: Content::File(file) }
+    }
+
+    /// A file that exists only in the archive.
+    pub(super) fn of_text(name: impl Into<String>, text: String) -> Entry {
+        Entry { name: name.into(), mode: 0o644, content: Content::Text(text) }
     }
 }
 
 /// Writes an archive of the files.
 pub(super) fn write(entries: &[Entry], to: impl Write) -> io::Result<()> {
     let mut archive = tar::Builder::new(to);
-    for Entry { name, mode, file } in entries {
-        let file = File::open(file)?;
+    for Entry { name, mode, content } in entries {
         let mut header = tar::Header::new_ustar();
-        header.set_size(file.metadata()?.len());
         header.set_mode(*mode);
         header.set_mtime(0);
-        archive.append_data(&mut header, name, BufReader::new(file))?;
+        match content {
+            Content::File(path) => {
+                let file = File::open(path)?;
+                header.set_size(file.metadata()?.len());
+                archive.append_data(&mut header, name, BufReader::new(file))?;
+            }
+            Content::Text(text) => {
+                header.set_size(text.len() as u64);
+                archive.append_data(&mut header, name, text.as_bytes())?;
+            }
+        }
     }
     archive.finish()
 }

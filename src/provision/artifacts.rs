@@ -18,6 +18,8 @@ pub struct Sources {
     /// The models of the machines, the first of which is that of requests that name none. If there are none, the default
     /// model is part of the bundle.
     pub models: Vec<ModelChoice>,
+    /// The variant that the settings of the workers name. The bundle has it instead of those that their CPUs would pick.
+    pub variant: Option<String>,
     /// A bundle to use instead of this program.
     pub bundle: Option<PathBuf>,
 }
@@ -36,8 +38,8 @@ impl Artifacts {
     pub(super) fn of(sources: &Sources) -> anyhow::Result<Artifacts> {
         let packages = sources.models.iter().map(Package::of).collect::<anyhow::Result<Vec<_>>>()?;
         refuse_repeated_name(packages.iter().map(|package| package.reference.name.clone()))?;
-        let in_bundle = if packages.is_empty() { vec![ModelChoice::default()] } else { Vec::new() };
-        let bundle = bundle(sources, &in_bundle)?;
+        let in_bundle = if packages.is_empty() { &[ModelChoice::default()][..] } else { &[] };
+        let bundle = bundle(sources, in_bundle)?;
         if packages.is_empty() {
             check_has_model(&bundle)?;
         }
@@ -96,7 +98,10 @@ fn check_has_model(bundle: &Bundle) -> anyhow::Result<()> {
 fn bundle(sources: &Sources, models: &[ModelChoice]) -> anyhow::Result<Bundle> {
     match &sources.bundle {
         Some(path) => Bundle::of_archive(path),
-        None => Bundle::of_this_program(&sources.runtime, models),
+        None => {
+            let of_workers = |model: &ModelChoice| ModelChoice { variant: sources.variant.clone(), ..model.clone() };
+            Bundle::of_this_program(&sources.runtime, &models.iter().map(of_workers).collect::<Vec<_>>())
+        }
     }
 }
 

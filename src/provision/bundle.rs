@@ -149,7 +149,7 @@ impl Bundle {
             let folder = model::model_folder(choice)?;
             let name = model::model_name(choice);
             Reference::parse(&name).context("a stack cannot have this model")?;
-            files.extend(archive::files_of(&folder, &format!("{MODELS}/{name}/"))?);
+            files.extend(files_of_model(choice, &folder, &format!("{MODELS}/{name}/"))?);
             names.push(name);
         }
         let digest = archive::measure(&files).context("cannot read what goes into the bundle")?.digest;
@@ -178,7 +178,8 @@ impl Bundle {
         match &self.source {
             Source::Archive(path) => std::fs::read(path).with_context(|| path.display().to_string()),
             Source::Files(files) => {
-                let mut packer = Tee { hasher: Sha256::new(), packer: GzEncoder::new(Vec::new(), Compression::fast()) };
+                let mut packer =
+                    Tee { hasher: Sha256::new(), packer: GzEncoder::new(Vec::new(), Compression::default()) };
                 archive::write(files, &mut packer).context("cannot read what goes into the bundle")?;
                 if format!("{:x}", packer.hasher.finalize()) != self.reference.digest {
                     bail!("the program or its model changed while the bundle was made; run this again");
@@ -187,6 +188,20 @@ impl Bundle {
             }
         }
     }
+}
+
+/// The files of a model, without the variants that no machine chooses.
+fn files_of_model(choice: &ModelChoice, folder: &Path, prefix: &str) -> anyhow::Result<Vec<Entry>> {
+    let mut files = archive::files_of(folder, prefix)?;
+    let part = model::used_part(choice)?;
+    if part.left_out.is_empty() {
+        return Ok(files);
+    }
+    let description = format!("{prefix}{}", model::DESCRIPTION);
+    let is_left_out = |name: &str| name.strip_prefix(prefix).is_some_and(|path| part.left_out.contains(path));
+    files.retain(|entry| entry.name != description && !is_left_out(&entry.name));
+    files.push(Entry::of_text(description, part.description));
+    Ok(files)
 }
 
 struct Tee {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bundle::Cpu;
 use super::elf::Glibc;
-use crate::config::{self, Machines, Names};
+use crate::config::{self, Machines, Names, Setting};
 use crate::scaling_policy::{Bounds, Policy};
 
 /// How long a request may wait for its answer unless `sync-timeout` is longer.
@@ -198,7 +198,7 @@ pub(super) struct Site {
 impl Settings {
     /// How long a load balancer lets a connection be idle: longer than a request may wait for its answer.
     pub(super) fn balancer_idle_timeout(&self) -> Duration {
-        let given = self.machines.web.get("sync-timeout").and_then(|setting| setting.values.last()?.to_str());
+        let given = self.machines.web.get("sync-timeout").and_then(Setting::text);
         let longest_wait = given.and_then(|text| config::duration(text).ok()).unwrap_or(LONGEST_WAIT);
         // Whole seconds.
         Duration::from_secs(longest_wait.max(LONGEST_WAIT).as_secs()) + MORE_THAN_WAIT

@@ -37,11 +37,12 @@ pub(super) struct Asset {
 
 /// The files under `/assets/`, by their names.
 static FILES: LazyLock<Vec<(&'static str, Asset)>> = LazyLock::new(|| {
-    let files: [(&str, &str, &[u8]); 14] = [
+    let files: [(&str, &str, &[u8]); 15] = [
         ("app.css", CSS, include_bytes!("assets/app.css")),
         ("docs.css", CSS, include_bytes!("assets/docs.css")),
         ("app.js", JAVASCRIPT, include_bytes!("assets/app.js")),
         ("call.js", JAVASCRIPT, include_bytes!("assets/call.js")),
+        ("cards.js", JAVASCRIPT, include_bytes!("assets/cards.js")),
         ("draw.js", JAVASCRIPT, include_bytes!("assets/draw.js")),
         ("follow.js", JAVASCRIPT, include_bytes!("assets/follow.js")),
         ("history.js", JAVASCRIPT, include_bytes!("assets/history.js")),

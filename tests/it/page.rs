@@ -336,30 +336,52 @@ fn page_compares_two_models_and_shows_an_example() {
     keep_screenshot_of(&browser, "compared");
 }
 
+/// Small files are sent several in a request; each has its own answer or problem. Cards beyond the window get theirs too.
 #[test]
 fn page_follows_more_files_than_a_browser_has_connections() {
     let Some(driver) = driver() else { return };
     let service = Service::start(1, &[], &[]);
     let dir = tempfile::tempdir().unwrap();
+    let cut = std::fs::read(image("rocket.jpg")).unwrap()[..2_000].to_vec();
     let files: Vec<String> = (0..120)
         .map(|number| {
             let path = dir.path().join(format!("{number}.jpg"));
-            std::fs::copy(image("rocket.jpg"), &path).unwrap();
+            match number {
+                40..43 => std::fs::write(&path, "no image").unwrap(),
+                80 => std::fs::write(&path, &cut).unwrap(),
+                _ => drop(std::fs::copy(image("rocket.jpg"), &path).unwrap()),
+            }
             path.display().to_string()
         })
         .collect();
     let browser = driver.open(&dir.path().join("profile"));
     browser.goto(&format!("http://{}/", service.address));
     browser.wait_for(Locator::Css("#files")).send_keys(&files.join("\n"));
-    browser.wait_for(Locator::XPath("//*[@id='summary'][. = '120 images, 120 done']"));
-    // Each job was followed by a stream that it shared with others, and none was asked for by itself.
+    browser.wait_for(Locator::XPath("//*[@id='summary'][. = '120 images, 116 done, 4 failed']"));
+    let cards = |script: &str| browser.run(&format!("return [...document.querySelectorAll('.card')].map({script});"));
+    until("every card's content", || {
+        let filled = cards("(card) => card.querySelector('[data-testid=top-label], [data-testid=error]')?.textContent");
+        filled.as_array().unwrap().iter().all(Value::is_string).then_some(())
+    });
+    let failed = cards(
+        "(card) => card.dataset.state === 'failed' && [card.querySelector('.name').textContent,
+                                                       card.querySelector('.problem-title').textContent]",
+    );
+    let failed: Vec<&Value> = failed.as_array().unwrap().iter().filter(|card| card.is_array()).collect();
+    let unsupported = |name: &str| json!([name, "Not an accepted image type"]);
+    let undecodable = json!(["80.jpg", "The image cannot be decoded"]);
+    assert_eq!(failed, [&unsupported("40.jpg"), &unsupported("41.jpg"), &unsupported("42.jpg"), &undecodable]);
+
     let requests = browser.run(
         "const names = performance.getEntriesByType('resource').map((entry) => new URL(entry.name).pathname);
          return [names.filter((name) => name === '/v1/events').length,
+                 names.filter((name) => name === '/v1/jobs').length,
                  names.filter((name) => /^.v1.jobs.[^/]+$/.test(name)).length];",
     );
+    // Each job was followed by a stream that it shared with others, and none was asked for by itself.
     assert!(requests[0].as_u64().is_some_and(|streams| streams < 120), "{requests}");
-    assert_eq!(requests[1], 0, "{requests}");
+    assert!(requests[1].as_u64().is_some_and(|uploads| uploads < 60), "{requests}");
+    assert_eq!(requests[2], 0, "{requests}");
 }
 
 #[test]

@@ -1,21 +1,24 @@
 // The page: each file becomes a card, is sent with POST /v1/jobs, and is followed until its job ends.
 // http.js has requests and keys, follow.js event streams, draw.js results, panel.js the state of the service, call.js code and files
-// for users, history.js what the browser remembers, kept.js what the service has for a key.
+// for users, cards.js which cards are drawn first, history.js what the browser remembers, kept.js what the service has for a key.
 
 import * as code from './call.js';
+import * as cards from './cards.js';
 import { SHOWN_PREDICTIONS, STAGES, answerOf, button, el, enlarge, failedResult, failure, historyItem, labelOf, modelOf,
   predictionsOf, problemBox, spokenAnswer, timing, timingsOf } from './draw.js';
 import * as jobsFollowed from './follow.js';
 import * as past from './history.js';
 import * as kept from './kept.js';
-import { about, backOff, byId, hasKey, imageUrl, jobPath, problemText, request, retryAfter, size, sleep, submitHeaders,
+import { about, backOff, byId, hasKey, imageUrl, isObject, jobPath, problemText, request, retryAfter, size, sleep, submitHeaders,
   textOf, trouble } from './http.js';
 import * as panel from './panel.js';
 
 const MAX_UPLOADS = 4; // of six connections; follow.js has the others
 const MAX_UPLOAD_ATTEMPTS = 6;
-const THUMBNAIL_PIXELS = 240;
-const REMEMBERED_PIXELS = 80;
+const FIRST_GROUP = 2; // files in one request; each further one may have twice as many
+const MAX_GROUP = 25;
+const MAX_GROUP_BYTES = 4e6; // large photographs are sent alone: a form is read completely before its first image is queued
+const REDRAW_AFTER_MS = 100;
 
 const STATE_TEXT = {
   waiting: 'Waiting to upload',
@@ -43,6 +46,7 @@ let jobs = [];
 /** Jobs that wait for an upload slot, oldest first. */
 let waiting = [];
 let uploads = 0;
+let groupLimit = FIRST_GROUP;
 
 start();
 
@@ -71,6 +75,7 @@ function start() {
   listenForDrops();
   listenForUrls();
   jobsFollowed.start({ progress: showProgress, final: finish, failed: fail, note: setNote });
+  cards.start({ isBusy: () => jobs.some(isOpen), fill: fillCard, drawn: (job) => job.state === 'succeeded' && remember(job) });
   offerModels();
   panel.start();
   code.start();
@@ -223,11 +228,11 @@ function addFiles(files) {
     return;
   }
   const added = files.flatMap(newJobs);
-  const cards = document.createDocumentFragment();
-  for (const job of added) cards.append(job.card.element);
-  page.cards.prepend(cards);
+  const elements = document.createDocumentFragment();
+  for (const job of added) elements.append(job.card.element);
+  page.cards.prepend(elements);
   jobs.push(...added);
-  for (const job of added) drawThumbnail(job);
+  added.forEach(cards.add);
   announce(`${count(files.length)} added.`);
   for (const job of added) {
     if (job.file.size > page.maxBytes) {
@@ -260,6 +265,7 @@ function newJob(file, model, isCompared) {
     retry: null, // how a failed job is retried: 'upload' sends the file again, 'resume' follows its id again
     startedAt: 0,
     uploading: null, // the AbortController of the upload
+    isAlone: Boolean(file.url), // in a request of its own
   };
   job.card = newCard(job, isCompared);
   return job;
@@ -270,6 +276,7 @@ function clearAll() {
     job.cleared = true;
     job.uploading?.abort();
     jobsFollowed.unfollow(job);
+    cards.forget(job);
   }
   jobs = [];
   waiting = [];
@@ -298,13 +305,76 @@ function retry(job) {
 
 function pumpUploads() {
   while (uploads < MAX_UPLOADS && waiting.length > 0) {
-    const job = waiting.shift();
+    const group = nextGroup();
     uploads += 1;
-    upload(job).finally(() => {
+    (group.length > 1 ? uploadGroup(group) : upload(group[0])).finally(() => {
       uploads -= 1;
       pumpUploads();
     });
   }
+}
+
+/** Takes files that are sent in one request. The first groups are small, so that workers begin at once, and the last ones too, so
+ * that no slot has much to do when the others have nothing left. */
+function nextGroup() {
+  const [first] = waiting;
+  const most = first.isAlone ? 1 : Math.min(groupLimit, MAX_GROUP, Math.ceil(waiting.length / (2 * MAX_UPLOADS)));
+  const group = new Set([first]);
+  let bytes = first.file.size;
+  for (const job of waiting) {
+    if (group.size >= most) break;
+    if (job.isAlone || job.model !== first.model || group.has(job)) continue;
+    bytes += job.file.size;
+    if (bytes > MAX_GROUP_BYTES) break;
+    group.add(job);
+  }
+  waiting = waiting.filter((job) => !group.has(job));
+  groupLimit = waiting.length === 0 ? FIRST_GROUP : 2 * groupLimit;
+  return [...group];
+}
+
+/** Sends several files in one form. Those without an answer of their own are sent again, each by itself. */
+async function uploadGroup(group) {
+  const controller = new AbortController();
+  const form = new FormData();
+  for (const job of group) {
+    job.uploading = controller;
+    job.startedAt = performance.now();
+    setState(job, 'uploading');
+    form.append('image', job.file, job.file.name);
+  }
+  const options = { method: 'POST', body: form, headers: { Accept: 'application/json' }, signal: controller.signal };
+  const answer = await request(jobsPath(group[0]), options);
+  const items = answer.items?.length === group.length ? answer.items : [];
+  group.forEach((job, at) => {
+    if (!job.cleared) takeAnswer(job, judgeItem(items[at], answer.headers));
+  });
+}
+
+function takeAnswer(job, verdict) {
+  switch (verdict.kind) {
+    case 'accepted':
+      job.id = verdict.id;
+      follow(job);
+      break;
+    case 'again':
+      job.isAlone = true;
+      waiting.push(job);
+      setState(job, 'waiting');
+      break;
+    default:
+      fail(job, verdict);
+  }
+}
+
+/** Decides what the answer to one file of a form means: its job, its result or its problem. It has no side effects. */
+function judgeItem(item, headers) {
+  if (!isObject(item)) return { kind: 'again' };
+  return judgeUpload({ status: typeof item.status === 'number' ? item.status : 202, headers, body: item }, 1);
+}
+
+function jobsPath(job) {
+  return job.model ? `/v1/jobs?model=${encodeURIComponent(job.model)}` : '/v1/jobs';
 }
 
 /** Sends one file. Keeps its upload slot while a full server asks it to wait, so that the other files wait, too. */
@@ -313,11 +383,10 @@ async function upload(job) {
   job.startedAt = performance.now();
   for (let attempt = 1; !job.cleared; attempt += 1) {
     setState(job, 'uploading');
-    const choice = job.model ? `?model=${encodeURIComponent(job.model)}` : '';
     const { url } = job.file;
     const headers = url ? { Accept: 'application/json', 'Content-Type': 'application/json' } : submitHeaders(job.file);
     const body = url ? JSON.stringify({ image_url: url }) : job.file;
-    const answer = await request(`/v1/jobs${choice}`, { method: 'POST', body, headers, signal });
+    const answer = await request(jobsPath(job), { method: 'POST', body, headers, signal });
     if (job.cleared) return;
 
     let verdict = judgeUpload(answer, attempt);
@@ -391,12 +460,12 @@ function finish(job, result) {
     fail(job, failedResult(result), result);
     return;
   }
-  job.card.body.firstElementChild.replaceWith(answerOf(result));
-  showFoot(job, result);
   setState(job, 'succeeded');
-  showComparison(job);
+  // The other card of a comparison says now whether the models agree.
+  job.pair.forEach(cards.changed);
   settled(`${job.file.name}: ${spokenAnswer(result)}.`);
   remember(job);
+  cards.answered(job);
 }
 
 function fail(job, problem, result = null) {
@@ -406,19 +475,16 @@ function fail(job, problem, result = null) {
   settled(`${job.file.name}: ${problem.title}.`);
 }
 
-/** Says in both cards of a comparison whether the models agree, once both have answered. */
-function showComparison({ pair }) {
-  if (pair.length < 2 || pair.some((job) => job.state !== 'succeeded')) return;
+/** Says whether the models of a comparison agree, once both have answered. */
+function comparisonOf({ pair }) {
+  if (pair.length < 2 || pair.some((job) => job.state !== 'succeeded')) return [];
   const [one, other] = pair.map((job) => labelOf(predictionsOf(job.result)[0]));
-  for (const job of pair) {
-    const text = one === other ? 'Both models give the same best label.' : 'The models give different best labels.';
-    job.card.body.append(el('p', 'comparison', text, { 'data-testid': 'comparison' }));
-  }
+  const text = one === other ? 'Both models give the same best label.' : 'The models give different best labels.';
+  return [el('p', 'comparison', text, { 'data-testid': 'comparison' })];
 }
 
-async function remember(job) {
-  await job.thumbnail;
-  if (job.isUndrawable) await drawCopy(job);
+/** Remembers a result. Called again when its card has a small copy of the image. */
+function remember(job) {
   const [best] = predictionsOf(job.result);
   past.remember({
     id: job.id,
@@ -426,17 +492,8 @@ async function remember(job) {
     label: spokenAnswer(job.result).slice(0, 200),
     score: best?.score,
     at: Date.now(),
-    copy: smallCopy(job.card.thumb.querySelector('canvas')),
+    copy: () => cards.smallCopy(job),
   });
-}
-
-function smallCopy(canvas) {
-  if (!canvas) return '';
-  const small = el('canvas');
-  small.width = REMEMBERED_PIXELS;
-  small.height = REMEMBERED_PIXELS;
-  small.getContext('2d').drawImage(canvas, 0, 0, REMEMBERED_PIXELS, REMEMBERED_PIXELS);
-  return small.toDataURL('image/jpeg', 0.7);
 }
 
 /** Lists the results of earlier visits. Those that have a card here are left out. */
@@ -467,10 +524,21 @@ function newCard(job, isCompared) {
   if (isCompared) head.append(el('p', 'with-model', `with ${job.model}`));
   head.append(card.state);
   card.note.hidden = true;
-  card.body.append(blankPredictions());
   card.element.append(card.thumb, head, card.body, card.note, card.foot);
-  drawBlankFoot(card.foot);
   return card;
+}
+
+/** Writes the answer, or as much space as one takes, so that the layout does not jump when it arrives. */
+function fillCard(job) {
+  const { body, foot } = job.card;
+  if (job.state === 'failed') return; // its problem is written at once
+  if (job.state === 'succeeded') {
+    body.replaceChildren(answerOf(job.result), ...comparisonOf(job));
+    showFoot(job, job.result);
+  } else {
+    body.replaceChildren(blankPredictions());
+    drawBlankFoot(foot);
+  }
 }
 
 function enlargeFile(job) {
@@ -486,7 +554,6 @@ function enlargeFile(job) {
   enlarge(job.file.name, url, () => URL.revokeObjectURL(url));
 }
 
-// A new card has empty rows, so that the layout does not jump when the answer arrives.
 function blankPredictions() {
   const list = el('ol', 'predictions', undefined, { 'aria-hidden': 'true' });
   for (let rank = 0; rank < SHOWN_PREDICTIONS; rank += 1) {
@@ -510,62 +577,11 @@ function fileKind(file) {
   return (extension ?? /^image\/([a-z0-9]{1,5})/.exec(file.type)?.[1] ?? 'file').toUpperCase();
 }
 
-/** Draws thumbnails one at a time, so that the browser does not decode a hundred photographs at once. */
-let thumbnails = Promise.resolve();
-function drawThumbnail(job) {
-  thumbnails = thumbnails.then(() => (job.cleared ? undefined : thumbnail(job)));
-  job.thumbnail = thumbnails;
-}
-
-/** Draws a small copy and revokes the object URL at once, so that the page does not keep full-size images in memory. */
-async function thumbnail(job) {
-  if (job.file.url) {
-    job.isUndrawable = true; // by this page, which loads nothing from other hosts
-    return;
-  }
-  const url = URL.createObjectURL(job.file);
-  try {
-    await drawSquare(job, url);
-  } catch {
-    job.isUndrawable = true; // The text from fileKind stays until the service has a small copy.
-  } finally {
-    URL.revokeObjectURL(url);
-  }
-}
-
-/** Draws the small copy that the service makes of an image that this browser cannot show. */
-async function drawCopy(job) {
-  try {
-    job.copyUrl = await imageUrl(job.id, 'thumbnail');
-    if (job.copyUrl) await drawSquare(job, job.copyUrl);
-  } catch {
-    job.copyUrl = null;
-  }
-}
-
-async function drawSquare(job, url) {
-  const image = new Image();
-  image.src = url;
-  await image.decode();
-  const { naturalWidth: width, naturalHeight: height } = image;
-  if (width === 0 || height === 0) return;
-  const side = Math.min(width, height);
-  const canvas = el('canvas');
-  canvas.width = THUMBNAIL_PIXELS;
-  canvas.height = THUMBNAIL_PIXELS;
-  const context = canvas.getContext('2d');
-  context.imageSmoothingQuality = 'high';
-  context.drawImage(image, (width - side) / 2, (height - side) / 2, side, side, 0, 0, canvas.width, canvas.height);
-  job.card.thumb.replaceChildren(canvas);
-}
-
 function setState(job, state, note = '') {
-  const { element, state: text, body, foot } = job.card;
-  if (job.state === 'failed' && state !== 'failed') {
-    body.replaceChildren(blankPredictions());
-    drawBlankFoot(foot);
-  }
+  const { element, state: text } = job.card;
+  const wasFailed = job.state === 'failed';
   job.state = state;
+  if (wasFailed && state !== 'failed') cards.changed(job);
   element.dataset.state = state;
   text.textContent = STATE_TEXT[state];
   setNote(job, note);
@@ -632,6 +648,10 @@ function count(images) {
   return images === 1 ? '1 image' : `${images} images`;
 }
 
+function isOpen(job) {
+  return job.state !== 'succeeded' && job.state !== 'failed';
+}
+
 function summarize() {
   const done = jobs.filter((job) => job.state === 'succeeded').length;
   const failed = jobs.filter((job) => job.state === 'failed').length;
@@ -642,23 +662,26 @@ function summarize() {
   return { text: parts.join(', '), ended: done + failed, open };
 }
 
-/** The summary is drawn once for all changes of a frame: 200 files change many hundred times. */
-let isChanged = false;
+/** The summary is drawn once for all changes of a moment, since 200 files change many hundred times, and at once when all are done. */
+let redrawTimer = 0;
 function changed() {
-  if (isChanged) return;
-  isChanged = true;
-  queueMicrotask(() => {
-    isChanged = false;
-    const { text, ended, open } = summarize();
-    const some = jobs.length > 0;
-    page.root.classList.toggle('has-cards', some);
-    page.toolbar.hidden = !some;
-    page.summary.textContent = some ? text : '';
-    page.retryFailed.hidden = jobs.filter((job) => job.retry).length < 2;
-    const none = !jobs.some((job) => job.result);
-    for (const id of ['save-csv', 'save-json']) byId(id).hidden = none;
-    document.title = open > 0 ? `(${ended}/${jobs.length}) imgcls` : 'imgcls';
-  });
+  if (!jobs.some(isOpen)) redraw();
+  else redrawTimer ||= setTimeout(redraw, REDRAW_AFTER_MS);
+}
+
+function redraw() {
+  clearTimeout(redrawTimer);
+  redrawTimer = 0;
+  const { text, ended, open } = summarize();
+  const some = jobs.length > 0;
+  page.root.classList.toggle('has-cards', some);
+  page.toolbar.hidden = !some;
+  page.summary.textContent = some ? text : '';
+  page.retryFailed.hidden = jobs.filter((job) => job.retry).length < 2;
+  const none = !jobs.some((job) => job.result);
+  for (const id of ['save-csv', 'save-json']) byId(id).hidden = none;
+  document.title = open > 0 ? `(${ended}/${jobs.length}) imgcls` : 'imgcls';
+  if (open === 0) cards.drawAll();
 }
 
 // Screen readers announce each result while there are few, and only the summary when there are many.

@@ -13,7 +13,7 @@ let keyless = [];
 const signInForm = byId('sign-in');
 signInForm.addEventListener('submit', signIn);
 
-/** Calls fetch and returns {status, headers, body} instead of throwing. The status is 0 when there was no answer. Asks for a
+/** Calls fetch and returns {status, headers, body} instead of throwing; an answer with a list has `items` and no body. The status is 0 when there was no answer. Asks for a
  * key when the service needs one. With `isStream`, the body of a good answer is returned unread, as `stream`. */
 export async function request(url, options = {}, isStream = false) {
   for (;;) {
@@ -40,7 +40,7 @@ export async function send(url, options = {}, isStream = false) {
     } catch {
       // The body is not JSON, for example because a proxy made it. The caller uses the status alone.
     }
-    return { status, headers: response.headers, body: isObject(body) ? body : null };
+    return { status, headers: response.headers, body: isObject(body) ? body : null, items: Array.isArray(body) ? body : null };
   } catch {
     return { status: 0, headers: new Headers(), body: null };
   }
