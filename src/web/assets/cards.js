@@ -23,6 +23,7 @@ const observer = new IntersectionObserver(
   (entries) => {
     for (const { target, isIntersecting } of entries) {
       const job = jobOf.get(target);
+      if (job.cleared) continue; // seen before it was cleared
       if (isIntersecting) {
         near.add(job);
         fill(job);
@@ -75,18 +76,20 @@ function fill(job) {
 export async function drawAll() {
   if (isDrawing) return;
   isDrawing = true;
-  for (let job = next(); job; job = next()) {
-    fill(job);
-    if (undrawn.delete(job) && (await draw(job))) page.drawn(job);
+  try {
+    for (let job = next(); job; job = next()) {
+      fill(job);
+      if (undrawn.delete(job) && (await draw(job))) page.drawn(job);
+    }
+  } finally {
+    isDrawing = false;
   }
-  isDrawing = false;
 }
 
 function next() {
   for (const job of near) if (undrawn.has(job)) return job;
   if (page.isBusy()) return undefined;
-  const [job = [...unfilled][0]] = undrawn;
-  return job;
+  return undrawn.values().next().value ?? unfilled.values().next().value;
 }
 
 /** A still smaller copy for the history of this browser, as a data URL. Empty if the card has no copy. */

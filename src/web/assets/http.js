@@ -13,8 +13,9 @@ let keyless = [];
 const signInForm = byId('sign-in');
 signInForm.addEventListener('submit', signIn);
 
-/** Calls fetch and returns {status, headers, body} instead of throwing; an answer with a list has `items` and no body. The status is 0 when there was no answer. Asks for a
- * key when the service needs one. With `isStream`, the body of a good answer is returned unread, as `stream`. */
+/** Calls fetch and returns {status, headers, body} instead of throwing. A list is returned as `items`, without a body. The status is
+ * 0 when there was no answer. Asks for a key when the service needs one. With `isStream`, the body of a good answer is returned
+ * unread, as `stream`. */
 export async function request(url, options = {}, isStream = false) {
   for (;;) {
     const sent = key;

@@ -1,9 +1,10 @@
 //! The HTTP server below the routes: connections, their limits, and the checks that every request passes.
 //!
 //! [`serve`] accepts connections, [`connections`] limits their number and decides which of them to close, [`idle`]
-//! tracks which ones wait for a request, [`tls`] does handshakes, [`http2`] serves connections with several requests at a time, and [`stream`] cuts off clients that do not read. [`guard`] runs before every
-//! handler: it checks the permit of the connection, the host and the origin ([`hosts`]). [`held`] is the body of an answer
-//! that keeps a value until it is sent, [`rules`] has the limits of a connection.
+//! tracks which ones wait for a request, [`tls`] does handshakes, [`http2`] serves connections with several requests at a
+//! time, and [`stream`] cuts off clients that do not read. [`guard`] runs before every handler: it checks the permit of
+//! the connection, the host and the origin ([`hosts`]). [`held`] is the body of an answer that keeps a value until it is
+//! sent, [`rules`] has the limits of a connection.
 
 mod connections;
 mod descriptors;

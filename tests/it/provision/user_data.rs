@@ -43,6 +43,39 @@ const ACCESS_KEY: &str = "ASIAROLEOFTHEMACHINE";
 const SECRET_KEY: &str = "secret/of+the=role";
 const SESSION_TOKEN: &str = "IQoJb3JpZ2luX2VjE//////////wEaCXVzLWVhc3QtMSJ+a+session==";
 
+/// A machine picks a variant by its CPU, or by its settings; no bundle has one that no machine picks.
+#[test]
+fn bundle_has_the_variants_that_machines_pick() {
+    let folder = tempfile::tempdir().unwrap();
+    let (settings, bundle) = (folder.path().join("service.toml"), folder.path().join("bundle.tar.gz"));
+    let export = |text: &str| {
+        std::fs::write(&settings, text).unwrap();
+        let mut command = imgcls();
+        command.args(["provision", "export", "--backend", "aws", "--config"]).arg(&settings);
+        command.arg("--bundle-to").arg(&bundle).output().unwrap()
+    };
+    let of_model = |file: &str| format!("share/imgcls/models/efficientnet-lite0/{file}");
+    for (text, variants) in [("", &["int7", "int8"][..]), ("[worker]\nvariant = \"fp16\"\n", &["fp16"])] {
+        let output = export(text);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let files = run_to_success(Command::new("tar").arg("-tzf").arg(&bundle));
+        let mut files: Vec<&str> = files.lines().filter(|name| name.contains("/models/")).collect();
+        files.sort_unstable();
+        let networks = variants.iter().map(|variant| of_model(&format!("efficientnet-lite0-{variant}.onnx")));
+        let others = ["NOTICE", "labels.txt", "model.toml"].map(of_model);
+        let mut expected: Vec<String> = networks.chain(others).collect();
+        expected.sort_unstable();
+        assert_eq!(files, expected);
+        let description = Command::new("tar").arg("-xOzf").arg(&bundle).arg(of_model("model.toml")).output().unwrap();
+        let description: toml::Table = String::from_utf8(description.stdout).unwrap().parse().unwrap();
+        assert_eq!(description["files"].as_table().unwrap().keys().collect::<Vec<_>>(), variants);
+    }
+    let refused = export("[worker]\nvariant = \"fp8\"\n");
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{error}");
+    assert!(error.contains("no variant \"fp8\"; there are: fp16, int7, int8"), "{error}");
+}
+
 #[test]
 fn settings_for_machines_change_the_launch_template_of_their_tier() {
     let stack = Stack::new("settings");
