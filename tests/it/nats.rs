@@ -15,7 +15,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::harness::{Service, imgcls, label_of, request, test_image, until};
-use crate::nats_server::{Faults, NatsProxy, NatsServer, shared};
+use crate::nats_server::{Faults, NatsGreeter, NatsProxy, NatsServer, shared};
 use crate::{conformance, queue_conformance, store_conformance};
 
 const IMAGES: [&str; 3] = ["rocket.jpg", "cat.jpg", "rgb.png"];
@@ -177,6 +177,26 @@ fn commands_say_in_one_line_why_nats_cannot_be_used() {
     }
     let allowed = operator(&with(&closed, "ann:s3cret"), "imgcls", &["queue", "depth"]);
     assert!(allowed.status.success(), "{}", String::from_utf8_lossy(&allowed.stderr));
+}
+
+#[test]
+fn servers_that_are_too_old_are_refused_in_one_line() {
+    let old = NatsGreeter::start("2.10.25");
+    let said = format!(
+        "NATS at nats://{} has version 2.10.25, and 2.11 or later is needed: install a newer nats-server there, or give \
+         the address of one as --nats-url",
+        old.address
+    );
+    let commands: [&[&str]; 3] = [&["queue", "depth"], &["worker"], &["serve-web", "--listen", "127.0.0.1:0"]];
+    for words in commands {
+        let output = operator(&format!("nats://ann:hunter2@{}", old.address), "imgcls", words);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {error}");
+        assert_eq!(error.lines().filter(|line| line.contains(&said)).count(), 1, "{words:?}: {error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+    let depth = operator(&format!("nats://{}", old.address), "imgcls", &["queue", "depth"]);
+    assert_eq!(String::from_utf8_lossy(&depth.stderr).lines().count(), 1);
 }
 
 #[test]

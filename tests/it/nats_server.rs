@@ -1,4 +1,4 @@
-//! NATS servers of tests, and a proxy before them that breaks connections.
+//! NATS servers of tests, a proxy before them that breaks connections, and a server that only tells its version.
 
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpStream};
@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use imgcls::config::{Backend, NatsLocation};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream as AsyncStream};
 use tokio::runtime::Runtime;
@@ -116,6 +117,42 @@ pub struct Faults {
     pub broken_after_bytes: Option<u64>,
     /// New connections are closed at once.
     pub unreachable: bool,
+}
+
+/// A server that tells its version and answers pings, and does nothing else.
+pub struct NatsGreeter {
+    pub address: SocketAddr,
+    _runtime: Runtime,
+}
+
+impl NatsGreeter {
+    pub fn start(version: &str) -> NatsGreeter {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let about = json!({
+            "server_id": "OLD", "server_name": "old", "version": version, "proto": 1, "go": "go1.23", "headers": true,
+            "host": "127.0.0.1", "port": address.port(), "max_payload": 1 << 20, "client_id": 1, "jetstream": true,
+        });
+        runtime.spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(greet(client, format!("INFO {about}\r\n")));
+            }
+        });
+        NatsGreeter { address, _runtime: runtime }
+    }
+}
+
+async fn greet(client: AsyncStream, greeting: String) -> std::io::Result<()> {
+    let (from_client, mut to_client) = client.into_split();
+    to_client.write_all(greeting.as_bytes()).await?;
+    let mut lines = BufReader::new(from_client).lines();
+    while let Some(line) = lines.next_line().await? {
+        if line == "PING" {
+            to_client.write_all(b"PONG\r\n").await?;
+        }
+    }
+    Ok(())
 }
 
 /// A proxy before a server.

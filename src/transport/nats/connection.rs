@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::version;
 use crate::config::{NatsLocation, NatsLogin};
 
 /// How long a call may take.
@@ -83,7 +84,7 @@ impl std::fmt::Display for Fault {
     }
 }
 
-/// Connects, and checks that JetStream is there.
+/// Connects, and checks that the server is new enough and has JetStream.
 ///
 /// # Errors
 /// One line that says what is wrong and what to do.
@@ -97,8 +98,11 @@ pub(super) async fn connect(location: &NatsLocation) -> Result<Arc<Connection>, 
     });
     let client = match options.connect(addresses.as_slice()).await {
         Ok(client) => client,
-        Err(error) => return Err(refusal(&servers, &error)),
+        Err(error) => return Err(refusal(&servers, location, &error)),
     };
+    if let Some(refusal) = version::refusal(&servers, &client.server_info().version) {
+        return Err(refusal);
+    }
     let connection = Connection { client, connected, servers, replicas: location.replicas };
     connection.check_jetstream().await?;
     Ok(Arc::new(connection))
@@ -147,12 +151,19 @@ fn follow(state: &watch::Sender<bool>, event: &Event) {
     }
 }
 
-fn refusal(servers: &str, error: &async_nats::ConnectError) -> String {
+fn refusal(servers: &str, location: &NatsLocation, error: &async_nats::ConnectError) -> String {
     match error.kind() {
-        ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => format!(
-            "NATS at {servers} refuses the login: give user and password or a token in IMGCLS_NATS_URL \
-             (nats://USER:PASSWORD@HOST), or a file as --nats-credentials"
-        ),
+        ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => match &location.credentials {
+            Some(file) => format!(
+                "NATS at {servers} refuses the credentials in {}: they may have expired, or be of another account; \
+                 `nsc generate creds` writes new ones",
+                file.display()
+            ),
+            None => format!(
+                "NATS at {servers} refuses the login: give user and password or a token in IMGCLS_NATS_URL \
+                 (nats://USER:PASSWORD@HOST), or a file as --nats-credentials"
+            ),
+        },
         ConnectErrorKind::Tls => format!(
             "cannot connect to NATS at {servers} by TLS: {error}; give the certificates of its authority as --nats-ca"
         ),

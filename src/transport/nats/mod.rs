@@ -14,6 +14,7 @@ mod pull;
 mod queue;
 mod record;
 mod stream;
+mod version;
 
 use std::sync::Arc;
 
@@ -32,7 +33,8 @@ use crate::config::{Names, NatsLocation};
 /// Opens the transport of a service on NATS.
 ///
 /// # Errors
-/// [`TransportError::Fatal`] if NATS cannot be reached, refuses the login, or runs without JetStream. It says what to do.
+/// [`TransportError::Fatal`] if NATS cannot be reached, refuses the login, is too old, or runs without JetStream.
+/// It says what to do.
 pub(super) async fn open(location: &NatsLocation, names: &Names) -> Result<Arc<dyn Transport>, TransportError> {
     let connection = connection::connect(location).await.map_err(TransportError::Fatal)?;
     let queues = NatsQueues::on(Arc::clone(&connection));
