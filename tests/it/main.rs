@@ -83,6 +83,7 @@ mod model_command;
 mod model_requests;
 mod models;
 mod nats;
+mod nats_login;
 mod object_events;
 mod odd_images;
 mod overload;
