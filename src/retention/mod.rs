@@ -4,8 +4,9 @@
 //! Data of unfinished jobs is never deleted. An image may be deleted once its job has a result, a result once its image is
 //! gone, and neither while a dead letter names the job. If unfinished jobs take the whole limit, [`Space`] refuses images.
 //!
-//! Several loops may run on one data directory. Only the one that holds a lock does the regular work; the lock is released
-//! when its process ends. Freeing space that an image waits for needs no lock.
+//! Several loops may run on one data directory, and several services may share one. Of the processes of a service the one
+//! that holds its lock deletes by age, and of all processes the one that holds the lock of the directory removes what belongs
+//! to no object. A lock is released when its process ends. Freeing space that an image waits for needs no lock.
 //!
 //! On AWS the lifecycle rules of the buckets do all of this.
 
@@ -45,7 +46,7 @@ const MAX_VACUUM_BATCHES: usize = 8;
 
 /// The default limit is what is used already plus this share of what is free, in percent.
 const DEFAULT_SHARE_PERCENT: u64 = 50;
-/// The process that holds the lock on this file does the regular work.
+/// The process that holds the lock on this file removes what belongs to no object.
 const LOCK_FILE: &str = "retention.lock";
 
 /// The configuration of retention.
@@ -89,9 +90,10 @@ pub struct Retention {
     data: LocalData,
     keep: Keep,
     space: Space,
-    lock_path: PathBuf,
-    /// The lock, while this process holds it.
-    lock: Option<File>,
+    /// The lock of the data directory.
+    of_directory: Lock,
+    /// The lock of the service, which has its own buckets and times.
+    of_service: Lock,
 }
 
 /// The limit if none is configured.
@@ -99,7 +101,7 @@ pub fn default_limit(usage: &Usage) -> u64 {
     usage.counted_bytes().saturating_add(usage.disk_free_bytes / 100 * DEFAULT_SHARE_PERCENT)
 }
 
-/// Returns true if a web tier runs on this data directory. It holds the lock for the work of [`Retention::run`].
+/// Returns true if a web tier runs on this data directory. One that does holds the lock of the directory.
 pub fn is_served(data_dir: &Path) -> bool {
     let Ok(file) = File::open(data_dir.join(LOCK_FILE)) else { return false };
     // A lock that is free is held for a moment only, and the web tier tries again.
@@ -120,8 +122,8 @@ pub async fn open(config: &Config) -> anyhow::Result<Option<Retention>> {
         data,
         keep: config.keep,
         space: Space::bounded(limit_bytes),
-        lock_path: data_dir.join(LOCK_FILE),
-        lock: None,
+        of_directory: Lock::at(data_dir.join(LOCK_FILE)),
+        of_service: Lock::at(data_dir.join(lock_file(&config.names))),
     };
     retention.publish(usage);
     let noted = retention.data.note_limits([config.keep.images, config.keep.results], limit_bytes).await;
@@ -192,12 +194,9 @@ impl Retention {
     }
 
     fn interval(&self, progress: &Progress) -> Duration {
-        let next = if self.lock.is_some() {
-            progress.age_due.min(progress.collection_due)
-        } else {
-            Instant::now() + LONGEST_INTERVAL
-        };
-        next.saturating_duration_since(Instant::now()).min(LONGEST_INTERVAL)
+        let work = [(&self.of_service, progress.age_due), (&self.of_directory, progress.collection_due)];
+        let due = work.iter().filter(|(lock, _)| lock.held.is_some()).map(|(_, due)| *due).min();
+        due.map_or(LONGEST_INTERVAL, |due| due.saturating_duration_since(Instant::now()).min(LONGEST_INTERVAL))
     }
 
     /// Objects are deleted late by at most a tenth of the time that they are kept, or a minute.
@@ -208,10 +207,8 @@ impl Retention {
     async fn run_once(&mut self, progress: &mut Progress, shutdown: &CancellationToken) -> Result<(), Fault> {
         self.measure(progress).await?;
         self.free_space(progress, shutdown).await?;
-        if !self.has_lock() {
-            return Ok(());
-        }
-        if Instant::now() >= progress.age_due {
+        let (deletes_old, collects) = (self.of_service.is_held(), self.of_directory.is_held());
+        if deletes_old && Instant::now() >= progress.age_due {
             let began = Instant::now();
             progress.age_due = match self.delete_old(shutdown).await? {
                 AgePass::Interrupted => Instant::now(),
@@ -219,7 +216,7 @@ impl Retention {
                 AgePass::NothingDue => next_pass(began, self.age_interval()),
             };
         }
-        if Instant::now() >= progress.collection_due {
+        if collects && Instant::now() >= progress.collection_due {
             let began = Instant::now();
             let collected = self.data.collect_garbage(&mut progress.seen_segments, shutdown).await?;
             METRICS.removed_segments.inc_by(collected.removed_segments);
@@ -345,19 +342,37 @@ impl Retention {
             _ => AgePass::Deleted,
         })
     }
+}
 
-    /// Returns true if this process does the regular work. If the file system has no locks, every process does.
-    fn has_lock(&mut self) -> bool {
-        if self.lock.is_none() {
-            match take_lock(&self.lock_path) {
-                Ok(lock) => self.lock = lock,
+/// The file whose lock the processes of one service compete for. Names of buckets have no underscore.
+fn lock_file(names: &Names) -> String {
+    format!("retention_{}_{}.lock", names.input_bucket, names.output_bucket)
+}
+
+/// A lock that one process at a time holds, for the work that is not done twice.
+struct Lock {
+    path: PathBuf,
+    held: Option<File>,
+}
+
+impl Lock {
+    fn at(path: PathBuf) -> Lock {
+        Lock { path, held: None }
+    }
+
+    /// Takes the lock if it is free, and returns true if this process does the work. If the file system has no locks, every
+    /// process does.
+    fn is_held(&mut self) -> bool {
+        if self.held.is_none() {
+            match take_lock(&self.path) {
+                Ok(lock) => self.held = lock,
                 Err(error) => {
                     tracing::debug!(%error, "cannot lock the data directory; every process deletes old data");
                     return true;
                 }
             }
         }
-        self.lock.is_some()
+        self.held.is_some()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -12,16 +12,20 @@ use imgcls::cli::{Cli, Command as CliCommand, Invocation, NOT_PASSED_TO_WORKERS}
 use imgcls::config::Source;
 use imgcls::model::TunedChoice;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::harness::{self, count_results, imgcls, label_of, request, test_image};
 
 /// Far longer than any step takes; only a failing test waits that long.
 const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A running `imgcls up` with a free port and a data directory of its own.
+/// A running `imgcls up` with a free port.
 struct Up {
     process: Child,
-    address: String,
-    _data_dir: TempDir,
+    address: SocketAddr,
+    /// Its data directory, unless the test keeps that.
+    _data_dir: Option<TempDir>,
 }
 
 fn command(data_dir: &Path, arguments: &[&str]) -> Command {
@@ -31,17 +35,28 @@ fn command(data_dir: &Path, arguments: &[&str]) -> Command {
     command
 }
 
+/// Waits until `up` prints the address of the page.
+fn start_on(data_dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (Child, SocketAddr) {
+    let mut process = command(data_dir, arguments).envs(environment.iter().copied()).spawn().expect("it starts");
+    let mut line = String::new();
+    BufReader::new(process.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+    let address = line.strip_prefix("open http://").and_then(|rest| rest.strip_suffix("/\n"));
+    let address = address.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no address in {line:?}"));
+    (process, address)
+}
+
 impl Up {
-    /// Waits until `up` prints the address of the page.
+    /// Starts `up` with a data directory of its own.
     fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Up {
         let data_dir = tempfile::tempdir().expect("a directory");
-        let mut process =
-            command(data_dir.path(), arguments).envs(environment.iter().copied()).spawn().expect("it starts");
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-        let address = line.strip_prefix("open http://").and_then(|rest| rest.strip_suffix("/\n"));
-        let address = address.unwrap_or_else(|| panic!("no address in {line:?}")).to_owned();
-        Up { process, address, _data_dir: data_dir }
+        let (process, address) = start_on(data_dir.path(), arguments, environment);
+        Up { process, address, _data_dir: Some(data_dir) }
+    }
+
+    /// Starts `up` with the directory of another, or of one that ended.
+    fn start_beside(data_dir: &Path, arguments: &[&str]) -> Up {
+        let (process, address) = start_on(data_dir, arguments, &[]);
+        Up { process, address, _data_dir: None }
     }
 
     fn pid(&self) -> Pid {
@@ -53,7 +68,7 @@ impl Up {
     }
 
     fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(&self.address).expect("it listens");
+        let mut stream = TcpStream::connect(self.address).expect("it listens");
         write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("it reads");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("it answers");
@@ -144,6 +159,89 @@ fn up_ends_with_one_line_when_its_workers_cannot_start() {
     let last = stderr.lines().last().unwrap_or_default();
     assert!(last.contains("5 starts failed"), "{stderr}");
     assert!(stderr.contains("nonesuch"), "{stderr}");
+}
+
+/// Submits images to these addresses in turn, and returns each job with its image.
+fn submit(addresses: &[SocketAddr], jobs: usize) -> Vec<(String, &'static str)> {
+    let images = IMAGES.map(|name| (name, test_image(name)));
+    let submitted = (0..jobs).map(|job| {
+        let (name, image) = &images[job % images.len()];
+        let answer = request(addresses[job % addresses.len()], "POST", "/v1/jobs", &[], image).expect("an answer");
+        assert_eq!(answer.status, 202, "{}", answer.text());
+        (answer.json()["id"].as_str().expect("an id").to_owned(), *name)
+    });
+    submitted.collect()
+}
+
+const IMAGES: [&str; 3] = ["rocket.jpg", "cat.jpg", "rgb.png"];
+
+#[test]
+fn two_services_on_one_data_directory_are_one_and_outlive_each_other() {
+    let data_dir = tempfile::tempdir().expect("a directory");
+    let flags = ["--min-workers", "1", "--max-workers", "1", "--visibility-timeout", "2s"];
+    let mut first = Up::start_beside(data_dir.path(), &flags);
+    let second = Up::start_beside(data_dir.path(), &flags);
+    let both = [first.address, second.address];
+    let labels = IMAGES.map(|name| (name, label_of(name)));
+    let label = |name: &str| labels.iter().find(|(image, _)| *image == name).expect("an image").1.as_str();
+    for (address, name) in both.into_iter().zip(IMAGES) {
+        let answer = request(address, "POST", "/v1/classify", &[], &test_image(name)).expect("an answer");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.json()["predictions"][0]["label"], label(name));
+    }
+
+    let mut jobs = submit(&both, 60);
+    let workers = first.workers();
+    first.process.kill().expect("it lives");
+    for worker in workers {
+        // It may have drained and ended already.
+        let _ = kill_process(worker, Signal::KILL);
+    }
+    first.process.wait().expect("ours");
+    jobs.extend(submit(&[second.address], 30));
+    let finished = |address: SocketAddr, id: &str| {
+        let path = format!("/v1/jobs/{id}?wait=10");
+        harness::until("the outcome of a job", || {
+            let job = request(address, "GET", &path, &[], b"").expect("an answer").json();
+            job["status"].as_str().is_some_and(|status| status != "queued").then_some(job)
+        })
+    };
+    for (id, name) in &jobs {
+        let job = finished(second.address, id);
+        assert_eq!(job["status"], "succeeded", "{job}");
+        assert_eq!(job["predictions"][0]["label"], label(name), "{id} has the answer to another job");
+    }
+    let database = rusqlite::Connection::open(data_dir.path().join("imgcls.sqlite3")).expect("a database");
+    assert_eq!(count_results(&database), jobs.len() + both.len());
+    let depth = imgcls().args(["queue", "depth", "--json", "--data-dir"]).arg(data_dir.path()).output();
+    let depth: Value = serde_json::from_slice(&depth.expect("it starts").stdout).expect("JSON");
+    let queues = depth["queues"].as_array().expect("queues").iter().filter(|queue| queue["role"] != "replies");
+    let left = queues.map(|queue| queue["visible"].as_u64().unwrap_or(0) + queue["in_flight"].as_u64().unwrap_or(0));
+    assert_eq!(left.sum::<u64>(), 0, "{depth}");
+
+    // Another one in its place gives the same answers.
+    let third = Up::start_beside(data_dir.path(), &flags);
+    let (id, name) = &jobs[0];
+    assert_eq!(finished(third.address, id)["predictions"][0]["label"], label(name));
+}
+
+#[test]
+fn two_services_of_other_names_on_one_data_directory_delete_by_their_own_times() {
+    let data_dir = tempfile::tempdir().expect("a directory");
+    let first = Up::start_beside(data_dir.path(), &["--keep-images", "1h", "--keep-results", "1h"]);
+    let flags = ["--stack", "other", "--keep-images", "1s", "--keep-results", "1s"];
+    let other = Up::start_beside(data_dir.path(), &flags);
+    let database = rusqlite::Connection::open(data_dir.path().join("imgcls.sqlite3")).expect("a database");
+    let objects_of = |bucket: &str| -> usize {
+        let sql = "SELECT count(*) FROM objects WHERE bucket = ?1";
+        database.query_row(sql, [bucket], |row| row.get(0)).expect("a number")
+    };
+    for address in [first.address, other.address] {
+        let answer = request(address, "POST", "/v1/classify", &[], &test_image("cat.jpg")).expect("an answer");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    until("the other service has deleted its data", || objects_of("other-input") + objects_of("other-output") == 0);
+    assert_eq!((objects_of("input"), objects_of("output")), (1, 1), "the first keeps its data for an hour");
 }
 
 /// Values of worker settings that `up` has too. One that is not listed is tested with its default.
