@@ -4,7 +4,7 @@
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum TransportError {
     /// A queue was never created, or it was removed. [`super::Transport::prepare`] creates it again.
-    #[error("queue {0:?} does not exist")]
+    #[error("queue {0:?} does not exist; a web process or worker creates it at its start")]
     Missing(String),
     /// The caller must refuse the job: its message must carry the image, and the queue does not accept a message of this
     /// size.

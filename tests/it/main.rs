@@ -84,6 +84,7 @@ mod model_requests;
 mod models;
 mod nats;
 mod nats_login;
+mod nats_streams;
 mod object_events;
 mod odd_images;
 mod overload;

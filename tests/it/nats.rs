@@ -40,7 +40,7 @@ async fn store_of_nats_conforms() {
 }
 
 /// A service whose names no other test has.
-fn service(url: &str, stack: &str, workers: usize, flags: &[&str]) -> Service {
+pub fn service(url: &str, stack: &str, workers: usize, flags: &[&str]) -> Service {
     let environment = vec![("IMGCLS_NATS_URL".to_owned(), url.to_owned())];
     Service::start_on(&["--backend", "nats", "--stack", stack], environment, workers, flags, flags)
 }
@@ -50,7 +50,7 @@ fn new_stack() -> String {
 }
 
 /// A command of an operator on a service.
-fn operator(url: &str, stack: &str, words: &[&str]) -> Output {
+pub fn operator(url: &str, stack: &str, words: &[&str]) -> Output {
     let mut command = imgcls();
     command.args(words).args(["--backend", "nats", "--stack", stack]).env("IMGCLS_NATS_URL", url);
     command.output().unwrap()
@@ -138,6 +138,7 @@ fn jobs_are_kept_while_nats_is_away() {
     });
     assert!(refused.header("retry-after").is_some(), "{}", refused.text());
     assert_ne!(service.request("GET", "/readyz", &[], b"").status, 200);
+    service.web.wait_for_log("cannot receive replies error=queue unavailable: no connection to NATS");
     server.restart();
     until("a ready web tier", || (service.request("GET", "/readyz", &[], b"").status == 200).then_some(()));
     service.add_worker();
@@ -146,6 +147,9 @@ fn jobs_are_kept_while_nats_is_away() {
     assert_eq!(service.finished(&id)["predictions"][0]["label"], label_of("cat.jpg").as_str());
     let log = service.web.log();
     assert!(log.contains("the connection to NATS is lost") && log.contains("connected to NATS again"), "{log}");
+    // The client tries more often than that.
+    let before = log.split("connected to NATS again").next().unwrap();
+    assert!(before.matches("NATS reports a problem of the connection").count() <= 2, "{log}");
 }
 
 #[test]
@@ -366,6 +370,6 @@ fn dead_letters(url: &str, stack: &str) -> u64 {
     })
 }
 
-fn block_on<T>(work: impl Future<Output = T>) -> T {
+pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap().block_on(work)
 }

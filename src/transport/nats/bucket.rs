@@ -115,14 +115,15 @@ impl NatsBucket {
     async fn publish(&self, shelf: Shelf, below: &str, headers: HeaderMap, body: Bytes) -> Result<u64, Fault> {
         self.created[shelf as usize].get_or_try_init(|| self.create(shelf)).await?;
         let publish = || self.connection.publish(self.subject(shelf, below), headers.clone(), body.clone());
-        match publish().await {
+        let published = match publish().await {
             // Somebody deleted it.
             Err(Fault::NoResponders) if self.connection.is_missing(&self.stream(shelf)).await => {
                 self.create(shelf).await?;
                 publish().await
             }
             published => published,
-        }
+        };
+        published.map_err(|fault| fault.of_stream(&self.stream(shelf)))
     }
 
     /// Writes an object. With `expected` only if its last message has this number; 0 is for none.

@@ -3,7 +3,7 @@
 //! The client connects again by itself. A call that finds no connection waits for one for a moment and then fails, so that
 //! no call that was given up is carried out later. A call whose connection was lost is made again: each of them may be repeated.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, Request, RequestErrorKind};
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::version;
+use super::{shape, version};
 use crate::config::{NatsLocation, NatsLogin};
 
 /// How long a call may take.
@@ -24,17 +24,28 @@ const TRIES_AT_LOSS: u32 = 3;
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Headers of a message take at most this much besides a body that only just fits.
 const HEADER_BYTES: usize = 4 << 10;
+/// The smallest `max_payload` of a server. Requests and pieces of images fit.
+const MIN_PAYLOAD_BYTES: usize = 16 << 10;
 
 /// Error codes of JetStream (`server/errors.json` of nats-server).
 pub(super) mod codes {
+    pub(crate) const ACCOUNT_RESOURCES: u64 = 10_002;
     pub(crate) const CONSUMER_NOT_FOUND: u64 = 10_014;
+    pub(crate) const SERVER_RESOURCES: u64 = 10_023;
+    pub(crate) const TOO_MANY_STREAMS: u64 = 10_027;
     pub(crate) const MESSAGE_NOT_FOUND: u64 = 10_037;
     pub(crate) const NOT_ENABLED_FOR_ACCOUNT: u64 = 10_039;
+    pub(crate) const STORAGE_RESOURCES: u64 = 10_047;
+    pub(crate) const MESSAGE_TOO_LARGE: u64 = 10_054;
     pub(crate) const STREAM_EXISTS: u64 = 10_058;
     pub(crate) const STREAM_NOT_FOUND: u64 = 10_059;
+    pub(crate) const SUBJECTS_OVERLAP: u64 = 10_065;
     pub(crate) const WRONG_LAST_SEQUENCE: u64 = 10_071;
-    pub(crate) const WRONG_LAST_SEQUENCE_CONSTANT: u64 = 10_164;
+    pub(crate) const NO_CLUSTER: u64 = 10_074;
     pub(crate) const NOT_ENABLED: u64 = 10_076;
+    /// The stream is full, by whichever of its limits.
+    pub(crate) const NOT_STORED: u64 = 10_077;
+    pub(crate) const WRONG_LAST_SEQUENCE_CONSTANT: u64 = 10_164;
 }
 
 /// A connection. All handles of a transport share it.
@@ -53,6 +64,8 @@ pub(super) struct Connection {
 pub(super) enum Fault {
     /// JetStream refused it.
     Refused { code: u64, status: u64, text: String },
+    /// A stream that exists cannot be used.
+    Unfit(String),
     /// Nothing listens for the call: the stream or consumer does not exist, or JetStream is not ready yet.
     NoResponders,
     /// There was no answer, or no connection.
@@ -69,17 +82,43 @@ impl Fault {
     pub(super) fn is_transient(&self) -> bool {
         match self {
             Fault::Refused { status, .. } => *status >= 500,
+            Fault::Unfit(_) => false,
             Fault::NoResponders | Fault::Unavailable(_) => true,
         }
+    }
+
+    /// The same, with the name of the stream in the message.
+    pub(super) fn of_stream(self, name: &str) -> Fault {
+        match self {
+            Fault::Refused { code, status, text } => {
+                Fault::Refused { code, status, text: format!("the stream {name}: {text}") }
+            }
+            other => other,
+        }
+    }
+}
+
+/// Says what an operator can do about a refusal of JetStream.
+fn remedy(code: u64) -> &'static str {
+    match code {
+        codes::NOT_STORED => ": raise the size of the stream with `nats stream edit`, or wait until messages expire",
+        codes::MESSAGE_TOO_LARGE => ": set the message size of the stream to -1 with `nats stream edit`",
+        codes::SUBJECTS_OVERLAP => {
+            ": another stream has these subjects; find it with `nats stream report`, and change it"
+        }
+        codes::SERVER_RESOURCES | codes::STORAGE_RESOURCES => ": raise max_file_store in the settings of the server",
+        codes::ACCOUNT_RESOURCES | codes::TOO_MANY_STREAMS => ": raise the JetStream limits of the account",
+        codes::NO_CLUSTER => ": give as --nats-replicas at most as many as the cluster has servers",
+        _ => "",
     }
 }
 
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Fault::Refused { code, text, .. } => write!(f, "JetStream: {text} (error {code})"),
+            Fault::Refused { code, text, .. } => write!(f, "JetStream: {text} (error {code}){}", remedy(*code)),
             Fault::NoResponders => write!(f, "JetStream does not answer"),
-            Fault::Unavailable(reason) => f.write_str(reason),
+            Fault::Unfit(reason) | Fault::Unavailable(reason) => f.write_str(reason),
         }
     }
 }
@@ -92,9 +131,10 @@ pub(super) async fn connect(location: &NatsLocation) -> Result<Arc<Connection>, 
     let servers = location.servers();
     let (state, connected) = watch::channel(true);
     let addresses = location.addresses()?;
+    let follower = Arc::new(Follower { connected: state, last_reason: Mutex::default() });
     let options = options(location).await?.event_callback(move |event| {
-        let state = state.clone();
-        async move { follow(&state, &event) }
+        let follower = Arc::clone(&follower);
+        async move { follower.follow(&event) }
     });
     let client = match options.connect(addresses.as_slice()).await {
         Ok(client) => client,
@@ -102,6 +142,13 @@ pub(super) async fn connect(location: &NatsLocation) -> Result<Arc<Connection>, 
     };
     if let Some(refusal) = version::refusal(&servers, &client.server_info().version) {
         return Err(refusal);
+    }
+    let max_payload = client.max_payload();
+    if max_payload < MIN_PAYLOAD_BYTES {
+        return Err(format!(
+            "NATS at {servers} takes messages of at most {max_payload} bytes, and {MIN_PAYLOAD_BYTES} are needed: raise \
+             max_payload in its settings"
+        ));
     }
     let connection = Connection { client, connected, servers, replicas: location.replicas };
     connection.check_jetstream().await?;
@@ -131,23 +178,46 @@ async fn options(location: &NatsLocation) -> Result<ConnectOptions, String> {
     Ok(options)
 }
 
-/// One line for an operator whenever the connection changes.
-fn follow(state: &watch::Sender<bool>, event: &Event) {
-    match event {
-        Event::Connected => {
-            if !state.send_replace(true) {
-                tracing::info!("connected to NATS again");
+/// Follows the state of the connection, with one line for an operator whenever it changes.
+struct Follower {
+    connected: watch::Sender<bool>,
+    /// Why the last attempt to connect failed. The client makes one every few seconds.
+    last_reason: Mutex<Option<String>>,
+}
+
+impl Follower {
+    fn follow(&self, event: &Event) {
+        match event {
+            Event::Connected => {
+                self.is_new_reason(None);
+                if !self.connected.send_replace(true) {
+                    tracing::info!("connected to NATS again");
+                }
             }
-        }
-        Event::Disconnected | Event::Closed => {
-            if state.send_replace(false) {
-                tracing::warn!("the connection to NATS is lost; trying to connect again");
+            // This process has no use for the connection any more.
+            Event::Closed => {
+                self.connected.send_replace(false);
             }
+            Event::Disconnected => {
+                if self.connected.send_replace(false) {
+                    tracing::warn!("the connection to NATS is lost; trying to connect again");
+                }
+            }
+            Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) => {
+                if *self.connected.borrow() || self.is_new_reason(Some(event.to_string())) {
+                    tracing::warn!(%event, "NATS reports a problem of the connection");
+                }
+            }
+            event => tracing::debug!(%event, "the connection to NATS changed"),
         }
-        Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) => {
-            tracing::warn!(%event, "NATS reports a problem of the connection");
-        }
-        event => tracing::debug!(%event, "the connection to NATS changed"),
+    }
+
+    /// Remembers a reason, and returns true if the last one was another.
+    fn is_new_reason(&self, reason: Option<String>) -> bool {
+        let mut last = self.last_reason.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = *last != reason;
+        *last = reason;
+        is_new
     }
 }
 
@@ -180,6 +250,9 @@ impl Connection {
             Err(Fault::NoResponders) => Err(self.without_jetstream()),
             Err(fault) if fault.is(codes::NOT_ENABLED) || fault.is(codes::NOT_ENABLED_FOR_ACCOUNT) => {
                 Err(self.without_jetstream())
+            }
+            Err(Fault::Unavailable(reason)) => {
+                Err(format!("cannot use JetStream: {reason}; the user needs the permissions that docs/nats.md lists"))
             }
             Err(fault) => Err(format!("cannot use NATS at {}: {fault}", self.servers)),
         }
@@ -257,11 +330,14 @@ impl Connection {
         found.is_err_and(|fault| fault.is(codes::STREAM_NOT_FOUND))
     }
 
-    /// Creates a stream. One that exists stays as it is.
+    /// Creates a stream. One that exists stays as it is, if it can be used.
     pub(super) async fn create_stream(&self, name: &str, config: &Value) -> Result<(), Fault> {
         match self.api(&format!("STREAM.CREATE.{name}"), config).await {
-            Err(fault) if fault.is(codes::STREAM_EXISTS) => Ok(()),
-            created => created.map(drop),
+            Err(fault) if fault.is(codes::STREAM_EXISTS) => {
+                let found = self.api(&format!("STREAM.INFO.{name}"), &json!({})).await?;
+                shape::misfit(&found["config"], config).map_or(Ok(()), |reason| Err(Fault::Unfit(reason)))
+            }
+            created => created.map(drop).map_err(|fault| fault.of_stream(name)),
         }
     }
 }

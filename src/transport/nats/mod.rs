@@ -13,6 +13,7 @@ mod object;
 mod pull;
 mod queue;
 mod record;
+mod shape;
 mod stream;
 mod version;
 

@@ -23,6 +23,7 @@ use super::connection::{Connection, Fault, connect};
 use super::held::Held;
 use super::pull::{About, RELEASE, Received, pull};
 use super::record::QueueRecord;
+use super::shape;
 use super::stream::{
     ATTRIBUTES, DELAYED, MESSAGE_ID, RECEIVERS, STREAMS, SUBJECTS, Stream, VISIBLE_AT, delivery_of, now_ms,
     plain_error, release_after, sent_at_ms,
@@ -63,7 +64,8 @@ impl Queues for NatsQueues {
         queue_name(name).map_err(|reason| QueueError::Fatal(format!("queue {name:?}: {reason}")))?;
         let stream = Stream::of(&self.connection, name);
         if let Err(fault) = self.connection.create_stream(&stream.full_name, &stream.config(attributes)).await {
-            return Err(stream.error(&fault).await);
+            // It names the stream.
+            return Err(plain_error(&fault));
         }
         // Those of a queue that existed.
         let attributes = QueueRecord::of_stream(&self.config(name).await?).attributes();
@@ -74,9 +76,13 @@ impl Queues for NatsQueues {
     async fn open(&self, name: &str) -> Result<Arc<dyn Queue>, QueueError> {
         // No stream has such a name, so none can be there.
         queue_name(name).map_err(|_| QueueError::NotFound(name.to_owned()))?;
-        let attributes = QueueRecord::of_stream(&self.config(name).await?).attributes();
+        let (stream, config) = (Stream::of(&self.connection, name), self.config(name).await?);
+        let attributes = QueueRecord::of_stream(&config).attributes();
+        if let Some(reason) = shape::misfit(&config, &stream.config(&attributes)) {
+            return Err(QueueError::Fatal(reason));
+        }
         Ok(Arc::new(NatsQueue {
-            stream: Stream::of(&self.connection, name),
+            stream,
             held: Arc::clone(&self.held),
             attributes: Mutex::new(attributes),
             mover: OnceLock::new(),

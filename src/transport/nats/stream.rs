@@ -139,7 +139,11 @@ impl Stream {
             Fault::NoResponders => self.connection.is_missing(&self.full_name).await,
             _ => false,
         };
-        if is_missing { QueueError::NotFound(self.name.clone()) } else { plain_error(fault) }
+        if is_missing {
+            QueueError::NotFound(self.name.clone())
+        } else {
+            plain_error(&fault.clone().of_stream(&self.full_name))
+        }
     }
 
     /// Counts messages of a consumer: those that nobody received, and those that are received and not acknowledged.

@@ -167,7 +167,7 @@ pub struct ReceiveOptions {
 #[expect(missing_docs, reason = "the error texts name the fields")]
 pub enum QueueError {
     /// Create the queue again, or report it: it was never created, or somebody deleted it.
-    #[error("queue {0:?} does not exist")]
+    #[error("queue {0:?} does not exist; a web process or worker creates it at its start")]
     NotFound(String),
     /// Send a smaller message: by reference, or a cut reply.
     #[error("the message has {size} bytes, queue {queue:?} takes {limit}")]
