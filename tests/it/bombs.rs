@@ -141,14 +141,14 @@ fn up_address(up: &Process) -> Option<std::net::SocketAddr> {
 #[test]
 fn message_whose_lease_expired_becomes_a_dead_letter_with_that_reason() {
     let flags =
-        "--max-lease 300ms --decode-timeout 1h --max-pixels 1000000000 --max-batch-size 1 --max-receive-count 1";
+        "--max-lease 100ms --decode-timeout 1h --max-pixels 1000000000 --max-batch-size 1 --max-receive-count 1";
     let flags: Vec<&str> = flags.split(' ').collect();
     let service = Service::start(1, &["--max-receive-count", "1"], &flags);
     let id = service.submit("long.tif", &tiff_of_many_samples());
     let job = service.finished(&id);
     assert_eq!(job["error"]["code"], "attempts_exhausted", "{job}");
     let message = job["error"]["message"].as_str().unwrap();
-    assert!(message.contains("the lease of 300ms (--max-lease) ran out while decoding"), "{message}");
+    assert!(message.contains("the lease of 100ms (--max-lease) ran out while decoding"), "{message}");
     let mut command = imgcls();
     command.args(["queue", "dead", "--json", "--backend", "local", "--data-dir"]).arg(service.data_dir());
     let dead_letters = String::from_utf8(command.stderr(Stdio::null()).output().unwrap().stdout).unwrap();

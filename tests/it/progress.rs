@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
@@ -43,7 +44,14 @@ fn events_until(
 fn job_that_waits_tells_its_position_and_that_no_worker_runs() {
     let mut service = Service::start(0, &[], &[]);
     let image = test_image("cup.jpg");
-    let ids: Vec<String> = (0..3).map(|_| service.submit("cup.jpg", &image)).collect();
+    // Jobs of one millisecond may have the same position.
+    let millisecond = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+    let submit = |_| {
+        let id = service.submit("cup.jpg", &image);
+        let submitted_by = millisecond();
+        until("the next millisecond", || (millisecond() > submitted_by).then_some(id.clone()))
+    };
+    let ids: Vec<String> = (0..3).map(submit).collect();
     for (at, id) in ids.iter().enumerate() {
         let job = until("the depth of the queue", || {
             let job = service.request("GET", &format!("/v1/jobs/{id}"), &[], b"").json();

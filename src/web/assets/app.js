@@ -665,7 +665,8 @@ function summarize() {
 /** The summary is drawn once for all changes of a moment, since 200 files change many hundred times, and at once when all are done. */
 let redrawTimer = 0;
 function changed() {
-  if (!jobs.some(isOpen)) redraw();
+  // Not before the card of the last job says what it has to say.
+  if (!jobs.some(isOpen)) queueMicrotask(redraw);
   else redrawTimer ||= setTimeout(redraw, REDRAW_AFTER_MS);
 }
 
