@@ -149,13 +149,19 @@ impl Description {
     /// # Errors
     /// A message of one line with the file and the line in it.
     pub(super) fn read(path: &Path) -> anyhow::Result<Description> {
+        Description::read_with_text(path).map(|(description, _)| description)
+    }
+
+    /// The same, and the text itself.
+    pub(super) fn read_with_text(path: &Path) -> anyhow::Result<(Description, String)> {
         let text =
             String::from_utf8(file::read(path)?).ok().with_context(|| format!("{} is not text", path.display()))?;
         // The error's own text spans several lines.
-        toml::from_str(&text).map_err(|error: toml::de::Error| {
+        let description = toml::from_str(&text).map_err(|error: toml::de::Error| {
             let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
             anyhow::anyhow!("{}, line {line}: {}", path.display(), error.message().replace('\n', " "))
-        })
+        })?;
+        Ok((description, text))
     }
 }
 

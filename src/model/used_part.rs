@@ -2,12 +2,12 @@
 //! only by name.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use anyhow::Context as _;
 
-use super::choice::ModelChoice;
 use super::description::{Description, FileEntry};
-use super::{file, find, variant};
+use super::{find, variant};
 
 /// A part of a package, which is a package of its own.
 pub(crate) struct UsedPart {
@@ -17,15 +17,13 @@ pub(crate) struct UsedPart {
     pub left_out: BTreeSet<String>,
 }
 
-/// The variant that `choice` names, or those that machines pick by their CPUs.
+/// The variant that `wanted` names, or those that machines pick by their CPUs, of the package in a folder.
 ///
 /// # Errors
-/// If there is no such package or variant, or the description cannot be read.
-pub(crate) fn used_part(choice: &ModelChoice) -> anyhow::Result<UsedPart> {
-    let path = find::model_folder(choice)?.join(find::DESCRIPTION);
-    let files = Description::read(&path)?.files;
-    let used = used_variants(&files, choice.variant.as_deref())?;
-    let text = String::from_utf8(file::read(&path)?).with_context(|| format!("{} is not text", path.display()))?;
+/// If there is no such variant, or the description cannot be read.
+pub(crate) fn used_part(folder: &Path, wanted: Option<&str>) -> anyhow::Result<UsedPart> {
+    let (Description { files, .. }, text) = Description::read_with_text(&folder.join(find::DESCRIPTION))?;
+    let used = used_variants(&files, wanted)?;
     Ok(UsedPart { description: only(&text, &used)?, left_out: left_out(&files, &used) })
 }
 
@@ -61,7 +59,12 @@ fn only(text: &str, used: &BTreeSet<String>) -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::choice::ModelChoice;
     use super::*;
+
+    fn part(wanted: Option<&str>) -> anyhow::Result<UsedPart> {
+        used_part(&find::model_folder(&ModelChoice::default())?, wanted)
+    }
 
     fn names(names: &[&str]) -> BTreeSet<String> {
         names.iter().map(|name| (*name).to_owned()).collect()
@@ -69,7 +72,7 @@ mod tests {
 
     #[test]
     fn part_of_the_default_model_has_what_cpus_pick() {
-        let part = used_part(&ModelChoice::default()).unwrap();
+        let part = part(None).unwrap();
         assert_eq!(part.left_out, names(&["efficientnet-lite0-fp16.onnx"]));
         let described: Description = toml::from_str(&part.description).unwrap();
         assert_eq!(described.files.into_keys().collect::<BTreeSet<_>>(), names(&["int7", "int8"]));
@@ -77,11 +80,9 @@ mod tests {
 
     #[test]
     fn variant_that_is_named_is_the_only_one() {
-        let choice = ModelChoice { variant: Some("fp16".to_owned()), ..ModelChoice::default() };
-        let part = used_part(&choice).unwrap();
-        assert_eq!(part.left_out, names(&["efficientnet-lite0-int7.onnx", "efficientnet-lite0-int8.onnx"]));
-        let choice = ModelChoice { variant: Some("fp8".to_owned()), ..ModelChoice::default() };
-        let error = used_part(&choice).err().unwrap().to_string();
+        let left_out = part(Some("fp16")).unwrap().left_out;
+        assert_eq!(left_out, names(&["efficientnet-lite0-int7.onnx", "efficientnet-lite0-int8.onnx"]));
+        let error = part(Some("fp8")).err().unwrap().to_string();
         assert_eq!(error, "no variant \"fp8\"; there are: fp16, int7, int8");
     }
 

@@ -149,7 +149,7 @@ impl Bundle {
             let folder = model::model_folder(choice)?;
             let name = model::model_name(choice);
             Reference::parse(&name).context("a stack cannot have this model")?;
-            files.extend(files_of_model(choice, &folder, &format!("{MODELS}/{name}/"))?);
+            files.extend(files_of_model(&folder, choice.variant.as_deref(), &format!("{MODELS}/{name}/"))?);
             names.push(name);
         }
         let digest = archive::measure(&files).context("cannot read what goes into the bundle")?.digest;
@@ -191,9 +191,9 @@ impl Bundle {
 }
 
 /// The files of a model, without the variants that no machine chooses.
-fn files_of_model(choice: &ModelChoice, folder: &Path, prefix: &str) -> anyhow::Result<Vec<Entry>> {
+fn files_of_model(folder: &Path, variant: Option<&str>, prefix: &str) -> anyhow::Result<Vec<Entry>> {
     let mut files = archive::files_of(folder, prefix)?;
-    let part = model::used_part(choice)?;
+    let part = model::used_part(folder, variant)?;
     if part.left_out.is_empty() {
         return Ok(files);
     }

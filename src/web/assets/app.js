@@ -75,7 +75,7 @@ function start() {
   listenForDrops();
   listenForUrls();
   jobsFollowed.start({ progress: showProgress, final: finish, failed: fail, note: setNote });
-  cards.start({ isBusy: () => jobs.some(isOpen), fill: fillCard, drawn: (job) => job.state === 'succeeded' && remember(job) });
+  cards.start({ isBusy: () => jobs.some(isOpen), fill: fillCard, drawn: addCopy });
   offerModels();
   panel.start();
   code.start();
@@ -347,24 +347,26 @@ async function uploadGroup(group) {
   const answer = await request(jobsPath(group[0]), options);
   const items = answer.items?.length === group.length ? answer.items : [];
   group.forEach((job, at) => {
-    if (!job.cleared) takeAnswer(job, judgeItem(items[at], answer.headers));
+    if (job.cleared) return;
+    const verdict = judgeItem(items[at], answer.headers);
+    if (verdict.kind !== 'again') {
+      takeVerdict(job, verdict);
+      return;
+    }
+    job.isAlone = true;
+    waiting.push(job);
+    setState(job, 'waiting');
   });
 }
 
-function takeAnswer(job, verdict) {
-  switch (verdict.kind) {
-    case 'accepted':
-      job.id = verdict.id;
-      follow(job);
-      break;
-    case 'again':
-      job.isAlone = true;
-      waiting.push(job);
-      setState(job, 'waiting');
-      break;
-    default:
-      fail(job, verdict);
+/** Takes the last answer to an upload: the job is accepted, or has failed. */
+function takeVerdict(job, verdict) {
+  if (verdict.kind !== 'accepted') {
+    fail(job, verdict);
+    return;
   }
+  job.id = verdict.id;
+  follow(job);
 }
 
 /** Decides what the answer to one file of a form means: its job, its result or its problem. It has no side effects. */
@@ -394,19 +396,12 @@ async function upload(job) {
       verdict = failure('The file cannot be read', 'It was moved, changed or deleted after it was chosen.', null);
     }
     if (job.cleared) return;
-    switch (verdict.kind) {
-      case 'accepted':
-        job.id = verdict.id;
-        follow(job);
-        return;
-      case 'again':
-        setState(job, 'waiting', `${verdict.why} Trying again in ${about(verdict.delay / 1000)}.`);
-        await sleep(verdict.delay, signal);
-        break;
-      default:
-        fail(job, verdict);
-        return;
+    if (verdict.kind !== 'again') {
+      takeVerdict(job, verdict);
+      return;
     }
+    setState(job, 'waiting', `${verdict.why} Trying again in ${about(verdict.delay / 1000)}.`);
+    await sleep(verdict.delay, signal);
   }
 }
 
@@ -483,7 +478,6 @@ function comparisonOf({ pair }) {
   return [el('p', 'comparison', text, { 'data-testid': 'comparison' })];
 }
 
-/** Remembers a result. Called again when its card has a small copy of the image. */
 function remember(job) {
   const [best] = predictionsOf(job.result);
   past.remember({
@@ -494,6 +488,10 @@ function remember(job) {
     at: Date.now(),
     copy: () => cards.smallCopy(job),
   });
+}
+
+function addCopy(job) {
+  if (job.state === 'succeeded') past.addCopy(job.id, () => cards.smallCopy(job));
 }
 
 /** Lists the results of earlier visits. Those that have a card here are left out. */

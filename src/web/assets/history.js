@@ -7,6 +7,8 @@ const WRITE_AFTER_MS = 1_000; // many results are written together
 
 /** Entries that are not in the storage yet, newest first. Each has a function `copy` instead of the copy itself. */
 let unwritten = [];
+/** Such functions for entries that may be in the storage already, by id. */
+const copies = new Map();
 let timer = 0;
 
 window.addEventListener('pagehide', write);
@@ -17,17 +19,22 @@ export function entries() {
   return stored();
 }
 
-/** Adds an entry in front, or replaces the one with its id. `copy` is called when the entry is written. */
+/** Adds an entry in front. `copy` is called when the entry is written. */
 export function remember(entry) {
-  const at = unwritten.findIndex((other) => other.id === entry.id);
-  if (at >= 0) unwritten[at] = entry;
-  else unwritten.unshift(entry);
+  unwritten.unshift(entry);
   unwritten.splice(MOST);
+  timer ||= setTimeout(write, WRITE_AFTER_MS);
+}
+
+/** The image of an entry has a copy now. An entry that was forgotten does not come back. */
+export function addCopy(id, copy) {
+  copies.set(id, copy);
   timer ||= setTimeout(write, WRITE_AFTER_MS);
 }
 
 export function forget() {
   unwritten = [];
+  copies.clear();
   try {
     localStorage.removeItem(ITEM);
   } catch {
@@ -50,16 +57,14 @@ function stored() {
 function write() {
   clearTimeout(timer);
   timer = 0;
-  if (unwritten.length === 0) return;
+  if (unwritten.length === 0 && copies.size === 0) return;
   const added = unwritten.map((entry) => ({ ...entry, copy: entry.copy() }));
+  const ids = new Set(added.map((entry) => entry.id));
+  const old = stored().filter((entry) => !ids.has(entry.id));
+  for (const entry of old) entry.copy = copies.get(entry.id)?.() ?? entry.copy;
   unwritten = [];
-  const replaced = new Map(added.map((entry) => [entry.id, entry]));
-  const old = stored().map((entry) => {
-    const changed = replaced.get(entry.id);
-    replaced.delete(entry.id);
-    return changed ?? entry;
-  });
-  let kept = [...replaced.values(), ...old].slice(0, MOST);
+  copies.clear();
+  let kept = [...added, ...old].slice(0, MOST);
   while (kept.length > 0) {
     try {
       localStorage.setItem(ITEM, JSON.stringify(kept));
