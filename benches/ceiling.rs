@@ -11,8 +11,7 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use imgcls::config::Limits;
-use imgcls::model::{ModelChoice, ModelPackage, Session, prepare, sniff};
+use imgcls::model::{Limits, ModelChoice, ModelPackage, Session, prepare, sniff};
 
 /// The photographs among the test images. The others are special cases, such as an image of one pixel.
 const PHOTOGRAPHS: [&str; 4] = ["cat.jpg", "cup.jpg", "full-chroma.jpg", "rocket.jpg"];

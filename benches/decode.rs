@@ -13,9 +13,8 @@ use anyhow::{Context as _, bail, ensure};
 use fast_image_resize::images::Image as ResizedImage;
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
-use imgcls::config::Limits;
 use imgcls::model::{
-    JPEG_DECODER, ModelChoice, ModelPackage, Session, Tensor, Values, prepare, prepare_unscaled, top_k,
+    JPEG_DECODER, Limits, ModelChoice, ModelPackage, Session, Tensor, Values, prepare, prepare_unscaled, top_k,
 };
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;

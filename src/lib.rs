@@ -4,7 +4,11 @@
 //! never one of its own floor or of a higher one. `tests/it/floors.rs` checks this, and `docs/architecture.md` gives the
 //! reasons.
 //!
-//! # Floor 0: pure functions without I/O
+//! # Floor 0: the model, a crate of its own
+//!
+//! - [`model`]: image bytes to pixels, to a tensor, to predictions. It knows nothing of the service.
+//!
+//! # Floor 1: pure functions without I/O
 //!
 //! - [`clock`]: the monotonic time that decisions use, which no change of the wall clock moves.
 //! - [`protocol`]: the wire contract, with requests, results and names.
@@ -15,7 +19,7 @@
 //! - [`threshold`]: conditions on measured values.
 //! - [`workload`]: arrival processes with a random seed.
 //!
-//! # Floor 1: the base of every process
+//! # Floor 2: the base of every process
 //!
 //! - [`aws`]: the configuration of the SDK, and the meaning of its errors.
 //! - [`config`]: validated names, limits and the choice of the backend.
@@ -28,16 +32,15 @@
 //! - [`sqlite`]: the file of the local backend, with its transactions, group commit and notifications.
 //! - [`telemetry`]: logs, metrics, traces and standard output.
 //!
-//! # Floor 2: the transport, the model and the machine
+//! # Floor 3: the transport and the machine
 //!
 //! - [`instance`]: this EC2 instance, which is protected while it works and drained before it ends.
-//! - [`model`]: image bytes to pixels, to a tensor, to predictions.
 //! - [`names`]: names of queues and buckets; the defaults on AWS contain the account.
 //! - [`outbound`]: calls to addresses that clients name, and the guard that decides which of them are allowed.
 //! - [`result_cache`]: answers about images that were classified before, by the content of the image.
 //! - [`transport`]: the port that carries jobs to workers and results back, with its backends.
 //!
-//! # Floor 3: the tiers
+//! # Floor 4: the tiers
 //!
 //! - [`autoscaler`]: observes the queue, decides, and resizes worker processes or an Auto Scaling group.
 //! - [`dataset`]: labelled images, classified on all cores, and what was taken for what.
@@ -48,7 +51,7 @@
 //! - [`web`]: the HTTP API and the page.
 //! - [`worker`]: receives jobs, classifies their images and completes them.
 //!
-//! # Floor 4: the commands
+//! # Floor 5: the commands
 //!
 //! - [`batch_command`]: lists batches, shows how far they are, prints their results, cancels and retries them.
 //! - [`data`]: reports how much is stored, and deletes what is no longer needed.
@@ -65,9 +68,11 @@
 //! - [`up`]: runs a whole service on this machine.
 //! - [`version_command`]: what exactly runs here.
 //!
-//! # Floor 5: the command line
+//! # Floor 6: the command line
 //!
 //! - [`cli`]: every flag and environment variable, and the configuration of each command.
+
+pub use imgcls_model as model;
 
 pub mod clock;
 pub mod protocol;
@@ -90,7 +95,6 @@ pub mod sqlite;
 pub mod telemetry;
 
 pub mod instance;
-pub mod model;
 pub mod names;
 pub mod outbound;
 pub mod result_cache;

@@ -8,8 +8,7 @@ use std::io::{Read as _, Write as _};
 use anyhow::{Context as _, anyhow};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::config::Limits;
-use crate::model;
+use crate::model::{self, Limits};
 
 /// The longer side in pixels.
 const SIDE: usize = 512;

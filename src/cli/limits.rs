@@ -5,8 +5,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::parse::{positive, positive_duration};
-use crate::config::{self, Backend, Limits};
-use crate::model;
+use crate::config::{self, Backend};
+use crate::model::{self, Limits};
 use crate::worker::Batching;
 
 /// Limits on what comes from outside.

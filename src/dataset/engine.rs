@@ -10,8 +10,7 @@ use anyhow::Context as _;
 
 use super::labelled::LabelledImage;
 use super::progress::Progress;
-use crate::config::Limits;
-use crate::model::{self, ModelChoice, ModelPackage, Session, TunedChoice};
+use crate::model::{self, Limits, ModelChoice, ModelPackage, Session, TunedChoice};
 
 /// A model with its sessions.
 pub(crate) struct Engine {

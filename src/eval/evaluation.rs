@@ -5,9 +5,8 @@ use anyhow::{bail, ensure};
 use super::answer::Answer;
 use super::calibration::expected_calibration_error;
 use super::threshold::Metric;
-use crate::config::Limits;
 use crate::dataset::{self, Confusion, Dataset, Engine, Failures};
-use crate::model::{ModelChoice, ModelPackage};
+use crate::model::{Limits, ModelChoice, ModelPackage};
 
 /// The answers of a model.
 pub(super) struct Evaluation {

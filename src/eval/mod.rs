@@ -22,9 +22,8 @@ pub use self::threshold::Threshold;
 
 use self::evaluation::Evaluation;
 use self::report::Report;
-use crate::config::Limits;
 use crate::dataset;
-use crate::model::ModelChoice;
+use crate::model::{Limits, ModelChoice};
 use crate::telemetry::output;
 
 /// The configuration of the command.

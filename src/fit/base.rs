@@ -11,8 +11,7 @@ use toml::{Table, Value};
 
 use super::graph::Trunk;
 use super::head::Head;
-use crate::model::{self, ModelChoice, ModelPackage, OnnxFile};
-use crate::protocol::ModelRef;
+use crate::model::{self, ModelChoice, ModelPackage, ModelRef, OnnxFile};
 
 const DESCRIPTION: &str = "model.toml";
 const LABELS: &str = "labels.txt";

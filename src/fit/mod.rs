@@ -25,9 +25,8 @@ use self::base::{Base, CutVariant, choice_of};
 use self::head::{Head, Samples};
 use self::report::{Report, VariantReport};
 use self::samples::{Distinct, Sample, Split};
-use crate::config::Limits;
 use crate::dataset::{self, Confusion, Dataset, Engine, Failures, LabelledImage};
-use crate::model::{self, Library, ModelChoice, Pointer, Reference, Staging};
+use crate::model::{self, Library, Limits, ModelChoice, Pointer, Reference, Staging};
 use crate::telemetry::output;
 
 /// The configuration of the command.

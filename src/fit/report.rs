@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::base::Base;
 use super::{Config, Extracted, Trained};
 use crate::dataset::{ClassMeasures, Dataset};
-use crate::protocol::ModelRef;
+use crate::model::ModelRef;
 
 /// A confusion matrix of more classes does not fit on a screen.
 const MAX_MATRIX_CLASSES: usize = 12;

@@ -16,8 +16,8 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::error::PrepareError;
-use crate::config::Limits;
-use crate::protocol::ErrorCode;
+use crate::error::ImageFault;
+use crate::limits::Limits;
 
 /// Decoders get the file in pieces of at most this size, and the clock is checked once per piece.
 pub(super) const PIECE_BYTES: usize = 16 << 10;
@@ -57,7 +57,7 @@ impl Budget {
             return Ok(());
         }
         let message = timeout_message(self.decode_timeout);
-        Err(self.stop(PrepareError::new(ErrorCode::DecodeTimeout, message)))
+        Err(self.stop(PrepareError::new(ImageFault::DecodeTimeout, message)))
     }
 
     /// Reserves memory, in place of what this budget reserved before. Waits while the reservations of other threads
@@ -73,7 +73,7 @@ impl Budget {
             let message = format!(
                 "decoding the image needs {bytes} bytes of memory, more than the limit of {limit} (--max-decode-bytes)"
             );
-            return Err(PrepareError::new(ErrorCode::TooLargeDecoded, message));
+            return Err(PrepareError::new(ImageFault::TooLargeDecoded, message));
         }
         self.reserved.set(Some(MEMORY.reserve(bytes, self.max_decode_bytes)));
         Ok(())
@@ -96,12 +96,12 @@ impl Budget {
 }
 
 /// The message for a client whose image exceeded the decode timeout.
-pub(crate) fn timeout_message(decode_timeout: Duration) -> String {
+pub fn timeout_message(decode_timeout: Duration) -> String {
     format!("decoding the image takes longer than {decode_timeout:?} of CPU time (--decode-timeout)")
 }
 
 /// The CPU time that this thread has used.
-pub(crate) fn thread_cpu_time() -> Duration {
+pub fn thread_cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
@@ -138,7 +138,7 @@ impl Source<'_> {
         self.unchecked = 0;
         if self.read > self.length.saturating_mul(MAX_READS_OF_A_FILE).saturating_add(PIECE_BYTES as u64) {
             let message = "the image makes its decoder read the same bytes too often";
-            self.budget.stop(PrepareError::new(ErrorCode::DecodeTimeout, message));
+            self.budget.stop(PrepareError::new(ImageFault::DecodeTimeout, message));
             return Err(io::Error::other(message));
         }
         self.budget.check().map_err(io::Error::other)
@@ -256,8 +256,8 @@ mod tests {
         while budget.check().is_ok() {}
         source.rewind().unwrap();
         assert!(source.read_to_end(&mut all).is_err());
-        let reason = budget.reason(PrepareError::new(ErrorCode::Undecodable, "the decoder's own message"));
-        assert_eq!(reason.code, ErrorCode::DecodeTimeout);
+        let reason = budget.reason(PrepareError::new(ImageFault::Undecodable, "the decoder's own message"));
+        assert_eq!(reason.fault, ImageFault::DecodeTimeout);
     }
 
     #[test]
@@ -301,7 +301,7 @@ mod tests {
         let budget = Budget::new(&limits(Duration::MAX, 1_000));
         budget.reserve(1_000).unwrap();
         let error = budget.reserve(1_001).unwrap_err();
-        assert_eq!(error.code, ErrorCode::TooLargeDecoded);
+        assert_eq!(error.fault, ImageFault::TooLargeDecoded);
         assert!(error.message.contains("1001") && error.message.contains("1000"), "{error}");
         budget.reserve(1_000).unwrap();
     }

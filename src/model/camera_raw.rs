@@ -9,7 +9,7 @@ use super::orientation::Orientation;
 use super::pixels::Pixels;
 use super::tiff::raw::{FUJIFILM, OLYMPUS, fujifilm_preview};
 use super::{heif, jpeg, tiff};
-use crate::config::Limits;
+use crate::limits::Limits;
 
 pub(super) const FORMAT: Format = Format {
     name: "camera raw",

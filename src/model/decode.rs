@@ -18,8 +18,8 @@ use super::format::Format;
 use super::input::Geometry;
 use super::pixels::Pixels;
 use super::{bmp, camera_raw, gif, heif, ico, jpeg, jpeg_2000, jpeg_xl, png, tiff, webp};
-use crate::config::Limits;
-use crate::protocol::ErrorCode;
+use crate::error::ImageFault;
+use crate::limits::Limits;
 
 /// All formats that are decoded.
 static FORMATS: &[Format] = &[
@@ -72,7 +72,7 @@ pub(super) fn decode(
             Some(kind) => format!("the file is {kind}"),
             None => format!("not an image of a supported format ({})", format_names()),
         };
-        return Err(PrepareError::new(ErrorCode::UnsupportedType, message));
+        return Err(PrepareError::new(ImageFault::UnsupportedType, message));
     };
     (format.decode)(bytes, limits, geometry, budget)
 }

@@ -9,7 +9,8 @@ use super::choice::ModelChoice;
 use super::library::{Library, Reference};
 
 pub(super) const DEFAULT_MODEL: &str = "efficientnet-lite0";
-pub(crate) const DESCRIPTION: &str = "model.toml";
+/// The name of the description in the folder of a model.
+pub const DESCRIPTION: &str = "model.toml";
 
 /// The release of ONNX Runtime that `scripts/setup` installs.
 pub(super) const RUNTIME_VERSION: &str = "1.32.0";
@@ -30,7 +31,7 @@ pub(super) struct RuntimeLibrary {
 
 /// The folder of the chosen model. A name is looked up in the models directory, then in the working directory, then
 /// beside the executable. A worker calls this again to notice that another version is in use: it reads one small file.
-pub(crate) fn model_folder(choice: &ModelChoice) -> anyhow::Result<PathBuf> {
+pub fn model_folder(choice: &ModelChoice) -> anyhow::Result<PathBuf> {
     let wanted = choice.model.as_deref().unwrap_or(DEFAULT_MODEL);
     let exists = |path: &Path| path.join(DESCRIPTION).is_file();
     if let Some(models_dir) = &choice.models_dir
@@ -61,7 +62,7 @@ pub(crate) fn model_folder(choice: &ModelChoice) -> anyhow::Result<PathBuf> {
 }
 
 /// The models beside the executable: their names and folders, in the order of the search.
-pub(crate) fn shipped_models() -> anyhow::Result<Vec<(String, PathBuf)>> {
+pub fn shipped_models() -> anyhow::Result<Vec<(String, PathBuf)>> {
     let executable = executable()?;
     let mut found: Vec<(String, PathBuf)> = Vec::new();
     let roots = model_candidates(&executable, "", &|path| path.is_dir());

@@ -4,7 +4,7 @@ use super::budget::Budget;
 use super::error::PrepareError;
 use super::input::Geometry;
 use super::pixels::Pixels;
-use crate::config::Limits;
+use crate::limits::Limits;
 
 /// An image format: how its files are recognised, and what decodes them. `decode::FORMATS` lists all of them.
 pub(super) struct Format {

@@ -2,7 +2,7 @@
 
 use super::description::Activation;
 use super::package::ModelPackage;
-use crate::protocol::Prediction;
+use crate::prediction::Prediction;
 
 /// The kind of a model's outputs, as far as samples show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

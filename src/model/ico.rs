@@ -6,7 +6,7 @@ use super::format::Format;
 use super::input::Geometry;
 use super::pixels::Pixels;
 use super::{bmp, png};
-use crate::config::Limits;
+use crate::limits::Limits;
 
 pub(super) const FORMAT: Format = Format {
     name: "ICO",

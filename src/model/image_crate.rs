@@ -5,7 +5,7 @@ use image::{ColorType, ImageDecoder, ImageError, ImageFormat, ImageReader};
 use super::budget::Budget;
 use super::error::{PrepareError, undecodable};
 use super::pixels::{Pixels, check_size, over_white, zeroed_buffer};
-use crate::config::Limits;
+use crate::limits::Limits;
 
 /// Memory that a decoder may use in addition to the pixels that it returns.
 const SPARE_BYTES: u64 = 64 << 20;

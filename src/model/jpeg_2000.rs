@@ -6,8 +6,8 @@ use super::budget::Budget;
 use super::error::{PrepareError, undecodable};
 use super::format::Format;
 use super::pixels::{Pixels, check_size, over_white, zeroed_buffer};
-use crate::config::Limits;
-use crate::protocol::ErrorCode;
+use crate::error::ImageFault;
+use crate::limits::Limits;
 
 pub(super) const FORMAT: Format = Format {
     name: "JPEG 2000",
@@ -42,7 +42,7 @@ fn decode(bytes: &[u8], limits: &Limits, budget: &Budget) -> Result<Pixels, Prep
         (3, true) => over_white::<4, 3>(&data, &mut pixels.data),
         _ => {
             let message = "the JPEG 2000 has other colours than grey and RGB, which are not supported; save it in RGB";
-            return Err(PrepareError::new(ErrorCode::UnsupportedType, message));
+            return Err(PrepareError::new(ImageFault::UnsupportedType, message));
         }
     }
     Ok(pixels)

@@ -11,8 +11,8 @@ use super::budget::{Budget, PIECE_BYTES};
 use super::error::{PrepareError, undecodable};
 use super::format::Format;
 use super::pixels::{Pixels, blend, check_size, zeroed_buffer};
-use crate::config::Limits;
-use crate::protocol::ErrorCode;
+use crate::error::ImageFault;
+use crate::limits::Limits;
 
 pub(super) const FORMAT: Format = Format {
     name: "JPEG XL",
@@ -47,7 +47,7 @@ fn decode(bytes: &[u8], limits: &Limits, budget: &Budget) -> Result<Pixels, Prep
     let is_grey = image.pixel_format().is_grayscale();
     if image.pixel_format().has_black() {
         let message = "the JPEG XL has CMYK colours, which are not supported; save it in RGB";
-        return Err(PrepareError::new(ErrorCode::UnsupportedType, message));
+        return Err(PrepareError::new(ImageFault::UnsupportedType, message));
     }
     if image.image_header().metadata.xyb_encoded {
         let intent = RenderingIntent::Relative;

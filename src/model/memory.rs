@@ -5,27 +5,27 @@ use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::config::MIN_DECODE_BYTES;
+use crate::limits::MIN_DECODE_BYTES;
 
 /// The shipped model must run on any machine.
 const MIN_MODEL_BYTES: u64 = 256 << 20;
 
 /// The default of `--max-decode-bytes`: a quarter of the available memory, divided among `workers` processes, but at
 /// least [`MIN_DECODE_BYTES`].
-pub(crate) fn default_decode_bytes(workers: u32) -> u64 {
+pub fn default_decode_bytes(workers: u32) -> u64 {
     let quarter = available_bytes(Path::new("/")) / 4;
     (quarter / u64::from(workers.max(1))).max(MIN_DECODE_BYTES)
 }
 
 /// The default of `--model-memory`: half of the available memory, divided among `workers` processes, but at least
 /// [`MIN_MODEL_BYTES`].
-pub(crate) fn default_model_bytes(workers: u32) -> u64 {
+pub fn default_model_bytes(workers: u32) -> u64 {
     let half = available_bytes(Path::new("/")) / 2;
     (half / u64::from(workers.max(1))).max(MIN_MODEL_BYTES)
 }
 
 /// The memory of this process that is not backed by files. Returns 0 on a system that does not report it.
-pub(crate) fn resident_bytes() -> u64 {
+pub fn resident_bytes() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     kibibytes(&status, "RssAnon:").unwrap_or(0)
 }

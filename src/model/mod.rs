@@ -1,5 +1,10 @@
 //! The model: a folder under `models/`; bytes → pixels → tensor → predictions.
 //!
+//! This is a crate of its own, `imgcls-model`, which knows nothing of queues, HTTP and AWS. The program spends its time
+//! here, so it is compiled for speed, and the rest of imgcls for size (decision 46).
+//!
+//! - `limits`: what one image may take; `error`: in which ways an image is at fault
+//!
 //! From a file to pixels:
 //! - `decode`: the list of image formats, and the choice among them; `format`: what a format declares
 //! - `jpeg` (with `turbo` and `libjpeg`), `png`, `heif` (HEIC and AVIF), `tiff`, `camera_raw`, `jpeg_xl`,
@@ -14,7 +19,7 @@
 //! - `placement`: where the resized image lies in the model's input; `crop`: the part of an image that is used
 //! - `preprocess` (with `resample`): pixels → `tensor`, the model's input; `whole`: an image that is classified in parts
 //! - `onnx`: the session; `graph`: how it is built; `runtime`: which library it runs on
-//! - `head`: outputs → scores → predictions
+//! - `head`: outputs → scores → `prediction`s
 //!
 //! Files:
 //! - `choice`: what the settings choose, completed by the result of `imgcls tune`; `find`: where the model and the ONNX Runtime library are searched for
@@ -53,6 +58,7 @@ mod labels;
 #[cfg(feature = "turbojpeg")]
 mod libjpeg;
 mod library;
+mod limits;
 mod memory;
 mod onnx;
 pub mod onnx_field;
@@ -64,6 +70,7 @@ mod pillow;
 mod pixels;
 mod placement;
 mod png;
+mod prediction;
 mod preprocess;
 mod protobuf;
 mod resample;
@@ -86,38 +93,38 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use self::budget::Budget;
 use self::input::Geometry;
-use crate::config::Limits;
 
-pub(crate) use self::budget::{thread_cpu_time, timeout_message};
+pub use self::budget::{thread_cpu_time, timeout_message};
 pub use self::capture_time::datetime_original;
 pub use self::choice::{ModelChoice, default_cache_dir, default_models_dir};
 pub use self::decode::{format_names, has_image_extension, media_types, sniff};
 pub use self::description::Activation;
-pub use self::error::PrepareError;
-pub(crate) use self::file::hex;
-pub(crate) use self::find::{DESCRIPTION, model_folder, shipped_models};
+pub use self::error::{ImageFault, PrepareError};
+pub use self::file::hex;
+pub use self::find::{DESCRIPTION, model_folder, shipped_models};
 pub use self::foreign::foreign_kind;
 pub use self::head::{Head, head_of, labels_above, top_k};
 pub use self::input::MAX_SIDE;
 pub use self::jpeg::DECODER as JPEG_DECODER;
 pub use self::library::{Installed, Library, Pointer, Reference, Staging, content_version};
-pub(crate) use self::memory::{default_decode_bytes, default_model_bytes, resident_bytes};
+pub use self::limits::{Limits, MIN_DECODE_BYTES};
+pub use self::memory::{default_decode_bytes, default_model_bytes, resident_bytes};
 pub use self::onnx::Session;
 pub use self::onnx_file::{OnnxFile, TensorInfo};
 pub use self::package::ModelPackage;
+pub use self::prediction::{ModelRef, Prediction};
 pub use self::protobuf::{Field, Message, Value as FieldValue};
 pub use self::runtime::RuntimeFacts;
-pub(crate) use self::runtime::{file_sha256, portable_runtime, runtime_facts};
+pub use self::runtime::{file_sha256, portable_runtime, runtime_facts};
 pub use self::summary::{FileSummary, ModelSummary, model_name};
 pub use self::tensor::{Tensor, Values};
 pub use self::thumbnail::thumbnail;
 pub use self::tiff::{tiff_page, tiff_pages};
-pub(crate) use self::tuning::reference_variant;
+pub use self::tuning::reference_variant;
 pub use self::tuning::{BATCH_SIZES, BatchTime, MIN_BATCH_GAIN, TunedChoice, Tuning, cores, worthwhile_batch_size};
-pub(crate) use self::used_part::used_part;
-pub(crate) use self::variant::cpu_features;
+pub use self::used_part::used_part;
+pub use self::variant::cpu_features;
 pub use self::whole::{Region, RegionCrop, WholeImage};
-pub(crate) use self::words::spellings;
 pub use self::words::{Channels, Element, Filter, Layout, Position, Rounding};
 
 /// Decodes and preprocesses one image. This blocks the calling thread, which may be any thread. While other threads of

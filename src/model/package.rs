@@ -13,7 +13,7 @@ use super::find;
 use super::input::Input;
 use super::labels::Labels;
 use super::variant;
-use crate::protocol::ModelRef;
+use crate::prediction::ModelRef;
 
 /// The threshold of multi-label classes for which none is given.
 const DEFAULT_THRESHOLD: f32 = 0.5;

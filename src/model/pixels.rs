@@ -4,8 +4,8 @@ use std::cell::Cell;
 
 use super::error::{PrepareError, undecodable};
 use super::orientation::Orientation;
-use crate::config::Limits;
-use crate::protocol::ErrorCode;
+use crate::error::ImageFault;
+use crate::limits::Limits;
 
 /// Maximum number of pixels along one side, the same as libpng's. Decoders work row by row, so an image that is one
 /// pixel wide pays the overhead of a row for every pixel.
@@ -86,7 +86,7 @@ pub(super) fn check_bytes(bytes: &[u8], limits: &Limits) -> Result<(), PrepareEr
     if bytes.len() as u64 > limits.max_upload_bytes {
         let message =
             format!("the image has {} bytes, more than the limit of {}", bytes.len(), limits.max_upload_bytes);
-        return Err(PrepareError::new(ErrorCode::InputTooLarge, message));
+        return Err(PrepareError::new(ImageFault::InputTooLarge, message));
     }
     Ok(())
 }
@@ -98,11 +98,11 @@ pub(super) fn check_size(width: u64, height: u64, limits: &Limits) -> Result<(),
     }
     if width.saturating_mul(height) > limits.max_pixels {
         let message = format!("the image has {width} × {height} pixels, more than the limit of {}", limits.max_pixels);
-        return Err(PrepareError::new(ErrorCode::TooManyPixels, message));
+        return Err(PrepareError::new(ImageFault::TooManyPixels, message));
     }
     if width.max(height) > MAX_SIDE {
         let message = format!("the image has {width} × {height} pixels; each side may have at most {MAX_SIDE}");
-        return Err(PrepareError::new(ErrorCode::TooManyPixels, message));
+        return Err(PrepareError::new(ImageFault::TooManyPixels, message));
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use super::pixels::Pixels;
 use super::placement::Placement;
 use super::resample::{Resampled, Scratch};
 use super::tensor::{Tensor, Values};
-use crate::protocol::ErrorCode;
+use crate::error::ImageFault;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -49,7 +49,7 @@ fn check_output(input: &Input, placement: &Placement, max_pixels: u64) -> Result
         let message = format!(
             "the image would have {width} × {height} pixels for this model, more than the limit of {max_pixels}"
         );
-        return Err(PrepareError::new(ErrorCode::TooManyPixels, message));
+        return Err(PrepareError::new(ImageFault::TooManyPixels, message));
     }
     Ok(())
 }
@@ -237,7 +237,7 @@ mod tests {
         let input = Input::new(&toml::from_str(text).unwrap(), None).unwrap();
         let pixels = Pixels::whole(vec![1; 300], (1, 300), 1);
         let error = tensor(&pixels, &input, 29_999).unwrap_err();
-        assert_eq!(error.code, ErrorCode::TooManyPixels);
+        assert_eq!(error.fault, ImageFault::TooManyPixels);
         let tensor = tensor(&pixels, &input, 30_000).unwrap();
         assert_eq!((tensor.width, tensor.height), (10, 3000));
     }

@@ -55,7 +55,7 @@ pub(super) fn check(library: &RuntimeLibrary, cache: Option<&Path>) -> anyhow::R
 ///
 /// # Errors
 /// If there is no library, and those of [`check`].
-pub(crate) fn portable_runtime(choice: &ModelChoice) -> anyhow::Result<(PathBuf, String)> {
+pub fn portable_runtime(choice: &ModelChoice) -> anyhow::Result<(PathBuf, String)> {
     let library = find::runtime(choice)?;
     let name = match check(&library, choice.cache_dir.as_deref())? {
         Checked::Pinned => find::PINNED_LIBRARY,
@@ -81,7 +81,7 @@ pub struct RuntimeFacts {
 ///
 /// # Errors
 /// If there is no library, or it cannot be read.
-pub(crate) fn runtime_facts(choice: &ModelChoice) -> anyhow::Result<RuntimeFacts> {
+pub fn runtime_facts(choice: &ModelChoice) -> anyhow::Result<RuntimeFacts> {
     let path = find::runtime_library(choice)?;
     let sha256 = file_sha256(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let is_pinned = pinned_sha256(PINS, std::env::consts::ARCH) == Some(sha256.as_str());
@@ -150,7 +150,7 @@ fn state(path: &Path) -> std::io::Result<State> {
 }
 
 /// The SHA-256 of a file of any size, as hexadecimal.
-pub(crate) fn file_sha256(path: &Path) -> std::io::Result<String> {
+pub fn file_sha256(path: &Path) -> std::io::Result<String> {
     let mut file = std::fs::File::open(path)?;
     let (mut hash, mut block) = (Sha256::new(), vec![0; 256 << 10]);
     loop {

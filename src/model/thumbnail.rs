@@ -10,7 +10,7 @@ use super::decode;
 use super::error::{PrepareError, undecodable};
 use super::input::Geometry;
 use super::pixels::Pixels;
-use crate::config::Limits;
+use crate::limits::Limits;
 
 const QUALITY: u8 = 80;
 const CHANNELS: usize = 3;

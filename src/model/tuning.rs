@@ -60,7 +60,7 @@ pub fn worthwhile_batch_size(gains: impl Iterator<Item = (usize, f64)> + Clone) 
 ///
 /// # Errors
 /// The errors of [`ModelPackage::load`].
-pub(crate) fn reference_variant(choice: &ModelChoice) -> anyhow::Result<String> {
+pub fn reference_variant(choice: &ModelChoice) -> anyhow::Result<String> {
     let mut widest: Option<(u64, String)> = None;
     // Reversed, because of files of one size the last is found, and the first is the default.
     for variant in ModelPackage::variants(choice)?.into_iter().rev() {
@@ -84,7 +84,7 @@ const MAX_BATCH_MS: f64 = 3.6e6;
 impl Tuning {
     /// Reads the result for this model, runtime, CPU and number of cores. Returns it with its path, or `None` when
     /// there is none. A damaged file is logged and ignored.
-    pub(crate) fn read(choice: &ModelChoice) -> Option<(Tuning, PathBuf)> {
+    pub fn read(choice: &ModelChoice) -> Option<(Tuning, PathBuf)> {
         let path = path(choice).ok()?;
         let text = std::fs::read(&path).ok()?;
         match parse(&text, choice) {
@@ -100,7 +100,7 @@ impl Tuning {
     ///
     /// # Errors
     /// If there is no cache directory, or it cannot be written.
-    pub(crate) fn write(&self, choice: &ModelChoice) -> anyhow::Result<PathBuf> {
+    pub fn write(&self, choice: &ModelChoice) -> anyhow::Result<PathBuf> {
         let path = path(choice)?;
         let folder = path.parent().context("the file has a parent folder; this is a bug")?;
         let fresh = path.with_extension(format!("{}.tmp", std::process::id()));

@@ -10,7 +10,7 @@ use super::description::{Description, FileEntry};
 use super::{find, variant};
 
 /// A part of a package, which is a package of its own.
-pub(crate) struct UsedPart {
+pub struct UsedPart {
     /// The text of `model.toml` with the variants of this part.
     pub description: String,
     /// Paths in the folder of the package, of files that only other variants have.
@@ -21,7 +21,7 @@ pub(crate) struct UsedPart {
 ///
 /// # Errors
 /// If there is no such variant, or the description cannot be read.
-pub(crate) fn used_part(folder: &Path, wanted: Option<&str>) -> anyhow::Result<UsedPart> {
+pub fn used_part(folder: &Path, wanted: Option<&str>) -> anyhow::Result<UsedPart> {
     let (Description { files, .. }, text) = Description::read_with_text(&folder.join(find::DESCRIPTION))?;
     let used = used_variants(&files, wanted)?;
     Ok(UsedPart { description: only(&text, &used)?, left_out: left_out(&files, &used) })

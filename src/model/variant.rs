@@ -65,7 +65,7 @@ pub(super) fn cpu_has_int8_dot_product() -> bool {
 }
 
 /// The instructions of this CPU that inference and decoding use.
-pub(crate) fn cpu_features() -> Vec<&'static str> {
+pub fn cpu_features() -> Vec<&'static str> {
     #[cfg(target_arch = "x86_64")]
     let features = [
         ("sse4.2", std::is_x86_feature_detected!("sse4.2")),

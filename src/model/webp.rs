@@ -10,7 +10,7 @@ use super::exif::Metadata;
 use super::format::Format;
 use super::image_crate::ImageCrate;
 use super::pixels::Pixels;
-use crate::config::Limits;
+use crate::limits::Limits;
 
 pub(super) const FORMAT: Format = Format {
     name: "WebP",

@@ -9,7 +9,7 @@ use super::package::ModelPackage;
 use super::pixels::{Origin, Pixels, check_bytes, zeroed_buffer};
 use super::tensor::Tensor;
 use super::{decode, preprocess};
-use crate::config::Limits;
+use crate::limits::Limits;
 
 /// A decoded image with all its pixels. Its memory counts against `max_decode_bytes` until it is dropped.
 pub struct WholeImage {

@@ -2,6 +2,7 @@
 
 /// `spellings!(Kind "a kind": One "one", Two "two" | "second")`: the word for each variant and further spellings of it, read
 /// from text and from TOML. Upper and lower case are the same.
+#[macro_export]
 macro_rules! spellings {
     ($kind:ident $what:literal: $($variant:ident $word:literal $(| $alias:literal)*),*) => {
         impl $kind {
@@ -30,7 +31,6 @@ macro_rules! spellings {
         }
     };
 }
-pub(crate) use spellings;
 
 /// The type of a value of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

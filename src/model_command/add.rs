@@ -13,8 +13,7 @@ use super::recognise::{hugging_face, keras, teachable_machine, timm, torchvision
 use super::source::{self, Export, Source};
 use super::trial::{self, Sample};
 use super::{Config, package};
-use crate::model::{Library, ModelChoice, OnnxFile, Pointer, Reference, Staging};
-use crate::protocol::Prediction;
+use crate::model::{Library, ModelChoice, OnnxFile, Pointer, Prediction, Reference, Staging};
 
 /// Settings of `imgcls model add`.
 #[derive(Debug, Clone)]

@@ -5,9 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail, ensure};
 
 use super::draft::{Head, Sourced};
-use crate::config::Limits;
-use crate::model::{self, ModelChoice, ModelPackage, Session, Tensor};
-use crate::protocol::Prediction;
+use crate::model::{self, Limits, ModelChoice, ModelPackage, Prediction, Session, Tensor};
 
 /// Photographs in the public domain. Several are needed to tell probabilities from logits.
 const PHOTOGRAPHS: [(&str, &[u8]); 6] = [

@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::boxes::ImageBoxes;
-use crate::protocol::{ErrorInfo, ModelRef, Prediction, TimingsMs};
+use crate::model::{ModelRef, Prediction};
+use crate::protocol::{ErrorInfo, TimingsMs};
 
 /// An image that is classified or failed.
 #[derive(Debug)]

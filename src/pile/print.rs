@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::finished::{Finished, Timings};
 use super::output::Flow;
-use crate::protocol::{ErrorInfo, ModelRef, Prediction};
+use crate::model::{ModelRef, Prediction};
+use crate::protocol::ErrorInfo;
 
 /// Prints the outcome of each image.
 pub(super) struct Printer {

@@ -16,8 +16,7 @@ use super::boxes::ImageBoxes;
 use super::finished::{Answer, BoxAnswer, Finished, Timings};
 use super::message::{Message, ReportPanic};
 use super::read::Ready;
-use crate::config::Limits;
-use crate::model::{self, ModelChoice, ModelPackage, PrepareError, Region, Session, Tensor, WholeImage};
+use crate::model::{self, Limits, ModelChoice, ModelPackage, PrepareError, Region, Session, Tensor, WholeImage};
 use crate::protocol::{ErrorCode, ErrorInfo, ImageFacts, ServiceClass};
 use crate::result_cache::{AnswerKey, Begun, CachedAnswer, Claim, ResultCache};
 use crate::shutdown::CancellationToken;
@@ -229,7 +228,7 @@ impl Sessions {
 }
 
 fn error_info(error: PrepareError) -> ErrorInfo {
-    ErrorInfo { code: error.code, message: error.message }
+    ErrorInfo { code: error.fault.into(), message: error.message }
 }
 
 fn infer(session: &mut Session, tensor: &Tensor) -> Result<Vec<f32>, ErrorInfo> {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::ImageFault;
+
 /// Why a job failed, in a result object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorInfo {
@@ -41,6 +43,19 @@ pub enum ErrorCode {
     Cancelled,
     /// A fault of the service that a retry cannot fix.
     Internal,
+}
+
+impl From<ImageFault> for ErrorCode {
+    fn from(fault: ImageFault) -> Self {
+        match fault {
+            ImageFault::Undecodable => ErrorCode::Undecodable,
+            ImageFault::UnsupportedType => ErrorCode::UnsupportedType,
+            ImageFault::TooManyPixels => ErrorCode::TooManyPixels,
+            ImageFault::DecodeTimeout => ErrorCode::DecodeTimeout,
+            ImageFault::TooLargeDecoded => ErrorCode::TooLargeDecoded,
+            ImageFault::InputTooLarge => ErrorCode::InputTooLarge,
+        }
+    }
 }
 
 impl ErrorCode {

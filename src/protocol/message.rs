@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::error::{ErrorCode, ErrorInfo};
 use super::legacy::LegacyRequest;
 use super::notification::{self, Notification};
+use crate::model::{ModelRef, Prediction};
 
 /// Maximum size of a result object; larger objects are not ours.
 pub const MAX_RESULT_BYTES: u64 = 1 << 20;
@@ -148,30 +149,6 @@ pub struct ImageFacts {
     /// When the photograph was taken, as its EXIF says: `2024-05-01T12:34:56`, with an offset if the camera stored it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datetime_original: Option<String>,
-}
-
-/// One class with its probability.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Prediction {
-    /// The 0-based index of the class. `None` from a legacy worker, which returns only the label.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub class_index: Option<u32>,
-    /// The name of the class.
-    pub label: String,
-    /// The score of the class, 0 to 1: with softmax its probability. `None` from a legacy worker.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub score: Option<f32>,
-}
-
-/// The model that produced a result.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ModelRef {
-    /// The name of the model package.
-    pub name: String,
-    /// The version of the model package.
-    pub version: String,
-    /// `sha256:<hex>` of the model file.
-    pub digest: String,
 }
 
 /// The duration of each stage in milliseconds; 0 for a stage that was not reached.

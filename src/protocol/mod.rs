@@ -39,8 +39,8 @@ pub use legacy::{
     read_legacy_reply,
 };
 pub use message::{
-    ClassifyRequest, ClassifyResult, ImageFacts, ImageRef, Incoming, MAX_RESULT_BYTES, ModelRef, Prediction, ReplyHead,
-    ServiceClass, Status, TimingsMs, WIRE_VERSION, cut_reply, is_tombstone,
+    ClassifyRequest, ClassifyResult, ImageFacts, ImageRef, Incoming, MAX_RESULT_BYTES, ReplyHead, ServiceClass, Status,
+    TimingsMs, WIRE_VERSION, cut_reply, is_tombstone,
 };
 pub use model_pointer::{MAX_POINTER_BYTES, MODELS_FOLDER, ModelPointer, model_package_key, model_pointer_key};
 pub use names::{

@@ -5,7 +5,8 @@ use std::cmp::Ordering;
 use serde::{Deserialize, Serialize};
 
 use super::error::ErrorInfo;
-use super::message::{ModelRef, Prediction, Status, TimingsMs};
+use super::message::{Status, TimingsMs};
+use crate::model::{ModelRef, Prediction};
 
 /// The result for an object: the content of `results/<bucket>/<key>.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -14,7 +14,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, params}
 use serde::{Deserialize, Serialize};
 
 use super::{AnswerKey, CacheConfig, CachedAnswer};
-use crate::protocol::{ImageFacts, Prediction};
+use crate::model::Prediction;
+use crate::protocol::ImageFacts;
 
 /// The folder in the cache directory.
 pub(super) const FOLDER: &str = "answers";

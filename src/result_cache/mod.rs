@@ -18,7 +18,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 
 use self::file::AnswerFile;
-use crate::protocol::{ImageFacts, Prediction, ServiceClass};
+use crate::model::Prediction;
+use crate::protocol::{ImageFacts, ServiceClass};
 
 /// The version of the content of keys. Another version finds no answer of this one.
 const KEY_VERSION: &[u8] = b"imgcls answer 1";

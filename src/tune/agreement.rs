@@ -5,8 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
-use crate::config::Limits;
-use crate::model::{self, ModelChoice, ModelPackage, Session};
+use crate::model::{self, Limits, ModelChoice, ModelPackage, Session};
 use crate::telemetry;
 
 /// A variant whose first class differs more often is chosen only by name.

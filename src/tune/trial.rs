@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::config::Limits;
-use crate::model::{self, BatchTime, ModelChoice, ModelPackage, Session, Tensor};
+use crate::model::{self, BatchTime, Limits, ModelChoice, ModelPackage, Session, Tensor};
 
 /// The image that is classified: a photograph of a common size.
 const PHOTOGRAPH: &[u8] = include_bytes!("../loadgen/samples/coffee.jpg");

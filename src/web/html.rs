@@ -15,7 +15,8 @@ use super::accept::asks_for_html;
 use super::assets::{CONTENT_SECURITY_POLICY, REFERRER_POLICY};
 use super::dialects;
 use super::error::{Problem, Refusal};
-use crate::protocol::{ClassifyResult, Prediction};
+use crate::model::Prediction;
+use crate::protocol::ClassifyResult;
 
 const SHOWN_PREDICTIONS: usize = 5;
 

@@ -24,7 +24,8 @@ use super::jobs::{State, read_problem};
 use super::query::{self, JobPage};
 use super::site::Site;
 use crate::clock;
-use crate::protocol::{self, ClassifyResult, ErrorCode, ErrorInfo, Prediction, WITHDRAWN_IMAGE};
+use crate::model::Prediction;
+use crate::protocol::{self, ClassifyResult, ErrorCode, ErrorInfo, WITHDRAWN_IMAGE};
 use crate::transport::{JobPart, Transport, TransportError};
 
 /// The time that the first window covers.

@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::clock;
-use crate::protocol::{self, ClassifyResult, ErrorCode, ErrorInfo, Prediction, Status, TimingsMs, WIRE_VERSION};
+use crate::model::Prediction;
+use crate::protocol::{self, ClassifyResult, ErrorCode, ErrorInfo, Status, TimingsMs, WIRE_VERSION};
 use crate::transport::{Removal, Transport, TransportError};
 
 pub(crate) struct Results {

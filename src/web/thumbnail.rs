@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::error::Problem;
 use super::jobs;
-use crate::config::Limits;
+use crate::model::Limits;
 use crate::protocol;
 use crate::transport::ObjectReader;
 

@@ -22,8 +22,7 @@ use super::statistics::Statistics;
 use super::thread::WorkerThread;
 use super::watchdog::{Slot, Watchdog};
 use crate::clock;
-use crate::config::Limits;
-use crate::model::{self, ModelPackage, Tensor};
+use crate::model::{self, Limits, ModelPackage, Tensor};
 use crate::protocol::{ErrorCode, ImageFacts, Worked};
 use crate::telemetry::trace::Span;
 
@@ -178,7 +177,7 @@ impl Shared {
                 Ok(Decoded { work, lease, span, image, is_for_shadow, claim, tensor })
             }
             Err(error) => {
-                let outcome = work.failed(error.code, error.message, &body, clock::now(), &self.rules);
+                let outcome = work.failed(error.fault.into(), error.message, &body, clock::now(), &self.rules);
                 Err(Some(Box::new(Finished::new(lease, span, outcome))))
             }
         }

@@ -8,7 +8,7 @@ use prometheus::{
     register_histogram_vec, register_int_counter, register_int_counter_vec, register_int_gauge_vec,
 };
 
-use crate::protocol::ModelRef;
+use crate::model::ModelRef;
 use crate::telemetry::exemplars;
 use crate::telemetry::trace::Span;
 

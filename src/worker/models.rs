@@ -13,8 +13,7 @@ use super::batch_policy::TunedVersion;
 use super::metrics::METRICS;
 use super::model_memory::{self, Share};
 use super::seat::{Active, Seat};
-use crate::model::{self, ModelChoice, ModelPackage, Session, TunedChoice};
-use crate::protocol::ModelRef;
+use crate::model::{self, ModelChoice, ModelPackage, ModelRef, Session, TunedChoice};
 
 /// The longest part of a model's name that an error message repeats.
 const SHOWN_CHARS: usize = 100;

@@ -23,7 +23,7 @@ use super::retrying::{BACKOFF, retry_for, unless_final};
 use super::session_load::SessionLoad;
 use super::stages::{Fetched, Finished};
 use crate::clock;
-use crate::config::Limits;
+use crate::model::Limits;
 use crate::protocol::{self, ClassifyRequest, ErrorCode, ImageRef, Incoming, ObjectEvent, Payload, ServiceClass};
 use crate::result_cache::ResultCache;
 use crate::telemetry::trace::{Side, Span};

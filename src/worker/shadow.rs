@@ -17,8 +17,7 @@ use uuid::Uuid;
 use super::metrics::METRICS;
 use super::models::Model;
 use super::thread::WorkerThread;
-use crate::config::Limits;
-use crate::model;
+use crate::model::{self, Limits};
 
 /// Images that wait for the shadow model.
 const CAPACITY: usize = 4;

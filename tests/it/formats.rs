@@ -6,8 +6,8 @@ use std::path::Path;
 
 use image::imageops::{crop_imm, flip_horizontal, flip_vertical, replace, rotate90, rotate180, rotate270};
 use image::{ImageFormat, RgbImage};
-use imgcls::config::Limits;
-use imgcls::model::{ModelChoice, ModelPackage, PrepareError, Tensor, Values, prepare};
+use imgcls::model::{Limits, ModelChoice, ModelPackage, PrepareError, Tensor, Values, prepare};
+use imgcls::protocol::ErrorCode;
 
 use crate::harness::{Service, form, imgcls, test_image};
 use crate::heif_file::{Coded, Item, Reference, boxed, grid, heif, size_box};
@@ -158,7 +158,7 @@ fn tiles_of_a_grid_are_put_together() {
             let mut items = vec![grid(rows, columns, size.0, size.1)];
             items.extend((0..6).map(|_| coded.item()));
             let error = model.prepare(&heif(b"heic", &items, 1, &[(*b"dimg", 1, tiles)])).unwrap_err();
-            assert_eq!(error.code.as_str(), "undecodable", "{error}");
+            assert_eq!(ErrorCode::from(error.fault).as_str(), "undecodable", "{error}");
         };
         refused(3, 2, (110, 130), (2..7).collect());
         refused(3, 2, (110, 300), (2..8).collect());
@@ -199,7 +199,7 @@ fn alpha_of_a_heif_is_blended_over_white() {
 #[test]
 fn size_in_the_header_is_checked_before_anything_is_decoded() {
     let model = TestModel::new();
-    let code = |file: &[u8]| model.prepare(file).unwrap_err().code.as_str();
+    let code = |file: &[u8]| ErrorCode::from(model.prepare(file).unwrap_err().fault).as_str();
     let coded = Coded::of(&sample("photo.heic"));
     let of_size = |width: u32, height: u32| {
         let mut item = coded.item();
@@ -214,10 +214,10 @@ fn size_in_the_header_is_checked_before_anything_is_decoded() {
     let limits = Limits { max_decode_bytes: 100_000, ..Limits::default() };
     for name in ["photo.heic", "photo.avif", "photo.jxl", "photo.jp2"] {
         let error = prepare(&sample(name), &model.0, &limits).unwrap_err();
-        assert_eq!(error.code.as_str(), "too_large_decoded", "{name}: {error}");
+        assert_eq!(ErrorCode::from(error.fault).as_str(), "too_large_decoded", "{name}: {error}");
         let few = Limits { max_pixels: 1_000, ..Limits::default() };
         let error = prepare(&sample(name), &model.0, &few).unwrap_err();
-        assert_eq!(error.code.as_str(), "too_many_pixels", "{name}: {error}");
+        assert_eq!(ErrorCode::from(error.fault).as_str(), "too_many_pixels", "{name}: {error}");
     }
 }
 
@@ -249,7 +249,7 @@ fn damaged_and_truncated_files_are_refused_and_the_next_image_is_right() {
                 damaged[at] ^= (state >> 3) as u8 | 1;
             }
             if let Err(error) = model.prepare(&damaged) {
-                assert!(error.code.is_client_fault(), "{name}: {error:?}");
+                assert!(ErrorCode::from(error.fault).is_client_fault(), "{name}: {error:?}");
             }
         }
         assert!(model.values(name, &whole) == right, "{name}: a damaged image changed the next one");
@@ -304,7 +304,7 @@ fn preview_of_a_camera_raw_image_is_classified() {
         assert_eq!(model.values("ORF", &olympus), model.values("upright", &upright));
     }
     let error = model.prepare(&camera_raw(b"no JPEG", 1)).unwrap_err();
-    assert_eq!(error.code.as_str(), "unsupported_type", "{error}");
+    assert_eq!(ErrorCode::from(error.fault).as_str(), "unsupported_type", "{error}");
     assert!(error.message.contains("camera raw image without a JPEG preview"), "{error}");
 }
 
@@ -341,7 +341,7 @@ fn preview_of_olympus_is_found_by_its_maker_note() {
         refused_when_damaged(&model, &file);
     }
     let error = model.prepare(&olympus_raw(b"OLYMPUS\0II\x03\0", true, b"no JPEG")).unwrap_err();
-    assert_eq!(error.code.as_str(), "unsupported_type", "{error}");
+    assert_eq!(ErrorCode::from(error.fault).as_str(), "unsupported_type", "{error}");
 }
 
 /// Cuts a file at every length of its structure and damages every byte of that: each is decoded or refused, without a panic.
@@ -349,7 +349,7 @@ fn refused_when_damaged(model: &TestModel, file: &[u8]) {
     for at in 0..file.len().min(400) {
         for damaged in [file[..at].to_vec(), [&file[..at], &[!file[at]], &file[at + 1..]].concat()] {
             if let Err(error) = model.prepare(&damaged) {
-                assert!(error.code.is_client_fault(), "{error:?}");
+                assert!(ErrorCode::from(error.fault).is_client_fault(), "{error:?}");
             }
         }
     }
@@ -391,7 +391,7 @@ fn largest_preview_of_a_canon_raw_image_is_classified() {
     let only_small = canon_raw(&small, &[7; 4_000], 1);
     assert_eq!(model.values("CR3", &only_small), model.values("small", &small));
     let error = model.prepare(&canon_raw(b"no JPEG", &[7; 40], 1)).unwrap_err();
-    assert_eq!(error.code.as_str(), "unsupported_type", "{error}");
+    assert_eq!(ErrorCode::from(error.fault).as_str(), "unsupported_type", "{error}");
     assert!(error.message.contains("camera raw image without a JPEG preview"), "{error}");
     refused_when_damaged(&model, &file);
 }

@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use image::{ImageFormat, RgbImage};
-use imgcls::config::Limits;
-use imgcls::model::{ModelChoice, ModelPackage, Session, labels_above, prepare, top_k};
+use imgcls::model::{Limits, ModelChoice, ModelPackage, Session, labels_above, prepare, top_k};
 
 use crate::onnx_graph::{Kind, Network, SIDE, sha256};
 
@@ -180,7 +179,7 @@ fn multi_label_model_answers_with_every_class_above_its_threshold() {
     let mut session = Session::open(&package, &choice).unwrap();
     let tensor = prepare(&orange(), &package, &Limits::default()).unwrap();
     let scores = session.infer(&[&tensor]).unwrap().remove(0);
-    let names = |predictions: Vec<imgcls::protocol::Prediction>| {
+    let names = |predictions: Vec<imgcls::model::Prediction>| {
         predictions.into_iter().map(|prediction| prediction.label).collect::<Vec<_>>()
     };
     assert_eq!(names(labels_above(&package, &scores)), ["red", "blue"]);

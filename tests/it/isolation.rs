@@ -4,8 +4,7 @@
 use std::path::Path;
 
 use image::ImageFormat;
-use imgcls::config::Limits;
-use imgcls::model::{ModelChoice, ModelPackage, PrepareError, Session, Tensor, Values, prepare};
+use imgcls::model::{Limits, ModelChoice, ModelPackage, PrepareError, Session, Tensor, Values, prepare};
 use serde_json::{Value, json};
 
 use crate::harness::{Service, imgcls, test_image};

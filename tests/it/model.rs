@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops::{FilterType, resize};
-use imgcls::config::Limits;
-use imgcls::model::{ModelChoice, ModelPackage, Session, Tensor, Values, prepare, prepare_unscaled, top_k};
+use imgcls::model::{Limits, ModelChoice, ModelPackage, Session, Tensor, Values, prepare, prepare_unscaled, top_k};
 use imgcls::protocol::ErrorCode;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -55,7 +54,7 @@ fn package() -> ModelPackage {
 }
 
 fn code(bytes: &[u8], package: &ModelPackage, limits: &Limits) -> Option<ErrorCode> {
-    prepare(bytes, package, limits).err().map(|error| error.code)
+    prepare(bytes, package, limits).err().map(|error| error.fault.into())
 }
 
 /// The effect of one step of an 8-bit value on the tensor: (x - 127) / 128.
@@ -278,7 +277,7 @@ fn hostile_images_fail_fast_with_the_right_code() {
             assert_eq!(expected, "any", "{name} was decoded");
             continue;
         };
-        assert!(expected == "any" || expected == error.code.as_str(), "{name}: {error:?}");
+        assert!(expected == "any" || expected == ErrorCode::from(error.fault).as_str(), "{name}: {error:?}");
         assert!(error.message.len() < 120 && error.message.chars().all(|c| !c.is_control()), "{name}: {error:?}");
     }
 }
@@ -315,7 +314,7 @@ fn damaged_image_never_ends_the_process() {
                 damaged[(state >> 8) as usize % reach] ^= (state >> 3) as u8 | 1;
             }
             if let Err(error) = prepare(&damaged, &package, &Limits::default()) {
-                assert!(error.code.is_client_fault(), "{name}: {error:?}");
+                assert!(ErrorCode::from(error.fault).is_client_fault(), "{name}: {error:?}");
             }
         }
     }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use imgcls::config::{Backend, Names};
-use imgcls::model::Library;
-use imgcls::protocol::{ClassifyRequest, ClassifyResult, ErrorCode, Prediction, Status, WIRE_VERSION};
+use imgcls::model::{Library, Prediction};
+use imgcls::protocol::{ClassifyRequest, ClassifyResult, ErrorCode, Status, WIRE_VERSION};
 use imgcls::transport::{self, Acknowledge, JobForm, NewJob, ServiceOptions, Transport};
 use serde::Deserialize;
 use uuid::Uuid;

@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use imgcls::model::{ModelRef, Prediction};
 use imgcls::pile::output::{
     ClassName, Classified, Flow, MaxFailures, Output, OutputConfig, PathText, Resume, Row, SidecarFormat, SortEntry,
     SortInto, Summary, Target,
 };
-use imgcls::protocol::{ErrorCode, ErrorInfo, ModelRef, Prediction};
+use imgcls::protocol::{ErrorCode, ErrorInfo};
 use serde_json::Value;
 
 use crate::emulators::python;

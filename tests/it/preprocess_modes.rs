@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use imgcls::config::Limits;
-use imgcls::model::{ModelChoice, ModelPackage, Tensor, Values, prepare, prepare_unscaled};
+use imgcls::model::{Limits, ModelChoice, ModelPackage, Tensor, Values, prepare, prepare_unscaled};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
@@ -176,5 +175,5 @@ fn input_without_a_size_is_bounded_by_the_limit_of_pixels() {
         serde_json::from_str(r#"{"resize": "shortest-edge", "size": 4000, "filter": "bilinear"}"#).unwrap();
     let image = std::fs::read(repository().join("tests/pictures/one-by-3000.png")).unwrap();
     let error = prepare(&image, &package(&keys, &BYTES), &Limits::default()).unwrap_err();
-    assert_eq!(error.code, imgcls::protocol::ErrorCode::TooManyPixels);
+    assert_eq!(error.fault, imgcls::model::ImageFault::TooManyPixels);
 }

@@ -1,7 +1,7 @@
 //! TIFF: the same pixels give the same tensor however they are stored, and unsupported features are refused by name.
 
-use imgcls::config::Limits;
-use imgcls::model::{ModelChoice, ModelPackage, Tensor, prepare};
+use imgcls::model::{Limits, ModelChoice, ModelPackage, Tensor, prepare};
+use imgcls::protocol::ErrorCode;
 use weezl::BitOrder;
 
 use crate::harness::test_image;
@@ -34,7 +34,7 @@ impl TestModel {
     /// The message of the error.
     fn refusal(&self, name: &str, file: &[u8]) -> String {
         let error = prepare(file, &self.0, &Limits::default()).err().unwrap_or_else(|| panic!("{name} was decoded"));
-        assert_eq!(error.code.as_str(), "undecodable", "{name}: {error}");
+        assert_eq!(ErrorCode::from(error.fault).as_str(), "undecodable", "{name}: {error}");
         assert!(error.message.len() < 120, "{name}: {error}");
         error.message
     }
@@ -419,7 +419,7 @@ fn damaged_or_truncated_tiff_is_refused_without_a_panic() {
                 damaged[at] ^= (state >> 3) as u8 | 1;
             }
             if let Err(error) = prepare(&damaged, &model.0, &Limits::default()) {
-                assert!(error.code.is_client_fault(), "{error:?}");
+                assert!(ErrorCode::from(error.fault).is_client_fault(), "{error:?}");
                 assert!(!error.message.contains("stopped the decoder"), "{error:?}");
             }
         }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use imgcls::config::{Backend, Limits, Names};
-use imgcls::model::ModelChoice;
+use imgcls::config::{Backend, Names};
+use imgcls::model::{Limits, ModelChoice};
 use imgcls::protocol::{
     ClassifyRequest, ImageRef, Incoming, REDRIVE_MARGIN, ServiceClass, WITHDRAWN_IMAGE, is_reply_queue_of, reply_queue,
 };

@@ -1,9 +1,10 @@
 //! Golden tests of the wire format, on which other processes, other versions and the scripts of legacy users rely.
 
+use imgcls::model::{ModelRef, Prediction};
 use imgcls::protocol::{
-    ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageFacts, ImageRef, Incoming, LegacyRequest, ModelRef,
-    Payload, Prediction, ReplyHead, ServiceClass, Status, TimingsMs, cut_reply, inline_or_reference, legacy_name,
-    legacy_output, legacy_reply,
+    ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ImageFacts, ImageRef, Incoming, LegacyRequest, Payload,
+    ReplyHead, ServiceClass, Status, TimingsMs, cut_reply, inline_or_reference, legacy_name, legacy_output,
+    legacy_reply,
 };
 use uuid::Uuid;
 

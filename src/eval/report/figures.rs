@@ -9,7 +9,7 @@ use crate::dataset::{ClassMeasures, Dataset};
 use crate::eval::evaluation::Evaluation;
 use crate::eval::mcnemar;
 use crate::eval::threshold::{Metric, Threshold};
-use crate::protocol::ModelRef;
+use crate::model::ModelRef;
 
 /// A p-value below which a difference is called unlikely to be chance.
 const SIGNIFICANT: f64 = 0.05;

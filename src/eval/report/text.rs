@@ -181,7 +181,7 @@ fn plural<'a>(count: usize, one: &'a str, more: &'a str) -> &'a str {
 mod tests {
     use super::*;
     use crate::dataset::ClassMeasures;
-    use crate::protocol::ModelRef;
+    use crate::model::ModelRef;
 
     fn model(name: &str) -> ModelFigures {
         let measures = ClassMeasures { class_index: 0, images: 2, precision: 1.0, recall: 0.5, f1: 2.0 / 3.0 };

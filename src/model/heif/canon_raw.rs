@@ -3,9 +3,9 @@
 
 use super::boxes::Reader;
 use super::brands;
-use crate::model::exif::Metadata;
-use crate::model::jpeg;
-use crate::model::orientation::Orientation;
+use crate::exif::Metadata;
+use crate::jpeg;
+use crate::orientation::Orientation;
 
 /// The box of a vendor with the metadata, in the box `moov`.
 const METADATA: [u8; 16] = *b"\x85\xc0\xb6\x87\x82\x0f\x11\xe0\x81\x11\xf4\xce\x46\x2b\x6a\x48";
@@ -15,12 +15,12 @@ const PREVIEW: [u8; 16] = *b"\xea\xf4\x2b\x5e\x1c\x98\x4b\x88\xb9\xfb\xb7\xdc\x4
 const MAX_TRACKS: usize = 16;
 
 /// Recognises the file by its beginning.
-pub(in crate::model) fn is_canon_raw(bytes: &[u8]) -> bool {
+pub(crate) fn is_canon_raw(bytes: &[u8]) -> bool {
     brands(bytes).any(|brand| brand == b"crx ")
 }
 
 /// The largest JPEG in the file that can be shown, and how it is turned. Every offset is checked against the file.
-pub(in crate::model) fn canon_preview(file: &[u8]) -> Option<(&[u8], Orientation)> {
+pub(crate) fn canon_preview(file: &[u8]) -> Option<(&[u8], Orientation)> {
     let movie = Reader(file).find(*b"moov")?;
     let tracks = movie.boxes().filter(|(kind, _)| kind == b"trak").take(MAX_TRACKS);
     let samples = tracks.filter_map(|(_, track)| sample(file, track));

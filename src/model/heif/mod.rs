@@ -29,8 +29,8 @@ use super::budget::Budget;
 use super::error::{PrepareError, undecodable};
 use super::format::Format;
 use super::pixels::{Pixels, blend, check_size, zeroed_buffer};
-use crate::config::Limits;
-use crate::protocol::ErrorCode;
+use crate::error::ImageFault;
+use crate::limits::Limits;
 
 pub(super) const AVIF: Format = Format {
     name: "AVIF",
@@ -75,7 +75,7 @@ fn decode(name: &str, bytes: &[u8], limits: &Limits, budget: &Budget) -> Result<
     let damaged = || undecodable(format!("the {name} is damaged or truncated"));
     if !has_box(bytes, *b"meta") && has_box(bytes, *b"moov") {
         let message = format!("the {name} is a video without a still image; extract a frame first");
-        return Err(PrepareError::new(ErrorCode::UnsupportedType, message));
+        return Err(PrepareError::new(ImageFault::UnsupportedType, message));
     }
     let container = Container::read(bytes).ok_or_else(damaged)?;
     let decoder = Decoder { name, container: &container, limits, budget };
@@ -143,7 +143,7 @@ impl Decoder<'_> {
 
     fn unsupported(&self, feature: impl std::fmt::Display) -> PrepareError {
         let message = format!("the {} uses {feature}, which is not supported", self.name);
-        PrepareError::new(ErrorCode::UnsupportedType, message)
+        PrepareError::new(ImageFault::UnsupportedType, message)
     }
 
     /// The tiles of an item, whose size is within the limits.
@@ -157,7 +157,7 @@ impl Decoder<'_> {
         let coded_pixels = layout.coded_pixels().saturating_mul(layout.tiles.len() as u64);
         if coded_pixels > self.limits.max_pixels.saturating_mul(MAX_CODED_PIXELS_AT_MAX_PIXELS) {
             let message = format!("the {} has tiles of {coded_pixels} pixels, too many for the limit", self.name);
-            return Err(PrepareError::new(ErrorCode::TooManyPixels, message));
+            return Err(PrepareError::new(ImageFault::TooManyPixels, message));
         }
         Ok(layout)
     }

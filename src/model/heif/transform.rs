@@ -1,7 +1,7 @@
 //! The changes that the container applies to a decoded image: cutting, turning, mirroring.
 
 use super::boxes::Reader;
-use crate::model::orientation::Orientation;
+use crate::orientation::Orientation;
 
 /// The part of the decoded image that is shown, and how it is turned upright.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Reads the markers of a JPEG without decoding it.
 
-use crate::model::exif::Metadata;
-use crate::model::orientation::Orientation;
+use crate::exif::Metadata;
+use crate::orientation::Orientation;
 
 /// Maximum number of scans in one JPEG. Encoders write about ten (the scripts of libjpeg and mozjpeg); tools that
 /// search for the smallest file write fewer than twenty.

@@ -29,8 +29,8 @@ use super::orientation::Orientation;
 use super::pixels::{Pixels, check_size, zeroed_buffer};
 #[cfg(feature = "turbojpeg")]
 use super::turbo;
-use crate::config::Limits;
-use crate::protocol::ErrorCode;
+use crate::error::ImageFault;
+use crate::limits::Limits;
 
 pub(super) const FORMAT: Format = Format {
     name: "JPEG",
@@ -111,7 +111,7 @@ fn refusal(coding: &RareCoding, is_complete: bool) -> PrepareError {
     let name = &coding.name;
     if !(coding.is_supported_by_libjpeg_turbo && cfg!(feature = "turbojpeg")) {
         let message = format!("the JPEG is {name}, which this build does not decode; save it as a baseline JPEG");
-        return PrepareError::new(ErrorCode::UnsupportedType, message);
+        return PrepareError::new(ImageFault::UnsupportedType, message);
     }
     undecodable(if is_complete {
         format!("the JPEG, which is {name}, is damaged or has a colour space that is not supported")

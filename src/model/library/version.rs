@@ -2,7 +2,7 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::model::file::hex;
+use crate::file::hex;
 
 /// The version of an added package: the beginning of a digest over `model.toml`, which contains the digest of every other
 /// file. The version itself and the tables `[provenance]` and `[measured]` are left out, so that the same model has the

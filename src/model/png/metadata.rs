@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::io::Read as _;
 
 use super::SIGNATURE;
-use crate::model::exif::Metadata;
+use crate::exif::Metadata;
 
 /// Maximum size of a compressed text once inflated; Pillow's limit for one.
 const MAX_INFLATED_BYTES: u64 = 1 << 20;

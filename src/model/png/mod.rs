@@ -8,7 +8,7 @@ use super::budget::{Budget, Source};
 use super::error::{PrepareError, undecodable};
 use super::format::Format;
 use super::pixels::{Pixels, check_size, over_white, zeroed_buffer};
-use crate::config::Limits;
+use crate::limits::Limits;
 
 pub(super) const FORMAT: Format = Format {
     name: "PNG",

@@ -6,9 +6,9 @@ use super::directory::Directory;
 use super::header::{Colours, Header, over_white};
 use super::tag;
 use super::unpack::{Chunk, Compression, Unpacker};
-use crate::model::budget::Budget;
-use crate::model::error::{PrepareError, undecodable};
-use crate::model::pixels::{Pixels, zeroed_buffer};
+use crate::budget::Budget;
+use crate::error::{PrepareError, undecodable};
+use crate::pixels::{Pixels, zeroed_buffer};
 
 /// Rows are unpacked in blocks of about this size, and the clock is checked once per block.
 const BLOCK_BYTES: usize = 64 << 10;

@@ -5,7 +5,7 @@ use super::error::damaged;
 use super::header::Header;
 use super::tag;
 use super::unpack::Compression;
-use crate::model::error::{PrepareError, undecodable};
+use crate::error::{PrepareError, undecodable};
 
 /// Maximum number of strips or tiles in one image: each costs about two microseconds in addition to its pixels. A scan
 /// of 65,500 rows in strips of one row each, in four planes, has as many.

@@ -1,7 +1,7 @@
 //! A directory of a TIFF: its tags and their values. Every offset is checked against the file.
 
 use super::error::{damaged, truncated};
-use crate::model::error::PrepareError;
+use crate::error::PrepareError;
 
 /// Maximum number of entries in a directory. Cameras write about fifty.
 const MAX_ENTRIES: u64 = 4096;

@@ -1,6 +1,6 @@
 //! The errors of this decoder.
 
-use crate::model::error::{PrepareError, undecodable};
+use crate::error::{PrepareError, undecodable};
 
 pub(super) fn damaged() -> PrepareError {
     undecodable("the TIFF is damaged")

@@ -10,7 +10,7 @@ use fax::maps::{Mode, black, mode, white};
 use fax::{BitReader as _, ByteReader, Color};
 
 use super::error::{damaged, truncated, unsupported};
-use crate::model::error::PrepareError;
+use crate::error::PrepareError;
 
 /// How rows are coded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

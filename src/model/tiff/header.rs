@@ -6,8 +6,8 @@ use super::error::{damaged, unsupported};
 use super::samples::{Predictor, Samples};
 use super::tag;
 use super::unpack::Compression;
-use crate::model::error::PrepareError;
-use crate::model::pixels::blend;
+use crate::error::PrepareError;
+use crate::pixels::blend;
 
 /// Maximum number of samples per pixel.
 const MAX_SAMPLES: usize = 32;

@@ -39,8 +39,8 @@ use super::input::Geometry;
 use super::jpeg;
 use super::orientation::Orientation;
 use super::pixels::{Pixels, check_size};
-use crate::config::Limits;
-use crate::protocol::ErrorCode;
+use crate::error::ImageFault;
+use crate::limits::Limits;
 
 pub(super) const FORMAT: Format = Format {
     name: "TIFF",
@@ -60,7 +60,7 @@ const MAX_BYTES_AT_MAX_PIXELS: u64 = 16;
 /// The error of a camera raw image without a preview.
 pub(super) fn no_preview() -> PrepareError {
     let message = "the file is a camera raw image without a JPEG preview; convert it to JPEG or TIFF";
-    PrepareError::new(ErrorCode::UnsupportedType, message)
+    PrepareError::new(ImageFault::UnsupportedType, message)
 }
 
 /// Decodes a TIFF, or the preview of a camera raw image with the structure of one.
@@ -105,7 +105,7 @@ fn decode_image(bytes: &[u8], directory: &Directory, limits: &Limits, budget: &B
     if unpacked_bytes > most {
         let message =
             format!("the TIFF unpacks to {unpacked_bytes} bytes, more than the limit of {most} (16 × --max-pixels)");
-        return Err(PrepareError::new(ErrorCode::TooLargeDecoded, message));
+        return Err(PrepareError::new(ImageFault::TooLargeDecoded, message));
     }
     budget.reserve(builder::memory_bytes(&header, &chunks))?;
     let mut builder = ImageBuilder::new(&header, directory);

@@ -2,7 +2,7 @@
 
 use super::directory::{ByteOrder, Directory};
 use super::tag;
-use crate::model::jpeg;
+use crate::jpeg;
 
 /// Maximum number of directories in which previews are searched.
 const MAX_DIRECTORIES: usize = 16;
@@ -11,10 +11,10 @@ const COLOUR_FILTER_ARRAY: u64 = 32_803;
 const LINEAR_RAW: u64 = 34_892;
 
 /// The beginning of a camera raw image of Fujifilm.
-pub(in crate::model) const FUJIFILM: &[u8] = b"FUJIFILMCCD-RAW ";
+pub(crate) const FUJIFILM: &[u8] = b"FUJIFILMCCD-RAW ";
 
 /// The preview in a file of Fujifilm, which states its offset and length.
-pub(in crate::model) fn fujifilm_preview(file: &[u8]) -> Option<&[u8]> {
+pub(crate) fn fujifilm_preview(file: &[u8]) -> Option<&[u8]> {
     let number = |at: usize| Some(u32::from_be_bytes(*file.get(at..)?.first_chunk()?) as usize);
     let (offset, length) = (number(84)?, number(88)?);
     let preview = file.get(offset..)?;
@@ -22,7 +22,7 @@ pub(in crate::model) fn fujifilm_preview(file: &[u8]) -> Option<&[u8]> {
 }
 
 /// The beginnings of files of Olympus and OM System, which are a TIFF but for these four bytes.
-pub(in crate::model) const OLYMPUS: [&[u8]; 3] = [b"IIRO", b"IIRS", b"MMOR"];
+pub(crate) const OLYMPUS: [&[u8]; 3] = [b"IIRO", b"IIRS", b"MMOR"];
 
 /// The kind of a file with the structure of a TIFF.
 pub(super) enum Kind<'a> {

@@ -4,7 +4,7 @@
 use super::directory::{ByteOrder, Directory};
 use super::error::{damaged, unsupported};
 use super::tag;
-use crate::model::error::PrepareError;
+use crate::error::PrepareError;
 
 /// The stored form of samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,8 +18,8 @@ use super::error::{damaged, truncated, unsupported};
 use super::fax::{Fax, FaxCoding};
 use super::tag;
 use super::xz::Xz;
-use crate::model::budget::{Budget, PIECE_BYTES};
-use crate::model::error::PrepareError;
+use crate::budget::{Budget, PIECE_BYTES};
+use crate::error::PrepareError;
 
 /// Maximum number of scans of a JPEG in a strip or tile. TIFF allows only sequential ones, with at most one scan per
 /// component.

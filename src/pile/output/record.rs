@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::row::{Classified, PathText, Row};
-use crate::protocol::{ErrorInfo, ModelRef, Prediction};
+use crate::model::{ModelRef, Prediction};
+use crate::protocol::ErrorInfo;
 
 /// The length and the checksum.
 const FRAME_BYTES: usize = 8;

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::{ErrorInfo, ModelRef, Prediction};
+use crate::model::{ModelRef, Prediction};
+use crate::protocol::ErrorInfo;
 
 /// The outcome of one image.
 #[derive(Debug, Clone, PartialEq)]

@@ -15,7 +15,7 @@ use super::config::{ClassName, SidecarFormat, appended};
 use super::files::{publish_new, sync_file_system, temporary_beside};
 use super::row::Classified;
 use super::table::class_id;
-use crate::protocol::Prediction;
+use crate::model::Prediction;
 
 const GENERATOR: &str = concat!("imgcls ", env!("CARGO_PKG_VERSION"));
 /// The beginning of each file, up to the version.

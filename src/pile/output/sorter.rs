@@ -15,7 +15,7 @@ use super::config::{ClassName, SortEntry, SortInto};
 use super::files::{publish_new, sync_file_system, temporary_beside};
 use super::row::Classified;
 use super::safe_name::{folders, safe};
-use crate::protocol::Prediction;
+use crate::model::Prediction;
 
 /// A file of this name marks a folder of [`SortInto`], so that a walk over a folder around it does not read its images.
 pub const SORTED_MARKER: &str = ".imgcls-sorted";

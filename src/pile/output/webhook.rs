@@ -26,8 +26,9 @@ use super::row::Row;
 use super::sidecar::{JsonClass, json_class};
 use crate::clock;
 use crate::keys::WebhookSecret;
+use crate::model::Prediction;
 use crate::outbound::{CallError, Caller, Target};
-use crate::protocol::{ErrorInfo, Prediction};
+use crate::protocol::ErrorInfo;
 use crate::retry::Schedule;
 
 /// Calls that are under way at the same time. Their successes count in the order of the rows.

@@ -5,7 +5,8 @@ use std::str::FromStr;
 use serde_json::{Value, json};
 
 use super::store::ItemState;
-use crate::protocol::{ErrorInfo, ModelRef};
+use crate::model::ModelRef;
+use crate::protocol::ErrorInfo;
 use crate::spreadsheet::no_formula;
 
 /// The format of rows.

@@ -8,7 +8,8 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures::future::try_join_all;
 
-use crate::protocol::{ClassifyResult, Prediction, Status, cut_filename};
+use crate::model::Prediction;
+use crate::protocol::{ClassifyResult, Status, cut_filename};
 use crate::web::answer;
 pub(super) use crate::web::answer::json_of as json;
 use crate::web::error::Problem;

@@ -18,7 +18,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{call, image, json};
-use crate::protocol::{ClassifyResult, Prediction, cut_filename};
+use crate::model::Prediction;
+use crate::protocol::{ClassifyResult, cut_filename};
 use crate::web::error::Problem;
 use crate::web::jobs::JobOptions;
 use crate::web::site::Site;

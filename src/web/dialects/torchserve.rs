@@ -14,7 +14,7 @@ use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use serde_json::json;
 
 use super::call;
-use crate::protocol::Prediction;
+use crate::model::Prediction;
 use crate::web::error::Problem;
 use crate::web::site::Site;
 

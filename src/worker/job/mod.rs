@@ -11,9 +11,10 @@ use uuid::Uuid;
 
 pub(crate) use self::outcome::{DeadLetter, Outcome, damaged_result, release};
 use self::outcome::{dead_letter, ended, exhausted, exhausted_reason, legacy_dead_letter, malformed};
+use crate::model::{ModelRef, Prediction};
 use crate::protocol::{
-    self, ClassifyRequest, ErrorCode, ImageFacts, ImageRef, Incoming, LegacyRequest, ModelRef, Notification,
-    ObjectEvent, Payload, Prediction, Status, TimingsMs,
+    self, ClassifyRequest, ErrorCode, ImageFacts, ImageRef, Incoming, LegacyRequest, Notification, ObjectEvent,
+    Payload, Status, TimingsMs,
 };
 
 /// From this attempt on a message is processed alone. If it crashes the worker, no other message is affected.

@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{Answer, Origin, Rules, Work, millis_between};
+use crate::model::{ModelRef, Prediction};
 use crate::protocol::{
-    self, ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ModelRef, ObjectEvent, ObjectResult, Prediction,
-    Status, TimingsMs,
+    self, ClassifyRequest, ClassifyResult, ErrorCode, ErrorInfo, ObjectEvent, ObjectResult, Status, TimingsMs,
 };
 use crate::retry::Schedule;
 

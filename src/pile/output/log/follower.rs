@@ -6,9 +6,9 @@ use std::fs::File;
 use anyhow::Context as _;
 
 use super::MAGIC;
+use crate::model::ModelRef;
 use crate::pile::output::record::{Record, RecordReader};
 use crate::pile::output::row::Row;
-use crate::protocol::ModelRef;
 
 /// A row with the place of its record in the log.
 pub(in crate::pile::output) struct Followed {

@@ -22,7 +22,7 @@ pub(super) use self::locked::{LockedFile, Resumed};
 use super::files::sync_folder_of;
 use super::record::{FileIdentity, MAX_CONTENT_BYTES, Record, RecordReader, RowRecord};
 use super::row::Row;
-use crate::protocol::ModelRef;
+use crate::model::ModelRef;
 
 /// The beginning of every log.
 const MAGIC: &[u8; 16] = b"imgcls pile log\n";

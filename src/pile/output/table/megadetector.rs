@@ -9,8 +9,8 @@ use super::super::config::ClassName;
 use super::super::row::Row;
 use super::TableWriter;
 use super::detections::{Matched, Matching};
+use crate::model::{ModelRef, Prediction};
 use crate::pile::boxes::{Boxes, DetectorFile};
-use crate::protocol::{ModelRef, Prediction};
 
 pub(super) struct MegaDetector<W: Write> {
     matching: Matching,

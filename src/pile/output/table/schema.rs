@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::super::config::{ClassName, OutputConfig};
 use super::super::row::{Classified, Row};
+use crate::model::Prediction;
 use crate::pile::boxes::Boxes;
-use crate::protocol::{Prediction, Status};
+use crate::protocol::Status;
 
 /// Separates the labels of an image in one cell.
 const BETWEEN_LABELS: &str = " | ";

@@ -9,7 +9,8 @@ use super::super::call;
 use super::HEADER_LENGTH;
 use super::data::append;
 use super::outputs::{INDICES, SCORES, Wanted, WantedOutputs};
-use crate::protocol::{ClassifyResult, Prediction};
+use crate::model::Prediction;
+use crate::protocol::ClassifyResult;
 
 #[derive(Serialize)]
 struct Answer<'a> {
