@@ -309,7 +309,7 @@ fn expand(tokens: &[(usize, Token)], mut at: usize, prefix: &[String], found: &m
         match tokens.get(at).map(|(_, token)| token) {
             // The crate of the model is the room of the same name.
             Some(token) if token.is("crate") => {
-                path.truncate(usize::from(path.first().is_some_and(|room| room == "model")))
+                path.truncate(usize::from(path.first().is_some_and(|room| room == "model")));
             }
             Some(token) if token.is("super") => drop(path.pop()),
             Some(token) if token.is("self") => {}
