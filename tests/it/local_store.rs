@@ -157,6 +157,23 @@ async fn deleted_objects_take_no_space() {
     assert_eq!(segments(directory.path()).len(), 1, "and all of it was one file");
 }
 
+/// A file that is open keeps its blocks after it is deleted, and a descriptor.
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_segments_are_not_kept_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    let body = Bytes::from(vec![7; 256 << 10]);
+    for round in 0..3 {
+        for key in ["a", "b"].map(|name| format!("{name}{round}")) {
+            let _ = store.put(&key, body.clone(), PLAIN).await.unwrap();
+            assert!(store.get(&key, MANY).await.unwrap().as_ref() == Some(&body));
+            assert_eq!(deleted_and_open(directory.path()), Vec::<PathBuf>::new(), "{key}");
+            // As another process does that collects garbage.
+            segments(directory.path()).iter().for_each(|segment| fs::remove_file(segment).unwrap());
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_see_one_body_or_the_other_during_a_replacement() {
     let directory = tempfile::tempdir().unwrap();
@@ -225,6 +242,13 @@ fn open(data_dir: &Path) -> SqliteStore {
 
 fn segments(data_dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(data_dir.join("objects")).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+/// The files in the directory that are deleted and that this process has open.
+fn deleted_and_open(data_dir: &Path) -> Vec<PathBuf> {
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap();
+    let files = descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+    files.filter(|file| file.starts_with(data_dir) && file.to_string_lossy().ends_with(" (deleted)")).collect()
 }
 
 /// Key and body of every object.

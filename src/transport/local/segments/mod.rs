@@ -331,6 +331,8 @@ impl Segments {
             return Ok(Arc::clone(file));
         }
         let file = Arc::new(File::open(self.directory.join(segment))?);
+        // An open file keeps its blocks on the disk after it is deleted.
+        open.retain(|_, file| !sqlite::is_deleted(file));
         if open.len() >= KEPT_OPEN {
             open.clear();
         }
