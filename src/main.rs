@@ -186,16 +186,11 @@ fn run_autoscale(args: &AutoscaleArgs, settings: &Document) -> anyhow::Result<Ex
     let backend = logged_backend(&args.supervisor.shared, settings, "autoscale");
     block_on(one_thread()?, async {
         let shutdown = on_signals()?;
-        if backend.data_dir().is_some() {
-            let model = TunedChoice::read(args.supervisor.processing.model.choice());
-            return up::run_workers(args.process_config(settings, &model)?, shutdown).await;
+        if backend.aws().is_some() {
+            return autoscaler::aws::run(args.group_config(backend)?, shutdown).await;
         }
-        let name = backend.name();
-        anyhow::ensure!(
-            backend.aws().is_some(),
-            "`autoscale` cannot start workers of the backend {name:?}; start `imgcls worker` processes yourself"
-        );
-        autoscaler::aws::run(args.group_config(backend)?, shutdown).await
+        let model = TunedChoice::read(args.supervisor.processing.model.choice());
+        Box::pin(up::run_workers(args.process_config(backend, settings, &model)?, shutdown)).await
     })?;
     Ok(ExitCode::SUCCESS)
 }

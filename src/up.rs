@@ -40,8 +40,11 @@ pub struct Workers {
     pub visibility_timeout: Duration,
     /// How often a message is received before it becomes a dead letter.
     pub max_receive_count: u32,
-    /// The command line of each worker, without the program. It is complete: a worker gets no setting from elsewhere.
+    /// The command line of each worker, without the program. With `variables` it is complete: a worker gets no setting
+    /// from elsewhere.
     pub arguments: Vec<OsString>,
+    /// The settings of each worker that are secret, as variables.
+    pub variables: Vec<(OsString, OsString)>,
     /// How many workers run, and when that changes.
     pub autoscale: autoscaler::Config,
 }
@@ -123,13 +126,20 @@ pub async fn serve_web(
     ended
 }
 
-/// Runs the workers alone: `imgcls autoscale` on this machine, beside a web tier in another process.
+/// Runs the workers alone: `imgcls autoscale` on this machine, for web tiers in other processes or on other machines.
 ///
 /// # Errors
-/// As [`run`].
+/// If the queues cannot be used at start, or the workers fail for a reason that a restart does not repair.
 pub async fn run_workers(workers: Workers, shutdown: CancellationToken) -> anyhow::Result<()> {
-    tracing::info!(backend = %workers.backend, "autoscale");
     let fleet = Fleet::open(workers, watch::channel(0).0, CancellationToken::new()).await?;
+    let autoscaler::Config { policy, bounds, .. } = &fleet.config;
+    tracing::info!(
+        queue = fleet.transport.name(),
+        policy = policy.as_str(),
+        min = bounds.min(),
+        max = bounds.max(),
+        "ready"
+    );
     fleet.run(shutdown).await
 }
 
@@ -148,11 +158,13 @@ struct Fleet {
 
 impl Fleet {
     async fn open(workers: Workers, ready: watch::Sender<usize>, give_up: CancellationToken) -> anyhow::Result<Fleet> {
-        let Workers { backend, names, visibility_timeout, max_receive_count, arguments, autoscale } = workers;
+        let Workers { backend, names, visibility_timeout, max_receive_count, arguments, variables, autoscale } =
+            workers;
         let command = WorkerCommand {
             program: std::env::current_exe()
                 .context("cannot find the file of this program, to start workers from it")?,
             arguments,
+            variables,
         };
         let transport = transport::open(&backend, &names).await?;
         transport.prepare(ServiceOptions { visibility_timeout, max_receive_count }).await?;

@@ -21,12 +21,15 @@ use self::depth::DepthReader;
 pub use self::pool::{DRAIN_TIMEOUT, WorkerPool};
 pub use self::process::WorkerCommand;
 pub use self::service_time::ServiceTime;
+use crate::config::Backend;
 use crate::scaling_policy::{self, Bounds, Observation, Policy, QueueDepth, State};
 use crate::shutdown::CancellationToken;
 use crate::transport::Transport;
 
-/// Interval between two readings of the queue, and so the longest wait of the first message for the start of a worker.
-const TICK: Duration = Duration::from_millis(250);
+/// Interval between two readings of a queue on this machine.
+const LOCAL_INTERVAL: Duration = Duration::from_millis(250);
+/// The same of a queue on another machine, which the loops of many machines may read.
+const REMOTE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Configuration of the loop that scales worker processes.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +41,14 @@ pub struct Config {
     /// The time that a worker needs for an image, for policies that depend on it. If absent, the workers measure it;
     /// until they have, one worker is taken to be enough.
     pub service_time: Option<Duration>,
+    /// Interval between two readings of the queue, and so the longest wait of the first message for the start of a
+    /// worker.
+    pub interval: Duration,
+}
+
+/// The interval at which the queue of a backend is read for worker processes.
+pub fn reading_interval(backend: &Backend) -> Duration {
+    if backend.calls_hold_connections() { REMOTE_INTERVAL } else { LOCAL_INTERVAL }
 }
 
 /// Keeps the size of `pool` at what the policy decides, until `shutdown`; then drains it.
@@ -55,7 +66,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let origin = Instant::now();
-    let mut ticks = interval(TICK);
+    let mut ticks = interval(config.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut state = State::default();
     let mut newest = None;

@@ -12,7 +12,7 @@ use anyhow::{anyhow, bail};
 use futures::FutureExt as _;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::metrics::METRICS;
 use super::process::{Process, WorkerCommand};
@@ -33,7 +33,9 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(6);
 const RELEASE_TIMEOUT_AT_SHUTDOWN: Duration = Duration::from_millis(300);
 /// Delays between failed starts. The first failure is retried at once.
 const RESTART_DELAYS: Schedule = Schedule::new(Duration::from_millis(100), Duration::from_secs(2));
-/// The pool fails after this many failed starts in a row, if no worker has ever become ready.
+/// Time limit for reading the queue before the pool fails.
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
+/// The pool fails after this many failed starts in a row, if no worker has ever become ready and the queue can be read.
 const MAX_FAILED_STARTS: u32 = 5;
 /// The exit code for wrong usage. Another start would end with it as well.
 const EXIT_USAGE: i32 = 2;
@@ -215,7 +217,7 @@ impl Supervisor {
                 }
                 Exit::FailedStart { reason, wrong_usage: false } => {
                     failed_starts += 1;
-                    if failed_starts >= MAX_FAILED_STARTS && !self.readiness.ever() {
+                    if failed_starts >= MAX_FAILED_STARTS && !self.readiness.ever() && self.can_read_queue().await {
                         bail!(
                             "{failed_starts} starts failed and none succeeded, for the reason logged above: {reason}"
                         );
@@ -246,6 +248,15 @@ impl Supervisor {
         let end = self.watch(process).await?;
         self.release(receiver).await;
         Ok(end)
+    }
+
+    /// Returns false while no worker could start whatever its settings are, because the queue is away.
+    async fn can_read_queue(&self) -> bool {
+        let Some(requests) = &self.requests else { return true };
+        tokio::select! {
+            read = timeout(READ_TIMEOUT, requests.depth()) => matches!(read, Ok(Ok(_))),
+            () = self.drain.cancelled() => false,
+        }
     }
 
     async fn release(&self, receiver: Option<ReceivingProcess>) {

@@ -34,9 +34,11 @@ const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(100);
 pub struct WorkerCommand {
     /// Path of the program.
     pub program: PathBuf,
-    /// All settings. A worker does not inherit `IMGCLS_` variables, since they could set what the arguments leave open,
-    /// for example the same listening address for all workers.
+    /// All settings that may be seen. A worker does not inherit `IMGCLS_` variables, since they could set what the
+    /// arguments leave open, for example the same listening address for all workers.
     pub arguments: Vec<OsString>,
+    /// Settings that are secret, as variables: everybody on a machine sees command lines.
+    pub variables: Vec<(OsString, OsString)>,
 }
 
 /// The log filter is inherited: it concerns the reader of the logs.
@@ -61,6 +63,7 @@ impl WorkerCommand {
         for name in service_manager::VARIABLES {
             command.env_remove(name);
         }
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.spawn()
     }
 }

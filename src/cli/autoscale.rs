@@ -9,14 +9,17 @@ use super::policy::Defaults;
 use super::usage::usage;
 use super::worker::GroupArg;
 use super::workers::SupervisorArgs;
-use crate::config::{Backend, Document};
+use crate::config::{Backend, Document, Setting};
 use crate::model::TunedChoice;
 use crate::scaling_policy::Policy;
 use crate::{autoscaler, up};
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "On AWS the group itself has the smallest and largest number of workers. Its policies change its size, \
+    after_help = "With the backends local and nats this command starts and ends `imgcls worker` processes on this \
+    machine, from --min-workers to --max-workers of them, and passes its settings on to them. With nats it may run on \
+    any number of machines: each follows the depth of the whole queue.\n\
+    On AWS the group itself has the smallest and largest number of workers. Its policies change its size, \
     as `imgcls provision` made them; this loop starts it from zero within seconds and publishes the backlog that \
     --policy target follows. Any number of these loops may run."
 )]
@@ -63,8 +66,23 @@ impl AutoscaleArgs {
     /// The loop over worker processes on this machine.
     ///
     /// # Errors
-    /// A [`super::UsageError`] if the flags contradict each other.
-    pub fn process_config(&self, settings: &Document, model: &TunedChoice) -> anyhow::Result<up::Workers> {
-        self.supervisor.worker_processes("autoscale", settings, model)
+    /// A [`super::UsageError`] if the flags contradict each other or the backend.
+    pub fn process_config(
+        &self,
+        backend: Backend,
+        settings: &Document,
+        model: &TunedChoice,
+    ) -> anyhow::Result<up::Workers> {
+        let of_group = [("auto-scaling-group", self.group.auto_scaling_group.is_some()), ("direct", self.direct)];
+        if let Some((flag, _)) = of_group.into_iter().find(|(_, is_given)| *is_given) {
+            let source = settings.get(flag).map_or_else(|| format!("--{flag}"), Setting::source_text);
+            let backend = backend.name();
+            let message = format!(
+                "{source}: Auto Scaling groups are resized with --backend aws alone; with {backend} the workers are \
+                 processes on this machine, see --max-workers"
+            );
+            return Err(usage("autoscale", message));
+        }
+        self.supervisor.worker_processes("autoscale", backend, settings, model)
     }
 }

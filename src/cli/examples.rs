@@ -17,7 +17,7 @@ const EXAMPLES: [(&str, [&str; 2]); 45] = [
     (
         "autoscale",
         [
-            "imgcls autoscale --data-dir /var/lib/imgcls --max-workers 4",
+            "imgcls autoscale --nats-url nats://10.0.0.5:4222 --min-workers 0 --max-workers 4",
             "imgcls autoscale --region us-east-1 --policy target --slo 5s --service-time 20ms",
         ],
     ),

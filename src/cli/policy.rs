@@ -24,14 +24,15 @@ pub struct PolicyArgs {
     /// `target`: how far the number of workers may deviate, in percent, before it changes
     #[arg(long, env = "IMGCLS_TOLERANCE", default_value = "10", value_parser = percent)]
     pub tolerance: u32,
-    /// `target`: how long fewer workers must be enough before any is removed [default: 5 minutes; `up` 30 s]
+    /// `target`: how long fewer workers must be enough before any is removed [default: 5 minutes; for worker
+    /// processes 30 s]
     #[arg(long, env = "IMGCLS_SCALE_IN_STABILIZATION", value_parser = config::duration)]
     pub scale_in_stabilization: Option<Duration>,
     /// `step`: add a worker when more images than this are waiting
     #[arg(long, env = "IMGCLS_SCALE_OUT_ABOVE", default_value_t = 25)]
     pub scale_out_above: u64,
-    /// `step`: time between two additions of a worker [default: 1 minute, as the alarm of the legacy system; `up` 1 s,
-    /// since a process starts in less than a second]
+    /// `step`: time between two additions of a worker [default: 1 minute, as the alarm of the legacy system; for
+    /// worker processes 1 s, since one starts in less than a second]
     #[arg(long, env = "IMGCLS_SCALE_OUT_PERIOD", value_parser = config::duration)]
     pub scale_out_period: Option<Duration>,
     /// `step`: remove a worker when fewer images than this are waiting or being classified

@@ -42,8 +42,8 @@ impl UpArgs {
         let models = processing.model.choices();
         Ok(up::Config {
             web: self.http.config(shared, &processing.limits, backend.clone(), names.clone(), models),
-            retention: self.retention.config(backend, names),
-            workers: self.supervisor.worker_processes("up", settings, model)?,
+            retention: self.retention.config(backend.clone(), names),
+            workers: self.supervisor.worker_processes("up", backend, settings, model)?,
         })
     }
 }

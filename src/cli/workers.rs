@@ -1,6 +1,6 @@
-//! The worker processes of `up` and of `autoscale` on this machine.
+//! The worker processes that `up` and `autoscale` run on this machine.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::processing::ProcessingArgs;
 use super::shared::SharedArgs;
 use super::usage::usage;
 use super::worker::WorkerArgs;
-use crate::config::{Backend, BackendKind, Document};
+use crate::config::{Backend, Document};
 use crate::model::{self, TunedChoice, Tuning};
 use crate::scaling_policy::Bounds;
 use crate::{autoscaler, up};
@@ -23,14 +23,10 @@ const LOCAL_POLICY: Defaults =
     Defaults { scale_out_period: Duration::from_secs(1), scale_in_stabilization: Duration::from_secs(30) };
 
 /// Flags of `worker` that its supervisor never passes on, with the reason.
-pub const NOT_PASSED_TO_WORKERS: [(&str, &str); 10] = [
+pub const NOT_PASSED_TO_WORKERS: [(&str, &str); 6] = [
     ("config", "the values of the file are passed as flags"),
-    ("region", "the backend is local"),
-    ("endpoint-url", "the backend is local"),
-    ("nats-url", "the backend is local"),
-    ("nats-credentials", "the backend is local"),
-    ("nats-ca", "the backend is local"),
-    ("nats-replicas", "the backend is local"),
+    ("region", "workers on AWS are instances"),
+    ("endpoint-url", "workers on AWS are instances"),
     ("auto-scaling-group", "processes belong to no group"),
     ("sync-models", "the models are on this machine"),
     ("admin-listen", "several workers cannot listen at one address"),
@@ -50,13 +46,19 @@ pub struct WorkersArgs {
     pub policy: PolicyKind,
     #[command(flatten)]
     pub scaling: PolicyArgs,
-    /// `target`: time that a worker takes for an image [default: as the workers of `up` measure it while they work]
+    /// `target`: time that a worker takes for an image [default: as worker processes measure it while they
+    /// work]
     #[arg(long, env = "IMGCLS_SERVICE_TIME", value_parser = positive_duration)]
     pub service_time: Option<Duration>,
 }
 
 impl WorkersArgs {
-    fn config(&self, command: &'static str, tuning: Option<&Tuning>) -> anyhow::Result<autoscaler::Config> {
+    fn config(
+        &self,
+        command: &'static str,
+        backend: &Backend,
+        tuning: Option<&Tuning>,
+    ) -> anyhow::Result<autoscaler::Config> {
         let most = tuning.map_or_else(model::cores, |tuning| tuning.sessions) as u32;
         let max_workers = self.max_workers.unwrap_or_else(|| most.max(self.min_workers));
         let bounds = Bounds::new(self.min_workers, max_workers)
@@ -65,6 +67,7 @@ impl WorkersArgs {
             policy: self.scaling.policy(self.policy, LOCAL_POLICY),
             bounds,
             service_time: self.service_time,
+            interval: autoscaler::reading_interval(backend),
         })
     }
 }
@@ -96,18 +99,18 @@ impl SupervisorArgs {
     pub(super) fn worker_processes(
         &self,
         command: &'static str,
+        backend: Backend,
         settings: &Document,
         model: &TunedChoice,
     ) -> anyhow::Result<up::Workers> {
         let TunedChoice { choice, tuning } = model;
-        let autoscale = self.workers.config(command, tuning.as_ref())?;
-        let data_dir = self.data_dir()?;
+        let autoscale = self.workers.config(command, &backend, tuning.as_ref())?;
         let names = self.shared.names().with_local_defaults();
         let limits = self.processing.limits.limits(autoscale.bounds.max());
         let max_model_bytes = self.processing.model_run.max_model_bytes(autoscale.bounds.max());
         let mut decided: Vec<(&str, OsString)> = vec![
-            ("backend", BackendKind::Local.name().into()),
-            ("data-dir", data_dir.clone().into()),
+            ("backend", backend.name().into()),
+            ("data-dir", self.data_dir()?.into()),
             ("request-queue", names.request_queue.clone().into()),
             ("result-queue", names.result_queue.clone().into()),
             ("input-bucket", names.input_bucket.clone().into()),
@@ -121,22 +124,31 @@ impl SupervisorArgs {
         // models.
         decided.extend(choice.cache_dir.as_ref().map(|folder| ("cache-dir", folder.into())));
         decided.extend(choice.models_dir.as_ref().map(|folder| ("models-dir", folder.into())));
+        let WorkerSettings { arguments, variables } = worker_settings(settings, &decided);
         Ok(up::Workers {
-            backend: Backend::Local { data_dir },
+            backend,
             names,
             visibility_timeout: self.shared.visibility_timeout,
             max_receive_count: self.shared.max_receive_count,
-            arguments: worker_arguments(settings, &decided),
+            arguments,
+            variables,
             autoscale,
         })
     }
 }
 
-/// The command line of a worker, complete, so that neither the environment nor a file changes it. A value of `decided`
+/// All settings of a worker.
+struct WorkerSettings {
+    arguments: Vec<OsString>,
+    /// Those that are secret.
+    variables: Vec<(OsString, OsString)>,
+}
+
+/// The settings of a worker, complete, so that neither the environment nor a file changes them. A value of `decided`
 /// takes precedence over that of `settings`.
-fn worker_arguments(settings: &Document, decided: &[(&str, OsString)]) -> Vec<OsString> {
+fn worker_settings(settings: &Document, decided: &[(&str, OsString)]) -> WorkerSettings {
     let worker = WorkerArgs::augment_args(clap::Command::new("worker"));
-    let mut arguments = vec![OsString::from("worker")];
+    let (mut arguments, mut variables) = (vec![OsString::from("worker")], Vec::new());
     for flag in worker.get_arguments() {
         let Some(name) = flag.get_long() else { continue };
         if NOT_PASSED_TO_WORKERS.iter().any(|(left_out, _)| *left_out == name) {
@@ -146,6 +158,11 @@ fn worker_arguments(settings: &Document, decided: &[(&str, OsString)]) -> Vec<Os
             Some((_, value)) => std::slice::from_ref(value),
             None => settings.get(name).map_or(&[][..], |setting| &setting.values),
         };
+        if flag.is_hide_env_values_set() {
+            let variable = flag.get_env().map(OsStr::to_owned);
+            variables.extend(variable.zip(values.last().cloned()));
+            continue;
+        }
         let is_switch = matches!(flag.get_action(), ArgAction::SetTrue);
         for value in values {
             let mut argument = OsString::from(format!("--{name}"));
@@ -160,5 +177,5 @@ fn worker_arguments(settings: &Document, decided: &[(&str, OsString)]) -> Vec<Os
             arguments.push(argument);
         }
     }
-    arguments
+    WorkerSettings { arguments, variables }
 }

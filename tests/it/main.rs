@@ -83,6 +83,7 @@ mod model_command;
 mod model_requests;
 mod models;
 mod nats;
+mod nats_autoscale;
 mod nats_login;
 mod nats_streams;
 mod object_events;

@@ -27,7 +27,7 @@ const fn with(name: &'static str, value: &'static str, words: &'static str, erro
     Mistake { words, variable: Some((name, value)), error, code }
 }
 
-const MISTAKES: [Mistake; 38] = [
+const MISTAKES: [Mistake; 40] = [
     mistake("upp", "unrecognized subcommand 'upp'", USAGE),
     mistake("up --lisen :80", "unexpected argument '--lisen' found", USAGE),
     mistake("up --listen 8080", "give an address and a port: 127.0.0.1:8080, localhost:8080, or :8080", USAGE),
@@ -47,6 +47,8 @@ const MISTAKES: [Mistake; 38] = [
     mistake("up --port 0 --data-dir /proc/x", "give another directory with --data-dir", FAILED),
     mistake("serve-web --tls-cert cert.pem", "TLS needs both --tls-cert and --tls-key", USAGE),
     mistake("worker --request-queue a/b", "a queue name has 1 to 80 letters, digits", USAGE),
+    mistake("autoscale --auto-scaling-group g", "resized with --backend aws alone; with local the workers", USAGE),
+    with("IMGCLS_DIRECT", "1", "autoscale --backend nats", "IMGCLS_DIRECT: Auto Scaling groups are resized", USAGE),
     mistake("worker --model nothing", "model \"nothing\" is not found", FAILED),
     mistake("classify", "the following required arguments were not provided", USAGE),
     mistake("classify - -", "standard input can be read once: give - only once", USAGE),

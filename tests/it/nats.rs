@@ -45,7 +45,7 @@ pub fn service(url: &str, stack: &str, workers: usize, flags: &[&str]) -> Servic
     Service::start_on(&["--backend", "nats", "--stack", stack], environment, workers, flags, flags)
 }
 
-fn new_stack() -> String {
+pub fn new_stack() -> String {
     format!("t{}", &Uuid::now_v7().simple().to_string()[20..])
 }
 
@@ -168,7 +168,8 @@ fn commands_say_in_one_line_why_nats_cannot_be_used() {
         (plain.url(), no_file, "cannot read credentials of NATS from /nowhere/user.creds"),
         ("http://hunter2@127.0.0.1:1".to_owned(), &[], "an address of NATS has the form nats://HOST:4222"),
     ];
-    let commands: [&[&str]; 3] = [&["queue", "depth"], &["worker"], &["serve-web", "--listen", "127.0.0.1:0"]];
+    let commands: [&[&str]; 4] =
+        [&["queue", "depth"], &["worker"], &["autoscale"], &["serve-web", "--listen", "127.0.0.1:0"]];
     for (url, flags, said) in cases {
         for words in commands {
             let output = operator(&url, "imgcls", &[words, flags].concat());

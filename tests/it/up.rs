@@ -8,9 +8,10 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use imgcls::cli::{Cli, Command as CliCommand, Invocation, NOT_PASSED_TO_WORKERS};
+use imgcls::cli::{Cli, Command as CliCommand, Invocation, NOT_PASSED_TO_WORKERS, SupervisorArgs};
 use imgcls::config::Source;
 use imgcls::model::TunedChoice;
+use imgcls::up::Workers;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -244,10 +245,13 @@ fn two_services_of_other_names_on_one_data_directory_delete_by_their_own_times()
     assert_eq!((objects_of("input"), objects_of("output")), (1, 1), "the first keeps its data for an hour");
 }
 
-/// Values of worker settings that `up` has too. One that is not listed is tested with its default.
-const SAMPLES: [(&str, &str); 30] = [
-    ("backend", "local"),
+/// Values of worker settings that its supervisor has too. One that is not listed is tested with its default.
+const SAMPLES: [(&str, &str); 33] = [
     ("data-dir", "some/where"),
+    ("nats-url", "nats://ann:s3cret@h"),
+    ("nats-credentials", "/x/user.creds"),
+    ("nats-ca", "/x/ca.pem"),
+    ("nats-replicas", "3"),
     ("stack", "team-a"),
     ("request-queue", "q"),
     ("result-queue", "r"),
@@ -277,54 +281,82 @@ const SAMPLES: [(&str, &str); 30] = [
     ("max-lease", "90s"),
     ("drain-on-stdin-close", "true"),
 ];
-/// Settings that `up` decides itself, or passes on in another form.
-const DECIDED_BY_UP: [&str; 5] = ["data-dir", "max-decode-bytes", "model-memory", "sessions", "drain-on-stdin-close"];
+/// Settings that the supervisor decides itself, or passes on in another form.
+const DECIDED: [&str; 5] = ["data-dir", "max-decode-bytes", "model-memory", "sessions", "drain-on-stdin-close"];
+/// The setting that selects another backend, which `up` refuses.
+const REFUSED_BY_UP: &str = "nats-url";
 
 fn read(arguments: impl IntoIterator<Item = OsString>) -> Invocation {
     let line = std::iter::once("imgcls".into()).chain(arguments);
     Cli::read(&line.collect::<Vec<_>>()).expect("a valid command line")
 }
 
-/// The arguments that `up` with these flags gives to its workers.
-fn worker_arguments(flags: impl IntoIterator<Item = String>) -> Vec<OsString> {
-    let invocation = read(std::iter::once("up".to_owned()).chain(flags).map(OsString::from));
-    let CliCommand::Up(up) = invocation.command else { panic!("not `up`") };
-    let model = TunedChoice { choice: up.supervisor.processing.model.choice(), tuning: None };
-    up.config(&invocation.settings, &model).expect("a valid configuration").workers.arguments
+/// The workers that `up` or `autoscale` runs with these flags.
+fn workers(command: &str, flags: impl IntoIterator<Item = String>) -> Workers {
+    let Invocation { command, settings, .. } =
+        read(std::iter::once(command.to_owned()).chain(flags).map(OsString::from));
+    let tuned =
+        |supervisor: &SupervisorArgs| TunedChoice { choice: supervisor.processing.model.choice(), tuning: None };
+    match command {
+        CliCommand::Up(up) => up.config(&settings, &tuned(&up.supervisor)).map(|config| config.workers),
+        CliCommand::Autoscale(autoscale) => {
+            let (backend, _) = autoscale.supervisor.shared.backend(&settings);
+            autoscale.process_config(backend, &settings, &tuned(&autoscale.supervisor))
+        }
+        other => panic!("{other:?} runs no workers"),
+    }
+    .expect("a valid configuration")
 }
 
 #[test]
 fn up_passes_every_setting_of_a_worker_on() {
+    every_setting_is_passed_on("up", "local", |name| name != REFUSED_BY_UP);
+}
+
+#[test]
+fn autoscale_passes_every_setting_of_a_worker_on_and_secrets_as_variables() {
+    let workers = every_setting_is_passed_on("autoscale", "nats", |_| true);
+    assert_eq!(workers.variables, [("IMGCLS_NATS_URL".into(), "nats://ann:s3cret@h".into())]);
+    assert!(workers.arguments.iter().all(|argument| !argument.to_string_lossy().contains("s3cret")));
+}
+
+fn every_setting_is_passed_on(supervisor: &str, backend: &str, is_accepted: impl Fn(&str) -> bool) -> Workers {
     let all = read(["worker".into()]).settings;
-    let of_up = read(["up".into()]).settings;
-    let is_passed = |name: &str| NOT_PASSED_TO_WORKERS.iter().all(|(left_out, _)| *left_out != name);
+    let its_own = read([supervisor.into()]).settings;
+    let is_passed =
+        |name: &str| is_accepted(name) && NOT_PASSED_TO_WORKERS.iter().all(|(left_out, _)| *left_out != name);
     let sample = |name: &str| -> String {
+        if name == "backend" {
+            return backend.to_owned();
+        }
         let listed = SAMPLES.iter().find(|(sample, _)| *sample == name).map(|(_, value)| (*value).to_owned());
         let default = || all.get(name)?.values.first()?.clone().into_string().ok();
         listed.or_else(default).unwrap_or_else(|| panic!("list a sample of --{name}"))
     };
-    let shared = all.settings.iter().filter(|setting| is_passed(&setting.name) && of_up.get(&setting.name).is_some());
+    let shared = all.settings.iter().filter(|setting| is_passed(&setting.name) && its_own.get(&setting.name).is_some());
     let flags = shared.map(|setting| match sample(&setting.name).as_str() {
         "true" => format!("--{}", setting.name),
         value => format!("--{}={value}", setting.name),
     });
-    let passed = read(worker_arguments(flags)).settings;
-    for setting in all.settings.iter().filter(|setting| is_passed(&setting.name)) {
+    let workers = workers(supervisor, flags);
+    let passed = read(workers.arguments.clone()).settings;
+    for setting in all.settings.iter().filter(|setting| is_passed(&setting.name) && !setting.is_secret) {
         let name = setting.name.as_str();
         let passed = passed.get(name).expect("a setting of `worker`");
-        assert_eq!(passed.source, Source::Flag, "`up` does not pass --{name} on to its workers");
-        if !DECIDED_BY_UP.contains(&name) {
+        assert_eq!(passed.source, Source::Flag, "`{supervisor}` does not pass --{name} on to its workers");
+        if !DECIDED.contains(&name) {
             assert_eq!(passed.values, [OsString::from(sample(name))], "--{name}");
         }
     }
     assert_eq!(passed.get("sessions").expect("it").values, ["1"]);
     assert_eq!(passed.get("max-decode-bytes").expect("it").values, ["268435456"]);
     assert!(Path::new(&passed.get("data-dir").expect("it").values[0]).is_absolute());
+    workers
 }
 
 #[test]
 fn settings_without_a_value_are_left_to_the_worker() {
-    let passed = read(worker_arguments([])).settings;
+    let passed = read(workers("up", []).arguments).settings;
     for (name, value) in [("model", None), ("max-batch-size", None), ("request-queue", Some("web-app-image-transport"))]
     {
         let values = &passed.get(name).expect("a setting of `worker`").values;

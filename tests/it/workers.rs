@@ -17,8 +17,12 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
+use crate::nats_server::NatsServer;
+
 /// Far longer than any step takes. Only a failing test waits that long.
 const DEADLINE: Duration = Duration::from_mins(1);
+/// Interval between two readings of the queue.
+const INTERVAL: Duration = Duration::from_millis(250);
 
 /// A folder where scripted workers leave their process ids (`pids`), and whatever else their script writes.
 struct Nest(TempDir);
@@ -35,7 +39,7 @@ impl Nest {
     /// A worker that notes its process id and then runs `script`, in which `$nest` is this folder.
     fn worker(&self, script: &str) -> WorkerCommand {
         let script = format!("nest='{}'\necho $$ >> $nest/pids\n{script}", self.path().display());
-        WorkerCommand { program: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()] }
+        WorkerCommand { program: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()], variables: vec![] }
     }
 
     /// Every worker that was ever started, oldest first.
@@ -139,13 +143,34 @@ async fn permanent_failure_ends_the_pool_with_one_reason() {
     assert!(error.contains("5 starts failed") && error.contains("exit status: 1"), "{error}");
     assert_eq!(broken.pids().len(), 5);
 
-    let (mut absent, _watch) = pool(WorkerCommand { program: "/nonexistent/imgcls".into(), arguments: vec![] });
+    let command = WorkerCommand { program: "/nonexistent/imgcls".into(), arguments: vec![], variables: vec![] };
+    let (mut absent, _watch) = pool(command);
     absent.resize(1);
     let error = format!("{:#}", absent.failure().await);
     assert!(error.contains("cannot start /nonexistent/imgcls"), "{error}");
     for pool in [refused, dying, absent] {
         pool.drain().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_starts_do_not_end_the_pool_while_the_queue_is_away() {
+    let nest = Nest::new();
+    let mut server = NatsServer::start("");
+    let queue = transport::open(&server.backend(), &Names::local("imgcls")).await.expect("a server");
+    let options = ServiceOptions { visibility_timeout: Duration::from_secs(30), max_receive_count: 5 };
+    queue.prepare(options).await.expect("queues");
+    tokio::task::block_in_place(|| server.kill());
+    let (pool, mut watch) = pool(nest.worker("[ $(wc -l < $nest/pids) -lt 7 ] && exit 1; echo ready; exec cat"));
+    let mut pool = pool.releasing(queue);
+    pool.resize(1);
+    tokio::select! {
+        error = pool.failure() => panic!("{error:#}"),
+        () = ready(&mut watch, 1) => {}
+    }
+    assert_eq!(nest.pids().len(), 7);
+    pool.drain().await;
+    nest.all_gone().await;
 }
 
 #[tokio::test]
@@ -209,6 +234,7 @@ async fn loop_follows_the_queue_and_ends_all_workers() {
         }),
         bounds: Bounds::new(0, 3).expect("valid bounds"),
         service_time: None,
+        interval: INTERVAL,
     };
     let shutdown = CancellationToken::new();
     let (pool, mut watch) = pool(nest.worker(OBEDIENT));
@@ -234,7 +260,7 @@ async fn refused_requests_add_a_worker() {
     let (transport, _) = service(&nest).await;
     let policy = StepPolicy { scale_out_period: Duration::ZERO, ..StepPolicy::LEGACY };
     let bounds = Bounds::new(1, 2).expect("valid bounds");
-    let config = autoscaler::Config { policy: Policy::Step(policy), bounds, service_time: None };
+    let config = autoscaler::Config { policy: Policy::Step(policy), bounds, service_time: None, interval: INTERVAL };
     let shutdown = CancellationToken::new();
     let (pool, mut watch) = pool(nest.worker(OBEDIENT));
     let (stop, refused) = (shutdown.clone(), pool.refused());
@@ -251,7 +277,8 @@ async fn failure_of_the_queues_drains_the_pool_and_ends_the_loop_with_the_reason
     let nest = Nest::new();
     let (transport, _) = service(&nest).await;
     let bounds = Bounds::new(1, 1).expect("valid bounds");
-    let config = autoscaler::Config { policy: Policy::Step(StepPolicy::LEGACY), bounds, service_time: None };
+    let policy = Policy::Step(StepPolicy::LEGACY);
+    let config = autoscaler::Config { policy, bounds, service_time: None, interval: INTERVAL };
     let (pool, mut watch) = pool(nest.worker(OBEDIENT));
     let (fail, failure) = tokio::sync::oneshot::channel::<String>();
     let failure = async { failure.await.expect("the sender lives until it has sent") };
