@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Write an image for containers as an OCI archive, without a daemon and without root.
 
-    scripts/make_oci_image.py --release DIR --base DEBIAN --machine x86_64 --version 0.1.0 --out FILE
+    scripts/make_oci_image.py [--release DIR] --base DEBIAN --machine x86_64 --version 0.1.0 --out FILE
 
 The image holds an unpacked release in /usr, and of Debian only what it runs on: the C and C++ libraries and the
 certificates of public authorities. There is no shell. It runs as a user without rights and needs no writable root. The
-same files give the same archive.
+same files give the same archive. Without --release it is an image that others can be built on.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ENVIRONMENT = [
 def main() -> None:
     """Writes the image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--release", type=Path, required=True, help="an unpacked release")
+    parser.add_argument("--release", type=Path, help="an unpacked release")
     parser.add_argument("--base", type=Path, required=True, help="the root of a Debian 12")
     parser.add_argument("--machine", choices=list(ARCHITECTURES), required=True)
     parser.add_argument("--version", required=True)
@@ -62,7 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     layer = Layer(int(os.environ.get("SOURCE_DATE_EPOCH", "0")))
     add_base(layer, options.base, options.machine)
-    for part in ["bin", "lib/imgcls", "share/imgcls", "share/doc/imgcls"]:
+    for part in ["bin", "lib/imgcls", "share/imgcls", "share/doc/imgcls"] if options.release else []:
         folder = options.release / part
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             layer.file(f"usr/{part}/{path.relative_to(folder)}", path.read_bytes(), is_program=os.access(path, os.X_OK))
