@@ -22,6 +22,6 @@ fuzz_target!(|input: &[u8]| -> Corpus {
 fn target() -> Target {
     let wanted = std::env::var("IMGCLS_FUZZ_TARGET").unwrap_or_default();
     let found = TARGETS.iter().find(|(name, _)| *name == wanted);
-    let names = TARGETS.map(|(name, _)| name).join(", ");
+    let names = TARGETS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
     found.unwrap_or_else(|| panic!("set IMGCLS_FUZZ_TARGET to one of: {names}")).1
 }

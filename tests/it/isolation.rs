@@ -14,7 +14,7 @@ use crate::image_files::{
 };
 use crate::tiff_file::Tiff;
 
-const FROM_THE_REPOSITORY: [&str; 25] = [
+const FROM_THE_REPOSITORY: &[&str] = &[
     "progressive.jpg",
     "grey.jpg",
     "orientation-6.jpg",
@@ -44,7 +44,7 @@ const FROM_THE_REPOSITORY: [&str; 25] = [
 
 /// Valid, unusual and damaged images of every format, by name.
 fn corpus() -> Vec<(String, Vec<u8>)> {
-    let mut corpus: Vec<_> = FROM_THE_REPOSITORY.map(|name| (name.to_owned(), test_image(name))).into();
+    let mut corpus: Vec<_> = FROM_THE_REPOSITORY.iter().map(|&name| (name.to_owned(), test_image(name))).collect();
     corpus.extend(odd_jpegs().into_iter().map(|(name, bytes)| (name.to_owned(), bytes)));
     corpus.extend(coded_jpegs());
     let image = small();

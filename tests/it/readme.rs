@@ -111,6 +111,7 @@ const OTHER_FLAGS: [(&str, &[&str]); 5] = [
         "curl, aws, podman, prometheus and systemctl",
         &[
             "--attributes",
+            "--build-arg",
             "--data-binary",
             "--enable-feature",
             "--http2-prior-knowledge",
