@@ -169,7 +169,9 @@ async fn deleted_segments_are_not_kept_open() {
             assert!(store.get(&key, MANY).await.unwrap().as_ref() == Some(&body));
             assert_eq!(deleted_and_open(directory.path()), Vec::<PathBuf>::new(), "{key}");
             // As another process does that collects garbage.
-            segments(directory.path()).iter().for_each(|segment| fs::remove_file(segment).unwrap());
+            for segment in segments(directory.path()) {
+                fs::remove_file(segment).unwrap();
+            }
         }
     }
 }

@@ -620,16 +620,15 @@ async fn depth_counts_visible_and_in_flight(backend: &Backend) {
 async fn bulk_requests_have_a_queue_of_their_own(backend: &Backend) {
     let service = Service::start(backend).await;
     let id = service.submit_bulk(b"bulk").await;
-    let (all, interactive) =
-        (service.transport.depth().await.unwrap(), service.transport.interactive_depth().await.unwrap());
-    assert_eq!((all.visible, interactive.visible), (1, 0));
+    service.expect_depth((1, 0)).await;
+    assert_eq!(service.transport.interactive_depth().await.unwrap().visible, 0);
     let first = service.receive_bulk(LONG).await;
     assert_eq!((request_of(&first).id, first.receive_count), (id, 1));
     service.transport.release(std::slice::from_ref(&first.receipt), Duration::ZERO).await.unwrap();
     let again = service.receive_bulk(2 * SECOND).await;
     assert_eq!((request_of(&again).id, again.receive_count), (id, 2));
     service.transport.extend(std::slice::from_ref(&again.receipt), LONG).await.unwrap();
-    assert_eq!(service.transport.depth().await.unwrap().in_flight, 1);
+    service.expect_depth((0, 1)).await;
     // A batch of both classes is completed in one call.
     let other = service.submit(b"interactive", 0).await;
     let interactive = service.receive_one(LONG).await;
