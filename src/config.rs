@@ -1,5 +1,4 @@
-//! Validated names, limits, the choice of the backend and the settings of a command: shared by every command, without
-//! I/O.
+//! Validated names, the choice of the backend and the settings of a command: shared by every command, without I/O.
 
 mod backend;
 mod document;

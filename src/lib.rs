@@ -22,7 +22,7 @@
 //! # Floor 2: the base of every process
 //!
 //! - [`aws`]: the configuration of the SDK, and the meaning of its errors.
-//! - [`config`]: validated names, limits and the choice of the backend.
+//! - [`config`]: validated names and the choice of the backend.
 //! - [`http_client`]: what the clients of HTTP/1 share.
 //! - [`keys`]: the keys of clients, what is stored of them, and which jobs belong to them.
 //! - [`plot`]: charts in SVG and PNG files.

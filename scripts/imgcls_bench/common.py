@@ -28,6 +28,13 @@ def say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
+def build() -> None:
+    """Builds the program, and installs what it needs."""
+    subprocess.run([ROOT / "scripts/setup"], check=True, stdout=sys.stderr)
+    command = ["cargo", "build", "--release", "--locked", "--quiet", "--bin", "imgcls"]
+    subprocess.run(command, check=True, cwd=ROOT)
+
+
 def warn_when_busy() -> None:
     """Warns if the load average is high."""
     load = os.getloadavg()[0]
@@ -103,13 +110,19 @@ def submit(port: int, images: list[bytes], count: int) -> None:
 
 
 def loadgen(port: int, images: pathlib.Path, clients: int, requests: int, cores: Iterable[int]) -> dict:
-    """Runs a closed loop and returns the report; exits if a request failed."""
-    command = [BINARY, "loadgen", "--json", "--url", f"http://127.0.0.1:{port}", "-c", clients]
-    command += ["--image-folder", images, "--num-request", requests]
-    command = ["taskset", "--cpu-list", ",".join(map(str, cores)), *map(str, command)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    """Runs a closed loop on these cores and returns the report; exits if a request failed."""
+    url = f"http://127.0.0.1:{port}"
+    return load_report(url, images, "-c", clients, "--num-request", requests, cores=cores)
+
+
+def load_report(url: str, images: pathlib.Path, *flags: object, cores: Iterable[int] | None = None) -> dict:
+    """Runs the load generator, on any core unless some are given, and returns the report; exits if a request failed."""
+    command = [BINARY, "loadgen", "--json", "--url", url, "--image-folder", images, *flags]
+    if cores is not None:
+        command = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
+    run = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     if run.returncode:
-        sys.exit(f"bench: the load failed: {run.stderr.strip().splitlines()[-1:]}")
+        sys.exit(f"bench: the load failed: {run.stderr.strip()[-500:]}")
     return json.loads(run.stdout)
 
 

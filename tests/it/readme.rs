@@ -106,7 +106,20 @@ fn images_of_the_readme_show_their_labels() {
 /// Flags of other programs that the docs name.
 const OTHER_FLAGS: [(&str, &[&str]); 5] = [
     ("tf2onnx, optimum-cli", &["--keras", "--opset", "--output", "--saved-model", "--task", "--tflite"]),
-    ("cargo", &["--bench", "--lib", "--locked", "--no-default-features", "--nocapture", "--release", "--test"]),
+    (
+        "cargo",
+        &[
+            "--bench",
+            "--lib",
+            "--locked",
+            "--manifest-path",
+            "--no-default-features",
+            "--nocapture",
+            "--release",
+            "--test",
+            "--workspace",
+        ],
+    ),
     (
         "curl, aws, podman, prometheus and systemctl",
         &[
