@@ -25,11 +25,19 @@ impl Driver {
     /// Returns `None` when the browser or its driver is not installed.
     fn start() -> Option<Driver> {
         Command::new("chromium").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().ok()?;
-        let mut process =
-            Command::new("chromedriver").arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
+        Command::new("chromedriver").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().ok()?;
+        Some(until("a chromedriver that prints its port", Driver::spawn))
+    }
+
+    /// Returns `None` when the driver ends at once: it takes any free port of IPv4, and ends if that port is taken in IPv6.
+    fn spawn() -> Option<Driver> {
+        let mut command = Command::new("chromedriver");
+        let mut process = command.arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let port = lines.find_map(|line| line.strip_suffix('.')?.rsplit("on port ").next()?.parse().ok());
-        let port = port.expect("chromedriver prints its port");
+        let Some(port) = lines.find_map(|line| line.strip_suffix('.')?.rsplit("on port ").next()?.parse().ok()) else {
+            let _ = process.wait();
+            return None;
+        };
         // It continues to write, and a full pipe would block it.
         std::thread::spawn(move || lines.for_each(drop));
         Some(Driver { process, port })
