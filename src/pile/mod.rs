@@ -16,6 +16,7 @@ pub mod output;
 mod pipeline;
 mod print;
 mod progress;
+mod queue;
 mod read;
 mod service;
 mod session;

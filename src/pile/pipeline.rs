@@ -10,9 +10,10 @@
 //! the one before it has ended.
 
 use std::collections::BTreeMap;
+use std::iter;
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
-use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use super::memory::InputMemory;
 use super::message::Message;
 use super::output::Flow;
 use super::progress::{Counters, Progress};
+use super::queue::{self, bounded};
 use super::read::{IsDone, Lister, Reader, Ready};
 use super::service::Service;
 use super::session::Sessions;
@@ -38,11 +40,17 @@ const WINDOW: usize = 1024;
 const INPUT_BYTES: u64 = 48 << 20;
 /// More readers than this do not help a slow disk.
 const MAX_READERS: usize = 8;
+/// The most images that were found and are not read yet.
+const MAX_LISTED: usize = 64;
+/// Most images whose bytes wait to be classified or sent, and at least so many are read ahead, within [`INPUT_BYTES`].
+const MAX_READY: usize = 64;
+const MIN_READY: usize = 16;
 /// How often the collector looks for a signal while no image finishes.
 const TICK: Duration = Duration::from_millis(50);
-
-/// Most images whose bytes wait to be classified or sent.
-const MAX_READY: usize = 64;
+/// The collector sleeps so long after it took outcomes. If it were woken for each, it would interrupt a session each time.
+const PAUSE: Duration = Duration::from_millis(10);
+/// Places for messages that come in a pause, for each image that is classified at the same time.
+const MESSAGE_PLACES: usize = 64;
 
 /// The parts of a run.
 pub(super) struct Run {
@@ -137,10 +145,10 @@ impl Run {
         let referenced_buckets = self.classifier.referenced_buckets();
         let max_image_bytes = self.limits.max_upload_bytes;
         let memory = InputMemory::new(INPUT_BYTES);
-        let (messages_tx, messages) = sync_channel(2 * count);
+        let (messages_tx, messages) = sync_channel(MESSAGE_PLACES * count);
         let (window_tx, window) = sync_channel(WINDOW.max(2 * count));
-        let (listed_tx, listed) = sync_channel(2 * MAX_READERS);
-        let (ready_tx, ready) = sync_channel(count.min(MAX_READY));
+        let (listed_tx, listed) = bounded(MAX_LISTED);
+        let (ready_tx, ready) = bounded(count.clamp(MIN_READY, MAX_READY));
         let (end_watch, watch_until) = sync_channel(0);
         let (stage, mut threads) = match self.classifier {
             Classifier::Sessions(own) => {
@@ -154,9 +162,8 @@ impl Run {
                 (Stage::Service(service), vec![thread])
             }
         };
-        let listed = Arc::new(Mutex::new(listed));
         for number in 0..count.clamp(2, MAX_READERS) {
-            let (listed, ready, messages) = (Arc::clone(&listed), ready_tx.clone(), messages_tx.clone());
+            let (listed, ready, messages) = (listed.clone(), ready_tx.clone(), messages_tx.clone());
             let (memory, referenced_buckets) = (Arc::clone(&memory), Arc::clone(&referenced_buckets));
             let reader = Reader { listed, ready, messages, memory, max_image_bytes, referenced_buckets };
             threads.push(spawn(format!("read-{number}"), move || reader.run())?);
@@ -210,7 +217,7 @@ impl OwnSessions {
     fn start(
         self,
         limits: Limits,
-        ready: Receiver<Ready>,
+        ready: queue::Receiver<Ready>,
         messages: SyncSender<Message>,
         stop: &CancellationToken,
     ) -> anyhow::Result<(Arc<Sessions>, Vec<JoinHandle<()>>)> {
@@ -221,7 +228,7 @@ impl OwnSessions {
             cache: self.cache,
             top_k: self.top_k,
             reads_time: self.reads_time,
-            ready: Mutex::new(ready),
+            ready,
             messages,
             stop: stop.clone(),
             watchdog: Watchdog::new(limits.decode_timeout),
@@ -299,10 +306,13 @@ impl<S: Sink> Collector<'_, S> {
     ) -> anyhow::Result<End> {
         loop {
             progress.refresh();
+            let before = self.next;
             match messages.recv_timeout(TICK) {
                 Ok(message) => {
-                    if self.take(message, progress)? == Flow::Stop {
-                        return Ok(End::Refused);
+                    for message in iter::once(message).chain(messages.try_iter()) {
+                        if self.take(message, progress)? == Flow::Stop {
+                            return Ok(End::Refused);
+                        }
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => self.sink.idle()?,
@@ -313,6 +323,9 @@ impl<S: Sink> Collector<'_, S> {
             }
             if stop.is_cancelled() {
                 return self.drain(messages, stage, progress);
+            }
+            if self.next > before {
+                thread::sleep(PAUSE);
             }
         }
     }

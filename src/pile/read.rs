@@ -4,14 +4,18 @@ use std::fs::File;
 use std::io::Read as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use rustix::buffer::spare_capacity;
+use rustix::io::retry_on_intr;
 
 use super::boxes::ImageBoxes;
 use super::finished::Finished;
 use super::memory::{Held, InputMemory};
 use super::message::{Message, ReportPanic};
 use super::progress::Counters;
+use super::queue::{Receiver, Sender};
 use super::source::{Content, Found, Inputs, Object, Purpose, Visitor, too_large, unreadable};
 use crate::protocol::ErrorInfo;
 use crate::shutdown::CancellationToken;
@@ -57,7 +61,7 @@ pub(super) struct Lister {
     pub stop: CancellationToken,
     /// Takes a token for each image, and blocks while too many images are under way.
     pub window: SyncSender<()>,
-    pub listed: SyncSender<Listed>,
+    pub listed: Sender<Listed>,
     pub messages: SyncSender<Message>,
 }
 
@@ -142,8 +146,8 @@ impl Visitor for Visit {
 /// Reads the files of the images.
 #[derive(Clone)]
 pub(super) struct Reader {
-    pub listed: Arc<Mutex<Receiver<Listed>>>,
-    pub ready: SyncSender<Ready>,
+    pub listed: Receiver<Listed>,
+    pub ready: Sender<Ready>,
     pub messages: SyncSender<Message>,
     pub memory: Arc<InputMemory>,
     pub max_image_bytes: u64,
@@ -155,7 +159,7 @@ impl Reader {
     /// Reads until there are no more images, or nobody takes them.
     pub(super) fn run(self) {
         let _report = ReportPanic(self.messages.clone());
-        while let Some(Listed { sequence, path, content, boxes }) = self.next() {
+        while let Some(Listed { sequence, path, content, boxes }) = self.listed.recv() {
             let mut object = None;
             let (file, read) = match content {
                 ListedContent::Bytes(bytes, held) => (None, Ok((bytes, held))),
@@ -191,10 +195,6 @@ impl Reader {
         }
     }
 
-    fn next(&self) -> Option<Listed> {
-        self.listed.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
-    }
-
     /// # Errors
     /// The outer error ends the run.
     fn fetch(&self, object: &Object) -> anyhow::Result<Result<(Vec<u8>, Held), ErrorInfo>> {
@@ -204,7 +204,7 @@ impl Reader {
 
     fn read(&self, path: &Path) -> Result<(Vec<u8>, Held), ErrorInfo> {
         let unreadable = |error| unreadable("file", &error);
-        let mut file = File::open(path).map_err(unreadable)?;
+        let file = File::open(path).map_err(unreadable)?;
         // A pipe has no length. It is read up to the limit.
         let length = file.metadata().map_err(unreadable)?.len();
         if length > self.max_image_bytes {
@@ -212,8 +212,14 @@ impl Reader {
         }
         let held = self.memory.hold(length);
         let mut bytes = Vec::with_capacity(length as usize + 1);
-        // A file that grows meanwhile is refused when it is decoded.
-        file.by_ref().take(self.max_image_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(unreadable)?;
+        // One system call reads a file, where `read_to_end` would begin with a few kilobytes.
+        let read = retry_on_intr(|| rustix::io::read(&file, spare_capacity(&mut bytes)));
+        let read = read.map_err(|error| unreadable(error.into()))? as u64;
+        // The rest of a pipe, or of a file that grew meanwhile. Above the limit it is refused when it is decoded.
+        if read != length || length == 0 {
+            let limit = self.max_image_bytes.saturating_add(1);
+            file.take(limit.saturating_sub(read)).read_to_end(&mut bytes).map_err(unreadable)?;
+        }
         Ok((bytes, held))
     }
 }

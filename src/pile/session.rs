@@ -4,9 +4,9 @@
 //! session takes the place of its thread, which ends only with the process.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use anyhow::{Context as _, anyhow};
 use super::boxes::ImageBoxes;
 use super::finished::{Answer, BoxAnswer, Finished, Timings};
 use super::message::{Message, ReportPanic};
+use super::queue::Receiver;
 use super::read::Ready;
 use crate::model::{self, Limits, ModelChoice, ModelPackage, PrepareError, Region, Session, Tensor, WholeImage};
 use crate::protocol::{ErrorCode, ErrorInfo, ImageFacts, ServiceClass};
@@ -35,7 +36,7 @@ pub(super) struct Sessions {
     pub top_k: u32,
     /// Reads when a photograph was taken.
     pub reads_time: bool,
-    pub ready: Mutex<Receiver<Ready>>,
+    pub ready: Receiver<Ready>,
     pub messages: SyncSender<Message>,
     pub stop: CancellationToken,
     pub watchdog: Watchdog<Pending>,
@@ -81,7 +82,7 @@ impl Sessions {
     fn run(&self, mut session: Session) {
         let _report = ReportPanic(self.messages.clone());
         let slot = self.watchdog.slot();
-        while let Some(ready) = self.next() {
+        while let Some(ready) = self.ready.recv() {
             self.busy.fetch_add(1, Ordering::SeqCst);
             if self.stop.is_cancelled() {
                 self.busy.fetch_sub(1, Ordering::SeqCst);
@@ -94,10 +95,6 @@ impl Sessions {
                 return;
             }
         }
-    }
-
-    fn next(&self) -> Option<Ready> {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
     }
 
     /// Returns `None` if the watchdog gave this thread up.
@@ -194,7 +191,7 @@ impl Sessions {
     }
 
     /// Replaces sessions whose decoder is stuck, until `end` is closed.
-    pub(super) fn watch(self: &Arc<Sessions>, end: &Receiver<()>) {
+    pub(super) fn watch(self: &Arc<Sessions>, end: &mpsc::Receiver<()>) {
         let _report = ReportPanic(self.messages.clone());
         let often = (self.limits.decode_timeout / 4).clamp(Duration::from_millis(5), Duration::from_secs(1));
         let mut stuck = 0;

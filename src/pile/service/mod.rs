@@ -20,7 +20,7 @@ mod send;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -33,6 +33,7 @@ use self::client::Client;
 use self::replies::Replies;
 use super::message::Message;
 use super::output::Batch;
+use super::queue::Receiver;
 use super::read::Ready;
 use crate::clock;
 use crate::config::{Backend, Names};

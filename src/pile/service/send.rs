@@ -1,7 +1,7 @@
 //! The thread that starts a job for each image, and bounds how many are under way.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::mpsc::SyncSender;
 use std::thread::{self, JoinHandle};
 
 use anyhow::Context as _;
@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::client::{Client, Job, Outcome};
 use crate::pile::finished::Finished;
 use crate::pile::message::{Message, ReportPanic};
+use crate::pile::queue::Receiver;
 use crate::pile::read::Ready;
 use crate::shutdown::CancellationToken;
 
@@ -37,7 +38,7 @@ impl Sender {
     fn run(self) {
         let _report = ReportPanic(self.messages.clone());
         let permits = Arc::new(Semaphore::new(self.jobs));
-        while let Ok(mut ready) = self.ready.recv() {
+        while let Some(mut ready) = self.ready.recv() {
             // The last object of a bucket ends its client, which must not happen in a task of the runtime.
             let job = ready.object.take().map(|object| self.client.job_of_object(&ready.path, &object));
             let permit = self.stop.run_until_cancelled(Arc::clone(&permits).acquire_owned());
