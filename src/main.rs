@@ -22,6 +22,8 @@ use imgcls::{
 };
 use tokio::runtime::Runtime;
 
+/// The variable that turns the reports of ONNX Runtime off.
+const RUNTIME_REPORTS: &str = "ORT_DISABLE_TELEMETRY";
 /// A drain ends within this time after the drain delay, even if something hangs. All unfinished work is durable.
 const MAX_DRAIN: Duration = Duration::from_secs(10);
 /// How long a second signal waits for the log, which may have no reader.
@@ -34,6 +36,7 @@ const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    turn_off_runtime_reports();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let outcome = Cli::read(&arguments).and_then(|invocation| {
         telemetry::set_color(invocation.color);
@@ -46,6 +49,16 @@ fn main() -> ExitCode {
     let code = outcome.unwrap_or_else(|error| report(&error, cli::wants_json(&arguments)));
     telemetry::flush(telemetry::FLUSH_LIMIT);
     code
+}
+
+/// ONNX Runtime 1.32 writes an id of the machine into the cache of the user, and reports to its maker over the network. It asks
+/// the environment before its API can turn that off.
+#[allow(unsafe_code)]
+fn turn_off_runtime_reports() {
+    if std::env::var_os(RUNTIME_REPORTS).is_none() {
+        // SAFETY: no other thread runs yet that could read the environment.
+        unsafe { std::env::set_var(RUNTIME_REPORTS, "1") };
+    }
 }
 
 /// Prints an error, and returns the exit code. Wrong usage ends the process here, in the form that clap gives it, unless

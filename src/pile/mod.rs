@@ -171,9 +171,8 @@ impl Config {
         let threads = choice.intra_threads.unwrap_or(1).max(1);
         let sessions = self.jobs.or(tuning.map(|tuning| tuning.sessions)).unwrap_or(model::cores() / threads);
         let sessions = sessions.min(self.inputs.single_files().unwrap_or(usize::MAX)).max(1);
-        let sessions = (0..sessions).map(|_| Session::open(&package, &choice)).collect::<anyhow::Result<Vec<_>>>()?;
-        let described = sessions.first().map(Session::describe);
-        tracing::debug!(model = package.summary(), session = described, sessions = sessions.len(), "model loaded");
+        let first = Session::open(&package, &choice)?;
+        tracing::debug!(model = package.summary(), session = first.describe(), sessions, "model loaded");
         let ModelRef { digest, .. } = package.model_ref();
         let options = [
             ("model".to_owned(), digest),
@@ -183,7 +182,7 @@ impl Config {
         let output = Output::open(&self.output_for(Some(&package), options)?)?;
         let reads_time = self.printer().is_none() || self.is_in_file() || self.output.sidecar.is_some();
         let cache = self.cache.as_ref().map(ResultCache::open);
-        let own = OwnSessions { package, choice, sessions, cache, top_k: self.top_k, reads_time };
+        let own = OwnSessions { package, choice, first, sessions, cache, top_k: self.top_k, reads_time };
         Ok((output, Classifier::Sessions(Box::new(own))))
     }
 

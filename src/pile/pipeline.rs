@@ -49,8 +49,8 @@ const MIN_READY: usize = 16;
 const TICK: Duration = Duration::from_millis(50);
 /// The collector sleeps so long after it took outcomes. If it were woken for each, it would interrupt a session each time.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Places for messages that come in a pause, for each image that is classified at the same time.
-const MESSAGE_PLACES: usize = 64;
+/// The capacity for messages that come in a pause, for each image that is classified at the same time.
+const MESSAGES: usize = 64;
 
 /// The parts of a run.
 pub(super) struct Run {
@@ -71,7 +71,9 @@ pub(super) enum Classifier {
 pub(super) struct OwnSessions {
     pub package: ModelPackage,
     pub choice: ModelChoice,
-    pub sessions: Vec<Session>,
+    pub first: Session,
+    /// Their number, with the first one. The threads of the others open them, while the first classifies.
+    pub sessions: usize,
     /// Answers that are kept.
     pub cache: Option<Arc<ResultCache>>,
     pub top_k: u32,
@@ -145,7 +147,7 @@ impl Run {
         let referenced_buckets = self.classifier.referenced_buckets();
         let max_image_bytes = self.limits.max_upload_bytes;
         let memory = InputMemory::new(INPUT_BYTES);
-        let (messages_tx, messages) = sync_channel(MESSAGE_PLACES * count);
+        let (messages_tx, messages) = sync_channel(MESSAGES * count);
         let (window_tx, window) = sync_channel(WINDOW.max(2 * count));
         let (listed_tx, listed) = bounded(MAX_LISTED);
         let (ready_tx, ready) = bounded(count.clamp(MIN_READY, MAX_READY));
@@ -188,7 +190,7 @@ impl Classifier {
     /// How many images are classified at the same time.
     fn concurrency(&self) -> usize {
         match self {
-            Classifier::Sessions(own) => own.sessions.len(),
+            Classifier::Sessions(own) => own.sessions,
             Classifier::Service(service) => service.jobs(),
         }
     }
@@ -234,8 +236,9 @@ impl OwnSessions {
             watchdog: Watchdog::new(limits.decode_timeout),
             busy: AtomicUsize::new(0),
         });
-        let start = |(number, session): (usize, Session)| shared.start(format!("session-{number}"), session);
-        let threads = self.sessions.into_iter().enumerate().map(start).collect::<anyhow::Result<Vec<_>>>()?;
+        let mut first = Some(self.first);
+        let start = |number| shared.start(format!("session-{number}"), first.take());
+        let threads = (0..self.sessions).map(start).collect::<anyhow::Result<Vec<_>>>()?;
         Ok((shared, threads))
     }
 }

@@ -1,7 +1,7 @@
 //! A bounded queue between the threads of a run, which wakes few of them.
 //!
-//! A channel wakes the thread that waits for a free place as soon as there is one. It fills this place and waits again, and
-//! where all cores classify, each of these turns interrupts a session. Here it waits until half of the places are free.
+//! A channel wakes a thread that waits to send as soon as it has capacity for one item. The thread sends this item and waits
+//! again, and where all cores classify, each of these turns interrupts a session. Here it waits until half of the queue is free.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ struct Queue<T> {
     capacity: usize,
     state: Mutex<State<T>>,
     has_items: Condvar,
-    has_room: Condvar,
+    has_capacity: Condvar,
 }
 
 struct State<T> {
@@ -35,20 +35,20 @@ struct State<T> {
 /// Creates a queue that has at most `capacity` items.
 pub(super) fn bounded<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     let state = State { items: VecDeque::new(), senders: 1, receivers: 1, waiting_senders: 0, waiting_receivers: 0 };
-    let (has_items, has_room) = (Condvar::new(), Condvar::new());
-    let queue = Arc::new(Queue { capacity, state: Mutex::new(state), has_items, has_room });
+    let (has_items, has_capacity) = (Condvar::new(), Condvar::new());
+    let queue = Arc::new(Queue { capacity, state: Mutex::new(state), has_items, has_capacity });
     (Sender(Arc::clone(&queue)), Receiver(queue))
 }
 
 impl<T> Sender<T> {
     /// Sends an item. If the queue is full, waits until half of it is free.
     pub(super) fn send(&self, item: T) -> Result<(), Closed> {
-        let Queue { capacity, has_items, has_room, .. } = &*self.0;
+        let Queue { capacity, has_items, has_capacity, .. } = &*self.0;
         let mut state = self.0.state();
         if state.items.len() >= *capacity {
             state.waiting_senders += 1;
             let is_fuller = |state: &mut State<T>| state.receivers > 0 && state.items.len() > capacity / 2;
-            state = has_room.wait_while(state, is_fuller).unwrap_or_else(PoisonError::into_inner);
+            state = has_capacity.wait_while(state, is_fuller).unwrap_or_else(PoisonError::into_inner);
             state.waiting_senders -= 1;
         }
         if state.receivers == 0 {
@@ -65,7 +65,7 @@ impl<T> Sender<T> {
 impl<T> Receiver<T> {
     /// Waits for the next item. Returns `None` once the queue is empty and has ended.
     pub(super) fn recv(&self) -> Option<T> {
-        let Queue { capacity, has_items, has_room, .. } = &*self.0;
+        let Queue { capacity, has_items, has_capacity, .. } = &*self.0;
         let mut state = self.0.state();
         if state.items.is_empty() {
             state.waiting_receivers += 1;
@@ -76,7 +76,7 @@ impl<T> Receiver<T> {
         let item = state.items.pop_front();
         // One thread for each item: if the first keeps the queue filled, the others may wait.
         if state.waiting_senders > 0 && state.items.len() <= capacity / 2 {
-            has_room.notify_one();
+            has_capacity.notify_one();
         }
         item
     }
@@ -121,7 +121,7 @@ impl<T> Drop for Receiver<T> {
             // They may hold locks of their own, so they are dropped after the state is free.
             let items = std::mem::take(&mut state.items);
             drop(state);
-            self.0.has_room.notify_all();
+            self.0.has_capacity.notify_all();
             drop(items);
         }
     }

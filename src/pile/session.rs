@@ -64,11 +64,15 @@ enum Prepared {
 }
 
 impl Sessions {
-    /// Starts a thread with a session.
+    /// Starts a thread with a session, which it opens itself if it gets none.
     ///
     /// # Errors
     /// The system refuses another thread.
-    pub(super) fn start(self: &Arc<Sessions>, name: String, session: Session) -> anyhow::Result<JoinHandle<()>> {
+    pub(super) fn start(
+        self: &Arc<Sessions>,
+        name: String,
+        session: Option<Session>,
+    ) -> anyhow::Result<JoinHandle<()>> {
         let sessions = Arc::clone(self);
         let thread = thread::Builder::new().name(name);
         thread.spawn(move || sessions.run(session)).context("cannot start a thread; give a smaller --jobs")
@@ -79,8 +83,16 @@ impl Sessions {
         self.busy.load(Ordering::SeqCst) > 0
     }
 
-    fn run(&self, mut session: Session) {
+    fn run(&self, session: Option<Session>) {
         let _report = ReportPanic(self.messages.clone());
+        let mut session = match session.map_or_else(|| Session::open(&self.package, &self.choice), Ok) {
+            Ok(session) => session,
+            Err(fault) => {
+                let _ =
+                    self.messages.send(Message::Fault(fault.context("cannot open a session; give a smaller --jobs")));
+                return;
+            }
+        };
         let slot = self.watchdog.slot();
         while let Some(ready) = self.ready.recv() {
             self.busy.fetch_add(1, Ordering::SeqCst);
@@ -219,8 +231,7 @@ impl Sessions {
                  other images"
             ));
         }
-        let session = Session::open(&self.package, &self.choice).context("cannot replace a session that is stuck")?;
-        self.start(format!("replacement-{stuck}"), session).map(drop)
+        self.start(format!("replacement-{stuck}"), None).map(drop)
     }
 }
 

@@ -457,6 +457,22 @@ fn classify_reports_each_file_and_continues_after_a_failure() {
 }
 
 #[test]
+fn runtime_reports_nothing_and_writes_no_id_of_the_machine() {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = crate::harness::imgcls();
+    command.arg("classify").arg(repository().join("tests/pictures/cup.jpg")).env("HOME", home.path());
+    command.env_remove("XDG_CACHE_HOME").env_remove("XDG_DATA_HOME").env_remove("ORT_DISABLE_TELEMETRY");
+    assert!(command.output().unwrap().status.success());
+    let names = |folder: &Path| -> Vec<_> {
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    assert_eq!(
+        (names(home.path()), names(&home.path().join(".cache"))),
+        (vec![".cache".into()], vec!["imgcls".into()])
+    );
+}
+
+#[test]
 fn unwritable_cache_does_not_fail_inference() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let folder = file.path().join("cache");
