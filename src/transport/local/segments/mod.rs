@@ -16,6 +16,7 @@ mod unwritten;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use rustix::buffer::spare_capacity;
-use rustix::fs::{FallocateFlags, FlockOperation, flock};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -39,6 +40,11 @@ const SEGMENT_BYTES: u64 = 256 << 20;
 const MAX_CONCURRENT: usize = 32;
 /// Segments that stay open for reading: the current ones of a few web tiers.
 const KEPT_OPEN: usize = 8;
+/// So many bytes in front of a body that is read stay in the page cache: images that other workers read a little later, or that
+/// clients look at.
+const CACHED_BYTES: u64 = 32 << 20;
+/// Smaller bodies cost less than the call.
+const LARGE_BODY: u64 = 256 << 10;
 /// Bodies begin at multiples of this, the block size of most file systems. When blocks are larger, a hole leaves the
 /// blocks at its edges allocated until the segment is removed.
 pub(super) const BLOCK_BYTES: u64 = 4 << 10;
@@ -187,7 +193,12 @@ impl Segments {
 
     /// Reads a body. Returns `None` when the place holds other bytes by now.
     pub(crate) fn read(&self, place: &Place) -> Result<Option<Bytes>, Fault> {
-        match self.reader(&place.segment).and_then(|file| read_at(&file, place)) {
+        let read = |file: Arc<File>| {
+            let body = read_at(&file, place)?;
+            uncache_before(&file, place);
+            Ok(body)
+        };
+        match self.reader(&place.segment).and_then(read) {
             Ok(body) => Ok((crc32fast::hash(&body) == place.checksum).then(|| body.into())),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => Ok(None),
             Err(error) => Err(fault(&self.directory.join(&place.segment), &error)),
@@ -390,6 +401,19 @@ fn read_at(file: &File, place: &Place) -> io::Result<Vec<u8>> {
     // There may have been more capacity than requested.
     body.truncate(size);
     Ok(body)
+}
+
+/// Takes out of the page cache what is far in front of a large body that was read. Workers have read that too, and the next
+/// bodies get its memory. Otherwise each would get memory that was never used, which a virtual machine first requests from its
+/// host: that takes longer than writing the body. Pages that are not on disk yet stay in the cache.
+fn uncache_before(file: &File, place: &Place) {
+    let end = place.offset.saturating_sub(CACHED_BYTES);
+    if place.size_bytes >= LARGE_BODY
+        && let Some(length) = NonZeroU64::new(end)
+    {
+        // Without it the kernel decides itself what to keep.
+        let _ = rustix::fs::fadvise(file, 0, Some(length), Advice::DontNeed);
+    }
 }
 
 /// Creates the directory of the segments. Its name is on disk when this returns.
