@@ -51,8 +51,8 @@ fn main() -> ExitCode {
     code
 }
 
-/// ONNX Runtime 1.32 writes an id of the machine into the cache of the user, and reports to its maker over the network. It asks
-/// the environment before its API can turn that off.
+/// ONNX Runtime 1.32 writes an id of the machine into the cache of the user, and collects reports for its maker. It asks the
+/// environment whether it may, before its API can turn that off.
 #[allow(unsafe_code)]
 fn turn_off_runtime_reports() {
     if std::env::var_os(RUNTIME_REPORTS).is_none() {

@@ -49,8 +49,8 @@ const MIN_READY: usize = 16;
 const TICK: Duration = Duration::from_millis(50);
 /// The collector sleeps so long after it took outcomes. If it were woken for each, it would interrupt a session each time.
 const PAUSE: Duration = Duration::from_millis(10);
-/// The capacity for messages that come in a pause, for each image that is classified at the same time.
-const MESSAGES: usize = 64;
+/// The least capacity for messages that come in a pause. A session finishes up to four images in that time.
+const MIN_MESSAGES: usize = 256;
 
 /// The parts of a run.
 pub(super) struct Run {
@@ -130,14 +130,16 @@ impl Run {
         let Started { threads, stage, messages, window, end_watch } = self.start(&stop_threads)?;
         let mut collector = Collector { waiting: BTreeMap::new(), next: 0, total: None, window, sink };
         let end = collector.collect(&messages, &stage, progress, stop);
-        if !matches!(end, Ok(End::Complete)) {
+        drop(messages);
+        let can_join = matches!(end, Ok(End::Complete)) && !stage.has_stuck_thread();
+        if !can_join {
             stop_threads.cancel();
+            while stage.is_busy() {
+                thread::sleep(TICK / 10);
+            }
         }
-        drop((end_watch, messages));
-        let joined = match end {
-            Ok(End::Complete) if !stage.has_stuck_thread() => join(threads),
-            _ => Ok(()),
-        };
+        drop(end_watch);
+        let joined = if can_join { join(threads) } else { Ok(()) };
         stage.end();
         joined.and(end)
     }
@@ -147,7 +149,7 @@ impl Run {
         let referenced_buckets = self.classifier.referenced_buckets();
         let max_image_bytes = self.limits.max_upload_bytes;
         let memory = InputMemory::new(INPUT_BYTES);
-        let (messages_tx, messages) = sync_channel(MESSAGES * count);
+        let (messages_tx, messages) = sync_channel(MIN_MESSAGES.max(4 * count));
         let (window_tx, window) = sync_channel(WINDOW.max(2 * count));
         let (listed_tx, listed) = bounded(MAX_LISTED);
         let (ready_tx, ready) = bounded(count.clamp(MIN_READY, MAX_READY));

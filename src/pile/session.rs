@@ -3,6 +3,7 @@
 //! A decoder that does not stop within twice its time is given up: its image fails as `decode_timeout`, and another
 //! session takes the place of its thread, which ends only with the process.
 
+use std::mem;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,8 +41,17 @@ pub(super) struct Sessions {
     pub messages: SyncSender<Message>,
     pub stop: CancellationToken,
     pub watchdog: Watchdog<Pending>,
-    /// Sessions that have an image. Its outcome is sent before the number decreases.
+    /// Sessions that have an image, or are opened or closed. The outcome of an image is sent before the number decreases.
     pub busy: AtomicUsize,
+}
+
+/// A session that counts as busy.
+struct Busy(Arc<Sessions>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// An image whose decoder runs.
@@ -73,18 +83,28 @@ impl Sessions {
         name: String,
         session: Option<Session>,
     ) -> anyhow::Result<JoinHandle<()>> {
-        let sessions = Arc::clone(self);
+        let (sessions, opening) = (Arc::clone(self), self.busy());
         let thread = thread::Builder::new().name(name);
-        thread.spawn(move || sessions.run(session)).context("cannot start a thread; give a smaller --jobs")
+        thread.spawn(move || sessions.run(session, opening)).context("cannot start a thread; give a smaller --jobs")
     }
 
-    /// Returns whether a session has an image.
+    fn busy(self: &Arc<Sessions>) -> Busy {
+        self.busy.fetch_add(1, Ordering::SeqCst);
+        Busy(Arc::clone(self))
+    }
+
+    /// Returns whether a session has an image, or is opened or closed. Once the run is stopped and none is busy, no thread calls the
+    /// runtime, which the end of the process would take away from it.
     pub(super) fn are_busy(&self) -> bool {
         self.busy.load(Ordering::SeqCst) > 0
     }
 
-    fn run(&self, session: Option<Session>) {
+    fn run(self: &Arc<Sessions>, session: Option<Session>, opening: Busy) {
         let _report = ReportPanic(self.messages.clone());
+        if self.stop.is_cancelled() {
+            mem::forget(session);
+            return;
+        }
         let mut session = match session.map_or_else(|| Session::open(&self.package, &self.choice), Ok) {
             Ok(session) => session,
             Err(fault) => {
@@ -93,17 +113,32 @@ impl Sessions {
                 return;
             }
         };
+        drop(opening);
+        self.classify_all(&mut session);
+        let closing = self.busy();
+        if self.stop.is_cancelled() {
+            // Nothing waits for this thread any more, and the process may end while it closes the session.
+            mem::forget(session);
+        } else {
+            drop(session);
+        }
+        drop(closing);
+    }
+
+    /// Classifies images until there are no more, or the run is stopped.
+    fn classify_all(self: &Arc<Sessions>, session: &mut Session) {
         let slot = self.watchdog.slot();
         while let Some(ready) = self.ready.recv() {
-            self.busy.fetch_add(1, Ordering::SeqCst);
+            let busy = self.busy();
             if self.stop.is_cancelled() {
-                self.busy.fetch_sub(1, Ordering::SeqCst);
                 return;
             }
-            let Some(finished) = self.classify(ready, &slot, &mut session) else { return };
-            let is_taken = self.messages.send(finished.into()).is_ok();
-            self.busy.fetch_sub(1, Ordering::SeqCst);
-            if !is_taken {
+            let Some(finished) = self.classify(ready, &slot, session) else {
+                // The watchdog has counted this thread off.
+                mem::forget(busy);
+                return;
+            };
+            if self.messages.send(finished.into()).is_err() {
                 return;
             }
         }
