@@ -54,12 +54,14 @@ fn batch_of(stderr: &str) -> String {
     line.split_whitespace().next().unwrap().to_owned()
 }
 
-/// Starts the run, and kills it once its log has grown by so many bytes. Returns true if it came to its end before.
-fn killed_at(setting: &Setting, arguments: &[&str], log: &str, bytes: u64) -> bool {
-    let log = setting.pile.path(log);
-    let before = length(&log);
+/// Starts the run, and kills it once its log has grown, or so many further images have results: a fast run writes its log only
+/// a few times. Returns true if it came to its end before.
+fn killed_after(setting: &Setting, arguments: &[&str], log: &str, results: usize) -> bool {
+    let (log, database) = (setting.pile.path(log), setting.service.database());
+    let (bytes, results) = (length(&log) + 20_000, count_results(&database) + results);
     let mut child: Child = setting.command(arguments).spawn().unwrap();
-    until("progress", || (length(&log) > before + bytes || child.try_wait().unwrap().is_some()).then_some(()));
+    let has_progress = || length(&log) > bytes || count_results(&database) >= results;
+    until("progress", || (child.try_wait().unwrap().is_some() || has_progress()).then_some(()));
     child.kill().unwrap();
     child.wait().unwrap().code() == Some(1)
 }
@@ -97,7 +99,7 @@ fn killed_senders_and_workers_leave_one_row_and_one_result_for_each_image() {
     // So few jobs wait at a time that their results, which are there when the run begins again, do not end it.
     let arguments = ["images", "--out", "queue.csv", "--jobs", "50"];
     let mut kills = 0;
-    while !killed_at(&setting, &arguments, "queue.csv.part", 20_000) {
+    while !killed_after(&setting, &arguments, "queue.csv.part", images / 4) {
         kills += 1;
         setting.service.workers[kills % 2].kill();
         let worker = setting.service.spawn_worker();
